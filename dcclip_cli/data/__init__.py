@@ -1,0 +1,1 @@
+"""Image-text pairs: reading, filtering, writing, batching."""

@@ -1,0 +1,73 @@
+"""Which random changes a training picture goes through, replayable from a few numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from pydantic import Field
+
+from dcclip_cli.model.preprocess import flatten
+from dcclip_cli.options import Options
+
+
+def generator(seed: int, index: int, repeat: int) -> np.random.Generator:
+    """The random numbers of one sample's `repeat`-th appearance: the same wherever and whenever they are asked for."""
+    return np.random.Generator(np.random.Philox(key=[seed, (repeat << 40) | index]))
+
+
+class Augment(Options):
+    """Random changes of a picture; the defaults change nothing but to put transparency on white."""
+
+    background: Literal["white", "random"] = "white"  # what shows behind transparent parts
+    crop: float = Field(1.0, gt=0, le=1, description="Smallest share of the area that a random crop keeps")
+    scale: tuple[float, float] = Field((1.0, 1.0), description="Range of the zoom; below 1 shows background around")
+    rotate: float = Field(0.0, ge=0, le=180, description="Largest rotation either way, in degrees")
+    translate: float = Field(0.0, ge=0, le=1, description="Largest shift either way, as a share of the side")
+    colour: float = Field(0.0, ge=0, le=1, description="Strength of brightness, contrast and saturation changes")
+    blur: float = Field(0.0, ge=0, description="Largest radius of a Gaussian blur, in pixels of the source")
+    grey: float = Field(0.0, ge=0, le=1, description="Probability of dropping the colours")
+    flip: bool = Field(False, description="Mirror half of the pictures; wrong where left and right have names")
+
+    def __call__(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
+        """The changed picture, RGB. Draws the same count of random numbers whatever the picture is."""
+        draws = random.random(16)
+        corner = tuple(int(value * 256) for value in draws[:3])
+        fill = corner if self.background == "random" and draws[3] < 0.75 else (255, 255, 255)
+        image = flatten(image, fill)  # type: ignore[arg-type]
+        image = self._move(image, draws[4:10], fill)
+        image = self._recolour(image, draws[10:13])
+        if self.blur and draws[13] < 0.5:
+            image = image.filter(ImageFilter.GaussianBlur(draws[13] * 2 * self.blur))
+        if draws[14] < self.grey:
+            image = ImageOps.grayscale(image).convert("RGB")
+        return ImageOps.mirror(image) if self.flip and draws[15] < 0.5 else image
+
+    def _move(self, image: Image.Image, draws: np.ndarray, fill: tuple[int, ...]) -> Image.Image:
+        if self.crop < 1:
+            side = math.sqrt(self.crop + (1 - self.crop) * draws[0])
+            width, height = max(1, round(image.width * side)), max(1, round(image.height * side))
+            left, top = round((image.width - width) * draws[1]), round((image.height - height) * draws[2])
+            image = image.crop((left, top, left + width, top + height))
+        if self.scale == (1.0, 1.0) and not self.rotate and not self.translate:
+            return image
+        low, high = self.scale
+        zoom = low * (high / low) ** draws[3]
+        angle = math.radians(self.rotate) * (2 * draws[0] - 1)
+        cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
+        x, y = image.width / 2, image.height / 2
+        shift_x = x + self.translate * (2 * draws[4] - 1) * image.width
+        shift_y = y + self.translate * (2 * draws[5] - 1) * image.height
+        # PIL wants the map from output to input: rotate and zoom about the shifted middle, then back to the middle.
+        matrix = (cos, sin, x - cos * shift_x - sin * shift_y, -sin, cos, y + sin * shift_x - cos * shift_y)
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=fill)
+
+    def _recolour(self, image: Image.Image, draws: np.ndarray) -> Image.Image:
+        if not self.colour:
+            return image
+        enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+        for enhancer, draw in zip(enhancers, draws, strict=True):
+            image = enhancer(image).enhance(1 + self.colour * (2 * float(draw) - 1))
+        return image

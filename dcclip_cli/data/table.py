@@ -1,0 +1,215 @@
+"""The one reader of pairs: random access over Parquet files, tar files and folders of tar shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcclip_cli.data.pair import Language, Pair
+from dcclip_cli.errors import DcclipError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+MAX_RECORD_BYTES = 1_000_000  # of one KEY.json; captions are short
+MAX_IMAGE_BYTES = 64_000_000
+
+
+class PairTable(ABC):
+    """Pairs that can be asked for by number, in a fixed order.
+
+    Captions are held in memory, images stay on disk until asked for, so that any order of reading is cheap to repeat.
+    """
+
+    path: Path
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Pair: ...
+
+    @abstractmethod
+    def captions(self, language: Language) -> list[tuple[str, ...]]:
+        """The captions of every pair in one language, in order."""
+
+    @property
+    @abstractmethod
+    def files(self) -> list[Path]: ...
+
+    def __iter__(self) -> Iterator[Pair]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 over the bytes of the files: equal only for equal data."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+
+def open_pairs(path: str | Path) -> PairTable:
+    """The pairs in a Parquet file, a tar file, or a folder of tar shards. Raises DcclipError where there are none."""
+    path = Path(path)
+    if not path.exists():
+        raise DcclipError(f"{path} does not exist", "check the path; in a recipe it is relative to the recipe's folder")
+    if path.suffix == ".parquet":
+        table: PairTable = ParquetPairs(path)
+    elif path.suffix == ".tar":
+        table = TarPairs(path, [path])
+    elif path.is_dir() and (shards := sorted(path.glob("*.tar"))):
+        table = TarPairs(path, shards)
+    else:
+        raise DcclipError(f"{path} holds no pairs", "name a .parquet file, a .tar file, or a folder of .tar shards")
+    if not len(table):
+        raise DcclipError(f"{path} holds no pairs", "every file in it is empty: collect again, or name another")
+    return table
+
+
+class ParquetPairs(PairTable):
+    """Pairs in one Parquet file with the columns `key`, `image` (bytes), `zh`, `en` (lists of strings), `meta` (JSON)."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.path = path
+        try:
+            table = pq.read_table(path, memory_map=True)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DcclipError(f"{path} is not a Parquet file: {error}", "write it again") from None
+        missing = [name for name in ("key", "image") if name not in table.column_names]
+        if missing:
+            raise DcclipError(
+                f"{path} has no column {' or '.join(missing)} (found: {', '.join(table.column_names)})",
+                "pairs have the columns key, image, zh, en and meta",
+            )
+        self._table = table.combine_chunks()
+        self._captions = {language: _caption_column(self._table, language) for language in ("zh", "en")}
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __getitem__(self, index: int) -> Pair:
+        meta = self._table["meta"][index].as_py() if "meta" in self._table.column_names else None
+        return Pair(
+            key=self._table["key"][index].as_py(),
+            image=self._table["image"][index].as_py(),
+            zh=self._captions["zh"][index],
+            en=self._captions["en"][index],
+            meta=json.loads(meta) if meta else {},
+        )
+
+    def captions(self, language: Language) -> list[tuple[str, ...]]:
+        return self._captions[language]
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path]
+
+
+def _caption_column(table: pa.Table, language: str) -> list[tuple[str, ...]]:
+    if language not in table.column_names:
+        return [()] * int(table.num_rows)
+    return [tuple(captions or ()) for captions in table[language].to_pylist()]
+
+
+class TarPairs(PairTable):
+    """Pairs in WebDataset tars: `KEY.jpg|png|webp` beside `KEY.json` with `zh` and `en`, a string or a list each.
+
+    Member names are only compared, never used as paths; links and special files are passed over.
+    """
+
+    def __init__(self, path: Path, shards: list[Path]) -> None:
+        self.path = path
+        self._shards = shards
+        self._images: list[tuple[int, int, int]] = []  # shard, offset, bytes
+        self._keys: list[str] = []
+        self._records: list[dict[str, Any]] = []
+        for number, shard in enumerate(shards):
+            self._index(number, shard)
+
+    def _index(self, number: int, shard: Path) -> None:
+        images: dict[str, tuple[int, int, int]] = {}
+        records: dict[str, dict[str, Any]] = {}
+        try:
+            with tarfile.open(shard, "r:") as archive:
+                for member in archive:
+                    stem, dot, suffix = member.name.rpartition(".")
+                    suffix = (dot + suffix).lower()
+                    if not member.isfile() or not stem:
+                        continue
+                    if suffix in IMAGE_SUFFIXES and member.size <= MAX_IMAGE_BYTES:
+                        images[stem] = (number, member.offset_data, member.size)
+                    elif suffix == ".json" and member.size <= MAX_RECORD_BYTES:
+                        records[stem] = _read_record(archive, member, shard)
+        except (tarfile.TarError, EOFError) as error:
+            raise DcclipError(f"{shard} is not a readable tar file: {error}", "fetch or collect it again") from None
+        for key in images:
+            if key in records:
+                self._keys.append(key)
+                self._images.append(images[key])
+                self._records.append(records[key])
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index: int) -> Pair:
+        shard, offset, size = self._images[index]
+        with self._shards[shard].open("rb") as stream:
+            stream.seek(offset)
+            image = stream.read(size)
+        record = dict(self._records[index])
+        zh, en = _strings(record.pop("zh", ())), _strings(record.pop("en", ()))
+        return Pair(key=self._keys[index], image=image, zh=zh, en=en, meta=record)
+
+    def captions(self, language: Language) -> list[tuple[str, ...]]:
+        return [_strings(record.get(language, ())) for record in self._records]
+
+    @property
+    def files(self) -> list[Path]:
+        return self._shards
+
+
+def _read_record(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> dict[str, Any]:
+    stream = archive.extractfile(member)
+    assert stream is not None  # a regular file, as the caller has seen
+    try:
+        record = json.loads(stream.read())
+    except ValueError as error:
+        raise DcclipError(f"{shard}: {member.name} is not JSON: {error}", "collect the shard again") from None
+    if not isinstance(record, dict):
+        raise DcclipError(f"{shard}: {member.name} is not a JSON object", "collect the shard again")
+    return record
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(str(item) for item in value or ())
+
+
+def write_parquet(path: Path, pairs: Iterable[Pair]) -> None:
+    """Write pairs as one Parquet file, the same bytes for the same pairs; images are stored as they are."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {
+            "key": pair.key,
+            "image": pair.image,
+            "zh": list(pair.zh),
+            "en": list(pair.en),
+            "meta": json.dumps(pair.meta, ensure_ascii=False, sort_keys=True),
+        }
+        for pair in pairs
+    ]
+    strings = pa.list_(pa.string())
+    fields = {"key": pa.string(), "image": pa.binary(), "zh": strings, "en": strings, "meta": pa.string()}
+    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields)), path, compression="zstd")

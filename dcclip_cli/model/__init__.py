@@ -1,0 +1,1 @@
+"""Teachers, students, and the directories that models live in."""

@@ -1,0 +1,166 @@
+"""The model directory: an open_clip directory that also says where the model comes from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.preprocess import Preprocessing
+from dcclip_cli.model.tokenizer import load_tokenizer, save_tokenizer, tokenize_with
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from torch import nn
+
+    from dcclip_cli.model.towers import OpenClipTowers
+
+CONFIG, WEIGHTS, PROVENANCE = "open_clip_config.json", "open_clip_model.safetensors", "dcclip.json"
+FORMAT = 1
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its name, and its place, only when all went well."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        folder.rename(old)
+        temporary.rename(folder)
+        shutil.rmtree(old)
+    else:
+        temporary.rename(folder)
+
+
+def save_folder(
+    folder: Path,
+    model: nn.Module,
+    config: dict[str, Any],
+    preprocessing: Preprocessing,
+    tokenizer: Tokenizer,
+    provenance: dict[str, Any],
+    half: bool = False,
+) -> None:
+    """Write a model directory whole or not at all; `half` stores weights as fp16."""
+    import torch
+    from safetensors.torch import save_file
+
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    if half:
+        weights = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+    assert all(torch.isfinite(value).all() for value in weights.values() if value.is_floating_point())
+    provenance = {"format": FORMAT, "kind": "model", "parameters": sum(p.numel() for p in model.parameters()), **provenance}
+    with written_whole(folder) as temporary:
+        save_file(weights, temporary / WEIGHTS)
+        _write_json(temporary / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocessing.to_config()})
+        save_tokenizer(tokenizer, temporary, config["text_cfg"]["context_length"])
+        _write_json(temporary / PROVENANCE, provenance)
+        (temporary / "README.md").write_text(_model_card(provenance), encoding="utf-8")
+
+
+def load_folder(folder: Path, device: str = "cpu") -> OpenClipTowers:
+    """The towers in an open_clip directory, dcclip's or another's, in evaluation mode, fp32.
+
+    Only safetensors weights are read: a directory that has nothing but a pickle is refused. Raises DcclipError.
+    """
+    import open_clip
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from dcclip_cli.model.towers import OpenClipTowers
+
+    config = read_json(folder / CONFIG, "make a model with: dcclip run recipes/quickstart.yaml")
+    if not (folder / WEIGHTS).is_file():
+        raise DcclipError(
+            f"{folder} has no {WEIGHTS} (found: {', '.join(sorted(path.name for path in folder.iterdir()))})",
+            "dcclip reads safetensors only; save pickled weights as safetensors first",
+        )
+    try:
+        preprocessing = Preprocessing.from_config(config.get("preprocess_cfg", {}))
+        with _without_warnings():  # that it has no weights: they come next, and never from a pickle
+            model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        raise DcclipError(f"{folder} can't be loaded: {reason}", "copy the whole model directory again") from None
+    length = config["model_cfg"]["text_cfg"].get("context_length", 77)
+    tokenize = tokenize_with(load_tokenizer(folder), length)
+    name = str(read_json(folder / PROVENANCE, "").get("name", folder.name)) if (folder / PROVENANCE).is_file() else folder.name
+    towers = OpenClipTowers(model, tokenize, preprocessing, name, folder_fingerprint(folder))
+    return towers.eval().to(device)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """A sha256 over the files that decide the model's outputs."""
+    digest = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS, "tokenizer.json"):
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def read_json(file: Path, hint: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises DcclipError with `hint` where there is none."""
+    if not file.is_file():
+        raise DcclipError(f"{file.parent} has no {file.name}", hint)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DcclipError(f"{file} is not JSON: {error}", "copy the directory again") from None
+    if not isinstance(content, dict):
+        raise DcclipError(f"{file} is not a JSON object", "copy the directory again")
+    return content
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _model_card(provenance: dict[str, Any]) -> str:
+    figures = "\n".join(f"| {key} | {value} |" for key, value in provenance.get("metrics", {}).items())
+    return f"""---
+library_name: open_clip
+language: [zh, en]
+pipeline_tag: zero-shot-image-classification
+---
+# {provenance.get("name", "dcclip model")}
+
+A light Chinese-English CLIP made by dcclip ({provenance.get("stage", "unknown")} stage), {provenance["parameters"]:,} parameters.
+Parent: {provenance.get("parent") or "none, trained from scratch"}. Trained on data with the fingerprint
+`{provenance.get("data", {}).get("train", "unknown")}`; everything that went into it is in `dcclip.json`.
+
+```python
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:PATH")
+tokenizer = open_clip.get_tokenizer("local-dir:PATH")
+```
+
+| figure | value |
+|---|---|
+{figures}
+"""

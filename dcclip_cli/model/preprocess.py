@@ -1,0 +1,110 @@
+"""From an image file to the numbers that an image tower takes, without torch."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dcclip_cli.errors import DcclipError
+
+MAX_PIXELS = 64_000_000  # larger pictures are refused before they are decompressed
+FORMATS = ("JPEG", "PNG", "WEBP")
+_RESAMPLING = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "nearest": Image.Resampling.NEAREST,
+}
+
+
+def decode(source: bytes | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The first frame of a JPEG, PNG or WebP image, upright, as RGB, or as RGBA where it has transparency.
+
+    Raises DcclipError for anything that is not such an image, is truncated, or has more than `max_pixels` pixels.
+    """
+    name = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+                if image.width * image.height > max_pixels:
+                    raise DcclipError(
+                        f"{name} has {image.width} x {image.height} pixels, more than {max_pixels:,}",
+                        "make the picture smaller first",
+                    )
+                image.load()
+                transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+                upright = ImageOps.exif_transpose(image)
+                return upright.convert("RGBA" if transparent else "RGB")
+    except FileNotFoundError:
+        raise DcclipError(f"{name} does not exist", "check the path") from None
+    except IsADirectoryError:
+        raise DcclipError(f"{name} is a folder", "name an image file") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DcclipError(f"{name} is not a readable image: {error}", "use a JPEG, PNG or WebP file") from None
+
+
+def flatten(image: Image.Image, colour: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+    """The image as RGB, its transparent parts showing `colour`."""
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    background = Image.new("RGB", image.size, colour)
+    background.paste(image, mask=image.getchannel("A"))
+    return background
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What turns a picture into a tower's input: resize, crop, scale. Field names are open_clip's `preprocess_cfg`."""
+
+    size: int = 224
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"  # "shortest": shorter side to `size`, then the middle square; "squash": both sides
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Preprocessing:
+        """From open_clip's `preprocess_cfg` (its defaults where a key is missing). Raises ValueError on what it lacks."""
+        known = {key: config[key] for key in ("mean", "std", "interpolation", "resize_mode") if config.get(key)}
+        known = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
+        size = config.get("size", cls.size)
+        if isinstance(size, list | tuple):
+            if len(set(size)) != 1:
+                raise ValueError(f"only square inputs are supported, not {tuple(size)}")
+            size = size[0]
+        result = cls(size=int(size), **known)
+        if result.interpolation not in _RESAMPLING or result.resize_mode not in ("shortest", "squash"):
+            raise ValueError(f"unsupported preprocessing: {result.interpolation}, {result.resize_mode}")
+        return result
+
+    def to_config(self) -> dict[str, Any]:
+        """The same as open_clip's `preprocess_cfg`."""
+        return {"mode": "RGB", **asdict(self)}
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """The tower's input, float32 (3, size, size); equal to torchvision's Resize + CenterCrop + Normalize."""
+        image = self._resize(flatten(image))
+        values = np.asarray(image, dtype=np.float32) / np.float32(255)
+        values = (values - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        size, resampling = self.size, _RESAMPLING[self.interpolation]
+        if image.size == (size, size):
+            return image
+        if self.resize_mode == "squash":
+            return image.resize((size, size), resampling)
+        width, height = image.size
+        if width <= height:
+            width, height = size, int(size * height / width)
+        else:
+            width, height = int(size * width / height), size
+        image = image.resize((width, height), resampling)
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        return image.crop((left, top, left + size, top + size))

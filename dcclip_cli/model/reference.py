@@ -1,0 +1,73 @@
+"""Which model a user means by `--model`: see design.md, section 3."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.folder import CONFIG, WEIGHTS
+
+STAGES = ("export", "align", "distill")  # the furthest first
+_HINT = "make a model with: dcclip run recipes/quickstart.yaml, or name one with --model"
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """A model that exists (on disk) or may (on a hub). `target` is a path or a hub name; `said` tells the user."""
+
+    kind: Literal["folder", "bundle", "hf", "open_clip"]
+    target: str
+    said: str
+
+    @property
+    def path(self) -> Path:
+        return Path(self.target)
+
+
+def resolve(reference: str | None = None, runs: Path = Path("runs")) -> ModelReference:
+    """The model meant by `reference`, else by $DCCLIP_MODEL, else the newest finished run's. Raises DcclipError."""
+    if reference:
+        return _named(reference, "")
+    if from_environment := os.environ.get("DCCLIP_MODEL"):
+        return _named(from_environment, " ($DCCLIP_MODEL)")
+    finished = [found for folder in runs.glob("*/") if (found := _furthest_stage(folder))]
+    if not finished:
+        raise DcclipError(f"no model is named and {runs}/ holds no finished run", _HINT)
+    newest = max(finished, key=lambda folder: folder.stat().st_mtime)
+    return _named(str(newest), " (newest finished run)")
+
+
+def _named(reference: str, why: str) -> ModelReference:
+    scheme, _, rest = reference.partition(":")
+    if scheme == "hf" and rest:
+        return ModelReference("hf", rest, f"model: {rest} through transformers{why}")
+    if scheme in ("open_clip", "hf-hub") and rest:
+        target = rest if scheme == "open_clip" else reference
+        return ModelReference("open_clip", target, f"model: {target} through open_clip{why}")
+    path = Path(reference)
+    if not path.is_dir():
+        raise DcclipError(
+            f"model {reference} is no directory",
+            "name a model directory, an export bundle, a run directory, hf:ORG/NAME, open_clip:ARCH/TAG or hf-hub:ORG/NAME",
+        )
+    folder = path if _is_model(path) else _furthest_stage(path)
+    if folder is None:
+        raise DcclipError(f"{path} is no model directory, no export bundle and no finished run", _HINT)
+    if (folder / "image.onnx").is_file():
+        return ModelReference("bundle", str(folder.resolve()), f"model: bundle {folder}{why}")
+    return ModelReference("folder", str(folder.resolve()), f"model: {folder}{why}")
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "image.onnx").is_file() or (folder / CONFIG).is_file() or (folder / WEIGHTS).is_file()
+
+
+def _furthest_stage(run: Path) -> Path | None:
+    for stage in STAGES:
+        folder = run / stage if stage == "export" else run / stage / "model"
+        if _is_model(folder):
+            return folder
+    return None

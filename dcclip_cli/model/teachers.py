@@ -1,0 +1,129 @@
+"""Where a big model comes from: one class per library, and their union, which is the registry of teachers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.options import Options
+
+if TYPE_CHECKING:
+    from dcclip_cli.model.towers import OpenClipTowers, Towers, TransformersTowers
+
+
+class TransformersTeacher(Options):
+    """Any dual encoder of transformers: ChineseCLIP, CLIP, SigLIP, SigLIP2, MetaCLIP2, AltCLIP."""
+
+    kind: Literal["transformers"] = "transformers"
+    model: str = Field(description="Hub name, or a directory written by save_pretrained")
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def load(self, device: str = "cpu") -> TransformersTowers:
+        """The teacher's towers, frozen, in evaluation mode. Raises DcclipError where there is no such model."""
+        return _load_transformers(self.model, "AutoModel", self.precision, device)
+
+
+class AltClipTeacher(TransformersTeacher):
+    """AltCLIP, the paper's teacher: ViT-L/14 and XLM-RoBERTa-large, 864 M parameters ("BAAI/AltCLIP")."""
+
+    kind: Literal["altclip"] = "altclip"  # type: ignore[assignment]
+    model: str = Field("BAAI/AltCLIP", description="Hub name, or a directory written by save_pretrained")
+
+    def load(self, device: str = "cpu") -> TransformersTowers:
+        return _load_transformers(self.model, "AltCLIPModel", self.precision, device)
+
+
+class OpenClipTeacher(Options):
+    """Any open_clip model: `ARCH/TAG`, `hf-hub:ORG/NAME`, or a directory such as dcclip itself writes."""
+
+    kind: Literal["open_clip"] = "open_clip"
+    model: str
+
+    def load(self, device: str = "cpu") -> Towers:
+        """The teacher's towers, frozen, in evaluation mode. Raises DcclipError where there is no such model."""
+        if Path(self.model).is_absolute():
+            from dcclip_cli.model.folder import load_folder
+
+            return _frozen(load_folder(Path(self.model)), device)
+        return _load_open_clip(self.model, device)
+
+
+Teacher = Annotated[AltClipTeacher | TransformersTeacher | OpenClipTeacher, Field(discriminator="kind")]
+
+
+def _frozen(towers: Towers, device: str) -> Any:
+    return towers.requires_grad_(False).eval().to(device)
+
+
+def _load_transformers(model: str, architecture: str, precision: str, device: str) -> TransformersTowers:
+    import torch
+    import transformers
+
+    from dcclip_cli.model.towers import TransformersTowers
+
+    if Path(model).is_absolute() and not (Path(model) / "config.json").is_file():
+        raise DcclipError(f"{model} has no config.json", "name a directory written by transformers' save_pretrained")
+    try:
+        loaded = getattr(transformers, architecture).from_pretrained(
+            model, use_safetensors=True, dtype=torch.bfloat16 if precision == "bf16" else torch.float32
+        )
+        image_processor = transformers.AutoImageProcessor.from_pretrained(model, use_fast=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DcclipError(
+            f"teacher {model} can't be loaded: {reason}",
+            "check the name and the network, or give a directory that starts with ./ or /",
+        ) from None
+    if not hasattr(loaded, "get_image_features") or not hasattr(loaded, "get_text_features"):
+        raise DcclipError(
+            f"teacher {model} is a {type(loaded).__name__}, not an image-text dual encoder",
+            "use AltCLIP, ChineseCLIP, CLIP, SigLIP, SigLIP2 or MetaCLIP2",
+        )
+    towers = TransformersTowers(loaded, image_processor, tokenizer, Path(model).name, _weights_fingerprint(loaded))
+    return _frozen(towers, device)
+
+
+def _load_open_clip(model: str, device: str) -> OpenClipTowers:
+    import open_clip
+    import torch
+
+    from dcclip_cli.model.towers import OpenClipTowers, Tokens
+
+    name, tag = (model, None) if model.startswith("hf-hub:") else model.rpartition("/")[::2]
+    if not name:
+        raise DcclipError(f"open_clip model '{model}' has no tag", "write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k")
+    try:
+        created, _, transform = open_clip.create_model_and_transforms(name, pretrained=tag)
+        tokenizer = open_clip.get_tokenizer(name)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        raise DcclipError(
+            f"open_clip model {model} can't be loaded: {reason}",
+            "check the name against open_clip.list_pretrained(), and the network",
+        ) from None
+    padding = getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", None) or 0
+
+    def tokenize(texts: list[str]) -> Tokens:
+        ids = tokenizer(texts)
+        # Padding comes last, so the tokens up to the last one that isn't padding are real.
+        real = (ids != padding).to(torch.int64).flip(1).cummax(1).values.flip(1)
+        return Tokens(ids, real)
+
+    towers = OpenClipTowers(created, tokenize, transform, f"{name}/{tag}" if tag else name, _weights_fingerprint(created))
+    return _frozen(towers, device)
+
+
+def _weights_fingerprint(model: Any) -> str:
+    """A sha256 over the names and the sums of all weights: cheap, and different for different weights."""
+    sums = {name: [float(value.double().sum()), float(value.double().abs().sum())] for name, value in _named(model)}
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+
+
+def _named(model: Any) -> Any:
+    return sorted(model.state_dict().items())

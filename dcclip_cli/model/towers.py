@@ -1,0 +1,211 @@
+"""The two towers of a dual encoder, whatever library made them, with pooled embeddings and feature maps.
+
+Shapes: B images, N texts, L tokens, D the shared width, C channels of a map, h x w its grid, W the text tower's width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dcclip_cli.model.preprocess import Preprocessing
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """`ids` (N, L) and `mask` (N, L), 1 for a real token and 0 for padding; both int64."""
+
+    ids: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device | str) -> Tokens:
+        return Tokens(self.ids.to(device), self.mask.to(device))
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """`embedding` (B, D), not normalised, and the last feature `map` (B, C, h, w)."""
+
+    embedding: Tensor
+    map: Tensor
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """`embedding` (N, D), not normalised, and the last layer's `tokens` (N, L, W) with their `mask` (N, L)."""
+
+    embedding: Tensor
+    tokens: Tensor
+    mask: Tensor
+
+
+class Towers(nn.Module, ABC):
+    """An image tower and a text tower with one shared space, and the preprocessing that belongs to them."""
+
+    name: str
+    fingerprint: str  # changes whenever any output of the towers could
+    preprocessing: Preprocessing | None = None  # None where the library's own transform can't be said in these terms
+
+    @abstractmethod
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        """The image tower's input (3, H, W), float32, for an RGB picture."""
+
+    @abstractmethod
+    def tokenize(self, texts: list[str]) -> Tokens:
+        """The text tower's input, padded to the longest text where the tower allows it."""
+
+    @abstractmethod
+    def image_features(self, pixels: Tensor) -> ImageFeatures:
+        """Features of preprocessed pixels (B, 3, H, W)."""
+
+    @abstractmethod
+    def text_features(self, tokens: Tokens) -> TextFeatures:
+        """Features of tokenised texts."""
+
+    @property
+    @abstractmethod
+    def logit_scale(self) -> float:
+        """What cosines are multiplied with before the softmax (1 / temperature)."""
+
+    @property
+    def logit_bias(self) -> float | None:
+        """What a sigmoid loss adds to the logits; None for softmax models."""
+        return None
+
+    def parameters_count(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+class OpenClipTowers(Towers):
+    """An open_clip model: every student, and open_clip teachers.
+
+    A text tower of open_clip's own takes texts of any length here: the causal mask is cut to the batch, which
+    open_clip 3.3 leaves out. Other text towers (Hugging Face encoders, the fixed-length CLIP) get full-length input.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Callable[[list[str]], Tokens],
+        preprocess: Preprocessing | Callable[[Image.Image], Tensor],
+        name: str,
+        fingerprint: str,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._tokenizer = tokenizer
+        self._preprocess = preprocess
+        self.preprocessing = preprocess if isinstance(preprocess, Preprocessing) else None
+        self.name, self.fingerprint = name, fingerprint
+
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        return np.asarray(self._preprocess(image))
+
+    def tokenize(self, texts: list[str]) -> Tokens:
+        return self._tokenizer(texts)
+
+    def image_features(self, pixels: Tensor) -> ImageFeatures:
+        out = self.model.visual.forward_intermediates(pixels, indices=1, output_fmt="NCHW")  # type: ignore[operator,union-attr]
+        return ImageFeatures(out["image_features"], out["image_intermediates"][-1])
+
+    def text_features(self, tokens: Tokens) -> TextFeatures:
+        from open_clip.transformer import TextTransformer, text_global_pool
+
+        text: Any = getattr(self.model, "text", None)
+        if not isinstance(text, TextTransformer) or text.cls_emb is not None:
+            return self._fixed_length_text_features(tokens, text)
+        length = tokens.ids.shape[1]
+        hidden, mask = text._embeds(tokens.ids)
+        if mask is not None and mask.ndim == 2:
+            mask = mask[:length, :length]
+        hidden = text.ln_final(text.transformer(hidden, attn_mask=mask))
+        pooled = text_global_pool(hidden, tokens.ids, pool_type=text.pool_type, eos_token_id=text.eos_id)
+        if isinstance(text.text_projection, nn.Linear):
+            pooled = text.text_projection(pooled)
+        elif text.text_projection is not None:
+            pooled = pooled @ text.text_projection
+        return TextFeatures(pooled, hidden, tokens.mask)
+
+    def _fixed_length_text_features(self, tokens: Tokens, text: Any) -> TextFeatures:
+        captured: list[Tensor] = []
+        source = self.model.ln_final if text is None else getattr(text, "transformer", text)
+
+        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            captured.append(output if isinstance(output, Tensor) else output.last_hidden_state)
+
+        handle = source.register_forward_hook(keep)  # type: ignore[union-attr,operator]
+        try:
+            pooled = self.model.encode_text(tokens.ids)  # type: ignore[operator]
+        finally:
+            handle.remove()
+        return TextFeatures(pooled, captured[-1][:, : tokens.ids.shape[1]], tokens.mask)
+
+    @property
+    def logit_scale(self) -> float:
+        return float(self.model.logit_scale.detach().exp())  # type: ignore[union-attr,operator]
+
+    @property
+    def logit_bias(self) -> float | None:
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else float(bias.detach())
+
+
+class TransformersTowers(Towers):
+    """A transformers dual encoder: AltCLIP, ChineseCLIP, CLIP, SigLIP, SigLIP2, MetaCLIP2.
+
+    The image map is the image tower's patch tokens on their grid; text tokens are the text tower's last hidden states.
+    """
+
+    def __init__(self, model: Any, image_processor: Any, tokenizer: Any, name: str, fingerprint: str) -> None:
+        super().__init__()
+        self.model = model
+        self._image_processor, self._tokenizer = image_processor, tokenizer
+        self.name, self.fingerprint = name, fingerprint
+        text = model.config.text_config
+        # XLM-R's position table starts after the padding id, so two of its 514 places are never used.
+        spare = text.pad_token_id + 1 if "roberta" in type(tokenizer).__name__.lower() else 0
+        limit = getattr(text, "max_position_embeddings", 77) - spare
+        self._length = min(limit, 77, tokenizer.model_max_length)
+        self._fixed_length = model.config.model_type.startswith("siglip")  # trained on 64 tokens, padded
+
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        return np.asarray(self._image_processor(images=image, return_tensors="np")["pixel_values"][0], np.float32)
+
+    def tokenize(self, texts: list[str]) -> Tokens:
+        encoded = self._tokenizer(
+            texts,
+            padding="max_length" if self._fixed_length else True,
+            truncation=True,
+            max_length=self._length,
+            return_tensors="pt",
+            return_attention_mask=True,
+        )
+        return Tokens(encoded["input_ids"], encoded["attention_mask"])
+
+    def image_features(self, pixels: Tensor) -> ImageFeatures:
+        out = self.model.get_image_features(pixel_values=pixels, return_dict=True)
+        hidden = out.last_hidden_state
+        grid = int(hidden.shape[1] ** 0.5)  # a class token, where there is one, comes first and makes it no square
+        patches = hidden[:, hidden.shape[1] - grid * grid :]
+        return ImageFeatures(out.pooler_output, patches.transpose(1, 2).unflatten(2, (grid, grid)))
+
+    def text_features(self, tokens: Tokens) -> TextFeatures:
+        mask = {} if self._fixed_length else {"attention_mask": tokens.mask}
+        out = self.model.get_text_features(input_ids=tokens.ids, return_dict=True, **mask)
+        return TextFeatures(out.pooler_output, out.last_hidden_state, tokens.mask)
+
+    @property
+    def logit_scale(self) -> float:
+        return float(self.model.logit_scale.detach().exp())
+
+    @property
+    def logit_bias(self) -> float | None:
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else float(bias.detach())

@@ -1,0 +1,78 @@
+"""The module that stage 2 trains: a dual encoder under open_clip's contrastive loss, per language."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from open_clip.loss import ClipLoss
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+
+from dcclip_cli.data.batches import Batch
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.towers import OpenClipTowers
+
+
+class ContrastStage(nn.Module):
+    """Forward: a batch -> InfoNCE between images and each language's captions, (L_i2t + L_t2i) / 2, averaged over languages."""
+
+    def __init__(
+        self,
+        student: OpenClipTowers,
+        lock: Literal["image", "text"] | None,
+        cross_lingual: float,
+        max_logit_scale: float,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self._cross_lingual = cross_lingual
+        self._max_log_scale = math.log(max_logit_scale)
+        self._locked = {"image": student.model.visual, "text": student.model.text, None: None}[lock]
+        if isinstance(self._locked, nn.Module):
+            self._locked.requires_grad_(False)
+        self._world = distributed.get_world_size() if distributed.is_initialized() else 1
+        rank = distributed.get_rank() if self._world > 1 else 0
+        self._loss = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=self._world)
+
+    def train(self, mode: bool = True) -> ContrastStage:
+        super().train(mode)
+        if isinstance(self._locked, nn.Module):
+            self._locked.eval()  # its batch norms keep their statistics
+        return self
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        log_scale: Tensor = self.student.model.logit_scale  # type: ignore[assignment]
+        scale = log_scale.clamp(max=self._max_log_scale).exp()
+        pixels = batch.pixels.contiguous(memory_format=torch.channels_last)
+        image = F.normalize(self.student.image_features(pixels).embedding, dim=-1)
+        texts = {
+            language: F.normalize(self.student.text_features(given.tokens).embedding, dim=-1)
+            for language, given in batch.texts.items()
+        }
+        terms = {}
+        for language, text in texts.items():
+            rows = batch.texts[language].rows
+            if self._world > 1 and len(rows) != len(image):
+                raise DcclipError(
+                    f"some pairs have no '{language}' caption, which several processes can't share out yet",
+                    "train in one process, or on pairs that have captions in every language of captions.languages",
+                )
+            terms[f"image_{language}"] = self._loss(image[rows], text, scale) / len(texts)
+        if self._cross_lingual and len(texts) == 2:
+            zh, en = texts["zh"], texts["en"]
+            both = set(batch.texts["zh"].rows.tolist()) & set(batch.texts["en"].rows.tolist())
+            if len(both) > 1:
+                terms["zh_en"] = self._cross_lingual * self._loss(
+                    zh[_places(batch.texts["zh"].rows, both)], en[_places(batch.texts["en"].rows, both)], scale
+                )
+        return terms
+
+    def figures(self) -> dict[str, float]:
+        """The current 1 / temperature, for the log."""
+        return {"logit_scale": min(self.student.logit_scale, math.exp(self._max_log_scale))}
+
+
+def _places(rows: Tensor, wanted: set[int]) -> Tensor:
+    return torch.tensor([place for place, row in enumerate(rows.tolist()) if row in wanted], device=rows.device)

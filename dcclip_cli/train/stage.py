@@ -1,0 +1,153 @@
+"""What distill and align share: opening data, the student with its tokenizer, and leaving a model directory."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from dcclip_cli.data.batches import COLLECTED, DataOptions
+from dcclip_cli.data.pair import LANGUAGES
+from dcclip_cli.data.table import PairTable, open_pairs
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.folder import load_folder, read_json, save_folder
+from dcclip_cli.model.preprocess import Preprocessing
+from dcclip_cli.model.students import StudentOptions, build_model, model_config, preprocessing_of, start_image_tower
+from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with, train_tokenizer, trim_tokenizer
+from dcclip_cli.model.towers import OpenClipTowers
+from dcclip_cli.runs import RunFolder
+
+# Options that change how long a stage takes, or what it shows, but not what it makes.
+NEUTRAL = {"workers", "log_every_steps", "checkpoint_every_steps"}
+VERSIONS = ("dcclip", "torch", "open_clip_torch", "timm", "transformers", "tokenizers", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student in training with all that its model directory needs."""
+
+    towers: OpenClipTowers
+    config: dict[str, Any]
+    preprocessing: Preprocessing
+    tokenizer: Tokenizer
+    name: str
+    parent: str | None = None  # fingerprint of the model it started from
+
+    def save(self, folder: Path, provenance: dict[str, Any], half: bool = False) -> None:
+        save_folder(
+            folder,
+            self.towers.model,
+            self.config,
+            self.preprocessing,
+            self.tokenizer,
+            {"name": self.name, "parent": self.parent, "versions": versions(), **provenance},
+            half,
+        )
+
+
+def open_training_pairs(data: DataOptions, run: RunFolder) -> PairTable:
+    """The pairs that `data.train` names. Raises DcclipError where they are not there."""
+    if data.train != COLLECTED:
+        return open_pairs(data.train)
+    if not run.stage("collect").is_dir():
+        raise DcclipError("data.train is 'collect', but nothing has been collected", "run: dcclip collect RECIPE")
+    return open_pairs(run.stage("collect"))
+
+
+def new_student(options: StudentOptions, embed_dim: int, table: PairTable, teacher: str | None, name: str, seed: int) -> Student:
+    """A student with random weights (or the image weights that it names), its tokenizer made from the captions.
+
+    `teacher` is the teacher's directory or hub name, for `vocabulary: {from: teacher}`.
+    """
+    captions = [caption for language in LANGUAGES for several in table.captions(language) for caption in several]
+    vocabulary = options.text.vocabulary
+    if vocabulary.source == "teacher":
+        tokenizer = trim_tokenizer(_teacher_folder(teacher), captions, vocabulary.size)
+    else:
+        tokenizer = train_tokenizer(captions, vocabulary.size)
+    config = model_config(options, options.embed_dim or embed_dim, tokenizer.get_vocab_size())
+    _take_special_ids(config, tokenizer)
+    model = build_model(config, seed)
+    start_image_tower(model, options.image)
+    return _student(model, config, preprocessing_of(options.image), tokenizer, name, None)
+
+
+def student_from(folder: Path, name: str) -> Student:
+    """The student that lies in a model directory, to be trained on."""
+    towers = load_folder(folder)
+    assert towers.preprocessing is not None
+    config = read_json(folder / "open_clip_config.json", "")["model_cfg"]
+    return _student(towers.model, config, towers.preprocessing, load_tokenizer(folder), name, towers.fingerprint)
+
+
+def _student(
+    model: nn.Module,
+    config: dict[str, Any],
+    preprocessing: Preprocessing,
+    tokenizer: Tokenizer,
+    name: str,
+    parent: str | None,
+) -> Student:
+    tokenize = tokenize_with(tokenizer, config["text_cfg"]["context_length"])
+    model.visual.to(memory_format=torch.channels_last)  # type: ignore[union-attr,call-overload]
+    towers = OpenClipTowers(model, tokenize, preprocessing, name, "in training")
+    return Student(towers, config, preprocessing, tokenizer, name, parent)
+
+
+def _teacher_folder(teacher: str | None) -> Path:
+    if teacher is None:
+        raise DcclipError(
+            "student.text.vocabulary is taken from the teacher, but the recipe has none",
+            "name a teacher, or write vocabulary: {from: data, size: ...}",
+        )
+    if Path(teacher).is_absolute():
+        return Path(teacher)
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(teacher.removeprefix("hf-hub:"), "tokenizer.json")).parent
+
+
+def _take_special_ids(config: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """A teacher's tokenizer may number its special tokens in another way than ours."""
+    for key, token in (("pad_id", "<pad>"), ("eos_id", "</s>")):
+        number = tokenizer.token_to_id(token)
+        if number is None:
+            raise DcclipError(
+                f"the teacher's tokenizer has no {token} token", "write vocabulary: {from: data, size: ...}"
+            )
+        config["text_cfg"][key] = number
+
+
+def identity_of(parts: dict[str, Any]) -> str:
+    """A sha256 over everything that decides a stage's result."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """The versions of what a result depends on, where installed."""
+    found = {}
+    for name in VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def use_threads(threads: int | None) -> None:
+    """Torch's threads for this process, where the recipe sets them: other counts sum in another order."""
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def start_over(folder: Path) -> None:
+    """Remove what a stage left, finished or not."""
+    shutil.rmtree(folder, ignore_errors=True)
