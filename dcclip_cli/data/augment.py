@@ -33,19 +33,19 @@ class Augment(Options):
 
     def __call__(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
         """The changed picture, RGB. Draws the same count of random numbers whatever the picture is."""
-        draws = random.random(16)
+        draws = random.random(17).tolist()
         corner = tuple(int(value * 256) for value in draws[:3])
         fill = corner if self.background == "random" and draws[3] < 0.75 else (255, 255, 255)
         image = flatten(image, fill)  # type: ignore[arg-type]
-        image = self._move(image, draws[4:10], fill)
-        image = self._recolour(image, draws[10:13])
-        if self.blur and draws[13] < 0.5:
-            image = image.filter(ImageFilter.GaussianBlur(draws[13] * 2 * self.blur))
-        if draws[14] < self.grey:
+        image = self._move(image, draws[4:11], fill)
+        image = self._recolour(image, draws[11:14])
+        if self.blur and draws[14] < 0.5:
+            image = image.filter(ImageFilter.GaussianBlur(draws[14] * 2 * self.blur))
+        if draws[15] < self.grey:
             image = ImageOps.grayscale(image).convert("RGB")
-        return ImageOps.mirror(image) if self.flip and draws[15] < 0.5 else image
+        return ImageOps.mirror(image) if self.flip and draws[16] < 0.5 else image
 
-    def _move(self, image: Image.Image, draws: np.ndarray, fill: tuple[int, ...]) -> Image.Image:
+    def _move(self, image: Image.Image, draws: list[float], fill: tuple[int, ...]) -> Image.Image:
         if self.crop < 1:
             side = math.sqrt(self.crop + (1 - self.crop) * draws[0])
             width, height = max(1, round(image.width * side)), max(1, round(image.height * side))
@@ -55,19 +55,19 @@ class Augment(Options):
             return image
         low, high = self.scale
         zoom = low * (high / low) ** draws[3]
-        angle = math.radians(self.rotate) * (2 * draws[0] - 1)
+        angle = math.radians(self.rotate) * (2 * draws[4] - 1)
         cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
         x, y = image.width / 2, image.height / 2
-        shift_x = x + self.translate * (2 * draws[4] - 1) * image.width
-        shift_y = y + self.translate * (2 * draws[5] - 1) * image.height
+        shift_x = x + self.translate * (2 * draws[5] - 1) * image.width
+        shift_y = y + self.translate * (2 * draws[6] - 1) * image.height
         # PIL wants the map from output to input: rotate and zoom about the shifted middle, then back to the middle.
         matrix = (cos, sin, x - cos * shift_x - sin * shift_y, -sin, cos, y + sin * shift_x - cos * shift_y)
         return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=fill)
 
-    def _recolour(self, image: Image.Image, draws: np.ndarray) -> Image.Image:
+    def _recolour(self, image: Image.Image, draws: list[float]) -> Image.Image:
         if not self.colour:
             return image
         enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
         for enhancer, draw in zip(enhancers, draws, strict=True):
-            image = enhancer(image).enhance(1 + self.colour * (2 * float(draw) - 1))
+            image = enhancer(image).enhance(1 + self.colour * (2 * draw - 1))
         return image

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from dcclip_cli.model.towers import Tokens
 
+OTHER = "-other"  # `zh-other`: an image's second caption, beside `zh`, its first
 COLLECTED = "collect"  # `train: collect` means the recipe's own collect stage
 
 
@@ -37,27 +38,38 @@ class CaptionOptions(Options):
 
     languages: tuple[Language, ...] = LANGUAGES
     first: float = Field(0.5, ge=0, le=1, description="Probability of a pair's first caption; the others share the rest")
-    drop_words: float = Field(0.0, ge=0, lt=1, description="Probability of leaving out a token of a caption")
+    also_other: bool = Field(False, description="Beside the first caption, always, one of the others as a second positive")
 
 
 @dataclass(frozen=True)
 class Texts:
-    """The captions of one language in a batch: `rows` (n,) says which image each belongs to."""
+    """One caption an image in one language: `rows` (n,) says which image each belongs to.
+
+    `shared` (n, n), where asked for, is true at [i, j] if the j-th caption is another pair's that image i has as well.
+    """
 
     rows: torch.Tensor
     captions: list[str]
     tokens: Tokens
+    shared: torch.Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Texts:
+        shared = None if self.shared is None else self.shared.to(device)
+        return Texts(self.rows.to(device), self.captions, self.tokens.to(device), shared)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's input. `indices` and `repeats` (B,) name the sample and its augmentation; pixels are (B, 3, H, W)."""
+    """One step's input. `indices` and `repeats` (B,) name the sample and its augmentation; pixels are (B, 3, H, W).
+
+    `texts` has an entry for each language, and with `captions.also_other` a second one, `zh-other` and `en-other`.
+    """
 
     indices: torch.Tensor
     repeats: torch.Tensor
     pixels: torch.Tensor
     teacher_pixels: torch.Tensor | None
-    texts: dict[Language, Texts]
+    texts: dict[str, Texts]
 
     def to(self, device: torch.device | str) -> Batch:
         return Batch(
@@ -65,10 +77,7 @@ class Batch:
             self.repeats,
             self.pixels.to(device),
             None if self.teacher_pixels is None else self.teacher_pixels.to(device),
-            {
-                language: Texts(texts.rows.to(device), texts.captions, texts.tokens.to(device))
-                for language, texts in self.texts.items()
-            },
+            {language: texts.to(device) for language, texts in self.texts.items()},
         )
 
 
@@ -157,7 +166,8 @@ class Reader:
     """Turns (sample, epoch) pairs into a Batch; runs in the loader's worker processes.
 
     `preprocess` makes the student's pixels, `teacher_preprocess` the teacher's, of the same augmented picture.
-    `repeats` bounds how many different augmentations a sample has (0: a new one each epoch).
+    `repeats` bounds how many different augmentations a sample has (0: a new one each epoch). `find_shared` fills
+    Texts.shared.
     """
 
     table: PairTable
@@ -168,6 +178,7 @@ class Reader:
     tokenize: Callable[[list[str]], Tokens]
     teacher_preprocess: Callable[[Image.Image], np.ndarray] | None = None
     repeats: int = 0
+    find_shared: bool = False
 
     def picture(self, index: int, repeat: int) -> Image.Image:
         """One sample's `repeat`-th augmented picture."""
@@ -178,7 +189,14 @@ class Reader:
             raise DcclipError(f"{self.table.path}: pair {pair.key}: {error.what}", error.hint) from None
         return self.augment(image, generator(self.seed, index, repeat))
 
-    def __getitems__(self, samples: list[tuple[int, int]]) -> Batch:
+    def __getitems__(self, samples: list[tuple[int, int]]) -> Batch | DcclipError:
+        """The batch of these samples, or what is wrong with them: torch would lose the hint of an error raised here."""
+        try:
+            return self.batch(samples)
+        except DcclipError as error:
+            return error
+
+    def batch(self, samples: list[tuple[int, int]]) -> Batch:
         """The batch of these samples. Raises DcclipError where an image can't be read or a language is missing."""
         import torch
 
@@ -191,10 +209,17 @@ class Reader:
             repeats=torch.tensor(repeats),
             pixels=torch.from_numpy(np.stack(stacked)),
             teacher_pixels=torch.from_numpy(np.stack(for_teacher)) if for_teacher else None,
-            texts={language: self._texts(language, samples) for language in self.captions.languages},
+            texts=self._all_texts(samples),
         )
 
-    def _texts(self, language: Language, samples: list[tuple[int, int]]) -> Texts:
+    def _all_texts(self, samples: list[tuple[int, int]]) -> dict[str, Texts]:
+        first = 1.0 if self.captions.also_other else self.captions.first
+        texts = {language: self._texts(language, samples, first) for language in self.captions.languages}
+        if self.captions.also_other:
+            texts |= {language + OTHER: self._texts(language, samples, 0.0) for language in self.captions.languages}
+        return texts  # type: ignore[return-value]
+
+    def _texts(self, language: Language, samples: list[tuple[int, int]], first: float) -> Texts:
         import torch
 
         rows, chosen = [], []
@@ -202,18 +227,24 @@ class Reader:
             captions = self.table.captions(language)[index]
             if captions:
                 rows.append(row)
-                chosen.append(self._choose(captions, generator(self.seed ^ 0x7E97, index, epoch)))
+                chosen.append(_choose(captions, first, generator(self.seed ^ 0x7E97, index, epoch)))
         if not chosen:
             raise DcclipError(
                 f"{self.table.path}: a whole batch has no '{language}' captions",
                 f"train on other languages with captions.languages, or add {language} captions to the data",
             )
-        return Texts(torch.tensor(rows), chosen, self.tokenize(chosen))
+        shared = None
+        if self.find_shared:
+            own = [set(self.table.captions(language)[samples[row][0]]) for row in rows]
+            shared = torch.tensor([[caption in captions for caption in chosen] for captions in own])
+            shared.fill_diagonal_(False)
+        return Texts(torch.tensor(rows), chosen, self.tokenize(chosen), shared)
 
-    def _choose(self, captions: tuple[str, ...], random: np.random.Generator) -> str:
-        if len(captions) == 1 or random.random() < self.captions.first:
-            return captions[0]
-        return captions[1 + int(random.integers(len(captions) - 1))]
+
+def _choose(captions: tuple[str, ...], first: float, random: np.random.Generator) -> str:
+    if len(captions) == 1 or random.random() < first:
+        return captions[0]
+    return captions[1 + int(random.integers(len(captions) - 1))]
 
 
 def first_captions(table: PairTable, language: Language) -> list[str]:

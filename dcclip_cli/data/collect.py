@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import time
 from collections import Counter
@@ -12,10 +11,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import PIL
 from pydantic import Field
 
-from dcclip_cli import __version__
 from dcclip_cli.data.filters import (
     Drop,
     Duplicates,
@@ -34,6 +31,7 @@ from dcclip_cli.data.table import MAX_RECORD_BYTES
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.options import Options
 from dcclip_cli.progress import Progress, Silent
+from dcclip_cli.versions import versions
 
 MANIFEST, DROPPED = "manifest.json", "dropped.parquet"
 _MAKER = "dcclip collect"
@@ -60,7 +58,7 @@ class Count:
 
     read: int = 0
     kept: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
+    dropped: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,15 +82,14 @@ class Verdict:
     captions: tuple[tuple[Language, str, Drop], ...] = ()
 
 
-def collect(
-    options: CollectOptions, out: Path, progress: Progress = Silent(), fresh: bool = False  # noqa: B008
-) -> CollectResult:
+def collect(options: CollectOptions, out: Path, progress: Progress | None = None, fresh: bool = False) -> CollectResult:
     """Fill the folder `out` with shards, `manifest.json` and `dropped.parquet`.
 
     The same input and options give the same bytes. A finished `out` is left alone unless `fresh`; an unfinished one
     never exists under that name. Raises DcclipError where a source is missing, nothing is kept, or `out` is no output.
     """
     start = time.monotonic()
+    progress = progress or Silent()
     finished = _finished(out)
     if finished and not fresh:
         if finished["options"] != options.model_dump(mode="json"):
@@ -185,15 +182,14 @@ def _fill(folder: Path, options: CollectOptions, progress: Progress) -> dict[str
             pair, drop = verdict.pair, verdict.drop or (seen.reason(verdict.pair) if seen else None)
             for language, caption, why in verdict.captions:
                 _count(captions[language], why)
-                only = {"zh": (), "en": ()} | {language: (caption,)}
-                dropped.write(replace(pair, **only), origin, why, language)
+                dropped.write_caption(pair.key, origin, why, language, caption)
             _count(pairs, drop)
             for language in LANGUAGES:
                 _count(captions[language], drop, len(pair.captions(language)))
             if drop is None:
                 shards.write(pair)
             else:
-                dropped.write(pair, origin, drop)
+                dropped.write_pair(pair, origin, drop)
             task.advance(1, kept=pairs.kept)
     manifest = {
         "made_by": _MAKER,
@@ -202,7 +198,7 @@ def _fill(folder: Path, options: CollectOptions, progress: Progress) -> dict[str
         "captions": {language: asdict(count) for language, count in captions.items()},
         "shards": [asdict(shard) for shard in shards.shards],
         "options": options.model_dump(mode="json"),
-        "versions": {"dcclip": __version__, "python": platform.python_version(), "pillow": PIL.__version__},
+        "versions": versions(),
     }
     text = json.dumps(manifest, ensure_ascii=False, indent=2) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8", errors="replace")
@@ -214,7 +210,7 @@ def _count(count: Count, drop: Drop | None, number: int = 1) -> None:
     if drop is None:
         count.kept += number
     elif number:
-        count.dropped[drop.reason] += number
+        count.dropped[drop.reason] = count.dropped.get(drop.reason, 0) + number
 
 
 def _finished(out: Path) -> dict[str, Any] | None:
@@ -231,13 +227,9 @@ def _finished(out: Path) -> dict[str, Any] | None:
 
 
 def _result(out: Path, manifest: dict[str, Any], already_finished: bool, seconds: float) -> CollectResult:
-    def count(said: dict[str, Any]) -> Count:
-        return Count(said["read"], said["kept"], Counter(said["dropped"]))
-
-    captions = {language: count(manifest["captions"][language]) for language in LANGUAGES}
-    return CollectResult(
-        out, already_finished, count(manifest["pairs"]), captions, len(manifest["shards"]), seconds
-    )
+    pairs = Count(**manifest["pairs"])
+    captions = {language: Count(**manifest["captions"][language]) for language in LANGUAGES}
+    return CollectResult(out, already_finished, pairs, captions, len(manifest["shards"]), seconds)
 
 
 def _reasons(dropped: dict[str, int]) -> str:

@@ -1,7 +1,7 @@
 """Which images and captions are fit to train on, and what is wrong with the others?
 
-A filter says why it would drop something; `collect` does the dropping and the counting. Adding one is one place: write the
-class, add its name to the union at the foot of this file.
+A filter says why it would drop something; `collect` does the dropping and the counting. Adding one is one place: write
+the class, add its name to the union at the foot of this file.
 """
 
 from __future__ import annotations

@@ -9,13 +9,14 @@ import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from dcclip_cli.data.filters import Drop, image_suffix
-from dcclip_cli.data.pair import Language, Pair
+from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 
 _DROPPED_CHARACTERS = 1_000  # of any text in the table of what was dropped
 _ROWS_AT_A_TIME = 1_000
@@ -55,7 +56,7 @@ class ShardWriter:
         suffix = image_suffix(pair.image)
         assert suffix is not None, pair.key
         if self._tar is None:
-            self._tar = tarfile.open(self._folder / f"{len(self.shards):06d}.tar", "w", format=tarfile.USTAR_FORMAT)
+            self._tar = tarfile.open(self._folder / f"{len(self.shards):06d}.tar", "w")  # noqa: SIM115
         for name, content in ((f"{pair.key}.{suffix}", pair.image), (f"{pair.key}.json", record(pair))):
             member = tarfile.TarInfo(name)  # its defaults: mode 644, time 0, owner 0 without a name
             member.size = len(content)
@@ -83,8 +84,8 @@ class ShardWriter:
 class DroppedWriter:
     """Writes what was dropped, one row for each pair or single caption, into a Parquet file.
 
-    Columns: `key` and `origin` (where in which source) of the pair, `reason`, `detail`, `language` (of a single caption;
-    null for a whole pair), and the dropped captions `zh` and `en`, cut to 1,000 characters each.
+    Columns: `key` and `origin` (where in which source) of the pair, `reason`, `detail`, `language` (of a single
+    caption; null for a whole pair), and the dropped captions `zh` and `en`, cut to 1,000 characters each.
     """
 
     def __init__(self, path: Path) -> None:
@@ -97,14 +98,27 @@ class DroppedWriter:
         self._file = pq.ParquetWriter(path, self._schema, compression="zstd")
         self._rows: list[dict[str, Any]] = []
 
-    def write(self, pair: Pair, origin: str, drop: Drop, language: Language | None = None) -> None:
-        """Add a whole pair, or with `language` the captions of one language, which are all that `pair` then has."""
-        row = {"key": pair.key, "origin": origin, "reason": drop.reason, "detail": drop.detail}
-        self._rows.append(
-            {name: printable(value) for name, value in row.items()}
-            | {"language": language, "zh": [printable(text) for text in pair.zh]}
-            | {"en": [printable(text) for text in pair.en]}
-        )
+    def write_pair(self, pair: Pair, origin: str, drop: Drop) -> None:
+        """Add a whole pair, with the captions that go with it."""
+        self._write(pair.key, origin, drop, None, {"zh": pair.zh, "en": pair.en})
+
+    def write_caption(self, key: str, origin: str, drop: Drop, language: Language, caption: str) -> None:
+        """Add one caption of a pair."""
+        self._write(key, origin, drop, language, {language: (caption,)})
+
+    def _write(
+        self,
+        key: str,
+        origin: str,
+        drop: Drop,
+        language: Language | None,
+        captions: Mapping[Language, tuple[str, ...]],
+    ) -> None:
+        said = {"key": key, "origin": origin, "reason": drop.reason, "detail": drop.detail}
+        row: dict[str, Any] = {name: printable(text) for name, text in said.items()}
+        row["language"] = language
+        row |= {name: [printable(text) for text in captions.get(name, ())] for name in LANGUAGES}
+        self._rows.append(row)
         if len(self._rows) == _ROWS_AT_A_TIME:
             self._flush()
 

@@ -1,7 +1,7 @@
 """Where do raw pairs come from? One class per kind of source, and their union, which is the registry of sources.
 
-A source reads and nothing more: what it can't read becomes a candidate with a fault, never an exception; only a source that
-isn't there at all raises. Images are given as the file's bytes, captions as they stand.
+A source reads and nothing more: what it can't read becomes a candidate with a fault, never an exception; only a source
+that isn't there at all raises. Images are given as the file's bytes, captions as they stand.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from typing import Annotated, Any, BinaryIO, Literal
 from pydantic import Field
 
 from dcclip_cli.data.filters import Drop, language_of
-from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.pair import LANGUAGES, Pair
 from dcclip_cli.data.table import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, open_pairs
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.options import Options
 
+Told = Literal["zh", "en", "caption"]  # a caption's language, or that its script has to tell
+TOLD: tuple[Told, ...] = ("zh", "en", "caption")
 MAX_TEXT_BYTES = 1_000_000  # of a caption file, or of a row in a table
 _HINT = "check the path; in a recipe it is relative to the recipe's folder"
 
@@ -60,8 +62,8 @@ class FolderSource(SourceOptions):
     """A folder, at any depth, of images with caption files beside them.
 
     For NAME.jpg the captions are NAME.json (`zh` and `en`, a text or a list of texts each; its other keys become
-    metadata) and any of NAME.zh.txt, NAME.en.txt and NAME.txt, one caption a line; in NAME.txt, a line with Chinese
-    characters is Chinese and any other line English.
+    metadata) and any of NAME.zh.txt, NAME.en.txt and NAME.txt, one caption a line; in NAME.txt the script of each line
+    tells its language.
     """
 
     kind: Literal["folder"] = "folder"
@@ -71,15 +73,15 @@ class FolderSource(SourceOptions):
         if not self.path.is_dir():
             raise DcclipError(f"{self.path} is not a folder", _HINT)
         images = sorted(path for path in self.path.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        return Reading(len(images), (self._candidate(path) for path in images))
+        folder = _Folder(self.path, self.allow_outside)
+        return Reading(len(images), (self._candidate(path, folder) for path in images))
 
-    def _candidate(self, path: Path) -> Candidate:
+    def _candidate(self, path: Path, folder: _Folder) -> Candidate:
         pair = Pair(str(path.relative_to(self.path)), b"")
-        root = None if self.allow_outside else self.path
         try:
-            zh, en, meta = _caption_files(path, root)
-            pair = replace(pair, zh=zh, en=en, meta=meta)
-            return Candidate(replace(pair, image=_read_inside(path, root, MAX_IMAGE_BYTES, "image")))
+            captions, meta = _caption_files(path, folder)
+            pair = replace(pair, **_by_language(captions), meta=meta)
+            return Candidate(replace(pair, image=folder.read(path, MAX_IMAGE_BYTES, "image")))
         except _Fault as fault:
             return Candidate(pair, fault.drop)
 
@@ -105,16 +107,16 @@ class TsvSource(SourceOptions):
             rows = sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(1 << 20), b""))
         return Reading(rows, self._candidates(header, columns))
 
-    def _header(self, stream: BinaryIO) -> tuple[list[str], dict[str, str]]:
+    def _header(self, stream: BinaryIO) -> tuple[list[str], dict[Told, str]]:
         try:
             line = stream.readline(MAX_TEXT_BYTES).decode("utf-8-sig")
         except UnicodeDecodeError:
             hint = f"convert it with: iconv -f GB18030 -t UTF-8 {self.path} > utf8.tsv"
             raise DcclipError(f"{self.path} is not in UTF-8", hint) from None
         header = [name.strip() for name in line.split("\t")]
-        named = {field: column for field in ("zh", "en", "caption") if (column := getattr(self, field))}
+        named = {told: column for told in TOLD if (column := getattr(self, told))}
         # Unless the recipe names caption columns, those that bear the fields' own names are taken.
-        columns = named or {field: field for field in ("zh", "en", "caption") if field in header}
+        columns = named or {told: told for told in TOLD if told in header}
         missing = [column for column in (self.image, *columns.values()) if column not in header]
         if missing or not columns:
             what = f"no column {' or '.join(missing)}" if missing else "no column zh, en or caption"
@@ -124,25 +126,24 @@ class TsvSource(SourceOptions):
             )
         return header, columns
 
-    def _candidates(self, header: list[str], columns: dict[str, str]) -> Iterator[Candidate]:
+    def _candidates(self, header: list[str], columns: dict[Told, str]) -> Iterator[Candidate]:
+        folder = _Folder(self.path.parent, self.allow_outside)
         with self.path.open("rb") as stream:
             stream.readline(MAX_TEXT_BYTES)
             for number, line in enumerate(_lines(stream), start=2):
                 if line is None or line.strip(b"\r\n"):
-                    yield self._candidate(str(number), line, header, columns)
+                    yield self._candidate(str(number), line, header, columns, folder)
 
-    def _candidate(self, key: str, line: bytes | None, header: list[str], columns: dict[str, str]) -> Candidate:
+    def _candidate(
+        self, key: str, line: bytes | None, header: list[str], columns: dict[Told, str], folder: _Folder
+    ) -> Candidate:
         pair = Pair(key, b"")
         try:
-            cells = _cells(line, len(header))
-            row = dict(zip(header, cells, strict=True))
-            zh, en = _by_script([row[columns["caption"]]] if "caption" in columns else [])
-            zh = (*((row[columns["zh"]],) if "zh" in columns else ()), *zh)
-            en = (*((row[columns["en"]],) if "en" in columns else ()), *en)
+            row = dict(zip(header, _cells(line, len(header)), strict=True))
+            captions = [(told, row[column]) for told, column in columns.items()]
             meta = {name: cell for name, cell in row.items() if name not in columns.values()}
-            pair = replace(pair, zh=zh, en=en, meta=meta)
-            root = None if self.allow_outside else self.path.parent
-            image = _read_inside(self.path.parent / row[self.image], root, MAX_IMAGE_BYTES, "image")
+            pair = replace(pair, **_by_language(captions), meta=meta)
+            image = folder.read(self.path.parent / row[self.image], MAX_IMAGE_BYTES, "image")
             return Candidate(replace(pair, image=image))
         except _Fault as fault:
             return Candidate(pair, fault.drop)
@@ -166,66 +167,72 @@ class _Fault(Exception):
         self.drop = Drop(reason, detail)
 
 
-def _read_inside(path: Path, root: Path | None, limit: int, what: str) -> bytes:
-    """A file's bytes. Faults: `WHAT-outside` (of `root`, links resolved), `WHAT-missing` or `WHAT-bytes` (> limit)."""
-    try:
-        if root is not None and not path.resolve().is_relative_to(root.resolve()):
-            raise _Fault(f"{what}-outside", f"{path} is outside {root}; allow_outside: true in the recipe allows it")
-        if not path.is_file():
-            raise _Fault(f"{what}-missing", f"{path} is not a file")
-        with path.open("rb") as stream:
-            content = stream.read(limit + 1)
-    except (OSError, ValueError, RuntimeError) as error:  # ValueError: a NUL in the name; RuntimeError: a loop of links
-        raise _Fault(f"{what}-missing", f"{path}: {error}") from None
-    if len(content) > limit:
-        raise _Fault(f"{what}-bytes", f"{path} has more than {limit:,} bytes")
-    return content
+class _Folder:
+    """The folder that a source's files are in; a path or a link that leads out of it is a fault unless allowed."""
+
+    def __init__(self, path: Path, allow_outside: bool) -> None:
+        self._path = path
+        self._inside = None if allow_outside else path.resolve()
+
+    def read(self, path: Path, limit: int, what: str) -> bytes:
+        """A file's bytes. Faults: `WHAT-outside`, `WHAT-missing`, or `WHAT-bytes` where there are more than `limit`."""
+        name = os.path.relpath(path, self._path)
+        try:
+            if self._inside and not path.resolve().is_relative_to(self._inside):
+                raise _Fault(f"{what}-outside", f"{name} is outside the source's folder (allow_outside: false)")
+            if not path.is_file():
+                raise _Fault(f"{what}-missing", f"{name} is not a file")
+            with path.open("rb") as stream:
+                content = stream.read(limit + 1)
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # ValueError: NUL in the name; RuntimeError: links in a loop
+            raise _Fault(f"{what}-missing", f"{name}: {getattr(error, 'strerror', None) or error}") from None
+        if len(content) > limit:
+            raise _Fault(f"{what}-bytes", f"{name} has more than {limit:,} bytes")
+        return content
 
 
-def _caption_files(image: Path, root: Path | None) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]:
-    """The zh captions, the en captions and the metadata in the files beside an image."""
-    zh: list[str] = []
-    en: list[str] = []
+def _caption_files(image: Path, folder: _Folder) -> tuple[list[tuple[Told, str]], dict[str, Any]]:
+    """The captions and the metadata in the files beside an image."""
+    captions: list[tuple[Told, str]] = []
     record: dict[str, Any] = {}
-    texts = {suffix: image.with_suffix(suffix) for suffix in (".json", ".zh.txt", ".en.txt", ".txt")}
-    for suffix, path in texts.items():
+    told: Told | None
+    for suffix, told in ((".json", None), (".zh.txt", "zh"), (".en.txt", "en"), (".txt", "caption")):
+        path = image.with_suffix(suffix)
         if not os.path.isfile(path):  # Path.is_file raises on a name that is too long
             continue
         try:
-            text = _read_inside(path, root, MAX_TEXT_BYTES, "captions").decode("utf-8-sig")
-            if suffix == ".json":
-                record = _record(text, path)
-                zh += _texts(record.pop("zh", None), path)
-                en += _texts(record.pop("en", None), path)
+            text = folder.read(path, MAX_TEXT_BYTES, "captions").decode("utf-8-sig")
+            if told:
+                captions += [(told, line) for line in text.split("\n")]
                 continue
+            record = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise _Fault("captions-unreadable", f"{path}: {error}") from None
-        lines = text.split("\n")
-        by_script = _by_script(lines) if suffix == ".txt" else ((), ())
-        zh += lines if suffix == ".zh.txt" else by_script[0]
-        en += lines if suffix == ".en.txt" else by_script[1]
-    return tuple(zh), tuple(en), record
-
-
-def _record(text: str, path: Path) -> dict[str, Any]:
-    record = json.loads(text)
-    if not isinstance(record, dict):
-        raise _Fault("captions-unreadable", f"{path} does not hold a JSON object")
-    return record
+            raise _Fault("captions-unreadable", f"{path.name}: {error}") from None
+        if not isinstance(record, dict):
+            raise _Fault("captions-unreadable", f"{path.name} does not hold a JSON object")
+        for language in LANGUAGES:
+            captions += [(language, text) for text in _texts(record.pop(language, None) or [], path)]
+    return captions, record
 
 
 def _texts(value: Any, path: Path) -> list[str]:
-    texts = [] if value is None else value if isinstance(value, list) else [value]
+    texts = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in texts):
-        raise _Fault("captions-unreadable", f"{path}: a caption that is not text")
+        raise _Fault("captions-unreadable", f"{path.name} has a caption that is not text")
     return texts
 
 
-def _by_script(captions: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Captions of unknown language as (zh, en); the language filter drops what is neither."""
-    told = [(caption, language_of(caption)) for caption in captions]
-    zh = tuple(caption for caption, language in told if language == "zh")
-    return zh, tuple(caption for caption, language in told if language != "zh")
+def _by_language(captions: Iterable[tuple[Told, str]]) -> dict[str, Any]:
+    """A Pair's `zh` and `en`. A caption of unknown language that is neither becomes English, for a filter to drop."""
+    sorted_out: dict[str, list[str]] = {language: [] for language in LANGUAGES}
+    for told, text in captions:
+        found = language_of(text) if told == "caption" else told
+        sorted_out["en" if found == "other" else found].append(text)
+    return {language: tuple(texts) for language, texts in sorted_out.items()}
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes | None]:

@@ -99,14 +99,15 @@ class ParquetPairs(PairTable):
         return int(self._table.num_rows)
 
     def __getitem__(self, index: int) -> Pair:
+        key = str(self._table["key"][index].as_py())
         meta = self._table["meta"][index].as_py() if "meta" in self._table.column_names else None
-        return Pair(
-            key=self._table["key"][index].as_py(),
-            image=self._table["image"][index].as_py(),
-            zh=self._captions["zh"][index],
-            en=self._captions["en"][index],
-            meta=json.loads(meta) if meta else {},
-        )
+        image = self._table["image"][index].as_py()
+        if isinstance(image, dict):  # as `datasets` writes images: {bytes, path}
+            image = image.get("bytes")
+        if not isinstance(image, bytes):
+            raise DcclipError(f"{self.path}: pair {key} has no image bytes", "leave the pair out, or write its image")
+        where = f"{self.path}: meta of pair {key}"
+        return Pair(key, image, self._captions["zh"][index], self._captions["en"][index], _record(meta or "{}", where))
 
     def captions(self, language: Language) -> list[tuple[str, ...]]:
         return self._captions[language]
@@ -119,7 +120,7 @@ class ParquetPairs(PairTable):
 def _caption_column(table: pa.Table, language: str) -> list[tuple[str, ...]]:
     if language not in table.column_names:
         return [()] * int(table.num_rows)
-    return [tuple(captions or ()) for captions in table[language].to_pylist()]
+    return [_strings(captions, f"{language} of pair {row}") for row, captions in enumerate(table[language].to_pylist())]
 
 
 class TarPairs(PairTable):
@@ -136,6 +137,13 @@ class TarPairs(PairTable):
         self._records: list[dict[str, Any]] = []
         for number, shard in enumerate(shards):
             self._index(number, shard)
+        self._captions: dict[str, list[tuple[str, ...]]] = {
+            language: [
+                _strings(record.pop(language, ()), f"{path}: {language} of pair {key}")
+                for key, record in zip(self._keys, self._records, strict=True)
+            ]
+            for language in ("zh", "en")
+        }
 
     def _index(self, number: int, shard: Path) -> None:
         images: dict[str, tuple[int, int, int]] = {}
@@ -167,12 +175,11 @@ class TarPairs(PairTable):
         with self._shards[shard].open("rb") as stream:
             stream.seek(offset)
             image = stream.read(size)
-        record = dict(self._records[index])
-        zh, en = _strings(record.pop("zh", ())), _strings(record.pop("en", ()))
-        return Pair(key=self._keys[index], image=image, zh=zh, en=en, meta=record)
+        captions = {language: self._captions[language][index] for language in ("zh", "en")}
+        return Pair(key=self._keys[index], image=image, meta=dict(self._records[index]), **captions)
 
     def captions(self, language: Language) -> list[tuple[str, ...]]:
-        return [_strings(record.get(language, ())) for record in self._records]
+        return self._captions[language]
 
     @property
     def files(self) -> list[Path]:
@@ -182,17 +189,24 @@ class TarPairs(PairTable):
 def _read_record(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> dict[str, Any]:
     stream = archive.extractfile(member)
     assert stream is not None  # a regular file, as the caller has seen
+    return _record(stream.read(), f"{shard}: {member.name}")
+
+
+def _record(text: str | bytes, where: str) -> dict[str, Any]:
     try:
-        record = json.loads(stream.read())
-    except ValueError as error:
-        raise DcclipError(f"{shard}: {member.name} is not JSON: {error}", "collect the shard again") from None
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DcclipError(f"{where} is not JSON: {error}", "write or collect it again") from None
     if not isinstance(record, dict):
-        raise DcclipError(f"{shard}: {member.name} is not a JSON object", "collect the shard again")
+        raise DcclipError(f"{where} is not a JSON object", "write or collect it again")
     return record
 
 
-def _strings(value: Any) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(str(item) for item in value or ())
+def _strings(value: Any, where: str) -> tuple[str, ...]:
+    captions = (value,) if isinstance(value, str) else value or ()
+    if not isinstance(captions, list | tuple) or not all(caption is None or isinstance(caption, str) for caption in captions):
+        raise DcclipError(f"{where} is no list of captions", "captions are a string or a list of strings")
+    return tuple(caption for caption in captions if caption)
 
 
 def write_parquet(path: Path, pairs: Iterable[Pair]) -> None:

@@ -159,9 +159,14 @@ def start_image_tower(model: nn.Module, image: ImageTower) -> None:
     elif not Path(image.weights).is_file():
         raise DcclipError(f"student.image.weights: {image.weights} does not exist", "check the path, or leave it out")
     else:
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        weights = load_file(image.weights)
+        try:
+            weights = load_file(image.weights)
+        except SafetensorError as error:
+            what = f"student.image.weights: {image.weights} is not a safetensors file: {error}"
+            raise DcclipError(what, "dcclip reads safetensors only; save pickled weights as safetensors first") from None
     own = trunk.state_dict()
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     missing = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]

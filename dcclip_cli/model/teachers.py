@@ -16,16 +16,19 @@ if TYPE_CHECKING:
     from dcclip_cli.model.towers import OpenClipTowers, Towers, TransformersTowers
 
 
-class TransformersTeacher(Options):
+class _TeacherOptions(Options):
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, twice as fast where the CPU has it")
+
+
+class TransformersTeacher(_TeacherOptions):
     """Any dual encoder of transformers: ChineseCLIP, CLIP, SigLIP, SigLIP2, MetaCLIP2, AltCLIP."""
 
     kind: Literal["transformers"] = "transformers"
     model: str = Field(description="Hub name, or a directory written by save_pretrained")
-    precision: Literal["fp32", "bf16"] = "fp32"
 
     def load(self, device: str = "cpu") -> TransformersTowers:
         """The teacher's towers, frozen, in evaluation mode. Raises DcclipError where there is no such model."""
-        return _load_transformers(self.model, "AutoModel", self.precision, device)
+        return _frozen(_load_transformers(self.model, "AutoModel"), self.precision, device)
 
 
 class AltClipTeacher(TransformersTeacher):
@@ -35,10 +38,10 @@ class AltClipTeacher(TransformersTeacher):
     model: str = Field("BAAI/AltCLIP", description="Hub name, or a directory written by save_pretrained")
 
     def load(self, device: str = "cpu") -> TransformersTowers:
-        return _load_transformers(self.model, "AltCLIPModel", self.precision, device)
+        return _frozen(_load_transformers(self.model, "AltCLIPModel"), self.precision, device)
 
 
-class OpenClipTeacher(Options):
+class OpenClipTeacher(_TeacherOptions):
     """Any open_clip model: `ARCH/TAG`, `hf-hub:ORG/NAME`, or a directory such as dcclip itself writes."""
 
     kind: Literal["open_clip"] = "open_clip"
@@ -49,19 +52,20 @@ class OpenClipTeacher(Options):
         if Path(self.model).is_absolute():
             from dcclip_cli.model.folder import load_folder
 
-            return _frozen(load_folder(Path(self.model)), device)
-        return _load_open_clip(self.model, device)
+            return _frozen(load_folder(Path(self.model)), self.precision, device)
+        return _frozen(_load_open_clip(self.model), self.precision, device)
 
 
 Teacher = Annotated[AltClipTeacher | TransformersTeacher | OpenClipTeacher, Field(discriminator="kind")]
 
 
-def _frozen(towers: Towers, device: str) -> Any:
+def _frozen(towers: Towers, precision: str, device: str) -> Any:
+    towers.autocast_to_bf16 = precision == "bf16"
+    towers.fingerprint += f"-{precision}"
     return towers.requires_grad_(False).eval().to(device)
 
 
-def _load_transformers(model: str, architecture: str, precision: str, device: str) -> TransformersTowers:
-    import torch
+def _load_transformers(model: str, architecture: str) -> TransformersTowers:
     import transformers
 
     from dcclip_cli.model.towers import TransformersTowers
@@ -69,9 +73,7 @@ def _load_transformers(model: str, architecture: str, precision: str, device: st
     if Path(model).is_absolute() and not (Path(model) / "config.json").is_file():
         raise DcclipError(f"{model} has no config.json", "name a directory written by transformers' save_pretrained")
     try:
-        loaded = getattr(transformers, architecture).from_pretrained(
-            model, use_safetensors=True, dtype=torch.bfloat16 if precision == "bf16" else torch.float32
-        )
+        loaded = getattr(transformers, architecture).from_pretrained(model, use_safetensors=True, dtype="float32")
         image_processor = transformers.AutoImageProcessor.from_pretrained(model, use_fast=False)
         tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:
@@ -85,11 +87,13 @@ def _load_transformers(model: str, architecture: str, precision: str, device: st
             f"teacher {model} is a {type(loaded).__name__}, not an image-text dual encoder",
             "use AltCLIP, ChineseCLIP, CLIP, SigLIP, SigLIP2 or MetaCLIP2",
         )
-    towers = TransformersTowers(loaded, image_processor, tokenizer, Path(model).name, _weights_fingerprint(loaded))
-    return _frozen(towers, device)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    pieces = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    others = (loaded.config.to_json_string(), image_processor.to_json_string(), pieces)
+    return TransformersTowers(loaded, image_processor, tokenizer, Path(model).name, _fingerprint(loaded, *others))
 
 
-def _load_open_clip(model: str, device: str) -> OpenClipTowers:
+def _load_open_clip(model: str) -> OpenClipTowers:
     import open_clip
     import torch
 
@@ -115,14 +119,14 @@ def _load_open_clip(model: str, device: str) -> OpenClipTowers:
         real = (ids != padding).to(torch.int64).flip(1).cummax(1).values.flip(1)
         return Tokens(ids, real)
 
-    towers = OpenClipTowers(created, tokenize, transform, f"{name}/{tag}" if tag else name, _weights_fingerprint(created))
-    return _frozen(towers, device)
+    full_name = f"{name}/{tag}" if tag else name
+    return OpenClipTowers(created, tokenize, transform, full_name, _fingerprint(created))
 
 
-def _weights_fingerprint(model: Any) -> str:
-    """A sha256 over the names and the sums of all weights: cheap, and different for different weights."""
+def _fingerprint(model: Any, *others: str) -> str:
+    """A sha256 over `others` and the names and sums of all weights: cheap, and different for different weights."""
     sums = {name: [float(value.double().sum()), float(value.double().abs().sum())] for name, value in _named(model)}
-    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([sums, *others], sort_keys=True).encode()).hexdigest()
 
 
 def _named(model: Any) -> Any:

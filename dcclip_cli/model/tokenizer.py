@@ -26,20 +26,40 @@ def train_tokenizer(captions: Iterable[str], size: int) -> Tokenizer:
     """A Unigram tokenizer of at most `size` pieces, case-folded and NFKC-normalised, Chinese in single characters.
 
     Single characters let the model read Chinese words that no caption had as a whole. NFKC makes full-width
-    punctuation and letters one with the usual ones.
+    punctuation and letters one with the usual ones. The same captions give the same tokenizer. Raises DcclipError where
+    `size` is less than the captions' characters.
     """
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(), pre_tokenizers.Split(Regex(_HAN), "isolated")]
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(_HAN), "isolated"), pre_tokenizers.Punctuation()]
     )
     trainer = trainers.UnigramTrainer(
         vocab_size=size, special_tokens=list(SPECIAL), unk_token="<unk>", show_progress=False
     )
-    tokenizer.train_from_iterator(captions, trainer)
-    return _with_ends(tokenizer)
+    try:
+        tokenizer.train_from_iterator(captions, trainer)
+    except Exception as error:  # the library raises plain Exception and nothing narrower
+        raise DcclipError(
+            f"no vocabulary of {size} pieces can be made: {error}", "make student.text.vocabulary.size larger"
+        ) from None
+    return _with_ends(_in_fixed_order(tokenizer))
+
+
+def _in_fixed_order(tokenizer: Tokenizer) -> Tokenizer:
+    """The trained tokenizer with its pieces in the order of their text, scores rounded.
+
+    The trainer goes through hash maps: from run to run equal scores change places and sums differ in their last bits,
+    up to 4e-11 on 60,000 captions, so that a student built twice would have other rows for the same pieces.
+    """
+    from tokenizers import Tokenizer
+
+    state = json.loads(tokenizer.to_str())
+    special, learnt = state["model"]["vocab"][: len(SPECIAL)], state["model"]["vocab"][len(SPECIAL) :]
+    state["model"]["vocab"] = special + sorted([piece, round(score, 4)] for piece, score in learnt)
+    return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
 
 
 def _with_ends(tokenizer: Tokenizer) -> Tokenizer:
@@ -49,6 +69,17 @@ def _with_ends(tokenizer: Tokenizer) -> Tokenizer:
         single="<s> $A </s>", special_tokens=[("<s>", BEGIN_ID), ("</s>", END_ID)]
     )
     return tokenizer
+
+
+def _in_fixed_order(tokenizer: Tokenizer) -> Tokenizer:
+    """The pieces by falling score, then by name: the trainer numbers them in another order from run to run."""
+    from tokenizers import Tokenizer
+
+    state = json.loads(tokenizer.to_str())
+    pieces = [(piece, round(score, 6)) for piece, score in state["model"]["vocab"]]
+    special, trained = pieces[: len(SPECIAL)], pieces[len(SPECIAL) :]
+    state["model"]["vocab"] = special + sorted(trained, key=lambda entry: (-entry[1], entry[0]))
+    return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
 
 
 def trim_tokenizer(source: Path, captions: Iterable[str], size: int) -> Tokenizer:

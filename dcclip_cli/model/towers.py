@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,15 @@ class Towers(nn.Module, ABC):
     name: str
     fingerprint: str  # changes whenever any output of the towers could
     preprocessing: Preprocessing | None = None  # None where the library's own transform can't be said in these terms
+    autocast_to_bf16 = False
+
+    def as_teacher(self) -> AbstractContextManager[Any]:
+        """A context without gradients, in the precision that the teacher's options ask for."""
+        stack = ExitStack()
+        stack.enter_context(torch.no_grad())
+        device = next(self.parameters()).device.type
+        stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=self.autocast_to_bf16))
+        return stack
 
     @abstractmethod
     def preprocess(self, image: Image.Image) -> np.ndarray:

@@ -25,6 +25,7 @@ class AlignOptions(LoopOptions):
     start: str = Field("distill", description="`distill` (this recipe's stage 1), `scratch`, or a model directory")
     lock: Literal["image", "text"] | None = Field(None, description="A tower that stays as it is, batch norms included")
     cross_lingual: float = Field(0.0, ge=0, description="Weight of InfoNCE between the two captions of one image")
+    other_weight: float = Field(1.0, ge=0, description="Weight of the second captions that captions.also_other adds")
     max_logit_scale: float = Field(100.0, gt=1, description="The learnable 1 / temperature is kept below this, as CLIP does")
     distinct_captions: bool = Field(True, description="No two pairs with the same first caption in one batch")
     half: bool = Field(False, description="Store the model's weights as fp16")
@@ -56,7 +57,7 @@ def align(
         stage.start_over(folder)
     if model.is_dir():
         return StageResult(model, already_finished=True)
-    stage.use_threads(options.threads)
+    stage.use_process(options.threads)
     table = stage.open_training_pairs(data, run)
     name = run.root.name
     if options.start == "scratch":
@@ -73,9 +74,17 @@ def align(
             )
         learner = stage.student_from(start, name)
     reader = Reader(
-        table, seed, options.augment, options.captions, learner.towers.preprocess, learner.towers.tokenize
+        table,
+        seed,
+        options.augment,
+        options.captions,
+        learner.towers.preprocess,
+        learner.towers.tokenize,
+        find_shared=True,
     )
-    module = ContrastStage(learner.towers, options.lock, options.cross_lingual, options.max_logit_scale)
+    module = ContrastStage(
+        learner.towers, options.lock, options.cross_lingual, options.other_weight, options.max_logit_scale
+    )
     identity = stage.identity_of(
         {
             "options": options.model_dump(mode="json", exclude=stage.NEUTRAL),

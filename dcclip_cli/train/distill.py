@@ -49,7 +49,7 @@ def distill(
         stage.start_over(folder)
     if model.is_dir():
         return StageResult(model, already_finished=True)
-    stage.use_threads(options.threads)
+    stage.use_process(options.threads)
     table = stage.open_training_pairs(data, run)
     teaching = teacher.load(device)
     teacher_widths = widths(teaching)

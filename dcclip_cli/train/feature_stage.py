@@ -39,7 +39,7 @@ class OnlineTeacher:
     def __call__(self, batch: Batch) -> Side:
         assert batch.teacher_pixels is not None
         device = batch.teacher_pixels.device
-        with torch.no_grad():
+        with self._teacher.as_teacher():
             image = self._teacher.image_features(batch.teacher_pixels)
             texts = {
                 language: self._teacher.text_features(self._teacher.tokenize(texts.captions).to(device))

@@ -162,7 +162,10 @@ def _loader(
         worker_init_fn=_quiet_worker,
         prefetch_factor=4 if workers else None,
     )
-    return iter(loader)
+    for batch in loader:
+        if isinstance(batch, DcclipError):
+            raise batch
+        yield batch
 
 
 def _quiet_worker(_number: int) -> None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from dcclip_cli.data.pair import Language
 from dcclip_cli.options import Options
 
 if TYPE_CHECKING:
@@ -23,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Side:
-    """What one model, student or teacher, makes of a batch. `rows` (N,) says which image a text belongs to."""
+    """What one model, student or teacher, makes of a batch, texts keyed as in Batch; `rows` (N,): whose caption each is."""
 
     image: ImageFeatures
-    texts: dict[Language, TextFeatures]
-    rows: dict[Language, Tensor]
+    texts: dict[str, TextFeatures]
+    rows: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -191,7 +190,7 @@ DistillLoss = Annotated[
 @dataclass(frozen=True)
 class _Embeddings:
     image: Tensor
-    texts: dict[Language, Tensor]
+    texts: dict[str, Tensor]
 
 
 def _embedding_adapters(student: Widths, teacher: Widths) -> dict[str, nn.Module]:

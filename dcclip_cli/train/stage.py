@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.metadata
 import json
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from dcclip_cli.runs import RunFolder
 
 # Options that change how long a stage takes, or what it shows, but not what it makes.
 NEUTRAL = {"workers", "log_every_steps", "checkpoint_every_steps"}
+# malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD.
+_KEEP_MEMORY = {-4: 0, -1: 2**31 - 1, -2: 256 * 2**20}
 VERSIONS = ("dcclip", "torch", "open_clip_torch", "timm", "transformers", "tokenizers", "numpy", "pillow")
 
 
@@ -142,10 +146,18 @@ def versions() -> dict[str, str]:
     return found
 
 
-def use_threads(threads: int | None) -> None:
-    """Torch's threads for this process, where the recipe sets them: other counts sum in another order."""
+def use_process(threads: int | None) -> None:
+    """Set torch's threads, where the recipe says so (other counts sum in another order), and keep freed memory.
+
+    glibc gives large tensors back to the kernel after every step and asks for them again: keeping them makes a step of
+    EfficientNet-Lite0 a third faster and changes no number.
+    """
     if threads:
         torch.set_num_threads(threads)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        for parameter, value in _KEEP_MEMORY.items():
+            mallopt(parameter, value)
 
 
 def start_over(folder: Path) -> None:

@@ -125,7 +125,7 @@ def _fill_images(
     remaining = torch.utils.data.Subset(pictures, range(done, rows))
     loader = DataLoader(remaining, ROWS, num_workers=1, multiprocessing_context="fork")
     stores: dict[str, np.memmap] = {}
-    with progress.task("teacher: pictures", rows, done) as task, torch.no_grad():
+    with progress.task("teacher: pictures", rows, done) as task, teacher.as_teacher():
         for pixels in loader:
             features = teacher.image_features(pixels.to(device, memory_format=torch.channels_last))
             values = {"image_embedding": torch.nn.functional.normalize(features.embedding.float(), dim=-1)}
@@ -145,7 +145,7 @@ def _fill_texts(
         return
     longest = max(teacher.tokenize(chunk).mask.sum(1).max().item() for chunk in _chunks(captions, 0)) if tokens else 0
     stores: dict[str, np.memmap] = {}
-    with progress.task("teacher: captions", len(captions), done) as task, torch.no_grad():
+    with progress.task("teacher: captions", len(captions), done) as task, teacher.as_teacher():
         for chunk in _chunks(captions, done):
             features = teacher.text_features(teacher.tokenize(chunk).to(device))
             values = {"text_embedding": torch.nn.functional.normalize(features.embedding.float(), dim=-1)}

@@ -1,0 +1,30 @@
+# make quickstart   environment, then the whole life of a small model on the sample data (minutes)
+# make test         environment, then lint, types and tests
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test lint format clean
+
+quickstart: .venv/installed
+	$(BIN)/dcclip run recipes/quickstart.yaml
+	$(BIN)/dcclip predict docs/images/cat.png --labels 猫,dog
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --editable '.[all,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist

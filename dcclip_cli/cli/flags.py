@@ -1,0 +1,58 @@
+"""The options that several commands share, each defined once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from typer import Argument, Option
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+RecipeFile = Annotated[Path, Argument(metavar="RECIPE", help="A recipe, a YAML file.", show_default=False)]
+OptionalRecipe = Annotated[
+    Path | None, Argument(metavar="RECIPE", help="A recipe: its section and its run's model.", show_default=False)
+]
+Sets = Annotated[
+    list[str] | None,
+    Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe: distill.epochs=3. Repeatable."),
+]
+Out = Annotated[
+    Path | None,
+    Option("--out", metavar="DIR", help="The run's folder, instead of runs/NAME.", show_default=False),
+]
+Fresh = Annotated[
+    bool, Option("--fresh/--resume", help="Start over, or go on from where the last run of it was stopped.")
+]
+Check = Annotated[
+    bool, Option("--check", help="Check recipe, files and device, print the recipe resolved, do nothing else.")
+]
+Where = Annotated[Device, Option("--device", help="Where the model runs; auto takes a GPU if there is one.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="Say nothing but errors.")]
+Verbose = Annotated[bool, Option("--verbose", "-v", help="Also show what the libraries below say.")]
+MODEL_HELP = (
+    "A model directory, export bundle or run directory, hf:ORG/NAME, open_clip:ARCH/TAG or hf-hub:ORG/NAME. "
+    "Default: $DCCLIP_MODEL, else the newest finished run."
+)
+
+
+def split(text: str) -> list[str]:
+    """The parts of a list typed with English or Chinese commas, without blanks, empty parts and repetitions."""
+    parts = (part.strip() for part in text.replace("，", ",").split(","))
+    return list(dict.fromkeys(part for part in parts if part))
+
+
+def resolve_device(asked: Device) -> str:
+    """`cpu`, `cuda` or `mps`. Raises DcclipError if the one asked for is not there."""
+    if asked == "cpu":
+        return asked
+    import torch
+
+    from dcclip_cli.errors import DcclipError
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked == "auto":
+        return next(name for name, found in there.items() if found)
+    if not there[asked]:
+        raise DcclipError(f"--device {asked}: torch finds no such device", "leave it out, or say --device cpu")
+    return asked

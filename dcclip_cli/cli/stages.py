@@ -1,0 +1,172 @@
+"""One stage of a recipe, run or looked at: what the commands that take a recipe have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dcclip_cli.cli import console
+from dcclip_cli.cli.flags import Device, resolve_device
+from dcclip_cli.errors import DcclipError
+
+if TYPE_CHECKING:
+    from dcclip_cli.data.batches import DataOptions
+    from dcclip_cli.data.collect import CollectResult
+    from dcclip_cli.model.reference import ModelReference
+    from dcclip_cli.progress import Progress
+    from dcclip_cli.recipe.load import LoadedRecipe
+    from dcclip_cli.recipe.schema import Stage
+    from dcclip_cli.runs import RunFolder
+
+# What a finished stage has left in its folder; results take their names last.
+_PRODUCTS: dict[Stage, str] = {
+    "collect": "manifest.json",
+    "distill": "model",
+    "align": "model",
+    "eval": "summary.json",
+    "export": "dcclip.json",
+}
+
+
+def open_recipe(path: Path, sets: Sequence[str] | None, needed: Stage | None = None) -> LoadedRecipe:
+    """The checked recipe, which must have the section `needed`."""
+    from dcclip_cli.recipe.load import load
+
+    loaded = load(path, sets or ())
+    if needed and needed not in loaded.recipe.stages:
+        there = ", ".join(loaded.recipe.stages) or "none"
+        raise DcclipError(f"{path} has no section {needed}", f"add one; its stages are: {there}")
+    return loaded
+
+
+def open_run(loaded: LoadedRecipe, out: Path | None) -> RunFolder:
+    """The folder of this recipe's run: `out`, or `runs/NAME` under the current directory."""
+    from dcclip_cli.runs import RunFolder
+
+    return RunFolder(out or Path("runs") / loaded.recipe.name)
+
+
+def check(loaded: LoadedRecipe, device: Device | None = None) -> None:
+    """Look for every file in the recipe and for the device, then print the resolved recipe on stdout."""
+    from dcclip_cli.recipe.load import resolved_yaml
+
+    missing = loaded.missing_files()
+    if missing:
+        raise DcclipError("\n".join(missing), "mend the paths; they are relative to the recipe's own folder")
+    if device is not None:
+        resolve_device(device)
+    console.show(resolved_yaml(loaded.recipe).rstrip("\n"))
+
+
+@dataclass(frozen=True)
+class Work:
+    """A recipe about to be worked on: its run, where it runs, whether finished stages are done again, who is told."""
+
+    loaded: LoadedRecipe
+    run: RunFolder
+    device: Device
+    fresh: bool
+    progress: Progress
+
+    def finished(self, stage: Stage) -> bool:
+        """Whether a stage's product lies in the run."""
+        return (self.run.stage(stage) / _PRODUCTS[stage]).exists()
+
+    def begin(self, *stages: Stage) -> None:
+        """Write the recipe into the run. Raises DcclipError where a finished stage belongs to a recipe that differs."""
+        from dcclip_cli.recipe.record import record
+        from dcclip_cli.recipe.schema import STAGES
+
+        if console.is_first_process():
+            again = stages if self.fresh else ()
+            record(self.loaded, self.run.root, [one for one in STAGES if one not in again and self.finished(one)])
+
+    def collect(self) -> CollectResult:
+        """Gather the recipe's pairs."""
+        from dcclip_cli.data.collect import collect
+
+        assert self.loaded.recipe.collect is not None
+        result = collect(self.loaded.recipe.collect, self.run.stage("collect"), self.progress, self.fresh)
+        self.tell("collect", result.folder, result.already_finished, result.seconds, {})
+        return result
+
+    def train(self, stage: Stage) -> bool:
+        """Do `distill` or `align`; whether there was anything to do."""
+        from dcclip_cli.train.align import align
+        from dcclip_cli.train.distill import distill
+
+        recipe = self.loaded.recipe
+        device = resolve_device(self.device)
+        assert recipe.data is not None
+        if stage == "distill":
+            assert recipe.distill is not None and recipe.teacher is not None and recipe.student is not None
+            result = distill(
+                options=recipe.distill,
+                teacher=recipe.teacher,
+                student=recipe.student,
+                data=recipe.data,
+                seed=recipe.seed,
+                run=self.run,
+                device=device,
+                fresh=self.fresh,
+                progress=self.progress,
+            )
+        else:
+            assert recipe.align is not None
+            result = align(
+                options=recipe.align,
+                teacher=recipe.teacher,
+                student=recipe.student,
+                data=recipe.data,
+                seed=recipe.seed,
+                run=self.run,
+                device=device,
+                fresh=self.fresh,
+                progress=self.progress,
+            )
+        if stage == "align" and result.already_finished:
+            self._check_parent()
+        self.tell(stage, result.folder, result.already_finished, result.seconds, result.figures)
+        return not result.already_finished
+
+    def data(self) -> DataOptions | None:
+        """The recipe's data, its own collected shards given by their path."""
+        from dcclip_cli.data.batches import COLLECTED
+
+        data = self.loaded.recipe.data
+        if data is None or data.train != COLLECTED:
+            return data
+        return data.model_copy(update={"train": str(self.run.stage("collect"))})
+
+    def trained_model(self) -> ModelReference:
+        """The run's model directory of the furthest training stage. Raises DcclipError if there is none yet."""
+        from dcclip_cli.model.reference import resolve
+
+        for stage in ("align", "distill"):
+            if self.run.model(stage).is_dir():
+                return resolve(str(self.run.model(stage)))
+        raise DcclipError(
+            f"{self.run.root} holds no trained model yet",
+            f"train one with: dcclip run {self.loaded.path}, or name one with --model",
+        )
+
+    def _check_parent(self) -> None:
+        """Raise DcclipError if the aligned model was made from a distilled one that has been replaced since."""
+        from dcclip_cli.model.folder import PROVENANCE, folder_fingerprint, read_json
+
+        align = self.loaded.recipe.align
+        distilled, aligned = self.run.model("distill"), self.run.model("align")
+        if align is None or align.start != "distill" or not distilled.is_dir():
+            return
+        if read_json(aligned / PROVENANCE, "").get("parent") != folder_fingerprint(distilled):
+            raise DcclipError(f"{aligned} was made from another model than {distilled}", "do it again with --fresh")
+
+    def tell(self, stage: Stage, folder: Path, finished: bool, seconds: float, figures: dict[str, float]) -> None:
+        """Say what became of a stage."""
+        if finished:
+            self.progress.say(f"{stage}: finished before, in {folder} (--fresh does it again)")
+        else:
+            measured = "".join(f", {name} {value:.4g}" for name, value in figures.items())
+            self.progress.say(f"{stage}: done in {seconds:.0f} s{measured}")

@@ -1,0 +1,1 @@
+"""Zero-shot benchmarking in Chinese and English."""

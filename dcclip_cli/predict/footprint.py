@@ -1,0 +1,61 @@
+"""How big and how fast a loaded model is, here and now."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from dcclip_cli.predict.runtime import DualEncoder
+
+TEXT = "一只在雪地里的狗 a dog in the snow"
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """`image_ms` and `text_ms` are medians for one image or one short text, on one thread, preprocessing left out."""
+
+    parameters: int
+    size_bytes: int
+    image_ms: float
+    text_ms: float
+
+
+def footprint(model: DualEncoder, budget_s: float = 1.0) -> Footprint:
+    """A model's size and latency. Not for comparing machines, nor runs made while something else was running."""
+    pixels = model.preprocess(Image.new("RGB", (256, 256), "white"))[np.newaxis]
+    with _torch_on_one_thread():
+        image_ms = _median_ms(lambda: model.encode_pixels(pixels), budget_s / 2)
+        text_ms = _median_ms(lambda: model.encode_texts([TEXT]), budget_s / 2)
+    return Footprint(model.parameters, model.size_bytes, image_ms, text_ms)
+
+
+def _median_ms(call: Callable[[], object], budget_s: float) -> float:
+    call()
+    times: list[float] = []
+    end = time.perf_counter() + budget_s
+    while len(times) < 5 or (time.perf_counter() < end and len(times) < 200):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return 1000 * statistics.median(times)
+
+
+@contextmanager
+def _torch_on_one_thread() -> Iterator[None]:
+    torch = sys.modules.get("torch")  # where it isn't loaded, the model doesn't use it
+    if torch is None:
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,46 @@
+"""One way to run any dual encoder, whether onnxruntime or torch does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from dcclip_cli.model.reference import ModelReference
+
+PLAIN_PROMPTS: Mapping[str, Sequence[str]] = {"en": ("{}",), "zh": ("{}",)}
+
+
+class DualEncoder(Protocol):
+    """A loaded model. B images, N texts, D the shared width; every embedding has length 1."""
+
+    name: str
+    fingerprint: str  # changes whenever any output could
+    preprocessing: Mapping[str, Any]  # what `preprocess` does, for the record
+    prompts: Mapping[str, Sequence[str]]  # language -> templates that `predict` puts labels into
+    logit_scale: float  # what cosines are multiplied with before the softmax
+    logit_bias: float | None  # added to logits by sigmoid models
+    parameters: int
+    size_bytes: int  # of the weights
+
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        """The image tower's input (3, H, W), float32."""
+
+    def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Embeddings (B, D), float32, of preprocessed images (B, 3, H, W)."""
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings (N, D), float32."""
+
+
+def load_model(reference: ModelReference, device: str = "auto") -> DualEncoder:
+    """The model meant by a reference; a bundle is loaded without torch. Raises DcclipError where it can't be."""
+    if reference.kind == "bundle":
+        from dcclip_cli.predict.bundle import Bundle
+
+        return Bundle(reference.path, device)
+    from dcclip_cli.predict.torch_runtime import load_torch
+
+    return load_torch(reference, device)

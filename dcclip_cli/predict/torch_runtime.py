@@ -1,0 +1,78 @@
+"""A dual encoder run by torch: model directories, transformers and open_clip models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.preprocess import flatten
+from dcclip_cli.model.reference import ModelReference
+from dcclip_cli.predict.runtime import PLAIN_PROMPTS
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from dcclip_cli.model.towers import Towers
+
+
+class TorchEncoder:
+    """Towers as a DualEncoder; they are expected in evaluation mode and on `device`."""
+
+    prompts: Mapping[str, Sequence[str]] = PLAIN_PROMPTS
+
+    def __init__(self, towers: Towers, device: str = "cpu") -> None:
+        own = towers.preprocessing
+        self._towers, self._device = towers, device
+        self.name, self.fingerprint = towers.name, towers.fingerprint
+        self.preprocessing: Mapping[str, Any] = own.to_config() if own else {"as_in": towers.name}
+        self.logit_scale, self.logit_bias = towers.logit_scale, towers.logit_bias
+        self.parameters = towers.parameters_count()
+        self.size_bytes = sum(weight.numel() * weight.element_size() for weight in towers.parameters())
+
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        return self._towers.preprocess(flatten(image))
+
+    def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            embedding = self._towers.image_features(torch.from_numpy(pixels).to(self._device)).embedding
+        return _unit(embedding.float().cpu().numpy())
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            embedding = self._towers.text_features(self._towers.tokenize(list(texts)).to(self._device)).embedding
+        return _unit(embedding.float().cpu().numpy())
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def load_torch(reference: ModelReference, device: str = "auto") -> TorchEncoder:
+    """The model meant by a reference that is no bundle. Raises DcclipError where model or device is missing."""
+    device = _device(device)
+    if reference.kind == "folder":
+        from dcclip_cli.model.folder import load_folder
+
+        return TorchEncoder(load_folder(reference.path, device), device)
+    from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
+
+    teacher = TransformersTeacher if reference.kind == "hf" else OpenClipTeacher
+    return TorchEncoder(teacher(model=reference.target).load(device), device)
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked == "auto":
+        return next(name for name, found in there.items() if found)
+    if not there.get(asked):
+        raise DcclipError(f"torch finds no device {asked}", "leave --device out, or say --device cpu")
+    return asked

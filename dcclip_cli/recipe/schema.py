@@ -1,0 +1,69 @@
+"""What may stand in a recipe: one model's whole life, a section per stage."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, Self, get_args
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from dcclip_cli.data.batches import COLLECTED, DataOptions
+from dcclip_cli.data.collect import CollectOptions
+from dcclip_cli.eval.evaluate import EvalOptions
+from dcclip_cli.export.export import ExportOptions
+from dcclip_cli.model.students import StudentOptions
+from dcclip_cli.model.teachers import Teacher
+from dcclip_cli.options import Options
+from dcclip_cli.train.align import AlignOptions
+from dcclip_cli.train.distill import DistillOptions
+
+Stage = Literal["collect", "distill", "align", "eval", "export"]
+STAGES: tuple[Stage, ...] = get_args(Stage)  # in the order of `dcclip run`
+
+
+class Recipe(Options):
+    """One YAML file: what several stages need stands at the top, then one section per stage."""
+
+    format: Literal[1] = Field(1, description="version of the recipe format")
+    name: str = Field(max_length=80, description="runs/NAME/ holds all that this recipe makes")
+    seed: int = Field(0, ge=0, lt=2**32, description="of every random choice: the same seed gives the same weights")
+    teacher: Teacher | None = None
+    student: StudentOptions | None = None
+    data: DataOptions | None = None
+    collect: CollectOptions | None = None
+    distill: DistillOptions | None = None
+    align: AlignOptions | None = None
+    eval: EvalOptions | None = None
+    export: ExportOptions | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f"'{name}' names no folder: use letters, digits, _ - and .")
+        return name
+
+    @model_validator(mode="after")
+    def _has_what_its_stages_need(self) -> Self:
+        needed: dict[tuple[str, ...], list[str]] = {}
+        if self.distill is not None:
+            needed["distill",] = ["teacher", "student", "data"]
+        if self.align is not None:
+            needed["align",] = ["data"]
+            needed["align", "start"] = {"scratch": ["student"], "distill": ["distill"]}.get(self.align.start, [])
+        if self.data is not None and self.data.train == COLLECTED:
+            needed["data", "train"] = ["collect"]
+        lacking = [
+            InitErrorDetails(type=PydanticCustomError("lacking", f"needs a section {names}"), loc=location, input=None)
+            for location, sections in needed.items()
+            if (names := ", ".join(section for section in sections if getattr(self, section) is None))
+        ]
+        if lacking:
+            raise ValidationError.from_exception_data("Recipe", lacking)
+        return self
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages that the recipe names, in order."""
+        return tuple(stage for stage in STAGES if getattr(self, stage) is not None)

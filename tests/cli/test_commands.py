@@ -1,0 +1,111 @@
+import json
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from dcclip_cli.cli.app import app
+
+RECIPES = Path(__file__).parent.parent.parent / "recipes"
+
+
+def dcclip(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+COMMANDS = ("run", "collect", "distill", "align", "eval", "export", "predict", "models", "datasets", "recipe")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS, "recipe schema", "recipe show"])
+def test_every_command_explains_itself(command: str) -> None:
+    result = dcclip(*command.split(), "--help")
+    assert result.exit_code == 0 and "Usage:" in result.stdout
+
+
+def test_the_schema_is_json_with_the_sections_in_it() -> None:
+    schema = json.loads(dcclip("recipe", "schema").stdout)
+    assert {"name", "teacher", "student", "data", "collect", "distill", "align", "eval", "export"} == (
+        set(schema["properties"]) - {"format", "seed"}
+    )
+
+
+def test_check_prints_the_recipe_resolved_and_does_nothing(tmp_path: Path) -> None:
+    result = dcclip("collect", RECIPES / "collect-sample.yaml", "--check", "--set", "collect.shard_size=3")
+    assert result.exit_code == 0
+    assert "  shard_size: 3\n" in result.stdout and f"path: {RECIPES}/collect-sample/pairs.tsv" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_names_every_file_that_is_missing(tmp_path: Path) -> None:
+    Path("r.yaml").write_text("name: x\ndata: {train: ./无.parquet}\nalign: {steps: 1, start: ./model}\n", "utf-8")
+    result = dcclip("align", "r.yaml", "--check", "--device", "cpu")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[:2] == [
+        f"error: r.yaml:2: data.train: {tmp_path}/无.parquet does not exist",
+        f"error: r.yaml:3: align.start: {tmp_path}/model does not exist",
+    ]
+
+
+def test_run_does_the_stages_that_there_are() -> None:
+    result = dcclip("run", RECIPES / "collect-sample.yaml")
+    assert result.exit_code == 0 and result.stdout.startswith("runs/collect-sample/collect, shards: 1")
+
+
+def test_collect_prints_what_it_dropped_and_why() -> None:
+    result = dcclip("collect", RECIPES / "collect-sample.yaml")
+    counts = {line.split()[0]: line.split()[1] for line in result.stdout.splitlines() if len(line.split()) == 4}
+    assert (counts["read"], counts["image-small"], counts["kept"]) == ("15", "1", "8")
+    assert Path("runs/collect-sample/resolved.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("distill nope.yaml", "error: nope.yaml does not exist"),
+        ("predict cat.png", "error: no labels given"),
+        ("predict cat.png --labels ，", "error: no labels given"),
+        ("predict cat.png --labels 猫", "error: no model is named and runs/ holds no finished run"),
+        ("eval", "error: no data set is named"),
+        ("eval --dataset imagenet-cn", "error: no model is named and runs/ holds no finished run"),
+    ],
+)
+def test_a_mistake_is_told_in_two_lines(line: str, said: str) -> None:
+    result = dcclip(*line.split())
+    assert result.exit_code == 1
+    first, second = result.stderr.splitlines()
+    assert first == said and second.startswith("hint:  ")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nope",
+        "predict",
+        "predict a.png --labels 猫 --json --csv",
+        "eval --languages fr --dataset x",
+        "eval --check",
+        "export",
+    ],
+)
+def test_wrong_usage_exits_with_2(line: str) -> None:
+    assert dcclip(*line.split()).exit_code == 2
+
+
+def test_help_is_quick() -> None:
+    import subprocess
+    import sys
+
+    def seconds() -> float:
+        begin = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "dcclip_cli", "--help"], check=True, capture_output=True, cwd=RECIPES.parent
+        )
+        return time.perf_counter() - begin
+
+    assert min(seconds() for _ in range(3)) < 0.8  # 0.35 s on an idle core; room for a busy one

@@ -1,0 +1,75 @@
+import io
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+from dcclip_cli.cli import console
+from dcclip_cli.progress import Silent
+
+
+class Clock:
+    """A clock that moves only when told."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    return clock
+
+
+def test_plain_lines_are_few_and_tell_rate_and_time_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with console.Lines().task("蒸馏 distill", total=200, done=100) as task:
+        for _ in range(100):
+            clock.now += 0.5
+            task.advance(loss=0.25)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "蒸馏 distill 104/200  2.0/s  0:48 left  loss 0.25",
+        "蒸馏 distill 134/200  2.0/s  0:33 left  loss 0.25",
+        "蒸馏 distill 164/200  2.0/s  0:18 left  loss 0.25",
+        "蒸馏 distill 194/200  2.0/s  0:03 left  loss 0.25",
+        "蒸馏 distill 200/200  2.0/s  took 0:50  loss 0.25",
+    ]
+
+
+def test_a_brief_task_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with console.Lines().task("read", total=2) as task:
+        task.advance(2)
+    assert capsys.readouterr().err == ""
+
+
+def test_bars_stay_when_a_task_took_long_and_show_its_figures(clock: Clock) -> None:
+    screen = io.StringIO()
+    bars = console.TerminalBars(Console(file=screen, force_terminal=True, width=120, _environ={}))
+    with bars.task("outer", total=2) as outer, bars.task("inner", total=4) as inner:
+        clock.now += 100
+        inner.advance(4, loss=0.125)
+        outer.advance(2)
+    last = screen.getvalue().rsplit("\r", 1)[-1]
+    assert "outer" in last and "4/4" in last and "loss 0.125" in last
+
+
+def test_quiet_and_all_but_the_first_process_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(console.talk(quiet=True), Silent)
+    assert isinstance(console.talk(), console.Lines)
+    monkeypatch.setenv("RANK", "1")
+    assert isinstance(console.talk(), Silent)
+
+
+def test_tables_and_json_go_to_stdout_with_chinese_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show_table("结果 results", ("model", "top-1"), [("学生 student", "43.1 %")])
+    console.show_json({"label": "猫"})
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert [line.split() for line in captured.out.splitlines() if "学生" in line] == [["学生", "student", "43.1", "%"]]
+    assert captured.out.endswith('{\n  "label": "猫"\n}\n')
+    assert sys.stdout.isatty() is False

@@ -1,0 +1,153 @@
+"""The commands one after another, from a recipe to probabilities, with a tiny AltCLIP as teacher."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from dcclip_cli.cli.app import app
+from dcclip_cli.data.pair import Pair
+
+
+def dcclip(*arguments: object, expect: int = 0, stdin: str | None = None) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+    assert result.exit_code == expect, f"{result.output}\n{result.exception!r}"
+    return result
+
+
+@pytest.fixture(scope="module")
+def here(altclip_folder: Path, pairs_file: Path, pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A directory with recipe.yaml, two pictures, and the run that `dcclip run recipe.yaml` left."""
+    from tests.conftest import STUDENT
+
+    folder = tmp_path_factory.mktemp("life")
+    stage = {"batch_size": 8, "warmup_steps": 1, "workers": 0, "threads": 1}
+    recipe = {
+        "name": "一生",
+        "teacher": {"kind": "altclip", "model": str(altclip_folder)},
+        "student": STUDENT,
+        "data": {"train": "./train.parquet"},
+        "distill": {**stage, "steps": 3, "augmentations": 1},
+        "align": {**stage, "steps": 2},
+        "eval": {"datasets": ["./train.parquet"]},
+        "export": {},
+    }
+    (folder / "train.parquet").symlink_to(pairs_file)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")
+    for pair in pairs[:2]:
+        (folder / f"{pair.key}.png").write_bytes(pair.image)
+    before = Path.cwd()
+    os.chdir(folder)
+    (folder / "output.txt").write_text(dcclip("run", "recipe.yaml").output, "utf-8")
+    yield folder
+    os.chdir(before)
+
+
+def test_a_run_ends_with_a_table_of_teacher_student_and_bundle(here: Path) -> None:
+    lines = (here / "output.txt").read_text("utf-8").splitlines()
+    header = next(line for line in lines if "student / teacher" in line)
+    assert header.split()[:3] == ["teacher", "student", "bundle"]
+    measured = {line.split("  ")[0].strip() for line in lines if "%" in line}
+    assert {"top-1 train en", "top-1 train zh", "parameters", "one image", "one text"} <= measured
+    results = json.loads((here / "runs/一生/eval/train.json").read_text("utf-8"))
+    assert [(one["language"], one["classes"], one["n"]) for one in results] == [("zh", 40, 40), ("en", 40, 40)] * 3
+
+
+def test_a_run_holds_its_recipe_as_it_was_and_as_it_was_understood(here: Path) -> None:
+    run = here / "runs/一生"
+    assert (run / "recipe.yaml").read_bytes() == (here / "recipe.yaml").read_bytes()
+    resolved = yaml.safe_load((run / "resolved.yaml").read_text("utf-8"))
+    assert resolved["distill"]["optimizer"]["lr"] == 0.001
+    assert resolved["student"]["text"]["vocabulary"] == {"from": "data", "size": 300}
+    assert sorted(path.name for path in run.iterdir() if path.is_dir()) == [
+        "align",
+        "distill",
+        "eval",
+        "export",
+        "teacher-cache",
+    ]
+
+
+def test_a_finished_run_does_nothing_again_and_shows_its_table(here: Path) -> None:
+    weights = here / "runs/一生/align/model/open_clip_model.safetensors"
+    written = weights.stat().st_mtime_ns
+    again = dcclip("run", "recipe.yaml")
+    assert [line.split(":")[0] for line in again.stderr.splitlines() if "finished before" in line] == [
+        "distill",
+        "align",
+        "export",
+        "eval",
+    ]
+    assert "student / teacher" in again.stdout
+    assert weights.stat().st_mtime_ns == written
+    assert dcclip("align", "recipe.yaml", "-q").stderr == ""
+
+
+def test_a_run_measures_again_what_its_recipe_asks_anew_but_trains_nothing_twice(here: Path) -> None:
+    weights = here / "runs/一生/align/model/open_clip_model.safetensors"
+    written = weights.stat().st_mtime_ns
+    again = dcclip("run", "recipe.yaml", "--set", "eval.languages=[zh]")
+    assert "top-1 train zh" in again.stdout and "top-1 train en" not in again.stdout
+    assert weights.stat().st_mtime_ns == written
+    (here / "runs/一生/summary.json").unlink()
+    assert "top-1 train en" in dcclip("run", "recipe.yaml").stdout
+    assert weights.stat().st_mtime_ns == written
+
+
+def test_a_finished_stage_is_not_taken_for_that_of_a_changed_recipe(here: Path) -> None:
+    changed = dcclip("distill", "recipe.yaml", "--set", "distill.steps=4", expect=1)
+    assert changed.stderr.splitlines() == [
+        "error: runs/一生/distill was made from a recipe that differs: distill.steps was 3, is 4",
+        "hint:  do it again with --fresh, or keep both with another name or --out DIR",
+    ]
+    dcclip("distill", "recipe.yaml", "--set", "distill.log_every_steps=7")
+    elsewhere = dcclip("distill", "recipe.yaml", "--set", "distill.steps=4", "--out", "elsewhere", "-q")
+    assert elsewhere.stdout == "elsewhere/distill/model\n"
+
+
+def test_eval_takes_models_side_by_side(here: Path) -> None:
+    student = "runs/一生/align/model"
+    teacher = f"hf:{yaml.safe_load(Path('recipe.yaml').read_text('utf-8'))['teacher']['model']}"
+    shown = dcclip("eval", "--model", student, "--model", teacher, "--dataset", "./train.parquet", "--languages", "zh")
+    assert [len(line.split()) for line in shown.stdout.splitlines() if line.startswith("train zh")] == [4]
+    one = dcclip("eval", "--dataset", "./train.parquet", "--languages", "zh，en", "--json", "--limit", "10")
+    results = json.loads(one.stdout)
+    assert [(result["language"], result["n"]) for result in results] == [("zh", 10), ("en", 10)]
+    assert one.stderr.startswith("model: bundle runs/一生/export (newest finished run)")
+
+
+def test_predict_splits_labels_in_both_languages_and_prints_what_is_asked(here: Path) -> None:
+    picture = "red-circle.png"
+    plain = dcclip("predict", picture, "--labels", "红圆，dog, a red circle", "-q").output.strip()
+    assert plain.startswith(f"{picture}   ") and plain.count("%") == 3
+    listed = json.loads(dcclip("predict", picture, "--labels", "猫,dog", "--json", "-q").output)
+    assert sum(label["probability"] for label in listed[0]["labels"]) == pytest.approx(1, abs=1e-5)
+    assert {label["label"] for label in listed[0]["labels"]} == {"猫", "dog"}
+    lines = dcclip("predict", "-", "--labels", "猫,dog", "--top-k", 1, "--jsonl", "-q", stdin="red-circle.png\n").output
+    assert [json.loads(line)["image"] for line in lines.splitlines()] == [picture]
+    table = dcclip("predict", ".", "--labels", "猫,dog", "--csv", "-q").output.splitlines()
+    assert table[0] == "image,label,probability" and len(table) == 5
+
+
+def test_predict_names_a_broken_picture_and_goes_on(here: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
+    result = dcclip("predict", tmp_path / "broken.png", "red-circle.png", "--labels", "猫,dog", "-q", expect=1)
+    assert result.stderr.startswith("error: ") and "broken.png" in result.stderr
+    assert result.stdout.startswith("red-circle.png   ")
+
+
+def test_export_will_not_replace_a_folder_that_is_no_bundle(here: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    result = dcclip("export", "recipe.yaml", "--out", tmp_path, expect=1)
+    assert result.stderr.splitlines()[-2] == f"error: {tmp_path} is not empty, and no bundle"
+    assert (tmp_path / "thesis.txt").exists()
+    made = dcclip("export", "--model", "runs/一生/align/model", "--out", tmp_path / "new", "-q").output
+    assert made == f"{tmp_path}/new\n"
+
+
+def test_models_lists_the_run(here: Path) -> None:
+    assert "runs/一生   bundle   runs/一生/export" in dcclip("models").stdout

@@ -1,0 +1,223 @@
+"""What many tests share: a drawn bilingual data set, tiny random teachers in the hub's own format, a tiny student."""
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Before any library is imported: no test may go to the network, and other thread counts sum in another order.
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+import pytest
+from PIL import Image, ImageDraw
+
+from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.table import write_parquet
+
+COLOURS = {"red": "红", "green": "绿", "blue": "蓝", "black": "黑", "orange": "橙"}
+SHAPES = {
+    "circle": "圆",
+    "square": "方块",
+    "triangle": "三角形",
+    "cross": "十字",
+    "ring": "圆环",
+    "bar": "横条",
+    "post": "竖条",
+    "moon": "月亮",
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_model_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DCCLIP_MODEL", raising=False)
+
+
+@pytest.fixture(scope="session")
+def pairs() -> list[Pair]:
+    """40 pictures, 48 px, eight shapes in five colours, three Chinese and three English captions each."""
+    return [
+        Pair(
+            key=f"{colour}-{shape}",
+            image=_png(_draw(shape, colour)),
+            zh=(f"{zh_colour}色的{zh_shape}", f"一张{zh_shape}的图片", zh_shape),
+            en=(f"{colour} {shape}", f"a picture of a {shape}", shape),
+            meta={"source": "drawn"},
+        )
+        for shape, zh_shape in SHAPES.items()
+        for colour, zh_colour in COLOURS.items()
+    ]
+
+
+@pytest.fixture(scope="session")
+def pairs_file(pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn pairs as a Parquet file."""
+    file = tmp_path_factory.mktemp("pairs") / "train.parquet"
+    write_parquet(file, pairs)
+    return file
+
+
+def _draw(shape: str, colour: str) -> Image.Image:
+    image = Image.new("RGB", (48, 48), "white")
+    draw = ImageDraw.Draw(image)
+    match shape:
+        case "circle":
+            draw.ellipse((8, 8, 40, 40), fill=colour)
+        case "square":
+            draw.rectangle((10, 10, 38, 38), fill=colour)
+        case "triangle":
+            draw.polygon([(24, 6), (42, 40), (6, 40)], fill=colour)
+        case "cross":
+            draw.line((8, 8, 40, 40), fill=colour, width=6)
+            draw.line((40, 8, 8, 40), fill=colour, width=6)
+        case "ring":
+            draw.ellipse((8, 8, 40, 40), outline=colour, width=6)
+        case "bar":
+            draw.rectangle((4, 20, 44, 28), fill=colour)
+        case "post":
+            draw.rectangle((20, 4, 28, 44), fill=colour)
+        case "moon":
+            draw.ellipse((8, 8, 40, 40), fill=colour)
+            draw.ellipse((18, 4, 44, 36), fill="white")
+    return image
+
+
+def _png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+# ---- teachers, random, as transformers saves them
+
+# A Unigram vocabulary as XLM-RoBERTa has it: words begin with ▁, specials first, <mask> last.
+SPECIALS = ["<s>", "<pad>", "</s>", "<unk>"]
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz" + "".join(dict.fromkeys("".join(COLOURS.values()) + "".join(SHAPES.values())))
+WORDS = ["▁", *(f"▁{word}" for word in (*COLOURS, *SHAPES, "picture", "of", "a")), "色的", "一张", "的图片", "▁一张"]
+UNUSED = ["▁dog", "▁cat", "▁bicycle", "小猫", "自行车", "猫", "狗", "hound"]
+
+
+@pytest.fixture(scope="session")
+def altclip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random AltCLIP, 16-wide shared space, 32 px in 8 px patches, as `save_pretrained` writes it."""
+    from transformers import AltCLIPConfig, AltCLIPModel, CLIPImageProcessor, XLMRobertaTokenizer
+
+    vocabulary = [(piece, 0.0) for piece in SPECIALS]
+    vocabulary += [(piece, -3.0 - index / 100) for index, piece in enumerate(WORDS + UNUSED)]
+    vocabulary += [(piece, -8.0) for piece in dict.fromkeys(CHARACTERS) if piece not in UNUSED]
+    vocabulary += [("<mask>", 0.0)]
+    folder = tmp_path_factory.mktemp("teachers") / "altclip"
+    config = AltCLIPConfig(
+        text_config=_sizes(vocab_size=len(vocabulary))
+        | {"max_position_embeddings": 40, "type_vocab_size": 1, "project_dim": 16}
+        | {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
+        vision_config=_sizes(image_size=32, patch_size=8, projection_dim=16, hidden_act="quick_gelu"),
+        projection_dim=16,
+    )
+    _seeded(AltCLIPModel, config).save_pretrained(folder)
+    XLMRobertaTokenizer(vocab=vocabulary, model_max_length=38).save_pretrained(folder)
+    square = {"height": 32, "width": 32}
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=square).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chinese_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random ChineseCLIP with a BERT tokenizer that knows Chinese characters and English letters."""
+    from transformers import BertTokenizer, ChineseCLIPConfig, ChineseCLIPImageProcessor, ChineseCLIPModel
+
+    folder = tmp_path_factory.mktemp("teachers") / "chinese-clip"
+    folder.mkdir()
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = [*COLOURS, *SHAPES, "picture", "of"]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *letters, *(f"##{letter}" for letter in letters)]
+    pieces += list(dict.fromkeys("".join(COLOURS.values()) + "".join(SHAPES.values()) + "色的一张图片猫"))
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", "utf-8")
+    config = ChineseCLIPConfig(
+        text_config=_sizes(vocab_size=len(pieces), max_position_embeddings=40, type_vocab_size=2),
+        vision_config=_sizes(image_size=32, patch_size=8),
+        projection_dim=16,
+    )
+    _seeded(ChineseCLIPModel, config).save_pretrained(folder)
+    BertTokenizer(str(folder / "vocab.txt"), model_max_length=38).save_pretrained(folder)
+    ChineseCLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random SigLIP, whose text tower was made for padded input of one length."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessor, SiglipModel
+
+    folder = tmp_path_factory.mktemp("teachers") / "siglip"
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), *((piece, -3.0) for piece in WORDS)]
+    pieces += [(piece, -8.0) for piece in dict.fromkeys(CHARACTERS + "猫")]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    text = _sizes(vocab_size=len(pieces), max_position_embeddings=16, projection_size=32)
+    config = SiglipConfig(
+        text_config=text | {"pad_token_id": 1, "bos_token_id": 1, "eos_token_id": 1},
+        vision_config=_sizes(image_size=32, patch_size=8),
+    )
+    _seeded(SiglipModel, config).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="</s>", eos_token="</s>", unk_token="<unk>", model_max_length=16
+    ).save_pretrained(folder)
+    SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def _sizes(**more: Any) -> dict[str, Any]:
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return {**tower, **more}
+
+
+def _seeded(architecture: Any, config: Any) -> Any:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        return architecture(config).eval()
+
+
+# ---- a student
+
+STUDENT: dict[str, Any] = {
+    "image": {"timm": "test_efficientnet.r160_in1k", "size": 64},
+    "text": {"layers": 1, "width": 32, "context_length": 24, "vocabulary": {"from": "data", "size": 300}},
+    "embed_dim": 16,
+}
+
+
+@pytest.fixture
+def student_section() -> dict[str, Any]:
+    """The recipe's student section for a student of about 0.1 M parameters, free to be changed."""
+    return {key: dict(value) if isinstance(value, dict) else value for key, value in STUDENT.items()}
+
+
+@pytest.fixture(scope="session")
+def model_folder(pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The model directory of a tiny student, aligned from scratch for two steps."""
+    from dcclip_cli.data.batches import DataOptions
+    from dcclip_cli.model.students import StudentOptions
+    from dcclip_cli.runs import RunFolder
+    from dcclip_cli.train.align import AlignOptions, align
+
+    result = align(
+        options=AlignOptions(start="scratch", steps=2, batch_size=8, warmup_steps=0, workers=0),
+        student=StudentOptions.model_validate(STUDENT),
+        teacher=None,
+        data=DataOptions(train=str(pairs_file)),
+        seed=0,
+        run=RunFolder(tmp_path_factory.mktemp("runs") / "tiny"),
+    )
+    yield result.folder

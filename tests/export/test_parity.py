@@ -1,0 +1,62 @@
+"""The comparison of an exported model with its original sees what goes wrong."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcclip_cli.export.parity import Samples, centred_cosine, compare
+
+
+class Letters:
+    """An encoder of texts by their first and last letter; `frozen` cuts every text, as a graph of one length would."""
+
+    def __init__(self, frozen: int | None = None) -> None:
+        self._frozen = frozen
+
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        return np.asarray(image, np.float32).transpose(2, 0, 1)
+
+    def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        return _unit(pixels.mean(axis=(2, 3))[:, :2])
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        cut = [text[: self._frozen] for text in texts]
+        return _unit(np.asarray([[ord(text[0]), ord(text[-1])] for text in cut], np.float32))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+SAMPLES = Samples(
+    "drawn",
+    [Image.new("RGB", (2, 2), colour) for colour in ((255, 10, 0), (10, 255, 0), (99, 99, 0))],
+    [["ab", "ba"], ["a猫", "狗b"]],
+    ["一只狗z"],
+)
+
+
+def test_a_model_is_equal_to_itself() -> None:
+    model: Any = Letters()
+    parity = compare(model, model, SAMPLES)
+    assert (parity.images, parity.texts, parity.source) == (3, 5, "drawn")
+    assert parity.image_max_difference == parity.text_max_difference == 0
+    assert parity.image_centred_cosine == parity.text_centred_cosine == pytest.approx(1)
+    assert parity.agreement == 1
+
+
+def test_a_frozen_length_shows() -> None:
+    original: Any = Letters()
+    frozen: Any = Letters(frozen=1)
+    parity = compare(original, frozen, SAMPLES)
+    assert parity.text_max_difference > 0.5 and parity.image_max_difference == 0
+    assert parity.text_centred_cosine < 0.9
+
+
+def test_centred_cosine_by_hand() -> None:
+    first = np.asarray([[3.0, 1.0], [1.0, 1.0]])  # mean (2, 1), so (1, 0) and (-1, 0)
+    second = np.asarray([[2.0, 3.0], [0.0, 1.0]])  # from the same mean: (0, 2) and (-2, 0)
+    assert centred_cosine(first, second) == pytest.approx((0 + 1) / 2)

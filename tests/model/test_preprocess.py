@@ -1,0 +1,216 @@
+"""From image files to tower input: what is refused, and that the numbers are torchvision's."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.preprocess import Preprocessing, decode, flatten
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    values = np.random.Generator(np.random.Philox(seed)).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(values)
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    """A PNG of a few hundred bytes whose header says it is this large."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + data
+
+
+# ---- decoding
+
+
+@pytest.mark.parametrize(("kind", "exact"), [("PNG", True), ("WEBP", True), ("JPEG", False)])
+def test_png_webp_and_jpeg_are_read(kind: str, exact: bool) -> None:
+    image = noise(30, 20)
+    read = decode(encode(image, kind, **({"lossless": True} if kind == "WEBP" else {})))
+    assert (read.mode, read.size) == ("RGB", (30, 20))
+    assert not exact or read.tobytes() == image.tobytes()
+
+
+def test_a_file_and_its_bytes_give_the_same_picture(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encode(noise(9, 9)))
+    assert decode(tmp_path / "a.png").tobytes() == decode(encode(noise(9, 9))).tobytes()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA"])
+def test_every_kind_of_png_becomes_rgb_or_rgba(mode: str) -> None:
+    read = decode(encode(noise(8, 8).convert(mode)))
+    assert read.mode == ("RGBA" if mode.endswith("A") else "RGB")
+
+
+def test_a_cmyk_jpeg_becomes_rgb() -> None:
+    red = decode(encode(Image.new("RGB", (8, 8), "red").convert("CMYK"), "JPEG")).getpixel((4, 4))
+    assert isinstance(red, tuple)
+    assert red[0] > 250
+    assert max(red[1:]) < 5
+
+
+def test_a_sixteen_bit_grey_png_keeps_its_shades() -> None:
+    shades = np.array([[0, 257 * 100, 65535]], np.uint16)
+    assert np.asarray(decode(encode(Image.fromarray(shades))))[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_a_palette_picture_keeps_its_transparent_colour() -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    palette.putdata([0, 1])
+    read = decode(encode(palette, transparency=1))
+    assert [read.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0, 255), (0, 255, 0, 0)]
+
+
+def test_a_picture_is_turned_upright_by_its_exif_orientation() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn clockwise
+    image = Image.new("RGB", (4, 2), "black")
+    image.putpixel((0, 0), (255, 255, 255))
+    read = decode(encode(image, exif=exif))
+    assert read.size == (2, 4)
+    assert read.getpixel((1, 0)) == (255, 255, 255)
+
+
+def test_the_first_frame_of_an_animation_is_taken() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    animation = encode(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    assert decode(animation).convert("RGB").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_picture_of_more_pixels_than_allowed_is_refused_and_one_of_as_many_is_read() -> None:
+    assert decode(encode(noise(10, 10)), max_pixels=100).size == (10, 10)
+    with pytest.raises(DcclipError, match="has 11 x 10 pixels, more than 100"):
+        decode(encode(noise(11, 10)), max_pixels=100)
+
+
+@pytest.mark.parametrize(("width", "height"), [(65_000, 65_000), (12_000, 12_000), (2_000_000_000, 1)])
+def test_a_decompression_bomb_is_refused_before_it_is_unpacked(width: int, height: int) -> None:
+    with pytest.raises(DcclipError, match=r"more than 64,000,000|is not a readable image"):
+        decode(png_that_claims(width, height))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+def test_a_truncated_file_is_refused(kind: str, share: float) -> None:
+    whole = encode(noise(40, 40), kind)
+    with pytest.raises(DcclipError, match="is not a readable image"):
+        decode(whole[: int(len(whole) * share)])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        "一只猫".encode(),
+        b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><rect width='9' height='9'/></svg>",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"GIF89a" + bytes(30),
+        encode(noise(4, 4), "GIF"),
+        encode(noise(4, 4), "BMP"),
+        encode(noise(4, 4), "TIFF"),
+    ],
+    ids=["nothing", "text", "svg", "eps", "broken gif", "gif", "bmp", "tiff"],
+)
+def test_what_is_no_jpeg_png_or_webp_is_refused(content: bytes) -> None:
+    with pytest.raises(DcclipError, match="is not a readable image") as raised:
+        decode(content)
+    assert raised.value.hint == "use a JPEG, PNG or WebP file"
+
+
+def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(DcclipError, match=r"猫\.png does not exist"):
+        decode(tmp_path / "猫.png")
+    with pytest.raises(DcclipError, match="is a folder"):
+        decode(tmp_path)
+
+
+def test_transparency_shows_the_colour_behind_it() -> None:
+    half = Image.new("RGBA", (1, 1), (255, 0, 0, 128))
+    assert flatten(half).getpixel((0, 0)) == (255, 127, 127)
+    assert flatten(half, (0, 0, 255)).getpixel((0, 0)) == (128, 0, 127)
+
+
+# ---- preprocessing
+
+SIZES = [(32, 32), (33, 47), (100, 31), (31, 100), (7, 5), (224, 225), (640, 480)]
+
+
+def torchvision_transform(given: Preprocessing) -> Any:
+    from torchvision import transforms
+    from torchvision.transforms import InterpolationMode
+
+    mode = InterpolationMode(given.interpolation)
+    size = (given.size, given.size) if given.resize_mode == "squash" else given.size
+    return transforms.Compose(
+        [
+            transforms.Resize(size, mode),
+            transforms.CenterCrop(given.size),
+            transforms.ToTensor(),
+            transforms.Normalize(given.mean, given.std),
+        ]
+    )
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("resize_mode", ["shortest", "squash"])
+@pytest.mark.parametrize("side", [32, 63])
+def test_the_numbers_equal_torchvisions_to_the_bit(interpolation: str, resize_mode: str, side: int) -> None:
+    ours = Preprocessing(size=side, interpolation=interpolation, resize_mode=resize_mode)
+    theirs = torchvision_transform(ours)
+    for width, height in SIZES:
+        image = noise(width, height, seed=width)
+        result = ours(image)
+        assert result.dtype == np.float32
+        assert np.array_equal(result, theirs(image).numpy()), (width, height)
+
+
+def test_the_numbers_equal_open_clips_own_transform_to_the_bit() -> None:
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    ours = Preprocessing(size=48, mean=(0.5, 0.5, 0.5), std=(0.5, 0.25, 0.2))
+    theirs = image_transform_v2(PreprocessCfg(**ours.to_config()), is_train=False)
+    for width, height in SIZES:
+        image = noise(width, height, seed=height)
+        assert np.array_equal(ours(image), theirs(image).numpy()), (width, height)
+
+
+def test_a_white_pixel_becomes_one_minus_the_mean_over_the_deviation() -> None:
+    values = Preprocessing(size=2, mean=(0.5, 0.25, 0.0), std=(0.5, 0.5, 2.0))(Image.new("RGB", (2, 2), "white"))
+    assert values.shape == (3, 2, 2)
+    assert values[:, 0, 0].tolist() == [1.0, 1.5, 0.5]
+
+
+def test_the_middle_of_a_wide_picture_is_kept() -> None:
+    image = Image.new("RGB", (6, 2), "red")
+    image.paste("lime", (2, 0, 4, 2))
+    kept = Preprocessing(size=2, mean=(0, 0, 0), std=(1, 1, 1))(image)
+    assert kept[:, 0, 0].tolist() == [0.0, 1.0, 0.0]
+
+
+def test_the_configuration_survives_open_clips_form() -> None:
+    given = Preprocessing(size=96, mean=(0.1, 0.2, 0.3), std=(1, 1, 1), interpolation="bilinear", resize_mode="squash")
+    assert Preprocessing.from_config(given.to_config()) == given
+    assert Preprocessing.from_config({"size": [64, 64], "mean": [0.5, 0.5, 0.5]}).mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("config", [{"size": [32, 64]}, {"interpolation": "lanczos9"}, {"resize_mode": "longest"}])
+def test_a_configuration_that_cant_be_followed_is_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="supported"):
+        Preprocessing.from_config(config)

@@ -1,0 +1,99 @@
+"""Which model a user means."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.reference import ModelReference, resolve
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def model(folder: Path, mtime: float | None = None) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "open_clip_config.json").write_text("{}")
+    if mtime is not None:
+        os.utime(folder, (mtime, mtime))
+    return folder.resolve()
+
+
+def bundle(folder: Path, mtime: float | None = None) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "image.onnx").touch()
+    if mtime is not None:
+        os.utime(folder, (mtime, mtime))
+    return folder.resolve()
+
+
+def test_a_model_directory_and_a_bundle_are_taken_as_they_are(tmp_path: Path) -> None:
+    folder, onnx = model(tmp_path / "模型"), bundle(tmp_path / "bundle")
+    assert resolve("模型") == ModelReference("folder", str(folder), "model: 模型")
+    assert resolve(str(onnx)) == ModelReference("bundle", str(onnx), f"model: {onnx}".replace("model: ", "model: bundle "))
+    assert resolve("模型").path == folder
+
+
+@pytest.mark.parametrize("stages", [["distill"], ["distill", "align"], ["distill", "align", "export"]])
+def test_a_run_directory_means_its_furthest_finished_stage(stages: list[str]) -> None:
+    for stage in stages:
+        made = bundle(Path("runs/a/export")) if stage == "export" else model(Path("runs/a") / stage / "model")
+    found = resolve("runs/a")
+    assert (found.kind, found.path) == ("bundle" if stages[-1] == "export" else "folder", made)
+
+
+def test_a_stage_directory_that_is_not_finished_is_no_model() -> None:
+    Path("runs/a/align/state").mkdir(parents=True)
+    with pytest.raises(DcclipError, match="no finished run"):
+        resolve("runs/a")
+
+
+@pytest.mark.parametrize(
+    ("reference", "kind", "target"),
+    [
+        ("hf:BAAI/AltCLIP", "hf", "BAAI/AltCLIP"),
+        ("hf:OFA-Sys/chinese-clip-vit-base-patch16", "hf", "OFA-Sys/chinese-clip-vit-base-patch16"),
+        ("open_clip:ViT-B-32/openai", "open_clip", "ViT-B-32/openai"),
+        ("hf-hub:timm/ViT-B-16-SigLIP", "open_clip", "hf-hub:timm/ViT-B-16-SigLIP"),
+    ],
+)
+def test_a_hub_name_says_which_library_reads_it(reference: str, kind: str, target: str) -> None:
+    found = resolve(reference)
+    assert (found.kind, found.target) == (kind, target)
+    assert target in found.said
+
+
+def test_without_a_reference_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    model(Path("runs/new/align/model"))
+    folder = model(Path("elsewhere"))
+    monkeypatch.setenv("DCCLIP_MODEL", "elsewhere")
+    assert resolve() == ModelReference("folder", str(folder), "model: elsewhere ($DCCLIP_MODEL)")
+    assert resolve("runs/new").path != folder
+
+
+def test_without_anything_the_newest_finished_run_is_taken() -> None:
+    model(Path("runs/older/align/model"), mtime=1_000)
+    newest = bundle(Path("runs/newer/export"), mtime=2_000)
+    model(Path("runs/oldest/distill/model"), mtime=500)
+    Path("runs/unfinished/distill/state").mkdir(parents=True)
+    found = resolve()
+    assert (found.kind, found.path) == ("bundle", newest)
+    assert found.said == "model: bundle runs/newer/export (newest finished run)"
+
+
+def test_without_any_run_the_shortest_way_to_a_model_is_said() -> None:
+    with pytest.raises(DcclipError, match="no model is named") as raised:
+        resolve()
+    assert "dcclip run recipes/quickstart.yaml" in raised.value.hint
+
+
+@pytest.mark.parametrize("reference", ["nowhere", "hf:", "BAAI/AltCLIP", "model.onnx", "猫"])
+def test_what_is_no_model_is_named_with_what_could_be(reference: str) -> None:
+    Path("model.onnx").touch()
+    with pytest.raises(DcclipError, match="is no directory") as raised:
+        resolve(reference)
+    assert reference in raised.value.what
+    assert "hf:ORG/NAME" in raised.value.hint

@@ -1,0 +1,134 @@
+"""Teachers from directories as the hub has them, and what is said where there is none."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import load_file, save_file
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.teachers import AltClipTeacher, OpenClipTeacher, Teacher, TransformersTeacher
+
+ANY_TEACHER: TypeAdapter[Teacher] = TypeAdapter(Teacher)
+
+
+def test_altclip_without_a_model_is_the_papers() -> None:
+    teacher = ANY_TEACHER.validate_python({"kind": "altclip"})
+    assert isinstance(teacher, AltClipTeacher)
+    assert teacher.model == "BAAI/AltCLIP"
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("altclip", AltClipTeacher), ("transformers", TransformersTeacher), ("open_clip", OpenClipTeacher)]
+)
+def test_the_kind_chooses_the_class(kind: str, expected: type) -> None:
+    assert type(ANY_TEACHER.validate_python({"kind": kind, "model": "x/y"})) is expected
+
+
+def test_an_unknown_kind_names_the_known_ones() -> None:
+    with pytest.raises(ValidationError, match="'altclip', 'transformers', 'open_clip'"):
+        ANY_TEACHER.validate_python({"kind": "alt_clip"})
+
+
+@pytest.mark.parametrize("generic", [False, True])
+def test_a_saved_altclip_loads_frozen_in_evaluation_mode(altclip_folder: Path, generic: bool) -> None:
+    teacher = (TransformersTeacher if generic else AltClipTeacher)(model=str(altclip_folder))
+    towers = teacher.load()
+    assert type(towers.model).__name__ == "AltCLIPModel"
+    assert not towers.training
+    assert not any(parameter.requires_grad for parameter in towers.parameters())
+    assert towers.logit_scale == pytest.approx(14.2857, abs=0.01)  # exp(2.6592)
+    assert towers.logit_bias is None
+    assert towers.name == "altclip"
+
+
+def test_siglip_has_a_bias_beside_its_scale(siglip_folder: Path) -> None:
+    towers = TransformersTeacher(model=str(siglip_folder)).load()
+    assert (towers.logit_scale, towers.logit_bias) == (1.0, 0.0)  # as transformers begins them: exp(0) and 0
+
+
+def test_weights_saved_as_fp16_are_taken_as_fp32(altclip_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(altclip_folder, tmp_path / "half")
+    weights = load_file(folder / "model.safetensors")
+    halves = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+    save_file(halves, folder / "model.safetensors", {"format": "pt"})
+    assert {parameter.dtype for parameter in AltClipTeacher(model=str(folder)).load().parameters()} == {torch.float32}
+
+
+def test_pickled_weights_are_never_read(altclip_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(altclip_folder, tmp_path / "pickled")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(DcclipError, match="can't be loaded"):
+        AltClipTeacher(model=str(folder)).load()
+
+
+def test_the_fingerprint_is_the_same_for_the_same_directory_wherever_it_lies(altclip_folder: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(altclip_folder, tmp_path / "moved")
+    prints = [AltClipTeacher(model=str(folder)).load().fingerprint for folder in (altclip_folder, moved)]
+    assert prints[0] == prints[1]
+
+
+@pytest.mark.parametrize("changed", ["weights", "preprocessing", "tokenizer", "configuration"])
+def test_the_fingerprint_changes_with_whatever_decides_the_outputs(
+    altclip_folder: Path, tmp_path: Path, changed: str
+) -> None:
+    folder = shutil.copytree(altclip_folder, tmp_path / "changed")
+    if changed == "weights":
+        weights = load_file(folder / "model.safetensors")
+        weights["visual_projection.weight"][0, 0] += 1e-3
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    elif changed == "preprocessing":
+        edit(folder / "preprocessor_config.json", "image_mean", [0.5, 0.5, 0.5])
+    elif changed == "configuration":
+        config = json.loads((folder / "config.json").read_text())
+        edit(folder / "config.json", "vision_config", config["vision_config"] | {"hidden_act": "gelu"})
+    else:
+        text = (folder / "tokenizer.json").read_text("utf-8")
+        (folder / "tokenizer.json").write_text(text.replace('"狗"', '"犬"'), "utf-8")
+    prints = [AltClipTeacher(model=str(path)).load().fingerprint for path in (altclip_folder, folder)]
+    assert prints[0] != prints[1]
+
+
+def edit(file: Path, key: str, value: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+
+
+def test_a_model_directory_of_dcclip_is_an_open_clip_teacher(model_folder: Path) -> None:
+    towers = OpenClipTeacher(model=str(model_folder)).load()
+    assert towers.text_features(towers.tokenize(["红色的圆", "red circle"])).embedding.shape == (2, 16)
+    assert not any(parameter.requires_grad for parameter in towers.parameters())
+
+
+def test_an_image_only_model_is_refused(tmp_path: Path) -> None:
+    from transformers import CLIPImageProcessor, ViTConfig, ViTModel, XLMRobertaTokenizer
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    ViTModel(ViTConfig(image_size=32, **sizes)).save_pretrained(tmp_path)
+    CLIPImageProcessor().save_pretrained(tmp_path)
+    XLMRobertaTokenizer().save_pretrained(tmp_path)
+    with pytest.raises(DcclipError, match="is a ViTModel, not an image-text dual encoder") as raised:
+        TransformersTeacher(model=str(tmp_path)).load()
+    assert "AltCLIP" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        (AltClipTeacher(model="/nowhere/altclip"), "/nowhere/altclip has no config.json"),
+        (AltClipTeacher(model="nobody/nothing"), "teacher nobody/nothing can't be loaded"),
+        (OpenClipTeacher(model="ViT-B-32"), "open_clip model 'ViT-B-32' has no tag"),
+        (OpenClipTeacher(model="ViT-Z-99/openai"), "open_clip model ViT-Z-99/openai can't be loaded"),
+        (OpenClipTeacher(model="/nowhere/student"), "/nowhere/student has no open_clip_config.json"),
+    ],
+    ids=lambda value: getattr(value, "model", ""),
+)
+def test_a_teacher_that_is_not_there_is_named_with_a_hint(teacher: Teacher, said: str) -> None:
+    with pytest.raises(DcclipError) as raised:
+        teacher.load()
+    assert said in raised.value.what
+    assert "\n" not in raised.value.what
+    assert raised.value.hint

@@ -1,0 +1,161 @@
+"""Tokenizers trained on captions, and the teacher's cut to them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from dcclip_cli.data.pair import LANGUAGES, Pair
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.tokenizer import (
+    BEGIN_ID,
+    END_ID,
+    PADDING_ID,
+    UNKNOWN_ID,
+    load_tokenizer,
+    save_tokenizer,
+    tokenize_with,
+    train_tokenizer,
+    trim_tokenizer,
+)
+
+
+@pytest.fixture(scope="module")
+def captions(pairs: list[Pair]) -> list[str]:
+    return [caption for pair in pairs for language in LANGUAGES for caption in pair.captions(language)]
+
+
+@pytest.fixture(scope="module")
+def trained(captions: list[str]) -> Tokenizer:
+    return train_tokenizer(captions, 300)
+
+
+def test_special_tokens_are_numbered_as_in_xlm_roberta(trained: Tokenizer) -> None:
+    assert [trained.token_to_id(token) for token in ("<s>", "<pad>", "</s>", "<unk>")] == [0, 1, 2, 3]
+    assert (BEGIN_ID, PADDING_ID, END_ID, UNKNOWN_ID) == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("text", ["红色的圆", "red circle", "一张 red 圆环的图片"])
+def test_a_text_begins_and_ends_with_its_marks_and_has_no_unknown_piece(trained: Tokenizer, text: str) -> None:
+    ids = trained.encode(text).ids
+    assert (ids[0], ids[-1]) == (BEGIN_ID, END_ID)
+    assert not {BEGIN_ID, PADDING_ID, END_ID, UNKNOWN_ID} & set(ids[1:-1])
+
+
+def test_chinese_is_cut_into_single_characters(trained: Tokenizer) -> None:
+    assert trained.encode("红色的三角形", add_special_tokens=False).tokens == list("红色的三角形")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("Red CIRCLE", "red circle"), ("ｒｅｄ　ｃｉｒｃｌｅ", "red circle"), ("红色，圆", "红色,圆"), ("（圆）", "(圆)")],
+)
+def test_case_and_full_width_forms_make_no_difference(trained: Tokenizer, one: str, other: str) -> None:
+    assert trained.encode(one).ids == trained.encode(other).ids
+
+
+def test_training_twice_on_the_same_captions_gives_the_same_tokenizer(captions: list[str], trained: Tokenizer) -> None:
+    assert json.loads(train_tokenizer(captions, 300).to_str())["model"] == json.loads(trained.to_str())["model"]
+
+
+# ---- trimming
+
+
+def pieces_of(tokenizer: Tokenizer, text: str) -> list[str]:
+    return tokenizer.encode(text).tokens
+
+
+def test_trimming_keeps_the_segmentation_of_every_caption(altclip_folder: Path, captions: list[str]) -> None:
+    full, trimmed = load_tokenizer(altclip_folder), trim_tokenizer(altclip_folder, captions, 70)
+    assert trimmed.get_vocab_size() < full.get_vocab_size() == 79
+    for text in captions:
+        assert pieces_of(trimmed, text) == pieces_of(full, text)
+
+
+@pytest.mark.parametrize("text", ["蓝色的月亮", "一张方块的图片", "black moon", "a picture of a ring", "red 圆环 green"])
+def test_trimming_keeps_the_segmentation_of_new_texts_made_of_kept_pieces(
+    altclip_folder: Path, captions: list[str], text: str
+) -> None:
+    full, trimmed = load_tokenizer(altclip_folder), trim_tokenizer(altclip_folder, captions, 70)
+    assert pieces_of(trimmed, text) == pieces_of(full, text)
+
+
+def test_trimming_drops_pieces_that_no_caption_uses(altclip_folder: Path, captions: list[str]) -> None:
+    full, kept = load_tokenizer(altclip_folder).get_vocab(), trim_tokenizer(altclip_folder, captions, 70).get_vocab()
+    assert {"▁dog", "猫", "小猫", "▁bicycle"} <= set(full)
+    assert not {"▁dog", "猫", "小猫", "▁bicycle"} & set(kept)
+
+
+def test_trimming_renumbers_the_special_tokens_and_keeps_their_places(altclip_folder: Path, captions: list[str]) -> None:
+    trimmed = trim_tokenizer(altclip_folder, captions, 70)
+    assert [trimmed.token_to_id(token) for token in ("<s>", "<pad>", "</s>", "<unk>")] == [0, 1, 2, 3]
+    assert trimmed.token_to_id("<mask>") == trimmed.get_vocab_size() - 1
+    assert trimmed.encode("红").ids[0] == 0
+    assert trimmed.encode("red").ids[-1] == 2
+    assert 3 in trimmed.encode("犬").ids
+
+
+def test_trimming_to_fewer_pieces_keeps_the_commonest(altclip_folder: Path) -> None:
+    # six that are always kept (<s> <pad> </s> <unk> <mask> ▁), then ▁red three times, ▁green twice, ▁blue once
+    trimmed = trim_tokenizer(altclip_folder, ["red", "red green", "red green blue"], 8)
+    assert set(trimmed.get_vocab()) == {"<s>", "<pad>", "</s>", "<unk>", "<mask>", "▁", "▁red", "▁green"}
+
+
+def test_a_vocabulary_that_is_small_enough_stays_whole(altclip_folder: Path, captions: list[str]) -> None:
+    assert trim_tokenizer(altclip_folder, captions, 79).get_vocab() == load_tokenizer(altclip_folder).get_vocab()
+
+
+def test_a_tokenizer_that_is_no_unigram_is_refused(chinese_clip_folder: Path) -> None:
+    with pytest.raises(DcclipError, match="is a WordPiece tokenizer; only Unigram ones can be trimmed") as raised:
+        trim_tokenizer(chinese_clip_folder, ["猫", "cat"], 50)
+    assert "from: data" in raised.value.hint
+
+
+# ---- texts to tokens, files
+
+
+def test_texts_are_padded_to_the_longest_and_no_further(trained: Tokenizer) -> None:
+    tokens = tokenize_with(trained, 24)(["红", "红色的圆"])
+    assert tokens.ids.shape == (2, 6)  # <s> 红 色 的 圆 </s>
+    assert tokens.mask.tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]]
+    assert tokens.ids[0, 2:].tolist() == [END_ID, PADDING_ID, PADDING_ID, PADDING_ID]
+
+
+@pytest.mark.parametrize("text", ["红色的圆" * 20, "red circle " * 20])
+def test_a_text_too_long_is_cut_and_still_ends_with_its_mark(trained: Tokenizer, text: str) -> None:
+    ids = tokenize_with(trained, 12)([text]).ids
+    assert ids.shape == (1, 12)
+    assert (ids[0, 0], ids[0, -1]) == (BEGIN_ID, END_ID)
+
+
+def test_white_space_around_and_between_words_makes_no_difference(trained: Tokenizer) -> None:
+    ids = tokenize_with(trained, 24)(["  red \n circle\t", "red circle", " 红色 的圆　", "红色 的圆"]).ids
+    assert ids[0].tolist() == ids[1].tolist()
+    assert ids[2].tolist() == ids[3].tolist()
+
+
+def test_an_empty_text_is_only_its_marks(trained: Tokenizer) -> None:
+    assert tokenize_with(trained, 24)([""]).ids.tolist() == [[BEGIN_ID, END_ID]]
+
+
+def test_a_saved_tokenizer_is_the_same_in_tokenizers_and_in_transformers(
+    tmp_path: Path, trained: Tokenizer, captions: list[str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    save_tokenizer(trained, tmp_path, 24)
+    ours, theirs = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.model_max_length == 24
+    for text in [*captions, "一只猫！", "A cat?"]:
+        expected = tokenize_with(trained, 24)([text]).ids[0].tolist()
+        assert tokenize_with(ours, 24)([text]).ids[0].tolist() == expected
+        assert theirs(text, truncation=True, max_length=24)["input_ids"] == expected
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[1, 2"])
+def test_a_missing_or_broken_tokenizer_is_named(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(DcclipError, match=r"has no tokenizer\.json|tokenizer\.json is not a tokenizer"):
+        load_tokenizer(tmp_path)

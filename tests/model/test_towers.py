@@ -1,0 +1,193 @@
+"""Towers: what they give is what the library underneath gives, whatever the padding and the length."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dcclip_cli.model.folder import load_folder
+from dcclip_cli.model.students import StudentOptions, build_model, model_config
+from dcclip_cli.model.teachers import AltClipTeacher, TransformersTeacher
+from dcclip_cli.model.towers import OpenClipTowers, Tokens, Towers, TransformersTowers
+
+TEXTS = ["红色的圆", "一张三角形的图片", "a picture of a ring", "moon", "黑 black 十字"]
+
+
+def pictures(towers: Towers, count: int = 3) -> torch.Tensor:
+    random = np.random.Generator(np.random.Philox(1))
+    images = [Image.fromarray(random.integers(0, 256, (40, 50, 3), np.uint8)) for _ in range(count)]
+    return torch.from_numpy(np.stack([towers.preprocess(image) for image in images]))
+
+
+@pytest.fixture(scope="module")
+def student(model_folder: Path) -> OpenClipTowers:
+    return load_folder(model_folder)
+
+
+@pytest.fixture(scope="module")
+def altclip(altclip_folder: Path) -> TransformersTowers:
+    return AltClipTeacher(model=str(altclip_folder)).load()
+
+
+@pytest.fixture(scope="module")
+def chinese_clip(chinese_clip_folder: Path) -> TransformersTowers:
+    return TransformersTeacher(model=str(chinese_clip_folder)).load()
+
+
+@pytest.fixture(scope="module")
+def siglip(siglip_folder: Path) -> TransformersTowers:
+    return TransformersTeacher(model=str(siglip_folder)).load()
+
+
+# ---- open_clip
+
+
+def test_a_students_embeddings_are_those_of_open_clip_itself(student: OpenClipTowers) -> None:
+    pixels, tokens = pictures(student), student.tokenize(TEXTS)
+    full = torch.nn.functional.pad(tokens.ids, (0, 24 - tokens.ids.shape[1]), value=1)  # open_clip wants its 24 tokens
+    with torch.no_grad():
+        torch.testing.assert_close(student.image_features(pixels).embedding, student.model.encode_image(pixels))  # type: ignore[operator]
+        torch.testing.assert_close(student.text_features(tokens).embedding, student.model.encode_text(full))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("timm", ["test_efficientnet", "test_resnet", "starnet_s050", "mobilenetv4_conv_small_050"])
+def test_the_image_map_is_what_a_timm_network_has_before_its_head(timm: str) -> None:
+    options = StudentOptions.model_validate({"image": {"timm": timm, "size": 64}, "text": {"layers": 1, "width": 32}})
+    model = build_model(model_config(options, 16, 300), seed=0).eval()
+    towers = OpenClipTowers(model, lambda texts: pytest.fail("no texts here"), _noise_of_64, "student", "")
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = towers.image_features(pixels)
+        torch.testing.assert_close(features.embedding, model.encode_image(pixels))  # type: ignore[operator]
+        trunk: Any = model.visual.trunk  # type: ignore[union-attr]
+        # EfficientNet widens its map by one more convolution before pooling, MobileNetV4 after.
+        last = trunk.bn2(trunk.conv_head(features.map)) if timm == "test_efficientnet" else features.map
+        torch.testing.assert_close(last, trunk.forward_features(pixels))
+    assert features.embedding.shape == (2, 16)
+    assert features.map.shape[2:] == (2, 2)
+
+
+def _noise_of_64(image: Image.Image) -> torch.Tensor:
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_students_text_embedding_does_not_change_with_its_neighbours_or_padding(
+    student: OpenClipTowers, text: str
+) -> None:
+    with torch.no_grad():
+        alone = student.text_features(student.tokenize([text])).embedding[0]
+        among = student.text_features(student.tokenize([*TEXTS, text])).embedding[-1]
+        ids = student.tokenize([text]).ids
+        padded = torch.nn.functional.pad(ids, (0, 24 - ids.shape[1]), value=1)
+        longest = student.text_features(Tokens(padded, (padded != 1).long())).embedding[0]
+    torch.testing.assert_close(among, alone, rtol=0, atol=1e-6)
+    torch.testing.assert_close(longest, alone, rtol=0, atol=1e-6)
+
+
+def test_a_students_text_tower_looks_only_back(student: OpenClipTowers) -> None:
+    with torch.no_grad():
+        short = student.text_features(student.tokenize(["红色的圆"])).tokens[0]
+        long = student.text_features(student.tokenize(["红色的圆环"])).tokens[0]
+    torch.testing.assert_close(long[:5], short[:5], rtol=0, atol=1e-6)  # <s> 红 色 的 圆
+    assert not torch.allclose(long[5], short[5], atol=1e-3)  # 环 against </s>
+
+
+def test_the_mask_counts_the_real_tokens(student: OpenClipTowers) -> None:
+    features = student.text_features(student.tokenize(["圆", "红色的圆"]))
+    assert features.mask.sum(1).tolist() == [3, 6]
+    assert features.tokens.shape == (2, 6, 32)
+
+
+def test_a_gradient_reaches_both_towers_of_a_student(model_folder: Path) -> None:
+    towers = load_folder(model_folder).train()
+    image = towers.image_features(pictures(towers))
+    text = towers.text_features(towers.tokenize(["猫", "a cat"]))
+    (image.embedding.sum() + image.map.sum() + text.embedding.sum()).backward()
+    without = {name for name, parameter in towers.named_parameters() if parameter.grad is None}
+    assert without == {"model.logit_scale"}
+
+
+# ---- transformers
+
+
+@pytest.mark.parametrize("name", ["altclip", "chinese_clip", "siglip"])
+def test_a_teachers_embeddings_are_those_of_transformers_itself(name: str, request: pytest.FixtureRequest) -> None:
+    towers: TransformersTowers = request.getfixturevalue(name)
+    pixels, tokens = pictures(towers), towers.tokenize(TEXTS)
+    inputs = {"input_ids": tokens.ids, "pixel_values": pixels}
+    if name != "siglip":
+        inputs["attention_mask"] = tokens.mask
+    with torch.no_grad():
+        expected = towers.model(**inputs)
+        image, text = towers.image_features(pixels), towers.text_features(tokens)
+    normalize = torch.nn.functional.normalize
+    torch.testing.assert_close(normalize(image.embedding, dim=-1), normalize(expected.image_embeds, dim=-1))
+    torch.testing.assert_close(normalize(text.embedding, dim=-1), normalize(expected.text_embeds, dim=-1))
+    logits = towers.logit_scale * normalize(image.embedding, dim=-1) @ normalize(text.embedding, dim=-1).T
+    torch.testing.assert_close(logits + (towers.logit_bias or 0.0), expected.logits_per_image, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["altclip", "chinese_clip", "siglip"])
+def test_a_teachers_image_map_is_its_patches_in_reading_order(name: str, request: pytest.FixtureRequest) -> None:
+    towers: TransformersTowers = request.getfixturevalue(name)
+    pixels = pictures(towers, 1)
+    with torch.no_grad():
+        features = towers.image_features(pixels)
+        hidden = towers.model.vision_model(pixel_values=pixels).last_hidden_state[0]
+    assert features.map.shape == (1, 32, 4, 4)
+    assert hidden.shape[0] == (16 if name == "siglip" else 17)  # with a class token first
+    torch.testing.assert_close(features.map[0, :, 1, 2], hidden[-16 + 4 * 1 + 2])
+
+
+@pytest.mark.parametrize("name", ["altclip", "chinese_clip", "siglip"])
+@pytest.mark.parametrize("text", ["红色的圆", "moon"])
+def test_a_teachers_text_embedding_does_not_change_with_its_neighbours(
+    name: str, text: str, request: pytest.FixtureRequest
+) -> None:
+    towers: TransformersTowers = request.getfixturevalue(name)
+    with torch.no_grad():
+        alone = towers.text_features(towers.tokenize([text])).embedding[0]
+        among = towers.text_features(towers.tokenize([*TEXTS, text])).embedding[-1]
+    torch.testing.assert_close(among, alone, rtol=0, atol=1e-5)
+
+
+def test_siglip_always_gets_its_full_length_and_others_the_longest_text(
+    siglip: TransformersTowers, altclip: TransformersTowers
+) -> None:
+    assert siglip.tokenize(["圆", "moon"]).ids.shape == (2, 16)
+    assert altclip.tokenize(["圆", "moon"]).ids.shape[1] < 16
+
+
+@pytest.mark.parametrize("text", ["红" * 200, "a " * 200])
+def test_altclip_texts_stop_where_its_position_table_ends(altclip: TransformersTowers, text: str) -> None:
+    tokens = altclip.tokenize([text])
+    assert tokens.ids.shape == (1, 38)  # of 40 places, XLM-R never uses the first two
+    assert tokens.ids[0, -1] == 2
+    assert torch.isfinite(altclip.text_features(tokens).embedding).all()
+
+
+def test_a_teachers_preprocessing_is_its_own_image_processors(altclip: TransformersTowers) -> None:
+    white = altclip.preprocess(Image.new("RGB", (60, 40), "white"))
+    expected = [(1 - mean) / std for mean, std in [(0.48145466, 0.26862954), (0.4578275, 0.26130258), (0.40821073, 0.27577711)]]
+    assert white.dtype == np.float32
+    assert white.shape == (3, 32, 32)
+    np.testing.assert_allclose(white[:, 16, 16], expected, rtol=1e-5)
+
+
+def test_bf16_changes_a_teachers_numbers_only_a_little_and_only_when_it_teaches(altclip_folder: Path) -> None:
+    exact, coarse = (AltClipTeacher(model=str(altclip_folder), precision=name).load() for name in ("fp32", "bf16"))
+    pixels = pictures(exact)
+
+    def embed(towers: Towers, context: Callable[[], object]) -> torch.Tensor:
+        with context():  # type: ignore[attr-defined]
+            return towers.image_features(pixels).embedding.float()
+
+    assert torch.equal(embed(coarse, torch.no_grad), embed(exact, exact.as_teacher))
+    difference = embed(coarse, coarse.as_teacher) - embed(exact, exact.as_teacher)
+    assert 0 < difference.abs().max() < 0.05 * embed(exact, torch.no_grad).abs().max()
+    assert exact.fingerprint != coarse.fingerprint

@@ -1,0 +1,101 @@
+from pathlib import Path
+
+import pytest
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.recipe.load import load, resolved_yaml
+from dcclip_cli.recipe.record import record
+
+RECIPES = Path(__file__).parent.parent.parent / "recipes"
+SMALL = """\
+name: 小
+teacher: {kind: altclip, model: BAAI/AltCLIP}
+student: {preset: S, text: {width: 128}}
+data: {train: ./train.parquet}
+distill: {epochs: 1e0, optimizer: {lr: 2e-4}}
+align: {steps: 3}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    (tmp_path / "small.yaml").write_text(SMALL, "utf-8")
+    return tmp_path / "small.yaml"
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.name)
+def test_every_recipe_shipped_loads_and_is_called_like_its_file(file: Path) -> None:
+    assert load(file).recipe.name == file.stem
+
+
+def test_a_recipe_has_its_values_its_defaults_and_its_stages_in_order(recipe: Path) -> None:
+    loaded = load(recipe, ["distill.epochs=3", "seed=7"])
+    assert loaded.recipe.distill is not None and loaded.recipe.student is not None
+    assert (loaded.recipe.distill.epochs, loaded.recipe.distill.optimizer.lr, loaded.recipe.seed) == (3, 2e-4, 7)
+    assert (loaded.recipe.student.text.layers, loaded.recipe.student.text.width) == (4, 128)
+    assert loaded.recipe.stages == ("distill", "align")
+    assert loaded.text == SMALL
+    assert [line.partition(": ")[2] for line in loaded.missing_files()] == [
+        f"data.train: {recipe.parent}/train.parquet does not exist"
+    ]
+
+
+def test_a_recipe_written_out_reads_back_as_itself(recipe: Path, tmp_path: Path) -> None:
+    first = load(recipe).recipe
+    (tmp_path / "resolved.yaml").write_text(resolved_yaml(first), "utf-8")
+    assert load(tmp_path / "resolved.yaml").recipe == first
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_the_lines(recipe: Path) -> None:
+    recipe.write_text(
+        "name: a/b\nsed: 1\nteacher: {kind: altclp}\nstudent: {preset: S}\n"
+        "distill: {epoch: 3, epochs: 1, losses: [{kind: feature_map, weight: -1}]}\n",
+        "utf-8",
+    )
+    with pytest.raises(DcclipError) as caught:
+        load(recipe, ["distill.optimizer.lr=快"])
+    assert caught.value.what.replace(f"{recipe}:", "").splitlines() == [
+        "1: name: 'a/b' names no folder: use letters, digits, _ - and .",
+        "2: sed: unknown key, did you mean 'seed'?",
+        "3: teacher.kind: 'altclp' is none of altclip, transformers, open_clip, did you mean 'altclip'?",
+        "5: distill.losses.0.weight: input should be greater than or equal to 0 (got -1)",
+        "5: distill.epoch: unknown key, did you mean 'epochs'?",
+        "--set distill.optimizer.lr=快: distill.optimizer.lr: input should be a valid number,"
+        " unable to parse string as a number (got '快')",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("name: x\ndistill: {epochs: 1}\n", ":2: distill: needs a section teacher, student, data"),
+        ("name: x\nalign: {epochs: 1}\n", ":2: align: needs a section data|:2: align.start: needs a section distill"),
+        (
+            "name: x\ndata: {train: ./x}\nalign:\n  epochs: 1\n  start: scratch\n",
+            ":5: align.start: needs a section student",
+        ),
+        ("name: x\ndata: {train: collect}\n", ":2: data.train: needs a section collect"),
+        ("seed: 1\n", ":1: name: missing"),
+        ("name: x\nformat: 2\n", ":2: format: input should be 1 (got 2)"),
+    ],
+)
+def test_what_a_stage_lacks_is_told_where_it_is_asked_for(recipe: Path, text: str, what: str) -> None:
+    recipe.write_text(text, "utf-8")
+    with pytest.raises(DcclipError) as caught:
+        load(recipe)
+    assert caught.value.what.replace(str(recipe), "").splitlines() == what.split("|")
+
+
+def test_a_run_remembers_its_recipe_and_refuses_another_for_what_is_finished(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "小"
+    record(load(recipe, ["align.steps=5"]), run, finished=[])
+    assert (run / "recipe.yaml").read_text("utf-8") == SMALL
+    assert "# --set align.steps=5\n" in (run / "resolved.yaml").read_text("utf-8")
+    record(load(recipe, ["align.steps=6"]), run, finished=["distill"])
+    record(load(recipe, ["align.steps=6", "align.workers=0"]), run, finished=["distill", "align"])
+    with pytest.raises(DcclipError) as caught:
+        record(load(recipe, ["align.steps=7", "seed=1"]), run, finished=["align"])
+    assert (
+        caught.value.what
+        == f"{run}/align was made from a recipe that differs: seed was 0, is 1, align.steps was 6, is 7"
+    )

@@ -1,0 +1,70 @@
+"""Who may import whom: the parts meet in one direction only, and light parts stay light."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "dcclip_cli"
+PARTS = {"cli", "recipe", "train", "export", "eval", "predict", "data", "model"}
+# What each part may import at all; what it may import only inside functions stands in _LATE.
+MAY = {
+    "cli": PARTS,
+    "recipe": {"train", "data", "model", "eval", "export"},
+    "train": {"data", "model", "eval"},
+    "export": {"model", "eval", "predict", "data"},
+    "eval": {"data", "model", "predict"},
+    "data": {"model"},
+    "predict": {"model"},
+    "model": set(),
+}
+LATE = {("data", "model"), ("predict", "model")}
+LIGHT = {"dcclip_cli.model.preprocess", "dcclip_cli.model.reference"}  # without torch, so importable at once
+SHARED = {"errors", "options", "progress", "runs", "versions", "__version__"}
+
+
+def imports(tree: ast.AST, inside: bool = False) -> Iterator[tuple[str, bool]]:
+    """Every module of this package that is imported, and whether inside a function or for types only."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dcclip_cli"):
+            names = [node.module] if node.module != "dcclip_cli" else [f"dcclip_cli.{name.name}" for name in node.names]
+            yield from ((str(name), inside) for name in names)
+        elif isinstance(node, ast.Import):
+            yield from ((name.name, inside) for name in node.names if name.name.startswith("dcclip_cli"))
+        types_only = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        yield from imports(node, inside or types_only or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.glob("*/**/*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_a_part_imports_only_the_parts_below_it(file: Path) -> None:
+    part = file.relative_to(PACKAGE).parts[0]
+    for module, inside in imports(ast.parse(file.read_text("utf-8"))):
+        other = module.split(".")[1] if "." in module else "__version__"
+        if other == part or other in SHARED:
+            continue
+        assert other in MAY[part], f"{part} must not import {module}"
+        assert inside or (part, other) not in LATE or module in LIGHT, f"import {module} inside a function"
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.glob("[!_]*.py")), ids=lambda file: file.name)
+def test_what_all_parts_share_imports_no_part(file: Path) -> None:
+    used = {module.split(".")[1] for module, _ in imports(ast.parse(file.read_text("utf-8")))}
+    assert used <= SHARED
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from dcclip_cli.cli.app import app; app(['--help'], standalone_mode=False)",
+        "import dcclip_cli.recipe.schema",
+        "import dcclip_cli.predict.predict, dcclip_cli.predict.runtime, dcclip_cli.model.reference",
+    ],
+)
+def test_light_parts_import_neither_torch_nor_what_an_extra_brings(code: str) -> None:
+    heavy = "torch open_clip transformers timm accelerate datasets datatrove onnx pandas pyarrow sklearn matplotlib"
+    check = f"; import sys; print('loaded:', *sorted(set('{heavy}'.split()) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded:"
