@@ -11,3 +11,6 @@ class DcclipError(Exception):
         super().__init__(what)
         self.what = what
         self.hint = hint
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.what, self.hint)  # so that it can leave a worker process

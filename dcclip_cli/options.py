@@ -4,6 +4,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Options(BaseModel):
-    """A recipe section: unknown keys are errors, defaults are checked like given values, nothing changes after loading."""
+    """A recipe section: unknown keys are errors, defaults are checked like given values, nothing changes later."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)

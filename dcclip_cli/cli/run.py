@@ -125,7 +125,7 @@ def _name_of(teacher: Teacher) -> str:
 
 
 def _evaluate(work: stages.Work, results: dict[str, list[EvalResult]], *names: str) -> None:
-    """Add to `results` those of the models `names` that it lacks, on the recipe's test sets; all are kept in the run."""
+    """Add to `results` those that it lacks of the models `names`, on the recipe's test sets; the run keeps all."""
     from dcclip_cli.eval.result import save_results
 
     options = work.loaded.recipe.eval

@@ -37,8 +37,12 @@ class CaptionOptions(Options):
     """Which of a pair's captions a step sees."""
 
     languages: tuple[Language, ...] = LANGUAGES
-    first: float = Field(0.5, ge=0, le=1, description="Probability of a pair's first caption; the others share the rest")
-    also_other: bool = Field(False, description="Beside the first caption, always, one of the others as a second positive")
+    first: float = Field(
+        0.5, ge=0, le=1, description="Probability of a pair's first caption; the others share the rest"
+    )
+    also_other: bool = Field(
+        False, description="Beside the first caption, always, one of the others as a second positive"
+    )
 
 
 @dataclass(frozen=True)

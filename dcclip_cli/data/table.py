@@ -75,7 +75,7 @@ def open_pairs(path: str | Path) -> PairTable:
 
 
 class ParquetPairs(PairTable):
-    """Pairs in one Parquet file with the columns `key`, `image` (bytes), `zh`, `en` (lists of strings), `meta` (JSON)."""
+    """Pairs in one Parquet file: columns `key`, `image` (bytes), `zh`, `en` (lists of strings), `meta` (JSON)."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa
@@ -204,7 +204,9 @@ def _record(text: str | bytes, where: str) -> dict[str, Any]:
 
 def _strings(value: Any, where: str) -> tuple[str, ...]:
     captions = (value,) if isinstance(value, str) else value or ()
-    if not isinstance(captions, list | tuple) or not all(caption is None or isinstance(caption, str) for caption in captions):
+    if not isinstance(captions, list | tuple) or not all(
+        caption is None or isinstance(caption, str) for caption in captions
+    ):
         raise DcclipError(f"{where} is no list of captions", "captions are a string or a list of strings")
     return tuple(caption for caption in captions if caption)
 

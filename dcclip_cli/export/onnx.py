@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,9 +66,7 @@ def _graphs(towers: OpenClipTowers) -> tuple[nn.Module, nn.Module]:
 def _write(graph: nn.Module, example: Tensor, dynamic: dict[int, object], file: Path, takes: str, gives: str) -> None:
     import torch
 
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with torch.no_grad():
         torch.onnx.export(
             graph,
             (example,),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +21,6 @@ def quantize(folder: Path, calibration: Iterable[np.ndarray]) -> None:
     weights for each channel: the pair that VNNI processors have instructions for. Transformers get their ranges while
     they run: fixed ones cost them accuracy.
     """
-    logging.getLogger().setLevel(logging.ERROR)
     if _is_convolutional(folder / IMAGE):
         _quantize_static(folder / IMAGE, calibration)
     else:

@@ -63,7 +63,12 @@ def save_folder(
     if half:
         weights = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
     assert all(torch.isfinite(value).all() for value in weights.values() if value.is_floating_point())
-    provenance = {"format": FORMAT, "kind": "model", "parameters": sum(p.numel() for p in model.parameters()), **provenance}
+    provenance = {
+        "format": FORMAT,
+        "kind": "model",
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **provenance,
+    }
     with written_whole(folder) as temporary:
         save_file(weights, temporary / WEIGHTS)
         _write_json(temporary / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocessing.to_config()})
@@ -99,7 +104,11 @@ def load_folder(folder: Path, device: str = "cpu") -> OpenClipTowers:
         raise DcclipError(f"{folder} can't be loaded: {reason}", "copy the whole model directory again") from None
     length = config["model_cfg"]["text_cfg"].get("context_length", 77)
     tokenize = tokenize_with(load_tokenizer(folder), length)
-    name = str(read_json(folder / PROVENANCE, "").get("name", folder.name)) if (folder / PROVENANCE).is_file() else folder.name
+    name = (
+        str(read_json(folder / PROVENANCE, "").get("name", folder.name))
+        if (folder / PROVENANCE).is_file()
+        else folder.name
+    )
     towers = OpenClipTowers(model, tokenize, preprocessing, name, folder_fingerprint(folder))
     return towers.eval().to(device)
 
@@ -151,7 +160,8 @@ pipeline_tag: zero-shot-image-classification
 ---
 # {provenance.get("name", "dcclip model")}
 
-A light Chinese-English CLIP made by dcclip ({provenance.get("stage", "unknown")} stage), {provenance["parameters"]:,} parameters.
+A light Chinese-English CLIP made by dcclip ({provenance.get("stage", "unknown")} stage),
+{provenance["parameters"]:,} parameters.
 Parent: {provenance.get("parent") or "none, trained from scratch"}. Trained on data with the fingerprint
 `{provenance.get("data", {}).get("train", "unknown")}`; everything that went into it is in `dcclip.json`.
 

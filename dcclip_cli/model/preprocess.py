@@ -40,6 +40,8 @@ def decode(source: bytes | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
                 image.load()
                 transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
                 upright = ImageOps.exif_transpose(image)
+                if upright.mode.startswith("I;16"):  # which Pillow would clip at 255
+                    upright = Image.fromarray((np.asarray(upright, np.float32) / 257).round().astype(np.uint8))
                 return upright.convert("RGBA" if transparent else "RGB")
     except FileNotFoundError:
         raise DcclipError(f"{name} does not exist", "check the path") from None
@@ -70,7 +72,7 @@ class Preprocessing:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Preprocessing:
-        """From open_clip's `preprocess_cfg` (its defaults where a key is missing). Raises ValueError on what it lacks."""
+        """From open_clip's `preprocess_cfg`, its defaults where a key is missing. Raises ValueError on what we lack."""
         known = {key: config[key] for key in ("mean", "std", "interpolation", "resize_mode") if config.get(key)}
         known = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
         size = config.get("size", cls.size)

@@ -51,7 +51,7 @@ def _named(reference: str, why: str) -> ModelReference:
     if not path.is_dir():
         raise DcclipError(
             f"model {reference} is no directory",
-            "name a model directory, an export bundle, a run directory, hf:ORG/NAME, open_clip:ARCH/TAG or hf-hub:ORG/NAME",
+            "name a model directory, an export bundle, a run, hf:ORG/NAME, open_clip:ARCH/TAG or hf-hub:ORG/NAME",
         )
     folder = path if _is_model(path) else _furthest_stage(path)
     if folder is None:

@@ -21,7 +21,9 @@ class ImageTower(Options):
 
     timm: str = Field(description="A name that timm.create_model knows")
     size: int = Field(224, ge=32, le=1024, description="Side of the square input, in pixels")
-    weights: str | None = Field(None, description="Path of a .safetensors file, or 'timm' for timm's pretrained weights")
+    weights: str | None = Field(
+        None, description="Path of a .safetensors file, or 'timm' for timm's pretrained weights"
+    )
     mean: Triple | None = None  # of the input's channels, in 0..1; default: what timm says for this network
     std: Triple | None = None
     dropout: float = Field(0.0, ge=0, lt=1, description="Before the projection")
@@ -166,7 +168,9 @@ def start_image_tower(model: nn.Module, image: ImageTower) -> None:
             weights = load_file(image.weights)
         except SafetensorError as error:
             what = f"student.image.weights: {image.weights} is not a safetensors file: {error}"
-            raise DcclipError(what, "dcclip reads safetensors only; save pickled weights as safetensors first") from None
+            raise DcclipError(
+                what, "dcclip reads safetensors only; save pickled weights as safetensors first"
+            ) from None
     own = trunk.state_dict()
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     missing = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]

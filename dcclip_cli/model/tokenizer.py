@@ -29,7 +29,7 @@ def train_tokenizer(captions: Iterable[str], size: int) -> Tokenizer:
     punctuation and letters one with the usual ones. The same captions give the same tokenizer. Raises DcclipError where
     `size` is less than the captions' characters.
     """
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -41,7 +41,7 @@ def train_tokenizer(captions: Iterable[str], size: int) -> Tokenizer:
     )
     try:
         tokenizer.train_from_iterator(captions, trainer)
-    except Exception as error:  # the library raises plain Exception and nothing narrower
+    except Exception as error:  # noqa: BLE001  # the library raises nothing narrower
         raise DcclipError(
             f"no vocabulary of {size} pieces can be made: {error}", "make student.text.vocabulary.size larger"
         ) from None
@@ -144,12 +144,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise DcclipError(f"{folder} has no tokenizer.json", "make the model again, or copy the whole directory")
     try:
         return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises plain Exception and nothing narrower
+    except Exception as error:  # noqa: BLE001  # the library raises nothing narrower
         raise DcclipError(f"{file} is not a tokenizer: {error}", "copy the model directory again") from None
 
 
 def tokenize_with(tokenizer: Tokenizer, context_length: int) -> Callable[[list[str]], Tokens]:
-    """A function from texts to Tokens, padded to the longest of them; longer texts lose their middle end, not `</s>`."""
+    """A function from texts to Tokens, padded to the longest of them; too long texts lose their end, but not `</s>`."""
     import torch
 
     from dcclip_cli.model.towers import Tokens

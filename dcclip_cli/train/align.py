@@ -26,7 +26,9 @@ class AlignOptions(LoopOptions):
     lock: Literal["image", "text"] | None = Field(None, description="A tower that stays as it is, batch norms included")
     cross_lingual: float = Field(0.0, ge=0, description="Weight of InfoNCE between the two captions of one image")
     other_weight: float = Field(1.0, ge=0, description="Weight of the second captions that captions.also_other adds")
-    max_logit_scale: float = Field(100.0, gt=1, description="The learnable 1 / temperature is kept below this, as CLIP does")
+    max_logit_scale: float = Field(
+        100.0, gt=1, description="The learnable 1 / temperature is kept below this, as CLIP does"
+    )
     distinct_captions: bool = Field(True, description="No two pairs with the same first caption in one batch")
     half: bool = Field(False, description="Store the model's weights as fp16")
 
@@ -45,7 +47,7 @@ def align(
 ) -> StageResult:
     """Train the two towers together and leave `align/model`; goes on from a saved state.
 
-    Raises DcclipError for data or a starting model that can't be had, and where a saved state belongs to another recipe.
+    Raises DcclipError for data or a starting model that can't be had, and where a saved state is another recipe's.
     """
     from dcclip_cli.train import stage
     from dcclip_cli.train.contrast_stage import ContrastStage
@@ -90,6 +92,7 @@ def align(
             "options": options.model_dump(mode="json", exclude=stage.NEUTRAL),
             "parent": learner.parent,
             "student": learner.config,
+            "vocabulary": learner.vocabulary,
             "image_weights": student.image.weights if student and learner.parent is None else None,
             "data": table.fingerprint,
             "seed": seed,

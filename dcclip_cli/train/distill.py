@@ -5,7 +5,6 @@ from __future__ import annotations
 from pydantic import Field
 
 from dcclip_cli.data.batches import DataOptions, Order, Reader
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.progress import Progress, Silent
@@ -18,7 +17,9 @@ class DistillOptions(LoopOptions):
     """Stage 1 of a recipe."""
 
     losses: tuple[DistillLoss, ...] = Field((FeatureMapLoss(), TokenFeaturesLoss(), EmbeddingLoss()), min_length=1)
-    teacher_cache: bool = Field(True, description="Ask the teacher once per picture and augmentation, and keep its answers")
+    teacher_cache: bool = Field(
+        True, description="Ask the teacher once per picture and augmentation, and keep its answers"
+    )
     augmentations: int = Field(4, ge=1, description="Different augmentations of a picture, where the cache is on")
 
 
@@ -36,7 +37,7 @@ def distill(
 ) -> StageResult:
     """Train a student on the teacher's features and leave `distill/model`; goes on from a saved state.
 
-    Raises DcclipError for data, teacher or student that can't be had, and where a saved state belongs to another recipe.
+    Raises DcclipError for data, teacher or student that can't be had, and where a saved state is another recipe's.
     """
     from dcclip_cli.train import stage
     from dcclip_cli.train.feature_stage import FeatureStage, OnlineTeacher, map_grid, widths
@@ -71,7 +72,9 @@ def distill(
     )
     student_widths = widths(learner.towers)
     if options.teacher_cache:
-        source = build_cache(teaching, reader, options.losses, map_grid(learner.towers), run.stage("teacher-cache"), device, progress)
+        source = build_cache(
+            teaching, reader, options.losses, map_grid(learner.towers), run.stage("teacher-cache"), device, progress
+        )
     else:
         source = OnlineTeacher(teaching)
     module = FeatureStage(learner.towers, source, options.losses, student_widths, teacher_widths, seed)
@@ -80,6 +83,8 @@ def distill(
             "options": options.model_dump(mode="json", exclude=stage.NEUTRAL),
             "teacher": teaching.fingerprint,
             "student": learner.config,
+            "vocabulary": learner.vocabulary,
+            "image_weights": student.image.weights,
             "data": table.fingerprint,
             "seed": seed,
         }

@@ -63,7 +63,7 @@ def fit(
 ) -> Fitted:
     """Train `stage` in place; its forward takes a Batch and returns named, weighted loss terms whose sum is minimised.
 
-    Saves the resume state under `folder/state` and goes on from it. `identity` names everything that decides the result.
+    Saves the resume state under `folder/state` and goes on from it. `identity` names all that decides the result.
     Raises DcclipError on a loss that isn't finite, KeyboardInterrupt (state saved) on Ctrl-C.
     """
     accelerator = _accelerator(options, folder, device)
@@ -91,7 +91,7 @@ def fit(
             factor = learning_rate_factor(step, options.warmup_steps, steps)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
-            torch.manual_seed((seed << 40) + (step << 12) + accelerator.process_index)
+            torch.manual_seed(((seed << 40) + (step << 12) + accelerator.process_index) % 2**64)
             terms = wrapped(_to_device(batch, accelerator.device))
             loss = sum(terms.values())
             accelerator.backward(loss)
@@ -101,7 +101,11 @@ def fit(
             done = step + 1
             if done % options.log_every_steps == 0 or done == steps:
                 figures = {key: float(value.detach()) for key, value in terms.items()}
-                figures |= {"loss": float(loss.detach()), "gradient_norm": float(norm), "lr": options.optimizer.lr * factor}
+                figures |= {
+                    "loss": float(loss.detach()),
+                    "gradient_norm": float(norm),
+                    "lr": options.optimizer.lr * factor,
+                }
                 figures |= getattr(stage, "figures", dict)()
                 _check_finite(figures, done, folder)
                 speed = order.batch_size / (time.monotonic() - waiting + waited)
@@ -109,9 +113,9 @@ def fit(
                 task.advance(0, loss=figures["loss"], images_per_s=speed)
             task.advance()
             waiting = time.monotonic()
-            if accelerator.is_main_process and done < steps:
-                if done % options.checkpoint_every_steps == 0 or interrupted:
-                    save_state(folder / "state", done, identity, stage, optimizer.optimizer)
+            due = done % options.checkpoint_every_steps == 0 or interrupted
+            if due and done < steps and accelerator.is_main_process:
+                save_state(folder / "state", done, identity, stage, optimizer.optimizer)
             if interrupted:
                 raise KeyboardInterrupt
     seconds = time.monotonic() - began
@@ -196,7 +200,8 @@ def _check_finite(figures: dict[str, float], step: int, folder: Path) -> None:
     bad = [name for name, value in figures.items() if not math.isfinite(value)]
     if bad:
         raise DcclipError(
-            f"step {step}: {', '.join(bad)} is not finite", f"lower optimizer.lr; the figures are in {folder}/metrics.jsonl"
+            f"step {step}: {', '.join(bad)} is not finite",
+            f"lower optimizer.lr; the figures are in {folder}/metrics.jsonl",
         )
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Side:
-    """What one model, student or teacher, makes of a batch, texts keyed as in Batch; `rows` (N,): whose caption each is."""
+    """What one model, student or teacher, makes of a batch, texts keyed as in Batch; `rows` (N,) whose each is."""
 
     image: ImageFeatures
     texts: dict[str, TextFeatures]
@@ -56,7 +56,7 @@ class FeatureMapLoss(Loss):
     """SmoothL1(adapter_1x1(map_s), map_t) on the image towers' last maps: DC-CLIP's stage 1 (arXiv 2404.11249).
 
     Both maps are brought to the student's grid. The paper does not say how the teacher's map is scaled; `standardize`
-    gives every position zero mean and unit variance over the channels, so that the weight means the same for any teacher.
+    gives every position zero mean and unit variance over the channels, so that a weight suits any teacher.
     """
 
     kind: Literal["feature_map"] = "feature_map"
@@ -158,7 +158,7 @@ class InteractiveLoss(Loss):
 
 
 class SimilarityLoss(Loss):
-    """1/2 [KL(T_i2t || S_i2t) + KL(T_t2i || S_t2i)] on scaled similarities: CLIP-KD's CRD. `scale` is 1 / tau, fixed."""
+    """1/2 [KL(T_i2t || S_i2t) + KL(T_t2i || S_t2i)] on scaled similarities (CLIP-KD, CRD). `scale` is 1 / tau."""
 
     kind: Literal["similarity"] = "similarity"
     scale: float = Field(20.0, gt=0)
@@ -223,7 +223,7 @@ def to_grid(image_map: Tensor, height: int, width: int) -> Tensor:
 
 
 def resample_tokens(features: TextFeatures, mask: Tensor) -> Tensor:
-    """Token features (N, L, W) interpolated along the text, row by row, to the counts and the padding of `mask` (N, L').
+    """Token features (N, L, W) interpolated along the text, row by row, to the counts and padding of `mask` (N, L').
 
     Ends map to ends. Rows of equal count come out as they are. Padding repeats the last token.
     """

@@ -15,7 +15,9 @@ class OptimizerOptions(Options):
     """AdamW; biases, norms and positions are not decayed."""
 
     lr: float = Field(1e-3, gt=0, description="Peak learning rate")
-    image_lr_scale: float = Field(1.0, ge=0, description="Factor on it for the image tower's trunk, gentle on pretrained weights")
+    image_lr_scale: float = Field(
+        1.0, ge=0, description="Factor on it for the image tower's trunk, gentle on pretrained weights"
+    )
     weight_decay: float = Field(0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = Field(1e-6, gt=0)

@@ -45,6 +45,11 @@ class Student:
     name: str
     parent: str | None = None  # fingerprint of the model it started from
 
+    @property
+    def vocabulary(self) -> str:
+        """A sha256 over the pieces and their numbers, which are the rows of the text tower's embedding."""
+        return hashlib.sha256(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
+
     def save(self, folder: Path, provenance: dict[str, Any], half: bool = False) -> None:
         save_folder(
             folder,
@@ -66,7 +71,9 @@ def open_training_pairs(data: DataOptions, run: RunFolder) -> PairTable:
     return open_pairs(run.stage("collect"))
 
 
-def new_student(options: StudentOptions, embed_dim: int, table: PairTable, teacher: str | None, name: str, seed: int) -> Student:
+def new_student(
+    options: StudentOptions, embed_dim: int, table: PairTable, teacher: str | None, name: str, seed: int
+) -> Student:
     """A student with random weights (or the image weights that it names), its tokenizer made from the captions.
 
     `teacher` is the teacher's directory or hub name, for `vocabulary: {from: teacher}`.

@@ -18,6 +18,7 @@ from numpy.lib.format import open_memmap
 from torch.utils.data import DataLoader, Dataset
 
 from dcclip_cli.data.batches import Batch, Reader
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.folder import read_json
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
 from dcclip_cli.progress import Progress
@@ -28,7 +29,7 @@ ROWS = 64  # pictures or captions that the teacher sees at once; part of what th
 
 
 @dataclass(frozen=True)
-class _Picture(Dataset[np.ndarray]):
+class _Picture(Dataset[np.ndarray | DcclipError]):
     """Every picture in every augmentation, as the teacher takes it: row = sample * repeats + repeat."""
 
     reader: Reader
@@ -37,8 +38,16 @@ class _Picture(Dataset[np.ndarray]):
     def __len__(self) -> int:
         return len(self.reader.table) * self.reader.repeats
 
-    def __getitem__(self, row: int) -> np.ndarray:
-        return self.teacher.preprocess(self.reader.picture(*divmod(row, self.reader.repeats)))
+    def __getitem__(self, row: int) -> np.ndarray | DcclipError:
+        try:
+            return self.teacher.preprocess(self.reader.picture(*divmod(row, self.reader.repeats)))
+        except DcclipError as error:
+            return error  # torch would lose the hint of an error raised in a worker
+
+
+def _stacked(pictures: list[np.ndarray | DcclipError]) -> torch.Tensor | DcclipError:
+    broken = [picture for picture in pictures if isinstance(picture, DcclipError)]
+    return broken[0] if broken else torch.from_numpy(np.stack(pictures))  # type: ignore[arg-type]
 
 
 class TeacherCache:
@@ -123,10 +132,12 @@ def _fill_images(
     if done >= rows:
         return
     remaining = torch.utils.data.Subset(pictures, range(done, rows))
-    loader = DataLoader(remaining, ROWS, num_workers=1, multiprocessing_context="fork")
+    loader = DataLoader(remaining, ROWS, num_workers=1, multiprocessing_context="fork", collate_fn=_stacked)
     stores: dict[str, np.memmap] = {}
     with progress.task("teacher: pictures", rows, done) as task, teacher.as_teacher():
         for pixels in loader:
+            if isinstance(pixels, DcclipError):
+                raise pixels
             features = teacher.image_features(pixels.to(device, memory_format=torch.channels_last))
             values = {"image_embedding": torch.nn.functional.normalize(features.embedding.float(), dim=-1)}
             if grid:
@@ -179,7 +190,7 @@ def _progress_of(folder: Path, part: str) -> int:
 
 
 def _note_progress(folder: Path, part: str, done: int, stores: dict[str, np.memmap]) -> None:
-    """Say how many rows are whole, after they have reached the disk, so that a killed run never trusts a half-written one."""
+    """Say how many rows are whole, once they have reached the disk: a killed run never trusts a half-written one."""
     for store in stores.values():
         store.flush()
     temporary = folder / f".{part}.json"

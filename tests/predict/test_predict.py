@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.predict.footprint import footprint
 from dcclip_cli.predict.predict import predict, probabilities
@@ -33,6 +34,25 @@ def test_bundle_and_model_directory_agree(model_folder: Path, bundle_folder: Pat
         assert one.labels[0][0] == other.labels[0][0]
         assert dict(one.labels) == pytest.approx(dict(other.labels), abs=1e-4)
         assert sum(value for _, value in one.labels) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("teacher", ["altclip_folder", "chinese_clip_folder", "siglip_folder"])
+def test_a_transformers_model_predicts_as_transformers_does(
+    teacher: str, pictures: list[Path], request: pytest.FixtureRequest
+) -> None:
+    import torch
+    from transformers import AutoImageProcessor, AutoModel
+
+    folder = request.getfixturevalue(teacher)
+    encoder = load_model(resolve(f"hf:{folder}"), "cpu")
+    model = AutoModel.from_pretrained(folder).eval()
+    pixels = AutoImageProcessor.from_pretrained(folder)(images=decode(pictures[0]), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
+    found = encoder.encode_pixels(encoder.preprocess(decode(pictures[0]))[None])
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+    [prediction] = predict(model=resolve(f"hf:{folder}"), images=pictures[:1], labels=LABELS, device="cpu")
+    assert {label for label, _ in prediction.labels} == set(LABELS)
 
 
 def test_top_k_keeps_the_best_first(bundle_folder: Path, pictures: list[Path]) -> None:

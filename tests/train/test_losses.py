@@ -57,7 +57,7 @@ def text(tokens: Any, lengths: list[int], embedding: torch.Tensor | None = None)
 
 
 def value(loss: Loss, student: Side, teacher: Side, adapters: nn.ModuleDict = NONE) -> float:
-    return float(loss(student, teacher, adapters))
+    return float(loss(student, teacher, adapters).detach())
 
 
 def random_side(seed: int, count: int = 6, width: int = 5) -> Side:

@@ -1,0 +1,280 @@
+"""Stage 2 from beginning to end: what it contrasts, what it locks, unbroken, broken off, and on two processes."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dcclip_cli.data.augment import Augment
+from dcclip_cli.data.batches import CaptionOptions, Reader
+from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.table import open_pairs, write_parquet
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.folder import folder_fingerprint, load_folder
+from dcclip_cli.runs import StageResult
+
+Job = dict[str, Any]
+Run = Callable[..., StageResult]
+Sha = Callable[[StageResult | Path], str]
+Stop = Callable[[Job, str, int], None]
+
+
+def elsewhere(job: Job, name: str, **changes: Any) -> Job:
+    """The same job in another run directory."""
+    return job | {"root": str(Path(job["root"]).parent / name)} | changes
+
+
+def weights(made: StageResult | Path) -> dict[str, torch.Tensor]:
+    return load_file((made if isinstance(made, Path) else made.folder) / "open_clip_model.safetensors")
+
+
+# ---- where it starts
+
+
+@pytest.mark.parametrize("teacher", ["altclip", "chinese_clip"])
+def test_a_student_distilled_from_a_teacher_is_aligned(
+    distilling: Job, run: Run, request: pytest.FixtureRequest, teacher: str
+) -> None:
+    kind = "altclip" if teacher == "altclip" else "transformers"
+    distilling["teacher"] = {"kind": kind, "model": str(request.getfixturevalue(f"{teacher}_folder"))}
+    distilling["options"] = {"steps": 2, "augmentations": 1}
+    stage_1 = run(distilling)
+    stage_2 = run(distilling | {"stage": "align", "options": {"steps": 2}})
+    assert set(stage_2.figures) >= {"image_zh", "image_en", "loss", "logit_scale"}
+    provenance = json.loads((stage_2.folder / "dcclip.json").read_text())
+    assert provenance["parent"] == folder_fingerprint(stage_1.folder)
+    assert (stage_2.folder / "tokenizer.json").read_bytes() == (stage_1.folder / "tokenizer.json").read_bytes()
+    towers = load_folder(stage_2.folder)
+    assert towers.text_features(towers.tokenize(["红色的圆", "red circle"])).embedding.shape == (2, 16)
+
+
+def test_a_student_is_trained_from_scratch(aligning: Job, run: Run, student_section: dict[str, Any]) -> None:
+    aligning |= {"student": student_section, "options": {"start": "scratch", "steps": 2}}
+    assert json.loads((run(aligning).folder / "dcclip.json").read_text())["parent"] is None
+
+
+def test_training_from_scratch_learns_which_caption_belongs_to_which_picture(
+    aligning: Job, run: Run, student_section: dict[str, Any], pairs: list[Pair], pairs_file: Path
+) -> None:
+    aligning |= {"student": student_section}
+    aligning["options"] = {
+        "start": "scratch",
+        "steps": 100,
+        "batch_size": 20,
+        "optimizer": {"lr": 3e-3},
+        "captions": {"first": 1},
+        "augment": {},
+        "checkpoint_every_steps": 1000,
+    }
+    towers = load_folder(run(aligning).folder)
+    read = Reader(open_pairs(pairs_file), 0, Augment(), CaptionOptions(first=1), towers.preprocess, towers.tokenize)
+    batch = read.batch([(index, 0) for index in range(len(pairs))])
+    with torch.no_grad():
+        image = torch.nn.functional.normalize(towers.image_features(batch.pixels).embedding, dim=-1)
+        for language in ("zh", "en"):
+            texts = torch.nn.functional.normalize(towers.text_features(batch.texts[language].tokens).embedding, dim=-1)
+            right = (image @ texts.T).argmax(1) == torch.arange(len(pairs))
+            assert right.float().mean() > 0.5, language  # chance is 1 in 40
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"start": "distill"}, "distill/model, which is not there"), ({"start": "scratch"}, "the recipe has no student")],
+)
+def test_a_start_that_is_not_there_is_named_with_a_way_on(aligning: Job, run: Run, options: Job, said: str) -> None:
+    with pytest.raises(DcclipError, match=said) as raised:
+        run(aligning | {"options": options})
+    assert raised.value.hint
+
+
+# ---- what it minimises
+
+
+def cross_entropy(logits: np.ndarray) -> float:
+    return float((np.log(np.exp(logits).sum(1)) - np.diag(logits)).mean())
+
+
+@pytest.mark.parametrize("cross_lingual", [0.0, 0.5])
+def test_the_loss_is_info_nce_of_images_with_each_language(
+    model_folder: Path, pairs_file: Path, cross_lingual: float
+) -> None:
+    from dcclip_cli.train.contrast_stage import ContrastStage
+
+    towers = load_folder(model_folder)
+    stage = ContrastStage(towers, None, cross_lingual, 1.0, 100.0).eval()
+    read = Reader(open_pairs(pairs_file), 0, Augment(), CaptionOptions(), towers.preprocess, towers.tokenize)
+    batch = read.batch([(index, 0) for index in (0, 7, 14, 21, 28)])
+    with torch.no_grad():
+        terms = stage(batch)
+        vectors = {"image": towers.image_features(batch.pixels).embedding.double().numpy()}
+        for language in ("zh", "en"):
+            vectors[language] = towers.text_features(batch.texts[language].tokens).embedding.double().numpy()
+    unit = {name: value / np.linalg.norm(value, axis=1, keepdims=True) for name, value in vectors.items()}
+
+    def symmetric(one: str, other: str) -> float:
+        logits = towers.logit_scale * unit[one] @ unit[other].T
+        return (cross_entropy(logits) + cross_entropy(logits.T)) / 2
+
+    expected = {f"image_{language}": symmetric("image", language) / 2 for language in ("zh", "en")}
+    if cross_lingual:
+        expected["zh_en"] = cross_lingual * symmetric("zh", "en")
+    assert {name: float(value) for name, value in terms.items()} == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_second_caption_of_each_language_is_a_further_positive(aligning: Job, run: Run) -> None:
+    aligning["options"] |= {"steps": 1, "captions": {"also_other": True}, "cross_lingual": 0.5}
+    assert set(run(aligning).figures) >= {"image_zh", "image_en", "image_zh-other", "image_en-other", "zh_en"}
+
+
+def test_the_temperature_learns_and_stays_below_its_limit(aligning: Job, run: Run) -> None:
+    before = load_folder(Path(aligning["options"]["start"])).logit_scale
+    result = run(aligning | {"options": aligning["options"] | {"optimizer": {"lr": 0.1}}})
+    assert abs(load_folder(result.folder).logit_scale - before) > 0.5
+    limited = aligning["options"] | {"max_logit_scale": 5.0, "steps": 1}
+    assert run(elsewhere(aligning, "limited", options=limited)).figures["logit_scale"] == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("lock", ["image", "text"])
+def test_a_locked_tower_keeps_every_number_and_the_other_one_learns(aligning: Job, run: Run, lock: str) -> None:
+    aligning["options"] |= {"lock": lock, "steps": 3}
+    before, after = weights(Path(aligning["options"]["start"])), weights(run(aligning))
+    prefix = {"image": "visual.", "text": "text."}[lock]
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert not [name for name in changed if name.startswith(prefix)]
+    others = {name for name in after if not name.startswith(prefix)}
+    assert changed == others - {name for name in others if name.endswith("token_embedding.weight")} | {
+        name for name in changed if name.endswith("token_embedding.weight")
+    }
+
+
+def test_half_stores_fp16(aligning: Job, run: Run) -> None:
+    aligning["options"] |= {"half": True, "steps": 1}
+    assert {value.dtype for value in weights(run(aligning)).values()} <= {torch.float16, torch.int64}
+
+
+# ---- the same again
+
+
+def test_the_same_recipe_twice_gives_identical_weights(aligning: Job, run: Run, sha256: Sha) -> None:
+    assert sha256(run(aligning)) == sha256(run(elsewhere(aligning, "again")))
+
+
+def test_from_scratch_twice_gives_the_identical_model(
+    aligning: Job, run: Run, student_section: dict[str, Any]
+) -> None:
+    aligning |= {"student": student_section, "options": {"start": "scratch", "steps": 3}}
+    first, again = run(aligning), run(elsewhere(aligning, "again"))
+    for name in ("open_clip_model.safetensors", "open_clip_config.json", "tokenizer.json"):
+        assert (first.folder / name).read_bytes() == (again.folder / name).read_bytes(), name
+
+
+def test_killed_in_the_middle_and_run_again_gives_the_weights_of_the_unbroken_run(
+    aligning: Job, run: Run, kill: Stop, sha256: Sha, watching: Callable[..., Any], student_section: dict[str, Any]
+) -> None:
+    student_section["image"] |= {"dropout": 0.1, "drop_path": 0.1}  # random numbers in the step itself, too
+    aligning |= {"student": student_section, "options": {"start": "scratch"}}
+    unbroken = run(elsewhere(aligning, "unbroken"))
+    kill(aligning, "align", 5)
+    assert (Path(aligning["root"]) / "align" / "state" / "step-00000004").is_dir()
+    progress = watching()
+    result = run(aligning, progress)
+    assert "align: going on from step 4 of 6" in progress.said
+    assert sha256(result) == sha256(unbroken)
+
+
+@pytest.mark.parametrize("step", [1, 4, 5])
+def test_interrupted_anywhere_and_run_again_gives_the_weights_of_the_unbroken_run(
+    aligning: Job, run: Run, interrupt: Stop, sha256: Sha, step: int
+) -> None:
+    unbroken = run(elsewhere(aligning, "unbroken"))
+    interrupt(aligning, "align", step)
+    assert sha256(run(aligning)) == sha256(unbroken)
+
+
+def test_a_finished_stage_does_nothing_and_fresh_does_it_again(aligning: Job, run: Run, sha256: Sha) -> None:
+    first = run(aligning)
+    expected = sha256(first)
+    assert run(aligning).already_finished
+    again = run(aligning | {"fresh": True})
+    assert (again.already_finished, sha256(again)) == (False, expected)
+
+
+@pytest.mark.parametrize("changed", ["rate", "seed", "data", "start", "lock"])
+def test_a_changed_recipe_on_an_old_state_is_refused_and_fresh_is_the_way_out(
+    aligning: Job, run: Run, interrupt: Stop, pairs: list[Pair], tmp_path: Path, changed: str
+) -> None:
+    interrupt(aligning, "align", 2)
+    other = json.loads(json.dumps(aligning))
+    match changed:
+        case "rate":
+            other["options"]["optimizer"] = {"lr": 2e-3}
+        case "seed":
+            other["seed"] = 1
+        case "data":
+            other["data"] = str(tmp_path / "other.parquet")
+            write_parquet(tmp_path / "other.parquet", pairs[:-1])
+        case "start":
+            other["options"]["start"] = str(run(elsewhere(aligning, "longer")).folder)
+        case "lock":
+            other["options"]["lock"] = "image"
+    with pytest.raises(DcclipError, match="was saved by another recipe") as raised:
+        run(other)
+    assert "--fresh" in raised.value.hint
+    assert not run(other | {"fresh": True}).already_finished
+
+
+# ---- several processes
+
+
+@pytest.mark.timeout(150)
+def test_two_processes_align_as_one_does_on_the_same_batches(
+    aligning: Job, run: Run, student_section: dict[str, Any], tmp_path: Path
+) -> None:
+    # No batch norms, whose statistics would be each process's own; eps makes AdamW's steps follow the gradient's size.
+    student_section["image"] = {"timm": "test_convnext", "size": 64}
+    aligning |= {"student": student_section}
+    aligning["options"] = {
+        "start": "scratch",
+        "steps": 3,
+        "captions": {"first": 1},
+        "optimizer": {"lr": 0.1, "eps": 1.0},
+        "clip_norm": None,
+    }
+    alone = weights(run(aligning))
+    file = tmp_path / "two.json"
+    file.write_text(json.dumps(elsewhere(aligning, "two")))
+    script = Path(__file__).with_name("conftest.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), str(file)]
+    import dcclip_cli
+
+    environment = os.environ | {"PYTHONPATH": str(Path(dcclip_cli.__file__).parent.parent)}
+    process = subprocess.Popen(
+        command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        said, _ = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        pytest.fail("two processes did not come to an end")  # gloo may hang at exit
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, said
+    together = weights(Path(elsewhere(aligning, "two")["root"]) / "align" / "model")
+    assert together.keys() == alone.keys()
+    moved = 0.0
+    start = weights(run(elsewhere(aligning, "one-step", options=aligning["options"] | {"steps": 1})))
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        moved = max(moved, float((value - start[name]).abs().max()))
+    assert moved > 1e-3  # so that 1e-5 says something
+    assert math.isfinite(moved)

@@ -1,0 +1,246 @@
+"""Stage 1 from beginning to end, with every kind of teacher, unbroken and broken off."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.table import write_parquet
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.folder import load_folder
+from dcclip_cli.model.tokenizer import load_tokenizer
+from dcclip_cli.runs import StageResult
+
+Job = dict[str, Any]
+Run = Callable[..., StageResult]
+Sha = Callable[[StageResult | Path], str]
+Stop = Callable[[Job, str, int], None]
+
+
+def elsewhere(job: Job, name: str, **changes: Any) -> Job:
+    """The same job in another run directory."""
+    return job | {"root": str(Path(job["root"]).parent / name)} | changes
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("teacher", ["altclip", "chinese_clip", "siglip", "model"])
+def test_every_kind_of_teacher_teaches_a_student_that_reads_both_languages(
+    distilling: Job, run: Run, request: pytest.FixtureRequest, teacher: str, cache: bool
+) -> None:
+    kind = {"altclip": "altclip", "model": "open_clip"}.get(teacher, "transformers")
+    distilling["teacher"] = {"kind": kind, "model": str(request.getfixturevalue(f"{teacher}_folder"))}
+    distilling["options"] |= {"steps": 2, "teacher_cache": cache}
+    result = run(distilling)
+    assert result.folder == Path(distilling["root"]) / "distill" / "model"
+    assert set(result.figures) >= {"feature_map", "token_features", "embedding", "loss"}
+    towers = load_folder(result.folder)
+    assert towers.text_features(towers.tokenize(["红色的圆", "red circle"])).embedding.shape == (2, 16)
+
+
+def test_the_cached_and_the_asked_teacher_give_the_same_first_loss(distilling: Job, run: Run) -> None:
+    figures = []
+    for cache in (True, False):
+        job = elsewhere(distilling, f"cache-{cache}", options={"steps": 1, "augmentations": 2, "teacher_cache": cache})
+        figures.append(run(job).figures)
+    for name in ("feature_map", "token_features", "embedding"):
+        assert figures[0][name] == pytest.approx(figures[1][name], rel=2e-3), name
+
+
+def test_the_student_comes_nearer_to_its_teacher(distilling: Job, run: Run) -> None:
+    distilling["options"] |= {
+        "steps": 60,
+        "losses": [{"kind": "embedding"}],
+        "log_every_steps": 1,
+        "augment": {},
+        "optimizer": {"lr": 3e-3},
+    }
+    result = run(distilling)
+    lines = (result.folder.parent / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert len(losses) == 60
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+def test_the_weights_of_losses_scale_their_terms(distilling: Job, run: Run) -> None:
+    distilling["options"] |= {"steps": 1}
+    alone = run(elsewhere(distilling, "one", options={"steps": 1, "losses": [{"kind": "embedding"}]}))
+    tripled = run(elsewhere(distilling, "three", options={"steps": 1, "losses": [{"kind": "embedding", "weight": 3}]}))
+    assert tripled.figures["embedding"] == pytest.approx(3 * alone.figures["embedding"])
+
+
+def test_adapters_are_in_the_resume_state_and_not_in_the_model(distilling: Job, run: Run) -> None:
+    result = run(distilling)
+    [state] = (result.folder.parent / "state").glob("step-*")
+    assert any(".adapters." in f".{name}" or "adapters." in name for name in load_file(state / "tensors.safetensors"))
+    assert not [name for name in load_file(result.folder / "open_clip_model.safetensors") if "adapter" in name]
+
+
+def test_the_models_provenance_names_its_teacher_and_data(distilling: Job, run: Run) -> None:
+    distilling["options"] |= {"steps": 2}
+    provenance = json.loads((run(distilling).folder / "dcclip.json").read_text())
+    assert provenance["stage"] == "distill"
+    assert provenance["teacher"]["name"] == "altclip"
+    assert provenance["steps"] == 2
+    assert len(provenance["data"]["train"]) == 64
+
+
+def test_a_vocabulary_taken_from_the_teacher_cuts_captions_as_the_teacher_does(
+    distilling: Job, run: Run, altclip_folder: Path, pairs: list[Pair]
+) -> None:
+    distilling["student"]["text"]["vocabulary"] = {"from": "teacher", "size": 300}
+    distilling["options"] |= {"steps": 2}
+    student, teacher = load_tokenizer(run(distilling).folder), load_tokenizer(altclip_folder)
+    for text in (caption for pair in pairs for caption in (*pair.zh, *pair.en)):
+        assert student.encode(text).tokens == teacher.encode(text).tokens
+
+
+def test_a_student_larger_than_its_teacher_is_warned_about(
+    distilling: Job, run: Run, watching: Callable[..., Any]
+) -> None:
+    distilling["options"] |= {"steps": 1}
+    progress = watching()
+    run(distilling, progress)
+    assert any("warning: the student has" in line for line in progress.said)
+
+
+# ---- the same again
+
+
+def test_the_same_recipe_twice_gives_identical_weights(distilling: Job, run: Run, sha256: Sha) -> None:
+    assert sha256(run(distilling)) == sha256(run(elsewhere(distilling, "again")))
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"options": {"augmentations": 2, "optimizer": {"lr": 2e-3}}}])
+def test_another_seed_or_recipe_gives_other_weights(distilling: Job, run: Run, sha256: Sha, change: Job) -> None:
+    assert sha256(run(distilling)) != sha256(run(elsewhere(distilling, "other", **change)))
+
+
+def test_workers_logs_and_checkpoints_change_no_weight(distilling: Job, run: Run, sha256: Sha) -> None:
+    others = {"augmentations": 2, "workers": 2, "log_every_steps": 1, "checkpoint_every_steps": 100}
+    assert sha256(run(distilling)) == sha256(run(elsewhere(distilling, "other", options=others)))
+
+
+def test_killed_in_the_middle_and_run_again_gives_the_weights_of_the_unbroken_run(
+    distilling: Job, run: Run, kill: Stop, sha256: Sha, watching: Callable[..., Any]
+) -> None:
+    unbroken = run(elsewhere(distilling, "unbroken"))
+    distilling["options"] |= {"workers": 1}
+    kill(distilling, "distill", 5)
+    folder = Path(distilling["root"]) / "distill"
+    assert (folder / "state" / "step-00000004").is_dir()
+    assert not (folder / "model").exists()
+    progress = watching()
+    result = run(distilling, progress)
+    assert "distill: going on from step 4 of 6" in progress.said
+    assert sha256(result) == sha256(unbroken)
+
+
+def test_killed_while_the_teacher_is_asked_and_run_again_gives_the_weights_of_the_unbroken_run(
+    distilling: Job, run: Run, kill: Stop, sha256: Sha, watching: Callable[..., Any]
+) -> None:
+    unbroken = run(elsewhere(distilling, "unbroken"))
+    kill(distilling, "teacher: pictures", 64)
+    assert not (Path(distilling["root"]) / "distill").exists()
+    progress = watching()
+    result = run(distilling, progress)
+    assert ("teacher: pictures", 80, 64) in progress.tasks  # 40 pairs, two augmentations each
+    assert sha256(result) == sha256(unbroken)
+
+
+def test_interrupted_and_run_again_gives_the_weights_of_the_unbroken_run(
+    distilling: Job, run: Run, interrupt: Stop, sha256: Sha
+) -> None:
+    unbroken = run(elsewhere(distilling, "unbroken", options={"augmentations": 2, "teacher_cache": False}))
+    distilling["options"] |= {"teacher_cache": False}
+    interrupt(distilling, "distill", 3)
+    assert (Path(distilling["root"]) / "distill" / "state" / "step-00000003").is_dir()
+    assert sha256(run(distilling)) == sha256(unbroken)
+
+
+def test_a_finished_stage_does_nothing(distilling: Job, run: Run, watching: Callable[..., Any]) -> None:
+    first = run(distilling)
+    written = (first.folder / "dcclip.json").stat().st_mtime_ns
+    progress = watching()
+    again = run(distilling | {"teacher": {"kind": "altclip", "model": "/nowhere"}}, progress)
+    assert not first.already_finished
+    assert again.already_finished
+    assert again.folder == first.folder
+    assert progress.tasks == []
+    assert (first.folder / "dcclip.json").stat().st_mtime_ns == written
+
+
+def test_fresh_does_a_finished_stage_again(distilling: Job, run: Run, sha256: Sha) -> None:
+    expected = sha256(run(distilling))
+    again = run(distilling | {"fresh": True})
+    assert not again.already_finished
+    assert sha256(again) == expected
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("changed", ["rate", "losses", "seed", "data", "teacher", "student", "vocabulary", "weights"])
+def test_a_changed_recipe_on_an_old_state_is_refused_and_fresh_is_the_way_out(
+    distilling: Job, run: Run, interrupt: Stop, pairs: list[Pair], chinese_clip_folder: Path, tmp_path: Path, changed: str
+) -> None:
+    interrupt(distilling, "distill", 2)
+    other = json.loads(json.dumps(distilling))
+    match changed:
+        case "rate":
+            other["options"]["optimizer"] = {"lr": 2e-3}
+        case "losses":
+            other["options"]["losses"] = [{"kind": "embedding"}]
+        case "seed":
+            other["seed"] = 1
+        case "data":
+            other["data"] = str(tmp_path / "other.parquet")
+            write_parquet(tmp_path / "other.parquet", pairs[:-1])
+        case "teacher":
+            other["teacher"] = {"kind": "transformers", "model": str(chinese_clip_folder)}
+        case "student":
+            other["student"]["text"]["layers"] = 2
+        case "vocabulary":
+            other["student"]["text"]["vocabulary"] = {"from": "teacher", "size": 300}
+        case "weights":
+            import timm
+
+            save_file(timm.create_model("test_efficientnet").state_dict(), tmp_path / "start.safetensors")
+            other["student"]["image"]["weights"] = str(tmp_path / "start.safetensors")
+    with pytest.raises(DcclipError, match="was saved by another recipe") as raised:
+        run(other)
+    assert "--fresh" in raised.value.hint
+    assert not run(other | {"fresh": True}).already_finished
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_picture_is_named_with_its_file_and_key(
+    distilling: Job, run: Run, pairs: list[Pair], tmp_path: Path, cache: bool, workers: int
+) -> None:
+    broken = Pair("the-broken-one", b"no image", zh=("坏",), en=("broken",))
+    write_parquet(tmp_path / "broken.parquet", [*pairs[:7], broken])
+    distilling["data"] = str(tmp_path / "broken.parquet")
+    distilling["options"] |= {"teacher_cache": cache, "workers": workers}
+    with pytest.raises(DcclipError, match=r"broken\.parquet: pair the-broken-one: .* is not a readable image") as raised:
+        run(distilling)
+    assert raised.value.hint == "use a JPEG, PNG or WebP file"
+
+
+def test_a_vocabulary_too_small_for_its_characters_is_refused(
+    distilling: Job, run: Run, pairs: list[Pair], tmp_path: Path
+) -> None:
+    many = [Pair(str(number), pairs[0].image, zh=(chr(0x4E00 + number),), en=("x",)) for number in range(400)]
+    write_parquet(tmp_path / "many.parquet", many)
+    with pytest.raises(DcclipError, match="no vocabulary of 300 pieces can be made") as raised:
+        run(distilling | {"data": str(tmp_path / "many.parquet")})
+    assert "vocabulary.size larger" in raised.value.hint
+
+
+def test_training_with_the_largest_seed_works(distilling: Job, run: Run) -> None:
+    distilling["options"] |= {"steps": 1}
+    assert torch.isfinite(torch.tensor(run(distilling | {"seed": 2**32 - 1}).figures["loss"]))
