@@ -218,10 +218,12 @@ class Reader:
 
     def _all_texts(self, samples: list[tuple[int, int]]) -> dict[str, Texts]:
         first = 1.0 if self.captions.also_other else self.captions.first
-        texts = {language: self._texts(language, samples, first) for language in self.captions.languages}
+        texts: dict[str, Texts] = {
+            language: self._texts(language, samples, first) for language in self.captions.languages
+        }
         if self.captions.also_other:
             texts |= {language + OTHER: self._texts(language, samples, 0.0) for language in self.captions.languages}
-        return texts  # type: ignore[return-value]
+        return texts
 
     def _texts(self, language: Language, samples: list[tuple[int, int]], first: float) -> Texts:
         import torch

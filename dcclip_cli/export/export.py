@@ -119,7 +119,7 @@ def _description(towers: OpenClipTowers, folder: Path, precision: Precision) -> 
         "logit_bias": towers.logit_bias,
         "languages": list(PLAIN_PROMPTS),
         "prompts": {language: list(templates) for language, templates in PLAIN_PROMPTS.items()},
-        "context_length": towers.model.text.context_length,  # type: ignore[union-attr]
+        "context_length": towers.model.text.context_length,
         "padding_id": load_tokenizer(folder).token_to_id("<pad>"),
         "tokenizer_sha256": hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest(),
         "versions": versions(),

@@ -93,8 +93,8 @@ class Preprocessing:
         """The tower's input, float32 (3, size, size); equal to torchvision's Resize + CenterCrop + Normalize."""
         image = self._resize(flatten(image))
         values = np.asarray(image, dtype=np.float32) / np.float32(255)
-        values = (values - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return np.ascontiguousarray(values.transpose(2, 0, 1))
+        scaled = (values - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        return np.ascontiguousarray(scaled.transpose(2, 0, 1), dtype=np.float32)
 
     def _resize(self, image: Image.Image) -> Image.Image:
         size, resampling = self.size, _RESAMPLING[self.interpolation]

@@ -44,7 +44,7 @@ class TextTower(Options):
     width: int = Field(256, ge=32, le=4096, multiple_of=32)
     heads: int | None = Field(None, ge=1)  # default: one for each 64 of the width
     context_length: int = Field(77, ge=8, le=512)
-    vocabulary: Vocabulary = Vocabulary()  # type: ignore[call-arg]
+    vocabulary: Vocabulary = Vocabulary()
 
 
 # Sizes and latencies: docs/students.md.
@@ -89,7 +89,7 @@ def preprocessing_of(image: ImageTower) -> Preprocessing:
     config = timm.get_pretrained_cfg(image.timm, allow_unregistered=True)
     mean = image.mean or (config.mean if config else None) or (0.5, 0.5, 0.5)
     std = image.std or (config.std if config else None) or (0.5, 0.5, 0.5)
-    return Preprocessing(size=image.size, mean=tuple(mean), std=tuple(std))  # type: ignore[arg-type]
+    return Preprocessing(size=image.size, mean=tuple(mean), std=tuple(std))
 
 
 def model_config(options: StudentOptions, embed_dim: int, vocab_size: int) -> dict[str, Any]:

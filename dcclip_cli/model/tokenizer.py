@@ -48,20 +48,6 @@ def train_tokenizer(captions: Iterable[str], size: int) -> Tokenizer:
     return _with_ends(_in_fixed_order(tokenizer))
 
 
-def _in_fixed_order(tokenizer: Tokenizer) -> Tokenizer:
-    """The trained tokenizer with its pieces in the order of their text, scores rounded.
-
-    The trainer goes through hash maps: from run to run equal scores change places and sums differ in their last bits,
-    up to 4e-11 on 60,000 captions, so that a student built twice would have other rows for the same pieces.
-    """
-    from tokenizers import Tokenizer
-
-    state = json.loads(tokenizer.to_str())
-    special, learnt = state["model"]["vocab"][: len(SPECIAL)], state["model"]["vocab"][len(SPECIAL) :]
-    state["model"]["vocab"] = special + sorted([piece, round(score, 4)] for piece, score in learnt)
-    return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
-
-
 def _with_ends(tokenizer: Tokenizer) -> Tokenizer:
     from tokenizers import processors
 
@@ -72,7 +58,11 @@ def _with_ends(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _in_fixed_order(tokenizer: Tokenizer) -> Tokenizer:
-    """The pieces by falling score, then by name: the trainer numbers them in another order from run to run."""
+    """The trained tokenizer with its pieces by falling score, then by name, scores rounded.
+
+    The trainer goes through hash maps: from run to run equal scores change places and sums differ in their last bits,
+    up to 4e-11 on 60,000 captions, so that a student built twice would have other rows for the same pieces.
+    """
     from tokenizers import Tokenizer
 
     state = json.loads(tokenizer.to_str())

@@ -100,6 +100,8 @@ class OpenClipTowers(Towers):
     open_clip 3.3 leaves out. Other text towers (Hugging Face encoders, the fixed-length CLIP) get full-length input.
     """
 
+    model: Any
+
     def __init__(
         self,
         model: nn.Module,
@@ -122,7 +124,7 @@ class OpenClipTowers(Towers):
         return self._tokenizer(texts)
 
     def image_features(self, pixels: Tensor) -> ImageFeatures:
-        out = self.model.visual.forward_intermediates(pixels, indices=1, output_fmt="NCHW")  # type: ignore[operator,union-attr]
+        out = self.model.visual.forward_intermediates(pixels, indices=1, output_fmt="NCHW")
         return ImageFeatures(out["image_features"], out["image_intermediates"][-1])
 
     def text_features(self, tokens: Tokens) -> TextFeatures:
@@ -150,16 +152,16 @@ class OpenClipTowers(Towers):
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
             captured.append(output if isinstance(output, Tensor) else output.last_hidden_state)
 
-        handle = source.register_forward_hook(keep)  # type: ignore[union-attr,operator]
+        handle = source.register_forward_hook(keep)
         try:
-            pooled = self.model.encode_text(tokens.ids)  # type: ignore[operator]
+            pooled = self.model.encode_text(tokens.ids)
         finally:
             handle.remove()
         return TextFeatures(pooled, captured[-1][:, : tokens.ids.shape[1]], tokens.mask)
 
     @property
     def logit_scale(self) -> float:
-        return float(self.model.logit_scale.detach().exp())  # type: ignore[union-attr,operator]
+        return float(self.model.logit_scale.detach().exp())
 
     @property
     def logit_bias(self) -> float | None:

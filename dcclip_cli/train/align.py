@@ -100,13 +100,15 @@ def align(
     )
     groups = caption_groups(table) if options.distinct_captions else None
     order = Order(len(table), options.batch_size, seed, groups)
-    fitted = fit(module, "align", reader, order, options, folder, identity, seed, device, progress)
     provenance = {
         "stage": "align",
         "identity": identity,
         "data": {"train": table.fingerprint},
         "steps": total_steps(options, order),
-        "metrics": fitted.figures,
     }
-    learner.save(model, provenance, half=options.half)
+
+    def finish(figures: dict[str, float]) -> None:
+        learner.save(model, {**provenance, "metrics": figures}, half=options.half)
+
+    fitted = fit(module, "align", reader, order, options, folder, identity, seed, device, progress, finish)
     return StageResult(model, False, fitted.seconds, fitted.figures, provenance)

@@ -16,7 +16,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import OpenClipTowers
 
 
-class InfoNCE(ClipLoss):  # type: ignore[misc]  # open_clip is untyped
+class InfoNCE(ClipLoss):
     """open_clip's symmetric InfoNCE, (L_i2t + L_t2i) / 2, that leaves out negatives known to be positives.
 
     With several processes, whose batches are gathered, none is left out.
@@ -63,7 +63,7 @@ class ContrastStage(nn.Module):
         return self
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        log_scale: Tensor = self.student.model.logit_scale  # type: ignore[assignment]
+        log_scale: Tensor = self.student.model.logit_scale
         scale = log_scale.clamp(max=self._max_log_scale).exp()
         pixels = batch.pixels.contiguous(memory_format=torch.channels_last)
         image = F.normalize(self.student.image_features(pixels).embedding, dim=-1)

@@ -40,7 +40,7 @@ def distill(
     Raises DcclipError for data, teacher or student that can't be had, and where a saved state is another recipe's.
     """
     from dcclip_cli.train import stage
-    from dcclip_cli.train.feature_stage import FeatureStage, OnlineTeacher, map_grid, widths
+    from dcclip_cli.train.feature_stage import FeatureStage, OnlineTeacher, TeacherSource, map_grid, widths
     from dcclip_cli.train.loop import fit, total_steps
     from dcclip_cli.train.teacher_cache import build_cache
 
@@ -72,7 +72,7 @@ def distill(
     )
     student_widths = widths(learner.towers)
     if options.teacher_cache:
-        source = build_cache(
+        source: TeacherSource = build_cache(
             teaching, reader, options.losses, map_grid(learner.towers), run.stage("teacher-cache"), device, progress
         )
     else:
@@ -90,14 +90,16 @@ def distill(
         }
     )
     order = Order(len(table), options.batch_size, seed)
-    fitted = fit(module, "distill", reader, order, options, folder, identity, seed, device, progress)
     provenance = {
         "stage": "distill",
         "identity": identity,
         "teacher": {"name": teaching.name, "fingerprint": teaching.fingerprint},
         "data": {"train": table.fingerprint},
         "steps": total_steps(options, order),
-        "metrics": fitted.figures,
     }
-    learner.save(model, provenance)
+
+    def finish(figures: dict[str, float]) -> None:
+        learner.save(model, {**provenance, "metrics": figures})
+
+    fitted = fit(module, "distill", reader, order, options, folder, identity, seed, device, progress, finish)
     return StageResult(model, False, fitted.seconds, fitted.figures, provenance)

@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -60,10 +60,12 @@ def fit(
     seed: int,
     device: str,
     progress: Progress,
+    finish: Callable[[dict[str, float]], None],
 ) -> Fitted:
     """Train `stage` in place; its forward takes a Batch and returns named, weighted loss terms whose sum is minimised.
 
     Saves the resume state under `folder/state` and goes on from it. `identity` names all that decides the result.
+    `finish` gets the last figures and keeps the trained `stage`, in one process while the others wait.
     Raises DcclipError on a loss that isn't finite, KeyboardInterrupt (state saved) on Ctrl-C.
     """
     accelerator = _accelerator(options, folder, device)
@@ -119,8 +121,10 @@ def fit(
             if interrupted:
                 raise KeyboardInterrupt
     seconds = time.monotonic() - began
-    _leave(accelerator, log)
     stage.eval().to("cpu")
+    if accelerator.is_main_process:
+        finish(figures)
+    _leave(accelerator, log)
     return Fitted(seconds, steps - start, figures)
 
 
@@ -131,6 +135,8 @@ def _accelerator(options: LoopOptions, folder: Path, device: str) -> Accelerator
         mixed_precision="no" if options.precision == "fp32" else options.precision,
         log_with="tensorboard",
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
+        # Stage 1 never uses the temperature, and each loss only some of the projections.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
 
 
@@ -159,7 +165,7 @@ def _loader(
     sampler = (samples[first : first + share] for samples in order(start, steps))
     loader: DataLoader[Any] = DataLoader(
         reader,  # type: ignore[arg-type]  # asked for whole batches through __getitems__
-        batch_sampler=sampler,  # type: ignore[arg-type]
+        batch_sampler=sampler,
         collate_fn=lambda batch: batch,
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,

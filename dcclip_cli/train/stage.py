@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import nn
 
 from dcclip_cli.data.batches import COLLECTED, DataOptions
 from dcclip_cli.data.pair import LANGUAGES
@@ -100,7 +99,7 @@ def student_from(folder: Path, name: str) -> Student:
 
 
 def _student(
-    model: nn.Module,
+    model: Any,
     config: dict[str, Any],
     preprocessing: Preprocessing,
     tokenizer: Tokenizer,
@@ -108,7 +107,7 @@ def _student(
     parent: str | None,
 ) -> Student:
     tokenize = tokenize_with(tokenizer, config["text_cfg"]["context_length"])
-    model.visual.to(memory_format=torch.channels_last)  # type: ignore[union-attr,call-overload]
+    model.visual.to(memory_format=torch.channels_last)
     towers = OpenClipTowers(model, tokenize, preprocessing, name, "in training")
     return Student(towers, config, preprocessing, tokenizer, name, parent)
 

@@ -24,7 +24,9 @@ def to_side_8(image: Image.Image) -> np.ndarray:
     return np.asarray(image.resize((8, 8)), np.float32).transpose(2, 0, 1)
 
 
-def reader(table: PairTable, captions: CaptionOptions | None = None, augment: Augment | None = None, repeats: int = 0) -> Reader:
+def reader(
+    table: PairTable, captions: CaptionOptions | None = None, augment: Augment | None = None, repeats: int = 0
+) -> Reader:
     chosen = captions or CaptionOptions()
     return Reader(table, 0, augment or Augment(), chosen, to_side_8, count_characters, repeats=repeats)
 
@@ -165,7 +167,9 @@ def test_the_first_caption_is_chosen_as_often_as_asked(pairs_file: Path) -> None
         assert always.batch([(0, epoch)]).texts["en"].captions == ["red circle"]
         assert never.batch([(0, epoch)]).texts["zh"].captions != ["红色的圆"]
     half = reader(table, CaptionOptions(first=0.5))
-    drawn = [caption for epoch in range(25) for caption in half.batch([(i, epoch) for i in range(8)]).texts["zh"].captions]
+    drawn = [
+        caption for epoch in range(25) for caption in half.batch([(i, epoch) for i in range(8)]).texts["zh"].captions
+    ]
     firsts = sum(caption in first_captions(table, "zh") for caption in drawn)
     assert 75 <= firsts <= 125  # of 200; 3.5 standard deviations
 

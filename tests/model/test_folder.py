@@ -19,7 +19,14 @@ from dcclip_cli.model.folder import folder_fingerprint, load_folder, read_json, 
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.tokenizer import load_tokenizer
 
-TEXTS = ["红色的圆", "一张三角形的图片。", "A picture of a ring!", "", "ｒｅｄ　圆　 ring", "a very long red circle " * 9]
+TEXTS = [
+    "红色的圆",
+    "一张三角形的图片。",
+    "A picture of a ring!",
+    "",
+    "ｒｅｄ　圆　 ring",
+    "a very long red circle " * 9,
+]
 PLAIN_OPEN_CLIP = """
 import sys
 class Refuse:

@@ -33,7 +33,9 @@ def bundle(folder: Path, mtime: float | None = None) -> Path:
 def test_a_model_directory_and_a_bundle_are_taken_as_they_are(tmp_path: Path) -> None:
     folder, onnx = model(tmp_path / "模型"), bundle(tmp_path / "bundle")
     assert resolve("模型") == ModelReference("folder", str(folder), "model: 模型")
-    assert resolve(str(onnx)) == ModelReference("bundle", str(onnx), f"model: {onnx}".replace("model: ", "model: bundle "))
+    assert resolve(str(onnx)) == ModelReference(
+        "bundle", str(onnx), f"model: {onnx}".replace("model: ", "model: bundle ")
+    )
     assert resolve("模型").path == folder
 
 

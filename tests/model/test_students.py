@@ -90,7 +90,9 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_random_state_alone(
     assert not torch.equal(first["text.token_embedding.weight"], other["text.token_embedding.weight"])
 
 
-@pytest.mark.parametrize("timm", ["test_resnet", "test_efficientnet", "mobilenetv4_conv_small_050", "mobilenetv3_small_050"])
+@pytest.mark.parametrize(
+    "timm", ["test_resnet", "test_efficientnet", "mobilenetv4_conv_small_050", "mobilenetv3_small_050"]
+)
 def test_every_kind_of_network_ends_in_the_shared_space(timm: str) -> None:
     model = build_model(model_config(options(timm=timm), embed_dim=24, vocab_size=300), seed=0).eval()
     with torch.no_grad():

@@ -22,7 +22,8 @@ def test_altclip_without_a_model_is_the_papers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"), [("altclip", AltClipTeacher), ("transformers", TransformersTeacher), ("open_clip", OpenClipTeacher)]
+    ("kind", "expected"),
+    [("altclip", AltClipTeacher), ("transformers", TransformersTeacher), ("open_clip", OpenClipTeacher)],
 )
 def test_the_kind_chooses_the_class(kind: str, expected: type) -> None:
     assert type(ANY_TEACHER.validate_python({"kind": kind, "model": "x/y"})) is expected
@@ -66,7 +67,9 @@ def test_pickled_weights_are_never_read(altclip_folder: Path, tmp_path: Path) ->
         AltClipTeacher(model=str(folder)).load()
 
 
-def test_the_fingerprint_is_the_same_for_the_same_directory_wherever_it_lies(altclip_folder: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_is_the_same_for_the_same_directory_wherever_it_lies(
+    altclip_folder: Path, tmp_path: Path
+) -> None:
     moved = shutil.copytree(altclip_folder, tmp_path / "moved")
     prints = [AltClipTeacher(model=str(folder)).load().fingerprint for folder in (altclip_folder, moved)]
     assert prints[0] == prints[1]

@@ -73,7 +73,9 @@ def test_trimming_keeps_the_segmentation_of_every_caption(altclip_folder: Path, 
         assert pieces_of(trimmed, text) == pieces_of(full, text)
 
 
-@pytest.mark.parametrize("text", ["蓝色的月亮", "一张方块的图片", "black moon", "a picture of a ring", "red 圆环 green"])
+@pytest.mark.parametrize(
+    "text", ["蓝色的月亮", "一张方块的图片", "black moon", "a picture of a ring", "red 圆环 green"]
+)
 def test_trimming_keeps_the_segmentation_of_new_texts_made_of_kept_pieces(
     altclip_folder: Path, captions: list[str], text: str
 ) -> None:
@@ -87,7 +89,9 @@ def test_trimming_drops_pieces_that_no_caption_uses(altclip_folder: Path, captio
     assert not {"▁dog", "猫", "小猫", "▁bicycle"} & set(kept)
 
 
-def test_trimming_renumbers_the_special_tokens_and_keeps_their_places(altclip_folder: Path, captions: list[str]) -> None:
+def test_trimming_renumbers_the_special_tokens_and_keeps_their_places(
+    altclip_folder: Path, captions: list[str]
+) -> None:
     trimmed = trim_tokenizer(altclip_folder, captions, 70)
     assert [trimmed.token_to_id(token) for token in ("<s>", "<pad>", "</s>", "<unk>")] == [0, 1, 2, 3]
     assert trimmed.token_to_id("<mask>") == trimmed.get_vocab_size() - 1

@@ -173,7 +173,9 @@ def test_altclip_texts_stop_where_its_position_table_ends(altclip: TransformersT
 
 def test_a_teachers_preprocessing_is_its_own_image_processors(altclip: TransformersTowers) -> None:
     white = altclip.preprocess(Image.new("RGB", (60, 40), "white"))
-    expected = [(1 - mean) / std for mean, std in [(0.48145466, 0.26862954), (0.4578275, 0.26130258), (0.40821073, 0.27577711)]]
+    expected = [
+        (1 - mean) / std for mean, std in [(0.48145466, 0.26862954), (0.4578275, 0.26130258), (0.40821073, 0.27577711)]
+    ]
     assert white.dtype == np.float32
     assert white.shape == (3, 32, 32)
     np.testing.assert_allclose(white[:, 16, 16], expected, rtol=1e-5)

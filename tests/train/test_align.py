@@ -1,11 +1,6 @@
 """Stage 2 from beginning to end: what it contrasts, what it locks, unbroken, broken off, and on two processes."""
 
 import json
-import math
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,11 +145,7 @@ def test_a_locked_tower_keeps_every_number_and_the_other_one_learns(aligning: Jo
     before, after = weights(Path(aligning["options"]["start"])), weights(run(aligning))
     prefix = {"image": "visual.", "text": "text."}[lock]
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
-    assert not [name for name in changed if name.startswith(prefix)]
-    others = {name for name in after if not name.startswith(prefix)}
-    assert changed == others - {name for name in others if name.endswith("token_embedding.weight")} | {
-        name for name in changed if name.endswith("token_embedding.weight")
-    }
+    assert changed == {name for name in after if not name.startswith(prefix)}
 
 
 def test_half_stores_fp16(aligning: Job, run: Run) -> None:
@@ -169,9 +160,7 @@ def test_the_same_recipe_twice_gives_identical_weights(aligning: Job, run: Run, 
     assert sha256(run(aligning)) == sha256(run(elsewhere(aligning, "again")))
 
 
-def test_from_scratch_twice_gives_the_identical_model(
-    aligning: Job, run: Run, student_section: dict[str, Any]
-) -> None:
+def test_from_scratch_twice_gives_the_identical_model(aligning: Job, run: Run, student_section: dict[str, Any]) -> None:
     aligning |= {"student": student_section, "options": {"start": "scratch", "steps": 3}}
     first, again = run(aligning), run(elsewhere(aligning, "again"))
     for name in ("open_clip_model.safetensors", "open_clip_config.json", "tokenizer.json"):
@@ -231,50 +220,3 @@ def test_a_changed_recipe_on_an_old_state_is_refused_and_fresh_is_the_way_out(
         run(other)
     assert "--fresh" in raised.value.hint
     assert not run(other | {"fresh": True}).already_finished
-
-
-# ---- several processes
-
-
-@pytest.mark.timeout(150)
-def test_two_processes_align_as_one_does_on_the_same_batches(
-    aligning: Job, run: Run, student_section: dict[str, Any], tmp_path: Path
-) -> None:
-    # No batch norms, whose statistics would be each process's own; eps makes AdamW's steps follow the gradient's size.
-    student_section["image"] = {"timm": "test_convnext", "size": 64}
-    aligning |= {"student": student_section}
-    aligning["options"] = {
-        "start": "scratch",
-        "steps": 3,
-        "captions": {"first": 1},
-        "optimizer": {"lr": 0.1, "eps": 1.0},
-        "clip_norm": None,
-    }
-    alone = weights(run(aligning))
-    file = tmp_path / "two.json"
-    file.write_text(json.dumps(elsewhere(aligning, "two")))
-    script = Path(__file__).with_name("conftest.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), str(file)]
-    import dcclip_cli
-
-    environment = os.environ | {"PYTHONPATH": str(Path(dcclip_cli.__file__).parent.parent)}
-    process = subprocess.Popen(
-        command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        said, _ = process.communicate(timeout=120)
-    except subprocess.TimeoutExpired:
-        pytest.fail("two processes did not come to an end")  # gloo may hang at exit
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, said
-    together = weights(Path(elsewhere(aligning, "two")["root"]) / "align" / "model")
-    assert together.keys() == alone.keys()
-    moved = 0.0
-    start = weights(run(elsewhere(aligning, "one-step", options=aligning["options"] | {"steps": 1})))
-    for name, value in alone.items():
-        torch.testing.assert_close(together[name], value, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
-        moved = max(moved, float((value - start[name]).abs().max()))
-    assert moved > 1e-3  # so that 1e-5 says something
-    assert math.isfinite(moved)

@@ -186,7 +186,13 @@ def test_fresh_does_a_finished_stage_again(distilling: Job, run: Run, sha256: Sh
 
 @pytest.mark.parametrize("changed", ["rate", "losses", "seed", "data", "teacher", "student", "vocabulary", "weights"])
 def test_a_changed_recipe_on_an_old_state_is_refused_and_fresh_is_the_way_out(
-    distilling: Job, run: Run, interrupt: Stop, pairs: list[Pair], chinese_clip_folder: Path, tmp_path: Path, changed: str
+    distilling: Job,
+    run: Run,
+    interrupt: Stop,
+    pairs: list[Pair],
+    chinese_clip_folder: Path,
+    tmp_path: Path,
+    changed: str,
 ) -> None:
     interrupt(distilling, "distill", 2)
     other = json.loads(json.dumps(distilling))
@@ -226,7 +232,9 @@ def test_a_broken_picture_is_named_with_its_file_and_key(
     write_parquet(tmp_path / "broken.parquet", [*pairs[:7], broken])
     distilling["data"] = str(tmp_path / "broken.parquet")
     distilling["options"] |= {"teacher_cache": cache, "workers": workers}
-    with pytest.raises(DcclipError, match=r"broken\.parquet: pair the-broken-one: .* is not a readable image") as raised:
+    with pytest.raises(
+        DcclipError, match=r"broken\.parquet: pair the-broken-one: .* is not a readable image"
+    ) as raised:
         run(distilling)
     assert raised.value.hint == "use a JPEG, PNG or WebP file"
 

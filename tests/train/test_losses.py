@@ -275,7 +275,10 @@ def test_similarity_pulls_with_the_gradient_of_open_clips_distillation_loss() ->
         if ours:
             loss = SimilarityLoss()(own, teacher, NONE)
         else:
-            fixed = [(normalize(teacher.image.embedding, dim=-1), normalize(one.embedding, dim=-1)) for one in teacher.texts.values()]
+            fixed = [
+                (normalize(teacher.image.embedding, dim=-1), normalize(one.embedding, dim=-1))
+                for one in teacher.texts.values()
+            ]
             moving = [(normalize(image, dim=-1), normalize(one.embedding, dim=-1)) for one in student.texts.values()]
             pairs = zip(moving, fixed, strict=True)
             loss = sum(DistillClipLoss()(*one, 20.0, *other, 20.0)[1] for one, other in pairs) / 2

@@ -1,0 +1,151 @@
+"""Which keys may a recipe have? Writes docs/recipes.md from the recipe's own JSON Schema.
+
+    python docs/recipe_keys.py
+
+tests/test_docs.py fails while the page and the schema differ.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dcclip_cli.recipe.schema import Recipe
+from dcclip_cli.train.options import LoopOptions
+
+PAGE = Path(__file__).with_name("recipes.md")
+HEAD = """\
+<!-- Made by docs/recipe_keys.py from the JSON Schema. Change that script, or the descriptions in the code. -->
+# Recipes
+
+A recipe is one YAML file that describes one model's whole life: what several stages need stands once at the top, then
+comes a section for each stage. Every command reads its own section and the shared ones; `dcclip run` does every stage
+that has a section. Everything that a recipe makes lies in `runs/NAME/`, with the recipe itself: `recipe.yaml` as it
+was, `resolved.yaml` with overrides, defaults and library versions.
+
+| recipe | makes |
+|---|---|
+| [quickstart.yaml](../recipes/quickstart.yaml) | a small CLIP of emoji from the demo teacher, its whole life |
+| [quickstart-contrast.yaml](../recipes/quickstart-contrast.yaml) | the same student without a teacher, to compare |
+| [demo-teacher.yaml](../recipes/demo-teacher.yaml) | the quick start's teacher itself |
+| [collect-sample.yaml](../recipes/collect-sample.yaml) | shards from a small table that has faults in it |
+
+```sh
+dcclip run recipes/quickstart.yaml --check
+dcclip recipe show recipes/quickstart.yaml
+dcclip recipe schema
+```
+
+The first checks everything and does nothing, files and device included; the second writes out every default; the third
+prints the JSON Schema, with which an editor completes and checks keys.
+
+* A value that starts with `./`, `../` or `/` is a path, relative to the recipe's own folder (in `--set`, to the current
+  one). Any other model or data name is a hub or registry name.
+* `--set distill.steps=300` changes a value and goes through the same checks. An item of a list has its number:
+  `--set distill.losses.0.weight=2`.
+* An unknown or repeated key is an error that names file, line and the nearest right key; all mistakes are told at once.
+* YAML 1.2 scalars only: `no` is text, `1e-3` a number. Anchors, aliases and tags are refused.
+* A finished stage of a recipe that has changed since is refused too: `--fresh` does it again, `--out DIR` keeps both.
+  `workers`, `log_every_steps` and `checkpoint_every_steps` change no result and may differ.
+
+In the tables below *required* marks a key that has no default. `zh` and `en` are the only languages.
+"""
+# What each part of the schema is called on the page, in the page's order.
+SECTIONS = {
+    "Recipe": "The top",
+    "AltClipTeacher": "teacher: {kind: altclip}",
+    "TransformersTeacher": "teacher: {kind: transformers}",
+    "OpenClipTeacher": "teacher: {kind: open_clip}",
+    "StudentOptions": "student",
+    "ImageTower": "student.image",
+    "TextTower": "student.text",
+    "Vocabulary": "student.text.vocabulary",
+    "DataOptions": "data",
+    "CollectOptions": "collect",
+    "FolderSource": "collect.sources: {kind: folder}",
+    "TsvSource": "collect.sources: {kind: tsv}",
+    "PairsSource": "collect.sources: {kind: pairs}",
+    "ImageFilter": "collect.filters: {kind: image}",
+    "LengthFilter": "collect.filters: {kind: length}",
+    "LanguageFilter": "collect.filters: {kind: language}",
+    "LoopOptions": "distill and align",
+    "OptimizerOptions": "distill.optimizer, align.optimizer",
+    "CaptionOptions": "distill.captions, align.captions",
+    "Augment": "distill.augment, align.augment",
+    "DistillOptions": "distill",
+    "FeatureMapLoss": "distill.losses: {kind: feature_map}",
+    "TokenFeaturesLoss": "distill.losses: {kind: token_features}",
+    "EmbeddingLoss": "distill.losses: {kind: embedding}",
+    "InteractiveLoss": "distill.losses: {kind: interactive}",
+    "SimilarityLoss": "distill.losses: {kind: similarity}",
+    "AlignOptions": "align",
+    "EvalOptions": "eval",
+    "ExportOptions": "export",
+}
+BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<", "multipleOf": "multiple of"}
+
+
+def page() -> str:
+    """The whole page. Raises KeyError for a part of the schema that SECTIONS does not name."""
+    schema = Recipe.model_json_schema()
+    parts = {"Recipe": schema, "LoopOptions": LoopOptions.model_json_schema(), **schema["$defs"]}
+    assert parts.keys() == SECTIONS.keys(), f"SECTIONS and the schema differ in {parts.keys() ^ SECTIONS.keys()}"
+    shared = parts["LoopOptions"]["properties"]
+    for stage in ("DistillOptions", "AlignOptions"):  # what both have stands once
+        own = {key: value for key, value in parts[stage]["properties"].items() if key not in shared}
+        parts[stage] = {**parts[stage], "properties": own}
+    return HEAD + "".join(section(SECTIONS[name], parts[name]) for name in SECTIONS)
+
+
+def section(title: str, part: dict[str, Any]) -> str:
+    """A heading, the class's own words, and a table of its keys."""
+    required = part.get("required", ())
+    rows = [row(key, facts, key in required) for key, facts in part["properties"].items() if key != "kind"]
+    table = "\n| key | value | default | what it does |\n|---|---|---|---|\n" + "".join(rows) if rows else ""
+    return f"\n## {title}\n{part.get('description', '').strip()}\n{table}"
+
+
+def row(key: str, facts: dict[str, Any], required: bool) -> str:
+    default = "*required*" if required else shown_default(facts)
+    return f"| `{key}` | {values(facts)} | {default} | {facts.get('description', '')} |\n"
+
+
+def shown_default(facts: dict[str, Any]) -> str:
+    default = facts.get("default")
+    if default is None or "$ref" in facts:
+        return ""
+    if isinstance(default, list) and default and isinstance(default[0], dict):
+        return ", ".join(f"`{item['kind']}`" for item in default)
+    return f"`{json.dumps(default, ensure_ascii=False)}`".replace('"', "")
+
+
+def values(facts: dict[str, Any]) -> str:
+    """What may stand there, in a few words."""
+    if "const" in facts:
+        return f"`{facts['const']}`"
+    if "enum" in facts:
+        return " or ".join(f"`{value}`" for value in facts["enum"])
+    if "$ref" in facts:
+        return f"see {SECTIONS[_name(facts)]}"
+    if "oneOf" in facts:
+        return "a mapping with `kind`: " + ", ".join(f"`{kind}`" for kind in facts["discriminator"]["mapping"])
+    if "anyOf" in facts:
+        return " or ".join(values(option) for option in facts["anyOf"] if option.get("type") != "null")
+    if "prefixItems" in facts:
+        return f"list of {len(facts['prefixItems'])} {values(facts['prefixItems'][0])}s"
+    if facts["type"] == "array":
+        return f"list: {values(facts['items'])}"
+    kind = (
+        "path"
+        if facts.get("format") == "path"
+        else {"boolean": "`true` or `false`", "string": "text"}.get(facts["type"])
+    )
+    bounds = [f"{sign} {facts[name]:,}".replace(",", " ") for name, sign in BOUNDS.items() if name in facts]
+    return ", ".join([kind or facts["type"], *bounds])
+
+
+def _name(facts: dict[str, Any]) -> str:
+    return str(facts["$ref"].rpartition("/")[2])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

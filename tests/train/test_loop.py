@@ -1,0 +1,195 @@
+"""The one loop: learning rates, steps, decay, logs, and what stops it."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from dcclip_cli.data.augment import Augment
+from dcclip_cli.data.batches import Batch, CaptionOptions, Order, Reader
+from dcclip_cli.data.table import open_pairs
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.towers import Tokens
+from dcclip_cli.progress import Progress, Silent
+from dcclip_cli.train.loop import Fitted, fit, learning_rate_factor, total_steps
+from dcclip_cli.train.options import LoopOptions
+
+
+class Pulled(nn.Module):
+    """A matrix, a bias and a tower's weight, each pulled down by a slope of one; remembers what it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.ones(2, 2))
+        self.bias = nn.Parameter(torch.ones(2))
+        self.model = nn.ModuleDict({"visual": nn.Linear(1, 1, bias=False)})
+        nn.init.ones_(self.slope)
+        self.seen: list[list[int]] = []
+        self.random: list[float] = []
+
+    @property
+    def slope(self) -> Tensor:
+        [weight] = self.model["visual"].parameters()
+        return weight
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        self.seen.append(batch.indices.tolist())
+        self.random.append(float(torch.rand(1)))
+        return {"matrix": self.matrix.sum(), "others": self.bias.sum() + self.slope.sum()}
+
+
+@pytest.fixture
+def train(pairs_file: Path, tmp_path: Path) -> Callable[..., Fitted]:
+    """A function that fits a module on the drawn pairs, batches of 8 of the first 20."""
+
+    def start(module: nn.Module, progress: Progress | None = None, **options: Any) -> Fitted:
+        finish = options.pop("finish", lambda figures: None)
+        given: dict[str, Any] = {"steps": 4, "batch_size": 8, "warmup_steps": 0, "workers": 0, **options}
+        read = Reader(open_pairs(pairs_file), 0, Augment(), CaptionOptions(languages=("zh", "en")), _pixels, _tokens)
+        chosen = LoopOptions.model_validate(given)
+        order = Order(20, chosen.batch_size, seed=0)
+        return fit(module, "toy", read, order, chosen, tmp_path, "identity", 0, "cpu", progress or Silent(), finish)
+
+    return start
+
+
+def _pixels(_image: object) -> np.ndarray:
+    return np.zeros((3, 2, 2), np.float32)
+
+
+def _tokens(texts: list[str]) -> Tokens:
+    return Tokens(torch.zeros(len(texts), 1, dtype=torch.int64), torch.ones(len(texts), 1, dtype=torch.int64))
+
+
+# ---- how long and how fast
+
+
+def test_the_rate_warms_up_in_a_line_and_falls_in_half_a_cosine() -> None:
+    factors = [learning_rate_factor(step, warmup_steps=4, steps=12) for step in range(12)]
+    assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert factors[8] == pytest.approx(0.5)  # half way down
+    assert factors[6] == pytest.approx(0.5 * (1 + np.cos(np.pi / 4)))
+    assert factors[4:] == sorted(factors[4:], reverse=True)
+    assert 0 < factors[11] < 0.05
+
+
+def test_epochs_count_whole_batches() -> None:
+    order = Order(20, 8, seed=0)  # two batches an epoch
+    assert total_steps(LoopOptions(epochs=3), order) == 6
+    assert total_steps(LoopOptions(epochs=0.1), order) == 1
+    assert total_steps(LoopOptions(steps=5), order) == 5
+
+
+@pytest.mark.parametrize("given", [{}, {"steps": 5, "epochs": 1}, {"steps": 0}, {"epochs": 0}])
+def test_steps_or_epochs_must_be_given_and_not_both(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        LoopOptions.model_validate(given)
+
+
+def test_adamw_steps_by_the_rate_and_decays_matrices_only(train: Callable[..., Fitted]) -> None:
+    module = Pulled()
+    train(module, steps=1, optimizer={"lr": 0.1, "weight_decay": 0.5, "image_lr_scale": 0.1, "eps": 1e-12})
+    # Adam's first step is the rate itself; decay takes rate * 0.5 of a matrix before that
+    assert module.bias.tolist() == pytest.approx([0.9, 0.9])
+    assert module.matrix.flatten().tolist() == pytest.approx([1 - 0.05 - 0.1] * 4)
+    assert module.slope.item() == pytest.approx(1 - 0.005 - 0.01)
+
+
+def test_the_gradient_is_clipped_to_its_largest_norm(train: Callable[..., Fitted]) -> None:
+    figures = train(Pulled(), steps=1).figures
+    assert figures["gradient_norm"] == pytest.approx(7**0.5)  # before clipping: seven slopes of one
+    free, clipped = Pulled(), Pulled()
+    options = {"steps": 1, "optimizer": {"lr": 1.0, "eps": 1.0, "weight_decay": 0}}  # steps of g / (|g| + 1)
+    train(free, clip_norm=None, **options)
+    train(clipped, clip_norm=0.1, **options)
+    small = 0.1 / 7**0.5
+    assert free.bias[0].item() == pytest.approx(1 - 1 / 2)
+    assert clipped.bias[0].item() == pytest.approx(1 - small / (small + 1), rel=1e-4)
+
+
+def test_every_step_sees_its_own_samples_and_random_numbers_whatever_went_before(
+    train: Callable[..., Fitted], watching: Callable[..., Any]
+) -> None:
+    whole = Pulled()
+    train(whole, steps=5)
+    tail = Pulled()
+    with pytest.raises(KeyboardInterrupt):
+        train(tail, watching("toy", 3, lambda: os.kill(os.getpid(), signal.SIGINT)), steps=5, checkpoint_every_steps=99)
+    torch.manual_seed(99)
+    train(tail, steps=5)
+    assert tail.seen == whole.seen
+    assert tail.random == whole.random
+    assert len(set(whole.random)) == 5
+
+
+# ---- logs
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_so_many_steps_and_the_last_are_logged(train: Callable[..., Fitted], tmp_path: Path) -> None:
+    fitted = train(Pulled(), steps=5, log_every_steps=2)
+    logged = lines(tmp_path)
+    assert [line["step"] for line in logged] == [2, 4, 5]
+    assert set(logged[0]) >= {"loss", "matrix", "others", "lr", "gradient_norm", "images_per_second", "data_wait_s"}
+    assert logged[0]["loss"] == pytest.approx(logged[0]["matrix"] + logged[0]["others"])
+    assert fitted.figures["loss"] == pytest.approx(logged[-1]["loss"], rel=1e-4)
+    assert list((tmp_path / "tensorboard").rglob("events.*"))
+
+
+def test_a_log_is_cut_back_to_the_step_that_training_goes_on_from(
+    train: Callable[..., Fitted], tmp_path: Path, watching: Callable[..., Any]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(Pulled(), watching("toy", 2, lambda: os.kill(os.getpid(), signal.SIGINT)), log_every_steps=1)
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 3, "loss": 1.0}\n{"step": 4, "lo')  # logged after the state, and cut by a power failure
+    train(Pulled(), log_every_steps=1)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_state_is_saved_every_so_many_steps_and_not_at_the_end(train: Callable[..., Fitted], tmp_path: Path) -> None:
+    train(Pulled(), steps=4, checkpoint_every_steps=2)
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000002"]
+
+
+# ---- what stops it
+
+
+class Exploding(Pulled):
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return {"fine": self.bias.sum(), "exploding": self.matrix.sum() * float("inf")}
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_is_named(train: Callable[..., Fitted]) -> None:
+    with pytest.raises(DcclipError, match=r"step 1: .*exploding.* is not finite") as raised:
+        train(Exploding(), log_every_steps=1)
+    assert "optimizer.lr" in raised.value.hint
+
+
+def test_ctrl_c_ends_after_the_step_with_the_state_saved(
+    train: Callable[..., Fitted], tmp_path: Path, watching: Callable[..., Any]
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(Pulled(), watching("toy", 3, lambda: os.kill(os.getpid(), signal.SIGINT)), checkpoint_every_steps=99)
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000003"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_trained_module_is_kept_once_in_evaluation_mode_with_its_last_figures(train: Callable[..., Fitted]) -> None:
+    module = Pulled()
+    kept: list[tuple[bool, dict[str, float]]] = []
+    fitted = train(module, finish=lambda figures: kept.append((module.training, figures)))
+    assert kept == [(False, fitted.figures)]
+    assert (fitted.steps, fitted.seconds > 0) == (4, True)

@@ -1,0 +1,177 @@
+"""The teacher's kept answers: the same as asking it, asked for once, whole after being broken off."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dcclip_cli.data.augment import Augment
+from dcclip_cli.data.batches import CaptionOptions, Reader
+from dcclip_cli.data.table import open_pairs
+from dcclip_cli.model.folder import load_folder
+from dcclip_cli.model.teachers import AltClipTeacher, TransformersTeacher
+from dcclip_cli.model.towers import OpenClipTowers, Towers
+from dcclip_cli.progress import Silent
+from dcclip_cli.train.feature_stage import Grid, OnlineTeacher, map_grid
+from dcclip_cli.train.losses import DistillLoss, EmbeddingLoss, FeatureMapLoss, Side, TokenFeaturesLoss, to_grid
+from dcclip_cli.train.teacher_cache import TeacherCache, build_cache
+
+ALL = (FeatureMapLoss(), TokenFeaturesLoss(), EmbeddingLoss())
+FP16 = {"rtol": 2**-10, "atol": 2**-14}  # half a unit in the last of 11 bits, and room for unit-length small numbers
+
+
+@pytest.fixture(scope="module")
+def student(model_folder: Path) -> OpenClipTowers:
+    return load_folder(model_folder)
+
+
+@pytest.fixture(scope="module")
+def altclip(altclip_folder: Path) -> Towers:
+    return AltClipTeacher(model=str(altclip_folder)).load()
+
+
+def reader(pairs_file: Path, student: Towers, teacher: Towers, repeats: int = 2, also_other: bool = False) -> Reader:
+    return Reader(
+        open_pairs(pairs_file),
+        0,
+        Augment(background="random", rotate=15, colour=0.3),
+        CaptionOptions(also_other=also_other),
+        student.preprocess,
+        student.tokenize,
+        teacher.preprocess,
+        repeats,
+    )
+
+
+def build(
+    teacher: Towers, read: Reader, folder: Path, losses: tuple[DistillLoss, ...] = ALL, grid: Grid | None = None
+) -> TeacherCache:
+    return build_cache(teacher, read, losses, grid or Grid(2, 2), folder, "cpu", Silent())
+
+
+def assert_same_targets(kept: Side, asked: Side) -> None:
+    torch.testing.assert_close(kept.image.embedding, F.normalize(asked.image.embedding, dim=-1), **FP16)
+    torch.testing.assert_close(kept.image.map, to_grid(asked.image.map, 2, 2), **FP16)
+    assert kept.texts.keys() == asked.texts.keys()
+    for name, text in asked.texts.items():
+        torch.testing.assert_close(kept.texts[name].embedding, F.normalize(text.embedding, dim=-1), **FP16)
+        assert torch.equal(kept.texts[name].mask.sum(1), text.mask.sum(1))
+        real = text.mask.bool()
+        length = kept.texts[name].mask.shape[1]
+        torch.testing.assert_close(kept.texts[name].tokens[real[:, :length]], text.tokens[real], **FP16)
+        assert torch.equal(kept.rows[name], asked.rows[name])
+
+
+@pytest.mark.parametrize("name", ["altclip", "chinese_clip", "siglip"])
+@pytest.mark.parametrize("also_other", [False, True])
+def test_kept_answers_are_the_teachers_to_fp16(
+    pairs_file: Path, student: Towers, tmp_path: Path, request: pytest.FixtureRequest, name: str, also_other: bool
+) -> None:
+    teacher = TransformersTeacher(model=str(request.getfixturevalue(f"{name}_folder"))).load()
+    read = reader(pairs_file, student, teacher, also_other=also_other)
+    cache, online = build(teacher, read, tmp_path), OnlineTeacher(teacher)
+    for samples in ([(0, 0), (13, 0), (39, 0)], [(5, 1), (38, 1)], [(7, 3)], [(7, 8), (6, 8)]):
+        batch = read.batch(samples)
+        assert_same_targets(cache(batch), online(batch))
+
+
+def test_another_augmentation_of_a_picture_has_another_answer(
+    pairs_file: Path, student: Towers, altclip: Towers, tmp_path: Path
+) -> None:
+    read = reader(pairs_file, student, altclip)
+    cache = build(altclip, read, tmp_path)
+    first, second, again = (cache(read.batch([(3, epoch)])).image.embedding for epoch in (0, 1, 2))
+    assert not torch.equal(first, second)
+    assert torch.equal(first, again)
+
+
+def test_the_teacher_is_asked_once(
+    pairs_file: Path, student: Towers, altclip: Towers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = reader(pairs_file, student, altclip)
+    before = build(altclip, read, tmp_path)
+    with monkeypatch.context() as patch:
+        for method in ("image_features", "text_features"):
+            patch.setattr(altclip, method, lambda *_: pytest.fail("asked again"))
+        after = build(altclip, read, tmp_path)
+    batch = read.batch([(0, 0), (20, 1)])
+    assert torch.equal(before(batch).image.map, after(batch).image.map)
+    assert torch.equal(before(batch).texts["zh"].tokens, after(batch).texts["zh"].tokens)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*/*"))}
+
+
+@pytest.mark.parametrize(
+    ("method", "call"), [("image_features", 1), ("image_features", 2), ("text_features", 1), ("text_features", 2)]
+)
+def test_broken_off_anywhere_and_filled_again_it_holds_the_same_bytes(
+    pairs_file: Path,
+    student: Towers,
+    altclip: Towers,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    call: int,
+) -> None:
+    read = reader(pairs_file, student, altclip, repeats=4)  # 160 pictures and 96 captions, 64 at once
+    build(altclip, read, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(altclip, method, failing_at(call, getattr(altclip, method)))
+        with pytest.raises(RuntimeError, match="power cut"):
+            build(altclip, read, tmp_path / "broken")
+    assert contents(tmp_path / "broken") != contents(tmp_path / "whole")
+    build(altclip, read, tmp_path / "broken")
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+
+
+def failing_at(call: int, method: Callable[..., object]) -> Callable[..., object]:
+    calls = iter(range(1, 100))
+
+    def wrapped(*arguments: object) -> object:
+        if next(calls) == call:
+            raise RuntimeError("power cut")
+        return method(*arguments)
+
+    return wrapped
+
+
+@pytest.mark.parametrize("change", ["teacher", "repeats", "augment", "seed", "languages", "grid", "tokens"])
+def test_what_changes_the_answers_has_a_cache_of_its_own(
+    pairs_file: Path, student: Towers, altclip: Towers, chinese_clip_folder: Path, tmp_path: Path, change: str
+) -> None:
+    from dataclasses import replace
+
+    read = reader(pairs_file, student, altclip, repeats=1)
+    build(altclip, read, tmp_path)
+    match change:
+        case "teacher":
+            build(TransformersTeacher(model=str(chinese_clip_folder)).load(), read, tmp_path)
+        case "repeats":
+            build(altclip, replace(read, repeats=2), tmp_path)
+        case "augment":
+            build(altclip, replace(read, augment=Augment()), tmp_path)
+        case "seed":
+            build(altclip, replace(read, seed=1), tmp_path)
+        case "languages":
+            build(altclip, replace(read, captions=CaptionOptions(languages=("zh",))), tmp_path)
+        case "grid":
+            build(altclip, read, tmp_path, grid=Grid(1, 1))
+        case "tokens":
+            build(altclip, read, tmp_path, losses=(FeatureMapLoss(),))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_only_what_a_loss_asks_for_is_kept(pairs_file: Path, student: Towers, altclip: Towers, tmp_path: Path) -> None:
+    read = reader(pairs_file, student, altclip)
+    build(altclip, read, tmp_path, losses=(EmbeddingLoss(),))
+    assert {path.name for path in tmp_path.glob("*/*.npy")} == {"image_embedding.npy", "text_embedding.npy"}
+
+
+def test_the_grid_is_the_students(student: Towers, altclip: Towers) -> None:
+    assert map_grid(student) == Grid(2, 2)  # 64 px at stride 32
+    assert map_grid(altclip) == Grid(4, 4)  # 32 px in patches of 8
