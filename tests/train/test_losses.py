@@ -100,9 +100,10 @@ def test_feature_map_standardizes_the_teacher_over_its_channels() -> None:
 def test_feature_map_brings_a_narrow_student_to_the_teachers_width() -> None:
     torch.manual_seed(0)
     adapters = nn.ModuleDict(FeatureMapLoss().adapters(Widths(2, 3, 1), Widths(2, 8, 1)))
+    weight, bias = (parameter.detach().numpy() for parameter in adapters["image_map"].parameters())
     student, teacher = torch.randn(2, 3, 2, 2), torch.randn(2, 8, 4, 4)
-    adapted = np.einsum("oc,bchw->bohw", adapters["image_map"].weight.detach().numpy()[:, :, 0, 0], student.numpy())
-    adapted = adapted + adapters["image_map"].bias.detach().numpy()[None, :, None, None]  # type: ignore[union-attr]
+    adapted = np.einsum("oc,bchw->bohw", weight[:, :, 0, 0], student.numpy())
+    adapted = adapted + bias[None, :, None, None]
     target = teacher.numpy().reshape(2, 8, 2, 2, 2, 2).mean((3, 5))
     target = (target - target.mean(1, keepdims=True)) / np.sqrt(target.var(1, keepdims=True) + 1e-5)
     difference = np.abs(adapted - target)
@@ -183,8 +184,9 @@ def test_embedding_brings_a_student_of_another_width_to_the_teachers_by_a_linear
     adapters = nn.ModuleDict(EmbeddingLoss().adapters(Widths(3, 1, 1), Widths(2, 1, 1)))
     assert set(adapters) == {"image_embedding", "text_embedding"}
     with torch.no_grad():
-        adapters["image_embedding"].weight.copy_(torch.tensor([[1.0, 0, 0], [0, 1, 0]]))
-        adapters["text_embedding"].weight.copy_(torch.tensor([[0.0, 0, 1], [0, 1, 0]]))
+        for name, rows in (("image", [[1.0, 0, 0], [0, 1, 0]]), ("text", [[0.0, 0, 1], [0, 1, 0]])):
+            [weight] = adapters[f"{name}_embedding"].parameters()
+            weight.copy_(torch.tensor(rows))
     student = side(image=((4.0, 0.0, 9.0),), zh=((9.0, 0.0, 4.0),))
     assert value(EmbeddingLoss(), student, side(image=((1.0, 0.0),), zh=((1.0, 0.0),)), adapters) == pytest.approx(0)
 
@@ -254,7 +256,7 @@ def test_similarity_is_open_clips_distillation_loss_less_the_teachers_own_entrop
         features = [
             torch.nn.functional.normalize(vectors, dim=-1)
             for one in (own, teacher)
-            for vectors in (one.image.embedding, one.texts[language].embedding)  # type: ignore[index]
+            for vectors in (one.image.embedding, one.texts[language].embedding)
         ]
         _, loss = DistillClipLoss()(features[0], features[1], scale, features[2], features[3], scale)
         return float(loss)

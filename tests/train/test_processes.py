@@ -59,7 +59,9 @@ def test_two_processes_train_as_one_does_on_the_same_batches(
     run(job | {"root": roots["shorter"], "options": job["options"] | {"steps": 1}})
     on_two_processes(job | {"root": roots["two"]}, tmp_path / "job.json")
     assert not [path for path in Path(roots["two"], stage).iterdir() if path.name.startswith(".")]
-    one, two, shorter = (load_file(Path(root, stage, "model", "open_clip_model.safetensors")) for root in roots.values())
+    one, two, shorter = (
+        load_file(Path(root, stage, "model", "open_clip_model.safetensors")) for root in roots.values()
+    )
     assert max(float((value - shorter[name]).abs().max()) for name, value in one.items()) > 1e-3
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,19 +16,20 @@ from dcclip_cli.train.state import load_state, save_state, saved_step
 def trained(seed: int, steps: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A convolution (channels last), a batch norm and a scalar after some steps of AdamW, in two groups."""
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model: Any = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    model.to(memory_format=torch.channels_last)
     model.register_parameter("scale", nn.Parameter(torch.tensor(2.0)))
-    parameters = list(model.parameters())
+    parameters: list[nn.Parameter] = list(model.parameters())
     optimizer = torch.optim.AdamW([{"params": parameters[:2]}, {"params": parameters[2:], "weight_decay": 0}], lr=0.1)
     for _ in range(steps):
         step(model, optimizer)
     return model, optimizer
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def step(model: Any, optimizer: torch.optim.Optimizer) -> None:
     pixels = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     optimizer.zero_grad()
-    (model(pixels).square().mean() * model.scale).backward()  # type: ignore[operator]
+    (model(pixels).square().mean() * model.scale).backward()
     optimizer.step()
 
 

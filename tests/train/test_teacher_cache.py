@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,10 @@ from dcclip_cli.train.losses import DistillLoss, EmbeddingLoss, FeatureMapLoss, 
 from dcclip_cli.train.teacher_cache import TeacherCache, build_cache
 
 ALL = (FeatureMapLoss(), TokenFeaturesLoss(), EmbeddingLoss())
-FP16 = {"rtol": 2**-10, "atol": 2**-14}  # half a unit in the last of 11 bits, and room for unit-length small numbers
+FP16: dict[str, Any] = {
+    "rtol": 2**-10,
+    "atol": 2**-14,
+}  # half a unit in the last of 11 bits, and room for unit-length small numbers
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,106 @@
+"""What the documentation shows is true: commands run, options exist, links lead somewhere, recipes load.
+
+A block of shell commands is run here line by line unless `<!-- not run here -->` stands above it: that is for what
+takes long, needs a network, or needs the quick start's finished run.
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from dcclip_cli.cli.app import app
+from dcclip_cli.recipe.load import load
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")])
+LANGUAGES = {"sh", "python", "yaml", "text"}
+_BLOCK = re.compile(r"(?P<marked><!-- not run here -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.M | re.S)
+_LINK = re.compile(r"\]\((?!https?://)([^)#]+)")
+
+
+def blocks(page: Path, language: str, marked: bool | None = None) -> list[str]:
+    """The code blocks of a page in one language; if `marked` is given, those with or those without the mark."""
+    found = _BLOCK.finditer(page.read_text("utf-8"))
+    return [
+        block["body"]
+        for block in found
+        if block["language"] == language and marked in (None, block["marked"] is not None)
+    ]
+
+
+def commands(marked: bool | None = None) -> list[str]:
+    """The lines of all shell blocks, each once."""
+    lines = [line for page in PAGES for block in blocks(page, "sh", marked) for line in block.splitlines()]
+    return list(dict.fromkeys(line for line in lines if line.strip()))
+
+
+def shown() -> list[str]:
+    """Every `dcclip ...` that a page shows, in blocks, in running text and in tables."""
+    inline = [text for page in PAGES for text in re.findall(r"`(dcclip [a-z][^`]*)`", page.read_text("utf-8"))]
+    return sorted({*inline, *(line for line in commands() if line.startswith("dcclip "))})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_says_its_language(page: Path) -> None:
+    assert {block["language"] for block in _BLOCK.finditer(page.read_text("utf-8"))} <= LANGUAGES
+
+
+@pytest.mark.parametrize("command", commands(marked=False))
+def test_a_command_that_is_not_marked_runs(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)
+    program, *arguments = shlex.split(command)
+    assert program == "dcclip", "only dcclip is run here: mark the block"
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("command", shown())
+def test_commands_and_options_exist(command: str) -> None:
+    known = typer.main.get_command(app)
+    for word in shlex.split(command)[1:]:
+        if word.startswith("--"):
+            options = {name for parameter in known.params for name in (*parameter.opts, *parameter.secondary_opts)}
+            assert word in options | {"--help"}, f"{known.name} has no {word}"
+        elif children := getattr(known, "commands", None):
+            assert word in children, f"there is no command {word}"
+            known = children[word]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    assert [link for link in _LINK.findall(page.read_text("utf-8")) if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_recipes_in_the_text_load(page: Path, tmp_path: Path) -> None:
+    for text in blocks(page, "yaml"):
+        file = tmp_path / "recipe.yaml"
+        file.write_text(text, "utf-8")
+        load(file)
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
+def test_the_python_in_the_readme_runs(page: str, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks(ROOT / page, "python")
+    code = code.replace("runs/quickstart/align/model", str(model_folder)).replace("docs/", f"{ROOT}/docs/")
+    exec(compile(code, page, "exec"), {})
+    assert re.fullmatch(r"tensor\(\[\[[01]\.\d+, [01]\.\d+\]\]\)\n", capsys.readouterr().out)
+
+
+def test_the_list_of_recipe_keys_is_current() -> None:
+    from docs.recipe_keys import PAGE, page
+
+    assert PAGE.read_text("utf-8") == page(), "run: python docs/recipe_keys.py"
+
+
+def test_a_picture_of_a_terminal_keeps_commands_and_chinese_and_fetches_nothing() -> None:
+    from docs.images.terminal import draw
+
+    svg = draw({"dcclip predict cat.png --labels 猫,dog": "cat.png   猫 90.0%   dog 10.0%"})
+    assert "猫\u00a090.0%" in svg.replace("&#160;", "\u00a0")
+    assert "url(" not in svg.replace("url(#", "") and "@font-face" not in svg
