@@ -47,7 +47,8 @@ prints the JSON Schema, with which an editor completes and checks keys.
 * A finished stage of a recipe that has changed since is refused too: `--fresh` does it again, `--out DIR` keeps both.
   `workers`, `log_every_steps` and `checkpoint_every_steps` change no result and may differ.
 
-In the tables below *required* marks a key that has no default. `zh` and `en` are the only languages.
+In the tables below *required* marks a key that has no default, `null` one that may be left out. `zh` and `en`
+are the only languages.
 """
 # What each part of the schema is called on the page, in the page's order.
 SECTIONS = {
@@ -111,8 +112,8 @@ def row(key: str, facts: dict[str, Any], required: bool) -> str:
 
 def shown_default(facts: dict[str, Any]) -> str:
     default = facts.get("default")
-    if default is None or "$ref" in facts:
-        return ""
+    if "$ref" in facts:
+        return "its defaults"
     if isinstance(default, list) and default and isinstance(default[0], dict):
         return ", ".join(f"`{item['kind']}`" for item in default)
     return f"`{json.dumps(default, ensure_ascii=False)}`".replace('"', "")

@@ -15,13 +15,13 @@ from dcclip_cli.options import Options
 
 def generator(seed: int, index: int, repeat: int) -> np.random.Generator:
     """The random numbers of one sample's `repeat`-th appearance: the same wherever and whenever they are asked for."""
-    return np.random.Generator(np.random.Philox(key=[seed, (repeat << 40) | index]))
+    return np.random.Generator(np.random.Philox(key=np.array([seed, (repeat << 40) | index], np.uint64)))
 
 
 class Augment(Options):
     """Random changes of a picture; the defaults change nothing but to put transparency on white."""
 
-    background: Literal["white", "random"] = "white"  # what shows behind transparent parts
+    background: Literal["white", "random"] = Field("white", description="What shows behind transparent parts")
     crop: float = Field(1.0, gt=0, le=1, description="Smallest share of the area that a random crop keeps")
     scale: tuple[float, float] = Field((1.0, 1.0), description="Range of the zoom; below 1 shows background around")
     rotate: float = Field(0.0, ge=0, le=180, description="Largest rotation either way, in degrees")

@@ -29,14 +29,14 @@ COLLECTED = "collect"  # `train: collect` means the recipe's own collect stage
 class DataOptions(Options):
     """Where training and validation pairs come from: a Parquet or tar file, a folder of shards, or `collect`."""
 
-    train: str
-    validation: str | None = None
+    train: str = Field(description="Pairs to train on; `collect`: what this recipe's collect stage leaves")
+    validation: str | None = Field(None, description="Pairs to check an export on; default: the training pairs")
 
 
 class CaptionOptions(Options):
     """Which of a pair's captions a step sees."""
 
-    languages: tuple[Language, ...] = LANGUAGES
+    languages: tuple[Language, ...] = Field(LANGUAGES, description="Those of the captions")
     first: float = Field(
         0.5, ge=0, le=1, description="Probability of a pair's first caption; the others share the rest"
     )
@@ -110,7 +110,8 @@ class Order:
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
         """The batches of one epoch, each (batch_size,); samples left over come in another epoch."""
-        shuffled = np.random.Generator(np.random.Philox(key=[self.seed, 1 << 63 | epoch])).permutation(self.count)
+        key = np.array([self.seed, 1 << 63 | epoch], np.uint64)  # a plain list becomes float64 and loses the epoch
+        shuffled = np.random.Generator(np.random.Philox(key=key)).permutation(self.count)
         if self.groups is None:
             used = self.steps_per_epoch * self.batch_size
             return list(shuffled[:used].reshape(-1, self.batch_size))

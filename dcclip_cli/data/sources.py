@@ -49,7 +49,7 @@ class Reading:
 class SourceOptions(Options):
     """What every source has."""
 
-    path: Path
+    path: Path = Field(description="The folder or file to read")
     name: str | None = Field(None, description="Goes into each pair's metadata; the path's last part if left out")
     licence: str | None = Field(None, description="Licence of the pairs; goes into each pair's metadata")
 

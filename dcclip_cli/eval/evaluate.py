@@ -27,7 +27,7 @@ class EvalOptions(Options):
     datasets: tuple[str, ...] = Field(min_length=1, description="Names, Parquet or tar files of pairs, class folders")
     languages: tuple[Language, ...] | None = Field(None, description="Default: every language that a data set has")
     data_root: str | None = Field(None, description="Folder of the data sets with a name, as DATA_ROOT/NAME/")
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, description="Images that go through the model at once")
     limit: int | None = Field(None, ge=1, description="At most so many images of a data set, a fixed random choice")
 
 

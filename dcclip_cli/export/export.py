@@ -34,8 +34,8 @@ MIN_AGREEMENT: dict[Precision, float] = {"fp32": 0.99, "int8": 0.9}
 class ExportOptions(Options):
     """How a model leaves for the device."""
 
-    format: Literal["onnx"] = "onnx"
-    precision: Precision = "fp32"
+    format: Literal["onnx"] = Field("onnx", description="onnx: a graph for each tower, run by onnxruntime")
+    precision: Precision = Field("fp32", description="int8: a quarter of the size, at some cost in accuracy")
     calibration_images: int = Field(128, ge=1, description="Training images that int8 takes its ranges from")
     min_agreement: float | None = Field(
         None, ge=0, le=1, description="Share of images whose best text must stay; default 0.99 for fp32, 0.9 for int8"

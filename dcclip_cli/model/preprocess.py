@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from dcclip_cli.errors import DcclipError
 
 MAX_PIXELS = 64_000_000  # larger pictures are refused before they are decompressed
+MAX_ASPECT = 100  # of the longer side to the shorter: resizing by the shorter would blow up a thinner picture
 FORMATS = ("JPEG", "PNG", "WEBP")
 _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -25,7 +26,8 @@ _RESAMPLING = {
 def decode(source: bytes | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The first frame of a JPEG, PNG or WebP image, upright, as RGB, or as RGBA where it has transparency.
 
-    Raises DcclipError for anything that is not such an image, is truncated, or has more than `max_pixels` pixels.
+    Raises DcclipError for anything that is not such an image, is truncated, has more than `max_pixels` pixels, or
+    has one side more than MAX_ASPECT times the other.
     """
     name = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
     try:
@@ -36,6 +38,11 @@ def decode(source: bytes | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
                     raise DcclipError(
                         f"{name} has {image.width} x {image.height} pixels, more than {max_pixels:,}",
                         "make the picture smaller first",
+                    )
+                if max(image.size) > MAX_ASPECT * min(image.size):
+                    raise DcclipError(
+                        f"{name} has {image.width} x {image.height} pixels, one side over {MAX_ASPECT} times the other",
+                        "crop the picture first",
                     )
                 image.load()
                 transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info

@@ -24,27 +24,29 @@ class ImageTower(Options):
     weights: str | None = Field(
         None, description="Path of a .safetensors file, or 'timm' for timm's pretrained weights"
     )
-    mean: Triple | None = None  # of the input's channels, in 0..1; default: what timm says for this network
-    std: Triple | None = None
+    mean: Triple | None = Field(None, description="Of the input's channels, in 0..1; default: timm's for this network")
+    std: Triple | None = Field(None, description="Of the input's channels; default: timm's for this network")
     dropout: float = Field(0.0, ge=0, lt=1, description="Before the projection")
     drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic depth")
 
 
 class Vocabulary(Options):
-    """The text tower's pieces: the teacher's own cut to the captions, or trained on the captions."""
+    """The pieces that texts are cut into, each a row of the text tower's embedding."""
 
-    source: Literal["teacher", "data"] = Field("data", alias="from")
-    size: int = Field(20_000, ge=300, le=300_000)
+    source: Literal["teacher", "data"] = Field(
+        "data", alias="from", description="Cut the teacher's vocabulary to the captions, or train one on them"
+    )
+    size: int = Field(20_000, ge=300, le=300_000, description="Most pieces it may have")
 
 
 class TextTower(Options):
     """open_clip's text transformer: causal, pooled at the end token, so that padding and length change nothing."""
 
-    layers: int = Field(4, ge=1, le=48)
-    width: int = Field(256, ge=32, le=4096, multiple_of=32)
-    heads: int | None = Field(None, ge=1)  # default: one for each 64 of the width
-    context_length: int = Field(77, ge=8, le=512)
-    vocabulary: Vocabulary = Vocabulary()
+    layers: int = Field(4, ge=1, le=48, description="Transformer blocks")
+    width: int = Field(256, ge=32, le=4096, multiple_of=32, description="Of every layer, before the projection")
+    heads: int | None = Field(None, ge=1, description="Attention heads; default: one for each 64 of the width")
+    context_length: int = Field(77, ge=8, le=512, description="Most tokens of a text, both ends included; more are cut")
+    vocabulary: Vocabulary = Field(Vocabulary(), description="The pieces that texts are cut into")
 
 
 # Sizes and latencies: docs/students.md.
@@ -67,19 +69,20 @@ PRESETS: dict[str, dict[str, Any]] = {
 class StudentOptions(Options):
     """A student: a preset, its two towers spelt out, or a preset with parts of it replaced."""
 
-    preset: Literal["S", "M", "RN50"] | None = None
-    image: ImageTower
-    text: TextTower = TextTower()
+    preset: Literal["S", "M", "RN50"] | None = Field(None, description="Both towers by one name: docs/students.md")
+    image: ImageTower = Field(description="The image tower; a preset brings one")
+    text: TextTower = Field(TextTower(), description="The text tower; a preset brings one")
     embed_dim: int | None = Field(None, ge=8, le=8192, description="Shared width; default: the teacher's, else 256")
 
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("preset") not in PRESETS:
+        if not isinstance(given, dict) or given.get("preset") is None:
             return given
-        preset = PRESETS[given["preset"]]
-        merged = {part: {**preset[part], **(given.get(part) or {})} for part in ("image", "text")}
-        return {**given, **merged}
+        # A preset that does not exist is refused as such; S stands in for it, lest `image` be called missing too.
+        preset = PRESETS.get(str(given["preset"]), PRESETS["S"])
+        own = {part: given.get(part) or {} for part in ("image", "text")}
+        return {**given, **{part: {**preset[part], **keys} for part, keys in own.items() if isinstance(keys, dict)}}
 
 
 def preprocessing_of(image: ImageTower) -> Preprocessing:

@@ -45,7 +45,7 @@ class OpenClipTeacher(_TeacherOptions):
     """Any open_clip model: `ARCH/TAG`, `hf-hub:ORG/NAME`, or a directory such as dcclip itself writes."""
 
     kind: Literal["open_clip"] = "open_clip"
-    model: str
+    model: str = Field(description="ARCH/TAG, hf-hub:ORG/NAME, or the path of a directory")
 
     def load(self, device: str = "cpu") -> Towers:
         """The teacher's towers, frozen, in evaluation mode. Raises DcclipError where there is no such model."""
@@ -66,15 +66,19 @@ def _frozen(towers: Towers, precision: str, device: str) -> Any:
 
 
 def _load_transformers(model: str, architecture: str) -> TransformersTowers:
+    import huggingface_hub
     import transformers
 
     from dcclip_cli.model.towers import TransformersTowers
+
+    transformers.utils.logging.disable_progress_bar()  # "Loading weights"
+    huggingface_hub.utils.enable_progress_bars()  # downloads, which the line above silences as well
 
     if Path(model).is_absolute() and not (Path(model) / "config.json").is_file():
         raise DcclipError(f"{model} has no config.json", "name a directory written by transformers' save_pretrained")
     try:
         loaded = getattr(transformers, architecture).from_pretrained(model, use_safetensors=True, dtype="float32")
-        image_processor = transformers.AutoImageProcessor.from_pretrained(model, use_fast=False)
+        image_processor = transformers.AutoImageProcessor.from_pretrained(model, backend="pil")
         tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -25,17 +25,17 @@ STAGES: tuple[Stage, ...] = get_args(Stage)  # in the order of `dcclip run`
 class Recipe(Options):
     """One YAML file: what several stages need stands at the top, then one section per stage."""
 
-    format: Literal[1] = Field(1, description="version of the recipe format")
+    format: Literal[1] = Field(1, description="Version of the recipe format")
     name: str = Field(max_length=80, description="runs/NAME/ holds all that this recipe makes")
-    seed: int = Field(0, ge=0, lt=2**32, description="of every random choice: the same seed gives the same weights")
-    teacher: Teacher | None = None
-    student: StudentOptions | None = None
-    data: DataOptions | None = None
-    collect: CollectOptions | None = None
-    distill: DistillOptions | None = None
-    align: AlignOptions | None = None
-    eval: EvalOptions | None = None
-    export: ExportOptions | None = None
+    seed: int = Field(0, ge=0, lt=2**32, description="Of every random choice: the same seed gives the same weights")
+    teacher: Teacher | None = Field(None, description="The large model to learn from; distill needs one")
+    student: StudentOptions | None = Field(None, description="The small model to make")
+    data: DataOptions | None = Field(None, description="The pairs to train on")
+    collect: CollectOptions | None = Field(None, description="Stage: filtered shards out of raw pairs")
+    distill: DistillOptions | None = Field(None, description="Stage 1: the student learns the teacher's features")
+    align: AlignOptions | None = Field(None, description="Stage 2: both towers together, image against caption")
+    eval: EvalOptions | None = Field(None, description="Stage: zero-shot figures")
+    export: ExportOptions | None = Field(None, description="Stage: a bundle that runs without torch")
 
     @field_validator("name")
     @classmethod

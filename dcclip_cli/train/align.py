@@ -21,7 +21,7 @@ DEFAULT_EMBED_DIM = 256
 class AlignOptions(LoopOptions):
     """Stage 2 of a recipe, or the training of a model from scratch."""
 
-    loss: Literal["clip"] = "clip"
+    loss: Literal["clip"] = Field("clip", description="CLIP's symmetric InfoNCE, averaged over the languages")
     start: str = Field("distill", description="`distill` (this recipe's stage 1), `scratch`, or a model directory")
     lock: Literal["image", "text"] | None = Field(None, description="A tower that stays as it is, batch norms included")
     cross_lingual: float = Field(0.0, ge=0, description="Weight of InfoNCE between the two captions of one image")

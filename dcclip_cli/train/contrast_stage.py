@@ -60,6 +60,8 @@ class ContrastStage(nn.Module):
         super().train(mode)
         if isinstance(self._locked, nn.Module):
             self._locked.eval()  # its batch norms keep their statistics
+        with torch.no_grad():  # what is kept at the end is what the last steps used
+            self.student.model.logit_scale.clamp_(max=self._max_log_scale)
         return self
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

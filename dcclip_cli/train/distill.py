@@ -16,7 +16,11 @@ from dcclip_cli.train.options import LoopOptions
 class DistillOptions(LoopOptions):
     """Stage 1 of a recipe."""
 
-    losses: tuple[DistillLoss, ...] = Field((FeatureMapLoss(), TokenFeaturesLoss(), EmbeddingLoss()), min_length=1)
+    losses: tuple[DistillLoss, ...] = Field(
+        (FeatureMapLoss(), TokenFeaturesLoss(), EmbeddingLoss()),
+        min_length=1,
+        description="What pulls the student towards the teacher: their weighted sum",
+    )
     teacher_cache: bool = Field(
         True, description="Ask the teacher once per picture and augmentation, and keep its answers"
     )
@@ -72,9 +76,9 @@ def distill(
     )
     student_widths = widths(learner.towers)
     if options.teacher_cache:
-        source: TeacherSource = build_cache(
-            teaching, reader, options.losses, map_grid(learner.towers), run.stage("teacher-cache"), device, progress
-        )
+        grid, cache = map_grid(learner.towers), run.stage("teacher-cache")
+        with stage.main_process_first(device):  # it fills the cache, the others find it full
+            source: TeacherSource = build_cache(teaching, reader, options.losses, grid, cache, device, progress)
     else:
         source = OnlineTeacher(teaching)
     module = FeatureStage(learner.towers, source, options.losses, student_widths, teacher_widths, seed)

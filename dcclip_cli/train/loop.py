@@ -116,6 +116,8 @@ def fit(
             task.advance()
             waiting = time.monotonic()
             due = done % options.checkpoint_every_steps == 0 or interrupted
+            if due:
+                _check_finite({"loss": float(loss.detach())}, done, folder)
             if due and done < steps and accelerator.is_main_process:
                 save_state(folder / "state", done, identity, stage, optimizer.optimizer)
             if interrupted:

@@ -41,7 +41,7 @@ class Widths:
 class Loss(Options, ABC):
     """A distillation loss with its weight."""
 
-    weight: float = Field(1.0, ge=0)
+    weight: float = Field(1.0, ge=0, description="Factor on this loss in the sum")
 
     def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
         """Layers that are trained with the student and thrown away after: none unless a loss says so."""
@@ -55,12 +55,14 @@ class Loss(Options, ABC):
 class FeatureMapLoss(Loss):
     """SmoothL1(adapter_1x1(map_s), map_t) on the image towers' last maps: DC-CLIP's stage 1 (arXiv 2404.11249).
 
-    Both maps are brought to the student's grid. The paper does not say how the teacher's map is scaled; `standardize`
-    gives every position zero mean and unit variance over the channels, so that a weight suits any teacher.
+    Both maps are brought to the student's grid. The paper does not say how the teacher's map is scaled: with
+    `standardize` one weight suits any teacher.
     """
 
     kind: Literal["feature_map"] = "feature_map"
-    standardize: bool = True
+    standardize: bool = Field(
+        True, description="Give the teacher's channels zero mean and unit variance at each position"
+    )
 
     def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
         from torch import nn
@@ -84,7 +86,7 @@ class TokenFeaturesLoss(Loss):
     """
 
     kind: Literal["token_features"] = "token_features"
-    standardize: bool = True
+    standardize: bool = Field(True, description="Give the teacher's channels zero mean and unit variance at each token")
 
     def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
         from torch import nn
@@ -131,11 +133,11 @@ class EmbeddingLoss(Loss):
 class InteractiveLoss(Loss):
     """1/2 [CE(v_s . t_t / tau) + CE(t_s . v_t / tau)]: the student against the teacher's other tower (CLIP-KD, ICL).
 
-    `scale` is 1 / tau, fixed. Captions that coincide within a batch count as each other's negatives.
+    Captions that coincide within a batch count as each other's negatives.
     """
 
     kind: Literal["interactive"] = "interactive"
-    scale: float = Field(20.0, gt=0)
+    scale: float = Field(20.0, gt=0, description="1 / tau, fixed")
 
     def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
         return _embedding_adapters(student, teacher)
@@ -158,10 +160,10 @@ class InteractiveLoss(Loss):
 
 
 class SimilarityLoss(Loss):
-    """1/2 [KL(T_i2t || S_i2t) + KL(T_t2i || S_t2i)] on scaled similarities (CLIP-KD, CRD). `scale` is 1 / tau."""
+    """1/2 [KL(T_i2t || S_i2t) + KL(T_t2i || S_t2i)] on similarities over tau (CLIP-KD, CRD)."""
 
     kind: Literal["similarity"] = "similarity"
-    scale: float = Field(20.0, gt=0)
+    scale: float = Field(20.0, gt=0, description="1 / tau, fixed")
 
     def __call__(self, student: Side, teacher: Side, adapters: nn.ModuleDict) -> Tensor:
         from torch.nn import functional as F

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import importlib.metadata
 import json
 import shutil
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from tokenizers import Tokenizer
 
 from dcclip_cli.data.batches import COLLECTED, DataOptions
@@ -25,12 +26,12 @@ from dcclip_cli.model.students import StudentOptions, build_model, model_config,
 from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with, train_tokenizer, trim_tokenizer
 from dcclip_cli.model.towers import OpenClipTowers
 from dcclip_cli.runs import RunFolder
+from dcclip_cli.versions import versions
 
 # Options that change how long a stage takes, or what it shows, but not what it makes.
 NEUTRAL = {"workers", "log_every_steps", "checkpoint_every_steps"}
 # malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD.
 _KEEP_MEMORY = {-4: 0, -1: 2**31 - 1, -2: 256 * 2**20}
-VERSIONS = ("dcclip", "torch", "open_clip_torch", "timm", "transformers", "tokenizers", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
@@ -141,17 +142,6 @@ def identity_of(parts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """The versions of what a result depends on, where installed."""
-    found = {}
-    for name in VERSIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def use_process(threads: int | None) -> None:
     """Set torch's threads, where the recipe says so (other counts sum in another order), and keep freed memory.
 
@@ -164,6 +154,12 @@ def use_process(threads: int | None) -> None:
     if mallopt:
         for parameter, value in _KEEP_MEMORY.items():
             mallopt(parameter, value)
+
+
+def main_process_first(device: str) -> AbstractContextManager[Any]:
+    """A context that the other processes of a run enter only when the first has left it."""
+    context: AbstractContextManager[Any] = PartialState(cpu=device == "cpu").main_process_first()
+    return context
 
 
 def start_over(folder: Path) -> None:

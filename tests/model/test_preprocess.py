@@ -106,6 +106,13 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked(width: int, heigh
         decode(png_that_claims(width, height))
 
 
+@pytest.mark.parametrize("size", [(1, 64_000_000), (64_000_000, 1), (101, 1)])
+def test_a_picture_over_a_hundred_times_as_long_as_wide_is_refused_before_it_is_unpacked(size: tuple[int, int]) -> None:
+    with pytest.raises(DcclipError, match=f"has {size[0]} x {size[1]} pixels, one side over 100 times the other"):
+        decode(png_that_claims(*size))
+    assert decode(encode(noise(200, 2))).size == (200, 2)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
 def test_a_truncated_file_is_refused(kind: str, share: float) -> None:

@@ -52,6 +52,13 @@ def test_what_makes_no_student_is_refused_by_its_key(section: dict[str, Any], ke
         StudentOptions.model_validate(section)
 
 
+@pytest.mark.parametrize("preset", ["XXL", 1, ["S"]])
+def test_a_preset_that_does_not_exist_is_the_only_mistake_named(preset: Any) -> None:
+    with pytest.raises(ValidationError) as raised:
+        StudentOptions.model_validate({"preset": preset})
+    assert [error["loc"] for error in raised.value.errors()] == [("preset",)]
+
+
 def test_the_configuration_says_everything_that_open_clip_needs() -> None:
     config = model_config(options(), embed_dim=16, vocab_size=300)
     assert config["text_cfg"] == {

@@ -20,7 +20,8 @@ def trained(seed: int, steps: int = 3) -> tuple[nn.Module, torch.optim.Optimizer
     model.to(memory_format=torch.channels_last)
     model.register_parameter("scale", nn.Parameter(torch.tensor(2.0)))
     parameters: list[nn.Parameter] = list(model.parameters())
-    optimizer = torch.optim.AdamW([{"params": parameters[:2]}, {"params": parameters[2:], "weight_decay": 0}], lr=0.1)
+    groups: list[dict[str, Any]] = [{"params": parameters[:2]}, {"params": parameters[2:], "weight_decay": 0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.1)
     for _ in range(steps):
         step(model, optimizer)
     return model, optimizer
