@@ -66,13 +66,13 @@ def _frozen(towers: Towers, precision: str, device: str) -> Any:
 
 
 def _load_transformers(model: str, architecture: str) -> TransformersTowers:
-    import huggingface_hub
     import transformers
+    from huggingface_hub.utils.tqdm import enable_progress_bars
 
     from dcclip_cli.model.towers import TransformersTowers
 
     transformers.utils.logging.disable_progress_bar()  # "Loading weights"
-    huggingface_hub.utils.enable_progress_bars()  # downloads, which the line above silences as well
+    enable_progress_bars()  # downloads, which the line above silences as well
 
     if Path(model).is_absolute() and not (Path(model) / "config.json").is_file():
         raise DcclipError(f"{model} has no config.json", "name a directory written by transformers' save_pretrained")

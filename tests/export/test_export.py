@@ -43,7 +43,7 @@ def test_texts_of_any_length_come_out_as_from_torch(
     exported: ExportResult, model_folder: Path, batch: int, length: int
 ) -> None:
     towers = load_folder(model_folder)
-    vocabulary = int(towers.model.text.vocab_size)  # type: ignore[union-attr,arg-type]
+    vocabulary = int(towers.model.text.vocab_size)
     ids = torch.randint(4, vocabulary, (batch, length), generator=torch.Generator().manual_seed(length))
     ids[:, 0], ids[:, -1] = 0, 2
     with torch.no_grad():
