@@ -50,6 +50,7 @@ class TextFeatures:
 class Towers(nn.Module, ABC):
     """An image tower and a text tower with one shared space, and the preprocessing that belongs to them."""
 
+    model: Any  # the library's own module
     name: str
     fingerprint: str  # changes whenever any output of the towers could
     preprocessing: Preprocessing | None = None  # None where the library's own transform can't be said in these terms
@@ -80,14 +81,15 @@ class Towers(nn.Module, ABC):
         """Features of tokenised texts."""
 
     @property
-    @abstractmethod
     def logit_scale(self) -> float:
         """What cosines are multiplied with before the softmax (1 / temperature)."""
+        return float(self.model.logit_scale.detach().exp())
 
     @property
     def logit_bias(self) -> float | None:
         """What a sigmoid loss adds to the logits; None for softmax models."""
-        return None
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else float(bias.detach())
 
     def parameters_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
@@ -99,8 +101,6 @@ class OpenClipTowers(Towers):
     A text tower of open_clip's own takes texts of any length here: the causal mask is cut to the batch, which
     open_clip 3.3 leaves out. Other text towers (Hugging Face encoders, the fixed-length CLIP) get full-length input.
     """
-
-    model: Any
 
     def __init__(
         self,
@@ -159,15 +159,6 @@ class OpenClipTowers(Towers):
             handle.remove()
         return TextFeatures(pooled, captured[-1][:, : tokens.ids.shape[1]], tokens.mask)
 
-    @property
-    def logit_scale(self) -> float:
-        return float(self.model.logit_scale.detach().exp())
-
-    @property
-    def logit_bias(self) -> float | None:
-        bias = getattr(self.model, "logit_bias", None)
-        return None if bias is None else float(bias.detach())
-
 
 class TransformersTowers(Towers):
     """A transformers dual encoder: AltCLIP, ChineseCLIP, CLIP, SigLIP, SigLIP2, MetaCLIP2.
@@ -212,12 +203,3 @@ class TransformersTowers(Towers):
         mask = {} if self._fixed_length else {"attention_mask": tokens.mask}
         out = self.model.get_text_features(input_ids=tokens.ids, return_dict=True, **mask)
         return TextFeatures(out.pooler_output, out.last_hidden_state, tokens.mask)
-
-    @property
-    def logit_scale(self) -> float:
-        return float(self.model.logit_scale.detach().exp())
-
-    @property
-    def logit_bias(self) -> float | None:
-        bias = getattr(self.model, "logit_bias", None)
-        return None if bias is None else float(bias.detach())
