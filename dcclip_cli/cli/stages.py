@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.cli import console
 from dcclip_cli.cli.flags import Device, resolve_device
@@ -98,34 +98,21 @@ class Work:
         from dcclip_cli.train.distill import distill
 
         recipe = self.loaded.recipe
-        device = resolve_device(self.device)
         assert recipe.data is not None
+        shared: dict[str, Any] = {
+            "data": recipe.data,
+            "seed": recipe.seed,
+            "run": self.run,
+            "device": resolve_device(self.device),
+            "fresh": self.fresh,
+            "progress": self.progress,
+        }
         if stage == "distill":
             assert recipe.distill is not None and recipe.teacher is not None and recipe.student is not None
-            result = distill(
-                options=recipe.distill,
-                teacher=recipe.teacher,
-                student=recipe.student,
-                data=recipe.data,
-                seed=recipe.seed,
-                run=self.run,
-                device=device,
-                fresh=self.fresh,
-                progress=self.progress,
-            )
+            result = distill(options=recipe.distill, teacher=recipe.teacher, student=recipe.student, **shared)
         else:
             assert recipe.align is not None
-            result = align(
-                options=recipe.align,
-                teacher=recipe.teacher,
-                student=recipe.student,
-                data=recipe.data,
-                seed=recipe.seed,
-                run=self.run,
-                device=device,
-                fresh=self.fresh,
-                progress=self.progress,
-            )
+            result = align(options=recipe.align, teacher=recipe.teacher, student=recipe.student, **shared)
         if stage == "align" and result.already_finished:
             self._check_parent()
         self.tell(stage, result.folder, result.already_finished, result.seconds, result.figures)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 BEGIN_ID, PADDING_ID, END_ID, UNKNOWN_ID = range(4)
 _HAN = "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
-FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def train_tokenizer(captions: Iterable[str], size: int) -> Tokenizer:

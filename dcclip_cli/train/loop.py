@@ -126,7 +126,7 @@ def fit(
     stage.eval().to("cpu")
     if accelerator.is_main_process:
         finish(figures)
-    _leave(accelerator, log)
+    _leave(accelerator)
     return Fitted(seconds, steps - start, figures)
 
 
@@ -237,7 +237,7 @@ class _Log:
             self._accelerator.log(figures, step=step)
 
 
-def _leave(accelerator: Accelerator, log: _Log) -> None:
+def _leave(accelerator: Accelerator) -> None:
     """Free everything before the process group goes: gloo may hang at exit otherwise (pytorch issue 56297)."""
     accelerator.free_memory()
     gc.collect()
