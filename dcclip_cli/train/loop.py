@@ -143,20 +143,32 @@ def _accelerator(options: LoopOptions, folder: Path, device: str) -> Accelerator
 
 
 def _optimizer(stage: nn.Module, options: LoopOptions) -> torch.optim.Optimizer:
-    """AdamW with weight decay on matrices only, and the towers' own learning rates."""
+    """The optimizer, with weight decay on matrices only, and the towers' own learning rates."""
     chosen = options.optimizer
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in stage.named_parameters():
         if not parameter.requires_grad:
             continue
         decay = chosen.weight_decay if parameter.ndim > 1 and "positional_embedding" not in name else 0.0
         new = ".head." in name or "classifier" in name  # the projection is not part of what was pretrained
         scale = chosen.image_lr_scale if ".visual." in name and not new else 1.0
-        groups.setdefault((chosen.lr * scale, decay), []).append(parameter)
-    parameters = [
-        {"params": members, "lr": lr, "peak_lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()
+        # A table of vectors is a matrix in shape only: its rows are learnt one by one.
+        groups.setdefault((chosen.lr * scale, decay, "_embedding" in name), []).append(parameter)
+    parameters: list[dict[str, Any]] = [
+        {"params": members, "lr": lr, "peak_lr": lr, "weight_decay": decay, "use_fallback": is_table}
+        for (lr, decay, is_table), members in groups.items()
     ]
-    return torch.optim.AdamW(parameters, betas=chosen.betas, eps=chosen.eps)
+    if chosen.kind == "adamw":
+        return torch.optim.AdamW(parameters, betas=chosen.betas, eps=chosen.eps)
+    from timm.optim import Muon
+
+    return Muon(
+        parameters,
+        momentum=chosen.momentum,
+        nesterov=True,
+        betas=chosen.betas,
+        fallback_lr_scale=(chosen.other_lr or chosen.lr) / chosen.lr,
+    )
 
 
 def _loader(

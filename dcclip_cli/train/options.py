@@ -12,15 +12,32 @@ from dcclip_cli.options import Options
 
 
 class OptimizerOptions(Options):
-    """AdamW; biases, norms and positions are not decayed."""
+    """AdamW, or Muon: momentum made orthogonal, for matrices and convolutions, beside AdamW for all else.
 
+    Biases, norms and positions are not decayed. Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon;
+    timm's, with its step scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982).
+    """
+
+    kind: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon learns several times more from a step, and wants a rate about ten times as high"
+    )
     lr: float = Field(1e-3, gt=0, description="Peak learning rate")
+    other_lr: float | None = Field(
+        None, gt=0, description="Peak rate of what Muon leaves to AdamW: norms, biases, embeddings; default: lr"
+    )
     image_lr_scale: float = Field(
         1.0, ge=0, description="Factor on it for the image tower's trunk, gentle on pretrained weights"
     )
     weight_decay: float = Field(0.05, ge=0, description="On matrices and convolutions")
-    betas: tuple[float, float] = Field((0.9, 0.98), description="Decay of the running means of gradient and its square")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's decay of the gradient's mean and its square")
     eps: float = Field(1e-6, gt=0, description="Added to the root of the squared gradient's mean")
+    momentum: float = Field(0.95, ge=0, lt=1, description="Muon's")
+
+    @model_validator(mode="after")
+    def _other_rate_only_beside_muon(self) -> Self:
+        if self.other_lr is not None and self.kind != "muon":
+            raise ValueError("other_lr goes with kind: muon; AdamW has one rate, lr")
+        return self
 
 
 class LoopOptions(Options):
@@ -29,7 +46,7 @@ class LoopOptions(Options):
     epochs: float | None = Field(None, gt=0, description="Passes over the training pairs, in parts too")
     steps: int | None = Field(None, ge=1, description="Batches, instead of epochs")
     batch_size: int = Field(256, ge=2, description="Over all processes")
-    optimizer: OptimizerOptions = Field(OptimizerOptions(), description="AdamW's settings")
+    optimizer: OptimizerOptions = Field(OptimizerOptions(), description="AdamW or Muon, and its rates")
     warmup_steps: int = Field(100, ge=0, description="Steps of linear rise to the peak rate; then half a cosine to 0")
     clip_norm: float | None = Field(1.0, gt=0, description="Largest norm of the gradient; null: any")
     precision: Literal["fp32", "bf16", "fp16"] = Field(

@@ -23,6 +23,7 @@ TENSORS, STATE = "tensors.safetensors", "state.json"
 
 def save_state(folder: Path, step: int, identity: str, model: nn.Module, optimizer: Optimizer) -> None:
     """Write the state after `step` steps to `folder/step-NNNNNN`, whole, and remove older ones."""
+    import torch
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
@@ -30,7 +31,8 @@ def save_state(folder: Path, step: int, identity: str, model: nn.Module, optimiz
         tensors[f"model/{name}"] = value.detach().cpu().contiguous().clone()
     for number, moments in optimizer.state_dict()["state"].items():
         for name, value in moments.items():
-            tensors[f"optimizer/{number}/{name}"] = value.detach().cpu().contiguous().clone()
+            # Muon keeps a truth value beside its moments.
+            tensors[f"optimizer/{number}/{name}"] = torch.as_tensor(value).detach().cpu().contiguous().clone()
     target = folder / f"step-{step:08d}"
     with written_whole(target) as temporary:
         save_file(tensors, temporary / TENSORS)

@@ -103,6 +103,38 @@ def test_adamw_steps_by_the_rate_and_decays_matrices_only(train: Callable[..., F
     assert module.slope.item() == pytest.approx(1 - 0.005 - 0.01)
 
 
+class Turned(nn.Module):
+    """A matrix, a table of vectors and a bias, pulled down by slopes of very different sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.zeros(4, 4))
+        self.token_embedding = nn.Parameter(torch.zeros(4, 4))
+        self.bias = nn.Parameter(torch.zeros(4))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        slopes = torch.tensor([1.0, 0.5, 0.2, 0.1])
+        return {"all": (self.matrix.diagonal() * slopes).sum() + self.token_embedding.sum() + self.bias.sum()}
+
+
+def test_muon_moves_every_direction_of_a_matrix_alike_and_leaves_the_rest_to_adamw(
+    train: Callable[..., Fitted],
+) -> None:
+    module = Turned()
+    train(module, steps=1, optimizer={"kind": "muon", "lr": 0.1, "other_lr": 0.01, "weight_decay": 0})
+    # 0.2 * sqrt(4) * rate along each of four directions, whatever their slopes; Newton-Schulz is good to some 30 %
+    assert module.matrix.diagonal().tolist() == pytest.approx([-0.04] * 4, rel=0.35)
+    assert (module.matrix - module.matrix.diagonal().diag()).abs().max() < 1e-3
+    # NAdamW looks one step ahead: its first step is 1 + 0.9 times its rate
+    assert module.bias.tolist() == pytest.approx([-0.019] * 4, rel=1e-4)
+    assert module.token_embedding.flatten().tolist() == pytest.approx([-0.019] * 16, rel=1e-4)
+
+
+def test_a_second_rate_without_muon_is_refused() -> None:
+    with pytest.raises(ValidationError, match="other_lr goes with kind: muon"):
+        LoopOptions.model_validate({"steps": 1, "optimizer": {"other_lr": 1e-3}})
+
+
 def test_the_gradient_is_clipped_to_its_largest_norm(train: Callable[..., Fitted]) -> None:
     figures = train(Pulled(), steps=1).figures
     assert figures["gradient_norm"] == pytest.approx(7**0.5)  # before clipping: seven slopes of one

@@ -7,21 +7,22 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.optim import Muon
 from torch import nn
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.train.state import load_state, save_state, saved_step
 
 
-def trained(seed: int, steps: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A convolution (channels last), a batch norm and a scalar after some steps of AdamW, in two groups."""
+def trained(seed: int, steps: int = 3, kind: Any = torch.optim.AdamW) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A convolution (channels last), a batch norm and a scalar after some steps of an optimizer, in two groups."""
     torch.manual_seed(seed)
     model: Any = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     model.to(memory_format=torch.channels_last)
     model.register_parameter("scale", nn.Parameter(torch.tensor(2.0)))
     parameters: list[nn.Parameter] = list(model.parameters())
     groups: list[dict[str, Any]] = [{"params": parameters[:2]}, {"params": parameters[2:], "weight_decay": 0}]
-    optimizer = torch.optim.AdamW(groups, lr=0.1)
+    optimizer: torch.optim.Optimizer = kind(groups, lr=0.1)
     for _ in range(steps):
         step(model, optimizer)
     return model, optimizer
@@ -34,10 +35,11 @@ def step(model: Any, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def test_training_goes_on_from_a_state_bit_for_bit(tmp_path: Path) -> None:
-    model, optimizer = trained(seed=0)
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, Muon])
+def test_training_goes_on_from_a_state_bit_for_bit(tmp_path: Path, kind: Any) -> None:
+    model, optimizer = trained(seed=0, kind=kind)
     save_state(tmp_path, 3, "this recipe", model, optimizer)
-    other, its_optimizer = trained(seed=1, steps=0)
+    other, its_optimizer = trained(seed=1, steps=0, kind=kind)
     saved = saved_step(tmp_path)
     assert saved is not None
     assert load_state(saved, "this recipe", other, its_optimizer) == 3
