@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Iterable
 
 LIBRARIES = (
     "dcclip", "torch", "open_clip_torch", "timm", "transformers", "tokenizers", "onnxruntime", "numpy", "pillow",
 )  # fmt: skip
 
 
-def versions() -> dict[str, str]:
-    """Library name -> version, of those that are installed."""
+def versions(more: Iterable[str] = ()) -> dict[str, str]:
+    """Library name -> version, of those that are installed; `more` names libraries that only some results depend on."""
     found = {}
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *more):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

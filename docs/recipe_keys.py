@@ -28,6 +28,7 @@ was, `resolved.yaml` with overrides, defaults and library versions.
 | [quickstart-contrast.yaml](../recipes/quickstart-contrast.yaml) | the same student without a teacher, to compare |
 | [demo-teacher.yaml](../recipes/demo-teacher.yaml) | the quick start's teacher itself |
 | [collect-sample.yaml](../recipes/collect-sample.yaml) | shards from a small table that has faults in it |
+| [collect-laion-zh.yaml](../recipes/collect-laion-zh.yaml) and others | shards from public data: see [Collect](collect.md) |
 
 ```sh
 dcclip run recipes/quickstart.yaml --check
@@ -45,7 +46,7 @@ prints the JSON Schema, with which an editor completes and checks keys.
 * An unknown or repeated key is an error that names file, line and the nearest right key; all mistakes are told at once.
 * YAML 1.2 scalars only: `no` is text, `1e-3` a number. Anchors, aliases and tags are refused.
 * A finished stage of a recipe that has changed since is refused too: `--fresh` does it again, `--out DIR` keeps both.
-  `workers`, `log_every_steps` and `checkpoint_every_steps` change no result and may differ.
+  `workers`, `cluster`, `log_every_steps` and `checkpoint_every_steps` change no result and may differ.
 
 In the tables below *required* marks a key that has no default, `null` one that may be left out. `zh` and `en`
 are the only languages.
@@ -63,11 +64,40 @@ SECTIONS = {
     "DataOptions": "data",
     "CollectOptions": "collect",
     "FolderSource": "collect.sources: {kind: folder}",
-    "TsvSource": "collect.sources: {kind: tsv}",
+    "TableSource": "collect.sources: {kind: table}",
+    "TarsSource": "collect.sources: {kind: tars}",
     "PairsSource": "collect.sources: {kind: pairs}",
-    "ImageFilter": "collect.filters: {kind: image}",
-    "LengthFilter": "collect.filters: {kind: length}",
-    "LanguageFilter": "collect.filters: {kind: language}",
+    "HubSource": "collect.sources: {kind: hub}",
+    "Base64Source": "collect.sources: {kind: base64}",
+    "CaptionsSource": "collect.sources: {kind: captions}",
+    "FetchOptions": "collect.fetch",
+    "TidyOptions": "collect.tidy",
+    "ImageRule": "collect.filters: {kind: image}",
+    "BlankRule": "collect.filters: {kind: blank}",
+    "GarbledRule": "collect.filters: {kind: garbled}",
+    "MarkupRule": "collect.filters: {kind: markup}",
+    "WordlessRule": "collect.filters: {kind: wordless}",
+    "FilenameRule": "collect.filters: {kind: filename}",
+    "BoilerplateRule": "collect.filters: {kind: boilerplate}",
+    "RepetitionRule": "collect.filters: {kind: repetition}",
+    "LengthRule": "collect.filters: {kind: length}",
+    "LanguageRule": "collect.filters: {kind: language}",
+    "ScriptRule": "collect.filters: {kind: script}",
+    "Agreement": "collect.scores: {kind: agreement}",
+    "Fractions": "collect.scores: {kind: agreement}: keep",
+    "Cosines": "collect.scores: {kind: agreement}: threshold",
+    "Classifier": "collect.scores: {kind: classifier}",
+    "Prompts": "collect.scores: {kind: prompts}",
+    "Exclude": "collect.exclude",
+    "SameImage": "collect.duplicates: {kind: same-image}",
+    "NearImage": "collect.duplicates: {kind: near-image}",
+    "SameCaption": "collect.duplicates: {kind: same-caption}",
+    "Cap": "collect.balance: {kind: cap}",
+    "Weights": "collect.balance: {kind: weights}",
+    "ReportOptions": "collect.report",
+    "ClusterOptions": "collect.cluster",
+    "RayOptions": "collect.cluster.ray",
+    "SlurmOptions": "collect.cluster.slurm",
     "LoopOptions": "distill and align",
     "OptimizerOptions": "distill.optimizer, align.optimizer",
     "CaptionOptions": "distill.captions, align.captions",

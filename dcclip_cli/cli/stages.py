@@ -12,8 +12,9 @@ from dcclip_cli.cli.flags import Device, resolve_device
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:
+    from dcclip_cli.collect.executors import EngineName
+    from dcclip_cli.collect.result import CollectResult
     from dcclip_cli.data.batches import DataOptions
-    from dcclip_cli.data.collect import CollectResult
     from dcclip_cli.model.reference import ModelReference
     from dcclip_cli.progress import Progress
     from dcclip_cli.recipe.load import LoadedRecipe
@@ -83,12 +84,20 @@ class Work:
             again = stages if self.fresh else ()
             record(self.loaded, self.run.root, [one for one in STAGES if one not in again and self.finished(one)])
 
-    def collect(self) -> CollectResult:
-        """Gather the recipe's pairs."""
-        from dcclip_cli.data.collect import collect
+    def collect(
+        self, engine: EngineName = "local", workers: int | None = None, limit: int | None = None
+    ) -> CollectResult:
+        """Gather the recipe's pairs; only about `limit` of them, into a folder beside, if that is given."""
+        from dcclip_cli.collect.collect import collect
+        from dcclip_cli.collect.executors import Engine
 
-        assert self.loaded.recipe.collect is not None
-        result = collect(self.loaded.recipe.collect, self.run.stage("collect"), self.progress, self.fresh)
+        options = self.loaded.recipe.collect
+        assert options is not None
+        out, how = self.run.stage("collect"), Engine(engine, workers, options.cluster)
+        if limit is None:
+            result = collect(options, out, self.progress, self.fresh, how)
+        else:
+            result = collect(options, out.with_name("collect-limit"), self.progress, True, how, limit)
         self.tell("collect", result.folder, result.already_finished, result.seconds, {})
         return result
 

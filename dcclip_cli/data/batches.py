@@ -43,6 +43,9 @@ class CaptionOptions(Options):
     also_other: bool = Field(
         False, description="Beside the first caption, always, one of the others as a second positive"
     )
+    share: float = Field(
+        1.0, gt=0, le=1, description="Of a batch's pairs, how many bring captions: texts are learnt sooner than pictures"
+    )
 
 
 @dataclass(frozen=True)
@@ -230,7 +233,8 @@ class Reader:
         import torch
 
         rows, chosen = [], []
-        for row, (index, epoch) in enumerate(samples):
+        # The order is shuffled already, so the first are as good as any.
+        for row, (index, epoch) in enumerate(samples[: max(1, round(self.captions.share * len(samples)))]):
             captions = self.table.captions(language)[index]
             if captions:
                 rows.append(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class LoadedRecipe:
         return [
             f"{self.document.place(at)}: {'.'.join(map(str, at))}: {value} does not exist"
             for at, value in paths
-            if not Path(value).exists()
+            if not Path(value).exists() and not (glob.has_magic(value) and glob.glob(value, recursive=True))
         ]
 
 

@@ -19,7 +19,7 @@ _MADE_FROM: dict[Stage, set[str]] = {
     "align": {"teacher", "student", "data", "seed", "align"},
 }
 # Keys that change how long a stage takes and what it shows, but not what it makes.
-_NEUTRAL = {"workers", "log_every_steps", "checkpoint_every_steps"}
+_NEUTRAL = {"workers", "log_every_steps", "checkpoint_every_steps", "cluster"}
 
 
 def record(loaded: LoadedRecipe, folder: Path, finished: Iterable[Stage]) -> None:
@@ -47,7 +47,7 @@ def record(loaded: LoadedRecipe, folder: Path, finished: Iterable[Stage]) -> Non
 
 
 def _decides(stage: Stage, at: Location, before: dict[Location, Any], now: dict[Location, Any]) -> bool:
-    return before.get(at) != now.get(at) and at[0] in _MADE_FROM[stage] and at[-1] not in _NEUTRAL
+    return before.get(at) != now.get(at) and at[0] in _MADE_FROM[stage] and not _NEUTRAL & set(at)
 
 
 def _change(at: Location, before: dict[Location, Any], now: dict[Location, Any]) -> str:

@@ -1,8 +1,10 @@
 import json
+import re
 import time
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
 from dcclip_cli.cli.app import app
@@ -39,6 +41,8 @@ def test_check_prints_the_recipe_resolved_and_does_nothing(tmp_path: Path) -> No
     result = dcclip("collect", RECIPES / "collect-sample.yaml", "--check", "--set", "collect.shard_size=3")
     assert result.exit_code == 0
     assert "  shard_size: 3\n" in result.stdout and f"path: {RECIPES}/collect-sample/pairs.tsv" in result.stdout
+    assert yaml.safe_load(result.stdout)["name"] == "collect-sample"
+    assert result.stdout.endswith("# collect would read about 15 pairs in 5 slices\n")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -62,6 +66,19 @@ def test_collect_prints_what_it_dropped_and_why() -> None:
     counts = {line.split()[0]: line.split()[1] for line in result.stdout.splitlines() if len(line.split()) == 4}
     assert (counts["read"], counts["image-small"], counts["kept"]) == ("15", "1", "8")
     assert Path("runs/collect-sample/resolved.yaml").is_file()
+
+
+def test_collect_with_a_limit_tries_a_recipe_in_a_folder_of_its_own() -> None:
+    result = dcclip("collect", RECIPES / "collect-sample.yaml", "--limit", "4", "--workers", "1")
+    assert result.stdout.splitlines()[-1] == "runs/collect-sample/collect-limit/report.html"
+    assert re.search(r"^read +4 ", result.stdout, re.M)
+    assert Path("runs/collect-sample/collect-limit/000000.tar").is_file()
+    assert not Path("runs/collect-sample/collect").exists()
+
+
+def test_a_partition_is_asked_for_before_slurm_gets_anything() -> None:
+    result = dcclip("collect", RECIPES / "collect-sample.yaml", "--engine", "slurm")
+    assert result.exit_code == 1 and "--set collect.cluster.slurm.partition=NAME" in result.stderr
 
 
 @pytest.mark.parametrize(

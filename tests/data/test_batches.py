@@ -204,3 +204,13 @@ def test_what_is_wrong_with_a_batch_leaves_a_worker_as_a_value(tmp_path: Path) -
     table = table_of(tmp_path, Pair("x", b"no image", zh=("猫",), en=("cat",)))
     returned = reader(table).__getitems__([(0, 0)])
     assert isinstance(returned, DcclipError)
+
+
+def test_a_share_of_the_pairs_brings_captions_and_every_pair_its_picture(pairs_file: Path) -> None:
+    samples = [(index, 0) for index in range(8)]
+    few = reader(open_pairs(pairs_file), CaptionOptions(share=0.25)).batch(samples)
+    all_of_them = reader(open_pairs(pairs_file), CaptionOptions()).batch(samples)
+    assert few.pixels.shape == all_of_them.pixels.shape
+    assert few.texts["zh"].rows.tolist() == few.texts["en"].rows.tolist() == [0, 1]
+    assert few.texts["zh"].captions == all_of_them.texts["zh"].captions[:2]
+    assert len(reader(open_pairs(pairs_file), CaptionOptions(share=0.01)).batch(samples).texts["en"].captions) == 1

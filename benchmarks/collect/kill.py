@@ -1,0 +1,65 @@
+"""Does a collection that was killed again and again come to the same bytes as one that was left alone?
+
+    python benchmarks/collect/kill.py MANY WORK [--kills 20] [--tars 10]
+
+Kills with signal 9 at random moments, by turns the whole process group and only the first process, whose children are
+then orphans that may still be writing when the next run begins. Each kill must hit a running command: where it ended
+first, the next collection begins. Every finished output is compared with that of the unbroken run.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from random import Random
+
+from runs import command, differences, recipe
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("many", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--tars", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    root = options.work.resolve() / "kill"
+    shutil.rmtree(root, ignore_errors=True)
+    (root / "tars").mkdir(parents=True)
+    for tar in sorted((options.many / "tars").resolve().glob("*.tar"))[: options.tars]:
+        (root / "tars" / tar.name).hardlink_to(tar)
+    read = recipe(root, str(root / "tars"))
+    begin = time.monotonic()
+    subprocess.run(command(read, root / "whole", "-q"), check=True)
+    whole_s = time.monotonic() - begin
+
+    random, kills, finished, wrong = Random(options.seed), 0, 0, []
+    while kills < options.kills or not (root / "broken/collect").is_dir():
+        process = subprocess.Popen(command(read, root / "broken", "-q"), start_new_session=True)
+        after_s = random.uniform(0, whole_s)
+        try:
+            if process.wait(timeout=after_s if kills < options.kills else None):
+                raise SystemExit(f"ended with {process.returncode} after {kills} kills")
+        except subprocess.TimeoutExpired:
+            kills += 1
+            group = kills % 2
+            os.killpg(process.pid, signal.SIGKILL) if group else process.kill()
+            process.wait()
+            print(
+                f"kill {kills:>2} after {after_s:5.1f} s, {'all processes' if group else 'the first process'}",
+                flush=True,
+            )
+            continue
+        finished += 1
+        wrong += differences(root / "whole/collect", root / "broken/collect")
+        if kills < options.kills:
+            shutil.rmtree(root / "broken")
+    print(f"{kills} kills, {finished} finished; a whole run takes {whole_s:.1f} s; differing files: {wrong or 'none'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Does `collect` take more memory when there are ten times as many shards?
+
+    python benchmarks/collect/memory.py MANY WORK [--shards 20]
+
+MANY is what many.py wrote, with at least ten times as many tars. Prints the peaks of proportional memory for both.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from runs import command, kept, measured, recipe
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("many", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--shards", type=int, default=20)
+    options = parser.parse_args()
+    tars = sorted((options.many / "tars").resolve().glob("*.tar"))
+    peaks = []
+    for shards in (options.shards, 10 * options.shards):
+        assert len(tars) >= shards, f"{len(tars)} tars are too few"
+        root = options.work.resolve() / "memory" / str(shards)
+        shutil.rmtree(root, ignore_errors=True)
+        (root / "tars").mkdir(parents=True)
+        for tar in tars[:shards]:
+            (root / "tars" / tar.name).hardlink_to(tar)
+        cost = measured(command(recipe(root, str(root / "tars")), root / "out", "--workers", "2", "-q"))
+        peaks.append(cost.megabytes)
+        print(
+            f"{shards:>5} shards, {kept(root / 'out/collect'):>7,} pairs kept: all processes {cost.megabytes:7.0f} MB, "
+            f"the largest {cost.largest_megabytes:7.0f} MB, {cost.seconds:6.1f} s",
+            flush=True,
+        )
+    print(f"ten times the shards take {peaks[1] / peaks[0]:.2f} times the memory")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Do Ray's workers leave the same shards as processes on this machine?
+
+    python benchmarks/collect/ray.py MANY WORK [--tars 4]
+
+Starts a Ray cluster of two workers on this machine; Ray has to be installed beside dcclip.
+"""
+
+import argparse
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from runs import command, differences, recipe
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("many", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--tars", type=int, default=4)
+    options = parser.parse_args()
+    root = options.work.resolve() / "ray"
+    shutil.rmtree(root, ignore_errors=True)
+    (root / "tars").mkdir(parents=True)
+    for tar in sorted((options.many / "tars").resolve().glob("*.tar"))[: options.tars]:
+        (root / "tars" / tar.name).hardlink_to(tar)
+    read = recipe(root, str(root / "tars"))
+    for engine in ("local", "ray"):
+        begin = time.monotonic()
+        subprocess.run(command(read, root / engine, "--engine", engine, "--workers", "2"), check=True)
+        print(f"{engine:<6} {time.monotonic() - begin:6.1f} s", flush=True)
+    print(f"differing files: {differences(root / 'local/collect', root / 'ray/collect') or 'none'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Starts `dcclip collect` as a person would, and looks at what it left and what it took."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import yaml
+
+
+def recipe(folder: Path, tars: str, **collect: Any) -> Path:
+    """A recipe in `folder` that reads tars and leaves everything else at its default."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "bench.yaml"
+    content = {"name": "bench", "collect": {"sources": [{"kind": "tars", "path": tars, "name": "bench"}], **collect}}
+    path.write_text(yaml.safe_dump(content), "utf-8")
+    return path
+
+
+def command(recipe: Path, out: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "dcclip_cli", "collect", str(recipe), "--out", str(out), *options]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one run: wall time, and the most memory that it and its children held at once and that the largest held."""
+
+    seconds: float
+    megabytes: float
+    largest_megabytes: float
+
+
+def measured(arguments: list[str], **options: Any) -> Cost:
+    """Run a command to its end, asking ten times a second how much memory its processes hold."""
+    begin = time.monotonic()
+    process = subprocess.Popen(arguments, **options)
+    ended, peaks = Event(), [0.0, 0.0]
+
+    def watch() -> None:
+        while not ended.wait(0.1):
+            held = _megabytes(process.pid)
+            peaks[:] = max(peaks[0], sum(held)), max(peaks[1], *held, 0.0)
+
+    watcher = Thread(target=watch)
+    watcher.start()
+    try:
+        if process.wait():
+            raise SystemExit(f"{arguments} ended with {process.returncode}")
+    finally:
+        ended.set()
+        watcher.join()
+    return Cost(time.monotonic() - begin, *peaks)
+
+
+def _megabytes(root: int) -> list[float]:
+    """Of the process and all below it: proportional shares, so that a page that two of them hold counts once."""
+    found, waiting = [], [root]
+    while waiting:
+        number = waiting.pop()
+        try:
+            for task in Path(f"/proc/{number}/task").iterdir():
+                waiting += [int(child) for child in (task / "children").read_text().split()]
+            lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
+        except OSError:  # it has ended
+            continue
+        found += [int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")]
+    return found
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file of a finished output by its name; the manifest without its times."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    manifest = json.loads(found["manifest.json"])
+    times = [key for key in manifest if "second" in key or "time" in key or "date" in key]
+    found["manifest.json"] = json.dumps({key: value for key, value in manifest.items() if key not in times}).encode()
+    return found
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """The names of the files that two outputs don't have in common, byte for byte."""
+    left, right = files(one), files(other)
+    return sorted(name for name in left.keys() | right.keys() if left.get(name) != right.get(name))
+
+
+def kept(folder: Path) -> int:
+    return int(json.loads((folder / "manifest.json").read_bytes())["pairs"]["kept"])

@@ -1,0 +1,159 @@
+"""What does a person see of a collection? One HTML file, without network or scripts."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcclip_cli.collect.report.charts import HEIGHT, WIDTH, chart
+from dcclip_cli.collect.report.examples import Example
+from dcclip_cli.collect.report.limits import limits_of
+from dcclip_cli.collect.report.reasons import STEPS, Meaning, meaning_of
+from dcclip_cli.collect.report.scales import SCALES
+from dcclip_cli.collect.report.stats import KEPT
+from dcclip_cli.data.pair import LANGUAGES, Language
+
+_LANGUAGE_NAMES = {"zh": "Chinese", "en": "English"}
+# What a text would hide or do to the page around it: control characters, marks that turn its direction. U+200D stays,
+# which joins emoji.
+_UNSEEN = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u200b\u200c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
+)
+
+
+def write_report(
+    path: Path,
+    statistics: Mapping[str, Any],
+    examples: Iterable[Example],
+    manifest: Mapping[str, Any],
+) -> None:
+    """Write report.html: `statistics` as Statistics.as_dict gives them, the sample, and the manifest.
+
+    Of the manifest it shows the options, whose thresholds it marks in the histograms, the shards and the versions. The
+    same arguments give the same bytes.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("dcclip_cli.collect.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "visible": visible,
+        "number": lambda number: f"{number:,}",
+        "percent": percent,
+        "picture": lambda content: "data:image/jpeg;base64," + base64.b64encode(content).decode(),
+    }
+    counts = {name: statistics["captions"][name] for name in LANGUAGES}
+    limits = limits_of(manifest.get("options", {}), statistics["histograms"])
+    drawn = (chart(name, fates, limits.get(name, ())) for name, fates in _in_order(statistics["histograms"]))
+    text = environment.get_template("report.html.j2").render(
+        pairs=statistics["pairs"],
+        captions=counts,
+        tiles={"Pairs": statistics["pairs"]} | {f"{_LANGUAGE_NAMES[name]} captions": counts[name] for name in counts},
+        language_names=_LANGUAGE_NAMES,
+        sources=statistics["sources"],
+        steps=steps(statistics),
+        charts=[one for one in drawn if one is not None],
+        chart_width=WIDTH,
+        chart_height=HEIGHT,
+        sheets=_sheets(statistics, list(examples)),
+        shards=manifest.get("shards", []),
+        versions=manifest.get("versions", {}),
+        options=json.dumps(manifest.get("options", {}), ensure_ascii=False, indent=2),
+    )
+    path.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A reason in the table: how many pairs and captions went for it."""
+
+    reason: str
+    meaning: Meaning
+    pairs: int
+    captions: Mapping[Language, int]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step in the table: its reasons, the most frequent first, and how many pairs were left after it."""
+
+    name: str
+    rows: tuple[Row, ...]
+    pairs: int
+    captions: Mapping[Language, int]
+    left: int
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A contact sheet: everything that is shown for one reason, or of the kept."""
+
+    row: Row | None
+    examples: tuple[Example, ...]
+
+
+def steps(statistics: Mapping[str, Any]) -> list[Step]:
+    """Every step that dropped something, in order."""
+    pairs = statistics["pairs"]["dropped"]
+    captions = {language: statistics["captions"][language]["dropped"] for language in LANGUAGES}
+    found: dict[str, list[Row]] = {}
+    for reason in sorted({*pairs, *(reason for dropped in captions.values() for reason in dropped)}):
+        meaning = meaning_of(reason)
+        counts = {language: captions[language].get(reason, 0) for language in LANGUAGES}
+        found.setdefault(meaning.step, []).append(Row(reason, meaning, pairs.get(reason, 0), counts))
+    left, table = statistics["pairs"]["read"], []
+    for name in STEPS:
+        if rows := found.get(name):
+            rows.sort(key=lambda row: (-row.pairs, -sum(row.captions.values()), row.reason))
+            dropped = sum(row.pairs for row in rows)
+            left -= dropped
+            totals = {language: sum(row.captions[language] for row in rows) for language in LANGUAGES}
+            table.append(Step(name, tuple(rows), dropped, totals, left))
+    return table
+
+
+def _in_order(histograms: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    order = {name: number for number, name in enumerate(SCALES)}
+    # Scores come last; backwards, :zh before :en as everywhere.
+    names = sorted(histograms, reverse=True)
+    return [(name, histograms[name]) for name in sorted(names, key=lambda name: order.get(name, len(order)))]
+
+
+def _sheets(statistics: Mapping[str, Any], examples: Sequence[Example]) -> list[Sheet]:
+    by_reason: dict[str, list[Example]] = {}
+    for example in examples:
+        by_reason.setdefault(example.reason, []).append(example)
+    rows = [row for step in steps(statistics) for row in step.rows]
+    return [
+        Sheet(None, tuple(by_reason.get(KEPT, ()))),
+        *(Sheet(row, tuple(by_reason[row.reason])) for row in rows if row.reason in by_reason),
+    ]
+
+
+def visible(text: str) -> str:
+    """The text with its unseen characters spelled out, like ⟨U+202E⟩."""
+    return _UNSEEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
+
+
+def percent(part: float, whole: float) -> str:
+    """A share for people: two figures, and never 0 % or 100 % for what isn't."""
+    if not whole or not part:
+        return "0 %"
+    share = 100 * part / whole
+    if part == whole:
+        return "100 %"
+    if share < 0.01:
+        return "< 0.01 %"
+    if share > 99.9:
+        return f"{min(share, 99.99):.2f} %"
+    return f"{share:.2f} %" if share < 1 else f"{share:.1f} %"

@@ -1,0 +1,96 @@
+"""How is a dual encoder opened, once in a process, and asked for the vectors of pictures and texts?"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.reference import resolve
+from dcclip_cli.model.teachers import Teacher
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from dcclip_cli.predict.runtime import DualEncoder
+
+
+class Encoder:
+    """A dual encoder that remembers the last pictures: the second scorer with the same model has them for nothing."""
+
+    def __init__(self, model: DualEncoder) -> None:
+        self.model = model
+        self._pictures: list[Image.Image] = []
+        self._embeddings = np.empty((0, 0), np.float32)
+
+    def images(self, pictures: Sequence[Image.Image], batch_size: int) -> np.ndarray:
+        """(B, D) embeddings of length 1."""
+        if not self._are_the_last(pictures):
+            batches = [pictures[start : start + batch_size] for start in range(0, len(pictures), batch_size)]
+            pixels = (np.stack([self.model.preprocess(picture) for picture in batch]) for batch in batches)
+            self._embeddings = np.concatenate([self.model.encode_pixels(batch) for batch in pixels])
+            self._pictures = list(pictures)
+        return self._embeddings
+
+    def _are_the_last(self, pictures: Sequence[Image.Image]) -> bool:
+        same_number = len(pictures) == len(self._pictures)
+        return same_number and all(one is last for one, last in zip(pictures, self._pictures, strict=True))
+
+    def texts(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
+        """(N, D) embeddings of length 1; N is at least 1."""
+        from dcclip_cli.predict.classifier import class_embeddings
+
+        return class_embeddings(self.model, [[text] for text in texts], batch_size)
+
+
+def check_model(model: str | Teacher) -> None:
+    """Raises DcclipError where `model` names a directory that isn't there or holds no model."""
+    if isinstance(model, str):
+        resolve(model)
+    elif Path(model.model).is_absolute() and not Path(model.model).is_dir():
+        raise DcclipError(f"teacher {model.model} is no directory", "check the path, or give the name of a hub model")
+
+
+@functools.lru_cache(maxsize=4)
+def open_encoder(model: str | Teacher, device: str) -> Encoder:
+    """The encoder meant by a model reference (see `model.reference`) or by a teacher's options.
+
+    An export bundle is run without torch. Raises DcclipError where the model can't be loaded.
+    """
+    from dcclip_cli.predict.runtime import load_model
+
+    return Encoder(load_model(resolve(model), device) if isinstance(model, str) else _open_teacher(model, device))
+
+
+def _open_teacher(teacher: Teacher, device: str) -> DualEncoder:
+    from dcclip_cli.predict.torch_runtime import TorchEncoder
+
+    device = torch_device(device)
+    towers = teacher.load(device)
+
+    class InItsPrecision(TorchEncoder):
+        def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+            with towers.as_teacher():
+                return super().encode_pixels(pixels)
+
+        def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+            with towers.as_teacher():
+                return super().encode_texts(texts)
+
+    return InItsPrecision(towers, device)
+
+
+def torch_device(asked: str) -> str:
+    """The device that `auto` means here. Raises DcclipError where torch lacks the one that is asked for."""
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked == "auto":
+        return next(name for name, found in there.items() if found)
+    if not there.get(asked):
+        raise DcclipError(f"torch finds no device {asked}", "leave the scorer's device out, or say cpu")
+    return asked

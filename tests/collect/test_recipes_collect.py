@@ -1,0 +1,206 @@
+"""The recipes for public data read small files in each data set's own layout; nothing but this machine is asked."""
+
+import base64
+import csv
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from dcclip_cli.cli.app import app
+from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.table import open_pairs
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+ZH = ("一只黑猫坐在红色的椅子上", "两个孩子在雨中骑自行车", "雪山下的湖边有一座小木屋")
+EN = ("a black cat on a red chair", "two children ride bicycles in the rain", "a wooden hut by a lake below a mountain")
+Picture = Callable[..., bytes]
+Layout = Callable[[Path, str, Picture], tuple[str, int]]
+
+
+@pytest.fixture
+def host(picture: Picture) -> Iterator[str]:
+    """A server that has three pictures of 160 px, /0.jpg to /2.jpg, and no others."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = self.path in ("/0.jpg", "/1.jpg", "/2.jpg")
+            self.send_response(200 if found else 404)
+            self.end_headers()
+            if found:
+                self.wfile.write(picture(f"photo {self.path}", (160, 160), "JPEG"))
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def urls(host: str) -> list[str]:
+    return [f"http://{host}/{number}.jpg" for number in range(3)]
+
+
+# Each writes three pairs as the data set has them, and gives the path for the recipe and how many rows there are.
+
+
+def laion_zh(at: Path, host: str, picture: Picture) -> tuple[str, int]:
+    rows = [
+        {"SAMPLE_ID": n, "URL": url, "TEXT": text, "HEIGHT": 160, "WIDTH": 160, "LICENSE": "?", "LANGUAGE": language}
+        for n, (url, text, language) in enumerate(
+            [*zip(urls(host), ZH, ("zh",) * 3, strict=True), (f"http://{host}/9.jpg", "庭の猫", "ja")]
+        )
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), at / "part-00000.parquet")
+    return str(at), 4
+
+
+def laion_en(at: Path, host: str, picture: Picture) -> tuple[str, int]:
+    rows = [{"URL": url, "TEXT": text, "similarity": 0.31} for url, text in zip(urls(host), EN, strict=True)]
+    pq.write_table(pa.Table.from_pylist(rows), at / "part-00000.parquet")
+    return str(at), 3
+
+
+def wukong(at: Path, host: str, picture: Picture) -> tuple[str, int]:
+    with (at / "wukong_100m_0.csv").open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([("url", "caption"), *zip(urls(host), ZH, strict=True)])
+    return str(at), 3
+
+
+def zero(at: Path, host: str, picture: Picture) -> tuple[str, int]:
+    rows = [
+        {"Url": "http://a.cn/", "Title": text, "Content": "", "Keywords": "猫", "ImageUrl": url, "ImageQuery": text[:6]}
+        for url, text in zip(urls(host), ZH, strict=True)
+    ]
+    (at / "zero.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return str(at), 3
+
+
+def cc3m(at: Path, host: str, picture: Picture) -> tuple[str, int]:
+    path = at / "Train_GCC-training.tsv"
+    path.write_text("".join(f"{text}\t{url}\n" for url, text in zip(urls(host), EN, strict=True)), "utf-8")
+    return str(path), 3
+
+
+def cc12m(at: Path, host: str, picture: Picture) -> tuple[str, int]:
+    path = at / "cc12m.tsv"
+    path.write_text("".join(f"{url}\t{text}\n" for url, text in zip(urls(host), EN, strict=True)), "utf-8")
+    return str(path), 3
+
+
+FETCHED: dict[str, Layout] = {
+    "collect-laion-zh": laion_zh,
+    "collect-laion-en": laion_en,
+    "collect-wukong": wukong,
+    "collect-zero": zero,
+    "collect-cc3m": cc3m,
+    "collect-cc12m": cc12m,
+}
+
+
+def run(recipe: str, *options: str, **sets: str) -> str:
+    overrides = [f"--set={key.replace('__', '.')}={value}" for key, value in sets.items()]
+    result = CliRunner().invoke(app, ["collect", str(RECIPES / f"{recipe}.yaml"), *overrides, *options])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def collected(recipe: str, out: Path, **sets: str) -> list[Pair]:
+    run(recipe, "--out", str(out), "--workers", "1", "-q", **sets)
+    return list(open_pairs(out / "collect"))
+
+
+@pytest.mark.parametrize("recipe", FETCHED)
+def test_pairs_known_by_url_are_counted_without_a_download_and_then_fetched(
+    recipe: str, host: str, picture: Picture, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    path, rows = FETCHED[recipe](tmp_path / "data", host, picture)
+    sets = {"collect__sources__0__path": path, "collect__scores": "[]"}  # no model here that could score
+    assert f"# collect would read about {rows} pairs in 1 slices" in run(recipe, "--check", **sets)
+    pairs = collected(recipe, tmp_path / "run", collect__fetch__allow_hosts=f'["{host}"]', **sets)
+    assert [pair.meta["url"] for pair in pairs] == urls(host)
+    said = [pair.captions("en" if pair.en else "zh") for pair in pairs]
+    expected = EN if pairs[0].en else ZH
+    if recipe == "collect-zero":  # the query, then the title; the page's text is empty
+        assert said == [(text[:6], text) for text in expected]
+    else:
+        assert said == [(text,) for text in expected]
+
+
+def test_coco_cn_joins_chinese_lines_with_coco_s_english_json_and_keeps_to_the_training_split(
+    picture: Picture, tmp_path: Path
+) -> None:
+    coco, cn = tmp_path / "coco", tmp_path / "coco/coco-cn-version1805v1.1"
+    for folder in ("annotations", "train2014", "val2014", cn.name):
+        (coco / folder).mkdir(parents=True)
+    names = ["COCO_train2014_000000000009", "COCO_val2014_000000000042", "COCO_val2014_000000000073"]
+    for name in names:
+        split = name.split("_")[1]
+        (coco / split / f"{name}.jpg").write_bytes(picture(name, (160, 120), "JPEG"))
+    (cn / "imageid.human-written-caption.txt").write_text(
+        "".join(f"{name}#0\t{text}\n" for name, text in zip(names, ZH, strict=True)), "utf-8"
+    )
+    (cn / "coco-cn_train.txt").write_text("\n".join(names[:2]) + "\n")  # the third is left for the test
+    for split in ("train2014", "val2014"):
+        own = [(int(name[-12:]), name, text) for name, text in zip(names, EN, strict=True) if split in name]
+        images = [{"id": number, "file_name": f"{name}.jpg"} for number, name, _ in own]
+        annotations = [{"id": 1, "image_id": number, "caption": text} for number, _, text in own]
+        text = json.dumps({"info": {}, "images": images, "annotations": annotations})
+        (coco / f"annotations/captions_{split}.json").write_text(text)
+    sets = {
+        "collect__sources__0__images": str(coco),
+        "collect__sources__0__zh": str(cn / "imageid.human-written-caption.txt"),
+        "collect__sources__0__en": json.dumps([f"{coco}/annotations/captions_{s}2014.json" for s in ("train", "val")]),
+        "collect__sources__0__only": str(cn / "coco-cn_train.txt"),
+    }
+    assert "# collect would read about 2 pairs in 1 slices" in run("collect-coco-cn", "--check", **sets)
+    pairs = collected("collect-coco-cn", tmp_path / "run", **sets)
+    assert [(pair.zh, pair.en) for pair in pairs] == [((zh,), (en,)) for zh, en in zip(ZH[:2], EN[:2], strict=True)]
+
+
+def test_flickr30k_cn_joins_chinese_and_english_lines_of_one_photograph(picture: Picture, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    names = ["1000092795", "10002456", "1000268201"]
+    for name in names:
+        (tmp_path / f"images/{name}.jpg").write_bytes(picture(name, (160, 120), "JPEG"))
+    zh, en = tmp_path / "flickr30k_cna_train.txt", tmp_path / "results_20130124.token"
+    zh.write_text("".join(f"{name}\t{text}\n" for name, text in zip(names[:2], ZH, strict=False)), "utf-8")
+    en.write_text("".join(f"{name}.jpg#0\t{text}\n" for name, text in zip(names, EN, strict=True)), "utf-8")
+    sets = {
+        "collect__sources__0__images": str(tmp_path / "images"),
+        "collect__sources__0__zh": str(zh),
+        "collect__sources__0__en": str(en),
+    }
+    assert "# collect would read about 3 pairs in 1 slices" in run("collect-flickr30k-cn", "--check", **sets)
+    pairs = collected("collect-flickr30k-cn", tmp_path / "run", **sets)  # the third has no Chinese: not of this split
+    assert [(pair.zh, pair.en) for pair in pairs] == [((zh,), (en,)) for zh, en in zip(ZH[:2], EN[:2], strict=True)]
+
+
+def test_muge_is_read_from_base64_with_all_queries_of_a_picture(picture: Picture, tmp_path: Path) -> None:
+    images = tmp_path / "train_imgs.tsv"
+    content = [base64.urlsafe_b64encode(picture(number, (160, 160), "JPEG")).decode() for number in range(3)]
+    images.write_text("".join(f"{number}\t{text}\n" for number, text in enumerate(content)))
+    queries = [("紅色連衣裙", [0]), ("黑猫 抱枕", [1]), ("山水画", [2, 0])]
+    (tmp_path / "train_texts.jsonl").write_text(
+        "".join(
+            json.dumps({"text_id": number, "text": text, "image_ids": of}, ensure_ascii=False) + "\n"
+            for number, (text, of) in enumerate(queries)
+        ),
+        "utf-8",
+    )
+    path = {"collect__sources__0__path": str(images)}
+    assert "# collect would read about 3 pairs in 1 slices" in run("collect-muge", "--check", **path)
+    pairs = collected("collect-muge", tmp_path / "run", **path)
+    assert [pair.zh for pair in pairs] == [("红色连衣裙", "山水画"), ("黑猫 抱枕",), ("山水画",)]  # Simplified
+    assert pairs[0].meta["licence"] == "research only"

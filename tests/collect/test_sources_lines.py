@@ -1,0 +1,117 @@
+"""Rows are found again from any cut, whatever the file holds."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dcclip_cli.collect.sources.json_stream import json_items
+from dcclip_cli.collect.sources.lines import Row, line_cuts, lines, record_cuts, records
+
+_TEXT = st.text(alphabet='a猫",\n\r ', max_size=60).map(str.encode)
+
+
+def test_lines_come_with_their_number_and_offset() -> None:
+    assert list(lines(io.BytesIO("猫\n\ndog".encode()), 10)) == [
+        Row(1, 0, "猫\n".encode()),
+        Row(2, 4, b"\n"),
+        Row(3, 5, b"dog"),
+    ]
+
+
+def test_a_line_over_the_limit_is_passed_over() -> None:
+    stream = io.BytesIO(b"abcd\n" + b"x" * 6 + b"\nabcde")
+    assert [row.content for row in lines(stream, 5)] == [b"abcd\n", None, b"abcde"]
+
+
+@given(_TEXT, st.integers(1, 5))
+def test_cuts_of_lines_are_where_every_so_many_lines_end(text: bytes, size: int) -> None:
+    cuts = list(line_cuts(io.BytesIO(text), size))
+    rows = text.split(b"\n") if not text.endswith(b"\n") else text.split(b"\n")[:-1]
+    rows = rows if text else []
+    assert [cut.lines for cut in cuts] == [min(size, len(rows) - at) for at in range(0, len(rows), size)]
+    assert b"".join(text[cut.start : cut.end] for cut in cuts) == text
+    assert [cut.number for cut in cuts] == [1 + at for at in range(0, len(rows), size)]
+
+
+def test_cuts_are_the_same_over_a_file_of_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = b"".join(b"x" * (number % 17) + b"\n" for number in range(1000))
+    whole = list(line_cuts(io.BytesIO(text), 7))
+    monkeypatch.setattr("dcclip_cli.collect.sources.lines._CHUNK", 13)
+    assert list(line_cuts(io.BytesIO(text), 7)) == whole
+
+
+@given(
+    st.lists(st.lists(st.text(alphabet='a猫",\n ', max_size=8), min_size=2, max_size=3), max_size=12), st.integers(1, 4)
+)
+def test_records_are_the_rows_that_a_csv_writer_wrote(rows: list[list[str]], size: int) -> None:
+    written = io.StringIO(newline="")
+    csv.writer(written).writerows(rows)
+    text = written.getvalue().encode()
+    assert b"".join(row.content or b"" for row in records(io.BytesIO(text), 1000)) == text
+    found = [next(csv.reader([(row.content or b"").decode()])) for row in records(io.BytesIO(text), 1000)]
+    assert found == rows
+    cuts = list(record_cuts(io.BytesIO(text), size, 1000))
+    assert [cut.lines for cut in cuts] == [min(size, len(rows) - at) for at in range(0, len(rows), size)]
+    assert b"".join(text[cut.start : cut.end] for cut in cuts) == text
+
+
+@given(_TEXT, st.integers(1, 3), st.integers(1, 20))
+def test_reading_from_a_cut_gives_the_records_that_reading_on_gives(text: bytes, size: int, limit: int) -> None:
+    whole = list(records(io.BytesIO(text), limit))
+    parts = []
+    for cut in record_cuts(io.BytesIO(text), size, limit):
+        stream = io.BytesIO(text)
+        stream.seek(cut.start)
+        parts += [row for row in records(stream, limit, cut.number) if row.start < cut.end]
+    assert parts == whole
+
+
+def test_a_quote_that_is_never_closed_costs_its_own_line_only() -> None:
+    text = b'1,"open\n' + b"2,b\n" * 5 + b'3,"c\nd"\n'
+    assert [(row.number, row.content) for row in records(io.BytesIO(text), 16)] == [
+        (1, b'1,"open\n'),
+        *((number, b"2,b\n") for number in range(2, 7)),
+        (7, b'3,"c\nd"\n'),
+    ]
+
+
+# ---- lists in JSON
+
+
+def items(tmp_path: Path, text: str | bytes, *keys: str) -> list[tuple[str, object]]:
+    (tmp_path / "a.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return list(json_items(tmp_path / "a.json", keys))
+
+
+def test_the_elements_of_lists_come_in_the_order_of_the_file(tmp_path: Path) -> None:
+    text = '\ufeff{"info": {"a": [1]}, "b": [ {"猫": 1} , 2], "c": [], "d": [3], "n": 12.5e3, "b": [null]}'
+    assert items(tmp_path, text, "b", "d") == [("b", {"猫": 1}), ("b", 2), ("d", 3), ("b", None)]
+    assert items(tmp_path, " [1, [2]]", "") == [("", 1), ("", [2])]
+    assert items(tmp_path, "[1]", "images") == []
+    assert items(tmp_path, "{}", "images") == []
+
+
+def test_windows_of_any_size_give_the_same_elements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [{"caption": '一只猫，\\"在睡觉"', "id": 10**number} for number in range(12)]
+    text = json.dumps({"images": values, "annotations": [12345, 6.5, -1e9]}, ensure_ascii=False)
+    for window in (1, 2, 3, 7):
+        monkeypatch.setattr("dcclip_cli.collect.sources.json_stream._CHUNK", window)
+        assert [item for _, item in items(tmp_path, text, "images", "annotations")] == [*values, 12345, 6.5, -1e9]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1", '{"a": [1, 2', '{"a": [1 2]}', '{"a"', "[1,]", b"[\xff]", "[" * 100_000, "[" + "9" * 5000 + "]"]
+)
+def test_what_is_no_json_raises(tmp_path: Path, text: str | bytes) -> None:
+    with pytest.raises((ValueError, RecursionError)):
+        items(tmp_path, text, "a", "")
+
+
+def test_an_element_without_end_is_not_read_to_the_end(tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        items(tmp_path, b'["' + b"x" * 50_000_000, "")
