@@ -1,0 +1,115 @@
+"""ImageNet's class names say in Chinese what the class is, and no two classes can be confused by name."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import opencc
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "dcclip_cli" / "eval" / "prompts"
+HAN = re.compile(r"[\u3400-\u9fff]+")
+WITH_LATIN = {"CD播放器", "CD机", "CRT显示器", "iPod", "T恤", "T恤衫", "福特T型车"}  # written so in Chinese
+BITTERNS = {"麻鳽", "美洲麻鳽"}  # 鳽 is what bird lists print; opencc's 𫛚 is in hardly any font or vocabulary
+
+# Each caught a wrong sense in a public list, or in all three.
+RIGHT_SENSE = {
+    "n01558993": "旅鸫",  # robin: not 蓝鹀, the bunting
+    "n01608432": "鸢",  # kite: the bird, not 风筝
+    "n01667778": "水龟",  # terrapin
+    "n01734418": "王蛇",  # kingsnake: not 国王
+    "n01774750": "捕鸟蛛",  # tarantula: the tropical spider, not 狼蛛
+    "n01795545": "黑琴鸡",  # black grouse
+    "n01828970": "蜂虎",  # bee eater: not 蜜蜂, the bee
+    "n02012849": "鹤",  # crane: the bird
+    "n02108089": "拳师犬",  # boxer: the dog
+    "n02113186": "卡迪根威尔士柯基犬",  # cardigan: the dog
+    "n02114712": "红狼",  # red wolf: not 红太狼, the cartoon
+    "n02123159": "虎纹猫",  # tiger cat: not 山猫, the lynx
+    "n02128385": "花豹",  # leopard: not 美洲豹, the jaguar
+    "n02346627": "豪猪",  # porcupine: not 刺猬, the hedgehog
+    "n02437616": "大羊驼",  # llama: not 骆驼, the camel
+    "n02951585": "开罐器",  # can opener: not 开瓶器
+    "n02963159": "开衫",  # cardigan: the garment
+    "n03018349": "瓷器柜",  # china cabinet: not 中国, the country
+    "n03126707": "起重机",  # crane: the machine
+    "n03187595": "转盘电话",  # dial telephone
+    "n03590841": "南瓜灯",  # jack-o'-lantern
+    "n03710721": "连体泳衣",  # maillot: the bathing suit, not 浴衣
+    "n03733131": "五月柱",  # maypole: not 花柱, the style of a flower
+    "n03786901": "研钵",  # mortar: the vessel, not 砂浆
+    "n03804744": "钉子",  # nail: not 指甲
+    "n03825788": "奶嘴",  # nipple
+    "n03929660": "拨片",  # pick
+    "n03954731": "木工刨",  # plane: the tool, not 飞机
+    "n03967562": "犁",  # plow: the farm tool, not 铲雪机
+    "n04037443": "赛车",  # racer
+    "n04067472": "渔线轮",  # reel: not 卷轴, the scroll
+    "n04311174": "钢鼓",  # steel drum: the instrument, not 滚筒
+    "n07717556": "奶油南瓜",  # butternut squash: not just 南瓜
+    "n07747607": "橙子",  # orange: not 橘子, the mandarin
+    "n12998815": "伞菌",  # agaric: not 木耳
+}
+
+
+@pytest.fixture(scope="module")
+def imagenet() -> dict[str, Any]:
+    return read("imagenet")
+
+
+def read(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
+    return content
+
+
+def spoken(language: dict[str, Any]) -> list[str]:
+    """All names and alternates of a language."""
+    return [*language["names"], *(other for several in language["alternates"].values() for other in several)]
+
+
+def test_there_are_a_thousand_names_in_both_languages(imagenet: dict[str, Any]) -> None:
+    assert len(imagenet["folders"]) == len(imagenet["en"]["names"]) == len(imagenet["zh"]["names"]) == 1000
+
+
+def test_only_english_has_two_classes_of_one_name(imagenet: dict[str, Any]) -> None:
+    english = imagenet["en"]["names"]
+    assert sorted({name for name in english if english.count(name) > 1}) == ["missile", "sunglasses"]
+    assert len(set(imagenet["zh"]["names"])) == 1000
+
+
+def test_chinese_is_written_in_han_with_no_remarks_but_for_a_few_latin_letters(imagenet: dict[str, Any]) -> None:
+    assert {text for text in spoken(imagenet["zh"]) if not HAN.fullmatch(text)} == WITH_LATIN
+
+
+def test_chinese_is_simplified(imagenet: dict[str, Any]) -> None:
+    simplify = opencc.OpenCC("t2s").convert
+    assert {text for text in spoken(imagenet["zh"]) if simplify(text) != text} == BITTERNS
+
+
+@pytest.mark.parametrize(("wnid", "name"), RIGHT_SENSE.items())
+def test_a_word_of_several_senses_has_the_right_one(imagenet: dict[str, Any], wnid: str, name: str) -> None:
+    assert imagenet["zh"]["names"][imagenet["folders"].index(wnid)] == name
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_an_alternate_belongs_to_one_class_and_is_no_other_class_s_name(
+    imagenet: dict[str, Any], language: str
+) -> None:
+    names, alternates = imagenet[language]["names"], imagenet[language]["alternates"]
+    assert [name for name in alternates if names.count(name) != 1] == []
+    others = [other.lower() for several in alternates.values() for other in several]
+    assert sorted(other for other in set(others) if others.count(other) > 1) == []
+    assert set(others) & {name.lower() for name in names} == set()
+
+
+def test_the_documented_decisions_are_those_in_the_file(imagenet: dict[str, Any]) -> None:
+    section = (ROOT / "docs" / "class-names-zh.md").read_text("utf-8").partition("## ImageNet")[2].partition("\n## ")[0]
+    decided = re.findall(r"^\| `(n\d{8})` \| (.+?) \| .+? \| (.+?) \| .+ \|$", section, re.M)
+    assert len(decided) == 313
+    places = [imagenet["folders"].index(wnid) for wnid, _, _ in decided]
+    assert places == sorted(set(places))
+    assert [(imagenet["en"]["names"][place], imagenet["zh"]["names"][place]) for place in places] == [
+        (english, chinese) for _, english, chinese in decided
+    ]
