@@ -104,6 +104,18 @@ def test_an_alternate_belongs_to_one_class_and_is_no_other_class_s_name(
     assert set(others) & {name.lower() for name in names} == set()
 
 
+@pytest.mark.parametrize(("language", "count"), [("en", 80), ("zh", 52)])
+def test_every_template_has_one_place_for_the_name(imagenet: dict[str, Any], language: str, count: int) -> None:
+    templates = imagenet[language]["templates"]
+    assert len(set(templates)) == len(templates) == count
+    assert all(template.count("{}") == 1 for template in templates)
+
+
+def test_chinese_templates_have_full_width_punctuation_and_no_spaces(imagenet: dict[str, Any]) -> None:
+    sentence = re.compile(r"[\u3400-\u9fff，]*{}[\u3400-\u9fff，]*。")
+    assert [template for template in imagenet["zh"]["templates"] if not sentence.fullmatch(template)] == []
+
+
 def test_the_documented_decisions_are_those_in_the_file(imagenet: dict[str, Any]) -> None:
     section = (ROOT / "docs" / "class-names-zh.md").read_text("utf-8").partition("## ImageNet")[2].partition("\n## ")[0]
     decided = re.findall(r"^\| `(n\d{8})` \| (.+?) \| .+? \| (.+?) \| .+ \|$", section, re.M)
