@@ -8,6 +8,8 @@ from typing import Any
 import opencc
 import pytest
 
+from dcclip_cli.eval import prompts
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "dcclip_cli" / "eval" / "prompts"
 HAN = re.compile(r"[\u3400-\u9fff]+")
@@ -114,6 +116,31 @@ def test_every_template_has_one_place_for_the_name(imagenet: dict[str, Any], lan
 def test_chinese_templates_have_full_width_punctuation_and_no_spaces(imagenet: dict[str, Any]) -> None:
     sentence = re.compile(r"[\u3400-\u9fff，]*{}[\u3400-\u9fff，]*。")
     assert [template for template in imagenet["zh"]["templates"] if not sentence.fullmatch(template)] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last", "only_here"),
+    [
+        ("imagenet_a", "n01498041", "n12267677", "n01580077"),  # stingray, acorn; jay
+        ("imagenet_r", "n01443537", "n12267677", "n01484850"),  # goldfish, acorn; great white shark
+    ],
+)
+def test_a_subset_has_two_hundred_of_the_thousand_in_their_order(
+    imagenet: dict[str, Any], name: str, first: str, last: str, only_here: str
+) -> None:
+    subset, other = read(name), read({"imagenet_a": "imagenet_r", "imagenet_r": "imagenet_a"}[name])
+    assert subset["subset_of"] == "imagenet"
+    wnids = subset["folders"]
+    assert len(wnids) == 200 and wnids == sorted(set(wnids)) and set(wnids) <= set(imagenet["folders"])
+    assert (wnids[0], wnids[-1]) == (first, last)
+    assert only_here in wnids and only_here not in other["folders"]
+
+
+def test_a_subset_takes_its_names_and_templates_from_the_whole() -> None:
+    adversarial, renditions, whole = (prompts.read(name) for name in ("imagenet_a", "imagenet_r", "imagenet"))
+    assert (adversarial.names["en"][0], adversarial.names["zh"][0]) == ("stingray", "黄貂鱼")
+    assert (renditions.names["en"][-1], renditions.names["zh"][-1]) == ("acorn", "橡子")
+    assert adversarial.templates == renditions.templates == whole.templates
 
 
 def test_the_documented_decisions_are_those_in_the_file(imagenet: dict[str, Any]) -> None:
