@@ -1,0 +1,246 @@
+"""The lists of class names are complete, in their sources' label order, and Chinese as Chinese readers write it."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opencc import OpenCC
+
+from dcclip_cli.eval import prompts
+
+FOLDER = Path(prompts.__file__).parent
+SIZES = {
+    "caltech101": 102,
+    "cifar10": 10,
+    "cifar100": 100,
+    "country211": 211,
+    "dtd": 47,
+    "eurosat": 10,
+    "fer2013": 7,
+    "fgvc_aircraft": 100,
+    "food101": 101,
+    "gtsrb": 43,
+    "hateful_memes": 2,
+    "kitti_distance": 4,
+    "mnist": 10,
+    "flowers102": 102,
+    "pets": 37,
+    "pcam": 2,
+    "rendered_sst2": 2,
+    "resisc45": 45,
+    "stanford_cars": 196,
+    "voc2007": 20,
+    "objectnet": 313,
+}
+BOTH = [(name, language) for name in SIZES for language in ("en", "zh")]
+HAN = re.compile(r"[\u3400-\u9fff]")
+LATIN = re.compile(r"[A-Za-z]")
+DIGITS = {str(digit) for digit in range(10)}  # MNIST's names: a Chinese text has the digit too
+MODELS = {"stanford_cars", "fgvc_aircraft"}  # whose makers' model names stay as they are
+WITH_LATIN = {"DVD 播放机", "DVD 影碟机", "T 恤", "T恤衫", "USB 数据线", "U 盘"}  # no other word is in use
+
+
+@pytest.fixture(scope="module")
+def to_simplified() -> OpenCC:
+    return OpenCC("t2s")
+
+
+def content(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
+
+
+def alternates(name: str, language: str) -> dict[str, list[str]]:
+    return content(name)[language].get("alternates", {})
+
+
+def chinese(name: str) -> list[str]:
+    """Everything that is written in Chinese in a file."""
+    several = [one for every in alternates(name, "zh").values() for one in every]
+    return [*content(name)["zh"]["names"], *several, *content(name)["zh"]["templates"]]
+
+
+def test_the_twenty_sets_of_elevater_have_1151_classes() -> None:
+    assert sum(SIZES.values()) - SIZES["objectnet"] == 1_151
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_each_class_has_a_key_and_a_name_in_both_languages(name: str) -> None:
+    folders = content(name)["folders"]
+    assert len(folders) == len(set(folders)) == SIZES[name]
+    assert [len(content(name)[language]["names"]) for language in ("en", "zh")] == [SIZES[name]] * 2
+
+
+@pytest.mark.parametrize(("name", "language"), BOTH)
+def test_no_two_classes_share_a_name_or_a_synonym(name: str, language: str) -> None:
+    names = content(name)[language]["names"]
+    synonyms = alternates(name, language)
+    assert set(synonyms) <= set(names)
+    counted = Counter([*names, *(one for every in synonyms.values() for one in every)])
+    assert [one for one, times in counted.items() if times > 1] == []
+    assert [one for one in counted if one != " ".join(one.split())] == []
+
+
+@pytest.mark.parametrize(("name", "language"), BOTH)
+def test_each_template_has_one_place_for_the_name(name: str, language: str) -> None:
+    templates = content(name)[language]["templates"]
+    assert len(templates) == len(set(templates)) > 0
+    assert [template for template in templates if template.count("{}") != 1] == []
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_no_english_name_is_left_in_a_chinese_list(name: str) -> None:
+    names = content(name)["zh"]["names"]
+    assert [one for one in names if not HAN.search(one) and one not in DIGITS] == []
+    assert set(names) & set(content(name)["en"]["names"]) <= DIGITS
+    if name not in MODELS:
+        assert [one for one in chinese(name) if LATIN.search(one) and one not in WITH_LATIN] == []
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_chinese_is_simplified_with_full_width_punctuation(name: str, to_simplified: OpenCC) -> None:
+    assert [one for one in chinese(name) if to_simplified.convert(one) != one] == []
+    assert [one for one in chinese(name) if re.search(r"[,;:!?()\"']|\.(?!\d)", one)] == []
+    templates = content(name)["zh"]["templates"]
+    assert 3 <= len(templates) <= 20
+    assert [template for template in templates if template[-1] not in "。！"] == []
+
+
+def test_no_space_stands_between_two_chinese_words() -> None:
+    written = [one for name in SIZES for one in content(name)["zh"]["names"]]
+    assert [one for one in written if re.search(rf"{HAN.pattern} +{HAN.pattern}", one)] == []
+
+
+FACTS = [
+    ("caltech101", 4, "BACKGROUND_Google", "background", "背景"),
+    ("caltech101", 6, "bass", "bass", "鲈鱼"),  # the fish, not the guitar
+    ("caltech101", 37, "Faces", "off-center face", "不在画面中央的人脸"),
+    ("caltech101", 57, "Leopards", "leopard", "花豹"),
+    ("caltech101", 101, "yin_yang", "yin and yang symbol", "太极图"),
+    ("cifar10", 9, "truck", "truck", "卡车"),
+    ("cifar100", 67, "ray", "ray", "鳐鱼"),  # the fish, not the light
+    ("cifar100", 72, "seal", "seal", "海豹"),  # the animal, not the stamp
+    ("country211", 66, "GD", "Grenada", "格林纳达"),
+    ("country211", 67, "GE", "Georgia", "格鲁吉亚"),
+    ("country211", 210, "ZW", "Zimbabwe", "津巴布韦"),
+    ("dtd", 30, "polka-dotted", "polka-dotted", "波点"),
+    ("eurosat", 9, "SeaLake", "lake or sea", "湖泊或海洋"),
+    ("fer2013", 4, "sad", "sad", "悲伤"),  # Kaggle's folders, sorted, have neutral here
+    ("fer2013", 6, "neutral", "neutral", "平静"),
+    ("fgvc_aircraft", 3, "737-300", "737-300", "波音 737-300"),
+    ("fgvc_aircraft", 99, "Yak-42", "Yak-42", "雅克-42 客机"),
+    ("flowers102", 0, "pink primrose", "pink primrose", "美丽月见草"),  # Oxford's label 1
+    ("flowers102", 72, "water lily", "water lily", "睡莲"),
+    ("flowers102", 77, "lotus", "lotus", "荷花"),
+    (
+        "food101",
+        16,
+        "cheese_plate",
+        "cheese plate",
+        "奶酪拼盘",
+    ),  # after cheesecake in TFDS
+    ("food101", 17, "cheesecake", "cheesecake", "芝士蛋糕"),
+    ("gtsrb", 14, "00014", "stop", "停车让行"),
+    ("gtsrb", 33, "00033", "blue circle with white right turn arrow mandatory", "向右转弯"),
+    ("hateful_memes", 1, "1", "hatespeech meme", "仇恨言论梗图"),
+    ("kitti_distance", 3, "3", "a photo i took with no car.", "没有车"),
+    ("mnist", 7, "7", "7", "7"),
+    ("pets", 5, "Bengal", "Bengal", "孟加拉猫"),  # cats and dogs mixed, not cats first as CLIP lists them
+    ("pets", 36, "yorkshire_terrier", "yorkshire terrier", "约克夏梗"),
+    ("pcam", 1, "1", "lymph node containing metastatic tumor tissue", "含有转移性肿瘤组织的淋巴结"),
+    ("rendered_sst2", 1, "positive", "positive", "正面"),
+    ("resisc45", 37, "snowberg", "snowberg", "雪山"),
+    ("resisc45", 42, "terrace", "terrace", "梯田"),  # fields, not the one at a house
+    ("stanford_cars", 5, "Acura Integra Type R 2001", "Acura Integra Type R 2001", "讴歌 Integra Type R 2001 款"),
+    ("stanford_cars", 20, "Audi S5 Convertible 2012", "Audi S5 Convertible 2012", "奥迪 S5 敞篷版 2012 款"),
+    ("voc2007", 10, "diningtable", "diningtable", "餐桌"),  # by the alphabet, not grouped as CLIP lists them
+    ("voc2007", 19, "tvmonitor", "tvmonitor", "电视机或显示器"),
+    ("objectnet", 160, "nail_fastener", "nail (fastener)", "钉子"),
+]
+
+
+@pytest.mark.parametrize(("name", "label", "folder", "english", "said"), FACTS)
+def test_a_label_means_the_same_class_as_in_its_source(
+    name: str, label: int, folder: str, english: str, said: str
+) -> None:
+    found = content(name)
+    assert found["folders"][label] == folder
+    assert found["en"]["names"][label] == english
+    assert found["zh"]["names"][label] == said
+
+
+def test_keys_follow_the_alphabet_where_the_source_sorts_its_classes() -> None:
+    for name in (
+        "cifar10",
+        "cifar100",
+        "country211",
+        "dtd",
+        "eurosat",
+        "fgvc_aircraft",
+        "food101",
+        "gtsrb",
+        "resisc45",
+    ):
+        assert content(name)["folders"] == sorted(content(name)["folders"]), name
+    for name in ("caltech101", "pets"):  # these without regard to capitals
+        assert content(name)["folders"] == sorted(content(name)["folders"], key=str.casefold), name
+    assert content("voc2007")["folders"] == sorted(content("voc2007")["folders"])
+
+
+def test_the_flowers_are_in_torchvisions_order() -> None:
+    from torchvision.datasets import Flowers102
+
+    assert content("flowers102")["folders"] == list(Flowers102.classes)
+
+
+def test_labels_that_are_numbers_are_their_own_keys() -> None:
+    assert content("gtsrb")["folders"] == [f"{label:05d}" for label in range(43)]
+    for name in ("mnist", "kitti_distance", "pcam", "hateful_memes"):
+        assert content(name)["folders"] == [str(label) for label in range(SIZES[name])]
+
+
+def test_the_english_templates_are_as_many_as_elevater_has() -> None:
+    counts = [34, 18, 18, 5, 8, 3, 6, 2, 1, 3, 1, 1, 1, 1, 1, 1, 1, 18, 8, 1, 80]
+    assert [len(content(name)["en"]["templates"]) for name in SIZES] == counts
+
+
+def test_the_emotions_synonyms_are_those_that_clip_published() -> None:
+    assert alternates("fer2013", "en") == {
+        "happy": ["smiling"],
+        "sad": ["depressed"],
+        "surprised": ["shocked", "spooked"],
+        "neutral": ["bored"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "label", "said"),
+    [
+        ("country211", 0, 115, "我在拉脱维亚拍的一张照片。"),
+        ("dtd", 0, 18, "一张蜂窝状纹理的照片。"),
+        ("fgvc_aircraft", 0, 96, "一架狂风战斗机的照片。"),
+        ("gtsrb", 0, 12, "一张“优先道路”交通标志的特写照片。"),
+        ("kitti_distance", 1, 2, "照片里远处有一辆车。"),
+        ("mnist", 1, 7, "一张手写数字“7”的图片。"),
+        ("pets", 1, 31, "一只柴犬的照片。"),
+        ("rendered_sst2", 0, 0, "一条负面的电影评论。"),
+        ("stanford_cars", 3, 187, "我爱我的丰田卡罗拉轿车 2012 款！"),
+    ],
+)
+def test_a_prompt_reads_as_a_sentence(name: str, template: int, label: int, said: str) -> None:
+    chinese_part = content(name)["zh"]
+    assert chinese_part["templates"][template].replace("{}", chinese_part["names"][label]) == said
+
+
+def test_the_113_classes_that_objectnet_shares_with_imagenet_are_among_its_313() -> None:
+    shared = content("objectnet113")
+    assert shared["subset_of"] == "objectnet" and len(shared["folders"]) == 113
+    assert shared["folders"] == sorted(set(shared["folders"]) & set(content("objectnet")["folders"]))
+
+
+def test_the_compact_templates_go_with_any_set_in_both_languages() -> None:
+    compact = content("compact")
+    assert [len(compact[language]) for language in ("en", "zh")] == [7, 7]
+    assert all(template.count("{}") == 1 for several in compact.values() for template in several)
