@@ -116,7 +116,7 @@ def test_imagenet_has_a_thousand_classes_in_the_order_of_the_wnids() -> None:
 
 
 def test_an_unknown_name_gets_the_nearest_one() -> None:
-    assert known_names() == ["cifar10", "cifar10-cn", "imagenet", "imagenet-cn"]
+    assert {"cifar10", "cifar10-cn", "imagenet", "imagenet-cn"} <= set(known_names())
     with pytest.raises(DcclipError, match="imagnet-cn is neither") as caught:
         open_dataset("imagnet-cn")
     assert caught.value.hint == "did you mean imagenet-cn?"
