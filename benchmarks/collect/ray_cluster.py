@@ -1,6 +1,6 @@
 """Do Ray's workers leave the same shards as processes on this machine?
 
-    python benchmarks/collect/ray.py MANY WORK [--tars 4]
+    python benchmarks/collect/ray_cluster.py MANY WORK [--tars 4]
 
 Starts a Ray cluster of two workers on this machine; Ray has to be installed beside dcclip.
 """

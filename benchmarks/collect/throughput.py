@@ -3,10 +3,11 @@
     python benchmarks/collect/throughput.py MANY WORK [--rounds 3] [--img2dataset PYTHON]
 
 MANY is what many.py wrote. Each round runs the programs one after the other, so that a change in the machine's load
-meets all of them alike; the ratios are of the medians. Nobody re-encodes: pictures are decoded, looked at, and stored
-as they came. img2dataset (in an environment of its own: --img2dataset names its python) reads file:// addresses and
-checks sizes; `datasets` asks the very rules of `collect` of every pair. Neither looks for duplicates or writes a
-report; `collect` does both.
+meets all of them alike; the ratios are of the medians. `collect` decodes and looks at pictures and stores them as they
+came. img2dataset (in an environment of its own: --img2dataset names its python) reads file:// addresses and checks
+sizes; it runs twice, told to store pictures as they came (`skip_reencode`), which is the same way, and re-encoding them
+as JPEG, which is its default. `datasets` asks the very rules of `collect` of every pair. Neither looks for duplicates
+or writes a report; `collect` does both.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from img2dataset import download
 if __name__ == "__main__":
     download(url_list=sys.argv[1], output_folder=sys.argv[2], input_format="parquet", url_col="url",
              caption_col="caption", save_additional_columns=["zh", "en"], output_format="webdataset",
-             resize_mode="no", skip_reencode=True, min_image_size=32, max_aspect_ratio=3.0,
+             resize_mode="no", skip_reencode=sys.argv[3] == "kept", min_image_size=32, max_aspect_ratio=3.0,
              processes_count=2, thread_count=16, number_sample_per_shard=1000, enable_wandb=False,
              compute_hash="sha256")
 """
@@ -85,14 +86,16 @@ def main() -> None:
         "datasets": lambda: quiet(sys.executable, "-c", DATASETS, tars, str(out)),
     }
     if options.img2dataset:
-        programs["img2dataset"] = lambda: quiet(options.img2dataset, "-c", IMG2DATASET, urls, str(out))
+        fetch = (options.img2dataset, "-c", IMG2DATASET, urls, str(out))
+        programs["img2dataset"] = lambda: quiet(*fetch, "kept")
+        programs["img2dataset, re-encoding"] = lambda: quiet(*fetch, "re-encoded")
     rates: dict[str, list[float]] = {name: [] for name in programs}
     for number in range(options.rounds):
         for name, run in programs.items():
             shutil.rmtree(out, ignore_errors=True)
             rates[name].append(pairs / timed(run))
             told = f", kept {kept(out / 'collect'):,}" if name == "collect" else ""
-            print(f"round {number + 1}  {name:<12} {rates[name][-1]:8.1f} pairs/s{told}", flush=True)
+            print(f"round {number + 1}  {name:<24} {rates[name][-1]:8.1f} pairs/s{told}", flush=True)
     medians = {name: statistics.median(found) for name, found in rates.items()}
     print(json.dumps({"pairs": pairs, **{name: round(rate, 1) for name, rate in medians.items()}}))
     for name in [name for name in medians if name != "collect"]:

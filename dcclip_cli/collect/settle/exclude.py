@@ -29,7 +29,7 @@ class Exclude(GlobalRule):
     paths: tuple[Path, ...] = Field(min_length=1, description="Parquet or tar files of pairs, or folders of images")
     images: bool = Field(True, description="Drop pictures that show the same as one of theirs")
     captions: bool = Field(False, description="Drop captions that they have too; class names are common words: beware")
-    bits: int = Field(10, ge=0, le=16, description="As for near images")
+    bits: int = Field(12, ge=0, le=16, description="As for near images")
 
     def apply(self, connection: DuckDBPyConnection) -> None:
         """`evaluation-image`, and `evaluation-caption` for single captions."""

@@ -95,7 +95,7 @@ class NearImage(GlobalRule):
 
     kind: Literal["near-image"] = "near-image"
     bits: Annotated[int, Field(ge=0, le=16)] = Field(
-        10, description="Of 64 bits of the perceptual hash, how many may differ for pictures to be compared in colour"
+        12, description="Of 64 bits of the perceptual hash, how many may differ for pictures to be compared in colour"
     )
 
     def apply(self, connection: DuckDBPyConnection) -> None:
