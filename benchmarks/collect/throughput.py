@@ -21,7 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
-
 from runs import command, kept, recipe
 
 WORKERS = 2

@@ -2,9 +2,9 @@
 
 Worth comparing are pictures whose perceptual hashes are near (the hash of imagehash's `phash`: signs of the 64 lowest
 cosine frequencies about their median). A slight crop moves every frequency, so a picture has three such hashes, of
-itself and of itself cropped by 2.5 and 3.5 % on each side; a fourth, of its middle, stays the same when a mark is put into
-a corner. All four come from one thumbnail by small matrix products, which is why imagehash itself, which resizes the
-picture once for each, isn't used.
+itself and of itself cropped by 2.5 and 3.5 % on each side; a fourth, of its middle, stays the same when a mark is put
+into a corner. All four come from one thumbnail by small matrix products, which is why imagehash itself, which resizes
+the picture once for each, isn't used.
 
 Hashes can't tell clock faces or hearts of different colours, so the thumbnails are laid over each other, moved and
 stretched a little until they fit, and compared in colour.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 _BAND_BITS = 16
-_BAND_STARTS = range(0, 64 - _BAND_BITS + 1, 8)  # overlapping: one in a hundred cropped drawings shares none at 0, 16, ...
+_BAND_STARTS = range(0, 64 - _BAND_BITS + 1, 8)  # overlapping: one cropped drawing in a hundred needs it
 _COMFORTABLE = 2_000_000  # pictures that bands of 16 bits spread well enough; with each doubling a bit is added
 _CROWD = 1000  # first pictures of a band that later ones are compared with: all of it but in a huge heap of lookalikes
 _TRIED = 16  # of the pictures near enough by hash, the nearest and the earliest that are compared in colour
