@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from typer import Option
+from typer import Option, launch
 
 from dcclip_cli.cli import console, flags, stages
 
@@ -32,7 +33,8 @@ def collect(
     """Gather image-caption pairs, filter them, and write them as shards.
 
     Leaves shards, report.html, and the list of what was dropped and why in runs/NAME/collect; with --limit in
-    runs/NAME/collect-limit. Prints the counts. --check also tells what there is to read.
+    runs/NAME/collect-limit, whose report is opened where there is a browser. Prints the counts. --check also tells
+    what there is to read.
     """
     loaded = stages.open_recipe(recipe, sets, "collect")
     if check:
@@ -41,7 +43,10 @@ def collect(
     work = stages.Work(loaded, stages.open_run(loaded, out), "cpu", fresh, console.talk(quiet, verbose))
     if limit is None:
         work.begin("collect")
-    show(work.collect(engine, workers, limit))
+    result = work.collect(engine, workers, limit)
+    show(result)
+    if limit is not None and console.has_screen():
+        launch(str(_report(result)))
 
 
 def _show_plan(loaded: LoadedRecipe) -> None:
@@ -69,4 +74,8 @@ def show(result: CollectResult) -> None:
         ("kept", *(f"{count.kept:,}" for count in counts.values())),
     ]
     console.show_table(f"{result.folder}, shards: {result.shards}", ("", *counts), rows)
-    console.show(f"{result.folder / 'report.html'}")
+    console.show(f"{_report(result)}")
+
+
+def _report(result: CollectResult) -> Path:
+    return result.folder / "report.html"

@@ -41,6 +41,12 @@ def talk(quiet: bool = False, verbose: bool = False) -> Progress:
     return TerminalBars(Console(stderr=True, highlight=False))
 
 
+def has_screen() -> bool:
+    """Whether someone sits at this terminal who could look into a browser: not over ssh, not in a container."""
+    drawn = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+    return drawn and sys.stdout.isatty()
+
+
 def is_first_process() -> bool:
     """Whether this is the only process of a run, or the one that speaks for all (torchrun, accelerate launch)."""
     return os.environ.get("RANK", "0") == "0"

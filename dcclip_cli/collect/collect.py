@@ -49,7 +49,8 @@ def collect(
     """
     start = time.monotonic()
     progress = progress or Silent()
-    work = WorkFolder(out.with_name(f".{out.name}.partial"))
+    # Absolute: tasks may run elsewhere, and datatrove remembers folders by the name that they were given.
+    work = WorkFolder(out.absolute().with_name(f".{out.name}.partial"))
     _publish(out)
     before = finished_manifest(out)
     if fresh:

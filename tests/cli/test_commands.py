@@ -76,6 +76,16 @@ def test_collect_with_a_limit_tries_a_recipe_in_a_folder_of_its_own() -> None:
     assert not Path("runs/collect-sample/collect").exists()
 
 
+def test_the_report_of_a_trial_is_opened_where_someone_sits_at_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("dcclip_cli.cli.collect.launch", opened.append)
+    dcclip("collect", RECIPES / "collect-sample.yaml", "--limit", "2", "--workers", "1")
+    assert opened == []
+    monkeypatch.setattr("dcclip_cli.cli.console.has_screen", lambda: True)
+    dcclip("collect", RECIPES / "collect-sample.yaml", "--limit", "2", "--workers", "1")
+    assert opened == ["runs/collect-sample/collect-limit/report.html"]
+
+
 def test_a_partition_is_asked_for_before_slurm_gets_anything() -> None:
     result = dcclip("collect", RECIPES / "collect-sample.yaml", "--engine", "slurm")
     assert result.exit_code == 1 and "--set collect.cluster.slurm.partition=NAME" in result.stderr

@@ -73,3 +73,17 @@ def test_tables_and_json_go_to_stdout_with_chinese_readable(capsys: pytest.Captu
     assert [line.split() for line in captured.out.splitlines() if "学生" in line] == [["学生", "student", "43.1", "%"]]
     assert captured.out.endswith('{\n  "label": "猫"\n}\n')
     assert sys.stdout.isatty() is False
+
+
+@pytest.mark.parametrize(
+    ("display", "terminal", "screen"), [(":0", True, True), ("", True, False), (":0", False, False)]
+)
+def test_a_screen_is_a_terminal_with_a_display(
+    monkeypatch: pytest.MonkeyPatch, display: str, terminal: bool, screen: bool
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    assert console.has_screen() is (display == ":0" and terminal)

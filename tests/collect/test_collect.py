@@ -288,6 +288,20 @@ if __name__ == "__main__":
 """
 
 
+def test_what_is_left_under_a_relative_name_elsewhere_is_no_part_of_a_run(
+    tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place, caption in (("here", "IMG_2034"), ("there", "一只猫")):
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        made = options(tmp_path / place, [Pair("0", picture("one"), zh=(caption,))])
+        if place == "here":
+            with pytest.raises(DcclipError, match="none of the 1 pairs was kept"):
+                collect(made, Path("out"), engine=ONE)
+        else:
+            assert collect(made, Path("out"), engine=ONE).pairs.kept == 1
+
+
 def test_a_killed_run_done_again_leaves_what_an_unbroken_one_does(tmp_path: Path, picture: Picture) -> None:
     pairs = [Pair(str(n), picture(n % 50, (96, 96)), zh=(f"第{n}张图片",), en=(f"picture {n}",)) for n in range(60)]
     made = options(tmp_path, pairs, shard_size=5)
