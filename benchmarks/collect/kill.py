@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from random import Random
 
-from runs import command, differences, recipe
+from runs import command, differences, first_tars, recipe
 
 
 def main() -> None:
@@ -29,10 +29,7 @@ def main() -> None:
     options = parser.parse_args()
     root = options.work.resolve() / "kill"
     shutil.rmtree(root, ignore_errors=True)
-    (root / "tars").mkdir(parents=True)
-    for tar in sorted((options.many / "tars").resolve().glob("*.tar"))[: options.tars]:
-        (root / "tars" / tar.name).hardlink_to(tar)
-    read = recipe(root, str(root / "tars"))
+    read = recipe(root, first_tars(options.many, root / "tars", options.tars))
     begin = time.monotonic()
     subprocess.run(command(read, root / "whole", "-q"), check=True)
     whole_s = time.monotonic() - begin

@@ -9,7 +9,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from runs import command, kept, measured, recipe
+from runs import command, first_tars, kept, measured, recipe
 
 
 def main() -> None:
@@ -18,16 +18,12 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--shards", type=int, default=20)
     options = parser.parse_args()
-    tars = sorted((options.many / "tars").resolve().glob("*.tar"))
     peaks = []
     for shards in (options.shards, 10 * options.shards):
-        assert len(tars) >= shards, f"{len(tars)} tars are too few"
         root = options.work.resolve() / "memory" / str(shards)
         shutil.rmtree(root, ignore_errors=True)
-        (root / "tars").mkdir(parents=True)
-        for tar in tars[:shards]:
-            (root / "tars" / tar.name).hardlink_to(tar)
-        cost = measured(command(recipe(root, str(root / "tars")), root / "out", "--workers", "2", "-q"))
+        read = recipe(root, first_tars(options.many, root / "tars", shards))
+        cost = measured(command(read, root / "out", "--workers", "2", "-q"))
         peaks.append(cost.megabytes)
         print(
             f"{shards:>5} shards, {kept(root / 'out/collect'):>7,} pairs kept: all processes {cost.megabytes:7.0f} MB, "

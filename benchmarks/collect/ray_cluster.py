@@ -11,7 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from runs import command, differences, recipe
+from runs import command, differences, first_tars, recipe
 
 
 def main() -> None:
@@ -22,10 +22,7 @@ def main() -> None:
     options = parser.parse_args()
     root = options.work.resolve() / "ray"
     shutil.rmtree(root, ignore_errors=True)
-    (root / "tars").mkdir(parents=True)
-    for tar in sorted((options.many / "tars").resolve().glob("*.tar"))[: options.tars]:
-        (root / "tars" / tar.name).hardlink_to(tar)
-    read = recipe(root, str(root / "tars"))
+    read = recipe(root, first_tars(options.many, root / "tars", options.tars))
     for engine in ("local", "ray"):
         begin = time.monotonic()
         subprocess.run(command(read, root / engine, "--engine", engine, "--workers", "2"), check=True)

@@ -1,6 +1,7 @@
 """Starts `dcclip collect` as a person would, and looks at what it left and what it took."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,17 @@ def recipe(folder: Path, tars: str, **collect: Any) -> Path:
     content = {"name": "bench", "collect": {"sources": [{"kind": "tars", "path": tars, "name": "bench"}], **collect}}
     path.write_text(yaml.safe_dump(content), "utf-8")
     return path
+
+
+def first_tars(many: Path, folder: Path, number: int) -> str:
+    """A new folder with the first tars of what many.py wrote."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    tars = sorted((many / "tars").resolve().glob("*.tar"))
+    assert len(tars) >= number, f"{len(tars)} tars are too few"
+    for tar in tars[:number]:
+        (folder / tar.name).hardlink_to(tar)
+    return str(folder)
 
 
 def command(recipe: Path, out: Path, *options: str) -> list[str]:

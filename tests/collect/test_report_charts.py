@@ -2,7 +2,8 @@
 
 import pytest
 
-from dcclip_cli.collect.report.charts import HEIGHT, WIDTH, Chart, Limit, chart, readable
+from dcclip_cli.collect.report.axis import readable
+from dcclip_cli.collect.report.charts import HEIGHT, WIDTH, Chart, Limit, chart
 from dcclip_cli.collect.report.limits import limits_of
 from dcclip_cli.collect.report.scales import SCALES
 

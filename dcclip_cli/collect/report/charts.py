@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from dcclip_cli.collect.report.axis import readable, round_counts, round_values
 from dcclip_cli.collect.report.scales import Scale, scale_of
 from dcclip_cli.collect.report.stats import KEPT
 
@@ -97,7 +98,7 @@ def chart(name: str, fates: Mapping[str, Mapping[str, int]], limits: Iterable[Li
         ticks=tuple(_ticks(scale, first, first + count * step, any(sums[first + count * step :]))),
         marks=tuple(_mark(scale, limit, first, count * step) for limit in limits),
         totals={fate: sum(numbers) for fate, numbers in parts.items()},
-        grid=tuple((HEIGHT * (1 - value / most), f"{value:,}") for value in _round_counts(most)),
+        grid=tuple((HEIGHT * (1 - value / most), f"{value:,}") for value in round_counts(most)),
     )
 
 
@@ -171,38 +172,9 @@ def _mark(scale: Scale, limit: Limit, first: int, bins: int) -> Mark:
 def _ticks(scale: Scale, first: int, last: int, more: bool) -> Iterable[tuple[float, str]]:
     """Positions and texts of five to eight round numbers; `more` where the last bar has what lies beyond it."""
     middle = 0.5 if scale.whole else 0.0
-    for value in _round_values(scale, first, last):
+    for value in round_values(scale, first, last):
         share = (scale.position(value) + middle - first) / (last - first)
         if 0 <= share <= (0.86 if more else 1):
             yield share * WIDTH, readable(value, scale)
     if more:
         yield WIDTH * 0.97, "more"
-
-
-def _round_values(scale: Scale, first: int, last: int) -> Iterable[float]:
-    low, high = scale.edge(first), scale.edge(last)
-    if scale.octave:
-        octaves = math.log2(high / low)
-        every = math.ceil(octaves / 7)
-        return [2.0**power for power in range(math.ceil(math.log2(low) - 1e-9), math.floor(math.log2(high)) + 1, every)]
-    rough = (high - low) / 6
-    unit = 10.0 ** math.floor(math.log10(rough))
-    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
-    step = max(step, 1.0) if scale.whole else step
-    return [step * number for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-
-
-def _round_counts(most: int) -> list[int]:
-    """One or two round numbers below the highest bar's."""
-    unit = 10 ** math.floor(math.log10(most))
-    step = next((factor * unit for factor in (5, 2, 1) if factor * unit <= most), unit)
-    return [step, step // 2] if step >= 2 and step % 2 == 0 else [step]
-
-
-def readable(value: float, scale: Any) -> str:
-    """A value as a person writes it: 1.5, 12,000, 64 K (bytes)."""
-    if scale.unit == "bytes":
-        for size, letter in ((1 << 20, " M"), (1 << 10, " K")):
-            if value >= size:
-                return f"{value / size:.3g}{letter}"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
