@@ -1,29 +1,37 @@
 """How many pairs a second does `collect` get through, beside img2dataset and beside `datasets.filter` with its rules?
 
-    python benchmarks/collect/throughput.py MANY WORK [--rounds 3] [--img2dataset PYTHON]
+    python benchmarks/collect/throughput.py MANY WORK [--rounds 3] [--tars 20] [--img2dataset PYTHON]
 
 MANY is what many.py wrote. Each round runs the programs one after the other, so that a change in the machine's load
-meets all of them alike; the ratios are of the medians. `collect` decodes and looks at pictures and stores them as they
-came. img2dataset (in an environment of its own: --img2dataset names its python) reads file:// addresses and checks
-sizes; it runs twice, told to store pictures as they came (`skip_reencode`), which is the same way, and re-encoding them
-as JPEG, which is its default. `datasets` asks the very rules of `collect` of every pair. Neither looks for duplicates
-or writes a report; `collect` does both.
+meets all of them alike; the ratios are of the medians. Beside the wall time stands the time that all processes of a
+program spent on a core, which says more on a machine that others use too. `collect` decodes and looks at pictures and
+stores them as they came. img2dataset (in an environment of its own: --img2dataset names its python) reads file://
+addresses and checks sizes; it runs twice, told to store pictures as they came (`skip_reencode`), which is the same way,
+and re-encoding them as JPEG, which is its default. `datasets` asks the very rules of `collect` of every pair. Neither
+looks for duplicates or writes a report; `collect` does both.
 """
 
 import argparse
-import json
+import ctypes
+import os
+import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from runs import command, kept, recipe
+from runs import command, first_tars, kept, recipe
+
+from dcclip_cli.data.table import open_pairs
 
 WORKERS = 2
+_ADOPT_ORPHANS = 36  # Linux's PR_SET_CHILD_SUBREAPER
 IMG2DATASET = """
 import sys
 from img2dataset import download
@@ -56,10 +64,23 @@ if __name__ == "__main__":
 """
 
 
-def timed(run: Callable[[], object]) -> float:
-    begin = time.monotonic()
+@dataclass(frozen=True)
+class Cost:
+    """Of one run: wall time, and the time of all its processes on a core."""
+
+    seconds: float
+    core_seconds: float
+
+
+def timed(run: Callable[[], object]) -> Cost:
+    begin, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     run()
-    return time.monotonic() - begin
+    seconds = time.monotonic() - begin
+    with suppress(ChildProcessError):
+        while True:  # a helper process that outlives its command is counted once it has ended
+            os.waitpid(-1, 0)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return Cost(seconds, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
 
 
 def quiet(*arguments: str) -> None:
@@ -73,12 +94,16 @@ def main() -> None:
     parser.add_argument("many", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tars", type=int, default=20, help="how many of the tars are read")
     parser.add_argument("--img2dataset", help="a python that can import img2dataset; left out if not given")
     options = parser.parse_args()
-    tars, urls = str(options.many.resolve() / "tars"), str(options.many.resolve() / "urls.parquet")
-    pairs = pq.read_metadata(urls).num_rows
+    ctypes.CDLL(None).prctl(_ADOPT_ORPHANS, 1)
     root = options.work.resolve() / "throughput"
     out = root / "out"
+    tars = first_tars(options.many, root / "tars", options.tars)
+    pairs = len(open_pairs(Path(tars)))
+    urls = str(root / "urls.parquet")
+    pq.write_table(pq.read_table(options.many / "urls.parquet").slice(0, pairs), urls)
 
     programs: dict[str, Callable[[], object]] = {
         "collect": lambda: quiet(*command(recipe(root, tars), out, "--workers", str(WORKERS))),
@@ -88,17 +113,26 @@ def main() -> None:
         fetch = (options.img2dataset, "-c", IMG2DATASET, urls, str(out))
         programs["img2dataset"] = lambda: quiet(*fetch, "kept")
         programs["img2dataset, re-encoding"] = lambda: quiet(*fetch, "re-encoded")
-    rates: dict[str, list[float]] = {name: [] for name in programs}
+    costs: dict[str, list[Cost]] = {name: [] for name in programs}
+    print(f"{pairs:,} pairs; a second of wall time, then of one core's")
     for number in range(options.rounds):
         for name, run in programs.items():
             shutil.rmtree(out, ignore_errors=True)
-            rates[name].append(pairs / timed(run))
+            costs[name].append(cost := timed(run))
             told = f", kept {kept(out / 'collect'):,}" if name == "collect" else ""
-            print(f"round {number + 1}  {name:<24} {rates[name][-1]:8.1f} pairs/s{told}", flush=True)
-    medians = {name: statistics.median(found) for name, found in rates.items()}
-    print(json.dumps({"pairs": pairs, **{name: round(rate, 1) for name, rate in medians.items()}}))
-    for name in [name for name in medians if name != "collect"]:
-        print(f"collect / {name}: {medians['collect'] / medians[name]:.2f}")
+            rates = f"{pairs / cost.seconds:8.1f} {pairs / cost.core_seconds:8.1f} pairs/s"
+            print(f"round {number + 1}  {name:<24} {rates}{told}", flush=True)
+    medians = {
+        name: Cost(
+            statistics.median(one.seconds for one in found), statistics.median(one.core_seconds for one in found)
+        )
+        for name, found in costs.items()
+    }
+    ours = medians["collect"]
+    for name, cost in medians.items():
+        rates = f"{pairs / cost.seconds:8.1f} {pairs / cost.core_seconds:8.1f} pairs/s"
+        ratios = f"{cost.seconds / ours.seconds:.2f} {cost.core_seconds / ours.core_seconds:.2f}"
+        print(f"median   {name:<24} {rates}, collect is faster by {ratios}")
 
 
 if __name__ == "__main__":
