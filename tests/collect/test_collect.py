@@ -309,7 +309,7 @@ def test_a_killed_run_done_again_leaves_what_an_unbroken_one_does(tmp_path: Path
     (tmp_path / "options.json").write_text(made.model_dump_json(), encoding="utf-8")
     (tmp_path / "run.py").write_text(_KILLED, encoding="utf-8")
     partial = WorkFolder(tmp_path / ".out.partial")
-    for sign in (partial.read(3), partial.settled.parent / "settle", partial.written(2)):
+    for sign in (partial.read(3), partial.settled, partial.written(2)):
         run = subprocess.Popen([sys.executable, "run.py"], cwd=tmp_path)
         while run.poll() is None and not sign.exists():
             time.sleep(0.002)

@@ -52,6 +52,7 @@ def test_a_caption_in_another_language_than_said_is_dropped(caption: str, langua
 
 def test_the_drop_says_both_languages() -> None:
     assert LanguageRule().caption_reason("一只猫", "en") == Drop("caption-language", "said to be en, looks like zh")
+    assert LanguageRule().caption_reason("кошка", "zh") == Drop("caption-language", "said to be zh, looks like neither")
 
 
 @pytest.mark.parametrize("caption", ["2015", "DNA", "OK", "AT&T", "😀"])

@@ -125,4 +125,4 @@ class LanguageRule(Rule):
         found = language_of(caption, self.detector)
         if found == language or not LETTER.search(caption) or _CAPITALS.fullmatch(caption):
             return None
-        return Drop("caption-language", f"said to be {language}, looks like {found}")
+        return Drop("caption-language", f"said to be {language}, looks like {'neither' if found == 'other' else found}")
