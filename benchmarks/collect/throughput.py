@@ -77,7 +77,7 @@ def timed(run: Callable[[], object]) -> Cost:
     run()
     seconds = time.monotonic() - begin
     with suppress(ChildProcessError):
-        while True:  # a helper process that outlives its command is counted once it has ended
+        while True:  # a process that outlives its command is counted once it has ended
             os.waitpid(-1, 0)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return Cost(seconds, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
