@@ -6,18 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dcclip_cli.data.files.fault import Drop
+
 if TYPE_CHECKING:
     from PIL import Image
 
     from dcclip_cli.data.pair import Pair
 
-
-@dataclass(frozen=True)
-class Drop:
-    """Why something was left out: `reason` is one of a few fixed words to count by, `detail` is for a person."""
-
-    reason: str
-    detail: str = ""
+__all__ = ["Candidate", "Drop", "Picture", "Slice"]
 
 
 @dataclass(frozen=True)

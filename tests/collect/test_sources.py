@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dcclip_cli.collect.candidate import Candidate
 from dcclip_cli.collect.sources import Source, SourceOptions
-from dcclip_cli.collect.sources.base import by_language, files_of, place_in, plain
+from dcclip_cli.collect.sources.base import by_language, files_of, place_in
 from dcclip_cli.collect.sources.base64 import Base64Source
 from dcclip_cli.collect.sources.captions import CaptionsSource
 from dcclip_cli.collect.sources.folder import FolderSource
@@ -20,6 +20,7 @@ from dcclip_cli.collect.sources.hub import HubSource
 from dcclip_cli.collect.sources.pairs import PairsSource
 from dcclip_cli.collect.sources.table import TableSource
 from dcclip_cli.collect.sources.tars import TarsSource
+from dcclip_cli.data.files.reading import plain
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.table import write_parquet
 from dcclip_cli.errors import DcclipError

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from dcclip_cli.collect.candidate import Candidate
 from dcclip_cli.collect.sources.base import SourceOptions
-from dcclip_cli.collect.sources.caption_files import identity
 from dcclip_cli.collect.sources.captions import CaptionsSource
+from dcclip_cli.data.files.caption_files import identity
 
 
 def read(source: SourceOptions, size: int = 1000) -> list[Candidate]:

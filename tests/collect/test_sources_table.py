@@ -12,8 +12,8 @@ import pytest
 
 from dcclip_cli.collect.candidate import Candidate
 from dcclip_cli.collect.sources.base import SourceOptions
-from dcclip_cli.collect.sources.columns import from_base64
 from dcclip_cli.collect.sources.table import TableSource
+from dcclip_cli.data.files.reading import from_base64
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -13,20 +12,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from dcclip_cli.collect.candidate import Candidate, Slice
-from dcclip_cli.collect.sources.base import (
-    HINT,
-    PICTURE_SUFFIXES,
-    TOLD,
-    Fault,
-    Folder,
-    SourceOptions,
-    Told,
-    by_language,
-    index_slices,
-)
-from dcclip_cli.collect.sources.caption_files import Named, captions_in, identity, names_in
+from dcclip_cli.collect.sources.base import HINT, TOLD, SourceOptions, Told, by_language, index_slices
+from dcclip_cli.data.files.caption_files import Named, Places, captions_in, identity, names_in
+from dcclip_cli.data.files.fault import Fault
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import MAX_IMAGE_BYTES
 from dcclip_cli.errors import DcclipError
 
 Paths = Path | tuple[Path, ...]
@@ -77,7 +66,7 @@ class CaptionsSource(SourceOptions):
         for told, path in self._files():
             for known, text in captions_in(path, wanted):
                 captions[known].append((told, text))
-        places = _Places(self.images, self.allow_outside) if self.images else None
+        places = Places(self.images, self.allow_outside) if self.images else None
         for image in named:
             pair = Pair(image.name, b"", meta=image.meta)
             if image.fault:
@@ -106,27 +95,7 @@ class CaptionsSource(SourceOptions):
                     yield image
 
 
-class _Places:
-    """Finds images by the names that caption files have for them."""
-
-    def __init__(self, folder: Path, allow_outside: bool) -> None:
-        self._folder = Folder(folder, allow_outside)
-        self._within = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
-
-    def read(self, name: str) -> bytes:
-        """The image's bytes. Faults as those of Folder."""
-        known = os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
-        endings = ("",) if known else (*PICTURE_SUFFIXES, *(suffix.upper() for suffix in PICTURE_SUFFIXES[:2]), "")
-        tried = [name + ending for ending in endings]
-        tried += [identity(name) + suffix for suffix in PICTURE_SUFFIXES[:3]]
-        for folder in self._within:
-            for path in (os.path.join(folder, file) for file in tried):
-                if "\0" not in path and os.path.isfile(path):
-                    return self._folder.read(Path(path), MAX_IMAGE_BYTES, "image")
-        return self._folder.read(self._folder.path / tried[0], MAX_IMAGE_BYTES, "image")  # says what is wrong with it
-
-
-def _candidate(pair: Pair, places: _Places | None) -> Candidate:
+def _candidate(pair: Pair, places: Places | None) -> Candidate:
     try:
         if places is not None:
             return Candidate(replace(pair, image=places.read(pair.key)))

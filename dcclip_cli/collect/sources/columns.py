@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +10,9 @@ from typing import Any
 from pydantic import Field
 
 from dcclip_cli.collect.candidate import Candidate
-from dcclip_cli.collect.sources.base import TOLD, Fault, Folder, SourceOptions, Told, by_language, plain, texts_of
+from dcclip_cli.collect.sources.base import TOLD, SourceOptions, Told, by_language
+from dcclip_cli.data.files.fault import Fault
+from dcclip_cli.data.files.reading import Folder, from_base64, plain, texts_of
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.table import MAX_IMAGE_BYTES
 from dcclip_cli.errors import DcclipError
@@ -99,22 +99,6 @@ class ColumnOptions(SourceOptions):
 def many(names: Names | None) -> tuple[str, ...]:
     """A name, or several, or none, as a tuple."""
     return (names,) if isinstance(names, str) else names or ()
-
-
-def from_base64(text: Any) -> bytes:
-    """The bytes that a text in base64, either alphabet, stands for. Faults: `image-base64`, `image-bytes`."""
-    if isinstance(text, str):
-        text = text.encode("utf-8", "replace")
-    if not isinstance(text, bytes):
-        raise Fault("image-base64", "not a text")
-    if len(text) > MAX_IMAGE_BYTES * 4 // 3 + 4:
-        raise Fault("image-bytes", f"more than {MAX_IMAGE_BYTES:,} bytes")
-    # cn-clip reads its files in the URL-safe alphabet, which it describes as the usual one; padding may be left out.
-    bare = text.strip().rstrip(b"=").replace(b"-", b"+").replace(b"_", b"/")
-    try:
-        return base64.b64decode(bare + b"=" * (-len(bare) % 4), validate=True)
-    except binascii.Error as error:
-        raise Fault("image-base64", f"{error}: starts with {text[:24]!r}") from None
 
 
 def _is_picture(cell: Any) -> bool:

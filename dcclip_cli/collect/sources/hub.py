@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from dcclip_cli.collect.candidate import Candidate, Drop, Slice
-from dcclip_cli.collect.sources.base import HINT, Folder, index_slices
+from dcclip_cli.collect.sources.base import index_slices
 from dcclip_cli.collect.sources.columns import ColumnOptions, Roles
 from dcclip_cli.collect.sources.parquet_table import cells_of
 from dcclip_cli.collect.sources.tables import Cells
+from dcclip_cli.data.files.hub import load_hub
+from dcclip_cli.data.files.reading import Folder
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -55,7 +55,7 @@ class HubSource(ColumnOptions):
                     yield self.candidate(str(number), row, roles, folder)
 
     def _open(self) -> Dataset:
-        return _load(self.path, self.config, self.split, self.revision)
+        return load_hub(self.path, self.config, self.split, self.revision)
 
     def _roles(self) -> Roles:
         return self.roles(self._open().column_names, self.path)
@@ -75,29 +75,3 @@ def _rows(data: Dataset, first: int, last: int) -> Iterator[Cells]:
             yield from cells_of(batch)
     except (pa.ArrowException, OSError) as error:
         yield Drop("table-unreadable", f"rows {first} to {last - 1} can't be read: {str(error)[:200]}")
-
-
-@functools.lru_cache(maxsize=2)  # one task after the other asks for it; the rows themselves stay on disk
-def _load(path: str, config: str | None, split: str, revision: str | None) -> Dataset:
-    import datasets
-
-    try:
-        if os.path.isdir(path) and _saved(path):
-            found = datasets.load_from_disk(path)
-            if isinstance(found, datasets.DatasetDict):
-                if split not in found:
-                    raise DcclipError(f"{path} has no split {split} (found: {', '.join(found)})", "name one as `split`")
-                found = found[split]
-            return found
-        if path.startswith(("/", ".")) and not os.path.isdir(path):
-            raise DcclipError(f"{path} is not a folder", HINT)
-        return datasets.load_dataset(path, config, split=split, revision=revision)
-    # What `datasets` raises for a wrong name, configuration or split, and where the hub can't be reached.
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        said = " ".join(str(error).split())[:300]
-        hint = "check the name, `config` and `split`, and that the hub can be reached; or name a folder of save_to_disk"
-        raise DcclipError(f"{path} can't be loaded: {said}", hint) from None
-
-
-def _saved(path: str) -> bool:
-    return any(os.path.isfile(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json"))

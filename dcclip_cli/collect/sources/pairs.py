@@ -11,8 +11,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from dcclip_cli.collect.candidate import Candidate, Drop, Slice
-from dcclip_cli.collect.sources.base import Fault, SourceOptions, files_of, place_in, plain, texts_of
+from dcclip_cli.collect.sources.base import SourceOptions, files_of, place_in
 from dcclip_cli.collect.sources.parquet_table import ParquetTable
+from dcclip_cli.data.files.fault import Fault
+from dcclip_cli.data.files.reading import plain, texts_of
 from dcclip_cli.data.pair import LANGUAGES, Pair
 from dcclip_cli.data.table import MAX_IMAGE_BYTES
 from dcclip_cli.errors import DcclipError

@@ -9,11 +9,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from dcclip_cli.collect.candidate import Candidate, Drop, Slice
-from dcclip_cli.collect.sources.base import MAX_TEXT_BYTES, Folder, files_of, place_in
+from dcclip_cli.collect.sources.base import files_of, place_in
 from dcclip_cli.collect.sources.columns import ColumnOptions, Roles
 from dcclip_cli.collect.sources.parquet_table import ParquetTable
 from dcclip_cli.collect.sources.tables import TableFile
 from dcclip_cli.collect.sources.text_tables import CsvFile, JsonLinesFile, TsvFile
+from dcclip_cli.data.files.reading import MAX_TEXT_BYTES, Folder
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.table import MAX_IMAGE_BYTES
 from dcclip_cli.errors import DcclipError

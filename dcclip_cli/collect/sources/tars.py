@@ -11,9 +11,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from dcclip_cli.collect.candidate import Candidate, Drop, Slice
-from dcclip_cli.collect.sources.base import MAX_TEXT_BYTES, PICTURE_SUFFIXES, Fault, SourceOptions, files_of, place_in
+from dcclip_cli.collect.sources.base import SourceOptions, files_of, place_in
 from dcclip_cli.collect.sources.beside import BESIDE, captions_beside
-from dcclip_cli.collect.sources.tar_members import Member, members
+from dcclip_cli.data.files.fault import Fault
+from dcclip_cli.data.files.reading import MAX_TEXT_BYTES, PICTURE_SUFFIXES
+from dcclip_cli.data.files.tar_members import Member, members
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.table import MAX_IMAGE_BYTES
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from dcclip_cli.collect.candidate import Drop, Slice
-from dcclip_cli.collect.sources.lines import Cut, Row, line_cuts, lines, record_cuts, records
 from dcclip_cli.collect.sources.tables import Cells, TableFile
+from dcclip_cli.data.files.lines import Cut, Row, line_cuts, lines, record_cuts, records
 from dcclip_cli.errors import DcclipError
 
 _PEEK_ROWS = 100  # JSON lines name their columns themselves: so many are asked for them

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
-from dcclip_cli.collect.candidate import Drop
+from dcclip_cli.data.files.fault import Drop
 
 _MAX_HEADER_BYTES = 1_000_000  # of an extended header; a long name needs a few hundred
 

@@ -8,10 +8,11 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dcclip_cli.collect.candidate import Drop
-from dcclip_cli.collect.sources.base import MAX_TEXT_BYTES, PICTURE_SUFFIXES, Fault, plain, texts_of
-from dcclip_cli.collect.sources.json_stream import json_items
-from dcclip_cli.collect.sources.lines import lines
+from dcclip_cli.data.files.fault import Drop, Fault
+from dcclip_cli.data.files.json_stream import json_items
+from dcclip_cli.data.files.lines import lines
+from dcclip_cli.data.files.reading import MAX_TEXT_BYTES, PICTURE_SUFFIXES, Folder, plain, texts_of
+from dcclip_cli.data.table import MAX_IMAGE_BYTES
 
 _COCO = re.compile(r"COCO_(?:train|val|test)\d{4}_(?=\d{12}$)")
 
@@ -35,6 +36,26 @@ def identity(name: str) -> str:
     stem, suffix = os.path.splitext(name)
     folder, slash, last = (stem if suffix.lower() in PICTURE_SUFFIXES else name).rpartition("/")
     return folder + slash + _COCO.sub("", last)
+
+
+class Places:
+    """Finds images by the names that caption files have for them."""
+
+    def __init__(self, folder: Path, allow_outside: bool) -> None:
+        self._folder = Folder(folder, allow_outside)
+        self._within = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+
+    def read(self, name: str) -> bytes:
+        """The image's bytes. Faults as those of Folder."""
+        known = os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
+        endings = ("",) if known else (*PICTURE_SUFFIXES, *(suffix.upper() for suffix in PICTURE_SUFFIXES[:2]), "")
+        tried = [name + ending for ending in endings]
+        tried += [identity(name) + suffix for suffix in PICTURE_SUFFIXES[:3]]
+        for folder in self._within:
+            for path in (os.path.join(folder, file) for file in tried):
+                if "\0" not in path and os.path.isfile(path):
+                    return self._folder.read(Path(path), MAX_IMAGE_BYTES, "image")
+        return self._folder.read(self._folder.path / tried[0], MAX_IMAGE_BYTES, "image")  # says what is wrong with it
 
 
 def names_in(path: Path) -> Iterator[Named]:

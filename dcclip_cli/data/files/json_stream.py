@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dcclip_cli.collect.sources.base import MAX_TEXT_BYTES
+from dcclip_cli.data.files.reading import MAX_TEXT_BYTES
 
 _CHUNK = 1 << 20
 _NUMBER_CUT = "1e-5"  # what is read as 1 while its last digit is not in the window

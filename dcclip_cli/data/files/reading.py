@@ -1,0 +1,93 @@
+"""How are files of others read? Within bounds, inside one folder, and into what JSON can hold."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dcclip_cli.data.files.fault import Fault
+from dcclip_cli.data.table import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
+
+MAX_TEXT_BYTES = 1_000_000  # of a caption file, of a row in a table, of the record beside an image
+MAX_DEPTH = 32  # of lists in lists in metadata
+# What someone meant as a picture. Those that no recipe keeps are read all the same, so that their drop is counted.
+PICTURE_SUFFIXES = (
+    *IMAGE_SUFFIXES,
+    *(".jfif", ".jpe", ".gif", ".bmp", ".tif", ".tiff", ".svg", ".avif", ".heic", ".jp2", ".ico"),
+)
+
+
+class Folder:
+    """Reads files, of bounded size, that lie inside one folder unless `allow_outside`."""
+
+    def __init__(self, path: Path, allow_outside: bool) -> None:
+        self.path = path
+        self._inside = None if allow_outside else path.resolve()
+
+    def read(self, path: Path, limit: int, what: str) -> bytes:
+        """A file's bytes. Faults: `WHAT-outside`, `WHAT-missing`, or `WHAT-bytes` where there are more than `limit`."""
+        try:
+            name = os.path.relpath(path, self.path)
+            if self._inside and not path.resolve().is_relative_to(self._inside):
+                raise Fault(f"{what}-outside", f"{name} is outside the source's folder (allow_outside: false)")
+            if not path.is_file():
+                raise Fault(f"{what}-missing", f"{name} is not a file")
+            with path.open("rb") as stream:
+                content = stream.read(limit + 1)
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # NUL in the name: ValueError, links in a loop: the last
+            said = getattr(error, "strerror", None) or error
+            raise Fault(f"{what}-missing", f"{str(path)[:200]}: {said}") from None
+        if len(content) > limit:
+            raise Fault(f"{what}-bytes", f"{name} has more than {limit:,} bytes")
+        return content
+
+
+def from_base64(text: Any) -> bytes:
+    """The bytes that a text in base64, either alphabet, stands for. Faults: `image-base64`, `image-bytes`."""
+    if isinstance(text, str):
+        text = text.encode("utf-8", "replace")
+    if not isinstance(text, bytes):
+        raise Fault("image-base64", "not a text")
+    if len(text) > MAX_IMAGE_BYTES * 4 // 3 + 4:
+        raise Fault("image-bytes", f"more than {MAX_IMAGE_BYTES:,} bytes")
+    # cn-clip reads its files in the URL-safe alphabet, which it describes as the usual one; padding may be left out.
+    bare = text.strip().rstrip(b"=").replace(b"-", b"+").replace(b"_", b"/")
+    try:
+        return base64.b64decode(bare + b"=" * (-len(bare) % 4), validate=True)
+    except binascii.Error as error:
+        raise Fault("image-base64", f"{error}: starts with {text[:24]!r}") from None
+
+
+def texts_of(value: Any, where: str) -> list[str]:
+    """Captions given as a text, a list of texts or nothing. Faults: `captions-unreadable`, `captions-bytes`."""
+    texts = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    texts = [text for text in texts if text is not None]
+    if not all(isinstance(text, str) for text in texts):
+        raise Fault("captions-unreadable", f"{where} has a caption that is not text")
+    if sum(map(len, texts)) > MAX_TEXT_BYTES:
+        raise Fault("captions-bytes", f"{where} has captions of more than {MAX_TEXT_BYTES:,} characters")
+    return texts
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """The value as JSON can hold it: no bytes, no NaN, no object that is not a text, number, list or mapping."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if depth >= MAX_DEPTH or isinstance(value, bytes | bytearray | memoryview):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, depth + 1) for item in value]
+    return str(value)
