@@ -10,10 +10,11 @@ from PIL import Image
 
 from dcclip_cli.collect.candidate import Drop
 from dcclip_cli.collect.report.examples import Examples
-from dcclip_cli.collect.report.html import percent, steps, visible, write_report
+from dcclip_cli.collect.report.html import steps, write_report
 from dcclip_cli.collect.report.reasons import STEPS, meaning_of
 from dcclip_cli.collect.report.stats import DroppedCaption, Statistics
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.pages import percent, visible
 
 HOSTILE = "</bdi></style><script>alert('1')</script><img src=x onerror=alert(2)>\x00\u202egnp.exe\"'&amp;{{ 7*7 }}"
 VOID = {"meta", "img", "br", "line", "rect"}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +15,9 @@ from dcclip_cli.collect.report.reasons import STEPS, Meaning, meaning_of
 from dcclip_cli.collect.report.scales import SCALES
 from dcclip_cli.collect.report.stats import KEPT
 from dcclip_cli.data.pair import LANGUAGES, Language
+from dcclip_cli.pages import write_page
 
 _LANGUAGE_NAMES = {"zh": "Chinese", "en": "English"}
-# What a text would hide or do to the page around it: control characters, marks that turn its direction. U+200D stays,
-# which joins emoji.
-_UNSEEN = re.compile(
-    "[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u200b\u200c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
-)
 
 
 def write_report(
@@ -37,25 +31,13 @@ def write_report(
     Of the manifest it shows the options, whose thresholds it marks in the histograms, the shards and the versions. The
     same arguments give the same bytes.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("dcclip_cli.collect.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "visible": visible,
-        "number": lambda number: f"{number:,}",
-        "percent": percent,
-        "picture": lambda content: "data:image/jpeg;base64," + base64.b64encode(content).decode(),
-    }
     counts = {name: statistics["captions"][name] for name in LANGUAGES}
     limits = limits_of(manifest.get("options", {}), statistics["histograms"])
     drawn = (chart(name, fates, limits.get(name, ())) for name, fates in _in_order(statistics["histograms"]))
-    text = environment.get_template("report.html.j2").render(
+    write_page(
+        path,
+        "dcclip_cli.collect.report",
+        "report.html.j2",
         pairs=statistics["pairs"],
         captions=counts,
         tiles={"Pairs": statistics["pairs"]} | {f"{_LANGUAGE_NAMES[name]} captions": counts[name] for name in counts},
@@ -70,7 +52,6 @@ def write_report(
         versions=manifest.get("versions", {}),
         options=json.dumps(manifest.get("options", {}), ensure_ascii=False, indent=2),
     )
-    path.write_text(text, encoding="utf-8", errors="replace", newline="\n")
 
 
 @dataclass(frozen=True)
@@ -138,22 +119,3 @@ def _sheets(statistics: Mapping[str, Any], examples: Sequence[Example]) -> list[
         Sheet(None, tuple(by_reason.get(KEPT, ()))),
         *(Sheet(row, tuple(by_reason[row.reason])) for row in rows if row.reason in by_reason),
     ]
-
-
-def visible(text: str) -> str:
-    """The text with its unseen characters spelled out, like ⟨U+202E⟩."""
-    return _UNSEEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
-
-
-def percent(part: float, whole: float) -> str:
-    """A share for people: two figures, and never 0 % or 100 % for what isn't."""
-    if not whole or not part:
-        return "0 %"
-    share = 100 * part / whole
-    if part == whole:
-        return "100 %"
-    if share < 0.01:
-        return "< 0.01 %"
-    if share > 99.9:
-        return f"{min(share, 99.99):.2f} %"
-    return f"{share:.2f} %" if share < 1 else f"{share:.1f} %"
