@@ -40,6 +40,11 @@ def _no_model_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DCCLIP_MODEL", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def _no_embeddings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("DCCLIP_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture(scope="session")
 def pairs() -> list[Pair]:
     """40 pictures, 48 px, eight shapes in five colours, three Chinese and three English captions each."""

@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Option
+
 from dcclip_cli.cli import console
 
+if TYPE_CHECKING:
+    from dcclip_cli.eval.registry import KnownSet
 
-def datasets() -> None:
+
+def datasets(
+    data_root: Annotated[
+        Path | None, Option("--data-root", metavar="DIR", help="Say which of them lie under DIR.", show_default=False)
+    ] = None,
+) -> None:
     """List the data sets that eval knows by name."""
-    from dcclip_cli.eval import prompts
+    from dcclip_cli.eval import registry
+    from dcclip_cli.eval.tables import METRIC_NAMES
 
     rows = []
-    for name in prompts.known():
-        known = prompts.read(name)
-        for language, suffix in (("en", ""), ("zh", "-cn")):
-            if language in known.names:
-                where = f"DIR/{name}/{known.split}/{known.folders[0]}/, ..."
-                rows.append((name + suffix, language, f"{len(known.folders):,}", where))
-    console.show_table("dcclip eval --dataset NAME --data-root DIR", ("name", "language", "classes", "pictures"), rows)
+    for known in registry.SETS.values():
+        if languages := registry.languages_of(known):
+            rows.append(
+                (
+                    ", ".join(registry.name_in(known, language) for language in languages),
+                    METRIC_NAMES[known.metric],
+                    known.split,
+                    f"{known.size:,}" if known.size else "",
+                    f"{known.classes:,}" if known.classes else "",
+                    _whence(known) if data_root is None else _found(known, data_root),
+                    known.remark,
+                )
+            )
+    columns = ("name", "metric", "split", "images", "classes", "also from" if data_root is None else "found", "")
+    console.show_table("dcclip eval --dataset NAME --data-root DIR, with DIR/NAME/", columns, rows)
+    console.show(f"groups: {', '.join(registry.group_names())}")
+
+
+def _whence(known: KnownSet) -> str:
+    """Where the data set comes from beside DIR/NAME/SPLIT/CLASS/ and DIR/NAME/SPLIT/*.tar."""
+    hub = f"hub wds_{known.hub}" if known.hub else ""
+    return ", ".join(one for one in (hub, known.torchvision.name if known.torchvision else "") if one)
+
+
+def _found(known: KnownSet, data_root: Path) -> str:
+    from dcclip_cli.eval.datasets import layout_of
+
+    return layout_of(known, data_root) or "-"

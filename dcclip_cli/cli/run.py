@@ -126,15 +126,14 @@ def _name_of(teacher: Teacher) -> str:
 
 def _evaluate(work: stages.Work, results: dict[str, list[EvalResult]], *names: str) -> None:
     """Add to `results` those that it lacks of the models `names`, on the recipe's test sets; the run keeps all."""
-    from dcclip_cli.eval.result import save_results
-
     options = work.loaded.recipe.eval
     if options is None:
         return
+    datasets = eval.open_all(options)
     for name, model in _models(work).items():
         if name in names and name not in results:
-            results[name] = eval.measure([model], options, work.device, work.progress)
-    save_results([one for several in results.values() for one in several], work.run.stage("eval"))
+            results[name] = eval.measure([model], datasets, options, work.device, work.progress)
+    eval.keep([one for several in results.values() for one in several], datasets, work.run.stage("eval"))
 
 
 def _measure(work: stages.Work, results: dict[str, list[EvalResult]]) -> list[Row]:
@@ -145,7 +144,7 @@ def _measure(work: stages.Work, results: dict[str, list[EvalResult]]) -> list[Ro
     rows = []
     for name, reference in _models(work).items():
         figures = footprint(load_model(reference, "cpu"))
-        top1 = {f"{one.dataset} {one.language}": one.metrics["top1"] for one in results.get(name, ())}
+        top1 = {f"{one.dataset} {one.language}": one.value for one in results.get(name, ())}
         rows.append(Row(name, figures.parameters, figures.size_bytes, figures.image_ms, figures.text_ms, top1))
     content = {"of": _identity(work), "rows": [asdict(row) for row in rows]}
     (work.run.root / SUMMARY).write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")

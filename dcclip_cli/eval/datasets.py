@@ -1,29 +1,28 @@
-"""Test sets for zero-shot classification: by name, or a file or folder of the user's own."""
+"""Test sets: by name, or a file or folder of the user's own, with what the images may be in each language."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from PIL import Image
 
-from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.data.table import open_pairs
+from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval import prompts
-from dcclip_cli.eval.class_folders import images_by_class, names_of_folders
-from dcclip_cli.model.preprocess import decode
+from dcclip_cli.eval import prompts, registry
+from dcclip_cli.eval.loaders import LOADERS, Captioned, HubDataset, Images, Labelled, Place
+from dcclip_cli.eval.registry import KnownSet, Metric
 
+Templates = Literal["own", "compact", "name"]
 PLAIN = ("{}",)  # the template of data sets that come without any
-SUFFIXES: dict[str, Language] = {"": "en", "-cn": "zh"}  # NAME is English, NAME-cn the same images in Chinese
 
 
 @dataclass(frozen=True)
 class Classes:
-    """What the images may be in one language: (C,) names, the images' labels (N,), and templates for the names."""
+    """What images may be in one language: C names, the images' labels (N,) or truth values (N, C), and templates."""
 
     names: tuple[str, ...]
     labels: np.ndarray
@@ -31,109 +30,162 @@ class Classes:
 
 
 @dataclass(frozen=True)
-class LabelledImages:
-    """A test set: `picture(i)` reads image i < `count`; `classes` has an entry for each language that it exists in."""
+class Captions:
+    """The texts about images in one language: text j is about the images `about[j]`."""
+
+    texts: tuple[str, ...]
+    about: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A test set. `truth` has an entry for each language that it is evaluated in; `place` is where a named one lies."""
 
     name: str
-    count: int
-    picture: Callable[[int], Image.Image]
-    classes: dict[Language, Classes]
+    images: Images
+    truth: dict[Language, Classes] | dict[Language, Captions]
+    metric: Metric = "top1"
+    split: str = ""
+    squash: bool = False
+    border: int = 0
+    both_ways: bool = True
+    place: Place | None = None
 
-
-def known_names() -> list[str]:
-    """The data set names that `--dataset` takes, Chinese ones included."""
-    return [
-        name + suffix
-        for name in prompts.known()
-        for suffix, language in SUFFIXES.items()
-        if language in prompts.read(name).names
-    ]
+    @property
+    def is_retrieval(self) -> bool:
+        return any(isinstance(one, Captions) for one in self.truth.values())
 
 
 def open_dataset(
-    name: str, languages: Sequence[Language] | None = None, data_root: Path | None = None
-) -> LabelledImages:
-    """The test set of that name under `data_root`, or at that path. Raises DcclipError where there is none.
+    name: str,
+    languages: Sequence[Language] | None = None,
+    data_root: Path | None = None,
+    templates: Templates = "own",
+    retrieval: bool = False,
+) -> DataSet:
+    """The test set of that name, or at that path. Raises DcclipError where there is none, or where it isn't whole.
 
-    A path's set comes in the `languages` given, else in all that it has; a name says its language itself.
+    A named one is looked for under `data_root`, or on the hub if there is no such folder; its name says its language.
+    A path's comes in the `languages` given, else in all that it has, its captions as texts to be found if `retrieval`.
     """
-    if name in known_names():
-        return _named(name, data_root)
+    if found := registry.find(name):
+        return _named(*found, data_root, templates)
     path = Path(name)
     if not path.exists():
-        near = difflib.get_close_matches(name, known_names(), n=1)
-        raise DcclipError(
-            f"data set {name} is neither a known name nor a path",
-            f"did you mean {near[0]}?" if near else f"known are {', '.join(known_names())}",
-        )
-    is_class_folders = path.is_dir() and not any(path.glob("*.tar"))
-    return _in_languages(_from_folder(path) if is_class_folders else _from_pairs(path), languages)
+        raise registry.unknown(name)
+    from dcclip_cli.eval.own import open_own
+
+    return _in_languages(open_own(path, retrieval), languages)
 
 
-def _in_languages(images: LabelledImages, languages: Sequence[Language] | None) -> LabelledImages:
-    wanted = languages or [language for language in SUFFIXES.values() if language in images.classes]
-    for language in wanted:
-        if language not in images.classes:
-            raise DcclipError(
-                f"data set {images.name} has no class names in {language}",
-                f"evaluate it with --languages {','.join(images.classes)}, or add the names",
-            )
-    return replace(images, classes={language: images.classes[language] for language in wanted})
+def layout_of(known: KnownSet, data_root: Path) -> str | None:
+    """The layout in which a data set lies under `data_root`, unread; None where it doesn't. Raises DcclipError."""
+    place = _place(known, data_root, registry.languages_of(known)[0])
+    return next((layout.layout for layout in LOADERS if layout.find(place)), None)
 
 
-def _from_pairs(path: Path) -> LabelledImages:
-    """Pairs whose first caption in each language is the class name."""
-    table = open_pairs(path)
-    captions = {language: table.captions(language) for language in LANGUAGES}
-    complete = {language: every for language, every in captions.items() if all(every)}
-    classes = {language: _classes([several[0] for several in every], PLAIN) for language, every in complete.items()}
-    if not classes:
-        raise DcclipError(
-            f"{path}: some pairs have no zh caption and some no en caption, so their class is unknown",
-            "give every pair its class name as first caption in en, in zh, or in both",
-        )
-    return LabelledImages(path.stem, len(table), lambda index: decode(table[index].image), classes)
+def training_split(dataset: DataSet) -> Labelled:
+    """The labelled images that probes are trained on. Raises DcclipError where the data set has none."""
+    if dataset.place is None or dataset.is_retrieval:
+        raise DcclipError(f"data set {dataset.name} has no training split", "probes need a data set with a name")
+    found = _load(replace(dataset.place, split="train"))
+    assert isinstance(found, Labelled)
+    if found.images.stamp == dataset.images.stamp:
+        raise DcclipError(f"data set {dataset.name} has no folder train", "put its training images there")
+    return found
 
 
-def _from_folder(path: Path) -> LabelledImages:
-    images = images_by_class(path)
-    files = [(file, number) for number, several in enumerate(images.values()) for file in several]
-    classes = {
-        language: _classes([names[number] for _, number in files], PLAIN)
-        for language, names in names_of_folders(path, list(images)).items()
-    }
-    return LabelledImages(path.resolve().name, len(files), lambda index: decode(files[index][0]), classes)
+def _named(known: KnownSet, language: Language, data_root: Path | None, templates: Templates) -> DataSet:
+    name = registry.name_in(known, language)
+    place = _place(known, data_root, language)
+    classes = place.prompts
+    found = _load(place)
+    _check_size(known, name, found)
+    whole = DataSet(
+        name, found.images, {}, known.metric, known.split, known.squash, known.border, known.both_ways, place
+    )
+    if isinstance(found, Captioned):
+        return replace(whole, truth={language: Captions(found.texts, found.about)})
+    assert classes is not None
+    chosen = {"own": tuple(classes.templates[language]), "compact": prompts.compact(language), "name": PLAIN}[templates]
+    return replace(whole, truth={language: Classes(tuple(classes.names[language]), found.labels, chosen)})
 
 
-def _named(name: str, data_root: Path | None) -> LabelledImages:
-    language = SUFFIXES["-cn" if name.endswith("-cn") else ""]
-    base = name.removesuffix("-cn")
-    known = prompts.read(base)
-    place = f"{base}/{known.split}/{known.folders[0]}/"
+def _place(known: KnownSet, data_root: Path | None, language: Language) -> Place:
+    classes = prompts.read(registry.prompts_of(known)) if known.task != "retrieval" else None
+    return Place(known, _folders(known, data_root), known.split, language, classes, data_root)
+
+
+def _folders(known: KnownSet, data_root: Path | None) -> tuple[Path, ...]:
+    """Where a data set may lie: under its own names, that of its tars on the hub, and that of the English pictures."""
     if data_root is None:
-        raise DcclipError(f"data set {name} needs its images", f"say --data-root DIR, where DIR has {place}")
-    path = data_root / base / known.split
-    if not path.is_dir():
-        raise DcclipError(f"data set {name}: {path} is no folder", f"--data-root must name a folder that has {place}")
-    images = images_by_class(path)
-    if foreign := sorted(set(images) - set(known.folders)):
-        raise DcclipError(
-            f"{path / foreign[0]} is no class of {base} (there are {len(foreign)} such folders)",
-            f"class folders are called like {known.folders[0]}",
-        )
-    if missing := sorted(set(known.folders) - set(images)):
-        raise DcclipError(
-            f"{path}: {len(missing)} of {len(known.folders)} classes have no images, {missing[0]} for one",
-            "finish the download; a part of the data can be tried as a data set of your own: --dataset PATH",
-        )
-    files = [(file, number) for number, folder in enumerate(known.folders) for file in images[folder]]
-    labels = np.asarray([number for _, number in files])
-    classes = Classes(tuple(known.names[language]), labels, tuple(known.templates[language]))
-    return LabelledImages(name, len(files), lambda index: decode(files[index][0]), {language: classes})
+        return ()
+    if not data_root.is_dir():
+        raise DcclipError(f"--data-root {data_root} is no folder", "name the folder that holds the data sets")
+    names = [known.name, known.said, *([f"wds_{known.hub}", known.hub] if known.hub else [])]
+    base = known.name.removesuffix("_cn")
+    names += [base, base.replace("_", "-"), f"{known.said.removesuffix('-cn').capitalize()}-CN", known.said.upper()]
+    return tuple(data_root / name for name in dict.fromkeys(names) if (data_root / name).is_dir())
 
 
-def _classes(name_of_image: Sequence[str], templates: Sequence[str]) -> Classes:
-    """Equal names are one class; classes come in the order of their first image."""
-    number: dict[str, int] = {}
-    labels = [number.setdefault(name, len(number)) for name in name_of_image]
-    return Classes(tuple(number), np.asarray(labels), tuple(templates))
+def _load(place: Place) -> Labelled | Captioned:
+    # Of the language only captions depend: the second language of classes has the same images.
+    return _cached(place.known.name, place.folders, place.root, place.split, "en" if place.prompts else place.language)
+
+
+@functools.lru_cache(maxsize=4)
+def _cached(
+    name: str, folders: tuple[Path, ...], root: Path | None, split: str, language: Language
+) -> Labelled | Captioned:
+    known = registry.SETS[name]
+    place = replace(_place(known, None, language), folders=folders, root=root, split=split)
+    for layout in LOADERS:
+        if found := layout.find(place):
+            return found.load()
+    if folders:
+        raise DcclipError(f"{folders[0]} has no {split} images of {known.said} in any layout known", _where(known))
+    hub = HubDataset.on_hub(place)
+    if hub is None:
+        lacking = f"{root} does not have them" if root else "the hub does not have them"
+        raise DcclipError(f"data set {known.said} needs its images, and {lacking}", _where(known))
+    try:
+        return hub.load()
+    except DcclipError as error:
+        raise DcclipError(f"data set {known.said} needs its images: {error.what}", _where(known)) from None
+
+
+def _where(known: KnownSet) -> str:
+    if known.task == "retrieval":
+        return f"say --data-root DIR, where DIR/{known.name}/ holds its caption file and images (see docs/eval.md)"
+    folder = prompts.read(registry.prompts_of(known)).folders[0]
+    place = f"{known.name}/{known.split}"
+    return f"say --data-root DIR, where DIR has {place}/{folder}/*.jpg or {place}/0.tar"
+
+
+def _check_size(known: KnownSet, name: str, found: Labelled | Captioned) -> None:
+    count = len(found.images)
+    if known.size is not None and count != known.size:
+        remark = f" ({known.remark})" if known.remark else ""
+        raise DcclipError(
+            f"data set {name}: the split {known.split} has {known.size:,} images{remark}, {count:,} are here",
+            "finish the download, or fetch the right split; a part of it is evaluated with --dataset PATH, "
+            "a sample with --limit",
+        )
+    if isinstance(found, Captioned) and known.texts is not None and len(found.texts) != known.texts:
+        raise DcclipError(
+            f"data set {name}: the split has {known.texts:,} captions, {len(found.texts):,} are here", "fetch it again"
+        )
+
+
+def _in_languages(dataset: DataSet, languages: Sequence[Language] | None) -> DataSet:
+    there = dataset.truth
+    wanted = languages or sorted(there)
+    for language in wanted:
+        if language not in there:
+            what = "captions" if dataset.is_retrieval else "class names"
+            raise DcclipError(
+                f"data set {dataset.name} has no {what} in {language}",
+                f"evaluate it with --languages {','.join(sorted(there))}, or add the names",
+            )
+    chosen = {language: there[language] for language in wanted}
+    return replace(dataset, truth=chosen)  # type: ignore[arg-type]

@@ -3,94 +3,203 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval.datasets import LabelledImages, open_dataset
-from dcclip_cli.eval.result import EvalResult, sha256_of
-from dcclip_cli.eval.zeroshot import classify, embed_images
+from dcclip_cli.eval import probe, registry
+from dcclip_cli.eval.datasets import Captions, Classes, DataSet, Templates, open_dataset, training_split
+from dcclip_cli.eval.embedding import Embedded, View, chosen, embed_classes, embed_images, embed_texts
+from dcclip_cli.eval.feature_cache import FeatureCache
+from dcclip_cli.eval.loaders import Images
+from dcclip_cli.eval.result import EvalResult, pack, sha256_of
+from dcclip_cli.eval.scoring import Score, score_classes, score_retrieval
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.options import Options
 from dcclip_cli.predict.runtime import DualEncoder, load_model
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
+Task = Literal["zero-shot", "retrieval", "probe"]
+_NAMED_FAULTS = 3  # unreadable images that are named on the terminal; the result names all
+
 
 class EvalOptions(Options):
     """Which test sets a recipe's model is measured on."""
 
-    datasets: tuple[str, ...] = Field(min_length=1, description="Names, Parquet or tar files of pairs, class folders")
+    datasets: tuple[str, ...] = Field(
+        min_length=1, description="Names, groups, Parquet or tar files of pairs, class folders"
+    )
     languages: tuple[Language, ...] | None = Field(None, description="Default: every language that a data set has")
     data_root: str | None = Field(None, description="Folder of the data sets with a name, as DATA_ROOT/NAME/")
     batch_size: int = Field(64, ge=1, description="Images that go through the model at once")
     limit: int | None = Field(None, ge=1, description="At most so many images of a data set, a fixed random choice")
+    templates: Templates = Field(
+        "own", description="Prompts: the data set's `own`, a few `compact` ones for all, or the bare `name`"
+    )
+    task: Task = Field(
+        "zero-shot",
+        description="`retrieval`: captions of one's own pairs as texts to find; `probe`: a linear layer on embeddings",
+    )
+    shots: tuple[int, ...] = Field(
+        (), description="Images a class that probes are trained on; 0 means all; default: 5, 20, 50 and all"
+    )
+    workers: int = Field(2, ge=1, description="Threads that read and scale images")
+
+
+@dataclass(frozen=True)
+class How:
+    """What is the same for every data set of a run."""
+
+    limit: int | None
+    batch_size: int
+    workers: int
+    cache: FeatureCache
+    progress: Progress
+    task: Task = "zero-shot"
+    shots: tuple[int, ...] = ()
+
+
+def open_datasets(
+    names: Sequence[str],
+    languages: Sequence[Language] | None = None,
+    data_root: Path | None = None,
+    templates: Templates = "own",
+    task: Task = "zero-shot",
+) -> list[DataSet]:
+    """The data sets of these names and groups. Raises DcclipError for the first that is not there or not whole."""
+    every = list(dict.fromkeys(one for name in names for one in registry.expand(name)))
+    opened = [open_dataset(name, languages, data_root, templates, task == "retrieval") for name in every]
+    called = [dataset.name for dataset in opened]
+    if twice := [name for name in called if called.count(name) > 1]:
+        raise DcclipError(f"two data sets are called {twice[0]}", "rename one of the files or folders")
+    return opened
 
 
 def evaluate(
     *,
     models: Sequence[ModelReference],
-    datasets: Sequence[str],
-    languages: Sequence[Language] | None = None,
-    data_root: Path | None = None,
+    datasets: Sequence[DataSet],
     limit: int | None = None,
     batch_size: int = 64,
+    workers: int = 2,
+    task: Task = "zero-shot",
+    shots: Sequence[int] = (),
     device: str = "auto",
+    cache: FeatureCache | None = None,
     progress: Progress | None = None,
 ) -> list[EvalResult]:
-    """A result for each model, data set and language, in this order. Data sets are checked before any model runs.
-
-    `languages` are those wanted of the user's own data sets; a data set with a name is in the one that its name says.
-    """
-    progress = progress or Silent()
-    opened = [open_dataset(name, languages, data_root) for name in datasets]
-    names = [dataset.name for dataset in opened]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise DcclipError(f"two data sets are called {twice[0]}", "rename one of the files or folders")
-    results = []
+    """A result for each model, data set and language, in this order; for probes, for each number of shots."""
+    how = How(limit, batch_size, workers, cache or FeatureCache(None), progress or Silent(), task, tuple(shots))
+    results: list[EvalResult] = []
     for reference in models:
         model = load_model(reference, device)
-        for dataset in opened:
-            results += _evaluate_one(model, dataset, limit, batch_size, progress)
+        for dataset in datasets:
+            results += _probes(model, dataset, how) if task == "probe" else _zero_shot(model, dataset, how)
     return results
 
 
-def _evaluate_one(
-    model: DualEncoder, images: LabelledImages, limit: int | None, batch_size: int, progress: Progress
-) -> list[EvalResult]:
-    chosen = np.arange(images.count)
-    if limit is not None and limit < images.count:
-        chosen = np.sort(np.random.default_rng(0).permutation(images.count)[:limit])
-    begin = time.perf_counter()
-    with progress.task(f"{model.name} on {images.name}", len(chosen)) as task:
-        embeddings = embed_images(model, images, chosen.tolist(), batch_size, task)
-    image_seconds = time.perf_counter() - begin
-    results = []
-    for language, classes in images.classes.items():
+def _zero_shot(model: DualEncoder, dataset: DataSet, how: How) -> Iterator[EvalResult]:
+    embedded = _embed(model, dataset, dataset.images, how)
+    for language, truth in dataset.truth.items():
         begin = time.perf_counter()
-        metrics = classify(model, embeddings, classes.labels[chosen], classes)
-        results.append(
-            EvalResult(
-                model=model.name,
-                model_fingerprint=model.fingerprint,
-                dataset=images.name,
-                language=language,
-                task="zero-shot classification",
-                metric="top1",
-                value=metrics["top1"],
-                metrics=metrics,
-                n=len(chosen),
-                classes=len(classes.names),
-                class_names_sha256=sha256_of(classes.names),
-                templates_sha256=sha256_of(classes.templates),
-                preprocessing=dict(model.preprocessing),
-                seconds=image_seconds + time.perf_counter() - begin,
-                images_per_second=len(chosen) / image_seconds,
-                versions=versions(),
+        if isinstance(truth, Captions):
+            score, names = _retrieve(model, dataset, truth, embedded, how), truth.texts
+            yield _result(model, dataset, language, "retrieval", score, embedded, how, begin, names, ())
+            continue
+        texts = embed_classes(model, truth.names, truth.templates, how.cache, how.progress)
+        score = score_classes(embedded.vectors @ texts.T, truth.labels[embedded.indices], dataset.metric)
+        task = "zero-shot classification"
+        yield _result(model, dataset, language, task, score, embedded, how, begin, truth.names, truth.templates)
+
+
+def _retrieve(model: DualEncoder, dataset: DataSet, truth: Captions, embedded: Embedded, how: How) -> Score:
+    """Retrieval among the images that there are; a text whose images are all left out is left out too."""
+    place = {int(index): row for row, index in enumerate(embedded.indices)}
+    kept = [number for number, about in enumerate(truth.about) if any(image in place for image in about)]
+    texts = embed_texts(model, [truth.texts[number] for number in kept], how.cache, how.progress)
+    about = [tuple(place[image] for image in truth.about[number] if image in place) for number in kept]
+    return score_retrieval(embedded.vectors, texts, about, dataset.both_ways)
+
+
+def _probes(model: DualEncoder, dataset: DataSet, how: How) -> Iterator[EvalResult]:
+    train = training_split(dataset)
+    [language, truth] = next(iter(dataset.truth.items()))  # a layer knows no language
+    assert isinstance(truth, Classes)
+    test = _embed(model, dataset, dataset.images, how)
+    learnt = _embed(model, dataset, train.images, how, f"{dataset.name} train")
+    train_labels, test_labels = train.labels[learnt.indices], truth.labels[test.indices]
+    for shots in how.shots or (*probe.SHOTS, 0):
+        begin = time.perf_counter()
+        scores = []
+        for seed in probe.SEEDS if shots else probe.SEEDS[:1]:
+            rows = probe.sample(train_labels, shots or None, seed)
+            scores.append(
+                probe.probe(learnt.vectors[rows], train_labels[rows], test.vectors, test_labels, dataset.metric, seed)
             )
+        mean = Score(probe.summary(scores), scores[0].details)
+        task = f"linear probe, {shots} shots" if shots else "linear probe"
+        yield _result(model, dataset, language, task, mean, test, how, begin, truth.names, ())
+
+
+def _embed(model: DualEncoder, dataset: DataSet, images: Images, how: How, name: str = "") -> Embedded:
+    wanted = chosen(len(images), how.limit)
+    name = name or dataset.name
+    view = View(dataset.squash, dataset.border)
+    said = f"{model.name} on {name}"
+    found = embed_images(model, images, wanted, view, how.cache, how.progress, said, how.batch_size, how.workers)
+    if found.faults:
+        some = [f"{images.keys[index]} ({fault})" for index, fault in list(found.faults.items())[:_NAMED_FAULTS]]
+        more = f", and {len(found.faults) - len(some)} more" if len(found.faults) > len(some) else ""
+        how.progress.say(
+            f"data set {name}: {len(found.faults):,} of {len(wanted):,} images can't be read and are left out: "
+            f"{', '.join(some)}{more}"
         )
-    return results
+    return found
+
+
+def _result(
+    model: DualEncoder,
+    dataset: DataSet,
+    language: Language,
+    task: str,
+    score: Score,
+    embedded: Embedded,
+    how: How,
+    begin: float,
+    names: Sequence[str],
+    templates: Sequence[str],
+) -> EvalResult:
+    retrieval = dataset.is_retrieval
+    labels = score.details["labels"] if "labels" in score.details else np.asarray(embedded.indices)
+    return EvalResult(
+        model=model.name,
+        model_fingerprint=model.fingerprint,
+        dataset=dataset.name,
+        language=language,
+        task=task,
+        metric=dataset.metric,
+        value=score.metrics[dataset.metric],
+        metrics=score.metrics,
+        n=len(embedded.indices),
+        classes=0 if retrieval else len(names),
+        class_names_sha256=sha256_of(names),
+        templates_sha256=sha256_of(templates),
+        preprocessing=View(dataset.squash, dataset.border).of(dict(model.preprocessing)),
+        seconds=embedded.seconds + time.perf_counter() - begin,
+        images_per_second=embedded.computed / embedded.seconds if embedded.computed else 0.0,
+        versions=versions(),
+        split=dataset.split,
+        limit=how.limit if how.limit and how.limit < len(dataset.images) else None,
+        truth_sha256=sha256_of([*map(str, labels.tolist()), *map(str, embedded.indices.tolist())]),
+        corrupt={str(dataset.images.keys[index]): fault for index, fault in embedded.faults.items()},
+        class_names=[] if retrieval else list(names),
+        templates=list(templates),
+        details={name: pack(one) for name, one in score.details.items()},
+    )

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dcclip_cli.data.pair import Language
+from dcclip_cli.errors import DcclipError
+
+MAX_FILE_BYTES = 256_000_000
+_MAX_ARRAY_BYTES = 1_000_000_000
+_DTYPES = ("uint8", "uint16", "uint32", "float32")
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """One model on one data set in one language. `value` is `metrics[metric]`; metrics are in 0..1."""
+    """One model on one data set in one language. `value` is `metrics[metric]`; metrics are in 0..1.
+
+    `n` images were measured; those that could not be read are in `corrupt`, each with its fault, and not among them.
+    `truth_sha256` is equal for the same images, classes and order. `details` hold what was found of each image, as
+    `pack` writes it: `labels`, `ranks`, `predictions`, `scores`, or for retrieval `text_ranks` and `image_ranks`.
+    `images_per_second` is 0 where all embeddings were there from before.
+    """
 
     model: str
     model_fingerprint: str
@@ -32,11 +48,47 @@ class EvalResult:
     seconds: float
     images_per_second: float
     versions: dict[str, str]
+    split: str = ""
+    limit: int | None = None
+    truth_sha256: str = ""
+    corrupt: dict[str, str] = field(default_factory=dict)
+    class_names: list[str] = field(default_factory=list)
+    templates: list[str] = field(default_factory=list)
+    details: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+
+    def detail(self, name: str) -> np.ndarray | None:
+        """One of the details as an array; None where the result has none of that name."""
+        return unpack(self.details[name], f"{self.dataset} {self.language}: {name}") if name in self.details else None
 
 
 def sha256_of(lines: Sequence[str]) -> str:
     """The hash of a list of strings, order included."""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def pack(values: np.ndarray) -> dict[str, Any]:
+    """An array as JSON can hold it: whole numbers in the smallest kind that holds them, others as float32."""
+    if values.dtype == bool:
+        values = values.astype(np.uint8)
+    elif np.issubdtype(values.dtype, np.integer):
+        values = values.astype(np.min_scalar_type(int(values.max(initial=0))))
+    else:
+        values = values.astype(np.float32)
+    packed = base64.b64encode(zlib.compress(np.ascontiguousarray(values).tobytes(), 9)).decode()
+    return {"dtype": values.dtype.name, "shape": list(values.shape), "zlib": packed}
+
+
+def unpack(packed: Mapping[str, Any], where: str) -> np.ndarray:
+    """What `pack` made. Raises DcclipError for anything else."""
+    try:
+        dtype, shape = packed["dtype"], tuple(int(size) for size in packed["shape"])
+        expected = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        if dtype not in _DTYPES or not 0 <= expected <= _MAX_ARRAY_BYTES:
+            raise ValueError(f"a {dtype} array of the shape {shape}")
+        content = zlib.decompressobj().decompress(base64.b64decode(packed["zlib"], validate=True), expected + 1)
+        return np.frombuffer(content, dtype).reshape(shape)
+    except (KeyError, TypeError, ValueError, zlib.error, binascii.Error) as error:
+        raise DcclipError(f"{where} can't be read: {error}", "evaluate again") from None
 
 
 def save_results(results: Iterable[EvalResult], folder: Path) -> None:
@@ -47,10 +99,33 @@ def save_results(results: Iterable[EvalResult], folder: Path) -> None:
         by_dataset.setdefault(result.dataset, []).append(result)
     for dataset, several in by_dataset.items():
         _write(folder / f"{dataset}.json", [asdict(result) for result in several])
-    short = ("model", "dataset", "language", "metric", "value", "n")
+    short = ("model", "dataset", "language", "task", "metric", "value", "n")
     summary = [{key: getattr(result, key) for key in short} for several in by_dataset.values() for result in several]
     _write(folder / "summary.json", summary)
 
 
+def load_results(path: Path) -> list[EvalResult]:
+    """The results in a file that `save_results` or `eval --json` wrote, or in every file of a folder of them."""
+    if path.is_dir():
+        files = [file for file in sorted(path.glob("*.json")) if file.name != "summary.json"]
+        if not files:
+            raise DcclipError(f"{path} holds no results", "name a file or folder that eval --out wrote")
+        return [result for file in files for result in load_results(file)]
+    if not path.is_file():
+        raise DcclipError(f"{path} does not exist", "name a file or folder that eval --out wrote")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise DcclipError(f"{path} has more than {MAX_FILE_BYTES:,} bytes", "name a file that eval --out wrote")
+    try:
+        rows = json.loads(path.read_text("utf-8"))
+        known = {one.name for one in fields(EvalResult)}
+        return [EvalResult(**{key: value for key, value in row.items() if key in known}) for row in rows]
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DcclipError(
+            f"{path} holds no results of eval: {str(error)[:200]}", "name one that eval --out wrote"
+        ) from None
+
+
 def _write(file: Path, content: object) -> None:
-    file.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    partial.replace(file)

@@ -23,8 +23,8 @@ _RESAMPLING = {
 }
 
 
-def decode(source: bytes | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The first frame of a JPEG, PNG or WebP image, upright, as RGB, or as RGBA where it has transparency.
+def decode(source: bytes | Path, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """The first frame of an image in one of Pillow's `formats`, upright, as RGB, or as RGBA where it has transparency.
 
     Raises DcclipError for anything that is not such an image, is truncated, has more than `max_pixels` pixels, or
     has one side more than MAX_ASPECT times the other.
@@ -33,7 +33,7 @@ def decode(source: bytes | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
                 if image.width * image.height > max_pixels:
                     raise DcclipError(
                         f"{name} has {image.width} x {image.height} pixels, more than {max_pixels:,}",

@@ -1,14 +1,23 @@
-"""Test sets are read from pairs, class folders and named layouts, and wrong ones are refused."""
+"""Test sets of one's own are read from pairs and class folders, and groups stand for what they say."""
 
 from pathlib import Path
 
 import pytest
 
-from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.data.table import write_parquet
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval import prompts
-from dcclip_cli.eval.datasets import known_names, open_dataset
+from dcclip_cli.eval import registry
+from dcclip_cli.eval.datasets import Captions, Classes, DataSet, open_dataset
+from dcclip_cli.eval.evaluate import open_datasets
+from dcclip_cli.eval.registry import ELEVATER, IMAGENETS, RETRIEVAL, KnownSet, expand, find
+from tests.eval import layouts
+
+
+def classes(dataset: DataSet, language: Language) -> Classes:
+    found = dataset.truth[language]
+    assert isinstance(found, Classes)
+    return found
 
 
 @pytest.fixture
@@ -32,12 +41,15 @@ def test_equal_first_captions_are_one_class_in_each_language_by_itself(tmp_path:
     ]
     write_parquet(tmp_path / "pets.parquet", rows)
     pets = open_dataset(str(tmp_path / "pets.parquet"))
-    assert pets.name == "pets" and pets.count == 3
-    assert list(pets.classes) == ["en", "zh"]
-    assert pets.classes["zh"].names == ("猫", "狗")
-    assert pets.classes["zh"].labels.tolist() == [0, 1, 0]
-    assert pets.classes["en"].names == ("cat", "dog", "tomcat")
-    assert pets.picture(0).size == (48, 48)
+    assert pets.name == "pets" and len(pets.images) == 3
+    assert list(pets.truth) == ["en", "zh"]
+    assert classes(pets, "zh").names == ("猫", "狗")
+    assert classes(pets, "zh").labels.tolist() == [0, 1, 0]
+    assert classes(pets, "en").names == ("cat", "dog", "tomcat")
+    assert pets.images.picture(0).size == (48, 48)
+    texts = open_dataset(str(tmp_path / "pets.parquet"), retrieval=True).truth["zh"]
+    assert isinstance(texts, Captions)
+    assert texts.texts == ("猫", "小猫", "狗", "猫") and texts.about == ((0,), (0,), (1,), (2,))
 
 
 def test_a_language_that_is_not_complete_is_left_out_and_can_not_be_asked_for(
@@ -45,7 +57,7 @@ def test_a_language_that_is_not_complete_is_left_out_and_can_not_be_asked_for(
 ) -> None:
     file = tmp_path / "pets.parquet"
     write_parquet(file, [Pair("1", pairs[0].image, zh=("猫",)), Pair("2", pairs[0].image, zh=("狗",), en=("dog",))])
-    assert list(open_dataset(str(file)).classes) == ["zh"]
+    assert list(open_dataset(str(file)).truth) == ["zh"]
     with pytest.raises(DcclipError, match="pets has no class names in en") as caught:
         open_dataset(str(file), ["zh", "en"])
     assert "--languages zh" in caught.value.hint
@@ -56,20 +68,20 @@ def test_a_language_that_is_not_complete_is_left_out_and_can_not_be_asked_for(
 
 def test_folder_names_are_class_names_in_their_own_language(folders: Path) -> None:
     animals = open_dataset(str(folders))
-    assert list(animals.classes) == ["en"]
-    assert animals.classes["en"].names == ("big cat", "dog", "wolf")
-    assert animals.classes["en"].labels.tolist() == [0, 0, 1, 2]
+    assert list(animals.truth) == ["en"]
+    assert classes(animals, "en").names == ("big cat", "dog", "wolf")
+    assert classes(animals, "en").labels.tolist() == [0, 0, 1, 2]
     (folders / "dog").rename(folders / "狗")
-    assert list(open_dataset(str(folders)).classes) == ["zh"]
+    assert list(open_dataset(str(folders)).truth) == ["zh"]
 
 
 def test_classes_yaml_names_the_folders_in_both_languages(folders: Path) -> None:
     names = "big_cat: {en: cat, zh: 猫}\ndog: {en: dog, zh: 狗}\nwolf: {en: dog, zh: 狼}\nunused: {en: x, zh: y}\n"
     (folders / "classes.yaml").write_text(names, "utf-8")
     animals = open_dataset(str(folders), ["zh", "en"])
-    assert animals.classes["zh"].names == ("猫", "狗", "狼")
-    assert animals.classes["en"].names == ("cat", "dog")
-    assert animals.classes["en"].labels.tolist() == [0, 0, 1, 1]
+    assert classes(animals, "zh").names == ("猫", "狗", "狼")
+    assert classes(animals, "en").names == ("cat", "dog")
+    assert classes(animals, "en").labels.tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -87,44 +99,55 @@ def test_a_wrong_classes_yaml_says_what_is_wrong(folders: Path, text: str, compl
         open_dataset(str(folders))
 
 
-def test_cifar10_and_cifar10_cn_are_the_same_images(tmp_path: Path, pairs: list[Pair]) -> None:
-    for number, folder in enumerate(prompts.read("cifar10").folders):
-        (tmp_path / "cifar10/test" / folder).mkdir(parents=True)
-        (tmp_path / "cifar10/test" / folder / "0001.png").write_bytes(pairs[number].image)
-    english = open_dataset("cifar10", data_root=tmp_path).classes
-    chinese = open_dataset("cifar10-cn", data_root=tmp_path).classes
-    assert english["en"].names[3] == "cat" and chinese["zh"].names[3] == "猫"
-    assert english["en"].labels.tolist() == chinese["zh"].labels.tolist() == list(range(10))
-    (tmp_path / "cifar10/test/kitten").mkdir()
-    (tmp_path / "cifar10/test/kitten/1.png").write_bytes(pairs[0].image)
-    with pytest.raises(DcclipError, match="kitten is no class of cifar10"):
-        open_dataset("cifar10", data_root=tmp_path)
-    (tmp_path / "cifar10/test/kitten/1.png").unlink()
-    (tmp_path / "cifar10/test/frog/0001.png").unlink()
-    with pytest.raises(DcclipError, match="1 of 10 classes have no images, frog for one"):
-        open_dataset("cifar10-cn", data_root=tmp_path)
+def test_elevater_has_twenty_data_sets_with_1151_classes_and_its_four_metrics() -> None:
+    assert len(ELEVATER) == 20 and sum(known.classes for known in ELEVATER) == 1_151
+    assert sum(known.size or 0 for known in ELEVATER) == 192_677
+    metrics = {known.name: known.metric for known in ELEVATER if known.metric != "top1"}
+    assert metrics == {
+        "caltech101": "mean_per_class",
+        "fgvc_aircraft": "mean_per_class",
+        "flowers102": "mean_per_class",
+        "pets": "mean_per_class",
+        "voc2007": "map11",
+        "hateful_memes": "roc_auc",
+    }
+    assert [known.name for known in ELEVATER if known.squash] == ["kitti_distance"]
+    assert len(IMAGENETS) == 6 and len(RETRIEVAL) == 7
+
+
+def test_groups_stand_for_their_data_sets_in_one_language(small: dict[str, KnownSet]) -> None:
+    assert len(expand("elevater")) == len(expand("ELEVATER-cn")) == 20
+    assert expand("elevater_cn")[0] == "caltech101-cn"
+    assert expand("imagenet-family-cn")[-1] == "objectnet-cn"
+    assert expand("retrieval") == ["flickr30k", "coco", "xm3600", "xtd"]
+    assert expand("retrieval-cn") == ["flickr30k-cn", "coco-cn", "muge-cn", "xm3600-cn", "xtd-cn"]
+    assert len(expand("all")) == 2 * 26 + 9
+    assert expand("cat.parquet") == ["cat.parquet"]
+
+
+def test_names_may_have_hyphens_or_underscores(small: dict[str, KnownSet]) -> None:
+    for name in ("fgvc-aircraft-cn", "fgvc_aircraft_cn", "FGVC_Aircraft-CN"):
+        found = find(name)
+        assert found and found[0].name == "fgvc_aircraft" and found[1] == "zh"
+    assert find("muge") is None and find("muge_cn") is not None
+
+
+def test_a_group_is_opened_whole_and_a_set_named_twice_once(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+    for known in registry.ELEVATER:
+        if known.name == "voc2007":
+            layouts.voc2007(tmp_path, [f"alpha_{number}" for number in range(20)])
+        else:
+            keys = [f"alpha_{number}" for number in range(known.classes)]
+            names = ["negative", "positive"] if known.name == "rendered_sst2" else keys
+            layouts.class_folders(tmp_path / known.name / known.split, names)
+    opened = open_datasets(["elevater", "elevater-cn", "dtd"], data_root=tmp_path)
+    assert len(opened) == 40 and len({dataset.name for dataset in opened}) == 40
 
 
 def test_imagenet_has_a_thousand_classes_in_the_order_of_the_wnids() -> None:
+    from dcclip_cli.eval import prompts
+
     imagenet = prompts.read("imagenet")
     assert imagenet.folders == sorted(imagenet.folders) and len(imagenet.folders) == 1000
     places = [imagenet.folders.index(wnid) for wnid in ("n01440764", "n02123045", "n03594945")]
     assert [imagenet.names["en"][place] for place in places] == ["tench", "tabby cat", "jeep"]
-    assert [imagenet.names["zh"][place] for place in places] == ["丁鲷", "虎斑猫", "吉普车"]
-    assert len(set(imagenet.names["zh"])) == 1000
-    assert all(template.count("{}") == 1 for several in imagenet.templates.values() for template in several)
-
-
-def test_an_unknown_name_gets_the_nearest_one() -> None:
-    assert {"cifar10", "cifar10-cn", "imagenet", "imagenet-cn"} <= set(known_names())
-    with pytest.raises(DcclipError, match="imagnet-cn is neither") as caught:
-        open_dataset("imagnet-cn")
-    assert caught.value.hint == "did you mean imagenet-cn?"
-
-
-def test_a_name_without_its_images_says_where_they_are_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(DcclipError, match="needs its images") as caught:
-        open_dataset("imagenet-cn")
-    assert "imagenet/val/n01440764/" in caught.value.hint
-    with pytest.raises(DcclipError, match="imagenet/val is no folder"):
-        open_dataset("imagenet", data_root=tmp_path)

@@ -45,17 +45,21 @@ class Places:
         self._folder = Folder(folder, allow_outside)
         self._within = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
 
+    def find(self, name: str) -> Path | None:
+        """The file that is meant, wherever it lies."""
+        return next((path for path in self._tried(name) if os.path.isfile(path)), None)
+
     def read(self, name: str) -> bytes:
         """The image's bytes. Faults as those of Folder."""
+        tried = self._tried(name)
+        path = next((path for path in tried if os.path.isfile(path)), None)
+        return self._folder.read(path or self._folder.path / name, MAX_IMAGE_BYTES, "image")  # says what is wrong
+
+    def _tried(self, name: str) -> list[Path]:
         known = os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
         endings = ("",) if known else (*PICTURE_SUFFIXES, *(suffix.upper() for suffix in PICTURE_SUFFIXES[:2]), "")
-        tried = [name + ending for ending in endings]
-        tried += [identity(name) + suffix for suffix in PICTURE_SUFFIXES[:3]]
-        for folder in self._within:
-            for path in (os.path.join(folder, file) for file in tried):
-                if "\0" not in path and os.path.isfile(path):
-                    return self._folder.read(Path(path), MAX_IMAGE_BYTES, "image")
-        return self._folder.read(self._folder.path / tried[0], MAX_IMAGE_BYTES, "image")  # says what is wrong with it
+        names = [name + ending for ending in endings] + [identity(name) + suffix for suffix in PICTURE_SUFFIXES[:3]]
+        return [Path(folder, one) for folder in self._within for one in names if "\0" not in one]
 
 
 def names_in(path: Path) -> Iterator[Named]:

@@ -1,10 +1,14 @@
-"""Class names and templates of the data sets that have a name: one JSON per data set, both languages in it.
+"""What are the classes of a data set called? One JSON per data set, both languages in it, and templates for all.
+
+    {"folders": [key of each class in the source's label order],
+     "en": {"names": [...], "alternates": {"name": ["synonym", ...]}, "templates": [...]}, "zh": {...}}
 
 `{"subset_of": "imagenet", "folders": [...]}` takes names and templates from another file, by the folders' keys.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,43 +16,50 @@ from typing import Any
 
 from dcclip_cli.data.pair import LANGUAGES, Language
 
-_FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent
+COMPACT = "compact"  # templates for every data set
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """A data set's `split` folder, its class `folders` in order, and per language the classes' names and templates."""
+    """The class `folders` in label order and, per language, the classes' names, synonyms of names, and templates."""
 
-    split: str
     folders: list[str]
     names: dict[Language, list[str]]
+    alternates: dict[Language, dict[str, list[str]]]
     templates: dict[Language, list[str]]
 
 
-def known() -> list[str]:
-    """The names of the data sets that there are prompts and a split for."""
-    return sorted(file.stem for file in _FOLDER.glob("*.json") if "split" in _json(file.stem))
+def languages(name: str) -> list[Language]:
+    """The languages that a data set's classes are named in, English first; none without a file."""
+    return sorted(read(name).names) if (FOLDER / f"{name}.json").is_file() else []
 
 
+@functools.cache
 def read(name: str) -> Prompts:
-    """The prompts of one of the `known` data sets, or of a subset of one."""
+    """A data set's class names and its own templates."""
     content = _json(name)
     if whole := content.get("subset_of"):
         return _subset(read(whole), content["folders"])
-    languages = [language for language in LANGUAGES if language in content]
+    found = {language: content[language] for language in LANGUAGES if language in content}
     return Prompts(
-        split=content["split"],
         folders=content["folders"],
-        names={language: content[language]["names"] for language in languages},
-        templates={language: content[language]["templates"] for language in languages},
+        names={language: one["names"] for language, one in found.items()},
+        alternates={language: one.get("alternates", {}) for language, one in found.items()},
+        templates={language: one["templates"] for language, one in found.items()},
     )
+
+
+def compact(language: Language) -> tuple[str, ...]:
+    """The few templates that are meant for any data set."""
+    return tuple(_json(COMPACT)[language])
 
 
 def _subset(whole: Prompts, folders: list[str]) -> Prompts:
     place = {folder: number for number, folder in enumerate(whole.folders)}
     names = {language: [every[place[folder]] for folder in folders] for language, every in whole.names.items()}
-    return Prompts(whole.split, folders, names, whole.templates)
+    return Prompts(folders, names, whole.alternates, whole.templates)
 
 
 def _json(name: str) -> Any:
-    return json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))

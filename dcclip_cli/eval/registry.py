@@ -1,0 +1,214 @@
+"""Which data sets have a name, and what has to be true of each of them?
+
+Classes, sizes and metrics of the twenty are ELEVATER's (arXiv 2204.08790 and its toolkit's configurations).
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dcclip_cli.data.pair import Language
+from dcclip_cli.errors import DcclipError
+
+Metric = Literal["top1", "mean_per_class", "map11", "roc_auc", "mean_recall"]
+Task = Literal["classification", "multi-label", "retrieval"]
+SUFFIX: dict[Language, str] = {"en": "", "zh": "-cn"}  # NAME is English, NAME-cn is Chinese
+
+
+@dataclass(frozen=True)
+class TorchvisionClass:
+    """A class of torchvision.datasets whose split is the data set's own, the folder it makes, and its arguments."""
+
+    name: str
+    folder: str
+    test: dict[str, str | bool]
+    train: dict[str, str | bool]
+
+
+@dataclass(frozen=True)
+class KnownSet:
+    """A data set with a name.
+
+    `size` counts the images of the test split, `texts` its captions; None where that could not be
+    verified, and is not checked. `hub` is the name under `clip-benchmark/wds_*`, none where
+    what lies there is another split. `languages` are those of retrieval's captions; class names have those of their
+    file under prompts/.
+    """
+
+    name: str
+    size: int | None
+    classes: int = 0
+    task: Task = "classification"
+    metric: Metric = "top1"
+    split: str = "test"
+    hub: str | None = None
+    torchvision: TorchvisionClass | None = None
+    texts: int | None = None
+    languages: tuple[Language, ...] = ()
+    squash: bool = False  # the whole image squeezed to a square: a centre crop would cut away what is asked for
+    border: int = 0  # pixels to cut off at each side
+    own_order: bool = True  # whether the hub numbers the classes as prompts/ does
+    others: bool = False  # whether the published folders hold further classes, which are left out
+    pictures_of: str = ""  # the data set with the same images in the other language, where it isn't this one itself
+    both_ways: bool = True  # whether texts are looked for as well as images
+    remark: str = ""
+
+    @property
+    def said(self) -> str:
+        """The name as it is typed: with hyphens."""
+        return self.name.replace("_", "-")
+
+
+def _split(name: str, folder: str, train: str = "train", **more: str | bool) -> TorchvisionClass:
+    return TorchvisionClass(name, folder, {"split": "test", **more}, {"split": train, **more})
+
+
+_PROBE = "the toolkit's own split: fetch it in class folders"
+ELEVATER = (
+    KnownSet("caltech101", 6_084, 102, metric="mean_per_class", hub="vtab-caltech101", own_order=False),
+    KnownSet("cifar10", 10_000, 10, hub="vtab-cifar10"),
+    KnownSet("cifar100", 10_000, 100, hub="vtab-cifar100"),
+    KnownSet("country211", 21_100, 211, hub="country211", torchvision=_split("Country211", "country211")),
+    KnownSet("dtd", 1_880, 47, hub="vtab-dtd", torchvision=_split("DTD", "dtd")),
+    KnownSet("eurosat", 5_000, 10, remark=f"5,000 of the 27,000 pictures; {_PROBE}"),
+    KnownSet("fer2013", 3_589, 7, remark=f"the private test half alone; {_PROBE}"),
+    KnownSet(
+        "fgvc_aircraft", 3_333, 100, metric="mean_per_class", hub="fgvc_aircraft",
+        torchvision=_split("FGVCAircraft", "fgvc-aircraft-2013b", "trainval", annotation_level="variant"),
+    ),
+    KnownSet("food101", 25_250, 101, torchvision=_split("Food101", "food-101")),
+    KnownSet("gtsrb", 12_630, 43, hub="gtsrb", torchvision=_split("GTSRB", "gtsrb")),
+    KnownSet("hateful_memes", 500, 2, metric="roc_auc", split="dev", remark="under a licence of its own"),
+    KnownSet(
+        "kitti_distance", 711, 4, hub="vtab-kitti_closest_vehicle_distance", squash=True,
+        remark="no centre crop",
+    ),
+    KnownSet(
+        "mnist", 10_000, 10, hub="mnist",
+        torchvision=TorchvisionClass("MNIST", "MNIST", {"train": False}, {"train": True}),
+    ),
+    KnownSet(
+        "flowers102", 6_149, 102, metric="mean_per_class", hub="vtab-flowers",
+        torchvision=_split("Flowers102", "flowers-102"),
+    ),
+    KnownSet(
+        "pets", 3_669, 37, metric="mean_per_class", hub="vtab-pets",
+        torchvision=_split("OxfordIIITPet", "oxford-iiit-pet", "trainval"),
+    ),
+    KnownSet("pcam", 32_768, 2, hub="vtab-pcam", torchvision=_split("PCAM", "pcam")),
+    KnownSet("rendered_sst2", 1_821, 2, hub="renderedsst2", torchvision=_split("RenderedSST2", "rendered-sst2")),
+    KnownSet("resisc45", 25_200, 45, remark=f"25,200 of the 31,500 pictures; {_PROBE}"),
+    KnownSet("stanford_cars", 8_041, 196, hub="cars", torchvision=_split("StanfordCars", "stanford_cars")),
+    KnownSet(
+        "voc2007", 4_952, 20, task="multi-label", metric="map11", hub="voc2007_multilabel",
+        torchvision=TorchvisionClass(
+            "VOCDetection", "VOCdevkit",
+            {"year": "2007", "image_set": "test"}, {"year": "2007", "image_set": "trainval"},
+        ),
+    ),
+)  # fmt: skip
+IMAGENETS = (
+    KnownSet("imagenet", 50_000, 1_000, split="val", hub="imagenet1k"),
+    KnownSet("imagenet_v2", 10_000, 1_000, hub="imagenetv2", remark="matched frequency"),
+    KnownSet("imagenet_sketch", 50_889, 1_000, hub="imagenet_sketch"),
+    KnownSet("imagenet_a", 7_500, 200, hub="imagenet-a"),
+    KnownSet("imagenet_r", 30_000, 200, hub="imagenet-r"),
+    KnownSet(
+        "objectnet", 18_574, 113, hub="objectnet", border=2, others=True,
+        remark="the 113 classes shared with ImageNet, the pictures' red border cut off",
+    ),
+)  # fmt: skip
+_BOTH: tuple[Language, ...] = ("en", "zh")
+
+
+def _captioned(name: str, size: int | None, languages: tuple[Language, ...], **more: Any) -> KnownSet:
+    return KnownSet(name, size, task="retrieval", metric="mean_recall", languages=languages, **more)
+
+
+RETRIEVAL = (
+    _captioned("flickr30k", 1_000, ("en",), texts=5_000, hub="flickr30k", remark="Karpathy's split"),
+    _captioned("flickr30k_cn", 1_000, ("zh",), texts=5_000, pictures_of="flickr30k", remark="human translations"),
+    _captioned("coco", 5_000, ("en",), texts=25_010, hub="mscoco_captions", remark="Karpathy's split"),
+    _captioned("coco_cn", 1_000, ("zh",), remark="written in Chinese by people"),
+    _captioned("muge_cn", None, ("zh",), split="valid", both_ways=False, remark="the test texts aren't public"),
+    _captioned("xm3600", 3_600, _BOTH),
+    _captioned("xtd", None, _BOTH, texts=1_000),
+)
+SETS = {one.name: one for one in (*ELEVATER, *IMAGENETS, *RETRIEVAL)}
+PROMPTS = {"imagenet_v2": "imagenet", "imagenet_sketch": "imagenet"}  # whose class names are another set's
+
+GROUPS = {"elevater": ELEVATER, "imagenet-family": IMAGENETS, "retrieval": RETRIEVAL, "all": tuple(SETS.values())}
+ALL = ("all",)  # the group that has both languages
+
+
+def languages_of(known: KnownSet) -> list[Language]:
+    """The languages that a data set has: its captions', or those of its class names."""
+    if known.task == "retrieval":
+        return list(known.languages)
+    from dcclip_cli.eval import prompts
+
+    return prompts.languages(prompts_of(known))
+
+
+def prompts_of(known: KnownSet) -> str:
+    """The file under prompts/ with the data set's class names."""
+    return PROMPTS.get(known.name, known.name)
+
+
+def name_in(known: KnownSet, language: Language) -> str:
+    """What is typed for the data set in that language."""
+    return known.said if known.said.endswith("-cn") else known.said + SUFFIX[language]
+
+
+def known_names() -> list[str]:
+    """Every data set name that `--dataset` takes, Chinese ones included, groups not."""
+    return [name_in(known, language) for known in SETS.values() for language in languages_of(known)]
+
+
+def group_names() -> list[str]:
+    """The names of groups: GROUP in English, GROUP-cn in Chinese, `all` in both."""
+    return list(
+        dict.fromkeys(group + ("" if group in ALL else suffix) for group in GROUPS for suffix in SUFFIX.values())
+    )
+
+
+def expand(name: str) -> list[str]:
+    """The data sets' names that a group stands for; a name that is no group stands for itself."""
+    group = name.lower().replace("_", "-")
+    if group in ALL:
+        return known_names()
+    base, language = _language(group)
+    if base not in GROUPS or base in ALL:
+        return [name]
+    return [name_in(known, language) for known in GROUPS[base] if language in languages_of(known)]
+
+
+def find(name: str) -> tuple[KnownSet, Language] | None:
+    """The data set and language that a name, typed with hyphens or underscores, means; None where it is unknown."""
+    said = name.lower().replace("_", "-")
+    for known in SETS.values():
+        for language in languages_of(known):
+            if name_in(known, language) == said:
+                return known, language
+    return None
+
+
+def pictures_of(dataset: str) -> str:
+    """The name that a result's data set has in any language, so that languages stand side by side."""
+    key = dataset.replace("-", "_")
+    known = SETS.get(key) or SETS.get(key.removesuffix("_cn"))
+    return (known.pictures_of or known.said) if known else dataset
+
+
+def unknown(name: str) -> DcclipError:
+    """The error for a name that is neither a data set nor a path, with the nearest name."""
+    known = [*known_names(), *group_names()]
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1)
+    hint = f"did you mean {near[0]}?" if near else "see: dcclip datasets"
+    return DcclipError(f"data set {name} is neither a known name nor a path", hint)
+
+
+def _language(said: str) -> tuple[str, Language]:
+    return (said.removesuffix("-cn"), "zh") if said.endswith("-cn") else (said, "en")

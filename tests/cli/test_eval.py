@@ -1,0 +1,107 @@
+"""`dcclip eval` and `dcclip datasets` as they are typed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from dcclip_cli.cli.app import app
+from dcclip_cli.data.pair import Pair
+from dcclip_cli.eval.registry import KnownSet
+from tests.eval import layouts
+from tests.eval.conftest import small
+
+__all__ = ["small"]  # a fixture
+
+
+def dcclip(*arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture
+def imagenet(tmp_path: Path, small: dict[str, KnownSet], pairs: list[Pair]) -> Path:
+    """A root with `imagenet`: a drawn picture in each of its thousand class folders."""
+    for number in range(1000):
+        layouts.write(tmp_path / f"data/imagenet/val/alpha_{number}/x.JPEG", pairs[number % 40].image)
+    return tmp_path / "data"
+
+
+def test_imagenet_cn_on_class_folders_equals_an_independent_computation(
+    imagenet: Path, model_folder: Path, tmp_path: Path, pairs: list[Pair]
+) -> None:
+    import open_clip
+    import torch
+
+    from dcclip_cli.eval import prompts
+    from dcclip_cli.model.preprocess import decode
+
+    names = [f"{pairs[number % 40].zh[0]}和{pairs[number // 40].zh[2]}" for number in range(1000)]
+    file = prompts.FOLDER / "imagenet.json"
+    file.write_text(
+        json.dumps({**json.loads(file.read_text("utf-8")), "zh": {"names": names, "templates": ["一张{}", "{}"]}})
+    )
+    prompts.read.cache_clear()
+    out = tmp_path / "out"
+    shown = dcclip("eval", "--dataset", "imagenet-cn", "--data-root", str(imagenet), "--model", str(model_folder),
+                   "--out", str(out), "--quiet", "--device", "cpu")  # fmt: skip
+    [found] = json.loads((out / "imagenet-cn.json").read_text("utf-8"))
+
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{model_folder}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{model_folder}")
+    head = open_clip.build_zero_shot_classifier(
+        model.eval(), tokenizer, names, [lambda name: f"一张{name}", lambda name: name], num_classes_per_batch=100
+    )
+    with torch.no_grad():
+        pictures = model.encode_image(torch.stack([transform(decode(pair.image)) for pair in pairs]), normalize=True)
+    logits = pictures.repeat(25, 1) @ head
+    right = logits.topk(5).indices == torch.arange(1000)[:, None]
+    assert found["metrics"]["top1"] == pytest.approx(float(right[:, 0].float().mean()))
+    assert found["metrics"]["top5"] == pytest.approx(float(right.any(dim=1).float().mean()))
+    assert (found["n"], found["classes"], found["language"], found["split"]) == (1000, 1000, "zh", "val")
+    assert f"{found['value']:.1%}" in shown.stdout and "imagenet-cn zh" in shown.stdout
+    assert sorted(file.name for file in out.iterdir()) == [
+        "imagenet-cn.json", "report.html", "summary.json", "table.md", "table.tex",
+    ]  # fmt: skip
+
+
+def test_compare_tells_differences_and_refuses_unlike_prompts(
+    imagenet: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    shared = ["eval", "--data-root", str(imagenet), "--model", str(model_folder), "--quiet", "--limit", "60"]
+    dcclip(*shared, "--dataset", "imagenet", "--out", str(tmp_path / "a"))
+    dcclip(*shared, "--dataset", "imagenet", "--out", str(tmp_path / "b"), "--templates", "name")
+    files = str(tmp_path / "a/imagenet.json"), str(tmp_path / "b/imagenet.json")
+    refused = dcclip("eval", "--compare", *files, code=1)
+    assert "error: imagenet en: the prompts differ" in refused.stderr and "--force" in refused.stderr
+    forced = dcclip("eval", "--compare", *files, "--force")
+    assert "95 % interval" in forced.stdout and "imagenet en" in forced.stdout
+    same = json.loads(dcclip("eval", "--compare", files[0], files[0], "--json").stdout)
+    assert same[0]["difference"] == same[0]["low"] == same[0]["high"] == 0 and same[0]["paired"]
+
+
+def test_a_group_without_data_says_which_set_is_missing(imagenet: Path, model_folder: Path) -> None:
+    shared = ["eval", "--data-root", str(imagenet), "--model", str(model_folder)]
+    refused = dcclip(*shared, "--dataset", "imagenet-family-cn", code=1)
+    assert "error: data set imagenet-v2 needs its images" in refused.stderr
+    assert refused.stderr.count("\n") == 3 and "hint:  say --data-root DIR" in refused.stderr
+
+
+def test_probes_by_shots(tmp_path: Path, small: dict[str, KnownSet], model_folder: Path, pairs: list[Pair]) -> None:
+    for number in range(10):
+        layouts.write(tmp_path / f"mnist/test/alpha_{number}/1.png", pairs[number].image)
+        layouts.write(tmp_path / f"mnist/train/alpha_{number}/1.png", pairs[number].image)
+    shared = ["eval", "--dataset", "mnist", "--data-root", str(tmp_path), "--model", str(model_folder)]
+    shown = dcclip(*shared, "--task", "probe", "--shots", "1，all")
+    assert "mnist en (linear probe, 1 shots)" in shown.stdout and "mnist en (linear probe)" in shown.stdout
+    assert "--shots: few" in dcclip(*shared, "--task", "probe", "--shots", "few", code=2).stderr
+
+
+def test_data_sets_are_listed_and_found(imagenet: Path, small: dict[str, KnownSet]) -> None:
+    listed = dcclip("datasets").stdout
+    assert "kitti-distance, kitti-distance-cn" in listed and "no centre crop" in listed
+    assert "groups: elevater, elevater-cn" in listed
+    found = {line.split(",")[0]: line for line in dcclip("datasets", "--data-root", str(imagenet)).stdout.splitlines()}
+    assert "SPLIT/CLASS/*.jpg" in found["imagenet"] and "SPLIT" not in found["dtd"]

@@ -1,0 +1,49 @@
+"""Class names for every data set, made up, so that layouts can be tried in small."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dcclip_cli.eval import datasets, prompts, registry
+from dcclip_cli.eval.registry import SETS, KnownSet
+
+
+def clear() -> None:
+    """Forget the class names and data sets that were read."""
+    prompts.read.cache_clear()
+    datasets._cached.cache_clear()
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, KnownSet]]:
+    """Every data set of classes with one image for each, and class names in both languages: `alpha_7`, `七7`."""
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    for known in SETS.values():
+        if known.classes and registry.prompts_of(known) == known.name:
+            keys = [f"alpha_{number}" for number in range(known.classes)]
+            content = {
+                "folders": ["negative", "positive"] if known.name == "rendered_sst2" else keys,
+                "en": {
+                    "names": [f"Thing {number}" for number in range(known.classes)],
+                    "alternates": {"Thing 0": ["Zeroth thing"]},
+                    "templates": ["a photo of a {}.", "{}"],
+                },
+                "zh": {"names": [f"东西{number}" for number in range(known.classes)], "templates": ["一张{}的照片。"]},
+            }
+            (folder / f"{known.name}.json").write_text(json.dumps(content), "utf-8")
+    (folder / "compact.json").write_text(json.dumps({"en": ["a {}"], "zh": ["一个{}"]}), "utf-8")
+    smaller = {
+        name: replace(known, size=known.classes or None, texts=None)
+        if known.classes
+        else replace(known, size=None, texts=None)
+        for name, known in SETS.items()
+    }
+    monkeypatch.setattr(prompts, "FOLDER", folder)
+    monkeypatch.setattr(registry, "SETS", smaller)
+    clear()
+    yield smaller
+    clear()

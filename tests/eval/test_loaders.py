@@ -1,0 +1,154 @@
+"""Every data set with a name is read from each layout that it is published in, with the labels of its pictures."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dcclip_cli.eval import prompts, registry
+from dcclip_cli.eval.datasets import Classes, DataSet, open_dataset
+from dcclip_cli.eval.registry import SETS, KnownSet
+from tests.eval import layouts
+
+CLASSIFIED = [known for known in SETS.values() if known.classes]
+SINGLE = [known for known in CLASSIFIED if known.task == "classification"]
+
+
+def truth(dataset: DataSet) -> Classes:
+    (found,) = dataset.truth.values()
+    assert isinstance(found, Classes)
+    return found
+
+
+def labels_match(dataset: DataSet, classes: int, border: int = 0) -> None:
+    labels = truth(dataset).labels
+    assert sorted(labels.tolist()) == list(range(classes))
+    for index in (0, 1, classes // 2, classes - 1):
+        assert layouts.label_of(dataset.images.picture(index)) == labels[index]
+
+
+def folders_of(known: KnownSet) -> list[str]:
+    return prompts.read(registry.prompts_of(known)).folders
+
+
+@pytest.mark.parametrize("known", SINGLE, ids=lambda known: known.name)
+@pytest.mark.parametrize("suffix", ["", "-cn"])
+def test_class_folders_are_read_in_both_languages(
+    known: KnownSet, suffix: str, tmp_path: Path, small: dict[str, KnownSet]
+) -> None:
+    layouts.class_folders(tmp_path / known.said / known.split, folders_of(known), ".JPEG")
+    dataset = open_dataset(known.said + suffix, data_root=tmp_path)
+    labels_match(dataset, known.classes)
+    assert truth(dataset).names[1] == ("东西1" if suffix else "Thing 1")
+    assert dataset.metric == known.metric and dataset.squash == known.squash
+
+
+@pytest.mark.parametrize("known", SINGLE, ids=lambda known: known.name)
+def test_webdataset_tars_are_read_as_clip_benchmark_writes_them(
+    known: KnownSet, tmp_path: Path, small: dict[str, KnownSet]
+) -> None:
+    names = [f"thing {number}" for number in range(known.classes)]
+    folder = tmp_path / (f"wds_{known.hub}" if known.hub else known.name)
+    layouts.wds(folder, "test", [f"{number}".encode() for number in range(known.classes)], ".cls", names)
+    labels_match(open_dataset(known.name, data_root=tmp_path), known.classes)
+
+
+@pytest.mark.parametrize("build", [one for one in layouts.TORCHVISION.values() if one.__name__ != "voc2007"])
+def test_torchvisions_own_files_are_read(
+    build: Callable[..., None], tmp_path: Path, small: dict[str, KnownSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The lists that torchvision checks the sums of, and has the right ones of in its code, are made up here.
+    monkeypatch.setattr("torchvision.datasets.flowers102.check_integrity", lambda *_: True)
+    known = small[build.__name__]
+    names = folders_of(known)
+    if known.name == "flowers102":
+        monkeypatch.setattr("torchvision.datasets.Flowers102.classes", [f"flower {n}" for n in range(known.classes)])
+    if known.name == "pets":  # whose classes torchvision finds in the files' names
+        names = [name.replace("alpha", "Thing") for name in names]
+    build(tmp_path, names)
+    labels_match(open_dataset(known.name, data_root=tmp_path), known.classes)
+
+
+def test_voc_has_the_classes_that_are_shown_and_not_those_that_are_difficult(
+    tmp_path: Path, small: dict[str, KnownSet]
+) -> None:
+    layouts.voc2007(tmp_path / "voc2007", folders_of(small["voc2007"]))
+    dataset = open_dataset("voc2007-cn", data_root=tmp_path)
+    expected = np.eye(20, dtype=bool)
+    expected[:, 0] = True
+    assert (truth(dataset).labels == expected).all() and dataset.metric == "map11"
+    assert layouts.label_of(dataset.images.picture(5)) == 5
+
+
+def test_voc_in_tars_has_its_classes_in_npy(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+    rows = np.eye(20, dtype=np.float32)
+    rows[3, 7] = 1
+    layouts.wds(tmp_path / "voc2007", "test", [layouts.npy(row) for row in rows], ".npy")
+    assert (truth(open_dataset("voc2007", data_root=tmp_path)).labels == (rows > 0)).all()
+
+
+@pytest.mark.parametrize(("name", "label_bytes"), [("cifar10", 1), ("cifar100", 2)])
+def test_cifars_binary_version_is_read_and_the_pickled_one_refused(
+    name: str, label_bytes: int, tmp_path: Path, small: dict[str, KnownSet]
+) -> None:
+    from dcclip_cli.errors import DcclipError
+
+    count = small[name].classes
+    pickled = "cifar-10-batches-py" if name == "cifar10" else "cifar-100-python"
+    (tmp_path / name / pickled).mkdir(parents=True)
+    with pytest.raises(DcclipError, match="is pickled") as caught:
+        open_dataset(name, data_root=tmp_path)
+    assert f"cifar-{count}-binary.tar.gz" in caught.value.hint
+    rows = [
+        bytes([0] * (label_bytes - 1) + [label])
+        + np.repeat(np.asarray(layouts.colour(label), np.uint8), 1024).tobytes()
+        for label in range(count)
+    ]
+    file = "cifar-10-batches-bin/test_batch.bin" if name == "cifar10" else "cifar-100-binary/test.bin"
+    layouts.write(tmp_path / name / file, b"".join(rows))
+    labels_match(open_dataset(name, data_root=tmp_path), count)
+
+
+@pytest.mark.parametrize("label", ["cls", "label"])
+def test_a_data_set_in_the_hubs_own_format_is_read(label: str, tmp_path: Path, small: dict[str, KnownSet]) -> None:
+    import datasets
+
+    rows = {"webp": [{"bytes": layouts.picture(number), "path": None} for number in range(47)], "cls": list(range(47))}
+    features = {"webp": datasets.Image(), "cls": datasets.Value("int64")}
+    saved = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    if label == "label":  # classes with names, in another order
+        saved = saved.rename_column("cls", "label")
+        order = [f"alpha_{number}" for number in range(47)][::-1]
+        saved = saved.map(lambda row: {"label": 46 - row["label"]})
+        saved = saved.cast_column("label", datasets.ClassLabel(names=order))
+    datasets.DatasetDict({"test": saved}).save_to_disk(tmp_path / "dtd")
+    labels_match(open_dataset("dtd-cn", data_root=tmp_path), 47)
+
+
+def test_imagenet_v2_has_folders_by_number(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+    numbers = [str(number) for number in range(1000)]  # whose order as texts is another
+    layouts.class_folders(tmp_path / "imagenet_v2/imagenetv2-matched-frequency-format-val", numbers)
+    labels_match(open_dataset("imagenet-v2", data_root=tmp_path), 1000)
+
+
+def test_objectnet_leaves_out_the_classes_that_imagenet_lacks_and_cuts_the_border(
+    tmp_path: Path, small: dict[str, KnownSet]
+) -> None:
+    layouts.class_folders(tmp_path / "objectnet/images", folders_of(small["objectnet"]))
+    layouts.class_folders(tmp_path / "objectnet/images/", ["weight_exercise"])
+    dataset = open_dataset("objectnet", data_root=tmp_path)
+    assert dataset.border == 2 and len(dataset.images) == 113
+
+
+def test_the_hubs_caltech_has_an_order_of_its_own_told_by_its_names(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+    theirs = [f"Thing {101 - number}" for number in range(102)]
+    layouts.wds(tmp_path / "caltech101", "test", [f"{101 - number}".encode() for number in range(102)], ".cls", theirs)
+    labels_match(open_dataset("caltech101", data_root=tmp_path), 102)
+
+
+def test_templates_are_the_sets_own_a_compact_set_or_none(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+    layouts.class_folders(tmp_path / "dtd/test", folders_of(small["dtd"]))
+    assert truth(open_dataset("dtd", None, tmp_path)).templates == ("a photo of a {}.", "{}")
+    assert truth(open_dataset("dtd-cn", None, tmp_path, "compact")).templates == ("一个{}",)
+    assert truth(open_dataset("dtd-cn", None, tmp_path, "name")).templates == ("{}",)

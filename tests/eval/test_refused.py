@@ -1,0 +1,142 @@
+"""What isn't whole, or isn't in the right order, stops with one sentence that says which."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.eval import prompts
+from dcclip_cli.eval.datasets import open_dataset
+from dcclip_cli.eval.registry import KnownSet
+from tests.eval import layouts
+
+NAMES = [f"alpha_{number}" for number in range(47)]
+TRUTHS = [f"{number}".encode() for number in range(47)]
+
+
+def refused(name: str, root: Path, match: str) -> str:
+    """The hint of the error that opening the data set ends in."""
+    with pytest.raises(DcclipError, match=match) as caught:
+        open_dataset(name, data_root=root)
+    assert "\n" not in caught.value.what
+    return caught.value.hint
+
+
+def test_a_class_without_images_and_a_folder_that_is_no_class(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+    layouts.class_folders(tmp_path / "dtd/test", NAMES[:-1])
+    refused("dtd", tmp_path, "1 of 47 classes have no images, alpha_46 for one")
+    layouts.class_folders(tmp_path / "dtd/test", [*NAMES, "布料"])
+    hint = refused("dtd-cn", tmp_path, r"布料 is no class of dtd \(there are 1 such folders\)")
+    assert "alpha_0" in hint
+
+
+def test_a_split_of_the_wrong_size(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+    layouts.class_folders(tmp_path / "dtd/test", NAMES)
+    layouts.write(tmp_path / "dtd/test/alpha_3/more.png", layouts.picture(3))
+    assert "--limit" in refused("dtd", tmp_path, "data set dtd: the split test has 47 images, 48 are here")
+
+
+def test_a_shuffled_list_of_class_names(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+    names = [f"Thing {number}" for number in range(47)]
+    names[4], names[9] = names[9], names[4]
+    layouts.wds(tmp_path / "dtd", "test", TRUTHS, ".cls", names)
+    refused("dtd", tmp_path, "classnames.txt: class 4 is 'Thing 9' there, 'alpha_4' is expected")
+    layouts.wds(tmp_path / "dtd", "test", TRUTHS, ".cls", [f"Thing {number}" for number in range(46)])
+    refused("dtd", tmp_path, "classnames.txt has 46 classes, not 47")
+
+
+def test_another_wording_of_class_names_is_no_other_order(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+    names = [f"A thing that is number {number}" for number in range(47)]
+    layouts.wds(tmp_path / "dtd", "test", TRUTHS, ".cls", names)
+    assert len(open_dataset("dtd", data_root=tmp_path).images) == 47
+
+
+def test_half_a_download_of_tars(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+    layouts.wds(tmp_path / "dtd", "test", TRUTHS, ".cls", shards=3)
+    tar = tmp_path / "dtd/test/2.tar"
+    content = tar.read_bytes()
+    tar.write_bytes(content[: len(content) // 2])
+    refused("dtd", tmp_path, r"2.tar: .*the file ends after [\d,]+ bytes, in the midst of the tar")
+    tar.unlink()
+    assert refused("dtd", tmp_path, "has 2 tars, nshards.txt says 3") == "finish the download"
+
+
+def test_a_label_that_is_missing_or_no_class(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+    layouts.wds(tmp_path / "dtd", "test", [*TRUTHS[:-1], b"47"], ".cls")
+    refused("dtd", tmp_path, r"s0000046.cls says '47', not a class from 0 to 46")
+    layouts.tar(tmp_path / "dtd/test/0.tar", {"s0.png": layouts.picture(0)})
+    refused("dtd", tmp_path, "s0 has no .cls file beside it")
+
+
+def test_labels_in_npy_are_never_unpickled(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+    layouts.wds(tmp_path / "voc2007", "test", [layouts.npy(np.asarray([{"a": 1}], object))] * 20, ".npy")
+    refused("voc2007", tmp_path, "s0000000.npy can't be read: .*allow_pickle")
+
+
+def test_torchvisions_half_a_download(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+    layouts.fgvc_aircraft(tmp_path, [f"alpha_{number}" for number in range(100)])
+    (tmp_path / "fgvc-aircraft-2013b/data/images/0000007.jpg").unlink()
+    refused("fgvc-aircraft", tmp_path, "1 images are missing, .*0000007.jpg for one")
+    (tmp_path / "food-101").mkdir()
+    refused("food101", tmp_path, "food-101: torchvision says: Dataset not found.")
+
+
+def test_a_cut_cifar(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+    layouts.write(tmp_path / "cifar10/cifar-10-batches-bin/test_batch.bin", bytes(3073 * 2 + 5))
+    refused("cifar10", tmp_path, "test_batch.bin is cut: 6,151 bytes")
+
+
+def test_captions_whose_images_are_missing(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+    images = [{"filename": f"{n}.jpg", "split": "test", "sentences": [{"raw": "a cat"}]} for n in range(3)]
+    layouts.write(tmp_path / "flickr30k/dataset_flickr30k.json", json.dumps({"images": images}))
+    layouts.write(tmp_path / "flickr30k/flickr30k-images/1.jpg", layouts.picture(1))
+    refused("flickr30k", tmp_path, "2 images are missing, 0.jpg for one")
+    layouts.write(tmp_path / "flickr30k/dataset_flickr30k.json", json.dumps({"images": images})[:-40])
+    refused("flickr30k", tmp_path, "dataset_flickr30k.json breaks off")
+
+
+def test_texts_about_images_that_are_missing(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+    layouts.write(tmp_path / "muge/valid_imgs.tsv", "7\tAAAA\n")
+    refused("muge-cn", tmp_path, "valid_imgs.tsv has no valid_texts.jsonl beside it")
+    layouts.write(tmp_path / "muge/valid_texts.jsonl", '{"text_id": 1, "text": "红色连衣裙", "image_ids": [8]}\n')
+    refused("muge-cn", tmp_path, "valid_texts.jsonl:1: valid_imgs.tsv has no image 8")
+    layouts.write(tmp_path / "muge/valid_texts.jsonl", '{"text_id": 1, "text": "红色连衣裙", "image_ids": []}\n')
+    refused("muge-cn", tmp_path, "says of no text which images it is about")
+
+
+def test_xtds_files_of_unlike_lengths(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+    layouts.write(tmp_path / "xtd/test_1kcaptions_zh.txt", "一只猫\n一只狗\n")
+    refused("xtd-cn", tmp_path, "test_image_names.txt is missing")
+    layouts.write(tmp_path / "xtd/test_image_names.txt", "1.jpg\n")
+    refused("xtd-cn", tmp_path, "has 2 captions, test_image_names.txt 1 images")
+
+
+def test_a_name_that_is_not_known_gets_the_nearest(tmp_path: Path) -> None:
+    assert refused("imagnet-cn", tmp_path, "data set imagnet-cn is neither a known name nor a path") == (
+        "did you mean imagenet-cn?"
+    )
+    assert "retrieval-cn" in refused("retreival_cn", tmp_path, "neither a known name")
+
+
+def test_a_data_set_that_is_not_there_says_where_it_is_looked_for(tmp_path: Path) -> None:
+    hint = refused("imagenet-cn", tmp_path / "nowhere", "nowhere is no folder")
+    (tmp_path / "imagenet").mkdir()
+    hint = refused("imagenet-cn", tmp_path, "imagenet has no val images of imagenet in any layout known")
+    assert "imagenet/val/n01440764/*.jpg or imagenet/val/0.tar" in hint
+    with pytest.raises(
+        DcclipError, match="data set cifar10 needs its images: clip-benchmark/wds_vtab-cifar10 can't be"
+    ):
+        open_dataset("cifar10")
+    with pytest.raises(DcclipError, match="data set muge-cn needs its images, and the hub does not have them"):
+        open_dataset("muge-cn")
+
+
+def test_the_prompts_that_ship_are_whole() -> None:
+    for name in ("imagenet", "cifar10"):
+        found = prompts.read(name)
+        for language in ("en", "zh"):
+            assert len(found.names[language]) == len(found.folders)
+            assert all(template.count("{}") == 1 for template in found.templates[language])
+            assert all(template.count("{}") == 1 for template in prompts.compact(language))

@@ -1,0 +1,67 @@
+"""The report shows the table, weak classes, confusions and pictures of errors, and fetches nothing."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.table import write_parquet
+from dcclip_cli.eval.datasets import open_dataset
+from dcclip_cli.eval.report.errors import errors_of
+from dcclip_cli.eval.report.html import write_report
+from dcclip_cli.eval.scoring import score_classes
+from tests.eval import layouts
+from tests.eval.test_compare import guesses, result
+
+NAMES = ["猫", "狗", "<b>鸟</b>", "鱼"]
+
+
+def test_weak_classes_and_confusions_are_counted() -> None:
+    labels = np.asarray([0, 0, 0, 0, 1, 1, 2, 3])
+    best = np.asarray([0, 1, 1, 2, 1, 0, 0, 3])
+    one = result("a", score_classes(np.eye(4)[best], labels, "top1"), class_names=NAMES)
+    found = errors_of(one, {})
+    assert found is not None
+    assert [(weak.name, weak.share, weak.n, weak.taken_for) for weak in found.worst] == [
+        ("<b>鸟</b>", 0.0, 1, "猫"),
+        ("猫", 0.25, 4, "狗"),
+        ("狗", 0.5, 2, "猫"),
+    ]
+    assert [(pair.truth, pair.guess, pair.n, pair.share) for pair in found.confusions[:2]] == [
+        ("猫", "狗", 2, 0.5),
+        ("猫", "<b>鸟</b>", 1, 0.25),
+    ]
+
+
+def test_the_page_is_whole_in_both_languages_and_shows_the_wrong_pictures(tmp_path: Path) -> None:
+    names = ("猫", "狗", "鸟", "鱼")
+    rows = [Pair(str(n), layouts.picture(n % 4), zh=(names[n % 4],), en=(f"class {n % 4}",)) for n in range(400)]
+    write_parquet(tmp_path / "四.parquet", rows)
+    dataset = open_dataset(str(tmp_path / "四.parquet"))
+    results = [
+        result("模型", guesses(395), dataset="四", language="en"),
+        result("模型", guesses(300), dataset="四", language="zh", class_names=NAMES, corrupt={}),
+        replace(result("b", guesses(100), dataset="四", language="zh"), corrupt={"9.jpg": "cut"}),
+    ]
+    write_report(tmp_path / "report.html", results, [dataset])
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "98.8" in page and "75.0" in page and "-23.8" in page  # English, Chinese, their gap
+    assert "&lt;b&gt;鸟" in page and "<b>鸟" not in page
+    assert page.count('src="data:image/jpeg;base64,') == 5 + 12 + 12
+    assert page.count('src="data:image/svg+xml;base64,') == 1
+    assert "9.jpg: cut" in page
+    assert not re.search(r"(?:src|href)=\"(?!data:|#)|<script|url\(", page)
+    write_report(tmp_path / "again.html", results, [dataset])
+    assert (tmp_path / "again.html").read_bytes() == (tmp_path / "report.html").read_bytes()
+
+
+def test_probes_are_drawn_as_curves(tmp_path: Path) -> None:
+    results = [
+        result("a", guesses(100 + shots), task=f"linear probe, {shots} shots", templates=[]) for shots in (5, 20, 50)
+    ]
+    write_report(tmp_path / "report.html", [*results, result("a", guesses(200), task="linear probe")])
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "What a linear layer learns" in page and page.count("data:image/svg+xml") == 2
+    assert "dtd, linear probe, 5 shots" in page

@@ -1,0 +1,136 @@
+"""Images with captions are read from the files that their authors publish, and from tars."""
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+
+from dcclip_cli.eval.datasets import Captions, DataSet, open_dataset
+from dcclip_cli.eval.registry import KnownSet
+from tests.eval import layouts
+
+EN = [["a cat on a mat", "one cat"], ["two dogs run", "dogs"], ["a red bus", "bus"]]
+ZH = [["垫子上有一只猫", "一只猫"], ["两只狗在跑", "狗"], ["一辆红色公交车", "公交车"]]
+
+
+def matches(dataset: DataSet, captions: list[list[str]]) -> None:
+    """Whether every caption is about the picture that it was written for, told by the picture's colour."""
+    (truth,) = dataset.truth.values()
+    assert isinstance(truth, Captions) and dataset.is_retrieval and dataset.metric == "mean_recall"
+    found: dict[int, list[str]] = {}
+    for text, about in zip(truth.texts, truth.about, strict=True):
+        for image in about:
+            found.setdefault(layouts.label_of(dataset.images.picture(image)), []).append(text)
+    assert found == dict(enumerate(captions))
+
+
+def write_pictures(folder: Path, names: list[str]) -> None:
+    for label, name in enumerate(names):
+        layouts.write(folder / name, layouts.picture(label))
+
+
+def karpathy(names: list[str], captions: list[list[str]], **more: str) -> str:
+    images = [
+        {"filename": name, "split": "test", "sentences": [{"raw": text} for text in several], **more}
+        for name, several in zip(names, captions, strict=True)
+    ]
+    return json.dumps(
+        {"images": [{"filename": "t.jpg", "split": "train", "sentences": [{"raw": "x"}], **more}, *images]}
+    )
+
+
+def test_flickr30k_in_karpathys_json_and_in_chinese_lines_on_the_same_pictures(
+    tmp_path: Path, small: dict[str, KnownSet]
+) -> None:
+    names = ["1007129816.jpg", "1009434119.jpg", "101362133.jpg"]
+    write_pictures(tmp_path / "flickr30k/flickr30k-images", names)
+    layouts.write(tmp_path / "flickr30k/dataset_flickr30k.json", karpathy(names, EN))
+    lines = [
+        f"{name}#zhb#{n} {text}\n" for name, several in zip(names, ZH, strict=True) for n, text in enumerate(several)
+    ]
+    layouts.write(tmp_path / "flickr30k-cn/flickr30kcn_test.txt", "".join(lines))
+    matches(open_dataset("flickr30k", data_root=tmp_path), EN)
+    matches(open_dataset("flickr30k_cn", data_root=tmp_path), ZH)
+
+
+def test_coco_in_karpathys_json_and_coco_cn_by_its_list_of_names(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+    names = [f"COCO_val2014_{number:012}" for number in range(3)]
+    write_pictures(tmp_path / "coco/val2014", [f"{name}.jpg" for name in names])
+    layouts.write(
+        tmp_path / "coco/dataset_coco.json", karpathy([f"{name}.jpg" for name in names], EN, filepath="val2014")
+    )
+    lines = [
+        f"{name}#zhm#{n}\t{text}\n" for name, several in zip(names, ZH, strict=True) for n, text in enumerate(several)
+    ]
+    other = "COCO_train2014_000000000999#zhm#0\t训练集里的图\n"
+    layouts.write(tmp_path / "coco-cn/imageid.human-written-caption.txt", other + "".join(lines))
+    layouts.write(tmp_path / "coco-cn/coco-cn_test.txt", "\n".join(names) + "\n")
+    matches(open_dataset("coco", data_root=tmp_path), EN)
+    matches(open_dataset("coco-cn", data_root=tmp_path), ZH)
+
+
+@pytest.mark.parametrize(("name", "split"), [("muge-cn", "valid"), ("flickr30k-cn", "test"), ("coco-cn", "test")])
+def test_chinese_clips_base64_lines(name: str, split: str, tmp_path: Path, small: dict[str, KnownSet]) -> None:
+    rows = [f"{100 + label}\t{base64.urlsafe_b64encode(layouts.picture(label)).decode()}\n" for label in range(4)]
+    layouts.write(tmp_path / name / f"{split}_imgs.tsv", "".join(rows))
+    texts = [
+        {"text_id": 0, "text": "垫子上有一只猫", "image_ids": [100]},
+        {"text_id": 1, "text": "动物", "image_ids": [101, 100]},
+        {"text_id": 2, "text": "没有图", "image_ids": []},
+    ]
+    layouts.write(
+        tmp_path / name / f"{split}_texts.jsonl", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in texts)
+    )
+    dataset = open_dataset(name, data_root=tmp_path)
+    truth = dataset.truth["zh"]
+    assert isinstance(truth, Captions)
+    assert truth.texts == ("垫子上有一只猫", "动物") and truth.about == ((0,), (1, 0))
+    assert [layouts.label_of(dataset.images.picture(index)) for index in range(4)] == [0, 1, 2, 3]
+    assert dataset.both_ways == (name != "muge-cn")
+
+
+@pytest.mark.parametrize(("name", "captions"), [("xm3600", EN), ("xm3600-cn", ZH)])
+def test_xm3600_has_every_language_on_one_line(
+    name: str, captions: list[list[str]], tmp_path: Path, small: dict[str, KnownSet]
+) -> None:
+    write_pictures(tmp_path / "xm3600/images", [f"{label:016x}.jpg" for label in range(3)])
+    lines = [
+        {"image/key": f"{label:016x}", "en": {"caption": EN[label]}, "zh": {"caption": ZH[label]}} for label in range(3)
+    ]
+    layouts.write(
+        tmp_path / "xm3600/captions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    )
+    matches(open_dataset(name, data_root=tmp_path), captions)
+
+
+def test_xtd_has_captions_line_by_line_and_both_languages_share_their_pictures(
+    tmp_path: Path, small: dict[str, KnownSet]
+) -> None:
+    names = [f"COCO_val2014_{number:012}.jpg" for number in range(3)]
+    write_pictures(tmp_path / "xtd/images", names)
+    layouts.write(tmp_path / "xtd/test_image_names.txt", "\n".join([*names, names[0]]) + "\n")
+    for language, captions in (("en", EN), ("zh", ZH)):
+        texts = [*(several[0] for several in captions), captions[0][1]]
+        layouts.write(tmp_path / f"xtd/test_1kcaptions_{language}.txt", "\n".join(texts) + "\n")
+    english, chinese = open_dataset("xtd", data_root=tmp_path), open_dataset("xtd-cn", data_root=tmp_path)
+    matches(english, [EN[0], EN[1][:1], EN[2][:1]])
+    matches(chinese, [ZH[0], ZH[1][:1], ZH[2][:1]])
+    assert english.images.stamp == chinese.images.stamp
+
+
+def test_tars_have_a_caption_a_line(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+    layouts.wds(tmp_path / "wds_mscoco_captions", "test", ["\n".join(several).encode() for several in EN], ".txt")
+    matches(open_dataset("coco", data_root=tmp_path), EN)
+
+
+def test_the_hubs_own_format_has_captions_as_text(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+    import datasets
+
+    rows = {
+        "jpg": [{"bytes": layouts.picture(number), "path": None} for number in range(3)],
+        "txt": ["\n".join(several) for several in EN],
+    }
+    features = datasets.Features({"jpg": datasets.Image(), "txt": datasets.Value("string")})
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "flickr30k")
+    matches(open_dataset("flickr30k", data_root=tmp_path), EN)
