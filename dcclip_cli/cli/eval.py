@@ -82,6 +82,9 @@ def eval(
         ),
     ] = None,
     force: Annotated[bool, Option("--force", help="Compare results of unlike class names or prompts.")] = False,
+    precision: Annotated[
+        Literal["fp32", "bf16"] | None, Option("--precision", help="What torch computes in. Default: fp32.")
+    ] = None,
     workers: Annotated[int | None, Option("--workers", min=1, help="Threads that read images. Default: 2.")] = None,
     cache: Annotated[
         Path | None,
@@ -115,6 +118,7 @@ def eval(
         "templates": templates,
         "task": task,
         "shots": _shots(shots),
+        "precision": precision,
         "workers": workers,
     }
     loaded = stages.open_recipe(recipe, sets, None if dataset else "eval") if recipe else None
@@ -176,6 +180,7 @@ def measure(
         task=options.task,
         shots=options.shots,
         device=device,
+        precision=options.precision,
         cache=FeatureCache(None if no_cache else cache or default_cache()),
         progress=progress,
     )

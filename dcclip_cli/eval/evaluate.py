@@ -27,6 +27,7 @@ from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
 Task = Literal["zero-shot", "retrieval", "probe"]
+Precision = Literal["fp32", "bf16"]
 _NAMED_FAULTS = 3  # unreadable images that are named on the terminal; the result names all
 
 
@@ -50,6 +51,10 @@ class EvalOptions(Options):
     shots: tuple[int, ...] = Field(
         (), description="Images a class that probes are trained on; 0 means all; default: 5, 20, 50 and all"
     )
+    precision: Precision = Field(
+        "fp32",
+        description="What torch computes in; `bf16` is faster where the processor has it, and a little different",
+    )
     workers: int = Field(2, ge=1, description="Threads that read and scale images")
 
 
@@ -64,6 +69,7 @@ class How:
     progress: Progress
     task: Task = "zero-shot"
     shots: tuple[int, ...] = ()
+    precision: Precision = "fp32"
 
 
 def open_datasets(
@@ -92,14 +98,17 @@ def evaluate(
     task: Task = "zero-shot",
     shots: Sequence[int] = (),
     device: str = "auto",
+    precision: Precision = "fp32",
     cache: FeatureCache | None = None,
     progress: Progress | None = None,
 ) -> list[EvalResult]:
     """A result for each model, data set and language, in this order; for probes, for each number of shots."""
-    how = How(limit, batch_size, workers, cache or FeatureCache(None), progress or Silent(), task, tuple(shots))
+    how = How(
+        limit, batch_size, workers, cache or FeatureCache(None), progress or Silent(), task, tuple(shots), precision
+    )
     results: list[EvalResult] = []
     for reference in models:
-        model = load_model(reference, device)
+        model = load_model(reference, device, precision == "bf16")
         for dataset in datasets:
             results += _probes(model, dataset, how) if task == "probe" else _zero_shot(model, dataset, how)
     return results
@@ -197,6 +206,7 @@ def _result(
         versions=versions(),
         split=dataset.split,
         limit=how.limit if how.limit and how.limit < len(dataset.images) else None,
+        precision=how.precision,
         truth_sha256=sha256_of([*map(str, labels.tolist()), *map(str, embedded.indices.tolist())]),
         corrupt={str(dataset.images.keys[index]): fault for index, fault in embedded.faults.items()},
         class_names=[] if retrieval else list(names),

@@ -67,13 +67,13 @@ def _split(name: str, folder: str, train: str = "train", **more: str | bool) -> 
 
 _PROBE = "the toolkit's own split: fetch it in class folders"
 ELEVATER = (
-    KnownSet("caltech101", 6_084, 102, metric="mean_per_class", hub="vtab-caltech101", own_order=False),
+    KnownSet("caltech101", 6_084, 102, metric="mean_per_class", hub="vtab-caltech101"),
     KnownSet("cifar10", 10_000, 10, hub="vtab-cifar10"),
     KnownSet("cifar100", 10_000, 100, hub="vtab-cifar100"),
     KnownSet("country211", 21_100, 211, hub="country211", torchvision=_split("Country211", "country211")),
     KnownSet("dtd", 1_880, 47, hub="vtab-dtd", torchvision=_split("DTD", "dtd")),
     KnownSet("eurosat", 5_000, 10, remark=f"5,000 of the 27,000 pictures; {_PROBE}"),
-    KnownSet("fer2013", 3_589, 7, remark=f"the private test half alone; {_PROBE}"),
+    KnownSet("fer2013", 3_589, 7, own_order=False, remark=f"the private test half alone; {_PROBE}"),
     KnownSet(
         "fgvc_aircraft", 3_333, 100, metric="mean_per_class", hub="fgvc_aircraft",
         torchvision=_split("FGVCAircraft", "fgvc-aircraft-2013b", "trainval", annotation_level="variant"),
@@ -137,7 +137,11 @@ RETRIEVAL = (
     _captioned("xtd", None, _BOTH, texts=1_000),
 )
 SETS = {one.name: one for one in (*ELEVATER, *IMAGENETS, *RETRIEVAL)}
-PROMPTS = {"imagenet_v2": "imagenet", "imagenet_sketch": "imagenet"}  # whose class names are another set's
+PROMPTS = {
+    "imagenet_v2": "imagenet",
+    "imagenet_sketch": "imagenet",
+    "objectnet": "objectnet113",
+}  # whose class names are another set's
 
 GROUPS = {"elevater": ELEVATER, "imagenet-family": IMAGENETS, "retrieval": RETRIEVAL, "all": tuple(SETS.values())}
 ALL = ("all",)  # the group that has both languages

@@ -50,6 +50,7 @@ class EvalResult:
     versions: dict[str, str]
     split: str = ""
     limit: int | None = None
+    precision: str = "fp32"
     truth_sha256: str = ""
     corrupt: dict[str, str] = field(default_factory=dict)
     class_names: list[str] = field(default_factory=list)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.reference import ModelReference
 
 PLAIN_PROMPTS: Mapping[str, Sequence[str]] = {"en": ("{}",), "zh": ("{}",)}
@@ -35,12 +36,17 @@ class DualEncoder(Protocol):
         """Embeddings (N, D), float32."""
 
 
-def load_model(reference: ModelReference, device: str = "auto") -> DualEncoder:
-    """The model meant by a reference; a bundle is loaded without torch. Raises DcclipError where it can't be."""
+def load_model(reference: ModelReference, device: str = "auto", bf16: bool = False) -> DualEncoder:
+    """The model meant by a reference; a bundle is loaded without torch. Raises DcclipError where it can't be.
+
+    `bf16` is for torch: a bundle computes as it was exported.
+    """
     if reference.kind == "bundle":
+        if bf16:
+            raise DcclipError(f"{reference.target} computes in the precision of its export", "leave --precision out")
         from dcclip_cli.predict.bundle import Bundle
 
         return Bundle(reference.path, device)
     from dcclip_cli.predict.torch_runtime import load_torch
 
-    return load_torch(reference, device)
+    return load_torch(reference, device, bf16)

@@ -19,14 +19,21 @@ if TYPE_CHECKING:
 
 
 class TorchEncoder:
-    """Towers as a DualEncoder; they are expected in evaluation mode and on `device`."""
+    """Towers as a DualEncoder; they are expected in evaluation mode and on `device`.
+
+    `bf16` computes in bfloat16 where torch's autocast does, which is another model to those who keep its embeddings.
+    """
 
     prompts: Mapping[str, Sequence[str]] = PLAIN_PROMPTS
 
-    def __init__(self, towers: Towers, device: str = "cpu") -> None:
+    def __init__(self, towers: Towers, device: str = "cpu", bf16: bool = False) -> None:
+        import torch
+
         own = towers.preprocessing
-        self._towers, self._device = towers, device
-        self.name, self.fingerprint = towers.name, towers.fingerprint
+        # Convolutions take a third less time with the channels last.
+        self._towers: Towers = towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._device, self._bf16 = device, bf16
+        self.name, self.fingerprint = towers.name, towers.fingerprint + ("-bf16" if bf16 else "")
         self.preprocessing: Mapping[str, Any] = own.to_config() if own else {"as_in": towers.name}
         self.logit_scale, self.logit_bias = towers.logit_scale, towers.logit_bias
         self.parameters = towers.parameters_count()
@@ -38,15 +45,17 @@ class TorchEncoder:
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
         import torch
 
-        with torch.inference_mode():
-            embedding = self._towers.image_features(torch.from_numpy(pixels).to(self._device)).embedding
+        batch = torch.from_numpy(pixels).to(self._device, memory_format=torch.channels_last)
+        with torch.inference_mode(), torch.autocast(batch.device.type, torch.bfloat16, enabled=self._bf16):
+            embedding = self._towers.image_features(batch).embedding
         return _unit(embedding.float().cpu().numpy())
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         import torch
 
-        with torch.inference_mode():
-            embedding = self._towers.text_features(self._towers.tokenize(list(texts)).to(self._device)).embedding
+        tokens = self._towers.tokenize(list(texts)).to(self._device)
+        with torch.inference_mode(), torch.autocast(tokens.ids.device.type, torch.bfloat16, enabled=self._bf16):
+            embedding = self._towers.text_features(tokens).embedding
         return _unit(embedding.float().cpu().numpy())
 
 
@@ -54,17 +63,17 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def load_torch(reference: ModelReference, device: str = "auto") -> TorchEncoder:
+def load_torch(reference: ModelReference, device: str = "auto", bf16: bool = False) -> TorchEncoder:
     """The model meant by a reference that is no bundle. Raises DcclipError where model or device is missing."""
     device = _device(device)
     if reference.kind == "folder":
         from dcclip_cli.model.folder import load_folder
 
-        return TorchEncoder(load_folder(reference.path, device), device)
+        return TorchEncoder(load_folder(reference.path, device), device, bf16)
     from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
 
     teacher = TransformersTeacher if reference.kind == "hf" else OpenClipTeacher
-    return TorchEncoder(teacher(model=reference.target).load(device), device)
+    return TorchEncoder(teacher(model=reference.target).load(device), device, bf16)
 
 
 def _device(asked: str) -> str:

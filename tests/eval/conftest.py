@@ -23,7 +23,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
     folder = tmp_path / "prompts"
     folder.mkdir()
     for known in SETS.values():
-        if known.classes and registry.prompts_of(known) == known.name:
+        if known.classes:
             keys = [f"alpha_{number}" for number in range(known.classes)]
             content = {
                 "folders": ["negative", "positive"] if known.name == "rendered_sst2" else keys,
@@ -34,7 +34,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
                 },
                 "zh": {"names": [f"东西{number}" for number in range(known.classes)], "templates": ["一张{}的照片。"]},
             }
-            (folder / f"{known.name}.json").write_text(json.dumps(content), "utf-8")
+            (folder / f"{registry.prompts_of(known)}.json").write_text(json.dumps(content), "utf-8")
     (folder / "compact.json").write_text(json.dumps({"en": ["a {}"], "zh": ["一个{}"]}), "utf-8")
     smaller = {
         name: replace(known, size=known.classes or None, texts=None)

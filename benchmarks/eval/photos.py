@@ -1,0 +1,80 @@
+"""Local tars as clip_benchmark_export_wds writes them, of photographs in wnid folders, and a light model for them.
+
+The photographs are for measuring only: they are read from PHOTOS and written into WORK, never into the project.
+"""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+from dcclip_cli.eval import prompts
+from dcclip_cli.eval.loaders import Labelled, Place
+from dcclip_cli.eval.loaders.tars import WebDatasetTars
+from dcclip_cli.eval.prompts import Prompts
+from dcclip_cli.eval.registry import KnownSet
+
+TARS = 4
+TEMPLATE = {"en": "a photo of a {}.", "zh": "一张{}的照片。"}
+
+
+def class_names(photos: Path) -> Prompts:
+    """The classes that there are photographs of, in the order of their wnids, named as in ImageNet."""
+    imagenet = prompts.read("imagenet")
+    wnids = sorted(folder.name for folder in photos.iterdir() if folder.is_dir())
+    places = [imagenet.folders.index(wnid) for wnid in wnids]
+    names = {language: [every[place] for place in places] for language, every in imagenet.names.items()}
+    return Prompts(wnids, names, imagenet.alternates, {language: [one] for language, one in TEMPLATE.items()})
+
+
+def write_tars(photos: Path, folder: Path, copies: int) -> int:
+    """Every photograph `copies` times, labelled, in TARS tars; how many images that is."""
+    known = class_names(photos)
+    files = [(file, label) for label, wnid in enumerate(known.folders) for file in sorted((photos / wnid).iterdir())]
+    rows = files * copies
+    test = folder / "test"
+    test.mkdir(parents=True, exist_ok=True)
+    (folder / "classnames.txt").write_text("\n".join(known.names["en"]) + "\n")
+    (folder / "zeroshot_classification_templates.txt").write_text(TEMPLATE["en"].replace("{}", "{c}") + "\n")
+    (test / "nshards.txt").write_text(f"{TARS}\n")
+    for number in range(TARS):
+        with tarfile.open(test / f"{number}.tar", "w") as archive:
+            for row, (file, label) in list(enumerate(rows))[number::TARS]:
+                for name, content in ((f"s{row:07}.jpg", file.read_bytes()), (f"s{row:07}.cls", str(label).encode())):
+                    about = tarfile.TarInfo(name)
+                    about.size = len(content)
+                    archive.addfile(about, io.BytesIO(content))
+    return len(rows)
+
+
+def load_tars(folder: Path, known: Prompts) -> Labelled:
+    """The images and labels of those tars, by dcclip's own loader."""
+    loader = WebDatasetTars.find(Place(KnownSet("photos", None, len(known.folders)), (folder,), "test", "en", known))
+    assert loader is not None
+    found = loader.load()
+    assert isinstance(found, Labelled)
+    return found
+
+
+def make_model(recipe: Path, folder: Path) -> Path:
+    """A student of the recipe's preset after one step from scratch: figures of speed don't ask what it knows."""
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "dcclip_cli", "align", str(recipe), "--out", str(folder), "--quiet"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return folder / "align/model"
+
+
+def write_recipe(folder: Path, pairs: Path, preset: str) -> Path:
+    """A recipe for such a model."""
+    recipe = {
+        "name": "speed",
+        "student": {"preset": preset, "text": {"vocabulary": {"from": "data", "size": 2000}}},
+        "data": {"train": str(pairs.resolve())},
+        "align": {"start": "scratch", "steps": 1, "batch_size": 8, "warmup_steps": 0, "workers": 0},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "speed.yaml"
+    file.write_text(json.dumps(recipe))  # JSON is YAML
+    return file
