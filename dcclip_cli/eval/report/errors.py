@@ -75,6 +75,8 @@ def errors_of(result: EvalResult, datasets: Mapping[str, DataSet]) -> Errors | N
     for (truth, guess), _ in by_count:
         most.setdefault(truth, guess)
     weak = [number for number in np.argsort(shares, kind="stable") if counts[number] and shares[number] < 1]
+    if counts.max() == 1:  # one image a class: the pairs say all of it
+        weak = []
     return Errors(
         result,
         tuple(WeakClass(names[one], float(shares[one]), int(counts[one]), names[most[one]]) for one in weak[:WORST]),
