@@ -15,6 +15,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import prompts, registry
 from dcclip_cli.eval.loaders import LOADERS, Captioned, HubDataset, Images, Labelled, Place
 from dcclip_cli.eval.registry import KnownSet, Metric
+from dcclip_cli.predict.classifier import language_of
 
 Templates = Literal["own", "compact", "name"]
 PLAIN = ("{}",)  # the template of data sets that come without any
@@ -105,6 +106,7 @@ def _named(known: KnownSet, language: Language, data_root: Path | None, template
         name, found.images, {}, known.metric, known.split, known.squash, known.border, known.both_ways, place
     )
     if isinstance(found, Captioned):
+        _check_language(name, language, found.texts)
         return replace(whole, truth={language: Captions(found.texts, found.about)})
     assert classes is not None
     chosen = {"own": tuple(classes.templates[language]), "compact": prompts.compact(language), "name": PLAIN}[templates]
@@ -113,37 +115,42 @@ def _named(known: KnownSet, language: Language, data_root: Path | None, template
 
 def _place(known: KnownSet, data_root: Path | None, language: Language) -> Place:
     classes = prompts.read(registry.prompts_of(known)) if known.task != "retrieval" else None
-    return Place(known, _folders(known, data_root), known.split, language, classes, data_root)
+    own, base = known.name, known.name.removesuffix("_cn")
+    names = [own, known.said, *([f"wds_{known.hub}", known.hub] if known.hub else [])]
+    if base != own:
+        names += [f"{base.capitalize()}-CN", f"{base.upper()}-CN"]
+    if own == "muge_cn":
+        names += [base, base.upper()]
+    folders = _folders(names, data_root)
+    return Place(known, folders, known.split, language, classes, data_root, _folders([base], data_root, folders))
 
 
-def _folders(known: KnownSet, data_root: Path | None) -> tuple[Path, ...]:
-    """Where a data set may lie: under its own names, that of its tars on the hub, and that of the English pictures."""
+def _folders(names: Sequence[str], data_root: Path | None, known: Sequence[Path] = ()) -> tuple[Path, ...]:
+    """Those of the names that are folders under the root and aren't known yet."""
     if data_root is None:
         return ()
     if not data_root.is_dir():
         raise DcclipError(f"--data-root {data_root} is no folder", "name the folder that holds the data sets")
-    names = [known.name, known.said, *([f"wds_{known.hub}", known.hub] if known.hub else [])]
-    base = known.name.removesuffix("_cn")
-    names += [base, base.replace("_", "-"), f"{known.said.removesuffix('-cn').capitalize()}-CN", known.said.upper()]
-    return tuple(data_root / name for name in dict.fromkeys(names) if (data_root / name).is_dir())
+    places = (data_root / name for name in dict.fromkeys(names))
+    return tuple(place for place in places if place.is_dir() and place not in known)
 
 
 def _load(place: Place) -> Labelled | Captioned:
     # Of the language only captions depend: the second language of classes has the same images.
-    return _cached(place.known.name, place.folders, place.root, place.split, "en" if place.prompts else place.language)
+    return _cached(place.known.name, place.root, place.split, "en" if place.prompts else place.language)
 
 
 @functools.lru_cache(maxsize=4)
-def _cached(
-    name: str, folders: tuple[Path, ...], root: Path | None, split: str, language: Language
-) -> Labelled | Captioned:
+def _cached(name: str, root: Path | None, split: str, language: Language) -> Labelled | Captioned:
     known = registry.SETS[name]
-    place = replace(_place(known, None, language), folders=folders, root=root, split=split)
+    place = replace(_place(known, root, language), split=split)
     for layout in LOADERS:
         if found := layout.find(place):
             return found.load()
-    if folders:
-        raise DcclipError(f"{folders[0]} has no {split} images of {known.said} in any layout known", _where(known))
+    if place.folders:
+        raise DcclipError(
+            f"{place.folders[0]} has no {split} images of {known.said} in any layout known", _where(known)
+        )
     hub = HubDataset.on_hub(place)
     if hub is None:
         lacking = f"{root} does not have them" if root else "the hub does not have them"
@@ -174,6 +181,16 @@ def _check_size(known: KnownSet, name: str, found: Labelled | Captioned) -> None
     if isinstance(found, Captioned) and known.texts is not None and len(found.texts) != known.texts:
         raise DcclipError(
             f"data set {name}: the split has {known.texts:,} captions, {len(found.texts):,} are here", "fetch it again"
+        )
+
+
+def _check_language(name: str, language: Language, texts: Sequence[str]) -> None:
+    """Raise DcclipError for captions in the other language, which would be measured under this one's name."""
+    chinese = sum(language_of(text) == "zh" for text in texts)
+    if (chinese > len(texts) / 2) != (language == "zh"):
+        raise DcclipError(
+            f"data set {name}: {chinese:,} of {len(texts):,} captions have Chinese in them, so they are not in {language}",
+            "put the captions of each language into a folder of its own, called as the data set",
         )
 
 

@@ -113,6 +113,18 @@ def test_xtds_files_of_unlike_lengths(tmp_path: Path, small: dict[str, KnownSet]
     refused("xtd-cn", tmp_path, "has 2 captions, test_image_names.txt 1 images")
 
 
+def test_captions_in_the_other_language_are_not_measured_under_this_ones_name(
+    tmp_path: Path, small: dict[str, KnownSet]
+) -> None:
+    layouts.wds(tmp_path / "coco", "test", ["一只猫".encode(), b"a dog"], ".txt")
+    assert len(open_dataset("coco", data_root=tmp_path).images) == 2
+    refused("coco-cn", tmp_path, "data set coco-cn needs its images")  # COCO's tars are not COCO-CN's
+    layouts.wds(tmp_path / "xm3600", "test", [b"a cat", b"a dog"], ".txt")
+    refused("xm3600-cn", tmp_path, "xm3600-cn: 0 of 2 captions have Chinese in them, so they are not in zh")
+    layouts.wds(tmp_path / "xtd", "test", ["一只猫".encode(), "一只狗".encode()], ".txt")
+    refused("xtd", tmp_path, "xtd: 2 of 2 captions have Chinese in them, so they are not in en")
+
+
 def test_a_name_that_is_not_known_gets_the_nearest(tmp_path: Path) -> None:
     assert refused("imagnet-cn", tmp_path, "data set imagnet-cn is neither a known name nor a path") == (
         "did you mean imagenet-cn?"

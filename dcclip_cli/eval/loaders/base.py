@@ -64,7 +64,8 @@ class Captioned:
 class Place:
     """What is looked for, and where: a data set's split under `folders`, the first that has it.
 
-    `root` is what the folders lie in: torchvision and CIFAR's archives have folder names of their own.
+    `root` is what the folders lie in: torchvision and CIFAR's archives have folder names of their own. `beside` are the
+    folders of the same pictures with captions in the other language: COCO's for COCO-CN.
     """
 
     known: KnownSet
@@ -73,6 +74,7 @@ class Place:
     language: Language
     prompts: Prompts | None = None  # of the classes; none for captions
     root: Path | None = None
+    beside: tuple[Path, ...] = ()
 
     @property
     def roots(self) -> tuple[Path, ...]:

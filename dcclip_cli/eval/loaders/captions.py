@@ -37,9 +37,9 @@ class CaptionFiles(Loader):
 
     @classmethod
     def find(cls, place: Place) -> CaptionFiles | None:
-        only = {file for root in place.folders for file in _only(place, root)}
+        only = {file for root in _folders(place) for file in _only(place, root)}
         for pattern in _FILES.get(place.known.name, ()):
-            for root in place.folders:
+            for root in _folders(place):
                 for folder in (root, root / "annotations"):
                     if found := [file for file in sorted(folder.glob(pattern)) if file not in only]:
                         return cls(place, found[0])
@@ -48,7 +48,7 @@ class CaptionFiles(Loader):
     def load(self) -> Captioned:
         names: dict[str, str] = {}  # identity -> name
         only = {
-            identity(name) for root in self.place.folders for file in _only(self.place, root) for name in _names(file)
+            identity(name) for root in _folders(self.place) for file in _only(self.place, root) for name in _names(file)
         }
         for image in names_in(self.file):
             if image.fault:
@@ -62,6 +62,11 @@ class CaptionFiles(Loader):
         for known, text in captions_in(self.file, names):
             captions[names[known]].append(text)
         return captioned({name: captions[name] for name in names.values()}, self.place, self.file)
+
+
+def _folders(place: Place) -> tuple[Path, ...]:
+    """The data set's own folders, then those with the same pictures: `_FILES` tells the languages' files apart."""
+    return (*place.folders, *place.beside)
 
 
 def _only(place: Place, root: Path) -> list[Path]:
@@ -148,7 +153,7 @@ def captioned(captions: _Captions, place: Place, file: Path) -> Captioned:
         raise DcclipError(f"{file} names no image of the split {place.split}", AGAIN)
     read: dict[str, Callable[[], bytes]] = {}
     files: dict[str, Path] = {}
-    for root in (folder for folder in place.folders if folder.is_dir()):
+    for root in _folders(place):
         for inside in (root, *(folder for folder in (root / "images",) if folder.is_dir())):
             places = Places(inside, False)
             for name in captions:
@@ -157,7 +162,7 @@ def captioned(captions: _Captions, place: Place, file: Path) -> Captioned:
                     files[name] = path
     names = list(captions)
     if absent := [name for name in names if name not in read]:
-        raise missing(absent, str(place.folders[0]))
+        raise missing(absent, str(_folders(place)[0]))
     if bare := [name for name in names if not captions[name]]:
         raise DcclipError(f"{file} has no caption of {bare[0]} ({len(bare)} such images)", AGAIN)
     texts = [(text, (number,)) for number, name in enumerate(names) for text in captions[name]]
