@@ -189,7 +189,8 @@ def _check_language(name: str, language: Language, texts: Sequence[str]) -> None
     chinese = sum(language_of(text) == "zh" for text in texts)
     if (chinese > len(texts) / 2) != (language == "zh"):
         raise DcclipError(
-            f"data set {name}: {chinese:,} of {len(texts):,} captions have Chinese in them, so they are not in {language}",
+            f"data set {name}: {chinese:,} of {len(texts):,} captions have Chinese in them, so they are not in "
+            f"{language}",
             "put the captions of each language into a folder of its own, called as the data set",
         )
 
