@@ -71,11 +71,13 @@ def _in_fixed_order(tokenizer: Tokenizer) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
 
 
-def trim_tokenizer(source: Path, captions: Iterable[str], size: int) -> Tokenizer:
+def trim_tokenizer(source: Path, captions: Iterable[str], size: int, characters: bool = False) -> Tokenizer:
     """The teacher's tokenizer with only the pieces that the captions use, at most `size` of them, the commonest first.
 
-    Scores stay, so text whose pieces are all kept is cut exactly as before. `source` is a directory with a
-    tokenizer.json. Raises DcclipError where it isn't a Unigram tokenizer (XLM-RoBERTa's is).
+    Scores stay, and with them what an unknown character costs, which hangs on the lowest score: so text whose pieces
+    are all kept is cut exactly as before. With `characters`, single ones that no caption has fill up what is left of
+    `size`, ASCII first, then by score. `source` is a directory with a tokenizer.json. Raises DcclipError where it isn't
+    a Unigram tokenizer (XLM-RoBERTa's is).
     """
     from tokenizers import Tokenizer
 
@@ -97,8 +99,19 @@ def trim_tokenizer(source: Path, captions: Iterable[str], size: int) -> Tokenize
         counts.update(encoding.ids)
     always = {token["id"] for token in state["added_tokens"]} | {state["model"]["unk_id"]}
     always |= {index for index, (piece, _) in enumerate(pieces) if piece == "▁"}
-    commonest = [index for index, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-    kept = sorted(always | set([index for index in commonest if index not in always][: size - len(always)]))
+    wanted = [index for index, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    if characters:
+        single = [index for index, (piece, _) in enumerate(pieces) if len(piece.removeprefix("▁")) == 1]
+        ascii_first = sorted(
+            single, key=lambda index: (not pieces[index][0].removeprefix("▁").isascii(), -pieces[index][1])
+        )
+        wanted = list(dict.fromkeys([*wanted, *ascii_first]))
+    chosen = set([index for index in wanted if index not in always][: max(0, size - len(always))]) | always
+    kept = sorted(chosen)
+    # An unknown character costs the lowest score of all less 10. The score of <unk> itself is used for nothing else:
+    # with the teacher's lowest one in it, unknown characters get no cheaper than they were.
+    lowest = min(score for _, score in pieces)
+    pieces[state["model"]["unk_id"]][1] = lowest
     new = {old: position for position, old in enumerate(kept)}
     state["model"]["vocab"] = [pieces[index] for index in kept]
     state["model"]["unk_id"] = new[state["model"]["unk_id"]]

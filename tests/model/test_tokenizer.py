@@ -2,9 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from dcclip_cli.data.pair import LANGUAGES, Pair
 from dcclip_cli.errors import DcclipError
@@ -108,6 +109,35 @@ def test_trimming_to_fewer_pieces_keeps_the_commonest(altclip_folder: Path) -> N
 
 def test_a_vocabulary_that_is_small_enough_stays_whole(altclip_folder: Path, captions: list[str]) -> None:
     assert trim_tokenizer(altclip_folder, captions, 79).get_vocab() == load_tokenizer(altclip_folder).get_vocab()
+
+
+def test_unknown_characters_get_no_cheaper_by_trimming(tmp_path: Path) -> None:
+    # a lowest score far below the others makes unknown characters dear; once it is dropped they would be cheap
+    pieces: list[Any] = [
+        ["<s>", 0],
+        ["<pad>", 0],
+        ["</s>", 0],
+        ["<unk>", 0],
+        ["ab", -20],
+        ["cd", -20],
+        ["bcd", -1],
+        ["狗", -50],
+    ]
+    full = Tokenizer(models.Unigram([(str(piece), float(score)) for piece, score in pieces], unk_id=3))
+    full.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>"])
+    full.save(str(tmp_path / "tokenizer.json"))
+    trimmed = trim_tokenizer(tmp_path, ["abcd", "bcd"], 7)
+    assert "狗" not in trimmed.get_vocab() and {"ab", "cd", "bcd"} <= set(trimmed.get_vocab())
+    # ab + cd costs 40; with 10 below -20 for the unknown a, a + bcd would cost 31
+    assert trimmed.encode("abcd").tokens == full.encode("abcd").tokens == ["ab", "cd"]
+
+
+def test_single_characters_fill_up_the_vocabulary_where_asked_for(altclip_folder: Path) -> None:
+    plain, filled = (
+        trim_tokenizer(altclip_folder, ["red"], 30, characters).get_vocab() for characters in (False, True)
+    )
+    assert len(plain) == 7 and len(filled) == 30
+    assert set("abcdefghijklmnopqrstuv") <= set(filled) and "猫" not in filled  # ASCII first
 
 
 def test_a_tokenizer_that_is_no_unigram_is_refused(chinese_clip_folder: Path) -> None:
