@@ -9,7 +9,7 @@ def align(
     recipe: flags.RecipeFile,
     sets: flags.Sets = None,
     out: flags.Out = None,
-    fresh: flags.Fresh = False,
+    fresh: flags.FreshOrResume = None,
     check: flags.Check = False,
     device: flags.Where = "auto",
     quiet: flags.Quiet = False,
@@ -22,7 +22,9 @@ def align(
     loaded = stages.open_recipe(recipe, sets, "align")
     if check:
         return stages.check(loaded, device)
-    work = stages.Work(loaded, stages.open_run(loaded, out), device, fresh, console.talk(quiet, verbose))
+    work = stages.Work(loaded, stages.open_run(loaded, out), device, bool(fresh), console.talk(quiet, verbose))
+    if fresh is False:
+        work.expect_state("align")
     work.begin("align")
     work.train("align")
     console.show_path(work.run.model("align"))

@@ -9,7 +9,7 @@ def distill(
     recipe: flags.RecipeFile,
     sets: flags.Sets = None,
     out: flags.Out = None,
-    fresh: flags.Fresh = False,
+    fresh: flags.FreshOrResume = None,
     check: flags.Check = False,
     device: flags.Where = "auto",
     quiet: flags.Quiet = False,
@@ -22,7 +22,9 @@ def distill(
     loaded = stages.open_recipe(recipe, sets, "distill")
     if check:
         return stages.check(loaded, device)
-    work = stages.Work(loaded, stages.open_run(loaded, out), device, fresh, console.talk(quiet, verbose))
+    work = stages.Work(loaded, stages.open_run(loaded, out), device, bool(fresh), console.talk(quiet, verbose))
+    if fresh is False:
+        work.expect_state("distill")
     work.begin("distill")
     work.train("distill")
     console.show_path(work.run.model("distill"))

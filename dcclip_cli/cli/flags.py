@@ -24,6 +24,14 @@ Out = Annotated[
 Fresh = Annotated[
     bool, Option("--fresh/--resume", help="Start over, or go on from where the last run of it was stopped.")
 ]
+FreshOrResume = Annotated[
+    bool | None,
+    Option(
+        "--fresh/--resume",
+        help="Start over, or go on from a saved state and fail where there is none. Default: go on if there is one.",
+        show_default=False,
+    ),
+]
 Check = Annotated[
     bool, Option("--check", help="Check recipe, files and device, print the recipe resolved, do nothing else.")
 ]

@@ -75,6 +75,12 @@ class Work:
         """Whether a stage's product lies in the run."""
         return (self.run.stage(stage) / _PRODUCTS[stage]).exists()
 
+    def expect_state(self, stage: Stage) -> None:
+        """Raise DcclipError where a training stage is neither finished nor has a saved state to go on from."""
+        state = self.run.stage(stage) / "state"
+        if not self.finished(stage) and not any(state.glob("step-*")):
+            raise DcclipError(f"{state} holds no saved state to go on from", "leave --resume out to start at step 0")
+
     def begin(self, *stages: Stage) -> None:
         """Write the recipe into the run. Raises DcclipError where a finished stage belongs to a recipe that differs."""
         from dcclip_cli.recipe.record import record
