@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dcclip_cli.recipe.schema import Recipe
-from dcclip_cli.train.options import LoopOptions
+from dcclip_cli.train.options import TeachingOptions
 
 PAGE = Path(__file__).with_name("recipes.md")
 HEAD = """\
@@ -28,7 +28,8 @@ was, `resolved.yaml` with overrides, defaults and library versions.
 | [quickstart-contrast.yaml](../recipes/quickstart-contrast.yaml) | the same student without a teacher, to compare |
 | [demo-teacher.yaml](../recipes/demo-teacher.yaml) | the quick start's teacher itself |
 | [collect-sample.yaml](../recipes/collect-sample.yaml) | shards from a small table that has faults in it |
-| [collect-laion-zh.yaml](../recipes/collect-laion-zh.yaml) and others | shards from public data: see [Collect](collect.md) |
+| [dc-clip.yaml](../recipes/dc-clip.yaml) | the paper's set-up with AltCLIP, every open choice explained |
+| [collect-laion-zh.yaml](../recipes/collect-laion-zh.yaml) and others | shards of public data: [Collect](collect.md) |
 
 ```sh
 dcclip run recipes/quickstart.yaml --check
@@ -98,7 +99,7 @@ SECTIONS = {
     "ClusterOptions": "collect.cluster",
     "RayOptions": "collect.cluster.ray",
     "SlurmOptions": "collect.cluster.slurm",
-    "LoopOptions": "distill and align",
+    "TeachingOptions": "distill and align",
     "OptimizerOptions": "distill.optimizer, align.optimizer",
     "CaptionOptions": "distill.captions, align.captions",
     "Augment": "distill.augment, align.augment",
@@ -108,6 +109,11 @@ SECTIONS = {
     "EmbeddingLoss": "distill.losses: {kind: embedding}",
     "InteractiveLoss": "distill.losses: {kind: interactive}",
     "SimilarityLoss": "distill.losses: {kind: similarity}",
+    "AffinityLoss": "distill.losses: {kind: affinity}",
+    "EnsembleLoss": "distill.losses: {kind: ensemble}",
+    "CrossLingualLoss": "distill.losses: {kind: cross_lingual}",
+    "TaskLoss": "distill.losses: {kind: task}",
+    "Schedule": "weight of a loss that changes over the run",
     "AlignOptions": "align",
     "EvalOptions": "eval",
     "ExportOptions": "export",
@@ -118,9 +124,9 @@ BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiv
 def page() -> str:
     """The whole page. Raises KeyError for a part of the schema that SECTIONS does not name."""
     schema = Recipe.model_json_schema()
-    parts = {"Recipe": schema, "LoopOptions": LoopOptions.model_json_schema(), **schema["$defs"]}
+    parts = {"Recipe": schema, "TeachingOptions": TeachingOptions.model_json_schema(), **schema["$defs"]}
     assert parts.keys() == SECTIONS.keys(), f"SECTIONS and the schema differ in {parts.keys() ^ SECTIONS.keys()}"
-    shared = parts["LoopOptions"]["properties"]
+    shared = parts["TeachingOptions"]["properties"]
     for stage in ("DistillOptions", "AlignOptions"):  # what both have stands once
         own = {key: value for key, value in parts[stage]["properties"].items() if key not in shared}
         parts[stage] = {**parts[stage], "properties": own}

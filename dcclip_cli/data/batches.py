@@ -1,15 +1,17 @@
-"""Which pairs, captions and augmentations make up a training step, and how they become tensors."""
+"""How samples become tensors: pictures augmented, captions chosen and tokenised."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dcclip_cli.data.augment import Augment, generator
+from dcclip_cli.data.order import Sample
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.data.table import PairTable
 from dcclip_cli.errors import DcclipError
@@ -27,10 +29,27 @@ COLLECTED = "collect"  # `train: collect` means the recipe's own collect stage
 
 
 class DataOptions(Options):
-    """Where training and validation pairs come from: a Parquet or tar file, a folder of shards, or `collect`."""
+    """Where training data comes from. Pairs: a Parquet or tar file, a folder of shards, or `collect`."""
 
-    train: str = Field(description="Pairs to train on; `collect`: what this recipe's collect stage leaves")
-    validation: str | None = Field(None, description="Pairs to check an export on; default: the training pairs")
+    train: str | None = Field(
+        None, description="Pairs to train on; `collect`: what this recipe's collect stage leaves. align needs them"
+    )
+    validation: str | None = Field(
+        None, description="Pairs to check an export on (default: the training pairs), and to validate training on"
+    )
+    images: str | None = Field(
+        None,
+        description="Pictures without captions, for distill's image tower: a folder, a Parquet or tar file",
+    )
+    texts: str | None = Field(
+        None, description="Lines without pictures, for distill's text tower: .txt, .tsv, .csv or .jsonl"
+    )
+
+    @model_validator(mode="after")
+    def _some_data(self) -> Self:
+        if not (self.train or self.images or self.texts):
+            raise ValueError("name what to train on: train, images or texts")
+        return self
 
 
 class CaptionOptions(Options):
@@ -44,25 +63,56 @@ class CaptionOptions(Options):
         False, description="Beside the first caption, always, one of the others as a second positive"
     )
     share: float = Field(
-        1.0, gt=0, le=1, description="Of a batch's pairs, how many bring captions: texts are learnt sooner than pictures"
+        1.0,
+        gt=0,
+        le=1,
+        description="Of a batch's pairs, how many bring captions: texts are learnt sooner than pictures",
     )
 
 
 @dataclass(frozen=True)
 class Texts:
-    """One caption an image in one language: `rows` (n,) says which image each belongs to.
+    """Captions of one language: `rows` (n,) says which image each belongs to; lines without one follow from B on.
 
-    `shared` (n, n), where asked for, is true at [i, j] if the j-th caption is another pair's that image i has as well.
+    `numbers` (n,) and `of_image` (n, k), where asked for, name a caption, and all captions that its image has, by
+    hashes, so that one step's processes can tell each other which captions an image shares with another pair.
     """
 
     rows: torch.Tensor
     captions: list[str]
     tokens: Tokens
-    shared: torch.Tensor | None = None
+    numbers: torch.Tensor | None = None
+    of_image: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> Texts:
-        shared = None if self.shared is None else self.shared.to(device)
-        return Texts(self.rows.to(device), self.captions, self.tokens.to(device), shared)
+        numbers = None if self.numbers is None else self.numbers.to(device)
+        of_image = None if self.of_image is None else self.of_image.to(device)
+        return Texts(self.rows.to(device), self.captions, self.tokens.to(device), numbers, of_image)
+
+    def places(self, number: int, parts: int, images: int, lines: int) -> torch.Tensor:
+        """Which texts belong to the `number`-th of `parts` equal parts of the images, and of the lines after them."""
+        size, length = max(1, images // parts), max(1, lines // parts)
+        here = (self.rows < images) & (self.rows // size == number)
+        here |= (self.rows >= images) & ((self.rows - images) // length == number)
+        return here.nonzero()[:, 0]
+
+    def part(self, number: int, parts: int, images: int, lines: int) -> Texts:
+        """The texts at `places`, whose rows count within the part."""
+        import torch
+
+        from dcclip_cli.model.towers import Tokens
+
+        size, length = images // parts, lines // parts
+        places = self.places(number, parts, images, lines)
+        rows = self.rows[places]
+        moved = torch.where(rows < images, rows - number * size, rows - images - number * length + size)
+        return Texts(
+            moved,
+            [self.captions[place] for place in places.tolist()],
+            Tokens(self.tokens.ids[places], self.tokens.mask[places]),
+            None if self.numbers is None else self.numbers[places],
+            None if self.of_image is None else self.of_image[places],
+        )
 
 
 @dataclass(frozen=True)
@@ -70,112 +120,50 @@ class Batch:
     """One step's input. `indices` and `repeats` (B,) name the sample and its augmentation; pixels are (B, 3, H, W).
 
     `texts` has an entry for each language, and with `captions.also_other` a second one, `zh-other` and `en-other`.
+    `lines` counts the texts that have no image. Each teacher that sees pictures here has its pixels in
+    `teacher_pixels`.
     """
 
     indices: torch.Tensor
     repeats: torch.Tensor
     pixels: torch.Tensor
-    teacher_pixels: torch.Tensor | None
+    teacher_pixels: tuple[torch.Tensor, ...]
     texts: dict[str, Texts]
+    lines: int = 0
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(
-            self.indices,
-            self.repeats,
-            self.pixels.to(device),
-            None if self.teacher_pixels is None else self.teacher_pixels.to(device),
-            {language: texts.to(device) for language, texts in self.texts.items()},
+        return replace(
+            self,
+            pixels=self.pixels.to(device),
+            teacher_pixels=tuple(pixels.to(device) for pixels in self.teacher_pixels),
+            texts={language: texts.to(device) for language, texts in self.texts.items()},
         )
 
-
-@dataclass(frozen=True)
-class Order:
-    """The order of samples, a pure function of the seed and the epoch, so that a position is just a step number.
-
-    `groups` (N,) numbers the samples' captions: a batch holds no two samples of one group, which a contrastive loss
-    would take for negatives of each other.
-    """
-
-    count: int
-    batch_size: int
-    seed: int
-    groups: np.ndarray | None = None
-
-    def __post_init__(self) -> None:
-        if not self.steps_per_epoch:
-            raise DcclipError(
-                f"batch_size {self.batch_size} is more than the {self.count} pairs there are", "make batch_size smaller"
+    def parts(self, parts: int) -> list[Batch]:
+        """The batch in equal parts, images and their texts together."""
+        images = len(self.pixels)
+        size = images // parts
+        return [
+            Batch(
+                self.indices[here],
+                self.repeats[here],
+                self.pixels[here],
+                tuple(pixels[here] for pixels in self.teacher_pixels),
+                {name: texts.part(number, parts, images, self.lines) for name, texts in self.texts.items()},
+                self.lines // parts,
             )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.count // self.batch_size
-
-    def epoch(self, epoch: int) -> list[np.ndarray]:
-        """The batches of one epoch, each (batch_size,); samples left over come in another epoch."""
-        key = np.array([self.seed, 1 << 63 | epoch], np.uint64)  # a plain list becomes float64 and loses the epoch
-        shuffled = np.random.Generator(np.random.Philox(key=key)).permutation(self.count)
-        if self.groups is None:
-            used = self.steps_per_epoch * self.batch_size
-            return list(shuffled[:used].reshape(-1, self.batch_size))
-        return list(self._distinct(shuffled))
-
-    def _distinct(self, shuffled: np.ndarray) -> Iterator[np.ndarray]:
-        assert self.groups is not None
-        waiting = shuffled.tolist()
-        for _ in range(self.steps_per_epoch):
-            taken: list[int] = []
-            repeated: list[int] = []
-            seen: set[int] = set()
-            for position, sample in enumerate(waiting):
-                if len(taken) == self.batch_size:
-                    repeated += waiting[position:]
-                    break
-                group = int(self.groups[sample])
-                (repeated if group in seen else taken).append(sample)
-                seen.add(group)
-            # Too few distinct captions left: fill up with repeats rather than change the batch size.
-            missing = self.batch_size - len(taken)
-            waiting = repeated[missing:]
-            yield np.asarray(taken + repeated[:missing])
-
-    def __call__(self, start_step: int, steps: int) -> Iterator[list[tuple[int, int]]]:
-        """The (sample, epoch) pairs of each step in [start_step, steps)."""
-        step = start_step
-        while step < steps:
-            epoch, within = divmod(step, self.steps_per_epoch)
-            for batch in self.epoch(epoch)[within:]:
-                if step < steps:
-                    yield [(int(sample), epoch) for sample in batch]
-                    step += 1
-
-
-def caption_groups(table: PairTable) -> np.ndarray:
-    """(N,) a number per pair, equal for pairs whose first captions are equal in any language."""
-    parent = list(range(len(table)))
-
-    def find(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    for language in LANGUAGES:
-        first_with: dict[str, int] = {}
-        for index, captions in enumerate(table.captions(language)):
-            if captions:
-                other = first_with.setdefault(captions[0].casefold(), index)
-                parent[find(index)] = find(other)
-    return np.asarray([find(index) for index in range(len(table))])
+            for number in range(parts)
+            for here in [slice(number * size, (number + 1) * size)]
+        ]
 
 
 @dataclass(frozen=True)
 class Reader:
     """Turns (sample, epoch) pairs into a Batch; runs in the loader's worker processes.
 
-    `preprocess` makes the student's pixels, `teacher_preprocess` the teacher's, of the same augmented picture.
+    `preprocess` makes the student's pixels, each of `for_teachers` a teacher's, of the same augmented picture.
     `repeats` bounds how many different augmentations a sample has (0: a new one each epoch). `find_shared` fills
-    Texts.shared.
+    Texts.numbers and Texts.of_image.
     """
 
     table: PairTable
@@ -184,7 +172,7 @@ class Reader:
     captions: CaptionOptions
     preprocess: Callable[[Image.Image], np.ndarray]
     tokenize: Callable[[list[str]], Tokens]
-    teacher_preprocess: Callable[[Image.Image], np.ndarray] | None = None
+    for_teachers: tuple[Callable[[Image.Image], np.ndarray], ...] = ()
     repeats: int = 0
     find_shared: bool = False
 
@@ -197,59 +185,84 @@ class Reader:
             raise DcclipError(f"{self.table.path}: pair {pair.key}: {error.what}", error.hint) from None
         return self.augment(image, generator(self.seed, index, repeat))
 
-    def __getitems__(self, samples: list[tuple[int, int]]) -> Batch | DcclipError:
+    def __getitems__(self, samples: list[Sample]) -> Batch | DcclipError:
         """The batch of these samples, or what is wrong with them: torch would lose the hint of an error raised here."""
         try:
             return self.batch(samples)
         except DcclipError as error:
             return error
 
-    def batch(self, samples: list[tuple[int, int]]) -> Batch:
+    def batch(self, samples: list[Sample]) -> Batch:
         """The batch of these samples. Raises DcclipError where an image can't be read or a language is missing."""
         import torch
 
-        repeats = [epoch % self.repeats if self.repeats else epoch for _, epoch in samples]
-        pictures = [self.picture(index, repeat) for (index, _), repeat in zip(samples, repeats, strict=True)]
-        stacked = [self.preprocess(picture) for picture in pictures]
-        for_teacher = self.teacher_preprocess and [self.teacher_preprocess(picture) for picture in pictures]
+        seen = [sample for sample in samples if sample[0] < self.table.pictures]
+        lines = [sample for sample in samples if sample[0] >= self.table.pictures]
+        repeats = [epoch % self.repeats if self.repeats else epoch for _, epoch in seen]
+        pictures = [self.picture(index, repeat) for (index, _), repeat in zip(seen, repeats, strict=True)]
         return Batch(
-            indices=torch.tensor([index for index, _ in samples]),
-            repeats=torch.tensor(repeats),
-            pixels=torch.from_numpy(np.stack(stacked)),
-            teacher_pixels=torch.from_numpy(np.stack(for_teacher)) if for_teacher else None,
-            texts=self._all_texts(samples),
+            indices=torch.tensor([index for index, _ in seen], dtype=torch.int64),
+            repeats=torch.tensor(repeats, dtype=torch.int64),
+            pixels=_pixels(pictures, self.preprocess),
+            teacher_pixels=tuple(_pixels(pictures, preprocess) for preprocess in self.for_teachers),
+            texts=self._all_texts(seen, lines),
+            lines=len(lines),
         )
 
-    def _all_texts(self, samples: list[tuple[int, int]]) -> dict[str, Texts]:
+    def _all_texts(self, seen: list[Sample], lines: list[Sample]) -> dict[str, Texts]:
         first = 1.0 if self.captions.also_other else self.captions.first
-        texts: dict[str, Texts] = {
-            language: self._texts(language, samples, first) for language in self.captions.languages
+        chosen: dict[str, tuple[Language, float]] = {
+            language: (language, first) for language in self.captions.languages
         }
         if self.captions.also_other:
-            texts |= {language + OTHER: self._texts(language, samples, 0.0) for language in self.captions.languages}
-        return texts
-
-    def _texts(self, language: Language, samples: list[tuple[int, int]], first: float) -> Texts:
-        import torch
-
-        rows, chosen = [], []
-        # The order is shuffled already, so the first are as good as any.
-        for row, (index, epoch) in enumerate(samples[: max(1, round(self.captions.share * len(samples)))]):
-            captions = self.table.captions(language)[index]
-            if captions:
-                rows.append(row)
-                chosen.append(_choose(captions, first, generator(self.seed ^ 0x7E97, index, epoch)))
-        if not chosen:
+            chosen |= {language + OTHER: (language, 0.0) for language in self.captions.languages}
+        texts = {name: self._texts(language, seen, lines, share) for name, (language, share) in chosen.items()}
+        found = {name: one for name, one in texts.items() if one is not None}
+        if len(found) < len(texts) and (found or not self.table.has_bare_pictures):
+            language = next(name for name in texts if name not in found).removesuffix(OTHER)
             raise DcclipError(
                 f"{self.table.path}: a whole batch has no '{language}' captions",
                 f"train on other languages with captions.languages, or add {language} captions to the data",
             )
-        shared = None
-        if self.find_shared:
-            own = [set(self.table.captions(language)[samples[row][0]]) for row in rows]
-            shared = torch.tensor([[caption in captions for caption in chosen] for captions in own])
-            shared.fill_diagonal_(False)
-        return Texts(torch.tensor(rows), chosen, self.tokenize(chosen), shared)
+        return found
+
+    def _texts(self, language: Language, seen: list[Sample], lines: list[Sample], first: float) -> Texts | None:
+        import torch
+
+        captions = self.table.captions(language)
+        # The order is shuffled already, so the first are as good as any.
+        sharing = max(1, round(self.captions.share * len(seen)))
+        places = [*enumerate(seen[:sharing]), *enumerate(lines, len(seen))]
+        places = [(row, sample) for row, sample in places if captions[sample[0]]]
+        if not places:
+            return None
+        chosen = [
+            _choose(captions[index], first, generator(self.seed ^ 0x7E97, index, epoch)) for _, (index, epoch) in places
+        ]
+        rows = torch.tensor([row for row, _ in places])
+        if not self.find_shared:
+            return Texts(rows, chosen, self.tokenize(chosen))
+        own = [captions[index] for _, (index, _) in places]
+        most = max(map(len, own))
+        # Filled up with the first caption of each, which changes nothing.
+        of_image = [[_number(text) for text in (*several, *several[:1] * (most - len(several)))] for several in own]
+        numbers = torch.tensor([_number(text) for text in chosen])
+        return Texts(rows, chosen, self.tokenize(chosen), numbers, torch.tensor(of_image))
+
+
+def _pixels(pictures: list[Image.Image], preprocess: Callable[[Image.Image], np.ndarray]) -> torch.Tensor:
+    import torch
+
+    return (
+        torch.from_numpy(np.stack([preprocess(picture) for picture in pictures]))
+        if pictures
+        else torch.zeros(0, 3, 1, 1)
+    )
+
+
+def _number(caption: str) -> int:
+    """A hash of 64 bits, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def _choose(captions: tuple[str, ...], first: float, random: np.random.Generator) -> str:

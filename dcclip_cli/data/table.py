@@ -7,6 +7,7 @@ import json
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,17 +44,41 @@ class PairTable(ABC):
     @abstractmethod
     def files(self) -> list[Path]: ...
 
+    @abstractmethod
+    def place(self, index: int) -> tuple[int, int]:
+        """Where a sample's picture lies: the number of its file, and a place within it."""
+
+    @property
+    def pictures(self) -> int:
+        """How many samples have a picture; they come first."""
+        return len(self)
+
+    @property
+    def has_bare_pictures(self) -> bool:
+        """Whether some pictures are meant to have no captions."""
+        return False
+
     def __iter__(self) -> Iterator[Pair]:
         return (self[index] for index in range(len(self)))
+
+    @cached_property
+    def file_digests(self) -> list[bytes]:
+        """The sha256 of each file's bytes."""
+        digests = []
+        for file in self.files:
+            with file.open("rb") as stream:
+                digests.append(hashlib.file_digest(stream, "sha256").digest())
+        return digests
 
     @property
     def fingerprint(self) -> str:
         """A sha256 over the bytes of the files: equal only for equal data."""
-        digest = hashlib.sha256()
-        for file in self.files:
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-        return digest.hexdigest()
+        return hashlib.sha256(b"".join(self.file_digests)).hexdigest()
+
+    def picture_id(self, index: int) -> str:
+        """Names a sample's picture by its file's bytes: another picture has another name, wherever the file lies."""
+        file, place = self.place(index)
+        return f"{self.file_digests[file].hex()}:{place}"
 
 
 def open_pairs(path: str | Path) -> PairTable:
@@ -116,6 +141,9 @@ class ParquetPairs(PairTable):
     def files(self) -> list[Path]:
         return [self.path]
 
+    def place(self, index: int) -> tuple[int, int]:
+        return 0, index
+
 
 def _caption_column(table: pa.Table, language: str) -> list[tuple[str, ...]]:
     if language not in table.column_names:
@@ -129,9 +157,10 @@ class TarPairs(PairTable):
     Member names are only compared, never used as paths; links and special files are passed over.
     """
 
-    def __init__(self, path: Path, shards: list[Path]) -> None:
+    def __init__(self, path: Path, shards: list[Path], bare: bool = False) -> None:
+        """With `bare`, pictures without a record belong to it as well."""
         self.path = path
-        self._shards = shards
+        self._shards, self._bare = shards, bare
         self._images: list[tuple[int, int, int]] = []  # shard, offset, bytes
         self._keys: list[str] = []
         self._records: list[dict[str, Any]] = []
@@ -162,10 +191,10 @@ class TarPairs(PairTable):
         except (tarfile.TarError, EOFError) as error:
             raise DcclipError(f"{shard} is not a readable tar file: {error}", "fetch or collect it again") from None
         for key in images:
-            if key in records:
+            if key in records or self._bare:
                 self._keys.append(key)
                 self._images.append(images[key])
-                self._records.append(records[key])
+                self._records.append(records.get(key, {}))
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -184,6 +213,10 @@ class TarPairs(PairTable):
     @property
     def files(self) -> list[Path]:
         return self._shards
+
+    def place(self, index: int) -> tuple[int, int]:
+        shard, offset, _ = self._images[index]
+        return shard, offset
 
 
 def _read_record(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> dict[str, Any]:

@@ -73,13 +73,15 @@ def export(
         raise DcclipError(
             f"{model.target} is no model directory", "export the model directory that align or distill left"
         )
-    if options.precision == "int8" and data is None:
+    pairs = (data.train or data.validation) if data else None
+    if options.precision == "int8" and pairs is None:
         raise DcclipError("int8 needs images to calibrate on", "export with a recipe that has data, or say fp32")
     begin = time.perf_counter()
-    samples = from_pairs(Path(data.validation or data.train)) if data else made_up()
+    checked_on = (data.validation or data.train) if data else None
+    samples = from_pairs(Path(checked_on)) if checked_on else made_up()
     towers = load_folder(model.path)
     with written_whole(out) as folder, progress.task(f"export {towers.name}", 3) as task:
-        _write_graphs(towers, folder, options, data)
+        _write_graphs(towers, folder, options, pairs)
         task.advance()
         shutil.copyfile(model.path / TOKENIZER, folder / TOKENIZER)
         about = _description(towers, folder, options.precision)
@@ -93,14 +95,14 @@ def export(
     return ExportResult(out, parity, bundle.size_bytes, time.perf_counter() - begin)
 
 
-def _write_graphs(towers: OpenClipTowers, folder: Path, options: ExportOptions, data: DataOptions | None) -> None:
+def _write_graphs(towers: OpenClipTowers, folder: Path, options: ExportOptions, pairs: str | None) -> None:
     from dcclip_cli.export.onnx import write_onnx
     from dcclip_cli.export.quantize import quantize
 
     write_onnx(towers, folder)
     if options.precision == "int8":
-        assert data is not None and towers.preprocessing is not None
-        quantize(folder, calibration_batches(Path(data.train), towers.preprocessing, options.calibration_images))
+        assert pairs is not None and towers.preprocessing is not None
+        quantize(folder, calibration_batches(Path(pairs), towers.preprocessing, options.calibration_images))
 
 
 def _description(towers: OpenClipTowers, folder: Path, precision: Precision) -> dict[str, Any]:

@@ -103,13 +103,15 @@ def load_folder(folder: Path, device: str = "cpu") -> OpenClipTowers:
         reason = str(error).strip().splitlines()[0][:300]
         raise DcclipError(f"{folder} can't be loaded: {reason}", "copy the whole model directory again") from None
     length = config["model_cfg"]["text_cfg"].get("context_length", 77)
-    tokenize = tokenize_with(load_tokenizer(folder), length)
+    tokenizer = load_tokenizer(folder)
+    tokenize = tokenize_with(tokenizer, length)
     name = (
         str(read_json(folder / PROVENANCE, "").get("name", folder.name))
         if (folder / PROVENANCE).is_file()
         else folder.name
     )
-    towers = OpenClipTowers(model, tokenize, preprocessing, name, folder_fingerprint(folder))
+    pieces = tokenizer.get_vocab()
+    towers = OpenClipTowers(model, tokenize, preprocessing, name, folder_fingerprint(folder), pieces)
     return towers.eval().to(device)
 
 

@@ -37,6 +37,9 @@ class Vocabulary(Options):
         "data", alias="from", description="Cut the teacher's vocabulary to the captions, or train one on them"
     )
     size: int = Field(20_000, ge=300, le=300_000, description="Most pieces it may have")
+    characters: bool = Field(
+        False, description="Of the teacher's pieces, also single characters that no caption has, as far as size allows"
+    )
 
 
 class TextTower(Options):
@@ -47,6 +50,11 @@ class TextTower(Options):
     heads: int | None = Field(None, ge=1, description="Attention heads; default: one for each 64 of the width")
     context_length: int = Field(77, ge=8, le=512, description="Most tokens of a text, both ends included; more are cut")
     vocabulary: Vocabulary = Field(Vocabulary(), description="The pieces that texts are cut into")
+    inherit: Literal["nothing", "embeddings", "layers"] = Field(
+        "nothing",
+        description="What it starts from: random weights; the teacher's rows for its pieces, by PCA where widths "
+        "differ; these and the teacher's layers, where the widths agree",
+    )
 
 
 # Sizes and latencies: docs/students.md.

@@ -6,9 +6,10 @@ Shapes: B images, N texts, L tokens, D the shared width, C channels of a map, h 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import Preprocessing
 
 
@@ -32,10 +34,15 @@ class Tokens:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """`embedding` (B, D), not normalised, and the last feature `map` (B, C, h, w)."""
+    """`embedding` (B, D), not normalised, the last feature `map` (B, C, h, w), and by number the others asked for."""
 
     embedding: Tensor
     map: Tensor
+    others: dict[int, Tensor] = field(default_factory=dict)
+
+    def layer(self, number: int) -> Tensor:
+        """The map of a layer, -1 the last."""
+        return self.map if number == -1 else self.others[number]
 
 
 @dataclass(frozen=True)
@@ -73,12 +80,24 @@ class Towers(nn.Module, ABC):
         """The text tower's input, padded to the longest text where the tower allows it."""
 
     @abstractmethod
-    def image_features(self, pixels: Tensor) -> ImageFeatures:
-        """Features of preprocessed pixels (B, 3, H, W)."""
+    def image_features(self, pixels: Tensor, layers: Sequence[int] = ()) -> ImageFeatures:
+        """Features of preprocessed pixels (B, 3, H, W), with the maps of further `layers`.
+
+        Layers are the image tower's stages (convolutional nets) or blocks, from 0, or counted from the end below 0.
+        Raises DcclipError for a layer that it does not have.
+        """
 
     @abstractmethod
     def text_features(self, tokens: Tokens) -> TextFeatures:
         """Features of tokenised texts."""
+
+    @abstractmethod
+    def token_embedding(self) -> tuple[Tensor, dict[str, int]]:
+        """The text tower's table (V, W), and which piece each row is of."""
+
+    def text_tower(self) -> Any:
+        """The module that holds the text tower's layers, where it is one of open_clip's kind; else None."""
+        return None
 
     @property
     def logit_scale(self) -> float:
@@ -109,9 +128,11 @@ class OpenClipTowers(Towers):
         preprocess: Preprocessing | Callable[[Image.Image], Tensor],
         name: str,
         fingerprint: str,
+        pieces: dict[str, int] | None = None,
     ) -> None:
+        """`pieces`: the vocabulary, where the tokenizer has one that can be told."""
         super().__init__()
-        self.model = model
+        self.model, self.pieces = model, pieces
         self._tokenizer = tokenizer
         self._preprocess = preprocess
         self.preprocessing = preprocess if isinstance(preprocess, Preprocessing) else None
@@ -123,9 +144,38 @@ class OpenClipTowers(Towers):
     def tokenize(self, texts: list[str]) -> Tokens:
         return self._tokenizer(texts)
 
-    def image_features(self, pixels: Tensor) -> ImageFeatures:
-        out = self.model.visual.forward_intermediates(pixels, indices=1, output_fmt="NCHW")
-        return ImageFeatures(out["image_features"], out["image_intermediates"][-1])
+    def image_features(self, pixels: Tensor, layers: Sequence[int] = ()) -> ImageFeatures:
+        if not layers:
+            out = self.model.visual.forward_intermediates(pixels, indices=1, output_fmt="NCHW")
+            return ImageFeatures(out["image_features"], out["image_intermediates"][-1])
+        try:
+            out = self.model.visual.forward_intermediates(pixels, indices=[*layers, -1], output_fmt="NCHW")
+        except AssertionError:
+            raise _no_such_layer(self.name, layers) from None
+        # They come in the network's order, each once, whatever was asked for.
+        maps = out["image_intermediates"]
+        count = self._image_layers
+        order = sorted({layer % count for layer in (*layers, -1)})
+        found = dict(zip(order, maps, strict=True))
+        return ImageFeatures(out["image_features"], maps[-1], {layer: found[layer % count] for layer in layers})
+
+    @cached_property
+    def _image_layers(self) -> int:
+        visual = self.model.visual
+        trunk = getattr(visual, "trunk", visual)
+        if hasattr(trunk, "feature_info"):
+            return len(trunk.feature_info)
+        return len(visual.transformer.resblocks)
+
+    def token_embedding(self) -> tuple[Tensor, dict[str, int]]:
+        text = self.text_tower()
+        table = getattr(text, "token_embedding", None)
+        if table is None or self.pieces is None:
+            raise DcclipError(f"the vocabulary of {self.name} can't be taken over", "leave student.text.inherit out")
+        return table.weight.detach(), self.pieces
+
+    def text_tower(self) -> Any:
+        return getattr(self.model, "text", self.model)  # open_clip's first CLIP has the layers in itself
 
     def text_features(self, tokens: Tokens) -> TextFeatures:
         from open_clip.transformer import TextTransformer, text_global_pool
@@ -192,14 +242,34 @@ class TransformersTowers(Towers):
         )
         return Tokens(encoded["input_ids"], encoded["attention_mask"])
 
-    def image_features(self, pixels: Tensor) -> ImageFeatures:
-        out = self.model.get_image_features(pixel_values=pixels, return_dict=True)
-        hidden = out.last_hidden_state
-        grid = int(hidden.shape[1] ** 0.5)  # a class token, where there is one, comes first and makes it no square
-        patches = hidden[:, hidden.shape[1] - grid * grid :]
-        return ImageFeatures(out.pooler_output, patches.transpose(1, 2).unflatten(2, (grid, grid)))
+    def token_embedding(self) -> tuple[Tensor, dict[str, int]]:
+        # AltCLIP's text model lies one level deeper, and its own method for this is that of the wrapper.
+        text = self.model.text_model
+        table = getattr(text, "roberta", text).get_input_embeddings().weight
+        return table.detach(), self._tokenizer.get_vocab()
+
+    def image_features(self, pixels: Tensor, layers: Sequence[int] = ()) -> ImageFeatures:
+        more = {"output_hidden_states": True} if layers else {}
+        out = self.model.get_image_features(pixel_values=pixels, return_dict=True, **more)
+        blocks = out.hidden_states[1:] if layers else ()  # the first is what went into the first block
+        if not all(-len(blocks) <= layer < len(blocks) for layer in layers):
+            raise _no_such_layer(self.name, layers)
+        others = {layer: _on_grid(blocks[layer]) for layer in layers}
+        return ImageFeatures(out.pooler_output, _on_grid(out.last_hidden_state), others)
 
     def text_features(self, tokens: Tokens) -> TextFeatures:
         mask = {} if self._fixed_length else {"attention_mask": tokens.mask}
         out = self.model.get_text_features(input_ids=tokens.ids, return_dict=True, **mask)
         return TextFeatures(out.pooler_output, out.last_hidden_state, tokens.mask)
+
+
+def _on_grid(hidden: Tensor) -> Tensor:
+    """Patch tokens (B, n, C) as a map (B, C, h, w)."""
+    grid = int(hidden.shape[1] ** 0.5)  # a class token, where there is one, comes first and makes it no square
+    patches = hidden[:, hidden.shape[1] - grid * grid :]
+    return patches.transpose(1, 2).unflatten(2, (grid, grid))
+
+
+def _no_such_layer(name: str, layers: Sequence[int]) -> DcclipError:
+    asked = ", ".join(map(str, layers))
+    return DcclipError(f"the image tower of {name} has no such layers: {asked}", "name fewer, or smaller numbers")

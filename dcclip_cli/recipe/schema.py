@@ -52,6 +52,8 @@ class Recipe(Options):
         if self.align is not None:
             needed["align",] = ["data"]
             needed["align", "start"] = {"scratch": ["student"], "distill": ["distill"]}.get(self.align.start, [])
+            if any(loss.needs_teacher for loss in self.align.losses):
+                needed["align", "losses"] = ["teacher"]
         if self.data is not None and self.data.train == COLLECTED:
             needed["data", "train"] = ["collect"]
         lacking = [

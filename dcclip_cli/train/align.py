@@ -7,24 +7,30 @@ from typing import Literal
 
 from pydantic import Field
 
-from dcclip_cli.data.batches import DataOptions, Order, Reader, caption_groups
+from dcclip_cli.data.batches import DataOptions
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.runs import RunFolder, StageResult
-from dcclip_cli.train.options import LoopOptions
+from dcclip_cli.train.losses import DistillLoss
+from dcclip_cli.train.losses.task import Contrast, TaskLoss
+from dcclip_cli.train.options import TeachingOptions
 
-DEFAULT_EMBED_DIM = 256
 
-
-class AlignOptions(LoopOptions):
+class AlignOptions(TeachingOptions):
     """Stage 2 of a recipe, or the training of a model from scratch."""
 
-    loss: Literal["clip"] = Field("clip", description="CLIP's symmetric InfoNCE, averaged over the languages")
+    loss: Contrast = Field(
+        "clip", description="clip: symmetric InfoNCE, averaged over the languages; siglip: a sigmoid for each pair"
+    )
+    losses: tuple[DistillLoss, ...] = Field(
+        (), description="Distillation beside the contrast, so that stage 2 does not forget stage 1"
+    )
+    train: str | None = Field(None, description="Pairs for this stage alone; default: data.train")
     start: str = Field("distill", description="`distill` (this recipe's stage 1), `scratch`, or a model directory")
     lock: Literal["image", "text"] | None = Field(None, description="A tower that stays as it is, batch norms included")
-    cross_lingual: float = Field(0.0, ge=0, description="Weight of InfoNCE between the two captions of one image")
+    cross_lingual: float = Field(0.0, ge=0, description="Weight of the contrast between the two captions of one image")
     other_weight: float = Field(1.0, ge=0, description="Weight of the second captions that captions.also_other adds")
     max_logit_scale: float = Field(
         100.0, gt=1, description="The learnable 1 / temperature is kept below this, as CLIP does"
@@ -49,9 +55,13 @@ def align(
 
     Raises DcclipError for data or a starting model that can't be had, and where a saved state is another recipe's.
     """
+    from dataclasses import replace
+
+    from dcclip_cli.data.order import Mixture, Order, Part, caption_groups
     from dcclip_cli.train import stage
-    from dcclip_cli.train.contrast_stage import ContrastStage
-    from dcclip_cli.train.loop import fit, total_steps
+    from dcclip_cli.train.carry_out import Plan, carry_out
+    from dcclip_cli.train.loop import total_steps
+    from dcclip_cli.train.teaching import load_teachers
 
     progress = progress or Silent()
     folder, model = run.stage("align"), run.model("align")
@@ -60,13 +70,18 @@ def align(
     if model.is_dir():
         return StageResult(model, already_finished=True)
     stage.use_process(options.threads)
-    table = stage.open_training_pairs(data, run)
+    stage.join_processes(device)
+    table = stage.open_training_pairs(data.model_copy(update={"train": options.train or data.train}), run)
     name = run.root.name
+    teaching = load_teachers([*([teacher] if teacher else []), *options.more_teachers], options.losses, device)
     if options.start == "scratch":
         if student is None:
             raise DcclipError("align starts from scratch, but the recipe has no student", "add a student section")
-        teacher_name = teacher.model if teacher else None
-        learner = stage.new_student(student, DEFAULT_EMBED_DIM, table, teacher_name, name, seed)
+        first = teaching.teachers[0] if teaching.teachers else None
+        if first is None and teacher is not None and student.text.inherit != "nothing":
+            first = teacher.load(device)
+        width = teaching.widths[0].embedding if teaching.widths else stage.DEFAULT_EMBED_DIM
+        learner = stage.new_student(student, width, table, teacher.model if teacher else None, name, seed, first)
     else:
         start = run.model("distill") if options.start == "distill" else Path(options.start)
         if not start.is_dir():
@@ -75,40 +90,45 @@ def align(
                 "run stage 1 first: dcclip distill RECIPE; or write align.start: scratch",
             )
         learner = stage.student_from(start, name)
-    reader = Reader(
-        table,
-        seed,
-        options.augment,
-        options.captions,
-        learner.towers.preprocess,
-        learner.towers.tokenize,
-        find_shared=True,
-    )
-    module = ContrastStage(
-        learner.towers, options.lock, options.cross_lingual, options.other_weight, options.max_logit_scale
-    )
-    identity = stage.identity_of(
-        {
-            "options": options.model_dump(mode="json", exclude=stage.NEUTRAL),
-            "parent": learner.parent,
-            "student": learner.config,
-            "vocabulary": learner.vocabulary,
-            "image_weights": student.image.weights if student and learner.parent is None else None,
-            "data": table.fingerprint,
-            "seed": seed,
-        }
-    )
+    if options.loss == "siglip":
+        learner = stage.with_bias(learner)
+    reader = teaching.reader(replace(stage.reader_for(learner, table, options, seed), find_shared=True), options)
     groups = caption_groups(table) if options.distinct_captions else None
-    order = Order(len(table), options.batch_size, seed, groups)
+    order = Mixture((Part(Order(len(table), options.batch_size, seed, groups)),))
+    steps = total_steps(options, order)
+    sources = teaching.sources(options.losses, options, reader, learner.towers, run, steps, device, progress)
+    task = TaskLoss(loss=options.loss, cross_lingual=options.cross_lingual, other_weight=options.other_weight)
+    identity = {
+        "options": options.model_dump(mode="json", exclude=stage.NEUTRAL),
+        "teacher": teaching.identity,
+        "parent": learner.parent,
+        "student": learner.config,
+        "vocabulary": learner.vocabulary,
+        "image_weights": student.image.weights if student and learner.parent is None else None,
+        "inherit": student.text.inherit if student and learner.parent is None else None,
+        "data": table.fingerprint,
+        "seed": seed,
+    }
     provenance = {
         "stage": "align",
-        "identity": identity,
+        "identity": stage.sha256_of(identity),
         "data": {"train": table.fingerprint},
-        "steps": total_steps(options, order),
+        "steps": steps,
     }
-
-    def finish(figures: dict[str, float]) -> None:
-        learner.save(model, {**provenance, "metrics": figures}, half=options.half)
-
-    fitted = fit(module, "align", reader, order, options, folder, identity, seed, device, progress, finish)
-    return StageResult(model, False, fitted.seconds, fitted.figures, provenance)
+    plan = Plan(
+        "align",
+        learner,
+        (task, *options.losses),
+        teaching,
+        sources,
+        reader,
+        order,
+        options,
+        data.validation,
+        identity,
+        provenance,
+        lock=options.lock,
+        max_logit_scale=options.max_logit_scale,
+        half=options.half,
+    )
+    return carry_out(plan, seed, run, device, progress)

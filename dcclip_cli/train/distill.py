@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from dcclip_cli.data.batches import DataOptions, Order, Reader
+from dcclip_cli.data.batches import DataOptions
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.runs import RunFolder, StageResult
-from dcclip_cli.train.losses import DistillLoss, EmbeddingLoss, FeatureMapLoss, TokenFeaturesLoss
-from dcclip_cli.train.options import LoopOptions
+from dcclip_cli.train.losses import DistillLoss
+from dcclip_cli.train.losses.embeddings import EmbeddingLoss
+from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
+from dcclip_cli.train.options import TeachingOptions
 
 
-class DistillOptions(LoopOptions):
+class DistillOptions(TeachingOptions):
     """Stage 1 of a recipe."""
 
     losses: tuple[DistillLoss, ...] = Field(
@@ -21,10 +23,14 @@ class DistillOptions(LoopOptions):
         min_length=1,
         description="What pulls the student towards the teacher: their weighted sum",
     )
-    teacher_cache: bool = Field(
-        True, description="Ask the teacher once per picture and augmentation, and keep its answers"
+    images_per_step: int | None = Field(
+        None,
+        ge=1,
+        description="Pictures of data.images beside batch_size pairs, over all processes; default: batch_size",
     )
-    augmentations: int = Field(4, ge=1, description="Different augmentations of a picture, where the cache is on")
+    texts_per_step: int | None = Field(
+        None, ge=1, description="Lines of data.texts beside batch_size pairs, over all processes; default: batch_size"
+    )
 
 
 def distill(
@@ -44,9 +50,10 @@ def distill(
     Raises DcclipError for data, teacher or student that can't be had, and where a saved state is another recipe's.
     """
     from dcclip_cli.train import stage
-    from dcclip_cli.train.feature_stage import FeatureStage, OnlineTeacher, TeacherSource, map_grid, widths
-    from dcclip_cli.train.loop import fit, total_steps
-    from dcclip_cli.train.teacher_cache import build_cache
+    from dcclip_cli.train.carry_out import Plan, carry_out
+    from dcclip_cli.train.loop import total_steps
+    from dcclip_cli.train.teaching import check_data, load_teachers
+    from dcclip_cli.train.training_data import open_training_data
 
     progress = progress or Silent()
     folder, model = run.stage("distill"), run.model("distill")
@@ -55,55 +62,51 @@ def distill(
     if model.is_dir():
         return StageResult(model, already_finished=True)
     stage.use_process(options.threads)
-    table = stage.open_training_pairs(data, run)
-    teaching = teacher.load(device)
-    teacher_widths = widths(teaching)
-    learner = stage.new_student(student, teacher_widths.embedding, table, teacher.model, run.root.name, seed)
-    if learner.towers.parameters_count() >= teaching.parameters_count():
+    stage.join_processes(device)
+    training = open_training_data(data, run, options.batch_size, options.images_per_step, options.texts_per_step, seed)
+    check_data(options.losses, training.kinds)
+    teaching = load_teachers((teacher, *options.more_teachers), options.losses, device)
+    embed_dim = teaching.widths[0].embedding if teaching.widths else stage.DEFAULT_EMBED_DIM
+    first = teaching.teachers[0] if teaching.teachers else None
+    learner = stage.new_student(student, embed_dim, training.table, teacher.model, run.root.name, seed, first)
+    if any(loss.kind == "task" and loss.loss == "siglip" for loss in options.losses):
+        learner = stage.with_bias(learner)
+    if first and learner.towers.parameters_count() >= first.parameters_count():
         progress.say(
             f"warning: the student has {learner.towers.parameters_count():,} parameters, "
-            f"the teacher {teaching.parameters_count():,}"
+            f"the teacher {first.parameters_count():,}"
         )
-    reader = Reader(
-        table,
-        seed,
-        options.augment,
-        options.captions,
-        learner.towers.preprocess,
-        learner.towers.tokenize,
-        teacher_preprocess=None if options.teacher_cache else teaching.preprocess,
-        repeats=options.augmentations if options.teacher_cache else 0,
-    )
-    student_widths = widths(learner.towers)
-    if options.teacher_cache:
-        grid, cache = map_grid(learner.towers), run.stage("teacher-cache")
-        with stage.main_process_first(device):  # it fills the cache, the others find it full
-            source: TeacherSource = build_cache(teaching, reader, options.losses, grid, cache, device, progress)
-    else:
-        source = OnlineTeacher(teaching)
-    module = FeatureStage(learner.towers, source, options.losses, student_widths, teacher_widths, seed)
-    identity = stage.identity_of(
-        {
-            "options": options.model_dump(mode="json", exclude=stage.NEUTRAL),
-            "teacher": teaching.fingerprint,
-            "student": learner.config,
-            "vocabulary": learner.vocabulary,
-            "image_weights": student.image.weights,
-            "data": table.fingerprint,
-            "seed": seed,
-        }
-    )
-    order = Order(len(table), options.batch_size, seed)
+    reader = teaching.reader(stage.reader_for(learner, training.table, options, seed), options)
+    steps = total_steps(options, training.order)
+    sources = teaching.sources(options.losses, options, reader, learner.towers, run, steps, device, progress)
+    identity: dict[str, object] = {
+        "options": options.model_dump(mode="json", exclude=stage.NEUTRAL),
+        "teacher": teaching.identity,
+        "student": learner.config,
+        "vocabulary": learner.vocabulary,
+        "image_weights": student.image.weights,
+        "inherit": student.text.inherit,
+        "data": training.table.fingerprint,
+        "seed": seed,
+    }
     provenance = {
         "stage": "distill",
-        "identity": identity,
-        "teacher": {"name": teaching.name, "fingerprint": teaching.fingerprint},
-        "data": {"train": table.fingerprint},
-        "steps": total_steps(options, order),
+        "identity": stage.sha256_of(identity),
+        "teacher": {"name": first.name if first else None, "fingerprint": first.fingerprint if first else None},
+        "data": {"train": training.table.fingerprint},
+        "steps": steps,
     }
-
-    def finish(figures: dict[str, float]) -> None:
-        learner.save(model, {**provenance, "metrics": figures})
-
-    fitted = fit(module, "distill", reader, order, options, folder, identity, seed, device, progress, finish)
-    return StageResult(model, False, fitted.seconds, fitted.figures, provenance)
+    plan = Plan(
+        "distill",
+        learner,
+        options.losses,
+        teaching,
+        sources,
+        reader,
+        training.order,
+        options,
+        data.validation,
+        identity,
+        provenance,
+    )
+    return carry_out(plan, seed, run, device, progress)

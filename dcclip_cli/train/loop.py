@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-import json
 import math
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -18,14 +16,24 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
-from torch import nn
 from torch.utils.data import DataLoader
 
-from dcclip_cli.data.batches import Batch, Order, Reader
+from dcclip_cli.data.batches import Batch, Reader
+from dcclip_cli.data.order import Mixture
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.progress import Progress
+from dcclip_cli.train.backward import backward, cached_backward
+from dcclip_cli.train.gather import any_process
+from dcclip_cli.train.guards import BadSteps, warn_at_chance
+from dcclip_cli.train.kept import Best, averaged, in_place_of
+from dcclip_cli.train.log import Log
+from dcclip_cli.train.objective import Objective
+from dcclip_cli.train.optimizer import make_optimizer
 from dcclip_cli.train.options import LoopOptions
-from dcclip_cli.train.state import load_state, save_state, saved_step
+from dcclip_cli.train.state import Identity, load_state, save_state, saved_step, tensors_of
+from dcclip_cli.train.trainable import Trainable
+
+Measure = Callable[[], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Fitted:
     figures: dict[str, float]
 
 
-def total_steps(options: LoopOptions, order: Order) -> int:
+def total_steps(options: LoopOptions, order: Mixture) -> int:
     """The steps that `epochs` or `steps` ask for."""
     return options.steps or max(1, round((options.epochs or 0) * order.steps_per_epoch))
 
@@ -50,84 +58,154 @@ def learning_rate_factor(step: int, warmup_steps: int, steps: int) -> float:
 
 
 def fit(
-    stage: nn.Module,
+    stage: Trainable,
     name: str,
     reader: Reader,
-    order: Order,
+    order: Mixture,
     options: LoopOptions,
     folder: Path,
-    identity: str,
+    identity: Identity,
     seed: int,
     device: str,
     progress: Progress,
     finish: Callable[[dict[str, float]], None],
+    measure: Measure | None = None,
 ) -> Fitted:
-    """Train `stage` in place; its forward takes a Batch and returns named, weighted loss terms whose sum is minimised.
+    """Train `stage` in place.
 
     Saves the resume state under `folder/state` and goes on from it. `identity` names all that decides the result.
-    `finish` gets the last figures and keeps the trained `stage`, in one process while the others wait.
-    Raises DcclipError on a loss that isn't finite, KeyboardInterrupt (state saved) on Ctrl-C.
+    `finish` gets the last figures and keeps the trained `stage`, in one process while the others wait. `measure`
+    validates the student. Raises DcclipError on losses that aren't finite, KeyboardInterrupt (state saved) on Ctrl-C or
+    SIGTERM.
     """
     accelerator = _accelerator(options, folder, device)
-    if order.batch_size % accelerator.num_processes:
-        raise DcclipError(
-            f"batch_size {order.batch_size} can't be shared by {accelerator.num_processes} processes",
-            "make it a multiple of the number of processes",
-        )
+    order.check_shares(accelerator.num_processes * options.accumulate)
     stage.to(accelerator.device)
-    optimizer = _optimizer(stage, options)
-    steps = total_steps(options, order)
-    start = 0
+    optimizer = make_optimizer(stage, options.optimizer)
+    average = averaged(stage.kept, options.ema)
+    steps, start, extra = total_steps(options, order), 0, {"skipped_steps": 0, "worse": 0}
     if saved := saved_step(folder / "state"):
-        start = load_state(saved, identity, stage, optimizer)
+        state = load_state(saved, identity, stage, optimizer, average)
+        start, extra = state.step, {**extra, **state.extra}
         progress.say(f"{name}: going on from step {start} of {steps}")
     wrapped, optimizer = accelerator.prepare(stage, optimizer)
-    log = _Log(folder, start, accelerator)
+    if accelerator.scaler is not None and "scaler" in extra:
+        accelerator.scaler.load_state_dict(extra["scaler"])
+    log = Log(folder, start, accelerator)
+    best = Best(folder / "best", start, options.patience, measure) if measure else None
+    if best:
+        best.resume(int(extra["worse"]))
+    bad = BadSteps(stage, options.max_skipped_steps, folder)
+    bad.skipped = int(extra["skipped_steps"])
+    began, figures = time.monotonic(), dict[str, float]()
+    logged = _Span(start, began)
     loader = _loader(reader, order, start, steps, options.workers, accelerator)
-    began, figures = time.monotonic(), {}
-    with progress.task(name, steps, start) as task, _held_interrupt() as interrupted:
+
+    def save(done: int) -> None:
+        if accelerator.is_main_process:
+            more: dict[str, Any] = {"skipped_steps": bad.skipped, "worse": best.worse if best else 0}
+            if accelerator.scaler is not None:
+                more["scaler"] = accelerator.scaler.state_dict()
+            save_state(folder / "state", done, identity, tensors_of(stage, optimizer.optimizer, average), more)
+
+    with progress.task(name, steps, start) as task, _held_signals() as received:
         stage.train()
+        bad.good()
         waiting = time.monotonic()
         for step, batch in enumerate(loader, start):
-            waited = time.monotonic() - waiting
+            logged.waited += time.monotonic() - waiting
             factor = learning_rate_factor(step, options.warmup_steps, steps)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
             torch.manual_seed(((seed << 40) + (step << 12) + accelerator.process_index) % 2**64)
-            terms = wrapped(_to_device(batch, accelerator.device))
-            loss = sum(terms.values())
-            accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(wrapped.parameters(), options.clip_norm or math.inf)
-            optimizer.step()
-            optimizer.zero_grad()
+            stage.begin_step(step / steps)
+            batch = _to_device(batch, accelerator.device)
+            if options.gradient_cache:
+                assert isinstance(stage, Objective)
+                terms = cached_backward(stage, batch, options.accumulate, accelerator)
+            else:
+                terms = backward(wrapped, batch, options.accumulate, accelerator)
+            norm = float(accelerator.clip_grad_norm_(wrapped.parameters(), options.clip_norm or math.inf))
             done = step + 1
+            # fp16 has gradients that overflow now and then: its scaler leaves such steps out itself.
+            fine = math.isfinite(float(sum(terms.values()))) and (math.isfinite(norm) or accelerator.scaler is not None)
+            if any_process(not fine, accelerator.device):
+                bad.bad(done, terms, norm)
+            else:
+                optimizer.step()
+                bad.good()
+                if average is not None:
+                    average.update_parameters(stage.kept)
+            optimizer.zero_grad()
             if done % options.log_every_steps == 0 or done == steps:
-                figures = {key: float(value.detach()) for key, value in terms.items()}
+                figures = {key: float(value) for key, value in terms.items()}
                 figures |= {
-                    "loss": float(loss.detach()),
-                    "gradient_norm": float(norm),
+                    "loss": sum(figures.values()),
+                    "gradient_norm": norm,
                     "lr": options.optimizer.lr * factor,
+                    "skipped_steps": bad.skipped,
                 }
-                figures |= getattr(stage, "figures", dict)()
-                _check_finite(figures, done, folder)
-                speed = order.batch_size / (time.monotonic() - waiting + waited)
-                log.write(done, {**figures, "images_per_second": speed, "data_wait_s": waited})
-                task.advance(0, loss=figures["loss"], images_per_s=speed)
+                figures |= stage.figures()
+                speed = logged.figures(done, steps, order.batch_size)
+                log.write(done, {**figures, **speed})
+                task.advance(0, loss=figures["loss"], images_per_s=speed["images_per_second"])
+            if done == options.warn_at_chance_steps and accelerator.is_main_process:
+                warn_at_chance({key: float(value) for key, value in terms.items()}, stage.chance, done, progress)
             task.advance()
-            waiting = time.monotonic()
-            due = done % options.checkpoint_every_steps == 0 or interrupted
-            if due:
-                _check_finite({"loss": float(loss.detach())}, done, folder)
-            if due and done < steps and accelerator.is_main_process:
-                save_state(folder / "state", done, identity, stage, optimizer.optimizer)
+            over = False
+            if best and options.validate_every_steps and (done % options.validate_every_steps == 0 or done == steps):
+                with in_place_of(stage.kept, average):
+                    measured = best.validate(done, stage.kept, accelerator.is_main_process)
+                log.write(done, measured)
+                over = any_process(best.over, accelerator.device)
+                if over:
+                    progress.say(f"{name}: no better since step {best.step}: ends at step {done} of {steps}")
+            interrupted = any_process(bool(received), accelerator.device)
+            if (done % options.checkpoint_every_steps == 0 or interrupted) and done < steps and not over:
+                save(done)
             if interrupted:
                 raise KeyboardInterrupt
+            if over:
+                break
+            waiting = time.monotonic()
     seconds = time.monotonic() - began
+    figures |= _keep(stage, average, best, options)
     stage.eval().to("cpu")
     if accelerator.is_main_process:
         finish(figures)
     _leave(accelerator)
     return Fitted(seconds, steps - start, figures)
+
+
+def _keep(stage: Trainable, average: Any, best: Best | None, options: LoopOptions) -> dict[str, float]:
+    """Give the stage the weights that are kept, and return what validation said of them."""
+    if best and options.keep == "best":
+        best.restore(stage.kept)
+        return {**best.figures, "best_step": best.step}
+    if average is not None:
+        stage.kept.load_state_dict(average.module.state_dict())
+    return {}
+
+
+@dataclass
+class _Span:
+    """The steps since the last entry in the log."""
+
+    step: int
+    began: float
+    waited: float = 0.0
+
+    def figures(self, done: int, steps: int, batch_size: int) -> dict[str, float]:
+        """Speed, waiting for data per step, and time left, over the span that ends here; the next one begins."""
+        now, count = time.monotonic(), done - self.step
+        each = (now - self.began) / count
+        figures = {
+            "images_per_second": batch_size / each,
+            "data_wait_s": self.waited / count,
+            "seconds_left": each * (steps - done),
+        }
+        self.step, self.began, self.waited = done, now, 0.0
+        return figures
 
 
 def _accelerator(options: LoopOptions, folder: Path, device: str) -> Accelerator:
@@ -142,44 +220,12 @@ def _accelerator(options: LoopOptions, folder: Path, device: str) -> Accelerator
     )
 
 
-def _optimizer(stage: nn.Module, options: LoopOptions) -> torch.optim.Optimizer:
-    """The optimizer, with weight decay on matrices only, and the towers' own learning rates."""
-    chosen = options.optimizer
-    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
-    for name, parameter in stage.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        decay = chosen.weight_decay if parameter.ndim > 1 and "positional_embedding" not in name else 0.0
-        new = ".head." in name or "classifier" in name  # the projection is not part of what was pretrained
-        scale = chosen.image_lr_scale if ".visual." in name and not new else 1.0
-        # A table of vectors is a matrix in shape only: its rows are learnt one by one.
-        groups.setdefault((chosen.lr * scale, decay, "_embedding" in name), []).append(parameter)
-    parameters: list[dict[str, Any]] = [
-        {"params": members, "lr": lr, "peak_lr": lr, "weight_decay": decay, "use_fallback": is_table}
-        for (lr, decay, is_table), members in groups.items()
-    ]
-    if chosen.kind == "adamw":
-        return torch.optim.AdamW(parameters, betas=chosen.betas, eps=chosen.eps)
-    from timm.optim import Muon
-
-    return Muon(
-        parameters,
-        momentum=chosen.momentum,
-        nesterov=True,
-        betas=chosen.betas,
-        fallback_lr_scale=(chosen.other_lr or chosen.lr) / chosen.lr,
-    )
-
-
 def _loader(
-    reader: Reader, order: Order, start: int, steps: int, workers: int, accelerator: Accelerator
+    reader: Reader, order: Mixture, start: int, steps: int, workers: int, accelerator: Accelerator
 ) -> Iterator[Batch]:
-    share = order.batch_size // accelerator.num_processes
-    first = accelerator.process_index * share
-    sampler = (samples[first : first + share] for samples in order(start, steps))
     loader: DataLoader[Any] = DataLoader(
         reader,  # type: ignore[arg-type]  # asked for whole batches through __getitems__
-        batch_sampler=sampler,
+        batch_sampler=order.share(start, steps, accelerator.process_index, accelerator.num_processes),
         collate_fn=lambda batch: batch,
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
@@ -195,6 +241,7 @@ def _loader(
 def _quiet_worker(_number: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process saves the state first
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
@@ -202,51 +249,21 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 @contextmanager
-def _held_interrupt() -> Iterator[list[int]]:
-    """Ctrl-C puts something into the list that this yields, so that a step is never cut in the middle."""
+def _held_signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM (of torchrun, of a cluster) go into the list that this yields: no step is cut short."""
     received: list[int] = []
+    before = {}
     try:
-        before = signal.signal(signal.SIGINT, lambda number, _frame: received.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, lambda number, _frame: received.append(number))
     except ValueError:  # not in the main thread: leave signals alone
         yield received
         return
     try:
         yield received
     finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _check_finite(figures: dict[str, float], step: int, folder: Path) -> None:
-    bad = [name for name, value in figures.items() if not math.isfinite(value)]
-    if bad:
-        raise DcclipError(
-            f"step {step}: {', '.join(bad)} is not finite",
-            f"lower optimizer.lr; the figures are in {folder}/metrics.jsonl",
-        )
-
-
-class _Log:
-    """metrics.jsonl and tensorboard, cut back to the step that training goes on from."""
-
-    def __init__(self, folder: Path, start: int, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
-        self._file = folder / "metrics.jsonl"
-        if not accelerator.is_main_process:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = self._file.read_text().splitlines() if self._file.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
-        self._file.write_text("".join(line + "\n" for line in kept))
-        if not start:
-            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        accelerator.init_trackers("tensorboard")
-
-    def write(self, step: int, figures: dict[str, float]) -> None:
-        if self._accelerator.is_main_process:
-            rounded = {name: float(f"{value:.6g}") for name, value in figures.items()}
-            with self._file.open("a") as stream:
-                stream.write(json.dumps({"step": step, **rounded}) + "\n")
-            self._accelerator.log(figures, step=step)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _leave(accelerator: Accelerator) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import math
 import shutil
 import sys
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,23 @@ import torch
 from accelerate import PartialState
 from tokenizers import Tokenizer
 
-from dcclip_cli.data.batches import COLLECTED, DataOptions
+from dcclip_cli.data.batches import COLLECTED, DataOptions, Reader
 from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.data.table import PairTable, open_pairs
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.folder import load_folder, read_json, save_folder
+from dcclip_cli.model.inherit import inherit_text_tower
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.students import StudentOptions, build_model, model_config, preprocessing_of, start_image_tower
 from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with, train_tokenizer, trim_tokenizer
-from dcclip_cli.model.towers import OpenClipTowers
+from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.runs import RunFolder
+from dcclip_cli.train.options import LoopOptions
 from dcclip_cli.versions import versions
 
 # Options that change how long a stage takes, or what it shows, but not what it makes.
 NEUTRAL = {"workers", "log_every_steps", "checkpoint_every_steps"}
+DEFAULT_EMBED_DIM = 256
 # malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD.
 _KEEP_MEMORY = {-4: 0, -1: 2**31 - 1, -2: 256 * 2**20}
 
@@ -64,6 +67,8 @@ class Student:
 
 def open_training_pairs(data: DataOptions, run: RunFolder) -> PairTable:
     """The pairs that `data.train` names. Raises DcclipError where they are not there."""
+    if data.train is None:
+        raise DcclipError("data has no pairs", "name some: data.train")
     if data.train != COLLECTED:
         return open_pairs(data.train)
     if not run.stage("collect").is_dir():
@@ -72,22 +77,39 @@ def open_training_pairs(data: DataOptions, run: RunFolder) -> PairTable:
 
 
 def new_student(
-    options: StudentOptions, embed_dim: int, table: PairTable, teacher: str | None, name: str, seed: int
+    options: StudentOptions,
+    embed_dim: int,
+    table: PairTable,
+    teacher: str | None,
+    name: str,
+    seed: int,
+    teaching: Towers | None = None,
 ) -> Student:
-    """A student with random weights (or the image weights that it names), its tokenizer made from the captions.
+    """A student with random weights (or those that it takes over), its tokenizer made from the captions.
 
-    `teacher` is the teacher's directory or hub name, for `vocabulary: {from: teacher}`.
+    `teacher` is the teacher's directory or hub name, for `vocabulary: {from: teacher}`; `teaching` the teacher itself,
+    for `text.inherit`.
     """
     captions = [caption for language in LANGUAGES for several in table.captions(language) for caption in several]
+    if not captions:
+        raise DcclipError(
+            "the data has no text to make the student's vocabulary from", "give data.texts, or pairs with captions"
+        )
     vocabulary = options.text.vocabulary
     if vocabulary.source == "teacher":
-        tokenizer = trim_tokenizer(_teacher_folder(teacher), captions, vocabulary.size)
+        tokenizer = trim_tokenizer(_teacher_folder(teacher), captions, vocabulary.size, vocabulary.characters)
     else:
         tokenizer = train_tokenizer(captions, vocabulary.size)
     config = model_config(options, options.embed_dim or embed_dim, tokenizer.get_vocab_size())
     _take_special_ids(config, tokenizer)
     model = build_model(config, seed)
     start_image_tower(model, options.image)
+    if options.text.inherit != "nothing":
+        if teaching is None:
+            raise DcclipError(
+                "student.text.inherit takes weights from a teacher, but this stage has none", "leave it out"
+            )
+        inherit_text_tower(model.text, tokenizer, teaching, layers=options.text.inherit == "layers")
     return _student(model, config, preprocessing_of(options.image), tokenizer, name, None)
 
 
@@ -137,7 +159,7 @@ def _take_special_ids(config: dict[str, Any], tokenizer: Tokenizer) -> None:
         config["text_cfg"][key] = number
 
 
-def identity_of(parts: dict[str, Any]) -> str:
+def sha256_of(parts: Any) -> str:
     """A sha256 over everything that decides a stage's result."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
@@ -156,12 +178,34 @@ def use_process(threads: int | None) -> None:
             mallopt(parameter, value)
 
 
-def main_process_first(device: str) -> AbstractContextManager[Any]:
-    """A context that the other processes of a run enter only when the first has left it."""
-    context: AbstractContextManager[Any] = PartialState(cpu=device == "cpu").main_process_first()
-    return context
+def join_processes(device: str) -> None:
+    """Let the processes that torchrun started know of each other; a single one stays alone."""
+    PartialState(cpu=device == "cpu")
+
+
+def with_bias(student: Student) -> Student:
+    """The student made ready for a sigmoid loss: a bias, and the temperature that goes with it (SigLIP, 2303.15343)."""
+    model = student.towers.model
+    if model.logit_bias is not None:
+        return student
+    model.logit_bias = torch.nn.Parameter(torch.full_like(model.logit_scale.detach(), -10.0))
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(10))
+    return replace(student, config={**student.config, "init_logit_bias": -10.0})
+
+
+def minutes(seconds: float) -> str:
+    """A duration as a person would say it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def start_over(folder: Path) -> None:
     """Remove what a stage left, finished or not."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def reader_for(learner: Student, table: PairTable, options: LoopOptions, seed: int) -> Reader:
+    """What reads this table for this student."""
+    return Reader(table, seed, options.augment, options.captions, learner.towers.preprocess, learner.towers.tokenize)

@@ -1,31 +1,38 @@
 """The teacher's answers, asked for once and kept: K augmentations of each picture, and every caption.
 
 Storing them and replaying the augmentations pays for the teacher once ("dataset reinforcement", MobileCLIP,
-arXiv 2311.17049). Rows are filled in one fixed order and batch size, so that the cache depends on nothing else.
+arXiv 2311.17049). Rows are filled in one fixed order and batch size, so that a block depends on nothing but its key:
+the teacher with its preprocessing and precision, the pictures' bytes and places, the augmentation and its seed, or the
+captions.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
-from torch.utils.data import DataLoader, Dataset
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from dcclip_cli.data.batches import Batch, Reader
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.folder import read_json
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
 from dcclip_cli.progress import Progress
-from dcclip_cli.train.feature_stage import Grid
-from dcclip_cli.train.losses import DistillLoss, Side, to_grid
+from dcclip_cli.train.cache_blocks import Block, BlockStore, Rows, key_of
+from dcclip_cli.train.gather import process_count, process_index
+from dcclip_cli.train.losses.base import Loss, Side, Widths
+from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, to_grid
+from dcclip_cli.train.probe import Grid
+from dcclip_cli.train.teachers import no_images
 
 ROWS = 64  # pictures or captions that the teacher sees at once; part of what the numbers depend on
+SAMPLES_IN_BLOCK = 1024  # a multiple of ROWS, so that blocks do not change which pictures the teacher sees together
+CAPTIONS_IN_BLOCK = 8192
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class _Picture(Dataset[np.ndarray | DcclipError]):
     teacher: Towers
 
     def __len__(self) -> int:
-        return len(self.reader.table) * self.reader.repeats
+        return self.reader.table.pictures * self.reader.repeats
 
     def __getitem__(self, row: int) -> np.ndarray | DcclipError:
         try:
@@ -53,48 +60,100 @@ def _stacked(pictures: list[np.ndarray | DcclipError]) -> torch.Tensor | DcclipE
 class TeacherCache:
     """Teacher features of batches, read from memory-mapped files; unit-length embeddings, all in fp16."""
 
-    def __init__(self, folder: Path, captions: list[str], repeats: int) -> None:
-        self._arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
+    def __init__(
+        self,
+        images: BlockStore,
+        texts: BlockStore,
+        captions: list[str],
+        repeats: int,
+        layers: Sequence[int],
+        widths: Widths,
+        logit_scale: float,
+    ) -> None:
+        self.images, self.texts = images, texts
         self._caption_rows = {caption: row for row, caption in enumerate(captions)}
-        self._repeats = repeats
+        self._repeats, self._layers, self._widths = repeats, layers, widths
+        self._scale = torch.tensor(logit_scale)
 
     def __call__(self, batch: Batch) -> Side:
         device = batch.pixels.device
         rows = (batch.indices * self._repeats + batch.repeats).numpy()
-        embedding = self._read("image_embedding", rows)
-        image_map = self._read("image_map", rows) if "image_map" in self._arrays else embedding[:, :, None, None]
-        texts = {}
-        for language, given in batch.texts.items():
-            caption_rows = np.asarray([self._caption_rows[caption] for caption in given.captions])
-            text_embedding = self._read("text_embedding", caption_rows)
-            if "text_tokens" in self._arrays:
-                lengths = self._read("text_lengths", caption_rows)
-                tokens = self._read("text_tokens", caption_rows)[:, : int(lengths.max())]
-                mask = (torch.arange(tokens.shape[1])[None] < lengths[:, None]).long()
-            else:
-                tokens, mask = text_embedding[:, None], torch.ones(len(caption_rows), 1, dtype=torch.long)
-            texts[language] = TextFeatures(text_embedding.to(device), tokens.to(device), mask.to(device))
-        image = ImageFeatures(embedding.to(device), image_map.to(device))
-        return Side(image, texts, {language: given.rows for language, given in batch.texts.items()})
+        texts = {name: self._text(given.captions, device) for name, given in batch.texts.items()}
+        rows_of = {name: given.rows for name, given in batch.texts.items()}
+        return Side(self._image(rows, device), texts, rows_of, self._scale.to(device))
 
-    def _read(self, name: str, rows: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(self._arrays[name][rows]).float()
+    def seconds_online(self, pictures: int, captions: int) -> float:
+        """What asking the teacher for so many would take, going by what it took here."""
+        each_picture = self.images.seconds / max(1, self.images.rows)
+        each_caption = self.texts.seconds / max(1, self.texts.rows)
+        return each_picture * pictures + each_caption * captions
+
+    @property
+    def seconds(self) -> float:
+        """What asking the teacher took, whichever run did it."""
+        return self.images.seconds + self.texts.seconds
+
+    def _image(self, rows: np.ndarray, device: torch.device) -> ImageFeatures:
+        if not len(rows):
+            return no_images(self._widths, self._layers, device)
+        embedding = _tensor(self.images.read("image_embedding", rows), device)
+        maps = {
+            layer: _tensor(self.images.read(_map_name(layer), rows), device)
+            for layer in (-1, *self._layers)
+            if self.images.has(_map_name(layer))
+        }
+        return ImageFeatures(embedding, maps.pop(-1, embedding[:, :, None, None]), maps)
+
+    def _text(self, captions: list[str], device: torch.device) -> TextFeatures:
+        rows = np.asarray([self._caption_rows[caption] for caption in captions])
+        embedding = _tensor(self.texts.read("text_embedding", rows), device)
+        if not self.texts.has("text_tokens"):
+            return TextFeatures(
+                embedding, embedding[:, None], torch.ones(len(rows), 1, dtype=torch.long, device=device)
+            )
+        lengths = torch.from_numpy(self.texts.read("text_lengths", rows)).long()
+        longest = int(lengths.max())
+        mask = (torch.arange(longest)[None] < lengths[:, None]).long()
+        tokens = _tensor(self.texts.read("text_tokens", rows, longest), device)
+        return TextFeatures(embedding, tokens, mask.to(device))
+
+
+def _tensor(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(values).to(device).float()
+
+
+def _map_name(layer: int) -> str:
+    return "image_map" if layer == -1 else f"image_map_{layer}"
 
 
 def build_cache(
     teacher: Towers,
+    widths: Widths,
     reader: Reader,
-    losses: Sequence[DistillLoss],
-    grid: Grid,
+    losses: Sequence[Loss],
+    grids: Mapping[int, Grid],
     folder: Path,
+    elsewhere: Sequence[Path],
     device: str,
     progress: Progress,
 ) -> TeacherCache:
-    """The cache for this teacher, data and augmentation, filled as far as it isn't yet.
+    """The cache for this teacher, data and augmentation, filled as far as it isn't yet, here or in one `elsewhere`.
 
-    Feature maps, averaged to the student's grid, and token features are kept only where a loss asks for them.
+    Feature maps, averaged to the student's `grids` by its layer, and token features are kept only where one of `losses`
+    asks for them. Processes that train together fill it together.
     """
-    kinds = {loss.kind for loss in losses}
+    maps = _map_sizes(losses, grids)
+    tokens = any(isinstance(loss, TokenFeaturesLoss) for loss in losses)
+    teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    asked = {
+        "teacher": teacher.fingerprint,
+        "augment": reader.augment.model_dump(mode="json"),
+        "seed": reader.seed,
+        "repeats": reader.repeats,
+        "maps": {str(layer): [grid.height, grid.width] for layer, grid in maps.items()},
+        "rows": ROWS,
+    }
+    images = _store(folder, elsewhere, "images", asked, _picture_blocks(reader), SAMPLES_IN_BLOCK * reader.repeats)
     captions = sorted(
         {
             caption
@@ -103,96 +162,113 @@ def build_cache(
             for caption in several
         }
     )
-    key = {
-        "teacher": teacher.fingerprint,
-        "data": reader.table.fingerprint,
-        "augment": reader.augment.model_dump(mode="json"),
-        "seed": reader.seed,
-        "repeats": reader.repeats,
-        "languages": list(reader.captions.languages),
-        "map": [grid.height, grid.width] if "feature_map" in kinds else None,
-        "tokens": "token_features" in kinds,
-        "rows": ROWS,
-    }
-    folder = folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    (folder / "key.json").write_text(json.dumps(key, indent=2) + "\n")
-    _fill_images(teacher, reader, grid if key["map"] else None, folder, device, progress)
-    _fill_texts(teacher, captions, bool(key["tokens"]), folder, device, progress)
-    return TeacherCache(folder, captions, reader.repeats)
+    asked = {"teacher": teacher.fingerprint, "tokens": tokens, "rows": ROWS}
+    texts = _store(folder, elsewhere, "texts", asked, _caption_blocks(captions), CAPTIONS_IN_BLOCK)
+    _fill_images(images, teacher, reader, maps, device, progress)
+    _fill_texts(texts, teacher, captions, tokens, device, progress)
+    further = [layer for layer in maps if layer != -1]
+    return TeacherCache(images, texts, captions, reader.repeats, further, widths, teacher.logit_scale)
+
+
+def _map_sizes(losses: Sequence[Loss], grids: Mapping[int, Grid]) -> dict[int, Grid]:
+    """The teacher's layers whose maps are kept, with the finest grid on which a student's layer wants each."""
+    sizes: dict[int, Grid] = {}
+    for loss in losses:
+        if isinstance(loss, FeatureMapLoss):
+            for own, theirs in zip(loss.student_layers, loss.teacher_layers, strict=True):
+                grid, before = grids[own], sizes.get(theirs, Grid(1, 1))
+                sizes[theirs] = Grid(max(grid.height, before.height), max(grid.width, before.width))
+    return sizes
+
+
+def _store(
+    folder: Path,
+    elsewhere: Sequence[Path],
+    part: str,
+    asked: dict[str, Any],
+    contents: Sequence[tuple[int, int, list[str]]],
+    block_rows: int,
+) -> BlockStore:
+    """A store for answers to what is `asked`; each block is named after its contents, and what is asked."""
+    name = f"{part}-{key_of(asked)}"
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / name / "key.json").write_text(json.dumps(asked, indent=2) + "\n")
+    blocks = [Block(key_of(names), first, last) for first, last, names in contents]
+    return BlockStore(folder / name, [other / name for other in elsewhere], blocks, block_rows)
+
+
+def _picture_blocks(reader: Reader) -> list[tuple[int, int, list[str]]]:
+    # A picture's random numbers come from its number in the table, which is therefore part of the key.
+    count, repeats = reader.table.pictures, reader.repeats
+    blocks = []
+    for first in range(0, count, SAMPLES_IN_BLOCK):
+        last = min(count, first + SAMPLES_IN_BLOCK)
+        names = [str(first), *(reader.table.picture_id(index) for index in range(first, last))]
+        blocks.append((first * repeats, last * repeats, names))
+    return blocks
+
+
+def _caption_blocks(captions: list[str]) -> list[tuple[int, int, list[str]]]:
+    firsts = range(0, len(captions), CAPTIONS_IN_BLOCK)
+    return [
+        (first, min(len(captions), first + CAPTIONS_IN_BLOCK), captions[first : first + CAPTIONS_IN_BLOCK])
+        for first in firsts
+    ]
 
 
 def _fill_images(
-    teacher: Towers, reader: Reader, grid: Grid | None, folder: Path, device: str, progress: Progress
+    store: BlockStore, teacher: Towers, reader: Reader, maps: Mapping[int, Grid], device: str, progress: Progress
 ) -> None:
-    pictures = _Picture(reader, teacher)
-    rows = len(pictures)
-    done = _progress_of(folder, "images")
-    if done >= rows:
+    if (there := store.rows_there) == store.rows:
         return
-    remaining = torch.utils.data.Subset(pictures, range(done, rows))
-    loader = DataLoader(remaining, ROWS, num_workers=1, multiprocessing_context="fork", collate_fn=_stacked)
-    stores: dict[str, np.memmap] = {}
-    with progress.task("teacher: pictures", rows, done) as task, teacher.as_teacher():
+    pictures, layers = _Picture(reader, teacher), tuple(layer for layer in maps if layer != -1)
+
+    def compute(block: Block, row: int) -> Iterator[Rows]:
+        remaining = Subset(pictures, range(row, block.last))
+        loader = DataLoader(remaining, ROWS, num_workers=1, multiprocessing_context="fork", collate_fn=_stacked)
         for pixels in loader:
             if isinstance(pixels, DcclipError):
                 raise pixels
-            features = teacher.image_features(pixels.to(device, memory_format=torch.channels_last))
-            values = {"image_embedding": torch.nn.functional.normalize(features.embedding.float(), dim=-1)}
-            if grid:
-                values["image_map"] = to_grid(features.map.float(), grid.height, grid.width)
-            _put(stores, folder, values, rows, done)
-            done += len(pixels)
-            _note_progress(folder, "images", done, stores)
-            task.advance(len(pixels))
+            features = teacher.image_features(pixels.to(device, memory_format=torch.channels_last), layers)
+            values = {"image_embedding": F.normalize(features.embedding.float(), dim=-1)}
+            for layer, grid in maps.items():
+                values[_map_name(layer)] = to_grid(features.layer(layer).float(), grid.height, grid.width)
+            yield Rows(row, {name: _half(value) for name, value in values.items()})
+            row += len(pixels)
+
+    with progress.task("teacher: pictures", store.rows, there) as task, teacher.as_teacher():
+        store.fill(compute, task.advance, _first_block(store.rows, SAMPLES_IN_BLOCK * reader.repeats))
 
 
 def _fill_texts(
-    teacher: Towers, captions: list[str], tokens: bool, folder: Path, device: str, progress: Progress
+    store: BlockStore, teacher: Towers, captions: list[str], tokens: bool, device: str, progress: Progress
 ) -> None:
-    done = _progress_of(folder, "texts")
-    if done >= len(captions):
+    if (there := store.rows_there) == store.rows:
         return
-    longest = max(teacher.tokenize(chunk).mask.sum(1).max().item() for chunk in _chunks(captions, 0)) if tokens else 0
-    stores: dict[str, np.memmap] = {}
-    with progress.task("teacher: captions", len(captions), done) as task, teacher.as_teacher():
-        for chunk in _chunks(captions, done):
+
+    def compute(block: Block, row: int) -> Iterator[Rows]:
+        longest = 0
+        if tokens:
+            chunks = (captions[first : first + ROWS] for first in range(block.first, block.last, ROWS))
+            longest = max(int(teacher.tokenize(chunk).mask.sum(1).max()) for chunk in chunks)
+        for first in range(row, block.last, ROWS):
+            chunk = captions[first : min(first + ROWS, block.last)]
             features = teacher.text_features(teacher.tokenize(chunk).to(device))
-            values = {"text_embedding": torch.nn.functional.normalize(features.embedding.float(), dim=-1)}
+            values = {"text_embedding": _half(F.normalize(features.embedding.float(), dim=-1))}
             if tokens:
-                hidden = features.tokens.float()[:, : int(longest)]
-                padding = (0, 0, 0, int(longest) - hidden.shape[1])
-                values["text_tokens"] = torch.nn.functional.pad(hidden, padding)
-                values["text_lengths"] = features.mask.sum(1)
-            _put(stores, folder, values, len(captions), done)
-            done += len(chunk)
-            _note_progress(folder, "texts", done, stores)
-            task.advance(len(chunk))
+                hidden = features.tokens.float()[:, :longest]
+                values["text_tokens"] = _half(F.pad(hidden, (0, 0, 0, longest - hidden.shape[1])))
+                values["text_lengths"] = features.mask.sum(1).cpu().numpy().astype(np.int16)
+            yield Rows(first, values)
+
+    with progress.task("teacher: captions", store.rows, there) as task, teacher.as_teacher():
+        store.fill(compute, task.advance, _first_block(store.rows, CAPTIONS_IN_BLOCK))
 
 
-def _chunks(captions: list[str], start: int) -> Iterator[list[str]]:
-    return (captions[first : first + ROWS] for first in range(start, len(captions), ROWS))
+def _first_block(rows: int, block_rows: int) -> int:
+    """Where this process begins, so that those that train together do not meet at the first block."""
+    return -(-rows // block_rows) * process_index() // process_count()
 
 
-def _put(stores: dict[str, np.memmap], folder: Path, values: dict[str, torch.Tensor], rows: int, start: int) -> None:
-    for name, value in values.items():
-        array = value.cpu().numpy().astype(np.int16 if name == "text_lengths" else np.float16)
-        if name not in stores:
-            file, shape = folder / f"{name}.npy", (rows, *array.shape[1:])
-            stores[name] = open_memmap(file, "r+") if start else open_memmap(file, "w+", array.dtype, shape)
-        stores[name][start : start + len(array)] = array
-
-
-def _progress_of(folder: Path, part: str) -> int:
-    file = folder / f"{part}.json"
-    return int(read_json(file, "")["done"]) if file.is_file() else 0
-
-
-def _note_progress(folder: Path, part: str, done: int, stores: dict[str, np.memmap]) -> None:
-    """Say how many rows are whole, once they have reached the disk: a killed run never trusts a half-written one."""
-    for store in stores.values():
-        store.flush()
-    temporary = folder / f".{part}.json"
-    temporary.write_text(json.dumps({"done": done}))
-    temporary.rename(folder / f"{part}.json")
+def _half(value: torch.Tensor) -> np.ndarray:
+    return value.cpu().numpy().astype(np.float16)

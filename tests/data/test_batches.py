@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from dcclip_cli.data.augment import Augment
-from dcclip_cli.data.batches import CaptionOptions, Order, Reader, caption_groups, first_captions
+from dcclip_cli.data.batches import CaptionOptions, Reader, first_captions
+from dcclip_cli.data.order import Order, caption_groups
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.table import PairTable, open_pairs, write_parquet
 from dcclip_cli.errors import DcclipError
@@ -139,11 +140,11 @@ def test_another_epoch_brings_another_augmentation_unless_repeats_bound_them(pai
 def test_the_teacher_sees_the_same_augmented_picture_through_its_own_preprocessing(pairs_file: Path) -> None:
     table = open_pairs(pairs_file)
     read = Reader(
-        table, 0, Augment(rotate=20), CaptionOptions(), to_side_8, count_characters, lambda image: -to_side_8(image)
+        table, 0, Augment(rotate=20), CaptionOptions(), to_side_8, count_characters, (lambda image: -to_side_8(image),)
     )
     batch = read.batch([(0, 0), (1, 0)])
-    assert batch.teacher_pixels is not None
-    assert torch.equal(batch.teacher_pixels, -batch.pixels)
+    [pixels] = batch.teacher_pixels
+    assert torch.equal(pixels, -batch.pixels)
 
 
 def test_rows_say_which_picture_a_caption_belongs_to(tmp_path: Path, pairs: list[Pair]) -> None:

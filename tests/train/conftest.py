@@ -72,7 +72,7 @@ def run_job(job: Job, progress: Progress | None = None) -> StageResult:
     from dcclip_cli.train.distill import DistillOptions, distill
 
     common: dict[str, Any] = {
-        "data": DataOptions(train=job["data"]),
+        "data": DataOptions.model_validate(job["data"] if isinstance(job["data"], dict) else {"train": job["data"]}),
         "seed": job.get("seed", 0),
         "run": RunFolder(Path(job["root"])),
         "fresh": job.get("fresh", False),
@@ -91,7 +91,6 @@ def _light_collections() -> None:
     """Training ends in a garbage collection: keep it from going through all that the libraries made at import."""
     import gc
 
-    import dcclip_cli.train.contrast_stage
     import dcclip_cli.train.loop
     import dcclip_cli.train.stage  # noqa: F401
 

@@ -103,10 +103,11 @@ def cross_entropy(logits: np.ndarray) -> float:
 def test_the_loss_is_info_nce_of_images_with_each_language(
     model_folder: Path, pairs_file: Path, cross_lingual: float
 ) -> None:
-    from dcclip_cli.train.contrast_stage import ContrastStage
+    from dcclip_cli.train.losses.task import TaskLoss
+    from dcclip_cli.train.objective import Objective
 
     towers = load_folder(model_folder)
-    stage = ContrastStage(towers, None, cross_lingual, 1.0, 100.0).eval()
+    stage = Objective(towers, [TaskLoss(cross_lingual=cross_lingual)]).eval()
     read = Reader(open_pairs(pairs_file), 0, Augment(), CaptionOptions(), towers.preprocess, towers.tokenize)
     batch = read.batch([(index, 0) for index in (0, 7, 14, 21, 28)])
     with torch.no_grad():
@@ -222,3 +223,96 @@ def test_a_changed_recipe_on_an_old_state_is_refused_and_fresh_is_the_way_out(
         run(other)
     assert "--fresh" in raised.value.hint
     assert not run(other | {"fresh": True}).already_finished
+
+
+# ---- the other ways to align
+
+
+def test_siglip_learns_a_bias_and_any_open_clip_reads_it(aligning: Job, run: Run) -> None:
+    import open_clip
+
+    aligning["options"] |= {"loss": "siglip", "cross_lingual": 0.5}
+    result = run(aligning)
+    assert set(result.figures) >= {"image_zh", "image_en", "zh_en", "logit_scale", "logit_bias"}
+    assert result.figures["logit_bias"] != -10 and result.figures["logit_scale"] == pytest.approx(10, rel=0.2)
+    model = open_clip.create_model(f"local-dir:{result.folder}")
+    assert float(model.logit_bias.detach()) == pytest.approx(result.figures["logit_bias"], abs=1e-6)
+    again = run(elsewhere(aligning, "again", options=aligning["options"] | {"start": str(result.folder), "steps": 1}))
+    assert load_folder(again.folder).logit_bias == pytest.approx(result.figures["logit_bias"], abs=0.01)
+
+
+def test_a_distillation_term_keeps_stage_2_near_its_teacher(
+    aligning: Job, run: Run, distilling: Job, model_folder: Path
+) -> None:
+    aligning |= {"teacher": {"kind": "open_clip", "model": str(model_folder)}}
+    aligning["options"] |= {"losses": [{"kind": "embedding", "weight": 100}], "steps": 10, "augmentations": 1}
+    held = run(aligning)
+    free = run(elsewhere(aligning, "free", options=aligning["options"] | {"losses": []}))
+    towers = [load_folder(folder) for folder in (model_folder, held.folder, free.folder)]
+    with torch.no_grad():
+        before, near, far = (
+            torch.nn.functional.normalize(one.text_features(one.tokenize(["红色的圆", "red circle"])).embedding, dim=-1)
+            for one in towers
+        )
+    assert (before * near).sum() > (before * far).sum()
+    assert "embedding" in held.figures and "embedding" not in free.figures
+
+
+def test_gradients_in_parts_that_see_each_other_give_the_weights_of_the_whole_batch(aligning: Job, run: Run) -> None:
+    common = {"freeze_batch_norms": True, "optimizer": {"kind": "sgd", "lr": 0.1}, "steps": 4}
+    aligning["options"] |= common
+    whole = weights(run(aligning))
+    parts = weights(
+        run(elsewhere(aligning, "parts", options=aligning["options"] | {"accumulate": 4, "gradient_cache": True}))
+    )
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=0, atol=1e-5)
+
+
+def test_gradient_checkpointing_changes_no_weight(aligning: Job, run: Run, sha256: Sha) -> None:
+    plain = weights(run(aligning))
+    checkpointed = weights(
+        run(elsewhere(aligning, "checkpointed", options=aligning["options"] | {"gradient_checkpointing": True}))
+    )
+    for name, value in plain.items():
+        if "num_batches" not in name and "running" not in name:
+            torch.testing.assert_close(checkpointed[name], value, rtol=0, atol=1e-5)
+
+
+def test_frozen_batch_norms_keep_their_statistics(aligning: Job, run: Run) -> None:
+    aligning["options"] |= {"freeze_batch_norms": True}
+    before, after = weights(Path(aligning["options"]["start"])), weights(run(aligning))
+    assert all(torch.equal(value, before[name]) for name, value in after.items() if "running" in name)
+    assert any(not torch.equal(value, before[name]) for name, value in after.items())
+
+
+def test_the_best_weights_by_validation_are_kept_and_worse_ones_end_training(
+    aligning: Job, run: Run, pairs_file: Path
+) -> None:
+    aligning["data"] = {"train": str(pairs_file), "validation": str(pairs_file)}
+    harmful = {"optimizer": {"lr": 0.5}, "warmup_steps": 0}  # nothing gets better by such steps
+    aligning["options"] |= {"steps": 40, "validate_every_steps": 1, "patience": 3, "keep": "best", **harmful}
+    result = run(aligning)
+    logged = [json.loads(line) for line in (result.folder.parent / "metrics.jsonl").read_text().splitlines()]
+    measured = {line["step"]: (line["top1_zh"] + line["top1_en"]) / 2 for line in logged if "top1_zh" in line}
+    best = max(measured, key=lambda step: (measured[step], -step))
+    assert result.figures["best_step"] == best
+    assert max(measured) == best + 3 < 40
+    assert (result.figures["top1_zh"] + result.figures["top1_en"]) / 2 == pytest.approx(measured[best], abs=1e-5)
+
+
+def test_validation_without_pairs_to_validate_on_is_refused(aligning: Job, run: Run) -> None:
+    with pytest.raises(DcclipError, match="validate_every_steps needs pairs") as raised:
+        run(aligning | {"options": aligning["options"] | {"validate_every_steps": 1}})
+    assert raised.value.hint == "name some: data.validation"
+
+
+@pytest.mark.parametrize("options", [{"ema": 0.5}, {"optimizer": {"layer_decay": 0.5}}])
+def test_interrupted_with_an_average_or_rates_by_layer_it_goes_on_the_same(
+    aligning: Job, run: Run, interrupt: Stop, sha256: Sha, options: Job
+) -> None:
+    plain = sha256(run(elsewhere(aligning, "plain")))
+    aligning["options"] |= options
+    unbroken = sha256(run(elsewhere(aligning, "unbroken")))
+    interrupt(aligning, "align", 3)
+    assert sha256(run(aligning)) == unbroken != plain

@@ -143,7 +143,7 @@ def test_killed_in_the_middle_and_run_again_gives_the_weights_of_the_unbroken_ru
 def test_killed_while_the_teacher_is_asked_and_run_again_gives_the_weights_of_the_unbroken_run(
     distilling: Job, run: Run, kill: Stop, sha256: Sha, watching: Callable[..., Any]
 ) -> None:
-    unbroken = run(elsewhere(distilling, "unbroken"))
+    unbroken = run(elsewhere(distilling, "unbroken/alone"))  # not beside the other, whose cache would be taken
     kill(distilling, "teacher: pictures", 64)
     assert not (Path(distilling["root"]) / "distill").exists()
     progress = watching()
@@ -252,3 +252,105 @@ def test_a_vocabulary_too_small_for_its_characters_is_refused(
 def test_training_with_the_largest_seed_works(distilling: Job, run: Run) -> None:
     distilling["options"] |= {"steps": 1}
     assert torch.isfinite(torch.tensor(run(distilling | {"seed": 2**32 - 1}).figures["loss"]))
+
+
+# ---- other data, other teachers
+
+
+@pytest.fixture
+def lines_file(tmp_path: Path) -> Path:
+    """Sixteen lines of parallel text, none of them a caption of the drawn pairs."""
+    colours, things = (
+        zip("白黄紫粉", ("white", "yellow", "purple", "pink"), strict=True),
+        ("star 星星", "boat 小船", "tree 大树", "fish 小鱼"),
+    )
+    texts = [(f"{zh}色的{thing.split()[1]}", f"{en} {thing.split()[0]}") for zh, en in colours for thing in things]
+    (tmp_path / "lines.tsv").write_text("".join(f"{zh}\t{en}\n" for zh, en in texts), "utf-8")
+    return tmp_path / "lines.tsv"
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_parallel_text_alone_teaches_the_text_tower_and_leaves_the_image_tower_as_it_was(
+    distilling: Job, run: Run, lines_file: Path, cache: bool
+) -> None:
+    losses = [{"kind": "embedding"}, {"kind": "cross_lingual"}, {"kind": "token_features"}]
+    distilling |= {"data": {"texts": str(lines_file)}}
+    distilling["options"] = {"teacher_cache": cache, "losses": losses, "steps": 3, "optimizer": {"weight_decay": 0}}
+    started = run(elsewhere(distilling, "started", options=distilling["options"] | {"steps": 1, "warmup_steps": 10**6}))
+    result = run(distilling)
+    before, after = (load_file(one.folder / "open_clip_model.safetensors") for one in (started, result))
+    changed = {name.partition(".")[0] for name, value in after.items() if (value - before[name]).abs().max() > 1e-5}
+    assert changed == {"text"}
+    assert set(result.figures) >= {"embedding", "cross_lingual", "token_features"}
+
+
+def test_pairs_pictures_and_lines_together_serve_their_towers(
+    distilling: Job, run: Run, lines_file: Path, pairs: list[Pair], tmp_path: Path
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    for pair in pairs[:9]:
+        (tmp_path / "pictures" / f"{pair.key}.png").write_bytes(pair.image)
+    distilling["data"] = {"train": distilling["data"], "images": str(tmp_path / "pictures"), "texts": str(lines_file)}
+    losses = [{"kind": kind} for kind in ("feature_map", "embedding", "interactive", "affinity", "cross_lingual")]
+    distilling["options"] |= {"losses": losses, "images_per_step": 4, "texts_per_step": 8, "steps": 3}
+    result = run(distilling)
+    assert set(result.figures) >= {loss["kind"] for loss in losses}
+    tokenizer = load_tokenizer(result.folder)
+    assert "<unk>" not in tokenizer.encode("紫色的小鱼 purple fish").tokens  # the lines' texts are in the vocabulary
+
+
+def test_a_loss_that_finds_nothing_to_learn_from_is_refused(distilling: Job, run: Run, lines_file: Path) -> None:
+    distilling |= {"data": {"texts": str(lines_file)}}
+    distilling["options"] |= {"losses": [{"kind": "interactive"}]}
+    with pytest.raises(DcclipError, match="loss interactive finds nothing to learn from") as raised:
+        run(distilling)
+    assert raised.value.hint == "give data.train, or leave it out"
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_several_teachers_teach_one_student(distilling: Job, run: Run, chinese_clip_folder: Path, cache: bool) -> None:
+    losses: list[Any] = [{"kind": "ensemble"}, {"kind": "embedding", "weight": {"start": 1, "end": 0}}]
+    losses += [{"kind": "embedding", "teacher": 1}, {"kind": "feature_map", "teacher": 1, "teacher_layers": [0]}]
+    distilling["student"]["embed_dim"] = 12  # so that each teacher has adapters of its own
+    distilling["options"] = {
+        "losses": losses,
+        "more_teachers": [{"kind": "transformers", "model": str(chinese_clip_folder)}],
+        "teacher_cache": cache,
+        "augmentations": 1,
+        "steps": 4,
+    }
+    result = run(distilling)
+    assert set(result.figures) >= {"ensemble", "embedding", "embedding-2", "feature_map"}
+    assert result.figures["embedding"] < 0.5 * result.figures["embedding-2"]  # a quarter of its weight is left
+    [state] = (result.folder.parent / "state").glob("step-*")
+    adapters = {name.split(".")[1] for name in load_file(state / "tensors.safetensors") if "model/adapters." in name}
+    assert adapters == {
+        *("image_embedding", "text_embedding", "image_embedding-t1", "text_embedding-t1", "image_map_-1_0-t1"),
+    }
+
+
+def test_a_teacher_that_there_is_not_is_named(distilling: Job, run: Run) -> None:
+    distilling["options"] |= {"losses": [{"kind": "embedding", "teacher": 2}]}
+    with pytest.raises(DcclipError, match="loss embedding learns from teacher 2, and there are 1, counted from 0"):
+        run(distilling)
+
+
+def test_what_the_cache_saves_is_said(distilling: Job, run: Run, watching: Callable[..., Any]) -> None:
+    first, second = watching(), watching()
+    run(distilling, first)
+    run(elsewhere(distilling, "second", options={"augmentations": 2, "optimizer": {"lr": 1e-4}}), second)
+    [line] = [line for line in first.said if line.startswith("teacher: asked once in")]
+    assert "at each of 6 steps it would take about" in line and "other runs" not in line
+    assert "100% of it found in other runs" in next(line for line in second.said if line.startswith("teacher: "))
+    assert not [name for name, _, _ in second.tasks if name.startswith("teacher")]
+
+
+def test_a_text_tower_that_starts_from_the_teachers_rows(distilling: Job, run: Run) -> None:
+    distilling["student"]["text"] |= {"vocabulary": {"from": "teacher", "size": 300}, "inherit": "embeddings"}
+    distilling["options"] |= {"steps": 1}
+    result = run(distilling)
+    plain = json.loads(json.dumps(distilling))
+    plain["student"]["text"]["inherit"] = "nothing"
+    other = run(elsewhere(plain, "plain"))
+    one, two = (load_file(made.folder / "open_clip_model.safetensors") for made in (result, other))
+    assert not torch.equal(one["text.token_embedding.weight"], two["text.token_embedding.weight"])

@@ -1,6 +1,8 @@
 """The one loop: learning rates, steps, decay, logs, and what stops it."""
 
+import errno
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -14,16 +16,18 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from dcclip_cli.data.augment import Augment
-from dcclip_cli.data.batches import Batch, CaptionOptions, Order, Reader
+from dcclip_cli.data.batches import Batch, CaptionOptions, Reader
+from dcclip_cli.data.order import Mixture, Order, Part
 from dcclip_cli.data.table import open_pairs
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import Tokens
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.train.loop import Fitted, fit, learning_rate_factor, total_steps
 from dcclip_cli.train.options import LoopOptions
+from dcclip_cli.train.trainable import Trainable
 
 
-class Pulled(nn.Module):
+class Pulled(Trainable):
     """A matrix, a bias and a tower's weight, each pulled down by a slope of one; remembers what it saw."""
 
     def __init__(self) -> None:
@@ -50,13 +54,15 @@ class Pulled(nn.Module):
 def train(pairs_file: Path, tmp_path: Path) -> Callable[..., Fitted]:
     """A function that fits a module on the drawn pairs, batches of 8 of the first 20."""
 
-    def start(module: nn.Module, progress: Progress | None = None, **options: Any) -> Fitted:
-        finish = options.pop("finish", lambda figures: None)
+    def start(module: Trainable, progress: Progress | None = None, **options: Any) -> Fitted:
+        finish, measure = options.pop("finish", lambda figures: None), options.pop("measure", None)
         given: dict[str, Any] = {"steps": 4, "batch_size": 8, "warmup_steps": 0, "workers": 0, **options}
         read = Reader(open_pairs(pairs_file), 0, Augment(), CaptionOptions(languages=("zh", "en")), _pixels, _tokens)
         chosen = LoopOptions.model_validate(given)
-        order = Order(20, chosen.batch_size, seed=0)
-        return fit(module, "toy", read, order, chosen, tmp_path, "identity", 0, "cpu", progress or Silent(), finish)
+        order = Mixture((Part(Order(20, chosen.batch_size, seed=0)),))
+        return fit(
+            module, "toy", read, order, chosen, tmp_path, {"of": "toy"}, 0, "cpu", progress or Silent(), finish, measure
+        )
 
     return start
 
@@ -82,7 +88,7 @@ def test_the_rate_warms_up_in_a_line_and_falls_in_half_a_cosine() -> None:
 
 
 def test_epochs_count_whole_batches() -> None:
-    order = Order(20, 8, seed=0)  # two batches an epoch
+    order = Mixture((Part(Order(20, 8, seed=0)),))  # two batches an epoch
     assert total_steps(LoopOptions(epochs=3), order) == 6
     assert total_steps(LoopOptions(epochs=0.1), order) == 1
     assert total_steps(LoopOptions(steps=5), order) == 5
@@ -103,7 +109,7 @@ def test_adamw_steps_by_the_rate_and_decays_matrices_only(train: Callable[..., F
     assert module.slope.item() == pytest.approx(1 - 0.005 - 0.01)
 
 
-class Turned(nn.Module):
+class Turned(Trainable):
     """A matrix, a table of vectors and a bias, pulled down by slopes of very different sizes."""
 
     def __init__(self) -> None:
@@ -204,8 +210,8 @@ class Exploding(Pulled):
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_is_named(train: Callable[..., Fitted]) -> None:
-    with pytest.raises(DcclipError, match=r"step 1: .*exploding.* is not finite") as raised:
-        train(Exploding(), log_every_steps=1)
+    with pytest.raises(DcclipError, match=r"step 2: exploding is not finite, for 2 steps in a row") as raised:
+        train(Exploding(), log_every_steps=1, max_skipped_steps=2)
     assert "optimizer.lr" in raised.value.hint
 
 
@@ -225,3 +231,101 @@ def test_the_trained_module_is_kept_once_in_evaluation_mode_with_its_last_figure
     fitted = train(module, finish=lambda figures: kept.append((module.training, figures)))
     assert kept == [(False, fitted.figures)]
     assert (fitted.steps, fitted.seconds > 0) == (4, True)
+
+
+class NowAndThen(Pulled):
+    """Its loss is not finite in the second and third of its steps; a batch norm's statistics would spoil with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        terms = super().forward(batch)
+        wrong = math.nan if len(self.seen) in (2, 3) else 1.0
+        self.norm(torch.full((3, 2), wrong))
+        return {name: term * wrong for name, term in terms.items()}
+
+
+def test_steps_that_are_not_finite_are_left_out_and_counted(train: Callable[..., Fitted], tmp_path: Path) -> None:
+    module, three = NowAndThen(), Pulled()
+    fitted = train(module, steps=5, log_every_steps=1, max_skipped_steps=3, optimizer={"kind": "sgd", "lr": 0.1})
+    assert fitted.figures["skipped_steps"] == 2
+    assert [line["skipped_steps"] for line in lines(tmp_path)] == [0, 1, 2, 2, 2]
+    assert torch.isfinite(module.matrix).all()
+    assert module.norm.running_mean is not None and torch.isfinite(module.norm.running_mean).all()
+    assert not torch.equal(module.bias, three.bias)
+
+
+def test_one_step_too_many_that_is_not_finite_ends_it(train: Callable[..., Fitted]) -> None:
+    with pytest.raises(DcclipError, match=r"step 3: matrix, others is not finite, for 2 steps in a row"):
+        train(NowAndThen(), steps=5, max_skipped_steps=2)
+
+
+class Guessing(Pulled):
+    """A contrast that never leaves the loss of guessing."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return {"image_zh": 0 * self.bias.sum() + math.log(8), "image_en": 0 * self.bias.sum() + 1.0}
+
+    @property
+    def chance(self) -> dict[str, float]:
+        return {"image_zh": math.log(8), "image_en": math.log(8)}
+
+
+def test_a_contrast_that_has_learnt_nothing_is_warned_about_once(
+    train: Callable[..., Fitted], watching: Callable[..., Any]
+) -> None:
+    progress = watching()
+    train(Guessing(), progress, steps=4, warn_at_chance_steps=2)
+    [warning] = [line for line in progress.said if line.startswith("warning")]
+    assert "after 2 steps image_zh is 2.079, and guessing gives 2.079" in warning
+    assert "optimizer.lr" in warning and "captions that do not belong" in warning
+
+
+def test_the_average_of_the_weights_is_kept(train: Callable[..., Fitted]) -> None:
+    module = Pulled()
+    train(module, steps=2, ema=0.75, clip_norm=None, optimizer={"kind": "sgd", "lr": 1.0, "momentum": 0.0})
+    # steps of 1 and 1/2 down from 1 give 0 and -1/2; the average starts at the first and moves a quarter of the way
+    assert module.bias.tolist() == pytest.approx([-0.125, -0.125])
+
+
+def test_sigterm_saves_the_state_as_ctrl_c_does(
+    train: Callable[..., Fitted], tmp_path: Path, watching: Callable[..., Any]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(Pulled(), watching("toy", 3, lambda: os.kill(os.getpid(), signal.SIGTERM)), checkpoint_every_steps=99)
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000003"]
+
+
+def test_a_full_disk_leaves_the_state_before_and_says_so(
+    train: Callable[..., Fitted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors.torch
+
+    saved, counts = safetensors.torch.save_file, iter(range(9))
+
+    def full_at_the_second(*arguments: Any) -> None:
+        if next(counts):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        saved(*arguments)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full_at_the_second)
+    with pytest.raises(DcclipError, match=r"step-00000002 can't be saved, the disk is full; .*step-00000001") as raised:
+        train(Pulled(), steps=4, checkpoint_every_steps=1)
+    assert raised.value.hint == "free some space, then run the same command again"
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"batch_size": 10, "accumulate": 4}, "must be a multiple of accumulate"),
+        ({"gradient_cache": True}, "give accumulate"),
+        ({"keep": "best"}, "give validate_every_steps"),
+        ({"patience": 3}, "give validate_every_steps"),
+    ],
+)
+def test_options_that_need_each_other_say_so(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        LoopOptions.model_validate({"steps": 1, **given})

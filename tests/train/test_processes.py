@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 import dcclip_cli
+from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.table import write_parquet
 from dcclip_cli.runs import StageResult
 
 TIMEOUT_S = 150  # gloo may hang at exit: pytorch issue 56297
@@ -41,20 +44,29 @@ def on_two_processes(job: dict[str, Any], file: Path) -> None:
     assert process.returncode == 0, said
 
 
+LOSSES = [{"kind": kind} for kind in ("feature_map", "token_features", "embedding", "interactive", "similarity")]
+
+
 @pytest.mark.timeout(2 * TIMEOUT_S)
 @pytest.mark.parametrize("stage", ["distill", "align"])
 def test_two_processes_train_as_one_does_on_the_same_batches(
-    distilling: dict[str, Any], run: Callable[..., StageResult], tmp_path: Path, stage: str
+    distilling: dict[str, Any], run: Callable[..., StageResult], tmp_path: Path, pairs: list[Pair], stage: str
 ) -> None:
-    # No batch norms, whose statistics would be each process's own; eps makes AdamW's steps follow the gradient's size.
-    job: dict[str, Any] = distilling | {"stage": stage}
-    job["student"]["image"] = {"timm": "test_convnext", "size": 64}
-    job["options"] = {"steps": 3, "captions": {"first": 1}, "optimizer": {"lr": 0.1, "eps": 1.0}, "clip_norm": None}
+    # Some pairs lack a caption, and some share one, so that the two have unequal shares of texts and of negatives.
+    some = [replace(pair, zh=pair.zh[: number % 3]) for number, pair in enumerate(pairs)]
+    write_parquet(tmp_path / "some.parquet", some)
+    job: dict[str, Any] = distilling | {"stage": stage, "data": str(tmp_path / "some.parquet")}
+    job["options"] = {
+        "steps": 20,
+        "freeze_batch_norms": True,
+        "optimizer": {"kind": "sgd", "lr": 0.02, "momentum": 0.9},
+        "clip_norm": None,
+    }
     if stage == "align":
-        job["options"] |= {"start": "scratch"}
+        job["options"] |= {"start": "scratch", "distinct_captions": False, "cross_lingual": 0.5}
     else:
-        job["options"] |= {"teacher_cache": False, "losses": [{"kind": "feature_map"}, {"kind": "embedding"}]}
-    roots = {name: str(tmp_path / name) for name in ("one", "two", "shorter")}
+        job["options"] |= {"augmentations": 2, "losses": LOSSES}
+    roots = {name: str(tmp_path / name / "run") for name in ("one", "two", "shorter")}
     run(job | {"root": roots["one"]})
     run(job | {"root": roots["shorter"], "options": job["options"] | {"steps": 1}})
     on_two_processes(job | {"root": roots["two"]}, tmp_path / "job.json")
@@ -65,3 +77,17 @@ def test_two_processes_train_as_one_does_on_the_same_batches(
     assert max(float((value - shorter[name]).abs().max()) for name, value in one.items()) > 1e-3
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.timeout(2 * TIMEOUT_S)
+def test_two_processes_go_on_where_one_was_stopped(
+    aligning: dict[str, Any], run: Callable[..., StageResult], interrupt: Callable[..., None], tmp_path: Path
+) -> None:
+    sgd = {"kind": "sgd", "lr": 0.02}
+    aligning["options"] |= {"freeze_batch_norms": True, "optimizer": sgd, "accumulate": 2, "gradient_cache": True}
+    unbroken = load_file(run(aligning | {"root": str(tmp_path / "unbroken")}).folder / "open_clip_model.safetensors")
+    interrupt(aligning, "align", 3)
+    on_two_processes(aligning, tmp_path / "job.json")
+    resumed = load_file(Path(aligning["root"], "align", "model", "open_clip_model.safetensors"))
+    for name, value in unbroken.items():
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=1e-5)

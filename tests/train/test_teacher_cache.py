@@ -1,7 +1,12 @@
 """The teacher's kept answers: the same as asking it, asked for once, whole after being broken off."""
 
 import hashlib
+import io
+import json
+import multiprocessing
+import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +16,22 @@ from torch.nn import functional as F
 
 from dcclip_cli.data.augment import Augment
 from dcclip_cli.data.batches import CaptionOptions, Reader
+from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.table import open_pairs
 from dcclip_cli.model.folder import load_folder
 from dcclip_cli.model.teachers import AltClipTeacher, TransformersTeacher
 from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.progress import Silent
-from dcclip_cli.train.feature_stage import Grid, OnlineTeacher, map_grid
-from dcclip_cli.train.losses import DistillLoss, EmbeddingLoss, FeatureMapLoss, Side, TokenFeaturesLoss, to_grid
+from dcclip_cli.train import teacher_cache
+from dcclip_cli.train.losses.base import Loss, Side, Widths
+from dcclip_cli.train.losses.embeddings import EmbeddingLoss
+from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, to_grid
+from dcclip_cli.train.probe import Grid, map_grids
 from dcclip_cli.train.teacher_cache import TeacherCache, build_cache
+from dcclip_cli.train.teachers import OnlineTeacher
 
 ALL = (FeatureMapLoss(), TokenFeaturesLoss(), EmbeddingLoss())
+WIDTHS = Widths(16, 32, 16)  # those of the tiny AltCLIP, which matter only to batches without pictures
 FP16: dict[str, Any] = {
     "rtol": 2**-10,
     "atol": 2**-14,
@@ -45,15 +56,21 @@ def reader(pairs_file: Path, student: Towers, teacher: Towers, repeats: int = 2,
         CaptionOptions(also_other=also_other),
         student.preprocess,
         student.tokenize,
-        teacher.preprocess,
+        (teacher.preprocess,),
         repeats,
     )
 
 
 def build(
-    teacher: Towers, read: Reader, folder: Path, losses: tuple[DistillLoss, ...] = ALL, grid: Grid | None = None
+    teacher: Towers,
+    read: Reader,
+    folder: Path,
+    losses: tuple[Loss, ...] = ALL,
+    grid: Grid | None = None,
+    elsewhere: tuple[Path, ...] = (),
 ) -> TeacherCache:
-    return build_cache(teacher, read, losses, grid or Grid(2, 2), folder, "cpu", Silent())
+    grids = {-1: grid or Grid(2, 2)}
+    return build_cache(teacher, WIDTHS, read, losses, grids, folder, elsewhere, "cpu", Silent())
 
 
 def assert_same_targets(kept: Side, asked: Side) -> None:
@@ -76,7 +93,7 @@ def test_kept_answers_are_the_teachers_to_fp16(
 ) -> None:
     teacher = TransformersTeacher(model=str(request.getfixturevalue(f"{name}_folder"))).load()
     read = reader(pairs_file, student, teacher, also_other=also_other)
-    cache, online = build(teacher, read, tmp_path), OnlineTeacher(teacher)
+    cache, online = build(teacher, read, tmp_path), OnlineTeacher(teacher, 0, (), WIDTHS)
     for samples in ([(0, 0), (13, 0), (39, 0)], [(5, 1), (38, 1)], [(7, 3)], [(7, 8), (6, 8)]):
         batch = read.batch(samples)
         assert_same_targets(cache(batch), online(batch))
@@ -107,7 +124,7 @@ def test_the_teacher_is_asked_once(
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*/*"))}
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*.npy"))}
 
 
 @pytest.mark.parametrize(
@@ -148,10 +165,9 @@ def failing_at(call: int, method: Callable[..., object]) -> Callable[..., object
 def test_what_changes_the_answers_has_a_cache_of_its_own(
     pairs_file: Path, student: Towers, altclip: Towers, chinese_clip_folder: Path, tmp_path: Path, change: str
 ) -> None:
-    from dataclasses import replace
-
     read = reader(pairs_file, student, altclip, repeats=1)
     build(altclip, read, tmp_path)
+    before = blocks(tmp_path)
     match change:
         case "teacher":
             build(TransformersTeacher(model=str(chinese_clip_folder)).load(), read, tmp_path)
@@ -167,15 +183,115 @@ def test_what_changes_the_answers_has_a_cache_of_its_own(
             build(altclip, read, tmp_path, grid=Grid(1, 1))
         case "tokens":
             build(altclip, read, tmp_path, losses=(FeatureMapLoss(),))
-    assert len(list(tmp_path.iterdir())) == 2
+    added = {name.partition("-")[0] for name in blocks(tmp_path) - before}
+    # Pictures and captions are kept apart: what changes only one of them leaves the other as it is.
+    assert added == {"teacher": {"images", "texts"}, "languages": {"texts"}, "tokens": {"texts"}}.get(
+        change, {"images"}
+    )
+
+
+def blocks(folder: Path) -> set[str]:
+    return {str(path.parent.relative_to(folder)) for path in folder.rglob("done.json")}
 
 
 def test_only_what_a_loss_asks_for_is_kept(pairs_file: Path, student: Towers, altclip: Towers, tmp_path: Path) -> None:
     read = reader(pairs_file, student, altclip)
     build(altclip, read, tmp_path, losses=(EmbeddingLoss(),))
-    assert {path.name for path in tmp_path.glob("*/*.npy")} == {"image_embedding.npy", "text_embedding.npy"}
+    assert {path.name for path in tmp_path.rglob("*.npy")} == {"image_embedding.npy", "text_embedding.npy"}
 
 
 def test_the_grid_is_the_students(student: Towers, altclip: Towers) -> None:
-    assert map_grid(student) == Grid(2, 2)  # 64 px at stride 32
-    assert map_grid(altclip) == Grid(4, 4)  # 32 px in patches of 8
+    assert map_grids(student)[-1] == Grid(2, 2)  # 64 px at stride 32
+    assert map_grids(altclip)[-1] == Grid(4, 4)  # 32 px in patches of 8
+
+
+def test_another_run_over_the_same_data_takes_what_is_there_and_writes_nothing_there(
+    pairs_file: Path, student: Towers, altclip: Towers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = reader(pairs_file, student, altclip)
+    first = build(altclip, read, tmp_path / "first")
+    written = contents(tmp_path / "first")
+    with monkeypatch.context() as patch:
+        for method in ("image_features", "text_features"):
+            patch.setattr(altclip, method, lambda *_: pytest.fail("asked again"))
+        other = build(altclip, read, tmp_path / "other", elsewhere=(tmp_path / "empty", tmp_path / "first"))
+    assert (other.images.rows_elsewhere, other.texts.rows_elsewhere) == (first.images.rows, first.texts.rows)
+    assert not blocks(tmp_path / "other") and contents(tmp_path / "first") == written
+    batch = read.batch([(0, 0), (20, 1)])
+    assert torch.equal(first(batch).image.map, other(batch).image.map)
+    assert torch.equal(first(batch).texts["zh"].tokens, other(batch).texts["zh"].tokens)
+
+
+def test_shards_that_are_added_leave_the_blocks_before_them_as_they_are(
+    pairs: list[Pair], student: Towers, altclip: Towers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher_cache, "SAMPLES_IN_BLOCK", 8)
+    shard(tmp_path / "data" / "000000.tar", pairs[:16])
+    build(altclip, reader(tmp_path / "data", student, altclip), tmp_path / "cache")
+    before = blocks(tmp_path / "cache")
+    shard(tmp_path / "data" / "000001.tar", pairs[16:24])
+    build(altclip, reader(tmp_path / "data", student, altclip), tmp_path / "cache")
+    added = [name for name in blocks(tmp_path / "cache") - before if name.startswith("images")]
+    assert len([name for name in before if name.startswith("images")]) == 2
+    assert len(added) == 1
+
+
+def test_a_picture_that_changes_has_its_block_built_anew(
+    pairs: list[Pair], student: Towers, altclip: Towers, tmp_path: Path
+) -> None:
+    shard(tmp_path / "data" / "000000.tar", pairs[:8])
+    before = build(altclip, reader(tmp_path / "data", student, altclip), tmp_path / "cache")
+    shard(tmp_path / "data" / "000000.tar", [replace(pairs[0], image=pairs[39].image), *pairs[1:8]])
+    read = reader(tmp_path / "data", student, altclip)
+    after = build(altclip, read, tmp_path / "cache")
+    batch = read.batch([(0, 0), (1, 0)])
+    assert not torch.equal(before(batch).image.embedding[0], after(batch).image.embedding[0])
+    assert torch.equal(before(batch).image.embedding[1], after(batch).image.embedding[1])
+
+
+def test_two_processes_fill_one_cache_each_block_once(
+    pairs_file: Path, student: Towers, altclip: Towers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher_cache, "SAMPLES_IN_BLOCK", 8)
+    read = reader(pairs_file, student, altclip)
+    build(altclip, read, tmp_path / "one")
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=build, args=(altclip, read, tmp_path / "two")) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert arrays(tmp_path / "two") == arrays(tmp_path / "one")
+    assert not list((tmp_path / "two").rglob("*.partial"))
+
+
+def arrays(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.npy")
+    }
+
+
+def test_the_maps_of_several_layers_are_kept_each_on_its_students_grid(
+    pairs_file: Path, student: Towers, altclip: Towers, tmp_path: Path
+) -> None:
+    loss = FeatureMapLoss(student_layers=(-2, -1), teacher_layers=(0, -1))
+    read = reader(pairs_file, student, altclip)
+    grids = {-2: Grid(4, 4), -1: Grid(2, 2)}
+    cache = build_cache(altclip, WIDTHS, read, (loss,), grids, tmp_path, (), "cpu", Silent())
+    batch = read.batch([(0, 0), (20, 1)])
+    kept, asked = cache(batch).image, OnlineTeacher(altclip, 0, (0,), WIDTHS)(batch).image
+    torch.testing.assert_close(kept.layer(0), asked.layer(0), **FP16)  # 4 x 4 is the teacher's own grid
+    torch.testing.assert_close(kept.layer(-1), to_grid(asked.layer(-1), 2, 2), **FP16)
+    assert not torch.equal(asked.layer(0), asked.layer(-1))
+
+
+def shard(file: Path, pairs: list[Pair]) -> None:
+    file.parent.mkdir(exist_ok=True)
+    with tarfile.open(file, "w") as archive:
+        for pair in pairs:
+            record = json.dumps({"zh": pair.zh, "en": pair.en}).encode()
+            for name, content in ((f"{pair.key}.png", pair.image), (f"{pair.key}.json", record)):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))

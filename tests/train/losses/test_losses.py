@@ -4,6 +4,7 @@ Letters as in dcclip_cli/train/losses.py.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,21 +14,13 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures
-from dcclip_cli.train.losses import (
-    DistillLoss,
-    EmbeddingLoss,
-    FeatureMapLoss,
-    InteractiveLoss,
-    Loss,
-    Side,
-    SimilarityLoss,
-    TokenFeaturesLoss,
-    Widths,
-    resample_tokens,
-    to_grid,
-)
+from dcclip_cli.train.losses import DistillLoss
+from dcclip_cli.train.losses.base import Side, TeacherLoss, Widths
+from dcclip_cli.train.losses.embeddings import EmbeddingLoss
+from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, resample_tokens, to_grid
+from dcclip_cli.train.losses.similarities import InteractiveLoss, SimilarityLoss
 
-NONE = nn.ModuleDict()
+NONE: dict[str, nn.Module] = {}
 SAME = Widths(embedding=2, image_map=1, text_tokens=1)
 
 
@@ -56,7 +49,7 @@ def text(tokens: Any, lengths: list[int], embedding: torch.Tensor | None = None)
     return TextFeatures(torch.zeros(len(tokens), 2) if embedding is None else embedding, tokens, mask)
 
 
-def value(loss: Loss, student: Side, teacher: Side, adapters: nn.ModuleDict = NONE) -> float:
+def value(loss: TeacherLoss, student: Side, teacher: Side, adapters: Mapping[str, nn.Module] = NONE) -> float:
     return float(loss(student, teacher, adapters).detach())
 
 
@@ -69,11 +62,11 @@ def random_side(seed: int, count: int = 6, width: int = 5) -> Side:
 # ---- feature maps
 
 
-def identity_map(channels: int) -> nn.ModuleDict:
+def identity_map(channels: int) -> dict[str, nn.Module]:
     adapter = nn.Conv2d(channels, channels, 1)
     nn.init.dirac_(adapter.weight)
     nn.init.zeros_(adapter.bias)  # type: ignore[arg-type]
-    return nn.ModuleDict({"image_map": adapter})
+    return {"image_map": adapter}
 
 
 def test_feature_map_is_smooth_l1_of_the_adapted_map() -> None:
@@ -99,7 +92,7 @@ def test_feature_map_standardizes_the_teacher_over_its_channels() -> None:
 
 def test_feature_map_brings_a_narrow_student_to_the_teachers_width() -> None:
     torch.manual_seed(0)
-    adapters = nn.ModuleDict(FeatureMapLoss().adapters(Widths(2, 3, 1), Widths(2, 8, 1)))
+    adapters = dict(FeatureMapLoss().adapters(Widths(2, 3, 1), Widths(2, 8, 1)))
     weight, bias = (parameter.detach().numpy() for parameter in adapters["image_map"].parameters())
     student, teacher = torch.randn(2, 3, 2, 2), torch.randn(2, 8, 4, 4)
     adapted = np.einsum("oc,bchw->bohw", weight[:, :, 0, 0], student.numpy())
@@ -124,7 +117,7 @@ def test_a_coarser_map_is_interpolated_and_a_finer_one_averaged() -> None:
 def test_token_features_is_smooth_l1_over_the_real_tokens_only() -> None:
     student = Side(side().image, {"zh": text([[[0.0], [0.0], [99.0]]], [2])}, {"zh": torch.tensor([0])})
     teacher = Side(side().image, {"zh": text([[[0.5], [3.0], [-99.0]]], [2])}, {"zh": torch.tensor([0])})
-    adapters = nn.ModuleDict({"text_tokens": nn.Identity()})
+    adapters = {"text_tokens": nn.Identity()}
     assert value(TokenFeaturesLoss(standardize=False), student, teacher, adapters) == 1.3125
 
 
@@ -133,7 +126,7 @@ def test_token_features_averages_the_languages_not_the_tokens() -> None:
     student = {"zh": text([[[0.0]]], [1]), "en": text([[[0.0], [0.0], [0.0]]], [3])}
     teacher = {"zh": text([[[1.0]]], [1]), "en": text([[[0.0], [0.0], [0.0]]], [3])}
     rows = {"zh": torch.tensor([0]), "en": torch.tensor([0])}
-    adapters = nn.ModuleDict({"text_tokens": nn.Identity()})
+    adapters = {"text_tokens": nn.Identity()}
     loss = TokenFeaturesLoss(standardize=False)
     assert value(loss, Side(side().image, student, rows), Side(side().image, teacher, rows), adapters) == 0.25
 
@@ -181,7 +174,7 @@ def test_embedding_is_clip_kds_squared_error_of_unit_vectors_without_its_factor(
 
 
 def test_embedding_brings_a_student_of_another_width_to_the_teachers_by_a_linear_layer() -> None:
-    adapters = nn.ModuleDict(EmbeddingLoss().adapters(Widths(3, 1, 1), Widths(2, 1, 1)))
+    adapters = dict(EmbeddingLoss().adapters(Widths(3, 1, 1), Widths(2, 1, 1)))
     assert set(adapters) == {"image_embedding", "text_embedding"}
     with torch.no_grad():
         for name, rows in (("image", [[1.0, 0, 0], [0, 1, 0]]), ("text", [[0.0, 0, 1], [0, 1, 0]])):
@@ -290,12 +283,12 @@ def test_similarity_pulls_with_the_gradient_of_open_clips_distillation_loss() ->
 
 
 @pytest.mark.parametrize("loss", [EmbeddingLoss(), SimilarityLoss()], ids=lambda loss: loss.kind)
-def test_a_student_that_equals_its_teacher_has_nothing_to_learn(loss: Loss) -> None:
+def test_a_student_that_equals_its_teacher_has_nothing_to_learn(loss: TeacherLoss) -> None:
     assert value(loss, random_side(10), random_side(10)) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("loss", [EmbeddingLoss(), InteractiveLoss(), SimilarityLoss()], ids=lambda loss: loss.kind)
-def test_the_length_of_embeddings_makes_no_difference(loss: Loss) -> None:
+def test_the_length_of_embeddings_makes_no_difference(loss: TeacherLoss) -> None:
     def longer(one: Side) -> Side:
         texts = {name: TextFeatures(3 * f.embedding, f.tokens, f.mask) for name, f in one.texts.items()}
         return Side(ImageFeatures(5 * one.image.embedding, one.image.map), texts, one.rows)
@@ -307,32 +300,7 @@ def test_the_length_of_embeddings_makes_no_difference(loss: Loss) -> None:
 def test_the_kind_chooses_the_loss_and_an_unknown_one_names_the_known() -> None:
     adapter: TypeAdapter[Any] = TypeAdapter(DistillLoss)
     assert adapter.validate_python({"kind": "similarity", "weight": 2}) == SimilarityLoss(weight=2)
-    with pytest.raises(ValueError, match="'feature_map', 'token_features', 'embedding', 'interactive', 'similarity'"):
+    with pytest.raises(
+        ValueError, match="'feature_map', 'token_features', 'embedding', 'cross_lingual', 'interactive'"
+    ):
         adapter.validate_python({"kind": "crd"})
-
-
-# ---- the contrast of stage 2
-
-
-def test_info_nce_is_open_clips_where_nothing_is_shared() -> None:
-    from open_clip.loss import ClipLoss
-
-    from dcclip_cli.train.contrast_stage import InfoNCE
-
-    one = random_side(13)
-    image, zh = (torch.nn.functional.normalize(x, dim=-1) for x in (one.image.embedding, one.texts["zh"].embedding))
-    scale = torch.tensor(7.0)
-    expected = float(ClipLoss()(image, zh, scale))
-    assert float(InfoNCE()(image, zh, scale)) == pytest.approx(expected)
-    assert float(InfoNCE()(image, zh, scale, torch.zeros(6, 6, dtype=torch.bool))) == pytest.approx(expected)
-
-
-def test_info_nce_leaves_out_captions_that_an_image_has_as_well() -> None:
-    from dcclip_cli.train.contrast_stage import InfoNCE
-
-    vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])  # images 0 and 2 look and are called the same
-    shared = torch.tensor([[0, 0, 1], [0, 0, 0], [1, 0, 0]], dtype=torch.bool)
-    # rows 0 and 2 are told from row 1 only; row 1 from two others
-    row, middle = math.log(1 + math.exp(-3)), math.log(1 + 2 * math.exp(-3))
-    result = float(InfoNCE()(vectors, vectors, torch.tensor(3.0), shared))
-    assert result == pytest.approx((2 * row + middle) / 3)

@@ -1,0 +1,198 @@
+"""Rows of numbers kept in blocks, each in a folder named after all that it depends on: never misused, never half there.
+
+A block that another process, or another run, is filling is left to it; one that a killed process left is taken over
+where it was. So any number of processes can fill a store together.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+from dcclip_cli.model.folder import read_json
+
+DONE = "done.json"
+_OPEN_FILES = 256  # memory maps that a reader holds at once
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows [first, last) and the key that names them."""
+
+    key: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A piece of a block: its first row, counted over the whole store, and values by name, equally many rows each."""
+
+    first: int
+    values: dict[str, np.ndarray]
+
+
+def key_of(parts: Any) -> str:
+    """A short hash over everything that decides a block's contents."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
+
+
+class BlockStore:
+    """Blocks under `folder`; whole ones may also lie in one of `elsewhere`, where nothing is ever written.
+
+    All blocks but the last have `block_rows` rows. Arrays of a name have the same shape from the second dimension on,
+    or differ in the second, like tokens padded to a block's longest text.
+    """
+
+    def __init__(self, folder: Path, elsewhere: Sequence[Path], blocks: Sequence[Block], block_rows: int) -> None:
+        self._folder, self._elsewhere, self._blocks, self._block_rows = folder, elsewhere, blocks, block_rows
+        self._array = lru_cache(_OPEN_FILES)(self._open_array)
+
+    @property
+    def rows(self) -> int:
+        """The rows of all blocks."""
+        return self._blocks[-1].last if self._blocks else 0
+
+    @property
+    def rows_there(self) -> int:
+        """The rows of whole blocks, and those that unfinished ones here hold so far."""
+        return sum(
+            block.last - block.first if self._place(block) else self._done(self._partial(block))["done"]
+            for block in self._blocks
+        )
+
+    @property
+    def rows_elsewhere(self) -> int:
+        """The rows that another run filled."""
+        return sum(
+            block.last - block.first
+            for block in self._blocks
+            if (place := self._place(block)) and place.parent != self._folder
+        )
+
+    @property
+    def seconds(self) -> float:
+        """What filling all blocks took, whoever did it."""
+        return sum(float(self._done(place)["seconds"]) for block in self._blocks if (place := self._place(block)))
+
+    def fill(
+        self, compute: Callable[[Block, int], Iterator[Rows]], advance: Callable[[int], None], first: int = 0
+    ) -> None:
+        """Fill what is missing, beginning with block `first`, and return when all blocks are there.
+
+        `compute(block, row)` yields the block's rows from `row` on, piece by piece.
+        """
+        waiting = [*self._blocks[first:], *self._blocks[:first]]
+        while waiting := [block for block in waiting if not self._place(block)]:
+            worked = [self._fill_block(block, compute, advance) for block in waiting]
+            if not any(worked):
+                time.sleep(0.2)  # others have them all in hand
+
+    def read(self, name: str, rows: np.ndarray, width: int | None = None) -> np.ndarray:
+        """The rows of an array, in the order asked for; a second dimension is cut or filled up with 0 to `width`."""
+        first = self._array(0, name)
+        shape = (len(rows), *first.shape[1:]) if width is None else (len(rows), width, *first.shape[2:])
+        result = np.zeros(shape, first.dtype)
+        numbers = rows // self._block_rows
+        for number in np.unique(numbers):
+            here = numbers == number
+            values = self._array(int(number), name)[rows[here] - number * self._block_rows]
+            if width is None:
+                result[here] = values
+            else:
+                size = min(width, values.shape[1])
+                result[np.flatnonzero(here)[:, None], np.arange(size)] = values[:, :size]
+        return result
+
+    def has(self, name: str) -> bool:
+        """Whether there is an array of this name."""
+        place = self._place(self._blocks[0]) if self._blocks else None
+        return place is not None and (place / f"{name}.npy").is_file()
+
+    def _open_array(self, number: int, name: str) -> np.ndarray:
+        place = self._place(self._blocks[number])
+        assert place is not None
+        return np.load(place / f"{name}.npy", mmap_mode="r")
+
+    def _place(self, block: Block) -> Path | None:
+        return next(
+            (folder / block.key for folder in (self._folder, *self._elsewhere) if (folder / block.key).is_dir()), None
+        )
+
+    def _partial(self, block: Block) -> Path:
+        return self._folder / f".{block.key}.partial"
+
+    @staticmethod
+    def _done(folder: Path) -> dict[str, Any]:
+        return (
+            read_json(folder / DONE, "delete the folder") if (folder / DONE).is_file() else {"done": 0, "seconds": 0.0}
+        )
+
+    def _fill_block(
+        self, block: Block, compute: Callable[[Block, int], Iterator[Rows]], advance: Callable[[int], None]
+    ) -> bool:
+        """Fill one block unless another process is at it; whether this one did."""
+        partial = self._partial(block)
+        with _lock(self._folder / f".{block.key}.lock") as mine:
+            if not mine or self._place(block):
+                return False
+            partial.mkdir(exist_ok=True)
+            state = self._done(partial)
+            done, seconds, began = int(state["done"]), float(state["seconds"]), time.monotonic()
+            stores: dict[str, np.memmap] = {}
+            for piece in compute(block, block.first + done):
+                assert piece.first == block.first + done
+                for name, values in piece.values.items():
+                    if name not in stores:
+                        shape = (block.last - block.first, *values.shape[1:])
+                        stores[name] = _open(partial / f"{name}.npy", values.dtype, shape, fresh=not done)
+                    stores[name][done : done + len(values)] = values
+                rows = len(next(iter(piece.values.values())))
+                done += rows
+                self._note(partial, done, seconds + time.monotonic() - began, stores)
+                advance(rows)
+            partial.rename(self._folder / block.key)
+            return True
+
+    @staticmethod
+    def _note(folder: Path, done: int, seconds: float, stores: dict[str, np.memmap]) -> None:
+        """Say how many rows are whole, once they are on the disk: a killed run never trusts a half-written one."""
+        for store in stores.values():
+            store.flush()
+        temporary = folder / f".{DONE}"
+        temporary.write_text(json.dumps({"done": done, "seconds": round(seconds, 3)}))
+        temporary.rename(folder / DONE)
+
+
+def _open(file: Path, dtype: np.dtype, shape: tuple[int, ...], fresh: bool) -> np.memmap:
+    if not fresh:
+        return open_memmap(file, "r+")
+    array = open_memmap(file, "w+", dtype, shape)
+    with file.open("r+b") as stream:  # a full disk is an error now, and no bus error at some row
+        os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+    return array
+
+
+@contextmanager
+def _lock(file: Path) -> Iterator[bool]:
+    """Whether the lock is ours while the block runs; the kernel gives up a killed process's."""
+    with file.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+        file.unlink(missing_ok=True)

@@ -1,0 +1,136 @@
+"""Losses on what lies inside the towers: feature maps of the image tower, token features of the text tower."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from dcclip_cli.train.losses.base import Needs, Side, TeacherLoss, Widths, mean_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dcclip_cli.model.towers import TextFeatures
+
+Layers = tuple[int, ...]
+
+
+class FeatureMapLoss(TeacherLoss):
+    """SmoothL1(adapter_1x1(map_s), map_t) on the image towers' maps: DC-CLIP's stage 1 (arXiv 2404.11249).
+
+    Both maps are brought to the student's grid. The paper does not say how the teacher's map is scaled: with
+    `standardize` one weight suits any teacher. Nor does it say which layers: the last ones are the default; with
+    several, each of `student_layers` learns the one of `teacher_layers` at its place, and the loss is their mean.
+    """
+
+    kind: Literal["feature_map"] = "feature_map"
+    standardize: bool = Field(
+        True, description="Give the teacher's channels zero mean and unit variance at each position"
+    )
+    student_layers: Layers = Field(
+        (-1,), min_length=1, description="timm's stages or blocks, counted from 0, or from the end: -1 is the last"
+    )
+    teacher_layers: Layers = Field((-1,), min_length=1, description="The teacher's layers for them")
+    needs: ClassVar[frozenset[Needs]] = frozenset({"images", "pairs"})
+    embeddings_only: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _as_many_layers(self) -> Self:
+        if len(self.student_layers) != len(self.teacher_layers):
+            raise ValueError("student_layers and teacher_layers must be equally many: each learns the one at its place")
+        return self
+
+    @property
+    def further_student_maps(self) -> Layers:
+        return tuple(layer for layer in self.student_layers if layer != -1)
+
+    @property
+    def further_teacher_maps(self) -> Layers:
+        return tuple(layer for layer in self.teacher_layers if layer != -1)
+
+    def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
+        from torch import nn
+
+        return {
+            _map_name(own, theirs): nn.Conv2d(student.layer(own), teacher.layer(theirs), kernel_size=1)
+            for own, theirs in zip(self.student_layers, self.teacher_layers, strict=True)
+        }
+
+    def __call__(self, student: Side, teacher: Side, adapters: Mapping[str, nn.Module]) -> Tensor:
+        from torch.nn import functional as F
+
+        losses = []
+        for own, theirs in zip(self.student_layers, self.teacher_layers, strict=True):
+            its = student.image.layer(own)
+            if not len(its):
+                continue
+            adapted = adapters[_map_name(own, theirs)](its)
+            target = to_grid(teacher.image.layer(theirs), its.shape[-2], its.shape[-1])
+            if self.standardize:
+                target = F.layer_norm(target.movedim(1, -1), target.shape[1:2]).movedim(-1, 1)
+            losses.append(F.smooth_l1_loss(adapted, target))
+        return mean_of(losses, student.image.map)
+
+
+class TokenFeaturesLoss(TeacherLoss):
+    """SmoothL1(adapter(tokens_s), tokens_t) on the text towers' last layers: the text half of DC-CLIP's stage 1.
+
+    Where the two tokenizers cut a text differently, the teacher's tokens are interpolated to the student's count.
+    """
+
+    kind: Literal["token_features"] = "token_features"
+    standardize: bool = Field(True, description="Give the teacher's channels zero mean and unit variance at each token")
+    needs: ClassVar[frozenset[Needs]] = frozenset({"texts", "pairs"})
+    embeddings_only: ClassVar[bool] = False
+
+    def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
+        from torch import nn
+
+        return {"text_tokens": nn.Linear(student.text_tokens, teacher.text_tokens)}
+
+    def __call__(self, student: Side, teacher: Side, adapters: Mapping[str, nn.Module]) -> Tensor:
+        from torch.nn import functional as F
+
+        from dcclip_cli.train.gather import mean_over_processes
+
+        losses = []
+        for language, own in student.texts.items():
+            target = resample_tokens(teacher.texts[language], own.mask)
+            if self.standardize:
+                target = F.layer_norm(target, target.shape[-1:])
+            difference = F.smooth_l1_loss(adapters["text_tokens"](own.tokens), target, reduction="none").mean(-1)
+            losses.append((difference * own.mask).sum() / mean_over_processes(own.mask.sum()))
+        return mean_of(losses, student.image.embedding)
+
+
+def _map_name(student: int, teacher: int) -> str:
+    return "image_map" if (student, teacher) == (-1, -1) else f"image_map_{student}_{teacher}"
+
+
+def to_grid(image_map: Tensor, height: int, width: int) -> Tensor:
+    """A map (B, C, h, w) as (B, C, height, width): averaged where that is coarser, interpolated where it is finer."""
+    from torch.nn import functional as F
+
+    if image_map.shape[-2] >= height and image_map.shape[-1] >= width:
+        return F.adaptive_avg_pool2d(image_map, (height, width))
+    return F.interpolate(image_map, (height, width), mode="bilinear", align_corners=False)
+
+
+def resample_tokens(features: TextFeatures, mask: Tensor) -> Tensor:
+    """Token features (N, L, W) interpolated along the text, row by row, to the counts and padding of `mask` (N, L').
+
+    Ends map to ends. Rows of equal count come out as they are. Padding repeats the last token.
+    """
+    import torch
+
+    have = features.mask.sum(1, keepdim=True).clamp(min=1)  # (N, 1)
+    want = mask.sum(1, keepdim=True).clamp(min=1)
+    place = torch.arange(mask.shape[1], device=mask.device).clamp(max=mask.shape[1] - 1)[None]
+    position = torch.minimum(place, want - 1) * (have - 1) / (want - 1).clamp(min=1)  # (N, L')
+    low = position.floor().long()
+    high = torch.minimum(low + 1, have - 1)
+    share = (position - low).unsqueeze(-1).to(features.tokens.dtype)
+    row = torch.arange(mask.shape[0], device=mask.device)[:, None]
+    return features.tokens[row, low] * (1 - share) + features.tokens[row, high] * share

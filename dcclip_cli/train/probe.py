@@ -1,0 +1,45 @@
+"""How wide are a model's features, and on what grid do its maps lie? Found by showing it a blank picture and a word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
+from dcclip_cli.train.losses.base import Widths
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The size of a feature map, in cells."""
+
+    height: int
+    width: int
+
+
+def widths(towers: Towers, layers: Sequence[int] = ()) -> Widths:
+    """The towers' widths, with those of further image layers."""
+    image, text = _try(towers, layers)
+    others = {layer: image.layer(layer).shape[1] for layer in layers}
+    return Widths(image.embedding.shape[-1], image.map.shape[1], text.tokens.shape[-1], others)
+
+
+def map_grids(towers: Towers, layers: Sequence[int] = ()) -> dict[int, Grid]:
+    """Height and width of the maps of the image tower's last layer, -1, and of further ones."""
+    image, _ = _try(towers, layers)
+    return {layer: Grid(*image.layer(layer).shape[-2:]) for layer in (-1, *layers)}
+
+
+def _try(towers: Towers, layers: Sequence[int]) -> tuple[ImageFeatures, TextFeatures]:
+    device = next(towers.parameters()).device
+    training = towers.training
+    towers.eval()
+    pixels = torch.from_numpy(towers.preprocess(Image.new("RGB", (64, 64), "white"))[None]).to(device)
+    with torch.no_grad():
+        image = towers.image_features(pixels, layers)
+        text = towers.text_features(towers.tokenize(["猫 cat"]).to(device))
+    towers.train(training)
+    return image, text

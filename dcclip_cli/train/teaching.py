@@ -1,0 +1,112 @@
+"""A stage's teachers: loaded, remembered or asked, with what the reader has to bring for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from dcclip_cli.data.batches import Reader
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.teachers import Teacher
+from dcclip_cli.model.towers import OpenClipTowers, Towers
+from dcclip_cli.progress import Progress
+from dcclip_cli.runs import RunFolder
+from dcclip_cli.train.losses.base import Loss, TeacherLoss, Widths
+from dcclip_cli.train.options import TeachingOptions
+from dcclip_cli.train.probe import map_grids, widths
+from dcclip_cli.train.stage import minutes
+from dcclip_cli.train.teacher_cache import TeacherCache, build_cache
+from dcclip_cli.train.teachers import OnlineTeacher, TeacherSource, asking, layers_of
+
+CACHE = "teacher-cache"
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """The teachers of a stage, and how wide each is with the layers that its losses look at."""
+
+    teachers: tuple[Towers, ...] = ()
+    widths: tuple[Widths, ...] = ()
+
+    @property
+    def identity(self) -> list[str]:
+        """Changes whenever any teacher's answers could."""
+        return [teacher.fingerprint for teacher in self.teachers]
+
+    def reader(self, reader: Reader, options: TeachingOptions) -> Reader:
+        """The reader with what the teachers need of it."""
+        if not self.teachers:
+            return reader
+        if options.teacher_cache:
+            return replace(reader, repeats=options.augmentations)
+        return replace(reader, for_teachers=tuple(teacher.preprocess for teacher in self.teachers))
+
+    def sources(
+        self,
+        losses: Sequence[Loss],
+        options: TeachingOptions,
+        reader: Reader,
+        student: OpenClipTowers,
+        run: RunFolder,
+        steps: int,
+        device: str,
+        progress: Progress,
+    ) -> list[TeacherSource]:
+        """Where each teacher's features come from; with the cache on, it is filled here, and what it saves is said."""
+        if not self.teachers:
+            return []
+        if not options.teacher_cache:
+            return [
+                OnlineTeacher(teacher, number, layers_of(losses, number), self.widths[number])
+                for number, teacher in enumerate(self.teachers)
+            ]
+        own = run.stage(CACHE)
+        elsewhere = sorted(path for path in run.root.parent.glob(f"*/{CACHE}") if path.resolve() != own.resolve())
+        grids = map_grids(student, sorted({layer for loss in losses for layer in loss.further_student_maps}))
+        caches = [
+            build_cache(
+                teacher, self.widths[number], reader, asking(losses, number), grids, own, elsewhere, device, progress
+            )
+            for number, teacher in enumerate(self.teachers)
+        ]
+        _say_what_is_saved(caches, options, reader, steps, progress)
+        return list(caches)
+
+
+def load_teachers(teachers: Sequence[Teacher], losses: Sequence[Loss], device: str) -> Teaching:
+    """The teachers. Raises DcclipError where one can't be had, and where a loss learns from one that there is not."""
+    for loss in losses:
+        if isinstance(loss, TeacherLoss) and loss.teacher >= len(teachers):
+            there = f"there are {len(teachers)}, counted from 0" if teachers else "the recipe has none"
+            raise DcclipError(
+                f"loss {loss.kind} learns from teacher {loss.teacher}, and {there}",
+                "name more teachers in more_teachers, or a smaller number",
+            )
+    if not any(loss.needs_teacher for loss in losses):
+        return Teaching()
+    loaded = tuple(teacher.load(device) for teacher in teachers)
+    return Teaching(loaded, tuple(widths(one, layers_of(losses, number)) for number, one in enumerate(loaded)))
+
+
+def _say_what_is_saved(
+    caches: Sequence[TeacherCache], options: TeachingOptions, reader: Reader, steps: int, progress: Progress
+) -> None:
+    a_batch = options.batch_size * steps
+    captions = a_batch * len(reader.captions.languages) * (2 if reader.captions.also_other else 1)
+    once = sum(cache.seconds for cache in caches)
+    online = sum(cache.seconds_online(a_batch, captions) for cache in caches)
+    rows = sum(cache.images.rows + cache.texts.rows for cache in caches)
+    found = sum(cache.images.rows_elsewhere + cache.texts.rows_elsewhere for cache in caches)
+    reused = f", {found / rows:.0%} of it found in other runs" if found else ""
+    progress.say(
+        f"teacher: asked once in {minutes(once)}{reused}; at each of {steps} steps it would take about "
+        f"{minutes(online)}" + (f": {minutes(online - once)} saved" if online > once else "")
+    )
+
+
+def check_data(losses: Sequence[Loss], there: set[str]) -> None:
+    """Raise DcclipError for a loss that none of the kinds of data `there` serves."""
+    for loss in losses:
+        if not loss.needs & there:
+            wanted = " or ".join(f"data.{'train' if kind == 'pairs' else kind}" for kind in sorted(loss.needs))
+            raise DcclipError(f"loss {loss.kind} finds nothing to learn from", f"give {wanted}, or leave it out")
