@@ -100,6 +100,16 @@ def _png(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
+@pytest.fixture
+def pictures(pairs: list[Pair], tmp_path: Path) -> list[Path]:
+    """Five of the drawn pictures as files."""
+    folder = tmp_path / "图片 pictures"
+    folder.mkdir()
+    for pair in pairs[::8]:
+        (folder / f"{pair.key}.png").write_bytes(pair.image)
+    return sorted(folder.iterdir())
+
+
 # ---- teachers, random, as transformers saves them
 
 # A Unigram vocabulary as XLM-RoBERTa has it: words begin with ▁, specials first, <mask> last.

@@ -8,7 +8,21 @@ from typing import Annotated
 import typer
 
 from dcclip_cli import __version__
-from dcclip_cli.cli import align, collect, datasets, distill, errors, eval, export, models, predict, recipe, run
+from dcclip_cli.cli import (
+    align,
+    collect,
+    datasets,
+    distill,
+    embed,
+    errors,
+    eval,
+    export,
+    models,
+    predict,
+    recipe,
+    run,
+    search,
+)
 
 app = typer.Typer(
     cls=errors.Guarded,
@@ -47,6 +61,8 @@ app.command(rich_help_panel=_LIFE)(align.align)
 app.command(rich_help_panel=_LIFE)(eval.eval)
 app.command(rich_help_panel=_LIFE)(export.export)
 app.command(rich_help_panel=_USE)(predict.predict)
+app.command(rich_help_panel=_USE)(search.search)
+app.command(rich_help_panel=_USE)(embed.embed)
 app.add_typer(recipe.app, name="recipe", rich_help_panel=_ABOUT)
 app.command(rich_help_panel=_ABOUT)(models.models)
 app.command(rich_help_panel=_ABOUT)(datasets.datasets)

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dcclip_cli.progress import Progress, Silent, Task
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bars
 
+Item = TypeVar("Item")
 _FIRST_LINE_S, _NEXT_LINES_S = 2.0, 15.0  # when plain lines report on a task
 _BRIEF_S = 2.0  # a bar that was finished sooner is taken away
 
@@ -147,6 +148,18 @@ def _bars(console: Console) -> Bars:
         progress.TextColumn("{task.fields[figures]}", style="dim"),
         console=console,
     )
+
+
+def counted(
+    talk: Progress, name: str, items: Iterable[Item], total: int, shown_at_once: bool = False
+) -> Iterator[Item]:
+    """The items, counted on a bar; on none where each is shown at once on the same terminal, which would tear it."""
+    if shown_at_once and sys.stdout.isatty():
+        talk = Silent()
+    with talk.task(name, total) as task:
+        for item in items:
+            yield item
+            task.advance()
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

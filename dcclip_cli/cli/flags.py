@@ -36,6 +36,10 @@ Check = Annotated[
     bool, Option("--check", help="Check recipe, files and device, print the recipe resolved, do nothing else.")
 ]
 Where = Annotated[Device, Option("--device", help="Where the model runs; auto takes a GPU if there is one.")]
+Threads = Annotated[
+    int | None,
+    Option("--threads", min=1, help="Processor threads for one tower. Default: 1 for a bundle.", show_default=False),
+]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Say nothing but errors.")]
 Verbose = Annotated[bool, Option("--verbose", "-v", help="Also show what the libraries below say.")]
 MODEL_HELP = (
@@ -43,11 +47,33 @@ MODEL_HELP = (
     "Default: $DCCLIP_MODEL, else the newest finished run."
 )
 
+EXPORTED_HELP = (
+    "A model directory or run, hf:ORG/NAME, open_clip:ARCH/TAG or hf-hub:ORG/NAME. Default: the recipe's run."
+)
+
 
 def split(text: str) -> list[str]:
     """The parts of a list typed with English or Chinese commas, without blanks, empty parts and repetitions."""
     parts = (part.strip() for part in text.replace("，", ",").split(","))
     return list(dict.fromkeys(part for part in parts if part))
+
+
+def lines_of(file: Path | None, kind: str) -> list[str]:
+    """The lines of a file, without blanks around them and empty ones; none where there is no file.
+
+    Raises DcclipError for what is not text in UTF-8, each line a `kind`.
+    """
+    from dcclip_cli.errors import DcclipError
+
+    if file is None:
+        return []
+    try:
+        lines = file.read_text("utf-8-sig").splitlines()
+    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError):
+        raise DcclipError(f"{file} is not there, or not text in UTF-8", f"give a file with one {kind} a line") from None
+    if any("\0" in line for line in lines):
+        raise DcclipError(f"{file} is not text in UTF-8", f"give a file with one {kind} a line")
+    return [line.strip() for line in lines if line.strip()]
 
 
 def resolve_device(asked: Device) -> str:

@@ -30,21 +30,35 @@ def predict(
         Path | None, Option("--labels-file", metavar="FILE", help="More labels, one a line.", show_default=False)
     ] = None,
     model: Annotated[str | None, Option("--model", metavar="MODEL", help=flags.MODEL_HELP, show_default=False)] = None,
+    template: Annotated[
+        list[str] | None,
+        Option("--template", metavar="TEXT", help="What a label is put into, as {}, for its script. Repeatable."),
+    ] = None,
+    no_template: Annotated[bool, Option("--no-template", help="Take the labels as they are.")] = False,
+    multi_label: Annotated[
+        bool, Option("--multi-label", help="Judge each label by itself: none, one or several may be right.")
+    ] = False,
     top_k: Annotated[int, Option("--top-k", min=1, help="How many labels to show for each picture.")] = 5,
+    threshold: Annotated[
+        float, Option("--threshold", min=0, max=1, help="Show only labels that are at least so probable.")
+    ] = 0.0,
     as_json: Annotated[bool, Option("--json", help="Print one JSON list.")] = False,
     as_jsonl: Annotated[bool, Option("--jsonl", help="Print one JSON object a line, each as soon as known.")] = False,
     as_csv: Annotated[bool, Option("--csv", help="Print CSV: image, label, probability.")] = False,
     device: flags.Where = "auto",
+    threads: flags.Threads = None,
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
     """Say which label fits each picture, and how well.
 
-    The probabilities are over the labels given.
+    The probabilities are over the labels given, or with --multi-label for each label by itself.
     From an export bundle this needs no torch. Exit code 1 if a picture could not be read; the others are still shown.
     """
     if as_json + as_jsonl + as_csv > 1:
         raise BadParameter("--json, --jsonl and --csv exclude each other")
+    if template and no_template:
+        raise BadParameter("--template and --no-template exclude each other")
     wanted = _labels(labels, labels_file)
     talk = console.talk(quiet, verbose)
 
@@ -55,52 +69,74 @@ def predict(
     paths = list(find_images(images, sys.stdin))
     reference = resolve(model)
     talk.say(reference.said)
-    unread = 0
-
-    def readable() -> Iterable[Prediction]:
-        nonlocal unread
-        for prediction in run(model=reference, images=paths, labels=wanted, top_k=top_k, device=device):
-            if prediction.error is None:
-                yield prediction
-            else:
-                errors.say("error: ", prediction.error, errors.RED)
-                unread += 1
-
-    if as_jsonl:
-        for prediction in readable():
-            console.show(json.dumps(_plain(prediction), ensure_ascii=False))
-            sys.stdout.flush()
-    elif as_json:
-        console.show_json([_plain(prediction) for prediction in readable()])
+    predictions = run(
+        model=reference,
+        images=paths,
+        labels=wanted,
+        top_k=top_k,
+        threshold=threshold,
+        templates=[] if no_template else template or None,
+        several=multi_label,
+        device=device,
+        threads=threads,
+    )
+    counted = console.counted(talk, "predict", predictions, len(paths), shown_at_once=not as_json)
+    if as_json:
+        unread = _show_json(list(counted))
     elif as_csv:
-        table = csv.writer(sys.stdout, lineterminator="\n")
-        table.writerow(["image", "label", "probability"])
-        for prediction in readable():
-            table.writerows([prediction.image, label, f"{value:.6f}"] for label, value in prediction.labels)
+        unread = _show_csv(counted)
     else:
-        for prediction in readable():
-            scores = "   ".join(f"{label} {value:.1%}" for label, value in prediction.labels)
-            console.show(f"{prediction.image}   {scores}")
+        unread = _show_lines(counted, as_jsonl)
     if unread:
         raise Exit(1)
 
 
+def _show_lines(predictions: Iterable[Prediction], as_json: bool) -> int:
+    """Print each prediction as soon as it is known; how many pictures could not be read."""
+    unread = 0
+    for prediction in predictions:
+        unread += _told(prediction)
+        if as_json:
+            console.show(json.dumps(_plain(prediction), ensure_ascii=False))
+            sys.stdout.flush()
+        elif prediction.error is None:
+            scores = "   ".join(f"{label} {value:.1%}" for label, value in prediction.labels)
+            console.show(f"{prediction.image}   {scores or '-'}")
+    return unread
+
+
+def _show_json(predictions: Sequence[Prediction]) -> int:
+    console.show_json([_plain(prediction) for prediction in predictions])
+    return sum(_told(prediction) for prediction in predictions)
+
+
+def _show_csv(predictions: Iterable[Prediction]) -> int:
+    unread = 0
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(["image", "label", "probability"])
+    for prediction in predictions:
+        unread += _told(prediction)
+        table.writerows([prediction.image, label, f"{value:.6f}"] for label, value in prediction.labels)
+    return unread
+
+
+def _told(prediction: Prediction) -> bool:
+    """Whether the picture could not be read, which is then said on stderr."""
+    if prediction.error is not None:
+        errors.say("error: ", prediction.error, errors.RED)
+    return prediction.error is not None
+
+
 def _plain(prediction: Prediction) -> dict[str, object]:
+    if prediction.error is not None:
+        return {"image": str(prediction.image), "error": prediction.error}
     labels = [{"label": label, "probability": round(value, 6)} for label, value in prediction.labels]
     return {"image": str(prediction.image), "labels": labels}
 
 
 def _labels(text: str, file: Path | None) -> list[str]:
     """The labels typed and those in a file. Raises DcclipError if there are none."""
-    lines: Sequence[str] = ()
-    if file is not None:
-        try:
-            lines = file.read_text("utf-8-sig").splitlines()
-        except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError):
-            raise DcclipError(
-                f"{file} is not there, or not text in UTF-8", "give a file with one label a line"
-            ) from None
-    found = list(dict.fromkeys([*flags.split(text), *(line.strip() for line in lines if line.strip())]))
+    found = list(dict.fromkeys([*flags.split(text), *flags.lines_of(file, "label")]))
     if not found:
         raise DcclipError("no labels given", "say what to look for, for example: --labels 猫,dog")
     return found

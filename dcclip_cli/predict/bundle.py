@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,58 +36,100 @@ _KEYS: Mapping[str, type | tuple[type, ...]] = {
 }
 
 
-class Bundle:
-    """A bundle directory as a DualEncoder. `threads` is per tower: more than one slows small models on shared cores."""
+class DescribedEncoder(ABC):
+    """A folder that has a dcclip.json and a tokenizer as a DualEncoder; how its two graphs are run is left open."""
 
-    def __init__(self, folder: Path, device: str = "auto", threads: int = 1) -> None:
-        about = read_description(folder)
+    def __init__(self, folder: Path, about: Mapping[str, Any], files: Sequence[str]) -> None:
         self.name: str = about["name"]
         self.fingerprint: str = about["fingerprint"]
         self.parameters: int = about["parameters"]
         self.preprocessing: Mapping[str, Any] = about["preprocessing"]
         self.prompts: Mapping[str, Sequence[str]] = about["prompts"]
         self.logit_scale, self.logit_bias = float(about["logit_scale"]), about["logit_bias"]
-        self.size_bytes = sum((folder / name).stat().st_size for name in (IMAGE, TEXT))
+        self.size_bytes = sum(_size(folder / name) for name in files)
         try:
             self._preprocess = Preprocessing.from_config(about["preprocessing"])
         except (ValueError, TypeError) as error:
             raise DcclipError(f"{folder / DESCRIPTION}: preprocessing: {error}", _COPY) from None
         self._tokenizer = _open_tokenizer(folder, about)
-        provider = _provider(device)
-        self._image = _open_session(folder / IMAGE, PIXELS, IMAGE_EMBEDS, provider, threads)
-        self._text = _open_session(folder / TEXT, TOKENS, TEXT_EMBEDS, provider, threads)
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         return self._preprocess(image)
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        return np.asarray(self._image.run([IMAGE_EMBEDS], {PIXELS: pixels})[0])
+        return self.run_image(pixels)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         encoded = self._tokenizer.encode_batch([" ".join(text.split()) for text in texts])
-        ids = np.asarray([item.ids for item in encoded], np.int64)
+        return self.run_text(np.asarray([item.ids for item in encoded], np.int64))
+
+    @abstractmethod
+    def run_image(self, pixels: np.ndarray) -> np.ndarray:
+        """Embeddings (B, D) of pixels (B, 3, H, W)."""
+
+    @abstractmethod
+    def run_text(self, ids: np.ndarray) -> np.ndarray:
+        """Embeddings (N, D) of padded token ids (N, L), int64."""
+
+
+class Bundle(DescribedEncoder):
+    """A bundle directory as a DualEncoder. `threads` is per tower: more than one slows small models on shared cores."""
+
+    def __init__(self, folder: Path, device: str = "auto", threads: int = 1) -> None:
+        super().__init__(folder, read_description(folder), (IMAGE, TEXT))
+        provider = _provider(device)
+        self._image = _open_session(folder / IMAGE, PIXELS, IMAGE_EMBEDS, provider, threads)
+        self._text = _open_session(folder / TEXT, TOKENS, TEXT_EMBEDS, provider, threads)
+        side = self._image.get_inputs()[0].shape[-1]
+        if isinstance(side, int) and side != self._preprocess.size:
+            raise DcclipError(
+                f"{folder / IMAGE} takes pictures of {side} x {side}, {DESCRIPTION} says {self._preprocess.size}", _COPY
+            )
+        widths = [session.get_outputs()[0].shape[-1] for session in (self._image, self._text)]
+        if widths[0] != widths[1]:
+            raise DcclipError(
+                f"{folder}: {IMAGE} gives {widths[0]} numbers and {TEXT} {widths[1]}: they are of two models",
+                _COPY,
+            )
+
+    def run_image(self, pixels: np.ndarray) -> np.ndarray:
+        return np.asarray(self._image.run([IMAGE_EMBEDS], {PIXELS: pixels})[0])
+
+    def run_text(self, ids: np.ndarray) -> np.ndarray:
         return np.asarray(self._text.run([TEXT_EMBEDS], {TOKENS: ids})[0])
 
 
-def read_description(folder: Path) -> dict[str, Any]:
-    """The bundle's dcclip.json, checked. Raises DcclipError where a file is missing or this is no bundle."""
+def read_description(folder: Path, kind: str = "bundle", files: Sequence[str] = (IMAGE, TEXT)) -> dict[str, Any]:
+    """The dcclip.json of a bundle, checked, or of another `kind` of export, which has `files`.
+
+    Raises DcclipError where a file is missing or this is something else.
+    """
     from dcclip_cli.model.folder import read_json
 
-    missing = [name for name in (DESCRIPTION, IMAGE, TEXT, TOKENIZER) if not (folder / name).is_file()]
+    missing = [name for name in (DESCRIPTION, *files, TOKENIZER) if not (folder / name).is_file()]
     if missing:
         found = ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "no such folder"
         raise DcclipError(f"{folder} has no {', '.join(missing)} (found: {found})", _COPY)
     about = read_json(folder / DESCRIPTION, _COPY)
-    kind, version = about.get("kind"), about.get("format")
-    if (kind, version) != ("bundle", FORMAT):
+    if (about.get("kind"), about.get("format")) != (kind, FORMAT):
         raise DcclipError(
-            f"{folder / DESCRIPTION} describes a {kind} of format {version}, not a bundle of format {FORMAT}",
+            f"{folder / DESCRIPTION} describes a {about.get('kind')} of format {about.get('format')}, "
+            f"not a {kind} of format {FORMAT}",
             "export the model again with this version of dcclip",
         )
-    for key, kind in _KEYS.items():
-        if key not in about or not isinstance(about[key], kind):
+    for key, wanted in _KEYS.items():
+        if key not in about or not isinstance(about[key], wanted) or isinstance(about[key], bool):
             raise DcclipError(f"{folder / DESCRIPTION}: {key} is missing or of the wrong kind", _COPY)
+    for language, templates in about["prompts"].items():
+        fits = isinstance(templates, list) and templates and all("{}" in str(template) for template in templates)
+        if not fits:
+            raise DcclipError(f"{folder / DESCRIPTION}: prompts for {language} are no list of texts with {{}}", _COPY)
     return about
+
+
+def _size(file: Path) -> int:
+    """Bytes of a graph, with the weights that lie beside it where it is large."""
+    return sum(part.stat().st_size for part in (file, file.with_name(f"{file.name}.data")) if part.is_file())
 
 
 def _open_tokenizer(folder: Path, about: Mapping[str, Any]) -> Any:
@@ -95,8 +138,11 @@ def _open_tokenizer(folder: Path, about: Mapping[str, Any]) -> Any:
     if hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest() != about["tokenizer_sha256"]:
         raise DcclipError(f"{folder / TOKENIZER} is not the tokenizer that this bundle was made with", _COPY)
     tokenizer = load_tokenizer(folder)
+    if about["context_length"] < 1 or about["padding_id"] < 0:
+        raise DcclipError(f"{folder / DESCRIPTION}: context_length and padding_id can't be negative", _COPY)
     tokenizer.enable_truncation(about["context_length"])
-    tokenizer.enable_padding(pad_id=about["padding_id"])
+    length = about["context_length"] if about.get("fixed_length") else None
+    tokenizer.enable_padding(pad_id=about["padding_id"], length=length)
     return tokenizer
 
 

@@ -27,13 +27,24 @@ class Footprint:
     text_ms: float
 
 
-def footprint(model: DualEncoder, budget_s: float = 1.0) -> Footprint:
-    """A model's size and latency. Not for comparing machines, nor runs made while something else was running."""
+def footprint(model: DualEncoder, budget_s: float = 1.0, threads: int = 1) -> Footprint:
+    """A model's size and latency. Not for comparing machines, nor runs made while something else was running.
+
+    `threads` are torch's; a bundle is loaded with its own.
+    """
     pixels = model.preprocess(Image.new("RGB", (256, 256), "white"))[np.newaxis]
-    with _torch_on_one_thread():
+    with _torch_threads(threads):
         image_ms = _median_ms(lambda: model.encode_pixels(pixels), budget_s / 2)
         text_ms = _median_ms(lambda: model.encode_texts([TEXT]), budget_s / 2)
     return Footprint(model.parameters, model.size_bytes, image_ms, text_ms)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held so far."""
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(used if sys.platform == "darwin" else used * 1024)  # macOS counts bytes, Linux kilobytes
 
 
 def _median_ms(call: Callable[[], object], budget_s: float) -> float:
@@ -48,13 +59,13 @@ def _median_ms(call: Callable[[], object], budget_s: float) -> float:
 
 
 @contextmanager
-def _torch_on_one_thread() -> Iterator[None]:
+def _torch_threads(wanted: int) -> Iterator[None]:
     torch = sys.modules.get("torch")  # where it isn't loaded, the model doesn't use it
     if torch is None:
         yield
         return
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(wanted)
     try:
         yield
     finally:

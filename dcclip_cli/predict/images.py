@@ -19,7 +19,7 @@ def find_images(given: Iterable[str], listed: Iterable[str] = ()) -> Iterator[Pa
     for name in given:
         if name == "-":
             yield from find_images(line.rstrip("\r\n") for line in listed if line.strip() not in ("", "-"))
-        elif Path(name).is_dir():
+        elif _is_folder(name):
             yield from _not_empty(
                 sorted(path for path in Path(name).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()),
                 f"{name} holds no pictures",
@@ -29,6 +29,13 @@ def find_images(given: Iterable[str], listed: Iterable[str] = ()) -> Iterator[Pa
             yield from _not_empty([path for path in matching if path.is_file()], f"no file matches {name}")
         else:
             yield Path(name)
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except OSError:  # a name too long for any file: reading it will say so
+        return False
 
 
 def _not_empty(found: list[Path], otherwise: str) -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,9 @@ import numpy as np
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import ModelReference
-from dcclip_cli.predict.classifier import class_embeddings, fill, language_of
-from dcclip_cli.predict.runtime import PLAIN_PROMPTS, DualEncoder, load_model
+from dcclip_cli.predict.embedding import BATCH_SIZE, embed
+from dcclip_cli.predict.runtime import load_model
+from dcclip_cli.predict.zeroshot import Labels
 
 
 @dataclass(frozen=True)
@@ -31,45 +31,34 @@ def predict(
     images: Iterable[Path],
     labels: Sequence[str],
     top_k: int = 5,
+    threshold: float = 0.0,
+    templates: Sequence[str] | None = None,
+    several: bool = False,
     device: str = "auto",
-    batch_size: int = 16,
+    threads: int | None = None,
+    batch_size: int = BATCH_SIZE,
 ) -> Iterator[Prediction]:
-    """One Prediction for each image, in order, as soon as its batch is done. Raises DcclipError for a bad model."""
-    encoder = load_model(model, device)
-    prompts = {**PLAIN_PROMPTS, **encoder.prompts}
-    classes = class_embeddings(encoder, [fill(prompts[language_of(label)], label) for label in labels])
-    remaining = iter(images)
-    while batch := list(islice(remaining, batch_size)):
-        yield from _predict_batch(encoder, batch, labels, classes, top_k)
+    """One Prediction for each image, in order, as soon as its batch is done; labels under `threshold` are left out.
 
-
-def probabilities(images: np.ndarray, classes: np.ndarray, logit_scale: float) -> np.ndarray:
-    """(B, C) softmax over the classes of scaled cosines between image (B, D) and class (C, D) embeddings of length 1.
-
-    A sigmoid model's bias is the same for every class, so it drops out of the softmax.
+    `templates` and `several` as in Labels. Raises DcclipError for a bad model, label or template, before the first.
     """
-    logits = logit_scale * (images @ classes.T).astype(np.float64)
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
+    encoder = load_model(model, device, threads=threads)
+    ready = Labels(encoder, labels, templates, several)
+
+    def predictions() -> Iterator[Prediction]:
+        for path, found in embed(encoder, images, decode, batch_size):
+            if isinstance(found, DcclipError):
+                yield Prediction(path, error=found.what)
+            else:
+                [row] = ready.probabilities(found[np.newaxis])
+                yield Prediction(path, best(ready.names, row, top_k, threshold))
+
+    return predictions()
 
 
-def _predict_batch(
-    encoder: DualEncoder, paths: list[Path], labels: Sequence[str], classes: np.ndarray, top_k: int
-) -> list[Prediction]:
-    pixels: list[np.ndarray] = []
-    errors: dict[int, str] = {}
-    for position, path in enumerate(paths):
-        try:
-            pixels.append(encoder.preprocess(decode(path)))
-        except DcclipError as error:
-            errors[position] = error.what
-    rows = iter(probabilities(encoder.encode_pixels(np.stack(pixels)), classes, encoder.logit_scale) if pixels else ())
-    return [
-        Prediction(path, error=errors[position]) if position in errors else _best(path, next(rows), labels, top_k)
-        for position, path in enumerate(paths)
-    ]
-
-
-def _best(path: Path, row: np.ndarray, labels: Sequence[str], top_k: int) -> Prediction:
-    order = np.argsort(-row, kind="stable")[:top_k]
-    return Prediction(path, tuple((labels[index], float(row[index])) for index in order))
+def best(
+    names: Sequence[str], probabilities: np.ndarray, top_k: int | None, threshold: float = 0.0
+) -> tuple[tuple[str, float], ...]:
+    """The `top_k` most probable names (all if None) that reach `threshold`, the best first."""
+    order = np.argsort(-probabilities, kind="stable")[:top_k]
+    return tuple((names[index], float(probabilities[index])) for index in order if probabilities[index] >= threshold)

@@ -36,17 +36,20 @@ class DualEncoder(Protocol):
         """Embeddings (N, D), float32."""
 
 
-def load_model(reference: ModelReference, device: str = "auto", bf16: bool = False) -> DualEncoder:
+def load_model(
+    reference: ModelReference, device: str = "auto", bf16: bool = False, threads: int | None = None
+) -> DualEncoder:
     """The model meant by a reference; a bundle is loaded without torch. Raises DcclipError where it can't be.
 
-    `bf16` is for torch: a bundle computes as it was exported.
+    `bf16` is for torch: a bundle computes as it was exported. `threads` of the processor for one tower: by default one
+    for a bundle, and torch's own choice else.
     """
     if reference.kind == "bundle":
         if bf16:
             raise DcclipError(f"{reference.target} computes in the precision of its export", "leave --precision out")
         from dcclip_cli.predict.bundle import Bundle
 
-        return Bundle(reference.path, device)
+        return Bundle(reference.path, device, threads or 1)
     from dcclip_cli.predict.torch_runtime import load_torch
 
-    return load_torch(reference, device, bf16)
+    return load_torch(reference, device, bf16, threads)

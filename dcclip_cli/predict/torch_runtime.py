@@ -31,7 +31,7 @@ class TorchEncoder:
 
         own = towers.preprocessing
         # Convolutions take a third less time with the channels last.
-        self._towers: Towers = towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.towers: Towers = towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._device, self._bf16 = device, bf16
         self.name, self.fingerprint = towers.name, towers.fingerprint + ("-bf16" if bf16 else "")
         self.preprocessing: Mapping[str, Any] = own.to_config() if own else {"as_in": towers.name}
@@ -40,22 +40,22 @@ class TorchEncoder:
         self.size_bytes = sum(weight.numel() * weight.element_size() for weight in towers.parameters())
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
-        return self._towers.preprocess(flatten(image))
+        return self.towers.preprocess(flatten(image))
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
         import torch
 
         batch = torch.from_numpy(pixels).to(self._device, memory_format=torch.channels_last)
         with torch.inference_mode(), torch.autocast(batch.device.type, torch.bfloat16, enabled=self._bf16):
-            embedding = self._towers.image_features(batch).embedding
+            embedding = self.towers.image_features(batch).embedding
         return _unit(embedding.float().cpu().numpy())
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         import torch
 
-        tokens = self._towers.tokenize(list(texts)).to(self._device)
+        tokens = self.towers.tokenize(list(texts)).to(self._device)
         with torch.inference_mode(), torch.autocast(tokens.ids.device.type, torch.bfloat16, enabled=self._bf16):
-            embedding = self._towers.text_features(tokens).embedding
+            embedding = self.towers.text_features(tokens).embedding
         return _unit(embedding.float().cpu().numpy())
 
 
@@ -63,9 +63,18 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def load_torch(reference: ModelReference, device: str = "auto", bf16: bool = False) -> TorchEncoder:
-    """The model meant by a reference that is no bundle. Raises DcclipError where model or device is missing."""
+def load_torch(
+    reference: ModelReference, device: str = "auto", bf16: bool = False, threads: int | None = None
+) -> TorchEncoder:
+    """The model meant by a reference that is no bundle. Raises DcclipError where model or device is missing.
+
+    `threads`, if given, holds for torch in the whole process.
+    """
     device = _device(device)
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
     if reference.kind == "folder":
         from dcclip_cli.model.folder import load_folder
 

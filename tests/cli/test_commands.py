@@ -21,7 +21,20 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-COMMANDS = ("run", "collect", "distill", "align", "eval", "export", "predict", "models", "datasets", "recipe")
+COMMANDS = (
+    "run",
+    "collect",
+    "distill",
+    "align",
+    "eval",
+    "export",
+    "predict",
+    "search",
+    "embed",
+    "models",
+    "datasets",
+    "recipe",
+)
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS, "recipe schema", "recipe show"])

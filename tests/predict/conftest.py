@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from dcclip_cli.data.pair import Pair
 from dcclip_cli.export.export import ExportOptions, export
 from dcclip_cli.model.reference import resolve
 
@@ -14,13 +13,3 @@ def bundle_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     """The tiny student as an fp32 bundle."""
     out = tmp_path_factory.mktemp("bundles") / "tiny"
     return export(options=ExportOptions(), model=resolve(str(model_folder)), out=out).folder
-
-
-@pytest.fixture
-def pictures(pairs: list[Pair], tmp_path: Path) -> list[Path]:
-    """Five of the drawn pictures as files."""
-    folder = tmp_path / "图片 pictures"
-    folder.mkdir()
-    for pair in pairs[::8]:
-        (folder / f"{pair.key}.png").write_bytes(pair.image)
-    return sorted(folder.iterdir())

@@ -11,8 +11,9 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.predict.footprint import footprint
-from dcclip_cli.predict.predict import predict, probabilities
+from dcclip_cli.predict.predict import predict
 from dcclip_cli.predict.runtime import load_model
+from dcclip_cli.predict.zeroshot import softmax
 
 LABELS = ["红色的圆", "blue square", "月亮", "a cross", "一张绿色三角形的图片"]
 
@@ -22,7 +23,7 @@ def test_probabilities_are_a_softmax_of_scaled_cosines() -> None:
     classes = np.asarray([[1, 0], [0.6, 0.8]], np.float32)
     scaled = np.exp([[2 * 1, 2 * 0.6], [2 * 0, 2 * 0.8]])
     expected = scaled / scaled.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(probabilities(images, classes, 2.0), expected, rtol=1e-6)
+    np.testing.assert_allclose(softmax(images, classes, 2.0), expected, rtol=1e-6)
 
 
 def test_bundle_and_model_directory_agree(model_folder: Path, bundle_folder: Path, pictures: list[Path]) -> None:

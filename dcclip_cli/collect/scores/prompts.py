@@ -41,7 +41,7 @@ class Prompts(ScorerOptions):
         check_model(self.model)
 
     def open(self, device: Device | None = None) -> Score:
-        from dcclip_cli.predict.predict import probabilities
+        from dcclip_cli.predict.zeroshot import softmax
 
         encoder = open_encoder(self.model, device or self.device)
         classes = encoder.texts([*self.reject, *self.against], self.batch_size)
@@ -49,7 +49,7 @@ class Prompts(ScorerOptions):
 
         def score(batch: Sequence[tuple[Pair, Image.Image]]) -> list[Scores]:
             images = encoder.images([picture for _, picture in batch], self.batch_size)
-            sums = probabilities(images, classes, encoder.model.logit_scale)[:, :rejected].sum(axis=1)
+            sums = softmax(images, classes, encoder.model.logit_scale)[:, :rejected].sum(axis=1)
             return [{self.stored: value} for value in sums.tolist()]
 
         return score

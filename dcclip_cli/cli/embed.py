@@ -1,0 +1,122 @@
+"""`dcclip embed IMAGE... --out FILE`: pictures or texts as vectors, for other programs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, BadParameter, Exit, Option
+
+from dcclip_cli.cli import console, errors, flags
+from dcclip_cli.errors import DcclipError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dcclip_cli.predict.runtime import DualEncoder
+    from dcclip_cli.progress import Progress
+
+SUFFIXES = (".npy", ".parquet")
+
+
+def embed(
+    images: Annotated[
+        list[str] | None,
+        Argument(metavar="IMAGE", help="Pictures, folders or globs; - reads paths from stdin.", show_default=False),
+    ] = None,
+    texts: Annotated[
+        list[str] | None, Option("--text", metavar="TEXT", help="A text instead of pictures. Repeatable.")
+    ] = None,
+    texts_file: Annotated[
+        Path | None, Option("--texts-file", metavar="FILE", help="More texts, one a line.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path, Option("--out", metavar="FILE", help="embeddings.npy (names beside it) or .parquet.", show_default=False)
+    ] = Path("embeddings.npy"),
+    model: Annotated[str | None, Option("--model", metavar="MODEL", help=flags.MODEL_HELP, show_default=False)] = None,
+    device: flags.Where = "auto",
+    threads: flags.Threads = None,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Write the embeddings of pictures or texts to a file.
+
+    They have length 1, so products of them are cosines. FILE.npy has a row for each, and FILE.txt their names, a line
+    for each row; FILE.parquet has the columns name and embedding. Texts are taken as they are, without templates.
+    Exit code 1 if a picture could not be read; it has no row. Prints the file.
+    """
+    if out.suffix not in SUFFIXES:
+        raise BadParameter(f"--out must end in {' or '.join(SUFFIXES)}")
+    wanted = [*(texts or ()), *flags.lines_of(texts_file, "text")]
+    if bool(images) == bool(wanted):
+        raise BadParameter("name pictures, or texts with --text or --texts-file")
+    talk = console.talk(quiet, verbose)
+
+    from dcclip_cli.model.reference import resolve
+    from dcclip_cli.predict.runtime import load_model
+
+    reference = resolve(model)
+    paths = _paths(images or ())
+    talk.say(reference.said)
+    encoder = load_model(reference, device, threads=threads)
+    named = _of_texts(encoder, wanted) if wanted else _of_images(encoder, paths, talk)
+    names, vectors, unread = [], [], 0
+    for name, vector in named:
+        if isinstance(vector, DcclipError):
+            errors.say("error: ", vector.what, errors.RED)
+            unread += 1
+        else:
+            names.append(name)
+            vectors.append(vector)
+    if not vectors:
+        raise DcclipError("none of the pictures could be read", "use JPEG, PNG or WebP files")
+    _write(out, names, vectors)
+    console.show(str(out))
+    if unread:
+        raise Exit(1)
+
+
+def _paths(images: Sequence[str]) -> list[Path]:
+    from dcclip_cli.predict.images import find_images
+
+    return list(find_images(images, sys.stdin))
+
+
+def _of_texts(encoder: DualEncoder, texts: Sequence[str]) -> Iterator[tuple[str, np.ndarray | DcclipError]]:
+    from dcclip_cli.predict.classifier import text_embeddings
+
+    yield from zip(texts, text_embeddings(encoder, texts), strict=True)
+
+
+def _of_images(
+    encoder: DualEncoder, paths: Sequence[Path], talk: Progress
+) -> Iterator[tuple[str, np.ndarray | DcclipError]]:
+    from dcclip_cli.model.preprocess import decode
+    from dcclip_cli.predict.embedding import embed
+
+    for path, found in console.counted(talk, "embed", embed(encoder, paths, decode), len(paths)):
+        yield str(path), found
+
+
+def _write(out: Path, names: Sequence[str], vectors: Sequence[np.ndarray]) -> None:
+    """Write both files whole or not at all."""
+    import numpy as np
+
+    rows = np.stack(vectors).astype(np.float32)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.partial")
+    if out.suffix == ".npy":
+        with temporary.open("wb") as stream:
+            np.save(stream, rows)
+        lines = "".join(f"{' '.join(name.split())}\n" for name in names)
+        out.with_suffix(".txt").write_text(lines, encoding="utf-8")
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        flat = pa.array(rows.reshape(-1), pa.float32())
+        table = pa.table({"name": names, "embedding": pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])})
+        pq.write_table(table, temporary)
+    temporary.replace(out)

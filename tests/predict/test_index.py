@@ -1,0 +1,68 @@
+"""A folder's index is made once, follows its files, and finds the nearest."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.predict.bundle import Bundle
+from dcclip_cli.predict.index import FOLDER, Index, open_index
+
+
+def test_the_nearest_come_first() -> None:
+    embeddings = np.asarray([[1, 0], [0.6, 0.8], [0, 1], [-1, 0]], np.float32)
+    index = Index(Path("相册"), ("a.png", "b.png", "c.png", "d.png"), embeddings, {}, 0)
+    hits = index.search(np.asarray([0.8, 0.6], np.float32), 2)
+    assert [hit.image for hit in hits] == [Path("相册/b.png"), Path("相册/a.png")]
+    assert [hit.score for hit in hits] == pytest.approx([0.96, 0.8])
+    assert len(index.search(np.asarray([1, 0], np.float32), 99)) == 4
+
+
+def test_pictures_are_embedded_once_and_again_when_they_change(bundle_folder: Path, pictures: list[Path]) -> None:
+    model, folder = Bundle(bundle_folder, "cpu"), pictures[0].parent
+    first = open_index(model, folder)
+    assert (first.embedded, len(first.paths)) == (5, 5)
+    again = open_index(model, folder)
+    assert again.embedded == 0 and again.paths == first.paths
+    np.testing.assert_allclose(again.embeddings, first.embeddings, atol=1e-3)  # kept as fp16
+    pictures[0].write_bytes(pictures[1].read_bytes())
+    os.utime(pictures[0], ns=(1, 1))
+    pictures[2].unlink()
+    (folder / "下").mkdir()
+    (folder / "下/新.png").write_bytes(pictures[3].read_bytes())
+    changed = open_index(model, folder)
+    assert changed.embedded == 2
+    assert set(changed.paths) == {*(path.name for path in pictures if path.exists()), "下/新.png"}
+    row = dict(zip(changed.paths, changed.embeddings, strict=True))
+    np.testing.assert_allclose(row[pictures[0].name], row[pictures[1].name], atol=1e-3)
+    assert open_index(model, folder, fresh=True).embedded == 5
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"\x93NUMPY"])
+def test_an_index_that_is_broken_is_made_anew(bundle_folder: Path, pictures: list[Path], content: bytes) -> None:
+    model, folder = Bundle(bundle_folder, "cpu"), pictures[0].parent
+    open_index(model, folder)
+    [file] = (folder / FOLDER).iterdir()
+    file.write_bytes(content)
+    assert open_index(model, folder).embedded == 5
+
+
+def test_broken_pictures_are_named_and_tried_again(bundle_folder: Path, pictures: list[Path]) -> None:
+    model, folder = Bundle(bundle_folder, "cpu"), pictures[0].parent
+    pictures[0].write_bytes(b"broken")
+    for expected in (4, 0):
+        index = open_index(model, folder)
+        assert list(index.errors) == [pictures[0].name] and index.embedded == expected
+
+
+def test_a_folder_without_pictures_is_refused(bundle_folder: Path, tmp_path: Path) -> None:
+    model = Bundle(bundle_folder, "cpu")
+    with pytest.raises(DcclipError, match="is no folder"):
+        open_index(model, tmp_path / "none")
+    with pytest.raises(DcclipError, match="holds no pictures"):
+        open_index(model, tmp_path)
+    (tmp_path / "坏.png").write_bytes(b"broken")
+    with pytest.raises(DcclipError, match="holds no picture that can be read"):
+        open_index(model, tmp_path)
