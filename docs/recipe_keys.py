@@ -117,6 +117,7 @@ SECTIONS = {
     "AlignOptions": "align",
     "EvalOptions": "eval",
     "ExportOptions": "export",
+    "Thresholds": "export.parity",
 }
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<", "multipleOf": "multiple of"}
 

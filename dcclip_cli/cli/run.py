@@ -69,7 +69,9 @@ def run(
             options = loaded.recipe.export
             assert options is not None
             folder = work.run.stage("export")
-            changed = export.run(options, work.trained_model(), folder, work.data(), work.fresh, work.progress)
+            changed = export.run(
+                options, work.trained_model(), folder, work.data(), loaded.recipe.eval, work.fresh, work.progress
+            )
         else:
             changed = work.fresh or not _measured(work)
             if changed:

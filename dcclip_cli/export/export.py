@@ -1,4 +1,4 @@
-"""From a model directory to a bundle that runs without torch, proven to say the same."""
+"""From any model to something that a device runs, proven to say the same."""
 
 from __future__ import annotations
 
@@ -6,48 +6,63 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from dcclip_cli.data.batches import DataOptions
+from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.export.parity import Parity, compare
-from dcclip_cli.export.samples import calibration_batches, from_pairs, made_up
+from dcclip_cli.eval.datasets import open_dataset
+from dcclip_cli.eval.evaluate import EvalOptions
+from dcclip_cli.export.formats import FORMATS
+from dcclip_cli.export.graphs_in_precision import GraphsInPrecision
+from dcclip_cli.export.names import FormatName, Precision
+from dcclip_cli.export.parity import DEFAULTS, Classes, HeldOutImages, Limits, Original, Parity, Thresholds
+from dcclip_cli.export.samples import samples_from
+from dcclip_cli.export.source import Source, load_source
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.options import Options
-from dcclip_cli.predict.bundle import DESCRIPTION, FORMAT, TOKENIZER, Bundle
-from dcclip_cli.predict.runtime import PLAIN_PROMPTS
+from dcclip_cli.predict.bundle import DESCRIPTION, FORMAT, TOKENIZER
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
-if TYPE_CHECKING:
-    from dcclip_cli.model.towers import OpenClipTowers
-
-Precision = Literal["fp32", "int8"]
-MAX_DIFFERENCE = 1e-4  # of fp32 graphs; measured: below 1e-5 over 26 image and 9 text towers
-MIN_AGREEMENT: dict[Precision, float] = {"fp32": 0.99, "int8": 0.9}
+EXPORT_FORMAT = 2  # of the parity report and of what `made_from` compares
 
 
 class ExportOptions(Options):
     """How a model leaves for the device."""
 
-    format: Literal["onnx"] = Field("onnx", description="onnx: a graph for each tower, run by onnxruntime")
+    format: FormatName = Field("onnx", description="What runs it: onnxruntime, or another runtime (docs/deploy.md)")
     precision: Precision = Field("fp32", description="int8: a quarter of the size, at some cost in accuracy")
-    calibration_images: int = Field(128, ge=1, description="Training images that int8 takes its ranges from")
-    min_agreement: float | None = Field(
-        None, ge=0, le=1, description="Share of images whose best text must stay; default 0.99 for fp32, 0.9 for int8"
+    calibration: str | None = Field(
+        None, description="Pairs or a folder of pictures that int8 takes its ranges from; default: the training pairs"
     )
+    calibration_images: int = Field(128, ge=1, description="How many of these")
+    prompts: dict[Language, tuple[str, ...]] | None = Field(
+        None, description="Templates by language that predict puts labels into: {en: ['a photo of a {}.']}"
+    )
+    parity: Thresholds = Field(Thresholds(), description="How far the export may be from the model")
+
+    @field_validator("prompts")
+    @classmethod
+    def _have_a_place_for_the_label(cls, prompts: Mapping[Language, Sequence[str]] | None) -> Any:
+        for language, templates in (prompts or {}).items():
+            if not templates or not all("{}" in template for template in templates):
+                raise ValueError(f"each template for {language} needs {{}}, the place of the label")
+        return prompts
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The bundle's folder, how far it is from the original, and its size."""
+    """The export's folder, how far it is from the original (None where it can't be run here), and its size."""
 
     folder: Path
-    parity: Parity
+    parity: Parity | None
     size_bytes: int
     seconds: float
 
@@ -58,92 +73,143 @@ def export(
     model: ModelReference,
     out: Path,
     data: DataOptions | None = None,
+    evaluation: EvalOptions | None = None,
     progress: Progress | None = None,
 ) -> ExportResult:
-    """Write a model's bundle to `out`, whole or not at all; what was there before is replaced.
+    """Write a model in a format to `out`, whole or not at all; what was there before is replaced.
 
-    It is checked on `data.validation`, else on `data.train`, else on made-up images.
-    Raises DcclipError where the bundle differs too much from the model, and for models that can't be exported.
+    It is checked on `data.validation`, else on `data.train`, else on the calibration pictures, else on made-up images;
+    and on the test sets of `evaluation`.
+    Raises DcclipError where the export differs too much from the model, and for models that can't be exported.
     """
-    from dcclip_cli.model.folder import load_folder, written_whole
-    from dcclip_cli.predict.torch_runtime import TorchEncoder
+    from dcclip_cli.model.folder import written_whole
 
-    progress = progress or Silent()
-    if model.kind != "folder":
+    progress, target = progress or Silent(), FORMATS[options.format]
+    target.check(options.precision)
+    pictures = options.calibration or ((data.train or data.validation) if data else None)
+    calibration = Path(pictures) if pictures else None
+    if options.precision == "int8" and calibration is None:
         raise DcclipError(
-            f"{model.target} is no model directory", "export the model directory that align or distill left"
+            "int8 needs images to calibrate on", "name a folder of pictures with --calibration, or a recipe with data"
         )
-    pairs = (data.train or data.validation) if data else None
-    if options.precision == "int8" and pairs is None:
-        raise DcclipError("int8 needs images to calibrate on", "export with a recipe that has data, or say fp32")
     begin = time.perf_counter()
-    checked_on = (data.validation or data.train) if data else None
-    samples = from_pairs(Path(checked_on)) if checked_on else made_up()
-    towers = load_folder(model.path)
-    with written_whole(out) as folder, progress.task(f"export {towers.name}", 3) as task:
-        _write_graphs(towers, folder, options, pairs)
-        task.advance()
-        shutil.copyfile(model.path / TOKENIZER, folder / TOKENIZER)
-        about = _description(towers, folder, options.precision)
-        _write_description(folder, about)
-        bundle = Bundle(folder, "cpu")
-        task.advance()
-        parity = compare(TorchEncoder(towers), bundle, samples)
-        _hold(parity, options)
-        _write_description(folder, about | {"parity": asdict(parity)})
-        task.advance()
-    return ExportResult(out, parity, bundle.size_bytes, time.perf_counter() - begin)
+    checked = (data.validation or data.train) if data else None
+    checked_on = Path(checked) if checked else calibration
+    samples, tests = samples_from(checked_on), _tests(evaluation)
+    source = load_source(model)
+    original = Original(source.encoder, samples, tests, options.parity.images, progress)
+    limits = _limits(options)
+    with TemporaryDirectory(prefix="dcclip-export-") as temporary, written_whole(out) as folder:
+        graphs = GraphsInPrecision(source, Path(temporary), options.precision, calibration, options.calibration_images)
+        for attempt in _attempts(graphs, target.from_onnx):
+            _clear(folder)
+            target.write(source, attempt, folder, options.precision)
+            _describe(source, folder, options, model, {})
+            encoder = target.open(folder)
+            if encoder is None:
+                parity = None
+                break
+            parity = original.compare(encoder)
+            shortfalls = parity.shortfalls(limits)
+            progress.say(f"export: {graphs.said}{parity.agreement:.1%} agree on {samples.source}" + _languages(parity))
+            if not shortfalls:
+                break
+            if not graphs.loosen(parity):
+                raise DcclipError(
+                    f"the {options.format} export in {options.precision} is too far from the model: "
+                    + "; ".join(shortfalls),
+                    _hint(options),
+                )
+        _describe(source, folder, options, model, {"parity": asdict(parity) if parity else None, **graphs.kept()})
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    return ExportResult(out, parity, size, time.perf_counter() - begin)
 
 
-def _write_graphs(towers: OpenClipTowers, folder: Path, options: ExportOptions, pairs: str | None) -> None:
-    from dcclip_cli.export.onnx import write_onnx
-    from dcclip_cli.export.quantize import quantize
+def made_from(model: ModelReference, options: ExportOptions) -> str:
+    """A hash that changes with the model, where it is a directory here, and with the options."""
+    from dcclip_cli.model.folder import folder_fingerprint
 
-    write_onnx(towers, folder)
-    if options.precision == "int8":
-        assert pairs is not None and towers.preprocessing is not None
-        quantize(folder, calibration_batches(Path(pairs), towers.preprocessing, options.calibration_images))
+    identity = folder_fingerprint(model.path) if model.kind == "folder" else f"{model.kind}:{model.target}"
+    return hashlib.sha256(f"{EXPORT_FORMAT} {identity} {options.model_dump_json()}".encode()).hexdigest()
 
 
-def _description(towers: OpenClipTowers, folder: Path, precision: Precision) -> dict[str, Any]:
-    from dcclip_cli.model.tokenizer import load_tokenizer
-
-    assert towers.preprocessing is not None
-    return {
-        "format": FORMAT,
-        "kind": "bundle",
-        "name": f"{towers.name}-{precision}",
-        "precision": precision,
-        "fingerprint": f"{towers.fingerprint}-{precision}",
-        "parameters": towers.parameters_count(),
-        "preprocessing": towers.preprocessing.to_config(),
-        "logit_scale": towers.logit_scale,
-        "logit_bias": towers.logit_bias,
-        "languages": list(PLAIN_PROMPTS),
-        "prompts": {language: list(templates) for language, templates in PLAIN_PROMPTS.items()},
-        "context_length": towers.model.text.context_length,
-        "padding_id": load_tokenizer(folder).token_to_id("<pad>"),
-        "tokenizer_sha256": hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest(),
-        "versions": versions(),
-    }
+def _attempts(graphs: GraphsInPrecision, needed: bool) -> Iterator[Path]:
+    """The folder of the ONNX graphs, written anew as often as the caller asks."""
+    while True:
+        yield graphs.write() if needed else graphs.folder
 
 
-def _write_description(folder: Path, about: dict[str, Any]) -> None:
-    (folder / DESCRIPTION).write_text(json.dumps(about, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+def _clear(folder: Path) -> None:
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
-def _hold(parity: Parity, options: ExportOptions) -> None:
-    """Raises DcclipError where the export is too far from the original."""
-    wanted = options.min_agreement if options.min_agreement is not None else MIN_AGREEMENT[options.precision]
-    difference = max(parity.image_max_difference, parity.text_max_difference)
-    if options.precision == "fp32" and not difference <= MAX_DIFFERENCE:
-        raise DcclipError(
-            f"the exported graphs differ from the model by {difference:.2g}, more than {MAX_DIFFERENCE}",
-            "this is a fault of the exporter for these towers; please report it with the recipe",
+def _limits(options: ExportOptions) -> Limits:
+    given = {key: value for key, value in options.parity.model_dump(exclude={"images"}).items() if value is not None}
+    return Limits(**(asdict(DEFAULTS[options.precision]) | given))
+
+
+def _hint(options: ExportOptions) -> str:
+    if options.precision == "fp32":
+        return "this is a fault of the exporter for these towers; please report it with the recipe"
+    better = "fp16 or fp32" if options.precision == "int8" else "fp32"
+    return f"export with --precision {better}, train longer, or lower export.parity"
+
+
+def _languages(parity: Parity) -> str:
+    return "".join(
+        f", {one.agreement:.1%} in {language} (top-1 {one.before:.1%} -> {one.after:.1%})"
+        for language, one in parity.by_language().items()
+    )
+
+
+def _tests(evaluation: EvalOptions | None) -> list[HeldOutImages]:
+    if evaluation is None:
+        return []
+    root = Path(evaluation.data_root) if evaluation.data_root else None
+    opened = [open_dataset(name, evaluation.languages, root) for name in evaluation.datasets]
+    return [
+        HeldOutImages(
+            one.name,
+            one.count,
+            one.picture,
+            {language: Classes(of.names, of.templates, of.labels) for language, of in one.classes.items()},
         )
-    if not parity.agreement >= wanted:
-        raise DcclipError(
-            f"the {options.precision} bundle agrees with the model on {parity.agreement:.1%} of {parity.images} images "
-            f"({parity.source}), less than {wanted:.1%}",
-            "export with --precision fp32, train longer, or lower export.min_agreement",
-        )
+        for one in opened
+    ]
+
+
+def _describe(
+    source: Source, folder: Path, options: ExportOptions, model: ModelReference, more: dict[str, Any]
+) -> None:
+    """Write dcclip.json, and the tokenizer where the format has not brought its own."""
+    prompts = dict(source.encoder.prompts) | dict(options.prompts or {})
+    if not (folder / TOKENIZER).exists() and options.format not in ("open_clip", "transformers"):
+        from dcclip_cli.export.source import copy_tokenizer
+
+        copy_tokenizer(source.tokenizer).save(str(folder / TOKENIZER))
+        if source.folder is not None:
+            shutil.copyfile(source.folder / TOKENIZER, folder / TOKENIZER)
+    own = folder / DESCRIPTION
+    about = json.loads(own.read_text("utf-8")) if own.exists() else {}
+    if options.format != "open_clip":  # a model directory says all this in its own way
+        about |= {
+            "format": FORMAT,
+            "kind": "bundle" if options.format == "onnx" else options.format,
+            "name": f"{source.towers.name}-{options.precision}",
+            "precision": options.precision,
+            "fingerprint": f"{source.towers.fingerprint}-{options.precision}",
+            "parameters": source.towers.parameters_count(),
+            "preprocessing": source.preprocessing.to_config(),
+            "logit_scale": source.towers.logit_scale,
+            "logit_bias": source.towers.logit_bias,
+            "languages": list(prompts),
+            "prompts": {language: list(templates) for language, templates in prompts.items()},
+            "context_length": source.context_length,
+            "padding_id": source.padding_id,
+            "fixed_length": source.fixed,
+            "tokenizer_sha256": hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest(),
+            "versions": versions(),
+        }
+    about |= {"made_from": made_from(model, options), **more}
+    own.write_text(json.dumps(about, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -219,24 +219,24 @@ class TransformersTowers(Towers):
     def __init__(self, model: Any, image_processor: Any, tokenizer: Any, name: str, fingerprint: str) -> None:
         super().__init__()
         self.model = model
-        self._image_processor, self._tokenizer = image_processor, tokenizer
+        self.image_processor, self.tokenizer = image_processor, tokenizer
         self.name, self.fingerprint = name, fingerprint
         text = model.config.text_config
         # XLM-R's position table starts after the padding id, so two of its 514 places are never used.
         spare = text.pad_token_id + 1 if "roberta" in type(tokenizer).__name__.lower() else 0
         limit = getattr(text, "max_position_embeddings", 77) - spare
-        self._length = min(limit, 77, tokenizer.model_max_length)
-        self._fixed_length = model.config.model_type.startswith("siglip")  # trained on 64 tokens, padded
+        self.context_length = min(limit, 77, tokenizer.model_max_length)
+        self.fixed_length = model.config.model_type.startswith("siglip")  # trained on 64 tokens, padded
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
-        return np.asarray(self._image_processor(images=image, return_tensors="np")["pixel_values"][0], np.float32)
+        return np.asarray(self.image_processor(images=image, return_tensors="np")["pixel_values"][0], np.float32)
 
     def tokenize(self, texts: list[str]) -> Tokens:
-        encoded = self._tokenizer(
+        encoded = self.tokenizer(
             texts,
-            padding="max_length" if self._fixed_length else True,
+            padding="max_length" if self.fixed_length else True,
             truncation=True,
-            max_length=self._length,
+            max_length=self.context_length,
             return_tensors="pt",
             return_attention_mask=True,
         )
@@ -258,13 +258,15 @@ class TransformersTowers(Towers):
         return ImageFeatures(out.pooler_output, _on_grid(out.last_hidden_state), others)
 
     def text_features(self, tokens: Tokens) -> TextFeatures:
-        mask = {} if self._fixed_length else {"attention_mask": tokens.mask}
+        mask = {} if self.fixed_length else {"attention_mask": tokens.mask}
         out = self.model.get_text_features(input_ids=tokens.ids, return_dict=True, **mask)
         return TextFeatures(out.pooler_output, out.last_hidden_state, tokens.mask)
 
 
 def _on_grid(hidden: Tensor) -> Tensor:
-    """Patch tokens (B, n, C) as a map (B, C, h, w)."""
+    """Patch tokens (B, n, C) as a map (B, C, h, w); a convolutional tower's map as it is."""
+    if hidden.ndim == 4:
+        return hidden
     grid = int(hidden.shape[1] ** 0.5)  # a class token, where there is one, comes first and makes it no square
     patches = hidden[:, hidden.shape[1] - grid * grid :]
     return patches.transpose(1, 2).unflatten(2, (grid, grid))

@@ -145,7 +145,7 @@ def test_predict_names_a_broken_picture_and_goes_on(here: Path, tmp_path: Path) 
 def test_export_will_not_replace_a_folder_that_is_no_bundle(here: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     result = dcclip("export", "recipe.yaml", "--out", tmp_path, expect=1)
-    assert result.stderr.splitlines()[-2] == f"error: {tmp_path} is not empty, and no bundle"
+    assert result.stderr.splitlines()[-2] == f"error: {tmp_path} is not empty, and no export"
     assert (tmp_path / "thesis.txt").exists()
     made = dcclip("export", "--model", "runs/一生/align/model", "--out", tmp_path / "new", "-q").output
     assert made == f"{tmp_path}/new\n"

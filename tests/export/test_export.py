@@ -10,8 +10,9 @@ import torch
 
 from dcclip_cli.data.batches import DataOptions
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.export import export as module
+from dcclip_cli.eval.evaluate import EvalOptions
 from dcclip_cli.export.export import ExportOptions, ExportResult, export
+from dcclip_cli.export.parity import Parity, Thresholds
 from dcclip_cli.model.folder import load_folder
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.towers import Tokens
@@ -25,6 +26,11 @@ def exported(model_folder: Path, pairs_file: Path, tmp_path_factory: pytest.Temp
         data=DataOptions(train=str(pairs_file)),
         out=tmp_path_factory.mktemp("exports") / "fp32",
     )
+
+
+def parity(result: ExportResult) -> Parity:
+    assert result.parity is not None
+    return result.parity
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 40])
@@ -58,16 +64,19 @@ def test_the_bundle_says_what_one_must_know_to_use_it(exported: ExportResult, mo
     towers = load_folder(model_folder)
     about = json.loads((exported.folder / "dcclip.json").read_text("utf-8"))
     assert sorted(file.name for file in exported.folder.iterdir()) == [
+        "config.json",  # this one and the two other configurations are for transformers.js
         "dcclip.json",
         "image.onnx",
+        "preprocessor_config.json",
         "text.onnx",
         "tokenizer.json",
+        "tokenizer_config.json",
     ]
     assert towers.preprocessing is not None
     assert about["preprocessing"] == json.loads(json.dumps(towers.preprocessing.to_config()))
     assert about["logit_scale"] == pytest.approx(towers.logit_scale)
     assert about["prompts"] == {"en": ["{}"], "zh": ["{}"]} and about["languages"] == ["en", "zh"]
-    assert about["parity"]["agreement"] == exported.parity.agreement == 1
+    assert about["parity"]["agreement"] == parity(exported).agreement == 1
     assert about["parity"]["images"] == 40 and about["parity"]["text_max_difference"] < 1e-5
     assert (exported.folder / "tokenizer.json").read_bytes() == (model_folder / "tokenizer.json").read_bytes()
 
@@ -83,13 +92,13 @@ def test_int8_is_smaller_and_still_says_much_the_same(
 ) -> None:
     # Random weights, whose images all look alike to the model, so agreement says nothing here.
     int8 = export(
-        options=ExportOptions(precision="int8", min_agreement=0, calibration_images=20),
+        options=ExportOptions(precision="int8", parity=Thresholds(min_agreement=0), calibration_images=20),
         model=resolve(str(model_folder)),
         data=DataOptions(train=str(pairs_file)),
         out=tmp_path / "int8",
     )
     assert int8.size_bytes < exported.size_bytes / 1.5
-    assert int8.parity.image_centred_cosine > 0.9 and int8.parity.text_centred_cosine > 0.9
+    assert parity(int8).image_centred_cosine > 0.9 and parity(int8).text_centred_cosine > 0.9
 
 
 def test_int8_without_images_to_calibrate_on_is_refused(model_folder: Path, tmp_path: Path) -> None:
@@ -97,19 +106,95 @@ def test_int8_without_images_to_calibrate_on_is_refused(model_folder: Path, tmp_
         export(options=ExportOptions(precision="int8"), model=resolve(str(model_folder)), out=tmp_path / "out")
 
 
-def test_a_bundle_too_far_from_its_model_leaves_what_was_there_before(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bundle_too_far_from_its_model_leaves_what_was_there_before(model_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "old").touch()
-    monkeypatch.setattr(module, "MAX_DIFFERENCE", -1.0)
-    with pytest.raises(DcclipError, match="the exported graphs differ from the model by"):
-        export(options=ExportOptions(), model=resolve(str(model_folder)), out=out)
+    exact = ExportOptions(parity=Thresholds(max_difference=0))  # no two libraries add up to the very same last bit
+    with pytest.raises(DcclipError, match="the onnx export in fp32 is too far from the model: image embeddings differ"):
+        export(options=exact, model=resolve(str(model_folder)), out=out)
     assert [file.name for file in tmp_path.rglob("*")] == ["out", "old"]
 
 
-def test_what_is_no_model_directory_is_refused(exported: ExportResult, tmp_path: Path) -> None:
-    for reference in (resolve(str(exported.folder)), resolve("hf:BAAI/AltCLIP")):
-        with pytest.raises(DcclipError, match="is no model directory"):
-            export(options=ExportOptions(), model=reference, out=tmp_path / "out")
+def test_a_bundle_can_not_be_exported_again(exported: ExportResult, tmp_path: Path) -> None:
+    with pytest.raises(DcclipError, match="is a bundle already"):
+        export(options=ExportOptions(), model=resolve(str(exported.folder)), out=tmp_path / "out")
+
+
+def test_fp16_halves_the_weights_and_changes_next_to_nothing(
+    exported: ExportResult, model_folder: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    half = export(
+        options=ExportOptions(precision="fp16"),
+        model=resolve(str(model_folder)),
+        data=DataOptions(train=str(pairs_file)),
+        out=tmp_path / "fp16",
+    )
+    assert (half.folder / "text.onnx").stat().st_size < (exported.folder / "text.onnx").stat().st_size / 1.6
+    assert parity(half).image_max_difference < 5e-3 and parity(half).text_centred_cosine > 0.9999
+
+
+@pytest.mark.parametrize("teacher", ["altclip_folder", "chinese_clip_folder", "siglip_folder", "clip_folder"])
+def test_models_of_transformers_can_be_exported(
+    teacher: str, pairs_file: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    made = export(
+        options=ExportOptions(parity=Thresholds(min_agreement=0.9)),  # random: its best texts are nearly tied
+        model=resolve(f"hf:{request.getfixturevalue(teacher)}"),
+        data=DataOptions(train=str(pairs_file)),
+        out=tmp_path / "out",
+    )
+    assert parity(made).text_max_difference < 1e-5 and parity(made).image_max_difference < 1e-5
+    about = json.loads((made.folder / "dcclip.json").read_text("utf-8"))
+    assert about["fixed_length"] == (teacher == "siglip_folder")
+
+
+def test_models_of_open_clip_can_be_exported_their_text_at_any_length(
+    open_clip_name: str, pairs_file: Path, tmp_path: Path
+) -> None:
+    made = export(
+        options=ExportOptions(parity=Thresholds(min_agreement=0.9)),
+        model=resolve(open_clip_name),
+        data=DataOptions(train=str(pairs_file)),
+        out=tmp_path / "out",
+    )
+    assert parity(made).text_max_difference < 1e-5  # with the texts and the tokens of open_clip's own tokenizer
+    session = onnxruntime.InferenceSession(str(made.folder / "text.onnx"))
+    ids = np.asarray([[49406, 320, 2368, 49407]])  # "a cat"
+    [short] = session.run(["text_embeds"], {"input_ids": ids})
+    [padded] = session.run(["text_embeds"], {"input_ids": np.pad(ids, ((0, 0), (0, 73)))})
+    np.testing.assert_allclose(short, padded, atol=1e-6)
+
+
+def test_the_recipes_test_sets_are_evaluated_before_and_after(
+    model_folder: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    made = export(
+        options=ExportOptions(parity=Thresholds(images=15)),
+        model=resolve(str(model_folder)),
+        evaluation=EvalOptions(datasets=(str(pairs_file),)),
+        out=tmp_path / "out",
+    )
+    figures = parity(made).accuracy
+    assert {(one.dataset, one.language, one.images) for one in figures} == {("train", "en", 15), ("train", "zh", 15)}
+    assert all(one.before == one.after and one.agreement == 1 for one in figures)
+
+
+def test_prompts_of_a_recipe_go_into_the_bundle(model_folder: Path, tmp_path: Path) -> None:
+    prompts = {"en": ("a photo of a {}",), "zh": ("一张{}的照片", "{}")}
+    made = export(options=ExportOptions(prompts=prompts), model=resolve(str(model_folder)), out=tmp_path / "out")
+    about = json.loads((made.folder / "dcclip.json").read_text("utf-8"))
+    assert about["prompts"] == {"en": ["a photo of a {}"], "zh": ["一张{}的照片", "{}"]}
+    with pytest.raises(ValueError, match=r"each template for zh needs {}"):
+        ExportOptions(prompts={"zh": ("一张照片",)})
+
+
+def test_int8_is_calibrated_on_a_folder_of_pictures(model_folder: Path, pictures: list[Path], tmp_path: Path) -> None:
+    made = export(
+        options=ExportOptions(
+            precision="int8", calibration=str(pictures[0].parent), parity=Thresholds(min_agreement=0)
+        ),
+        model=resolve(str(model_folder)),
+        out=tmp_path / "out",
+    )
+    assert parity(made).images == len(pictures) and parity(made).source == pictures[0].parent.name

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcclip_cli.export.parity import Samples, centred_cosine, compare
+from dcclip_cli.export.parity import Original, Samples, centred_cosine
 
 
 class Letters:
@@ -41,7 +41,7 @@ SAMPLES = Samples(
 
 def test_a_model_is_equal_to_itself() -> None:
     model: Any = Letters()
-    parity = compare(model, model, SAMPLES)
+    parity = Original(model, SAMPLES).compare(model)
     assert (parity.images, parity.texts, parity.source) == (3, 5, "drawn")
     assert parity.image_max_difference == parity.text_max_difference == 0
     assert (parity.image_centred_cosine, parity.text_centred_cosine) == pytest.approx((1, 1))
@@ -51,7 +51,7 @@ def test_a_model_is_equal_to_itself() -> None:
 def test_a_frozen_length_shows() -> None:
     original: Any = Letters()
     frozen: Any = Letters(frozen=1)
-    parity = compare(original, frozen, SAMPLES)
+    parity = Original(original, SAMPLES).compare(frozen)
     assert parity.text_max_difference > 0.5 and parity.image_max_difference == 0
     assert parity.text_centred_cosine < 0.9
 

@@ -1,0 +1,107 @@
+"""image.onnx and text.onnx in the precision asked for, a little less of it each time that parity is not held."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dcclip_cli.export.names import Precision
+from dcclip_cli.export.onnx import write_onnx
+from dcclip_cli.export.parity import Parity
+from dcclip_cli.export.quantize import FP16_KEEPS, LADDER, Int8Tower, write_fp16
+from dcclip_cli.export.samples import batches, calibration_pictures, calibration_texts
+from dcclip_cli.export.source import Source, prepare
+from dcclip_cli.predict.bundle import IMAGE, TEXT
+
+_GRAPHS = {"image": IMAGE, "text": TEXT}
+
+
+class GraphsInPrecision:
+    """`write` leaves both graphs in `folder`; `loosen` lets one of the towers keep more of itself in fp32.
+
+    `folder` may be filled with more than the graphs; fp32 graphs are made once, when first needed.
+    """
+
+    def __init__(
+        self, source: Source, folder: Path, precision: Precision, calibration: Path | None, images: int
+    ) -> None:
+        self.folder = folder / "graphs"
+        self.folder.mkdir()
+        self._exact = folder / "fp32"
+        self._source, self._precision, self._calibration, self._images = source, precision, calibration, images
+        self._rung = {"image": 0, "text": 0}
+        self._written: dict[str, int] = {}
+
+    @property
+    def said(self) -> str:
+        """Which attempt this is, for the user; empty for the first."""
+        if not any(self._rung.values()):
+            return ""
+        return "".join(f"{tower} kept {self._kept_share(tower)}, " for tower in _GRAPHS if self._rung[tower])
+
+    def kept(self) -> dict[str, Any]:
+        """What stayed fp32, for the report."""
+        return {"kept_fp32": {tower: self._kept_share(tower) for tower in _GRAPHS if self._rung[tower]}}
+
+    def write(self) -> Path:
+        """The folder with both graphs."""
+        for tower, name in _GRAPHS.items():
+            if self._written.get(tower) == self._rung[tower]:
+                continue
+            if self._precision == "fp32":
+                for file in self._fp32.glob(f"{name}*"):
+                    shutil.copyfile(file, self.folder / file.name)
+            elif self._precision == "fp16":
+                write_fp16(self._fp32 / name, self.folder / name, FP16_KEEPS[self._rung[tower]])
+            else:
+                self._int8[tower].write(self.folder / name, LADDER[self._rung[tower]])
+            self._written[tower] = self._rung[tower]
+        return self.folder
+
+    def loosen(self, parity: Parity) -> bool:
+        """Take the next step for the tower that costs more agreement; whether there was one left."""
+        steps: Sequence[Any] = {"fp32": (None,), "fp16": FP16_KEEPS, "int8": LADDER}[self._precision]
+        if not self._written:
+            return False
+        losses = {
+            "image": (1 - parity.image_agreement, 1 - parity.image_centred_cosine),
+            "text": (1 - parity.text_agreement, 1 - parity.text_centred_cosine),
+        }
+        for tower in sorted(losses, key=lambda tower: losses[tower], reverse=True):
+            if self._rung[tower] + 1 < len(steps):
+                self._rung[tower] += 1
+                return True
+        return False
+
+    def _kept_share(self, tower: str) -> str:
+        if self._precision == "fp16":
+            return ", ".join(FP16_KEEPS[self._rung[tower]])
+        step = LADDER[self._rung[tower]]
+        return f"{step.activations:.0%} of its activations and {step.weights:.0%} of its weights in fp32"
+
+    @cached_property
+    def _fp32(self) -> Path:
+        self._exact.mkdir()
+        write_onnx(self._source, self._exact)
+        return self._exact
+
+    @cached_property
+    def _int8(self) -> dict[str, Int8Tower]:
+        assert self._calibration is not None
+        source = self._source
+        pictures = calibration_pictures(self._calibration, self._images)
+        texts = sorted(calibration_texts(self._calibration, self._images), key=len)
+        tokenizer = prepare(source.tokenizer, source.context_length, source.padding_id, source.fixed)
+        ids = [
+            np.asarray([encoding.ids for encoding in tokenizer.encode_batch(list(texts[start : start + 16]))], np.int64)
+            for start in range(0, len(texts), 16)
+        ]
+        return {
+            "image": Int8Tower(self._fp32 / IMAGE, batches(pictures, source.preprocessing)),
+            "text": Int8Tower(self._fp32 / TEXT, ids),
+        }

@@ -1,0 +1,233 @@
+"""What is wrong with a picture, a label list or a bundle is told in one clear line, with a hint, and exit code 1."""
+
+import io
+import json
+import shutil
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from dcclip_cli.cli.app import app
+from dcclip_cli.export.export import ExportOptions, export
+from dcclip_cli.model.reference import resolve
+
+
+@pytest.fixture(scope="module")
+def bundle(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundles") / "tiny"
+    return export(options=ExportOptions(), model=resolve(str(model_folder)), out=out).folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8), "red").save("good.png")
+    return tmp_path
+
+
+def dcclip(*arguments: object) -> tuple[int, list[str]]:
+    """The exit code, and the lines on stderr but for the one that says which model was taken."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, [line for line in result.stderr.splitlines() if not line.startswith("model: ")]
+
+
+def picture(kind: str = "PNG", size: tuple[int, int] = (8, 8), **options: Any) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", size, "red").save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def png_of(width: int, height: int) -> bytes:
+    """The head of a PNG that says it has so many pixels, and none of them."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+PICTURES: dict[str, tuple[bytes, str]] = {
+    "empty.png": (b"", "is not a readable image"),
+    "text.jpg": ("这不是图片".encode(), "is not a readable image"),
+    "html.jpg": (b"<!DOCTYPE html><html>404</html>", "is not a readable image"),
+    "json.png": (b'{"error": "not found"}', "is not a readable image"),
+    "zeros.png": (bytes(1000), "is not a readable image"),
+    "head.png": (b"\x89PNG\r\n\x1a\n", "is not a readable image"),
+    "head.jpg": (b"\xff\xd8\xff\xe0", "is not a readable image"),
+    "head.webp": (b"RIFF\x24\x00\x00\x00WEBPVP8 ", "is not a readable image"),
+    "cut.png": (picture(size=(64, 64))[:60], "is not a readable image"),
+    "cut.jpg": (picture("JPEG", (64, 64))[:-300], "is not a readable image"),
+    "cut.webp": (picture("WEBP", (64, 64))[:40], "is not a readable image"),
+    "gif.png": (picture("GIF"), "is not a readable image"),
+    "bmp.png": (picture("BMP"), "is not a readable image"),
+    "tiff.jpg": (picture("TIFF"), "is not a readable image"),
+    "ico.png": (picture("ICO", (16, 16)), "is not a readable image"),
+    "pdf.png": (b"%PDF-1.7\n%%EOF", "is not a readable image"),
+    "svg.png": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "is not a readable image"),
+    "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not a readable image"),
+    "zip.png": (b"PK\x03\x04", "is not a readable image"),
+    "pickle.png": (b"\x80\x04N.", "is not a readable image"),
+    "bomb.png": (png_of(60_000, 60_000), "is not a readable image: Image size (3600000000 pixels)"),
+    "large.png": (png_of(10_000, 10_000), "has 10000 x 10000 pixels, more than 64,000,000"),
+    "wide.png": (picture(size=(500, 1)), "one side over 100 times the other"),
+    "high.png": (picture(size=(1, 500)), "one side over 100 times the other"),
+    "nothing.png": (png_of(0, 0), "is not a readable image"),
+    "坏的图片.png": (b"broken", "坏的图片.png is not a readable image"),
+    "two\nlines.png": (b"broken", "two\\nlines.png is not a readable image"),
+    "\033[2Jclear.png": (b"broken", "\\x1b[2Jclear.png is not a readable image"),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_that_is_none_is_one_line_and_the_next_is_shown(name: str, here: Path, bundle: Path) -> None:
+    content, complaint = PICTURES[name]
+    (here / name).write_bytes(content)
+    code, said = dcclip("predict", name, "good.png", "--labels", "猫,dog", "--model", bundle)
+    assert code == 1 and len(said) == 1
+    assert said[0].startswith("error: ") and complaint in said[0]
+
+
+@pytest.mark.parametrize(
+    ("image", "complaint"),
+    [
+        ("none.png", "none.png does not exist"),
+        ("folder", "folder holds no pictures"),
+        ("*.tif", "no file matches *.tif"),
+        ("good.png/inside.png", "good.png/inside.png"),
+        ("x" * 300 + ".png", "is not a readable image"),
+    ],
+)
+def test_a_picture_that_is_not_there_is_one_line(image: str, complaint: str, here: Path, bundle: Path) -> None:
+    (here / "folder").mkdir()
+    code, said = dcclip("predict", image, "--labels", "猫,dog", "--model", bundle)
+    assert code == 1 and said[0].startswith("error: ") and complaint in said[0]
+    assert len(said) <= 2
+
+
+LABELS: dict[str, tuple[list[str], str]] = {
+    "none": ([], "no labels given"),
+    "empty": (["--labels", ""], "no labels given"),
+    "blanks": (["--labels", "  "], "no labels given"),
+    "commas": (["--labels", "，,，"], "no labels given"),
+    "no file": (["--labels-file", "none.txt"], "none.txt is not there, or not text in UTF-8"),
+    "a folder": (["--labels-file", "."], ". is not there, or not text in UTF-8"),
+    "an empty file": (["--labels-file", "empty.txt"], "no labels given"),
+    "GBK": (["--labels-file", "gbk.txt"], "gbk.txt is not there, or not text in UTF-8"),
+    "UTF-16": (["--labels-file", "utf16.txt"], "utf16.txt is not there, or not text in UTF-8"),
+    "zeros": (["--labels-file", "zeros.txt"], "zeros.txt is not text in UTF-8"),
+    "a picture": (["--labels-file", "good.png"], "good.png is not there, or not text in UTF-8"),
+    "no place": (["--labels", "猫", "--template", "一只猫"], "the template '一只猫' has no place for the label"),
+    "wrong place": (["--labels", "猫", "--template", "a {0}"], "the template 'a {0}' has no place for the label"),
+    "a device": (["--labels", "猫", "--device", "mps"], "onnxruntime finds no device mps"),
+}
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_labels_that_are_none_are_two_lines(case: str, here: Path, bundle: Path) -> None:
+    arguments, complaint = LABELS[case]
+    Path("empty.txt").write_text("\n \n")
+    Path("gbk.txt").write_bytes("猫\n狗".encode("gbk"))
+    Path("utf16.txt").write_bytes("猫\n狗".encode("utf-16"))
+    Path("zeros.txt").write_bytes(b"cat\0dog")
+    code, said = dcclip("predict", "good.png", *arguments, "--model", bundle)
+    assert code == 1 and len(said) == 2
+    assert said[0] == f"error: {complaint}" or complaint in said[0]
+    assert said[0].startswith("error: ") and said[1].startswith("hint:  ")
+
+
+def say(**values: Any) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        file = folder / "dcclip.json"
+        file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | values), "utf-8")
+
+    return change
+
+
+def replace(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def cut(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-500])
+
+
+def other_tokenizer(folder: Path) -> None:
+    state = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    state["model"]["vocab"][-1][0] = "▁别"
+    (folder / "tokenizer.json").write_text(json.dumps(state), "utf-8")
+
+
+def other_width(folder: Path) -> None:
+    import onnx
+    from onnx import helper
+
+    model = onnx.load(folder / "text.onnx")
+    gives = model.graph.output[0]
+    for node in model.graph.node:
+        node.output[:] = ["whole" if name == gives.name else name for name in node.output]
+    one = [
+        helper.make_tensor(name, onnx.TensorProto.INT64, [1], [value]) for name, value in (("a", 0), ("b", 8), ("c", 1))
+    ]
+    model.graph.initializer.extend(one)
+    model.graph.node.append(helper.make_node("Slice", ["whole", "a", "b", "c"], [gives.name]))
+    gives.type.tensor_type.shape.dim[1].dim_value = 8
+    onnx.save(model, folder / "text.onnx")
+
+
+BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no image": (lambda folder: (folder / "image.onnx").unlink(), "is no model directory, no export bundle"),
+    "no text": (lambda folder: (folder / "text.onnx").unlink(), "has no text.onnx (found: "),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json (found: "),
+    "no description": (lambda folder: (folder / "dcclip.json").unlink(), "has no dcclip.json (found: "),
+    "empty image": (replace("image.onnx", b""), "image.onnx can't be loaded"),
+    "text for image": (replace("image.onnx", b"not a graph"), "image.onnx can't be loaded"),
+    "cut image": (cut("image.onnx"), "image.onnx can't be loaded"),
+    "cut text": (cut("text.onnx"), "text.onnx can't be loaded"),
+    "text twice": (
+        lambda folder: shutil.copy(folder / "text.onnx", folder / "image.onnx"),
+        "image.onnx does not turn pixel_values into image_embeds",
+    ),
+    "two models": (other_width, "gives 16 numbers and text.onnx 8"),
+    "cut tokenizer": (cut("tokenizer.json"), "is not the tokenizer that this bundle was made with"),
+    "other tokenizer": (other_tokenizer, "is not the tokenizer that this bundle was made with"),
+    "cut description": (cut("dcclip.json"), "dcclip.json is not JSON"),
+    "a list": (replace("dcclip.json", b"[]"), "dcclip.json is not a JSON object"),
+    "not UTF-8": (replace("dcclip.json", b"\xff\xfe{}"), "dcclip.json is not JSON"),
+    "another kind": (say(kind="openvino"), "describes a openvino of format 1, not a bundle of format 1"),
+    "a later format": (say(format=9), "describes a bundle of format 9"),
+    "no scale": (say(logit_scale=None), "logit_scale is missing or of the wrong kind"),
+    "scale in words": (say(logit_scale="100"), "logit_scale is missing or of the wrong kind"),
+    "no name": (say(name=None), "name is missing or of the wrong kind"),
+    "no prompts": (say(prompts=[]), "prompts is missing or of the wrong kind"),
+    "prompts without a place": (say(prompts={"zh": ["猫"]}), "prompts for zh are no list of texts with {}"),
+    "no templates": (say(prompts={"zh": []}), "prompts for zh are no list of texts with {}"),
+    "oblong pictures": (say(preprocessing={"size": [224, 80]}), "preprocessing: only square inputs are supported"),
+    "another resize": (say(preprocessing={"resize_mode": "longest"}), "preprocessing: unsupported preprocessing"),
+    "negative length": (say(context_length=-1), "context_length and padding_id can't be negative"),
+    "negative padding": (say(padding_id=-1), "context_length and padding_id can't be negative"),
+    "another size": (say(preprocessing={"size": 48}), "takes pictures of 64 x 64"),
+}
+
+
+@pytest.mark.parametrize("case", BUNDLES)
+def test_a_bundle_that_is_broken_is_two_lines(case: str, here: Path, bundle: Path) -> None:
+    change, complaint = BUNDLES[case]
+    copy = shutil.copytree(bundle, here / "包")
+    change(copy)
+    code, said = dcclip("predict", "good.png", "--labels", "猫,dog", "--model", copy)
+    assert code == 1 and len(said) == 2
+    assert said[0].startswith("error: ") and complaint in said[0]
+    assert said[1].startswith("hint:  ")
+
+
+def test_these_are_at_least_sixty() -> None:
+    assert len(PICTURES) + len(LABELS) + len(BUNDLES) >= 60

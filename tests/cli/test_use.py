@@ -1,0 +1,126 @@
+"""Using a model from the command line: predict, search, embed, export of what is no run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from dcclip_cli.cli.app import app
+from dcclip_cli.export.export import ExportOptions, export
+from dcclip_cli.model.reference import resolve
+
+
+def dcclip(*arguments: object, expect: int = 0) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == expect, f"{result.output}\n{result.exception!r}"
+    return result
+
+
+@pytest.fixture(scope="module")
+def bundle(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundles") / "tiny"
+    return export(options=ExportOptions(), model=resolve(str(model_folder)), out=out).folder
+
+
+@pytest.fixture(autouse=True)
+def _model(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DCCLIP_MODEL", str(bundle))
+
+
+def test_a_broken_picture_is_a_line_of_json_too(pictures: list[Path]) -> None:
+    pictures[1].write_bytes(b"broken")
+    lines = dcclip("predict", *pictures[:3], "--labels", "红,green", "--jsonl", "-q", expect=1).stdout.splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [one["image"] for one in found] == [str(path) for path in pictures[:3]]
+    assert "is not a readable image" in found[1]["error"] and "labels" not in found[1]
+    assert len(found[0]["labels"]) == 2
+    whole = json.loads(dcclip("predict", *pictures[:3], "--labels", "红,green", "--json", "-q", expect=1).stdout)
+    assert whole == found
+
+
+def test_a_threshold_leaves_out_what_is_less_probable(pictures: list[Path]) -> None:
+    every = json.loads(dcclip("predict", pictures[0], "--labels", "红,green,moon", "--json", "-q").stdout)[0]["labels"]
+    least = every[1]["probability"] - 1e-5
+    some = dcclip("predict", pictures[0], "--labels", "红,green,moon", "--threshold", least, "--json", "-q").stdout
+    assert json.loads(some)[0]["labels"] == every[:2]
+    assert dcclip("predict", pictures[0], "--labels", "红,green", "--threshold", 1, "-q").stdout.endswith("   -\n")
+
+
+def test_templates_change_the_answer_and_can_be_left_out(pictures: list[Path]) -> None:
+    ask = ("predict", pictures[0], "--labels", "红,green", "--json", "-q")
+    plain = dcclip(*ask).stdout  # this bundle's own templates are {}
+    assert dcclip(*ask, "--no-template").stdout == plain
+    assert dcclip(*ask, "--template", "一张{}的图片").stdout != plain
+    dcclip(*ask, "--template", "{}", "--no-template", expect=2)
+
+
+def test_labels_judged_by_themselves_need_not_sum_to_one(pictures: list[Path]) -> None:
+    shown = dcclip("predict", pictures[0], "--labels", "红，红色的圆，circle", "--multi-label", "--json", "-q").stdout
+    values = [one["probability"] for one in json.loads(shown)[0]["labels"]]
+    assert len(values) == 3 and all(0 < value < 1 for value in values) and abs(sum(values) - 1) > 0.01
+
+
+def test_search_shows_the_nearest_in_a_table_json_and_a_page(pictures: list[Path], tmp_path: Path) -> None:
+    folder, page = pictures[0].parent, tmp_path / "page.html"
+    table = dcclip("search", "红色的圆", folder, "--top-k", 3, "--html", page)
+    assert "5 pictures, 5 of them embedded now" in table.stderr
+    hits = json.loads(dcclip("search", "红色的圆", folder, "--top-k", 3, "--json", "-q").stdout)
+    assert len(hits) == 3 and hits[0]["score"] >= hits[1]["score"] >= hits[2]["score"]
+    assert "5 pictures, 0 of them embedded now" in dcclip("search", "moon", folder).stderr
+    written = page.read_text("utf-8")
+    assert written.count("data:image/jpeg;base64,") == 3 and "<h1>红色的圆</h1>" in written
+    assert "<script" not in written and "http:" not in written and "https:" not in written
+
+
+def test_search_says_what_is_wrong(tmp_path: Path) -> None:
+    assert dcclip("search", " ", tmp_path, "-q", expect=1).stderr.startswith("error: there is nothing to look for")
+    assert dcclip("search", "猫", tmp_path / "无", "-q", expect=1).stderr.startswith(
+        f"error: {tmp_path}/无 is no folder"
+    )
+
+
+def test_embed_writes_rows_and_their_names(pictures: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "图.npy"
+    pictures[1].write_bytes(b"broken")
+    assert dcclip("embed", *pictures, "--out", out, "-q", expect=1).stdout == f"{out}\n"
+    rows, names = np.load(out), (tmp_path / "图.txt").read_text("utf-8").splitlines()
+    assert rows.shape == (4, 16) and rows.dtype == np.float32
+    assert names == [str(path) for path in pictures if path != pictures[1]]
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+
+
+def test_embed_takes_texts_and_writes_parquet(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    (tmp_path / "texts.txt").write_text("蓝色\n\ngreen moon\n", "utf-8")
+    dcclip("embed", "--text", "红，圆", "--texts-file", tmp_path / "texts.txt", "--out", tmp_path / "t.parquet", "-q")
+    table = pq.read_table(tmp_path / "t.parquet")
+    assert table["name"].to_pylist() == ["红，圆", "蓝色", "green moon"]
+    dcclip("embed", "--text", "蓝色", "--out", tmp_path / "one.npy", "-q")
+    np.testing.assert_allclose(table["embedding"][1].as_py(), np.load(tmp_path / "one.npy")[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("line", ["embed", "embed a.png --text x", "embed a.png --out x.csv", "search 猫"])
+def test_wrong_usage_exits_with_2(line: str) -> None:
+    dcclip(*line.split(), expect=2)
+
+
+def test_export_takes_a_model_and_a_format_and_can_measure_both(model_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    made = dcclip("export", "--model", model_folder, "--format", "immich", "--out", out, "--benchmark")
+    assert made.stdout.splitlines()[0] == str(out)
+    rows = [line.split("  ")[0] for line in made.stdout.splitlines() if line.endswith((" MB", " ms", " s"))]
+    assert {"size of the weights", "load time", "one image, 1 thread", "one text, 1 thread", "memory at most"} <= set(
+        rows
+    )
+    again = dcclip("export", "--model", model_folder, "--format", "immich", "--out", out)
+    assert "export: finished before" in again.stderr
+    other = dcclip("export", "--model", model_folder, "--out", out)
+    assert "export: done in" in other.stderr and (out / "image.onnx").exists() and not (out / "visual").exists()
+
+
+def test_export_will_not_replace_a_model(model_folder: Path) -> None:
+    refused = dcclip("export", "--model", model_folder, "--out", model_folder, expect=1)
+    assert f"error: {model_folder} holds a model, and no export" in refused.stderr

@@ -1,0 +1,66 @@
+"""Two more models, random: the original CLIP's architecture as transformers and as open_clip have it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random CLIP of transformers, padded with its end token as the original is."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+    from tests.conftest import _seeded, _sizes
+
+    folder = tmp_path_factory.mktemp("clip")
+    pieces = [
+        *"abcdefghijklmnopqrstuvwxyz",
+        *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz"),
+        "ca",
+        "cat</w>",
+    ]
+    vocabulary = {piece: index for index, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
+    begin, end = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
+    text = {"vocab_size": len(vocabulary), "max_position_embeddings": 24, "bos_token_id": begin, "eos_token_id": end}
+    config = CLIPConfig(
+        text_config=_sizes(**text, pad_token_id=end),
+        vision_config=_sizes(image_size=32, patch_size=8),
+        projection_dim=16,
+    )
+    _seeded(CLIPModel, config).save_pretrained(folder)
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[("c", "a"), ("ca", "t</w>")], model_max_length=24)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def open_clip_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A tiny random CLIP of open_clip as `hf-hub:test/tiny`, in a cache such as a download leaves."""
+    import huggingface_hub.constants
+    import torch
+    from open_clip.model import CLIP
+    from safetensors.torch import save_file
+
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    }
+    preprocessing = {"size": 32, "mode": "RGB", "interpolation": "bicubic", "resize_mode": "shortest"}
+    mean = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
+    repository = tmp_path / "hub/models--test--tiny"
+    folder = repository / "snapshots/0123456789"
+    folder.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("0123456789")
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": preprocessing | mean})
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        weights = CLIP(**config).state_dict()
+    save_file({name: value.contiguous() for name, value in weights.items()}, folder / "open_clip_model.safetensors")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return "hf-hub:test/tiny"
