@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.export.formats.base import Format
 from dcclip_cli.export.names import Precision
@@ -20,7 +18,7 @@ class CoreMl(Format):
     name = "coreml"
     precisions = ("fp32", "fp16")
     package = "coremltools"
-    install = "pip install coremltools"
+    install = "pip install coremltools 'numpy<2.4'"
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
         import coremltools
@@ -31,17 +29,22 @@ class CoreMl(Format):
         compute = coremltools.precision.FLOAT16 if precision == "fp16" else coremltools.precision.FLOAT32
         for tower, (graph, example) in zip(("image", "text"), example_inputs(source, batch=1), strict=True):
             example = example.int() if tower == "text" else example
-            with torch.no_grad():  # traced: coremltools 9 doesn't know all that torch.export of torch 2.13 writes
-                traced = torch.jit.trace(graph, example, strict=False, check_trace=False)
-            name, kind = ("input_ids", np.int32) if tower == "text" else ("pixel_values", np.float32)
+            with torch.no_grad():
+                program = torch.export.export(graph, (example,)).run_decompositions({})
+            _without_aliases(program.graph_module)
             model = coremltools.convert(
-                traced,
-                inputs=[coremltools.TensorType(name=name, shape=tuple(example.shape), dtype=kind)],
-                outputs=[coremltools.TensorType(name=f"{tower}_embeds")],
-                minimum_deployment_target=coremltools.target.iOS17,
-                compute_precision=compute,
+                program, minimum_deployment_target=coremltools.target.iOS17, compute_precision=compute
             )
             model.save(str(folder / f"{tower}.mlpackage"))
 
     def open(self, folder: Path) -> None:
         return None
+
+
+def _without_aliases(module: Any) -> None:
+    """Take out nodes that only give a tensor another name: torch 2.13 writes them, coremltools 9 doesn't know them."""
+    for node in list(module.graph.nodes):
+        if node.op == "call_function" and str(node.target) == "aten.alias.default":
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+    module.recompile()
