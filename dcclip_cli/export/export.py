@@ -17,8 +17,8 @@ from pydantic import Field, field_validator
 from dcclip_cli.data.batches import DataOptions
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval.datasets import open_dataset
-from dcclip_cli.eval.evaluate import EvalOptions
+from dcclip_cli.eval.datasets import Classes as SetClasses
+from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
 from dcclip_cli.export.formats import FORMATS
 from dcclip_cli.export.graphs_in_precision import GraphsInPrecision
 from dcclip_cli.export.names import FormatName, Precision
@@ -167,15 +167,20 @@ def _tests(evaluation: EvalOptions | None) -> list[HeldOutImages]:
     if evaluation is None:
         return []
     root = Path(evaluation.data_root) if evaluation.data_root else None
-    opened = [open_dataset(name, evaluation.languages, root) for name in evaluation.datasets]
+    opened = open_datasets(evaluation.datasets, evaluation.languages, root)
     return [
         HeldOutImages(
             one.name,
-            one.count,
-            one.picture,
-            {language: Classes(of.names, of.templates, of.labels) for language, of in one.classes.items()},
+            len(one.images),
+            one.images.picture,
+            {
+                language: Classes(of.names, of.templates, of.labels)
+                for language, of in one.truth.items()
+                if isinstance(of, SetClasses)
+            },
         )
         for one in opened
+        if one.metric in ("top1", "mean_per_class") and not one.is_retrieval  # one class to an image
     ]
 
 
