@@ -246,7 +246,7 @@ class TransformersTowers(Towers):
         # AltCLIP's text model lies one level deeper, and its own method for this is that of the wrapper.
         text = self.model.text_model
         table = getattr(text, "roberta", text).get_input_embeddings().weight
-        return table.detach(), self._tokenizer.get_vocab()
+        return table.detach(), self.tokenizer.get_vocab()
 
     def image_features(self, pixels: Tensor, layers: Sequence[int] = ()) -> ImageFeatures:
         more = {"output_hidden_states": True} if layers else {}
