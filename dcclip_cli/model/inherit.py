@@ -19,7 +19,7 @@ def inherit_text_tower(text: Any, tokenizer: Tokenizer, teacher: Towers, layers:
     """Start open_clip's text tower `text` from the teacher's: the rows of its pieces, and with `layers` its layers too.
 
     Rows of another width are projected to the tower's by PCA and scaled to the spread that it starts with; rows of
-    pieces that the teacher lacks stay random. Layers are taken evenly, the last included (TinyCLIP, arXiv 2309.12314),
+    pieces that the teacher lacks stay random. Layers are taken evenly, the first included (TinyCLIP, arXiv 2309.12314),
     with the positions, last norm and projection that fit. Raises DcclipError where the teacher has nothing that fits.
     """
     rows, pieces = teacher.token_embedding()
@@ -67,8 +67,9 @@ def _take_layers(text: Any, teacher: Towers) -> None:
             f"no layers of {teacher.name} fit the student's text tower",
             "layers wants an open_clip teacher of the same width, with as many layers; write inherit: embeddings",
         )
+    # The first, which read the rows: half of a two-layer tower says nothing without it (docs/lab-notes.md).
     for number, block in enumerate(own):
-        block.load_state_dict(blocks[round((number + 1) * len(blocks) / len(own)) - 1].state_dict())
+        block.load_state_dict(blocks[number * len(blocks) // len(own)].state_dict())
     text.ln_final.load_state_dict(source.ln_final.state_dict())
     places = min(len(text.positional_embedding), len(source.positional_embedding))
     text.positional_embedding[:places] = source.positional_embedding[:places]
