@@ -10,7 +10,7 @@ quickstart: .venv/installed
 	$(BIN)/dcclip predict docs/images/cat.png --labels 猫,dog
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .
