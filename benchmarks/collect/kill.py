@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from random import Random
 
-from runs import command, differences, first_tars, recipe
+from running import command, differences, first_tars, recipe
 
 
 def main() -> None:

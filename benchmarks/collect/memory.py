@@ -9,7 +9,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from runs import command, first_tars, kept, measured, recipe
+from running import command, first_tars, kept, measured, recipe
 
 
 def main() -> None:

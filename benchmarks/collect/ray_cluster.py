@@ -11,7 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from runs import command, differences, first_tars, recipe
+from running import command, differences, first_tars, recipe
 
 
 def main() -> None:

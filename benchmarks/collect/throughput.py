@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from runs import command, first_tars, kept, recipe
+from running import command, first_tars, kept, recipe
 
 from dcclip_cli.data.table import open_pairs
 
