@@ -75,7 +75,7 @@ def _measure(name: str, kind: str, target: str) -> Cost:
                 raise DcclipError(f"{target}: {kind} has no runtime on this system", "measure it on a device")
             return encoder
         kinds = {"onnx": "bundle", "open_clip": "folder"}
-        return load_model(ModelReference(kinds.get(kind, kind), target, ""), "cpu", threads)  # type: ignore[arg-type]
+        return load_model(ModelReference(kinds.get(kind, kind), target, ""), "cpu", threads=threads)  # type: ignore[arg-type]
 
     encoder = load(1)
     loaded = time.perf_counter() - begin

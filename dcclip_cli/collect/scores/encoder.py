@@ -71,17 +71,7 @@ def _open_teacher(teacher: Teacher, device: str) -> DualEncoder:
 
     device = torch_device(device)
     towers = teacher.load(device)
-
-    class InItsPrecision(TorchEncoder):
-        def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-            with towers.as_teacher():
-                return super().encode_pixels(pixels)
-
-        def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-            with towers.as_teacher():
-                return super().encode_texts(texts)
-
-    return InItsPrecision(towers, device)
+    return TorchEncoder(towers, device, bf16=towers.autocast_to_bf16)
 
 
 def torch_device(asked: str) -> str:
