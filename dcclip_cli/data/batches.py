@@ -119,6 +119,7 @@ class Texts:
 class Batch:
     """One step's input. `indices` and `repeats` (B,) name the sample and its augmentation; pixels are (B, 3, H, W).
 
+    Where the pairs hold embeddings in place of pictures, `pixels` are these, (B, D).
     `texts` has an entry for each language, and with `captions.also_other` a second one, `zh-other` and `en-other`.
     `lines` counts the texts that have no image. Each teacher that sees pictures here has its pixels in
     `teacher_pixels`.
@@ -199,6 +200,10 @@ class Reader:
         seen = [sample for sample in samples if sample[0] < self.table.pictures]
         lines = [sample for sample in samples if sample[0] >= self.table.pictures]
         repeats = [epoch % self.repeats if self.repeats else epoch for _, epoch in seen]
+        if self.table.embeddings is not None:
+            numbers = torch.tensor([index for index, _ in seen])
+            pixels = torch.from_numpy(self.table.embeddings[numbers.numpy()])
+            return Batch(numbers, torch.tensor(repeats), pixels, (), self._all_texts(seen, lines))
         pictures = [self.picture(index, repeat) for (index, _), repeat in zip(seen, repeats, strict=True)]
         return Batch(
             indices=torch.tensor([index for index, _ in seen], dtype=torch.int64),
@@ -242,11 +247,15 @@ class Reader:
         rows = torch.tensor([row for row, _ in places])
         if not self.find_shared:
             return Texts(rows, chosen, self.tokenize(chosen))
+        if self.table.embeddings is not None:  # two pairs in one place are no negatives of each other
+            numbers = torch.tensor([_number(self.table.embeddings[index].tobytes()) for _, (index, _) in places])
+            return Texts(rows, chosen, self.tokenize(chosen), numbers, numbers[:, None])
         own = [captions[index] for _, (index, _) in places]
         most = max(map(len, own))
         # Filled up with the first caption of each, which changes nothing.
-        of_image = [[_number(text) for text in (*several, *several[:1] * (most - len(several)))] for several in own]
-        numbers = torch.tensor([_number(text) for text in chosen])
+        filled = [(*several, *several[:1] * (most - len(several))) for several in own]
+        of_image = [[_number(text.encode()) for text in several] for several in filled]
+        numbers = torch.tensor([_number(text.encode()) for text in chosen])
         return Texts(rows, chosen, self.tokenize(chosen), numbers, torch.tensor(of_image))
 
 
@@ -260,9 +269,9 @@ def _pixels(pictures: list[Image.Image], preprocess: Callable[[Image.Image], np.
     )
 
 
-def _number(caption: str) -> int:
+def _number(content: bytes) -> int:
     """A hash of 64 bits, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "little", signed=True)
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
 def _choose(captions: tuple[str, ...], first: float, random: np.random.Generator) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -39,6 +40,11 @@ class PairTable(ABC):
     @abstractmethod
     def captions(self, language: Language) -> list[tuple[str, ...]]:
         """The captions of every pair in one language, in order."""
+
+    @property
+    def embeddings(self) -> np.ndarray | None:
+        """(N, D) float32, where the pairs hold image embeddings in place of images; None where they hold images."""
+        return None
 
     @property
     @abstractmethod
@@ -100,7 +106,11 @@ def open_pairs(path: str | Path) -> PairTable:
 
 
 class ParquetPairs(PairTable):
-    """Pairs in one Parquet file: columns `key`, `image` (bytes), `zh`, `en` (lists of strings), `meta` (JSON)."""
+    """Pairs in one Parquet file: columns `key`, `image` (bytes), `zh`, `en` (lists of strings), `meta` (JSON).
+
+    In place of `image` there may be `embedding`, vectors of one length: what a locked image tower makes of pictures, or
+    points of its space that stand for many pictures.
+    """
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa
@@ -111,13 +121,15 @@ class ParquetPairs(PairTable):
             table = pq.read_table(path, memory_map=True)
         except (pa.ArrowInvalid, OSError) as error:
             raise DcclipError(f"{path} is not a Parquet file: {error}", "write it again") from None
-        missing = [name for name in ("key", "image") if name not in table.column_names]
+        images = "embedding" if "embedding" in table.column_names else "image"
+        missing = [name for name in ("key", images) if name not in table.column_names]
         if missing:
             raise DcclipError(
                 f"{path} has no column {' or '.join(missing)} (found: {', '.join(table.column_names)})",
                 "pairs have the columns key, image, zh, en and meta",
             )
         self._table = table.combine_chunks()
+        self._embeddings = _vectors(self._table, path) if images == "embedding" else None
         self._captions = {language: _caption_column(self._table, language) for language in ("zh", "en")}
 
     def __len__(self) -> int:
@@ -126,6 +138,8 @@ class ParquetPairs(PairTable):
     def __getitem__(self, index: int) -> Pair:
         key = str(self._table["key"][index].as_py())
         meta = self._table["meta"][index].as_py() if "meta" in self._table.column_names else None
+        if self._embeddings is not None:
+            raise DcclipError(f"{self.path} holds embeddings, no pictures", "only align with lock: image can use them")
         image = self._table["image"][index].as_py()
         if isinstance(image, dict):  # as `datasets` writes images: {bytes, path}
             image = image.get("bytes")
@@ -138,11 +152,26 @@ class ParquetPairs(PairTable):
         return self._captions[language]
 
     @property
+    def embeddings(self) -> np.ndarray | None:
+        return self._embeddings
+
+    @property
     def files(self) -> list[Path]:
         return [self.path]
 
     def place(self, index: int) -> tuple[int, int]:
         return 0, index
+
+
+def _vectors(table: pa.Table, path: Path) -> np.ndarray:
+    import numpy as np
+
+    rows = table["embedding"].to_pylist()
+    widths = {len(row) if isinstance(row, list) else 0 for row in rows}
+    vectors = np.asarray(rows, np.float32) if len(widths) == 1 else np.full(1, np.nan)
+    if rows and (0 in widths or not np.isfinite(vectors).all()):
+        raise DcclipError(f"{path}: embedding holds no vectors of one length", "write D numbers for each pair")
+    return vectors
 
 
 def _caption_column(table: pa.Table, language: str) -> list[tuple[str, ...]]:
@@ -262,3 +291,17 @@ def write_parquet(path: Path, pairs: Iterable[Pair]) -> None:
     strings = pa.list_(pa.string())
     fields = {"key": pa.string(), "image": pa.binary(), "zh": strings, "en": strings, "meta": pa.string()}
     pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields)), path, compression="zstd")
+
+
+def write_embeddings(
+    path: Path, keys: list[str], embeddings: np.ndarray, captions: Mapping[Language, list[list[str]]]
+) -> None:
+    """Write image embeddings (N, D) with their captions as one Parquet file, numbers as fp16."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.astype(np.float16).ravel()), embeddings.shape[1])
+    columns = {"key": pa.array(keys), "embedding": vectors}
+    columns |= {language: pa.array(several, pa.list_(pa.string())) for language, several in captions.items()}
+    pq.write_table(pa.table(columns), path, compression="zstd")

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from dcclip_cli.data.batches import DataOptions
+from dcclip_cli.data.table import PairTable
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
@@ -31,6 +32,9 @@ class AlignOptions(TeachingOptions):
     start: str = Field("distill", description="`distill` (this recipe's stage 1), `scratch`, or a model directory")
     lock: Literal["image", "text"] | None = Field(None, description="A tower that stays as it is, batch norms included")
     cross_lingual: float = Field(0.0, ge=0, description="Weight of the contrast between the two captions of one image")
+    cosine: float = Field(
+        0.0, ge=0, description="Weight of 1 - cosine of image and caption, which makes captions meet embeddings"
+    )
     other_weight: float = Field(1.0, ge=0, description="Weight of the second captions that captions.also_other adds")
     max_logit_scale: float = Field(
         100.0, gt=1, description="The learnable 1 / temperature is kept below this, as CLIP does"
@@ -90,6 +94,7 @@ def align(
                 "run stage 1 first: dcclip distill RECIPE; or write align.start: scratch",
             )
         learner = stage.student_from(start, name)
+    _check_embeddings(table, learner.config["embed_dim"], options)
     if options.loss == "siglip":
         learner = stage.with_bias(learner)
     reader = teaching.reader(replace(stage.reader_for(learner, table, options, seed), find_shared=True), options)
@@ -97,7 +102,12 @@ def align(
     order = Mixture((Part(Order(len(table), options.batch_size, seed, groups)),))
     steps = total_steps(options, order)
     sources = teaching.sources(options.losses, options, reader, learner.towers, run, steps, device, progress)
-    task = TaskLoss(loss=options.loss, cross_lingual=options.cross_lingual, other_weight=options.other_weight)
+    task = TaskLoss(
+        loss=options.loss,
+        cross_lingual=options.cross_lingual,
+        cosine=options.cosine,
+        other_weight=options.other_weight,
+    )
     identity = {
         "options": options.model_dump(mode="json", exclude=stage.NEUTRAL),
         "teacher": teaching.identity,
@@ -132,3 +142,19 @@ def align(
         half=options.half,
     )
     return carry_out(plan, seed, run, device, progress)
+
+
+def _check_embeddings(table: PairTable, width: int, options: AlignOptions) -> None:
+    """Raises DcclipError for pairs of embeddings that this student can't be trained on."""
+    if table.embeddings is None:
+        return
+    if options.lock != "image" or options.losses:
+        raise DcclipError(
+            f"{table.path} holds embeddings, no pictures, for an image tower or a teacher to look at",
+            "write align.lock: image and leave align.losses out, or train on pairs with pictures",
+        )
+    if table.embeddings.shape[1] != width:
+        raise DcclipError(
+            f"the embeddings in {table.path} are {table.embeddings.shape[1]} wide, the student's space {width}",
+            f"write student.embed_dim: {table.embeddings.shape[1]}",
+        )

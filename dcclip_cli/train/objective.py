@@ -94,7 +94,9 @@ class Objective(Trainable):
     def side(self, batch: Batch) -> Side:
         """What the student makes of this process's batch."""
         texts = {name: self.student.text_features(texts.tokens) for name, texts in batch.texts.items()}
-        if len(batch.pixels):
+        if batch.pixels.ndim == 2:  # embeddings already
+            image = ImageFeatures(batch.pixels, batch.pixels[:, :, None, None])
+        elif len(batch.pixels):
             pixels = batch.pixels.contiguous(memory_format=torch.channels_last)
             image = self.student.image_features(pixels, self._layers)
         else:

@@ -10,6 +10,7 @@ from dcclip_cli.data.lines import open_lines
 from dcclip_cli.data.order import Mixture, Order, Part
 from dcclip_cli.data.pictures import open_pictures
 from dcclip_cli.data.table import PairTable
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.runs import RunFolder
 from dcclip_cli.train.stage import open_training_pairs
 
@@ -33,6 +34,8 @@ def open_training_data(
     tables: dict[str, PairTable] = {}
     if data.train is not None:
         tables["pairs"] = open_training_pairs(data, run)
+        if tables["pairs"].embeddings is not None:
+            raise DcclipError(f"{data.train} holds embeddings, no pictures to distil on", "name pairs with pictures")
     if data.images is not None:
         tables["images"] = open_pictures(data.images)
     if data.texts is not None:

@@ -30,6 +30,7 @@ class TaskLoss(Loss):
     needs_teacher: ClassVar[bool] = False
     loss: Contrast = Field("clip", description="clip: symmetric InfoNCE; siglip: a sigmoid for each pair, with a bias")
     cross_lingual: float = Field(0.0, ge=0, description="Weight of the contrast between the two captions of one image")
+    cosine: float = Field(0.0, ge=0, description="Weight of 1 - cosine of image and caption")
     other_weight: float = Field(1.0, ge=0, description="Weight of the second captions that captions.also_other adds")
 
     def terms(self, student: Side, teachers: Sequence[Side], adapters: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -54,6 +55,9 @@ class TaskLoss(Loss):
                 mine if mine is None else take(mine, chosen),
             )
             terms[f"image_{name}"] = weight * loss / languages
+            if self.cosine:
+                cosines = (image[take(student.rows[name], chosen)] * take(text, chosen)).sum(dim=-1)
+                terms[f"cosine_{name}"] = self.cosine * weight * (1 - cosines.mean()) / languages
         if self.cross_lingual and {"zh", "en"} <= texts.keys():
             zh, en = in_both(student.rows["zh"], student.rows["en"])
             if len(zh) > 1:
