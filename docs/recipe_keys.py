@@ -27,6 +27,8 @@ was, `resolved.yaml` with overrides, defaults and library versions.
 | [quickstart.yaml](../recipes/quickstart.yaml) | a small CLIP of emoji from the demo teacher, its whole life |
 | [quickstart-contrast.yaml](../recipes/quickstart-contrast.yaml) | the same student without a teacher, to compare |
 | [demo-teacher.yaml](../recipes/demo-teacher.yaml) | the quick start's teacher itself |
+| [starter.yaml](../recipes/starter.yaml) | the model that comes with dcclip: see [Starter](starter.md) |
+| [distill-photos.yaml](../recipes/distill-photos.yaml) | a smaller one out of it, on photographs of your own |
 | [collect-sample.yaml](../recipes/collect-sample.yaml) | shards from a small table that has faults in it |
 | [dc-clip.yaml](../recipes/dc-clip.yaml) | the paper's set-up with AltCLIP, every open choice explained |
 | [collect-laion-zh.yaml](../recipes/collect-laion-zh.yaml) and others | shards of public data: [Collect](collect.md) |

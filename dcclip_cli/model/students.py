@@ -17,12 +17,18 @@ Triple = tuple[float, float, float]
 
 
 class ImageTower(Options):
-    """A timm network. `weights` starts it from a safetensors file with the network's own parameter names."""
+    """A timm network. `weights` starts it from a safetensors file with the network's own parameter names.
+
+    A file with the whole image tower's names, `trunk.` and `head.` as open_clip has them, brings the projection too.
+    """
 
     timm: str = Field(description="A name that timm.create_model knows")
     size: int = Field(224, ge=32, le=1024, description="Side of the square input, in pixels")
     weights: str | None = Field(
         None, description="Path of a .safetensors file, or 'timm' for timm's pretrained weights"
+    )
+    projection: Literal["linear", "mlp"] = Field(
+        "linear", description="From the network's features to the shared space; mlp: over a layer twice as wide, GELU"
     )
     mean: Triple | None = Field(None, description="Of the input's channels, in 0..1; default: timm's for this network")
     std: Triple | None = Field(None, description="Of the input's channels; default: timm's for this network")
@@ -114,7 +120,8 @@ def model_config(options: StudentOptions, embed_dim: int, vocab_size: int) -> di
             "timm_model_name": image.timm,
             "timm_model_pretrained": False,
             "timm_pool": "avg",
-            "timm_proj": "" if _has_wide_head(image.timm) else "linear",
+            "timm_proj": "" if _has_wide_head(image.timm) else image.projection,
+            **({"timm_proj_bias": True} if image.projection == "mlp" else {}),
             "timm_drop": image.dropout,
             "timm_drop_path": image.drop_path or None,
         },
@@ -157,7 +164,7 @@ def build_model(config: dict[str, Any], seed: int) -> nn.Module:
 
 
 def start_image_tower(model: nn.Module, image: ImageTower) -> None:
-    """Load the weights that `image.weights` names into the image tower's trunk. Raises DcclipError on a mismatch."""
+    """Load the weights that `image.weights` names into image tower or trunk. Raises DcclipError on a mismatch."""
     if image.weights is None:
         return
     from pathlib import Path
@@ -182,10 +189,12 @@ def start_image_tower(model: nn.Module, image: ImageTower) -> None:
             raise DcclipError(
                 what, "dcclip reads safetensors only; save pickled weights as safetensors first"
             ) from None
+    if whole := any(name.startswith("trunk.") for name in weights):
+        trunk = model.visual
     own = trunk.state_dict()
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     missing = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
-    if missing and not all(name.startswith(("classifier", "head.", "fc.")) for name in missing):
+    if missing and (whole or not all(name.startswith(("classifier", "head.", "fc.")) for name in missing)):
         raise DcclipError(
             f"student.image.weights: {image.weights} does not fit {image.timm}: no fitting {missing[0]}",
             "use weights of this very timm network",
