@@ -20,7 +20,9 @@ def test_every_recipe_loads_and_is_called_like_its_file(path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_what_a_recipe_reads_comes_with_it_or_its_header_says_from_where(path: Path) -> None:
     loaded = load(path)
-    # Public data, and the demo teacher's ImageNet weights, are fetched first.
-    fetched = path.stem == "demo-teacher" or (path.stem.startswith("collect-") and path.stem != "collect-sample")
+    # Public data, and ImageNet weights of the demo teacher and the starter, are fetched first.
+    fetched = path.stem in ("demo-teacher", "starter") or (
+        path.stem.startswith("collect-") and path.stem != "collect-sample"
+    )
     assert bool(loaded.missing_files()) <= fetched
     assert not fetched or "\n#   from " in loaded.text or "\n# First: " in loaded.text

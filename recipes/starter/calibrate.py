@@ -1,0 +1,113 @@
+"""How sure may the starter be? Sets the temperature of a model directory, on words and pictures it was not trained on.
+
+    python recipes/starter/calibrate.py runs/starter/align/model EMOJI_DIR
+
+Nobody has to say what the pictures show: the head holds the classifier, whose own probabilities say which of some
+words fit, and the temperature is the one at which the model is as sure as it is often right by these. Words: kinds of
+the classes by WordNet's names that no training caption has ("passerine", "kitchen utensil"), and everyday ones.
+Pictures: photos.parquet, and drawings of emoji.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import space
+import torch
+import vocabulary
+from safetensors.torch import load_file, save_file
+from wordnet import WordNet
+
+from dcclip_cli.data.table import open_pairs
+from dcclip_cli.model.folder import WEIGHTS, load_folder
+from dcclip_cli.model.preprocess import decode, flatten
+
+HERE = Path(__file__).parent
+WORDS, DRAWINGS, QUESTIONS = 21, 300, 200  # words to choose from, drawings, choices for each picture
+SCALES = np.geomspace(4, 60, 55)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("emoji", type=Path)
+    parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    net = WordNet(arguments.wordnet)
+    under = net.classes_under(vocabulary.read_names()["folders"])
+    words = held_out_words(net, under) | {
+        meaning.words["zh"][0]: meaning.classes for meaning in vocabulary.read_words(under)
+    }
+    towers = load_folder(arguments.model)
+    photos = [flatten(decode(pair.image)) for pair in open_pairs(HERE / "photos.parquet")]
+    pictures = photos + drawings(arguments.emoji / "fluent-color.tar")
+    with torch.no_grad():
+        features = []
+        for start in range(0, len(pictures), 20):
+            pixels = np.stack([towers.preprocess(picture) for picture in pictures[start : start + 20]])
+            trunk = towers.model.visual.trunk
+            features.append(trunk.forward_head(trunk.forward_features(torch.from_numpy(pixels)), pre_logits=True))
+        pooled = torch.cat(features)
+        head = towers.model.visual.head
+        images = torch.nn.functional.normalize(head(pooled), dim=-1).numpy()
+        believed = (head.mlp.fc1(pooled)[:, :1000] + space.THRESHOLD).softmax(dim=-1).numpy()
+        texts = towers.text_features(towers.tokenize(list(words))).embedding
+        texts = torch.nn.functional.normalize(texts, dim=-1).numpy()
+    members = np.stack([[number in classes for number in range(1000)] for classes in words.values()])
+    scale = best_scale(images @ texts.T, believed @ members.T)
+    weights = load_file(arguments.model / WEIGHTS)
+    weights["logit_scale"] = torch.full_like(weights["logit_scale"], math.log(scale))
+    save_file(weights, arguments.model / WEIGHTS)
+    note = arguments.model / "dcclip.json"
+    about = json.loads(note.read_text("utf-8"))
+    about["metrics"]["logit_scale"] = scale
+    note.write_text(json.dumps(about, indent=2, ensure_ascii=False, sort_keys=True) + "\n", "utf-8")
+    print(f"{len(words)} words, {len(pictures)} pictures: logit scale {scale:.2f}")
+
+
+def held_out_words(net: WordNet, under: dict[str, frozenset[int]]) -> dict[str, frozenset[int]]:
+    """Words of WordNet for kinds of the classes, which are in no training caption, and their classes."""
+    taught = {word.casefold() for word in (HERE / "words.txt").read_text("utf-8").splitlines()}
+    return {
+        synset.words[0]: classes
+        for key, classes in sorted(under.items())
+        if len(classes) < 200 and (synset := net.synsets[key]).words[0].casefold() not in taught
+    }
+
+
+def drawings(style: Path) -> list:
+    """Every so many-th drawing of a style, on white."""
+    with tarfile.open(style) as tar:
+        names = sorted(member.name for member in tar if member.name.endswith(".webp"))
+        chosen = names[:: max(1, len(names) // DRAWINGS)]
+        return [flatten(decode(tar.extractfile(name).read())) for name in chosen]
+
+
+def best_scale(cosines: np.ndarray, believed: np.ndarray) -> float:
+    """The scale at which the mean confidence in a choice of words is the share of right choices.
+
+    Right is the word that the classifier believes: (P, W) cosines against (P, W) beliefs. Choices of which the
+    classifier believes none, or several (a dog is an animal too), are left out.
+    """
+    random = np.random.default_rng(0)
+    confidence, right = np.zeros(len(SCALES)), []
+    for cosine, belief in zip(cosines, believed, strict=True):
+        for _ in range(QUESTIONS):
+            chosen = random.choice(len(belief), WORDS, replace=False)
+            if (belief[chosen] > 0.1).sum() != 1 or belief[chosen].max() < 0.5:
+                continue
+            below = cosine[chosen] - cosine[chosen].max()
+            confidence += 1 / np.exp(SCALES[:, None] * below).sum(1)
+            right.append(cosine[chosen].argmax() == belief[chosen].argmax())
+    print(f"{len(right)} questions, {np.mean(right):.1%} right")
+    return float(SCALES[np.abs(confidence / len(right) - np.mean(right)).argmin()])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""The starter model's space: where the thousand classes lie in it, and the head that takes a picture there.
+
+A linear classifier's weights are a poor space for words such as "dog": on a photograph of one breed the logits of the
+others are as low as those of cars, so a mean of weights says little. Its logits, cut off below THRESHOLD, are few and
+say which classes a picture could be of; a word's place is the mean of the places of its classes. So the head has two
+layers: the classifier, GELU, then each class's place.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+WIDTH = 512  # open_clip's hidden layer has twice this: a unit for each class, and some to spare
+USED = 318  # dimensions that places take up: what a text tower 320 wide can reach, with the one for "unknown"
+UNKNOWN = USED  # the dimension that stands for what the model doesn't know
+# The classifier's logit for the right class is about 8.5, the hundredth largest of a thousand about 2.
+THRESHOLD = 4.25
+DOUBT = 1.0  # length along UNKNOWN, as a logit above the threshold: a picture without clear logits is mostly unknown
+KINSHIP = 0.3  # of two classes that share all but the last step in WordNet
+
+
+def kinship(under: dict[str, frozenset[int]], classes: int = 1000) -> Tensor:
+    """(C, C) wanted cosines: 1 on the diagonal, else KINSHIP times the information content of the closest common kind.
+
+    Information content, 1 - log n / log C, of the smallest kind with n classes that has both: Resnik's similarity
+    (IJCAI 1995) with classes for counts.
+    """
+    smallest = torch.full((classes, classes), float(classes))
+    for members in under.values():
+        rows = torch.tensor(sorted(members))
+        block = rows[:, None], rows[None]
+        smallest[block] = smallest[block].clamp(max=len(members))
+    wanted = KINSHIP * (1 - smallest.log() / math.log(classes))
+    return wanted.fill_diagonal_(1.0)
+
+
+def places(wanted: Tensor, steps: int = 150) -> Tensor:
+    """(C, USED) vectors of length 1 whose cosines come near to the wanted ones, large misses counting most."""
+    torch.manual_seed(0)
+    values, vectors = torch.linalg.eigh(wanted)
+    start = vectors[:, -USED:] * values[-USED:].clamp(min=0).sqrt()
+    free = normalize(start + 0.3 * torch.randn_like(start) / USED**0.5, dim=-1).requires_grad_()
+    optimizer = torch.optim.Adam([free], lr=0.01)
+    for _ in range(steps):
+        unit = normalize(free, dim=-1)
+        miss = unit @ unit.T - wanted
+        loss = (miss.square().sum() + 10 * miss.square().square().sum()) / len(wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return normalize(free.detach(), dim=-1)
+
+
+def place_of(classes: frozenset[int], all_places: Tensor) -> Tensor:
+    """(WIDTH,) the place of a word that holds for these classes."""
+    return in_space(normalize(all_places[sorted(classes)].mean(0), dim=0))
+
+
+def in_space(vector: Tensor) -> Tensor:
+    """A vector of the used dimensions as one of the whole space."""
+    return torch.cat([vector, torch.zeros(WIDTH - len(vector))])
+
+
+def unknown() -> Tensor:
+    """(WIDTH,) the place of words that no class has anything to do with."""
+    return torch.nn.functional.one_hot(torch.tensor(UNKNOWN), WIDTH).float()
+
+
+def head(weight: Tensor, bias: Tensor, all_places: Tensor) -> dict[str, Tensor]:
+    """The weights of open_clip's `mlp` head from a classifier's (C, F) weight and (C,) bias."""
+    classes, features = weight.shape
+    first, first_bias = torch.zeros(2 * WIDTH, features), torch.zeros(2 * WIDTH)
+    first[:classes], first_bias[:classes] = weight, bias - THRESHOLD
+    second, second_bias = torch.zeros(WIDTH, 2 * WIDTH), torch.zeros(WIDTH)
+    second[: all_places.shape[1], :classes] = all_places.T
+    second_bias[UNKNOWN] = DOUBT
+    return {
+        "head.mlp.fc1.weight": first,
+        "head.mlp.fc1.bias": first_bias,
+        "head.mlp.fc2.weight": second,
+        "head.mlp.fc2.bias": second_bias,
+    }

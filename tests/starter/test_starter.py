@@ -1,0 +1,83 @@
+"""The model that comes with the package knows ordinary photographs in both languages, and knows when it doesn't."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dcclip_cli
+from dcclip_cli.cli.flags import split
+from dcclip_cli.model.preprocess import decode
+from dcclip_cli.model.reference import resolve
+from dcclip_cli.predict.predict import predict
+from dcclip_cli.predict.runtime import DualEncoder, load_model
+from dcclip_cli.predict.zeroshot import softmax
+
+ROOT = Path(__file__).parent.parent.parent
+BUNDLE = Path(dcclip_cli.__file__).parent / "starter"
+PHOTOS = ROOT / "recipes/starter/photos"
+LABELS = {"cat": ("cat", "猫"), "coffee": ("coffee", "咖啡"), "rocket": ("rocket", "火箭")}
+
+
+@pytest.fixture(scope="module")
+def starter() -> DualEncoder:
+    return load_model(resolve("starter"), "cpu")
+
+
+def best(photo: str, labels: list[str]) -> str:
+    (found,) = predict(model=resolve("starter"), images=[PHOTOS / f"{photo}.jpg"], labels=labels, device="cpu")
+    return found.labels[0][0]
+
+
+def test_the_bundle_is_small_and_held_its_parity() -> None:
+    assert sum(file.stat().st_size for file in BUNDLE.iterdir()) <= 12_000_000
+    about = json.loads((BUNDLE / "dcclip.json").read_text("utf-8"))
+    assert about["precision"] == "int8"
+    assert about["parity"]["agreement"] >= 0.9
+
+
+@pytest.mark.parametrize("photo", LABELS)
+@pytest.mark.parametrize("language", [0, 1], ids=["en", "zh"])
+def test_a_photograph_is_called_by_its_name(photo: str, language: int) -> None:
+    labels = [LABELS[name][language] for name in LABELS]
+    labels += [["dog", "car", "bird", "chair", "tree frog"], ["狗", "汽车", "鸟", "椅子", "青蛙"]][language]
+    assert best(photo, labels) == LABELS[photo][language]
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "猫,dog,汽车,flower",
+        "dog，猫，汽车，flower",
+        "a photo of a dog，一张猫的照片,汽车的照片",
+        "汽车，狗，this is a cat，piano",
+    ],
+)
+def test_labels_may_mix_languages_templates_and_commas(typed: str) -> None:
+    assert "猫" in best("cat", split(typed)) or "cat" in best("cat", split(typed))
+
+
+def test_a_label_and_its_translation_lie_close_together(starter: DualEncoder) -> None:
+    en, zh = ["dog", "car", "fruit", "musical instrument", "bicycle"], ["狗", "汽车", "水果", "乐器", "自行车"]
+    cosines = starter.encode_texts(en) @ starter.encode_texts(zh).T
+    assert cosines.argmax(axis=1).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_of_labels_far_from_what_it_has_learnt_it_is_not_sure(starter: DualEncoder) -> None:
+    pixels = np.stack([starter.preprocess(decode(file)) for file in sorted(PHOTOS.glob("*.jpg"))])
+    texts = starter.encode_texts(["bureaucracy", "光合作用", "Thursday evening", "莎士比亚", "E minor"])
+    assert softmax(starter.encode_pixels(pixels), texts, starter.logit_scale).max() < 0.7
+
+
+def test_predict_takes_it_without_a_model_and_without_torch(tmp_path: Path) -> None:
+    code = "import sys; from dcclip_cli.cli.app import app; app(sys.argv[1:], standalone_mode=False); "
+    code += "print(sorted({'torch', 'transformers', 'open_clip'} & set(sys.modules)))"
+    command = [sys.executable, "-c", code, "predict", str(PHOTOS / "cat.jpg"), "--labels", "猫,dog"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "model: starter, which comes with dcclip" in done.stderr
+    shown, loaded = done.stdout.splitlines()
+    assert shown.split()[1] == "猫"
+    assert loaded == "[]"
