@@ -43,8 +43,8 @@ Threads = Annotated[
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Say nothing but errors.")]
 Verbose = Annotated[bool, Option("--verbose", "-v", help="Also show what the libraries below say.")]
 MODEL_HELP = (
-    "A model directory, export bundle or run directory, hf:ORG/NAME, open_clip:ARCH/TAG or hf-hub:ORG/NAME. "
-    "Default: $DCCLIP_MODEL, else the newest finished run."
+    "A model directory, export bundle or run directory, starter, hf:ORG/NAME, open_clip:ARCH/TAG or hf-hub:ORG/NAME. "
+    "Default: $DCCLIP_MODEL, else the newest finished run, else starter, the model that comes with dcclip."
 )
 
 EXPORTED_HELP = (

@@ -11,6 +11,8 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.folder import CONFIG, WEIGHTS
 
 STAGES = ("export", "align", "distill")  # the furthest first
+STARTER = "starter"  # the name of the model that comes with the package
+_STARTER_BUNDLE = Path(__file__).parent.parent / STARTER
 _HINT = "make a model with: dcclip run recipes/quickstart.yaml, or name one with --model"
 
 
@@ -28,14 +30,17 @@ class ModelReference:
 
 
 def resolve(reference: str | None = None, runs: Path = Path("runs")) -> ModelReference:
-    """The model meant by `reference`, else by $DCCLIP_MODEL, else the newest finished run's. Raises DcclipError."""
+    """The model meant by `reference`, else by $DCCLIP_MODEL, else the newest finished run's, else the starter model.
+
+    Raises DcclipError where what is named is no model.
+    """
     if reference:
         return _named(reference, "")
     if from_environment := os.environ.get("DCCLIP_MODEL"):
         return _named(from_environment, " ($DCCLIP_MODEL)")
     finished = [found for folder in runs.glob("*/") if (found := _furthest_stage(folder))]
     if not finished:
-        raise DcclipError(f"no model is named and {runs}/ holds no finished run", _HINT)
+        return _named(STARTER, f" (no model is named, and {runs}/ holds no finished run)")
     newest = max(finished, key=lambda folder: folder.stat().st_mtime)
     return _named(str(newest), " (newest finished run)")
 
@@ -47,11 +52,13 @@ def _named(reference: str, why: str) -> ModelReference:
     if scheme in ("open_clip", "hf-hub") and rest:
         target = rest if scheme == "open_clip" else reference
         return ModelReference("open_clip", target, f"model: {target} through open_clip{why}")
+    if reference == STARTER:
+        return ModelReference("bundle", str(_STARTER_BUNDLE), f"model: starter, which comes with dcclip{why}")
     path = Path(reference)
     if not path.is_dir():
         raise DcclipError(
             f"model {reference} is no directory",
-            "name a model directory, an export bundle, a run, hf:ORG/NAME, open_clip:ARCH/TAG or hf-hub:ORG/NAME",
+            "name a model directory, a bundle, a run, hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME or starter",
         )
     folder = path if _is_model(path) else _furthest_stage(path)
     if folder is None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import dcclip_cli
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.reference import ModelReference, resolve
 
@@ -86,10 +87,18 @@ def test_without_anything_the_newest_finished_run_is_taken() -> None:
     assert found.said == "model: bundle runs/newer/export (newest finished run)"
 
 
-def test_without_any_run_the_shortest_way_to_a_model_is_said() -> None:
-    with pytest.raises(DcclipError, match="no model is named") as raised:
-        resolve()
-    assert "dcclip run recipes/quickstart.yaml" in raised.value.hint
+def test_without_any_run_the_starter_model_is_taken_and_why_is_said() -> None:
+    found = resolve()
+    assert found.kind == "bundle"
+    assert found.path == Path(dcclip_cli.__file__).parent / "starter"
+    assert found.said == "model: starter, which comes with dcclip (no model is named, and runs/ holds no finished run)"
+
+
+def test_the_starter_model_is_meant_by_name_whatever_lies_around() -> None:
+    bundle(Path("starter"))
+    model(Path("runs/a/align/model"))
+    assert resolve("starter").said == "model: starter, which comes with dcclip"
+    assert resolve("./starter").path == Path("starter").resolve()
 
 
 @pytest.mark.parametrize("reference", ["nowhere", "hf:", "BAAI/AltCLIP", "model.onnx", "猫"])
