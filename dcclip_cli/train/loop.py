@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch.utils.data import DataLoader
 
@@ -210,6 +211,7 @@ class _Span:
 
 def _accelerator(options: LoopOptions, folder: Path, device: str) -> Accelerator:
     torch.use_deterministic_algorithms(True, warn_only=True)
+    AcceleratorState._reset_state()  # one process keeps one precision, and the stage before may have had another
     return Accelerator(
         cpu=device == "cpu",
         mixed_precision="no" if options.precision == "fp32" else options.precision,

@@ -22,7 +22,7 @@ from dcclip_cli.data.table import open_pairs
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import Tokens
 from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.train.loop import Fitted, fit, learning_rate_factor, total_steps
+from dcclip_cli.train.loop import Fitted, _accelerator, fit, learning_rate_factor, total_steps
 from dcclip_cli.train.options import LoopOptions
 from dcclip_cli.train.trainable import Trainable
 
@@ -329,3 +329,9 @@ def test_a_full_disk_leaves_the_state_before_and_says_so(
 def test_options_that_need_each_other_say_so(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         LoopOptions.model_validate({"steps": 1, **given})
+
+
+def test_a_stage_may_have_another_precision_than_the_one_before_it_in_the_process(tmp_path: Path) -> None:
+    for precision, mixed in (("fp32", "no"), ("bf16", "bf16"), ("fp32", "no")):
+        options = LoopOptions.model_validate({"steps": 1, "precision": precision})
+        assert _accelerator(options, tmp_path, "cpu").mixed_precision == mixed
