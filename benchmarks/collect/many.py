@@ -1,6 +1,6 @@
 """Makes as many local pairs of 256 px as a measurement asks for, out of real pictures: tars of KEY.jpg with KEY.json.
 
-    python benchmarks/collect/many.py ../shared/data DRAWINGS FOLDER [--pairs 20000] [--per-tar 1000]
+    python benchmarks/collect/many.py DATA DRAWINGS FOLDER [--pairs 20000] [--per-tar 1000]
 
 Every picture is a crop of a real one, turned and tinted, so that few look alike; every caption joins real names. What
 DRAWINGS is, planted.py tells. `FOLDER/tars/` holds the tars, `FOLDER/files/` the same pictures as files,

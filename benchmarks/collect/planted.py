@@ -1,6 +1,6 @@
 """Does `collect` drop what is wrong, for the right reason, and nothing else? Real pairs with planted faults.
 
-    python benchmarks/collect/planted.py ../shared/data DRAWINGS WORK [--each 60] [--seed 0] [--show 5]
+    python benchmarks/collect/planted.py DATA DRAWINGS WORK [--each 60] [--seed 0] [--show 5]
 
 The first folder holds the real pictures (see pictures.py), DRAWINGS is `package/assets` of the npm package
 @lobehub/fluent-emoji-3d; WORK/planted takes the corpus and the run. Prints for each fault how many had the right

@@ -132,7 +132,7 @@ def main() -> None:
     for name, cost in medians.items():
         rates = f"{pairs / cost.seconds:8.1f} {pairs / cost.core_seconds:8.1f} pairs/s"
         ratios = f"{cost.seconds / ours.seconds:.2f} {cost.core_seconds / ours.core_seconds:.2f}"
-        print(f"median   {name:<24} {rates}, collect is faster by {ratios}")
+        print(f"median   {name:<24} {rates}, collect / it {ratios}")
 
 
 if __name__ == "__main__":
