@@ -80,13 +80,6 @@ def resolve_device(asked: Device) -> str:
     """`cpu`, `cuda` or `mps`. Raises DcclipError if the one asked for is not there."""
     if asked == "cpu":
         return asked
-    import torch
+    from dcclip_cli.model.device import torch_device
 
-    from dcclip_cli.errors import DcclipError
-
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if asked == "auto":
-        return next(name for name, found in there.items() if found)
-    if not there[asked]:
-        raise DcclipError(f"--device {asked}: torch finds no such device", "leave it out, or say --device cpu")
-    return asked
+    return torch_device(asked)

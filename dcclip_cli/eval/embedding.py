@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +15,9 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.feature_cache import FeatureCache
 from dcclip_cli.eval.loaders import Images
 from dcclip_cli.predict.classifier import class_means, fill, text_embeddings
+from dcclip_cli.predict.embedding import embed_batches
 from dcclip_cli.predict.runtime import DualEncoder
 from dcclip_cli.progress import Progress
-
-_AHEAD = 3  # batches read while the model runs
 
 
 @dataclass(frozen=True)
@@ -81,20 +78,28 @@ def embed_images(
 ) -> Embedded:
     """The embeddings of the images `wanted`; `workers` threads read and scale the next ones while the model runs."""
     preprocessing = view.of(dict(model.preprocessing))
+
+    def read(index: int) -> Image.Image:
+        try:
+            return view(images.picture(index), dict(model.preprocessing))
+        except Fault as fault:
+            raise DcclipError(fault.drop.detail, "mend the file, or take it out of the data") from None
+
     key = {"model": model.fingerprint, "preprocessing": preprocessing, "images": images.stamp, "count": len(images)}
     with cache.rows(key, len(images)) as rows:
         todo = rows.missing(wanted)
         begin = time.perf_counter()
         if len(todo):
             with progress.task(name, len(wanted), len(wanted) - len(todo)) as task:
-                for batch, pixels, faults in _read_ahead(model, images, todo, view, batch_size, workers):
-                    vectors = model.encode_pixels(pixels) if pixels is not None else np.empty((0, 0))
-                    rows.fill(batch, vectors, faults)
-                    task.advance(len(batch) + len(faults))
-        there, vectors = rows.take(wanted)
+                for batch in embed_batches(model, todo.tolist(), read, batch_size, workers):
+                    vectors = {index: found for index, found in batch if isinstance(found, np.ndarray)}
+                    faults = {index: found.what for index, found in batch if isinstance(found, DcclipError)}
+                    rows.fill(np.asarray(list(vectors), np.int64), np.asarray(list(vectors.values())), faults)
+                    task.advance(len(batch))
+        there, taken = rows.take(wanted)
         chosen = set(wanted.tolist())
-        faults = {index: fault for index, fault in rows.faults.items() if index in chosen}
-        return Embedded(there, vectors, faults, len(todo), time.perf_counter() - begin)
+        bad = {index: fault for index, fault in rows.faults.items() if index in chosen}
+        return Embedded(there, taken, bad, len(todo), time.perf_counter() - begin)
 
 
 def embed_texts(model: DualEncoder, texts: Sequence[str], cache: FeatureCache, progress: Progress) -> np.ndarray:
@@ -113,41 +118,3 @@ def embed_classes(
     """(C, D), length 1: for each class the mean over its templates, as CLIP's zero-shot classifier has it."""
     texts = [text for name in names for text in fill(templates, name)]
     return class_means(embed_texts(model, texts, cache, progress), [len(templates)] * len(names))
-
-
-_Batch = tuple[np.ndarray, "np.ndarray | None", dict[int, str]]  # indices that could be read, their pixels, faults
-
-
-def _read_ahead(
-    model: DualEncoder, images: Images, indices: np.ndarray, view: View, batch_size: int, workers: int
-) -> Iterator[_Batch]:
-    preprocessing = dict(model.preprocessing)
-
-    def read(index: int) -> np.ndarray | str:
-        try:
-            picture = images.picture(index)
-            return model.preprocess(view(picture, preprocessing) if view != View() else picture)
-        except DcclipError as error:
-            return error.what
-        except Fault as fault:
-            return fault.drop.detail
-
-    waiting: deque[tuple[np.ndarray, list[Future[np.ndarray | str]]]] = deque()
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        try:
-            for start in range(0, len(indices), batch_size):
-                batch = indices[start : start + batch_size]
-                waiting.append((batch, [pool.submit(read, int(index)) for index in batch]))
-                if len(waiting) >= _AHEAD:
-                    yield _stacked(*waiting.popleft())
-            while waiting:
-                yield _stacked(*waiting.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _stacked(batch: np.ndarray, reading: Sequence[Future[np.ndarray | str]]) -> _Batch:
-    found = [one.result() for one in reading]
-    good = [number for number, one in enumerate(found) if not isinstance(one, str)]
-    faults = {int(batch[number]): one for number, one in enumerate(found) if isinstance(one, str)}
-    return batch[good], np.stack([found[number] for number in good]) if good else None, faults

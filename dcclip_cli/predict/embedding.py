@@ -22,9 +22,21 @@ _AHEAD = 3  # batches of pictures that are read, or being read, at most
 def embed(
     model: DualEncoder, items: Iterable[Item], read: Callable[[Item], Image.Image], batch_size: int = BATCH_SIZE
 ) -> Iterator[tuple[Item, np.ndarray | DcclipError]]:
-    """Each item with its picture's embedding (D,) of length 1, or why `read` failed, in order, as soon as known.
+    """Each item with its picture's embedding (D,) of length 1, or why `read` failed, in order, as soon as known."""
+    for batch in embed_batches(model, items, read, batch_size):
+        yield from batch
 
-    Pictures are read and preprocessed by as many threads as there are processors.
+
+def embed_batches(
+    model: DualEncoder,
+    items: Iterable[Item],
+    read: Callable[[Item], Image.Image],
+    batch_size: int,
+    workers: int | None = None,
+) -> Iterator[list[tuple[Item, np.ndarray | DcclipError]]]:
+    """What `embed` gives, a batch at a time.
+
+    Pictures are read and preprocessed by `workers` threads, by default as many as there are processors.
     """
 
     def prepare(item: Item) -> np.ndarray | DcclipError:
@@ -35,7 +47,7 @@ def embed(
 
     remaining = iter(items)
     waiting: deque[tuple[Item, Future[np.ndarray | DcclipError]]] = deque()
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         try:
             while True:
                 while len(waiting) < _AHEAD * batch_size:
@@ -47,15 +59,14 @@ def embed(
                 if not waiting:
                     return
                 batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
-                yield from _encode(model, [(item, future.result()) for item, future in batch])
+                yield _encode(model, [(item, future.result()) for item, future in batch])
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _encode(
     model: DualEncoder, batch: list[tuple[Item, np.ndarray | DcclipError]]
-) -> Iterator[tuple[Item, np.ndarray | DcclipError]]:
+) -> list[tuple[Item, np.ndarray | DcclipError]]:
     pixels = [result for _, result in batch if isinstance(result, np.ndarray)]
     vectors = iter(model.encode_pixels(np.stack(pixels)) if pixels else ())
-    for item, result in batch:
-        yield item, next(vectors) if isinstance(result, np.ndarray) else result
+    return [(item, next(vectors) if isinstance(result, np.ndarray) else result) for item, result in batch]

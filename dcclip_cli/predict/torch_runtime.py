@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import flatten
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.predict.runtime import PLAIN_PROMPTS
@@ -70,7 +69,9 @@ def load_torch(
 
     `threads`, if given, holds for torch in the whole process.
     """
-    device = _device(device)
+    from dcclip_cli.model.device import torch_device
+
+    device = torch_device(device)
     if threads is not None:
         import torch
 
@@ -83,14 +84,3 @@ def load_torch(
 
     teacher = TransformersTeacher if reference.kind == "hf" else OpenClipTeacher
     return TorchEncoder(teacher(model=reference.target).load(device), device, bf16)
-
-
-def _device(asked: str) -> str:
-    import torch
-
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if asked == "auto":
-        return next(name for name, found in there.items() if found)
-    if not there.get(asked):
-        raise DcclipError(f"torch finds no device {asked}", "leave --device out, or say --device cpu")
-    return asked

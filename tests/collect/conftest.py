@@ -1,12 +1,15 @@
-"""Pictures to collect."""
+"""Pictures to collect, and a site to fetch them from."""
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from dcclip_cli.collect.fetch import Fetcher
+from tests.collect.fetch_site import Site, options
 
 Picture = Callable[..., bytes]
 
@@ -23,3 +26,15 @@ def picture() -> Picture:
         return stream.getvalue()
 
     return make
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with Site() as site:
+        yield site
+
+
+@pytest.fixture
+def fetcher(site: Site) -> Iterator[Fetcher]:
+    with Fetcher(options(site)) as fetcher:
+        yield fetcher

@@ -3,7 +3,6 @@
 import gzip
 import socket
 import time
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -13,18 +12,6 @@ from dcclip_cli.collect.candidate import Candidate, Drop
 from dcclip_cli.collect.fetch import Fetcher
 from dcclip_cli.data.pair import Pair
 from tests.collect.fetch_site import PICTURE, Page, Site, drips, floods, leads_to, options, reason, sends
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    with Site() as site:
-        yield site
-
-
-@pytest.fixture
-def fetcher(site: Site) -> Iterator[Fetcher]:
-    with Fetcher(options(site)) as fetcher:
-        yield fetcher
 
 
 def names(monkeypatch: pytest.MonkeyPatch, *answers: str) -> list[str]:

@@ -6,7 +6,6 @@ import threading
 import time
 import tracemalloc
 import zlib
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 
 import pytest
@@ -14,19 +13,6 @@ import pytest
 from dcclip_cli.collect.candidate import Drop
 from dcclip_cli.collect.fetch import Fetcher
 from tests.collect.fetch_site import PICTURE, Page, Site, drips, floods, in_turn, leads_to, options, reason, sends
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    with Site() as site:
-        yield site
-
-
-@pytest.fixture
-def fetcher(site: Site) -> Iterator[Fetcher]:
-    with Fetcher(options(site)) as fetcher:
-        yield fetcher
-
 
 # ---- size
 

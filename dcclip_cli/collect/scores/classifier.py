@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from dcclip_cli.collect.scores.base import Device, Score, ScorerOptions, drop_pairs
-from dcclip_cli.collect.scores.encoder import torch_device
+from dcclip_cli.collect.scores.encoder import NO_DEVICE
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.device import torch_device
 from dcclip_cli.model.preprocess import flatten
 
 if TYPE_CHECKING:
@@ -117,4 +118,4 @@ def _load(model: str, device: str) -> _Loaded:
             f"classifier {model} can't be loaded: {reason}",
             "name an image-classification model of the hub, or a directory that starts with ./ or /",
         ) from None
-    return _Loaded(loaded, image_processor, torch_device(device))
+    return _Loaded(loaded, image_processor, torch_device(device, NO_DEVICE))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.device import torch_device
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import Teacher
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from dcclip_cli.predict.runtime import DualEncoder
+
+NO_DEVICE = "leave the scorer's device out, or say cpu"  # the hint
 
 
 class Encoder:
@@ -69,18 +72,6 @@ def open_encoder(model: str | Teacher, device: str) -> Encoder:
 def _open_teacher(teacher: Teacher, device: str) -> DualEncoder:
     from dcclip_cli.predict.torch_runtime import TorchEncoder
 
-    device = torch_device(device)
+    device = torch_device(device, NO_DEVICE)
     towers = teacher.load(device)
     return TorchEncoder(towers, device, bf16=towers.autocast_to_bf16)
-
-
-def torch_device(asked: str) -> str:
-    """The device that `auto` means here. Raises DcclipError where torch lacks the one that is asked for."""
-    import torch
-
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if asked == "auto":
-        return next(name for name, found in there.items() if found)
-    if not there.get(asked):
-        raise DcclipError(f"torch finds no device {asked}", "leave the scorer's device out, or say cpu")
-    return asked
