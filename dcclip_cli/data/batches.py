@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from dcclip_cli.data.augment import Augment, generator
+from dcclip_cli.data.memory import PictureMemory
 from dcclip_cli.data.order import Sample
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.data.table import PairTable
@@ -176,15 +177,23 @@ class Reader:
     for_teachers: tuple[Callable[[Image.Image], np.ndarray], ...] = ()
     repeats: int = 0
     find_shared: bool = False
+    memory: PictureMemory = field(default_factory=PictureMemory, compare=False, repr=False)
 
     def picture(self, index: int, repeat: int) -> Image.Image:
-        """One sample's `repeat`-th augmented picture."""
+        """One sample's `repeat`-th augmented picture. Raises DcclipError where the image can't be read."""
+        if self.repeats:  # the same augmentations come again, so they are what is worth keeping
+            return self.memory.get((index, repeat), lambda: self._changed(self._decoded(index), index, repeat))
+        return self._changed(self.memory.get(index, lambda: self._decoded(index)), index, repeat)
+
+    def _changed(self, image: Image.Image, index: int, repeat: int) -> Image.Image:
+        return self.augment(image, generator(self.seed, index, repeat))
+
+    def _decoded(self, index: int) -> Image.Image:
         pair = self.table[index]
         try:
-            image = decode(pair.image)
+            return decode(pair.image)
         except DcclipError as error:
             raise DcclipError(f"{self.table.path}: pair {pair.key}: {error.what}", error.hint) from None
-        return self.augment(image, generator(self.seed, index, repeat))
 
     def __getitems__(self, samples: list[Sample]) -> Batch | DcclipError:
         """The batch of these samples, or what is wrong with them: torch would lose the hint of an error raised here."""

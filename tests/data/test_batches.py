@@ -215,3 +215,12 @@ def test_a_share_of_the_pairs_brings_captions_and_every_pair_its_picture(pairs_f
     assert few.texts["zh"].rows.tolist() == few.texts["en"].rows.tolist() == [0, 1]
     assert few.texts["zh"].captions == all_of_them.texts["zh"].captions[:2]
     assert len(reader(open_pairs(pairs_file), CaptionOptions(share=0.01)).batch(samples).texts["en"].captions) == 1
+
+
+@pytest.mark.parametrize("repeats", [0, 2])
+def test_a_picture_that_was_kept_is_the_picture_that_would_be_made(pairs_file: Path, repeats: int) -> None:
+    keeping = reader(open_pairs(pairs_file), augment=Augment(rotate=20, colour=0.3), repeats=repeats)
+    for epoch in (0, 1, 0, 1, 2):
+        forgetful = reader(open_pairs(pairs_file), augment=Augment(rotate=20, colour=0.3), repeats=repeats)
+        samples = [(0, epoch), (1, epoch)]
+        assert torch.equal(keeping.batch(samples).pixels, forgetful.batch(samples).pixels)

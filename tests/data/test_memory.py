@@ -1,0 +1,39 @@
+"""What a reading process keeps of its pictures."""
+
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+
+from dcclip_cli.data.memory import PictureMemory
+
+
+class Maker:
+    """Makes pictures of one size and counts them."""
+
+    def __init__(self, mode: str = "RGB") -> None:
+        self.made, self._mode = 0, mode
+
+    def __call__(self) -> Image.Image:
+        self.made += 1
+        return Image.new(self._mode, (10, 10), self.made)
+
+
+def test_a_picture_is_made_once() -> None:
+    memory, make = PictureMemory(), Maker()
+    assert memory.get((3, 0), make) is memory.get((3, 0), make)
+    assert make.made == 1
+
+
+def test_each_augmentation_is_a_picture_of_its_own() -> None:
+    memory, make = PictureMemory(), Maker()
+    assert memory.get((3, 0), make) is not memory.get((3, 1), make)
+
+
+@pytest.mark.parametrize(("mode", "fit"), [("RGB", 3), ("RGBA", 2)])
+def test_no_more_is_kept_than_the_limit(mode: str, fit: int) -> None:
+    memory, make = PictureMemory(limit=999), Maker(mode)
+    for _ in range(2):
+        for key in range(4):
+            memory.get(key, make)
+    assert make.made == 4 + (4 - fit)
