@@ -30,15 +30,9 @@ class Augment(Options):
     blur: float = Field(0.0, ge=0, description="Largest radius of a Gaussian blur, in pixels of the source")
     grey: float = Field(0.0, ge=0, le=1, description="Probability of dropping the colours")
     flip: bool = Field(False, description="Mirror half of the pictures; wrong where left and right have names")
-    blend: float = Field(
-        0.0, ge=0, le=1, description="Share of pictures that are laid over another one of the same first caption"
-    )
 
     def __call__(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
-        """The changed picture, RGB. Draws the same count of random numbers whatever the picture is.
-
-        `blend` takes a second picture, so the reader does that part, with `blended`.
-        """
+        """The changed picture, RGB. Draws the same count of random numbers whatever the picture is."""
         draws = random.random(17).tolist()
         corner = tuple(int(value * 256) for value in draws[:3])
         fill = corner if self.background == "random" and draws[3] < 0.75 else (255, 255, 255)
@@ -50,11 +44,6 @@ class Augment(Options):
         if draws[15] < self.grey:
             image = ImageOps.grayscale(image).convert("RGB")
         return ImageOps.mirror(image) if self.flip and draws[16] < 0.5 else image
-
-    def blended(self, image: Image.Image, other: Image.Image, random: np.random.Generator) -> Image.Image:
-        """A changed picture with a change of another over it, by a random share: a drawing between two styles."""
-        share = float(random.random())
-        return Image.blend(image, self(other, random).resize(image.size), share)
 
     def _move(self, image: Image.Image, draws: list[float], fill: tuple[int, ...]) -> Image.Image:
         if self.crop < 1:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -13,7 +12,6 @@ from pydantic import Field, model_validator
 
 from dcclip_cli.data.augment import Augment, generator
 from dcclip_cli.data.memory import PictureMemory
-from dcclip_cli.data.namesakes import Namesakes
 from dcclip_cli.data.order import Sample
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.data.table import PairTable
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from dcclip_cli.model.towers import Tokens
 
 OTHER = "-other"  # `zh-other`: an image's second caption, beside `zh`, its first
-BLENDING = 0xB1E4D  # sets the random numbers of blending apart from those of the other changes
 COLLECTED = "collect"  # `train: collect` means the recipe's own collect stage
 
 
@@ -188,18 +185,8 @@ class Reader:
             return self.memory.get((index, repeat), lambda: self._changed(self._decoded(index), index, repeat))
         return self._changed(self.memory.get(index, lambda: self._decoded(index)), index, repeat)
 
-    @cached_property
-    def _namesakes(self) -> Namesakes:
-        return Namesakes(self.table)
-
     def _changed(self, image: Image.Image, index: int, repeat: int) -> Image.Image:
-        changed = self.augment(image, generator(self.seed, index, repeat))
-        if not self.augment.blend:
-            return changed
-        random = generator(self.seed ^ BLENDING, index, repeat)
-        chance, which = random.random(2).tolist()
-        other = self._namesakes.one_of(index, which) if chance < self.augment.blend else None
-        return changed if other is None else self.augment.blended(changed, self._decoded(other), random)
+        return self.augment(image, generator(self.seed, index, repeat))
 
     def _decoded(self, index: int) -> Image.Image:
         pair = self.table[index]

@@ -152,8 +152,6 @@ def build_cache(
         "repeats": reader.repeats,
         "maps": {str(layer): [grid.height, grid.width] for layer, grid in maps.items()},
         "rows": ROWS,
-        # A picture that is blended depends on pictures of other blocks.
-        **({"blended_with": reader.table.fingerprint} if reader.augment.blend else {}),
     }
     images = _store(folder, elsewhere, "images", asked, _picture_blocks(reader), SAMPLES_IN_BLOCK * reader.repeats)
     captions = sorted(

@@ -140,15 +140,3 @@ def test_every_change_at_once_keeps_the_picture_rgb_and_whole_numbers() -> None:
     image = ALL(quarters(), generator(0, 7, 3))
     assert image.mode == "RGB"
     assert min(image.size) >= 1
-
-
-@pytest.mark.parametrize(("share", "expected"), [(0.0, (255, 0, 0)), (0.5, (128, 0, 128)), (1.0, (0, 0, 255))])
-def test_blending_lays_the_other_picture_over_by_the_share(share: float, expected: tuple[int, int, int]) -> None:
-    class Sharing(Fixed):
-        def random(self, count: int | None = None) -> np.ndarray | float:  # type: ignore[override]
-            return self.value if count is None else np.full(count, 0.5)
-
-    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (16, 16), "blue")
-    blended = Augment(blend=1).blended(red, blue, Sharing(share))  # type: ignore[arg-type]
-    assert blended.size == (8, 8)
-    assert max(abs(a - b) for a, b in zip(blended.getpixel((4, 4)), expected, strict=True)) <= 1  # type: ignore[arg-type]

@@ -1,6 +1,5 @@
 """Which samples a step sees, in which order, with which captions."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -225,20 +224,3 @@ def test_a_picture_that_was_kept_is_the_picture_that_would_be_made(pairs_file: P
         forgetful = reader(open_pairs(pairs_file), augment=Augment(rotate=20, colour=0.3), repeats=repeats)
         samples = [(0, epoch), (1, epoch)]
         assert torch.equal(keeping.batch(samples).pixels, forgetful.batch(samples).pixels)
-
-
-def test_a_picture_is_blended_with_one_of_the_same_name_and_with_no_other(
-    tmp_path: Path, picture: Callable[..., bytes]
-) -> None:
-    named = [("red", "cat", "猫"), ("blue", "cat", "猫"), ("lime", "dog", "狗")]
-    table = table_of(tmp_path, *(Pair(colour, picture(colour), zh=(zh,), en=(en,)) for colour, en, zh in named))
-    read = reader(table, augment=Augment(blend=1))
-    for repeat in range(3):
-        red, _, blue = np.asarray(read.picture(0, repeat), int)[4, 4]
-        assert red > 0 and blue > 0 and abs(red + blue - 255) <= 1
-        assert read.picture(2, repeat).getpixel((4, 4)) == (0, 255, 0)
-    again = reader(table, augment=Augment(blend=1))
-    assert again.picture(0, 1).tobytes() == read.picture(0, 1).tobytes() != read.picture(0, 2).tobytes()
-    half = reader(table, augment=Augment(blend=0.5))
-    pure = [half.picture(0, repeat).getpixel((4, 4)) == (255, 0, 0) for repeat in range(60)]
-    assert 15 < sum(pure) < 45
