@@ -10,7 +10,7 @@ from dcclip_cli.cli import console
 def models() -> None:
     """List the models here, and what a recipe can name."""
     from dcclip_cli.errors import DcclipError
-    from dcclip_cli.model.reference import resolve
+    from dcclip_cli.model.reference import STARTER, resolve
     from dcclip_cli.model.students import PRESETS
 
     rows = []
@@ -20,8 +20,8 @@ def models() -> None:
         except DcclipError:
             continue  # a run that has not come to a model yet
         rows.append((str(folder), found.kind, _relative(found.path)))
-    if rows:
-        console.show_table("Runs here: --model RUN", ("run", "kind", "model"), rows)
+    rows.append((STARTER, resolve(STARTER).kind, "comes with dcclip"))
+    console.show_table("Models here: --model NAME", ("name", "kind", "model"), rows)
     presets = (
         (name, str(preset["image"]["timm"]), f"{preset['text']['layers']} layers x {preset['text']['width']}")
         for name, preset in PRESETS.items()

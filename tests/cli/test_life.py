@@ -151,5 +151,7 @@ def test_export_will_not_replace_a_folder_that_is_no_bundle(here: Path, tmp_path
     assert made == f"{tmp_path}/new\n"
 
 
-def test_models_lists_the_run(here: Path) -> None:
-    assert "runs/一生   bundle   runs/一生/export" in dcclip("models").stdout
+def test_models_lists_the_run_and_the_model_that_comes_with_dcclip(here: Path) -> None:
+    shown = dcclip("models").stdout
+    assert "runs/一生   bundle   runs/一生/export" in shown
+    assert "starter     bundle   comes with dcclip" in shown
