@@ -39,6 +39,14 @@ PREPROCESSING = Preprocessing(size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5
 STYLES = ("noto", "noto-v1", "fluent-3d", "fluent-flat", "fxemoji")
 SHOWN = {"Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects"}
 ROWS_OF_UNKNOWN = 120
+# What says nothing about a picture. `--multi-label` holds each label against the first, and people put "other" last.
+# A row for each, where the 4,900 words for what can't be seen share 120: these are asked often.
+NOTHING = (
+    ("something", "东西"), ("something else", "别的东西"), ("thing", "事物"), ("things", "物品"), ("object", "物体"),
+    ("item", "物件"), ("stuff", "一些东西"), ("anything", "任何东西"), ("nothing", "什么都没有"), ("image", "图像"),
+    ("picture", "图片"), ("photo", "照片"), ("photograph", "相片"), ("other", "其他"), ("none of these", "以上都不是"),
+    ("unknown", "未知"),
+)  # fmt: skip
 
 
 def main() -> None:
@@ -53,7 +61,7 @@ def main() -> None:
     meanings = vocabulary.read_meanings(net, vocabulary.read_words(under))
     rows = [
         *rows_of(meanings, places),
-        *rows_of_emoji(arguments.emoji, tower, meanings),
+        *rows_of_emoji(arguments.emoji, tower, meanings, places),
         *rows_of_unknown(net, meanings),
     ]
     chance = random.Random(0)
@@ -96,8 +104,8 @@ def rows_of(meanings: list[Meaning], places: Tensor) -> Iterator[Row]:
         yield meaning.words, space.place_of(meaning.classes, places)
 
 
-def rows_of_emoji(folder: Path, tower: torch.nn.Module, meanings: list[Meaning]) -> Iterator[Row]:
-    """Names of emoji that are none of the words above, at the middle of what the tower makes of their drawings."""
+def rows_of_emoji(folder: Path, tower: torch.nn.Module, meanings: list[Meaning], places: Tensor) -> Iterator[Row]:
+    """Names of emoji that are none of the words above, at the place of what the tower makes of their drawings."""
     taken = {word.casefold() for meaning in meanings for words in meaning.words.values() for word in words}
     names: dict[str, dict[str, list[str]]] = {}
     pictures: dict[str, list[Tensor]] = defaultdict(list)
@@ -117,7 +125,9 @@ def rows_of_emoji(folder: Path, tower: torch.nn.Module, meanings: list[Meaning])
     for code, words in sorted(names.items()):
         with torch.inference_mode():
             embedding = torch.nn.functional.normalize(tower(torch.stack(pictures[code])), dim=-1).mean(0)
-        yield words, torch.nn.functional.normalize(embedding, dim=0)
+        known, doubt = embedding[: space.USED], embedding[space.UNKNOWN]
+        place = known.norm() * space.directions(known[None], places)[0] + doubt * space.unknown()
+        yield words, torch.nn.functional.normalize(place, dim=0)
 
 
 def rows_of_unknown(net: WordNet, meanings: list[Meaning]) -> Iterator[Row]:
@@ -125,8 +135,11 @@ def rows_of_unknown(net: WordNet, meanings: list[Meaning]) -> Iterator[Row]:
     taken = {word.casefold() for meaning in meanings for words in meaning.words.values() for word in words}
     en = [word for word in net.abstract_words() if word not in taken]
     zh = [word for word in (HERE / "unknown.zh.txt").read_text("utf-8").split() if word not in taken]
-    for words in (chance := random.Random(0)) and (en, zh):
+    chance = random.Random(0)
+    for words in (en, zh):
         chance.shuffle(words)
+    for english, chinese in NOTHING:
+        yield {"en": [english], "zh": [chinese]}, space.unknown()
     for number in range(ROWS_OF_UNKNOWN):
         yield {"en": en[number::ROWS_OF_UNKNOWN], "zh": zh[number::ROWS_OF_UNKNOWN]}, space.unknown()
 

@@ -21,6 +21,7 @@ UNKNOWN = USED  # the dimension that stands for what the model doesn't know
 THRESHOLD = 4.25
 DOUBT = 1.0  # length along UNKNOWN, as a logit above the threshold: a picture without clear logits is mostly unknown
 KINSHIP = 0.3  # of two classes that share all but the last step in WordNet
+RIDGE = 1.0  # as a share of the mean second moment: how little words follow directions that few classes take
 
 
 def kinship(under: dict[str, frozenset[int]], classes: int = 1000) -> Tensor:
@@ -39,11 +40,12 @@ def kinship(under: dict[str, frozenset[int]], classes: int = 1000) -> Tensor:
 
 
 def places(wanted: Tensor, steps: int = 150) -> Tensor:
-    """(C, USED) vectors of length 1 whose cosines come near to the wanted ones, large misses counting most."""
-    torch.manual_seed(0)
-    values, vectors = torch.linalg.eigh(wanted)
-    start = vectors[:, -USED:] * values[-USED:].clamp(min=0).sqrt()
-    free = normalize(start + 0.3 * torch.randn_like(start) / USED**0.5, dim=-1).requires_grad_()
+    """(C, USED) vectors of length 1 whose cosines come near to the wanted ones, large misses counting most.
+
+    From a random start, not from eigenvectors, whose signs and order are the linear algebra library's choice.
+    """
+    start = torch.randn(len(wanted), USED, generator=torch.Generator().manual_seed(0))
+    free = normalize(start, dim=-1).requires_grad_()
     optimizer = torch.optim.Adam([free], lr=0.01)
     for _ in range(steps):
         unit = normalize(free, dim=-1)
@@ -55,14 +57,26 @@ def places(wanted: Tensor, steps: int = 150) -> Tensor:
     return normalize(free.detach(), dim=-1)
 
 
+def directions(pictures: Tensor, all_places: Tensor) -> Tensor:
+    """(N, WIDTH) directions that words for pictures at (N, USED) take, of length 1.
+
+    Not the pictures' own: kin lie near each other, so what kin have in common would count for all of them, and an
+    image of a cat come near to "dog". Ridge regression tells each from the rest: the places' second moments, inverted.
+    """
+    moments = all_places.T @ all_places / len(all_places)
+    ridge = RIDGE * moments.trace() / USED * torch.eye(USED)
+    solved = torch.linalg.solve(moments + ridge, pictures.T).T
+    return in_space(normalize(solved, dim=-1))
+
+
 def place_of(classes: frozenset[int], all_places: Tensor) -> Tensor:
     """(WIDTH,) the place of a word that holds for these classes."""
-    return in_space(normalize(all_places[sorted(classes)].mean(0), dim=0))
+    return directions(all_places[sorted(classes)].mean(0, keepdim=True), all_places)[0]
 
 
-def in_space(vector: Tensor) -> Tensor:
-    """A vector of the used dimensions as one of the whole space."""
-    return torch.cat([vector, torch.zeros(WIDTH - len(vector))])
+def in_space(vectors: Tensor) -> Tensor:
+    """(N, USED) vectors as (N, WIDTH) ones of the whole space."""
+    return torch.nn.functional.pad(vectors, (0, WIDTH - USED))
 
 
 def unknown() -> Tensor:

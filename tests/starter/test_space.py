@@ -1,0 +1,77 @@
+"""Where classes and words lie in the starter's space, and that they lie there again when it is built again."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, normalize
+
+sys.path.append(str(Path(__file__).parent.parent.parent / "recipes/starter"))
+space = importlib.import_module("space")
+
+# Six classes: 0 and 1 of one kind, 2 to 5 of another, all of them things.
+UNDER = {
+    "thing": frozenset(range(6)),
+    "bird": frozenset({0, 1}),
+    "tool": frozenset({2, 3, 4, 5}),
+    **{f"class {number}": frozenset({number}) for number in range(6)},
+}
+
+
+@pytest.fixture(scope="module")
+def places() -> Tensor:
+    return space.places(space.kinship(UNDER, classes=6))
+
+
+def test_kinship_is_larger_the_fewer_classes_the_common_kind_has() -> None:
+    wanted = space.kinship(UNDER, classes=6)
+    assert wanted[0, 0] == 1
+    assert wanted[0, 1].item() == pytest.approx(0.3 * (1 - 0.6931 / 1.7918), abs=1e-4)  # 1 - log 2 / log 6
+    assert wanted[2, 5].item() == pytest.approx(0.3 * (1 - 1.3863 / 1.7918), abs=1e-4)  # 1 - log 4 / log 6
+    assert wanted[0, 5] == 0
+
+
+def test_places_have_the_wanted_cosines(places: Tensor) -> None:
+    assert torch.allclose(places @ places.T, space.kinship(UNDER, classes=6), atol=0.01)
+
+
+def test_places_are_the_same_bytes_whatever_was_drawn_before(places: Tensor) -> None:
+    torch.manual_seed(5)
+    torch.randn(10)
+    assert torch.equal(space.places(space.kinship(UNDER, classes=6)), places)
+
+
+def test_a_word_is_nearer_to_each_of_its_classes_than_to_any_other(places: Tensor) -> None:
+    pictures = space.in_space(places)
+    for classes in UNDER.values():
+        cosines = pictures @ space.place_of(classes, places)
+        others = [cosines[number] for number in range(6) if number not in classes]
+        assert all(cosines[number] > max(others, default=-1) for number in classes)
+
+
+def test_a_word_is_farther_from_the_kin_of_its_class_than_the_class_is(places: Tensor) -> None:
+    word, pictures = space.place_of(frozenset({0}), places), space.in_space(places)
+    assert word.norm().item() == pytest.approx(1)
+    assert word @ pictures[1] < 0.75 * (pictures[0] @ pictures[1])
+
+
+def test_directions_of_places_at_right_angles_are_the_places_themselves() -> None:
+    corners = torch.eye(space.USED)
+    assert torch.allclose(space.directions(corners[:4], corners), space.in_space(corners[:4]))
+
+
+def test_the_head_takes_a_clear_picture_to_its_class_and_an_unclear_one_to_unknown(places: Tensor) -> None:
+    head = space.head(torch.eye(6), torch.zeros(6), places)
+
+    def seen(logits: Tensor) -> Tensor:
+        hidden = gelu(head["head.mlp.fc1.weight"] @ logits + head["head.mlp.fc1.bias"])
+        return normalize(head["head.mlp.fc2.weight"] @ hidden + head["head.mlp.fc2.bias"], dim=0)
+
+    clear, unclear = torch.zeros(6), torch.zeros(6)
+    clear[3] = space.THRESHOLD + 4
+    expected = normalize(4 * space.in_space(places)[3] + space.unknown(), dim=0)  # DOUBT is 1
+    assert torch.allclose(seen(clear), expected, atol=1e-2)
+    assert torch.allclose(seen(unclear), space.unknown(), atol=1e-2)
