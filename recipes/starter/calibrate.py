@@ -4,8 +4,9 @@
 
 Nobody has to say what the pictures show: the head holds the classifier, whose own probabilities say which of some
 words fit, and the temperature is the one at which the model is as sure as it is often right by these. Words: kinds of
-the classes by WordNet's names that no training caption has ("passerine", "kitchen utensil"), and everyday ones.
-Pictures: photos.parquet, and drawings of emoji.
+the classes by WordNet's names that no training caption has ("passerine", "kitchen utensil"), of which it can know
+little, and everyday ones, of which it knows most: what is right for one kind is wrong for the other, so both count
+alike. Pictures: photos.parquet, and drawings of emoji.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import math
 import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ from dcclip_cli.model.preprocess import decode, flatten
 HERE = Path(__file__).parent
 WORDS, DRAWINGS, QUESTIONS = 21, 300, 200  # words to choose from, drawings, choices for each picture
 SCALES = np.geomspace(4, 60, 55)
+BINS = 10
 
 
 def main() -> None:
@@ -41,9 +44,10 @@ def main() -> None:
     torch.set_num_threads(1)
     net = WordNet(arguments.wordnet)
     under = net.classes_under(vocabulary.read_names()["folders"])
-    words = held_out_words(net, under) | {
-        meaning.words["zh"][0]: meaning.classes for meaning in vocabulary.read_words(under)
-    }
+    groups = {"held out": held_out_words(net, under)}
+    for language in vocabulary.LANGUAGES:
+        everyday = vocabulary.read_words(under)
+        groups[f"everyday, {language}"] = {meaning.words[language][0]: meaning.classes for meaning in everyday}
     towers = load_folder(arguments.model)
     photos = [flatten(decode(pair.image)) for pair in open_pairs(HERE / "photos.parquet")]
     pictures = photos + drawings(arguments.emoji / "fluent-color.tar")
@@ -57,10 +61,19 @@ def main() -> None:
         head = towers.model.visual.head
         images = torch.nn.functional.normalize(head(pooled), dim=-1).numpy()
         believed = (head.mlp.fc1(pooled)[:, :1000] + space.THRESHOLD).softmax(dim=-1).numpy()
-        texts = towers.text_features(towers.tokenize(list(words))).embedding
-        texts = torch.nn.functional.normalize(texts, dim=-1).numpy()
-    members = np.stack([[number in classes for number in range(1000)] for classes in words.values()])
-    scale = best_scale(images @ texts.T, believed @ members.T)
+        texts = {group: towers.text_features(towers.tokenize(list(words))).embedding for group, words in groups.items()}
+    asked = {}
+    for group, words in groups.items():
+        members = np.stack([[number in classes for number in range(1000)] for classes in words.values()])
+        cosines = images @ torch.nn.functional.normalize(texts[group], dim=-1).numpy().T
+        asked[group] = Questions.of(cosines, believed @ members.T)
+    errors = {group: np.asarray([one.calibration_error(scale) for scale in SCALES]) for group, one in asked.items()}
+    # The everyday words of both languages are the same words: half a vote each.
+    best = int((errors["held out"] + (errors["everyday, zh"] + errors["everyday, en"]) / 2).argmin())
+    scale = float(SCALES[best])
+    for group, one in asked.items():
+        said = f"{len(one.right)} questions, {one.right.mean():.1%} right, {one.confidence(scale).mean():.1%} sure"
+        print(f"{group}: {len(groups[group])} words, {said}, expected calibration error {errors[group][best]:.3f}")
     weights = load_file(arguments.model / WEIGHTS)
     weights["logit_scale"] = torch.full_like(weights["logit_scale"], math.log(scale))
     save_file(weights, arguments.model / WEIGHTS)
@@ -68,7 +81,7 @@ def main() -> None:
     about = json.loads(note.read_text("utf-8"))
     about["metrics"]["logit_scale"] = scale
     note.write_text(json.dumps(about, indent=2, ensure_ascii=False, sort_keys=True) + "\n", "utf-8")
-    print(f"{len(words)} words, {len(pictures)} pictures: logit scale {scale:.2f}")
+    print(f"{len(pictures)} pictures: logit scale {scale:.2f}")
 
 
 def held_out_words(net: WordNet, under: dict[str, frozenset[int]]) -> dict[str, frozenset[int]]:
@@ -89,24 +102,39 @@ def drawings(style: Path) -> list:
         return [flatten(decode(tar.extractfile(name).read())) for name in chosen]
 
 
-def best_scale(cosines: np.ndarray, believed: np.ndarray) -> float:
-    """The scale at which the mean confidence in a choice of words is the share of right choices.
+@dataclass(frozen=True)
+class Questions:
+    """Which of WORDS words does a picture show, by cosines, and is it the word that the classifier believes?"""
 
-    Right is the word that the classifier believes: (P, W) cosines against (P, W) beliefs. Choices of which the
-    classifier believes none, or several (a dog is an animal too), are left out.
-    """
-    random = np.random.default_rng(0)
-    confidence, right = np.zeros(len(SCALES)), []
-    for cosine, belief in zip(cosines, believed, strict=True):
-        for _ in range(QUESTIONS):
-            chosen = random.choice(len(belief), WORDS, replace=False)
-            if (belief[chosen] > 0.1).sum() != 1 or belief[chosen].max() < 0.5:
-                continue
-            below = cosine[chosen] - cosine[chosen].max()
-            confidence += 1 / np.exp(SCALES[:, None] * below).sum(1)
-            right.append(cosine[chosen].argmax() == belief[chosen].argmax())
-    print(f"{len(right)} questions, {np.mean(right):.1%} right")
-    return float(SCALES[np.abs(confidence / len(right) - np.mean(right)).argmin()])
+    below: np.ndarray  # (Q, WORDS), cosines less the largest of their question
+    right: np.ndarray  # (Q,)
+
+    @classmethod
+    def of(cls, cosines: np.ndarray, believed: np.ndarray) -> Questions:
+        """Random ones from (P, W) cosines and (P, W) beliefs.
+
+        Choices of which the classifier believes none, or several (a dog is an animal too), are left out.
+        """
+        random = np.random.default_rng(0)
+        below, right = [], []
+        for cosine, belief in zip(cosines, believed, strict=True):
+            for _ in range(QUESTIONS):
+                chosen = random.choice(len(belief), WORDS, replace=False)
+                if (belief[chosen] > 0.1).sum() == 1 and belief[chosen].max() >= 0.5:
+                    below.append(cosine[chosen] - cosine[chosen].max())
+                    right.append(cosine[chosen].argmax() == belief[chosen].argmax())
+        return cls(np.stack(below), np.asarray(right))
+
+    def confidence(self, scale: float) -> np.ndarray:
+        """(Q,) the probability of each best word."""
+        return np.asarray(1 / np.exp(scale * self.below).sum(axis=1))
+
+    def calibration_error(self, scale: float) -> float:
+        """Mean distance of confidence and share of right answers over bins of equal width (Guo et al. 2017)."""
+        confidence = self.confidence(scale)
+        inside = np.minimum((confidence * BINS).astype(int), BINS - 1)
+        off = [abs(confidence[inside == one].sum() - self.right[inside == one].sum()) for one in range(BINS)]
+        return float(sum(off) / len(self.right))
 
 
 if __name__ == "__main__":
