@@ -22,7 +22,7 @@ from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.predict.classifier import class_embeddings, fill
 from dcclip_cli.predict.runtime import DualEncoder, load_model
-from dcclip_cli.predict.zeroshot import softmax
+from dcclip_cli.predict.zeroshot import Labels, softmax
 
 sys.path.append(str(Path(__file__).parent.parent / "recipes/starter"))
 
@@ -67,6 +67,7 @@ def main() -> None:
     print(f"everyday words that some photograph shows: {shown.sum()}")
     everyday(model, images, truth, words)
     mixed(model, images, truth, words)
+    by_themselves(model, images, truth, words)
     foreign(model, images)
 
 
@@ -128,6 +129,16 @@ def mixed(model: DualEncoder, images: np.ndarray, truth: np.ndarray, words: list
             texts = model.encode_texts(split(typed.format(*labels)))
             hits.append((texts @ image).argmax() == 0)
         row(f"mixed labels: {typed}", right=float(np.mean(hits)))
+
+
+def by_themselves(model: DualEncoder, images: np.ndarray, truth: np.ndarray, words: list[vocabulary.Meaning]) -> None:
+    """What `--multi-label` finds likelier than not."""
+    likely = {}
+    for language in LANGUAGES:
+        names = [meaning.words[language][0] for meaning in words]
+        likely[language] = Labels(model, names, several=True).probabilities(images) > 0.5
+    for what, which in (("a photograph's own words", truth), ("other words", ~truth)):
+        row(f"--multi-label finds, of {what}", **{key: float(found[which].mean()) for key, found in likely.items()})
 
 
 def foreign(model: DualEncoder, images: np.ndarray) -> None:
