@@ -1,14 +1,18 @@
 """The model that comes with the package knows ordinary photographs in both languages, and knows when it doesn't."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import dcclip_cli
+from dcclip_cli.cli.app import app
 from dcclip_cli.cli.flags import split
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
@@ -60,6 +64,32 @@ def test_labels_may_mix_languages_templates_and_commas(typed: str) -> None:
     assert "猫" in best("cat", split(typed)) or "cat" in best("cat", split(typed))
 
 
+@pytest.mark.parametrize(
+    ("photo", "there", "absent"),
+    [
+        ("cat", ["猫", "cat", "animal"], ["bird", "汽车", "flower", "杯子"]),
+        ("coffee", ["咖啡", "cup", "饮料"], ["猫", "dog", "car", "花", "rocket"]),
+        ("rocket", ["火箭", "rocket"], ["猫", "dog", "coffee", "花", "水果"]),
+    ],
+)
+def test_with_multi_label_those_are_likely_that_fit(photo: str, there: list[str], absent: list[str]) -> None:
+    (found,) = predict(
+        model=resolve("starter"),
+        images=[PHOTOS / f"{photo}.jpg"],
+        labels=[*there, *absent],
+        top_k=len(there) + len(absent),
+        several=True,
+        device="cpu",
+    )
+    assert {label for label, value in found.labels if value > 0.5} == set(there)
+
+
+@pytest.mark.parametrize("label", ["something", "东西", "other", "其他"])
+def test_a_label_that_says_nothing_wins_only_where_no_other_fits(label: str) -> None:
+    assert best("rocket", [label, "dog", "水果"]) == label
+    assert best("cat", [label, "dog", "猫"]) == "猫"
+
+
 def test_a_label_and_its_translation_lie_close_together(starter: DualEncoder) -> None:
     en, zh = ["dog", "car", "fruit", "musical instrument", "bicycle"], ["狗", "汽车", "水果", "乐器", "自行车"]
     cosines = starter.encode_texts(en) @ starter.encode_texts(zh).T
@@ -70,6 +100,23 @@ def test_of_labels_far_from_what_it_has_learnt_it_is_not_sure(starter: DualEncod
     pixels = np.stack([starter.preprocess(decode(file)) for file in sorted(PHOTOS.glob("*.jpg"))])
     texts = starter.encode_texts(["bureaucracy", "光合作用", "Thursday evening", "莎士比亚", "E minor"])
     assert softmax(starter.encode_pixels(pixels), texts, starter.logit_scale).max() < 0.7
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh.md"])
+def test_the_readme_shows_what_it_answers(readme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("DCCLIP_MODEL", "starter")
+    typed, told = re.findall(r"```(?:sh|text)\n(.*?)```", (ROOT / readme).read_text("utf-8"), re.S)[1:3]
+    answers = [CliRunner().invoke(app, shlex.split(command)[1:]).stdout for command in typed.splitlines()]
+    (shown, shown_values), (printed, printed_values) = parts(told), parts("".join(answers))
+    assert shown == printed
+    assert shown_values == pytest.approx(printed_values, abs=2)  # processors round int8 sums differently
+
+
+def parts(lines: str) -> tuple[list[str], list[float]]:
+    """Lines without their percentages, and these."""
+    values = [float(value) for value in re.findall(r"([\d.]+)%", lines)]
+    return re.sub(r"[\d.]+%", "%", lines).splitlines(), values
 
 
 def test_predict_takes_it_without_a_model_and_without_torch(tmp_path: Path) -> None:
