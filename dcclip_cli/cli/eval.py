@@ -86,6 +86,10 @@ def eval(
         Literal["fp32", "bf16"] | None, Option("--precision", help="What torch computes in. Default: fp32.")
     ] = None,
     workers: Annotated[int | None, Option("--workers", min=1, help="Threads that read images. Default: 2.")] = None,
+    processes: Annotated[
+        int | None,
+        Option("--processes", min=1, help="Processes that share the images, each with the model. Default: 1."),
+    ] = None,
     cache: Annotated[
         Path | None,
         Option("--cache", metavar="DIR", help="Where embeddings are kept. Default: $DCCLIP_CACHE or ~/.cache/dcclip."),
@@ -120,6 +124,7 @@ def eval(
         "shots": _shots(shots),
         "precision": precision,
         "workers": workers,
+        "processes": processes,
     }
     loaded = stages.open_recipe(recipe, sets, None if dataset else "eval") if recipe else None
     if loaded and check:
@@ -181,6 +186,7 @@ def measure(
         shots=options.shots,
         device=device,
         precision=options.precision,
+        processes=options.processes,
         cache=FeatureCache(None if no_cache else cache or default_cache()),
         progress=progress,
     )

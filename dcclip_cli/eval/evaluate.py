@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from dcclip_cli.eval.datasets import Captions, Classes, DataSet, Templates, open
 from dcclip_cli.eval.embedding import Embedded, View, chosen, embed_classes, embed_images, embed_texts
 from dcclip_cli.eval.feature_cache import FeatureCache
 from dcclip_cli.eval.loaders import Images
+from dcclip_cli.eval.processes import EvalProcesses
 from dcclip_cli.eval.result import EvalResult, pack, sha256_of
 from dcclip_cli.eval.scoring import Score, score_classes, score_retrieval
 from dcclip_cli.model.reference import ModelReference
@@ -55,7 +57,10 @@ class EvalOptions(Options):
         "fp32",
         description="What torch computes in; `bf16` is faster where the processor has it, and a little different",
     )
-    workers: int = Field(2, ge=1, description="Threads that read and scale images")
+    workers: int = Field(2, ge=1, description="Threads that read and scale images, in each process")
+    processes: int = Field(
+        1, ge=1, description="Processes that share the images of a data set, each with the model; a GPU each"
+    )
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class How:
     task: Task = "zero-shot"
     shots: tuple[int, ...] = ()
     precision: Precision = "fp32"
+    processes: EvalProcesses | None = None
 
 
 def open_datasets(
@@ -99,6 +105,7 @@ def evaluate(
     shots: Sequence[int] = (),
     device: str = "auto",
     precision: Precision = "fp32",
+    processes: int = 1,
     cache: FeatureCache | None = None,
     progress: Progress | None = None,
 ) -> list[EvalResult]:
@@ -109,8 +116,12 @@ def evaluate(
     results: list[EvalResult] = []
     for reference in models:
         model = load_model(reference, device, precision == "bf16")
-        for dataset in datasets:
-            results += _probes(model, dataset, how) if task == "probe" else _zero_shot(model, dataset, how)
+        with contextlib.ExitStack() as stack:
+            if processes > 1:
+                many = stack.enter_context(EvalProcesses(reference, device, precision == "bf16", processes))
+                how = replace(how, processes=many)
+            for dataset in datasets:
+                results += _probes(model, dataset, how) if task == "probe" else _zero_shot(model, dataset, how)
     return results
 
 
@@ -162,7 +173,8 @@ def _embed(model: DualEncoder, dataset: DataSet, images: Images, how: How, name:
     name = name or dataset.name
     view = View(dataset.squash, dataset.border)
     said = f"{model.name} on {name}"
-    found = embed_images(model, images, wanted, view, how.cache, how.progress, said, how.batch_size, how.workers)
+    embed = how.processes.embed_batches if how.processes else None
+    found = embed_images(model, images, wanted, view, how.cache, how.progress, said, how.batch_size, how.workers, embed)
     if found.faults:
         some = [f"{images.keys[index]} ({fault})" for index, fault in list(found.faults.items())[:_NAMED_FAULTS]]
         more = f", and {len(found.faults) - len(some)} more" if len(found.faults) > len(some) else ""

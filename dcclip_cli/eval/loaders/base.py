@@ -25,7 +25,10 @@ AGAIN = "fetch it again: it must be whole"
 
 @dataclass(frozen=True)
 class Images:
-    """Images in a fixed order. `keys` name them to a person, `stamp` is another whenever a file was changed."""
+    """Images in a fixed order. `keys` name them to a person, `stamp` is another whenever a file was changed.
+
+    `read` can be pickled, for the processes that share the work.
+    """
 
     keys: Sequence[str]
     read: Callable[[int], bytes | Path | Image.Image] = field(repr=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,14 +74,8 @@ class HubDataset(Loader):
         files = found.cast_column(column, datasets.Image(decode=False)).select_columns([column])
         folder = Folder(Path(self.path) if Path(self.path).is_dir() else Path(datasets.config.HF_DATASETS_CACHE), False)
 
-        def read(index: int) -> bytes:
-            cell: dict[str, Any] = files[index][column]
-            if isinstance(cell.get("bytes"), bytes):
-                return bytes(cell["bytes"])
-            return folder.read(Path(str(cell.get("path"))), MAX_IMAGE_BYTES, "image")
-
         keys = found["__key__"] if "__key__" in found.column_names else range(len(found))
-        return Images([str(key) for key in keys], read, str(found._fingerprint))
+        return Images([str(key) for key in keys], partial(_image, files, column, folder), str(found._fingerprint))
 
     def _labels(self, found: Dataset, column: str) -> np.ndarray:
         assert self.place.prompts is not None
@@ -117,6 +112,13 @@ class HubDataset(Loader):
                 f"{self.path}: classnames.txt, the order of its labels, can't be had: {said}", "try again"
             ) from None
         return [line.strip() for line in Path(file).read_text("utf-8").splitlines() if line.strip()]
+
+
+def _image(files: Dataset, column: str, folder: Folder, index: int) -> bytes:
+    cell: dict[str, Any] = files[index][column]
+    if isinstance(cell.get("bytes"), bytes):
+        return bytes(cell["bytes"])
+    return folder.read(Path(str(cell.get("path"))), MAX_IMAGE_BYTES, "image")
 
 
 def _captions(value: Any) -> list[str]:
