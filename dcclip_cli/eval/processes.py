@@ -76,11 +76,12 @@ _held: dict[str, Any] = {}  # its model, and what reads an image
 
 def _begin(command: int, reference: ModelReference, device: str, number: int, bf16: bool, threads: int) -> None:
     begin_worker(command)
-    _held["model"] = load_model(reference, _device(device, number), bf16, threads)
+    _held["model"] = load_model(reference, device_of(reference, device, number), bf16, threads)
 
 
-def _device(device: str, number: int) -> str:
-    if device == "cpu":
+def device_of(reference: ModelReference, device: str, number: int) -> str:
+    """Where a process has its model: on the GPUs by turns; onnxruntime, which runs bundles, counts none here."""
+    if device == "cpu" or reference.kind == "bundle":
         return device
     import torch
 

@@ -16,8 +16,8 @@ from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.evaluate import evaluate, open_datasets
 from dcclip_cli.eval.feature_cache import FeatureCache
-from dcclip_cli.eval.processes import EvalProcesses
-from dcclip_cli.model.reference import resolve
+from dcclip_cli.eval.processes import EvalProcesses, device_of
+from dcclip_cli.model.reference import ModelReference, resolve
 
 
 @pytest.fixture
@@ -57,6 +57,14 @@ def test_batches_come_in_order_whichever_process_does_them(pairs_file: Path, mod
         with pytest.raises(DcclipError, match="a process with a copy of the model was killed") as caught:
             list(processes.embed_batches(range(40), dataset.images.picture, 3, 1))
     assert "--processes" in caught.value.hint
+
+
+def test_processes_take_the_gpus_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, bundle = ModelReference("folder", "a", ""), ModelReference("bundle", "b", "")
+    assert [device_of(folder, "auto", number) for number in (0, 1)] == ["auto", "auto"]  # there is none
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [device_of(folder, "auto", number) for number in (0, 1, 2)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert device_of(folder, "cpu", 1) == "cpu" and device_of(bundle, "cuda", 1) == "cuda"
 
 
 def test_processes_end_with_a_command_that_is_killed(pairs_file: Path, model_folder: Path, tmp_path: Path) -> None:
