@@ -138,17 +138,26 @@ def test_a_training_split_of_unknown_size_is_streamed_for_probes(tmp_path: Path,
     assert train.labels[np.arange(30)].tolist() == [*range(10)] * 3
 
 
-def test_a_stream_that_breaks_off_keeps_what_was_embedded(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [(0.5, r"the split test has \d\d images, 47 are expected"), (0, "the split test broke off after 24 images: ")],
+)
+def test_a_stream_that_breaks_off_keeps_what_was_embedded(
+    kept: float, said: str, tmp_path: Path, small: dict[str, KnownSet]
+) -> None:
     root = tmp_path / "clip-benchmark/wds_vtab-dtd"
     layouts.wds(root, "test", TRUTHS, ".cls", NAMES)
     whole = (root / "test/1.tar").read_bytes()
-    (root / "test/1.tar").write_bytes(whole[: len(whole) // 2])
-    cache = FeatureCache(tmp_path / "cache")
+    (root / "test/1.tar").write_bytes(whole[: int(kept * len(whole))] or b"no tar at all")
     oracle = Oracle()
-    with pytest.raises(DcclipError, match=r"wds_vtab-dtd: the split test (broke off after|has) \d\d") as caught:
-        run(open_dataset("dtd", streams=tmp_path / "notes"), oracle, cache)
-    assert "\n" not in caught.value.what
+    with pytest.raises(DcclipError, match=said) as caught:
+        run(open_dataset("dtd", streams=tmp_path / "notes"), oracle, FeatureCache(tmp_path / "cache"))
+    assert "wds_vtab-dtd" in caught.value.what and "\n" not in caught.value.what
     assert 24 <= sum(oracle.seen) < 47
+    again = Oracle()
+    with pytest.raises(DcclipError, match=said):
+        run(open_dataset("dtd", streams=tmp_path / "notes"), again, FeatureCache(tmp_path / "cache"))
+    assert not again.seen
 
 
 @pytest.mark.parametrize(("count", "said"), [(46, "has 46 images, 47 are expected"), (48, "has more images")])

@@ -41,6 +41,7 @@ class Stream:
         self._coming: Iterator[dict[str, Any]] = iter(())
         self._position = -1  # of what comes next; -1 before the first
         self._window: dict[int, Any] = {}
+        self._broken_by: DcclipError | None = None
         self._truths: dict[int, Any] = _read(notes)
         self._saved = len(self._truths)
         self._count = count or (len(self._truths) if self._truths else None)
@@ -57,10 +58,12 @@ class Stream:
         with self._lock:
             if index not in self._window:
                 if not 0 <= self._position <= index:
-                    self._coming, self._position = iter(self._rows), 0
+                    self._coming, self._position, self._broken_by = iter(self._rows), 0, None
                     self._window.clear()
-                while self._position <= index:
+                while self._position <= index and not self._broken_by:
                     self._advance()
+                if self._broken_by:  # for every thread that asks for more
+                    raise BrokenStream(self._broken_by)
             return self._window.pop(index)
 
     def truths(self, indices: Sequence[int]) -> list[Any]:
@@ -74,12 +77,13 @@ class Stream:
     def _advance(self) -> None:
         try:
             row = next(self._coming, None)
-            if row is None:
-                raise BrokenStream(self._size_error(self._position))
-            if self._position + 1 == self._count and next(self._coming, None) is not None:
-                raise BrokenStream(self._size_error(self._position + 2))
+            surplus = self._position + 1 == self._count and next(self._coming, None) is not None
         except BROKEN as error:
-            raise BrokenStream(self._broken(self._position, error)) from None
+            self._broken_by = self._broken(self._position, error)
+            return
+        if row is None or surplus:
+            self._broken_by = self._size_error(self._position + 2 * surplus)
+            return
         self._truths[self._position] = plain(row[self._truth])
         self._window[self._position] = row[self._image]
         self._window.pop(self._position - _WINDOW, None)
