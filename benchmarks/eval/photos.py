@@ -18,13 +18,14 @@ TARS = 4
 TEMPLATE = {"en": "a photo of a {}.", "zh": "一张{}的照片。"}
 
 
-def class_names(photos: Path) -> Prompts:
+def class_names(photos: Path, own_templates: bool = False) -> Prompts:
     """The classes that there are photographs of, in the order of their wnids, named as in ImageNet."""
     imagenet = prompts.read("imagenet")
     wnids = sorted(folder.name for folder in photos.iterdir() if folder.is_dir())
     places = [imagenet.folders.index(wnid) for wnid in wnids]
     names = {language: [every[place] for place in places] for language, every in imagenet.names.items()}
-    return Prompts(wnids, names, imagenet.alternates, {language: [one] for language, one in TEMPLATE.items()})
+    templates = imagenet.templates if own_templates else {language: [one] for language, one in TEMPLATE.items()}
+    return Prompts(wnids, names, imagenet.alternates, templates)
 
 
 def write_tars(photos: Path, folder: Path, copies: int) -> int:

@@ -1,16 +1,19 @@
 """How many images a second does `eval` get through, beside CLIP_benchmark's loop, and what does a second language cost?
 
-    python benchmarks/eval/throughput.py PHOTOS WORK --clip-benchmark FOLDER [--copies 5] [--rounds 3] [--no-amp]
+    python benchmarks/eval/throughput.py PHOTOS WORK --clip-benchmark FOLDER [--precision bf16] [--processes 2]
 
 PHOTOS has wnid folders with photographs; FOLDER is an unpacked clip_benchmark wheel, with `webdataset` installed.
 Both read the same tars with the same model directory, in processes of their own, in turn, so that a change in the
 machine's load meets both alike. Timed are reading, preprocessing and the image tower; libraries and weights are loaded
-before. CLIP_benchmark computes in bfloat16 unless told not to (--no-amp, as its --no_amp); dcclip is given the same.
-CPU seconds are of all processes, and depend less on what else the machine does.
+before, and one batch has gone through the tower. fp32 and bf16 are for both (CLIP_benchmark's --no_amp and --amp);
+`default` is what each does unless told: CLIP_benchmark bf16, dcclip fp32. CPU seconds are of all processes, dcclip's
+with its texts. The second language is timed from opening the tars to the result, its texts included; --templates own
+takes ImageNet's 52 and 80 in place of one.
 """
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -30,6 +33,8 @@ tokenizer = open_clip.get_tokenizer(f"local-dir:{model_folder}")
 data = build_wds_dataset("photos", transform, data_dir=tars)
 loader = torch.utils.data.DataLoader(data.batched(64), batch_size=None, shuffle=False, num_workers=4)
 head = peer.zero_shot_classifier(model.eval(), tokenizer, data.classes, data.templates, "cpu", amp)
+with torch.no_grad(), torch.autocast("cpu", enabled=amp):
+    model.encode_image(torch.zeros(64, 3, *model.visual.image_size))
 def used():
     return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 before, begin = used(), time.perf_counter()
@@ -40,37 +45,51 @@ top1 = (logits.argmax(1) == target).float().mean().item()
 print(json.dumps({"n": len(target), "seconds": seconds, "cpu": used() - before, "top1": top1}))
 """
 OURS = """
-import json, resource, sys, time
+import contextlib, json, sys, time
 from pathlib import Path
 import numpy as np
+import psutil
 sys.path.insert(0, str(Path(sys.argv[1])))
 from photos import class_names, load_tars
 from dcclip_cli.eval.datasets import Classes, DataSet
+from dcclip_cli.eval.embedding import Reader, View
 from dcclip_cli.eval import evaluate as module
 from dcclip_cli.eval.feature_cache import FeatureCache
 from dcclip_cli.model.reference import resolve
 tars, model_folder, amp, photos = Path(sys.argv[2]), sys.argv[3], sys.argv[4] == "amp", Path(sys.argv[5])
-known = class_names(photos)
-found = load_tars(tars, known)
+known = class_names(photos, sys.argv[7] == "own")
 def dataset(language):
+    found = load_tars(tars, known)
     truth = {language: Classes(tuple(known.names[language]), found.labels, tuple(known.templates[language]))}
     return DataSet("photos", found.images, truth)
 reference = resolve(model_folder)
 model = module.load_model(reference, "cpu", amp)
 module.load_model = lambda *_: model
-model.encode_pixels(np.zeros((1, *model.preprocess(found.images.picture(0)).shape), np.float32))
+size = model.preprocessing["size"]
+model.encode_pixels(np.zeros((64, 3, size, size), np.float32))
+model.encode_texts(["warm"])
 cache = FeatureCache(Path(sys.argv[6]))
+processes = int(sys.argv[8])
+if processes > 1:
+    many = module.EvalProcesses(reference, "cpu", amp, processes)
+    reader = Reader(dataset("en").images, View(), dict(model.preprocessing))
+    list(many.embed_batches([0] * 64 * processes, reader, 64, 2))
+    module.EvalProcesses = lambda *_: contextlib.nullcontext(many)
 def used():
-    return sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    every = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sum(sum(one.cpu_times()[:2]) for one in every)
 def run(language):
     before, begin = used(), time.perf_counter()
-    [result] = module.evaluate(models=[reference], datasets=[dataset(language)], device="cpu", cache=cache)
-    return result, time.perf_counter() - begin, used() - before
-model.encode_texts(["warm"])
-first, whole, cpu = run("en")
-second, again, _ = run("zh")
-print(json.dumps({"n": first.n, "seconds": first.n / first.images_per_second, "cpu": cpu, "top1": first.value,
-                  "whole": whole, "second_language": again}))
+    data = dataset(language)
+    opened = time.perf_counter() - begin
+    [result] = module.evaluate(models=[reference], datasets=[data], device="cpu", cache=cache, processes=processes)
+    return result, opened, time.perf_counter() - begin, used() - before
+first, opened, whole, cpu = run("en")
+second, _, again, _ = run("zh")
+if processes > 1:
+    many.__exit__(None, None, None)
+print(json.dumps({"n": first.n, "seconds": opened + first.n / first.images_per_second, "cpu": cpu,
+                  "top1": first.value, "whole": whole, "second_language": again}))
 """
 
 
@@ -81,41 +100,54 @@ def run(code: str, *arguments: object) -> dict[str, float]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+def spread(values: list[float], digits: int = 2) -> str:
+    """The median, and between what the rounds lay."""
+    middle, low, high = (f"{value:.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
+    return f"{middle} ({low} to {high})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("photos", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--clip-benchmark", type=Path, required=True)
     parser.add_argument("--copies", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--preset", default="S")
     parser.add_argument("--pairs", type=Path, default=Path("recipes/quickstart/validation.parquet"))
-    parser.add_argument("--no-amp", action="store_true")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "default"], default="fp32")
+    parser.add_argument("--templates", choices=["one", "own"], default="one")
+    parser.add_argument("--processes", type=int, default=1)
     given = parser.parse_args()
     tars, model = given.work / "wds_photos", given.work / f"run-{given.preset}/align/model"
     images = write_tars(given.photos, tars, given.copies)
     if not model.is_dir():
         make_model(write_recipe(given.work, given.pairs, given.preset), given.work / f"run-{given.preset}")
-    amp = "no-amp" if given.no_amp else "amp"
-    rounds: dict[str, list[dict[str, float]]] = {"CLIP_benchmark": [], "dcclip": []}
+    theirs, own = {"fp32": ("no-amp", "no-amp"), "bf16": ("amp", "amp"), "default": ("amp", "no-amp")}[given.precision]
+    rounds: list[tuple[dict[str, float], dict[str, float]]] = []
     for number in range(given.rounds):
-        rounds["CLIP_benchmark"].append(run(PEER, given.clip_benchmark, tars, model, amp))
         cache = given.work / f"cache-{number}"
-        subprocess.run(["rm", "-rf", str(cache)], check=True)
-        rounds["dcclip"].append(run(OURS, Path(__file__).parent, tars, model, amp, given.photos, cache))
-    middle = {
-        name: {key: statistics.median(one[key] for one in several) for key in several[0]}
-        for name, several in rounds.items()
-    }
-    print(f"{images:,} photographs in tars, preset {given.preset}, {'fp32' if given.no_amp else 'bf16'}, "
-          f"median of {given.rounds} rounds in turn")  # fmt: skip
-    for name, one in middle.items():
-        speed, cost = one["n"] / one["seconds"], 1000 * one["cpu"] / one["n"]
-        print(f"{name:<16}{speed:8.1f} images/s {cost:8.2f} CPU-ms an image  top-1 {one['top1']:.4f}")
-    peer, own = middle["CLIP_benchmark"], middle["dcclip"]
-    print(f"ratio           {peer['seconds'] / own['seconds']:8.2f} by time  {peer['cpu'] / own['cpu']:8.2f} by CPU")
-    print(f"first language {own['whole']:.2f} s, second {own['second_language']:.2f} s: "
-          f"{own['whole'] / own['second_language']:.1f} x")  # fmt: skip
+        shutil.rmtree(cache, ignore_errors=True)
+        more = (given.photos, cache, given.templates, given.processes)
+        rounds.append(
+            (
+                run(PEER, given.clip_benchmark, tars, model, theirs),
+                run(OURS, Path(__file__).parent, tars, model, own, *more),
+            )
+        )
+        shutil.rmtree(cache, ignore_errors=True)
+    asked = f"preset {given.preset}, precision {given.precision}, {given.templates} template(s)"
+    how = f"{given.processes} process(es), {given.rounds} rounds in turn: median (lowest to highest)"
+    print(f"{images:,} photographs in tars, {asked}, {how}")
+    for name, each in zip(("CLIP_benchmark", "dcclip"), zip(*rounds, strict=True), strict=True):
+        print(f"{name:<16}{spread([one['n'] / one['seconds'] for one in each], 1)} images/s, "
+              f"{spread([1000 * one['cpu'] / one['n'] for one in each])} CPU-ms an image, "
+              f"top-1 {each[0]['top1']:.4f}")  # fmt: skip
+    print(f"ratio by time   {spread([peer['seconds'] / mine['seconds'] for peer, mine in rounds])}")
+    print(f"ratio by CPU    {spread([peer['cpu'] / mine['cpu'] for peer, mine in rounds])}")
+    seconds = [statistics.median(mine[key] for _, mine in rounds) for key in ("whole", "second_language")]
+    print(f"first language {seconds[0]:.2f} s, second {seconds[1]:.2f} s: "
+          f"{spread([mine['whole'] / mine['second_language'] for _, mine in rounds], 1)} x")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -60,6 +60,9 @@ def eval(
         Path | None,
         Option("--data-root", metavar="DIR", help="Has the named data sets as DIR/NAME/. Default: the hub."),
     ] = None,
+    stream: Annotated[
+        bool, Option("--stream", help="Read what the hub has as it comes, and keep no image of it on disk.")
+    ] = False,
     limit: Annotated[int | None, Option("--limit", min=1, help="At most so many images of a data set.")] = None,
     templates: Annotated[
         Literal["own", "compact", "name"] | None,
@@ -86,6 +89,10 @@ def eval(
         Literal["fp32", "bf16"] | None, Option("--precision", help="What torch computes in. Default: fp32.")
     ] = None,
     workers: Annotated[int | None, Option("--workers", min=1, help="Threads that read images. Default: 2.")] = None,
+    processes: Annotated[
+        int | None,
+        Option("--processes", min=1, help="Processes that share the images, each with the model. Default: 1."),
+    ] = None,
     cache: Annotated[
         Path | None,
         Option("--cache", metavar="DIR", help="Where embeddings are kept. Default: $DCCLIP_CACHE or ~/.cache/dcclip."),
@@ -114,12 +121,14 @@ def eval(
         "datasets": dataset,
         "languages": _languages(languages),
         "data_root": str(data_root) if data_root else None,
+        "stream": stream,
         "limit": limit,
         "templates": templates,
         "task": task,
         "shots": _shots(shots),
         "precision": precision,
         "workers": workers,
+        "processes": processes,
     }
     loaded = stages.open_recipe(recipe, sets, None if dataset else "eval") if recipe else None
     if loaded and check:
@@ -137,7 +146,7 @@ def eval(
         references = [resolve(name) for name in model] if model else [resolve()]
     for reference in references:
         talk.say(reference.said)
-    datasets = open_all(options)
+    datasets = open_all(options, cache)
     results = measure(references, datasets, options, device, talk, cache, no_cache)
     if len({result.model for result in results}) < len(references):  # models of one name: told apart by where they lie
         results = _named_by_path(results, references)
@@ -150,12 +159,14 @@ def eval(
         show(results)
 
 
-def open_all(options: EvalOptions) -> list[DataSet]:
+def open_all(options: EvalOptions, cache: Path | None = None) -> list[DataSet]:
     """The data sets chosen, each checked to be whole. Raises DcclipError."""
     from dcclip_cli.eval.evaluate import open_datasets
+    from dcclip_cli.eval.feature_cache import default_cache
 
     root = Path(options.data_root) if options.data_root else None
-    return open_datasets(options.datasets, options.languages, root, options.templates, options.task)
+    streams = (cache or default_cache()) / "streams" if options.stream else None
+    return open_datasets(options.datasets, options.languages, root, options.templates, options.task, streams)
 
 
 def measure(
@@ -181,6 +192,7 @@ def measure(
         shots=options.shots,
         device=device,
         precision=options.precision,
+        processes=options.processes,
         cache=FeatureCache(None if no_cache else cache or default_cache()),
         progress=progress,
     )

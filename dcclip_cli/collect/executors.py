@@ -18,6 +18,7 @@ from datatrove.pipeline.base import PipelineStep
 from dcclip_cli.collect.cluster import ClusterOptions
 from dcclip_cli.collect.workers import LocalExecutor, silence
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.processes import cores
 
 EngineName = Literal["local", "ray", "slurm"]
 
@@ -93,11 +94,6 @@ class Engine:
             sbatch_args=dict(options.sbatch),
             logging_dir=str(logs.absolute()),
         )
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _on_slurm(executor: Any, logs: Path) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import threading
-import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
@@ -14,6 +11,7 @@ from copy import deepcopy
 from datatrove.executor.local import LocalPipelineExecutor
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.processes import begin_worker
 
 
 class LocalExecutor(LocalPipelineExecutor):
@@ -50,25 +48,13 @@ class LocalExecutor(LocalPipelineExecutor):
             raise
 
 
-_WATCH_S = 0.5
 _mine: list[LocalExecutor] = []  # a worker's executor
 
 
 def _begin_worker(executor: LocalExecutor, command: int) -> None:
-    """Make this process a worker: Ctrl-C goes to the command alone, and a worker ends soon after its command."""
     silence()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(command,), daemon=True).start()
+    begin_worker(command)
     _mine[:] = [executor]
-
-
-def _end_with(command: int) -> None:
-    while True:
-        time.sleep(_WATCH_S)
-        try:
-            os.kill(command, 0)
-        except ProcessLookupError:
-            os._exit(1)
 
 
 def _do_task(rank: int) -> None:

@@ -41,6 +41,10 @@ class PairTable(ABC):
     def captions(self, language: Language) -> list[tuple[str, ...]]:
         """The captions of every pair in one language, in order."""
 
+    def keys(self) -> list[str]:
+        """The key of every pair, in order."""
+        return [pair.key for pair in self]
+
     @property
     def embeddings(self) -> np.ndarray | None:
         """(N, D) float32, where the pairs hold image embeddings in place of images; None where they hold images."""
@@ -131,6 +135,12 @@ class ParquetPairs(PairTable):
         self._table = table.combine_chunks()
         self._embeddings = _vectors(self._table, path) if images == "embedding" else None
         self._captions = {language: _caption_column(self._table, language) for language in ("zh", "en")}
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return type(self), (self.path,)  # another process reads the file, rather than being sent it
+
+    def keys(self) -> list[str]:
+        return [str(key) for key in self._table["key"].to_pylist()]
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -224,6 +234,9 @@ class TarPairs(PairTable):
                 self._keys.append(key)
                 self._images.append(images[key])
                 self._records.append(records.get(key, {}))
+
+    def keys(self) -> list[str]:
+        return list(self._keys)
 
     def __len__(self) -> int:
         return len(self._keys)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,11 @@ from dcclip_cli.predict.classifier import class_means, fill, text_embeddings
 from dcclip_cli.predict.embedding import embed_batches
 from dcclip_cli.predict.runtime import DualEncoder
 from dcclip_cli.progress import Progress
+
+# Indices, what reads an image, the batch size and the number of threads that read -> batches in order.
+EmbedBatches = Callable[
+    [Sequence[int], Callable[[int], Image.Image], int, int], Iterable[list[tuple[int, np.ndarray | DcclipError]]]
+]
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,21 @@ class View:
             side = int(size) if isinstance(size, int) else min(image.size)
             image = image.resize((side, side), Image.Resampling.BICUBIC)
         return image
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads an image by its number, as the data set wants it to be seen by a model with that preprocessing."""
+
+    images: Images
+    view: View
+    preprocessing: dict[str, Any]
+
+    def __call__(self, index: int) -> Image.Image:
+        try:
+            return self.view(self.images.picture(index), self.preprocessing)
+        except Fault as fault:
+            raise DcclipError(fault.drop.detail, "mend the file, or take it out of the data") from None
 
 
 @dataclass(frozen=True)
@@ -75,23 +96,22 @@ def embed_images(
     name: str,
     batch_size: int = 64,
     workers: int = 2,
+    embed: EmbedBatches | None = None,
 ) -> Embedded:
-    """The embeddings of the images `wanted`; `workers` threads read and scale the next ones while the model runs."""
+    """The embeddings of the images `wanted`; `workers` threads read and scale the next ones while the model runs.
+
+    `embed` is who runs the model, in this process if None.
+    """
     preprocessing = view.of(dict(model.preprocessing))
-
-    def read(index: int) -> Image.Image:
-        try:
-            return view(images.picture(index), dict(model.preprocessing))
-        except Fault as fault:
-            raise DcclipError(fault.drop.detail, "mend the file, or take it out of the data") from None
-
+    read = Reader(images, view, dict(model.preprocessing))
+    embed = embed or functools.partial(embed_batches, model)
     key = {"model": model.fingerprint, "preprocessing": preprocessing, "images": images.stamp, "count": len(images)}
     with cache.rows(key, len(images)) as rows:
         todo = rows.missing(wanted)
         begin = time.perf_counter()
         if len(todo):
             with progress.task(name, len(wanted), len(wanted) - len(todo)) as task:
-                for batch in embed_batches(model, todo.tolist(), read, batch_size, workers):
+                for batch in embed(todo.tolist(), read, batch_size, workers):
                     vectors = {index: found for index, found in batch if isinstance(found, np.ndarray)}
                     faults = {index: found.what for index, found in batch if isinstance(found, DcclipError)}
                     rows.fill(np.asarray(list(vectors), np.int64), np.asarray(list(vectors.values())), faults)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,8 @@ from dcclip_cli.eval.datasets import Captions, Classes, DataSet, Templates, open
 from dcclip_cli.eval.embedding import Embedded, View, chosen, embed_classes, embed_images, embed_texts
 from dcclip_cli.eval.feature_cache import FeatureCache
 from dcclip_cli.eval.loaders import Images
+from dcclip_cli.eval.loaders.stream import BrokenStream
+from dcclip_cli.eval.processes import EvalProcesses
 from dcclip_cli.eval.result import EvalResult, pack, sha256_of
 from dcclip_cli.eval.scoring import Score, score_classes, score_retrieval
 from dcclip_cli.model.reference import ModelReference
@@ -51,11 +54,17 @@ class EvalOptions(Options):
     shots: tuple[int, ...] = Field(
         (), description="Images a class that probes are trained on; 0 means all; default: 5, 20, 50 and all"
     )
+    stream: bool = Field(
+        False, description="Read what the hub has as it comes, for each model anew, and keep no image of it on disk"
+    )
     precision: Precision = Field(
         "fp32",
         description="What torch computes in; `bf16` is faster where the processor has it, and a little different",
     )
-    workers: int = Field(2, ge=1, description="Threads that read and scale images")
+    workers: int = Field(2, ge=1, description="Threads that read and scale images, in each process")
+    processes: int = Field(
+        1, ge=1, description="Processes that share the images of a data set, each with the model; a GPU each"
+    )
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,7 @@ class How:
     task: Task = "zero-shot"
     shots: tuple[int, ...] = ()
     precision: Precision = "fp32"
+    processes: EvalProcesses | None = None
 
 
 def open_datasets(
@@ -78,10 +88,11 @@ def open_datasets(
     data_root: Path | None = None,
     templates: Templates = "own",
     task: Task = "zero-shot",
+    streams: Path | None = None,
 ) -> list[DataSet]:
     """The data sets of these names and groups. Raises DcclipError for the first that is not there or not whole."""
     every = list(dict.fromkeys(one for name in names for one in registry.expand(name)))
-    opened = [open_dataset(name, languages, data_root, templates, task == "retrieval") for name in every]
+    opened = [open_dataset(name, languages, data_root, templates, task == "retrieval", streams) for name in every]
     called = [dataset.name for dataset in opened]
     if twice := [name for name in called if called.count(name) > 1]:
         raise DcclipError(f"two data sets are called {twice[0]}", "rename one of the files or folders")
@@ -99,6 +110,7 @@ def evaluate(
     shots: Sequence[int] = (),
     device: str = "auto",
     precision: Precision = "fp32",
+    processes: int = 1,
     cache: FeatureCache | None = None,
     progress: Progress | None = None,
 ) -> list[EvalResult]:
@@ -109,8 +121,12 @@ def evaluate(
     results: list[EvalResult] = []
     for reference in models:
         model = load_model(reference, device, precision == "bf16")
-        for dataset in datasets:
-            results += _probes(model, dataset, how) if task == "probe" else _zero_shot(model, dataset, how)
+        with contextlib.ExitStack() as stack:
+            if processes > 1:
+                many = stack.enter_context(EvalProcesses(reference, device, precision == "bf16", processes))
+                how = replace(how, processes=many)
+            for dataset in datasets:
+                results += _probes(model, dataset, how) if task == "probe" else _zero_shot(model, dataset, how)
     return results
 
 
@@ -162,7 +178,13 @@ def _embed(model: DualEncoder, dataset: DataSet, images: Images, how: How, name:
     name = name or dataset.name
     view = View(dataset.squash, dataset.border)
     said = f"{model.name} on {name}"
-    found = embed_images(model, images, wanted, view, how.cache, how.progress, said, how.batch_size, how.workers)
+    embed = how.processes.embed_batches if how.processes and not images.streamed else None
+    try:
+        found = embed_images(
+            model, images, wanted, view, how.cache, how.progress, said, how.batch_size, how.workers, embed
+        )
+    except BrokenStream as broken:
+        raise broken.error from None
     if found.faults:
         some = [f"{images.keys[index]} ({fault})" for index, fault in list(found.faults.items())[:_NAMED_FAULTS]]
         more = f", and {len(found.faults) - len(some)} more" if len(found.faults) > len(some) else ""

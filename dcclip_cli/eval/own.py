@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import yaml
 
 from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.data.table import open_pairs
+from dcclip_cli.data.table import PairTable, open_pairs
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.datasets import PLAIN, Captions, Classes, DataSet
 from dcclip_cli.eval.loaders.base import Images, stamp_of
@@ -34,9 +35,7 @@ def open_own(path: Path, retrieval: bool = False) -> DataSet:
 def _from_pairs(path: Path, retrieval: bool) -> DataSet:
     """Pairs; the first caption in each language is the class name, unless all captions are texts to be found."""
     table = open_pairs(path)
-    images = Images(
-        [str(number) for number in range(len(table))], lambda index: table[index].image, stamp_of(table.files)
-    )
+    images = Images(_keys(table), partial(_image, table), stamp_of(table.files))
     captions = {language: table.captions(language) for language in LANGUAGES}
     complete = {language: every for language, every in captions.items() if all(every)}
     if not complete:
@@ -49,6 +48,21 @@ def _from_pairs(path: Path, retrieval: bool) -> DataSet:
     return DataSet(
         path.stem, images, {one: _classes([several[0] for several in every]) for one, every in complete.items()}
     )
+
+
+def _keys(table: PairTable) -> list[str]:
+    """The pairs' own, with their row behind those that an earlier pair has too."""
+    keys = table.keys()
+    earlier: set[str] = set()
+    for row, key in enumerate(keys):
+        if key in earlier:
+            keys[row] = f"{key} (row {row})"
+        earlier.add(key)
+    return keys
+
+
+def _image(table: PairTable, index: int) -> bytes:
+    return table[index].image
 
 
 def _from_folder(path: Path) -> DataSet:

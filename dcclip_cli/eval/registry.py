@@ -131,10 +131,13 @@ RETRIEVAL = (
     _captioned("flickr30k", 1_000, ("en",), texts=5_000, hub="flickr30k", remark="Karpathy's split"),
     _captioned("flickr30k_cn", 1_000, ("zh",), texts=5_000, pictures_of="flickr30k", remark="human translations"),
     _captioned("coco", 5_000, ("en",), texts=25_010, hub="mscoco_captions", remark="Karpathy's split"),
-    _captioned("coco_cn", 1_000, ("zh",), remark="written in Chinese by people"),
+    # 1,053 texts: https://github.com/OFA-Sys/Chinese-CLIP/issues/175
+    _captioned("coco_cn", 1_000, ("zh",), texts=1_053, remark="written in Chinese by people"),
+    # Published only as 5 thousand texts and 30 thousand images.
     _captioned("muge_cn", None, ("zh",), split="valid", both_ways=False, remark="the test texts aren't public"),
     _captioned("xm3600", 3_600, _BOTH),
-    _captioned("xtd", None, _BOTH, texts=1_000),
+    # test_image_names.txt of adobe-research/Cross-lingual-Test-Dataset-XTD10 names no image twice.
+    _captioned("xtd", 1_000, _BOTH, texts=1_000),
 )
 SETS = {one.name: one for one in (*ELEVATER, *IMAGENETS, *RETRIEVAL)}
 PROMPTS = {

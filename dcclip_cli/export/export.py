@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from dcclip_cli.data.batches import DataOptions
@@ -174,7 +175,7 @@ def _tests(evaluation: EvalOptions | None) -> list[HeldOutImages]:
             len(one.images),
             one.images.picture,
             {
-                language: Classes(of.names, of.templates, of.labels)
+                language: Classes(of.names, of.templates, of.labels[np.arange(len(one.images))])
                 for language, of in one.truth.items()
                 if isinstance(of, SetClasses)
             },

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import functools
 import os
+import tarfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
+
+
+# What `datasets` raises for a wrong name, configuration or split, for half a file, and where the hub can't be reached.
+BROKEN = (OSError, ValueError, RuntimeError, EOFError, tarfile.TarError)
 
 
 @functools.lru_cache(maxsize=2)  # one task after the other asks for it; the rows themselves stay on disk
-def load_hub(path: str, config: str | None, split: str, revision: str | None = None) -> Dataset:
-    """One split, its rows on disk. No code of the data set's is run. Raises DcclipError where it can't be had."""
+def load_hub(
+    path: str, config: str | None, split: str, revision: str | None = None, files: str | None = None
+) -> Dataset:
+    """One split, its rows on disk. No code of the data set's is run. Raises DcclipError where it can't be had.
+
+    `files` is the pattern of the split's files, where that is known: no other split's are downloaded then.
+    """
     import datasets
 
     try:
@@ -29,12 +40,54 @@ def load_hub(path: str, config: str | None, split: str, revision: str | None = N
             raise DcclipError(
                 f"{path} is not a folder", "check the path; in a recipe it is relative to the recipe's folder"
             )
-        return datasets.load_dataset(path, config, split=split, revision=revision)
-    # What `datasets` raises for a wrong name, configuration or split, and where the hub can't be reached.
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        said = " ".join(str(error).split())[:300]
-        hint = "check the name, `config` and `split`, and that the hub can be reached; or name a folder of save_to_disk"
-        raise DcclipError(f"{path} can't be loaded: {said}", hint) from None
+        return datasets.load_dataset(
+            path, config, split=split, revision=revision, data_files={split: files} if files else None
+        )
+    except (*BROKEN, datasets.exceptions.DatasetsError) as error:
+        raise _unloadable(path, error) from None
+
+
+def stream_hub(path: str, split: str, revision: str | None = None, files: str | None = None) -> IterableDataset:
+    """One split, to be read from the first row to the last without being kept. Raises DcclipError as `load_hub`."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(
+            path, split=split, revision=revision, data_files={split: files} if files else None, streaming=True
+        )
+    except (*BROKEN, datasets.exceptions.DatasetsError) as error:
+        raise _unloadable(path, error) from None
+
+
+def splits_of(path: str) -> list[str]:
+    """The names of the splits in a folder that holds a repository of the hub. Raises DcclipError as `load_hub`."""
+    import datasets
+
+    try:
+        return list(datasets.get_dataset_split_names(path))
+    except (*BROKEN, datasets.exceptions.DatasetsError) as error:
+        raise _unloadable(path, error) from None
+
+
+def revision_of(path: str) -> str:
+    """The commit that the hub has of a data set now. Raises DcclipError where it can't be asked."""
+    import huggingface_hub
+
+    try:
+        return str(huggingface_hub.HfApi().dataset_info(path).sha)
+    except BROKEN as error:
+        raise _unloadable(path, error) from None
+
+
+def is_repository(path: str) -> bool:
+    """Whether a folder holds Parquet files as repositories of the hub do."""
+    return any(any(Path(path).glob(pattern)) for pattern in ("*.parquet", "data/*.parquet"))
+
+
+def _unloadable(path: str, error: Exception) -> DcclipError:
+    said = " ".join(str(error).split())[:300]
+    hint = "check the name, `config` and `split`, and that the hub can be reached; or name a folder of save_to_disk"
+    return DcclipError(f"{path} can't be loaded: {said}", hint)
 
 
 def is_saved(path: str) -> bool:

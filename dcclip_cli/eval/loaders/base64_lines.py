@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dcclip_cli.data.files.base64_lines import IMAGES, image_of, image_rows, number_of, texts_file, texts_in
@@ -40,12 +41,6 @@ class Base64Lines(Loader):
             names.append(name)
             at.append((row.start, len(row.content), row.number))
 
-        def read(index: int) -> bytes:
-            start, length, number = at[index]
-            with self.images.open("rb") as stream:
-                stream.seek(start)
-                return image_of(Row(number, start, stream.read(length)))
-
         place = {name: number for number, name in enumerate(names)}
         found: list[tuple[str, tuple[int, ...]]] = []
         for line, said in texts_in(texts, None):
@@ -61,7 +56,14 @@ class Base64Lines(Loader):
                 f"{texts} says of no text which images it is about", "the test texts aren't public: use valid"
             )
         return Captioned(
-            Images(names, read, stamp_of([self.images])),
+            Images(names, partial(_image, self.images, at), stamp_of([self.images])),
             tuple(text for text, _ in found),
             tuple(about for _, about in found),
         )
+
+
+def _image(file: Path, at: list[tuple[int, int, int]], index: int) -> bytes:
+    start, length, number = at[index]
+    with file.open("rb") as stream:
+        stream.seek(start)
+        return image_of(Row(number, start, stream.read(length)))

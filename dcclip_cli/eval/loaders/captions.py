@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,24 +152,25 @@ def captioned(captions: _Captions, place: Place, file: Path) -> Captioned:
     """The images of a caption file, found under the place's folders. Raises DcclipError where one is missing."""
     if not captions:
         raise DcclipError(f"{file} names no image of the split {place.split}", AGAIN)
-    read: dict[str, Callable[[], bytes]] = {}
+    found: dict[str, Places] = {}
     files: dict[str, Path] = {}
     for root in _folders(place):
         for inside in (root, *(folder for folder in (root / "images",) if folder.is_dir())):
             places = Places(inside, False)
             for name in captions:
-                if name not in read and (path := places.find(name)):
-                    read[name] = _reader(places, name)
+                if name not in found and (path := places.find(name)):
+                    found[name] = places
                     files[name] = path
     names = list(captions)
-    if absent := [name for name in names if name not in read]:
+    if absent := [name for name in names if name not in found]:
         raise missing(absent, str(_folders(place)[0]))
     if bare := [name for name in names if not captions[name]]:
         raise DcclipError(f"{file} has no caption of {bare[0]} ({len(bare)} such images)", AGAIN)
     texts = [(text, (number,)) for number, name in enumerate(names) for text in captions[name]]
-    images = Images(names, lambda index: read[names[index]](), stamp_of(files[name] for name in names))
+    read = partial(_image, names, [found[name] for name in names])
+    images = Images(names, read, stamp_of(files[name] for name in names))
     return Captioned(images, tuple(text for text, _ in texts), tuple(about for _, about in texts))
 
 
-def _reader(places: Places, name: str) -> Callable[[], bytes]:
-    return lambda: places.read(name)
+def _image(names: list[str], places: list[Places], index: int) -> bytes:
+    return places[index].read(names[index])

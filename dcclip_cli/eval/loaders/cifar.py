@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -81,8 +82,10 @@ class CifarBinary(Loader):
             said = [line.strip() for line in names.read_text("utf-8").splitlines() if line.strip()]
             ClassKeys(self.place.prompts).check_order(said, str(names))
 
-        def read(index: int) -> Image.Image:
-            return Image.fromarray(rows[index, version.label_bytes :].reshape(3, 32, 32).transpose(1, 2, 0))
-
         labels = rows[:, version.label_bytes - 1].astype(int)
+        read = partial(_picture, rows[:, version.label_bytes :])
         return Labelled(Images([str(number) for number in range(len(rows))], read, stamp_of(files)), labels)
+
+
+def _picture(pixels: np.ndarray, index: int) -> Image.Image:
+    return Image.fromarray(pixels[index].reshape(3, 32, 32).transpose(1, 2, 0))

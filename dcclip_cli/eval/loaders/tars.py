@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +53,7 @@ class WebDatasetTars(Loader):
                 images.append(image)
                 truths.append(truth)
 
-        def read(index: int) -> bytes:
-            return _bytes(images[index], MAX_IMAGE_BYTES)
-
-        found = Images(keys, read, stamp_of(self.shards))
+        found = Images(keys, partial(_image, images), stamp_of(self.shards))
         if self.place.known.task == "retrieval":
             texts = [(line, (number,)) for number, truth in enumerate(truths) for line in _captions(truth)]
             return Captioned(found, tuple(text for text, _ in texts), tuple(about for _, about in texts))
@@ -117,6 +115,10 @@ class WebDatasetTars(Loader):
             raise DcclipError(
                 f"{self.shards[0].parent} has {len(self.shards)} tars, nshards.txt says {said}", "finish the download"
             )
+
+
+def _image(images: list[_At], index: int) -> bytes:
+    return _bytes(images[index], MAX_IMAGE_BYTES)
 
 
 def _bytes(at: _At, limit: int) -> bytes:

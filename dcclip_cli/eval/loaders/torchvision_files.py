@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,8 @@ def _rows(found: Any, root: Path) -> tuple[Images, np.ndarray]:
     """Images and label numbers, under whichever of its names torchvision keeps them."""
     if hasattr(found, "data"):  # MNIST: all in memory
         pixels, labels = np.asarray(found.data), np.asarray(found.targets)
-
-        def read(index: int) -> Image.Image:
-            return Image.fromarray(pixels[index])
-
         stamp = stamp_of(sorted(Path(found.raw_folder).iterdir()), len(labels))
-        return Images([str(number) for number in range(len(labels))], read, stamp), labels
+        return Images([str(number) for number in range(len(labels))], partial(_pixels, pixels), stamp), labels
     if (samples := getattr(found, "_samples", getattr(found, "samples", None))) is not None:
         files, labels = [Path(file) for file, _ in samples], np.asarray([label for _, label in samples])
     else:
@@ -108,8 +105,15 @@ def _pcam(found: Any) -> tuple[Images, np.ndarray]:
     with h5py.File(files[1]) as targets:
         labels = np.asarray(targets["y"]).ravel().astype(int)
 
-    def read(index: int) -> Image.Image:
-        with h5py.File(files[0]) as pictures:
-            return Image.fromarray(pictures["x"][index])
+    return Images([str(number) for number in range(len(labels))], partial(_patch, files[0]), stamp_of(files)), labels
 
-    return Images([str(number) for number in range(len(labels))], read, stamp_of(files)), labels
+
+def _pixels(pixels: np.ndarray, index: int) -> Image.Image:
+    return Image.fromarray(pixels[index])
+
+
+def _patch(file: Path, index: int) -> Image.Image:
+    import h5py
+
+    with h5py.File(file) as pictures:
+        return Image.fromarray(pictures["x"][index])
