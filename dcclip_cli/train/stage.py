@@ -23,7 +23,14 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.folder import load_folder, read_json, save_folder
 from dcclip_cli.model.inherit import inherit_text_tower
 from dcclip_cli.model.preprocess import Preprocessing
-from dcclip_cli.model.students import StudentOptions, build_model, model_config, preprocessing_of, start_image_tower
+from dcclip_cli.model.students import (
+    StudentOptions,
+    build_model,
+    model_config,
+    preprocessing_of,
+    projection_bias,
+    start_image_tower,
+)
 from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with, train_tokenizer, trim_tokenizer
 from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.runs import RunFolder
@@ -131,6 +138,8 @@ def _student(
 ) -> Student:
     tokenize = tokenize_with(tokenizer, config["text_cfg"]["context_length"])
     model.visual.to(memory_format=torch.channels_last)
+    if (bias := projection_bias(model)) is not None:
+        bias.requires_grad_(False)
     towers = OpenClipTowers(model, tokenize, preprocessing, name, "in training")
     return Student(towers, config, preprocessing, tokenizer, name, parent)
 
