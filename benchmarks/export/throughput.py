@@ -6,8 +6,8 @@ The pictures are JPEGs of noise, smoothed to look like photographs to a decoder.
 preprocessing them on as many threads as there are processors; "model" is the image tower on preprocessed input, on as
 many threads. The same processors do both, so decoding D pictures a second and the model M, no program comes beyond
 1 / (1/D + 1/M), "both": it is near the smaller of the two only where the other one is much larger.
-"predict" is the function behind the command, loading the model included; "the command" is a whole process, with the half
-second of its start. Each is measured in turn, three times; medians are told.
+"predict" is the function behind the command, loading the model included; "the command" is a whole process, with the
+half second of its start. Each is measured in turn, three times; medians are told.
 """
 
 from __future__ import annotations

@@ -187,6 +187,14 @@ def test_a_precision_that_a_format_lacks_is_refused(model_folder: Path, tmp_path
     assert error.value.hint == "say --precision fp32"
 
 
+def test_formats_for_phones_get_weights_with_the_channels_first(model_folder: Path) -> None:
+    from dcclip_cli.export.graphs import example_inputs
+    from dcclip_cli.export.source import load_source
+
+    for graph, example in example_inputs(load_source(resolve(str(model_folder))), batch=1):
+        assert all(weight.is_contiguous() for weight in (*graph.parameters(), example))  # ExecuTorch fails on others
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_openvino_says_the_same(model_folder: Path, pairs_file: Path, tmp_path: Path, precision: Precision) -> None:
     pytest.importorskip("openvino")
