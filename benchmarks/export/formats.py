@@ -28,6 +28,7 @@ EXPORTS = (
     ("openvino", "int8", "openvino"),
     ("executorch", "fp32", "executorch"),
     ("litert", "fp32", "litert-torch"),
+    ("litert", "int8", "litert-torch"),
     ("coreml", "fp16", "coremltools"),
 )
 

@@ -169,15 +169,14 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
     from rich.table import Table
 
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=200)
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False
-    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     lines = list(rows)
     for number, column in enumerate(columns):
         figures = all(line[number][:1].isdecimal() for line in lines if line[number])
         table.add_column(column, justify="right" if figures and number else "left", overflow="fold", no_wrap=not number)
     for row in lines:
         table.add_row(*row)
+    console.print(title, style="bold", markup=False, soft_wrap=True)  # a table's own title wraps at the table's width
     console.print(table)
 
 

@@ -79,8 +79,10 @@ def embed(
 
 
 def _paths(images: Sequence[str]) -> list[Path]:
+    from dcclip_cli.memory import keep_freed_memory
     from dcclip_cli.predict.images import find_images
 
+    keep_freed_memory()
     return list(find_images(images, sys.stdin))
 
 

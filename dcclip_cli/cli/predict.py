@@ -62,11 +62,14 @@ def predict(
     wanted = _labels(labels, labels_file)
     talk = console.talk(quiet, verbose)
 
+    from dcclip_cli.memory import keep_freed_memory
     from dcclip_cli.model.reference import resolve
     from dcclip_cli.predict.images import find_images
     from dcclip_cli.predict.predict import predict as run
 
     paths = list(find_images(images, sys.stdin))
+    if len(paths) > 1:
+        keep_freed_memory()
     reference = resolve(model)
     talk.say(reference.said)
     predictions = run(

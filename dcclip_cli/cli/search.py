@@ -46,6 +46,7 @@ def search(
         raise DcclipError("there is nothing to look for", 'say what: dcclip search "一只狗" FOLDER')
     talk = console.talk(quiet, verbose)
 
+    from dcclip_cli.memory import keep_freed_memory
     from dcclip_cli.model.reference import resolve
     from dcclip_cli.predict.classifier import text_embeddings
     from dcclip_cli.predict.index import open_index
@@ -54,6 +55,7 @@ def search(
     reference = resolve(model)
     talk.say(reference.said)
     encoder = load_model(reference, device, threads=threads)
+    keep_freed_memory()
     index = open_index(encoder, folder, fresh, talk)
     talk.say(f"search: {len(index.paths)} pictures, {index.embedded} of them embedded now")
     hits = index.search(text_embeddings(encoder, [text])[0], top_k)

@@ -75,4 +75,7 @@ def example_ids(source: Source, batch: int = 2, length: int | None = None) -> Te
 def example_inputs(source: Source, batch: int) -> list[tuple[nn.Module, Tensor]]:
     """Both graphs, each with an example: pictures, and texts padded to the full length."""
     ids = example_ids(source, batch, source.context_length)
-    return [(ImageGraph(source).eval(), example_pixels(source, batch)), (TextGraph(source).eval(), ids)]
+    images: nn.Module = ImageGraph(source).eval()
+    # torch runs weights with the channels last; ExecuTorch 1.5 fails on those of strided convolutions.
+    images = images.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return [(images, example_pixels(source, batch)), (TextGraph(source).eval(), ids)]

@@ -18,6 +18,7 @@ import numpy as np
 from dcclip_cli.export.onnx import LARGEST_FILE
 from dcclip_cli.export.rounding import (
     after_last,
+    bytes_of,
     rounded_activations,
     weighted_nodes,
     weights_of,
@@ -29,7 +30,7 @@ from dcclip_cli.export.rounding import (
 
 _DENSE = ("MatMul", "Gemm")
 _WEIGHTED = ("Conv", *_DENSE)
-_RANKED_BYTES = 600_000_000  # beyond that, trying each part of a tower would take hours
+_RANKED_BYTES = 600_000_000  # of the largest tower whose parts are tried one by one
 _TRIED_ON = 16  # pictures or texts that the effect of rounding one activation is measured on
 _SUMS = ("Softmax", "Pow", "ReduceMean", "ReduceSum", "ReduceL2", "Sqrt", "Div")
 # Kinds of operators that stay fp32 in an fp16 graph, from the first to the last resort: sums overflow first.
@@ -90,12 +91,19 @@ class Int8Tower:
         return self._sensitive[: round(share * len(self._sensitive))] if share else []
 
     def _weights(self, share: float) -> list[str]:
-        """The nodes whose weights move the embeddings most for each byte, up to a share of the int8 tower's size."""
+        """The nodes whose weights move the embeddings most for each byte, up to a share of the int8 tower's size.
+
+        Of a large tower the smallest weights.
+        """
         if not share:
             return []
-        worth = {
-            node.name: self._moved(with_rounded_weights(self._model, [node.name]), self._still) for node in self._nodes
-        }
+        if self._is_large:
+            worth = dict.fromkeys((node.name for node in self._nodes), 1.0)
+        else:
+            worth = {
+                node.name: self._moved(with_rounded_weights(self._model, [node.name]), self._still)
+                for node in self._nodes
+            }
         sizes = {name: values.size for name, values in weights_of(self._model).items()}
         size = {node.name: 3 * sizes[node.input[1]] for node in self._nodes}  # bytes that fp32 takes more than int8
         left, chosen = share * sum(sizes.values()), []
@@ -118,6 +126,11 @@ class Int8Tower:
             quant_pre_process(self._file, prepared, skip_symbolic_shape=True)
             return onnx.load(prepared)
 
+    @property
+    def _is_large(self) -> bool:
+        """Whether trying each of the tower's parts would take hours."""
+        return bytes_of(self._model) > _RANKED_BYTES
+
     @cached_property
     def _nodes(self) -> list[Any]:
         return weighted_nodes(self._model, _WEIGHTED if self._fixed_ranges else _DENSE)
@@ -126,18 +139,18 @@ class Int8Tower:
     def _sensitive(self) -> list[str]:
         """The activations, those first whose rounding alone moves the embeddings most.
 
-        Tensors of a convolutional tower, the inputs of a transformer's dense layers (by the names of these).
+        Tensors of a convolutional tower, the inputs of a transformer's dense layers (by the names of these). Those of a
+        large tower come in the order of the graph.
         """
+        names = rounded_activations(self._rounded) if self._fixed_ranges else [node.name for node in self._nodes]
+        if self._is_large:
+            return names
         if self._fixed_ranges:
-            names = rounded_activations(self._rounded)
             whole = without_rounding(self._rounded, names)
             graphs = ((name, without_rounding(self._rounded, set(names) - {name})) for name in names)
         else:
-            names = [node.name for node in self._nodes]
             whole = with_rounded_weights(self._model, names)
             graphs = ((name, with_rounded_input(whole, name)) for name in names)
-        if self._model.ByteSize() > _RANKED_BYTES:
-            return names
         still = self._run(whole)
         moved = {name: self._moved(graph, still) for name, graph in graphs}
         return sorted(moved, key=lambda name: -moved[name])
@@ -203,18 +216,17 @@ class Int8Tower:
                 per_channel=True,
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=list(keep),
-                use_external_data_format=self._model.ByteSize() > LARGEST_FILE,
+                use_external_data_format=bytes_of(self._model) > LARGEST_FILE,
             )
             return onnx.load(quantized)
 
 
 def write_fp16(file: Path, out: Path, keep: Sequence[str] = FP16_KEEPS[0]) -> None:
     """Write a tower in fp16, operators of the kinds `keep` in fp32; it takes and gives fp32 as before."""
-    import onnx
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     blocked = [*DEFAULT_OP_BLOCK_LIST, *keep]
-    _save(convert_float_to_float16(onnx.load(file), keep_io_types=True, op_block_list=blocked), out)
+    _save(convert_float_to_float16(str(file), keep_io_types=True, op_block_list=blocked), out)
 
 
 def _save(model: Any, out: Path) -> None:
@@ -222,5 +234,5 @@ def _save(model: Any, out: Path) -> None:
 
     beside = out.with_name(f"{out.name}.data")
     beside.unlink(missing_ok=True)
-    large = model.ByteSize() > LARGEST_FILE
+    large = bytes_of(model) > LARGEST_FILE
     onnx.save(model, out, save_as_external_data=large, location=beside.name if large else None)

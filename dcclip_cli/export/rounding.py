@@ -23,6 +23,11 @@ def weights_of(model: Any) -> dict[str, np.ndarray]:
     return {weight.name: numpy_helper.to_array(weight) for weight in model.graph.initializer}
 
 
+def bytes_of(model: Any) -> int:
+    """What a graph's weights take. The graph's own ByteSize fails beyond 2 GiB."""
+    return sum(weight.ByteSize() for weight in model.graph.initializer)
+
+
 def after_last(model: Any, kinds: Sequence[str]) -> list[str]:
     """The names of all nodes behind the last one of these kinds."""
     nodes = list(model.graph.node)  # in topological order, as ONNX asks

@@ -160,7 +160,22 @@ def build_model(config: dict[str, Any], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         parts = {key: value for key, value in config.items() if key != "custom_text"}
-        return CustomTextCLIP(**parts)
+        model = CustomTextCLIP(**parts)
+    if (bias := projection_bias(model)) is not None:
+        torch.nn.init.zeros_(bias)
+    return model
+
+
+def projection_bias(model: Any) -> nn.Parameter | None:
+    """The bias of a network that projects with its own classifier: open_clip asks for one, students keep it at 0.
+
+    A projection behind the network has none either, and transformers has no place for it.
+    """
+    trunk = getattr(model.visual, "trunk", None)
+    if trunk is None or len(model.visual.head):
+        return None
+    bias: nn.Parameter | None = getattr(trunk.get_classifier(), "bias", None)
+    return bias
 
 
 def start_image_tower(model: nn.Module, image: ImageTower) -> None:

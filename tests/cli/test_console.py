@@ -66,10 +66,11 @@ def test_quiet_and_all_but_the_first_process_say_nothing(monkeypatch: pytest.Mon
 
 
 def test_tables_and_json_go_to_stdout_with_chinese_readable(capsys: pytest.CaptureFixture[str]) -> None:
-    console.show_table("结果 results", ("model", "top-1"), [("学生 student", "43.1 %")])
+    title = "结果 results, of a table that is narrower than its title"
+    console.show_table(title, ("model", "top-1"), [("学生 student", "43.1 %")])
     console.show_json({"label": "猫"})
     captured = capsys.readouterr()
-    assert captured.err == ""
+    assert captured.err == "" and captured.out.splitlines()[0] == title
     assert [line.split() for line in captured.out.splitlines() if "学生" in line] == [["学生", "student", "43.1", "%"]]
     assert captured.out.endswith('{\n  "label": "猫"\n}\n')
     assert sys.stdout.isatty() is False

@@ -48,6 +48,23 @@ def test_a_model_is_equal_to_itself() -> None:
     assert parity.agreement == 1
 
 
+class Longer(Letters):
+    """The same but for the last digits of a float, which are higher for longer texts."""
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        return super().encode_texts(texts) + np.asarray([[3e-7 * len(text)] for text in texts], np.float32)
+
+
+def test_texts_that_the_model_cannot_tell_apart_count_as_one() -> None:
+    samples = Samples(SAMPLES.source, SAMPLES.images, [["ab", "axb", "ba", "猫x狗", "猫狗"]])
+    original, longer = Letters(), Longer()
+    images = [original.encode_pixels(original.preprocess(image)[np.newaxis]) for image in samples.images]
+    ranked = [model.encode_texts(samples.labels[0]) @ np.concatenate(images).T for model in (original, longer)]
+    assert ranked[0].argmax(axis=0).tolist() != ranked[1].argmax(axis=0).tolist()
+    models: list[Any] = [original, longer]
+    assert Original(models[0], samples).compare(models[1]).agreement == 1
+
+
 def test_a_frozen_length_shows() -> None:
     original: Any = Letters()
     frozen: Any = Letters(frozen=1)

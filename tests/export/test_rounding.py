@@ -9,7 +9,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, checker, helper, numpy_helper
 
+from dcclip_cli.export.quantize import Int8Tower, Kept
 from dcclip_cli.export.rounding import (
+    bytes_of,
     rounded_activations,
     with_rounded_input,
     with_rounded_tables,
@@ -105,3 +107,32 @@ def test_the_most_sensitive_parts_are_kept_first(tmp_path: Path) -> None:
         errors.append(float(np.abs(run(onnx.load(tmp_path / "int8.onnx"), x) - exact).max()))
     assert tower._sensitive == ["wide_product", "narrow_product"]
     assert errors[0] > 100 * errors[1] > errors[2] == pytest.approx(0, abs=1e-4)
+
+
+def test_the_bytes_of_a_graph_are_those_of_its_weights() -> None:
+    model = graph([helper.make_node("MatMul", ["x", "w"], ["y"], "product")], {"w": np.eye(2, dtype=np.float32)})
+    weight = numpy_helper.from_array(np.zeros((2, 1000), np.float32), "unused")
+    before = bytes_of(model)
+    model.graph.initializer.append(weight)
+    assert bytes_of(model) - before == weight.ByteSize() > 8000
+
+
+def test_a_tower_too_large_to_try_its_parts_keeps_the_smallest_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dcclip_cli.export.quantize._RANKED_BYTES", 0)
+    wide = np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)
+    model = graph(
+        [
+            helper.make_node("MatMul", ["x", "wide"], ["h"], "wide"),
+            helper.make_node("MatMul", ["h", "narrow"], ["h2"], "narrow"),
+            helper.make_node("MatMul", ["h2", "last"], ["y"], "last"),
+        ],
+        {"wide": wide, "narrow": wide.T.copy(), "last": WEIGHTS},
+    )
+    onnx.save(model, tmp_path / "text.onnx")
+    tower = Int8Tower(tmp_path / "text.onnx", [np.eye(2, dtype=np.float32)])
+    # 36 weights are 36 bytes; `last` takes 12 more in fp32, `wide` and `narrow` 48 each: a half, 18, is room for one.
+    tower.write(tmp_path / "int8.onnx", Kept(activations=0.0, weights=0.5))
+    kept = {weight.name for weight in onnx.load(tmp_path / "int8.onnx").graph.initializer}
+    assert "last" in kept and not {"wide", "narrow"} & kept

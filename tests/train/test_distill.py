@@ -73,6 +73,24 @@ def test_the_weights_of_losses_scale_their_terms(distilling: Job, run: Run) -> N
     assert tripled.figures["embedding"] == pytest.approx(3 * alone.figures["embedding"])
 
 
+def test_a_network_that_projects_with_its_classifier_learns_no_bias_for_it(distilling: Job, run: Run) -> None:
+    distilling["student"]["image"] = {"timm": "mobilenetv4_conv_small_050", "size": 32}
+    weights = load_file(run(distilling).folder / "open_clip_model.safetensors")
+    assert not weights["visual.trunk.classifier.bias"].any()  # transformers has no place for one
+
+
+def test_a_bias_that_an_older_student_brings_stays_as_it_is(aligning: Job, distilling: Job, run: Run) -> None:
+    distilling["student"]["image"] = {"timm": "mobilenetv4_conv_small_050", "size": 32}
+    older = run(distilling).folder
+    file, bias = older / "open_clip_model.safetensors", "visual.trunk.classifier.bias"
+    before = load_file(file)
+    save_file(before | {bias: torch.full_like(before[bias], 0.5)}, file)
+    aligned = run(elsewhere(aligning, "aligned", options={"start": str(older)})).folder
+    after = load_file(aligned / "open_clip_model.safetensors")
+    assert (after[bias] == 0.5).all()
+    assert not torch.equal(after["visual.trunk.classifier.weight"], before["visual.trunk.classifier.weight"])
+
+
 def test_adapters_are_in_the_resume_state_and_not_in_the_model(distilling: Job, run: Run) -> None:
     result = run(distilling)
     [state] = (result.folder.parent / "state").glob("step-*")

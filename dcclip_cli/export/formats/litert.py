@@ -19,10 +19,14 @@ FILES = ("image.tflite", "text.tflite")
 
 
 class LiteRt(Format):
-    """image.tflite takes one picture, text.tflite one text padded to the full length (int64)."""
+    """image.tflite takes one picture, text.tflite one text padded to the full length (int64).
+
+    In int8 all weights are rounded, the embedding table too, and activations in ranges found while it runs. Fixed
+    ranges reach into the normalisation at the end: the quick start's student lost 0.007 of cosine for 0.03 ms.
+    """
 
     name = "litert"
-    precisions = ("fp32",)
+    precisions = ("fp32", "int8")
     package = "litert_torch"
     install = "pip install litert-torch (in an environment of its own: 2.1 GB)"
 
@@ -33,9 +37,19 @@ class LiteRt(Format):
 
         for file, (graph, example) in zip(FILES, example_inputs(source, batch=1), strict=True):
             litert_torch.convert(graph, (example,)).export(str(folder / file))
+            if precision == "int8":
+                _round(folder / file)
 
     def open(self, folder: Path) -> DualEncoder:
         return LiteRtEncoder(folder)
+
+
+def _round(file: Path) -> None:
+    from ai_edge_quantizer import quantizer, recipe
+
+    rounding = quantizer.Quantizer(str(file))
+    rounding.load_quantization_recipe(recipe.dynamic_wi8_afp32())
+    rounding.quantize().export_model(str(file), overwrite=True)
 
 
 class LiteRtEncoder(DescribedEncoder):

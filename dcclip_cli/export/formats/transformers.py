@@ -57,7 +57,7 @@ def _model(source: Source) -> Any:
     config = json.loads((source.folder / "open_clip_config.json").read_text("utf-8"))["model_cfg"]
     image, text = config["vision_cfg"], config["text_cfg"]
     weights: dict[str, Tensor] = dict(source.towers.model.state_dict())
-    _check(source, weights, image)
+    projection = _projection(source, weights)
     vocabulary = int(text["vocab_size"])
     text_config = CLIPTextConfig(
         vocab_size=vocabulary,
@@ -78,28 +78,40 @@ def _model(source: Source) -> Any:
         model_args={},
         pretrained_cfg={"input_size": [3, side, side]},
         num_labels=0,
-        hidden_size=weights["visual.head.proj.weight"].shape[1],  # of the pooled features
+        hidden_size=weights[projection].shape[1],  # of the pooled features
     )
     both = VisionTextDualEncoderConfig.from_vision_text_configs(
         image_config, text_config, projection_dim=config["embed_dim"]
     )
     model = VisionTextDualEncoderModel(both).eval()
-    model.load_state_dict(_renamed(weights, int(text["eos_id"])))
+    model.load_state_dict(_renamed(weights, projection, int(text["eos_id"])))
     return model
 
 
-def _check(source: Source, weights: dict[str, Tensor], image: dict[str, Any]) -> None:
-    if "timm_model_name" not in image or "text.text_projection" not in weights:
-        raise DcclipError(f"{source.towers.name} has other towers than dcclip's students", _OTHER)
-    if "visual.head.proj.weight" not in weights:
+def _projection(source: Source, weights: dict[str, Tensor]) -> str:
+    """The name of the image tower's projection: behind the network, or in place of its classifier, its bias 0."""
+    towers, visual = source.towers, source.towers.model.visual
+    if not hasattr(visual, "trunk") or "text.text_projection" not in weights:
+        raise DcclipError(f"{towers.name} has other towers than dcclip's students", _OTHER)
+    behind = "visual.head.proj.weight"
+    if behind in weights:
+        return behind
+    inside = f"visual.trunk.{visual.trunk.pretrained_cfg['classifier']}"
+    if len(visual.head) or f"{inside}.weight" not in weights:
         raise DcclipError(
-            f"{source.towers.name}: the image tower ({image['timm_model_name']}) projects with a bias, for which "
-            "transformers' VisionTextDualEncoderModel has no place",
+            f"{towers.name} projects pictures by more than one matrix, all that transformers' "
+            "VisionTextDualEncoderModel has a place for",
             _OTHER,
         )
+    if weights[f"{inside}.bias"].any():
+        raise DcclipError(
+            f"{towers.name} projects pictures with a bias: transformers' VisionTextDualEncoderModel takes none",
+            f"{_OTHER}; students trained from now on have none",
+        )
+    return f"{inside}.weight"
 
 
-def _renamed(weights: dict[str, Tensor], end: int) -> dict[str, Tensor]:
+def _renamed(weights: dict[str, Tensor], projection: str, end: int) -> dict[str, Tensor]:
     """open_clip's weights under transformers' names; row `end` of the embedding changes places with the last."""
     import torch
 
@@ -114,12 +126,15 @@ def _renamed(weights: dict[str, Tensor], end: int) -> dict[str, Tensor]:
     table[[end, -1]] = table[[-1, end]]
     found = {
         "logit_scale": weights["logit_scale"],
-        "visual_projection.weight": weights["visual.head.proj.weight"],
+        "visual_projection.weight": weights[projection],
         "text_projection.weight": weights["text.text_projection"].T.contiguous(),
         "text_model.embeddings.token_embedding.weight": table,
         "text_model.embeddings.position_embedding.weight": weights["text.positional_embedding"],
     }
+    classifier = projection.removesuffix("weight")
     for name, value in weights.items():
+        if name.startswith(classifier):
+            continue
         if name.startswith("visual.trunk."):
             found[f"vision_model.timm_model.{name.removeprefix('visual.trunk.')}"] = value
         elif name.startswith("text.ln_final."):
