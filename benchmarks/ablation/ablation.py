@@ -75,7 +75,7 @@ def draw(rows: dict[Variant, list[Figures]], file: Path) -> None:
         axes.set_xlabel("top-1, %")
     panels[0].set_yticks([number + 0.2 for number in range(len(rows))], [variant.name for variant in rows])
     panels[0].invert_yaxis()
-    panels[-1].legend(loc="lower right")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="lower left")
     figure.tight_layout()
     figure.savefig(file)
 
