@@ -6,7 +6,8 @@ import pytest
 
 from dcclip_cli.recipe.load import load
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -26,3 +27,10 @@ def test_what_a_recipe_reads_comes_with_it_or_its_header_says_from_where(path: P
     )
     assert bool(loaded.missing_files()) <= fetched
     assert not fetched or "\n#   from " in loaded.text or "\n# First: " in loaded.text
+
+
+def test_what_the_benchmarks_of_training_vary_is_a_recipe_whose_files_are_there() -> None:
+    loaded = load(ROOT / "benchmarks/train/small.yaml")
+    assert loaded.recipe.name == "small"
+    assert loaded.recipe.stages == ("distill", "align")
+    assert loaded.missing_files() == []

@@ -8,15 +8,18 @@ first, the next collection begins. Every finished output is compared with that o
 """
 
 import argparse
-import os
 import shutil
-import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from random import Random
 
 from running import command, differences, first_tars, recipe
+
+sys.path.append(str(Path(__file__).parent.parent))
+
+from killing import killed
 
 
 def main() -> None:
@@ -36,16 +39,10 @@ def main() -> None:
 
     random, kills, finished, wrong = Random(options.seed), 0, 0, []
     while kills < options.kills or not (root / "broken/collect").is_dir():
-        process = subprocess.Popen(command(read, root / "broken", "-q"), start_new_session=True)
-        after_s = random.uniform(0, whole_s)
-        try:
-            if process.wait(timeout=after_s if kills < options.kills else None):
-                raise SystemExit(f"ended with {process.returncode} after {kills} kills")
-        except subprocess.TimeoutExpired:
+        after_s = random.uniform(0, whole_s) if kills < options.kills else None
+        group = kills % 2 == 0
+        if killed(command(read, root / "broken", "-q"), after_s, group):
             kills += 1
-            group = kills % 2
-            os.killpg(process.pid, signal.SIGKILL) if group else process.kill()
-            process.wait()
             print(
                 f"kill {kills:>2} after {after_s:5.1f} s, {'all processes' if group else 'the first process'}",
                 flush=True,

@@ -81,9 +81,7 @@ def align(
     if options.start == "scratch":
         if student is None:
             raise DcclipError("align starts from scratch, but the recipe has no student", "add a student section")
-        first = teaching.teachers[0] if teaching.teachers else None
-        if first is None and teacher is not None and student.text.inherit != "nothing":
-            first = teacher.load(device)
+        first = teaching.first(teacher, student.text.inherit != "nothing", device)
         width = teaching.widths[0].embedding if teaching.widths else stage.DEFAULT_EMBED_DIM
         learner = stage.new_student(student, width, table, teacher.model if teacher else None, name, seed, first)
     else:

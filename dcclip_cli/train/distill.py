@@ -67,7 +67,7 @@ def distill(
     check_data(options.losses, training.kinds)
     teaching = load_teachers((teacher, *options.more_teachers), options.losses, device)
     embed_dim = teaching.widths[0].embedding if teaching.widths else stage.DEFAULT_EMBED_DIM
-    first = teaching.teachers[0] if teaching.teachers else None
+    first = teaching.first(teacher, student.text.inherit != "nothing", device)
     learner = stage.new_student(student, embed_dim, training.table, teacher.model, run.root.name, seed, first)
     if any(loss.kind == "task" and loss.loss == "siglip" for loss in options.losses):
         learner = stage.with_bias(learner)

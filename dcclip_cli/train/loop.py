@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dcclip_cli.data.batches import Batch, Reader
@@ -139,7 +140,7 @@ def fit(
                     average.update_parameters(stage.kept)
             optimizer.zero_grad()
             if done % options.log_every_steps == 0 or done == steps:
-                figures = {key: float(value) for key, value in terms.items()}
+                figures = _over_processes(terms, accelerator)
                 figures |= {
                     "loss": sum(figures.values()),
                     "gradient_norm": norm,
@@ -176,6 +177,12 @@ def fit(
         finish(figures)
     _leave(accelerator)
     return Fitted(seconds, steps - start, figures)
+
+
+def _over_processes(terms: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
+    """The means of loss terms, of which each process may have worked out its own share."""
+    means = accelerator.reduce(torch.stack([term.float() for term in terms.values()]), "mean")
+    return dict(zip(terms, means.tolist(), strict=True))
 
 
 def _keep(stage: Trainable, average: Any, best: Best | None, options: LoopOptions) -> dict[str, float]:

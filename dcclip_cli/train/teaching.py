@@ -33,6 +33,12 @@ class Teaching:
         """Changes whenever any teacher's answers could."""
         return [teacher.fingerprint for teacher in self.teachers]
 
+    def first(self, teacher: Teacher | None, inherits: bool, device: str) -> Towers | None:
+        """The recipe's own teacher, where losses ask for one or the student `inherits` from it."""
+        if self.teachers:
+            return self.teachers[0]
+        return teacher.load(device) if teacher is not None and inherits else None
+
     def reader(self, reader: Reader, options: TeachingOptions) -> Reader:
         """The reader with what the teachers need of it."""
         if not self.teachers:

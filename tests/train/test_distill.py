@@ -363,9 +363,10 @@ def test_what_the_cache_saves_is_said(distilling: Job, run: Run, watching: Calla
     assert not [name for name, _, _ in second.tasks if name.startswith("teacher")]
 
 
-def test_a_text_tower_that_starts_from_the_teachers_rows(distilling: Job, run: Run) -> None:
+@pytest.mark.parametrize("loss", ["embedding", "task"])
+def test_a_text_tower_that_starts_from_the_teachers_rows_asked_or_not(distilling: Job, run: Run, loss: str) -> None:
     distilling["student"]["text"] |= {"vocabulary": {"from": "teacher", "size": 300}, "inherit": "embeddings"}
-    distilling["options"] |= {"steps": 1}
+    distilling["options"] |= {"steps": 1, "losses": [{"kind": loss}]}
     result = run(distilling)
     plain = json.loads(json.dumps(distilling))
     plain["student"]["text"]["inherit"] = "nothing"

@@ -77,6 +77,12 @@ def test_two_processes_train_as_one_does_on_the_same_batches(
     assert max(float((value - shorter[name]).abs().max()) for name, value in one.items()) > 1e-3
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)
+    said = [
+        [json.loads(line) for line in Path(roots[name], stage, "metrics.jsonl").read_text("utf-8").splitlines()][-1]
+        for name in ("one", "two")
+    ]
+    assert said[1]["step"] == 20
+    assert said[1]["loss"] == pytest.approx(said[0]["loss"], rel=1e-4), "the log tells of the whole batch"
 
 
 @pytest.mark.timeout(2 * TIMEOUT_S)

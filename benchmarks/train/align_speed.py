@@ -1,0 +1,88 @@
+"""Is the align loop as fast as open_clip's own trainer on the same model, pictures, batch, precision and threads?
+
+    pip install 'open_clip_torch[training]'
+    python benchmarks/train/align_speed.py WORK [--rounds 2] [--steps 50] [--threads 2]
+
+The quick start's student, batches of 128 pictures with one English caption each, random crops, AdamW, one process that
+reads pictures; by turns, each in a process of its own. Pictures a second, reading included, the first ten steps
+left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import open_clip_trainer
+
+from dcclip_cli.cli.stages import open_recipe
+from dcclip_cli.data.table import open_pairs
+from dcclip_cli.train.probe import widths
+from dcclip_cli.train.stage import new_student
+
+RECIPE = Path(__file__).with_name("small.yaml")
+BATCH_SIZE = 128
+SETS = (
+    "align.captions={languages: [en], first: 0.7}",
+    "align.augment={crop: 0.9}",
+    "align.optimizer={lr: 1e-3, weight_decay: 0.05}",
+    "align.log_every_steps=10",
+    f"align.batch_size={BATCH_SIZE}",
+)
+
+
+def ours(start: Path, folder: Path, steps: int, precision: str, threads: int) -> float:
+    """Seconds of a step of `dcclip align`, from its log."""
+    sets = [*SETS, f"align.start={start}", f"align.steps={steps}", f"align.precision={precision}"]
+    flags = [part for one in (*sets, f"align.threads={threads}") for part in ("--set", one)]
+    command = [sys.executable, "-m", "dcclip_cli", "align", str(RECIPE), "--out", str(folder), "-q", *flags]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    lines = [json.loads(line) for line in (folder / "align/metrics.jsonl").read_text("utf-8").splitlines()]
+    spans = [line for line in lines if line["step"] % 10 == 0][1:]  # of ten steps each, like open_clip's
+    return statistics.mean(BATCH_SIZE / line["images_per_second"] for line in spans)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
+    given = parser.parse_args()
+    root = given.work.resolve() / "align-speed"
+    shutil.rmtree(root, ignore_errors=True)
+    recipe = open_recipe(RECIPE, []).recipe
+    assert recipe.student is not None and recipe.teacher is not None and recipe.data is not None
+    table, teacher = open_pairs(str(recipe.data.train)), recipe.teacher.load("cpu")
+    start = root / "start"
+    new_student(recipe.student, widths(teacher, ()).embedding, table, recipe.teacher.model, "start", 0, teacher).save(
+        start, {}
+    )
+    rows = open_clip_trainer.write_rows(root, root / "pictures", table, given.steps, BATCH_SIZE, 0, ["en"])
+    for precision, theirs in (("fp32", "fp32"), ("bf16", "amp_bf16")):
+        if precision not in given.precisions:
+            continue
+        found: dict[str, list[float]] = {"dcclip": [], "open_clip": []}
+        for number in range(given.rounds):
+            folder = root / f"{precision}-{number}"
+            found["dcclip"].append(ours(start, folder, given.steps, precision, given.threads))
+            open_clip_trainer.train(start, rows, folder, BATCH_SIZE, theirs, 0, threads=given.threads)
+            found["open_clip"].append(open_clip_trainer.seconds_of_a_step(folder))
+            said = ", ".join(f"{name} {BATCH_SIZE / times[-1]:.0f}" for name, times in found.items())
+            print(f"{precision}, round {number + 1}: {said} images/s", flush=True)
+        fastest = {name: BATCH_SIZE / statistics.median(times) for name, times in found.items()}
+        print(
+            f"{precision}: dcclip {fastest['dcclip']:.0f} images/s, open_clip {fastest['open_clip']:.0f}: "
+            f"{fastest['dcclip'] / fastest['open_clip']:.2f} x",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
