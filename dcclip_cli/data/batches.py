@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from dcclip_cli.data.augment import Augment, generator
-from dcclip_cli.data.memory import PictureMemory
+from dcclip_cli.data.kept_pictures import KeptPictures
 from dcclip_cli.data.order import Sample
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.data.table import PairTable
@@ -177,13 +177,13 @@ class Reader:
     for_teachers: tuple[Callable[[Image.Image], np.ndarray], ...] = ()
     repeats: int = 0
     find_shared: bool = False
-    memory: PictureMemory = field(default_factory=PictureMemory, compare=False, repr=False)
+    kept: KeptPictures = field(default_factory=KeptPictures, compare=False, repr=False)
 
     def picture(self, index: int, repeat: int) -> Image.Image:
         """One sample's `repeat`-th augmented picture. Raises DcclipError where the image can't be read."""
         if self.repeats:  # the same augmentations come again, so they are what is worth keeping
-            return self.memory.get((index, repeat), lambda: self._changed(self._decoded(index), index, repeat))
-        return self._changed(self.memory.get(index, lambda: self._decoded(index)), index, repeat)
+            return self.kept.get((index, repeat), lambda: self._changed(self._decoded(index), index, repeat))
+        return self._changed(self.kept.get(index, lambda: self._decoded(index)), index, repeat)
 
     def _changed(self, image: Image.Image, index: int, repeat: int) -> Image.Image:
         return self.augment(image, generator(self.seed, index, repeat))

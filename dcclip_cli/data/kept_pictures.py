@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 LIMIT_BYTES = 256_000_000  # of each reading process: the quick start's pictures three times over
 
 
-class PictureMemory:
+class KeptPictures:
     """Keeps pictures until `limit` bytes of pixels are kept; later ones are made each time that they are asked for.
 
     Nothing kept is ever let go: an epoch asks for every picture once, so the oldest is as good as any.

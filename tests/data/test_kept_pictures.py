@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from dcclip_cli.data.memory import PictureMemory
+from dcclip_cli.data.kept_pictures import KeptPictures
 
 
 class Maker:
@@ -20,20 +20,20 @@ class Maker:
 
 
 def test_a_picture_is_made_once() -> None:
-    memory, make = PictureMemory(), Maker()
-    assert memory.get((3, 0), make) is memory.get((3, 0), make)
+    kept, make = KeptPictures(), Maker()
+    assert kept.get((3, 0), make) is kept.get((3, 0), make)
     assert make.made == 1
 
 
 def test_each_augmentation_is_a_picture_of_its_own() -> None:
-    memory, make = PictureMemory(), Maker()
-    assert memory.get((3, 0), make) is not memory.get((3, 1), make)
+    kept, make = KeptPictures(), Maker()
+    assert kept.get((3, 0), make) is not kept.get((3, 1), make)
 
 
 @pytest.mark.parametrize(("mode", "fit"), [("RGB", 3), ("RGBA", 2)])
 def test_no_more_is_kept_than_the_limit(mode: str, fit: int) -> None:
-    memory, make = PictureMemory(limit=999), Maker(mode)
+    kept, make = KeptPictures(limit=999), Maker(mode)
     for _ in range(2):
         for key in range(4):
-            memory.get(key, make)
+            kept.get(key, make)
     assert make.made == 4 + (4 - fit)
