@@ -75,7 +75,7 @@ class BlockStore:
 
     @property
     def rows_elsewhere(self) -> int:
-        """The rows that another run filled."""
+        """The rows that lie elsewhere."""
         return sum(
             block.last - block.first
             for block in self._blocks
@@ -115,11 +115,6 @@ class BlockStore:
                 size = min(width, values.shape[1])
                 result[np.flatnonzero(here)[:, None], np.arange(size)] = values[:, :size]
         return result
-
-    def has(self, name: str) -> bool:
-        """Whether there is an array of this name."""
-        place = self._place(self._blocks[0]) if self._blocks else None
-        return place is not None and (place / f"{name}.npy").is_file()
 
     def _open_array(self, number: int, name: str) -> np.ndarray:
         place = self._place(self._blocks[number])

@@ -33,6 +33,7 @@ from dcclip_cli.train.teachers import no_images
 ROWS = 64  # pictures or captions that the teacher sees at once; part of what the numbers depend on
 SAMPLES_IN_BLOCK = 1024  # a multiple of ROWS, so that blocks do not change which pictures the teacher sees together
 CAPTIONS_IN_BLOCK = 8192
+_EXTRAS = {"maps", "tokens"}  # what is kept beside the embeddings and changes nothing about them
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,14 @@ class TeacherCache:
         texts: BlockStore,
         captions: list[str],
         repeats: int,
-        layers: Sequence[int],
+        maps: Sequence[int],
+        tokens: bool,
         widths: Widths,
         logit_scale: float,
     ) -> None:
         self.images, self.texts = images, texts
         self._caption_rows = {caption: row for row, caption in enumerate(captions)}
-        self._repeats, self._layers, self._widths = repeats, layers, widths
+        self._repeats, self._maps, self._tokens, self._widths = repeats, maps, tokens, widths
         self._scale = torch.tensor(logit_scale)
 
     def __call__(self, batch: Batch) -> Side:
@@ -95,19 +97,15 @@ class TeacherCache:
 
     def _image(self, rows: np.ndarray, device: torch.device) -> ImageFeatures:
         if not len(rows):
-            return no_images(self._widths, self._layers, device)
+            return no_images(self._widths, [layer for layer in self._maps if layer != -1], device)
         embedding = _tensor(self.images.read("image_embedding", rows), device)
-        maps = {
-            layer: _tensor(self.images.read(_map_name(layer), rows), device)
-            for layer in (-1, *self._layers)
-            if self.images.has(_map_name(layer))
-        }
+        maps = {layer: _tensor(self.images.read(_map_name(layer), rows), device) for layer in self._maps}
         return ImageFeatures(embedding, maps.pop(-1, embedding[:, :, None, None]), maps)
 
     def _text(self, captions: list[str], device: torch.device) -> TextFeatures:
         rows = np.asarray([self._caption_rows[caption] for caption in captions])
         embedding = _tensor(self.texts.read("text_embedding", rows), device)
-        if not self.texts.has("text_tokens"):
+        if not self._tokens:
             return TextFeatures(
                 embedding, embedding[:, None], torch.ones(len(rows), 1, dtype=torch.long, device=device)
             )
@@ -166,8 +164,7 @@ def build_cache(
     texts = _store(folder, elsewhere, "texts", asked, _caption_blocks(captions), CAPTIONS_IN_BLOCK)
     _fill_images(images, teacher, reader, maps, device, progress)
     _fill_texts(texts, teacher, captions, tokens, device, progress)
-    further = [layer for layer in maps if layer != -1]
-    return TeacherCache(images, texts, captions, reader.repeats, further, widths, teacher.logit_scale)
+    return TeacherCache(images, texts, captions, reader.repeats, list(maps), tokens, widths, teacher.logit_scale)
 
 
 def _map_sizes(losses: Sequence[Loss], grids: Mapping[int, Grid]) -> dict[int, Grid]:
@@ -189,12 +186,29 @@ def _store(
     contents: Sequence[tuple[int, int, list[str]]],
     block_rows: int,
 ) -> BlockStore:
-    """A store for answers to what is `asked`; each block is named after its contents, and what is asked."""
-    name = f"{part}-{key_of(asked)}"
-    (folder / name).mkdir(parents=True, exist_ok=True)
-    (folder / name / "key.json").write_text(json.dumps(asked, indent=2) + "\n")
+    """A store for answers to what is `asked`; each block is named after its contents, and what is asked.
+
+    Stores of this run or others that were asked for more, like feature maps beside embeddings, serve as well.
+    """
+    own = folder / f"{part}-{key_of(asked)}"
+    own.mkdir(parents=True, exist_ok=True)
+    (own / "key.json").write_text(json.dumps(asked, indent=2) + "\n")
+    there = [key.parent for place in (folder, *elsewhere) for key in sorted(place.glob(f"{part}-*/key.json"))]
     blocks = [Block(key_of(names), first, last) for first, last, names in contents]
-    return BlockStore(folder / name, [other / name for other in elsewhere], blocks, block_rows)
+    return BlockStore(own, [store for store in there if store != own and _has_all(store, asked)], blocks, block_rows)
+
+
+def _has_all(store: Path, asked: Mapping[str, Any]) -> bool:
+    """Whether what a store was asked for is what is `asked` now, or that and more."""
+    try:
+        there = json.loads((store / "key.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False  # another run is just writing it, or was killed while it did
+    return (
+        all(there.get(name) == value for name, value in asked.items() if name not in _EXTRAS)
+        and asked.get("maps", {}).items() <= there.get("maps", {}).items()
+        and asked.get("tokens", False) <= there.get("tokens", False)
+    )
 
 
 def _picture_blocks(reader: Reader) -> list[tuple[int, int, list[str]]]:

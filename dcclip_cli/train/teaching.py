@@ -103,7 +103,7 @@ def _say_what_is_saved(
     online = sum(cache.seconds_online(a_batch, captions) for cache in caches)
     rows = sum(cache.images.rows + cache.texts.rows for cache in caches)
     found = sum(cache.images.rows_elsewhere + cache.texts.rows_elsewhere for cache in caches)
-    reused = f", {found / rows:.0%} of it found in other runs" if found else ""
+    reused = f", {found / rows:.0%} of it found from before" if found else ""
     progress.say(
         f"teacher: asked once in {minutes(once)}{reused}; at each of {steps} steps it would take about "
         f"{minutes(online)}" + (f": {minutes(online - once)} saved" if online > once else "")

@@ -166,7 +166,7 @@ def test_what_changes_the_answers_has_a_cache_of_its_own(
     pairs_file: Path, student: Towers, altclip: Towers, chinese_clip_folder: Path, tmp_path: Path, change: str
 ) -> None:
     read = reader(pairs_file, student, altclip, repeats=1)
-    build(altclip, read, tmp_path)
+    build(altclip, read, tmp_path, losses=(FeatureMapLoss(),) if change == "tokens" else ALL)
     before = blocks(tmp_path)
     match change:
         case "teacher":
@@ -182,7 +182,7 @@ def test_what_changes_the_answers_has_a_cache_of_its_own(
         case "grid":
             build(altclip, read, tmp_path, grid=Grid(1, 1))
         case "tokens":
-            build(altclip, read, tmp_path, losses=(FeatureMapLoss(),))
+            build(altclip, read, tmp_path)
     added = {name.partition("-")[0] for name in blocks(tmp_path) - before}
     # Pictures and captions are kept apart: what changes only one of them leaves the other as it is.
     assert added == {"teacher": {"images", "texts"}, "languages": {"texts"}, "tokens": {"texts"}}.get(
@@ -220,6 +220,31 @@ def test_another_run_over_the_same_data_takes_what_is_there_and_writes_nothing_t
     batch = read.batch([(0, 0), (20, 1)])
     assert torch.equal(first(batch).image.map, other(batch).image.map)
     assert torch.equal(first(batch).texts["zh"].tokens, other(batch).texts["zh"].tokens)
+
+
+def test_who_asks_for_less_takes_it_from_what_has_more(
+    pairs_file: Path, student: Towers, altclip: Towers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = reader(pairs_file, student, altclip)
+    more = build(altclip, read, tmp_path / "more")
+    alone = build(altclip, read, tmp_path / "alone", losses=(EmbeddingLoss(),))
+    before = blocks(tmp_path / "more")
+    (tmp_path / "more/images-broken").mkdir()
+    (tmp_path / "more/images-broken/key.json").write_text('{"teacher": ')
+    with monkeypatch.context() as patch:
+        for method in ("image_features", "text_features"):
+            patch.setattr(altclip, method, lambda *_: pytest.fail("asked again"))
+        less = build(altclip, read, tmp_path / "more", losses=(EmbeddingLoss(),))
+    assert blocks(tmp_path / "more") == before
+    assert (less.images.rows_elsewhere, less.texts.rows_elsewhere) == (more.images.rows, more.texts.rows)
+    batch = read.batch([(0, 0), (20, 1)])
+    for one, other in zip(sides(less(batch)), sides(alone(batch)), strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(less(batch).image.map, more(batch).image.map)
+
+
+def sides(side: Side) -> list[torch.Tensor]:
+    return [side.image.embedding, side.image.map, *(text.tokens for text in side.texts.values())]
 
 
 def test_shards_that_are_added_leave_the_blocks_before_them_as_they_are(
