@@ -74,15 +74,6 @@ class BlockStore:
         )
 
     @property
-    def rows_elsewhere(self) -> int:
-        """The rows that lie elsewhere."""
-        return sum(
-            block.last - block.first
-            for block in self._blocks
-            if (place := self._place(block)) and place.parent != self._folder
-        )
-
-    @property
     def seconds(self) -> float:
         """What filling all blocks took, whoever did it."""
         return sum(float(self._done(place)["seconds"]) for block in self._blocks if (place := self._place(block)))

@@ -59,7 +59,10 @@ def _stacked(pictures: list[np.ndarray | DcclipError]) -> torch.Tensor | DcclipE
 
 
 class TeacherCache:
-    """Teacher features of batches, read from memory-mapped files; unit-length embeddings, all in fp16."""
+    """Teacher features of batches, read from memory-mapped files; unit-length embeddings, all in fp16.
+
+    `found` says how many of its rows were there before it was made.
+    """
 
     def __init__(
         self,
@@ -71,8 +74,9 @@ class TeacherCache:
         tokens: bool,
         widths: Widths,
         logit_scale: float,
+        found: int,
     ) -> None:
-        self.images, self.texts = images, texts
+        self.images, self.texts, self.found = images, texts, found
         self._caption_rows = {caption: row for row, caption in enumerate(captions)}
         self._repeats, self._maps, self._tokens, self._widths = repeats, maps, tokens, widths
         self._scale = torch.tensor(logit_scale)
@@ -162,9 +166,10 @@ def build_cache(
     )
     asked = {"teacher": teacher.fingerprint, "tokens": tokens, "rows": ROWS}
     texts = _store(folder, elsewhere, "texts", asked, _caption_blocks(captions), CAPTIONS_IN_BLOCK)
+    found = images.rows_there + texts.rows_there
     _fill_images(images, teacher, reader, maps, device, progress)
     _fill_texts(texts, teacher, captions, tokens, device, progress)
-    return TeacherCache(images, texts, captions, reader.repeats, list(maps), tokens, widths, teacher.logit_scale)
+    return TeacherCache(images, texts, captions, reader.repeats, list(maps), tokens, widths, teacher.logit_scale, found)
 
 
 def _map_sizes(losses: Sequence[Loss], grids: Mapping[int, Grid]) -> dict[int, Grid]:

@@ -102,7 +102,7 @@ def _say_what_is_saved(
     once = sum(cache.seconds for cache in caches)
     online = sum(cache.seconds_online(a_batch, captions) for cache in caches)
     rows = sum(cache.images.rows + cache.texts.rows for cache in caches)
-    found = sum(cache.images.rows_elsewhere + cache.texts.rows_elsewhere for cache in caches)
+    found = sum(cache.found for cache in caches)
     reused = f", {found / rows:.0%} of it found from before" if found else ""
     progress.say(
         f"teacher: asked once in {minutes(once)}{reused}; at each of {steps} steps it would take about "

@@ -215,7 +215,7 @@ def test_another_run_over_the_same_data_takes_what_is_there_and_writes_nothing_t
         for method in ("image_features", "text_features"):
             patch.setattr(altclip, method, lambda *_: pytest.fail("asked again"))
         other = build(altclip, read, tmp_path / "other", elsewhere=(tmp_path / "empty", tmp_path / "first"))
-    assert (other.images.rows_elsewhere, other.texts.rows_elsewhere) == (first.images.rows, first.texts.rows)
+    assert (first.found, other.found) == (0, first.images.rows + first.texts.rows)
     assert not blocks(tmp_path / "other") and contents(tmp_path / "first") == written
     batch = read.batch([(0, 0), (20, 1)])
     assert torch.equal(first(batch).image.map, other(batch).image.map)
@@ -236,7 +236,7 @@ def test_who_asks_for_less_takes_it_from_what_has_more(
             patch.setattr(altclip, method, lambda *_: pytest.fail("asked again"))
         less = build(altclip, read, tmp_path / "more", losses=(EmbeddingLoss(),))
     assert blocks(tmp_path / "more") == before
-    assert (less.images.rows_elsewhere, less.texts.rows_elsewhere) == (more.images.rows, more.texts.rows)
+    assert less.found == more.images.rows + more.texts.rows
     batch = read.batch([(0, 0), (20, 1)])
     for one, other in zip(sides(less(batch)), sides(alone(batch)), strict=True):
         assert torch.equal(one, other)
