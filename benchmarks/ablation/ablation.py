@@ -23,22 +23,44 @@ sys.path.append(str(Path(__file__).parent.parent / "train"))
 
 from variants import SETS, Figures, Variant, figures_of, show
 
+PLAIN = "align.losses=[]"
 MAPS = "distill.losses=[{kind: feature_map}, {kind: token_features}]"
 
-DEFAULT = Variant("default", "embedding + 0.2 interactive, then contrast")
+DEFAULT = Variant("default", "embedding + 0.5 interactive + 2 middle maps, then contrast with the first two beside it")
 VARIANTS = (
     DEFAULT,
     Variant(
         "contrast-only",
         "no teacher at all: vocabulary from the captions, random weights",
         ("align",),
-        ("student.text.inherit=nothing", "student.text.vocabulary.from=data"),
+        (PLAIN, "student.text.inherit=nothing", "student.text.vocabulary.from=data"),
     ),
-    Variant("distill-only", "embedding + 0.2 interactive, no stage 2", ("distill",)),
+    Variant("distill-only", "the default's stage 1, no stage 2", ("distill",)),
+    Variant("plain-stage-2", "the default's stage 1, then contrast alone", sets=(PLAIN,)),
+    Variant(
+        "no-middle-maps",
+        "embedding + 0.5 interactive, then contrast alone",
+        sets=(PLAIN, "distill.losses=[{kind: embedding}, {kind: interactive, weight: 0.5}]"),
+    ),
+    Variant("keywords", "names and keywords by turns", sets=("distill.captions.first=0.5", "align.captions.first=0.5")),
     Variant("maps-only", "feature maps and token features, no stage 2", ("distill",), (MAPS,)),
-    Variant("maps", "feature maps and token features, then contrast: the paper", sets=(MAPS,)),
-    Variant("embeddings", "embeddings, then contrast", sets=("distill.losses=[{kind: embedding}]",)),
-    Variant("logits", "similarities, then contrast", sets=("distill.losses=[{kind: similarity}]",)),
+    Variant("maps", "feature maps and token features, then contrast alone: the paper", sets=(PLAIN, MAPS)),
+    Variant(
+        "embeddings",
+        "embeddings, then contrast alone",
+        sets=(
+            PLAIN,
+            "distill.losses=[{kind: embedding}]",
+        ),
+    ),
+    Variant(
+        "logits",
+        "similarities, then contrast alone",
+        sets=(
+            PLAIN,
+            "distill.losses=[{kind: similarity}]",
+        ),
+    ),
     Variant(
         "chinese", "Chinese captions alone", sets=("distill.captions.languages=[zh]", "align.captions.languages=[zh]")
     ),

@@ -3,7 +3,8 @@
     pip install 'open_clip_torch[training]'
     python benchmarks/peers/peers.py OUT [--seeds 0 1 2] [--steps 150] [--only NAME ...]
 
-* `default`, ours: embedding + 0.2 interactive, then contrast. `contrast`: contrast alone, in our loop.
+* `default`, ours: embedding + 0.5 interactive + 2 middle maps, then contrast with the first two beside it. `contrast`:
+  contrast alone, in our loop.
 * `clip-kd`: CLIP-KD's best mix with its weights: task 1, FD 2000, CRD 1, ICL 1. Its FD is a mean over B x D of both
   towers, so at width 256 ours, a mean of both, has 2000 x 2 x 2 / 256 = 31.25. Its 1 / tau is meant to begin at
   1 / 0.07.
@@ -32,7 +33,7 @@ from dcclip_cli.train.stage import new_student
 
 ICL_SCALE = 1 / 0.07
 VARIANTS = (
-    Variant("default", "ours: embedding + 0.2 interactive, then contrast"),
+    Variant("default", "ours, as in recipes/quickstart.yaml"),
     Variant(
         "clip-kd",
         "CLIP-KD: task + 2000 FD + CRD + ICL",
@@ -43,7 +44,7 @@ VARIANTS = (
         ),
     ),
     Variant("tinyclip", "TinyCLIP: affinity", ("distill",), ("distill.losses=[{kind: affinity}]",)),
-    Variant("contrast", "our loop, contrast alone", ("align",)),
+    Variant("contrast", "our loop, contrast alone", ("align",), ("align.losses=[]",)),
 )
 TRAINER = {
     Variant("open_clip", "open_clip's trainer, contrast alone"): (),

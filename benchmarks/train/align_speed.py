@@ -28,6 +28,7 @@ from dcclip_cli.train.stage import new_student
 RECIPE = Path(__file__).with_name("small.yaml")
 BATCH_SIZE = 128
 SETS = (
+    "align.losses=[]",
     "align.captions={languages: [en], first: 0.7}",
     "align.augment={crop: 0.9}",
     "align.optimizer={lr: 1e-3, weight_decay: 0.05}",

@@ -27,7 +27,9 @@ def few_pairs(folder: Path) -> Path:
 def arguments(stage: str, pairs: Path, out: Path, *sets: str) -> list[str]:
     """What `dcclip` is called with for this stage, or for `run`; `sets` hold for both stages where they name none."""
     each = [one if "." in one.partition("=")[0] else f"{stage}.{one}" for one in sets for stage in STAGES]
-    every = dict.fromkeys([f"data.train={pairs}", f"data.validation={pairs}", "distill.augmentations=1", *each])
+    every = dict.fromkeys(
+        [f"data.train={pairs}", f"data.validation={pairs}", *(f"{one}.augmentations=1" for one in STAGES), *each]
+    )
     return [stage, str(RECIPE), "--out", str(out), "-q", *(part for one in every for part in ("--set", one))]
 
 
