@@ -185,6 +185,17 @@ def _tests(evaluation: EvalOptions | None) -> list[HeldOutImages]:
     ]
 
 
+def _fingerprint(folder: Path) -> str:
+    """A sha256 over all files but the description: other weights, ranges of int8 or tokenizer are another model."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file != folder / DESCRIPTION:
+            with file.open("rb") as stream:
+                digest.update(f"{file.relative_to(folder).as_posix()} ".encode())
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
 def _describe(
     source: Source, folder: Path, options: ExportOptions, model: ModelReference, more: dict[str, Any]
 ) -> None:
@@ -204,7 +215,7 @@ def _describe(
             "kind": "bundle" if options.format == "onnx" else options.format,
             "name": f"{source.towers.name}-{options.precision}",
             "precision": options.precision,
-            "fingerprint": f"{source.towers.fingerprint}-{options.precision}",
+            "fingerprint": _fingerprint(folder),
             "parameters": source.towers.parameters_count(),
             "preprocessing": source.preprocessing.to_config(),
             "logit_scale": source.towers.logit_scale,

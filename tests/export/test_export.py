@@ -101,6 +101,21 @@ def test_int8_is_smaller_and_still_says_much_the_same(
     assert parity(int8).image_centred_cosine > 0.9 and parity(int8).text_centred_cosine > 0.9
 
 
+def test_a_fingerprint_changes_with_the_ranges_of_int8_and_with_nothing_else(
+    model_folder: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    def fingerprint(out: str, images: int) -> str:
+        made = export(
+            options=ExportOptions(precision="int8", parity=Thresholds(min_agreement=0), calibration_images=images),
+            model=resolve(str(model_folder)),
+            data=DataOptions(train=str(pairs_file)),
+            out=tmp_path / out,
+        )
+        return str(json.loads((made.folder / "dcclip.json").read_text("utf-8"))["fingerprint"])
+
+    assert fingerprint("few", 2) == fingerprint("few-again", 2) != fingerprint("many", 20)
+
+
 def test_int8_without_images_to_calibrate_on_is_refused(model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DcclipError, match="int8 needs images"):
         export(options=ExportOptions(precision="int8"), model=resolve(str(model_folder)), out=tmp_path / "out")
