@@ -105,7 +105,7 @@ def export(
         for attempt in _attempts(graphs, target.from_onnx):
             _clear(folder)
             target.write(source, attempt, folder, options.precision)
-            _describe(source, folder, options, model, {})
+            _describe(source, folder, options, model)
             encoder = target.open(folder)
             if encoder is None:
                 parity = None
@@ -121,7 +121,7 @@ def export(
                     + "; ".join(shortfalls),
                     _hint(options),
                 )
-        _describe(source, folder, options, model, {"parity": asdict(parity) if parity else None, **graphs.kept()})
+        _add(folder / DESCRIPTION, {"parity": asdict(parity) if parity else None, **graphs.kept()})
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     return ExportResult(out, parity, size, time.perf_counter() - begin)
 
@@ -185,21 +185,10 @@ def _tests(evaluation: EvalOptions | None) -> list[HeldOutImages]:
     ]
 
 
-def _fingerprint(folder: Path) -> str:
-    """A sha256 over all files but the description: other weights, ranges of int8 or tokenizer are another model."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
-        if file.is_file() and file != folder / DESCRIPTION:
-            with file.open("rb") as stream:
-                digest.update(f"{file.relative_to(folder).as_posix()} ".encode())
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _describe(
-    source: Source, folder: Path, options: ExportOptions, model: ModelReference, more: dict[str, Any]
-) -> None:
+def _describe(source: Source, folder: Path, options: ExportOptions, model: ModelReference) -> None:
     """Write dcclip.json, and the tokenizer where the format has not brought its own."""
+    from dcclip_cli.model.folder import folder_fingerprint
+
     prompts = dict(source.encoder.prompts) | dict(options.prompts or {})
     if not (folder / TOKENIZER).exists() and options.format not in ("open_clip", "transformers"):
         from dcclip_cli.export.source import copy_tokenizer
@@ -207,15 +196,15 @@ def _describe(
         copy_tokenizer(source.tokenizer).save(str(folder / TOKENIZER))
         if source.folder is not None:
             shutil.copyfile(source.folder / TOKENIZER, folder / TOKENIZER)
-    own = folder / DESCRIPTION
-    about = json.loads(own.read_text("utf-8")) if own.exists() else {}
+    about: dict[str, Any] = {}
     if options.format != "open_clip":  # a model directory says all this in its own way
+        files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
         about |= {
             "format": FORMAT,
             "kind": "bundle" if options.format == "onnx" else options.format,
             "name": f"{source.towers.name}-{options.precision}",
             "precision": options.precision,
-            "fingerprint": _fingerprint(folder),
+            "fingerprint": folder_fingerprint(folder, sorted(files - {DESCRIPTION})),
             "parameters": source.towers.parameters_count(),
             "preprocessing": source.preprocessing.to_config(),
             "logit_scale": source.towers.logit_scale,
@@ -228,5 +217,11 @@ def _describe(
             "tokenizer_sha256": hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest(),
             "versions": versions(),
         }
-    about |= {"made_from": made_from(model, options), **more}
-    own.write_text(json.dumps(about, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    _add(folder / DESCRIPTION, {**about, "made_from": made_from(model, options)})
+
+
+def _add(description: Path, more: dict[str, Any]) -> None:
+    """Say more in a description, which there may be already or not."""
+    about = json.loads(description.read_text("utf-8")) if description.exists() else {}
+    about |= more
+    description.write_text(json.dumps(about, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

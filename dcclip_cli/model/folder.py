@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,10 +126,10 @@ def _without_warnings() -> Iterator[None]:
         root.setLevel(level)
 
 
-def folder_fingerprint(folder: Path) -> str:
-    """A sha256 over the files that decide the model's outputs."""
+def folder_fingerprint(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS, "tokenizer.json")) -> str:
+    """A sha256 over the files that decide the model's outputs; `names` are those of another folder than ours."""
     digest = hashlib.sha256()
-    for name in (CONFIG, WEIGHTS, "tokenizer.json"):
+    for name in names:
         if (folder / name).is_file():
             with (folder / name).open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
