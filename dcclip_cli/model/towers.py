@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import Preprocessing
 
+_LENGTHS, _TEXTS_OF_A_LENGTH = 4, 16  # parts that a batch of texts is cut into at most; texts in one at least
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -90,6 +92,30 @@ class Towers(nn.Module, ABC):
     @abstractmethod
     def text_features(self, tokens: Tokens) -> TextFeatures:
         """Features of tokenised texts."""
+
+    def text_features_by_length(self, tokens: Tokens) -> TextFeatures:
+        """As `text_features`, in parts of texts of about one length, so that less padding is computed.
+
+        Where tokens are padded, their features are 0. The sums come in another order, so bits differ.
+        """
+        texts, longest = tokens.ids.shape
+        parts = min(_LENGTHS, texts // _TEXTS_OF_A_LENGTH)
+        if parts < 2 or not self.takes_any_length:
+            return self.text_features(tokens)
+        lengths = tokens.mask.sum(1)
+        order = torch.argsort(lengths, stable=True)
+        found = []
+        for rows in order.tensor_split(parts):
+            columns = slice(int(lengths[rows[-1]]))
+            found.append(self.text_features(Tokens(tokens.ids[rows, columns], tokens.mask[rows, columns])))
+        back = torch.argsort(order)
+        padded = [nn.functional.pad(one.tokens, (0, 0, 0, longest - one.tokens.shape[1])) for one in found]
+        return TextFeatures(torch.cat([one.embedding for one in found])[back], torch.cat(padded)[back], tokens.mask)
+
+    @property
+    def takes_any_length(self) -> bool:
+        """Whether a text's features are the same however far it is padded."""
+        return False
 
     @abstractmethod
     def token_embedding(self) -> tuple[Tensor, dict[str, int]]:
@@ -177,6 +203,12 @@ class OpenClipTowers(Towers):
     def text_tower(self) -> Any:
         return getattr(self.model, "text", self.model)  # open_clip's first CLIP has the layers in itself
 
+    @property
+    def takes_any_length(self) -> bool:
+        text: Any = getattr(self.model, "text", None)
+        # Looking only back, and pooled at a piece that is found by its number.
+        return getattr(text, "attn_mask", None) is not None and text.pool_type in ("argmax", "eos", "first")
+
     def text_features(self, tokens: Tokens) -> TextFeatures:
         from open_clip.transformer import TextTransformer, text_global_pool
 
@@ -256,6 +288,10 @@ class TransformersTowers(Towers):
             raise _no_such_layer(self.name, layers)
         others = {layer: _on_grid(blocks[layer]) for layer in layers}
         return ImageFeatures(out.pooler_output, _on_grid(out.last_hidden_state), others)
+
+    @property
+    def takes_any_length(self) -> bool:
+        return not self.fixed_length
 
     def text_features(self, tokens: Tokens) -> TextFeatures:
         mask = {} if self.fixed_length else {"attention_mask": tokens.mask}

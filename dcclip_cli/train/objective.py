@@ -93,7 +93,7 @@ class Objective(Trainable):
 
     def side(self, batch: Batch) -> Side:
         """What the student makes of this process's batch."""
-        texts = {name: self.student.text_features(texts.tokens) for name, texts in batch.texts.items()}
+        texts = {name: self.student.text_features_by_length(texts.tokens) for name, texts in batch.texts.items()}
         if batch.pixels.ndim == 2:  # embeddings already
             image = ImageFeatures(batch.pixels, batch.pixels[:, :, None, None])
         elif len(batch.pixels):

@@ -272,7 +272,7 @@ def _fill_texts(
             longest = max(int(teacher.tokenize(chunk).mask.sum(1).max()) for chunk in chunks)
         for first in range(row, block.last, ROWS):
             chunk = captions[first : min(first + ROWS, block.last)]
-            features = teacher.text_features(teacher.tokenize(chunk).to(device))
+            features = teacher.text_features_by_length(teacher.tokenize(chunk).to(device))
             values = {"text_embedding": _half(F.normalize(features.embedding.float(), dim=-1))}
             if tokens:
                 hidden = features.tokens.float()[:, :longest]

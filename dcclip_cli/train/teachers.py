@@ -34,7 +34,7 @@ class OnlineTeacher:
             else:
                 image = no_images(self._widths, self._layers, pixels.device)
             texts = {
-                name: self._teacher.text_features(self._teacher.tokenize(texts.captions).to(pixels.device))
+                name: self._teacher.text_features_by_length(self._teacher.tokenize(texts.captions).to(pixels.device))
                 for name, texts in batch.texts.items()
             }
         rows = {name: texts.rows for name, texts in batch.texts.items()}

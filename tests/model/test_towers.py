@@ -12,7 +12,7 @@ from PIL import Image
 from dcclip_cli.model.folder import load_folder
 from dcclip_cli.model.students import StudentOptions, build_model, model_config
 from dcclip_cli.model.teachers import AltClipTeacher, TransformersTeacher
-from dcclip_cli.model.towers import OpenClipTowers, Tokens, Towers, TransformersTowers
+from dcclip_cli.model.towers import OpenClipTowers, TextFeatures, Tokens, Towers, TransformersTowers
 
 TEXTS = ["红色的圆", "一张三角形的图片", "a picture of a ring", "moon", "黑 black 十字"]
 
@@ -110,6 +110,46 @@ def test_a_gradient_reaches_both_towers_of_a_student(model_folder: Path) -> None
     (image.embedding.sum() + image.map.sum() + text.embedding.sum()).backward()
     without = {name for name, parameter in towers.named_parameters() if parameter.grad is None}
     assert without == {"model.logit_scale"}
+
+
+# ---- by length
+
+
+@pytest.mark.parametrize("name", ["student", "altclip", "chinese_clip", "siglip"])
+def test_texts_of_one_length_together_have_the_features_that_they_have_all_at_once(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    towers: Towers = request.getfixturevalue(name)
+    tokens = towers.tokenize([text[: 1 + number % len(text)] for number, text in enumerate(TEXTS * 20)])
+    once = towers.text_features
+    shapes: list[torch.Size] = []
+
+    def part(tokens: Tokens) -> TextFeatures:
+        shapes.append(tokens.ids.shape)
+        return once(tokens)
+
+    monkeypatch.setattr(towers, "text_features", part)
+    with torch.no_grad():
+        expected, found = once(tokens), towers.text_features_by_length(tokens)
+    torch.testing.assert_close(found.embedding, expected.embedding, rtol=0, atol=1e-5)
+    real = tokens.mask.bool()
+    torch.testing.assert_close(found.tokens[real], expected.tokens[real], rtol=0, atol=1e-5)
+    assert found.tokens.shape == expected.tokens.shape and torch.equal(found.mask, tokens.mask)
+    # SigLIP was trained on 64 tokens, padding included.
+    assert len(shapes) == (1 if name == "siglip" else 4)
+    assert sum(texts * width for texts, width in shapes) <= tokens.ids.numel()
+
+
+def test_a_gradient_through_parts_is_that_of_all_at_once(model_folder: Path) -> None:
+    gradients = []
+    for name in ("text_features", "text_features_by_length"):
+        towers = load_folder(model_folder).train()
+        features = getattr(towers, name)(towers.tokenize([text[: 1 + n % 7] for n, text in enumerate(TEXTS * 20)]))
+        (features.embedding.square().sum() + (features.tokens * features.mask[:, :, None]).sum()).backward()
+        gradients.append({key: one.grad for key, one in towers.named_parameters() if one.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for key, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], gradient, rtol=1e-4, atol=1e-4)
 
 
 # ---- transformers
