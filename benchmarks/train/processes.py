@@ -49,7 +49,7 @@ def main() -> None:
     wrong = 0
     for stage in given.stages:
         one, two = root / "one/run", root / "two/run"
-        first = root / "first/run"
+        first = root / f"first-{stage}/run"
         for folder, sets in ((one, SETS), (first, (*SETS, f"{stage}.steps=1", f"{stage}.warmup_steps=0"))):
             subprocess.run(dcclip(*arguments(stage, pairs, folder, *sets)), check=True, stdout=subprocess.DEVNULL)
         moved = difference(one / stage / WEIGHTS, first / stage / WEIGHTS)

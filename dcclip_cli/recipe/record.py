@@ -19,7 +19,7 @@ _MADE_FROM: dict[Stage, set[str]] = {
     "align": {"teacher", "student", "data", "seed", "align"},
 }
 # Keys that change how long a stage takes and what it shows, but not what it makes.
-_NEUTRAL = {"workers", "log_every_steps", "checkpoint_every_steps", "cluster"}
+_NEUTRAL = {"workers", "log_every_steps", "checkpoint_every_steps", "parallel", "cluster"}
 
 
 def record(loaded: LoadedRecipe, folder: Path, finished: Iterable[Stage]) -> None:

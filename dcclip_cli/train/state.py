@@ -36,7 +36,7 @@ class Tensors:
 
 
 def tensors_of(model: nn.Module, optimizer: Optimizer, average: nn.Module | None = None) -> Tensors:
-    """A module's and an optimizer's tensors, as they are, on the CPU."""
+    """A module's and an optimizer's tensors, as they are, on the CPU; whole ones, where processes hold shares."""
     import torch
 
     names = _names(model, optimizer)
@@ -51,7 +51,9 @@ def tensors_of(model: nn.Module, optimizer: Optimizer, average: nn.Module | None
 
 
 def _kept(value: Tensor) -> Tensor:
-    return value.detach().cpu().contiguous().clone()
+    from dcclip_cli.train.sharding import whole
+
+    return whole(value).detach().cpu().contiguous().clone()
 
 
 def _names(model: nn.Module, optimizer: Optimizer) -> list[str]:
@@ -119,6 +121,8 @@ def load_state(
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from dcclip_cli.train.sharding import share_like
+
     state = read_json(saved / STATE, "start over with --fresh")
     theirs = state.get("identity")
     if theirs != json.loads(json.dumps(identity)):
@@ -135,14 +139,15 @@ def load_state(
     for name, value in tensors.items():
         part, _, rest = name.partition("/")
         parts[part][rest] = value
-    model.load_state_dict(parts["model"])
+    own = model.state_dict()
+    model.load_state_dict({name: share_like(value, own[name]) for name, value in parts["model"].items()})
     if average is not None:
         average.load_state_dict(parts["average"])
     numbers = {name: number for number, name in enumerate(_names(model, optimizer))}
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in parts["optimizer"].items():
         parameter, _, moment = name.rpartition("/")
-        moments.setdefault(numbers[parameter], {})[moment] = value
+        moments.setdefault(numbers[parameter], {})[moment] = share_like(value, own[parameter])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
     return Saved(int(state["step"]), dict(state.get("extra", {})))
 

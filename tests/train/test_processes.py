@@ -48,9 +48,15 @@ LOSSES = [{"kind": kind} for kind in ("feature_map", "token_features", "embeddin
 
 
 @pytest.mark.timeout(2 * TIMEOUT_S)
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("stage", ["distill", "align"])
 def test_two_processes_train_as_one_does_on_the_same_batches(
-    distilling: dict[str, Any], run: Callable[..., StageResult], tmp_path: Path, pairs: list[Pair], stage: str
+    distilling: dict[str, Any],
+    run: Callable[..., StageResult],
+    tmp_path: Path,
+    pairs: list[Pair],
+    stage: str,
+    parallel: str,
 ) -> None:
     # Some pairs lack a caption, and some share one, so that the two have unequal shares of texts and of negatives.
     some = [replace(pair, zh=pair.zh[: number % 3]) for number, pair in enumerate(pairs)]
@@ -69,6 +75,7 @@ def test_two_processes_train_as_one_does_on_the_same_batches(
     roots = {name: str(tmp_path / name / "run") for name in ("one", "two", "shorter")}
     run(job | {"root": roots["one"]})
     run(job | {"root": roots["shorter"], "options": job["options"] | {"steps": 1}})
+    job["options"]["parallel"] = parallel
     on_two_processes(job | {"root": roots["two"]}, tmp_path / "job.json")
     assert not [path for path in Path(roots["two"], stage).iterdir() if path.name.startswith(".")]
     one, two, shorter = (
@@ -86,11 +93,16 @@ def test_two_processes_train_as_one_does_on_the_same_batches(
 
 
 @pytest.mark.timeout(2 * TIMEOUT_S)
+@pytest.mark.parametrize("more", [{"accumulate": 2, "gradient_cache": True}, {"parallel": "fsdp2"}])
 def test_two_processes_go_on_where_one_was_stopped(
-    aligning: dict[str, Any], run: Callable[..., StageResult], interrupt: Callable[..., None], tmp_path: Path
+    aligning: dict[str, Any],
+    run: Callable[..., StageResult],
+    interrupt: Callable[..., None],
+    tmp_path: Path,
+    more: dict[str, Any],
 ) -> None:
-    sgd = {"kind": "sgd", "lr": 0.02}
-    aligning["options"] |= {"freeze_batch_norms": True, "optimizer": sgd, "accumulate": 2, "gradient_cache": True}
+    sgd = {"kind": "sgd", "lr": 0.02, "momentum": 0.9}
+    aligning["options"] |= {"freeze_batch_norms": True, "optimizer": sgd, **more}
     unbroken = load_file(run(aligning | {"root": str(tmp_path / "unbroken")}).folder / "open_clip_model.safetensors")
     interrupt(aligning, "align", 3)
     on_two_processes(aligning, tmp_path / "job.json")
