@@ -23,6 +23,7 @@ def shard(stage: Objective) -> None:
     """Split the stage's parameters over the processes, in place. Scalars, such as the temperature, stay whole."""
     from torch.distributed.fsdp import fully_shard
 
+    stage.texts_by_length = False  # processes have to gather a layer equally often, however many texts each has
     model: Any = stage.student.model
     model.to(memory_format=torch.contiguous_format)  # the only one that can be split
     for layer in _layers(model):
