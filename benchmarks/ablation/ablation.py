@@ -48,18 +48,12 @@ VARIANTS = (
     Variant(
         "embeddings",
         "embeddings, then contrast alone",
-        sets=(
-            PLAIN,
-            "distill.losses=[{kind: embedding}]",
-        ),
+        sets=(PLAIN, "distill.losses=[{kind: embedding}]"),
     ),
     Variant(
         "logits",
         "similarities, then contrast alone",
-        sets=(
-            PLAIN,
-            "distill.losses=[{kind: similarity}]",
-        ),
+        sets=(PLAIN, "distill.losses=[{kind: similarity}]"),
     ),
     Variant(
         "chinese", "Chinese captions alone", sets=("distill.captions.languages=[zh]", "align.captions.languages=[zh]")

@@ -14,6 +14,8 @@ from dcclip_cli.collect.tidy import TidyOptions
 from dcclip_cli.data.pair import Language
 from dcclip_cli.options import Options
 
+NEUTRAL = {"cluster"}  # options that change no result
+
 
 class ReportOptions(Options):
     """What report.html shows beside the figures."""

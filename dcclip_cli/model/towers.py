@@ -206,8 +206,9 @@ class OpenClipTowers(Towers):
     @property
     def takes_any_length(self) -> bool:
         text: Any = getattr(self.model, "text", None)
-        # Looking only back, and pooled at a piece that is found by its number.
-        return getattr(text, "attn_mask", None) is not None and text.pool_type in ("argmax", "eos", "first")
+        # Looking only back, and pooled at a piece that is found by its number, not at a class token after the text.
+        looks_back = getattr(text, "attn_mask", None) is not None and text.cls_emb is None
+        return looks_back and text.pool_type in ("argmax", "eos", "first")
 
     def text_features(self, tokens: Tokens) -> TextFeatures:
         from open_clip.transformer import TextTransformer, text_global_pool

@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dcclip_cli.collect import options as collect
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.recipe.document import Location, read, walk
 from dcclip_cli.recipe.load import LoadedRecipe, resolved_yaml
 from dcclip_cli.recipe.schema import Stage
+from dcclip_cli.train import options as train
 from dcclip_cli.versions import versions
 
 VERBATIM, RESOLVED = "recipe.yaml", "resolved.yaml"
@@ -19,7 +21,7 @@ _MADE_FROM: dict[Stage, set[str]] = {
     "align": {"teacher", "student", "data", "seed", "align"},
 }
 # Keys that change how long a stage takes and what it shows, but not what it makes.
-_NEUTRAL = {"workers", "log_every_steps", "checkpoint_every_steps", "parallel", "cluster"}
+_NEUTRAL = collect.NEUTRAL | train.NEUTRAL
 
 
 def record(loaded: LoadedRecipe, folder: Path, finished: Iterable[Stage]) -> None:

@@ -16,7 +16,7 @@ from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.runs import RunFolder, StageResult
 from dcclip_cli.train.losses import DistillLoss
 from dcclip_cli.train.losses.task import Contrast, TaskLoss
-from dcclip_cli.train.options import TeachingOptions
+from dcclip_cli.train.options import NEUTRAL, TeachingOptions
 
 
 class AlignOptions(TeachingOptions):
@@ -107,7 +107,7 @@ def align(
         other_weight=options.other_weight,
     )
     identity = {
-        "options": options.model_dump(mode="json", exclude=stage.NEUTRAL),
+        "options": options.model_dump(mode="json", exclude=NEUTRAL),
         "teacher": teaching.identity,
         "parent": learner.parent,
         "student": learner.config,

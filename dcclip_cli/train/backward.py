@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from dcclip_cli.data.batches import Batch
 from dcclip_cli.model.towers import TextFeatures
-from dcclip_cli.train.gather import process_count
+from dcclip_cli.train.gather import average_gradients
 from dcclip_cli.train.losses.base import Side
 from dcclip_cli.train.objective import Objective
 
@@ -69,7 +69,7 @@ def cached_backward(stage: Objective, batch: Batch, parts: int, accelerator: Acc
             surrogate = sum((embedding * grad).sum() for embedding, grad in pulls if grad is not None)
         if isinstance(surrogate, Tensor):
             surrogate.backward()
-    _average_gradients(stage)
+    average_gradients(stage.parameters())
     return {name: term.detach() for name, term in terms.items()}
 
 
@@ -84,18 +84,6 @@ def _joined(batch: Batch, sides: list[Side], parts: int) -> Side:
         texts[name] = TextFeatures(embedding, features[0].tokens, features[0].mask)
     rows = {name: given.rows for name, given in batch.texts.items()}
     return replace(sides[0], image=replace(sides[0].image, embedding=image), texts=texts, rows=rows)
-
-
-def _average_gradients(stage: nn.Module) -> None:
-    """What DistributedDataParallel would do, had the backward pass gone through it."""
-    if process_count() == 1:
-        return
-    for parameter in stage.parameters():
-        if parameter.requires_grad:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            distributed.all_reduce(parameter.grad)
-            parameter.grad /= process_count()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from dcclip_cli.runs import RunFolder, StageResult
 from dcclip_cli.train.losses import DistillLoss
 from dcclip_cli.train.losses.embeddings import EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
-from dcclip_cli.train.options import TeachingOptions
+from dcclip_cli.train.options import NEUTRAL, TeachingOptions
 
 
 class DistillOptions(TeachingOptions):
@@ -80,7 +80,7 @@ def distill(
     steps = total_steps(options, training.order)
     sources = teaching.sources(options.losses, options, reader, learner.towers, run, steps, device, progress)
     identity: dict[str, object] = {
-        "options": options.model_dump(mode="json", exclude=stage.NEUTRAL),
+        "options": options.model_dump(mode="json", exclude=NEUTRAL),
         "teacher": teaching.identity,
         "student": learner.config,
         "vocabulary": learner.vocabulary,

@@ -7,10 +7,12 @@ processes is the whole, gives each parameter the gradient of the one-process bat
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.nn import Parameter
 
 
 def process_count() -> int:
@@ -55,6 +57,18 @@ def widest(values: Tensor) -> int:
     if process_count() > 1:
         distributed.all_reduce(width, distributed.ReduceOp.MAX)
     return int(width)
+
+
+def average_gradients(parameters: Iterable[Parameter]) -> None:
+    """What DistributedDataParallel would do to their gradients, had the backward pass gone through it."""
+    if process_count() == 1:
+        return
+    for parameter in parameters:
+        if parameter.requires_grad:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            distributed.all_reduce(parameter.grad)
+            parameter.grad /= process_count()
 
 
 def any_process(here: bool, device: torch.device) -> bool:

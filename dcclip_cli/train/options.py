@@ -11,6 +11,9 @@ from dcclip_cli.data.batches import CaptionOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.options import Options
 
+# Options that change how long a stage takes, or what it shows, but not what it makes.
+NEUTRAL = {"workers", "log_every_steps", "checkpoint_every_steps", "parallel"}
+
 
 class OptimizerOptions(Options):
     """AdamW; SGD; or Muon: momentum made orthogonal, for matrices and convolutions, beside AdamW for all else.

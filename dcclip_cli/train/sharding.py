@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
-from dcclip_cli.train.gather import process_count
+from dcclip_cli.train.gather import average_gradients
 
 if TYPE_CHECKING:
     from dcclip_cli.train.objective import Objective
@@ -41,10 +41,7 @@ def _layers(model: Any) -> Iterator[nn.Module]:
 
 def average_whole_gradients(stage: nn.Module) -> None:
     """Average the gradients of what stayed whole over the processes, as those of the shares are already."""
-    for parameter in stage.parameters():
-        if parameter.grad is not None and not _is_share(parameter):
-            distributed.all_reduce(parameter.grad)
-            parameter.grad /= process_count()
+    average_gradients(parameter for parameter in stage.parameters() if not _is_share(parameter))
 
 
 def whole(value: Tensor) -> Tensor:

@@ -36,8 +36,6 @@ from dcclip_cli.runs import RunFolder
 from dcclip_cli.train.options import LoopOptions
 from dcclip_cli.versions import versions
 
-# Options that change how long a stage takes, or what it shows, but not what it makes.
-NEUTRAL = {"workers", "log_every_steps", "checkpoint_every_steps", "parallel"}
 DEFAULT_EMBED_DIM = 256
 
 

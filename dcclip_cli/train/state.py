@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.folder import read_json, written_whole
+from dcclip_cli.train.sharding import share_like, whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,8 +52,6 @@ def tensors_of(model: nn.Module, optimizer: Optimizer, average: nn.Module | None
 
 
 def _kept(value: Tensor) -> Tensor:
-    from dcclip_cli.train.sharding import whole
-
     return whole(value).detach().cpu().contiguous().clone()
 
 
@@ -120,8 +119,6 @@ def load_state(
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-
-    from dcclip_cli.train.sharding import share_like
 
     state = read_json(saved / STATE, "start over with --fresh")
     theirs = state.get("identity")

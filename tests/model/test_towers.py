@@ -140,6 +140,13 @@ def test_texts_of_one_length_together_have_the_features_that_they_have_all_at_on
     assert sum(texts * width for texts, width in shapes) <= tokens.ids.numel()
 
 
+def test_a_text_tower_with_a_class_token_gets_its_full_length(model_folder: Path) -> None:
+    towers = load_folder(model_folder)
+    assert towers.takes_any_length
+    towers.model.text.cls_emb = torch.nn.Parameter(torch.zeros(32))
+    assert not towers.takes_any_length
+
+
 def test_a_gradient_through_parts_is_that_of_all_at_once(model_folder: Path) -> None:
     gradients = []
     for name in ("text_features", "text_features_by_length"):
