@@ -43,7 +43,8 @@ class DataOptions(Options):
         description="Pictures without captions, for distill's image tower: a folder, a Parquet or tar file",
     )
     texts: str | None = Field(
-        None, description="Lines without pictures, for distill's text tower: .txt, .tsv, .csv or .jsonl"
+        None,
+        description="Lines without pictures, for distill's text tower: .txt, .tsv, .csv, .jsonl, or the captions of pairs",
     )
 
     @model_validator(mode="after")

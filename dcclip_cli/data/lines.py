@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
-from dcclip_cli.data.table import PairTable
+from dcclip_cli.data.table import PairTable, open_pairs
 from dcclip_cli.errors import DcclipError
 
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
@@ -47,7 +47,8 @@ class Lines(PairTable):
 def open_lines(path: str | Path) -> PairTable:
     """The text in a file: .txt, one caption a line, in Chinese if it has a Chinese character; .tsv or .csv with columns
     zh and en, or without a header two columns of which one is Chinese; .jsonl, objects with zh and en, a string or a
-    list each. UTF-8; empty lines are passed over. Raises DcclipError where the file is something else, or empty.
+    list each; .parquet or .tar, pairs, of which each different caption is a line. UTF-8; empty lines are passed over.
+    Raises DcclipError where the file is something else, or empty.
     """
     path = Path(path)
     if not path.is_file():
@@ -136,9 +137,18 @@ def _captions(record: dict[str, object], where: str) -> Captions:
     return found
 
 
+def _pairs(path: Path) -> Iterator[Captions]:
+    """The captions of pairs, which need not say the same in both languages: keywords are not parallel."""
+    table = open_pairs(path)
+    for language in LANGUAGES:
+        yield from ({language: (text,)} for text in dict.fromkeys(text for own in table.captions(language) for text in own))
+
+
 _READERS: dict[str, Callable[[Path], Iterator[Captions]]] = {
     ".txt": _plain,
     ".tsv": _separated,
     ".csv": _separated,
     ".jsonl": _objects,
+    ".parquet": _pairs,
+    ".tar": _pairs,
 }

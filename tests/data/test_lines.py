@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dcclip_cli.data.lines import open_lines
@@ -69,3 +71,13 @@ def test_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
         open_lines(tmp_path / "a.txt")
     with pytest.raises(DcclipError, match="does not exist"):
         open_lines(tmp_path / "b.txt")
+
+
+def test_each_different_caption_of_pairs_is_a_line(tmp_path: Path) -> None:
+    captions = {"zh": [["猫", "动物"], ["狗", "动物"]], "en": [["cat", "animal"], ["dog"]]}
+    table = {"key": ["a", "b"], "image": [b"", b""], **captions, "meta": ["{}", "{}"]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    lines = open_lines(tmp_path / "a.parquet")
+    assert lines.captions("zh") == [("猫",), ("动物",), ("狗",), (), (), ()]
+    assert lines.captions("en") == [(), (), (), ("cat",), ("animal",), ("dog",)]
+    assert lines.pictures == 0
