@@ -44,7 +44,7 @@ class DataOptions(Options):
     )
     texts: str | None = Field(
         None,
-        description="Lines without pictures, for distill's text tower: .txt, .tsv, .csv, .jsonl, or the captions of pairs",
+        description="Lines without pictures, for distill's text tower: .txt, .tsv, .csv or .jsonl, or pairs' captions",
     )
 
     @model_validator(mode="after")

@@ -51,9 +51,9 @@ def open_lines(path: str | Path) -> PairTable:
     Raises DcclipError where the file is something else, or empty.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise DcclipError(f"{path} does not exist", "check the path; in a recipe it is relative to the recipe's folder")
-    if path.suffix not in _READERS:
+    if path.is_dir() or path.suffix not in _READERS:
         raise DcclipError(f"{path} is no text file that dcclip reads", f"name one of {', '.join(_READERS)}")
     try:
         lines = [line for line in _READERS[path.suffix](path) if line]
@@ -141,7 +141,8 @@ def _pairs(path: Path) -> Iterator[Captions]:
     """The captions of pairs, which need not say the same in both languages: keywords are not parallel."""
     table = open_pairs(path)
     for language in LANGUAGES:
-        yield from ({language: (text,)} for text in dict.fromkeys(text for own in table.captions(language) for text in own))
+        different = dict.fromkeys(text for own in table.captions(language) for text in own)
+        yield from ({language: (text,)} for text in different)
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Captions]]] = {

@@ -69,6 +69,8 @@ def test_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("一只小猫在睡觉".encode("gb18030"))
     with pytest.raises(DcclipError, match="is not UTF-8"):
         open_lines(tmp_path / "a.txt")
+    with pytest.raises(DcclipError, match="is no text file"):
+        open_lines(tmp_path)
     with pytest.raises(DcclipError, match="does not exist"):
         open_lines(tmp_path / "b.txt")
 
