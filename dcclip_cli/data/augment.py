@@ -29,7 +29,9 @@ class Augment(Options):
     colour: float = Field(0.0, ge=0, le=1, description="Strength of brightness, contrast and saturation changes")
     blur: float = Field(0.0, ge=0, description="Largest radius of a Gaussian blur, in pixels of the source")
     grey: float = Field(0.0, ge=0, le=1, description="Probability of dropping the colours")
-    flip: bool = Field(False, description="Mirror half of the pictures; wrong where left and right have names")
+    flip: bool = Field(
+        False, description="Mirror half of the pictures: helps distill, harms align where left and right have names"
+    )
 
     def __call__(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
         """The changed picture, RGB. Draws the same count of random numbers whatever the picture is."""
