@@ -141,8 +141,8 @@ def _pairs(path: Path) -> Iterator[Captions]:
     """The captions of pairs, which need not say the same in both languages: keywords are not parallel."""
     table = open_pairs(path)
     for language in LANGUAGES:
-        different = dict.fromkeys(text for own in table.captions(language) for text in own)
-        yield from ({language: (text,)} for text in different)
+        for text in dict.fromkeys(text for own in table.captions(language) for text in own):
+            yield {language: (text,)}
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Captions]]] = {
