@@ -10,14 +10,16 @@ The figures stand in docs/results.md.
 
 import argparse
 import runpy
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
+from PIL import Image
 
 from dcclip_cli import load
+from dcclip_cli.data.batches import first_captions
 from dcclip_cli.data.pair import Language
 from dcclip_cli.data.table import open_pairs
 from dcclip_cli.model.preprocess import decode
@@ -32,12 +34,12 @@ LANGUAGES: tuple[Language, ...] = ("en", "zh")
 class Drawings:
     """The pictures of one style, and what each is called in both languages."""
 
-    pictures: list[bytes]
+    pictures: list[Image.Image]
     names: dict[Language, list[str]]
 
     def right(self, model: Model) -> np.ndarray:
         """(2, N) bool: whether the model gives each picture its name rather than another one of these."""
-        images = model.embed_images([decode(picture) for picture in self.pictures])
+        images = model.embed_images(self.pictures)
         answers = []
         for own in self.names.values():
             classes = sorted(set(own))
@@ -46,17 +48,16 @@ class Drawings:
         return np.stack(answers)
 
 
-def drawings(emoji: Path, test_set: str, left_out: Collection[str]) -> dict[str, Drawings]:
-    """The classes of a test set in each style but those left out."""
+def drawings(test_set: str, styles: dict[str, list[Any]], wanted: Iterable[str]) -> dict[str, Drawings]:
+    """The classes of a test set in each of the styles wanted."""
     test = open_pairs(QUICKSTART / f"{test_set}.parquet")
     rows = {key.split("_")[1]: row for row, key in enumerate(test.keys())}
+    firsts = {language: first_captions(test, language) for language in LANGUAGES}
     found = {}
-    for tar in sorted(emoji.glob("*.tar")):
-        if tar.stem in left_out:
-            continue
-        items = [item for item in BUILD["read_style"](tar) if item.code in rows]
-        names = {language: [test.captions(language)[rows[item.code]][0] for item in items] for language in LANGUAGES}
-        found[tar.stem] = Drawings([item.image for item in items], names)
+    for style in wanted:
+        items = [item for item in styles[style] if item.code in rows]
+        names = {language: [own[rows[item.code]] for item in items] for language, own in firsts.items()}
+        found[style] = Drawings([decode(item.image) for item in items], names)
     return found
 
 
@@ -75,12 +76,13 @@ def main() -> None:
     parser.add_argument("emoji", type=Path, help="folder of one tar per style")
     parser.add_argument("models", nargs="+", help="model directories")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     models = [load(model) for model in options.models]
     for number, model in enumerate(options.models, 1):
         print(f"{number}: {model}")
-    show("known classes, styles new to training", drawings(options.emoji, "twemoji", BUILD["TRAINING_STYLES"]), models)
-    show("unseen classes, all styles", drawings(options.emoji, "unseen", ()), models)
+    styles = {tar.stem: BUILD["read_style"](tar) for tar in sorted(options.emoji.glob("*.tar"))}
+    new = [style for style in styles if style not in BUILD["TRAINING_STYLES"]]
+    show("known classes, styles new to training", drawings("twemoji", styles, new), models)
+    show("unseen classes, all styles", drawings("unseen", styles, styles), models)
 
 
 if __name__ == "__main__":

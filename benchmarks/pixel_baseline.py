@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dcclip_cli.data.batches import first_captions
 from dcclip_cli.data.pair import Language
 from dcclip_cli.data.table import PairTable, open_pairs
 from dcclip_cli.model.preprocess import decode, flatten
@@ -43,8 +44,8 @@ def main() -> None:
         found = nearest(pixels(test), known)
         line = f"{name:<12}{len(test):>9}"
         for language in LANGUAGES:
-            names = [captions[0] for captions in train.captions(language)]
-            right = [names[i] == own[0] for i, own in zip(found, test.captions(language), strict=True)]
+            names = first_captions(train, language)
+            right = [names[i] == own for i, own in zip(found, first_captions(test, language), strict=True)]
             line += f"{100 * np.mean(right):>7.1f}"
         print(line)
 
