@@ -40,11 +40,11 @@ class DataOptions(Options):
     )
     images: str | None = Field(
         None,
-        description="Pictures without captions, for distill's image tower: a folder, a Parquet or tar file",
+        description="Pictures without captions, for the image tower's distillation: a folder, a Parquet or tar file",
     )
     texts: str | None = Field(
         None,
-        description="Lines without pictures, for distill's text tower: .txt, .tsv, .csv or .jsonl, or pairs' captions",
+        description="Lines without pictures, for the text tower's distillation: .txt, .tsv, .csv or .jsonl, or pairs",
     )
 
     @model_validator(mode="after")

@@ -29,6 +29,12 @@ class AlignOptions(TeachingOptions):
         (), description="Distillation beside the contrast, so that stage 2 does not forget stage 1"
     )
     train: str | None = Field(None, description="Pairs for this stage alone; default: data.train")
+    images_per_step: int | None = Field(
+        None, ge=1, description="Pictures of data.images beside batch_size pairs, for `losses`; default: none"
+    )
+    texts_per_step: int | None = Field(
+        None, ge=1, description="Lines of data.texts beside batch_size pairs, for `losses`; default: none"
+    )
     start: str = Field("distill", description="`distill` (this recipe's stage 1), `scratch`, or a model directory")
     lock: Literal["image", "text"] | None = Field(None, description="A tower that stays as it is, batch norms included")
     cross_lingual: float = Field(0.0, ge=0, description="Weight of the contrast between the two captions of one image")
@@ -61,11 +67,11 @@ def align(
     """
     from dataclasses import replace
 
-    from dcclip_cli.data.order import Mixture, Order, Part, caption_groups
     from dcclip_cli.train import stage
     from dcclip_cli.train.carry_out import Plan, carry_out
     from dcclip_cli.train.loop import total_steps
     from dcclip_cli.train.teaching import load_teachers
+    from dcclip_cli.train.training_data import open_training_data
 
     progress = progress or Silent()
     folder, model = run.stage("align"), run.model("align")
@@ -75,7 +81,16 @@ def align(
         return StageResult(model, already_finished=True)
     stage.use_process(options.threads)
     stage.join_processes(device)
-    table = stage.open_training_pairs(data.model_copy(update={"train": options.train or data.train}), run)
+    training = open_training_data(
+        _used(data, options),
+        run,
+        options.batch_size,
+        options.images_per_step,
+        options.texts_per_step,
+        seed,
+        options.distinct_captions,
+    )
+    table = training.table
     name = run.root.name
     teaching = load_teachers([*([teacher] if teacher else []), *options.more_teachers], options.losses, device)
     if options.start == "scratch":
@@ -96,9 +111,7 @@ def align(
     if options.loss == "siglip":
         learner = stage.with_bias(learner)
     reader = teaching.reader(replace(stage.reader_for(learner, table, options, seed), find_shared=True), options)
-    groups = caption_groups(table) if options.distinct_captions else None
-    order = Mixture((Part(Order(len(table), options.batch_size, seed, groups)),))
-    steps = total_steps(options, order)
+    steps = total_steps(options, training.order)
     sources = teaching.sources(options.losses, options, reader, learner.towers, run, steps, device, progress)
     task = TaskLoss(
         loss=options.loss,
@@ -130,7 +143,7 @@ def align(
         teaching,
         sources,
         reader,
-        order,
+        training.order,
         options,
         data.validation,
         identity,
@@ -140,6 +153,26 @@ def align(
         half=options.half,
     )
     return carry_out(plan, seed, run, device, progress)
+
+
+def _used(data: DataOptions, options: AlignOptions) -> DataOptions:
+    """What of the recipe's data this stage looks at. Raises DcclipError where it has no pairs, or no use for more."""
+    train = options.train or data.train
+    if train is None:
+        raise DcclipError("data has no pairs, and align matches pictures with captions", "name some: data.train")
+    used: dict[str, str | None] = {"train": train}
+    for name, wanted in (("images", options.images_per_step), ("texts", options.texts_per_step)):
+        used[name] = getattr(data, name) if wanted else None
+        if wanted and used[name] is None:
+            raise DcclipError(
+                f"align.{name}_per_step is {wanted}, but there is no data.{name}", f"name some: data.{name}"
+            )
+        if wanted and not options.losses:
+            raise DcclipError(
+                f"align.{name}_per_step is {wanted}, but the contrast learns from pairs alone",
+                "add a distillation loss to align.losses, or leave it out",
+            )
+    return data.model_copy(update=used)
 
 
 def _check_embeddings(table: PairTable, width: int, options: AlignOptions) -> None:

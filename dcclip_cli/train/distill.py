@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from dcclip_cli.data.batches import DataOptions
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.progress import Progress, Silent
@@ -25,11 +26,11 @@ class DistillOptions(TeachingOptions):
     )
     images_per_step: int | None = Field(
         None,
-        ge=1,
+        ge=0,
         description="Pictures of data.images beside batch_size pairs, over all processes; default: batch_size",
     )
     texts_per_step: int | None = Field(
-        None, ge=1, description="Lines of data.texts beside batch_size pairs, over all processes; default: batch_size"
+        None, ge=0, description="Lines of data.texts beside batch_size pairs, over all processes; default: batch_size"
     )
 
 
@@ -64,6 +65,8 @@ def distill(
     stage.use_process(options.threads)
     stage.join_processes(device)
     training = open_training_data(data, run, options.batch_size, options.images_per_step, options.texts_per_step, seed)
+    if training.table.embeddings is not None:
+        raise DcclipError(f"{data.train} holds embeddings, no pictures to distil on", "name pairs with pictures")
     check_data(options.losses, training.kinds)
     teaching = load_teachers((teacher, *options.more_teachers), options.losses, device)
     embed_dim = teaching.widths[0].embedding if teaching.widths else stage.DEFAULT_EMBED_DIM

@@ -1,4 +1,4 @@
-"""What stage 1 trains on: pairs, pictures without captions, lines without pictures, any of them."""
+"""What a stage trains on: pairs, pictures without captions, lines without pictures, any of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dcclip_cli.data.batches import DataOptions
 from dcclip_cli.data.joined import JoinedTable
 from dcclip_cli.data.lines import open_lines
-from dcclip_cli.data.order import Mixture, Order, Part
+from dcclip_cli.data.order import Mixture, Order, Part, caption_groups
 from dcclip_cli.data.pictures import open_pictures
 from dcclip_cli.data.table import PairTable
 from dcclip_cli.errors import DcclipError
@@ -25,26 +25,35 @@ class TrainingData:
 
 
 def open_training_data(
-    data: DataOptions, run: RunFolder, pairs_a_step: int, images_a_step: int | None, texts_a_step: int | None, seed: int
+    data: DataOptions,
+    run: RunFolder,
+    pairs_a_step: int,
+    images_a_step: int | None,
+    texts_a_step: int | None,
+    seed: int,
+    distinct_captions: bool = False,
 ) -> TrainingData:
-    """The data that a recipe names for stage 1; images and texts a step default to the pairs'.
+    """The data that a recipe names for a stage; images and texts a step default to the pairs', 0 leaves them out.
 
-    Raises DcclipError where any of it can't be had.
+    With `distinct_captions` no two pairs of a step have the same first caption. Raises DcclipError where any of it
+    can't be had.
     """
     tables: dict[str, PairTable] = {}
+    groups = None
     if data.train is not None:
         tables["pairs"] = open_training_pairs(data, run)
-        if tables["pairs"].embeddings is not None:
-            raise DcclipError(f"{data.train} holds embeddings, no pictures to distil on", "name pairs with pictures")
-    if data.images is not None:
+        groups = caption_groups(tables["pairs"]) if distinct_captions else None
+    if data.images is not None and images_a_step != 0:
         tables["images"] = open_pictures(data.images)
-    if data.texts is not None:
+    if data.texts is not None and texts_a_step != 0:
         tables["texts"] = open_lines(data.texts)
+    if len(tables) > 1 and data.train is not None and tables["pairs"].embeddings is not None:
+        raise DcclipError(f"{data.train} holds embeddings, no pictures, for a student", "name pairs with pictures")
     sizes = {"pairs": pairs_a_step, "images": images_a_step or pairs_a_step, "texts": texts_a_step or pairs_a_step}
     table = JoinedTable(list(tables.values()))
     # Every part has random numbers of its own: equal sizes must not mean equal orders.
     parts = [
-        Part(Order(len(one), sizes[kind], seed + (number << 32)), first)
+        Part(Order(len(one), sizes[kind], seed + (number << 32), groups if kind == "pairs" else None), first)
         for number, ((kind, one), first) in enumerate(zip(tables.items(), table.firsts, strict=False))
     ]
     return TrainingData(next(iter(tables.values())) if len(tables) == 1 else table, Mixture(tuple(parts)), set(tables))

@@ -317,6 +317,19 @@ def test_pairs_pictures_and_lines_together_serve_their_towers(
     assert "<unk>" not in tokenizer.encode("紫色的小鱼 purple fish").tokens  # the lines' texts are in the vocabulary
 
 
+def test_none_of_the_lines_a_step_is_a_run_without_them(
+    distilling: Job, run: Run, lines_file: Path, sha256: Sha
+) -> None:
+    distilling["options"] |= {"steps": 2}
+    alone = sha256(run(distilling))
+    distilling["data"] = {"train": distilling["data"], "texts": str(lines_file)}
+    none, some = (
+        sha256(run(elsewhere(distilling, f"{lines}", options=distilling["options"] | {"texts_per_step": lines})))
+        for lines in (0, 8)
+    )
+    assert none == alone != some
+
+
 def test_a_loss_that_finds_nothing_to_learn_from_is_refused(distilling: Job, run: Run, lines_file: Path) -> None:
     distilling |= {"data": {"texts": str(lines_file)}}
     distilling["options"] |= {"losses": [{"kind": "interactive"}]}
