@@ -23,7 +23,14 @@ sys.path.append(str(Path(__file__).parent.parent))
 
 from killing import killed
 
-SETS = ("distill.steps=24", "align.steps=20", "batch_size=32", "checkpoint_every_steps=4", "warmup_steps=4")
+SETS = (
+    "distill.steps=24",
+    "align.steps=20",
+    "batch_size=32",
+    "texts_per_step=16",
+    "checkpoint_every_steps=4",
+    "warmup_steps=4",
+)
 
 
 def main() -> None:
@@ -37,8 +44,9 @@ def main() -> None:
     # Each run has a folder for itself, or it would find the others' teacher cache.
     whole, broken = root / "whole/run", root / "broken/run"
     pairs = few_pairs(root)
+    sets = (f"data.texts={pairs}", *SETS)
     begin, wall = time.monotonic(), time.time()
-    subprocess.run(dcclip(*arguments("run", pairs, whole, *SETS)), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(dcclip(*arguments("run", pairs, whole, *sets)), check=True, stdout=subprocess.DEVNULL)
     whole_s, begins_s = time.monotonic() - begin, (whole / "resolved.yaml").stat().st_mtime - wall
     expected = sha256(whole)
     print(f"unbroken: {whole_s:.1f} s; {', '.join(f'{stage} {sha[:12]}' for stage, sha in expected.items())}")
@@ -47,7 +55,7 @@ def main() -> None:
     while kills < given.kills:
         after_s = Random(seed).uniform(begins_s, whole_s)
         seed += 1
-        command = dcclip(*arguments("run", pairs, broken, *SETS))
+        command = dcclip(*arguments("run", pairs, broken, *sets))
         shutil.rmtree(broken.parent, ignore_errors=True)
         if not killed(command, after_s):
             continue

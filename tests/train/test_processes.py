@@ -49,13 +49,14 @@ LOSSES = [{"kind": kind} for kind in ("feature_map", "token_features", "embeddin
 
 @pytest.mark.timeout(2 * TIMEOUT_S)
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("stage", ["distill", "align"])
+@pytest.mark.parametrize(("stage", "further"), [("distill", False), ("align", False), ("align", True)])
 def test_two_processes_train_as_one_does_on_the_same_batches(
     distilling: dict[str, Any],
     run: Callable[..., StageResult],
     tmp_path: Path,
     pairs: list[Pair],
     stage: str,
+    further: bool,
     parallel: str,
 ) -> None:
     # Some pairs lack a caption, and some share one, so that the two have unequal shares of texts and of negatives.
@@ -72,6 +73,9 @@ def test_two_processes_train_as_one_does_on_the_same_batches(
         job["options"] |= {"start": "scratch", "distinct_captions": False, "cross_lingual": 0.5}
     else:
         job["options"] |= {"augmentations": 2, "losses": LOSSES}
+    if further:
+        job["data"] = dict.fromkeys(("train", "images", "texts"), job["data"])
+        job["options"] |= {"losses": [{"kind": "embedding"}], "images_per_step": 4, "texts_per_step": 6}
     roots = {name: str(tmp_path / name / "run") for name in ("one", "two", "shorter")}
     run(job | {"root": roots["one"]})
     run(job | {"root": roots["shorter"], "options": job["options"] | {"steps": 1}})
