@@ -107,7 +107,8 @@ def align(
                 "run stage 1 first: dcclip distill RECIPE; or write align.start: scratch",
             )
         learner = stage.student_from(start, name)
-    _check_embeddings(table, learner.config["embed_dim"], options)
+    assert training.pairs is not None  # or _used had refused
+    _check_embeddings(training.pairs, learner.config["embed_dim"], options)
     if options.loss == "siglip":
         learner = stage.with_bias(learner)
     reader = teaching.reader(replace(stage.reader_for(learner, table, options, seed), find_shared=True), options)

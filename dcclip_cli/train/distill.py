@@ -27,10 +27,12 @@ class DistillOptions(TeachingOptions):
     images_per_step: int | None = Field(
         None,
         ge=0,
-        description="Pictures of data.images beside batch_size pairs, over all processes; default: batch_size",
+        description="Pictures of data.images beside batch_size pairs, over all processes; default: batch_size; 0: none",
     )
     texts_per_step: int | None = Field(
-        None, ge=0, description="Lines of data.texts beside batch_size pairs, over all processes; default: batch_size"
+        None,
+        ge=0,
+        description="Lines of data.texts beside batch_size pairs, over all processes; default: batch_size; 0: none",
     )
 
 
@@ -65,9 +67,9 @@ def distill(
     stage.use_process(options.threads)
     stage.join_processes(device)
     training = open_training_data(data, run, options.batch_size, options.images_per_step, options.texts_per_step, seed)
-    if training.table.embeddings is not None:
+    if training.pairs is not None and training.pairs.embeddings is not None:
         raise DcclipError(f"{data.train} holds embeddings, no pictures to distil on", "name pairs with pictures")
-    check_data(options.losses, training.kinds)
+    check_data(options.losses, set(training.tables))
     teaching = load_teachers((teacher, *options.more_teachers), options.losses, device)
     embed_dim = teaching.widths[0].embedding if teaching.widths else stage.DEFAULT_EMBED_DIM
     first = teaching.first(teacher, student.text.inherit != "nothing", device)

@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from tokenizers import Tokenizer
 
-from dcclip_cli.data.batches import COLLECTED, DataOptions, Reader
+from dcclip_cli.data.batches import COLLECTED, Reader
 from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.data.table import PairTable, open_pairs
 from dcclip_cli.errors import DcclipError
@@ -67,12 +67,10 @@ class Student:
         )
 
 
-def open_training_pairs(data: DataOptions, run: RunFolder) -> PairTable:
+def open_training_pairs(train: str, run: RunFolder) -> PairTable:
     """The pairs that `data.train` names. Raises DcclipError where they are not there."""
-    if data.train is None:
-        raise DcclipError("data has no pairs", "name some: data.train")
-    if data.train != COLLECTED:
-        return open_pairs(data.train)
+    if train != COLLECTED:
+        return open_pairs(train)
     if not run.stage("collect").is_dir():
         raise DcclipError("data.train is 'collect', but nothing has been collected", "run: dcclip collect RECIPE")
     return open_pairs(run.stage("collect"))

@@ -17,11 +17,16 @@ from dcclip_cli.train.stage import open_training_pairs
 
 @dataclass(frozen=True)
 class TrainingData:
-    """One table of all samples, the order in which steps take from each of its parts, and which kinds there are."""
+    """One table of all samples, the order in which steps take from each of its parts, and the tables by kind."""
 
     table: PairTable
     order: Mixture
-    kinds: set[str]
+    tables: dict[str, PairTable]
+
+    @property
+    def pairs(self) -> PairTable | None:
+        """The pairs apart from all else: only they may hold embeddings in place of pictures."""
+        return self.tables.get("pairs")
 
 
 def open_training_data(
@@ -41,14 +46,17 @@ def open_training_data(
     tables: dict[str, PairTable] = {}
     groups = None
     if data.train is not None:
-        tables["pairs"] = open_training_pairs(data, run)
+        tables["pairs"] = open_training_pairs(data.train, run)
         groups = caption_groups(tables["pairs"]) if distinct_captions else None
     if data.images is not None and images_a_step != 0:
         tables["images"] = open_pictures(data.images)
     if data.texts is not None and texts_a_step != 0:
         tables["texts"] = open_lines(data.texts)
-    if len(tables) > 1 and data.train is not None and tables["pairs"].embeddings is not None:
-        raise DcclipError(f"{data.train} holds embeddings, no pictures, for a student", "name pairs with pictures")
+    if not tables:
+        raise DcclipError(
+            "a step has no pairs, no pictures and no lines",
+            "give data.train, or leave images_per_step: 0 and texts_per_step: 0 out",
+        )
     sizes = {"pairs": pairs_a_step, "images": images_a_step or pairs_a_step, "texts": texts_a_step or pairs_a_step}
     table = JoinedTable(list(tables.values()))
     # Every part has random numbers of its own: equal sizes must not mean equal orders.
@@ -56,4 +64,4 @@ def open_training_data(
         Part(Order(len(one), sizes[kind], seed + (number << 32), groups if kind == "pairs" else None), first)
         for number, ((kind, one), first) in enumerate(zip(tables.items(), table.firsts, strict=False))
     ]
-    return TrainingData(next(iter(tables.values())) if len(tables) == 1 else table, Mixture(tuple(parts)), set(tables))
+    return TrainingData(next(iter(tables.values())) if len(tables) == 1 else table, Mixture(tuple(parts)), tables)

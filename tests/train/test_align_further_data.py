@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.table import write_parquet
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.folder import load_folder
 from dcclip_cli.model.preprocess import decode
@@ -30,8 +31,6 @@ LINES = [
 @pytest.fixture
 def further(aligning: Job, model_folder: Path, pairs: list[Pair], tmp_path: Path) -> Job:
     """Stage 2 on eight of the pairs, held to the model that it starts from, with the other pictures and eight lines."""
-    from dcclip_cli.data.table import write_parquet
-
     write_parquet(tmp_path / "some.parquet", pairs[:8])
     (tmp_path / "pictures").mkdir()
     for pair in pairs[8:16]:

@@ -330,6 +330,14 @@ def test_none_of_the_lines_a_step_is_a_run_without_them(
     assert none == alone != some
 
 
+def test_a_step_of_nothing_is_refused(distilling: Job, run: Run, lines_file: Path) -> None:
+    distilling |= {"data": {"texts": str(lines_file)}}
+    distilling["options"] |= {"losses": [{"kind": "embedding"}], "texts_per_step": 0}
+    with pytest.raises(DcclipError, match="a step has no pairs, no pictures and no lines") as raised:
+        run(distilling)
+    assert "texts_per_step: 0" in raised.value.hint
+
+
 def test_a_loss_that_finds_nothing_to_learn_from_is_refused(distilling: Job, run: Run, lines_file: Path) -> None:
     distilling |= {"data": {"texts": str(lines_file)}}
     distilling["options"] |= {"losses": [{"kind": "interactive"}]}
