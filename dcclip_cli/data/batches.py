@@ -46,11 +46,19 @@ class DataOptions(Options):
         None,
         description="Lines without pictures, for the text tower's distillation: .txt, .tsv, .csv or .jsonl, or pairs",
     )
+    phrases: int = Field(
+        0,
+        ge=0,
+        description="Lines to make of data.texts beside its own: two or three short ones joined, from which the text "
+        "tower learns to read names that nobody gave it",
+    )
 
     @model_validator(mode="after")
     def _some_data(self) -> Self:
         if not (self.train or self.images or self.texts):
             raise ValueError("name what to train on: train, images or texts")
+        if self.phrases and not self.texts:
+            raise ValueError("phrases are made of texts: name these")
         return self
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
@@ -35,6 +36,10 @@ class JoinedTable(PairTable):
     @property
     def files(self) -> list[Path]:
         return [file for table in self._tables for file in table.files]
+
+    @cached_property
+    def file_digests(self) -> list[bytes]:
+        return [digest for table in self._tables for digest in table.file_digests]
 
     @property
     def pictures(self) -> int:

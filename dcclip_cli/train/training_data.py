@@ -8,6 +8,7 @@ from dcclip_cli.data.batches import DataOptions
 from dcclip_cli.data.joined import JoinedTable
 from dcclip_cli.data.lines import open_lines
 from dcclip_cli.data.order import Mixture, Order, Part, caption_groups
+from dcclip_cli.data.phrases import PhrasedLines
 from dcclip_cli.data.pictures import open_pictures
 from dcclip_cli.data.table import PairTable
 from dcclip_cli.errors import DcclipError
@@ -51,7 +52,8 @@ def open_training_data(
     if data.images is not None and images_a_step != 0:
         tables["images"] = open_pictures(data.images)
     if data.texts is not None and texts_a_step != 0:
-        tables["texts"] = open_lines(data.texts)
+        lines = open_lines(data.texts)
+        tables["texts"] = PhrasedLines(lines, data.phrases) if data.phrases else lines
     if not tables:
         raise DcclipError(
             "a step has no pairs, no pictures and no lines",

@@ -75,6 +75,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_lines(recipe: Path) -
             ":5: align.start: needs a section student",
         ),
         ("name: x\ndata: {train: collect}\n", ":2: data.train: needs a section collect"),
+        ("name: x\ndata: {train: ./x, phrases: 5}\n", ":2: data: phrases are made of texts: name these"),
         ("seed: 1\n", ":1: name: missing"),
         ("name: x\nformat: 2\n", ":2: format: input should be 1 (got 2)"),
     ],

@@ -104,6 +104,16 @@ def run() -> Callable[..., StageResult]:
 
 
 @pytest.fixture
+def elsewhere() -> Callable[..., Job]:
+    """A function that gives the same job, but for some changes, in another run directory."""
+
+    def moved(job: Job, name: str, **changes: Any) -> Job:
+        return job | {"root": str(Path(job["root"]).parent / name)} | changes
+
+    return moved
+
+
+@pytest.fixture
 def watching() -> Callable[..., At]:
     """A Progress that remembers, and that can act at one place."""
 

@@ -20,13 +20,9 @@ from dcclip_cli.runs import StageResult
 
 Job = dict[str, Any]
 Run = Callable[..., StageResult]
+Elsewhere = Callable[..., Job]
 Sha = Callable[[StageResult | Path], str]
 Stop = Callable[[Job, str, int], None]
-
-
-def elsewhere(job: Job, name: str, **changes: Any) -> Job:
-    """The same job in another run directory."""
-    return job | {"root": str(Path(job["root"]).parent / name)} | changes
 
 
 def weights(made: StageResult | Path) -> dict[str, torch.Tensor]:
@@ -132,7 +128,7 @@ def test_a_second_caption_of_each_language_is_a_further_positive(aligning: Job, 
     assert set(run(aligning).figures) >= {"image_zh", "image_en", "image_zh-other", "image_en-other", "zh_en"}
 
 
-def test_the_temperature_learns_and_stays_below_its_limit(aligning: Job, run: Run) -> None:
+def test_the_temperature_learns_and_stays_below_its_limit(aligning: Job, run: Run, elsewhere: Elsewhere) -> None:
     before = load_folder(Path(aligning["options"]["start"])).logit_scale
     result = run(aligning | {"options": aligning["options"] | {"optimizer": {"lr": 0.1}}})
     assert abs(load_folder(result.folder).logit_scale - before) > 0.5
@@ -159,11 +155,15 @@ def test_half_stores_fp16(aligning: Job, run: Run) -> None:
 # ---- the same again
 
 
-def test_the_same_recipe_twice_gives_identical_weights(aligning: Job, run: Run, sha256: Sha) -> None:
+def test_the_same_recipe_twice_gives_identical_weights(
+    aligning: Job, run: Run, elsewhere: Elsewhere, sha256: Sha
+) -> None:
     assert sha256(run(aligning)) == sha256(run(elsewhere(aligning, "again")))
 
 
-def test_from_scratch_twice_gives_the_identical_model(aligning: Job, run: Run, student_section: dict[str, Any]) -> None:
+def test_from_scratch_twice_gives_the_identical_model(
+    aligning: Job, run: Run, elsewhere: Elsewhere, student_section: dict[str, Any]
+) -> None:
     aligning |= {"student": student_section, "options": {"start": "scratch", "steps": 3}}
     first, again = run(aligning), run(elsewhere(aligning, "again"))
     for name in ("open_clip_model.safetensors", "open_clip_config.json", "tokenizer.json"):
@@ -171,7 +171,13 @@ def test_from_scratch_twice_gives_the_identical_model(aligning: Job, run: Run, s
 
 
 def test_killed_in_the_middle_and_run_again_gives_the_weights_of_the_unbroken_run(
-    aligning: Job, run: Run, kill: Stop, sha256: Sha, watching: Callable[..., Any], student_section: dict[str, Any]
+    aligning: Job,
+    run: Run,
+    elsewhere: Elsewhere,
+    kill: Stop,
+    sha256: Sha,
+    watching: Callable[..., Any],
+    student_section: dict[str, Any],
 ) -> None:
     student_section["image"] |= {"dropout": 0.1, "drop_path": 0.1}  # random numbers in the step itself, too
     aligning |= {"student": student_section, "options": {"start": "scratch"}}
@@ -186,7 +192,7 @@ def test_killed_in_the_middle_and_run_again_gives_the_weights_of_the_unbroken_ru
 
 @pytest.mark.parametrize("step", [1, 4, 5])
 def test_interrupted_anywhere_and_run_again_gives_the_weights_of_the_unbroken_run(
-    aligning: Job, run: Run, interrupt: Stop, sha256: Sha, step: int
+    aligning: Job, run: Run, elsewhere: Elsewhere, interrupt: Stop, sha256: Sha, step: int
 ) -> None:
     unbroken = run(elsewhere(aligning, "unbroken"))
     interrupt(aligning, "align", step)
@@ -203,7 +209,7 @@ def test_a_finished_stage_does_nothing_and_fresh_does_it_again(aligning: Job, ru
 
 @pytest.mark.parametrize("changed", ["rate", "seed", "data", "start", "lock"])
 def test_a_changed_recipe_on_an_old_state_is_refused_and_fresh_is_the_way_out(
-    aligning: Job, run: Run, interrupt: Stop, pairs: list[Pair], tmp_path: Path, changed: str
+    aligning: Job, run: Run, elsewhere: Elsewhere, interrupt: Stop, pairs: list[Pair], tmp_path: Path, changed: str
 ) -> None:
     interrupt(aligning, "align", 2)
     other = json.loads(json.dumps(aligning))
@@ -228,7 +234,7 @@ def test_a_changed_recipe_on_an_old_state_is_refused_and_fresh_is_the_way_out(
 # ---- the other ways to align
 
 
-def test_siglip_learns_a_bias_and_any_open_clip_reads_it(aligning: Job, run: Run) -> None:
+def test_siglip_learns_a_bias_and_any_open_clip_reads_it(aligning: Job, run: Run, elsewhere: Elsewhere) -> None:
     import open_clip
 
     aligning["options"] |= {"loss": "siglip", "cross_lingual": 0.5}
@@ -242,7 +248,7 @@ def test_siglip_learns_a_bias_and_any_open_clip_reads_it(aligning: Job, run: Run
 
 
 def test_a_distillation_term_keeps_stage_2_near_its_teacher(
-    aligning: Job, run: Run, distilling: Job, model_folder: Path
+    aligning: Job, run: Run, elsewhere: Elsewhere, distilling: Job, model_folder: Path
 ) -> None:
     aligning |= {"teacher": {"kind": "open_clip", "model": str(model_folder)}}
     aligning["options"] |= {"losses": [{"kind": "embedding", "weight": 100}], "steps": 10, "augmentations": 1}
@@ -258,7 +264,9 @@ def test_a_distillation_term_keeps_stage_2_near_its_teacher(
     assert "embedding" in held.figures and "embedding" not in free.figures
 
 
-def test_gradients_in_parts_that_see_each_other_give_the_weights_of_the_whole_batch(aligning: Job, run: Run) -> None:
+def test_gradients_in_parts_that_see_each_other_give_the_weights_of_the_whole_batch(
+    aligning: Job, run: Run, elsewhere: Elsewhere
+) -> None:
     common = {"freeze_batch_norms": True, "optimizer": {"kind": "sgd", "lr": 0.1}, "steps": 4}
     aligning["options"] |= common
     whole = weights(run(aligning))
@@ -269,7 +277,7 @@ def test_gradients_in_parts_that_see_each_other_give_the_weights_of_the_whole_ba
         torch.testing.assert_close(parts[name], value, rtol=0, atol=1e-5)
 
 
-def test_gradient_checkpointing_changes_no_weight(aligning: Job, run: Run, sha256: Sha) -> None:
+def test_gradient_checkpointing_changes_no_weight(aligning: Job, run: Run, elsewhere: Elsewhere, sha256: Sha) -> None:
     plain = weights(run(aligning))
     checkpointed = weights(
         run(elsewhere(aligning, "checkpointed", options=aligning["options"] | {"gradient_checkpointing": True}))
@@ -309,7 +317,7 @@ def test_validation_without_pairs_to_validate_on_is_refused(aligning: Job, run: 
 
 @pytest.mark.parametrize("options", [{"ema": 0.5}, {"optimizer": {"layer_decay": 0.5}}])
 def test_interrupted_with_an_average_or_rates_by_layer_it_goes_on_the_same(
-    aligning: Job, run: Run, interrupt: Stop, sha256: Sha, options: Job
+    aligning: Job, run: Run, elsewhere: Elsewhere, interrupt: Stop, sha256: Sha, options: Job
 ) -> None:
     plain = sha256(run(elsewhere(aligning, "plain")))
     aligning["options"] |= options

@@ -16,6 +16,7 @@ from dcclip_cli.runs import StageResult
 
 Job = dict[str, Any]
 Run = Callable[..., StageResult]
+Elsewhere = Callable[..., Job]
 LINES = [
     "紫色的小鱼",
     "白色的大树",
@@ -53,10 +54,6 @@ def further(aligning: Job, model_folder: Path, pairs: list[Pair], tmp_path: Path
     return aligning
 
 
-def elsewhere(job: Job, name: str, **options: Any) -> Job:
-    return job | {"root": str(Path(job["root"]).parent / name), "options": job["options"] | options}
-
-
 def drift(model: Path, start: Path, pictures: list[Pair]) -> tuple[float, float]:
     """1 - cosine between two models' embeddings: means over these pictures, and over LINES."""
     embeddings = []
@@ -74,21 +71,21 @@ def drift(model: Path, start: Path, pictures: list[Pair]) -> tuple[float, float]
 
 @pytest.mark.parametrize("cache", [True, False])
 def test_pictures_and_lines_without_partners_stay_where_the_teacher_has_them(
-    further: Job, run: Run, model_folder: Path, pairs: list[Pair], cache: bool
+    further: Job, run: Run, elsewhere: Elsewhere, model_folder: Path, pairs: list[Pair], cache: bool
 ) -> None:
     further["options"]["teacher_cache"] = cache
     without = drift(run(further).folder, model_folder, pairs[8:16])
-    pictures = run(elsewhere(further, "pictures", images_per_step=8))
-    lines = run(elsewhere(further, "lines", texts_per_step=4))
+    pictures = run(elsewhere(further, "pictures", options=further["options"] | {"images_per_step": 8}))
+    lines = run(elsewhere(further, "lines", options=further["options"] | {"texts_per_step": 4}))
     assert drift(pictures.folder, model_folder, pairs[8:16])[0] < 0.9 * without[0]
     assert drift(lines.folder, model_folder, pairs[8:16])[1] < 0.9 * without[1]
     assert {"image_zh", "image_en", "embedding"} <= set(lines.figures)
 
 
-def test_the_contrast_is_of_pairs_alone(further: Job, run: Run) -> None:
-    one_step = {"steps": 1, "losses": [{"kind": "embedding", "weight": 0}]}
-    alone = run(elsewhere(further, "alone", **one_step)).figures
-    beside = run(elsewhere(further, "beside", **one_step, images_per_step=4, texts_per_step=2)).figures
+def test_the_contrast_is_of_pairs_alone(further: Job, run: Run, elsewhere: Elsewhere) -> None:
+    one_step = further["options"] | {"steps": 1, "losses": [{"kind": "embedding", "weight": 0}]}
+    alone = run(elsewhere(further, "alone", options=one_step)).figures
+    beside = run(elsewhere(further, "beside", options=one_step | {"images_per_step": 4, "texts_per_step": 2})).figures
     assert [beside[term] for term in ("image_zh", "image_en")] == pytest.approx(
         [alone[term] for term in ("image_zh", "image_en")], abs=1e-5
     )

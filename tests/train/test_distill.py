@@ -18,13 +18,9 @@ from dcclip_cli.runs import StageResult
 
 Job = dict[str, Any]
 Run = Callable[..., StageResult]
+Elsewhere = Callable[..., Job]
 Sha = Callable[[StageResult | Path], str]
 Stop = Callable[[Job, str, int], None]
-
-
-def elsewhere(job: Job, name: str, **changes: Any) -> Job:
-    """The same job in another run directory."""
-    return job | {"root": str(Path(job["root"]).parent / name)} | changes
 
 
 @pytest.mark.parametrize("cache", [True, False])
@@ -42,7 +38,9 @@ def test_every_kind_of_teacher_teaches_a_student_that_reads_both_languages(
     assert towers.text_features(towers.tokenize(["红色的圆", "red circle"])).embedding.shape == (2, 16)
 
 
-def test_the_cached_and_the_asked_teacher_give_the_same_first_loss(distilling: Job, run: Run) -> None:
+def test_the_cached_and_the_asked_teacher_give_the_same_first_loss(
+    distilling: Job, run: Run, elsewhere: Elsewhere
+) -> None:
     figures = []
     for cache in (True, False):
         job = elsewhere(distilling, f"cache-{cache}", options={"steps": 1, "augmentations": 2, "teacher_cache": cache})
@@ -66,7 +64,7 @@ def test_the_student_comes_nearer_to_its_teacher(distilling: Job, run: Run) -> N
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
-def test_the_weights_of_losses_scale_their_terms(distilling: Job, run: Run) -> None:
+def test_the_weights_of_losses_scale_their_terms(distilling: Job, run: Run, elsewhere: Elsewhere) -> None:
     distilling["options"] |= {"steps": 1}
     alone = run(elsewhere(distilling, "one", options={"steps": 1, "losses": [{"kind": "embedding"}]}))
     tripled = run(elsewhere(distilling, "three", options={"steps": 1, "losses": [{"kind": "embedding", "weight": 3}]}))
@@ -79,7 +77,9 @@ def test_a_network_that_projects_with_its_classifier_learns_no_bias_for_it(disti
     assert not weights["visual.trunk.classifier.bias"].any()  # transformers has no place for one
 
 
-def test_a_bias_that_an_older_student_brings_stays_as_it_is(aligning: Job, distilling: Job, run: Run) -> None:
+def test_a_bias_that_an_older_student_brings_stays_as_it_is(
+    aligning: Job, distilling: Job, run: Run, elsewhere: Elsewhere
+) -> None:
     distilling["student"]["image"] = {"timm": "mobilenetv4_conv_small_050", "size": 32}
     older = run(distilling).folder
     file, bias = older / "open_clip_model.safetensors", "visual.trunk.classifier.bias"
@@ -129,22 +129,28 @@ def test_a_student_larger_than_its_teacher_is_warned_about(
 # ---- the same again
 
 
-def test_the_same_recipe_twice_gives_identical_weights(distilling: Job, run: Run, sha256: Sha) -> None:
+def test_the_same_recipe_twice_gives_identical_weights(
+    distilling: Job, run: Run, elsewhere: Elsewhere, sha256: Sha
+) -> None:
     assert sha256(run(distilling)) == sha256(run(elsewhere(distilling, "again")))
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"options": {"augmentations": 2, "optimizer": {"lr": 2e-3}}}])
-def test_another_seed_or_recipe_gives_other_weights(distilling: Job, run: Run, sha256: Sha, change: Job) -> None:
+def test_another_seed_or_recipe_gives_other_weights(
+    distilling: Job, run: Run, elsewhere: Elsewhere, sha256: Sha, change: Job
+) -> None:
     assert sha256(run(distilling)) != sha256(run(elsewhere(distilling, "other", **change)))
 
 
-def test_workers_logs_and_checkpoints_change_no_weight(distilling: Job, run: Run, sha256: Sha) -> None:
+def test_workers_logs_and_checkpoints_change_no_weight(
+    distilling: Job, run: Run, elsewhere: Elsewhere, sha256: Sha
+) -> None:
     others = {"augmentations": 2, "workers": 2, "log_every_steps": 1, "checkpoint_every_steps": 100}
     assert sha256(run(distilling)) == sha256(run(elsewhere(distilling, "other", options=others)))
 
 
 def test_killed_in_the_middle_and_run_again_gives_the_weights_of_the_unbroken_run(
-    distilling: Job, run: Run, kill: Stop, sha256: Sha, watching: Callable[..., Any]
+    distilling: Job, run: Run, elsewhere: Elsewhere, kill: Stop, sha256: Sha, watching: Callable[..., Any]
 ) -> None:
     unbroken = run(elsewhere(distilling, "unbroken"))
     distilling["options"] |= {"workers": 1}
@@ -159,7 +165,7 @@ def test_killed_in_the_middle_and_run_again_gives_the_weights_of_the_unbroken_ru
 
 
 def test_killed_while_the_teacher_is_asked_and_run_again_gives_the_weights_of_the_unbroken_run(
-    distilling: Job, run: Run, kill: Stop, sha256: Sha, watching: Callable[..., Any]
+    distilling: Job, run: Run, elsewhere: Elsewhere, kill: Stop, sha256: Sha, watching: Callable[..., Any]
 ) -> None:
     unbroken = run(elsewhere(distilling, "unbroken/alone"))  # not beside the other, whose cache would be taken
     kill(distilling, "teacher: pictures", 64)
@@ -171,7 +177,7 @@ def test_killed_while_the_teacher_is_asked_and_run_again_gives_the_weights_of_th
 
 
 def test_interrupted_and_run_again_gives_the_weights_of_the_unbroken_run(
-    distilling: Job, run: Run, interrupt: Stop, sha256: Sha
+    distilling: Job, run: Run, elsewhere: Elsewhere, interrupt: Stop, sha256: Sha
 ) -> None:
     unbroken = run(elsewhere(distilling, "unbroken", options={"augmentations": 2, "teacher_cache": False}))
     distilling["options"] |= {"teacher_cache": False}
@@ -275,77 +281,6 @@ def test_training_with_the_largest_seed_works(distilling: Job, run: Run) -> None
 # ---- other data, other teachers
 
 
-@pytest.fixture
-def lines_file(tmp_path: Path) -> Path:
-    """Sixteen lines of parallel text, none of them a caption of the drawn pairs."""
-    colours, things = (
-        zip("白黄紫粉", ("white", "yellow", "purple", "pink"), strict=True),
-        ("star 星星", "boat 小船", "tree 大树", "fish 小鱼"),
-    )
-    texts = [(f"{zh}色的{thing.split()[1]}", f"{en} {thing.split()[0]}") for zh, en in colours for thing in things]
-    (tmp_path / "lines.tsv").write_text("".join(f"{zh}\t{en}\n" for zh, en in texts), "utf-8")
-    return tmp_path / "lines.tsv"
-
-
-@pytest.mark.parametrize("cache", [True, False])
-def test_parallel_text_alone_teaches_the_text_tower_and_leaves_the_image_tower_as_it_was(
-    distilling: Job, run: Run, lines_file: Path, cache: bool
-) -> None:
-    losses = [{"kind": "embedding"}, {"kind": "cross_lingual"}, {"kind": "token_features"}]
-    distilling |= {"data": {"texts": str(lines_file)}}
-    distilling["options"] = {"teacher_cache": cache, "losses": losses, "steps": 3, "optimizer": {"weight_decay": 0}}
-    started = run(elsewhere(distilling, "started", options=distilling["options"] | {"steps": 1, "warmup_steps": 10**6}))
-    result = run(distilling)
-    before, after = (load_file(one.folder / "open_clip_model.safetensors") for one in (started, result))
-    changed = {name.partition(".")[0] for name, value in after.items() if (value - before[name]).abs().max() > 1e-5}
-    assert changed == {"text"}
-    assert set(result.figures) >= {"embedding", "cross_lingual", "token_features"}
-
-
-def test_pairs_pictures_and_lines_together_serve_their_towers(
-    distilling: Job, run: Run, lines_file: Path, pairs: list[Pair], tmp_path: Path
-) -> None:
-    (tmp_path / "pictures").mkdir()
-    for pair in pairs[:9]:
-        (tmp_path / "pictures" / f"{pair.key}.png").write_bytes(pair.image)
-    distilling["data"] = {"train": distilling["data"], "images": str(tmp_path / "pictures"), "texts": str(lines_file)}
-    losses = [{"kind": kind} for kind in ("feature_map", "embedding", "interactive", "affinity", "cross_lingual")]
-    distilling["options"] |= {"losses": losses, "images_per_step": 4, "texts_per_step": 8, "steps": 3}
-    result = run(distilling)
-    assert set(result.figures) >= {loss["kind"] for loss in losses}
-    tokenizer = load_tokenizer(result.folder)
-    assert "<unk>" not in tokenizer.encode("紫色的小鱼 purple fish").tokens  # the lines' texts are in the vocabulary
-
-
-def test_none_of_the_lines_a_step_is_a_run_without_them(
-    distilling: Job, run: Run, lines_file: Path, sha256: Sha
-) -> None:
-    distilling["options"] |= {"steps": 2}
-    alone = sha256(run(distilling))
-    distilling["data"] = {"train": distilling["data"], "texts": str(lines_file)}
-    none, some = (
-        sha256(run(elsewhere(distilling, f"{lines}", options=distilling["options"] | {"texts_per_step": lines})))
-        for lines in (0, 8)
-    )
-    assert none == alone != some
-
-
-def test_a_step_of_nothing_is_refused(distilling: Job, run: Run, lines_file: Path) -> None:
-    distilling |= {"data": {"texts": str(lines_file)}}
-    distilling["options"] |= {"losses": [{"kind": "embedding"}], "texts_per_step": 0}
-    with pytest.raises(DcclipError, match="a step has no pairs, no pictures and no lines") as raised:
-        run(distilling)
-    assert "texts_per_step: 0" in raised.value.hint
-
-
-def test_a_loss_that_finds_nothing_to_learn_from_is_refused(distilling: Job, run: Run, lines_file: Path) -> None:
-    distilling |= {"data": {"texts": str(lines_file)}}
-    distilling["options"] |= {"losses": [{"kind": "interactive"}]}
-    with pytest.raises(DcclipError, match="loss interactive finds nothing to learn from") as raised:
-        run(distilling)
-    assert raised.value.hint == "give data.train, or leave it out"
-
-
 @pytest.mark.parametrize("cache", [True, False])
 def test_several_teachers_teach_one_student(distilling: Job, run: Run, chinese_clip_folder: Path, cache: bool) -> None:
     losses: list[Any] = [{"kind": "ensemble"}, {"kind": "embedding", "weight": {"start": 1, "end": 0}}]
@@ -374,7 +309,9 @@ def test_a_teacher_that_there_is_not_is_named(distilling: Job, run: Run) -> None
         run(distilling)
 
 
-def test_what_the_cache_saves_is_said(distilling: Job, run: Run, watching: Callable[..., Any]) -> None:
+def test_what_the_cache_saves_is_said(
+    distilling: Job, run: Run, elsewhere: Elsewhere, watching: Callable[..., Any]
+) -> None:
     first, second = watching(), watching()
     run(distilling, first)
     run(elsewhere(distilling, "second", options={"augmentations": 2, "optimizer": {"lr": 1e-4}}), second)
@@ -385,7 +322,9 @@ def test_what_the_cache_saves_is_said(distilling: Job, run: Run, watching: Calla
 
 
 @pytest.mark.parametrize("loss", ["embedding", "task"])
-def test_a_text_tower_that_starts_from_the_teachers_rows_asked_or_not(distilling: Job, run: Run, loss: str) -> None:
+def test_a_text_tower_that_starts_from_the_teachers_rows_asked_or_not(
+    distilling: Job, run: Run, elsewhere: Elsewhere, loss: str
+) -> None:
     distilling["student"]["text"] |= {"vocabulary": {"from": "teacher", "size": 300}, "inherit": "embeddings"}
     distilling["options"] |= {"steps": 1, "losses": [{"kind": loss}]}
     result = run(distilling)

@@ -1,0 +1,73 @@
+"""Phrases: lines made of a few short ones, from which a text tower learns how words join, not just those it was given.
+
+What a student copies is the teacher's answer, so nobody has to have written the text: Tang et al. (arXiv 1903.12136)
+distil BERT on sentences made by changing and cutting real ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from functools import cached_property
+
+import numpy as np
+
+from dcclip_cli.data.lines import Captions, Lines
+from dcclip_cli.data.pair import LANGUAGES, Language
+from dcclip_cli.data.table import PairTable
+from dcclip_cli.errors import DcclipError
+
+_SEED = 0  # not the recipe's: the same lines make the same phrases, and the teacher's answers to them serve every run
+_JOINED, _THREE = 0.6, 0.3  # how many phrases are joined rather than listed, and of three parts rather than two
+_JOINS: dict[Language, tuple[str, str]] = {"zh": ("", "，"), "en": (" ", ", ")}  # joined, listed
+_LONGEST: dict[Language, int] = {"zh": 8, "en": 30}  # characters of a part: names and keywords, no sentences
+_LIST = re.compile("[,，、;；]")
+
+
+class PhrasedLines(Lines):
+    """Lines of text, and `count` phrases after them: two or three short lines joined, or listed with commas.
+
+    What stands in one line in both languages is joined in both, so that parallel text stays parallel. The same lines
+    make the same phrases. Raises DcclipError where no two lines are short enough, and hold no list themselves.
+    """
+
+    def __init__(self, lines: PairTable, count: int) -> None:
+        given = [
+            {language: own for language in LANGUAGES if (own := lines.captions(language)[row])}
+            for row in range(len(lines))
+        ]
+        super().__init__(lines.path, [*given, *_phrases(given, count, f"{lines.path}")])
+        self._made = count
+
+    @cached_property
+    def file_digests(self) -> list[bytes]:
+        """The sha256 of each file's bytes and the number of phrases."""
+        return [hashlib.sha256(digest + str(self._made).encode()).digest() for digest in super().file_digests]
+
+
+def _phrases(lines: list[Captions], count: int, where: str) -> list[Captions]:
+    by_languages: dict[tuple[Language, ...], list[dict[Language, str]]] = defaultdict(list)
+    for line in lines:
+        part = {language: texts[0] for language, texts in line.items()}
+        if all(len(text) <= _LONGEST[language] and not _LIST.search(text) for language, text in part.items()):
+            by_languages[tuple(part)].append(part)
+    kinds = [kind for kind in by_languages.values() if len(kind) > 1]  # one language, the other, or both
+    if not kinds:
+        raise DcclipError(
+            f"{where} has no two short lines to make phrases of",
+            f"they are at most {_LONGEST['zh']} Chinese or {_LONGEST['en']} English characters; or set data.phrases: 0",
+        )
+    random = np.random.Generator(np.random.Philox(key=_SEED))
+    upto = np.cumsum([len(kind) for kind in kinds])
+    made: list[Captions] = []
+    for which, joined, three, *places in random.random((count, 6)).tolist():
+        kind = kinds[int(np.searchsorted(upto, which * upto[-1], side="right"))]
+        parts = [kind[int(place * len(kind))] for place in places[: 2 + (three < _THREE)]]
+        made.append(
+            {
+                language: (_JOINS[language][joined >= _JOINED].join(part[language] for part in parts),)
+                for language in parts[0]
+            }
+        )
+    return made
