@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 class InteractiveLoss(TeacherLoss):
     """1/2 [CE(v_s . t_t / tau) + CE(t_s . v_t / tau)]: the student against the teacher's other tower (CLIP-KD, ICL).
 
-    Captions that coincide within a batch count as each other's negatives.
+    Captions that coincide within a batch count as each other's negatives. The first half teaches the image tower, the
+    second the text tower; with `learns` one of them alone, and by as much as beside the other.
     """
 
     kind: Literal["interactive"] = "interactive"
     scale: float = Field(20.0, gt=0, description="1 / tau, fixed")
+    learns: Literal["both", "image", "text"] = Field(
+        "both", description="The towers that learn from it: a small text tower learns the known names by heart from it"
+    )
 
     def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
         return embedding_adapters(student, teacher)
@@ -37,10 +41,14 @@ class InteractiveLoss(TeacherLoss):
             chosen = of_pairs(teacher.rows[language], len(image))
             rows = take(teacher.rows[language], chosen)
             labels = torch.arange(len(rows), device=rows.device)
-            text = F.normalize(take(features.embedding, chosen), dim=-1)
-            image_to_text = self.scale * F.normalize(own.image[rows], dim=-1) @ text.T
-            text_to_image = self.scale * F.normalize(take(own.texts[language], chosen), dim=-1) @ image[rows].T
-            losses.append((F.cross_entropy(image_to_text, labels) + F.cross_entropy(text_to_image, labels)) / 2)
+            halves = []
+            if self.learns != "text":
+                text = F.normalize(take(features.embedding, chosen), dim=-1)
+                halves.append(F.cross_entropy(self.scale * F.normalize(own.image[rows], dim=-1) @ text.T, labels))
+            if self.learns != "image":
+                text = F.normalize(take(own.texts[language], chosen), dim=-1)
+                halves.append(F.cross_entropy(self.scale * text @ image[rows].T, labels))
+            losses.append(sum(halves[1:], halves[0]) / 2)
         return mean_of(losses, image)
 
 

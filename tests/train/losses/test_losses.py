@@ -213,6 +213,21 @@ def test_interactive_sets_each_student_tower_against_the_teachers_other_one() ->
     assert value(InteractiveLoss(), student, teacher) == pytest.approx(np.mean(expected), rel=1e-5)
 
 
+def test_interactive_may_teach_one_tower_alone_by_as_much_as_beside_the_other() -> None:
+    student, teacher = random_side(2), random_side(3)
+    for made in (student.image.embedding, *(texts.embedding for texts in student.texts.values())):
+        made.requires_grad_()
+    learnt: dict[str, list[torch.Tensor | None]] = {}
+    for learns in ("both", "image", "text"):
+        loss = InteractiveLoss(learns=learns)
+        leaves = [student.image.embedding, student.texts["zh"].embedding, student.texts["en"].embedding]
+        learnt[learns] = list(torch.autograd.grad(loss(student, teacher, {}), leaves, allow_unused=True))
+    image, *texts = learnt["both"]
+    assert learnt["image"][1:] == [None, None] and learnt["text"][0] is None
+    torch.testing.assert_close(learnt["image"][0], image)
+    torch.testing.assert_close(learnt["text"][1:], texts)
+
+
 def test_interactive_of_two_by_hand() -> None:
     # Right pairs have the cosine 1, wrong ones 0: each of the four rows costs log(1 + exp(-scale)).
     agreeing = side(image=((1.0, 0.0), (0.0, 1.0)), zh=((1.0, 0.0), (0.0, 1.0)))
