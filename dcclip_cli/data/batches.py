@@ -49,6 +49,7 @@ class DataOptions(Options):
     phrases: int = Field(
         0,
         ge=0,
+        le=10_000_000,
         description="Lines to make of data.texts beside its own: two or three short ones joined, from which the text "
         "tower learns to read names that nobody gave it",
     )

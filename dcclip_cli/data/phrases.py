@@ -56,7 +56,8 @@ def _phrases(lines: list[Captions], count: int, where: str) -> list[Captions]:
     if not kinds:
         raise DcclipError(
             f"{where} has no two short lines to make phrases of",
-            f"they are at most {_LONGEST['zh']} Chinese or {_LONGEST['en']} English characters; or set data.phrases: 0",
+            f"short is up to {_LONGEST['zh']} Chinese or {_LONGEST['en']} English characters without a comma; "
+            "add some, or set data.phrases: 0",
         )
     random = np.random.Generator(np.random.Philox(key=_SEED))
     upto = np.cumsum([len(kind) for kind in kinds])
