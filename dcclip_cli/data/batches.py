@@ -58,6 +58,10 @@ class DataOptions(Options):
     def _some_data(self) -> Self:
         if not (self.train or self.images or self.texts):
             raise ValueError("name what to train on: train, images or texts")
+        return self
+
+    @model_validator(mode="after")
+    def _texts_to_make_phrases_of(self) -> Self:
         if self.phrases and not self.texts:
             raise ValueError("phrases are made of texts: name these")
         return self

@@ -13,6 +13,8 @@ from functools import cached_property
 
 import numpy as np
 
+from dcclip_cli.data.augment import generator
+from dcclip_cli.data.joined import JoinedTable
 from dcclip_cli.data.lines import Captions, Lines
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.data.table import PairTable
@@ -25,44 +27,43 @@ _LONGEST: dict[Language, int] = {"zh": 8, "en": 30}  # characters of a part: nam
 _LIST = re.compile("[,，、;；]")
 
 
-class PhrasedLines(Lines):
+def with_phrases(lines: PairTable, count: int) -> PairTable:
     """Lines of text, and `count` phrases after them: two or three short lines joined, or listed with commas.
 
     What stands in one line in both languages is joined in both, so that parallel text stays parallel. The same lines
     make the same phrases. Raises DcclipError where no two lines are short enough, and hold no list themselves.
     """
+    return JoinedTable([lines, _Phrases(lines, count)])
+
+
+class _Phrases(Lines):
+    """The phrases alone."""
 
     def __init__(self, lines: PairTable, count: int) -> None:
-        given = [
-            {language: own for language in LANGUAGES if (own := lines.captions(language)[row])}
-            for row in range(len(lines))
-        ]
-        super().__init__(lines.path, [*given, *_phrases(given, count, f"{lines.path}")])
-        self._made = count
+        super().__init__(lines.path, _phrases(lines, count))
 
     @cached_property
     def file_digests(self) -> list[bytes]:
         """The sha256 of each file's bytes and the number of phrases."""
-        return [hashlib.sha256(digest + str(self._made).encode()).digest() for digest in super().file_digests]
+        return [hashlib.sha256(digest + str(len(self)).encode()).digest() for digest in super().file_digests]
 
 
-def _phrases(lines: list[Captions], count: int, where: str) -> list[Captions]:
+def _phrases(lines: PairTable, count: int) -> list[Captions]:
     by_languages: dict[tuple[Language, ...], list[dict[Language, str]]] = defaultdict(list)
     for line in lines:
-        part = {language: texts[0] for language, texts in line.items()}
+        part = {language: own[0] for language in LANGUAGES if (own := line.captions(language))}
         if all(len(text) <= _LONGEST[language] and not _LIST.search(text) for language, text in part.items()):
             by_languages[tuple(part)].append(part)
     kinds = [kind for kind in by_languages.values() if len(kind) > 1]  # one language, the other, or both
     if not kinds:
         raise DcclipError(
-            f"{where} has no two short lines to make phrases of",
+            f"{lines.path} has no two short lines to make phrases of",
             f"short is up to {_LONGEST['zh']} Chinese or {_LONGEST['en']} English characters without a comma; "
             "add some, or set data.phrases: 0",
         )
-    random = np.random.Generator(np.random.Philox(key=_SEED))
     upto = np.cumsum([len(kind) for kind in kinds])
     made: list[Captions] = []
-    for which, joined, three, *places in random.random((count, 6)).tolist():
+    for which, joined, three, *places in generator(_SEED, 0, 0).random((count, 6)).tolist():
         kind = kinds[int(np.searchsorted(upto, which * upto[-1], side="right"))]
         parts = [kind[int(place * len(kind))] for place in places[: 2 + (three < _THREE)]]
         made.append(

@@ -8,7 +8,7 @@ from dcclip_cli.data.batches import DataOptions
 from dcclip_cli.data.joined import JoinedTable
 from dcclip_cli.data.lines import open_lines
 from dcclip_cli.data.order import Mixture, Order, Part, caption_groups
-from dcclip_cli.data.phrases import PhrasedLines
+from dcclip_cli.data.phrases import with_phrases
 from dcclip_cli.data.pictures import open_pictures
 from dcclip_cli.data.table import PairTable
 from dcclip_cli.errors import DcclipError
@@ -53,7 +53,7 @@ def open_training_data(
         tables["images"] = open_pictures(data.images)
     if data.texts is not None and texts_a_step != 0:
         lines = open_lines(data.texts)
-        tables["texts"] = PhrasedLines(lines, data.phrases) if data.phrases else lines
+        tables["texts"] = with_phrases(lines, data.phrases) if data.phrases else lines
     if not tables:
         raise DcclipError(
             "a step has no pairs, no pictures and no lines",

@@ -7,7 +7,7 @@ import pytest
 
 from dcclip_cli.data.joined import JoinedTable
 from dcclip_cli.data.lines import open_lines
-from dcclip_cli.data.phrases import PhrasedLines
+from dcclip_cli.data.phrases import with_phrases
 from dcclip_cli.data.table import PairTable
 from dcclip_cli.errors import DcclipError
 
@@ -29,7 +29,7 @@ def parallel(tmp_path: Path) -> PairTable:
     return open_lines(tmp_path / "words.tsv")
 
 
-def made(lines: PhrasedLines, language: str, given: int) -> list[str]:
+def made(lines: PairTable, language: str, given: int) -> list[str]:
     return [texts[0] for texts in lines.captions("zh" if language == "zh" else "en")[given:] if texts]
 
 
@@ -37,7 +37,7 @@ def made(lines: PhrasedLines, language: str, given: int) -> list[str]:
 def test_a_phrase_is_two_or_three_names_joined_or_listed(
     plain: PairTable, language: str, words: tuple[str, ...], joins: tuple[str, str]
 ) -> None:
-    phrases = made(PhrasedLines(plain, 400), language, len(plain))
+    phrases = made(with_phrases(plain, 400), language, len(plain))
     word = "|".join(words)
     for join in joins:
         for count in (2, 3):
@@ -48,7 +48,7 @@ def test_a_phrase_is_two_or_three_names_joined_or_listed(
 
 
 def test_phrases_follow_the_lines_in_equal_shares_of_the_languages(plain: PairTable) -> None:
-    lines = PhrasedLines(plain, 400)
+    lines = with_phrases(plain, 400)
     assert (len(lines), lines.pictures) == (412, 0)
     assert [lines[row] for row in range(12)] == [plain[row] for row in range(12)]
     assert 150 < len(made(lines, "zh", 12)) < 250
@@ -56,7 +56,7 @@ def test_phrases_follow_the_lines_in_equal_shares_of_the_languages(plain: PairTa
 
 
 def test_parallel_text_stays_parallel(parallel: PairTable) -> None:
-    lines = PhrasedLines(parallel, 200)
+    lines = with_phrases(parallel, 200)
     english = dict(zip(ZH, EN, strict=True))
     for row in range(4, 204):
         zh, en = lines[row].zh[0], lines[row].en[0]
@@ -65,7 +65,7 @@ def test_parallel_text_stays_parallel(parallel: PairTable) -> None:
 
 
 def test_the_same_lines_make_the_same_phrases_and_other_counts_are_other_data(plain: PairTable) -> None:
-    first, again, more = (PhrasedLines(plain, count) for count in (30, 30, 31))
+    first, again, more = (with_phrases(plain, count) for count in (30, 30, 31))
     assert first.captions("zh") == again.captions("zh") == more.captions("zh")[:-1]
     assert first.captions("en") == again.captions("en") == more.captions("en")[:-1]
     prints = [JoinedTable([lines]).fingerprint for lines in (plain, first, again, more)]
@@ -79,5 +79,5 @@ def test_the_same_lines_make_the_same_phrases_and_other_counts_are_other_data(pl
 def test_lines_of_which_no_two_can_be_joined_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.txt").write_text(text, "utf-8")
     with pytest.raises(DcclipError, match=r"a\.txt has no two short lines to make phrases of") as raised:
-        PhrasedLines(open_lines(tmp_path / "a.txt"), 10)
+        with_phrases(open_lines(tmp_path / "a.txt"), 10)
     assert "data.phrases" in raised.value.hint
