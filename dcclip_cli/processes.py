@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
-import time
-
-_WATCH_S = 0.5
 
 
 def cores() -> int:
@@ -15,16 +13,22 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def begin_worker(command: int) -> None:
-    """Make this process a worker: Ctrl-C goes to the command alone, and a worker ends soon after its command."""
+def loading_processes(wanted: int) -> int:
+    """How many processes may load batches: `wanted`, or none where a process cannot be forked (Windows).
+
+    What they load from, tables and tokenizers, is handed over by forking and not by pickling.
+    """
+    return wanted if "fork" in multiprocessing.get_all_start_methods() else 0
+
+
+def begin_worker() -> None:
+    """Make this process a worker: Ctrl-C goes to the command alone, and a worker ends with its command."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(command,), daemon=True).start()
+    threading.Thread(target=_end_with_command, daemon=True).start()
 
 
-def _end_with(command: int) -> None:
-    while True:
-        time.sleep(_WATCH_S)
-        try:
-            os.kill(command, 0)
-        except ProcessLookupError:
-            os._exit(1)
+def _end_with_command() -> None:
+    command = multiprocessing.parent_process()
+    assert command is not None
+    command.join()
+    os._exit(1)

@@ -24,7 +24,7 @@ MAY = {
 }
 LATE = {("collect", "predict"), ("data", "model"), ("predict", "model")}
 LIGHT = {"dcclip_cli.model.preprocess", "dcclip_cli.model.reference"}  # without torch, so importable at once
-SHARED = {"errors", "memory", "options", "pages", "processes", "progress", "runs", "versions", "__version__"}
+SHARED = {"errors", "files", "memory", "options", "pages", "processes", "progress", "runs", "versions", "__version__"}
 
 
 def imports(tree: ast.AST, inside: bool = False) -> Iterator[tuple[str, bool]]:

@@ -12,7 +12,10 @@ from dcclip_cli.errors import DcclipError
 
 # Which extra brings a package that the core installation lacks.
 _EXTRAS = {
-    "train": ("torch", "torchvision", "timm", "open_clip", "transformers", "accelerate", "safetensors", "tensorboard"),
+    "train": (
+        *("torch", "torchvision", "timm", "open_clip", "transformers", "accelerate", "safetensors", "tensorboard"),
+        "filelock",
+    ),
     "export": ("onnx", "onnxscript"),
     "collect": (
         *("datatrove", "loguru", "multiprocess", "pyarrow", "duckdb", "imagehash", "rensa", "opencc", "ftfy"),

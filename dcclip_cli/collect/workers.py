@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
+from multiprocessing.context import BaseContext
 
 from datatrove.executor.local import LocalPipelineExecutor
 
@@ -28,10 +28,13 @@ class LocalExecutor(LocalPipelineExecutor):
             for rank in ranks:
                 self._run_for_rank(rank, rank)
             return
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["dcclip_cli.collect.passes", "pyarrow.parquet"])
+        if "forkserver" in multiprocessing.get_all_start_methods():
+            context: BaseContext = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["dcclip_cli.collect.passes", "pyarrow.parquet"])
+        else:  # Windows
+            context = multiprocessing.get_context("spawn")
         others = set(multiprocessing.active_children())
-        pool = ProcessPoolExecutor(self.workers, context, _begin_worker, (self, os.getpid()))
+        pool = ProcessPoolExecutor(self.workers, context, _begin_worker, (self,))
         try:
             for task in as_completed([pool.submit(_do_task, rank) for rank in ranks]):
                 task.result()
@@ -51,9 +54,9 @@ class LocalExecutor(LocalPipelineExecutor):
 _mine: list[LocalExecutor] = []  # a worker's executor
 
 
-def _begin_worker(executor: LocalExecutor, command: int) -> None:
+def _begin_worker(executor: LocalExecutor) -> None:
     silence()
-    begin_worker(command)
+    begin_worker()
     _mine[:] = [executor]
 
 

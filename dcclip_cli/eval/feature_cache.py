@@ -19,6 +19,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import lock, new_array
 
 _MISSING, _THERE, _CORRUPT = 0, 1, 2
 _FLUSH_S = 5.0  # at most so much work is lost when a run is killed
@@ -48,7 +49,7 @@ class FeatureCache:
             return
         folder = self._root / name
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / "lock"):
+        with lock(folder / "lock"):
             (folder / "key.json").write_text(json.dumps(key, indent=1, ensure_ascii=False) + "\n", "utf-8")
             rows = Rows(folder, count)
             try:
@@ -141,7 +142,7 @@ class Rows:
         shape = (len(self._state), width)
         if self._folder is None:
             return np.zeros(shape, np.float32)
-        return open_memmap(self._folder / "features.npy", mode="w+", dtype=np.float32, shape=shape)
+        return new_array(self._folder / "features.npy", np.float32, shape)
 
 
 def _replace(file: Path, content: bytes) -> None:
@@ -152,16 +153,3 @@ def _replace(file: Path, content: bytes) -> None:
 
 def _hash(key: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
-
-
-@contextmanager
-def _lock(file: Path) -> Iterator[None]:
-    """Wait until no other process fills the same rows."""
-    with file.open("w") as stream:
-        try:
-            import fcntl
-        except ImportError:  # Windows: the last one to write wins, with the same numbers
-            yield
-            return
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

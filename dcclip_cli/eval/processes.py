@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -33,7 +32,7 @@ class EvalProcesses:
         context = multiprocessing.get_context("spawn")  # neither torch's threads nor CUDA survive a fork
         threads = max(1, cores() // count)
         self._pools = [
-            ProcessPoolExecutor(1, context, _begin, (os.getpid(), reference, device, number, bf16, threads))
+            ProcessPoolExecutor(1, context, _begin, (reference, device, number, bf16, threads))
             for number in range(count)
         ]
 
@@ -74,8 +73,8 @@ class EvalProcesses:
 _held: dict[str, Any] = {}  # its model, and what reads an image
 
 
-def _begin(command: int, reference: ModelReference, device: str, number: int, bf16: bool, threads: int) -> None:
-    begin_worker(command)
+def _begin(reference: ModelReference, device: str, number: int, bf16: bool, threads: int) -> None:
+    begin_worker()
     _held["model"] = load_model(reference, device_of(reference, device, number), bf16, threads)
 
 

@@ -30,7 +30,7 @@ class Cost:
     threads: int
     image_ms_threads: float
     text_ms_threads: float
-    peak_bytes: int
+    peak_bytes: int | None
 
     @staticmethod
     def lines() -> dict[str, Callable[[Cost], str]]:
@@ -43,7 +43,7 @@ class Cost:
             "one image, all threads": lambda cost: f"{cost.image_ms_threads:.2f} ms",
             "one text, all threads": lambda cost: f"{cost.text_ms_threads:.2f} ms",
             "threads": lambda cost: str(cost.threads),
-            "memory at most": lambda cost: f"{cost.peak_bytes / 1e6:.0f} MB",
+            "memory at most": lambda cost: f"{cost.peak_bytes / 1e6:.0f} MB" if cost.peak_bytes else "unknown",
         }
 
 

@@ -39,10 +39,12 @@ def footprint(model: DualEncoder, budget_s: float = 1.0, threads: int = 1) -> Fo
     return Footprint(model.parameters, model.size_bytes, image_ms, text_ms)
 
 
-def peak_bytes() -> int:
-    """The most memory that this process has held so far."""
-    import resource
-
+def peak_bytes() -> int | None:
+    """The most memory that this process has held so far; None on Windows, which does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(used if sys.platform == "darwin" else used * 1024)  # macOS counts bytes, Linux kilobytes
 

@@ -6,13 +6,11 @@ where it was. So any number of processes can fill a store together.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import open_memmap
 
+from dcclip_cli.files import lock, new_array
 from dcclip_cli.model.folder import read_json
 
 DONE = "done.json"
@@ -130,8 +129,8 @@ class BlockStore:
         self, block: Block, compute: Callable[[Block, int], Iterator[Rows]], advance: Callable[[int], None]
     ) -> bool:
         """Fill one block unless another process is at it; whether this one did."""
-        partial = self._partial(block)
-        with _lock(self._folder / f".{block.key}.lock") as mine:
+        partial, lock_file = self._partial(block), self._folder / f".{block.key}.lock"
+        with lock(lock_file, wait=False) as mine:
             if not mine or self._place(block):
                 return False
             partial.mkdir(exist_ok=True)
@@ -143,14 +142,18 @@ class BlockStore:
                 for name, values in piece.values.items():
                     if name not in stores:
                         shape = (block.last - block.first, *values.shape[1:])
-                        stores[name] = _open(partial / f"{name}.npy", values.dtype, shape, fresh=not done)
+                        file = partial / f"{name}.npy"
+                        stores[name] = open_memmap(file, "r+") if done else new_array(file, values.dtype, shape)
                     stores[name][done : done + len(values)] = values
                 rows = len(next(iter(piece.values.values())))
                 done += rows
                 self._note(partial, done, seconds + time.monotonic() - began, stores)
                 advance(rows)
+            stores.clear()  # Windows renames no folder with a mapped file in it
             partial.rename(self._folder / block.key)
-            return True
+        with suppress(OSError):  # another process is just looking at it, on Windows
+            lock_file.unlink()
+        return True
 
     @staticmethod
     def _note(folder: Path, done: int, seconds: float, stores: dict[str, np.memmap]) -> None:
@@ -159,26 +162,4 @@ class BlockStore:
             store.flush()
         temporary = folder / f".{DONE}"
         temporary.write_text(json.dumps({"done": done, "seconds": round(seconds, 3)}))
-        temporary.rename(folder / DONE)
-
-
-def _open(file: Path, dtype: np.dtype, shape: tuple[int, ...], fresh: bool) -> np.memmap:
-    if not fresh:
-        return open_memmap(file, "r+")
-    array = open_memmap(file, "w+", dtype, shape)
-    with file.open("r+b") as stream:  # a full disk is an error now, and no bus error at some row
-        os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
-    return array
-
-
-@contextmanager
-def _lock(file: Path) -> Iterator[bool]:
-    """Whether the lock is ours while the block runs; the kernel gives up a killed process's."""
-    with file.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-        file.unlink(missing_ok=True)
+        temporary.replace(folder / DONE)

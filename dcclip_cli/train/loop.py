@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from dcclip_cli.data.batches import Batch, Reader
 from dcclip_cli.data.order import Mixture
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.processes import loading_processes
 from dcclip_cli.progress import Progress
 from dcclip_cli.train.backward import backward, cached_backward
 from dcclip_cli.train.gather import any_process
@@ -243,6 +244,7 @@ def _accelerator(options: LoopOptions, folder: Path, device: str) -> Accelerator
 def _loader(
     reader: Reader, order: Mixture, start: int, steps: int, workers: int, accelerator: Accelerator
 ) -> Iterator[Batch]:
+    workers = loading_processes(workers)
     loader: DataLoader[Any] = DataLoader(
         reader,  # type: ignore[arg-type]  # asked for whole batches through __getitems__
         batch_sampler=order.share(start, steps, accelerator.process_index, accelerator.num_processes),

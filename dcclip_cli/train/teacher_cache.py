@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from dcclip_cli.data.batches import Batch, Reader
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
+from dcclip_cli.processes import loading_processes
 from dcclip_cli.progress import Progress
 from dcclip_cli.train.cache_blocks import Block, BlockStore, Rows, key_of
 from dcclip_cli.train.gather import process_count, process_index
@@ -244,7 +245,9 @@ def _fill_images(
 
     def compute(block: Block, row: int) -> Iterator[Rows]:
         remaining = Subset(pictures, range(row, block.last))
-        loader = DataLoader(remaining, ROWS, num_workers=1, multiprocessing_context="fork", collate_fn=_stacked)
+        workers = loading_processes(1)
+        how = "fork" if workers else None
+        loader = DataLoader(remaining, ROWS, num_workers=workers, multiprocessing_context=how, collate_fn=_stacked)
         for pixels in loader:
             if isinstance(pixels, DcclipError):
                 raise pixels

@@ -72,7 +72,7 @@ def settle(
         for name, query in ((CAPTIONS, _DROPPED_CAPTIONS), (DECISIONS, _DECISIONS)):
             part = out / f"{name}.part"
             connection.execute(f"COPY ({query}) TO '{_quoted(part)}' (FORMAT parquet, COMPRESSION zstd)")
-            part.rename(out / name)
+            part.replace(out / name)
     _remove(working)
 
 
