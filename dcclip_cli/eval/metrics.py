@@ -1,6 +1,7 @@
 """How good is a classification, or a search? Plain numpy, all values in 0..1.
 
 Every measure takes `weights` (N,): how often each row counts. A bootstrap sample is nothing but weights.
+What takes scores raises ValueError where one is NaN or infinite: NaN has no place in an order, and would be first.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ _BLOCK = 1024  # queries compared with all items at once
 
 def ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """(N,) the place, from 0, of each row's label among its scores (N, C); of equal scores the lower class is first."""
+    _check(scores)
     own = scores[np.arange(len(labels)), labels][:, None]
     earlier = np.arange(scores.shape[1])[None, :] < labels[:, None]
     return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
@@ -41,6 +43,7 @@ def mean_per_class(ranks: np.ndarray, labels: np.ndarray, weights: np.ndarray | 
 def roc_auc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
     """The probability that a true row (N,) scores higher than a false one; equal scores count half."""
     weights = np.ones(len(truth)) if weights is None else weights
+    _check(scores)
     values, place = np.unique(scores, return_inverse=True)
     true = np.bincount(place, weights * truth, len(values))
     false = np.bincount(place, weights * ~truth, len(values))
@@ -66,6 +69,7 @@ def average_precision_11(scores: np.ndarray, truth: np.ndarray, weights: np.ndar
 def _curve(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Precision and recall when everything that scores at least so much is taken, for each score, the highest first."""
     weights = np.ones(len(truth)) if weights is None else weights
+    _check(scores)
     values, place = np.unique(-scores, return_inverse=True)
     true = np.cumsum(np.bincount(place, weights * truth, len(values)))
     taken = np.cumsum(np.bincount(place, weights, len(values)))
@@ -81,8 +85,14 @@ def best_ranks(queries: np.ndarray, items: np.ndarray, wanted: Sequence[Sequence
     found = np.empty(len(queries), np.int64)
     for start in range(0, len(queries), _BLOCK):
         scores = queries[start : start + _BLOCK] @ items.T
+        _check(scores)
         for row, line in enumerate(scores):
             own = np.asarray(wanted[start + row])
             best = own[np.lexsort((own, -line[own]))[0]]
             found[start + row] = (line > line[best]).sum() + (line[:best] == line[best]).sum()
     return found
+
+
+def _check(scores: np.ndarray) -> None:
+    if not np.isfinite(scores).all():
+        raise ValueError("scores that are not finite have no order")

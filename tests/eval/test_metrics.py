@@ -1,7 +1,12 @@
 """The metrics, worked out by hand, and against scikit-learn."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from hypothesis.extra.numpy import arrays
 
 from dcclip_cli.eval.metrics import (
     average_precision,
@@ -92,3 +97,37 @@ def test_a_search_is_as_good_as_its_best_hit() -> None:
     queries = np.asarray([[0.9, 0.8, 0.7, 0.6], [0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.5, 0.5]], np.float32)
     # First: item 2 stands third, item 3 fourth. Second: item 3 is first. Third: all equal, item 1 comes after item 0.
     assert best_ranks(queries, items, [(2, 3), (0, 3), (3, 1)]).tolist() == [2, 0, 1]
+
+
+TIED = some.integers(0, 3).map(float)  # few values, so many are equal
+TRUTH = np.asarray([True, False, True, False, False])
+MEASURES: dict[str, Callable[[np.ndarray], object]] = {  # of scores (5, 3)
+    "ranks": lambda scores: ranks(scores, np.arange(5) % 3),
+    "roc_auc": lambda scores: roc_auc(scores[:, 0], TRUTH),
+    "average_precision": lambda scores: average_precision(scores[:, 0], TRUTH),
+    "average_precision_11": lambda scores: average_precision_11(scores[:, 0], TRUTH),
+    "best_ranks of queries": lambda scores: best_ranks(scores, np.ones((2, 3)), [(0,)] * 5),
+    "best_ranks of items": lambda scores: best_ranks(np.ones((2, 3)), scores, [(0, 1), (4,)]),
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@given(arrays(float, (5, 3), elements=TIED), some.integers(0, 4), some.sampled_from([np.nan, np.inf, -np.inf]))
+@settings(max_examples=50, deadline=None)
+def test_a_score_that_is_not_finite_is_refused_and_ties_are_not(
+    measure: str, scores: np.ndarray, row: int, bad: float
+) -> None:
+    MEASURES[measure](scores)
+    scores[row, 0] = bad
+    with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="not finite"):
+        MEASURES[measure](scores)
+
+
+@given(arrays(float, (5, 3), elements=TIED))
+@settings(max_examples=50, deadline=None)
+def test_a_rank_is_the_place_in_a_stable_sort(scores: np.ndarray) -> None:
+    labels = np.asarray([0, 1, 2, 0, 1])
+    order = np.argsort(-scores, axis=1, kind="stable")
+    places = (order == labels[:, None]).argmax(axis=1).tolist()
+    assert ranks(scores, labels).tolist() == places
+    assert best_ranks(scores, np.eye(3), [(label,) for label in labels]).tolist() == places
