@@ -23,7 +23,9 @@ MAY = {
     "model": set(),
 }
 LATE = {("collect", "predict"), ("data", "model"), ("predict", "model")}
-LIGHT = {"dcclip_cli.model.preprocess", "dcclip_cli.model.reference"}  # without torch, so importable at once
+LIGHT = {
+    f"dcclip_cli.model.{name}" for name in ("finite", "preprocess", "reference")
+}  # without torch, so importable at once
 SHARED = {"errors", "files", "memory", "options", "pages", "processes", "progress", "runs", "versions", "__version__"}
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,11 @@ class FeatureCache:
                 self._texts[name] = embed()
             return self._texts[name]
         file = self._root / f"texts-{name}.npy"
-        try:
-            return np.asarray(np.load(file, allow_pickle=False))
-        except (OSError, ValueError, EOFError):  # none yet, or half of one
-            found = embed()
+        with suppress(OSError, ValueError, EOFError):  # none yet, or half of one
+            kept = np.asarray(np.load(file, allow_pickle=False))
+            if np.isfinite(kept).all():
+                return kept
+        found = embed()
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f"{file.name}.{os.getpid()}")
         with partial.open("wb") as stream:
@@ -101,8 +102,12 @@ class Rows:
             self.faults = {int(index): fault for index, fault in faults.items()}
 
     def missing(self, wanted: np.ndarray) -> np.ndarray:
-        """Those of the indices whose row is not known yet."""
-        return wanted[self._state[wanted] == _MISSING]
+        """Those of the indices whose row is not known yet; a row that is not finite is not."""
+        missing = self._state[wanted] == _MISSING
+        if self._values is not None:
+            there = self._state[wanted] == _THERE
+            missing[there] = ~np.isfinite(self._values[wanted[there]]).all(axis=1)
+        return wanted[missing]
 
     def fill(self, indices: np.ndarray, values: np.ndarray, faults: Mapping[int, str]) -> None:
         """Take the embeddings (B, D) of images, and what is wrong with others."""

@@ -26,6 +26,7 @@ from dcclip_cli.export.names import FormatName, Precision
 from dcclip_cli.export.parity import DEFAULTS, Classes, HeldOutImages, Limits, Original, Parity, Thresholds
 from dcclip_cli.export.samples import samples_from
 from dcclip_cli.export.source import Source, load_source
+from dcclip_cli.model.finite import NotFiniteError
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.options import Options
 from dcclip_cli.predict.bundle import DESCRIPTION, FORMAT, TOKENIZER
@@ -110,9 +111,14 @@ def export(
             if encoder is None:
                 parity = None
                 break
-            parity = original.compare(encoder)
-            shortfalls = parity.shortfalls(limits)
-            progress.say(f"export: {graphs.said}{parity.agreement:.1%} agree on {samples.source}" + _languages(parity))
+            try:
+                parity = original.compare(encoder)
+            except NotFiniteError as error:  # fp16 overflows
+                parity, shortfalls, found = None, [error.what], error.what
+            else:
+                shortfalls = parity.shortfalls(limits)
+                found = f"{parity.agreement:.1%} agree on {samples.source}{_languages(parity)}"
+            progress.say(f"export: {graphs.said}{found}")
             if not shortfalls:
                 break
             if not graphs.loosen(parity):

@@ -63,11 +63,18 @@ class GraphsInPrecision:
             self._written[tower] = self._rung[tower]
         return self.folder
 
-    def loosen(self, parity: Parity) -> bool:
-        """Take the next step for the tower that costs more agreement; whether there was one left."""
+    def loosen(self, parity: Parity | None) -> bool:
+        """Take the next step for the tower that costs more agreement, or for both where their answers are not finite.
+
+        Whether there was one left.
+        """
         steps: Sequence[Any] = {"fp32": (None,), "fp16": FP16_KEEPS, "int8": LADDER}[self._precision]
         if not self._written:
             return False
+        if parity is None:
+            left = [tower for tower in _GRAPHS if self._rung[tower] + 1 < len(steps)]
+            self._rung |= {tower: self._rung[tower] + 1 for tower in left}
+            return bool(left)
         losses = {
             "image": (1 - parity.image_agreement, 1 - parity.image_centred_cosine),
             "text": (1 - parity.text_agreement, 1 - parity.text_centred_cosine),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.finite import finite
 from dcclip_cli.model.preprocess import Preprocessing
 
 if TYPE_CHECKING:
@@ -57,11 +58,11 @@ class DescribedEncoder(ABC):
         return self._preprocess(image)
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        return self.run_image(pixels)
+        return finite(self.run_image(pixels), self.name, "images")
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         encoded = self._tokenizer.encode_batch([" ".join(text.split()) for text in texts])
-        return self.run_text(np.asarray([item.ids for item in encoded], np.int64))
+        return finite(self.run_text(np.asarray([item.ids for item in encoded], np.int64)), self.name, "texts")
 
     @abstractmethod
     def run_image(self, pixels: np.ndarray) -> np.ndarray:

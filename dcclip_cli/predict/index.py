@@ -109,6 +109,8 @@ def _read(file: Path, fingerprint: str) -> tuple[dict[str, list[int]], np.ndarra
     files = about.get("files")
     if not isinstance(files, dict) or vectors.ndim != 2 or len(files) != len(vectors):
         return nothing
+    if not np.isfinite(vectors).all():
+        return nothing
     return files, vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 

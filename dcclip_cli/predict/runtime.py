@@ -15,7 +15,10 @@ PLAIN_PROMPTS: Mapping[str, Sequence[str]] = {"en": ("{}",), "zh": ("{}",)}
 
 
 class DualEncoder(Protocol):
-    """A loaded model. B images, N texts, D the shared width; every embedding has length 1."""
+    """A loaded model. B images, N texts, D the shared width; every embedding has length 1.
+
+    Both `encode_` methods raise NotFiniteError where an embedding is not finite.
+    """
 
     name: str
     fingerprint: str  # changes whenever any output could

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dcclip_cli.model.finite import finite
 from dcclip_cli.model.preprocess import flatten
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.predict.runtime import PLAIN_PROMPTS
@@ -47,7 +48,7 @@ class TorchEncoder:
         batch = torch.from_numpy(pixels).to(self._device, memory_format=torch.channels_last)
         with torch.inference_mode(), torch.autocast(batch.device.type, torch.bfloat16, enabled=self._bf16):
             embedding = self.towers.image_features(batch).embedding
-        return _unit(embedding.float().cpu().numpy())
+        return finite(_unit(embedding.float().cpu().numpy()), self.name, "images")
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         import torch
@@ -55,11 +56,12 @@ class TorchEncoder:
         tokens = self.towers.tokenize(list(texts)).to(self._device)
         with torch.inference_mode(), torch.autocast(tokens.ids.device.type, torch.bfloat16, enabled=self._bf16):
             embedding = self.towers.text_features(tokens).embedding
-        return _unit(embedding.float().cpu().numpy())
+        return finite(_unit(embedding.float().cpu().numpy()), self.name, "texts")
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    with np.errstate(all="ignore"):  # `finite` says what is wrong
+        return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
 
 
 def load_torch(

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from dcclip_cli.files import lock, new_array
+from dcclip_cli.model.finite import finite
 from dcclip_cli.model.folder import read_json
 
 DONE = "done.json"
@@ -91,14 +92,20 @@ class BlockStore:
                 time.sleep(0.2)  # others have them all in hand
 
     def read(self, name: str, rows: np.ndarray, width: int | None = None) -> np.ndarray:
-        """The rows of an array, in the order asked for; a second dimension is cut or filled up with 0 to `width`."""
+        """The rows of an array, in the order asked for; a second dimension is cut or filled up with 0 to `width`.
+
+        Raises DcclipError where one is not finite.
+        """
         first = self._array(0, name)
         shape = (len(rows), *first.shape[1:]) if width is None else (len(rows), width, *first.shape[2:])
         result = np.zeros(shape, first.dtype)
         numbers = rows // self._block_rows
         for number in np.unique(numbers):
             here = numbers == number
-            values = self._array(int(number), name)[rows[here] - number * self._block_rows]
+            array = self._array(int(number), name)
+            file = Path(str(array.filename))
+            hint = f"delete {file.parent}, then run the same command again"
+            values = finite(array[rows[here] - number * self._block_rows], str(file), "rows", hint)
             if width is None:
                 result[here] = values
             else:
@@ -106,10 +113,10 @@ class BlockStore:
                 result[np.flatnonzero(here)[:, None], np.arange(size)] = values[:, :size]
         return result
 
-    def _open_array(self, number: int, name: str) -> np.ndarray:
+    def _open_array(self, number: int, name: str) -> np.memmap:
         place = self._place(self._blocks[number])
         assert place is not None
-        return np.load(place / f"{name}.npy", mmap_mode="r")
+        return open_memmap(place / f"{name}.npy", "r")
 
     def _place(self, block: Block) -> Path | None:
         return next(

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from dcclip_cli.data.batches import Batch, Reader
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.finite import finite
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
 from dcclip_cli.processes import loading_processes
 from dcclip_cli.progress import Progress
@@ -34,6 +35,7 @@ from dcclip_cli.train.teachers import no_images
 ROWS = 64  # pictures or captions that the teacher sees at once; part of what the numbers depend on
 SAMPLES_IN_BLOCK = 1024  # a multiple of ROWS, so that blocks do not change which pictures the teacher sees together
 CAPTIONS_IN_BLOCK = 8192
+_HINT = "check the teacher's weights, or set its precision to fp32; the cache is in fp16: or set teacher_cache to false"
 _EXTRAS = {"maps", "tokens"}  # what is kept beside the embeddings and changes nothing about them
 
 
@@ -255,7 +257,7 @@ def _fill_images(
             values = {"image_embedding": F.normalize(features.embedding.float(), dim=-1)}
             for layer, grid in maps.items():
                 values[_map_name(layer)] = to_grid(features.layer(layer).float(), grid.height, grid.width)
-            yield Rows(row, {name: _half(value) for name, value in values.items()})
+            yield Rows(row, {name: _half(value, teacher, "images") for name, value in values.items()})
             row += len(pixels)
 
     with progress.task("teacher: pictures", store.rows, there) as task, teacher.as_teacher():
@@ -276,10 +278,11 @@ def _fill_texts(
         for first in range(row, block.last, ROWS):
             chunk = captions[first : min(first + ROWS, block.last)]
             features = teacher.text_features_by_length(teacher.tokenize(chunk).to(device))
-            values = {"text_embedding": _half(F.normalize(features.embedding.float(), dim=-1))}
+            values = {"text_embedding": _half(F.normalize(features.embedding.float(), dim=-1), teacher, "texts")}
             if tokens:
                 hidden = features.tokens.float()[:, :longest]
-                values["text_tokens"] = _half(F.pad(hidden, (0, 0, 0, longest - hidden.shape[1])))
+                padded = F.pad(hidden, (0, 0, 0, longest - hidden.shape[1]))
+                values["text_tokens"] = _half(padded, teacher, "texts")
                 values["text_lengths"] = features.mask.sum(1).cpu().numpy().astype(np.int16)
             yield Rows(first, values)
 
@@ -292,5 +295,7 @@ def _first_block(rows: int, block_rows: int) -> int:
     return -(-rows // block_rows) * process_index() // process_count()
 
 
-def _half(value: torch.Tensor) -> np.ndarray:
-    return value.cpu().numpy().astype(np.float16)
+def _half(values: torch.Tensor, teacher: Towers, inputs: str) -> np.ndarray:
+    with np.errstate(over="ignore"):  # a feature map beyond fp16's 65,504
+        half = values.cpu().numpy().astype(np.float16)
+    return finite(half, teacher.name, inputs, _HINT)

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from dcclip_cli.data.batches import Batch
+from dcclip_cli.model.finite import finite
 from dcclip_cli.model.towers import ImageFeatures, Towers
 from dcclip_cli.train.losses.base import Loss, Side, TeacherLoss, Widths
 
@@ -37,6 +38,9 @@ class OnlineTeacher:
                 name: self._teacher.text_features_by_length(self._teacher.tokenize(texts.captions).to(pixels.device))
                 for name, texts in batch.texts.items()
             }
+        finite(image.embedding.float().cpu().numpy(), self._teacher.name, "images")
+        for text in texts.values():
+            finite(text.embedding.float().cpu().numpy(), self._teacher.name, "texts")
         rows = {name: texts.rows for name, texts in batch.texts.items()}
         return Side(image, texts, rows, self._scale.to(pixels.device))
 

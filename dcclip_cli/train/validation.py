@@ -15,6 +15,7 @@ from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.data.table import PairTable, open_pairs
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import metrics
+from dcclip_cli.model.finite import finite
 from dcclip_cli.model.towers import OpenClipTowers
 
 _ROWS = 64  # pictures or texts at once
@@ -38,7 +39,7 @@ class Validation:
         return figures
 
     def _images(self, towers: OpenClipTowers) -> np.ndarray:
-        return _unit(
+        embeddings = (
             towers.image_features(
                 torch.from_numpy(np.stack([towers.preprocess(unaugmented(self.table, index)) for index in rows])).to(
                     _device(towers)
@@ -46,15 +47,17 @@ class Validation:
             ).embedding
             for rows in _chunks(len(self.table))
         )
+        return finite(_unit(embeddings), towers.name, "images")
 
     def _top1(self, towers: OpenClipTowers, images: np.ndarray, language: Language) -> float:
         captions = first_captions(self.table, language)
         names = list(dict.fromkeys(captions))
         numbers = {name: number for number, name in enumerate(names)}
-        texts = _unit(
+        embeddings = (
             towers.text_features(towers.tokenize([names[row] for row in rows]).to(_device(towers))).embedding
             for rows in _chunks(len(names))
         )
+        texts = finite(_unit(embeddings), towers.name, "texts")
         labels = np.asarray([numbers[caption] for caption in captions])
         return float(metrics.top_k(metrics.ranks(images @ texts.T, labels), 1))
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -183,6 +184,18 @@ def other_width(folder: Path) -> None:
     onnx.save(model, folder / "text.onnx")
 
 
+def not_finite(folder: Path) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(folder / "text.onnx")
+    for one in model.graph.initializer:
+        value = numpy_helper.to_array(one)
+        if value.dtype == np.float32:
+            one.CopyFrom(numpy_helper.from_array(np.full_like(value, np.nan), one.name))
+    onnx.save(model, folder / "text.onnx")
+
+
 BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no image": (lambda folder: (folder / "image.onnx").unlink(), "is no model directory, no export bundle"),
     "no text": (lambda folder: (folder / "text.onnx").unlink(), "has no text.onnx (found: "),
@@ -214,6 +227,7 @@ BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another resize": (say(preprocessing={"resize_mode": "longest"}), "preprocessing: unsupported preprocessing"),
     "negative length": (say(context_length=-1), "context_length and padding_id can't be negative"),
     "negative padding": (say(padding_id=-1), "context_length and padding_id can't be negative"),
+    "damaged weights": (not_finite, "gives embeddings that are not finite (NaN or infinite) for 2 of 2 texts"),
     "another size": (say(preprocessing={"size": 48}), "takes pictures of 64 x 64"),
 }
 

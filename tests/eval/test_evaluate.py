@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.lib.format import open_memmap
 from PIL import Image
 
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
@@ -156,6 +157,20 @@ def test_a_limit_leaves_the_rest_for_the_next_run(tmp_path: Path, small: dict[st
     assert few.n == 12 and few.limit == 12 and few.classes == 47 and few.details == same.details
     [every] = run(model, ["dtd"], tmp_path, cache=cache)
     assert sum(model.seen) == 47 and every.n == 47 and every.limit is None
+
+
+def test_a_kept_embedding_that_is_not_finite_is_asked_for_again(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path)
+    with cache.rows({}, 4) as rows:
+        rows.fill(np.arange(3), np.ones((3, 2)), {})
+    cache.texts("model", ["猫", "cat"], lambda: np.ones((2, 2)))
+    for file, rest in (("features.npy", [1, 1, 0]), ("texts-*.npy", [1])):
+        kept = open_memmap(next(tmp_path.rglob(file)), "r+")
+        kept[0, 0], kept[1:, 0] = np.nan, rest
+    with cache.rows({}, 4) as rows:
+        assert rows.missing(np.arange(4)).tolist() == [0, 3]
+    for _ in range(2):
+        assert cache.texts("model", ["猫", "cat"], lambda: np.full((2, 2), 7)).tolist() == [[7, 7], [7, 7]]
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(

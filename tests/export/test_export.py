@@ -12,10 +12,12 @@ from dcclip_cli.data.batches import DataOptions
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.evaluate import EvalOptions
 from dcclip_cli.export.export import ExportOptions, ExportResult, export
-from dcclip_cli.export.parity import Parity, Thresholds
+from dcclip_cli.export.parity import Original, Parity, Thresholds
+from dcclip_cli.model.finite import NotFiniteError
 from dcclip_cli.model.folder import load_folder
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.towers import Tokens
+from dcclip_cli.predict.runtime import DualEncoder
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +149,21 @@ def test_fp16_halves_the_weights_and_changes_next_to_nothing(
     )
     assert (half.folder / "text.onnx").stat().st_size < (exported.folder / "text.onnx").stat().st_size / 1.6
     assert parity(half).image_max_difference < 5e-3 and parity(half).text_centred_cosine > 0.9999
+
+
+def test_an_fp16_export_that_overflows_keeps_more_in_fp32(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare, overflows = Original.compare, iter([True, False])
+
+    def first_overflows(original: Original, exported: DualEncoder) -> Parity:
+        if next(overflows):
+            raise NotFiniteError("tiny-fp16 gives embeddings that are not finite", "")
+        return compare(original, exported)
+
+    monkeypatch.setattr(Original, "compare", first_overflows)
+    made = export(options=ExportOptions(precision="fp16"), model=resolve(str(model_folder)), out=tmp_path / "fp16")
+    assert set(json.loads((made.folder / "dcclip.json").read_text("utf-8"))["kept_fp32"]) == {"image", "text"}
 
 
 @pytest.mark.parametrize("teacher", ["altclip_folder", "chinese_clip_folder", "siglip_folder", "clip_folder"])

@@ -49,6 +49,19 @@ def test_an_index_that_is_broken_is_made_anew(bundle_folder: Path, pictures: lis
     assert open_index(model, folder).embedded == 5
 
 
+def test_an_index_that_is_not_finite_is_made_anew(bundle_folder: Path, pictures: list[Path]) -> None:
+    model, folder = Bundle(bundle_folder, "cpu"), pictures[0].parent
+    whole = open_index(model, folder)
+    [file] = (folder / FOLDER).iterdir()
+    with np.load(file) as stored:
+        about, embeddings = stored["about"], stored["embeddings"]
+    embeddings[1, 0] = np.nan
+    np.savez(file, about=about, embeddings=embeddings)
+    again = open_index(model, folder)
+    assert again.embedded == 5
+    np.testing.assert_array_equal(again.embeddings, whole.embeddings)
+
+
 def test_broken_pictures_are_named_and_tried_again(bundle_folder: Path, pictures: list[Path]) -> None:
     model, folder = Bundle(bundle_folder, "cpu"), pictures[0].parent
     pictures[0].write_bytes(b"broken")

@@ -10,14 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.lib.format import open_memmap
 from torch.nn import functional as F
 
 from dcclip_cli.data.augment import Augment
 from dcclip_cli.data.batches import CaptionOptions, Reader
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.table import open_pairs
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.folder import load_folder
 from dcclip_cli.model.teachers import AltClipTeacher, TransformersTeacher
 from dcclip_cli.model.towers import OpenClipTowers, Towers
@@ -203,6 +206,20 @@ def test_only_what_a_loss_asks_for_is_kept(pairs_file: Path, student: Towers, al
 def test_the_grid_is_the_students(student: Towers, altclip: Towers) -> None:
     assert map_grids(student)[-1] == Grid(2, 2)  # 64 px at stride 32
     assert map_grids(altclip)[-1] == Grid(4, 4)  # 32 px in patches of 8
+
+
+def test_a_kept_answer_that_is_not_finite_is_refused(
+    pairs_file: Path, student: Towers, altclip: Towers, tmp_path: Path
+) -> None:
+    read = reader(pairs_file, student, altclip)
+    build(altclip, read, tmp_path)
+    [file] = tmp_path.rglob("image_embedding.npy")
+    open_memmap(file, "r+")[7, 0] = np.nan  # picture 3, its second augmentation
+    cache = build(altclip, read, tmp_path)
+    cache(read.batch([(3, 0), (4, 1)]))
+    with pytest.raises(DcclipError, match=r"image_embedding.npy .* not finite .* 1 of 2 rows") as raised:
+        cache(read.batch([(3, 1), (4, 1)]))
+    assert raised.value.hint.startswith(f"delete {file.parent}, ")
 
 
 def test_another_run_over_the_same_data_takes_what_is_there_and_writes_nothing_there(

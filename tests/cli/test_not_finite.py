@@ -1,0 +1,108 @@
+"""A model that gives NaN is one error and one hint in every command, and nothing is written."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from dcclip_cli.cli.app import app
+from dcclip_cli.model.finite import NotFiniteError
+from dcclip_cli.model.reference import resolve
+from dcclip_cli.model.towers import TextFeatures
+from dcclip_cli.predict.runtime import load_model
+from tests.conftest import STUDENT
+
+
+def refused(*arguments: object) -> str:
+    """What a command's one error line says."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit), repr(result.exception)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    hints = [line for line in result.stderr.splitlines() if line.startswith("hint:  ")]
+    assert len(errors) == len(hints) == 1 and "fp32" in hints[0]
+    return errors[0]
+
+
+def damaged(folder: Path, out: Path, tower: str) -> Path:
+    """A copy of a model directory, the weights of a tower NaN."""
+    shutil.copytree(folder, out)
+    [file] = out.glob("*.safetensors")
+    weights = load_file(file)
+    for name, value in weights.items():
+        if value.is_floating_point() and name.startswith("visual") == (tower == "image") and "logit" not in name:
+            value.fill_(float("nan"))
+    save_file(weights, file, {"format": "pt"})
+    return out
+
+
+COMMANDS: dict[str, tuple[Callable[[Path, list[Path]], list[Any]], str]] = {
+    "eval": (lambda data, _: ["eval", "--dataset", data], "image"),
+    "eval texts": (lambda data, _: ["eval", "--dataset", data], "text"),
+    "predict": (lambda _, pictures: ["predict", pictures[0], "--labels", "猫,dog"], "image"),
+    "predict labels": (lambda _, pictures: ["predict", pictures[0], "--labels", "猫,dog"], "text"),
+    "embed": (lambda _, pictures: ["embed", *pictures], "image"),
+    "embed texts": (lambda *_: ["embed", "--text", "一只猫", "--text", "a dog"], "text"),
+    "search": (lambda _, pictures: ["search", "猫 cat", pictures[0].parent], "image"),
+    "search text": (lambda _, pictures: ["search", "猫 cat", pictures[0].parent], "text"),
+    "export": (lambda *_: ["export", "--out", "bundle"], "image"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_model_of_nan_weights_is_refused(
+    command: str,
+    model_folder: Path,
+    pairs_file: Path,
+    pictures: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, tower = COMMANDS[command]
+    model = damaged(model_folder, tmp_path / "坏 broken", tower)
+    said = refused(*arguments(pairs_file, pictures), "--model", model)
+    assert "gives embeddings that are not finite (NaN or infinite) for " in said and said.endswith(f" {tower}s")
+    assert not list(tmp_path.glob("embeddings*")) and not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_teacher_of_nan_weights_is_refused_and_not_kept(
+    cached: bool, tower: str, altclip_folder: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(altclip_folder, "老师 teacher")
+    [file] = (tmp_path / "老师 teacher").glob("*.safetensors")
+    weights = load_file(file)
+    weights["visual_projection.weight" if tower == "image" else "text_projection.weight"].fill_(float("nan"))
+    save_file(weights, file, {"format": "pt"})
+    recipe = {
+        "name": "坏",
+        "teacher": {"kind": "altclip", "model": str(tmp_path / "老师 teacher")},
+        "student": STUDENT,
+        "data": {"train": str(pairs_file)},
+        "distill": {"batch_size": 8, "workers": 0, "threads": 1, "steps": 1, "augmentations": 1, "warmup_steps": 0},
+    }
+    recipe["distill"] |= {"teacher_cache": cached}  # type: ignore[operator]
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")
+    said = refused("distill", "recipe.yaml")
+    assert "老师 teacher gives embeddings that are not finite" in said and said.endswith(f" {tower}s")
+    kept = [np.load(file) for file in tmp_path.rglob("teacher-cache/**/*.npy")]
+    assert all(np.isfinite(values).all() for values in kept)
+
+
+def test_the_error_counts_rows_and_an_embedding_without_length_is_one(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = load_model(resolve(str(model_folder)), "cpu")
+    rows = torch.tensor([[3.0, 4.0], [float("inf"), 1.0], [0.0, 0.0]])
+    monkeypatch.setattr(model.towers, "text_features", lambda tokens: TextFeatures(rows, rows, rows))
+    with pytest.raises(NotFiniteError, match="for 2 of 3 texts"):
+        model.encode_texts(["猫", "cat", ""])
