@@ -1,4 +1,4 @@
-"""File locks between processes, and memory-mapped arrays whose disk space is reserved, on every system."""
+"""The cache folder, file locks between processes, and memory-mapped arrays with reserved disk space."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 _ZEROS = bytes(2**20)
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $DCCLIP_CACHE, else `dcclip` in the user's cache folder."""
+    if given := os.environ.get("DCCLIP_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcclip"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How does a process work for a command without outliving it?"""
+"""Worker processes that load batches or do a command's work, and end with it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,6 @@ import multiprocessing
 import os
 import signal
 import threading
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def loading_processes(wanted: int) -> int:

@@ -24,9 +24,9 @@ MAY = {
 }
 LATE = {("collect", "predict"), ("data", "model"), ("predict", "model")}
 LIGHT = {
-    f"dcclip_cli.model.{name}" for name in ("finite", "preprocess", "reference")
+    f"dcclip_cli.model.{name}" for name in ("finite", "precision", "preprocess", "reference")
 }  # without torch, so importable at once
-SHARED = {"errors", "files", "memory", "options", "pages", "processes", "progress", "runs", "versions", "__version__"}
+SHARED = {"errors", "files", "machine", "options", "pages", "processes", "progress", "runs", "versions", "__version__"}
 
 
 def imports(tree: ast.AST, inside: bool = False) -> Iterator[tuple[str, bool]]:

@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image, ImageFilter
 
-from dcclip_cli.memory import keep_freed_memory
+from dcclip_cli.machine import keep_freed_memory
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.predict.bundle import Bundle

@@ -23,6 +23,7 @@ from dcclip_cli.cli import (
     run,
     search,
 )
+from dcclip_cli.machine import bound_spinning
 
 app = typer.Typer(
     cls=errors.Guarded,
@@ -48,6 +49,7 @@ def dcclip(
     ] = False,
 ) -> None:
     """Make a light Chinese-English CLIP out of a big one, from data to device."""
+    bound_spinning()
 
 
 _LIFE = "The life of a model, one recipe from start to end"

@@ -79,7 +79,7 @@ def embed(
 
 
 def _paths(images: Sequence[str]) -> list[Path]:
-    from dcclip_cli.memory import keep_freed_memory
+    from dcclip_cli.machine import keep_freed_memory
     from dcclip_cli.predict.images import find_images
 
     keep_freed_memory()

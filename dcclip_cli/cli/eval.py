@@ -11,6 +11,7 @@ from typer import BadParameter, Option
 
 from dcclip_cli.cli import console, flags, stages
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.precision import Precision
 
 if TYPE_CHECKING:
     from dcclip_cli.data.pair import Language
@@ -86,7 +87,8 @@ def eval(
     ] = None,
     force: Annotated[bool, Option("--force", help="Compare results of unlike class names or prompts.")] = False,
     precision: Annotated[
-        Literal["fp32", "bf16"] | None, Option("--precision", help="What torch computes in. Default: fp32.")
+        Precision | None,
+        Option("--precision", help="What torch computes in. Default: auto, what is faster here."),
     ] = None,
     workers: Annotated[int | None, Option("--workers", min=1, help="Threads that read images. Default: 2.")] = None,
     processes: Annotated[
@@ -162,10 +164,10 @@ def eval(
 def open_all(options: EvalOptions, cache: Path | None = None) -> list[DataSet]:
     """The data sets chosen, each checked to be whole. Raises DcclipError."""
     from dcclip_cli.eval.evaluate import open_datasets
-    from dcclip_cli.eval.feature_cache import default_cache
+    from dcclip_cli.files import cache_folder
 
     root = Path(options.data_root) if options.data_root else None
-    streams = (cache or default_cache()) / "streams" if options.stream else None
+    streams = (cache or cache_folder()) / "streams" if options.stream else None
     return open_datasets(options.datasets, options.languages, root, options.templates, options.task, streams)
 
 
@@ -180,7 +182,8 @@ def measure(
 ) -> list[EvalResult]:
     """The results of each model on the data sets, model by model."""
     from dcclip_cli.eval.evaluate import evaluate
-    from dcclip_cli.eval.feature_cache import FeatureCache, default_cache
+    from dcclip_cli.eval.feature_cache import FeatureCache
+    from dcclip_cli.files import cache_folder
 
     return evaluate(
         models=models,
@@ -193,7 +196,7 @@ def measure(
         device=device,
         precision=options.precision,
         processes=options.processes,
-        cache=FeatureCache(None if no_cache else cache or default_cache()),
+        cache=FeatureCache(None if no_cache else cache or cache_folder()),
         progress=progress,
     )
 

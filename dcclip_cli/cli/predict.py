@@ -64,7 +64,7 @@ def predict(
     talk = console.talk(quiet, verbose)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's idle threads are a fifth of a cold start's CPU time
 
-    from dcclip_cli.memory import keep_freed_memory
+    from dcclip_cli.machine import keep_freed_memory
     from dcclip_cli.model.reference import resolve
     from dcclip_cli.predict.images import find_images
     from dcclip_cli.predict.predict import predict as run

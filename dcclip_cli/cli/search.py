@@ -46,7 +46,7 @@ def search(
         raise DcclipError("there is nothing to look for", 'say what: dcclip search "一只狗" FOLDER')
     talk = console.talk(quiet, verbose)
 
-    from dcclip_cli.memory import keep_freed_memory
+    from dcclip_cli.machine import keep_freed_memory
     from dcclip_cli.model.reference import resolve
     from dcclip_cli.predict.classifier import text_embeddings
     from dcclip_cli.predict.index import open_index

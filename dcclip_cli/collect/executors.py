@@ -18,7 +18,7 @@ from datatrove.pipeline.base import PipelineStep
 from dcclip_cli.collect.cluster import ClusterOptions
 from dcclip_cli.collect.workers import LocalExecutor, silence
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.processes import cores
+from dcclip_cli.machine import cores
 
 EngineName = Literal["local", "ray", "slurm"]
 

@@ -23,6 +23,7 @@ from dcclip_cli.eval.loaders.stream import BrokenStream
 from dcclip_cli.eval.processes import EvalProcesses
 from dcclip_cli.eval.result import EvalResult, pack, sha256_of
 from dcclip_cli.eval.scoring import Score, score_classes, score_retrieval
+from dcclip_cli.model.precision import Precision
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.options import Options
 from dcclip_cli.predict.runtime import DualEncoder, load_model
@@ -30,7 +31,6 @@ from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
 Task = Literal["zero-shot", "retrieval", "probe"]
-Precision = Literal["fp32", "bf16"]
 _NAMED_FAULTS = 3  # unreadable images that are named on the terminal; the result names all
 
 
@@ -58,8 +58,8 @@ class EvalOptions(Options):
         False, description="Read what the hub has as it comes, for each model anew, and keep no image of it on disk"
     )
     precision: Precision = Field(
-        "fp32",
-        description="What torch computes in; `bf16` is faster where the processor has it, and a little different",
+        "auto",
+        description="What torch computes in; `auto`: bf16 where this machine is faster with it",
     )
     workers: int = Field(2, ge=1, description="Threads that read and scale images, in each process")
     processes: int = Field(
@@ -78,7 +78,6 @@ class How:
     progress: Progress
     task: Task = "zero-shot"
     shots: tuple[int, ...] = ()
-    precision: Precision = "fp32"
     processes: EvalProcesses | None = None
 
 
@@ -109,21 +108,19 @@ def evaluate(
     task: Task = "zero-shot",
     shots: Sequence[int] = (),
     device: str = "auto",
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     processes: int = 1,
     cache: FeatureCache | None = None,
     progress: Progress | None = None,
 ) -> list[EvalResult]:
     """A result for each model, data set and language, in this order; for probes, for each number of shots."""
-    how = How(
-        limit, batch_size, workers, cache or FeatureCache(None), progress or Silent(), task, tuple(shots), precision
-    )
+    how = How(limit, batch_size, workers, cache or FeatureCache(None), progress or Silent(), task, tuple(shots))
     results: list[EvalResult] = []
     for reference in models:
-        model = load_model(reference, device, precision == "bf16")
+        model = load_model(reference, device, precision)
         with contextlib.ExitStack() as stack:
             if processes > 1:
-                many = stack.enter_context(EvalProcesses(reference, device, precision == "bf16", processes))
+                many = stack.enter_context(EvalProcesses(reference, device, precision, processes))
                 how = replace(how, processes=many)
             for dataset in datasets:
                 results += _probes(model, dataset, how) if task == "probe" else _zero_shot(model, dataset, how)
@@ -228,7 +225,7 @@ def _result(
         versions=versions(),
         split=dataset.split,
         limit=how.limit if how.limit and how.limit < len(dataset.images) else None,
-        precision=how.precision,
+        precision=model.precision,
         truth_sha256=sha256_of([*map(str, labels.tolist()), *map(str, embedded.indices.tolist())]),
         corrupt={str(dataset.images.keys[index]): fault for index, fault in embedded.faults.items()},
         class_names=[] if retrieval else list(names),

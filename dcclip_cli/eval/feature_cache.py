@@ -25,13 +25,6 @@ _MISSING, _THERE, _CORRUPT = 0, 1, 2
 _FLUSH_S = 5.0  # at most so much work is lost when a run is killed
 
 
-def default_cache() -> Path:
-    """Where features are kept: $DCCLIP_CACHE, else `dcclip` in the user's cache folder."""
-    if given := os.environ.get("DCCLIP_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcclip"
-
-
 class FeatureCache:
     """Embeddings in folders by their key, under `root`; with no root they are kept until the process ends."""
 

@@ -14,10 +14,12 @@ import numpy as np
 from PIL import Image
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.machine import cores
+from dcclip_cli.model.precision import Precision
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.predict.embedding import embed_batches
 from dcclip_cli.predict.runtime import DualEncoder, load_model
-from dcclip_cli.processes import begin_worker, cores
+from dcclip_cli.processes import begin_worker
 
 Batch = list[tuple[int, np.ndarray | DcclipError]]
 _BATCHES = 4  # at most, of one job: within a job the next batch is read while the model runs
@@ -28,11 +30,11 @@ _AHEAD = 2  # jobs that wait at each process
 class EvalProcesses:
     """`count` processes that hold the same model, on a GPU each where there are several; for a `with` block."""
 
-    def __init__(self, reference: ModelReference, device: str, bf16: bool, count: int) -> None:
+    def __init__(self, reference: ModelReference, device: str, precision: Precision, count: int) -> None:
         context = multiprocessing.get_context("spawn")  # neither torch's threads nor CUDA survive a fork
         threads = max(1, cores() // count)
         self._pools = [
-            ProcessPoolExecutor(1, context, _begin, (reference, device, number, bf16, threads))
+            ProcessPoolExecutor(1, context, _begin, (reference, device, number, precision, threads))
             for number in range(count)
         ]
 
@@ -73,9 +75,9 @@ class EvalProcesses:
 _held: dict[str, Any] = {}  # its model, and what reads an image
 
 
-def _begin(reference: ModelReference, device: str, number: int, bf16: bool, threads: int) -> None:
+def _begin(reference: ModelReference, device: str, number: int, precision: Precision, threads: int) -> None:
     begin_worker()
-    _held["model"] = load_model(reference, device_of(reference, device, number), bf16, threads)
+    _held["model"] = load_model(reference, device_of(reference, device, number), precision, threads)
 
 
 def device_of(reference: ModelReference, device: str, number: int) -> str:

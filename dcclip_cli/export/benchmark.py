@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.export.formats import FORMATS
 from dcclip_cli.export.names import FormatName
+from dcclip_cli.machine import cores
 from dcclip_cli.model.reference import ModelReference
 
 _LIMIT_S = 600
@@ -79,7 +79,7 @@ def _measure(name: str, kind: str, target: str) -> Cost:
 
     encoder = load(1)
     loaded = time.perf_counter() - begin
-    one, peak, threads = footprint(encoder), peak_bytes(), os.cpu_count() or 1
+    one, peak, threads = footprint(encoder), peak_bytes(), cores()
     several = footprint(load(threads), threads=threads)
     return Cost(
         name=name,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.precision import Precision, choose_precision
 from dcclip_cli.options import Options
 
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 
 class _TeacherOptions(Options):
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, twice as fast where the CPU has it")
+    precision: Precision = Field(
+        "auto", description="What it computes in (bf16: autocast); auto: bf16 where this machine is faster with it"
+    )
 
 
 class TransformersTeacher(_TeacherOptions):
@@ -60,9 +63,10 @@ Teacher = Annotated[AltClipTeacher | TransformersTeacher | OpenClipTeacher, Fiel
 
 
 def _frozen(towers: Towers, precision: str, device: str) -> Any:
-    towers.autocast_to_bf16 = precision == "bf16"
-    towers.fingerprint += f"-{precision}"
-    return towers.requires_grad_(False).eval().to(device)
+    towers.requires_grad_(False).eval().to(device)
+    towers.precision = choose_precision(precision, device, towers)
+    towers.fingerprint += f"-{towers.precision.precision}"
+    return towers
 
 
 def _load_transformers(model: str, architecture: str) -> TransformersTowers:

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.precision import Choice
 from dcclip_cli.model.preprocess import Preprocessing
 
 _LENGTHS, _TEXTS_OF_A_LENGTH = 4, 16  # parts that a batch of texts is cut into at most; texts in one at least
@@ -63,14 +64,14 @@ class Towers(nn.Module, ABC):
     name: str
     fingerprint: str  # changes whenever any output of the towers could
     preprocessing: Preprocessing | None = None  # None where the library's own transform can't be said in these terms
-    autocast_to_bf16 = False
+    precision = Choice("fp32", "as asked")  # what it computes in as a teacher
 
     def as_teacher(self) -> AbstractContextManager[Any]:
         """A context without gradients, in the precision that the teacher's options ask for."""
         stack = ExitStack()
         stack.enter_context(torch.no_grad())
         device = next(self.parameters()).device.type
-        stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=self.autocast_to_bf16))
+        stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=self.precision.precision == "bf16"))
         return stack
 
     @abstractmethod

@@ -44,6 +44,7 @@ class DescribedEncoder(ABC):
         self.name: str = about["name"]
         self.fingerprint: str = about["fingerprint"]
         self.parameters: int = about["parameters"]
+        self.precision: str = about.get("precision", "fp32")
         self.preprocessing: Mapping[str, Any] = about["preprocessing"]
         self.prompts: Mapping[str, Sequence[str]] = about["prompts"]
         self.logit_scale, self.logit_bias = float(about["logit_scale"]), about["logit_bias"]

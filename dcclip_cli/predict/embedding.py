@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.machine import cores
 from dcclip_cli.predict.runtime import DualEncoder
 
 Item = TypeVar("Item")
@@ -47,7 +47,7 @@ def embed_batches(
 
     remaining = iter(items)
     waiting: deque[tuple[Item, Future[np.ndarray | DcclipError]]] = deque()
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(workers or cores()) as pool:
         try:
             while True:
                 while len(waiting) < _AHEAD * batch_size:

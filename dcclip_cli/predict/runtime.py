@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.precision import Precision
 from dcclip_cli.model.reference import ModelReference
 
 PLAIN_PROMPTS: Mapping[str, Sequence[str]] = {"en": ("{}",), "zh": ("{}",)}
@@ -26,6 +27,7 @@ class DualEncoder(Protocol):
     prompts: Mapping[str, Sequence[str]]  # language -> templates that `predict` puts labels into
     logit_scale: float  # what cosines are multiplied with before the softmax
     logit_bias: float | None  # added to logits by sigmoid models
+    precision: str  # what it computes in: fp32, bf16, or that of an export
     parameters: int
     size_bytes: int  # of the weights
 
@@ -40,19 +42,19 @@ class DualEncoder(Protocol):
 
 
 def load_model(
-    reference: ModelReference, device: str = "auto", bf16: bool = False, threads: int | None = None
+    reference: ModelReference, device: str = "auto", precision: Precision = "fp32", threads: int | None = None
 ) -> DualEncoder:
     """The model meant by a reference; a bundle is loaded without torch. Raises DcclipError where it can't be.
 
-    `bf16` is for torch: a bundle computes as it was exported. `threads` of the processor for one tower: by default one
-    for a bundle, and torch's own choice else.
+    `precision` is for torch: a bundle computes as it was exported. `threads` of the processor for one tower: by default
+    one for a bundle, and torch's own choice else.
     """
     if reference.kind == "bundle":
-        if bf16:
+        if precision == "bf16":
             raise DcclipError(f"{reference.target} computes in the precision of its export", "leave --precision out")
         from dcclip_cli.predict.bundle import Bundle
 
         return Bundle(reference.path, device, threads or 1)
     from dcclip_cli.predict.torch_runtime import load_torch
 
-    return load_torch(reference, device, bf16, threads)
+    return load_torch(reference, device, precision, threads)

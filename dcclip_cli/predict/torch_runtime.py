@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dcclip_cli.model.finite import finite
+from dcclip_cli.model.precision import Precision, choose_precision
 from dcclip_cli.model.preprocess import flatten
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.predict.runtime import PLAIN_PROMPTS
@@ -21,19 +22,19 @@ if TYPE_CHECKING:
 class TorchEncoder:
     """Towers as a DualEncoder; they are expected in evaluation mode and on `device`.
 
-    `bf16` computes in bfloat16 where torch's autocast does, which is another model to those who keep its embeddings.
+    In bf16 torch computes in bfloat16 where its autocast does, which is another model to those who keep its embeddings.
     """
 
     prompts: Mapping[str, Sequence[str]] = PLAIN_PROMPTS
 
-    def __init__(self, towers: Towers, device: str = "cpu", bf16: bool = False) -> None:
+    def __init__(self, towers: Towers, device: str = "cpu", precision: str = "fp32") -> None:
         import torch
 
         own = towers.preprocessing
         # Convolutions take a third less time with the channels last.
         self.towers: Towers = towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._device, self._bf16 = device, bf16
-        self.name, self.fingerprint = towers.name, towers.fingerprint + ("-bf16" if bf16 else "")
+        self._device, self.precision = device, precision
+        self.name, self.fingerprint = towers.name, towers.fingerprint + ("-bf16" if precision == "bf16" else "")
         self.preprocessing: Mapping[str, Any] = own.to_config() if own else {"as_in": towers.name}
         self.logit_scale, self.logit_bias = towers.logit_scale, towers.logit_bias
         self.parameters = towers.parameters_count()
@@ -46,7 +47,7 @@ class TorchEncoder:
         import torch
 
         batch = torch.from_numpy(pixels).to(self._device, memory_format=torch.channels_last)
-        with torch.inference_mode(), torch.autocast(batch.device.type, torch.bfloat16, enabled=self._bf16):
+        with torch.inference_mode(), self._autocast():
             embedding = self.towers.image_features(batch).embedding
         return finite(_unit(embedding.float().cpu().numpy()), self.name, "images")
 
@@ -54,9 +55,14 @@ class TorchEncoder:
         import torch
 
         tokens = self.towers.tokenize(list(texts)).to(self._device)
-        with torch.inference_mode(), torch.autocast(tokens.ids.device.type, torch.bfloat16, enabled=self._bf16):
+        with torch.inference_mode(), self._autocast():
             embedding = self.towers.text_features(tokens).embedding
         return finite(_unit(embedding.float().cpu().numpy()), self.name, "texts")
+
+    def _autocast(self) -> Any:
+        import torch
+
+        return torch.autocast(torch.device(self._device).type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -65,24 +71,27 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def load_torch(
-    reference: ModelReference, device: str = "auto", bf16: bool = False, threads: int | None = None
+    reference: ModelReference, device: str = "auto", precision: Precision = "fp32", threads: int | None = None
 ) -> TorchEncoder:
     """The model meant by a reference that is no bundle. Raises DcclipError where model or device is missing.
 
     `threads`, if given, holds for torch in the whole process.
     """
+    import torch
+
     from dcclip_cli.model.device import torch_device
 
     device = torch_device(device)
     if threads is not None:
-        import torch
-
         torch.set_num_threads(threads)
     if reference.kind == "folder":
         from dcclip_cli.model.folder import load_folder
 
-        return TorchEncoder(load_folder(reference.path, device), device, bf16)
-    from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
+        towers: Towers = load_folder(reference.path, device)
+    else:
+        from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
 
-    teacher = TransformersTeacher if reference.kind == "hf" else OpenClipTeacher
-    return TorchEncoder(teacher(model=reference.target).load(device), device, bf16)
+        teacher = TransformersTeacher if reference.kind == "hf" else OpenClipTeacher
+        towers = teacher(model=reference.target, precision="fp32").load(device)
+    towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as they will be used
+    return TorchEncoder(towers, device, choose_precision(precision, device, towers).precision)

@@ -120,6 +120,7 @@ def align(
         cosine=options.cosine,
         other_weight=options.other_weight,
     )
+    options, choice = stage.settle_precision(options, learner, device, folder, options.lock != "image", progress)
     identity = {
         "options": options.model_dump(mode="json", exclude=NEUTRAL),
         "teacher": teaching.identity,
@@ -136,6 +137,7 @@ def align(
         "identity": stage.sha256_of(identity),
         "data": {"train": table.fingerprint},
         "steps": steps,
+        "computed_in": stage.computed_in(options, choice, teaching.teachers),
     }
     plan = Plan(
         "align",

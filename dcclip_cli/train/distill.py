@@ -84,6 +84,8 @@ def distill(
     reader = teaching.reader(stage.reader_for(learner, training.table, options, seed), options)
     steps = total_steps(options, training.order)
     sources = teaching.sources(options.losses, options, reader, learner.towers, run, steps, device, progress)
+    pictures = bool({"pairs", "images"} & training.tables.keys())
+    options, choice = stage.settle_precision(options, learner, device, folder, pictures, progress)
     identity: dict[str, object] = {
         "options": options.model_dump(mode="json", exclude=NEUTRAL),
         "teacher": teaching.identity,
@@ -100,6 +102,7 @@ def distill(
         "teacher": {"name": first.name if first else None, "fingerprint": first.fingerprint if first else None},
         "data": {"train": training.table.fingerprint},
         "steps": steps,
+        "computed_in": stage.computed_in(options, choice, teaching.teachers),
     }
     plan = Plan(
         "distill",

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from dcclip_cli.data.augment import Augment
 from dcclip_cli.data.batches import CaptionOptions
+from dcclip_cli.model.precision import Precision
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.options import Options
 
@@ -43,6 +44,10 @@ class OptimizerOptions(Options):
     eps: float = Field(1e-6, gt=0, description="Added to the root of the squared gradient's mean")
     momentum: float = Field(0.95, ge=0, lt=1, description="Muon's and SGD's")
 
+    newton_schulz: Precision = Field(
+        "auto", description="What Muon's Newton-Schulz iteration computes in; auto: bf16 where the processor has it"
+    )
+
     @model_validator(mode="after")
     def _other_rate_only_beside_muon(self) -> Self:
         if self.other_lr is not None and self.kind != "muon":
@@ -77,8 +82,10 @@ class LoopOptions(Options):
         description="What each of several processes holds: ddp, the whole student; fsdp2, a share of its weights, "
         "gradients and moments",
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="bf16, fp16: autocast, the weights stay fp32; fp16 needs a GPU"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="bf16, fp16: autocast, the weights stay fp32; fp16 needs a GPU; auto: bf16 where this machine is "
+        "faster with it",
     )
     ema: float | None = Field(
         None,
@@ -104,7 +111,12 @@ class LoopOptions(Options):
     captions: CaptionOptions = Field(CaptionOptions(), description="Which of a pair's captions a step sees")
     augment: Augment = Field(Augment(), description="Random changes of the pictures")
     workers: int = Field(1, ge=0, description="Processes that read pictures, for each training process")
-    threads: int | None = Field(None, ge=1, description="Of torch; part of what makes a run bit-identical")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads of torch, which must match for bit-identical weights; default: the cores that this "
+        "process may use",
+    )
     log_every_steps: int = Field(20, ge=1, description="Steps between two entries in metrics.jsonl and TensorBoard")
     checkpoint_every_steps: int = Field(200, ge=1, description="Steps between two saved states to go on from")
 

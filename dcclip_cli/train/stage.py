@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -18,9 +20,10 @@ from dcclip_cli.data.batches import COLLECTED, Reader
 from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.data.table import PairTable, open_pairs
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.memory import keep_freed_memory
+from dcclip_cli.machine import cores, keep_freed_memory
 from dcclip_cli.model.folder import load_folder, read_json, save_folder
 from dcclip_cli.model.inherit import inherit_text_tower
+from dcclip_cli.model.precision import Choice, choose_precision, newton_schulz_precision
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.students import (
     StudentOptions,
@@ -32,11 +35,14 @@ from dcclip_cli.model.students import (
 )
 from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with, train_tokenizer, trim_tokenizer
 from dcclip_cli.model.towers import OpenClipTowers, Towers
+from dcclip_cli.progress import Progress
 from dcclip_cli.runs import RunFolder
 from dcclip_cli.train.options import LoopOptions
+from dcclip_cli.train.state import saved_options
 from dcclip_cli.versions import versions
 
 DEFAULT_EMBED_DIM = 256
+L = TypeVar("L", bound=LoopOptions)
 
 
 @dataclass(frozen=True)
@@ -167,10 +173,47 @@ def sha256_of(parts: Any) -> str:
 
 
 def use_process(threads: int | None) -> None:
-    """Set torch's threads, where the recipe says so (other counts sum in another order), and keep freed memory."""
-    if threads:
-        torch.set_num_threads(threads)
+    """Set torch's threads (other counts sum in another order), and keep freed memory.
+
+    By default as many as the cores that this process may use; where OMP_NUM_THREADS is set, as torchrun does, as many
+    as that says.
+    """
+    if threads or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads or cores())
     keep_freed_memory()
+
+
+def settle_precision(
+    options: L, learner: Student, device: str, folder: Path, image: bool, progress: Progress
+) -> tuple[L, Choice]:
+    """The options with nothing left to `auto`, and why: as in the saved state under `folder`, else what is faster here.
+
+    Without `image` the text tower alone is trained.
+    """
+    saved = saved_options(folder / "state")
+    asked = options.precision
+    if asked == "auto" and "precision" in saved:
+        asked = saved["precision"]
+    choice = choose_precision(asked, device, learner.towers, training=True, image=image)
+    rule = options.optimizer.newton_schulz
+    if rule == "auto":
+        rule = saved.get("optimizer", {}).get("newton_schulz") or newton_schulz_precision(device)
+    if options.precision == "auto":
+        progress.say(f"{folder.name}: computes in {choice.precision} ({choice.reason})")
+    if choice.warning:
+        progress.say(f"warning: {folder.name}: {choice.warning}")
+    optimizer = options.optimizer.model_copy(update={"newton_schulz": rule})
+    return options.model_copy(update={"precision": choice.precision, "optimizer": optimizer}), choice
+
+
+def computed_in(options: LoopOptions, choice: Choice, teachers: Sequence[Towers]) -> dict[str, Any]:
+    """What a stage computed in, for the record."""
+    return {
+        **choice.to_dict(),
+        "newton_schulz": options.optimizer.newton_schulz if options.optimizer.kind == "muon" else None,
+        "threads": torch.get_num_threads(),
+        "teachers": [teacher.precision.to_dict() for teacher in teachers],
+    }
 
 
 def join_processes(device: str) -> None:

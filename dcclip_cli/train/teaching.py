@@ -61,6 +61,11 @@ class Teaching:
         """Where each teacher's features come from; with the cache on, it is filled here, and what it saves is said."""
         if not self.teachers:
             return []
+        for teacher in self.teachers:
+            choice = teacher.precision
+            progress.say(f"teacher: {teacher.name} computes in {choice.precision} ({choice.reason})")
+            if choice.warning:
+                progress.say(f"warning: teacher: {choice.warning}")
         if not options.teacher_cache:
             return [
                 OnlineTeacher(teacher, number, layers_of(losses, number), self.widths[number])

@@ -39,6 +39,7 @@ class Oracle:
     prompts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     logit_scale: float = 100.0
     logit_bias: float | None = None
+    precision = "fp32"
     parameters: int = 0
     size_bytes: int = 0
 

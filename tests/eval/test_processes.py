@@ -47,7 +47,7 @@ def test_two_processes_come_to_the_same_as_one(folder: Path, pairs_file: Path, m
 
 def test_batches_come_in_order_whichever_process_does_them(pairs_file: Path, model_folder: Path) -> None:
     [dataset] = open_datasets([str(pairs_file)])
-    with EvalProcesses(resolve(str(model_folder)), "cpu", False, 2) as processes:
+    with EvalProcesses(resolve(str(model_folder)), "cpu", "fp32", 2) as processes:
         batches = list(processes.embed_batches(range(40), dataset.images.picture, 3, 1))
         assert [len(batch) for batch in batches] == [3] * 13 + [1]
         assert [index for batch in batches for index, _ in batch] == list(range(40))

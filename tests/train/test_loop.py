@@ -56,7 +56,7 @@ def train(pairs_file: Path, tmp_path: Path) -> Callable[..., Fitted]:
 
     def start(module: Trainable, progress: Progress | None = None, **options: Any) -> Fitted:
         finish, measure = options.pop("finish", lambda figures: None), options.pop("measure", None)
-        given: dict[str, Any] = {"steps": 4, "batch_size": 8, "warmup_steps": 0, "workers": 0, **options}
+        given = {"steps": 4, "batch_size": 8, "warmup_steps": 0, "workers": 0, "precision": "fp32"} | options
         read = Reader(open_pairs(pairs_file), 0, Augment(), CaptionOptions(languages=("zh", "en")), _pixels, _tokens)
         chosen = LoopOptions.model_validate(given)
         order = Mixture((Part(Order(20, chosen.batch_size, seed=0)),))
@@ -123,11 +123,13 @@ class Turned(Trainable):
         return {"all": (self.matrix.diagonal() * slopes).sum() + self.token_embedding.sum() + self.bias.sum()}
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_muon_moves_every_direction_of_a_matrix_alike_and_leaves_the_rest_to_adamw(
-    train: Callable[..., Fitted],
+    train: Callable[..., Fitted], precision: str
 ) -> None:
     module = Turned()
-    train(module, steps=1, optimizer={"kind": "muon", "lr": 0.1, "other_lr": 0.01, "weight_decay": 0})
+    options = {"kind": "muon", "lr": 0.1, "other_lr": 0.01, "weight_decay": 0, "newton_schulz": precision}
+    train(module, steps=1, optimizer=options)
     # 0.2 * sqrt(4) * rate along each of four directions, whatever their slopes; Newton-Schulz is good to some 30 %
     assert module.matrix.diagonal().tolist() == pytest.approx([-0.04] * 4, rel=0.35)
     assert (module.matrix - module.matrix.diagonal().diag()).abs().max() < 1e-3

@@ -66,7 +66,9 @@ def open_encoder(model: str | Teacher, device: str) -> Encoder:
     """
     from dcclip_cli.predict.runtime import load_model
 
-    return Encoder(load_model(resolve(model), device) if isinstance(model, str) else _open_teacher(model, device))
+    return Encoder(
+        load_model(resolve(model), device, "auto") if isinstance(model, str) else _open_teacher(model, device)
+    )
 
 
 def _open_teacher(teacher: Teacher, device: str) -> DualEncoder:
@@ -74,4 +76,4 @@ def _open_teacher(teacher: Teacher, device: str) -> DualEncoder:
 
     device = torch_device(device, NO_DEVICE)
     towers = teacher.load(device)
-    return TorchEncoder(towers, device, bf16=towers.autocast_to_bf16)
+    return TorchEncoder(towers, device, towers.precision.precision)

@@ -7,7 +7,7 @@ import pytest
 
 COUNT_NEW_PAGES = """
 import resource
-from dcclip_cli.memory import keep_freed_memory
+from dcclip_cli.machine import keep_freed_memory
 {}
 block = b"x" * 40_000_000
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

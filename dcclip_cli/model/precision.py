@@ -1,0 +1,157 @@
+"""Choice between fp32 and bf16: `precision: auto` takes the one in which this machine computes a model faster."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from dcclip_cli.files import cache_folder, lock
+from dcclip_cli.machine import cpu_name, has_native_bf16
+
+if TYPE_CHECKING:
+    from dcclip_cli.model.towers import Towers
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+LEAST_GAIN = 1.2  # of bf16 over fp32, below which its coarser numbers are not worth it
+_ROUNDS, _PROBE_S = 3, 0.1  # passes that are timed in each precision, and about what one should take
+_MOST, _FEWEST = 64, 2  # images and texts of a pass
+_TEXTS = ("一张猫的照片", "a photo of a cat on a sofa")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A precision and why it was taken. `gain`: time in fp32 over time in bf16, where that was measured."""
+
+    precision: str
+    reason: str
+    gain: float | None = None
+
+    @property
+    def warning(self) -> str:
+        """What to tell the user where bf16 was asked for and is slower; empty otherwise."""
+        if self.precision != "bf16" or self.gain is None or self.gain >= 1:
+            return ""
+        return f"bf16 is {1 / self.gain:.1f} times slower than fp32 on this machine: set precision to auto or fp32"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def choose_precision(asked: str, device: str, towers: Towers, training: bool = False, image: bool = True) -> Choice:
+    """The precision that `asked` ("auto", "fp32", "bf16", "fp16") means for these towers on `device`.
+
+    On a CPU, bf16 has to be native and at least LEAST_GAIN times faster in a probe with the towers themselves;
+    `training` probes a backward pass too, without `image` the text tower alone. The probe's result is kept in the
+    cache folder, so that a machine makes the same choice each time.
+    """
+    import torch
+
+    if asked not in ("auto", "bf16"):
+        return Choice(asked, "as asked")
+    kind = torch.device(device).type
+    if kind == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        if asked == "auto":
+            return Choice("bf16", "native on this GPU") if has_bf16 else Choice("fp32", "no native bf16 on this GPU")
+        return Choice("bf16", "as asked")
+    if kind != "cpu":
+        return Choice("fp32", f"bf16 is not tried on {kind}") if asked == "auto" else Choice("bf16", "as asked")
+    if asked == "auto" and not torch_has_bf16():
+        return Choice("fp32", "no native bf16 on this processor")
+    gain = _kept_gain(towers, training, image)
+    if asked == "bf16":
+        return Choice("bf16", "as asked", gain)
+    return Choice("bf16" if gain >= LEAST_GAIN else "fp32", f"bf16 is {gain:.2f} times as fast as fp32 here", gain)
+
+
+def torch_has_bf16() -> bool:
+    """Whether torch computes bf16 natively on this processor: what it can do, and what torch is allowed to use."""
+    import torch
+
+    return has_native_bf16() and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "DEFAULT")
+
+
+def newton_schulz_precision(device: str) -> Literal["fp32", "bf16"]:
+    """The precision in which Muon's matrix products are faster on `device`.
+
+    Its products are large enough that native bf16 always wins (2 to 4 times), and emulated bf16 always loses
+    (20 to 50 times): benchmarks/train/newton_schulz.py.
+    """
+    import torch
+
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if kind == "cpu" and torch_has_bf16() else "fp32"
+
+
+def bf16_gain(run: Callable[[], object], rounds: int = _ROUNDS) -> float:
+    """How many times as fast `run` is under bf16 autocast as in fp32 on the CPU: the fastest of each, in turn."""
+    import torch
+
+    fastest = {False: float("inf"), True: float("inf")}
+    for _ in range(rounds):
+        for bf16 in fastest:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                begin = time.perf_counter()
+                run()
+                fastest[bf16] = min(fastest[bf16], time.perf_counter() - begin)
+    return fastest[False] / fastest[True]
+
+
+def _kept_gain(towers: Towers, training: bool, image: bool) -> float:
+    """The gain of bf16, measured once for each kind of towers, machine and version of torch."""
+    import torch
+
+    shapes = sorted({f"{type(module).__name__} {module}" for module in towers.modules() if not list(module.children())})
+    key = json.dumps(
+        {
+            "cpu": [cpu_name(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()],
+            "torch": torch.__version__,
+            "training": training,
+            "image": image,
+            "layers": shapes,
+        }
+    )
+    file = cache_folder() / "bf16-gain" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with lock(file.with_suffix(".lock")):  # processes that begin together make the same choice
+            if not file.exists():
+                file.write_text(json.dumps({"gain": _measured_gain(towers, training, image)}), encoding="utf-8")
+            return float(json.loads(file.read_text("utf-8"))["gain"])
+    except (OSError, ValueError, KeyError, TypeError):  # a folder that cannot be written, a file that was cut
+        return _measured_gain(towers, training, image)
+
+
+def _measured_gain(towers: Towers, training: bool, image: bool) -> float:
+    """Times a few passes. Running means, gradients and random numbers of `towers` stay as they are."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    probed = copy.deepcopy(towers).train() if training else towers
+    blank = torch.from_numpy(np.asarray(towers.preprocess(Image.new("RGB", (64, 64), "white"))))
+
+    def run(count: int) -> None:
+        features = [probed.text_features(probed.tokenize(list(_TEXTS) * (count // 2))).embedding]
+        if image:
+            pixels = blank.expand(count, *blank.shape).contiguous(memory_format=torch.channels_last)
+            features.append(probed.image_features(pixels).embedding)
+        if training:
+            sum(one.float().square().mean() for one in features).backward()  # type: ignore[union-attr]
+            probed.zero_grad()
+
+    with torch.random.fork_rng(), torch.set_grad_enabled(training):
+        run(_FEWEST)
+        begin = time.perf_counter()
+        run(_FEWEST)
+        each = (time.perf_counter() - begin) / _FEWEST
+        count = 2 * max(1, min(_MOST, int(_PROBE_S / each)) // 2)
+        return bf16_gain(lambda: run(count), 1 if each * count > 10 * _PROBE_S else _ROUNDS)
