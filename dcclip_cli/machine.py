@@ -24,7 +24,7 @@ _BF16 = {"avx512_bf16", "amx_bf16", "bf16", "FEAT_BF16"}
 def cores(root: Path = Path("/")) -> int:
     """How many cores this process may use: those of its affinity, or fewer where its cgroup has a quota."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(there, math.ceil(_cgroup_quota(root))))
+    return max(1, math.ceil(min(there, _cgroup_quota(root))))
 
 
 def _cgroup_quota(root: Path) -> float:

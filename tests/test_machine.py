@@ -1,9 +1,14 @@
-"""What a process frees, it keeps, once asked to."""
+"""Cores by affinity and cgroup, classes of machines, and settings of libc and OpenMP."""
 
+import os
+import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from dcclip_cli.machine import bound_spinning, cores, machine_class
 
 COUNT_NEW_PAGES = """
 import resource
@@ -26,3 +31,66 @@ def new_pages(first: str) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="it is about the C library of Linux")
 def test_a_block_that_was_freed_and_asked_for_again_brings_no_new_pages() -> None:
     assert new_pages("keep_freed_memory()") < 100 <= new_pages("")
+
+
+def cgroup(root: Path, entries: str, files: dict[str, str]) -> Path:
+    """A system whose process is in these cgroups, with these quotas."""
+    for name, content in {"proc/self/cgroup": entries, **files}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("entries", "files", "allowed"),
+    [
+        ("0::/\n", {"sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
+        ("0::/\n", {"sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
+        ("0::/\n", {"sys/fs/cgroup/cpu.max": "max 100000\n"}, 64),
+        ("0::/job/step\n", {"sys/fs/cgroup/job/cpu.max": "300000 100000\n"}, 3),
+        (
+            "4:cpu,cpuacct:/docker/1\n",
+            {
+                "sys/fs/cgroup/cpu,cpuacct/docker/1/cpu.cfs_quota_us": "200000\n",
+                "sys/fs/cgroup/cpu,cpuacct/docker/1/cpu.cfs_period_us": "100000\n",
+            },
+            2,
+        ),
+        (
+            "4:cpu,cpuacct:/\n",
+            {
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+            },
+            64,
+        ),
+    ],
+)
+def test_a_quota_of_the_cgroup_bounds_the_cores(
+    entries: str, files: dict[str, str], allowed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert cores(cgroup(tmp_path, entries, files)) == allowed
+
+
+def test_a_machine_is_fast_with_native_bf16_and_vnni_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    for features, expected in (
+        ({"avx2"}, "plain"),
+        ({"avx512_vnni"}, "plain"),
+        ({"avx512_vnni", "avx512_bf16"}, "fast"),
+    ):
+        monkeypatch.setattr("dcclip_cli.machine.cpu_features", lambda found=frozenset(features): found)
+        assert machine_class() == expected
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    assert machine_class() == "other"
+
+
+def test_the_bound_on_spinning_leaves_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for set_before, expected in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)):
+        for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in set_before.items():
+            monkeypatch.setenv(name, value)
+        bound_spinning()
+        assert os.environ.get("GOMP_SPINCOUNT") == expected

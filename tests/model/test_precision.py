@@ -1,0 +1,110 @@
+"""`precision: auto` takes bf16 only where it is native and faster, and says so."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dcclip_cli.model import precision
+from dcclip_cli.model.folder import load_folder
+from dcclip_cli.model.precision import bf16_gain, choose_precision, newton_schulz_precision
+from dcclip_cli.model.teachers import OpenClipTeacher
+from dcclip_cli.model.towers import Towers
+
+
+@pytest.fixture
+def towers(model_folder: Path) -> Towers:
+    return load_folder(model_folder)
+
+
+@pytest.fixture
+def native(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A processor with native bf16, and an empty cache folder."""
+    monkeypatch.setattr(precision, "torch_has_bf16", lambda: True)
+    monkeypatch.setenv("DCCLIP_CACHE", str(tmp_path / "cache"))
+
+
+def test_without_native_bf16_auto_means_fp32_and_nothing_is_probed(
+    towers: Towers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "torch_has_bf16", lambda: False)
+    monkeypatch.setattr(precision, "_measured_gain", lambda *_: pytest.fail("probed"))
+    choice = choose_precision("auto", "cpu", towers)
+    assert (choice.precision, choice.gain) == ("fp32", None)
+    assert "no native bf16" in choice.reason
+    assert newton_schulz_precision("cpu") == "fp32"
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize(("gain", "expected"), [(1.19, "fp32"), (1.2, "bf16"), (0.1, "fp32"), (2.0, "bf16")])
+def test_with_native_bf16_a_probe_decides(
+    towers: Towers, gain: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "_measured_gain", lambda *_: gain)
+    choice = choose_precision("auto", "cpu", towers)
+    assert (choice.precision, choice.gain) == (expected, gain)
+    assert choice.reason == f"bf16 is {gain:.2f} times as fast as fp32 here"
+    assert not choice.warning
+    assert newton_schulz_precision("cpu") == "bf16"
+
+
+def test_bf16_that_was_asked_for_and_is_slower_is_warned_about(
+    towers: Towers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DCCLIP_CACHE", str(tmp_path))
+    monkeypatch.setattr(precision, "_measured_gain", lambda *_: 0.1)
+    choice = choose_precision("bf16", "cpu", towers)
+    assert choice.precision == "bf16"
+    assert choice.warning == "bf16 is 10.0 times slower than fp32 on this machine: set precision to auto or fp32"
+
+
+@pytest.mark.usefixtures("native")
+def test_a_machine_makes_the_same_choice_again(towers: Towers, monkeypatch: pytest.MonkeyPatch) -> None:
+    gains = iter([1.5, 1.0, 0.9])
+    monkeypatch.setattr(precision, "_measured_gain", lambda *_: next(gains))
+    chosen = [choose_precision("auto", "cpu", towers, training=training) for training in (True, True, False)]
+    assert [one.gain for one in chosen] == [1.5, 1.5, 1.0]  # training and inference are probed apart
+
+
+@pytest.mark.usefixtures("native")
+def test_a_kept_gain_that_was_cut_is_measured_again(
+    towers: Towers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(precision, "_measured_gain", lambda *_: 1.5)
+    choose_precision("auto", "cpu", towers)
+    [kept] = (tmp_path / "cache").rglob("*.json")
+    assert json.loads(kept.read_text()) == {"gain": 1.5}
+    kept.write_text("{")
+    assert choose_precision("auto", "cpu", towers).gain == 1.5
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_probe_leaves_weights_running_means_and_random_numbers_as_they_are(towers: Towers, training: bool) -> None:
+    before = {name: value.clone() for name, value in towers.state_dict().items()}
+    random = torch.random.get_rng_state()
+    assert precision._measured_gain(towers, training, True) > 0
+    assert all(torch.equal(value, before[name]) for name, value in towers.state_dict().items())
+    assert all(parameter.grad is None for parameter in towers.parameters())
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert not towers.training
+
+
+def test_the_gain_is_of_bf16_over_fp32() -> None:
+    def slow_in_bf16() -> Any:
+        in_bf16 = nn.functional.linear(torch.ones(1, 1), torch.ones(1, 1)).dtype == torch.bfloat16
+        return in_bf16 and torch.randn(2_000_000)
+
+    assert bf16_gain(slow_in_bf16) < 0.5
+
+
+def test_the_precision_is_part_of_a_teachers_fingerprint(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "torch_has_bf16", lambda: False)
+    loaded = {
+        name: OpenClipTeacher.model_validate({"model": str(model_folder), "precision": name}).load()
+        for name in ("auto", "fp32", "bf16")
+    }
+    assert loaded["auto"].fingerprint == loaded["fp32"].fingerprint
+    assert loaded["fp32"].fingerprint.removesuffix("fp32") == loaded["bf16"].fingerprint.removesuffix("bf16")
