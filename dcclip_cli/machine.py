@@ -14,7 +14,7 @@ from typing import Literal
 MachineClass = Literal["fast", "plain", "other"]
 
 # What an idle OpenMP thread of libgomp does before it sleeps: loops of a few nanoseconds. Its default, 300,000, keeps
-# cores busy that a loading process or another job needs: benchmarks/train/spinning.py.
+# cores busy that a loading process or another job needs: benchmarks/train/machine.py.
 _SPIN_LOOPS = 1000
 # malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD.
 _KEEP_MEMORY = {-4: 0, -1: 2**31 - 1, -2: 256 * 2**20}

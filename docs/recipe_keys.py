@@ -25,8 +25,8 @@ was, `resolved.yaml` with overrides, defaults and library versions.
 | recipe | makes |
 |---|---|
 | [quickstart.yaml](../recipes/quickstart.yaml) | a small CLIP of emoji from the demo teacher, its whole life |
-| [quickstart-contrast.yaml](../recipes/quickstart-contrast.yaml) | the same student without a teacher, to compare |
-| [quickstart-tenth.yaml](../recipes/quickstart-tenth.yaml) | a student at a tenth of the demo teacher's size |
+| [emoji-contrast.yaml](../recipes/emoji-contrast.yaml) | the same student without a teacher, to compare |
+| [emoji-tenth.yaml](../recipes/emoji-tenth.yaml) | a student at a tenth of the demo teacher's size |
 | [demo-teacher.yaml](../recipes/demo-teacher.yaml) | the quick start's teacher itself |
 | [starter.yaml](../recipes/starter.yaml) | the model that comes with dcclip: see [Starter](starter.md) |
 | [distill-photos.yaml](../recipes/distill-photos.yaml) | a smaller one out of it, on photographs of your own |

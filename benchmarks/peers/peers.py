@@ -33,7 +33,7 @@ from dcclip_cli.train.stage import new_student
 
 ICL_SCALE = 1 / 0.07
 VARIANTS = (
-    Variant("default", "ours, as in recipes/quickstart.yaml"),
+    Variant("default", "ours, as in recipes/emoji.yaml"),
     Variant(
         "clip-kd",
         "CLIP-KD: task + 2000 FD + CRD + ICL",

@@ -17,7 +17,7 @@ from dcclip_cli.progress import Silent
 from dcclip_cli.runs import RunFolder
 from dcclip_cli.train.distill import distill
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes/quickstart.yaml"
+RECIPE = Path(__file__).resolve().parents[2] / "recipes/emoji.yaml"
 
 
 def epoch(folder: Path, threads: int, cache: bool) -> float:

@@ -81,7 +81,7 @@ def newton_schulz_precision(device: str) -> Literal["fp32", "bf16"]:
     """The precision in which Muon's matrix products are faster on `device`.
 
     Its products are large enough that native bf16 always wins (2 to 4 times), and emulated bf16 always loses
-    (20 to 50 times): benchmarks/train/newton_schulz.py.
+    (20 to 50 times): benchmarks/train/machine.py.
     """
     import torch
 
