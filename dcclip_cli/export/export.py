@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,7 +33,7 @@ from dcclip_cli.predict.bundle import DESCRIPTION, FORMAT, TOKENIZER
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
-EXPORT_FORMAT = 2  # of the parity report and of what `made_from` compares
+EXPORT_FORMAT = 3  # of the parity report and of what `made_from` compares
 
 
 class ExportOptions(Options):
@@ -112,7 +112,7 @@ def export(
                 parity = None
                 break
             try:
-                parity = original.compare(encoder)
+                parity = replace(original.compare(encoder), int8_largest_pair_sum=graphs.largest_pair_sum)
             except NotFiniteError as error:  # fp16 overflows
                 parity, shortfalls, found = None, [error.what], error.what
             else:
@@ -121,7 +121,7 @@ def export(
             progress.say(f"export: {graphs.said}{found}")
             if not shortfalls:
                 break
-            if not graphs.loosen(parity):
+            if (parity and parity.overflows) or not graphs.loosen(parity):
                 raise DcclipError(
                     f"the {options.format} export in {options.precision} is too far from the model: "
                     + "; ".join(shortfalls),

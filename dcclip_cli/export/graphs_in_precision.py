@@ -14,6 +14,7 @@ from dcclip_cli.export.names import Precision
 from dcclip_cli.export.onnx import write_onnx
 from dcclip_cli.export.parity import Parity
 from dcclip_cli.export.quantize import FP16_KEEPS, LADDER, Int8Tower, write_fp16
+from dcclip_cli.export.rounding import largest_pair_sum
 from dcclip_cli.export.samples import batches, calibration_pictures, calibration_texts
 from dcclip_cli.export.source import Source, prepare
 from dcclip_cli.predict.bundle import IMAGE, TEXT
@@ -36,6 +37,7 @@ class GraphsInPrecision:
         self._source, self._precision, self._calibration, self._images = source, precision, calibration, images
         self._rung = {"image": 0, "text": 0}
         self._written: dict[str, int] = {}
+        self._pair_sums = {"image": 0, "text": 0}
 
     @property
     def said(self) -> str:
@@ -43,6 +45,11 @@ class GraphsInPrecision:
         if not any(self._rung.values()):
             return ""
         return "".join(f"{tower} kept {self._kept_share(tower)}, " for tower in _GRAPHS if self._rung[tower])
+
+    @property
+    def largest_pair_sum(self) -> int | None:
+        """Of both int8 graphs (rounding.py); None in other precisions, and before the graphs are written."""
+        return max(self._pair_sums.values()) if self._precision == "int8" and self._written else None
 
     def kept(self) -> dict[str, Any]:
         """What stayed fp32, for the report."""
@@ -60,6 +67,7 @@ class GraphsInPrecision:
                 write_fp16(self._fp32 / name, self.folder / name, FP16_KEEPS[self._rung[tower]])
             else:
                 self._int8[tower].write(self.folder / name, LADDER[self._rung[tower]])
+                self._pair_sums[tower] = largest_pair_sum(self.folder / name)
             self._written[tower] = self._rung[tower]
         return self.folder
 
@@ -102,12 +110,9 @@ class GraphsInPrecision:
         assert self._calibration is not None
         source = self._source
         pictures = calibration_pictures(self._calibration, self._images)
-        texts = sorted(calibration_texts(self._calibration, self._images), key=len)
+        texts = calibration_texts(self._calibration, self._images)
         tokenizer = prepare(source.tokenizer, source.context_length, source.padding_id, source.fixed)
-        ids = [
-            np.asarray([encoding.ids for encoding in tokenizer.encode_batch(list(texts[start : start + 16]))], np.int64)
-            for start in range(0, len(texts), 16)
-        ]
+        ids = [np.asarray([tokenizer.encode(text).ids], np.int64) for text in texts]  # one by one: no padding
         return {
             "image": Int8Tower(self._fp32 / IMAGE, batches(pictures, source.preprocessing)),
             "text": Int8Tower(self._fp32 / TEXT, ids),

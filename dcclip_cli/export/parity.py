@@ -11,6 +11,7 @@ from pydantic import Field
 
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.export.rounding import LARGEST_PAIR_SUM
 from dcclip_cli.options import Options
 from dcclip_cli.predict.classifier import class_embeddings, fill
 from dcclip_cli.predict.embedding import embed
@@ -112,7 +113,8 @@ class Parity:
     `*_max_difference`: of any number in an embedding of length 1. `*_centred_cosine`: mean over samples, after the mean
     embedding is taken away, since raw cosines look good even between unlike models. `agreement`: the share of images
     for which both find the same label the most fitting, mean over the languages; `image_agreement` and
-    `text_agreement`: on samples and test sets, if only the one tower were exchanged.
+    `text_agreement`: on samples and test sets, if only the one tower were exchanged. `int8_largest_pair_sum`: what two
+    products of an int8 graph can add up to, which CPUs without VNNI do in 16 bits; None without int8 graphs.
     """
 
     source: str
@@ -126,6 +128,12 @@ class Parity:
     image_agreement: float
     text_agreement: float
     accuracy: tuple[Accuracy, ...] = ()
+    int8_largest_pair_sum: int | None = None
+
+    @property
+    def overflows(self) -> bool:
+        """Whether an int8 graph can be wrong on CPUs without VNNI: a mistake that looser rounding would only hide."""
+        return (self.int8_largest_pair_sum or 0) > LARGEST_PAIR_SUM
 
     def by_language(self) -> dict[Language, Accuracy]:
         """All test sets of a language taken as one."""
@@ -164,6 +172,11 @@ class Parity:
             loss = 100 * (one.before - one.after)
             if not loss <= limits.max_accuracy_loss + 1e-9:
                 found.append(f"top-1 in {language} falls by {loss:.2f} points, more than {limits.max_accuracy_loss:g}")
+        if self.overflows:
+            found.append(
+                f"two int8 products can add up to {self.int8_largest_pair_sum}, which overflows on CPUs without VNNI "
+                f"(at most {LARGEST_PAIR_SUM})"
+            )
         return found
 
 

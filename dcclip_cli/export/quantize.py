@@ -19,12 +19,15 @@ from dcclip_cli.export.onnx import LARGEST_FILE
 from dcclip_cli.export.rounding import (
     after_last,
     bytes_of,
+    output_axis,
+    rounded,
     rounded_activations,
+    rounded_only_for,
+    safe_scales,
     weighted_nodes,
     weights_of,
-    with_rounded_input,
     with_rounded_tables,
-    with_rounded_weights,
+    with_weights,
     without_rounding,
 )
 
@@ -64,9 +67,10 @@ LADDER = (
 class Int8Tower:
     """One tower in fp32, ready to be written in int8, its most sensitive parts left in fp32.
 
-    `batches` are input for it. A convolutional tower gets fixed ranges, found on these, with uint8 activations and
-    int8 weights for each channel: the pair that VNNI processors have instructions for. Transformers get their ranges
-    while they run: fixed ones cost them accuracy.
+    Activations are uint8 in fixed ranges, found on `batches`, so that what else is in a batch changes nothing. Weights
+    are int8, with a scale for each channel: the pair that VNNI processors have instructions for, and small enough that
+    processors without VNNI do not overflow (rounding.py). A convolutional tower rounds all of its activations, a
+    transformer the inputs of its dense layers.
     """
 
     def __init__(self, file: Path, batches: Sequence[np.ndarray]) -> None:
@@ -74,18 +78,17 @@ class Int8Tower:
 
         self._file, self._batches = file, batches
         kinds = [node.op_type for node in onnx.load(file, load_external_data=False).graph.node]
-        self._fixed_ranges = kinds.count("Conv") > sum(kinds.count(kind) for kind in _DENSE)
+        self._convolutional = kinds.count("Conv") > sum(kinds.count(kind) for kind in _DENSE)
 
     def write(self, out: Path, kept: Kept = LADDER[0]) -> None:
         """Write the tower in int8."""
-        weights, activations = self._weights(kept.weights), self._activations(kept.activations)
-        if self._fixed_ranges:
-            names = {node.input[1] for node in self._nodes if node.name in weights}
-            originals = {name: values for name, values in weights_of(self._model).items() if name in names}
-            model = without_rounding(self._rounded, activations, originals)
-        else:
-            model = with_rounded_weights(self._dynamic({*activations, *weights}), set(activations) - set(weights))
-        _save(model, out)
+        _save(self._keeping(self._activations(kept.activations), self._weights(kept.weights)), out)
+
+    def _keeping(self, activations: Collection[str], nodes: Collection[str]) -> Any:
+        """The tower in int8 but for these activations, and the weights and biases of these nodes."""
+        names = {name for node in self._nodes if node.name in nodes for name in node.input[1:]}
+        originals = {name: values for name, values in weights_of(self._model).items() if name in names}
+        return without_rounding(self._rounded, activations, originals)
 
     def _activations(self, share: float) -> list[str]:
         return self._sensitive[: round(share * len(self._sensitive))] if share else []
@@ -97,17 +100,16 @@ class Int8Tower:
         """
         if not share:
             return []
+        names = {node.name for node in self._nodes}
         if self._is_large:
-            worth = dict.fromkeys((node.name for node in self._nodes), 1.0)
+            worth = dict.fromkeys(names, 1.0)
         else:
-            worth = {
-                node.name: self._moved(with_rounded_weights(self._model, [node.name]), self._still)
-                for node in self._nodes
-            }
+            activations = rounded_activations(self._rounded)
+            worth = {name: self._moved(self._keeping(activations, names - {name}), self._still) for name in names}
         sizes = {name: values.size for name, values in weights_of(self._model).items()}
         size = {node.name: 3 * sizes[node.input[1]] for node in self._nodes}  # bytes that fp32 takes more than int8
         left, chosen = share * sum(sizes.values()), []
-        for name in sorted(worth, key=lambda name: -worth[name] / size[name]):
+        for name in sorted(worth, key=lambda name: (-worth[name] / size[name], name)):
             if size[name] <= left:
                 left -= size[name]
                 chosen.append(name)
@@ -115,12 +117,12 @@ class Int8Tower:
 
     @cached_property
     def _model(self) -> Any:
-        """The graph in fp32, batch norms folded into convolutions."""
+        """The graph in fp32, batch norms folded into convolutions, embedding tables in int8."""
         import onnx
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
-        if not self._fixed_ranges:
-            return onnx.load(self._file)
+        if not self._convolutional:
+            return with_rounded_tables(onnx.load(self._file))
         with TemporaryDirectory() as temporary:
             prepared = Path(temporary) / "prepared.onnx"
             quant_pre_process(self._file, prepared, skip_symbolic_shape=True)
@@ -133,26 +135,19 @@ class Int8Tower:
 
     @cached_property
     def _nodes(self) -> list[Any]:
-        return weighted_nodes(self._model, _WEIGHTED if self._fixed_ranges else _DENSE)
+        return weighted_nodes(self._model, _WEIGHTED if self._convolutional else _DENSE)
 
     @cached_property
     def _sensitive(self) -> list[str]:
         """The activations, those first whose rounding alone moves the embeddings most.
 
-        Tensors of a convolutional tower, the inputs of a transformer's dense layers (by the names of these). Those of a
-        large tower come in the order of the graph.
+        Those of a large tower come in the order of the graph.
         """
-        names = rounded_activations(self._rounded) if self._fixed_ranges else [node.name for node in self._nodes]
+        names = rounded_activations(self._rounded)
         if self._is_large:
             return names
-        if self._fixed_ranges:
-            whole = without_rounding(self._rounded, names)
-            graphs = ((name, without_rounding(self._rounded, set(names) - {name})) for name in names)
-        else:
-            whole = with_rounded_weights(self._model, names)
-            graphs = ((name, with_rounded_input(whole, name)) for name in names)
-        still = self._run(whole)
-        moved = {name: self._moved(graph, still) for name, graph in graphs}
+        still = self._run(without_rounding(self._rounded, names))
+        moved = {name: self._moved(without_rounding(self._rounded, set(names) - {name}), still) for name in names}
         return sorted(moved, key=lambda name: -moved[name])
 
     @cached_property
@@ -169,26 +164,43 @@ class Int8Tower:
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        rows = [row for batch in self._batches for row in batch][:_TRIED_ON]
+        rows = [row for batch in self._batches for row in batch]
         name = session.get_inputs()[0].name
-        return np.concatenate([session.run(None, {name: row[np.newaxis]})[0] for row in rows])
+        tried = rows[:: -(-len(rows) // _TRIED_ON)]
+        return np.concatenate([session.run(None, {name: row[np.newaxis]})[0] for row in tried])
 
     @cached_property
     def _rounded(self) -> Any:
-        """The whole graph in int8 with fixed ranges, but for the normalisation at its end."""
+        """The whole tower in int8, but for the normalisation at its end."""
         import onnx
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-        name, batches = self._model.graph.input[0].name, iter(self._batches)
+        input_name, batches = self._model.graph.input[0].name, iter(self._batches)
 
         class Reader(CalibrationDataReader):
             def get_next(self) -> dict[str, np.ndarray] | None:
                 batch = next(batches, None)
-                return None if batch is None else {name: batch}
+                return None if batch is None else {input_name: batch}
 
+        originals, codes, weights = weights_of(self._model), {}, {}
+        for node in self._nodes:
+            values = originals[node.input[1]]
+            axis = output_axis(node, values.ndim)
+            scales = safe_scales(values, axis)
+            weights[node.input[1]] = rounded(values, axis, scales)
+            codes[node.input[1]] = [
+                {"axis": axis, "quant_type": QuantType.QInt8, "scale": scale, "zero_point": np.int8(0)}
+                for scale in scales
+            ]
+        model = with_weights(self._model, weights, self._batches)
+        options: dict[str, Any] = {"TensorQuantOverrides": codes}
+        if self._convolutional:
+            options["QDQKeepRemovableActivations"] = True  # else unrounded ones would lose their ReLU
+        else:
+            options["OpTypesToExcludeOutputQuantization"] = list(_DENSE)
         with TemporaryDirectory() as temporary:
             prepared, quantized = (Path(temporary) / step for step in ("prepared.onnx", "quantized.onnx"))
-            onnx.save(self._model, prepared)
+            _save(model, prepared)
             quantize_static(
                 prepared,
                 quantized,
@@ -197,28 +209,15 @@ class Int8Tower:
                 per_channel=True,
                 activation_type=QuantType.QUInt8,  # the default is QInt8, which this pair's instructions don't take
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=after_last(self._model, _WEIGHTED),
-                extra_options={"QDQKeepRemovableActivations": True},  # else unrounded ones would lose their ReLU
+                op_types_to_quantize=None if self._convolutional else list(_DENSE),
+                nodes_to_quantize=None if self._convolutional else [node.name for node in self._nodes],
+                nodes_to_exclude=after_last(self._model, _WEIGHTED) if self._convolutional else None,
+                use_external_data_format=bytes_of(model) > LARGEST_FILE,
+                extra_options=options,
             )
-            return onnx.load(quantized)
-
-    def _dynamic(self, keep: Collection[str]) -> Any:
-        import onnx
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        with TemporaryDirectory() as temporary:
-            prepared, quantized = (Path(temporary) / step for step in ("prepared.onnx", "quantized.onnx"))
-            _save(with_rounded_tables(self._model), prepared)
-            quantize_dynamic(
-                prepared,
-                quantized,
-                op_types_to_quantize=list(_DENSE),
-                per_channel=True,
-                weight_type=QuantType.QInt8,
-                nodes_to_exclude=list(keep),
-                use_external_data_format=bytes_of(self._model) > LARGEST_FILE,
-            )
-            return onnx.load(quantized)
+            model = onnx.load(quantized)
+        # The quantiser gives rounded tensors to whatever takes them: to residual sums, too.
+        return model if self._convolutional else rounded_only_for(model, {node.name for node in self._nodes})
 
 
 def write_fp16(file: Path, out: Path, keep: Sequence[str] = FP16_KEEPS[0]) -> None:

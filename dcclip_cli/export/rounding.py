@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 _INT8 = 127
+_PAIR = 128  # what two weights may add up to
+LARGEST_PAIR_SUM = 32767  # that 16 bits hold
 
 
 def weighted_nodes(model: Any, kinds: Sequence[str]) -> list[Any]:
@@ -44,71 +47,52 @@ def rounded_activations(model: Any) -> list[str]:
 
 
 def without_rounding(model: Any, names: Collection[str], weights: Mapping[str, np.ndarray] | None = None) -> Any:
-    """A QDQ graph in which the activations `names` pass as they are, and `weights` have the values given."""
+    """A QDQ graph in which the activations `names` pass as they are, and `weights` have the values given.
+
+    A node with such a weight takes its input as it is, too: onnxruntime rounds fp32 weights itself, all channels with
+    one scale, where the input is rounded.
+    """
     import onnx
     from onnx import numpy_helper
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    whole: dict[str, str] = {}  # rounded tensor -> the tensor as it was
-    codes = {
-        node.output[0]: node.input[0]
+    activations = _before_rounding(copy)
+    constants = {
+        node.output[0]: node.input[0].removesuffix("_quantized")
         for node in copy.graph.node
-        if node.op_type == "QuantizeLinear" and node.input[0] in names
+        if node.op_type == "DequantizeLinear" and node.input[0].removesuffix("_quantized") in (weights or ())
     }
+    passed = {rounded: name for rounded, name in activations.items() if name in names}
     for node in copy.graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in codes:
-            whole[node.output[0]] = codes[node.input[0]]
-        elif node.op_type == "DequantizeLinear" and node.input[0].removesuffix("_quantized") in (weights or ()):
-            whole[node.output[0]] = node.input[0].removesuffix("_quantized")
+        replaced = {**activations, **constants} if set(node.input) & set(constants) else passed
+        for index, name in enumerate(node.input):
+            node.input[index] = replaced.get(name, name)
+    for node in [node for node in copy.graph.node if node.output[0] in constants]:
+        copy.graph.node.remove(node)  # of a bias, it has the bias's own name
     for name, values in (weights or {}).items():
         copy.graph.initializer.append(numpy_helper.from_array(values, name))
-    kept = []
-    for node in copy.graph.node:
-        if set(node.output) & (set(codes) | set(whole)):
-            continue
-        for index, name in enumerate(node.input):
-            node.input[index] = whole.get(name, name)
-        kept.append(node)
-    del copy.graph.node[:]
-    copy.graph.node.extend(kept)
-    return _without_unused_weights(copy)
+    return _without_unused(copy)
 
 
-def with_rounded_weights(model: Any, names: Collection[str]) -> Any:
-    """A graph whose nodes `names` keep their weights as int8, a scale for each output channel, and compute in fp32."""
-    import onnx
-    from onnx import helper, numpy_helper
+def rounded_only_for(model: Any, nodes: Collection[str]) -> Any:
+    """A QDQ graph in which all but these nodes take their inputs as they are."""
+    activations = _before_rounding(model)
+    for node in model.graph.node:
+        if node.name not in nodes:
+            for index, name in enumerate(node.input):
+                node.input[index] = activations.get(name, name)
+    return model
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    weights = {weight.name: weight for weight in copy.graph.initializer}
-    done: dict[str, str] = {}
-    nodes = []
-    for node in copy.graph.node:
-        if node.name in names and node.input[1] in weights:
-            name = node.input[1]
-            if name not in done:
-                values = numpy_helper.to_array(weights[name])
-                axis = _output_axis(node, values.ndim)
-                codes, scale = _rounded(values, axis)
-                copy.graph.initializer.append(numpy_helper.from_array(codes, f"{name}_int8"))
-                copy.graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
-                nodes.append(
-                    helper.make_node(
-                        "DequantizeLinear",
-                        [f"{name}_int8", f"{name}_scale"],
-                        [f"{name}_rounded"],
-                        f"{name}_DequantizeLinear",
-                        axis=axis,
-                    )
-                )
-                done[name] = f"{name}_rounded"
-            node.input[1] = done[name]
-        nodes.append(node)
-    del copy.graph.node[:]
-    copy.graph.node.extend(nodes)
-    return _without_unused_weights(copy)
+
+def _before_rounding(model: Any) -> dict[str, str]:
+    """By the name of each rounded activation, the tensor as it was."""
+    codes = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    return {
+        node.output[0]: codes[node.input[0]]
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in codes
+    }
 
 
 def with_rounded_tables(model: Any) -> Any:
@@ -144,27 +128,139 @@ def with_rounded_tables(model: Any) -> Any:
         ]
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
-    return _without_unused_weights(copy)
+    return _without_unused(copy)
 
 
-def with_rounded_input(model: Any, name: str) -> Any:
-    """A graph whose node `name` gets its first input rounded to uint8, in a range found while it runs."""
+def safe_scales(values: np.ndarray, axis: int) -> np.ndarray:
+    """(C,) The scale of each channel's int8 codes with which no two of them add up to more than 128 or less than -128.
+
+    The AVX2 instruction for uint8 times int8 (vpmaddubsw) adds two products in 16 bits: 255 * 128 fits, 255 * 129 does
+    not. Finer than 7 bits, which give each code no more than 64.
+    """
+    rows = _by_channel(values, axis)
+    scale = np.maximum(np.abs(rows).max(axis=1) / _INT8, _pairs(rows) / _PAIR)
+    scale = np.where(scale > 0, scale, 1).astype(np.float32)
+    while (over := _pairs(np.round(rows / scale[:, np.newaxis])) > _PAIR).any():
+        scale[over] *= 1.001
+    return scale
+
+
+def rounded(values: np.ndarray, axis: int, scale: np.ndarray) -> np.ndarray:
+    """The nearest values that int8 codes of these scales stand for."""
+    spread = scale.reshape([-1 if other == axis else 1 for other in range(values.ndim)])
+    return (np.round(values / spread) * spread).astype(np.float32)
+
+
+def with_weights(model: Any, weights: Mapping[str, np.ndarray], batches: Sequence[np.ndarray]) -> Any:
+    """A graph with other weights, its biases less what these change in the mean of each output channel.
+
+    The means are measured on `batches`, input for the graph. From Nagel et al. 2019, "Data-Free Quantization Through
+    Weight Equalization and Bias Correction", 4.2.
+    """
     import onnx
-    from onnx import helper
+    from onnx import numpy_helper
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    index = next(index for index, node in enumerate(copy.graph.node) if node.name == name)
-    node = copy.graph.node[index]
-    parts = [f"{name}_{part}" for part in ("codes", "scale", "zero")]
-    rounding = (
-        helper.make_node("DynamicQuantizeLinear", [node.input[0]], parts),
-        helper.make_node("DequantizeLinear", parts, [f"{name}_input"]),
-    )
-    node.input[0] = f"{name}_input"
-    for extra in reversed(rounding):
-        copy.graph.node.insert(index, extra)
+    values = {**weights_of(model), **weights}
+    shifts = _mean_shifts(model, weights, batches)
+    for weight in copy.graph.initializer:
+        changed = values[weight.name] - shifts.get(weight.name, 0)
+        if weight.name in weights or weight.name in shifts:
+            weight.CopyFrom(numpy_helper.from_array(changed.astype(np.float32), weight.name))
     return copy
+
+
+def _mean_shifts(model: Any, weights: Mapping[str, np.ndarray], batches: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """By the name of each bias (C,), how far its node's outputs (B, C, ...) move in the mean with these weights."""
+    import onnx
+    import onnxruntime
+    from onnx import helper, numpy_helper
+
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    del probe.graph.output[:]
+    before, biases = weights_of(model), []
+    for node in model.graph.node:
+        if len(node.input) < 3 or node.op_type not in ("Conv", "Gemm") or node.input[1] not in weights:
+            continue
+        name, bias = node.input[1:3]
+        if bias not in before or before[bias].ndim != 1:
+            continue
+        moved, others = onnx.NodeProto(), [other for other in range(before[name].ndim) if other != 1]
+        moved.CopyFrom(node)
+        moved.name, moved.input[1], moved.output[0] = f"{node.name}_moved", f"{name}_moved", f"{bias}_moved"
+        del moved.input[2]
+        probe.graph.initializer.extend(
+            [
+                numpy_helper.from_array(weights[name] - before[name], f"{name}_moved"),
+                numpy_helper.from_array(np.asarray(others, np.int64), f"{bias}_axes"),
+            ]
+        )
+        mean = helper.make_node("ReduceMean", [moved.output[0], f"{bias}_axes"], [f"{bias}_mean"], keepdims=0)
+        probe.graph.node.extend([moved, mean])
+        probe.graph.output.append(helper.make_tensor_value_info(f"{bias}_mean", onnx.TensorProto.FLOAT, None))
+        biases.append(bias)
+    if not biases:
+        return {}
+    session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    means = [session.run(None, {name: batch}) for batch in batches]
+    sizes = [len(batch) for batch in batches]
+    return {
+        bias: np.average([several[index] for several in means], axis=0, weights=sizes)
+        for index, bias in enumerate(biases)
+    }
+
+
+def largest_pair_sum(file: Path) -> int:
+    """The largest sum, by its amount, of two products of uint8 activations and int8 weights in a quantised graph.
+
+    More than LARGEST_PAIR_SUM overflows where two products are added in 16 bits. 0 without such products.
+    """
+    import onnx
+
+    model = onnx.load(file)
+    weights, made = weights_of(model), {output: node for node in model.graph.node for output in node.output}
+
+    def codes(name: str) -> np.ndarray | None:
+        """The int8 weight behind a tensor, or None."""
+        node = made.get(name)
+        values = weights.get(node.input[0] if node is not None and node.op_type == "DequantizeLinear" else name)
+        return values if values is not None and values.dtype == np.int8 else None
+
+    def is_signed(zero: Sequence[str]) -> bool:
+        return bool(zero) and zero[0] in weights and weights[zero[0]].dtype == np.int8
+
+    largest = 0
+    for node in model.graph.node:
+        if node.op_type in ("QLinearConv", "QLinearMatMul"):
+            weight, zero = node.input[3], node.input[2:3]
+        elif node.op_type in ("MatMulInteger", "ConvInteger"):
+            weight, zero = node.input[1], node.input[2:3]
+        elif node.op_type in ("Conv", "MatMul", "Gemm"):
+            source = made.get(node.input[0])
+            if source is None or source.op_type != "DequantizeLinear":
+                continue  # computed in fp32
+            weight, zero = node.input[1], source.input[2:3]
+        else:
+            continue
+        values = codes(weight)
+        if values is not None and not is_signed(zero):
+            pairs = _pairs(_by_channel(values.astype(np.int64), output_axis(node, values.ndim)))
+            largest = max(largest, 255 * int(pairs.max(initial=0)))
+    return largest
+
+
+def _by_channel(values: np.ndarray, axis: int) -> np.ndarray:
+    """(C, K) all weights of each index of an axis."""
+    return np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+
+
+def _pairs(rows: np.ndarray) -> np.ndarray:
+    """(C,) The sum of the two largest of each row (C, K), or less that of the two smallest, whichever is more."""
+    ordered = np.sort(rows, axis=1)
+    return np.maximum(ordered[:, -2:].clip(min=0).sum(axis=1), -ordered[:, :2].clip(max=0).sum(axis=1))
 
 
 def _rounded(values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -176,17 +272,23 @@ def _rounded(values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(np.round(values / spread), -_INT8, _INT8).astype(np.int8), scale
 
 
-def _output_axis(node: Any, dimensions: int) -> int:
-    if node.op_type == "Conv":
+def output_axis(node: Any, dimensions: int) -> int:
+    """The axis of a node's weight that is the output channel."""
+    if "Conv" in node.op_type:
         return 0
     transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
     return 0 if node.op_type == "Gemm" and transposed else dimensions - 1
 
 
-def _without_unused_weights(model: Any) -> Any:
-    used = {name for node in model.graph.node for name in node.input}
-    used |= {output.name for output in model.graph.output}
-    kept = [weight for weight in model.graph.initializer if weight.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+def _without_unused(model: Any) -> Any:
+    """The graph without nodes and weights that no output comes from."""
+    used, kept = {output.name for output in model.graph.output}, []
+    for node in reversed(model.graph.node):
+        if used & set(node.output):
+            used |= set(node.input)
+            kept.append(node)
+    weights = [weight for weight in model.graph.initializer if weight.name in used]
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(reversed(kept))
+    model.graph.initializer.extend(weights)
     return model

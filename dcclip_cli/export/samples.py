@@ -11,6 +11,7 @@ from PIL import Image
 from dcclip_cli.data.batches import unaugmented
 from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.data.table import PairTable, open_pairs
+from dcclip_cli.eval import prompts
 from dcclip_cli.export.parity import Samples
 from dcclip_cli.model.preprocess import decode, flatten
 from dcclip_cli.predict.images import find_images
@@ -56,11 +57,13 @@ def calibration_pictures(path: Path, count: int) -> Sequence[Image.Image]:
 
 
 def calibration_texts(path: Path | None, count: int) -> Sequence[str]:
-    """Up to `count` captions in each language from a pairs file, and some of all lengths."""
+    """Up to `count` captions in each language from a pairs file, as many of ImageNet's names, some of all lengths."""
+    names = prompts.read("imagenet").names
+    texts = [*TEXTS, *(several[index] for several in names.values() for index in _spread(len(several), count))]
     if path is None or _is_pictures(path):
-        return TEXTS
+        return texts
     table = open_pairs(path)
-    return (*TEXTS, *(caption for several in _captions(table, _spread(len(table), count)) for caption in several))
+    return texts + [caption for several in _captions(table, _spread(len(table), count)) for caption in several]
 
 
 def batches(

@@ -78,10 +78,11 @@ class Bundle(DescribedEncoder):
     """A bundle directory as a DualEncoder. `threads` is per tower: more than one slows small models on shared cores."""
 
     def __init__(self, folder: Path, device: str = "auto", threads: int = 1) -> None:
-        super().__init__(folder, read_description(folder), (IMAGE, TEXT))
-        provider = _provider(device)
-        self._image = _open_session(folder / IMAGE, PIXELS, IMAGE_EMBEDS, provider, threads)
-        self._text = _open_session(folder / TEXT, TOKENS, TEXT_EMBEDS, provider, threads)
+        about = read_description(folder)
+        super().__init__(folder, about, (IMAGE, TEXT))
+        provider, exact = _provider(device), _may_overflow(about) and not _has_vnni()
+        self._image = _open_session(folder / IMAGE, PIXELS, IMAGE_EMBEDS, provider, threads, exact)
+        self._text = _open_session(folder / TEXT, TOKENS, TEXT_EMBEDS, provider, threads, exact)
         side = self._image.get_inputs()[0].shape[-1]
         if isinstance(side, int) and side != self._preprocess.size:
             raise DcclipError(
@@ -148,7 +149,23 @@ def _open_tokenizer(folder: Path, about: Mapping[str, Any]) -> Any:
     return tokenizer
 
 
-def _open_session(file: Path, takes: str, gives: str, provider: str, threads: int) -> InferenceSession:
+def _may_overflow(about: Mapping[str, Any]) -> bool:
+    """Whether a bundle is in int8 and from before its weights were held to what 16 bits can add up."""
+    return about.get("precision") == "int8" and not (about.get("parity") or {}).get("int8_largest_pair_sum")
+
+
+def _has_vnni() -> bool:
+    """Whether the CPU is known to add int8 products in 32 bits."""
+    try:
+        return "vnni" in Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return False
+
+
+def _open_session(
+    file: Path, takes: str, gives: str, provider: str, threads: int, exact: bool = False
+) -> InferenceSession:
+    """`exact` keeps int8 sums from overflowing in 16 bits, at twice the time."""
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as states
 
@@ -157,6 +174,8 @@ def _open_session(file: Path, takes: str, gives: str, provider: str, threads: in
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if exact:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
     except (*errors, states.NoSuchFile, states.RuntimeException) as error:

@@ -230,8 +230,8 @@ class _Span:
 
 def _accelerator(options: LoopOptions, folder: Path, device: str) -> Accelerator:
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # It would also fill each new tensor with NaN, to show reads of what nobody wrote: 8 % of a step, and no other result.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    # It would also fill each new tensor with NaN, to show reads of what nobody wrote: 8 % of a step, no other result.
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  # torch's stubs lack it
     AcceleratorState._reset_state()  # one process keeps one precision, and the stage before may have had another
     return Accelerator(
         cpu=device == "cpu",

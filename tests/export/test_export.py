@@ -17,7 +17,11 @@ from dcclip_cli.model.finite import NotFiniteError
 from dcclip_cli.model.folder import load_folder
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.towers import Tokens
+from dcclip_cli.predict.bundle import Bundle
 from dcclip_cli.predict.runtime import DualEncoder
+
+ZH = ("猫", "一只狗", "雪地里奔跑的两匹马", "热气腾腾的香肠，配酸菜", "汽车", "一张很旧很旧很旧的照片")
+EN = ("cat", "a dog", "two horses running through the snow", "steaming sausages with sauerkraut", "car", "old trees")
 
 
 @pytest.fixture(scope="module")
@@ -230,3 +234,34 @@ def test_int8_is_calibrated_on_a_folder_of_pictures(model_folder: Path, pictures
         out=tmp_path / "out",
     )
     assert parity(made).images == len(pictures) and parity(made).source == pictures[0].parent.name
+
+
+def test_one_text_has_one_int8_embedding_alone_and_in_any_batch(
+    model_folder: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    made = export(
+        options=ExportOptions(precision="int8", parity=Thresholds(min_agreement=0), calibration_images=20),
+        model=resolve(str(model_folder)),
+        data=DataOptions(train=str(pairs_file)),
+        out=tmp_path / "out",
+    )
+    assert parity(made).int8_largest_pair_sum == 255 * 128
+    texts = [word for several in zip(EN, ZH, strict=True) for word in several]
+    encoder = Bundle(made.folder, "cpu")
+    alone = np.concatenate([encoder.encode_texts([text]) for text in texts])
+    for size in (2, 3, 16, 64):
+        together = [encoder.encode_texts(texts[start : start + size]) for start in range(0, len(texts), size)]
+        np.testing.assert_allclose(np.concatenate(together), alone, atol=1e-5)
+
+
+def test_an_int8_graph_that_could_overflow_is_refused(
+    model_folder: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dcclip_cli.export.rounding._PAIR", 254)
+    with pytest.raises(DcclipError, match="two int8 products can add up to"):
+        export(
+            options=ExportOptions(precision="int8", parity=Thresholds(min_agreement=0), calibration_images=2),
+            model=resolve(str(model_folder)),
+            data=DataOptions(train=str(pairs_file)),
+            out=tmp_path / "out",
+        )

@@ -12,10 +12,12 @@ from onnx import TensorProto, checker, helper, numpy_helper
 from dcclip_cli.export.quantize import Int8Tower, Kept
 from dcclip_cli.export.rounding import (
     bytes_of,
+    largest_pair_sum,
+    rounded,
     rounded_activations,
-    with_rounded_input,
+    safe_scales,
     with_rounded_tables,
-    with_rounded_weights,
+    with_weights,
     without_rounding,
 )
 
@@ -41,14 +43,73 @@ def run(model: Any, x: np.ndarray) -> np.ndarray:
     return np.asarray(onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0])
 
 
-def test_weights_are_rounded_to_127ths_of_their_channels_largest() -> None:
-    model = graph([helper.make_node("MatMul", ["x", "w"], ["y"], "product")], {"w": WEIGHTS})
-    rounded = with_rounded_weights(model, ["product"])
-    # 0.33 of 1 is 41.91 -> 42 of 127; -0.05 of 0.1 is -63.5 -> -64 (to even) of 127.
-    expected = np.asarray([[1.0, 0.1], [42 / 127, -64 / 127 * 0.1]], np.float32)
-    np.testing.assert_allclose(run(rounded, np.eye(2, dtype=np.float32)), expected, rtol=1e-6)
-    assert {weight.name for weight in rounded.graph.initializer} == {"w_int8", "w_scale"}
-    np.testing.assert_array_equal(run(model, np.eye(2, dtype=np.float32)), WEIGHTS)
+def test_two_codes_of_a_channel_add_up_to_128_at_most() -> None:
+    # 1.0 + 0.28 = 1.28, so a step is 0.01; -2 and -2 make 4, a step of 4 / 128; 0.5 is 127 steps; nothing.
+    values = np.asarray([[1.0, -2.0, 0.5, 0], [0.28, -2.0, -0.1, 0], [-0.5, 1.0, 0.0, 0]], np.float32)
+    scales = safe_scales(values, axis=1)
+    np.testing.assert_allclose(scales, [0.01, 4 / 128, 0.5 / 127, 1], rtol=1e-5)
+    codes = np.round(values / scales)
+    assert codes.T.tolist() == [[100, 28, -50], [-64, -64, 32], [127, -25, 0], [0, 0, 0]]
+    np.testing.assert_allclose(rounded(values, 1, scales)[:, 2], np.asarray([127, -25, 0]) * 0.5 / 127, rtol=1e-6)
+
+
+def test_a_scale_grows_where_rounding_up_would_pass_128() -> None:
+    values = np.asarray([[0.6351, 0.6449]], np.float32)  # of steps of 1.28 / 128: 63.51 and 64.49, rounded 64 + 64
+    [scale] = safe_scales(values, axis=0)
+    codes = np.round(values / scale)
+    assert codes.sum() == 128 and scale / (values.sum() / 128) == pytest.approx(1, abs=0.01)
+
+
+def quantised(weights: np.ndarray, activation: Any = np.uint8, op: str = "MatMul", **attributes: int) -> Any:
+    """A graph of one product in the QDQ format."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["x_codes"]),
+        helper.make_node("DequantizeLinear", ["x_codes", "scale", "zero"], ["x_rounded"]),
+        helper.make_node("DequantizeLinear", ["w_codes", "scale"], ["w"]),
+        helper.make_node(op, ["x_rounded", "w"], ["y"], **attributes),
+    ]
+    return graph(nodes, {"scale": np.asarray(0.5, np.float32), "zero": np.asarray(0, activation), "w_codes": weights})
+
+
+# 255 * (100 + 29) = 32895 along the columns of the first; along its rows 255 * (100 + 27).
+CODES = np.asarray([[100, 27], [29, -128]], np.int8)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (quantised(CODES), 32895),
+        (quantised(CODES, op="Gemm"), 32895),
+        (quantised(CODES, op="Gemm", transB=1), 255 * 128),  # by rows: 127, and 128 of the negative one alone
+        (quantised(CODES, activation=np.int8), 0),
+        (graph([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": WEIGHTS}), 0),
+    ],
+)
+def test_the_largest_sum_of_two_products_by_hand(model: Any, expected: int, tmp_path: Path) -> None:
+    onnx.save(model, tmp_path / "graph.onnx")
+    assert largest_pair_sum(tmp_path / "graph.onnx") == expected
+
+
+def test_the_largest_sum_of_integer_operators_by_hand(tmp_path: Path) -> None:
+    parts = ["codes", "x_scale", "zero"]
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], parts),
+        helper.make_node("MatMulInteger", ["codes", "w", "zero"], ["sum"]),
+        helper.make_node("Cast", ["sum"], ["y"], to=TensorProto.FLOAT),
+    ]
+    onnx.save(graph(nodes, {"w": CODES}), tmp_path / "graph.onnx")
+    assert largest_pair_sum(tmp_path / "graph.onnx") == 32895
+
+
+def test_a_bias_takes_back_what_rounding_moves_in_the_mean() -> None:
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "product")]
+    model = graph(nodes, {"w": WEIGHTS, "b": np.asarray([1.0, 2.0], np.float32)})
+    coarse = np.asarray([[1.0, 0.0], [0.0, 0.0]], np.float32)
+    corrected = with_weights(model, {"w": coarse}, [np.asarray([[1.0, 2.0], [3.0, 4.0]], np.float32)])
+    # Inputs are (2, 3) in the mean; the weights lose 0.33 and 0.1, -0.05: outputs fall by 0.99 and by 0.2 - 0.15.
+    values = {weight.name: numpy_helper.to_array(weight) for weight in corrected.graph.initializer}
+    np.testing.assert_array_equal(values["w"], coarse)
+    np.testing.assert_allclose(values["b"], [1.99, 2.05], rtol=1e-6)
 
 
 def test_a_table_is_rounded_row_by_row() -> None:
@@ -56,12 +117,6 @@ def test_a_table_is_rounded_row_by_row() -> None:
     rounded = with_rounded_tables(model)
     expected = np.asarray([[1.0, 13 / 127], [0.33, -19 / 127 * 0.33]], np.float32)  # 12.7 -> 13; -19.2 -> -19
     np.testing.assert_allclose(run(rounded, np.asarray([0, 1])), expected, rtol=1e-6)
-
-
-def test_one_input_is_rounded_in_a_range_found_while_it_runs() -> None:
-    model = graph([helper.make_node("MatMul", ["x", "w"], ["y"], "product")], {"w": np.eye(2, dtype=np.float32)})
-    x = np.asarray([[0.0, 2.55], [1.004, 0.0]], np.float32)  # 255 steps of 0.01
-    np.testing.assert_allclose(run(with_rounded_input(model, "product"), x), [[0, 2.55], [1.0, 0]], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +160,7 @@ def test_the_most_sensitive_parts_are_kept_first(tmp_path: Path) -> None:
     for kept in (Kept(), Kept(0.5), Kept(1.0)):
         tower.write(tmp_path / "int8.onnx", kept)
         errors.append(float(np.abs(run(onnx.load(tmp_path / "int8.onnx"), x) - exact).max()))
-    assert tower._sensitive == ["wide_product", "narrow_product"]
+    assert tower._sensitive == ["wider_x", "x"]
     assert errors[0] > 100 * errors[1] > errors[2] == pytest.approx(0, abs=1e-4)
 
 
