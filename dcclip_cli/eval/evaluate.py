@@ -27,6 +27,7 @@ from dcclip_cli.model.precision import Precision
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.options import Options
 from dcclip_cli.predict.runtime import DualEncoder, load_model
+from dcclip_cli.predict.torch_runtime import TorchEncoder
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
@@ -118,6 +119,9 @@ def evaluate(
     results: list[EvalResult] = []
     for reference in models:
         model = load_model(reference, device, precision)
+        if isinstance(model, TorchEncoder) and model.precision != "fp32":
+            for line in model.choice.lines(model.name):
+                how.progress.say(line)
         with contextlib.ExitStack() as stack:
             if processes > 1:
                 many = stack.enter_context(EvalProcesses(reference, device, precision, processes))

@@ -39,8 +39,18 @@ class Choice:
             return ""
         return f"bf16 is {1 / self.gain:.1f} times slower than fp32 on this machine: set precision to auto or fp32"
 
+    def lines(self, who: str) -> list[str]:
+        """What to tell the user: what `who` computes in, and a warning where that is slow."""
+        return [
+            f"{who}: computes in {self.precision} ({self.reason})",
+            *([f"warning: {self.warning}"] * bool(self.warning)),
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+AS_ASKED = Choice("fp32", "as asked")
 
 
 def choose_precision(asked: str, device: str, towers: Towers, training: bool = False, image: bool = True) -> Choice:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.precision import Choice
+from dcclip_cli.model.precision import AS_ASKED
 from dcclip_cli.model.preprocess import Preprocessing
 
 _LENGTHS, _TEXTS_OF_A_LENGTH = 4, 16  # parts that a batch of texts is cut into at most; texts in one at least
@@ -64,7 +64,7 @@ class Towers(nn.Module, ABC):
     name: str
     fingerprint: str  # changes whenever any output of the towers could
     preprocessing: Preprocessing | None = None  # None where the library's own transform can't be said in these terms
-    precision = Choice("fp32", "as asked")  # what it computes in as a teacher
+    precision = AS_ASKED  # what it computes in as a teacher
 
     def as_teacher(self) -> AbstractContextManager[Any]:
         """A context without gradients, in the precision that the teacher's options ask for."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dcclip_cli.model.finite import finite
-from dcclip_cli.model.precision import Precision, choose_precision
+from dcclip_cli.model.precision import AS_ASKED, Choice, Precision, choose_precision
 from dcclip_cli.model.preprocess import flatten
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.predict.runtime import PLAIN_PROMPTS
@@ -27,14 +27,14 @@ class TorchEncoder:
 
     prompts: Mapping[str, Sequence[str]] = PLAIN_PROMPTS
 
-    def __init__(self, towers: Towers, device: str = "cpu", precision: str = "fp32") -> None:
+    def __init__(self, towers: Towers, device: str = "cpu", choice: Choice = AS_ASKED) -> None:
         import torch
 
         own = towers.preprocessing
         # Convolutions take a third less time with the channels last.
         self.towers: Towers = towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._device, self.precision = device, precision
-        self.name, self.fingerprint = towers.name, towers.fingerprint + ("-bf16" if precision == "bf16" else "")
+        self._device, self.choice, self.precision = device, choice, choice.precision
+        self.name, self.fingerprint = towers.name, towers.fingerprint + ("-bf16" if choice.precision == "bf16" else "")
         self.preprocessing: Mapping[str, Any] = own.to_config() if own else {"as_in": towers.name}
         self.logit_scale, self.logit_bias = towers.logit_scale, towers.logit_bias
         self.parameters = towers.parameters_count()
@@ -94,4 +94,4 @@ def load_torch(
         teacher = TransformersTeacher if reference.kind == "hf" else OpenClipTeacher
         towers = teacher(model=reference.target, precision="fp32").load(device)
     towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as they will be used
-    return TorchEncoder(towers, device, choose_precision(precision, device, towers).precision)
+    return TorchEncoder(towers, device, choose_precision(precision, device, towers))

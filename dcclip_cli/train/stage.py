@@ -198,10 +198,8 @@ def settle_precision(
     rule = options.optimizer.newton_schulz
     if rule == "auto":
         rule = saved.get("optimizer", {}).get("newton_schulz") or newton_schulz_precision(device)
-    if options.precision == "auto":
-        progress.say(f"{folder.name}: computes in {choice.precision} ({choice.reason})")
-    if choice.warning:
-        progress.say(f"warning: {folder.name}: {choice.warning}")
+    for line in choice.lines(folder.name):
+        progress.say(line)
     optimizer = options.optimizer.model_copy(update={"newton_schulz": rule})
     return options.model_copy(update={"precision": choice.precision, "optimizer": optimizer}), choice
 

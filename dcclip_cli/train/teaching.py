@@ -62,10 +62,8 @@ class Teaching:
         if not self.teachers:
             return []
         for teacher in self.teachers:
-            choice = teacher.precision
-            progress.say(f"teacher: {teacher.name} computes in {choice.precision} ({choice.reason})")
-            if choice.warning:
-                progress.say(f"warning: teacher: {choice.warning}")
+            for line in teacher.precision.lines(f"teacher {teacher.name}"):
+                progress.say(line)
         if not options.teacher_cache:
             return [
                 OnlineTeacher(teacher, number, layers_of(losses, number), self.widths[number])

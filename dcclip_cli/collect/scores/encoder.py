@@ -76,4 +76,4 @@ def _open_teacher(teacher: Teacher, device: str) -> DualEncoder:
 
     device = torch_device(device, NO_DEVICE)
     towers = teacher.load(device)
-    return TorchEncoder(towers, device, towers.precision.precision)
+    return TorchEncoder(towers, device, towers.precision)
