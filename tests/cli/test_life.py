@@ -14,6 +14,8 @@ from dcclip_cli.data.pair import Pair
 from dcclip_cli.model import precision
 from dcclip_cli.model.precision import _measured_gain
 
+pytestmark = pytest.mark.any_cpu
+
 
 def dcclip(*arguments: object, expect: int = 0, stdin: str | None = None) -> Result:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)

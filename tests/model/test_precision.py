@@ -14,6 +14,8 @@ from dcclip_cli.model.precision import _measured_gain, bf16_gain, choose_precisi
 from dcclip_cli.model.teachers import OpenClipTeacher
 from dcclip_cli.model.towers import Towers
 
+pytestmark = pytest.mark.any_cpu
+
 
 @pytest.fixture
 def towers(model_folder: Path) -> Towers:

@@ -15,6 +15,8 @@ from dcclip_cli.model.students import StudentOptions, build_model, model_config
 from dcclip_cli.model.teachers import AltClipTeacher, TransformersTeacher
 from dcclip_cli.model.towers import OpenClipTowers, TextFeatures, Tokens, Towers, TransformersTowers
 
+pytestmark = pytest.mark.any_cpu
+
 TEXTS = ["红色的圆", "一张三角形的图片", "a picture of a ring", "moon", "黑 black 十字"]
 
 

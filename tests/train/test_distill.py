@@ -129,6 +129,7 @@ def test_a_student_larger_than_its_teacher_is_warned_about(
 # ---- the same again
 
 
+@pytest.mark.any_cpu
 def test_the_same_recipe_twice_gives_identical_weights(
     distilling: Job, run: Run, elsewhere: Elsewhere, sha256: Sha
 ) -> None:

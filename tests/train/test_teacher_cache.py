@@ -89,6 +89,7 @@ def assert_same_targets(kept: Side, asked: Side) -> None:
         assert torch.equal(kept.rows[name], asked.rows[name])
 
 
+@pytest.mark.any_cpu
 @pytest.mark.parametrize("name", ["altclip", "chinese_clip", "siglip"])
 @pytest.mark.parametrize("also_other", [False, True])
 def test_kept_answers_are_the_teachers_to_fp16(

@@ -20,6 +20,8 @@ from dcclip_cli.train.losses.features import FeatureMapLoss
 from dcclip_cli.train.losses.similarities import AffinityLoss, EnsembleLoss, InteractiveLoss, SimilarityLoss
 from dcclip_cli.train.losses.task import TaskLoss, info_nce, sigmoid_loss
 
+pytestmark = pytest.mark.any_cpu
+
 NONE: dict[str, nn.Module] = {}
 
 

@@ -20,6 +20,8 @@ from dcclip_cli.train.losses.embeddings import EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, resample_tokens, to_grid
 from dcclip_cli.train.losses.similarities import InteractiveLoss, SimilarityLoss
 
+pytestmark = pytest.mark.any_cpu
+
 NONE: dict[str, nn.Module] = {}
 SAME = Widths(embedding=2, image_map=1, text_tokens=1)
 
