@@ -35,6 +35,24 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Session fixtures, and processes that they start, leave the user's cache folder as it is, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DCCLIP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _auto_means_fp32() -> Iterator[None]:
+    """No probe: of towers so small it takes longer than the test, and chance decides what it finds."""
+    from dcclip_cli.model import precision
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "_measured_gain", lambda *_: 1.0)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_model_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DCCLIP_MODEL", raising=False)

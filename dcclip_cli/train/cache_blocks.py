@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import open_memmap
 
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import lock, new_array
 from dcclip_cli.model.finite import finite
-from dcclip_cli.model.folder import read_json
 
 DONE = "done.json"
 _OPEN_FILES = 256  # memory maps that a reader holds at once
@@ -68,9 +68,11 @@ class BlockStore:
     @property
     def rows_there(self) -> int:
         """The rows of whole blocks, and those that unfinished ones here hold so far."""
+        # Unfinished ones first: a block that another process finishes meanwhile is then seen as a whole one.
+        unfinished = [int(self._done(self._partial(block))["done"]) for block in self._blocks]
         return sum(
-            block.last - block.first if self._place(block) else self._done(self._partial(block))["done"]
-            for block in self._blocks
+            block.last - block.first if self._place(block) else done
+            for block, done in zip(self._blocks, unfinished, strict=True)
         )
 
     @property
@@ -128,9 +130,12 @@ class BlockStore:
 
     @staticmethod
     def _done(folder: Path) -> dict[str, Any]:
-        return (
-            read_json(folder / DONE, "delete the folder") if (folder / DONE).is_file() else {"done": 0, "seconds": 0.0}
-        )
+        try:
+            return dict(json.loads((folder / DONE).read_text("utf-8")))
+        except FileNotFoundError:  # not begun, or another process has just finished the block and moved the folder
+            return {"done": 0, "seconds": 0.0}
+        except ValueError as error:
+            raise DcclipError(f"{folder / DONE} is not JSON: {error}", f"delete {folder}") from None
 
     def _fill_block(
         self, block: Block, compute: Callable[[Block, int], Iterator[Rows]], advance: Callable[[int], None]

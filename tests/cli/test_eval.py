@@ -38,7 +38,7 @@ def test_imagenet_cn_on_class_folders_equals_an_independent_computation(
     from dcclip_cli.eval import prompts
     from dcclip_cli.model.preprocess import decode
 
-    names = [f"{pairs[number % 40].zh[0]}和{pairs[number // 40].zh[2]}" for number in range(1000)]
+    names = [f"{pairs[number % 40].zh[0]}和{pairs[number // 40].zh[0]}" for number in range(1000)]
     file = prompts.FOLDER / "imagenet.json"
     file.write_text(
         json.dumps({**json.loads(file.read_text("utf-8")), "zh": {"names": names, "templates": ["一张{}", "{}"]}})

@@ -11,6 +11,10 @@ from typer.testing import CliRunner, Result
 
 from dcclip_cli.cli.app import app
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.model import precision
+from dcclip_cli.model.precision import _measured_gain
+
+pytestmark = pytest.mark.any_cpu
 
 
 def dcclip(*arguments: object, expect: int = 0, stdin: str | None = None) -> Result:
@@ -42,7 +46,9 @@ def here(altclip_folder: Path, pairs_file: Path, pairs: list[Pair], tmp_path_fac
         (folder / f"{pair.key}.png").write_bytes(pair.image)
     before = Path.cwd()
     os.chdir(folder)
-    (folder / "output.txt").write_text(dcclip("run", "recipe.yaml").output, "utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "_measured_gain", _measured_gain)  # here `precision: auto` is what a user gets
+        (folder / "output.txt").write_text(dcclip("run", "recipe.yaml").output, "utf-8")
     yield folder
     os.chdir(before)
 
@@ -72,6 +78,13 @@ def test_a_run_holds_its_recipe_as_it_was_and_as_it_was_understood(here: Path) -
         "export",
         "teacher-cache",
     ]
+
+
+def test_a_run_says_and_records_what_its_stages_computed_in(here: Path) -> None:
+    output = (here / "output.txt").read_text("utf-8")
+    for stage in ("distill", "align"):
+        about = json.loads((here / f"runs/一生/{stage}/model/dcclip.json").read_text("utf-8"))["computed_in"]
+        assert f"{stage}: computes in {about['precision']} ({about['reason']})" in output
 
 
 def test_a_finished_run_does_nothing_again_and_shows_its_table(here: Path) -> None:

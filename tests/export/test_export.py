@@ -39,6 +39,7 @@ def parity(result: ExportResult) -> Parity:
     return result.parity
 
 
+@pytest.mark.any_cpu
 @pytest.mark.parametrize("batch", [1, 2, 7, 40])
 def test_images_in_any_number_come_out_as_from_torch(exported: ExportResult, model_folder: Path, batch: int) -> None:
     pixels = torch.rand(batch, 3, 64, 64, generator=torch.Generator().manual_seed(batch)) * 2 - 1
@@ -50,6 +51,7 @@ def test_images_in_any_number_come_out_as_from_torch(exported: ExportResult, mod
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.any_cpu
 @pytest.mark.parametrize(("batch", "length"), [(1, 2), (1, 24), (3, 7), (5, 23), (64, 8)])
 def test_texts_of_any_length_come_out_as_from_torch(
     exported: ExportResult, model_folder: Path, batch: int, length: int

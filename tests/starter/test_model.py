@@ -23,6 +23,7 @@ def model() -> TorchEncoder:
     return TorchEncoder(load_folder(MODEL))
 
 
+@pytest.mark.any_cpu
 def test_bundle_and_model_directory_say_the_same(model: TorchEncoder) -> None:
     bundle = load_model(resolve("starter"), "cpu")
     labels = ["cat", "coffee", "rocket", "flower", "temple", "dog", "猫", "咖啡", "火箭", "花", "寺庙", "狗"]

@@ -31,6 +31,7 @@ OPTIONS = {
     "warmup_steps": 2,
     "workers": 0,
     "threads": 1,
+    "precision": "fp32",
     "checkpoint_every_steps": 2,
     "augment": {"background": "random", "rotate": 15, "colour": 0.3},
 }

@@ -21,6 +21,8 @@ from dcclip_cli.train.objective import Objective
 from dcclip_cli.train.probe import widths
 from dcclip_cli.train.teachers import OnlineTeacher
 
+pytestmark = pytest.mark.any_cpu
+
 
 @pytest.fixture
 def stage(model_folder: Path, altclip_folder: Path) -> Objective:

@@ -26,6 +26,8 @@ from dcclip_cli.train.loop import Fitted, _accelerator, fit, learning_rate_facto
 from dcclip_cli.train.options import LoopOptions
 from dcclip_cli.train.trainable import Trainable
 
+pytestmark = pytest.mark.any_cpu
+
 
 class Pulled(Trainable):
     """A matrix, a bias and a tower's weight, each pulled down by a slope of one; remembers what it saw."""

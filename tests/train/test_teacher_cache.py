@@ -26,6 +26,7 @@ from dcclip_cli.model.teachers import AltClipTeacher, TransformersTeacher
 from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.progress import Silent
 from dcclip_cli.train import teacher_cache
+from dcclip_cli.train.cache_blocks import Block, BlockStore
 from dcclip_cli.train.losses.base import Loss, Side, Widths
 from dcclip_cli.train.losses.embeddings import EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, to_grid
@@ -89,6 +90,7 @@ def assert_same_targets(kept: Side, asked: Side) -> None:
         assert torch.equal(kept.rows[name], asked.rows[name])
 
 
+@pytest.mark.any_cpu
 @pytest.mark.parametrize("name", ["altclip", "chinese_clip", "siglip"])
 @pytest.mark.parametrize("also_other", [False, True])
 def test_kept_answers_are_the_teachers_to_fp16(
@@ -162,6 +164,23 @@ def failing_at(call: int, method: Callable[..., object]) -> Callable[..., object
         return method(*arguments)
 
     return wrapped
+
+
+def test_a_block_that_another_process_finishes_while_it_is_looked_at_counts_as_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = BlockStore(tmp_path, (), [Block("texts", 0, 7)], 7)
+    partial = tmp_path / ".texts.partial"
+    partial.mkdir()
+    (partial / "done.json").write_text('{"done": 3, "seconds": 0.1}')
+    assert store.rows_there == 3
+
+    def just_finished(_: Block) -> Path:
+        partial.rename(tmp_path / "texts")
+        return partial
+
+    monkeypatch.setattr(store, "_partial", just_finished)
+    assert store.rows_there == 7
 
 
 @pytest.mark.parametrize("change", ["teacher", "repeats", "augment", "seed", "languages", "grid", "tokens"])
