@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -24,10 +25,10 @@ _BF16 = {"avx512_bf16", "amx_bf16", "bf16", "FEAT_BF16"}
 def cores(root: Path = Path("/")) -> int:
     """How many cores this process may use: those of its affinity, or fewer where its cgroup has a quota."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(there, _cgroup_quota(root))))
+    return max(1, math.ceil(min(there, cgroup_quota(root))))
 
 
-def _cgroup_quota(root: Path) -> float:
+def cgroup_quota(root: Path) -> float:
     """Cores' worth of time that the cgroups (v2 or v1) of this process allow, infinite where they set no limit."""
     try:
         entries = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
@@ -52,12 +53,62 @@ def _quota(folder: Path) -> float:
     return math.inf if quota in ("max", "-1") else int(quota) / int(period)
 
 
+def physical_cores(root: Path = Path("/")) -> int | None:
+    """How many physical cores the machine has, None where the system does not tell."""
+    if sys.platform == "darwin":
+        count = _sysctl("-n", "hw.physicalcpu").strip()
+        return int(count) if count.isdecimal() else None
+    try:
+        files = list(root.glob("sys/devices/system/cpu/cpu[0-9]*/topology/thread_siblings_list"))
+        return len({file.read_text() for file in files}) or None
+    except OSError:
+        return None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of the machine in bytes; `available` can be used without swapping."""
+
+    total: int
+    available: int
+
+
+def memory(root: Path = Path("/")) -> Memory | None:
+    """The machine's memory, as /proc/meminfo has it; None where there is no such file."""
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    kibibytes = {name: value.split()[0] for name, _, value in (line.partition(":") for line in lines) if value.split()}
+    if not {"MemTotal", "MemAvailable"} <= set(kibibytes):
+        return None
+    return Memory(1024 * int(kibibytes["MemTotal"]), 1024 * int(kibibytes["MemAvailable"]))
+
+
+def load_average() -> tuple[float, float, float] | None:
+    """Processes that run or wait for a core, on average over 1, 5 and 15 minutes; None where the system does not tell.
+
+    In a container too it is that of the whole machine.
+    """
+    try:
+        return os.getloadavg()
+    except (AttributeError, OSError):  # Windows has none
+        return None
+
+
+def _sysctl(*asked: str) -> str:
+    """What macOS says of itself; empty where it cannot be asked."""
+    try:
+        return subprocess.run(["sysctl", *asked], capture_output=True, text=True).stdout
+    except OSError:
+        return ""
+
+
 @cache
 def cpu_features() -> frozenset[str]:
     """The processor's features as the system names them (avx2, avx512_vnni, FEAT_BF16); empty where it names none."""
     if sys.platform == "darwin":
-        said = subprocess.run(["sysctl", "hw.optional", "machdep.cpu.features"], capture_output=True, text=True).stdout
-        on = (line.rpartition(".")[2] for line in said.splitlines())
+        on = (line.rpartition(".")[2] for line in _sysctl("hw.optional", "machdep.cpu.features").splitlines())
         return frozenset(name.partition(":")[0] for name in on if name.endswith(": 1"))
     return frozenset(_cpuinfo("flags", "Features").split())
 
@@ -66,8 +117,7 @@ def cpu_features() -> frozenset[str]:
 def cpu_name() -> str:
     """The processor's name, or its architecture where the system does not tell."""
     if sys.platform == "darwin":
-        asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(asked, capture_output=True, text=True).stdout.strip() or platform.machine()
+        return _sysctl("-n", "machdep.cpu.brand_string").strip() or platform.machine()
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 

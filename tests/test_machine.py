@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dcclip_cli.machine import bound_spinning, cores, machine_class
+from dcclip_cli.machine import Memory, bound_spinning, cores, machine_class, memory, physical_cores
 
 COUNT_NEW_PAGES = """
 import resource
@@ -71,6 +71,25 @@ def test_a_quota_of_the_cgroup_bounds_the_cores(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     assert cores(cgroup(tmp_path, entries, files)) == allowed
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no /sys")
+def test_cores_that_share_an_execution_unit_are_one_physical_core(tmp_path: Path) -> None:
+    assert physical_cores(tmp_path) is None
+    for number, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):
+        folder = tmp_path / f"sys/devices/system/cpu/cpu{number}/topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(siblings + "\n")
+    assert physical_cores(tmp_path) == 2
+
+
+def test_memory_is_what_the_kernel_says_in_bytes(tmp_path: Path) -> None:
+    assert memory(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text(
+        "MemTotal:  2048 kB\nMemFree: 1 kB\nMemAvailable:  1024 kB\nHugePages_Total: 0\n"
+    )
+    assert memory(tmp_path) == Memory(2_097_152, 1_048_576)
 
 
 def test_a_machine_is_fast_with_native_bf16_and_vnni_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from dcclip_cli.cli import (
     collect,
     datasets,
     distill,
+    doctor,
     embed,
     errors,
     eval,
@@ -68,3 +69,4 @@ app.command(rich_help_panel=_USE)(embed.embed)
 app.add_typer(recipe.app, name="recipe", rich_help_panel=_ABOUT)
 app.command(rich_help_panel=_ABOUT)(models.models)
 app.command(rich_help_panel=_ABOUT)(datasets.datasets)
+app.command(rich_help_panel=_ABOUT)(doctor.doctor)

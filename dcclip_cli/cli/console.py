@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 _FIRST_LINE_S, _NEXT_LINES_S = 2.0, 15.0  # when plain lines report on a task
+_NAME_WIDTH = 17  # of a field's name, with blanks on both sides
 _BRIEF_S = 2.0  # a bar that was finished sooner is taken away
 
 
@@ -165,10 +166,9 @@ def counted(
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table on stdout, columns of figures to the right."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=200)
+    console = _stdout()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     lines = list(rows)
     for number, column in enumerate(columns):
@@ -178,6 +178,25 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
         table.add_row(*row)
     console.print(title, style="bold", markup=False, soft_wrap=True)  # a table's own title wraps at the table's width
     console.print(table)
+
+
+def _stdout() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=200)
+
+
+def show_fields(title: str, fields: Iterable[tuple[str, str]]) -> None:
+    """Print names and values on stdout under a title; the values of several such blocks stand in one column."""
+    from rich.cells import set_cell_size
+    from rich.text import Text
+
+    console = _stdout()
+    console.print(title, style="bold", markup=False, soft_wrap=True)
+    for name, value in fields:
+        for number, line in enumerate(Text(value).wrap(console, console.width - _NAME_WIDTH, overflow="fold")):
+            label = set_cell_size("" if number else f"  {name}", _NAME_WIDTH)
+            console.print(label + line.plain.rstrip(), markup=False, emoji=False)
 
 
 def show_json(value: Any) -> None:

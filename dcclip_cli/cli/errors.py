@@ -11,7 +11,7 @@ import typer
 from dcclip_cli.errors import DcclipError
 
 # Which extra brings a package that the core installation lacks.
-_EXTRAS = {
+EXTRAS = {
     "train": (
         *("torch", "torchvision", "timm", "open_clip", "transformers", "accelerate", "safetensors", "tensorboard"),
         "filelock",
@@ -59,7 +59,7 @@ class Guarded(typer.core.TyperGroup):
 
 def _not_installed(error: ModuleNotFoundError) -> DcclipError:
     package = (error.name or "").partition(".")[0]
-    for extra, packages in _EXTRAS.items():
+    for extra, packages in EXTRAS.items():
         if package in packages:
             return DcclipError(
                 f"this needs the package {package}, which is not installed", f"pip install 'dcclip[{extra}]'"

@@ -33,6 +33,7 @@ COMMANDS = (
     "embed",
     "models",
     "datasets",
+    "doctor",
     "recipe",
 )
 

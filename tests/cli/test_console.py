@@ -76,6 +76,20 @@ def test_tables_and_json_go_to_stdout_with_chinese_readable(capsys: pytest.Captu
     assert sys.stdout.isatty() is False
 
 
+def test_fields_stand_in_one_column_wrapped_and_without_trailing_blanks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_stdout", lambda: Console(file=sys.stdout, width=40))
+    console.show_fields("机器 machine", [("cores", "2 usable; 2 in the machine [dim]"), ("模型", "starter\n小模型")])
+    assert capsys.readouterr().out.splitlines() == [
+        "机器 machine",
+        "  cores          2 usable; 2 in the",
+        "                 machine [dim]",
+        "  模型           starter",
+        "                 小模型",
+    ]
+
+
 @pytest.mark.parametrize(
     ("display", "terminal", "screen"), [(":0", True, True), ("", True, False), (":0", False, False)]
 )

@@ -1,0 +1,211 @@
+"""`dcclip doctor`: the page, its JSON, and machines on which things are missing, slow or unknown."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from dcclip_cli import __version__
+from dcclip_cli.cli import diagnosis
+from dcclip_cli.cli.app import app
+
+ROOT = Path(__file__).parents[2]
+HIDE = """
+import sys
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {}:
+            raise ModuleNotFoundError(name=name)
+sys.meta_path.insert(0, Hidden())
+"""
+RUN = """
+import atexit, sys
+atexit.register(lambda: sys.stderr.write("loaded: " + " ".join({"torch", "timm", "datatrove"} & set(sys.modules))))
+from dcclip_cli.cli.app import app
+app()
+"""
+
+
+def doctor(*arguments: str, first: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    """`dcclip doctor` in a process of its own that runs `first` before."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **variables}
+    command = [sys.executable, "-c", first + RUN, "doctor", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+
+
+@pytest.fixture
+def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch is not looked for in this process, for speed."""
+    monkeypatch.setattr(diagnosis, "_torch", lambda notes: None)
+
+
+def test_json_is_one_object_whose_keys_are_the_same_on_every_machine() -> None:
+    found = json.loads(doctor("--json").stdout)
+    assert list(found) == [
+        *("versions", "system", "processor", "storage", "torch", "onnxruntime_providers", "int8_vnni", "extras"),
+        *("thread_variables", "environment", "default_model", "notes"),
+    ]
+    assert found["versions"]["dcclip"] == __version__ and found["versions"]["python"].startswith("3.")
+    assert found["versions"]["torch"] and found["torch"]["device"] in ("cpu", "cuda", "mps")
+    assert found["processor"]["cores"] >= 1 and found["processor"]["machine_class"] in ("fast", "plain", "other")
+    assert set(found["storage"]["cache_parts_bytes"]) == {"features", "streams", "bf16-gain"}
+    assert found["storage"]["current_folder_free_bytes"] > 0
+    assert "CPUExecutionProvider" in found["onnxruntime_providers"]
+    assert found["extras"]["train"] == {"missing": [], "install": "pip install 'dcclip[train]'"}
+    assert found["default_model"].startswith("starter") or "runs" in found["default_model"]
+    for use in ("inference", "training"):
+        assert set(found["torch"]["precision"][use]) == {"convolutional", "transformer"}
+        for choice in found["torch"]["precision"][use].values():
+            assert choice["precision"] == ("bf16" if (choice["bf16_gain"] or 0) >= 1.2 else "fp32") or (
+                choice["bf16_gain"] is None
+            )
+
+
+def test_without_the_train_extra_it_says_how_to_install_it_and_imports_no_torch() -> None:
+    done = doctor(first=HIDE.format(("torch", "timm", "datatrove")))
+    assert done.stderr == "loaded: "
+    lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+    assert ["train", "pip install 'dcclip[train]' (missing: torch, timm)"] in lines
+    assert ["collect", "pip install 'dcclip[collect]' (missing: datatrove)"] in lines
+    assert ["GPU", "unknown without torch"] in lines
+    assert "Precision" not in done.stdout
+
+
+def test_a_torch_that_cannot_be_loaded_is_a_note(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')\n")
+    found = json.loads(doctor("--json", PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)])).stdout)
+    assert found["torch"] is None
+    assert found["notes"]["torch"] == "cannot be imported: libcudart.so.12: cannot open shared object file"
+
+
+@pytest.mark.usefixtures("no_torch")
+@pytest.mark.parametrize(("load", "busy"), [(7.5, True), (2.0, False)])
+def test_a_busy_machine_is_named(load: float, busy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 1.0, 0.5))
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    page = CliRunner().invoke(app, ["doctor"]).stdout
+    assert ("  busy machine   load 7.5 on 4 cores: other work slows down training" in page) is busy
+    assert f"  load           {load:.2f} 1.00 0.50 over 1, 5, 15 minutes\n" in page
+
+
+@pytest.mark.usefixtures("no_torch")
+@pytest.mark.parametrize(
+    ("architecture", "features", "vnni", "said"),
+    [
+        ("x86_64", {"avx2"}, False, "int8 without VNNI"),
+        ("x86_64", {"avx2", "avx_vnni"}, True, "int8 with VNNI"),
+        ("AMD64", set(), None, "int8 unknown"),
+        ("arm64", {"FEAT_DotProd"}, None, "int8 needs no VNNI here"),
+    ],
+)
+def test_int8_without_vnni_is_named(
+    architecture: str, features: set[str], vnni: bool | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: architecture)
+    monkeypatch.setattr("dcclip_cli.machine.cpu_features", lambda: frozenset(features))
+    found = diagnosis.diagnose()
+    assert found.int8_vnni is vnni and ("int8" in found.notes) is (vnni is False)
+    assert said in CliRunner().invoke(app, ["doctor"]).stdout
+    if architecture == "arm64":
+        assert found.processor.features == {
+            "asimdhp": False, "asimddp": True, "i8mm": False, "bf16": False, "sve": False
+        }  # fmt: skip
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_what_cannot_be_found_out_is_unknown_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: Any) -> Any:
+        raise OSError("there is no such thing here")
+
+    monkeypatch.setattr("dcclip_cli.machine.cpu_features", frozenset)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("platform.freedesktop_os_release", none)
+    monkeypatch.setattr(os, "getloadavg", none)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    monkeypatch.setattr("shutil.disk_usage", none)
+    monkeypatch.setattr("dcclip_cli.machine.memory", lambda: None)
+    monkeypatch.setattr(diagnosis, "cache_folder", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.exit_code == 0
+    for line in (
+        "  class          unknown",
+        "  features       unknown",
+        "  memory         unknown",
+        "  this folder    unknown free",
+        "  cache          unknown",
+    ):
+        assert line in result.stdout.splitlines()
+    assert "  load  " not in result.stdout
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_no_user_name_and_no_secret_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "小明 jane"
+    (home / "cache" / "features" / "model").mkdir(parents=True)
+    (home / "cache" / "features" / "model" / "image.npy").write_bytes(bytes(1500))
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.setenv("DCCLIP_CACHE", str(home / "cache"))
+    monkeypatch.setenv("DCCLIP_MODEL", str(home / "nowhere"))
+    monkeypatch.setenv("HF_ENDPOINT", "https://jane:密码p4ss@hub.example.cn")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    for arguments in (["doctor"], ["doctor", "--json"]):
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0
+        assert not any(word in result.stdout for word in ("jane", "小明", "p4ss", "hf_secret"))
+        assert "https://hub.example.cn" in result.stdout
+    found = diagnosis.diagnose()
+    assert found.storage.cache_folder == "~/cache" and found.storage.cache_parts_bytes["features"] == 1500
+    assert found.notes["default model"].startswith("model ~/nowhere is no directory: ")
+    monkeypatch.setenv("DCCLIP_MODEL", f"{home}s/elsewhere")
+    assert diagnosis.diagnose().environment["DCCLIP_MODEL"] == f"{home}s/elsewhere"
+
+
+def test_gpus_are_listed_and_decide_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    about = SimpleNamespace(name="NVIDIA T4", total_memory=16_000_000_000, major=7, minor=5)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device", lambda number: __import__("contextlib").nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: about)
+    page = CliRunner().invoke(app, ["doctor"]).stdout
+    assert "  GPU            NVIDIA T4, 16.0 GB, capability 7.5, no bf16\n" in page
+    assert "  training       fp32: no native bf16 on this GPU\n" in page
+    assert "  Muon           Newton-Schulz in fp32\n" in page
+
+    def broken(number: int) -> Any:
+        raise RuntimeError("CUDA error: device is busy\nCompile with TORCH_USE_CUDA_DSA")
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", broken)
+    found = diagnosis.diagnose()
+    assert found.notes["GPU"] == "CUDA error: device is busy" and found.torch and found.torch.gpus == []
+
+
+def test_without_native_bf16_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dcclip_cli.model.precision.has_native_bf16", lambda: False)
+    monkeypatch.setattr(diagnosis, "_pass", None)
+    page = CliRunner().invoke(app, ["doctor"]).stdout
+    assert "  inference      fp32: no native bf16 on this processor\n" in page
+    assert "  training       fp32: no native bf16 on this processor\n" in page
+
+
+def test_with_native_bf16_both_kinds_of_tower_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    gains = iter((1.55, 2.5, 0.6, 1.1))
+    monkeypatch.setattr("dcclip_cli.model.precision.torch_has_bf16", lambda: True)
+    monkeypatch.setattr("dcclip_cli.model.precision.bf16_gain", lambda run: run() or next(gains))
+    page = CliRunner().invoke(app, ["doctor"]).stdout
+    assert page.partition("  inference      ")[2].splitlines()[:5] == [
+        "convolutional bf16, 1.6 times as fast as fp32",
+        "                 transformer   bf16, 2.5 times as fast as fp32",
+        "  training       convolutional fp32, bf16 is 0.6 times as fast",
+        "                 transformer   fp32, bf16 is 1.1 times as fast",
+        "  Muon           Newton-Schulz in bf16",
+    ]
