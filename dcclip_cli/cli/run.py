@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcclip_cli.cli import collect, console, eval, export, flags, stages
@@ -85,7 +84,7 @@ def run(
     else:
         _evaluate(work, results, "teacher", "student", "bundle")
         rows = _measure(work, results)
-    _show(work.run.root, rows)
+    _show(f"{work.run.root} after {_steps(work)} steps, measured on one thread of this machine's CPU", rows)
 
 
 def _measured(work: stages.Work) -> list[Row]:
@@ -153,7 +152,16 @@ def _measure(work: stages.Work, results: dict[str, list[EvalResult]]) -> list[Ro
     return rows
 
 
-def _show(root: Path, rows: list[Row]) -> None:
+def _steps(work: stages.Work) -> str:
+    """How long the student was trained, stage by stage: "2200 + 250"."""
+    from dcclip_cli.model.folder import PROVENANCE, read_json
+
+    models = [work.run.model(stage) for stage in ("distill", "align") if stage in work.loaded.recipe.stages]
+    notes = [read_json(model / PROVENANCE, "do the stage again with --fresh") for model in models]
+    return " + ".join(str(note["steps"]) for note in notes)
+
+
+def _show(title: str, rows: list[Row]) -> None:
     """Print models side by side, and what the student is of its teacher."""
     lines: list[tuple[str, list[float], Callable[[float], str]]] = [
         *((f"top-1 {name}", [row.top1[name] for row in rows], eval.percent) for name in rows[0].top1),
@@ -169,4 +177,4 @@ def _show(root: Path, rows: list[Row]) -> None:
         [what, *map(say, values), *([f"{values[1] / values[0]:.0%}" if values[0] else ""] if compared else [])]
         for what, values, say in lines
     ]
-    console.show_table(f"{root}, measured on one thread of this machine's CPU", columns, table)
+    console.show_table(title, columns, table)
