@@ -112,16 +112,24 @@ def newton_schulz_precision(device: str) -> Literal["fp32", "bf16"]:
 
 
 def bf16_gain(run: Callable[[], object], rounds: int = _ROUNDS) -> float:
-    """How many times as fast `run` is under bf16 autocast as in fp32 on the CPU: the fastest of each, in turn."""
+    """How many times as fast `run` is under bf16 autocast as in fp32 on the CPU: the fastest of each, in turn.
+
+    In CPU time of one thread, which other work on the machine hardly changes.
+    """
     import torch
 
+    threads = torch.get_num_threads()
     fastest = {False: float("inf"), True: float("inf")}
-    for _ in range(rounds):
-        for bf16 in fastest:
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                begin = time.perf_counter()
-                run()
-                fastest[bf16] = min(fastest[bf16], time.perf_counter() - begin)
+    torch.set_num_threads(1)
+    try:
+        for _ in range(rounds):
+            for bf16 in fastest:
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    begin = time.thread_time()
+                    run()
+                    fastest[bf16] = min(fastest[bf16], time.thread_time() - begin)
+    finally:
+        torch.set_num_threads(threads)
     return fastest[False] / fastest[True]
 
 
@@ -132,7 +140,7 @@ def _kept_gain(towers: Towers, training: bool, image: bool) -> float:
     shapes = sorted({f"{type(module).__name__} {module}" for module in towers.modules() if not list(module.children())})
     key = json.dumps(
         {
-            "cpu": [cpu_name(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()],
+            "cpu": [cpu_name(), torch.backends.cpu.get_cpu_capability()],
             "torch": torch.__version__,
             "training": training,
             "image": image,
@@ -170,8 +178,8 @@ def _measured_gain(towers: Towers, training: bool, image: bool) -> float:
 
     with torch.random.fork_rng(), torch.set_grad_enabled(training):
         run(_FEWEST)
-        begin = time.perf_counter()
+        begin = time.thread_time()
         run(_FEWEST)
-        each = (time.perf_counter() - begin) / _FEWEST
+        each = (time.thread_time() - begin) / _FEWEST
         count = 2 * max(1, min(_MOST, int(_PROBE_S / each)) // 2)
         return bf16_gain(lambda: run(count), 1 if each * count > 10 * _PROBE_S else _ROUNDS)
