@@ -79,7 +79,7 @@ def align(
         stage.start_over(folder)
     if model.is_dir():
         return StageResult(model, already_finished=True)
-    stage.use_process(options.threads)
+    stage.use_process(options)
     stage.join_processes(device)
     training = open_training_data(
         _used(data, options),

@@ -64,7 +64,7 @@ def distill(
         stage.start_over(folder)
     if model.is_dir():
         return StageResult(model, already_finished=True)
-    stage.use_process(options.threads)
+    stage.use_process(options)
     stage.join_processes(device)
     training = open_training_data(data, run, options.batch_size, options.images_per_step, options.texts_per_step, seed)
     if training.pairs is not None and training.pairs.embeddings is not None:

@@ -172,14 +172,14 @@ def sha256_of(parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def use_process(threads: int | None) -> None:
+def use_process(options: LoopOptions) -> None:
     """Set torch's threads (other counts sum in another order), and keep freed memory.
 
-    By default as many as the cores that this process may use; where OMP_NUM_THREADS is set, as torchrun does, as many
-    as that says.
+    By default a thread for each core that this process may use and that no loading process needs, but for more than
+    half of the cores: loading is the lighter work. Where OMP_NUM_THREADS is set, as torchrun does, what that says.
     """
-    if threads or "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(threads or cores())
+    if options.threads or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(options.threads or max(cores() - options.workers, cores() // 2 + 1))
     keep_freed_memory()
 
 
