@@ -24,7 +24,7 @@ was, `resolved.yaml` with overrides, defaults and library versions.
 
 | recipe | makes |
 |---|---|
-| [quickstart.yaml](../recipes/quickstart.yaml) | a small CLIP of emoji from the demo teacher, its whole life in minutes |
+| [quickstart.yaml](../recipes/quickstart.yaml) | a small CLIP of emoji, its whole life in minutes |
 | [emoji.yaml](../recipes/emoji.yaml) | the same student trained six times as long, which the results are of |
 | [emoji-contrast.yaml](../recipes/emoji-contrast.yaml) | the same student without a teacher, to compare |
 | [emoji-tenth.yaml](../recipes/emoji-tenth.yaml) | a student at a tenth of the demo teacher's size |
