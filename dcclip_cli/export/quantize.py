@@ -19,6 +19,7 @@ from dcclip_cli.export.onnx import LARGEST_FILE
 from dcclip_cli.export.rounding import (
     after_last,
     bytes_of,
+    multiply_adds,
     output_axis,
     rounded,
     rounded_activations,
@@ -35,6 +36,7 @@ _DENSE = ("MatMul", "Gemm")
 _WEIGHTED = ("Conv", *_DENSE)
 _RANKED_BYTES = 600_000_000  # of the largest tower whose parts are tried one by one
 _TRIED_ON = 16  # pictures or texts that the effect of rounding one activation is measured on
+_FIRST = 0.1  # of a convolutional tower's multiply-adds, in its first convolutions, may be in fp32
 _SUMS = ("Softmax", "Pow", "ReduceMean", "ReduceSum", "ReduceL2", "Sqrt", "Div")
 # Kinds of operators that stay fp32 in an fp16 graph, from the first to the last resort: sums overflow first.
 # Layer norms always do: onnxruntime 1.32 crashes (SIGSEGV) when it optimises an fp16 graph that has them in fp16.
@@ -69,8 +71,9 @@ class Int8Tower:
 
     Activations are uint8 in fixed ranges, found on `batches`, so that what else is in a batch changes nothing. Weights
     are int8, with a scale for each channel: the pair that VNNI processors have instructions for, and small enough that
-    processors without VNNI do not overflow (rounding.py). A convolutional tower rounds all of its activations, a
-    transformer the inputs of its dense layers.
+    processors without VNNI do not overflow (rounding.py). A transformer rounds the inputs of its dense layers, and so
+    does the head of a convolutional tower; before it all is rounded but the first convolutions. These are what rounding
+    harms most, have few weights, and in one piece are no slower in fp32.
     """
 
     def __init__(self, file: Path, batches: Sequence[np.ndarray]) -> None:
@@ -82,7 +85,9 @@ class Int8Tower:
 
     def write(self, out: Path, kept: Kept = LADDER[0]) -> None:
         """Write the tower in int8."""
-        _save(self._keeping(self._activations(kept.activations), self._weights(kept.weights)), out)
+        first, plain = self._first, self._plain
+        activations, nodes = self._activations(kept.activations), self._weights(kept.weights)
+        _save(self._keeping({*plain, *activations}, {*first, *nodes}), out)
 
     def _keeping(self, activations: Collection[str], nodes: Collection[str]) -> Any:
         """The tower in int8 but for these activations, and the weights and biases of these nodes."""
@@ -136,6 +141,29 @@ class Int8Tower:
     @cached_property
     def _nodes(self) -> list[Any]:
         return weighted_nodes(self._model, _WEIGHTED if self._convolutional else _DENSE)
+
+    @cached_property
+    def _first(self) -> list[str]:
+        """A convolutional tower's first convolutions."""
+        if not self._convolutional:
+            return []
+        counts = multiply_adds(self._model, self._nodes, self._batches[0][:1])
+        shares = np.cumsum(list(counts.values())) / sum(counts.values())
+        return [name for name, share in zip(counts, shares, strict=True) if share <= _FIRST]
+
+    @cached_property
+    def _plain(self) -> set[str]:
+        """The activations between a convolutional tower's first convolutions, and of its head but for dense inputs."""
+        if not self._convolutional:
+            return set()
+        nodes = list(self._model.graph.node)
+        names = [node.name for node in nodes]
+        begin = max((names.index(name) + 1 for name in self._first), default=0)
+        last = max(index for index, node in enumerate(nodes) if node.op_type == "Conv")
+        dense = [names.index(node.name) for node in self._nodes if names.index(node.name) > last]
+        head = {name for node in nodes[min(dense, default=len(nodes)) :] for name in node.output}
+        first = {name for node in nodes[:begin] for name in node.input}
+        return first | head - {node.input[0] for node in self._nodes}
 
     @cached_property
     def _sensitive(self) -> list[str]:

@@ -31,6 +31,27 @@ def bytes_of(model: Any) -> int:
     return sum(weight.ByteSize() for weight in model.graph.initializer)
 
 
+def multiply_adds(model: Any, nodes: Sequence[Any], batch: np.ndarray) -> dict[str, int]:
+    """By the name of each of these weighted nodes, its multiply-adds for an input."""
+    import onnx
+    import onnxruntime
+    from onnx import helper
+
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    del probe.graph.output[:]
+    probe.graph.output.extend(
+        helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None) for node in nodes
+    )
+    session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+    outputs = session.run(None, {session.get_inputs()[0].name: batch})
+    weights, counts = weights_of(model), {}
+    for node, output in zip(nodes, outputs, strict=True):
+        weight = weights[node.input[1]]
+        counts[node.name] = weight.size * output.size // weight.shape[output_axis(node, weight.ndim)]
+    return counts
+
+
 def after_last(model: Any, kinds: Sequence[str]) -> list[str]:
     """The names of all nodes behind the last one of these kinds."""
     nodes = list(model.graph.node)  # in topological order, as ONNX asks

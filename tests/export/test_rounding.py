@@ -13,6 +13,7 @@ from dcclip_cli.export.quantize import Int8Tower, Kept
 from dcclip_cli.export.rounding import (
     bytes_of,
     largest_pair_sum,
+    multiply_adds,
     rounded,
     rounded_activations,
     safe_scales,
@@ -191,3 +192,42 @@ def test_a_tower_too_large_to_try_its_parts_keeps_the_smallest_weights(
     tower.write(tmp_path / "int8.onnx", Kept(activations=0.0, weights=0.5))
     kept = {weight.name for weight in onnx.load(tmp_path / "int8.onnx").graph.initializer}
     assert "last" in kept and not {"wide", "narrow"} & kept
+
+
+def convolutions() -> Any:
+    """Three convolutions of 4x4 pixels and a head: 16, 16 and 512 multiply-adds, 32 and 2."""
+    ones = {"a": (1, 1, 1, 1), "b": (1, 1, 1, 1), "c": (32, 1, 1, 1)}
+    weights = {name: np.full(shape, 0.5, np.float32) for name, shape in ones.items()}
+    weights |= {"d": np.full((32, 1), 0.5, np.float32), "e": np.full((1, 2), 0.3, np.float32)}
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["h1"], "first"),
+        helper.make_node("Relu", ["h1"], ["h2"], "relu"),
+        helper.make_node("Conv", ["h2", "b"], ["h3"], "second"),
+        helper.make_node("Conv", ["h3", "c"], ["h4"], "third"),
+        helper.make_node("GlobalAveragePool", ["h4"], ["h5"], "pool"),
+        helper.make_node("Flatten", ["h5"], ["h6"], "flat"),
+        helper.make_node("MatMul", ["h6", "d"], ["h7"], "dense"),
+        helper.make_node("Erf", ["h7"], ["h8"], "erf"),
+        helper.make_node("MatMul", ["h8", "e"], ["h9"], "last"),
+        helper.make_node("Abs", ["h9"], ["y"], "abs"),
+    ]
+    model = graph(nodes, weights)
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 1, 4, 4]))
+    return model
+
+
+def test_multiply_adds_by_hand() -> None:
+    model = convolutions()
+    nodes = [node for node in model.graph.node if node.op_type in ("Conv", "MatMul")]
+    counts = multiply_adds(model, nodes, np.ones((1, 1, 4, 4), np.float32))
+    assert counts == {"first": 16, "second": 16, "third": 512, "dense": 32, "last": 2}
+
+
+def test_first_convolutions_and_what_follows_the_first_dense_layer_stay_fp32(tmp_path: Path) -> None:
+    onnx.save(convolutions(), tmp_path / "fp32.onnx")
+    pictures = np.random.default_rng(0).random((4, 1, 4, 4), np.float32)
+    Int8Tower(tmp_path / "fp32.onnx", [pictures]).write(tmp_path / "int8.onnx")
+    model = onnx.load(tmp_path / "int8.onnx")
+    assert set(rounded_activations(model)) == {"h3", "h4", "h5", "h6", "h8"}
+    codes = {weight.name for weight in model.graph.initializer if weight.data_type == TensorProto.INT8}
+    assert {"c_quantized", "d_quantized", "e_quantized"} <= codes and not {"a_quantized", "b_quantized"} & codes
