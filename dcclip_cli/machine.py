@@ -104,6 +104,15 @@ def _sysctl(*asked: str) -> str:
         return ""
 
 
+def busy_cores(seconds: float = 0.2) -> float:
+    """How many of this process's cores other work keeps busy, over some tenths of a second in which it only waits."""
+    import psutil
+
+    percent = psutil.cpu_percent(seconds, percpu=True)
+    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(percent))
+    return sum(percent[core] for core in own if core < len(percent)) / 100
+
+
 @cache
 def cpu_features() -> frozenset[str]:
     """The processor's features as the system names them (avx2, avx512_vnni, FEAT_BF16); empty where it names none."""

@@ -79,8 +79,8 @@ def align(
         stage.start_over(folder)
     if model.is_dir():
         return StageResult(model, already_finished=True)
-    stage.use_process(options)
     stage.join_processes(device)
+    stage.use_process(options, folder, progress)
     training = open_training_data(
         _used(data, options),
         run,

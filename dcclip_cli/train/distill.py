@@ -64,8 +64,8 @@ def distill(
         stage.start_over(folder)
     if model.is_dir():
         return StageResult(model, already_finished=True)
-    stage.use_process(options)
     stage.join_processes(device)
+    stage.use_process(options, folder, progress)
     training = open_training_data(data, run, options.batch_size, options.images_per_step, options.texts_per_step, seed)
     if training.pairs is not None and training.pairs.embeddings is not None:
         raise DcclipError(f"{data.train} holds embeddings, no pictures to distil on", "name pairs with pictures")

@@ -115,7 +115,7 @@ class LoopOptions(Options):
         None,
         ge=1,
         description="CPU threads of torch, which must match for bit-identical weights; default: the cores that this "
-        "process may use, less `workers`, but more than half of them",
+        "process may use and other work does not, less `workers`, but more than half of them",
     )
     log_every_steps: int = Field(20, ge=1, description="Steps between two entries in metrics.jsonl and TensorBoard")
     checkpoint_every_steps: int = Field(200, ge=1, description="Steps between two saved states to go on from")

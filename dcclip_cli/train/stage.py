@@ -7,20 +7,21 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from tokenizers import Tokenizer
 
 from dcclip_cli.data.batches import COLLECTED, Reader
 from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.data.table import PairTable, open_pairs
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.machine import cores, keep_freed_memory
+from dcclip_cli.machine import busy_cores, cores, keep_freed_memory
 from dcclip_cli.model.folder import load_folder, read_json, save_folder
 from dcclip_cli.model.inherit import inherit_text_tower
 from dcclip_cli.model.precision import Choice, choose_precision, newton_schulz_precision
@@ -38,11 +39,12 @@ from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.progress import Progress
 from dcclip_cli.runs import RunFolder
 from dcclip_cli.train.options import LoopOptions
-from dcclip_cli.train.state import saved_options
 from dcclip_cli.versions import versions
 
 DEFAULT_EMBED_DIM = 256
+COMPUTED_IN = "computed_in.json"
 L = TypeVar("L", bound=LoopOptions)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -172,32 +174,60 @@ def sha256_of(parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def use_process(options: LoopOptions) -> None:
+def use_process(options: LoopOptions, folder: Path, progress: Progress) -> None:
     """Set torch's threads (other counts sum in another order), and keep freed memory.
 
-    By default a thread for each core that this process may use and that no loading process needs, but for more than
-    half of the cores: loading is the lighter work. Where OMP_NUM_THREADS is set, as torchrun does, what that says.
+    By default a thread for each core that neither other work nor a loading process needs; loading is lighter, so it
+    leaves more than half of the cores. Where OMP_NUM_THREADS is set, as torchrun does, what that says.
     """
-    if options.threads or "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(options.threads or max(cores() - options.workers, cores() // 2 + 1))
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(
+            _decided(folder, "threads", lambda: _free_threads(options.workers, folder.name, progress))
+        )
     keep_freed_memory()
+
+
+def _free_threads(workers: int, name: str, progress: Progress) -> int:
+    there, busy = cores(), busy_cores()
+    most = max(there - workers, there // 2 + 1)
+    threads = min(most, max(1, round(there - busy)))
+    if threads < most:
+        progress.say(f"{name}: {threads} of {most} threads, since other work keeps {busy:.1f} of {there} cores busy")
+    return threads
+
+
+def _decided(folder: Path, name: str, decide: Callable[[], T]) -> T:
+    """What this machine decided when the stage under `folder` began: a run that is resumed computes as before."""
+    file = folder / COMPUTED_IN
+    decisions = read_json(file, "start over with --fresh") if file.is_file() else {}
+    if name not in decisions:
+        [value] = broadcast_object_list([decide()])  # of the first process
+        decisions[name] = value
+        if PartialState().is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_name(f".{file.name}")
+            temporary.write_text(json.dumps(decisions), encoding="utf-8")
+            temporary.replace(file)
+    return cast(T, decisions[name])
 
 
 def settle_precision(
     options: L, learner: Student, device: str, folder: Path, image: bool, progress: Progress
 ) -> tuple[L, Choice]:
-    """The options with nothing left to `auto`, and why: as in the saved state under `folder`, else what is faster here.
+    """The options with nothing left to `auto`, and why. Without `image` the text tower alone is trained."""
+    asked, rule = options.precision, options.optimizer.newton_schulz
+    if asked == "auto":
 
-    Without `image` the text tower alone is trained.
-    """
-    saved = saved_options(folder / "state")
-    asked = options.precision
-    if asked == "auto" and "precision" in saved:
-        asked = saved["precision"]
-    choice = choose_precision(asked, device, learner.towers, training=True, image=image)
-    rule = options.optimizer.newton_schulz
+        def probe() -> dict[str, Any]:
+            return choose_precision("auto", device, learner.towers, training=True, image=image).to_dict()
+
+        choice = Choice(**_decided(folder, "precision", probe))
+    else:
+        choice = choose_precision(asked, device, learner.towers, training=True, image=image)
     if rule == "auto":
-        rule = saved.get("optimizer", {}).get("newton_schulz") or newton_schulz_precision(device)
+        rule = _decided(folder, "newton_schulz", lambda: newton_schulz_precision(device))
     for line in choice.lines(folder.name):
         progress.say(line)
     optimizer = options.optimizer.model_copy(update={"newton_schulz": rule})

@@ -102,14 +102,6 @@ def saved_step(folder: Path) -> Path | None:
     return max(folder.glob("step-*"), default=None)
 
 
-def saved_options(folder: Path) -> dict[str, Any]:
-    """The options that the newest state under `folder` was saved with; none where there is no state."""
-    saved = saved_step(folder)
-    identity = read_json(saved / STATE, "start over with --fresh").get("identity") if saved else None
-    options = identity.get("options") if isinstance(identity, dict) else None
-    return options if isinstance(options, dict) else {}
-
-
 @dataclass(frozen=True)
 class Saved:
     """What a state says beside its tensors."""
