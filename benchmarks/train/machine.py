@@ -48,6 +48,7 @@ def images_per_second(work: Path, steps: int, settings: Mapping[str, str], envir
     """Stage 1 of the recipe for some steps, in a run folder of its own."""
     sets = {
         "distill.steps": steps,
+        "distill.threads": "null",  # what dcclip chooses
         "distill.log_every_steps": min(SPAN, steps // 2 or 1),
         "teacher.precision": "fp32",  # of features that are made once, not of the steps
         "distill.precision": settings["precision"],
