@@ -144,11 +144,23 @@ def has_native_bf16() -> bool:
     return bool(_BF16 & cpu_features())
 
 
+def has_vnni() -> bool | None:
+    """Whether VNNI sums int8 products in 32 bits; None off x86-64, which needs none, and where it is unknown."""
+    features = {name.lower().replace("_", "") for name in cpu_features()}
+    if not _is_x86_64() or not features:
+        return None
+    return bool({"avx512vnni", "avxvnni"} & features)
+
+
 def machine_class() -> MachineClass:
     """The class that figures are told apart by: x86-64 with AVX512-VNNI and native bf16, without them, or other."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
+    if not _is_x86_64():
         return "other"
     return "fast" if has_native_bf16() and "avx512_vnni" in cpu_features() else "plain"
+
+
+def _is_x86_64() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
 
 
 def keep_freed_memory() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dcclip_cli.machine import Memory, bound_spinning, cores, machine_class, memory, physical_cores
+from dcclip_cli.machine import Memory, bound_spinning, cores, has_vnni, machine_class, memory, physical_cores
 
 COUNT_NEW_PAGES = """
 import resource
@@ -113,3 +113,22 @@ def test_the_bound_on_spinning_leaves_what_the_user_has_set(monkeypatch: pytest.
             monkeypatch.setenv(name, value)
         bound_spinning()
         assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+@pytest.mark.parametrize(
+    ("architecture", "features", "expected"),
+    [
+        ("x86_64", "avx2 avx512_vnni", True),
+        ("AMD64", "avx2 avx_vnni", True),
+        ("x86_64", "AVX2 AVX512VNNI", True),
+        ("x86_64", "avx2 fma", False),
+        ("x86_64", "", None),
+        ("arm64", "asimddp", None),
+    ],
+)
+def test_vnni_is_asked_of_x86_64_alone(
+    architecture: str, features: str, expected: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: architecture)
+    monkeypatch.setattr("dcclip_cli.machine.cpu_features", lambda: frozenset(features.split()))
+    assert has_vnni() is expected

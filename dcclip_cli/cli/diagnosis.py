@@ -144,7 +144,7 @@ def diagnose() -> Diagnosis:
     """Looks at this machine. Imports torch if it is installed, and times a small model with it where bf16 is native."""
     notes: dict[str, str] = {}
     processor = _processor()
-    vnni = _has_vnni(processor)
+    vnni = machine.has_vnni()
     load, cores = processor.load_average, processor.logical_cores or processor.cores
     if load and load[0] > cores:  # both of the whole machine, even where this process may use a few of its cores
         notes["busy machine"] = (
@@ -209,12 +209,6 @@ def _processor() -> Processor:
         physical_cores=machine.physical_cores(),
         load_average=machine.load_average(),
     )
-
-
-def _has_vnni(processor: Processor) -> bool | None:
-    if processor.architecture not in _X86_NAMES or processor.features is None:
-        return None
-    return processor.features["avx512_vnni"] or processor.features["avx_vnni"]
 
 
 def _storage() -> Storage:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.machine import has_vnni
 from dcclip_cli.model.finite import finite
 from dcclip_cli.model.preprocess import Preprocessing
 
@@ -80,7 +81,7 @@ class Bundle(DescribedEncoder):
     def __init__(self, folder: Path, device: str = "auto", threads: int = 1) -> None:
         about = read_description(folder)
         super().__init__(folder, about, (IMAGE, TEXT))
-        provider, exact = _provider(device), _may_overflow(about) and not _has_vnni()
+        provider, exact = _provider(device), _may_overflow(about)
         self._image = _open_session(folder / IMAGE, PIXELS, IMAGE_EMBEDS, provider, threads, exact)
         self._text = _open_session(folder / TEXT, TOKENS, TEXT_EMBEDS, provider, threads, exact)
         side = self._image.get_inputs()[0].shape[-1]
@@ -150,16 +151,9 @@ def _open_tokenizer(folder: Path, about: Mapping[str, Any]) -> Any:
 
 
 def _may_overflow(about: Mapping[str, Any]) -> bool:
-    """Whether a bundle is in int8 and from before its weights were held to what 16 bits can add up."""
-    return about.get("precision") == "int8" and not (about.get("parity") or {}).get("int8_largest_pair_sum")
-
-
-def _has_vnni() -> bool:
-    """Whether the CPU is known to add int8 products in 32 bits."""
-    try:
-        return "vnni" in Path("/proc/cpuinfo").read_text("utf-8")
-    except OSError:
-        return False
+    """Whether this CPU adds int8 products in 16 bits, and the bundle is from before its weights were held to that."""
+    before = about.get("precision") == "int8" and not (about.get("parity") or {}).get("int8_largest_pair_sum")
+    return before and has_vnni() is False
 
 
 def _open_session(
