@@ -1,4 +1,4 @@
-"""The cache folder, file locks between processes, and memory-mapped arrays with reserved disk space."""
+"""The cache folder, whole files, file locks between processes, and memory-mapped arrays with reserved disk space."""
 
 from __future__ import annotations
 
@@ -39,6 +39,13 @@ def lock(file: Path, wait: bool = True) -> Iterator[bool]:
         yield True
     finally:
         held.release()
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file under a temporary name that it takes last: a killed process leaves the one before."""
+    partial = file.with_name(file.name + ".partial")
+    partial.write_bytes(content)
+    partial.replace(file)
 
 
 def new_array(file: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.memmap:

@@ -14,7 +14,7 @@ from dcclip_cli.errors import DcclipError
 EXTRAS = {
     "train": (
         *("torch", "torchvision", "timm", "open_clip", "transformers", "accelerate", "safetensors", "tensorboard"),
-        "filelock",
+        *("filelock", "psutil"),
     ),
     "export": ("onnx", "onnxscript"),
     "collect": (

@@ -124,7 +124,8 @@ def evaluate(
                 how.progress.say(line)
         with contextlib.ExitStack() as stack:
             if processes > 1:
-                many = stack.enter_context(EvalProcesses(reference, device, precision, processes))
+                same: Precision = "bf16" if model.precision == "bf16" else "fp32"  # decided once, for all of them
+                many = stack.enter_context(EvalProcesses(reference, device, same, processes))
                 how = replace(how, processes=many)
             for dataset in datasets:
                 results += _probes(model, dataset, how) if task == "probe" else _zero_shot(model, dataset, how)

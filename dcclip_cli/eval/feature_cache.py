@@ -19,7 +19,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import lock, new_array
+from dcclip_cli.files import lock, new_array, write_whole
 
 _MISSING, _THERE, _CORRUPT = 0, 1, 2
 _FLUSH_S = 5.0  # at most so much work is lost when a run is killed
@@ -130,7 +130,7 @@ class Rows:
             return
         if isinstance(self._values, np.memmap):
             self._values.flush()
-        _replace(self._folder / "faults.json", json.dumps(self.faults, ensure_ascii=False).encode())
+        write_whole(self._folder / "faults.json", json.dumps(self.faults, ensure_ascii=False).encode())
         partial = self._folder / "state.partial"
         with partial.open("wb") as stream:
             np.save(stream, self._state, allow_pickle=False)
@@ -141,12 +141,6 @@ class Rows:
         if self._folder is None:
             return np.zeros(shape, np.float32)
         return new_array(self._folder / "features.npy", np.float32, shape)
-
-
-def _replace(file: Path, content: bytes) -> None:
-    partial = file.with_name(file.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(file)
 
 
 def _hash(key: Mapping[str, Any]) -> str:

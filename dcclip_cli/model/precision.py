@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from dcclip_cli.files import cache_folder, lock
+from dcclip_cli.files import cache_folder, lock, write_whole
 from dcclip_cli.machine import cpu_name, has_native_bf16
 
 if TYPE_CHECKING:
@@ -41,10 +41,8 @@ class Choice:
 
     def lines(self, who: str) -> list[str]:
         """What to tell the user: what `who` computes in, and a warning where that is slow."""
-        return [
-            f"{who}: computes in {self.precision} ({self.reason})",
-            *([f"warning: {self.warning}"] * bool(self.warning)),
-        ]
+        said = f"{who}: computes in {self.precision} ({self.reason})"
+        return [said, f"warning: {self.warning}"] if self.warning else [said]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -103,12 +101,8 @@ def newton_schulz_precision(device: str) -> Literal["fp32", "bf16"]:
     Its products are large enough that native bf16 always wins (2 to 4 times), and emulated bf16 always loses
     (20 to 50 times): benchmarks/train/machine.py.
     """
-    import torch
-
-    kind = torch.device(device).type
-    if kind == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if kind == "cpu" and torch_has_bf16() else "fp32"
+    known = choice_without_probe(device)  # None: native, on a CPU
+    return "bf16" if known is None or known.precision == "bf16" else "fp32"
 
 
 def bf16_gain(run: Callable[[], object], rounds: int = _ROUNDS) -> float:
@@ -152,7 +146,7 @@ def _kept_gain(towers: Towers, training: bool, image: bool) -> float:
         file.parent.mkdir(parents=True, exist_ok=True)
         with lock(file.with_suffix(".lock")):  # processes that begin together make the same choice
             if not file.exists():
-                file.write_text(json.dumps({"gain": _measured_gain(towers, training, image)}), encoding="utf-8")
+                write_whole(file, json.dumps({"gain": _measured_gain(towers, training, image)}).encode())
             return float(json.loads(file.read_text("utf-8"))["gain"])
     except (OSError, ValueError, KeyError, TypeError):  # a folder that cannot be written, a file that was cut
         return _measured_gain(towers, training, image)
@@ -160,12 +154,11 @@ def _kept_gain(towers: Towers, training: bool, image: bool) -> float:
 
 def _measured_gain(towers: Towers, training: bool, image: bool) -> float:
     """Times a few passes. Running means, gradients and random numbers of `towers` stay as they are."""
-    import numpy as np
     import torch
     from PIL import Image
 
     probed = copy.deepcopy(towers).train() if training else towers
-    blank = torch.from_numpy(np.asarray(towers.preprocess(Image.new("RGB", (64, 64), "white"))))
+    blank = torch.from_numpy(towers.preprocess(Image.new("RGB", (64, 64), "white")))
 
     def run(count: int) -> None:
         features = [probed.text_features(probed.tokenize(list(_TEXTS) * (count // 2))).embedding]
