@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dcclip_cli"
-PARTS = {"cli", "recipe", "train", "export", "eval", "predict", "collect", "data", "model"}
+PARTS = {"cli", "recipe", "train", "exporters", "eval", "predict", "curation", "data", "model"}
 # What each part may import at all; what it may import only inside functions stands in _LATE.
 MAY = {
     "cli": PARTS,
-    "recipe": {"train", "collect", "data", "model", "eval", "export"},
+    "recipe": {"train", "curation", "data", "model", "eval", "exporters"},
     "train": {"data", "model", "eval"},
-    "export": {"model", "eval", "predict", "data"},
+    "exporters": {"model", "eval", "predict", "data"},
     "eval": {"data", "model", "predict"},
-    "collect": {"predict", "data", "model"},
+    "curation": {"predict", "data", "model"},
     "data": {"model"},
     "predict": {"model"},
     "model": set(),
 }
-LATE = {("collect", "predict"), ("data", "model"), ("predict", "model")}
+LATE = {("curation", "predict"), ("data", "model"), ("predict", "model")}
 LIGHT = {
     f"dcclip_cli.model.{name}" for name in ("finite", "precision", "preprocess", "reference")
 }  # without torch, so importable at once
@@ -63,7 +63,7 @@ def test_what_all_parts_share_imports_no_part(file: Path) -> None:
     [
         "from dcclip_cli.cli.app import app; app(['--help'], standalone_mode=False)",
         "import dcclip_cli.recipe.schema",
-        "import dcclip_cli.collect.judge, dcclip_cli.collect.collect",
+        "import dcclip_cli.curation.judge, dcclip_cli.curation.collect",
         "import dcclip_cli.predict.predict, dcclip_cli.predict.runtime, dcclip_cli.model.reference",
     ],
 )

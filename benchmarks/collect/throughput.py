@@ -45,9 +45,9 @@ if __name__ == "__main__":
 DATASETS = """
 import sys
 import datasets
-from dcclip_cli.collect.candidate import Candidate
-from dcclip_cli.collect.judge import judge
-from dcclip_cli.collect.options import CollectOptions
+from dcclip_cli.curation.candidate import Candidate
+from dcclip_cli.curation.judge import judge
+from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.data.pair import Pair
 
 OPTIONS = CollectOptions(sources=[{"kind": "tars", "path": sys.argv[1]}])

@@ -30,7 +30,7 @@ ROUNDS = 12
 
 def student() -> tuple[Any, Any, int]:
     """Image tower, text tower, vocabulary."""
-    from dcclip_cli.export.graphs import open_clip_text
+    from dcclip_cli.exporters.graphs import open_clip_text
     from dcclip_cli.model.students import StudentOptions, build_model, model_config
 
     options = StudentOptions(preset="S")  # type: ignore[call-arg]
@@ -73,8 +73,8 @@ def make(folder: Path, only: str) -> None:
     from torch import nn
     from torch.nn import functional as F
 
-    from dcclip_cli.export.onnx import write_graph
-    from dcclip_cli.export.quantize import Int8Tower
+    from dcclip_cli.exporters.onnx import write_graph
+    from dcclip_cli.exporters.quantize import Int8Tower
 
     class Tower(nn.Module):
         def __init__(self, call: Any) -> None:

@@ -37,7 +37,7 @@ def main() -> None:
         raise SystemExit(f"{QEMU[0]} is not installed: apt-get install qemu-user")
     import numpy as np
 
-    from dcclip_cli.export.export import ExportOptions, export
+    from dcclip_cli.exporters.export import ExportOptions, export
     from dcclip_cli.model.reference import resolve
 
     bundle, model = Path(resolve(given.bundle).target), resolve(given.fp32)

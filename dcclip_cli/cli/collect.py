@@ -10,7 +10,7 @@ from typer import Option, launch
 from dcclip_cli.cli import console, flags, stages
 
 if TYPE_CHECKING:
-    from dcclip_cli.collect.result import CollectResult
+    from dcclip_cli.curation.result import CollectResult
     from dcclip_cli.recipe.load import LoadedRecipe
 
 _ENGINE = Option("--engine", help="What runs the tasks; ray and slurm as collect.cluster in the recipe says.")
@@ -51,7 +51,7 @@ def collect(
 
 def _show_plan(loaded: LoadedRecipe) -> None:
     """Print what would be read, behind the resolved recipe, as comments: stdout stays YAML."""
-    from dcclip_cli.collect.plan import plan
+    from dcclip_cli.curation.plan import plan
 
     assert loaded.recipe.collect is not None
     found = plan(loaded.recipe.collect)

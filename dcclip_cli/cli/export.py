@@ -9,13 +9,13 @@ from typer import BadParameter, Option
 
 from dcclip_cli.cli import console, flags, stages
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.export.names import FormatName, Precision
+from dcclip_cli.exporters.names import FormatName, Precision
 
 if TYPE_CHECKING:
     from dcclip_cli.data.batches import DataOptions
     from dcclip_cli.eval.evaluate import EvalOptions
-    from dcclip_cli.export.export import ExportOptions
-    from dcclip_cli.export.parity import Parity
+    from dcclip_cli.exporters.export import ExportOptions
+    from dcclip_cli.exporters.parity import Parity
     from dcclip_cli.model.reference import ModelReference
     from dcclip_cli.progress import Progress
 
@@ -61,7 +61,7 @@ def export(
         return stages.check(loaded)
     talk = console.talk(quiet, verbose)
 
-    from dcclip_cli.export.export import ExportOptions
+    from dcclip_cli.exporters.export import ExportOptions
     from dcclip_cli.model.reference import resolve
 
     options, data, evaluation = ExportOptions(), None, None
@@ -91,7 +91,7 @@ def run(
     talk: Progress,
 ) -> bool:
     """Make the export and say how close it is; whether there was anything to do."""
-    from dcclip_cli.export.export import export
+    from dcclip_cli.exporters.export import export
 
     if _holds_export_of(out, model, options) and not fresh:
         talk.say(f"export: finished before, in {out} (--fresh does it again)")
@@ -118,7 +118,7 @@ def _said(parity: Parity | None) -> str:
 
 def _holds_export_of(out: Path, model: ModelReference, options: ExportOptions) -> bool:
     """Whether `out` holds this export of this model. Raises DcclipError if it holds something that is no export."""
-    from dcclip_cli.export.export import made_from
+    from dcclip_cli.exporters.export import made_from
     from dcclip_cli.model.folder import read_json
     from dcclip_cli.predict.bundle import DESCRIPTION
 
@@ -133,7 +133,7 @@ def _holds_export_of(out: Path, model: ModelReference, options: ExportOptions) -
 
 
 def _benchmark(model: ModelReference, options: ExportOptions, out: Path) -> None:
-    from dcclip_cli.export.benchmark import benchmark
+    from dcclip_cli.exporters.benchmark import benchmark
 
     rows = benchmark(model, options.format, out)
     columns = ("", *(row.name for row in rows))

@@ -12,8 +12,8 @@ from dcclip_cli.cli.flags import Device, resolve_device
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:
-    from dcclip_cli.collect.executors import EngineName
-    from dcclip_cli.collect.result import CollectResult
+    from dcclip_cli.curation.executors import EngineName
+    from dcclip_cli.curation.result import CollectResult
     from dcclip_cli.data.batches import DataOptions
     from dcclip_cli.model.reference import ModelReference
     from dcclip_cli.progress import Progress
@@ -94,8 +94,8 @@ class Work:
         self, engine: EngineName = "local", workers: int | None = None, limit: int | None = None
     ) -> CollectResult:
         """Gather the recipe's pairs; only about `limit` of them, into a folder beside, if that is given."""
-        from dcclip_cli.collect.collect import collect
-        from dcclip_cli.collect.executors import Engine
+        from dcclip_cli.curation.collect import collect
+        from dcclip_cli.curation.executors import Engine
 
         options = self.loaded.recipe.collect
         assert options is not None

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dcclip_cli.collect import options as collect
+from dcclip_cli.curation import options as collect
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.recipe.document import Location, read, walk
 from dcclip_cli.recipe.load import LoadedRecipe, resolved_yaml

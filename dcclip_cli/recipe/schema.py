@@ -8,10 +8,10 @@ from typing import Literal, Self, get_args
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from dcclip_cli.collect.options import CollectOptions
+from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.data.batches import COLLECTED, DataOptions
 from dcclip_cli.eval.evaluate import EvalOptions
-from dcclip_cli.export.export import ExportOptions
+from dcclip_cli.exporters.export import ExportOptions
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.options import Options

@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dcclip_cli.cli.app import app
-from dcclip_cli.export.export import ExportOptions, export
+from dcclip_cli.exporters.export import ExportOptions, export
 from dcclip_cli.model.reference import resolve
 
 

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from dcclip_cli.cli.app import app
-from dcclip_cli.export.export import ExportOptions, export
+from dcclip_cli.exporters.export import ExportOptions, export
 from dcclip_cli.model.reference import resolve
 
 

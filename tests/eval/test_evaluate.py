@@ -345,7 +345,7 @@ def test_texts_about_several_images_are_looked_for_one_way_only(
 def test_a_result_is_written_whole_and_a_bundle_is_evaluated_like_its_model(
     model_folder: Path, pairs_file: Path, tmp_path: Path
 ) -> None:
-    from dcclip_cli.export.export import ExportOptions, export
+    from dcclip_cli.exporters.export import ExportOptions, export
 
     bundle = export(options=ExportOptions(), model=resolve(str(model_folder)), out=tmp_path / "bundle").folder
     references = [resolve(str(model_folder)), resolve(str(bundle))]

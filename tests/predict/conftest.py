@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dcclip_cli.export.export import ExportOptions, export
+from dcclip_cli.exporters.export import ExportOptions, export
 from dcclip_cli.model.reference import resolve
 
 

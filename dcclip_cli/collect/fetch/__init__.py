@@ -1,6 +1,0 @@
-"""How are images downloaded that a source knows by URL only, safely and politely?"""
-
-from dcclip_cli.collect.fetch.fetcher import Fetcher
-from dcclip_cli.collect.fetch.options import FetchOptions
-
-__all__ = ["FetchOptions", "Fetcher"]

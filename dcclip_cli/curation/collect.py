@@ -1,0 +1,144 @@
+"""Which raw pairs are worth training on? Reads sources, filters, and leaves shards with an account of every drop.
+
+Five passes, each over what the one before has left on disk:
+
+    read    slice by slice: fetch, decode, judge each pair by itself, note what the global rules need to know
+    score   slice by slice, with a model, if the recipe has scorers
+    settle  once: duplicates, evaluation sets, thresholds on scores, balance
+    write   slice by slice: one shard of what is left of each
+    finish  once: manifest.json, dropped.parquet, report.html
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcclip_cli.curation.options import CollectOptions
+from dcclip_cli.curation.plan import Plan, deciding, fingerprint, plan
+from dcclip_cli.curation.result import CollectResult, finished_manifest, reasons_of, result_of
+from dcclip_cli.curation.work import DROPPED, SCORES, WorkFolder, clear, finished
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.progress import Progress, Silent, Task
+
+if TYPE_CHECKING:
+    from dcclip_cli.curation.executors import Engine
+
+_LOOK_S = 0.5  # how often finished slices are counted for the progress bar
+
+
+def collect(
+    options: CollectOptions,
+    out: Path,
+    progress: Progress | None = None,
+    fresh: bool = False,
+    engine: Engine | None = None,
+    limit: int | None = None,
+) -> CollectResult:
+    """Fill the folder `out` with shards, `manifest.json`, `report.html` and `dropped.parquet`.
+
+    The same input and options give the same bytes, whatever runs the tasks and however often it was killed. A finished
+    `out` is left alone unless `fresh`; an unfinished one never exists under that name. Raises DcclipError where a
+    source is missing, nothing is kept, or `out` is no output.
+    """
+    start = time.monotonic()
+    progress = progress or Silent()
+    # Absolute: tasks may run elsewhere, and datatrove remembers folders by the name that they were given.
+    work = WorkFolder(out.absolute().with_name(f".{out.name}.partial"))
+    _publish(out)
+    before = finished_manifest(out)
+    if fresh:
+        clear(work.root)
+    elif before and work.plan() is None:
+        if before["options"] != deciding(options):
+            progress.say(f"{out} was made with other options than the recipe's; --fresh makes it again")
+        return result_of(out, before, True, time.monotonic() - start)
+    found = plan(options, limit)
+    work.begin({"fingerprint": fingerprint(options, found), "slices": len(found.assignments)}, found.assignments)
+    manifest = _passes(options, work, found, progress, engine)
+    if not manifest["pairs"]["kept"]:
+        raise DcclipError(
+            f"none of the {manifest['pairs']['read']} pairs was kept: {reasons_of(manifest['pairs']['dropped'])}",
+            f"see why in {work.out / DROPPED}, then change collect.filters in the recipe",
+        )
+    os.replace(work.root, _done(out))
+    _publish(out)
+    return result_of(out, manifest, False, time.monotonic() - start)
+
+
+def _passes(
+    options: CollectOptions, work: WorkFolder, found: Plan, progress: Progress, engine: Engine | None
+) -> dict[str, Any]:
+    from dcclip_cli.curation.executors import Engine
+    from dcclip_cli.curation.finish import finish
+    from dcclip_cli.curation.passes import (
+        FetchImages,
+        JudgeCandidates,
+        KeepSlice,
+        ReadSlice,
+        ScoreSlice,
+        Settle,
+        WriteSlice,
+    )
+
+    engine = engine or Engine()
+    slices = len(found.assignments)
+    shared: dict[str, Any] = {"options": options, "work": work}
+    read = [ReadSlice(**shared), FetchImages(**shared), JudgeCandidates(**shared), KeepSlice(**shared)]
+    with _watched(progress, "read", found, work.read(0).parent):
+        engine.run(read, slices, work.logs("read"))
+    if options.scores:
+        with _watched(progress, "score", found, work.read(0).parent, SCORES):
+            engine.run([ScoreSlice(**shared)], slices, work.logs("score"))
+    engine.run([Settle(**shared, slices=slices)], 1, work.logs("settle"))
+    with _watched(progress, "write", found, work.written(0).parent):
+        engine.run([WriteSlice(**shared)], slices, work.logs("write"))
+    return finish(options, work, slices)
+
+
+@contextmanager
+def _watched(progress: Progress, name: str, found: Plan, folder: Path, product: str = "") -> Iterator[None]:
+    """Show how many candidates the finished slices in `folder` had, while the block goes on."""
+    abouts = [one.slice.about for one in found.assignments]
+    counted = {name for name in finished(folder) if (folder / name / product).exists()}
+    over = threading.Event()
+
+    def count(task: Task) -> None:
+        new = {name for name in finished(folder) if name not in counted and (folder / name / product).exists()}
+        counted.update(new)
+        if new:
+            task.advance(sum(abouts[int(name)] for name in new))
+
+    def watch(task: Task) -> None:
+        while not over.wait(_LOOK_S):
+            count(task)
+
+    with progress.task(name, found.about, sum(abouts[int(name)] for name in counted)) as task:
+        thread = threading.Thread(target=watch, args=(task,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            count(task)
+
+
+def _done(out: Path) -> Path:
+    return out.with_name(f".{out.name}.done")
+
+
+def _publish(out: Path) -> None:
+    """Give a completed collection its name; what a run that was killed in the middle of this left to do is done."""
+    done = _done(out)
+    if (done / "out").is_dir():
+        finished_manifest(out)
+        clear(out)
+        (done / "out").rename(out)
+    shutil.rmtree(done, ignore_errors=True)

@@ -1,0 +1,40 @@
+"""Pictures to collect, and a site to fetch them from."""
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcclip_cli.curation.fetch import Fetcher
+from tests.curation.fetch_site import Site, options
+
+Picture = Callable[..., bytes]
+
+
+@pytest.fixture(scope="session")
+def picture() -> Picture:
+    """A function that gives the bytes of an image file: soft blots of colour, different for each name."""
+
+    def make(name: object = "red", size: tuple[int, int] = (64, 64), kind: str = "PNG") -> bytes:
+        seed = int.from_bytes(hashlib.sha256(str(name).encode()).digest()[:4], "little")
+        blots = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        stream = io.BytesIO()
+        Image.fromarray(blots).resize(size, Image.Resampling.BICUBIC).save(stream, kind)
+        return stream.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with Site() as site:
+        yield site
+
+
+@pytest.fixture
+def fetcher(site: Site) -> Iterator[Fetcher]:
+    with Fetcher(options(site)) as fetcher:
+        yield fetcher

@@ -1,0 +1,344 @@
+"""What a collection leaves, and how it accounts for the rest."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dcclip_cli.curation import writing
+from dcclip_cli.curation.collect import collect
+from dcclip_cli.curation.executors import Engine
+from dcclip_cli.curation.options import CollectOptions
+from dcclip_cli.curation.result import CollectResult
+from dcclip_cli.curation.rules.language import LanguageRule
+from dcclip_cli.curation.sources.pairs import PairsSource
+from dcclip_cli.curation.sources.table import TableSource
+from dcclip_cli.curation.work import WorkFolder
+from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.table import open_pairs, write_parquet
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.progress import Silent
+from dcclip_cli.recipe.document import anchored
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "collect-sample.yaml"
+ONE = Engine(workers=1)
+
+Picture = Callable[..., bytes]
+
+
+class Heard(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def options(folder: Path, pairs: list[Pair], **more: Any) -> CollectOptions:
+    folder.mkdir(exist_ok=True)
+    write_parquet(folder / "raw.parquet", pairs)
+    return CollectOptions(sources=(PairsSource(path=folder / "raw.parquet"),), **more)
+
+
+def dropped(out: Path) -> list[tuple[str, str, str | None]]:
+    rows = pq.read_table(out / "dropped.parquet").to_pylist()
+    return [(row["key"], row["reason"], row["language"]) for row in rows]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_the_sample_recipe_keeps_and_drops_what_its_header_says(tmp_path: Path) -> None:
+    section = yaml.safe_load(RECIPE.read_text("utf-8"))["collect"]
+    result = collect(CollectOptions.model_validate(anchored(section, RECIPE.parent)), tmp_path / "out", engine=ONE)
+    assert (result.pairs.read, result.pairs.kept, result.shards) == (15, 8, 1)
+    once = ("small", "unreadable", "merged", "aspect", "missing", "outside")
+    assert result.pairs.dropped == {"no-caption": 1, **{f"image-{reason}": 1 for reason in once}}
+    for language in ("zh", "en"):
+        assert result.captions[language].dropped["caption-language"] == 1
+    pairs = open_pairs(tmp_path / "out")
+    assert pairs.captions("zh") == [
+        ("猫脸", "一只猫"), ("狗脸",), ("披萨",), ("汽车",), ("吉他",), ("蝴蝶，张开了翅膀",), ("自行车",), (),
+    ]  # fmt: skip
+    assert pairs.captions("en")[0] == ("cat face", "a cat")
+    assert pairs.captions("en")[5:] == [("a butterfly, wings spread",), (), ("turtle",)]
+    assert [Path(pairs[index].meta["image"]).suffix for index in range(3)] == [".webp", ".png", ".jpg"]
+
+
+def test_the_manifest_gives_the_counts_and_each_shards_sha256(tmp_path: Path, picture: Picture) -> None:
+    pairs = [
+        Pair("a", picture("red"), zh=("一只猫",), en=("a cat", "猫")),
+        Pair("b", picture("blue"), zh=("一只狗",)),
+        Pair("c", picture("red"), en=("the cat sleeps",)),
+        Pair("d", picture("green", (8, 8)), en=("a tiny fox",)),
+    ]
+    out = tmp_path / "out"
+    collect(options(tmp_path, pairs, shard_size=1), out, engine=ONE)
+    manifest = json.loads((out / "manifest.json").read_text("utf-8"))
+    assert manifest["pairs"] == {"read": 4, "kept": 2, "dropped": {"image-merged": 1, "image-small": 1}}
+    assert manifest["captions"] == {
+        "zh": {"read": 2, "kept": 2, "dropped": {}},
+        "en": {"read": 4, "kept": 2, "dropped": {"caption-language": 1, "image-small": 1}},
+    }
+    assert manifest["sources"] == {"raw.parquet": manifest["pairs"]}
+    digests = contents(out)
+    assert manifest["shards"] == [
+        {"name": name, "pairs": 1, "sha256": digests[name]} for name in ("000000.tar", "000001.tar")
+    ]
+    assert dropped(out) == [
+        ("000000000000", "caption-language", "en"),
+        ("000002000000", "image-merged", None),
+        ("000003000000", "image-small", None),
+    ]
+    cat = open_pairs(out)[0]
+    assert (cat.key, cat.zh, cat.en) == ("000000000000", ("一只猫",), ("a cat", "the cat sleeps"))
+
+
+def test_chinese_and_english_of_one_image_become_one_pair_before_a_language_is_missed(
+    tmp_path: Path, picture: Picture
+) -> None:
+    pairs = [
+        Pair("a", picture("red"), zh=("一只猫在睡觉",)),
+        Pair("b", picture("blue"), zh=("一只狗在跑步",)),
+        Pair("c", picture("red"), en=("a cat asleep",)),
+    ]
+    result = collect(options(tmp_path, pairs, needs=("zh", "en")), tmp_path / "out", engine=ONE)
+    assert result.pairs.dropped == {"image-merged": 1, "no-caption": 1}
+    (cat,) = open_pairs(tmp_path / "out")
+    assert (cat.zh, cat.en) == (("一只猫在睡觉",), ("a cat asleep",))
+
+
+@pytest.fixture
+def five(tmp_path: Path, picture: Picture) -> CollectOptions:
+    """Five good pairs, one with a picture that is none and one that is there twice, in three slices."""
+    captions = ("一只猫在椅子上", "两个孩子骑自行车", "雪山下的湖", "桌上有苹果", "夜里的城市")
+    pairs = [Pair(str(n), picture(n), zh=(text,)) for n, text in enumerate(captions)]
+    pairs += [Pair("x", b"gif", zh=("坏图片在这里",)), Pair("y", picture(3), en=("apples on a table",))]
+    return options(tmp_path / "in", pairs, shard_size=3)
+
+
+def test_the_same_input_gives_the_same_bytes_whatever_the_number_of_workers(
+    tmp_path: Path, five: CollectOptions
+) -> None:
+    collect(five, tmp_path / "one", engine=ONE)
+    collect(five, tmp_path / "two", engine=Engine(workers=2))
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert list(contents(tmp_path / "one")) == [
+        "000000.tar", "000001.tar", "dropped.parquet", "manifest.json", "report.html",
+    ]  # fmt: skip
+
+
+def test_what_a_slice_has_left_is_not_read_again(
+    tmp_path: Path, five: CollectOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    collect(five, tmp_path / "whole", engine=ONE)
+    with monkeypatch.context() as broken:
+        broken.setattr(writing, "ShardWriter", None)  # the write pass fails
+        with pytest.raises(TypeError):
+            collect(five, out, engine=ONE)
+    read = WorkFolder(tmp_path / ".out.partial").read(0)
+    before = {path: path.stat().st_mtime_ns for path in read.iterdir()}
+    assert not out.exists() and len(before) == 5
+    with monkeypatch.context() as unreadable:
+        unreadable.setattr(PairsSource, "read", None)
+        collect(five, out, engine=ONE)
+    assert contents(out) == contents(tmp_path / "whole")
+    assert not read.exists()
+
+
+def test_an_unfinished_run_of_other_options_or_other_data_is_started_over(
+    tmp_path: Path, five: CollectOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def stop() -> None:
+        with monkeypatch.context() as broken, pytest.raises(TypeError):
+            broken.setattr(writing, "ShardWriter", None)
+            collect(five, out, engine=ONE)
+
+    stop()
+    result = collect(five.model_copy(update={"shard_size": 7}), out, engine=ONE)
+    assert result.shards == 1
+    shutil.rmtree(out)
+    stop()
+    source = tmp_path / "in" / "raw.parquet"
+    os.utime(source, ns=(1, 1))
+    assert WorkFolder(tmp_path / ".out.partial").read(0).exists()
+    with monkeypatch.context() as broken, pytest.raises(TypeError):
+        broken.setattr(PairsSource, "read", None)
+        collect(five, out, engine=ONE)
+    assert not WorkFolder(tmp_path / ".out.partial").read(0).exists()
+
+
+@pytest.mark.parametrize("left", ["out and the old one", "out alone", "rubbish"])
+def test_a_run_killed_while_its_result_took_its_name_is_finished(
+    tmp_path: Path, five: CollectOptions, left: str
+) -> None:
+    out, done = tmp_path / "out", tmp_path / ".out.done"
+    collect(five, out, engine=ONE)
+    before = contents(out)
+    done.mkdir()
+    (done / "read").mkdir()
+    if left != "rubbish":
+        shutil.copytree(out, done / "out")
+    if left == "out alone":
+        shutil.rmtree(out)
+    assert collect(five, out, engine=ONE).already_finished
+    assert contents(out) == before
+    assert not done.exists()
+
+
+def test_a_finished_output_is_left_alone_unless_fresh(tmp_path: Path, picture: Picture) -> None:
+    out = tmp_path / "out"
+    made = options(tmp_path, [Pair("a", picture(), zh=("一只猫",)), Pair("b", picture("blue"), en=("a dog",))])
+    first = collect(made, out, engine=ONE)
+    before = contents(out)
+    write_parquet(tmp_path / "raw.parquet", [Pair("a", picture(), zh=("一只猫",))])
+    heard = Heard()
+    again = collect(made, out, heard, engine=ONE)
+    assert (first.already_finished, again.already_finished) == (False, True)
+    assert (again.pairs, again.captions, contents(out), heard.lines) == (first.pairs, first.captions, before, [])
+    assert collect(made, out, fresh=True, engine=ONE).pairs.kept == 1
+    assert len(open_pairs(out)) == 1
+
+
+def test_a_finished_output_of_other_options_is_said_to_be_so(tmp_path: Path, five: CollectOptions) -> None:
+    collect(five, tmp_path / "out", engine=ONE)
+    heard = Heard()
+    collect(five.model_copy(update={"needs": ("zh",)}), tmp_path / "out", heard, engine=ONE)
+    assert heard.lines == [f"{tmp_path / 'out'} was made with other options than the recipe's; --fresh makes it again"]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("foreign", ["photo.jpg", "manifest.json"])
+def test_a_folder_that_is_no_output_is_never_touched(
+    tmp_path: Path, five: CollectOptions, foreign: str, fresh: bool
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / foreign).write_text("[]")
+    with pytest.raises(DcclipError, match="is no output of collect"):
+        collect(five, tmp_path / "out", fresh=fresh, engine=ONE)
+    assert (tmp_path / "out" / foreign).read_text() == "[]"
+
+
+def test_keeping_nothing_is_an_error_that_says_why(tmp_path: Path, picture: Picture) -> None:
+    pairs = [Pair("a", picture(size=(8, 8)), zh=("猫",)), Pair("b", b"x", en=("dog",)), Pair("c", b"x", en=("fox",))]
+    with pytest.raises(DcclipError, match="none of the 3 pairs was kept: 2 image-format, 1 image-small") as error:
+        collect(options(tmp_path, pairs), tmp_path / "out", engine=ONE)
+    assert not (tmp_path / "out").exists()
+    table = Path(error.value.hint.split()[3].rstrip(","))
+    assert len(dropped(table.parent)) == 3
+
+
+def test_a_missing_source_is_an_error_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(DcclipError, match=r"absent\.tsv does not exist"):
+        collect(CollectOptions(sources=(TableSource(path=tmp_path / "absent.tsv"),)), tmp_path / "out", engine=ONE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pair_remembers_its_source_its_place_there_and_its_licence(tmp_path: Path, picture: Picture) -> None:
+    write_parquet(tmp_path / "raw.parquet", [Pair("a", picture(), zh=("一只猫",), meta={"licence": "MIT"})])
+    (tmp_path / "dog.png").write_bytes(picture("blue"))
+    (tmp_path / "dogs.tsv").write_text("image\ten\ndog.png\ta dog\n")
+    pairs = PairsSource(path=tmp_path / "raw.parquet", name="old", licence="CC0-1.0")
+    table = TableSource(path=tmp_path / "dogs.tsv", licence="CC0-1.0")
+    collect(CollectOptions(sources=(pairs, table)), tmp_path / "out", engine=ONE)
+    cat, dog = open_pairs(tmp_path / "out")
+    assert cat.meta == {"source": "old", "origin": "a", "licence": "MIT"}
+    assert dog.meta == {"source": "dogs.tsv", "origin": "2", "licence": "CC0-1.0", "image": "dog.png"}
+
+
+def test_a_limit_reads_so_many_spread_over_the_sources(tmp_path: Path, picture: Picture) -> None:
+    for name, number in (("a", 2), ("b", 10), ("c", 10)):
+        pairs = [Pair(str(n), picture(f"{name}{n}"), zh=(f"第{n}张图片{name}",)) for n in range(number)]
+        write_parquet(tmp_path / f"{name}.parquet", pairs)
+    sources = tuple(PairsSource(path=tmp_path / f"{name}.parquet") for name in "abc")
+    result = collect(CollectOptions(sources=sources, shard_size=3), tmp_path / "out", engine=ONE, limit=12)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))
+    read = {name: count["read"] for name, count in manifest["sources"].items()}
+    assert (result.pairs.read, read) == (12, {"a.parquet": 2, "b.parquet": 5, "c.parquet": 5})
+
+
+_KILLED = """
+import sys
+from pathlib import Path
+from dcclip_cli.curation.collect import collect
+from dcclip_cli.curation.executors import Engine
+from dcclip_cli.curation.options import CollectOptions
+
+if __name__ == "__main__":
+    options = CollectOptions.model_validate_json(Path("options.json").read_text("utf-8"))
+    collect(options, Path("out").absolute(), engine=Engine(workers=2))
+"""
+
+
+def test_what_is_left_under_a_relative_name_elsewhere_is_no_part_of_a_run(
+    tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place, caption in (("here", "IMG_2034"), ("there", "一只猫")):
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        made = options(tmp_path / place, [Pair("0", picture("one"), zh=(caption,))])
+        if place == "here":
+            with pytest.raises(DcclipError, match="none of the 1 pairs was kept"):
+                collect(made, Path("out"), engine=ONE)
+        else:
+            assert collect(made, Path("out"), engine=ONE).pairs.kept == 1
+
+
+def test_a_killed_run_done_again_leaves_what_an_unbroken_one_does(tmp_path: Path, picture: Picture) -> None:
+    pairs = [Pair(str(n), picture(n % 50, (96, 96)), zh=(f"第{n}张图片",), en=(f"picture {n}",)) for n in range(60)]
+    made = options(tmp_path, pairs, shard_size=5)
+    collect(made, tmp_path / "whole", engine=ONE)
+    (tmp_path / "options.json").write_text(made.model_dump_json(), encoding="utf-8")
+    (tmp_path / "run.py").write_text(_KILLED, encoding="utf-8")
+    partial = WorkFolder(tmp_path / ".out.partial")
+    for sign in (partial.read(3), partial.settled, partial.written(2)):
+        run = subprocess.Popen([sys.executable, "run.py"], cwd=tmp_path)
+        while run.poll() is None and not sign.exists():
+            time.sleep(0.002)
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    subprocess.run([sys.executable, "run.py"], cwd=tmp_path, check=True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert not list(tmp_path.glob(".out*"))
+
+
+captions = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(["猫", "cat"]))
+
+
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), captions, captions), min_size=1, max_size=6))
+def test_every_pair_and_caption_read_is_kept_or_dropped_once(
+    tmp_path_factory: pytest.TempPathFactory, picture: Picture, raw: list[tuple[int, list[str], list[str]]]
+) -> None:
+    images = [picture("red"), picture("blue"), picture("red", (4, 4)), b"no image"]
+    pairs = [Pair(str(n), images[kind], tuple(zh), tuple(en)) for n, (kind, zh, en) in enumerate(raw)]
+    pairs.append(Pair("last", picture("green"), zh=("最后一只猫",)))
+    folder = tmp_path_factory.mktemp("property")
+    made = options(folder, pairs, filters=(LanguageRule(),))
+    result: CollectResult = collect(made, folder / "out", engine=ONE)
+    assert result.pairs.read == len(pairs)
+    for count in (result.pairs, *result.captions.values()):
+        assert count.read == count.kept + sum(count.dropped.values())
+    assert result.captions["zh"].read == sum(1 for pair in pairs for text in pair.zh if text.strip())
+    kept = list(open_pairs(folder / "out"))
+    assert (len(kept), sum(len(pair.zh) for pair in kept)) == (result.pairs.kept, result.captions["zh"].kept)
+    whole = Counter(reason for _, reason, language in dropped(folder / "out") if language is None)
+    assert whole == result.pairs.dropped

@@ -1,0 +1,258 @@
+"""Where downloads may go: addresses, redirects, robots.txt; every one is from a real server on this machine."""
+
+import gzip
+import socket
+import time
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+import pytest
+
+from dcclip_cli.curation.candidate import Candidate, Drop
+from dcclip_cli.curation.fetch import Fetcher
+from dcclip_cli.data.pair import Pair
+from tests.curation.fetch_site import PICTURE, Page, Site, drips, floods, leads_to, options, reason, sends
+
+
+def names(monkeypatch: pytest.MonkeyPatch, *answers: str) -> list[str]:
+    """Every name has these addresses, one at each look-up; gives the list of names looked up."""
+    asked: list[str] = []
+
+    def getaddrinfo(host: str, *_: Any, **__: Any) -> list[Any]:
+        asked.append(host)
+        address = answers[min(len(asked), len(answers)) - 1]
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        return [(family, socket.SOCK_STREAM, 6, "", (address, 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return asked
+
+
+def test_a_picture_comes_as_it_lies_on_the_server(site: Site, fetcher: Fetcher) -> None:
+    assert fetcher.fetch(site.url("/cat.jpg")) == PICTURE
+
+
+def test_a_path_in_chinese_is_asked_for_in_utf_8(site: Site, fetcher: Fetcher) -> None:
+    site.pages["/图 片/猫，狗.jpg"] = sends(PICTURE)
+    assert fetcher.fetch(site.url("/图 片/猫，狗.jpg")) == PICTURE
+
+
+def test_a_chunked_body_is_put_together(site: Site, fetcher: Fetcher) -> None:
+    def page(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
+
+    site.pages["/chunks"] = page
+    assert [fetcher.fetch(site.url("/chunks")) for _ in range(2)] == [b"abcde", b"abcde"]
+
+
+def test_one_connection_serves_several_pictures(site: Site, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up = names(monkeypatch, "127.0.0.1")
+    for _ in range(3):
+        assert fetcher.fetch(site.url("/cat.jpg")) == PICTURE
+        assert reason(fetcher.fetch(site.url("/gone"))) == "url-status-404"
+    assert len(looked_up) == 1
+
+
+# ---- what is no address to fetch from
+
+
+LOCAL = "127.0.0.1 2130706433 0x7f.1 0177.0.0.1 127.1 localhost localhost. 0.0.0.0 [::1] [::]"
+LOCAL += " [::ffff:127.0.0.1] [::ffff:7f00:1] [64:ff9b::7f00:1] [2002:7f00:1::] [::7f00:1]"
+PRIVATE = "10.0.0.1 192.168.1.1 172.16.0.1 169.254.169.254 100.64.0.1 224.0.0.1 255.255.255.255 240.0.0.1"
+PRIVATE += " [fe80::1] [fc00::1] [ff02::1] [fec0::1]"
+
+
+@pytest.mark.parametrize("host", LOCAL.split() + PRIVATE.split())
+def test_a_private_address_is_refused_however_it_is_written(host: str, site: Site) -> None:
+    with Fetcher(options(site, allow_hosts=(), timeout_s=2)) as fetcher:
+        assert reason(fetcher.fetch(f"http://{host}:{site.server.server_port}/cat.jpg")) == "url-private"
+    assert site.asked == []
+
+
+def test_a_name_with_a_private_address_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    names(monkeypatch, "127.0.0.1")
+    with Fetcher(options(site, allow_hosts=(), retries=2)) as fetcher:
+        got = fetcher.fetch(f"http://pictures.example:{site.server.server_port}/cat.jpg")
+    assert got == Drop("url-private", "pictures.example is 127.0.0.1, not an address of the public internet")
+    assert site.asked == []
+
+
+def test_the_address_that_was_checked_is_the_one_connected_to(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up = names(monkeypatch, "93.184.215.14", "127.0.0.1")
+    connected = []
+
+    def connect(self: socket.socket, where: tuple[Any, ...]) -> None:
+        connected.append(where)
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr("dcclip_cli.curation.fetch.clock.TimedSocket.connect", connect, raising=False)
+    with Fetcher(options(site, allow_hosts=())) as fetcher:
+        got = fetcher.fetch("http://rebinding.example/cat.jpg")
+    assert got == Drop("url-unreachable", "rebinding.example:80: Connection refused")
+    assert (looked_up, connected) == (["rebinding.example"], [("93.184.215.14", 80)])
+
+
+def test_a_host_is_allowed_by_its_name_and_port_only(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = site.server.server_port
+    with Fetcher(options(site, allow_hosts=(f"127.0.0.1:{port + 1}", "media.example"))) as fetcher:
+        assert reason(fetcher.fetch(site.url("/cat.jpg"))) == "url-private"
+        names(monkeypatch, "127.0.0.1")
+        assert fetcher.fetch(f"http://Media.example:{port}/cat.jpg") == PICTURE
+        assert reason(fetcher.fetch(f"http://other.example:{port}/cat.jpg")) == "url-private"
+
+
+def test_a_network_is_allowed_for_every_name(site: Site) -> None:
+    with Fetcher(options(site, allow_hosts=(), allow_networks=("127.0.0.0/8",))) as fetcher:
+        assert fetcher.fetch(site.url("/cat.jpg")) == PICTURE
+
+
+def test_a_proxy_of_the_environment_is_not_asked(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, site.url("/"))
+    with Fetcher(options(site, allow_hosts=())) as fetcher:
+        assert reason(fetcher.fetch("http://10.0.0.1/cat.jpg")) == "url-private"
+    assert site.asked == []
+
+
+def test_a_port_where_nobody_listens_is_unreachable(site: Site) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{closed.getsockname()[1]}"
+        with Fetcher(options(site, allow_hosts=(host,))) as fetcher:
+            assert fetcher.fetch(f"http://{host}/") == Drop("url-unreachable", f"{host}: Connection refused")
+
+
+def test_a_name_without_address_is_unreachable(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with Fetcher(options(site)) as fetcher:
+        assert fetcher.fetch("http://no.example/") == Drop("url-unreachable", "no.example has no address")
+
+
+# ---- redirects
+
+
+def test_a_redirect_is_followed(site: Site, fetcher: Fetcher) -> None:
+    site.pages |= {"/old": leads_to("/图/older"), "/图/older": leads_to("../cat.jpg", 308)}
+    assert fetcher.fetch(site.url("/old")) == PICTURE
+    site.pages["/old"] = leads_to("/%E5%9B%BE/older", 307)
+    assert fetcher.fetch(site.url("/old")) == PICTURE
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("http://10.0.0.1/cat.jpg", "url-private"),
+        ("http://127.0.0.1:1/", "url-private"),
+        ("http://localhost/", "url-private"),
+        ("file:///etc/passwd", "url-scheme"),
+        ("//[oops/", "url-malformed"),
+        ("ftp://127.0.0.1/", "url-scheme"),
+        ("http://me@127.0.0.1/", "url-malformed"),
+    ],
+)
+def test_a_redirect_leads_nowhere_that_a_url_may_not(
+    location: str, expected: str, site: Site, fetcher: Fetcher
+) -> None:
+    site.pages["/old"] = leads_to(location)
+    assert reason(fetcher.fetch(site.url("/old"))) == expected
+
+
+def test_redirects_are_counted(site: Site) -> None:
+    site.pages |= {f"/{n}": leads_to(f"/{n + 1}") for n in range(4)} | {
+        "/4": sends(PICTURE),
+        "/loop": leads_to("/loop"),
+    }
+    with Fetcher(options(site, max_redirects=3)) as fetcher:
+        assert fetcher.fetch(site.url("/1")) == PICTURE
+        assert fetcher.fetch(site.url("/0")) == Drop("url-redirects", "more than 3 redirects")
+        assert reason(fetcher.fetch(site.url("/loop"))) == "url-redirects"
+
+
+def test_the_body_of_a_redirect_is_not_read(site: Site, fetcher: Fetcher) -> None:
+    site.pages["/old"] = floods(b"HTTP/1.1 302 Found\r\nLocation: /cat.jpg\r\n\r\n", bytes(65536))
+    assert fetcher.fetch(site.url("/old")) == PICTURE
+
+
+# ---- what the site wants
+
+
+def test_robots_txt_is_kept_to_and_asked_for_once(site: Site) -> None:
+    site.pages["/robots.txt"] = sends(b"User-agent: *\nDisallow: /private/\n")
+    with Fetcher(options(site, robots=True)) as fetcher:
+        assert [fetcher.fetch(site.url("/cat.jpg")) for _ in range(3)] == [PICTURE] * 3
+        assert reason(fetcher.fetch(site.url("/private/cat.jpg"))) == "url-robots"
+    assert site.asked == ["/robots.txt", *["/cat.jpg"] * 3]
+
+
+def test_a_redirect_leads_to_no_page_that_robots_txt_forbids(site: Site) -> None:
+    site.pages |= {"/robots.txt": sends(b"User-agent: dcclip\nDisallow: /cat"), "/old": leads_to("/cat.jpg")}
+    with Fetcher(options(site, robots=True)) as fetcher:
+        assert reason(fetcher.fetch(site.url("/old"))) == "url-robots"
+    assert site.asked == ["/robots.txt", "/old"]
+
+
+@pytest.mark.parametrize(
+    ("page", "expected"),
+    [
+        (sends(b"", 404), ""),
+        (sends(b"", 403), ""),
+        (sends(b""), ""),
+        (leads_to("/robots.txt"), ""),
+        (sends(b"", 503), "url-robots"),
+        (sends(b"", 429), "url-robots"),
+        (drips(b"", b""), "url-timeout"),
+        (floods(b"HTTP/1.1 200 OK\r\n\r\n", b"User-agent: *\nDisallow: /cat\n" * 999), "url-robots"),
+        (sends(gzip.compress(b"\n" * 90000000), Content_Encoding="gzip"), ""),
+    ],
+)
+def test_a_robots_txt_that_cannot_be_read_forbids_unless_there_is_none(page: Page, expected: str, site: Site) -> None:
+    site.pages["/robots.txt"] = page
+    with Fetcher(options(site, robots=True, timeout_s=1, retries=0)) as fetcher:
+        got = fetcher.fetch(site.url("/cat.jpg"))
+    assert got == PICTURE if not expected else reason(got) == expected
+
+
+@pytest.mark.parametrize(
+    ("tag", "wanted"),
+    [
+        ("noai", False),
+        ("index, NoImageAI", False),
+        ("dcclip: noindex", False),
+        ("otherbot: noai", True),
+        ("all", True),
+        ("unavailable_after: 25 Jun 2030 15:00:00 PST, none", False),
+        ("max-snippet: 0", True),
+    ],
+)
+def test_a_picture_whose_site_opts_out_is_left(tag: str, wanted: bool, site: Site, fetcher: Fetcher) -> None:
+    site.pages["/art.jpg"] = sends(PICTURE, X_Robots_Tag=tag)
+    got = fetcher.fetch(site.url("/art.jpg"))
+    assert got == PICTURE if wanted else reason(got) == "url-opt-out"
+
+
+# ---- many
+
+
+def test_pictures_come_in_order_with_their_faults(site: Site, fetcher: Fetcher) -> None:
+    def late(handler: BaseHTTPRequestHandler) -> None:
+        time.sleep(0.3)
+        sends(b"late")(handler)
+
+    site.pages["/late"] = late
+    there = Candidate(Pair("there", b"bytes", zh=("猫",), en=("a cat",)))
+    faulty = Candidate(Pair("faulty", b""), Drop("row-malformed"), site.url("/cat.jpg"))
+    urls = [site.url("/late"), site.url("/gone"), "ftp://x/", site.url("/cat.jpg")]
+    candidates = [*(Candidate(Pair(str(n), b"", zh=("猫",)), url=url) for n, url in enumerate(urls)), there, faulty]
+    got = list(fetcher.fetch_all(iter(candidates)))
+    assert [(one.pair.image, one.fault and one.fault.reason) for one in got[:4]] == [
+        (b"late", None),
+        (b"", "url-status-404"),
+        (b"", "url-scheme"),
+        (PICTURE, None),
+    ]
+    assert got[4:] == [there, faulty]
+    assert [one.url for one in got] == [None, *urls[1:3], None, None, site.url("/cat.jpg")]
+    assert [one.pair.zh for one in got[:4]] == [("猫",)] * 4

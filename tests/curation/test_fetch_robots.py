@@ -1,0 +1,120 @@
+"""Rules of robots.txt; most cases are RFC 9309's own."""
+
+import pytest
+
+from dcclip_cli.curation.fetch.fault import Fault
+from dcclip_cli.curation.fetch.robots import ROBOTS_BYTES, Robots, allowed, read_rules
+from dcclip_cli.curation.fetch.url import Target, read_url
+
+
+def may(text: str, page: str, agent: str = "dcclip") -> bool:
+    return allowed(read_rules(text, agent), page)
+
+
+def test_the_longest_rule_decides_whatever_the_order() -> None:
+    text = "User-agent: *\nDisallow: /\nAllow: /pictures/\nDisallow: /pictures/private/"
+    pages = ("/", "/pictures/cat.jpg", "/pictures/private/cat.jpg")
+    assert [may(text, page) for page in pages] == [False, True, False]
+
+
+def test_of_two_rules_as_long_as_each_other_the_kind_one_decides() -> None:
+    assert may("User-agent: *\nDisallow: /a\nAllow: /a", "/a")
+
+
+def test_a_star_is_anything_and_a_dollar_the_end() -> None:
+    text = "User-agent: *\nDisallow: /*.gif$\nDisallow: /a*b*c\nDisallow: /exactly$"
+    assert not may(text, "/x/cat.gif")
+    assert may(text, "/x/cat.gif?size=2")
+    assert [may(text, page) for page in ("/abc", "/a-b-c-d", "/acb")] == [False, False, True]
+    assert [may(text, page) for page in ("/exactly", "/exactly/not")] == [False, True]
+    assert may("User-agent: *\nDisallow: /ab*b$", "/ab")
+
+
+def test_a_group_for_us_stands_in_place_of_the_one_for_all() -> None:
+    text = "User-agent: *\nDisallow: /\n\nUser-agent: DCCLIP/2.0\nDisallow: /no\n\nUser-agent: dcclip\nDisallow: /nor"
+    assert [may(text, page) for page in ("/yes", "/no", "/nor")] == [True, False, False]
+    assert not may(text, "/yes", agent="other")
+
+
+def test_a_group_may_have_several_agents_and_empty_lines() -> None:
+    text = (
+        "User-agent: a\r\n\r\nUser-agent: dcclip # us\r\nCrawl-delay: 3\r\n\r\nDisallow: /no\r\nUser-agent: b\nAllow: /"
+    )
+    assert not may(text, "/no")
+    assert may(text, "/no", agent="b")
+
+
+def test_an_empty_disallow_and_an_empty_file_forbid_nothing() -> None:
+    assert may("User-agent: *\nDisallow:", "/")
+    assert may("", "/")
+    assert may("<html>猫 <p>: Disallow: /</html>", "/")
+    assert may("Disallow: /", "/")  # of no agent
+
+
+def test_a_group_for_us_without_rules_forbids_nothing() -> None:
+    assert may("User-agent: *\nDisallow: /\n\nUser-agent: dcclip\nDisallow:", "/")
+
+
+def test_a_path_is_the_same_in_chinese_and_percent_encoded() -> None:
+    page = read_url("http://例子.测试/图/猫.jpg").page
+    assert page == "/%E5%9B%BE/%E7%8C%AB.jpg"
+    assert not may("User-agent: *\nDisallow: /图/", page)
+    assert not may("User-agent: *\nDisallow: /%e5%9b%be/", page)
+
+
+def test_many_stars_cost_no_more_than_a_walk_along_the_page() -> None:
+    assert may("User-agent: *\nDisallow: /" + "a*" * 5_000 + "b", "/" + "a" * 8_000)
+
+
+def test_a_site_is_asked_once_and_a_site_is_scheme_host_and_port() -> None:
+    asked: list[str] = []
+
+    def ask(target: Target) -> bytes:
+        asked.append(target.url)
+        return b"User-agent: dcclip\nDisallow: /no"
+
+    robots = Robots("dcclip/9 (+http://x.example)", ask)
+    for url in ("http://a.example/1", "http://a.example:80/2", "https://a.example/1", "http://a.example:81/1"):
+        robots.check(read_url(url))
+    assert asked == [
+        f"{site}/robots.txt" for site in ("http://a.example:80", "https://a.example:443", "http://a.example:81")
+    ]
+    with pytest.raises(Fault, match="url-robots"):
+        robots.check(read_url("http://a.example/no/cat.jpg"))
+
+
+def test_a_fault_is_remembered_and_is_the_pictures_fault() -> None:
+    asked: list[str] = []
+
+    def ask(target: Target) -> bytes:
+        asked.append(target.host)
+        raise Fault("url-tls", "b.example: self-signed certificate", again=True)
+
+    robots = Robots("dcclip", ask)
+    for _ in range(2):
+        with pytest.raises(Fault) as fault:
+            robots.check(read_url("https://b.example/cat.jpg"))
+        assert fault.value.drop.detail == "https://b.example:443/robots.txt: b.example: self-signed certificate"
+        assert (fault.value.drop.reason, fault.value.again) == ("url-tls", False)
+    assert asked == ["b.example"]
+
+
+def test_only_so_many_rules_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dcclip_cli.curation.fetch.robots._KEPT_BYTES", 5_000)
+    asked: list[str] = []
+
+    def ask(target: Target) -> bytes:
+        asked.append(target.host)
+        return b""
+
+    robots = Robots("dcclip", ask)
+    for n in [*range(7), 6, 5, 0]:  # 1,000 each, so that five of them are known
+        robots.check(read_url(f"http://{n}.example/"))
+    assert asked == [f"{n}.example" for n in [*range(7), 0]]
+
+
+def test_a_line_that_is_cut_off_does_not_count() -> None:
+    line = b"Disallow: /" + b"a" * 100 + b"\n"
+    text = (b"User-agent: *\n" + line * (ROBOTS_BYTES // len(line) + 1))[: ROBOTS_BYTES - 11] + b"\nDisallow: /"
+    robots = Robots("dcclip", lambda target: text[:ROBOTS_BYTES])
+    robots.check(read_url("http://a.example/cat.jpg"))

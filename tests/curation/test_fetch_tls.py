@@ -1,0 +1,131 @@
+"""Certificates are made here with the openssl program: one for a server, signed by nobody that is trusted."""
+
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dcclip_cli.curation.candidate import Drop
+from dcclip_cli.curation.fetch import Fetcher, FetchOptions
+from dcclip_cli.errors import DcclipError
+
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        if self.path == "/slow":
+            for _ in range(200):
+                self.wfile.write(b"y")
+                time.sleep(0.05)
+        self.wfile.write(b"picture")
+        self.close_connection = True
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate and its key in one PEM file, for the name localhost, signed by itself."""
+    folder = tmp_path_factory.mktemp("tls")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    command += " -addext subjectAltName=DNS:localhost -keyout key.pem -out certificate.pem"
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    both = folder / "both.pem"
+    both.write_text((folder / "key.pem").read_text() + (folder / "certificate.pem").read_text())
+    return folder / "certificate.pem"
+
+
+@pytest.fixture(scope="module")
+def port(certificate: Path) -> Iterator[int]:
+    """Where a server with that certificate listens."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients hang up here by design
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate.with_name("both.pem"))
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+def fetch(url: str, **options: Any) -> bytes | Drop:
+    with Fetcher(FetchOptions(allow_hosts=("localhost", "127.0.0.1"), robots=False, **options)) as fetcher:
+        return fetcher.fetch(url)
+
+
+@needs_openssl
+def test_a_certificate_that_nobody_trusts_is_refused(port: int) -> None:
+    assert fetch(f"https://localhost:{port}/") == Drop("url-tls", "localhost: self-signed certificate")
+
+
+@needs_openssl
+def test_a_certificate_of_an_authority_that_the_recipe_trusts_is_taken(port: int, certificate: Path) -> None:
+    assert fetch(f"https://localhost:{port}/", authorities=certificate) == b"picture"
+
+
+@needs_openssl
+def test_a_certificate_of_another_name_is_refused(port: int, certificate: Path) -> None:
+    got = fetch(f"https://127.0.0.1:{port}/", authorities=certificate)
+    assert isinstance(got, Drop)
+    assert (got.reason, "IP address mismatch" in got.detail) == ("url-tls", True)
+
+
+@needs_openssl
+def test_no_variable_of_the_environment_turns_checking_off(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PYTHONHTTPSVERIFY", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.setenv(name, "0" if name.startswith("PYTHON") else "")
+    got = fetch(f"https://localhost:{port}/")
+    assert isinstance(got, Drop)
+    assert got.reason == "url-tls"
+
+
+@needs_openssl
+def test_a_server_that_drips_has_no_more_time_under_tls(port: int, certificate: Path) -> None:
+    start = time.monotonic()
+    got = fetch(f"https://localhost:{port}/slow", authorities=certificate, timeout_s=0.5)
+    assert got == Drop("url-timeout", "localhost did not send it all in time")
+    assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize(
+    ("says", "expected"),
+    [
+        (lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "url-tls"),
+        (lambda connection: time.sleep(1.5), "url-timeout"),
+    ],
+    ids=["plain HTTP", "nothing"],
+)
+def test_a_server_without_tls_is_no_server_with_it(says: Callable[[Any], None], expected: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                says(connection)
+
+        threading.Thread(target=serve, daemon=True).start()
+        got = fetch(f"https://127.0.0.1:{server.getsockname()[1]}/", timeout_s=1, retries=0)
+    assert isinstance(got, Drop)
+    assert got.reason == expected
+
+
+def test_a_file_of_authorities_that_is_none_is_the_users_mistake(tmp_path: Path) -> None:
+    (tmp_path / "other.pem").write_text("证书 no certificate\n", "utf-8")
+    for name in ("missing.pem", "other.pem"):
+        with pytest.raises(DcclipError, match=rf"^fetch.authorities: .*{name}: "):
+            Fetcher(FetchOptions(authorities=tmp_path / name))

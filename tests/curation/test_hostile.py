@@ -1,0 +1,153 @@
+"""What nobody should feed to a collector, all in one run: each thing is dropped with its reason, and nothing falls."""
+
+import io
+import json
+import tarfile
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from dcclip_cli.curation.collect import collect
+from dcclip_cli.curation.options import CollectOptions
+from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.table import open_pairs, write_parquet
+
+Picture = Callable[..., bytes]
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
+
+
+def bomb(side: int) -> bytes:
+    """A PNG of a few kilobytes that would be `side` squared bits large."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return len(content).to_bytes(4) + name + content + zlib.crc32(name + content).to_bytes(4)
+
+    header = side.to_bytes(4) * 2 + bytes((1, 0, 0, 0, 0))
+    rows = zlib.compress(bytes(1_000_000), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def host() -> Iterator[str]:
+    """/redirect leads to a private address, /endless never ends, /loop leads to itself."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            target = {"/redirect": "http://169.254.169.254/latest/meta-data/", "/loop": "/loop"}.get(self.path)
+            self.send_response(302 if target else 404 if self.path == "/robots.txt" else 200)
+            if target:
+                self.send_header("Location", target)
+            self.end_headers()
+            try:
+                while self.path == "/endless":
+                    self.wfile.write(bytes(1 << 16))
+            except OSError:
+                pass  # the client has had enough
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_hostile_set_is_dropped_thing_by_thing(tmp_path: Path, picture: Picture, host: str) -> None:
+    expected: dict[str, str] = {}
+    good = picture("good")
+
+    # A folder: broken pictures, and captions that are none.
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "secret.png").write_bytes(picture("secret"))
+    pictures = {
+        "bomb.png": (bomb(60_000), "image-bomb"),
+        "small-bomb.png": (bomb(14_000), "image-bomb"),
+        "truncated.png": (good[: len(good) // 2], "image-unreadable"),
+        "truncated.jpg": (picture("good", (160, 160), "JPEG")[:900], "image-unreadable"),
+        "header-only.png": (good[:33], "image-unreadable"),
+        "svg.svg": (SVG, "image-format"),
+        "svg-called.jpg": (SVG, "image-format"),
+        "page.jpg": (b"<!DOCTYPE html><title>404</title>", "image-format"),
+        "empty.jpg": (b"", "image-bytes"),
+    }
+    for name, (content, reason) in pictures.items():
+        (folder / name).write_bytes(content)
+        (folder / name).with_suffix(".txt").write_text("一只猫", "utf-8")
+        expected[f"folder:{name}"] = reason
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "link.txt").write_text("一只猫", "utf-8")
+    expected["folder:link.png"] = "image-outside"
+    captions = {
+        "huge": (b"cat " * 12_500_000, "captions-bytes"),  # 50 MB
+        "nul": ("一只\0猫".encode(), "caption-control"),
+        "deep-json": (b"", "captions-unreadable"),
+    }
+    for number, (name, (text, reason)) in enumerate(captions.items()):
+        (folder / f"{name}.png").write_bytes(picture(f"caption {number}"))
+        (folder / f"{name}.txt").write_bytes(text)
+        expected[f"folder:{name}.png"] = reason
+    (folder / "deep-json.json").write_bytes(b"[" * 200_000)
+    # PNG bytes under the name of a JPEG are no fault: the bytes tell, not the name.
+    (folder / "wrong-name.jpg").write_bytes(picture("wrong name"))
+    (folder / "wrong-name.txt").write_text("一幅抽象画", "utf-8")
+
+    # A tar: paths and links that lead out of it, and an end that is missing.
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars/evil.tar", "w") as archive:
+        for name in ("../../escape", "/etc/escape"):
+            for suffix, content in (("png", good), ("json", b'{"en": ["a cat"]}')):
+                member = tarfile.TarInfo(f"{name}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+            expected[f"tars:evil.tar:{name}"] = "image-outside"
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+        expected["tars:evil.tar:link"] = "image-outside"
+    (tmp_path / "tars/noise.tar").write_bytes(bytes(range(256)) * 100)
+
+    # A table: addresses that must not be asked.
+    addresses = {
+        "http://10.0.0.1/cat.jpg": "url-private",
+        "http://[::ffff:127.0.0.1]/cat.jpg": "url-private",
+        "http://2130706433/cat.jpg": "url-private",  # 127.0.0.1 as one number
+        "file:///etc/passwd": "url-scheme",
+        f"http://{host}/redirect": "url-private",
+        f"http://{host}/endless": "url-bytes",
+        f"http://{host}/loop": "url-redirects",
+    }
+    rows = [json.dumps({"url": url, "en": "a cat"}) for url in addresses]
+    (tmp_path / "urls.jsonl").write_text("\n".join(rows), "utf-8")
+    expected |= {f"urls:{number}": reason for number, reason in enumerate(addresses.values(), start=1)}
+
+    # Pairs: text that would break whoever shows it.
+    write_parquet(tmp_path / "pairs.parquet", [Pair("nul", picture("pair 1"), en=("a\0cat",))])
+    expected["pairs:nul"] = "caption-control"
+
+    sources = [
+        {"kind": "folder", "path": str(folder), "name": "folder"},
+        {"kind": "tars", "path": str(tmp_path / "tars"), "name": "tars"},
+        {"kind": "table", "path": str(tmp_path / "urls.jsonl"), "name": "urls"},
+        {"kind": "pairs", "path": str(tmp_path / "pairs.parquet"), "name": "pairs"},
+    ]
+    fetch = {"allow_hosts": [host], "max_bytes": 1_000_000, "retries": 0}
+    options = CollectOptions.model_validate({"sources": sources, "fetch": fetch})
+    result = collect(options, tmp_path / "run")
+
+    found: dict[str, set[str]] = {}
+    for row in pq.read_table(tmp_path / "run/dropped.parquet").to_pylist():
+        found.setdefault(row["origin"], set()).add(row["reason"])
+    assert {origin: reason for origin, reason in expected.items() if reason not in found.get(origin, ())} == {}
+    assert [reasons for origin, reasons in found.items() if "noise.tar" in origin] == [{"tar-unreadable"}]
+    assert [pair.meta["origin"] for pair in open_pairs(tmp_path / "run")] == ["wrong-name.jpg"]
+    assert result.pairs.kept == 1
+    assert not list(tmp_path.rglob("escape*"))

@@ -1,0 +1,198 @@
+"""The report as a person's browser gets it: complete, harmless, the same for the same collection."""
+
+import io
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from dcclip_cli.curation.candidate import Drop
+from dcclip_cli.curation.report.examples import Examples
+from dcclip_cli.curation.report.html import steps, write_report
+from dcclip_cli.curation.report.reasons import STEPS, meaning_of
+from dcclip_cli.curation.report.stats import DroppedCaption, Statistics
+from dcclip_cli.data.pair import Pair
+from dcclip_cli.pages import percent, visible
+
+HOSTILE = "</bdi></style><script>alert('1')</script><img src=x onerror=alert(2)>\x00\u202egnp.exe\"'&amp;{{ 7*7 }}"
+VOID = {"meta", "img", "br", "line", "rect"}
+MANIFEST = {
+    "options": {"filters": [{"kind": "image", "min_side": 32}], "名字": "值"},
+    "shards": [{"name": "000000.tar", "pairs": 1, "sha256": "ab" * 32}],
+    "versions": {"dcclip": "1.2.3", "duckdb": None},
+}
+
+
+class Page(HTMLParser):
+    """What a browser would make of it: elements, attributes, text, and whether every element is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def values(self, name: str) -> list[str | None]:
+        return [value for attribute, value in self.attributes if attribute == name]
+
+
+def report(tmp_path: Path, *verdicts: tuple[Pair, Drop | None, tuple[DroppedCaption, ...]], **manifest: Any) -> str:
+    statistics, examples = Statistics(), Examples()
+    for pair, drop, captions in verdicts:
+        statistics.add(pair, drop, (40, 20) if pair.image else None, captions)
+        examples.add(pair, drop, None, captions)
+    write_report(tmp_path / "report.html", statistics.as_dict(), examples.all(), MANIFEST | manifest)
+    return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def pair(number: int = 0, zh: str = "一只猫，在睡觉。", en: str = "a cat sleeps", source: str = "照片") -> Pair:
+    stream = io.BytesIO()
+    Image.new("RGB", (40, 20), "red").save(stream, "PNG")
+    return Pair(f"{number:011d}", stream.getvalue(), (zh,), (en,), {"source": source, "origin": f"{number}.png"})
+
+
+def test_it_says_in_chinese_and_english_what_was_kept_and_what_went(tmp_path: Path) -> None:
+    gone: tuple[DroppedCaption, ...] = (("zh", "点击查看大图", Drop("caption-boilerplate", "holds '点击查看'")),)
+    text = report(
+        tmp_path,
+        (pair(1), None, ()),
+        (pair(2), None, gone),
+        (pair(3, "狗", "a dog"), Drop("image-small", "40 x 20 pixels"), ()),
+    )
+    page = Page(text)
+    said = " ".join(" ".join(page.text).split())
+    assert "2 of 3 pairs kept" in said
+    for shown in ("一只猫，在睡觉。", "点击查看大图", "holds '点击查看'", "40 x 20 pixels", "a dog"):
+        assert shown in said
+    assert "image-small 1 pair (33.3 %), 1 Chinese caption (25.0 %), 1 English caption (33.3 %); 1 shown" in said
+    assert "caption-boilerplate 1 Chinese caption (25.0 %); 1 shown" in said
+    assert "filters: {kind: image, min_side}" in said
+    assert "≥ 32" in said
+    assert page.open == []
+
+
+def test_every_reason_links_to_its_sheet(tmp_path: Path) -> None:
+    text = report(tmp_path, *((pair(n), Drop(reason), ()) for n, reason in enumerate(("image-blank", "url-tls", "新"))))
+    page = Page(text)
+    links = [value for value in page.values("href") if value and value not in ("#where", "#spread", "#kept")]
+    assert sorted(set(links)) == ["#image-blank", "#url-tls", "#新"]
+    assert {link[1:] for link in links} <= set(page.values("id"))
+
+
+def test_nothing_from_outside_can_act_in_the_page(tmp_path: Path) -> None:
+    evil = Pair(HOSTILE, b"", (HOSTILE,), (HOSTILE,), {"source": HOSTILE, "origin": HOSTILE})
+    gone: tuple[DroppedCaption, ...] = (("zh", HOSTILE, Drop("caption-html", HOSTILE)),)
+    manifest = {"options": {"sources": [HOSTILE]}, "versions": {HOSTILE: HOSTILE}}
+    shards = [{"name": HOSTILE, "pairs": 1, "sha256": "0"}]
+    verdicts = ((evil, None, ()), (pair(1, source="b"), Drop(HOSTILE, HOSTILE), gone))
+    page = Page(report(tmp_path, *verdicts, **manifest, shards=shards))
+    assert page.open == []
+    assert "script" not in page.elements
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert all(source and source.startswith("data:image/jpeg;base64,") for source in page.values("src"))
+    assert "<script>alert('1')</script>" in "".join(page.text)  # shown, as text
+    assert "49" not in "".join(page.text).split()
+
+
+def test_it_asks_the_network_for_nothing(tmp_path: Path) -> None:
+    text = report(tmp_path, (pair(), None, ()))
+    page = Page(text)
+    assert not {"script", "link", "iframe", "object"} & set(page.elements)
+    assert "http:" not in text and "https:" not in text and "@import" not in text and "url(" not in text
+    assert "default-src 'none'" in text
+
+
+def test_unseen_characters_are_spelled_out() -> None:
+    assert visible("a\x00b\u202ec\u200b，猫\n") == "a⟨U+0000⟩b⟨U+202E⟩c⟨U+200B⟩，猫\n"
+    assert visible("👨\u200d👩") == "👨\u200d👩"
+
+
+def test_the_same_collection_gives_the_same_bytes(tmp_path: Path) -> None:
+    verdicts = [(pair(number), Drop("image-blank") if number % 2 else None, ()) for number in range(30)]
+    assert report(tmp_path, *verdicts) == report(tmp_path, *reversed(verdicts))
+
+
+def test_a_collection_of_nothing_has_a_report_too(tmp_path: Path) -> None:
+    page = Page(report(tmp_path, shards=[]))
+    assert "0 of 0 pairs kept" in "".join(page.text)
+
+
+def test_what_is_left_after_each_step_adds_up() -> None:
+    statistics = Statistics()
+    for number, reason in enumerate(("url-tls", "image-small", "image-small", "no-caption", "cap-source", "strange")):
+        statistics.add(pair(number), Drop(reason))
+    statistics.add(pair(9), None)
+    table = steps(statistics.as_dict())
+    assert [(step.name, step.pairs, step.left) for step in table] == [
+        ("Download", 1, 6),
+        ("Picture", 2, 4),
+        ("Empty pairs", 1, 3),
+        ("Balance", 1, 2),
+        ("Other", 1, 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "said"),
+    [
+        (0, 0, "0 %"),
+        (0, 9, "0 %"),
+        (9, 9, "100 %"),
+        (1, 3, "33.3 %"),
+        (1, 150, "0.67 %"),
+        (1, 100_000, "< 0.01 %"),
+        (99_999, 100_000, "99.99 %"),
+    ],
+)
+def test_shares_never_round_to_nothing_or_all(part: int, whole: int, said: str) -> None:
+    assert percent(part, whole) == said
+
+
+@pytest.mark.parametrize(
+    ("reason", "step"),
+    [
+        ("row-malformed", "Reading"),
+        ("image-missing", "Reading"),
+        ("url-status-404", "Download"),
+        ("image-small", "Picture"),
+        ("image-never-heard-of", "Picture"),
+        ("caption-html", "Captions"),
+        ("no-caption", "Empty pairs"),
+        ("agreement-low", "Scores"),
+        ("classifier-nsfw", "Scores"),
+        ("caption-near-duplicate", "Duplicates"),
+        ("image-merged", "Duplicates"),
+        ("evaluation-image", "Decontamination"),
+        ("cap-language", "Balance"),
+        ("something", "Other"),
+    ],
+)
+def test_every_reason_belongs_to_a_step(reason: str, step: str) -> None:
+    assert meaning_of(reason).step == step
+    assert step in STEPS
+
+
+def test_a_reason_made_of_a_number_or_a_label_is_explained() -> None:
+    assert meaning_of("url-status-404").says == "The server answered with status 404."
+    assert "doesn't fit" in meaning_of("agreement-light-low").says
+    assert meaning_of("classifier-nsfw").says == "The classifier says: nsfw."

@@ -1,0 +1,67 @@
+"""How captions are compared, and what they are about."""
+
+from __future__ import annotations
+
+import pytest
+
+from dcclip_cli.curation.settle.balance import head_word
+from dcclip_cli.curation.settle.wording import bands_of, letters_of, likeness, replaces_a_word, text_hash
+from dcclip_cli.data.pair import Language
+
+
+def test_letters_leave_out_case_width_and_punctuation() -> None:
+    assert letters_of("A Cat, 12!") == "acat12"
+    assert letters_of("一只猫，ＡＢＣ。") == "一只猫abc"
+
+
+def test_captions_of_the_same_letters_have_one_hash_and_others_have_not() -> None:
+    assert text_hash("A cat.") == text_hash("a cat") != text_hash("a cap")
+    assert text_hash("一只猫。") == text_hash("一只猫") != text_hash("两只猫")
+    assert text_hash("🐱") != text_hash("🐶")
+
+
+def test_likeness_is_the_share_of_common_runs_of_three_letters() -> None:
+    assert likeness("abcd", "abce") == pytest.approx(1 / 3)  # abc of abc, bcd, bce
+    assert likeness("一只黑猫", "一只黑狗") == pytest.approx(1 / 3)
+    assert likeness("猫", "猫。") == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "replaced"),
+    [
+        ("a man on a horse", "a woman on a horse", True),
+        ("男人骑马", "女人骑马", True),
+        ("a man on a horse", "a man on a horse, stock photo", False),
+        ("草地上的狗", "狗在草地上的照片", False),
+        ("一只黄色的狗", "一只黄色的狗。", False),
+        ("a dog and a cat", "a cat and a dog", False),
+        ("one o'clock", "two o'clock", True),
+    ],
+)
+def test_a_word_in_the_place_of_another_says_something_else(one: str, other: str, replaced: bool) -> None:
+    assert replaces_a_word(one, other) is replaced
+
+
+def test_like_captions_share_a_band_and_unlike_ones_do_not() -> None:
+    dog = "a brown dog runs on the green grass in the park"
+    assert set(bands_of(dog)) & set(bands_of(dog + " today"))
+    assert not set(bands_of(dog)) & set(bands_of("two cats sleep on a sofa"))
+    assert bands_of("一只猫") == bands_of("一只猫！")
+    assert len(bands_of("猫")) == 8
+
+
+@pytest.mark.parametrize(
+    ("caption", "language", "head"),
+    [
+        ("a brown dog running on the grass", "en", "dog"),
+        ("A photo of two cats in a box", "en", "cats"),
+        ("flag: Norway", "en", "flag"),
+        ("The old man's boat is red", "en", "boat"),
+        ("…", "en", ""),
+        ("一只黄色的狗在草地上奔跑", "zh", "狗"),
+        ("两个穿红衣服的女人", "zh", "女人"),
+        ("旗：挪威", "zh", "旗"),
+    ],
+)
+def test_the_head_word_is_what_the_caption_is_about(caption: str, language: Language, head: str) -> None:
+    assert head_word(caption, language) == head

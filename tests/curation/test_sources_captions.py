@@ -1,0 +1,213 @@
+"""Caption files joined with an image folder, in the forms of COCO, COCO-CN, Flickr30k-CN, Karpathy and BLIP."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from dcclip_cli.curation.candidate import Candidate
+from dcclip_cli.curation.sources.base import SourceOptions
+from dcclip_cli.curation.sources.captions import CaptionsSource
+from dcclip_cli.data.files.caption_files import identity
+
+
+def read(source: SourceOptions, size: int = 1000) -> list[Candidate]:
+    parts = [json.loads(json.dumps(dict(part.part))) for part in source.slices(size)]
+    return [candidate for part in parts for candidate in source.read(part)]
+
+
+def faults(source: SourceOptions) -> dict[str, str | None]:
+    return {one.pair.key: one.fault.reason if one.fault else None for one in read(source)}
+
+
+def images(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / "images" / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / "images" / name).write_bytes(name.encode())
+    return folder / "images"
+
+
+def text(file: Path, content: str | bytes) -> Path:
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return file
+
+
+COCO_CN = """COCO_val2014_000000000042#0\t一只猫，在鞋柜上睡觉
+COCO_train2014_000000000009#0\t一盘有西兰花的便当
+COCO_train2014_000000000009#1\t彩色的饭盒
+"""
+COCO = {
+    "info": {"description": "COCO 2014 Dataset", "year": 2014},
+    "images": [
+        {"license": 5, "file_name": "COCO_train2014_000000000009.jpg", "coco_url": "http://c/9.jpg", "id": 9},
+        {"license": 3, "file_name": "COCO_train2014_000000000025.jpg", "coco_url": "http://c/25.jpg", "id": 25},
+    ],
+    "licenses": [{"id": 3, "name": "Attribution-NonCommercial-NoDerivs License"}],
+    "annotations": [
+        {"image_id": 25, "id": 1, "caption": "A giraffe eating food."},
+        {"image_id": 9, "id": 2, "caption": "A lunch with broccoli"},
+        {"image_id": 25, "id": 3, "caption": "A giraffe."},
+        {"image_id": 404, "id": 4, "caption": "No such image."},
+    ],
+}
+
+
+def test_coco_cn_and_coco_become_pairs_with_both_languages(tmp_path: Path) -> None:
+    source = CaptionsSource(
+        images=images(
+            tmp_path,
+            "val2014/COCO_val2014_000000000042.jpg",
+            "train2014/COCO_train2014_000000000009.jpg",
+            "train2014/COCO_train2014_000000000025.jpg",
+        ),
+        zh=text(tmp_path / "imageid.human-written-caption.txt", COCO_CN),
+        en=text(tmp_path / "captions_train2014.json", json.dumps(COCO)),
+    )
+    assert [part.about for part in source.slices(2)] == [2, 1]
+    for size in (1, 2, 10):
+        cat, lunch, giraffe = read(source, size)
+        assert (cat.pair.key, cat.pair.image) == ("COCO_val2014_000000000042", b"val2014/COCO_val2014_000000000042.jpg")
+        assert (cat.pair.zh, cat.pair.en) == (("一只猫，在鞋柜上睡觉",), ())
+        assert lunch.pair.zh == ("一盘有西兰花的便当", "彩色的饭盒")
+        assert lunch.pair.en == ("A lunch with broccoli",)
+        assert giraffe.pair.en == ("A giraffe eating food.", "A giraffe.")
+        assert giraffe.pair.meta["license"] == 3
+
+
+def test_cocos_names_of_2014_and_2017_mean_the_same_image(tmp_path: Path) -> None:
+    assert identity("COCO_val2014_000000000042.jpg") == identity("000000000042") == "000000000042"
+    assert identity("val2014/COCO_val2014_000000000042.jpg") == "val2014/000000000042"
+    assert identity("10.5_cat.JPG") == "10.5_cat"
+    content = {
+        "annotations": [{"image_id": 42, "caption": "a cat"}],
+        "images": [{"id": 42, "file_name": "000000000042.jpg"}],
+    }
+    source = CaptionsSource(
+        images=images(tmp_path, "train2017/000000000042.jpg"),
+        zh=text(tmp_path / "zh.txt", "COCO_val2014_000000000042#zhm#0 猫\n"),
+        en=text(tmp_path / "captions_train2017.json", json.dumps(content)),  # with its images behind the captions
+    )
+    (cat,) = read(source)
+    assert (cat.pair.image, cat.pair.zh, cat.pair.en) == (b"train2017/000000000042.jpg", ("猫",), ("a cat",))
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "1000092795#zhb#0 两个 年轻人，在 看\n1000092795#zhb#1 小伙子\n",  # Flickr30k-CN
+        "1000092795.jpg#0\t两个 年轻人，在 看\n1000092795.jpg#1\t小伙子\n",  # as Flickr30k's .token file
+        "1000092795\t两个 年轻人，在 看\r\n1000092795\t小伙子\r\n",  # Flickr30k-CNA
+    ],
+)
+def test_flickr30k_in_all_its_forms(tmp_path: Path, lines: str) -> None:
+    source = CaptionsSource(images=images(tmp_path, "1000092795.jpg"), zh=text(tmp_path / "zh.txt", lines))
+    (found,) = read(source)
+    assert found.fault is None
+    assert found.pair.zh == ("两个 年轻人，在 看", "小伙子")
+
+
+def test_karpathys_and_blips_files_are_read(tmp_path: Path) -> None:
+    karpathy = {
+        "images": [
+            {
+                "filepath": "val2014",
+                "filename": "a.jpg",
+                "split": "test",
+                "sentids": [1],
+                "sentences": [{"tokens": ["a", "cat"], "raw": "A cat."}, {"raw": "Cat"}],
+            }
+        ],
+        "dataset": "coco",
+    }
+    blip = [{"image": "val2014/a.jpg", "caption": ["a cat, asleep"]}, {"image": "b.jpg", "caption": "一只狗"}]
+    source = CaptionsSource(
+        images=images(tmp_path, "val2014/a.jpg", "b.jpg"),
+        caption=(
+            text(tmp_path / "dataset_coco.json", json.dumps(karpathy)),
+            text(tmp_path / "coco_karpathy_train.json", json.dumps(blip)),
+        ),
+    )
+    a, b = read(source)
+    assert (a.pair.en, a.pair.image) == (("A cat.", "Cat", "a cat, asleep"), b"val2014/a.jpg")
+    assert a.pair.meta["split"] == "test"
+    assert (b.pair.zh, b.pair.image) == (("一只狗",), b"b.jpg")
+
+
+def test_only_the_images_of_a_split_are_read(tmp_path: Path) -> None:
+    source = CaptionsSource(
+        images=images(tmp_path, "COCO_train2014_000000000009.jpg", "COCO_val2014_000000000042.jpg"),
+        zh=text(tmp_path / "zh.txt", COCO_CN),
+        only=text(tmp_path / "coco-cn_train.txt", "COCO_train2014_000000000009\n"),
+    )
+    assert faults(source) == {"COCO_train2014_000000000009": None}
+
+
+def test_without_a_folder_images_are_fetched_from_cocos_urls(tmp_path: Path) -> None:
+    source = CaptionsSource(en=text(tmp_path / "a.json", json.dumps(COCO)), zh=text(tmp_path / "zh.txt", "x#0 猫"))
+    assert [(one.url, one.fault and one.fault.reason) for one in read(source)] == [
+        (None, "image-missing"),
+        ("http://c/9.jpg", None),
+        ("http://c/25.jpg", None),
+    ]
+
+
+def test_images_that_are_missing_or_outside_are_faults(tmp_path: Path) -> None:
+    text(tmp_path / "secret.jpg", "secret")
+    folder = images(tmp_path, "cat.jpg", "deep/dog.png")
+    lines = "cat#0 猫\ndog#0 狗\nfish#0 鱼\n../secret#0 密\n/etc/hostname#0 名\na\0b#0 空\n" + "x" * 5000 + "#0 长\n"
+    assert list(faults(CaptionsSource(images=folder, zh=text(tmp_path / "zh.txt", lines))).values()) == [
+        None,
+        None,
+        "image-missing",
+        "image-outside",
+        "image-outside",
+        "image-missing",
+        "image-missing",
+    ]
+
+
+def test_lines_that_say_nothing_are_faults(tmp_path: Path) -> None:
+    lines = b"cat#0 \xe7\x8c\xab\n\ncat\n#0 a\n\xff#0 a\n" + b"x" * 50_000_000 + b"\ncat#1 a cat\n"
+    source = CaptionsSource(images=images(tmp_path, "cat.jpg"), caption=text(tmp_path / "c.txt", lines))
+    assert faults(source) == {"cat": None} | {f"c.txt:{line}": "row-malformed" for line in (3, 4, 5, 6)}
+    assert read(source)[0].pair.en == ("a cat",)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (json.dumps(COCO)[:-3], {"COCO_train2014_000000000009.jpg": None, "COCO_train2014_000000000025.jpg": None}),
+        ("[" * 100_000, {}),
+        ("", {}),
+        ("{]", {}),
+    ],
+)
+def test_a_json_file_that_breaks_off_gives_what_stands_before(
+    tmp_path: Path, content: str, expected: dict[str, Any]
+) -> None:
+    folder = images(tmp_path, "COCO_train2014_000000000009.jpg", "COCO_train2014_000000000025.jpg")
+    source = CaptionsSource(images=folder, en=text(tmp_path / "a.json", content))
+    assert faults(source) == expected | {"a.json": "captions-unreadable"}
+
+
+def test_odd_entries_in_json_are_faults_or_nothing(tmp_path: Path) -> None:
+    content = {
+        "images": [3, {"id": 1}, {"id": [], "file_name": "cat.jpg", "sentences": 3}, {"id": 2, "file_name": "dog.jpg"}],
+        "annotations": [{"image_id": {}}, {"image_id": 2, "caption": 3}, 4, {"image_id": 2, "caption": "狗"}],
+    }
+    folder = images(tmp_path, "cat.jpg", "dog.jpg")
+    source = CaptionsSource(images=folder, caption=text(tmp_path / "a.json", json.dumps(content)))
+    assert faults(source) == {
+        "a.json:0": "row-malformed",
+        "a.json:1": "row-malformed",
+        "cat.jpg": None,
+        "dog.jpg": None,
+    }
+    assert read(source)[3].pair.zh == ("狗",)
+
+
+def test_a_source_without_caption_files_makes_no_sense(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="needs caption files"):
+        CaptionsSource(images=tmp_path)

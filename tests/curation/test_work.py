@@ -1,0 +1,75 @@
+"""What is in the partial folder is whole, and is never written twice."""
+
+from pathlib import Path
+
+import pytest
+
+from dcclip_cli.curation.candidate import Slice
+from dcclip_cli.curation.work import Assignment, WorkFolder, clear, finished, key_of, whole_file, whole_folder
+
+ASSIGNMENTS = [Assignment(0, Slice({"file": "/猫.tar"}, 3)), Assignment(1, Slice({"rows": [0, 7]}, 7), at_most=2)]
+
+
+def test_each_assignment_is_found_by_its_number(tmp_path: Path) -> None:
+    work = WorkFolder(tmp_path / ".collect.partial")
+    work.begin({"fingerprint": "a"}, ASSIGNMENTS)
+    assert [work.assignment(number) for number in (1, 0)] == ASSIGNMENTS[::-1]
+    assert work.plan() == {"fingerprint": "a"}
+
+
+def test_the_same_plan_goes_on_and_another_starts_over(tmp_path: Path) -> None:
+    work = WorkFolder(tmp_path / ".collect.partial")
+    assert work.plan() is None
+    work.begin({"fingerprint": "a"}, ASSIGNMENTS)
+    work.read(0).mkdir()
+    work.begin({"fingerprint": "a"}, ASSIGNMENTS)
+    assert work.read(0).is_dir()
+    work.begin({"fingerprint": "b"}, ASSIGNMENTS)
+    assert not work.read(0).exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".collect.partial"]
+
+
+def test_a_folder_takes_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), whole_folder(tmp_path / "000000") as folder:
+        (folder / "half").write_text("half")
+        assert finished(tmp_path) == []
+        raise ValueError
+    assert list(tmp_path.iterdir()) == []
+    with whole_folder(tmp_path / "000000") as folder:
+        (folder / "all").write_text("all")
+    assert finished(tmp_path) == ["000000"]
+
+
+def test_a_folder_that_another_process_has_finished_meanwhile_stays(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "000000") as slow:
+        (slow / "by").write_text("slow")
+        with whole_folder(tmp_path / "000000") as fast:
+            (fast / "by").write_text("fast")
+    assert (tmp_path / "000000" / "by").read_text() == "fast"
+    assert finished(tmp_path) == ["000000"]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_takes_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), whole_file(tmp_path / "a.json") as path:
+        path.write_text("half")
+        raise ValueError
+    assert list(tmp_path.iterdir()) == []
+    with whole_file(tmp_path / "a.json") as path:
+        path.write_text("all")
+    assert (tmp_path / "a.json").read_text() == "all"
+
+
+def test_clearing_also_takes_what_an_earlier_clearing_was_killed_over(tmp_path: Path) -> None:
+    for name in ("out", ".out.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    clear(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    clear(tmp_path / "out")
+
+
+def test_keys_sort_as_they_were_read() -> None:
+    keys = [key_of(0, 9), key_of(0, 10), key_of(2, 0), key_of(10, 0)]
+    assert keys[0] == "000000000009"
+    assert sorted(keys) == keys

@@ -1,0 +1,202 @@
+"""Every format says the same as the model, by a runtime of its own; a missing package is named with its command."""
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from PIL import Image
+from tokenizers import Tokenizer
+
+from dcclip_cli.data.batches import DataOptions
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.exporters.export import ExportOptions, ExportResult, export
+from dcclip_cli.exporters.formats import FORMATS
+from dcclip_cli.exporters.names import FormatName, Precision
+from dcclip_cli.exporters.parity import Thresholds
+from dcclip_cli.model.reference import resolve
+from dcclip_cli.predict.runtime import load_model
+
+TEXTS = ["红色的圆", "a blue moon", "一张很长的图片 of a green triangle"]
+
+
+def made(
+    model: Path, data: Path, out: Path, format: FormatName, precision: Precision = "fp32", least: float | None = None
+) -> ExportResult:
+    return export(
+        options=ExportOptions(format=format, precision=precision, parity=Thresholds(min_agreement=least)),
+        model=resolve(str(model)),
+        data=DataOptions(train=str(data)),
+        out=out,
+    )
+
+
+def test_the_registry_has_every_name_of_the_option() -> None:
+    assert tuple(FORMATS) == get_args(FormatName) == tuple(one.name for one in FORMATS.values())
+
+
+def test_immich_finds_what_it_looks_for(model_folder: Path, pairs_file: Path, tmp_path: Path) -> None:
+    import onnxruntime
+
+    result = made(model_folder, pairs_file, tmp_path / "out", "immich")
+    assert result.parity is not None and result.parity.text_max_difference < 1e-5
+    # What immich does (immich_ml/models/clip/textual.py and visual.py), in its order.
+    config = json.loads((result.folder / "config.json").read_text("utf-8"))
+    pad = json.loads((result.folder / "textual/tokenizer_config.json").read_text("utf-8"))["pad_token"]
+    tokenizer = Tokenizer.from_file(str(result.folder / "textual/tokenizer.json"))
+    length = config["text_cfg"]["context_length"]
+    tokenizer.enable_padding(length=length, pad_token=pad, pad_id=tokenizer.token_to_id(pad))
+    tokenizer.enable_truncation(max_length=length)
+    session = onnxruntime.InferenceSession(str(result.folder / "textual/model.onnx"))
+    rows = [session.run(None, {"text": np.array([tokenizer.encode(text).ids], np.int32)})[0][0] for text in TEXTS]
+    expected = load_model(resolve(str(model_folder)), "cpu")
+    np.testing.assert_allclose(rows, expected.encode_texts(TEXTS), atol=1e-5)
+    about = json.loads((result.folder / "visual/preprocess_cfg.json").read_text("utf-8"))
+    assert about == json.loads(json.dumps(dict(expected.preprocessing)))
+    image = Image.new("RGB", (80, 50), "green")
+    visual = onnxruntime.InferenceSession(str(result.folder / "visual/model.onnx"))
+    found = visual.run(None, {"image": expected.preprocess(image)[np.newaxis]})[0]
+    np.testing.assert_allclose(found, expected.encode_pixels(expected.preprocess(image)[np.newaxis]), atol=1e-5)
+    assert visual.get_outputs()[0].name == "embedding"
+
+
+@pytest.mark.parametrize("projection", ["behind the network", "in place of its classifier"])
+def test_transformers_loads_a_student_with_classes_of_its_own(
+    projection: str, model_folder: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+    if projection == "in place of its classifier":
+        model_folder = _student(tmp_path / "student", "mobilenetv4_conv_small_050")
+    # Random networks put all pictures in nearly one place, so that rounding decides which text is the best.
+    result = made(model_folder, pairs_file, tmp_path / "out", "transformers", least=0.9)
+    assert result.parity is not None and result.parity.agreement > 0.9
+    model = AutoModel.from_pretrained(result.folder)
+    assert type(model).__name__ == "VisionTextDualEncoderModel" and type(model.text_model).__name__ == "CLIPTextModel"
+    tokenizer, processor = (
+        AutoTokenizer.from_pretrained(result.folder),
+        AutoImageProcessor.from_pretrained(result.folder),
+    )
+    expected = load_model(resolve(str(model_folder)), "cpu")
+    tokens = tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt")
+    texts = model.get_text_features(tokens.input_ids, tokens.attention_mask).pooler_output.detach().numpy()
+    np.testing.assert_allclose(_unit(texts), expected.encode_texts(TEXTS), atol=1e-5)
+    image = Image.new("RGB", (80, 50), "green")
+    pixels = processor(image, return_tensors="pt")["pixel_values"]
+    images = model.get_image_features(pixels).pooler_output.detach().numpy()
+    np.testing.assert_allclose(_unit(images), expected.encode_pixels(expected.preprocess(image)[None]), atol=1e-5)
+    assert float(model.logit_scale.detach().exp()) == pytest.approx(expected.logit_scale)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_transformers_gets_its_own_models_back(chinese_clip_folder: Path, pairs_file: Path, tmp_path: Path) -> None:
+    result = export(
+        options=ExportOptions(
+            format="transformers", precision="fp16", parity=Thresholds(min_agreement=0.5, min_centred_cosine=0.9)
+        ),
+        model=resolve(f"hf:{chinese_clip_folder}"),
+        data=DataOptions(train=str(pairs_file)),
+        out=tmp_path / "out",
+    )
+    assert result.parity is not None and result.parity.text_max_difference < 0.01
+    assert json.loads((result.folder / "config.json").read_text("utf-8"))["dtype"] == "float16"
+
+
+def test_open_clip_loads_its_directory_in_half_precision(model_folder: Path, pairs_file: Path, tmp_path: Path) -> None:
+    import open_clip
+
+    result = made(model_folder, pairs_file, tmp_path / "out", "open_clip", "fp16")
+    weights = "open_clip_model.safetensors"
+    assert (result.folder / weights).stat().st_size < (model_folder / weights).stat().st_size * 0.55
+    open_clip.create_model_and_transforms(f"local-dir:{result.folder}")
+    about = json.loads((result.folder / "dcclip.json").read_text("utf-8"))
+    assert about["kind"] == "model" and about["parity"]["agreement"] == 1
+
+
+def test_an_open_clip_directory_is_made_of_another_such_only(altclip_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DcclipError, match="is no open_clip model directory"):
+        export(options=ExportOptions(format="open_clip"), model=resolve(f"hf:{altclip_folder}"), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("image", "complaint"),
+    [
+        ({"timm": "mobilenetv4_conv_small_050"}, "projects pictures with a bias: transformers"),
+        ({"timm": "test_resnet", "projection": "mlp"}, "projects pictures by more than one matrix"),
+    ],
+)
+def test_projections_that_transformers_has_no_place_for_are_refused(
+    image: dict[str, Any], complaint: str, tmp_path: Path
+) -> None:
+    folder = _student(tmp_path / "student", bias=0.5, **image)  # as students before November 2026 have it
+    with pytest.raises(DcclipError, match=complaint):
+        export(options=ExportOptions(format="transformers"), model=resolve(str(folder)), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def _student(folder: Path, timm: str, bias: float = 0.0, **image: Any) -> Path:
+    """A student with random weights; `bias` is that of a projection in place of the network's classifier."""
+    from dcclip_cli.model.folder import save_folder
+    from dcclip_cli.model.students import (
+        StudentOptions,
+        build_model,
+        model_config,
+        preprocessing_of,
+        projection_bias,
+    )
+    from dcclip_cli.model.tokenizer import train_tokenizer
+
+    options = StudentOptions.model_validate(
+        {"image": {"timm": timm, "size": 64, **image}, "text": {"layers": 1, "width": 32}}
+    )
+    tokenizer = train_tokenizer(["a red circle", "红色的圆"] * 20, 300)
+    config = model_config(options, 16, tokenizer.get_vocab_size())
+    model = build_model(config, 0)
+    if bias and (found := projection_bias(model)) is not None:
+        found.data.fill_(bias)
+    save_folder(folder, model, config, preprocessing_of(options.image), tokenizer, {})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("format", "command"),
+    [
+        ("openvino", "pip install openvino"),
+        ("executorch", "pip install executorch"),
+        ("litert", "pip install litert-torch"),
+        ("coreml", "pip install coremltools"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_command(
+    format: FormatName, command: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(FORMATS[format]), "package", "no_such_package")
+    with pytest.raises(DcclipError, match=f"--format {format} needs no_such_package, which is not installed") as error:
+        export(options=ExportOptions(format=format), model=resolve(str(model_folder)), out=tmp_path / "out")
+    assert error.value.hint.startswith(command)
+
+
+def test_a_precision_that_a_format_lacks_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DcclipError, match="--format executorch has no int8") as error:
+        made(model_folder, tmp_path, tmp_path / "out", "executorch", "int8")
+    assert error.value.hint == "say --precision fp32"
+
+
+def test_formats_for_phones_get_weights_with_the_channels_first(model_folder: Path) -> None:
+    from dcclip_cli.exporters.graphs import example_inputs
+    from dcclip_cli.exporters.source import load_source
+
+    for graph, example in example_inputs(load_source(resolve(str(model_folder))), batch=1):
+        assert all(weight.is_contiguous() for weight in (*graph.parameters(), example))  # ExecuTorch fails on others
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_openvino_says_the_same(model_folder: Path, pairs_file: Path, tmp_path: Path, precision: Precision) -> None:
+    pytest.importorskip("openvino")
+    result = made(model_folder, pairs_file, tmp_path / "out", "openvino", precision)
+    assert result.parity is not None and result.parity.agreement >= 0.98

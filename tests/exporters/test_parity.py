@@ -1,0 +1,79 @@
+"""The comparison of an exported model with its original sees what goes wrong."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcclip_cli.exporters.parity import Original, Samples, centred_cosine
+
+
+class Letters:
+    """An encoder of texts by their first and last letter; `frozen` cuts every text, as a graph of one length would."""
+
+    def __init__(self, frozen: int | None = None) -> None:
+        self._frozen = frozen
+
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        return np.asarray(image, np.float32).transpose(2, 0, 1)
+
+    def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        return _unit(pixels.mean(axis=(2, 3))[:, :2])
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        cut = [text[: self._frozen] for text in texts]
+        return _unit(np.asarray([[ord(text[0]), ord(text[-1])] for text in cut], np.float32))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+SAMPLES = Samples(
+    "drawn",
+    [Image.new("RGB", (2, 2), colour) for colour in ((255, 10, 0), (10, 255, 0), (99, 99, 0))],
+    [["ab", "ba"], ["a猫", "狗b"]],
+    ["一只狗z"],
+)
+
+
+def test_a_model_is_equal_to_itself() -> None:
+    model: Any = Letters()
+    parity = Original(model, SAMPLES).compare(model)
+    assert (parity.images, parity.texts, parity.source) == (3, 5, "drawn")
+    assert parity.image_max_difference == parity.text_max_difference == 0
+    assert (parity.image_centred_cosine, parity.text_centred_cosine) == pytest.approx((1, 1))
+    assert parity.agreement == 1
+
+
+class Longer(Letters):
+    """The same but for the last digits of a float, which are higher for longer texts."""
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        return super().encode_texts(texts) + np.asarray([[3e-7 * len(text)] for text in texts], np.float32)
+
+
+def test_texts_that_the_model_cannot_tell_apart_count_as_one() -> None:
+    samples = Samples(SAMPLES.source, SAMPLES.images, [["ab", "axb", "ba", "猫x狗", "猫狗"]])
+    original, longer = Letters(), Longer()
+    images = [original.encode_pixels(original.preprocess(image)[np.newaxis]) for image in samples.images]
+    ranked = [model.encode_texts(samples.labels[0]) @ np.concatenate(images).T for model in (original, longer)]
+    assert ranked[0].argmax(axis=0).tolist() != ranked[1].argmax(axis=0).tolist()
+    models: list[Any] = [original, longer]
+    assert Original(models[0], samples).compare(models[1]).agreement == 1
+
+
+def test_a_frozen_length_shows() -> None:
+    original: Any = Letters()
+    frozen: Any = Letters(frozen=1)
+    parity = Original(original, SAMPLES).compare(frozen)
+    assert parity.text_max_difference > 0.5 and parity.image_max_difference == 0
+    assert parity.text_centred_cosine < 0.9
+
+
+def test_centred_cosine_by_hand() -> None:
+    first = np.asarray([[3.0, 1.0], [1.0, 1.0]])  # mean (2, 1), so (1, 0) and (-1, 0)
+    second = np.asarray([[2.0, 3.0], [0.0, 1.0]])  # from the same mean: (0, 2) and (-2, 0)
+    assert centred_cosine(first, second) == pytest.approx((0 + 1) / 2)

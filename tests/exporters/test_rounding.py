@@ -1,0 +1,233 @@
+"""Single numbers of a graph are rounded, by hand on graphs of two or three nodes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, checker, helper, numpy_helper
+
+from dcclip_cli.exporters.quantize import Int8Tower, Kept
+from dcclip_cli.exporters.rounding import (
+    bytes_of,
+    largest_pair_sum,
+    multiply_adds,
+    rounded,
+    rounded_activations,
+    safe_scales,
+    with_rounded_tables,
+    with_weights,
+    without_rounding,
+)
+
+WEIGHTS = np.asarray([[1.0, 0.1], [0.33, -0.05]], np.float32)  # columns are output channels
+
+
+def graph(nodes: list[Any], weights: dict[str, np.ndarray], takes: int = TensorProto.FLOAT) -> Any:
+    made = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", takes, [None, 2] if takes == TensorProto.FLOAT else [None])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 2])],
+        [numpy_helper.from_array(values, name) for name, values in weights.items()],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 10
+    checker.check_model(model)
+    return model
+
+
+def run(model: Any, x: np.ndarray) -> np.ndarray:
+    checker.check_model(model)
+    return np.asarray(onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0])
+
+
+def test_two_codes_of_a_channel_add_up_to_128_at_most() -> None:
+    # 1.0 + 0.28 = 1.28, so a step is 0.01; -2 and -2 make 4, a step of 4 / 128; 0.5 is 127 steps; nothing.
+    values = np.asarray([[1.0, -2.0, 0.5, 0], [0.28, -2.0, -0.1, 0], [-0.5, 1.0, 0.0, 0]], np.float32)
+    scales = safe_scales(values, axis=1)
+    np.testing.assert_allclose(scales, [0.01, 4 / 128, 0.5 / 127, 1], rtol=1e-5)
+    codes = np.round(values / scales)
+    assert codes.T.tolist() == [[100, 28, -50], [-64, -64, 32], [127, -25, 0], [0, 0, 0]]
+    np.testing.assert_allclose(rounded(values, 1, scales)[:, 2], np.asarray([127, -25, 0]) * 0.5 / 127, rtol=1e-6)
+
+
+def test_a_scale_grows_where_rounding_up_would_pass_128() -> None:
+    values = np.asarray([[0.6351, 0.6449]], np.float32)  # of steps of 1.28 / 128: 63.51 and 64.49, rounded 64 + 64
+    [scale] = safe_scales(values, axis=0)
+    codes = np.round(values / scale)
+    assert codes.sum() == 128 and scale / (values.sum() / 128) == pytest.approx(1, abs=0.01)
+
+
+def quantised(weights: np.ndarray, activation: Any = np.uint8, op: str = "MatMul", **attributes: int) -> Any:
+    """A graph of one product in the QDQ format."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["x_codes"]),
+        helper.make_node("DequantizeLinear", ["x_codes", "scale", "zero"], ["x_rounded"]),
+        helper.make_node("DequantizeLinear", ["w_codes", "scale"], ["w"]),
+        helper.make_node(op, ["x_rounded", "w"], ["y"], **attributes),
+    ]
+    return graph(nodes, {"scale": np.asarray(0.5, np.float32), "zero": np.asarray(0, activation), "w_codes": weights})
+
+
+# 255 * (100 + 29) = 32895 along the columns of the first; along its rows 255 * (100 + 27).
+CODES = np.asarray([[100, 27], [29, -128]], np.int8)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (quantised(CODES), 32895),
+        (quantised(CODES, op="Gemm"), 32895),
+        (quantised(CODES, op="Gemm", transB=1), 255 * 128),  # by rows: 127, and 128 of the negative one alone
+        (quantised(CODES, activation=np.int8), 0),
+        (graph([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": WEIGHTS}), 0),
+    ],
+)
+def test_the_largest_sum_of_two_products_by_hand(model: Any, expected: int, tmp_path: Path) -> None:
+    onnx.save(model, tmp_path / "graph.onnx")
+    assert largest_pair_sum(tmp_path / "graph.onnx") == expected
+
+
+def test_the_largest_sum_of_integer_operators_by_hand(tmp_path: Path) -> None:
+    parts = ["codes", "x_scale", "zero"]
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], parts),
+        helper.make_node("MatMulInteger", ["codes", "w", "zero"], ["sum"]),
+        helper.make_node("Cast", ["sum"], ["y"], to=TensorProto.FLOAT),
+    ]
+    onnx.save(graph(nodes, {"w": CODES}), tmp_path / "graph.onnx")
+    assert largest_pair_sum(tmp_path / "graph.onnx") == 32895
+
+
+def test_a_bias_takes_back_what_rounding_moves_in_the_mean() -> None:
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "product")]
+    model = graph(nodes, {"w": WEIGHTS, "b": np.asarray([1.0, 2.0], np.float32)})
+    coarse = np.asarray([[1.0, 0.0], [0.0, 0.0]], np.float32)
+    corrected = with_weights(model, {"w": coarse}, [np.asarray([[1.0, 2.0], [3.0, 4.0]], np.float32)])
+    # Inputs are (2, 3) in the mean; the weights lose 0.33 and 0.1, -0.05: outputs fall by 0.99 and by 0.2 - 0.15.
+    values = {weight.name: numpy_helper.to_array(weight) for weight in corrected.graph.initializer}
+    np.testing.assert_array_equal(values["w"], coarse)
+    np.testing.assert_allclose(values["b"], [1.99, 2.05], rtol=1e-6)
+
+
+def test_a_table_is_rounded_row_by_row() -> None:
+    model = graph([helper.make_node("Gather", ["w", "x"], ["y"], "rows")], {"w": WEIGHTS}, TensorProto.INT64)
+    rounded = with_rounded_tables(model)
+    expected = np.asarray([[1.0, 13 / 127], [0.33, -19 / 127 * 0.33]], np.float32)  # 12.7 -> 13; -19.2 -> -19
+    np.testing.assert_allclose(run(rounded, np.asarray([0, 1])), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"), [([], [0.5, 0.5]), (["x"], [0.5, 0.5]), (["x", "y_whole"], [0.34, 0.26])]
+)
+def test_an_activation_that_is_kept_passes_as_it_is(kept: list[str], expected: list[float]) -> None:
+    scales = {"half": np.float32(0.5), "zero": np.uint8(0)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "half", "zero"], ["x_codes"]),
+        helper.make_node("DequantizeLinear", ["x_codes", "half", "zero"], ["x_rounded"]),
+        helper.make_node("Relu", ["x_rounded"], ["y_whole"]),
+        helper.make_node("QuantizeLinear", ["y_whole", "half", "zero"], ["y_codes"]),
+        helper.make_node("DequantizeLinear", ["y_codes", "half", "zero"], ["y_rounded"]),
+        helper.make_node("Identity", ["y_rounded"], ["y"]),
+    ]
+    model = graph(nodes, {name: np.asarray(value) for name, value in scales.items()})
+    assert rounded_activations(model) == ["x", "y_whole"]
+    found = run(without_rounding(model, kept), np.asarray([[0.34, 0.26]], np.float32))
+    np.testing.assert_allclose(found, [expected], atol=1e-6)
+
+
+def test_the_most_sensitive_parts_are_kept_first(tmp_path: Path) -> None:
+    """Two products side by side; the second one's input has a range a thousand times as wide."""
+    from dcclip_cli.exporters.quantize import Int8Tower, Kept
+
+    random = np.random.default_rng(0)
+    exact_in_int8 = np.eye(2, dtype=np.float32)
+    weights = {"w": exact_in_int8, "v": exact_in_int8, "wide": np.float32(1000)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], "narrow_product"),
+        helper.make_node("Exp", ["x"], ["wide_x"]),
+        helper.make_node("Mul", ["wide_x", "wide"], ["wider_x"]),
+        helper.make_node("MatMul", ["wider_x", "v"], ["b"], "wide_product"),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+    onnx.save(graph(nodes, {name: np.asarray(value) for name, value in weights.items()}), tmp_path / "fp32.onnx")
+    x = random.standard_normal((16, 2)).astype(np.float32)
+    tower = Int8Tower(tmp_path / "fp32.onnx", [x])
+    errors = []
+    exact = run(onnx.load(tmp_path / "fp32.onnx"), x)
+    for kept in (Kept(), Kept(0.5), Kept(1.0)):
+        tower.write(tmp_path / "int8.onnx", kept)
+        errors.append(float(np.abs(run(onnx.load(tmp_path / "int8.onnx"), x) - exact).max()))
+    assert tower._sensitive == ["wider_x", "x"]
+    assert errors[0] > 100 * errors[1] > errors[2] == pytest.approx(0, abs=1e-4)
+
+
+def test_the_bytes_of_a_graph_are_those_of_its_weights() -> None:
+    model = graph([helper.make_node("MatMul", ["x", "w"], ["y"], "product")], {"w": np.eye(2, dtype=np.float32)})
+    weight = numpy_helper.from_array(np.zeros((2, 1000), np.float32), "unused")
+    before = bytes_of(model)
+    model.graph.initializer.append(weight)
+    assert bytes_of(model) - before == weight.ByteSize() > 8000
+
+
+def test_a_tower_too_large_to_try_its_parts_keeps_the_smallest_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dcclip_cli.exporters.quantize._RANKED_BYTES", 0)
+    wide = np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)
+    model = graph(
+        [
+            helper.make_node("MatMul", ["x", "wide"], ["h"], "wide"),
+            helper.make_node("MatMul", ["h", "narrow"], ["h2"], "narrow"),
+            helper.make_node("MatMul", ["h2", "last"], ["y"], "last"),
+        ],
+        {"wide": wide, "narrow": wide.T.copy(), "last": WEIGHTS},
+    )
+    onnx.save(model, tmp_path / "text.onnx")
+    tower = Int8Tower(tmp_path / "text.onnx", [np.eye(2, dtype=np.float32)])
+    # 36 weights are 36 bytes; `last` takes 12 more in fp32, `wide` and `narrow` 48 each: a half, 18, is room for one.
+    tower.write(tmp_path / "int8.onnx", Kept(activations=0.0, weights=0.5))
+    kept = {weight.name for weight in onnx.load(tmp_path / "int8.onnx").graph.initializer}
+    assert "last" in kept and not {"wide", "narrow"} & kept
+
+
+def convolutions() -> Any:
+    """Three convolutions of 4x4 pixels and a head: 16, 16 and 512 multiply-adds, 32 and 2."""
+    ones = {"a": (1, 1, 1, 1), "b": (1, 1, 1, 1), "c": (32, 1, 1, 1)}
+    weights = {name: np.full(shape, 0.5, np.float32) for name, shape in ones.items()}
+    weights |= {"d": np.full((32, 1), 0.5, np.float32), "e": np.full((1, 2), 0.3, np.float32)}
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["h1"], "first"),
+        helper.make_node("Relu", ["h1"], ["h2"], "relu"),
+        helper.make_node("Conv", ["h2", "b"], ["h3"], "second"),
+        helper.make_node("Conv", ["h3", "c"], ["h4"], "third"),
+        helper.make_node("GlobalAveragePool", ["h4"], ["h5"], "pool"),
+        helper.make_node("Flatten", ["h5"], ["h6"], "flat"),
+        helper.make_node("MatMul", ["h6", "d"], ["h7"], "dense"),
+        helper.make_node("Erf", ["h7"], ["h8"], "erf"),
+        helper.make_node("MatMul", ["h8", "e"], ["h9"], "last"),
+        helper.make_node("Abs", ["h9"], ["y"], "abs"),
+    ]
+    model = graph(nodes, weights)
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 1, 4, 4]))
+    return model
+
+
+def test_multiply_adds_by_hand() -> None:
+    model = convolutions()
+    nodes = [node for node in model.graph.node if node.op_type in ("Conv", "MatMul")]
+    counts = multiply_adds(model, nodes, np.ones((1, 1, 4, 4), np.float32))
+    assert counts == {"first": 16, "second": 16, "third": 512, "dense": 32, "last": 2}
+
+
+def test_first_convolutions_and_what_follows_the_first_dense_layer_stay_fp32(tmp_path: Path) -> None:
+    onnx.save(convolutions(), tmp_path / "fp32.onnx")
+    pictures = np.random.default_rng(0).random((4, 1, 4, 4), np.float32)
+    Int8Tower(tmp_path / "fp32.onnx", [pictures]).write(tmp_path / "int8.onnx")
+    model = onnx.load(tmp_path / "int8.onnx")
+    assert set(rounded_activations(model)) == {"h3", "h4", "h5", "h6", "h8"}
+    codes = {weight.name for weight in model.graph.initializer if weight.data_type == TensorProto.INT8}
+    assert {"c_quantized", "d_quantized", "e_quantized"} <= codes and not {"a_quantized", "b_quantized"} & codes
