@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib.format import open_memmap
+
+from dcclip_cli.errors import DcclipError
 
 _ZEROS = bytes(2**20)
 
@@ -46,6 +50,39 @@ def write_whole(file: Path, content: bytes) -> None:
     partial = file.with_name(file.name + ".partial")
     partial.write_bytes(content)
     partial.replace(file)
+
+
+@contextmanager
+def atomic_dir(folder: Path) -> Iterator[Path]:
+    """A temporary directory next to `folder` that replaces it when the block ends without an error."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        folder.rename(old)
+        temporary.rename(folder)
+        shutil.rmtree(old)
+    else:
+        temporary.rename(folder)
+
+
+def read_json(file: Path, hint: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises DcclipError with `hint` if the file is missing."""
+    if not file.is_file():
+        raise DcclipError(f"{file.parent} has no {file.name}", hint)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DcclipError(f"{file} is not JSON: {error}", "copy the directory again") from None
+    if not isinstance(content, dict):
+        raise DcclipError(f"{file} is not a JSON object", "copy the directory again")
+    return content
 
 
 def new_array(file: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.memmap:

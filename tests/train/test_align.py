@@ -15,7 +15,7 @@ from dcclip_cli.data.batches import CaptionOptions, Reader
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.table import open_pairs, write_parquet
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.folder import folder_fingerprint, load_folder
+from dcclip_cli.model.model_dir import load_model, model_fingerprint
 from dcclip_cli.runs import StageResult
 
 Job = dict[str, Any]
@@ -43,9 +43,9 @@ def test_a_student_distilled_from_a_teacher_is_aligned(
     stage_2 = run(distilling | {"stage": "align", "options": {"steps": 2}})
     assert set(stage_2.figures) >= {"image_zh", "image_en", "loss", "logit_scale"}
     provenance = json.loads((stage_2.folder / "dcclip.json").read_text())
-    assert provenance["parent"] == folder_fingerprint(stage_1.folder)
+    assert provenance["parent"] == model_fingerprint(stage_1.folder)
     assert (stage_2.folder / "tokenizer.json").read_bytes() == (stage_1.folder / "tokenizer.json").read_bytes()
-    towers = load_folder(stage_2.folder)
+    towers = load_model(stage_2.folder)
     assert towers.text_features(towers.tokenize(["红色的圆", "red circle"])).embedding.shape == (2, 16)
 
 
@@ -67,7 +67,7 @@ def test_training_from_scratch_learns_which_caption_belongs_to_which_picture(
         "augment": {},
         "checkpoint_every_steps": 1000,
     }
-    towers = load_folder(run(aligning).folder)
+    towers = load_model(run(aligning).folder)
     read = Reader(open_pairs(pairs_file), 0, Augment(), CaptionOptions(first=1), towers.preprocess, towers.tokenize)
     batch = read.batch([(index, 0) for index in range(len(pairs))])
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_the_loss_is_info_nce_of_images_with_each_language(
     from dcclip_cli.train.losses.task import TaskLoss
     from dcclip_cli.train.objective import Objective
 
-    towers = load_folder(model_folder)
+    towers = load_model(model_folder)
     stage = Objective(towers, [TaskLoss(cross_lingual=cross_lingual)]).eval()
     read = Reader(open_pairs(pairs_file), 0, Augment(), CaptionOptions(), towers.preprocess, towers.tokenize)
     batch = read.batch([(index, 0) for index in (0, 7, 14, 21, 28)])
@@ -129,13 +129,13 @@ def test_a_second_caption_of_each_language_is_a_further_positive(aligning: Job, 
 
 
 def test_the_temperature_learns_and_stays_below_its_limit(aligning: Job, run: Run, elsewhere: Elsewhere) -> None:
-    before = load_folder(Path(aligning["options"]["start"])).logit_scale
+    before = load_model(Path(aligning["options"]["start"])).logit_scale
     result = run(aligning | {"options": aligning["options"] | {"optimizer": {"lr": 0.1}}})
-    assert abs(load_folder(result.folder).logit_scale - before) > 0.5
+    assert abs(load_model(result.folder).logit_scale - before) > 0.5
     limited = aligning["options"] | {"max_logit_scale": 5.0, "steps": 1}
     kept = run(elsewhere(aligning, "limited", options=limited))
     assert 4.9 < kept.figures["logit_scale"] <= 5.0
-    assert load_folder(kept.folder).logit_scale == pytest.approx(kept.figures["logit_scale"], abs=1e-5)
+    assert load_model(kept.folder).logit_scale == pytest.approx(kept.figures["logit_scale"], abs=1e-5)
 
 
 @pytest.mark.parametrize("lock", ["image", "text"])
@@ -244,7 +244,7 @@ def test_siglip_learns_a_bias_and_any_open_clip_reads_it(aligning: Job, run: Run
     model = open_clip.create_model(f"local-dir:{result.folder}")
     assert float(model.logit_bias.detach()) == pytest.approx(result.figures["logit_bias"], abs=1e-6)
     again = run(elsewhere(aligning, "again", options=aligning["options"] | {"start": str(result.folder), "steps": 1}))
-    assert load_folder(again.folder).logit_bias == pytest.approx(result.figures["logit_bias"], abs=0.01)
+    assert load_model(again.folder).logit_bias == pytest.approx(result.figures["logit_bias"], abs=0.01)
 
 
 def test_a_distillation_term_keeps_stage_2_near_its_teacher(
@@ -254,7 +254,7 @@ def test_a_distillation_term_keeps_stage_2_near_its_teacher(
     aligning["options"] |= {"losses": [{"kind": "embedding", "weight": 100}], "steps": 10, "augmentations": 1}
     held = run(aligning)
     free = run(elsewhere(aligning, "free", options=aligning["options"] | {"losses": []}))
-    towers = [load_folder(folder) for folder in (model_folder, held.folder, free.folder)]
+    towers = [load_model(folder) for folder in (model_folder, held.folder, free.folder)]
     with torch.no_grad():
         before, near, far = (
             torch.nn.functional.normalize(one.text_features(one.tokenize(["红色的圆", "red circle"])).embedding, dim=-1)

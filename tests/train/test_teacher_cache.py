@@ -21,7 +21,7 @@ from dcclip_cli.data.batches import CaptionOptions, Reader
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.table import open_pairs
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.folder import load_folder
+from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.teachers import AltClipTeacher, TransformersTeacher
 from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.progress import Silent
@@ -44,7 +44,7 @@ FP16: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def student(model_folder: Path) -> OpenClipTowers:
-    return load_folder(model_folder)
+    return load_model(model_folder)
 
 
 @pytest.fixture(scope="module")
