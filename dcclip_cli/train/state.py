@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.folder import read_json, written_whole
+from dcclip_cli.files import atomic_folder
+from dcclip_cli.model.folder import read_json
 from dcclip_cli.train.sharding import share_like, whole
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def save_state(folder: Path, step: int, identity: Identity, tensors: Tensors, ex
     target = folder / f"step-{step:08d}"
     content = {"format": 2, "step": step, "identity": identity, "extra": extra}
     try:
-        with written_whole(target) as temporary:
+        with atomic_folder(target) as temporary:
             save_file(flat, temporary / TENSORS)
             (temporary / STATE).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
