@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -54,7 +54,7 @@ def _in_current_keys(values: dict[str, Any]) -> dict[str, Any]:
     """The resolved recipe of an older version with keys of today; a section that is no longer valid as it is."""
     current = dict(values)
     for name, field in Recipe.model_fields.items():
-        adapter: TypeAdapter[Any] = TypeAdapter(field.annotation)
+        adapter: TypeAdapter[Any] = TypeAdapter(cast(Any, field.annotation))
         try:
             section = adapter.validate_python(values.get(name))
         except ValidationError:
