@@ -26,7 +26,19 @@ LATE = {("curation", "predict"), ("data", "model"), ("predict", "model")}
 LIGHT = {
     f"dcclip_cli.model.{name}" for name in ("finite", "precision", "preprocess", "reference")
 }  # without torch, so importable at once
-SHARED = {"errors", "files", "machine", "options", "pages", "processes", "progress", "runs", "versions", "__version__"}
+SHARED = {
+    "errors",
+    "files",
+    "machine",
+    "options",
+    "pages",
+    "processes",
+    "progress",
+    "runs",
+    "text",
+    "versions",
+    "__version__",
+}
 
 
 def imports(tree: ast.AST, inside: bool = False) -> Iterator[tuple[str, bool]]:

@@ -4,7 +4,7 @@ Five passes, each over what the one before has left on disk:
 
     read    slice by slice: fetch, decode, judge each pair by itself, note what the global rules need to know
     score   slice by slice, with a model, if the recipe has scorers
-    settle  once: duplicates, evaluation sets, thresholds on scores, balance
+    settle  once: duplicates, evaluation sets, thresholds on scores
     write   slice by slice: one shard of what is left of each
     finish  once: manifest.json, dropped.parquet, report.html
 """
