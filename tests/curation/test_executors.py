@@ -210,7 +210,7 @@ def test_ray_runs_as_many_tasks_at_a_time_as_asked_for_and_goes_on_after_a_faile
         get=get,
         exceptions=SimpleNamespace(RayError=RayError),
     )
-    monkeypatch.setitem(sys.modules, "ray", ray)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "ray", ray)
     logs = folder.parent / "logs"
     with pytest.raises(DcclipError, match="1 of 4 tasks failed, the first is 1"):
         Engine("ray", 2).run(Touch(folder, 4, bad=1), logs)
