@@ -1,4 +1,4 @@
-"""How well does a model know the quick start's classes in all drawing styles at hand, rather than in one or two?
+"""Zero-shot accuracy on the quick start's classes over all available emoji drawing styles.
 
     python benchmarks/more_styles.py EMOJI_DIR recipes/quickstart/teacher runs/quickstart/align/model
 

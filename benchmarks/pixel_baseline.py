@@ -1,4 +1,4 @@
-"""How far does looking alike get? Nearest neighbours on raw pixels of the quick start's training pictures.
+"""Raw-pixel baseline: nearest neighbours among the quick start's training images.
 
     python benchmarks/pixel_baseline.py
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.cli import console
+from dcclip_cli.cli.errors import YELLOW, say
 from dcclip_cli.cli.flags import Device, resolve_device
 from dcclip_cli.errors import DcclipError
 
@@ -36,6 +37,9 @@ def open_recipe(path: Path, sets: Sequence[str] | None, needed: Stage | None = N
     from dcclip_cli.recipe.load import load
 
     loaded = load(path, sets or ())
+    if console.is_first_process():
+        for line in loaded.warnings:
+            say("warning: ", line, YELLOW)
     if needed and needed not in loaded.recipe.stages:
         there = ", ".join(loaded.recipe.stages) or "none"
         raise DcclipError(f"{path} has no section {needed}", f"add one; its stages are: {there}")

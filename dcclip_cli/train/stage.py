@@ -22,7 +22,7 @@ from dcclip_cli.data.dataset import PairDataset, open_pairs
 from dcclip_cli.data.options import COLLECTED
 from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import write_whole
+from dcclip_cli.files import atomic_write
 from dcclip_cli.machine import busy_cores, cores, keep_freed_memory
 from dcclip_cli.model.folder import load_folder, read_json, save_folder
 from dcclip_cli.model.inherit import inherit_text_tower
@@ -209,7 +209,7 @@ def _decided(folder: Path, name: str, decide: Callable[[], T]) -> T:
         decisions[name] = value
         if PartialState().is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            write_whole(file, json.dumps(decisions).encode())
+            atomic_write(file, json.dumps(decisions).encode())
     return cast(T, decisions[name])
 
 

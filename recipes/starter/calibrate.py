@@ -1,4 +1,4 @@
-"""How sure may the starter be? Sets the temperature of a model directory, on words and pictures it was not trained on.
+"""Calibrate the temperature of a model directory on held-out words and images.
 
     python recipes/starter/calibrate.py runs/starter/align/model EMOJI_DIR
 

@@ -1,4 +1,4 @@
-"""Which openly licensed photographs is the starter's int8 bundle calibrated and checked on? Six, and cuttings of them.
+"""Six openly licensed photographs, and crops of them, for int8 calibration and parity checks of the starter.
 
     pip install scikit-image scikit-learn
     python recipes/starter/photos.py
