@@ -1,4 +1,4 @@
-"""The run directory `runs/NAME/`, which contains everything that one recipe makes, and the result of a training stage."""
+"""The run directory `runs/NAME/`, which contains all that a recipe makes, and the result of a training stage."""
 
 from __future__ import annotations
 
