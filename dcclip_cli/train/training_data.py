@@ -9,7 +9,7 @@ from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler, Part, caption_groups
 from dcclip_cli.data.unpaired import open_images, open_texts, with_phrases
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.runs import RunFolder
+from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.stage import open_training_pairs
 
 
@@ -29,7 +29,7 @@ class TrainingData:
 
 def open_training_data(
     data: DataOptions,
-    run: RunFolder,
+    run: RunDir,
     pairs_a_step: int,
     images_a_step: int | None,
     texts_a_step: int | None,
