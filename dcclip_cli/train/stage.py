@@ -77,7 +77,7 @@ class Student:
         )
 
 
-def open_training_pairs(train: str, run: RunDir) -> PairTable:
+def open_training_pairs(train: str, run: RunDir) -> PairDataset:
     """The pairs that `data.train` names. Raises DcclipError where they are not there."""
     if train != COLLECTED:
         return open_pairs(train)
