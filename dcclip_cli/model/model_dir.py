@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import atomic_dir, read_json
+from dcclip_cli.files import atomic_folder, read_json
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.tokenizer import load_tokenizer, save_tokenizer, tokenize_with
 
@@ -48,7 +48,7 @@ def save_model(
         "parameters": sum(p.numel() for p in model.parameters()),
         **provenance,
     }
-    with atomic_dir(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         save_file(weights, temporary / WEIGHTS)
         _write_json(temporary / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocessing.to_config()})
         save_tokenizer(tokenizer, temporary, config["text_cfg"]["context_length"])

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dcclip_cli.data.batches import Batch
+from dcclip_cli.data.collator import Batch
 from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures
 from dcclip_cli.train.gather import gather, process_count, process_index, row_counts, widest
 from dcclip_cli.train.losses.base import Loss, Side, TeacherLoss, Widths
@@ -53,7 +53,6 @@ class Objective(Trainable):
         self._max_log_scale = math.log(max_logit_scale)
         self._locked = {"image": student.model.visual, "text": student.model.text, None: None}[lock]
         self._freeze_batch_norms = freeze_batch_norms
-        self.texts_by_length = True  # saves computing padding
         self._contrasts = any(isinstance(loss, TaskLoss) for loss in losses)
         self._done, self._chance = 0.0, dict[str, float]()
         if isinstance(self._locked, nn.Module):
@@ -94,8 +93,7 @@ class Objective(Trainable):
 
     def side(self, batch: Batch) -> Side:
         """What the student makes of this process's batch."""
-        read = self.student.text_features_by_length if self.texts_by_length else self.student.text_features
-        texts = {name: read(texts.tokens) for name, texts in batch.texts.items()}
+        texts = {name: self.student.text_features_by_length(texts.tokens) for name, texts in batch.texts.items()}
         if batch.pixels.ndim == 2:  # embeddings already
             image = ImageFeatures(batch.pixels, batch.pixels[:, :, None, None])
         elif len(batch.pixels):
@@ -105,7 +103,7 @@ class Objective(Trainable):
             nothing = self.student.model.logit_scale.new_zeros(0, self._own_widths.embedding)
             maps = {layer: nothing.new_zeros(0, self._own_widths.layer(layer), 1, 1) for layer in (*self._layers, -1)}
             image = ImageFeatures(nothing, maps[-1], maps)
-        return Side(image, texts, {name: texts.rows for name, texts in batch.texts.items()})
+        return Side(image, texts, {name: texts.image_index for name, texts in batch.texts.items()})
 
     def terms(self, batch: Batch, own: Side) -> dict[str, Tensor]:
         """The weighted loss terms of a batch, given what the student makes of it."""
@@ -128,7 +126,7 @@ class Objective(Trainable):
         shared = {
             name: found
             for name, texts in batch.texts.items()
-            if (found := _shared(texts.numbers, texts.of_image)) is not None
+            if (found := _shared(texts.caption_ids, texts.image_caption_ids)) is not None
         }
         return replace(
             own,

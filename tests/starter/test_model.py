@@ -10,7 +10,7 @@ from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.predict.encoder import TorchEncoder, load_encoder
 from dcclip_cli.recipe.load import load
-from dcclip_cli.runs import RunFolder
+from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.distill import distill
 
 ROOT = Path(__file__).parent.parent.parent
@@ -40,8 +40,8 @@ def test_a_smaller_model_learns_from_it_on_photographs_without_labels(tmp_path: 
         student=recipe.student,
         data=recipe.data,
         seed=0,
-        run=RunFolder(tmp_path / "runs/distill-photos"),
+        run=RunDir(tmp_path / "runs/distill-photos"),
     )
-    student = load_model(result.folder)
+    student = load_model(result.model)
     assert student.parameters_count() < load_model(MODEL).parameters_count() / 4
-    assert 0 < result.figures["embedding"] < 0.8  # two random directions are 1 apart
+    assert 0 < result.metrics["embedding"] < 0.8  # two random directions are 1 apart
