@@ -38,7 +38,7 @@ from dcclip_cli.model.students import (
 from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with, train_tokenizer, trim_tokenizer
 from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.progress import Progress
-from dcclip_cli.runs import RunFolder
+from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.options import LoopOptions
 from dcclip_cli.versions import versions
 
@@ -76,7 +76,7 @@ class Student:
         )
 
 
-def open_training_pairs(train: str, run: RunFolder) -> PairTable:
+def open_training_pairs(train: str, run: RunDir) -> PairTable:
     """The pairs that `data.train` names. Raises DcclipError where they are not there."""
     if train != COLLECTED:
         return open_pairs(train)
