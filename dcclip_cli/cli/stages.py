@@ -15,7 +15,7 @@ from dcclip_cli.errors import DcclipError
 if TYPE_CHECKING:
     from dcclip_cli.curation.executors import EngineName
     from dcclip_cli.curation.result import CollectResult
-    from dcclip_cli.data.batches import DataOptions
+    from dcclip_cli.data.options import DataOptions
     from dcclip_cli.model.reference import ModelReference
     from dcclip_cli.progress import Progress
     from dcclip_cli.recipe.load import LoadedRecipe
@@ -139,7 +139,7 @@ class Work:
 
     def data(self) -> DataOptions | None:
         """The recipe's data, its own collected shards given by their path."""
-        from dcclip_cli.data.batches import COLLECTED
+        from dcclip_cli.data.options import COLLECTED
 
         data = self.loaded.recipe.data
         if data is None or data.train != COLLECTED:

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dcclip_cli.data.batches import Batch
+from dcclip_cli.data.collator import Batch
 from dcclip_cli.model.towers import TextFeatures
 from dcclip_cli.train.distributed import average_gradients
 from dcclip_cli.train.losses.base import Outputs
@@ -82,7 +82,7 @@ def _joined(batch: Batch, sides: list[Outputs], parts: int) -> Outputs:
         order = torch.cat([given.places(number, parts, len(batch.pixels), batch.lines) for number in range(parts)])
         embedding = torch.cat([one.embedding for one in features])[order.argsort()].requires_grad_()
         texts[name] = TextFeatures(embedding, features[0].tokens, features[0].mask)
-    rows = {name: given.rows for name, given in batch.texts.items()}
+    rows = {name: given.image_index for name, given in batch.texts.items()}
     return replace(sides[0], image=replace(sides[0].image, embedding=image), texts=texts, rows=rows)
 
 

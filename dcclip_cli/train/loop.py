@@ -20,8 +20,8 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dcclip_cli.data.batches import Batch, Reader
-from dcclip_cli.data.order import Mixture
+from dcclip_cli.data.collator import Batch, Collator
+from dcclip_cli.data.samplers import MixedBatchSampler
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.processes import loading_processes
 from dcclip_cli.progress import Progress
@@ -48,7 +48,7 @@ class Fitted:
     figures: dict[str, float]
 
 
-def total_steps(options: LoopOptions, order: Mixture) -> int:
+def total_steps(options: LoopOptions, order: MixedBatchSampler) -> int:
     """The steps that `epochs` or `steps` ask for."""
     return options.steps or max(1, round((options.epochs or 0) * order.steps_per_epoch))
 
@@ -63,8 +63,8 @@ def learning_rate_factor(step: int, warmup_steps: int, steps: int) -> float:
 def fit(
     stage: Trainable,
     name: str,
-    reader: Reader,
-    order: Mixture,
+    reader: Collator,
+    order: MixedBatchSampler,
     options: LoopOptions,
     folder: Path,
     identity: Identity,
@@ -235,7 +235,7 @@ def _accelerator(options: LoopOptions, folder: Path, device: str) -> Accelerator
 
 
 def _loader(
-    reader: Reader, order: Mixture, start: int, steps: int, workers: int, accelerator: Accelerator
+    reader: Collator, order: MixedBatchSampler, start: int, steps: int, workers: int, accelerator: Accelerator
 ) -> Iterator[Batch]:
     workers = loading_processes(workers)
     loader: DataLoader[Any] = DataLoader(

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dcclip_cli.data.batches import Batch
+from dcclip_cli.data.collator import Batch
 from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures
 from dcclip_cli.train.distributed import gather, process_count, process_index, row_counts, widest
 from dcclip_cli.train.feature_shapes import widths
@@ -103,7 +103,7 @@ class Objective(Trainable):
             nothing = self.student.model.logit_scale.new_zeros(0, self._own_widths.embedding)
             maps = {layer: nothing.new_zeros(0, self._own_widths.layer(layer), 1, 1) for layer in (*self._layers, -1)}
             image = ImageFeatures(nothing, maps[-1], maps)
-        return Outputs(image, texts, {name: texts.rows for name, texts in batch.texts.items()})
+        return Outputs(image, texts, {name: texts.image_index for name, texts in batch.texts.items()})
 
     def terms(self, batch: Batch, own: Outputs) -> dict[str, Tensor]:
         """The weighted loss terms of a batch, given what the student makes of it."""
@@ -126,7 +126,7 @@ class Objective(Trainable):
         shared = {
             name: found
             for name, texts in batch.texts.items()
-            if (found := _shared(texts.numbers, texts.of_image)) is not None
+            if (found := _shared(texts.caption_ids, texts.image_caption_ids)) is not None
         }
         return replace(
             own,

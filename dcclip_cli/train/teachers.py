@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from dcclip_cli.data.batches import Batch
+from dcclip_cli.data.collator import Batch
 from dcclip_cli.model.finite import finite
 from dcclip_cli.model.towers import ImageFeatures, Towers
 from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss, Widths
@@ -41,7 +41,7 @@ class OnlineTeacher:
         finite(image.embedding.float().cpu().numpy(), self._teacher.name, "images")
         for text in texts.values():
             finite(text.embedding.float().cpu().numpy(), self._teacher.name, "texts")
-        rows = {name: texts.rows for name, texts in batch.texts.items()}
+        rows = {name: texts.image_index for name, texts in batch.texts.items()}
         return Outputs(image, texts, rows, self._scale.to(pixels.device))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dcclip_cli.data.batches import Reader
+from dcclip_cli.data.collator import Collator
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.model.towers import OpenClipTowers, Towers
@@ -39,19 +39,19 @@ class Teaching:
             return self.teachers[0]
         return teacher.load(device) if teacher is not None and inherits else None
 
-    def reader(self, reader: Reader, options: TeachingOptions) -> Reader:
+    def reader(self, reader: Collator, options: TeachingOptions) -> Collator:
         """The reader with what the teachers need of it."""
         if not self.teachers:
             return reader
         if options.teacher_cache:
-            return replace(reader, repeats=options.augmentations)
-        return replace(reader, for_teachers=tuple(teacher.preprocess for teacher in self.teachers))
+            return replace(reader, num_augmentations=options.augmentations)
+        return replace(reader, teacher_preprocess=tuple(teacher.preprocess for teacher in self.teachers))
 
     def sources(
         self,
         losses: Sequence[Loss],
         options: TeachingOptions,
-        reader: Reader,
+        reader: Collator,
         student: OpenClipTowers,
         run: RunDir,
         steps: int,
@@ -98,7 +98,7 @@ def load_teachers(teachers: Sequence[Teacher], losses: Sequence[Loss], device: s
 
 
 def _say_what_is_saved(
-    caches: Sequence[TeacherCache], options: TeachingOptions, reader: Reader, steps: int, progress: Progress
+    caches: Sequence[TeacherCache], options: TeachingOptions, reader: Collator, steps: int, progress: Progress
 ) -> None:
     a_batch = options.batch_size * steps
     captions = a_batch * len(reader.captions.languages) * (2 if reader.captions.also_other else 1)

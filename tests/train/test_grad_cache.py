@@ -8,8 +8,9 @@ import torch
 from accelerate import Accelerator
 
 from dcclip_cli.data.augment import Augment
-from dcclip_cli.data.batches import Batch, CaptionOptions, Reader
-from dcclip_cli.data.table import open_pairs
+from dcclip_cli.data.collator import Batch, Collator
+from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.data.options import CaptionOptions
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.folder import load_folder
 from dcclip_cli.model.teachers import AltClipTeacher
@@ -37,7 +38,7 @@ def stage(model_folder: Path, altclip_folder: Path) -> Objective:
 def batch(stage: Objective, pairs_file: Path, altclip_folder: Path) -> Batch:
     teacher = AltClipTeacher(model=str(altclip_folder)).load()
     towers = stage.student
-    read = Reader(
+    read = Collator(
         open_pairs(pairs_file),
         0,
         Augment(rotate=15),
@@ -45,7 +46,7 @@ def batch(stage: Objective, pairs_file: Path, altclip_folder: Path) -> Batch:
         towers.preprocess,
         towers.tokenize,
         (teacher.preprocess,),
-        find_shared=True,
+        with_caption_ids=True,
     )
     return read.batch([(index, 0) for index in range(0, 40, 5)])
 

@@ -17,9 +17,10 @@ from numpy.lib.format import open_memmap
 from torch.nn import functional as F
 
 from dcclip_cli.data.augment import Augment
-from dcclip_cli.data.batches import CaptionOptions, Reader
+from dcclip_cli.data.collator import Collator
+from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.data.options import CaptionOptions
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import open_pairs
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.folder import load_folder
 from dcclip_cli.model.teachers import AltClipTeacher, TransformersTeacher
@@ -52,8 +53,8 @@ def altclip(altclip_folder: Path) -> Towers:
     return AltClipTeacher(model=str(altclip_folder)).load()
 
 
-def reader(pairs_file: Path, student: Towers, teacher: Towers, repeats: int = 2, also_other: bool = False) -> Reader:
-    return Reader(
+def reader(pairs_file: Path, student: Towers, teacher: Towers, repeats: int = 2, also_other: bool = False) -> Collator:
+    return Collator(
         open_pairs(pairs_file),
         0,
         Augment(background="random", rotate=15, colour=0.3),
@@ -67,7 +68,7 @@ def reader(pairs_file: Path, student: Towers, teacher: Towers, repeats: int = 2,
 
 def build(
     teacher: Towers,
-    read: Reader,
+    read: Collator,
     folder: Path,
     losses: tuple[Loss, ...] = ALL,
     grid: Grid | None = None,
@@ -194,7 +195,7 @@ def test_what_changes_the_answers_has_a_cache_of_its_own(
         case "teacher":
             build(TransformersTeacher(model=str(chinese_clip_folder)).load(), read, tmp_path)
         case "repeats":
-            build(altclip, replace(read, repeats=2), tmp_path)
+            build(altclip, replace(read, num_augmentations=2), tmp_path)
         case "augment":
             build(altclip, replace(read, augment=Augment()), tmp_path)
         case "seed":

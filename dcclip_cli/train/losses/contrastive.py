@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from dcclip_cli.data.batches import OTHER
+from dcclip_cli.data.collator import OTHER
 from dcclip_cli.train.losses.base import Loss, Outputs, of_pairs, take
 from dcclip_cli.train.losses.embeddings import in_both
 
