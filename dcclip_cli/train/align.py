@@ -15,7 +15,7 @@ from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import RunDir, TrainResult
 from dcclip_cli.train.losses import DistillLoss
-from dcclip_cli.train.losses.task import Contrast, TaskLoss
+from dcclip_cli.train.losses.contrastive import Contrast, TaskLoss
 from dcclip_cli.train.options import NEUTRAL, TeachingOptions
 
 

@@ -100,7 +100,7 @@ def cross_entropy(logits: np.ndarray) -> float:
 def test_the_loss_is_info_nce_of_images_with_each_language(
     model_folder: Path, pairs_file: Path, cross_lingual: float
 ) -> None:
-    from dcclip_cli.train.losses.task import TaskLoss
+    from dcclip_cli.train.losses.contrastive import TaskLoss
     from dcclip_cli.train.objective import Objective
 
     towers = load_model(model_folder)

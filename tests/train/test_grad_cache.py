@@ -14,12 +14,12 @@ from dcclip_cli.data.options import CaptionOptions
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.teachers import AltClipTeacher
-from dcclip_cli.train.backward import backward, cached_backward
+from dcclip_cli.train.feature_shapes import widths
+from dcclip_cli.train.grad_cache import backward, cached_backward
+from dcclip_cli.train.losses.contrastive import TaskLoss
 from dcclip_cli.train.losses.embeddings import CrossLingualLoss, EmbeddingLoss
 from dcclip_cli.train.losses.similarities import InteractiveLoss
-from dcclip_cli.train.losses.task import TaskLoss
 from dcclip_cli.train.objective import Objective
-from dcclip_cli.train.probe import widths
 from dcclip_cli.train.teachers import OnlineTeacher
 
 pytestmark = pytest.mark.any_cpu
