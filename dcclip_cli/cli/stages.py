@@ -16,7 +16,7 @@ from dcclip_cli.pipeline import STAGES, finished
 if TYPE_CHECKING:
     from dcclip_cli.curation.executors import EngineName
     from dcclip_cli.curation.result import CollectResult
-    from dcclip_cli.data.batches import DataOptions
+    from dcclip_cli.data.options import DataOptions
     from dcclip_cli.model.reference import ModelReference
     from dcclip_cli.pipeline import StageName
     from dcclip_cli.progress import Progress
@@ -134,7 +134,7 @@ class Work:
 
     def data(self) -> DataOptions | None:
         """The recipe's data, its own collected shards given by their path."""
-        from dcclip_cli.data.batches import COLLECTED
+        from dcclip_cli.data.options import COLLECTED
 
         data = self.loaded.recipe.data
         if data is None or data.train != COLLECTED:

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from dcclip_cli.curation.options import CollectOptions
-from dcclip_cli.data.batches import COLLECTED, DataOptions
+from dcclip_cli.data.options import COLLECTED, DataOptions
 from dcclip_cli.eval.evaluate import EvalOptions
 from dcclip_cli.exporters.export import ExportOptions
 from dcclip_cli.model.students import StudentOptions

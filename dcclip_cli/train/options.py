@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from dcclip_cli.data.augment import Augment
-from dcclip_cli.data.batches import CaptionOptions
+from dcclip_cli.data.options import CaptionOptions
 from dcclip_cli.model.precision import Precision
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.options import Neutral, Options
