@@ -4,7 +4,7 @@ import pytest
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.recipe.load import load, resolved_yaml
-from dcclip_cli.recipe.record import record
+from dcclip_cli.recipe.load import record
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes"
 SMALL = """\
