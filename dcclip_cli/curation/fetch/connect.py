@@ -2,7 +2,7 @@
 
 A host name is looked up once for each connection, its addresses are checked, and the socket connects to one of exactly
 those addresses. So there is no second look-up that could answer differently (DNS rebinding), and every spelling of
-127.0.0.1 (2130706433, 0x7f.1, ::ffff:7f00:1, a name) is the same address. Connections of redirects are opened here, too.
+127.0.0.1 (2130706433, 0x7f.1, ::ffff:7f00:1, a name) is the same address. Redirects connect in the same way.
 
 A time limit on each read does not stop a server that sends a byte a second. So each thread has a deadline, and each
 read waits at most until then.

@@ -34,7 +34,7 @@ Fetch = Callable[[str], bytes | Drop]
 
 
 class Fetcher:
-    """Downloads images, with its own connections and caches of names and robots.txt. Safe to use from several threads."""
+    """Downloads images, with its own connections and caches of names and robots.txt. Thread-safe."""
 
     def __init__(self, options: FetchOptions | None = None) -> None:
         self._options = options or FetchOptions()
@@ -114,7 +114,7 @@ class Fetcher:
 
 
 def _absolute(target: Target, location: str) -> str:
-    """The URL that a redirect leads to. http.client decodes headers as Latin-1; servers write Chinese paths in UTF-8."""
+    """A redirect's URL. http.client decodes headers as Latin-1; servers write Chinese paths in UTF-8."""
     with suppress(UnicodeError):
         location = location.encode("latin-1").decode()
     try:
