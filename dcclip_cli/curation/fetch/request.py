@@ -10,7 +10,7 @@ from pydantic import Field, IPvAnyNetwork, StringConstraints
 
 from dcclip_cli import __version__
 from dcclip_cli.curation.candidate import Drop
-from dcclip_cli.data.dataset import MAX_IMAGE_BYTES
+from dcclip_cli.data.files.reading import MAX_IMAGE_BYTES
 from dcclip_cli.options import Options
 
 _MAX_URL_CHARACTERS = 8_000  # servers refuse longer ones
