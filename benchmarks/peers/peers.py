@@ -28,7 +28,7 @@ from variants import BATCH_SIZE, LANGUAGES, RECIPE, ROOT, Figures, Variant, figu
 
 from dcclip_cli.cli.stages import open_recipe
 from dcclip_cli.data.dataset import open_pairs
-from dcclip_cli.train.probe import widths
+from dcclip_cli.train.feature_shapes import widths
 from dcclip_cli.train.stage import new_student
 
 ICL_SCALE = 1 / 0.07

@@ -12,11 +12,12 @@ from dcclip_cli.data.options import DataOptions
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
+from dcclip_cli.options import decisive
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import RunDir, TrainResult
 from dcclip_cli.train.losses import DistillLoss
-from dcclip_cli.train.losses.task import Contrast, TaskLoss
-from dcclip_cli.train.options import NEUTRAL, TeachingOptions
+from dcclip_cli.train.losses.contrastive import Contrast, TaskLoss
+from dcclip_cli.train.options import TeachingOptions
 
 
 class AlignOptions(TeachingOptions):
@@ -122,7 +123,7 @@ def align(
     )
     options, choice = stage.settle_precision(options, learner, device, folder, options.lock != "image", progress)
     identity = {
-        "options": options.model_dump(mode="json", exclude=NEUTRAL),
+        "options": decisive(options),
         "teacher": teaching.identity,
         "parent": learner.parent,
         "student": learner.config,

@@ -8,12 +8,13 @@ from dcclip_cli.data.options import DataOptions
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
+from dcclip_cli.options import decisive
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import RunDir, TrainResult
 from dcclip_cli.train.losses import DistillLoss
 from dcclip_cli.train.losses.embeddings import EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
-from dcclip_cli.train.options import NEUTRAL, TeachingOptions
+from dcclip_cli.train.options import TeachingOptions
 
 
 class DistillOptions(TeachingOptions):
@@ -87,7 +88,7 @@ def distill(
     pictures = bool({"pairs", "images"} & training.datasets.keys())
     options, choice = stage.settle_precision(options, learner, device, folder, pictures, progress)
     identity: dict[str, object] = {
-        "options": options.model_dump(mode="json", exclude=NEUTRAL),
+        "options": decisive(options),
         "teacher": teaching.identity,
         "student": learner.config,
         "vocabulary": learner.vocabulary,

@@ -21,15 +21,15 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.finite import finite
+from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
 from dcclip_cli.processes import loading_processes
 from dcclip_cli.progress import Progress
 from dcclip_cli.train.cache_blocks import Block, BlockStore, Rows, key_of
-from dcclip_cli.train.gather import process_count, process_index
-from dcclip_cli.train.losses.base import Loss, Side, Widths
+from dcclip_cli.train.distributed import process_count, process_index
+from dcclip_cli.train.feature_shapes import Grid
+from dcclip_cli.train.losses.base import Loss, Outputs, Widths
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, to_grid
-from dcclip_cli.train.probe import Grid
 from dcclip_cli.train.teachers import no_images
 
 ROWS = 64  # pictures or captions that the teacher sees at once; part of what the numbers depend on
@@ -84,12 +84,13 @@ class TeacherCache:
         self._augmentations, self._maps, self._tokens, self._widths = augmentations, maps, tokens, widths
         self._scale = torch.tensor(logit_scale)
 
-    def __call__(self, batch: Batch) -> Side:
+    def features(self, batch: Batch) -> Outputs:
+        """The teacher's outputs for a batch, from the cache."""
         device = batch.pixels.device
         rows = (batch.sample_index * self._augmentations + batch.augmentation_index).numpy()
         texts = {name: self._text(given.captions, device) for name, given in batch.texts.items()}
         rows_of = {name: given.image_index for name, given in batch.texts.items()}
-        return Side(self._image(rows, device), texts, rows_of, self._scale.to(device))
+        return Outputs(self._image(rows, device), texts, rows_of, self._scale.to(device))
 
     def seconds_online(self, pictures: int, captions: int) -> float:
         """What asking the teacher for so many would take, going by what it took here."""

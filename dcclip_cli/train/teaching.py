@@ -11,9 +11,9 @@ from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.progress import Progress
 from dcclip_cli.run_dir import RunDir
+from dcclip_cli.train.feature_shapes import map_grids, widths
 from dcclip_cli.train.losses.base import Loss, TeacherLoss, Widths
 from dcclip_cli.train.options import TeachingOptions
-from dcclip_cli.train.probe import map_grids, widths
 from dcclip_cli.train.stage import minutes
 from dcclip_cli.train.teacher_cache import TeacherCache, build_cache
 from dcclip_cli.train.teachers import OnlineTeacher, TeacherSource, asking, layers_of

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from dcclip_cli.data.collator import Batch
 from dcclip_cli.model.towers import TextFeatures
-from dcclip_cli.train.gather import average_gradients
-from dcclip_cli.train.losses.base import Side
+from dcclip_cli.train.distributed import average_gradients
+from dcclip_cli.train.losses.base import Outputs
 from dcclip_cli.train.objective import Objective
 
 Terms = dict[str, Tensor]
@@ -73,7 +73,7 @@ def cached_backward(stage: Objective, batch: Batch, parts: int, accelerator: Acc
     return {name: term.detach() for name, term in terms.items()}
 
 
-def _joined(batch: Batch, sides: list[Side], parts: int) -> Side:
+def _joined(batch: Batch, sides: list[Outputs], parts: int) -> Outputs:
     """The sides of parts as the side of the whole batch, its embeddings leaves that gather gradients."""
     image = torch.cat([side.image.embedding for side in sides]).requires_grad_()
     texts = {}
