@@ -1,4 +1,4 @@
-"""Which pairs are in an evaluation set, whose figures they would make worthless?"""
+"""Decontamination: images and captions of evaluation sets, whose scores they would inflate."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from dcclip_cli.curation.candidate import Picture
-from dcclip_cli.curation.settle.facts import facts_of, facts_schema
-from dcclip_cli.curation.settle.near import find_near
-from dcclip_cli.curation.settle.tables import GlobalRule
+from dcclip_cli.curation.candidate import DecodedImage
+from dcclip_cli.curation.dedup.near_duplicates import find_near
+from dcclip_cli.curation.dedup.signatures import signature_schema, signatures_of
+from dcclip_cli.curation.dedup.tables import GlobalFilter
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.table import IMAGE_SUFFIXES, open_pairs
 from dcclip_cli.errors import DcclipError
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 _BATCH = 1000
 
 
-class Exclude(GlobalRule):
-    """Drops what stands in named evaluation sets: files of pairs, folders of shards, or folders of class folders."""
+class Decontaminate(GlobalFilter):
+    """Drops images, and optionally captions, that are in evaluation sets."""
 
-    paths: tuple[Path, ...] = Field(min_length=1, description="Parquet or tar files of pairs, or folders of images")
-    images: bool = Field(True, description="Drop pictures that show the same as one of theirs")
-    captions: bool = Field(False, description="Drop captions that they have too; class names are common words: beware")
-    bits: int = Field(12, ge=0, le=16, description="As for near images")
+    paths: tuple[Path, ...] = Field(min_length=1, description="Evaluation sets: Parquet or tar files of pairs, folders of shards, or folders of images")
+    images: bool = Field(True, description="Drop pairs whose image is equal to one of theirs or a near duplicate of it")
+    captions: bool = Field(False, description="Drop captions that they contain; careful, class names are common words")
+    bits: int = Field(12, ge=0, le=16, description="As for `near-image`")
 
     def apply(self, connection: DuckDBPyConnection) -> None:
-        """`evaluation-image`, and `evaluation-caption` for single captions."""
+        """`evaluation-image` for pairs, `evaluation-caption` for single captions."""
         _fill(connection, self.paths)
         if self.images:
             thumbs = "(SELECT number, thumb FROM evaluation UNION ALL SELECT number, thumb FROM thumbs)"
@@ -60,10 +60,10 @@ INSERT INTO caption_drops
 
 
 def _fill(connection: DuckDBPyConnection, paths: tuple[Path, ...]) -> None:
-    """Fill the table `evaluation` with the facts of all evaluation pictures; a picture that is broken is left out."""
+    """Fill the table `evaluation` with the signatures of all evaluation images, without those that cannot be decoded."""
     import pyarrow as pa
 
-    schema = facts_schema().append(pa.field("number", pa.int64()))
+    schema = signature_schema().append(pa.field("number", pa.int64()))
     for start, rows in enumerate(_batches(paths)):
         connection.register("evaluation_rows", pa.Table.from_pylist(rows, schema))
         into = "INSERT INTO evaluation" if start else "CREATE OR REPLACE TABLE evaluation AS"
@@ -72,7 +72,7 @@ def _fill(connection: DuckDBPyConnection, paths: tuple[Path, ...]) -> None:
 
 
 def _batches(paths: tuple[Path, ...]) -> Iterator[list[dict[str, Any]]]:
-    """At least one batch, which may be empty."""
+    """Rows for the table, at least one batch, which may be empty."""
     rows: list[dict[str, Any]] = []
     number = 0
     for path in paths:
@@ -82,7 +82,7 @@ def _batches(paths: tuple[Path, ...]) -> Iterator[list[dict[str, Any]]]:
             except DcclipError:
                 continue
             number -= 1  # below those of all pairs
-            rows.append(facts_of(pair, Picture(image, "", 1, len(pair.image)), path.name) | {"number": number})
+            rows.append(signatures_of(pair, DecodedImage(image, "", 1, len(pair.image)), path.name) | {"number": number})
             if len(rows) == _BATCH:
                 yield rows
                 rows = []
@@ -90,7 +90,7 @@ def _batches(paths: tuple[Path, ...]) -> Iterator[list[dict[str, Any]]]:
 
 
 def _pairs(path: Path) -> Iterator[Pair]:
-    """The pictures of one evaluation set, each with its captions and a key that a person can find it by."""
+    """The images of one evaluation set, with their captions and keys by which a person finds them."""
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else []
     if files and not any(path.glob("*.tar")):
         for file in files:

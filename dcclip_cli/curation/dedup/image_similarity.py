@@ -1,13 +1,12 @@
-"""Do two pictures show the same, and which pictures are worth comparing?
+"""Image similarity: perceptual hashes to find candidates, and a comparison of aligned thumbnails to decide.
 
-Worth comparing are pictures whose perceptual hashes are near (the hash of imagehash's `phash`: signs of the 64 lowest
-cosine frequencies about their median). A slight crop moves every frequency, so a picture has three such hashes, of
-itself and of itself cropped by 2.5 and 3.5 % on each side; a fourth, of its middle, stays the same when a mark is put
-into a corner. All four come from one thumbnail by small matrix products, which is why imagehash itself, which resizes
-the picture once for each, isn't used.
+The hashes are those of imagehash's `phash`: signs of the 64 lowest cosine frequencies about their median. A slight crop
+shifts every frequency, so an image has three of them: of the whole, and cropped by 2.5 and 3.5 % on each side. A fourth
+hash, of the middle, is unaffected by a watermark in a corner. All four are computed from one thumbnail by small matrix
+products; imagehash would resize the image once for each.
 
-Hashes can't tell clock faces or hearts of different colours, so the thumbnails are laid over each other, moved and
-stretched a little until they fit, and compared in colour.
+Hashes cannot distinguish clock faces, or hearts of different colours. So the thumbnails are aligned, by a small shift
+and stretch, and compared in colour.
 """
 
 from __future__ import annotations
@@ -20,27 +19,27 @@ from PIL import Image
 SIDE = 32
 _CROPS = (0.0, 0.025, 0.035, 0.12)  # cut off on each side for the four hashes, as a part of the side
 _FREQUENCIES = 8
-_EDGE = 2  # cells along each side that are not compared: a crop of 4 % may have cut them off, or a frame with them
+_EDGE = 2  # cells along each side that are not compared: a crop of 4 % may have removed them, or a frame
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _CHROMA = np.array([[-0.169, 0.5], [-0.331, -0.419], [0.5, -0.081]], np.float32)  # JPEG's Cb and Cr
 
-# Chosen on 400 photographs and illustrations of 256 px, changed in 18 ways, against 12,000 emoji pictures of 64 px.
+# Chosen on 400 photographs and illustrations of 256 px, altered in 18 ways, against 12,000 emoji images of 64 px.
 MAX_MEAN, MAX_WORST, MAX_DETAIL = 5.0, 36.0, 0.22
-FAINT = 12.0  # where not even the worst cells differ by more, loss of detail says nothing
-_COLOUR = 1.5  # weight of a difference of colour, which covers half the range that one of brightness does
+FAINT = 12.0  # if even the worst cells differ by less, the loss of detail is not considered
+_COLOUR = 1.5  # weight of colour differences, whose range is half that of brightness
 
-_REACH = 2.0  # how far a picture's edge may be moved to fit, in cells of the thumbnail: about 6 % of the picture
+_REACH = 2.0  # maximum shift of an edge for alignment, in cells of the thumbnail: about 6 % of the image
 _STEPS = 3
 
 
 def thumbnail(image: Image.Image) -> np.ndarray:
-    """The whole RGB picture squeezed to SIDE x SIDE, uint8 (SIDE, SIDE, 3)."""
+    """The whole RGB image resized to SIDE x SIDE, uint8 (SIDE, SIDE, 3)."""
     small = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
     return np.asarray(small, np.uint8)
 
 
-def hashes_of(thumb: np.ndarray) -> list[int]:
-    """Four hashes of 64 bits: of the whole, of two slight crops, of the middle."""
+def perceptual_hashes(thumb: np.ndarray) -> list[int]:
+    """Four 64-bit hashes: of the whole, of two slight crops, of the middle."""
     luma = thumb @ _LUMA
     coefficients = np.stack([matrix @ luma @ matrix.T for matrix in _frequency_matrices()]).reshape(len(_CROPS), -1)
     bits = coefficients > np.median(coefficients, axis=1, keepdims=True)
@@ -63,11 +62,11 @@ def _frequency_matrices() -> tuple[np.ndarray, ...]:
 
 
 def differences(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """How thumbnails uint8 (pairs, SIDE, SIDE, 3) differ once they are fitted to each other, (pairs, 3):
+    """Differences of thumbnails uint8 (pairs, SIDE, SIDE, 3) after alignment, (pairs, 3):
 
-    the mean difference of brightness or colour, 0 to 255; that of the worst 2 % of the cells; and the energy of the
-    difference in detail as a part of the energy of all detail (its root), 0 for the same picture and about 1.4 for
-    unrelated ones. Colour is compared coarsely, since JPEG spoils it in small pictures.
+    the mean difference of brightness or colour, 0 to 255; the 98th percentile of that difference; and the root of the
+    energy of the difference in detail relative to the energy of all detail, 0 for equal images and about 1.4 for
+    unrelated ones. Colour is compared coarsely, since JPEG distorts it in small images.
     """
     first, second = (_blur(thumbs.astype(np.float32)) for thumbs in (ones, others))
     second = _warp(second, _fit(first @ _LUMA, second @ _LUMA))
@@ -83,8 +82,8 @@ def differences(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.stack([apart.mean(1), worst, np.sqrt(lost / np.maximum(energy, 4.0))], axis=1)
 
 
-def alike(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Which of the thumbnails uint8 (pairs, SIDE, SIDE, 3) show the same, bool (pairs,)."""
+def similar(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Whether thumbnails uint8 (pairs, SIDE, SIDE, 3) show the same image, bool (pairs,)."""
     mean, worst, detail = differences(ones, others).T
     return np.asarray((mean <= MAX_MEAN) & (worst <= MAX_WORST) & ((detail <= MAX_DETAIL) | (worst <= FAINT)))
 
@@ -102,7 +101,7 @@ def _blur(thumbs: np.ndarray, times: int = 1) -> np.ndarray:
 
 
 def _fit(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Shift and stretch along x and y that lay `second` over `first`, (pairs, 4): robust Gauss-Newton steps."""
+    """Shift and stretch along x and y that align `second` with `first`, (pairs, 4), by robust Gauss-Newton steps."""
     along = (np.arange(SIDE, dtype=np.float32) - (SIDE - 1) / 2) / (SIDE / 2)
     fit = np.zeros((len(first), 4), np.float32)
     for _ in range(_STEPS):
@@ -111,7 +110,7 @@ def _fit(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         slopes = _inner(np.stack([right, right * along, down, down * along[:, None]], axis=-1))
         slopes = slopes.reshape(len(first), -1, 4)
         left = _inner(first - moved).reshape(len(first), -1, 1)
-        weighted = slopes / (1 + np.abs(left) / 20)  # a mark on one of them shall not pull the fit
+        weighted = slopes / (1 + np.abs(left) / 20)  # so that a watermark on one of them has little influence
         normal = weighted.transpose(0, 2, 1) @ slopes
         normal += np.eye(4, dtype=np.float32) * (1 + 1e-3 * np.trace(normal, axis1=1, axis2=2)[:, None, None])
         step = np.linalg.solve(normal, weighted.transpose(0, 2, 1) @ left)[..., 0]
@@ -120,15 +119,15 @@ def _fit(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _warp(thumbs: np.ndarray, fit: np.ndarray) -> np.ndarray:
-    """Thumbnails float32 (pairs, SIDE, SIDE, channels) read at shifted and stretched places."""
-    across, down = _reading(fit[:, 0], fit[:, 1]), _reading(fit[:, 2], fit[:, 3])
+    """Thumbnails float32 (pairs, SIDE, SIDE, channels), resampled at shifted and stretched positions."""
+    across, down = _resampling(fit[:, 0], fit[:, 1]), _resampling(fit[:, 2], fit[:, 3])
     pairs, channels = len(thumbs), thumbs.shape[3]
     rows = (down @ thumbs.reshape(pairs, SIDE, -1)).reshape(pairs, SIDE, SIDE, channels)
     return np.asarray(across[:, None] @ rows)
 
 
-def _reading(shift: np.ndarray, stretch: np.ndarray) -> np.ndarray:
-    """Weights of linear interpolation, (pairs, SIDE, SIDE): row i says what is read for cell i."""
+def _resampling(shift: np.ndarray, stretch: np.ndarray) -> np.ndarray:
+    """Weights of linear interpolation, (pairs, SIDE, SIDE): row i contains the weights for cell i."""
     along = (np.arange(SIDE, dtype=np.float32) - (SIDE - 1) / 2) / (SIDE / 2)
     places = np.clip(np.arange(SIDE, dtype=np.float32) + shift[:, None] + stretch[:, None] * along, 0, SIDE - 1)
     return np.clip(1 - np.abs(places[:, :, None] - np.arange(SIDE, dtype=np.float32)), 0, None)

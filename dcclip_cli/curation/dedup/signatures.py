@@ -1,13 +1,13 @@
-"""What must be known of a pair to tell it from, or find it among, all the others without reading it again?"""
+"""Per-pair signatures for deduplication: image hashes, a thumbnail, caption hashes and MinHash bands."""
 
 from __future__ import annotations
 
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.curation.candidate import Picture
-from dcclip_cli.curation.settle.likeness import hashes_of, thumbnail
-from dcclip_cli.curation.settle.wording import bands_of, text_hash
+from dcclip_cli.curation.candidate import DecodedImage
+from dcclip_cli.curation.dedup.image_similarity import perceptual_hashes, thumbnail
+from dcclip_cli.curation.dedup.minhash import bands_of, text_hash
 from dcclip_cli.data.pair import LANGUAGES, Pair
 from dcclip_cli.model.preprocess import flatten
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def facts_schema() -> pa.Schema:
-    """The columns of a file of facts; a row is what `facts_of` gives."""
+def signature_schema() -> pa.Schema:
+    """The columns of a signature file; `signatures_of` gives one row."""
     import pyarrow as pa
 
     whole = pa.uint64()
@@ -37,27 +37,27 @@ def facts_schema() -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields.items()])
 
 
-def facts_of(pair: Pair, picture: Picture, source: str) -> dict[str, Any]:
-    """One row of facts: hashes and a thumbnail of the picture as training sees it, on white; the captions' hashes."""
-    image = flatten(picture.image)
+def signatures_of(pair: Pair, decoded: DecodedImage, source: str) -> dict[str, Any]:
+    """One row: hashes and a thumbnail of the image as training sees it, on white, and hashes of the captions."""
+    image = flatten(decoded.image)
     thumb = thumbnail(image)
-    facts: dict[str, Any] = {
+    row: dict[str, Any] = {
         "key": pair.key,
         "source": source,
         "file_hash": _short(pair.image),
         "pixel_hash": _short(f"{image.width} {image.height} ".encode() + image.tobytes()),
-        "hashes": hashes_of(thumb),
+        "hashes": perceptual_hashes(thumb),
         "thumb": thumb.tobytes(),
         "width": image.width,
         "height": image.height,
     }
     for language in LANGUAGES:
         captions = pair.captions(language)
-        facts[language] = list(captions)
-        facts[f"{language}_hashes"] = [text_hash(caption) for caption in captions]
-        facts[f"{language}_bands"] = [bands_of(caption) for caption in captions]
-    return facts
+        row[language] = list(captions)
+        row[f"{language}_hashes"] = [text_hash(caption) for caption in captions]
+        row[f"{language}_bands"] = [bands_of(caption) for caption in captions]
+    return row
 
 
 def _short(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()[:16]  # 128 bits: no chance meeting among 10**12 pictures
+    return hashlib.sha256(content).digest()[:16]  # 128 bits: no collision expected among 10**12 images

@@ -1,4 +1,4 @@
-"""What does a caption look like once its encoding, its entities and its white space are in order?"""
+"""Normalization of captions: encoding errors, HTML entities, Unicode form and white space."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from dcclip_cli.options import Options
 if TYPE_CHECKING:
     from dcclip_cli.data.pair import Language
 
-MAX_CAPTION_CHARACTERS = 10_000  # whatever the recipe says: longer text is a document, not a caption
+MAX_CAPTION_CHARACTERS = 10_000  # whatever the recipe allows: longer text is a document, not a caption
 
-# \ud800...: half characters, not UTF-8. U+0080 to U+009F are left for `tidy` to mend: ç¬« is 猫 read as Latin-1.
+# \ud800...: lone surrogates, not UTF-8. `normalize` repairs U+0080 to U+009F: ç¬« is 猫 read as Latin-1.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
-_INVISIBLE = re.compile("[\u00ad\u200b\u2060\u2066-\u2069\u202a-\u202e\u200e\u200f\ufeff]")  # joiners stay: 👨‍👩‍👧
+_INVISIBLE = re.compile("[\u00ad\u200b\u2060\u2066-\u2069\u202a-\u202e\u200e\u200f\ufeff]")  # joiners are kept: 👨‍👩‍👧
 _SPACES = re.compile(r"\s+")
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 _CHINESE = re.compile(r"[\x20-\x7e\u3000-\u303f\u4e00-\u9fff\uff00-\uffef·—…‘’“”×]+")
 _HIGH_LATIN = re.compile(r"[\u00a1-\u00fe]{4}")
 
 
-class TidyOptions(Options):
-    """What is mended in every caption before rules see it; NFC and white space always are."""
+class NormalizeOptions(Options):
+    """What is repaired in every caption before filters see it, besides Unicode form (NFC) and white space."""
 
-    ftfy: bool = Field(True, description="Mend wrongly decoded text; full-width and curly punctuation stay")
-    entities: bool = Field(True, description="Turn &amp; and the like into their characters")
-    simplify: bool = Field(False, description="Turn Traditional into Simplified Chinese in captions said to be Chinese")
+    ftfy: bool = Field(True, description="Repair wrongly decoded text; full-width and curly punctuation are kept")
+    entities: bool = Field(True, description="Replace HTML entities such as &amp; by their characters")
+    simplify: bool = Field(False, description="Convert Traditional to Simplified Chinese in Chinese captions")
 
 
-def tidy(caption: str, language: Language, options: TidyOptions) -> str:
-    """The caption mended as the options say, in Unicode's composed form, on one line, without invisible characters."""
+def normalize(caption: str, language: Language, options: NormalizeOptions) -> str:
+    """The caption repaired as the options say, in NFC, on one line, without invisible characters."""
     if options.entities and "&" in caption:
         caption = _without_entities(caption)
     if options.ftfy and not caption.isascii():
-        caption = _ftfy()(_mended_gbk(caption))
+        caption = _ftfy()(_repair_gbk(caption))
     caption = _SPACES.sub(" ", _INVISIBLE.sub("", unicodedata.normalize("NFC", caption))).strip()
     if options.simplify and language == "zh":
         caption = _simplifier()(caption)
     return caption
 
 
-def unfit(caption: str) -> Drop | None:
-    """Why no recipe should keep this caption: `caption-control` or `caption-long`. To be asked before `tidy`."""
+def check_characters(caption: str) -> Drop | None:
+    """`caption-control` or `caption-long` for captions that no recipe may keep. Call it before `normalize`."""
     if len(caption) > MAX_CAPTION_CHARACTERS:
         return Drop("caption-long", f"{len(caption):,} characters, never more than {MAX_CAPTION_CHARACTERS:,}")
     found = _CONTROL.search(caption)
@@ -56,28 +56,28 @@ def unfit(caption: str) -> Drop | None:
 
 
 def as_gbk(text: str) -> bytes:
-    """The text's bytes in GBK as browsers write it, with the euro sign at 0x80, where Python has none."""
+    """The text encoded in GBK as browsers do it, with the euro sign at 0x80, which Python's codec lacks."""
     return text.encode("gb18030", "replace").replace(b"\xa2\xe3", b"\x80")
 
 
 def _without_entities(caption: str) -> str:
     import html
 
-    for _ in range(3):  # &amp;amp;quot; has been escaped that often
+    for _ in range(3):  # &amp;amp;quot; was escaped three times
         caption, before = html.unescape(caption), caption
         if caption == before:
             break
     return caption
 
 
-def _mended_gbk(caption: str) -> str:
-    """The Chinese behind 绾㈣壊璺戣溅 (UTF-8 read as GBK) and ºìÉ«ÅÜ³µ (GBK read as Latin-1), unknown to ftfy."""
-    mended = None
+def _repair_gbk(caption: str) -> str:
+    """The Chinese text behind 绾㈣壊璺戣溅 (UTF-8 read as GBK) or ºìÉ«ÅÜ³µ (GBK read as Latin-1), which ftfy does not know."""
+    repaired = None
     if _HAN.search(caption):
-        mended = _decoded(as_gbk(caption), "utf-8")
+        repaired = _decoded(as_gbk(caption), "utf-8")
     elif _HIGH_LATIN.search(caption):
-        mended = _decoded(caption.encode("latin-1", "replace"), "gb2312")
-    return mended if mended and len(_HAN.findall(mended)) >= 2 and _CHINESE.fullmatch(mended) else caption
+        repaired = _decoded(caption.encode("latin-1", "replace"), "gb2312")
+    return repaired if repaired and len(_HAN.findall(repaired)) >= 2 and _CHINESE.fullmatch(repaired) else caption
 
 
 def _decoded(data: bytes, encoding: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Which image files can be opened at all, and what is in them?"""
+"""Decoding of untrusted image files, with the reason where that fails."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import warnings
 
 from PIL import Image
 
-from dcclip_cli.curation.candidate import Drop, Picture
+from dcclip_cli.curation.candidate import DecodedImage, Drop
 from dcclip_cli.data.table import MAX_IMAGE_BYTES
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import FORMATS, MAX_ASPECT, MAX_PIXELS, decode
 
-_FILL = ((128, 128),) * 3  # what a JPEG decoder paints where data is missing
+_FILL = ((128, 128),) * 3  # the grey that a JPEG decoder fills in for missing data
 
 
-def open_picture(data: bytes) -> Picture | Drop:
-    """The decoded picture, or why no recipe could keep it.
+def decode_image(data: bytes) -> DecodedImage | Drop:
+    """The decoded image, or why no recipe can keep it.
 
-    `image-bytes` (too many, or none), `image-format` (not JPEG, PNG or WebP by its first bytes), `image-bomb` (by its
-    header it has more pixels than MAX_PIXELS), `image-aspect` (longer than MAX_ASPECT times its width: resizing would
-    blow it up), `image-unreadable` (broken or cut off, a JPEG that ends in the grey of missing data included).
+    Reasons: `image-bytes` (empty, or too many), `image-format` (not JPEG, PNG or WebP by its first bytes), `image-bomb`
+    (more pixels than MAX_PIXELS by its header), `image-aspect` (one side over MAX_ASPECT times the other: resizing
+    would need too much memory), `image-unreadable` (broken or truncated, also a JPEG that ends in the grey of missing
+    data).
     """
     if not data or len(data) > MAX_IMAGE_BYTES:
         return Drop("image-bytes", f"{len(data):,} bytes, allowed 1 to {MAX_IMAGE_BYTES:,}")
@@ -36,11 +37,11 @@ def open_picture(data: bytes) -> Picture | Drop:
         return Drop("image-unreadable", error.what)
     if suffix == "jpg" and _ends_in_fill(image):
         return Drop("image-unreadable", "the lower part is the grey that stands for missing data")
-    return Picture(image, suffix, 1 if suffix == "jpg" else frames, len(data))  # a second JPEG inside is no animation
+    return DecodedImage(image, suffix, 1 if suffix == "jpg" else frames, len(data))  # a second JPEG inside is no animation
 
 
 def image_suffix(image: bytes) -> str | None:
-    """`jpg`, `png` or `webp` by the file's first bytes, whatever it is called; None for anything else."""
+    """`jpg`, `png` or `webp` by the file's first bytes; None for any other format."""
     if image.startswith(b"\xff\xd8\xff"):
         return "jpg"
     if image.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -49,16 +50,16 @@ def image_suffix(image: bytes) -> str | None:
 
 
 def _frames(data: bytes) -> int | Drop:
-    """How many frames the file has by its header, or why it isn't worth decoding."""
+    """The number of frames by the file's header, or why the file is not decoded."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=FORMATS) as header:
-                said = f"{header.width} x {header.height} pixels"
+                size = f"{header.width} x {header.height} pixels"
                 if header.width * header.height > MAX_PIXELS:
-                    return Drop("image-bomb", f"{said}, more than {MAX_PIXELS:,}")
+                    return Drop("image-bomb", f"{size}, more than {MAX_PIXELS:,}")
                 if max(header.size) > MAX_ASPECT * min(header.size):
-                    return Drop("image-aspect", f"{said}, one side over {MAX_ASPECT} times the other")
+                    return Drop("image-aspect", f"{size}, one side over {MAX_ASPECT} times the other")
                 return int(getattr(header, "n_frames", 1))
     except Image.DecompressionBombError as error:
         return Drop("image-bomb", str(error))
@@ -67,7 +68,7 @@ def _frames(data: bytes) -> int | Drop:
 
 
 def _ends_in_fill(image: Image.Image) -> bool:
-    """Whether the last eight rows are all #808080 while the first ones aren't."""
+    """Whether the last eight rows are all #808080 and the first eight are not."""
     width, height = image.size
     if height < 32:
         return False

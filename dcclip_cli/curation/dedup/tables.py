@@ -1,23 +1,23 @@
-"""What do the global rules work on? The tables of the one DuckDB pass, and the base class of such a rule.
+"""Tables of the DuckDB pass over all pairs, and the base class of filters that work on them.
 
-`pairs` and `captions` never lose a row: a rule adds rows to `pair_drops` and `caption_drops`, and asks `live_pairs` and
-`live_captions` what is left. A rule reads the live views only and names a pair or caption once, so that the first
-reason is the only one. A pair's `number` is its place in the order of keys, from 1: of two the smaller came first.
+`pairs` and `captions` never lose a row: a filter adds rows to `pair_drops` and `caption_drops`, and reads what is left
+from `live_pairs` and `live_captions`. A filter reads only these views and adds a pair or caption once, so each has one
+reason. A pair's `number` is its position in the order of keys, from 1.
 
 | table or view   | columns                                                                                          |
 |-----------------|--------------------------------------------------------------------------------------------------|
 | `pairs`         | number BIGINT, key, source, file_hash BLOB, pixel_hash BLOB, hashes UBIGINT[], width, height INT |
 | `captions`      | number, language ('zh', 'en'), place INT, text, text_hash UBIGINT, bands UBIGINT[],              |
-|                 | origin BIGINT, origin_place INT (the pair and place it had before it was merged into `number`)   |
+|                 | origin BIGINT, origin_place INT (the pair and place that it had before merging)                  |
 | `scores`        | number, name, language (NULL: of the whole pair), place INT (NULL: of the whole pair), value     |
 | `pair_drops`    | number, reason, detail                                                                           |
 | `caption_drops` | number, language, place, reason, detail                                                          |
 | `live_pairs`    | the rows of `pairs` without a drop                                                               |
 | `live_captions` | the rows of `captions` without a drop, of live pairs                                             |
-| `thumbs`        | number, thumb BLOB; left in the files, where they are read only for pictures worth comparing     |
+| `thumbs`        | number, thumb BLOB; stays in the files, where only thumbnails that are compared are read         |
 
-Scores come from files of the columns `key`, `name`, `language`, `place`, `value`; `place` counts from 0 within the
-captions of one language, as the pair had them when it was scored. A score belongs to the caption whose
+Score files have the columns `key`, `name`, `language`, `place`, `value`; `place` counts from 0 within the captions of
+one language, in the order that the pair had when it was scored. A score belongs to the caption whose
 `(origin, language, origin_place)` is its `(number, language, place)`.
 """
 
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 
-class GlobalRule(Options, ABC):
-    """A rule on all pairs at once.
+class GlobalFilter(Options, ABC):
+    """A filter over all pairs at once.
 
-    It must come to the same result whatever the number of threads: order every choice by `number`.
+    Its result must not depend on the number of threads: order every choice by `number`.
     """
 
     @abstractmethod
     def apply(self, connection: DuckDBPyConnection) -> None:
-        """Add this rule's drops to the tables. Pairs left without captions are dropped afterwards."""
+        """Add this filter's drops to the tables. Pairs left without captions are dropped afterwards."""
 
 
 _TABLES = """
@@ -84,9 +84,9 @@ INSERT INTO pair_drops
 """
 
 
-def fill(connection: DuckDBPyConnection, facts: Sequence[Path], scores: Sequence[Path]) -> None:
-    """Make the tables and put into them what the files of facts and of scores hold."""
-    files = _literal(facts)
+def fill(connection: DuckDBPyConnection, signatures: Sequence[Path], scores: Sequence[Path]) -> None:
+    """Create the tables and load the signature files and the score files into them."""
+    files = _literal(signatures)
     connection.execute(_PAIRS.format(files=files))
     selected = [_CAPTIONS.format(language=language, files=files) for language in LANGUAGES]
     connection.execute("CREATE TABLE captions AS " + " UNION ALL ".join(selected))
@@ -99,11 +99,11 @@ def fill(connection: DuckDBPyConnection, facts: Sequence[Path], scores: Sequence
 
 
 def drop_empty(connection: DuckDBPyConnection, needs: Sequence[Language] = ()) -> None:
-    """Drop as `no-caption` what has lost the captions of a needed language, or all where none is needed."""
+    """Drop as `no-caption` pairs without captions in a needed language, or in any language if `needs` is empty."""
     values: dict[str, Any] = {"languages": list(needs or LANGUAGES), "each": bool(needs)}
     connection.execute(_EMPTY_PAIRS, values)
 
 
 def _literal(paths: Sequence[Path]) -> str:
-    """A list of file names as SQL; a view takes no parameters."""
+    """A list of file names as SQL, since views take no parameters."""
     return "[" + ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths) + "]"

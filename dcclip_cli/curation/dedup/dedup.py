@@ -1,4 +1,4 @@
-"""Of the pairs that passed by themselves, which stay once all are seen together, and with which captions?"""
+"""The pass over all pairs at once: score thresholds, decontamination, duplicates."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from dcclip_cli.curation.settle.exclude import Exclude
-from dcclip_cli.curation.settle.images import NearImage, SameImage
-from dcclip_cli.curation.settle.tables import GlobalRule, drop_empty, fill
-from dcclip_cli.curation.settle.texts import SameCaption
+from dcclip_cli.curation.dedup.decontaminate import Decontaminate
+from dcclip_cli.curation.dedup.minhash import SameCaption
+from dcclip_cli.curation.dedup.near_duplicates import NearImage, SameImage
+from dcclip_cli.curation.dedup.tables import GlobalFilter, drop_empty, fill
 from dcclip_cli.data.pair import Language
 from dcclip_cli.options import Options
 
@@ -23,33 +23,33 @@ DECISIONS, CAPTIONS = "decisions.parquet", "captions.parquet"
 Duplicate = Annotated[SameImage | NearImage | SameCaption, Field(discriminator="kind")]
 
 
-class SettleOptions(Options):
-    """The rules on all pairs at once. Of duplicates the one that comes first in the order of sources stays."""
+class DedupOptions(Options):
+    """Filters over all pairs at once. Of duplicates, the first one in the order of sources is kept."""
 
-    exclude: Exclude | None = Field(None, description="Evaluation sets whose pictures must not be trained on")
+    exclude: Decontaminate | None = Field(None, description="Evaluation sets whose images must not be in the output")
     duplicates: tuple[Duplicate, ...] = Field(
-        (SameImage(), NearImage(), SameCaption()), description="What is looked for; none: nothing"
+        (SameImage(), NearImage(), SameCaption()), description="Kinds of duplicates that are removed; empty: none"
     )
 
 
-def settle(
-    facts: Sequence[Path],
+def dedup(
+    signatures: Sequence[Path],
     scores: Sequence[Path],
-    options: SettleOptions,
+    options: DedupOptions,
     out: Path,
     memory: str = "1GB",
-    first: Sequence[GlobalRule] = (),
+    first: Sequence[GlobalFilter] = (),
     needs: Sequence[Language] = (),
 ) -> None:
     """Write `decisions.parquet` and `captions.parquet` into the folder `out`, ordered by key.
 
-    The rules `first` (thresholds of scores) come before all others; then evaluation sets, the same images, near images,
-    captions, whatever the order in the recipe. A pair that lacks a needed language is dropped once the same
-    images are merged, since that may have brought it. DuckDB takes about `memory` and spills into `out`.
+    The filters `first` (thresholds of scores) run before all others; then evaluation sets, equal images, near duplicates,
+    captions, whatever their order in the recipe. A pair that lacks a needed language is dropped after equal images
+    were merged, since that may have added it. DuckDB uses about `memory` and spills into `out`.
 
     decisions: key, reason (NULL: kept), detail, zh and en (the final captions of kept pairs, else empty),
-    scores (JSON: by name a number, or a list per language in the order of the captions; NULL without any).
-    captions: key, language, caption, reason, detail of every caption dropped by itself, its pair's own drop apart.
+    scores (JSON: by name a number, or a list per language in the order of the captions; NULL if there are none).
+    captions: key, language, caption, reason, detail of every caption that was dropped without its pair.
     """
     import duckdb
 
@@ -59,13 +59,13 @@ def settle(
     with duckdb.connect(str(working)) as connection:
         connection.execute("SET memory_limit = $value", {"value": memory})
         connection.execute("SET temp_directory = $value", {"value": str(out / "spill")})
-        connection.execute("SET preserve_insertion_order = false")  # the result is put in order by itself
-        fill(connection, facts, scores)
+        connection.execute("SET preserve_insertion_order = false")  # the results are sorted explicitly
+        fill(connection, signatures, scores)
         _apply(connection, [*first, *([options.exclude] if options.exclude else [])], ())
-        _apply(connection, [rule for rule in options.duplicates if isinstance(rule, SameImage)], needs)
+        _apply(connection, [each for each in options.duplicates if isinstance(each, SameImage)], needs)
         drop_empty(connection, needs)
         for kind in (NearImage, SameCaption):
-            _apply(connection, [rule for rule in options.duplicates if isinstance(rule, kind)], needs)
+            _apply(connection, [each for each in options.duplicates if isinstance(each, kind)], needs)
         for name, query in ((CAPTIONS, _DROPPED_CAPTIONS), (DECISIONS, _DECISIONS)):
             part = out / f"{name}.part"
             connection.execute(f"COPY ({query}) TO '{_quoted(part)}' (FORMAT parquet, COMPRESSION zstd)")
@@ -73,9 +73,9 @@ def settle(
     _remove(working)
 
 
-def _apply(connection: DuckDBPyConnection, rules: Sequence[GlobalRule], needs: Sequence[Language]) -> None:
-    for rule in rules:
-        rule.apply(connection)
+def _apply(connection: DuckDBPyConnection, filters: Sequence[GlobalFilter], needs: Sequence[Language]) -> None:
+    for each in filters:
+        each.apply(connection)
         drop_empty(connection, needs)
 
 
