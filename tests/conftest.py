@@ -242,7 +242,7 @@ def model_folder(pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """The model directory of a tiny student, aligned from scratch for two steps."""
     from dcclip_cli.data.batches import DataOptions
     from dcclip_cli.model.students import StudentOptions
-    from dcclip_cli.runs import RunFolder
+    from dcclip_cli.run_dir import RunDir
     from dcclip_cli.train.align import AlignOptions, align
 
     result = align(
@@ -251,6 +251,6 @@ def model_folder(pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         teacher=None,
         data=DataOptions(train=str(pairs_file)),
         seed=0,
-        run=RunFolder(tmp_path_factory.mktemp("runs") / "tiny"),
+        run=RunDir(tmp_path_factory.mktemp("runs") / "tiny"),
     )
-    yield result.folder
+    yield result.model

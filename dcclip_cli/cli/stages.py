@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.cli import console
+from dcclip_cli.cli.errors import YELLOW, say
 from dcclip_cli.cli.flags import Device, resolve_device
 from dcclip_cli.errors import DcclipError
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from dcclip_cli.progress import Progress
     from dcclip_cli.recipe.load import LoadedRecipe
     from dcclip_cli.recipe.schema import Stage
-    from dcclip_cli.runs import RunFolder
+    from dcclip_cli.run_dir import RunDir
 
 # What a finished stage has left in its folder; results take their names last.
 _PRODUCTS: dict[Stage, str] = {
@@ -36,17 +37,20 @@ def open_recipe(path: Path, sets: Sequence[str] | None, needed: Stage | None = N
     from dcclip_cli.recipe.load import load
 
     loaded = load(path, sets or ())
+    if console.is_first_process():
+        for line in loaded.warnings:
+            say("warning: ", line, YELLOW)
     if needed and needed not in loaded.recipe.stages:
         there = ", ".join(loaded.recipe.stages) or "none"
         raise DcclipError(f"{path} has no section {needed}", f"add one; its stages are: {there}")
     return loaded
 
 
-def open_run(loaded: LoadedRecipe, out: Path | None) -> RunFolder:
+def open_run(loaded: LoadedRecipe, out: Path | None) -> RunDir:
     """The folder of this recipe's run: `out`, or `runs/NAME` under the current directory."""
-    from dcclip_cli.runs import RunFolder
+    from dcclip_cli.run_dir import RunDir
 
-    return RunFolder(out or Path("runs") / loaded.recipe.name)
+    return RunDir(out or Path("runs") / loaded.recipe.name)
 
 
 def check(loaded: LoadedRecipe, device: Device | None = None) -> None:
@@ -66,7 +70,7 @@ class Work:
     """A recipe about to be worked on: its run, where it runs, whether finished stages are done again, who is told."""
 
     loaded: LoadedRecipe
-    run: RunFolder
+    run: RunDir
     device: Device
     fresh: bool
     progress: Progress
@@ -130,7 +134,7 @@ class Work:
             result = align(options=recipe.align, teacher=recipe.teacher, student=recipe.student, **shared)
         if stage == "align" and result.already_finished:
             self._check_parent()
-        self.tell(stage, result.folder, result.already_finished, result.seconds, result.figures)
+        self.tell(stage, result.model, result.already_finished, result.seconds, result.metrics)
         return not result.already_finished
 
     def data(self) -> DataOptions | None:

@@ -49,7 +49,7 @@ def collect(
     """
     start = time.monotonic()
     progress = progress or Silent()
-    # Absolute: tasks may run elsewhere, and datatrove remembers folders by the name that they were given.
+    # Absolute: tasks may run in other processes and on other machines.
     work = WorkFolder(out.absolute().with_name(f".{out.name}.partial"))
     _publish(out)
     before = finished_manifest(out)
@@ -77,28 +77,18 @@ def _passes(
 ) -> dict[str, Any]:
     from dcclip_cli.curation.executors import Engine
     from dcclip_cli.curation.finish import finish
-    from dcclip_cli.curation.passes import (
-        FetchImages,
-        JudgeCandidates,
-        KeepSlice,
-        ReadSlice,
-        ScoreSlice,
-        Settle,
-        WriteSlice,
-    )
+    from dcclip_cli.curation.steps import ReadStep, ScoreStep, SettleStep, WriteStep
 
     engine = engine or Engine()
     slices = len(found.assignments)
-    shared: dict[str, Any] = {"options": options, "work": work}
-    read = [ReadSlice(**shared), FetchImages(**shared), JudgeCandidates(**shared), KeepSlice(**shared)]
     with _watched(progress, "read", found, work.read(0).parent):
-        engine.run(read, slices, work.logs("read"))
+        engine.run(ReadStep(options, work, slices), work.logs("read"))
     if options.scores:
         with _watched(progress, "score", found, work.read(0).parent, SCORES):
-            engine.run([ScoreSlice(**shared)], slices, work.logs("score"))
-    engine.run([Settle(**shared, slices=slices)], 1, work.logs("settle"))
+            engine.run(ScoreStep(options, work, slices), work.logs("score"))
+    engine.run(SettleStep(options, work, 1, slices), work.logs("settle"))
     with _watched(progress, "write", found, work.written(0).parent):
-        engine.run([WriteSlice(**shared)], slices, work.logs("write"))
+        engine.run(WriteStep(options, work, slices), work.logs("write"))
     return finish(options, work, slices)
 
 

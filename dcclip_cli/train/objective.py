@@ -53,7 +53,6 @@ class Objective(Trainable):
         self._max_log_scale = math.log(max_logit_scale)
         self._locked = {"image": student.model.visual, "text": student.model.text, None: None}[lock]
         self._freeze_batch_norms = freeze_batch_norms
-        self.texts_by_length = True  # saves computing padding
         self._contrasts = any(isinstance(loss, TaskLoss) for loss in losses)
         self._done, self._chance = 0.0, dict[str, float]()
         if isinstance(self._locked, nn.Module):
@@ -94,8 +93,7 @@ class Objective(Trainable):
 
     def side(self, batch: Batch) -> Side:
         """What the student makes of this process's batch."""
-        read = self.student.text_features_by_length if self.texts_by_length else self.student.text_features
-        texts = {name: read(texts.tokens) for name, texts in batch.texts.items()}
+        texts = {name: self.student.text_features_by_length(texts.tokens) for name, texts in batch.texts.items()}
         if batch.pixels.ndim == 2:  # embeddings already
             image = ImageFeatures(batch.pixels, batch.pixels[:, :, None, None])
         elif len(batch.pixels):

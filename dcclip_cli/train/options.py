@@ -77,11 +77,7 @@ class LoopOptions(Options):
     optimizer: OptimizerOptions = Field(OptimizerOptions(), description="The optimizer and its rates")
     warmup_steps: int = Field(100, ge=0, description="Steps of linear rise to the peak rate; then half a cosine to 0")
     clip_norm: float | None = Field(1.0, gt=0, description="Largest norm of the gradient; null: any")
-    parallel: Literal["ddp", "fsdp2"] = Field(
-        "ddp",
-        description="What each of several processes holds: ddp, the whole student; fsdp2, a share of its weights, "
-        "gradients and moments",
-    )
+    parallel: Literal["ddp"] = Field("ddp", description="Several processes train with DistributedDataParallel")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description="bf16, fp16: autocast, the weights stay fp32; fp16 needs a GPU; auto: bf16 where this machine is "
@@ -124,20 +120,6 @@ class LoopOptions(Options):
     def _validation_before_it_is_used(self) -> Self:
         if self.validate_every_steps is None and (self.patience is not None or self.keep == "best"):
             raise ValueError("patience and keep: best go by validation: give validate_every_steps")
-        return self
-
-    @model_validator(mode="after")
-    def _what_shares_go_with(self) -> Self:
-        if self.parallel == "fsdp2":
-            needs = {
-                "gradient_cache": self.gradient_cache,
-                "ema": self.ema is not None,
-                "validate_every_steps": self.validate_every_steps is not None,
-                "precision: fp16": self.precision == "fp16",
-                "optimizer.kind: muon": self.optimizer.kind == "muon",
-            }
-            if given := [name for name, is_given in needs.items() if is_given]:
-                raise ValueError(f"{' and '.join(given)} need the whole student in each process: write parallel: ddp")
         return self
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ from dcclip_cli.data.batches import COLLECTED, Reader
 from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.data.table import PairTable, open_pairs
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import write_whole
+from dcclip_cli.files import atomic_write
 from dcclip_cli.machine import busy_cores, cores, keep_freed_memory
 from dcclip_cli.model.folder import load_folder, read_json, save_folder
 from dcclip_cli.model.inherit import inherit_text_tower
@@ -38,7 +38,7 @@ from dcclip_cli.model.students import (
 from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with, train_tokenizer, trim_tokenizer
 from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.progress import Progress
-from dcclip_cli.runs import RunFolder
+from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.options import LoopOptions
 from dcclip_cli.versions import versions
 
@@ -76,7 +76,7 @@ class Student:
         )
 
 
-def open_training_pairs(train: str, run: RunFolder) -> PairTable:
+def open_training_pairs(train: str, run: RunDir) -> PairTable:
     """The pairs that `data.train` names. Raises DcclipError where they are not there."""
     if train != COLLECTED:
         return open_pairs(train)
@@ -208,7 +208,7 @@ def _decided(folder: Path, name: str, decide: Callable[[], T]) -> T:
         decisions[name] = value
         if PartialState().is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            write_whole(file, json.dumps(decisions).encode())
+            atomic_write(file, json.dumps(decisions).encode())
     return cast(T, decisions[name])
 
 

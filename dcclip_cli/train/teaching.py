@@ -10,7 +10,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.progress import Progress
-from dcclip_cli.runs import RunFolder
+from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.losses.base import Loss, TeacherLoss, Widths
 from dcclip_cli.train.options import TeachingOptions
 from dcclip_cli.train.probe import map_grids, widths
@@ -53,7 +53,7 @@ class Teaching:
         options: TeachingOptions,
         reader: Reader,
         student: OpenClipTowers,
-        run: RunFolder,
+        run: RunDir,
         steps: int,
         device: str,
         progress: Progress,

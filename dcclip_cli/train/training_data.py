@@ -12,7 +12,7 @@ from dcclip_cli.data.phrases import with_phrases
 from dcclip_cli.data.pictures import open_pictures
 from dcclip_cli.data.table import PairTable
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.runs import RunFolder
+from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.stage import open_training_pairs
 
 
@@ -32,7 +32,7 @@ class TrainingData:
 
 def open_training_data(
     data: DataOptions,
-    run: RunFolder,
+    run: RunDir,
     pairs_a_step: int,
     images_a_step: int | None,
     texts_a_step: int | None,

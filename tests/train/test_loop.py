@@ -328,10 +328,6 @@ def test_a_full_disk_leaves_the_state_before_and_says_so(
         ({"gradient_cache": True}, "give accumulate"),
         ({"keep": "best"}, "give validate_every_steps"),
         ({"patience": 3}, "give validate_every_steps"),
-        (
-            {"parallel": "fsdp2", "ema": 0.9, "optimizer": {"kind": "muon"}},
-            "ema and optimizer.kind: muon need the whole",
-        ),
     ],
 )
 def test_options_that_need_each_other_say_so(given: dict[str, Any], said: str) -> None:
