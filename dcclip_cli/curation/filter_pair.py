@@ -66,7 +66,7 @@ def _filter_captions(pair: Pair, options: CollectOptions) -> tuple[Pair, tuple[t
 def _filter_caption(caption: str, language: Language, before: list[str], options: CollectOptions) -> str | Drop:
     if drop := check_characters(caption):
         return drop
-    text = normalize(caption, language, options.tidy)
+    text = normalize(caption, language, options.normalize)
     if not text:
         return Drop("caption-short", "nothing is left of it once tidied")
     for each in options.filters:

@@ -71,7 +71,7 @@ def _without_entities(caption: str) -> str:
 
 
 def _repair_gbk(caption: str) -> str:
-    """The Chinese text behind 绾㈣壊璺戣溅 (UTF-8 read as GBK) or ºìÉ«ÅÜ³µ (GBK read as Latin-1), which ftfy does not know."""
+    """The Chinese behind 绾㈣壊璺戣溅 (UTF-8 read as GBK) or ºìÉ«ÅÜ³µ (GBK read as Latin-1), unknown to ftfy."""
     repaired = None
     if _HAN.search(caption):
         repaired = _decoded(as_gbk(caption), "utf-8")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
+from dcclip_cli.curation.dedup.dedup import DedupOptions
 from dcclip_cli.curation.executors import ClusterOptions
 from dcclip_cli.curation.fetch import FetchOptions
 from dcclip_cli.curation.filters import DEFAULT_FILTERS, AnyFilter
-from dcclip_cli.curation.scores import Scorers
-from dcclip_cli.curation.dedup.dedup import DedupOptions
-from dcclip_cli.curation.sources import Source
 from dcclip_cli.curation.normalize_text import NormalizeOptions
+from dcclip_cli.curation.scores import Scorers
+from dcclip_cli.curation.sources import Source
 from dcclip_cli.data.pair import Language
-from dcclip_cli.options import Options
+from dcclip_cli.options import Options, Removed
 
 NEUTRAL = {"cluster"}  # options that change no result
 
@@ -20,7 +22,9 @@ NEUTRAL = {"cluster"}  # options that change no result
 class ReportOptions(Options):
     """What report.html shows besides counts and histograms."""
 
-    examples: int = Field(12, ge=0, le=100, description="Number of example pairs shown for each drop reason, and of kept pairs")
+    examples: int = Field(
+        12, ge=0, le=100, description="Number of example pairs shown for each drop reason, and of kept pairs"
+    )
 
 
 class CollectOptions(DedupOptions):
@@ -29,11 +33,23 @@ class CollectOptions(DedupOptions):
     Whatever the filters, a kept pair has a readable JPEG, PNG or WebP image and at least one caption.
     """
 
+    renamed: ClassVar = {"exclude": "decontaminate", "tidy": "normalize"}
+    removed: ClassVar = {
+        "balance": Removed("limit a source by reading fewer of its files, and remove this key", ignored=(None, [], ()))
+    }
+
     sources: tuple[Source, ...] = Field(min_length=1, description="Where pairs come from; read in this order")
     fetch: FetchOptions = Field(FetchOptions(), description="How images are downloaded for sources that list URLs")
-    tidy: NormalizeOptions = Field(NormalizeOptions(), description="How captions are normalized before filters see them")
-    filters: tuple[AnyFilter, ...] = Field(DEFAULT_FILTERS, description="Filters on single pairs, in this order; the first one that applies gives the drop reason")
-    needs: tuple[Language, ...] = Field((), description="Languages in which a kept pair must have captions; empty: any language suffices")
+    normalize: NormalizeOptions = Field(
+        NormalizeOptions(), description="How captions are normalized before filters see them"
+    )
+    filters: tuple[AnyFilter, ...] = Field(
+        DEFAULT_FILTERS,
+        description="Filters on single pairs, in this order; the first one that applies gives the drop reason",
+    )
+    needs: tuple[Language, ...] = Field(
+        (), description="Languages in which a kept pair must have captions; empty: any language suffices"
+    )
     scores: Scorers = Field((), description="Models that score the pairs that passed the filters")
     shard_size: int = Field(
         1000, ge=1, le=100_000, description="Candidates read per shard; a shard contains those of them that are kept"

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from dcclip_cli.curation.candidate import Drop
-from dcclip_cli.curation.judge import too_large
+from dcclip_cli.curation.dedup.dedup import CAPTIONS, DECISIONS
+from dcclip_cli.curation.filter_pair import too_large
 from dcclip_cli.curation.report.examples import Examples
-from dcclip_cli.curation.report.stats import MOVED, DroppedCaption, Statistics
-from dcclip_cli.curation.settle.settle import CAPTIONS, DECISIONS
+from dcclip_cli.curation.report.statistics import MOVED, DroppedCaption, Statistics
 from dcclip_cli.curation.shards import DroppedTable, ShardWriter
 from dcclip_cli.curation.slices import Account, Kept, read_pairs
 from dcclip_cli.curation.work import DROPPED, PAIRS, SCORES, SHARD, WorkFolder, name_of, whole_folder, write_json
@@ -76,8 +76,8 @@ def write_slice(work: WorkFolder, number: int, examples: int) -> None:
 def _fates(work: WorkFolder, number: int) -> Iterator[Fate]:
     """What became of each pair of a slice, in order."""
     within = [("key", ">=", name_of(number)), ("key", "<", name_of(number + 1))]
-    decisions = {row["key"]: row for row in _table(work.settled / DECISIONS, within)}
-    captions = _by_key(_table(work.settled / CAPTIONS, within))
+    decisions = {row["key"]: row for row in _table(work.deduped / DECISIONS, within)}
+    captions = _by_key(_table(work.deduped / CAPTIONS, within))
     for kept in read_pairs(work.read(number) / PAIRS):
         decision = decisions[kept.pair.key]
         gone = [(row["language"], row["caption"], _drop(row)) for row in captions.get(kept.pair.key, ())]

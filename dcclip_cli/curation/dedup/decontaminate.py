@@ -26,7 +26,10 @@ _BATCH = 1000
 class Decontaminate(GlobalFilter):
     """Drops images, and optionally captions, that are in evaluation sets."""
 
-    paths: tuple[Path, ...] = Field(min_length=1, description="Evaluation sets: Parquet or tar files of pairs, folders of shards, or folders of images")
+    paths: tuple[Path, ...] = Field(
+        min_length=1,
+        description="Evaluation sets: Parquet or tar files of pairs, folders of shards, or folders of images",
+    )
     images: bool = Field(True, description="Drop pairs whose image is equal to one of theirs or a near duplicate of it")
     captions: bool = Field(False, description="Drop captions that they contain; careful, class names are common words")
     bits: int = Field(12, ge=0, le=16, description="As for `near-image`")
@@ -60,7 +63,7 @@ INSERT INTO caption_drops
 
 
 def _fill(connection: DuckDBPyConnection, paths: tuple[Path, ...]) -> None:
-    """Fill the table `evaluation` with the signatures of all evaluation images, without those that cannot be decoded."""
+    """Fill the table `evaluation` with the signatures of all evaluation images that can be decoded."""
     import pyarrow as pa
 
     schema = signature_schema().append(pa.field("number", pa.int64()))
@@ -82,7 +85,9 @@ def _batches(paths: tuple[Path, ...]) -> Iterator[list[dict[str, Any]]]:
             except DcclipError:
                 continue
             number -= 1  # below those of all pairs
-            rows.append(signatures_of(pair, DecodedImage(image, "", 1, len(pair.image)), path.name) | {"number": number})
+            rows.append(
+                signatures_of(pair, DecodedImage(image, "", 1, len(pair.image)), path.name) | {"number": number}
+            )
             if len(rows) == _BATCH:
                 yield rows
                 rows = []

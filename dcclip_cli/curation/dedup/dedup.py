@@ -26,7 +26,9 @@ Duplicate = Annotated[SameImage | NearImage | SameCaption, Field(discriminator="
 class DedupOptions(Options):
     """Filters over all pairs at once. Of duplicates, the first one in the order of sources is kept."""
 
-    exclude: Decontaminate | None = Field(None, description="Evaluation sets whose images must not be in the output")
+    decontaminate: Decontaminate | None = Field(
+        None, description="Evaluation sets whose images must not be in the output"
+    )
     duplicates: tuple[Duplicate, ...] = Field(
         (SameImage(), NearImage(), SameCaption()), description="Kinds of duplicates that are removed; empty: none"
     )
@@ -43,9 +45,9 @@ def dedup(
 ) -> None:
     """Write `decisions.parquet` and `captions.parquet` into the folder `out`, ordered by key.
 
-    The filters `first` (thresholds of scores) run before all others; then evaluation sets, equal images, near duplicates,
-    captions, whatever their order in the recipe. A pair that lacks a needed language is dropped after equal images
-    were merged, since that may have added it. DuckDB uses about `memory` and spills into `out`.
+    The filters `first` (thresholds of scores) run before all others; then evaluation sets, equal images, near
+    duplicates, captions, whatever their order in the recipe. A pair that lacks a needed language is dropped after
+    equal images were merged, since that may have added it. DuckDB uses about `memory` and spills into `out`.
 
     decisions: key, reason (NULL: kept), detail, zh and en (the final captions of kept pairs, else empty),
     scores (JSON: by name a number, or a list per language in the order of the captions; NULL if there are none).
@@ -61,7 +63,7 @@ def dedup(
         connection.execute("SET temp_directory = $value", {"value": str(out / "spill")})
         connection.execute("SET preserve_insertion_order = false")  # the results are sorted explicitly
         fill(connection, signatures, scores)
-        _apply(connection, [*first, *([options.exclude] if options.exclude else [])], ())
+        _apply(connection, [*first, *([options.decontaminate] if options.decontaminate else [])], ())
         _apply(connection, [each for each in options.duplicates if isinstance(each, SameImage)], needs)
         drop_empty(connection, needs)
         for kind in (NearImage, SameCaption):

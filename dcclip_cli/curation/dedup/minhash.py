@@ -16,7 +16,10 @@ from dcclip_cli.curation.dedup.tables import GlobalFilter
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-_PERMUTATIONS, _ROWS = 32, 4  # 8 bands of 4: texts of similarity 0.85 share a band in 99.8 % of cases, texts of similarity 0.4 in 19 %
+_PERMUTATIONS, _ROWS = (
+    32,
+    4,
+)  # 8 bands of 4: texts of similarity 0.85 share a band in 99.8 % of cases, texts of similarity 0.4 in 19 %
 _GRAM = 3
 _WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|[^\W\u3400-\u9fff\uf900-\ufaff]+")
 
@@ -75,11 +78,18 @@ class SameCaption(GlobalFilter):
     """
 
     kind: Literal["same-caption"] = "same-caption"
-    at_most: int = Field(100, ge=1, description="Maximum number of pairs that keep the same caption; the first ones keep it")
-    similarity: float | None = Field(
-        0.85, gt=0.5, le=1, description="Character-trigram Jaccard similarity from which captions are duplicates; null: only equal letters"
+    at_most: int = Field(
+        100, ge=1, description="Maximum number of pairs that keep the same caption; the first ones keep it"
     )
-    min_letters: int = Field(12, ge=3, description="Captions with fewer letters are duplicates only if their letters are equal")
+    similarity: float | None = Field(
+        0.85,
+        gt=0.5,
+        le=1,
+        description="Character-trigram Jaccard similarity from which captions are duplicates; null: only equal letters",
+    )
+    min_letters: int = Field(
+        12, ge=3, description="Captions with fewer letters are duplicates only if their letters are equal"
+    )
 
     def apply(self, connection: DuckDBPyConnection) -> None:
         """`caption-duplicate` if an earlier pair has exactly this caption, else `caption-near-duplicate`."""

@@ -17,11 +17,14 @@ from dcclip_cli.curation.dedup.tables import GlobalFilter
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
+
 class SameImage(GlobalFilter):
     """Merges pairs whose images have equal pixels, whatever their file format, into the first of them."""
 
     kind: Literal["same-image"] = "same-image"
-    captions: Literal["merge", "drop"] = Field("merge", description="Add the later pairs' captions to the first pair (merge), or drop them")
+    captions: Literal["merge", "drop"] = Field(
+        "merge", description="Add the later pairs' captions to the first pair (merge), or drop them"
+    )
     most_captions: int = Field(
         16, ge=1, description="Maximum captions per language after merging; placeholder images would collect many"
     )
@@ -99,7 +102,8 @@ class NearImage(GlobalFilter):
 
     kind: Literal["near-image"] = "near-image"
     bits: Annotated[int, Field(ge=0, le=16)] = Field(
-        12, description="Maximum number of differing bits, of 64, between the perceptual hashes of images that are compared"
+        12,
+        description="Maximum number of differing bits, of 64, between perceptual hashes of images to compare",
     )
 
     def apply(self, connection: DuckDBPyConnection) -> None:
@@ -121,7 +125,7 @@ _MAX_STRETCH = 1.2  # maximum ratio between the aspect ratios of near duplicates
 _BLOCK = 4096  # comparisons planned at a time
 _BATCH = 512  # comparisons made at a time: about 60 MB of arrays
 
-# The image as it is (part 0), slightly cropped (part 0 too, but crops are not compared with crops), its middle (part 1).
+# Part 0: the image as it is, and slightly cropped (crops are not compared with crops); part 1: its middle.
 _KEYS = """
 CREATE OR REPLACE TABLE near_keys_{side} AS
     SELECT number, kind = 4 AS part, kind = 1 AS whole, ln(width / height) AS aspect, hashes[kind] AS hash

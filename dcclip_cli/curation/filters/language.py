@@ -145,7 +145,9 @@ class LanguageFilter(Filter):
     """
 
     kind: Literal["language"] = "language"
-    detector: bool = Field(True, description="Use fastText's language detector for text in Latin letters; false: decide by script only")
+    detector: bool = Field(
+        True, description="Use fastText's language detector for text in Latin letters; false: decide by script only"
+    )
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-language`."""
@@ -161,7 +163,10 @@ class ScriptFilter(Filter):
     kind: Literal["script"] = "script"
     mixed: bool = Field(True, description="Allow Han characters and Latin letters in one caption (苹果 iPhone 手机壳)")
     min_share: float = Field(
-        0.25, ge=0, le=1, description="Minimum share of the caption's own script among its Han characters and Latin words"
+        0.25,
+        ge=0,
+        le=1,
+        description="Minimum share of the caption's own script among its Han characters and Latin words",
     )
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:

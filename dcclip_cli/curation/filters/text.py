@@ -61,7 +61,9 @@ class WordlessFilter(Filter):
     """Drops captions without a letter: emoji only, or digits and signs only."""
 
     kind: Literal["wordless"] = "wordless"
-    numbers: bool = Field(True, description="Keep captions that are a short number (24, 10:30); long numbers are always dropped")
+    numbers: bool = Field(
+        True, description="Keep captions that are a short number (24, 10:30); long numbers are always dropped"
+    )
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-emoji` or `caption-wordless`."""
@@ -83,8 +85,15 @@ class RepetitionFilter(Filter):
     """Drops captions that repeat a letter, syllable or word many times in a row, or consist mostly of one word."""
 
     kind: Literal["repetition"] = "repetition"
-    times: int = Field(5, ge=2, description="Repetitions in a row that are dropped; with 5, 哈哈哈哈 is kept and 哈哈哈哈哈 is dropped")
-    max_share: float = Field(0.4, gt=0, le=1, description="Maximum fraction of a long caption's words that the most frequent word may make up")
+    times: int = Field(
+        5, ge=2, description="Repetitions in a row that are dropped; with 5, 哈哈哈哈 is kept and 哈哈哈哈哈 is dropped"
+    )
+    max_share: float = Field(
+        0.4,
+        gt=0,
+        le=1,
+        description="Maximum fraction of a long caption's words that the most frequent word may make up",
+    )
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-repetition`."""
@@ -110,9 +119,15 @@ class LengthFilter(Filter):
     """Drops captions that are too short or too long; Chinese is counted in characters, English in words."""
 
     kind: Literal["length"] = "length"
-    zh: tuple[int, int] = Field((1, 128), description="Minimum and maximum number of characters in a Chinese caption, without white space")
+    zh: tuple[int, int] = Field(
+        (1, 128), description="Minimum and maximum number of characters in a Chinese caption, without white space"
+    )
     en: tuple[int, int] = Field((1, 64), description="Minimum and maximum number of words in an English caption")
-    longest_word: int = Field(40, ge=1, description="Maximum length of a run of Latin letters and digits; longer runs are encoded data, not words")
+    longest_word: int = Field(
+        40,
+        ge=1,
+        description="Maximum length of a run of Latin letters and digits; longer runs are encoded data, not words",
+    )
 
     @field_validator("zh", "en")
     @classmethod

@@ -188,7 +188,9 @@ class BoilerplateFilter(Filter):
     """
 
     kind: Literal["boilerplate"] = "boilerplate"
-    phrases: tuple[str, ...] = Field((), description="Additional phrases; a caption that contains one is dropped as boilerplate")
+    phrases: tuple[str, ...] = Field(
+        (), description="Additional phrases; a caption that contains one is dropped as boilerplate"
+    )
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-generated`, `caption-boilerplate` or `caption-placeholder`."""

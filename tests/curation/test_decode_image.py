@@ -6,8 +6,8 @@ import zlib
 import pytest
 from PIL import Image
 
-from dcclip_cli.curation.candidate import Drop, Picture
-from dcclip_cli.curation.picture import image_suffix, open_picture
+from dcclip_cli.curation.candidate import DecodedImage, Drop
+from dcclip_cli.curation.decode_image import decode_image, image_suffix
 
 
 def written(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -21,7 +21,7 @@ def noise(size: tuple[int, int] = (64, 64)) -> Image.Image:
 
 
 def reason(data: bytes) -> str:
-    opened = open_picture(data)
+    opened = decode_image(data)
     assert isinstance(opened, Drop)
     return opened.reason
 
@@ -44,8 +44,8 @@ def test_the_first_bytes_tell_the_format(kind: str, suffix: str | None) -> None:
 
 def test_an_intact_image_is_opened_with_what_its_file_says() -> None:
     data = written(Image.new("RGB", (40, 50), "blue"), "PNG")
-    opened = open_picture(data)
-    assert isinstance(opened, Picture)
+    opened = decode_image(data)
+    assert isinstance(opened, DecodedImage)
     assert (opened.image.size, opened.image.getpixel((0, 0))) == ((40, 50), (0, 0, 255))
     assert (opened.format, opened.frames, opened.file_bytes) == ("png", 1, len(data))
 
@@ -53,10 +53,10 @@ def test_an_intact_image_is_opened_with_what_its_file_says() -> None:
 def test_a_picture_is_turned_upright_and_keeps_its_transparency() -> None:
     exif = Image.Exif()
     exif[274] = 6  # to be turned by a quarter
-    turned = open_picture(written(noise((60, 40)), "JPEG", exif=exif))
-    clear = open_picture(written(Image.new("RGBA", (40, 40), (255, 0, 0, 0)), "WEBP"))
-    assert isinstance(turned, Picture)
-    assert isinstance(clear, Picture)
+    turned = decode_image(written(noise((60, 40)), "JPEG", exif=exif))
+    clear = decode_image(written(Image.new("RGBA", (40, 40), (255, 0, 0, 0)), "WEBP"))
+    assert isinstance(turned, DecodedImage)
+    assert isinstance(clear, DecodedImage)
     assert turned.image.size == (40, 60)
     assert clear.image.mode == "RGBA"
 
@@ -64,14 +64,14 @@ def test_a_picture_is_turned_upright_and_keeps_its_transparency() -> None:
 @pytest.mark.parametrize("kind", ["WEBP", "PNG"])
 def test_an_animation_tells_its_frames(kind: str) -> None:
     colours = [Image.new("RGB", (40, 40), colour) for colour in ("red", "green", "blue")]
-    opened = open_picture(written(colours[0], kind, save_all=True, append_images=colours[1:]))
-    assert isinstance(opened, Picture)
+    opened = decode_image(written(colours[0], kind, save_all=True, append_images=colours[1:]))
+    assert isinstance(opened, DecodedImage)
     assert opened.frames == 3
 
 
 def test_a_phone_s_jpeg_with_a_second_picture_inside_is_no_animation() -> None:
-    opened = open_picture(written(noise(), "MPO", save_all=True, append_images=[noise()]))
-    assert isinstance(opened, Picture)
+    opened = decode_image(written(noise(), "MPO", save_all=True, append_images=[noise()]))
+    assert isinstance(opened, DecodedImage)
     assert (opened.format, opened.frames) == ("jpg", 1)
 
 
@@ -81,7 +81,7 @@ def test_what_is_no_jpeg_png_or_webp_is_told_by_its_format() -> None:
 
 
 def test_no_bytes_and_too_many_are_told_apart_from_broken_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dcclip_cli.curation.picture.MAX_IMAGE_BYTES", 1000)
+    monkeypatch.setattr("dcclip_cli.curation.decode_image.MAX_IMAGE_BYTES", 1000)
     assert reason(b"") == "image-bytes"
     assert reason(b"\xff\xd8\xff" + b"\0" * 998) == "image-bytes"
     assert reason(b"\xff\xd8\xff" + b"\0" * 900) == "image-unreadable"
@@ -102,7 +102,7 @@ def test_a_jpeg_that_was_cut_and_closed_again_is_unreadable() -> None:
 def test_a_picture_that_is_grey_at_both_ends_is_no_cut_one() -> None:
     grey = Image.new("RGB", (64, 64), (128, 128, 128))
     grey.paste((255, 0, 0), (16, 16, 48, 48))
-    assert isinstance(open_picture(written(grey, "JPEG", quality=95)), Picture)
+    assert isinstance(decode_image(written(grey, "JPEG", quality=95)), DecodedImage)
 
 
 @pytest.mark.parametrize("side", [8_001, 60_000])  # 60,000 x 60,000 pixels of 3 bytes would be 10.8 GB
@@ -115,6 +115,6 @@ def test_a_thread_of_pixels_is_refused_by_its_header() -> None:
 
 
 def test_a_wrong_extension_does_not_matter() -> None:
-    opened = open_picture(written(noise(), "PNG"))  # whatever the file was called
-    assert isinstance(opened, Picture)
+    opened = decode_image(written(noise(), "PNG"))  # whatever the file was called
+    assert isinstance(opened, DecodedImage)
     assert opened.format == "png"

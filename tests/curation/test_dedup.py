@@ -15,13 +15,13 @@ import pytest
 from PIL import Image, ImageDraw
 from pydantic import ValidationError
 
-from dcclip_cli.curation.candidate import Picture
-from dcclip_cli.curation.settle.exclude import Exclude
-from dcclip_cli.curation.settle.facts import facts_of, facts_schema
-from dcclip_cli.curation.settle.images import NearImage, SameImage
-from dcclip_cli.curation.settle.settle import CAPTIONS, DECISIONS, SettleOptions, settle
-from dcclip_cli.curation.settle.tables import GlobalRule
-from dcclip_cli.curation.settle.texts import SameCaption
+from dcclip_cli.curation.candidate import DecodedImage
+from dcclip_cli.curation.dedup.decontaminate import Decontaminate
+from dcclip_cli.curation.dedup.dedup import CAPTIONS, DECISIONS, DedupOptions, dedup
+from dcclip_cli.curation.dedup.minhash import SameCaption
+from dcclip_cli.curation.dedup.near_duplicates import NearImage, SameImage
+from dcclip_cli.curation.dedup.signatures import signature_schema, signatures_of
+from dcclip_cli.curation.dedup.tables import GlobalFilter
 from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.data.table import write_parquet
 from dcclip_cli.errors import DcclipError
@@ -45,7 +45,7 @@ def file(image: Image.Image, kind: str = "PNG", **options: int) -> bytes:
 def fact(key: str, image: int | bytes, zh: Sequence[str] = (), en: Sequence[str] = (), source: str = "web") -> Facts:
     content = image if isinstance(image, bytes) else file(picture(image))
     opened = Image.open(io.BytesIO(content)).convert("RGB")
-    return facts_of(Pair(key, content, tuple(zh), tuple(en)), Picture(opened, "png", 1, len(content)), source)
+    return signatures_of(Pair(key, content, tuple(zh), tuple(en)), DecodedImage(opened, "png", 1, len(content)), source)
 
 
 def said(key: str, image: int, language: Language, caption: str) -> Facts:
@@ -55,7 +55,7 @@ def said(key: str, image: int, language: Language, caption: str) -> Facts:
 def settled(
     folder: Path,
     facts: list[Facts],
-    options: SettleOptions | None = None,
+    options: DedupOptions | None = None,
     scores: list[Facts] | None = None,
     files: int = 1,
     **more: Any,
@@ -64,19 +64,19 @@ def settled(
     paths = []
     for number in range(files):
         paths.append(folder / f"facts{number}.parquet")
-        pq.write_table(pa.Table.from_pylist(facts[number::files], facts_schema()), paths[-1])
+        pq.write_table(pa.Table.from_pylist(facts[number::files], signature_schema()), paths[-1])
     given = []
     if scores is not None:
         given = [folder / "scores.parquet"]
         pq.write_table(pa.Table.from_pylist(scores), given[0])
-    settle(paths, given, options or SettleOptions(), folder / "settle", **more)
+    dedup(paths, given, options or DedupOptions(), folder / "settle", **more)
     rows = pq.read_table(folder / "settle" / DECISIONS).to_pylist()
     assert [row["key"] for row in rows] == sorted(row["key"] for row in rows)
     return {row["key"]: row for row in rows}, pq.read_table(folder / "settle" / CAPTIONS).to_pylist()
 
 
-def only(*duplicates: Any, **sections: Any) -> SettleOptions:
-    return SettleOptions(duplicates=duplicates, **sections)
+def only(*duplicates: Any, **sections: Any) -> DedupOptions:
+    return DedupOptions(duplicates=duplicates, **sections)
 
 
 def reasons(decisions: dict[str, Facts]) -> dict[str, str | None]:
@@ -207,7 +207,9 @@ def test_captions_that_say_another_thing_stay(tmp_path: Path, first: str, second
 def test_pictures_of_an_evaluation_set_are_dropped(tmp_path: Path) -> None:
     write_parquet(tmp_path / "test.parquet", [Pair("e7", file(picture(1)), en=("a cat",)), Pair("bad", b"no image")])
     facts = [fact("0", file(picture(1), "JPEG", quality=60), ["猫"]), fact("1", 2, ["狗"])]
-    decisions, _ = settled(tmp_path, facts, SettleOptions(exclude=Exclude(paths=(tmp_path / "test.parquet",))))
+    decisions, _ = settled(
+        tmp_path, facts, DedupOptions(decontaminate=Decontaminate(paths=(tmp_path / "test.parquet",)))
+    )
     assert reasons(decisions) == {"0": "evaluation-image", "1": None}
     assert decisions["0"]["detail"] == "shows the same as test.parquet:e7"
 
@@ -215,7 +217,9 @@ def test_pictures_of_an_evaluation_set_are_dropped(tmp_path: Path) -> None:
 def test_an_evaluation_set_may_be_a_folder_of_class_folders(tmp_path: Path) -> None:
     (tmp_path / "pets" / "cat").mkdir(parents=True)
     (tmp_path / "pets" / "cat" / "1.png").write_bytes(file(picture(1)))
-    decisions, _ = settled(tmp_path, [fact("0", 1, ["猫"])], SettleOptions(exclude=Exclude(paths=(tmp_path / "pets",))))
+    decisions, _ = settled(
+        tmp_path, [fact("0", 1, ["猫"])], DedupOptions(decontaminate=Decontaminate(paths=(tmp_path / "pets",)))
+    )
     assert decisions["0"]["detail"] == "shows the same as pets/cat/1.png"
 
 
@@ -223,15 +227,19 @@ def test_captions_of_an_evaluation_set_are_dropped_only_if_asked(tmp_path: Path)
     write_parquet(tmp_path / "test.parquet", [Pair("e7", file(picture(9)), zh=("黑猫",), en=("A black cat.",))])
     facts = [fact("0", 1, ["黑猫。"], ["a black cat", "a pet"])]
     for captions, kept in ((False, (["黑猫。"], ["a black cat", "a pet"])), (True, ([], ["a pet"]))):
-        exclude = Exclude(paths=(tmp_path / "test.parquet",), captions=captions)
-        decisions, dropped = settled(tmp_path, facts, SettleOptions(exclude=exclude))
+        exclude = Decontaminate(paths=(tmp_path / "test.parquet",), captions=captions)
+        decisions, dropped = settled(tmp_path, facts, DedupOptions(decontaminate=exclude))
         assert (decisions["0"]["zh"], decisions["0"]["en"]) == kept
         assert {row["reason"] for row in dropped} == ({"evaluation-caption"} if captions else set())
 
 
 def test_an_evaluation_set_that_is_not_there_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(DcclipError, match="does not exist"):
-        settled(tmp_path, [fact("0", 1, ["猫"])], SettleOptions(exclude=Exclude(paths=(tmp_path / "no.parquet",))))
+        settled(
+            tmp_path,
+            [fact("0", 1, ["猫"])],
+            DedupOptions(decontaminate=Decontaminate(paths=(tmp_path / "no.parquet",))),
+        )
 
 
 def test_scores_follow_their_captions_through_a_merger(tmp_path: Path) -> None:
@@ -251,7 +259,7 @@ def test_scores_follow_their_captions_through_a_merger(tmp_path: Path) -> None:
     assert json.loads(decisions["0"]["scores"]) == {"agreement": {"zh": [0.5], "en": [0.25, 0.75]}, "watermark": 0.01}
 
 
-class NoFirst(GlobalRule):
+class NoFirst(GlobalFilter):
     """A rule as `scores` has them: drops the first English caption of every pair."""
 
     def apply(self, connection: Any) -> None:
@@ -289,7 +297,7 @@ def test_no_pairs_give_no_decisions(tmp_path: Path) -> None:
 
 
 def test_a_recipe_names_rules_by_kind() -> None:
-    options = SettleOptions.model_validate({"duplicates": [{"kind": "near-image", "bits": 4}]})
+    options = DedupOptions.model_validate({"duplicates": [{"kind": "near-image", "bits": 4}]})
     assert options.duplicates == (NearImage(bits=4),)
     with pytest.raises(ValidationError, match="same-image"):
-        SettleOptions.model_validate({"duplicates": [{"kind": "none"}]})
+        DedupOptions.model_validate({"duplicates": [{"kind": "none"}]})

@@ -6,14 +6,11 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from dcclip_cli.curation.candidate import Drop
-from dcclip_cli.curation.rules import DEFAULT_RULES, RuleUnion
-from dcclip_cli.curation.rules.boilerplate import BoilerplateRule
-from dcclip_cli.curation.rules.filename import FilenameRule
-from dcclip_cli.curation.rules.length import LengthRule
-from dcclip_cli.curation.rules.repetition import RepetitionRule
-from dcclip_cli.curation.rules.script import ScriptRule
-from dcclip_cli.curation.rules.wordless import WordlessRule
-from dcclip_cli.curation.tidy import TidyOptions, tidy
+from dcclip_cli.curation.filters import DEFAULT_FILTERS, AnyFilter
+from dcclip_cli.curation.filters.language import ScriptFilter
+from dcclip_cli.curation.filters.text import LengthFilter, RepetitionFilter, WordlessFilter
+from dcclip_cli.curation.filters.web_text import BoilerplateFilter, FilenameFilter
+from dcclip_cli.curation.normalize_text import NormalizeOptions, normalize
 from dcclip_cli.data.pair import LANGUAGES, Language
 
 ANY_LANGUAGE = {
@@ -160,8 +157,8 @@ FIT_CHINESE = """一只猫|猫|苹果 iPhone 15 手机壳|NBA球星科比|臺北
 
 
 def first_reason(caption: str, language: Language) -> str | None:
-    text = tidy(caption, language, TidyOptions())
-    drops = (rule.caption_reason(text, language) for rule in DEFAULT_RULES)
+    text = normalize(caption, language, NormalizeOptions())
+    drops = (rule.check_caption(text, language) for rule in DEFAULT_FILTERS)
     return next((drop.reason for drop in drops if drop), None)
 
 
@@ -182,10 +179,10 @@ def test_captions_that_look_a_little_like_a_fault_stay(language: Language, capti
 
 
 def test_every_kind_of_rule_is_a_default_and_can_stand_in_a_recipe() -> None:
-    kinds = {rule.kind for rule in DEFAULT_RULES}
-    assert len(kinds) == len(DEFAULT_RULES) == 11
-    read = TypeAdapter(tuple[RuleUnion, ...]).validate_python([{"kind": rule.kind} for rule in DEFAULT_RULES])
-    assert read == DEFAULT_RULES
+    kinds = {rule.kind for rule in DEFAULT_FILTERS}
+    assert len(kinds) == len(DEFAULT_FILTERS) == 11
+    read = TypeAdapter(tuple[AnyFilter, ...]).validate_python([{"kind": rule.kind} for rule in DEFAULT_FILTERS])
+    assert read == DEFAULT_FILTERS
 
 
 @pytest.mark.parametrize(
@@ -204,51 +201,53 @@ def test_every_kind_of_rule_is_a_default_and_can_stand_in_a_recipe() -> None:
 def test_chinese_is_counted_in_characters_and_english_in_words(
     caption: str, language: Language, expected: str | None
 ) -> None:
-    drop = LengthRule(zh=(2, 4), en=(2, 3)).caption_reason(caption, language)
+    drop = LengthFilter(zh=(2, 4), en=(2, 3)).check_caption(caption, language)
     assert (drop.reason if drop else None) == expected
 
 
 def test_the_fewest_must_not_be_more_than_the_most() -> None:
     with pytest.raises(ValidationError, match="the fewest come first"):
-        LengthRule(zh=(5, 4))
+        LengthFilter(zh=(5, 4))
 
 
 def test_han_characters_are_weighed_against_latin_words() -> None:
-    rule = ScriptRule(min_share=0.5)
-    assert rule.caption_reason("苹果 iPhone 手机壳", "zh") is None
-    assert rule.caption_reason("Canon EOS Mark 相机", "zh") == Drop("caption-script", "2 Han characters, 3 Latin words")
-    assert rule.caption_reason("a card that says 福", "en") is None
-    assert rule.caption_reason("NBA 球星", "en") == Drop("caption-script", "2 Han characters, 1 Latin words")
-    assert ScriptRule(mixed=False).caption_reason("卡拉OK", "zh") == Drop(
+    rule = ScriptFilter(min_share=0.5)
+    assert rule.check_caption("苹果 iPhone 手机壳", "zh") is None
+    assert rule.check_caption("Canon EOS Mark 相机", "zh") == Drop("caption-script", "2 Han characters, 3 Latin words")
+    assert rule.check_caption("a card that says 福", "en") is None
+    assert rule.check_caption("NBA 球星", "en") == Drop("caption-script", "2 Han characters, 1 Latin words")
+    assert ScriptFilter(mixed=False).check_caption("卡拉OK", "zh") == Drop(
         "caption-mixed", "2 Han characters, 1 Latin words"
     )
-    assert ScriptRule(mixed=False).caption_reason("第 12 号，α 波", "zh") is None
+    assert ScriptFilter(mixed=False).check_caption("第 12 号，α 波", "zh") is None
 
 
 def test_a_recipe_can_name_more_phrases() -> None:
-    rule = BoilerplateRule(phrases=("旗舰店", "Buy Now"))
-    assert rule.caption_reason("某某旗舰店 红色跑车", "zh") == Drop("caption-boilerplate", "holds '旗舰店'")
-    assert rule.caption_reason("a red car, buy now", "en") == Drop("caption-boilerplate", "holds 'Buy Now'")
-    assert rule.caption_reason("红色跑车", "zh") is None
+    rule = BoilerplateFilter(phrases=("旗舰店", "Buy Now"))
+    assert rule.check_caption("某某旗舰店 红色跑车", "zh") == Drop("caption-boilerplate", "holds '旗舰店'")
+    assert rule.check_caption("a red car, buy now", "en") == Drop("caption-boilerplate", "holds 'Buy Now'")
+    assert rule.check_caption("红色跑车", "zh") is None
 
 
 def test_numbers_and_repeats_are_allowed_as_far_as_the_recipe_says() -> None:
-    assert WordlessRule().caption_reason("24", "zh") is None
-    assert WordlessRule(numbers=False).caption_reason("24", "zh") == Drop(
+    assert WordlessFilter().check_caption("24", "zh") is None
+    assert WordlessFilter(numbers=False).check_caption("24", "zh") == Drop(
         "caption-wordless", "digits and signs, no word"
     )
-    assert RepetitionRule(times=7).caption_reason("哈哈哈哈哈哈", "zh") is None
-    assert RepetitionRule(times=3).caption_reason("哈哈哈", "zh") == Drop("caption-repetition", "'哈' again and again")
+    assert RepetitionFilter(times=7).check_caption("哈哈哈哈哈哈", "zh") is None
+    assert RepetitionFilter(times=3).check_caption("哈哈哈", "zh") == Drop("caption-repetition", "'哈' again and again")
 
 
 def test_one_name_that_fills_a_long_caption_is_repetition() -> None:
     caption = "cheap shoes, red shoes, blue shoes, shoes sale, buy shoes, new shoes, shoes"
-    assert RepetitionRule(max_share=0.1).caption_reason(caption, "en") == Drop("caption-repetition", "'shoes,' 5 times")
-    assert RepetitionRule().caption_reason("一只黄色的狗和一只黑色的猫在公园的草地上奔跑，旁边的人在看", "zh") is None
+    assert RepetitionFilter(max_share=0.1).check_caption(caption, "en") == Drop(
+        "caption-repetition", "'shoes,' 5 times"
+    )
+    assert RepetitionFilter().check_caption("一只黄色的狗和一只黑色的猫在公园的草地上奔跑，旁边的人在看", "zh") is None
 
 
 def test_a_file_name_is_told_by_its_end_even_beside_words() -> None:
-    assert FilenameRule().caption_reason("File:Cat on a mat.jpg (crop)", "en") == Drop(
+    assert FilenameFilter().check_caption("File:Cat on a mat.jpg (crop)", "en") == Drop(
         "caption-filename", "ends like an image file"
     )
 
@@ -259,7 +258,7 @@ def test_a_file_name_is_told_by_its_end_even_beside_words() -> None:
 )
 def test_no_caption_costs_a_rule_more_than_a_quarter_of_a_second(piece: str) -> None:
     caption = (piece * 10_000)[:9_999] + "="
-    for rule in DEFAULT_RULES:
+    for rule in DEFAULT_FILTERS:
         start = time.process_time()
-        rule.caption_reason(caption, "en")
+        rule.check_caption(caption, "en")
         assert time.process_time() - start < 0.25, rule.kind

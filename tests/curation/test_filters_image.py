@@ -7,9 +7,8 @@ import pytest
 from PIL import Image, ImageDraw
 from pydantic import ValidationError
 
-from dcclip_cli.curation.candidate import Drop, Picture
-from dcclip_cli.curation.rules.blank import BlankRule
-from dcclip_cli.curation.rules.image import ImageRule
+from dcclip_cli.curation.candidate import DecodedImage, Drop
+from dcclip_cli.curation.filters.image import BlankFilter, ImageFilter
 from dcclip_cli.data.pair import Pair
 
 PAIR = Pair("k", b"")
@@ -17,8 +16,8 @@ PAIR = Pair("k", b"")
 
 def picture(
     size: tuple[int, int] = (64, 64), file_format: str = "jpg", frames: int = 1, file_bytes: int = 5000
-) -> Picture:
-    return Picture(Image.new("RGB", size), file_format, frames, file_bytes)
+) -> DecodedImage:
+    return DecodedImage(Image.new("RGB", size), file_format, frames, file_bytes)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +31,7 @@ def picture(
     ],
 )
 def test_a_picture_is_measured_by_its_sides_and_their_ratio(size: tuple[int, int], expected: str | None) -> None:
-    drop = ImageRule(min_side=32, max_side=200, max_aspect=3).reason(PAIR, picture(size))
+    drop = ImageFilter(min_side=32, max_side=200, max_aspect=3).check_pair(PAIR, picture(size))
     assert (drop.reason if drop else None) == expected
 
 
@@ -47,18 +46,18 @@ def test_a_picture_is_measured_by_its_sides_and_their_ratio(size: tuple[int, int
     ],
 )
 def test_a_file_is_measured_by_its_bytes_and_its_format(options: dict[str, Any], expected: Drop | None) -> None:
-    assert ImageRule(**options).reason(PAIR, picture()) == expected
+    assert ImageFilter(**options).check_pair(PAIR, picture()) == expected
 
 
 def test_animations_go_unless_the_recipe_takes_their_first_frame() -> None:
-    assert ImageRule().reason(PAIR, picture(frames=3)) == Drop("image-animated", "3 frames")
-    assert ImageRule(animated=True).reason(PAIR, picture(frames=3)) is None
+    assert ImageFilter().check_pair(PAIR, picture(frames=3)) == Drop("image-animated", "3 frames")
+    assert ImageFilter(animated=True).check_pair(PAIR, picture(frames=3)) is None
 
 
 @pytest.mark.parametrize("limits", [{"min_side": 10, "max_side": 9}, {"min_bytes": 10, "max_bytes": 9}])
 def test_limits_in_the_wrong_order_are_a_mistake(limits: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="is less than"):
-        ImageRule(**limits)
+        ImageFilter(**limits)
 
 
 def drawn(mode: str, background: str, colour: str, box: tuple[int, int, int, int]) -> Image.Image:
@@ -87,11 +86,11 @@ NOISE = np.random.default_rng(0).integers(-3, 4, (240, 240, 3))
     ],
 )
 def test_a_picture_of_one_colour_and_a_speck_is_blank(image: Image.Image, blank: bool) -> None:
-    drop = BlankRule().reason(PAIR, Picture(image, "png", 1, 1000))
+    drop = BlankFilter().check_pair(PAIR, DecodedImage(image, "png", 1, 1000))
     assert (drop.reason if drop else None) == ("image-blank" if blank else None)
 
 
 def test_the_detail_of_a_blank_picture_names_its_colour() -> None:
-    assert BlankRule().reason(PAIR, Picture(Image.new("RGB", (64, 64), "#ffcc00"), "png", 1, 100)) == Drop(
+    assert BlankFilter().check_pair(PAIR, DecodedImage(Image.new("RGB", (64, 64), "#ffcc00"), "png", 1, 100)) == Drop(
         "image-blank", "0.00% of it differs from the colour #ffcc00"
     )

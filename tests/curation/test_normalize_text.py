@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcclip_cli.curation.tidy import TidyOptions, tidy, unfit
+from dcclip_cli.curation.normalize_text import NormalizeOptions, check_characters, normalize
 
 
 @pytest.mark.parametrize(
@@ -29,31 +29,31 @@ from dcclip_cli.curation.tidy import TidyOptions, tidy, unfit
     ],
 )
 def test_a_caption_is_mended_and_its_punctuation_stays(caption: str, expected: str) -> None:
-    assert tidy(caption, "zh", TidyOptions()) == expected
+    assert normalize(caption, "zh", NormalizeOptions()) == expected
 
 
 def test_mending_can_be_left_out() -> None:
     assert (
-        tidy("MÃ¼nchen &amp; 绾㈣壊璺戣溅 ", "en", TidyOptions(ftfy=False, entities=False))
+        normalize("MÃ¼nchen &amp; 绾㈣壊璺戣溅 ", "en", NormalizeOptions(ftfy=False, entities=False))
         == "MÃ¼nchen &amp; 绾㈣壊璺戣溅"
     )
 
 
 def test_traditional_becomes_simplified_by_choice_and_only_in_chinese_captions() -> None:
-    assert tidy("一隻黃色的狗，臺北夜市", "zh", TidyOptions(simplify=True)) == "一只黄色的狗，台北夜市"
-    assert tidy("a sign saying 臺北", "en", TidyOptions(simplify=True)) == "a sign saying 臺北"
-    assert tidy("臺北夜市", "zh", TidyOptions()) == "臺北夜市"
+    assert normalize("一隻黃色的狗，臺北夜市", "zh", NormalizeOptions(simplify=True)) == "一只黄色的狗，台北夜市"
+    assert normalize("a sign saying 臺北", "en", NormalizeOptions(simplify=True)) == "a sign saying 臺北"
+    assert normalize("臺北夜市", "zh", NormalizeOptions()) == "臺北夜市"
 
 
 @given(st.text(alphabet="一只黄色的狗在草地上奔跑，。！“”《》、的是人了国中大 ABCabc123", max_size=40))
 def test_chinese_text_in_order_is_never_changed_but_for_its_spaces(caption: str) -> None:
-    assert tidy(caption, "zh", TidyOptions()) == " ".join(caption.split())
+    assert normalize(caption, "zh", NormalizeOptions()) == " ".join(caption.split())
 
 
 @given(st.text(max_size=60))
 def test_tidying_twice_changes_nothing_more_than_white_space_does(caption: str) -> None:
-    once = tidy(caption, "en", TidyOptions(ftfy=False, entities=False))
-    assert tidy(once, "en", TidyOptions(ftfy=False, entities=False)) == once
+    once = normalize(caption, "en", NormalizeOptions(ftfy=False, entities=False))
+    assert normalize(once, "en", NormalizeOptions(ftfy=False, entities=False)) == once
 
 
 @pytest.mark.parametrize(
@@ -70,5 +70,5 @@ def test_tidying_twice_changes_nothing_more_than_white_space_does(caption: str) 
     ],
 )
 def test_control_characters_and_documents_are_no_captions(caption: str, expected: str | None) -> None:
-    drop = unfit(caption)
+    drop = check_characters(caption)
     assert (drop.reason if drop else None) == expected

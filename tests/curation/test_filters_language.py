@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcclip_cli.curation.candidate import Drop
-from dcclip_cli.curation.rules.language import LanguageRule, language_of
+from dcclip_cli.curation.filters.language import LanguageFilter, language_of
 from dcclip_cli.data.pair import Language
 
 CHINESE = """一只猫|苹果 iPhone 15 手机壳|臺北夜市|人山人海，好热闹！|𠮷野家|〇|BMW汽车|β-胡萝卜素|优の良品|髮型屋招牌
@@ -33,7 +33,7 @@ def test_japanese_in_characters_that_china_writes_too_passes_for_chinese() -> No
 def test_unaccented_french_passes_for_english_without_the_detector() -> None:
     assert language_of("un chat sur le lit", detector=False) == "en"
     assert language_of("un chat sur le lit") == "other"
-    assert LanguageRule(detector=False).caption_reason("un chat sur le lit", "en") is None
+    assert LanguageFilter(detector=False).check_caption("un chat sur le lit", "en") is None
 
 
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=40))
@@ -45,17 +45,19 @@ def test_composing_characters_does_not_change_the_language(caption: str) -> None
     ("caption", "language"), [("a cat", "zh"), ("一只猫", "en"), ("猫がいる", "zh"), ("un chat noir", "en")]
 )
 def test_a_caption_in_another_language_than_said_is_dropped(caption: str, language: Language) -> None:
-    drop = LanguageRule().caption_reason(caption, language)
+    drop = LanguageFilter().check_caption(caption, language)
     assert drop is not None
     assert drop.reason == "caption-language"
 
 
 def test_the_drop_says_both_languages() -> None:
-    assert LanguageRule().caption_reason("一只猫", "en") == Drop("caption-language", "said to be en, looks like zh")
-    assert LanguageRule().caption_reason("кошка", "zh") == Drop("caption-language", "said to be zh, looks like neither")
+    assert LanguageFilter().check_caption("一只猫", "en") == Drop("caption-language", "said to be en, looks like zh")
+    assert LanguageFilter().check_caption("кошка", "zh") == Drop(
+        "caption-language", "said to be zh, looks like neither"
+    )
 
 
 @pytest.mark.parametrize("caption", ["2015", "DNA", "OK", "AT&T", "😀"])
 @pytest.mark.parametrize("language", ["zh", "en"])
 def test_what_is_of_no_language_is_dropped_for_none(caption: str, language: Language) -> None:
-    assert LanguageRule().caption_reason(caption, language) is None
+    assert LanguageFilter().check_caption(caption, language) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dcclip_cli.curation.settle.wording import bands_of, letters_of, likeness, replaces_a_word, text_hash
+from dcclip_cli.curation.dedup.minhash import bands_of, jaccard, letters_of, replaces_a_word, text_hash
 
 
 def test_letters_leave_out_case_width_and_punctuation() -> None:
@@ -18,10 +18,10 @@ def test_captions_of_the_same_letters_have_one_hash_and_others_have_not() -> Non
     assert text_hash("🐱") != text_hash("🐶")
 
 
-def test_likeness_is_the_share_of_common_runs_of_three_letters() -> None:
-    assert likeness("abcd", "abce") == pytest.approx(1 / 3)  # abc of abc, bcd, bce
-    assert likeness("一只黑猫", "一只黑狗") == pytest.approx(1 / 3)
-    assert likeness("猫", "猫。") == 1
+def test_jaccard_is_the_share_of_common_runs_of_three_letters() -> None:
+    assert jaccard("abcd", "abce") == pytest.approx(1 / 3)  # abc of abc, bcd, bce
+    assert jaccard("一只黑猫", "一只黑狗") == pytest.approx(1 / 3)
+    assert jaccard("猫", "猫。") == 1
 
 
 @pytest.mark.parametrize(

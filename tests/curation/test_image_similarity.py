@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from dcclip_cli.curation.settle.likeness import SIDE, alike, differences, hashes_of, thumbnail
+from dcclip_cli.curation.dedup.image_similarity import SIDE, differences, perceptual_hashes, similar, thumbnail
 
 
 def scene(seed: int, side: int = 256) -> Image.Image:
@@ -64,7 +64,7 @@ def marked(image: Image.Image) -> Image.Image:
 
 
 def same(one: Image.Image, other: Image.Image) -> bool:
-    return bool(alike(thumbnail(one)[None], thumbnail(other)[None])[0])
+    return bool(similar(thumbnail(one)[None], thumbnail(other)[None])[0])
 
 
 def apart(one: int, other: int) -> int:
@@ -100,23 +100,26 @@ def test_clock_faces_differ_by_their_hands() -> None:
 
 def test_hearts_differ_by_their_colour_though_their_hashes_are_near() -> None:
     red, blue = heart("#dd2e44"), heart("#5dadec")
-    assert apart(hashes_of(thumbnail(red))[0], hashes_of(thumbnail(blue))[0]) <= 10
+    assert apart(perceptual_hashes(thumbnail(red))[0], perceptual_hashes(thumbnail(blue))[0]) <= 10
     assert not same(red, blue)
 
 
 def test_the_second_hash_is_that_of_a_picture_cropped_a_little() -> None:
     for seed in range(5):
-        whole, crop = hashes_of(thumbnail(scene(seed))), hashes_of(thumbnail(cropped(scene(seed))))
+        whole, crop = perceptual_hashes(thumbnail(scene(seed))), perceptual_hashes(thumbnail(cropped(scene(seed))))
         assert apart(whole[1], crop[0]) <= 2
 
 
 def test_the_hash_of_the_middle_does_not_see_a_mark_in_the_corner() -> None:
     for seed in range(5):
-        assert apart(hashes_of(thumbnail(scene(seed)))[3], hashes_of(thumbnail(marked(scene(seed))))[3]) == 0
+        assert (
+            apart(perceptual_hashes(thumbnail(scene(seed)))[3], perceptual_hashes(thumbnail(marked(scene(seed))))[3])
+            == 0
+        )
 
 
 def test_hashes_have_64_bits_of_which_half_are_set() -> None:
-    assert [hash_.bit_count() for hash_ in hashes_of(thumbnail(scene(0)))] == [32, 32, 32, 32]
+    assert [hash_.bit_count() for hash_ in perceptual_hashes(thumbnail(scene(0)))] == [32, 32, 32, 32]
 
 
 def test_equal_thumbnails_differ_by_nothing() -> None:
