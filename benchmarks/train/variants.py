@@ -12,8 +12,8 @@ from pathlib import Path
 from dcclip_cli.cli import stages
 from dcclip_cli.eval.evaluate import evaluate, open_datasets
 from dcclip_cli.model.reference import resolve
+from dcclip_cli.pipeline import StageName
 from dcclip_cli.progress import Silent
-from dcclip_cli.recipe.schema import Stage
 from dcclip_cli.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ class Variant:
 
     name: str
     what: str
-    stages: tuple[Stage, ...] = ("distill", "align")
+    stages: tuple[StageName, ...] = ("distill", "align")
     sets: tuple[str, ...] = ()
 
 

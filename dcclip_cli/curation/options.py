@@ -14,9 +14,7 @@ from dcclip_cli.curation.normalize_text import NormalizeOptions
 from dcclip_cli.curation.scores import Scorers
 from dcclip_cli.curation.sources import Source
 from dcclip_cli.data.pair import Language
-from dcclip_cli.options import Options, Removed
-
-NEUTRAL = {"cluster"}  # options that change no result
+from dcclip_cli.options import Neutral, Options, Removed
 
 
 class ReportOptions(Options):
@@ -55,4 +53,4 @@ class CollectOptions(DedupOptions):
         1000, ge=1, le=100_000, description="Candidates read per shard; a shard contains those of them that are kept"
     )
     report: ReportOptions = Field(ReportOptions(), description="Contents of report.html")
-    cluster: ClusterOptions = Field(ClusterOptions(), description="Where --engine ray and slurm run")
+    cluster: Neutral[ClusterOptions] = Field(ClusterOptions(), description="Where --engine ray and slurm run")

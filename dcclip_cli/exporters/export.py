@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, field_validator
 
-from dcclip_cli.data.batches import DataOptions
+from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.datasets import Classes as SetClasses

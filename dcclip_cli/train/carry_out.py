@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dcclip_cli.data.batches import Reader
-from dcclip_cli.data.order import Mixture
+from dcclip_cli.data.collator import Collator
+from dcclip_cli.data.samplers import MixedBatchSampler
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.progress import Progress
 from dcclip_cli.run_dir import RunDir, TrainResult
@@ -30,8 +30,8 @@ class Plan:
     losses: Sequence[Loss]
     teaching: Teaching
     sources: Sequence[TeacherSource]
-    reader: Reader
-    order: Mixture
+    reader: Collator
+    order: MixedBatchSampler
     options: LoopOptions
     validation: str | None
     identity: Mapping[str, Any]

@@ -25,7 +25,7 @@ import vocabulary
 from safetensors.torch import load_file, save_file
 from wordnet import WordNet
 
-from dcclip_cli.data.table import open_pairs
+from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.model.folder import WEIGHTS, load_folder
 from dcclip_cli.model.preprocess import decode, flatten
 

@@ -22,8 +22,8 @@ from dcclip_cli.curation.dedup.minhash import SameCaption
 from dcclip_cli.curation.dedup.near_duplicates import NearImage, SameImage
 from dcclip_cli.curation.dedup.signatures import signature_schema, signatures_of
 from dcclip_cli.curation.dedup.tables import GlobalFilter
+from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Language, Pair
-from dcclip_cli.data.table import write_parquet
 from dcclip_cli.errors import DcclipError
 
 Facts = dict[str, Any]

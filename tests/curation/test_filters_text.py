@@ -205,8 +205,8 @@ def test_chinese_is_counted_in_characters_and_english_in_words(
     assert (drop.reason if drop else None) == expected
 
 
-def test_the_fewest_must_not_be_more_than_the_most() -> None:
-    with pytest.raises(ValidationError, match="the fewest come first"):
+def test_the_minimum_length_must_not_exceed_the_maximum() -> None:
+    with pytest.raises(ValidationError, match="give the minimum first"):
         LengthFilter(zh=(5, 4))
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Language, Pair
-from dcclip_cli.data.table import write_parquet
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.datasets import Captions, Classes, DataSet, open_dataset

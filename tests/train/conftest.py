@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import dcclip_cli
-from dcclip_cli.data.batches import DataOptions
+from dcclip_cli.data.options import DataOptions
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.progress import Progress, Silent, Task

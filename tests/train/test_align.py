@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from dcclip_cli.data.augment import Augment
-from dcclip_cli.data.batches import CaptionOptions, Reader
+from dcclip_cli.data.collator import Collator
+from dcclip_cli.data.dataset import open_pairs, write_parquet
+from dcclip_cli.data.options import CaptionOptions
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import open_pairs, write_parquet
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.folder import folder_fingerprint, load_folder
 from dcclip_cli.run_dir import TrainResult
@@ -68,7 +69,7 @@ def test_training_from_scratch_learns_which_caption_belongs_to_which_picture(
         "checkpoint_every_steps": 1000,
     }
     towers = load_folder(run(aligning).model)
-    read = Reader(open_pairs(pairs_file), 0, Augment(), CaptionOptions(first=1), towers.preprocess, towers.tokenize)
+    read = Collator(open_pairs(pairs_file), 0, Augment(), CaptionOptions(first=1), towers.preprocess, towers.tokenize)
     batch = read.batch([(index, 0) for index in range(len(pairs))])
     with torch.no_grad():
         image = torch.nn.functional.normalize(towers.image_features(batch.pixels).embedding, dim=-1)
@@ -99,12 +100,12 @@ def cross_entropy(logits: np.ndarray) -> float:
 def test_the_loss_is_info_nce_of_images_with_each_language(
     model_folder: Path, pairs_file: Path, cross_lingual: float
 ) -> None:
-    from dcclip_cli.train.losses.task import TaskLoss
+    from dcclip_cli.train.losses.contrastive import TaskLoss
     from dcclip_cli.train.objective import Objective
 
     towers = load_folder(model_folder)
     stage = Objective(towers, [TaskLoss(cross_lingual=cross_lingual)]).eval()
-    read = Reader(open_pairs(pairs_file), 0, Augment(), CaptionOptions(), towers.preprocess, towers.tokenize)
+    read = Collator(open_pairs(pairs_file), 0, Augment(), CaptionOptions(), towers.preprocess, towers.tokenize)
     batch = read.batch([(index, 0) for index in (0, 7, 14, 21, 28)])
     with torch.no_grad():
         terms = stage(batch)

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dcclip_cli.data.batches import DataOptions
+from dcclip_cli.data.dataset import write_embeddings
+from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import Language
-from dcclip_cli.data.table import write_embeddings
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.folder import load_folder
 from dcclip_cli.model.students import StudentOptions

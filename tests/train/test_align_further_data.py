@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import write_parquet
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.folder import load_folder
 from dcclip_cli.model.preprocess import decode

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import write_parquet
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.folder import load_folder
 from dcclip_cli.model.tokenizer import load_tokenizer

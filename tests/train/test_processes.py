@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 import dcclip_cli
+from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import write_parquet
 from dcclip_cli.run_dir import TrainResult
 
 TIMEOUT_S = 150  # gloo may hang at exit: pytorch issue 56297

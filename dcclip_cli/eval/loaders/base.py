@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from dcclip_cli.data.files.fault import Fault
+from dcclip_cli.data.files.reading import Fault
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.prompts import Prompts
