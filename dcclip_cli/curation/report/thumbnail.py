@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dcclip_cli.curation.candidate import Drop
-from dcclip_cli.data.thumbnail import jpeg_of
+from dcclip_cli.html import jpeg_thumbnail
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,4 +23,4 @@ def thumbnail_of(content: bytes, picture: Image.Image | None = None) -> tuple[by
         if opened is None or isinstance(opened, Drop):
             return b"", 0, 0
         picture = opened.image
-    return jpeg_of(picture), picture.width, picture.height
+    return jpeg_thumbnail(picture), picture.width, picture.height

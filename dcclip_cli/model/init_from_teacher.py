@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dcclip_cli.model.towers import Towers
 
 
-def inherit_text_tower(text: Any, tokenizer: Tokenizer, teacher: Towers, layers: bool) -> None:
+def init_text_tower(text: Any, tokenizer: Tokenizer, teacher: Towers, layers: bool) -> None:
     """Start open_clip's text tower `text` from the teacher's: the rows of its pieces, and with `layers` its layers too.
 
     Rows of another width are projected to the tower's by PCA and scaled to the spread that it starts with; rows of

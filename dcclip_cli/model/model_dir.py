@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import atomic_folder
+from dcclip_cli.files import atomic_folder, read_json
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.tokenizer import load_tokenizer, save_tokenizer, tokenize_with
 
@@ -25,7 +25,7 @@ CONFIG, WEIGHTS, PROVENANCE = "open_clip_config.json", "open_clip_model.safetens
 FORMAT = 1
 
 
-def save_folder(
+def save_model(
     folder: Path,
     model: nn.Module,
     config: dict[str, Any],
@@ -56,7 +56,7 @@ def save_folder(
         (temporary / "README.md").write_text(_model_card(provenance), encoding="utf-8")
 
 
-def load_folder(folder: Path, device: str = "cpu") -> OpenClipTowers:
+def load_model(folder: Path, device: str = "cpu") -> OpenClipTowers:
     """The towers in an open_clip directory, dcclip's or another's, in evaluation mode, fp32.
 
     Only safetensors weights are read: a directory that has nothing but a pickle is refused. Raises DcclipError.
@@ -90,7 +90,7 @@ def load_folder(folder: Path, device: str = "cpu") -> OpenClipTowers:
         else folder.name
     )
     pieces = tokenizer.get_vocab()
-    towers = OpenClipTowers(model, tokenize, preprocessing, name, folder_fingerprint(folder), pieces)
+    towers = OpenClipTowers(model, tokenize, preprocessing, name, model_fingerprint(folder), pieces)
     return towers.eval().to(device)
 
 
@@ -105,7 +105,7 @@ def _without_warnings() -> Iterator[None]:
         root.setLevel(level)
 
 
-def folder_fingerprint(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS, "tokenizer.json")) -> str:
+def model_fingerprint(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS, "tokenizer.json")) -> str:
     """A sha256 over the files that decide the model's outputs; `names` are those of another folder than ours."""
     digest = hashlib.sha256()
     for name in names:
@@ -113,19 +113,6 @@ def folder_fingerprint(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS, "t
             with (folder / name).open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
-
-
-def read_json(file: Path, hint: str) -> dict[str, Any]:
-    """The JSON object in a file. Raises DcclipError with `hint` where there is none."""
-    if not file.is_file():
-        raise DcclipError(f"{file.parent} has no {file.name}", hint)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DcclipError(f"{file} is not JSON: {error}", "copy the directory again") from None
-    if not isinstance(content, dict):
-        raise DcclipError(f"{file} is not a JSON object", "copy the directory again")
-    return content
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

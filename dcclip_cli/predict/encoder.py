@@ -1,17 +1,16 @@
-"""A dual encoder run by torch: model directories, transformers and open_clip models."""
+"""One protocol for a loaded model, whether onnxruntime or torch runs it, and how one is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from dcclip_cli.model.finite import finite
-from dcclip_cli.model.precision import AS_ASKED, Choice, Precision, choose_precision
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.precision import AS_ASKED, Choice, Precision, choose_precision, finite, torch_device
 from dcclip_cli.model.preprocess import flatten
 from dcclip_cli.model.reference import ModelReference
-from dcclip_cli.predict.runtime import PLAIN_PROMPTS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,8 +18,37 @@ if TYPE_CHECKING:
     from dcclip_cli.model.towers import Towers
 
 
+PLAIN_PROMPTS: Mapping[str, Sequence[str]] = {"en": ("{}",), "zh": ("{}",)}
+
+
+class Encoder(Protocol):
+    """A loaded model. B images, N texts, D the shared width; every embedding has length 1.
+
+    Both `encode_` methods raise NotFiniteError where an embedding is not finite.
+    """
+
+    name: str
+    fingerprint: str  # changes whenever any output could
+    preprocessing: Mapping[str, Any]  # what `preprocess` does, for the record
+    prompts: Mapping[str, Sequence[str]]  # language -> templates that `predict` puts labels into
+    logit_scale: float  # what cosines are multiplied with before the softmax
+    logit_bias: float | None  # added to logits by sigmoid models
+    precision: str  # what it computes in: fp32, bf16, or that of an export
+    parameters: int
+    size_bytes: int  # of the weights
+
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        """The image tower's input (3, H, W), float32."""
+
+    def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Embeddings (B, D), float32, of preprocessed images (B, 3, H, W)."""
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings (N, D), float32."""
+
+
 class TorchEncoder:
-    """Towers as a DualEncoder; they are expected in evaluation mode and on `device`.
+    """Towers as an Encoder; they are expected in evaluation mode and on `device`.
 
     In bf16 torch computes in bfloat16 where its autocast does, which is another model to those who keep its embeddings.
     """
@@ -70,7 +98,24 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
         return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
 
 
-def load_torch(
+def load_encoder(
+    reference: ModelReference, device: str = "auto", precision: Precision = "fp32", threads: int | None = None
+) -> Encoder:
+    """The model meant by a reference; a bundle is loaded without torch. Raises DcclipError where it can't be.
+
+    `precision` is for torch: a bundle computes as it was exported. `threads` of the processor for one tower: by default
+    one for a bundle, and torch's own choice else.
+    """
+    if reference.kind == "bundle":
+        if precision == "bf16":
+            raise DcclipError(f"{reference.target} computes in the precision of its export", "leave --precision out")
+        from dcclip_cli.predict.onnx_encoder import OnnxEncoder
+
+        return OnnxEncoder(reference.path, device, threads or 1)
+    return load_torch_encoder(reference, device, precision, threads)
+
+
+def load_torch_encoder(
     reference: ModelReference, device: str = "auto", precision: Precision = "fp32", threads: int | None = None
 ) -> TorchEncoder:
     """The model meant by a reference that is no bundle. Raises DcclipError where model or device is missing.
@@ -79,15 +124,13 @@ def load_torch(
     """
     import torch
 
-    from dcclip_cli.model.device import torch_device
-
     device = torch_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     if reference.kind == "folder":
-        from dcclip_cli.model.folder import load_folder
+        from dcclip_cli.model.model_dir import load_model
 
-        towers: Towers = load_folder(reference.path, device)
+        towers: Towers = load_model(reference.path, device)
     else:
         from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
 

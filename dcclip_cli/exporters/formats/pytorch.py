@@ -1,21 +1,55 @@
-"""A directory that transformers loads with classes of its own."""
+"""Directories that open_clip and transformers load."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.exporters import Precision
 from dcclip_cli.exporters.formats.base import Format
-from dcclip_cli.exporters.names import Precision
+from dcclip_cli.exporters.formats.onnx import clip_image_processor
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import Tensor
 
     from dcclip_cli.exporters.source import Source
-    from dcclip_cli.predict.runtime import DualEncoder
+    from dcclip_cli.predict.encoder import Encoder
+
+
+class OpenClip(Format):
+    """A copy of the model directory, its weights in fp32 or fp16."""
+
+    name = "open_clip"
+    precisions = ("fp32", "fp16")
+    package = "open_clip"
+    install = "pip install 'dcclip[train]'"
+
+    def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
+        import torch
+        from safetensors.torch import load_file, save_file
+
+        from dcclip_cli.model.model_dir import WEIGHTS
+
+        if source.folder is None:
+            raise DcclipError(
+                f"{source.towers.name} is no open_clip model directory", "export it with --format onnx or transformers"
+            )
+        shutil.copytree(source.folder, folder, dirs_exist_ok=True)
+        if precision == "fp16":
+            weights = load_file(folder / WEIGHTS)
+            half = {name: value.half() if value.dtype == torch.float32 else value for name, value in weights.items()}
+            save_file(half, folder / WEIGHTS)
+
+    def open(self, folder: Path) -> Encoder:
+        from dcclip_cli.model.model_dir import load_model
+        from dcclip_cli.predict.encoder import TorchEncoder
+
+        return TorchEncoder(load_model(folder))
+
 
 _OTHER = "say --format onnx or --format open_clip"
 
@@ -42,11 +76,11 @@ class Transformers(Format):
         tokenizer.save_pretrained(folder)
         processor.save_pretrained(folder)
 
-    def open(self, folder: Path) -> DualEncoder:
+    def open(self, folder: Path) -> Encoder:
         from dcclip_cli.model.reference import ModelReference
-        from dcclip_cli.predict.torch_runtime import load_torch
+        from dcclip_cli.predict.encoder import load_torch_encoder
 
-        return load_torch(ModelReference("hf", str(folder.resolve()), ""), "cpu")
+        return load_torch_encoder(ModelReference("hf", str(folder.resolve()), ""), "cpu")
 
 
 def _model(source: Source) -> Any:
@@ -191,14 +225,4 @@ def _end_last(tokenizer: Tokenizer) -> Tokenizer:
 def _processor(source: Source) -> Any:
     from transformers import CLIPImageProcessor
 
-    own = source.preprocessing
-    square = {"height": own.size, "width": own.size}
-    crops = own.resize_mode == "shortest"
-    return CLIPImageProcessor(
-        size={"shortest_edge": own.size} if crops else square,
-        do_center_crop=crops,
-        crop_size=square,
-        resample={"nearest": 0, "bilinear": 2, "bicubic": 3}[own.interpolation],
-        image_mean=list(own.mean),
-        image_std=list(own.std),
-    )
+    return CLIPImageProcessor(**clip_image_processor(source.preprocessing))

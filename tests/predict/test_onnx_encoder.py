@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.predict.bundle import Bundle, _may_overflow
+from dcclip_cli.predict.onnx_encoder import OnnxEncoder, _may_overflow
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def copy(bundle_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_company_and_padding_do_not_change_a_text(bundle_folder: Path) -> None:
-    bundle = Bundle(bundle_folder, "cpu")
+    bundle = OnnxEncoder(bundle_folder, "cpu")
     texts = ["红色的圆", "a red circle", "一张很长很长很长很长的图片 of a moon " * 9]
     together = bundle.encode_texts(texts)
     for text, row in zip(texts, together, strict=True):
@@ -28,7 +28,7 @@ def test_company_and_padding_do_not_change_a_text(bundle_folder: Path) -> None:
 
 
 def test_blanks_around_and_within_a_text_do_not_matter(bundle_folder: Path) -> None:
-    rows = Bundle(bundle_folder, "cpu").encode_texts(["red circle", " red \n circle ", "红 圆", "红\u3000圆"])
+    rows = OnnxEncoder(bundle_folder, "cpu").encode_texts(["red circle", " red \n circle ", "红 圆", "红\u3000圆"])
     np.testing.assert_array_equal(rows[0], rows[1])
     np.testing.assert_array_equal(rows[2], rows[3])
 
@@ -59,20 +59,20 @@ def _swap(folder: Path) -> None:
     ("change", "complaint"),
     [
         (lambda folder: (folder / "text.onnx").unlink(), r"has no text.onnx \(found: config.json, dcclip.json, "),
-        (_cut("image.onnx"), r"image.onnx can't be loaded"),
+        (_cut("image.onnx"), r"image.onnx cannot be loaded"),
         (_swap, r"image.onnx does not turn pixel_values into image_embeds"),
-        (_cut("tokenizer.json"), r"tokenizer.json is not the tokenizer that this bundle was made with"),
+        (_cut("tokenizer.json"), r"tokenizer.json is not the tokenizer of this bundle"),
         (_cut("dcclip.json"), r"dcclip.json is not JSON"),
         (_say("kind", "model"), r"describes a model of format 1, not a bundle of format 1"),
         (_say("format", 2), r"describes a bundle of format 2"),
-        (_say("logit_scale", "big"), r"logit_scale is missing or of the wrong kind"),
+        (_say("logit_scale", "big"), r"logit_scale is missing or has the wrong type"),
         (_say("preprocessing", {"size": [3, 4]}), r"preprocessing: only square inputs"),
     ],
 )
 def test_a_broken_bundle_says_what_is_wrong(copy: Path, change: Callable[[Path], None], complaint: str) -> None:
     change(copy)
     with pytest.raises(DcclipError, match=complaint):
-        Bundle(copy, "cpu")
+        OnnxEncoder(copy, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -89,5 +89,5 @@ def test_a_broken_bundle_says_what_is_wrong(copy: Path, change: Callable[[Path],
 def test_int8_from_before_weights_were_bounded_is_computed_exactly_where_sums_overflow(
     vnni: bool | None, about: dict[str, Any], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dcclip_cli.predict.bundle.has_vnni", lambda: vnni)
+    monkeypatch.setattr("dcclip_cli.predict.onnx_encoder.has_vnni", lambda: vnni)
     assert _may_overflow(about) is expected

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import atomic_folder
-from dcclip_cli.model.folder import folder_fingerprint, load_folder, read_json, save_folder
+from dcclip_cli.files import atomic_folder, read_json
+from dcclip_cli.model.model_dir import load_model, model_fingerprint, save_model
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.tokenizer import load_tokenizer
 
@@ -66,7 +66,7 @@ def test_plain_open_clip_loads_a_moved_directory_and_gives_our_embeddings(
         timeout=120,
     )
     theirs = np.load(tmp_path / "out.npz")
-    towers = load_folder(model_folder)
+    towers = load_model(model_folder)
     pixels = torch.from_numpy(np.stack([towers.preprocess(decode(pairs[number * 7].image)) for number in range(3)]))
     with torch.no_grad():
         images = towers.image_features(pixels).embedding.numpy()
@@ -89,7 +89,7 @@ def test_the_directory_holds_what_the_contract_names(model_folder: Path) -> None
     assert provenance["format"] == 1
     assert provenance["stage"] == "align"
     assert provenance["parent"] is None
-    assert provenance["parameters"] == load_folder(model_folder).parameters_count()
+    assert provenance["parameters"] == load_model(model_folder).parameters_count()
     assert set(provenance["metrics"]) >= {"loss", "image_zh", "image_en"}
     assert len(provenance["data"]["train"]) == 64
     assert "torch" in provenance["versions"]
@@ -104,21 +104,21 @@ def test_saving_what_was_loaded_gives_the_same_weights(model_folder: Path, tmp_p
     save_again(model_folder, tmp_path / "again")
     for name in ("open_clip_model.safetensors", "open_clip_config.json", "tokenizer.json"):
         assert (tmp_path / "again" / name).read_bytes() == (model_folder / name).read_bytes(), name
-    assert folder_fingerprint(tmp_path / "again") == folder_fingerprint(model_folder)
+    assert model_fingerprint(tmp_path / "again") == model_fingerprint(model_folder)
 
 
 def save_again(model_folder: Path, target: Path, half: bool = False) -> None:
-    towers = load_folder(model_folder)
+    towers = load_model(model_folder)
     assert towers.preprocessing is not None
     config = read_json(model_folder / "open_clip_config.json", "")["model_cfg"]
-    save_folder(target, towers.model, config, towers.preprocessing, load_tokenizer(model_folder), {}, half)
+    save_model(target, towers.model, config, towers.preprocessing, load_tokenizer(model_folder), {}, half)
 
 
 def test_half_stores_fp16_and_loads_as_fp32(model_folder: Path, tmp_path: Path) -> None:
     save_again(model_folder, tmp_path / "half", half=True)
     stored = load_file(tmp_path / "half" / "open_clip_model.safetensors")
     assert {value.dtype for value in stored.values() if value.is_floating_point()} == {torch.float16}
-    full, half = load_folder(model_folder), load_folder(tmp_path / "half")
+    full, half = load_model(model_folder), load_model(tmp_path / "half")
     assert {value.dtype for value in half.parameters()} == {torch.float32}
     with torch.no_grad():
         embeddings = [towers.text_features(towers.tokenize(["猫", "cat"])).embedding for towers in (full, half)]
@@ -126,17 +126,17 @@ def test_half_stores_fp16_and_loads_as_fp32(model_folder: Path, tmp_path: Path) 
 
 
 def test_weights_that_are_not_finite_are_never_saved(model_folder: Path, tmp_path: Path) -> None:
-    towers = load_folder(model_folder)
+    towers = load_model(model_folder)
     towers.model.logit_scale.data.fill_(float("nan"))
     config = read_json(model_folder / "open_clip_config.json", "")["model_cfg"]
     assert towers.preprocessing is not None
     with pytest.raises(AssertionError):
-        save_folder(tmp_path / "m", towers.model, config, towers.preprocessing, load_tokenizer(model_folder), {})
+        save_model(tmp_path / "m", towers.model, config, towers.preprocessing, load_tokenizer(model_folder), {})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_loaded_model_is_in_evaluation_mode_and_named_after_its_run(model_folder: Path) -> None:
-    towers = load_folder(model_folder)
+    towers = load_model(model_folder)
     assert not towers.training
     assert towers.name == "tiny"
     assert towers.preprocess(Image.new("RGB", (9, 9))).shape == (3, 64, 64)
@@ -145,11 +145,11 @@ def test_a_loaded_model_is_in_evaluation_mode_and_named_after_its_run(model_fold
 def test_the_fingerprint_is_about_the_outputs_only(model_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(model_folder, tmp_path / "copy")
     (folder / "README.md").write_text("另一个模型卡")
-    assert folder_fingerprint(folder) == folder_fingerprint(model_folder)
+    assert model_fingerprint(folder) == model_fingerprint(model_folder)
     weights = load_file(folder / "open_clip_model.safetensors")
     weights["logit_scale"] += 1
     save_file(weights, folder / "open_clip_model.safetensors")
-    assert folder_fingerprint(folder) != folder_fingerprint(model_folder)
+    assert model_fingerprint(folder) != model_fingerprint(model_folder)
 
 
 # ---- broken directories
@@ -182,7 +182,7 @@ def test_a_broken_directory_gets_the_right_sentence(
     model_folder: Path, tmp_path: Path, name: str, content: str | bytes | None, said: str
 ) -> None:
     with pytest.raises(DcclipError) as raised:
-        load_folder(broken(model_folder, tmp_path, name, content))
+        load_model(broken(model_folder, tmp_path, name, content))
     assert said in raised.value.what
     assert str(tmp_path / "broken") in raised.value.what
     assert raised.value.hint
@@ -194,14 +194,14 @@ def test_weights_of_another_model_are_refused(model_folder: Path, tmp_path: Path
     weights["text.positional_embedding"] = torch.zeros(10, 32)
     save_file(weights, folder / "open_clip_model.safetensors")
     with pytest.raises(DcclipError, match="can't be loaded"):
-        load_folder(folder)
+        load_model(folder)
 
 
 def test_a_pickle_beside_the_configuration_is_never_opened(model_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(model_folder, tmp_path / "pickled")
     (folder / "open_clip_model.safetensors").rename(folder / "open_clip_pytorch_model.bin")
     with pytest.raises(DcclipError, match=r"has no open_clip_model\.safetensors") as raised:
-        load_folder(folder)
+        load_model(folder)
     assert "safetensors only" in raised.value.hint
 
 
