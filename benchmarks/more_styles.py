@@ -19,9 +19,9 @@ import numpy as np
 from PIL import Image
 
 from dcclip_cli import load
-from dcclip_cli.data.batches import first_captions
+from dcclip_cli.data.collator import first_captions
+from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import Language
-from dcclip_cli.data.table import open_pairs
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.predict.model import Model
 

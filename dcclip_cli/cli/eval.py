@@ -124,7 +124,7 @@ def eval(
     else:
         references = [resolve(name) for name in model] if model else [resolve()]
     for reference in references:
-        talk.say(reference.said)
+        talk.say(reference.description)
     datasets = open_datasets(options)
     cache = FeatureCache(None if no_cache else cache_folder())
     results = evaluate(references, datasets, options, device=device, cache=cache, progress=talk)

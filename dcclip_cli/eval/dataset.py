@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from dcclip_cli.data.files.fault import Fault
+from dcclip_cli.data.files.reading import Fault
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.class_index import ClassIndex
@@ -143,7 +143,7 @@ class Location:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Images with their truth: labels (N,), truth values (N, C) where an image may show several classes, or captions."""
+    """Images with their truth: labels (N,), truth values (N, C) of several classes per image, or captions."""
 
     images: Images
     truth: np.ndarray | Captions

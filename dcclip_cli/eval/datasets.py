@@ -16,7 +16,7 @@ from dcclip_cli.eval.loaders import LOADERS
 from dcclip_cli.eval.loaders.hub import HubDataset
 from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.user_datasets import open_user_dataset
-from dcclip_cli.predict.classifier import language_of
+from dcclip_cli.predict.zero_shot import language_of
 
 Templates = Literal["own", "compact", "name"]
 
@@ -76,9 +76,7 @@ def _named(known: KnownSet, language: Language, data_root: Path | None, template
         return replace(dataset, truth={language: found.truth})
     assert classes is not None
     chosen = {"own": tuple(classes.templates[language]), "compact": prompts.compact(language), "name": BARE_NAME}
-    return replace(
-        dataset, truth={language: Classes(tuple(classes.names[language]), found.truth, chosen[templates])}
-    )
+    return replace(dataset, truth={language: Classes(tuple(classes.names[language]), found.truth, chosen[templates])})
 
 
 def _location(known: KnownSet, data_root: Path | None, language: Language) -> Location:

@@ -15,16 +15,16 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from dcclip_cli.data.files.fault import Fault
+from dcclip_cli.data.files.reading import Fault
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import Images, ImageTransform
 from dcclip_cli.eval.feature_cache import FeatureCache
 from dcclip_cli.machine import cores
 from dcclip_cli.model.precision import Precision
 from dcclip_cli.model.reference import ModelReference
-from dcclip_cli.predict.classifier import class_means, fill, text_embeddings
-from dcclip_cli.predict.embedding import embed_batches
-from dcclip_cli.predict.runtime import DualEncoder, load_model
+from dcclip_cli.predict.encoder import Encoder, load_encoder
+from dcclip_cli.predict.images import embed_batches
+from dcclip_cli.predict.zero_shot import class_means, fill, text_embeddings
 from dcclip_cli.processes import begin_worker
 from dcclip_cli.progress import Progress
 
@@ -59,7 +59,7 @@ class EmbedBatches(Protocol):
 class ModelRun:
     """A loaded model with its embedding cache; `embed` runs its image tower, in this process or in several."""
 
-    model: DualEncoder
+    model: Encoder
     cache: FeatureCache
     progress: Progress
     embed: EmbedBatches
@@ -191,7 +191,7 @@ _worker: dict[str, Any] = {}  # its model and image reader
 
 def _load(reference: ModelReference, device: str, precision: Precision, threads: int) -> None:
     begin_worker()
-    _worker["model"] = load_model(reference, device, precision, threads)
+    _worker["model"] = load_encoder(reference, device, precision, threads)
 
 
 def _set_reader(read: ImageReader) -> None:

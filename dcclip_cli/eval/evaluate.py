@@ -19,7 +19,14 @@ from dcclip_cli.eval import probe, registry
 from dcclip_cli.eval.dataset import Captions, Classes, DataSet, Images
 from dcclip_cli.eval.datasets import Templates, open_dataset, training_split
 from dcclip_cli.eval.embedding import (
-    EmbedBatches, Embedded, EvalProcesses, ImageReader, ModelRun, embed_classes, embed_images, embed_texts,
+    EmbedBatches,
+    Embedded,
+    EvalProcesses,
+    ImageReader,
+    ModelRun,
+    embed_classes,
+    embed_images,
+    embed_texts,
     sample_indices,
 )  # fmt: skip
 from dcclip_cli.eval.feature_cache import FeatureCache
@@ -28,9 +35,8 @@ from dcclip_cli.eval.result import EvalResult, pack, sha256_of
 from dcclip_cli.model.precision import Precision
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.options import Options, Removed
-from dcclip_cli.predict.embedding import embed_batches
-from dcclip_cli.predict.runtime import load_model
-from dcclip_cli.predict.torch_runtime import TorchEncoder
+from dcclip_cli.predict.encoder import TorchEncoder, load_encoder
+from dcclip_cli.predict.images import embed_batches
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
@@ -102,7 +108,7 @@ def evaluate(
     progress, cache = progress or Silent(), cache or FeatureCache(None)
     by_model: list[list[EvalResult]] = []
     for reference in models:
-        model = load_model(reference, device, options.precision)
+        model = load_encoder(reference, device, options.precision)
         if isinstance(model, TorchEncoder) and model.precision != "fp32":
             for line in model.choice.lines(model.name):
                 progress.say(line)
@@ -110,9 +116,7 @@ def evaluate(
             embed: EmbedBatches = functools.partial(embed_batches, model)
             if options.processes > 1:
                 same: Precision = "bf16" if model.precision == "bf16" else "fp32"  # decided once, for all of them
-                embed = stack.enter_context(
-                    EvalProcesses(reference, device, same, options.processes)
-                ).embed_batches
+                embed = stack.enter_context(EvalProcesses(reference, device, same, options.processes)).embed_batches
             evaluation = _Evaluation(ModelRun(model, cache, progress, embed), options)
             by_model.append([result for dataset in datasets for result in evaluation.results(dataset)])
     if len({result.model for several in by_model for result in several}) < len(models):
@@ -161,14 +165,15 @@ class _Evaluation:
         test = self._embed(dataset, dataset.images, dataset.name)
         train = self._embed(dataset, training.images, f"{dataset.name} train")
         train_labels, test_labels = training.truth[train.indices], truth.labels[test.indices]
+
+        def score(shots: int, seed: int) -> Score:
+            rows = probe.sample(train_labels, shots or None, seed)
+            chosen = train.vectors[rows], train_labels[rows]
+            return probe.probe(*chosen, test.vectors, test_labels, dataset.metric, seed)
+
         for shots in self.options.shots or (*probe.SHOTS, 0):
             begin = time.perf_counter()
-            scores = []
-            for seed in probe.SEEDS if shots else probe.SEEDS[:1]:
-                rows = probe.sample(train_labels, shots or None, seed)
-                scores.append(
-                    probe.probe(train.vectors[rows], train_labels[rows], test.vectors, test_labels, dataset.metric, seed)
-                )
+            scores = [score(shots, seed) for seed in (probe.SEEDS if shots else probe.SEEDS[:1])]
             mean = Score(probe.summary(scores), scores[0].details)
             task = f"linear probe, {shots} shots" if shots else "linear probe"
             seconds = time.perf_counter() - begin

@@ -124,7 +124,7 @@ def score_classes(scores: np.ndarray, labels: np.ndarray, metric: Metric) -> Sco
 def score_retrieval(
     images: np.ndarray, texts: np.ndarray, about: Sequence[Sequence[int]], both_ways: bool = True
 ) -> Score:
-    """Recall at 1, 5, 10 of images (N, D) by texts (M, D), where text j describes the images `about[j]`, and the reverse.
+    """Recall at 1, 5, 10 of images (N, D) by texts (M, D), where text j describes images `about[j]`, and the reverse.
 
     A query counts if any of its targets is among the first k. `mean_recall` is the mean of all recalls.
     """
@@ -177,7 +177,9 @@ def _recalls(details: Mapping[str, np.ndarray], weigh: Mapping[str, np.ndarray])
     return {"mean_recall": float(np.mean(list(recalls.values()))), **recalls}
 
 
-def _class_mean(metric: Callable[..., float], scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None) -> float:
+def _class_mean(
+    metric: Callable[..., float], scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None
+) -> float:
     truth = labels.astype(bool)
     return float(np.mean([metric(scores[:, one], truth[:, one], weights) for one in range(labels.shape[1])]))
 

@@ -141,7 +141,9 @@ def errors_of(result: EvalResult, datasets: Mapping[str, DataSet]) -> Errors | N
         weak = []
     return Errors(
         result,
-        tuple(WeakClass(names[one], float(fractions[one]), int(counts[one]), names[most[one]]) for one in weak[:_CLASSES]),
+        tuple(
+            WeakClass(names[one], float(fractions[one]), int(counts[one]), names[most[one]]) for one in weak[:_CLASSES]
+        ),
         tuple(
             Confusion(names[truth], names[guess], count, count / int(counts[truth]))
             for (truth, guess), count in by_count[:_CONFUSIONS]
@@ -198,8 +200,8 @@ def _overview(results: Sequence[EvalResult]) -> str:
             hatch = "////" if column.language == "zh" else None
             label = f"{column.model} {column.language}"
             axes.barh(
-                positions, values, height * 0.92, color=colour, alpha=0.55 if hatch else 1, hatch=hatch, edgecolor="white",
-                linewidth=0, label=label,
+                positions, values, height * 0.92, color=colour, alpha=0.55 if hatch else 1, hatch=hatch, label=label,
+                edgecolor="white", linewidth=0,
             )  # fmt: skip
         middle = 0.4 - height / 2
         axes.set_yticks([row + middle for row in range(len(found.rows))], [row.name for row in found.rows])

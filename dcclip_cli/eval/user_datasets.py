@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from dcclip_cli.data.dataset import PairDataset, open_pairs
 from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.data.table import PairTable, open_pairs
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import BARE_NAME, Captions, Classes, DataSet, Images, fingerprint_of
 from dcclip_cli.eval.loaders.files import image_files, images_by_class
-from dcclip_cli.predict.classifier import language_of
+from dcclip_cli.predict.zero_shot import language_of
 
 NAMES_FILE = "classes.yaml"
 _EXAMPLE = "write a line for each folder, for example: cat: {en: cat, zh: 猫}"
@@ -49,7 +49,7 @@ def _from_pairs(path: Path, retrieval: bool) -> DataSet:
     return DataSet(path.stem, images, classes)
 
 
-def _keys(table: PairTable) -> list[str]:
+def _keys(table: PairDataset) -> list[str]:
     """The pairs' keys, with the row appended to those that an earlier pair has too."""
     keys = table.keys()
     earlier: set[str] = set()
@@ -60,7 +60,7 @@ def _keys(table: PairTable) -> list[str]:
     return keys
 
 
-def _image(table: PairTable, index: int) -> bytes:
+def _image(table: PairDataset, index: int) -> bytes:
     return table[index].image
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from dcclip_cli.data.batches import unaugmented
+from dcclip_cli.data.collator import unaugmented
+from dcclip_cli.data.dataset import PairDataset, open_pairs
 from dcclip_cli.data.pair import LANGUAGES
-from dcclip_cli.data.table import PairTable, open_pairs
 from dcclip_cli.eval import prompts
-from dcclip_cli.exporters.parity import Samples
 from dcclip_cli.model.preprocess import decode, flatten
 from dcclip_cli.predict.images import find_images
 
@@ -29,6 +29,20 @@ TEXTS = (
     "a photo of " + "very " * 100 + "old trees",
     "一张" + "很" * 200 + "旧的照片",
 )
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What two models are compared on. `source` says where the images are from.
+
+    `labels` are the texts that images are told apart by, a list for each language: a name and its translation lie so
+    close together that changing one for the other would say nothing. `texts` are further ones of any kind.
+    """
+
+    source: str
+    images: Sequence[Image.Image]
+    labels: Sequence[Sequence[str]]
+    texts: Sequence[str] = ()
 
 
 def samples_from(path: Path | None, count: int = 128) -> Samples:
@@ -74,7 +88,7 @@ def batches(
     return [np.stack([preprocess(picture) for picture in pictures[start : start + size]]) for start in starts]
 
 
-def _captions(table: PairTable, indices: Sequence[int]) -> list[list[str]]:
+def _captions(table: PairDataset, indices: Sequence[int]) -> list[list[str]]:
     return [
         sorted({caption for index in indices for caption in table.captions(language)[index][:1]})
         for language in LANGUAGES

@@ -20,20 +20,20 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dcclip_cli.data.batches import Batch, Reader
-from dcclip_cli.data.order import Mixture
+from dcclip_cli.data.collator import Batch, Collator
+from dcclip_cli.data.samplers import MixedBatchSampler
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.processes import loading_processes
 from dcclip_cli.progress import Progress
-from dcclip_cli.train.backward import backward, cached_backward
-from dcclip_cli.train.gather import any_process
-from dcclip_cli.train.guards import BadSteps, warn_at_chance
-from dcclip_cli.train.kept import Best, averaged, in_place_of
-from dcclip_cli.train.log import Log
+from dcclip_cli.train.checkpoint import Identity, load_state, save_state, saved_step, tensors_of
+from dcclip_cli.train.distributed import any_process
+from dcclip_cli.train.ema import Best, averaged, in_place_of
+from dcclip_cli.train.grad_cache import backward, cached_backward
+from dcclip_cli.train.guards import NonFiniteGuard, warn_at_chance
+from dcclip_cli.train.metrics_log import Log
 from dcclip_cli.train.objective import Objective
 from dcclip_cli.train.optimizer import make_optimizer
 from dcclip_cli.train.options import LoopOptions
-from dcclip_cli.train.state import Identity, load_state, save_state, saved_step, tensors_of
 from dcclip_cli.train.trainable import Trainable
 
 Measure = Callable[[], dict[str, float]]
@@ -48,7 +48,7 @@ class Fitted:
     figures: dict[str, float]
 
 
-def total_steps(options: LoopOptions, order: Mixture) -> int:
+def total_steps(options: LoopOptions, order: MixedBatchSampler) -> int:
     """The steps that `epochs` or `steps` ask for."""
     return options.steps or max(1, round((options.epochs or 0) * order.steps_per_epoch))
 
@@ -63,8 +63,8 @@ def learning_rate_factor(step: int, warmup_steps: int, steps: int) -> float:
 def fit(
     stage: Trainable,
     name: str,
-    reader: Reader,
-    order: Mixture,
+    reader: Collator,
+    order: MixedBatchSampler,
     options: LoopOptions,
     folder: Path,
     identity: Identity,
@@ -99,7 +99,7 @@ def fit(
     best = Best(folder / "best", start, options.patience, measure) if measure else None
     if best:
         best.resume(int(extra["worse"]))
-    bad = BadSteps(stage, options.max_skipped_steps, folder)
+    bad = NonFiniteGuard(stage, options.max_skipped_steps, folder)
     bad.skipped = int(extra["skipped_steps"])
     began, figures = time.monotonic(), dict[str, float]()
     logged = _Span(start, began)
@@ -235,7 +235,7 @@ def _accelerator(options: LoopOptions, folder: Path, device: str) -> Accelerator
 
 
 def _loader(
-    reader: Reader, order: Mixture, start: int, steps: int, workers: int, accelerator: Accelerator
+    reader: Collator, order: MixedBatchSampler, start: int, steps: int, workers: int, accelerator: Accelerator
 ) -> Iterator[Batch]:
     workers = loading_processes(workers)
     loader: DataLoader[Any] = DataLoader(

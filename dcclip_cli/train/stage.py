@@ -17,14 +17,15 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tokenizers import Tokenizer
 
-from dcclip_cli.data.batches import COLLECTED, Reader
+from dcclip_cli.data.collator import Collator
+from dcclip_cli.data.dataset import PairDataset, open_pairs
+from dcclip_cli.data.options import COLLECTED
 from dcclip_cli.data.pair import LANGUAGES
-from dcclip_cli.data.table import PairTable, open_pairs
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import atomic_write
+from dcclip_cli.files import atomic_write, read_json
 from dcclip_cli.machine import busy_cores, cores, keep_freed_memory
-from dcclip_cli.model.folder import load_folder, read_json, save_folder
-from dcclip_cli.model.inherit import inherit_text_tower
+from dcclip_cli.model.init_from_teacher import init_text_tower
+from dcclip_cli.model.model_dir import load_model, save_model
 from dcclip_cli.model.precision import Choice, choose_precision, newton_schulz_precision
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.students import (
@@ -38,7 +39,7 @@ from dcclip_cli.model.students import (
 from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with, train_tokenizer, trim_tokenizer
 from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.progress import Progress
-from dcclip_cli.runs import RunFolder
+from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.options import LoopOptions
 from dcclip_cli.versions import versions
 
@@ -65,7 +66,7 @@ class Student:
         return hashlib.sha256(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
 
     def save(self, folder: Path, provenance: dict[str, Any], half: bool = False) -> None:
-        save_folder(
+        save_model(
             folder,
             self.towers.model,
             self.config,
@@ -76,7 +77,7 @@ class Student:
         )
 
 
-def open_training_pairs(train: str, run: RunFolder) -> PairTable:
+def open_training_pairs(train: str, run: RunDir) -> PairDataset:
     """The pairs that `data.train` names. Raises DcclipError where they are not there."""
     if train != COLLECTED:
         return open_pairs(train)
@@ -88,7 +89,7 @@ def open_training_pairs(train: str, run: RunFolder) -> PairTable:
 def new_student(
     options: StudentOptions,
     embed_dim: int,
-    table: PairTable,
+    table: PairDataset,
     teacher: str | None,
     name: str,
     seed: int,
@@ -118,13 +119,13 @@ def new_student(
             raise DcclipError(
                 "student.text.inherit takes weights from a teacher, but this stage has none", "leave it out"
             )
-        inherit_text_tower(model.text, tokenizer, teaching, layers=options.text.inherit == "layers")
+        init_text_tower(model.text, tokenizer, teaching, layers=options.text.inherit == "layers")
     return _student(model, config, preprocessing_of(options.image), tokenizer, name, None)
 
 
 def student_from(folder: Path, name: str) -> Student:
     """The student that lies in a model directory, to be trained on."""
-    towers = load_folder(folder)
+    towers = load_model(folder)
     assert towers.preprocessing is not None
     config = read_json(folder / "open_clip_config.json", "")["model_cfg"]
     return _student(towers.model, config, towers.preprocessing, load_tokenizer(folder), name, towers.fingerprint)
@@ -271,6 +272,6 @@ def start_over(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def reader_for(learner: Student, table: PairTable, options: LoopOptions, seed: int) -> Reader:
+def reader_for(learner: Student, table: PairDataset, options: LoopOptions, seed: int) -> Collator:
     """What reads this table for this student."""
-    return Reader(table, seed, options.augment, options.captions, learner.towers.preprocess, learner.towers.tokenize)
+    return Collator(table, seed, options.augment, options.captions, learner.towers.preprocess, learner.towers.tokenize)

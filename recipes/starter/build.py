@@ -30,7 +30,7 @@ from torch import Tensor
 from vocabulary import LANGUAGES, Meaning
 from wordnet import WordNet
 
-from dcclip_cli.data.table import write_embeddings
+from dcclip_cli.data.dataset import write_embeddings
 from dcclip_cli.model.preprocess import Preprocessing, decode
 
 HERE = Path(__file__).parent

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import write_parquet
 
 HERE = Path(__file__).parent
 SIDE = 288  # pixels of the shorter side: what the tower's 224 are cut from, with a little to spare

@@ -14,7 +14,7 @@ from dcclip_cli.curation.report.html import steps, write_report
 from dcclip_cli.curation.report.reasons import STEPS, meaning_of
 from dcclip_cli.curation.report.stats import DroppedCaption, Statistics
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.pages import percent, visible
+from dcclip_cli.html import percent, visible
 
 HOSTILE = "</bdi></style><script>alert('1')</script><img src=x onerror=alert(2)>\x00\u202egnp.exe\"'&amp;{{ 7*7 }}"
 VOID = {"meta", "img", "br", "line", "rect"}

@@ -22,8 +22,8 @@ from dcclip_cli.curation.settle.images import NearImage, SameImage
 from dcclip_cli.curation.settle.settle import CAPTIONS, DECISIONS, SettleOptions, settle
 from dcclip_cli.curation.settle.tables import GlobalRule
 from dcclip_cli.curation.settle.texts import SameCaption
+from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Language, Pair
-from dcclip_cli.data.table import write_parquet
 from dcclip_cli.errors import DcclipError
 
 Facts = dict[str, Any]

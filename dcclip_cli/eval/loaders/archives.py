@@ -113,14 +113,15 @@ class TorchvisionFiles(Loader):
         name = type(found).__name__
         if name == "VOCDetection":
             return self._voc(found, root)
-        loaded = _pcam(found) if name == "PCAM" else _mnist(found) if name == "MNIST" else _image_list(found, root)
+        by_name = {"PCAM": _pcam, "MNIST": _mnist}
+        images, labels = by_name[name](found) if name in by_name else _image_list(found, root)
         classes, where = self.location.classes, f"torchvision's {name}"
         names = [str(one) for one in getattr(found, "classes", ())]
         if any(classes.find(one) is None for one in names):  # worded differently there
             classes.check_order(names, where)
         elif names:
-            return Loaded(loaded.images, classes.mapping(names, where)[loaded.truth])
-        return loaded
+            labels = classes.mapping(names, where)[labels]
+        return Loaded(images, labels)
 
     def _open(self) -> tuple[Any, Path]:
         import torchvision.datasets
@@ -155,7 +156,7 @@ class TorchvisionFiles(Loader):
         return Loaded(image_files(files, root), labels)
 
 
-def _image_list(found: Any, root: Path) -> Loaded:
+def _image_list(found: Any, root: Path) -> tuple[Images, np.ndarray]:
     """Image files and label numbers, whichever attributes torchvision keeps them in."""
     if (samples := getattr(found, "_samples", getattr(found, "samples", None))) is not None:
         files, labels = [Path(file) for file, _ in samples], np.asarray([label for _, label in samples])
@@ -164,16 +165,16 @@ def _image_list(found: Any, root: Path) -> Loaded:
         files, labels = [Path(file) for file in paths or ()], np.asarray(found._labels)
     if absent := [str(file) for file in files if not file.is_file()]:
         raise missing_images(absent, str(root))
-    return Loaded(image_files(files, root), labels)
+    return image_files(files, root), labels
 
 
-def _mnist(found: Any) -> Loaded:
+def _mnist(found: Any) -> tuple[Images, np.ndarray]:
     pixels, labels = np.asarray(found.data), np.asarray(found.targets)
     fingerprint = fingerprint_of(sorted(Path(found.raw_folder).iterdir()), len(labels))
-    return Loaded(Images([str(number) for number in range(len(labels))], partial(_row, pixels), fingerprint), labels)
+    return Images([str(number) for number in range(len(labels))], partial(_row, pixels), fingerprint), labels
 
 
-def _pcam(found: Any) -> Loaded:
+def _pcam(found: Any) -> tuple[Images, np.ndarray]:
     import h5py
 
     names = found._FILES[found._split]
@@ -181,7 +182,7 @@ def _pcam(found: Any) -> Loaded:
     with h5py.File(files[1]) as targets:
         labels = np.asarray(targets["y"]).ravel().astype(int)
     keys = [str(number) for number in range(len(labels))]
-    return Loaded(Images(keys, partial(_patch, files[0]), fingerprint_of(files)), labels)
+    return Images(keys, partial(_patch, files[0]), fingerprint_of(files)), labels
 
 
 def _row(pixels: np.ndarray, index: int) -> Image.Image:

@@ -10,14 +10,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dcclip_cli.data.files.base64_lines import IMAGES, image_of, image_rows, number_of, texts_file, texts_in
-from dcclip_cli.data.files.caption_files import Places, captions_in, identity, names_in
-from dcclip_cli.data.files.fault import Drop
+from dcclip_cli.data.files.captions import (
+    IMAGES,
+    Places,
+    captions_in,
+    identity,
+    image_of,
+    image_rows,
+    names_in,
+    number_of,
+    texts_file,
+    texts_in,
+)  # fmt: skip
 from dcclip_cli.data.files.lines import Row, lines
-from dcclip_cli.data.files.reading import MAX_TEXT_BYTES
+from dcclip_cli.data.files.reading import MAX_TEXT_BYTES, Drop
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import (
-    DOWNLOAD_AGAIN, Captions, Images, Loaded, Loader, Location, fingerprint_of, lines_of, missing_images,
+    DOWNLOAD_AGAIN,
+    Captions,
+    Images,
+    Loaded,
+    Loader,
+    Location,
+    fingerprint_of,
+    lines_of,
+    missing_images,
 )  # fmt: skip
 
 _Captions = dict[str, list[str]]  # an image's name -> its captions

@@ -1,0 +1,371 @@
+"""Datasets of image-text pairs: Parquet files, WebDataset tars, and several datasets as one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcclip_cli.data.files.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_RECORD_BYTES
+from dcclip_cli.data.pair import LANGUAGES, Language, Pair
+from dcclip_cli.errors import DcclipError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+
+class PairDataset(ABC):
+    """A map-style dataset of image-text pairs in a fixed order; image bytes are read when a pair is asked for.
+
+    A subclass defines `path`, `__len__`, `__getitem__`, `captions`, `files` and `location`.
+    """
+
+    path: Path
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Pair: ...
+
+    @abstractmethod
+    def captions(self, language: Language) -> Sequence[tuple[str, ...]]:
+        """The captions of every pair in one language, in order; samplers and collators look them up by index."""
+
+    @property
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """The files that the data is in; their bytes identify the data."""
+
+    @abstractmethod
+    def location(self, index: int) -> tuple[int, int]:
+        """Where a sample's image is: an index into `files`, and a position in that file that is unique within it."""
+
+    def keys(self) -> list[str]:
+        """The key of every pair, in order."""
+        return [pair.key for pair in self]
+
+    @property
+    def embeddings(self) -> np.ndarray | None:
+        """(N, D) float32 where the pairs have image embeddings in place of images, else None."""
+        return None
+
+    @property
+    def num_images(self) -> int:
+        """The number of samples that have an image; they come before those that have none."""
+        return len(self)
+
+    @property
+    def has_uncaptioned_images(self) -> bool:
+        """Whether some images have no captions on purpose."""
+        return False
+
+    def __iter__(self) -> Iterator[Pair]:
+        return (self[index] for index in range(len(self)))
+
+    @cached_property
+    def file_digests(self) -> list[bytes]:
+        """The sha256 of each file's bytes."""
+        digests = []
+        for file in self.files:
+            with file.open("rb") as stream:
+                digests.append(hashlib.file_digest(stream, "sha256").digest())
+        return digests
+
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 over the bytes of the files: equal only for equal data."""
+        return hashlib.sha256(b"".join(self.file_digests)).hexdigest()
+
+    def image_id(self, index: int) -> str:
+        """Identifies a sample's image by its file's bytes, wherever that file is."""
+        file, position = self.location(index)
+        return f"{self.file_digests[file].hex()}:{position}"
+
+
+def open_pairs(path: str | Path) -> PairDataset:
+    """The pairs in a Parquet file, a tar file, or a folder of tar shards. Raises DcclipError where there are none."""
+    dataset = open_shards(Path(path))
+    if dataset is None:
+        raise DcclipError(f"{path} has no pairs", "name a .parquet file, a .tar file, or a folder of .tar shards")
+    if not len(dataset):
+        raise DcclipError(f"{path} has no pairs", "every file in it is empty: collect again, or name another")
+    return dataset
+
+
+def open_shards(path: Path, uncaptioned: bool = False) -> PairDataset | None:
+    """The dataset at a path; None where it is no Parquet file, tar file or folder of tar shards.
+
+    With `uncaptioned`, images without a caption record belong to it as well. Raises DcclipError where nothing is there
+    or it cannot be read.
+    """
+    if not path.exists():
+        raise DcclipError(f"{path} does not exist", "check the path; in a recipe it is relative to the recipe's folder")
+    if path.suffix == ".parquet":
+        return ParquetDataset(path)
+    shards = [path] if path.suffix == ".tar" else sorted(path.glob("*.tar")) if path.is_dir() else []
+    return TarDataset(path, shards, uncaptioned) if shards else None
+
+
+class ParquetDataset(PairDataset):
+    """Pairs in one Parquet file: columns `key`, `image` (bytes), `zh`, `en` (lists of strings), `meta` (JSON).
+
+    In place of `image` there may be `embedding`, vectors of one length: a locked image tower's embeddings of images, or
+    points in its space that stand for many images. The whole file is read into memory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.path = path
+        try:
+            table = pq.read_table(path, memory_map=True)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DcclipError(f"{path} is not a Parquet file: {error}", "write it again") from None
+        images = "embedding" if "embedding" in table.column_names else "image"
+        missing = [name for name in ("key", images) if name not in table.column_names]
+        if missing:
+            raise DcclipError(
+                f"{path} has no column {' or '.join(missing)} (found: {', '.join(table.column_names)})",
+                "pairs have the columns key, image, zh, en and meta",
+            )
+        self._table = table.combine_chunks()
+        self._embeddings = _vectors(self._table, path) if images == "embedding" else None
+        self._captions = {language: _caption_column(self._table, language) for language in LANGUAGES}
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return type(self), (self.path,)  # another process reads the file, rather than being sent it
+
+    def keys(self) -> list[str]:
+        return [str(key) for key in self._table["key"].to_pylist()]
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __getitem__(self, index: int) -> Pair:
+        key = str(self._table["key"][index].as_py())
+        meta = self._table["meta"][index].as_py() if "meta" in self._table.column_names else None
+        if self._embeddings is not None:
+            raise DcclipError(f"{self.path} has embeddings, no images", "only align with lock: image can use them")
+        image = self._table["image"][index].as_py()
+        if isinstance(image, dict):  # as `datasets` writes images: {bytes, path}
+            image = image.get("bytes")
+        if not isinstance(image, bytes):
+            raise DcclipError(f"{self.path}: pair {key} has no image bytes", "leave the pair out, or write its image")
+        where = f"{self.path}: meta of pair {key}"
+        return Pair(key, image, self._captions["zh"][index], self._captions["en"][index], _record(meta or "{}", where))
+
+    def captions(self, language: Language) -> list[tuple[str, ...]]:
+        return self._captions[language]
+
+    @property
+    def embeddings(self) -> np.ndarray | None:
+        return self._embeddings
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    def location(self, index: int) -> tuple[int, int]:
+        return 0, index
+
+
+def _vectors(table: pa.Table, path: Path) -> np.ndarray:
+    import numpy as np
+
+    rows = table["embedding"].to_pylist()
+    widths = {len(row) if isinstance(row, list) else 0 for row in rows}
+    vectors = np.asarray(rows, np.float32) if len(widths) == 1 else np.full(1, np.nan)
+    if rows and (0 in widths or not np.isfinite(vectors).all()):
+        raise DcclipError(f"{path}: embedding is not vectors of one length", "write D numbers for each pair")
+    return vectors
+
+
+def _caption_column(table: pa.Table, language: str) -> list[tuple[str, ...]]:
+    if language not in table.column_names:
+        return [()] * int(table.num_rows)
+    return [_strings(captions, f"{language} of pair {row}") for row, captions in enumerate(table[language].to_pylist())]
+
+
+class TarDataset(PairDataset):
+    """Pairs in WebDataset tars: `KEY.jpg|png|webp` next to `KEY.json` with `zh` and `en`, a string or a list each.
+
+    Member names are only compared, never used as paths; links and special files are skipped.
+    """
+
+    def __init__(self, path: Path, shards: list[Path], uncaptioned: bool = False) -> None:
+        """With `uncaptioned`, images without a record belong to it as well."""
+        self.path = path
+        self._shards, self._uncaptioned = shards, uncaptioned
+        self._images: list[tuple[int, int, int]] = []  # shard, offset, bytes
+        self._keys: list[str] = []
+        self._records: list[dict[str, Any]] = []
+        for number, shard in enumerate(shards):
+            self._index(number, shard)
+        self._captions: dict[str, list[tuple[str, ...]]] = {
+            language: [
+                _strings(record.pop(language, ()), f"{path}: {language} of pair {key}")
+                for key, record in zip(self._keys, self._records, strict=True)
+            ]
+            for language in LANGUAGES
+        }
+
+    def _index(self, number: int, shard: Path) -> None:
+        images: dict[str, tuple[int, int, int]] = {}
+        records: dict[str, dict[str, Any]] = {}
+        try:
+            with tarfile.open(shard, "r:") as archive:
+                for member in archive:
+                    stem, dot, suffix = member.name.rpartition(".")
+                    suffix = (dot + suffix).lower()
+                    if not member.isfile() or not stem:
+                        continue
+                    if suffix in IMAGE_SUFFIXES and member.size <= MAX_IMAGE_BYTES:
+                        images[stem] = (number, member.offset_data, member.size)
+                    elif suffix == ".json" and member.size <= MAX_RECORD_BYTES:
+                        records[stem] = _read_record(archive, member, shard)
+        except (tarfile.TarError, EOFError) as error:
+            raise DcclipError(f"{shard} is not a readable tar file: {error}", "fetch or collect it again") from None
+        for key in images:
+            if key in records or self._uncaptioned:
+                self._keys.append(key)
+                self._images.append(images[key])
+                self._records.append(records.get(key, {}))
+
+    def keys(self) -> list[str]:
+        return list(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index: int) -> Pair:
+        shard, offset, size = self._images[index]
+        with self._shards[shard].open("rb") as stream:
+            stream.seek(offset)
+            image = stream.read(size)
+        captions = {language: self._captions[language][index] for language in LANGUAGES}
+        return Pair(key=self._keys[index], image=image, meta=dict(self._records[index]), **captions)
+
+    def captions(self, language: Language) -> list[tuple[str, ...]]:
+        return self._captions[language]
+
+    @property
+    def files(self) -> list[Path]:
+        return self._shards
+
+    def location(self, index: int) -> tuple[int, int]:
+        shard, offset, _ = self._images[index]
+        return shard, offset
+
+
+def _read_record(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> dict[str, Any]:
+    stream = archive.extractfile(member)
+    assert stream is not None  # a regular file, as the caller has seen
+    return _record(stream.read(), f"{shard}: {member.name}")
+
+
+def _record(text: str | bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DcclipError(f"{where} is not JSON: {error}", "write or collect it again") from None
+    if not isinstance(record, dict):
+        raise DcclipError(f"{where} is not a JSON object", "write or collect it again")
+    return record
+
+
+def _strings(value: Any, where: str) -> tuple[str, ...]:
+    captions = (value,) if isinstance(value, str) else value or ()
+    if not isinstance(captions, list | tuple) or not all(
+        caption is None or isinstance(caption, str) for caption in captions
+    ):
+        raise DcclipError(f"{where} is not a list of captions", "captions are a string or a list of strings")
+    return tuple(caption for caption in captions if caption)
+
+
+class ConcatDataset(PairDataset):
+    """Datasets one after the other; those with images have to come first."""
+
+    def __init__(self, datasets: list[PairDataset]) -> None:
+        self.path = datasets[0].path
+        self._datasets = datasets
+        self.firsts = [0, *accumulate(map(len, datasets))]  # the index at which each begins
+        self._file_firsts = [0, *accumulate(len(dataset.files) for dataset in datasets)]
+        self._captions = {
+            language: [captions for dataset in datasets for captions in dataset.captions(language)]
+            for language in LANGUAGES
+        }
+
+    def __len__(self) -> int:
+        return self.firsts[-1]
+
+    def __getitem__(self, index: int) -> Pair:
+        number = bisect_right(self.firsts, index) - 1
+        return self._datasets[number][index - self.firsts[number]]
+
+    def captions(self, language: Language) -> list[tuple[str, ...]]:
+        return self._captions[language]
+
+    @property
+    def files(self) -> list[Path]:
+        return [file for dataset in self._datasets for file in dataset.files]
+
+    @cached_property
+    def file_digests(self) -> list[bytes]:
+        return [digest for dataset in self._datasets for digest in dataset.file_digests]
+
+    @property
+    def num_images(self) -> int:
+        return sum(dataset.num_images for dataset in self._datasets)
+
+    @property
+    def has_uncaptioned_images(self) -> bool:
+        return any(dataset.has_uncaptioned_images for dataset in self._datasets)
+
+    def location(self, index: int) -> tuple[int, int]:
+        number = bisect_right(self.firsts, index) - 1
+        file, position = self._datasets[number].location(index - self.firsts[number])
+        return self._file_firsts[number] + file, position
+
+
+def write_parquet(path: Path, pairs: Iterable[Pair]) -> None:
+    """Write pairs as one Parquet file, the same bytes for the same pairs; images are stored as they are."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {
+            "key": pair.key,
+            "image": pair.image,
+            "zh": list(pair.zh),
+            "en": list(pair.en),
+            "meta": json.dumps(pair.meta, ensure_ascii=False, sort_keys=True),
+        }
+        for pair in pairs
+    ]
+    strings = pa.list_(pa.string())
+    fields = {"key": pa.string(), "image": pa.binary(), "zh": strings, "en": strings, "meta": pa.string()}
+    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields)), path, compression="zstd")
+
+
+def write_embeddings(
+    path: Path, keys: list[str], embeddings: np.ndarray, captions: Mapping[Language, list[list[str]]]
+) -> None:
+    """Write image embeddings (N, D) with their captions as one Parquet file, numbers as fp16."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.astype(np.float16).ravel()), embeddings.shape[1])
+    columns = {"key": pa.array(keys), "embedding": vectors}
+    columns |= {language: pa.array(several, pa.list_(pa.string())) for language, several in captions.items()}
+    pq.write_table(pa.table(columns), path, compression="zstd")

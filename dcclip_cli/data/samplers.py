@@ -1,0 +1,142 @@
+"""Batch samplers whose order is a pure function of the seed, so that a step number is all a resumed run needs."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from dcclip_cli.data.dataset import PairDataset
+from dcclip_cli.data.pair import LANGUAGES
+from dcclip_cli.errors import DcclipError
+
+Sample = tuple[int, int]  # index in the dataset, epoch
+
+
+@dataclass(frozen=True)
+class EpochBatchSampler:
+    """Batches of a shuffled dataset; the order is a pure function of the seed and the epoch.
+
+    `groups` (N,) numbers the samples by caption: a batch has no two samples of one group, because a contrastive loss
+    would use them as negatives of each other.
+    """
+
+    count: int
+    batch_size: int
+    seed: int
+    groups: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if not self.steps_per_epoch:
+            raise DcclipError(
+                f"batch_size {self.batch_size} is larger than the data ({self.count} samples)",
+                "make batch_size smaller",
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.count // self.batch_size
+
+    def epoch(self, epoch: int) -> list[np.ndarray]:
+        """The batches of one epoch, (batch_size,) each; the samples left over are used in other epochs."""
+        key = np.array([self.seed, 1 << 63 | epoch], np.uint64)  # a plain list becomes float64 and loses the epoch
+        shuffled = np.random.Generator(np.random.Philox(key=key)).permutation(self.count)
+        if self.groups is None:
+            used = self.steps_per_epoch * self.batch_size
+            return list(shuffled[:used].reshape(-1, self.batch_size))
+        return list(self._distinct(shuffled))
+
+    def _distinct(self, shuffled: np.ndarray) -> Iterator[np.ndarray]:
+        assert self.groups is not None
+        waiting = deque(shuffled.tolist())
+        for _ in range(self.steps_per_epoch):
+            taken: list[int] = []
+            repeated: list[int] = []
+            seen: set[int] = set()
+            while waiting and len(taken) < self.batch_size:
+                sample = waiting.popleft()
+                group = int(self.groups[sample])
+                (repeated if group in seen else taken).append(sample)
+                seen.add(group)
+            # Too few distinct captions left: fill up with repeats rather than change the batch size.
+            missing = self.batch_size - len(taken)
+            yield np.asarray(taken + repeated[:missing])
+            waiting.extendleft(reversed(repeated[missing:]))
+
+    def __call__(self, start_step: int, steps: int) -> Iterator[list[Sample]]:
+        """The (index, epoch) samples of each step in [start_step, steps)."""
+        step = start_step
+        while step < steps:
+            epoch, within = divmod(step, self.steps_per_epoch)
+            for batch in self.epoch(epoch)[within:]:
+                if step < steps:
+                    yield [(int(sample), epoch) for sample in batch]
+                    step += 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """A sampler of the samples from index `first` on."""
+
+    sampler: EpochBatchSampler
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class MixedBatchSampler:
+    """Batches put together from several samplers: pairs, then images without captions, then texts without images.
+
+    An epoch is a pass over the first part.
+    """
+
+    parts: tuple[Part, ...]
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a step, over all processes."""
+        return sum(part.sampler.batch_size for part in self.parts)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.parts[0].sampler.steps_per_epoch
+
+    def check_shares(self, processes: int) -> None:
+        """Raise DcclipError unless every part of a batch can be split equally among the processes."""
+        for part in self.parts:
+            if part.sampler.batch_size % processes:
+                raise DcclipError(
+                    f"batch_size {part.sampler.batch_size} cannot be split among {processes} processes",
+                    "make it a multiple of the number of processes",
+                )
+
+    def share(self, start_step: int, steps: int, process: int = 0, processes: int = 1) -> Iterator[list[Sample]]:
+        """The samples that one of `processes` gets in each step of [start_step, steps): its share of every part."""
+        for batches in zip(*(part.sampler(start_step, steps) for part in self.parts), strict=True):
+            samples: list[Sample] = []
+            for part, batch in zip(self.parts, batches, strict=True):
+                size = len(batch) // processes
+                samples += [
+                    (part.first + index, epoch) for index, epoch in batch[process * size : (process + 1) * size]
+                ]
+            yield samples
+
+
+def caption_groups(dataset: PairDataset) -> np.ndarray:
+    """(N,) a group number per pair, equal for pairs whose first captions are equal in any language."""
+    parent = list(range(len(dataset)))
+
+    def find(node: int) -> int:
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for language in LANGUAGES:
+        first_with: dict[str, int] = {}
+        for index, captions in enumerate(dataset.captions(language)):
+            if captions:
+                other = first_with.setdefault(captions[0].casefold(), index)
+                parent[find(index)] = find(other)
+    return np.asarray([find(index) for index in range(len(dataset))])

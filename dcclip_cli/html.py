@@ -1,0 +1,52 @@
+"""How does a report become a page? One HTML file in the house's look, without network or scripts."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+from typing import Any
+
+# What a text would hide or do to the page around it: control characters, marks that turn its direction. U+200D stays,
+# which joins emoji.
+_UNSEEN = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u200b\u200c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
+)
+
+
+def write_page(path: Path, package: str, template: str, /, **values: Any) -> None:
+    """Fill a template of a package with values and write the page; the same values give the same bytes."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader(package, "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"visible": visible, "number": lambda number: f"{number:,}", "percent": percent}
+    environment.filters["picture"] = lambda content: "data:image/jpeg;base64," + base64.b64encode(content).decode()
+    style = Markup(Path(__file__).with_name("html.css").read_text("utf-8"))
+    text = environment.get_template(template).render(style=style, **values)
+    path.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+
+
+def visible(text: str) -> str:
+    """The text with its unseen characters spelled out, like ⟨U+202E⟩."""
+    return _UNSEEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
+
+
+def percent(part: float, whole: float) -> str:
+    """A share for people: two figures, and never 0 % or 100 % for what isn't."""
+    if not whole or not part:
+        return "0 %"
+    share = 100 * part / whole
+    if part == whole:
+        return "100 %"
+    if share < 0.01:
+        return "< 0.01 %"
+    if share > 99.9:
+        return f"{min(share, 99.99):.2f} %"
+    return f"{share:.2f} %" if share < 1 else f"{share:.1f} %"

@@ -1,0 +1,110 @@
+"""How does a batch become gradients: at once, in parts, or in parts that still see each other?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from dcclip_cli.data.collator import Batch
+from dcclip_cli.model.towers import TextFeatures
+from dcclip_cli.train.distributed import average_gradients
+from dcclip_cli.train.losses.base import Outputs
+from dcclip_cli.train.objective import Objective
+
+Terms = dict[str, Tensor]
+
+
+def backward(wrapped: nn.Module, batch: Batch, parts: int, accelerator: Accelerator) -> Terms:
+    """Leave the gradients of a batch in the parameters, and return its loss terms, the mean over `parts`.
+
+    Each part is a batch of its own: a contrast sees no other part's captions.
+    """
+    if parts == 1:
+        terms: Terms = wrapped(batch)
+        accelerator.backward(sum(terms.values()))
+        return {name: term.detach() for name, term in terms.items()}
+    total: Terms = {}
+    for number, part in enumerate(batch.parts(parts)):
+        with nullcontext() if number == parts - 1 else accelerator.no_sync(wrapped):
+            terms = wrapped(part)
+            accelerator.backward(sum(terms.values()) / parts)
+        for name, term in terms.items():
+            total[name] = total.get(name, torch.zeros_like(term)).detach() + term.detach() / parts
+    return total
+
+
+def cached_backward(stage: Objective, batch: Batch, parts: int, accelerator: Accelerator) -> Terms:
+    """The same for losses on embeddings, with the gradient of the whole batch: gradient caching (arXiv 2101.06983).
+
+    The student goes over the parts twice: without a graph for the embeddings, whose gradients the losses of the whole
+    batch give, and once more, part by part, for its own. Random numbers are replayed; batch norms take their statistics
+    from each part, so that with them in training mode the gradient is not quite that of the whole batch.
+    """
+    pieces = batch.parts(parts)
+    states, sides = [], []
+    with torch.no_grad(), accelerator.autocast(), _untouched_statistics(stage):
+        for piece in pieces:
+            states.append(_random_state())
+            sides.append(stage.side(piece))
+    whole = _joined(batch, sides, parts)
+    with accelerator.autocast():
+        terms = stage.terms(batch, whole)
+    accelerator.backward(sum(terms.values()))
+    for number, (piece, state) in enumerate(zip(pieces, states, strict=True)):
+        _set_random_state(state)
+        with accelerator.autocast():
+            side = stage.side(piece)
+            pulls = [(side.image.embedding, whole.image.embedding.grad)] if len(piece.pixels) else []
+            pulls = [(one, None if grad is None else grad.chunk(parts)[number]) for one, grad in pulls]
+            for name, texts in batch.texts.items():
+                places = texts.places(number, parts, len(batch.pixels), batch.lines)
+                grad = whole.texts[name].embedding.grad
+                pulls.append((side.texts[name].embedding, None if grad is None else grad[places]))
+            surrogate = sum((embedding * grad).sum() for embedding, grad in pulls if grad is not None)
+        if isinstance(surrogate, Tensor):
+            surrogate.backward()
+    average_gradients(stage.parameters())
+    return {name: term.detach() for name, term in terms.items()}
+
+
+def _joined(batch: Batch, sides: list[Outputs], parts: int) -> Outputs:
+    """The sides of parts as the side of the whole batch, its embeddings leaves that gather gradients."""
+    image = torch.cat([side.image.embedding for side in sides]).requires_grad_()
+    texts = {}
+    for name, given in batch.texts.items():
+        features = [side.texts[name] for side in sides]
+        order = torch.cat([given.places(number, parts, len(batch.pixels), batch.lines) for number in range(parts)])
+        embedding = torch.cat([one.embedding for one in features])[order.argsort()].requires_grad_()
+        texts[name] = TextFeatures(embedding, features[0].tokens, features[0].mask)
+    rows = {name: given.image_index for name, given in batch.texts.items()}
+    return replace(sides[0], image=replace(sides[0].image, embedding=image), texts=texts, rows=rows)
+
+
+@contextmanager
+def _untouched_statistics(stage: nn.Module) -> Iterator[None]:
+    """Batch norms' running statistics do not move: the second pass will move them once."""
+    norms = [module for module in stage.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def _random_state() -> tuple[Tensor, Any]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+
+def _set_random_state(state: tuple[Tensor, Any]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1])

@@ -1,0 +1,124 @@
+"""Gradients of a batch in parts: of parts by themselves, and of parts that see each other."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from dcclip_cli.data.augment import Augment
+from dcclip_cli.data.collator import Batch, Collator
+from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.data.options import CaptionOptions
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.model_dir import load_model
+from dcclip_cli.model.teachers import AltClipTeacher
+from dcclip_cli.train.feature_shapes import widths
+from dcclip_cli.train.grad_cache import backward, cached_backward
+from dcclip_cli.train.losses.contrastive import TaskLoss
+from dcclip_cli.train.losses.embeddings import CrossLingualLoss, EmbeddingLoss
+from dcclip_cli.train.losses.similarities import InteractiveLoss
+from dcclip_cli.train.objective import Objective
+from dcclip_cli.train.teachers import OnlineTeacher
+
+pytestmark = pytest.mark.any_cpu
+
+
+@pytest.fixture
+def stage(model_folder: Path, altclip_folder: Path) -> Objective:
+    """A student under the contrast and three losses of a teacher, its batch norms frozen."""
+    teacher = AltClipTeacher(model=str(altclip_folder)).load()
+    losses = [TaskLoss(cross_lingual=0.5), EmbeddingLoss(), InteractiveLoss(), CrossLingualLoss()]
+    sources = [OnlineTeacher(teacher, 0, (), widths(teacher))]
+    return Objective(load_model(model_folder), losses, sources, [widths(teacher)], freeze_batch_norms=True).train()
+
+
+@pytest.fixture
+def batch(stage: Objective, pairs_file: Path, altclip_folder: Path) -> Batch:
+    teacher = AltClipTeacher(model=str(altclip_folder)).load()
+    towers = stage.student
+    read = Collator(
+        open_pairs(pairs_file),
+        0,
+        Augment(rotate=15),
+        CaptionOptions(),
+        towers.preprocess,
+        towers.tokenize,
+        (teacher.preprocess,),
+        with_caption_ids=True,
+    )
+    return read.batch([(index, 0) for index in range(0, 40, 5)])
+
+
+def gradients(stage: Objective) -> dict[str, torch.Tensor]:
+    found = {name: one.grad.clone() for name, one in stage.named_parameters() if one.grad is not None}
+    stage.zero_grad()
+    return found
+
+
+@pytest.fixture
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_parts_that_see_each_other_have_the_gradient_of_the_whole_batch(
+    stage: Objective, batch: Batch, accelerator: Accelerator, parts: int
+) -> None:
+    terms = backward(stage, batch, 1, accelerator)
+    whole = gradients(stage)
+    cached = cached_backward(stage, batch, parts, accelerator)
+    in_parts = gradients(stage)
+    assert {name: float(value) for name, value in cached.items()} == pytest.approx(
+        {name: float(value) for name, value in terms.items()}, rel=1e-5
+    )
+    assert in_parts.keys() == whole.keys()
+    assert "student.model.logit_scale" in whole
+    for name, value in whole.items():
+        torch.testing.assert_close(in_parts[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_parts_by_themselves_have_the_mean_of_their_gradients(
+    stage: Objective, batch: Batch, accelerator: Accelerator
+) -> None:
+    each = []
+    for part in batch.parts(2):
+        backward(stage, part, 1, accelerator)
+        each.append(gradients(stage))
+    backward(stage, batch, 2, accelerator)
+    for name, value in gradients(stage).items():
+        torch.testing.assert_close(value, (each[0][name] + each[1][name]) / 2, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_the_first_pass_leaves_batch_norms_as_they_are_and_the_second_moves_them_once(
+    model_folder: Path, batch: Batch, accelerator: Accelerator
+) -> None:
+    stages = [Objective(load_model(model_folder), [TaskLoss()]).train() for _ in range(2)]
+    cached_backward(stages[0], batch, 2, accelerator)
+    with torch.no_grad():
+        for part in batch.parts(2):
+            stages[1].side(part)
+    for (name, one), (_, other) in zip(stages[0].named_buffers(), stages[1].named_buffers(), strict=True):
+        if "running" in name:
+            assert torch.equal(one, other), name
+
+
+def test_random_numbers_of_the_first_pass_come_again_in_the_second(
+    student_section: dict[str, Any], batch: Batch, accelerator: Accelerator, model_folder: Path
+) -> None:
+    towers = load_model(model_folder)
+    stage = Objective(towers, [TaskLoss()], freeze_batch_norms=True).train()
+    head = towers.model.visual.head
+    head.add_module("dropped", torch.nn.Dropout(0.5))
+    seen: list[torch.Tensor] = []
+    head.register_forward_hook(lambda _module, _inputs, output: seen.append(output.detach()))
+    cached_backward(stage, batch, 2, accelerator)
+    assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_losses_that_look_inside_the_towers_refuse_it(distilling: dict[str, Any], run: Any) -> None:
+    distilling["options"] |= {"steps": 1, "accumulate": 2, "gradient_cache": True}
+    with pytest.raises(DcclipError, match=r"gradient_cache goes with losses on embeddings, and feature_map"):
+        run(distilling)
