@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dcclip_cli.data.pair import Language
-from dcclip_cli.data.thumbnail import jpeg_of
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.embedding import sample_indices
 from dcclip_cli.eval.metrics import per_class
 from dcclip_cli.eval.result import EvalResult, save_results
 from dcclip_cli.eval.tables import METRIC_NAMES, elevater_mean, latex, markdown, percent, row_name, table
-from dcclip_cli.html import write_page
+from dcclip_cli.html import jpeg_thumbnail, write_page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -170,7 +169,7 @@ def _mistakes(
     found = []
     for _, row in sorted(order, key=lambda one: one[0])[:_IMAGES]:
         try:
-            thumbnail = jpeg_of(dataset.images.load(int(rows[row])))
+            thumbnail = jpeg_thumbnail(dataset.images.load(int(rows[row])))
         except DcclipError:  # removed since
             continue
         names = result.class_names
