@@ -1,9 +1,9 @@
 """dcclip distills a large Chinese-English CLIP into a small one, from data to device.
 
-    import dcclip_cli as dcclip
+import dcclip_cli as dcclip
 
-    dcclip.distill("recipe.yaml", steps=300)  # likewise collect, align, evaluate, export, run, compare
-    dcclip.load("runs/quickstart").predict("img.jpg", ["猫", "dog"])
+dcclip.distill("recipe.yaml", steps=300)  # likewise collect, align, evaluate, export, run, compare
+dcclip.load("runs/quickstart").predict("img.jpg", ["猫", "dog"])
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Terminal output: data on stdout, messages and progress on stderr, and the `error:` and `hint:` lines of exceptions."""
+"""Terminal output: data on stdout, messages and progress on stderr, exceptions as `error:` and `hint:` lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import BadParameter, Option
 
@@ -25,7 +25,12 @@ def export(
     ] = None,
     calibration: Annotated[
         Path | None,
-        Option("--calibration", metavar="DIR", help="Images to calibrate int8 on. Default: the recipe's.", show_default=False),
+        Option(
+            "--calibration",
+            metavar="DIR",
+            help="Images to calibrate int8 on. Default: the recipe's.",
+            show_default=False,
+        ),
     ] = None,
     benchmark: Annotated[
         bool, Option("--benchmark", help="Also print size, load time, latency and memory of the export and the model.")
@@ -55,7 +60,7 @@ def export(
     from dcclip_cli import api
 
     given = {"format": format, "precision": precision, "calibration": calibration}
-    options = {key: value for key, value in given.items() if value}
+    options: dict[str, Any] = {key: value for key, value in given.items() if value}
     result = api.export(loaded, model=model, out=out, fresh=fresh, progress=talk, **options)
     console.show(str(result.folder))
     if benchmark:

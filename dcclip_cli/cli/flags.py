@@ -29,9 +29,7 @@ Out = Annotated[
     Path | None,
     Option("--out", metavar="DIR", help="Run directory. Default: runs/NAME.", show_default=False),
 ]
-Fresh = Annotated[
-    bool, Option("--fresh/--resume", help="Start over, or resume where the last run stopped.")
-]
+Fresh = Annotated[bool, Option("--fresh/--resume", help="Start over, or resume where the last run stopped.")]
 FreshOrResume = Annotated[
     bool | None,
     Option(
@@ -40,9 +38,7 @@ FreshOrResume = Annotated[
         show_default=False,
     ),
 ]
-Check = Annotated[
-    bool, Option("--check", help="Check recipe, files and device, print the resolved recipe, and stop.")
-]
+Check = Annotated[bool, Option("--check", help="Check recipe, files and device, print the resolved recipe, and stop.")]
 Where = Annotated[Device, Option("--device", help="Device of the model; auto uses a GPU if there is one.")]
 Threads = Annotated[
     int | None,
@@ -55,9 +51,7 @@ MODEL_HELP = (
     "Default: $DCCLIP_MODEL, else the newest finished run, else starter, the model included in dcclip."
 )
 
-EXPORTED_HELP = (
-    "Model directory or run, hf:ORG/NAME, open_clip:ARCH/TAG or hf-hub:ORG/NAME. Default: the recipe's run."
-)
+EXPORTED_HELP = "Model directory or run, hf:ORG/NAME, open_clip:ARCH/TAG or hf-hub:ORG/NAME. Default: the recipe's run."
 
 
 def split(text: str) -> list[str]:

@@ -163,7 +163,7 @@ def _report(result: CollectResult) -> Path:
 def _show_models(title: str, models: list[ModelSummary]) -> None:
     """Print models in columns, and the ratio of student to teacher."""
     lines: list[tuple[str, list[float], Callable[[float], str]]] = [
-        *((f"top-1 {name}", [one.top1[name] for one in models], lambda value: f"{value:.1%}") for name in models[0].top1),
+        *((f"top-1 {name}", [one.top1[name] for one in models], "{:.1%}".format) for name in models[0].top1),
         ("parameters", [one.parameters for one in models], lambda value: f"{value / 1e6:.2f} M"),
         ("size of the weights", [one.size_bytes for one in models], lambda value: f"{value / 1e6:.1f} MB"),
         ("one image", [one.image_ms for one in models], lambda value: f"{value:.1f} ms"),

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval.datasets import Classes as SetClasses
+from dcclip_cli.eval.dataset import Classes as SetClasses
 from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
 from dcclip_cli.exporters import FormatName, Precision
 from dcclip_cli.exporters.formats import FORMATS
@@ -90,7 +90,6 @@ def export(
     and on the test sets of `evaluation`.
     Raises DcclipError where the export differs too much from the model, and for models that can't be exported.
     """
-    from dcclip_cli.files import atomic_folder
 
     if _is_export_of(out, model, options) and not fresh:
         return ExportResult(out, options.format, None, _size_bytes(out), 0.0, already_finished=True)
@@ -196,13 +195,12 @@ def _languages(parity: Parity) -> str:
 def _tests(evaluation: EvalOptions | None) -> list[HeldOutImages]:
     if evaluation is None:
         return []
-    root = Path(evaluation.data_root) if evaluation.data_root else None
-    opened = open_datasets(evaluation.datasets, evaluation.languages, root)
+    opened = open_datasets(evaluation.model_copy(update={"task": "zero-shot", "templates": "own"}))
     return [
         HeldOutImages(
             one.name,
             len(one.images),
-            one.images.picture,
+            one.images.load,
             {
                 language: Classes(of.names, of.templates, of.labels[np.arange(len(one.images))])
                 for language, of in one.truth.items()

@@ -77,7 +77,7 @@ class RecipeRun:
         """Raise DcclipError if a training stage is neither finished nor has a saved state to resume from."""
         state = self.dir.stage(stage) / "state"
         if not finished(self.dir.root, stage) and not any(state.glob("step-*")):
-            raise DcclipError(f"{state} contains no saved state to resume from", "leave --resume out to start at step 0")
+            raise DcclipError(f"{state} contains no saved state to resume", "leave --resume out to start at step 0")
 
     def run_all(self) -> Iterator[tuple[StageName, StageResult]]:
         """Run the recipe's stages in order; a stage after one that was run is made again, for its input is new."""

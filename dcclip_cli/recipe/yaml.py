@@ -1,7 +1,7 @@
 """Reading of a recipe's YAML into plain values, with the file and line of each value.
 
 Only plain YAML is read: mappings, sequences and scalars with the YAML 1.2 meaning (`no` and `12:30` are text, `1e-3`
-is a number). Tags, anchors and aliases are refused: a recipe can neither create Python objects nor expand without bound.
+is a number). Tags, anchors and aliases are refused: a recipe cannot create Python objects or expand without bound.
 """
 
 from __future__ import annotations
