@@ -125,7 +125,7 @@ def test_the_loss_is_info_nce_of_images_with_each_language(
 
 
 def test_a_second_caption_of_each_language_is_a_further_positive(aligning: Job, run: Run) -> None:
-    aligning["options"] |= {"steps": 1, "captions": {"also_other": True}, "cross_lingual": 0.5}
+    aligning["options"] |= {"steps": 1, "captions": {"second_caption": True}, "cross_lingual": 0.5}
     assert set(run(aligning).metrics) >= {"image_zh", "image_en", "image_zh-other", "image_en-other", "zh_en"}
 
 
