@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def init_text_tower(text: Any, tokenizer: Tokenizer, teacher: Towers, layers: bool) -> None:
-    """Copy the rows of shared tokens, and with `layers` whole layers, of the teacher to the open_clip text tower `text`.
+    """Copy the rows of shared tokens, and with `layers` whole layers, from the teacher to open_clip's tower `text`.
 
     Rows of another width are projected to the student's by PCA and scaled to the standard deviation of its random
     initialisation; rows of tokens that the teacher lacks stay random. Layers are taken at even distances, the first
