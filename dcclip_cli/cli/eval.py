@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -101,15 +101,14 @@ def eval(
         raise DcclipError("eval --compare is a command of its own now", f"dcclip compare {' '.join(compare)}")
     if recipe is None and (sets or check):
         raise BadParameter("--set and --check need a recipe")
-    given = {
-        "datasets": dataset, "languages": _languages(languages), "data_root": str(data_root) if data_root else None,
-        "limit": limit, "templates": templates, "task": task, "shots": _shots(shots), "precision": precision,
-        "workers": workers, "processes": processes,
-    }  # fmt: skip
     loaded = stages.open_recipe(recipe, sets, None if dataset else "eval") if recipe else None
     if loaded and check:
         return stages.check(loaded, device)
-    options = _options(loaded.recipe.eval if loaded else None, given)
+    options = _options(
+        loaded.recipe.eval if loaded else None,
+        datasets=dataset, languages=_languages(languages), data_root=data_root and str(data_root), limit=limit,
+        templates=templates, task=task, shots=_shots(shots), precision=precision, workers=workers, processes=processes,
+    )  # fmt: skip
     talk = console.talk(quiet, verbose)
 
     from dcclip_cli.eval.evaluate import evaluate, open_datasets
@@ -122,7 +121,7 @@ def eval(
         work = stages.Work(loaded, stages.open_run(loaded, None), device, False, talk)
         references, out = [work.trained_model()], out or work.run.stage("eval")
     else:
-        references = [resolve(name) for name in model] if model else [resolve()]
+        references = [resolve(name) for name in model or [None]]
     for reference in references:
         talk.say(reference.description)
     datasets = open_datasets(options)
@@ -143,7 +142,6 @@ def show(results: Sequence[EvalResult]) -> None:
 
     found = table(results)
     if len({result.model for result in results}) > 1:
-        titles = [f"{column.model} {column.language or 'zh - en'}" for column in found.columns]
         rows = [
             (
                 _with_remark(row.name, row.remark),
@@ -152,7 +150,7 @@ def show(results: Sequence[EvalResult]) -> None:
             )
             for row in found.rows
         ]
-        return console.show_table("", ("data set", "metric", *titles), rows)
+        return console.show_table("", ("data set", "metric", *(column.title for column in found.columns)), rows)
     shown = [name for name in METRIC_NAMES if any(name in result.metrics for result in results)]
     lines = [
         (
@@ -180,7 +178,7 @@ def _with_remark(name: str, remark: str) -> str:
     return f"{name} ({remark})" if remark else name
 
 
-def _options(recipe: EvalOptions | None, given: Mapping[str, object]) -> EvalOptions:
+def _options(recipe: EvalOptions | None, **given: object) -> EvalOptions:
     """The recipe's options, overridden by those of the command line. Raises DcclipError if no data set is named."""
     from dcclip_cli.eval.evaluate import EvalOptions
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LANGUAGES: dict[Language, str] = {"en": "English", "zh": "Chinese"}
-_CLASSES, _CONFUSIONS, _IMAGES = 12, 12, 12  # shown of each result, at most
+_SHOWN = 12  # weak classes, confusions and wrong images of each result, at most
 # Colour-blind safe (Okabe and Ito), one per model; English in full colour, Chinese hatched.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a8a8a")
 _STYLE: dict[str, Any] = {
@@ -114,9 +115,9 @@ class Errors:
     """The errors of one model on one data set in one language."""
 
     result: EvalResult
-    worst: tuple[WeakClass, ...]
-    confusions: tuple[Confusion, ...]
-    mistakes: tuple[Mistake, ...]
+    worst: list[WeakClass]
+    confusions: list[Confusion]
+    mistakes: list[Mistake]
 
 
 def errors_of(result: EvalResult, datasets: Mapping[str, DataSet]) -> Errors | None:
@@ -124,30 +125,23 @@ def errors_of(result: EvalResult, datasets: Mapping[str, DataSet]) -> Errors | N
     labels, ranks, guesses = (result.detail(name) for name in ("labels", "ranks", "predictions"))
     if labels is None or ranks is None or guesses is None:
         return None
-    names = result.class_names
-    fractions = per_class(ranks, labels, len(names))
+    names, wrong = result.class_names, ranks > 0
     counts = np.bincount(labels, minlength=len(names))
-    wrong = ranks > 0
-    pairs: dict[tuple[int, int], int] = {}
-    for truth, guess in zip(labels[wrong].tolist(), guesses[wrong].tolist(), strict=True):
-        pairs[truth, guess] = pairs.get((truth, guess), 0) + 1
-    by_count = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
-    most: dict[int, int] = {}
-    for (truth, guess), _ in by_count:
-        most.setdefault(truth, guess)
-    weak = [number for number in np.argsort(fractions, kind="stable") if counts[number] and fractions[number] < 1]
+    fractions = per_class(ranks, labels, len(names))
+    confused = Counter(zip(labels[wrong].tolist(), guesses[wrong].tolist(), strict=True))
+    by_count = sorted(confused.items(), key=lambda item: (-item[1], item[0]))
+    predicted = {truth: guess for (truth, guess), _ in reversed(by_count)}
+    weak = [number for number in np.argsort(fractions, kind="stable").tolist() if number in predicted]
     if counts.max() == 1:  # one image per class: the confusions list them all
         weak = []
     return Errors(
         result,
-        tuple(
-            WeakClass(names[one], float(fractions[one]), int(counts[one]), names[most[one]]) for one in weak[:_CLASSES]
-        ),
-        tuple(
-            Confusion(names[truth], names[guess], count, count / int(counts[truth]))
-            for (truth, guess), count in by_count[:_CONFUSIONS]
-        ),
-        tuple(_mistakes(result, labels, ranks, guesses, datasets.get(result.dataset))),
+        [
+            WeakClass(names[one], float(fractions[one]), int(counts[one]), names[predicted[one]])
+            for one in weak[:_SHOWN]
+        ],
+        [Confusion(names[truth], names[guess], n, n / int(counts[truth])) for (truth, guess), n in by_count[:_SHOWN]],
+        _mistakes(result, labels, ranks, guesses, datasets.get(result.dataset)),
     )
 
 
@@ -167,7 +161,7 @@ def _mistakes(
         seen[int(labels[row])] = seen.get(int(labels[row]), 0) + 1
         order.append((seen[int(labels[row])], row))
     found = []
-    for _, row in sorted(order, key=lambda one: one[0])[:_IMAGES]:
+    for _, row in sorted(order, key=lambda one: one[0])[:_SHOWN]:
         try:
             thumbnail = jpeg_thumbnail(dataset.images.load(int(rows[row])))
         except DcclipError:  # removed since
