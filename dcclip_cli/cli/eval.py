@@ -67,7 +67,14 @@ _Out = Annotated[
     Path | None,
     Option("--out", metavar="DIR", help="Folder for results as JSON, tables and report.html.", show_default=False),
 ]
-_Compare = Annotated[tuple[str, str] | None, Option("--compare", hidden=True)]
+
+
+def _moved(sides: tuple[str, str] | None) -> None:
+    if sides:
+        raise DcclipError("eval --compare is a command of its own now", f"dcclip compare {' '.join(sides)}")
+
+
+_Compare = Annotated[tuple[str, str] | None, Option("--compare", hidden=True, callback=_moved)]
 
 
 def eval(
@@ -97,8 +104,6 @@ def eval(
 
     With a recipe: its data sets and its run's model, and the results are kept in runs/NAME/eval.
     """
-    if compare:
-        raise DcclipError("eval --compare is a command of its own now", f"dcclip compare {' '.join(compare)}")
     if recipe is None and (sets or check):
         raise BadParameter("--set and --check need a recipe")
     loaded = stages.open_recipe(recipe, sets, None if dataset else "eval") if recipe else None
@@ -121,7 +126,7 @@ def eval(
         work = stages.Work(loaded, stages.open_run(loaded, None), device, False, talk)
         references, out = [work.trained_model()], out or work.run.stage("eval")
     else:
-        references = [resolve(name) for name in model or [None]]
+        references = [resolve(name) for name in model] if model else [resolve()]
     for reference in references:
         talk.say(reference.description)
     datasets = open_datasets(options)
@@ -130,16 +135,15 @@ def eval(
     if out:
         save_report(results, datasets, out)
         talk.say(f"results: {out} (open {out / 'report.html'})")
-    if as_json:
-        console.show_json([asdict(result) for result in results])
-    else:
-        show(results)
+    show(results, as_json)
 
 
-def show(results: Sequence[EvalResult]) -> None:
-    """Print all metrics of one model, or each data set's main metric of several models side by side."""
+def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
+    """Print all metrics of one model, or each data set's main metric of several; or everything `as_json`."""
     from dcclip_cli.eval.tables import METRIC_NAMES, table
 
+    if as_json:
+        return console.show_json([asdict(result) for result in results])
     found = table(results)
     if len({result.model for result in results}) > 1:
         rows = [
