@@ -135,8 +135,8 @@ def _candidate(pair: Pair, places: Places | None) -> Candidate:
 class Base64Source(SourceOptions):
     """Chinese-CLIP's layout (MUGE, Flickr30k-CN): `train_imgs.tsv` with lines of NUMBER<TAB>BASE64, and its texts.
 
-    A line of `train_texts.jsonl` is `{"text_id": 1, "text": "...", "image_ids": [NUMBER, ...]}`. Each text of an image becomes
-    a caption; images without texts, as in MUGE's test split, have none.
+    A line of `train_texts.jsonl` is `{"text_id": 1, "text": "...", "image_ids": [NUMBER, ...]}`. Each text of an image
+    becomes a caption; images without texts, as in MUGE's test split, have none.
     """
 
     kind: Literal["base64"] = "base64"
