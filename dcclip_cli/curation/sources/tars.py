@@ -13,7 +13,7 @@ from pydantic import Field
 from dcclip_cli.curation.candidate import Candidate, Drop, Slice
 from dcclip_cli.curation.sources.base import SourceOptions, files_of, place_in
 from dcclip_cli.curation.sources.beside import BESIDE, captions_beside
-from dcclip_cli.data.files.reading import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, PICTURE_SUFFIXES, Fault, Member, members
+from dcclip_cli.data.files.reading import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, PICTURE_SUFFIXES, Fault, Member, tar_members
 from dcclip_cli.data.pair import Pair
 
 _PEEK = 2_000  # members looked at to tell how many pairs a tar has
@@ -42,7 +42,7 @@ class TarsSource(SourceOptions):
         place = place_in(self.path, file)
         samples: dict[str, _Sample] = {}
         faults: dict[str, Drop] = {}
-        for member in members(file):
+        for member in tar_members(file):
             key, role = _key_and_role(member.name)
             if role is None:
                 if member.fault is None or not member.fault.reason.startswith("tar-"):
@@ -72,7 +72,7 @@ class TarsSource(SourceOptions):
 def _about(file: Path) -> int:
     """How many images a tar has; if it is long, as many as it would have if it went on as it begins."""
     images, end = 0, 0
-    for member in islice(members(file), _PEEK):
+    for member in islice(tar_members(file), _PEEK):
         images += _key_and_role(member.name)[1] == _IMAGE
         end = member.offset + member.size
     size = file.stat().st_size

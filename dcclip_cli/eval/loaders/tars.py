@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dcclip_cli.data.files.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Fault, Member, members
+from dcclip_cli.data.files.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Fault, Member, tar_members
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.labels import ClassKeys
 from dcclip_cli.eval.loaders.base import AGAIN, Captioned, Images, Labelled, Loader, Place, stamp_of
@@ -60,7 +60,7 @@ class WebDatasetTars(Loader):
         wanted = _TRUTH[self.place.known.task]
         images: dict[str, Member] = {}
         truths: dict[str, Member] = {}
-        for member in members(shard):
+        for member in tar_members(shard):
             if member.fault is not None:
                 raise DcclipError(f"{shard}: {member.name or 'the tar'}: {member.fault.detail}", AGAIN)
             stem, dot, suffix = member.name.rpartition(".")
