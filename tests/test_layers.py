@@ -66,7 +66,7 @@ def test_what_all_parts_share_imports_no_part(file: Path) -> None:
     [
         "from dcclip_cli.cli.app import app; app(['--help'], standalone_mode=False)",
         "import dcclip_cli.recipe.schema",
-        "import dcclip_cli.curation.judge, dcclip_cli.curation.collect",
+        "import dcclip_cli.curation.filter_pair, dcclip_cli.curation.collect",
         "import dcclip_cli.predict.model, dcclip_cli.predict.encoder, dcclip_cli.model.reference",
     ],
 )

@@ -15,7 +15,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import prompts, registry
 from dcclip_cli.eval.loaders import LOADERS, Captioned, HubDataset, Images, Labelled, Place
 from dcclip_cli.eval.registry import KnownSet, Metric
-from dcclip_cli.predict.zero_shot import language_of
+from dcclip_cli.text import language_by_script
 
 Templates = Literal["own", "compact", "name"]
 PLAIN = ("{}",)  # the template of data sets that come without any
@@ -186,7 +186,7 @@ def _check_size(known: KnownSet, name: str, found: Labelled | Captioned) -> None
 
 def _check_language(name: str, language: Language, texts: Sequence[str]) -> None:
     """Raise DcclipError for captions in the other language, which would be measured under this one's name."""
-    chinese = sum(language_of(text) == "zh" for text in texts)
+    chinese = sum(language_by_script(text) == "zh" for text in texts)
     if (chinese > len(texts) / 2) != (language == "zh"):
         raise DcclipError(
             f"data set {name}: {chinese:,} of {len(texts):,} captions have Chinese in them, so they are not in "

@@ -15,7 +15,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.datasets import PLAIN, Captions, Classes, DataSet
 from dcclip_cli.eval.loaders.base import Images, stamp_of
 from dcclip_cli.eval.loaders.class_folders import images_by_class, images_of
-from dcclip_cli.predict.zero_shot import language_of
+from dcclip_cli.text import language_by_script
 
 NAMES_FILE = "classes.yaml"
 _EXAMPLE = "write it like this, a line for each folder: cat: {en: cat, zh: 猫}"
@@ -92,7 +92,7 @@ def names_of_folders(path: Path, folders: list[str]) -> dict[Language, list[str]
     file = path / NAMES_FILE
     if not file.is_file():
         plain = [folder.replace("_", " ") for folder in folders]
-        return {"zh" if any(language_of(name) == "zh" for name in plain) else "en": plain}
+        return {"zh" if any(language_by_script(name) == "zh" for name in plain) else "en": plain}
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

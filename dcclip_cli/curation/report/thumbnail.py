@@ -17,9 +17,9 @@ def thumbnail_of(content: bytes, picture: Image.Image | None = None) -> tuple[by
     Nothing (`b"", 0, 0`) where there is no decoded `picture` and `content` can't be decoded either.
     """
     if picture is None:
-        from dcclip_cli.curation.picture import open_picture
+        from dcclip_cli.curation.decode_image import decode_image
 
-        opened = open_picture(content) if content else None
+        opened = decode_image(content) if content else None
         if opened is None or isinstance(opened, Drop):
             return b"", 0, 0
         picture = opened.image
