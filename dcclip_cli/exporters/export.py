@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval.datasets import Classes as SetClasses
+from dcclip_cli.eval.dataset import Classes as SetClasses
 from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
 from dcclip_cli.exporters import FormatName, Precision
 from dcclip_cli.exporters.formats import FORMATS
@@ -174,13 +174,12 @@ def _languages(parity: Parity) -> str:
 def _tests(evaluation: EvalOptions | None) -> list[HeldOutImages]:
     if evaluation is None:
         return []
-    root = Path(evaluation.data_root) if evaluation.data_root else None
-    opened = open_datasets(evaluation.datasets, evaluation.languages, root)
+    opened = open_datasets(evaluation.model_copy(update={"task": "zero-shot", "templates": "own"}))
     return [
         HeldOutImages(
             one.name,
             len(one.images),
-            one.images.picture,
+            one.images.load,
             {
                 language: Classes(of.names, of.templates, of.labels[np.arange(len(one.images))])
                 for language, of in one.truth.items()
