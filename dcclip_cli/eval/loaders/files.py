@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dcclip_cli.data.files.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Fault, Member, members
+from dcclip_cli.data.files.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Fault, Member, tar_members
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import DOWNLOAD_AGAIN, Captions, Images, Loaded, Loader, Location, fingerprint_of, lines_of
 
@@ -139,7 +139,7 @@ class WebDatasetTars(Loader):
         wanted = _TRUTH_SUFFIX[self.location.known.task]
         images: dict[str, Member] = {}
         truths: dict[str, Member] = {}
-        for member in members(shard):
+        for member in tar_members(shard):
             if member.fault is not None:
                 raise DcclipError(f"{shard}: {member.name or 'the tar'}: {member.fault.detail}", DOWNLOAD_AGAIN)
             stem, dot, suffix = member.name.rpartition(".")
