@@ -135,7 +135,7 @@ def by_themselves(model: Encoder, images: np.ndarray, truth: np.ndarray, words: 
     likely = {}
     for language in LANGUAGES:
         names = [meaning.words[language][0] for meaning in words]
-        likely[language] = Labels(model, names, several=True).probabilities(images) > 0.5
+        likely[language] = Labels(model, names, multi_label=True).probabilities(images) > 0.5
     for what, which in (("a photograph's own words", truth), ("other words", ~truth)):
         row(f"--multi-label finds, of {what}", **{key: float(found[which].mean()) for key, found in likely.items()})
 

@@ -66,7 +66,14 @@ _Out = Annotated[
     Path | None,
     Option("--out", metavar="DIR", help="Folder for results as JSON, tables and report.html.", show_default=False),
 ]
-_Compare = Annotated[tuple[str, str] | None, Option("--compare", hidden=True)]
+
+
+def _moved(sides: tuple[str, str] | None) -> None:
+    if sides:
+        raise DcclipError("eval --compare is a command of its own now", f"dcclip compare {' '.join(sides)}")
+
+
+_Compare = Annotated[tuple[str, str] | None, Option("--compare", hidden=True, callback=_moved)]
 
 
 def eval(
@@ -96,8 +103,6 @@ def eval(
 
     With a recipe: its data sets and its run's model, and the results are kept in runs/NAME/eval.
     """
-    if compare:
-        raise DcclipError("eval --compare is a command of its own now", f"dcclip compare {' '.join(compare)}")
     if recipe is None and (sets or check):
         raise BadParameter("--set and --check need a recipe")
     given = {
@@ -114,19 +119,17 @@ def eval(
 
     talk, cache = console.talk(quiet, verbose), not no_cache
     results = api.evaluate(loaded, model=model, out=out, device=device, cache=cache, progress=talk, **options)
-    if as_json:
-        console.show_json([asdict(result) for result in results])
-    else:
-        show(results)
+    show(results, as_json)
 
 
-def show(results: Sequence[EvalResult]) -> None:
-    """Print all metrics of one model, or each data set's main metric of several models side by side."""
+def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
+    """Print all metrics of one model, or each data set's main metric of several; or everything `as_json`."""
     from dcclip_cli.eval.tables import METRIC_NAMES, table
 
+    if as_json:
+        return console.show_json([asdict(result) for result in results])
     found = table(results)
     if len({result.model for result in results}) > 1:
-        titles = [f"{column.model} {column.language or 'zh - en'}" for column in found.columns]
         rows = [
             (
                 _with_remark(row.name, row.remark),
@@ -135,7 +138,7 @@ def show(results: Sequence[EvalResult]) -> None:
             )
             for row in found.rows
         ]
-        return console.show_table("", ("data set", "metric", *titles), rows)
+        return console.show_table("", ("data set", "metric", *(column.title for column in found.columns)), rows)
     shown = [name for name in METRIC_NAMES if any(name in result.metrics for result in results)]
     lines = [
         (

@@ -16,7 +16,7 @@ from dcclip_cli.eval.loaders import LOADERS
 from dcclip_cli.eval.loaders.hub import HubDataset
 from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.user_datasets import open_user_dataset
-from dcclip_cli.predict.zero_shot import language_of
+from dcclip_cli.text import language_by_script
 
 Templates = Literal["own", "compact", "name"]
 
@@ -155,7 +155,7 @@ def _check_size(known: KnownSet, name: str, found: Loaded) -> None:
 
 def _check_language(name: str, language: Language, texts: Sequence[str]) -> None:
     """Raise DcclipError for captions in the other language, which would be measured under this one's name."""
-    chinese = sum(language_of(text) == "zh" for text in texts)
+    chinese = sum(language_by_script(text) == "zh" for text in texts)
     if (chinese > len(texts) / 2) != (language == "zh"):
         raise DcclipError(
             f"data set {name}: {chinese:,} of {len(texts):,} captions contain Chinese, so they are not in {language}",

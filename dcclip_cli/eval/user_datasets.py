@@ -14,7 +14,7 @@ from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import BARE_NAME, Captions, Classes, DataSet, Images, fingerprint_of
 from dcclip_cli.eval.loaders.files import image_files, images_by_class
-from dcclip_cli.predict.zero_shot import language_of
+from dcclip_cli.text import language_by_script
 
 NAMES_FILE = "classes.yaml"
 _EXAMPLE = "write a line for each folder, for example: cat: {en: cat, zh: 猫}"
@@ -86,7 +86,7 @@ def names_of_folders(path: Path, folders: list[str]) -> dict[Language, list[str]
     file = path / NAMES_FILE
     if not file.is_file():
         plain = [folder.replace("_", " ") for folder in folders]
-        return {"zh" if any(language_of(name) == "zh" for name in plain) else "en": plain}
+        return {"zh" if any(language_by_script(name) == "zh" for name in plain) else "en": plain}
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

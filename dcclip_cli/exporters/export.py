@@ -29,6 +29,7 @@ from dcclip_cli.exporters.source import Source, load_source
 from dcclip_cli.files import atomic_folder, read_json
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import ModelReference
+from dcclip_cli.model.tokenizer import copy_tokenizer
 from dcclip_cli.options import Options
 from dcclip_cli.predict.onnx_encoder import DESCRIPTION, FORMAT, TOKENIZER
 from dcclip_cli.progress import Progress, Silent
@@ -218,8 +219,6 @@ def _describe(source: Source, folder: Path, options: ExportOptions, model: Model
 
     prompts = dict(source.encoder.prompts) | dict(options.prompts or {})
     if not (folder / TOKENIZER).exists() and options.format not in ("open_clip", "transformers"):
-        from dcclip_cli.exporters.source import copy_tokenizer
-
         copy_tokenizer(source.tokenizer).save(str(folder / TOKENIZER))
         if source.folder is not None:
             shutil.copyfile(source.folder / TOKENIZER, folder / TOKENIZER)
