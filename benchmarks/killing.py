@@ -1,4 +1,4 @@
-"""Starts a command and kills it, as a machine that goes down would: what it left has to be enough to go on from."""
+"""Start a command and kill it with SIGKILL after a given time."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""How well does a model know the quick start's classes in all drawing styles at hand, rather than in one or two?
+"""Zero-shot accuracy on the quick start's classes over all available emoji drawing styles.
 
     python benchmarks/more_styles.py EMOJI_DIR recipes/quickstart/teacher runs/quickstart/align/model
 
@@ -19,9 +19,9 @@ import numpy as np
 from PIL import Image
 
 from dcclip_cli import load
-from dcclip_cli.data.batches import first_captions
+from dcclip_cli.data.collator import first_captions
+from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import Language
-from dcclip_cli.data.table import open_pairs
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.predict.model import Model
 

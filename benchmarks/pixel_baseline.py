@@ -1,4 +1,4 @@
-"""How far does looking alike get? Nearest neighbours on raw pixels of the quick start's training pictures.
+"""Raw-pixel baseline: nearest neighbours among the quick start's training images.
 
     python benchmarks/pixel_baseline.py
 
@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dcclip_cli.data.batches import first_captions
+from dcclip_cli.data.collator import first_captions
+from dcclip_cli.data.dataset import PairDataset, open_pairs
 from dcclip_cli.data.pair import Language
-from dcclip_cli.data.table import PairTable, open_pairs
 from dcclip_cli.model.preprocess import decode, flatten
 
 DATA = Path(__file__).resolve().parents[1] / "recipes/quickstart"
@@ -23,7 +23,7 @@ LANGUAGES: tuple[Language, ...] = ("en", "zh")
 SIDE = 16
 
 
-def pixels(table: PairTable) -> np.ndarray:
+def pixels(table: PairDataset) -> np.ndarray:
     """(N, SIDE * SIDE * 3) float32 in 0..1: every picture on white, averaged down."""
     small = (flatten(decode(pair.image)).resize((SIDE, SIDE), Image.Resampling.BOX) for pair in table)
     return np.stack([np.asarray(image, np.float32).reshape(-1) / 255 for image in small])

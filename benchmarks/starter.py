@@ -1,4 +1,4 @@
-"""How well does a model know ordinary photographs by name, and does it know when it doesn't?
+"""Zero-shot accuracy on everyday photographs, and rejection of labels that do not apply.
 
     apt-get install wordnet-base
     python benchmarks/starter.py PHOTOS

@@ -1,8 +1,10 @@
-"""The cache folder, whole files, file locks between processes, and memory-mapped arrays with reserved disk space."""
+"""Files: atomic writes, locks between processes, checksums, memory-mapped arrays, and the cache folder."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ _ZEROS = bytes(2**20)
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: $DCCLIP_CACHE, else `dcclip` in the user's cache folder."""
+    """The folder for data that can be computed again: $DCCLIP_CACHE, else `dcclip` in the user's cache folder."""
     if given := os.environ.get("DCCLIP_CACHE"):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcclip"
@@ -23,7 +25,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def lock(file: Path, wait: bool = True) -> Iterator[bool]:
-    """Whether this process has the lock named by `file` while the block runs; False only without `wait`.
+    """Hold the lock named by `file` while the block runs; yields False if another process holds it and `wait` is off.
 
     The system releases the lock of a killed process. `file` is created and may be left there, empty.
     """
@@ -41,11 +43,55 @@ def lock(file: Path, wait: bool = True) -> Iterator[bool]:
         held.release()
 
 
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file under a temporary name that it takes last: a killed process leaves the one before."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(file)
+@contextmanager
+def atomic_file(file: Path) -> Iterator[Path]:
+    """A temporary path next to `file`, moved to `file` when the block ends, removed if it raises.
+
+    A killed process leaves `file` as it was.
+    """
+    partial = _partial(file)
+    try:
+        yield partial
+        partial.replace(file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def atomic_write(file: Path, content: bytes | str) -> None:
+    """Write a file under a temporary name and move it into place; text as UTF-8 with \n line ends."""
+    with atomic_file(file) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """An empty temporary folder next to `folder` that replaces it when the block ends, removed if it raises."""
+    partial = _partial(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if folder.exists():
+        old = partial.with_suffix(".old")
+        folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old)
+    else:
+        partial.rename(folder)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def file_sha256(file: Path) -> str:
+    """The SHA-256 of a file's content, 64 hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def new_array(file: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.memmap:

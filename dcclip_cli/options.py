@@ -1,9 +1,94 @@
-"""The base class of everything that stands in a recipe."""
+"""Base class of recipe sections: old keys that were renamed or removed, and the options that decide a result."""
 
-from pydantic import BaseModel, ConfigDict
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, ValidationInfo, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError, to_jsonable_python
+
+T = TypeVar("T")
+_NEUTRAL = "neutral"
+# Neutral[int]: an int option that changes speed or what is shown, never the result.
+Neutral = Annotated[T, _NEUTRAL]
+
+
+@dataclass(frozen=True)
+class Removed:
+    """A key that is no longer an option: `advice` says what to do, `ignored` lists values that change nothing."""
+
+    advice: str
+    ignored: tuple[Any, ...] = (None,)
+
+
+@dataclass(frozen=True)
+class OldKey:
+    """An old key met in a recipe: the mapping that contains it, and its new name (None: removed and ignored)."""
+
+    mapping: dict[str, Any]
+    key: str
+    new: str | None
 
 
 class Options(BaseModel):
-    """A recipe section: unknown keys are errors, defaults are checked like given values, nothing changes later."""
+    """A recipe section: unknown keys are errors, defaults are checked like given values, nothing changes later.
+
+    `renamed` maps old keys to their new names: both are accepted. `removed` lists keys that are accepted only with a
+    value that means what the program does anyway. Validate with a list as context to receive an `OldKey` for each use.
+    """
 
     model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
+    renamed: ClassVar[dict[str, str]] = {}
+    removed: ClassVar[dict[str, Removed]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_old_keys(cls, values: Any, info: ValidationInfo) -> Any:
+        if not isinstance(values, dict):
+            return values
+        current, mistakes = dict(values), []
+        for key in values:
+            if key in cls.renamed:
+                new = cls.renamed[key]
+                if new in values:
+                    mistakes.append((key, f"is the old name of {new}, which is given too: remove one of them"))
+                current[new] = current.pop(key)
+            elif key in cls.removed:
+                new = None
+                if values[key] not in cls.removed[key].ignored:
+                    mistakes.append((key, f"is no longer an option: {cls.removed[key].advice}"))
+                del current[key]
+            else:
+                continue
+            if isinstance(info.context, list):
+                info.context.append(OldKey(values, str(key), new))
+        if mistakes:
+            errors = [_old_key_error(key, text, values[key]) for key, text in mistakes]
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return current
+
+
+def decisive(options: Any) -> Any:
+    """The options that decide a result, as JSON: everything but the `Neutral` fields, at any depth."""
+    if isinstance(options, BaseModel):
+        return {
+            field.alias or name: decisive(getattr(options, name))
+            for name, field in type(options).model_fields.items()
+            if _NEUTRAL not in field.metadata
+        }
+    if isinstance(options, dict):
+        return {str(key): decisive(value) for key, value in options.items()}
+    return [decisive(one) for one in options] if isinstance(options, list | tuple) else to_jsonable_python(options)
+
+
+def decisive_before(kind: Any, values: Any) -> Any:
+    """`decisive` of options of type `kind` as an older version wrote them; `values` themselves if invalid by now."""
+    try:
+        return decisive(TypeAdapter(kind).validate_python(values))
+    except ValidationError:
+        return values
+
+
+def _old_key_error(key: str, text: str, value: Any) -> InitErrorDetails:
+    return InitErrorDetails(type=PydanticCustomError("old_key", "{text}", {"text": text}), loc=(key,), input=value)

@@ -97,8 +97,6 @@ SECTIONS = {
     "SameImage": "collect.duplicates: {kind: same-image}",
     "NearImage": "collect.duplicates: {kind: near-image}",
     "SameCaption": "collect.duplicates: {kind: same-caption}",
-    "Cap": "collect.balance: {kind: cap}",
-    "Weights": "collect.balance: {kind: weights}",
     "ReportOptions": "collect.report",
     "ClusterOptions": "collect.cluster",
     "RayOptions": "collect.cluster.ray",

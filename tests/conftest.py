@@ -12,8 +12,8 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALL
 import pytest
 from PIL import Image, ImageDraw
 
+from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import write_parquet
 
 COLOURS = {"red": "红", "green": "绿", "blue": "蓝", "black": "黑", "orange": "橙"}
 SHAPES = {
@@ -240,9 +240,9 @@ def student_section() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def model_folder(pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The model directory of a tiny student, aligned from scratch for two steps."""
-    from dcclip_cli.data.batches import DataOptions
+    from dcclip_cli.data.options import DataOptions
     from dcclip_cli.model.students import StudentOptions
-    from dcclip_cli.runs import RunFolder
+    from dcclip_cli.run_dir import RunDir
     from dcclip_cli.train.align import AlignOptions, align
 
     result = align(
@@ -251,6 +251,6 @@ def model_folder(pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         teacher=None,
         data=DataOptions(train=str(pairs_file)),
         seed=0,
-        run=RunFolder(tmp_path_factory.mktemp("runs") / "tiny"),
+        run=RunDir(tmp_path_factory.mktemp("runs") / "tiny"),
     )
-    yield result.folder
+    yield result.model

@@ -14,8 +14,8 @@ from layouts import Item, Layout
 from pictures import Pool, Real
 from words import CAPTIONS, LONG, dressed, spoken
 
+from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import LANGUAGES, Pair
-from dcclip_cli.data.table import write_parquet
 from dcclip_cli.model.preprocess import decode
 
 # Faults of a source's row: the one kind of source that has it, and the right reasons.

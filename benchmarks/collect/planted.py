@@ -20,8 +20,8 @@ from corpus import RIGHT, Planter, write
 from layouts import Item
 from pictures import drawings, pool
 
+from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import LANGUAGES, Pair
-from dcclip_cli.data.table import open_pairs
 
 
 class Outcome:

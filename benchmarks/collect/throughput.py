@@ -28,7 +28,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from running import command, first_tars, kept, recipe
 
-from dcclip_cli.data.table import open_pairs
+from dcclip_cli.data.dataset import open_pairs
 
 WORKERS = 2
 _ADOPT_ORPHANS = 36  # Linux's PR_SET_CHILD_SUBREAPER

@@ -27,8 +27,8 @@ import open_clip_trainer
 from variants import BATCH_SIZE, LANGUAGES, RECIPE, ROOT, Figures, Variant, figures_of, remembered, show
 
 from dcclip_cli.cli.stages import open_recipe
-from dcclip_cli.data.table import open_pairs
-from dcclip_cli.train.probe import widths
+from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.train.feature_shapes import widths
 from dcclip_cli.train.stage import new_student
 
 ICL_SCALE = 1 / 0.07

@@ -21,8 +21,8 @@ from pathlib import Path
 import open_clip_trainer
 
 from dcclip_cli.cli.stages import open_recipe
-from dcclip_cli.data.table import open_pairs
-from dcclip_cli.train.probe import widths
+from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.train.feature_shapes import widths
 from dcclip_cli.train.stage import new_student
 
 RECIPE = Path(__file__).with_name("small.yaml")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dcclip_cli.cli import stages
 from dcclip_cli.progress import Silent
-from dcclip_cli.runs import RunFolder
+from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.distill import distill
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes/emoji.yaml"
@@ -31,7 +31,7 @@ def epoch(folder: Path, threads: int, cache: bool) -> float:
         student=asked.student,
         data=asked.data,
         seed=asked.seed,
-        run=RunFolder(folder),
+        run=RunDir(folder),
         fresh=True,
         progress=Silent(),
     )

@@ -6,7 +6,7 @@ import hashlib
 import sys
 from pathlib import Path
 
-from dcclip_cli.data.table import open_pairs, write_parquet
+from dcclip_cli.data.dataset import open_pairs, write_parquet
 
 RECIPE = Path(__file__).with_name("small.yaml")
 TRAIN = Path(__file__).resolve().parents[2] / "recipes/quickstart/train.parquet"

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcclip_cli.data.batches import unaugmented
-from dcclip_cli.data.order import Order
+from dcclip_cli.data.collator import unaugmented
+from dcclip_cli.data.dataset import PairDataset
 from dcclip_cli.data.pair import Language
-from dcclip_cli.data.table import PairTable
+from dcclip_cli.data.samplers import EpochBatchSampler
 
 
 def write_rows(
     folder: Path,
     pictures: Path,
-    table: PairTable,
+    table: PairDataset,
     steps: int,
     batch_size: int,
     seed: int,
@@ -44,7 +44,7 @@ def write_rows(
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, delimiter="\t")
         writer.writerow(("filepath", "title"))
-        for samples in Order(len(table), batch_size, seed)(0, steps):
+        for samples in EpochBatchSampler(len(table), batch_size, seed)(0, steps):
             for number, _ in samples:
                 captions = table.captions(languages[random.integers(len(languages))])[number]
                 other = len(captions) > 1 and random.random() > 0.7

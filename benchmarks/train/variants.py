@@ -12,9 +12,9 @@ from pathlib import Path
 from dcclip_cli.cli import stages
 from dcclip_cli.eval.evaluate import evaluate, open_datasets
 from dcclip_cli.model.reference import resolve
+from dcclip_cli.pipeline import StageName
 from dcclip_cli.progress import Silent
-from dcclip_cli.recipe.schema import Stage
-from dcclip_cli.runs import RunFolder
+from dcclip_cli.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = Path(__file__).with_name("small.yaml")
@@ -32,7 +32,7 @@ class Variant:
 
     name: str
     what: str
-    stages: tuple[Stage, ...] = ("distill", "align")
+    stages: tuple[StageName, ...] = ("distill", "align")
     sets: tuple[str, ...] = ()
 
 
@@ -48,7 +48,7 @@ def figures_of(variant: Variant, seed: int, steps: int, out: Path) -> Figures:
             share = {variant.stages[0]: steps}
         sets = [f"seed={seed}", *(ALONE if variant.stages == ("align",) else ()), *variant.sets]
         loaded = stages.open_recipe(RECIPE, [*sets, *(f"{stage}.steps={own}" for stage, own in share.items())])
-        work = stages.Work(loaded, RunFolder(folder), "cpu", False, Silent())
+        work = stages.Work(loaded, RunDir(folder), "cpu", False, Silent())
         work.begin(*variant.stages)
         for stage in variant.stages:
             work.train(stage)

@@ -18,8 +18,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
+from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import LANGUAGES
-from dcclip_cli.data.table import open_pairs
 from dcclip_cli.model.folder import load_folder
 from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with, trim_tokenizer
 from dcclip_cli.model.towers import OpenClipTowers

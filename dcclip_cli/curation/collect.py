@@ -4,7 +4,7 @@ Five passes, each over what the one before has left on disk:
 
     read    slice by slice: fetch, decode, judge each pair by itself, note what the global rules need to know
     score   slice by slice, with a model, if the recipe has scorers
-    settle  once: duplicates, evaluation sets, thresholds on scores, balance
+    settle  once: duplicates, evaluation sets, thresholds on scores
     write   slice by slice: one shard of what is left of each
     finish  once: manifest.json, dropped.parquet, report.html
 """
@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.curation.options import CollectOptions
-from dcclip_cli.curation.plan import Plan, deciding, fingerprint, plan
+from dcclip_cli.curation.plan import Plan, fingerprint, plan
 from dcclip_cli.curation.result import CollectResult, finished_manifest, reasons_of, result_of
 from dcclip_cli.curation.work import DROPPED, SCORES, WorkFolder, clear, finished
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.options import decisive, decisive_before
 from dcclip_cli.progress import Progress, Silent, Task
 
 if TYPE_CHECKING:
@@ -49,14 +50,14 @@ def collect(
     """
     start = time.monotonic()
     progress = progress or Silent()
-    # Absolute: tasks may run elsewhere, and datatrove remembers folders by the name that they were given.
+    # Absolute: tasks may run in other processes and on other machines.
     work = WorkFolder(out.absolute().with_name(f".{out.name}.partial"))
     _publish(out)
     before = finished_manifest(out)
     if fresh:
         clear(work.root)
     elif before and work.plan() is None:
-        if before["options"] != deciding(options):
+        if decisive_before(CollectOptions, before["options"]) != decisive(options):
             progress.say(f"{out} was made with other options than the recipe's; --fresh makes it again")
         return result_of(out, before, True, time.monotonic() - start)
     found = plan(options, limit)
@@ -77,28 +78,18 @@ def _passes(
 ) -> dict[str, Any]:
     from dcclip_cli.curation.executors import Engine
     from dcclip_cli.curation.finish import finish
-    from dcclip_cli.curation.passes import (
-        FetchImages,
-        JudgeCandidates,
-        KeepSlice,
-        ReadSlice,
-        ScoreSlice,
-        Settle,
-        WriteSlice,
-    )
+    from dcclip_cli.curation.steps import ReadStep, ScoreStep, SettleStep, WriteStep
 
     engine = engine or Engine()
     slices = len(found.assignments)
-    shared: dict[str, Any] = {"options": options, "work": work}
-    read = [ReadSlice(**shared), FetchImages(**shared), JudgeCandidates(**shared), KeepSlice(**shared)]
     with _watched(progress, "read", found, work.read(0).parent):
-        engine.run(read, slices, work.logs("read"))
+        engine.run(ReadStep(options, work, slices), work.logs("read"))
     if options.scores:
         with _watched(progress, "score", found, work.read(0).parent, SCORES):
-            engine.run([ScoreSlice(**shared)], slices, work.logs("score"))
-    engine.run([Settle(**shared, slices=slices)], 1, work.logs("settle"))
+            engine.run(ScoreStep(options, work, slices), work.logs("score"))
+    engine.run(SettleStep(options, work, 1, slices), work.logs("settle"))
     with _watched(progress, "write", found, work.written(0).parent):
-        engine.run([WriteSlice(**shared)], slices, work.logs("write"))
+        engine.run(WriteStep(options, work, slices), work.logs("write"))
     return finish(options, work, slices)
 
 

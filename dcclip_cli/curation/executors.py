@@ -1,113 +1,224 @@
-"""Who runs the tasks of a pass? datatrove's executors: worker processes here, a Ray cluster, or Slurm."""
+"""Execution of a step's tasks: worker processes on this machine, a Ray cluster, or Slurm job arrays."""
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import pickle
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from datatrove.executor.base import PipelineExecutor
-from datatrove.pipeline.base import PipelineStep
+from pydantic import Field
 
-from dcclip_cli.curation.cluster import ClusterOptions
-from dcclip_cli.curation.workers import LocalExecutor, silence
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import cores
+from dcclip_cli.options import Options
+from dcclip_cli.processes import begin_worker
 
 EngineName = Literal["local", "ray", "slurm"]
 
 _ASK_SLURM_S = 5.0
+_LARGEST_ARRAY = 1_000  # tasks of one job array; Slurm's MaxArraySize is 1001 by default
+_SCRIPT = """#!/bin/bash
+{directives}
+set -e
+{setup}
+exec python -m dcclip_cli.curation.executors {step} $(($1 + SLURM_ARRAY_TASK_ID))
+"""
+
+
+class RayOptions(Options):
+    """Which Ray cluster is used and what each task reserves on it."""
+
+    address: str | None = Field(None, description="Address of the cluster, for example auto; null starts Ray locally")
+    cpus: int = Field(1, ge=1, description="CPU cores reserved for each task")
+    memory_gb: float = Field(1.0, gt=0, description="Memory reserved for each task, in GB")
+
+
+class SlurmOptions(Options):
+    """What each task requests from Slurm. The run directory must be on a file system that all nodes share."""
+
+    partition: str = Field(description="Slurm partition")
+    time: str = Field("04:00:00", description="Time limit of each task, as for sbatch --time")
+    cpus: int = Field(1, ge=1, description="CPU cores of each task")
+    memory_gb: int = Field(4, ge=1, description="Memory for each core, in GB")
+    qos: str = Field("normal", description="Slurm quality of service")
+    setup: str | None = Field(None, description="Shell command that activates dcclip's environment before each task")
+    sbatch: dict[str, str] = Field({}, description="Further sbatch options, for example account or gres")
+
+
+class ClusterOptions(Options):
+    """How --engine ray and --engine slurm run the tasks; does not change the output."""
+
+    ray: RayOptions = Field(RayOptions(), description="Options of --engine ray")
+    slurm: SlurmOptions | None = Field(None, description="Options of --engine slurm")
+
+
+class Step(Protocol):
+    """A numbered set of independent tasks. A step is pickled for worker processes and cluster nodes."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tasks(self) -> int:
+        """Number of tasks."""
+
+    def done(self, task: int) -> bool:
+        """Whether the task's result exists. It is created atomically, as the last thing that the task does."""
+
+    def run(self, task: int) -> None:
+        """Do one task."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """How tasks are run: where, and how many at a time (None: as many as there are cores, or as the cluster gives)."""
+    """Where tasks run, and how many at a time (None: one for each core, or as many as the cluster allows)."""
 
     name: EngineName = "local"
     workers: int | None = None
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
 
-    def run(self, steps: Sequence[PipelineStep], tasks: int, logs: Path) -> None:
-        """Do all tasks of a pass that are not marked as done in `logs`. Raises DcclipError where some have failed."""
-        silence()
-        if self.name == "ray":
-            executor = self._ray(steps, tasks, logs)
-        elif self.name == "slurm":
-            executor = self._slurm(steps, tasks, logs)
-        else:
-            workers = min(tasks, self.workers or cores())
-            executor = LocalExecutor(list(steps), tasks, workers, logging_dir=str(logs))
+    def run(self, step: Step, logs: Path) -> None:
+        """Do all unfinished tasks of a step. Raises DcclipError where tasks failed; clusters log them to `logs`."""
+        pending = [task for task in range(step.tasks) if not step.done(task)]
+        if not pending:
+            return
         if self.name == "slurm":
-            _on_slurm(executor, logs)
+            self._run_on_slurm(step, pending, logs)
+        elif self.name == "ray":
+            self._run_on_ray(step, pending, logs)
         else:
-            executor.run()
-        if failed := executor.get_incomplete_ranks(skip_completed=True):
+            _run_locally(step, pending, min(len(pending), self.workers or cores()))
+        if failed := [task for task in pending if not step.done(task)]:
             raise DcclipError(
-                f"{len(failed)} of {tasks} tasks failed, the first is {failed[0]}",
-                f"see why in {logs}, then run the same command again: it does the missing ones",
+                f"{len(failed)} of {step.tasks} tasks failed, the first is {failed[0]}",
+                f"see the reason in {logs}, then run the same command again: it does the missing tasks only",
             )
 
-    def _ray(self, steps: Sequence[PipelineStep], tasks: int, logs: Path) -> PipelineExecutor:
+    def _run_on_ray(self, step: Step, pending: Sequence[int], logs: Path) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
-        from datatrove.executor.ray import RayPipelineExecutor
 
         options = self.cluster.ray
         if not ray.is_initialized():
-            cores = self.workers if options.address is None else None
+            local_cores = self.workers if options.address is None else None
             quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-            ray.init(address=options.address, num_cpus=cores, **quiet)
-        return RayPipelineExecutor(
-            list(steps),
-            tasks,
-            self.workers or -1,
-            logging_dir=str(logs),
-            cpus_per_task=options.cpus,
-            mem_per_cpu_gb=options.memory_gb / options.cpus,
-        )
+            ray.init(address=options.address, num_cpus=local_cores, **quiet)
+        reserved = {"num_cpus": options.cpus, "memory": int(options.memory_gb * 2**30)}
+        remote, shared = ray.remote(_run_task).options(**reserved), ray.put(step)
+        running: dict[Any, int] = {}
+        waiting = list(reversed(pending))
+        while waiting or running:
+            while waiting and len(running) < (self.workers or len(pending)):
+                task = waiting.pop()
+                running[remote.remote(shared, task)] = task
+            (finished, *_), _ = ray.wait(list(running))
+            task = running.pop(finished)
+            try:
+                ray.get(finished)
+            except ray.exceptions.RayError as error:  # the task's own exception, or a lost node
+                logs.mkdir(parents=True, exist_ok=True)
+                (logs / f"{task:06d}.log").write_text(f"{error}\n", encoding="utf-8")
 
-    def _slurm(self, steps: Sequence[PipelineStep], tasks: int, logs: Path) -> PipelineExecutor:
-        from datatrove.executor.slurm import SlurmPipelineExecutor
+    def _run_on_slurm(self, step: Step, pending: Sequence[int], logs: Path) -> None:
+        """Submit job arrays, unless those of an interrupted command are still in the queue, and wait for them."""
+        last = logs / "job"
+        if not (last.exists() and _in_queue(last.read_text("utf-8"))):
+            self._submit(step, pending, logs, last)
+        while _in_queue(last.read_text("utf-8")):
+            time.sleep(_ASK_SLURM_S)
 
+    def _submit(self, step: Step, pending: Sequence[int], logs: Path, last: Path) -> None:
+        """Submit arrays that start one after the other; `last` gets the number of the last one's job."""
         options = self.cluster.slurm
         if options is None:
             raise DcclipError(
                 "--engine slurm needs a partition", "give it with: --set collect.cluster.slurm.partition=NAME"
             )
-        return SlurmPipelineExecutor(
-            list(steps),
-            tasks,
-            options.time,
-            options.partition,
-            cpus_per_task=options.cpus,
-            mem_per_cpu_gb=options.memory_gb,
-            workers=self.workers or -1,
-            job_name=f"dcclip-{logs.name}",
-            qos=options.qos,
-            env_command=options.setup or f"export PATH={Path(sys.executable).parent}:$PATH",
-            sbatch_args=dict(options.sbatch),
-            logging_dir=str(logs.absolute()),
-        )
-
-
-def _on_slurm(executor: Any, logs: Path) -> None:
-    """Submit the tasks, unless a command that was stopped while waiting has done so, and wait until none is left."""
-    mark = logs / "job"
-    if not (mark.exists() and _in_queue(mark.read_text("utf-8"))):
-        executor.run()
         logs.mkdir(parents=True, exist_ok=True)
-        mark.write_text(str(executor.job_id), encoding="utf-8")
-    while executor.get_incomplete_ranks(skip_completed=True) and _in_queue(mark.read_text("utf-8")):
-        time.sleep(_ASK_SLURM_S)
+        (logs / "step.pickle").write_bytes(pickle.dumps((step, pending)))
+        given = {
+            "partition": options.partition,
+            "time": options.time,
+            "cpus-per-task": str(options.cpus),
+            "mem-per-cpu": f"{options.memory_gb}G",
+            "qos": options.qos,
+            "job-name": f"dcclip-{step.name}",
+            "output": str(logs.absolute() / "%A_%a.log"),
+            **options.sbatch,
+        }
+        script = logs / "job.sh"
+        directives = "\n".join(f"#SBATCH --{name}={value}" for name, value in given.items())
+        setup = options.setup or f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+        pickled = shlex.quote(str(logs.absolute() / "step.pickle"))
+        script.write_text(_SCRIPT.format(directives=directives, setup=setup, step=pickled), encoding="utf-8")
+        at_a_time, job = f"%{self.workers}" if self.workers else "", ""
+        for first in range(0, len(pending), _LARGEST_ARRAY):
+            size = min(_LARGEST_ARRAY, len(pending) - first)
+            command = ["sbatch", "--parsable", f"--array=0-{size - 1}{at_a_time}"]
+            command += [f"--dependency=afterany:{job}"] if job else []
+            asked = subprocess.run([*command, str(script), str(first)], capture_output=True, text=True)
+            if asked.returncode:
+                raise DcclipError(f"sbatch failed: {asked.stderr.strip()[:500]}", f"check collect.cluster and {script}")
+            job = asked.stdout.strip().partition(";")[0]
+        last.write_text(job, encoding="utf-8")
 
 
 def _in_queue(job: str) -> bool:
-    """Whether Slurm still has tasks of a job, waiting or running."""
+    """Whether tasks of a Slurm job are waiting or running."""
     asked = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True)
     return bool(asked.stdout.strip())
+
+
+def _run_locally(step: Step, pending: Sequence[int], workers: int) -> None:
+    """Run tasks in worker processes that end with this one. Raises a task's error, or DcclipError if one is killed."""
+    if workers == 1:
+        for task in pending:
+            step.run(task)
+        return
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context: BaseContext = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["dcclip_cli.curation.steps", "pyarrow.parquet"])
+    else:  # Windows
+        context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, context, begin_worker)
+    try:
+        for done in as_completed([pool.submit(_run_task, step, task) for task in pending]):
+            done.result()
+        pool.shutdown()
+    except BrokenProcessPool:
+        raise DcclipError(
+            "a worker process was killed, probably because memory ran out",
+            "run the same command again with fewer --workers, or with a smaller collect.shard_size",
+        ) from None
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()
+        raise
+
+
+def _run_task(step: Step, task: int) -> None:
+    step.run(task)
+
+
+def _run_slurm_task(pickled: Path, index: int) -> None:
+    """Do the pending task with this index; the pickle is that of `_submit`."""
+    step, pending = pickle.loads(pickled.read_bytes())
+    step.run(pending[index])
+
+
+if __name__ == "__main__":
+    _run_slurm_task(Path(sys.argv[1]), int(sys.argv[2]))

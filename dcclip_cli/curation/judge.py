@@ -9,8 +9,8 @@ from dcclip_cli.curation.candidate import Candidate, Drop, Picture
 from dcclip_cli.curation.picture import open_picture
 from dcclip_cli.curation.shards import record
 from dcclip_cli.curation.tidy import tidy, unfit
+from dcclip_cli.data.files.reading import MAX_RECORD_BYTES
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
-from dcclip_cli.data.table import MAX_RECORD_BYTES
 
 if TYPE_CHECKING:
     from dcclip_cli.curation.options import CollectOptions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from dcclip_cli.curation.cluster import ClusterOptions
+from dcclip_cli.curation.executors import ClusterOptions
 from dcclip_cli.curation.fetch import FetchOptions
 from dcclip_cli.curation.rules import DEFAULT_RULES, RuleUnion
 from dcclip_cli.curation.scores import Scorers
@@ -12,9 +12,7 @@ from dcclip_cli.curation.settle.settle import SettleOptions
 from dcclip_cli.curation.sources import Source
 from dcclip_cli.curation.tidy import TidyOptions
 from dcclip_cli.data.pair import Language
-from dcclip_cli.options import Options
-
-NEUTRAL = {"cluster"}  # options that change no result
+from dcclip_cli.options import Neutral, Options
 
 
 class ReportOptions(Options):
@@ -39,4 +37,4 @@ class CollectOptions(SettleOptions):
         1000, ge=1, le=100_000, description="Candidates that become one shard, what is kept of them"
     )
     report: ReportOptions = Field(ReportOptions(), description="What report.html shows")
-    cluster: ClusterOptions = Field(ClusterOptions(), description="Where --engine ray and slurm run")
+    cluster: Neutral[ClusterOptions] = Field(ClusterOptions(), description="Where --engine ray and slurm run")

@@ -7,7 +7,7 @@
                                     with scorers scores.parquet
       settle/                       decisions.parquet, captions.parquet
       write/000000/                 shard.json, dropped.parquet, stats.json, examples.parquet
-      logs/PASS/                    datatrove's logs and marks of finished tasks
+      logs/PASS/                    job scripts and logs of Slurm and Ray tasks
       out/                          what becomes collect/
 
 Everything takes its name last, and what has its name is never written again.

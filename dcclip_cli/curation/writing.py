@@ -98,13 +98,7 @@ def _fate(kept: Kept, decision: dict[str, Any], gone: tuple[DroppedCaption, ...]
 
 
 def _judged(decision: dict[str, Any]) -> dict[str, Any]:
-    """What the global rules add to a pair's metadata: its scores, and a weight for sampling other than 1."""
-    found: dict[str, Any] = {}
-    if decision["scores"]:
-        found["scores"] = json.loads(decision["scores"])
-    if decision["weight"] != 1:
-        found["weight"] = decision["weight"]
-    return found
+    return {"scores": json.loads(decision["scores"])} if decision["scores"] else {}
 
 
 def _count_scores(statistics: Statistics, fate: Fate, scores: Iterable[dict[str, Any]]) -> None:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import prompts, registry
-from dcclip_cli.eval.loaders import LOADERS, Captioned, HubDataset, Images, Labelled, Labels, Place
+from dcclip_cli.eval.loaders import LOADERS, Captioned, HubDataset, Images, Labelled, Place
 from dcclip_cli.eval.registry import KnownSet, Metric
 from dcclip_cli.predict.classifier import language_of
 
@@ -24,7 +26,7 @@ class Classes:
     """What images may be in one language: C names, the images' labels (N,) or truth values (N, C), and templates."""
 
     names: tuple[str, ...]
-    labels: Labels
+    labels: np.ndarray
     templates: tuple[str, ...]
 
 
@@ -61,16 +63,14 @@ def open_dataset(
     data_root: Path | None = None,
     templates: Templates = "own",
     retrieval: bool = False,
-    streams: Path | None = None,
 ) -> DataSet:
     """The test set of that name, or at that path. Raises DcclipError where there is none, or where it isn't whole.
 
     A named one is looked for under `data_root`, or on the hub if there is no such folder; its name says its language.
-    What the hub has is downloaded, or, with `streams`, read as a stream whose truths are kept in that folder.
     A path's comes in the `languages` given, else in all that it has, its captions as texts to be found if `retrieval`.
     """
     if found := registry.find(name):
-        return _named(*found, data_root, templates, streams)
+        return _named(*found, data_root, templates)
     path = Path(name)
     if not path.exists():
         raise registry.unknown(name)
@@ -96,11 +96,9 @@ def training_split(dataset: DataSet) -> Labelled:
     return found
 
 
-def _named(
-    known: KnownSet, language: Language, data_root: Path | None, templates: Templates, streams: Path | None
-) -> DataSet:
+def _named(known: KnownSet, language: Language, data_root: Path | None, templates: Templates) -> DataSet:
     name = registry.name_in(known, language)
-    place = replace(_place(known, data_root, language), streams=streams)
+    place = _place(known, data_root, language)
     classes = place.prompts
     found = _load(place)
     _check_size(known, name, found)
@@ -139,13 +137,13 @@ def _folders(names: Sequence[str], data_root: Path | None, known: Sequence[Path]
 
 def _load(place: Place) -> Labelled | Captioned:
     # Of the language only captions depend: the second language of classes has the same images.
-    return _cached(place.known.name, place.root, place.split, "en" if place.prompts else place.language, place.streams)
+    return _cached(place.known.name, place.root, place.split, "en" if place.prompts else place.language)
 
 
 @functools.lru_cache(maxsize=4)
-def _cached(name: str, root: Path | None, split: str, language: Language, streams: Path | None) -> Labelled | Captioned:
+def _cached(name: str, root: Path | None, split: str, language: Language) -> Labelled | Captioned:
     known = registry.SETS[name]
-    place = replace(_place(known, root, language), split=split, streams=streams)
+    place = replace(_place(known, root, language), split=split)
     for layout in LOADERS:
         if found := layout.find(place):
             return found.load()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dcclip_cli.data.files.fault import Fault
+from dcclip_cli.data.files.reading import Fault
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.feature_cache import FeatureCache
 from dcclip_cli.eval.loaders import Images

@@ -19,7 +19,6 @@ from dcclip_cli.eval.datasets import Captions, Classes, DataSet, Templates, open
 from dcclip_cli.eval.embedding import Embedded, View, chosen, embed_classes, embed_images, embed_texts
 from dcclip_cli.eval.feature_cache import FeatureCache
 from dcclip_cli.eval.loaders import Images
-from dcclip_cli.eval.loaders.stream import BrokenStream
 from dcclip_cli.eval.processes import EvalProcesses
 from dcclip_cli.eval.result import EvalResult, pack, sha256_of
 from dcclip_cli.eval.scoring import Score, score_classes, score_retrieval
@@ -55,9 +54,6 @@ class EvalOptions(Options):
     shots: tuple[int, ...] = Field(
         (), description="Images a class that probes are trained on; 0 means all; default: 5, 20, 50 and all"
     )
-    stream: bool = Field(
-        False, description="Read what the hub has as it comes, for each model anew, and keep no image of it on disk"
-    )
     precision: Precision = Field(
         "auto",
         description="What torch computes in; `auto`: bf16 where this machine is faster with it",
@@ -88,11 +84,10 @@ def open_datasets(
     data_root: Path | None = None,
     templates: Templates = "own",
     task: Task = "zero-shot",
-    streams: Path | None = None,
 ) -> list[DataSet]:
     """The data sets of these names and groups. Raises DcclipError for the first that is not there or not whole."""
     every = list(dict.fromkeys(one for name in names for one in registry.expand(name)))
-    opened = [open_dataset(name, languages, data_root, templates, task == "retrieval", streams) for name in every]
+    opened = [open_dataset(name, languages, data_root, templates, task == "retrieval") for name in every]
     called = [dataset.name for dataset in opened]
     if twice := [name for name in called if called.count(name) > 1]:
         raise DcclipError(f"two data sets are called {twice[0]}", "rename one of the files or folders")
@@ -180,13 +175,8 @@ def _embed(model: DualEncoder, dataset: DataSet, images: Images, how: How, name:
     name = name or dataset.name
     view = View(dataset.squash, dataset.border)
     said = f"{model.name} on {name}"
-    embed = how.processes.embed_batches if how.processes and not images.streamed else None
-    try:
-        found = embed_images(
-            model, images, wanted, view, how.cache, how.progress, said, how.batch_size, how.workers, embed
-        )
-    except BrokenStream as broken:
-        raise broken.error from None
+    embed = how.processes.embed_batches if how.processes else None
+    found = embed_images(model, images, wanted, view, how.cache, how.progress, said, how.batch_size, how.workers, embed)
     if found.faults:
         some = [f"{images.keys[index]} ({fault})" for index, fault in list(found.faults.items())[:_NAMED_FAULTS]]
         more = f", and {len(found.faults) - len(some)} more" if len(found.faults) > len(some) else ""

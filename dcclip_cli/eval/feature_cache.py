@@ -19,7 +19,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import lock, new_array, write_whole
+from dcclip_cli.files import atomic_write, lock, new_array
 
 _MISSING, _THERE, _CORRUPT = 0, 1, 2
 _FLUSH_S = 5.0  # at most so much work is lost when a run is killed
@@ -130,7 +130,7 @@ class Rows:
             return
         if isinstance(self._values, np.memmap):
             self._values.flush()
-        write_whole(self._folder / "faults.json", json.dumps(self.faults, ensure_ascii=False).encode())
+        atomic_write(self._folder / "faults.json", json.dumps(self.faults, ensure_ascii=False).encode())
         partial = self._folder / "state.partial"
         with partial.open("wb") as stream:
             np.save(stream, self._state, allow_pickle=False)

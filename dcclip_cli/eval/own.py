@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from dcclip_cli.data.dataset import PairDataset, open_pairs
 from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.data.table import PairTable, open_pairs
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.datasets import PLAIN, Captions, Classes, DataSet
 from dcclip_cli.eval.loaders.base import Images, stamp_of
@@ -50,7 +50,7 @@ def _from_pairs(path: Path, retrieval: bool) -> DataSet:
     )
 
 
-def _keys(table: PairTable) -> list[str]:
+def _keys(table: PairDataset) -> list[str]:
     """The pairs' own, with their row behind those that an earlier pair has too."""
     keys = table.keys()
     earlier: set[str] = set()
@@ -61,7 +61,7 @@ def _keys(table: PairTable) -> list[str]:
     return keys
 
 
-def _image(table: PairTable, index: int) -> bytes:
+def _image(table: PairDataset, index: int) -> bytes:
     return table[index].image
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, field_validator
 
-from dcclip_cli.data.batches import DataOptions
+from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.datasets import Classes as SetClasses
@@ -84,7 +84,7 @@ def export(
     and on the test sets of `evaluation`.
     Raises DcclipError where the export differs too much from the model, and for models that can't be exported.
     """
-    from dcclip_cli.model.folder import written_whole
+    from dcclip_cli.files import atomic_folder
 
     progress, target = progress or Silent(), FORMATS[options.format]
     target.check(options.precision)
@@ -101,7 +101,7 @@ def export(
     source = load_source(model)
     original = Original(source.encoder, samples, tests, options.parity.images, progress)
     limits = _limits(options)
-    with TemporaryDirectory(prefix="dcclip-export-") as temporary, written_whole(out) as folder:
+    with TemporaryDirectory(prefix="dcclip-export-") as temporary, atomic_folder(out) as folder:
         graphs = GraphsInPrecision(source, Path(temporary), options.precision, calibration, options.calibration_images)
         for attempt in _attempts(graphs, target.from_onnx):
             _clear(folder)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dcclip_cli.data.batches import unaugmented
+from dcclip_cli.data.collator import unaugmented
+from dcclip_cli.data.dataset import PairDataset, open_pairs
 from dcclip_cli.data.pair import LANGUAGES
-from dcclip_cli.data.table import PairTable, open_pairs
 from dcclip_cli.eval import prompts
 from dcclip_cli.exporters.parity import Samples
 from dcclip_cli.model.preprocess import decode, flatten
@@ -74,7 +74,7 @@ def batches(
     return [np.stack([preprocess(picture) for picture in pictures[start : start + size]]) for start in starts]
 
 
-def _captions(table: PairTable, indices: Sequence[int]) -> list[list[str]]:
+def _captions(table: PairDataset, indices: Sequence[int]) -> list[list[str]]:
     return [
         sorted({caption for index in indices for caption in table.captions(language)[index][:1]})
         for language in LANGUAGES

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import atomic_folder
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.tokenizer import load_tokenizer, save_tokenizer, tokenize_with
 
@@ -24,26 +23,6 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, PROVENANCE = "open_clip_config.json", "open_clip_model.safetensors", "dcclip.json"
 FORMAT = 1
-
-
-@contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name, and its place, only when all went well."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-        folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old)
-    else:
-        temporary.rename(folder)
 
 
 def save_folder(
@@ -69,7 +48,7 @@ def save_folder(
         "parameters": sum(p.numel() for p in model.parameters()),
         **provenance,
     }
-    with written_whole(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         save_file(weights, temporary / WEIGHTS)
         _write_json(temporary / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocessing.to_config()})
         save_tokenizer(tokenizer, temporary, config["text_cfg"]["context_length"])

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from dcclip_cli.files import cache_folder, lock, write_whole
+from dcclip_cli.files import atomic_write, cache_folder, lock
 from dcclip_cli.machine import cpu_name, has_native_bf16
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _kept_gain(towers: Towers, training: bool, image: bool) -> float:
         file.parent.mkdir(parents=True, exist_ok=True)
         with lock(file.with_suffix(".lock")):  # processes that begin together make the same choice
             if not file.exists():
-                write_whole(file, json.dumps({"gain": _measured_gain(towers, training, image)}).encode())
+                atomic_write(file, json.dumps({"gain": _measured_gain(towers, training, image)}).encode())
             return float(json.loads(file.read_text("utf-8"))["gain"])
     except (OSError, ValueError, KeyError, TypeError):  # a folder that cannot be written, a file that was cut
         return _measured_gain(towers, training, image)

@@ -9,8 +9,8 @@ from typing import Literal
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.folder import CONFIG, WEIGHTS
+from dcclip_cli.pipeline import STAGES
 
-STAGES = ("export", "align", "distill")  # the furthest first
 STARTER = "starter"  # the name of the model that comes with the package
 _STARTER_BUNDLE = Path(__file__).parent.parent / STARTER
 _HINT = "make a model with: dcclip run recipes/quickstart.yaml, or name one with --model"
@@ -73,8 +73,7 @@ def _is_model(folder: Path) -> bool:
 
 
 def _furthest_stage(run: Path) -> Path | None:
-    for stage in STAGES:
-        folder = run / stage if stage == "export" else run / stage / "model"
-        if _is_model(folder):
-            return folder
+    for stage in reversed(STAGES):
+        if stage.model and _is_model(run / stage.name / stage.model):
+            return run / stage.name / stage.model
     return None

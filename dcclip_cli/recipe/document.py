@@ -39,6 +39,10 @@ class Document:
             location = location[:-1]
         return self.places[location]
 
+    def location_of(self, mapping: dict[str, Any]) -> Location:
+        """Where this very mapping is in the document."""
+        return next(at for at, value in _mappings(self.values) if value is mapping)
+
     def override(self, expression: str) -> None:
         """Apply one `--set a.b=value`: the value is YAML, a path in it is relative to the current directory."""
         place = f"--set {expression}"
@@ -207,6 +211,14 @@ def _kind(value: Any) -> str:
 
 def _dotted(at: Location) -> str:
     return ".".join(map(str, at)) + ": " if at else ""
+
+
+def _mappings(value: Any, at: Location = ()) -> Iterator[tuple[Location, dict[str, Any]]]:
+    if isinstance(value, dict):
+        yield at, value
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _mappings(item, (*at, key))
 
 
 def walk(value: Any, at: Location = ()) -> Iterator[tuple[Location, Any]]:

@@ -10,17 +10,20 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from dcclip_cli.options import OldKey
 from dcclip_cli.recipe.document import MAX_BYTES, Document, Location
 
 
-def sentences(error: ValidationError, model: type[BaseModel], document: Document) -> list[str]:
-    """One line `place: key: what is wrong` per mistake, in the order of the recipe."""
+def sentences(
+    error: ValidationError, model: type[BaseModel], document: Document, old_keys: Iterable[OldKey] = ()
+) -> list[str]:
+    """One line `place: key: what is wrong` per mistake, in the order of the recipe, with keys as written."""
     found: dict[tuple[str, str, str], list[str]] = {}
     mistakes = error.errors(include_url=False)
     for details in mistakes:
         if details["type"] == "too_short" and any(_is_within(other["loc"], details["loc"]) for other in mistakes):
             continue  # too short only because some of its items are wrong
-        location = _in_document(details, document.values)
+        location = _in_document(details, document.values, list(old_keys))
         key = "".join(f"{step}." for step in location)[:-1]
         messages = found.setdefault((document.place(location), f"{key}: " if key else "", _got(details)), [])
         messages.append(_message(details, model))
@@ -44,11 +47,12 @@ def _is_within(inner: tuple[str | int, ...], outer: tuple[str | int, ...]) -> bo
     return len(inner) > len(outer) and inner[: len(outer)] == outer
 
 
-def _in_document(details: ErrorDetails, values: Any) -> Location:
+def _in_document(details: ErrorDetails, values: Any, old_keys: list[OldKey]) -> Location:
     """pydantic's location without the names of union members, which do not stand in the recipe."""
     result: list[str | int] = []
     steps = details["loc"]
     for number, step in enumerate(steps):
+        step = next((one.key for one in old_keys if one.mapping is values and one.new == step), step)
         if (step in values) if isinstance(values, dict) else (isinstance(values, list) and isinstance(step, int)):
             values = values[step]
             result.append(step)
@@ -82,7 +86,11 @@ def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
 
 def _got(details: ErrorDetails) -> str:
     value = details["input"]
-    shown = isinstance(value, str | int | float) and details["type"] not in ("extra_forbidden", "value_error")
+    shown = isinstance(value, str | int | float) and details["type"] not in (
+        "extra_forbidden",
+        "value_error",
+        "old_key",
+    )
     return f" (got {value!r})" if shown else ""
 
 

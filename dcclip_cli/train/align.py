@@ -7,16 +7,17 @@ from typing import Literal
 
 from pydantic import Field
 
-from dcclip_cli.data.batches import DataOptions
-from dcclip_cli.data.table import PairTable
+from dcclip_cli.data.dataset import PairDataset
+from dcclip_cli.data.options import DataOptions
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
+from dcclip_cli.options import decisive
 from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.runs import RunFolder, StageResult
+from dcclip_cli.run_dir import RunDir, TrainResult
 from dcclip_cli.train.losses import DistillLoss
-from dcclip_cli.train.losses.task import Contrast, TaskLoss
-from dcclip_cli.train.options import NEUTRAL, TeachingOptions
+from dcclip_cli.train.losses.contrastive import Contrast, TaskLoss
+from dcclip_cli.train.options import TeachingOptions
 
 
 class AlignOptions(TeachingOptions):
@@ -56,11 +57,11 @@ def align(
     teacher: Teacher | None,
     data: DataOptions,
     seed: int,
-    run: RunFolder,
+    run: RunDir,
     device: str = "cpu",
     fresh: bool = False,
     progress: Progress | None = None,
-) -> StageResult:
+) -> TrainResult:
     """Train the two towers together and leave `align/model`; goes on from a saved state.
 
     Raises DcclipError for data or a starting model that can't be had, and where a saved state is another recipe's.
@@ -78,7 +79,7 @@ def align(
     if fresh:
         stage.start_over(folder)
     if model.is_dir():
-        return StageResult(model, already_finished=True)
+        return TrainResult(model, already_finished=True)
     stage.join_processes(device)
     stage.use_process(options, folder, progress)
     training = open_training_data(
@@ -90,7 +91,7 @@ def align(
         seed,
         options.distinct_captions,
     )
-    table = training.table
+    table = training.dataset
     name = run.root.name
     teaching = load_teachers([*([teacher] if teacher else []), *options.more_teachers], options.losses, device)
     if options.start == "scratch":
@@ -111,8 +112,8 @@ def align(
     _check_embeddings(training.pairs, learner.config["embed_dim"], options)
     if options.loss == "siglip":
         learner = stage.with_bias(learner)
-    reader = teaching.reader(replace(stage.reader_for(learner, table, options, seed), find_shared=True), options)
-    steps = total_steps(options, training.order)
+    reader = teaching.reader(replace(stage.reader_for(learner, table, options, seed), with_caption_ids=True), options)
+    steps = total_steps(options, training.sampler)
     sources = teaching.sources(options.losses, options, reader, learner.towers, run, steps, device, progress)
     task = TaskLoss(
         loss=options.loss,
@@ -122,7 +123,7 @@ def align(
     )
     options, choice = stage.settle_precision(options, learner, device, folder, options.lock != "image", progress)
     identity = {
-        "options": options.model_dump(mode="json", exclude=NEUTRAL),
+        "options": decisive(options),
         "teacher": teaching.identity,
         "parent": learner.parent,
         "student": learner.config,
@@ -146,7 +147,7 @@ def align(
         teaching,
         sources,
         reader,
-        training.order,
+        training.sampler,
         options,
         data.validation,
         identity,
@@ -178,7 +179,7 @@ def _used(data: DataOptions, options: AlignOptions) -> DataOptions:
     return data.model_copy(update=used)
 
 
-def _check_embeddings(table: PairTable, width: int, options: AlignOptions) -> None:
+def _check_embeddings(table: PairDataset, width: int, options: AlignOptions) -> None:
     """Raises DcclipError for pairs of embeddings that this student can't be trained on."""
     if table.embeddings is None:
         return

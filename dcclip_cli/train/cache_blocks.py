@@ -20,7 +20,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import lock, new_array, write_whole
+from dcclip_cli.files import atomic_write, lock, new_array
 from dcclip_cli.model.finite import finite
 
 DONE = "done.json"
@@ -172,4 +172,4 @@ class BlockStore:
         """Say how many rows are whole, once they are on the disk: a killed run never trusts a half-written one."""
         for store in stores.values():
             store.flush()
-        write_whole(folder / DONE, json.dumps({"done": done, "seconds": round(seconds, 3)}).encode())
+        atomic_write(folder / DONE, json.dumps({"done": done, "seconds": round(seconds, 3)}).encode())

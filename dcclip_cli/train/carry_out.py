@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dcclip_cli.data.batches import Reader
-from dcclip_cli.data.order import Mixture
+from dcclip_cli.data.collator import Collator
+from dcclip_cli.data.samplers import MixedBatchSampler
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.progress import Progress
-from dcclip_cli.runs import RunFolder, StageResult
+from dcclip_cli.run_dir import RunDir, TrainResult
 from dcclip_cli.train.loop import fit
 from dcclip_cli.train.losses.base import Loss
 from dcclip_cli.train.objective import Objective, Tower
@@ -30,8 +30,8 @@ class Plan:
     losses: Sequence[Loss]
     teaching: Teaching
     sources: Sequence[TeacherSource]
-    reader: Reader
-    order: Mixture
+    reader: Collator
+    order: MixedBatchSampler
     options: LoopOptions
     validation: str | None
     identity: Mapping[str, Any]
@@ -41,7 +41,7 @@ class Plan:
     half: bool = False
 
 
-def carry_out(plan: Plan, seed: int, run: RunFolder, device: str, progress: Progress) -> StageResult:
+def carry_out(plan: Plan, seed: int, run: RunDir, device: str, progress: Progress) -> TrainResult:
     """Train the student as planned and leave its model directory.
 
     Raises DcclipError for options that do not go together with the losses or the student, and as the loop does.
@@ -91,7 +91,7 @@ def carry_out(plan: Plan, seed: int, run: RunFolder, device: str, progress: Prog
         finish,
         measure,
     )
-    return StageResult(model, False, fitted.seconds, fitted.figures, dict(plan.provenance))
+    return TrainResult(model, False, fitted.seconds, fitted.figures, dict(plan.provenance))
 
 
 def _checkpoint_gradients(learner: Student) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from dcclip_cli.data.batches import DataOptions
+from dcclip_cli.data.options import DataOptions
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
+from dcclip_cli.options import decisive
 from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.runs import RunFolder, StageResult
+from dcclip_cli.run_dir import RunDir, TrainResult
 from dcclip_cli.train.losses import DistillLoss
 from dcclip_cli.train.losses.embeddings import EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
-from dcclip_cli.train.options import NEUTRAL, TeachingOptions
+from dcclip_cli.train.options import TeachingOptions
 
 
 class DistillOptions(TeachingOptions):
@@ -43,11 +44,11 @@ def distill(
     student: StudentOptions,
     data: DataOptions,
     seed: int,
-    run: RunFolder,
+    run: RunDir,
     device: str = "cpu",
     fresh: bool = False,
     progress: Progress | None = None,
-) -> StageResult:
+) -> TrainResult:
     """Train a student on the teacher's features and leave `distill/model`; goes on from a saved state.
 
     Raises DcclipError for data, teacher or student that can't be had, and where a saved state is another recipe's.
@@ -63,17 +64,17 @@ def distill(
     if fresh:
         stage.start_over(folder)
     if model.is_dir():
-        return StageResult(model, already_finished=True)
+        return TrainResult(model, already_finished=True)
     stage.join_processes(device)
     stage.use_process(options, folder, progress)
     training = open_training_data(data, run, options.batch_size, options.images_per_step, options.texts_per_step, seed)
     if training.pairs is not None and training.pairs.embeddings is not None:
         raise DcclipError(f"{data.train} holds embeddings, no pictures to distil on", "name pairs with pictures")
-    check_data(options.losses, set(training.tables))
+    check_data(options.losses, set(training.datasets))
     teaching = load_teachers((teacher, *options.more_teachers), options.losses, device)
     embed_dim = teaching.widths[0].embedding if teaching.widths else stage.DEFAULT_EMBED_DIM
     first = teaching.first(teacher, student.text.inherit != "nothing", device)
-    learner = stage.new_student(student, embed_dim, training.table, teacher.model, run.root.name, seed, first)
+    learner = stage.new_student(student, embed_dim, training.dataset, teacher.model, run.root.name, seed, first)
     if any(loss.kind == "task" and loss.loss == "siglip" for loss in options.losses):
         learner = stage.with_bias(learner)
     if first and learner.towers.parameters_count() >= first.parameters_count():
@@ -81,26 +82,26 @@ def distill(
             f"warning: the student has {learner.towers.parameters_count():,} parameters, "
             f"the teacher {first.parameters_count():,}"
         )
-    reader = teaching.reader(stage.reader_for(learner, training.table, options, seed), options)
-    steps = total_steps(options, training.order)
+    reader = teaching.reader(stage.reader_for(learner, training.dataset, options, seed), options)
+    steps = total_steps(options, training.sampler)
     sources = teaching.sources(options.losses, options, reader, learner.towers, run, steps, device, progress)
-    pictures = bool({"pairs", "images"} & training.tables.keys())
+    pictures = bool({"pairs", "images"} & training.datasets.keys())
     options, choice = stage.settle_precision(options, learner, device, folder, pictures, progress)
     identity: dict[str, object] = {
-        "options": options.model_dump(mode="json", exclude=NEUTRAL),
+        "options": decisive(options),
         "teacher": teaching.identity,
         "student": learner.config,
         "vocabulary": learner.vocabulary,
         "image_weights": student.image.weights,
         "inherit": student.text.inherit,
-        "data": training.table.fingerprint,
+        "data": training.dataset.fingerprint,
         "seed": seed,
     }
     provenance = {
         "stage": "distill",
         "identity": stage.sha256_of(identity),
         "teacher": {"name": first.name if first else None, "fingerprint": first.fingerprint if first else None},
-        "data": {"train": training.table.fingerprint},
+        "data": {"train": training.dataset.fingerprint},
         "steps": steps,
         "computed_in": stage.computed_in(options, choice, teaching.teachers),
     }
@@ -111,7 +112,7 @@ def distill(
         teaching,
         sources,
         reader,
-        training.order,
+        training.sampler,
         options,
         data.validation,
         identity,

@@ -15,7 +15,7 @@ from dcclip_cli.progress import Progress
 _AT_CHANCE = 0.98  # share of the loss of guessing above which a contrast counts as having learnt nothing
 
 
-class BadSteps:
+class NonFiniteGuard:
     """Counts steps whose loss or gradient is not finite, which are left out, and stops a run that has only such.
 
     A forward pass with such numbers in it spoils batch norms' running statistics: these are put back.

@@ -20,21 +20,20 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dcclip_cli.data.batches import Batch, Reader
-from dcclip_cli.data.order import Mixture
+from dcclip_cli.data.collator import Batch, Collator
+from dcclip_cli.data.samplers import MixedBatchSampler
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.processes import loading_processes
 from dcclip_cli.progress import Progress
-from dcclip_cli.train.backward import backward, cached_backward
-from dcclip_cli.train.gather import any_process
-from dcclip_cli.train.guards import BadSteps, warn_at_chance
-from dcclip_cli.train.kept import Best, averaged, in_place_of
-from dcclip_cli.train.log import Log
+from dcclip_cli.train.checkpoint import Identity, load_state, save_state, saved_step, tensors_of
+from dcclip_cli.train.distributed import any_process
+from dcclip_cli.train.ema import Best, averaged, in_place_of
+from dcclip_cli.train.grad_cache import backward, cached_backward
+from dcclip_cli.train.guards import NonFiniteGuard, warn_at_chance
+from dcclip_cli.train.metrics_log import Log
 from dcclip_cli.train.objective import Objective
 from dcclip_cli.train.optimizer import make_optimizer
 from dcclip_cli.train.options import LoopOptions
-from dcclip_cli.train.sharding import average_whole_gradients, join, shard, whole
-from dcclip_cli.train.state import Identity, load_state, save_state, saved_step, tensors_of
 from dcclip_cli.train.trainable import Trainable
 
 Measure = Callable[[], dict[str, float]]
@@ -49,7 +48,7 @@ class Fitted:
     figures: dict[str, float]
 
 
-def total_steps(options: LoopOptions, order: Mixture) -> int:
+def total_steps(options: LoopOptions, order: MixedBatchSampler) -> int:
     """The steps that `epochs` or `steps` ask for."""
     return options.steps or max(1, round((options.epochs or 0) * order.steps_per_epoch))
 
@@ -64,8 +63,8 @@ def learning_rate_factor(step: int, warmup_steps: int, steps: int) -> float:
 def fit(
     stage: Trainable,
     name: str,
-    reader: Reader,
-    order: Mixture,
+    reader: Collator,
+    order: MixedBatchSampler,
     options: LoopOptions,
     folder: Path,
     identity: Identity,
@@ -85,9 +84,6 @@ def fit(
     accelerator = _accelerator(options, folder, device)
     order.check_shares(accelerator.num_processes * options.accumulate)
     stage.to(accelerator.device)
-    if sharded := options.parallel == "fsdp2" and accelerator.num_processes > 1:
-        assert isinstance(stage, Objective)
-        shard(stage)
     optimizer = make_optimizer(stage, options.optimizer)
     average = averaged(stage.kept, options.ema)
     steps, start, extra = total_steps(options, order), 0, {"skipped_steps": 0, "worse": 0}
@@ -96,23 +92,22 @@ def fit(
         start, extra = state.step, {**extra, **state.extra}
         progress.say(f"{name}: going on from step {start} of {steps}")
     optimizer = accelerator.prepare(optimizer)
-    wrapped = accelerator.autocast()(stage.__call__) if sharded else accelerator.prepare(stage)
+    wrapped = accelerator.prepare(stage)
     if accelerator.scaler is not None and "scaler" in extra:
         accelerator.scaler.load_state_dict(extra["scaler"])
     log = Log(folder, start, accelerator)
     best = Best(folder / "best", start, options.patience, measure) if measure else None
     if best:
         best.resume(int(extra["worse"]))
-    bad = BadSteps(stage, options.max_skipped_steps, folder)
+    bad = NonFiniteGuard(stage, options.max_skipped_steps, folder)
     bad.skipped = int(extra["skipped_steps"])
     began, figures = time.monotonic(), dict[str, float]()
     logged = _Span(start, began)
     loader = _loader(reader, order, start, steps, options.workers, accelerator)
 
     def save(done: int) -> None:
-        # Shares are brought together by all processes.
-        tensors = tensors_of(stage, optimizer.optimizer, average) if sharded or accelerator.is_main_process else None
-        if accelerator.is_main_process and tensors:
+        if accelerator.is_main_process:
+            tensors = tensors_of(stage, optimizer.optimizer, average)
             more: dict[str, Any] = {"skipped_steps": bad.skipped, "worse": best.worse if best else 0}
             if accelerator.scaler is not None:
                 more["scaler"] = accelerator.scaler.state_dict()
@@ -135,9 +130,7 @@ def fit(
                 terms = cached_backward(stage, batch, options.accumulate, accelerator)
             else:
                 terms = backward(wrapped, batch, options.accumulate, accelerator)
-            if sharded:
-                average_whole_gradients(stage)
-            norm = float(whole(accelerator.clip_grad_norm_(stage.parameters(), options.clip_norm or math.inf)))
+            norm = float(accelerator.clip_grad_norm_(stage.parameters(), options.clip_norm or math.inf))
             done = step + 1
             # fp16 has gradients that overflow now and then: its scaler leaves such steps out itself.
             fine = math.isfinite(float(sum(terms.values()))) and (math.isfinite(norm) or accelerator.scaler is not None)
@@ -181,8 +174,6 @@ def fit(
                 break
             waiting = time.monotonic()
     seconds = time.monotonic() - began
-    if sharded:
-        join(stage)
     figures |= _keep(stage, average, best, options)
     stage.eval().to("cpu")
     if accelerator.is_main_process:
@@ -244,7 +235,7 @@ def _accelerator(options: LoopOptions, folder: Path, device: str) -> Accelerator
 
 
 def _loader(
-    reader: Reader, order: Mixture, start: int, steps: int, workers: int, accelerator: Accelerator
+    reader: Collator, order: MixedBatchSampler, start: int, steps: int, workers: int, accelerator: Accelerator
 ) -> Iterator[Batch]:
     workers = loading_processes(workers)
     loader: DataLoader[Any] = DataLoader(

@@ -10,12 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dcclip_cli.data.batches import Batch
+from dcclip_cli.data.collator import Batch
 from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures
-from dcclip_cli.train.gather import gather, process_count, process_index, row_counts, widest
-from dcclip_cli.train.losses.base import Loss, Side, TeacherLoss, Widths
-from dcclip_cli.train.losses.task import TaskLoss
-from dcclip_cli.train.probe import widths
+from dcclip_cli.train.distributed import gather, process_count, process_index, row_counts, widest
+from dcclip_cli.train.feature_shapes import widths
+from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss, Widths
+from dcclip_cli.train.losses.contrastive import TaskLoss
 from dcclip_cli.train.teachers import TeacherSource
 from dcclip_cli.train.trainable import Trainable
 
@@ -53,7 +53,6 @@ class Objective(Trainable):
         self._max_log_scale = math.log(max_logit_scale)
         self._locked = {"image": student.model.visual, "text": student.model.text, None: None}[lock]
         self._freeze_batch_norms = freeze_batch_norms
-        self.texts_by_length = True  # saves computing padding
         self._contrasts = any(isinstance(loss, TaskLoss) for loss in losses)
         self._done, self._chance = 0.0, dict[str, float]()
         if isinstance(self._locked, nn.Module):
@@ -92,10 +91,9 @@ class Objective(Trainable):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         return self.terms(batch, self.side(batch))
 
-    def side(self, batch: Batch) -> Side:
+    def side(self, batch: Batch) -> Outputs:
         """What the student makes of this process's batch."""
-        read = self.student.text_features_by_length if self.texts_by_length else self.student.text_features
-        texts = {name: read(texts.tokens) for name, texts in batch.texts.items()}
+        texts = {name: self.student.text_features_by_length(texts.tokens) for name, texts in batch.texts.items()}
         if batch.pixels.ndim == 2:  # embeddings already
             image = ImageFeatures(batch.pixels, batch.pixels[:, :, None, None])
         elif len(batch.pixels):
@@ -105,11 +103,11 @@ class Objective(Trainable):
             nothing = self.student.model.logit_scale.new_zeros(0, self._own_widths.embedding)
             maps = {layer: nothing.new_zeros(0, self._own_widths.layer(layer), 1, 1) for layer in (*self._layers, -1)}
             image = ImageFeatures(nothing, maps[-1], maps)
-        return Side(image, texts, {name: texts.rows for name, texts in batch.texts.items()})
+        return Outputs(image, texts, {name: texts.image_index for name, texts in batch.texts.items()})
 
-    def terms(self, batch: Batch, own: Side) -> dict[str, Tensor]:
+    def terms(self, batch: Batch, own: Outputs) -> dict[str, Tensor]:
         """The weighted loss terms of a batch, given what the student makes of it."""
-        teachers = [_whole(teacher(batch), batch) for teacher in self._teachers]
+        teachers = [_whole(teacher.features(batch), batch) for teacher in self._teachers]
         own = self._with_task(_whole(own, batch), batch)
         terms: dict[str, Tensor] = {}
         self._chance = {}
@@ -123,12 +121,12 @@ class Objective(Trainable):
                     self._chance[unused] = weight * chance[name]
         return terms
 
-    def _with_task(self, own: Side, batch: Batch) -> Side:
+    def _with_task(self, own: Outputs, batch: Batch) -> Outputs:
         model = self.student.model
         shared = {
             name: found
             for name, texts in batch.texts.items()
-            if (found := _shared(texts.numbers, texts.of_image)) is not None
+            if (found := _shared(texts.caption_ids, texts.image_caption_ids)) is not None
         }
         return replace(
             own,
@@ -164,7 +162,7 @@ def _unused(name: str, taken: Mapping[str, Tensor]) -> str:
     return next(one for one in names if one not in taken)
 
 
-def _whole(side: Side, batch: Batch) -> Side:
+def _whole(side: Outputs, batch: Batch) -> Outputs:
     """A side with the embeddings of all processes; rows count through the images of all, then through their lines."""
     if process_count() == 1:
         return side

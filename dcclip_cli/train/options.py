@@ -7,13 +7,10 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from dcclip_cli.data.augment import Augment
-from dcclip_cli.data.batches import CaptionOptions
+from dcclip_cli.data.options import CaptionOptions
 from dcclip_cli.model.precision import Precision
 from dcclip_cli.model.teachers import Teacher
-from dcclip_cli.options import Options
-
-# Options that change how long a stage takes, or what it shows, but not what it makes.
-NEUTRAL = {"workers", "log_every_steps", "checkpoint_every_steps", "parallel"}
+from dcclip_cli.options import Neutral, Options
 
 
 class OptimizerOptions(Options):
@@ -77,11 +74,7 @@ class LoopOptions(Options):
     optimizer: OptimizerOptions = Field(OptimizerOptions(), description="The optimizer and its rates")
     warmup_steps: int = Field(100, ge=0, description="Steps of linear rise to the peak rate; then half a cosine to 0")
     clip_norm: float | None = Field(1.0, gt=0, description="Largest norm of the gradient; null: any")
-    parallel: Literal["ddp", "fsdp2"] = Field(
-        "ddp",
-        description="What each of several processes holds: ddp, the whole student; fsdp2, a share of its weights, "
-        "gradients and moments",
-    )
+    parallel: Neutral[Literal["ddp"]] = Field("ddp", description="Several processes train with DistributedDataParallel")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description="bf16, fp16: autocast, the weights stay fp32; fp16 needs a GPU; auto: bf16 where this machine is "
@@ -110,34 +103,22 @@ class LoopOptions(Options):
     )
     captions: CaptionOptions = Field(CaptionOptions(), description="Which of a pair's captions a step sees")
     augment: Augment = Field(Augment(), description="Random changes of the pictures")
-    workers: int = Field(1, ge=0, description="Processes that read pictures, for each training process")
+    workers: Neutral[int] = Field(1, ge=0, description="Processes that read pictures, for each training process")
     threads: int | None = Field(
         None,
         ge=1,
         description="CPU threads of torch, which must match for bit-identical weights; default: the cores that this "
         "process may use and other work does not, less `workers`, but more than half of them",
     )
-    log_every_steps: int = Field(20, ge=1, description="Steps between two entries in metrics.jsonl and TensorBoard")
-    checkpoint_every_steps: int = Field(200, ge=1, description="Steps between two saved states to go on from")
+    log_every_steps: Neutral[int] = Field(
+        20, ge=1, description="Steps between two entries in metrics.jsonl and TensorBoard"
+    )
+    checkpoint_every_steps: Neutral[int] = Field(200, ge=1, description="Steps between two saved states to go on from")
 
     @model_validator(mode="after")
     def _validation_before_it_is_used(self) -> Self:
         if self.validate_every_steps is None and (self.patience is not None or self.keep == "best"):
             raise ValueError("patience and keep: best go by validation: give validate_every_steps")
-        return self
-
-    @model_validator(mode="after")
-    def _what_shares_go_with(self) -> Self:
-        if self.parallel == "fsdp2":
-            needs = {
-                "gradient_cache": self.gradient_cache,
-                "ema": self.ema is not None,
-                "validate_every_steps": self.validate_every_steps is not None,
-                "precision: fp16": self.precision == "fp16",
-                "optimizer.kind: muon": self.optimizer.kind == "muon",
-            }
-            if given := [name for name, is_given in needs.items() if is_given]:
-                raise ValueError(f"{' and '.join(given)} need the whole student in each process: write parallel: ddp")
         return self
 
     @model_validator(mode="after")

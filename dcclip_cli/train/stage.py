@@ -17,11 +17,12 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tokenizers import Tokenizer
 
-from dcclip_cli.data.batches import COLLECTED, Reader
+from dcclip_cli.data.collator import Collator
+from dcclip_cli.data.dataset import PairDataset, open_pairs
+from dcclip_cli.data.options import COLLECTED
 from dcclip_cli.data.pair import LANGUAGES
-from dcclip_cli.data.table import PairTable, open_pairs
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import write_whole
+from dcclip_cli.files import atomic_write
 from dcclip_cli.machine import busy_cores, cores, keep_freed_memory
 from dcclip_cli.model.folder import load_folder, read_json, save_folder
 from dcclip_cli.model.inherit import inherit_text_tower
@@ -38,7 +39,7 @@ from dcclip_cli.model.students import (
 from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with, train_tokenizer, trim_tokenizer
 from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.progress import Progress
-from dcclip_cli.runs import RunFolder
+from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.options import LoopOptions
 from dcclip_cli.versions import versions
 
@@ -76,7 +77,7 @@ class Student:
         )
 
 
-def open_training_pairs(train: str, run: RunFolder) -> PairTable:
+def open_training_pairs(train: str, run: RunDir) -> PairDataset:
     """The pairs that `data.train` names. Raises DcclipError where they are not there."""
     if train != COLLECTED:
         return open_pairs(train)
@@ -88,7 +89,7 @@ def open_training_pairs(train: str, run: RunFolder) -> PairTable:
 def new_student(
     options: StudentOptions,
     embed_dim: int,
-    table: PairTable,
+    table: PairDataset,
     teacher: str | None,
     name: str,
     seed: int,
@@ -208,7 +209,7 @@ def _decided(folder: Path, name: str, decide: Callable[[], T]) -> T:
         decisions[name] = value
         if PartialState().is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            write_whole(file, json.dumps(decisions).encode())
+            atomic_write(file, json.dumps(decisions).encode())
     return cast(T, decisions[name])
 
 
@@ -271,6 +272,6 @@ def start_over(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def reader_for(learner: Student, table: PairTable, options: LoopOptions, seed: int) -> Reader:
+def reader_for(learner: Student, table: PairDataset, options: LoopOptions, seed: int) -> Collator:
     """What reads this table for this student."""
-    return Reader(table, seed, options.augment, options.captions, learner.towers.preprocess, learner.towers.tokenize)
+    return Collator(table, seed, options.augment, options.captions, learner.towers.preprocess, learner.towers.tokenize)

@@ -19,17 +19,17 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from dcclip_cli.data.batches import Batch, Reader
+from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.finite import finite
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
 from dcclip_cli.processes import loading_processes
 from dcclip_cli.progress import Progress
 from dcclip_cli.train.cache_blocks import Block, BlockStore, Rows, key_of
-from dcclip_cli.train.gather import process_count, process_index
-from dcclip_cli.train.losses.base import Loss, Side, Widths
+from dcclip_cli.train.distributed import process_count, process_index
+from dcclip_cli.train.feature_shapes import Grid
+from dcclip_cli.train.losses.base import Loss, Outputs, Widths
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, to_grid
-from dcclip_cli.train.probe import Grid
 from dcclip_cli.train.teachers import no_images
 
 ROWS = 64  # pictures or captions that the teacher sees at once; part of what the numbers depend on
@@ -41,17 +41,17 @@ _EXTRAS = {"maps", "tokens"}  # what is kept beside the embeddings and changes n
 
 @dataclass(frozen=True)
 class _Picture(Dataset[np.ndarray | DcclipError]):
-    """Every picture in every augmentation, as the teacher takes it: row = sample * repeats + repeat."""
+    """Every picture in every augmentation, as the teacher takes it: row = sample * augmentations + augmentation."""
 
-    reader: Reader
+    reader: Collator
     teacher: Towers
 
     def __len__(self) -> int:
-        return self.reader.table.pictures * self.reader.repeats
+        return self.reader.dataset.num_images * self.reader.num_augmentations
 
     def __getitem__(self, row: int) -> np.ndarray | DcclipError:
         try:
-            return self.teacher.preprocess(self.reader.picture(*divmod(row, self.reader.repeats)))
+            return self.teacher.preprocess(self.reader.image(*divmod(row, self.reader.num_augmentations)))
         except DcclipError as error:
             return error  # torch would lose the hint of an error raised in a worker
 
@@ -72,7 +72,7 @@ class TeacherCache:
         images: BlockStore,
         texts: BlockStore,
         captions: list[str],
-        repeats: int,
+        augmentations: int,
         maps: Sequence[int],
         tokens: bool,
         widths: Widths,
@@ -81,15 +81,16 @@ class TeacherCache:
     ) -> None:
         self.images, self.texts, self.found = images, texts, found
         self._caption_rows = {caption: row for row, caption in enumerate(captions)}
-        self._repeats, self._maps, self._tokens, self._widths = repeats, maps, tokens, widths
+        self._augmentations, self._maps, self._tokens, self._widths = augmentations, maps, tokens, widths
         self._scale = torch.tensor(logit_scale)
 
-    def __call__(self, batch: Batch) -> Side:
+    def features(self, batch: Batch) -> Outputs:
+        """The teacher's outputs for a batch, from the cache."""
         device = batch.pixels.device
-        rows = (batch.indices * self._repeats + batch.repeats).numpy()
+        rows = (batch.sample_index * self._augmentations + batch.augmentation_index).numpy()
         texts = {name: self._text(given.captions, device) for name, given in batch.texts.items()}
-        rows_of = {name: given.rows for name, given in batch.texts.items()}
-        return Side(self._image(rows, device), texts, rows_of, self._scale.to(device))
+        rows_of = {name: given.image_index for name, given in batch.texts.items()}
+        return Outputs(self._image(rows, device), texts, rows_of, self._scale.to(device))
 
     def seconds_online(self, pictures: int, captions: int) -> float:
         """What asking the teacher for so many would take, going by what it took here."""
@@ -134,7 +135,7 @@ def _map_name(layer: int) -> str:
 def build_cache(
     teacher: Towers,
     widths: Widths,
-    reader: Reader,
+    reader: Collator,
     losses: Sequence[Loss],
     grids: Mapping[int, Grid],
     folder: Path,
@@ -154,16 +155,18 @@ def build_cache(
         "teacher": teacher.fingerprint,
         "augment": reader.augment.model_dump(mode="json"),
         "seed": reader.seed,
-        "repeats": reader.repeats,
+        "augmentations": reader.num_augmentations,
         "maps": {str(layer): [grid.height, grid.width] for layer, grid in maps.items()},
         "rows": ROWS,
     }
-    images = _store(folder, elsewhere, "images", asked, _picture_blocks(reader), SAMPLES_IN_BLOCK * reader.repeats)
+    images = _store(
+        folder, elsewhere, "images", asked, _picture_blocks(reader), SAMPLES_IN_BLOCK * reader.num_augmentations
+    )
     captions = sorted(
         {
             caption
             for language in reader.captions.languages
-            for several in reader.table.captions(language)
+            for several in reader.dataset.captions(language)
             for caption in several
         }
     )
@@ -172,7 +175,9 @@ def build_cache(
     found = images.rows_there + texts.rows_there
     _fill_images(images, teacher, reader, maps, device, progress)
     _fill_texts(texts, teacher, captions, tokens, device, progress)
-    return TeacherCache(images, texts, captions, reader.repeats, list(maps), tokens, widths, teacher.logit_scale, found)
+    return TeacherCache(
+        images, texts, captions, reader.num_augmentations, list(maps), tokens, widths, teacher.logit_scale, found
+    )
 
 
 def _map_sizes(losses: Sequence[Loss], grids: Mapping[int, Grid]) -> dict[int, Grid]:
@@ -219,14 +224,14 @@ def _has_all(store: Path, asked: Mapping[str, Any]) -> bool:
     )
 
 
-def _picture_blocks(reader: Reader) -> list[tuple[int, int, list[str]]]:
+def _picture_blocks(reader: Collator) -> list[tuple[int, int, list[str]]]:
     # A picture's random numbers come from its number in the table, which is therefore part of the key.
-    count, repeats = reader.table.pictures, reader.repeats
+    count, augmentations = reader.dataset.num_images, reader.num_augmentations
     blocks = []
     for first in range(0, count, SAMPLES_IN_BLOCK):
         last = min(count, first + SAMPLES_IN_BLOCK)
-        names = [str(first), *(reader.table.picture_id(index) for index in range(first, last))]
-        blocks.append((first * repeats, last * repeats, names))
+        names = [str(first), *(reader.dataset.image_id(index) for index in range(first, last))]
+        blocks.append((first * augmentations, last * augmentations, names))
     return blocks
 
 
@@ -239,7 +244,7 @@ def _caption_blocks(captions: list[str]) -> list[tuple[int, int, list[str]]]:
 
 
 def _fill_images(
-    store: BlockStore, teacher: Towers, reader: Reader, maps: Mapping[int, Grid], device: str, progress: Progress
+    store: BlockStore, teacher: Towers, reader: Collator, maps: Mapping[int, Grid], device: str, progress: Progress
 ) -> None:
     if (there := store.rows_there) == store.rows:
         return
@@ -261,7 +266,7 @@ def _fill_images(
             row += len(pixels)
 
     with progress.task("teacher: pictures", store.rows, there) as task, teacher.as_teacher():
-        store.fill(compute, task.advance, _first_block(store.rows, SAMPLES_IN_BLOCK * reader.repeats))
+        store.fill(compute, task.advance, _first_block(store.rows, SAMPLES_IN_BLOCK * reader.num_augmentations))
 
 
 def _fill_texts(

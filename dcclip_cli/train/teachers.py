@@ -7,17 +7,17 @@ from typing import Protocol
 
 import torch
 
-from dcclip_cli.data.batches import Batch
+from dcclip_cli.data.collator import Batch
 from dcclip_cli.model.finite import finite
 from dcclip_cli.model.towers import ImageFeatures, Towers
-from dcclip_cli.train.losses.base import Loss, Side, TeacherLoss, Widths
+from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss, Widths
 
 
 class TeacherSource(Protocol):
     """Where a batch's teacher features come from."""
 
-    def __call__(self, batch: Batch) -> Side:
-        """The teacher's side of a batch, without gradients."""
+    def features(self, batch: Batch) -> Outputs:
+        """The teacher's outputs for a batch, without gradients."""
 
 
 class OnlineTeacher:
@@ -27,7 +27,7 @@ class OnlineTeacher:
         self._teacher, self._place, self._layers, self._widths = teacher, place, tuple(layers), widths
         self._scale = torch.tensor(teacher.logit_scale)
 
-    def __call__(self, batch: Batch) -> Side:
+    def features(self, batch: Batch) -> Outputs:
         pixels = batch.teacher_pixels[self._place]
         with self._teacher.as_teacher():
             if len(pixels):
@@ -41,8 +41,8 @@ class OnlineTeacher:
         finite(image.embedding.float().cpu().numpy(), self._teacher.name, "images")
         for text in texts.values():
             finite(text.embedding.float().cpu().numpy(), self._teacher.name, "texts")
-        rows = {name: texts.rows for name, texts in batch.texts.items()}
-        return Side(image, texts, rows, self._scale.to(pixels.device))
+        rows = {name: texts.image_index for name, texts in batch.texts.items()}
+        return Outputs(image, texts, rows, self._scale.to(pixels.device))
 
 
 def no_images(widths: Widths, layers: Sequence[int], device: torch.device) -> ImageFeatures:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dcclip_cli.data.batches import Reader
+from dcclip_cli.data.collator import Collator
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.progress import Progress
-from dcclip_cli.runs import RunFolder
+from dcclip_cli.run_dir import RunDir
+from dcclip_cli.train.feature_shapes import map_grids, widths
 from dcclip_cli.train.losses.base import Loss, TeacherLoss, Widths
 from dcclip_cli.train.options import TeachingOptions
-from dcclip_cli.train.probe import map_grids, widths
 from dcclip_cli.train.stage import minutes
 from dcclip_cli.train.teacher_cache import TeacherCache, build_cache
 from dcclip_cli.train.teachers import OnlineTeacher, TeacherSource, asking, layers_of
@@ -39,21 +39,21 @@ class Teaching:
             return self.teachers[0]
         return teacher.load(device) if teacher is not None and inherits else None
 
-    def reader(self, reader: Reader, options: TeachingOptions) -> Reader:
+    def reader(self, reader: Collator, options: TeachingOptions) -> Collator:
         """The reader with what the teachers need of it."""
         if not self.teachers:
             return reader
         if options.teacher_cache:
-            return replace(reader, repeats=options.augmentations)
-        return replace(reader, for_teachers=tuple(teacher.preprocess for teacher in self.teachers))
+            return replace(reader, num_augmentations=options.augmentations)
+        return replace(reader, teacher_preprocess=tuple(teacher.preprocess for teacher in self.teachers))
 
     def sources(
         self,
         losses: Sequence[Loss],
         options: TeachingOptions,
-        reader: Reader,
+        reader: Collator,
         student: OpenClipTowers,
-        run: RunFolder,
+        run: RunDir,
         steps: int,
         device: str,
         progress: Progress,
@@ -98,7 +98,7 @@ def load_teachers(teachers: Sequence[Teacher], losses: Sequence[Loss], device: s
 
 
 def _say_what_is_saved(
-    caches: Sequence[TeacherCache], options: TeachingOptions, reader: Reader, steps: int, progress: Progress
+    caches: Sequence[TeacherCache], options: TeachingOptions, reader: Collator, steps: int, progress: Progress
 ) -> None:
     a_batch = options.batch_size * steps
     captions = a_batch * len(reader.captions.languages) * (2 if reader.captions.also_other else 1)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from dcclip_cli.data.batches import Batch
+from dcclip_cli.data.collator import Batch
 
 
 class Trainable(nn.Module, ABC):

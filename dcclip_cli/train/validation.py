@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from dcclip_cli.data.batches import first_captions, unaugmented
+from dcclip_cli.data.collator import first_captions, unaugmented
+from dcclip_cli.data.dataset import PairDataset, open_pairs
 from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.data.table import PairTable, open_pairs
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import metrics
 from dcclip_cli.model.finite import finite
@@ -25,7 +25,7 @@ _ROWS = 64  # pictures or texts at once
 class Validation:
     """Pairs whose first captions, each once, are the classes that their pictures are told apart into."""
 
-    table: PairTable
+    table: PairDataset
     languages: tuple[Language, ...]
 
     def __call__(self, towers: OpenClipTowers) -> dict[str, float]:

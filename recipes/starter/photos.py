@@ -1,4 +1,4 @@
-"""Which openly licensed photographs is the starter's int8 bundle calibrated and checked on? Six, and cuttings of them.
+"""Six openly licensed photographs, and crops of them, for int8 calibration and parity checks of the starter.
 
     pip install scikit-image scikit-learn
     python recipes/starter/photos.py
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import write_parquet
 
 HERE = Path(__file__).parent
 SIDE = 288  # pixels of the shorter side: what the tower's 224 are cut from, with a little to spare

@@ -1,4 +1,4 @@
-"""The starter model's space: where the thousand classes lie in it, and the head that takes a picture there.
+"""The starter model's embedding space: ImageNet class embeddings and the image tower's projection head.
 
 A linear classifier's weights are a poor space for words such as "dog": on a photograph of one breed the logits of the
 others are as low as those of cars, so a mean of weights says little. Its logits, cut off below THRESHOLD, are few and

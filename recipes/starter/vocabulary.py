@@ -1,4 +1,4 @@
-"""Which words mean which ImageNet classes, in Chinese and English, and the captions that they are taught with."""
+"""Chinese and English words for each ImageNet class, and the captions made of them for training."""
 
 from __future__ import annotations
 

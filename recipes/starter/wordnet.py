@@ -1,4 +1,4 @@
-"""Which English nouns mean what: WordNet 3.0's nouns, as Debian's wordnet-base has them."""
+"""English nouns and their senses from WordNet 3.0, as packaged in Debian's wordnet-base."""
 
 from __future__ import annotations
 

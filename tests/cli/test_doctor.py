@@ -26,7 +26,7 @@ sys.meta_path.insert(0, Hidden())
 """
 RUN = """
 import atexit, sys
-atexit.register(lambda: sys.stderr.write("loaded: " + " ".join({"torch", "timm", "datatrove"} & set(sys.modules))))
+atexit.register(lambda: sys.stderr.write("loaded: " + " ".join({"torch", "timm", "duckdb"} & set(sys.modules))))
 from dcclip_cli.cli.app import app
 app()
 """
@@ -68,11 +68,11 @@ def test_json_is_one_object_whose_keys_are_the_same_on_every_machine() -> None:
 
 
 def test_without_the_train_extra_it_says_how_to_install_it_and_imports_no_torch() -> None:
-    done = doctor(first=HIDE.format(("torch", "timm", "datatrove")))
+    done = doctor(first=HIDE.format(("torch", "timm", "duckdb")))
     assert done.stderr == "loaded: "
     lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
     assert ["train", "pip install 'dcclip[train]' (missing: torch, timm)"] in lines
-    assert ["collect", "pip install 'dcclip[collect]' (missing: datatrove)"] in lines
+    assert ["collect", "pip install 'dcclip[collect]' (missing: duckdb)"] in lines
     assert ["GPU", "unknown without torch"] in lines
     assert "Precision" not in done.stdout
 

@@ -105,19 +105,3 @@ def test_data_sets_are_listed_and_found(imagenet: Path, small: dict[str, KnownSe
     assert "groups: elevater, elevater-cn" in listed
     found = {line.split(",")[0]: line for line in dcclip("datasets", "--data-root", str(imagenet)).stdout.splitlines()}
     assert "SPLIT/CLASS/*.jpg" in found["imagenet"] and "SPLIT" not in found["dtd"]
-
-
-def test_what_the_hub_has_is_streamed_and_labels_are_kept_in_the_cache(
-    tmp_path: Path, small: dict[str, KnownSet], model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)  # where a folder called as a repository stands for the hub's
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub-cache")
-    names = [f"Thing {number}" for number in range(10)]
-    layouts.wds(Path("clip-benchmark/wds_mnist"), "test", [f"{number}".encode() for number in range(10)], ".cls", names)
-    shared = ["eval", "--dataset", "mnist", "--dataset", "mnist-cn", "--model", str(model_folder), "--json", "--quiet"]
-    streamed = json.loads(dcclip(*shared, "--stream", "--cache", "kept", "--out", "out").stdout)
-    assert {file.name for file in Path("kept").iterdir() if file.is_dir()} == {"features", "streams"}
-    assert "Where it goes wrong" in Path("out/report.html").read_text("utf-8")
-    local = json.loads(dcclip(*shared, "--data-root", "clip-benchmark", "--no-cache").stdout)
-    assert [one["details"] for one in streamed] == [one["details"] for one in local]
-    assert "--stream" in dcclip("eval", "--help").stdout

@@ -28,8 +28,8 @@ from dcclip_cli.curation.rules.language import LanguageRule
 from dcclip_cli.curation.sources.pairs import PairsSource
 from dcclip_cli.curation.sources.table import TableSource
 from dcclip_cli.curation.work import WorkFolder
+from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import open_pairs, write_parquet
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.progress import Silent
 from dcclip_cli.recipe.document import anchored

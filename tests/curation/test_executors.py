@@ -1,4 +1,4 @@
-"""Tasks are done once each, by worker processes here or by Slurm, and a failure is told."""
+"""Each task is done once, by worker processes, Ray or Slurm, and failed tasks are reported."""
 
 import os
 import signal
@@ -6,55 +6,71 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from datatrove.pipeline.base import PipelineStep
 
-from dcclip_cli.curation.cluster import ClusterOptions, SlurmOptions
-from dcclip_cli.curation.executors import Engine
+from dcclip_cli.curation import executors
+from dcclip_cli.curation.executors import ClusterOptions, Engine, SlurmOptions
 from dcclip_cli.errors import DcclipError
 
 
-class Touch(PipelineStep):
-    """Appends a line to a file of the task's own."""
+@dataclass(frozen=True)
+class Touch:
+    """Appends a line to a file of the task's own; the task `bad` fails."""
 
-    name, type = "touch", "test"
+    folder: Path
+    tasks: int
+    bad: int = -1
+    name: str = "touch"
 
-    def __init__(self, folder: Path, bad: int = -1) -> None:
-        super().__init__()
-        self.folder, self.bad = folder, bad
+    def done(self, task: int) -> bool:
+        return (self.folder / str(task)).exists()
 
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
-        if rank == self.bad:
-            raise DcclipError("the model 猫 is not there", "fetch it")
-        with (self.folder / str(rank)).open("a") as file:
+    def run(self, task: int) -> None:
+        if task == self.bad:
+            self.fail()
+        with (self.folder / str(task)).open("a") as file:
             file.write("done\n")
+
+    def fail(self) -> None:
+        raise DcclipError("the model 猫 is missing", "download it")
 
 
 class Die(Touch):
-    """Is killed in one task, as the system does when memory runs out."""
+    """Its bad task is killed, as the system does when memory runs out."""
 
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
-        if rank == self.bad:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def fail(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "done").mkdir()
+    return tmp_path / "done"
+
+
+def check_all_done_once(folder: Path, tasks: int) -> None:
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {str(n): "done\n" for n in range(tasks)}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_every_task_is_done_and_none_twice(tmp_path: Path, workers: int) -> None:
-    engine, done = Engine(workers=workers), tmp_path / "done"
-    done.mkdir()
-    with pytest.raises(DcclipError, match="the model 猫 is not there"):
-        engine.run([Touch(done, bad=2)], 3, tmp_path / "logs")
+def test_every_task_is_done_once_and_a_failed_one_raises_its_error(folder: Path, workers: int) -> None:
+    engine = Engine(workers=workers)
+    with pytest.raises(DcclipError, match="the model 猫 is missing"):
+        engine.run(Touch(folder, 3, bad=2), folder.parent / "logs")
     for _ in range(2):
-        engine.run([Touch(done)], 3, tmp_path / "logs")
-    assert {path.name: path.read_text() for path in done.iterdir()} == dict.fromkeys("012", "done\n")
+        engine.run(Touch(folder, 3), folder.parent / "logs")
+    check_all_done_once(folder, 3)
 
 
-def test_a_worker_that_is_killed_is_told_and_not_waited_for(tmp_path: Path) -> None:
-    with pytest.raises(DcclipError, match="out of memory") as error:
-        Engine(workers=2).run([Die(tmp_path, bad=1)], 4, tmp_path / "logs")
+def test_a_killed_worker_is_reported_and_not_waited_for(folder: Path) -> None:
+    with pytest.raises(DcclipError, match="memory ran out") as error:
+        Engine(workers=2).run(Die(folder, 4, bad=1), folder.parent / "logs")
     assert "--workers" in error.value.hint
 
 
@@ -63,17 +79,18 @@ def test_workers_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
         textwrap.dedent("""
         import os, time
         from pathlib import Path
-        from datatrove.pipeline.base import PipelineStep
         from dcclip_cli.curation.executors import Engine
 
-        class Sleep(PipelineStep):
-            name, type = "sleep", "test"
-            def run(self, data=None, rank=0, world_size=1):
-                Path(f"pid{rank}").write_text(str(os.getpid()))
+        class Sleep:
+            name, tasks = "sleep", 2
+            def done(self, task):
+                return False
+            def run(self, task):
+                Path(f"pid{task}").write_text(str(os.getpid()))
                 time.sleep(300)
 
         if __name__ == "__main__":
-            Engine(workers=2).run([Sleep()], 2, Path("logs").absolute())
+            Engine(workers=2).run(Sleep(), Path("logs").absolute())
     """)
     )
     command = subprocess.Popen([sys.executable, "sleeper.py"], cwd=tmp_path)
@@ -84,7 +101,7 @@ def test_workers_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
     wait(lambda: not any(alive(int(path.read_text())) for path in pids))
 
 
-def wait(condition: Any) -> None:
+def wait(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
@@ -98,44 +115,106 @@ def alive(pid: int) -> bool:
         return False
 
 
-# Stands for Slurm: runs each task of the array at once; squeue then knows of none.
+# Replaces Slurm: runs each task of an array immediately; squeue then knows of none.
 _SBATCH = """#!/bin/bash
-script="${@: -1}"
 echo "$@" >> $FAKE/calls
-grep -v -e srun.*merge_stats "$script" > $FAKE/script
-if ! grep -q merge_stats "$script"; then
-  for task in $(grep -o 'array=0-[0-9]*' "$script" | cut -d- -f2 | xargs seq 0); do
-    SLURM_ARRAY_TASK_ID=$task SLURM_NODELIST=here bash $FAKE/script >> $FAKE/log 2>&1
-  done
-fi
-echo "Submitted batch job 7"
+script="${@: -2:1}"
+for task in $(echo "$@" | grep -o 'array=0-[0-9]*' | cut -d- -f2 | xargs seq 0); do
+  SLURM_ARRAY_TASK_ID=$task bash "$script" "${@: -1}" >> $FAKE/log 2>&1
+done
+echo "7;cluster"
 """
 
 
-def test_slurm_gets_an_array_and_failed_tasks_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tools, done = tmp_path / "bin", tmp_path / "done"
-    done.mkdir()
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    tools = tmp_path / "bin"
     tools.mkdir()
-    for name, text in {
-        "sbatch": _SBATCH,
-        "squeue": "#!/bin/bash\n",
-        "scontrol": "#!/bin/bash\necho here\n",
-        "srun": '#!/bin/bash\nexec "${@:4}"\n',
-    }.items():
+    for name, text in {"sbatch": _SBATCH, "squeue": "#!/bin/bash\n"}.items():
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
     monkeypatch.setenv("FAKE", str(tmp_path))
     monkeypatch.setenv("PATH", f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    engine = Engine("slurm", None, ClusterOptions(slurm=SlurmOptions(partition="cpu", sbatch={"account": "猫"})))
-    with pytest.raises(DcclipError, match="1 of 2 tasks failed, the first is 1"):
-        engine.run([Touch(done, bad=1)], 2, tmp_path / "logs")
-    engine.run([Touch(done)], 2, tmp_path / "logs")
-    assert {path.name: path.read_text() for path in done.iterdir()} == dict.fromkeys("01", "done\n")
-    script = (tmp_path / "logs" / "launch_script.slurm").read_text()
-    assert "#SBATCH --partition=cpu" in script and "#SBATCH --account=猫" in script
+    return Engine("slurm", 3, ClusterOptions(slurm=SlurmOptions(partition="cpu", sbatch={"account": "猫"})))
 
 
-def test_slurm_without_a_partition_is_told_before_anything_runs(tmp_path: Path) -> None:
+def test_slurm_gets_arrays_of_the_unfinished_tasks_and_failed_ones_are_reported(
+    folder: Path, slurm: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executors, "_LARGEST_ARRAY", 2)
+    logs = folder.parent / "logs"
+    with pytest.raises(DcclipError, match="1 of 3 tasks failed, the first is 1"):
+        slurm.run(Touch(folder, 3, bad=1), logs)
+    assert "the model 猫 is missing" in (folder.parent / "log").read_text("utf-8")
+    slurm.run(Touch(folder, 3), logs)
+    check_all_done_once(folder, 3)
+    first, second, third = (folder.parent / "calls").read_text().splitlines()
+    assert first == f"--parsable --array=0-1%3 {logs}/job.sh 0"
+    assert second == f"--parsable --array=0-0%3 --dependency=afterany:7 {logs}/job.sh 2"
+    assert third == first.replace("0-1", "0-0")
+    script = (logs / "job.sh").read_text("utf-8")
+    assert "#SBATCH --partition=cpu\n" in script and "#SBATCH --account=猫\n" in script
+
+
+def test_a_command_that_was_interrupted_waits_for_the_job_it_submitted(
+    folder: Path, slurm: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs = folder.parent / "logs"
+    logs.mkdir()
+    (logs / "job").write_text("7")
+    in_queue = iter([True, True, False])
+    monkeypatch.setattr(executors, "_ASK_SLURM_S", 0)
+    monkeypatch.setattr(executors, "_in_queue", lambda job: job == "7" and next(in_queue))
+    with pytest.raises(DcclipError, match="1 of 1 tasks failed"):
+        slurm.run(Touch(folder, 1), logs)
+    assert not (folder.parent / "calls").exists()
+
+
+def test_slurm_without_a_partition_is_an_error_before_anything_runs(folder: Path) -> None:
     with pytest.raises(DcclipError, match="partition"):
-        Engine("slurm").run([Touch(tmp_path)], 1, tmp_path / "logs")
+        Engine("slurm").run(Touch(folder, 1), folder.parent / "logs")
+
+
+def test_ray_runs_as_many_tasks_at_a_time_as_asked_for_and_goes_on_after_a_failed_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray itself is replaced: a task runs when its result is waited for."""
+    most, started, reserved = 0, [], {}
+
+    class RayError(Exception): ...
+
+    def submit(step: Touch, task: int) -> Callable[[], None]:
+        started.append(task)
+        return lambda: step.run(task)
+
+    def wait(running: list[Any]) -> tuple[list[Any], list[Any]]:
+        nonlocal most
+        most = max(most, len(running))
+        return running[:1], running[1:]
+
+    def get(task: Callable[[], None]) -> None:
+        try:
+            task()
+        except DcclipError as error:
+            raise RayError(str(error)) from error
+
+    def remote(function: Any) -> Any:
+        return SimpleNamespace(options=lambda **given: reserved.update(given) or SimpleNamespace(remote=submit))
+
+    ray = SimpleNamespace(
+        is_initialized=lambda: True,
+        remote=remote,
+        put=lambda step: step,
+        wait=wait,
+        get=get,
+        exceptions=SimpleNamespace(RayError=RayError),
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    logs = folder.parent / "logs"
+    with pytest.raises(DcclipError, match="1 of 4 tasks failed, the first is 1"):
+        Engine("ray", 2).run(Touch(folder, 4, bad=1), logs)
+    assert (started, most, reserved) == ([0, 1, 2, 3], 2, {"num_cpus": 1, "memory": 2**30})
+    assert "the model 猫 is missing" in (logs / "000001.log").read_text("utf-8")
+    Engine("ray").run(Touch(folder, 4), logs)
+    check_all_done_once(folder, 4)

@@ -15,8 +15,8 @@ import pytest
 
 from dcclip_cli.curation.collect import collect
 from dcclip_cli.curation.options import CollectOptions
+from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import open_pairs, write_parquet
 
 Picture = Callable[..., bytes]
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'

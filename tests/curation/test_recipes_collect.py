@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from dcclip_cli.cli.app import app
+from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import open_pairs
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ZH = ("一只黑猫坐在红色的椅子上", "两个孩子在雨中骑自行车", "雪山下的湖边有一座小木屋")

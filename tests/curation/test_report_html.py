@@ -14,7 +14,7 @@ from dcclip_cli.curation.report.html import steps, write_report
 from dcclip_cli.curation.report.reasons import STEPS, meaning_of
 from dcclip_cli.curation.report.stats import DroppedCaption, Statistics
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.pages import percent, visible
+from dcclip_cli.html import percent, visible
 
 HOSTILE = "</bdi></style><script>alert('1')</script><img src=x onerror=alert(2)>\x00\u202egnp.exe\"'&amp;{{ 7*7 }}"
 VOID = {"meta", "img", "br", "line", "rect"}
@@ -139,7 +139,7 @@ def test_a_collection_of_nothing_has_a_report_too(tmp_path: Path) -> None:
 
 def test_what_is_left_after_each_step_adds_up() -> None:
     statistics = Statistics()
-    for number, reason in enumerate(("url-tls", "image-small", "image-small", "no-caption", "cap-source", "strange")):
+    for number, reason in enumerate(("url-tls", "image-small", "image-small", "no-caption", "image-merged", "strange")):
         statistics.add(pair(number), Drop(reason))
     statistics.add(pair(9), None)
     table = steps(statistics.as_dict())
@@ -147,7 +147,7 @@ def test_what_is_left_after_each_step_adds_up() -> None:
         ("Download", 1, 6),
         ("Picture", 2, 4),
         ("Empty pairs", 1, 3),
-        ("Balance", 1, 2),
+        ("Duplicates", 1, 2),
         ("Other", 1, 1),
     ]
 
@@ -183,7 +183,6 @@ def test_shares_never_round_to_nothing_or_all(part: int, whole: int, said: str) 
         ("caption-near-duplicate", "Duplicates"),
         ("image-merged", "Duplicates"),
         ("evaluation-image", "Decontamination"),
-        ("cap-language", "Balance"),
         ("something", "Other"),
     ],
 )

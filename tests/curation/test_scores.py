@@ -16,8 +16,8 @@ from dcclip_cli.curation.scores.base import Score
 from dcclip_cli.curation.scores.classifier import Classifier
 from dcclip_cli.curation.scores.encoder import Encoder, open_encoder
 from dcclip_cli.curation.scores.prompts import Prompts
+from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import open_pairs
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.teachers import AltClipTeacher, OpenClipTeacher, TransformersTeacher

@@ -19,8 +19,8 @@ from dcclip_cli.curation.scores.classifier import Classifier
 from dcclip_cli.curation.scores.prompts import Prompts
 from dcclip_cli.curation.settle.facts import facts_of, facts_schema
 from dcclip_cli.curation.settle.tables import drop_empty, fill
+from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import open_pairs, write_parquet
 
 Of = Mapping[str, Any]
 Tables = Callable[[Mapping[str, Of]], duckdb.DuckDBPyConnection]

@@ -14,8 +14,8 @@ from dcclip_cli.curation.scores import score_slice
 from dcclip_cli.curation.scores.agreement import Agreement
 from dcclip_cli.curation.scores.base import ScorerOptions, Scores
 from dcclip_cli.curation.scores.prompts import Prompts
+from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import write_parquet
 from dcclip_cli.exporters.export import ExportOptions, export
 from dcclip_cli.model.reference import resolve
 

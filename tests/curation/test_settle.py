@@ -13,18 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from dcclip_cli.curation.candidate import Picture
-from dcclip_cli.curation.settle.balance import Cap, Weights
 from dcclip_cli.curation.settle.exclude import Exclude
 from dcclip_cli.curation.settle.facts import facts_of, facts_schema
 from dcclip_cli.curation.settle.images import NearImage, SameImage
 from dcclip_cli.curation.settle.settle import CAPTIONS, DECISIONS, SettleOptions, settle
 from dcclip_cli.curation.settle.tables import GlobalRule
 from dcclip_cli.curation.settle.texts import SameCaption
+from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Language, Pair
-from dcclip_cli.data.table import write_parquet
 from dcclip_cli.errors import DcclipError
 
 Facts = dict[str, Any]
@@ -86,7 +85,7 @@ def reasons(decisions: dict[str, Facts]) -> dict[str, str | None]:
 
 def test_pairs_that_have_nothing_in_common_stay_as_they_are(tmp_path: Path) -> None:
     decisions, captions = settled(tmp_path, [fact("0", 1, ["一只猫"], ["a cat"]), fact("1", 2, [], ["a dog", "a pup"])])
-    kept = {"reason": None, "detail": None, "weight": 1.0, "scores": None}
+    kept = {"reason": None, "detail": None, "scores": None}
     assert decisions == {
         "0": {"key": "0", "zh": ["一只猫"], "en": ["a cat"], **kept},
         "1": {"key": "1", "zh": [], "en": ["a dog", "a pup"], **kept},
@@ -235,38 +234,6 @@ def test_an_evaluation_set_that_is_not_there_is_the_users_mistake(tmp_path: Path
         settled(tmp_path, [fact("0", 1, ["猫"])], SettleOptions(exclude=Exclude(paths=(tmp_path / "no.parquet",))))
 
 
-def test_a_cap_keeps_so_many_pairs_of_a_source(tmp_path: Path) -> None:
-    facts = [fact(f"{number}", number, ["猫"], source="shop" if number < 4 else "web") for number in range(6)]
-    decisions, _ = settled(tmp_path, facts, only(balance=(Cap(by="source", most=2),)))
-    found = list(reasons(decisions).values())
-    assert (found[:4].count("cap-source"), found[4:]) == (2, [None, None])
-    capped = settled(tmp_path, facts, only(balance=(Cap(by="source", most=1, only=("web",)),)))[0]
-    assert sum(row["reason"] is not None for row in capped.values()) == 1
-
-
-def test_a_cap_on_head_words_and_on_languages_counts_in_both_languages(tmp_path: Path) -> None:
-    facts = [
-        fact("0", 1, [], ["a black dog on the grass"]),
-        fact("1", 2, [], ["two old dog in a box"]),
-        fact("2", 3, ["一只黑色的狗在草地上"]),
-        fact("3", 4, ["白色的狗"]),
-        fact("4", 5, ["一只猫"]),
-    ]
-    heads, _ = settled(tmp_path, facts, only(balance=(Cap(by="head-word", most=1),)))
-    assert [heads[key]["reason"] for key in "01"].count("cap-head-word") == 1
-    assert [heads[key]["reason"] for key in "23"].count("cap-head-word") == 1
-    languages, _ = settled(tmp_path, facts, only(balance=(Cap(by="language", most=2),)))
-    assert [languages[key]["reason"] for key in "234"].count("cap-language") == 1
-
-
-def test_weights_make_groups_equal_and_have_a_mean_of_one(tmp_path: Path) -> None:
-    facts = [fact(str(number), number, ["猫"], source="a" if number < 3 else "b") for number in range(4)]
-    even, _ = settled(tmp_path, facts, only(balance=(Weights(by="source", power=1),)))
-    assert [even[key]["weight"] for key in "0123"] == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2])
-    twice, _ = settled(tmp_path, facts, only(balance=(Weights(by="source", power=0, factors={"b": 2}),)))
-    assert [twice[key]["weight"] for key in "0123"] == pytest.approx([0.8, 0.8, 0.8, 1.6])
-
-
 def test_scores_follow_their_captions_through_a_merger(tmp_path: Path) -> None:
     def score(key: str, language: str | None, place: int | None, value: float, name: str = "agreement") -> Facts:
         return {"key": key, "name": name, "language": language, "place": place, "value": value}
@@ -307,12 +274,11 @@ def test_the_result_does_not_depend_on_files_their_order_or_memory(tmp_path: Pat
         fact(f"{number:03d}", number // 2, ["猫" * (number % 5 + 1)], [f"cat number {number % 7}"], f"s{number % 3}")
         for number in range(60)
     ]
-    options = SettleOptions(balance=(Cap(by="source", most=8), Weights(by="language")))
     outputs = []
     for files, rows in ((1, facts), (3, facts[::-1])):
         folder = tmp_path / str(files)
         folder.mkdir()
-        settled(folder, rows, options, files=files, memory=f"{files}GB")
+        settled(folder, rows, files=files, memory=f"{files}GB")
         outputs.append([(folder / "settle" / name).read_bytes() for name in (DECISIONS, CAPTIONS)])
         assert sorted(path.name for path in (folder / "settle").iterdir() if path.is_file()) == [CAPTIONS, DECISIONS]
     assert outputs[0] == outputs[1]
@@ -323,9 +289,7 @@ def test_no_pairs_give_no_decisions(tmp_path: Path) -> None:
 
 
 def test_a_recipe_names_rules_by_kind() -> None:
-    options = TypeAdapter(SettleOptions).validate_python(
-        {"duplicates": [{"kind": "near-image", "bits": 4}], "balance": [{"kind": "cap", "by": "source", "most": 10}]}
-    )
+    options = SettleOptions.model_validate({"duplicates": [{"kind": "near-image", "bits": 4}]})
     assert options.duplicates == (NearImage(bits=4),)
     with pytest.raises(ValidationError, match="same-image"):
         SettleOptions.model_validate({"duplicates": [{"kind": "none"}]})

@@ -1,12 +1,10 @@
-"""How captions are compared, and what they are about."""
+"""How captions are compared."""
 
 from __future__ import annotations
 
 import pytest
 
-from dcclip_cli.curation.settle.balance import head_word
 from dcclip_cli.curation.settle.wording import bands_of, letters_of, likeness, replaces_a_word, text_hash
-from dcclip_cli.data.pair import Language
 
 
 def test_letters_leave_out_case_width_and_punctuation() -> None:
@@ -48,20 +46,3 @@ def test_like_captions_share_a_band_and_unlike_ones_do_not() -> None:
     assert not set(bands_of(dog)) & set(bands_of("two cats sleep on a sofa"))
     assert bands_of("一只猫") == bands_of("一只猫！")
     assert len(bands_of("猫")) == 8
-
-
-@pytest.mark.parametrize(
-    ("caption", "language", "head"),
-    [
-        ("a brown dog running on the grass", "en", "dog"),
-        ("A photo of two cats in a box", "en", "cats"),
-        ("flag: Norway", "en", "flag"),
-        ("The old man's boat is red", "en", "boat"),
-        ("…", "en", ""),
-        ("一只黄色的狗在草地上奔跑", "zh", "狗"),
-        ("两个穿红衣服的女人", "zh", "女人"),
-        ("旗：挪威", "zh", "旗"),
-    ],
-)
-def test_the_head_word_is_what_the_caption_is_about(caption: str, language: Language, head: str) -> None:
-    assert head_word(caption, language) == head

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 
 from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.shards import DroppedTable, Shard, ShardWriter, TableWriter
+from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import open_pairs
 
 Picture = Callable[..., bytes]
 

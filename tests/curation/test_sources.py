@@ -20,9 +20,9 @@ from dcclip_cli.curation.sources.hub import HubSource
 from dcclip_cli.curation.sources.pairs import PairsSource
 from dcclip_cli.curation.sources.table import TableSource
 from dcclip_cli.curation.sources.tars import TarsSource
+from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.files.reading import plain
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import write_parquet
 from dcclip_cli.errors import DcclipError
 
 PIXEL = b"not an image: sources don't look inside"

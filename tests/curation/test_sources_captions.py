@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from dcclip_cli.curation.candidate import Candidate
 from dcclip_cli.curation.sources.base import SourceOptions
 from dcclip_cli.curation.sources.captions import CaptionsSource
-from dcclip_cli.data.files.caption_files import identity
+from dcclip_cli.data.files.captions import identity
 
 
 def read(source: SourceOptions, size: int = 1000) -> list[Candidate]:

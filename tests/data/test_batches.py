@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from dcclip_cli.data.augment import Augment
-from dcclip_cli.data.batches import CaptionOptions, Reader, first_captions
-from dcclip_cli.data.order import Order, caption_groups
+from dcclip_cli.data.collator import Collator, first_captions
+from dcclip_cli.data.dataset import PairDataset, open_pairs, write_parquet
+from dcclip_cli.data.options import CaptionOptions
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import PairTable, open_pairs, write_parquet
+from dcclip_cli.data.samplers import EpochBatchSampler, caption_groups
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import Tokens
 
@@ -26,13 +27,13 @@ def to_side_8(image: Image.Image) -> np.ndarray:
 
 
 def reader(
-    table: PairTable, captions: CaptionOptions | None = None, augment: Augment | None = None, repeats: int = 0
-) -> Reader:
+    table: PairDataset, captions: CaptionOptions | None = None, augment: Augment | None = None, repeats: int = 0
+) -> Collator:
     chosen = captions or CaptionOptions()
-    return Reader(table, 0, augment or Augment(), chosen, to_side_8, count_characters, repeats=repeats)
+    return Collator(table, 0, augment or Augment(), chosen, to_side_8, count_characters, num_augmentations=repeats)
 
 
-def table_of(tmp_path: Path, *pairs: Pair) -> PairTable:
+def table_of(tmp_path: Path, *pairs: Pair) -> PairDataset:
     write_parquet(tmp_path / "pairs.parquet", pairs)
     return open_pairs(tmp_path / "pairs.parquet")
 
@@ -42,34 +43,36 @@ def table_of(tmp_path: Path, *pairs: Pair) -> PairTable:
 
 @pytest.mark.parametrize("groups", [None, np.arange(23) % 7])
 def test_an_epoch_shows_a_sample_at_most_once_and_fills_every_batch(groups: np.ndarray | None) -> None:
-    batches = Order(23, 5, seed=0, groups=groups).epoch(0)
+    batches = EpochBatchSampler(23, 5, seed=0, groups=groups).epoch(0)
     assert [len(batch) for batch in batches] == [5, 5, 5, 5]
     shown = np.concatenate(batches)
     assert len(set(shown.tolist())) == 20
 
 
 def test_epochs_and_seeds_each_have_another_order() -> None:
-    orders = [Order(50, 50, seed).epoch(epoch)[0].tolist() for seed, epoch in [(0, 0), (0, 1), (0, 2), (1, 0)]]
+    orders = [
+        EpochBatchSampler(50, 50, seed).epoch(epoch)[0].tolist() for seed, epoch in [(0, 0), (0, 1), (0, 2), (1, 0)]
+    ]
     assert len({tuple(order) for order in orders}) == 4
     assert {tuple(sorted(order)) for order in orders} == {tuple(range(50))}
 
 
 def test_samples_left_over_in_one_epoch_come_in_another() -> None:
-    order = Order(23, 5, seed=0)
+    order = EpochBatchSampler(23, 5, seed=0)
     assert {int(sample) for epoch in range(5) for batch in order.epoch(epoch) for sample in batch} == set(range(23))
 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 5, 9, 17, 20])
 @pytest.mark.parametrize("groups", [None, np.arange(23) % 7])
 def test_starting_in_the_middle_gives_the_tail_of_the_whole(start: int, groups: np.ndarray | None) -> None:
-    order = Order(23, 5, seed=4, groups=groups)
+    order = EpochBatchSampler(23, 5, seed=4, groups=groups)
     whole = list(order(0, 18))
     assert len(whole) == 18
     assert list(order(start, 18)) == whole[start:]
 
 
 def test_every_step_says_which_epoch_its_samples_belong_to() -> None:
-    steps = list(Order(10, 5, seed=0)(0, 5))
+    steps = list(EpochBatchSampler(10, 5, seed=0)(0, 5))
     assert [{epoch for _, epoch in step} for step in steps] == [{0}, {0}, {1}, {1}, {2}]
 
 
@@ -77,7 +80,7 @@ def test_every_step_says_which_epoch_its_samples_belong_to() -> None:
 def test_a_batch_holds_no_two_samples_of_one_caption_group_while_enough_groups_are_left(seed: int) -> None:
     groups = np.arange(60) // 3  # 20 captions, three pictures each
     left = set(range(60))
-    for number, batch in enumerate(Order(60, 10, seed, groups).epoch(0)):
+    for number, batch in enumerate(EpochBatchSampler(60, 10, seed, groups).epoch(0)):
         distinct = len({int(groups[sample]) for sample in batch})
         assert distinct == min(10, len({int(groups[sample]) for sample in left}))
         assert distinct == 10 or number >= 4
@@ -85,13 +88,13 @@ def test_a_batch_holds_no_two_samples_of_one_caption_group_while_enough_groups_a
 
 
 def test_where_too_few_distinct_captions_are_left_the_batch_is_filled_up() -> None:
-    batches = Order(6, 3, seed=0, groups=np.zeros(6, int)).epoch(0)
+    batches = EpochBatchSampler(6, 3, seed=0, groups=np.zeros(6, int)).epoch(0)
     assert sorted(np.concatenate(batches).tolist()) == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:
-    with pytest.raises(DcclipError, match="batch_size 8 is more than the 7 pairs"):
-        Order(7, 8, seed=0)
+    with pytest.raises(DcclipError, match="batch_size 8 is larger than the data"):
+        EpochBatchSampler(7, 8, seed=0)
 
 
 def test_pairs_that_share_a_first_caption_in_either_language_are_one_group(tmp_path: Path) -> None:
@@ -134,12 +137,12 @@ def test_another_epoch_brings_another_augmentation_unless_repeats_bound_them(pai
     free, bound = reader(table, augment=augment), reader(table, augment=augment, repeats=2)
     assert not torch.equal(free.batch([(0, 0)]).pixels, free.batch([(0, 2)]).pixels)
     assert torch.equal(bound.batch([(0, 0)]).pixels, bound.batch([(0, 2)]).pixels)
-    assert bound.batch([(0, 5)]).repeats.tolist() == [1]
+    assert bound.batch([(0, 5)]).augmentation_index.tolist() == [1]
 
 
 def test_the_teacher_sees_the_same_augmented_picture_through_its_own_preprocessing(pairs_file: Path) -> None:
     table = open_pairs(pairs_file)
-    read = Reader(
+    read = Collator(
         table, 0, Augment(rotate=20), CaptionOptions(), to_side_8, count_characters, (lambda image: -to_side_8(image),)
     )
     batch = read.batch([(0, 0), (1, 0)])
@@ -156,8 +159,8 @@ def test_rows_say_which_picture_a_caption_belongs_to(tmp_path: Path, pairs: list
         Pair("c", image, zh=("小鸟",)),
     )
     texts = reader(table).batch([(2, 0), (1, 0), (0, 0)]).texts
-    assert (texts["zh"].rows.tolist(), texts["zh"].captions) == ([0, 2], ["小鸟", "猫"])
-    assert (texts["en"].rows.tolist(), texts["en"].captions) == ([1, 2], ["dog", "a cat"])
+    assert (texts["zh"].image_index.tolist(), texts["zh"].captions) == ([0, 2], ["小鸟", "猫"])
+    assert (texts["en"].image_index.tolist(), texts["en"].captions) == ([1, 2], ["dog", "a cat"])
     assert texts["zh"].tokens.ids.tolist() == [[2], [1]]
 
 
@@ -212,7 +215,7 @@ def test_a_share_of_the_pairs_brings_captions_and_every_pair_its_picture(pairs_f
     few = reader(open_pairs(pairs_file), CaptionOptions(share=0.25)).batch(samples)
     all_of_them = reader(open_pairs(pairs_file), CaptionOptions()).batch(samples)
     assert few.pixels.shape == all_of_them.pixels.shape
-    assert few.texts["zh"].rows.tolist() == few.texts["en"].rows.tolist() == [0, 1]
+    assert few.texts["zh"].image_index.tolist() == few.texts["en"].image_index.tolist() == [0, 1]
     assert few.texts["zh"].captions == all_of_them.texts["zh"].captions[:2]
     assert len(reader(open_pairs(pairs_file), CaptionOptions(share=0.01)).batch(samples).texts["en"].captions) == 1
 

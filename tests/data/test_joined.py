@@ -10,13 +10,12 @@ import torch
 from PIL import Image
 
 from dcclip_cli.data.augment import Augment
-from dcclip_cli.data.batches import CaptionOptions, Reader
-from dcclip_cli.data.joined import JoinedTable
-from dcclip_cli.data.lines import open_lines
-from dcclip_cli.data.order import Mixture, Order, Part
+from dcclip_cli.data.collator import Collator
+from dcclip_cli.data.dataset import ConcatDataset, open_pairs, write_parquet
+from dcclip_cli.data.options import CaptionOptions
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.pictures import open_pictures
-from dcclip_cli.data.table import open_pairs, write_parquet
+from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler, Part
+from dcclip_cli.data.unpaired import open_images, open_texts
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import Tokens
 
@@ -31,60 +30,60 @@ def to_side_8(image: Image.Image) -> np.ndarray:
 
 
 @pytest.fixture
-def joined(pairs_file: Path, pairs: list[Pair], tmp_path: Path) -> JoinedTable:
+def joined(pairs_file: Path, pairs: list[Pair], tmp_path: Path) -> ConcatDataset:
     """40 pairs, three pictures in a folder, two lines of parallel text."""
     for number, pair in enumerate(pairs[:3]):
         folder = tmp_path / "pictures" / f"猫{number}"
         folder.mkdir(parents=True)
         (folder / "a.PNG").write_bytes(pair.image)
     (tmp_path / "lines.tsv").write_text("蓝色的猫\tblue cat\n绿色的狗\tgreen dog\n", "utf-8")
-    return JoinedTable(
-        [open_pairs(pairs_file), open_pictures(tmp_path / "pictures"), open_lines(tmp_path / "lines.tsv")]
+    return ConcatDataset(
+        [open_pairs(pairs_file), open_images(tmp_path / "pictures"), open_texts(tmp_path / "lines.tsv")]
     )
 
 
-def test_numbers_run_on_through_pairs_pictures_and_lines(joined: JoinedTable, pairs: list[Pair]) -> None:
-    assert (len(joined), joined.pictures, joined.firsts) == (45, 43, [0, 40, 43, 45])
+def test_numbers_run_on_through_pairs_pictures_and_lines(joined: ConcatDataset, pairs: list[Pair]) -> None:
+    assert (len(joined), joined.num_images, joined.firsts) == (45, 43, [0, 40, 43, 45])
     assert joined[39].key == pairs[39].key
     assert joined[40].image == pairs[0].image and not joined[40].zh
     assert joined[44].en == ("green dog",)
     assert joined.captions("zh")[39:] == [pairs[39].zh, (), (), (), ("蓝色的猫",), ("绿色的狗",)]
 
 
-def test_a_picture_is_named_by_its_files_bytes(joined: JoinedTable) -> None:
-    names = [joined.picture_id(index) for index in range(43)]
+def test_a_picture_is_named_by_its_files_bytes(joined: ConcatDataset) -> None:
+    names = [joined.image_id(index) for index in range(43)]
     assert len(set(names)) == 43
     assert names[40].partition(":")[0] == joined.file_digests[1].hex()
 
 
-def test_lines_have_rows_after_the_pictures_and_stand_in_both_languages(joined: JoinedTable) -> None:
-    read = Reader(joined, 0, Augment(), CaptionOptions(first=1), to_side_8, count_characters)
+def test_lines_have_rows_after_the_pictures_and_stand_in_both_languages(joined: ConcatDataset) -> None:
+    read = Collator(joined, 0, Augment(), CaptionOptions(first=1), to_side_8, count_characters)
     batch = read.batch([(0, 0), (41, 0), (43, 0), (44, 0)])
     assert batch.pixels.shape == (2, 3, 8, 8) and batch.lines == 2
-    assert batch.texts["zh"].rows.tolist() == batch.texts["en"].rows.tolist() == [0, 2, 3]
+    assert batch.texts["zh"].image_index.tolist() == batch.texts["en"].image_index.tolist() == [0, 2, 3]
     assert batch.texts["en"].captions[1:] == ["blue cat", "green dog"]
 
 
-def test_a_batch_may_be_lines_alone_or_pictures_alone(joined: JoinedTable) -> None:
-    read = Reader(joined, 0, Augment(), CaptionOptions(), to_side_8, count_characters)
+def test_a_batch_may_be_lines_alone_or_pictures_alone(joined: ConcatDataset) -> None:
+    read = Collator(joined, 0, Augment(), CaptionOptions(), to_side_8, count_characters)
     lines, pictures = read.batch([(43, 0), (44, 0)]), read.batch([(40, 0), (41, 0)])
-    assert (len(lines.pixels), lines.texts["zh"].rows.tolist()) == (0, [0, 1])
+    assert (len(lines.pixels), lines.texts["zh"].image_index.tolist()) == (0, [0, 1])
     assert (len(pictures.pixels), pictures.texts) == (2, {})
 
 
-def test_a_batch_falls_into_parts_that_hold_its_pictures_with_their_texts(joined: JoinedTable) -> None:
-    read = Reader(joined, 0, Augment(), CaptionOptions(first=1), to_side_8, count_characters, find_shared=True)
+def test_a_batch_falls_into_parts_that_hold_its_pictures_with_their_texts(joined: ConcatDataset) -> None:
+    read = Collator(joined, 0, Augment(), CaptionOptions(first=1), to_side_8, count_characters, with_caption_ids=True)
     batch = read.batch([(5, 0), (40, 0), (6, 0), (7, 0), (43, 0), (44, 0)])
     one, two = batch.parts(2)
-    assert (one.indices.tolist(), two.indices.tolist()) == ([5, 40], [6, 7])
+    assert (one.sample_index.tolist(), two.sample_index.tolist()) == ([5, 40], [6, 7])
     assert torch.equal(torch.cat([one.pixels, two.pixels]), batch.pixels)
-    assert (one.texts["zh"].rows.tolist(), two.texts["zh"].rows.tolist()) == ([0, 2], [0, 1, 2])
+    assert (one.texts["zh"].image_index.tolist(), two.texts["zh"].image_index.tolist()) == ([0, 2], [0, 1, 2])
     assert (one.texts["en"].captions[-1], two.texts["en"].captions[-1]) == ("blue cat", "green dog")
     assert one.lines == two.lines == 1
 
 
 def test_every_process_sees_its_share_of_every_part() -> None:
-    order = Mixture((Part(Order(12, 4, seed=0)), Part(Order(6, 2, seed=1), first=12)))
+    order = MixedBatchSampler((Part(EpochBatchSampler(12, 4, seed=0)), Part(EpochBatchSampler(6, 2, seed=1), first=12)))
     whole = list(order.share(0, 5))
     halves = [list(order.share(0, 5, process, 2)) for process in range(2)]
     assert [len(step) for step in whole] == [6] * 5
@@ -95,8 +94,10 @@ def test_every_process_sees_its_share_of_every_part() -> None:
 
 
 def test_a_part_that_can_not_be_shared_is_named() -> None:
-    with pytest.raises(DcclipError, match="batch_size 3 can't be shared by 2 processes"):
-        Mixture((Part(Order(12, 4, seed=0)), Part(Order(6, 3, seed=0)))).check_shares(2)
+    with pytest.raises(DcclipError, match="batch_size 3 cannot be split among 2 processes"):
+        MixedBatchSampler((Part(EpochBatchSampler(12, 4, seed=0)), Part(EpochBatchSampler(6, 3, seed=0)))).check_shares(
+            2
+        )
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar", "shards"])
@@ -112,13 +113,13 @@ def test_pictures_of_tables_come_without_their_captions(tmp_path: Path, pairs: l
                 member.size = len(pair.image)
                 archive.addfile(member, io.BytesIO(pair.image))
         path = path if kind == "tar" else tmp_path
-    table = open_pictures(path)
+    table = open_images(path)
     assert [table[index].image for index in range(len(table))] == [pair.image for pair in pairs[:2]]
-    assert table.captions("zh") == [(), ()] and table.has_bare_pictures
+    assert table.captions("zh") == [(), ()] and table.has_uncaptioned_images
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DcclipError, match="holds no pictures"):
-        open_pictures(tmp_path)
+    with pytest.raises(DcclipError, match="has no images"):
+        open_images(tmp_path)
     with pytest.raises(DcclipError, match="does not exist"):
-        open_pictures(tmp_path / "nowhere")
+        open_images(tmp_path / "nowhere")

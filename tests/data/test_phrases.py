@@ -5,10 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dcclip_cli.data.joined import JoinedTable
-from dcclip_cli.data.lines import open_lines
-from dcclip_cli.data.phrases import with_phrases
-from dcclip_cli.data.table import PairTable
+from dcclip_cli.data.dataset import ConcatDataset, PairDataset
+from dcclip_cli.data.unpaired import open_texts, with_phrases
 from dcclip_cli.errors import DcclipError
 
 ZH = ("猫", "小狗", "热气球", "红色")
@@ -16,26 +14,26 @@ EN = ("cat", "puppy", "hot air balloon", "red")
 
 
 @pytest.fixture
-def plain(tmp_path: Path) -> PairTable:
+def plain(tmp_path: Path) -> PairDataset:
     """Four names in each language, a list and a sentence in each, every one in a line of its own."""
     others = ("猫，动物", "一只橘色的小猫在窗台上晒太阳", "cat, animal", "an orange kitten basks on the window sill")
     (tmp_path / "words.txt").write_text("\n".join([*ZH, *EN, *others]), "utf-8")
-    return open_lines(tmp_path / "words.txt")
+    return open_texts(tmp_path / "words.txt")
 
 
 @pytest.fixture
-def parallel(tmp_path: Path) -> PairTable:
+def parallel(tmp_path: Path) -> PairDataset:
     (tmp_path / "words.tsv").write_text("".join(f"{zh}\t{en}\n" for zh, en in zip(ZH, EN, strict=True)), "utf-8")
-    return open_lines(tmp_path / "words.tsv")
+    return open_texts(tmp_path / "words.tsv")
 
 
-def made(lines: PairTable, language: str, given: int) -> list[str]:
+def made(lines: PairDataset, language: str, given: int) -> list[str]:
     return [texts[0] for texts in lines.captions("zh" if language == "zh" else "en")[given:] if texts]
 
 
 @pytest.mark.parametrize(("language", "words", "joins"), [("zh", ZH, ("", "，")), ("en", EN, (" ", ", "))])
 def test_a_phrase_is_two_or_three_names_joined_or_listed(
-    plain: PairTable, language: str, words: tuple[str, ...], joins: tuple[str, str]
+    plain: PairDataset, language: str, words: tuple[str, ...], joins: tuple[str, str]
 ) -> None:
     phrases = made(with_phrases(plain, 400), language, len(plain))
     word = "|".join(words)
@@ -47,15 +45,15 @@ def test_a_phrase_is_two_or_three_names_joined_or_listed(
     assert all(re.fullmatch(f"({word})(({joins[0]}|{joins[1]})({word})){{1,2}}", phrase) for phrase in phrases)
 
 
-def test_phrases_follow_the_lines_in_equal_shares_of_the_languages(plain: PairTable) -> None:
+def test_phrases_follow_the_lines_in_equal_shares_of_the_languages(plain: PairDataset) -> None:
     lines = with_phrases(plain, 400)
-    assert (len(lines), lines.pictures) == (412, 0)
+    assert (len(lines), lines.num_images) == (412, 0)
     assert [lines[row] for row in range(12)] == [plain[row] for row in range(12)]
     assert 150 < len(made(lines, "zh", 12)) < 250
     assert all(bool(lines[row].zh) != bool(lines[row].en) for row in range(412))
 
 
-def test_parallel_text_stays_parallel(parallel: PairTable) -> None:
+def test_parallel_text_stays_parallel(parallel: PairDataset) -> None:
     lines = with_phrases(parallel, 200)
     english = dict(zip(ZH, EN, strict=True))
     for row in range(4, 204):
@@ -64,11 +62,11 @@ def test_parallel_text_stays_parallel(parallel: PairTable) -> None:
         assert en == (", " if "，" in zh else " ").join(english[part] for part in parts)
 
 
-def test_the_same_lines_make_the_same_phrases_and_other_counts_are_other_data(plain: PairTable) -> None:
+def test_the_same_lines_make_the_same_phrases_and_other_counts_are_other_data(plain: PairDataset) -> None:
     first, again, more = (with_phrases(plain, count) for count in (30, 30, 31))
     assert first.captions("zh") == again.captions("zh") == more.captions("zh")[:-1]
     assert first.captions("en") == again.captions("en") == more.captions("en")[:-1]
-    prints = [JoinedTable([lines]).fingerprint for lines in (plain, first, again, more)]
+    prints = [ConcatDataset([lines]).fingerprint for lines in (plain, first, again, more)]
     assert prints[1] == prints[2]
     assert len(set(prints)) == 3
 
@@ -78,6 +76,6 @@ def test_the_same_lines_make_the_same_phrases_and_other_counts_are_other_data(pl
 )
 def test_lines_of_which_no_two_can_be_joined_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.txt").write_text(text, "utf-8")
-    with pytest.raises(DcclipError, match=r"a\.txt has no two short lines to make phrases of") as raised:
-        with_phrases(open_lines(tmp_path / "a.txt"), 10)
+    with pytest.raises(DcclipError, match=r"a\.txt has no two short texts to make phrases of") as raised:
+        with_phrases(open_texts(tmp_path / "a.txt"), 10)
     assert "data.phrases" in raised.value.hint

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import open_pairs, write_parquet
 from dcclip_cli.errors import DcclipError
 
 CAT = Pair(key="cat", image=b"\x89PNG cat", zh=("猫", "小猫"), en=("cat",), meta={"licence": "CC0", "作者": "李"})
@@ -98,8 +98,8 @@ def test_columns_beyond_key_and_image_may_be_missing(tmp_path: Path) -> None:
         ("none.parquet", None, "does not exist"),
         ("text.parquet", b"key,image", "is not a Parquet file"),
         ("text.tar", b"not a tar" * 100, "is not a readable tar file"),
-        ("pairs.csv", b"key,image", "holds no pairs"),
-        ("empty.tar", bytes(10240), "holds no pairs"),
+        ("pairs.csv", b"key,image", "has no pairs"),
+        ("empty.tar", bytes(10240), "has no pairs"),
     ],
 )
 def test_what_holds_no_pairs_is_named_with_a_hint(tmp_path: Path, name: str, content: bytes | None, said: str) -> None:

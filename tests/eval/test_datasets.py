@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Language, Pair
-from dcclip_cli.data.table import write_parquet
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.datasets import Captions, Classes, DataSet, open_dataset
@@ -45,7 +44,7 @@ def test_equal_first_captions_are_one_class_in_each_language_by_itself(tmp_path:
     assert pets.name == "pets" and len(pets.images) == 3
     assert list(pets.truth) == ["en", "zh"]
     assert classes(pets, "zh").names == ("猫", "狗")
-    assert list(np.asarray(classes(pets, "zh").labels)) == [0, 1, 0]
+    assert classes(pets, "zh").labels.tolist() == [0, 1, 0]
     assert classes(pets, "en").names == ("cat", "dog", "tomcat")
     assert pets.images.picture(0).size == (48, 48)
     texts = open_dataset(str(tmp_path / "pets.parquet"), retrieval=True).truth["zh"]
@@ -71,7 +70,7 @@ def test_folder_names_are_class_names_in_their_own_language(folders: Path) -> No
     animals = open_dataset(str(folders))
     assert list(animals.truth) == ["en"]
     assert classes(animals, "en").names == ("big cat", "dog", "wolf")
-    assert list(np.asarray(classes(animals, "en").labels)) == [0, 0, 1, 2]
+    assert classes(animals, "en").labels.tolist() == [0, 0, 1, 2]
     (folders / "dog").rename(folders / "狗")
     assert list(open_dataset(str(folders)).truth) == ["zh"]
 
@@ -82,7 +81,7 @@ def test_classes_yaml_names_the_folders_in_both_languages(folders: Path) -> None
     animals = open_dataset(str(folders), ["zh", "en"])
     assert classes(animals, "zh").names == ("猫", "狗", "狼")
     assert classes(animals, "en").names == ("cat", "dog")
-    assert list(np.asarray(classes(animals, "en").labels)) == [0, 0, 1, 1]
+    assert classes(animals, "en").labels.tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 from numpy.lib.format import open_memmap
 from PIL import Image
 
+from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
-from dcclip_cli.data.table import write_parquet
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import prompts
 from dcclip_cli.eval.evaluate import EvalOptions, evaluate, open_datasets

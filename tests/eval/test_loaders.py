@@ -22,7 +22,7 @@ def truth(dataset: DataSet) -> Classes:
 
 
 def labels_match(dataset: DataSet, classes: int, border: int = 0) -> None:
-    labels = np.asarray(truth(dataset).labels)
+    labels = truth(dataset).labels
     assert sorted(labels.tolist()) == list(range(classes))
     for index in (0, 1, classes // 2, classes - 1):
         assert layouts.label_of(dataset.images.picture(index)) == labels[index]
@@ -85,7 +85,7 @@ def test_voc_in_tars_has_its_classes_in_npy(tmp_path: Path, small: dict[str, Kno
     rows = np.eye(20, dtype=np.float32)
     rows[3, 7] = 1
     layouts.wds(tmp_path / "voc2007", "test", [layouts.npy(row) for row in rows], ".npy")
-    assert (np.asarray(truth(open_dataset("voc2007", data_root=tmp_path)).labels) == (rows > 0)).all()
+    assert (truth(open_dataset("voc2007", data_root=tmp_path)).labels == (rows > 0)).all()
 
 
 @pytest.mark.parametrize(("name", "label_bytes"), [("cifar10", 1), ("cifar100", 2)])

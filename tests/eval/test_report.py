@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import write_parquet
 from dcclip_cli.eval.datasets import open_dataset
 from dcclip_cli.eval.report.errors import errors_of
 from dcclip_cli.eval.report.html import write_report

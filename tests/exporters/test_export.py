@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import torch
 
-from dcclip_cli.data.batches import DataOptions
+from dcclip_cli.data.options import DataOptions
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.evaluate import EvalOptions
 from dcclip_cli.exporters.export import ExportOptions, ExportResult, export

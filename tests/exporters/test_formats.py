@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer
 
-from dcclip_cli.data.batches import DataOptions
+from dcclip_cli.data.options import DataOptions
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters.export import ExportOptions, ExportResult, export
 from dcclip_cli.exporters.formats import FORMATS

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.folder import folder_fingerprint, load_folder, read_json, save_folder, written_whole
+from dcclip_cli.files import atomic_folder
+from dcclip_cli.model.folder import folder_fingerprint, load_folder, read_json, save_folder
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.tokenizer import load_tokenizer
 
@@ -208,7 +209,7 @@ def test_a_pickle_beside_the_configuration_is_never_opened(model_folder: Path, t
 
 
 def test_a_folder_takes_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
-    with written_whole(tmp_path / "model") as temporary:
+    with atomic_folder(tmp_path / "model") as temporary:
         (temporary / "a").write_text("一")
         assert not (tmp_path / "model").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -217,7 +218,7 @@ def test_a_folder_takes_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
 def test_a_failure_in_the_middle_leaves_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "a").write_text("old")
-    with pytest.raises(RuntimeError), written_whole(tmp_path / "model") as temporary:
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "model") as temporary:
         (temporary / "a").write_text("new")
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -226,7 +227,7 @@ def test_a_failure_in_the_middle_leaves_what_was_there(tmp_path: Path) -> None:
 
 def test_a_whole_folder_replaces_the_old_one_altogether(tmp_path: Path) -> None:
     for name in ("old", "new"):
-        with written_whole(tmp_path / "model") as temporary:
+        with atomic_folder(tmp_path / "model") as temporary:
             (temporary / name).touch()
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -11,7 +11,7 @@ from dcclip_cli.model.reference import resolve
 from dcclip_cli.predict.runtime import load_model
 from dcclip_cli.predict.torch_runtime import TorchEncoder
 from dcclip_cli.recipe.load import load
-from dcclip_cli.runs import RunFolder
+from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.distill import distill
 
 ROOT = Path(__file__).parent.parent.parent
@@ -41,8 +41,8 @@ def test_a_smaller_model_learns_from_it_on_photographs_without_labels(tmp_path: 
         student=recipe.student,
         data=recipe.data,
         seed=0,
-        run=RunFolder(tmp_path / "runs/distill-photos"),
+        run=RunDir(tmp_path / "runs/distill-photos"),
     )
-    student = load_folder(result.folder)
+    student = load_folder(result.model)
     assert student.parameters_count() < load_folder(MODEL).parameters_count() / 4
-    assert 0 < result.figures["embedding"] < 0.8  # two random directions are 1 apart
+    assert 0 < result.metrics["embedding"] < 0.8  # two random directions are 1 apart

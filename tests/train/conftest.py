@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 import dcclip_cli
-from dcclip_cli.data.batches import DataOptions
+from dcclip_cli.data.options import DataOptions
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.progress import Progress, Silent, Task
-from dcclip_cli.runs import RunFolder, StageResult
+from dcclip_cli.run_dir import RunDir, TrainResult
 
 Job = dict[str, Any]
 OPTIONS = {
@@ -65,7 +65,7 @@ class _Counter:
             self._act()
 
 
-def run_job(job: Job, progress: Progress | None = None) -> StageResult:
+def run_job(job: Job, progress: Progress | None = None) -> TrainResult:
     """Run the stage that a job describes."""
     from pydantic import TypeAdapter
 
@@ -75,7 +75,7 @@ def run_job(job: Job, progress: Progress | None = None) -> StageResult:
     common: dict[str, Any] = {
         "data": DataOptions.model_validate(job["data"] if isinstance(job["data"], dict) else {"train": job["data"]}),
         "seed": job.get("seed", 0),
-        "run": RunFolder(Path(job["root"])),
+        "run": RunDir(Path(job["root"])),
         "fresh": job.get("fresh", False),
         "progress": progress or Silent(),
         "student": StudentOptions.model_validate(job["student"]) if job.get("student") else None,
@@ -100,7 +100,7 @@ def _light_collections() -> None:
 
 
 @pytest.fixture
-def run() -> Callable[..., StageResult]:
+def run() -> Callable[..., TrainResult]:
     return run_job
 
 
@@ -165,11 +165,11 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture
-def sha256() -> Callable[[StageResult | Path], str]:
+def sha256() -> Callable[[TrainResult | Path], str]:
     """A function that gives the sha256 of a model directory's weights."""
 
-    def of_weights(made: StageResult | Path) -> str:
-        folder = made if isinstance(made, Path) else made.folder
+    def of_weights(made: TrainResult | Path) -> str:
+        folder = made if isinstance(made, Path) else made.model
         return hashlib.sha256((folder / "open_clip_model.safetensors").read_bytes()).hexdigest()
 
     return of_weights

@@ -11,22 +11,23 @@ import torch
 from safetensors.torch import load_file
 
 from dcclip_cli.data.augment import Augment
-from dcclip_cli.data.batches import CaptionOptions, Reader
+from dcclip_cli.data.collator import Collator
+from dcclip_cli.data.dataset import open_pairs, write_parquet
+from dcclip_cli.data.options import CaptionOptions
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import open_pairs, write_parquet
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.folder import folder_fingerprint, load_folder
-from dcclip_cli.runs import StageResult
+from dcclip_cli.run_dir import TrainResult
 
 Job = dict[str, Any]
-Run = Callable[..., StageResult]
+Run = Callable[..., TrainResult]
 Elsewhere = Callable[..., Job]
-Sha = Callable[[StageResult | Path], str]
+Sha = Callable[[TrainResult | Path], str]
 Stop = Callable[[Job, str, int], None]
 
 
-def weights(made: StageResult | Path) -> dict[str, torch.Tensor]:
-    return load_file((made if isinstance(made, Path) else made.folder) / "open_clip_model.safetensors")
+def weights(made: TrainResult | Path) -> dict[str, torch.Tensor]:
+    return load_file((made if isinstance(made, Path) else made.model) / "open_clip_model.safetensors")
 
 
 # ---- where it starts
@@ -41,17 +42,17 @@ def test_a_student_distilled_from_a_teacher_is_aligned(
     distilling["options"] = {"steps": 2, "augmentations": 1}
     stage_1 = run(distilling)
     stage_2 = run(distilling | {"stage": "align", "options": {"steps": 2}})
-    assert set(stage_2.figures) >= {"image_zh", "image_en", "loss", "logit_scale"}
-    provenance = json.loads((stage_2.folder / "dcclip.json").read_text())
-    assert provenance["parent"] == folder_fingerprint(stage_1.folder)
-    assert (stage_2.folder / "tokenizer.json").read_bytes() == (stage_1.folder / "tokenizer.json").read_bytes()
-    towers = load_folder(stage_2.folder)
+    assert set(stage_2.metrics) >= {"image_zh", "image_en", "loss", "logit_scale"}
+    provenance = json.loads((stage_2.model / "dcclip.json").read_text())
+    assert provenance["parent"] == folder_fingerprint(stage_1.model)
+    assert (stage_2.model / "tokenizer.json").read_bytes() == (stage_1.model / "tokenizer.json").read_bytes()
+    towers = load_folder(stage_2.model)
     assert towers.text_features(towers.tokenize(["红色的圆", "red circle"])).embedding.shape == (2, 16)
 
 
 def test_a_student_is_trained_from_scratch(aligning: Job, run: Run, student_section: dict[str, Any]) -> None:
     aligning |= {"student": student_section, "options": {"start": "scratch", "steps": 2}}
-    assert json.loads((run(aligning).folder / "dcclip.json").read_text())["parent"] is None
+    assert json.loads((run(aligning).model / "dcclip.json").read_text())["parent"] is None
 
 
 def test_training_from_scratch_learns_which_caption_belongs_to_which_picture(
@@ -67,8 +68,8 @@ def test_training_from_scratch_learns_which_caption_belongs_to_which_picture(
         "augment": {},
         "checkpoint_every_steps": 1000,
     }
-    towers = load_folder(run(aligning).folder)
-    read = Reader(open_pairs(pairs_file), 0, Augment(), CaptionOptions(first=1), towers.preprocess, towers.tokenize)
+    towers = load_folder(run(aligning).model)
+    read = Collator(open_pairs(pairs_file), 0, Augment(), CaptionOptions(first=1), towers.preprocess, towers.tokenize)
     batch = read.batch([(index, 0) for index in range(len(pairs))])
     with torch.no_grad():
         image = torch.nn.functional.normalize(towers.image_features(batch.pixels).embedding, dim=-1)
@@ -99,12 +100,12 @@ def cross_entropy(logits: np.ndarray) -> float:
 def test_the_loss_is_info_nce_of_images_with_each_language(
     model_folder: Path, pairs_file: Path, cross_lingual: float
 ) -> None:
-    from dcclip_cli.train.losses.task import TaskLoss
+    from dcclip_cli.train.losses.contrastive import TaskLoss
     from dcclip_cli.train.objective import Objective
 
     towers = load_folder(model_folder)
     stage = Objective(towers, [TaskLoss(cross_lingual=cross_lingual)]).eval()
-    read = Reader(open_pairs(pairs_file), 0, Augment(), CaptionOptions(), towers.preprocess, towers.tokenize)
+    read = Collator(open_pairs(pairs_file), 0, Augment(), CaptionOptions(), towers.preprocess, towers.tokenize)
     batch = read.batch([(index, 0) for index in (0, 7, 14, 21, 28)])
     with torch.no_grad():
         terms = stage(batch)
@@ -125,17 +126,17 @@ def test_the_loss_is_info_nce_of_images_with_each_language(
 
 def test_a_second_caption_of_each_language_is_a_further_positive(aligning: Job, run: Run) -> None:
     aligning["options"] |= {"steps": 1, "captions": {"also_other": True}, "cross_lingual": 0.5}
-    assert set(run(aligning).figures) >= {"image_zh", "image_en", "image_zh-other", "image_en-other", "zh_en"}
+    assert set(run(aligning).metrics) >= {"image_zh", "image_en", "image_zh-other", "image_en-other", "zh_en"}
 
 
 def test_the_temperature_learns_and_stays_below_its_limit(aligning: Job, run: Run, elsewhere: Elsewhere) -> None:
     before = load_folder(Path(aligning["options"]["start"])).logit_scale
     result = run(aligning | {"options": aligning["options"] | {"optimizer": {"lr": 0.1}}})
-    assert abs(load_folder(result.folder).logit_scale - before) > 0.5
+    assert abs(load_folder(result.model).logit_scale - before) > 0.5
     limited = aligning["options"] | {"max_logit_scale": 5.0, "steps": 1}
     kept = run(elsewhere(aligning, "limited", options=limited))
-    assert 4.9 < kept.figures["logit_scale"] <= 5.0
-    assert load_folder(kept.folder).logit_scale == pytest.approx(kept.figures["logit_scale"], abs=1e-5)
+    assert 4.9 < kept.metrics["logit_scale"] <= 5.0
+    assert load_folder(kept.model).logit_scale == pytest.approx(kept.metrics["logit_scale"], abs=1e-5)
 
 
 @pytest.mark.parametrize("lock", ["image", "text"])
@@ -167,7 +168,7 @@ def test_from_scratch_twice_gives_the_identical_model(
     aligning |= {"student": student_section, "options": {"start": "scratch", "steps": 3}}
     first, again = run(aligning), run(elsewhere(aligning, "again"))
     for name in ("open_clip_model.safetensors", "open_clip_config.json", "tokenizer.json"):
-        assert (first.folder / name).read_bytes() == (again.folder / name).read_bytes(), name
+        assert (first.model / name).read_bytes() == (again.model / name).read_bytes(), name
 
 
 def test_killed_in_the_middle_and_run_again_gives_the_weights_of_the_unbroken_run(
@@ -222,7 +223,7 @@ def test_a_changed_recipe_on_an_old_state_is_refused_and_fresh_is_the_way_out(
             other["data"] = str(tmp_path / "other.parquet")
             write_parquet(tmp_path / "other.parquet", pairs[:-1])
         case "start":
-            other["options"]["start"] = str(run(elsewhere(aligning, "longer")).folder)
+            other["options"]["start"] = str(run(elsewhere(aligning, "longer")).model)
         case "lock":
             other["options"]["lock"] = "image"
     with pytest.raises(DcclipError, match="was saved by another recipe") as raised:
@@ -239,12 +240,12 @@ def test_siglip_learns_a_bias_and_any_open_clip_reads_it(aligning: Job, run: Run
 
     aligning["options"] |= {"loss": "siglip", "cross_lingual": 0.5}
     result = run(aligning)
-    assert set(result.figures) >= {"image_zh", "image_en", "zh_en", "logit_scale", "logit_bias"}
-    assert result.figures["logit_bias"] != -10 and result.figures["logit_scale"] == pytest.approx(10, rel=0.2)
-    model = open_clip.create_model(f"local-dir:{result.folder}")
-    assert float(model.logit_bias.detach()) == pytest.approx(result.figures["logit_bias"], abs=1e-6)
-    again = run(elsewhere(aligning, "again", options=aligning["options"] | {"start": str(result.folder), "steps": 1}))
-    assert load_folder(again.folder).logit_bias == pytest.approx(result.figures["logit_bias"], abs=0.01)
+    assert set(result.metrics) >= {"image_zh", "image_en", "zh_en", "logit_scale", "logit_bias"}
+    assert result.metrics["logit_bias"] != -10 and result.metrics["logit_scale"] == pytest.approx(10, rel=0.2)
+    model = open_clip.create_model(f"local-dir:{result.model}")
+    assert float(model.logit_bias.detach()) == pytest.approx(result.metrics["logit_bias"], abs=1e-6)
+    again = run(elsewhere(aligning, "again", options=aligning["options"] | {"start": str(result.model), "steps": 1}))
+    assert load_folder(again.model).logit_bias == pytest.approx(result.metrics["logit_bias"], abs=0.01)
 
 
 def test_a_distillation_term_keeps_stage_2_near_its_teacher(
@@ -254,14 +255,14 @@ def test_a_distillation_term_keeps_stage_2_near_its_teacher(
     aligning["options"] |= {"losses": [{"kind": "embedding", "weight": 100}], "steps": 10, "augmentations": 1}
     held = run(aligning)
     free = run(elsewhere(aligning, "free", options=aligning["options"] | {"losses": []}))
-    towers = [load_folder(folder) for folder in (model_folder, held.folder, free.folder)]
+    towers = [load_folder(folder) for folder in (model_folder, held.model, free.model)]
     with torch.no_grad():
         before, near, far = (
             torch.nn.functional.normalize(one.text_features(one.tokenize(["红色的圆", "red circle"])).embedding, dim=-1)
             for one in towers
         )
     assert (before * near).sum() > (before * far).sum()
-    assert "embedding" in held.figures and "embedding" not in free.figures
+    assert "embedding" in held.metrics and "embedding" not in free.metrics
 
 
 def test_gradients_in_parts_that_see_each_other_give_the_weights_of_the_whole_batch(
@@ -301,12 +302,12 @@ def test_the_best_weights_by_validation_are_kept_and_worse_ones_end_training(
     harmful = {"optimizer": {"lr": 0.5}, "warmup_steps": 0}  # nothing gets better by such steps
     aligning["options"] |= {"steps": 40, "validate_every_steps": 1, "patience": 3, "keep": "best", **harmful}
     result = run(aligning)
-    logged = [json.loads(line) for line in (result.folder.parent / "metrics.jsonl").read_text().splitlines()]
+    logged = [json.loads(line) for line in (result.model.parent / "metrics.jsonl").read_text().splitlines()]
     measured = {line["step"]: (line["top1_zh"] + line["top1_en"]) / 2 for line in logged if "top1_zh" in line}
     best = max(measured, key=lambda step: (measured[step], -step))
-    assert result.figures["best_step"] == best
+    assert result.metrics["best_step"] == best
     assert max(measured) == best + 3 < 40
-    assert (result.figures["top1_zh"] + result.figures["top1_en"]) / 2 == pytest.approx(measured[best], abs=1e-5)
+    assert (result.metrics["top1_zh"] + result.metrics["top1_en"]) / 2 == pytest.approx(measured[best], abs=1e-5)
 
 
 def test_validation_without_pairs_to_validate_on_is_refused(aligning: Job, run: Run) -> None:

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dcclip_cli.data.batches import DataOptions
+from dcclip_cli.data.dataset import write_embeddings
+from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import Language
-from dcclip_cli.data.table import write_embeddings
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.folder import load_folder
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.predict.torch_runtime import TorchEncoder
-from dcclip_cli.runs import RunFolder
+from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.align import AlignOptions, align
 
 ZH = ["猫", "狗", "红色的汽车", "自行车", "苹果", "大象", "钢琴", "飞机"]
@@ -37,9 +37,9 @@ def run(points: Path, student: dict[str, Any], root: Path, **options: Any) -> Pa
         teacher=None,
         data=DataOptions(train=str(points)),
         seed=0,
-        run=RunFolder(root / "runs" / "points"),
+        run=RunDir(root / "runs" / "points"),
     )
-    return result.folder
+    return result.model
 
 
 def test_words_of_both_languages_come_to_their_points(

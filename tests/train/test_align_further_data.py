@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
+from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import write_parquet
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.folder import load_folder
 from dcclip_cli.model.preprocess import decode
-from dcclip_cli.runs import StageResult
+from dcclip_cli.run_dir import TrainResult
 
 Job = dict[str, Any]
-Run = Callable[..., StageResult]
+Run = Callable[..., TrainResult]
 Elsewhere = Callable[..., Job]
 LINES = [
     "紫色的小鱼",
@@ -74,18 +74,18 @@ def test_pictures_and_lines_without_partners_stay_where_the_teacher_has_them(
     further: Job, run: Run, elsewhere: Elsewhere, model_folder: Path, pairs: list[Pair], cache: bool
 ) -> None:
     further["options"]["teacher_cache"] = cache
-    without = drift(run(further).folder, model_folder, pairs[8:16])
+    without = drift(run(further).model, model_folder, pairs[8:16])
     pictures = run(elsewhere(further, "pictures", options=further["options"] | {"images_per_step": 8}))
     lines = run(elsewhere(further, "lines", options=further["options"] | {"texts_per_step": 4}))
-    assert drift(pictures.folder, model_folder, pairs[8:16])[0] < 0.9 * without[0]
-    assert drift(lines.folder, model_folder, pairs[8:16])[1] < 0.9 * without[1]
-    assert {"image_zh", "image_en", "embedding"} <= set(lines.figures)
+    assert drift(pictures.model, model_folder, pairs[8:16])[0] < 0.9 * without[0]
+    assert drift(lines.model, model_folder, pairs[8:16])[1] < 0.9 * without[1]
+    assert {"image_zh", "image_en", "embedding"} <= set(lines.metrics)
 
 
 def test_the_contrast_is_of_pairs_alone(further: Job, run: Run, elsewhere: Elsewhere) -> None:
     one_step = further["options"] | {"steps": 1, "losses": [{"kind": "embedding", "weight": 0}]}
-    alone = run(elsewhere(further, "alone", options=one_step)).figures
-    beside = run(elsewhere(further, "beside", options=one_step | {"images_per_step": 4, "texts_per_step": 2})).figures
+    alone = run(elsewhere(further, "alone", options=one_step)).metrics
+    beside = run(elsewhere(further, "beside", options=one_step | {"images_per_step": 4, "texts_per_step": 2})).metrics
     assert [beside[term] for term in ("image_zh", "image_en")] == pytest.approx(
         [alone[term] for term in ("image_zh", "image_en")], abs=1e-5
     )

@@ -7,7 +7,7 @@ import pytest
 from dcclip_cli.model.folder import load_folder
 from dcclip_cli.model.teachers import AltClipTeacher
 from dcclip_cli.recipe.load import load
-from dcclip_cli.runs import RunFolder
+from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.align import align
 from dcclip_cli.train.distill import distill
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
@@ -54,12 +54,12 @@ def test_the_papers_recipe_trains_both_stages(full_shaped: Path, pairs_file: Pat
     )
     assert {type(loss) for loss in recipe.distill.losses} >= {FeatureMapLoss, TokenFeaturesLoss}
     common = {"teacher": recipe.teacher, "student": recipe.student, "data": recipe.data, "seed": 0}
-    run = RunFolder(tmp_path / "dc-clip")
+    run = RunDir(tmp_path / "dc-clip")
     first = distill(options=recipe.distill, run=run, **common)  # type: ignore[arg-type]
-    assert set(first.figures) >= {"feature_map", "token_features", "embedding"}
+    assert set(first.metrics) >= {"feature_map", "token_features", "embedding"}
     second = align(options=recipe.align, run=run, **common)  # type: ignore[arg-type]
-    assert set(second.figures) >= {"image_zh", "image_en", "logit_scale"}
-    towers = load_folder(second.folder)
+    assert set(second.metrics) >= {"image_zh", "image_en", "logit_scale"}
+    towers = load_folder(second.model)
     assert towers.text_features(towers.tokenize(["红色的圆"])).embedding.shape == (1, 768)
 
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import write_parquet
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.folder import load_folder
 from dcclip_cli.model.tokenizer import load_tokenizer
-from dcclip_cli.runs import StageResult
+from dcclip_cli.run_dir import TrainResult
 
 Job = dict[str, Any]
-Run = Callable[..., StageResult]
+Run = Callable[..., TrainResult]
 Elsewhere = Callable[..., Job]
-Sha = Callable[[StageResult | Path], str]
+Sha = Callable[[TrainResult | Path], str]
 Stop = Callable[[Job, str, int], None]
 
 
@@ -32,9 +32,9 @@ def test_every_kind_of_teacher_teaches_a_student_that_reads_both_languages(
     distilling["teacher"] = {"kind": kind, "model": str(request.getfixturevalue(f"{teacher}_folder"))}
     distilling["options"] |= {"steps": 2, "teacher_cache": cache}
     result = run(distilling)
-    assert result.folder == Path(distilling["root"]) / "distill" / "model"
-    assert set(result.figures) >= {"feature_map", "token_features", "embedding", "loss"}
-    towers = load_folder(result.folder)
+    assert result.model == Path(distilling["root"]) / "distill" / "model"
+    assert set(result.metrics) >= {"feature_map", "token_features", "embedding", "loss"}
+    towers = load_folder(result.model)
     assert towers.text_features(towers.tokenize(["红色的圆", "red circle"])).embedding.shape == (2, 16)
 
 
@@ -44,7 +44,7 @@ def test_the_cached_and_the_asked_teacher_give_the_same_first_loss(
     figures = []
     for cache in (True, False):
         job = elsewhere(distilling, f"cache-{cache}", options={"steps": 1, "augmentations": 2, "teacher_cache": cache})
-        figures.append(run(job).figures)
+        figures.append(run(job).metrics)
     for name in ("feature_map", "token_features", "embedding"):
         assert figures[0][name] == pytest.approx(figures[1][name], rel=2e-3), name
 
@@ -58,7 +58,7 @@ def test_the_student_comes_nearer_to_its_teacher(distilling: Job, run: Run) -> N
         "optimizer": {"lr": 3e-3},
     }
     result = run(distilling)
-    lines = (result.folder.parent / "metrics.jsonl").read_text().splitlines()
+    lines = (result.model.parent / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     assert len(losses) == 60
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
@@ -68,12 +68,12 @@ def test_the_weights_of_losses_scale_their_terms(distilling: Job, run: Run, else
     distilling["options"] |= {"steps": 1}
     alone = run(elsewhere(distilling, "one", options={"steps": 1, "losses": [{"kind": "embedding"}]}))
     tripled = run(elsewhere(distilling, "three", options={"steps": 1, "losses": [{"kind": "embedding", "weight": 3}]}))
-    assert tripled.figures["embedding"] == pytest.approx(3 * alone.figures["embedding"])
+    assert tripled.metrics["embedding"] == pytest.approx(3 * alone.metrics["embedding"])
 
 
 def test_a_network_that_projects_with_its_classifier_learns_no_bias_for_it(distilling: Job, run: Run) -> None:
     distilling["student"]["image"] = {"timm": "mobilenetv4_conv_small_050", "size": 32}
-    weights = load_file(run(distilling).folder / "open_clip_model.safetensors")
+    weights = load_file(run(distilling).model / "open_clip_model.safetensors")
     assert not weights["visual.trunk.classifier.bias"].any()  # transformers has no place for one
 
 
@@ -81,11 +81,11 @@ def test_a_bias_that_an_older_student_brings_stays_as_it_is(
     aligning: Job, distilling: Job, run: Run, elsewhere: Elsewhere
 ) -> None:
     distilling["student"]["image"] = {"timm": "mobilenetv4_conv_small_050", "size": 32}
-    older = run(distilling).folder
+    older = run(distilling).model
     file, bias = older / "open_clip_model.safetensors", "visual.trunk.classifier.bias"
     before = load_file(file)
     save_file(before | {bias: torch.full_like(before[bias], 0.5)}, file)
-    aligned = run(elsewhere(aligning, "aligned", options={"start": str(older)})).folder
+    aligned = run(elsewhere(aligning, "aligned", options={"start": str(older)})).model
     after = load_file(aligned / "open_clip_model.safetensors")
     assert (after[bias] == 0.5).all()
     assert not torch.equal(after["visual.trunk.classifier.weight"], before["visual.trunk.classifier.weight"])
@@ -93,14 +93,14 @@ def test_a_bias_that_an_older_student_brings_stays_as_it_is(
 
 def test_adapters_are_in_the_resume_state_and_not_in_the_model(distilling: Job, run: Run) -> None:
     result = run(distilling)
-    [state] = (result.folder.parent / "state").glob("step-*")
+    [state] = (result.model.parent / "state").glob("step-*")
     assert any(".adapters." in f".{name}" or "adapters." in name for name in load_file(state / "tensors.safetensors"))
-    assert not [name for name in load_file(result.folder / "open_clip_model.safetensors") if "adapter" in name]
+    assert not [name for name in load_file(result.model / "open_clip_model.safetensors") if "adapter" in name]
 
 
 def test_the_models_provenance_names_its_teacher_and_data(distilling: Job, run: Run) -> None:
     distilling["options"] |= {"steps": 2}
-    provenance = json.loads((run(distilling).folder / "dcclip.json").read_text())
+    provenance = json.loads((run(distilling).model / "dcclip.json").read_text())
     assert provenance["stage"] == "distill"
     assert provenance["teacher"]["name"] == "altclip"
     assert provenance["steps"] == 2
@@ -112,7 +112,7 @@ def test_a_vocabulary_taken_from_the_teacher_cuts_captions_as_the_teacher_does(
 ) -> None:
     distilling["student"]["text"]["vocabulary"] = {"from": "teacher", "size": 300}
     distilling["options"] |= {"steps": 2}
-    student, teacher = load_tokenizer(run(distilling).folder), load_tokenizer(altclip_folder)
+    student, teacher = load_tokenizer(run(distilling).model), load_tokenizer(altclip_folder)
     for text in (caption for pair in pairs for caption in (*pair.zh, *pair.en)):
         assert student.encode(text).tokens == teacher.encode(text).tokens
 
@@ -189,14 +189,14 @@ def test_interrupted_and_run_again_gives_the_weights_of_the_unbroken_run(
 
 def test_a_finished_stage_does_nothing(distilling: Job, run: Run, watching: Callable[..., Any]) -> None:
     first = run(distilling)
-    written = (first.folder / "dcclip.json").stat().st_mtime_ns
+    written = (first.model / "dcclip.json").stat().st_mtime_ns
     progress = watching()
     again = run(distilling | {"teacher": {"kind": "altclip", "model": "/nowhere"}}, progress)
     assert not first.already_finished
     assert again.already_finished
-    assert again.folder == first.folder
+    assert again.model == first.model
     assert progress.tasks == []
-    assert (first.folder / "dcclip.json").stat().st_mtime_ns == written
+    assert (first.model / "dcclip.json").stat().st_mtime_ns == written
 
 
 def test_fresh_does_a_finished_stage_again(distilling: Job, run: Run, sha256: Sha) -> None:
@@ -276,7 +276,7 @@ def test_a_vocabulary_too_small_for_its_characters_is_refused(
 
 def test_training_with_the_largest_seed_works(distilling: Job, run: Run) -> None:
     distilling["options"] |= {"steps": 1}
-    assert torch.isfinite(torch.tensor(run(distilling | {"seed": 2**32 - 1}).figures["loss"]))
+    assert torch.isfinite(torch.tensor(run(distilling | {"seed": 2**32 - 1}).metrics["loss"]))
 
 
 # ---- other data, other teachers
@@ -295,9 +295,9 @@ def test_several_teachers_teach_one_student(distilling: Job, run: Run, chinese_c
         "steps": 4,
     }
     result = run(distilling)
-    assert set(result.figures) >= {"ensemble", "embedding", "embedding-2", "feature_map"}
-    assert result.figures["embedding"] < 0.5 * result.figures["embedding-2"]  # a quarter of its weight is left
-    [state] = (result.folder.parent / "state").glob("step-*")
+    assert set(result.metrics) >= {"ensemble", "embedding", "embedding-2", "feature_map"}
+    assert result.metrics["embedding"] < 0.5 * result.metrics["embedding-2"]  # a quarter of its weight is left
+    [state] = (result.model.parent / "state").glob("step-*")
     adapters = {name.split(".")[1] for name in load_file(state / "tensors.safetensors") if "model/adapters." in name}
     assert adapters == {
         *("image_embedding", "text_embedding", "image_embedding-t1", "text_embedding-t1", "image_map_-1_0-t1"),
@@ -334,5 +334,5 @@ def test_a_text_tower_that_starts_from_the_teachers_rows_asked_or_not(
     plain = json.loads(json.dumps(distilling))
     plain["student"]["text"]["inherit"] = "nothing"
     other = run(elsewhere(plain, "plain"))
-    one, two = (load_file(made.folder / "open_clip_model.safetensors") for made in (result, other))
+    one, two = (load_file(made.model / "open_clip_model.safetensors") for made in (result, other))
     assert not torch.equal(one["text.token_embedding.weight"], two["text.token_embedding.weight"])

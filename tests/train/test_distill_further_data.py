@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.tokenizer import load_tokenizer
-from dcclip_cli.runs import StageResult
+from dcclip_cli.run_dir import TrainResult
 
 Job = dict[str, Any]
-Run = Callable[..., StageResult]
+Run = Callable[..., TrainResult]
 Elsewhere = Callable[..., Job]
-Sha = Callable[[StageResult | Path], str]
+Sha = Callable[[TrainResult | Path], str]
 
 
 @pytest.fixture
@@ -39,10 +39,10 @@ def test_parallel_text_alone_teaches_the_text_tower_and_leaves_the_image_tower_a
     distilling["options"] = {"teacher_cache": cache, "losses": losses, "steps": 3, "optimizer": {"weight_decay": 0}}
     started = run(elsewhere(distilling, "started", options=distilling["options"] | {"steps": 1, "warmup_steps": 10**6}))
     result = run(distilling)
-    before, after = (load_file(one.folder / "open_clip_model.safetensors") for one in (started, result))
+    before, after = (load_file(one.model / "open_clip_model.safetensors") for one in (started, result))
     changed = {name.partition(".")[0] for name, value in after.items() if (value - before[name]).abs().max() > 1e-5}
     assert changed == {"text"}
-    assert set(result.figures) >= {"embedding", "cross_lingual", "token_features"}
+    assert set(result.metrics) >= {"embedding", "cross_lingual", "token_features"}
 
 
 def test_pairs_pictures_and_lines_together_serve_their_towers(
@@ -55,8 +55,8 @@ def test_pairs_pictures_and_lines_together_serve_their_towers(
     losses = [{"kind": kind} for kind in ("feature_map", "embedding", "interactive", "affinity", "cross_lingual")]
     distilling["options"] |= {"losses": losses, "images_per_step": 4, "texts_per_step": 8, "steps": 3}
     result = run(distilling)
-    assert set(result.figures) >= {loss["kind"] for loss in losses}
-    tokenizer = load_tokenizer(result.folder)
+    assert set(result.metrics) >= {loss["kind"] for loss in losses}
+    tokenizer = load_tokenizer(result.model)
     assert "<unk>" not in tokenizer.encode("紫色的小鱼 purple fish").tokens  # the lines' texts are in the vocabulary
 
 

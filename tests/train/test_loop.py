@@ -16,9 +16,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from dcclip_cli.data.augment import Augment
-from dcclip_cli.data.batches import Batch, CaptionOptions, Reader
-from dcclip_cli.data.order import Mixture, Order, Part
-from dcclip_cli.data.table import open_pairs
+from dcclip_cli.data.collator import Batch, Collator
+from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.data.options import CaptionOptions
+from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler, Part
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import Tokens
 from dcclip_cli.progress import Progress, Silent
@@ -47,7 +48,7 @@ class Pulled(Trainable):
         return weight
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        self.seen.append(batch.indices.tolist())
+        self.seen.append(batch.sample_index.tolist())
         self.random.append(float(torch.rand(1)))
         return {"matrix": self.matrix.sum(), "others": self.bias.sum() + self.slope.sum()}
 
@@ -59,9 +60,9 @@ def train(pairs_file: Path, tmp_path: Path) -> Callable[..., Fitted]:
     def start(module: Trainable, progress: Progress | None = None, **options: Any) -> Fitted:
         finish, measure = options.pop("finish", lambda figures: None), options.pop("measure", None)
         given = {"steps": 4, "batch_size": 8, "warmup_steps": 0, "workers": 0, "precision": "fp32"} | options
-        read = Reader(open_pairs(pairs_file), 0, Augment(), CaptionOptions(languages=("zh", "en")), _pixels, _tokens)
+        read = Collator(open_pairs(pairs_file), 0, Augment(), CaptionOptions(languages=("zh", "en")), _pixels, _tokens)
         chosen = LoopOptions.model_validate(given)
-        order = Mixture((Part(Order(20, chosen.batch_size, seed=0)),))
+        order = MixedBatchSampler((Part(EpochBatchSampler(20, chosen.batch_size, seed=0)),))
         return fit(
             module, "toy", read, order, chosen, tmp_path, {"of": "toy"}, 0, "cpu", progress or Silent(), finish, measure
         )
@@ -90,7 +91,7 @@ def test_the_rate_warms_up_in_a_line_and_falls_in_half_a_cosine() -> None:
 
 
 def test_epochs_count_whole_batches() -> None:
-    order = Mixture((Part(Order(20, 8, seed=0)),))  # two batches an epoch
+    order = MixedBatchSampler((Part(EpochBatchSampler(20, 8, seed=0)),))  # two batches an epoch
     assert total_steps(LoopOptions(epochs=3), order) == 6
     assert total_steps(LoopOptions(epochs=0.1), order) == 1
     assert total_steps(LoopOptions(steps=5), order) == 5
@@ -328,10 +329,6 @@ def test_a_full_disk_leaves_the_state_before_and_says_so(
         ({"gradient_cache": True}, "give accumulate"),
         ({"keep": "best"}, "give validate_every_steps"),
         ({"patience": 3}, "give validate_every_steps"),
-        (
-            {"parallel": "fsdp2", "ema": 0.9, "optimizer": {"kind": "muon"}},
-            "ema and optimizer.kind: muon need the whole",
-        ),
     ],
 )
 def test_options_that_need_each_other_say_so(given: dict[str, Any], said: str) -> None:

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 import dcclip_cli
+from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import write_parquet
-from dcclip_cli.runs import StageResult
+from dcclip_cli.run_dir import TrainResult
 
 TIMEOUT_S = 150  # gloo may hang at exit: pytorch issue 56297
 
@@ -48,16 +48,14 @@ LOSSES = [{"kind": kind} for kind in ("feature_map", "token_features", "embeddin
 
 
 @pytest.mark.timeout(2 * TIMEOUT_S)
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 @pytest.mark.parametrize(("stage", "further"), [("distill", False), ("align", False), ("align", True)])
 def test_two_processes_train_as_one_does_on_the_same_batches(
     distilling: dict[str, Any],
-    run: Callable[..., StageResult],
+    run: Callable[..., TrainResult],
     tmp_path: Path,
     pairs: list[Pair],
     stage: str,
     further: bool,
-    parallel: str,
 ) -> None:
     # Some pairs lack a caption, and some share one, so that the two have unequal shares of texts and of negatives.
     some = [replace(pair, zh=pair.zh[: number % 3]) for number, pair in enumerate(pairs)]
@@ -79,7 +77,6 @@ def test_two_processes_train_as_one_does_on_the_same_batches(
     roots = {name: str(tmp_path / name / "run") for name in ("one", "two", "shorter")}
     run(job | {"root": roots["one"]})
     run(job | {"root": roots["shorter"], "options": job["options"] | {"steps": 1}})
-    job["options"]["parallel"] = parallel
     on_two_processes(job | {"root": roots["two"]}, tmp_path / "job.json")
     assert not [path for path in Path(roots["two"], stage).iterdir() if path.name.startswith(".")]
     one, two, shorter = (
@@ -97,17 +94,15 @@ def test_two_processes_train_as_one_does_on_the_same_batches(
 
 
 @pytest.mark.timeout(2 * TIMEOUT_S)
-@pytest.mark.parametrize("more", [{"accumulate": 2, "gradient_cache": True}, {"parallel": "fsdp2"}])
 def test_two_processes_go_on_where_one_was_stopped(
     aligning: dict[str, Any],
-    run: Callable[..., StageResult],
+    run: Callable[..., TrainResult],
     interrupt: Callable[..., None],
     tmp_path: Path,
-    more: dict[str, Any],
 ) -> None:
     sgd = {"kind": "sgd", "lr": 0.02, "momentum": 0.9}
-    aligning["options"] |= {"freeze_batch_norms": True, "optimizer": sgd, **more}
-    unbroken = load_file(run(aligning | {"root": str(tmp_path / "unbroken")}).folder / "open_clip_model.safetensors")
+    aligning["options"] |= {"freeze_batch_norms": True, "optimizer": sgd, "accumulate": 2, "gradient_cache": True}
+    unbroken = load_file(run(aligning | {"root": str(tmp_path / "unbroken")}).model / "open_clip_model.safetensors")
     interrupt(aligning, "align", 3)
     on_two_processes(aligning, tmp_path / "job.json")
     resumed = load_file(Path(aligning["root"], "align", "model", "open_clip_model.safetensors"))

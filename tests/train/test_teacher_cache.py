@@ -17,9 +17,10 @@ from numpy.lib.format import open_memmap
 from torch.nn import functional as F
 
 from dcclip_cli.data.augment import Augment
-from dcclip_cli.data.batches import CaptionOptions, Reader
+from dcclip_cli.data.collator import Collator
+from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.data.options import CaptionOptions
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import open_pairs
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.folder import load_folder
 from dcclip_cli.model.teachers import AltClipTeacher, TransformersTeacher
@@ -27,10 +28,10 @@ from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.progress import Silent
 from dcclip_cli.train import teacher_cache
 from dcclip_cli.train.cache_blocks import Block, BlockStore
-from dcclip_cli.train.losses.base import Loss, Side, Widths
+from dcclip_cli.train.feature_shapes import Grid, map_grids
+from dcclip_cli.train.losses.base import Loss, Outputs, Widths
 from dcclip_cli.train.losses.embeddings import EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, to_grid
-from dcclip_cli.train.probe import Grid, map_grids
 from dcclip_cli.train.teacher_cache import TeacherCache, build_cache
 from dcclip_cli.train.teachers import OnlineTeacher
 
@@ -52,8 +53,8 @@ def altclip(altclip_folder: Path) -> Towers:
     return AltClipTeacher(model=str(altclip_folder)).load()
 
 
-def reader(pairs_file: Path, student: Towers, teacher: Towers, repeats: int = 2, also_other: bool = False) -> Reader:
-    return Reader(
+def reader(pairs_file: Path, student: Towers, teacher: Towers, repeats: int = 2, also_other: bool = False) -> Collator:
+    return Collator(
         open_pairs(pairs_file),
         0,
         Augment(background="random", rotate=15, colour=0.3),
@@ -67,7 +68,7 @@ def reader(pairs_file: Path, student: Towers, teacher: Towers, repeats: int = 2,
 
 def build(
     teacher: Towers,
-    read: Reader,
+    read: Collator,
     folder: Path,
     losses: tuple[Loss, ...] = ALL,
     grid: Grid | None = None,
@@ -77,7 +78,7 @@ def build(
     return build_cache(teacher, WIDTHS, read, losses, grids, folder, elsewhere, "cpu", Silent())
 
 
-def assert_same_targets(kept: Side, asked: Side) -> None:
+def assert_same_targets(kept: Outputs, asked: Outputs) -> None:
     torch.testing.assert_close(kept.image.embedding, F.normalize(asked.image.embedding, dim=-1), **FP16)
     torch.testing.assert_close(kept.image.map, to_grid(asked.image.map, 2, 2), **FP16)
     assert kept.texts.keys() == asked.texts.keys()
@@ -101,7 +102,7 @@ def test_kept_answers_are_the_teachers_to_fp16(
     cache, online = build(teacher, read, tmp_path), OnlineTeacher(teacher, 0, (), WIDTHS)
     for samples in ([(0, 0), (13, 0), (39, 0)], [(5, 1), (38, 1)], [(7, 3)], [(7, 8), (6, 8)]):
         batch = read.batch(samples)
-        assert_same_targets(cache(batch), online(batch))
+        assert_same_targets(cache.features(batch), online.features(batch))
 
 
 def test_another_augmentation_of_a_picture_has_another_answer(
@@ -109,7 +110,7 @@ def test_another_augmentation_of_a_picture_has_another_answer(
 ) -> None:
     read = reader(pairs_file, student, altclip)
     cache = build(altclip, read, tmp_path)
-    first, second, again = (cache(read.batch([(3, epoch)])).image.embedding for epoch in (0, 1, 2))
+    first, second, again = (cache.features(read.batch([(3, epoch)])).image.embedding for epoch in (0, 1, 2))
     assert not torch.equal(first, second)
     assert torch.equal(first, again)
 
@@ -124,8 +125,8 @@ def test_the_teacher_is_asked_once(
             patch.setattr(altclip, method, lambda *_: pytest.fail("asked again"))
         after = build(altclip, read, tmp_path)
     batch = read.batch([(0, 0), (20, 1)])
-    assert torch.equal(before(batch).image.map, after(batch).image.map)
-    assert torch.equal(before(batch).texts["zh"].tokens, after(batch).texts["zh"].tokens)
+    assert torch.equal(before.features(batch).image.map, after.features(batch).image.map)
+    assert torch.equal(before.features(batch).texts["zh"].tokens, after.features(batch).texts["zh"].tokens)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -194,7 +195,7 @@ def test_what_changes_the_answers_has_a_cache_of_its_own(
         case "teacher":
             build(TransformersTeacher(model=str(chinese_clip_folder)).load(), read, tmp_path)
         case "repeats":
-            build(altclip, replace(read, repeats=2), tmp_path)
+            build(altclip, replace(read, num_augmentations=2), tmp_path)
         case "augment":
             build(altclip, replace(read, augment=Augment()), tmp_path)
         case "seed":
@@ -235,9 +236,9 @@ def test_a_kept_answer_that_is_not_finite_is_refused(
     [file] = tmp_path.rglob("image_embedding.npy")
     open_memmap(file, "r+")[7, 0] = np.nan  # picture 3, its second augmentation
     cache = build(altclip, read, tmp_path)
-    cache(read.batch([(3, 0), (4, 1)]))
+    cache.features(read.batch([(3, 0), (4, 1)]))
     with pytest.raises(DcclipError, match=r"image_embedding.npy .* not finite .* 1 of 2 rows") as raised:
-        cache(read.batch([(3, 1), (4, 1)]))
+        cache.features(read.batch([(3, 1), (4, 1)]))
     assert raised.value.hint.startswith(f"delete {file.parent}, ")
 
 
@@ -254,8 +255,8 @@ def test_another_run_over_the_same_data_takes_what_is_there_and_writes_nothing_t
     assert (first.found, other.found) == (0, first.images.rows + first.texts.rows)
     assert not blocks(tmp_path / "other") and contents(tmp_path / "first") == written
     batch = read.batch([(0, 0), (20, 1)])
-    assert torch.equal(first(batch).image.map, other(batch).image.map)
-    assert torch.equal(first(batch).texts["zh"].tokens, other(batch).texts["zh"].tokens)
+    assert torch.equal(first.features(batch).image.map, other.features(batch).image.map)
+    assert torch.equal(first.features(batch).texts["zh"].tokens, other.features(batch).texts["zh"].tokens)
 
 
 def test_who_asks_for_less_takes_it_from_what_has_more(
@@ -274,12 +275,12 @@ def test_who_asks_for_less_takes_it_from_what_has_more(
     assert blocks(tmp_path / "more") == before
     assert less.found == more.images.rows + more.texts.rows
     batch = read.batch([(0, 0), (20, 1)])
-    for one, other in zip(sides(less(batch)), sides(alone(batch)), strict=True):
+    for one, other in zip(sides(less.features(batch)), sides(alone.features(batch)), strict=True):
         assert torch.equal(one, other)
-    assert not torch.equal(less(batch).image.map, more(batch).image.map)
+    assert not torch.equal(less.features(batch).image.map, more.features(batch).image.map)
 
 
-def sides(side: Side) -> list[torch.Tensor]:
+def sides(side: Outputs) -> list[torch.Tensor]:
     return [side.image.embedding, side.image.map, *(text.tokens for text in side.texts.values())]
 
 
@@ -306,8 +307,8 @@ def test_a_picture_that_changes_has_its_block_built_anew(
     read = reader(tmp_path / "data", student, altclip)
     after = build(altclip, read, tmp_path / "cache")
     batch = read.batch([(0, 0), (1, 0)])
-    assert not torch.equal(before(batch).image.embedding[0], after(batch).image.embedding[0])
-    assert torch.equal(before(batch).image.embedding[1], after(batch).image.embedding[1])
+    assert not torch.equal(before.features(batch).image.embedding[0], after.features(batch).image.embedding[0])
+    assert torch.equal(before.features(batch).image.embedding[1], after.features(batch).image.embedding[1])
 
 
 def test_two_processes_fill_one_cache_each_block_once(
@@ -341,7 +342,7 @@ def test_the_maps_of_several_layers_are_kept_each_on_its_students_grid(
     grids = {-2: Grid(4, 4), -1: Grid(2, 2)}
     cache = build_cache(altclip, WIDTHS, read, (loss,), grids, tmp_path, (), "cpu", Silent())
     batch = read.batch([(0, 0), (20, 1)])
-    kept, asked = cache(batch).image, OnlineTeacher(altclip, 0, (0,), WIDTHS)(batch).image
+    kept, asked = cache.features(batch).image, OnlineTeacher(altclip, 0, (0,), WIDTHS).features(batch).image
     torch.testing.assert_close(kept.layer(0), asked.layer(0), **FP16)  # 4 x 4 is the teacher's own grid
     torch.testing.assert_close(kept.layer(-1), to_grid(asked.layer(-1), 2, 2), **FP16)
     assert not torch.equal(asked.layer(0), asked.layer(-1))

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, IPvAnyNetwork, StringConstraints
 
 from dcclip_cli import __version__
-from dcclip_cli.data.table import MAX_IMAGE_BYTES
+from dcclip_cli.data.files.reading import MAX_IMAGE_BYTES
 from dcclip_cli.options import Options
 
 Host = Annotated[str, StringConstraints(to_lower=True, pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?$")]

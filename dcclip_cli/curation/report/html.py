@@ -15,7 +15,7 @@ from dcclip_cli.curation.report.reasons import STEPS, Meaning, meaning_of
 from dcclip_cli.curation.report.scales import SCALES
 from dcclip_cli.curation.report.stats import KEPT
 from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.pages import write_page
+from dcclip_cli.html import write_page
 
 _LANGUAGE_NAMES = {"zh": "Chinese", "en": "English"}
 

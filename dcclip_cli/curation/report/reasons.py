@@ -17,7 +17,6 @@ _STEPS = {
         "caption-near-duplicate",
     ),
     "Scores": ("agreement-", "classifier-", "prompts-"),
-    "Balance": ("cap-",),
     "Picture": ("image-",),
     "Captions": ("caption-",),
     "Empty pairs": ("no-caption",),
@@ -31,7 +30,6 @@ STEPS = (
     "Empty pairs",
     "Decontamination",
     "Duplicates",
-    "Balance",
     "Other",
 )
 
@@ -116,9 +114,6 @@ _MEANINGS = {
         "As many earlier pairs as may have nearly the same.",
         "duplicates: {kind: same-caption, at_most, similarity, min_letters}",
     ),
-    "cap-source": ("The source has given as many pairs as it may.", "balance: {kind: cap, by: source, most}"),
-    "cap-language": ("Enough pairs with these languages.", "balance: {kind: cap, by: language, most}"),
-    "cap-head-word": ("Enough pairs whose caption has this head word.", "balance: {kind: cap, by: head-word, most}"),
 }
 
 

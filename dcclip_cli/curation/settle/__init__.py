@@ -1,1 +1,1 @@
-"""The rules that look at all pairs at once: evaluation sets, duplicates, balance."""
+"""The rules that look at all pairs at once: evaluation sets, duplicates."""

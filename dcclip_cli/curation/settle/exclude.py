@@ -12,8 +12,9 @@ from dcclip_cli.curation.candidate import Picture
 from dcclip_cli.curation.settle.facts import facts_of, facts_schema
 from dcclip_cli.curation.settle.near import find_near
 from dcclip_cli.curation.settle.tables import GlobalRule
+from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.data.files.reading import IMAGE_SUFFIXES
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import IMAGE_SUFFIXES, open_pairs
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode
 

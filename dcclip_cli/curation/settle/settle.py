@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from dcclip_cli.curation.settle.balance import Balance
 from dcclip_cli.curation.settle.exclude import Exclude
 from dcclip_cli.curation.settle.images import NearImage, SameImage
 from dcclip_cli.curation.settle.tables import GlobalRule, drop_empty, fill
@@ -31,7 +30,6 @@ class SettleOptions(Options):
     duplicates: tuple[Duplicate, ...] = Field(
         (SameImage(), NearImage(), SameCaption()), description="What is looked for; none: nothing"
     )
-    balance: tuple[Balance, ...] = Field((), description="Caps and weights, one after the other")
 
 
 def settle(
@@ -46,11 +44,11 @@ def settle(
     """Write `decisions.parquet` and `captions.parquet` into the folder `out`, ordered by key.
 
     The rules `first` (thresholds of scores) come before all others; then evaluation sets, the same images, near images,
-    captions, balance, whatever the order in the recipe. A pair that lacks a needed language is dropped once the same
+    captions, whatever the order in the recipe. A pair that lacks a needed language is dropped once the same
     images are merged, since that may have brought it. DuckDB takes about `memory` and spills into `out`.
 
-    decisions: key, reason (NULL: kept), detail, zh and en (the final captions of kept pairs, else empty), weight
-    (DOUBLE), scores (JSON: by name a number, or a list per language in the order of the captions; NULL without any).
+    decisions: key, reason (NULL: kept), detail, zh and en (the final captions of kept pairs, else empty),
+    scores (JSON: by name a number, or a list per language in the order of the captions; NULL without any).
     captions: key, language, caption, reason, detail of every caption dropped by itself, its pair's own drop apart.
     """
     import duckdb
@@ -68,7 +66,6 @@ def settle(
         drop_empty(connection, needs)
         for kind in (NearImage, SameCaption):
             _apply(connection, [rule for rule in options.duplicates if isinstance(rule, kind)], needs)
-        _apply(connection, options.balance, needs)
         for name, query in ((CAPTIONS, _DROPPED_CAPTIONS), (DECISIONS, _DECISIONS)):
             part = out / f"{name}.part"
             connection.execute(f"COPY ({query}) TO '{_quoted(part)}' (FORMAT parquet, COMPRESSION zstd)")
@@ -98,7 +95,6 @@ WITH final AS (
         coalesce(list(text ORDER BY place) FILTER (language = 'en'), []) AS en
     FROM live_captions GROUP BY number
 ),
-weighed AS (SELECT number, product(weight ORDER BY weight) AS weight FROM weights GROUP BY number),
 caption_scores AS (
     SELECT number, name, language, to_json(list(value ORDER BY place)) AS value
     FROM (
@@ -117,10 +113,8 @@ scored AS (
     SELECT number, to_json(map(list(name ORDER BY name), list(value ORDER BY name)))::VARCHAR AS scores
     FROM all_scores GROUP BY number
 )
-SELECT key, reason, detail, coalesce(zh, []) AS zh, coalesce(en, []) AS en, coalesce(weight, 1.0)::DOUBLE AS weight,
-    scores
-FROM pairs LEFT JOIN pair_drops USING (number) LEFT JOIN final USING (number) LEFT JOIN weighed USING (number)
-LEFT JOIN scored USING (number)
+SELECT key, reason, detail, coalesce(zh, []) AS zh, coalesce(en, []) AS en, scores
+FROM pairs LEFT JOIN pair_drops USING (number) LEFT JOIN final USING (number) LEFT JOIN scored USING (number)
 ORDER BY number
 """
 

@@ -12,7 +12,6 @@ reason is the only one. A pair's `number` is its place in the order of keys, fro
 | `scores`        | number, name, language (NULL: of the whole pair), place INT (NULL: of the whole pair), value     |
 | `pair_drops`    | number, reason, detail                                                                           |
 | `caption_drops` | number, language, place, reason, detail                                                          |
-| `weights`       | number, weight DOUBLE; a pair's weights are multiplied, none is 1                                |
 | `live_pairs`    | the rows of `pairs` without a drop                                                               |
 | `live_captions` | the rows of `captions` without a drop, of live pairs                                             |
 | `thumbs`        | number, thumb BLOB; left in the files, where they are read only for pictures worth comparing     |
@@ -44,13 +43,12 @@ class GlobalRule(Options, ABC):
 
     @abstractmethod
     def apply(self, connection: DuckDBPyConnection) -> None:
-        """Add this rule's drops (and weights) to the tables. Pairs left without captions are dropped afterwards."""
+        """Add this rule's drops to the tables. Pairs left without captions are dropped afterwards."""
 
 
 _TABLES = """
 CREATE TABLE pair_drops (number BIGINT, reason VARCHAR, detail VARCHAR);
 CREATE TABLE caption_drops (number BIGINT, language VARCHAR, place INTEGER, reason VARCHAR, detail VARCHAR);
-CREATE TABLE weights (number BIGINT, weight DOUBLE);
 CREATE TABLE scores (number BIGINT, name VARCHAR, language VARCHAR, place INTEGER, value DOUBLE);
 CREATE VIEW live_pairs AS SELECT * FROM pairs ANTI JOIN pair_drops USING (number);
 CREATE VIEW live_captions AS

@@ -12,9 +12,9 @@ from pydantic import Field
 
 from dcclip_cli.curation.candidate import Candidate, Slice
 from dcclip_cli.curation.sources.base import HINT, SourceOptions, Told, by_language, files_of, place_in
-from dcclip_cli.data.files.base64_lines import IMAGES, Text, image_of, image_rows, number_of, texts_file, texts_in
-from dcclip_cli.data.files.fault import Fault
+from dcclip_cli.data.files.captions import IMAGES, Text, image_of, image_rows, number_of, texts_file, texts_in
 from dcclip_cli.data.files.lines import line_cuts
+from dcclip_cli.data.files.reading import Fault
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 

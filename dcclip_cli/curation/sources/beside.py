@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dcclip_cli.curation.sources.base import TOLD, Told, by_language
-from dcclip_cli.data.files.fault import Fault
-from dcclip_cli.data.files.reading import plain, texts_of
+from dcclip_cli.data.files.reading import Fault, plain, texts_of
 
 Beside = Mapping[str, bytes]  # suffix (of BESIDE), without its dot -> the file's bytes
 BESIDE: dict[str, Told | None] = {"json": None, "zh.txt": "zh", "en.txt": "en", "txt": "caption"}

@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 
 from dcclip_cli.curation.candidate import Candidate, Slice
 from dcclip_cli.curation.sources.base import HINT, TOLD, SourceOptions, Told, by_language, index_slices
-from dcclip_cli.data.files.caption_files import Named, Places, captions_in, identity, names_in
-from dcclip_cli.data.files.fault import Fault
+from dcclip_cli.data.files.captions import Named, Places, captions_in, identity, names_in
+from dcclip_cli.data.files.reading import Fault
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 

@@ -11,10 +11,8 @@ from pydantic import Field
 
 from dcclip_cli.curation.candidate import Candidate
 from dcclip_cli.curation.sources.base import TOLD, SourceOptions, Told, by_language
-from dcclip_cli.data.files.fault import Fault
-from dcclip_cli.data.files.reading import Folder, from_base64, plain, texts_of
+from dcclip_cli.data.files.reading import MAX_IMAGE_BYTES, Fault, Folder, from_base64, plain, texts_of
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import MAX_IMAGE_BYTES
 from dcclip_cli.errors import DcclipError
 
 Names = str | tuple[str, ...]

@@ -13,10 +13,8 @@ from pydantic import Field
 from dcclip_cli.curation.candidate import Candidate, Slice
 from dcclip_cli.curation.sources.base import HINT, SourceOptions
 from dcclip_cli.curation.sources.beside import Beside, captions_beside
-from dcclip_cli.data.files.fault import Fault
-from dcclip_cli.data.files.reading import MAX_TEXT_BYTES, PICTURE_SUFFIXES, Folder
+from dcclip_cli.data.files.reading import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, PICTURE_SUFFIXES, Fault, Folder
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import MAX_IMAGE_BYTES
 from dcclip_cli.errors import DcclipError
 
 _Parts = tuple[str, ...]

@@ -13,10 +13,8 @@ from pydantic import Field
 from dcclip_cli.curation.candidate import Candidate, Drop, Slice
 from dcclip_cli.curation.sources.base import SourceOptions, files_of, place_in
 from dcclip_cli.curation.sources.parquet_table import ParquetTable
-from dcclip_cli.data.files.fault import Fault
-from dcclip_cli.data.files.reading import plain, texts_of
+from dcclip_cli.data.files.reading import MAX_IMAGE_BYTES, Fault, plain, texts_of
 from dcclip_cli.data.pair import LANGUAGES, Pair
-from dcclip_cli.data.table import MAX_IMAGE_BYTES
 from dcclip_cli.errors import DcclipError
 
 

@@ -14,9 +14,8 @@ from dcclip_cli.curation.sources.columns import ColumnOptions, Roles
 from dcclip_cli.curation.sources.parquet_table import ParquetTable
 from dcclip_cli.curation.sources.tables import TableFile
 from dcclip_cli.curation.sources.text_tables import CsvFile, JsonLinesFile, TsvFile
-from dcclip_cli.data.files.reading import MAX_TEXT_BYTES, Folder
+from dcclip_cli.data.files.reading import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Folder
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import MAX_IMAGE_BYTES
 from dcclip_cli.errors import DcclipError
 
 _MAX_ROW_WITH_IMAGE = MAX_IMAGE_BYTES * 4 // 3 + MAX_TEXT_BYTES  # base64 takes four bytes for three

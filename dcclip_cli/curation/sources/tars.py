@@ -13,11 +13,8 @@ from pydantic import Field
 from dcclip_cli.curation.candidate import Candidate, Drop, Slice
 from dcclip_cli.curation.sources.base import SourceOptions, files_of, place_in
 from dcclip_cli.curation.sources.beside import BESIDE, captions_beside
-from dcclip_cli.data.files.fault import Fault
-from dcclip_cli.data.files.reading import MAX_TEXT_BYTES, PICTURE_SUFFIXES
-from dcclip_cli.data.files.tar_members import Member, members
+from dcclip_cli.data.files.reading import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, PICTURE_SUFFIXES, Fault, Member, members
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.table import MAX_IMAGE_BYTES
 
 _PEEK = 2_000  # members looked at to tell how many pairs a tar has
 _IMAGE = "image"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset
 
 
 # What `datasets` raises for a wrong name, configuration or split, for half a file, and where the hub can't be reached.
@@ -47,18 +47,6 @@ def load_hub(
         raise _unloadable(path, error) from None
 
 
-def stream_hub(path: str, split: str, revision: str | None = None, files: str | None = None) -> IterableDataset:
-    """One split, to be read from the first row to the last without being kept. Raises DcclipError as `load_hub`."""
-    import datasets
-
-    try:
-        return datasets.load_dataset(
-            path, split=split, revision=revision, data_files={split: files} if files else None, streaming=True
-        )
-    except (*BROKEN, datasets.exceptions.DatasetsError) as error:
-        raise _unloadable(path, error) from None
-
-
 def splits_of(path: str) -> list[str]:
     """The names of the splits in a folder that holds a repository of the hub. Raises DcclipError as `load_hub`."""
     import datasets
@@ -66,16 +54,6 @@ def splits_of(path: str) -> list[str]:
     try:
         return list(datasets.get_dataset_split_names(path))
     except (*BROKEN, datasets.exceptions.DatasetsError) as error:
-        raise _unloadable(path, error) from None
-
-
-def revision_of(path: str) -> str:
-    """The commit that the hub has of a data set now. Raises DcclipError where it can't be asked."""
-    import huggingface_hub
-
-    try:
-        return str(huggingface_hub.HfApi().dataset_info(path).sha)
-    except BROKEN as error:
         raise _unloadable(path, error) from None
 
 

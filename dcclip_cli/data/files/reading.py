@@ -1,4 +1,4 @@
-"""How are files of others read? Within bounds, inside one folder, and into what JSON can hold."""
+"""Bounded reading of third-party files: each size is limited, no path leaves its folder, every fault has a reason."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import base64
 import binascii
 import math
 import os
-from collections.abc import Mapping
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple, cast
 
-from dcclip_cli.data.files.fault import Fault
-from dcclip_cli.data.table import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
-
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+MAX_IMAGE_BYTES = 64_000_000
+MAX_RECORD_BYTES = 1_000_000  # of one KEY.json; captions are short
 MAX_TEXT_BYTES = 1_000_000  # of a caption file, of a row in a table, of the record beside an image
 MAX_DEPTH = 32  # of lists in lists in metadata
 # What someone meant as a picture. Those that no recipe keeps are read all the same, so that their drop is counted.
@@ -20,6 +22,23 @@ PICTURE_SUFFIXES = (
     *IMAGE_SUFFIXES,
     *(".jfif", ".jpe", ".gif", ".bmp", ".tif", ".tiff", ".svg", ".avif", ".heic", ".jp2", ".ico"),
 )
+_MAX_HEADER_BYTES = 1_000_000  # of an extended header; a long name needs a few hundred
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Why something was left out: `reason` is one of a few fixed words to count by, `detail` is for a person."""
+
+    reason: str
+    detail: str = ""
+
+
+class Fault(Exception):
+    """Ends the reading of one candidate."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason)
+        self.drop = Drop(reason, detail)
 
 
 class Folder:
@@ -91,3 +110,61 @@ def plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item, depth + 1) for item in value]
     return str(value)
+
+
+class Member(NamedTuple):
+    """A file in a tar: where its bytes stand, and why they can't be had."""
+
+    name: str
+    offset: int
+    size: int
+    fault: Drop | None = None
+
+
+def members(file: Path) -> Iterator[Member]:
+    """The files and links in a tar, in order; where it breaks off, the last one says so."""
+    size = os.path.getsize(file)
+    at = 0  # behind the last member that could be read
+    with file.open("rb") as stream:
+        try:
+            with tarfile.open(fileobj=cast(IO[bytes], _Bounded(stream)), mode="r:") as archive:
+                while (member := archive.next()) is not None:
+                    archive.members.clear()  # type: ignore[attr-defined]  # it keeps every header
+                    at = archive.offset
+                    if member.offset_data + (member.size if member.isreg() else 0) > size:
+                        yield Member(member.name, member.offset_data, member.size, _cut(size))
+                        return
+                    if member.issym() or member.islnk():
+                        fault = Drop("image-outside", f"a link to {member.linkname[:200]!r}; links are not followed")
+                        yield Member(member.name, member.offset_data, 0, fault)
+                    elif member.isreg() and not member.issparse():
+                        yield Member(member.name, member.offset_data, member.size)
+        # What tarfile lets through when a header holds nonsense. RecursionError: long names upon long names.
+        except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, RecursionError) as error:
+            what = f"broken after {at:,} bytes: {error}" if at else f"not a tar file: {error}"
+            yield Member("", at, 0, Drop("tar-unreadable", what))
+            return
+        # tarfile takes a header that it can't read for the end.
+        stream.seek(at)
+        block = stream.read(tarfile.BLOCKSIZE)
+        if len(block) < tarfile.BLOCKSIZE:
+            yield Member("", at, 0, _cut(size))
+        elif block.strip(b"\0"):
+            yield Member("", at, 0, Drop("tar-unreadable", f"no header where one should be, at byte {at:,}"))
+
+
+def _cut(size: int) -> Drop:
+    return Drop("tar-cut", f"the file ends after {size:,} bytes, in the midst of the tar")
+
+
+class _Bounded:
+    """A file whose reader is never asked for more than a header's worth: sizes in a hostile tar are lies."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self._stream.read(size)

@@ -3,7 +3,7 @@
 To add one: write the class in a file of its own, and add its name to the union.
 """
 
-from dcclip_cli.eval.loaders.base import Captioned, Images, Labelled, Labels, Loader, Place
+from dcclip_cli.eval.loaders.base import Captioned, Images, Labelled, Loader, Place
 from dcclip_cli.eval.loaders.base64_lines import Base64Lines
 from dcclip_cli.eval.loaders.captions import CaptionFiles, Xm3600, Xtd
 from dcclip_cli.eval.loaders.cifar import CifarBinary
@@ -17,4 +17,4 @@ LOADERS: tuple[type[Loader], ...] = (
     WebDatasetTars, HubDataset, CifarBinary, ClassFolders, TorchvisionFiles, Base64Lines, CaptionFiles, Xm3600, Xtd,
 )  # fmt: skip
 
-__all__ = ["LOADERS", "Captioned", "HubDataset", "Images", "Labelled", "Labels", "Loader", "Place"]
+__all__ = ["LOADERS", "Captioned", "HubDataset", "Images", "Labelled", "Loader", "Place"]

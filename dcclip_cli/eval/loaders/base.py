@@ -8,12 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
-from dcclip_cli.data.files.fault import Fault
+from dcclip_cli.data.files.reading import Fault
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.prompts import Prompts
@@ -21,12 +21,6 @@ from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.model.preprocess import FORMATS, decode
 
 AGAIN = "fetch it again: it must be whole"
-
-
-class Labels(Protocol):
-    """Labels by the images' numbers: an array, or what is known of a stream once the images came by."""
-
-    def __getitem__(self, indices: np.ndarray, /) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +33,6 @@ class Images:
     keys: Sequence[str]
     read: Callable[[int], bytes | Path | Image.Image] = field(repr=False)
     stamp: str
-    streamed: bool = False  # they come in this order only: in one process, and not a second time for a report
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -58,7 +51,7 @@ class Labelled:
     """Images with their classes: `labels` is (N,), or (N, C) of truth values where an image may show several."""
 
     images: Images
-    labels: Labels
+    labels: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -75,8 +68,7 @@ class Place:
     """What is looked for, and where: a data set's split under `folders`, the first that has it.
 
     `root` is what the folders lie in: torchvision and CIFAR's archives have folder names of their own. `beside` are the
-    folders of the same pictures with captions in the other language: COCO's for COCO-CN. With `streams`, what the hub
-    has is read as a stream, and what is true of the images is kept in that folder.
+    folders of the same pictures with captions in the other language: COCO's for COCO-CN.
     """
 
     known: KnownSet
@@ -86,7 +78,6 @@ class Place:
     prompts: Prompts | None = None  # of the classes; none for captions
     root: Path | None = None
     beside: tuple[Path, ...] = ()
-    streams: Path | None = None
 
     @property
     def roots(self) -> tuple[Path, ...]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dcclip_cli.data.files.base64_lines import IMAGES, image_of, image_rows, number_of, texts_file, texts_in
-from dcclip_cli.data.files.fault import Drop
+from dcclip_cli.data.files.captions import IMAGES, image_of, image_rows, number_of, texts_file, texts_in
 from dcclip_cli.data.files.lines import Row
+from dcclip_cli.data.files.reading import Drop
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.loaders.base import AGAIN, Captioned, Images, Loader, Place, stamp_of
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dcclip_cli.data.files.caption_files import Places, captions_in, identity, names_in
+from dcclip_cli.data.files.captions import Places, captions_in, identity, names_in
 from dcclip_cli.data.files.lines import lines
 from dcclip_cli.data.files.reading import MAX_TEXT_BYTES
 from dcclip_cli.errors import DcclipError

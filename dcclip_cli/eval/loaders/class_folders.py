@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dcclip_cli.data.table import IMAGE_SUFFIXES
+from dcclip_cli.data.files.reading import IMAGE_SUFFIXES
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.labels import ClassKeys
 from dcclip_cli.eval.loaders.base import Images, Labelled, Loader, Place, stamp_of

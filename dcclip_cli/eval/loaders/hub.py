@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,16 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dcclip_cli.data.files.hub import is_repository, is_saved, load_hub, revision_of, splits_of, stream_hub
-from dcclip_cli.data.files.reading import Folder
-from dcclip_cli.data.table import MAX_IMAGE_BYTES
+from dcclip_cli.data.files.hub import is_repository, is_saved, load_hub, splits_of
+from dcclip_cli.data.files.reading import MAX_IMAGE_BYTES, Folder
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.labels import ClassKeys
-from dcclip_cli.eval.loaders.base import Captioned, Images, Labelled, Loader, Place, stamp_of
-from dcclip_cli.eval.loaders.stream import Stream, StreamedLabels
+from dcclip_cli.eval.loaders.base import Captioned, Images, Labelled, Loader, Place
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "image", "img")
 _OTHER_NAMES = {  # of splits: `datasets` calls val-*.parquet validation
@@ -40,7 +37,7 @@ _TRUTHS = {
 class HubDataset(Loader):
     """A split of a data set on the hub, or of one that lies in a folder, as `save_to_disk` or the hub has it.
 
-    It is downloaded into the cache of `datasets`, or, where the place asks for it, read as a stream.
+    It is downloaded into the cache of `datasets`.
     """
 
     place: Place
@@ -61,32 +58,12 @@ class HubDataset(Loader):
         """Raises DcclipError where the hub can't be reached or a column is missing."""
         split = self._split()
         files = None if is_saved(self.path) or is_repository(self.path) else f"{split}/*.tar"
-        if self.place.streams and not is_saved(self.path):
-            return self._streamed(split, files, self.place.streams)
         found = load_hub(self.path, None, split, files=files)
-        column, truth = self._columns(found)
-        images = self._images(found, column)
+        truth = self._column(found, _TRUTHS[self.place.known.task])
+        images = self._images(found, self._column(found, _IMAGES))
         if self.place.known.task == "retrieval":
             return _captioned(images, found[truth])
-        return Labelled(images, self._numbers(found.features[truth], truth)(found[truth]))
-
-    def _streamed(self, split: str, files: str | None, notes: Path) -> Labelled | Captioned:
-        known, folder = self.place.known, Path(self.path)
-        local = folder.is_dir()
-        revision = None if local else revision_of(self.path)
-        found = stream_hub(self.path, split, revision, files)
-        column, truth = self._columns(found)
-        stamp = stamp_of(sorted(file for file in folder.rglob("*") if file.is_file()), split) if local else ""
-        stamp = stamp or f"{self.path}@{revision}/{split}"
-        rows = found.cast_column(column, _undecoded()).select_columns([column, truth])
-        count = known.size if split != "train" else None
-        name = hashlib.sha256(f"{stamp} {truth}".encode()).hexdigest()[:24]
-        stream = Stream(rows, column, truth, count, f"{self.path}: the split {split}", notes / f"{name}.json")
-        read = partial(_streamed_image, stream, self._folder())
-        images = Images([str(number) for number in range(len(stream))], read, stamp, streamed=True)
-        if known.task == "retrieval":
-            return _captioned(images, stream.truths(range(len(stream))))
-        return Labelled(images, StreamedLabels(stream, self._numbers(found.features[truth], truth)))
+        return Labelled(images, self._labels(found, truth))
 
     def _split(self) -> str:
         if self.place.split == "train":
@@ -98,11 +75,7 @@ class HubDataset(Loader):
         there = splits_of(self.path)
         return next((name for name in _OTHER_NAMES.get(self.place.split, ()) if name in there), self.place.split)
 
-    def _columns(self, found: Dataset | IterableDataset) -> tuple[str, str]:
-        """The columns of the images and of what is true of them."""
-        return self._column(found, _IMAGES), self._column(found, _TRUTHS[self.place.known.task])
-
-    def _column(self, found: Dataset | IterableDataset, names: tuple[str, ...]) -> str:
+    def _column(self, found: Dataset, names: tuple[str, ...]) -> str:
         column = next((name for name in names if name in found.column_names), None)
         if column is None:
             raise DcclipError(
@@ -122,14 +95,14 @@ class HubDataset(Loader):
 
         return Folder(Path(self.path) if Path(self.path).is_dir() else Path(datasets.config.HF_DATASETS_CACHE), False)
 
-    def _numbers(self, feature: Any, column: str) -> Callable[[Sequence[Any]], np.ndarray]:
-        """What makes our labels of theirs. Raises DcclipError where theirs have an order of their own."""
+    def _labels(self, found: Dataset, column: str) -> np.ndarray:
+        """Our labels, (N,) or (N, C). Raises DcclipError where the source's have an order of their own."""
         assert self.place.prompts is not None
         count = len(self.place.prompts.folders)
         if self.place.known.task == "multi-label":
-            return partial(_vectors, count)
+            return _vectors(count, found[column])
         keys = ClassKeys(self.place.prompts)
-        names = getattr(feature, "names", None)
+        names = getattr(found.features[column], "names", None)
         order = np.arange(count)
         if names:
             order = keys.mapping(names, self.path)
@@ -137,7 +110,10 @@ class HubDataset(Loader):
             order = keys.mapping(self._class_names(), f"{self.path}/classnames.txt")
         elif not is_saved(self.path):
             keys.check_order(self._class_names(), f"{self.path}/classnames.txt")
-        return partial(_labels, order, f"{self.path}: {column}")
+        labels = np.asarray(found[column])
+        if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= count:
+            raise DcclipError(f"{self.path}: {column} is no class from 0 to {count - 1}", "fetch it again")
+        return order[labels]
 
     def _class_names(self) -> list[str]:
         from huggingface_hub import hf_hub_download
@@ -160,13 +136,6 @@ def _undecoded() -> Any:
     return datasets.Image(decode=False)
 
 
-def _labels(order: np.ndarray, where: str, values: Sequence[Any]) -> np.ndarray:
-    labels = np.asarray(values)
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= len(order):
-        raise DcclipError(f"{where} is no class from 0 to {len(order) - 1}", "fetch it again")
-    return order[labels]
-
-
 def _vectors(count: int, values: Sequence[Any]) -> np.ndarray:
     labels = np.zeros((len(values), count), bool)
     for row, value in enumerate(values):
@@ -181,14 +150,7 @@ def _captioned(images: Images, truths: Sequence[Any]) -> Captioned:
 
 
 def _image(files: Dataset, column: str, folder: Folder, index: int) -> bytes:
-    return _bytes(files[index][column], folder)
-
-
-def _streamed_image(stream: Stream, folder: Folder, index: int) -> bytes:
-    return _bytes(stream.cell(index), folder)
-
-
-def _bytes(cell: dict[str, Any], folder: Folder) -> bytes:
+    cell = files[index][column]
     if isinstance(cell.get("bytes"), bytes):
         return bytes(cell["bytes"])
     return folder.read(Path(str(cell.get("path"))), MAX_IMAGE_BYTES, "image")

@@ -12,10 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dcclip_cli.data.files.fault import Fault
-from dcclip_cli.data.files.reading import MAX_TEXT_BYTES
-from dcclip_cli.data.files.tar_members import Member, members
-from dcclip_cli.data.table import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
+from dcclip_cli.data.files.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Fault, Member, members
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.labels import ClassKeys
 from dcclip_cli.eval.loaders.base import AGAIN, Captioned, Images, Labelled, Loader, Place, stamp_of

@@ -18,7 +18,7 @@ from dcclip_cli.eval.tables import (
     percent,
     table,
 )
-from dcclip_cli.pages import write_page
+from dcclip_cli.html import write_page
 
 _LANGUAGES: dict[Language, str] = {"en": "English", "zh": "Chinese"}
 

@@ -4,10 +4,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from dcclip_cli.train.losses.contrastive import TaskLoss
 from dcclip_cli.train.losses.embeddings import CrossLingualLoss, EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
 from dcclip_cli.train.losses.similarities import AffinityLoss, EnsembleLoss, InteractiveLoss, SimilarityLoss
-from dcclip_cli.train.losses.task import TaskLoss
 
 DistillLoss = Annotated[
     FeatureMapLoss

@@ -26,7 +26,7 @@ Needs = Literal["images", "texts", "pairs"]
 
 
 @dataclass(frozen=True)
-class Side:
+class Outputs:
     """What one model, student or teacher, makes of a batch, texts keyed as in Batch.
 
     Embeddings are those of all processes, maps and tokens this process's own. `rows` (N,) says which image each text
@@ -120,12 +120,14 @@ class Loss(Options, ABC):
         """The teacher's image layers whose maps it needs, the last one apart."""
         return ()
 
-    def chance(self, student: Side) -> dict[str, float]:
+    def chance(self, student: Outputs) -> dict[str, float]:
         """What terms would be if the student were guessing, before the weight, where that is known."""
         return {}
 
     @abstractmethod
-    def terms(self, student: Side, teachers: Sequence[Side], adapters: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    def terms(
+        self, student: Outputs, teachers: Sequence[Outputs], adapters: Mapping[str, nn.Module]
+    ) -> dict[str, Tensor]:
         """The loss before the weight, in one or more named scalars whose sum it is."""
 
 
@@ -134,11 +136,13 @@ class TeacherLoss(Loss):
 
     teacher: int = Field(0, ge=0, description="Which teacher: 0 is `teacher`, 1 the first of distill.more_teachers")
 
-    def terms(self, student: Side, teachers: Sequence[Side], adapters: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    def terms(
+        self, student: Outputs, teachers: Sequence[Outputs], adapters: Mapping[str, nn.Module]
+    ) -> dict[str, Tensor]:
         return {self.kind: self(student, teachers[self.teacher], adapters)}
 
     @abstractmethod
-    def __call__(self, student: Side, teacher: Side, adapters: Mapping[str, nn.Module]) -> Tensor:
+    def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         """The loss, a scalar, before the weight."""
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from dcclip_cli.train.losses.base import Needs, Side, TeacherLoss, Widths, mean_of
+from dcclip_cli.train.losses.base import Needs, Outputs, TeacherLoss, Widths, mean_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,7 +35,7 @@ class EmbeddingLoss(TeacherLoss):
     def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
         return embedding_adapters(student, teacher)
 
-    def __call__(self, student: Side, teacher: Side, adapters: Mapping[str, nn.Module]) -> Tensor:
+    def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         from torch.nn import functional as F
 
         own = adapted(student, adapters)
@@ -64,7 +64,7 @@ class CrossLingualLoss(TeacherLoss):
     def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
         return embedding_adapters(student, teacher) if self.towards == "teacher" else {}
 
-    def __call__(self, student: Side, teacher: Side, adapters: Mapping[str, nn.Module]) -> Tensor:
+    def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         from torch.nn import functional as F
 
         if self.towards == "teacher":
@@ -92,7 +92,7 @@ def embedding_adapters(student: Widths, teacher: Widths) -> dict[str, nn.Module]
     return {"image_embedding": nn.Linear(*shape, bias=False), "text_embedding": nn.Linear(*shape, bias=False)}
 
 
-def adapted(student: Side, adapters: Mapping[str, nn.Module]) -> Embeddings:
+def adapted(student: Outputs, adapters: Mapping[str, nn.Module]) -> Embeddings:
     """The student's embeddings through the adapters of `embedding_adapters`."""
     texts = {language: features.embedding for language, features in student.texts.items()}
     if "image_embedding" not in adapters:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dcclip_cli.train.losses.base import Needs, Side, TeacherLoss, Widths, mean_of
+from dcclip_cli.train.losses.base import Needs, Outputs, TeacherLoss, Widths, mean_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,7 +58,7 @@ class FeatureMapLoss(TeacherLoss):
             for own, theirs in zip(self.student_layers, self.teacher_layers, strict=True)
         }
 
-    def __call__(self, student: Side, teacher: Side, adapters: Mapping[str, nn.Module]) -> Tensor:
+    def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         from torch.nn import functional as F
 
         losses = []
@@ -90,10 +90,10 @@ class TokenFeaturesLoss(TeacherLoss):
 
         return {"text_tokens": nn.Linear(student.text_tokens, teacher.text_tokens)}
 
-    def __call__(self, student: Side, teacher: Side, adapters: Mapping[str, nn.Module]) -> Tensor:
+    def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         from torch.nn import functional as F
 
-        from dcclip_cli.train.gather import mean_over_processes
+        from dcclip_cli.train.distributed import mean_over_processes
 
         losses = []
         for language, own in student.texts.items():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from dcclip_cli.train.losses.base import Loss, Side, TeacherLoss, Widths, mean_of, of_pairs, take
+from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss, Widths, mean_of, of_pairs, take
 from dcclip_cli.train.losses.embeddings import adapted, embedding_adapters
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class InteractiveLoss(TeacherLoss):
     def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
         return embedding_adapters(student, teacher)
 
-    def __call__(self, student: Side, teacher: Side, adapters: Mapping[str, nn.Module]) -> Tensor:
+    def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         import torch
         from torch.nn import functional as F
 
@@ -58,7 +58,7 @@ class SimilarityLoss(TeacherLoss):
     kind: Literal["similarity"] = "similarity"
     scale: float = Field(20.0, gt=0, description="1 / tau, fixed")
 
-    def __call__(self, student: Side, teacher: Side, adapters: Mapping[str, nn.Module]) -> Tensor:
+    def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         from torch.nn import functional as F
 
         losses = []
@@ -81,7 +81,7 @@ class AffinityLoss(TeacherLoss):
     kind: Literal["affinity"] = "affinity"
     scale: float = Field(50.0, gt=0, description="1 / tau of both, fixed")
 
-    def __call__(self, student: Side, teacher: Side, adapters: Mapping[str, nn.Module]) -> Tensor:
+    def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         losses = []
         for language in teacher.rows:
             own, target = (similarities(side, language, self.scale) for side in (student, teacher))
@@ -100,7 +100,9 @@ class EnsembleLoss(Loss):
     scale: float | None = Field(None, gt=0, description="The student's 1 / tau; default: its own, which then learns")
     teacher_scale: float | None = Field(None, gt=0, description="1 / tau of all teachers; default: each one's own")
 
-    def terms(self, student: Side, teachers: Sequence[Side], adapters: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    def terms(
+        self, student: Outputs, teachers: Sequence[Outputs], adapters: Mapping[str, nn.Module]
+    ) -> dict[str, Tensor]:
         import torch
 
         losses = []
@@ -117,7 +119,7 @@ class EnsembleLoss(Loss):
         return {self.kind: mean_of(losses, student.image.embedding)}
 
 
-def similarities(side: Side, language: str, scale: Tensor | float | None) -> Tensor:
+def similarities(side: Outputs, language: str, scale: Tensor | float | None) -> Tensor:
     """(n, n) scaled cosines of the images that have a text in this language with these texts."""
     from torch.nn import functional as F
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcclip_cli.data.files.json_stream import json_items
+from dcclip_cli.data.files.captions import json_items
 from dcclip_cli.data.files.lines import Row, line_cuts, lines, record_cuts, records
 
 _TEXT = st.text(alphabet='a猫",\n\r ', max_size=60).map(str.encode)
@@ -100,7 +100,7 @@ def test_windows_of_any_size_give_the_same_elements(tmp_path: Path, monkeypatch:
     values = [{"caption": '一只猫，\\"在睡觉"', "id": 10**number} for number in range(12)]
     text = json.dumps({"images": values, "annotations": [12345, 6.5, -1e9]}, ensure_ascii=False)
     for window in (1, 2, 3, 7):
-        monkeypatch.setattr("dcclip_cli.data.files.json_stream._CHUNK", window)
+        monkeypatch.setattr("dcclip_cli.data.files.captions._CHUNK", window)
         assert [item for _, item in items(tmp_path, text, "images", "annotations")] == [*values, 12345, 6.5, -1e9]
 
 

@@ -14,11 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures
-from dcclip_cli.train.losses.base import Schedule, Side, Widths
+from dcclip_cli.train.losses.base import Outputs, Schedule, Widths
+from dcclip_cli.train.losses.contrastive import TaskLoss, info_nce, sigmoid_loss
 from dcclip_cli.train.losses.embeddings import CrossLingualLoss, EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss
 from dcclip_cli.train.losses.similarities import AffinityLoss, EnsembleLoss, InteractiveLoss, SimilarityLoss
-from dcclip_cli.train.losses.task import TaskLoss, info_nce, sigmoid_loss
 
 pytestmark = pytest.mark.any_cpu
 
@@ -27,14 +27,14 @@ NONE: dict[str, nn.Module] = {}
 
 def side(
     image: Any, zh: Any = None, en: Any = None, rows: dict[str, list[int]] | None = None, scale: float = 1.0
-) -> Side:
+) -> Outputs:
     """A side whose texts have these embeddings; by default text n belongs to image n."""
     image = torch.as_tensor(image, dtype=torch.float32)
     texts = {
         name: torch.as_tensor(one, dtype=torch.float32) for name, one in (("zh", zh), ("en", en)) if one is not None
     }
     rows = rows or {name: list(range(len(one))) for name, one in texts.items()}
-    return Side(
+    return Outputs(
         ImageFeatures(image, torch.zeros(len(image), 1, 1, 1)),
         {name: TextFeatures(one, one[:, None], torch.ones(len(one), 1).long()) for name, one in texts.items()},
         {name: torch.tensor(rows[name]) for name in texts},
@@ -42,7 +42,7 @@ def side(
     )
 
 
-def random_side(seed: int, count: int = 6, width: int = 5, scale: float = 1.0) -> Side:
+def random_side(seed: int, count: int = 6, width: int = 5, scale: float = 1.0) -> Outputs:
     random = torch.Generator().manual_seed(seed)
     image, zh, en = (torch.randn(count, width, generator=random) for _ in range(3))
     return side(image, zh, en, scale=scale)
@@ -53,7 +53,7 @@ def unit(vectors: torch.Tensor) -> np.ndarray:
     return array / np.linalg.norm(array, axis=1, keepdims=True)
 
 
-def cosines(one: Side, language: str) -> np.ndarray:
+def cosines(one: Outputs, language: str) -> np.ndarray:
     return unit(one.image.embedding) @ unit(one.texts[language].embedding).T
 
 
@@ -185,7 +185,7 @@ def test_without_a_caption_in_both_languages_cross_lingual_is_nothing() -> None:
 def test_lines_without_an_image_do_not_enter_what_compares_images_with_texts(loss: Any) -> None:
     student, teacher = random_side(12), random_side(13)
 
-    def with_line(one: Side) -> Side:
+    def with_line(one: Outputs) -> Outputs:
         texts = {name: torch.cat([features.embedding, torch.ones(1, 5)]) for name, features in one.texts.items()}
         rows = {name: [*range(6), 6] for name in texts}
         return side(one.image.embedding, texts["zh"], texts["en"], rows)
@@ -212,11 +212,11 @@ def test_each_student_layer_learns_the_teachers_layer_at_its_place() -> None:
     loss = FeatureMapLoss(student_layers=(0, -1), teacher_layers=(3, -1), standardize=False)
     adapters = {"image_map_0_3": nn.Identity(), "image_map": nn.Identity()}
 
-    def with_maps(last: float, other: dict[int, float]) -> Side:
+    def with_maps(last: float, other: dict[int, float]) -> Outputs:
         features = ImageFeatures(
             torch.ones(1, 2), torch.full((1, 1, 1, 1), last), {k: torch.full((1, 1, 2, 2), v) for k, v in other.items()}
         )
-        return Side(features, {}, {})
+        return Outputs(features, {}, {})
 
     # layer 0 against 3 is off by 3: 2.5; the last ones by 1: 0.5
     result = loss(with_maps(0.0, {0: 1.0}), with_maps(1.0, {3: 4.0}), adapters)
@@ -291,7 +291,7 @@ def test_rows_shared_out_among_processes_come_to_the_whole_loss(monkeypatch: pyt
     shared = torch.zeros(6, 6, dtype=torch.bool)
     shared[0, 3] = shared[5, 1] = True
     scale, bias = torch.tensor(9.0), torch.tensor(-3.0)
-    monkeypatch.setattr("dcclip_cli.train.losses.task._processes", lambda: 2)
+    monkeypatch.setattr("dcclip_cli.train.losses.contrastive._processes", lambda: 2)
     halves = [torch.arange(6) < 2, torch.arange(6) >= 2]  # unequal shares
     losses: list[Any] = [info_nce, lambda one, other, scale, *more: sigmoid_loss(one, other, scale, bias, *more)]
     for loss in losses:

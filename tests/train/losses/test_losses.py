@@ -15,7 +15,7 @@ from torch import nn
 
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures
 from dcclip_cli.train.losses import DistillLoss
-from dcclip_cli.train.losses.base import Side, TeacherLoss, Widths
+from dcclip_cli.train.losses.base import Outputs, TeacherLoss, Widths
 from dcclip_cli.train.losses.embeddings import EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, resample_tokens, to_grid
 from dcclip_cli.train.losses.similarities import InteractiveLoss, SimilarityLoss
@@ -32,13 +32,13 @@ def side(
     en: Any = None,
     image_map: torch.Tensor | None = None,
     rows: dict[str, list[int]] | None = None,
-) -> Side:
+) -> Outputs:
     """A side whose texts have these embeddings; by default text n belongs to image n."""
     image = torch.tensor(image)
     texts = {name: torch.tensor(value) for name, value in (("zh", zh), ("en", en)) if value is not None}
     rows = rows or {name: list(range(len(value))) for name, value in texts.items()}
     image_map = torch.zeros(len(image), 1, 1, 1) if image_map is None else image_map
-    return Side(
+    return Outputs(
         ImageFeatures(image, image_map),
         {name: text(value[:, None], [1] * len(value), value) for name, value in texts.items()},
         {name: torch.tensor(rows[name]) for name in texts},
@@ -51,11 +51,11 @@ def text(tokens: Any, lengths: list[int], embedding: torch.Tensor | None = None)
     return TextFeatures(torch.zeros(len(tokens), 2) if embedding is None else embedding, tokens, mask)
 
 
-def value(loss: TeacherLoss, student: Side, teacher: Side, adapters: Mapping[str, nn.Module] = NONE) -> float:
+def value(loss: TeacherLoss, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module] = NONE) -> float:
     return float(loss(student, teacher, adapters).detach())
 
 
-def random_side(seed: int, count: int = 6, width: int = 5) -> Side:
+def random_side(seed: int, count: int = 6, width: int = 5) -> Outputs:
     random = torch.Generator().manual_seed(seed)
     image, zh, en = (torch.randn(count, width, generator=random).tolist() for _ in range(3))
     return side(image, zh, en)
@@ -117,8 +117,8 @@ def test_a_coarser_map_is_interpolated_and_a_finer_one_averaged() -> None:
 
 
 def test_token_features_is_smooth_l1_over_the_real_tokens_only() -> None:
-    student = Side(side().image, {"zh": text([[[0.0], [0.0], [99.0]]], [2])}, {"zh": torch.tensor([0])})
-    teacher = Side(side().image, {"zh": text([[[0.5], [3.0], [-99.0]]], [2])}, {"zh": torch.tensor([0])})
+    student = Outputs(side().image, {"zh": text([[[0.0], [0.0], [99.0]]], [2])}, {"zh": torch.tensor([0])})
+    teacher = Outputs(side().image, {"zh": text([[[0.5], [3.0], [-99.0]]], [2])}, {"zh": torch.tensor([0])})
     adapters = {"text_tokens": nn.Identity()}
     assert value(TokenFeaturesLoss(standardize=False), student, teacher, adapters) == 1.3125
 
@@ -130,7 +130,7 @@ def test_token_features_averages_the_languages_not_the_tokens() -> None:
     rows = {"zh": torch.tensor([0]), "en": torch.tensor([0])}
     adapters = {"text_tokens": nn.Identity()}
     loss = TokenFeaturesLoss(standardize=False)
-    assert value(loss, Side(side().image, student, rows), Side(side().image, teacher, rows), adapters) == 0.25
+    assert value(loss, Outputs(side().image, student, rows), Outputs(side().image, teacher, rows), adapters) == 0.25
 
 
 def test_tokens_are_interpolated_to_the_students_count_end_to_end() -> None:
@@ -265,7 +265,7 @@ def test_similarity_is_open_clips_distillation_loss_less_the_teachers_own_entrop
 
     student, teacher = random_side(6), random_side(7)
 
-    def theirs(own: Side, language: str) -> float:
+    def theirs(own: Outputs, language: str) -> float:
         features = [
             torch.nn.functional.normalize(vectors, dim=-1)
             for one in (own, teacher)
@@ -286,7 +286,7 @@ def test_similarity_pulls_with_the_gradient_of_open_clips_distillation_loss() ->
     gradients = []
     for ours in (True, False):
         image = student.image.embedding.clone().requires_grad_()
-        own = Side(ImageFeatures(image, student.image.map), student.texts, student.rows)
+        own = Outputs(ImageFeatures(image, student.image.map), student.texts, student.rows)
         if ours:
             loss = SimilarityLoss()(own, teacher, NONE)
         else:
@@ -309,9 +309,9 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn(loss: TeacherLos
 
 @pytest.mark.parametrize("loss", [EmbeddingLoss(), InteractiveLoss(), SimilarityLoss()], ids=lambda loss: loss.kind)
 def test_the_length_of_embeddings_makes_no_difference(loss: TeacherLoss) -> None:
-    def longer(one: Side) -> Side:
+    def longer(one: Outputs) -> Outputs:
         texts = {name: TextFeatures(3 * f.embedding, f.tokens, f.mask) for name, f in one.texts.items()}
-        return Side(ImageFeatures(5 * one.image.embedding, one.image.map), texts, one.rows)
+        return Outputs(ImageFeatures(5 * one.image.embedding, one.image.map), texts, one.rows)
 
     student, teacher = random_side(11), random_side(12)
     assert value(loss, longer(student), longer(teacher)) == pytest.approx(value(loss, student, teacher), rel=1e-5)

@@ -11,7 +11,7 @@ from timm.optim import Muon
 from torch import nn
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.train.state import load_state, save_state, saved_step, tensors_of
+from dcclip_cli.train.checkpoint import load_state, save_state, saved_step, tensors_of
 
 THIS = {"options": {"lr": 1e-3, "steps": 6}, "seed": 0}
 THAT = {"options": {"lr": 2e-3, "steps": 6}, "seed": 1}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from dcclip_cli.data.batches import OTHER
-from dcclip_cli.train.losses.base import Loss, Side, of_pairs, take
+from dcclip_cli.data.collator import OTHER
+from dcclip_cli.train.losses.base import Loss, Outputs, of_pairs, take
 from dcclip_cli.train.losses.embeddings import in_both
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ class TaskLoss(Loss):
     cosine: float = Field(0.0, ge=0, description="Weight of 1 - cosine of image and caption")
     other_weight: float = Field(1.0, ge=0, description="Weight of the second captions that captions.also_other adds")
 
-    def terms(self, student: Side, teachers: Sequence[Side], adapters: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    def terms(
+        self, student: Outputs, teachers: Sequence[Outputs], adapters: Mapping[str, nn.Module]
+    ) -> dict[str, Tensor]:
         from torch.nn import functional as F
 
         assert student.logit_scale is not None
@@ -68,7 +70,7 @@ class TaskLoss(Loss):
                 terms["zh_en"] = self.cross_lingual * loss
         return terms
 
-    def chance(self, student: Side) -> dict[str, float]:
+    def chance(self, student: Outputs) -> dict[str, float]:
         if self.loss != "clip":
             return {}
         languages = sum(not name.endswith(OTHER) for name in student.rows)
@@ -76,7 +78,9 @@ class TaskLoss(Loss):
         counts = {name: int((rows < images).sum()) for name, rows in student.rows.items() if not name.endswith(OTHER)}
         return {f"image_{name}": math.log(max(1, count)) / languages for name, count in counts.items()}
 
-    def _contrast(self, one: Tensor, other: Tensor, side: Side, shared: Tensor | None, mine: Tensor | None) -> Tensor:
+    def _contrast(
+        self, one: Tensor, other: Tensor, side: Outputs, shared: Tensor | None, mine: Tensor | None
+    ) -> Tensor:
         assert side.logit_scale is not None
         if self.loss == "clip":
             return info_nce(one, other, side.logit_scale, shared, mine)
@@ -89,7 +93,7 @@ def info_nce(
 ) -> Tensor:
     """Symmetric InfoNCE of unit-length `one` (n, D) and `other` (n, D), as open_clip's ClipLoss.
 
-    `shared` (n, n) as in Side. With `mine` (n,) only these rows are worked out, and what comes out is their share of
+    `shared` (n, n) as in Outputs. With `mine` (n,) only these rows are worked out, and what comes out is their share of
     the loss times the number of processes: the mean over processes is the whole, and so is that of the gradients.
     """
     import torch

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.folder import read_json, written_whole
-from dcclip_cli.train.sharding import share_like, whole
+from dcclip_cli.files import atomic_folder
+from dcclip_cli.model.folder import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,7 +37,7 @@ class Tensors:
 
 
 def tensors_of(model: nn.Module, optimizer: Optimizer, average: nn.Module | None = None) -> Tensors:
-    """A module's and an optimizer's tensors, as they are, on the CPU; whole ones, where processes hold shares."""
+    """A module's and an optimizer's tensors, as they are, on the CPU."""
     import torch
 
     names = _names(model, optimizer)
@@ -52,7 +52,7 @@ def tensors_of(model: nn.Module, optimizer: Optimizer, average: nn.Module | None
 
 
 def _kept(value: Tensor) -> Tensor:
-    return whole(value).detach().cpu().contiguous().clone()
+    return value.detach().cpu().contiguous().clone()
 
 
 def _names(model: nn.Module, optimizer: Optimizer) -> list[str]:
@@ -77,7 +77,7 @@ def save_state(folder: Path, step: int, identity: Identity, tensors: Tensors, ex
     target = folder / f"step-{step:08d}"
     content = {"format": 2, "step": step, "identity": identity, "extra": extra}
     try:
-        with written_whole(target) as temporary:
+        with atomic_folder(target) as temporary:
             save_file(flat, temporary / TENSORS)
             (temporary / STATE).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
@@ -136,15 +136,14 @@ def load_state(
     for name, value in tensors.items():
         part, _, rest = name.partition("/")
         parts[part][rest] = value
-    own = model.state_dict()
-    model.load_state_dict({name: share_like(value, own[name]) for name, value in parts["model"].items()})
+    model.load_state_dict(parts["model"])
     if average is not None:
         average.load_state_dict(parts["average"])
     numbers = {name: number for number, name in enumerate(_names(model, optimizer))}
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in parts["optimizer"].items():
         parameter, _, moment = name.rpartition("/")
-        moments.setdefault(numbers[parameter], {})[moment] = share_like(value, own[parameter])
+        moments.setdefault(numbers[parameter], {})[moment] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
     return Saved(int(state["step"]), dict(state.get("extra", {})))
 

@@ -1,4 +1,4 @@
-"""The one reader of pairs: random access over Parquet files, tar files and folders of tar shards."""
+"""Datasets of image-text pairs: Parquet files, WebDataset tars, and several datasets as one."""
 
 from __future__ import annotations
 
@@ -6,27 +6,26 @@ import hashlib
 import json
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.data.pair import Language, Pair
+from dcclip_cli.data.files.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_RECORD_BYTES
+from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-MAX_RECORD_BYTES = 1_000_000  # of one KEY.json; captions are short
-MAX_IMAGE_BYTES = 64_000_000
 
+class PairDataset(ABC):
+    """A map-style dataset of image-text pairs in a fixed order; image bytes are read when a pair is asked for.
 
-class PairTable(ABC):
-    """Pairs that can be asked for by number, in a fixed order.
-
-    Captions are held in memory, images stay on disk until asked for, so that any order of reading is cheap to repeat.
+    A subclass defines `path`, `__len__`, `__getitem__`, `captions`, `files` and `location`.
     """
 
     path: Path
@@ -38,8 +37,17 @@ class PairTable(ABC):
     def __getitem__(self, index: int) -> Pair: ...
 
     @abstractmethod
-    def captions(self, language: Language) -> list[tuple[str, ...]]:
-        """The captions of every pair in one language, in order."""
+    def captions(self, language: Language) -> Sequence[tuple[str, ...]]:
+        """The captions of every pair in one language, in order; samplers and collators look them up by index."""
+
+    @property
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """The files that the data is in; their bytes identify the data."""
+
+    @abstractmethod
+    def location(self, index: int) -> tuple[int, int]:
+        """Where a sample's image is: an index into `files`, and a position in that file that is unique within it."""
 
     def keys(self) -> list[str]:
         """The key of every pair, in order."""
@@ -47,25 +55,17 @@ class PairTable(ABC):
 
     @property
     def embeddings(self) -> np.ndarray | None:
-        """(N, D) float32, where the pairs hold image embeddings in place of images; None where they hold images."""
+        """(N, D) float32 where the pairs have image embeddings in place of images, else None."""
         return None
 
     @property
-    @abstractmethod
-    def files(self) -> list[Path]: ...
-
-    @abstractmethod
-    def place(self, index: int) -> tuple[int, int]:
-        """Where a sample's picture lies: the number of its file, and a place within it."""
-
-    @property
-    def pictures(self) -> int:
-        """How many samples have a picture; they come first."""
+    def num_images(self) -> int:
+        """The number of samples that have an image; they come before those that have none."""
         return len(self)
 
     @property
-    def has_bare_pictures(self) -> bool:
-        """Whether some pictures are meant to have no captions."""
+    def has_uncaptioned_images(self) -> bool:
+        """Whether some images have no captions on purpose."""
         return False
 
     def __iter__(self) -> Iterator[Pair]:
@@ -85,35 +85,41 @@ class PairTable(ABC):
         """A sha256 over the bytes of the files: equal only for equal data."""
         return hashlib.sha256(b"".join(self.file_digests)).hexdigest()
 
-    def picture_id(self, index: int) -> str:
-        """Names a sample's picture by its file's bytes: another picture has another name, wherever the file lies."""
-        file, place = self.place(index)
-        return f"{self.file_digests[file].hex()}:{place}"
+    def image_id(self, index: int) -> str:
+        """Identifies a sample's image by its file's bytes, wherever that file is."""
+        file, position = self.location(index)
+        return f"{self.file_digests[file].hex()}:{position}"
 
 
-def open_pairs(path: str | Path) -> PairTable:
+def open_pairs(path: str | Path) -> PairDataset:
     """The pairs in a Parquet file, a tar file, or a folder of tar shards. Raises DcclipError where there are none."""
-    path = Path(path)
+    dataset = open_shards(Path(path))
+    if dataset is None:
+        raise DcclipError(f"{path} has no pairs", "name a .parquet file, a .tar file, or a folder of .tar shards")
+    if not len(dataset):
+        raise DcclipError(f"{path} has no pairs", "every file in it is empty: collect again, or name another")
+    return dataset
+
+
+def open_shards(path: Path, uncaptioned: bool = False) -> PairDataset | None:
+    """The dataset at a path; None where it is no Parquet file, tar file or folder of tar shards.
+
+    With `uncaptioned`, images without a caption record belong to it as well. Raises DcclipError where nothing is there
+    or it cannot be read.
+    """
     if not path.exists():
         raise DcclipError(f"{path} does not exist", "check the path; in a recipe it is relative to the recipe's folder")
     if path.suffix == ".parquet":
-        table: PairTable = ParquetPairs(path)
-    elif path.suffix == ".tar":
-        table = TarPairs(path, [path])
-    elif path.is_dir() and (shards := sorted(path.glob("*.tar"))):
-        table = TarPairs(path, shards)
-    else:
-        raise DcclipError(f"{path} holds no pairs", "name a .parquet file, a .tar file, or a folder of .tar shards")
-    if not len(table):
-        raise DcclipError(f"{path} holds no pairs", "every file in it is empty: collect again, or name another")
-    return table
+        return ParquetDataset(path)
+    shards = [path] if path.suffix == ".tar" else sorted(path.glob("*.tar")) if path.is_dir() else []
+    return TarDataset(path, shards, uncaptioned) if shards else None
 
 
-class ParquetPairs(PairTable):
+class ParquetDataset(PairDataset):
     """Pairs in one Parquet file: columns `key`, `image` (bytes), `zh`, `en` (lists of strings), `meta` (JSON).
 
-    In place of `image` there may be `embedding`, vectors of one length: what a locked image tower makes of pictures, or
-    points of its space that stand for many pictures.
+    In place of `image` there may be `embedding`, vectors of one length: a locked image tower's embeddings of images, or
+    points in its space that stand for many images. The whole file is read into memory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -134,7 +140,7 @@ class ParquetPairs(PairTable):
             )
         self._table = table.combine_chunks()
         self._embeddings = _vectors(self._table, path) if images == "embedding" else None
-        self._captions = {language: _caption_column(self._table, language) for language in ("zh", "en")}
+        self._captions = {language: _caption_column(self._table, language) for language in LANGUAGES}
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         return type(self), (self.path,)  # another process reads the file, rather than being sent it
@@ -149,7 +155,7 @@ class ParquetPairs(PairTable):
         key = str(self._table["key"][index].as_py())
         meta = self._table["meta"][index].as_py() if "meta" in self._table.column_names else None
         if self._embeddings is not None:
-            raise DcclipError(f"{self.path} holds embeddings, no pictures", "only align with lock: image can use them")
+            raise DcclipError(f"{self.path} has embeddings, no images", "only align with lock: image can use them")
         image = self._table["image"][index].as_py()
         if isinstance(image, dict):  # as `datasets` writes images: {bytes, path}
             image = image.get("bytes")
@@ -169,7 +175,7 @@ class ParquetPairs(PairTable):
     def files(self) -> list[Path]:
         return [self.path]
 
-    def place(self, index: int) -> tuple[int, int]:
+    def location(self, index: int) -> tuple[int, int]:
         return 0, index
 
 
@@ -180,7 +186,7 @@ def _vectors(table: pa.Table, path: Path) -> np.ndarray:
     widths = {len(row) if isinstance(row, list) else 0 for row in rows}
     vectors = np.asarray(rows, np.float32) if len(widths) == 1 else np.full(1, np.nan)
     if rows and (0 in widths or not np.isfinite(vectors).all()):
-        raise DcclipError(f"{path}: embedding holds no vectors of one length", "write D numbers for each pair")
+        raise DcclipError(f"{path}: embedding is not vectors of one length", "write D numbers for each pair")
     return vectors
 
 
@@ -190,16 +196,16 @@ def _caption_column(table: pa.Table, language: str) -> list[tuple[str, ...]]:
     return [_strings(captions, f"{language} of pair {row}") for row, captions in enumerate(table[language].to_pylist())]
 
 
-class TarPairs(PairTable):
-    """Pairs in WebDataset tars: `KEY.jpg|png|webp` beside `KEY.json` with `zh` and `en`, a string or a list each.
+class TarDataset(PairDataset):
+    """Pairs in WebDataset tars: `KEY.jpg|png|webp` next to `KEY.json` with `zh` and `en`, a string or a list each.
 
-    Member names are only compared, never used as paths; links and special files are passed over.
+    Member names are only compared, never used as paths; links and special files are skipped.
     """
 
-    def __init__(self, path: Path, shards: list[Path], bare: bool = False) -> None:
-        """With `bare`, pictures without a record belong to it as well."""
+    def __init__(self, path: Path, shards: list[Path], uncaptioned: bool = False) -> None:
+        """With `uncaptioned`, images without a record belong to it as well."""
         self.path = path
-        self._shards, self._bare = shards, bare
+        self._shards, self._uncaptioned = shards, uncaptioned
         self._images: list[tuple[int, int, int]] = []  # shard, offset, bytes
         self._keys: list[str] = []
         self._records: list[dict[str, Any]] = []
@@ -210,7 +216,7 @@ class TarPairs(PairTable):
                 _strings(record.pop(language, ()), f"{path}: {language} of pair {key}")
                 for key, record in zip(self._keys, self._records, strict=True)
             ]
-            for language in ("zh", "en")
+            for language in LANGUAGES
         }
 
     def _index(self, number: int, shard: Path) -> None:
@@ -230,7 +236,7 @@ class TarPairs(PairTable):
         except (tarfile.TarError, EOFError) as error:
             raise DcclipError(f"{shard} is not a readable tar file: {error}", "fetch or collect it again") from None
         for key in images:
-            if key in records or self._bare:
+            if key in records or self._uncaptioned:
                 self._keys.append(key)
                 self._images.append(images[key])
                 self._records.append(records.get(key, {}))
@@ -246,7 +252,7 @@ class TarPairs(PairTable):
         with self._shards[shard].open("rb") as stream:
             stream.seek(offset)
             image = stream.read(size)
-        captions = {language: self._captions[language][index] for language in ("zh", "en")}
+        captions = {language: self._captions[language][index] for language in LANGUAGES}
         return Pair(key=self._keys[index], image=image, meta=dict(self._records[index]), **captions)
 
     def captions(self, language: Language) -> list[tuple[str, ...]]:
@@ -256,7 +262,7 @@ class TarPairs(PairTable):
     def files(self) -> list[Path]:
         return self._shards
 
-    def place(self, index: int) -> tuple[int, int]:
+    def location(self, index: int) -> tuple[int, int]:
         shard, offset, _ = self._images[index]
         return shard, offset
 
@@ -282,8 +288,53 @@ def _strings(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(captions, list | tuple) or not all(
         caption is None or isinstance(caption, str) for caption in captions
     ):
-        raise DcclipError(f"{where} is no list of captions", "captions are a string or a list of strings")
+        raise DcclipError(f"{where} is not a list of captions", "captions are a string or a list of strings")
     return tuple(caption for caption in captions if caption)
+
+
+class ConcatDataset(PairDataset):
+    """Datasets one after the other; those with images have to come first."""
+
+    def __init__(self, datasets: list[PairDataset]) -> None:
+        self.path = datasets[0].path
+        self._datasets = datasets
+        self.firsts = [0, *accumulate(map(len, datasets))]  # the index at which each begins
+        self._file_firsts = [0, *accumulate(len(dataset.files) for dataset in datasets)]
+        self._captions = {
+            language: [captions for dataset in datasets for captions in dataset.captions(language)]
+            for language in LANGUAGES
+        }
+
+    def __len__(self) -> int:
+        return self.firsts[-1]
+
+    def __getitem__(self, index: int) -> Pair:
+        number = bisect_right(self.firsts, index) - 1
+        return self._datasets[number][index - self.firsts[number]]
+
+    def captions(self, language: Language) -> list[tuple[str, ...]]:
+        return self._captions[language]
+
+    @property
+    def files(self) -> list[Path]:
+        return [file for dataset in self._datasets for file in dataset.files]
+
+    @cached_property
+    def file_digests(self) -> list[bytes]:
+        return [digest for dataset in self._datasets for digest in dataset.file_digests]
+
+    @property
+    def num_images(self) -> int:
+        return sum(dataset.num_images for dataset in self._datasets)
+
+    @property
+    def has_uncaptioned_images(self) -> bool:
+        return any(dataset.has_uncaptioned_images for dataset in self._datasets)
+
+    def location(self, index: int) -> tuple[int, int]:
+        number = bisect_right(self.firsts, index) - 1
+        file, position = self._datasets[number].location(index - self.firsts[number])
+        return self._file_firsts[number] + file, position
 
 
 def write_parquet(path: Path, pairs: Iterable[Pair]) -> None:

@@ -1,25 +1,26 @@
-"""Which samples make up a step: an order that is a function of the seed, so that a position is just a step number."""
+"""Batch samplers whose order is a pure function of the seed, so that a step number is all a resumed run needs."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from dcclip_cli.data.dataset import PairDataset
 from dcclip_cli.data.pair import LANGUAGES
-from dcclip_cli.data.table import PairTable
 from dcclip_cli.errors import DcclipError
 
-Sample = tuple[int, int]  # number in the table, epoch
+Sample = tuple[int, int]  # index in the dataset, epoch
 
 
 @dataclass(frozen=True)
-class Order:
-    """The order of samples, a pure function of the seed and the epoch, so that a position is just a step number.
+class EpochBatchSampler:
+    """Batches of a shuffled dataset; the order is a pure function of the seed and the epoch.
 
-    `groups` (N,) numbers the samples' captions: a batch holds no two samples of one group, which a contrastive loss
-    would take for negatives of each other.
+    `groups` (N,) numbers the samples by caption: a batch has no two samples of one group, because a contrastive loss
+    would use them as negatives of each other.
     """
 
     count: int
@@ -30,7 +31,8 @@ class Order:
     def __post_init__(self) -> None:
         if not self.steps_per_epoch:
             raise DcclipError(
-                f"batch_size {self.batch_size} is more than the {self.count} pairs there are", "make batch_size smaller"
+                f"batch_size {self.batch_size} is larger than the data ({self.count} samples)",
+                "make batch_size smaller",
             )
 
     @property
@@ -38,7 +40,7 @@ class Order:
         return self.count // self.batch_size
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
-        """The batches of one epoch, each (batch_size,); samples left over come in another epoch."""
+        """The batches of one epoch, (batch_size,) each; the samples left over are used in other epochs."""
         key = np.array([self.seed, 1 << 63 | epoch], np.uint64)  # a plain list becomes float64 and loses the epoch
         shuffled = np.random.Generator(np.random.Philox(key=key)).permutation(self.count)
         if self.groups is None:
@@ -48,25 +50,23 @@ class Order:
 
     def _distinct(self, shuffled: np.ndarray) -> Iterator[np.ndarray]:
         assert self.groups is not None
-        waiting = shuffled.tolist()
+        waiting = deque(shuffled.tolist())
         for _ in range(self.steps_per_epoch):
             taken: list[int] = []
             repeated: list[int] = []
             seen: set[int] = set()
-            for position, sample in enumerate(waiting):
-                if len(taken) == self.batch_size:
-                    repeated += waiting[position:]
-                    break
+            while waiting and len(taken) < self.batch_size:
+                sample = waiting.popleft()
                 group = int(self.groups[sample])
                 (repeated if group in seen else taken).append(sample)
                 seen.add(group)
             # Too few distinct captions left: fill up with repeats rather than change the batch size.
             missing = self.batch_size - len(taken)
-            waiting = repeated[missing:]
             yield np.asarray(taken + repeated[:missing])
+            waiting.extendleft(reversed(repeated[missing:]))
 
     def __call__(self, start_step: int, steps: int) -> Iterator[list[Sample]]:
-        """The (sample, epoch) pairs of each step in [start_step, steps)."""
+        """The (index, epoch) samples of each step in [start_step, steps)."""
         step = start_step
         while step < steps:
             epoch, within = divmod(step, self.steps_per_epoch)
@@ -78,15 +78,15 @@ class Order:
 
 @dataclass(frozen=True)
 class Part:
-    """An order over the samples of a table that begin at number `first`."""
+    """A sampler of the samples from index `first` on."""
 
-    order: Order
+    sampler: EpochBatchSampler
     first: int = 0
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """Steps made of several parts, each in an order of its own: pairs, then pictures alone, then lines of text.
+class MixedBatchSampler:
+    """Batches put together from several samplers: pairs, then images without captions, then texts without images.
 
     An epoch is a pass over the first part.
     """
@@ -96,35 +96,36 @@ class Mixture:
     @property
     def batch_size(self) -> int:
         """Samples of a step, over all processes."""
-        return sum(part.order.batch_size for part in self.parts)
+        return sum(part.sampler.batch_size for part in self.parts)
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.parts[0].order.steps_per_epoch
+        return self.parts[0].sampler.steps_per_epoch
 
     def check_shares(self, processes: int) -> None:
-        """Raise DcclipError unless every part of a step can be shared out among so many processes."""
+        """Raise DcclipError unless every part of a batch can be split equally among the processes."""
         for part in self.parts:
-            if part.order.batch_size % processes:
+            if part.sampler.batch_size % processes:
                 raise DcclipError(
-                    f"batch_size {part.order.batch_size} can't be shared by {processes} processes",
+                    f"batch_size {part.sampler.batch_size} cannot be split among {processes} processes",
                     "make it a multiple of the number of processes",
                 )
 
     def share(self, start_step: int, steps: int, process: int = 0, processes: int = 1) -> Iterator[list[Sample]]:
-        """What one of `processes` sees of each step in [start_step, steps): its share of every part."""
-        for batches in zip(*(part.order(start_step, steps) for part in self.parts), strict=True):
+        """The samples that one of `processes` gets in each step of [start_step, steps): its share of every part."""
+        for batches in zip(*(part.sampler(start_step, steps) for part in self.parts), strict=True):
             samples: list[Sample] = []
             for part, batch in zip(self.parts, batches, strict=True):
                 size = len(batch) // processes
-                mine = batch[process * size : (process + 1) * size]
-                samples += [(part.first + number, epoch) for number, epoch in mine]
+                samples += [
+                    (part.first + index, epoch) for index, epoch in batch[process * size : (process + 1) * size]
+                ]
             yield samples
 
 
-def caption_groups(table: PairTable) -> np.ndarray:
-    """(N,) a number per pair, equal for pairs whose first captions are equal in any language."""
-    parent = list(range(len(table)))
+def caption_groups(dataset: PairDataset) -> np.ndarray:
+    """(N,) a group number per pair, equal for pairs whose first captions are equal in any language."""
+    parent = list(range(len(dataset)))
 
     def find(node: int) -> int:
         while parent[node] != node:
@@ -134,8 +135,8 @@ def caption_groups(table: PairTable) -> np.ndarray:
 
     for language in LANGUAGES:
         first_with: dict[str, int] = {}
-        for index, captions in enumerate(table.captions(language)):
+        for index, captions in enumerate(dataset.captions(language)):
             if captions:
                 other = first_with.setdefault(captions[0].casefold(), index)
                 parent[find(index)] = find(other)
-    return np.asarray([find(index) for index in range(len(table))])
+    return np.asarray([find(index) for index in range(len(dataset))])

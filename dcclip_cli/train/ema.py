@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dcclip_cli.model.folder import read_json, written_whole
+from dcclip_cli.files import atomic_folder
+from dcclip_cli.model.folder import read_json
 from dcclip_cli.train.validation import score
 
 WEIGHTS, FIGURES = "weights.safetensors", "figures.json"
@@ -69,7 +70,7 @@ class Best:
             return figures
         self.step, self.figures, self._score, self._worse = step, figures, score(figures), 0
         if write:
-            with written_whole(self._folder) as temporary:
+            with atomic_folder(self._folder) as temporary:
                 weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
                 save_file(weights, temporary / WEIGHTS)
                 content = {"step": step, "figures": figures, "score": self._score}

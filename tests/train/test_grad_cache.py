@@ -8,17 +8,18 @@ import torch
 from accelerate import Accelerator
 
 from dcclip_cli.data.augment import Augment
-from dcclip_cli.data.batches import Batch, CaptionOptions, Reader
-from dcclip_cli.data.table import open_pairs
+from dcclip_cli.data.collator import Batch, Collator
+from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.data.options import CaptionOptions
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.folder import load_folder
 from dcclip_cli.model.teachers import AltClipTeacher
-from dcclip_cli.train.backward import backward, cached_backward
+from dcclip_cli.train.feature_shapes import widths
+from dcclip_cli.train.grad_cache import backward, cached_backward
+from dcclip_cli.train.losses.contrastive import TaskLoss
 from dcclip_cli.train.losses.embeddings import CrossLingualLoss, EmbeddingLoss
 from dcclip_cli.train.losses.similarities import InteractiveLoss
-from dcclip_cli.train.losses.task import TaskLoss
 from dcclip_cli.train.objective import Objective
-from dcclip_cli.train.probe import widths
 from dcclip_cli.train.teachers import OnlineTeacher
 
 pytestmark = pytest.mark.any_cpu
@@ -37,7 +38,7 @@ def stage(model_folder: Path, altclip_folder: Path) -> Objective:
 def batch(stage: Objective, pairs_file: Path, altclip_folder: Path) -> Batch:
     teacher = AltClipTeacher(model=str(altclip_folder)).load()
     towers = stage.student
-    read = Reader(
+    read = Collator(
         open_pairs(pairs_file),
         0,
         Augment(rotate=15),
@@ -45,7 +46,7 @@ def batch(stage: Objective, pairs_file: Path, altclip_folder: Path) -> Batch:
         towers.preprocess,
         towers.tokenize,
         (teacher.preprocess,),
-        find_shared=True,
+        with_caption_ids=True,
     )
     return read.batch([(index, 0) for index in range(0, 40, 5)])
 

@@ -28,7 +28,7 @@ def write_page(path: Path, package: str, template: str, /, **values: Any) -> Non
     )
     environment.filters |= {"visible": visible, "number": lambda number: f"{number:,}", "percent": percent}
     environment.filters["picture"] = lambda content: "data:image/jpeg;base64," + base64.b64encode(content).decode()
-    style = Markup(Path(__file__).with_name("page.css").read_text("utf-8"))
+    style = Markup(Path(__file__).with_name("html.css").read_text("utf-8"))
     text = environment.get_template(template).render(style=style, **values)
     path.write_text(text, encoding="utf-8", errors="replace", newline="\n")
 

@@ -11,10 +11,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dcclip_cli.data.batches import Batch
+from dcclip_cli.data.collator import Batch
 from dcclip_cli.model.towers import TextFeatures
-from dcclip_cli.train.gather import average_gradients
-from dcclip_cli.train.losses.base import Side
+from dcclip_cli.train.distributed import average_gradients
+from dcclip_cli.train.losses.base import Outputs
 from dcclip_cli.train.objective import Objective
 
 Terms = dict[str, Tensor]
@@ -73,7 +73,7 @@ def cached_backward(stage: Objective, batch: Batch, parts: int, accelerator: Acc
     return {name: term.detach() for name, term in terms.items()}
 
 
-def _joined(batch: Batch, sides: list[Side], parts: int) -> Side:
+def _joined(batch: Batch, sides: list[Outputs], parts: int) -> Outputs:
     """The sides of parts as the side of the whole batch, its embeddings leaves that gather gradients."""
     image = torch.cat([side.image.embedding for side in sides]).requires_grad_()
     texts = {}
@@ -82,7 +82,7 @@ def _joined(batch: Batch, sides: list[Side], parts: int) -> Side:
         order = torch.cat([given.places(number, parts, len(batch.pixels), batch.lines) for number in range(parts)])
         embedding = torch.cat([one.embedding for one in features])[order.argsort()].requires_grad_()
         texts[name] = TextFeatures(embedding, features[0].tokens, features[0].mask)
-    rows = {name: given.rows for name, given in batch.texts.items()}
+    rows = {name: given.image_index for name, given in batch.texts.items()}
     return replace(sides[0], image=replace(sides[0].image, embedding=image), texts=texts, rows=rows)
 
 

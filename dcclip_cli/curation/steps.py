@@ -1,0 +1,122 @@
+"""The steps of `collect`, each a set of tasks that an Engine runs.
+
+A task writes its result atomically, so a task whose result exists is never done again.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import ClassVar
+
+from dcclip_cli.curation.candidate import Candidate
+from dcclip_cli.curation.judge import judge
+from dcclip_cli.curation.options import CollectOptions
+from dcclip_cli.curation.slices import keep_slice
+from dcclip_cli.curation.work import FACTS, PAIRS, SCORES, WorkFolder, key_of, whole_file, whole_folder
+from dcclip_cli.curation.writing import write_slice
+
+
+@dataclass(frozen=True)
+class SliceStep(ABC):
+    """A step with one task for each of `tasks` slices."""
+
+    name: ClassVar[str]
+    options: CollectOptions
+    work: WorkFolder
+    tasks: int
+
+    @abstractmethod
+    def result(self, task: int) -> Path:
+        """The file or folder that exists once the task is done."""
+
+    @abstractmethod
+    def run(self, task: int) -> None:
+        """Do one task."""
+
+    def done(self, task: int) -> bool:
+        return self.result(task).exists()
+
+
+class ReadStep(SliceStep):
+    """Reads a slice, fetches images known by URL, and filters each pair by itself."""
+
+    name = "read"
+
+    def result(self, task: int) -> Path:
+        return self.work.read(task)
+
+    def run(self, task: int) -> None:
+        from dcclip_cli.curation.fetch import Fetcher
+
+        with whole_folder(self.result(task)) as folder, Fetcher(self.options.fetch) as fetcher:
+            candidates = fetcher.fetch_all(self._candidates(task))
+            verdicts = (judge(candidate, self.options) for candidate in candidates)
+            keep_slice(folder, verdicts, self.options.report.examples)
+
+    def _candidates(self, task: int) -> Iterator[Candidate]:
+        """The slice's candidates, each with its key and its source in the metadata."""
+        assigned = self.work.assignment(task)
+        source = self.options.sources[assigned.source]
+        candidates = islice(source.read(assigned.slice.part), assigned.at_most)
+        for index, candidate in enumerate(candidates):
+            origin = candidate.pair.key
+            known = {"source": source.label, "origin": origin} | ({"licence": source.licence} if source.licence else {})
+            if candidate.url:
+                known["url"] = candidate.url
+            # The pair's own metadata takes precedence over the source's, except for nulls.
+            meta = known | {name: value for name, value in candidate.pair.meta.items() if value is not None}
+            yield replace(candidate, pair=replace(candidate.pair, key=key_of(task, index), meta=meta))
+
+
+class ScoreStep(SliceStep):
+    """Scores the pairs of a slice with the recipe's models."""
+
+    name = "score"
+
+    def result(self, task: int) -> Path:
+        return self.work.read(task) / SCORES
+
+    def run(self, task: int) -> None:
+        from dcclip_cli.curation.scores import score_slice
+
+        with whole_file(self.result(task)) as path:
+            score_slice(self.work.read(task) / PAIRS, self.options.scores, path)
+
+
+@dataclass(frozen=True)
+class SettleStep(SliceStep):
+    """The single task that looks at all pairs of all slices at once."""
+
+    name = "settle"
+    slices: int
+
+    def result(self, task: int) -> Path:
+        return self.work.settled
+
+    def run(self, task: int) -> None:
+        from dcclip_cli.curation.scores import ScoreRule
+        from dcclip_cli.curation.settle.settle import settle
+
+        folders = [self.work.read(number) for number in range(self.slices)]
+        scores = [folder / SCORES for folder in folders] if self.options.scores else []
+        first = [ScoreRule(scorers=self.options.scores)] if self.options.scores else []
+        with whole_folder(self.result(task)) as out:
+            settle(
+                [folder / FACTS for folder in folders], scores, self.options, out, first=first, needs=self.options.needs
+            )
+
+
+class WriteStep(SliceStep):
+    """Writes the shard of what remains of a slice."""
+
+    name = "write"
+
+    def result(self, task: int) -> Path:
+        return self.work.written(task)
+
+    def run(self, task: int) -> None:
+        write_slice(self.work, task, self.options.report.examples)

@@ -1,0 +1,288 @@
+"""Collator: turns samples into a batch of tensors, with images augmented and captions chosen and tokenised."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dcclip_cli.data.augment import Augment, generator
+from dcclip_cli.data.dataset import PairDataset
+from dcclip_cli.data.options import CaptionOptions
+from dcclip_cli.data.pair import Language
+from dcclip_cli.data.samplers import Sample
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.preprocess import decode, flatten
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from dcclip_cli.model.towers import Tokens
+
+OTHER = "-other"  # `zh-other`: the second captions of the images whose first captions are `zh`
+CACHE_BYTES = 256_000_000  # of image pixels in each loader process
+
+
+@dataclass(frozen=True)
+class Texts:
+    """n captions of one language, tokenised.
+
+    `image_index` (n,) is the image of the batch that a caption belongs to; captions without an image have numbers from
+    B on. `caption_ids` (n,) and `image_caption_ids` (n, k) are hashes of the caption and of all captions of its image:
+    by these the processes of a step find out which captions an image shares with another pair.
+    """
+
+    image_index: torch.Tensor
+    captions: list[str]
+    tokens: Tokens
+    caption_ids: torch.Tensor | None = None
+    image_caption_ids: torch.Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Texts:
+        return Texts(
+            self.image_index.to(device),
+            self.captions,
+            self.tokens.to(device),
+            None if self.caption_ids is None else self.caption_ids.to(device),
+            None if self.image_caption_ids is None else self.image_caption_ids.to(device),
+        )
+
+    def places(self, number: int, parts: int, images: int, lines: int) -> torch.Tensor:
+        """The rows of the texts in the `number`-th of `parts` equal parts of the images, and of the lines behind."""
+        size, length = max(1, images // parts), max(1, lines // parts)
+        here = (self.image_index < images) & (self.image_index // size == number)
+        here |= (self.image_index >= images) & ((self.image_index - images) // length == number)
+        return here.nonzero()[:, 0]
+
+    def part(self, number: int, parts: int, images: int, lines: int) -> Texts:
+        """The texts at `places`, with `image_index` counted within the part."""
+        import torch
+
+        from dcclip_cli.model.towers import Tokens
+
+        size, length = images // parts, lines // parts
+        places = self.places(number, parts, images, lines)
+        index = self.image_index[places]
+        return Texts(
+            torch.where(index < images, index - number * size, index - images - number * length + size),
+            [self.captions[place] for place in places.tolist()],
+            Tokens(self.tokens.ids[places], self.tokens.mask[places]),
+            None if self.caption_ids is None else self.caption_ids[places],
+            None if self.image_caption_ids is None else self.image_caption_ids[places],
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's input: B images and their texts by language.
+
+    `sample_index` (B,) and `augmentation_index` (B,) identify the sample and which of its augmentations this is.
+    `pixels` are (B, 3, H, W), or embeddings (B, D) where the pairs have these in place of images; `teacher_pixels` has
+    the pixels for each teacher that processes images in this step. `texts` has an entry for each language, and with
+    second captions also `zh-other` and `en-other`. `lines` is the number of texts that have no image.
+    """
+
+    sample_index: torch.Tensor
+    augmentation_index: torch.Tensor
+    pixels: torch.Tensor
+    teacher_pixels: tuple[torch.Tensor, ...]
+    texts: dict[str, Texts]
+    lines: int = 0
+
+    def to(self, device: torch.device | str) -> Batch:
+        return replace(
+            self,
+            pixels=self.pixels.to(device),
+            teacher_pixels=tuple(pixels.to(device) for pixels in self.teacher_pixels),
+            texts={language: texts.to(device) for language, texts in self.texts.items()},
+        )
+
+    def parts(self, parts: int) -> list[Batch]:
+        """The batch in equal parts, images together with their texts."""
+        images = len(self.pixels)
+        size = images // parts
+        return [
+            Batch(
+                self.sample_index[here],
+                self.augmentation_index[here],
+                self.pixels[here],
+                tuple(pixels[here] for pixels in self.teacher_pixels),
+                {name: texts.part(number, parts, images, self.lines) for name, texts in self.texts.items()},
+                self.lines // parts,
+            )
+            for number in range(parts)
+            for here in [slice(number * size, (number + 1) * size)]
+        ]
+
+
+class ImageCache:
+    """Keeps images until `limit` bytes of pixels are in memory; later images are made again each time.
+
+    Nothing is evicted: an epoch asks for every image once, so the oldest is as good as any.
+    """
+
+    def __init__(self, limit: int = CACHE_BYTES) -> None:
+        self._limit, self._bytes = limit, 0
+        self._images: dict[Hashable, Image.Image] = {}
+
+    def get(self, key: Hashable, make: Callable[[], Image.Image]) -> Image.Image:
+        """The image of this key, from `make` where it is not in the cache. Callers must not change it."""
+        image = self._images.get(key)
+        if image is None:
+            image = make()
+            size = image.width * image.height * len(image.getbands())
+            if self._bytes + size <= self._limit:
+                self._images[key] = image
+                self._bytes += size
+        return image
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes a Batch of (index, epoch) samples, in the loader's worker processes.
+
+    `preprocess` makes the student's pixels, and each of `teacher_preprocess` a teacher's, from the same augmented
+    image. A sample has `num_augmentations` different augmentations, 0: a new one each epoch. `with_caption_ids` fills
+    Texts.caption_ids and Texts.image_caption_ids.
+    """
+
+    dataset: PairDataset
+    seed: int
+    augment: Augment
+    captions: CaptionOptions
+    preprocess: Callable[[Image.Image], np.ndarray]
+    tokenize: Callable[[list[str]], Tokens]
+    teacher_preprocess: tuple[Callable[[Image.Image], np.ndarray], ...] = ()
+    num_augmentations: int = 0
+    with_caption_ids: bool = False
+    image_cache: ImageCache = field(default_factory=ImageCache, compare=False, repr=False)
+
+    def __getitems__(self, samples: list[Sample]) -> Batch | DcclipError:
+        """The batch, or the error in its data: a DataLoader would lose the hint of an error that is raised here."""
+        try:
+            return self.batch(samples)
+        except DcclipError as error:
+            return error
+
+    def batch(self, samples: list[Sample]) -> Batch:
+        """The batch of these samples. Raises DcclipError for an unreadable image or a language without captions."""
+        import torch
+
+        with_image = [sample for sample in samples if sample[0] < self.dataset.num_images]
+        lines = [sample for sample in samples if sample[0] >= self.dataset.num_images]
+        indices = [index for index, _ in with_image]
+        augmentations = [epoch % self.num_augmentations if self.num_augmentations else epoch for _, epoch in with_image]
+        if self.dataset.embeddings is not None:
+            pixels = torch.from_numpy(self.dataset.embeddings[indices])
+            teacher_pixels: tuple[torch.Tensor, ...] = ()
+        else:
+            images = [self.image(*sample) for sample in zip(indices, augmentations, strict=True)]
+            pixels = _pixels(images, self.preprocess)
+            teacher_pixels = tuple(_pixels(images, preprocess) for preprocess in self.teacher_preprocess)
+        return Batch(
+            torch.tensor(indices, dtype=torch.int64),
+            torch.tensor(augmentations, dtype=torch.int64),
+            pixels,
+            teacher_pixels,
+            self._all_texts(with_image, lines),
+            len(lines),
+        )
+
+    def image(self, index: int, augmentation: int) -> Image.Image:
+        """One sample's augmented image. Raises DcclipError where the image cannot be read."""
+        if self.num_augmentations:  # the same augmentations are used again, so these are worth caching
+            return self.image_cache.get(
+                (index, augmentation), lambda: self._augmented(self._decoded(index), index, augmentation)
+            )
+        return self._augmented(self.image_cache.get(index, lambda: self._decoded(index)), index, augmentation)
+
+    def _augmented(self, image: Image.Image, index: int, augmentation: int) -> Image.Image:
+        return self.augment(image, generator(self.seed, index, augmentation))
+
+    def _decoded(self, index: int) -> Image.Image:
+        pair = self.dataset[index]
+        try:
+            return decode(pair.image)
+        except DcclipError as error:
+            raise DcclipError(f"{self.dataset.path}: pair {pair.key}: {error.what}", error.hint) from None
+
+    def _all_texts(self, with_image: list[Sample], lines: list[Sample]) -> dict[str, Texts]:
+        options = self.captions
+        choices: dict[str, tuple[Language, float]] = {  # language, probability of the first caption
+            name: (name, 1.0 if options.also_other else options.first) for name in options.languages
+        }
+        if options.also_other:
+            choices |= {name + OTHER: (name, 0.0) for name in options.languages}
+        # The order is shuffled already, so the first are as good as any.
+        captioned = max(1, round(options.share * len(with_image)))
+        rows = [*enumerate(with_image[:captioned]), *enumerate(lines, len(with_image))]
+        texts = {name: self._texts(language, rows, first) for name, (language, first) in choices.items()}
+        found = {name: one for name, one in texts.items() if one is not None}
+        if len(found) < len(texts) and (found or not self.dataset.has_uncaptioned_images):
+            language = next(name for name in texts if name not in found).removesuffix(OTHER)
+            raise DcclipError(
+                f"{self.dataset.path}: a whole batch has no '{language}' captions",
+                f"train on other languages with captions.languages, or add {language} captions to the data",
+            )
+        return found
+
+    def _texts(self, language: Language, rows: list[tuple[int, Sample]], first: float) -> Texts | None:
+        """One caption of each row that has any in the language; `first`: the probability of the first caption."""
+        import torch
+
+        captions = self.dataset.captions(language)
+        rows = [(row, sample) for row, sample in rows if captions[sample[0]]]
+        if not rows:
+            return None
+        indices = [index for _, (index, _) in rows]
+        chosen = [
+            _choose(captions[index], first, generator(self.seed ^ 0x7E97, index, epoch)) for _, (index, epoch) in rows
+        ]
+        texts = Texts(torch.tensor([row for row, _ in rows]), chosen, self.tokenize(chosen))
+        if not self.with_caption_ids:
+            return texts
+        if self.dataset.embeddings is not None:  # two pairs with equal embeddings are no negatives of each other
+            ids = torch.tensor([_hash64(self.dataset.embeddings[index].tobytes()) for index in indices])
+            return replace(texts, caption_ids=ids, image_caption_ids=ids[:, None])
+        own = [captions[index] for index in indices]
+        most = max(map(len, own))
+        # Padded with the first caption of each image, which changes nothing.
+        padded = [(*several, *several[:1] * (most - len(several))) for several in own]
+        return replace(
+            texts,
+            caption_ids=torch.tensor([_hash64(text.encode()) for text in chosen]),
+            image_caption_ids=torch.tensor([[_hash64(text.encode()) for text in several] for several in padded]),
+        )
+
+
+def _pixels(images: list[Image.Image], preprocess: Callable[[Image.Image], np.ndarray]) -> torch.Tensor:
+    import torch
+
+    if not images:
+        return torch.zeros(0, 3, 1, 1)
+    return torch.from_numpy(np.stack([preprocess(image) for image in images]))
+
+
+def _hash64(content: bytes) -> int:
+    """A 64-bit hash, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
+
+
+def _choose(captions: tuple[str, ...], first: float, random: np.random.Generator) -> str:
+    if len(captions) == 1 or random.random() < first:
+        return captions[0]
+    return captions[1 + int(random.integers(len(captions) - 1))]
+
+
+def first_captions(dataset: PairDataset, language: Language) -> list[str]:
+    """The pairs' first captions in one language, '' where there is none."""
+    return [captions[0] if captions else "" for captions in dataset.captions(language)]
+
+
+def unaugmented(dataset: PairDataset, index: int) -> Image.Image:
+    """One pair's image without augmentation, RGB on white."""
+    return flatten(decode(dataset[index].image))

@@ -1,0 +1,298 @@
+"""Datasets for distilling one tower: images without captions, texts without images, and phrases made of texts."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from dcclip_cli.data.augment import generator
+from dcclip_cli.data.dataset import ConcatDataset, PairDataset, open_pairs, open_shards
+from dcclip_cli.data.files.reading import IMAGE_SUFFIXES
+from dcclip_cli.data.pair import LANGUAGES, Language, Pair
+from dcclip_cli.errors import DcclipError
+
+_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+Captions = dict[Language, tuple[str, ...]]
+
+# ---- images without captions
+
+
+class ImageDataset(PairDataset):
+    """The images of another dataset; captions that it may have are left out."""
+
+    has_uncaptioned_images = True
+
+    def __init__(self, dataset: PairDataset) -> None:
+        self.path, self._dataset = dataset.path, dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Pair:
+        pair = self._dataset[index]
+        return Pair(pair.key, pair.image, meta=pair.meta)
+
+    def captions(self, language: Language) -> list[tuple[str, ...]]:
+        return [()] * len(self)
+
+    @property
+    def files(self) -> list[Path]:
+        return self._dataset.files
+
+    def location(self, index: int) -> tuple[int, int]:
+        return self._dataset.location(index)
+
+
+class ImageFolder(PairDataset):
+    """The JPEG, PNG and WebP files in a folder and below it, sorted by name."""
+
+    has_uncaptioned_images = True
+
+    def __init__(self, path: Path, files: Sequence[Path]) -> None:
+        self.path, self._files = path, list(files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Pair:
+        file = self._files[index]
+        return Pair(str(file.relative_to(self.path)), file.read_bytes())
+
+    def captions(self, language: Language) -> list[tuple[str, ...]]:
+        return [()] * len(self)
+
+    @property
+    def files(self) -> list[Path]:
+        return self._files
+
+    def location(self, index: int) -> tuple[int, int]:
+        return index, 0
+
+
+def open_images(path: str | Path) -> PairDataset:
+    """The images in a folder, a Parquet file, a tar file or tar shards, without captions.
+
+    Raises DcclipError where there are none.
+    """
+    path = Path(path)
+    if (shards := open_shards(path, uncaptioned=True)) is not None:
+        dataset: PairDataset = ImageDataset(shards)
+    else:
+        files = path.rglob("*") if path.is_dir() else ()
+        dataset = ImageFolder(
+            path, sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        )
+    if not len(dataset):
+        raise DcclipError(
+            f"{path} has no images", "name a folder of JPEG, PNG or WebP files, a .parquet file or a .tar file"
+        )
+    return dataset
+
+
+# ---- texts without images
+
+
+class TextDataset(PairDataset):
+    """Texts without images; one entry in both languages is parallel text."""
+
+    def __init__(self, path: Path, texts: list[Captions]) -> None:
+        self.path = path
+        self._captions = {language: [text.get(language, ()) for text in texts] for language in LANGUAGES}
+
+    def __len__(self) -> int:
+        return len(self._captions["zh"])
+
+    def __getitem__(self, index: int) -> Pair:
+        return Pair(str(index), b"", self._captions["zh"][index], self._captions["en"][index])
+
+    def captions(self, language: Language) -> list[tuple[str, ...]]:
+        return self._captions[language]
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    @property
+    def num_images(self) -> int:
+        return 0
+
+    def location(self, index: int) -> tuple[int, int]:
+        return 0, index
+
+
+def open_texts(path: str | Path) -> PairDataset:
+    """The texts in a file, UTF-8, without empty lines.
+
+    .txt: one text a line, Chinese if it has a Chinese character; .tsv, .csv: columns zh and en, or without a header two
+    columns of which one is Chinese; .jsonl: objects with zh and en, a string or a list each; .parquet, .tar: pairs, of
+    which each different caption is a text. Raises DcclipError where the file is something else, or empty.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DcclipError(f"{path} does not exist", "check the path; in a recipe it is relative to the recipe's folder")
+    if path.is_dir() or path.suffix not in _READERS:
+        raise DcclipError(f"{path} is not a text file that dcclip reads", f"name one of {', '.join(_READERS)}")
+    try:
+        texts = [text for text in _READERS[path.suffix](path) if text]
+    except UnicodeDecodeError as error:
+        raise DcclipError(f"{path} is not UTF-8: {error.reason} at byte {error.start}", "save it as UTF-8") from None
+    if not texts:
+        raise DcclipError(f"{path} has no text", "every line in it is empty: write it again, or name another")
+    return TextDataset(path, texts)
+
+
+def _language(text: str) -> Language:
+    return "zh" if _HAN.search(text) else "en"
+
+
+def _plain(path: Path) -> Iterator[Captions]:
+    with path.open(encoding="utf-8-sig") as stream:
+        for line in stream:
+            text = line.strip()
+            yield {_language(text): (text,)} if text else {}
+
+
+def _separated(path: Path) -> Iterator[Captions]:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        if path.suffix == ".tsv":  # nobody quotes there, and a lone " is a character
+            rows: Iterator[list[str]] = (line.rstrip("\r\n").split("\t") for line in stream)
+        else:
+            rows = csv.reader(stream)
+        columns: dict[Language, int] = {}
+        for number, row in enumerate(rows, 1):
+            texts = [text.strip() for text in row]
+            if not any(texts):
+                continue
+            if not columns:
+                columns = _columns(path, texts)
+                if texts[min(columns.values())] in LANGUAGES:
+                    continue  # the header
+            if len(texts) <= max(columns.values()):
+                raise DcclipError(
+                    f"{path}:{number}: {len(texts)} columns instead of {max(columns.values()) + 1}",
+                    "each line has the same columns; leave a text empty where it is missing",
+                )
+            yield {language: (texts[column],) for language, column in columns.items() if texts[column]}
+
+
+def _columns(path: Path, first: list[str]) -> dict[Language, int]:
+    """The column of each language, from the first line: a header, or Chinese next to English."""
+    named: dict[Language, int] = {language: first.index(language) for language in LANGUAGES if language in first}
+    if named:
+        return named
+    languages = [_language(text) for text in first]
+    if sorted(languages) != ["en", "zh"]:
+        raise DcclipError(
+            f"{path}:1: cannot tell which column is Chinese and which is English", "begin with a header: zh, en"
+        )
+    return {language: column for column, language in enumerate(languages)}
+
+
+def _objects(path: Path) -> Iterator[Captions]:
+    with path.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DcclipError(f"{path}:{number}: not JSON: {error}", "write one JSON object a line") from None
+            if not isinstance(record, dict):
+                raise DcclipError(f"{path}:{number}: not a JSON object", 'write lines like {"zh": "猫", "en": "cat"}')
+            yield _captions(record, f"{path}:{number}")
+
+
+def _captions(record: dict[str, object], where: str) -> Captions:
+    found: Captions = {}
+    for language in LANGUAGES:
+        value = record.get(language) or ()
+        texts = (value,) if isinstance(value, str) else value
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+            raise DcclipError(f"{where}: {language} is not text", "write a string, or a list of strings")
+        if kept := tuple(text.strip() for text in texts if text.strip()):
+            found[language] = kept
+    return found
+
+
+def _pairs(path: Path) -> Iterator[Captions]:
+    """The captions of pairs, one language at a time: captions in two languages need not be translations."""
+    dataset = open_pairs(path)
+    for language in LANGUAGES:
+        for text in dict.fromkeys(text for own in dataset.captions(language) for text in own):
+            yield {language: (text,)}
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Captions]]] = {
+    ".txt": _plain,
+    ".tsv": _separated,
+    ".csv": _separated,
+    ".jsonl": _objects,
+    ".parquet": _pairs,
+    ".tar": _pairs,
+}
+
+
+# ---- phrases made of short texts. The student copies the teacher's answer, so nobody has to have written the text:
+# Tang et al. (arXiv 1903.12136) distil BERT on sentences made by changing and cutting real ones.
+
+_SEED = 0  # not the recipe's: the same texts make the same phrases, so that the teacher cache serves every run
+_JOINED, _THREE = 0.6, 0.3  # fractions of phrases that are joined rather than listed, and of three parts, not two
+_JOINS: dict[Language, tuple[str, str]] = {"zh": ("", "，"), "en": (" ", ", ")}  # joined, listed
+_LONGEST: dict[Language, int] = {"zh": 8, "en": 30}  # characters of a part: names and keywords, not sentences
+_LIST = re.compile("[,，、;；]")
+
+
+class PhraseDataset(TextDataset):
+    """`count` phrases of two or three short texts each, joined or listed with commas; always the same ones.
+
+    Parallel text is joined in both languages, so that it stays parallel. Raises DcclipError where no two texts are
+    short enough and without a comma.
+    """
+
+    def __init__(self, texts: PairDataset, count: int) -> None:
+        super().__init__(texts.path, _phrases(texts, count))
+
+    @cached_property
+    def file_digests(self) -> list[bytes]:
+        """The sha256 of each file's bytes and the number of phrases."""
+        return [hashlib.sha256(digest + str(len(self)).encode()).digest() for digest in super().file_digests]
+
+
+def with_phrases(texts: PairDataset, count: int) -> PairDataset:
+    """The texts, followed by `count` phrases made of them."""
+    return ConcatDataset([texts, PhraseDataset(texts, count)])
+
+
+def _phrases(texts: PairDataset, count: int) -> list[Captions]:
+    by_languages: dict[tuple[Language, ...], list[dict[Language, str]]] = defaultdict(list)
+    for text in texts:
+        part = {language: own[0] for language in LANGUAGES if (own := text.captions(language))}
+        if all(len(own) <= _LONGEST[language] and not _LIST.search(own) for language, own in part.items()):
+            by_languages[tuple(part)].append(part)
+    kinds = [kind for kind in by_languages.values() if len(kind) > 1]  # one language, the other, or both
+    if not kinds:
+        raise DcclipError(
+            f"{texts.path} has no two short texts to make phrases of",
+            f"short is at most {_LONGEST['zh']} Chinese or {_LONGEST['en']} English characters without a comma; "
+            "add some, or set data.phrases: 0",
+        )
+    upto = np.cumsum([len(kind) for kind in kinds])
+    phrases: list[Captions] = []
+    for which, joined, three, *places in generator(_SEED, 0, 0).random((count, 6)).tolist():
+        kind = kinds[int(np.searchsorted(upto, which * upto[-1], side="right"))]
+        parts = [kind[int(place * len(kind))] for place in places[: 2 + (three < _THREE)]]
+        phrases.append(
+            {
+                language: (_JOINS[language][joined >= _JOINED].join(part[language] for part in parts),)
+                for language in parts[0]
+            }
+        )
+    return phrases
