@@ -137,7 +137,7 @@ class FeatureStore:
         spans = [field.span(row) for _, row, field in rows]
         entries = np.asarray([last - first for first, last in spans]) // one.entry_bytes
         values = np.empty((int(entries.sum()), *one.shape), one.dtype)
-        self._copy(rows, spans, memoryview(values.reshape(-1).view(np.uint8)))
+        self._copy(rows, spans, values.reshape(-1).view(np.uint8).data)
         return values if one.ends is None else Ragged(values, entries)
 
     def take(self, name: str, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -466,7 +466,7 @@ def _pack(pieces: Sequence[tuple[np.ndarray, Values]], seconds: float) -> list[b
         entry_bytes, checks = dtype.itemsize * math.prod(shape), list[int]()
         lengths = [part.lengths if isinstance(part, Ragged) else np.ones(len(part), np.int64) for part in parts]
         for one, its in zip(entries, lengths, strict=True):
-            content = memoryview(one.astype(dtype, copy=False).reshape(-1).view(np.uint8))
+            content = one.astype(dtype, copy=False).reshape(-1).view(np.uint8).data
             ends = [end * entry_bytes for end in accumulate(its.tolist(), initial=0)]
             checks += [zlib.crc32(content[first:last]) for first, last in pairwise(ends)]
             arrays.append(content)
