@@ -25,7 +25,7 @@ MAY = {
 }
 LATE = {("curation", "predict"), ("data", "model"), ("predict", "model")}
 LIGHT = {
-    f"dcclip_cli.model.{name}" for name in ("finite", "precision", "preprocess", "reference")
+    f"dcclip_cli.model.{name}" for name in ("precision", "preprocess", "reference")
 }  # without torch, so importable at once
 SHARED = {file.stem for file in PACKAGE.glob("[!_]*.py")} - {API} | {"__version__"}
 
@@ -66,8 +66,8 @@ def test_what_all_parts_share_imports_no_part(file: Path) -> None:
     [
         "from dcclip_cli.cli.app import app; app(['--help'], standalone_mode=False)",
         "import dcclip_cli.recipe.schema",
-        "import dcclip_cli.curation.judge, dcclip_cli.curation.collect",
-        "import dcclip_cli.predict.predict, dcclip_cli.predict.runtime, dcclip_cli.model.reference",
+        "import dcclip_cli.curation.filter_pair, dcclip_cli.curation.collect",
+        "import dcclip_cli.predict.model, dcclip_cli.predict.encoder, dcclip_cli.model.reference",
     ],
 )
 def test_light_parts_import_neither_torch_nor_what_an_extra_brings(code: str) -> None:

@@ -73,9 +73,9 @@ def ask(bundle: Path, data: Path, limit: int, out: Path) -> dict[str, np.ndarray
     from dcclip_cli.eval.evaluate import open_datasets
     from dcclip_cli.eval.loaders.class_folders import images_by_class
     from dcclip_cli.model.preprocess import decode
-    from dcclip_cli.predict.bundle import Bundle
+    from dcclip_cli.predict.onnx_encoder import OnnxEncoder
 
-    model = Bundle(bundle, "cpu")
+    model = OnnxEncoder(bundle, "cpu")
     if data.is_dir():
         imagenet = prompts.read("imagenet")
         files = [(file, folder) for folder, several in images_by_class(data).items() for file in several]

@@ -29,9 +29,9 @@ from PIL import Image, ImageFilter
 from dcclip_cli.machine import keep_freed_memory
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.bundle import Bundle
-from dcclip_cli.predict.embedding import BATCH_SIZE
-from dcclip_cli.predict.predict import predict
+from dcclip_cli.predict.images import BATCH_SIZE
+from dcclip_cli.predict.model import predict
+from dcclip_cli.predict.onnx_encoder import OnnxEncoder
 
 LABELS = ("猫", "dog", "汽车")
 ROUNDS = 3
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=640)
     given = parser.parse_args()
     keep_freed_memory()  # as the command does; decoding alone and the model alone have it too
-    model, cores = Bundle(given.bundle, "cpu"), os.cpu_count() or 1
+    model, cores = OnnxEncoder(given.bundle, "cpu"), os.cpu_count() or 1
     with TemporaryDirectory() as temporary:
         paths = pictures(Path(temporary), given.images, given.side)
         batch = np.stack([model.preprocess(decode(path)) for path in paths[:BATCH_SIZE]])

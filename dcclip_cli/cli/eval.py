@@ -143,7 +143,7 @@ def eval(
     else:
         references = [resolve(name) for name in model] if model else [resolve()]
     for reference in references:
-        talk.say(reference.said)
+        talk.say(reference.description)
     datasets = open_all(options)
     results = measure(references, datasets, options, device, talk, cache, no_cache)
     if len({result.model for result in results}) < len(references):  # models of one name: told apart by where they lie

@@ -16,7 +16,7 @@ from dcclip_cli.cli import console, errors, flags
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:
-    from dcclip_cli.predict.predict import Prediction
+    from dcclip_cli.predict.model import Prediction
 
 
 def predict(
@@ -67,13 +67,13 @@ def predict(
     from dcclip_cli.machine import keep_freed_memory
     from dcclip_cli.model.reference import resolve
     from dcclip_cli.predict.images import find_images
-    from dcclip_cli.predict.predict import predict as run
+    from dcclip_cli.predict.model import predict as run
 
     paths = list(find_images(images, sys.stdin))
     if len(paths) > 1:
         keep_freed_memory()
     reference = resolve(model)
-    talk.say(reference.said)
+    talk.say(reference.description)
     predictions = run(
         model=reference,
         images=paths,

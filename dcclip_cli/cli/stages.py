@@ -155,13 +155,14 @@ class Work:
 
     def _check_parent(self) -> None:
         """Raise DcclipError if the aligned model was made from a distilled one that has been replaced since."""
-        from dcclip_cli.model.folder import PROVENANCE, folder_fingerprint, read_json
+        from dcclip_cli.files import read_json
+        from dcclip_cli.model.model_dir import PROVENANCE, model_fingerprint
 
         align = self.loaded.recipe.align
         distilled, aligned = self.run.model("distill"), self.run.model("align")
         if align is None or align.start != "distill" or not distilled.is_dir():
             return
-        if read_json(aligned / PROVENANCE, "").get("parent") != folder_fingerprint(distilled):
+        if read_json(aligned / PROVENANCE, "").get("parent") != model_fingerprint(distilled):
             raise DcclipError(f"{aligned} was made from another model than {distilled}", "do it again with --fresh")
 
     def tell(self, stage: StageName, folder: Path, finished: bool, seconds: float, figures: dict[str, float]) -> None:

@@ -78,7 +78,7 @@ def _passes(
 ) -> dict[str, Any]:
     from dcclip_cli.curation.executors import Engine
     from dcclip_cli.curation.finish import finish
-    from dcclip_cli.curation.steps import ReadStep, ScoreStep, SettleStep, WriteStep
+    from dcclip_cli.curation.steps import DedupStep, ReadStep, ScoreStep, WriteStep
 
     engine = engine or Engine()
     slices = len(found.assignments)
@@ -87,7 +87,7 @@ def _passes(
     if options.scores:
         with _watched(progress, "score", found, work.read(0).parent, SCORES):
             engine.run(ScoreStep(options, work, slices), work.logs("score"))
-    engine.run(SettleStep(options, work, 1, slices), work.logs("settle"))
+    engine.run(DedupStep(options, work, 1, slices), work.logs("dedup"))
     with _watched(progress, "write", found, work.written(0).parent):
         engine.run(WriteStep(options, work, slices), work.logs("write"))
     return finish(options, work, slices)

@@ -11,7 +11,7 @@ from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.plan import LIBRARIES
 from dcclip_cli.curation.report.examples import Examples
 from dcclip_cli.curation.report.html import write_report
-from dcclip_cli.curation.report.stats import Statistics
+from dcclip_cli.curation.report.statistics import Statistics
 from dcclip_cli.curation.result import FORMAT, MAKER, MANIFEST, REPORT
 from dcclip_cli.curation.shards import TableWriter
 from dcclip_cli.curation.slices import find_pair

@@ -15,7 +15,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import prompts, registry
 from dcclip_cli.eval.loaders import LOADERS, Captioned, HubDataset, Images, Labelled, Place
 from dcclip_cli.eval.registry import KnownSet, Metric
-from dcclip_cli.predict.classifier import language_of
+from dcclip_cli.predict.zero_shot import language_of
 
 Templates = Literal["own", "compact", "name"]
 PLAIN = ("{}",)  # the template of data sets that come without any

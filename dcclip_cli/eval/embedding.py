@@ -15,9 +15,9 @@ from dcclip_cli.data.files.reading import Fault
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.feature_cache import FeatureCache
 from dcclip_cli.eval.loaders import Images
-from dcclip_cli.predict.classifier import class_means, fill, text_embeddings
-from dcclip_cli.predict.embedding import embed_batches
-from dcclip_cli.predict.runtime import DualEncoder
+from dcclip_cli.predict.encoder import Encoder
+from dcclip_cli.predict.images import embed_batches
+from dcclip_cli.predict.zero_shot import class_means, fill, text_embeddings
 from dcclip_cli.progress import Progress
 
 # Indices, what reads an image, the batch size and the number of threads that read -> batches in order.
@@ -87,7 +87,7 @@ def chosen(count: int, limit: int | None) -> np.ndarray:
 
 
 def embed_images(
-    model: DualEncoder,
+    model: Encoder,
     images: Images,
     wanted: np.ndarray,
     view: View,
@@ -122,7 +122,7 @@ def embed_images(
         return Embedded(there, taken, bad, len(todo), time.perf_counter() - begin)
 
 
-def embed_texts(model: DualEncoder, texts: Sequence[str], cache: FeatureCache, progress: Progress) -> np.ndarray:
+def embed_texts(model: Encoder, texts: Sequence[str], cache: FeatureCache, progress: Progress) -> np.ndarray:
     """(N, D), length 1."""
 
     def embed() -> np.ndarray:
@@ -133,7 +133,7 @@ def embed_texts(model: DualEncoder, texts: Sequence[str], cache: FeatureCache, p
 
 
 def embed_classes(
-    model: DualEncoder, names: Sequence[str], templates: Sequence[str], cache: FeatureCache, progress: Progress
+    model: Encoder, names: Sequence[str], templates: Sequence[str], cache: FeatureCache, progress: Progress
 ) -> np.ndarray:
     """(C, D), length 1: for each class the mean over its templates, as CLIP's zero-shot classifier has it."""
     texts = [text for name in names for text in fill(templates, name)]

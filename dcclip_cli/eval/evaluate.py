@@ -25,8 +25,7 @@ from dcclip_cli.eval.scoring import Score, score_classes, score_retrieval
 from dcclip_cli.model.precision import Precision
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.options import Options
-from dcclip_cli.predict.runtime import DualEncoder, load_model
-from dcclip_cli.predict.torch_runtime import TorchEncoder
+from dcclip_cli.predict.encoder import Encoder, TorchEncoder, load_encoder
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
@@ -113,7 +112,7 @@ def evaluate(
     how = How(limit, batch_size, workers, cache or FeatureCache(None), progress or Silent(), task, tuple(shots))
     results: list[EvalResult] = []
     for reference in models:
-        model = load_model(reference, device, precision)
+        model = load_encoder(reference, device, precision)
         if isinstance(model, TorchEncoder) and model.precision != "fp32":
             for line in model.choice.lines(model.name):
                 how.progress.say(line)
@@ -127,7 +126,7 @@ def evaluate(
     return results
 
 
-def _zero_shot(model: DualEncoder, dataset: DataSet, how: How) -> Iterator[EvalResult]:
+def _zero_shot(model: Encoder, dataset: DataSet, how: How) -> Iterator[EvalResult]:
     embedded = _embed(model, dataset, dataset.images, how)
     for language, truth in dataset.truth.items():
         begin = time.perf_counter()
@@ -141,7 +140,7 @@ def _zero_shot(model: DualEncoder, dataset: DataSet, how: How) -> Iterator[EvalR
         yield _result(model, dataset, language, task, score, embedded, how, begin, truth.names, truth.templates)
 
 
-def _retrieve(model: DualEncoder, dataset: DataSet, truth: Captions, embedded: Embedded, how: How) -> Score:
+def _retrieve(model: Encoder, dataset: DataSet, truth: Captions, embedded: Embedded, how: How) -> Score:
     """Retrieval among the images that there are; a text whose images are all left out is left out too."""
     place = {int(index): row for row, index in enumerate(embedded.indices)}
     kept = [number for number, about in enumerate(truth.about) if any(image in place for image in about)]
@@ -150,7 +149,7 @@ def _retrieve(model: DualEncoder, dataset: DataSet, truth: Captions, embedded: E
     return score_retrieval(embedded.vectors, texts, about, dataset.both_ways)
 
 
-def _probes(model: DualEncoder, dataset: DataSet, how: How) -> Iterator[EvalResult]:
+def _probes(model: Encoder, dataset: DataSet, how: How) -> Iterator[EvalResult]:
     train = training_split(dataset)
     [language, truth] = next(iter(dataset.truth.items()))  # a layer knows no language
     assert isinstance(truth, Classes)
@@ -170,7 +169,7 @@ def _probes(model: DualEncoder, dataset: DataSet, how: How) -> Iterator[EvalResu
         yield _result(model, dataset, language, task, mean, test, how, begin, truth.names, ())
 
 
-def _embed(model: DualEncoder, dataset: DataSet, images: Images, how: How, name: str = "") -> Embedded:
+def _embed(model: Encoder, dataset: DataSet, images: Images, how: How, name: str = "") -> Embedded:
     wanted = chosen(len(images), how.limit)
     name = name or dataset.name
     view = View(dataset.squash, dataset.border)
@@ -188,7 +187,7 @@ def _embed(model: DualEncoder, dataset: DataSet, images: Images, how: How, name:
 
 
 def _result(
-    model: DualEncoder,
+    model: Encoder,
     dataset: DataSet,
     language: Language,
     task: str,

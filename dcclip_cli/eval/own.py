@@ -15,7 +15,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.datasets import PLAIN, Captions, Classes, DataSet
 from dcclip_cli.eval.loaders.base import Images, stamp_of
 from dcclip_cli.eval.loaders.class_folders import images_by_class, images_of
-from dcclip_cli.predict.classifier import language_of
+from dcclip_cli.predict.zero_shot import language_of
 
 NAMES_FILE = "classes.yaml"
 _EXAMPLE = "write it like this, a line for each folder: cat: {en: cat, zh: 猫}"

@@ -17,8 +17,8 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import cores
 from dcclip_cli.model.precision import Precision
 from dcclip_cli.model.reference import ModelReference
-from dcclip_cli.predict.embedding import embed_batches
-from dcclip_cli.predict.runtime import DualEncoder, load_model
+from dcclip_cli.predict.encoder import Encoder, load_encoder
+from dcclip_cli.predict.images import embed_batches
 from dcclip_cli.processes import begin_worker
 
 Batch = list[tuple[int, np.ndarray | DcclipError]]
@@ -77,7 +77,7 @@ _held: dict[str, Any] = {}  # its model, and what reads an image
 
 def _begin(reference: ModelReference, device: str, number: int, precision: Precision, threads: int) -> None:
     begin_worker()
-    _held["model"] = load_model(reference, device_of(reference, device, number), precision, threads)
+    _held["model"] = load_encoder(reference, device_of(reference, device, number), precision, threads)
 
 
 def device_of(reference: ModelReference, device: str, number: int) -> str:
@@ -96,5 +96,5 @@ def _hold(read: Callable[[int], Image.Image]) -> None:
 
 
 def _embed(indices: list[int], batch_size: int, workers: int) -> list[Batch]:
-    model: DualEncoder = _held["model"]
+    model: Encoder = _held["model"]
     return list(embed_batches(model, indices, _held["read"], batch_size, workers))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from dcclip_cli.model.towers import Towers
-    from dcclip_cli.predict.torch_runtime import TorchEncoder
+    from dcclip_cli.predict.encoder import TorchEncoder
 
 # Pictures that show how a library resizes and crops: wide, high, square, and just too small.
 _SIZES = ((301, 200), (97, 333), (256, 256), (63, 64))
@@ -44,13 +44,13 @@ class Source:
 
 def load_source(reference: ModelReference) -> Source:
     """The model meant by a reference, on the CPU. Raises DcclipError for bundles, and for what needs torch."""
-    from dcclip_cli.predict.torch_runtime import load_torch
+    from dcclip_cli.predict.encoder import load_torch_encoder
 
     if reference.kind == "bundle":
         raise DcclipError(
             f"{reference.target} is a bundle already", "export the model directory that align or distill left"
         )
-    encoder = load_torch(reference, "cpu")
+    encoder = load_torch_encoder(reference, "cpu")
     towers = encoder.towers
     if reference.kind == "hf":
         tokenizer, length, padding, fixed = _of_transformers(towers)

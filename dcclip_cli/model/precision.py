@@ -1,4 +1,4 @@
-"""Choice between fp32 and bf16: `precision: auto` takes the one in which this machine computes a model faster."""
+"""Device and precision that torch computes in, and the check that what it computes is finite."""
 
 from __future__ import annotations
 
@@ -10,11 +10,51 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import atomic_write, cache_folder, lock
 from dcclip_cli.machine import cpu_name, has_native_bf16
 
 if TYPE_CHECKING:
     from dcclip_cli.model.towers import Towers
+
+
+def torch_device(asked: str, hint: str = "leave --device out, or say --device cpu") -> str:
+    """`cpu`, `cuda` or `mps`: the one that `auto` means here, or the one asked for, as it is: `cuda:1` too.
+
+    Raises DcclipError, with `hint`, where torch lacks the one that is asked for.
+    """
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked == "auto":
+        return next(name for name, found in there.items() if found)
+    if not there.get(asked.partition(":")[0]):
+        raise DcclipError(f"torch finds no device {asked}", hint)
+    return asked
+
+
+_HINT = "its weights are damaged, or it overflowed: get the model again, or compute in fp32"
+
+
+class NotFiniteError(DcclipError):
+    """A model gives NaN or infinity, which every ranking, mean and index built on it would hide."""
+
+
+def finite(values: np.ndarray, model: str, inputs: str, hint: str = _HINT) -> np.ndarray:
+    """`values` (N, ...) as they are, those that `model` gives for N `inputs` ("images", "texts").
+
+    Raises NotFiniteError where a number is NaN or infinite.
+    """
+    numbers = np.isfinite(values)
+    if not numbers.all():
+        bad = int((~numbers.all(axis=tuple(range(1, values.ndim)))).sum())
+        raise NotFiniteError(
+            f"{model} gives embeddings that are not finite (NaN or infinite) for {bad} of {len(values)} {inputs}", hint
+        )
+    return values
+
 
 Precision = Literal["auto", "fp32", "bf16"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.folder import CONFIG, WEIGHTS
+from dcclip_cli.model.model_dir import CONFIG, WEIGHTS
 from dcclip_cli.pipeline import STAGES
 
 STARTER = "starter"  # the name of the model that comes with the package
@@ -18,11 +18,11 @@ _HINT = "make a model with: dcclip run recipes/quickstart.yaml, or name one with
 
 @dataclass(frozen=True)
 class ModelReference:
-    """A model that exists (on disk) or may (on a hub). `target` is a path or a hub name; `said` tells the user."""
+    """A model on disk, or a name on a hub. `target` is the path or hub name; `description` is shown to the user."""
 
     kind: Literal["folder", "bundle", "hf", "open_clip"]
     target: str
-    said: str
+    description: str
 
     @property
     def path(self) -> Path:

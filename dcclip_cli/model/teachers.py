@@ -53,9 +53,9 @@ class OpenClipTeacher(_TeacherOptions):
     def load(self, device: str = "cpu") -> Towers:
         """The teacher's towers, frozen, in evaluation mode. Raises DcclipError where there is no such model."""
         if Path(self.model).is_absolute():
-            from dcclip_cli.model.folder import load_folder
+            from dcclip_cli.model.model_dir import load_model
 
-            return _frozen(load_folder(Path(self.model)), self.precision, device)
+            return _frozen(load_model(Path(self.model)), self.precision, device)
         return _frozen(_load_open_clip(self.model), self.precision, device)
 
 

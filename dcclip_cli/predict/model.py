@@ -1,9 +1,10 @@
-"""The door for programs: a model of any kind, ready to be asked."""
+"""Predictions, and the Python API: a loaded model."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -12,11 +13,59 @@ from PIL import Image
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode
-from dcclip_cli.predict.classifier import text_embeddings
-from dcclip_cli.predict.embedding import embed
-from dcclip_cli.predict.predict import best
-from dcclip_cli.predict.runtime import DualEncoder
-from dcclip_cli.predict.zeroshot import Labels
+from dcclip_cli.model.reference import ModelReference
+from dcclip_cli.predict.encoder import Encoder, load_encoder
+from dcclip_cli.predict.images import BATCH_SIZE, embed
+from dcclip_cli.predict.zero_shot import Labels, text_embeddings
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A picture's best labels with their probabilities, the best first, or the error that kept it from being read."""
+
+    image: Path
+    labels: tuple[tuple[str, float], ...] = ()
+    error: str | None = None
+
+
+def predict(
+    *,
+    model: ModelReference,
+    images: Iterable[Path],
+    labels: Sequence[str],
+    top_k: int = 5,
+    threshold: float = 0.0,
+    templates: Sequence[str] | None = None,
+    several: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[Prediction]:
+    """One Prediction for each image, in order, as soon as its batch is done; labels under `threshold` are left out.
+
+    `templates` and `several` as in Labels. Raises DcclipError for a bad model, label or template, before the first.
+    """
+    encoder = load_encoder(model, device, threads=threads)
+    ready = Labels(encoder, labels, templates, several)
+
+    def predictions() -> Iterator[Prediction]:
+        for path, found in embed(encoder, images, decode, batch_size):
+            if isinstance(found, DcclipError):
+                yield Prediction(path, error=found.what)
+            else:
+                [row] = ready.probabilities(found[np.newaxis])
+                yield Prediction(path, best(ready.names, row, top_k, threshold))
+
+    return predictions()
+
+
+def best(
+    names: Sequence[str], probabilities: np.ndarray, top_k: int | None, threshold: float = 0.0
+) -> tuple[tuple[str, float], ...]:
+    """The `top_k` most probable names (all if None) that reach `threshold`, the best first."""
+    order = np.argsort(-probabilities, kind="stable")[:top_k]
+    return tuple((names[index], float(probabilities[index])) for index in order if probabilities[index] >= threshold)
+
 
 Picture = str | os.PathLike[str] | bytes | Image.Image  # a path, a file's bytes, or a picture of Pillow's
 
@@ -27,7 +76,7 @@ class Model:
     `name` and `parameters` say which it is. Every method raises DcclipError where a picture can't be read.
     """
 
-    def __init__(self, encoder: DualEncoder) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self._labels: tuple[Any, Labels] | None = None
 

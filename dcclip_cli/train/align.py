@@ -42,7 +42,7 @@ class AlignOptions(TeachingOptions):
     cosine: float = Field(
         0.0, ge=0, description="Weight of 1 - cosine of image and caption, which makes captions meet embeddings"
     )
-    other_weight: float = Field(1.0, ge=0, description="Weight of the second captions that captions.also_other adds")
+    other_weight: float = Field(1.0, ge=0, description="Weight of the captions that captions.second_caption adds")
     max_logit_scale: float = Field(
         100.0, gt=1, description="The learnable 1 / temperature is kept below this, as CLIP does"
     )

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import atomic_folder
-from dcclip_cli.model.folder import read_json
+from dcclip_cli.files import atomic_folder, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

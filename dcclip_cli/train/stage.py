@@ -22,10 +22,10 @@ from dcclip_cli.data.dataset import PairDataset, open_pairs
 from dcclip_cli.data.options import COLLECTED
 from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import atomic_write
+from dcclip_cli.files import atomic_write, read_json
 from dcclip_cli.machine import busy_cores, cores, keep_freed_memory
-from dcclip_cli.model.folder import load_folder, read_json, save_folder
-from dcclip_cli.model.inherit import inherit_text_tower
+from dcclip_cli.model.init_from_teacher import init_text_tower
+from dcclip_cli.model.model_dir import load_model, save_model
 from dcclip_cli.model.precision import Choice, choose_precision, newton_schulz_precision
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.students import (
@@ -66,7 +66,7 @@ class Student:
         return hashlib.sha256(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
 
     def save(self, folder: Path, provenance: dict[str, Any], half: bool = False) -> None:
-        save_folder(
+        save_model(
             folder,
             self.towers.model,
             self.config,
@@ -119,13 +119,13 @@ def new_student(
             raise DcclipError(
                 "student.text.inherit takes weights from a teacher, but this stage has none", "leave it out"
             )
-        inherit_text_tower(model.text, tokenizer, teaching, layers=options.text.inherit == "layers")
+        init_text_tower(model.text, tokenizer, teaching, layers=options.text.inherit == "layers")
     return _student(model, config, preprocessing_of(options.image), tokenizer, name, None)
 
 
 def student_from(folder: Path, name: str) -> Student:
     """The student that lies in a model directory, to be trained on."""
-    towers = load_folder(folder)
+    towers = load_model(folder)
     assert towers.preprocessing is not None
     config = read_json(folder / "open_clip_config.json", "")["model_cfg"]
     return _student(towers.model, config, towers.preprocessing, load_tokenizer(folder), name, towers.fingerprint)

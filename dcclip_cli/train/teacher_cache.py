@@ -10,6 +10,7 @@ import hashlib
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder
-from dcclip_cli.model.finite import finite
+from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
 from dcclip_cli.processes import loading_processes
 from dcclip_cli.progress import Progress
@@ -109,11 +110,11 @@ class TeacherCache:
 
     def features(self, batch: Batch) -> Outputs:
         """The teacher's outputs for a batch. Rows that were damaged or deleted meanwhile are computed again."""
-        try:
-            return self._read(batch)
-        except MissingRows:
+        for _ in range(len(self._image_names) + len(self._text_names)):
+            with suppress(MissingRows):  # reading one array after the other finds what is damaged in each
+                return self._read(batch)
             self.fill()
-            return self._read(batch)
+        return self._read(batch)
 
     def seconds(self, images: int, captions: int) -> float:
         """The time that the teacher takes for that many, by what it took to fill the store."""

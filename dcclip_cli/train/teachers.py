@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from dcclip_cli.data.collator import Batch
-from dcclip_cli.model.finite import finite
+from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import ImageFeatures, Towers
 from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss, Widths
 

@@ -95,7 +95,7 @@ def _say_what_is_saved(
     caches: Sequence[TeacherCache], options: TeachingOptions, reader: Collator, steps: int, progress: Progress
 ) -> None:
     a_batch = options.batch_size * steps
-    captions = a_batch * len(reader.captions.languages) * (2 if reader.captions.also_other else 1)
+    captions = a_batch * len(reader.captions.languages) * (2 if reader.captions.second_caption else 1)
     once = sum(cache.seconds_once for cache in caches)
     online = sum(cache.seconds(a_batch, captions) for cache in caches)
     found = sum(cache.found for cache in caches) / max(1, sum(cache.rows for cache in caches))

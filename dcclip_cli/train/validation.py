@@ -15,7 +15,7 @@ from dcclip_cli.data.dataset import PairDataset, open_pairs
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import metrics
-from dcclip_cli.model.finite import finite
+from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import OpenClipTowers
 
 _ROWS = 64  # pictures or texts at once

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from dcclip_cli.predict.classifier import class_embeddings, fill, language_of
+from dcclip_cli.predict.zero_shot import class_embeddings, fill, language_of
 
 
 class Words:

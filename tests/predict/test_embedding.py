@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.predict.embedding import embed
+from dcclip_cli.predict.images import embed
 
 
 class Brightness:

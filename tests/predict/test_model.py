@@ -9,7 +9,7 @@ from PIL import Image
 from dcclip_cli import load
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.predict import predict
+from dcclip_cli.predict.model import predict
 
 LABELS = ["红色的圆", "blue square", "月亮"]
 

@@ -10,10 +10,10 @@ import pytest
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
+from dcclip_cli.predict.encoder import load_encoder
 from dcclip_cli.predict.footprint import footprint
-from dcclip_cli.predict.predict import predict
-from dcclip_cli.predict.runtime import load_model
-from dcclip_cli.predict.zeroshot import softmax
+from dcclip_cli.predict.model import predict
+from dcclip_cli.predict.zero_shot import softmax
 
 LABELS = ["红色的圆", "blue square", "月亮", "a cross", "一张绿色三角形的图片"]
 
@@ -45,7 +45,7 @@ def test_a_transformers_model_predicts_as_transformers_does(
     from transformers import AutoImageProcessor, AutoModel
 
     folder = request.getfixturevalue(teacher)
-    encoder = load_model(resolve(f"hf:{folder}"), "cpu")
+    encoder = load_encoder(resolve(f"hf:{folder}"), "cpu")
     model = AutoModel.from_pretrained(folder).eval()
     pixels = AutoImageProcessor.from_pretrained(folder)(images=decode(pictures[0]), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
@@ -77,12 +77,12 @@ def test_a_broken_image_does_not_stop_the_others(bundle_folder: Path, pictures: 
 def test_a_device_that_is_not_there_is_refused(bundle_folder: Path, model_folder: Path) -> None:
     for folder in (bundle_folder, model_folder):
         with pytest.raises(DcclipError, match="finds no device mps"):
-            load_model(resolve(str(folder)), "mps")
+            load_encoder(resolve(str(folder)), "mps")
 
 
 def test_a_footprint_counts_parameters_and_bytes(bundle_folder: Path, model_folder: Path) -> None:
-    by_onnx = footprint(load_model(resolve(str(bundle_folder))), budget_s=0)
-    by_torch = footprint(load_model(resolve(str(model_folder)), "cpu"), budget_s=0)
+    by_onnx = footprint(load_encoder(resolve(str(bundle_folder))), budget_s=0)
+    by_torch = footprint(load_encoder(resolve(str(model_folder)), "cpu"), budget_s=0)
     assert by_onnx.parameters == by_torch.parameters == by_torch.size_bytes / 4
     assert by_onnx.size_bytes == sum((bundle_folder / f"{tower}.onnx").stat().st_size for tower in ("image", "text"))
     assert by_onnx.image_ms > 0 and by_torch.text_ms > 0
@@ -93,7 +93,7 @@ def test_a_bundle_predicts_without_torch_in_six_tenths_of_a_second(bundle_folder
 import sys, time
 from pathlib import Path
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.predict import predict
+from dcclip_cli.predict.model import predict
 [found] = predict(model=resolve(sys.argv[1]), images=[Path(sys.argv[2])], labels=["猫", "dog"])
 assert abs(sum(value for _, value in found.labels) - 1) < 1e-6
 heavy = {"torch", "transformers", "open_clip", "timm", "pandas", "pyarrow", "pydantic"} & set(sys.modules)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.predict.zeroshot import Labels
+from dcclip_cli.predict.zero_shot import Labels
 
 EAST, NORTH = (1.0, 0.0), (0.0, 1.0)
 

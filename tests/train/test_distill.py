@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.folder import load_folder
+from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.tokenizer import load_tokenizer
 from dcclip_cli.run_dir import TrainResult
 
@@ -34,7 +34,7 @@ def test_every_kind_of_teacher_teaches_a_student_that_reads_both_languages(
     result = run(distilling)
     assert result.model == Path(distilling["root"]) / "distill" / "model"
     assert set(result.metrics) >= {"feature_map", "token_features", "embedding", "loss"}
-    towers = load_folder(result.model)
+    towers = load_model(result.model)
     assert towers.text_features(towers.tokenize(["红色的圆", "red circle"])).embedding.shape == (2, 16)
 
 
@@ -181,7 +181,7 @@ def test_killed_while_the_teacher_runs_and_run_again_gives_the_weights_of_the_un
     assert not (Path(distilling["root"]) / "distill").exists()
     progress = watching()
     result = run(distilling, progress)
-    assert [task for task in progress.tasks if task[0].startswith("teacher")] == [("teacher: captions", 96, 0)]
+    assert [task for task in progress.tasks if task[0].startswith("teacher")] == [("teacher: captions", 112, 0)]
     assert sha256(result) == sha256(unbroken)
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dcclip_cli.data.thumbnail import jpeg_of
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.datasets import DataSet
 from dcclip_cli.eval.embedding import chosen
 from dcclip_cli.eval.metrics import per_class
 from dcclip_cli.eval.result import EvalResult
+from dcclip_cli.html import jpeg_thumbnail
 
 WORST, PAIRS, PICTURES = 12, 12, 12
 
@@ -106,7 +106,7 @@ def _mistakes(
     found = []
     for _, row in sorted(order, key=lambda one: one[0])[:PICTURES]:
         try:
-            thumbnail = jpeg_of(dataset.images.picture(int(rows[row])))
+            thumbnail = jpeg_thumbnail(dataset.images.picture(int(rows[row])))
         except DcclipError:  # read before, gone since
             continue
         names = result.class_names

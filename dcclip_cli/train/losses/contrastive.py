@@ -31,7 +31,7 @@ class TaskLoss(Loss):
     loss: Contrast = Field("clip", description="clip: symmetric InfoNCE; siglip: a sigmoid for each pair, with a bias")
     cross_lingual: float = Field(0.0, ge=0, description="Weight of the contrast between the two captions of one image")
     cosine: float = Field(0.0, ge=0, description="Weight of 1 - cosine of image and caption")
-    other_weight: float = Field(1.0, ge=0, description="Weight of the second captions that captions.also_other adds")
+    other_weight: float = Field(1.0, ge=0, description="Weight of the captions that captions.second_caption adds")
 
     def terms(
         self, student: Outputs, teachers: Sequence[Outputs], adapters: Mapping[str, nn.Module]
