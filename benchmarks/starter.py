@@ -17,7 +17,7 @@ import numpy as np
 
 from dcclip_cli.cli.flags import split
 from dcclip_cli.eval import prompts
-from dcclip_cli.eval.loaders.class_folders import images_by_class
+from dcclip_cli.eval.loaders.files import images_by_class
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.predict.encoder import Encoder, load_encoder
@@ -135,7 +135,7 @@ def by_themselves(model: Encoder, images: np.ndarray, truth: np.ndarray, words: 
     likely = {}
     for language in LANGUAGES:
         names = [meaning.words[language][0] for meaning in words]
-        likely[language] = Labels(model, names, several=True).probabilities(images) > 0.5
+        likely[language] = Labels(model, names, multi_label=True).probabilities(images) > 0.5
     for what, which in (("a photograph's own words", truth), ("other words", ~truth)):
         row(f"--multi-label finds, of {what}", **{key: float(found[which].mean()) for key, found in likely.items()})
 

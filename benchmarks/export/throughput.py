@@ -29,9 +29,11 @@ from PIL import Image, ImageFilter
 from dcclip_cli.machine import keep_freed_memory
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
+from dcclip_cli.predict.encoder import load_encoder
 from dcclip_cli.predict.images import BATCH_SIZE
 from dcclip_cli.predict.model import predict
 from dcclip_cli.predict.onnx_encoder import OnnxEncoder
+from dcclip_cli.predict.zero_shot import Labels
 
 LABELS = ("猫", "dog", "汽车")
 ROUNDS = 3
@@ -90,7 +92,7 @@ def main() -> None:
         ways: dict[str, Callable[[], object]] = {
             "decoding": lambda: on_all_cores(lambda path: model.preprocess(decode(path)), paths),  # type: ignore[arg-type]
             "model": lambda: on_all_cores(lambda _: model.encode_pixels(batch), batches),
-            "predict": lambda: list(predict(model=reference, images=paths, labels=LABELS, device="cpu")),
+            "predict": lambda: list(predict(loaded := load_encoder(reference, "cpu"), Labels(loaded, LABELS), paths)),
         }
         times: dict[str, list[float]] = {name: [] for name in (*ways, "command", "lines")}
         for _ in range(ROUNDS):

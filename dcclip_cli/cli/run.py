@@ -130,11 +130,18 @@ def _evaluate(work: stages.Work, results: dict[str, list[EvalResult]], *names: s
     options = work.loaded.recipe.eval
     if options is None:
         return
-    datasets = eval.open_all(options)
+    from dcclip_cli.eval.evaluate import evaluate, open_datasets
+    from dcclip_cli.eval.feature_cache import FeatureCache
+    from dcclip_cli.eval.report import save_report
+    from dcclip_cli.files import cache_folder
+
+    datasets, cache = open_datasets(options), FeatureCache(cache_folder())
     for name, model in _models(work).items():
         if name in names and name not in results:
-            results[name] = eval.measure([model], datasets, options, work.device, work.progress)
-    eval.keep([one for several in results.values() for one in several], datasets, work.run.stage("eval"))
+            results[name] = evaluate(
+                [model], datasets, options, device=work.device, cache=cache, progress=work.progress
+            )
+    save_report([one for several in results.values() for one in several], datasets, work.run.stage("eval"))
 
 
 def _measure(work: stages.Work, results: dict[str, list[EvalResult]]) -> list[Row]:

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval.datasets import Classes as SetClasses
+from dcclip_cli.eval.dataset import Classes as SetClasses
 from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
 from dcclip_cli.exporters import FormatName, Precision
 from dcclip_cli.exporters.formats import FORMATS
@@ -28,6 +28,7 @@ from dcclip_cli.exporters.samples import samples_from
 from dcclip_cli.exporters.source import Source, load_source
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import ModelReference
+from dcclip_cli.model.tokenizer import copy_tokenizer
 from dcclip_cli.options import Options
 from dcclip_cli.predict.onnx_encoder import DESCRIPTION, FORMAT, TOKENIZER
 from dcclip_cli.progress import Progress, Silent
@@ -173,13 +174,12 @@ def _languages(parity: Parity) -> str:
 def _tests(evaluation: EvalOptions | None) -> list[HeldOutImages]:
     if evaluation is None:
         return []
-    root = Path(evaluation.data_root) if evaluation.data_root else None
-    opened = open_datasets(evaluation.datasets, evaluation.languages, root)
+    opened = open_datasets(evaluation.model_copy(update={"task": "zero-shot", "templates": "own"}))
     return [
         HeldOutImages(
             one.name,
             len(one.images),
-            one.images.picture,
+            one.images.load,
             {
                 language: Classes(of.names, of.templates, of.labels[np.arange(len(one.images))])
                 for language, of in one.truth.items()
@@ -197,8 +197,6 @@ def _describe(source: Source, folder: Path, options: ExportOptions, model: Model
 
     prompts = dict(source.encoder.prompts) | dict(options.prompts or {})
     if not (folder / TOKENIZER).exists() and options.format not in ("open_clip", "transformers"):
-        from dcclip_cli.exporters.source import copy_tokenizer
-
         copy_tokenizer(source.tokenizer).save(str(folder / TOKENIZER))
         if source.folder is not None:
             shutil.copyfile(source.folder / TOKENIZER, folder / TOKENIZER)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.reference import ModelReference
+from dcclip_cli.model.tokenizer import copy_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -57,8 +57,6 @@ def load_source(reference: ModelReference) -> Source:
     elif reference.kind == "open_clip":
         tokenizer, length, padding, fixed = _of_open_clip(towers)
     else:
-        from dcclip_cli.model.tokenizer import load_tokenizer
-
         tokenizer, length = load_tokenizer(reference.path), _open_clip_context_length(towers)
         padding, fixed = tokenizer.token_to_id("<pad>") or 0, _is_fixed(towers)
     preprocessing = towers.preprocessing or _preprocessing(towers)
@@ -99,15 +97,6 @@ def _of_open_clip(towers: Any) -> tuple[Tokenizer, int, int, bool]:
         int(own.tokenizer.pad_token_id or 0),
         _is_fixed(towers),
     )
-
-
-def copy_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer, without the padding and truncation that its last caller left in it."""
-    from tokenizers import Tokenizer
-
-    state = json.loads(tokenizer.to_str())
-    state["padding"] = state["truncation"] = None
-    return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
 
 
 def _byte_pairs(own: Any) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""The model directory: an open_clip directory that also says where the model comes from."""
+"""Saving and loading of model directories: open_clip directories with dcclip's record of their origin."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def save_model(
     provenance: dict[str, Any],
     half: bool = False,
 ) -> None:
-    """Write a model directory whole or not at all; `half` stores weights as fp16."""
+    """Write a model directory atomically; `half` stores weights as fp16."""
     import torch
     from safetensors.torch import save_file
 
@@ -57,9 +57,9 @@ def save_model(
 
 
 def load_model(folder: Path, device: str = "cpu") -> OpenClipTowers:
-    """The towers in an open_clip directory, dcclip's or another's, in evaluation mode, fp32.
+    """The towers of an open_clip directory, dcclip's or another's, in evaluation mode, fp32.
 
-    Only safetensors weights are read: a directory that has nothing but a pickle is refused. Raises DcclipError.
+    Only safetensors weights are read. Raises DcclipError if a file is missing or damaged, also for pickled weights.
     """
     import open_clip
     from safetensors import SafetensorError
@@ -75,22 +75,18 @@ def load_model(folder: Path, device: str = "cpu") -> OpenClipTowers:
         )
     try:
         preprocessing = Preprocessing.from_config(config.get("preprocess_cfg", {}))
-        with _without_warnings():  # that it has no weights: they come next, and never from a pickle
+        with _without_warnings():  # about missing weights, which the next line loads
             model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0][:300]
-        raise DcclipError(f"{folder} can't be loaded: {reason}", "copy the whole model directory again") from None
-    length = config["model_cfg"]["text_cfg"].get("context_length", 77)
+        raise DcclipError(f"{folder} cannot be loaded: {reason}", "copy the whole model directory again") from None
     tokenizer = load_tokenizer(folder)
-    tokenize = tokenize_with(tokenizer, length)
-    name = (
-        str(read_json(folder / PROVENANCE, "").get("name", folder.name))
-        if (folder / PROVENANCE).is_file()
-        else folder.name
-    )
-    pieces = tokenizer.get_vocab()
-    towers = OpenClipTowers(model, tokenize, preprocessing, name, model_fingerprint(folder), pieces)
+    tokenize = tokenize_with(tokenizer, config["model_cfg"]["text_cfg"].get("context_length", 77))
+    provenance = read_json(folder / PROVENANCE, "") if (folder / PROVENANCE).is_file() else {}
+    name = str(provenance.get("name", folder.name))
+    vocab = tokenizer.get_vocab()
+    towers = OpenClipTowers(model, tokenize, preprocessing, name, model_fingerprint(folder), vocab)
     return towers.eval().to(device)
 
 
@@ -106,7 +102,7 @@ def _without_warnings() -> Iterator[None]:
 
 
 def model_fingerprint(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS, "tokenizer.json")) -> str:
-    """A sha256 over the files that decide the model's outputs; `names` are those of another folder than ours."""
+    """The sha256 of the files that decide the model's outputs; exports name their own files."""
     digest = hashlib.sha256()
     for name in names:
         if (folder / name).is_file():
@@ -120,7 +116,7 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def _model_card(provenance: dict[str, Any]) -> str:
-    figures = "\n".join(f"| {key} | {value} |" for key, value in provenance.get("metrics", {}).items())
+    metrics = "\n".join(f"| {key} | {value} |" for key, value in provenance.get("metrics", {}).items())
     return f"""---
 library_name: open_clip
 language: [zh, en]
@@ -130,15 +126,15 @@ pipeline_tag: zero-shot-image-classification
 
 A light Chinese-English CLIP made by dcclip ({provenance.get("stage", "unknown")} stage),
 {provenance["parameters"]:,} parameters.
-Parent: {provenance.get("parent") or "none, trained from scratch"}. Trained on data with the fingerprint
-`{provenance.get("data", {}).get("train", "unknown")}`; everything that went into it is in `dcclip.json`.
+Parent: {provenance.get("parent") or "none, trained from scratch"}. Fingerprint of the training data:
+`{provenance.get("data", {}).get("train", "unknown")}`; the full record is in `dcclip.json`.
 
 ```python
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:PATH")
 tokenizer = open_clip.get_tokenizer("local-dir:PATH")
 ```
 
-| figure | value |
+| metric | value |
 |---|---|
-{figures}
+{metrics}
 """

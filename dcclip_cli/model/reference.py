@@ -1,4 +1,4 @@
-"""Which model a user means by `--model`: see design.md, section 3."""
+"""Resolution of `--model`: the model that a user names by path, hub name, run or not at all."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class ModelReference:
 
 
 def resolve(reference: str | None = None, runs: Path = Path("runs")) -> ModelReference:
-    """The model meant by `reference`, else by $DCCLIP_MODEL, else the newest finished run's, else the starter model.
+    """The model meant by `reference`, else by $DCCLIP_MODEL, else that of the newest finished run, else the starter.
 
-    Raises DcclipError where what is named is no model.
+    Raises DcclipError if `reference` or $DCCLIP_MODEL names no model.
     """
     if reference:
         return _named(reference, "")
@@ -40,7 +40,7 @@ def resolve(reference: str | None = None, runs: Path = Path("runs")) -> ModelRef
         return _named(from_environment, " ($DCCLIP_MODEL)")
     finished = [found for folder in runs.glob("*/") if (found := _furthest_stage(folder))]
     if not finished:
-        return _named(STARTER, f" (no model is named, and {runs}/ holds no finished run)")
+        return _named(STARTER, f" (no model is named, and {runs}/ contains no finished run)")
     newest = max(finished, key=lambda folder: folder.stat().st_mtime)
     return _named(str(newest), " (newest finished run)")
 
@@ -48,28 +48,28 @@ def resolve(reference: str | None = None, runs: Path = Path("runs")) -> ModelRef
 def _named(reference: str, why: str) -> ModelReference:
     scheme, _, rest = reference.partition(":")
     if scheme == "hf" and rest:
-        return ModelReference("hf", rest, f"model: {rest} through transformers{why}")
+        return ModelReference("hf", rest, f"model: {rest} with transformers{why}")
     if scheme in ("open_clip", "hf-hub") and rest:
         target = rest if scheme == "open_clip" else reference
-        return ModelReference("open_clip", target, f"model: {target} through open_clip{why}")
+        return ModelReference("open_clip", target, f"model: {target} with open_clip{why}")
     if reference == STARTER:
         return ModelReference("bundle", str(_STARTER_BUNDLE), f"model: starter, which comes with dcclip{why}")
     path = Path(reference)
     if not path.is_dir():
         raise DcclipError(
-            f"model {reference} is no directory",
+            f"model {reference} is not a directory",
             "name a model directory, a bundle, a run, hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME or starter",
         )
     folder = path if _is_model(path) else _furthest_stage(path)
     if folder is None:
-        raise DcclipError(f"{path} is no model directory, no export bundle and no finished run", _HINT)
+        raise DcclipError(f"{path} is neither a model directory nor an export bundle nor a finished run", _HINT)
     if (folder / "image.onnx").is_file():
         return ModelReference("bundle", str(folder.resolve()), f"model: bundle {folder}{why}")
     return ModelReference("folder", str(folder.resolve()), f"model: {folder}{why}")
 
 
 def _is_model(folder: Path) -> bool:
-    return (folder / "image.onnx").is_file() or (folder / CONFIG).is_file() or (folder / WEIGHTS).is_file()
+    return any((folder / name).is_file() for name in ("image.onnx", CONFIG, WEIGHTS))
 
 
 def _furthest_stage(run: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""One protocol for a loaded model, whether onnxruntime or torch runs it, and how one is loaded."""
+"""The Encoder protocol for loaded models, its implementation with torch, and the loader for both runtimes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dcclip_cli.model.reference import ModelReference
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
     from dcclip_cli.model.towers import Towers
-
 
 PLAIN_PROMPTS: Mapping[str, Sequence[str]] = {"en": ("{}",), "zh": ("{}",)}
 
@@ -24,16 +24,16 @@ PLAIN_PROMPTS: Mapping[str, Sequence[str]] = {"en": ("{}",), "zh": ("{}",)}
 class Encoder(Protocol):
     """A loaded model. B images, N texts, D the shared width; every embedding has length 1.
 
-    Both `encode_` methods raise NotFiniteError where an embedding is not finite.
+    Both `encode_` methods raise NotFiniteError if an embedding is not finite.
     """
 
     name: str
-    fingerprint: str  # changes whenever any output could
+    fingerprint: str  # changes whenever any output could change
     preprocessing: Mapping[str, Any]  # what `preprocess` does, for the record
     prompts: Mapping[str, Sequence[str]]  # language -> templates that `predict` puts labels into
-    logit_scale: float  # what cosines are multiplied with before the softmax
-    logit_bias: float | None  # added to logits by sigmoid models
-    precision: str  # what it computes in: fp32, bf16, or that of an export
+    logit_scale: float  # factor of the cosines before the softmax
+    logit_bias: float | None  # added to the logits by sigmoid models
+    precision: str  # fp32 or bf16, or the precision of an export
     parameters: int
     size_bytes: int  # of the weights
 
@@ -48,9 +48,9 @@ class Encoder(Protocol):
 
 
 class TorchEncoder:
-    """Towers as an Encoder; they are expected in evaluation mode and on `device`.
+    """Towers as an Encoder; they have to be in evaluation mode and on `device`.
 
-    In bf16 torch computes in bfloat16 where its autocast does, which is another model to those who keep its embeddings.
+    In bf16, torch's autocast computes in bfloat16; embeddings in bf16 are cached apart from those in fp32.
     """
 
     prompts: Mapping[str, Sequence[str]] = PLAIN_PROMPTS
@@ -59,7 +59,7 @@ class TorchEncoder:
         import torch
 
         own = towers.preprocessing
-        # Convolutions take a third less time with the channels last.
+        # Convolutions take a third less time with channels last.
         self.towers: Towers = towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._device, self.choice, self.precision = device, choice, choice.precision
         self.name, self.fingerprint = towers.name, towers.fingerprint + ("-bf16" if choice.precision == "bf16" else "")
@@ -77,7 +77,7 @@ class TorchEncoder:
         batch = torch.from_numpy(pixels).to(self._device, memory_format=torch.channels_last)
         with torch.inference_mode(), self._autocast():
             embedding = self.towers.image_features(batch).embedding
-        return finite(_unit(embedding.float().cpu().numpy()), self.name, "images")
+        return self._normalized(embedding, "images")
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         import torch
@@ -85,30 +85,30 @@ class TorchEncoder:
         tokens = self.towers.tokenize(list(texts)).to(self._device)
         with torch.inference_mode(), self._autocast():
             embedding = self.towers.text_features(tokens).embedding
-        return finite(_unit(embedding.float().cpu().numpy()), self.name, "texts")
+        return self._normalized(embedding, "texts")
 
     def _autocast(self) -> Any:
         import torch
 
         return torch.autocast(torch.device(self._device).type, torch.bfloat16, enabled=self.precision == "bf16")
 
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    with np.errstate(all="ignore"):  # `finite` says what is wrong
-        return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
+    def _normalized(self, embedding: Tensor, inputs: str) -> np.ndarray:
+        vectors = embedding.float().cpu().numpy()
+        with np.errstate(all="ignore"):  # `finite` reports it
+            return finite(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), self.name, inputs)
 
 
 def load_encoder(
     reference: ModelReference, device: str = "auto", precision: Precision = "fp32", threads: int | None = None
 ) -> Encoder:
-    """The model meant by a reference; a bundle is loaded without torch. Raises DcclipError where it can't be.
+    """The model meant by a reference; a bundle is loaded without torch. Raises DcclipError if it cannot be loaded.
 
-    `precision` is for torch: a bundle computes as it was exported. `threads` of the processor for one tower: by default
-    one for a bundle, and torch's own choice else.
+    `precision` is for torch: a bundle computes in the precision of its export. `threads` are CPU threads per tower:
+    by default one for a bundle, and torch's own choice otherwise.
     """
     if reference.kind == "bundle":
         if precision == "bf16":
-            raise DcclipError(f"{reference.target} computes in the precision of its export", "leave --precision out")
+            raise DcclipError(f"{reference.target} computes in the precision of its export", "omit --precision")
         from dcclip_cli.predict.onnx_encoder import OnnxEncoder
 
         return OnnxEncoder(reference.path, device, threads or 1)
@@ -118,9 +118,9 @@ def load_encoder(
 def load_torch_encoder(
     reference: ModelReference, device: str = "auto", precision: Precision = "fp32", threads: int | None = None
 ) -> TorchEncoder:
-    """The model meant by a reference that is no bundle. Raises DcclipError where model or device is missing.
+    """The model meant by a reference that is not a bundle. Raises DcclipError if the model or device is missing.
 
-    `threads`, if given, holds for torch in the whole process.
+    `threads`, if given, sets torch's threads for the whole process.
     """
     import torch
 
@@ -136,5 +136,5 @@ def load_torch_encoder(
 
         teacher = TransformersTeacher if reference.kind == "hf" else OpenClipTeacher
         towers = teacher(model=reference.target, precision="fp32").load(device)
-    towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as they will be used
+    towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as TorchEncoder runs them
     return TorchEncoder(towers, device, choose_precision(precision, device, towers))

@@ -1,4 +1,4 @@
-"""Image files named by a user, and their embeddings, read ahead of the model."""
+"""Image files named by a user, and their embeddings, with images read ahead of the model."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import cores
 from dcclip_cli.predict.encoder import Encoder
 
+Item = TypeVar("Item")
+BATCH_SIZE = 16
+_AHEAD = 3  # batches of images that are read ahead at most
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def find_images(given: Iterable[str], listed: Iterable[str] = ()) -> Iterator[Path]:
-    """The files meant: named, in folders and below, or matching a glob; `-` stands for the lines `listed`.
+    """The files given by name, folder (searched recursively) or glob; `-` stands for the lines in `listed`.
 
-    A named file need not exist or be a picture. Raises DcclipError for a folder without pictures, a glob without files.
+    A named file need not exist or be an image. Raises DcclipError for a folder without images, a glob without files.
     """
     for name in given:
         if name == "-":
@@ -30,7 +33,7 @@ def find_images(given: Iterable[str], listed: Iterable[str] = ()) -> Iterator[Pa
         elif _is_folder(name):
             yield from _not_empty(
                 sorted(path for path in Path(name).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()),
-                f"{name} holds no pictures",
+                f"{name} contains no images",
             )
         elif glob.has_magic(name) and not Path(name).exists():
             matching = (Path(path) for path in sorted(glob.glob(name, recursive=True)))
@@ -42,25 +45,20 @@ def find_images(given: Iterable[str], listed: Iterable[str] = ()) -> Iterator[Pa
 def _is_folder(name: str) -> bool:
     try:
         return Path(name).is_dir()
-    except OSError:  # a name too long for any file: reading it will say so
+    except OSError:  # a name too long for a file: reading it reports that
         return False
 
 
 def _not_empty(found: list[Path], otherwise: str) -> list[Path]:
     if not found:
-        raise DcclipError(otherwise, f"pictures are files ending in {', '.join(SUFFIXES)}")
+        raise DcclipError(otherwise, f"images are files ending in {', '.join(SUFFIXES)}")
     return found
-
-
-Item = TypeVar("Item")
-BATCH_SIZE = 16
-_AHEAD = 3  # batches of pictures that are read, or being read, at most
 
 
 def embed(
     model: Encoder, items: Iterable[Item], read: Callable[[Item], Image.Image], batch_size: int = BATCH_SIZE
 ) -> Iterator[tuple[Item, np.ndarray | DcclipError]]:
-    """Each item with its picture's embedding (D,) of length 1, or why `read` failed, in order, as soon as known."""
+    """Each item with its image's embedding (D,) of length 1, or the error of `read`, in order, batch by batch."""
     for batch in embed_batches(model, items, read, batch_size):
         yield from batch
 
@@ -72,9 +70,9 @@ def embed_batches(
     batch_size: int,
     workers: int | None = None,
 ) -> Iterator[list[tuple[Item, np.ndarray | DcclipError]]]:
-    """What `embed` gives, a batch at a time.
+    """The results of `embed`, as one list per batch.
 
-    Pictures are read and preprocessed by `workers` threads, by default as many as there are processors.
+    Images are read and preprocessed by `workers` threads, by default one per CPU core.
     """
 
     def prepare(item: Item) -> np.ndarray | DcclipError:

@@ -1,4 +1,4 @@
-"""Zero-shot classification: class embeddings from names, and probabilities of labels."""
+"""Zero-shot classification: embeddings of class names, and the probabilities of labels for image embeddings."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ import numpy as np
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.predict.encoder import PLAIN_PROMPTS, Encoder
+from dcclip_cli.text import language_by_script
 
-_HAN = (("\u3400", "\u4dbf"), ("\u4e00", "\u9fff"), ("\uf900", "\ufaff"), ("\U00020000", "\U0003134f"))
-
-
-def language_of(text: str) -> str:
-    """`zh` for a text with a Chinese character in it, else `en`."""
-    return "zh" if any(low <= char <= high for char in text for low, high in _HAN) else "en"
+# The text that a label is compared with in multi-label prediction by a model without a bias of its own.
+_ANYTHING = {"en": "something", "zh": "东西"}
 
 
 def fill(templates: Sequence[str], name: str) -> list[str]:
@@ -25,7 +22,7 @@ def fill(templates: Sequence[str], name: str) -> list[str]:
 def text_embeddings(
     model: Encoder, texts: Sequence[str], batch_size: int = 256, advance: Callable[[int], object] = lambda _: None
 ) -> np.ndarray:
-    """(N, D), length 1, in the order of the texts; `advance` hears how many more are done."""
+    """(N, D), length 1, in the order of the texts; `advance` is called with the size of each batch that is done."""
     by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # little padding in each batch
     encoded = []
     for start in range(0, len(texts), batch_size):
@@ -39,55 +36,54 @@ def text_embeddings(
 
 
 def class_embeddings(model: Encoder, texts: Sequence[Sequence[str]], batch_size: int = 256) -> np.ndarray:
-    """(C, D), length 1: the mean of the embeddings of each class's texts, as CLIP's zero-shot classifier has it."""
+    """(C, D), length 1: the mean of the embeddings of each class's texts, as in CLIP's zero-shot classifier."""
     embeddings = text_embeddings(model, [text for several in texts for text in several], batch_size)
     return class_means(embeddings, [len(several) for several in texts])
 
 
 def class_means(embeddings: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-    """(C, D), length 1: the mean of each run of rows, of which class number c has `counts[c]`."""
+    """(C, D), length 1: the mean of each run of rows; class c has `counts[c]` of them."""
     sums = np.zeros((len(counts), embeddings.shape[1]), np.float32)
     np.add.at(sums, np.repeat(np.arange(len(counts)), counts), embeddings)
     return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
 
-# What a label is held against where several may be right and the model has no threshold of its own.
-_ANYTHING = {"en": "something", "zh": "东西"}
-
-
 class Labels:
-    """Labels as vectors. Each is put into the templates of its own script, and the embeddings of these are averaged.
+    """Labels as embeddings, each the mean over the prompt templates for the language of the label's script.
 
-    `templates` are used instead of the model's own; an empty list means the bare labels. Those with a Chinese
-    character are for Chinese labels, the others for the rest; if only one kind is given it is used for all.
-    Labels compete with each other (softmax), or with `several` each is judged by itself (sigmoid).
-    Raises DcclipError where there are no labels, and for a template without {}.
+    `templates` replace the model's own; an empty list means the bare labels. Templates with a Chinese character are
+    for Chinese labels, the others for the rest; if all are of one kind, they are used for every label.
+    Labels compete with each other (softmax), or with `multi_label` each is judged by itself (sigmoid).
+    Raises DcclipError without labels, and for a template without {}.
     """
 
     def __init__(
-        self, model: Encoder, labels: Sequence[str], templates: Sequence[str] | None = None, several: bool = False
+        self, model: Encoder, labels: Sequence[str], templates: Sequence[str] | None = None, multi_label: bool = False
     ) -> None:
         if not labels or not all(label.strip() for label in labels):
-            raise DcclipError("no labels given, or an empty one", "say what to look for, for example: --labels 猫,dog")
+            raise DcclipError("no labels given, or an empty one", "name what to look for, for example: --labels 猫,dog")
         prompts = _prompts(model, templates)
         self.names = tuple(labels)
         self._scale, self._bias = model.logit_scale, model.logit_bias
-        self._vectors = class_embeddings(model, [fill(prompts[language_of(label)], label) for label in labels])
-        self._several, self._anything = several, None
-        if several and self._bias is None:
-            neutral = [_ANYTHING[language_of(label)] for label in labels]
-            texts = [fill(prompts[language_of(word)], word) for word in neutral]
-            self._anything = class_embeddings(model, texts)
+        self._embeddings = class_embeddings(
+            model, [fill(prompts[language_by_script(label)], label) for label in labels]
+        )
+        self._multi_label, self._anything = multi_label, None
+        if multi_label and self._bias is None:
+            neutral = [_ANYTHING[language_by_script(label)] for label in labels]
+            self._anything = class_embeddings(
+                model, [fill(prompts[language_by_script(word)], word) for word in neutral]
+            )
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """(B, C) for image embeddings (B, D) of length 1.
 
-        With `several`, a model trained with a sigmoid uses its own bias. One trained with a softmax has none: there
-        a label's probability is that of the label against "something", so 0.5 means no better than that.
+        With `multi_label`, a model trained with a sigmoid uses its own bias. One trained with a softmax has none:
+        its probability is that of the label against "something", so 0.5 means no better than that.
         """
-        if not self._several:
-            return softmax(images, self._vectors, self._scale)
-        logits = self._scale * (images @ self._vectors.T).astype(np.float64)
+        if not self._multi_label:
+            return softmax(images, self._embeddings, self._scale)
+        logits = self._scale * (images @ self._embeddings.T).astype(np.float64)
         if self._anything is None:
             return _sigmoid(logits + float(self._bias or 0))
         return _sigmoid(logits - self._scale * (images @ self._anything.T))
@@ -96,7 +92,7 @@ class Labels:
 def softmax(images: np.ndarray, classes: np.ndarray, logit_scale: float) -> np.ndarray:
     """(B, C) softmax over the classes of scaled cosines between image (B, D) and class (C, D) embeddings of length 1.
 
-    A sigmoid model's bias is the same for every class, so it drops out of the softmax.
+    A sigmoid model's bias is the same for every class, so it cancels in the softmax.
     """
     logits = logit_scale * (images @ classes.T).astype(np.float64)
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -115,8 +111,7 @@ def _prompts(model: Encoder, templates: Sequence[str] | None) -> dict[str, Seque
     for template in templates:
         if "{}" not in template:
             raise DcclipError(
-                f"the template '{template}' has no place for the label",
-                "write it like this: --template 'a photo of a {}'",
+                f"the template '{template}' has no {{}} for the label", "for example: --template 'a photo of a {}'"
             )
-    own = {language: [one for one in templates if language_of(one) == language] for language in PLAIN_PROMPTS}
+    own = {language: [one for one in templates if language_by_script(one) == language] for language in PLAIN_PROMPTS}
     return {language: several or templates for language, several in own.items()}

@@ -164,7 +164,7 @@ def test_an_fp16_export_that_overflows_keeps_more_in_fp32(
 
     def first_overflows(original: Original, exported: Encoder) -> Parity:
         if next(overflows):
-            raise NotFiniteError("tiny-fp16 gives embeddings that are not finite", "")
+            raise NotFiniteError("tiny-fp16 returned embeddings that are not finite", "")
         return compare(original, exported)
 
     monkeypatch.setattr(Original, "compare", first_overflows)

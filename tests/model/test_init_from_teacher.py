@@ -97,5 +97,5 @@ def test_layers_that_do_not_fit_are_refused(altclip_folder: Path, model_folder: 
 
 
 def test_a_table_can_not_be_widened() -> None:
-    with pytest.raises(DcclipError, match="can't be widened to 40"):
+    with pytest.raises(DcclipError, match="cannot be widened to 40"):
         principal_components(torch.randn(100, 32), 40)

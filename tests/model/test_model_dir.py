@@ -169,10 +169,10 @@ def broken(model_folder: Path, tmp_path: Path, name: str, content: str | bytes |
         ("open_clip_config.json", None, "has no open_clip_config.json"),
         ("open_clip_config.json", "{", "open_clip_config.json is not JSON"),
         ("open_clip_config.json", "[]", "open_clip_config.json is not a JSON object"),
-        ("open_clip_config.json", "{}", "can't be loaded"),
+        ("open_clip_config.json", "{}", "cannot be loaded"),
         ("open_clip_model.safetensors", None, "has no open_clip_model.safetensors (found: README.md, dcclip.json"),
-        ("open_clip_model.safetensors", b"\x00" * 40, "can't be loaded"),
-        ("open_clip_model.safetensors", b"", "can't be loaded"),
+        ("open_clip_model.safetensors", b"\x00" * 40, "cannot be loaded"),
+        ("open_clip_model.safetensors", b"", "cannot be loaded"),
         ("tokenizer.json", None, "has no tokenizer.json"),
         ("tokenizer.json", "猫", "is not a tokenizer"),
         ("dcclip.json", "{", "dcclip.json is not JSON"),
@@ -193,7 +193,7 @@ def test_weights_of_another_model_are_refused(model_folder: Path, tmp_path: Path
     weights = load_file(folder / "open_clip_model.safetensors")
     weights["text.positional_embedding"] = torch.zeros(10, 32)
     save_file(weights, folder / "open_clip_model.safetensors")
-    with pytest.raises(DcclipError, match="can't be loaded"):
+    with pytest.raises(DcclipError, match="cannot be loaded"):
         load_model(folder)
 
 

@@ -93,7 +93,7 @@ def test_without_any_run_the_starter_model_is_taken_and_why_is_said() -> None:
     assert found.path == Path(dcclip_cli.__file__).parent / "starter"
     assert (
         found.description
-        == "model: starter, which comes with dcclip (no model is named, and runs/ holds no finished run)"
+        == "model: starter, which comes with dcclip (no model is named, and runs/ contains no finished run)"
     )
 
 
@@ -107,7 +107,7 @@ def test_the_starter_model_is_meant_by_name_whatever_lies_around() -> None:
 @pytest.mark.parametrize("reference", ["nowhere", "hf:", "BAAI/AltCLIP", "model.onnx", "猫"])
 def test_what_is_no_model_is_named_with_what_could_be(reference: str) -> None:
     Path("model.onnx").touch()
-    with pytest.raises(DcclipError, match="is no directory") as raised:
+    with pytest.raises(DcclipError, match="is not a directory") as raised:
         resolve(reference)
     assert reference in raised.value.what
     assert "hf:ORG/NAME" in raised.value.hint

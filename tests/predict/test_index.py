@@ -74,7 +74,7 @@ def test_a_folder_without_pictures_is_refused(bundle_folder: Path, tmp_path: Pat
     model = OnnxEncoder(bundle_folder, "cpu")
     with pytest.raises(DcclipError, match="is no folder"):
         open_index(model, tmp_path / "none")
-    with pytest.raises(DcclipError, match="holds no pictures"):
+    with pytest.raises(DcclipError, match="contains no images"):
         open_index(model, tmp_path)
     (tmp_path / "坏.png").write_bytes(b"broken")
     with pytest.raises(DcclipError, match="holds no picture that can be read"):

@@ -17,7 +17,6 @@ from dcclip_cli.cli.flags import split
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.predict.encoder import Encoder, load_encoder
-from dcclip_cli.predict.model import predict
 from dcclip_cli.predict.zero_shot import softmax
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,8 +31,8 @@ def starter() -> Encoder:
 
 
 def best(photo: str, labels: list[str]) -> str:
-    (found,) = predict(model=resolve("starter"), images=[PHOTOS / f"{photo}.jpg"], labels=labels, device="cpu")
-    return found.labels[0][0]
+    [best] = dcclip_cli.load("starter", device="cpu").predict(PHOTOS / f"{photo}.jpg", labels, top_k=1)
+    return best
 
 
 def test_the_bundle_is_small_and_held_its_parity() -> None:
@@ -73,15 +72,10 @@ def test_labels_may_mix_languages_templates_and_commas(typed: str) -> None:
     ],
 )
 def test_with_multi_label_those_are_likely_that_fit(photo: str, there: list[str], absent: list[str]) -> None:
-    (found,) = predict(
-        model=resolve("starter"),
-        images=[PHOTOS / f"{photo}.jpg"],
-        labels=[*there, *absent],
-        top_k=len(there) + len(absent),
-        several=True,
-        device="cpu",
+    found = dcclip_cli.load("starter", device="cpu").predict(
+        PHOTOS / f"{photo}.jpg", [*there, *absent], multi_label=True
     )
-    assert {label for label, value in found.labels if value > 0.5} == set(there)
+    assert {label for label, value in found.items() if value > 0.5} == set(there)
 
 
 @pytest.mark.parametrize("label", ["something", "东西", "other", "其他"])

@@ -277,7 +277,7 @@ def test_a_vocabulary_too_small_for_its_characters_is_refused(
 ) -> None:
     many = [Pair(str(number), pairs[0].image, zh=(chr(0x4E00 + number),), en=("x",)) for number in range(400)]
     write_parquet(tmp_path / "many.parquet", many)
-    with pytest.raises(DcclipError, match="no vocabulary of 300 pieces can be made") as raised:
+    with pytest.raises(DcclipError, match="no vocabulary of 300 tokens can be trained") as raised:
         run(distilling | {"data": str(tmp_path / "many.parquet")})
     assert "vocabulary.size larger" in raised.value.hint
 

@@ -11,6 +11,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters import Precision
 from dcclip_cli.exporters.formats.base import Format
 from dcclip_cli.exporters.formats.onnx import clip_image_processor
+from dcclip_cli.model.tokenizer import copy_tokenizer, renumbered
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -203,23 +204,13 @@ def _tokenizer(source: Source) -> Any:
 
 
 def _end_last(tokenizer: Tokenizer) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    state = json.loads(tokenizer.to_str())
-    state["padding"] = state["truncation"] = None
+    state = json.loads(copy_tokenizer(tokenizer).to_str())
     if state["model"]["type"] != "Unigram":
-        raise DcclipError(f"a {state['model']['type']} tokenizer can't be exported to transformers yet", _OTHER)
-    pieces = state["model"]["vocab"]
-    end, last = next(index for index, (piece, _) in enumerate(pieces) if piece == "</s>"), len(pieces) - 1
-    pieces[end], pieces[last] = pieces[last], pieces[end]
-    new = {end: last, last: end}
-    state["model"]["unk_id"] = new.get(state["model"]["unk_id"], state["model"]["unk_id"])
-    for token in state["added_tokens"]:
-        token["id"] = new.get(token["id"], token["id"])
-    for token in (state.get("post_processor") or {}).get("special_tokens", {}).values():
-        token["ids"] = [new.get(index, index) for index in token["ids"]]
-    state["added_tokens"].sort(key=lambda token: token["id"])
-    return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
+        raise DcclipError(f"a {state['model']['type']} tokenizer cannot be exported to transformers yet", _OTHER)
+    vocab = state["model"]["vocab"]
+    end, last = next(index for index, (token, _) in enumerate(vocab) if token == "</s>"), len(vocab) - 1
+    vocab[end], vocab[last] = vocab[last], vocab[end]
+    return renumbered(state, {end: last, last: end})
 
 
 def _processor(source: Source) -> Any:

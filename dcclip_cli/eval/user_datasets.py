@@ -1,4 +1,4 @@
-"""Test sets of the user's own: pairs whose captions are the classes or the texts to find, and class folders."""
+"""The user's own test sets: pairs whose captions are classes or texts to retrieve, and folders of class folders."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ import yaml
 from dcclip_cli.data.dataset import PairDataset, open_pairs
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval.datasets import PLAIN, Captions, Classes, DataSet
-from dcclip_cli.eval.loaders.base import Images, stamp_of
-from dcclip_cli.eval.loaders.class_folders import images_by_class, images_of
-from dcclip_cli.predict.zero_shot import language_of
+from dcclip_cli.eval.dataset import BARE_NAME, Captions, Classes, DataSet, Images, fingerprint_of
+from dcclip_cli.eval.loaders.files import image_files, images_by_class
+from dcclip_cli.text import language_by_script
 
 NAMES_FILE = "classes.yaml"
-_EXAMPLE = "write it like this, a line for each folder: cat: {en: cat, zh: 猫}"
+_EXAMPLE = "write a line for each folder, for example: cat: {en: cat, zh: 猫}"
 
 
-def open_own(path: Path, retrieval: bool = False) -> DataSet:
+def open_user_dataset(path: Path, retrieval: bool = False) -> DataSet:
     """A Parquet or tar file of pairs, or a folder of class folders, in every language that it has."""
     if not path.is_dir() or any(path.glob("*.tar")):
         return _from_pairs(path, retrieval)
@@ -33,9 +32,9 @@ def open_own(path: Path, retrieval: bool = False) -> DataSet:
 
 
 def _from_pairs(path: Path, retrieval: bool) -> DataSet:
-    """Pairs; the first caption in each language is the class name, unless all captions are texts to be found."""
+    """Pairs; the first caption in each language is the class name, or all captions are texts if `retrieval`."""
     table = open_pairs(path)
-    images = Images(_keys(table), partial(_image, table), stamp_of(table.files))
+    images = Images(_keys(table), partial(_image, table), fingerprint_of(table.files))
     captions = {language: table.captions(language) for language in LANGUAGES}
     complete = {language: every for language, every in captions.items() if all(every)}
     if not complete:
@@ -44,14 +43,14 @@ def _from_pairs(path: Path, retrieval: bool) -> DataSet:
             "give every pair its class name as first caption in en, in zh, or in both",
         )
     if retrieval:
-        return DataSet(path.stem, images, {one: _captions(every) for one, every in complete.items()}, "mean_recall")
-    return DataSet(
-        path.stem, images, {one: _classes([several[0] for several in every]) for one, every in complete.items()}
-    )
+        texts = {language: Captions.of_images(every) for language, every in complete.items()}
+        return DataSet(path.stem, images, texts, "mean_recall")
+    classes = {language: _classes([several[0] for several in every]) for language, every in complete.items()}
+    return DataSet(path.stem, images, classes)
 
 
 def _keys(table: PairDataset) -> list[str]:
-    """The pairs' own, with their row behind those that an earlier pair has too."""
+    """The pairs' keys, with the row appended to those that an earlier pair has too."""
     keys = table.keys()
     earlier: set[str] = set()
     for row, key in enumerate(keys):
@@ -66,40 +65,35 @@ def _image(table: PairDataset, index: int) -> bytes:
 
 
 def _from_folder(path: Path) -> DataSet:
-    images = images_by_class(path)
-    files = [(file, number) for number, several in enumerate(images.values()) for file in several]
+    by_folder = images_by_class(path)
+    files = [(file, number) for number, several in enumerate(by_folder.values()) for file in several]
     classes = {
         language: _classes([names[number] for _, number in files])
-        for language, names in names_of_folders(path, list(images)).items()
+        for language, names in names_of_folders(path, list(by_folder)).items()
     }
-    return DataSet(path.resolve().name, images_of([file for file, _ in files], path), classes)
+    return DataSet(path.resolve().name, image_files([file for file, _ in files], path), classes)
 
 
 def _classes(name_of_image: Sequence[str]) -> Classes:
-    """Equal names are one class; classes come in the order of their first image."""
+    """Images of the same name are of one class; classes are in the order of their first image."""
     number: dict[str, int] = {}
     labels = [number.setdefault(name, len(number)) for name in name_of_image]
-    return Classes(tuple(number), np.asarray(labels), PLAIN)
-
-
-def _captions(captions: Sequence[tuple[str, ...]]) -> Captions:
-    texts = [(text, (number,)) for number, several in enumerate(captions) for text in several]
-    return Captions(tuple(text for text, _ in texts), tuple(about for _, about in texts))
+    return Classes(tuple(number), np.asarray(labels), BARE_NAME)
 
 
 def names_of_folders(path: Path, folders: list[str]) -> dict[Language, list[str]]:
-    """The folders' class names, in order, per language: from classes.yaml, else the folders' own names in theirs."""
+    """The folders' class names by language, in order: from classes.yaml, else the folder names in their language."""
     file = path / NAMES_FILE
     if not file.is_file():
         plain = [folder.replace("_", " ") for folder in folders]
-        return {"zh" if any(language_of(name) == "zh" for name in plain) else "en": plain}
+        return {"zh" if any(language_by_script(name) == "zh" for name in plain) else "en": plain}
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise DcclipError(f"{file} is not YAML: {reason}", _EXAMPLE) from None
     if not isinstance(content, dict):
-        raise DcclipError(f"{file} is no mapping from folders to names", _EXAMPLE)
+        raise DcclipError(f"{file} is not a mapping from folders to names", _EXAMPLE)
     for folder in folders:
         if not isinstance(content.get(folder), dict):
             raise DcclipError(f"{file} has no names for the folder {folder}", _EXAMPLE)
