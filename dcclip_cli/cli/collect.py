@@ -10,7 +10,7 @@ from typer import Option, launch
 from dcclip_cli.cli import console, flags, stages
 
 if TYPE_CHECKING:
-    from dcclip_cli.curation.result import CollectResult
+    from dcclip_cli.curation.manifest import CollectResult
     from dcclip_cli.recipe.load import LoadedRecipe
 
 _ENGINE = Option("--engine", help="What runs the tasks; ray and slurm as collect.cluster in the recipe says.")

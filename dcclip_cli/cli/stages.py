@@ -15,7 +15,7 @@ from dcclip_cli.pipeline import STAGES, finished
 
 if TYPE_CHECKING:
     from dcclip_cli.curation.executors import EngineName
-    from dcclip_cli.curation.result import CollectResult
+    from dcclip_cli.curation.manifest import CollectResult
     from dcclip_cli.data.options import DataOptions
     from dcclip_cli.model.reference import ModelReference
     from dcclip_cli.pipeline import StageName
