@@ -25,8 +25,7 @@ from dcclip_cli.curation.executors import Engine
 from dcclip_cli.curation.filters.language import LanguageFilter
 from dcclip_cli.curation.manifest import CollectResult
 from dcclip_cli.curation.options import CollectOptions
-from dcclip_cli.curation.sources.pairs import PairsSource
-from dcclip_cli.curation.sources.table import TableSource
+from dcclip_cli.curation.sources.tables import PairsSource, TableSource
 from dcclip_cli.curation.work import WorkFolder
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair

@@ -9,7 +9,7 @@ import pytest
 from dcclip_cli.curation.candidate import Candidate, Drop
 from dcclip_cli.curation.filter_pair import filter_pair
 from dcclip_cli.curation.options import CollectOptions
-from dcclip_cli.curation.sources.pairs import PairsSource
+from dcclip_cli.curation.sources.tables import PairsSource
 from dcclip_cli.data.pair import Pair
 
 MakeImage = Callable[..., bytes]
