@@ -31,7 +31,7 @@ from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.progress import Silent
-from dcclip_cli.recipe.document import anchored
+from dcclip_cli.recipe.yaml import anchored
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "collect-sample.yaml"
 ONE = Engine(workers=1)
@@ -241,7 +241,7 @@ def test_keeping_nothing_is_an_error_that_says_why(tmp_path: Path, picture: Make
     with pytest.raises(DcclipError, match="none of the 3 pairs was kept: 2 image-format, 1 image-small") as error:
         collect(options(tmp_path, pairs), tmp_path / "out", engine=ONE)
     assert not (tmp_path / "out").exists()
-    table = Path(error.value.hint.split()[3].rstrip(","))
+    table = Path(error.value.hint.split()[4].rstrip(","))
     assert len(dropped(table.parent)) == 3
 
 
