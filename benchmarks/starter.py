@@ -17,7 +17,7 @@ import numpy as np
 
 from dcclip_cli.cli.flags import split
 from dcclip_cli.eval import prompts
-from dcclip_cli.eval.loaders.class_folders import images_by_class
+from dcclip_cli.eval.loaders.files import images_by_class
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.predict.encoder import Encoder, load_encoder

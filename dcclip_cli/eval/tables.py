@@ -1,14 +1,15 @@
-"""Which figures stand side by side? Data sets in rows, models and languages in columns; also as Markdown and LaTeX."""
+"""Result tables: data sets in rows, models and languages in columns; also as Markdown and LaTeX."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dcclip_cli.data.pair import Language
-from dcclip_cli.eval.registry import ELEVATER, SUFFIX, pictures_of
+from dcclip_cli.eval.registry import ELEVATER, SUFFIX, base_name
 from dcclip_cli.eval.result import EvalResult
 
 METRIC_NAMES = {
@@ -18,6 +19,12 @@ METRIC_NAMES = {
     "map11": "11-point mAP",
     "map": "mAP",
     "roc_auc": "ROC AUC",
+    "image_recall@1": "image R@1",
+    "image_recall@5": "image R@5",
+    "image_recall@10": "image R@10",
+    "text_recall@1": "text R@1",
+    "text_recall@5": "text R@5",
+    "text_recall@10": "text R@10",
     "mean_recall": "mean recall",
 }
 MEAN = "ELEVATER, mean over 20"
@@ -26,7 +33,7 @@ _ZERO_SHOT = "zero-shot classification"
 
 @dataclass(frozen=True)
 class Column:
-    """A model in a language, or the gap between its Chinese and its English figures, in points."""
+    """A model in a language, or the gap between its Chinese and its English results, in points."""
 
     model: str
     language: Language | None
@@ -35,10 +42,14 @@ class Column:
     def is_gap(self) -> bool:
         return self.language is None
 
+    @property
+    def title(self) -> str:
+        return f"{self.model} {self.language or 'zh - en'}"
+
 
 @dataclass(frozen=True)
 class Row:
-    """A data set, of all languages in one, on a task; `values` are in 0..1 (gaps: -1..1), None where nothing is."""
+    """A data set on a task, in all languages; `values` are in 0..1 (gaps: -1..1), None where there is no result."""
 
     name: str
     metric: str
@@ -48,35 +59,38 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
+    """All results; the last of the `rows` is ELEVATER's `mean`, if there is one."""
+
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    mean: Row | None = None
 
 
-def base_name(result: EvalResult) -> str:
-    """The data set's name in any language, with the task where it is not the usual one."""
-    name = pictures_of(result.dataset)
+def row_name(result: EvalResult) -> str:
+    """The data set's name without its language, with the task where it is not the default one."""
+    name = base_name(result.dataset)
     return name if result.task in (_ZERO_SHOT, "retrieval") else f"{name}, {result.task}"
 
 
 def table(results: Sequence[EvalResult]) -> Table:
-    """All results side by side, in the order in which they came; ELEVATER's mean where a model has all twenty."""
-    models = list(dict.fromkeys(result.model for result in results))
-    columns = [column for model in models for column in _columns(model, results)]
+    """All results, in their order; with ELEVATER's mean where a model has all twenty."""
+    by_row: dict[str, list[EvalResult]] = {}
+    for result in results:
+        by_row.setdefault(row_name(result), []).append(result)
+    columns = [column for model in dict.fromkeys(one.model for one in results) for column in _columns(model, by_row)]
     rows = []
-    for name in dict.fromkeys(base_name(result) for result in results):
-        here = [result for result in results if base_name(result) == name]
-        values = [_value(here, column) for column in columns]
-        rows.append(Row(name, METRIC_NAMES.get(here[0].metric, here[0].metric), tuple(values), _remark(here)))
-    means = [elevater_mean(results, column.model, column.language) for column in columns if column.language]
-    if any(value is not None for value in means):
-        found = [_mean(results, column) for column in columns]
-        rows.append(Row(MEAN, "each one's own", tuple(found)))
-    return Table(tuple(columns), tuple(rows))
+    for name, several in by_row.items():
+        values = {(one.model, one.language): one.value for one in several}
+        metric = METRIC_NAMES.get(several[0].metric, several[0].metric)
+        rows.append(Row(name, metric, _across(columns, lambda *key: values.get(key)), _remark(several)))  # noqa: B023
+    means = _across(columns, functools.partial(elevater_mean, results))
+    mean = Row(MEAN, "their own", means) if any(value is not None for value in means) else None
+    return Table(tuple(columns), (*rows, mean) if mean else tuple(rows), mean)
 
 
 def elevater_mean(results: Sequence[EvalResult], model: str, language: Language) -> float | None:
-    """The mean over ELEVATER's twenty; None unless each of them was measured in full."""
-    wanted = {known.said + SUFFIX[language] for known in ELEVATER}
+    """The mean over ELEVATER's twenty data sets; None unless each of them was measured in full."""
+    wanted = {known.label + SUFFIX[language] for known in ELEVATER}
     found = {
         result.dataset: result.value
         for result in results
@@ -88,16 +102,16 @@ def elevater_mean(results: Sequence[EvalResult], model: str, language: Language)
 def markdown(results: Sequence[EvalResult]) -> str:
     """The table for a README or an issue, in per cent."""
     found = table(results)
-    head = ["data set", "metric", *(_title(column) for column in found.columns)]
+    head = ["data set", "metric", *(column.title for column in found.columns)]
     lines = [head, ["---", "---", *["---:"] * len(found.columns)]]
     lines += [[row.name, row.metric, *_cells(found, row)] for row in found.rows]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
 def latex(results: Sequence[EvalResult]) -> str:
-    """The table for a paper, in per cent; it needs the package booktabs, and one for Chinese where names have any."""
+    """The table for a paper, in per cent; it needs the package booktabs, and one for Chinese if names contain any."""
     found = table(results)
-    head = ["data set", "metric", *(_title(column) for column in found.columns)]
+    head = ["data set", "metric", *(column.title for column in found.columns)]
     lines = [rf"\begin{{tabular}}{{ll{'r' * len(found.columns)}}}", r"\toprule", _line(head), r"\midrule"]
     for row in found.rows:
         if row.name == MEAN:
@@ -106,28 +120,22 @@ def latex(results: Sequence[EvalResult]) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def _columns(model: str, results: Sequence[EvalResult]) -> list[Column]:
-    mine = [result for result in results if result.model == model]
-    languages: list[Language] = [one for one in SUFFIX if any(result.language == one for result in mine)]
-    columns = [Column(model, language) for language in languages]
-    both = {base_name(result) for result in mine if result.language == "en"} & {
-        base_name(result) for result in mine if result.language == "zh"
-    }
-    return [*columns, Column(model, None)] if both else columns
+def _columns(model: str, by_row: Mapping[str, Sequence[EvalResult]]) -> list[Column]:
+    languages = [{one.language for one in several if one.model == model} for several in by_row.values()]
+    columns = [Column(model, language) for language in SUFFIX if any(language in several for several in languages)]
+    return [*columns, Column(model, None)] if any(len(several) == 2 for several in languages) else columns
 
 
-def _value(here: Sequence[EvalResult], column: Column) -> float | None:
-    values = {result.language: result.value for result in here if result.model == column.model}
-    if column.language:
-        return values.get(column.language)
-    return values["zh"] - values["en"] if values.keys() >= {"zh", "en"} else None
-
-
-def _mean(results: Sequence[EvalResult], column: Column) -> float | None:
-    if column.language:
-        return elevater_mean(results, column.model, column.language)
-    means = [elevater_mean(results, column.model, language) for language in SUFFIX]
-    return means[1] - means[0] if means[0] is not None and means[1] is not None else None
+def _across(columns: Sequence[Column], value_of: Callable[[str, Language], float | None]) -> tuple[float | None, ...]:
+    """The value of each column, and in a gap column Chinese minus English."""
+    found = []
+    for column in columns:
+        if column.language:
+            found.append(value_of(column.model, column.language))
+        else:
+            en, zh = value_of(column.model, "en"), value_of(column.model, "zh")
+            found.append(None if en is None or zh is None else zh - en)
+    return tuple(found)
 
 
 def _remark(here: Sequence[EvalResult]) -> str:
@@ -135,12 +143,8 @@ def _remark(here: Sequence[EvalResult]) -> str:
     if any(result.limit for result in here):
         remarks.append(f"a sample of {here[0].n:,} images")
     if corrupt := max(len(result.corrupt) for result in here):
-        remarks.append(f"{corrupt:,} images can't be read")
+        remarks.append(f"{corrupt:,} images cannot be read")
     return ", ".join(remarks)
-
-
-def _title(column: Column) -> str:
-    return f"{column.model} {column.language or 'zh - en'}"
 
 
 def _cells(found: Table, row: Row) -> list[str]:
@@ -148,7 +152,7 @@ def _cells(found: Table, row: Row) -> list[str]:
 
 
 def percent(value: float | None, signed: bool = False) -> str:
-    """A share as papers give it: 59.6, or +1.2 where it is a difference."""
+    """A fraction as papers print it: 59.6, or +1.2 for a difference."""
     return "" if value is None else f"{100 * value:{'+' if signed else ''}.1f}"
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval.datasets import Classes as SetClasses
+from dcclip_cli.eval.dataset import Classes as SetClasses
 from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
 from dcclip_cli.exporters import FormatName, Precision
 from dcclip_cli.exporters.formats import FORMATS
@@ -26,12 +26,13 @@ from dcclip_cli.exporters.parity import Classes, HeldOutImages, Original, Parity
 from dcclip_cli.exporters.quantize import OnnxGraphs
 from dcclip_cli.exporters.samples import samples_from
 from dcclip_cli.exporters.source import Source, load_source
-from dcclip_cli.files import atomic_folder
+from dcclip_cli.files import atomic_folder, read_json
 from dcclip_cli.model.model_dir import model_fingerprint
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.model.tokenizer import copy_tokenizer
 from dcclip_cli.options import Options
+from dcclip_cli.predict.encoder import Encoder
 from dcclip_cli.predict.onnx_encoder import DESCRIPTION, FORMAT, TOKENIZER
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
@@ -64,12 +65,17 @@ class ExportOptions(Options):
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The export's folder, its parity with the model (None if the format cannot be run here), and its size."""
+    """An export's folder, its size, and its parity with the model.
+
+    `parity` is None if the format cannot be run here, and for exports that already existed.
+    """
 
     folder: Path
+    format: FormatName
     parity: Parity | None
     size_bytes: int
     seconds: float
+    already_finished: bool = False
 
 
 def export(
@@ -79,14 +85,18 @@ def export(
     out: Path,
     data: DataOptions | None = None,
     evaluation: EvalOptions | None = None,
+    fresh: bool = True,
     progress: Progress | None = None,
 ) -> ExportResult:
-    """Write a model in a format to `out`, atomically; an earlier export is replaced.
+    """Write a model in a format to `out`, atomically.
 
+    An export in `out` is replaced; without `fresh` it is kept if it was made from this model with these options.
     It is checked on `data.validation`, else on `data.train`, else on the calibration images, else on made-up images;
     and on the test sets of `evaluation`.
     Raises DcclipError if the export differs too much from the model, and for models that cannot be exported.
     """
+    if _is_export_of(out, model, options) and not fresh:
+        return ExportResult(out, options.format, None, _size_bytes(out), 0.0, already_finished=True)
     progress, target = progress or Silent(), FORMATS[options.format]
     target.check(options.precision)
     images = options.calibration or ((data.train or data.validation) if data else None)
@@ -102,29 +112,67 @@ def export(
     original = Original(source.encoder, samples, tests, options.parity.images, progress)
     with TemporaryDirectory(prefix="dcclip-export-") as temporary, atomic_folder(out) as folder:
         graphs = OnnxGraphs(source, Path(temporary), options.precision, calibration, options.calibration_images)
-        parity, is_done = None, False
-        while not is_done:
+
+        def write() -> Encoder | None:
             _clear(folder)
             target.write(source, graphs.write() if target.from_onnx else graphs.folder, folder, options.precision)
             _describe(source, folder, options, model)
-            encoder = target.open(folder)
-            if encoder is None:
-                break
-            try:
-                parity = replace(original.compare(encoder), int8_largest_pair_sum=graphs.largest_pair_sum)
-            except NotFiniteError as error:  # fp16 overflows
-                parity, shortfalls, found = None, [error.what], error.what
-            else:
-                shortfalls = parity.shortfalls(options.parity.limits(options.precision))
-                found = f"{parity.agreement:.1%} agree on {samples.source}{_by_language(parity)}"
-            progress.say(f"export: {graphs.attempt}{found}")
-            is_done = not shortfalls
-            if not is_done and ((parity and parity.overflows) or not graphs.loosen(parity)):
-                what = f"the {options.format} export in {options.precision} differs too much from the model: "
-                raise DcclipError(what + "; ".join(shortfalls), _hint(options))
+            return target.open(folder)
+
+        parity = _loosen_until_close(write, graphs, original, options, progress)
         _update(folder / DESCRIPTION, {"parity": asdict(parity) if parity else None, **graphs.kept()})
-    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    return ExportResult(out, parity, size, time.perf_counter() - begin)
+    return ExportResult(out, options.format, parity, _size_bytes(out), time.perf_counter() - begin)
+
+
+def _loosen_until_close(
+    write: Callable[[], Encoder | None],
+    graphs: OnnxGraphs,
+    original: Original,
+    options: ExportOptions,
+    progress: Progress,
+) -> Parity | None:
+    """Write the export, with more of it in fp32 each time, until it is within the limits. Raises DcclipError.
+
+    None if the format cannot be run here.
+    """
+    while True:
+        encoder = write()
+        if encoder is None:
+            return None
+        try:
+            parity = replace(original.compare(encoder), int8_largest_pair_sum=graphs.largest_pair_sum)
+        except NotFiniteError as error:  # fp16 overflows
+            parity, shortfalls, found = None, [error.what], error.what
+        else:
+            shortfalls = parity.shortfalls(options.parity.limits(options.precision))
+            tests = "".join(
+                f", {one.agreement:.1%} in {language} (top-1 {one.before:.1%} -> {one.after:.1%})"
+                for language, one in parity.by_language().items()
+            )
+            found = f"{parity.agreement:.1%} agree on {parity.source}{tests}"
+        progress.say(f"export: {graphs.attempt}{found}")
+        if not shortfalls:
+            return parity
+        if (parity and parity.overflows) or not graphs.loosen(parity):
+            what = f"the {options.format} export in {options.precision} differs too much from the model: "
+            raise DcclipError(what + "; ".join(shortfalls), _hint(options))
+
+
+def _is_export_of(out: Path, model: ModelReference, options: ExportOptions) -> bool:
+    """Whether `out` contains this export of this model. Raises DcclipError if it contains anything but an export."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    hint = "name a new folder with --out"
+    if not (out / DESCRIPTION).is_file():
+        raise DcclipError(f"{out} is not empty and is not an export", hint)
+    about = read_json(out / DESCRIPTION, hint)
+    if "made_from" not in about and about.get("kind") != "bundle":
+        raise DcclipError(f"{out} contains a model, not an export", hint)
+    return bool(about.get("made_from") == made_from(model, options))
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def made_from(model: ModelReference, options: ExportOptions) -> str:
@@ -145,20 +193,12 @@ def _hint(options: ExportOptions) -> str:
     return f"export with --precision {better}, train longer, or lower export.parity"
 
 
-def _by_language(parity: Parity) -> str:
-    return "".join(
-        f", {one.agreement:.1%} in {language} (top-1 {one.before:.1%} -> {one.after:.1%})"
-        for language, one in parity.by_language().items()
-    )
-
-
 def _tests(evaluation: EvalOptions | None) -> list[HeldOutImages]:
     """The classification sets of `evaluation` with one class per image."""
     if evaluation is None:
         return []
-    root = Path(evaluation.data_root) if evaluation.data_root else None
     found = []
-    for one in open_datasets(evaluation.datasets, evaluation.languages, root):
+    for one in open_datasets(evaluation.model_copy(update={"task": "zero-shot", "templates": "own"})):
         if one.metric not in ("top1", "mean_per_class") or one.is_retrieval:
             continue
         classes = {
@@ -166,7 +206,7 @@ def _tests(evaluation: EvalOptions | None) -> list[HeldOutImages]:
             for language, of in one.truth.items()
             if isinstance(of, SetClasses)
         }
-        found.append(HeldOutImages(one.name, len(one.images), one.images.picture, classes))
+        found.append(HeldOutImages(one.name, len(one.images), one.images.load, classes))
     return found
 
 

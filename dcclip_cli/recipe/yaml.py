@@ -1,0 +1,256 @@
+"""Reading of a recipe's YAML into plain values, with the file and line of each value.
+
+Only plain YAML is read: mappings, sequences and scalars with the YAML 1.2 meaning (`no` and `12:30` are text, `1e-3`
+is a number). Tags, anchors and aliases are refused: a recipe cannot create Python objects or expand without bound.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dcclip_cli.errors import DcclipError
+
+Location = tuple[str | int, ...]
+
+MAX_BYTES = 1_000_000
+_MAX_DEPTH = 30
+_WORDS = {"": None, "~": None, "null": None, "Null": None, "true": True, "True": True, "false": False, "False": False}
+_INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
+_FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_HINT = "list all keys of a recipe with: dcclip recipe schema"
+_ARGUMENTS = "arguments"  # the place of values given in Python
+
+
+@dataclass
+class Document:
+    """A recipe's plain values and the place of each: `file:line`, or the override that gave it."""
+
+    values: dict[str, Any]
+    places: dict[Location, str] = field(default_factory=dict)
+
+    def place(self, location: Location) -> str:
+        """The place of `location`, or of its nearest parent if it is missing."""
+        while location and location not in self.places:
+            location = location[:-1]
+        return self.places[location]
+
+    def location_of(self, mapping: dict[str, Any]) -> Location:
+        """The location of this very mapping (by identity) in the document."""
+        return next(at for at, value in _mappings(self.values) if value is mapping)
+
+    def is_override(self, location: Location) -> bool:
+        """Whether the value at `location` was given by `--set` or in Python."""
+        place = self.place(location)
+        return place == _ARGUMENTS or place.startswith("--set ")
+
+    def override(self, expression: str) -> None:
+        """Apply one `--set a.b=value`: the value is YAML, a path in it is relative to the current directory."""
+        place = f"--set {expression}"
+        key, equals, text = expression.partition("=")
+        if not equals or not all(key.split(".")):
+            raise DcclipError(f"{place}: not of the form KEY=VALUE", "write it like: --set distill.epochs=3")
+        value, places = _parse(text, place)
+        self._put(key.split("."), anchored(value, Path.cwd()), place, places)
+
+    def set(self, key: str, value: Any) -> None:
+        """Set a Python value by its dotted key; a mapping changes only the keys in it."""
+        if isinstance(value, Mapping) and value:
+            for name, item in value.items():
+                self.set(f"{key}.{name}", item)
+        else:
+            self._put(key.split("."), anchored(value, Path.cwd()), _ARGUMENTS, {})
+
+    def _put(self, parts: list[str], value: Any, place: str, places: dict[Location, str]) -> None:
+        parents, last = parts[:-1], parts[-1]
+        container: Any = self.values
+        location: Location = ()
+        for part in parents:
+            step, container = _child(container, part, place, location)
+            location = (*location, step)
+            self.places.setdefault(location, place)
+        step = _step(container, last, place, location)
+        container[step] = value
+        location = (*location, step)
+        self.places = {at: known for at, known in self.places.items() if at[: len(location)] != location}
+        self.places |= {location: place} | {location + at: place for at in places}
+
+
+def document_of(values: Mapping[str, Any]) -> Document:
+    """The document of a recipe given as Python values; relative paths are relative to the current directory."""
+    plain = anchored(dict(values), Path.cwd())
+    return Document(plain, {(): _ARGUMENTS})
+
+
+def read(path: Path) -> tuple[str, Document]:
+    """A recipe file's text and its document, relative paths in it anchored to the file's own folder."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DcclipError(f"{path} does not exist", "name a recipe, for example recipes/quickstart.yaml") from None
+    except IsADirectoryError:
+        raise DcclipError(f"{path} is a folder, not a recipe", "name the YAML file in it") from None
+    except PermissionError:
+        raise DcclipError(f"{path} cannot be read", f"allow it with: chmod +r {path}") from None
+    except UnicodeDecodeError:
+        raise DcclipError(f"{path} is not a text file in UTF-8", "save it as UTF-8") from None
+    if len(content) > MAX_BYTES:
+        raise DcclipError(f"{path} is larger than {MAX_BYTES:,} bytes", "is this the right file?")
+    values, places = _parse(text, str(path), numbered=True)
+    if not isinstance(values, dict):
+        raise DcclipError(f"{path}: expected sections such as `distill:`, found {_kind(values)}", _HINT)
+    return text, Document(anchored(values, path.resolve().parent), places)
+
+
+def anchored(value: Any, folder: Path) -> Any:
+    """A copy of `value` with the relative paths in it (`./`, `../`, or a Path) made absolute, as seen from `folder`."""
+    if isinstance(value, Mapping):
+        return {key: anchored(item, folder) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [anchored(item, folder) for item in value]
+    if isinstance(value, os.PathLike):
+        return str((folder / value).resolve())
+    if isinstance(value, str) and is_path(value):
+        return str((folder / value).resolve())
+    return value
+
+
+def is_path(text: str) -> bool:
+    """Whether a recipe means a path by `text`, not the name of a hub or registry entry."""
+    return text in (".", "..") or text.startswith(("./", "../", "/"))
+
+
+def _parse(text: str, name: str, numbered: bool = False) -> tuple[Any, dict[Location, str]]:
+    """The values in a YAML text and the place of each; all places are `name`, `numbered` adds the line to it."""
+
+    def place(line: int) -> str:
+        return f"{name}:{line + 1}" if numbered else name
+
+    mistakes: list[str] = []
+    places: dict[Location, str] = {(): place(0)}
+
+    def build(node: yaml.Node, at: Location) -> Any:
+        if isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                places[(*at, index)] = place(item.start_mark.line)
+            return [build(item, (*at, index)) for index, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode):
+            return _scalar(node)
+        result: dict[str, Any] = {}
+        for key, item in node.value:
+            here = (*at, str(key.value))
+            if not isinstance(key, yaml.ScalarNode):
+                mistakes.append(f"{place(key.start_mark.line)}: {_dotted(at)}a key must be a word")
+            elif key.value in result:
+                first = places[here].rpartition(":")[2]
+                mistakes.append(f"{place(key.start_mark.line)}: {_dotted(here)}given twice (first on line {first})")
+            else:
+                places[here] = place(key.start_mark.line)
+                result[key.value] = build(item, here)
+        return result
+
+    try:
+        node = _PlainLoader(text).get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = place(mark.line if mark else 0) + (f":{mark.column + 1}" if mark and numbered else "")
+        problem = error.problem or "not YAML"
+        if problem.startswith("but "):
+            problem = f"{error.context}, {problem}"
+        raise DcclipError(f"{where}: {problem}", "fix the YAML there, or just above") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position)
+        raise DcclipError(f"{place(line)}: unreadable character #x{error.character:04x}", "remove it") from None
+    values = build(node, ()) if node else None
+    if mistakes:
+        raise DcclipError("\n".join(mistakes), _HINT)
+    return values, places
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Composes nodes, refusing what a recipe has no use for."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        problem = None
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            problem = "anchors (&) and aliases (*) are not allowed in a recipe; quote text that starts with one"
+        elif getattr(event, "tag", None):
+            problem = f"tags ({event.tag}) are not allowed in a recipe; quote text that starts with !"
+        elif self.depth > _MAX_DEPTH:
+            problem = f"nested more than {_MAX_DEPTH} deep"
+        if problem:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
+def _scalar(node: yaml.ScalarNode) -> Any:
+    text: str = node.value
+    if node.style is not None:  # quoted or a block: text, whatever it looks like
+        return text
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if _FLOAT.fullmatch(text) else text
+
+
+def _child(container: Any, part: str, place: str, at: Location) -> tuple[str | int, Any]:
+    """The step into `container` that `part` names, and what is there (a new section where there was nothing)."""
+    step = _step(container, part, place, at)
+    if isinstance(container, dict) and container.get(part) is None:
+        container[part] = {}
+    return step, container[step]
+
+
+def _step(container: Any, part: str, place: str, at: Location) -> str | int:
+    if isinstance(container, dict):
+        return part
+    where = ".".join(map(str, at))
+    if not isinstance(container, list):
+        raise DcclipError(f"{place}: {where} is {_kind(container)}, not a section", _HINT)
+    if not (part.isdecimal() and int(part) < len(container)):
+        raise DcclipError(f"{place}: {where} is a list of {len(container)}, counted from 0", f"for example {where}.0")
+    return int(part)
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    return "a list" if isinstance(value, list) else "a section" if isinstance(value, dict) else repr(value)
+
+
+def _dotted(at: Location) -> str:
+    return ".".join(map(str, at)) + ": " if at else ""
+
+
+def _mappings(value: Any, at: Location = ()) -> Iterator[tuple[Location, dict[str, Any]]]:
+    if isinstance(value, dict):
+        yield at, value
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _mappings(item, (*at, key))
+
+
+def walk(value: Any, at: Location = ()) -> Iterator[tuple[Location, Any]]:
+    """Every scalar in nested dicts and lists, with its location."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from walk(item, (*at, key))
+    else:
+        yield at, value

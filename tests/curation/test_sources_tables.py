@@ -1,0 +1,482 @@
+"""Sources of rows: tables in every format, with images as paths, bytes, base64 and URLs; pairs; `datasets`."""
+
+import base64
+import datetime
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dcclip_cli.curation.candidate import Candidate
+from dcclip_cli.curation.sources.tables import HubSource, PairsSource, TableSource
+from dcclip_cli.data.dataset import write_parquet
+from dcclip_cli.data.files.reading import from_base64
+from dcclip_cli.data.pair import Pair
+from dcclip_cli.errors import DcclipError
+from tests.curation.reading import PIXEL, read, reasons
+
+BASE64 = base64.b64encode(PIXEL).decode()
+
+
+def table(folder: Path, text: str | bytes, name: str = "pairs.tsv") -> Path:
+    (folder / "cat.png").write_bytes(PIXEL)
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+# ---- columns
+
+
+def test_a_table_gives_captions_by_column_and_keeps_the_other_columns(tmp_path: Path) -> None:
+    path = table(tmp_path, "image\ten\tzh\tartist\r\ncat.png\ta cat\t一只猫，在睡觉\t李\r\n")
+    (candidate,) = read(TableSource(path=path))
+    assert candidate == Candidate(
+        Pair("2", PIXEL, zh=("一只猫，在睡觉",), en=("a cat",), meta={"image": "cat.png", "artist": "李"})
+    )
+
+
+def test_columns_may_have_any_name_and_a_caption_column_either_language(tmp_path: Path) -> None:
+    path = table(tmp_path, "\ufefffile\ttitle\tzh\ncat.png\t黑猫\t猫\ncat.png\tblack cat\t猫\n")
+    first, second = read(TableSource(path=path, image="file", caption="title"))
+    assert (first.pair.zh, first.pair.en) == (("黑猫",), ())
+    assert (second.pair.zh, second.pair.en) == ((), ("black cat",))
+
+
+def test_several_columns_may_hold_captions_of_one_language(tmp_path: Path) -> None:
+    row = {
+        "ImageUrl": "https://example.org/猫.jpg",
+        "Title": "花猫",
+        "Content": "一只花猫在沙发上",
+        "Keywords": "猫，宠物",
+    }
+    path = table(tmp_path, json.dumps(row, ensure_ascii=False), "zero.jsonl")  # as 360's Zero names them
+    (candidate,) = read(TableSource(path=path, url="ImageUrl", zh=("Title", "Content")))
+    assert candidate.pair.zh == ("花猫", "一只花猫在沙发上")
+    assert candidate.pair.meta == {"Keywords": "猫，宠物", "url": "https://example.org/猫.jpg"}
+    assert candidate.url == "https://example.org/猫.jpg"
+
+
+def test_the_first_of_bytes_and_url_that_a_row_has_is_taken(tmp_path: Path) -> None:
+    path = table(
+        tmp_path,
+        f"image,base64,url,en\ncat.png,,,a\n,{BASE64},,b\n,, http://x/ ,c\ncat.png,,http://x/,d\n,,,e",
+        "a.csv",
+    )
+    found = read(TableSource(path=path))
+    assert [candidate.pair.image for candidate in found] == [PIXEL, PIXEL, b"", PIXEL, b""]
+    assert [candidate.url for candidate in found] == [None, None, "http://x/", None, None]
+    assert found[3].pair.meta == {"image": "cat.png", "url": "http://x/"}
+    assert found[4].fault and found[4].fault.reason == "image-missing"
+
+
+def test_only_the_rows_asked_for_are_candidates(tmp_path: Path) -> None:
+    path = table(tmp_path, "url\tTEXT\tLANGUAGE\nhttp://a/\t猫\tzh\nhttp://b/\tKatze\tde\nhttp://c/\ta cat\ten\n")
+    found = read(TableSource(path=path, caption="TEXT", where={"LANGUAGE": ("zh", "en")}))
+    assert [candidate.url for candidate in found] == ["http://a/", "http://c/"]
+
+
+@pytest.mark.parametrize(
+    ("header", "named", "sentence"),
+    [
+        ("file\tzh", {}, r"pairs.tsv:1: no column image or base64 or url \(found: file, zh\)"),
+        ("image\ttitle", {}, r"pairs.tsv:1: no column zh or en or caption \(found: image, title\)"),
+        ("image\ten", {"zh": "标题"}, r"pairs.tsv:1: no column 标题 \(found: image, en\)"),
+        ("image\ten", {"where": {"LANGUAGE": "zh"}}, r"pairs.tsv:1: no column LANGUAGE"),
+    ],
+)
+def test_a_missing_column_is_named_with_those_found(
+    tmp_path: Path, header: str, named: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(DcclipError, match=sentence):
+        TableSource(path=table(tmp_path, f"{header}\n"), **named).slices(10)
+
+
+def test_a_file_of_another_kind_is_answered_with_the_kinds_there_are(tmp_path: Path) -> None:
+    with pytest.raises(DcclipError, match="is not a table") as caught:
+        TableSource(path=table(tmp_path, "", "pairs.xlsx")).slices(10)
+    assert ".tsv, .csv, .jsonl, .ndjson, .parquet" in caught.value.hint
+
+
+# ---- images
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        ("cat.png\t一只猫", None),
+        ("./cat.png\t一只猫", None),
+        ("../cat.png\t一只猫", "image-outside"),
+        ("/etc/hostname\ta cat", "image-outside"),
+        ("dog.png\t狗", "image-missing"),
+        ("\ta cat", "image-missing"),
+        ("cat.png\0.jpg\t一只猫", "image-missing"),
+        ("x" * 5000 + ".png\ta cat", "image-missing"),
+        ("https://example.org/cat.png\ta cat", "image-missing"),
+        ("cat.png", "row-malformed"),
+        ("cat.png\ta\tcat", "row-malformed"),
+        ("cat.png\t" + "猫" * 400_000, "row-malformed"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_a_fault(tmp_path: Path, cells: str, reason: str | None) -> None:
+    assert reasons(TableSource(path=table(tmp_path, f"image\tcaption\n{cells}\n\ncat.png\ta cat"))) == [reason, None]
+
+
+def test_paths_may_start_from_another_folder_and_leave_it_only_if_allowed(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "dog.png").write_bytes(b"dog")
+    path = table(tmp_path, "image\tzh\ndog.png\t狗\n../cat.png\t猫\n")
+    assert reasons(TableSource(path=path, images=tmp_path / "images")) == [None, "image-outside"]
+    assert reasons(TableSource(path=path, images=tmp_path / "images", allow_outside=True)) == [None, None]
+
+
+@pytest.mark.parametrize("text", [BASE64, BASE64.rstrip("="), f" {BASE64} "])
+def test_base64_may_lack_its_padding(text: str) -> None:
+    assert from_base64(text) == PIXEL
+
+
+def test_base64_is_read_in_both_alphabets() -> None:
+    assert from_base64("-_-_") == from_base64("+/+/") == b"\xfb\xff\xbf"
+
+
+@pytest.mark.parametrize("text", ["猫", "a*b=", "abcde", "ab=cd", "\0"])
+def test_bad_base64_is_a_fault(tmp_path: Path, text: str) -> None:
+    path = table(tmp_path, json.dumps({"base64": text, "en": "a cat"}), "pairs.jsonl")
+    assert reasons(TableSource(path=path)) == ["image-base64"]
+
+
+def test_an_image_in_base64_may_be_longer_than_a_row_of_text(tmp_path: Path) -> None:
+    image = bytes(range(256)) * 8000
+    path = table(tmp_path, f"base64\tzh\n{base64.b64encode(image).decode()}\t猫\n")
+    assert [candidate.pair.image for candidate in read(TableSource(path=path))] == [image]
+
+
+# ---- text files
+
+
+def test_a_row_not_in_utf8_is_a_fault_and_the_next_is_read(tmp_path: Path) -> None:
+    path = table(tmp_path, b"image\tzh\ncat.png\t" + "狗".encode("gb18030") + b"\ncat.png\t" + "猫".encode() + b"\n")
+    assert reasons(TableSource(path=path)) == ["row-malformed", None]
+
+
+def test_a_line_number_counts_blank_and_overlong_lines(tmp_path: Path) -> None:
+    path = table(tmp_path, b"image\ten\n\n" + b"x" * 3_000_000 + b"\ncat.png\ta cat\n")
+    for size in (1, 2, 10):
+        found = [(candidate.pair.key, candidate.fault is None) for candidate in read(TableSource(path=path), size)]
+        assert found == [("3", False), ("4", True)]
+
+
+def test_a_line_without_end_is_one_fault(tmp_path: Path) -> None:
+    path = table(tmp_path, b"image\ten\ncat.png\ta cat\n")
+    with path.open("r+b") as stream:
+        stream.truncate(200_000_000)  # NUL bytes, none of them on the disk
+    assert reasons(TableSource(path=path)) == [None, "row-malformed"]
+
+
+def test_a_table_in_gb18030_is_told_how_to_become_utf8(tmp_path: Path) -> None:
+    with pytest.raises(DcclipError, match="not in UTF-8") as caught:
+        TableSource(path=table(tmp_path, "image\t标题\n".encode("gb18030"))).slices(10)
+    assert caught.value.hint.startswith("convert it with: iconv -f GB18030 -t UTF-8")
+
+
+def test_wukong_reads_as_it_ships(tmp_path: Path) -> None:
+    (tmp_path / "wukong_release").mkdir()
+    for number, rows in enumerate(['http://a/1.jpg,"猫，""花""的\n一只"\n', "http://a/2.jpg,狗\nhttp://a/3.jpg,鱼\n"]):
+        (tmp_path / "wukong_release" / f"wukong_100m_{number}.csv").write_text(f"url,caption\n{rows}", "utf-8")
+    found = read(TableSource(path=tmp_path / "wukong_release" / "wukong_100m_*.csv"), size=1)
+    assert [(candidate.pair.key, candidate.url, candidate.pair.zh) for candidate in found] == [
+        ("wukong_100m_0.csv:2", "http://a/1.jpg", ('猫，"花"的\n一只',)),
+        ("wukong_100m_1.csv:2", "http://a/2.jpg", ("狗",)),
+        ("wukong_100m_1.csv:3", "http://a/3.jpg", ("鱼",)),
+    ]
+
+
+def test_conceptual_captions_reads_as_it_ships_without_a_header_line(tmp_path: Path) -> None:
+    path = table(
+        tmp_path, "a very typical bus station\thttp://a/b.jpg\nsierra looked stunning\thttp://c/d.jpg\n", "cc3m.tsv"
+    )
+    source = TableSource(path=path, header=("caption", "url"))
+    assert sum(part.about for part in source.slices(10)) == 2
+    assert [(candidate.pair.key, candidate.pair.en) for candidate in read(source)] == [
+        ("1", ("a very typical bus station",)),
+        ("2", ("sierra looked stunning",)),
+    ]
+
+
+@pytest.mark.parametrize("line", ['cat.png,"never closed', 'cat.png,"a"b', "cat.png,a\rb", "cat.png,a,b"])
+def test_what_is_no_csv_is_a_fault_of_its_line(tmp_path: Path, line: str) -> None:
+    path = table(tmp_path, f"image,caption\n{line}\n" + "cat.png,a cat\n" * 2, "pairs.csv")
+    assert reasons(TableSource(path=path)) == ["row-malformed", None, None]
+
+
+def test_an_empty_file_has_no_candidates(tmp_path: Path) -> None:
+    for name in ("a.tsv", "b.csv", "c.jsonl"):
+        table(tmp_path, "", name)
+    assert TableSource(path=tmp_path).slices(10) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[1]", '"text"', "[" * 100_000, '{"image": "cat.png", "zh": "\udc80"}'.encode("utf-8", "surrogateescape")],
+)
+def test_what_is_no_json_object_is_a_fault_of_its_line(tmp_path: Path, line: str | bytes) -> None:
+    good = '{"image": "cat.png", "zh": ["猫", null, "小猫"], "tags": ["宠物"]}'.encode()
+    path = table(tmp_path, good + b"\n" + (line if isinstance(line, bytes) else line.encode()) + b"\n", "pairs.jsonl")
+    first, second = read(TableSource(path=path))
+    assert (first.pair.zh, first.pair.meta) == (("猫", "小猫"), {"image": "cat.png", "tags": ["宠物"]})
+    assert second.fault and second.fault.reason == "row-malformed"
+
+
+def test_captions_that_are_no_texts_are_a_fault(tmp_path: Path) -> None:
+    lines = '{"image": "cat.png", "en": 3}\n{"image": "cat.png", "en": {"a": "b"}}\n{"image": 3, "en": "a cat"}\n'
+    path = table(tmp_path, lines + '{"en": "a cat"}', "pairs.jsonl")
+    assert reasons(TableSource(path=path)) == [
+        "captions-unreadable",
+        "captions-unreadable",
+        "image-missing",
+        "image-missing",
+    ]
+
+
+# ---- Parquet
+
+
+def laion(folder: Path, rows: int, group: int = 1000) -> Path:
+    """As LAION-2B-multi ships."""
+    content = {
+        "URL": [f"https://example.org/{row}.jpg" for row in range(rows)],
+        "TEXT": ["猫" if row % 2 else "a cat" for row in range(rows)],
+        "WIDTH": pa.array(range(rows), pa.int32()),
+        "similarity": [0.3] * rows,
+        "LANGUAGE": ["zh" if row % 2 else "en" for row in range(rows)],
+        "punsafe": [float("nan")] * rows,
+        "seen": [datetime.datetime(2022, 8, 1)] * rows,
+    }
+    path = folder / "part-00000.snappy.parquet"
+    pq.write_table(pa.table(content), path, row_group_size=group)
+    return path
+
+
+def test_laion_reads_as_it_ships(tmp_path: Path) -> None:
+    second = read(TableSource(path=laion(tmp_path, 3), url="URL", caption="TEXT"))[1]
+    assert second.url == "https://example.org/1.jpg"
+    assert second.pair.zh == ("猫",)
+    assert second.pair.meta == {
+        "url": "https://example.org/1.jpg",
+        "WIDTH": 1,
+        "similarity": 0.3,
+        "LANGUAGE": "zh",
+        "punsafe": None,
+        "seen": "2022-08-01 00:00:00",
+    }
+
+
+@pytest.mark.parametrize(("group", "size"), [(1000, 10), (7, 10), (10, 3), (3, 3), (50, 200), (64, 17)])
+def test_slices_of_parquet_are_together_the_whole_however_its_rows_are_grouped(
+    tmp_path: Path, group: int, size: int
+) -> None:
+    source = TableSource(path=laion(tmp_path, 100, group), url="URL", caption="TEXT")
+    assert [candidate.pair.key for candidate in read(source, size)] == [str(number) for number in range(1, 101)]
+    assert all(part.about <= 2 * size for part in source.slices(size))
+    assert sum(part.about for part in source.slices(size)) == 100
+
+
+def test_images_in_parquet_are_bytes_or_as_datasets_writes_them(tmp_path: Path) -> None:
+    (tmp_path / "cat.png").write_bytes(PIXEL)
+    for number, images in enumerate(
+        [[b"a", None], [{"bytes": b"a", "path": "x.png"}, {"bytes": None, "path": "cat.png"}]]
+    ):
+        pq.write_table(pa.table({"image": images, "text": ["一只猫", "a cat"]}), tmp_path / f"{number}.parquet")
+    found = read(TableSource(path=tmp_path / "*.parquet", caption="text"))
+    assert [candidate.pair.image for candidate in found] == [b"a", b"", b"a", PIXEL]
+    assert [candidate.pair.meta for candidate in found] == [
+        {},
+        {"image": None},
+        {},
+        {"image": {"bytes": None, "path": "cat.png"}},
+    ]
+
+
+def test_a_file_that_is_no_parquet_is_one_fault_among_the_others(tmp_path: Path) -> None:
+    laion(tmp_path, 2)
+    (tmp_path / "part-00001.parquet").write_bytes(b"PAR1" + b"\0" * 100)
+    (tmp_path / "part-00002.parquet").touch()
+    assert reasons(TableSource(path=tmp_path, url="URL", caption="TEXT")) == [
+        None,
+        None,
+        "table-unreadable",
+        "table-unreadable",
+    ]
+
+
+def test_a_damaged_parquet_file_gives_the_rows_before_and_behind_the_damage(tmp_path: Path) -> None:
+    path = laion(tmp_path, 100, 25)
+    offset = pq.ParquetFile(path).metadata.row_group(2).column(0).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 40] = b"\xff" * 40
+    path.write_bytes(content)
+    found = reasons(TableSource(path=path, url="URL", caption="TEXT"))
+    assert found[:50] == [None] * 50
+    assert found[50:] == ["table-unreadable", *[None] * 25]
+
+
+def test_a_parquet_file_that_claims_more_rows_than_it_can_hold_is_one_fault(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": pa.nulls(3_000_000), "zh": pa.nulls(3_000_000)}), tmp_path / "a.parquet")
+    assert reasons(TableSource(path=tmp_path / "a.parquet")) == ["table-unreadable"]
+
+
+def test_a_text_in_parquet_that_is_no_utf8_is_a_fault_of_its_row(tmp_path: Path) -> None:
+    texts = pa.array(["猫".encode(), b"\xff\xfe", "狗".encode()], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"image": [b"a"] * 3, "zh": texts}), tmp_path / "a.parquet")
+    assert reasons(TableSource(path=tmp_path / "a.parquet")) == [None, "row-malformed", None]
+
+
+def test_a_caption_of_50_mb_in_parquet_is_a_fault(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [b"a"] * 2, "zh": ["猫" * 17_000_000, "猫"]}), tmp_path / "a.parquet")
+    assert reasons(TableSource(path=tmp_path / "a.parquet")) == ["captions-bytes", None]
+
+
+# ---- pairs
+
+
+def test_pairs_come_as_they_were_written_with_their_keys(tmp_path: Path) -> None:
+    pairs = [Pair("a", PIXEL, zh=("猫", "小猫"), en=("cat",), meta={"licence": "MIT"}), Pair("b", b"", en=("dog",))]
+    write_parquet(tmp_path / "pairs.parquet", pairs)
+    for size in (1, 2, 10):
+        assert read(PairsSource(path=tmp_path / "pairs.parquet"), size) == [Candidate(pair) for pair in pairs]
+    assert [candidate.pair.key for candidate in read(PairsSource(path=tmp_path))] == [
+        "pairs.parquet:a",
+        "pairs.parquet:b",
+    ]
+
+
+def test_pairs_without_images_or_with_other_than_json_are_faults(tmp_path: Path) -> None:
+    rows = {
+        "key": ["a", "b", "c", "d"],
+        "image": [None, b"x", b"x", b"x"],
+        "zh": [["猫"], ["狗"], ["鱼"], None],
+        "en": ["cat", "dog" * 400_000, "fish", "bird"],  # a text where a list is usual
+        "meta": ["{}", "{}", "[", None],
+    }
+    pq.write_table(pa.table(rows), tmp_path / "pairs.parquet")
+    found = read(PairsSource(path=tmp_path / "pairs.parquet"))
+    assert [candidate.fault.reason if candidate.fault else None for candidate in found] == [
+        "image-missing",
+        "captions-bytes",
+        "record-unreadable",
+        None,
+    ]
+    assert (found[0].pair.zh, found[3].pair.en) == (("猫",), ("bird",))
+
+
+def test_a_parquet_file_of_another_form_is_no_pairs(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"URL": ["http://x"], "TEXT": ["猫"]}), tmp_path / "laion.parquet")
+    with pytest.raises(DcclipError, match=r"has no column key or image \(found: URL, TEXT\)"):
+        PairsSource(path=tmp_path / "laion.parquet").slices(10)
+
+
+# ---- datasets
+
+
+def png(colour: str) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4), colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def pictures(colours: list[str]) -> datasets.Dataset:
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "text": datasets.Value("string"),
+            "captions_zh": datasets.List(datasets.Value("string")),
+            "label": datasets.ClassLabel(names=["猫", "狗"]),
+        }
+    )
+    content: dict[str, Any] = {
+        "image": [{"bytes": png(colour), "path": None} for colour in colours],
+        "text": [f"a {colour} picture" for colour in colours],
+        "captions_zh": [["一张图", f"{colour}色"] for colour in colours],
+        "label": [0] * len(colours),
+    }
+    return datasets.Dataset.from_dict(content, features=features)
+
+
+@pytest.mark.parametrize("size", [1, 2, 10])
+def test_a_saved_data_set_gives_its_images_as_they_are(tmp_path: Path, size: int) -> None:
+    pictures(["red", "green", "blue"]).save_to_disk(tmp_path / "saved")
+    found = read(HubSource(path=str(tmp_path / "saved"), zh="captions_zh", en="text"), size)
+    assert [one.pair.key for one in found] == ["0", "1", "2"]
+    assert [one.pair.image for one in found] == [png("red"), png("green"), png("blue")]
+    assert (found[1].pair.zh, found[1].pair.en) == (("一张图", "green色"), ("a green picture",))
+    assert found[1].pair.meta == {"label": 0}
+
+
+def test_a_saved_dictionary_has_splits(tmp_path: Path) -> None:
+    saved = datasets.DatasetDict({"train": pictures(["red"]), "test": pictures(["green", "blue"])})
+    saved.save_to_disk(tmp_path / "saved")
+    assert len(read(HubSource(path=str(tmp_path / "saved"), split="test", caption="text"))) == 2
+    with pytest.raises(DcclipError, match=r"no split validation \(found: train, test\)"):
+        HubSource(path=str(tmp_path / "saved"), split="validation", caption="text").slices(10)
+
+
+def test_a_column_that_is_missing_is_named_with_those_found(tmp_path: Path) -> None:
+    pictures(["red"]).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DcclipError, match=r"no column title \(found: image, text, captions_zh, label\)"):
+        HubSource(path=str(tmp_path / "saved"), caption="title").slices(10)
+
+
+def test_images_that_a_row_only_names_are_read_inside_the_data_sets_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    folder = tmp_path / "saved"
+    paths = [str(folder / "inside.png"), str(tmp_path / "secret.png"), "../secret.png"]
+    images = [{"bytes": None, "path": path} for path in paths]
+    datasets.Dataset.from_dict({"image": images, "zh": ["猫"] * 3}).save_to_disk(folder)
+    (folder / "inside.png").write_bytes(b"inside")
+    found = read(HubSource(path=str(folder)))
+    assert [(one.pair.image, one.fault and one.fault.reason) for one in found] == [
+        (b"inside", None),
+        (b"", "image-outside"),
+        (b"", "image-outside"),
+    ]
+
+
+def test_urls_in_a_data_set_are_left_to_be_fetched(tmp_path: Path) -> None:
+    rows = {"URL": ["http://a/", None], "TEXT": ["猫", "狗"], "LANGUAGE": ["zh", "zh"]}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+    found = read(HubSource(path=str(tmp_path / "saved"), url="URL", caption="TEXT", where={"LANGUAGE": "zh"}))
+    assert [(one.url, one.fault and one.fault.reason) for one in found] == [
+        ("http://a/", None),
+        (None, "image-missing"),
+    ]
+
+
+def test_a_folder_of_parquet_files_as_it_lies_on_the_hub_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "repository" / "data").mkdir(parents=True)
+    pictures(["red", "green"]).to_parquet(tmp_path / "repository" / "data" / "train-00000-of-00001.parquet")
+    found = read(HubSource(path=str(tmp_path / "repository"), caption="text"))
+    assert [one.pair.image for one in found] == [png("red"), png("green")]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"path": "nobody/nothing"}, {"path": "./absent"}, {"path": "nobody/x", "config": "zh"}]
+)
+def test_a_data_set_that_cannot_be_had_is_an_error_with_a_way_out(fields: dict[str, str]) -> None:
+    with pytest.raises(DcclipError, match=fields["path"]):
+        HubSource(**fields).slices(10)
+
+
+def test_a_damaged_folder_is_an_error(tmp_path: Path) -> None:
+    pictures(["red"]).save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / "data-00000-of-00001.arrow").write_bytes(b"nonsense")
+    with pytest.raises(DcclipError, match="cannot be loaded"):
+        HubSource(path=str(tmp_path / "saved"), caption="text").slices(10)
