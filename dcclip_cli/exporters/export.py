@@ -139,11 +139,13 @@ def _loosen_until_close(
         encoder = write()
         if encoder is None:
             return None
+        parity: Parity | None = None
         try:
-            parity = replace(original.compare(encoder), int8_largest_pair_sum=graphs.largest_pair_sum)
+            compared = original.compare(encoder)
         except NotFiniteError as error:  # fp16 overflows
-            parity, shortfalls, found = None, [error.what], error.what
+            shortfalls, found = [error.what], error.what
         else:
+            parity = replace(compared, int8_largest_pair_sum=graphs.largest_pair_sum)
             shortfalls = parity.shortfalls(options.parity.limits(options.precision))
             tests = "".join(
                 f", {one.agreement:.1%} in {language} (top-1 {one.before:.1%} -> {one.after:.1%})"
