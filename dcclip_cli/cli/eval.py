@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -67,7 +67,14 @@ _Out = Annotated[
     Path | None,
     Option("--out", metavar="DIR", help="Folder for results as JSON, tables and report.html.", show_default=False),
 ]
-_Compare = Annotated[tuple[str, str] | None, Option("--compare", hidden=True)]
+
+
+def _moved(sides: tuple[str, str] | None) -> None:
+    if sides:
+        raise DcclipError("eval --compare is a command of its own now", f"dcclip compare {' '.join(sides)}")
+
+
+_Compare = Annotated[tuple[str, str] | None, Option("--compare", hidden=True, callback=_moved)]
 
 
 def eval(
@@ -97,19 +104,16 @@ def eval(
 
     With a recipe: its data sets and its run's model, and the results are kept in runs/NAME/eval.
     """
-    if compare:
-        raise DcclipError("eval --compare is a command of its own now", f"dcclip compare {' '.join(compare)}")
     if recipe is None and (sets or check):
         raise BadParameter("--set and --check need a recipe")
-    given = {
-        "datasets": dataset, "languages": _languages(languages), "data_root": str(data_root) if data_root else None,
-        "limit": limit, "templates": templates, "task": task, "shots": _shots(shots), "precision": precision,
-        "workers": workers, "processes": processes,
-    }  # fmt: skip
     loaded = stages.open_recipe(recipe, sets, None if dataset else "eval") if recipe else None
     if loaded and check:
         return stages.check(loaded, device)
-    options = _options(loaded.recipe.eval if loaded else None, given)
+    options = _options(
+        loaded.recipe.eval if loaded else None,
+        datasets=dataset, languages=_languages(languages), data_root=data_root and str(data_root), limit=limit,
+        templates=templates, task=task, shots=_shots(shots), precision=precision, workers=workers, processes=processes,
+    )  # fmt: skip
     talk = console.talk(quiet, verbose)
 
     from dcclip_cli.eval.evaluate import evaluate, open_datasets
@@ -131,19 +135,17 @@ def eval(
     if out:
         save_report(results, datasets, out)
         talk.say(f"results: {out} (open {out / 'report.html'})")
-    if as_json:
-        console.show_json([asdict(result) for result in results])
-    else:
-        show(results)
+    show(results, as_json)
 
 
-def show(results: Sequence[EvalResult]) -> None:
-    """Print all metrics of one model, or each data set's main metric of several models side by side."""
+def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
+    """Print all metrics of one model, or each data set's main metric of several; or everything `as_json`."""
     from dcclip_cli.eval.tables import METRIC_NAMES, table
 
+    if as_json:
+        return console.show_json([asdict(result) for result in results])
     found = table(results)
     if len({result.model for result in results}) > 1:
-        titles = [f"{column.model} {column.language or 'zh - en'}" for column in found.columns]
         rows = [
             (
                 _with_remark(row.name, row.remark),
@@ -152,7 +154,7 @@ def show(results: Sequence[EvalResult]) -> None:
             )
             for row in found.rows
         ]
-        return console.show_table("", ("data set", "metric", *titles), rows)
+        return console.show_table("", ("data set", "metric", *(column.title for column in found.columns)), rows)
     shown = [name for name in METRIC_NAMES if any(name in result.metrics for result in results)]
     lines = [
         (
@@ -180,7 +182,7 @@ def _with_remark(name: str, remark: str) -> str:
     return f"{name} ({remark})" if remark else name
 
 
-def _options(recipe: EvalOptions | None, given: Mapping[str, object]) -> EvalOptions:
+def _options(recipe: EvalOptions | None, **given: object) -> EvalOptions:
     """The recipe's options, overridden by those of the command line. Raises DcclipError if no data set is named."""
     from dcclip_cli.eval.evaluate import EvalOptions
 

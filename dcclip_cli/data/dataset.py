@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tarfile
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,9 +12,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.data.files.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_RECORD_BYTES
+from dcclip_cli.data.files.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_RECORD_BYTES, tar_members
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import file_sha256
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class PairDataset(ABC):
     """A map-style dataset of image-text pairs in a fixed order; image bytes are read when a pair is asked for.
 
-    A subclass defines `path`, `__len__`, `__getitem__`, `captions`, `files` and `location`.
+    A subclass defines `path`, `__len__`, `__getitem__`, `captions` and `files`.
     """
 
     path: Path
@@ -44,10 +44,6 @@ class PairDataset(ABC):
     @abstractmethod
     def files(self) -> list[Path]:
         """The files that the data is in; their bytes identify the data."""
-
-    @abstractmethod
-    def location(self, index: int) -> tuple[int, int]:
-        """Where a sample's image is: an index into `files`, and a position in that file that is unique within it."""
 
     def keys(self) -> list[str]:
         """The key of every pair, in order."""
@@ -74,21 +70,16 @@ class PairDataset(ABC):
     @cached_property
     def file_digests(self) -> list[bytes]:
         """The sha256 of each file's bytes."""
-        digests = []
-        for file in self.files:
-            with file.open("rb") as stream:
-                digests.append(hashlib.file_digest(stream, "sha256").digest())
-        return digests
+        return [bytes.fromhex(file_sha256(file)) for file in self.files]
 
     @property
     def fingerprint(self) -> str:
         """A sha256 over the bytes of the files: equal only for equal data."""
         return hashlib.sha256(b"".join(self.file_digests)).hexdigest()
 
-    def image_id(self, index: int) -> str:
-        """Identifies a sample's image by its file's bytes, wherever that file is."""
-        file, position = self.location(index)
-        return f"{self.file_digests[file].hex()}:{position}"
+    def image_digest(self, index: int) -> bytes:
+        """16 bytes that identify a sample's image by its content, wherever it is."""
+        return hashlib.blake2b(self[index].image, digest_size=16).digest()
 
 
 def open_pairs(path: str | Path) -> PairDataset:
@@ -138,9 +129,9 @@ class ParquetDataset(PairDataset):
                 f"{path} has no column {' or '.join(missing)} (found: {', '.join(table.column_names)})",
                 "pairs have the columns key, image, zh, en and meta",
             )
-        self._table = table.combine_chunks()
-        self._embeddings = _vectors(self._table, path) if images == "embedding" else None
-        self._captions = {language: _caption_column(self._table, language) for language in LANGUAGES}
+        self._table = table.drop_columns([name for name in LANGUAGES if name in table.column_names])
+        self._embeddings = _vectors(table, path) if images == "embedding" else None
+        self._captions = {language: _caption_column(table, language) for language in LANGUAGES}
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         return type(self), (self.path,)  # another process reads the file, rather than being sent it
@@ -174,9 +165,6 @@ class ParquetDataset(PairDataset):
     @property
     def files(self) -> list[Path]:
         return [self.path]
-
-    def location(self, index: int) -> tuple[int, int]:
-        return 0, index
 
 
 def _vectors(table: pa.Table, path: Path) -> np.ndarray:
@@ -222,19 +210,22 @@ class TarDataset(PairDataset):
     def _index(self, number: int, shard: Path) -> None:
         images: dict[str, tuple[int, int, int]] = {}
         records: dict[str, dict[str, Any]] = {}
-        try:
-            with tarfile.open(shard, "r:") as archive:
-                for member in archive:
-                    stem, dot, suffix = member.name.rpartition(".")
-                    suffix = (dot + suffix).lower()
-                    if not member.isfile() or not stem:
-                        continue
-                    if suffix in IMAGE_SUFFIXES and member.size <= MAX_IMAGE_BYTES:
-                        images[stem] = (number, member.offset_data, member.size)
-                    elif suffix == ".json" and member.size <= MAX_RECORD_BYTES:
-                        records[stem] = _read_record(archive, member, shard)
-        except (tarfile.TarError, EOFError) as error:
-            raise DcclipError(f"{shard} is not a readable tar file: {error}", "fetch or collect it again") from None
+        with shard.open("rb") as stream:
+            for member in tar_members(shard):
+                if member.fault and member.fault.reason.startswith("tar-"):
+                    if member.fault.reason == "tar-cut" and not member.name:
+                        break  # every pair is there, only the end mark is missing
+                    what = f"{shard} is not a readable tar file: {member.fault.detail}"
+                    raise DcclipError(what, "fetch or collect it again")
+                stem, dot, suffix = member.name.rpartition(".")
+                suffix = (dot + suffix).lower()
+                if member.fault or not stem:
+                    continue
+                if suffix in IMAGE_SUFFIXES and member.size <= MAX_IMAGE_BYTES:
+                    images[stem] = (number, member.offset, member.size)
+                elif suffix == ".json" and member.size <= MAX_RECORD_BYTES:
+                    stream.seek(member.offset)
+                    records[stem] = _record(stream.read(member.size), f"{shard}: {member.name}")
         for key in images:
             if key in records or self._uncaptioned:
                 self._keys.append(key)
@@ -261,16 +252,6 @@ class TarDataset(PairDataset):
     @property
     def files(self) -> list[Path]:
         return self._shards
-
-    def location(self, index: int) -> tuple[int, int]:
-        shard, offset, _ = self._images[index]
-        return shard, offset
-
-
-def _read_record(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> dict[str, Any]:
-    stream = archive.extractfile(member)
-    assert stream is not None  # a regular file, as the caller has seen
-    return _record(stream.read(), f"{shard}: {member.name}")
 
 
 def _record(text: str | bytes, where: str) -> dict[str, Any]:
@@ -299,7 +280,6 @@ class ConcatDataset(PairDataset):
         self.path = datasets[0].path
         self._datasets = datasets
         self.firsts = [0, *accumulate(map(len, datasets))]  # the index at which each begins
-        self._file_firsts = [0, *accumulate(len(dataset.files) for dataset in datasets)]
         self._captions = {
             language: [captions for dataset in datasets for captions in dataset.captions(language)]
             for language in LANGUAGES
@@ -330,11 +310,6 @@ class ConcatDataset(PairDataset):
     @property
     def has_uncaptioned_images(self) -> bool:
         return any(dataset.has_uncaptioned_images for dataset in self._datasets)
-
-    def location(self, index: int) -> tuple[int, int]:
-        number = bisect_right(self.firsts, index) - 1
-        file, position = self._datasets[number].location(index - self.firsts[number])
-        return self._file_firsts[number] + file, position
 
 
 def write_parquet(path: Path, pairs: Iterable[Pair]) -> None:

@@ -114,7 +114,7 @@ def align(
         learner = stage.with_bias(learner)
     reader = teaching.reader(replace(stage.reader_for(learner, table, options, seed), with_caption_ids=True), options)
     steps = total_steps(options, training.sampler)
-    sources = teaching.sources(options.losses, options, reader, learner.towers, run, steps, device, progress)
+    sources = teaching.sources(options.losses, options, reader, learner.towers, steps, device, progress)
     task = TaskLoss(
         loss=options.loss,
         cross_lingual=options.cross_lingual,

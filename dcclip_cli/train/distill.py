@@ -84,7 +84,7 @@ def distill(
         )
     reader = teaching.reader(stage.reader_for(learner, training.dataset, options, seed), options)
     steps = total_steps(options, training.sampler)
-    sources = teaching.sources(options.losses, options, reader, learner.towers, run, steps, device, progress)
+    sources = teaching.sources(options.losses, options, reader, learner.towers, steps, device, progress)
     pictures = bool({"pairs", "images"} & training.datasets.keys())
     options, choice = stage.settle_precision(options, learner, device, folder, pictures, progress)
     identity: dict[str, object] = {

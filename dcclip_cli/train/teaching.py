@@ -10,15 +10,12 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.progress import Progress
-from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.feature_shapes import map_grids, widths
 from dcclip_cli.train.losses.base import Loss, TeacherLoss, Widths
 from dcclip_cli.train.options import TeachingOptions
 from dcclip_cli.train.stage import minutes
-from dcclip_cli.train.teacher_cache import TeacherCache, build_cache
+from dcclip_cli.train.teacher_cache import TeacherCache
 from dcclip_cli.train.teachers import OnlineTeacher, TeacherSource, asking, layers_of
-
-CACHE = "teacher-cache"
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,6 @@ class Teaching:
         options: TeachingOptions,
         reader: Collator,
         student: OpenClipTowers,
-        run: RunDir,
         steps: int,
         device: str,
         progress: Progress,
@@ -69,15 +65,13 @@ class Teaching:
                 OnlineTeacher(teacher, number, layers_of(losses, number), self.widths[number])
                 for number, teacher in enumerate(self.teachers)
             ]
-        own = run.stage(CACHE)
-        elsewhere = sorted(path for path in run.root.parent.glob(f"*/{CACHE}") if path.resolve() != own.resolve())
         grids = map_grids(student, sorted({layer for loss in losses for layer in loss.further_student_maps}))
         caches = [
-            build_cache(
-                teacher, self.widths[number], reader, asking(losses, number), grids, own, elsewhere, device, progress
-            )
+            TeacherCache(teacher, self.widths[number], reader, asking(losses, number), grids, device, progress)
             for number, teacher in enumerate(self.teachers)
         ]
+        for cache in caches:
+            cache.fill()
         _say_what_is_saved(caches, options, reader, steps, progress)
         return list(caches)
 
@@ -102,15 +96,16 @@ def _say_what_is_saved(
 ) -> None:
     a_batch = options.batch_size * steps
     captions = a_batch * len(reader.captions.languages) * (2 if reader.captions.second_caption else 1)
-    once = sum(cache.seconds for cache in caches)
-    online = sum(cache.seconds_online(a_batch, captions) for cache in caches)
-    rows = sum(cache.images.rows + cache.texts.rows for cache in caches)
-    found = sum(cache.found for cache in caches)
-    reused = f", {found / rows:.0%} of it found from before" if found else ""
+    once = sum(cache.seconds_once for cache in caches)
+    online = sum(cache.seconds(a_batch, captions) for cache in caches)
+    found = sum(cache.found for cache in caches) / max(1, sum(cache.rows for cache in caches))
     progress.say(
-        f"teacher: asked once in {minutes(once)}{reused}; at each of {steps} steps it would take about "
-        f"{minutes(online)}" + (f": {minutes(online - once)} saved" if online > once else "")
+        f"teacher: runs once, {minutes(once)}; at each of {steps} steps it would take about {minutes(online)}"
+        + (f": {minutes(online - once)} saved" if online > once else "")
     )
+    for cache in caches:
+        reused = f", {found:.0%} of the rows reused" if found else ""
+        progress.say(f"teacher: features in {cache.store.folder}, {cache.store.size / 1e6:,.0f} MB{reused}")
 
 
 def check_data(losses: Sequence[Loss], there: set[str]) -> None:

@@ -138,7 +138,7 @@ def test_a_data_set_that_is_not_there_says_where_it_is_looked_for(tmp_path: Path
     hint = refused("imagenet-cn", tmp_path, "imagenet has no val images of imagenet in any supported layout")
     assert "imagenet/val/n01440764/*.jpg or imagenet/val/0.tar" in hint
     with pytest.raises(
-        DcclipError, match="data set cifar10 needs its images: clip-benchmark/wds_vtab-cifar10 can't be"
+        DcclipError, match="data set cifar10 needs its images: clip-benchmark/wds_vtab-cifar10 cannot be"
     ):
         open_dataset("cifar10")
     with pytest.raises(DcclipError, match="data set muge-cn needs its images, and the hub does not have them"):
