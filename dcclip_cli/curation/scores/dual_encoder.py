@@ -86,7 +86,7 @@ def _open_teacher(teacher: Teacher, device: str) -> Encoder:
 
 
 class Fractions(Options):
-    """Fraction of each language's captions to keep: 0.8 keeps the best 80 %. Captions with equal scores are treated alike."""
+    """Fraction of each language's captions to keep: 0.8 keeps the best 80 %. Equal scores share one fate."""
 
     zh: float | None = Field(None, gt=0, le=1, description="Fraction of Chinese captions to keep; null keeps all")
     en: float | None = Field(None, gt=0, le=1, description="Fraction of English captions to keep; null keeps all")
