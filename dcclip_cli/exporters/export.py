@@ -26,6 +26,7 @@ from dcclip_cli.exporters.parity import DEFAULTS, Classes, HeldOutImages, Limits
 from dcclip_cli.exporters.quantize import OnnxGraphs
 from dcclip_cli.exporters.samples import samples_from
 from dcclip_cli.exporters.source import Source, load_source
+from dcclip_cli.files import atomic_folder, read_json
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.model.tokenizer import copy_tokenizer
@@ -62,12 +63,14 @@ class ExportOptions(Options):
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The export's folder, how far it is from the original (None where it can't be run here), and its size."""
+    """An export's folder, its size, and its parity with the original (None if not compared in this call)."""
 
     folder: Path
+    format: FormatName
     parity: Parity | None
     size_bytes: int
     seconds: float
+    already_finished: bool = False
 
 
 def export(
@@ -77,16 +80,20 @@ def export(
     out: Path,
     data: DataOptions | None = None,
     evaluation: EvalOptions | None = None,
+    fresh: bool = True,
     progress: Progress | None = None,
 ) -> ExportResult:
-    """Write a model in a format to `out`, whole or not at all; what was there before is replaced.
+    """Write a model in a format to `out`, whole or not at all.
+
+    An export in `out` is replaced; without `fresh` it is left alone if it was made from this model with these options.
 
     It is checked on `data.validation`, else on `data.train`, else on the calibration pictures, else on made-up images;
     and on the test sets of `evaluation`.
     Raises DcclipError where the export differs too much from the model, and for models that can't be exported.
     """
-    from dcclip_cli.files import atomic_folder
 
+    if _is_export_of(out, model, options) and not fresh:
+        return ExportResult(out, options.format, None, _size_bytes(out), 0.0, already_finished=True)
     progress, target = progress or Silent(), FORMATS[options.format]
     target.check(options.precision)
     pictures = options.calibration or ((data.train or data.validation) if data else None)
@@ -129,8 +136,23 @@ def export(
                     _hint(options),
                 )
         _add(folder / DESCRIPTION, {"parity": asdict(parity) if parity else None, **graphs.kept()})
-    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    return ExportResult(out, parity, size, time.perf_counter() - begin)
+    return ExportResult(out, options.format, parity, _size_bytes(out), time.perf_counter() - begin)
+
+
+def _is_export_of(out: Path, model: ModelReference, options: ExportOptions) -> bool:
+    """Whether `out` contains this export of this model. Raises DcclipError if it contains anything but an export."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if not (out / DESCRIPTION).is_file():
+        raise DcclipError(f"{out} is not empty and is not an export", "name a new folder with --out")
+    about = read_json(out / DESCRIPTION, "name a new folder with --out")
+    if "made_from" not in about and about.get("kind") != "bundle":
+        raise DcclipError(f"{out} contains a model, not an export", "name a new folder with --out")
+    return bool(about.get("made_from") == made_from(model, options))
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def made_from(model: ModelReference, options: ExportOptions) -> str:

@@ -31,7 +31,7 @@ from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.progress import Silent
-from dcclip_cli.recipe.document import anchored
+from dcclip_cli.recipe.yaml import anchored
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "collect-sample.yaml"
 ONE = Engine(workers=1)
