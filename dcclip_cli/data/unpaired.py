@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from dcclip_cli.data.augment import generator
-from dcclip_cli.data.dataset import ConcatDataset, PairDataset, open_pairs, open_shards
+from dcclip_cli.data.dataset import ConcatDataset, find_dataset, open_pairs
 from dcclip_cli.data.files.reading import IMAGE_SUFFIXES
-from dcclip_cli.data.pair import LANGUAGES, Language, Pair
+from dcclip_cli.data.pair import LANGUAGES, Language, Pair, PairDataset
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.text import language_by_script
 
@@ -77,8 +77,8 @@ def open_images(path: str | Path) -> PairDataset:
     Raises DcclipError where there are none.
     """
     path = Path(path)
-    if (shards := open_shards(path, uncaptioned=True)) is not None:
-        dataset: PairDataset = ImageDataset(shards)
+    if (pairs := find_dataset(path, uncaptioned=True)) is not None:
+        dataset: PairDataset = ImageDataset(pairs)
     else:
         files = path.rglob("*") if path.is_dir() else ()
         dataset = ImageFolder(

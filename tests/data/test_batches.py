@@ -9,9 +9,9 @@ from PIL import Image
 
 from dcclip_cli.data.augment import Augment
 from dcclip_cli.data.collator import Collator, first_captions
-from dcclip_cli.data.dataset import PairDataset, open_pairs, write_parquet
+from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.options import CaptionOptions
-from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.pair import Pair, PairDataset
 from dcclip_cli.data.samplers import EpochBatchSampler, caption_groups
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import Tokens

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dcclip_cli.data.dataset import ConcatDataset, PairDataset
+from dcclip_cli.data.dataset import ConcatDataset
+from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.data.unpaired import open_texts, with_phrases
 from dcclip_cli.errors import DcclipError
 
