@@ -10,8 +10,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from dcclip_cli.data.files.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_RECORD_BYTES, tar_members
-from dcclip_cli.data.pair import LANGUAGES, FileDataset, Language, Pair, PairDataset
+from dcclip_cli.data.files.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, tar_members
+from dcclip_cli.data.pair import LANGUAGES, FileDataset, Language, Pair, PairDataset, caption_strings
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:
@@ -100,7 +100,10 @@ def _vectors(table: pa.Table, path: Path) -> np.ndarray:
 def _caption_column(table: pa.Table, language: str) -> list[tuple[str, ...]]:
     if language not in table.column_names:
         return [()] * int(table.num_rows)
-    return [_strings(captions, f"{language} of pair {row}") for row, captions in enumerate(table[language].to_pylist())]
+    return [
+        caption_strings(captions, f"{language} of pair {row}")
+        for row, captions in enumerate(table[language].to_pylist())
+    ]
 
 
 class TarDataset(FileDataset):
@@ -122,7 +125,7 @@ class TarDataset(FileDataset):
             self._index(number, shard)
         self._captions: dict[str, list[tuple[str, ...]]] = {
             language: [
-                _strings(record.pop(language, ()), f"{path}: {language} of pair {key}")
+                caption_strings(record.pop(language, ()), f"{path}: {language} of pair {key}")
                 for key, record in zip(self._keys, self._records, strict=True)
             ]
             for language in LANGUAGES
@@ -149,7 +152,7 @@ class TarDataset(FileDataset):
                     continue
                 if suffix in IMAGE_SUFFIXES and member.size <= MAX_IMAGE_BYTES:
                     images[stem] = (number, member.offset, member.size)
-                elif suffix == ".json" and member.size <= MAX_RECORD_BYTES:
+                elif suffix == ".json" and member.size <= MAX_TEXT_BYTES:
                     stream.seek(member.offset)
                     records[stem] = _record(stream.read(member.size), f"{shard}: {member.name}")
         for key in images:
@@ -188,15 +191,6 @@ def _record(text: str | bytes, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DcclipError(f"{where} is not a JSON object", "write or collect it again")
     return record
-
-
-def _strings(value: Any, where: str) -> tuple[str, ...]:
-    captions = (value,) if isinstance(value, str) else value or ()
-    if not isinstance(captions, list | tuple) or not all(
-        caption is None or isinstance(caption, str) for caption in captions
-    ):
-        raise DcclipError(f"{where} is not a list of captions", "captions are a string or a list of strings")
-    return tuple(caption for caption in captions if caption)
 
 
 class ConcatDataset(PairDataset):

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import file_sha256
 
 if TYPE_CHECKING:
@@ -38,10 +39,19 @@ class Pair:
         return self.zh if language == "zh" else self.en
 
 
+def caption_strings(value: Any, where: str) -> tuple[str, ...]:
+    """Captions given as a string, a list of strings or None, without empty ones. Raises DcclipError for all else."""
+    captions = (value,) if isinstance(value, str) else value or ()
+    if not isinstance(captions, list | tuple) or not all(isinstance(one, str | None) for one in captions):
+        raise DcclipError(f"{where} is not a list of captions", "captions are a string or a list of strings")
+    return tuple(caption for caption in captions if caption)
+
+
 class PairDataset(ABC):
     """A map-style dataset of image-text pairs in a fixed order; image bytes are read when a pair is asked for.
 
-    A subclass defines `path`, `__len__`, `__getitem__`, `captions` and `files`.
+    A subclass defines `path`, `__len__` and `__getitem__`; `captions` if it has any; `files` if its data is in others
+    than the one file `path`.
     """
 
     path: Path
@@ -52,14 +62,14 @@ class PairDataset(ABC):
     @abstractmethod
     def __getitem__(self, index: int) -> Pair: ...
 
-    @abstractmethod
     def captions(self, language: Language) -> Sequence[tuple[str, ...]]:
         """The captions of every pair in one language, in order; samplers and collators look them up by index."""
+        return [()] * len(self)
 
     @property
-    @abstractmethod
     def files(self) -> list[Path]:
         """The files that the data is in; their bytes identify the data."""
+        return [self.path]
 
     def keys(self) -> list[str]:
         """The key of every pair, in order."""
