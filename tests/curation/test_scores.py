@@ -238,7 +238,7 @@ def test_a_missing_model_is_an_error_before_any_pair_is_read(tmp_path: Path) -> 
     (tmp_path / "pairs.tsv").write_text("image\ten\ncat.png\ta cat\n")
     scorer = Classifier(model=str(tmp_path / "nsfw"), reject=("nsfw",))
     options = CollectOptions(sources=(TableSource(path=tmp_path / "pairs.tsv"),), scores=(scorer,))
-    with pytest.raises(DcclipError, match="nsfw has no config.json"):
+    with pytest.raises(DcclipError, match=r"nsfw has no config\.json"):
         plan(options)
 
 
