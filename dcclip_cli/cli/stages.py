@@ -11,7 +11,7 @@ from typer import Option, launch
 from dcclip_cli.cli import console, flags
 
 if TYPE_CHECKING:
-    from dcclip_cli.curation.result import CollectResult
+    from dcclip_cli.curation.manifest import CollectResult
     from dcclip_cli.recipe.load import LoadedRecipe
     from dcclip_cli.recipe.run import ModelSummary
 
@@ -39,7 +39,7 @@ def run(
         return flags.show_checked(loaded, device)
 
     from dcclip_cli.api import open_run
-    from dcclip_cli.curation.result import CollectResult
+    from dcclip_cli.curation.manifest import CollectResult
 
     job = open_run(loaded, out, device, fresh, console.talk(quiet, verbose))
     job.begin_all()

@@ -21,7 +21,7 @@ from dcclip_cli.run_dir import RunDir, TrainResult
 
 if TYPE_CHECKING:
     from dcclip_cli.curation.executors import Engine
-    from dcclip_cli.curation.result import CollectResult
+    from dcclip_cli.curation.manifest import CollectResult
     from dcclip_cli.data.options import DataOptions
     from dcclip_cli.eval.evaluate import EvalOptions
     from dcclip_cli.eval.result import EvalResult
