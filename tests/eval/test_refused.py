@@ -57,7 +57,7 @@ def test_half_a_download_of_tars(tmp_path: Path, small: dict[str, KnownSet]) -> 
     tar = tmp_path / "dtd/test/2.tar"
     content = tar.read_bytes()
     tar.write_bytes(content[: len(content) // 2])
-    refused("dtd", tmp_path, r"2.tar: .*the file ends after [\d,]+ bytes, in the midst of the tar")
+    refused("dtd", tmp_path, r"2.tar: .*the file ends after [\d,]+ bytes, in the middle of the tar")
     tar.unlink()
     assert refused("dtd", tmp_path, "has 2 tars, nshards.txt says 3") == "finish the download"
 
