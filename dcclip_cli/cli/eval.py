@@ -130,7 +130,7 @@ def eval(
     for reference in references:
         talk.say(reference.description)
     datasets = open_datasets(options)
-    cache = FeatureCache(None if no_cache else cache_folder())
+    cache = FeatureCache(None if no_cache else cache_folder(), talk.say)
     results = evaluate(references, datasets, options, device=device, cache=cache, progress=talk)
     if out:
         save_report(results, datasets, out)

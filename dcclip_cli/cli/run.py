@@ -135,7 +135,7 @@ def _evaluate(work: stages.Work, results: dict[str, list[EvalResult]], *names: s
     from dcclip_cli.eval.report import save_report
     from dcclip_cli.files import cache_folder
 
-    datasets, cache = open_datasets(options), FeatureCache(cache_folder())
+    datasets, cache = open_datasets(options), FeatureCache(cache_folder(), work.progress.say)
     for name, model in _models(work).items():
         if name in names and name not in results:
             results[name] = evaluate(
