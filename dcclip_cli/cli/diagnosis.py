@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli import __version__, machine
-from dcclip_cli.cli.errors import EXTRAS
+from dcclip_cli.cli.console import EXTRAS
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder
 from dcclip_cli.versions import LIBRARIES, versions
@@ -47,7 +47,7 @@ _MORE_LIBRARIES = (
     *("torchvision", "accelerate", "safetensors", "onnxruntime-gpu", "onnx", "onnxscript"),
     *("datasets", "duckdb", "pyarrow"),
 )
-_CACHE_PARTS = ("features", "streams", "bf16-gain")
+_CACHE_PARTS = ("features", "teacher-cache", "bf16-gain")
 
 
 @dataclass(frozen=True)

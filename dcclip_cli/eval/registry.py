@@ -138,7 +138,8 @@ RETRIEVAL = (
     # test_image_names.txt of adobe-research/Cross-lingual-Test-Dataset-XTD10 names no image twice.
     _captioned("xtd", 1_000, _BOTH, texts=1_000),
 )
-SETS = {one.name: one for one in (*ELEVATER, *IMAGENETS, *RETRIEVAL)}
+OTHERS: tuple[KnownSet, ...] = ()  # data sets of no group: append yours
+SETS = {one.name: one for one in (*ELEVATER, *IMAGENETS, *RETRIEVAL, *OTHERS)}
 PROMPTS = {
     "imagenet_v2": "imagenet",
     "imagenet_sketch": "imagenet",

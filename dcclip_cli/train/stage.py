@@ -31,10 +31,10 @@ from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.students import (
     StudentOptions,
     build_model,
+    init_image_tower,
     model_config,
     preprocessing_of,
     projection_bias,
-    start_image_tower,
 )
 from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with, train_tokenizer, trim_tokenizer
 from dcclip_cli.model.towers import OpenClipTowers, Towers
@@ -113,7 +113,7 @@ def new_student(
     config = model_config(options, options.embed_dim or embed_dim, tokenizer.get_vocab_size())
     _take_special_ids(config, tokenizer)
     model = build_model(config, seed)
-    start_image_tower(model, options.image)
+    init_image_tower(model, options.image)
     if options.text.inherit != "nothing":
         if teaching is None:
             raise DcclipError(
