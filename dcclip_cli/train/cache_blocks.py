@@ -21,7 +21,7 @@ from numpy.lib.format import open_memmap
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import atomic_write, lock, new_array
-from dcclip_cli.model.finite import finite
+from dcclip_cli.model.precision import finite
 
 DONE = "done.json"
 _OPEN_FILES = 256  # memory maps that a reader holds at once

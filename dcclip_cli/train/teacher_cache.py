@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.finite import finite
+from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
 from dcclip_cli.processes import loading_processes
 from dcclip_cli.progress import Progress
