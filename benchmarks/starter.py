@@ -17,12 +17,11 @@ import numpy as np
 
 from dcclip_cli.cli.flags import split
 from dcclip_cli.eval import prompts
-from dcclip_cli.eval.loaders.class_folders import images_by_class
+from dcclip_cli.eval.loaders.files import images_by_class
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.classifier import class_embeddings, fill
-from dcclip_cli.predict.runtime import DualEncoder, load_model
-from dcclip_cli.predict.zeroshot import Labels, softmax
+from dcclip_cli.predict.encoder import Encoder, load_encoder
+from dcclip_cli.predict.zero_shot import Labels, class_embeddings, fill, softmax
 
 sys.path.append(str(Path(__file__).parent.parent / "recipes/starter"))
 
@@ -52,7 +51,7 @@ def main() -> None:
     parser.add_argument("--model", default="starter")
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"))
     arguments = parser.parse_args()
-    model = load_model(resolve(arguments.model), "cpu")
+    model = load_encoder(resolve(arguments.model), "cpu")
     imagenet = prompts.read("imagenet")
     under = WordNet(arguments.wordnet).classes_under(list(imagenet.folders))
     words = vocabulary.read_words(under)
@@ -75,7 +74,7 @@ def row(question: str, **values: float) -> None:
     print(f"{question:<58}" + "   ".join(f"{name} {value:.3f}" for name, value in values.items()))
 
 
-def class_names(model: DualEncoder, images: np.ndarray, labels: np.ndarray, imagenet: prompts.Prompts) -> None:
+def class_names(model: Encoder, images: np.ndarray, labels: np.ndarray, imagenet: prompts.Prompts) -> None:
     for what in ("plain", "templates"):
         best = {}
         for language in LANGUAGES:
@@ -86,7 +85,7 @@ def class_names(model: DualEncoder, images: np.ndarray, labels: np.ndarray, imag
         row(f"same answer in both languages, {what}", both=float((best["en"] == best["zh"]).mean()))
 
 
-def everyday(model: DualEncoder, images: np.ndarray, truth: np.ndarray, words: list[vocabulary.Meaning]) -> None:
+def everyday(model: Encoder, images: np.ndarray, truth: np.ndarray, words: list[vocabulary.Meaning]) -> None:
     """Each photograph, each of its words, against random others; calibration on all these together."""
     right: dict[str, list[float]] = {}
     for language in LANGUAGES:
@@ -115,7 +114,7 @@ def calibration_error(confidence: np.ndarray, hits: np.ndarray) -> float:
     return float(sum(abs(confidence[one].sum() - hits[one].sum()) for one in inside) / len(hits))
 
 
-def mixed(model: DualEncoder, images: np.ndarray, truth: np.ndarray, words: list[vocabulary.Meaning]) -> None:
+def mixed(model: Encoder, images: np.ndarray, truth: np.ndarray, words: list[vocabulary.Meaning]) -> None:
     for typed in TYPED:
         random, hits = np.random.default_rng(0), []
         for image, true in zip(images, truth, strict=True):
@@ -131,17 +130,17 @@ def mixed(model: DualEncoder, images: np.ndarray, truth: np.ndarray, words: list
         row(f"mixed labels: {typed}", right=float(np.mean(hits)))
 
 
-def by_themselves(model: DualEncoder, images: np.ndarray, truth: np.ndarray, words: list[vocabulary.Meaning]) -> None:
+def by_themselves(model: Encoder, images: np.ndarray, truth: np.ndarray, words: list[vocabulary.Meaning]) -> None:
     """What `--multi-label` finds likelier than not."""
     likely = {}
     for language in LANGUAGES:
         names = [meaning.words[language][0] for meaning in words]
-        likely[language] = Labels(model, names, several=True).probabilities(images) > 0.5
+        likely[language] = Labels(model, names, multi_label=True).probabilities(images) > 0.5
     for what, which in (("a photograph's own words", truth), ("other words", ~truth)):
         row(f"--multi-label finds, of {what}", **{key: float(found[which].mean()) for key, found in likely.items()})
 
 
-def foreign(model: DualEncoder, images: np.ndarray) -> None:
+def foreign(model: Encoder, images: np.ndarray) -> None:
     largest = {
         language: softmax(images, model.encode_texts(FOREIGN[language]), model.logit_scale).max(axis=1)
         for language in LANGUAGES

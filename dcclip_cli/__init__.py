@@ -24,7 +24,8 @@ def load(reference: str | os.PathLike[str] | None = None, *, device: str = "auto
     own choice else. Raises dcclip_cli.errors.DcclipError, whose `what` and `hint` say what is wrong and what to do.
     """
     from dcclip_cli.model.reference import resolve
+    from dcclip_cli.predict.encoder import load_encoder
     from dcclip_cli.predict.model import Model
-    from dcclip_cli.predict.runtime import load_model
 
-    return Model(load_model(resolve(os.fspath(reference) if reference is not None else None), device, threads=threads))
+    found = resolve(os.fspath(reference) if reference is not None else None)
+    return Model(load_encoder(found, device, threads=threads))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib.format import open_memmap
+
+from dcclip_cli.errors import DcclipError
 
 _ZEROS = bytes(2**20)
 
@@ -92,6 +95,19 @@ def file_sha256(file: Path) -> str:
     """The SHA-256 of a file's content, 64 hexadecimal digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_json(file: Path, hint: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises DcclipError with `hint` if the file is missing."""
+    if not file.is_file():
+        raise DcclipError(f"{file.parent} has no {file.name}", hint)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DcclipError(f"{file} is not JSON: {error}", "copy the directory again") from None
+    if not isinstance(content, dict):
+        raise DcclipError(f"{file} is not a JSON object", "copy the directory again")
+    return content
 
 
 def new_array(file: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.memmap:

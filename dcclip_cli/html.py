@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 import re
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
+
+THUMBNAIL_PX = 96
 
 # What a text would hide or do to the page around it: control characters, marks that turn its direction. U+200D stays,
 # which joins emoji.
@@ -50,3 +55,15 @@ def percent(part: float, whole: float) -> str:
     if share > 99.9:
         return f"{min(share, 99.99):.2f} %"
     return f"{share:.2f} %" if share < 1 else f"{share:.1f} %"
+
+
+def jpeg_thumbnail(image: Image.Image) -> bytes:
+    """A JPEG file of at most 96 pixels a side, transparent parts on white."""
+    scale = min(1.0, THUMBNAIL_PX / max(image.size))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    small = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    if small.mode != "RGB":
+        small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small.convert("RGBA")).convert("RGB")
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=80)
+    return stream.getvalue()

@@ -1,12 +1,17 @@
-"""Base class of recipe sections, with keys of older recipes that were renamed or removed."""
+"""Base class of recipe sections: old keys that were renamed or removed, and the options that decide a result."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, ValidationInfo, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError, to_jsonable_python
+
+T = TypeVar("T")
+_NEUTRAL = "neutral"
+# Neutral[int]: an int option that changes speed or what is shown, never the result.
+Neutral = Annotated[T, _NEUTRAL]
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,27 @@ class Options(BaseModel):
             errors = [_old_key_error(key, text, values[key]) for key, text in mistakes]
             raise ValidationError.from_exception_data(cls.__name__, errors)
         return current
+
+
+def decisive(options: Any) -> Any:
+    """The options that decide a result, as JSON: everything but the `Neutral` fields, at any depth."""
+    if isinstance(options, BaseModel):
+        return {
+            field.alias or name: decisive(getattr(options, name))
+            for name, field in type(options).model_fields.items()
+            if _NEUTRAL not in field.metadata
+        }
+    if isinstance(options, dict):
+        return {str(key): decisive(value) for key, value in options.items()}
+    return [decisive(one) for one in options] if isinstance(options, list | tuple) else to_jsonable_python(options)
+
+
+def decisive_before(kind: Any, values: Any) -> Any:
+    """`decisive` of options of type `kind` as an older version wrote them; `values` themselves if invalid by now."""
+    try:
+        return decisive(TypeAdapter(kind).validate_python(values))
+    except ValidationError:
+        return values
 
 
 def _old_key_error(key: str, text: str, value: Any) -> InitErrorDetails:

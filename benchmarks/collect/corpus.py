@@ -133,8 +133,7 @@ def write(planter: Planter, root: Path, random: Random) -> dict[tuple[str, str],
             known |= {(name, key): item for key, item in zip(written.keys, share, strict=True)}
     evaluation = [Pair(str(number), picture.image) for number, picture in enumerate(planter.evaluation)]
     write_parquet(root / "evaluation.parquet", evaluation)
-    exclude = {"paths": [f"{root}/evaluation.parquet"]}
-    collect = {"sources": sources, "exclude": exclude}
+    collect = {"sources": sources, "decontaminate": {"paths": [f"{root}/evaluation.parquet"]}}
     (root / "planted.yaml").write_text(yaml.safe_dump({"name": "planted", "collect": collect}), "utf-8")
     return known
 

@@ -46,7 +46,7 @@ DATASETS = """
 import sys
 import datasets
 from dcclip_cli.curation.candidate import Candidate
-from dcclip_cli.curation.judge import judge
+from dcclip_cli.curation.filter_pair import filter_pair
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.data.pair import Pair
 
@@ -54,7 +54,7 @@ OPTIONS = CollectOptions(sources=[{"kind": "tars", "path": sys.argv[1]}])
 
 def fit(image, record):
     pair = Pair("", image["bytes"], (record["zh"],), (record["en"],))
-    return judge(Candidate(pair), OPTIONS).drop is None
+    return filter_pair(Candidate(pair), OPTIONS).drop is None
 
 if __name__ == "__main__":
     tars = sys.argv[1] + "/*.tar"

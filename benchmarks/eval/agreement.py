@@ -1,4 +1,4 @@
-"""Are dcclip's metrics and label orders CLIP_benchmark's?
+"""Compare dcclip's metrics and label orders with CLIP_benchmark's.
 
     python benchmarks/eval/agreement.py --clip-benchmark FOLDER
 
@@ -18,8 +18,8 @@ import torch
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import prompts, registry
-from dcclip_cli.eval.labels import ClassKeys
-from dcclip_cli.eval.scoring import score_classes, score_retrieval
+from dcclip_cli.eval.class_index import ClassIndex
+from dcclip_cli.eval.metrics import score_classes, score_retrieval
 
 # What CLIP_benchmark calls the lists that its tars were exported with.
 LISTS = {
@@ -59,15 +59,15 @@ def classification(peer: Any, random: np.random.Generator) -> dict[str, tuple[fl
     labels = (images @ texts.T + random.normal(scale=0.2, size=(3000, 100))).argmax(1)
     loader = Batches([(torch.from_numpy(images), torch.from_numpy(labels))], 100)
     peer.zero_shot_classifier = lambda *_, **__: torch.from_numpy(texts.T)
-    theirs = peer.evaluate(Identity(), loader, None, None, None, "cpu", amp=False)
+    peer_scores = peer.evaluate(Identity(), loader, None, None, None, "cpu", amp=False)
     own = score_classes(images @ texts.T, labels, "top1").metrics
     pairs = {"acc1": "top1", "acc5": "top5", "mean_per_class_recall": "mean_per_class"}
-    found = {own_name: (theirs[name], own[own_name]) for name, own_name in pairs.items()}
+    found = {own_name: (peer_scores[name], own[own_name]) for name, own_name in pairs.items()}
     truth = random.random((3000, 100)) < 0.1
     loader = Batches([(torch.from_numpy(images), torch.from_numpy(truth))], 100)
-    theirs = peer.evaluate(Identity(), loader, None, None, None, "cpu", amp=False)
+    peer_scores = peer.evaluate(Identity(), loader, None, None, None, "cpu", amp=False)
     own = score_classes(images @ texts.T, truth, "map11").metrics
-    return found | {"map": (theirs["mean_average_precision"], own["map"])}
+    return found | {"map": (peer_scores["mean_average_precision"], own["map"])}
 
 
 def retrieval(peer: Any, random: np.random.Generator) -> dict[str, tuple[float, float]]:
@@ -77,13 +77,13 @@ def retrieval(peer: Any, random: np.random.Generator) -> dict[str, tuple[float, 
     images /= np.linalg.norm(images, axis=1, keepdims=True)
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
     written = [[number for number, (image,) in enumerate(about) if image == one] for one in range(400)]
-    theirs = peer.evaluate(
+    peer_scores = peer.evaluate(
         Identity(), [(torch.from_numpy(images), written)], lambda numbers: torch.from_numpy(texts[numbers]), "cpu",
         amp=False, recall_k_list=[1, 5, 10],
     )  # fmt: skip
     own = score_retrieval(images, texts, about).metrics
     return {
-        f"{what}_recall@{k}": (theirs[f"{what}_retrieval_recall@{k}"], own[f"{what}_recall@{k}"])
+        f"{what}_recall@{k}": (peer_scores[f"{what}_retrieval_recall@{k}"], own[f"{what}_recall@{k}"])
         for what in ("image", "text")
         for k in (1, 5, 10)
     }
@@ -93,14 +93,14 @@ def orders(folder: Path) -> None:
     """Print of each data set whether the list that CLIP_benchmark exports has our order."""
     lists = json.loads((folder / "clip_benchmark/datasets/en_classnames.json").read_text("utf-8"))
     for known in registry.SETS.values():
-        said = lists.get(LISTS.get(known.name, known.name))
-        if said is None or not known.classes:
+        names = lists.get(LISTS.get(known.name, known.name))
+        if names is None or not known.classes:
             continue
-        keys = ClassKeys(prompts.read(registry.prompts_of(known)))
+        keys = ClassIndex(prompts.read(registry.prompts_of(known)))
         try:
-            keys.check_order(said, known.name)
-            unknown = sum(keys.find(name) is None for name in said)
-            print(f"order  {known.name:<18} the same, {len(said) - unknown} of {len(said)} names known")
+            keys.check_order(names, known.name)
+            unknown = sum(keys.find(name) is None for name in names)
+            print(f"order  {known.name:<18} the same, {len(names) - unknown} of {len(names)} names known")
         except DcclipError as error:
             print(f"order  {known.name:<18} another, told by the names: {not known.own_order} ({error.what})")
 
@@ -115,10 +115,10 @@ def main() -> None:
     search = importlib.import_module("clip_benchmark.metrics.zeroshot_retrieval")
     random = np.random.default_rng(0)
     found = classification(classes, random) | retrieval(search, random)
-    for name, (theirs, own) in found.items():
-        print(f"metric {name:<18} CLIP_benchmark {theirs:.6f}  dcclip {own:.6f}  difference {abs(theirs - own):.1e}")
+    for name, (other, own) in found.items():
+        print(f"metric {name:<18} CLIP_benchmark {other:.6f}  dcclip {own:.6f}  difference {abs(other - own):.1e}")
     orders(given.clip_benchmark)
-    if any(abs(theirs - own) > 1e-6 for theirs, own in found.values()):
+    if any(abs(other - own) > 1e-6 for other, own in found.values()):
         raise SystemExit("they differ")
 
 

@@ -1,4 +1,4 @@
-"""How many images a second does `eval` get through, beside CLIP_benchmark's loop, and what does a second language cost?
+"""Images per second of `eval` next to CLIP_benchmark's loop, and the cost of a second language.
 
     python benchmarks/eval/throughput.py PHOTOS WORK --clip-benchmark FOLDER [--precision bf16] [--processes 2]
 
@@ -51,8 +51,8 @@ import numpy as np
 import psutil
 sys.path.insert(0, str(Path(sys.argv[1])))
 from photos import class_names, load_tars
-from dcclip_cli.eval.datasets import Classes, DataSet
-from dcclip_cli.eval.embedding import Reader, View
+from dcclip_cli.eval.dataset import Classes, DataSet, ImageTransform
+from dcclip_cli.eval.embedding import ImageReader
 from dcclip_cli.eval import evaluate as module
 from dcclip_cli.eval.feature_cache import FeatureCache
 from dcclip_cli.model.reference import resolve
@@ -60,19 +60,20 @@ tars, model_folder, amp, photos = Path(sys.argv[2]), sys.argv[3], sys.argv[4] ==
 known = class_names(photos, sys.argv[7] == "own")
 def dataset(language):
     found = load_tars(tars, known)
-    truth = {language: Classes(tuple(known.names[language]), found.labels, tuple(known.templates[language]))}
+    truth = {language: Classes(tuple(known.names[language]), found.truth, tuple(known.templates[language]))}
     return DataSet("photos", found.images, truth)
 reference = resolve(model_folder)
-model = module.load_model(reference, "cpu", amp)
-module.load_model = lambda *_: model
+precision = "bf16" if amp else "fp32"
+model = module.load_encoder(reference, "cpu", precision)
+module.load_encoder = lambda *_: model
 size = model.preprocessing["size"]
 model.encode_pixels(np.zeros((64, 3, size, size), np.float32))
 model.encode_texts(["warm"])
 cache = FeatureCache(Path(sys.argv[6]))
 processes = int(sys.argv[8])
 if processes > 1:
-    many = module.EvalProcesses(reference, "cpu", amp, processes)
-    reader = Reader(dataset("en").images, View(), dict(model.preprocessing))
+    many = module.EvalProcesses(reference, "cpu", precision, processes)
+    reader = ImageReader(dataset("en").images, ImageTransform(), dict(model.preprocessing))
     list(many.embed_batches([0] * 64 * processes, reader, 64, 2))
     module.EvalProcesses = lambda *_: contextlib.nullcontext(many)
 def used():
@@ -82,7 +83,8 @@ def run(language):
     before, begin = used(), time.perf_counter()
     data = dataset(language)
     opened = time.perf_counter() - begin
-    [result] = module.evaluate(models=[reference], datasets=[data], device="cpu", cache=cache, processes=processes)
+    options = module.EvalOptions(datasets=["photos"], processes=processes)
+    [result] = module.evaluate([reference], [data], options, device="cpu", cache=cache)
     return result, opened, time.perf_counter() - begin, used() - before
 first, opened, whole, cpu = run("en")
 second, _, again, _ = run("zh")

@@ -73,7 +73,7 @@ def make(folder: Path, only: str) -> None:
     from torch import nn
     from torch.nn import functional as F
 
-    from dcclip_cli.exporters.onnx import write_graph
+    from dcclip_cli.exporters.graphs import write_graph
     from dcclip_cli.exporters.quantize import Int8Tower
 
     class Tower(nn.Module):

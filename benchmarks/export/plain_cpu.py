@@ -69,13 +69,13 @@ def ask(bundle: Path, data: Path, limit: int, out: Path) -> dict[str, np.ndarray
     import numpy as np
 
     from dcclip_cli.eval import prompts
-    from dcclip_cli.eval.datasets import Classes
-    from dcclip_cli.eval.evaluate import open_datasets
-    from dcclip_cli.eval.loaders.class_folders import images_by_class
+    from dcclip_cli.eval.dataset import Classes
+    from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
+    from dcclip_cli.eval.loaders.files import images_by_class
     from dcclip_cli.model.preprocess import decode
-    from dcclip_cli.predict.bundle import Bundle
+    from dcclip_cli.predict.onnx_encoder import OnnxEncoder
 
-    model = Bundle(bundle, "cpu")
+    model = OnnxEncoder(bundle, "cpu")
     if data.is_dir():
         imagenet = prompts.read("imagenet")
         files = [(file, folder) for folder, several in images_by_class(data).items() for file in several]
@@ -85,13 +85,13 @@ def ask(bundle: Path, data: Path, limit: int, out: Path) -> dict[str, np.ndarray
         def picture(index: int) -> np.ndarray:
             return model.preprocess(decode(files[index][0]))
     else:
-        [opened] = open_datasets((str(data),), LANGUAGES, None)
+        [opened] = open_datasets(EvalOptions(datasets=(str(data),), languages=LANGUAGES))
         truth = {key: of for key, of in opened.truth.items() if isinstance(of, Classes)}
         labels = {key: of.labels[np.arange(len(opened.images))] for key, of in truth.items()}
         names = {key: of.names for key, of in truth.items()}
 
         def picture(index: int) -> np.ndarray:
-            return model.preprocess(opened.images.picture(index))
+            return model.preprocess(opened.images.load(index))
 
     count = len(labels["en"])
     chosen = np.unique(np.linspace(0, count - 1, min(count, limit)).round().astype(int))

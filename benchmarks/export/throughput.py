@@ -29,9 +29,11 @@ from PIL import Image, ImageFilter
 from dcclip_cli.machine import keep_freed_memory
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.bundle import Bundle
-from dcclip_cli.predict.embedding import BATCH_SIZE
-from dcclip_cli.predict.predict import predict
+from dcclip_cli.predict.encoder import load_encoder
+from dcclip_cli.predict.images import BATCH_SIZE
+from dcclip_cli.predict.model import predict
+from dcclip_cli.predict.onnx_encoder import OnnxEncoder
+from dcclip_cli.predict.zero_shot import Labels
 
 LABELS = ("猫", "dog", "汽车")
 ROUNDS = 3
@@ -73,7 +75,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=640)
     given = parser.parse_args()
     keep_freed_memory()  # as the command does; decoding alone and the model alone have it too
-    model, cores = Bundle(given.bundle, "cpu"), os.cpu_count() or 1
+    model, cores = OnnxEncoder(given.bundle, "cpu"), os.cpu_count() or 1
     with TemporaryDirectory() as temporary:
         paths = pictures(Path(temporary), given.images, given.side)
         batch = np.stack([model.preprocess(decode(path)) for path in paths[:BATCH_SIZE]])
@@ -90,7 +92,7 @@ def main() -> None:
         ways: dict[str, Callable[[], object]] = {
             "decoding": lambda: on_all_cores(lambda path: model.preprocess(decode(path)), paths),  # type: ignore[arg-type]
             "model": lambda: on_all_cores(lambda _: model.encode_pixels(batch), batches),
-            "predict": lambda: list(predict(model=reference, images=paths, labels=LABELS, device="cpu")),
+            "predict": lambda: list(predict(loaded := load_encoder(reference, "cpu"), Labels(loaded, LABELS), paths)),
         }
         times: dict[str, list[float]] = {name: [] for name in (*ways, "command", "lines")}
         for _ in range(ROUNDS):

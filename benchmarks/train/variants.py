@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcclip_cli.cli import stages
-from dcclip_cli.eval.evaluate import evaluate, open_datasets
+from dcclip_cli.eval.evaluate import EvalOptions, evaluate, open_datasets
 from dcclip_cli.model.reference import resolve
+from dcclip_cli.pipeline import StageName
 from dcclip_cli.progress import Silent
-from dcclip_cli.recipe.schema import Stage
 from dcclip_cli.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ class Variant:
 
     name: str
     what: str
-    stages: tuple[Stage, ...] = ("distill", "align")
+    stages: tuple[StageName, ...] = ("distill", "align")
     sets: tuple[str, ...] = ()
 
 
@@ -83,8 +83,9 @@ def seconds_of(metrics: Path, steps: int) -> float:
 
 def top_1(model: Path) -> Figures:
     """Zero-shot top-1 of a model directory, in 0..1, by `SET LANGUAGE`."""
-    datasets = open_datasets([str(ROOT / "recipes/quickstart" / f"{name}.parquet") for name in SETS], LANGUAGES)
-    results = evaluate(models=[resolve(str(model))], datasets=datasets, device="cpu", workers=1)
+    files = tuple(str(ROOT / "recipes/quickstart" / f"{name}.parquet") for name in SETS)
+    options = EvalOptions(datasets=files, languages=LANGUAGES, workers=1)
+    results = evaluate([resolve(str(model))], open_datasets(options), options, device="cpu")
     return {f"{one.dataset} {one.language}": one.value for one in results}
 
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import LANGUAGES
-from dcclip_cli.model.folder import load_folder
+from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with, trim_tokenizer
 from dcclip_cli.model.towers import OpenClipTowers
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, default=QUICKSTART / "train.parquet")
     parser.add_argument("--others", type=Path, default=QUICKSTART / "unseen.parquet")
     given = parser.parse_args()
-    full, towers = load_tokenizer(given.teacher), load_folder(given.teacher)
+    full, towers = load_tokenizer(given.teacher), load_model(given.teacher)
     corpus, others = captions(given.pairs), captions(given.others)
     used = {id for several in corpus.values() for line in full.encode_batch(several) for id in line.ids}
     every = [line for several in corpus.values() for line in several]

@@ -11,6 +11,7 @@ from dcclip_cli import __version__
 from dcclip_cli.cli import (
     align,
     collect,
+    compare,
     datasets,
     distill,
     doctor,
@@ -62,6 +63,7 @@ app.command(rich_help_panel=_LIFE)(collect.collect)
 app.command(rich_help_panel=_LIFE)(distill.distill)
 app.command(rich_help_panel=_LIFE)(align.align)
 app.command(rich_help_panel=_LIFE)(eval.eval)
+app.command(rich_help_panel=_LIFE)(compare.compare)
 app.command(rich_help_panel=_LIFE)(export.export)
 app.command(rich_help_panel=_USE)(predict.predict)
 app.command(rich_help_panel=_USE)(search.search)

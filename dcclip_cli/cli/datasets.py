@@ -1,4 +1,4 @@
-"""`dcclip datasets`: the data set names that `eval --dataset` takes."""
+"""`dcclip datasets`: the data set names of `eval --dataset`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 def datasets(
     data_root: Annotated[
-        Path | None, Option("--data-root", metavar="DIR", help="Say which of them lie under DIR.", show_default=False)
+        Path | None, Option("--data-root", metavar="DIR", help="Show which of them are in DIR.", show_default=False)
     ] = None,
 ) -> None:
     """List the data sets that eval knows by name."""
     from dcclip_cli.eval import registry
+    from dcclip_cli.eval.datasets import layout_of
     from dcclip_cli.eval.tables import METRIC_NAMES
 
     rows = []
@@ -32,7 +33,7 @@ def datasets(
                     known.split,
                     f"{known.size:,}" if known.size else "",
                     f"{known.classes:,}" if known.classes else "",
-                    _whence(known) if data_root is None else _found(known, data_root),
+                    _sources(known) if data_root is None else layout_of(known, data_root) or "-",
                     known.remark,
                 )
             )
@@ -41,13 +42,7 @@ def datasets(
     console.show(f"groups: {', '.join(registry.group_names())}")
 
 
-def _whence(known: KnownSet) -> str:
-    """Where the data set comes from beside DIR/NAME/SPLIT/CLASS/ and DIR/NAME/SPLIT/*.tar."""
+def _sources(known: KnownSet) -> str:
+    """Where the data set can be read from besides DIR/NAME/SPLIT/CLASS/ and DIR/NAME/SPLIT/*.tar."""
     hub = f"hub wds_{known.hub}" if known.hub else ""
     return ", ".join(one for one in (hub, known.torchvision.name if known.torchvision else "") if one)
-
-
-def _found(known: KnownSet, data_root: Path) -> str:
-    from dcclip_cli.eval.datasets import layout_of
-
-    return layout_of(known, data_root) or "-"

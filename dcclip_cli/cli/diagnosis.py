@@ -264,7 +264,7 @@ def _default_model(notes: dict[str, str]) -> str:
     from dcclip_cli.model.reference import resolve
 
     try:
-        return _shown(resolve().said.removeprefix("model: ")) or ""
+        return _shown(resolve().description.removeprefix("model: ")) or ""
     except DcclipError as error:
         notes["default model"] = f"{_shown(error.what)}: {error.hint}"
         return "none"
@@ -287,8 +287,7 @@ def _torch(notes: dict[str, str]) -> Torch | None:
     except (ImportError, OSError) as error:  # OSError: Windows, where a DLL is missing
         notes["torch"] = f"cannot be imported: {_shown(str(error))}"
         return None
-    from dcclip_cli.model.device import torch_device
-    from dcclip_cli.model.precision import newton_schulz_precision
+    from dcclip_cli.model.precision import newton_schulz_precision, torch_device
 
     with warnings.catch_warnings(record=True) as told:  # such as a driver that is too old
         warnings.simplefilter("always")

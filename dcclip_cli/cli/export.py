@@ -9,7 +9,7 @@ from typer import BadParameter, Option
 
 from dcclip_cli.cli import console, flags, stages
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.exporters.names import FormatName, Precision
+from dcclip_cli.exporters import FormatName, Precision
 
 if TYPE_CHECKING:
     from dcclip_cli.data.options import DataOptions
@@ -74,7 +74,7 @@ def export(
     assert reference is not None and out is not None
     given = {"format": format, "precision": precision, "calibration": str(calibration) if calibration else None}
     options = options.model_copy(update={key: value for key, value in given.items() if value})
-    talk.say(reference.said)
+    talk.say(reference.description)
     run(options, reference, out, data, evaluation, fresh, talk)
     console.show(str(out))
     if benchmark:
@@ -119,8 +119,8 @@ def _said(parity: Parity | None) -> str:
 def _holds_export_of(out: Path, model: ModelReference, options: ExportOptions) -> bool:
     """Whether `out` holds this export of this model. Raises DcclipError if it holds something that is no export."""
     from dcclip_cli.exporters.export import made_from
-    from dcclip_cli.model.folder import read_json
-    from dcclip_cli.predict.bundle import DESCRIPTION
+    from dcclip_cli.files import read_json
+    from dcclip_cli.predict.onnx_encoder import DESCRIPTION
 
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False

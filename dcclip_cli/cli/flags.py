@@ -80,6 +80,6 @@ def resolve_device(asked: Device) -> str:
     """`cpu`, `cuda` or `mps`. Raises DcclipError if the one asked for is not there."""
     if asked == "cpu":
         return asked
-    from dcclip_cli.model.device import torch_device
+    from dcclip_cli.model.precision import torch_device
 
     return torch_device(asked)

@@ -16,7 +16,7 @@ from dcclip_cli.cli import console, errors, flags
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:
-    from dcclip_cli.predict.predict import Prediction
+    from dcclip_cli.predict.model import Prediction
 
 
 def predict(
@@ -66,25 +66,19 @@ def predict(
 
     from dcclip_cli.machine import keep_freed_memory
     from dcclip_cli.model.reference import resolve
+    from dcclip_cli.predict.encoder import load_encoder
     from dcclip_cli.predict.images import find_images
-    from dcclip_cli.predict.predict import predict as run
+    from dcclip_cli.predict.model import predict as run
+    from dcclip_cli.predict.zero_shot import Labels
 
     paths = list(find_images(images, sys.stdin))
     if len(paths) > 1:
         keep_freed_memory()
     reference = resolve(model)
-    talk.say(reference.said)
-    predictions = run(
-        model=reference,
-        images=paths,
-        labels=wanted,
-        top_k=top_k,
-        threshold=threshold,
-        templates=[] if no_template else template or None,
-        several=multi_label,
-        device=device,
-        threads=threads,
-    )
+    talk.say(reference.description)
+    encoder = load_encoder(reference, device, threads=threads)
+    ready = Labels(encoder, wanted, [] if no_template else template or None, multi_label)
+    predictions = run(encoder, ready, paths, top_k, threshold)
     counted = console.counted(talk, "predict", predictions, len(paths), shown_at_once=not as_json)
     if as_json:
         unread = _show_json(list(counted))

@@ -98,10 +98,10 @@ def _measured(work: stages.Work) -> list[Row]:
 
 def _identity(work: stages.Work) -> str:
     """A hash that changes with the recipe and with the weights that came of it."""
-    from dcclip_cli.model.folder import folder_fingerprint
+    from dcclip_cli.model.model_dir import model_fingerprint
     from dcclip_cli.recipe.load import resolved_yaml
 
-    parts = resolved_yaml(work.loaded.recipe) + folder_fingerprint(work.trained_model().path)
+    parts = resolved_yaml(work.loaded.recipe) + model_fingerprint(work.trained_model().path)
     return hashlib.sha256(parts.encode()).hexdigest()
 
 
@@ -130,21 +130,28 @@ def _evaluate(work: stages.Work, results: dict[str, list[EvalResult]], *names: s
     options = work.loaded.recipe.eval
     if options is None:
         return
-    datasets = eval.open_all(options)
+    from dcclip_cli.eval.evaluate import evaluate, open_datasets
+    from dcclip_cli.eval.feature_cache import FeatureCache
+    from dcclip_cli.eval.report import save_report
+    from dcclip_cli.files import cache_folder
+
+    datasets, cache = open_datasets(options), FeatureCache(cache_folder())
     for name, model in _models(work).items():
         if name in names and name not in results:
-            results[name] = eval.measure([model], datasets, options, work.device, work.progress)
-    eval.keep([one for several in results.values() for one in several], datasets, work.run.stage("eval"))
+            results[name] = evaluate(
+                [model], datasets, options, device=work.device, cache=cache, progress=work.progress
+            )
+    save_report([one for several in results.values() for one in several], datasets, work.run.stage("eval"))
 
 
 def _measure(work: stages.Work, results: dict[str, list[EvalResult]]) -> list[Row]:
     """Size and speed of the run's models, beside their top-1; kept in the run."""
+    from dcclip_cli.predict.encoder import load_encoder
     from dcclip_cli.predict.footprint import footprint
-    from dcclip_cli.predict.runtime import load_model
 
     rows = []
     for name, reference in _models(work).items():
-        figures = footprint(load_model(reference, "cpu"))
+        figures = footprint(load_encoder(reference, "cpu"))
         top1 = {f"{one.dataset} {one.language}": one.value for one in results.get(name, ())}
         rows.append(Row(name, figures.parameters, figures.size_bytes, figures.image_ms, figures.text_ms, top1))
     content = {"of": _identity(work), "rows": [asdict(row) for row in rows]}
@@ -154,7 +161,8 @@ def _measure(work: stages.Work, results: dict[str, list[EvalResult]]) -> list[Ro
 
 def _steps(work: stages.Work) -> str:
     """How long the student was trained, stage by stage: "2200 + 250"."""
-    from dcclip_cli.model.folder import PROVENANCE, read_json
+    from dcclip_cli.files import read_json
+    from dcclip_cli.model.model_dir import PROVENANCE
 
     models = [work.run.model(stage) for stage in ("distill", "align") if stage in work.loaded.recipe.stages]
     notes = [read_json(model / PROVENANCE, "do the stage again with --fresh") for model in models]

@@ -48,13 +48,13 @@ def search(
 
     from dcclip_cli.machine import keep_freed_memory
     from dcclip_cli.model.reference import resolve
-    from dcclip_cli.predict.classifier import text_embeddings
+    from dcclip_cli.predict.encoder import load_encoder
     from dcclip_cli.predict.index import open_index
-    from dcclip_cli.predict.runtime import load_model
+    from dcclip_cli.predict.zero_shot import text_embeddings
 
     reference = resolve(model)
-    talk.say(reference.said)
-    encoder = load_model(reference, device, threads=threads)
+    talk.say(reference.description)
+    encoder = load_encoder(reference, device, threads=threads)
     keep_freed_memory()
     index = open_index(encoder, folder, fresh, talk)
     talk.say(f"search: {len(index.paths)} pictures, {index.embedded} of them embedded now")

@@ -11,28 +11,20 @@ from dcclip_cli.cli import console
 from dcclip_cli.cli.errors import YELLOW, say
 from dcclip_cli.cli.flags import Device, resolve_device
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.pipeline import STAGES, finished
 
 if TYPE_CHECKING:
     from dcclip_cli.curation.executors import EngineName
     from dcclip_cli.curation.result import CollectResult
     from dcclip_cli.data.options import DataOptions
     from dcclip_cli.model.reference import ModelReference
+    from dcclip_cli.pipeline import StageName
     from dcclip_cli.progress import Progress
     from dcclip_cli.recipe.load import LoadedRecipe
-    from dcclip_cli.recipe.schema import Stage
     from dcclip_cli.run_dir import RunDir
 
-# What a finished stage has left in its folder; results take their names last.
-_PRODUCTS: dict[Stage, str] = {
-    "collect": "manifest.json",
-    "distill": "model",
-    "align": "model",
-    "eval": "summary.json",
-    "export": "dcclip.json",
-}
 
-
-def open_recipe(path: Path, sets: Sequence[str] | None, needed: Stage | None = None) -> LoadedRecipe:
+def open_recipe(path: Path, sets: Sequence[str] | None, needed: StageName | None = None) -> LoadedRecipe:
     """The checked recipe, which must have the section `needed`."""
     from dcclip_cli.recipe.load import load
 
@@ -75,24 +67,27 @@ class Work:
     fresh: bool
     progress: Progress
 
-    def finished(self, stage: Stage) -> bool:
+    def finished(self, stage: StageName) -> bool:
         """Whether a stage's product lies in the run."""
-        return (self.run.stage(stage) / _PRODUCTS[stage]).exists()
+        return finished(self.run.root, stage)
 
-    def expect_state(self, stage: Stage) -> None:
+    def expect_state(self, stage: StageName) -> None:
         """Raise DcclipError where a training stage is neither finished nor has a saved state to go on from."""
         state = self.run.stage(stage) / "state"
         if not self.finished(stage) and not any(state.glob("step-*")):
             raise DcclipError(f"{state} holds no saved state to go on from", "leave --resume out to start at step 0")
 
-    def begin(self, *stages: Stage) -> None:
+    def begin(self, *stages: StageName) -> None:
         """Write the recipe into the run. Raises DcclipError where a finished stage belongs to a recipe that differs."""
         from dcclip_cli.recipe.record import record
-        from dcclip_cli.recipe.schema import STAGES
 
         if console.is_first_process():
             again = stages if self.fresh else ()
-            record(self.loaded, self.run.root, [one for one in STAGES if one not in again and self.finished(one)])
+            record(
+                self.loaded,
+                self.run.root,
+                [one.name for one in STAGES if one.name not in again and self.finished(one.name)],
+            )
 
     def collect(
         self, engine: EngineName = "local", workers: int | None = None, limit: int | None = None
@@ -111,7 +106,7 @@ class Work:
         self.tell("collect", result.folder, result.already_finished, result.seconds, {})
         return result
 
-    def train(self, stage: Stage) -> bool:
+    def train(self, stage: StageName) -> bool:
         """Do `distill` or `align`; whether there was anything to do."""
         from dcclip_cli.train.align import align
         from dcclip_cli.train.distill import distill
@@ -160,16 +155,17 @@ class Work:
 
     def _check_parent(self) -> None:
         """Raise DcclipError if the aligned model was made from a distilled one that has been replaced since."""
-        from dcclip_cli.model.folder import PROVENANCE, folder_fingerprint, read_json
+        from dcclip_cli.files import read_json
+        from dcclip_cli.model.model_dir import PROVENANCE, model_fingerprint
 
         align = self.loaded.recipe.align
         distilled, aligned = self.run.model("distill"), self.run.model("align")
         if align is None or align.start != "distill" or not distilled.is_dir():
             return
-        if read_json(aligned / PROVENANCE, "").get("parent") != folder_fingerprint(distilled):
+        if read_json(aligned / PROVENANCE, "").get("parent") != model_fingerprint(distilled):
             raise DcclipError(f"{aligned} was made from another model than {distilled}", "do it again with --fresh")
 
-    def tell(self, stage: Stage, folder: Path, finished: bool, seconds: float, figures: dict[str, float]) -> None:
+    def tell(self, stage: StageName, folder: Path, finished: bool, seconds: float, figures: dict[str, float]) -> None:
         """Say what became of a stage."""
         if finished:
             self.progress.say(f"{stage}: finished before, in {folder} (--fresh does it again)")

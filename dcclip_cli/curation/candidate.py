@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from dcclip_cli.data.pair import Pair
 
-__all__ = ["Candidate", "Drop", "Picture", "Slice"]
+__all__ = ["Candidate", "DecodedImage", "Drop", "Slice"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A decoded image, as rules see it: RGB or RGBA pixels, and what its file says of itself."""
+class DecodedImage:
+    """A decoded image as filters see it: RGB or RGBA pixels, and properties of its file."""
 
     image: Image.Image = field(repr=False)
     format: str  # "jpg", "png" or "webp", by the file's first bytes

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.curation.options import CollectOptions
-from dcclip_cli.curation.plan import Plan, deciding, fingerprint, plan
+from dcclip_cli.curation.plan import Plan, fingerprint, plan
 from dcclip_cli.curation.result import CollectResult, finished_manifest, reasons_of, result_of
 from dcclip_cli.curation.work import DROPPED, SCORES, WorkFolder, clear, finished
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.options import decisive, decisive_before
 from dcclip_cli.progress import Progress, Silent, Task
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def collect(
     if fresh:
         clear(work.root)
     elif before and work.plan() is None:
-        if before["options"] != deciding(options):
+        if decisive_before(CollectOptions, before["options"]) != decisive(options):
             progress.say(f"{out} was made with other options than the recipe's; --fresh makes it again")
         return result_of(out, before, True, time.monotonic() - start)
     found = plan(options, limit)
@@ -77,7 +78,7 @@ def _passes(
 ) -> dict[str, Any]:
     from dcclip_cli.curation.executors import Engine
     from dcclip_cli.curation.finish import finish
-    from dcclip_cli.curation.steps import ReadStep, ScoreStep, SettleStep, WriteStep
+    from dcclip_cli.curation.steps import DedupStep, ReadStep, ScoreStep, WriteStep
 
     engine = engine or Engine()
     slices = len(found.assignments)
@@ -86,7 +87,7 @@ def _passes(
     if options.scores:
         with _watched(progress, "score", found, work.read(0).parent, SCORES):
             engine.run(ScoreStep(options, work, slices), work.logs("score"))
-    engine.run(SettleStep(options, work, 1, slices), work.logs("settle"))
+    engine.run(DedupStep(options, work, 1, slices), work.logs("dedup"))
     with _watched(progress, "write", found, work.written(0).parent):
         engine.run(WriteStep(options, work, slices), work.logs("write"))
     return finish(options, work, slices)

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from dcclip_cli.curation.options import CollectOptions
-from dcclip_cli.curation.plan import LIBRARIES, deciding
+from dcclip_cli.curation.plan import LIBRARIES
 from dcclip_cli.curation.report.examples import Examples
 from dcclip_cli.curation.report.html import write_report
-from dcclip_cli.curation.report.stats import Statistics
+from dcclip_cli.curation.report.statistics import Statistics
 from dcclip_cli.curation.result import FORMAT, MAKER, MANIFEST, REPORT
 from dcclip_cli.curation.shards import TableWriter
 from dcclip_cli.curation.slices import find_pair
 from dcclip_cli.curation.work import DROPPED, EXAMPLES, PAIRS, SHARD, STATISTICS, WorkFolder, whole_file, write_json
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.options import decisive
 from dcclip_cli.versions import versions
 
 
@@ -41,7 +42,7 @@ def finish(options: CollectOptions, work: WorkFolder, slices: int) -> dict[str, 
         "sources": statistics["sources"],
         "histograms": statistics["histograms"],
         "shards": list(_shards(written)),
-        "options": deciding(options),
+        "options": decisive(options),
         "versions": versions(LIBRARIES),
     }
     with whole_file(work.out / REPORT, work.root) as path:

@@ -1,42 +1,56 @@
-"""What may stand in a recipe's section `collect`?"""
+"""Options of a recipe's `collect` section."""
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
+from dcclip_cli.curation.dedup.dedup import DedupOptions
 from dcclip_cli.curation.executors import ClusterOptions
 from dcclip_cli.curation.fetch import FetchOptions
-from dcclip_cli.curation.rules import DEFAULT_RULES, RuleUnion
+from dcclip_cli.curation.filters import DEFAULT_FILTERS, AnyFilter
+from dcclip_cli.curation.normalize_text import NormalizeOptions
 from dcclip_cli.curation.scores import Scorers
-from dcclip_cli.curation.settle.settle import SettleOptions
 from dcclip_cli.curation.sources import Source
-from dcclip_cli.curation.tidy import TidyOptions
 from dcclip_cli.data.pair import Language
-from dcclip_cli.options import Options
-
-NEUTRAL = {"cluster"}  # options that change no result
+from dcclip_cli.options import Neutral, Options, Removed
 
 
 class ReportOptions(Options):
-    """What report.html shows beside the figures."""
+    """What report.html shows besides counts and histograms."""
 
-    examples: int = Field(12, ge=0, le=100, description="Pairs shown for each reason, and of the kept ones")
+    examples: int = Field(
+        12, ge=0, le=100, description="Number of example pairs shown for each drop reason, and of kept pairs"
+    )
 
 
-class CollectOptions(SettleOptions):
-    """What to read, what to keep and how to store it.
+class CollectOptions(DedupOptions):
+    """What is read, what is kept and how it is stored.
 
-    Whatever the rules, a kept pair has a readable JPEG, PNG or WebP image and at least one caption.
+    Whatever the filters, a kept pair has a readable JPEG, PNG or WebP image and at least one caption.
     """
 
-    sources: tuple[Source, ...] = Field(min_length=1, description="Read one after the other")
-    fetch: FetchOptions = Field(FetchOptions(), description="How images are downloaded that a source knows by URL")
-    tidy: TidyOptions = Field(TidyOptions(), description="What is mended in a caption before the rules see it")
-    filters: tuple[RuleUnion, ...] = Field(DEFAULT_RULES, description="Asked in this order; the first objection counts")
-    needs: tuple[Language, ...] = Field((), description="Languages a pair must have captions in; none: any one will do")
-    scores: Scorers = Field((), description="Models that judge what has passed the filters")
-    shard_size: int = Field(
-        1000, ge=1, le=100_000, description="Candidates that become one shard, what is kept of them"
+    renamed: ClassVar = {"exclude": "decontaminate", "tidy": "normalize"}
+    removed: ClassVar = {
+        "balance": Removed("limit a source by reading fewer of its files, and remove this key", ignored=(None, [], ()))
+    }
+
+    sources: tuple[Source, ...] = Field(min_length=1, description="Where pairs come from; read in this order")
+    fetch: FetchOptions = Field(FetchOptions(), description="How images are downloaded for sources that list URLs")
+    normalize: NormalizeOptions = Field(
+        NormalizeOptions(), description="How captions are normalized before filters see them"
     )
-    report: ReportOptions = Field(ReportOptions(), description="What report.html shows")
-    cluster: ClusterOptions = Field(ClusterOptions(), description="Where --engine ray and slurm run")
+    filters: tuple[AnyFilter, ...] = Field(
+        DEFAULT_FILTERS,
+        description="Filters on single pairs, in this order; the first one that applies gives the drop reason",
+    )
+    needs: tuple[Language, ...] = Field(
+        (), description="Languages in which a kept pair must have captions; empty: any language suffices"
+    )
+    scores: Scorers = Field((), description="Models that score the pairs that passed the filters")
+    shard_size: int = Field(
+        1000, ge=1, le=100_000, description="Candidates read per shard; a shard contains those of them that are kept"
+    )
+    report: ReportOptions = Field(ReportOptions(), description="Contents of report.html")
+    cluster: Neutral[ClusterOptions] = Field(ClusterOptions(), description="Where --engine ray and slurm run")

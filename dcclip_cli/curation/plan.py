@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dcclip_cli.curation.options import NEUTRAL, CollectOptions
+from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.work import Assignment
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.options import decisive
 from dcclip_cli.versions import versions
 
 _MAX_SLICES = 1_000_000  # their numbers have six digits
@@ -73,15 +74,10 @@ def _first(assignments: Iterable[Assignment], share: int) -> Iterator[Assignment
         share -= about
 
 
-def deciding(options: CollectOptions) -> dict[str, Any]:
-    """The options that decide what comes out, as JSON."""
-    return options.model_dump(mode="json", exclude=NEUTRAL)
-
-
 def fingerprint(options: CollectOptions, found: Plan) -> str:
     """A hash that changes with the options, the slices, size and time of their files, and the libraries."""
     digest = hashlib.sha256()
-    digest.update(json.dumps([deciding(options), versions(LIBRARIES)], sort_keys=True).encode())
+    digest.update(json.dumps([decisive(options), versions(LIBRARIES)], sort_keys=True).encode())
     for one in found.assignments:
         digest.update(json.dumps([one.source, one.slice.part, one.at_most, *_stamps(one.slice.part)]).encode())
     return digest.hexdigest()

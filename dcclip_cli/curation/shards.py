@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from dcclip_cli.curation.candidate import Drop
-from dcclip_cli.curation.picture import image_suffix
+from dcclip_cli.curation.decode_image import image_suffix
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from dcclip_cli.curation.judge import Verdict
+from dcclip_cli.curation.dedup.signatures import signature_schema, signatures_of
+from dcclip_cli.curation.filter_pair import FilterResult
 from dcclip_cli.curation.report.examples import Examples
-from dcclip_cli.curation.report.stats import Statistics
-from dcclip_cli.curation.settle.facts import facts_of, facts_schema
+from dcclip_cli.curation.report.statistics import Statistics
 from dcclip_cli.curation.shards import DroppedTable
-from dcclip_cli.curation.work import DROPPED, EXAMPLES, FACTS, PAIRS, STATISTICS, write_json
+from dcclip_cli.curation.work import DROPPED, EXAMPLES, PAIRS, SIGNATURES, STATISTICS, write_json
 from dcclip_cli.data.pair import LANGUAGES, Pair
 
 if TYPE_CHECKING:
@@ -110,30 +110,30 @@ class Account:
         self.dropped.write(folder / DROPPED)
 
 
-def keep_slice(folder: Path, verdicts: Iterable[Verdict], examples: int) -> None:
+def keep_slice(folder: Path, results: Iterable[FilterResult], examples: int) -> None:
     """Write what the read pass found out about a slice into a folder."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     account = Account(Statistics(), Examples(examples))
-    facts = []
+    signatures = []
     with PairsWriter(folder / PAIRS) as writer:
-        for verdict in verdicts:
-            pair, picture = verdict.pair, verdict.picture
-            image = picture.image if picture else None
-            account.dropped.add_captions(pair, verdict.captions)
-            if verdict.drop is not None:
+        for result in results:
+            pair, decoded = result.pair, result.decoded
+            image = decoded.image if decoded else None
+            account.dropped.add_captions(pair, result.captions)
+            if result.drop is not None:
                 size = image.size if image else None
-                account.statistics.add(pair, verdict.drop, size, verdict.captions)
-                account.examples.add(pair, verdict.drop, image, verdict.captions)
-                account.dropped.add_pair(pair, verdict.drop)
+                account.statistics.add(pair, result.drop, size, result.captions)
+                account.examples.add(pair, result.drop, image, result.captions)
+                account.dropped.add_pair(pair, result.drop)
                 continue
-            assert picture is not None and image is not None
-            account.statistics.add_captions(verdict.captions)
-            account.examples.add_captions(pair, verdict.captions, image)
-            facts.append(facts_of(pair, picture, str(pair.meta["source"])))
+            assert decoded is not None and image is not None
+            account.statistics.add_captions(result.captions)
+            account.examples.add_captions(pair, result.captions, image)
+            signatures.append(signatures_of(pair, decoded, str(pair.meta["source"])))
             writer.write(Kept(pair, image.size))
-    pq.write_table(pa.Table.from_pylist(facts, schema=facts_schema()), folder / FACTS, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(signatures, schema=signature_schema()), folder / SIGNATURES, compression="zstd")
     account.write(folder)
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from dcclip_cli.curation.candidate import Candidate
-from dcclip_cli.curation.judge import judge
+from dcclip_cli.curation.filter_pair import filter_pair
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.slices import keep_slice
-from dcclip_cli.curation.work import FACTS, PAIRS, SCORES, WorkFolder, key_of, whole_file, whole_folder
-from dcclip_cli.curation.writing import write_slice
+from dcclip_cli.curation.work import PAIRS, SCORES, SIGNATURES, WorkFolder, key_of, whole_file, whole_folder
+from dcclip_cli.curation.write_shards import write_slice
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class ReadStep(SliceStep):
 
         with whole_folder(self.result(task)) as folder, Fetcher(self.options.fetch) as fetcher:
             candidates = fetcher.fetch_all(self._candidates(task))
-            verdicts = (judge(candidate, self.options) for candidate in candidates)
-            keep_slice(folder, verdicts, self.options.report.examples)
+            results = (filter_pair(candidate, self.options) for candidate in candidates)
+            keep_slice(folder, results, self.options.report.examples)
 
     def _candidates(self, task: int) -> Iterator[Candidate]:
         """The slice's candidates, each with its key and its source in the metadata."""
@@ -88,25 +88,30 @@ class ScoreStep(SliceStep):
 
 
 @dataclass(frozen=True)
-class SettleStep(SliceStep):
+class DedupStep(SliceStep):
     """The single task that looks at all pairs of all slices at once."""
 
-    name = "settle"
+    name = "dedup"
     slices: int
 
     def result(self, task: int) -> Path:
-        return self.work.settled
+        return self.work.deduped
 
     def run(self, task: int) -> None:
-        from dcclip_cli.curation.scores import ScoreRule
-        from dcclip_cli.curation.settle.settle import settle
+        from dcclip_cli.curation.dedup.dedup import dedup
+        from dcclip_cli.curation.scores import ScoreFilter
 
         folders = [self.work.read(number) for number in range(self.slices)]
         scores = [folder / SCORES for folder in folders] if self.options.scores else []
-        first = [ScoreRule(scorers=self.options.scores)] if self.options.scores else []
+        first = [ScoreFilter(scorers=self.options.scores)] if self.options.scores else []
         with whole_folder(self.result(task)) as out:
-            settle(
-                [folder / FACTS for folder in folders], scores, self.options, out, first=first, needs=self.options.needs
+            dedup(
+                [folder / SIGNATURES for folder in folders],
+                scores,
+                self.options,
+                out,
+                first=first,
+                needs=self.options.needs,
             )
 
 

@@ -3,9 +3,9 @@
     .collect.partial/
       plan.json                     fingerprint, and about how many candidates each source has
       slices.jsonl, slices.index    the slices, and where each one's line begins
-      read/000000/                  pairs.parquet, facts.parquet, dropped.parquet, stats.json, examples.parquet,
+      read/000000/                  pairs.parquet, signatures.parquet, dropped.parquet, stats.json, examples.parquet,
                                     with scorers scores.parquet
-      settle/                       decisions.parquet, captions.parquet
+      dedup/                        decisions.parquet, captions.parquet
       write/000000/                 shard.json, dropped.parquet, stats.json, examples.parquet
       logs/PASS/                    job scripts and logs of Slurm and Ray tasks
       out/                          what becomes collect/
@@ -27,7 +27,7 @@ from typing import Any
 
 from dcclip_cli.curation.candidate import Slice
 
-PAIRS, FACTS, DROPPED, SCORES = "pairs.parquet", "facts.parquet", "dropped.parquet", "scores.parquet"
+PAIRS, SIGNATURES, DROPPED, SCORES = "pairs.parquet", "signatures.parquet", "dropped.parquet", "scores.parquet"
 STATISTICS, EXAMPLES, SHARD = "stats.json", "examples.parquet", "shard.json"
 
 
@@ -51,8 +51,8 @@ class WorkFolder:
         return self.root / "out"
 
     @property
-    def settled(self) -> Path:
-        return self.root / "settle"
+    def deduped(self) -> Path:
+        return self.root / "dedup"
 
     def read(self, number: int) -> Path:
         """The folder that the read pass leaves for a slice."""

@@ -213,12 +213,12 @@ class Collator:
     def _all_texts(self, with_image: list[Sample], lines: list[Sample]) -> dict[str, Texts]:
         options = self.captions
         choices: dict[str, tuple[Language, float]] = {  # language, probability of the first caption
-            name: (name, 1.0 if options.also_other else options.first) for name in options.languages
+            name: (name, 1.0 if options.second_caption else options.first) for name in options.languages
         }
-        if options.also_other:
+        if options.second_caption:
             choices |= {name + OTHER: (name, 0.0) for name in options.languages}
         # The order is shuffled already, so the first are as good as any.
-        captioned = max(1, round(options.share * len(with_image)))
+        captioned = max(1, round(options.caption_fraction * len(with_image)))
         rows = [*enumerate(with_image[:captioned]), *enumerate(lines, len(with_image))]
         texts = {name: self._texts(language, rows, first) for name, (language, first) in choices.items()}
         found = {name: one for name, one in texts.items() if one is not None}

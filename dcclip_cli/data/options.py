@@ -57,6 +57,8 @@ class DataOptions(Options):
 class CaptionOptions(Options):
     """Which of a pair's captions a step uses."""
 
+    renamed = {"also_other": "second_caption", "share": "caption_fraction"}
+
     languages: tuple[Language, ...] = Field(LANGUAGES, description="Caption languages to train on")
     first: float = Field(
         0.5,
@@ -64,11 +66,11 @@ class CaptionOptions(Options):
         le=1,
         description="Probability of choosing a pair's first caption; the other captions share the rest equally",
     )
-    also_other: bool = Field(
+    second_caption: bool = Field(
         False,
         description="Always use the first caption, and one of the other captions as a second positive",
     )
-    share: float = Field(
+    caption_fraction: float = Field(
         1.0,
         gt=0,
         le=1,

@@ -1,4 +1,4 @@
-"""Is one model better than another, or was it the luck of the test images? Told by a bootstrap over them."""
+"""Paired bootstrap comparison of two models' results on the same test sets."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.eval.metrics import metrics_of
 from dcclip_cli.eval.result import EvalResult, load_results
-from dcclip_cli.eval.scoring import figures
 from dcclip_cli.progress import Progress, Silent
 
 RESAMPLES = 1000
-_ROWS = ("labels", "image_ranks", "text_ranks")  # details that are drawn from, each by itself
-_HASHES = {
+_ROWS = ("labels", "image_ranks", "text_ranks")  # details whose rows are resampled, each independently
+_COMPARED = {
     "class_names_sha256": "class names",
     "templates_sha256": "prompts",
     "metric": "metrics",
@@ -30,8 +30,8 @@ _HASHES = {
 class Difference:
     """`second` minus `first` on one data set, with the 95 % interval of a bootstrap over its images.
 
-    `paired` where both were measured on the very same images, each resample then being the same for both. `unlike`
-    names what differs beside the model, where the comparison was forced.
+    `paired` if both were measured on the very same images: each resample is then the same for both. `unlike` names
+    what differs besides the model, for forced comparisons.
     """
 
     dataset: str
@@ -51,27 +51,45 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out no difference at all."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
-def read_side(reference: str) -> list[EvalResult]:
-    """One model's results: FILE or FOLDER, or FILE@MODEL where it has those of several. Raises DcclipError."""
-    path, at, wanted = reference.rpartition("@")
+@dataclass(frozen=True)
+class Comparison:
+    """Model `second` against model `first` on every data set that both were measured on."""
+
+    first: str
+    second: str
+    differences: list[Difference]
+
+
+def compare(a: str | Path, b: str | Path, *, force: bool = False, progress: Progress | None = None) -> Comparison:
+    """The results B minus A; each is FILE or FOLDER as `eval --out` wrote it, or FILE@MODEL to choose a model.
+
+    Raises DcclipError for unreadable results, and for unlike class names, prompts, splits or metrics unless `force`.
+    """
+    first, second = read_results(str(a)), read_results(str(b))
+    return Comparison(first[0].model, second[0].model, compare_results(first, second, force, progress=progress))
+
+
+def read_results(reference: str) -> list[EvalResult]:
+    """One model's results in FILE or FOLDER, or FILE@MODEL where it has those of several. Raises DcclipError."""
+    path, at, model = reference.rpartition("@")
     if Path(reference).exists() or not at:
-        path, wanted = reference, ""
+        path, model = reference, ""
     results = load_results(Path(path))
     models = list(dict.fromkeys(result.model for result in results))
-    if wanted:
-        results = [result for result in results if result.model == wanted]
+    if model:
+        results = [result for result in results if result.model == model]
         if not results:
-            raise DcclipError(f"{path} has no results of {wanted}", f"its models are {', '.join(models)}")
+            raise DcclipError(f"{path} has no results of {model}", f"its models are {', '.join(models)}")
     elif len(models) > 1:
-        raise DcclipError(f"{path} has results of {len(models)} models", f"say which one: {path}@{models[0]}")
+        raise DcclipError(f"{path} has results of {len(models)} models", f"choose one: {path}@{models[0]}")
     return results
 
 
-def compare(
+def compare_results(
     first: Sequence[EvalResult],
     second: Sequence[EvalResult],
     force: bool = False,
@@ -88,8 +106,8 @@ def compare(
         unlike = _unlike(one, other)
         if unlike and not force:
             raise DcclipError(
-                f"{one.dataset} {one.language}: the {' and '.join(unlike)} differ, so the figures can't be compared",
-                "evaluate both alike, or compare all the same with --force",
+                f"{one.dataset} {one.language}: the {' and '.join(unlike)} differ, so the results are not comparable",
+                "evaluate both alike, or compare them anyway with --force",
             )
     with (progress or Silent()).task("bootstrap", len(pairs)) as task:
         found = []
@@ -104,20 +122,20 @@ def _identity(result: EvalResult) -> tuple[str, Language, str]:
 
 
 def _unlike(one: EvalResult, other: EvalResult) -> tuple[str, ...]:
-    return tuple(said for name, said in _HASHES.items() if getattr(one, name) != getattr(other, name))
+    return tuple(label for name, label in _COMPARED.items() if getattr(one, name) != getattr(other, name))
 
 
 def _difference(one: EvalResult, other: EvalResult, resamples: int) -> Difference:
-    sides = [_details(one), _details(other)]
-    rows = [{name: len(side[name]) for name in _ROWS if name in side} for side in sides]
+    details = [_details(one), _details(other)]
+    rows = [{name: len(arrays[name]) for name in _ROWS if name in arrays} for arrays in details]
     paired = one.truth_sha256 == other.truth_sha256 and rows[0] == rows[1]
     random = np.random.default_rng(0)
     differences = np.empty(resamples)
     for number in range(resamples):
-        weights = _drawn(rows[0], random)
-        values = [_value(one, sides[0], weights)]
-        values.append(_value(other, sides[1], weights if paired else _drawn(rows[1], random)))
-        differences[number] = values[1] - values[0]
+        weights = _resample(rows[0], random)
+        value = metrics_of(details[0], weights, (one.metric,))[one.metric]
+        weights = weights if paired else _resample(rows[1], random)
+        differences[number] = metrics_of(details[1], weights, (other.metric,))[other.metric] - value
     low, high = np.percentile(differences, (2.5, 97.5))
     identity = (one.dataset, one.language, one.task, one.metric)
     return Difference(*identity, one.value, other.value, float(low), float(high), paired, _unlike(one, other))
@@ -127,17 +145,13 @@ def _details(result: EvalResult) -> dict[str, np.ndarray]:
     found = {name: result.detail(name) for name in result.details}
     arrays = {name: one for name, one in found.items() if one is not None and name != "predictions"}
     if not arrays:
-        raise DcclipError(f"the result on {result.dataset} does not say what was found of each image", "evaluate again")
+        raise DcclipError(f"the result on {result.dataset} has no details of its images", "evaluate again")
     return arrays
 
 
-def _drawn(rows: Mapping[str, int], random: np.random.Generator) -> dict[str, np.ndarray]:
-    """How often each row is drawn, when as many are drawn as there are."""
+def _resample(rows: Mapping[str, int], random: np.random.Generator) -> dict[str, np.ndarray]:
+    """How often each row is drawn, when as many are drawn as there are, with replacement."""
     return {
         name: np.bincount(random.integers(0, count, count), minlength=count).astype(float)
         for name, count in rows.items()
     }
-
-
-def _value(result: EvalResult, details: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]) -> float:
-    return figures(details, weights, (result.metric,))[result.metric]

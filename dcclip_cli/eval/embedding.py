@@ -1,74 +1,75 @@
-"""Every image of a test set through the image tower, once; every text through the text tower, once."""
+"""Embed a test set's images and texts: cached, unreadable images recorded, in one process or in several."""
 
 from __future__ import annotations
 
-import functools
+import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from dcclip_cli.data.files.reading import Fault
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.eval.dataset import Images, ImageTransform
 from dcclip_cli.eval.feature_cache import FeatureCache
-from dcclip_cli.eval.loaders import Images
-from dcclip_cli.predict.classifier import class_means, fill, text_embeddings
-from dcclip_cli.predict.embedding import embed_batches
-from dcclip_cli.predict.runtime import DualEncoder
+from dcclip_cli.machine import cores
+from dcclip_cli.model.precision import Precision
+from dcclip_cli.model.reference import ModelReference
+from dcclip_cli.predict.encoder import Encoder, load_encoder
+from dcclip_cli.predict.images import embed_batches
+from dcclip_cli.predict.zero_shot import class_means, fill, text_embeddings
+from dcclip_cli.processes import begin_worker
 from dcclip_cli.progress import Progress
 
-# Indices, what reads an image, the batch size and the number of threads that read -> batches in order.
-EmbedBatches = Callable[
-    [Sequence[int], Callable[[int], Image.Image], int, int], Iterable[list[tuple[int, np.ndarray | DcclipError]]]
-]
+Batch = list[tuple[int, np.ndarray | DcclipError]]
+_BATCHES_PER_JOB = 4  # at most: within a job the next batch is read while the model runs
+_JOBS_PER_PROCESS = 8  # at least, if there are enough batches, so that all processes end at about the same time
+_QUEUED_JOBS = 2  # per process
 
 
 @dataclass(frozen=True)
-class View:
-    """How a data set wants its images to be seen, beside what the model does: see KnownSet."""
-
-    squash: bool = False
-    border: int = 0
-
-    def of(self, preprocessing: dict[str, Any]) -> dict[str, Any]:
-        """The record of a model's preprocessing with these steps before it."""
-        mine = {"squash": self.squash, "border": self.border}
-        return preprocessing | {name: value for name, value in mine.items() if value}
-
-    def __call__(self, image: Image.Image, preprocessing: dict[str, Any]) -> Image.Image:
-        if self.border:
-            left, right, lower = self.border, image.width - self.border, image.height - self.border
-            image = image.crop((left, left, max(right, left + 1), max(lower, left + 1)))
-        if self.squash:
-            size = preprocessing.get("size")
-            side = int(size) if isinstance(size, int) else min(image.size)
-            image = image.resize((side, side), Image.Resampling.BICUBIC)
-        return image
-
-
-@dataclass(frozen=True)
-class Reader:
-    """Reads an image by its number, as the data set wants it to be seen by a model with that preprocessing."""
+class ImageReader:
+    """Reads an image by its number, with the data set's transform, for a model with that preprocessing."""
 
     images: Images
-    view: View
+    transform: ImageTransform
     preprocessing: dict[str, Any]
 
     def __call__(self, index: int) -> Image.Image:
         try:
-            return self.view(self.images.picture(index), self.preprocessing)
+            return self.transform(self.images.load(index), self.preprocessing)
         except Fault as fault:
-            raise DcclipError(fault.drop.detail, "mend the file, or take it out of the data") from None
+            raise DcclipError(fault.drop.detail, "repair the file, or remove it from the data") from None
+
+
+class EmbedBatches(Protocol):
+    """Embeds images by number, in batches and in order; an unreadable image's item is its error."""
+
+    def __call__(self, indices: Sequence[int], read: ImageReader, batch_size: int, workers: int) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True)
+class ModelRun:
+    """A loaded model with its embedding cache; `embed` runs its image tower, in this process or in several."""
+
+    model: Encoder
+    cache: FeatureCache
+    progress: Progress
+    embed: EmbedBatches
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """Embeddings (N, D) of length 1 of those of the images that could be read, by their `indices`, and the faults.
+    """Embeddings (N, D) of length 1 of the readable images, by their `indices`, and the errors of the others by index.
 
-    `computed` of them went through the model now, which took `seconds`.
+    `computed` of them were not cached, which took `seconds`.
     """
 
     indices: np.ndarray
@@ -78,63 +79,124 @@ class Embedded:
     seconds: float
 
 
-def chosen(count: int, limit: int | None) -> np.ndarray:
-    """A fixed random choice of at most `limit` of `count` images, in order."""
-    wanted = np.arange(count)
+def sample_indices(count: int, limit: int | None) -> np.ndarray:
+    """A fixed random sample of at most `limit` of `count` images, in order."""
     if limit is None or limit >= count:
-        return wanted
+        return np.arange(count)
     return np.sort(np.random.default_rng(0).permutation(count)[:limit])
 
 
 def embed_images(
-    model: DualEncoder,
-    images: Images,
-    wanted: np.ndarray,
-    view: View,
-    cache: FeatureCache,
-    progress: Progress,
-    name: str,
-    batch_size: int = 64,
-    workers: int = 2,
-    embed: EmbedBatches | None = None,
+    run: ModelRun, read: ImageReader, wanted: np.ndarray, name: str, batch_size: int = 64, workers: int = 2
 ) -> Embedded:
-    """The embeddings of the images `wanted`; `workers` threads read and scale the next ones while the model runs.
-
-    `embed` is who runs the model, in this process if None.
-    """
-    preprocessing = view.of(dict(model.preprocessing))
-    read = Reader(images, view, dict(model.preprocessing))
-    embed = embed or functools.partial(embed_batches, model)
-    key = {"model": model.fingerprint, "preprocessing": preprocessing, "images": images.stamp, "count": len(images)}
-    with cache.rows(key, len(images)) as rows:
-        todo = rows.missing(wanted)
+    """The embeddings of the images `wanted`; `workers` threads read and resize the next ones while the model runs."""
+    count = len(read.images)
+    key = {
+        "model": run.model.fingerprint,
+        "preprocessing": read.transform.record(read.preprocessing),
+        "images": read.images.fingerprint,
+        "count": count,
+    }
+    with run.cache.rows(key, count) as rows:
+        missing = rows.missing(wanted)
         begin = time.perf_counter()
-        if len(todo):
-            with progress.task(name, len(wanted), len(wanted) - len(todo)) as task:
-                for batch in embed(todo.tolist(), read, batch_size, workers):
+        if len(missing):
+            with run.progress.task(f"{run.model.name} on {name}", len(wanted), len(wanted) - len(missing)) as task:
+                for batch in run.embed(missing.tolist(), read, batch_size, workers):
                     vectors = {index: found for index, found in batch if isinstance(found, np.ndarray)}
                     faults = {index: found.what for index, found in batch if isinstance(found, DcclipError)}
                     rows.fill(np.asarray(list(vectors), np.int64), np.asarray(list(vectors.values())), faults)
                     task.advance(len(batch))
-        there, taken = rows.take(wanted)
-        chosen = set(wanted.tolist())
-        bad = {index: fault for index, fault in rows.faults.items() if index in chosen}
-        return Embedded(there, taken, bad, len(todo), time.perf_counter() - begin)
+        indices, found = rows.take(wanted)
+        asked = set(wanted.tolist())
+        bad = {index: fault for index, fault in rows.faults.items() if index in asked}
+        return Embedded(indices, found, bad, len(missing), time.perf_counter() - begin)
 
 
-def embed_texts(model: DualEncoder, texts: Sequence[str], cache: FeatureCache, progress: Progress) -> np.ndarray:
+def embed_texts(run: ModelRun, texts: Sequence[str]) -> np.ndarray:
     """(N, D), length 1."""
 
     def embed() -> np.ndarray:
-        with progress.task(f"{model.name} on texts", len(texts)) as task:
-            return text_embeddings(model, texts, advance=task.advance)
+        with run.progress.task(f"{run.model.name} on texts", len(texts)) as task:
+            return text_embeddings(run.model, texts, advance=task.advance)
 
-    return cache.texts(model.fingerprint, texts, embed)
+    return run.cache.texts(run.model.fingerprint, texts, embed)
 
 
-def embed_classes(
-    model: DualEncoder, names: Sequence[str], templates: Sequence[str], cache: FeatureCache, progress: Progress
-) -> np.ndarray:
-    """(C, D), length 1: for each class the mean over its templates, as CLIP's zero-shot classifier has it."""
+def embed_classes(run: ModelRun, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
+    """(C, D), length 1: the mean over each class's templates, as in CLIP's zero-shot classifier."""
     texts = [text for name in names for text in fill(templates, name)]
-    return class_means(embed_texts(model, texts, cache, progress), [len(templates)] * len(names))
+    return class_means(embed_texts(run, texts), [len(templates)] * len(names))
+
+
+class EvalProcesses:
+    """`count` processes with a copy of the model each, one per GPU where there are several; a context manager."""
+
+    def __init__(self, reference: ModelReference, device: str, precision: Precision, count: int) -> None:
+        context = multiprocessing.get_context("spawn")  # neither torch's threads nor CUDA survive a fork
+        threads = max(1, cores() // count)
+        self._pools = [
+            ProcessPoolExecutor(
+                1, context, _load, (reference, device_of(reference, device, number), precision, threads)
+            )
+            for number in range(count)
+        ]
+
+    def __enter__(self) -> EvalProcesses:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        for pool in self._pools:
+            pool.shutdown(wait=kind is None, cancel_futures=True)
+
+    def embed_batches(
+        self, indices: Sequence[int], read: ImageReader, batch_size: int, workers: int
+    ) -> Iterator[Batch]:
+        """The batches of `predict.embedding.embed_batches`, in the same order. Raises DcclipError if a process dies."""
+        total = -(-len(indices) // batch_size)
+        size = batch_size * min(_BATCHES_PER_JOB, max(1, total // (_JOBS_PER_PROCESS * len(self._pools))))
+        waiting: deque[Future[list[Batch]]] = deque()
+        try:
+            for pool in self._pools:
+                pool.submit(_set_reader, read)
+            for number, start in enumerate(range(0, len(indices), size)):
+                pool = self._pools[number % len(self._pools)]
+                waiting.append(pool.submit(_embed, list(indices[start : start + size]), batch_size, workers))
+                if len(waiting) >= _QUEUED_JOBS * len(self._pools):
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        except BrokenProcessPool:
+            raise DcclipError(
+                "a process with a copy of the model was killed: probably out of memory",
+                "run the same command again with fewer --processes",
+            ) from None
+
+
+def device_of(reference: ModelReference, device: str, number: int) -> str:
+    """The device of process `number`: the GPUs in turn; onnxruntime, which runs bundles, has one device."""
+    if device == "cpu" or reference.kind == "bundle":
+        return device
+    import torch
+
+    if device in ("auto", "cuda") and (count := torch.cuda.device_count()):
+        return f"cuda:{number % count}"
+    return device
+
+
+# ---- in a worker process
+
+_worker: dict[str, Any] = {}  # its model and image reader
+
+
+def _load(reference: ModelReference, device: str, precision: Precision, threads: int) -> None:
+    begin_worker()
+    _worker["model"] = load_encoder(reference, device, precision, threads)
+
+
+def _set_reader(read: ImageReader) -> None:
+    _worker["read"] = read
+
+
+def _embed(indices: list[int], batch_size: int, workers: int) -> list[Batch]:
+    return list(embed_batches(_worker["model"], indices, _worker["read"], batch_size, workers))

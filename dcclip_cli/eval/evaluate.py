@@ -1,13 +1,14 @@
-"""How good are these models on these test sets, in Chinese and in English?"""
+"""Evaluate models on test sets: zero-shot classification, retrieval and linear probes, in Chinese and in English."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -15,18 +16,27 @@ from pydantic import Field
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import probe, registry
-from dcclip_cli.eval.datasets import Captions, Classes, DataSet, Templates, open_dataset, training_split
-from dcclip_cli.eval.embedding import Embedded, View, chosen, embed_classes, embed_images, embed_texts
+from dcclip_cli.eval.dataset import Captions, Classes, DataSet, Images
+from dcclip_cli.eval.datasets import Templates, open_dataset, training_split
+from dcclip_cli.eval.embedding import (
+    EmbedBatches,
+    Embedded,
+    EvalProcesses,
+    ImageReader,
+    ModelRun,
+    embed_classes,
+    embed_images,
+    embed_texts,
+    sample_indices,
+)  # fmt: skip
 from dcclip_cli.eval.feature_cache import FeatureCache
-from dcclip_cli.eval.loaders import Images
-from dcclip_cli.eval.processes import EvalProcesses
+from dcclip_cli.eval.metrics import Score, score_classes, score_retrieval
 from dcclip_cli.eval.result import EvalResult, pack, sha256_of
-from dcclip_cli.eval.scoring import Score, score_classes, score_retrieval
 from dcclip_cli.model.precision import Precision
 from dcclip_cli.model.reference import ModelReference
-from dcclip_cli.options import Options
-from dcclip_cli.predict.runtime import DualEncoder, load_model
-from dcclip_cli.predict.torch_runtime import TorchEncoder
+from dcclip_cli.options import Options, Removed
+from dcclip_cli.predict.encoder import TorchEncoder, load_encoder
+from dcclip_cli.predict.images import embed_batches
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
@@ -35,59 +45,47 @@ _NAMED_FAULTS = 3  # unreadable images that are named on the terminal; the resul
 
 
 class EvalOptions(Options):
-    """Which test sets a recipe's model is measured on."""
+    """The test sets that models are measured on, and how."""
 
     datasets: tuple[str, ...] = Field(
-        min_length=1, description="Names, groups, Parquet or tar files of pairs, class folders"
+        min_length=1, description="Data set names or groups, Parquet or tar files of pairs, folders of class folders"
     )
-    languages: tuple[Language, ...] | None = Field(None, description="Default: every language that a data set has")
-    data_root: str | None = Field(None, description="Folder of the data sets with a name, as DATA_ROOT/NAME/")
-    batch_size: int = Field(64, ge=1, description="Images that go through the model at once")
-    limit: int | None = Field(None, ge=1, description="At most so many images of a data set, a fixed random choice")
+    languages: tuple[Language, ...] | None = Field(
+        None, description="Languages of your own data sets; default: every language that a data set has"
+    )
+    data_root: str | None = Field(None, description="Folder of the named data sets, each in DATA_ROOT/NAME/")
+    batch_size: int = Field(64, ge=1, description="Images per batch")
+    limit: int | None = Field(None, ge=1, description="Maximum images per data set, a fixed random sample")
     templates: Templates = Field(
-        "own", description="Prompts: the data set's `own`, a few `compact` ones for all, or the bare `name`"
+        "own", description="Prompt templates: the data set's `own`, a few generic ones (`compact`), or the bare `name`"
     )
     task: Task = Field(
         "zero-shot",
-        description="`retrieval`: captions of one's own pairs as texts to find; `probe`: a linear layer on embeddings",
+        description="`zero-shot` classification; `retrieval`: all captions of your own pairs are texts to retrieve; "
+        "`probe`: a linear classifier on image embeddings",
     )
     shots: tuple[int, ...] = Field(
-        (), description="Images a class that probes are trained on; 0 means all; default: 5, 20, 50 and all"
+        (), description="Training images per class of each linear probe; 0 means all; default: 5, 20, 50 and all"
     )
     precision: Precision = Field(
-        "auto",
-        description="What torch computes in; `auto`: bf16 where this machine is faster with it",
+        "auto", description="Precision of torch models; `auto`: bf16 where this machine is faster with it, else fp32"
     )
-    workers: int = Field(2, ge=1, description="Threads that read and scale images, in each process")
+    workers: int = Field(2, ge=1, description="Threads that read and resize images, in each process")
     processes: int = Field(
-        1, ge=1, description="Processes that share the images of a data set, each with the model; a GPU each"
+        1, ge=1, description="Processes that share a data set's images, each with a copy of the model, one per GPU"
     )
+    removed: ClassVar[dict[str, Removed]] = {
+        "stream": Removed("data sets of the hub are downloaded", (None, False)),
+    }
 
 
-@dataclass(frozen=True)
-class How:
-    """What is the same for every data set of a run."""
-
-    limit: int | None
-    batch_size: int
-    workers: int
-    cache: FeatureCache
-    progress: Progress
-    task: Task = "zero-shot"
-    shots: tuple[int, ...] = ()
-    processes: EvalProcesses | None = None
-
-
-def open_datasets(
-    names: Sequence[str],
-    languages: Sequence[Language] | None = None,
-    data_root: Path | None = None,
-    templates: Templates = "own",
-    task: Task = "zero-shot",
-) -> list[DataSet]:
-    """The data sets of these names and groups. Raises DcclipError for the first that is not there or not whole."""
-    every = list(dict.fromkeys(one for name in names for one in registry.expand(name)))
-    opened = [open_dataset(name, languages, data_root, templates, task == "retrieval") for name in every]
+def open_datasets(options: EvalOptions) -> list[DataSet]:
+    """The data sets of `options.datasets`, groups expanded. Raises DcclipError for a missing or incomplete one."""
+    root = Path(options.data_root) if options.data_root else None
+    names = dict.fromkeys(name for given in options.datasets for name in registry.expand(given))
+    opened = [
+        open_dataset(name, options.languages, root, options.templates, options.task == "retrieval") for name in names
+    ]
     called = [dataset.name for dataset in opened]
     if twice := [name for name in called if called.count(name) > 1]:
         raise DcclipError(f"two data sets are called {twice[0]}", "rename one of the files or folders")
@@ -95,135 +93,142 @@ def open_datasets(
 
 
 def evaluate(
-    *,
     models: Sequence[ModelReference],
     datasets: Sequence[DataSet],
-    limit: int | None = None,
-    batch_size: int = 64,
-    workers: int = 2,
-    task: Task = "zero-shot",
-    shots: Sequence[int] = (),
+    options: EvalOptions,
+    *,
     device: str = "auto",
-    precision: Precision = "auto",
-    processes: int = 1,
     cache: FeatureCache | None = None,
     progress: Progress | None = None,
 ) -> list[EvalResult]:
-    """A result for each model, data set and language, in this order; for probes, for each number of shots."""
-    how = How(limit, batch_size, workers, cache or FeatureCache(None), progress or Silent(), task, tuple(shots))
-    results: list[EvalResult] = []
+    """A result for each model, data set and language, in this order; for probes, for each number of shots.
+
+    `datasets` are those of `open_datasets`. Models of the same name are told apart by their paths.
+    """
+    progress, cache = progress or Silent(), cache or FeatureCache(None)
+    by_model: list[list[EvalResult]] = []
     for reference in models:
-        model = load_model(reference, device, precision)
+        model = load_encoder(reference, device, options.precision)
         if isinstance(model, TorchEncoder) and model.precision != "fp32":
             for line in model.choice.lines(model.name):
-                how.progress.say(line)
+                progress.say(line)
         with contextlib.ExitStack() as stack:
-            if processes > 1:
+            embed: EmbedBatches = functools.partial(embed_batches, model)
+            if options.processes > 1:
                 same: Precision = "bf16" if model.precision == "bf16" else "fp32"  # decided once, for all of them
-                many = stack.enter_context(EvalProcesses(reference, device, same, processes))
-                how = replace(how, processes=many)
-            for dataset in datasets:
-                results += _probes(model, dataset, how) if task == "probe" else _zero_shot(model, dataset, how)
-    return results
+                embed = stack.enter_context(EvalProcesses(reference, device, same, options.processes)).embed_batches
+            evaluation = _Evaluation(ModelRun(model, cache, progress, embed), options)
+            by_model.append([result for dataset in datasets for result in evaluation.results(dataset)])
+    if len({result.model for several in by_model for result in several}) < len(models):
+        by_model = [
+            [replace(result, model=reference.target) for result in several]
+            for reference, several in zip(models, by_model, strict=True)
+        ]
+    return [result for several in by_model for result in several]
 
 
-def _zero_shot(model: DualEncoder, dataset: DataSet, how: How) -> Iterator[EvalResult]:
-    embedded = _embed(model, dataset, dataset.images, how)
-    for language, truth in dataset.truth.items():
-        begin = time.perf_counter()
-        if isinstance(truth, Captions):
-            score, names = _retrieve(model, dataset, truth, embedded, how), truth.texts
-            yield _result(model, dataset, language, "retrieval", score, embedded, how, begin, names, ())
-            continue
-        texts = embed_classes(model, truth.names, truth.templates, how.cache, how.progress)
-        score = score_classes(embedded.vectors @ texts.T, truth.labels[embedded.indices], dataset.metric)
-        task = "zero-shot classification"
-        yield _result(model, dataset, language, task, score, embedded, how, begin, truth.names, truth.templates)
+@dataclass(frozen=True)
+class _Evaluation:
+    """Measures one loaded model."""
 
+    run: ModelRun
+    options: EvalOptions
 
-def _retrieve(model: DualEncoder, dataset: DataSet, truth: Captions, embedded: Embedded, how: How) -> Score:
-    """Retrieval among the images that there are; a text whose images are all left out is left out too."""
-    place = {int(index): row for row, index in enumerate(embedded.indices)}
-    kept = [number for number, about in enumerate(truth.about) if any(image in place for image in about)]
-    texts = embed_texts(model, [truth.texts[number] for number in kept], how.cache, how.progress)
-    about = [tuple(place[image] for image in truth.about[number] if image in place) for number in kept]
-    return score_retrieval(embedded.vectors, texts, about, dataset.both_ways)
+    def results(self, dataset: DataSet) -> Iterator[EvalResult]:
+        return self._probes(dataset) if self.options.task == "probe" else self._zero_shot(dataset)
 
+    def _zero_shot(self, dataset: DataSet) -> Iterator[EvalResult]:
+        images = self._embed(dataset, dataset.images, dataset.name)
+        for language, truth in dataset.truth.items():
+            begin = time.perf_counter()
+            if isinstance(truth, Captions):
+                score, task = self._retrieve(dataset, truth, images), "retrieval"
+            else:
+                classes = embed_classes(self.run, truth.names, truth.templates)
+                score = score_classes(images.vectors @ classes.T, truth.labels[images.indices], dataset.metric)
+                task = "zero-shot classification"
+            seconds = time.perf_counter() - begin
+            yield self._result(dataset, language, truth, task, score, images, seconds)
 
-def _probes(model: DualEncoder, dataset: DataSet, how: How) -> Iterator[EvalResult]:
-    train = training_split(dataset)
-    [language, truth] = next(iter(dataset.truth.items()))  # a layer knows no language
-    assert isinstance(truth, Classes)
-    test = _embed(model, dataset, dataset.images, how)
-    learnt = _embed(model, dataset, train.images, how, f"{dataset.name} train")
-    train_labels, test_labels = train.labels[learnt.indices], truth.labels[test.indices]
-    for shots in how.shots or (*probe.SHOTS, 0):
-        begin = time.perf_counter()
-        scores = []
-        for seed in probe.SEEDS if shots else probe.SEEDS[:1]:
+    def _retrieve(self, dataset: DataSet, truth: Captions, images: Embedded) -> Score:
+        """Retrieval among the readable images; a text all of whose images are unreadable is left out."""
+        row_of = {int(index): row for row, index in enumerate(images.indices)}
+        kept = [number for number, about in enumerate(truth.about) if any(image in row_of for image in about)]
+        texts = embed_texts(self.run, [truth.texts[number] for number in kept])
+        about = [tuple(row_of[image] for image in truth.about[number] if image in row_of) for number in kept]
+        return score_retrieval(images.vectors, texts, about, dataset.both_ways)
+
+    def _probes(self, dataset: DataSet) -> Iterator[EvalResult]:
+        training = training_split(dataset)
+        [language, truth] = next(iter(dataset.truth.items()))  # a probe reads no text: one language is enough
+        assert isinstance(truth, Classes) and isinstance(training.truth, np.ndarray)
+        test = self._embed(dataset, dataset.images, dataset.name)
+        train = self._embed(dataset, training.images, f"{dataset.name} train")
+        train_labels, test_labels = training.truth[train.indices], truth.labels[test.indices]
+
+        def score(shots: int, seed: int) -> Score:
             rows = probe.sample(train_labels, shots or None, seed)
-            scores.append(
-                probe.probe(learnt.vectors[rows], train_labels[rows], test.vectors, test_labels, dataset.metric, seed)
+            chosen = train.vectors[rows], train_labels[rows]
+            return probe.probe(*chosen, test.vectors, test_labels, dataset.metric, seed)
+
+        for shots in self.options.shots or (*probe.SHOTS, 0):
+            begin = time.perf_counter()
+            scores = [score(shots, seed) for seed in (probe.SEEDS if shots else probe.SEEDS[:1])]
+            mean = Score(probe.summary(scores), scores[0].details)
+            task = f"linear probe, {shots} shots" if shots else "linear probe"
+            seconds = time.perf_counter() - begin
+            yield self._result(dataset, language, replace(truth, templates=()), task, mean, test, seconds)
+
+    def _embed(self, dataset: DataSet, images: Images, name: str) -> Embedded:
+        wanted = sample_indices(len(images), self.options.limit)
+        read = ImageReader(images, dataset.transform, dict(self.run.model.preprocessing))
+        found = embed_images(self.run, read, wanted, name, self.options.batch_size, self.options.workers)
+        if found.faults:
+            some = [f"{images.keys[index]} ({fault})" for index, fault in list(found.faults.items())[:_NAMED_FAULTS]]
+            more = f", and {len(found.faults) - len(some)} more" if len(found.faults) > len(some) else ""
+            self.run.progress.say(
+                f"data set {name}: {len(found.faults):,} of {len(wanted):,} images cannot be read and are left out: "
+                f"{', '.join(some)}{more}"
             )
-        mean = Score(probe.summary(scores), scores[0].details)
-        task = f"linear probe, {shots} shots" if shots else "linear probe"
-        yield _result(model, dataset, language, task, mean, test, how, begin, truth.names, ())
+        return found
 
-
-def _embed(model: DualEncoder, dataset: DataSet, images: Images, how: How, name: str = "") -> Embedded:
-    wanted = chosen(len(images), how.limit)
-    name = name or dataset.name
-    view = View(dataset.squash, dataset.border)
-    said = f"{model.name} on {name}"
-    embed = how.processes.embed_batches if how.processes else None
-    found = embed_images(model, images, wanted, view, how.cache, how.progress, said, how.batch_size, how.workers, embed)
-    if found.faults:
-        some = [f"{images.keys[index]} ({fault})" for index, fault in list(found.faults.items())[:_NAMED_FAULTS]]
-        more = f", and {len(found.faults) - len(some)} more" if len(found.faults) > len(some) else ""
-        how.progress.say(
-            f"data set {name}: {len(found.faults):,} of {len(wanted):,} images can't be read and are left out: "
-            f"{', '.join(some)}{more}"
+    def _result(
+        self,
+        dataset: DataSet,
+        language: Language,
+        truth: Classes | Captions,
+        task: str,
+        score: Score,
+        images: Embedded,
+        seconds: float,
+    ) -> EvalResult:
+        names = truth.names if isinstance(truth, Classes) else ()
+        templates = truth.templates if isinstance(truth, Classes) else ()
+        labels = score.details.get("labels", images.indices)
+        model, limit = self.run.model, self.options.limit
+        return EvalResult(
+            model=model.name,
+            model_fingerprint=model.fingerprint,
+            dataset=dataset.name,
+            language=language,
+            task=task,
+            metric=dataset.metric,
+            value=score.metrics[dataset.metric],
+            metrics=score.metrics,
+            n=len(images.indices),
+            classes=len(names),
+            class_names_sha256=sha256_of(names if isinstance(truth, Classes) else truth.texts),
+            templates_sha256=sha256_of(templates),
+            preprocessing=dataset.transform.record(dict(model.preprocessing)),
+            seconds=images.seconds + seconds,
+            images_per_second=images.computed / images.seconds if images.computed else 0.0,
+            versions=versions(),
+            split=dataset.split,
+            limit=limit if limit and limit < len(dataset.images) else None,
+            precision=model.precision,
+            truth_sha256=sha256_of([*map(str, labels.tolist()), *map(str, images.indices.tolist())]),
+            corrupt={str(dataset.images.keys[index]): fault for index, fault in images.faults.items()},
+            class_names=list(names),
+            templates=list(templates),
+            details={name: pack(one) for name, one in score.details.items()},
         )
-    return found
-
-
-def _result(
-    model: DualEncoder,
-    dataset: DataSet,
-    language: Language,
-    task: str,
-    score: Score,
-    embedded: Embedded,
-    how: How,
-    begin: float,
-    names: Sequence[str],
-    templates: Sequence[str],
-) -> EvalResult:
-    retrieval = dataset.is_retrieval
-    labels = score.details["labels"] if "labels" in score.details else np.asarray(embedded.indices)
-    return EvalResult(
-        model=model.name,
-        model_fingerprint=model.fingerprint,
-        dataset=dataset.name,
-        language=language,
-        task=task,
-        metric=dataset.metric,
-        value=score.metrics[dataset.metric],
-        metrics=score.metrics,
-        n=len(embedded.indices),
-        classes=0 if retrieval else len(names),
-        class_names_sha256=sha256_of(names),
-        templates_sha256=sha256_of(templates),
-        preprocessing=View(dataset.squash, dataset.border).of(dict(model.preprocessing)),
-        seconds=embedded.seconds + time.perf_counter() - begin,
-        images_per_second=embedded.computed / embedded.seconds if embedded.computed else 0.0,
-        versions=versions(),
-        split=dataset.split,
-        limit=how.limit if how.limit and how.limit < len(dataset.images) else None,
-        precision=model.precision,
-        truth_sha256=sha256_of([*map(str, labels.tolist()), *map(str, embedded.indices.tolist())]),
-        corrupt={str(dataset.images.keys[index]): fault for index, fault in embedded.faults.items()},
-        class_names=[] if retrieval else list(names),
-        templates=list(templates),
-        details={name: pack(one) for name, one in score.details.items()},
-    )

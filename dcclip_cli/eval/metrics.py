@@ -1,21 +1,25 @@
-"""How good is a classification, or a search? Plain numpy, all values in 0..1.
+"""Classification and retrieval metrics (NumPy), all in 0..1.
 
-Every measure takes `weights` (N,): how often each row counts. A bootstrap sample is nothing but weights.
-What takes scores raises ValueError where one is NaN or infinite: NaN has no place in an order, and would be first.
+Every metric takes `weights` (N,): how often each row counts, which is all that a bootstrap sample needs.
+Functions of scores raise ValueError for NaN or infinity: NaN cannot be ranked, and would come first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from dcclip_cli.eval.registry import Metric
+
 RECALLS = (1, 5, 10)
 _BLOCK = 1024  # queries compared with all items at once
+_SCALE = 100.0  # ELEVATER's logit scale before the softmax over classes, for mAP and AUC
 
 
 def ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(N,) the place, from 0, of each row's label among its scores (N, C); of equal scores the lower class is first."""
+    """(N,) the rank, from 0, of each row's label among its scores (N, C); ties go to the lower class."""
     _check(scores)
     own = scores[np.arange(len(labels)), labels][:, None]
     earlier = np.arange(scores.shape[1])[None, :] < labels[:, None]
@@ -23,7 +27,7 @@ def ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def top_k(ranks: np.ndarray, k: int, weights: np.ndarray | None = None) -> float:
-    """The share of rows whose label is among the k best."""
+    """The fraction of rows whose label has one of the k highest scores."""
     return float(np.average(ranks < k, weights=weights))
 
 
@@ -44,43 +48,43 @@ def roc_auc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = 
     """The probability that a true row (N,) scores higher than a false one; equal scores count half."""
     weights = np.ones(len(truth)) if weights is None else weights
     _check(scores)
-    values, place = np.unique(scores, return_inverse=True)
-    true = np.bincount(place, weights * truth, len(values))
-    false = np.bincount(place, weights * ~truth, len(values))
+    values, at = np.unique(scores, return_inverse=True)
+    true = np.bincount(at, weights * truth, len(values))
+    false = np.bincount(at, weights * ~truth, len(values))
     below = np.cumsum(false) - false
     return float((true * (below + false / 2)).sum() / (true.sum() * false.sum()))
 
 
 def average_precision(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """The area under a class's precision-recall curve as sums of steps; equal scores (N,) are one step."""
+    """The area under a class's precision-recall curve as a sum of steps; equal scores (N,) are one step."""
     precision, recall = _curve(scores, truth, weights)
     return float((precision * np.diff(recall, prepend=0.0)).sum())
 
 
 def average_precision_11(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Pascal VOC 2007's: the best precision at recalls of at least 0, 0.1, ..., 1, averaged."""
+    """Pascal VOC 2007's: the mean of the highest precision at recalls of at least 0, 0.1, ..., 1."""
     precision, recall = _curve(scores, truth, weights)
     best = np.maximum.accumulate(precision[::-1])[::-1]
-    # Rounded: a recall of 3/10 must not fall short of 0.3 by the last bit.
-    places = np.searchsorted(np.round(recall, 12), np.round(np.arange(11) / 10, 12))
-    return float(np.append(best, 0.0)[places].mean())
+    # Rounded: a recall of 3/10 must not be below 0.3 by the last bit.
+    first = np.searchsorted(np.round(recall, 12), np.round(np.arange(11) / 10, 12))
+    return float(np.append(best, 0.0)[first].mean())
 
 
 def _curve(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall when everything that scores at least so much is taken, for each score, the highest first."""
+    """Precision and recall at each score as the threshold, the highest first."""
     weights = np.ones(len(truth)) if weights is None else weights
     _check(scores)
-    values, place = np.unique(-scores, return_inverse=True)
-    true = np.cumsum(np.bincount(place, weights * truth, len(values)))
-    taken = np.cumsum(np.bincount(place, weights, len(values)))
+    values, at = np.unique(-scores, return_inverse=True)
+    true = np.cumsum(np.bincount(at, weights * truth, len(values)))
+    taken = np.cumsum(np.bincount(at, weights, len(values)))
     precision = np.divide(true, taken, out=np.ones(len(values)), where=taken > 0)
     return precision, true / max(true[-1], 1e-12)
 
 
 def best_ranks(queries: np.ndarray, items: np.ndarray, wanted: Sequence[Sequence[int]]) -> np.ndarray:
-    """(Q,) the place, from 0, of the first item that is `wanted`, when items (I, D) are sorted for each query (Q, D).
+    """(Q,) the rank, from 0, of the first `wanted` item among the items (I, D), for each query (Q, D).
 
-    Of equal scores the item with the lower number is first. Every query must want one.
+    Ties go to the lower item. Every query must want at least one.
     """
     found = np.empty(len(queries), np.int64)
     for start in range(0, len(queries), _BLOCK):
@@ -95,4 +99,91 @@ def best_ranks(queries: np.ndarray, items: np.ndarray, wanted: Sequence[Sequence
 
 def _check(scores: np.ndarray) -> None:
     if not np.isfinite(scores).all():
-        raise ValueError("scores that are not finite have no order")
+        raise ValueError("scores that are not finite cannot be ranked")
+
+
+@dataclass(frozen=True)
+class Score:
+    """All metrics of one data set, and the predictions and ranks of each image or text that they are computed from."""
+
+    metrics: dict[str, float]
+    details: dict[str, np.ndarray]
+
+
+def score_classes(scores: np.ndarray, labels: np.ndarray, metric: Metric) -> Score:
+    """The metrics of scores (N, C), cosines or a probe's logits, for labels (N,) or truth values (N, C)."""
+    if labels.ndim == 2:
+        details = {"labels": labels, "scores": _softmax(_SCALE * scores), "cosines": scores}
+    else:
+        details = {"labels": labels, "ranks": ranks(scores, labels), "predictions": scores.argmax(axis=1)}
+        if metric == "roc_auc":
+            details["scores"] = _softmax(_SCALE * scores)[:, 1]
+    return Score(metrics_of(details), {name: one for name, one in details.items() if name != "cosines"})
+
+
+def score_retrieval(
+    images: np.ndarray, texts: np.ndarray, about: Sequence[Sequence[int]], both_ways: bool = True
+) -> Score:
+    """Recall at 1, 5, 10 of images (N, D) by texts (M, D), where text j describes images `about[j]`, and the reverse.
+
+    A query counts if any of its targets is among the first k. `mean_recall` is the mean of all recalls.
+    """
+    details = {"image_ranks": best_ranks(texts, images, about)}
+    if both_ways:
+        texts_of: list[list[int]] = [[] for _ in range(len(images))]
+        for number, several in enumerate(about):
+            for image in several:
+                texts_of[image].append(number)
+        queries = [number for number, several in enumerate(texts_of) if several]
+        details["text_ranks"] = best_ranks(images[queries], texts, [texts_of[number] for number in queries])
+    return Score(metrics_of(details), details)
+
+
+def metrics_of(
+    details: Mapping[str, np.ndarray],
+    weights: Mapping[str, np.ndarray] | None = None,
+    wanted: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """The metrics of a score's details, all of them or those `wanted`.
+
+    `weights` are those of the rows of `labels`, `image_ranks` and `text_ranks`.
+    """
+    weigh = weights or {}
+    if "labels" not in details:
+        return _recalls(details, weigh)
+    labels, own = details["labels"], weigh.get("labels")
+    compute: dict[str, Callable[[], float]] = {}
+    if labels.ndim == 2:
+        compute["map11"] = lambda: _class_mean(average_precision_11, details["scores"], labels, own)
+        if "cosines" in details:  # CLIP_benchmark's: no softmax before it
+            compute["map"] = lambda: _class_mean(average_precision, details["cosines"], labels, own)
+    else:
+        found = details["ranks"]
+        compute["top1"] = lambda: top_k(found, 1, own)
+        compute["top5"] = lambda: top_k(found, 5, own)
+        compute["mean_per_class"] = lambda: mean_per_class(found, labels, own)
+        if "scores" in details:
+            compute["roc_auc"] = lambda: roc_auc(details["scores"], labels == 1, own)
+    return {name: metric() for name, metric in compute.items() if wanted is None or name in wanted}
+
+
+def _recalls(details: Mapping[str, np.ndarray], weigh: Mapping[str, np.ndarray]) -> dict[str, float]:
+    recalls = {
+        f"{what}_recall@{k}": top_k(details[f"{what}_ranks"], k, weigh.get(f"{what}_ranks"))
+        for what in ("image", "text")
+        if f"{what}_ranks" in details
+        for k in RECALLS
+    }
+    return {"mean_recall": float(np.mean(list(recalls.values()))), **recalls}
+
+
+def _class_mean(
+    metric: Callable[..., float], scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None
+) -> float:
+    truth = labels.astype(bool)
+    return float(np.mean([metric(scores[:, one], truth[:, one], weights) for one in range(labels.shape[1])]))
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)

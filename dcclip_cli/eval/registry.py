@@ -1,4 +1,4 @@
-"""Which data sets have a name, and what has to be true of each of them?
+"""The named data sets: split, size, classes and metric of each.
 
 Classes, sizes and metrics of the twenty are ELEVATER's (arXiv 2204.08790 and its toolkit's configurations).
 """
@@ -31,10 +31,9 @@ class TorchvisionClass:
 class KnownSet:
     """A data set with a name.
 
-    `size` counts the images of the test split, `texts` its captions; None where that could not be
-    verified, and is not checked. `hub` is the name under `clip-benchmark/wds_*`, none where
-    what lies there is another split. `languages` are those of retrieval's captions; class names have those of their
-    file under prompts/.
+    `size` counts the images of the test split, `texts` its captions; None where the number could not be
+    verified, and is not checked. `hub` is the name under `clip-benchmark/wds_*`, None where that is another split.
+    `languages` are those of the captions; class names have the languages of their file in prompts/.
     """
 
     name: str
@@ -47,16 +46,16 @@ class KnownSet:
     torchvision: TorchvisionClass | None = None
     texts: int | None = None
     languages: tuple[Language, ...] = ()
-    squash: bool = False  # the whole image squeezed to a square: a centre crop would cut away what is asked for
-    border: int = 0  # pixels to cut off at each side
+    squash: bool = False  # resize the whole image to a square: a centre crop would cut away what is asked for
+    border: int = 0  # pixels to crop at each side
     own_order: bool = True  # whether the hub numbers the classes as prompts/ does
-    others: bool = False  # whether the published folders hold further classes, which are left out
-    pictures_of: str = ""  # the data set with the same images in the other language, where it isn't this one itself
-    both_ways: bool = True  # whether texts are looked for as well as images
+    extra_folders: bool = False  # whether the published folders include further classes, which are left out
+    images_of: str = ""  # the data set with the same images in the other language, where it has another name
+    both_ways: bool = True  # whether retrieval is measured from image to text too
     remark: str = ""
 
     @property
-    def said(self) -> str:
+    def label(self) -> str:
         """The name as it is typed: with hyphens."""
         return self.name.replace("_", "-")
 
@@ -65,14 +64,14 @@ def _split(name: str, folder: str, train: str = "train", **more: str | bool) -> 
     return TorchvisionClass(name, folder, {"split": "test", **more}, {"split": train, **more})
 
 
-_PROBE = "the toolkit's own split: fetch it in class folders"
+_PROBE = "the toolkit's own split: download it as class folders"
 ELEVATER = (
     KnownSet("caltech101", 6_084, 102, metric="mean_per_class", hub="vtab-caltech101"),
     KnownSet("cifar10", 10_000, 10, hub="vtab-cifar10"),
     KnownSet("cifar100", 10_000, 100, hub="vtab-cifar100"),
     KnownSet("country211", 21_100, 211, hub="country211", torchvision=_split("Country211", "country211")),
     KnownSet("dtd", 1_880, 47, hub="vtab-dtd", torchvision=_split("DTD", "dtd")),
-    KnownSet("eurosat", 5_000, 10, remark=f"5,000 of the 27,000 pictures; {_PROBE}"),
+    KnownSet("eurosat", 5_000, 10, remark=f"5,000 of the 27,000 images; {_PROBE}"),
     KnownSet("fer2013", 3_589, 7, own_order=False, remark=f"the private test half alone; {_PROBE}"),
     KnownSet(
         "fgvc_aircraft", 3_333, 100, metric="mean_per_class", hub="fgvc_aircraft",
@@ -80,7 +79,7 @@ ELEVATER = (
     ),
     KnownSet("food101", 25_250, 101, torchvision=_split("Food101", "food-101")),
     KnownSet("gtsrb", 12_630, 43, hub="gtsrb", torchvision=_split("GTSRB", "gtsrb")),
-    KnownSet("hateful_memes", 500, 2, metric="roc_auc", split="dev", remark="under a licence of its own"),
+    KnownSet("hateful_memes", 500, 2, metric="roc_auc", split="dev", remark="has its own licence"),
     KnownSet(
         "kitti_distance", 711, 4, hub="vtab-kitti_closest_vehicle_distance", squash=True,
         remark="no centre crop",
@@ -99,7 +98,7 @@ ELEVATER = (
     ),
     KnownSet("pcam", 32_768, 2, hub="vtab-pcam", torchvision=_split("PCAM", "pcam")),
     KnownSet("rendered_sst2", 1_821, 2, hub="renderedsst2", torchvision=_split("RenderedSST2", "rendered-sst2")),
-    KnownSet("resisc45", 25_200, 45, remark=f"25,200 of the 31,500 pictures; {_PROBE}"),
+    KnownSet("resisc45", 25_200, 45, remark=f"25,200 of the 31,500 images; {_PROBE}"),
     KnownSet("stanford_cars", 8_041, 196, hub="cars", torchvision=_split("StanfordCars", "stanford_cars")),
     KnownSet(
         "voc2007", 4_952, 20, task="multi-label", metric="map11", hub="voc2007_multilabel",
@@ -116,8 +115,8 @@ IMAGENETS = (
     KnownSet("imagenet_a", 7_500, 200, hub="imagenet-a"),
     KnownSet("imagenet_r", 30_000, 200, hub="imagenet-r"),
     KnownSet(
-        "objectnet", 18_574, 113, hub="objectnet", border=2, others=True,
-        remark="the 113 classes shared with ImageNet, the pictures' red border cut off",
+        "objectnet", 18_574, 113, hub="objectnet", border=2, extra_folders=True,
+        remark="the 113 classes shared with ImageNet, the images' red border cropped",
     ),
 )  # fmt: skip
 _BOTH: tuple[Language, ...] = ("en", "zh")
@@ -129,11 +128,11 @@ def _captioned(name: str, size: int | None, languages: tuple[Language, ...], **m
 
 RETRIEVAL = (
     _captioned("flickr30k", 1_000, ("en",), texts=5_000, hub="flickr30k", remark="Karpathy's split"),
-    _captioned("flickr30k_cn", 1_000, ("zh",), texts=5_000, pictures_of="flickr30k", remark="human translations"),
+    _captioned("flickr30k_cn", 1_000, ("zh",), texts=5_000, images_of="flickr30k", remark="human translations"),
     _captioned("coco", 5_000, ("en",), texts=25_010, hub="mscoco_captions", remark="Karpathy's split"),
     # 1,053 texts: https://github.com/OFA-Sys/Chinese-CLIP/issues/175
     _captioned("coco_cn", 1_000, ("zh",), texts=1_053, remark="written in Chinese by people"),
-    # Published only as 5 thousand texts and 30 thousand images.
+    # Published sizes are rounded: 5 thousand texts, 30 thousand images.
     _captioned("muge_cn", None, ("zh",), split="valid", both_ways=False, remark="the test texts aren't public"),
     _captioned("xm3600", 3_600, _BOTH),
     # test_image_names.txt of adobe-research/Cross-lingual-Test-Dataset-XTD10 names no image twice.
@@ -144,14 +143,14 @@ PROMPTS = {
     "imagenet_v2": "imagenet",
     "imagenet_sketch": "imagenet",
     "objectnet": "objectnet113",
-}  # whose class names are another set's
+}  # data sets with another one's class names
 
 GROUPS = {"elevater": ELEVATER, "imagenet-family": IMAGENETS, "retrieval": RETRIEVAL, "all": tuple(SETS.values())}
 ALL = ("all",)  # the group that has both languages
 
 
 def languages_of(known: KnownSet) -> list[Language]:
-    """The languages that a data set has: its captions', or those of its class names."""
+    """The languages of a data set's captions or class names."""
     if known.task == "retrieval":
         return list(known.languages)
     from dcclip_cli.eval import prompts
@@ -160,17 +159,17 @@ def languages_of(known: KnownSet) -> list[Language]:
 
 
 def prompts_of(known: KnownSet) -> str:
-    """The file under prompts/ with the data set's class names."""
+    """The file in prompts/ with the data set's class names, without its suffix."""
     return PROMPTS.get(known.name, known.name)
 
 
 def name_in(known: KnownSet, language: Language) -> str:
-    """What is typed for the data set in that language."""
-    return known.said if known.said.endswith("-cn") else known.said + SUFFIX[language]
+    """The data set's name in a language, as `--dataset` takes it."""
+    return known.label if known.label.endswith("-cn") else known.label + SUFFIX[language]
 
 
 def known_names() -> list[str]:
-    """Every data set name that `--dataset` takes, Chinese ones included, groups not."""
+    """Every data set name that `--dataset` takes, in both languages, without groups."""
     return [name_in(known, language) for known in SETS.values() for language in languages_of(known)]
 
 
@@ -182,7 +181,7 @@ def group_names() -> list[str]:
 
 
 def expand(name: str) -> list[str]:
-    """The data sets' names that a group stands for; a name that is no group stands for itself."""
+    """The names of a group's data sets; any other name alone."""
     group = name.lower().replace("_", "-")
     if group in ALL:
         return known_names()
@@ -193,20 +192,20 @@ def expand(name: str) -> list[str]:
 
 
 def find(name: str) -> tuple[KnownSet, Language] | None:
-    """The data set and language that a name, typed with hyphens or underscores, means; None where it is unknown."""
-    said = name.lower().replace("_", "-")
+    """The data set and language of a name, typed with hyphens or underscores; None for an unknown name."""
+    wanted = name.lower().replace("_", "-")
     for known in SETS.values():
         for language in languages_of(known):
-            if name_in(known, language) == said:
+            if name_in(known, language) == wanted:
                 return known, language
     return None
 
 
-def pictures_of(dataset: str) -> str:
-    """The name that a result's data set has in any language, so that languages stand side by side."""
+def base_name(dataset: str) -> str:
+    """The data set's name without its language, the same for every language of the same images."""
     key = dataset.replace("-", "_")
     known = SETS.get(key) or SETS.get(key.removesuffix("_cn"))
-    return (known.pictures_of or known.said) if known else dataset
+    return (known.images_of or known.label) if known else dataset
 
 
 def unknown(name: str) -> DcclipError:
@@ -217,5 +216,5 @@ def unknown(name: str) -> DcclipError:
     return DcclipError(f"data set {name} is neither a known name nor a path", hint)
 
 
-def _language(said: str) -> tuple[str, Language]:
-    return (said.removesuffix("-cn"), "zh") if said.endswith("-cn") else (said, "en")
+def _language(name: str) -> tuple[str, Language]:
+    return (name.removesuffix("-cn"), "zh") if name.endswith("-cn") else (name, "en")

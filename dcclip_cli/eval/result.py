@@ -1,4 +1,4 @@
-"""What an evaluation found, and everything that one must know to repeat it."""
+"""Evaluation results: metrics, per-image details and everything needed to repeat the measurement, as JSON."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import atomic_write
 
 MAX_FILE_BYTES = 256_000_000
 _MAX_ARRAY_BYTES = 1_000_000_000
@@ -26,10 +27,10 @@ _DTYPES = ("uint8", "uint16", "uint32", "float32")
 class EvalResult:
     """One model on one data set in one language. `value` is `metrics[metric]`; metrics are in 0..1.
 
-    `n` images were measured; those that could not be read are in `corrupt`, each with its fault, and not among them.
-    `truth_sha256` is equal for the same images, classes and order. `details` hold what was found of each image, as
-    `pack` writes it: `labels`, `ranks`, `predictions`, `scores`, or for retrieval `text_ranks` and `image_ranks`.
-    `images_per_second` is 0 where all embeddings were there from before.
+    `n` images were measured; the unreadable ones are not among them, but in `corrupt` with the reason.
+    `truth_sha256` is equal for the same images, classes and order. `details` are arrays of all images, packed by
+    `pack`: `labels`, `ranks`, `predictions`, `scores`, or for retrieval `text_ranks` and `image_ranks`.
+    `images_per_second` is 0 if all embeddings were cached.
     """
 
     model: str
@@ -68,7 +69,7 @@ def sha256_of(lines: Sequence[str]) -> str:
 
 
 def pack(values: np.ndarray) -> dict[str, Any]:
-    """An array as JSON can hold it: whole numbers in the smallest kind that holds them, others as float32."""
+    """An array as JSON: integers in the smallest sufficient type, other numbers as float32."""
     if values.dtype == bool:
         values = values.astype(np.uint8)
     elif np.issubdtype(values.dtype, np.integer):
@@ -80,7 +81,7 @@ def pack(values: np.ndarray) -> dict[str, Any]:
 
 
 def unpack(packed: Mapping[str, Any], where: str) -> np.ndarray:
-    """What `pack` made. Raises DcclipError for anything else."""
+    """An array that `pack` wrote. Raises DcclipError for anything else."""
     try:
         dtype, shape = packed["dtype"], tuple(int(size) for size in packed["shape"])
         expected = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
@@ -89,11 +90,11 @@ def unpack(packed: Mapping[str, Any], where: str) -> np.ndarray:
         content = zlib.decompressobj().decompress(base64.b64decode(packed["zlib"], validate=True), expected + 1)
         return np.frombuffer(content, dtype).reshape(shape)
     except (KeyError, TypeError, ValueError, zlib.error, binascii.Error) as error:
-        raise DcclipError(f"{where} can't be read: {error}", "evaluate again") from None
+        raise DcclipError(f"{where} cannot be read: {error}", "evaluate again") from None
 
 
 def save_results(results: Iterable[EvalResult], folder: Path) -> None:
-    """Write DATASET.json for each data set, and summary.json with the values alone; files of other sets stay."""
+    """Write DATASET.json for each data set, and summary.json with the values alone; other data sets' files are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     by_dataset: dict[str, list[EvalResult]] = {}
     for result in results:
@@ -110,7 +111,7 @@ def load_results(path: Path) -> list[EvalResult]:
     if path.is_dir():
         files = [file for file in sorted(path.glob("*.json")) if file.name != "summary.json"]
         if not files:
-            raise DcclipError(f"{path} holds no results", "name a file or folder that eval --out wrote")
+            raise DcclipError(f"{path} contains no results", "name a file or folder that eval --out wrote")
         return [result for file in files for result in load_results(file)]
     if not path.is_file():
         raise DcclipError(f"{path} does not exist", "name a file or folder that eval --out wrote")
@@ -122,11 +123,9 @@ def load_results(path: Path) -> list[EvalResult]:
         return [EvalResult(**{key: value for key, value in row.items() if key in known}) for row in rows]
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DcclipError(
-            f"{path} holds no results of eval: {str(error)[:200]}", "name one that eval --out wrote"
+            f"{path} contains no results of eval: {str(error)[:200]}", "name one that eval --out wrote"
         ) from None
 
 
 def _write(file: Path, content: object) -> None:
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    partial.replace(file)
+    atomic_write(file, json.dumps(content, ensure_ascii=False, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Which figures stand side by side? Data sets in rows, models and languages in columns; also as Markdown and LaTeX."""
+"""Result tables: data sets in rows, models and languages in columns; also as Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dcclip_cli.data.pair import Language
-from dcclip_cli.eval.registry import ELEVATER, SUFFIX, pictures_of
+from dcclip_cli.eval.registry import ELEVATER, SUFFIX, base_name
 from dcclip_cli.eval.result import EvalResult
 
 METRIC_NAMES = {
@@ -18,6 +18,12 @@ METRIC_NAMES = {
     "map11": "11-point mAP",
     "map": "mAP",
     "roc_auc": "ROC AUC",
+    "image_recall@1": "image R@1",
+    "image_recall@5": "image R@5",
+    "image_recall@10": "image R@10",
+    "text_recall@1": "text R@1",
+    "text_recall@5": "text R@5",
+    "text_recall@10": "text R@10",
     "mean_recall": "mean recall",
 }
 MEAN = "ELEVATER, mean over 20"
@@ -26,7 +32,7 @@ _ZERO_SHOT = "zero-shot classification"
 
 @dataclass(frozen=True)
 class Column:
-    """A model in a language, or the gap between its Chinese and its English figures, in points."""
+    """A model in a language, or the gap between its Chinese and its English results, in points."""
 
     model: str
     language: Language | None
@@ -38,7 +44,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A data set, of all languages in one, on a task; `values` are in 0..1 (gaps: -1..1), None where nothing is."""
+    """A data set on a task, in all languages; `values` are in 0..1 (gaps: -1..1), None where there is no result."""
 
     name: str
     metric: str
@@ -48,35 +54,36 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
+    """All results; the last of the `rows` is ELEVATER's `mean`, if there is one."""
+
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    mean: Row | None = None
 
 
-def base_name(result: EvalResult) -> str:
-    """The data set's name in any language, with the task where it is not the usual one."""
-    name = pictures_of(result.dataset)
+def row_name(result: EvalResult) -> str:
+    """The data set's name without its language, with the task where it is not the default one."""
+    name = base_name(result.dataset)
     return name if result.task in (_ZERO_SHOT, "retrieval") else f"{name}, {result.task}"
 
 
 def table(results: Sequence[EvalResult]) -> Table:
-    """All results side by side, in the order in which they came; ELEVATER's mean where a model has all twenty."""
+    """All results, in their order; with ELEVATER's mean where a model has all twenty."""
     models = list(dict.fromkeys(result.model for result in results))
     columns = [column for model in models for column in _columns(model, results)]
     rows = []
-    for name in dict.fromkeys(base_name(result) for result in results):
-        here = [result for result in results if base_name(result) == name]
+    for name in dict.fromkeys(row_name(result) for result in results):
+        here = [result for result in results if row_name(result) == name]
         values = [_value(here, column) for column in columns]
         rows.append(Row(name, METRIC_NAMES.get(here[0].metric, here[0].metric), tuple(values), _remark(here)))
-    means = [elevater_mean(results, column.model, column.language) for column in columns if column.language]
-    if any(value is not None for value in means):
-        found = [_mean(results, column) for column in columns]
-        rows.append(Row(MEAN, "each one's own", tuple(found)))
-    return Table(tuple(columns), tuple(rows))
+    means = tuple(_mean(results, column) for column in columns)
+    mean = Row(MEAN, "their own", means) if any(value is not None for value in means) else None
+    return Table(tuple(columns), (*rows, mean) if mean else tuple(rows), mean)
 
 
 def elevater_mean(results: Sequence[EvalResult], model: str, language: Language) -> float | None:
-    """The mean over ELEVATER's twenty; None unless each of them was measured in full."""
-    wanted = {known.said + SUFFIX[language] for known in ELEVATER}
+    """The mean over ELEVATER's twenty data sets; None unless each of them was measured in full."""
+    wanted = {known.label + SUFFIX[language] for known in ELEVATER}
     found = {
         result.dataset: result.value
         for result in results
@@ -95,7 +102,7 @@ def markdown(results: Sequence[EvalResult]) -> str:
 
 
 def latex(results: Sequence[EvalResult]) -> str:
-    """The table for a paper, in per cent; it needs the package booktabs, and one for Chinese where names have any."""
+    """The table for a paper, in per cent; it needs the package booktabs, and one for Chinese if names contain any."""
     found = table(results)
     head = ["data set", "metric", *(_title(column) for column in found.columns)]
     lines = [rf"\begin{{tabular}}{{ll{'r' * len(found.columns)}}}", r"\toprule", _line(head), r"\midrule"]
@@ -107,11 +114,11 @@ def latex(results: Sequence[EvalResult]) -> str:
 
 
 def _columns(model: str, results: Sequence[EvalResult]) -> list[Column]:
-    mine = [result for result in results if result.model == model]
-    languages: list[Language] = [one for one in SUFFIX if any(result.language == one for result in mine)]
+    own = [result for result in results if result.model == model]
+    languages: list[Language] = [one for one in SUFFIX if any(result.language == one for result in own)]
     columns = [Column(model, language) for language in languages]
-    both = {base_name(result) for result in mine if result.language == "en"} & {
-        base_name(result) for result in mine if result.language == "zh"
+    both = {row_name(result) for result in own if result.language == "en"} & {
+        row_name(result) for result in own if result.language == "zh"
     }
     return [*columns, Column(model, None)] if both else columns
 
@@ -135,7 +142,7 @@ def _remark(here: Sequence[EvalResult]) -> str:
     if any(result.limit for result in here):
         remarks.append(f"a sample of {here[0].n:,} images")
     if corrupt := max(len(result.corrupt) for result in here):
-        remarks.append(f"{corrupt:,} images can't be read")
+        remarks.append(f"{corrupt:,} images cannot be read")
     return ", ".join(remarks)
 
 
@@ -148,7 +155,7 @@ def _cells(found: Table, row: Row) -> list[str]:
 
 
 def percent(value: float | None, signed: bool = False) -> str:
-    """A share as papers give it: 59.6, or +1.2 where it is a difference."""
+    """A fraction as papers print it: 59.6, or +1.2 for a difference."""
     return "" if value is None else f"{100 * value:{'+' if signed else ''}.1f}"
 
 

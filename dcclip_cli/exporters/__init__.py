@@ -1,1 +1,6 @@
-"""From a model directory to something that a device runs."""
+"""Export of models to formats that devices run, with a check that the export gives the same results."""
+
+from typing import Literal
+
+FormatName = Literal["onnx", "immich", "open_clip", "transformers", "openvino", "executorch", "litert", "coreml"]
+Precision = Literal["fp32", "fp16", "int8"]

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.exporters import FormatName
 from dcclip_cli.exporters.formats import FORMATS
-from dcclip_cli.exporters.names import FormatName
 from dcclip_cli.machine import cores
 from dcclip_cli.model.reference import ModelReference
 
@@ -65,17 +65,17 @@ def _measure(name: str, kind: str, target: str) -> Cost:
     import time
 
     begin = time.perf_counter()
+    from dcclip_cli.predict.encoder import Encoder, load_encoder
     from dcclip_cli.predict.footprint import footprint, peak_bytes
-    from dcclip_cli.predict.runtime import DualEncoder, load_model
 
-    def load(threads: int) -> DualEncoder:
+    def load(threads: int) -> Encoder:
         if kind in FORMATS and kind not in ("onnx", "open_clip"):
             encoder = FORMATS[kind].open(Path(target))  # type: ignore[index]
             if encoder is None:
                 raise DcclipError(f"{target}: {kind} has no runtime on this system", "measure it on a device")
             return encoder
         kinds = {"onnx": "bundle", "open_clip": "folder"}
-        return load_model(ModelReference(kinds.get(kind, kind), target, ""), "cpu", threads=threads)  # type: ignore[arg-type]
+        return load_encoder(ModelReference(kinds.get(kind, kind), target, ""), "cpu", threads=threads)  # type: ignore[arg-type]
 
     encoder = load(1)
     loaded = time.perf_counter() - begin

@@ -18,18 +18,19 @@ from pydantic import Field, field_validator
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval.datasets import Classes as SetClasses
+from dcclip_cli.eval.dataset import Classes as SetClasses
 from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
+from dcclip_cli.exporters import FormatName, Precision
 from dcclip_cli.exporters.formats import FORMATS
-from dcclip_cli.exporters.graphs_in_precision import GraphsInPrecision
-from dcclip_cli.exporters.names import FormatName, Precision
 from dcclip_cli.exporters.parity import DEFAULTS, Classes, HeldOutImages, Limits, Original, Parity, Thresholds
+from dcclip_cli.exporters.quantize import OnnxGraphs
 from dcclip_cli.exporters.samples import samples_from
 from dcclip_cli.exporters.source import Source, load_source
-from dcclip_cli.model.finite import NotFiniteError
+from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import ModelReference
+from dcclip_cli.model.tokenizer import copy_tokenizer
 from dcclip_cli.options import Options
-from dcclip_cli.predict.bundle import DESCRIPTION, FORMAT, TOKENIZER
+from dcclip_cli.predict.onnx_encoder import DESCRIPTION, FORMAT, TOKENIZER
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
@@ -102,7 +103,7 @@ def export(
     original = Original(source.encoder, samples, tests, options.parity.images, progress)
     limits = _limits(options)
     with TemporaryDirectory(prefix="dcclip-export-") as temporary, atomic_folder(out) as folder:
-        graphs = GraphsInPrecision(source, Path(temporary), options.precision, calibration, options.calibration_images)
+        graphs = OnnxGraphs(source, Path(temporary), options.precision, calibration, options.calibration_images)
         for attempt in _attempts(graphs, target.from_onnx):
             _clear(folder)
             target.write(source, attempt, folder, options.precision)
@@ -134,13 +135,13 @@ def export(
 
 def made_from(model: ModelReference, options: ExportOptions) -> str:
     """A hash that changes with the model, where it is a directory here, and with the options."""
-    from dcclip_cli.model.folder import folder_fingerprint
+    from dcclip_cli.model.model_dir import model_fingerprint
 
-    identity = folder_fingerprint(model.path) if model.kind == "folder" else f"{model.kind}:{model.target}"
+    identity = model_fingerprint(model.path) if model.kind == "folder" else f"{model.kind}:{model.target}"
     return hashlib.sha256(f"{EXPORT_FORMAT} {identity} {options.model_dump_json()}".encode()).hexdigest()
 
 
-def _attempts(graphs: GraphsInPrecision, needed: bool) -> Iterator[Path]:
+def _attempts(graphs: OnnxGraphs, needed: bool) -> Iterator[Path]:
     """The folder of the ONNX graphs, written anew as often as the caller asks."""
     while True:
         yield graphs.write() if needed else graphs.folder
@@ -173,13 +174,12 @@ def _languages(parity: Parity) -> str:
 def _tests(evaluation: EvalOptions | None) -> list[HeldOutImages]:
     if evaluation is None:
         return []
-    root = Path(evaluation.data_root) if evaluation.data_root else None
-    opened = open_datasets(evaluation.datasets, evaluation.languages, root)
+    opened = open_datasets(evaluation.model_copy(update={"task": "zero-shot", "templates": "own"}))
     return [
         HeldOutImages(
             one.name,
             len(one.images),
-            one.images.picture,
+            one.images.load,
             {
                 language: Classes(of.names, of.templates, of.labels[np.arange(len(one.images))])
                 for language, of in one.truth.items()
@@ -193,12 +193,10 @@ def _tests(evaluation: EvalOptions | None) -> list[HeldOutImages]:
 
 def _describe(source: Source, folder: Path, options: ExportOptions, model: ModelReference) -> None:
     """Write dcclip.json, and the tokenizer where the format has not brought its own."""
-    from dcclip_cli.model.folder import folder_fingerprint
+    from dcclip_cli.model.model_dir import model_fingerprint
 
     prompts = dict(source.encoder.prompts) | dict(options.prompts or {})
     if not (folder / TOKENIZER).exists() and options.format not in ("open_clip", "transformers"):
-        from dcclip_cli.exporters.source import copy_tokenizer
-
         copy_tokenizer(source.tokenizer).save(str(folder / TOKENIZER))
         if source.folder is not None:
             shutil.copyfile(source.folder / TOKENIZER, folder / TOKENIZER)
@@ -210,7 +208,7 @@ def _describe(source: Source, folder: Path, options: ExportOptions, model: Model
             "kind": "bundle" if options.format == "onnx" else options.format,
             "name": f"{source.towers.name}-{options.precision}",
             "precision": options.precision,
-            "fingerprint": folder_fingerprint(folder, sorted(files - {DESCRIPTION})),
+            "fingerprint": model_fingerprint(folder, sorted(files - {DESCRIPTION})),
             "parameters": source.towers.parameters_count(),
             "preprocessing": source.preprocessing.to_config(),
             "logit_scale": source.towers.logit_scale,

@@ -1,15 +1,25 @@
-"""The two towers as modules that an exporter can follow: pixels or token ids in, embeddings of length 1 out."""
+"""The two towers as modules that an exporter can trace, and as ONNX graphs."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.exporters.rounding import LARGEST_FILE
 from dcclip_cli.exporters.source import Source
 from dcclip_cli.model.towers import OpenClipTowers, Tokens, TransformersTowers
+from dcclip_cli.predict.onnx_encoder import IMAGE, IMAGE_EMBEDS, PIXELS, TEXT, TEXT_EMBEDS, TOKENS
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dcclip_cli.exporters.rounding import LARGEST_FILE
 
 
 class ImageGraph(nn.Module):
@@ -79,3 +89,60 @@ def example_inputs(source: Source, batch: int) -> list[tuple[nn.Module, Tensor]]
     # torch runs weights with the channels last; ExecuTorch 1.5 fails on those of strided convolutions.
     images = images.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return [(images, example_pixels(source, batch)), (TextGraph(source).eval(), ids)]
+
+
+OPSET = 18
+
+
+def write_onnx(source: Source, folder: Path) -> None:
+    """Write image.onnx and text.onnx, fp32. Raises DcclipError for towers that the exporter can't follow."""
+    import torch
+
+    from dcclip_cli.exporters.graphs import ImageGraph, TextGraph, example_ids, example_pixels
+
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=source.context_length)
+    lengths: Mapping[int, object] = {0: batch} if source.fixed else {0: batch, 1: length}
+    # Two of everything: torch.export takes a size of one for a constant.
+    images, texts = ImageGraph(source).eval(), TextGraph(source).eval()
+    write_graph(images, example_pixels(source), {0: batch}, folder / IMAGE, PIXELS, IMAGE_EMBEDS)
+    write_graph(texts, example_ids(source), lengths, folder / TEXT, TOKENS, TEXT_EMBEDS)
+
+
+def write_graph(
+    graph: nn.Module, example: Tensor, dynamic: Mapping[int, object], file: Path, takes: str, gives: str
+) -> None:
+    """Write one tower as a graph that turns `takes` into `gives`; `dynamic` names the example's open dimensions."""
+    import torch
+
+    size = sum(weight.numel() * weight.element_size() for weight in graph.parameters())
+    try:
+        with torch.no_grad():
+            torch.onnx.export(
+                graph,
+                (example,),
+                file,
+                dynamo=True,
+                input_names=[takes],
+                output_names=[gives],
+                dynamic_shapes=(dynamic,),
+                opset_version=OPSET,
+                external_data=size > LARGEST_FILE,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0][:200]
+        raise DcclipError(
+            f"torch can't export the {file.stem} tower: {reason}", "try another release of torch, or another model"
+        ) from None
+    _forget_where_it_was_made(file)
+
+
+def _forget_where_it_was_made(file: Path) -> None:
+    """Take out the source paths and stack traces that the exporter notes at every node: private, and no small part."""
+    import onnx
+
+    model = onnx.load(file, load_external_data=False)  # weights beside it stay where they are
+    for part in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    file.write_bytes(model.SerializeToString())

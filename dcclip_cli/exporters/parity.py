@@ -12,10 +12,11 @@ from pydantic import Field
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters.rounding import LARGEST_PAIR_SUM
+from dcclip_cli.exporters.samples import Samples
 from dcclip_cli.options import Options
-from dcclip_cli.predict.classifier import class_embeddings, fill
-from dcclip_cli.predict.embedding import embed
-from dcclip_cli.predict.runtime import DualEncoder
+from dcclip_cli.predict.encoder import Encoder
+from dcclip_cli.predict.images import embed
+from dcclip_cli.predict.zero_shot import class_embeddings, fill
 from dcclip_cli.progress import Progress, Silent
 
 _TIE = 1e-6  # of cosines: the model can't tell such texts apart, some are of the same pieces
@@ -59,20 +60,6 @@ DEFAULTS = {
     "fp16": Limits(0.02, 0.999, 0.98, 0.5),
     "int8": Limits(2.0, 0.9, 0.95, 0.5),
 }
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What two models are compared on. `source` says where the images are from.
-
-    `labels` are the texts that images are told apart by, a list for each language: a name and its translation lie so
-    close together that changing one for the other would say nothing. `texts` are further ones of any kind.
-    """
-
-    source: str
-    images: Sequence[Image.Image]
-    labels: Sequence[Sequence[str]]
-    texts: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -193,7 +180,7 @@ class _Answers:
 class Original:
     """A model's answers, asked once, that its exports are held against. Samples are taken in one batch of all."""
 
-    model: DualEncoder
+    model: Encoder
     samples: Samples
     tests: Sequence[HeldOutImages] = ()
     images: int = 1000
@@ -205,7 +192,7 @@ class Original:
         self._chosen = [_choice(test.count, self.images) for test in self.tests]
         self._answers = self._ask(self.model, lambda encode, items: encode(items))
 
-    def compare(self, exported: DualEncoder) -> Parity:
+    def compare(self, exported: Encoder) -> Parity:
         """The parity of an exported model, run in batches of several sizes."""
         mine, theirs = self._answers, self._ask(exported, _in_batches)
         same: list[tuple[float, float, float, int]] = []  # both towers, image alone, text alone; images
@@ -237,7 +224,7 @@ class Original:
             accuracy=tuple(accuracy),
         )
 
-    def _ask(self, model: DualEncoder, batched: Callable[..., np.ndarray]) -> _Answers:
+    def _ask(self, model: Encoder, batched: Callable[..., np.ndarray]) -> _Answers:
         pixels = np.stack([model.preprocess(image) for image in self.samples.images])
         tests = []
         for test, chosen in zip(self.tests, self._chosen, strict=True):
@@ -252,7 +239,7 @@ class Original:
         return _Answers(batched(model.encode_pixels, pixels), batched(model.encode_texts, self._texts), tests)
 
 
-def _class_embeddings(model: DualEncoder, test: HeldOutImages) -> Iterator[tuple[Language, np.ndarray]]:
+def _class_embeddings(model: Encoder, test: HeldOutImages) -> Iterator[tuple[Language, np.ndarray]]:
     for language, classes in test.classes.items():
         yield language, class_embeddings(model, [fill(classes.templates, name) for name in classes.names])
 

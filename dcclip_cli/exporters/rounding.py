@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+LARGEST_FILE = 1_800_000_000  # bytes; a protobuf holds 2 GiB, weights beyond that lie in a file beside it
 _INT8 = 127
 _PAIR = 128  # what two weights may add up to
 LARGEST_PAIR_SUM = 32767  # that 16 bits hold

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from dcclip_cli.data.collator import unaugmented
 from dcclip_cli.data.dataset import PairDataset, open_pairs
 from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.eval import prompts
-from dcclip_cli.exporters.parity import Samples
 from dcclip_cli.model.preprocess import decode, flatten
 from dcclip_cli.predict.images import find_images
 
@@ -29,6 +29,20 @@ TEXTS = (
     "a photo of " + "very " * 100 + "old trees",
     "一张" + "很" * 200 + "旧的照片",
 )
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What two models are compared on. `source` says where the images are from.
+
+    `labels` are the texts that images are told apart by, a list for each language: a name and its translation lie so
+    close together that changing one for the other would say nothing. `texts` are further ones of any kind.
+    """
+
+    source: str
+    images: Sequence[Image.Image]
+    labels: Sequence[Sequence[str]]
+    texts: Sequence[str] = ()
 
 
 def samples_from(path: Path | None, count: int = 128) -> Samples:

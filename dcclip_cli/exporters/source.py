@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,13 @@ from PIL import Image
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.reference import ModelReference
+from dcclip_cli.model.tokenizer import copy_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from dcclip_cli.model.towers import Towers
-    from dcclip_cli.predict.torch_runtime import TorchEncoder
+    from dcclip_cli.predict.encoder import TorchEncoder
 
 # Pictures that show how a library resizes and crops: wide, high, square, and just too small.
 _SIZES = ((301, 200), (97, 333), (256, 256), (63, 64))
@@ -44,21 +44,19 @@ class Source:
 
 def load_source(reference: ModelReference) -> Source:
     """The model meant by a reference, on the CPU. Raises DcclipError for bundles, and for what needs torch."""
-    from dcclip_cli.predict.torch_runtime import load_torch
+    from dcclip_cli.predict.encoder import load_torch_encoder
 
     if reference.kind == "bundle":
         raise DcclipError(
             f"{reference.target} is a bundle already", "export the model directory that align or distill left"
         )
-    encoder = load_torch(reference, "cpu")
+    encoder = load_torch_encoder(reference, "cpu")
     towers = encoder.towers
     if reference.kind == "hf":
         tokenizer, length, padding, fixed = _of_transformers(towers)
     elif reference.kind == "open_clip":
         tokenizer, length, padding, fixed = _of_open_clip(towers)
     else:
-        from dcclip_cli.model.tokenizer import load_tokenizer
-
         tokenizer, length = load_tokenizer(reference.path), _open_clip_context_length(towers)
         padding, fixed = tokenizer.token_to_id("<pad>") or 0, _is_fixed(towers)
     preprocessing = towers.preprocessing or _preprocessing(towers)
@@ -99,15 +97,6 @@ def _of_open_clip(towers: Any) -> tuple[Tokenizer, int, int, bool]:
         int(own.tokenizer.pad_token_id or 0),
         _is_fixed(towers),
     )
-
-
-def copy_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer, without the padding and truncation that its last caller left in it."""
-    from tokenizers import Tokenizer
-
-    state = json.loads(tokenizer.to_str())
-    state["padding"] = state["truncation"] = None
-    return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
 
 
 def _byte_pairs(own: Any) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""Choice between fp32 and bf16: `precision: auto` takes the one in which this machine computes a model faster."""
+"""Choice of torch device and precision (fp32 or bf16), and the check that embeddings are finite."""
 
 from __future__ import annotations
 
@@ -10,23 +10,64 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import atomic_write, cache_folder, lock
 from dcclip_cli.machine import cpu_name, has_native_bf16
 
 if TYPE_CHECKING:
     from dcclip_cli.model.towers import Towers
 
+
+def torch_device(asked: str, hint: str = "omit --device, or use --device cpu") -> str:
+    """`cpu`, `cuda` or `mps` for `auto`; any other name, such as `cuda:1`, unchanged.
+
+    Raises DcclipError, with `hint`, if torch does not have the device.
+    """
+    import torch
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked == "auto":
+        return next(name for name, found in available.items() if found)
+    if not available.get(asked.partition(":")[0]):
+        raise DcclipError(f"torch finds no device {asked}", hint)
+    return asked
+
+
+_HINT = "the weights are damaged or the computation overflowed: download the model again, or use fp32"
+
+
+class NotFiniteError(DcclipError):
+    """A model returned NaN or infinity, which every ranking, mean and index built on it would hide."""
+
+
+def finite(values: np.ndarray, model: str, inputs: str, hint: str = _HINT) -> np.ndarray:
+    """`values` (N, ...) unchanged: the embeddings that `model` returned for N `inputs` ("images" or "texts").
+
+    Raises NotFiniteError if a number is NaN or infinite.
+    """
+    numbers = np.isfinite(values)
+    if not numbers.all():
+        bad = int((~numbers.all(axis=tuple(range(1, values.ndim)))).sum())
+        raise NotFiniteError(
+            f"{model} returned embeddings that are not finite (NaN or infinite) for {bad} of {len(values)} {inputs}",
+            hint,
+        )
+    return values
+
+
 Precision = Literal["auto", "fp32", "bf16"]
 
-LEAST_GAIN = 1.2  # of bf16 over fp32, below which its coarser numbers are not worth it
-_ROUNDS, _PROBE_S = 3, 0.1  # passes that are timed in each precision, and about what one should take
-_MOST, _FEWEST = 64, 2  # images and texts of a pass
+LEAST_GAIN = 1.2  # speed-up of bf16 below which its coarser numbers are not worth it
+_ROUNDS, _PROBE_S = 3, 0.1  # passes timed in each precision, and the time that one should take
+_MOST, _FEWEST = 64, 2  # images and texts per pass
 _TEXTS = ("一张猫的照片", "a photo of a cat on a sofa")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A precision and why it was taken. `gain`: time in fp32 over time in bf16, where that was measured."""
+    """A precision and why it was chosen. `gain`: time in fp32 divided by time in bf16, if it was measured."""
 
     precision: str
     reason: str
@@ -34,44 +75,44 @@ class Choice:
 
     @property
     def warning(self) -> str:
-        """What to tell the user where bf16 was asked for and is slower; empty otherwise."""
+        """A warning if bf16 was requested and is slower; empty otherwise."""
         if self.precision != "bf16" or self.gain is None or self.gain >= 1:
             return ""
         return f"bf16 is {1 / self.gain:.1f} times slower than fp32 on this machine: set precision to auto or fp32"
 
     def lines(self, who: str) -> list[str]:
-        """What to tell the user: what `who` computes in, and a warning where that is slow."""
-        said = f"{who}: computes in {self.precision} ({self.reason})"
-        return [said, f"warning: {self.warning}"] if self.warning else [said]
+        """The messages for the user: the precision of `who`, and a warning if it is slow."""
+        message = f"{who}: computes in {self.precision} ({self.reason})"
+        return [message, f"warning: {self.warning}"] if self.warning else [message]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-AS_ASKED = Choice("fp32", "as asked")
+AS_ASKED = Choice("fp32", "as requested")
 
 
 def choose_precision(asked: str, device: str, towers: Towers, training: bool = False, image: bool = True) -> Choice:
     """The precision that `asked` ("auto", "fp32", "bf16", "fp16") means for these towers on `device`.
 
-    On a CPU, bf16 has to be native and at least LEAST_GAIN times faster in a probe with the towers themselves;
-    `training` probes a backward pass too, without `image` the text tower alone. The probe's result is kept in the
-    cache folder, so that a machine makes the same choice each time.
+    On a CPU, bf16 has to be native and at least LEAST_GAIN times faster when these towers are timed; `training` times
+    a backward pass too, `image=False` the text tower alone. The result is kept in the cache folder, so that a machine
+    makes the same choice each time.
     """
     import torch
 
     if asked not in ("auto", "bf16"):
-        return Choice(asked, "as asked")
+        return Choice(asked, "as requested")
     if asked == "auto" and (choice := choice_without_probe(device)):
         return choice
     if asked == "bf16" and torch.device(device).type != "cpu":
-        return Choice("bf16", "as asked")
-    gain = _kept_gain(towers, training, image)
-    return Choice("bf16", "as asked", gain) if asked == "bf16" else choice_by_gain(gain)
+        return Choice("bf16", "as requested")
+    gain = _cached_gain(towers, training, image)
+    return Choice("bf16", "as requested", gain) if asked == "bf16" else choice_by_gain(gain)
 
 
 def choice_without_probe(device: str) -> Choice | None:
-    """What `auto` takes on `device` whatever the model: everywhere but on a CPU with native bf16, where it is None."""
+    """The choice of `auto` that does not depend on the model; None on a CPU with native bf16, where it does."""
     import torch
 
     kind = torch.device(device).type
@@ -80,16 +121,16 @@ def choice_without_probe(device: str) -> Choice | None:
         return Choice("bf16", "native on this GPU") if has_bf16 else Choice("fp32", "no native bf16 on this GPU")
     if kind != "cpu":
         return Choice("fp32", f"bf16 is not tried on {kind}")
-    return None if torch_has_bf16() else Choice("fp32", "no native bf16 on this processor")
+    return None if torch_has_bf16() else Choice("fp32", "no native bf16 on this CPU")
 
 
 def choice_by_gain(gain: float) -> Choice:
-    """What `auto` takes for a model that is `gain` times as fast in bf16 as in fp32."""
+    """The choice of `auto` for a model that is `gain` times as fast in bf16 as in fp32."""
     return Choice("bf16" if gain >= LEAST_GAIN else "fp32", f"bf16 is {gain:.2f} times as fast as fp32 here", gain)
 
 
 def torch_has_bf16() -> bool:
-    """Whether torch computes bf16 natively on this processor: what it can do, and what torch is allowed to use."""
+    """Whether torch computes bf16 natively on this CPU: supported by it and not disabled in torch."""
     import torch
 
     return has_native_bf16() and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "DEFAULT")
@@ -106,9 +147,9 @@ def newton_schulz_precision(device: str) -> Literal["fp32", "bf16"]:
 
 
 def bf16_gain(run: Callable[[], object], rounds: int = _ROUNDS) -> float:
-    """How many times as fast `run` is under bf16 autocast as in fp32 on the CPU: the fastest of each, in turn.
+    """How many times as fast `run` is under bf16 autocast as in fp32 on the CPU: the fastest of `rounds` each.
 
-    In CPU time of one thread, which other work on the machine hardly changes.
+    Measured in CPU time of one thread, which other work on the machine hardly changes.
     """
     import torch
 
@@ -127,8 +168,8 @@ def bf16_gain(run: Callable[[], object], rounds: int = _ROUNDS) -> float:
     return fastest[False] / fastest[True]
 
 
-def _kept_gain(towers: Towers, training: bool, image: bool) -> float:
-    """The gain of bf16, measured once for each kind of towers, machine and version of torch."""
+def _cached_gain(towers: Towers, training: bool, image: bool) -> float:
+    """The gain of bf16, measured once per architecture, machine and torch version."""
     import torch
 
     shapes = sorted({f"{type(module).__name__} {module}" for module in towers.modules() if not list(module.children())})
@@ -144,16 +185,16 @@ def _kept_gain(towers: Towers, training: bool, image: bool) -> float:
     file = cache_folder() / "bf16-gain" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with lock(file.with_suffix(".lock")):  # processes that begin together make the same choice
+        with lock(file.with_suffix(".lock")):  # processes that start together make the same choice
             if not file.exists():
                 atomic_write(file, json.dumps({"gain": _measured_gain(towers, training, image)}).encode())
             return float(json.loads(file.read_text("utf-8"))["gain"])
-    except (OSError, ValueError, KeyError, TypeError):  # a folder that cannot be written, a file that was cut
+    except (OSError, ValueError, KeyError, TypeError):  # a folder that cannot be written, a truncated file
         return _measured_gain(towers, training, image)
 
 
 def _measured_gain(towers: Towers, training: bool, image: bool) -> float:
-    """Times a few passes. Running means, gradients and random numbers of `towers` stay as they are."""
+    """Time a few passes. Running means, gradients and random state of `towers` do not change."""
     import torch
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""From an image file to the numbers that an image tower takes, without torch."""
+"""Image decoding and preprocessing for image towers, without torch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 
 from dcclip_cli.errors import DcclipError
 
-MAX_PIXELS = 64_000_000  # larger pictures are refused before they are decompressed
-MAX_ASPECT = 100  # of the longer side to the shorter: resizing by the shorter would blow up a thinner picture
+MAX_PIXELS = 64_000_000  # larger images are refused before they are decompressed
+MAX_ASPECT = 100  # longer side / shorter side: resizing a thinner image by its shorter side would make it huge
 FORMATS = ("JPEG", "PNG", "WEBP")
 _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -24,10 +24,10 @@ _RESAMPLING = {
 
 
 def decode(source: bytes | Path, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """The first frame of an image in one of Pillow's `formats`, upright, as RGB, or as RGBA where it has transparency.
+    """The first frame of an image in one of Pillow's `formats`, upright, as RGB, or as RGBA if it has transparency.
 
-    Raises DcclipError for anything that is not such an image, is truncated, has more than `max_pixels` pixels, or
-    has one side more than MAX_ASPECT times the other.
+    Raises DcclipError for anything else, for truncated images, more than `max_pixels` pixels, or a side more than
+    MAX_ASPECT times the other.
     """
     name = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
     try:
@@ -37,12 +37,12 @@ def decode(source: bytes | Path, max_pixels: int = MAX_PIXELS, formats: tuple[st
                 if image.width * image.height > max_pixels:
                     raise DcclipError(
                         f"{name} has {image.width} x {image.height} pixels, more than {max_pixels:,}",
-                        "make the picture smaller first",
+                        "make the image smaller first",
                     )
                 if max(image.size) > MAX_ASPECT * min(image.size):
                     raise DcclipError(
                         f"{name} has {image.width} x {image.height} pixels, one side over {MAX_ASPECT} times the other",
-                        "crop the picture first",
+                        "crop the image first",
                     )
                 image.load()
                 transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
@@ -59,7 +59,7 @@ def decode(source: bytes | Path, max_pixels: int = MAX_PIXELS, formats: tuple[st
 
 
 def flatten(image: Image.Image, colour: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
-    """The image as RGB, its transparent parts showing `colour`."""
+    """The image as RGB, with `colour` behind its transparent parts."""
     if image.mode != "RGBA":
         return image.convert("RGB")
     background = Image.new("RGB", image.size, colour)
@@ -69,7 +69,7 @@ def flatten(image: Image.Image, colour: tuple[int, int, int] = (255, 255, 255)) 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What turns a picture into a tower's input: resize, crop, scale. Field names are open_clip's `preprocess_cfg`."""
+    """Resize, crop and normalise an image to a tower's input. Fields are named as in open_clip's `preprocess_cfg`."""
 
     size: int = 224
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
@@ -79,7 +79,7 @@ class Preprocessing:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Preprocessing:
-        """From open_clip's `preprocess_cfg`, its defaults where a key is missing. Raises ValueError on what we lack."""
+        """From open_clip's `preprocess_cfg`, with its defaults. Raises ValueError for unsupported values."""
         known = {key: config[key] for key in ("mean", "std", "interpolation", "resize_mode") if config.get(key)}
         known = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
         size = config.get("size", cls.size)

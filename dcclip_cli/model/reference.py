@@ -1,4 +1,4 @@
-"""Which model a user means by `--model`: see design.md, section 3."""
+"""Resolution of `--model`: the model that a user names by path, hub name, run or not at all."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.folder import CONFIG, WEIGHTS
+from dcclip_cli.model.model_dir import CONFIG, WEIGHTS
+from dcclip_cli.pipeline import STAGES
 
-STAGES = ("export", "align", "distill")  # the furthest first
 STARTER = "starter"  # the name of the model that comes with the package
 _STARTER_BUNDLE = Path(__file__).parent.parent / STARTER
 _HINT = "make a model with: dcclip run recipes/quickstart.yaml, or name one with --model"
@@ -18,11 +18,11 @@ _HINT = "make a model with: dcclip run recipes/quickstart.yaml, or name one with
 
 @dataclass(frozen=True)
 class ModelReference:
-    """A model that exists (on disk) or may (on a hub). `target` is a path or a hub name; `said` tells the user."""
+    """A model on disk, or a name on a hub. `target` is the path or hub name; `description` is shown to the user."""
 
     kind: Literal["folder", "bundle", "hf", "open_clip"]
     target: str
-    said: str
+    description: str
 
     @property
     def path(self) -> Path:
@@ -30,9 +30,9 @@ class ModelReference:
 
 
 def resolve(reference: str | None = None, runs: Path = Path("runs")) -> ModelReference:
-    """The model meant by `reference`, else by $DCCLIP_MODEL, else the newest finished run's, else the starter model.
+    """The model meant by `reference`, else by $DCCLIP_MODEL, else that of the newest finished run, else the starter.
 
-    Raises DcclipError where what is named is no model.
+    Raises DcclipError if `reference` or $DCCLIP_MODEL names no model.
     """
     if reference:
         return _named(reference, "")
@@ -40,7 +40,7 @@ def resolve(reference: str | None = None, runs: Path = Path("runs")) -> ModelRef
         return _named(from_environment, " ($DCCLIP_MODEL)")
     finished = [found for folder in runs.glob("*/") if (found := _furthest_stage(folder))]
     if not finished:
-        return _named(STARTER, f" (no model is named, and {runs}/ holds no finished run)")
+        return _named(STARTER, f" (no model is named, and {runs}/ contains no finished run)")
     newest = max(finished, key=lambda folder: folder.stat().st_mtime)
     return _named(str(newest), " (newest finished run)")
 
@@ -48,33 +48,32 @@ def resolve(reference: str | None = None, runs: Path = Path("runs")) -> ModelRef
 def _named(reference: str, why: str) -> ModelReference:
     scheme, _, rest = reference.partition(":")
     if scheme == "hf" and rest:
-        return ModelReference("hf", rest, f"model: {rest} through transformers{why}")
+        return ModelReference("hf", rest, f"model: {rest} with transformers{why}")
     if scheme in ("open_clip", "hf-hub") and rest:
         target = rest if scheme == "open_clip" else reference
-        return ModelReference("open_clip", target, f"model: {target} through open_clip{why}")
+        return ModelReference("open_clip", target, f"model: {target} with open_clip{why}")
     if reference == STARTER:
         return ModelReference("bundle", str(_STARTER_BUNDLE), f"model: starter, which comes with dcclip{why}")
     path = Path(reference)
     if not path.is_dir():
         raise DcclipError(
-            f"model {reference} is no directory",
+            f"model {reference} is not a directory",
             "name a model directory, a bundle, a run, hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME or starter",
         )
     folder = path if _is_model(path) else _furthest_stage(path)
     if folder is None:
-        raise DcclipError(f"{path} is no model directory, no export bundle and no finished run", _HINT)
+        raise DcclipError(f"{path} is neither a model directory nor an export bundle nor a finished run", _HINT)
     if (folder / "image.onnx").is_file():
         return ModelReference("bundle", str(folder.resolve()), f"model: bundle {folder}{why}")
     return ModelReference("folder", str(folder.resolve()), f"model: {folder}{why}")
 
 
 def _is_model(folder: Path) -> bool:
-    return (folder / "image.onnx").is_file() or (folder / CONFIG).is_file() or (folder / WEIGHTS).is_file()
+    return any((folder / name).is_file() for name in ("image.onnx", CONFIG, WEIGHTS))
 
 
 def _furthest_stage(run: Path) -> Path | None:
-    for stage in STAGES:
-        folder = run / stage if stage == "export" else run / stage / "model"
-        if _is_model(folder):
-            return folder
+    for stage in reversed(STAGES):
+        if stage.model and _is_model(run / stage.name / stage.model):
+            return run / stage.name / stage.model
     return None

@@ -1,4 +1,4 @@
-"""Where a big model comes from: one class per library, and their union, which is the registry of teachers."""
+"""Teachers: one options class per library, which loads its towers. The union at the end is their registry."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 class _TeacherOptions(Options):
     precision: Precision = Field(
-        "auto", description="What it computes in (bf16: autocast); auto: bf16 where this machine is faster with it"
+        "auto", description="Precision of the teacher (bf16: autocast); auto: bf16 if this machine is faster with it"
     )
 
 
 class TransformersTeacher(_TeacherOptions):
-    """Any dual encoder of transformers: ChineseCLIP, CLIP, SigLIP, SigLIP2, MetaCLIP2, AltCLIP."""
+    """A dual encoder of transformers: ChineseCLIP, CLIP, SigLIP, SigLIP2, MetaCLIP2, AltCLIP."""
 
     kind: Literal["transformers"] = "transformers"
-    model: str = Field(description="Hub name, or a directory written by save_pretrained")
+    model: str = Field(description="Name on the Hugging Face Hub, or a directory written by save_pretrained")
 
     def load(self, device: str = "cpu") -> TransformersTowers:
-        """The teacher's towers, frozen, in evaluation mode. Raises DcclipError where there is no such model."""
+        """The teacher's towers, frozen, in evaluation mode. Raises DcclipError if it cannot be loaded."""
         return _frozen(_load_transformers(self.model, "AutoModel"), self.precision, device)
 
 
@@ -38,24 +38,26 @@ class AltClipTeacher(TransformersTeacher):
     """AltCLIP, the paper's teacher: ViT-L/14 and XLM-RoBERTa-large, 864 M parameters ("BAAI/AltCLIP")."""
 
     kind: Literal["altclip"] = "altclip"  # type: ignore[assignment]
-    model: str = Field("BAAI/AltCLIP", description="Hub name, or a directory written by save_pretrained")
+    model: str = Field(
+        "BAAI/AltCLIP", description="Name on the Hugging Face Hub, or a directory written by save_pretrained"
+    )
 
     def load(self, device: str = "cpu") -> TransformersTowers:
         return _frozen(_load_transformers(self.model, "AltCLIPModel"), self.precision, device)
 
 
 class OpenClipTeacher(_TeacherOptions):
-    """Any open_clip model: `ARCH/TAG`, `hf-hub:ORG/NAME`, or a directory such as dcclip itself writes."""
+    """An open_clip model: `ARCH/TAG`, `hf-hub:ORG/NAME`, or a model directory such as dcclip writes."""
 
     kind: Literal["open_clip"] = "open_clip"
-    model: str = Field(description="ARCH/TAG, hf-hub:ORG/NAME, or the path of a directory")
+    model: str = Field(description="ARCH/TAG, hf-hub:ORG/NAME, or the path of a model directory")
 
     def load(self, device: str = "cpu") -> Towers:
-        """The teacher's towers, frozen, in evaluation mode. Raises DcclipError where there is no such model."""
+        """The teacher's towers, frozen, in evaluation mode. Raises DcclipError if it cannot be loaded."""
         if Path(self.model).is_absolute():
-            from dcclip_cli.model.folder import load_folder
+            from dcclip_cli.model.model_dir import load_model
 
-            return _frozen(load_folder(Path(self.model)), self.precision, device)
+            return _frozen(load_model(Path(self.model)), self.precision, device)
         return _frozen(_load_open_clip(self.model), self.precision, device)
 
 
@@ -75,9 +77,8 @@ def _load_transformers(model: str, architecture: str) -> TransformersTowers:
 
     from dcclip_cli.model.towers import TransformersTowers
 
-    transformers.utils.logging.disable_progress_bar()  # "Loading weights"
-    enable_progress_bars()  # downloads, which the line above silences as well
-
+    transformers.utils.logging.disable_progress_bar()  # of "Loading weights"
+    enable_progress_bars()  # of downloads, which the line above disables too
     if Path(model).is_absolute() and not (Path(model) / "config.json").is_file():
         raise DcclipError(f"{model} has no config.json", "name a directory written by transformers' save_pretrained")
     try:
@@ -87,8 +88,8 @@ def _load_transformers(model: str, architecture: str) -> TransformersTowers:
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DcclipError(
-            f"teacher {model} can't be loaded: {reason}",
-            "check the name and the network, or give a directory that starts with ./ or /",
+            f"teacher {model} cannot be loaded: {reason}",
+            "check the name and the network connection, or give a directory that starts with ./ or /",
         ) from None
     if not hasattr(loaded, "get_image_features") or not hasattr(loaded, "get_text_features"):
         raise DcclipError(
@@ -96,8 +97,8 @@ def _load_transformers(model: str, architecture: str) -> TransformersTowers:
             "use AltCLIP, ChineseCLIP, CLIP, SigLIP, SigLIP2 or MetaCLIP2",
         )
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    pieces = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    others = (loaded.config.to_json_string(), image_processor.to_json_string(), pieces)
+    vocab = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    others = (loaded.config.to_json_string(), image_processor.to_json_string(), vocab)
     return TransformersTowers(loaded, image_processor, tokenizer, Path(model).name, _fingerprint(loaded, *others))
 
 
@@ -116,14 +117,14 @@ def _load_open_clip(model: str) -> OpenClipTowers:
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:300]
         raise DcclipError(
-            f"open_clip model {model} can't be loaded: {reason}",
-            "check the name against open_clip.list_pretrained(), and the network",
+            f"open_clip model {model} cannot be loaded: {reason}",
+            "check the name against open_clip.list_pretrained(), and the network connection",
         ) from None
     padding = getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", None) or 0
 
     def tokenize(texts: list[str]) -> Tokens:
         ids = tokenizer(texts)
-        # Padding comes last, so the tokens up to the last one that isn't padding are real.
+        # Padding comes last, so all tokens up to the last one that is not padding are real.
         real = (ids != padding).to(torch.int64).flip(1).cummax(1).values.flip(1)
         return Tokens(ids, real)
 
@@ -132,10 +133,7 @@ def _load_open_clip(model: str) -> OpenClipTowers:
 
 
 def _fingerprint(model: Any, *others: str) -> str:
-    """A sha256 over `others` and the names and sums of all weights: cheap, and different for different weights."""
-    sums = {name: [float(value.double().sum()), float(value.double().abs().sum())] for name, value in _named(model)}
+    """A sha256 of `others` and the names and sums of all weights: cheap, and different for different weights."""
+    weights = sorted(model.state_dict().items())
+    sums = {name: [float(value.double().sum()), float(value.double().abs().sum())] for name, value in weights}
     return hashlib.sha256(json.dumps([sums, *others], sort_keys=True).encode()).hexdigest()
-
-
-def _named(model: Any) -> Any:
-    return sorted(model.state_dict().items())

@@ -1,10 +1,10 @@
-"""Which pieces a student's text tower knows: a tokenizer trained on captions, or the teacher's cut to them."""
+"""Student tokenizers: trained on captions, or the teacher's with its vocabulary trimmed to them."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
     from dcclip_cli.model.towers import Tokens
 
-# As in XLM-RoBERTa: begin, padding, end, unknown.
+# Begin, padding, end, unknown, as in XLM-RoBERTa.
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 BEGIN_ID, PADDING_ID, END_ID, UNKNOWN_ID = range(4)
 _HAN = "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
 
 
 def train_tokenizer(captions: Iterable[str], size: int) -> Tokenizer:
-    """A Unigram tokenizer of at most `size` pieces, case-folded and NFKC-normalised, Chinese in single characters.
+    """A Unigram tokenizer of at most `size` tokens, lower-cased and NFKC-normalised, Chinese in single characters.
 
-    Single characters let the model read Chinese words that no caption had as a whole. NFKC makes full-width
-    punctuation and letters one with the usual ones. The same captions give the same tokenizer. Raises DcclipError where
-    `size` is less than the captions' characters.
+    Single characters let the model read Chinese words that no caption contains as a whole. NFKC unifies full-width
+    punctuation and letters with the usual ones. The same captions give the same tokenizer. Raises DcclipError if
+    `size` is less than the number of different characters in the captions.
     """
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -42,7 +42,7 @@ def train_tokenizer(captions: Iterable[str], size: int) -> Tokenizer:
         tokenizer.train_from_iterator(captions, trainer)
     except Exception as error:  # noqa: BLE001  # the library raises nothing narrower
         raise DcclipError(
-            f"no vocabulary of {size} pieces can be made: {error}", "make student.text.vocabulary.size larger"
+            f"no vocabulary of {size} tokens can be trained: {error}", "make student.text.vocabulary.size larger"
         ) from None
     return _with_ends(_in_fixed_order(tokenizer))
 
@@ -57,73 +57,88 @@ def _with_ends(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _in_fixed_order(tokenizer: Tokenizer) -> Tokenizer:
-    """The trained tokenizer with its pieces by falling score, then by name, scores rounded.
+    """The trained tokenizer with its tokens in order of falling score, then of name, with scores rounded.
 
-    The trainer goes through hash maps: from run to run equal scores change places and sums differ in their last bits,
-    up to 4e-11 on 60,000 captions, so that a student built twice would have other rows for the same pieces.
+    The trainer iterates over hash maps: from run to run, equal scores change places and sums differ in their last bits,
+    up to 4e-11 on 60,000 captions, so that a student built twice would have different rows for the same tokens.
     """
     from tokenizers import Tokenizer
 
     state = json.loads(tokenizer.to_str())
-    pieces = [(piece, round(score, 6)) for piece, score in state["model"]["vocab"]]
-    special, trained = pieces[: len(SPECIAL)], pieces[len(SPECIAL) :]
+    vocab = [(token, round(score, 6)) for token, score in state["model"]["vocab"]]
+    special, trained = vocab[: len(SPECIAL)], vocab[len(SPECIAL) :]
     state["model"]["vocab"] = special + sorted(trained, key=lambda entry: (-entry[1], entry[0]))
     return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
 
 
 def trim_tokenizer(source: Path, captions: Iterable[str], size: int, characters: bool = False) -> Tokenizer:
-    """The teacher's tokenizer with only the pieces that the captions use, at most `size` of them, the commonest first.
+    """The teacher's tokenizer with only the tokens that the captions use, at most `size` of them, the commonest first.
 
-    Scores stay, and with them what an unknown character costs, which hangs on the lowest score: so text whose pieces
-    are all kept is cut exactly as before. With `characters`, single ones that no caption has fill up what is left of
-    `size`, ASCII first, then by score. `source` is a directory with a tokenizer.json. Raises DcclipError where it isn't
-    a Unigram tokenizer (XLM-RoBERTa's is).
+    Scores stay, and with them the cost of an unknown character, which depends on the lowest score: a text whose tokens
+    are all kept is tokenized exactly as before. With `characters`, single characters that no caption contains fill the
+    rest of `size`, ASCII first, then by score. `source` is a directory with a tokenizer.json. Raises DcclipError if
+    that is missing or not a Unigram tokenizer (XLM-RoBERTa's is one).
     """
     from tokenizers import Tokenizer
 
-    file = source / "tokenizer.json"
+    file, other = source / "tokenizer.json", "write student.text.vocabulary: {from: data, size: ...}"
     if not file.is_file():
-        raise DcclipError(f"{source} has no tokenizer.json", "write student.text.vocabulary: {from: data, size: ...}")
+        raise DcclipError(f"{source} has no tokenizer.json", other)
     full = Tokenizer.from_file(str(file))
     state = json.loads(full.to_str())
     if state["model"].get("type") != "Unigram":
-        raise DcclipError(
-            f"{file} is a {state['model'].get('type')} tokenizer; only Unigram ones can be trimmed",
-            "write student.text.vocabulary: {from: data, size: ...}",
-        )
-    pieces: list[list[Any]] = state["model"]["vocab"]
-    if len(pieces) <= size:
+        what = f"{file} is a {state['model'].get('type')} tokenizer; only Unigram tokenizers can be trimmed"
+        raise DcclipError(what, other)
+    vocab: list[list[Any]] = state["model"]["vocab"]
+    if len(vocab) <= size:
         return full
     counts: Counter[int] = Counter()
     for encoding in full.encode_batch(list(captions), add_special_tokens=False):
         counts.update(encoding.ids)
     always = {token["id"] for token in state["added_tokens"]} | {state["model"]["unk_id"]}
-    always |= {index for index, (piece, _) in enumerate(pieces) if piece == "▁"}
+    always |= {index for index, (token, _) in enumerate(vocab) if token == "▁"}
     wanted = [index for index, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     if characters:
-        single = [index for index, (piece, _) in enumerate(pieces) if len(piece.removeprefix("▁")) == 1]
-        ascii_first = sorted(
-            single, key=lambda index: (not pieces[index][0].removeprefix("▁").isascii(), -pieces[index][1])
-        )
-        wanted = list(dict.fromkeys([*wanted, *ascii_first]))
-    chosen = set([index for index in wanted if index not in always][: max(0, size - len(always))]) | always
-    kept = sorted(chosen)
-    # An unknown character costs the lowest score of all less 10. The score of <unk> itself is used for nothing else:
-    # with the teacher's lowest one in it, unknown characters get no cheaper than they were.
-    lowest = min(score for _, score in pieces)
-    pieces[state["model"]["unk_id"]][1] = lowest
-    new = {old: position for position, old in enumerate(kept)}
-    state["model"]["vocab"] = [pieces[index] for index in kept]
-    state["model"]["unk_id"] = new[state["model"]["unk_id"]]
+        wanted = list(dict.fromkeys([*wanted, *_single_characters(vocab)]))
+    kept = sorted(always | set([index for index in wanted if index not in always][: max(0, size - len(always))]))
+    # An unknown character costs the lowest score of all less 10. The score of <unk> itself is not used otherwise:
+    # with the teacher's lowest score in it, unknown characters keep their cost.
+    vocab[state["model"]["unk_id"]][1] = min(score for _, score in vocab)
+    state["model"]["vocab"] = [vocab[index] for index in kept]
+    return renumbered(state, {old: new for new, old in enumerate(kept)})
+
+
+def _single_characters(vocab: list[list[Any]]) -> list[int]:
+    """The ids of single characters, ASCII first, then by score."""
+    plain = {index: token.removeprefix("▁") for index, (token, _) in enumerate(vocab)}
+    single = [index for index, character in plain.items() if len(character) == 1]
+    return sorted(single, key=lambda index: (not plain[index].isascii(), -vocab[index][1]))
+
+
+def renumbered(state: dict[str, Any], new: Mapping[int, int]) -> Tokenizer:
+    """The Unigram tokenizer of a tokenizer.json whose vocabulary was reordered, its special tokens under `new` ids."""
+    from tokenizers import Tokenizer
+
+    state["model"]["unk_id"] = new.get(state["model"]["unk_id"], state["model"]["unk_id"])
     for token in state["added_tokens"]:
-        token["id"] = new[token["id"]]
+        token["id"] = new.get(token["id"], token["id"])
     for token in (state.get("post_processor") or {}).get("special_tokens", {}).values():
-        token["ids"] = [new[index] for index in token["ids"]]
+        token["ids"] = [new.get(index, index) for index in token["ids"]]
+    state["added_tokens"].sort(key=lambda token: token["id"])
+    return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
+
+
+def copy_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer without the padding and truncation set by its last caller."""
+    from tokenizers import Tokenizer
+
+    state = json.loads(tokenizer.to_str())
+    state["padding"] = state["truncation"] = None
     return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, context_length: int) -> None:
-    """Write the files from which transformers, and so open_clip, loads the tokenizer."""
+    """Write the files from which transformers, and so open_clip, load the tokenizer."""
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -138,7 +153,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, context_length: int) -> N
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in a model directory or bundle. Raises DcclipError where it is missing or broken."""
+    """The tokenizer in a model directory or bundle. Raises DcclipError if it is missing or damaged."""
     from tokenizers import Tokenizer
 
     file = folder / "tokenizer.json"
@@ -151,7 +166,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def tokenize_with(tokenizer: Tokenizer, context_length: int) -> Callable[[list[str]], Tokens]:
-    """A function from texts to Tokens, padded to the longest of them; too long texts lose their end, but not `</s>`."""
+    """A function from texts to Tokens, padded to the longest text; long texts are truncated and keep their `</s>`."""
     import torch
 
     from dcclip_cli.model.towers import Tokens

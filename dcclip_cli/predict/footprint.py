@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from dcclip_cli.predict.runtime import DualEncoder
+from dcclip_cli.predict.encoder import Encoder
 
 TEXT = "一只在雪地里的狗 a dog in the snow"
 
@@ -27,7 +27,7 @@ class Footprint:
     text_ms: float
 
 
-def footprint(model: DualEncoder, budget_s: float = 1.0, threads: int = 1) -> Footprint:
+def footprint(model: Encoder, budget_s: float = 1.0, threads: int = 1) -> Footprint:
     """A model's size and latency. Not for comparing machines, nor runs made while something else was running.
 
     `threads` are torch's; a bundle is loaded with its own.

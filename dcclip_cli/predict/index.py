@@ -17,9 +17,8 @@ import numpy as np
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode
-from dcclip_cli.predict.embedding import embed
-from dcclip_cli.predict.images import find_images
-from dcclip_cli.predict.runtime import DualEncoder
+from dcclip_cli.predict.encoder import Encoder
+from dcclip_cli.predict.images import embed, find_images
 from dcclip_cli.progress import Progress, Silent
 
 FOLDER = ".dcclip"  # in the folder that is searched; one file for each model
@@ -56,7 +55,7 @@ class Index:
         return [Hit(self.folder / self.paths[index], float(scores[index])) for index in nearest]
 
 
-def open_index(model: DualEncoder, folder: Path, fresh: bool = False, progress: Progress | None = None) -> Index:
+def open_index(model: Encoder, folder: Path, fresh: bool = False, progress: Progress | None = None) -> Index:
     """The up-to-date index of a folder and all below it; pictures that are new or changed are embedded now.
 
     It is kept in FOLDER/.dcclip where that can be written, and otherwise made each time.

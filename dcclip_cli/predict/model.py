@@ -1,9 +1,10 @@
-"""The door for programs: a model of any kind, ready to be asked."""
+"""Predictions for image files, and the Python API of a loaded model."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -12,24 +13,56 @@ from PIL import Image
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode
-from dcclip_cli.predict.classifier import text_embeddings
-from dcclip_cli.predict.embedding import embed
-from dcclip_cli.predict.predict import best
-from dcclip_cli.predict.runtime import DualEncoder
-from dcclip_cli.predict.zeroshot import Labels
+from dcclip_cli.predict.encoder import Encoder
+from dcclip_cli.predict.images import BATCH_SIZE, embed
+from dcclip_cli.predict.zero_shot import Labels, text_embeddings
 
-Picture = str | os.PathLike[str] | bytes | Image.Image  # a path, a file's bytes, or a picture of Pillow's
+ImageInput = str | os.PathLike[str] | bytes | Image.Image  # a path, the bytes of a file, or a Pillow image
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An image's best labels with their probabilities, the best first, or the error from reading the image."""
+
+    image: Path
+    labels: tuple[tuple[str, float], ...] = ()
+    error: str | None = None
+
+
+def predict(
+    encoder: Encoder,
+    labels: Labels,
+    images: Iterable[Path],
+    top_k: int | None = 5,
+    threshold: float = 0.0,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[Prediction]:
+    """One Prediction per image, in order, as soon as its batch is done; labels below `threshold` are left out."""
+    for path, found in embed(encoder, images, decode, batch_size):
+        if isinstance(found, DcclipError):
+            yield Prediction(path, error=found.what)
+        else:
+            [row] = labels.probabilities(found[np.newaxis])
+            yield Prediction(path, best(labels.names, row, top_k, threshold))
+
+
+def best(
+    names: Sequence[str], probabilities: np.ndarray, top_k: int | None, threshold: float = 0.0
+) -> tuple[tuple[str, float], ...]:
+    """The `top_k` most probable names (all if None) that reach `threshold`, the best first."""
+    order = np.argsort(-probabilities, kind="stable")[:top_k]
+    return tuple((names[index], float(probabilities[index])) for index in order if probabilities[index] >= threshold)
 
 
 class Model:
-    """A loaded model, the same for every reference: directory, bundle, run, `hf:`, `open_clip:`, `hf-hub:`.
+    """A loaded model of any kind: model directory, bundle, run, `hf:`, `open_clip:`, `hf-hub:`.
 
-    `name` and `parameters` say which it is. Every method raises DcclipError where a picture can't be read.
+    Every method raises DcclipError for an image that cannot be read.
     """
 
-    def __init__(self, encoder: DualEncoder) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self._labels: tuple[Any, Labels] | None = None
+        self._labels: tuple[Any, Labels] | None = None  # of the last call, with the arguments they were made from
 
     @property
     def name(self) -> str:
@@ -38,91 +71,80 @@ class Model:
 
     @property
     def parameters(self) -> int:
-        """How many weights both towers have."""
+        """Number of weights in both towers."""
         return self._encoder.parameters
 
     @property
     def logit_scale(self) -> float:
-        """What cosines are multiplied with before the softmax."""
+        """Factor of the cosines before the softmax (1 / temperature)."""
         return self._encoder.logit_scale
 
     @property
     def preprocessing(self) -> Mapping[str, Any]:
-        """What is done to a picture, in open_clip's terms."""
+        """The image preprocessing, in the terms of open_clip's `preprocess_cfg`."""
         return self._encoder.preprocessing
 
     @overload
     def predict(
         self,
-        pictures: Picture,
+        images: ImageInput,
         labels: Sequence[str],
         *,
         templates: Sequence[str] | None = None,
-        several: bool = False,
+        multi_label: bool = False,
         top_k: int | None = None,
     ) -> dict[str, float]: ...
 
     @overload
     def predict(
         self,
-        pictures: list[Picture] | tuple[Picture, ...],
+        images: list[ImageInput] | tuple[ImageInput, ...],
         labels: Sequence[str],
         *,
         templates: Sequence[str] | None = None,
-        several: bool = False,
+        multi_label: bool = False,
         top_k: int | None = None,
     ) -> list[dict[str, float]]: ...
 
     def predict(
         self,
-        pictures: Picture | list[Picture] | tuple[Picture, ...],
+        images: ImageInput | list[ImageInput] | tuple[ImageInput, ...],
         labels: Sequence[str],
         *,
         templates: Sequence[str] | None = None,
-        several: bool = False,
+        multi_label: bool = False,
         top_k: int | None = None,
     ) -> dict[str, float] | list[dict[str, float]]:
-        """Label -> probability, the most probable first; of many pictures a list of these.
+        """Label -> probability, the most probable first; for a list of images, a list of these.
 
-        Labels compete with each other, or with `several` each is judged by itself. `templates` (as in
-        "a photo of a {}", "一张{}的照片") are used instead of the model's own, an empty list means the bare labels.
+        Labels compete with each other, or with `multi_label` each is judged by itself. `templates` (for example
+        "a photo of a {}", "一张{}的照片") replace the model's own; an empty list means the bare labels.
         """
-        ready = self._ready(labels, templates, several)
-        rows = ready.probabilities(self.embed_images(_many(pictures)))
+        is_one = isinstance(images, str | bytes | os.PathLike | Image.Image)
+        wanted = [labels] if isinstance(labels, str) else list(labels)
+        key = (tuple(wanted), None if templates is None else tuple(templates), multi_label)
+        if self._labels is None or self._labels[0] != key:
+            self._labels = key, Labels(self._encoder, wanted, templates, multi_label)
+        ready = self._labels[1]
+        rows = ready.probabilities(self.embed_images([images] if is_one else images))  # type: ignore[list-item,arg-type]
         found = [dict(best(ready.names, row, top_k)) for row in rows]
-        return found[0] if _is_one(pictures) else found
+        return found[0] if is_one else found
 
-    def embed_images(self, pictures: Sequence[Picture]) -> np.ndarray:
+    def embed_images(self, images: Sequence[ImageInput]) -> np.ndarray:
         """(N, D) embeddings of length 1, float32."""
         vectors = []
-        for _, found in embed(self._encoder, pictures, _read):
+        for _, found in embed(self._encoder, images, _read):
             if isinstance(found, DcclipError):
                 raise found
             vectors.append(found)
         return np.stack(vectors) if vectors else np.empty((0, 0), np.float32)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """(N, D) embeddings of length 1, float32, of texts as they are, without templates."""
+        """(N, D) embeddings of length 1, float32, of the texts themselves, without templates."""
         return text_embeddings(self._encoder, [texts] if isinstance(texts, str) else texts)
 
-    def _ready(self, labels: Sequence[str], templates: Sequence[str] | None, several: bool) -> Labels:
-        """The labels as vectors; those of the last call are kept."""
-        wanted = [labels] if isinstance(labels, str) else list(labels)
-        key = (tuple(wanted), None if templates is None else tuple(templates), several)
-        if self._labels is None or self._labels[0] != key:
-            self._labels = key, Labels(self._encoder, wanted, templates, several)
-        return self._labels[1]
 
-
-def _is_one(pictures: Any) -> bool:
-    return isinstance(pictures, str | bytes | os.PathLike | Image.Image)
-
-
-def _many(pictures: Any) -> Sequence[Picture]:
-    return [pictures] if _is_one(pictures) else pictures
-
-
-def _read(picture: Picture) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return picture
-    return decode(picture if isinstance(picture, bytes) else Path(picture))
+def _read(image: ImageInput) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    return decode(image if isinstance(image, bytes) else Path(image))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, Self, get_args
+from typing import Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -15,11 +15,9 @@ from dcclip_cli.exporters.export import ExportOptions
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.options import Options
+from dcclip_cli.pipeline import STAGES, StageName
 from dcclip_cli.train.align import AlignOptions
 from dcclip_cli.train.distill import DistillOptions
-
-Stage = Literal["collect", "distill", "align", "eval", "export"]
-STAGES: tuple[Stage, ...] = get_args(Stage)  # in the order of `dcclip run`
 
 
 class Recipe(Options):
@@ -66,6 +64,6 @@ class Recipe(Options):
         return self
 
     @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The stages that the recipe names, in order."""
-        return tuple(stage for stage in STAGES if getattr(self, stage) is not None)
+    def stages(self) -> tuple[StageName, ...]:
+        """The names of the recipe's stages, in order."""
+        return tuple(stage.name for stage in STAGES if getattr(self, stage.name) is not None)

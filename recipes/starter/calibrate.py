@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from wordnet import WordNet
 
 from dcclip_cli.data.dataset import open_pairs
-from dcclip_cli.model.folder import WEIGHTS, load_folder
+from dcclip_cli.model.model_dir import WEIGHTS, load_model
 from dcclip_cli.model.preprocess import decode, flatten
 
 HERE = Path(__file__).parent
@@ -48,7 +48,7 @@ def main() -> None:
     for language in vocabulary.LANGUAGES:
         everyday = vocabulary.read_words(under)
         groups[f"everyday, {language}"] = {meaning.words[language][0]: meaning.classes for meaning in everyday}
-    towers = load_folder(arguments.model)
+    towers = load_model(arguments.model)
     photos = [flatten(decode(pair.image)) for pair in open_pairs(HERE / "photos.parquet")]
     pictures = photos + drawings(arguments.emoji / "fluent-color.tar")
     with torch.no_grad():

@@ -101,7 +101,7 @@ def test_a_picture_that_is_none_is_one_line_and_the_next_is_shown(name: str, her
     ("image", "complaint"),
     [
         ("none.png", "none.png does not exist"),
-        ("folder", "folder holds no pictures"),
+        ("folder", "folder contains no images"),
         ("*.tif", "no file matches *.tif"),
         ("good.png/inside.png", "good.png/inside.png"),
         ("x" * 300 + ".png", "is not a readable image"),
@@ -126,8 +126,8 @@ LABELS: dict[str, tuple[list[str], str]] = {
     "UTF-16": (["--labels-file", "utf16.txt"], "utf16.txt is not there, or not text in UTF-8"),
     "zeros": (["--labels-file", "zeros.txt"], "zeros.txt is not text in UTF-8"),
     "a picture": (["--labels-file", "good.png"], "good.png is not there, or not text in UTF-8"),
-    "no place": (["--labels", "猫", "--template", "一只猫"], "the template '一只猫' has no place for the label"),
-    "wrong place": (["--labels", "猫", "--template", "a {0}"], "the template 'a {0}' has no place for the label"),
+    "no place": (["--labels", "猫", "--template", "一只猫"], "the template '一只猫' has no {} for the label"),
+    "wrong place": (["--labels", "猫", "--template", "a {0}"], "the template 'a {0}' has no {} for the label"),
     "a device": (["--labels", "猫", "--device", "mps"], "onnxruntime finds no device mps"),
 }
 
@@ -197,14 +197,14 @@ def not_finite(folder: Path) -> None:
 
 
 BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no image": (lambda folder: (folder / "image.onnx").unlink(), "is no model directory, no export bundle"),
+    "no image": (lambda folder: (folder / "image.onnx").unlink(), "is neither a model directory nor an export bundle"),
     "no text": (lambda folder: (folder / "text.onnx").unlink(), "has no text.onnx (found: "),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json (found: "),
     "no description": (lambda folder: (folder / "dcclip.json").unlink(), "has no dcclip.json (found: "),
-    "empty image": (replace("image.onnx", b""), "image.onnx can't be loaded"),
-    "text for image": (replace("image.onnx", b"not a graph"), "image.onnx can't be loaded"),
-    "cut image": (cut("image.onnx"), "image.onnx can't be loaded"),
-    "cut text": (cut("text.onnx"), "text.onnx can't be loaded"),
+    "empty image": (replace("image.onnx", b""), "image.onnx cannot be loaded"),
+    "text for image": (replace("image.onnx", b"not a graph"), "image.onnx cannot be loaded"),
+    "cut image": (cut("image.onnx"), "image.onnx cannot be loaded"),
+    "cut text": (cut("text.onnx"), "text.onnx cannot be loaded"),
     "text twice": (
         lambda folder: shutil.copy(folder / "text.onnx", folder / "image.onnx"),
         "image.onnx does not turn pixel_values into image_embeds",
@@ -227,7 +227,7 @@ BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another resize": (say(preprocessing={"resize_mode": "longest"}), "preprocessing: unsupported preprocessing"),
     "negative length": (say(context_length=-1), "context_length and padding_id can't be negative"),
     "negative padding": (say(padding_id=-1), "context_length and padding_id can't be negative"),
-    "damaged weights": (not_finite, "gives embeddings that are not finite (NaN or infinite) for 2 of 2 texts"),
+    "damaged weights": (not_finite, "returned embeddings that are not finite (NaN or infinite) for 2 of 2 texts"),
     "another size": (say(preprocessing={"size": 48}), "takes pictures of 64 x 64"),
 }
 

@@ -111,9 +111,9 @@ def test_a_partition_is_asked_for_before_slurm_gets_anything() -> None:
         ("distill nope.yaml", "error: nope.yaml does not exist"),
         ("predict cat.png", "error: no labels given"),
         ("predict cat.png --labels ，", "error: no labels given"),
-        ("predict cat.png --labels 猫 --model nowhere", "error: model nowhere is no directory"),
+        ("predict cat.png --labels 猫 --model nowhere", "error: model nowhere is not a directory"),
         ("eval", "error: no data set is named"),
-        ("eval --dataset imagenet-cn --model nowhere", "error: model nowhere is no directory"),
+        ("eval --dataset imagenet-cn --model nowhere", "error: model nowhere is not a directory"),
     ],
 )
 def test_a_mistake_is_told_in_two_lines(line: str, said: str) -> None:

@@ -162,7 +162,7 @@ def test_no_user_name_and_no_secret_is_shown(tmp_path: Path, monkeypatch: pytest
         assert "https://hub.example.cn" in result.stdout
     found = diagnosis.diagnose()
     assert found.storage.cache_folder == "~/cache" and found.storage.cache_parts_bytes["features"] == 1500
-    assert found.notes["default model"].startswith("model ~/nowhere is no directory: ")
+    assert found.notes["default model"].startswith("model ~/nowhere is not a directory: ")
     monkeypatch.setenv("DCCLIP_MODEL", f"{home}s/elsewhere")
     assert diagnosis.diagnose().environment["DCCLIP_MODEL"] == f"{home}s/elsewhere"
 
@@ -193,8 +193,8 @@ def test_without_native_bf16_nothing_is_measured(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("dcclip_cli.model.precision.has_native_bf16", lambda: False)
     monkeypatch.setattr(diagnosis, "_pass", None)
     page = CliRunner().invoke(app, ["doctor"]).stdout
-    assert "  inference      fp32: no native bf16 on this processor\n" in page
-    assert "  training       fp32: no native bf16 on this processor\n" in page
+    assert "  inference      fp32: no native bf16 on this CPU\n" in page
+    assert "  training       fp32: no native bf16 on this CPU\n" in page
 
 
 def test_with_native_bf16_both_kinds_of_tower_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,11 +74,13 @@ def test_compare_tells_differences_and_refuses_unlike_prompts(
     dcclip(*shared, "--dataset", "imagenet", "--out", str(tmp_path / "a"))
     dcclip(*shared, "--dataset", "imagenet", "--out", str(tmp_path / "b"), "--templates", "name")
     files = str(tmp_path / "a/imagenet.json"), str(tmp_path / "b/imagenet.json")
-    refused = dcclip("eval", "--compare", *files, code=1)
+    moved = dcclip("eval", "--compare", *files, code=1)
+    assert f"hint:  dcclip compare {files[0]} {files[1]}" in moved.stderr
+    refused = dcclip("compare", *files, code=1)
     assert "error: imagenet en: the prompts differ" in refused.stderr and "--force" in refused.stderr
-    forced = dcclip("eval", "--compare", *files, "--force")
+    forced = dcclip("compare", *files, "--force")
     assert "95 % interval" in forced.stdout and "imagenet en" in forced.stdout
-    same = json.loads(dcclip("eval", "--compare", files[0], files[0], "--json").stdout)
+    same = json.loads(dcclip("compare", files[0], files[0], "--json").stdout)
     assert same[0]["difference"] == same[0]["low"] == same[0]["high"] == 0 and same[0]["paired"]
 
 
@@ -86,7 +88,7 @@ def test_a_group_without_data_says_which_set_is_missing(imagenet: Path, model_fo
     shared = ["eval", "--data-root", str(imagenet), "--model", str(model_folder)]
     refused = dcclip(*shared, "--dataset", "imagenet-family-cn", code=1)
     assert "error: data set imagenet-v2 needs its images" in refused.stderr
-    assert refused.stderr.count("\n") == 3 and "hint:  say --data-root DIR" in refused.stderr
+    assert refused.stderr.count("\n") == 3 and "hint:  give --data-root DIR" in refused.stderr
 
 
 def test_probes_by_shots(tmp_path: Path, small: dict[str, KnownSet], model_folder: Path, pairs: list[Pair]) -> None:

@@ -85,7 +85,7 @@ def test_the_address_that_was_checked_is_the_one_connected_to(site: Site, monkey
         connected.append(where)
         raise ConnectionRefusedError(111, "Connection refused")
 
-    monkeypatch.setattr("dcclip_cli.curation.fetch.clock.TimedSocket.connect", connect, raising=False)
+    monkeypatch.setattr("dcclip_cli.curation.fetch.connect.TimedSocket.connect", connect, raising=False)
     with Fetcher(options(site, allow_hosts=())) as fetcher:
         got = fetcher.fetch("http://rebinding.example/cat.jpg")
     assert got == Drop("url-unreachable", "rebinding.example:80: Connection refused")

@@ -2,13 +2,12 @@
 
 import pytest
 
-from dcclip_cli.curation.fetch.fault import Fault
-from dcclip_cli.curation.fetch.robots import ROBOTS_BYTES, Robots, allowed, read_rules
-from dcclip_cli.curation.fetch.url import Target, read_url
+from dcclip_cli.curation.fetch.request import Fault, Target, read_url
+from dcclip_cli.curation.fetch.robots import ROBOTS_BYTES, Robots, parse
 
 
 def may(text: str, page: str, agent: str = "dcclip") -> bool:
-    return allowed(read_rules(text, agent), page)
+    return parse(text, agent).can_fetch(f"http://x.example:80{page}", agent)
 
 
 def test_the_longest_rule_decides_whatever_the_order() -> None:
@@ -62,8 +61,11 @@ def test_a_path_is_the_same_in_chinese_and_percent_encoded() -> None:
     assert not may("User-agent: *\nDisallow: /%e5%9b%be/", page)
 
 
-def test_many_stars_cost_no_more_than_a_walk_along_the_page() -> None:
+@pytest.mark.timeout(20)
+def test_many_stars_many_agents_and_many_rules_cost_little_time() -> None:
     assert may("User-agent: *\nDisallow: /" + "a*" * 5_000 + "b", "/" + "a" * 8_000)
+    agents = "".join(f"User agent x{n}\n" for n in range(10_000))
+    assert may(agents + "User-agent: dcclip\n" + "".join(f"Disallow: /{n}\n" for n in range(20_000)), "/a")
 
 
 def test_a_site_is_asked_once_and_a_site_is_scheme_host_and_port() -> None:
@@ -100,7 +102,7 @@ def test_a_fault_is_remembered_and_is_the_pictures_fault() -> None:
 
 
 def test_only_so_many_rules_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dcclip_cli.curation.fetch.robots._KEPT_BYTES", 5_000)
+    monkeypatch.setattr("dcclip_cli.curation.fetch.robots._CACHED_BYTES", 5_000)
     asked: list[str] = []
 
     def ask(target: Target) -> bytes:

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from dcclip_cli.curation.candidate import Drop
-from dcclip_cli.curation.fetch import Fetcher, FetchOptions
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.curation.fetch import Fetcher, FetchOptions, client
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
 
@@ -63,6 +62,15 @@ def port(certificate: Path) -> Iterator[int]:
     server.server_close()
 
 
+@pytest.fixture
+def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The certificate is one of the system's authorities."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    client._tls.cache_clear()
+    yield
+    client._tls.cache_clear()
+
+
 def fetch(url: str, **options: Any) -> bytes | Drop:
     with Fetcher(FetchOptions(allow_hosts=("localhost", "127.0.0.1"), robots=False, **options)) as fetcher:
         return fetcher.fetch(url)
@@ -74,13 +82,10 @@ def test_a_certificate_that_nobody_trusts_is_refused(port: int) -> None:
 
 
 @needs_openssl
-def test_a_certificate_of_an_authority_that_the_recipe_trusts_is_taken(port: int, certificate: Path) -> None:
-    assert fetch(f"https://localhost:{port}/", authorities=certificate) == b"picture"
-
-
-@needs_openssl
-def test_a_certificate_of_another_name_is_refused(port: int, certificate: Path) -> None:
-    got = fetch(f"https://127.0.0.1:{port}/", authorities=certificate)
+@pytest.mark.usefixtures("trusted")
+def test_a_certificate_of_the_systems_authorities_is_accepted_for_its_own_name_only(port: int) -> None:
+    assert fetch(f"https://localhost:{port}/") == b"picture"
+    got = fetch(f"https://127.0.0.1:{port}/")
     assert isinstance(got, Drop)
     assert (got.reason, "IP address mismatch" in got.detail) == ("url-tls", True)
 
@@ -95,9 +100,10 @@ def test_no_variable_of_the_environment_turns_checking_off(port: int, monkeypatc
 
 
 @needs_openssl
-def test_a_server_that_drips_has_no_more_time_under_tls(port: int, certificate: Path) -> None:
+@pytest.mark.usefixtures("trusted")
+def test_a_server_that_drips_has_no_more_time_under_tls(port: int) -> None:
     start = time.monotonic()
-    got = fetch(f"https://localhost:{port}/slow", authorities=certificate, timeout_s=0.5)
+    got = fetch(f"https://localhost:{port}/slow", timeout_s=0.5)
     assert got == Drop("url-timeout", "localhost did not send it all in time")
     assert time.monotonic() - start < 3
 
@@ -122,10 +128,3 @@ def test_a_server_without_tls_is_no_server_with_it(says: Callable[[Any], None], 
         got = fetch(f"https://127.0.0.1:{server.getsockname()[1]}/", timeout_s=1, retries=0)
     assert isinstance(got, Drop)
     assert got.reason == expected
-
-
-def test_a_file_of_authorities_that_is_none_is_the_users_mistake(tmp_path: Path) -> None:
-    (tmp_path / "other.pem").write_text("证书 no certificate\n", "utf-8")
-    for name in ("missing.pem", "other.pem"):
-        with pytest.raises(DcclipError, match=rf"^fetch.authorities: .*{name}: "):
-            Fetcher(FetchOptions(authorities=tmp_path / name))

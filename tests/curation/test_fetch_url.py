@@ -9,8 +9,7 @@ from pydantic import ValidationError
 
 from dcclip_cli.curation.fetch import FetchOptions
 from dcclip_cli.curation.fetch.connect import is_public
-from dcclip_cli.curation.fetch.fault import Fault
-from dcclip_cli.curation.fetch.url import Target, read_url
+from dcclip_cli.curation.fetch.request import Fault, Target, read_url
 
 
 def test_a_url_has_one_normal_form() -> None:

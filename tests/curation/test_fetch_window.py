@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from dcclip_cli.curation.candidate import Candidate, Drop
-from dcclip_cli.curation.fetch.hosts import HostSlots
-from dcclip_cli.curation.fetch.url import read_url
-from dcclip_cli.curation.fetch.window import fetch_in_order
+from dcclip_cli.curation.fetch.fetcher import HostSlots, fetch_in_order
+from dcclip_cli.curation.fetch.request import read_url
 from dcclip_cli.data.pair import Pair
 
 pytestmark = pytest.mark.timeout(60)
@@ -87,7 +86,7 @@ def test_no_more_candidates_are_in_hand_than_16_for_each_worker() -> None:
 
 
 def test_no_more_bytes_are_in_hand_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dcclip_cli.curation.fetch.window._HELD_BYTES", 100)
+    monkeypatch.setattr("dcclip_cli.curation.fetch.fetcher._HELD_BYTES", 100)
     first = threading.Event()
     network = Network(lambda url: first.wait(20) and 0 if url == "http://0.example/" else 0)
     results = fetch_in_order(candidates(*(f"http://{n}.example/" for n in range(99))), network.fetch, 2, 1)
@@ -124,13 +123,13 @@ def test_a_source_that_fails_fails_here() -> None:
         list(results)
 
 
-def test_a_mistake_of_ours_is_no_drop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_of_ours_is_not_a_drop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
 
     def fetch(url: str) -> bytes | Drop:
         raise ZeroDivisionError
 
-    with pytest.raises(RuntimeError, match="mistake in dcclip"):
+    with pytest.raises(RuntimeError, match="bug in dcclip"):
         list(fetch_in_order(candidates("http://a.example/"), fetch, 2, 1))
 
 

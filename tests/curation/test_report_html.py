@@ -12,7 +12,7 @@ from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.report.examples import Examples
 from dcclip_cli.curation.report.html import steps, write_report
 from dcclip_cli.curation.report.reasons import STEPS, meaning_of
-from dcclip_cli.curation.report.stats import DroppedCaption, Statistics
+from dcclip_cli.curation.report.statistics import DroppedCaption, Statistics
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.html import percent, visible
 
@@ -145,7 +145,7 @@ def test_what_is_left_after_each_step_adds_up() -> None:
     table = steps(statistics.as_dict())
     assert [(step.name, step.pairs, step.left) for step in table] == [
         ("Download", 1, 6),
-        ("Picture", 2, 4),
+        ("DecodedImage", 2, 4),
         ("Empty pairs", 1, 3),
         ("Duplicates", 1, 2),
         ("Other", 1, 1),
@@ -174,8 +174,8 @@ def test_shares_never_round_to_nothing_or_all(part: int, whole: int, said: str) 
         ("row-malformed", "Reading"),
         ("image-missing", "Reading"),
         ("url-status-404", "Download"),
-        ("image-small", "Picture"),
-        ("image-never-heard-of", "Picture"),
+        ("image-small", "DecodedImage"),
+        ("image-never-heard-of", "DecodedImage"),
         ("caption-html", "Captions"),
         ("no-caption", "Empty pairs"),
         ("agreement-low", "Scores"),

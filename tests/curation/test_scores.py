@@ -14,7 +14,7 @@ from dcclip_cli.curation.scores import Scorers
 from dcclip_cli.curation.scores.agreement import Agreement
 from dcclip_cli.curation.scores.base import Score
 from dcclip_cli.curation.scores.classifier import Classifier
-from dcclip_cli.curation.scores.encoder import Encoder, open_encoder
+from dcclip_cli.curation.scores.encoder import CachingEncoder, open_encoder
 from dcclip_cli.curation.scores.prompts import Prompts
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import Pair
@@ -49,7 +49,7 @@ class Colours:
 def colours(monkeypatch: pytest.MonkeyPatch) -> Colours:
     """The model that every dual encoder is in this test."""
     model = Colours()
-    encoder = Encoder(model)  # type: ignore[arg-type]
+    encoder = CachingEncoder(model)  # type: ignore[arg-type]
     for module in ("agreement", "prompts"):
         monkeypatch.setattr(f"dcclip_cli.curation.scores.{module}.open_encoder", lambda *_: encoder)
     return model
@@ -216,9 +216,9 @@ def test_pickled_weights_of_a_classifier_are_never_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("scorer", "said"),
     [
-        (Agreement(model="/nowhere/model"), "model /nowhere/model is no directory"),
+        (Agreement(model="/nowhere/model"), "model /nowhere/model is not a directory"),
         (Agreement(model=AltClipTeacher(model="/nowhere/altclip")), "teacher /nowhere/altclip is no directory"),
-        (Prompts(model="runs/nothing", reject=("水印",)), "model runs/nothing is no directory"),
+        (Prompts(model="runs/nothing", reject=("水印",)), "model runs/nothing is not a directory"),
         (Classifier(model="/nowhere/nsfw", reject=("nsfw",)), "/nowhere/nsfw has no config.json"),
     ],
 )

@@ -10,15 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dcclip_cli.curation.candidate import Picture
-from dcclip_cli.curation.picture import open_picture
-from dcclip_cli.curation.scores import ScoreRule, score_slice
+from dcclip_cli.curation.candidate import DecodedImage
+from dcclip_cli.curation.decode_image import decode_image
+from dcclip_cli.curation.dedup.signatures import signature_schema, signatures_of
+from dcclip_cli.curation.dedup.tables import drop_empty, fill
+from dcclip_cli.curation.scores import ScoreFilter, score_slice
 from dcclip_cli.curation.scores.agreement import Agreement, Cosines, Fractions
 from dcclip_cli.curation.scores.base import ScorerOptions
 from dcclip_cli.curation.scores.classifier import Classifier
 from dcclip_cli.curation.scores.prompts import Prompts
-from dcclip_cli.curation.settle.facts import facts_of, facts_schema
-from dcclip_cli.curation.settle.tables import drop_empty, fill
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
 
@@ -39,29 +39,29 @@ def tables(tmp_path: Path, picture: Any) -> Tables:
         for key, of_pair in given.items():
             cosines = of_pair.get("agreement", {})
             zh, en = (tuple(f"{key} {place}" for place, _ in enumerate(cosines.get(to, []))) for to in ("zh", "en"))
-            opened = open_picture(picture(key))
-            assert isinstance(opened, Picture)
-            facts.append(facts_of(Pair(key, picture(key), zh, en or ("no score",)), opened, "source"))
+            opened = decode_image(picture(key))
+            assert isinstance(opened, DecodedImage)
+            facts.append(signatures_of(Pair(key, picture(key), zh, en or ("no score",)), opened, "source"))
             for name, value in of_pair.items():
                 if isinstance(value, Mapping):
                     for language, several in value.items():
                         scores.extend((key, name, language, place, one) for place, one in enumerate(several))
                 else:
                     scores.append((key, name, None, None, value))
-        pq.write_table(pa.Table.from_pylist(facts, schema=facts_schema()), tmp_path / "facts.parquet")
+        pq.write_table(pa.Table.from_pylist(facts, schema=signature_schema()), tmp_path / "signatures.parquet")
         types = {"key": pa.string(), "name": pa.string(), "language": pa.string(), "place": pa.int32()}
         schema = pa.schema({**types, "value": pa.float64()})
         listed = [dict(zip(schema.names, row, strict=True)) for row in scores]
         pq.write_table(pa.Table.from_pylist(listed, schema=schema), tmp_path / "scores.parquet")
         connection = duckdb.connect()
-        fill(connection, [tmp_path / "facts.parquet"], [tmp_path / "scores.parquet"])
+        fill(connection, [tmp_path / "signatures.parquet"], [tmp_path / "scores.parquet"])
         return connection
 
     return make
 
 
 def apply(connection: duckdb.DuckDBPyConnection, *scorers: ScorerOptions) -> None:
-    ScoreRule(scorers=scorers).apply(connection)
+    ScoreFilter(scorers=scorers).apply(connection)
 
 
 def captions(connection: duckdb.DuckDBPyConnection, key: str | None = None) -> list[str]:
@@ -212,11 +212,11 @@ def test_wrong_captions_of_emoji_are_found_from_the_pictures_to_the_drops(tmp_pa
     write_parquet(tmp_path / "pairs.parquet", given)
     scorer = Agreement(model=str(QUICKSTART / "teacher"), device="cpu", threshold=Cosines(zh=0.2, en=0.2))
     score_slice(tmp_path / "pairs.parquet", [scorer], tmp_path / "scores.parquet")
-    opened = [(pair, open_picture(pair.image)) for pair in given]
-    rows = [facts_of(pair, picture, "emoji") for pair, picture in opened if isinstance(picture, Picture)]
-    pq.write_table(pa.Table.from_pylist(rows, schema=facts_schema()), tmp_path / "facts.parquet")
+    opened = [(pair, decode_image(pair.image)) for pair in given]
+    rows = [signatures_of(pair, picture, "emoji") for pair, picture in opened if isinstance(picture, DecodedImage)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=signature_schema()), tmp_path / "signatures.parquet")
     connection = duckdb.connect()
-    fill(connection, [tmp_path / "facts.parquet"], [tmp_path / "scores.parquet"])
+    fill(connection, [tmp_path / "signatures.parquet"], [tmp_path / "scores.parquet"])
     apply(connection, scorer)
     found = {row[:3] for row in dropped(connection, "caption_drops")}
     wrong = {(number, "zh" if number <= 5 else "en", 0) for number in range(1, 11)}

@@ -178,12 +178,17 @@ def test_the_first_caption_is_chosen_as_often_as_asked(pairs_file: Path) -> None
     assert 75 <= firsts <= 125  # of 200; 3.5 standard deviations
 
 
-def test_also_other_adds_one_of_the_other_captions_beside_the_first(pairs_file: Path) -> None:
-    texts = reader(open_pairs(pairs_file), CaptionOptions(also_other=True)).batch([(0, 0)]).texts
+def test_second_caption_adds_one_of_the_other_captions_to_the_first(pairs_file: Path) -> None:
+    texts = reader(open_pairs(pairs_file), CaptionOptions(second_caption=True)).batch([(0, 0)]).texts
     assert texts["zh"].captions == ["红色的圆"]
     assert texts["en"].captions == ["red circle"]
     assert texts["zh-other"].captions[0] in ("一张圆的图片", "圆")
     assert texts["en-other"].captions[0] in ("a picture of a circle", "circle")
+
+
+def test_the_old_names_of_the_caption_keys_still_work() -> None:
+    old = CaptionOptions.model_validate({"also_other": True, "share": 0.5})
+    assert old == CaptionOptions(second_caption=True, caption_fraction=0.5)
 
 
 def test_only_the_languages_asked_for_are_read(pairs_file: Path) -> None:
@@ -212,12 +217,15 @@ def test_what_is_wrong_with_a_batch_leaves_a_worker_as_a_value(tmp_path: Path) -
 
 def test_a_share_of_the_pairs_brings_captions_and_every_pair_its_picture(pairs_file: Path) -> None:
     samples = [(index, 0) for index in range(8)]
-    few = reader(open_pairs(pairs_file), CaptionOptions(share=0.25)).batch(samples)
+    few = reader(open_pairs(pairs_file), CaptionOptions(caption_fraction=0.25)).batch(samples)
     all_of_them = reader(open_pairs(pairs_file), CaptionOptions()).batch(samples)
     assert few.pixels.shape == all_of_them.pixels.shape
     assert few.texts["zh"].image_index.tolist() == few.texts["en"].image_index.tolist() == [0, 1]
     assert few.texts["zh"].captions == all_of_them.texts["zh"].captions[:2]
-    assert len(reader(open_pairs(pairs_file), CaptionOptions(share=0.01)).batch(samples).texts["en"].captions) == 1
+    assert (
+        len(reader(open_pairs(pairs_file), CaptionOptions(caption_fraction=0.01)).batch(samples).texts["en"].captions)
+        == 1
+    )
 
 
 @pytest.mark.parametrize("repeats", [0, 2])

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval.compare import compare, read_side
+from dcclip_cli.eval.compare import compare_results, read_results
+from dcclip_cli.eval.metrics import Score, score_classes, score_retrieval
 from dcclip_cli.eval.result import EvalResult, pack, save_results, sha256_of, unpack
-from dcclip_cli.eval.scoring import Score, score_classes, score_retrieval
 from dcclip_cli.eval.tables import MEAN, elevater_mean, latex, markdown, table
 
 
@@ -39,18 +39,18 @@ def guesses(right: int, of: int = 400, metric: str = "top1") -> Score:
 
 def test_a_difference_on_the_same_images_is_clear_sooner() -> None:
     first, second = result("a", guesses(200)), result("b", guesses(212))
-    [paired] = compare([first], [second])
+    [paired] = compare_results([first], [second])
     assert paired.value == pytest.approx(0.03) and paired.paired and paired.is_clear
     # 12 of 400 images differ: the standard deviation of their number is 3.4 by the binomial.
     assert (paired.high - paired.low) / 2 == pytest.approx(1.96 * np.sqrt(12 * (1 - 12 / 400)) / 400, rel=0.15)
-    [loose] = compare([first], [replace(second, truth_sha256="other")])
+    [loose] = compare_results([first], [replace(second, truth_sha256="other")])
     assert not loose.paired and not loose.is_clear
     # Two shares of 400 images, each with a standard deviation of a half over the root of 400.
     assert (loose.high - loose.low) / 2 == pytest.approx(1.96 * np.sqrt(2) * 0.5 / 20, rel=0.15)
 
 
 def test_the_same_result_does_not_differ_from_itself() -> None:
-    [found] = compare([result("a", guesses(200))], [result("b", guesses(200))])
+    [found] = compare_results([result("a", guesses(200))], [result("b", guesses(200))])
     assert (found.value, found.low, found.high) == (0, 0, 0) and not found.is_clear
 
 
@@ -65,9 +65,9 @@ def test_the_same_result_does_not_differ_from_itself() -> None:
 def test_unlike_results_are_compared_only_by_force(change: dict[str, Any], said: str) -> None:
     first, second = result("a", guesses(200)), result("b", guesses(210), **change)
     with pytest.raises(DcclipError, match=f"dtd en: the {said} differ") as caught:
-        compare([first], [second])
+        compare_results([first], [second])
     assert "--force" in caught.value.hint
-    [found] = compare([first], [second], force=True)
+    [found] = compare_results([first], [second], force=True)
     assert " and ".join(found.unlike) == said
 
 
@@ -87,7 +87,7 @@ def test_every_metric_has_an_interval() -> None:
                 result(str(seed), flickr, "mean_recall", "flickr30k", task="retrieval"),
             ]
         )
-    for found in compare(rows[0], rows[1], resamples=200):
+    for found in compare_results(rows[0], rows[1], resamples=200):
         assert found.low < found.value < found.high
 
 
@@ -95,30 +95,30 @@ def test_a_side_is_a_file_a_folder_or_one_model_of_them(tmp_path: Path) -> None:
     save_results([result("a", guesses(200)), result("猫@1", guesses(300))], tmp_path)
     save_results([result("a", guesses(8), dataset="pets")], tmp_path)
     with pytest.raises(DcclipError, match="has results of 2 models") as caught:
-        read_side(str(tmp_path / "dtd.json"))
+        read_results(str(tmp_path / "dtd.json"))
     assert caught.value.hint.endswith("dtd.json@a")
-    assert [one.value for one in read_side(f"{tmp_path}@a")] == [0.5, 0.02]
+    assert [one.value for one in read_results(f"{tmp_path}@a")] == [0.5, 0.02]
     with pytest.raises(DcclipError, match="has no results of b"):
-        read_side(f"{tmp_path}@b")
+        read_results(f"{tmp_path}@b")
     (tmp_path / "bad.json").write_text("[{]", "utf-8")
-    with pytest.raises(DcclipError, match=r"bad\.json holds no results of eval"):
-        read_side(str(tmp_path / "bad.json"))
+    with pytest.raises(DcclipError, match=r"bad\.json contains no results of eval"):
+        read_results(str(tmp_path / "bad.json"))
     with pytest.raises(DcclipError, match=r"nowhere\.json does not exist"):
-        read_side(str(tmp_path / "nowhere.json"))
+        read_results(str(tmp_path / "nowhere.json"))
 
 
 def test_results_without_a_data_set_in_common_are_told() -> None:
     with pytest.raises(DcclipError, match=r"no data set in common.*dtd and pets"):
-        compare([result("a", guesses(1))], [result("b", guesses(1), dataset="pets")])
+        compare_results([result("a", guesses(1))], [result("b", guesses(1), dataset="pets")])
 
 
 def test_an_array_comes_back_as_it_was_and_a_bomb_does_not() -> None:
     for values in (np.arange(300), np.asarray([True, False]), np.asarray([[0.25, -1]])):
         assert (unpack(pack(values), "x") == values).all()
     bomb = pack(np.zeros(1_000_000, int)) | {"shape": [3]}
-    with pytest.raises(DcclipError, match="x can't be read"):
+    with pytest.raises(DcclipError, match="x cannot be read"):
         unpack(bomb, "x")
-    with pytest.raises(DcclipError, match="x can't be read"):
+    with pytest.raises(DcclipError, match="x cannot be read"):
         unpack(pack(np.arange(3)) | {"dtype": "object"}, "x")
 
 
@@ -144,7 +144,7 @@ def test_the_table_has_languages_side_by_side_with_their_gap() -> None:
 def test_elevaters_mean_is_over_all_twenty_or_none() -> None:
     from dcclip_cli.eval.registry import ELEVATER
 
-    results = [result("a", guesses(10 * number), dataset=known.said) for number, known in enumerate(ELEVATER)]
+    results = [result("a", guesses(10 * number), dataset=known.label) for number, known in enumerate(ELEVATER)]
     assert elevater_mean(results, "a", "en") == pytest.approx(np.mean(np.arange(20)) * 10 / 400)
     assert elevater_mean(results, "a", "zh") is None and elevater_mean(results[1:], "a", "en") is None
     assert elevater_mean([replace(results[0], limit=5), *results[1:]], "a", "en") is None

@@ -8,8 +8,9 @@ from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
-from dcclip_cli.eval.datasets import Captions, Classes, DataSet, open_dataset
-from dcclip_cli.eval.evaluate import open_datasets
+from dcclip_cli.eval.dataset import Captions, Classes, DataSet
+from dcclip_cli.eval.datasets import open_dataset
+from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
 from dcclip_cli.eval.registry import ELEVATER, IMAGENETS, RETRIEVAL, KnownSet, expand, find
 from tests.eval import layouts
 
@@ -46,7 +47,7 @@ def test_equal_first_captions_are_one_class_in_each_language_by_itself(tmp_path:
     assert classes(pets, "zh").names == ("猫", "狗")
     assert classes(pets, "zh").labels.tolist() == [0, 1, 0]
     assert classes(pets, "en").names == ("cat", "dog", "tomcat")
-    assert pets.images.picture(0).size == (48, 48)
+    assert pets.images.load(0).size == (48, 48)
     texts = open_dataset(str(tmp_path / "pets.parquet"), retrieval=True).truth["zh"]
     assert isinstance(texts, Captions)
     assert texts.texts == ("猫", "小猫", "狗", "猫") and texts.about == ((0,), (0,), (1,), (2,))
@@ -88,7 +89,7 @@ def test_classes_yaml_names_the_folders_in_both_languages(folders: Path) -> None
     ("text", "complaint"),
     [
         ("big_cat: {en: cat, zh: 猫}", "no names for the folder dog"),
-        ("- 猫", "no mapping from folders to names"),
+        ("- 猫", "not a mapping from folders to names"),
         ("big_cat: {en: [", "is not YAML"),
         ("{big_cat: {zh: 猫}, dog: {en: dog}, wolf: {en: 1}}", "names all folders neither in en nor in zh"),
     ],
@@ -140,7 +141,7 @@ def test_a_group_is_opened_whole_and_a_set_named_twice_once(tmp_path: Path, smal
             keys = [f"alpha_{number}" for number in range(known.classes)]
             names = ["negative", "positive"] if known.name == "rendered_sst2" else keys
             layouts.class_folders(tmp_path / known.name / known.split, names)
-    opened = open_datasets(["elevater", "elevater-cn", "dtd"], data_root=tmp_path)
+    opened = open_datasets(EvalOptions(datasets=("elevater", "elevater-cn", "dtd"), data_root=str(tmp_path)))
     assert len(opened) == 40 and len({dataset.name for dataset in opened}) == 40
 
 

@@ -67,13 +67,19 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Evaluate a model that stands in for the one named."""
 
     def measured(model: Oracle, names: Sequence[str], root: Path | None = None, **more: Any) -> list[EvalResult]:
-        monkeypatch.setattr("dcclip_cli.eval.evaluate.load_model", lambda *_: model)
-        opening = {key: more.pop(key) for key in ("languages", "templates", "task") if key in more}
-        datasets = open_datasets(names, data_root=root, **opening)
-        reference = ModelReference("folder", "oracle", "")
-        return evaluate(models=[reference], datasets=datasets, task=opening.get("task", "zero-shot"), **more)
+        monkeypatch.setattr("dcclip_cli.eval.evaluate.load_encoder", lambda *_: model)
+        given = {key: more.pop(key) for key in ("cache", "progress") if key in more}
+        options = EvalOptions(datasets=tuple(names), data_root=root and str(root), **more)
+        return evaluate([ModelReference("folder", "oracle", "")], open_datasets(options), options, **given)
 
     return measured
+
+
+def measure(models: Sequence[Path], data: Path | str, cache: FeatureCache | None = None, **more: Any) -> Any:
+    """The results of model directories on one data set."""
+    options = EvalOptions(datasets=(str(data),), **more)
+    references = [resolve(str(model)) for model in models]
+    return evaluate(references, open_datasets(options), options, device="cpu", cache=cache)
 
 
 def whole(root: Path, name: str, count: int) -> None:
@@ -222,7 +228,7 @@ def test_images_that_can_not_be_read_are_counted_and_named(
         [found] = run(Oracle(), ["dtd-cn"], tmp_path, cache=FeatureCache(tmp_path / "cache"), progress=Talk())
         assert found.n == 45 and found.value == 1.0
         assert sorted(found.corrupt) == ["alpha_5/5.png", "alpha_9/9.png"]
-        assert "2 of 47 images can't be read and are left out: alpha_5/5.png (" in said[-1]
+        assert "2 of 47 images cannot be read and are left out: alpha_5/5.png (" in said[-1]
     for file in (tmp_path / "dtd").rglob("*.png"):
         file.write_bytes(b"no image")
     from tests.eval.conftest import clear
@@ -252,12 +258,7 @@ def test_top1_and_features_equal_what_open_clip_alone_computes(
 
     images, texts = _open_clip_features(model_folder, pairs, [pair.captions(language)[0] for pair in pairs])
     guesses = (images @ texts.T).argmax(dim=1)
-    [found] = evaluate(
-        models=[resolve(str(model_folder))],
-        datasets=open_datasets([str(pairs_file)], [language]),
-        device="cpu",
-        cache=FeatureCache(tmp_path),
-    )
+    [found] = measure([model_folder], pairs_file, FeatureCache(tmp_path), languages=(language,))
     assert found.value == pytest.approx(float((guesses == torch.arange(len(pairs))).float().mean()))
     assert (found.n, found.classes, found.metric, found.language) == (40, 40, "top1", language)
     predictions = found.detail("predictions")
@@ -290,8 +291,7 @@ def test_prompts_are_ensembled_as_open_clips_zero_shot_classifier_does(
     with torch.no_grad():
         pixels = torch.stack([transform(decode(pair.image)) for pair in pictures])
         guesses = (model.encode_image(pixels, normalize=True) @ head).topk(5).indices
-    datasets = open_datasets(["dtd"], data_root=tmp_path)
-    [found] = evaluate(models=[resolve(str(model_folder))], datasets=datasets, device="cpu")
+    [found] = measure([model_folder], "dtd", data_root=str(tmp_path))
     labels, predictions = found.detail("labels"), found.detail("predictions")
     assert labels is not None and predictions is not None
     assert predictions.tolist() == guesses[:, 0].tolist()
@@ -307,8 +307,7 @@ def test_recalls_of_several_captions_equal_a_plain_count(
     owner = np.repeat(np.arange(len(pairs)), 3)
     images, words = _open_clip_features(model_folder, pairs, texts)
     scores = (words @ images.T).numpy()
-    datasets = open_datasets([str(pairs_file)], [language], task="retrieval")
-    [found] = evaluate(models=[resolve(str(model_folder))], datasets=datasets, task="retrieval", device="cpu")
+    [found] = measure([model_folder], pairs_file, languages=(language,), task="retrieval")
     assert found.task == "retrieval" and found.metric == "mean_recall" and found.n == 40
     for k in (1, 5, 10):
         by_text = [owner[row] in np.argsort(-scores[row], kind="stable")[:k] for row in range(len(texts))]
@@ -348,8 +347,7 @@ def test_a_result_is_written_whole_and_a_bundle_is_evaluated_like_its_model(
     from dcclip_cli.exporters.export import ExportOptions, export
 
     bundle = export(options=ExportOptions(), model=resolve(str(model_folder)), out=tmp_path / "bundle").folder
-    references = [resolve(str(model_folder)), resolve(str(bundle))]
-    results = evaluate(models=references, datasets=open_datasets([str(pairs_file)]), device="cpu")
+    results = measure([model_folder, bundle], pairs_file)
     assert [(result.model, result.language) for result in results] == [
         ("tiny", "en"),
         ("tiny", "zh"),
@@ -370,7 +368,7 @@ def test_a_result_is_written_whole_and_a_bundle_is_evaluated_like_its_model(
 def test_two_data_sets_of_one_name_are_refused(pairs_file: Path, tmp_path: Path, pairs: list[Pair]) -> None:
     write_parquet(tmp_path / "train.parquet", pairs[:3])
     with pytest.raises(DcclipError, match="two data sets are called train"):
-        open_datasets([str(pairs_file), str(tmp_path / "train.parquet")])
+        open_datasets(EvalOptions(datasets=(str(pairs_file), str(tmp_path / "train.parquet"))))
 
 
 def test_a_recipe_must_name_a_data_set() -> None:

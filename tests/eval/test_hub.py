@@ -7,7 +7,8 @@ import datasets
 import pytest
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval.datasets import Captions, Classes, open_dataset
+from dcclip_cli.eval.dataset import Captions, Classes
+from dcclip_cli.eval.datasets import open_dataset
 from dcclip_cli.eval.registry import KnownSet
 from tests.eval import layouts
 
@@ -37,7 +38,7 @@ def test_only_the_test_split_is_downloaded(hub: Path) -> None:
     found = open_dataset("dtd-cn")
     truth = found.truth["zh"]
     assert isinstance(truth, Classes) and truth.labels.tolist() == list(range(47))
-    assert [layouts.label_of(found.images.picture(index)) for index in (0, 30, 46)] == [0, 30, 46]
+    assert [layouts.label_of(found.images.load(index)) for index in (0, 30, 46)] == [0, 30, 46]
 
 
 def test_parquet_files_with_class_names_of_another_order_are_mapped(tmp_path: Path) -> None:
@@ -60,11 +61,11 @@ def test_what_the_hub_lacks_or_has_in_another_order_is_refused(tmp_path: Path, h
     with pytest.raises(DcclipError, match=r"data set dtd needs its images: .*wds_vtab-dtd"):
         open_dataset("dtd")
     layouts.wds(hub, "test", TRUTHS, ".cls", NAMES[1:] + NAMES[:1])
-    with pytest.raises(DcclipError, match="class 0 is 'thing 1' there"):
+    with pytest.raises(DcclipError, match="class 0 is 'thing 1', 'alpha_0' is expected"):
         open_dataset("dtd")
     file = tmp_path / "data/dtd/data/test-00000-of-00001.parquet"
     parquet(file, "label", range(47), datasets.Value("int64"))
-    with pytest.raises(DcclipError, match=r"classnames\.txt, the order of its labels, can't be had"):
+    with pytest.raises(DcclipError, match=r"classnames\.txt, the order of its labels, cannot be loaded"):
         open_dataset("dtd", data_root=tmp_path / "data")
     file.write_bytes(b"PAR1 half of one")
     with pytest.raises(DcclipError, match="dtd can't be loaded"):

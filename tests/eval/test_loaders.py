@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from dcclip_cli.eval import prompts, registry
-from dcclip_cli.eval.datasets import Classes, DataSet, open_dataset
+from dcclip_cli.eval.dataset import Classes, DataSet
+from dcclip_cli.eval.datasets import open_dataset
 from dcclip_cli.eval.registry import SETS, KnownSet
 from tests.eval import layouts
 
@@ -25,7 +26,7 @@ def labels_match(dataset: DataSet, classes: int, border: int = 0) -> None:
     labels = truth(dataset).labels
     assert sorted(labels.tolist()) == list(range(classes))
     for index in (0, 1, classes // 2, classes - 1):
-        assert layouts.label_of(dataset.images.picture(index)) == labels[index]
+        assert layouts.label_of(dataset.images.load(index)) == labels[index]
 
 
 def folders_of(known: KnownSet) -> list[str]:
@@ -37,11 +38,11 @@ def folders_of(known: KnownSet) -> list[str]:
 def test_class_folders_are_read_in_both_languages(
     known: KnownSet, suffix: str, tmp_path: Path, small: dict[str, KnownSet]
 ) -> None:
-    layouts.class_folders(tmp_path / known.said / known.split, folders_of(known), ".JPEG")
-    dataset = open_dataset(known.said + suffix, data_root=tmp_path)
+    layouts.class_folders(tmp_path / known.label / known.split, folders_of(known), ".JPEG")
+    dataset = open_dataset(known.label + suffix, data_root=tmp_path)
     labels_match(dataset, known.classes)
     assert truth(dataset).names[1] == ("东西1" if suffix else "Thing 1")
-    assert dataset.metric == known.metric and dataset.squash == known.squash
+    assert dataset.metric == known.metric and dataset.transform.squash == known.squash
 
 
 @pytest.mark.parametrize("known", SINGLE, ids=lambda known: known.name)
@@ -78,7 +79,7 @@ def test_voc_has_the_classes_that_are_shown_and_not_those_that_are_difficult(
     expected = np.eye(20, dtype=bool)
     expected[:, 0] = True
     assert (truth(dataset).labels == expected).all() and dataset.metric == "map11"
-    assert layouts.label_of(dataset.images.picture(5)) == 5
+    assert layouts.label_of(dataset.images.load(5)) == 5
 
 
 def test_voc_in_tars_has_its_classes_in_npy(tmp_path: Path, small: dict[str, KnownSet]) -> None:
@@ -138,7 +139,7 @@ def test_objectnet_leaves_out_the_classes_that_imagenet_lacks_and_cuts_the_borde
     layouts.class_folders(tmp_path / "objectnet/images", folders_of(small["objectnet"]))
     layouts.class_folders(tmp_path / "objectnet/images/", ["weight_exercise"])
     dataset = open_dataset("objectnet", data_root=tmp_path)
-    assert dataset.border == 2 and len(dataset.images) == 113
+    assert dataset.transform.border == 2 and len(dataset.images) == 113
 
 
 def test_an_order_of_the_tars_own_is_told_by_its_names(tmp_path: Path, small: dict[str, KnownSet]) -> None:

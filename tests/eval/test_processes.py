@@ -14,9 +14,10 @@ import pytest
 
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval.evaluate import evaluate, open_datasets
-from dcclip_cli.eval.feature_cache import FeatureCache
-from dcclip_cli.eval.processes import EvalProcesses, device_of
+from dcclip_cli.eval.dataset import ImageTransform
+from dcclip_cli.eval.datasets import open_dataset
+from dcclip_cli.eval.embedding import EvalProcesses, ImageReader, device_of
+from dcclip_cli.eval.evaluate import EvalOptions, evaluate, open_datasets
 from dcclip_cli.model.reference import ModelReference, resolve
 
 
@@ -31,14 +32,10 @@ def folder(tmp_path: Path, pairs: list[Pair]) -> Path:
 
 
 def test_two_processes_come_to_the_same_as_one(folder: Path, pairs_file: Path, model_folder: Path) -> None:
-    names = [str(folder), str(pairs_file)]
-    found = {
-        count: evaluate(
-            models=[resolve(str(model_folder))], datasets=open_datasets(names), batch_size=4, device="cpu",
-            processes=count, cache=FeatureCache(None),
-        )
-        for count in (1, 2)
-    }  # fmt: skip
+    found = {}
+    for count in (1, 2):
+        options = EvalOptions(datasets=(str(folder), str(pairs_file)), batch_size=4, processes=count)
+        found[count] = evaluate([resolve(str(model_folder))], open_datasets(options), options, device="cpu")
     assert [one.dataset for one in found[2]] == ["shapes", "train", "train"]
     for one, two in zip(found[1], found[2], strict=True):
         assert (one.metrics, one.details, one.corrupt, one.n) == (two.metrics, two.details, two.corrupt, two.n)
@@ -46,16 +43,16 @@ def test_two_processes_come_to_the_same_as_one(folder: Path, pairs_file: Path, m
 
 
 def test_batches_come_in_order_whichever_process_does_them(pairs_file: Path, model_folder: Path) -> None:
-    [dataset] = open_datasets([str(pairs_file)])
+    read = ImageReader(open_dataset(str(pairs_file)).images, ImageTransform(), {})
     with EvalProcesses(resolve(str(model_folder)), "cpu", "fp32", 2) as processes:
-        batches = list(processes.embed_batches(range(40), dataset.images.picture, 3, 1))
+        batches = list(processes.embed_batches(range(40), read, 3, 1))
         assert [len(batch) for batch in batches] == [3] * 13 + [1]
         assert [index for batch in batches for index, _ in batch] == list(range(40))
         assert all(isinstance(vector, np.ndarray) for batch in batches for _, vector in batch)
         for child in multiprocessing.active_children():
             child.kill()
         with pytest.raises(DcclipError, match="a process with a copy of the model was killed") as caught:
-            list(processes.embed_batches(range(40), dataset.images.picture, 3, 1))
+            list(processes.embed_batches(range(40), read, 3, 1))
     assert "--processes" in caught.value.hint
 
 

@@ -28,21 +28,21 @@ def test_a_class_without_images_and_a_folder_that_is_no_class(tmp_path: Path, sm
     layouts.class_folders(tmp_path / "dtd/test", NAMES[:-1])
     refused("dtd", tmp_path, "1 of 47 classes have no images, alpha_46 for one")
     layouts.class_folders(tmp_path / "dtd/test", [*NAMES, "布料"])
-    hint = refused("dtd-cn", tmp_path, r"布料 is no class of dtd \(there are 1 such folders\)")
+    hint = refused("dtd-cn", tmp_path, r"布料 is not a class of dtd \(1 such folders\)")
     assert "alpha_0" in hint
 
 
 def test_a_split_of_the_wrong_size(tmp_path: Path, small: dict[str, KnownSet]) -> None:
     layouts.class_folders(tmp_path / "dtd/test", NAMES)
     layouts.write(tmp_path / "dtd/test/alpha_3/more.png", layouts.picture(3))
-    assert "--limit" in refused("dtd", tmp_path, "data set dtd: the split test has 47 images, 48 are here")
+    assert "--limit" in refused("dtd", tmp_path, "data set dtd: the split test has 47 images, 48 were found")
 
 
 def test_a_shuffled_list_of_class_names(tmp_path: Path, small: dict[str, KnownSet]) -> None:
     names = [f"Thing {number}" for number in range(47)]
     names[4], names[9] = names[9], names[4]
     layouts.wds(tmp_path / "dtd", "test", TRUTHS, ".cls", names)
-    refused("dtd", tmp_path, "classnames.txt: class 4 is 'Thing 9' there, 'alpha_4' is expected")
+    refused("dtd", tmp_path, "classnames.txt: class 4 is 'Thing 9', 'alpha_4' is expected")
     layouts.wds(tmp_path / "dtd", "test", TRUTHS, ".cls", [f"Thing {number}" for number in range(46)])
     refused("dtd", tmp_path, "classnames.txt has 46 classes, not 47")
 
@@ -65,14 +65,14 @@ def test_half_a_download_of_tars(tmp_path: Path, small: dict[str, KnownSet]) -> 
 
 def test_a_label_that_is_missing_or_no_class(tmp_path: Path, small: dict[str, KnownSet]) -> None:
     layouts.wds(tmp_path / "dtd", "test", [*TRUTHS[:-1], b"47"], ".cls")
-    refused("dtd", tmp_path, r"s0000046.cls says '47', not a class from 0 to 46")
+    refused("dtd", tmp_path, r"s0000046.cls has '47', not a class from 0 to 46")
     layouts.tar(tmp_path / "dtd/test/0.tar", {"s0.png": layouts.picture(0)})
-    refused("dtd", tmp_path, "s0 has no .cls file beside it")
+    refused("dtd", tmp_path, "s0 has no .cls file")
 
 
 def test_labels_in_npy_are_never_unpickled(tmp_path: Path, small: dict[str, KnownSet]) -> None:
     layouts.wds(tmp_path / "voc2007", "test", [layouts.npy(np.asarray([{"a": 1}], object))] * 20, ".npy")
-    refused("voc2007", tmp_path, "s0000000.npy can't be read: .*allow_pickle")
+    refused("voc2007", tmp_path, "s0000000.npy cannot be read: .*allow_pickle")
 
 
 def test_torchvisions_half_a_download(tmp_path: Path, small: dict[str, KnownSet]) -> None:
@@ -85,7 +85,7 @@ def test_torchvisions_half_a_download(tmp_path: Path, small: dict[str, KnownSet]
 
 def test_a_cut_cifar(tmp_path: Path, small: dict[str, KnownSet]) -> None:
     layouts.write(tmp_path / "cifar10/cifar-10-batches-bin/test_batch.bin", bytes(3073 * 2 + 5))
-    refused("cifar10", tmp_path, "test_batch.bin is cut: 6,151 bytes")
+    refused("cifar10", tmp_path, "test_batch.bin is truncated: 6,151 bytes")
 
 
 def test_captions_whose_images_are_missing(tmp_path: Path, small: dict[str, KnownSet]) -> None:
@@ -99,11 +99,11 @@ def test_captions_whose_images_are_missing(tmp_path: Path, small: dict[str, Know
 
 def test_texts_about_images_that_are_missing(tmp_path: Path, small: dict[str, KnownSet]) -> None:
     layouts.write(tmp_path / "muge/valid_imgs.tsv", "7\tAAAA\n")
-    refused("muge-cn", tmp_path, "valid_imgs.tsv has no valid_texts.jsonl beside it")
+    refused("muge-cn", tmp_path, "valid_imgs.tsv has no valid_texts.jsonl next to it")
     layouts.write(tmp_path / "muge/valid_texts.jsonl", '{"text_id": 1, "text": "红色连衣裙", "image_ids": [8]}\n')
     refused("muge-cn", tmp_path, "valid_texts.jsonl:1: valid_imgs.tsv has no image 8")
     layouts.write(tmp_path / "muge/valid_texts.jsonl", '{"text_id": 1, "text": "红色连衣裙", "image_ids": []}\n')
-    refused("muge-cn", tmp_path, "says of no text which images it is about")
+    refused("muge-cn", tmp_path, "names no image of any text")
 
 
 def test_xtds_files_of_unlike_lengths(tmp_path: Path, small: dict[str, KnownSet]) -> None:
@@ -120,9 +120,9 @@ def test_captions_in_the_other_language_are_not_measured_under_this_ones_name(
     assert len(open_dataset("coco", data_root=tmp_path).images) == 2
     refused("coco-cn", tmp_path, "data set coco-cn needs its images")  # COCO's tars are not COCO-CN's
     layouts.wds(tmp_path / "xm3600", "test", [b"a cat", b"a dog"], ".txt")
-    refused("xm3600-cn", tmp_path, "xm3600-cn: 0 of 2 captions have Chinese in them, so they are not in zh")
+    refused("xm3600-cn", tmp_path, "xm3600-cn: 0 of 2 captions contain Chinese, so they are not in zh")
     layouts.wds(tmp_path / "xtd", "test", ["一只猫".encode(), "一只狗".encode()], ".txt")
-    refused("xtd", tmp_path, "xtd: 2 of 2 captions have Chinese in them, so they are not in en")
+    refused("xtd", tmp_path, "xtd: 2 of 2 captions contain Chinese, so they are not in en")
 
 
 def test_a_name_that_is_not_known_gets_the_nearest(tmp_path: Path) -> None:
@@ -133,9 +133,9 @@ def test_a_name_that_is_not_known_gets_the_nearest(tmp_path: Path) -> None:
 
 
 def test_a_data_set_that_is_not_there_says_where_it_is_looked_for(tmp_path: Path) -> None:
-    hint = refused("imagenet-cn", tmp_path / "nowhere", "nowhere is no folder")
+    hint = refused("imagenet-cn", tmp_path / "nowhere", "nowhere is not a folder")
     (tmp_path / "imagenet").mkdir()
-    hint = refused("imagenet-cn", tmp_path, "imagenet has no val images of imagenet in any layout known")
+    hint = refused("imagenet-cn", tmp_path, "imagenet has no val images of imagenet in any supported layout")
     assert "imagenet/val/n01440764/*.jpg or imagenet/val/0.tar" in hint
     with pytest.raises(
         DcclipError, match="data set cifar10 needs its images: clip-benchmark/wds_vtab-cifar10 can't be"

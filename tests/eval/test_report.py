@@ -9,9 +9,8 @@ import numpy as np
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.eval.datasets import open_dataset
-from dcclip_cli.eval.report.errors import errors_of
-from dcclip_cli.eval.report.html import write_report
-from dcclip_cli.eval.scoring import score_classes
+from dcclip_cli.eval.metrics import score_classes
+from dcclip_cli.eval.report import errors_of, write_report
 from tests.eval import layouts
 from tests.eval.test_compare import guesses, result
 
@@ -24,12 +23,12 @@ def test_weak_classes_and_confusions_are_counted() -> None:
     one = result("a", score_classes(np.eye(4)[best], labels, "top1"), class_names=NAMES)
     found = errors_of(one, {})
     assert found is not None
-    assert [(weak.name, weak.share, weak.n, weak.taken_for) for weak in found.worst] == [
+    assert [(weak.name, weak.fraction, weak.n, weak.predicted) for weak in found.worst] == [
         ("<b>鸟</b>", 0.0, 1, "猫"),
         ("猫", 0.25, 4, "狗"),
         ("狗", 0.5, 2, "猫"),
     ]
-    assert [(pair.truth, pair.guess, pair.n, pair.share) for pair in found.confusions[:2]] == [
+    assert [(pair.truth, pair.guess, pair.n, pair.fraction) for pair in found.confusions[:2]] == [
         ("猫", "狗", 2, 0.5),
         ("猫", "<b>鸟</b>", 1, 0.25),
     ]
@@ -63,5 +62,5 @@ def test_probes_are_drawn_as_curves(tmp_path: Path) -> None:
     ]
     write_report(tmp_path / "report.html", [*results, result("a", guesses(200), task="linear probe")])
     page = (tmp_path / "report.html").read_text("utf-8")
-    assert "What a linear layer learns" in page and page.count("data:image/svg+xml") == 2
+    assert "Linear probes" in page and page.count("data:image/svg+xml") == 2
     assert "dtd, linear probe, 5 shots" in page

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dcclip_cli.eval.datasets import Captions, DataSet, open_dataset
+from dcclip_cli.eval.dataset import Captions, DataSet
+from dcclip_cli.eval.datasets import open_dataset
 from dcclip_cli.eval.registry import KnownSet
 from tests.eval import layouts
 
@@ -21,7 +22,7 @@ def matches(dataset: DataSet, captions: list[list[str]]) -> None:
     found: dict[int, list[str]] = {}
     for text, about in zip(truth.texts, truth.about, strict=True):
         for image in about:
-            found.setdefault(layouts.label_of(dataset.images.picture(image)), []).append(text)
+            found.setdefault(layouts.label_of(dataset.images.load(image)), []).append(text)
     assert found == dict(enumerate(captions))
 
 
@@ -86,7 +87,7 @@ def test_chinese_clips_base64_lines(name: str, split: str, tmp_path: Path, small
     truth = dataset.truth["zh"]
     assert isinstance(truth, Captions)
     assert truth.texts == ("垫子上有一只猫", "动物") and truth.about == ((0,), (1, 0))
-    assert [layouts.label_of(dataset.images.picture(index)) for index in range(4)] == [0, 1, 2, 3]
+    assert [layouts.label_of(dataset.images.load(index)) for index in range(4)] == [0, 1, 2, 3]
     assert dataset.both_ways == (name != "muge-cn")
 
 
@@ -116,7 +117,7 @@ def test_xtd_has_captions_line_by_line_and_both_languages_share_their_pictures(
     english, chinese = open_dataset("xtd", data_root=tmp_path), open_dataset("xtd-cn", data_root=tmp_path)
     matches(english, [EN[0], EN[1][:1], EN[2][:1]])
     matches(chinese, [ZH[0], ZH[1][:1], ZH[2][:1]])
-    assert english.images.stamp == chinese.images.stamp
+    assert english.images.fingerprint == chinese.images.fingerprint
 
 
 def test_tars_have_a_caption_a_line(tmp_path: Path, small: dict[str, KnownSet]) -> None:

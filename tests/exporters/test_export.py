@@ -13,12 +13,12 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.evaluate import EvalOptions
 from dcclip_cli.exporters.export import ExportOptions, ExportResult, export
 from dcclip_cli.exporters.parity import Original, Parity, Thresholds
-from dcclip_cli.model.finite import NotFiniteError
-from dcclip_cli.model.folder import load_folder
+from dcclip_cli.model.model_dir import load_model
+from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.towers import Tokens
-from dcclip_cli.predict.bundle import Bundle
-from dcclip_cli.predict.runtime import DualEncoder
+from dcclip_cli.predict.encoder import Encoder
+from dcclip_cli.predict.onnx_encoder import OnnxEncoder
 
 ZH = ("猫", "一只狗", "雪地里奔跑的两匹马", "热气腾腾的香肠，配酸菜", "汽车", "一张很旧很旧很旧的照片")
 EN = ("cat", "a dog", "two horses running through the snow", "steaming sausages with sauerkraut", "car", "old trees")
@@ -44,7 +44,7 @@ def parity(result: ExportResult) -> Parity:
 def test_images_in_any_number_come_out_as_from_torch(exported: ExportResult, model_folder: Path, batch: int) -> None:
     pixels = torch.rand(batch, 3, 64, 64, generator=torch.Generator().manual_seed(batch)) * 2 - 1
     with torch.no_grad():
-        expected = torch.nn.functional.normalize(load_folder(model_folder).image_features(pixels).embedding, dim=-1)
+        expected = torch.nn.functional.normalize(load_model(model_folder).image_features(pixels).embedding, dim=-1)
     session = onnxruntime.InferenceSession(str(exported.folder / "image.onnx"))
     [found] = session.run(["image_embeds"], {"pixel_values": pixels.numpy()})
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
@@ -56,7 +56,7 @@ def test_images_in_any_number_come_out_as_from_torch(exported: ExportResult, mod
 def test_texts_of_any_length_come_out_as_from_torch(
     exported: ExportResult, model_folder: Path, batch: int, length: int
 ) -> None:
-    towers = load_folder(model_folder)
+    towers = load_model(model_folder)
     vocabulary = int(towers.model.text.vocab_size)
     ids = torch.randint(4, vocabulary, (batch, length), generator=torch.Generator().manual_seed(length))
     ids[:, 0], ids[:, -1] = 0, 2
@@ -69,7 +69,7 @@ def test_texts_of_any_length_come_out_as_from_torch(
 
 
 def test_the_bundle_says_what_one_must_know_to_use_it(exported: ExportResult, model_folder: Path) -> None:
-    towers = load_folder(model_folder)
+    towers = load_model(model_folder)
     about = json.loads((exported.folder / "dcclip.json").read_text("utf-8"))
     assert sorted(file.name for file in exported.folder.iterdir()) == [
         "config.json",  # this one and the two other configurations are for transformers.js
@@ -162,9 +162,9 @@ def test_an_fp16_export_that_overflows_keeps_more_in_fp32(
 ) -> None:
     compare, overflows = Original.compare, iter([True, False])
 
-    def first_overflows(original: Original, exported: DualEncoder) -> Parity:
+    def first_overflows(original: Original, exported: Encoder) -> Parity:
         if next(overflows):
-            raise NotFiniteError("tiny-fp16 gives embeddings that are not finite", "")
+            raise NotFiniteError("tiny-fp16 returned embeddings that are not finite", "")
         return compare(original, exported)
 
     monkeypatch.setattr(Original, "compare", first_overflows)
@@ -249,7 +249,7 @@ def test_one_text_has_one_int8_embedding_alone_and_in_any_batch(
     )
     assert parity(made).int8_largest_pair_sum == 255 * 128
     texts = [word for several in zip(EN, ZH, strict=True) for word in several]
-    encoder = Bundle(made.folder, "cpu")
+    encoder = OnnxEncoder(made.folder, "cpu")
     alone = np.concatenate([encoder.encode_texts([text]) for text in texts])
     for size in (2, 3, 16, 64):
         together = [encoder.encode_texts(texts[start : start + size]) for start in range(0, len(texts), size)]

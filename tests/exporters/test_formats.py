@@ -11,12 +11,12 @@ from tokenizers import Tokenizer
 
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.exporters import FormatName, Precision
 from dcclip_cli.exporters.export import ExportOptions, ExportResult, export
 from dcclip_cli.exporters.formats import FORMATS
-from dcclip_cli.exporters.names import FormatName, Precision
 from dcclip_cli.exporters.parity import Thresholds
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.runtime import load_model
+from dcclip_cli.predict.encoder import load_encoder
 
 TEXTS = ["红色的圆", "a blue moon", "一张很长的图片 of a green triangle"]
 
@@ -50,7 +50,7 @@ def test_immich_finds_what_it_looks_for(model_folder: Path, pairs_file: Path, tm
     tokenizer.enable_truncation(max_length=length)
     session = onnxruntime.InferenceSession(str(result.folder / "textual/model.onnx"))
     rows = [session.run(None, {"text": np.array([tokenizer.encode(text).ids], np.int32)})[0][0] for text in TEXTS]
-    expected = load_model(resolve(str(model_folder)), "cpu")
+    expected = load_encoder(resolve(str(model_folder)), "cpu")
     np.testing.assert_allclose(rows, expected.encode_texts(TEXTS), atol=1e-5)
     about = json.loads((result.folder / "visual/preprocess_cfg.json").read_text("utf-8"))
     assert about == json.loads(json.dumps(dict(expected.preprocessing)))
@@ -78,7 +78,7 @@ def test_transformers_loads_a_student_with_classes_of_its_own(
         AutoTokenizer.from_pretrained(result.folder),
         AutoImageProcessor.from_pretrained(result.folder),
     )
-    expected = load_model(resolve(str(model_folder)), "cpu")
+    expected = load_encoder(resolve(str(model_folder)), "cpu")
     tokens = tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt")
     texts = model.get_text_features(tokens.input_ids, tokens.attention_mask).pooler_output.detach().numpy()
     np.testing.assert_allclose(_unit(texts), expected.encode_texts(TEXTS), atol=1e-5)
@@ -141,7 +141,7 @@ def test_projections_that_transformers_has_no_place_for_are_refused(
 
 def _student(folder: Path, timm: str, bias: float = 0.0, **image: Any) -> Path:
     """A student with random weights; `bias` is that of a projection in place of the network's classifier."""
-    from dcclip_cli.model.folder import save_folder
+    from dcclip_cli.model.model_dir import save_model
     from dcclip_cli.model.students import (
         StudentOptions,
         build_model,
@@ -159,7 +159,7 @@ def _student(folder: Path, timm: str, bias: float = 0.0, **image: Any) -> Path:
     model = build_model(config, 0)
     if bias and (found := projection_bias(model)) is not None:
         found.data.fill_(bias)
-    save_folder(folder, model, config, preprocessing_of(options.image), tokenizer, {})
+    save_model(folder, model, config, preprocessing_of(options.image), tokenizer, {})
     return folder
 
 
@@ -182,9 +182,9 @@ def test_a_missing_package_is_named_with_its_command(
 
 
 def test_a_precision_that_a_format_lacks_is_refused(model_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DcclipError, match="--format executorch has no int8") as error:
+    with pytest.raises(DcclipError, match="--format executorch does not support int8") as error:
         made(model_folder, tmp_path, tmp_path / "out", "executorch", "int8")
-    assert error.value.hint == "say --precision fp32"
+    assert error.value.hint == "use --precision fp32"
 
 
 def test_formats_for_phones_get_weights_with_the_channels_first(model_folder: Path) -> None:

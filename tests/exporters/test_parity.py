@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcclip_cli.exporters.parity import Original, Samples, centred_cosine
+from dcclip_cli.exporters.parity import Original, centred_cosine
+from dcclip_cli.exporters.samples import Samples
 
 
 class Letters:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dcclip_cli.model import precision
-from dcclip_cli.model.folder import load_folder
+from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.precision import _measured_gain, bf16_gain, choose_precision, newton_schulz_precision
 from dcclip_cli.model.teachers import OpenClipTeacher
 from dcclip_cli.model.towers import Towers
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.any_cpu
 
 @pytest.fixture
 def towers(model_folder: Path) -> Towers:
-    return load_folder(model_folder)
+    return load_model(model_folder)
 
 
 @pytest.fixture

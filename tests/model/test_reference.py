@@ -66,7 +66,7 @@ def test_a_stage_directory_that_is_not_finished_is_no_model() -> None:
 def test_a_hub_name_says_which_library_reads_it(reference: str, kind: str, target: str) -> None:
     found = resolve(reference)
     assert (found.kind, found.target) == (kind, target)
-    assert target in found.said
+    assert target in found.description
 
 
 def test_without_a_reference_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,27 +84,30 @@ def test_without_anything_the_newest_finished_run_is_taken() -> None:
     Path("runs/unfinished/distill/state").mkdir(parents=True)
     found = resolve()
     assert (found.kind, found.path) == ("bundle", newest)
-    assert found.said == "model: bundle runs/newer/export (newest finished run)"
+    assert found.description == "model: bundle runs/newer/export (newest finished run)"
 
 
 def test_without_any_run_the_starter_model_is_taken_and_why_is_said() -> None:
     found = resolve()
     assert found.kind == "bundle"
     assert found.path == Path(dcclip_cli.__file__).parent / "starter"
-    assert found.said == "model: starter, which comes with dcclip (no model is named, and runs/ holds no finished run)"
+    assert (
+        found.description
+        == "model: starter, which comes with dcclip (no model is named, and runs/ contains no finished run)"
+    )
 
 
 def test_the_starter_model_is_meant_by_name_whatever_lies_around() -> None:
     bundle(Path("starter"))
     model(Path("runs/a/align/model"))
-    assert resolve("starter").said == "model: starter, which comes with dcclip"
+    assert resolve("starter").description == "model: starter, which comes with dcclip"
     assert resolve("./starter").path == Path("starter").resolve()
 
 
 @pytest.mark.parametrize("reference", ["nowhere", "hf:", "BAAI/AltCLIP", "model.onnx", "猫"])
 def test_what_is_no_model_is_named_with_what_could_be(reference: str) -> None:
     Path("model.onnx").touch()
-    with pytest.raises(DcclipError, match="is no directory") as raised:
+    with pytest.raises(DcclipError, match="is not a directory") as raised:
         resolve(reference)
     assert reference in raised.value.what
     assert "hf:ORG/NAME" in raised.value.hint

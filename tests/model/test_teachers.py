@@ -63,7 +63,7 @@ def test_pickled_weights_are_never_read(altclip_folder: Path, tmp_path: Path) ->
     folder = shutil.copytree(altclip_folder, tmp_path / "pickled")
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(DcclipError, match="can't be loaded"):
+    with pytest.raises(DcclipError, match="cannot be loaded"):
         AltClipTeacher(model=str(folder)).load()
 
 
@@ -122,9 +122,9 @@ def test_an_image_only_model_is_refused(tmp_path: Path) -> None:
     ("teacher", "said"),
     [
         (AltClipTeacher(model="/nowhere/altclip"), "/nowhere/altclip has no config.json"),
-        (AltClipTeacher(model="nobody/nothing"), "teacher nobody/nothing can't be loaded"),
+        (AltClipTeacher(model="nobody/nothing"), "teacher nobody/nothing cannot be loaded"),
         (OpenClipTeacher(model="ViT-B-32"), "open_clip model 'ViT-B-32' has no tag"),
-        (OpenClipTeacher(model="ViT-Z-99/openai"), "open_clip model ViT-Z-99/openai can't be loaded"),
+        (OpenClipTeacher(model="ViT-Z-99/openai"), "open_clip model ViT-Z-99/openai cannot be loaded"),
         (OpenClipTeacher(model="/nowhere/student"), "/nowhere/student has no open_clip_config.json"),
     ],
     ids=lambda value: getattr(value, "model", ""),

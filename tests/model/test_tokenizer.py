@@ -141,7 +141,7 @@ def test_single_characters_fill_up_the_vocabulary_where_asked_for(altclip_folder
 
 
 def test_a_tokenizer_that_is_no_unigram_is_refused(chinese_clip_folder: Path) -> None:
-    with pytest.raises(DcclipError, match="is a WordPiece tokenizer; only Unigram ones can be trimmed") as raised:
+    with pytest.raises(DcclipError, match="is a WordPiece tokenizer; only Unigram tokenizers can be trimmed") as raised:
         trim_tokenizer(chinese_clip_folder, ["猫", "cat"], 50)
     assert "from: data" in raised.value.hint
 

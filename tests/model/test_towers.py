@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dcclip_cli.model.folder import load_folder
+from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.students import StudentOptions, build_model, model_config
 from dcclip_cli.model.teachers import AltClipTeacher, TransformersTeacher
 from dcclip_cli.model.towers import OpenClipTowers, TextFeatures, Tokens, Towers, TransformersTowers
@@ -28,7 +28,7 @@ def pictures(towers: Towers, count: int = 3) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def student(model_folder: Path) -> OpenClipTowers:
-    return load_folder(model_folder)
+    return load_model(model_folder)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_the_mask_counts_the_real_tokens(student: OpenClipTowers) -> None:
 
 
 def test_a_gradient_reaches_both_towers_of_a_student(model_folder: Path) -> None:
-    towers = load_folder(model_folder).train()
+    towers = load_model(model_folder).train()
     image = towers.image_features(pictures(towers))
     text = towers.text_features(towers.tokenize(["猫", "a cat"]))
     (image.embedding.sum() + image.map.sum() + text.embedding.sum()).backward()
@@ -145,7 +145,7 @@ def test_texts_of_one_length_together_have_the_features_that_they_have_all_at_on
 
 
 def test_a_text_tower_with_a_class_token_gets_its_full_length(model_folder: Path) -> None:
-    towers = load_folder(model_folder)
+    towers = load_model(model_folder)
     assert towers.takes_any_length
     towers.model.text.cls_emb = torch.nn.Parameter(torch.zeros(32))
     assert not towers.takes_any_length
@@ -155,7 +155,7 @@ def test_a_gradient_through_parts_is_that_of_all_at_once(model_folder: Path) -> 
     # In double precision: in single, sums over hundreds of tokens, up to 4e3, end 3e-4 apart on some processors.
     gradients = []
     for name in ("text_features", "text_features_by_length"):
-        towers = load_folder(model_folder).double().train()
+        towers = load_model(model_folder).double().train()
         features = getattr(towers, name)(towers.tokenize([text[: 1 + n % 7] for n, text in enumerate(TEXTS * 20)]))
         (features.embedding.square().sum() + (features.tokens * features.mask[:, :, None]).sum()).backward()
         gradients.append({key: one.grad for key, one in towers.named_parameters() if one.grad is not None})

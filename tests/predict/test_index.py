@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.predict.bundle import Bundle
 from dcclip_cli.predict.index import FOLDER, Index, open_index
+from dcclip_cli.predict.onnx_encoder import OnnxEncoder
 
 
 def test_the_nearest_come_first() -> None:
@@ -21,7 +21,7 @@ def test_the_nearest_come_first() -> None:
 
 
 def test_pictures_are_embedded_once_and_again_when_they_change(bundle_folder: Path, pictures: list[Path]) -> None:
-    model, folder = Bundle(bundle_folder, "cpu"), pictures[0].parent
+    model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
     first = open_index(model, folder)
     assert (first.embedded, len(first.paths)) == (5, 5)
     again = open_index(model, folder)
@@ -42,7 +42,7 @@ def test_pictures_are_embedded_once_and_again_when_they_change(bundle_folder: Pa
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"\x93NUMPY"])
 def test_an_index_that_is_broken_is_made_anew(bundle_folder: Path, pictures: list[Path], content: bytes) -> None:
-    model, folder = Bundle(bundle_folder, "cpu"), pictures[0].parent
+    model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
     open_index(model, folder)
     [file] = (folder / FOLDER).iterdir()
     file.write_bytes(content)
@@ -50,7 +50,7 @@ def test_an_index_that_is_broken_is_made_anew(bundle_folder: Path, pictures: lis
 
 
 def test_an_index_that_is_not_finite_is_made_anew(bundle_folder: Path, pictures: list[Path]) -> None:
-    model, folder = Bundle(bundle_folder, "cpu"), pictures[0].parent
+    model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
     whole = open_index(model, folder)
     [file] = (folder / FOLDER).iterdir()
     with np.load(file) as stored:
@@ -63,7 +63,7 @@ def test_an_index_that_is_not_finite_is_made_anew(bundle_folder: Path, pictures:
 
 
 def test_broken_pictures_are_named_and_tried_again(bundle_folder: Path, pictures: list[Path]) -> None:
-    model, folder = Bundle(bundle_folder, "cpu"), pictures[0].parent
+    model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
     pictures[0].write_bytes(b"broken")
     for expected in (4, 0):
         index = open_index(model, folder)
@@ -71,10 +71,10 @@ def test_broken_pictures_are_named_and_tried_again(bundle_folder: Path, pictures
 
 
 def test_a_folder_without_pictures_is_refused(bundle_folder: Path, tmp_path: Path) -> None:
-    model = Bundle(bundle_folder, "cpu")
+    model = OnnxEncoder(bundle_folder, "cpu")
     with pytest.raises(DcclipError, match="is no folder"):
         open_index(model, tmp_path / "none")
-    with pytest.raises(DcclipError, match="holds no pictures"):
+    with pytest.raises(DcclipError, match="contains no images"):
         open_index(model, tmp_path)
     (tmp_path / "坏.png").write_bytes(b"broken")
     with pytest.raises(DcclipError, match="holds no picture that can be read"):

@@ -1,6 +1,9 @@
-"""The door for programs gives what the command gives, for every kind of model."""
+"""Predictions of a loaded model, by the command's function and the Python API, the same for every form of a model."""
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,27 +11,111 @@ from PIL import Image
 
 from dcclip_cli import load
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.predict import predict
+from dcclip_cli.predict.encoder import load_encoder
+from dcclip_cli.predict.footprint import footprint
+from dcclip_cli.predict.model import Prediction, predict
+from dcclip_cli.predict.zero_shot import Labels
 
-LABELS = ["红色的圆", "blue square", "月亮"]
+LABELS = ["红色的圆", "blue square", "月亮", "a cross", "一张绿色三角形的图片"]
+
+
+def predictions(model: str | Path, images: list[Path], **options: Any) -> list[Prediction]:
+    encoder = load_encoder(resolve(str(model)), "cpu")
+    return list(predict(encoder, Labels(encoder, LABELS), images, **options))
+
+
+def test_bundle_and_model_directory_agree(model_folder: Path, bundle_folder: Path, pictures: list[Path]) -> None:
+    by_torch, by_onnx = (predictions(one, pictures, batch_size=2) for one in (model_folder, bundle_folder))
+    assert [prediction.image for prediction in by_onnx] == pictures
+    for one, other in zip(by_torch, by_onnx, strict=True):
+        assert one.labels[0][0] == other.labels[0][0]
+        assert dict(one.labels) == pytest.approx(dict(other.labels), abs=1e-4)
+        assert sum(value for _, value in one.labels) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("model", ["bundle_folder", "model_folder", "altclip_folder"])
-def test_a_loaded_model_predicts_what_the_command_does(
+def test_the_python_api_predicts_what_the_command_does(
     model: str, pictures: list[Path], request: pytest.FixtureRequest
 ) -> None:
     folder = request.getfixturevalue(model)
     reference = f"hf:{folder}" if model == "altclip_folder" else str(folder)
     loaded = load(reference, device="cpu")
-    expected = [dict(one.labels) for one in predict(model=resolve(reference), images=pictures, labels=LABELS)]
+    expected = [dict(one.labels) for one in predictions(reference, pictures)]
     for found, wanted in zip(loaded.predict(list(pictures), LABELS), expected, strict=True):
         assert list(found) == list(wanted) and found == pytest.approx(wanted, abs=1e-5)
     one = loaded.predict(str(pictures[0]), LABELS, top_k=2)
     assert list(one) == list(expected[0])[:2]
 
 
-def test_a_picture_may_be_a_path_its_bytes_or_an_image(bundle_folder: Path, pictures: list[Path]) -> None:
+@pytest.mark.parametrize("teacher", ["altclip_folder", "chinese_clip_folder", "siglip_folder"])
+def test_a_transformers_model_embeds_as_transformers_does(
+    teacher: str, pictures: list[Path], request: pytest.FixtureRequest
+) -> None:
+    import torch
+    from transformers import AutoImageProcessor, AutoModel
+
+    folder = request.getfixturevalue(teacher)
+    encoder = load_encoder(resolve(f"hf:{folder}"), "cpu")
+    model = AutoModel.from_pretrained(folder).eval()
+    pixels = AutoImageProcessor.from_pretrained(folder)(images=decode(pictures[0]), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
+    found = encoder.encode_pixels(encoder.preprocess(decode(pictures[0]))[None])
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+    [prediction] = predictions(f"hf:{folder}", pictures[:1])
+    assert {label for label, _ in prediction.labels} == set(LABELS)
+
+
+def test_top_k_keeps_the_best_first(bundle_folder: Path, pictures: list[Path]) -> None:
+    [every], [two] = (predictions(bundle_folder, pictures[:1], top_k=top_k) for top_k in (None, 2))
+    assert two.labels == every.labels[:2]
+    assert [value for _, value in every.labels] == sorted((value for _, value in every.labels), reverse=True)
+
+
+def test_a_broken_image_does_not_stop_the_others(bundle_folder: Path, pictures: list[Path], tmp_path: Path) -> None:
+    broken, absent = tmp_path / "坏.png", tmp_path / "none.jpg"
+    broken.write_bytes(pictures[0].read_bytes()[:60])
+    found = predictions(bundle_folder, [broken, pictures[0], absent])
+    assert [prediction.error is None for prediction in found] == [False, True, False]
+    assert "坏.png is not a readable image" in str(found[0].error)
+    assert "none.jpg does not exist" in str(found[2].error)
+    [alone] = predictions(bundle_folder, [pictures[0]])
+    assert found[1].labels == alone.labels
+
+
+def test_a_missing_device_is_refused(bundle_folder: Path, model_folder: Path) -> None:
+    for folder in (bundle_folder, model_folder):
+        with pytest.raises(DcclipError, match="finds no device mps"):
+            load_encoder(resolve(str(folder)), "mps")
+
+
+def test_a_footprint_counts_parameters_and_bytes(bundle_folder: Path, model_folder: Path) -> None:
+    by_onnx = footprint(load_encoder(resolve(str(bundle_folder))), budget_s=0)
+    by_torch = footprint(load_encoder(resolve(str(model_folder)), "cpu"), budget_s=0)
+    assert by_onnx.parameters == by_torch.parameters == by_torch.size_bytes / 4
+    assert by_onnx.size_bytes == sum((bundle_folder / f"{tower}.onnx").stat().st_size for tower in ("image", "text"))
+    assert by_onnx.image_ms > 0 and by_torch.text_ms > 0
+
+
+def test_a_bundle_predicts_without_torch_in_six_tenths_of_a_second(bundle_folder: Path, pictures: list[Path]) -> None:
+    code = """
+import sys, time
+from dcclip_cli import load
+found = load(sys.argv[1]).predict(sys.argv[2], ["猫", "dog"])
+assert abs(sum(found.values()) - 1) < 1e-6
+heavy = {"torch", "transformers", "open_clip", "timm", "pandas", "pyarrow", "pydantic"} & set(sys.modules)
+print(time.process_time(), *sorted(heavy))
+"""
+    command = [sys.executable, "-c", code, str(bundle_folder), str(pictures[0])]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
+    assert {len(run) for run in runs} == {1}, f"imported: {runs[0][1:]}"
+    # CPU time of the whole process: what the wall clock would show on an idle machine.
+    assert min(float(run[0]) for run in runs) <= 0.6
+
+
+def test_an_image_may_be_a_path_its_bytes_or_a_pillow_image(bundle_folder: Path, pictures: list[Path]) -> None:
     model = load(bundle_folder)
     path, content = pictures[0], pictures[0].read_bytes()
     with Image.open(path) as image:
@@ -37,7 +124,7 @@ def test_a_picture_may_be_a_path_its_bytes_or_an_image(bundle_folder: Path, pict
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
 
 
-def test_texts_come_out_in_their_order_whatever_their_length(bundle_folder: Path) -> None:
+def test_embedded_texts_keep_their_order_whatever_their_length(bundle_folder: Path) -> None:
     model = load(bundle_folder)
     texts = ["一张很长的图片 of a moon", "红", "a red circle"]
     rows = model.embed_texts(texts)
@@ -45,14 +132,14 @@ def test_texts_come_out_in_their_order_whatever_their_length(bundle_folder: Path
         np.testing.assert_allclose(model.embed_texts([text])[0], row, atol=1e-6)
 
 
-def test_several_labels_may_be_right(bundle_folder: Path, pictures: list[Path]) -> None:
-    found = load(bundle_folder).predict(pictures[0], LABELS, several=True, templates=["一个{}"])
+def test_with_multi_label_several_labels_may_be_likely(bundle_folder: Path, pictures: list[Path]) -> None:
+    found = load(bundle_folder).predict(pictures[0], LABELS, multi_label=True, templates=["一个{}"])
     assert set(found) == set(LABELS) and all(0 < value < 1 for value in found.values())
 
 
-def test_what_can_not_be_read_is_an_error_with_a_hint(bundle_folder: Path, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_is_an_error_with_a_hint(bundle_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DcclipError, match=r"无\.png does not exist") as error:
         load(bundle_folder).predict(tmp_path / "无.png", LABELS)
     assert error.value.hint == "check the path"
-    with pytest.raises(DcclipError, match="is no directory"):
+    with pytest.raises(DcclipError, match="is not a directory"):
         load(tmp_path / "nothing")

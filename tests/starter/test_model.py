@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dcclip_cli.model.folder import load_folder
+from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.runtime import load_model
-from dcclip_cli.predict.torch_runtime import TorchEncoder
+from dcclip_cli.predict.encoder import TorchEncoder, load_encoder
 from dcclip_cli.recipe.load import load
 from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.distill import distill
@@ -20,12 +19,12 @@ MODEL, PHOTOS = ROOT / "recipes/starter/model", ROOT / "recipes/starter/photos"
 
 @pytest.fixture(scope="module")
 def model() -> TorchEncoder:
-    return TorchEncoder(load_folder(MODEL))
+    return TorchEncoder(load_model(MODEL))
 
 
 @pytest.mark.any_cpu
 def test_bundle_and_model_directory_say_the_same(model: TorchEncoder) -> None:
-    bundle = load_model(resolve("starter"), "cpu")
+    bundle = load_encoder(resolve("starter"), "cpu")
     labels = ["cat", "coffee", "rocket", "flower", "temple", "dog", "猫", "咖啡", "火箭", "花", "寺庙", "狗"]
     pixels = np.stack([model.preprocess(decode(file)) for file in sorted(PHOTOS.glob("*.jpg"))])
     said = [(one.encode_pixels(pixels) @ one.encode_texts(labels).T).argmax(axis=1) for one in (model, bundle)]
@@ -43,6 +42,6 @@ def test_a_smaller_model_learns_from_it_on_photographs_without_labels(tmp_path: 
         seed=0,
         run=RunDir(tmp_path / "runs/distill-photos"),
     )
-    student = load_folder(result.model)
-    assert student.parameters_count() < load_folder(MODEL).parameters_count() / 4
+    student = load_model(result.model)
+    assert student.parameters_count() < load_model(MODEL).parameters_count() / 4
     assert 0 < result.metrics["embedding"] < 0.8  # two random directions are 1 apart

@@ -16,9 +16,8 @@ from dcclip_cli.cli.app import app
 from dcclip_cli.cli.flags import split
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.predict import predict
-from dcclip_cli.predict.runtime import DualEncoder, load_model
-from dcclip_cli.predict.zeroshot import softmax
+from dcclip_cli.predict.encoder import Encoder, load_encoder
+from dcclip_cli.predict.zero_shot import softmax
 
 ROOT = Path(__file__).parent.parent.parent
 BUNDLE = Path(dcclip_cli.__file__).parent / "starter"
@@ -27,13 +26,13 @@ LABELS = {"cat": ("cat", "猫"), "coffee": ("coffee", "咖啡"), "rocket": ("roc
 
 
 @pytest.fixture(scope="module")
-def starter() -> DualEncoder:
-    return load_model(resolve("starter"), "cpu")
+def starter() -> Encoder:
+    return load_encoder(resolve("starter"), "cpu")
 
 
 def best(photo: str, labels: list[str]) -> str:
-    (found,) = predict(model=resolve("starter"), images=[PHOTOS / f"{photo}.jpg"], labels=labels, device="cpu")
-    return found.labels[0][0]
+    [best] = dcclip_cli.load("starter", device="cpu").predict(PHOTOS / f"{photo}.jpg", labels, top_k=1)
+    return best
 
 
 def test_the_bundle_is_small_and_held_its_parity() -> None:
@@ -73,15 +72,10 @@ def test_labels_may_mix_languages_templates_and_commas(typed: str) -> None:
     ],
 )
 def test_with_multi_label_those_are_likely_that_fit(photo: str, there: list[str], absent: list[str]) -> None:
-    (found,) = predict(
-        model=resolve("starter"),
-        images=[PHOTOS / f"{photo}.jpg"],
-        labels=[*there, *absent],
-        top_k=len(there) + len(absent),
-        several=True,
-        device="cpu",
+    found = dcclip_cli.load("starter", device="cpu").predict(
+        PHOTOS / f"{photo}.jpg", [*there, *absent], multi_label=True
     )
-    assert {label for label, value in found.labels if value > 0.5} == set(there)
+    assert {label for label, value in found.items() if value > 0.5} == set(there)
 
 
 @pytest.mark.parametrize("label", ["something", "东西", "other", "其他"])
@@ -90,13 +84,13 @@ def test_a_label_that_says_nothing_wins_only_where_no_other_fits(label: str) -> 
     assert best("cat", [label, "dog", "猫"]) == "猫"
 
 
-def test_a_label_and_its_translation_lie_close_together(starter: DualEncoder) -> None:
+def test_a_label_and_its_translation_lie_close_together(starter: Encoder) -> None:
     en, zh = ["dog", "car", "fruit", "musical instrument", "bicycle"], ["狗", "汽车", "水果", "乐器", "自行车"]
     cosines = starter.encode_texts(en) @ starter.encode_texts(zh).T
     assert cosines.argmax(axis=1).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_of_labels_far_from_what_it_has_learnt_it_is_not_sure(starter: DualEncoder) -> None:
+def test_of_labels_far_from_what_it_has_learnt_it_is_not_sure(starter: Encoder) -> None:
     pixels = np.stack([starter.preprocess(decode(file)) for file in sorted(PHOTOS.glob("*.jpg"))])
     texts = starter.encode_texts(["bureaucracy", "光合作用", "Thursday evening", "莎士比亚", "E minor"])
     assert softmax(starter.encode_pixels(pixels), texts, starter.logit_scale).max() < 0.7

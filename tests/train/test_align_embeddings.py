@@ -10,9 +10,9 @@ from dcclip_cli.data.dataset import write_embeddings
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.folder import load_folder
+from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.students import StudentOptions
-from dcclip_cli.predict.torch_runtime import TorchEncoder
+from dcclip_cli.predict.encoder import TorchEncoder
 from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.align import AlignOptions, align
 
@@ -45,7 +45,7 @@ def run(points: Path, student: dict[str, Any], root: Path, **options: Any) -> Pa
 def test_words_of_both_languages_come_to_their_points(
     points: Path, student_section: dict[str, Any], tmp_path: Path
 ) -> None:
-    model = TorchEncoder(load_folder(run(points, student_section, tmp_path)))
+    model = TorchEncoder(load_model(run(points, student_section, tmp_path)))
     for words in (ZH, EN):
         cosines = model.encode_texts(words) @ np.eye(8, 16).T
         assert cosines.argmax(axis=1).tolist() == list(range(8))

@@ -10,7 +10,7 @@ import torch
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.folder import load_folder
+from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.run_dir import TrainResult
 
@@ -57,7 +57,7 @@ def further(aligning: Job, model_folder: Path, pairs: list[Pair], tmp_path: Path
 def drift(model: Path, start: Path, pictures: list[Pair]) -> tuple[float, float]:
     """1 - cosine between two models' embeddings: means over these pictures, and over LINES."""
     embeddings = []
-    for towers in (load_folder(start), load_folder(model)):
+    for towers in (load_model(start), load_model(model)):
         assert towers.preprocess is not None
         pixels = torch.stack([torch.from_numpy(towers.preprocess(decode(pair.image))) for pair in pictures])
         with torch.no_grad():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dcclip_cli.model.folder import load_folder
+from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.teachers import AltClipTeacher
 from dcclip_cli.recipe.load import load
 from dcclip_cli.run_dir import RunDir
@@ -59,7 +59,7 @@ def test_the_papers_recipe_trains_both_stages(full_shaped: Path, pairs_file: Pat
     assert set(first.metrics) >= {"feature_map", "token_features", "embedding"}
     second = align(options=recipe.align, run=run, **common)  # type: ignore[arg-type]
     assert set(second.metrics) >= {"image_zh", "image_en", "logit_scale"}
-    towers = load_folder(second.model)
+    towers = load_model(second.model)
     assert towers.text_features(towers.tokenize(["红色的圆"])).embedding.shape == (1, 768)
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.folder import load_folder
+from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.tokenizer import load_tokenizer
 from dcclip_cli.run_dir import TrainResult
 
@@ -34,7 +34,7 @@ def test_every_kind_of_teacher_teaches_a_student_that_reads_both_languages(
     result = run(distilling)
     assert result.model == Path(distilling["root"]) / "distill" / "model"
     assert set(result.metrics) >= {"feature_map", "token_features", "embedding", "loss"}
-    towers = load_folder(result.model)
+    towers = load_model(result.model)
     assert towers.text_features(towers.tokenize(["红色的圆", "red circle"])).embedding.shape == (2, 16)
 
 
@@ -269,7 +269,7 @@ def test_a_vocabulary_too_small_for_its_characters_is_refused(
 ) -> None:
     many = [Pair(str(number), pairs[0].image, zh=(chr(0x4E00 + number),), en=("x",)) for number in range(400)]
     write_parquet(tmp_path / "many.parquet", many)
-    with pytest.raises(DcclipError, match="no vocabulary of 300 pieces can be made") as raised:
+    with pytest.raises(DcclipError, match="no vocabulary of 300 tokens can be trained") as raised:
         run(distilling | {"data": str(tmp_path / "many.parquet")})
     assert "vocabulary.size larger" in raised.value.hint
 

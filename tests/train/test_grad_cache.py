@@ -12,7 +12,7 @@ from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.options import CaptionOptions
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.folder import load_folder
+from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.teachers import AltClipTeacher
 from dcclip_cli.train.feature_shapes import widths
 from dcclip_cli.train.grad_cache import backward, cached_backward
@@ -31,7 +31,7 @@ def stage(model_folder: Path, altclip_folder: Path) -> Objective:
     teacher = AltClipTeacher(model=str(altclip_folder)).load()
     losses = [TaskLoss(cross_lingual=0.5), EmbeddingLoss(), InteractiveLoss(), CrossLingualLoss()]
     sources = [OnlineTeacher(teacher, 0, (), widths(teacher))]
-    return Objective(load_folder(model_folder), losses, sources, [widths(teacher)], freeze_batch_norms=True).train()
+    return Objective(load_model(model_folder), losses, sources, [widths(teacher)], freeze_batch_norms=True).train()
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_parts_by_themselves_have_the_mean_of_their_gradients(
 def test_the_first_pass_leaves_batch_norms_as_they_are_and_the_second_moves_them_once(
     model_folder: Path, batch: Batch, accelerator: Accelerator
 ) -> None:
-    stages = [Objective(load_folder(model_folder), [TaskLoss()]).train() for _ in range(2)]
+    stages = [Objective(load_model(model_folder), [TaskLoss()]).train() for _ in range(2)]
     cached_backward(stages[0], batch, 2, accelerator)
     with torch.no_grad():
         for part in batch.parts(2):
@@ -107,7 +107,7 @@ def test_the_first_pass_leaves_batch_norms_as_they_are_and_the_second_moves_them
 def test_random_numbers_of_the_first_pass_come_again_in_the_second(
     student_section: dict[str, Any], batch: Batch, accelerator: Accelerator, model_folder: Path
 ) -> None:
-    towers = load_folder(model_folder)
+    towers = load_model(model_folder)
     stage = Objective(towers, [TaskLoss()], freeze_batch_norms=True).train()
     head = towers.model.visual.head
     head.add_module("dropped", torch.nn.Dropout(0.5))

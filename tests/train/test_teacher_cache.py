@@ -22,7 +22,7 @@ from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.options import CaptionOptions
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.folder import load_folder
+from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.teachers import AltClipTeacher, TransformersTeacher
 from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.progress import Silent
@@ -45,7 +45,7 @@ FP16: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def student(model_folder: Path) -> OpenClipTowers:
-    return load_folder(model_folder)
+    return load_model(model_folder)
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +53,14 @@ def altclip(altclip_folder: Path) -> Towers:
     return AltClipTeacher(model=str(altclip_folder)).load()
 
 
-def reader(pairs_file: Path, student: Towers, teacher: Towers, repeats: int = 2, also_other: bool = False) -> Collator:
+def reader(
+    pairs_file: Path, student: Towers, teacher: Towers, repeats: int = 2, second_caption: bool = False
+) -> Collator:
     return Collator(
         open_pairs(pairs_file),
         0,
         Augment(background="random", rotate=15, colour=0.3),
-        CaptionOptions(also_other=also_other),
+        CaptionOptions(second_caption=second_caption),
         student.preprocess,
         student.tokenize,
         (teacher.preprocess,),
@@ -93,12 +95,12 @@ def assert_same_targets(kept: Outputs, asked: Outputs) -> None:
 
 @pytest.mark.any_cpu
 @pytest.mark.parametrize("name", ["altclip", "chinese_clip", "siglip"])
-@pytest.mark.parametrize("also_other", [False, True])
+@pytest.mark.parametrize("second_caption", [False, True])
 def test_kept_answers_are_the_teachers_to_fp16(
-    pairs_file: Path, student: Towers, tmp_path: Path, request: pytest.FixtureRequest, name: str, also_other: bool
+    pairs_file: Path, student: Towers, tmp_path: Path, request: pytest.FixtureRequest, name: str, second_caption: bool
 ) -> None:
     teacher = TransformersTeacher(model=str(request.getfixturevalue(f"{name}_folder"))).load()
-    read = reader(pairs_file, student, teacher, also_other=also_other)
+    read = reader(pairs_file, student, teacher, second_caption=second_caption)
     cache, online = build(teacher, read, tmp_path), OnlineTeacher(teacher, 0, (), WIDTHS)
     for samples in ([(0, 0), (13, 0), (39, 0)], [(5, 1), (38, 1)], [(7, 3)], [(7, 8), (6, 8)]):
         batch = read.batch(samples)

@@ -1,50 +1,82 @@
-"""May this host be connected to? The address that is checked is the address that is connected to.
+"""Sockets that connect to checked addresses only and keep to the time limit of their thread.
 
-A name is looked up once for a connection, its addresses are checked, and the socket is opened to one of those numbers:
-there is no second look-up that could answer otherwise (DNS rebinding), and every way to write 127.0.0.1 (2130706433,
-0x7f.1, ::ffff:7f00:1, a name) comes out as the same number. Redirects open their connections here as well.
+A host name is looked up once for each connection, its addresses are checked, and the socket connects to one of exactly
+those addresses. So there is no second look-up that could answer differently (DNS rebinding), and every spelling of
+127.0.0.1 (2130706433, 0x7f.1, ::ffff:7f00:1, a name) is the same address. Redirects connect in the same way.
+
+A time limit on each read does not stop a server that sends a byte a second. So each thread has a deadline, and each
+read waits at most until then.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import socket
+import ssl
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from dcclip_cli.curation.fetch.clock import TimedSocket, time_left
-from dcclip_cli.curation.fetch.fault import Fault
-from dcclip_cli.curation.fetch.options import FetchOptions
+from dcclip_cli.curation.fetch.request import Fault, FetchOptions
 
-_ADDRESSES = 4  # of one host that are tried
-_NAMES = 10_000  # remembered
-_NAMES_S = 300  # and for how long: collecting asks for one host again and again, and resolvers refuse floods
+_MAX_ADDRESSES = 4  # of one host that are tried
+_CACHED_NAMES = 10_000
+_CACHED_NAMES_S = 300  # collecting looks up the same hosts again and again, and resolvers refuse floods
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # a public IPv4 address in its last four bytes, on IPv6-only networks
-# What Python does not call private (or not in every version) and leads into local networks or into IPv4.
+# Networks that Python does not call private (or not in every version) and that lead to local networks or to IPv4.
 _NEVER = [ipaddress.ip_network(net) for net in ("192.88.99.0/24", "64:ff9b:1::/48", "2001::/23", "2002::/16")]
 _NEVER += [ipaddress.ip_network(net) for net in ("192.0.0.0/24", "fec0::/10", "3fff::/20", "5f00::/16")]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-@dataclass(frozen=True)
-class _Place:
-    """What getaddrinfo says of one address of a host."""
+class _Clock(threading.local):
+    end = float("inf")
 
-    family: int
-    protocol: int
-    where: tuple[Any, ...]
 
-    @property
-    def address(self) -> Address:
-        return ipaddress.ip_address(self.where[0])
+_clock = _Clock()
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """While the block runs, reads of this thread raise TimeoutError after this many seconds in total."""
+    _clock.end = time.monotonic() + seconds
+    try:
+        yield
+    finally:
+        _clock.end = _Clock.end
+
+
+def time_left() -> float:
+    """Seconds until this thread's deadline. Raises TimeoutError after it."""
+    left = _clock.end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return min(left, threading.TIMEOUT_MAX)
+
+
+class TimedSocket(socket.socket):
+    """A socket that keeps to the deadline of the thread that reads from it."""
+
+    def recv_into(self, *args: Any, **options: Any) -> int:
+        self.settimeout(time_left())
+        return super().recv_into(*args, **options)
+
+
+class TimedTlsSocket(ssl.SSLSocket):
+    """The same for TLS; Python counts a handshake as one read."""
+
+    def recv_into(self, *args: Any, **options: Any) -> int:
+        self.settimeout(time_left())
+        return super().recv_into(*args, **options)
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is of the public internet, the IPv4 address within an IPv6 address too."""
+    """Whether an address, or the IPv4 address embedded in it, belongs to the public internet."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped
         if address in _NAT64:
@@ -55,56 +87,70 @@ def is_public(address: Address) -> bool:
     return address.is_global and not bad and not any(address in network for network in _NEVER)
 
 
+@dataclass(frozen=True)
+class _Resolved:
+    """One address of a host, as getaddrinfo gives it."""
+
+    family: int
+    protocol: int
+    where: tuple[Any, ...]
+
+    @property
+    def address(self) -> Address:
+        return ipaddress.ip_address(self.where[0])
+
+
 class Connector:
     """Opens the sockets of one Fetcher."""
 
     def __init__(self, options: FetchOptions) -> None:
         self._hosts = frozenset(options.allow_hosts)
         self._networks = options.allow_networks
-        self._names: OrderedDict[str, tuple[float, list[_Place] | Fault]] = OrderedDict()
+        self._names: OrderedDict[str, tuple[float, list[_Resolved] | Fault]] = OrderedDict()
         self._lock = threading.Lock()
 
     def connect(self, host: str, port: int) -> socket.socket:
-        """A connected socket. Faults: `url-private`, `url-unreachable`; TimeoutError when the time is over."""
-        places = self._look_up(host)
+        """A connected socket. Faults: `url-private`, `url-unreachable`; TimeoutError after the deadline."""
+        found = self._look_up(host)
         written = f"[{host}]" if ":" in host else host
         if not {written, f"{written}:{port}"} & self._hosts:
-            # One bad address among good ones is no accident, and which of them comes first is.
-            for address in sorted((place.address for place in places), key=str):
+            # A private address among public ones is no accident; sorted, since resolvers shuffle them.
+            for address in sorted((one.address for one in found), key=str):
                 if not is_public(address) and not any(address in network for network in self._networks):
                     raise Fault("url-private", f"{written} is {address}, not an address of the public internet")
-        for index, place in enumerate(places):
+        for index, one in enumerate(found):
             try:
-                return _open(place, port, time_left() / (len(places) - index))
+                return _open(one, port, time_left() / (len(found) - index))
             except OSError as error:
-                if index + 1 < len(places):
+                if index + 1 < len(found):
                     continue
                 if isinstance(error, TimeoutError):
                     raise
                 raise Fault("url-unreachable", f"{written}:{port}: {error.strerror or error}") from None
-        raise AssertionError("a host without addresses is a fault of the look-up")
+        raise AssertionError("_look_up raises for a host without addresses")
 
-    def _look_up(self, host: str) -> list[_Place]:
+    def _look_up(self, host: str) -> list[_Resolved]:
         with self._lock:
             expires, found = self._names.get(host, (0.0, []))
         if expires < time.monotonic():
             found = _resolve(host)
             if not (isinstance(found, Fault) and found.again):
                 with self._lock:
-                    self._names[host] = (time.monotonic() + _NAMES_S, found)
-                    if len(self._names) > _NAMES:
+                    self._names[host] = (time.monotonic() + _CACHED_NAMES_S, found)
+                    if len(self._names) > _CACHED_NAMES:
                         self._names.popitem(last=False)
         if isinstance(found, Fault):
-            raise Fault(found.drop.reason, found.drop.detail, found.again)  # one raised again and again grows
+            # A new one: an exception that is raised again and again collects tracebacks.
+            raise Fault(found.drop.reason, found.drop.detail, found.again)
         return found
 
 
-def _open(place: _Place, port: int, seconds: float) -> socket.socket:
-    opened = TimedSocket(place.family, socket.SOCK_STREAM, place.protocol)
+def _open(one: _Resolved, port: int, seconds: float) -> socket.socket:
+    opened = TimedSocket(one.family, socket.SOCK_STREAM, one.protocol)
     try:
         opened.settimeout(seconds)
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        opened.connect((place.where[0], port, *place.where[2:]))
+        opened.connect((one.where[0], port, *one.where[2:]))
         opened.settimeout(time_left())
     except BaseException:
         opened.close()
@@ -112,18 +158,18 @@ def _open(place: _Place, port: int, seconds: float) -> socket.socket:
     return opened
 
 
-def _resolve(host: str) -> list[_Place] | Fault:
-    """A host's addresses. getaddrinfo has no time limit, so it runs in a thread that is left behind if need be."""
-    found: list[list[_Place] | Fault] = []
+def _resolve(host: str) -> list[_Resolved] | Fault:
+    """A host's addresses. getaddrinfo has no time limit, so it runs in a thread that is abandoned if necessary."""
+    found: list[list[_Resolved] | Fault] = []
 
     def ask() -> None:
         try:
             rows = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
-            passing = getattr(error, "errno", None) == socket.EAI_AGAIN
-            found.append(Fault("url-unreachable", f"{host} has no address", again=passing))
+            transient = getattr(error, "errno", None) == socket.EAI_AGAIN
+            found.append(Fault("url-unreachable", f"{host} has no address", again=transient))
             return
-        found.append([_Place(family, protocol, where) for family, _, protocol, _, where in rows[:_ADDRESSES]])
+        found.append([_Resolved(family, protocol, where) for family, _, protocol, _, where in rows[:_MAX_ADDRESSES]])
 
     thread = threading.Thread(target=ask, name="name look-up", daemon=True)
     thread.start()

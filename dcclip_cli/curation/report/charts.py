@@ -9,7 +9,7 @@ from typing import Literal
 
 from dcclip_cli.curation.report.axis import readable, round_counts, round_values
 from dcclip_cli.curation.report.scales import Scale, scale_of
-from dcclip_cli.curation.report.stats import KEPT
+from dcclip_cli.curation.report.statistics import KEPT
 
 WIDTH, HEIGHT = 360.0, 120.0  # of the bars' area
 _BARS = 48  # at most

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.curation.candidate import Drop
-from dcclip_cli.curation.report.stats import KEPT, DroppedCaption
+from dcclip_cli.curation.report.statistics import KEPT, DroppedCaption
 from dcclip_cli.curation.report.thumbnail import thumbnail_of
 from dcclip_cli.data.pair import Pair
 

@@ -13,7 +13,7 @@ from dcclip_cli.curation.report.examples import Example
 from dcclip_cli.curation.report.limits import limits_of
 from dcclip_cli.curation.report.reasons import STEPS, Meaning, meaning_of
 from dcclip_cli.curation.report.scales import SCALES
-from dcclip_cli.curation.report.stats import KEPT
+from dcclip_cli.curation.report.statistics import KEPT
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.html import write_page
 

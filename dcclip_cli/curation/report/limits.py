@@ -8,7 +8,7 @@ from typing import Any
 
 from dcclip_cli.curation.report.charts import Limit
 from dcclip_cli.curation.report.scales import split
-from dcclip_cli.curation.report.stats import KEPT
+from dcclip_cli.curation.report.statistics import KEPT
 from dcclip_cli.data.pair import LANGUAGES
 
 

@@ -17,14 +17,14 @@ _STEPS = {
         "caption-near-duplicate",
     ),
     "Scores": ("agreement-", "classifier-", "prompts-"),
-    "Picture": ("image-",),
+    "DecodedImage": ("image-",),
     "Captions": ("caption-",),
     "Empty pairs": ("no-caption",),
 }
 STEPS = (
     "Reading",
     "Download",
-    "Picture",
+    "DecodedImage",
     "Captions",
     "Scores",
     "Empty pairs",
@@ -98,8 +98,11 @@ _MEANINGS = {
     ),
     "caption-repeated": ("The pair has the same caption already.", ""),
     "no-caption": ("No caption is left, or none in a language that pairs need.", "needs"),
-    "evaluation-image": ("Shows what an image of a named evaluation set shows.", "exclude: {paths, images, bits}"),
-    "evaluation-caption": ("A named evaluation set has this caption.", "exclude: {paths, captions}"),
+    "evaluation-image": (
+        "Shows what an image of a named evaluation set shows.",
+        "decontaminate: {paths, images, bits}",
+    ),
+    "evaluation-caption": ("A named evaluation set has this caption.", "decontaminate: {paths, captions}"),
     "image-duplicate": ("The same picture as that of an earlier pair.", "duplicates: {kind: same-image}"),
     "image-merged": (
         "The same picture as that of an earlier pair, which got the captions.",

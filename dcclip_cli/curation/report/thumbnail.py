@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dcclip_cli.curation.candidate import Drop
-from dcclip_cli.data.thumbnail import jpeg_of
+from dcclip_cli.html import jpeg_thumbnail
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -17,10 +17,10 @@ def thumbnail_of(content: bytes, picture: Image.Image | None = None) -> tuple[by
     Nothing (`b"", 0, 0`) where there is no decoded `picture` and `content` can't be decoded either.
     """
     if picture is None:
-        from dcclip_cli.curation.picture import open_picture
+        from dcclip_cli.curation.decode_image import decode_image
 
-        opened = open_picture(content) if content else None
+        opened = decode_image(content) if content else None
         if opened is None or isinstance(opened, Drop):
             return b"", 0, 0
         picture = opened.image
-    return jpeg_of(picture), picture.width, picture.height
+    return jpeg_thumbnail(picture), picture.width, picture.height

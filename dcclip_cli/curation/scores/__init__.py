@@ -10,10 +10,10 @@ from dcclip_cli.curation.scores.agreement import Agreement
 from dcclip_cli.curation.scores.base import told_apart
 from dcclip_cli.curation.scores.classifier import Classifier
 from dcclip_cli.curation.scores.prompts import Prompts
-from dcclip_cli.curation.scores.rule import ScoreRule
+from dcclip_cli.curation.scores.rule import ScoreFilter
 from dcclip_cli.curation.scores.slices import score_slice
 
-__all__ = ["ScoreRule", "Scorer", "Scorers", "score_slice"]
+__all__ = ["ScoreFilter", "Scorer", "Scorers", "score_slice"]
 
 Scorer = Annotated[Agreement | Classifier | Prompts, Field(discriminator="kind")]
 Scorers = Annotated[tuple[Scorer, ...], AfterValidator(told_apart)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from dcclip_cli.curation.scores.base import Device, Score, ScorerOptions
-from dcclip_cli.curation.scores.encoder import Encoder, check_model, open_encoder
+from dcclip_cli.curation.scores.encoder import CachingEncoder, check_model, open_encoder
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.options import Options
@@ -102,7 +102,7 @@ def _lowest_of_the_best(connection: DuckDBPyConnection, name: str, language: Lan
 _OfPair = dict[Language, list[float]]
 
 
-def _cosines(encoder: Encoder, batch: Sequence[tuple[Pair, Image.Image]], batch_size: int) -> list[_OfPair]:
+def _cosines(encoder: CachingEncoder, batch: Sequence[tuple[Pair, Image.Image]], batch_size: int) -> list[_OfPair]:
     captions = [pair.captions(language) for pair, _ in batch for language in LANGUAGES]
     texts = [text for several in captions for text in several]
     if not texts:

@@ -55,7 +55,7 @@ class ScorerOptions(Options, ABC):
 
     @abstractmethod
     def apply(self, connection: DuckDBPyConnection) -> None:
-        """Add the drops that follow from the stored scores of all pairs to the tables of `settle.tables`."""
+        """Add the drops that follow from the stored scores of all pairs to the tables of `dedup.tables`."""
 
 
 # A model that has gone astray gives no number: NULL.

@@ -13,7 +13,7 @@ from pydantic import Field
 from dcclip_cli.curation.scores.base import Device, Score, ScorerOptions, drop_pairs
 from dcclip_cli.curation.scores.encoder import NO_DEVICE
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.device import torch_device
+from dcclip_cli.model.precision import torch_device
 from dcclip_cli.model.preprocess import flatten
 
 if TYPE_CHECKING:

@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.device import torch_device
+from dcclip_cli.model.precision import torch_device
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import Teacher
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from dcclip_cli.predict.runtime import DualEncoder
+    from dcclip_cli.predict.encoder import Encoder
 
 NO_DEVICE = "leave the scorer's device out, or say cpu"  # the hint
 
 
-class Encoder:
+class CachingEncoder:
     """A dual encoder that remembers the last pictures: the second scorer with the same model has them for nothing."""
 
-    def __init__(self, model: DualEncoder) -> None:
+    def __init__(self, model: Encoder) -> None:
         self.model = model
         self._pictures: list[Image.Image] = []
         self._embeddings = np.empty((0, 0), np.float32)
@@ -45,7 +45,7 @@ class Encoder:
 
     def texts(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
         """(N, D) embeddings of length 1; N is at least 1."""
-        from dcclip_cli.predict.classifier import class_embeddings
+        from dcclip_cli.predict.zero_shot import class_embeddings
 
         return class_embeddings(self.model, [[text] for text in texts], batch_size)
 
@@ -59,20 +59,20 @@ def check_model(model: str | Teacher) -> None:
 
 
 @functools.lru_cache(maxsize=4)
-def open_encoder(model: str | Teacher, device: str) -> Encoder:
+def open_encoder(model: str | Teacher, device: str) -> CachingEncoder:
     """The encoder meant by a model reference (see `model.reference`) or by a teacher's options.
 
     An export bundle is run without torch. Raises DcclipError where the model can't be loaded.
     """
-    from dcclip_cli.predict.runtime import load_model
+    from dcclip_cli.predict.encoder import load_encoder
 
-    return Encoder(
-        load_model(resolve(model), device, "auto") if isinstance(model, str) else _open_teacher(model, device)
+    return CachingEncoder(
+        load_encoder(resolve(model), device, "auto") if isinstance(model, str) else _open_teacher(model, device)
     )
 
 
-def _open_teacher(teacher: Teacher, device: str) -> DualEncoder:
-    from dcclip_cli.predict.torch_runtime import TorchEncoder
+def _open_teacher(teacher: Teacher, device: str) -> Encoder:
+    from dcclip_cli.predict.encoder import TorchEncoder
 
     device = torch_device(device, NO_DEVICE)
     towers = teacher.load(device)

@@ -41,7 +41,7 @@ class Prompts(ScorerOptions):
         check_model(self.model)
 
     def open(self, device: Device | None = None) -> Score:
-        from dcclip_cli.predict.zeroshot import softmax
+        from dcclip_cli.predict.zero_shot import softmax
 
         encoder = open_encoder(self.model, device or self.device)
         classes = encoder.texts([*self.reject, *self.against], self.batch_size)

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from dcclip_cli.curation.dedup.tables import GlobalFilter
 from dcclip_cli.curation.scores.base import ScorerOptions
-from dcclip_cli.curation.settle.tables import GlobalRule
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 
-class ScoreRule(GlobalRule):
+class ScoreFilter(GlobalFilter):
     """Drops by the scorers' thresholds and fractions, one scorer after the other: a later one sees what is left."""
 
     scorers: tuple[ScorerOptions, ...] = Field(description="As the recipe has them")

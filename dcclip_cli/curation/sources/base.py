@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from dcclip_cli.curation.candidate import Candidate, Slice
-from dcclip_cli.curation.rules.language import language_of
+from dcclip_cli.curation.filters.language import language_of
 from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.options import Options

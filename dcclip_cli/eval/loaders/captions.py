@@ -1,4 +1,4 @@
-"""Images with captions, in the files that their authors publish: Flickr30k, COCO, their Chinese kin, XM3600, XTD."""
+"""Retrieval data sets in their authors' files: Flickr30k, COCO and their Chinese versions, MUGE, XM3600, XTD."""
 
 from __future__ import annotations
 
@@ -10,101 +10,145 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dcclip_cli.data.files.captions import Places, captions_in, identity, names_in
-from dcclip_cli.data.files.lines import lines
-from dcclip_cli.data.files.reading import MAX_TEXT_BYTES
+from dcclip_cli.data.files.captions import (
+    IMAGES,
+    Places,
+    captions_in,
+    identity,
+    image_of,
+    image_rows,
+    names_in,
+    number_of,
+    texts_file,
+    texts_in,
+)  # fmt: skip
+from dcclip_cli.data.files.lines import Row, lines
+from dcclip_cli.data.files.reading import MAX_TEXT_BYTES, Drop
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval.loaders.base import AGAIN, Captioned, Images, Loader, Place, missing, stamp_of
+from dcclip_cli.eval.dataset import (
+    DOWNLOAD_AGAIN,
+    Captions,
+    Images,
+    Loaded,
+    Loader,
+    Location,
+    fingerprint_of,
+    lines_of,
+    missing_images,
+)  # fmt: skip
 
 _Captions = dict[str, list[str]]  # an image's name -> its captions
-# Patterns of files that hold captions, in the order in which they are looked for. A split is told by the record
-# (Karpathy) or by a file of image names beside.
+_Line = tuple[int, int, int]  # offset in bytes, length, line number
+# Patterns of caption files, tried in this order. The split of an image is in its record (Karpathy), or there is a file
+# with the names of the split's images.
 _FILES: dict[str, tuple[str, ...]] = {
     "flickr30k": ("dataset_flickr30k.json", "*karpathy*.json", "*test*.json", "*test*.txt"),
     "flickr30k_cn": ("flickr30kcn_test*.txt", "flickr30k_cn[a_]*test*.txt", "*[tT]est*.txt", "dataset_flickr30k*.json"),
     "coco": ("dataset_coco.json", "*karpathy*.json", "captions_test*.json", "*test*.json"),
     "coco_cn": ("*human-written-caption*.txt", "*[tT]est*caption*.txt", "coco-cn_test*.txt", "*test*.txt"),
 }
-_ONLY = {"coco_cn": ("coco-cn_test.txt", "*test_imgid*.txt")}  # files that only name the split's images
+_ONLY = {"coco_cn": ("coco-cn_test.txt", "*test_imgid*.txt")}  # files with the names of the split's images
 
 
 @dataclass(frozen=True)
 class CaptionFiles(Loader):
-    """Karpathy's `dataset_NAME.json`, or text with lines `IMAGE#0<TAB>CAPTION`, beside a folder of images."""
+    """Karpathy's `dataset_NAME.json`, or text with lines `IMAGE#0<TAB>CAPTION`, next to a folder of images."""
 
-    place: Place
+    location: Location
     file: Path
     layout = "dataset_NAME.json, or lines IMAGE#0 CAPTION"
 
     @classmethod
-    def find(cls, place: Place) -> CaptionFiles | None:
-        only = {file for root in _folders(place) for file in _only(place, root)}
-        for pattern in _FILES.get(place.known.name, ()):
-            for root in _folders(place):
+    def find(cls, location: Location) -> CaptionFiles | None:
+        only = _only(location)
+        for pattern in _FILES.get(location.known.name, ()):
+            for root in _folders(location):
                 for folder in (root, root / "annotations"):
                     if found := [file for file in sorted(folder.glob(pattern)) if file not in only]:
-                        return cls(place, found[0])
+                        return cls(location, found[0])
         return None
 
-    def load(self) -> Captioned:
+    def load(self) -> Loaded:
+        split = self.location.split
         names: dict[str, str] = {}  # identity -> name
-        only = {
-            identity(name) for root in _folders(self.place) for file in _only(self.place, root) for name in _names(file)
-        }
+        only = {identity(name) for file in _only(self.location) for name in lines_of(file)}
         for image in names_in(self.file):
             if image.fault:
-                raise DcclipError(f"{self.file}: {image.name}: {image.fault.detail}", AGAIN)
+                raise DcclipError(f"{self.file}: {image.name}: {image.fault.detail}", DOWNLOAD_AGAIN)
             known = identity(image.name)
-            if image.record.get("split", self.place.split) == self.place.split and (not only or known in only):
+            if image.record.get("split", split) == split and (not only or known in only):
                 names.setdefault(known, image.name)
         if only and (absent := sorted(only - names.keys())):
-            raise DcclipError(f"{self.file} has no caption of {absent[0]} ({len(absent)} such images)", AGAIN)
+            raise DcclipError(f"{self.file} has no caption of {absent[0]} ({len(absent)} such images)", DOWNLOAD_AGAIN)
         captions: _Captions = defaultdict(list)
         for known, text in captions_in(self.file, names):
             captions[names[known]].append(text)
-        return captioned({name: captions[name] for name in names.values()}, self.place, self.file)
+        return _with_images({name: captions[name] for name in names.values()}, self.location, self.file)
 
 
-def _folders(place: Place) -> tuple[Path, ...]:
-    """The data set's own folders, then those with the same pictures: `_FILES` tells the languages' files apart."""
-    return (*place.folders, *place.beside)
+def _folders(location: Location) -> tuple[Path, ...]:
+    """The data set's own folders, then those with the same images; `_FILES` tells the languages' files apart."""
+    return (*location.folders, *location.siblings)
 
 
-def _only(place: Place, root: Path) -> list[Path]:
-    """Files of this split's image names, one a line, without captions."""
-    files = [file for pattern in _ONLY.get(place.known.name, ()) for file in sorted(root.glob(pattern))]
-    return [file for file in files if len(next(iter(_names(file)), "").split()) == 1]
+def _only(location: Location) -> list[Path]:
+    """Files with the names of this split's images, one a line, without captions."""
+    patterns = _ONLY.get(location.known.name, ())
+    files = [file for root in _folders(location) for pattern in patterns for file in sorted(root.glob(pattern))]
+    return [file for file in files if len(next(iter(lines_of(file)), "").split()) == 1]
 
 
-def _names(file: Path) -> list[str]:
-    return [line.strip() for line in file.read_text("utf-8-sig", "replace").splitlines() if line.strip()]
+def _with_images(captions: _Captions, location: Location, file: Path) -> Loaded:
+    """A caption file's images, found in the location's folders. Raises DcclipError where one is missing."""
+    if not captions:
+        raise DcclipError(f"{file} lists no image of the split {location.split}", DOWNLOAD_AGAIN)
+    found: dict[str, tuple[Places, Path]] = {}
+    for root in _folders(location):
+        for folder in (root, *([root / "images"] if (root / "images").is_dir() else [])):
+            places = Places(folder, False)
+            for name in captions:
+                if name not in found and (path := places.find(name)):
+                    found[name] = places, path
+    names = list(captions)
+    if absent := [name for name in names if name not in found]:
+        raise missing_images(absent, str(_folders(location)[0]))
+    if bare := [name for name in names if not captions[name]]:
+        raise DcclipError(f"{file} has no caption of {bare[0]} ({len(bare)} such images)", DOWNLOAD_AGAIN)
+    read = partial(_image, names, [found[name][0] for name in names])
+    images = Images(names, read, fingerprint_of(found[name][1] for name in names))
+    return Loaded(images, Captions.of_images(captions[name] for name in names))
+
+
+def _image(names: list[str], places: list[Places], index: int) -> bytes:
+    return places[index].read(names[index])
 
 
 @dataclass(frozen=True)
 class Xm3600(Loader):
     """Crossmodal-3600: `captions.jsonl`, an object for each image with every language's captions, and `images/`."""
 
-    place: Place
+    location: Location
     file: Path
     layout = "captions.jsonl"
 
     @classmethod
-    def find(cls, place: Place) -> Xm3600 | None:
-        if place.known.name != "xm3600":
+    def find(cls, location: Location) -> Xm3600 | None:
+        if location.known.name != "xm3600":
             return None
-        files = [root / folder / "captions.jsonl" for root in place.folders for folder in ("", "captions")]
-        return next((cls(place, file) for file in files if file.is_file()), None)
+        files = [root / folder / "captions.jsonl" for root in location.folders for folder in ("", "captions")]
+        return next((cls(location, file) for file in files if file.is_file()), None)
 
-    def load(self) -> Captioned:
+    def load(self) -> Loaded:
+        language = self.location.language
         found: _Captions = {}
         for number, record in _json_lines(self.file):
             try:
-                name, texts = record["image/key"], record[self.place.language]["caption"]
+                name, texts = record["image/key"], record[language]["caption"]
             except (KeyError, TypeError):
-                what = f"{self.file}:{number} has no image/key, or no captions in {self.place.language}"
-                raise DcclipError(what, AGAIN) from None
+                what = f"{self.file}:{number} has no image/key, or no captions in {language}"
+                raise DcclipError(what, DOWNLOAD_AGAIN) from None
             found.setdefault(str(name), []).extend(str(text) for text in texts)
-        return captioned(found, self.place, self.file)
+        return _with_images(found, self.location, self.file)
 
 
 def _json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -115,62 +159,89 @@ def _json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 record = json.loads(row.content or b"")
             except (ValueError, RecursionError) as error:
-                raise DcclipError(f"{file}:{row.number} is not JSON: {str(error)[:100]}", AGAIN) from None
+                raise DcclipError(f"{file}:{row.number} is not JSON: {str(error)[:100]}", DOWNLOAD_AGAIN) from None
             yield row.number, record if isinstance(record, dict) else {}
 
 
 @dataclass(frozen=True)
 class Xtd(Loader):
-    """XTD-10: `test_image_names.txt`, and line by line as many captions in `test_1kcaptions_LANGUAGE.txt`."""
+    """XTD-10: `test_image_names.txt`, and the caption of each line's image in `test_1kcaptions_LANGUAGE.txt`."""
 
-    place: Place
+    location: Location
     captions: Path
     layout = "test_1kcaptions_zh.txt"
 
     @classmethod
-    def find(cls, place: Place) -> Xtd | None:
-        if place.known.name != "xtd":
+    def find(cls, location: Location) -> Xtd | None:
+        if location.known.name != "xtd":
             return None
-        name = f"test_1kcaptions_{place.language}.txt"
-        files = [root / folder / name for root in place.folders for folder in ("", "XTD10")]
-        return next((cls(place, file) for file in files if file.is_file()), None)
+        name = f"test_1kcaptions_{location.language}.txt"
+        files = [root / folder / name for root in location.folders for folder in ("", "XTD10")]
+        return next((cls(location, file) for file in files if file.is_file()), None)
 
-    def load(self) -> Captioned:
+    def load(self) -> Loaded:
         file = self.captions.with_name("test_image_names.txt")
         if not file.is_file():
-            raise DcclipError(f"{file} is missing: it says which image each caption is of", "fetch that too")
-        names, texts = _names(file), _names(self.captions)
+            raise DcclipError(f"{file} is missing: it names the image of each caption", "download that file too")
+        names, texts = lines_of(file), lines_of(self.captions)
         if len(names) != len(texts):
-            raise DcclipError(f"{self.captions} has {len(texts):,} captions, {file.name} {len(names):,} images", AGAIN)
+            raise DcclipError(
+                f"{self.captions} has {len(texts):,} captions, {file.name} {len(names):,} images", DOWNLOAD_AGAIN
+            )
         found: _Captions = defaultdict(list)  # an image may be named twice
         for name, text in zip(names, texts, strict=True):
             found[name].append(text)
-        return captioned(dict(found), self.place, self.captions)
+        return _with_images(dict(found), self.location, self.captions)
 
 
-def captioned(captions: _Captions, place: Place, file: Path) -> Captioned:
-    """The images of a caption file, found under the place's folders. Raises DcclipError where one is missing."""
-    if not captions:
-        raise DcclipError(f"{file} names no image of the split {place.split}", AGAIN)
-    found: dict[str, Places] = {}
-    files: dict[str, Path] = {}
-    for root in _folders(place):
-        for inside in (root, *(folder for folder in (root / "images",) if folder.is_dir())):
-            places = Places(inside, False)
-            for name in captions:
-                if name not in found and (path := places.find(name)):
-                    found[name] = places
-                    files[name] = path
-    names = list(captions)
-    if absent := [name for name in names if name not in found]:
-        raise missing(absent, str(_folders(place)[0]))
-    if bare := [name for name in names if not captions[name]]:
-        raise DcclipError(f"{file} has no caption of {bare[0]} ({len(bare)} such images)", AGAIN)
-    texts = [(text, (number,)) for number, name in enumerate(names) for text in captions[name]]
-    read = partial(_image, names, [found[name] for name in names])
-    images = Images(names, read, stamp_of(files[name] for name in names))
-    return Captioned(images, tuple(text for text, _ in texts), tuple(about for _, about in texts))
+@dataclass(frozen=True)
+class Base64Lines(Loader):
+    """Chinese-CLIP's files: `SPLIT_imgs.tsv`, lines NUMBER<TAB>BASE64, and `SPLIT_texts.jsonl`, texts of images."""
+
+    location: Location
+    images: Path
+    layout = "SPLIT_imgs.tsv"
+
+    @classmethod
+    def find(cls, location: Location) -> Base64Lines | None:
+        if location.known.task != "retrieval":
+            return None
+        name = f"{location.split}{IMAGES}"
+        files = [root / folder / name for root in location.folders for folder in ("", "datasets")]
+        return next((cls(location, file) for file in files if file.is_file()), None)
+
+    def load(self) -> Loaded:
+        texts = texts_file(self.images)
+        if not texts.is_file():
+            raise DcclipError(f"{self.images} has no {texts.name} next to it", "download that file too")
+        spans: dict[str, _Line] = {}
+        for row in image_rows(self.images, {"start": 0, "end": self.images.stat().st_size, "number": 1}):
+            name = number_of(row)
+            if name is None or row.content is None:
+                raise DcclipError(
+                    f"{self.images}:{row.number} is not an image's number, a tab and base64", DOWNLOAD_AGAIN
+                )
+            spans[name] = (row.start, len(row.content), row.number)
+        read = partial(_base64_image, self.images, list(spans.values()))
+        images = Images(list(spans), read, fingerprint_of([self.images]))
+        return Loaded(images, self._captions(texts, {name: number for number, name in enumerate(spans)}))
+
+    def _captions(self, file: Path, numbers: dict[str, int]) -> Captions:
+        found: list[tuple[str, tuple[int, ...]]] = []
+        for line, text in texts_in(file, None):
+            if isinstance(text, Drop):
+                raise DcclipError(f"{file}:{line}: {text.detail}", DOWNLOAD_AGAIN)
+            if absent := [image for image in text.images if image not in numbers]:
+                raise DcclipError(f"{file}:{line}: {self.images.name} has no image {absent[0]}", "finish the download")
+            if text.images:
+                found.append((text.text, tuple(numbers[image] for image in text.images)))
+        if not found:
+            raise DcclipError(f"{file} names no image of any text", "the test split's are not public: use valid")
+        return Captions(tuple(text for text, _ in found), tuple(about for _, about in found))
 
 
-def _image(names: list[str], places: list[Places], index: int) -> bytes:
-    return places[index].read(names[index])
+def _base64_image(file: Path, spans: list[_Line], index: int) -> bytes:
+    start, length, number = spans[index]
+    with file.open("rb") as stream:
+        stream.seek(start)
+        return image_of(Row(number, start, stream.read(length)))

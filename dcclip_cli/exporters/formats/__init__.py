@@ -1,27 +1,16 @@
-"""The formats that a model can leave in: a class each, and their union, which is the registry."""
+"""The registry of export formats. A new format is a class in this folder and a name in `FormatName`."""
 
 from collections.abc import Mapping
 
+from dcclip_cli.exporters import FormatName
 from dcclip_cli.exporters.formats.base import Format
-from dcclip_cli.exporters.formats.coreml import CoreMl
-from dcclip_cli.exporters.formats.executorch import ExecuTorch
-from dcclip_cli.exporters.formats.immich import Immich
-from dcclip_cli.exporters.formats.litert import LiteRt
-from dcclip_cli.exporters.formats.onnx import Onnx
-from dcclip_cli.exporters.formats.open_clip import OpenClip
-from dcclip_cli.exporters.formats.openvino import OpenVino
-from dcclip_cli.exporters.formats.transformers import Transformers
-from dcclip_cli.exporters.names import FormatName
+from dcclip_cli.exporters.formats.devices import CoreMl, ExecuTorch, LiteRt, OpenVino
+from dcclip_cli.exporters.formats.onnx import Immich, Onnx
+from dcclip_cli.exporters.formats.pytorch import OpenClip, Transformers
 
 FORMATS: Mapping[FormatName, Format] = {
-    "onnx": Onnx(),
-    "immich": Immich(),
-    "open_clip": OpenClip(),
-    "transformers": Transformers(),
-    "openvino": OpenVino(),
-    "executorch": ExecuTorch(),
-    "litert": LiteRt(),
-    "coreml": CoreMl(),
+    one.name: one
+    for one in (Onnx(), Immich(), OpenClip(), Transformers(), OpenVino(), ExecuTorch(), LiteRt(), CoreMl())
 }
 
 __all__ = ["FORMATS", "Format"]

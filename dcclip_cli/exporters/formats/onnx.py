@@ -1,23 +1,39 @@
-"""The export bundle: two ONNX graphs, a tokenizer, and what one must know to use them."""
+"""ONNX bundles, for onnxruntime and transformers.js, and the layout of the same graphs that immich loads."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.exporters import Precision
 from dcclip_cli.exporters.formats.base import Format
-from dcclip_cli.exporters.names import Precision
-from dcclip_cli.predict.bundle import IMAGE, TEXT, Bundle
+from dcclip_cli.predict.onnx_encoder import (
+    IMAGE,
+    TEXT,
+    TOKENIZER,
+    ExportedEncoder,
+    OnnxEncoder,
+    one_at_a_time,
+    read_description,
+)
 
 if TYPE_CHECKING:
     from dcclip_cli.exporters.source import Source
-    from dcclip_cli.predict.runtime import DualEncoder
+    from dcclip_cli.model.preprocess import Preprocessing
+    from dcclip_cli.predict.encoder import Encoder
+
+_RESAMPLING = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # Pillow's numbers
+# Names and types of immich's machine-learning service (immich_ml/models/clip): image is float, text is int32.
+_IMMICH_IMAGE, _IMMICH_TEXT, _IMMICH_EMBEDDING = "image", "text", "embedding"
 
 
 class Onnx(Format):
-    """image.onnx and text.onnx, run by onnxruntime. The small JSON files are those that transformers.js asks for."""
+    """image.onnx and text.onnx, run by onnxruntime, with the small JSON files that transformers.js reads."""
 
     name = "onnx"
     precisions = ("fp32", "fp16", "int8")
@@ -27,40 +43,126 @@ class Onnx(Format):
         for name in (IMAGE, TEXT):
             for file in graphs.glob(f"{name}*"):
                 shutil.copyfile(file, folder / file.name)
-        for name, content in javascript_files(source).items():
-            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-    def open(self, folder: Path) -> DualEncoder:
-        return Bundle(folder, "cpu")
-
-
-def javascript_files(source: Source) -> dict[str, dict[str, object]]:
-    """What transformers.js reads beside the graphs. It knows them as a CLIP's two towers: docs/deploy.md."""
-    own = source.preprocessing
-    crops = own.resize_mode == "shortest"
-    square = {"height": own.size, "width": own.size}
-    padding = source.tokenizer.id_to_token(source.padding_id) or ""
-    return {
-        "config.json": {"model_type": "clip"},
-        "preprocessor_config.json": {
+        processor = {
             "image_processor_type": "CLIPImageProcessor",
             "feature_extractor_type": "CLIPFeatureExtractor",
-            "do_convert_rgb": True,
-            "do_resize": True,
-            "size": {"shortest_edge": own.size} if crops else square,
-            "resample": {"nearest": 0, "bilinear": 2, "bicubic": 3}[own.interpolation],
-            "do_center_crop": crops,
-            "crop_size": square,
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": list(own.mean),
-            "image_std": list(own.std),
-        },
-        "tokenizer_config.json": {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": source.context_length,
-            "clean_up_tokenization_spaces": False,
-            "pad_token": padding,
-        },
+            **clip_image_processor(source.preprocessing),
+        }
+        _write_json(folder / "config.json", {"model_type": "clip"})  # transformers.js runs them as a CLIP's two towers
+        _write_json(folder / "preprocessor_config.json", processor)
+        _write_json(folder / "tokenizer_config.json", _tokenizer_config(source))
+
+    def open(self, folder: Path) -> Encoder:
+        return OnnxEncoder(folder, "cpu")
+
+
+class Immich(Format):
+    """config.json, textual/ and visual/, as immich's own exporter writes them; texts are padded to their full length.
+
+    immich runs one image or one text at a time, token ids as int32.
+    """
+
+    name = "immich"
+    precisions = ("fp32", "fp16", "int8")
+    from_onnx = True
+    files = ("visual/model.onnx", "textual/model.onnx")
+
+    def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
+        for name, target, takes in zip((IMAGE, TEXT), self.files, (_IMMICH_IMAGE, _IMMICH_TEXT), strict=True):
+            if (graphs / f"{name}.data").exists():
+                raise DcclipError(f"the {name} of this model is too large for --format immich", "use --precision int8")
+            (folder / target).parent.mkdir()
+            width = _rename_inputs(graphs / name, folder / target, takes)
+        config = {
+            "embed_dim": width,
+            "vision_cfg": {"image_size": source.preprocessing.size},
+            "text_cfg": {"context_length": source.context_length, "vocab_size": source.tokenizer.get_vocab_size()},
+        }
+        _write_json(folder / "config.json", config)
+        _write_json(folder / "visual/preprocess_cfg.json", source.preprocessing.to_config())
+        _write_json(folder / "textual/tokenizer_config.json", _tokenizer_config(source))
+        source.tokenizer.save(str(folder / "textual" / TOKENIZER))
+
+    def open(self, folder: Path) -> Encoder:
+        import onnxruntime
+
+        about = read_description(folder, self.name, self.files) | {"fixed_length": True}
+        image, text = (
+            onnxruntime.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"]) for name in self.files
+        )
+
+        def run_image(pixels: np.ndarray) -> np.ndarray:
+            return np.asarray(image.run(None, {_IMMICH_IMAGE: pixels})[0])
+
+        def run_text(ids: np.ndarray) -> np.ndarray:
+            return np.asarray(text.run(None, {_IMMICH_TEXT: ids.astype(np.int32)})[0])
+
+        return ExportedEncoder(folder, about, self.files, one_at_a_time(run_image), one_at_a_time(run_text))
+
+
+def clip_image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
+    """A preprocessing in the terms of transformers' CLIPImageProcessor."""
+    crops = preprocessing.resize_mode == "shortest"
+    square = {"height": preprocessing.size, "width": preprocessing.size}
+    return {
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": preprocessing.size} if crops else square,
+        "resample": _RESAMPLING[preprocessing.interpolation],
+        "do_center_crop": crops,
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
     }
+
+
+def _tokenizer_config(source: Source) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": source.context_length,
+        "clean_up_tokenization_spaces": False,
+        "pad_token": source.tokenizer.id_to_token(source.padding_id) or "",
+    }
+
+
+def _rename_inputs(graph: Path, out: Path, takes: str) -> int:
+    """Write a graph whose input is called `takes`, its output `embedding`, with int32 token ids. The output's width."""
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    model = onnx.load(graph)
+    given, gives = model.graph.input[0], model.graph.output[0]
+    old = given.name
+    taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    for node in model.graph.node:  # an inner tensor may already have the name
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == gives.name:
+                    names[index] = _IMMICH_EMBEDDING
+                elif name in (_IMMICH_EMBEDDING, takes):
+                    names[index] = _free(f"{name}_inner", taken)
+    if given.type.tensor_type.elem_type == TensorProto.INT64:
+        given.type.tensor_type.elem_type = TensorProto.INT32
+        model.graph.node.insert(0, helper.make_node("Cast", [takes], [old], "ids", to=TensorProto.INT64))
+    else:
+        for node in model.graph.node:
+            for index, name in enumerate(node.input):
+                if name == old:
+                    node.input[index] = takes
+    given.name, gives.name = takes, _IMMICH_EMBEDDING
+    onnx.save(model, out)
+    return int(onnxruntime.InferenceSession(str(out)).get_outputs()[0].shape[-1])
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _write_json(file: Path, content: Any) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

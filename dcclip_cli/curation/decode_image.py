@@ -1,0 +1,78 @@
+"""Decoding of untrusted image files, with the reason where that fails."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+from PIL import Image
+
+from dcclip_cli.curation.candidate import DecodedImage, Drop
+from dcclip_cli.data.files.reading import MAX_IMAGE_BYTES
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.preprocess import FORMATS, MAX_ASPECT, MAX_PIXELS, decode
+
+_FILL = ((128, 128),) * 3  # the grey that a JPEG decoder fills in for missing data
+
+
+def decode_image(data: bytes) -> DecodedImage | Drop:
+    """The decoded image, or why no recipe can keep it.
+
+    Reasons: `image-bytes` (empty, or too many), `image-format` (not JPEG, PNG or WebP by its first bytes), `image-bomb`
+    (more pixels than MAX_PIXELS by its header), `image-aspect` (one side over MAX_ASPECT times the other: resizing
+    would need too much memory), `image-unreadable` (broken or truncated, also a JPEG that ends in the grey of missing
+    data).
+    """
+    if not data or len(data) > MAX_IMAGE_BYTES:
+        return Drop("image-bytes", f"{len(data):,} bytes, allowed 1 to {MAX_IMAGE_BYTES:,}")
+    suffix = image_suffix(data)
+    if suffix is None:
+        return Drop("image-format", f"not a JPEG, PNG or WebP file: starts with {data[:12]!r}")
+    frames = _frames(data)
+    if isinstance(frames, Drop):
+        return frames
+    try:
+        image = decode(data)
+    except DcclipError as error:
+        return Drop("image-unreadable", error.what)
+    if suffix == "jpg" and _ends_in_fill(image):
+        return Drop("image-unreadable", "the lower part is the grey that stands for missing data")
+    return DecodedImage(
+        image, suffix, 1 if suffix == "jpg" else frames, len(data)
+    )  # a second JPEG inside is no animation
+
+
+def image_suffix(image: bytes) -> str | None:
+    """`jpg`, `png` or `webp` by the file's first bytes; None for any other format."""
+    if image.startswith(b"\xff\xd8\xff"):
+        return "jpg"
+    if image.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    return "webp" if image[:4] == b"RIFF" and image[8:12] == b"WEBP" else None
+
+
+def _frames(data: bytes) -> int | Drop:
+    """The number of frames by the file's header, or why the file is not decoded."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+                size = f"{header.width} x {header.height} pixels"
+                if header.width * header.height > MAX_PIXELS:
+                    return Drop("image-bomb", f"{size}, more than {MAX_PIXELS:,}")
+                if max(header.size) > MAX_ASPECT * min(header.size):
+                    return Drop("image-aspect", f"{size}, one side over {MAX_ASPECT} times the other")
+                return int(getattr(header, "n_frames", 1))
+    except Image.DecompressionBombError as error:
+        return Drop("image-bomb", str(error))
+    except (OSError, SyntaxError, ValueError) as error:
+        return Drop("image-unreadable", f"not a readable image: {error}")
+
+
+def _ends_in_fill(image: Image.Image) -> bool:
+    """Whether the last eight rows are all #808080 and the first eight are not."""
+    width, height = image.size
+    if height < 32:
+        return False
+    foot = image.crop((0, height - 8, width, height)).getextrema()
+    return foot == _FILL and image.crop((0, 0, width, 8)).getextrema() != _FILL

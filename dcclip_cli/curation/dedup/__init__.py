@@ -1,0 +1,1 @@
+"""Deduplication and decontamination over all pairs at once, in DuckDB."""

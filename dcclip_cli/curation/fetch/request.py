@@ -1,0 +1,115 @@
+"""What a download starts from and may fail with: its options, a parsed URL, a fault."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, IPvAnyNetwork, StringConstraints
+
+from dcclip_cli import __version__
+from dcclip_cli.curation.candidate import Drop
+from dcclip_cli.data.files.reading import MAX_IMAGE_BYTES
+from dcclip_cli.options import Options
+
+_MAX_URL_CHARACTERS = 8_000  # servers refuse longer ones
+_MAX_DETAIL_CHARACTERS = 300
+_SHOWN_CHARACTERS = 80  # of a faulty URL in the detail
+_HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|\[[0-9a-f:.]+\]")  # after IDNA; zones (%eth0) are local
+
+Host = Annotated[str, StringConstraints(to_lower=True, pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?$")]
+
+
+class FetchOptions(Options):
+    """How images are downloaded. Certificates are always checked; proxies in the environment are ignored."""
+
+    timeout_s: float = Field(20, gt=0, le=600, description="Time limit of one try, from name look-up to last byte")
+    max_bytes: int = Field(20_000_000, ge=1, le=MAX_IMAGE_BYTES, description="Maximum size of an image file")
+    max_redirects: int = Field(5, ge=0, le=20, description="Maximum number of redirects")
+    retries: int = Field(2, ge=0, le=10, description="Retries after transient failures: 429, 5xx, lost connections")
+    back_off_s: float = Field(1, ge=0, le=60, description="Wait before the first retry; doubles with each further one")
+    workers: int = Field(16, ge=1, le=512, description="Concurrent downloads in each process")
+    per_host: int = Field(4, ge=1, le=512, description="Concurrent downloads from one host in each process")
+    robots: bool = Field(True, description="Obey robots.txt")
+    opt_outs: bool = Field(True, description="Obey X-Robots-Tag: noai, noimageai, noindex, noimageindex, none")
+    user_agent: str = Field(
+        f"dcclip/{__version__}",
+        pattern=r"^[A-Za-z_-]+[ -~]*$",
+        max_length=200,
+        description="User-Agent header; robots.txt rules apply to the word before the /",
+    )
+    allow_hosts: tuple[Host, ...] = Field(
+        (), description="Hosts allowed to have a private address: NAME or NAME:PORT as in the URL; [::1]:80 for IPv6"
+    )
+    allow_networks: tuple[IPvAnyNetwork, ...] = Field(
+        (), description="Private networks that any name may resolve to, such as 198.18.0.0/15 behind a fake-IP proxy"
+    )
+
+
+class Fault(Exception):
+    """Ends one try. `again`: a retry may succeed, after at least `wait_s`. `status`: HTTP status of the response.
+
+    The detail contains nothing that differs between runs, such as times or byte counts so far.
+    """
+
+    def __init__(
+        self, reason: str, detail: str, again: bool = False, wait_s: float = 0, status: int | None = None
+    ) -> None:
+        detail = detail[:_MAX_DETAIL_CHARACTERS].encode(errors="replace").decode()  # URLs and headers may not be text
+        super().__init__(reason, detail)
+        self.drop = Drop(reason, detail)
+        self.again = again
+        self.wait_s = wait_s
+        self.status = status
+
+
+def timeout(host: str) -> Fault:
+    """The fault of a server that was too slow. It is not retried: it had its time."""
+    return Fault("url-timeout", f"{host} did not send it all in time")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A parsed URL. The connection and the request use the same parts, so they cannot disagree about the host."""
+
+    scheme: str
+    host: str  # in ASCII; IPv6 in brackets
+    port: int
+    page: str  # path and query, percent-encoded
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port, which share one robots.txt."""
+        return f"{self.scheme}://{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """The normalized URL."""
+        return self.origin + self.page
+
+
+def read_url(text: str) -> Target:
+    """A parsed URL. Faults: `url-scheme` if it is not http(s), `url-malformed`."""
+    from urllib3.exceptions import LocationParseError
+    from urllib3.util import parse_url
+
+    text = text.strip()
+    shown = text[:_SHOWN_CHARACTERS]
+    if len(text) > _MAX_URL_CHARACTERS:
+        raise Fault("url-malformed", f"more than {_MAX_URL_CHARACTERS:,} characters: {shown}")
+    scheme, colon, rest = text.partition("://")
+    if not colon or scheme.lower() not in ("http", "https"):
+        raise Fault("url-scheme", f"neither http:// nor https://: {shown}")
+    try:
+        parts = parse_url(text)
+        if parts.auth is not None or "@" in re.split(r"[/?#]", rest, maxsplit=1)[0]:
+            raise Fault("url-malformed", f"has a user name before the host: {shown}")
+        host = parts.host or ""
+        host.encode("idna")  # as the name look-up will: no label is empty or longer than 63
+    except (LocationParseError, UnicodeError):
+        raise Fault("url-malformed", shown) from None
+    port = parts.port if parts.port is not None else {"http": 80, "https": 443}[scheme.lower()]
+    if not _HOST.fullmatch(host) or not 0 < port < 65536:
+        raise Fault("url-malformed", f"no proper host or port: {shown}")
+    return Target(scheme.lower(), host, port, parts.request_uri)

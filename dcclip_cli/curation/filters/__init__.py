@@ -1,0 +1,47 @@
+"""Filters on single pairs and captions.
+
+To add a filter, write its class in a file of this folder and add its name to the union and the defaults below.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from dcclip_cli.curation.filters.base import Filter
+from dcclip_cli.curation.filters.image import BlankFilter, ImageFilter
+from dcclip_cli.curation.filters.language import LanguageFilter, ScriptFilter
+from dcclip_cli.curation.filters.text import GarbledFilter, LengthFilter, RepetitionFilter, WordlessFilter
+from dcclip_cli.curation.filters.web_text import BoilerplateFilter, FilenameFilter, MarkupFilter
+
+__all__ = ["DEFAULT_FILTERS", "AnyFilter", "Filter"]
+
+AnyFilter = Annotated[
+    ImageFilter
+    | BlankFilter
+    | GarbledFilter
+    | MarkupFilter
+    | FilenameFilter
+    | WordlessFilter
+    | BoilerplateFilter
+    | RepetitionFilter
+    | LengthFilter
+    | LanguageFilter
+    | ScriptFilter,
+    Field(discriminator="kind"),
+]
+
+# The first filter that applies gives the reason, so the most specific ones come first: a file name is not English, but
+# that is not what is wrong with it.
+DEFAULT_FILTERS: tuple[AnyFilter, ...] = (
+    ImageFilter(),
+    BlankFilter(),
+    GarbledFilter(),
+    MarkupFilter(),
+    FilenameFilter(),
+    WordlessFilter(),
+    BoilerplateFilter(),
+    RepetitionFilter(),
+    LengthFilter(),
+    LanguageFilter(),
+    ScriptFilter(),
+)

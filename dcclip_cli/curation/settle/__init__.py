@@ -1,1 +1,0 @@
-"""The rules that look at all pairs at once: evaluation sets, duplicates."""

@@ -1,0 +1,183 @@
+"""Test sets: images with labels or captions, and the interface of the loaders that read published layouts."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from dcclip_cli.data.files.reading import Fault
+from dcclip_cli.data.pair import Language
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.eval.class_index import ClassIndex
+from dcclip_cli.eval.prompts import Prompts
+from dcclip_cli.eval.registry import KnownSet, Metric
+from dcclip_cli.model.preprocess import FORMATS, decode
+
+DOWNLOAD_AGAIN = "download it again: it is incomplete or damaged"
+BARE_NAME = ("{}",)  # the templates of data sets that have none of their own
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images in a fixed order. `keys` name them to the user; `fingerprint` changes whenever a file is changed.
+
+    `read` can be pickled, for the processes that share the work.
+    """
+
+    keys: Sequence[str]
+    read: Callable[[int], bytes | Path | Image.Image] = field(repr=False)
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def load(self, index: int) -> Image.Image:
+        """The decoded image. Raises DcclipError for an unreadable one."""
+        try:
+            source = self.read(index)
+        except Fault as fault:
+            raise DcclipError(f"{self.keys[index]}: {fault.drop.detail}", DOWNLOAD_AGAIN) from None
+        return source if isinstance(source, Image.Image) else decode(source, formats=(*FORMATS, "PPM"))
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Classes in one language: C names, the images' labels (N,) or truth values (N, C), and prompt templates."""
+
+    names: tuple[str, ...]
+    labels: np.ndarray
+    templates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The texts about images in one language: text j describes the images `about[j]`."""
+
+    texts: tuple[str, ...]
+    about: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of_images(cls, captions: Iterable[Iterable[str]]) -> Captions:
+        """The captions of image 0, of image 1, and so on."""
+        pairs = [(text, (number,)) for number, several in enumerate(captions) for text in several]
+        return cls(tuple(text for text, _ in pairs), tuple(about for _, about in pairs))
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """What a data set requires before the model's own preprocessing: see KnownSet."""
+
+    squash: bool = False
+    border: int = 0
+
+    def record(self, preprocessing: dict[str, Any]) -> dict[str, Any]:
+        """A model's preprocessing as results record it, with these steps if there are any."""
+        steps = {"squash": self.squash, "border": self.border}
+        return preprocessing | {name: value for name, value in steps.items() if value}
+
+    def __call__(self, image: Image.Image, preprocessing: dict[str, Any]) -> Image.Image:
+        if self.border:
+            left, right, lower = self.border, image.width - self.border, image.height - self.border
+            image = image.crop((left, left, max(right, left + 1), max(lower, left + 1)))
+        if self.squash:
+            size = preprocessing.get("size")
+            side = int(size) if isinstance(size, int) else min(image.size)
+            image = image.resize((side, side), Image.Resampling.BICUBIC)
+        return image
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A test set. `truth` has an entry for each language to evaluate; `location` is None for a user's own data set."""
+
+    name: str
+    images: Images
+    truth: dict[Language, Classes] | dict[Language, Captions]
+    metric: Metric = "top1"
+    split: str = ""
+    transform: ImageTransform = ImageTransform()
+    both_ways: bool = True
+    location: Location | None = None
+
+    @property
+    def is_retrieval(self) -> bool:
+        return any(isinstance(one, Captions) for one in self.truth.values())
+
+
+@dataclass(frozen=True)
+class Location:
+    """A named data set's split, and the folders that may contain it, the most likely first.
+
+    `root` is their parent: torchvision's and CIFAR's archives have folder names of their own. `siblings` are folders
+    of the same images with captions in the other language: COCO's for COCO-CN.
+    """
+
+    known: KnownSet
+    folders: tuple[Path, ...]
+    split: str
+    language: Language
+    prompts: Prompts | None = None  # None for captions
+    root: Path | None = None
+    siblings: tuple[Path, ...] = ()
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """The folders and their parent."""
+        return (*self.folders, *([self.root] if self.root else []))
+
+    @functools.cached_property
+    def classes(self) -> ClassIndex:
+        """The index of the data set's classes."""
+        assert self.prompts is not None
+        return ClassIndex(self.prompts)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Images with their truth: labels (N,), truth values (N, C) of several classes per image, or captions."""
+
+    images: Images
+    truth: np.ndarray | Captions
+
+
+class Loader(ABC):
+    """Reads one published layout, which `layout` describes."""
+
+    layout: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def find(cls, location: Location) -> Loader | None:
+        """A loader for the files there; None if they are in another layout, or missing."""
+
+    @abstractmethod
+    def load(self) -> Loaded:
+        """Everything but the pixels. Raises DcclipError for an incomplete data set, or classes in a wrong order."""
+
+
+def fingerprint_of(files: Iterable[Path], *more: object) -> str:
+    """A hash of the files' paths, sizes and modification times; their contents are not read."""
+    digest = hashlib.sha256(repr(more).encode())
+    for file in files:
+        about = file.stat()
+        digest.update(f"{os.path.abspath(file)}\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def missing_images(images: Sequence[str], where: str) -> DcclipError:
+    """The error for images that a list names and that are not on disk."""
+    return DcclipError(f"{where}: {len(images):,} images are missing, {images[0]} for one", "finish the download")
+
+
+def lines_of(file: Path) -> list[str]:
+    """The lines of a text file without blank ones, each stripped."""
+    return [line.strip() for line in file.read_text("utf-8-sig", "replace").splitlines() if line.strip()]

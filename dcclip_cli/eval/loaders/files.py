@@ -1,0 +1,205 @@
+"""Class folders (SPLIT/CLASS/*.jpg) and WebDataset tars (SPLIT/0.tar)."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from dcclip_cli.data.files.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Fault, Member, members
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.eval.dataset import DOWNLOAD_AGAIN, Captions, Images, Loaded, Loader, Location, fingerprint_of, lines_of
+
+_SUFFIXES = (*IMAGE_SUFFIXES, ".ppm")
+_OTHER_NAMES = {  # of splits
+    "test": ("test", "val", "validation", "imagenetv2-matched-frequency-format-val", "images"),
+    "val": ("val", "validation", "test"),
+    "dev": ("dev", "val", "test"),
+}
+_TRUTH_SUFFIX = {"classification": ".cls", "multi-label": ".npy", "retrieval": ".txt"}
+_Span = tuple[Path, int, int]  # a tar, the offset in it, the size in bytes
+
+
+@dataclass(frozen=True)
+class ClassFolders(Loader):
+    """Folders named by the classes' keys (ImageNet: wnids), their English names, or their numbers."""
+
+    location: Location
+    folder: Path
+    layout = "SPLIT/CLASS/*.jpg"
+
+    @classmethod
+    def find(cls, location: Location) -> ClassFolders | None:
+        if location.known.task != "classification":
+            return None
+        for root in location.folders:
+            for split in _OTHER_NAMES.get(location.split, (location.split,)):
+                if _folders(root / split):
+                    return cls(location, root / split)
+            if any(location.classes.of_folder(folder.name) is not None for folder in _folders(root)):
+                return cls(location, root)
+        return None
+
+    def load(self) -> Loaded:
+        """The images, class by class. Raises DcclipError for an unknown folder, and for a class without images."""
+        classes, known = self.location.classes, self.location.known
+        by_folder = images_by_class(self.folder, _SUFFIXES)
+        numbers = {folder: classes.of_folder(folder) for folder in by_folder}
+        unknown = [folder for folder, number in numbers.items() if number is None]
+        if unknown and not known.extra_folders:
+            raise DcclipError(
+                f"{self.folder / unknown[0]} is not a class of {known.label} ({len(unknown)} such folders)",
+                f"class folders have names like {classes.folders[0]}",
+            )
+        by_number: dict[int, list[Path]] = {}
+        for folder, number in numbers.items():
+            if number in by_number:
+                raise DcclipError(f"{self.folder / folder} is a second folder of one class", "keep one of the two")
+            if number is not None:
+                by_number[number] = by_folder[folder]
+        if lacking := [key for number, key in enumerate(classes.folders) if number not in by_number]:
+            raise DcclipError(
+                f"{self.folder}: {len(lacking)} of {len(classes.folders)} classes have no images, {lacking[0]} for one",
+                "finish the download; to evaluate a part of the data, name its folder: --dataset PATH",
+            )
+        files = [(file, number) for number in sorted(by_number) for file in by_number[number]]
+        return Loaded(image_files([file for file, _ in files], self.folder), np.asarray([label for _, label in files]))
+
+
+def image_files(files: list[Path], folder: Path) -> Images:
+    """Image files under a folder, named by their paths in it."""
+    return Images([str(file.relative_to(folder)) for file in files], files.__getitem__, fingerprint_of(files))
+
+
+def images_by_class(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, list[Path]]:
+    """Folder name -> its image files, both sorted, empty folders left out. Raises DcclipError if nothing is left."""
+    found = {}
+    for folder in _folders(path):
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in suffixes)
+        if files:
+            found[folder.name] = files
+    if not found:
+        raise DcclipError(f"{path} has no folders with images", "make a folder for each class, with its images in it")
+    return found
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+
+
+@dataclass(frozen=True)
+class WebDatasetTars(Loader):
+    """Tars as `clip-benchmark/wds_*` on the hub has them: KEY.jpg|webp|png with KEY.cls, KEY.npy or KEY.txt.
+
+    Members are read in place: nothing is unpacked, no name in a tar is used as a path.
+    """
+
+    location: Location
+    root: Path
+    shards: tuple[Path, ...]
+    layout = "SPLIT/0.tar"
+
+    @classmethod
+    def find(cls, location: Location) -> WebDatasetTars | None:
+        for root in location.folders:
+            for folder in (root / location.split, root / "test", root):
+                if shards := sorted(folder.glob("*.tar"), key=lambda file: (len(file.name), file.name)):
+                    return cls(location, root, tuple(shards))
+        return None
+
+    def load(self) -> Loaded:
+        """All samples, in the order of the tars. Raises DcclipError for a truncated tar and a missing label."""
+        self._check_count()
+        samples = [sample for shard in self.shards for sample in self._samples(shard)]
+        images = Images(
+            [key for key, _, _ in samples],
+            partial(_image, [image for _, image, _ in samples]),
+            fingerprint_of(self.shards),
+        )
+        if self.location.known.task == "retrieval":
+            lines = (truth.decode("utf-8-sig", "replace").splitlines() for _, _, truth in samples)
+            return Loaded(images, Captions.of_images([line.strip() for line in some if line.strip()] for some in lines))
+        count = len(self.location.classes.folders)
+        if self.location.known.task == "multi-label":
+            return Loaded(images, np.stack([_truth_values(key, truth, count) for key, _, truth in samples]))
+        labels = np.asarray([_label(key, truth, count) for key, _, truth in samples])
+        order = self._order()
+        return Loaded(images, labels if order is None else order[labels])
+
+    def _samples(self, shard: Path) -> list[tuple[str, _Span, bytes]]:
+        wanted = _TRUTH_SUFFIX[self.location.known.task]
+        images: dict[str, Member] = {}
+        truths: dict[str, Member] = {}
+        for member in members(shard):
+            if member.fault is not None:
+                raise DcclipError(f"{shard}: {member.name or 'the tar'}: {member.fault.detail}", DOWNLOAD_AGAIN)
+            stem, dot, suffix = member.name.rpartition(".")
+            role = (dot + suffix).lower()
+            if role in IMAGE_SUFFIXES:
+                images[stem] = member
+            elif role == wanted:
+                truths[stem] = member
+        if alone := sorted(images.keys() ^ truths.keys()):
+            what = f"no {wanted} file" if alone[0] in images else "no image"
+            raise DcclipError(f"{shard}: {alone[0]} has {what} ({len(alone)} such samples)", DOWNLOAD_AGAIN)
+        spans = {key: (shard, truths[key].offset, truths[key].size) for key in images}
+        return [
+            (key, (shard, image.offset, image.size), _bytes(spans[key], MAX_TEXT_BYTES))
+            for key, image in images.items()
+        ]
+
+    def _order(self) -> np.ndarray | None:
+        """Our number for each of the tars' classes, where they differ. Raises DcclipError for a wrong order."""
+        file = self.root / "classnames.txt"
+        own_order, classes = self.location.known.own_order, self.location.classes
+        if not file.is_file():
+            if not own_order:
+                raise DcclipError(
+                    f"{self.root} has no classnames.txt, so its labels cannot be read", "download that file too"
+                )
+            return None
+        if not own_order:
+            return classes.mapping(lines_of(file), str(file))
+        classes.check_order(lines_of(file), str(file))
+        return None
+
+    def _check_count(self) -> None:
+        file = self.shards[0].parent / "nshards.txt"
+        count = file.read_text("utf-8", "replace").strip() if file.is_file() else ""
+        if count and count != str(len(self.shards)):
+            raise DcclipError(
+                f"{self.shards[0].parent} has {len(self.shards)} tars, nshards.txt says {count}", "finish the download"
+            )
+
+
+def _image(spans: list[_Span], index: int) -> bytes:
+    return _bytes(spans[index], MAX_IMAGE_BYTES)
+
+
+def _bytes(span: _Span, limit: int) -> bytes:
+    file, offset, size = span
+    if size > limit:
+        raise Fault("image-bytes", f"more than {limit:,} bytes")
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read(size)
+
+
+def _label(key: str, content: bytes, count: int) -> int:
+    text = content.decode("ascii", "replace").strip()
+    if not text.isdecimal() or int(text) >= count:
+        raise DcclipError(f"{key}.cls has {text[:20]!r}, not a class from 0 to {count - 1}", DOWNLOAD_AGAIN)
+    return int(text)
+
+
+def _truth_values(key: str, content: bytes, count: int) -> np.ndarray:
+    try:
+        vector = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DcclipError(f"{key}.npy cannot be read: {error}", DOWNLOAD_AGAIN) from None
+    if vector.shape != (count,):
+        raise DcclipError(f"{key}.npy has the shape {vector.shape}, not ({count},)", DOWNLOAD_AGAIN)
+    return vector > 0

@@ -1,0 +1,219 @@
+"""Directories that open_clip and transformers load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.exporters import Precision
+from dcclip_cli.exporters.formats.base import Format
+from dcclip_cli.exporters.formats.onnx import clip_image_processor
+from dcclip_cli.model.tokenizer import copy_tokenizer, renumbered
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from torch import Tensor
+
+    from dcclip_cli.exporters.source import Source
+    from dcclip_cli.predict.encoder import Encoder
+
+
+class OpenClip(Format):
+    """A copy of the model directory, its weights in fp32 or fp16."""
+
+    name = "open_clip"
+    precisions = ("fp32", "fp16")
+    package = "open_clip"
+    install = "pip install 'dcclip[train]'"
+
+    def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
+        import torch
+        from safetensors.torch import load_file, save_file
+
+        from dcclip_cli.model.model_dir import WEIGHTS
+
+        if source.folder is None:
+            raise DcclipError(
+                f"{source.towers.name} is no open_clip model directory", "export it with --format onnx or transformers"
+            )
+        shutil.copytree(source.folder, folder, dirs_exist_ok=True)
+        if precision == "fp16":
+            weights = load_file(folder / WEIGHTS)
+            half = {name: value.half() if value.dtype == torch.float32 else value for name, value in weights.items()}
+            save_file(half, folder / WEIGHTS)
+
+    def open(self, folder: Path) -> Encoder:
+        from dcclip_cli.model.model_dir import load_model
+        from dcclip_cli.predict.encoder import TorchEncoder
+
+        return TorchEncoder(load_model(folder))
+
+
+_OTHER = "say --format onnx or --format open_clip"
+
+
+class Transformers(Format):
+    """A student as VisionTextDualEncoderModel of a TimmWrapperModel and a CLIPTextModel; others as they are."""
+
+    name = "transformers"
+    precisions = ("fp32", "fp16")
+    package = "transformers"
+    install = "pip install 'dcclip[train]'"
+
+    def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
+        from dcclip_cli.model.towers import TransformersTowers
+
+        if isinstance(source.towers, TransformersTowers):
+            model, tokenizer, processor = source.towers.model, source.towers.tokenizer, source.towers.image_processor
+        else:
+            model, tokenizer, processor = _model(source), _tokenizer(source), _processor(source)
+        if precision == "fp16":
+            model = model.half()
+        model.save_pretrained(folder)
+        model.float()
+        tokenizer.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+    def open(self, folder: Path) -> Encoder:
+        from dcclip_cli.model.reference import ModelReference
+        from dcclip_cli.predict.encoder import load_torch_encoder
+
+        return load_torch_encoder(ModelReference("hf", str(folder.resolve()), ""), "cpu")
+
+
+def _model(source: Source) -> Any:
+    from transformers import CLIPTextConfig, TimmWrapperConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
+
+    if source.folder is None:
+        raise DcclipError(f"{source.towers.name} is no model directory of a student", _OTHER)
+    config = json.loads((source.folder / "open_clip_config.json").read_text("utf-8"))["model_cfg"]
+    image, text = config["vision_cfg"], config["text_cfg"]
+    weights: dict[str, Tensor] = dict(source.towers.model.state_dict())
+    projection = _projection(source, weights)
+    vocabulary = int(text["vocab_size"])
+    text_config = CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=text["width"],
+        intermediate_size=text["width"] * 4,
+        num_hidden_layers=text["layers"],
+        num_attention_heads=text["heads"],
+        max_position_embeddings=text["context_length"],
+        hidden_act="quick_gelu" if config.get("quick_gelu") else "gelu",
+        pad_token_id=text["pad_id"],
+        bos_token_id=0,
+        eos_token_id=vocabulary - 1,
+        projection_dim=config["embed_dim"],
+    )
+    side = source.preprocessing.size
+    image_config = TimmWrapperConfig(
+        architecture=image["timm_model_name"],
+        model_args={},
+        pretrained_cfg={"input_size": [3, side, side]},
+        num_labels=0,
+        hidden_size=weights[projection].shape[1],  # of the pooled features
+    )
+    both = VisionTextDualEncoderConfig.from_vision_text_configs(
+        image_config, text_config, projection_dim=config["embed_dim"]
+    )
+    model = VisionTextDualEncoderModel(both).eval()
+    model.load_state_dict(_renamed(weights, projection, int(text["eos_id"])))
+    return model
+
+
+def _projection(source: Source, weights: dict[str, Tensor]) -> str:
+    """The name of the image tower's projection: behind the network, or in place of its classifier, its bias 0."""
+    towers, visual = source.towers, source.towers.model.visual
+    if not hasattr(visual, "trunk") or "text.text_projection" not in weights:
+        raise DcclipError(f"{towers.name} has other towers than dcclip's students", _OTHER)
+    behind = "visual.head.proj.weight"
+    if behind in weights:
+        return behind
+    inside = f"visual.trunk.{visual.trunk.pretrained_cfg['classifier']}"
+    if len(visual.head) or f"{inside}.weight" not in weights:
+        raise DcclipError(
+            f"{towers.name} projects pictures by more than one matrix, all that transformers' "
+            "VisionTextDualEncoderModel has a place for",
+            _OTHER,
+        )
+    if weights[f"{inside}.bias"].any():
+        raise DcclipError(
+            f"{towers.name} projects pictures with a bias: transformers' VisionTextDualEncoderModel takes none",
+            f"{_OTHER}; students trained from now on have none",
+        )
+    return f"{inside}.weight"
+
+
+def _renamed(weights: dict[str, Tensor], projection: str, end: int) -> dict[str, Tensor]:
+    """open_clip's weights under transformers' names; row `end` of the embedding changes places with the last."""
+    import torch
+
+    layer_parts = {
+        "ln_1": "layer_norm1",
+        "ln_2": "layer_norm2",
+        "attn.out_proj": "self_attn.out_proj",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+    }
+    table = weights["text.token_embedding.weight"].clone()
+    table[[end, -1]] = table[[-1, end]]
+    found = {
+        "logit_scale": weights["logit_scale"],
+        "visual_projection.weight": weights[projection],
+        "text_projection.weight": weights["text.text_projection"].T.contiguous(),
+        "text_model.embeddings.token_embedding.weight": table,
+        "text_model.embeddings.position_embedding.weight": weights["text.positional_embedding"],
+    }
+    classifier = projection.removesuffix("weight")
+    for name, value in weights.items():
+        if name.startswith(classifier):
+            continue
+        if name.startswith("visual.trunk."):
+            found[f"vision_model.timm_model.{name.removeprefix('visual.trunk.')}"] = value
+        elif name.startswith("text.ln_final."):
+            found[f"text_model.final_layer_norm.{name.rpartition('.')[2]}"] = value
+        elif name.startswith("text.transformer.resblocks."):
+            number, _, part = name.removeprefix("text.transformer.resblocks.").partition(".")
+            layer, (part, _, kind) = f"text_model.encoder.layers.{number}", part.rpartition(".")
+            if part == "attn" and kind.startswith("in_proj_"):
+                for which, rows in zip("qkv", torch.chunk(value, 3), strict=True):
+                    found[f"{layer}.self_attn.{which}_proj.{kind.removeprefix('in_proj_')}"] = rows.clone()
+            else:
+                found[f"{layer}.{layer_parts[part]}.{kind}"] = value
+    return found
+
+
+def _tokenizer(source: Source) -> Any:
+    """The student's tokenizer with its end token last.
+
+    A CLIPTextModel whose end token has the id 2 pools at the largest id instead: a rule for old checkpoints, which
+    students' tokenizers would fall under.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_end_last(source.tokenizer),
+        model_max_length=source.context_length,
+        bos_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
+
+
+def _end_last(tokenizer: Tokenizer) -> Tokenizer:
+    state = json.loads(copy_tokenizer(tokenizer).to_str())
+    if state["model"]["type"] != "Unigram":
+        raise DcclipError(f"a {state['model']['type']} tokenizer cannot be exported to transformers yet", _OTHER)
+    vocab = state["model"]["vocab"]
+    end, last = next(index for index, (token, _) in enumerate(vocab) if token == "</s>"), len(vocab) - 1
+    vocab[end], vocab[last] = vocab[last], vocab[end]
+    return renumbered(state, {end: last, last: end})
+
+
+def _processor(source: Source) -> Any:
+    from transformers import CLIPImageProcessor
+
+    return CLIPImageProcessor(**clip_image_processor(source.preprocessing))

@@ -1,0 +1,117 @@
+"""Zero-shot classification: embeddings of class names, and the probabilities of labels for image embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.predict.encoder import PLAIN_PROMPTS, Encoder
+from dcclip_cli.text import language_by_script
+
+# The text that a label is compared with in multi-label prediction by a model without a bias of its own.
+_ANYTHING = {"en": "something", "zh": "东西"}
+
+
+def fill(templates: Sequence[str], name: str) -> list[str]:
+    """The templates with `{}` replaced by a name."""
+    return [template.replace("{}", name) for template in templates]
+
+
+def text_embeddings(
+    model: Encoder, texts: Sequence[str], batch_size: int = 256, advance: Callable[[int], object] = lambda _: None
+) -> np.ndarray:
+    """(N, D), length 1, in the order of the texts; `advance` is called with the size of each batch that is done."""
+    by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # little padding in each batch
+    encoded = []
+    for start in range(0, len(texts), batch_size):
+        batch = by_length[start : start + batch_size]
+        encoded.append(model.encode_texts([texts[index] for index in batch]))
+        advance(len(batch))
+    found = np.concatenate(encoded)
+    embeddings = np.empty_like(found)
+    embeddings[by_length] = found
+    return embeddings
+
+
+def class_embeddings(model: Encoder, texts: Sequence[Sequence[str]], batch_size: int = 256) -> np.ndarray:
+    """(C, D), length 1: the mean of the embeddings of each class's texts, as in CLIP's zero-shot classifier."""
+    embeddings = text_embeddings(model, [text for several in texts for text in several], batch_size)
+    return class_means(embeddings, [len(several) for several in texts])
+
+
+def class_means(embeddings: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """(C, D), length 1: the mean of each run of rows; class c has `counts[c]` of them."""
+    sums = np.zeros((len(counts), embeddings.shape[1]), np.float32)
+    np.add.at(sums, np.repeat(np.arange(len(counts)), counts), embeddings)
+    return sums / np.linalg.norm(sums, axis=1, keepdims=True)
+
+
+class Labels:
+    """Labels as embeddings, each the mean over the prompt templates for the language of the label's script.
+
+    `templates` replace the model's own; an empty list means the bare labels. Templates with a Chinese character are
+    for Chinese labels, the others for the rest; if all are of one kind, they are used for every label.
+    Labels compete with each other (softmax), or with `multi_label` each is judged by itself (sigmoid).
+    Raises DcclipError without labels, and for a template without {}.
+    """
+
+    def __init__(
+        self, model: Encoder, labels: Sequence[str], templates: Sequence[str] | None = None, multi_label: bool = False
+    ) -> None:
+        if not labels or not all(label.strip() for label in labels):
+            raise DcclipError("no labels given, or an empty one", "name what to look for, for example: --labels 猫,dog")
+        prompts = _prompts(model, templates)
+        self.names = tuple(labels)
+        self._scale, self._bias = model.logit_scale, model.logit_bias
+        self._embeddings = class_embeddings(
+            model, [fill(prompts[language_by_script(label)], label) for label in labels]
+        )
+        self._multi_label, self._anything = multi_label, None
+        if multi_label and self._bias is None:
+            neutral = [_ANYTHING[language_by_script(label)] for label in labels]
+            self._anything = class_embeddings(
+                model, [fill(prompts[language_by_script(word)], word) for word in neutral]
+            )
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """(B, C) for image embeddings (B, D) of length 1.
+
+        With `multi_label`, a model trained with a sigmoid uses its own bias. One trained with a softmax has none:
+        its probability is that of the label against "something", so 0.5 means no better than that.
+        """
+        if not self._multi_label:
+            return softmax(images, self._embeddings, self._scale)
+        logits = self._scale * (images @ self._embeddings.T).astype(np.float64)
+        if self._anything is None:
+            return _sigmoid(logits + float(self._bias or 0))
+        return _sigmoid(logits - self._scale * (images @ self._anything.T))
+
+
+def softmax(images: np.ndarray, classes: np.ndarray, logit_scale: float) -> np.ndarray:
+    """(B, C) softmax over the classes of scaled cosines between image (B, D) and class (C, D) embeddings of length 1.
+
+    A sigmoid model's bias is the same for every class, so it cancels in the softmax.
+    """
+    logits = logit_scale * (images @ classes.T).astype(np.float64)
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))  # tanh neither overflows nor warns
+
+
+def _prompts(model: Encoder, templates: Sequence[str] | None) -> dict[str, Sequence[str]]:
+    if templates is None:
+        return {**PLAIN_PROMPTS, **model.prompts}
+    if not templates:
+        return dict(PLAIN_PROMPTS)
+    for template in templates:
+        if "{}" not in template:
+            raise DcclipError(
+                f"the template '{template}' has no {{}} for the label", "for example: --template 'a photo of a {}'"
+            )
+    own = {language: [one for one in templates if language_by_script(one) == language] for language in PLAIN_PROMPTS}
+    return {language: several or templates for language, several in own.items()}

@@ -1,0 +1,303 @@
+"""What stays of a few pairs once all are seen together."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageDraw
+from pydantic import ValidationError
+
+from dcclip_cli.curation.candidate import DecodedImage
+from dcclip_cli.curation.dedup.decontaminate import Decontaminate
+from dcclip_cli.curation.dedup.dedup import CAPTIONS, DECISIONS, DedupOptions, dedup
+from dcclip_cli.curation.dedup.minhash import SameCaption
+from dcclip_cli.curation.dedup.near_duplicates import NearImage, SameImage
+from dcclip_cli.curation.dedup.signatures import signature_schema, signatures_of
+from dcclip_cli.curation.dedup.tables import GlobalFilter
+from dcclip_cli.data.dataset import write_parquet
+from dcclip_cli.data.pair import Language, Pair
+from dcclip_cli.errors import DcclipError
+
+Facts = dict[str, Any]
+
+
+def picture(number: int) -> Image.Image:
+    random = np.random.default_rng(number)
+    image = Image.fromarray(random.integers(0, 255, (5, 5, 3), np.uint8)).resize((128, 128), Image.Resampling.BICUBIC)
+    ImageDraw.Draw(image).rectangle([int(value) for value in sorted(random.integers(0, 128, 4))], fill="black")
+    return image
+
+
+def file(image: Image.Image, kind: str = "PNG", **options: int) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def fact(key: str, image: int | bytes, zh: Sequence[str] = (), en: Sequence[str] = (), source: str = "web") -> Facts:
+    content = image if isinstance(image, bytes) else file(picture(image))
+    opened = Image.open(io.BytesIO(content)).convert("RGB")
+    return signatures_of(Pair(key, content, tuple(zh), tuple(en)), DecodedImage(opened, "png", 1, len(content)), source)
+
+
+def said(key: str, image: int, language: Language, caption: str) -> Facts:
+    return fact(key, image, *(([caption], ()) if language == "zh" else ((), [caption])))
+
+
+def settled(
+    folder: Path,
+    facts: list[Facts],
+    options: DedupOptions | None = None,
+    scores: list[Facts] | None = None,
+    files: int = 1,
+    **more: Any,
+) -> tuple[dict[str, Facts], list[Facts]]:
+    """The decisions by key, and the captions dropped by themselves."""
+    paths = []
+    for number in range(files):
+        paths.append(folder / f"facts{number}.parquet")
+        pq.write_table(pa.Table.from_pylist(facts[number::files], signature_schema()), paths[-1])
+    given = []
+    if scores is not None:
+        given = [folder / "scores.parquet"]
+        pq.write_table(pa.Table.from_pylist(scores), given[0])
+    dedup(paths, given, options or DedupOptions(), folder / "settle", **more)
+    rows = pq.read_table(folder / "settle" / DECISIONS).to_pylist()
+    assert [row["key"] for row in rows] == sorted(row["key"] for row in rows)
+    return {row["key"]: row for row in rows}, pq.read_table(folder / "settle" / CAPTIONS).to_pylist()
+
+
+def only(*duplicates: Any, **sections: Any) -> DedupOptions:
+    return DedupOptions(duplicates=duplicates, **sections)
+
+
+def reasons(decisions: dict[str, Facts]) -> dict[str, str | None]:
+    return {key: row["reason"] for key, row in decisions.items()}
+
+
+def test_pairs_that_have_nothing_in_common_stay_as_they_are(tmp_path: Path) -> None:
+    decisions, captions = settled(tmp_path, [fact("0", 1, ["一只猫"], ["a cat"]), fact("1", 2, [], ["a dog", "a pup"])])
+    kept = {"reason": None, "detail": None, "scores": None}
+    assert decisions == {
+        "0": {"key": "0", "zh": ["一只猫"], "en": ["a cat"], **kept},
+        "1": {"key": "1", "zh": [], "en": ["a dog", "a pup"], **kept},
+    }
+    assert captions == []
+
+
+def test_captions_of_the_same_image_are_merged_into_the_first_pair(tmp_path: Path) -> None:
+    facts = [fact("2", 1, ["猫", "黑猫"], []), fact("0", 1, [], ["a cat"]), fact("1", 1, ["猫"], ["a cat", "a kitten"])]
+    decisions, captions = settled(tmp_path, facts)
+    assert reasons(decisions) == {"0": None, "1": "image-merged", "2": "image-merged"}
+    assert (decisions["0"]["zh"], decisions["0"]["en"]) == (["猫", "黑猫"], ["a cat", "a kitten"])
+    assert (decisions["1"]["zh"], decisions["1"]["en"]) == ([], [])
+    assert decisions["1"]["detail"] == "the same image as 0"
+    # What the first pair had already, or got from another, is no loss, but is counted: read is kept plus dropped.
+    assert [(row["key"], row["language"], row["caption"], row["reason"]) for row in captions] == [
+        ("1", "en", "a cat", "caption-repeated"),
+        ("2", "zh", "猫", "caption-repeated"),
+    ]
+
+
+def test_the_same_image_with_no_new_caption_is_a_duplicate(tmp_path: Path) -> None:
+    decisions, _ = settled(tmp_path, [fact("0", 1, ["猫"], ["a cat"]), fact("1", 1, ["猫"]), fact("2", 2, ["狗"])])
+    assert reasons(decisions) == {"0": None, "1": "image-duplicate", "2": None}
+
+
+def test_the_same_pixels_in_another_format_are_the_same_image(tmp_path: Path) -> None:
+    webp = file(picture(1), "WEBP", lossless=1)
+    decisions, _ = settled(tmp_path, [fact("0", 1, ["猫"]), fact("1", webp, ["猫"])])
+    assert (decisions["1"]["reason"], decisions["1"]["detail"]) == ("image-duplicate", "the same pixels as 0")
+
+
+def test_captions_of_the_same_image_are_left_out_if_the_recipe_says_so(tmp_path: Path) -> None:
+    facts = [fact("0", 1, ["猫"]), fact("1", 1, [], ["a cat"])]
+    decisions, _ = settled(tmp_path, facts, only(SameImage(captions="drop")))
+    assert reasons(decisions) == {"0": None, "1": "image-duplicate"}
+    assert decisions["0"]["en"] == []
+
+
+def test_a_placeholder_does_not_gather_the_captions_of_everything(tmp_path: Path) -> None:
+    facts = [fact(str(number), 1, [], [f"thing {number}"]) for number in range(5)]
+    decisions, _ = settled(tmp_path, facts, only(SameImage(most_captions=3)))
+    assert decisions["0"]["en"] == ["thing 0", "thing 1", "thing 2"]
+    assert list(reasons(decisions).values()) == [None, "image-merged", "image-merged", *2 * ["image-duplicate"]]
+
+
+def test_duplicates_stay_if_nothing_is_looked_for(tmp_path: Path) -> None:
+    assert reasons(settled(tmp_path, [fact("0", 1, ["猫"]), fact("1", 1, ["猫"])], only())[0]) == {"0": None, "1": None}
+
+
+def test_pictures_that_show_the_same_are_dropped_but_the_first(tmp_path: Path) -> None:
+    image = picture(1)
+    small, compressed = file(image.resize((64, 64))), file(image, "JPEG", quality=40)
+    facts = [fact("1", small, ["猫"]), fact("0", 1, ["猫"]), fact("2", compressed, ["猫"]), fact("3", 2, ["猫"])]
+    decisions, _ = settled(tmp_path, facts)
+    near = "image-near-duplicate"
+    assert reasons(decisions) == {"0": None, "1": near, "2": near, "3": None}
+    assert decisions["2"]["detail"] == "shows the same as 0"
+    assert set(reasons(settled(tmp_path, facts, only(SameImage()))[0]).values()) == {None}
+
+
+def test_a_pair_needs_its_languages_once_the_same_images_are_merged(tmp_path: Path) -> None:
+    facts = [fact("0", 1, ["猫"]), fact("1", 1, [], ["a cat"]), fact("2", 2, ["狗"])]
+    decisions, _ = settled(tmp_path, facts, needs=("zh", "en"))
+    assert reasons(decisions) == {"0": None, "1": "image-merged", "2": "no-caption"}
+    assert decisions["2"]["detail"] == "none is left in en"
+
+
+def test_an_image_that_lacks_its_language_does_not_make_the_next_a_near_duplicate(tmp_path: Path) -> None:
+    facts = [fact("0", 1, ["猫"]), fact("1", file(picture(1).resize((64, 64))), ["猫"], ["a cat"])]
+    assert reasons(settled(tmp_path, facts, needs=("en",))[0]) == {"0": "no-caption", "1": None}
+
+
+CAT = "a cat that sleeps on the old red sofa"
+
+
+def test_a_caption_is_dropped_from_the_pairs_beyond_the_most(tmp_path: Path) -> None:
+    facts = [fact("0", 1, ["猫"], [CAT]), fact("1", 2, ["狗"], [CAT]), fact("2", 3, [], [CAT])]
+    decisions, captions = settled(tmp_path, facts, only(SameCaption(at_most=1)))
+    assert reasons(decisions) == {"0": None, "1": None, "2": "no-caption"}
+    assert (decisions["1"]["zh"], decisions["1"]["en"]) == (["狗"], [])
+    same = {"language": "en", "caption": CAT, "reason": "caption-duplicate"}
+    assert captions == [
+        {"key": "1", **same, "detail": "1 earlier pair has it, the first is 0"},
+        {"key": "2", **same, "detail": "2 earlier pairs have it, the first is 0"},
+    ]
+    assert set(reasons(settled(tmp_path, facts, only(SameCaption(at_most=3)))[0]).values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "language"),
+    [
+        (CAT, CAT.title() + "!", "en"),
+        (CAT, CAT + " here", "en"),
+        ("一只猫睡在旧的红色沙发上，旁边有一本书", "一只猫睡在旧的红色沙发上旁边有一本书。", "zh"),
+    ],
+)
+def test_captions_that_say_the_same_are_near_duplicates(
+    tmp_path: Path, first: str, second: str, language: Language
+) -> None:
+    facts = [said("0", 1, language, first), said("1", 2, language, second)]
+    _, captions = settled(tmp_path, facts, only(SameCaption(at_most=1, similarity=0.8)))
+    assert [(row["key"], row["reason"]) for row in captions] == [("1", "caption-near-duplicate")]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "language"),
+    [
+        (CAT, CAT.replace("cat", "rat"), "en"),
+        ("一只猫睡在旧的红色沙发上，旁边有一本书", "一只狗睡在旧的红色沙发上，旁边有一本书", "zh"),
+        ("cat", "cats", "en"),
+    ],
+)
+def test_captions_that_say_another_thing_stay(tmp_path: Path, first: str, second: str, language: Language) -> None:
+    facts = [said("0", 1, language, first), said("1", 2, language, second)]
+    assert settled(tmp_path, facts, only(SameCaption(at_most=1, similarity=0.6)))[1] == []
+
+
+def test_pictures_of_an_evaluation_set_are_dropped(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "test.parquet", [Pair("e7", file(picture(1)), en=("a cat",)), Pair("bad", b"no image")])
+    facts = [fact("0", file(picture(1), "JPEG", quality=60), ["猫"]), fact("1", 2, ["狗"])]
+    decisions, _ = settled(
+        tmp_path, facts, DedupOptions(decontaminate=Decontaminate(paths=(tmp_path / "test.parquet",)))
+    )
+    assert reasons(decisions) == {"0": "evaluation-image", "1": None}
+    assert decisions["0"]["detail"] == "shows the same as test.parquet:e7"
+
+
+def test_an_evaluation_set_may_be_a_folder_of_class_folders(tmp_path: Path) -> None:
+    (tmp_path / "pets" / "cat").mkdir(parents=True)
+    (tmp_path / "pets" / "cat" / "1.png").write_bytes(file(picture(1)))
+    decisions, _ = settled(
+        tmp_path, [fact("0", 1, ["猫"])], DedupOptions(decontaminate=Decontaminate(paths=(tmp_path / "pets",)))
+    )
+    assert decisions["0"]["detail"] == "shows the same as pets/cat/1.png"
+
+
+def test_captions_of_an_evaluation_set_are_dropped_only_if_asked(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "test.parquet", [Pair("e7", file(picture(9)), zh=("黑猫",), en=("A black cat.",))])
+    facts = [fact("0", 1, ["黑猫。"], ["a black cat", "a pet"])]
+    for captions, kept in ((False, (["黑猫。"], ["a black cat", "a pet"])), (True, ([], ["a pet"]))):
+        exclude = Decontaminate(paths=(tmp_path / "test.parquet",), captions=captions)
+        decisions, dropped = settled(tmp_path, facts, DedupOptions(decontaminate=exclude))
+        assert (decisions["0"]["zh"], decisions["0"]["en"]) == kept
+        assert {row["reason"] for row in dropped} == ({"evaluation-caption"} if captions else set())
+
+
+def test_an_evaluation_set_that_is_not_there_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(DcclipError, match="does not exist"):
+        settled(
+            tmp_path,
+            [fact("0", 1, ["猫"])],
+            DedupOptions(decontaminate=Decontaminate(paths=(tmp_path / "no.parquet",))),
+        )
+
+
+def test_scores_follow_their_captions_through_a_merger(tmp_path: Path) -> None:
+    def score(key: str, language: str | None, place: int | None, value: float, name: str = "agreement") -> Facts:
+        return {"key": key, "name": name, "language": language, "place": place, "value": value}
+
+    facts = [fact("0", 1, ["猫"], ["a cat"]), fact("1", 1, [], ["a kitten", "a cat"])]
+    scores = [
+        score("0", "zh", 0, 0.5),
+        score("0", "en", 0, 0.25),
+        score("1", "en", 0, 0.75),
+        score("1", "en", 1, 0.125),
+        score("0", None, None, 0.01, "watermark"),
+    ]
+    decisions, _ = settled(tmp_path, facts, scores=scores)
+    assert decisions["0"]["en"] == ["a cat", "a kitten"]
+    assert json.loads(decisions["0"]["scores"]) == {"agreement": {"zh": [0.5], "en": [0.25, 0.75]}, "watermark": 0.01}
+
+
+class NoFirst(GlobalFilter):
+    """A rule as `scores` has them: drops the first English caption of every pair."""
+
+    def apply(self, connection: Any) -> None:
+        connection.execute("""
+            INSERT INTO caption_drops
+                SELECT number, language, place, 'test', '' FROM live_captions WHERE language = 'en' AND place = 0
+        """)
+
+
+def test_the_first_rules_come_before_duplicates(tmp_path: Path) -> None:
+    facts = [fact("0", 1, [], ["a cat"]), fact("1", 1, [], ["a cat", "a kitten"])]
+    decisions, captions = settled(tmp_path, facts, first=[NoFirst()])
+    assert reasons(decisions) == {"0": "no-caption", "1": None}
+    assert decisions["1"]["en"] == ["a kitten"]
+    assert [(row["key"], row["caption"]) for row in captions] == [("0", "a cat"), ("1", "a cat")]
+
+
+def test_the_result_does_not_depend_on_files_their_order_or_memory(tmp_path: Path) -> None:
+    facts = [
+        fact(f"{number:03d}", number // 2, ["猫" * (number % 5 + 1)], [f"cat number {number % 7}"], f"s{number % 3}")
+        for number in range(60)
+    ]
+    outputs = []
+    for files, rows in ((1, facts), (3, facts[::-1])):
+        folder = tmp_path / str(files)
+        folder.mkdir()
+        settled(folder, rows, files=files, memory=f"{files}GB")
+        outputs.append([(folder / "settle" / name).read_bytes() for name in (DECISIONS, CAPTIONS)])
+        assert sorted(path.name for path in (folder / "settle").iterdir() if path.is_file()) == [CAPTIONS, DECISIONS]
+    assert outputs[0] == outputs[1]
+
+
+def test_no_pairs_give_no_decisions(tmp_path: Path) -> None:
+    assert settled(tmp_path, []) == ({}, [])
+
+
+def test_a_recipe_names_rules_by_kind() -> None:
+    options = DedupOptions.model_validate({"duplicates": [{"kind": "near-image", "bits": 4}]})
+    assert options.duplicates == (NearImage(bits=4),)
+    with pytest.raises(ValidationError, match="same-image"):
+        DedupOptions.model_validate({"duplicates": [{"kind": "none"}]})

@@ -1,0 +1,48 @@
+"""How captions are compared."""
+
+from __future__ import annotations
+
+import pytest
+
+from dcclip_cli.curation.dedup.minhash import bands_of, jaccard, letters_of, replaces_a_word, text_hash
+
+
+def test_letters_leave_out_case_width_and_punctuation() -> None:
+    assert letters_of("A Cat, 12!") == "acat12"
+    assert letters_of("一只猫，ＡＢＣ。") == "一只猫abc"
+
+
+def test_captions_of_the_same_letters_have_one_hash_and_others_have_not() -> None:
+    assert text_hash("A cat.") == text_hash("a cat") != text_hash("a cap")
+    assert text_hash("一只猫。") == text_hash("一只猫") != text_hash("两只猫")
+    assert text_hash("🐱") != text_hash("🐶")
+
+
+def test_jaccard_is_the_share_of_common_runs_of_three_letters() -> None:
+    assert jaccard("abcd", "abce") == pytest.approx(1 / 3)  # abc of abc, bcd, bce
+    assert jaccard("一只黑猫", "一只黑狗") == pytest.approx(1 / 3)
+    assert jaccard("猫", "猫。") == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "replaced"),
+    [
+        ("a man on a horse", "a woman on a horse", True),
+        ("男人骑马", "女人骑马", True),
+        ("a man on a horse", "a man on a horse, stock photo", False),
+        ("草地上的狗", "狗在草地上的照片", False),
+        ("一只黄色的狗", "一只黄色的狗。", False),
+        ("a dog and a cat", "a cat and a dog", False),
+        ("one o'clock", "two o'clock", True),
+    ],
+)
+def test_a_word_in_the_place_of_another_says_something_else(one: str, other: str, replaced: bool) -> None:
+    assert replaces_a_word(one, other) is replaced
+
+
+def test_like_captions_share_a_band_and_unlike_ones_do_not() -> None:
+    dog = "a brown dog runs on the green grass in the park"
+    assert set(bands_of(dog)) & set(bands_of(dog + " today"))
+    assert not set(bands_of(dog)) & set(bands_of("two cats sleep on a sofa"))
+    assert bands_of("一只猫") == bands_of("一只猫！")
+    assert len(bands_of("猫")) == 8

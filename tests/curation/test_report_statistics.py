@@ -1,0 +1,112 @@
+"""What the report counts and measures, and that it adds up however a collection was cut."""
+
+import json
+
+import pytest
+
+from dcclip_cli.curation.candidate import Drop
+from dcclip_cli.curation.report.scales import SCALES, scale_of
+from dcclip_cli.curation.report.statistics import Statistics
+from dcclip_cli.data.pair import Pair
+
+SHORT = Drop("caption-short", "1 words, allowed 2 to 64")
+
+
+def pair(key: str = "k", zh: tuple[str, ...] = (), en: tuple[str, ...] = (), source: str = "s") -> Pair:
+    return Pair(key, b"12345678", zh, en, {"source": source})
+
+
+def test_pairs_and_captions_are_counted_by_their_reasons() -> None:
+    statistics = Statistics()
+    statistics.add(pair(zh=("一只猫",), en=("a cat", "the cat")), None, (64, 48))
+    statistics.add(pair(zh=("狗",), en=()), Drop("image-small"), (20, 10))
+    statistics.add(pair(en=("a red bus",)), None, (64, 64), [("en", "bus", SHORT), ("zh", "车", SHORT)])
+    counted = statistics.as_dict()
+    assert counted["pairs"] == {"read": 3, "kept": 2, "dropped": {"image-small": 1}}
+    assert counted["captions"]["zh"] == {"read": 3, "kept": 1, "dropped": {"caption-short": 1, "image-small": 1}}
+    assert counted["captions"]["en"] == {"read": 4, "kept": 3, "dropped": {"caption-short": 1}}
+
+
+def test_each_source_has_its_own_count() -> None:
+    statistics = Statistics()
+    statistics.add(pair(source="甲"), None)
+    statistics.add(pair(source="乙"), Drop("image-blank"))
+    assert statistics.as_dict()["sources"] == {
+        "乙": {"read": 1, "kept": 0, "dropped": {"image-blank": 1}},
+        "甲": {"read": 1, "kept": 1, "dropped": {}},
+    }
+
+
+def test_captions_that_were_merged_into_another_pair_are_not_counted_twice() -> None:
+    statistics = Statistics()
+    statistics.add(pair(zh=("猫", "一只猫")), None)
+    statistics.add(pair(zh=("一只猫",)), Drop("image-merged"))
+    assert statistics.as_dict()["captions"]["zh"] == {"read": 2, "kept": 2, "dropped": {}}
+
+
+def test_chinese_is_measured_in_characters_and_english_in_words() -> None:
+    statistics = Statistics()
+    statistics.add(pair(zh=("红色 的汽车，好看！",), en=("a  red car, nice!",)), None)
+    histograms = statistics.as_dict()["histograms"]
+    assert histograms["zh"] == {"kept": {"9": 1}}
+    assert histograms["en"] == {"kept": {"4": 1}}
+
+
+def test_sizes_fall_into_the_bins_of_their_scales() -> None:
+    statistics = Statistics()
+    statistics.add(pair(), Drop("image-aspect"), (32, 63))
+    histograms = statistics.as_dict()["histograms"]
+    assert histograms["short_side"] == {"image-aspect": {"32": 1}}  # bins begin at 4 x 2^(n/4)
+    assert histograms["long_side"] == {"image-aspect": {"53.817": 1}}  # 4 x 2^3.75, the next begins at 64
+    assert histograms["aspect"] == {"image-aspect": {"1.9": 1}}
+    assert histograms["bytes"] == {"image-aspect": {"64": 1}}  # the first
+
+
+def test_a_pair_without_an_image_has_no_size() -> None:
+    statistics = Statistics()
+    statistics.add(Pair("k", b""), Drop("url-timeout"))
+    assert statistics.as_dict()["histograms"] == {}
+
+
+def test_a_score_is_counted_with_what_became_of_its_caption() -> None:
+    statistics = Statistics()
+    statistics.add_score("agreement", 0.3, None, "zh")
+    statistics.add_score("agreement", 0.101, Drop("agreement-low"), "zh")
+    statistics.add_score("watermark", 0.9, None)
+    assert statistics.as_dict()["histograms"] == {
+        "score:agreement:zh": {"kept": {"0.3": 1}, "agreement-low": {"0.1": 1}},
+        "score:watermark": {"kept": {"0.9": 1}},
+    }
+
+
+def test_the_sum_of_parts_is_the_whole_in_any_order_and_through_json() -> None:
+    whole, parts = Statistics(), [Statistics(), Statistics()]
+    for number in range(20):
+        for statistics in (whole, parts[number % 2]):
+            drop = Drop("image-small") if number % 3 == 0 else None
+            one = pair(zh=("猫" * number,), en=("cat " * number,), source=str(number % 4))
+            statistics.add(one, drop, (number + 10, 50), [("en", "x", SHORT)])
+    stored = [json.loads(json.dumps(part.as_dict())) for part in parts]
+    expected = json.dumps(whole.as_dict())
+    assert json.dumps(Statistics.merge(stored).as_dict()) == expected
+    assert json.dumps(Statistics.merge(reversed(stored)).as_dict()) == expected
+
+
+@pytest.mark.parametrize("name", [*SCALES, "score:agreement:zh"])
+def test_values_off_the_scale_fall_into_the_outermost_bins(name: str) -> None:
+    scale = scale_of(name)
+    assert scale.bin(-1e12) == 0
+    assert scale.bin(1e12) == scale.bins - 1
+
+
+@pytest.mark.parametrize("name", [*SCALES, "score:agreement:zh"])
+def test_a_bin_begins_at_its_edge(name: str) -> None:
+    scale = scale_of(name)
+    assert [scale.bin(scale.edge(number)) for number in range(scale.bins)] == list(range(scale.bins))
+
+
+@pytest.mark.parametrize("name", [*SCALES, "score:agreement:zh"])
+def test_a_bin_is_known_again_by_its_name(name: str) -> None:
+    scale = scale_of(name)
+    names = [scale.name(number) for number in range(scale.bins)]
+    assert [scale.number(one) for one in names] == list(range(scale.bins))

@@ -1,0 +1,233 @@
+"""The model directory: whole or not there, and open_clip's own wherever it is moved."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from dcclip_cli.data.pair import Pair
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import atomic_folder, read_json
+from dcclip_cli.model.model_dir import load_model, model_fingerprint, save_model
+from dcclip_cli.model.preprocess import decode
+from dcclip_cli.model.tokenizer import load_tokenizer
+
+TEXTS = [
+    "红色的圆",
+    "一张三角形的图片。",
+    "A picture of a ring!",
+    "",
+    "ｒｅｄ　圆　 ring",
+    "a very long red circle " * 9,
+]
+PLAIN_OPEN_CLIP = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("dcclip", "dcclip_cli"):
+            raise ImportError("this process has never heard of dcclip")
+sys.meta_path.insert(0, Refuse())
+import json, numpy, open_clip, torch
+from PIL import Image
+torch.set_num_threads(1)
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:moved")
+tokenizer = open_clip.get_tokenizer("local-dir:moved")
+model.eval()
+with torch.no_grad():
+    images = model.encode_image(torch.stack([preprocess(Image.open(name)) for name in sys.argv[1:]]))
+    texts = model.encode_text(tokenizer(json.load(sys.stdin)))
+    numpy.savez("out.npz", images=images, texts=texts, scale=model.logit_scale.exp())
+assert not [name for name in sys.modules if name.startswith("dcclip")]
+"""
+
+
+def test_plain_open_clip_loads_a_moved_directory_and_gives_our_embeddings(
+    model_folder: Path, pairs: list[Pair], tmp_path: Path
+) -> None:
+    shutil.copytree(model_folder, tmp_path / "moved")
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(pairs[number * 7].image)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(
+        [sys.executable, "-I", "-c", PLAIN_OPEN_CLIP, "0.png", "1.png", "2.png"],
+        input=json.dumps(TEXTS),
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        timeout=120,
+    )
+    theirs = np.load(tmp_path / "out.npz")
+    towers = load_model(model_folder)
+    pixels = torch.from_numpy(np.stack([towers.preprocess(decode(pairs[number * 7].image)) for number in range(3)]))
+    with torch.no_grad():
+        images = towers.image_features(pixels).embedding.numpy()
+        texts = towers.text_features(towers.tokenize(TEXTS)).embedding.numpy()
+    np.testing.assert_allclose(theirs["images"], images, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(theirs["texts"], texts, rtol=0, atol=1e-6)
+    assert theirs["scale"] == pytest.approx(towers.logit_scale)
+
+
+def test_the_directory_holds_what_the_contract_names(model_folder: Path) -> None:
+    assert {path.name for path in model_folder.iterdir()} == {
+        "open_clip_config.json",
+        "open_clip_model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "dcclip.json",
+        "README.md",
+    }
+    provenance = json.loads((model_folder / "dcclip.json").read_text())
+    assert provenance["format"] == 1
+    assert provenance["stage"] == "align"
+    assert provenance["parent"] is None
+    assert provenance["parameters"] == load_model(model_folder).parameters_count()
+    assert set(provenance["metrics"]) >= {"loss", "image_zh", "image_en"}
+    assert len(provenance["data"]["train"]) == 64
+    assert "torch" in provenance["versions"]
+
+
+def test_no_path_of_this_machine_stands_in_the_directory(model_folder: Path) -> None:
+    for file in model_folder.iterdir():
+        assert str(model_folder.parent).encode() not in file.read_bytes(), file.name
+
+
+def test_saving_what_was_loaded_gives_the_same_weights(model_folder: Path, tmp_path: Path) -> None:
+    save_again(model_folder, tmp_path / "again")
+    for name in ("open_clip_model.safetensors", "open_clip_config.json", "tokenizer.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (model_folder / name).read_bytes(), name
+    assert model_fingerprint(tmp_path / "again") == model_fingerprint(model_folder)
+
+
+def save_again(model_folder: Path, target: Path, half: bool = False) -> None:
+    towers = load_model(model_folder)
+    assert towers.preprocessing is not None
+    config = read_json(model_folder / "open_clip_config.json", "")["model_cfg"]
+    save_model(target, towers.model, config, towers.preprocessing, load_tokenizer(model_folder), {}, half)
+
+
+def test_half_stores_fp16_and_loads_as_fp32(model_folder: Path, tmp_path: Path) -> None:
+    save_again(model_folder, tmp_path / "half", half=True)
+    stored = load_file(tmp_path / "half" / "open_clip_model.safetensors")
+    assert {value.dtype for value in stored.values() if value.is_floating_point()} == {torch.float16}
+    full, half = load_model(model_folder), load_model(tmp_path / "half")
+    assert {value.dtype for value in half.parameters()} == {torch.float32}
+    with torch.no_grad():
+        embeddings = [towers.text_features(towers.tokenize(["猫", "cat"])).embedding for towers in (full, half)]
+    torch.testing.assert_close(*embeddings, rtol=0, atol=0.01)
+
+
+def test_weights_that_are_not_finite_are_never_saved(model_folder: Path, tmp_path: Path) -> None:
+    towers = load_model(model_folder)
+    towers.model.logit_scale.data.fill_(float("nan"))
+    config = read_json(model_folder / "open_clip_config.json", "")["model_cfg"]
+    assert towers.preprocessing is not None
+    with pytest.raises(AssertionError):
+        save_model(tmp_path / "m", towers.model, config, towers.preprocessing, load_tokenizer(model_folder), {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loaded_model_is_in_evaluation_mode_and_named_after_its_run(model_folder: Path) -> None:
+    towers = load_model(model_folder)
+    assert not towers.training
+    assert towers.name == "tiny"
+    assert towers.preprocess(Image.new("RGB", (9, 9))).shape == (3, 64, 64)
+
+
+def test_the_fingerprint_is_about_the_outputs_only(model_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(model_folder, tmp_path / "copy")
+    (folder / "README.md").write_text("另一个模型卡")
+    assert model_fingerprint(folder) == model_fingerprint(model_folder)
+    weights = load_file(folder / "open_clip_model.safetensors")
+    weights["logit_scale"] += 1
+    save_file(weights, folder / "open_clip_model.safetensors")
+    assert model_fingerprint(folder) != model_fingerprint(model_folder)
+
+
+# ---- broken directories
+
+
+def broken(model_folder: Path, tmp_path: Path, name: str, content: str | bytes | None) -> Path:
+    folder = shutil.copytree(model_folder, tmp_path / "broken")
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("open_clip_config.json", None, "has no open_clip_config.json"),
+        ("open_clip_config.json", "{", "open_clip_config.json is not JSON"),
+        ("open_clip_config.json", "[]", "open_clip_config.json is not a JSON object"),
+        ("open_clip_config.json", "{}", "cannot be loaded"),
+        ("open_clip_model.safetensors", None, "has no open_clip_model.safetensors (found: README.md, dcclip.json"),
+        ("open_clip_model.safetensors", b"\x00" * 40, "cannot be loaded"),
+        ("open_clip_model.safetensors", b"", "cannot be loaded"),
+        ("tokenizer.json", None, "has no tokenizer.json"),
+        ("tokenizer.json", "猫", "is not a tokenizer"),
+        ("dcclip.json", "{", "dcclip.json is not JSON"),
+    ],
+)
+def test_a_broken_directory_gets_the_right_sentence(
+    model_folder: Path, tmp_path: Path, name: str, content: str | bytes | None, said: str
+) -> None:
+    with pytest.raises(DcclipError) as raised:
+        load_model(broken(model_folder, tmp_path, name, content))
+    assert said in raised.value.what
+    assert str(tmp_path / "broken") in raised.value.what
+    assert raised.value.hint
+
+
+def test_weights_of_another_model_are_refused(model_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(model_folder, tmp_path / "mixed")
+    weights = load_file(folder / "open_clip_model.safetensors")
+    weights["text.positional_embedding"] = torch.zeros(10, 32)
+    save_file(weights, folder / "open_clip_model.safetensors")
+    with pytest.raises(DcclipError, match="cannot be loaded"):
+        load_model(folder)
+
+
+def test_a_pickle_beside_the_configuration_is_never_opened(model_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(model_folder, tmp_path / "pickled")
+    (folder / "open_clip_model.safetensors").rename(folder / "open_clip_pytorch_model.bin")
+    with pytest.raises(DcclipError, match=r"has no open_clip_model\.safetensors") as raised:
+        load_model(folder)
+    assert "safetensors only" in raised.value.hint
+
+
+# ---- written whole
+
+
+def test_a_folder_takes_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "model") as temporary:
+        (temporary / "a").write_text("一")
+        assert not (tmp_path / "model").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_failure_in_the_middle_leaves_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "a").write_text("old")
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "model") as temporary:
+        (temporary / "a").write_text("new")
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "a").read_text() == "old"
+
+
+def test_a_whole_folder_replaces_the_old_one_altogether(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        with atomic_folder(tmp_path / "model") as temporary:
+            (temporary / name).touch()
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -1,0 +1,111 @@
+"""Class embeddings and label probabilities, computed by hand on two-dimensional models."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.predict.zero_shot import Labels, class_embeddings, fill, softmax
+
+EAST, NORTH = (1.0, 0.0), (0.0, 1.0)
+
+
+class Compass:
+    """A model whose texts point east, or north where they are in `north`; `asked` are the texts it got."""
+
+    prompts = {"en": ["a {}"], "zh": ["一只{}"]}
+    logit_scale, logit_bias = 2.0, None
+
+    def __init__(self, north: Sequence[str] = (), bias: float | None = None) -> None:
+        self.asked: list[str] = []
+        self._north, self.logit_bias = north, bias
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        self.asked += texts
+        return np.asarray([NORTH if text in self._north else EAST for text in texts], np.float32)
+
+
+def asked(**options: Any) -> set[str]:
+    model = Compass()
+    Labels(model, ["猫", "dog"], **options)  # type: ignore[arg-type]
+    return set(model.asked)
+
+
+def test_each_label_is_put_into_the_templates_of_its_own_script() -> None:
+    assert asked() == {"一只猫", "a dog"}
+    assert asked(templates=["{}的照片", "photo: {}", "{}，图"]) == {"猫的照片", "猫，图", "photo: dog"}
+
+
+def test_templates_of_one_script_are_used_for_all_labels() -> None:
+    assert asked(templates=["{}的照片"]) == {"猫的照片", "dog的照片"}
+    assert asked(templates=["photo: {}"]) == {"photo: 猫", "photo: dog"}
+
+
+def test_no_templates_mean_the_bare_labels() -> None:
+    assert asked(templates=[]) == {"猫", "dog"}
+
+
+def test_the_embeddings_of_several_templates_are_averaged() -> None:
+    model = Compass(north=["cat two"])
+    labels = Labels(model, ["cat", "dog"], templates=["{} one", "{} two"])  # type: ignore[arg-type]
+    # cat is half way between, at 45 degrees; an image in the north is sqrt(0.5) from it and 0 from dog
+    logits = np.exp([2 * 0.5**0.5, 0.0])
+    [found] = labels.probabilities(np.asarray([NORTH], np.float32))
+    np.testing.assert_allclose(found, logits / logits.sum(), rtol=1e-6)
+
+
+def test_multi_label_uses_the_models_own_bias() -> None:
+    labels = Labels(Compass(["a dog"], bias=-1.0), ["猫", "dog"], multi_label=True)  # type: ignore[arg-type]
+    [found] = labels.probabilities(np.asarray([EAST], np.float32))
+    np.testing.assert_allclose(found, [1 / (1 + np.exp(-(2 - 1))), 1 / (1 + np.exp(1))], rtol=1e-6)
+
+
+def test_without_a_bias_a_label_is_compared_with_something_in_its_language() -> None:
+    model = Compass(["一只猫", "a something"])
+    labels = Labels(model, ["猫", "dog"], multi_label=True)  # type: ignore[arg-type]
+    assert {"一只东西", "a something"} < set(model.asked)
+    [found] = labels.probabilities(np.asarray([NORTH], np.float32))
+    np.testing.assert_allclose(found, [1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2))], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "templates", "complaint"),
+    [
+        ([], None, "no labels given"),
+        (["猫", " "], None, "or an empty one"),
+        (["猫"], ["一只猫"], "the template '一只猫' has no {} for the label"),
+    ],
+)
+def test_missing_labels_and_places_are_reported(labels: list[str], templates: list[str] | None, complaint: str) -> None:
+    with pytest.raises(DcclipError, match=complaint):
+        Labels(Compass(), labels, templates)  # type: ignore[arg-type]
+
+
+class Words:
+    """An encoder of three texts."""
+
+    known = {"猫": (1.0, 0.0), "一只猫": (0.0, 1.0), "dog": (0.6, 0.8)}
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        return np.asarray([self.known[text] for text in texts], np.float32)
+
+
+def test_a_name_is_put_in_as_it_is_braces_and_all() -> None:
+    assert fill(["一张{}的照片", "{}"], "{0}猫") == ["一张{0}猫的照片", "{0}猫"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 256])
+def test_a_class_is_the_mean_of_its_texts_with_length_one(batch_size: int) -> None:
+    embeddings = class_embeddings(Words(), [["一只猫", "猫"], ["dog"]], batch_size)  # type: ignore[arg-type]
+    half = 0.5**0.5  # (1, 0) and (0, 1) have the mean (0.5, 0.5)
+    np.testing.assert_allclose(embeddings, [[half, half], [0.6, 0.8]], rtol=1e-6)
+
+
+def test_probabilities_are_a_softmax_of_scaled_cosines() -> None:
+    images = np.asarray([[1, 0], [0, 1]], np.float32)
+    classes = np.asarray([[1, 0], [0.6, 0.8]], np.float32)
+    scaled = np.exp([[2 * 1, 2 * 0.6], [2 * 0, 2 * 0.8]])
+    expected = scaled / scaled.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(softmax(images, classes, 2.0), expected, rtol=1e-6)
