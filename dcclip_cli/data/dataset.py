@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class PairDataset(ABC):
     """A map-style dataset of image-text pairs in a fixed order; image bytes are read when a pair is asked for.
 
-    A subclass defines `path`, `__len__`, `__getitem__`, `captions`, `files` and `location`.
+    A subclass defines `path`, `__len__`, `__getitem__`, `captions` and `files`.
     """
 
     path: Path
@@ -44,10 +44,6 @@ class PairDataset(ABC):
     @abstractmethod
     def files(self) -> list[Path]:
         """The files that the data is in; their bytes identify the data."""
-
-    @abstractmethod
-    def location(self, index: int) -> tuple[int, int]:
-        """Where a sample's image is: an index into `files`, and a position in that file that is unique within it."""
 
     def keys(self) -> list[str]:
         """The key of every pair, in order."""
@@ -85,10 +81,9 @@ class PairDataset(ABC):
         """A sha256 over the bytes of the files: equal only for equal data."""
         return hashlib.sha256(b"".join(self.file_digests)).hexdigest()
 
-    def image_id(self, index: int) -> str:
-        """Identifies a sample's image by its file's bytes, wherever that file is."""
-        file, position = self.location(index)
-        return f"{self.file_digests[file].hex()}:{position}"
+    def image_digest(self, index: int) -> bytes:
+        """16 bytes that identify a sample's image by its content, wherever it is."""
+        return hashlib.blake2b(self[index].image, digest_size=16).digest()
 
 
 def open_pairs(path: str | Path) -> PairDataset:
@@ -175,9 +170,6 @@ class ParquetDataset(PairDataset):
     def files(self) -> list[Path]:
         return [self.path]
 
-    def location(self, index: int) -> tuple[int, int]:
-        return 0, index
-
 
 def _vectors(table: pa.Table, path: Path) -> np.ndarray:
     import numpy as np
@@ -262,10 +254,6 @@ class TarDataset(PairDataset):
     def files(self) -> list[Path]:
         return self._shards
 
-    def location(self, index: int) -> tuple[int, int]:
-        shard, offset, _ = self._images[index]
-        return shard, offset
-
 
 def _read_record(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> dict[str, Any]:
     stream = archive.extractfile(member)
@@ -299,7 +287,6 @@ class ConcatDataset(PairDataset):
         self.path = datasets[0].path
         self._datasets = datasets
         self.firsts = [0, *accumulate(map(len, datasets))]  # the index at which each begins
-        self._file_firsts = [0, *accumulate(len(dataset.files) for dataset in datasets)]
         self._captions = {
             language: [captions for dataset in datasets for captions in dataset.captions(language)]
             for language in LANGUAGES
@@ -330,11 +317,6 @@ class ConcatDataset(PairDataset):
     @property
     def has_uncaptioned_images(self) -> bool:
         return any(dataset.has_uncaptioned_images for dataset in self._datasets)
-
-    def location(self, index: int) -> tuple[int, int]:
-        number = bisect_right(self.firsts, index) - 1
-        file, position = self._datasets[number].location(index - self.firsts[number])
-        return self._file_firsts[number] + file, position
 
 
 def write_parquet(path: Path, pairs: Iterable[Pair]) -> None:

@@ -47,9 +47,6 @@ class ImageDataset(PairDataset):
     def files(self) -> list[Path]:
         return self._dataset.files
 
-    def location(self, index: int) -> tuple[int, int]:
-        return self._dataset.location(index)
-
 
 class ImageFolder(PairDataset):
     """The JPEG, PNG and WebP files in a folder and below it, sorted by name."""
@@ -72,9 +69,6 @@ class ImageFolder(PairDataset):
     @property
     def files(self) -> list[Path]:
         return self._files
-
-    def location(self, index: int) -> tuple[int, int]:
-        return index, 0
 
 
 def open_images(path: str | Path) -> PairDataset:
@@ -123,9 +117,6 @@ class TextDataset(PairDataset):
     @property
     def num_images(self) -> int:
         return 0
-
-    def location(self, index: int) -> tuple[int, int]:
-        return 0, index
 
 
 def open_texts(path: str | Path) -> PairDataset:

@@ -1,306 +1,248 @@
-"""The teacher's answers, asked for once and kept: K augmentations of each picture, and every caption.
+"""Teacher cache: a teacher's features of every augmented image and caption, computed once and shared by all runs.
 
 Storing them and replaying the augmentations pays for the teacher once ("dataset reinforcement", MobileCLIP,
-arXiv 2311.17049). Rows are filled in one fixed order and batch size, so that a block depends on nothing but its key:
-the teacher with its preprocessing and precision, the pictures' bytes and places, the augmentation and its seed, or the
-captions.
+arXiv 2311.17049). The rows of a teacher are in one feature store in the user's cache folder.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
+import re
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.precision import finite
+from dcclip_cli.files import cache_folder
+from dcclip_cli.model.finite import finite
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
 from dcclip_cli.processes import loading_processes
 from dcclip_cli.progress import Progress
-from dcclip_cli.train.cache_blocks import Block, BlockStore, Rows, key_of
+from dcclip_cli.store import FeatureStore, MissingRows, Ragged, Values, digests
 from dcclip_cli.train.distributed import process_count, process_index
 from dcclip_cli.train.feature_shapes import Grid
 from dcclip_cli.train.losses.base import Loss, Outputs, Widths
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, to_grid
 from dcclip_cli.train.teachers import no_images
 
-ROWS = 64  # pictures or captions that the teacher sees at once; part of what the numbers depend on
-SAMPLES_IN_BLOCK = 1024  # a multiple of ROWS, so that blocks do not change which pictures the teacher sees together
-CAPTIONS_IN_BLOCK = 8192
+FOLDER = "teacher-cache"
+BATCH_SIZE = 64  # of the teacher: in bf16, results depend on what is computed together
 _HINT = "check the teacher's weights, or set its precision to fp32; the cache is in fp16: or set teacher_cache to false"
-_EXTRAS = {"maps", "tokens"}  # what is kept beside the embeddings and changes nothing about them
 
 
 @dataclass(frozen=True)
-class _Picture(Dataset[np.ndarray | DcclipError]):
-    """Every picture in every augmentation, as the teacher takes it: row = sample * augmentations + augmentation."""
+class _Images(Dataset[np.ndarray | DcclipError]):
+    """Every augmented image as the teacher takes it; row = sample * num_augmentations + augmentation."""
 
-    reader: Collator
+    collator: Collator
     teacher: Towers
 
     def __len__(self) -> int:
-        return self.reader.dataset.num_images * self.reader.num_augmentations
+        return self.collator.dataset.num_images * self.collator.num_augmentations
 
     def __getitem__(self, row: int) -> np.ndarray | DcclipError:
         try:
-            return self.teacher.preprocess(self.reader.image(*divmod(row, self.reader.num_augmentations)))
+            return self.teacher.preprocess(self.collator.image(*divmod(row, self.collator.num_augmentations)))
         except DcclipError as error:
             return error  # torch would lose the hint of an error raised in a worker
 
 
-def _stacked(pictures: list[np.ndarray | DcclipError]) -> torch.Tensor | DcclipError:
-    broken = [picture for picture in pictures if isinstance(picture, DcclipError)]
-    return broken[0] if broken else torch.from_numpy(np.stack(pictures))  # type: ignore[arg-type]
+def _stacked(images: list[np.ndarray | DcclipError]) -> torch.Tensor | DcclipError:
+    broken = [image for image in images if isinstance(image, DcclipError)]
+    return broken[0] if broken else torch.from_numpy(np.stack(images))  # type: ignore[arg-type]
 
 
 class TeacherCache:
-    """Teacher features of batches, read from memory-mapped files; unit-length embeddings, all in fp16.
+    """A teacher's features of a stage's data: unit-length embeddings, feature maps and token features, in fp16.
 
-    `found` says how many of its rows were there before it was made.
+    Feature maps, averaged to the student's `grids` by its layer, and token features are stored only where one of
+    `losses` needs them. An image's row depends on its bytes, its number in the dataset and the augmentation, a
+    caption's on its text: other data, or another run, finds all rows that it shares.
     """
 
     def __init__(
         self,
-        images: BlockStore,
-        texts: BlockStore,
-        captions: list[str],
-        augmentations: int,
-        maps: Sequence[int],
-        tokens: bool,
+        teacher: Towers,
         widths: Widths,
-        logit_scale: float,
-        found: int,
+        collator: Collator,
+        losses: Sequence[Loss],
+        grids: Mapping[int, Grid],
+        device: str,
+        progress: Progress,
     ) -> None:
-        self.images, self.texts, self.found = images, texts, found
-        self._caption_rows = {caption: row for row, caption in enumerate(captions)}
-        self._augmentations, self._maps, self._tokens, self._widths = augmentations, maps, tokens, widths
-        self._scale = torch.tensor(logit_scale)
+        self._teacher, self._widths, self._collator, self._device = teacher, widths, collator, device
+        self._progress = progress
+        self._maps = {layer: (_map_name(layer, grid), grid) for layer, grid in _map_sizes(losses, grids).items()}
+        self._image_names = ["image_embedding", *(name for name, _ in self._maps.values())]
+        self._tokens = any(isinstance(loss, TokenFeaturesLoss) for loss in losses)
+        self._text_names = ["text_embedding", "text_tokens"] if self._tokens else ["text_embedding"]
+        self._scale = torch.tensor(teacher.logit_scale)
+        self.store = FeatureStore(_folder(teacher), progress.say)
+        self.found = 0  # rows that were there before `fill`
+        self.rows = 0
+
+    def fill(self) -> None:
+        """Compute the rows that are missing; processes that train together, or other runs, share the work."""
+        teacher, (captions, text_keys) = self._teacher, self._captions
+        teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        image_keys = self._keys_of_images(range(len(_Images(self._collator, teacher))))
+        self.rows, self.found = len(image_keys) + len(text_keys), 0
+        for what, keys, names, compute in (
+            ("images", image_keys, self._image_names, self._compute_images),
+            ("captions", text_keys, self._text_names, lambda batches: self._compute_texts(captions, batches)),
+        ):
+            missing = int(self.store.missing(keys, names).sum())
+            self.found += len(keys) - missing
+            if missing:
+                start = process_index() / process_count()
+                task = self._progress.task(f"teacher: {what}", len(keys), len(keys) - missing)
+                with task as shown, teacher.as_teacher():
+                    self.store.fill(keys, names, compute, BATCH_SIZE, shown.advance, start)
 
     def features(self, batch: Batch) -> Outputs:
-        """The teacher's outputs for a batch, from the cache."""
-        device = batch.pixels.device
-        rows = (batch.sample_index * self._augmentations + batch.augmentation_index).numpy()
-        texts = {name: self._text(given.captions, device) for name, given in batch.texts.items()}
-        rows_of = {name: given.image_index for name, given in batch.texts.items()}
-        return Outputs(self._image(rows, device), texts, rows_of, self._scale.to(device))
+        """The teacher's outputs for a batch. Rows that were damaged or deleted meanwhile are computed again."""
+        try:
+            return self._read(batch)
+        except MissingRows:
+            self.fill()
+            return self._read(batch)
 
-    def seconds_online(self, pictures: int, captions: int) -> float:
-        """What asking the teacher for so many would take, going by what it took here."""
-        each_picture = self.images.seconds / max(1, self.images.rows)
-        each_caption = self.texts.seconds / max(1, self.texts.rows)
-        return each_picture * pictures + each_caption * captions
+    def seconds(self, images: int, captions: int) -> float:
+        """The time that the teacher takes for that many, by what it took to fill the store."""
+        each_image = self.store.seconds_per_row("image_embedding")
+        return each_image * images + self.store.seconds_per_row("text_embedding") * captions
 
     @property
-    def seconds(self) -> float:
-        """What asking the teacher took, whichever run did it."""
-        return self.images.seconds + self.texts.seconds
+    def seconds_once(self) -> float:
+        """The time that computing all rows of the data took, whichever run did it."""
+        captions = len(self._captions[0])
+        return self.seconds(self.rows - captions, captions)
 
-    def _image(self, rows: np.ndarray, device: torch.device) -> ImageFeatures:
-        if not len(rows):
+    def _read(self, batch: Batch) -> Outputs:
+        device = batch.pixels.device
+        rows = batch.sample_index * self._collator.num_augmentations + batch.augmentation_index
+        texts = {name: self._text(given.captions, device) for name, given in batch.texts.items()}
+        image_index = {name: given.image_index for name, given in batch.texts.items()}
+        return Outputs(self._image(rows.tolist(), device), texts, image_index, self._scale.to(device))
+
+    def _image(self, rows: Sequence[int], device: torch.device) -> ImageFeatures:
+        if not rows:
             return no_images(self._widths, [layer for layer in self._maps if layer != -1], device)
-        embedding = _tensor(self.images.read("image_embedding", rows), device)
-        maps = {layer: _tensor(self.images.read(_map_name(layer), rows), device) for layer in self._maps}
+        keys = self._keys_of_images(rows)
+        embedding = _tensor(self.store.read("image_embedding", keys), device)
+        maps = {layer: _tensor(self.store.read(name, keys), device) for layer, (name, _) in self._maps.items()}
         return ImageFeatures(embedding, maps.pop(-1, embedding[:, :, None, None]), maps)
 
     def _text(self, captions: list[str], device: torch.device) -> TextFeatures:
-        rows = np.asarray([self._caption_rows[caption] for caption in captions])
-        embedding = _tensor(self.texts.read("text_embedding", rows), device)
+        keys = _keys_of_texts(captions)
+        embedding = _tensor(self.store.read("text_embedding", keys), device)
         if not self._tokens:
-            return TextFeatures(
-                embedding, embedding[:, None], torch.ones(len(rows), 1, dtype=torch.long, device=device)
-            )
-        lengths = torch.from_numpy(self.texts.read("text_lengths", rows)).long()
-        longest = int(lengths.max())
-        mask = (torch.arange(longest)[None] < lengths[:, None]).long()
-        tokens = _tensor(self.texts.read("text_tokens", rows, longest), device)
-        return TextFeatures(embedding, tokens, mask.to(device))
+            mask = torch.ones(len(keys), 1, dtype=torch.long, device=device)
+            return TextFeatures(embedding, embedding[:, None], mask)
+        tokens = self.store.read("text_tokens", keys)
+        assert isinstance(tokens, Ragged)
+        columns = np.arange(tokens.lengths.max())
+        mask = torch.from_numpy((columns < tokens.lengths[:, None]).astype(np.int64))
+        return TextFeatures(embedding, _tensor(tokens.padded(), device), mask.to(device))
 
+    # ---- keys
 
-def _tensor(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(values).to(device).float()
+    def _keys_of_images(self, rows: Sequence[int]) -> np.ndarray:
+        # The random numbers of an augmentation come from the sample's number in the dataset.
+        about = f"image {self._collator.augment.model_dump_json()} {self._collator.seed}"
+        places = (divmod(row, self._collator.num_augmentations) for row in rows)
+        return digests(about, (self._digests[sample] + struct.pack("<QQ", sample, which) for sample, which in places))
 
+    @cached_property
+    def _digests(self) -> list[bytes]:
+        return [self._collator.dataset.image_digest(index) for index in range(self._collator.dataset.num_images)]
 
-def _map_name(layer: int) -> str:
-    return "image_map" if layer == -1 else f"image_map_{layer}"
-
-
-def build_cache(
-    teacher: Towers,
-    widths: Widths,
-    reader: Collator,
-    losses: Sequence[Loss],
-    grids: Mapping[int, Grid],
-    folder: Path,
-    elsewhere: Sequence[Path],
-    device: str,
-    progress: Progress,
-) -> TeacherCache:
-    """The cache for this teacher, data and augmentation, filled as far as it isn't yet, here or in one `elsewhere`.
-
-    Feature maps, averaged to the student's `grids` by its layer, and token features are kept only where one of `losses`
-    asks for them. Processes that train together fill it together.
-    """
-    maps = _map_sizes(losses, grids)
-    tokens = any(isinstance(loss, TokenFeaturesLoss) for loss in losses)
-    teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    asked = {
-        "teacher": teacher.fingerprint,
-        "augment": reader.augment.model_dump(mode="json"),
-        "seed": reader.seed,
-        "augmentations": reader.num_augmentations,
-        "maps": {str(layer): [grid.height, grid.width] for layer, grid in maps.items()},
-        "rows": ROWS,
-    }
-    images = _store(
-        folder, elsewhere, "images", asked, _picture_blocks(reader), SAMPLES_IN_BLOCK * reader.num_augmentations
-    )
-    captions = sorted(
-        {
+    @cached_property
+    def _captions(self) -> tuple[list[str], np.ndarray]:
+        """Every different caption in order, and its key."""
+        every = {
             caption
-            for language in reader.captions.languages
-            for several in reader.dataset.captions(language)
+            for language in self._collator.captions.languages
+            for several in self._collator.dataset.captions(language)
             for caption in several
         }
-    )
-    asked = {"teacher": teacher.fingerprint, "tokens": tokens, "rows": ROWS}
-    texts = _store(folder, elsewhere, "texts", asked, _caption_blocks(captions), CAPTIONS_IN_BLOCK)
-    found = images.rows_there + texts.rows_there
-    _fill_images(images, teacher, reader, maps, device, progress)
-    _fill_texts(texts, teacher, captions, tokens, device, progress)
-    return TeacherCache(
-        images, texts, captions, reader.num_augmentations, list(maps), tokens, widths, teacher.logit_scale, found
-    )
+        captions = sorted(every)
+        return captions, _keys_of_texts(captions)
 
+    # ---- the teacher
 
-def _map_sizes(losses: Sequence[Loss], grids: Mapping[int, Grid]) -> dict[int, Grid]:
-    """The teacher's layers whose maps are kept, with the finest grid on which a student's layer wants each."""
-    sizes: dict[int, Grid] = {}
-    for loss in losses:
-        if isinstance(loss, FeatureMapLoss):
-            for own, theirs in zip(loss.student_layers, loss.teacher_layers, strict=True):
-                grid, before = grids[own], sizes.get(theirs, Grid(1, 1))
-                sizes[theirs] = Grid(max(grid.height, before.height), max(grid.width, before.width))
-    return sizes
-
-
-def _store(
-    folder: Path,
-    elsewhere: Sequence[Path],
-    part: str,
-    asked: dict[str, Any],
-    contents: Sequence[tuple[int, int, list[str]]],
-    block_rows: int,
-) -> BlockStore:
-    """A store for answers to what is `asked`; each block is named after its contents, and what is asked.
-
-    Stores of this run or others that were asked for more, like feature maps beside embeddings, serve as well.
-    """
-    own = folder / f"{part}-{key_of(asked)}"
-    own.mkdir(parents=True, exist_ok=True)
-    (own / "key.json").write_text(json.dumps(asked, indent=2) + "\n")
-    there = [key.parent for place in (folder, *elsewhere) for key in sorted(place.glob(f"{part}-*/key.json"))]
-    blocks = [Block(key_of(names), first, last) for first, last, names in contents]
-    return BlockStore(own, [store for store in there if store != own and _has_all(store, asked)], blocks, block_rows)
-
-
-def _has_all(store: Path, asked: Mapping[str, Any]) -> bool:
-    """Whether what a store was asked for is what is `asked` now, or that and more."""
-    try:
-        there = json.loads((store / "key.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return False  # another run is just writing it, or was killed while it did
-    return (
-        all(there.get(name) == value for name, value in asked.items() if name not in _EXTRAS)
-        and asked.get("maps", {}).items() <= there.get("maps", {}).items()
-        and asked.get("tokens", False) <= there.get("tokens", False)
-    )
-
-
-def _picture_blocks(reader: Collator) -> list[tuple[int, int, list[str]]]:
-    # A picture's random numbers come from its number in the table, which is therefore part of the key.
-    count, augmentations = reader.dataset.num_images, reader.num_augmentations
-    blocks = []
-    for first in range(0, count, SAMPLES_IN_BLOCK):
-        last = min(count, first + SAMPLES_IN_BLOCK)
-        names = [str(first), *(reader.dataset.image_id(index) for index in range(first, last))]
-        blocks.append((first * augmentations, last * augmentations, names))
-    return blocks
-
-
-def _caption_blocks(captions: list[str]) -> list[tuple[int, int, list[str]]]:
-    firsts = range(0, len(captions), CAPTIONS_IN_BLOCK)
-    return [
-        (first, min(len(captions), first + CAPTIONS_IN_BLOCK), captions[first : first + CAPTIONS_IN_BLOCK])
-        for first in firsts
-    ]
-
-
-def _fill_images(
-    store: BlockStore, teacher: Towers, reader: Collator, maps: Mapping[int, Grid], device: str, progress: Progress
-) -> None:
-    if (there := store.rows_there) == store.rows:
-        return
-    pictures, layers = _Picture(reader, teacher), tuple(layer for layer in maps if layer != -1)
-
-    def compute(block: Block, row: int) -> Iterator[Rows]:
-        remaining = Subset(pictures, range(row, block.last))
+    def _compute_images(self, batches: list[np.ndarray]) -> Iterator[Values]:
+        layers = tuple(layer for layer in self._maps if layer != -1)
         workers = loading_processes(1)
-        how = "fork" if workers else None
-        loader = DataLoader(remaining, ROWS, num_workers=workers, multiprocessing_context=how, collate_fn=_stacked)
+        loader = DataLoader(
+            _Images(self._collator, self._teacher),
+            batch_sampler=[batch.tolist() for batch in batches],
+            num_workers=workers,
+            multiprocessing_context="fork" if workers else None,
+            collate_fn=_stacked,
+        )
         for pixels in loader:
             if isinstance(pixels, DcclipError):
                 raise pixels
-            features = teacher.image_features(pixels.to(device, memory_format=torch.channels_last), layers)
+            moved = pixels.to(self._device, memory_format=torch.channels_last)
+            features = self._teacher.image_features(moved, layers)
             values = {"image_embedding": F.normalize(features.embedding.float(), dim=-1)}
-            for layer, grid in maps.items():
-                values[_map_name(layer)] = to_grid(features.layer(layer).float(), grid.height, grid.width)
-            yield Rows(row, {name: _half(value, teacher, "images") for name, value in values.items()})
-            row += len(pixels)
+            for layer, (name, grid) in self._maps.items():
+                values[name] = to_grid(features.layer(layer).float(), grid.height, grid.width)
+            yield {name: self._half(value, "images") for name, value in values.items()}
 
-    with progress.task("teacher: pictures", store.rows, there) as task, teacher.as_teacher():
-        store.fill(compute, task.advance, _first_block(store.rows, SAMPLES_IN_BLOCK * reader.num_augmentations))
+    def _compute_texts(self, captions: list[str], batches: list[np.ndarray]) -> Iterator[Values]:
+        for batch in batches:
+            tokens = self._teacher.tokenize([captions[row] for row in batch]).to(self._device)
+            features = self._teacher.text_features_by_length(tokens)
+            values: dict[str, np.ndarray | Ragged] = {
+                "text_embedding": self._half(F.normalize(features.embedding.float(), dim=-1), "texts")
+            }
+            if self._tokens:
+                real = features.tokens.float()[features.mask.bool()]
+                values["text_tokens"] = Ragged(self._half(real, "tokens"), features.mask.sum(1).cpu().numpy())
+            yield values
 
-
-def _fill_texts(
-    store: BlockStore, teacher: Towers, captions: list[str], tokens: bool, device: str, progress: Progress
-) -> None:
-    if (there := store.rows_there) == store.rows:
-        return
-
-    def compute(block: Block, row: int) -> Iterator[Rows]:
-        longest = 0
-        if tokens:
-            chunks = (captions[first : first + ROWS] for first in range(block.first, block.last, ROWS))
-            longest = max(int(teacher.tokenize(chunk).mask.sum(1).max()) for chunk in chunks)
-        for first in range(row, block.last, ROWS):
-            chunk = captions[first : min(first + ROWS, block.last)]
-            features = teacher.text_features_by_length(teacher.tokenize(chunk).to(device))
-            values = {"text_embedding": _half(F.normalize(features.embedding.float(), dim=-1), teacher, "texts")}
-            if tokens:
-                hidden = features.tokens.float()[:, :longest]
-                padded = F.pad(hidden, (0, 0, 0, longest - hidden.shape[1]))
-                values["text_tokens"] = _half(padded, teacher, "texts")
-                values["text_lengths"] = features.mask.sum(1).cpu().numpy().astype(np.int16)
-            yield Rows(first, values)
-
-    with progress.task("teacher: captions", store.rows, there) as task, teacher.as_teacher():
-        store.fill(compute, task.advance, _first_block(store.rows, CAPTIONS_IN_BLOCK))
+    def _half(self, values: torch.Tensor, inputs: str) -> np.ndarray:
+        with np.errstate(over="ignore"):  # a feature map beyond fp16's 65,504
+            half = values.cpu().numpy().astype(np.float16)
+        return finite(half, self._teacher.name, inputs, _HINT)
 
 
-def _first_block(rows: int, block_rows: int) -> int:
-    """Where this process begins, so that those that train together do not meet at the first block."""
-    return -(-rows // block_rows) * process_index() // process_count()
+def _folder(teacher: Towers) -> Path:
+    """Where the rows of a teacher are: a name that a person knows, and a hash of what all rows depend on."""
+    depends = hashlib.sha256(f"{teacher.fingerprint} {BATCH_SIZE}".encode()).hexdigest()[:12]
+    name = re.sub(r"[^\w.-]+", "-", teacher.name)
+    return cache_folder() / FOLDER / f"{name}-{depends}"
 
 
-def _half(values: torch.Tensor, teacher: Towers, inputs: str) -> np.ndarray:
-    with np.errstate(over="ignore"):  # a feature map beyond fp16's 65,504
-        half = values.cpu().numpy().astype(np.float16)
-    return finite(half, teacher.name, inputs, _HINT)
+def _keys_of_texts(texts: Sequence[str]) -> np.ndarray:
+    return digests("text", (text.encode() for text in texts))
+
+
+def _map_name(layer: int, grid: Grid) -> str:
+    return f"image_map {layer} {grid.height}x{grid.width}"
+
+
+def _map_sizes(losses: Sequence[Loss], grids: Mapping[int, Grid]) -> dict[int, Grid]:
+    """The teacher's layers whose maps are stored, with the finest grid on which a student's layer needs each."""
+    sizes: dict[int, Grid] = {}
+    for loss in losses:
+        if isinstance(loss, FeatureMapLoss):
+            for student, teacher in zip(loss.student_layers, loss.teacher_layers, strict=True):
+                grid, before = grids[student], sizes.get(teacher, Grid(1, 1))
+                sizes[teacher] = Grid(max(grid.height, before.height), max(grid.width, before.width))
+    return sizes
+
+
+def _tensor(values: np.ndarray | Ragged, device: torch.device) -> torch.Tensor:
+    assert isinstance(values, np.ndarray)
+    return torch.from_numpy(values).to(device).float()

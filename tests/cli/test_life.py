@@ -76,7 +76,6 @@ def test_a_run_holds_its_recipe_as_it_was_and_as_it_was_understood(here: Path) -
         "distill",
         "eval",
         "export",
-        "teacher-cache",
     ]
 
 
