@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dcclip_cli.cli import console
 from dcclip_cli.cli.errors import YELLOW, say
@@ -110,23 +110,19 @@ class Work:
         """Do `distill` or `align`; whether there was anything to do."""
         from dcclip_cli.train.align import align
         from dcclip_cli.train.distill import distill
+        from dcclip_cli.train.options import StageContext
 
-        recipe = self.loaded.recipe
+        recipe, device = self.loaded.recipe, resolve_device(self.device)
         assert recipe.data is not None
-        shared: dict[str, Any] = {
-            "data": recipe.data,
-            "seed": recipe.seed,
-            "run": self.run,
-            "device": resolve_device(self.device),
-            "fresh": self.fresh,
-            "progress": self.progress,
-        }
+        context = StageContext(
+            self.run, recipe.data, recipe.teacher, recipe.student, recipe.seed, device, self.fresh, self.progress
+        )
         if stage == "distill":
-            assert recipe.distill is not None and recipe.teacher is not None and recipe.student is not None
-            result = distill(options=recipe.distill, teacher=recipe.teacher, student=recipe.student, **shared)
+            assert recipe.distill is not None
+            result = distill(recipe.distill, context)
         else:
             assert recipe.align is not None
-            result = align(options=recipe.align, teacher=recipe.teacher, student=recipe.student, **shared)
+            result = align(recipe.align, context)
         if stage == "align" and result.already_finished:
             self._check_parent()
         self.tell(stage, result.model, result.already_finished, result.seconds, result.metrics)

@@ -38,12 +38,8 @@ class AlignOptions(ContrastOptions, TrainOptions):
     lock: Literal["image", "text"] | None = Field(
         None, description="Tower to freeze, including its batch norm statistics; null: none"
     )
-    max_logit_scale: float = Field(
-        100.0, gt=1, description="Upper bound of the learned 1 / temperature, as in CLIP"
-    )
-    distinct_captions: bool = Field(
-        True, description="Keep pairs with the same first caption out of the same batch"
-    )
+    max_logit_scale: float = Field(100.0, gt=1, description="Upper bound of the learned 1 / temperature, as in CLIP")
+    distinct_captions: bool = Field(True, description="Keep pairs with the same first caption out of the same batch")
     half: bool = Field(False, description="Save the model's weights as fp16")
 
 

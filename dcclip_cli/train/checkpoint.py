@@ -1,6 +1,6 @@
 """Checkpoints: everything that a run needs to resume bit for bit, as safetensors and JSON.
 
-Random numbers, learning rates and the data's order are functions of the seed and the step. What remains is the step with
+Random numbers, learning rates and the data's order are functions of the seed and the step. What remains is the step and
 a few counters, the weights, the optimizer's moments and the EMA.
 """
 
@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import atomic_folder
-from dcclip_cli.files import read_json
+from dcclip_cli.files import atomic_folder, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

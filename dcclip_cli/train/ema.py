@@ -12,8 +12,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dcclip_cli.files import atomic_folder
-from dcclip_cli.files import read_json
+from dcclip_cli.files import atomic_folder, read_json
 
 WEIGHTS, METRICS = "weights.safetensors", "metrics.json"
 

@@ -168,9 +168,7 @@ def _check_data(setup: StageSetup, training: TrainingData) -> None:
         )
 
 
-def _check_losses(
-    setup: StageSetup, options: TrainOptions, student: Student, pairs: PairDataset | None
-) -> None:
+def _check_losses(setup: StageSetup, options: TrainOptions, student: Student, pairs: PairDataset | None) -> None:
     """Raise DcclipError for gradient caching with losses inside the towers, and for embeddings of another width."""
     inside = ", ".join(loss.kind for loss in setup.losses if not loss.embeddings_only)
     if options.gradient_cache and inside:

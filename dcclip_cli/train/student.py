@@ -108,9 +108,7 @@ def new_student(
     start_image_tower(model, options.image)
     if options.text.inherit != "nothing":
         if teacher_towers is None:
-            raise DcclipError(
-                "student.text.inherit takes weights from a teacher, but this stage has none", "remove it"
-            )
+            raise DcclipError("student.text.inherit takes weights from a teacher, but this stage has none", "remove it")
         init_text_tower(model.text, tokenizer, teacher_towers, layers=options.text.inherit == "layers")
     return _student(model, config, preprocessing_of(options.image), tokenizer, name)
 

@@ -19,6 +19,7 @@ from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss, Widths, lea
 from dcclip_cli.train.options import StageContext, TrainOptions
 from dcclip_cli.train.teacher_cache import TeacherCache
 
+
 class TeacherFeatures(Protocol):
     """Where a teacher's features of a batch come from."""
 
@@ -141,9 +142,7 @@ def teacher_features(
     return list(caches)
 
 
-def _say_what_is_saved(
-    caches: Sequence[TeacherCache], options: TrainOptions, steps: int, progress: Progress
-) -> None:
+def _say_what_is_saved(caches: Sequence[TeacherCache], options: TrainOptions, steps: int, progress: Progress) -> None:
     """Report what filling the cache took, and what the teachers would take if they ran in every step."""
     images = options.batch_size * steps
     captions = images * len(options.captions.languages) * (2 if options.captions.second_caption else 1)

@@ -127,9 +127,7 @@ class Trainer:
         factor = learning_rate_factor(state.step, options.warmup_steps, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        torch.manual_seed(
-            ((self.info.seed << 40) + (state.step << 12) + self.accelerator.process_index) % 2**64
-        )
+        torch.manual_seed(((self.info.seed << 40) + (state.step << 12) + self.accelerator.process_index) % 2**64)
         self.task.begin_step(state.step / self.total_steps)
         batch = self.task.prepare(batch, self.device)
         if options.gradient_cache:
@@ -185,9 +183,7 @@ class Trainer:
         if checkpoint := latest_checkpoint(folder / "state"):
             identity = self.info.identity
             self.state = load_checkpoint(checkpoint, identity, self.task, self.optimizer, self.ema)
-            self.info.progress.say(
-                f"{self.info.name}: resuming from step {self.state.step} of {self.total_steps}"
-            )
+            self.info.progress.say(f"{self.info.name}: resuming from step {self.state.step} of {self.total_steps}")
         if self.accelerator.scaler is not None and self.state.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
         self._log = MetricsLog(folder, self.state.step, self.accelerator)
@@ -332,7 +328,7 @@ def _quiet_worker(_number: int) -> None:
 
 @contextmanager
 def _held_signals() -> Iterator[list[int]]:
-    """A list that collects Ctrl-C and SIGTERM (of torchrun, of a cluster) while the block runs: no step is cut short."""
+    """A list that collects Ctrl-C and SIGTERM (of torchrun, of a cluster) while the block runs, so that steps end."""
     received: list[int] = []
     before = {}
     try:

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from dcclip_cli.model.finite import NotFiniteError
+from dcclip_cli.predict.runtime import load_model
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from dcclip_cli.cli.app import app
 from dcclip_cli.files import cache_folder
-from dcclip_cli.model.finite import NotFiniteError
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.towers import TextFeatures
-from dcclip_cli.predict.runtime import load_model
 from dcclip_cli.store import FeatureStore
 from tests.conftest import STUDENT
 

@@ -100,8 +100,9 @@ def cross_entropy(logits: np.ndarray) -> float:
 def test_the_loss_is_info_nce_of_images_with_each_language(
     model_folder: Path, pairs_file: Path, cross_lingual: float
 ) -> None:
-    from dcclip_cli.train.losses.contrastive import TaskLoss
     from dcclip_cli.train.objective import Objective
+
+    from dcclip_cli.train.losses.contrastive import TaskLoss
 
     towers = load_model(model_folder)
     stage = Objective(towers, [TaskLoss(cross_lingual=cross_lingual)]).eval()

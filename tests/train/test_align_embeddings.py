@@ -15,6 +15,7 @@ from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.predict.encoder import TorchEncoder
 from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.align import AlignOptions, align
+from dcclip_cli.train.options import StageContext
 
 ZH = ["猫", "狗", "红色的汽车", "自行车", "苹果", "大象", "钢琴", "飞机"]
 EN = ["cat", "dog", "red car", "bicycle", "apple", "elephant", "piano", "airplane"]
@@ -33,11 +34,11 @@ def run(points: Path, student: dict[str, Any], root: Path, **options: Any) -> Pa
     given = {"start": "scratch", "steps": 60, "batch_size": 8, "warmup_steps": 5, "workers": 0, "lock": "image"}
     result = align(
         options=AlignOptions.model_validate({**given, "cosine": 5.0, "optimizer": {"lr": 1e-2}, **options}),
-        student=StudentOptions.model_validate(student),
-        teacher=None,
-        data=DataOptions(train=str(points)),
-        seed=0,
-        run=RunDir(root / "runs" / "points"),
+        context=StageContext(
+            RunDir(root / "runs" / "points"),
+            DataOptions(train=str(points)),
+            student=StudentOptions.model_validate(student),
+        ),
     )
     return result.model
 

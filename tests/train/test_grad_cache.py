@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from dcclip_cli.train.losses.similarities import InteractiveLoss
+from dcclip_cli.train.objective import Objective
+from dcclip_cli.train.teachers import OnlineTeacher
 
 from dcclip_cli.data.augment import Augment
 from dcclip_cli.data.collator import Batch, Collator
@@ -18,9 +21,6 @@ from dcclip_cli.train.feature_shapes import widths
 from dcclip_cli.train.grad_cache import backward, cached_backward
 from dcclip_cli.train.losses.contrastive import TaskLoss
 from dcclip_cli.train.losses.embeddings import CrossLingualLoss, EmbeddingLoss
-from dcclip_cli.train.losses.similarities import InteractiveLoss
-from dcclip_cli.train.objective import Objective
-from dcclip_cli.train.teachers import OnlineTeacher
 
 pytestmark = pytest.mark.any_cpu
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dcclip_cli.train.loop import Fitted, _accelerator, fit, learning_rate_factor, total_steps
+from dcclip_cli.train.trainable import Trainable
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -23,9 +25,7 @@ from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler, Part
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import Tokens
 from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.train.loop import Fitted, _accelerator, fit, learning_rate_factor, total_steps
 from dcclip_cli.train.options import LoopOptions
-from dcclip_cli.train.trainable import Trainable
 
 pytestmark = pytest.mark.any_cpu
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dcclip_cli.train.teachers import OnlineTeacher
 from torch.nn import functional as F
 
 from dcclip_cli import store
@@ -30,7 +31,6 @@ from dcclip_cli.train.losses.base import Loss, Outputs, Widths
 from dcclip_cli.train.losses.embeddings import EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, to_grid
 from dcclip_cli.train.teacher_cache import TeacherCache
-from dcclip_cli.train.teachers import OnlineTeacher
 
 ALL = (FeatureMapLoss(), TokenFeaturesLoss(), EmbeddingLoss())
 WIDTHS = Widths(16, 32, 16)  # those of the tiny AltCLIP, which matter only to batches without images

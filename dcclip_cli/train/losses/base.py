@@ -6,7 +6,6 @@ Embeddings given to a loss are not normalized. All sums are means over the batch
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

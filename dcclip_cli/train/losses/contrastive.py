@@ -28,7 +28,7 @@ class ContrastOptions(Options):
         0.0, ge=0, description="Weight of 1 - cosine of image and caption: pulls captions onto fixed embeddings"
     )
     other_weight: float = Field(
-        1.0, ge=0, description="Weight of the second captions (captions.also_other) relative to the first"
+        1.0, ge=0, description="Weight of the second captions (captions.second_caption) relative to the first"
     )
 
 

@@ -69,9 +69,7 @@ class CrossLingualLoss(TeacherLoss):
             if en in adapted:
                 here, there = in_both(student.image_index[zh], student.image_index[en])
                 if len(here):
-                    losses.append(
-                        1 - F.cosine_similarity(adapted[zh][here], teacher.texts[en].embedding[there]).mean()
-                    )
+                    losses.append(1 - F.cosine_similarity(adapted[zh][here], teacher.texts[en].embedding[there]).mean())
         return mean_of(losses, student.image.embedding)
 
 

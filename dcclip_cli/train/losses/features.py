@@ -32,7 +32,7 @@ class FeatureMapLoss(TeacherLoss):
     student_layers: Layers = Field(
         (-1,), min_length=1, description="Stages or blocks of the student's timm network, from 0; -1 is the last"
     )
-    teacher_layers: Layers = Field((-1,), min_length=1, description="The teacher's layers that these learn from, in order")
+    teacher_layers: Layers = Field((-1,), min_length=1, description="The teacher's layers for student_layers, in order")
     needs: ClassVar[frozenset[Needs]] = frozenset({"images", "pairs"})
     embeddings_only: ClassVar[bool] = False
 

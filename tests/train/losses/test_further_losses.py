@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dcclip_cli.train.losses.similarities import AffinityLoss, EnsembleLoss, InteractiveLoss, SimilarityLoss
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,7 +19,6 @@ from dcclip_cli.train.losses.base import Outputs, Schedule, Widths
 from dcclip_cli.train.losses.contrastive import TaskLoss, info_nce, sigmoid_loss
 from dcclip_cli.train.losses.embeddings import CrossLingualLoss, EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss
-from dcclip_cli.train.losses.similarities import AffinityLoss, EnsembleLoss, InteractiveLoss, SimilarityLoss
 
 pytestmark = pytest.mark.any_cpu
 

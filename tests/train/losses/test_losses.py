@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dcclip_cli.train.losses.similarities import InteractiveLoss, SimilarityLoss
 from pydantic import TypeAdapter
 from torch import nn
 
@@ -18,7 +19,6 @@ from dcclip_cli.train.losses import DistillLoss
 from dcclip_cli.train.losses.base import Outputs, TeacherLoss, Widths
 from dcclip_cli.train.losses.embeddings import EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, resample_tokens, to_grid
-from dcclip_cli.train.losses.similarities import InteractiveLoss, SimilarityLoss
 
 pytestmark = pytest.mark.any_cpu
 
