@@ -50,7 +50,7 @@ PROGRAM = {
 }
 EMPTY = {
     "zh": ("图片{}", "未命名{}", "无标题-{}", "配图 {}", "缩略图{}"),
-    "en": ("image {}", "Untitled-{}", "photo{}", "DecodedImage #{}", "thumbnail ({})"),
+    "en": ("image {}", "Untitled-{}", "photo{}", "Picture #{}", "thumbnail ({})"),
 }
 MARKUP = ('<img src="/{}.png" alt="">', "<p>{}</p>", '<a href="/{}">', "<br/>{}<div class=x>")
 

@@ -11,11 +11,11 @@ from PIL import Image
 from dcclip_cli.curation.fetch import Fetcher
 from tests.curation.fetch_site import Site, options
 
-DecodedImage = Callable[..., bytes]
+MakeImage = Callable[..., bytes]
 
 
 @pytest.fixture(scope="session")
-def picture() -> DecodedImage:
+def picture() -> MakeImage:
     """A function that gives the bytes of an image file: soft blots of colour, different for each name."""
 
     def make(name: object = "red", size: tuple[int, int] = (64, 64), kind: str = "PNG") -> bytes:

@@ -25,8 +25,7 @@ from dcclip_cli.curation.executors import Engine
 from dcclip_cli.curation.filters.language import LanguageFilter
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.result import CollectResult
-from dcclip_cli.curation.sources.pairs import PairsSource
-from dcclip_cli.curation.sources.table import TableSource
+from dcclip_cli.curation.sources.tables import PairsSource, TableSource
 from dcclip_cli.curation.work import WorkFolder
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
@@ -37,7 +36,7 @@ from dcclip_cli.recipe.document import anchored
 RECIPE = Path(__file__).parents[2] / "recipes" / "collect-sample.yaml"
 ONE = Engine(workers=1)
 
-DecodedImage = Callable[..., bytes]
+MakeImage = Callable[..., bytes]
 
 
 class Heard(Silent):
@@ -80,7 +79,7 @@ def test_the_sample_recipe_keeps_and_drops_what_its_header_says(tmp_path: Path) 
     assert [Path(pairs[index].meta["image"]).suffix for index in range(3)] == [".webp", ".png", ".jpg"]
 
 
-def test_the_manifest_gives_the_counts_and_each_shards_sha256(tmp_path: Path, picture: DecodedImage) -> None:
+def test_the_manifest_gives_the_counts_and_each_shards_sha256(tmp_path: Path, picture: MakeImage) -> None:
     pairs = [
         Pair("a", picture("red"), zh=("一只猫",), en=("a cat", "猫")),
         Pair("b", picture("blue"), zh=("一只狗",)),
@@ -110,7 +109,7 @@ def test_the_manifest_gives_the_counts_and_each_shards_sha256(tmp_path: Path, pi
 
 
 def test_chinese_and_english_of_one_image_become_one_pair_before_a_language_is_missed(
-    tmp_path: Path, picture: DecodedImage
+    tmp_path: Path, picture: MakeImage
 ) -> None:
     pairs = [
         Pair("a", picture("red"), zh=("一只猫在睡觉",)),
@@ -124,7 +123,7 @@ def test_chinese_and_english_of_one_image_become_one_pair_before_a_language_is_m
 
 
 @pytest.fixture
-def five(tmp_path: Path, picture: DecodedImage) -> CollectOptions:
+def five(tmp_path: Path, picture: MakeImage) -> CollectOptions:
     """Five good pairs, one with a picture that is none and one that is there twice, in three slices."""
     captions = ("一只猫在椅子上", "两个孩子骑自行车", "雪山下的湖", "桌上有苹果", "夜里的城市")
     pairs = [Pair(str(n), picture(n), zh=(text,)) for n, text in enumerate(captions)]
@@ -204,7 +203,7 @@ def test_a_run_killed_while_its_result_took_its_name_is_finished(
     assert not done.exists()
 
 
-def test_a_finished_output_is_left_alone_unless_fresh(tmp_path: Path, picture: DecodedImage) -> None:
+def test_a_finished_output_is_left_alone_unless_fresh(tmp_path: Path, picture: MakeImage) -> None:
     out = tmp_path / "out"
     made = options(tmp_path, [Pair("a", picture(), zh=("一只猫",)), Pair("b", picture("blue"), en=("a dog",))])
     first = collect(made, out, engine=ONE)
@@ -237,7 +236,7 @@ def test_a_folder_that_is_no_output_is_never_touched(
     assert (tmp_path / "out" / foreign).read_text() == "[]"
 
 
-def test_keeping_nothing_is_an_error_that_says_why(tmp_path: Path, picture: DecodedImage) -> None:
+def test_keeping_nothing_is_an_error_that_says_why(tmp_path: Path, picture: MakeImage) -> None:
     pairs = [Pair("a", picture(size=(8, 8)), zh=("猫",)), Pair("b", b"x", en=("dog",)), Pair("c", b"x", en=("fox",))]
     with pytest.raises(DcclipError, match="none of the 3 pairs was kept: 2 image-format, 1 image-small") as error:
         collect(options(tmp_path, pairs), tmp_path / "out", engine=ONE)
@@ -252,7 +251,7 @@ def test_a_missing_source_is_an_error_before_anything_is_written(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_pair_remembers_its_source_its_place_there_and_its_licence(tmp_path: Path, picture: DecodedImage) -> None:
+def test_a_pair_remembers_its_source_its_place_there_and_its_licence(tmp_path: Path, picture: MakeImage) -> None:
     write_parquet(tmp_path / "raw.parquet", [Pair("a", picture(), zh=("一只猫",), meta={"licence": "MIT"})])
     (tmp_path / "dog.png").write_bytes(picture("blue"))
     (tmp_path / "dogs.tsv").write_text("image\ten\ndog.png\ta dog\n")
@@ -264,7 +263,7 @@ def test_a_pair_remembers_its_source_its_place_there_and_its_licence(tmp_path: P
     assert dog.meta == {"source": "dogs.tsv", "origin": "2", "licence": "CC0-1.0", "image": "dog.png"}
 
 
-def test_a_limit_reads_so_many_spread_over_the_sources(tmp_path: Path, picture: DecodedImage) -> None:
+def test_a_limit_reads_so_many_spread_over_the_sources(tmp_path: Path, picture: MakeImage) -> None:
     for name, number in (("a", 2), ("b", 10), ("c", 10)):
         pairs = [Pair(str(n), picture(f"{name}{n}"), zh=(f"第{n}张图片{name}",)) for n in range(number)]
         write_parquet(tmp_path / f"{name}.parquet", pairs)
@@ -289,7 +288,7 @@ if __name__ == "__main__":
 
 
 def test_what_is_left_under_a_relative_name_elsewhere_is_no_part_of_a_run(
-    tmp_path: Path, picture: DecodedImage, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, picture: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for place, caption in (("here", "IMG_2034"), ("there", "一只猫")):
         (tmp_path / place).mkdir()
@@ -302,7 +301,7 @@ def test_what_is_left_under_a_relative_name_elsewhere_is_no_part_of_a_run(
             assert collect(made, Path("out"), engine=ONE).pairs.kept == 1
 
 
-def test_a_killed_run_done_again_leaves_what_an_unbroken_one_does(tmp_path: Path, picture: DecodedImage) -> None:
+def test_a_killed_run_done_again_leaves_what_an_unbroken_one_does(tmp_path: Path, picture: MakeImage) -> None:
     pairs = [Pair(str(n), picture(n % 50, (96, 96)), zh=(f"第{n}张图片",), en=(f"picture {n}",)) for n in range(60)]
     made = options(tmp_path, pairs, shard_size=5)
     collect(made, tmp_path / "whole", engine=ONE)
@@ -326,7 +325,7 @@ captions = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8
 @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), captions, captions), min_size=1, max_size=6))
 def test_every_pair_and_caption_read_is_kept_or_dropped_once(
-    tmp_path_factory: pytest.TempPathFactory, picture: DecodedImage, raw: list[tuple[int, list[str], list[str]]]
+    tmp_path_factory: pytest.TempPathFactory, picture: MakeImage, raw: list[tuple[int, list[str], list[str]]]
 ) -> None:
     images = [picture("red"), picture("blue"), picture("red", (4, 4)), b"no image"]
     pairs = [Pair(str(n), images[kind], tuple(zh), tuple(en)) for n, (kind, zh, en) in enumerate(raw)]

@@ -9,17 +9,17 @@ import pytest
 from dcclip_cli.curation.candidate import Candidate, Drop
 from dcclip_cli.curation.filter_pair import filter_pair
 from dcclip_cli.curation.options import CollectOptions
-from dcclip_cli.curation.sources.pairs import PairsSource
+from dcclip_cli.curation.sources.tables import PairsSource
 from dcclip_cli.data.pair import Pair
 
-DecodedImage = Callable[..., bytes]
+MakeImage = Callable[..., bytes]
 
 
 def options(**more: Any) -> CollectOptions:
     return CollectOptions(sources=(PairsSource(path=Path("x")),), **more)
 
 
-def test_a_pair_stays_with_the_captions_that_are_fit(picture: DecodedImage) -> None:
+def test_a_pair_stays_with_the_captions_that_are_fit(picture: MakeImage) -> None:
     pair = Pair("a", picture(), zh=(" 一只猫！ ", "a cat", "", "一只猫！"), en=("a cat", "日本の猫"))
     result = filter_pair(Candidate(pair), options())
     assert result.drop is None and result.decoded is not None
@@ -36,13 +36,13 @@ def test_a_pair_stays_with_the_captions_that_are_fit(picture: DecodedImage) -> N
     [(("猫",), (), True), ((), ("cat",), True), ((" ",), ("\t",), False), (("cat",), ("猫",), False)],
 )
 def test_a_pair_has_a_caption_in_one_language_at_least(
-    picture: DecodedImage, zh: tuple[str, ...], en: tuple[str, ...], fit: bool
+    picture: MakeImage, zh: tuple[str, ...], en: tuple[str, ...], fit: bool
 ) -> None:
     expected = None if fit else Drop("no-caption", "none that is fit")
     assert filter_pair(Candidate(Pair("a", picture(), zh, en)), options()).drop == expected
 
 
-def test_without_filters_any_readable_pair_stays(picture: DecodedImage) -> None:
+def test_without_filters_any_readable_pair_stays(picture: MakeImage) -> None:
     made = options(filters=())
     result = filter_pair(Candidate(Pair("a", picture(size=(1, 90)), zh=("a cat",), en=("猫",))), made)
     assert (result.drop, result.pair.zh, result.pair.en) == (None, ("a cat",), ("猫",))
@@ -54,7 +54,7 @@ def test_what_the_source_could_not_read_keeps_its_reason() -> None:
     assert filter_pair(Candidate(Pair("a", b"", zh=("猫",)), drop), options()).drop == drop
 
 
-def test_metadata_larger_than_a_shard_can_hold_is_a_reason(picture: DecodedImage) -> None:
+def test_metadata_larger_than_a_shard_can_hold_is_a_reason(picture: MakeImage) -> None:
     result = filter_pair(Candidate(Pair("a", picture(), zh=("猫",), meta={"page": "x" * 1_000_000})), options())
     assert result.drop is not None
     assert result.drop.reason == "record-bytes"

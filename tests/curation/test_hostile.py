@@ -18,7 +18,7 @@ from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
 
-DecodedImage = Callable[..., bytes]
+MakeImage = Callable[..., bytes]
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 
 
@@ -60,7 +60,7 @@ def host() -> Iterator[str]:
     server.server_close()
 
 
-def test_a_hostile_set_is_dropped_thing_by_thing(tmp_path: Path, picture: DecodedImage, host: str) -> None:
+def test_a_hostile_set_is_dropped_thing_by_thing(tmp_path: Path, picture: MakeImage, host: str) -> None:
     expected: dict[str, str] = {}
     good = picture("good")
 

@@ -21,12 +21,12 @@ from dcclip_cli.data.pair import Pair
 RECIPES = Path(__file__).parents[2] / "recipes"
 ZH = ("一只黑猫坐在红色的椅子上", "两个孩子在雨中骑自行车", "雪山下的湖边有一座小木屋")
 EN = ("a black cat on a red chair", "two children ride bicycles in the rain", "a wooden hut by a lake below a mountain")
-DecodedImage = Callable[..., bytes]
-Layout = Callable[[Path, str, DecodedImage], tuple[str, int]]
+MakeImage = Callable[..., bytes]
+Layout = Callable[[Path, str, MakeImage], tuple[str, int]]
 
 
 @pytest.fixture
-def host(picture: DecodedImage) -> Iterator[str]:
+def host(picture: MakeImage) -> Iterator[str]:
     """A server that has three pictures of 160 px, /0.jpg to /2.jpg, and no others."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -54,7 +54,7 @@ def urls(host: str) -> list[str]:
 # Each writes three pairs as the data set has them, and gives the path for the recipe and how many rows there are.
 
 
-def laion_zh(at: Path, host: str, picture: DecodedImage) -> tuple[str, int]:
+def laion_zh(at: Path, host: str, picture: MakeImage) -> tuple[str, int]:
     rows = [
         {"SAMPLE_ID": n, "URL": url, "TEXT": text, "HEIGHT": 160, "WIDTH": 160, "LICENSE": "?", "LANGUAGE": language}
         for n, (url, text, language) in enumerate(
@@ -65,19 +65,19 @@ def laion_zh(at: Path, host: str, picture: DecodedImage) -> tuple[str, int]:
     return str(at), 4
 
 
-def laion_en(at: Path, host: str, picture: DecodedImage) -> tuple[str, int]:
+def laion_en(at: Path, host: str, picture: MakeImage) -> tuple[str, int]:
     rows = [{"URL": url, "TEXT": text, "similarity": 0.31} for url, text in zip(urls(host), EN, strict=True)]
     pq.write_table(pa.Table.from_pylist(rows), at / "part-00000.parquet")
     return str(at), 3
 
 
-def wukong(at: Path, host: str, picture: DecodedImage) -> tuple[str, int]:
+def wukong(at: Path, host: str, picture: MakeImage) -> tuple[str, int]:
     with (at / "wukong_100m_0.csv").open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream).writerows([("url", "caption"), *zip(urls(host), ZH, strict=True)])
     return str(at), 3
 
 
-def zero(at: Path, host: str, picture: DecodedImage) -> tuple[str, int]:
+def zero(at: Path, host: str, picture: MakeImage) -> tuple[str, int]:
     rows = [
         {"Url": "http://a.cn/", "Title": text, "Content": "", "Keywords": "猫", "ImageUrl": url, "ImageQuery": text[:6]}
         for url, text in zip(urls(host), ZH, strict=True)
@@ -86,13 +86,13 @@ def zero(at: Path, host: str, picture: DecodedImage) -> tuple[str, int]:
     return str(at), 3
 
 
-def cc3m(at: Path, host: str, picture: DecodedImage) -> tuple[str, int]:
+def cc3m(at: Path, host: str, picture: MakeImage) -> tuple[str, int]:
     path = at / "Train_GCC-training.tsv"
     path.write_text("".join(f"{text}\t{url}\n" for url, text in zip(urls(host), EN, strict=True)), "utf-8")
     return str(path), 3
 
 
-def cc12m(at: Path, host: str, picture: DecodedImage) -> tuple[str, int]:
+def cc12m(at: Path, host: str, picture: MakeImage) -> tuple[str, int]:
     path = at / "cc12m.tsv"
     path.write_text("".join(f"{url}\t{text}\n" for url, text in zip(urls(host), EN, strict=True)), "utf-8")
     return str(path), 3
@@ -122,7 +122,7 @@ def collected(recipe: str, out: Path, **sets: str) -> list[Pair]:
 
 @pytest.mark.parametrize("recipe", FETCHED)
 def test_pairs_known_by_url_are_counted_without_a_download_and_then_fetched(
-    recipe: str, host: str, picture: DecodedImage, tmp_path: Path
+    recipe: str, host: str, picture: MakeImage, tmp_path: Path
 ) -> None:
     (tmp_path / "data").mkdir()
     path, rows = FETCHED[recipe](tmp_path / "data", host, picture)
@@ -139,7 +139,7 @@ def test_pairs_known_by_url_are_counted_without_a_download_and_then_fetched(
 
 
 def test_coco_cn_joins_chinese_lines_with_coco_s_english_json_and_keeps_to_the_training_split(
-    picture: DecodedImage, tmp_path: Path
+    picture: MakeImage, tmp_path: Path
 ) -> None:
     coco, cn = tmp_path / "coco", tmp_path / "coco/coco-cn-version1805v1.1"
     for folder in ("annotations", "train2014", "val2014", cn.name):
@@ -169,7 +169,7 @@ def test_coco_cn_joins_chinese_lines_with_coco_s_english_json_and_keeps_to_the_t
     assert [(pair.zh, pair.en) for pair in pairs] == [((zh,), (en,)) for zh, en in zip(ZH[:2], EN[:2], strict=True)]
 
 
-def test_flickr30k_cn_joins_chinese_and_english_lines_of_one_photograph(picture: DecodedImage, tmp_path: Path) -> None:
+def test_flickr30k_cn_joins_chinese_and_english_lines_of_one_photograph(picture: MakeImage, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     names = ["1000092795", "10002456", "1000268201"]
     for name in names:
@@ -187,7 +187,7 @@ def test_flickr30k_cn_joins_chinese_and_english_lines_of_one_photograph(picture:
     assert [(pair.zh, pair.en) for pair in pairs] == [((zh,), (en,)) for zh, en in zip(ZH[:2], EN[:2], strict=True)]
 
 
-def test_muge_is_read_from_base64_with_all_queries_of_a_picture(picture: DecodedImage, tmp_path: Path) -> None:
+def test_muge_is_read_from_base64_with_all_queries_of_a_picture(picture: MakeImage, tmp_path: Path) -> None:
     images = tmp_path / "train_imgs.tsv"
     content = [base64.urlsafe_b64encode(picture(number, (160, 160), "JPEG")).decode() for number in range(3)]
     images.write_text("".join(f"{number}\t{text}\n" for number, text in enumerate(content)))

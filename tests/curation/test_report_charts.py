@@ -1,84 +1,81 @@
-"""How histograms are drawn, and which thresholds are marked in them."""
+"""How histograms are cut into bars and drawn, and which thresholds are marked in them."""
+
+import base64
 
 import pytest
 
-from dcclip_cli.curation.report.axis import readable
-from dcclip_cli.curation.report.charts import HEIGHT, WIDTH, Chart, Limit, chart
-from dcclip_cli.curation.report.limits import limits_of
-from dcclip_cli.curation.report.scales import SCALES
+from dcclip_cli.curation.report.charts import Histogram, Limit, draw, histogram, limits_of, readable
 
 
-def drawn(name: str, fates: dict[str, dict[str, int]], *limits: Limit) -> Chart:
-    found = chart(name, fates, limits)
+def bars(name: str, fates: dict[str, dict[str, int]], *limits: Limit) -> Histogram:
+    found = histogram(name, fates, limits)
     assert found is not None
     return found
 
 
+def svg(found: Histogram) -> str:
+    return base64.b64decode(draw(found).removeprefix("data:image/svg+xml;base64,")).decode()
+
+
 def test_nothing_measured_is_nothing_drawn() -> None:
-    assert chart("zh", {}) is None
-    assert chart("zh", {"kept": {}}) is None
+    assert histogram("zh", {}) is None
+    assert histogram("zh", {"kept": {}}) is None
 
 
-def test_kept_dropped_for_it_and_dropped_for_something_else_stand_on_each_other() -> None:
-    found = drawn("zh", {"kept": {"3": 60}, "caption-short": {"3": 30}, "image-small": {"3": 10}})
-    (bar,) = found.bars
-    assert [(part.fate, part.y, part.height) for part in bar.parts] == [
-        ("kept", pytest.approx(0.4 * HEIGHT), pytest.approx(0.6 * HEIGHT)),
-        ("this", pytest.approx(0.1 * HEIGHT), pytest.approx(0.3 * HEIGHT)),
-        ("other", pytest.approx(0.0), pytest.approx(0.1 * HEIGHT)),
-    ]
-    assert bar.title == "3 characters: 60 kept, 30 dropped for it, 10 dropped for something else"
+def test_a_bar_counts_kept_dropped_for_this_quantity_and_dropped_for_another_reason() -> None:
+    found = bars("zh", {"kept": {"3": 60}, "caption-short": {"3": 30}, "image-small": {"3": 10}})
+    three = found.edges.index(2.5)
+    assert {fate: numbers[three] for fate, numbers in found.counts.items()} == {"kept": 60, "this": 30, "other": 10}
     assert found.totals == {"kept": 60, "this": 30, "other": 10}
 
 
-def test_one_pair_among_a_million_can_still_be_seen() -> None:
-    found = drawn("zh", {"kept": {"3": 1_000_000}, "caption-short": {"1": 1}}, Limit(2, "above"))
-    assert found.bars[0].parts[0].height == 1.5
+def test_at_most_48_bars_count_every_value() -> None:
+    found = bars("en", {"kept": {str(at): 5 for at in range(250)}})
+    assert len(found.edges) - 1 == len(found.counts["kept"]) <= 48
+    assert found.totals["kept"] == 1250
 
 
-def test_bars_keep_within_the_drawing_and_their_numbers_add_up() -> None:
-    fates = {"kept": {str(at): 5 for at in range(250)}}
-    found = drawn("en", fates)
-    assert len(found.bars) <= 48
-    assert found.bars[-1].x + found.bars[-1].width == pytest.approx(WIDTH)
-    assert sum(int(bar.title.split(": ")[1].split(" ")[0]) for bar in found.bars) == 1250
+def test_a_few_far_values_are_counted_in_the_last_bar() -> None:
+    found = bars("zh", {"kept": {str(at): 100 for at in range(1, 11)}, "caption-long": {"256": 3}})
+    assert found.edges[-1] == 10.5
+    assert (found.counts["kept"][-1], found.counts["this"][-1]) == (100, 3)
 
 
-def test_a_few_far_values_share_the_last_bar() -> None:
-    found = drawn("zh", {"kept": {str(at): 100 for at in range(1, 11)}, "caption-long": {"256": 3}})
-    assert found.bars[-1].title == "10 characters and more: 100 kept, 3 dropped for it"
-    assert found.ticks[-1][1] == "more"
-
-
-def test_a_threshold_stands_between_what_is_kept_and_what_goes() -> None:
-    found = drawn("zh", {"kept": {str(at): 10 for at in range(2, 9)}, "caption-long": {"9": 1}}, Limit(8, "below"))
-    nine = next(bar for bar in found.bars if bar.title.startswith("9 "))
-    assert found.marks[0].x == pytest.approx(nine.x)
-    assert found.marks[0].text == "≤ 8"
-
-
-def test_a_threshold_far_from_all_values_points_outwards() -> None:
-    found = drawn("zh", {"kept": {str(at): 10 for at in range(1, 9)}}, Limit(200, "below"))
-    assert (found.marks[0].x, found.marks[0].text, found.marks[0].anchor) == (WIDTH, "≤ 200 ▸", "end")
-
-
-def test_axes_have_round_numbers() -> None:
-    sides = drawn("short_side", {"kept": dict.fromkeys(("32", "64", "256", "512"), 9)})
-    assert [text for _, text in sides.ticks] == ["32", "64", "128", "256", "512"]
-    lengths = drawn("en", {"kept": {str(at): 9 for at in range(1, 31)}})
-    assert [text for _, text in lengths.ticks] == ["5", "10", "15", "20", "25", "30"]
-    assert [text for _, text in lengths.grid] == ["5"]
+@pytest.mark.parametrize(("limit", "shown"), [(8, "≤ 8"), (200, "≤ 200 ▸")])
+def test_a_threshold_is_marked_and_points_outwards_if_it_is_far_from_all_values(limit: int, shown: str) -> None:
+    found = bars("zh", {"kept": {str(at): 10 for at in range(2, 9)}, "caption-long": {"9": 1}}, Limit(limit, "below"))
+    assert shown in svg(found)
+    assert (found.edges[-1] > limit) == (limit == 8)
 
 
 @pytest.mark.parametrize(
-    ("value", "scale", "text"),
-    [(65536, "bytes", "64 K"), (3 << 20, "bytes", "3 M"), (12000, "short_side", "12,000"), (1.5, "aspect", "1.5")],
+    ("name", "values", "ticks"),
+    [
+        ("short_side", ("32", "64", "256", "512"), ("32", "64", "128", "256", "512")),
+        ("en", tuple(map(str, range(1, 31))), ("10", "20", "30")),
+        ("bytes", ("65536", "1048576"), ("64 K", "1 M")),
+    ],
 )
-def test_values_are_written_as_people_write_them(value: float, scale: str, text: str) -> None:
-    assert readable(value, SCALES[scale]) == text
+def test_axes_have_round_numbers(name: str, values: tuple[str, ...], ticks: tuple[str, ...]) -> None:
+    drawn = svg(bars(name, {"kept": dict.fromkeys(values, 9)}))
+    assert all(f">{tick}<" in drawn for tick in ticks)
 
 
-def test_thresholds_are_those_of_the_rules() -> None:
+def test_one_pair_among_a_million_is_visible_and_the_same_histogram_has_the_same_bytes() -> None:
+    found = bars("zh", {"kept": {"3": 1_000_000}, "caption-short": {"1": 1}}, Limit(2, "above"))
+    assert "#d6493b" in svg(found)
+    assert draw(found) == draw(found)
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [(65536, "bytes", "64 K"), (3 << 20, "bytes", "3 M"), (12000, "", "12,000"), (1.5, "", "1.5")],
+)
+def test_values_are_written_as_people_write_them(value: float, unit: str, text: str) -> None:
+    assert readable(value, unit) == text
+
+
+def test_thresholds_are_those_of_the_filters() -> None:
     image = {"kind": "image", "min_side": 32, "max_side": None, "max_aspect": 3.0, "min_bytes": 0, "max_bytes": 9000}
     filters = [image, {"kind": "length", "zh": [2, 100], "en": [0, 64]}, {"kind": "language"}]
     assert limits_of({"filters": filters}, {}) == {

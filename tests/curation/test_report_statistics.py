@@ -5,8 +5,7 @@ import json
 import pytest
 
 from dcclip_cli.curation.candidate import Drop
-from dcclip_cli.curation.report.scales import SCALES, scale_of
-from dcclip_cli.curation.report.statistics import Statistics
+from dcclip_cli.curation.report.statistics import SCALES, Statistics, scale_of
 from dcclip_cli.data.pair import Pair
 
 SHORT = Drop("caption-short", "1 words, allowed 2 to 64")

@@ -13,7 +13,7 @@ from dcclip_cli.curation.shards import DroppedTable, Shard, ShardWriter, TableWr
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import Pair
 
-DecodedImage = Callable[..., bytes]
+MakeImage = Callable[..., bytes]
 
 
 def write(path: Path, pairs: list[Pair]) -> Shard:
@@ -24,7 +24,7 @@ def write(path: Path, pairs: list[Pair]) -> Shard:
     return writer.finish(path.name)
 
 
-def test_shards_read_back_as_the_pairs_written(tmp_path: Path, picture: DecodedImage) -> None:
+def test_shards_read_back_as_the_pairs_written(tmp_path: Path, picture: MakeImage) -> None:
     pairs = [
         Pair("0", picture("red", kind="JPEG"), zh=("猫，在睡觉", "小猫"), en=("cat",), meta={"licence": "MIT", "n": 1}),
         Pair("1", picture("blue", kind="PNG"), en=("dog", "a dog")),
@@ -36,7 +36,7 @@ def test_shards_read_back_as_the_pairs_written(tmp_path: Path, picture: DecodedI
     assert list(open_pairs(tmp_path / "out")) == pairs
 
 
-def test_members_wear_no_time_and_no_owner_and_the_json_is_readable(tmp_path: Path, picture: DecodedImage) -> None:
+def test_members_wear_no_time_and_no_owner_and_the_json_is_readable(tmp_path: Path, picture: MakeImage) -> None:
     write(tmp_path / "000000.tar", [Pair("7", picture(kind="WEBP"), zh=("猫",), en=("cat",))])
     with tarfile.open(tmp_path / "000000.tar") as archive:
         image, record = archive.getmembers()
@@ -49,7 +49,7 @@ def test_members_wear_no_time_and_no_owner_and_the_json_is_readable(tmp_path: Pa
         assert (member.mtime, owner, member.mode) == (0, (0, 0, "", ""), 0o644)
 
 
-def test_equal_pairs_give_equal_bytes_and_the_sha256_is_the_files(tmp_path: Path, picture: DecodedImage) -> None:
+def test_equal_pairs_give_equal_bytes_and_the_sha256_is_the_files(tmp_path: Path, picture: MakeImage) -> None:
     first, second = (
         write(tmp_path / name / "0.tar", [Pair("0", picture(), zh=("猫",), meta=meta)])
         for name, meta in (("a", {"x": 1, "y": 2}), ("b", {"y": 2, "x": 1}))
@@ -58,7 +58,7 @@ def test_equal_pairs_give_equal_bytes_and_the_sha256_is_the_files(tmp_path: Path
     assert first.sha256 == hashlib.sha256((tmp_path / "a" / "0.tar").read_bytes()).hexdigest()
 
 
-def test_metadata_that_utf8_cannot_hold_is_replaced(tmp_path: Path, picture: DecodedImage) -> None:
+def test_metadata_that_utf8_cannot_hold_is_replaced(tmp_path: Path, picture: MakeImage) -> None:
     write(tmp_path / "0.tar", [Pair("0", picture(), zh=("猫",), meta={"file": "\udcff.png"})])
     assert open_pairs(tmp_path)[0].meta == {"file": "?.png"}
 

@@ -1,1 +1,1 @@
-"""What does `collect` show a person? Counts, histograms and samples of what was kept and dropped, as one HTML file."""
+"""The report of a collection: counts, histograms and samples of what was kept and dropped, as one HTML file."""

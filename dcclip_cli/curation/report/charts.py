@@ -1,180 +1,197 @@
-"""How is a histogram drawn? As bars in the units of an SVG drawing, kept and dropped one on the other."""
+"""Histograms of the report, kept and dropped stacked, with the recipe's thresholds marked."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
 
-from dcclip_cli.curation.report.axis import readable, round_counts, round_values
-from dcclip_cli.curation.report.scales import Scale, scale_of
-from dcclip_cli.curation.report.statistics import KEPT
+from dcclip_cli.charts import svg_chart
+from dcclip_cli.curation.report.statistics import KEPT, Scale, scale_of, split
+from dcclip_cli.data.pair import LANGUAGES
 
-WIDTH, HEIGHT = 360.0, 120.0  # of the bars' area
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _BARS = 48  # at most
-_TAIL = 0.01  # of all that is measured, at either end, may share the outermost bars
-_VISIBLE = 1.5  # height of the smallest part of a bar
+_MIN_BINS = 8  # fewer bars, as wide as the whole chart, do not look like a histogram
+_TAIL = 0.01  # of all values, at either end, may be counted in the outermost bars
+_VISIBLE = 0.0125  # height of the smallest part of a bar, relative to the highest bar
+_COLOURS = {"kept": "#2b8a7e", "this": "#d6493b", "other": "#aeb6bd"}  # as in html.css
+_TEXT, _MARK = "#7d8790", "#c2483a"  # legible on light and dark pages
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A threshold: values `above` or `below` it, the value itself included, are kept."""
+    """A threshold: values `above` or `below` it, and the value itself, are kept."""
 
     value: float
     keeps: Literal["above", "below"]
 
-
-@dataclass(frozen=True)
-class Part:
-    """A coloured piece of a bar; `fate` is `kept`, `this` (dropped by a rule on this quantity) or `other`."""
-
-    fate: str
-    y: float
-    height: float
+    def text(self, unit: str) -> str:
+        return ("≥ " if self.keeps == "above" else "≤ ") + readable(self.value, unit)
 
 
 @dataclass(frozen=True)
-class Bar:
-    """One bar and what it says when a person points at it."""
+class Histogram:
+    """Bars of a histogram: `counts` of what was kept, dropped by a filter on `this` quantity, or for an `other` reason.
 
-    x: float
-    width: float
-    parts: tuple[Part, ...]
-    title: str
+    `edges` has one more entry than there are bars. The outermost bars also count all values beyond them.
+    """
 
+    scale: Scale
+    edges: tuple[float, ...]
+    counts: Mapping[str, Sequence[int]]
+    limits: tuple[Limit, ...] = ()
 
-@dataclass(frozen=True)
-class Mark:
-    """A threshold's line, and the text above it."""
-
-    x: float
-    text: str
-    anchor: str
+    @property
+    def totals(self) -> dict[str, int]:
+        return {fate: sum(numbers) for fate, numbers in self.counts.items()}
 
 
-@dataclass(frozen=True)
-class Chart:
-    """All that the template needs to draw a histogram."""
-
-    title: str
-    unit: str
-    bars: tuple[Bar, ...]
-    ticks: tuple[tuple[float, str], ...]
-    marks: tuple[Mark, ...]
-    totals: Mapping[str, int]  # fate -> how many
-    grid: tuple[tuple[float, str], ...]  # lines across at round numbers, and what they say
-
-
-def chart(name: str, fates: Mapping[str, Mapping[str, int]], limits: Iterable[Limit] = ()) -> Chart | None:
-    """The drawing of one of the histograms in `Statistics.as_dict`; None if nothing was measured."""
-    scale = scale_of(name)
-    parts: dict[str, list[int]] = {fate: [0] * scale.bins for fate in ("kept", "this", "other")}
-    for reason, bins in fates.items():
+def histogram(name: str, fates: Mapping[str, Mapping[str, int]], limits: Iterable[Limit] = ()) -> Histogram | None:
+    """The bars for one of the histograms in `Statistics.as_dict`; None if nothing was measured."""
+    scale, limits = scale_of(name), tuple(limits)
+    bins: dict[str, list[int]] = {fate: [0] * scale.bins for fate in _COLOURS}
+    for reason, found in fates.items():
         fate = "kept" if reason == KEPT else "this" if reason in scale.reasons else "other"
-        for at, number in bins.items():
-            parts[fate][scale.number(at)] += number
-    sums = [sum(numbers) for numbers in zip(*parts.values(), strict=True)]
+        for at, number in found.items():
+            bins[fate][scale.number(at)] += number
+    sums = [sum(numbers) for numbers in zip(*bins.values(), strict=True)]
     if not any(sums):
         return None
-    limits = list(limits)
-    first, last = _span(sums, [_edge(scale, limit) for limit in limits])
+    first, last = _span(sums, [scale.position(limit.value) for limit in limits])
     step = math.ceil((last - first) / _BARS)
     first -= first % step
     count = math.ceil((last - first) / step)
-    heights = {fate: _grouped(numbers, first, step, count) for fate, numbers in parts.items()}
-    most = max(sum(one) for one in zip(*heights.values(), strict=True))
-    width = WIDTH / count
-    bars = []
-    for number in range(count):
-        values = {fate: heights[fate][number] for fate in heights}
-        if any(values.values()):
-            title = f"{_interval(scale, first + number * step, step, number, count, sums)}: {_said(values)}"
-            bars.append(Bar(number * width, width, _stack(values, most), title))
-    return Chart(
-        title=scale.title,
-        unit=scale.unit,
-        bars=tuple(bars),
-        ticks=tuple(_ticks(scale, first, first + count * step, any(sums[first + count * step :]))),
-        marks=tuple(_mark(scale, limit, first, count * step) for limit in limits),
-        totals={fate: sum(numbers) for fate, numbers in parts.items()},
-        grid=tuple((HEIGHT * (1 - value / most), f"{value:,}") for value in round_counts(most)),
-    )
+    edges = tuple(scale.edge(first + number * step) - (0.5 if scale.whole else 0) for number in range(count + 1))
+    return Histogram(scale, edges, {fate: _bars(found, first, step, count) for fate, found in bins.items()}, limits)
 
 
-def _span(sums: Sequence[int], edges: Sequence[float]) -> tuple[int, int]:
-    """The bins to draw, first and one past the last: nearly all that is measured, and thresholds that are not far."""
+def _span(sums: Sequence[int], limits: Sequence[float]) -> tuple[int, int]:
+    """The bins to draw, first and one past the last: nearly all values, and thresholds that are not far away."""
     total, seen, first, last = sum(sums), 0, 0, len(sums)
-    filled = [at for at, number in enumerate(sums) if number]
-    for at in filled:
-        if seen <= total * _TAIL:
+    for at, number in enumerate(sums):
+        if number and seen <= total * _TAIL:
             first = at
-        if seen < total * (1 - _TAIL):
+        if number and seen < total * (1 - _TAIL):
             last = at + 1
-        seen += sums[at]
-    room = max(8, last - first)
-    for edge in edges:
-        if first - 2 * room <= edge <= last + 2 * room:
-            first, last = min(first, math.floor(edge) - 1), max(last, math.ceil(edge) + 1)
-    if last - first < 8:  # a few bars as wide as the whole drawing look like something else
-        first, last = first - (8 - last + first) // 2, first + 8
+        seen += number
+    room = max(_MIN_BINS, last - first)
+    for limit in limits:
+        if first - 2 * room <= limit <= last + 2 * room:
+            first, last = min(first, math.floor(limit) - 1), max(last, math.ceil(limit) + 2)
+    if last - first < _MIN_BINS:
+        first -= (_MIN_BINS - last + first) // 2
     first = max(0, first)
-    return first, min(len(sums), max(last, first + 8))
+    return first, min(len(sums), max(last, first + _MIN_BINS))
 
 
-def _grouped(numbers: Sequence[int], first: int, step: int, count: int) -> list[int]:
+def _bars(numbers: Sequence[int], first: int, step: int, count: int) -> list[int]:
     bars = [sum(numbers[first + at * step : first + (at + 1) * step]) for at in range(count)]
     bars[0] += sum(numbers[:first])
     bars[-1] += sum(numbers[first + count * step :])
     return bars
 
 
-def _stack(values: Mapping[str, int], most: int) -> tuple[Part, ...]:
-    parts, y = [], HEIGHT
-    for fate, number in values.items():
-        if number:
-            height = max(_VISIBLE, HEIGHT * number / most)
-            y -= height
-            parts.append(Part(fate, y, height))
-    return tuple(parts)
+def draw(found: Histogram) -> str:
+    """The histogram as a data URL of an SVG image."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    scale, edges = found.scale, found.edges
+    most = max(map(sum, zip(*found.counts.values(), strict=True)))
+
+    def onto(axes: Axes) -> None:
+        bottom = [0.0] * (len(edges) - 1)
+        widths = [right - left for left, right in pairwise(edges)]
+        for fate, numbers in found.counts.items():
+            heights = [max(number, _VISIBLE * most) if number else 0.0 for number in numbers]
+            axes.bar(edges[:-1], heights, widths, bottom, align="edge", color=_COLOURS[fate], linewidth=0)
+            bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+        if scale.octave:
+            axes.set_xscale("log", base=2)
+        axes.minorticks_off()
+        axes.xaxis.set_major_locator(LogLocator(2, numticks=8) if scale.octave else MaxNLocator(7, integer=scale.whole))
+        axes.xaxis.set_major_formatter(lambda value, _: readable(value, scale.unit))
+        axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.set_xlim(edges[0], edges[-1])
+        axes.grid(axis="y", alpha=0.3)
+        for limit in found.limits:
+            _mark(axes, found, limit)
+
+    return svg_chart(
+        (4.2, 1.7), onto, text_color=_TEXT, axes_edgecolor=_TEXT, xtick_color=_TEXT, ytick_color=_TEXT,
+        axes_spines_left=False,
+    )  # fmt: skip
 
 
-def _interval(scale: Scale, begin: int, step: int, number: int, count: int, sums: Sequence[int]) -> str:
-    low, high = scale.edge(begin), scale.edge(begin + step)
-    unit = f" {scale.unit}" if scale.unit else ""
-    if (number == count - 1 and any(sums[begin + step :])) or begin + step >= scale.bins:
-        return f"{readable(low, scale)}{unit} and more"
-    if number == 0 and any(sums[:begin]):
-        return f"less than {readable(high, scale)}{unit}"
-    if scale.whole:
-        return f"{readable(low, scale)}{unit}" if step == 1 else f"{low:g} to {high - 1:g}{unit}"
-    return f"{readable(low, scale)} to {readable(high, scale)}{unit}"
+def _mark(axes: Axes, found: Histogram, limit: Limit) -> None:
+    """A dashed line at a threshold; one beyond the chart is marked at its border with an arrow."""
+    low, high = found.edges[0], found.edges[-1]
+    # A bar of whole numbers is centred on its value, so the line is between the last kept value and the next.
+    shift = 0.0 if not found.scale.whole else 0.5 if limit.keeps == "below" else -0.5
+    place = min(max(limit.value + shift, low), high)
+    text = limit.text(found.scale.unit)
+    text = f"◂ {text}" if limit.value < low else f"{text} ▸" if limit.value > high else text
+    first_half = found.scale.position(place) < (found.scale.position(low) + found.scale.position(high)) / 2
+    axes.axvline(place, color=_MARK, linestyle="--", linewidth=1.2)
+    axes.annotate(
+        text, (place, 1), (4 if first_half else -4, 2), ("data", "axes fraction"), "offset points",
+        ha="left" if first_half else "right", color=_MARK,
+    )  # fmt: skip
 
 
-def _said(values: Mapping[str, int]) -> str:
-    words = {"kept": "kept", "this": "dropped for it", "other": "dropped for something else"}
-    return ", ".join(f"{number:,} {words[fate]}" for fate, number in values.items() if number)
+def readable(value: float, unit: str = "") -> str:
+    """A value as a person writes it: 1.5, 12,000, 64 K (bytes)."""
+    if unit == "bytes":
+        for size, letter in ((1 << 20, " M"), (1 << 10, " K")):
+            if value >= size:
+                return f"{value / size:.3g}{letter}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _edge(scale: Scale, limit: Limit) -> float:
-    """Where a threshold stands, in bins: after the last whole number that is kept."""
-    return scale.position(limit.value) + (1 if scale.whole and limit.keeps == "below" else 0)
+def limits_of(options: Mapping[str, Any], histograms: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Limit]]:
+    """The thresholds in the options of `collect` (as JSON), by the name of the histogram that shows them.
+
+    For a scorer that keeps a fraction, the threshold is the lowest value kept, up to the width of a bin.
+    """
+    found: dict[str, list[Limit]] = {}
+    for each in options.get("filters") or ():
+        if each["kind"] == "image":
+            found["short_side"] = _range(each.get("min_side"), None)
+            found["long_side"] = _range(None, each.get("max_side"))
+            found["aspect"] = _range(None, each.get("max_aspect"))
+            found["bytes"] = _range(each.get("min_bytes"), each.get("max_bytes"))
+        elif each["kind"] == "length":
+            found |= {language: _range(*each[language]) for language in LANGUAGES if each.get(language)}
+    for scorer in options.get("scores") or ():
+        for name, fates in histograms.items():
+            if name.startswith("score:"):
+                found.setdefault(name, []).extend(_score_limits(scorer, name, fates))
+    return found
 
 
-def _mark(scale: Scale, limit: Limit, first: int, bins: int) -> Mark:
-    """The line at a threshold; one that lies beyond the drawing stands at its border and points outwards."""
-    share = (_edge(scale, limit) - first) / bins
-    text = ("≥ " if limit.keeps == "above" else "≤ ") + readable(limit.value, scale)
-    text = f"◂ {text}" if share < 0 else f"{text} ▸" if share > 1 else text
-    return Mark(min(max(share, 0.0), 1.0) * WIDTH, text, "start" if share < 0.5 else "end")
+def _score_limits(scorer: Mapping[str, Any], name: str, fates: Mapping[str, Mapping[str, int]]) -> Iterable[Limit]:
+    stored = f"{scorer['kind']}-{scorer['name']}" if scorer.get("name") else scorer["kind"]
+    scored, language = split(name)
+    if scorer["kind"] == "agreement" and scored == stored:
+        threshold = (scorer.get("threshold") or {}).get(language)
+        if threshold is not None:
+            yield Limit(threshold, "above")
+        elif (scorer.get("keep") or {}).get(language) and (kept := fates.get(KEPT)):
+            yield Limit(min(float(at) for at in kept), "above")
+    elif scorer["kind"] == "prompts" and scored == stored:
+        yield Limit(scorer["threshold"], "below")
+    elif scorer["kind"] == "classifier":
+        labels = (re.sub(r"[^\w]+", "-", label.lower()).strip("-") for label in scorer["reject"])
+        if scored in {f"{stored}-{label}" for label in labels}:
+            yield Limit(scorer["threshold"], "above" if scorer.get("below") else "below")
 
 
-def _ticks(scale: Scale, first: int, last: int, more: bool) -> Iterable[tuple[float, str]]:
-    """Positions and texts of five to eight round numbers; `more` where the last bar has what lies beyond it."""
-    middle = 0.5 if scale.whole else 0.0
-    for value in round_values(scale, first, last):
-        share = (scale.position(value) + middle - first) / (last - first)
-        if 0 <= share <= (0.86 if more else 1):
-            yield share * WIDTH, readable(value, scale)
-    if more:
-        yield WIDTH * 0.97, "more"
+def _range(minimum: float | None, maximum: float | None) -> list[Limit]:
+    limits = [Limit(minimum, "above")] if minimum else []
+    return limits if maximum is None else [*limits, Limit(maximum, "below")]

@@ -1,6 +1,6 @@
-"""Which pairs are shown for each reason, and for being kept? A bounded sample that is the same however they came.
+"""Example pairs for each drop reason and of the kept pairs: a bounded, reproducible sample.
 
-The sample is the pairs whose keys have the smallest hashes: it depends neither on the order nor on the slices.
+The sample is the pairs with the smallest hashes of their keys, so it depends neither on the order nor on the slices.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.curation.candidate import Drop
+from dcclip_cli.curation.decode_image import decode_image
 from dcclip_cli.curation.report.statistics import KEPT, DroppedCaption
-from dcclip_cli.curation.report.thumbnail import thumbnail_of
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.html import jpeg_thumbnail
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from PIL import Image
 
-_CHARACTERS, _CAPTIONS = 300, 4  # of a text, and captions in a language, that an example shows
+_CHARACTERS, _CAPTIONS = 300, 4  # shown of a text, and captions shown of a language, at most
 
 
 @dataclass(frozen=True)
 class Example:
-    """A pair as the report shows it: `reason` is KEPT, or why the pair or its captions in `..._dropped` went.
+    """A pair as the report shows it: `reason` is KEPT, or why the pair or its captions in `..._dropped` were dropped.
 
-    `thumbnail` is a JPEG file, empty where there is no picture to show; width and height are those of the image.
-    `twin` is the key of the pair that stays in this one's place, `twin_thumbnail` and `twin_captions` what that shows.
+    `thumbnail` is a JPEG file, empty if the image cannot be shown; width and height are those of the image. For a
+    duplicate, `twin` is the key of the pair that is kept instead, with its thumbnail and captions.
     """
 
     reason: str
@@ -50,9 +51,9 @@ class Example:
 
 
 class Examples:
-    """Collects at most `per_reason` examples for each reason and for the kept.
+    """Collects at most `per_reason` examples for each drop reason and of the kept pairs.
 
-    Thumbnails are made only of what is in the sample when it comes, about per_reason * (1 + ln(pairs / per_reason)).
+    Thumbnails are made only for pairs that enter the sample, about per_reason * (1 + ln(pairs / per_reason)).
     """
 
     def __init__(self, per_reason: int = 12) -> None:
@@ -63,26 +64,26 @@ class Examples:
         self,
         pair: Pair,
         drop: Drop | None,
-        picture: Image.Image | None = None,
+        image: Image.Image | None = None,
         captions: Sequence[DroppedCaption] = (),
         twin: str = "",
     ) -> None:
-        """Consider a pair, as for `Statistics.add`; without the decoded `picture`, `pair.image` is decoded if needed.
+        """Consider a pair, as for `Statistics.add`; without a decoded `image`, `pair.image` is decoded if needed.
 
         For a duplicate, `twin` is the key of the pair that it repeats (see `fill_twins`).
         """
         reason, detail = (drop.reason, drop.detail) if drop else (KEPT, "")
-        gone = captions if drop and not (pair.zh or pair.en) else ()  # they went first, and took the pair with them
+        gone = captions if drop and not (pair.zh or pair.en) else ()  # they were dropped first, and the pair with them
         if gone:
             detail += f" ({', '.join(sorted({why.reason for _, _, why in gone}))})"
-        self._consider(reason, pair, detail, picture, gone, twin)
-        self.add_captions(pair, captions, picture)
+        self._consider(reason, pair, detail, image, gone, twin)
+        self.add_captions(pair, captions, image)
 
-    def add_captions(self, pair: Pair, captions: Sequence[DroppedCaption], picture: Image.Image | None = None) -> None:
+    def add_captions(self, pair: Pair, captions: Sequence[DroppedCaption], image: Image.Image | None = None) -> None:
         """Consider single captions that were dropped from a pair."""
         for reason in dict.fromkeys(drop.reason for _, _, drop in captions):
             same = [caption for caption in captions if caption[2].reason == reason]
-            self._consider(reason, pair, same[0][2].detail, picture, same, "")
+            self._consider(reason, pair, same[0][2].detail, image, same, "")
 
     def take(self, examples: Iterable[Example]) -> None:
         """Consider the examples of another collection."""
@@ -91,7 +92,7 @@ class Examples:
                 self._put(example)
 
     def fill_twins(self, find: Callable[[str], Pair | None]) -> None:
-        """Look up the twin of every duplicate in the sample, so that the report shows both side by side."""
+        """Add the kept pair to every duplicate in the sample, so that the report shows both next to each other."""
         for found in self._found.values():
             for rank, example in found.items():
                 pair = find(example.twin) if example.twin and not example.twin_thumbnail else None
@@ -114,7 +115,7 @@ class Examples:
 
     @classmethod
     def merge(cls, paths: Iterable[Path], per_reason: int = 12) -> Examples:
-        """The sample of everything that the samples in these files were drawn from, one file in memory at a time."""
+        """The sample of all pairs from which the samples in these files were drawn, one file in memory at a time."""
         import pyarrow.parquet as pq
 
         merged = cls(per_reason)
@@ -127,14 +128,14 @@ class Examples:
         reason: str,
         pair: Pair,
         detail: str,
-        picture: Image.Image | None,
+        image: Image.Image | None,
         captions: Sequence[DroppedCaption],
         twin: str,
     ) -> None:
         rank = hashlib.sha256(f"{reason}\0{pair.key}".encode("utf-8", "replace")).hexdigest()[:16]
         if not self._wanted(reason, rank):
             return
-        thumbnail, width, height = thumbnail_of(pair.image, picture)
+        thumbnail, width, height = thumbnail_of(pair.image, image)
         origin = ":".join(str(pair.meta[name]) for name in ("source", "origin") if name in pair.meta)
         self._put(
             Example(
@@ -167,12 +168,25 @@ class Examples:
             del found[max(found)]
 
 
+def thumbnail_of(content: bytes, image: Image.Image | None = None) -> tuple[bytes, int, int]:
+    """A JPEG file of at most 96 pixels a side, and the width and height of the image.
+
+    Returns `b"", 0, 0` if there is no decoded `image` and `content` cannot be decoded either.
+    """
+    if image is None:
+        decoded = decode_image(content) if content else None
+        if decoded is None or isinstance(decoded, Drop):
+            return b"", 0, 0
+        image = decoded.image
+    return jpeg_thumbnail(image), image.width, image.height
+
+
 def _shown(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(_cut(text) for text in islice(texts, _CAPTIONS))
 
 
 def _cut(text: str) -> str:
-    """The text's beginning as something that UTF-8 can hold."""
+    """The beginning of the text, without what UTF-8 cannot encode."""
     return (text if len(text) <= _CHARACTERS else text[:_CHARACTERS] + "…").encode("utf-8", "replace").decode()
 
 

@@ -1,4 +1,4 @@
-"""What does a person see of a collection? One HTML file, without network or scripts."""
+"""report.html of a collection: one file, without network access or scripts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcclip_cli.curation.report.charts import HEIGHT, WIDTH, chart
+from dcclip_cli.curation.report.charts import draw, histogram, limits_of
 from dcclip_cli.curation.report.examples import Example
-from dcclip_cli.curation.report.limits import limits_of
 from dcclip_cli.curation.report.reasons import STEPS, Meaning, meaning_of
-from dcclip_cli.curation.report.scales import SCALES
-from dcclip_cli.curation.report.statistics import KEPT
+from dcclip_cli.curation.report.statistics import KEPT, SCALES
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.html import write_page
 
@@ -26,14 +24,13 @@ def write_report(
     examples: Iterable[Example],
     manifest: Mapping[str, Any],
 ) -> None:
-    """Write report.html: `statistics` as Statistics.as_dict gives them, the sample, and the manifest.
+    """Write report.html from `Statistics.as_dict`, the examples, and the manifest's options, shards and versions.
 
-    Of the manifest it shows the options, whose thresholds it marks in the histograms, the shards and the versions. The
-    same arguments give the same bytes.
+    The options' thresholds are marked in the histograms. The same arguments give the same bytes.
     """
     counts = {name: statistics["captions"][name] for name in LANGUAGES}
     limits = limits_of(manifest.get("options", {}), statistics["histograms"])
-    drawn = (chart(name, fates, limits.get(name, ())) for name, fates in _in_order(statistics["histograms"]))
+    found = (histogram(name, fates, limits.get(name, ())) for name, fates in _in_order(statistics["histograms"]))
     write_page(
         path,
         "dcclip_cli.curation.report",
@@ -44,9 +41,7 @@ def write_report(
         language_names=_LANGUAGE_NAMES,
         sources=statistics["sources"],
         steps=steps(statistics),
-        charts=[one for one in drawn if one is not None],
-        chart_width=WIDTH,
-        chart_height=HEIGHT,
+        charts=[(one, draw(one)) for one in found if one is not None],
         sheets=_sheets(statistics, list(examples)),
         shards=manifest.get("shards", []),
         versions=manifest.get("versions", {}),
@@ -56,7 +51,7 @@ def write_report(
 
 @dataclass(frozen=True)
 class Row:
-    """A reason in the table: how many pairs and captions went for it."""
+    """A reason in the table: how many pairs and captions were dropped for it."""
 
     reason: str
     meaning: Meaning
@@ -77,7 +72,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A contact sheet: everything that is shown for one reason, or of the kept."""
+    """A contact sheet: the examples of one reason, or of the kept pairs."""
 
     row: Row | None
     examples: tuple[Example, ...]

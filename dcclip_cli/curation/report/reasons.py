@@ -1,10 +1,10 @@
-"""What does each reason mean to a person: which step drops for it, what it says, and which setting moves it?"""
+"""Explanations of drop reasons: the step, what the reason means, and the setting that controls it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# In the order of the steps; a reason belongs to the first step whose exact reasons or beginnings it matches.
+# A reason belongs to the first step of which it matches a reason, or a prefix that ends in a hyphen.
 _STEPS = {
     "Reading": ("captions-", "row-", "record-", "table-", "tar-", "image-missing", "image-outside", "image-base64"),
     "Download": ("url-",),
@@ -17,14 +17,14 @@ _STEPS = {
         "caption-near-duplicate",
     ),
     "Scores": ("agreement-", "classifier-", "prompts-"),
-    "DecodedImage": ("image-",),
+    "Image": ("image-",),
     "Captions": ("caption-",),
     "Empty pairs": ("no-caption",),
 }
 STEPS = (
     "Reading",
     "Download",
-    "DecodedImage",
+    "Image",
     "Captions",
     "Scores",
     "Empty pairs",
@@ -33,88 +33,100 @@ STEPS = (
     "Other",
 )
 
-# Reason -> what it says; what to change in the recipe's collect section if the rule is wrong ("" where nothing does).
+# Reason -> what it means; what to change in the recipe's collect section ("" if there is no setting).
 _MEANINGS = {
-    "image-missing": ("The image file named beside the captions isn't there.", ""),
+    "image-missing": ("The image file does not exist.", ""),
     "image-outside": ("The image's path or link leads out of the source's folder.", "sources: {allow_outside}"),
-    "captions-missing": ("The caption file isn't there.", ""),
-    "captions-bytes": ("The caption file is far too long.", ""),
-    "captions-unreadable": ("The caption file isn't UTF-8, JSON or text.", ""),
-    "row-malformed": ("The table's row has too many or too few cells, or isn't UTF-8.", ""),
-    "table-unreadable": ("The table can't be read from here on.", ""),
-    "tar-unreadable": ("The tar file can't be read from here on.", ""),
-    "tar-cut": ("The tar file ends too soon.", ""),
-    "image-base64": ("The image isn't proper base64.", ""),
-    "record-unreadable": ("The pair's record isn't JSON, or holds something else than captions.", ""),
-    "record-bytes": ("Captions and metadata together are too long for a record.", ""),
-    "url-scheme": ("The address isn't http or https.", ""),
-    "url-malformed": ("The address can't be understood.", ""),
-    "url-private": ("The address leads into a private network.", "fetch: {allow_hosts}"),
-    "url-redirects": ("The server sent us on too many times.", "fetch: {max_redirects}"),
-    "url-bytes": ("The server sends more than is allowed.", "fetch: {max_bytes}"),
-    "url-timeout": ("The download took too long.", "fetch: {timeout_s}"),
+    "captions-missing": ("The caption file does not exist.", ""),
+    "captions-bytes": ("The caption file is too large.", ""),
+    "captions-unreadable": ("The caption file is not UTF-8 text or JSON.", ""),
+    "row-malformed": ("The row has too many or too few cells, or is not UTF-8.", ""),
+    "table-unreadable": ("The rest of the table cannot be read.", ""),
+    "tar-unreadable": ("The rest of the tar file cannot be read.", ""),
+    "tar-cut": ("The tar file is truncated.", ""),
+    "image-base64": ("The image is not valid base64.", ""),
+    "record-unreadable": ("The pair's record is not JSON, or its captions have another type.", ""),
+    "record-bytes": ("Captions and metadata are too long for a record.", ""),
+    "url-scheme": ("The URL is not http or https.", ""),
+    "url-malformed": ("The URL is malformed.", ""),
+    "url-private": ("The URL leads to a private network.", "fetch: {allow_hosts}"),
+    "url-redirects": ("Too many redirects.", "fetch: {max_redirects}"),
+    "url-bytes": ("The response is too large.", "fetch: {max_bytes}"),
+    "url-timeout": ("The download timed out.", "fetch: {timeout_s}"),
     "url-broken": ("The connection broke.", "fetch: {retries}"),
-    "url-encoding": ("The server sent something compressed that can't be read.", ""),
-    "url-opt-out": ("The site asks that its images are not used for training.", "fetch: {opt_outs}"),
-    "url-robots": ("The site's robots.txt asks programs to keep out.", "fetch: {robots}"),
+    "url-encoding": ("The compressed response cannot be decoded.", ""),
+    "url-opt-out": ("The site opts out of the use of its images for training.", "fetch: {opt_outs}"),
+    "url-robots": ("The site's robots.txt disallows the URL.", "fetch: {robots}"),
     "url-tls": ("The server's certificate is not valid.", ""),
-    "url-unreachable": ("No connection to the server.", "fetch: {retries}"),
-    "url-empty": ("The server sent nothing.", ""),
-    "image-bytes": ("The file has too many bytes, or too few.", "filters: {kind: image, min_bytes, max_bytes}"),
-    "image-format": ("The file isn't a JPEG, PNG or WebP that is allowed.", "filters: {kind: image, formats}"),
-    "image-unreadable": ("The image can't be decoded, or part of it is missing.", ""),
-    "image-bomb": ("The file claims more pixels than any picture has.", ""),
-    "image-small": ("The shorter side has too few pixels.", "filters: {kind: image, min_side}"),
-    "image-large": ("The longer side has too many pixels.", "filters: {kind: image, max_side}"),
-    "image-aspect": ("The image is too long and narrow.", "filters: {kind: image, max_aspect}"),
-    "image-animated": ("The image moves.", "filters: {kind: image, animated}"),
+    "url-unreachable": ("The server cannot be reached.", "fetch: {retries}"),
+    "url-empty": ("The response is empty.", ""),
+    "image-bytes": ("The file is too large or too small.", "filters: {kind: image, min_bytes, max_bytes}"),
+    "image-format": ("The file is not in an allowed format.", "filters: {kind: image, formats}"),
+    "image-unreadable": ("The image cannot be decoded, or part of it is missing.", ""),
+    "image-bomb": ("The file's header declares too many pixels (decompression bomb).", ""),
+    "image-small": ("The shorter side is too short.", "filters: {kind: image, min_side}"),
+    "image-large": ("The longer side is too long.", "filters: {kind: image, max_side}"),
+    "image-aspect": ("The image is too narrow or too flat.", "filters: {kind: image, max_aspect}"),
+    "image-animated": ("The image is animated.", "filters: {kind: image, animated}"),
     "image-blank": ("The image is almost a single colour.", "filters: {kind: blank, contrast, min_share}"),
-    "caption-control": ("Holds control characters or broken text.", ""),
+    "caption-control": ("The caption contains control characters.", ""),
     "caption-short": ("Too few characters (Chinese) or words (English).", "filters: {kind: length, zh, en}"),
     "caption-long": (
         "Too many characters (Chinese) or words (English).",
         "filters: {kind: length, zh, en, longest_word}",
     ),
-    "caption-language": ("Not in the language that it is said to be in.", "filters: {kind: language, detector}"),
-    "caption-script": ("Too few letters of its language's own script.", "filters: {kind: script, min_share}"),
-    "caption-mixed": ("Chinese characters and Latin letters in one caption.", "filters: {kind: script, mixed}"),
-    "caption-url": ("Holds an address of the web.", "filters: {kind: filename}"),
-    "caption-filename": ("Reads like the name of a file.", "filters: {kind: filename}"),
-    "caption-camera": ("A number that a camera or a program gave.", "filters: {kind: filename}"),
-    "caption-boilerplate": ("A phrase of the page around the image, not of the image.", "filters: {kind: boilerplate}"),
-    "caption-generated": ("Written by a program that says so.", "filters: {kind: boilerplate}"),
-    "caption-placeholder": ("Says only that there is a picture.", "filters: {kind: boilerplate}"),
-    "caption-emoji": ("Emoji and no word.", "filters: {kind: wordless}"),
-    "caption-wordless": ("Digits and signs, no word.", "filters: {kind: wordless, numbers}"),
-    "caption-html": ("Holds HTML.", "filters: {kind: markup}"),
-    "caption-garbled": ("Text that was decoded wrongly, beyond mending.", "filters: {kind: garbled}"),
+    "caption-language": (
+        "The caption is not in the language it is labelled with.",
+        "filters: {kind: language, detector}",
+    ),
+    "caption-script": ("Too much of the caption is in the other script.", "filters: {kind: script, min_share}"),
+    "caption-mixed": ("The caption mixes Chinese characters and Latin letters.", "filters: {kind: script, mixed}"),
+    "caption-url": ("The caption contains a URL or e-mail address.", "filters: {kind: filename}"),
+    "caption-filename": ("The caption looks like a file name.", "filters: {kind: filename}"),
+    "caption-camera": ("The caption is a number given by a camera or a program.", "filters: {kind: filename}"),
+    "caption-boilerplate": ("The caption is about the web page, not the image.", "filters: {kind: boilerplate}"),
+    "caption-generated": ("The caption was generated by a program.", "filters: {kind: boilerplate}"),
+    "caption-placeholder": ("The caption says only that there is an image.", "filters: {kind: boilerplate}"),
+    "caption-emoji": ("The caption consists of emoji.", "filters: {kind: wordless}"),
+    "caption-wordless": (
+        "The caption contains no word, only digits and symbols.",
+        "filters: {kind: wordless, numbers}",
+    ),
+    "caption-html": ("The caption contains markup.", "filters: {kind: markup}"),
+    "caption-garbled": (
+        "The caption was decoded with a wrong encoding and cannot be repaired.",
+        "filters: {kind: garbled}",
+    ),
     "caption-repetition": (
-        "The same character or word again and again.",
+        "The caption repeats a character or word.",
         "filters: {kind: repetition, times, max_share}",
     ),
     "caption-many": (
-        "The pair that it would move to has enough captions.",
+        "The pair with the same image has enough captions.",
         "duplicates: {kind: same-image, most_captions:}",
     ),
-    "caption-repeated": ("The pair has the same caption already.", ""),
-    "no-caption": ("No caption is left, or none in a language that pairs need.", "needs"),
+    "caption-repeated": ("The pair already has this caption.", ""),
+    "no-caption": ("No caption is left, or none in a needed language.", "needs"),
     "evaluation-image": (
-        "Shows what an image of a named evaluation set shows.",
+        "The image is a near duplicate of one in an evaluation set.",
         "decontaminate: {paths, images, bits}",
     ),
-    "evaluation-caption": ("A named evaluation set has this caption.", "decontaminate: {paths, captions}"),
-    "image-duplicate": ("The same picture as that of an earlier pair.", "duplicates: {kind: same-image}"),
+    "evaluation-caption": ("An evaluation set contains this caption.", "decontaminate: {paths, captions}"),
+    "image-duplicate": ("An earlier pair has the same image.", "duplicates: {kind: same-image}"),
     "image-merged": (
-        "The same picture as that of an earlier pair, which got the captions.",
+        "An earlier pair has the same image and received the captions.",
         "duplicates: {kind: same-image, captions, most_captions}",
     ),
-    "image-near-duplicate": ("Nearly the same picture as an earlier pair's.", "duplicates: {kind: near-image, bits}"),
+    "image-near-duplicate": (
+        "The image is a near duplicate of an earlier pair's.",
+        "duplicates: {kind: near-image, bits}",
+    ),
     "caption-duplicate": (
-        "As many earlier pairs as may have this caption.",
+        "Too many earlier pairs have this caption.",
         "duplicates: {kind: same-caption, at_most}",
     ),
     "caption-near-duplicate": (
-        "As many earlier pairs as may have nearly the same.",
+        "Too many earlier pairs have nearly the same caption.",
         "duplicates: {kind: same-caption, at_most, similarity, min_letters}",
     ),
 }
@@ -122,30 +134,30 @@ _MEANINGS = {
 
 @dataclass(frozen=True)
 class Meaning:
-    """A reason explained: `says` and `setting` are empty where nothing is known."""
+    """An explained reason; `says` and `setting` are empty if unknown."""
 
     step: str
     says: str
     setting: str
 
 
-# The same for reasons that carry a number, a label or a scorer's name: how they begin and end.
+# The same for reasons that contain a number, a label or a scorer's name, by their prefix and suffix.
 _PATTERNS = {
     ("url-status-", ""): ("The server answered with status {}.", ""),
     ("agreement-", "low"): (
-        "The model finds that the caption doesn't fit the image.",
+        "The caption does not match the image, according to the model.",
         "scores: {kind: agreement, keep, threshold}",
     ),
     ("prompts-", "reject"): (
-        "The image looks like one of the prompts to be rejected.",
+        "The image matches one of the rejected prompts.",
         "scores: {kind: prompts, reject, against, threshold}",
     ),
-    ("classifier-", ""): ("The classifier says: {}.", "scores: {kind: classifier, reject, threshold}"),
+    ("classifier-", ""): ("The classifier's label: {}.", "scores: {kind: classifier, reject, threshold}"),
 }
 
 
 def meaning_of(reason: str) -> Meaning:
-    """What a reason means; also for one that this file doesn't know, by its beginning."""
+    """The explanation of a reason; for an unknown one, only its step by the prefix."""
     step = next((step for step, marks in _STEPS.items() if any(_matches(reason, mark) for mark in marks)), "Other")
     if reason in _MEANINGS:
         return Meaning(step, *_MEANINGS[reason])

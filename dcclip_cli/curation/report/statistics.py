@@ -1,35 +1,112 @@
-"""How many pairs and captions were kept and dropped, for which reasons, and how are their sizes and lengths spread?
+"""Counts of kept and dropped pairs and captions by reason, and histograms of their sizes, lengths and scores.
 
-Gathered slice by slice and added up: the sum depends neither on the slices nor on their order.
+They are collected slice by slice and added up; the sum depends neither on the slices nor on their order.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dcclip_cli.curation.candidate import Drop
-from dcclip_cli.curation.report.scales import scale_of
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 
-KEPT = "kept"  # where a reason would stand
-MOVED = ("image-merged",)  # the captions of such a pair are counted with the pair that they went to
+KEPT = "kept"  # in place of a reason
+MOVED = ("image-merged",)  # captions of such a pair are counted with the pair that they were moved to
 
 DroppedCaption = tuple[Language, str, Drop]
 
 
+@dataclass(frozen=True)
+class Scale:
+    """Bins of a histogram, the same for all slices: of equal `width`, or `octave` bins from a value to its double.
+
+    `whole` numbers have one bin each. Bin 0 also counts values below `start`, the last bin those above its end.
+    `reasons` are the drop reasons that depend on this quantity; charts show them separately.
+    """
+
+    title: str
+    unit: str
+    start: float
+    bins: int
+    width: float = 0.0
+    octave: int = 0
+    whole: bool = False
+    reasons: tuple[str, ...] = ()
+
+    def bin(self, value: float) -> int:
+        """The number of the bin that contains a value."""
+        if self.octave:
+            number = math.floor(math.log2(value / self.start) * self.octave + 1e-9) if value > self.start else 0
+        else:
+            number = math.floor((value - self.start) / self.width + 1e-9)
+        return min(max(number, 0), self.bins - 1)
+
+    def edge(self, number: float) -> float:
+        """The value at which a bin begins; fractions of a bin are allowed."""
+        if self.octave:
+            return float(self.start * 2 ** (number / self.octave))
+        return self.start + number * self.width
+
+    def name(self, number: int) -> str:
+        """A bin's name in JSON: the value at which it begins, to three decimals."""
+        return f"{self.edge(number):.3f}".rstrip("0").rstrip(".")
+
+    def number(self, name: str) -> int:
+        """The number of the bin with this name."""
+        return round(self.position(float(name)))
+
+    def position(self, value: float) -> float:
+        """The position of a value in bins; the inverse of `edge`."""
+        if self.octave:
+            return math.log2(max(value, self.start) / self.start) * self.octave
+        return (value - self.start) / self.width
+
+
+SCALES = {
+    "short_side": Scale("Shorter side", "pixels", 4, 48, octave=4, reasons=("image-small",)),
+    "long_side": Scale("Longer side", "pixels", 4, 48, octave=4, reasons=("image-large",)),
+    "aspect": Scale("Longer side / shorter side", "", 1, 150, width=0.1, reasons=("image-aspect",)),
+    "bytes": Scale("File size", "bytes", 64, 80, octave=4, reasons=("image-bytes",)),
+    "zh": Scale(
+        "Chinese captions", "characters", 0, 257, width=1, whole=True, reasons=("caption-short", "caption-long")
+    ),
+    "en": Scale("English captions", "words", 0, 257, width=1, whole=True, reasons=("caption-short", "caption-long")),
+}
+
+
+def scale_of(name: str) -> Scale:
+    """The scale of a histogram; a score's is called `score:SCORER` or `score:SCORER:LANGUAGE`.
+
+    Its range is wide, since the outputs of a regression are not limited to 1.
+    """
+    if name in SCALES:
+        return SCALES[name]
+    scorer, language = split(name)
+    title = scorer[:1].upper() + scorer[1:] + {"zh": ", Chinese", "en": ", English"}.get(language, "")
+    return Scale(title, "", -20, 8001, width=0.005, reasons=(scorer, f"{scorer}-low", f"{scorer}-reject"))
+
+
+def split(name: str) -> tuple[str, str]:
+    """The scorer and the language, "" if none, in the name of a score's histogram."""
+    scorer = name.removeprefix("score:")
+    stem, colon, language = scorer.rpartition(":")
+    return (stem, language) if colon and language in ("zh", "en") else (scorer, "")
+
+
 @dataclass
 class Count:
-    """How many were read and kept, and how many dropped for which reason: read = kept + all dropped."""
+    """How many were read, kept, and dropped by reason; read = kept + all dropped."""
 
     read: int = 0
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
 
     def add(self, reason: str | None, number: int = 1) -> None:
-        """Count `number` more, dropped for `reason` or kept."""
+        """Count `number` more as dropped for `reason`, or as kept if it is None."""
         self.read += number
         if reason is None:
             self.kept += number
@@ -37,7 +114,7 @@ class Count:
             self.dropped[reason] += number
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as JSON, as the manifest has it."""
+        """The counts as JSON, as in the manifest."""
         return {"read": self.read, "kept": self.kept, "dropped": dict(sorted(self.dropped.items()))}
 
     def merge(self, other: Mapping[str, Any]) -> None:
@@ -48,12 +125,11 @@ class Count:
 
 
 class Statistics:
-    """Counts and histograms of verdicts. Each pair is to be added once, when its fate is known.
+    """Counts and histograms of pairs and captions. Each pair is added once, when it is known whether it is kept.
 
-    So the read pass adds the pairs that it drops (`add`) and the captions that it takes from pairs which pass
-    (`add_captions`); the pass that writes shards adds the others, kept or dropped by a global rule. A histogram counts
-    by what became of the thing, KEPT or a reason, and by bin (see `scales`); in JSON a bin is called by the value at
-    which it begins.
+    The read step adds the pairs that it drops (`add`) and the captions that it drops from other pairs
+    (`add_captions`); the write step adds all other pairs. A histogram counts by KEPT or drop reason, and by bin; in
+    JSON a bin is named by the value at which it begins.
     """
 
     def __init__(self) -> None:
@@ -69,10 +145,10 @@ class Statistics:
         size: tuple[int, int] | None = None,
         captions: Sequence[DroppedCaption] = (),
     ) -> None:
-        """Count a pair: `drop` is None if it is kept, `size` its image's width and height where they are known.
+        """Count a pair: `drop` is None if it is kept, `size` is its image's width and height if known.
 
-        `pair` has the captions that share its fate, `captions` are those that were taken from it before. The source is
-        what `pair.meta["source"]` says.
+        `pair` has the captions that are kept or dropped with it, `captions` are those dropped from it before. The
+        source is `pair.meta["source"]`.
         """
         reason = drop.reason if drop else None
         self.pairs.add(reason)
@@ -96,12 +172,12 @@ class Statistics:
             self._caption(language, caption, drop.reason)
 
     def add_score(self, scorer: str, value: float, drop: Drop | None, language: Language | None = None) -> None:
-        """Count a score, of a pair or of a caption in `language`, and what became of the thing scored."""
+        """Count a score of a pair, or of a caption in `language`, and whether it was kept or dropped."""
         name = f"score:{scorer}:{language}" if language else f"score:{scorer}"
         self._measure(name, value, drop.reason if drop else None)
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it as JSON; equal statistics give equal text."""
+        """Everything as JSON; equal statistics give equal text."""
         return {
             "pairs": self.pairs.as_dict(),
             "captions": {language: count.as_dict() for language, count in self.captions.items()},

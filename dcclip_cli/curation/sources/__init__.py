@@ -1,20 +1,13 @@
-"""Where do raw pairs come from? One class per kind of source, and their union, which is the registry of sources.
-
-To add one: write the class in a file of its own, and add its name to the union.
-"""
+"""Sources of raw pairs. The union at the foot is their registry: to add a source, write its class and add its name."""
 
 from typing import Annotated
 
 from pydantic import Field
 
 from dcclip_cli.curation.sources.base import SourceOptions
-from dcclip_cli.curation.sources.base64 import Base64Source
-from dcclip_cli.curation.sources.captions import CaptionsSource
-from dcclip_cli.curation.sources.folder import FolderSource
-from dcclip_cli.curation.sources.hub import HubSource
-from dcclip_cli.curation.sources.pairs import PairsSource
-from dcclip_cli.curation.sources.table import TableSource
-from dcclip_cli.curation.sources.tars import TarsSource
+from dcclip_cli.curation.sources.captions import Base64Source, CaptionsSource
+from dcclip_cli.curation.sources.sidecar import FolderSource, TarsSource
+from dcclip_cli.curation.sources.tables import HubSource, PairsSource, TableSource
 
 Source = Annotated[
     FolderSource | TableSource | TarsSource | PairsSource | HubSource | Base64Source | CaptionsSource,

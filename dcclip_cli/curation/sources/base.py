@@ -1,4 +1,4 @@
-"""What do all sources share? Options, limits on bytes, safe reading of files, and how captions find their language."""
+"""The base class of all sources, with the selection of files and the assignment of captions to languages."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.options import Options
 
-Told = Literal["zh", "en", "caption"]  # a caption's language, or that its script has to tell
+Told = Literal["zh", "en", "caption"]  # a caption's language, or `caption`: detected from its script
 TOLD: tuple[Told, ...] = ("zh", "en", "caption")
 HINT = "check the path; in a recipe it is relative to the recipe's folder"
 
 
 class SourceOptions(Options):
-    """What every source has: it is cut into slices, and each slice is read by itself.
+    """Base class of sources. A source is divided into slices, and each slice is read independently.
 
-    A source reads and nothing more: what it can't read becomes a candidate with a fault, never an exception; only a
-    source that isn't there, or isn't what it was said to be, raises. Images are given as the file's bytes, captions as
-    they stand, blank ones left out.
+    A source only reads. A candidate that cannot be read has a fault and is no exception; only a source that is absent,
+    or has another format, raises. Images are the file's bytes, captions are unchanged; blank ones are left out.
     """
 
-    name: str | None = Field(None, description="Goes into each pair's metadata; the path's last part if left out")
-    licence: str | None = Field(None, description="Licence of the pairs; goes into each pair's metadata")
+    name: str | None = Field(None, description="Source name in each pair's metadata; default: last part of the path")
+    licence: str | None = Field(None, description="Licence of the pairs, added to each pair's metadata")
 
     @property
     def label(self) -> str:
@@ -42,21 +41,21 @@ class SourceOptions(Options):
         return str(getattr(self, "path", ""))
 
     def slices(self, size: int) -> list[Slice]:
-        """The source in parts of about `size` candidates, the same each time. Raises DcclipError if it is absent."""
+        """Slices of about `size` candidates, the same each time. Raises DcclipError if the source is absent."""
         raise NotImplementedError
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
-        """The candidates of one slice, in an order that depends on nothing but the data, one at a time in memory."""
+        """The candidates of one slice, in an order that depends on the data only; one at a time is in memory."""
         raise NotImplementedError
 
 
 def index_slices(total: int, size: int) -> list[Slice]:
-    """`size` at a time of what can be asked for by number: from `first` up to but not including `last`."""
+    """Slices of `size` numbered items, from `first` up to but not including `last`."""
     return [Slice({"first": at, "last": min(at + size, total)}, min(size, total - at)) for at in range(0, total, size)]
 
 
 def files_of(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The file, the files in a folder (not deeper) that end so, or a pattern's matches; sorted. Raises DcclipError."""
+    """A file, a folder's files with one of the suffixes (not deeper), or a pattern's matches. Raises DcclipError."""
     if path.is_file():
         return [path]
     if path.is_dir():
@@ -66,12 +65,12 @@ def files_of(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     else:
         raise DcclipError(f"{path} does not exist", HINT)
     if not found:
-        raise DcclipError(f"{path} holds no file that ends in {' or '.join(suffixes)}", HINT)
+        raise DcclipError(f"{path} contains no file that ends in {' or '.join(suffixes)}", HINT)
     return found
 
 
-def place_in(path: Path, file: Path) -> str:
-    """What comes before a candidate's key to say in which of the source's files it stands; nothing if there is one."""
+def key_prefix(path: Path, file: Path) -> str:
+    """What a candidate's key begins with if the source has several files: `FILE:`, relative to the source's path."""
     if file == path:
         return ""
     fixed = path
@@ -81,12 +80,12 @@ def place_in(path: Path, file: Path) -> str:
 
 
 def by_language(captions: Iterable[tuple[Told, str]]) -> dict[str, Any]:
-    """A Pair's `zh` and `en`. A caption of unknown language that is neither becomes English, for a rule to drop."""
+    """`zh` and `en` of a Pair. A caption detected as neither is taken for English, which a filter will drop."""
     sorted_out: dict[str, list[str]] = {language: [] for language in LANGUAGES}
     for told, text in captions:
         if not text.strip():
             continue
-        # Only as far as a rule would read: the script of a book's first pages is that of the book.
+        # Only the beginning, as filters read no more: the script of a book's first pages is that of the book.
         found = language_of(text[:10_000]) if told == "caption" else told
         sorted_out["en" if found == "other" else found].append(text)
     return {language: tuple(texts) for language, texts in sorted_out.items()}

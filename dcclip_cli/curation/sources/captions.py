@@ -1,4 +1,4 @@
-"""Pairs of an image folder with caption files: COCO, COCO-CN, Flickr30k, Flickr30k-CN, in both languages at once."""
+"""Sources in the layouts of published caption data sets: COCO, Flickr30k and their Chinese versions, and MUGE."""
 
 from __future__ import annotations
 
@@ -12,8 +12,31 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from dcclip_cli.curation.candidate import Candidate, Slice
-from dcclip_cli.curation.sources.base import HINT, TOLD, SourceOptions, Told, by_language, index_slices
-from dcclip_cli.data.files.captions import Named, Places, captions_in, identity, names_in
+from dcclip_cli.curation.sources.base import (
+    HINT,
+    TOLD,
+    SourceOptions,
+    Told,
+    by_language,
+    files_of,
+    index_slices,
+    key_prefix,
+)
+from dcclip_cli.data.files.captions import (
+    IMAGES,
+    Named,
+    Places,
+    Text,
+    captions_in,
+    identity,
+    image_of,
+    image_rows,
+    names_in,
+    number_of,
+    texts_file,
+    texts_in,
+)
+from dcclip_cli.data.files.lines import line_cuts
 from dcclip_cli.data.files.reading import Fault
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
@@ -22,21 +45,23 @@ Paths = Path | tuple[Path, ...]
 
 
 class CaptionsSource(SourceOptions):
-    """Caption files of either language that name images in one folder; captions of one image become one pair.
+    """An image folder with caption files in either language; all captions of an image become one pair.
 
-    A caption file is text, with lines like `IMAGE#zhm#0 CAPTION`, `IMAGE.jpg#0<TAB>CAPTION` or `IMAGE<TAB>CAPTION`;
-    or JSON, like COCO's `{images, annotations}`, Karpathy's `{images: [{filename, sentences}]}` or a list of
-    `{image, caption}`. Images may be named without their suffix, lie one folder deeper than `images`, and have COCO's
-    name of 2014 in one file and that of 2017 in the other.
+    A caption file is text with lines like `IMAGE#zhm#0 CAPTION`, `IMAGE.jpg#0<TAB>CAPTION` or `IMAGE<TAB>CAPTION`, or
+    JSON like COCO's `{images, annotations}`, Karpathy's `{images: [{filename, sentences}]}` or a list of
+    `{image, caption}`. Image names may lack their suffix; images may be one folder deeper than `images`; the COCO names
+    of 2014 and of 2017 mean the same image.
     """
 
     kind: Literal["captions"] = "captions"
-    images: Path | None = Field(None, description="The folder with the images; left out: fetched from COCO's URLs")
+    images: Path | None = Field(None, description="Folder with the images; default: download from COCO's URLs")
     zh: Paths = Field((), description="File, or list of files, with Chinese captions")
     en: Paths = Field((), description="File, or list of files, with English captions")
-    caption: Paths = Field((), description="Files with captions in either language, told by their script")
-    only: Path | None = Field(None, description="Only the images named in this file, one a line: a split of the data")
-    allow_outside: bool = Field(False, description="Read images outside the folder")
+    caption: Paths = Field(
+        (), description="File, or list of files, with captions whose language is detected from the script"
+    )
+    only: Path | None = Field(None, description="File with the image names of a split, one a line; others are skipped")
+    allow_outside: bool = Field(False, description="Allow image paths outside the folder")
 
     @model_validator(mode="after")
     def _has_captions(self) -> CaptionsSource:
@@ -49,7 +74,7 @@ class CaptionsSource(SourceOptions):
         return str(self.images or self._files()[0][1])
 
     def slices(self, size: int) -> list[Slice]:
-        """Runs of `size` images, in the order in which the files first name them."""
+        """Slices of `size` images, in the order in which the files first name them."""
         absent = [path for _, path in self._files() if not path.is_file()]
         absent += [path for path in (self.only,) if path and not path.is_file()]
         absent += [path for path in (self.images,) if path and not path.is_dir()]
@@ -59,7 +84,7 @@ class CaptionsSource(SourceOptions):
         return index_slices(total, size)
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
-        """Candidates named as the first file that knows their image names it."""
+        """Candidates with the first name that the files give their image as key."""
         named = list(islice(self._named(), part["first"], part["last"]))
         wanted = {identity(image.name) for image in named if not image.fault}
         captions: dict[str, list[tuple[Told, str]]] = defaultdict(list)
@@ -80,7 +105,7 @@ class CaptionsSource(SourceOptions):
         return [(told, path) for told, paths in given for path in ((paths,) if isinstance(paths, Path) else paths)]
 
     def _named(self) -> Iterator[Named]:
-        """Every image once, and every place in the files that can't be read."""
+        """Each image once, and each unreadable place in the files."""
         only = None
         if self.only:
             only = {identity(line.strip()) for line in self.only.read_text("utf-8-sig", "replace").splitlines()}
@@ -105,3 +130,57 @@ def _candidate(pair: Pair, places: Places | None) -> Candidate:
         return Candidate(replace(pair, meta=pair.meta | {"url": url}), url=url)
     except Fault as fault:
         return Candidate(pair, fault.drop)
+
+
+class Base64Source(SourceOptions):
+    """Chinese-CLIP's layout (MUGE, Flickr30k-CN): `train_imgs.tsv` with lines of NUMBER<TAB>BASE64, and its texts.
+
+    A line of `train_texts.jsonl` is `{"text_id": 1, "text": "...", "image_ids": [NUMBER, ...]}`. Each text of an image
+    becomes a caption; images without texts, as in MUGE's test split, have none.
+    """
+
+    kind: Literal["base64"] = "base64"
+    path: Path = Field(description="A file SPLIT_imgs.tsv, a folder of them, or a pattern like ./muge/*_imgs.tsv")
+    language: Told = Field("caption", description="Language of the texts; `caption` detects it from their script")
+
+    def slices(self, size: int) -> list[Slice]:
+        """Slices of `size` images. Raises DcclipError where a file of texts is missing."""
+        found = []
+        for file in self._images():
+            if not texts_file(file).is_file():
+                what = f"there is no {texts_file(file).name} next to {file}"
+                raise DcclipError(what, "download it as well: it contains the captions")
+            with file.open("rb") as stream:
+                for cut in line_cuts(stream, size):
+                    part = {"file": str(file), "start": cut.start, "end": cut.end, "number": cut.number}
+                    found.append(Slice(part, cut.lines))
+        return found
+
+    def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
+        """Candidates with their image's number as key, or the line number if that is unreadable.
+
+        Unreadable lines of texts are part of the first slice.
+        """
+        file = Path(part["file"])
+        prefix = key_prefix(self.path, file)
+        wanted = {number for row in image_rows(file, part) if (number := number_of(row))}
+        texts: dict[str, list[tuple[Told, str]]] = defaultdict(list)
+        for line, said in texts_in(texts_file(file), wanted if part["start"] else None):
+            if isinstance(said, Text):
+                for number in wanted.intersection(said.images):
+                    texts[number].append((self.language, said.text))
+            else:
+                yield Candidate(Pair(f"{prefix}{texts_file(file).name}:{line}", b""), said)
+        for row in image_rows(file, part):
+            number = number_of(row)
+            pair = Pair(f"{prefix}{number or f'line {row.number}'}", b"", **by_language(texts.get(number or "", [])))
+            try:
+                yield Candidate(replace(pair, image=image_of(row)))
+            except Fault as fault:
+                yield Candidate(pair, fault.drop)
+
+    def _images(self) -> list[Path]:
+        found = [file for file in files_of(self.path, (".tsv",)) if file.name.endswith(IMAGES)]
+        if not found:
+            raise DcclipError(f"{self.path} contains no file that ends in {IMAGES}", HINT)
+        return found

@@ -1,33 +1,317 @@
-"""What is one file of a table, whatever its format: columns, and rows that can be read from anywhere in it."""
+"""Sources whose pairs are rows: tables in files, dcclip's own Parquet files, and Hugging Face `datasets`."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from dcclip_cli.curation.candidate import Drop, Slice
+from pydantic import Field
 
-Cells = dict[str, Any] | Drop  # a row by its columns, or why there is none
+from dcclip_cli.curation.candidate import Candidate, Drop, Slice
+from dcclip_cli.curation.sources.base import (
+    TOLD,
+    SourceOptions,
+    Told,
+    by_language,
+    files_of,
+    index_slices,
+    key_prefix,
+)
+from dcclip_cli.curation.sources.table_files import (
+    ROWS_AT_A_TIME,
+    Cells,
+    CsvFile,
+    JsonLinesFile,
+    ParquetTable,
+    TableFile,
+    TsvFile,
+    cells_of,
+)
+from dcclip_cli.data.files.hub import load_hub
+from dcclip_cli.data.files.reading import (
+    MAX_IMAGE_BYTES,
+    MAX_TEXT_BYTES,
+    Fault,
+    Folder,
+    from_base64,
+    plain,
+    texts_of,
+)
+from dcclip_cli.data.pair import LANGUAGES, Pair
+from dcclip_cli.errors import DcclipError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Names = str | tuple[str, ...]
+_IMAGES = ("image", "base64", "url")  # the first that a row has is used
+_MAX_ROW_WITH_IMAGE = MAX_IMAGE_BYTES * 4 // 3 + MAX_TEXT_BYTES  # base64 takes four bytes for three
+_FORMATS: dict[str, type[TableFile]] = {
+    ".tsv": TsvFile,
+    ".csv": CsvFile,
+    ".jsonl": JsonLinesFile,
+    ".ndjson": JsonLinesFile,
+    ".parquet": ParquetTable,
+}
 
 
-class TableFile(ABC):
-    """One file with rows; `header` names its columns if no line in it does, `limit` bounds the bytes of a row."""
+@dataclass(frozen=True)
+class Roles:
+    """The columns with images and captions; all others are metadata."""
 
-    def __init__(self, path: Path, header: tuple[str, ...], limit: int) -> None:
-        self.path = path
-        self.header = header
-        self.limit = limit
+    images: tuple[tuple[str, str], ...]  # one of _IMAGES, and the column
+    captions: tuple[tuple[Told, str], ...]
 
-    @abstractmethod
-    def columns(self) -> list[str]:
-        """The names of the columns."""
 
-    @abstractmethod
-    def slices(self, size: int) -> Iterator[Slice]:
-        """Parts of about `size` rows."""
+class ColumnOptions(SourceOptions):
+    """Names of columns. A column that is not given is found by the field's own name, in upper or lower case."""
 
-    @abstractmethod
-    def rows(self, part: Mapping[str, Any]) -> Iterator[tuple[str, Cells]]:
-        """The rows of one part, each with its number: of the line it begins on, in Parquet of the row; from 1."""
+    image: str | None = Field(None, description="Column with image paths or image bytes")
+    base64: str | None = Field(None, description="Column with image bytes in base64")
+    url: str | None = Field(None, description="Column with image URLs to download")
+    zh: Names | None = Field(None, description="Column, or list of columns, with Chinese captions")
+    en: Names | None = Field(None, description="Column, or list of columns, with English captions")
+    caption: Names | None = Field(
+        None, description="Column, or list of columns, with captions whose language is detected from the script"
+    )
+    where: dict[str, Names] = Field({}, description="Read only rows whose column has this value, or one of these")
+    allow_outside: bool = Field(False, description="Allow image paths outside the source's folder")
+
+    def roles(self, found: Sequence[str], place: str) -> Roles:
+        """The roles of the columns `found`. Raises DcclipError if one is missing, or none has images or captions."""
+        own = {name.lower(): name for name in reversed(found)}
+        images = self._named(_IMAGES) or [(kind, own[kind]) for kind in _IMAGES if kind in own]
+        captions = self._named(TOLD) or [(told, own[told]) for told in TOLD if told in own]
+        missing = [column for column in (*dict([*images, *captions]).values(), *self.where) if column not in found]
+        what = f"no column {' or '.join(missing)}" if missing else None
+        if not what and not (images and captions):
+            what = f"no column {' or '.join(TOLD if images else _IMAGES)}"
+        if what:
+            raise DcclipError(
+                f"{place}: {what} (found: {', '.join(found)[:300]})",
+                "name the columns in the recipe, like: {kind: table, path: ..., url: URL, caption: TEXT}",
+            )
+        return Roles(tuple(images), tuple(captions))  # type: ignore[arg-type]
+
+    def _named(self, fields: Sequence[str]) -> list[tuple[str, str]]:
+        return [(field, column) for field in fields for column in _many(getattr(self, field))]
+
+    def candidates(self, rows: Iterable[tuple[str, Cells]], roles: Roles, folder: Folder) -> Iterator[Candidate]:
+        """The rows that `where` selects, by their keys, as candidates; images are read from `folder`."""
+        for key, row in rows:
+            if isinstance(row, Drop):
+                yield Candidate(Pair(key, b""), row)
+            elif all(str(row.get(column)) in _many(values) for column, values in self.where.items()):
+                yield self._candidate(key, row, roles, folder)
+
+    def _candidate(self, key: str, row: Mapping[str, Any], roles: Roles, folder: Folder) -> Candidate:
+        pair = Pair(key, b"")
+        try:
+            captions = [(told, text) for told, column in roles.captions for text in texts_of(row.get(column), column)]
+            spent = {column for kind, column in (*roles.captions, *roles.images) if kind != "image"}
+            meta = {
+                name: plain(cell)
+                for name, cell in row.items()
+                if name not in spent and not isinstance(cell, bytes) and not _is_image(cell)
+            }
+            pair = replace(pair, **by_language(captions), meta=meta)
+            return self._with_image(pair, row, roles, folder)
+        except Fault as fault:
+            return Candidate(pair, fault.drop)
+
+    def _with_image(self, pair: Pair, row: Mapping[str, Any], roles: Roles, folder: Folder) -> Candidate:
+        urls = [row[column] for kind, column in roles.images if kind == "url" and row.get(column)]
+        url = urls[0].strip() if urls and isinstance(urls[0], str) else None
+        if url:
+            pair = replace(pair, meta=pair.meta | {"url": url})
+        for kind, column in roles.images:
+            cell = row.get(column)
+            if cell and kind == "base64":
+                return Candidate(replace(pair, image=from_base64(cell)))
+            if cell and kind == "image":
+                return Candidate(replace(pair, image=_image(cell, folder)))
+        if url:
+            return Candidate(pair, url=url)
+        raise Fault("image-missing", f"nothing in column {' or '.join(column for _, column in roles.images)}")
+
+
+def _many(names: Names | None) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names or ()
+
+
+def _is_image(cell: Any) -> bool:
+    return isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes)
+
+
+def _image(cell: Any, folder: Folder) -> bytes:
+    if isinstance(cell, dict):  # {bytes, path}, as `datasets` stores images
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, bytes):
+        return _bounded(cell)
+    if not isinstance(cell, str) or not cell:
+        raise Fault("image-missing", "neither a path nor bytes")
+    if cell.startswith(("http://", "https://")):
+        raise Fault("image-missing", f"{cell[:200]} is a URL: name its column as `url` in the recipe")
+    return folder.read(folder.path / Path(cell), MAX_IMAGE_BYTES, "image")
+
+
+def _bounded(image: bytes) -> bytes:
+    if len(image) > MAX_IMAGE_BYTES:
+        raise Fault("image-bytes", f"more than {MAX_IMAGE_BYTES:,} bytes")
+    return image
+
+
+class TableSource(ColumnOptions):
+    """A file of rows, a folder of such files, or a pattern like `./wukong/*.csv`; the suffix gives the format.
+
+    Columns without captions and images become metadata. Text files are in UTF-8.
+    """
+
+    kind: Literal["table"] = "table"
+    path: Path = Field(description="A .tsv, .csv, .jsonl or .parquet file, a folder of them, or a pattern")
+    header: tuple[str, ...] = Field((), description="Column names, for TSV and CSV files without a header line")
+    images: Path | None = Field(None, description="Folder that image paths are relative to; default: the table's own")
+
+    def slices(self, size: int) -> list[Slice]:
+        """Slices of about `size` rows. Raises DcclipError where a column is missing."""
+        return [
+            Slice({"file": str(file), **part.part}, part.about)
+            for file in files_of(self.path, tuple(_FORMATS))
+            for part in self._open(file, self._roles(file)).slices(size)
+        ]
+
+    def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
+        """Candidates with their line number, in Parquet their row number, as key; counted from 1."""
+        file = Path(part["file"])
+        prefix, roles = key_prefix(self.path, file), self._roles(file)
+        rows = ((f"{prefix}{number}", row) for number, row in self._open(file, roles).rows(part))
+        return self.candidates(rows, roles, Folder(self.images or file.parent, self.allow_outside))
+
+    def _open(self, file: Path, roles: Roles | None) -> TableFile:
+        form = _FORMATS.get(file.suffix.lower())
+        if form is None:
+            raise DcclipError(f"{file} is not a table", f"supported suffixes: {', '.join(_FORMATS)}")
+        in_rows = roles is None or any(kind == "base64" for kind, _ in roles.images)
+        return form(file, self.header, _MAX_ROW_WITH_IMAGE if in_rows else MAX_TEXT_BYTES)
+
+    def _roles(self, file: Path) -> Roles:
+        columns = self._open(file, None).columns()
+        if not columns:  # an empty or unreadable file
+            return Roles((), ())
+        return self.roles(columns, str(file) if file.suffix.lower() == ".parquet" else f"{file}:1")
+
+
+class HubSource(ColumnOptions):
+    """One split of a data set on the Hugging Face hub, or in a folder written by `save_to_disk`.
+
+    Code of the data set is never executed. Images are taken as files, undecoded. The whole split of a hub data set is
+    downloaded into the cache of `datasets` first.
+    """
+
+    kind: Literal["hub"] = "hub"
+    path: str = Field(description="A hub name like ORG/NAME, or a folder like ./saved")
+    config: str | None = Field(None, description="Configuration of the data set, if it has several")
+    split: str = Field("train", description="Split of the data set")
+    revision: str | None = Field(None, description="Commit, tag or branch on the hub; only a commit never changes")
+
+    def slices(self, size: int) -> list[Slice]:
+        """Slices of `size` rows. Raises DcclipError where the data set, the split or a column is missing."""
+        rows = self._open().num_rows
+        self._roles()
+        return index_slices(rows, size)
+
+    def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
+        """Candidates with their row number as key, counted from 0 as in `datasets`."""
+        rows = _dataset_rows(self._open().with_format("arrow"), part["first"], part["last"])
+        return self.candidates(rows, self._roles(), Folder(self._files(), self.allow_outside))
+
+    def _open(self) -> Dataset:
+        return load_hub(self.path, self.config, self.split, self.revision)
+
+    def _roles(self) -> Roles:
+        return self.roles(self._open().column_names, self.path)
+
+    def _files(self) -> Path:
+        """The folder that image paths may lead to: a local data set's own, or the cache of `datasets`."""
+        from datasets import config
+
+        return Path(self.path) if os.path.isdir(self.path) else Path(config.HF_DATASETS_CACHE)
+
+
+def _dataset_rows(data: Dataset, first: int, last: int) -> Iterator[tuple[str, Cells]]:
+    import pyarrow as pa
+
+    for start in range(first, last, ROWS_AT_A_TIME):
+        end = min(start + ROWS_AT_A_TIME, last)
+        done = start
+        try:
+            for batch in data[start:end].to_batches():
+                for cells in cells_of(batch):
+                    yield str(done), cells
+                    done += 1
+        except (pa.ArrowException, OSError) as error:
+            what = f"rows {start} to {end - 1} can't be read: {str(error)[:200]}"
+            yield str(done), Drop("table-unreadable", what)
+
+
+class PairsSource(SourceOptions):
+    """Parquet files with the columns `key`, `image` (bytes), `zh`, `en` (lists of texts) and `meta` (JSON).
+
+    `dcclip` writes such files; shards made by `collect` are read with the kind `tars`.
+    """
+
+    kind: Literal["pairs"] = "pairs"
+    path: Path = Field(description="A .parquet file, a folder of them, or a pattern like ./pairs/*.parquet")
+
+    def slices(self, size: int) -> list[Slice]:
+        """Slices of about `size` rows. Raises DcclipError where a file has no column `key` or `image`."""
+        found = []
+        for file in files_of(self.path, (".parquet",)):
+            table = ParquetTable(file)
+            columns = table.columns()
+            missing = [name for name in ("key", "image") if name not in columns]
+            if columns and missing:
+                what = f"{file} has no column {' or '.join(missing)} (found: {', '.join(columns)[:300]})"
+                raise DcclipError(what, "read other Parquet files with {kind: table, image: ..., zh: ...}")
+            found += [Slice({"file": str(file), **part.part}, part.about) for part in table.slices(size)]
+        return found
+
+    def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
+        """The pairs with their own keys."""
+        file = Path(part["file"])
+        prefix = key_prefix(self.path, file)
+        for number, row in ParquetTable(file).rows(part):
+            if isinstance(row, Drop):
+                yield Candidate(Pair(f"{prefix}{number}", b""), row)
+            else:
+                yield _own_candidate(f"{prefix}{row['key']}", row)
+
+
+def _own_candidate(key: str, row: dict[str, Any]) -> Candidate:
+    pair = Pair(key, b"")
+    try:
+        texts = {language: texts_of(row.get(language), language) for language in LANGUAGES}
+        captions = {language: tuple(text for text in found if text.strip()) for language, found in texts.items()}
+        pair = replace(pair, zh=captions["zh"], en=captions["en"], meta=_own_meta(row.get("meta")))
+        image = row["image"]
+        if isinstance(image, dict):  # {bytes, path}, as `datasets` stores images
+            image = image.get("bytes")
+        if not isinstance(image, bytes):
+            raise Fault("image-missing", "no bytes in column image")
+        return Candidate(replace(pair, image=_bounded(image)))
+    except Fault as fault:
+        return Candidate(pair, fault.drop)
+
+
+def _own_meta(text: Any) -> dict[str, Any]:
+    try:
+        meta = plain(json.loads(text or "{}"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Fault("record-unreadable", f"meta is not JSON: {str(error)[:200]}") from None
+    if not isinstance(meta, dict):
+        raise Fault("record-unreadable", "meta is not a JSON object")
+    return meta

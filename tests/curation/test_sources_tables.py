@@ -1,33 +1,27 @@
-"""What tables say, in every format, with images as paths, bytes, base64 and URLs."""
+"""Sources of rows: tables in every format, with images as paths, bytes, base64 and URLs; pairs; `datasets`."""
 
 import base64
 import datetime
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from dcclip_cli.curation.candidate import Candidate
-from dcclip_cli.curation.sources.base import SourceOptions
-from dcclip_cli.curation.sources.table import TableSource
+from dcclip_cli.curation.sources.tables import HubSource, PairsSource, TableSource
+from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.files.reading import from_base64
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
+from tests.curation.reading import PIXEL, read, reasons
 
-PIXEL = b"not an image: sources don't look inside"
 BASE64 = base64.b64encode(PIXEL).decode()
-
-
-def read(source: SourceOptions, size: int = 1000) -> list[Candidate]:
-    parts = [json.loads(json.dumps(dict(part.part))) for part in source.slices(size)]
-    return [candidate for part in parts for candidate in source.read(part)]
-
-
-def reasons(source: SourceOptions) -> list[str | None]:
-    return [candidate.fault.reason if candidate.fault else None for candidate in read(source)]
 
 
 def table(folder: Path, text: str | bytes, name: str = "pairs.tsv") -> Path:
@@ -105,7 +99,7 @@ def test_a_missing_column_is_named_with_those_found(
 
 
 def test_a_file_of_another_kind_is_answered_with_the_kinds_there_are(tmp_path: Path) -> None:
-    with pytest.raises(DcclipError, match="is no table") as caught:
+    with pytest.raises(DcclipError, match="is not a table") as caught:
         TableSource(path=table(tmp_path, "", "pairs.xlsx")).slices(10)
     assert ".tsv, .csv, .jsonl, .ndjson, .parquet" in caught.value.hint
 
@@ -346,3 +340,143 @@ def test_a_text_in_parquet_that_is_no_utf8_is_a_fault_of_its_row(tmp_path: Path)
 def test_a_caption_of_50_mb_in_parquet_is_a_fault(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [b"a"] * 2, "zh": ["猫" * 17_000_000, "猫"]}), tmp_path / "a.parquet")
     assert reasons(TableSource(path=tmp_path / "a.parquet")) == ["captions-bytes", None]
+
+
+# ---- pairs
+
+
+def test_pairs_come_as_they_were_written_with_their_keys(tmp_path: Path) -> None:
+    pairs = [Pair("a", PIXEL, zh=("猫", "小猫"), en=("cat",), meta={"licence": "MIT"}), Pair("b", b"", en=("dog",))]
+    write_parquet(tmp_path / "pairs.parquet", pairs)
+    for size in (1, 2, 10):
+        assert read(PairsSource(path=tmp_path / "pairs.parquet"), size) == [Candidate(pair) for pair in pairs]
+    assert [candidate.pair.key for candidate in read(PairsSource(path=tmp_path))] == [
+        "pairs.parquet:a",
+        "pairs.parquet:b",
+    ]
+
+
+def test_pairs_without_images_or_with_other_than_json_are_faults(tmp_path: Path) -> None:
+    rows = {
+        "key": ["a", "b", "c", "d"],
+        "image": [None, b"x", b"x", b"x"],
+        "zh": [["猫"], ["狗"], ["鱼"], None],
+        "en": ["cat", "dog" * 400_000, "fish", "bird"],  # a text where a list is usual
+        "meta": ["{}", "{}", "[", None],
+    }
+    pq.write_table(pa.table(rows), tmp_path / "pairs.parquet")
+    found = read(PairsSource(path=tmp_path / "pairs.parquet"))
+    assert [candidate.fault.reason if candidate.fault else None for candidate in found] == [
+        "image-missing",
+        "captions-bytes",
+        "record-unreadable",
+        None,
+    ]
+    assert (found[0].pair.zh, found[3].pair.en) == (("猫",), ("bird",))
+
+
+def test_a_parquet_file_of_another_form_is_no_pairs(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"URL": ["http://x"], "TEXT": ["猫"]}), tmp_path / "laion.parquet")
+    with pytest.raises(DcclipError, match=r"has no column key or image \(found: URL, TEXT\)"):
+        PairsSource(path=tmp_path / "laion.parquet").slices(10)
+
+
+# ---- datasets
+
+
+def png(colour: str) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4), colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def pictures(colours: list[str]) -> datasets.Dataset:
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "text": datasets.Value("string"),
+            "captions_zh": datasets.List(datasets.Value("string")),
+            "label": datasets.ClassLabel(names=["猫", "狗"]),
+        }
+    )
+    content: dict[str, Any] = {
+        "image": [{"bytes": png(colour), "path": None} for colour in colours],
+        "text": [f"a {colour} picture" for colour in colours],
+        "captions_zh": [["一张图", f"{colour}色"] for colour in colours],
+        "label": [0] * len(colours),
+    }
+    return datasets.Dataset.from_dict(content, features=features)
+
+
+@pytest.mark.parametrize("size", [1, 2, 10])
+def test_a_saved_data_set_gives_its_images_as_they_are(tmp_path: Path, size: int) -> None:
+    pictures(["red", "green", "blue"]).save_to_disk(tmp_path / "saved")
+    found = read(HubSource(path=str(tmp_path / "saved"), zh="captions_zh", en="text"), size)
+    assert [one.pair.key for one in found] == ["0", "1", "2"]
+    assert [one.pair.image for one in found] == [png("red"), png("green"), png("blue")]
+    assert (found[1].pair.zh, found[1].pair.en) == (("一张图", "green色"), ("a green picture",))
+    assert found[1].pair.meta == {"label": 0}
+
+
+def test_a_saved_dictionary_has_splits(tmp_path: Path) -> None:
+    saved = datasets.DatasetDict({"train": pictures(["red"]), "test": pictures(["green", "blue"])})
+    saved.save_to_disk(tmp_path / "saved")
+    assert len(read(HubSource(path=str(tmp_path / "saved"), split="test", caption="text"))) == 2
+    with pytest.raises(DcclipError, match=r"no split validation \(found: train, test\)"):
+        HubSource(path=str(tmp_path / "saved"), split="validation", caption="text").slices(10)
+
+
+def test_a_column_that_is_missing_is_named_with_those_found(tmp_path: Path) -> None:
+    pictures(["red"]).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DcclipError, match=r"no column title \(found: image, text, captions_zh, label\)"):
+        HubSource(path=str(tmp_path / "saved"), caption="title").slices(10)
+
+
+def test_images_that_a_row_only_names_are_read_inside_the_data_sets_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    folder = tmp_path / "saved"
+    paths = [str(folder / "inside.png"), str(tmp_path / "secret.png"), "../secret.png"]
+    images = [{"bytes": None, "path": path} for path in paths]
+    datasets.Dataset.from_dict({"image": images, "zh": ["猫"] * 3}).save_to_disk(folder)
+    (folder / "inside.png").write_bytes(b"inside")
+    found = read(HubSource(path=str(folder)))
+    assert [(one.pair.image, one.fault and one.fault.reason) for one in found] == [
+        (b"inside", None),
+        (b"", "image-outside"),
+        (b"", "image-outside"),
+    ]
+
+
+def test_urls_in_a_data_set_are_left_to_be_fetched(tmp_path: Path) -> None:
+    rows = {"URL": ["http://a/", None], "TEXT": ["猫", "狗"], "LANGUAGE": ["zh", "zh"]}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+    found = read(HubSource(path=str(tmp_path / "saved"), url="URL", caption="TEXT", where={"LANGUAGE": "zh"}))
+    assert [(one.url, one.fault and one.fault.reason) for one in found] == [
+        ("http://a/", None),
+        (None, "image-missing"),
+    ]
+
+
+def test_a_folder_of_parquet_files_as_it_lies_on_the_hub_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "repository" / "data").mkdir(parents=True)
+    pictures(["red", "green"]).to_parquet(tmp_path / "repository" / "data" / "train-00000-of-00001.parquet")
+    found = read(HubSource(path=str(tmp_path / "repository"), caption="text"))
+    assert [one.pair.image for one in found] == [png("red"), png("green")]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"path": "nobody/nothing"}, {"path": "./absent"}, {"path": "nobody/x", "config": "zh"}]
+)
+def test_a_data_set_that_cannot_be_had_is_an_error_with_a_way_out(fields: dict[str, str]) -> None:
+    with pytest.raises(DcclipError, match=fields["path"]):
+        HubSource(**fields).slices(10)
+
+
+def test_a_damaged_folder_is_an_error(tmp_path: Path) -> None:
+    pictures(["red"]).save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / "data-00000-of-00001.arrow").write_bytes(b"nonsense")
+    with pytest.raises(DcclipError, match="can't be loaded"):
+        HubSource(path=str(tmp_path / "saved"), caption="text").slices(10)

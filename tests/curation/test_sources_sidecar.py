@@ -1,4 +1,4 @@
-"""What tars say: as img2dataset, WebDataset and dcclip leave them, and as an enemy would."""
+"""Images with sidecar files, in folders and tars as img2dataset, WebDataset and dcclip write them; hostile ones too."""
 
 import io
 import json
@@ -11,21 +11,144 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dcclip_cli.curation.candidate import Candidate
-from dcclip_cli.curation.sources.base import SourceOptions
-from dcclip_cli.curation.sources.tars import TarsSource
+from dcclip_cli.curation.sources.sidecar import FolderSource, TarsSource
+from tests.curation.reading import PIXEL, faults, read, reasons
 
-PIXEL = b"not an image: sources don't look inside"
-
-
-def read(source: SourceOptions) -> list[Candidate]:
-    parts = [json.loads(json.dumps(dict(part.part))) for part in source.slices(1000)]
-    return [candidate for part in parts for candidate in source.read(part)]
+# ---- a folder
 
 
-def faults(file: Path) -> dict[str, str | None]:
-    found = read(TarsSource(path=file))
-    return {candidate.pair.key: candidate.fault.reason if candidate.fault else None for candidate in found}
+def test_a_folder_gives_its_images_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    for name in ("b.webp", "a/z.JPG", "a.png", "notes.md", "猫.jpeg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    found = [(candidate.pair.key, candidate.pair.image.decode()) for candidate in read(FolderSource(path=tmp_path))]
+    assert found == [(name, name) for name in ("a/z.JPG", "a.png", "b.webp", "猫.jpeg")]
+
+
+def test_pictures_that_no_recipe_keeps_are_candidates_too(tmp_path: Path) -> None:
+    for name in ("a.svg", "b.GIF", "c.jfif", "d.mp4", "e"):
+        (tmp_path / name).touch()
+    assert [candidate.pair.key for candidate in read(FolderSource(path=tmp_path))] == ["a.svg", "b.GIF", "c.jfif"]
+
+
+def test_slices_of_a_folder_are_of_the_size_asked_for_and_together_the_whole(tmp_path: Path) -> None:
+    names = [f"{folder}{number}.png" for folder in ("", "a/", "a/b/", "c/") for number in range(6)]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    source = FolderSource(path=tmp_path)
+    for size in (1, 5, 7, 24, 100):
+        slices = source.slices(size)
+        assert [part.about for part in slices] == [size] * (24 // size) + [24 % size] * (24 % size > 0)
+        assert [len(list(source.read(part.part))) for part in slices] == [part.about for part in slices]
+        assert [candidate.pair.key for candidate in read(source, size)] == sorted(
+            names, key=lambda name: name.split("/")
+        )
+
+
+def test_captions_come_from_all_the_files_beside_the_image(tmp_path: Path) -> None:
+    (tmp_path / "cat.jpg").write_bytes(PIXEL)
+    record = '{"zh": "猫脸", "en": ["cat face"], "caption": "花猫", "artist": "李"}'
+    (tmp_path / "cat.json").write_text(record, "utf-8")
+    (tmp_path / "cat.zh.txt").write_text("一只猫\n小猫\n", "utf-8")
+    (tmp_path / "cat.en.txt").write_bytes(b"a cat\r\na kitten")
+    (tmp_path / "cat.txt").write_text("\ufeff黑猫\nblack cat", "utf-8")
+    (candidate,) = read(FolderSource(path=tmp_path))
+    assert candidate.fault is None
+    assert [text.strip() for text in candidate.pair.zh] == ["猫脸", "花猫", "一只猫", "小猫", "黑猫"]
+    assert [text.strip() for text in candidate.pair.en] == ["cat face", "a cat", "a kitten", "black cat"]
+    assert candidate.pair.meta == {"artist": "李"}
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"[1]", b'{"zh": [3]}', '{"zh": "狗"}'.encode("gb18030"), b"[" * 100_000, b'{"en": {"a": 1}}']
+)
+def test_a_broken_caption_file_is_that_images_fault(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "cat.jpg").write_bytes(PIXEL)
+    (tmp_path / "cat.json").write_bytes(content)
+    (tmp_path / "dog.jpg").write_bytes(PIXEL)
+    assert reasons(FolderSource(path=tmp_path)) == ["captions-unreadable", None]
+
+
+def test_a_caption_file_of_50_mb_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "cat.jpg").write_bytes(PIXEL)
+    with (tmp_path / "cat.zh.txt").open("wb") as stream:
+        stream.truncate(50_000_000)
+    assert reasons(FolderSource(path=tmp_path)) == ["captions-bytes"]
+
+
+def test_an_image_of_more_than_64_mb_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "cat.jpg").open("wb") as stream:
+        stream.truncate(64_000_001)
+    assert reasons(FolderSource(path=tmp_path)) == ["image-bytes"]
+
+
+def test_links_out_of_the_folder_are_followed_only_if_allowed(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret.png").write_bytes(PIXEL)
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "cat.png").symlink_to(tmp_path / "outside" / "secret.png")
+    (inside / "deep").symlink_to(tmp_path / "outside")
+    assert reasons(FolderSource(path=inside)) == ["image-outside"]
+    found = read(FolderSource(path=inside, allow_outside=True))
+    assert [(candidate.pair.key, candidate.pair.image) for candidate in found] == [
+        ("cat.png", PIXEL),
+        ("deep/secret.png", PIXEL),
+    ]
+
+
+def test_a_caption_file_that_is_a_link_out_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("口令")
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "cat.png").write_bytes(PIXEL)
+    (inside / "cat.txt").symlink_to(tmp_path / "secret")
+    (candidate,) = read(FolderSource(path=inside))
+    assert candidate.fault and candidate.fault.reason == "captions-outside"
+    assert candidate.pair.zh == ()
+
+
+def test_links_in_a_circle_are_a_missing_image_and_folders_in_a_circle_end(tmp_path: Path) -> None:
+    (tmp_path / "cat.png").symlink_to(tmp_path / "dog.png")
+    (tmp_path / "dog.png").symlink_to(tmp_path / "cat.png")
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert reasons(FolderSource(path=tmp_path, allow_outside=True)) == ["image-missing"] * 2
+
+
+def test_a_pipe_that_bears_an_images_name_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "cat.png")
+    assert reasons(FolderSource(path=tmp_path)) == ["image-missing"]
+
+
+def test_names_that_are_too_long_or_no_utf8_are_read(tmp_path: Path) -> None:
+    (tmp_path / ("x" * 251 + ".png")).write_bytes(PIXEL)
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.png")).write_bytes(PIXEL)
+    assert reasons(FolderSource(path=tmp_path)) == [None, None]
+
+
+def test_a_tree_deeper_than_python_can_recurse_is_read(tmp_path: Path) -> None:
+    here = os.getcwd()
+    try:
+        os.chdir(tmp_path)
+        for _ in range(1200):
+            os.mkdir("d")
+            os.chdir("d")
+        Path("cat.png").write_bytes(PIXEL)
+        assert reasons(FolderSource(path=tmp_path)) == [None]
+        Path("cat.png").unlink()
+        while os.getcwd() != str(tmp_path):  # pytest can't recurse so deep either
+            os.chdir("..")
+            os.rmdir("d")
+    finally:
+        os.chdir(here)
+
+
+# ---- tars
+
+
+def in_tar(file: Path) -> dict[str, str | None]:
+    return faults(TarsSource(path=file))
 
 
 def tar(file: Path, members: list[tuple[str, bytes]], **header: Any) -> Path:
@@ -100,11 +223,11 @@ def test_files_may_stand_in_any_order_in_folders_and_with_dots_in_their_names(tm
 
 def test_pickles_and_other_files_are_passed_over(tmp_path: Path) -> None:
     members = [("a.jpg", PIXEL), ("a.pkl", b"cos\nsystem\n(S'false'\ntR."), ("a.pyd", b""), ("a.cls", b"3"), ("b", b"")]
-    assert faults(tar(tmp_path / "0.tar", members)) == {"a": None}
+    assert in_tar(tar(tmp_path / "0.tar", members)) == {"a": None}
 
 
 def test_captions_without_an_image_are_a_fault(tmp_path: Path) -> None:
-    assert faults(tar(tmp_path / "0.tar", [("a.txt", "猫".encode()), *pair("b", "狗")])) == {
+    assert in_tar(tar(tmp_path / "0.tar", [("a.txt", "猫".encode()), *pair("b", "狗")])) == {
         "a": "image-missing",
         "b": None,
     }
@@ -112,7 +235,10 @@ def test_captions_without_an_image_are_a_fault(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../../etc/cron.d/a", "/etc/a", "d/../../a"])
 def test_a_name_that_leads_out_of_the_tar_is_a_fault(tmp_path: Path, name: str) -> None:
-    assert faults(tar(tmp_path / "0.tar", [*pair(name, "猫"), *pair("b", "狗")])) == {name: "image-outside", "b": None}
+    assert in_tar(tar(tmp_path / "0.tar", [*pair(name, "猫"), *pair("b", "狗")])) == {
+        name: "image-outside",
+        "b": None,
+    }
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
@@ -123,7 +249,7 @@ def test_a_link_is_a_fault(tmp_path: Path, kind: bytes) -> None:
             link = tarfile.TarInfo(name)
             link.type, link.linkname = kind, "/etc/passwd"
             archive.addfile(link)
-    assert faults(file) == {"a": "image-outside"}
+    assert in_tar(file) == {"a": "image-outside"}
 
 
 def test_devices_and_pipes_are_passed_over(tmp_path: Path) -> None:
@@ -133,12 +259,16 @@ def test_devices_and_pipes_are_passed_over(tmp_path: Path) -> None:
             member = tarfile.TarInfo(name)
             member.type = kind
             archive.addfile(member)
-    assert faults(file) == {}
+    assert in_tar(file) == {}
 
 
 def test_texts_that_are_too_long_or_no_utf8_are_faults(tmp_path: Path) -> None:
     members = [*pair("a", "猫" * 17_000_000), ("b.jpg", PIXEL), ("b.txt", "狗".encode("gb18030")), *pair("c", "鱼\0")]
-    assert faults(tar(tmp_path / "0.tar", members)) == {"a": "captions-bytes", "b": "captions-unreadable", "c": None}
+    assert in_tar(tar(tmp_path / "0.tar", members)) == {
+        "a": "captions-bytes",
+        "b": "captions-unreadable",
+        "c": None,
+    }
 
 
 def test_a_cut_tar_gives_the_pairs_before_the_cut_and_one_fault(tmp_path: Path) -> None:
@@ -154,7 +284,7 @@ def test_a_cut_tar_gives_the_pairs_before_the_cut_and_one_fault(tmp_path: Path) 
         (0, {"@0": "tar-unreadable"}),
     ):
         file.write_bytes(whole[:cut])
-        assert faults(file) == expected, cut
+        assert in_tar(file) == expected, cut
 
 
 def test_nonsense_in_the_midst_of_a_tar_is_a_fault(tmp_path: Path) -> None:
@@ -162,7 +292,7 @@ def test_nonsense_in_the_midst_of_a_tar_is_a_fault(tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[2048:2560] = b"nonsense" * 64
     file.write_bytes(content)
-    assert faults(file) == {"a": None, "@2048": "tar-unreadable"}
+    assert in_tar(file) == {"a": None, "@2048": "tar-unreadable"}
 
 
 def test_what_is_no_tar_is_one_fault_among_the_others(tmp_path: Path) -> None:
@@ -181,7 +311,7 @@ def test_a_header_that_claims_terabytes_is_a_fault_and_takes_no_memory(tmp_path:
         header = tarfile.TarInfo("b.jpg")
         header.size, header.type = 1 << 45, kind
         (tmp_path / "1.tar").write_bytes(file.read_bytes()[:2048] + header.tobuf(tarfile.GNU_FORMAT) + b"x" * 512)
-        found = faults(tmp_path / "1.tar")
+        found = in_tar(tmp_path / "1.tar")
         assert found.pop("a") is None
         assert list(found.values()) == ["tar-cut" if kind == tarfile.REGTYPE else "tar-unreadable"]
 
@@ -191,7 +321,7 @@ def test_long_names_upon_long_names_are_a_fault(tmp_path: Path) -> None:
     header.size, header.type = 4, tarfile.GNUTYPE_LONGNAME
     block = header.tobuf(tarfile.GNU_FORMAT) + b"a.b\0".ljust(512, b"\0")
     (tmp_path / "0.tar").write_bytes(tar(tmp_path / "1.tar", pair("a", "猫")).read_bytes()[:2048] + block * 5000)
-    assert list(faults(tmp_path / "0.tar").values()) == [None, "tar-unreadable"]
+    assert list(in_tar(tmp_path / "0.tar").values()) == [None, "tar-unreadable"]
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,0 +1,229 @@
+"""Sources of images with sidecar files of captions that share their name, in folders and in tars."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import Field
+
+from dcclip_cli.curation.candidate import Candidate, Drop, Slice
+from dcclip_cli.curation.sources.base import HINT, TOLD, SourceOptions, Told, by_language, files_of, key_prefix
+from dcclip_cli.data.files.reading import (
+    MAX_IMAGE_BYTES,
+    MAX_TEXT_BYTES,
+    PICTURE_SUFFIXES,
+    Fault,
+    Folder,
+    Member,
+    members,
+    plain,
+    texts_of,
+)
+from dcclip_cli.data.pair import Pair
+from dcclip_cli.errors import DcclipError
+
+SIDECARS: dict[str, Told | None] = {"json": None, "zh.txt": "zh", "en.txt": "en", "txt": "caption"}  # by suffix
+_MEMBERS_TO_COUNT = 2_000  # of a tar, to estimate how many pairs it has
+_IMAGE = "image"
+_Parts = tuple[str, ...]
+_Ids = frozenset[tuple[int, int]]  # of the folders above, by device and inode
+
+
+def sidecar_captions(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """`zh`, `en` and `meta` of a Pair from sidecar files by suffix. Fault: `captions-unreadable`, `captions-bytes`.
+
+    Each line of a text file is a caption, unless the record's `caption` equals the whole file, as in img2dataset.
+    """
+    record = _record(files["json"]) if "json" in files else {}
+    captions: list[tuple[Told, str]] = []
+    for told in TOLD:
+        captions += [(told, text) for text in texts_of(record.pop(told, None), f"{told} in the .json file")]
+    known = {text.strip() for _, text in captions}
+    for suffix, language in SIDECARS.items():
+        if language and suffix in files:
+            text = _text(files[suffix], suffix)
+            if text.strip() not in known:
+                captions += [(language, line) for line in text.split("\n")]
+    return {**by_language(captions), "meta": plain(record)}
+
+
+def _text(content: bytes, suffix: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Fault("captions-unreadable", f"the .{suffix} file: {error.reason} at byte {error.start}") from None
+
+
+def _record(content: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(_text(content, "json"))
+    except (ValueError, RecursionError) as error:
+        raise Fault("captions-unreadable", f"the .json file: {str(error)[:200]}") from None
+    if not isinstance(record, dict):
+        raise Fault("captions-unreadable", "the .json file does not hold a JSON object")
+    return record
+
+
+class FolderSource(SourceOptions):
+    """A folder of images at any depth, with sidecar files of captions.
+
+    For NAME.jpg these are NAME.json (`zh`, `en` and `caption`, each a text or a list of texts; its other keys become
+    metadata) and NAME.zh.txt, NAME.en.txt and NAME.txt with one caption in each line. The language of captions in
+    `caption` and NAME.txt is detected from their script.
+    """
+
+    kind: Literal["folder"] = "folder"
+    path: Path = Field(description="Folder with the images")
+    allow_outside: bool = Field(False, description="Follow symbolic links that lead out of the folder")
+
+    def slices(self, size: int) -> list[Slice]:
+        """Slices of `size` images in the order of their paths, each given by its first and last."""
+        if not self.path.is_dir():
+            raise DcclipError(f"{self.path} is not a folder", HINT)
+        found: list[Slice] = []
+        first, last, count = "", "", 0
+        for parts in self._walk():
+            if count == size:
+                found.append(Slice({"first": first, "last": last}, count))
+                count = 0
+            last = str(PurePath(*parts))
+            first, count = last if not count else first, count + 1
+        return [*found, Slice({"first": first, "last": last}, count)] if count else found
+
+    def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
+        """Candidates with their image's path in the folder as key."""
+        folder = Folder(self.path, self.allow_outside)
+        for parts in self._walk(PurePath(part["first"]).parts, PurePath(part["last"]).parts):
+            pair = Pair(str(PurePath(*parts)), b"")
+            path = self.path.joinpath(*parts)
+            try:
+                pair = replace(pair, **sidecar_captions(_sidecars(path, folder)))
+                yield Candidate(replace(pair, image=folder.read(path, MAX_IMAGE_BYTES, _IMAGE)))
+            except Fault as fault:
+                yield Candidate(pair, fault.drop)
+
+    def _walk(self, first: _Parts = (), last: _Parts | None = None) -> Iterator[_Parts]:
+        """The images from `first` to `last`; folders that cannot contain any of them are not opened."""
+        waiting: list[tuple[_Parts, _Ids | None]] = [((), frozenset())]  # None: an image
+        while waiting:
+            parts, above = waiting.pop()
+            if above is None:
+                yield parts
+                continue
+            try:
+                status = os.stat(self.path.joinpath(*parts))
+                here = (status.st_dev, status.st_ino)
+                if here in above:  # a link back up would never end
+                    continue
+                found = list(self._entries(parts, above | {here}))
+            except OSError:
+                yield parts  # an unreadable folder: there is no image of this name, which becomes a fault
+                continue
+            waiting += [
+                (inside, ids)
+                for inside, ids in sorted(found, key=lambda entry: entry[0], reverse=True)
+                if inside >= first[: len(inside)] and (last is None or inside <= last[: len(inside)])
+            ]
+
+    def _entries(self, parts: _Parts, above: _Ids) -> Iterator[tuple[_Parts, _Ids | None]]:
+        with os.scandir(self.path.joinpath(*parts)) as entries:
+            for entry in entries:
+                # isdir also answers where links form a circle.
+                if os.path.isdir(entry.path) and (self.allow_outside or not entry.is_symlink()):
+                    yield (*parts, entry.name), above
+                elif os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES:
+                    yield (*parts, entry.name), None
+
+
+def _sidecars(image: Path, folder: Folder) -> dict[str, bytes]:
+    stem = os.path.splitext(image)[0]
+    found = (suffix for suffix in SIDECARS if os.path.isfile(f"{stem}.{suffix}"))
+    return {suffix: folder.read(Path(f"{stem}.{suffix}"), MAX_TEXT_BYTES, "captions") for suffix in found}
+
+
+class TarsSource(SourceOptions):
+    """Tars in the WebDataset layout, as written by img2dataset and dcclip: KEY.jpg with KEY.json, KEY.txt, ...
+
+    The record's `zh`, `en` and `caption`, and the lines of KEY.txt, KEY.zh.txt and KEY.en.txt, are captions; the other
+    keys of the record are metadata. Files may be in any order. Nothing is unpacked: names in a tar are never used as
+    paths, links are never followed, and files with other suffixes (.pkl, .npy, .cls, ...) are skipped unread.
+    """
+
+    kind: Literal["tars"] = "tars"
+    path: Path = Field(description="A .tar file, a folder of them, or a pattern like ./laion/*.tar")
+
+    def slices(self, size: int) -> list[Slice]:
+        """One slice for each tar, whatever `size` is: one shard becomes one shard."""
+        return [Slice({"file": str(file)}, _estimated_pairs(file)) for file in files_of(self.path, (".tar",))]
+
+    def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
+        """Candidates with the keys that they have in the tar. A truncated or damaged tar ends in one with a fault."""
+        file = Path(part["file"])
+        prefix = key_prefix(self.path, file)
+        samples: dict[str, dict[str, Member]] = {}  # by key, then by `image` or the suffix of a sidecar
+        faults: dict[str, Drop] = {}
+        for member in members(file):
+            key, role = _key_and_role(member.name)
+            if role is None:
+                if member.fault is None or not member.fault.reason.startswith("tar-"):
+                    continue
+                key = f"@{member.offset}"  # where the tar is damaged
+            sample = samples.setdefault(key, {})
+            if role:
+                sample[role] = member  # of two equal names the later one counts, as when unpacking
+            if fault := member.fault or _name_fault(member.name):
+                faults.setdefault(key, fault)
+        with file.open("rb") as stream:
+            for key, sample in samples.items():
+                pair = Pair(f"{prefix}{key}", b"")
+                try:
+                    if fault := faults.get(key):
+                        raise Fault(fault.reason, fault.detail)
+                    found = [suffix for suffix in SIDECARS if suffix in sample]
+                    texts = {suffix: _bytes(stream, sample[suffix], "captions") for suffix in found}
+                    pair = replace(pair, **sidecar_captions(texts))
+                    if _IMAGE not in sample:
+                        raise Fault("image-missing", "captions without an image beside them")
+                    yield Candidate(replace(pair, image=_bytes(stream, sample[_IMAGE], _IMAGE)))
+                except Fault as error:
+                    yield Candidate(pair, error.drop)
+
+
+def _estimated_pairs(file: Path) -> int:
+    """The number of images in a tar, of a long one extrapolated from its beginning."""
+    images, end = 0, 0
+    for member in islice(members(file), _MEMBERS_TO_COUNT):
+        images += _key_and_role(member.name)[1] == _IMAGE
+        end = member.offset + member.size
+    size = file.stat().st_size
+    return max(1, round(images * size / end)) if end and size - end > 100_000 else max(1, images)
+
+
+def _key_and_role(name: str) -> tuple[str, str | None]:
+    """`a/cat.zh.txt` -> `a/cat` and `zh.txt`; `cat.JPG` -> `cat` and `image`; None for files that are skipped."""
+    for suffix in SIDECARS:  # json, zh.txt, en.txt before txt
+        if name.lower().endswith(f".{suffix}"):
+            return name[: -len(suffix) - 1], suffix
+    stem, dot, suffix = name.rpartition(".")
+    return (stem, _IMAGE) if f"{dot}{suffix}".lower() in PICTURE_SUFFIXES else (name, None)
+
+
+def _name_fault(name: str) -> Drop | None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        return Drop("image-outside", f"{name[:200]!r} leads out of the tar")
+    return None
+
+
+def _bytes(stream: Any, member: Member, what: str) -> bytes:
+    limit = MAX_IMAGE_BYTES if what == _IMAGE else MAX_TEXT_BYTES
+    if member.size > limit:
+        raise Fault(f"{what}-bytes", f"{member.name[-200:]} has more than {limit:,} bytes")
+    stream.seek(member.offset)
+    return bytes(stream.read(member.size))

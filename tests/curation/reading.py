@@ -1,0 +1,22 @@
+"""What the tests of sources share: reading a source as `collect` does."""
+
+import json
+
+from dcclip_cli.curation.candidate import Candidate
+from dcclip_cli.curation.sources import SourceOptions
+
+PIXEL = b"not an image: sources don't look inside"
+
+
+def read(source: SourceOptions, size: int = 1000) -> list[Candidate]:
+    """All candidates of a source, in slices that are written down and read back."""
+    parts = [json.loads(json.dumps(dict(part.part))) for part in source.slices(size)]
+    return [candidate for part in parts for candidate in source.read(part)]
+
+
+def reasons(source: SourceOptions) -> list[str | None]:
+    return [candidate.fault.reason if candidate.fault else None for candidate in read(source)]
+
+
+def faults(source: SourceOptions, size: int = 1000) -> dict[str, str | None]:
+    return {one.pair.key: one.fault.reason if one.fault else None for one in read(source, size)}
