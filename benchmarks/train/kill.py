@@ -10,6 +10,7 @@ The sha256 of both stages' weights must be that of the unbroken run.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -41,8 +42,8 @@ def main() -> None:
     given = parser.parse_args()
     root = given.work.resolve() / "kill"
     shutil.rmtree(root, ignore_errors=True)
-    # Each run has a folder for itself, or it would find the others' teacher cache.
-    whole, broken = root / "whole/run", root / "broken/run"
+    whole, broken, cache = root / "whole", root / "broken", root / "cache"
+    os.environ["DCCLIP_CACHE"] = str(cache)
     pairs = few_pairs(root)
     sets = (f"data.texts={pairs}", *SETS)
     begin, wall = time.monotonic(), time.time()
@@ -56,11 +57,12 @@ def main() -> None:
         after_s = Random(seed).uniform(begins_s, whole_s)
         seed += 1
         command = dcclip(*arguments("run", pairs, broken, *sets))
-        shutil.rmtree(broken.parent, ignore_errors=True)
+        for folder in (broken, cache / "teacher-cache"):
+            shutil.rmtree(folder, ignore_errors=True)
         if not killed(command, after_s):
             continue
         kills += 1
-        left = ", ".join(where(broken)) or "nothing"
+        left = ", ".join(where(broken, cache)) or "nothing"
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         same = sha256(broken) == expected
         different += not same
@@ -69,15 +71,16 @@ def main() -> None:
     sys.exit(bool(different))
 
 
-def where(run: Path) -> list[str]:
-    """What a killed run had got to: finished stages, saved states, a part of the teacher's cache."""
+def where(run: Path, cache: Path) -> list[str]:
+    """How far a killed run got: finished stages, saved states, blocks of the teacher cache."""
     found = []
     for stage in ("distill", "align"):
         if (run / stage / "model").is_dir():
             found.append(f"{stage} finished")
         else:
             found += [f"{stage} at {path.name}" for path in sorted((run / stage / "state").glob("step-*"))]
-    return found or [path.name for path in run.glob("teacher-cache")]
+    blocks = len(list(cache.glob("teacher-cache/*/*.block")))
+    return found or [f"{blocks} blocks of the teacher cache"][: bool(blocks)]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import hashlib
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -108,11 +109,11 @@ class TeacherCache:
 
     def features(self, batch: Batch) -> Outputs:
         """The teacher's outputs for a batch. Rows that were damaged or deleted meanwhile are computed again."""
-        try:
-            return self._read(batch)
-        except MissingRows:
+        for _ in range(len(self._image_names) + len(self._text_names)):
+            with suppress(MissingRows):  # reading one array after the other finds what is damaged in each
+                return self._read(batch)
             self.fill()
-            return self._read(batch)
+        return self._read(batch)
 
     def seconds(self, images: int, captions: int) -> float:
         """The time that the teacher takes for that many, by what it took to fill the store."""

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from dcclip_cli.model.finite import NotFiniteError
-from dcclip_cli.predict.runtime import load_model
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from dcclip_cli.cli.app import app
 from dcclip_cli.files import cache_folder
+from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.towers import TextFeatures
+from dcclip_cli.predict.encoder import load_encoder
 from dcclip_cli.store import FeatureStore
 from tests.conftest import STUDENT
 
@@ -102,7 +102,7 @@ def test_a_teacher_of_nan_weights_is_refused_and_not_kept(
 def test_the_error_counts_rows_and_an_embedding_without_length_is_one(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model: Any = load_model(resolve(str(model_folder)), "cpu")
+    model: Any = load_encoder(resolve(str(model_folder)), "cpu")
     rows = torch.tensor([[3.0, 4.0], [float("inf"), 1.0], [0.0, 0.0]])
     monkeypatch.setattr(model.towers, "text_features", lambda tokens: TextFeatures(rows, rows, rows))
     with pytest.raises(NotFiniteError, match="for 2 of 3 texts"):

@@ -181,7 +181,7 @@ def test_killed_while_the_teacher_runs_and_run_again_gives_the_weights_of_the_un
     assert not (Path(distilling["root"]) / "distill").exists()
     progress = watching()
     result = run(distilling, progress)
-    assert [task for task in progress.tasks if task[0].startswith("teacher")] == [("teacher: captions", 96, 0)]
+    assert [task for task in progress.tasks if task[0].startswith("teacher")] == [("teacher: captions", 112, 0)]
     assert sha256(result) == sha256(unbroken)
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import multiprocessing
+import shutil
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dcclip_cli.train.teachers import OnlineTeacher
 from torch.nn import functional as F
 
 from dcclip_cli import store
@@ -22,6 +22,7 @@ from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.options import CaptionOptions
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.teachers import AltClipTeacher, TransformersTeacher
 from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.progress import Silent
@@ -31,6 +32,7 @@ from dcclip_cli.train.losses.base import Loss, Outputs, Widths
 from dcclip_cli.train.losses.embeddings import EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, to_grid
 from dcclip_cli.train.teacher_cache import TeacherCache
+from dcclip_cli.train.teachers import OnlineTeacher
 
 ALL = (FeatureMapLoss(), TokenFeaturesLoss(), EmbeddingLoss())
 WIDTHS = Widths(16, 32, 16)  # those of the tiny AltCLIP, which matter only to batches without images
@@ -40,7 +42,7 @@ FP16: dict[str, Any] = {"rtol": 2**-10, "atol": 2**-14}
 
 @pytest.fixture(scope="module")
 def student(model_folder: Path) -> OpenClipTowers:
-    return load_model_dir(model_folder)
+    return load_model(model_folder)
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +51,13 @@ def altclip(altclip_folder: Path) -> Towers:
 
 
 def collator(
-    pairs_file: Path, student: Towers, teacher: Towers, augmentations: int = 2, also_other: bool = False
+    pairs_file: Path, student: Towers, teacher: Towers, augmentations: int = 2, second: bool = False
 ) -> Collator:
     return Collator(
         open_pairs(pairs_file),
         0,
         Augment(background="random", rotate=15, colour=0.3),
-        CaptionOptions.model_validate({SECOND: also_other}),
+        CaptionOptions(second_caption=second),
         student.preprocess,
         student.tokenize,
         (teacher.preprocess,),
@@ -131,17 +133,17 @@ def assert_same_targets(cached: Outputs, online: Outputs) -> None:
         real = text.mask.bool()
         length = cached.texts[name].mask.shape[1]
         torch.testing.assert_close(cached.texts[name].tokens[real[:, :length]], text.tokens[real], **FP16)
-        assert torch.equal(cached.image_index[name], online.image_index[name])
+        assert torch.equal(cached.rows[name], online.rows[name])
 
 
 @pytest.mark.any_cpu
 @pytest.mark.parametrize("name", ["altclip", "chinese_clip", "siglip"])
-@pytest.mark.parametrize("also_other", [False, True])
+@pytest.mark.parametrize("second", [False, True])
 def test_cached_features_are_the_teachers_to_fp16(
-    pairs_file: Path, student: Towers, tmp_path: Path, request: pytest.FixtureRequest, name: str, also_other: bool
+    pairs_file: Path, student: Towers, tmp_path: Path, request: pytest.FixtureRequest, name: str, second: bool
 ) -> None:
     teacher = TransformersTeacher(model=str(request.getfixturevalue(f"{name}_folder"))).load()
-    reading = collator(pairs_file, student, teacher, also_other=also_other)
+    reading = collator(pairs_file, student, teacher, second=second)
     cache, online = filled(teacher, reading, tmp_path), OnlineTeacher(teacher, 0, (), WIDTHS)
     for samples in ([(0, 0), (13, 0), (39, 0)], [(5, 1), (38, 1)], [(7, 3)], [(7, 8), (6, 8)]):
         batch = reading.batch(samples)
@@ -159,7 +161,13 @@ def test_another_augmentation_of_an_image_has_other_features(
 
 
 @pytest.mark.parametrize(
-    ("method", "call"), [("image_features", 1), ("image_features", 2), ("text_features", 1), ("text_features", 2)]
+    ("method", "call", "found"),
+    [
+        ("image_features", 1, 0),
+        ("image_features", 2, 64),
+        ("text_features_by_length", 1, 160),
+        ("text_features_by_length", 2, 224),
+    ],
 )
 def test_interrupted_anywhere_and_filled_again_it_has_the_same_rows(
     pairs_file: Path,
@@ -169,16 +177,16 @@ def test_interrupted_anywhere_and_filled_again_it_has_the_same_rows(
     monkeypatch: pytest.MonkeyPatch,
     method: str,
     call: int,
+    found: int,
 ) -> None:
-    reading = collator(pairs_file, student, altclip, augmentations=4)  # 160 images and 96 captions, 64 at once
+    reading = collator(pairs_file, student, altclip, augmentations=4)  # 160 images and 112 captions, 64 at once
     whole = filled(altclip, reading, tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(altclip, method, failing_at(call, getattr(altclip, method)))
         with pytest.raises(RuntimeError, match="power cut"):
             filled(altclip, reading, tmp_path / "broken")
     again = filled(altclip, reading, tmp_path / "broken")
-    assert again.found == {"image_features": 0, "text_features": 160}[method] + 64 * (call - 1)
-    assert contents(again) == contents(whole)
+    assert again.found == found and contents(again) == contents(whole)
 
 
 def failing_at(call: int, method: Callable[..., object]) -> Callable[..., object]:
@@ -196,13 +204,13 @@ def failing_at(call: int, method: Callable[..., object]) -> Callable[..., object
     ("change", "images", "texts"),
     [
         ("nothing", 0, 0),
-        ("teacher", 40, 96),
+        ("teacher", 40, 112),
         ("augmentations", 40, 0),  # a second one each
         ("augment", 40, 0),
         ("seed", 40, 0),
         ("languages", 0, 0),
         ("grid", 40, 0),
-        ("tokens", 0, 96),
+        ("tokens", 0, 112),
         ("less", 0, 0),
     ],
 )
@@ -245,7 +253,7 @@ def test_only_rows_that_a_change_touches_are_computed(
 
 def test_only_what_a_loss_needs_is_stored(pairs_file: Path, student: Towers, altclip: Towers, tmp_path: Path) -> None:
     cache = filled(altclip, collator(pairs_file, student, altclip), tmp_path, losses=(EmbeddingLoss(),))
-    assert count(cache) == {"image_embedding": 80, "text_embedding": 96}
+    assert count(cache) == {"image_embedding": 80, "text_embedding": 112}
 
 
 def test_tokens_take_the_room_of_their_own_length(
@@ -254,7 +262,7 @@ def test_tokens_take_the_room_of_their_own_length(
     cache = filled(altclip, collator(pairs_file, student, altclip), tmp_path, losses=(TokenFeaturesLoss(),))
     captions, _ = cache._captions
     tokens = sum(int(altclip.tokenize([caption]).mask.sum()) for caption in captions)
-    assert sum(len(row) for (name, _), row in contents(cache).items() if name == "text_tokens") == tokens * 32 * 2
+    assert sum(len(row) for (name, _), row in contents(cache).items() if name == "text_tokens") == tokens * 16 * 2
 
 
 def test_the_grid_is_the_students(student: Towers, altclip: Towers) -> None:
@@ -279,7 +287,7 @@ def test_a_damaged_or_deleted_block_is_computed_again_with_the_same_bits_and_a_w
         found = cache.features(reading.batch([(39, 1), (3, 1), (4, 1)]))  # the last row is damaged
         assert torch.equal(found.image.map[1:], expected.image.map)
         assert torch.equal(found.texts["zh"].embedding[1:], expected.texts["zh"].embedding)
-    assert asked == {"image_features": 80, "text_features": 96}
+    assert asked == {"image_features": 80, "text_features": 112}
     assert [line for line in said if "damaged: its rows are computed again" in line] == said and len(said) == 1
 
 
@@ -290,7 +298,7 @@ def test_another_run_over_the_same_data_computes_nothing(
     first = filled(altclip, reading, tmp_path)
     not_asked()
     other = filled(altclip, reading, tmp_path)
-    assert (first.found, other.found) == (0, 176)
+    assert (first.found, other.found) == (0, 192)
     batch = reading.batch([(0, 0), (20, 1)])
     assert torch.equal(first.features(batch).image.map, other.features(batch).image.map)
     assert torch.equal(first.features(batch).texts["zh"].tokens, other.features(batch).texts["zh"].tokens)
@@ -328,7 +336,7 @@ def test_two_processes_fill_one_cache_each_row_once(
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0, 0]
     two = filled(altclip, reading, tmp_path / "two")
-    assert two.found == two.store.rows == 416 and contents(two) == contents(one)
+    assert two.found == two.store.rows == 432 and contents(two) == contents(one)
     assert not list((tmp_path / "two").rglob("*.partial")) and not list((tmp_path / "two").rglob("*.lock"))
 
 
@@ -336,7 +344,7 @@ def test_a_disk_that_is_too_small_is_told_before_it_is_full(
     pairs_file: Path, student: Towers, altclip: Towers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = type("Usage", (), {"free": 20_000})  # 80 rows of 32 + 256 bytes need more
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     with pytest.raises(DcclipError, match=r"teacher-cache/altclip-\w+ needs about 0.0 GB more") as raised:
         filled(altclip, collator(pairs_file, student, altclip), tmp_path)
     assert "DCCLIP_CACHE" in raised.value.hint
