@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,7 @@ class TrainingTask(nn.Module):
         model: nn.Module = self.student.model
         return model
 
-    def train(self, mode: bool = True) -> TrainingTask:
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         if isinstance(self._locked, nn.Module):
             self._locked.eval()  # its batch norms keep their statistics

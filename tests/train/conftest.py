@@ -94,8 +94,6 @@ def _light_collections() -> None:
     """Training ends in a garbage collection: keep it from going through all that the libraries made at import."""
     import gc
 
-    import dcclip_cli.train.loop
-
     import dcclip_cli.train.stage  # noqa: F401
 
     gc.collect()
