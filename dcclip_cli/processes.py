@@ -1,4 +1,4 @@
-"""Worker processes that load batches or do a command's work, and end with it."""
+"""Worker processes that load batches or do a command's work, and exit with it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ def loading_processes(wanted: int) -> int:
     What they load from, tables and tokenizers, is handed over by forking and not by pickling.
     """
     return wanted if "fork" in multiprocessing.get_all_start_methods() else 0
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of a run, or the one that writes for all (torchrun, accelerate launch)."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def begin_worker() -> None:

@@ -1,33 +1,44 @@
-"""How long-running work reports where it is, without knowing about terminals."""
+"""Progress of long-running work: the protocol that work reports to, and bars, plain lines or silence to show it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dcclip_cli.processes import is_first_process
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+_FIRST_LINE_S, _NEXT_LINES_S = 2.0, 15.0  # when plain lines report on a task
+_BRIEF_S = 2.0  # a task that ends sooner leaves no bar and no line
 
 
 class Task(Protocol):
     """One running piece of work."""
 
-    def advance(self, steps: int = 1, **figures: float) -> None:
-        """Count `steps` more as done and show `figures` (loss, images/s, ...) beside the bar."""
+    def advance(self, steps: int = 1, **metrics: float) -> None:
+        """Count `steps` more as done and show `metrics` (loss, images/s, ...) next to the bar."""
 
 
 class Progress(Protocol):
-    """Something that shows tasks: a terminal's bars, plain lines, or nothing."""
+    """Shows tasks and messages: bars in a terminal, plain lines, or nothing."""
 
     def say(self, line: str) -> None:
-        """Show one line of talk (stderr in a terminal)."""
+        """Show a message of one line."""
 
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
-        """Show a task of `total` steps of which `done` were finished before."""
+        """Show a task of `total` steps of which `done` are finished already."""
         yield from ()
 
 
 class _SilentTask:
-    def advance(self, steps: int = 1, **figures: float) -> None:
+    def advance(self, steps: int = 1, **metrics: float) -> None:
         pass
 
 
@@ -40,3 +51,138 @@ class Silent:
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
         yield _SilentTask()
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def stderr_progress() -> Progress:
+    """Bars where stderr is a terminal, else plain lines."""
+    if not sys.stderr.isatty():
+        return Lines()
+    from rich.console import Console
+
+    return TerminalBars(Console(stderr=True, highlight=False))
+
+
+def progress_for(choice: bool | Callable[[str], object] | Progress) -> Progress:
+    """True: bars or lines on stderr; False: silence; a function: it receives each line; a Progress: itself.
+
+    Of several processes of one run, only the first one shows anything.
+    """
+    if not is_first_process():
+        return Silent()
+    if isinstance(choice, bool):
+        return stderr_progress() if choice else Silent()
+    return Lines(choice) if callable(choice) else choice
+
+
+class Lines:
+    """Progress as plain lines, a few per minute, handed to `write` (by default on stderr)."""
+
+    def __init__(self, write: Callable[[str], object] | None = None) -> None:
+        self._write = write or _to_stderr
+
+    def say(self, line: str) -> None:
+        self._write(line)
+
+    @contextmanager
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
+        running = _LineTask(self, name, total, done)
+        yield running
+        running.report(last=True)
+
+
+class _LineTask:
+    def __init__(self, lines: Lines, name: str, total: int, done: int) -> None:
+        self._lines, self._name, self._total, self._done, self._first = lines, name, total, done, done
+        self._begin = time.monotonic()
+        self._next = self._begin + _FIRST_LINE_S
+        self._metrics = ""
+
+    def advance(self, steps: int = 1, **metrics: float) -> None:
+        self._done += steps
+        self._metrics = _metrics(metrics) or self._metrics
+        if time.monotonic() >= self._next and self._done < self._total:
+            self.report()
+            self._next = time.monotonic() + _NEXT_LINES_S
+
+    def report(self, last: bool = False) -> None:
+        seconds = time.monotonic() - self._begin
+        if last and seconds < _BRIEF_S:
+            return
+        rate = (self._done - self._first) / seconds if seconds else 0.0
+        left = f"{_clock((self._total - self._done) / rate)} left" if rate and not last else f"took {_clock(seconds)}"
+        parts = [f"{self._name} {self._done}/{self._total}", f"{rate:.1f}/s", left, self._metrics]
+        self._lines.say("  ".join(part for part in parts if part))
+
+
+class TerminalBars:
+    """Progress as bars with rate and time left."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars: Bars | None = None
+
+    def say(self, line: str) -> None:
+        self._console.print(line, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
+        outermost = self._bars is None
+        bars = self._bars or _bars(self._console)
+        if outermost:
+            self._bars = bars
+            bars.start()
+        begin = time.monotonic()
+        number = bars.add_task(name, total=total, completed=done, metrics="")
+        try:
+            yield _BarTask(bars, number)
+        finally:
+            if time.monotonic() - begin < _BRIEF_S:
+                bars.remove_task(number)
+            if outermost:
+                bars.live.transient = not bars.tasks
+                bars.stop()
+                self._bars = None
+
+
+class _BarTask:
+    def __init__(self, bars: Bars, number: Any) -> None:
+        self._bars, self._number = bars, number
+
+    def advance(self, steps: int = 1, **metrics: float) -> None:
+        shown: dict[str, Any] = {"metrics": _metrics(metrics)} if metrics else {}
+        self._bars.update(self._number, advance=steps, **shown)
+
+
+def _bars(console: Console) -> Bars:
+    from rich import progress
+    from rich.text import Text
+
+    class Rate(progress.ProgressColumn):
+        def render(self, task: progress.Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:.1f}/s" if speed else "", style="magenta")
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(bar_width=24),
+        progress.MofNCompleteColumn(),
+        Rate(),
+        progress.TimeRemainingColumn(elapsed_when_finished=True),
+        progress.TextColumn("{task.fields[metrics]}", style="dim"),
+        console=console,
+    )
+
+
+def _metrics(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -14,7 +14,7 @@ PARTS = {"cli", "recipe", "train", "exporters", "eval", "predict", "curation", "
 # What each part may import at all; what it may import only inside functions stands in _LATE.
 MAY = {
     "cli": PARTS | {API},
-    "recipe": {"train", "curation", "data", "model", "eval", "exporters"},
+    "recipe": {"train", "curation", "data", "model", "eval", "exporters", "predict"},
     "train": {"data", "model", "eval"},
     "exporters": {"model", "eval", "predict", "data"},
     "eval": {"data", "model", "predict"},

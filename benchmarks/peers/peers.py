@@ -26,8 +26,8 @@ sys.path.append(str(Path(__file__).parent.parent / "train"))
 import open_clip_trainer
 from variants import BATCH_SIZE, LANGUAGES, RECIPE, ROOT, Figures, Variant, figures_of, remembered, show
 
-from dcclip_cli.cli.stages import open_recipe
 from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.recipe.load import load
 from dcclip_cli.train.feature_shapes import widths
 from dcclip_cli.train.student import new_student
 
@@ -61,7 +61,7 @@ def trained_by_open_clip(variant: Variant, seed: int, steps: int, out: Path) -> 
     """The same student trained by open_clip's trainer on the same pictures and captions."""
 
     def train(folder: Path) -> tuple[Path, float]:
-        recipe = open_recipe(RECIPE, [f"seed={seed}"]).recipe
+        recipe = load(RECIPE, [f"seed={seed}"]).recipe
         assert recipe.student is not None and recipe.teacher is not None and recipe.data is not None
         table, teacher = open_pairs(str(recipe.data.train)), recipe.teacher.load("cpu")
         student = new_student(

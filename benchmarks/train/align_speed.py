@@ -20,8 +20,8 @@ from pathlib import Path
 
 import open_clip_trainer
 
-from dcclip_cli.cli.stages import open_recipe
 from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.recipe.load import load
 from dcclip_cli.train.feature_shapes import widths
 from dcclip_cli.train.student import new_student
 
@@ -58,7 +58,7 @@ def main() -> None:
     given = parser.parse_args()
     root = given.work.resolve() / "align-speed"
     shutil.rmtree(root, ignore_errors=True)
-    recipe = open_recipe(RECIPE, []).recipe
+    recipe = load(RECIPE, []).recipe
     assert recipe.student is not None and recipe.teacher is not None and recipe.data is not None
     table, teacher = open_pairs(str(recipe.data.train)), recipe.teacher.load("cpu")
     start = root / "start"

@@ -12,7 +12,7 @@ import argparse
 import statistics
 from pathlib import Path
 
-from dcclip_cli.cli import stages
+from dcclip_cli.recipe.load import load
 from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.distill import distill
 from dcclip_cli.train.options import StageContext
@@ -23,7 +23,7 @@ RECIPE = Path(__file__).resolve().parents[2] / "recipes/emoji.yaml"
 def epoch(folder: Path, threads: int, cache: bool) -> float:
     """Seconds that one epoch takes."""
     sets = ["distill.steps=null", "distill.epochs=1", f"distill.teacher_cache={cache}", f"distill.threads={threads}"]
-    asked = stages.open_recipe(RECIPE, sets).recipe
+    asked = load(RECIPE, sets).recipe
     assert asked.distill and asked.teacher and asked.student and asked.data
     context = StageContext(RunDir(folder), asked.data, asked.teacher, asked.student, asked.seed, fresh=True)
     return distill(asked.distill, context).seconds

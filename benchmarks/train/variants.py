@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcclip_cli.cli import stages
+from dcclip_cli.api import open_run
 from dcclip_cli.eval.evaluate import EvalOptions, evaluate, open_datasets
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.pipeline import StageName
-from dcclip_cli.progress import Silent
-from dcclip_cli.run_dir import RunDir
+from dcclip_cli.recipe.load import load
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = Path(__file__).with_name("small.yaml")
@@ -47,11 +46,11 @@ def figures_of(variant: Variant, seed: int, steps: int, out: Path) -> Figures:
         if len(variant.stages) == 1:
             share = {variant.stages[0]: steps}
         sets = [f"seed={seed}", *(ALONE if variant.stages == ("align",) else ()), *variant.sets]
-        loaded = stages.open_recipe(RECIPE, [*sets, *(f"{stage}.steps={own}" for stage, own in share.items())])
-        work = stages.Work(loaded, RunDir(folder), "cpu", False, Silent())
-        work.begin(*variant.stages)
+        loaded = load(RECIPE, [*sets, *(f"{stage}.steps={own}" for stage, own in share.items())])
+        job = open_run(loaded, folder, "cpu")
+        job.begin(*variant.stages)
         for stage in variant.stages:
-            work.train(stage)
+            job.train(stage)
         seconds = sum(seconds_of(folder / stage / "metrics.jsonl", own) for stage, own in share.items())
         return folder / variant.stages[-1] / "model", seconds
 

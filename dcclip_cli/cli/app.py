@@ -1,4 +1,4 @@
-"""The program `dcclip`: its commands, and nothing that takes long to import."""
+"""The program `dcclip` and its commands; imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -8,29 +8,13 @@ from typing import Annotated
 import typer
 
 from dcclip_cli import __version__
-from dcclip_cli.cli import (
-    align,
-    collect,
-    compare,
-    datasets,
-    distill,
-    doctor,
-    embed,
-    errors,
-    eval,
-    export,
-    models,
-    predict,
-    recipe,
-    run,
-    search,
-)
+from dcclip_cli.cli import compare, console, datasets, doctor, embed, eval, export, predict, recipe, search, stages
 from dcclip_cli.machine import bound_spinning
 
 app = typer.Typer(
-    cls=errors.Guarded,
+    cls=console.CommandGroup,
     name="dcclip",
-    help="Make a light Chinese-English CLIP out of a big one, from data to device.",
+    help="Distill a large Chinese-English CLIP into a small one, from data to device.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -47,21 +31,21 @@ def _version(asked: bool) -> None:
 @app.callback()
 def dcclip(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Make a light Chinese-English CLIP out of a big one, from data to device."""
+    """Distill a large Chinese-English CLIP into a small one, from data to device."""
     bound_spinning()
 
 
-_LIFE = "The life of a model, one recipe from start to end"
-_USE = "Using a model"
-_ABOUT = "Looking things up"
+_LIFE = "Make a model from a recipe"
+_USE = "Use a model"
+_ABOUT = "Look things up"
 
-app.command(rich_help_panel=_LIFE)(run.run)
-app.command(rich_help_panel=_LIFE)(collect.collect)
-app.command(rich_help_panel=_LIFE)(distill.distill)
-app.command(rich_help_panel=_LIFE)(align.align)
+app.command(rich_help_panel=_LIFE)(stages.run)
+app.command(rich_help_panel=_LIFE)(stages.collect)
+app.command(rich_help_panel=_LIFE)(stages.distill)
+app.command(rich_help_panel=_LIFE)(stages.align)
 app.command(rich_help_panel=_LIFE)(eval.eval)
 app.command(rich_help_panel=_LIFE)(compare.compare)
 app.command(rich_help_panel=_LIFE)(export.export)
@@ -69,6 +53,6 @@ app.command(rich_help_panel=_USE)(predict.predict)
 app.command(rich_help_panel=_USE)(search.search)
 app.command(rich_help_panel=_USE)(embed.embed)
 app.add_typer(recipe.app, name="recipe", rich_help_panel=_ABOUT)
-app.command(rich_help_panel=_ABOUT)(models.models)
+app.command(rich_help_panel=_ABOUT)(recipe.models)
 app.command(rich_help_panel=_ABOUT)(datasets.datasets)
 app.command(rich_help_panel=_ABOUT)(doctor.doctor)

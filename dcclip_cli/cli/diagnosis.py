@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli import __version__, machine
-from dcclip_cli.cli.errors import EXTRAS
+from dcclip_cli.cli.console import EXTRAS
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder
 from dcclip_cli.versions import LIBRARIES, versions

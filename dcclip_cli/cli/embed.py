@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, BadParameter, Exit, Option
 
-from dcclip_cli.cli import console, errors, flags
+from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def embed(
     names, vectors, unread = [], [], 0
     for name, vector in named:
         if isinstance(vector, DcclipError):
-            errors.say("error: ", vector.what, errors.RED)
+            console.error_line(vector.what)
             unread += 1
         else:
             names.append(name)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import BadParameter, Option
 
-from dcclip_cli.cli import console, flags, stages
+from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.precision import Precision
 
 if TYPE_CHECKING:
-    from dcclip_cli.eval.evaluate import EvalOptions
     from dcclip_cli.eval.result import EvalResult
 
 _Models = Annotated[
@@ -67,7 +66,14 @@ _Out = Annotated[
     Path | None,
     Option("--out", metavar="DIR", help="Folder for results as JSON, tables and report.html.", show_default=False),
 ]
-_Compare = Annotated[tuple[str, str] | None, Option("--compare", hidden=True)]
+
+
+def _moved(sides: tuple[str, str] | None) -> None:
+    if sides:
+        raise DcclipError("eval --compare is a command of its own now", f"dcclip compare {' '.join(sides)}")
+
+
+_Compare = Annotated[tuple[str, str] | None, Option("--compare", hidden=True, callback=_moved)]
 
 
 def eval(
@@ -97,53 +103,33 @@ def eval(
 
     With a recipe: its data sets and its run's model, and the results are kept in runs/NAME/eval.
     """
-    if compare:
-        raise DcclipError("eval --compare is a command of its own now", f"dcclip compare {' '.join(compare)}")
     if recipe is None and (sets or check):
         raise BadParameter("--set and --check need a recipe")
     given = {
-        "datasets": dataset, "languages": _languages(languages), "data_root": str(data_root) if data_root else None,
+        "datasets": dataset, "languages": _languages(languages), "data_root": data_root,
         "limit": limit, "templates": templates, "task": task, "shots": _shots(shots), "precision": precision,
         "workers": workers, "processes": processes,
     }  # fmt: skip
-    loaded = stages.open_recipe(recipe, sets, None if dataset else "eval") if recipe else None
+    options: dict[str, Any] = {key: value for key, value in given.items() if value}
+    loaded = flags.open_recipe(recipe, sets, None if dataset else "eval") if recipe else None
     if loaded and check:
-        return stages.check(loaded, device)
-    options = _options(loaded.recipe.eval if loaded else None, given)
-    talk = console.talk(quiet, verbose)
+        return flags.show_checked(loaded, device)
 
-    from dcclip_cli.eval.evaluate import evaluate, open_datasets
-    from dcclip_cli.eval.feature_cache import FeatureCache
-    from dcclip_cli.eval.report import save_report
-    from dcclip_cli.files import cache_folder
-    from dcclip_cli.model.reference import resolve
+    from dcclip_cli import api
 
-    if loaded and not model:
-        work = stages.Work(loaded, stages.open_run(loaded, None), device, False, talk)
-        references, out = [work.trained_model()], out or work.run.stage("eval")
-    else:
-        references = [resolve(name) for name in model] if model else [resolve()]
-    for reference in references:
-        talk.say(reference.description)
-    datasets = open_datasets(options)
-    cache = FeatureCache(None if no_cache else cache_folder())
-    results = evaluate(references, datasets, options, device=device, cache=cache, progress=talk)
-    if out:
-        save_report(results, datasets, out)
-        talk.say(f"results: {out} (open {out / 'report.html'})")
-    if as_json:
-        console.show_json([asdict(result) for result in results])
-    else:
-        show(results)
+    talk, cache = console.talk(quiet, verbose), not no_cache
+    results = api.evaluate(loaded, model=model, out=out, device=device, cache=cache, progress=talk, **options)
+    show(results, as_json)
 
 
-def show(results: Sequence[EvalResult]) -> None:
-    """Print all metrics of one model, or each data set's main metric of several models side by side."""
+def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
+    """Print all metrics of one model, or each data set's main metric of several; or everything `as_json`."""
     from dcclip_cli.eval.tables import METRIC_NAMES, table
 
+    if as_json:
+        return console.show_json([asdict(result) for result in results])
     found = table(results)
     if len({result.model for result in results}) > 1:
-        titles = [f"{column.model} {column.language or 'zh - en'}" for column in found.columns]
         rows = [
             (
                 _with_remark(row.name, row.remark),
@@ -152,7 +138,7 @@ def show(results: Sequence[EvalResult]) -> None:
             )
             for row in found.rows
         ]
-        return console.show_table("", ("data set", "metric", *titles), rows)
+        return console.show_table("", ("data set", "metric", *(column.title for column in found.columns)), rows)
     shown = [name for name in METRIC_NAMES if any(name in result.metrics for result in results)]
     lines = [
         (
@@ -178,16 +164,6 @@ def percent(value: float | None, signed: bool = False) -> str:
 
 def _with_remark(name: str, remark: str) -> str:
     return f"{name} ({remark})" if remark else name
-
-
-def _options(recipe: EvalOptions | None, given: Mapping[str, object]) -> EvalOptions:
-    """The recipe's options, overridden by those of the command line. Raises DcclipError if no data set is named."""
-    from dcclip_cli.eval.evaluate import EvalOptions
-
-    merged = {**(recipe.model_dump() if recipe else {}), **{key: value for key, value in given.items() if value}}
-    if not merged.get("datasets"):
-        raise DcclipError("no data set is named", "name one with --dataset NAME or PATH (see: dcclip datasets)")
-    return EvalOptions.model_validate(merged)
 
 
 def _languages(text: str) -> list[str]:

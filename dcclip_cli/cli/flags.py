@@ -1,55 +1,57 @@
-"""The options that several commands share, each defined once."""
+"""Arguments and options that several commands share, and how they are read."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
+from dcclip_cli.cli import console
+from dcclip_cli.errors import DcclipError
+
+if TYPE_CHECKING:
+    from dcclip_cli.pipeline import StageName
+    from dcclip_cli.recipe.load import LoadedRecipe
+
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
-RecipeFile = Annotated[Path, Argument(metavar="RECIPE", help="A recipe, a YAML file.", show_default=False)]
+RecipeFile = Annotated[Path, Argument(metavar="RECIPE", help="Recipe, a YAML file.", show_default=False)]
 OptionalRecipe = Annotated[
-    Path | None, Argument(metavar="RECIPE", help="A recipe: its section and its run's model.", show_default=False)
+    Path | None, Argument(metavar="RECIPE", help="Recipe whose section and trained model are used.", show_default=False)
 ]
 Sets = Annotated[
     list[str] | None,
-    Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe: distill.epochs=3. Repeatable."),
+    Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe: distill.epochs=3. Repeatable."),
 ]
 Out = Annotated[
     Path | None,
-    Option("--out", metavar="DIR", help="The run's folder, instead of runs/NAME.", show_default=False),
+    Option("--out", metavar="DIR", help="Run directory. Default: runs/NAME.", show_default=False),
 ]
-Fresh = Annotated[
-    bool, Option("--fresh/--resume", help="Start over, or go on from where the last run of it was stopped.")
-]
+Fresh = Annotated[bool, Option("--fresh/--resume", help="Start over, or resume where the last run stopped.")]
 FreshOrResume = Annotated[
     bool | None,
     Option(
         "--fresh/--resume",
-        help="Start over, or go on from a saved state and fail where there is none. Default: go on if there is one.",
+        help="Start over, or resume from a saved state and fail if there is none. Default: resume if there is one.",
         show_default=False,
     ),
 ]
-Check = Annotated[
-    bool, Option("--check", help="Check recipe, files and device, print the recipe resolved, do nothing else.")
-]
-Where = Annotated[Device, Option("--device", help="Where the model runs; auto takes a GPU if there is one.")]
+Check = Annotated[bool, Option("--check", help="Check recipe, files and device, print the resolved recipe, and stop.")]
+Where = Annotated[Device, Option("--device", help="Device of the model; auto uses a GPU if there is one.")]
 Threads = Annotated[
     int | None,
-    Option("--threads", min=1, help="Processor threads for one tower. Default: 1 for a bundle.", show_default=False),
+    Option("--threads", min=1, help="CPU threads per tower. Default: 1 for a bundle.", show_default=False),
 ]
-Quiet = Annotated[bool, Option("--quiet", "-q", help="Say nothing but errors.")]
-Verbose = Annotated[bool, Option("--verbose", "-v", help="Also show what the libraries below say.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.")]
+Verbose = Annotated[bool, Option("--verbose", "-v", help="Show library logs too.")]
 MODEL_HELP = (
-    "A model directory, export bundle or run directory, starter, hf:ORG/NAME, open_clip:ARCH/TAG or hf-hub:ORG/NAME. "
-    "Default: $DCCLIP_MODEL, else the newest finished run, else starter, the model that comes with dcclip."
+    "Model directory, export bundle, run directory, starter, hf:ORG/NAME, open_clip:ARCH/TAG or hf-hub:ORG/NAME. "
+    "Default: $DCCLIP_MODEL, else the newest finished run, else starter, the model included in dcclip."
 )
 
-EXPORTED_HELP = (
-    "A model directory or run, hf:ORG/NAME, open_clip:ARCH/TAG or hf-hub:ORG/NAME. Default: the recipe's run."
-)
+EXPORTED_HELP = "Model directory or run, hf:ORG/NAME, open_clip:ARCH/TAG or hf-hub:ORG/NAME. Default: the recipe's run."
 
 
 def split(text: str) -> list[str]:
@@ -63,8 +65,6 @@ def lines_of(file: Path | None, kind: str) -> list[str]:
 
     Raises DcclipError for what is not text in UTF-8, each line a `kind`.
     """
-    from dcclip_cli.errors import DcclipError
-
     if file is None:
         return []
     try:
@@ -76,10 +76,24 @@ def lines_of(file: Path | None, kind: str) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def resolve_device(asked: Device) -> str:
-    """`cpu`, `cuda` or `mps`. Raises DcclipError if the one asked for is not there."""
-    if asked == "cpu":
-        return asked
-    from dcclip_cli.model.precision import torch_device
+def open_recipe(path: Path, sets: Sequence[str] | None, needed: StageName | None = None) -> LoadedRecipe:
+    """The validated recipe, which must have the section `needed`; prints a warning for each old key."""
+    from dcclip_cli import api
+    from dcclip_cli.recipe.load import load
 
-    return torch_device(asked)
+    loaded = load(path, sets or ())
+    for line in loaded.warnings:
+        console.warning_line(line)
+    return api.open_recipe(loaded, needed)
+
+
+def show_checked(loaded: LoadedRecipe, device: Device | None = None) -> None:
+    """Check every file in the recipe and the device, then print the resolved recipe on stdout."""
+    from dcclip_cli.recipe.load import resolved_yaml
+    from dcclip_cli.recipe.run import device_of
+
+    if missing := loaded.missing_files():
+        raise DcclipError("\n".join(missing), "fix the paths; they are relative to the recipe's own folder")
+    if device is not None:
+        device_of(device)
+    console.show(resolved_yaml(loaded.recipe).rstrip("\n"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, BadParameter, Exit, Option
 
-from dcclip_cli.cli import console, errors, flags
+from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _show_csv(predictions: Iterable[Prediction]) -> int:
 def _told(prediction: Prediction) -> bool:
     """Whether the picture could not be read, which is then said on stderr."""
     if prediction.error is not None:
-        errors.say("error: ", prediction.error, errors.RED)
+        console.error_line(prediction.error)
     return prediction.error is not None
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Exit, Option
 
-from dcclip_cli.cli import console, errors, flags
+from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def search(
         page.write_text(_page(text, hits), encoding="utf-8")
         talk.say(f"search: {page}")
     for error in index.errors.values():
-        errors.say("error: ", error, errors.RED)
+        console.error_line(error)
     if index.errors:
         raise Exit(1)
 

@@ -1,170 +1,179 @@
-"""One stage of a recipe, run or looked at: what the commands that take a recipe have in common."""
+"""`dcclip run`, `collect`, `distill` and `align`: the stages of a recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from dcclip_cli.cli import console
-from dcclip_cli.cli.errors import YELLOW, say
-from dcclip_cli.cli.flags import Device, resolve_device
-from dcclip_cli.errors import DcclipError
-from dcclip_cli.pipeline import STAGES, finished
+from typer import Option, launch
+
+from dcclip_cli.cli import console, flags
 
 if TYPE_CHECKING:
-    from dcclip_cli.curation.executors import EngineName
-    from dcclip_cli.curation.result import CollectResult
-    from dcclip_cli.data.options import DataOptions
-    from dcclip_cli.model.reference import ModelReference
-    from dcclip_cli.pipeline import StageName
-    from dcclip_cli.progress import Progress
+    from dcclip_cli.curation.manifest import CollectResult
     from dcclip_cli.recipe.load import LoadedRecipe
-    from dcclip_cli.run_dir import RunDir
+    from dcclip_cli.recipe.run import ModelSummary
+
+_ENGINE = Option("--engine", help="What runs the tasks; ray and slurm are set up by the key collect.cluster.")
+_WORKERS = Option("--workers", min=1, help="Tasks that run at a time. Default: one per core.", show_default=False)
+_LIMIT = Option("--limit", min=1, metavar="N", help="Try the recipe on about N pairs, in a folder of their own.")
 
 
-def open_recipe(path: Path, sets: Sequence[str] | None, needed: StageName | None = None) -> LoadedRecipe:
-    """The checked recipe, which must have the section `needed`."""
-    from dcclip_cli.recipe.load import load
+def run(
+    recipe: flags.RecipeFile,
+    sets: flags.Sets = None,
+    out: flags.Out = None,
+    fresh: flags.Fresh = False,
+    check: flags.Check = False,
+    device: flags.Where = "auto",
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Run all stages of a recipe in order.
 
-    loaded = load(path, sets or ())
-    if console.is_first_process():
-        for line in loaded.warnings:
-            say("warning: ", line, YELLOW)
-    if needed and needed not in loaded.recipe.stages:
-        there = ", ".join(loaded.recipe.stages) or "none"
-        raise DcclipError(f"{path} has no section {needed}", f"add one; its stages are: {there}")
-    return loaded
+    Finished stages are skipped. Ends with a table of teacher, student and bundle: accuracy, size and speed.
+    """
+    loaded = flags.open_recipe(recipe, sets)
+    if check:
+        return flags.show_checked(loaded, device)
 
+    from dcclip_cli.api import open_run
+    from dcclip_cli.curation.manifest import CollectResult
 
-def open_run(loaded: LoadedRecipe, out: Path | None) -> RunDir:
-    """The folder of this recipe's run: `out`, or `runs/NAME` under the current directory."""
-    from dcclip_cli.run_dir import RunDir
-
-    return RunDir(out or Path("runs") / loaded.recipe.name)
-
-
-def check(loaded: LoadedRecipe, device: Device | None = None) -> None:
-    """Look for every file in the recipe and for the device, then print the resolved recipe on stdout."""
-    from dcclip_cli.recipe.load import resolved_yaml
-
-    missing = loaded.missing_files()
-    if missing:
-        raise DcclipError("\n".join(missing), "mend the paths; they are relative to the recipe's own folder")
-    if device is not None:
-        resolve_device(device)
-    console.show(resolved_yaml(loaded.recipe).rstrip("\n"))
+    job = open_run(loaded, out, device, fresh, console.talk(quiet, verbose))
+    job.begin_all()
+    for _, result in job.run_all():
+        if isinstance(result, CollectResult):
+            _show_collected(result)
+    if models := job.summary():
+        _show_models(f"{job.dir.root} after {job.steps()} steps, measured on one thread of this machine's CPU", models)
 
 
-@dataclass(frozen=True)
-class Work:
-    """A recipe about to be worked on: its run, where it runs, whether finished stages are done again, who is told."""
+def collect(
+    recipe: flags.RecipeFile,
+    sets: flags.Sets = None,
+    out: flags.Out = None,
+    fresh: flags.Fresh = False,
+    check: flags.Check = False,
+    engine: Annotated[Literal["local", "ray", "slurm"], _ENGINE] = "local",
+    workers: Annotated[int | None, _WORKERS] = None,
+    limit: Annotated[int | None, _LIMIT] = None,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Collect image-caption pairs, filter them, and write them as shards.
 
-    loaded: LoadedRecipe
-    run: RunDir
-    device: Device
-    fresh: bool
-    progress: Progress
+    Writes shards, report.html, and the list of dropped pairs with reasons to runs/NAME/collect; with --limit to
+    runs/NAME/collect-limit, and opens the report if there is a browser. Prints the counts. --check also prints how
+    much there is to read.
+    """
+    loaded = flags.open_recipe(recipe, sets, "collect")
+    if check:
+        flags.show_checked(loaded)
+        return _show_plan(loaded)
 
-    def finished(self, stage: StageName) -> bool:
-        """Whether a stage's product lies in the run."""
-        return finished(self.run.root, stage)
+    from dcclip_cli import api
 
-    def expect_state(self, stage: StageName) -> None:
-        """Raise DcclipError where a training stage is neither finished nor has a saved state to go on from."""
-        state = self.run.stage(stage) / "state"
-        if not self.finished(stage) and not any(state.glob("step-*")):
-            raise DcclipError(f"{state} holds no saved state to go on from", "leave --resume out to start at step 0")
+    talk = console.talk(quiet, verbose)
+    result = api.collect(loaded, out=out, fresh=fresh, engine=engine, workers=workers, limit=limit, progress=talk)
+    _show_collected(result)
+    if limit is not None and console.has_screen():
+        launch(str(_report(result)))
 
-    def begin(self, *stages: StageName) -> None:
-        """Write the recipe into the run. Raises DcclipError where a finished stage belongs to a recipe that differs."""
-        from dcclip_cli.recipe.record import record
 
-        if console.is_first_process():
-            again = stages if self.fresh else ()
-            record(
-                self.loaded,
-                self.run.root,
-                [one.name for one in STAGES if one.name not in again and self.finished(one.name)],
-            )
+def distill(
+    recipe: flags.RecipeFile,
+    sets: flags.Sets = None,
+    out: flags.Out = None,
+    fresh: flags.FreshOrResume = None,
+    check: flags.Check = False,
+    device: flags.Where = "auto",
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Train the student on the teacher's features (stage 1).
 
-    def collect(
-        self, engine: EngineName = "local", workers: int | None = None, limit: int | None = None
-    ) -> CollectResult:
-        """Gather the recipe's pairs; only about `limit` of them, into a folder beside, if that is given."""
-        from dcclip_cli.curation.collect import collect
-        from dcclip_cli.curation.executors import Engine
+    Writes a model directory to runs/NAME/distill/model and prints its path.
+    """
+    loaded = flags.open_recipe(recipe, sets, "distill")
+    if check:
+        return flags.show_checked(loaded, device)
 
-        options = self.loaded.recipe.collect
-        assert options is not None
-        out, how = self.run.stage("collect"), Engine(engine, workers, options.cluster)
-        if limit is None:
-            result = collect(options, out, self.progress, self.fresh, how)
-        else:
-            result = collect(options, out.with_name("collect-limit"), self.progress, True, how, limit)
-        self.tell("collect", result.folder, result.already_finished, result.seconds, {})
-        return result
+    from dcclip_cli import api
 
-    def train(self, stage: StageName) -> bool:
-        """Do `distill` or `align`; whether there was anything to do."""
-        from dcclip_cli.train.align import align
-        from dcclip_cli.train.distill import distill
-        from dcclip_cli.train.options import StageContext
+    talk, resume = console.talk(quiet, verbose), fresh is False
+    result = api.distill(loaded, out=out, device=device, fresh=bool(fresh), resume=resume, progress=talk)
+    console.show_path(result.model)
 
-        recipe, device = self.loaded.recipe, resolve_device(self.device)
-        assert recipe.data is not None
-        context = StageContext(
-            self.run, recipe.data, recipe.teacher, recipe.student, recipe.seed, device, self.fresh, self.progress
-        )
-        if stage == "distill":
-            assert recipe.distill is not None
-            result = distill(recipe.distill, context)
-        else:
-            assert recipe.align is not None
-            result = align(recipe.align, context)
-        if stage == "align" and result.already_finished:
-            self._check_parent()
-        self.tell(stage, result.model, result.already_finished, result.seconds, result.metrics)
-        return not result.already_finished
 
-    def data(self) -> DataOptions | None:
-        """The recipe's data, its own collected shards given by their path."""
-        from dcclip_cli.data.options import COLLECTED
+def align(
+    recipe: flags.RecipeFile,
+    sets: flags.Sets = None,
+    out: flags.Out = None,
+    fresh: flags.FreshOrResume = None,
+    check: flags.Check = False,
+    device: flags.Where = "auto",
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Train the student contrastively on images and captions (stage 2).
 
-        data = self.loaded.recipe.data
-        if data is None or data.train != COLLECTED:
-            return data
-        return data.model_copy(update={"train": str(self.run.stage("collect"))})
+    Writes a model directory to runs/NAME/align/model and prints its path.
+    """
+    loaded = flags.open_recipe(recipe, sets, "align")
+    if check:
+        return flags.show_checked(loaded, device)
 
-    def trained_model(self) -> ModelReference:
-        """The run's model directory of the furthest training stage. Raises DcclipError if there is none yet."""
-        from dcclip_cli.model.reference import resolve
+    from dcclip_cli import api
 
-        for stage in ("align", "distill"):
-            if self.run.model(stage).is_dir():
-                return resolve(str(self.run.model(stage)))
-        raise DcclipError(
-            f"{self.run.root} holds no trained model yet",
-            f"train one with: dcclip run {self.loaded.path}, or name one with --model",
-        )
+    talk, resume = console.talk(quiet, verbose), fresh is False
+    result = api.align(loaded, out=out, device=device, fresh=bool(fresh), resume=resume, progress=talk)
+    console.show_path(result.model)
 
-    def _check_parent(self) -> None:
-        """Raise DcclipError if the aligned model was made from a distilled one that has been replaced since."""
-        from dcclip_cli.files import read_json
-        from dcclip_cli.model.model_dir import PROVENANCE, model_fingerprint
 
-        align = self.loaded.recipe.align
-        distilled, aligned = self.run.model("distill"), self.run.model("align")
-        if align is None or align.start != "distill" or not distilled.is_dir():
-            return
-        if read_json(aligned / PROVENANCE, "").get("parent") != model_fingerprint(distilled):
-            raise DcclipError(f"{aligned} was made from another model than {distilled}", "do it again with --fresh")
+def _show_plan(loaded: LoadedRecipe) -> None:
+    """Print what would be read after the resolved recipe, as comments: stdout stays YAML."""
+    from dcclip_cli.curation.plan import plan
 
-    def tell(self, stage: StageName, folder: Path, finished: bool, seconds: float, figures: dict[str, float]) -> None:
-        """Say what became of a stage."""
-        if finished:
-            self.progress.say(f"{stage}: finished before, in {folder} (--fresh does it again)")
-        else:
-            measured = "".join(f", {name} {value:.4g}" for name, value in figures.items())
-            self.progress.say(f"{stage}: done in {seconds:.0f} s{measured}")
+    assert loaded.recipe.collect is not None
+    found = plan(loaded.recipe.collect)
+    for reading in found.readings:
+        console.show(f"# {reading.label} ({reading.kind}): about {reading.about:,} pairs, {reading.slices:,} slices")
+    console.show(f"# collect would read about {found.about:,} pairs in {len(found.assignments):,} slices")
+
+
+def _show_collected(result: CollectResult) -> None:
+    """Print how many pairs and captions were kept, and how many were dropped for each reason."""
+    counts = {"pairs": result.pairs, **{f"{language} captions": count for language, count in result.captions.items()}}
+    reasons = sorted({reason for count in counts.values() for reason in count.dropped})
+    rows = [
+        ("read", *(f"{count.read:,}" for count in counts.values())),
+        *((reason, *(f"{count.dropped.get(reason, 0):,}" for count in counts.values())) for reason in reasons),
+        ("kept", *(f"{count.kept:,}" for count in counts.values())),
+    ]
+    console.show_table(f"{result.folder}, shards: {result.shards}", ("", *counts), rows)
+    console.show(f"{_report(result)}")
+
+
+def _report(result: CollectResult) -> Path:
+    return result.folder / "report.html"
+
+
+def _show_models(title: str, models: list[ModelSummary]) -> None:
+    """Print models in columns, and the ratio of student to teacher."""
+    lines: list[tuple[str, list[float], Callable[[float], str]]] = [
+        *((f"top-1 {name}", [one.top1[name] for one in models], "{:.1%}".format) for name in models[0].top1),
+        ("parameters", [one.parameters for one in models], lambda value: f"{value / 1e6:.2f} M"),
+        ("size of the weights", [one.size_bytes for one in models], lambda value: f"{value / 1e6:.1f} MB"),
+        ("one image", [one.image_ms for one in models], lambda value: f"{value:.1f} ms"),
+        ("one text", [one.text_ms for one in models], lambda value: f"{value:.1f} ms"),
+    ]
+    names = [one.name for one in models]
+    compared = "teacher" in names
+    columns = ["", *names, *(["student / teacher"] if compared else [])]
+    table = [
+        [name, *map(text, values), *([f"{values[1] / values[0]:.0%}" if values[0] else ""] if compared else [])]
+        for name, values, text in lines
+    ]
+    console.show_table(title, columns, table)

@@ -1,11 +1,11 @@
-"""Which raw pairs are worth training on? Reads sources, filters, and leaves shards with an account of every drop.
+"""Collecting a dataset: from raw pairs in many sources to filtered, deduplicated shards, with a reason for every drop.
 
-Five passes, each over what the one before has left on disk:
+The five steps, each of which reads what the previous one wrote:
 
-    read    slice by slice: fetch, decode, judge each pair by itself, note what the global rules need to know
-    score   slice by slice, with a model, if the recipe has scorers
-    settle  once: duplicates, evaluation sets, thresholds on scores
-    write   slice by slice: one shard of what is left of each
+    read    per slice: fetch, decode, filter each pair on its own, compute signatures for deduplication
+    score   per slice, if the recipe has scorers: scores by models
+    dedup   once: thresholds on scores, evaluation sets, duplicates
+    write   per slice: one shard of the pairs that are kept
     finish  once: manifest.json, dropped.parquet, report.html
 """
 
@@ -15,14 +15,15 @@ import os
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dcclip_cli.curation.manifest import CollectResult, finish, finished_manifest, result_of
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.plan import Plan, fingerprint, plan
-from dcclip_cli.curation.result import CollectResult, finished_manifest, reasons_of, result_of
 from dcclip_cli.curation.work import DROPPED, SCORES, WorkFolder, clear, finished
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.options import decisive, decisive_before
@@ -44,9 +45,9 @@ def collect(
 ) -> CollectResult:
     """Fill the folder `out` with shards, `manifest.json`, `report.html` and `dropped.parquet`.
 
-    The same input and options give the same bytes, whatever runs the tasks and however often it was killed. A finished
-    `out` is left alone unless `fresh`; an unfinished one never exists under that name. Raises DcclipError where a
-    source is missing, nothing is kept, or `out` is no output.
+    The same input and options give the same bytes, whatever engine runs the tasks and however often it was killed. A
+    finished `out` is not changed unless `fresh`; an unfinished one never has that name. `limit` is the maximum number
+    of candidates to read. Raises DcclipError if a source is missing, nothing is kept, or `out` is another folder.
     """
     start = time.monotonic()
     progress = progress or Silent()
@@ -58,26 +59,26 @@ def collect(
         clear(work.root)
     elif before and work.plan() is None:
         if decisive_before(CollectOptions, before["options"]) != decisive(options):
-            progress.say(f"{out} was made with other options than the recipe's; --fresh makes it again")
+            progress.say(f"{out} was made with other options than the recipe's; use --fresh to redo it")
         return result_of(out, before, True, time.monotonic() - start)
     found = plan(options, limit)
     work.begin({"fingerprint": fingerprint(options, found), "slices": len(found.assignments)}, found.assignments)
-    manifest = _passes(options, work, found, progress, engine)
+    manifest = _run_steps(options, work, found, progress, engine)
     if not manifest["pairs"]["kept"]:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(manifest["pairs"]["dropped"]).most_common())
         raise DcclipError(
-            f"none of the {manifest['pairs']['read']} pairs was kept: {reasons_of(manifest['pairs']['dropped'])}",
-            f"see why in {work.out / DROPPED}, then change collect.filters in the recipe",
+            f"none of the {manifest['pairs']['read']} pairs was kept: {reasons}",
+            f"see the reasons in {work.out / DROPPED}, then change collect.filters in the recipe",
         )
     os.replace(work.root, _done(out))
     _publish(out)
     return result_of(out, manifest, False, time.monotonic() - start)
 
 
-def _passes(
+def _run_steps(
     options: CollectOptions, work: WorkFolder, found: Plan, progress: Progress, engine: Engine | None
 ) -> dict[str, Any]:
     from dcclip_cli.curation.executors import Engine
-    from dcclip_cli.curation.finish import finish
     from dcclip_cli.curation.steps import DedupStep, ReadStep, ScoreStep, WriteStep
 
     engine = engine or Engine()
@@ -95,7 +96,7 @@ def _passes(
 
 @contextmanager
 def _watched(progress: Progress, name: str, found: Plan, folder: Path, product: str = "") -> Iterator[None]:
-    """Show how many candidates the finished slices in `folder` had, while the block goes on."""
+    """While the block runs, show how many candidates the finished slices in `folder` had."""
     abouts = [one.slice.about for one in found.assignments]
     counted = {name for name in finished(folder) if (folder / name / product).exists()}
     over = threading.Event()
@@ -126,7 +127,7 @@ def _done(out: Path) -> Path:
 
 
 def _publish(out: Path) -> None:
-    """Give a completed collection its name; what a run that was killed in the middle of this left to do is done."""
+    """Move a completed collection to its name, also one whose run was killed before it had done so."""
     done = _done(out)
     if (done / "out").is_dir():
         finished_manifest(out)

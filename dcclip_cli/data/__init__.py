@@ -1,1 +1,1 @@
-"""Image-text pairs: reading, filtering, writing, batching."""
+"""Training data: datasets of image-text pairs, batch samplers, the collator, and readers of third-party files."""

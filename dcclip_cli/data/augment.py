@@ -1,4 +1,4 @@
-"""Which random changes a training picture goes through, replayable from a few numbers."""
+"""Random image augmentation, reproducible from the seed, the sample and the number of the augmentation."""
 
 from __future__ import annotations
 
@@ -13,28 +13,36 @@ from dcclip_cli.model.preprocess import flatten
 from dcclip_cli.options import Options
 
 
-def generator(seed: int, index: int, repeat: int) -> np.random.Generator:
-    """The random numbers of one sample's `repeat`-th appearance: the same wherever and whenever they are asked for."""
-    return np.random.Generator(np.random.Philox(key=np.array([seed, (repeat << 40) | index], np.uint64)))
+def generator(seed: int, index: int, augmentation: int) -> np.random.Generator:
+    """The random numbers of one augmentation of one sample: the same in every process and every run."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, (augmentation << 40) | index], np.uint64)))
 
 
 class Augment(Options):
-    """Random changes of a picture; the defaults change nothing but to put transparency on white."""
+    """Random changes of an image; the defaults only put transparent images on white."""
 
-    background: Literal["white", "random"] = Field("white", description="What shows behind transparent parts")
-    crop: float = Field(1.0, gt=0, le=1, description="Smallest share of the area that a random crop keeps")
-    scale: tuple[float, float] = Field((1.0, 1.0), description="Range of the zoom; below 1 shows background around")
-    rotate: float = Field(0.0, ge=0, le=180, description="Largest rotation either way, in degrees")
-    translate: float = Field(0.0, ge=0, le=1, description="Largest shift either way, as a share of the side")
-    colour: float = Field(0.0, ge=0, le=1, description="Strength of brightness, contrast and saturation changes")
-    blur: float = Field(0.0, ge=0, description="Largest radius of a Gaussian blur, in pixels of the source")
-    grey: float = Field(0.0, ge=0, le=1, description="Probability of dropping the colours")
+    background: Literal["white", "random"] = Field("white", description="Background of transparent images")
+    crop: float = Field(1.0, gt=0, le=1, description="Smallest fraction of the area that a random crop keeps")
+    scale: tuple[float, float] = Field(
+        (1.0, 1.0), description="Range of the zoom factor; below 1 the background shows around the image"
+    )
+    rotate: float = Field(0.0, ge=0, le=180, description="Largest rotation in either direction, in degrees")
+    translate: float = Field(
+        0.0, ge=0, le=1, description="Largest shift in either direction, as a fraction of the side"
+    )
+    colour: float = Field(0.0, ge=0, le=1, description="Largest relative change of brightness, contrast and saturation")
+    blur: float = Field(
+        0.0,
+        ge=0,
+        description="Largest radius of a Gaussian blur of half of the images, in pixels of the original image",
+    )
+    grey: float = Field(0.0, ge=0, le=1, description="Probability of turning an image grey")
     flip: bool = Field(
-        False, description="Mirror half of the pictures: helps distill, harms align where left and right have names"
+        False, description="Mirror half of the images: helps distill, harms align if captions mention left or right"
     )
 
     def __call__(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
-        """The changed picture, RGB. Draws the same count of random numbers whatever the picture is."""
+        """The augmented image, RGB. Draws the same number of random numbers for every image."""
         draws = random.random(17).tolist()
         corner = tuple(int(value * 256) for value in draws[:3])
         fill = corner if self.background == "random" and draws[3] < 0.75 else (255, 255, 255)
@@ -62,7 +70,7 @@ class Augment(Options):
         x, y = image.width / 2, image.height / 2
         shift_x = x + self.translate * (2 * draws[5] - 1) * image.width
         shift_y = y + self.translate * (2 * draws[6] - 1) * image.height
-        # PIL wants the map from output to input: rotate and zoom about the shifted middle, then back to the middle.
+        # PIL takes the map from output to input: rotate and zoom about the shifted centre, then back to the centre.
         matrix = (cos, sin, x - cos * shift_x - sin * shift_y, -sin, cos, y + sin * shift_x - cos * shift_y)
         return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=fill)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tarfile
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,9 +12,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.data.files.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_RECORD_BYTES
+from dcclip_cli.data.files.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_RECORD_BYTES, tar_members
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import file_sha256
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,11 +70,7 @@ class PairDataset(ABC):
     @cached_property
     def file_digests(self) -> list[bytes]:
         """The sha256 of each file's bytes."""
-        digests = []
-        for file in self.files:
-            with file.open("rb") as stream:
-                digests.append(hashlib.file_digest(stream, "sha256").digest())
-        return digests
+        return [bytes.fromhex(file_sha256(file)) for file in self.files]
 
     @property
     def fingerprint(self) -> str:
@@ -133,9 +129,9 @@ class ParquetDataset(PairDataset):
                 f"{path} has no column {' or '.join(missing)} (found: {', '.join(table.column_names)})",
                 "pairs have the columns key, image, zh, en and meta",
             )
-        self._table = table.combine_chunks()
-        self._embeddings = _vectors(self._table, path) if images == "embedding" else None
-        self._captions = {language: _caption_column(self._table, language) for language in LANGUAGES}
+        self._table = table.drop_columns([name for name in LANGUAGES if name in table.column_names])
+        self._embeddings = _vectors(table, path) if images == "embedding" else None
+        self._captions = {language: _caption_column(table, language) for language in LANGUAGES}
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         return type(self), (self.path,)  # another process reads the file, rather than being sent it
@@ -214,19 +210,22 @@ class TarDataset(PairDataset):
     def _index(self, number: int, shard: Path) -> None:
         images: dict[str, tuple[int, int, int]] = {}
         records: dict[str, dict[str, Any]] = {}
-        try:
-            with tarfile.open(shard, "r:") as archive:
-                for member in archive:
-                    stem, dot, suffix = member.name.rpartition(".")
-                    suffix = (dot + suffix).lower()
-                    if not member.isfile() or not stem:
-                        continue
-                    if suffix in IMAGE_SUFFIXES and member.size <= MAX_IMAGE_BYTES:
-                        images[stem] = (number, member.offset_data, member.size)
-                    elif suffix == ".json" and member.size <= MAX_RECORD_BYTES:
-                        records[stem] = _read_record(archive, member, shard)
-        except (tarfile.TarError, EOFError) as error:
-            raise DcclipError(f"{shard} is not a readable tar file: {error}", "fetch or collect it again") from None
+        with shard.open("rb") as stream:
+            for member in tar_members(shard):
+                if member.fault and member.fault.reason.startswith("tar-"):
+                    if member.fault.reason == "tar-cut" and not member.name:
+                        break  # every pair is there, only the end mark is missing
+                    what = f"{shard} is not a readable tar file: {member.fault.detail}"
+                    raise DcclipError(what, "fetch or collect it again")
+                stem, dot, suffix = member.name.rpartition(".")
+                suffix = (dot + suffix).lower()
+                if member.fault or not stem:
+                    continue
+                if suffix in IMAGE_SUFFIXES and member.size <= MAX_IMAGE_BYTES:
+                    images[stem] = (number, member.offset, member.size)
+                elif suffix == ".json" and member.size <= MAX_RECORD_BYTES:
+                    stream.seek(member.offset)
+                    records[stem] = _record(stream.read(member.size), f"{shard}: {member.name}")
         for key in images:
             if key in records or self._uncaptioned:
                 self._keys.append(key)
@@ -253,12 +252,6 @@ class TarDataset(PairDataset):
     @property
     def files(self) -> list[Path]:
         return self._shards
-
-
-def _read_record(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> dict[str, Any]:
-    stream = archive.extractfile(member)
-    assert stream is not None  # a regular file, as the caller has seen
-    return _record(stream.read(), f"{shard}: {member.name}")
 
 
 def _record(text: str | bytes, where: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The pair: one image with its Chinese and English captions, everywhere the same."""
+"""An image-text pair: one image with its Chinese and English captions."""
 
 from __future__ import annotations
 

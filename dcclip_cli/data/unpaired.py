@@ -18,8 +18,8 @@ from dcclip_cli.data.dataset import ConcatDataset, PairDataset, open_pairs, open
 from dcclip_cli.data.files.reading import IMAGE_SUFFIXES
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.text import language_by_script
 
-_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 Captions = dict[Language, tuple[str, ...]]
 
 # ---- images without captions
@@ -140,15 +140,11 @@ def open_texts(path: str | Path) -> PairDataset:
     return TextDataset(path, texts)
 
 
-def _language(text: str) -> Language:
-    return "zh" if _HAN.search(text) else "en"
-
-
 def _plain(path: Path) -> Iterator[Captions]:
     with path.open(encoding="utf-8-sig") as stream:
         for line in stream:
             text = line.strip()
-            yield {_language(text): (text,)} if text else {}
+            yield {language_by_script(text): (text,)} if text else {}
 
 
 def _separated(path: Path) -> Iterator[Captions]:
@@ -179,7 +175,7 @@ def _columns(path: Path, first: list[str]) -> dict[Language, int]:
     named: dict[Language, int] = {language: first.index(language) for language in LANGUAGES if language in first}
     if named:
         return named
-    languages = [_language(text) for text in first]
+    languages = [language_by_script(text) for text in first]
     if sorted(languages) != ["en", "zh"]:
         raise DcclipError(
             f"{path}:1: cannot tell which column is Chinese and which is English", "begin with a header: zh, en"

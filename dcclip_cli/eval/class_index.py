@@ -48,6 +48,13 @@ class ClassIndex:
             return int(name)
         return found
 
+    def order(self, names: Sequence[str], where: str, own_order: bool) -> np.ndarray:
+        """(C,) the number here of each class in a separately published list, in our order if `own_order`."""
+        if not own_order:
+            return self.mapping(names, where)
+        self.check_order(names, where)
+        return np.arange(len(names))
+
     def mapping(self, names: Sequence[str], where: str) -> np.ndarray:
         """(C,) the number here of each class there. Raises DcclipError unless `names` has every class once.
 

@@ -138,7 +138,8 @@ RETRIEVAL = (
     # test_image_names.txt of adobe-research/Cross-lingual-Test-Dataset-XTD10 names no image twice.
     _captioned("xtd", 1_000, _BOTH, texts=1_000),
 )
-SETS = {one.name: one for one in (*ELEVATER, *IMAGENETS, *RETRIEVAL)}
+OTHERS: tuple[KnownSet, ...] = ()  # data sets of no group: append yours
+SETS = {one.name: one for one in (*ELEVATER, *IMAGENETS, *RETRIEVAL, *OTHERS)}
 PROMPTS = {
     "imagenet_v2": "imagenet",
     "imagenet_sketch": "imagenet",
@@ -170,7 +171,7 @@ def name_in(known: KnownSet, language: Language) -> str:
 
 def known_names() -> list[str]:
     """Every data set name that `--dataset` takes, in both languages, without groups."""
-    return [name_in(known, language) for known in SETS.values() for language in languages_of(known)]
+    return list(_by_name())
 
 
 def group_names() -> list[str]:
@@ -185,7 +186,8 @@ def expand(name: str) -> list[str]:
     group = name.lower().replace("_", "-")
     if group in ALL:
         return known_names()
-    base, language = _language(group)
+    base = group.removesuffix("-cn")
+    language: Language = "en" if base == group else "zh"
     if base not in GROUPS or base in ALL:
         return [name]
     return [name_in(known, language) for known in GROUPS[base] if language in languages_of(known)]
@@ -193,12 +195,11 @@ def expand(name: str) -> list[str]:
 
 def find(name: str) -> tuple[KnownSet, Language] | None:
     """The data set and language of a name, typed with hyphens or underscores; None for an unknown name."""
-    wanted = name.lower().replace("_", "-")
-    for known in SETS.values():
-        for language in languages_of(known):
-            if name_in(known, language) == wanted:
-                return known, language
-    return None
+    return _by_name().get(name.lower().replace("_", "-"))
+
+
+def _by_name() -> dict[str, tuple[KnownSet, Language]]:
+    return {name_in(known, language): (known, language) for known in SETS.values() for language in languages_of(known)}
 
 
 def base_name(dataset: str) -> str:
@@ -214,7 +215,3 @@ def unknown(name: str) -> DcclipError:
     near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1)
     hint = f"did you mean {near[0]}?" if near else "see: dcclip datasets"
     return DcclipError(f"data set {name} is neither a known name nor a path", hint)
-
-
-def _language(name: str) -> tuple[str, Language]:
-    return (name.removesuffix("-cn"), "zh") if name.endswith("-cn") else (name, "en")

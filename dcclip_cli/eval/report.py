@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dcclip_cli.charts import COLOURS, svg_chart
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.embedding import sample_indices
 from dcclip_cli.eval.metrics import per_class
+from dcclip_cli.eval.registry import base_name
 from dcclip_cli.eval.result import EvalResult, save_results
-from dcclip_cli.eval.tables import METRIC_NAMES, elevater_mean, latex, markdown, percent, row_name, table
+from dcclip_cli.eval.tables import METRIC_NAMES, elevater_mean, latex, markdown, percent, table
 from dcclip_cli.html import jpeg_thumbnail, write_page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LANGUAGES: dict[Language, str] = {"en": "English", "zh": "Chinese"}
-_CLASSES, _CONFUSIONS, _IMAGES = 12, 12, 12  # shown of each result, at most
-# Colour-blind safe (Okabe and Ito), one per model; English in full colour, Chinese hatched.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a8a8a")
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",  # text stays text, so that any language is drawn
-    "svg.hashsalt": "dcclip",  # ids depend on the drawing alone
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "hatch.linewidth": 0.6,
-}
+_SHOWN = 12  # weak classes, confusions and wrong images of each result, at most
 
 
 def save_report(results: Sequence[EvalResult], datasets: Iterable[DataSet], folder: Path) -> None:
@@ -114,9 +103,9 @@ class Errors:
     """The errors of one model on one data set in one language."""
 
     result: EvalResult
-    worst: tuple[WeakClass, ...]
-    confusions: tuple[Confusion, ...]
-    mistakes: tuple[Mistake, ...]
+    worst: list[WeakClass]
+    confusions: list[Confusion]
+    mistakes: list[Mistake]
 
 
 def errors_of(result: EvalResult, datasets: Mapping[str, DataSet]) -> Errors | None:
@@ -124,30 +113,23 @@ def errors_of(result: EvalResult, datasets: Mapping[str, DataSet]) -> Errors | N
     labels, ranks, guesses = (result.detail(name) for name in ("labels", "ranks", "predictions"))
     if labels is None or ranks is None or guesses is None:
         return None
-    names = result.class_names
-    fractions = per_class(ranks, labels, len(names))
+    names, wrong = result.class_names, ranks > 0
     counts = np.bincount(labels, minlength=len(names))
-    wrong = ranks > 0
-    pairs: dict[tuple[int, int], int] = {}
-    for truth, guess in zip(labels[wrong].tolist(), guesses[wrong].tolist(), strict=True):
-        pairs[truth, guess] = pairs.get((truth, guess), 0) + 1
-    by_count = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
-    most: dict[int, int] = {}
-    for (truth, guess), _ in by_count:
-        most.setdefault(truth, guess)
-    weak = [number for number in np.argsort(fractions, kind="stable") if counts[number] and fractions[number] < 1]
+    fractions = per_class(ranks, labels, len(names))
+    confused = Counter(zip(labels[wrong].tolist(), guesses[wrong].tolist(), strict=True))
+    by_count = sorted(confused.items(), key=lambda item: (-item[1], item[0]))
+    predicted = {truth: guess for (truth, guess), _ in reversed(by_count)}
+    weak = [number for number in np.argsort(fractions, kind="stable").tolist() if number in predicted]
     if counts.max() == 1:  # one image per class: the confusions list them all
         weak = []
     return Errors(
         result,
-        tuple(
-            WeakClass(names[one], float(fractions[one]), int(counts[one]), names[most[one]]) for one in weak[:_CLASSES]
-        ),
-        tuple(
-            Confusion(names[truth], names[guess], count, count / int(counts[truth]))
-            for (truth, guess), count in by_count[:_CONFUSIONS]
-        ),
-        tuple(_mistakes(result, labels, ranks, guesses, datasets.get(result.dataset))),
+        [
+            WeakClass(names[one], float(fractions[one]), int(counts[one]), names[predicted[one]])
+            for one in weak[:_SHOWN]
+        ],
+        [Confusion(names[truth], names[guess], n, n / int(counts[truth])) for (truth, guess), n in by_count[:_SHOWN]],
+        _mistakes(result, labels, ranks, guesses, datasets.get(result.dataset)),
     )
 
 
@@ -167,7 +149,7 @@ def _mistakes(
         seen[int(labels[row])] = seen.get(int(labels[row]), 0) + 1
         order.append((seen[int(labels[row])], row))
     found = []
-    for _, row in sorted(order, key=lambda one: one[0])[:_IMAGES]:
+    for _, row in sorted(order, key=lambda one: one[0])[:_SHOWN]:
         try:
             thumbnail = jpeg_thumbnail(dataset.images.load(int(rows[row])))
         except DcclipError:  # removed since
@@ -193,10 +175,10 @@ def _overview(results: Sequence[EvalResult]) -> str:
     def draw(axes: Axes) -> None:
         height = 0.8 / len(columns)
         for number, (at, column) in enumerate(columns):
-            colour = _COLOURS[models.index(column.model) % len(_COLOURS)]
+            colour = COLOURS[models.index(column.model) % len(COLOURS)]
             positions = [row + height * number for row in range(len(found.rows))]
             values = [100 * (row.values[at] or 0) for row in found.rows]
-            hatch = "////" if column.language == "zh" else None
+            hatch = "////" if column.language == "zh" else None  # English in full colour
             label = f"{column.model} {column.language}"
             axes.barh(
                 positions, values, height * 0.92, color=colour, alpha=0.55 if hatch else 1, hatch=hatch, label=label,
@@ -208,10 +190,9 @@ def _overview(results: Sequence[EvalResult]) -> str:
         axes.set_xlim(0, 100)
         axes.set_xlabel("per cent, each data set's own metric")
         axes.xaxis.grid(True, alpha=0.3)
-        axes.set_axisbelow(True)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
 
-    return _svg((8.5, 1.4 + 0.26 * len(found.rows) * max(1, len(columns) / 2)), draw)
+    return svg_chart((8.5, 1.4 + 0.26 * len(found.rows) * max(1, len(columns) / 2)), draw)
 
 
 def _probes(results: Sequence[EvalResult]) -> str | None:
@@ -219,7 +200,7 @@ def _probes(results: Sequence[EvalResult]) -> str | None:
     curves: dict[tuple[str, str], list[tuple[str, float, float]]] = {}
     for result in results:
         if result.task.startswith("linear probe"):
-            name = row_name(result).partition(",")[0]
+            name = base_name(result.dataset)
             shots = result.task.partition(", ")[2].removesuffix(" shots") or "all"
             spread = result.metrics.get(f"{result.metric}_std", 0.0)
             curves.setdefault((result.model, name), []).append((shots, result.value, spread))
@@ -231,26 +212,11 @@ def _probes(results: Sequence[EvalResult]) -> str | None:
             axes.errorbar(
                 [shots for shots, _, _ in points], [100 * value for _, value, _ in points],
                 [100 * spread for _, _, spread in points],
-                marker="o", capsize=3, color=_COLOURS[number % len(_COLOURS)], label=f"{model}, {name}",
+                marker="o", capsize=3, color=COLOURS[number % len(COLOURS)], label=f"{model}, {name}",
             )  # fmt: skip
         axes.set_xlabel("training images per class")
         axes.set_ylabel("per cent")
         axes.grid(True, alpha=0.3)
         axes.legend(frameon=False)
 
-    return _svg((8.5, 4), draw)
-
-
-def _svg(size: tuple[float, float], draw: Any) -> str:
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    with rc_context(_STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # the browser's fonts have them
-        figure = Figure(size, layout="constrained")
-        FigureCanvasSVG(figure)
-        draw(figure.add_subplot())
-        stream = io.BytesIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
+    return svg_chart((8.5, 4), draw)

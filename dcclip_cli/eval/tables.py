@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,10 @@ class Column:
     def is_gap(self) -> bool:
         return self.language is None
 
+    @property
+    def title(self) -> str:
+        return f"{self.model} {self.language or 'zh - en'}"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -69,14 +74,16 @@ def row_name(result: EvalResult) -> str:
 
 def table(results: Sequence[EvalResult]) -> Table:
     """All results, in their order; with ELEVATER's mean where a model has all twenty."""
-    models = list(dict.fromkeys(result.model for result in results))
-    columns = [column for model in models for column in _columns(model, results)]
+    by_row: dict[str, list[EvalResult]] = {}
+    for result in results:
+        by_row.setdefault(row_name(result), []).append(result)
+    columns = [column for model in dict.fromkeys(one.model for one in results) for column in _columns(model, by_row)]
     rows = []
-    for name in dict.fromkeys(row_name(result) for result in results):
-        here = [result for result in results if row_name(result) == name]
-        values = [_value(here, column) for column in columns]
-        rows.append(Row(name, METRIC_NAMES.get(here[0].metric, here[0].metric), tuple(values), _remark(here)))
-    means = tuple(_mean(results, column) for column in columns)
+    for name, several in by_row.items():
+        values = {(one.model, one.language): one.value for one in several}
+        metric = METRIC_NAMES.get(several[0].metric, several[0].metric)
+        rows.append(Row(name, metric, _across(columns, lambda *key: values.get(key)), _remark(several)))  # noqa: B023
+    means = _across(columns, functools.partial(elevater_mean, results))
     mean = Row(MEAN, "their own", means) if any(value is not None for value in means) else None
     return Table(tuple(columns), (*rows, mean) if mean else tuple(rows), mean)
 
@@ -95,7 +102,7 @@ def elevater_mean(results: Sequence[EvalResult], model: str, language: Language)
 def markdown(results: Sequence[EvalResult]) -> str:
     """The table for a README or an issue, in per cent."""
     found = table(results)
-    head = ["data set", "metric", *(_title(column) for column in found.columns)]
+    head = ["data set", "metric", *(column.title for column in found.columns)]
     lines = [head, ["---", "---", *["---:"] * len(found.columns)]]
     lines += [[row.name, row.metric, *_cells(found, row)] for row in found.rows]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
@@ -104,7 +111,7 @@ def markdown(results: Sequence[EvalResult]) -> str:
 def latex(results: Sequence[EvalResult]) -> str:
     """The table for a paper, in per cent; it needs the package booktabs, and one for Chinese if names contain any."""
     found = table(results)
-    head = ["data set", "metric", *(_title(column) for column in found.columns)]
+    head = ["data set", "metric", *(column.title for column in found.columns)]
     lines = [rf"\begin{{tabular}}{{ll{'r' * len(found.columns)}}}", r"\toprule", _line(head), r"\midrule"]
     for row in found.rows:
         if row.name == MEAN:
@@ -113,28 +120,22 @@ def latex(results: Sequence[EvalResult]) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def _columns(model: str, results: Sequence[EvalResult]) -> list[Column]:
-    own = [result for result in results if result.model == model]
-    languages: list[Language] = [one for one in SUFFIX if any(result.language == one for result in own)]
-    columns = [Column(model, language) for language in languages]
-    both = {row_name(result) for result in own if result.language == "en"} & {
-        row_name(result) for result in own if result.language == "zh"
-    }
-    return [*columns, Column(model, None)] if both else columns
+def _columns(model: str, by_row: Mapping[str, Sequence[EvalResult]]) -> list[Column]:
+    languages = [{one.language for one in several if one.model == model} for several in by_row.values()]
+    columns = [Column(model, language) for language in SUFFIX if any(language in several for several in languages)]
+    return [*columns, Column(model, None)] if any(len(several) == 2 for several in languages) else columns
 
 
-def _value(here: Sequence[EvalResult], column: Column) -> float | None:
-    values = {result.language: result.value for result in here if result.model == column.model}
-    if column.language:
-        return values.get(column.language)
-    return values["zh"] - values["en"] if values.keys() >= {"zh", "en"} else None
-
-
-def _mean(results: Sequence[EvalResult], column: Column) -> float | None:
-    if column.language:
-        return elevater_mean(results, column.model, column.language)
-    means = [elevater_mean(results, column.model, language) for language in SUFFIX]
-    return means[1] - means[0] if means[0] is not None and means[1] is not None else None
+def _across(columns: Sequence[Column], value_of: Callable[[str, Language], float | None]) -> tuple[float | None, ...]:
+    """The value of each column, and in a gap column Chinese minus English."""
+    found = []
+    for column in columns:
+        if column.language:
+            found.append(value_of(column.model, column.language))
+        else:
+            en, zh = value_of(column.model, "en"), value_of(column.model, "zh")
+            found.append(None if en is None or zh is None else zh - en)
+    return tuple(found)
 
 
 def _remark(here: Sequence[EvalResult]) -> str:
@@ -144,10 +145,6 @@ def _remark(here: Sequence[EvalResult]) -> str:
     if corrupt := max(len(result.corrupt) for result in here):
         remarks.append(f"{corrupt:,} images cannot be read")
     return ", ".join(remarks)
-
-
-def _title(column: Column) -> str:
-    return f"{column.model} {column.language or 'zh - en'}"
 
 
 def _cells(found: Table, row: Row) -> list[str]:

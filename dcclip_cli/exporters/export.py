@@ -1,4 +1,4 @@
-"""From any model to something that a device runs, proven to say the same."""
+"""Export of a model to a format for deployment, checked against the model before it is moved into place."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,34 +22,37 @@ from dcclip_cli.eval.dataset import Classes as SetClasses
 from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
 from dcclip_cli.exporters import FormatName, Precision
 from dcclip_cli.exporters.formats import FORMATS
-from dcclip_cli.exporters.parity import DEFAULTS, Classes, HeldOutImages, Limits, Original, Parity, Thresholds
+from dcclip_cli.exporters.parity import Classes, HeldOutImages, Original, Parity, Thresholds
 from dcclip_cli.exporters.quantize import OnnxGraphs
 from dcclip_cli.exporters.samples import samples_from
 from dcclip_cli.exporters.source import Source, load_source
+from dcclip_cli.files import atomic_folder, read_json
+from dcclip_cli.model.model_dir import model_fingerprint
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.model.tokenizer import copy_tokenizer
 from dcclip_cli.options import Options
+from dcclip_cli.predict.encoder import Encoder
 from dcclip_cli.predict.onnx_encoder import DESCRIPTION, FORMAT, TOKENIZER
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
-EXPORT_FORMAT = 3  # of the parity report and of what `made_from` compares
+EXPORT_FORMAT = 3  # version of the parity report and of the inputs of `made_from`
 
 
 class ExportOptions(Options):
-    """How a model leaves for the device."""
+    """Format and precision of an export, and the checks that it has to pass."""
 
-    format: FormatName = Field("onnx", description="What runs it: onnxruntime, or another runtime (docs/deploy.md)")
-    precision: Precision = Field("fp32", description="int8: a quarter of the size, at some cost in accuracy")
+    format: FormatName = Field("onnx", description="Export format, by the runtime that loads it (docs/deploy.md)")
+    precision: Precision = Field("fp32", description="Precision; int8 has a quarter of the size and is less accurate")
     calibration: str | None = Field(
-        None, description="Pairs or a folder of pictures that int8 takes its ranges from; default: the training pairs"
+        None, description="Pairs or image folder for int8 activation ranges; default: the training pairs"
     )
-    calibration_images: int = Field(128, ge=1, description="How many of these")
+    calibration_images: int = Field(128, ge=1, description="Maximum calibration images")
     prompts: dict[Language, tuple[str, ...]] | None = Field(
-        None, description="Templates by language that predict puts labels into: {en: ['a photo of a {}.']}"
+        None, description="Prompt templates by language for predict; {} is the label: {en: ['a photo of a {}.']}"
     )
-    parity: Thresholds = Field(Thresholds(), description="How far the export may be from the model")
+    parity: Thresholds = Field(Thresholds(), description="How far the export may differ from the model")
 
     @field_validator("prompts")
     @classmethod
@@ -62,12 +65,17 @@ class ExportOptions(Options):
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The export's folder, how far it is from the original (None where it can't be run here), and its size."""
+    """An export's folder, its size, and its parity with the model.
+
+    `parity` is None if the format cannot be run here, and for exports that already existed.
+    """
 
     folder: Path
+    format: FormatName
     parity: Parity | None
     size_bytes: int
     seconds: float
+    already_finished: bool = False
 
 
 def export(
@@ -77,74 +85,102 @@ def export(
     out: Path,
     data: DataOptions | None = None,
     evaluation: EvalOptions | None = None,
+    fresh: bool = True,
     progress: Progress | None = None,
 ) -> ExportResult:
-    """Write a model in a format to `out`, whole or not at all; what was there before is replaced.
+    """Write a model in a format to `out`, atomically.
 
-    It is checked on `data.validation`, else on `data.train`, else on the calibration pictures, else on made-up images;
+    An export in `out` is replaced; without `fresh` it is kept if it was made from this model with these options.
+    It is checked on `data.validation`, else on `data.train`, else on the calibration images, else on made-up images;
     and on the test sets of `evaluation`.
-    Raises DcclipError where the export differs too much from the model, and for models that can't be exported.
+    Raises DcclipError if the export differs too much from the model, and for models that cannot be exported.
     """
-    from dcclip_cli.files import atomic_folder
-
+    if _is_export_of(out, model, options) and not fresh:
+        return ExportResult(out, options.format, None, _size_bytes(out), 0.0, already_finished=True)
     progress, target = progress or Silent(), FORMATS[options.format]
     target.check(options.precision)
-    pictures = options.calibration or ((data.train or data.validation) if data else None)
-    calibration = Path(pictures) if pictures else None
+    images = options.calibration or ((data.train or data.validation) if data else None)
+    calibration = Path(images) if images else None
     if options.precision == "int8" and calibration is None:
         raise DcclipError(
-            "int8 needs images to calibrate on", "name a folder of pictures with --calibration, or a recipe with data"
+            "int8 needs images to calibrate on", "name a folder of images with --calibration, or a recipe with data"
         )
     begin = time.perf_counter()
     checked = (data.validation or data.train) if data else None
-    checked_on = Path(checked) if checked else calibration
-    samples, tests = samples_from(checked_on), _tests(evaluation)
+    samples, tests = samples_from(Path(checked) if checked else calibration), _tests(evaluation)
     source = load_source(model)
     original = Original(source.encoder, samples, tests, options.parity.images, progress)
-    limits = _limits(options)
     with TemporaryDirectory(prefix="dcclip-export-") as temporary, atomic_folder(out) as folder:
         graphs = OnnxGraphs(source, Path(temporary), options.precision, calibration, options.calibration_images)
-        for attempt in _attempts(graphs, target.from_onnx):
+
+        def write() -> Encoder | None:
             _clear(folder)
-            target.write(source, attempt, folder, options.precision)
+            target.write(source, graphs.write() if target.from_onnx else graphs.folder, folder, options.precision)
             _describe(source, folder, options, model)
-            encoder = target.open(folder)
-            if encoder is None:
-                parity = None
-                break
-            try:
-                parity = replace(original.compare(encoder), int8_largest_pair_sum=graphs.largest_pair_sum)
-            except NotFiniteError as error:  # fp16 overflows
-                parity, shortfalls, found = None, [error.what], error.what
-            else:
-                shortfalls = parity.shortfalls(limits)
-                found = f"{parity.agreement:.1%} agree on {samples.source}{_languages(parity)}"
-            progress.say(f"export: {graphs.said}{found}")
-            if not shortfalls:
-                break
-            if (parity and parity.overflows) or not graphs.loosen(parity):
-                raise DcclipError(
-                    f"the {options.format} export in {options.precision} is too far from the model: "
-                    + "; ".join(shortfalls),
-                    _hint(options),
-                )
-        _add(folder / DESCRIPTION, {"parity": asdict(parity) if parity else None, **graphs.kept()})
-    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    return ExportResult(out, parity, size, time.perf_counter() - begin)
+            return target.open(folder)
+
+        parity = _loosen_until_close(write, graphs, original, options, progress)
+        _update(folder / DESCRIPTION, {"parity": asdict(parity) if parity else None, **graphs.kept()})
+    return ExportResult(out, options.format, parity, _size_bytes(out), time.perf_counter() - begin)
+
+
+def _loosen_until_close(
+    write: Callable[[], Encoder | None],
+    graphs: OnnxGraphs,
+    original: Original,
+    options: ExportOptions,
+    progress: Progress,
+) -> Parity | None:
+    """Write the export, with more of it in fp32 each time, until it is within the limits. Raises DcclipError.
+
+    None if the format cannot be run here.
+    """
+    while True:
+        encoder = write()
+        if encoder is None:
+            return None
+        parity: Parity | None = None
+        try:
+            compared = original.compare(encoder)
+        except NotFiniteError as error:  # fp16 overflows
+            shortfalls, found = [error.what], error.what
+        else:
+            parity = replace(compared, int8_largest_pair_sum=graphs.largest_pair_sum)
+            shortfalls = parity.shortfalls(options.parity.limits(options.precision))
+            tests = "".join(
+                f", {one.agreement:.1%} in {language} (top-1 {one.before:.1%} -> {one.after:.1%})"
+                for language, one in parity.by_language().items()
+            )
+            found = f"{parity.agreement:.1%} agree on {parity.source}{tests}"
+        progress.say(f"export: {graphs.attempt}{found}")
+        if not shortfalls:
+            return parity
+        if (parity and parity.overflows) or not graphs.loosen(parity):
+            what = f"the {options.format} export in {options.precision} differs too much from the model: "
+            raise DcclipError(what + "; ".join(shortfalls), _hint(options))
+
+
+def _is_export_of(out: Path, model: ModelReference, options: ExportOptions) -> bool:
+    """Whether `out` contains this export of this model. Raises DcclipError if it contains anything but an export."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    hint = "name a new folder with --out"
+    if not (out / DESCRIPTION).is_file():
+        raise DcclipError(f"{out} is not empty and is not an export", hint)
+    about = read_json(out / DESCRIPTION, hint)
+    if "made_from" not in about and about.get("kind") != "bundle":
+        raise DcclipError(f"{out} contains a model, not an export", hint)
+    return bool(about.get("made_from") == made_from(model, options))
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def made_from(model: ModelReference, options: ExportOptions) -> str:
-    """A hash that changes with the model, where it is a directory here, and with the options."""
-    from dcclip_cli.model.model_dir import model_fingerprint
-
+    """A hash of the model, if it is a local directory, or its name, and of the options."""
     identity = model_fingerprint(model.path) if model.kind == "folder" else f"{model.kind}:{model.target}"
     return hashlib.sha256(f"{EXPORT_FORMAT} {identity} {options.model_dump_json()}".encode()).hexdigest()
-
-
-def _attempts(graphs: OnnxGraphs, needed: bool) -> Iterator[Path]:
-    """The folder of the ONNX graphs, written anew as often as the caller asks."""
-    while True:
-        yield graphs.write() if needed else graphs.folder
 
 
 def _clear(folder: Path) -> None:
@@ -152,56 +188,40 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
-def _limits(options: ExportOptions) -> Limits:
-    given = {key: value for key, value in options.parity.model_dump(exclude={"images"}).items() if value is not None}
-    return Limits(**(asdict(DEFAULTS[options.precision]) | given))
-
-
 def _hint(options: ExportOptions) -> str:
     if options.precision == "fp32":
-        return "this is a fault of the exporter for these towers; please report it with the recipe"
+        return "this is a bug in the exporter for these towers; please report it with the recipe"
     better = "fp16 or fp32" if options.precision == "int8" else "fp32"
     return f"export with --precision {better}, train longer, or lower export.parity"
 
 
-def _languages(parity: Parity) -> str:
-    return "".join(
-        f", {one.agreement:.1%} in {language} (top-1 {one.before:.1%} -> {one.after:.1%})"
-        for language, one in parity.by_language().items()
-    )
-
-
 def _tests(evaluation: EvalOptions | None) -> list[HeldOutImages]:
+    """The classification sets of `evaluation` with one class per image."""
     if evaluation is None:
         return []
-    opened = open_datasets(evaluation.model_copy(update={"task": "zero-shot", "templates": "own"}))
-    return [
-        HeldOutImages(
-            one.name,
-            len(one.images),
-            one.images.load,
-            {
-                language: Classes(of.names, of.templates, of.labels[np.arange(len(one.images))])
-                for language, of in one.truth.items()
-                if isinstance(of, SetClasses)
-            },
-        )
-        for one in opened
-        if one.metric in ("top1", "mean_per_class") and not one.is_retrieval  # one class to an image
-    ]
+    found = []
+    for one in open_datasets(evaluation.model_copy(update={"task": "zero-shot", "templates": "own"})):
+        if one.metric not in ("top1", "mean_per_class") or one.is_retrieval:
+            continue
+        classes = {
+            language: Classes(of.names, of.templates, of.labels[np.arange(len(one.images))])
+            for language, of in one.truth.items()
+            if isinstance(of, SetClasses)
+        }
+        found.append(HeldOutImages(one.name, len(one.images), one.images.load, classes))
+    return found
 
 
 def _describe(source: Source, folder: Path, options: ExportOptions, model: ModelReference) -> None:
-    """Write dcclip.json, and the tokenizer where the format has not brought its own."""
-    from dcclip_cli.model.model_dir import model_fingerprint
-
+    """Write dcclip.json, and tokenizer.json for formats that have none of their own."""
     prompts = dict(source.encoder.prompts) | dict(options.prompts or {})
     if not (folder / TOKENIZER).exists() and options.format not in ("open_clip", "transformers"):
-        copy_tokenizer(source.tokenizer).save(str(folder / TOKENIZER))
         if source.folder is not None:
             shutil.copyfile(source.folder / TOKENIZER, folder / TOKENIZER)
+        else:
+            copy_tokenizer(source.tokenizer).save(str(folder / TOKENIZER))
     about: dict[str, Any] = {}
-    if options.format != "open_clip":  # a model directory says all this in its own way
+    if options.format != "open_clip":  # a model directory has its own description
         files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
         about |= {
             "format": FORMAT,
@@ -221,11 +241,11 @@ def _describe(source: Source, folder: Path, options: ExportOptions, model: Model
             "tokenizer_sha256": hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest(),
             "versions": versions(),
         }
-    _add(folder / DESCRIPTION, {**about, "made_from": made_from(model, options)})
+    _update(folder / DESCRIPTION, {**about, "made_from": made_from(model, options)})
 
 
-def _add(description: Path, more: dict[str, Any]) -> None:
-    """Say more in a description, which there may be already or not."""
+def _update(description: Path, more: dict[str, Any]) -> None:
+    """Add to the JSON object in a file, which is created if it does not exist."""
     about = json.loads(description.read_text("utf-8")) if description.exists() else {}
     about |= more
     description.write_text(json.dumps(about, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -1,9 +1,9 @@
-"""Does the exported model say the same as the model that it came from?"""
+"""Parity of an export with its model: embeddings, best matches and accuracy, and the limits for their differences."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -19,52 +19,62 @@ from dcclip_cli.predict.images import embed
 from dcclip_cli.predict.zero_shot import class_embeddings, fill
 from dcclip_cli.progress import Progress, Silent
 
-_TIE = 1e-6  # of cosines: the model can't tell such texts apart, some are of the same pieces
-BATCH_SIZES = (1, 3, 16)  # taken in turn, so that a batch size or a text length frozen into a graph shows
+_TIE = 1e-6  # of cosines: the model cannot tell such texts apart; some have the same tokens
+BATCH_SIZES = (1, 3, 16)  # used in turn, so that a batch size or text length frozen into a graph is detected
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The differences between an export and its model that are allowed: see Thresholds."""
+
+    max_difference: float
+    min_centred_cosine: float
+    min_agreement: float
+    max_accuracy_loss: float = 0.5
+
+
+# fp32, measured on 26 image and 9 text towers: differences below 1e-5.
+DEFAULTS = {
+    "fp32": Limits(1e-4, 0.9999, 0.99),
+    "fp16": Limits(0.02, 0.999, 0.98),
+    "int8": Limits(2.0, 0.9, 0.95),
+}
 
 
 class Thresholds(Options):
-    """How far an export may be from its model; below that it fails. Defaults depend on the precision."""
+    """How far an export may differ from its model before it fails. Defaults depend on the precision."""
 
     max_difference: float | None = Field(
-        None, ge=0, description="Of any number in an embedding of length 1; default: fp32 1e-4, fp16 0.02, int8 none"
+        None,
+        ge=0,
+        description="Largest absolute difference in a unit-length embedding; default: fp32 1e-4, fp16 0.02, int8 none",
     )
     min_centred_cosine: float | None = Field(
         None,
         ge=-1,
         le=1,
-        description="Of embeddings less their mean; default: fp32 0.9999, fp16 0.999, int8 0.9",
+        description="Lowest mean cosine of embeddings minus their mean; default: fp32 0.9999, fp16 0.999, int8 0.9",
     )
     min_agreement: float | None = Field(
-        None, ge=0, le=1, description="Share of images whose best text stays; default: fp32 0.99, fp16 0.98, int8 0.95"
+        None,
+        ge=0,
+        le=1,
+        description="Lowest fraction of images with the same best text; default: fp32 0.99, fp16 0.98, int8 0.95",
     )
     max_accuracy_loss: float | None = Field(
-        None, ge=0, description="Points of top-1 on the recipe's test sets, in any language; default: 0.5"
+        None, ge=0, description="Largest loss of top-1 on the recipe's test sets, in points per language; default: 0.5"
     )
-    images: int = Field(1000, ge=1, description="At most so many images of each of the recipe's test sets")
+    images: int = Field(1000, ge=1, description="Maximum images per test set of the recipe")
 
-
-@dataclass(frozen=True)
-class Limits:
-    """Thresholds with nothing left open."""
-
-    max_difference: float
-    min_centred_cosine: float
-    min_agreement: float
-    max_accuracy_loss: float
-
-
-# fp32, measured over 26 image and 9 text towers: differences below 1e-5.
-DEFAULTS = {
-    "fp32": Limits(1e-4, 0.9999, 0.99, 0.5),
-    "fp16": Limits(0.02, 0.999, 0.98, 0.5),
-    "int8": Limits(2.0, 0.9, 0.95, 0.5),
-}
+    def limits(self, precision: str) -> Limits:
+        """The thresholds with the defaults for `precision`."""
+        given = self.model_dump(exclude={"images"}, exclude_none=True)
+        return Limits(**asdict(DEFAULTS[precision]) | given)
 
 
 @dataclass(frozen=True)
 class Classes:
-    """What a test set's images may be in one language: names (C,), templates for them, the images' labels (N,)."""
+    """The classes of a test set in one language: names (C,), their templates, and the images' labels (N,)."""
 
     names: Sequence[str]
     templates: Sequence[str]
@@ -73,17 +83,17 @@ class Classes:
 
 @dataclass(frozen=True)
 class HeldOutImages:
-    """A test set of `count` images; `picture(i)` reads one."""
+    """A test set of `count` images; `image(i)` reads one."""
 
     name: str
     count: int
-    picture: Callable[[int], Image.Image]
+    image: Callable[[int], Image.Image]
     classes: Mapping[Language, Classes]
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 (0..1) on a test set in one language before and after the export, and how often both say the same class."""
+    """Top-1 (0..1) on a test set in one language, before and after the export, and how often the class is the same."""
 
     dataset: str
     language: Language
@@ -95,13 +105,13 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far two models are apart.
+    """How far an export differs from its model.
 
-    `*_max_difference`: of any number in an embedding of length 1. `*_centred_cosine`: mean over samples, after the mean
-    embedding is taken away, since raw cosines look good even between unlike models. `agreement`: the share of images
-    for which both find the same label the most fitting, mean over the languages; `image_agreement` and
-    `text_agreement`: on samples and test sets, if only the one tower were exchanged. `int8_largest_pair_sum`: what two
-    products of an int8 graph can add up to, which CPUs without VNNI do in 16 bits; None without int8 graphs.
+    `*_max_difference`: largest of any number in a unit-length embedding. `*_centred_cosine`: mean over samples, after
+    the mean embedding is subtracted, since raw cosines look good even between unlike models. `agreement`: fraction of
+    images with the same best label, mean over the languages; `image_agreement` and `text_agreement`: on samples and
+    test sets, if only that tower were replaced. `int8_largest_pair_sum`: largest sum of two products in an int8 graph,
+    which CPUs without VNNI compute in 16 bits; None without int8 graphs.
     """
 
     source: str
@@ -119,24 +129,24 @@ class Parity:
 
     @property
     def overflows(self) -> bool:
-        """Whether an int8 graph can be wrong on CPUs without VNNI: a mistake that looser rounding would only hide."""
+        """Whether an int8 graph can be wrong on CPUs without VNNI, which rounding less would only hide."""
         return (self.int8_largest_pair_sum or 0) > LARGEST_PAIR_SUM
 
     def by_language(self) -> dict[Language, Accuracy]:
-        """All test sets of a language taken as one."""
+        """The accuracy in each language over all test sets together."""
         found = {}
         for language in dict.fromkeys(one.language for one in self.accuracy):
-            several = [one for one in self.accuracy if one.language == language]
-            images = sum(one.images for one in several)
+            sets = [one for one in self.accuracy if one.language == language]
+            images = sum(one.images for one in sets)
             before, after, agreement = (
-                sum(getattr(one, figure) * one.images for one in several) / images
-                for figure in ("before", "after", "agreement")
+                sum(getattr(one, metric) * one.images for one in sets) / images
+                for metric in ("before", "after", "agreement")
             )
             found[language] = Accuracy("all test sets", language, images, before, after, agreement)
         return found
 
     def shortfalls(self, limits: Limits) -> list[str]:
-        """A sentence for each threshold that is not held."""
+        """One sentence for each limit that is exceeded."""
         found = []
         for tower in ("image", "text"):
             difference = getattr(self, f"{tower}_max_difference")
@@ -145,20 +155,16 @@ class Parity:
             cosine = getattr(self, f"{tower}_centred_cosine")
             if not cosine >= limits.min_centred_cosine:
                 found.append(f"the {tower} towers' centred cosine is {cosine:.4f}, under {limits.min_centred_cosine:g}")
-        if not self.agreement >= limits.min_agreement:
-            found.append(
-                f"{self.agreement:.1%} of {self.images} images ({self.source}) keep their best text, "
-                f"less than {limits.min_agreement:.1%}"
-            )
+        agreements = {f"{self.images} images ({self.source}) keep their best text": self.agreement}
         for language, one in self.by_language().items():
-            if not one.agreement >= limits.min_agreement:
-                found.append(
-                    f"{one.agreement:.1%} of the test images keep their class in {language}, "
-                    f"less than {limits.min_agreement:.1%}"
-                )
+            agreements[f"the test images keep their class in {language}"] = one.agreement
+        for what, agreement in agreements.items():
+            if not agreement >= limits.min_agreement:
+                found.append(f"{agreement:.1%} of {what}, less than {limits.min_agreement:.1%}")
+        for language, one in self.by_language().items():
             loss = 100 * (one.before - one.after)
             if not loss <= limits.max_accuracy_loss + 1e-9:
-                found.append(f"top-1 in {language} falls by {loss:.2f} points, more than {limits.max_accuracy_loss:g}")
+                found.append(f"top-1 in {language} drops by {loss:.2f} points, more than {limits.max_accuracy_loss:g}")
         if self.overflows:
             found.append(
                 f"two int8 products can add up to {self.int8_largest_pair_sum}, which overflows on CPUs without VNNI "
@@ -168,17 +174,27 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class _Answers:
-    """A model's embeddings: of the samples, and of each test set's images (N, D) and classes (C, D) by language."""
+class _Embeddings:
+    """A model's embeddings of the samples, and of each test set's images (N, D) and classes (C, D) by language."""
 
     images: np.ndarray
     texts: np.ndarray
     tests: list[tuple[np.ndarray, dict[Language, np.ndarray]]]
 
 
+@dataclass(frozen=True)
+class _Agreement:
+    """Fractions of images with the same best text: with both towers of the export, or with only one of them."""
+
+    both: float
+    image: float
+    text: float
+    images: int
+
+
 @dataclass
 class Original:
-    """A model's answers, asked once, that its exports are held against. Samples are taken in one batch of all."""
+    """A model's embeddings, computed once, that its exports are compared with. The samples are encoded in one batch."""
 
     model: Encoder
     samples: Samples
@@ -189,85 +205,79 @@ class Original:
     def __post_init__(self) -> None:
         texts = {text for several in (*self.samples.labels, self.samples.texts) for text in several}
         self._texts = sorted(texts, key=lambda text: (len(text), text))
-        self._chosen = [_choice(test.count, self.images) for test in self.tests]
-        self._answers = self._ask(self.model, lambda encode, items: encode(items))
+        self._chosen = [
+            sorted(np.random.default_rng(0).permutation(test.count)[: self.images].tolist()) for test in self.tests
+        ]
+        self._embeddings = self._embed(self.model, lambda encode, items: encode(items))
 
     def compare(self, exported: Encoder) -> Parity:
         """The parity of an exported model, run in batches of several sizes."""
-        mine, theirs = self._answers, self._ask(exported, _in_batches)
-        same: list[tuple[float, float, float, int]] = []  # both towers, image alone, text alone; images
-        for several in self.samples.labels:
-            rows = [self._texts.index(label) for label in several]
-            same.append(_agreement(mine.images, theirs.images, mine.texts[rows], theirs.texts[rows]))
-        samples = float(np.mean([one[0] for one in same]))
+        old, new = self._embeddings, self._embed(exported, _in_batches)
+        agreements = []
+        for names in self.samples.labels:
+            rows = [self._texts.index(name) for name in names]
+            agreements.append(_agreement(old.images, new.images, old.texts[rows], new.texts[rows]))
+        agreement = float(np.mean([one.both for one in agreements]))
         accuracy = []
-        for test, chosen, before, after in zip(self.tests, self._chosen, mine.tests, theirs.tests, strict=True):
+        for test, chosen, before, after in zip(self.tests, self._chosen, old.tests, new.tests, strict=True):
             for language, classes in test.classes.items():
-                same.append(_agreement(before[0], after[0], before[1][language], after[1][language]))
-                was, became = (
-                    float((best(images, texts[language]) == classes.labels[chosen]).mean())
-                    for images, texts in (before, after)
+                agreements.append(_agreement(before[0], after[0], before[1][language], after[1][language]))
+                labels = classes.labels[chosen]
+                was, now = (
+                    float((best(images, texts[language]) == labels).mean()) for images, texts in (before, after)
                 )
-                accuracy.append(Accuracy(test.name, language, len(chosen), was, became, same[-1][0]))
-        weights = [one[3] for one in same]
+                accuracy.append(Accuracy(test.name, language, len(chosen), was, now, agreements[-1].both))
+        weights = [one.images for one in agreements]
         return Parity(
             source=self.samples.source,
-            images=len(mine.images),
-            texts=len(mine.texts),
-            image_max_difference=float(np.abs(mine.images - theirs.images).max()),
-            text_max_difference=float(np.abs(mine.texts - theirs.texts).max()),
-            image_centred_cosine=centred_cosine(mine.images, theirs.images),
-            text_centred_cosine=centred_cosine(mine.texts, theirs.texts),
-            agreement=samples,
-            image_agreement=float(np.average([one[1] for one in same], weights=weights)),
-            text_agreement=float(np.average([one[2] for one in same], weights=weights)),
+            images=len(old.images),
+            texts=len(old.texts),
+            image_max_difference=float(np.abs(old.images - new.images).max()),
+            text_max_difference=float(np.abs(old.texts - new.texts).max()),
+            image_centred_cosine=centred_cosine(old.images, new.images),
+            text_centred_cosine=centred_cosine(old.texts, new.texts),
+            agreement=agreement,
+            image_agreement=float(np.average([one.image for one in agreements], weights=weights)),
+            text_agreement=float(np.average([one.text for one in agreements], weights=weights)),
             accuracy=tuple(accuracy),
         )
 
-    def _ask(self, model: Encoder, batched: Callable[..., np.ndarray]) -> _Answers:
+    def _embed(self, model: Encoder, batched: Callable[..., np.ndarray]) -> _Embeddings:
         pixels = np.stack([model.preprocess(image) for image in self.samples.images])
         tests = []
         for test, chosen in zip(self.tests, self._chosen, strict=True):
             rows = []
             with self.progress.task(f"parity on {test.name}", len(chosen)) as task:
-                for index, found in embed(model, chosen, test.picture):
+                for index, found in embed(model, chosen, test.image):
                     if isinstance(found, DcclipError):
                         raise DcclipError(f"data set {test.name}, image {index}: {found.what}", found.hint)
                     rows.append(found)
                     task.advance()
-            tests.append((np.stack(rows), dict(_class_embeddings(model, test))))
-        return _Answers(batched(model.encode_pixels, pixels), batched(model.encode_texts, self._texts), tests)
-
-
-def _class_embeddings(model: Encoder, test: HeldOutImages) -> Iterator[tuple[Language, np.ndarray]]:
-    for language, classes in test.classes.items():
-        yield language, class_embeddings(model, [fill(classes.templates, name) for name in classes.names])
+            classes = {
+                language: class_embeddings(model, [fill(one.templates, name) for name in one.names])
+                for language, one in test.classes.items()
+            }
+            tests.append((np.stack(rows), classes))
+        return _Embeddings(batched(model.encode_pixels, pixels), batched(model.encode_texts, self._texts), tests)
 
 
 def best(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """(B,) the most fitting of texts (N, D) for each of images (B, D)."""
+    """(B,) the most similar of texts (N, D) for each of images (B, D)."""
     return np.asarray((images @ texts.T).argmax(axis=1))
 
 
-def _agreement(
-    images: np.ndarray, other_images: np.ndarray, texts: np.ndarray, other_texts: np.ndarray
-) -> tuple[float, float, float, int]:
+def _agreement(images: np.ndarray, new_images: np.ndarray, texts: np.ndarray, new_texts: np.ndarray) -> _Agreement:
     cosines = images @ texts.T
     highest = cosines.max(axis=1) - _TIE
-    exchanged = ((other_images, other_texts), (other_images, texts), (images, other_texts))
+    replaced = ((new_images, new_texts), (new_images, texts), (images, new_texts))
     both, image, text = (
-        float((cosines[np.arange(len(images)), best(*towers)] >= highest).mean()) for towers in exchanged
+        float((cosines[np.arange(len(images)), best(*towers)] >= highest).mean()) for towers in replaced
     )
-    return both, image, text, len(images)
-
-
-def _choice(count: int, limit: int) -> list[int]:
-    """All of `count`, or a fixed random choice."""
-    return sorted(np.random.default_rng(0).permutation(count)[:limit].tolist())
+    return _Agreement(both, image, text, len(images))
 
 
 def centred_cosine(first: np.ndarray, second: np.ndarray) -> float:
-    """The mean cosine of the rows of two (N, D), after the mean row of the first is taken from both."""
+    """The mean cosine of the rows of two (N, D), after the mean row of the first is subtracted from both."""
     mean = first.mean(axis=0)
     first, second = first - mean, second - mean
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)

@@ -1,7 +1,7 @@
-"""The two ONNX graphs in int8 or fp16, as much of them as the model bears.
+"""The two ONNX graphs in fp32, fp16 or int8, with as much of them rounded as the parity with the model allows.
 
-In int8 all weights are rounded, which is what makes the file small. Activations are as far as that keeps the embeddings
-where they were: those that move them most, rounded alone, can stay fp32.
+In int8, all weights are rounded, which makes the file small. Activations are rounded as long as the embeddings hardly
+change: those that change them most, when rounded alone, can stay fp32.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from dcclip_cli.exporters.rounding import (
     with_weights,
     without_rounding,
 )
-from dcclip_cli.exporters.samples import batches, calibration_pictures, calibration_texts
+from dcclip_cli.exporters.samples import batches, calibration_images, calibration_texts
 from dcclip_cli.exporters.source import Source, prepare
 from dcclip_cli.predict.onnx_encoder import IMAGE, TEXT
 
 _DENSE = ("MatMul", "Gemm")
 _WEIGHTED = ("Conv", *_DENSE)
-_RANKED_BYTES = 600_000_000  # of the largest tower whose parts are tried one by one
-_TRIED_ON = 16  # pictures or texts that the effect of rounding one activation is measured on
-_FIRST = 0.1  # of a convolutional tower's multiply-adds, in its first convolutions, may be in fp32
+_RANKED_BYTES = 600_000_000  # size of the largest tower whose parts are measured one by one
+_TRIED_ON = 16  # images or texts on which the effect of rounding one activation is measured
+_FIRST = 0.1  # fraction of a convolutional tower's multiply-adds, in its first convolutions, that stay fp32
 _SUMS = ("Softmax", "Pow", "ReduceMean", "ReduceSum", "ReduceL2", "Sqrt", "Div")
-# Kinds of operators that stay fp32 in an fp16 graph, from the first to the last resort: sums overflow first.
-# Layer norms always do: onnxruntime 1.32 crashes (SIGSEGV) when it optimises an fp16 graph that has them in fp16.
+# Operators that stay fp32 in an fp16 graph, from the first to the last attempt: sums overflow first.
+# Layer norms always do: onnxruntime 1.32 crashes (SIGSEGV) when it optimises a graph with layer norms in fp16.
 FP16_KEEPS: tuple[tuple[str, ...], ...] = (
     ("LayerNormalization",),
     ("LayerNormalization", *_SUMS),
@@ -56,13 +56,13 @@ FP16_KEEPS: tuple[tuple[str, ...], ...] = (
 
 @dataclass(frozen=True)
 class Kept:
-    """What stays fp32 in an int8 tower: a share of its activations, and weights up to a share of its size."""
+    """The fractions of an int8 tower that stay fp32: of its activations, and of its size, in weights."""
 
     activations: float = 0.0
     weights: float = 0.0
 
 
-# From the first to the last resort. Small weights cost no size and first convolutions are small: they come first.
+# From the first to the last attempt. Small weights cost no size and first convolutions are small, so they are first.
 LADDER = (
     Kept(),
     Kept(0.1, 0.02),
@@ -73,14 +73,17 @@ LADDER = (
 )
 
 
-class Int8Tower:
-    """One tower in fp32, ready to be written in int8, its most sensitive parts left in fp32.
+_GRAPHS = {"image": IMAGE, "text": TEXT}
 
-    Activations are uint8 in fixed ranges, found on `batches`, so that what else is in a batch changes nothing. Weights
-    are int8, with a scale for each channel: the pair that VNNI processors have instructions for, and small enough that
-    processors without VNNI do not overflow (rounding.py). A transformer rounds the inputs of its dense layers, and so
-    does the head of a convolutional tower; before it all is rounded but the first convolutions. These are what rounding
-    harms most, have few weights, and in one piece are no slower in fp32.
+
+class Int8Tower:
+    """One tower in fp32, ready to be written in int8 with its most sensitive parts in fp32.
+
+    Activations are uint8 with fixed ranges, found on `batches`, so that the rest of a batch changes nothing. Weights
+    are int8 with a scale per channel: the pair that VNNI instructions multiply, and small enough not to overflow on
+    CPUs without VNNI (rounding.py). A transformer rounds the inputs of its dense layers, and so does the head of a
+    convolutional tower; before the head, everything is rounded except the first convolutions. Rounding harms these
+    most, they have few weights, and in one block they are no slower in fp32.
     """
 
     def __init__(self, file: Path, batches: Sequence[np.ndarray]) -> None:
@@ -97,7 +100,7 @@ class Int8Tower:
         _save(self._keeping({*plain, *activations}, {*first, *nodes}), out)
 
     def _keeping(self, activations: Collection[str], nodes: Collection[str]) -> Any:
-        """The tower in int8 but for these activations, and the weights and biases of these nodes."""
+        """The tower in int8 except for these activations, and the weights and biases of these nodes."""
         names = {name for node in self._nodes if node.name in nodes for name in node.input[1:]}
         originals = {name: values for name, values in weights_of(self._model).items() if name in names}
         return without_rounding(self._rounded, activations, originals)
@@ -106,9 +109,9 @@ class Int8Tower:
         return self._sensitive[: round(share * len(self._sensitive))] if share else []
 
     def _weights(self, share: float) -> list[str]:
-        """The nodes whose weights move the embeddings most for each byte, up to a share of the int8 tower's size.
+        """The nodes whose weights change the embeddings most per byte, up to a fraction of the int8 tower's size.
 
-        Of a large tower the smallest weights.
+        For a large tower, the nodes with the smallest weights.
         """
         if not share:
             return []
@@ -119,7 +122,7 @@ class Int8Tower:
             activations = rounded_activations(self._rounded)
             worth = {name: self._moved(self._keeping(activations, names - {name}), self._still) for name in names}
         sizes = {name: values.size for name, values in weights_of(self._model).items()}
-        size = {node.name: 3 * sizes[node.input[1]] for node in self._nodes}  # bytes that fp32 takes more than int8
+        size = {node.name: 3 * sizes[node.input[1]] for node in self._nodes}  # extra bytes in fp32
         left, chosen = share * sum(sizes.values()), []
         for name in sorted(worth, key=lambda name: (-worth[name] / size[name], name)):
             if size[name] <= left:
@@ -142,7 +145,7 @@ class Int8Tower:
 
     @property
     def _is_large(self) -> bool:
-        """Whether trying each of the tower's parts would take hours."""
+        """Whether measuring each of the tower's parts would take hours."""
         return bytes_of(self._model) > _RANKED_BYTES
 
     @cached_property
@@ -160,7 +163,7 @@ class Int8Tower:
 
     @cached_property
     def _plain(self) -> set[str]:
-        """The activations between a convolutional tower's first convolutions, and of its head but for dense inputs."""
+        """The activations between a convolutional tower's first convolutions, and of its head except dense inputs."""
         if not self._convolutional:
             return set()
         nodes = list(self._model.graph.node)
@@ -174,9 +177,9 @@ class Int8Tower:
 
     @cached_property
     def _sensitive(self) -> list[str]:
-        """The activations, those first whose rounding alone moves the embeddings most.
+        """The activations, in falling order of how much rounding each alone changes the embeddings.
 
-        Those of a large tower come in the order of the graph.
+        For a large tower, in the order of the graph.
         """
         names = rounded_activations(self._rounded)
         if self._is_large:
@@ -206,7 +209,7 @@ class Int8Tower:
 
     @cached_property
     def _rounded(self) -> Any:
-        """The whole tower in int8, but for the normalisation at its end."""
+        """The whole tower in int8, except for the normalisation at its end."""
         import onnx
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -230,7 +233,7 @@ class Int8Tower:
         model = with_weights(self._model, weights, self._batches)
         options: dict[str, Any] = {"TensorQuantOverrides": codes}
         if self._convolutional:
-            options["QDQKeepRemovableActivations"] = True  # else unrounded ones would lose their ReLU
+            options["QDQKeepRemovableActivations"] = True  # otherwise unrounded ones would lose their ReLU
         else:
             options["OpTypesToExcludeOutputQuantization"] = list(_DENSE)
         with TemporaryDirectory() as temporary:
@@ -242,7 +245,7 @@ class Int8Tower:
                 Reader(),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
-                activation_type=QuantType.QUInt8,  # the default is QInt8, which this pair's instructions don't take
+                activation_type=QuantType.QUInt8,  # the default is QInt8, which VNNI instructions do not take
                 weight_type=QuantType.QInt8,
                 op_types_to_quantize=None if self._convolutional else list(_DENSE),
                 nodes_to_quantize=None if self._convolutional else [node.name for node in self._nodes],
@@ -251,12 +254,12 @@ class Int8Tower:
                 extra_options=options,
             )
             model = onnx.load(quantized)
-        # The quantiser gives rounded tensors to whatever takes them: to residual sums, too.
+        # The quantiser passes rounded tensors to all their consumers: to residual sums, too.
         return model if self._convolutional else rounded_only_for(model, {node.name for node in self._nodes})
 
 
 def write_fp16(file: Path, out: Path, keep: Sequence[str] = FP16_KEEPS[0]) -> None:
-    """Write a tower in fp16, operators of the kinds `keep` in fp32; it takes and gives fp32 as before."""
+    """Write a tower in fp16 with the operators `keep` in fp32; inputs and outputs stay fp32."""
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     blocked = [*DEFAULT_OP_BLOCK_LIST, *keep]
@@ -272,13 +275,10 @@ def _save(model: Any, out: Path) -> None:
     onnx.save(model, out, save_as_external_data=large, location=beside.name if large else None)
 
 
-_GRAPHS = {"image": IMAGE, "text": TEXT}
-
-
 class OnnxGraphs:
-    """`write` leaves both graphs in `folder`; `loosen` lets one of the towers keep more of itself in fp32.
+    """image.onnx and text.onnx in a precision. `write` writes both; `loosen` lets a tower keep more in fp32.
 
-    `folder` may be filled with more than the graphs; fp32 graphs are made once, when first needed.
+    `folder` is a temporary folder for these and for the fp32 graphs, which are written once, when first needed.
     """
 
     def __init__(
@@ -286,70 +286,60 @@ class OnnxGraphs:
     ) -> None:
         self.folder = folder / "graphs"
         self.folder.mkdir()
-        self._exact = folder / "fp32"
         self._source, self._precision, self._calibration, self._images = source, precision, calibration, images
-        self._rung = {"image": 0, "text": 0}
+        self._exact = folder / "fp32"
+        self._steps: Sequence[Any] = {"fp32": (None,), "fp16": FP16_KEEPS, "int8": LADDER}[precision]
+        self._step = dict.fromkeys(_GRAPHS, 0)
         self._written: dict[str, int] = {}
-        self._pair_sums = {"image": 0, "text": 0}
+        self._pair_sums = dict.fromkeys(_GRAPHS, 0)
 
     @property
-    def said(self) -> str:
-        """Which attempt this is, for the user; empty for the first."""
-        if not any(self._rung.values()):
-            return ""
-        return "".join(f"{tower} kept {self._kept_share(tower)}, " for tower in _GRAPHS if self._rung[tower])
+    def attempt(self) -> str:
+        """What is kept in fp32, for the user; empty for the first attempt."""
+        return "".join(f"{tower} kept {kept}, " for tower, kept in self.kept()["kept_fp32"].items())
 
     @property
     def largest_pair_sum(self) -> int | None:
-        """Of both int8 graphs (rounding.py); None in other precisions, and before the graphs are written."""
+        """The larger one of both int8 graphs (rounding.py); None in other precisions, and before `write`."""
         return max(self._pair_sums.values()) if self._precision == "int8" and self._written else None
 
     def kept(self) -> dict[str, Any]:
-        """What stayed fp32, for the report."""
-        return {"kept_fp32": {tower: self._kept_share(tower) for tower in _GRAPHS if self._rung[tower]}}
+        """What is kept in fp32, for dcclip.json."""
+        return {"kept_fp32": {tower: self._kept(tower) for tower in _GRAPHS if self._step[tower]}}
 
     def write(self) -> Path:
         """The folder with both graphs."""
         for tower, name in _GRAPHS.items():
-            if self._written.get(tower) == self._rung[tower]:
+            if self._written.get(tower) == self._step[tower]:
                 continue
             if self._precision == "fp32":
                 for file in self._fp32.glob(f"{name}*"):
                     shutil.copyfile(file, self.folder / file.name)
             elif self._precision == "fp16":
-                write_fp16(self._fp32 / name, self.folder / name, FP16_KEEPS[self._rung[tower]])
+                write_fp16(self._fp32 / name, self.folder / name, FP16_KEEPS[self._step[tower]])
             else:
-                self._int8[tower].write(self.folder / name, LADDER[self._rung[tower]])
+                self._int8[tower].write(self.folder / name, LADDER[self._step[tower]])
                 self._pair_sums[tower] = largest_pair_sum(self.folder / name)
-            self._written[tower] = self._rung[tower]
+            self._written[tower] = self._step[tower]
         return self.folder
 
     def loosen(self, parity: Parity | None) -> bool:
-        """Take the next step for the tower that costs more agreement, or for both where their answers are not finite.
+        """Take the next step for the tower that loses more agreement, or for both if `parity` is None.
 
-        Whether there was one left.
+        False if no step is left.
         """
-        steps: Sequence[Any] = {"fp32": (None,), "fp16": FP16_KEEPS, "int8": LADDER}[self._precision]
-        if not self._written:
-            return False
-        if parity is None:
-            left = [tower for tower in _GRAPHS if self._rung[tower] + 1 < len(steps)]
-            self._rung |= {tower: self._rung[tower] + 1 for tower in left}
-            return bool(left)
-        losses = {
-            "image": (1 - parity.image_agreement, 1 - parity.image_centred_cosine),
-            "text": (1 - parity.text_agreement, 1 - parity.text_centred_cosine),
-        }
-        for tower in sorted(losses, key=lambda tower: losses[tower], reverse=True):
-            if self._rung[tower] + 1 < len(steps):
-                self._rung[tower] += 1
-                return True
-        return False
+        left = [tower for tower in _GRAPHS if self._step[tower] + 1 < len(self._steps)] if self._written else []
+        if parity is not None:
+            left.sort(key=lambda tower: _losses(parity, tower), reverse=True)
+            left = left[:1]
+        for tower in left:
+            self._step[tower] += 1
+        return bool(left)
 
-    def _kept_share(self, tower: str) -> str:
+    def _kept(self, tower: str) -> str:
         if self._precision == "fp16":
-            return ", ".join(FP16_KEEPS[self._rung[tower]])
-        step = LADDER[self._rung[tower]]
+            return ", ".join(FP16_KEEPS[self._step[tower]])
+        step = LADDER[self._step[tower]]
         return f"{step.activations:.0%} of its activations and {step.weights:.0%} of its weights in fp32"
 
     @cached_property
@@ -364,11 +354,16 @@ class OnnxGraphs:
     def _int8(self) -> dict[str, Int8Tower]:
         assert self._calibration is not None
         source = self._source
-        pictures = calibration_pictures(self._calibration, self._images)
+        images = calibration_images(self._calibration, self._images)
         texts = calibration_texts(self._calibration, self._images)
         tokenizer = prepare(source.tokenizer, source.context_length, source.padding_id, source.fixed)
         ids = [np.asarray([tokenizer.encode(text).ids], np.int64) for text in texts]  # one by one: no padding
         return {
-            "image": Int8Tower(self._fp32 / IMAGE, batches(pictures, source.preprocessing)),
+            "image": Int8Tower(self._fp32 / IMAGE, batches(images, source.preprocessing)),
             "text": Int8Tower(self._fp32 / TEXT, ids),
         }
+
+
+def _losses(parity: Parity, tower: str) -> tuple[float, float]:
+    agreement, cosine = (getattr(parity, f"{tower}_{metric}") for metric in ("agreement", "centred_cosine"))
+    return 1 - agreement, 1 - cosine

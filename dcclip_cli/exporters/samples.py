@@ -1,4 +1,4 @@
-"""What an export is calibrated and checked on: the recipe's own pairs, a folder of pictures, or made-up ones."""
+"""Images and texts that an export is calibrated and checked on: from pairs, from a folder of images, or made up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dcclip_cli.eval import prompts
 from dcclip_cli.model.preprocess import decode, flatten
 from dcclip_cli.predict.images import find_images
 
-# Short, long, mixed, and too long for any text tower: what a graph with a frozen length gets wrong.
+# Short, long, mixed, and too long for any text tower: these detect graphs with a frozen length.
 TEXTS = (
     "猫",
     "cat",
@@ -33,10 +33,10 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class Samples:
-    """What two models are compared on. `source` says where the images are from.
+    """The samples that two models are compared on. `source` names the origin of the images.
 
-    `labels` are the texts that images are told apart by, a list for each language: a name and its translation lie so
-    close together that changing one for the other would say nothing. `texts` are further ones of any kind.
+    `labels` are the texts that images are matched with, one list per language: a name and its translation have such
+    similar embeddings that exchanging them would mean nothing. `texts` are further ones of any kind.
     """
 
     source: str
@@ -46,63 +46,60 @@ class Samples:
 
 
 def samples_from(path: Path | None, count: int = 128) -> Samples:
-    """Up to `count` pictures, spread over a pairs file or a folder of pictures; made-up ones where `path` is None.
+    """Up to `count` images, evenly spaced in a pairs file or a folder of images; made-up ones if `path` is None.
 
-    Pairs bring their first captions in both languages. Made-up ones find a broken graph, but can't judge a rounded one.
+    Pairs add their first captions in both languages. Made-up images detect a broken graph, but not rounding errors.
     """
     if path is None:
         random = np.random.default_rng(0)
         noise = random.integers(0, 256, (16, 4, 4, 3), dtype=np.uint8)
         return Samples("made-up images", [Image.fromarray(small).resize((256, 256)) for small in noise], [TEXTS])
-    if _is_pictures(path):
-        return Samples(path.name, _pictures(path, count), [TEXTS])
-    table = open_pairs(path)
-    indices = _spread(len(table), count)
-    labels = [several for several in _captions(table, indices) if several]
-    return Samples(path.name, [unaugmented(table, index) for index in indices], labels or [TEXTS], TEXTS)
+    if _is_image_folder(path):
+        return Samples(path.name, calibration_images(path, count), [TEXTS])
+    pairs = open_pairs(path)
+    indices = _evenly_spaced(len(pairs), count)
+    labels = [several for several in _captions(pairs, indices) if several]
+    return Samples(path.name, [unaugmented(pairs, index) for index in indices], labels or [TEXTS], TEXTS)
 
 
-def calibration_pictures(path: Path, count: int) -> Sequence[Image.Image]:
-    """Up to `count` pictures, spread over a pairs file or a folder of pictures. Raises DcclipError where none are."""
-    if _is_pictures(path):
-        return _pictures(path, count)
-    table = open_pairs(path)
-    return [unaugmented(table, index) for index in _spread(len(table), count)]
+def calibration_images(path: Path, count: int) -> Sequence[Image.Image]:
+    """Up to `count` images, evenly spaced in a pairs file or a folder of images. Raises DcclipError if it has none."""
+    if _is_image_folder(path):
+        files = list(find_images([str(path)]))
+        return [flatten(decode(files[index])) for index in _evenly_spaced(len(files), count)]
+    pairs = open_pairs(path)
+    return [unaugmented(pairs, index) for index in _evenly_spaced(len(pairs), count)]
 
 
 def calibration_texts(path: Path | None, count: int) -> Sequence[str]:
-    """Up to `count` captions in each language from a pairs file, as many of ImageNet's names, some of all lengths."""
+    """TEXTS, and per language up to `count` of ImageNet's class names and as many captions of a pairs file."""
     names = prompts.read("imagenet").names
-    texts = [*TEXTS, *(several[index] for several in names.values() for index in _spread(len(several), count))]
-    if path is None or _is_pictures(path):
+    texts = [*TEXTS, *(several[index] for several in names.values() for index in _evenly_spaced(len(several), count))]
+    if path is None or _is_image_folder(path):
         return texts
-    table = open_pairs(path)
-    return texts + [caption for several in _captions(table, _spread(len(table), count)) for caption in several]
+    pairs = open_pairs(path)
+    captions = _captions(pairs, _evenly_spaced(len(pairs), count))
+    return texts + [caption for several in captions for caption in several]
 
 
 def batches(
-    pictures: Sequence[Image.Image], preprocess: Callable[[Image.Image], np.ndarray], size: int = 16
+    images: Sequence[Image.Image], preprocess: Callable[[Image.Image], np.ndarray], size: int = 16
 ) -> list[np.ndarray]:
-    """Preprocessed pictures (B, 3, H, W)."""
-    starts = range(0, len(pictures), size)
-    return [np.stack([preprocess(picture) for picture in pictures[start : start + size]]) for start in starts]
+    """Preprocessed images (B, 3, H, W)."""
+    starts = range(0, len(images), size)
+    return [np.stack([preprocess(image) for image in images[start : start + size]]) for start in starts]
 
 
-def _captions(table: PairDataset, indices: Sequence[int]) -> list[list[str]]:
+def _captions(pairs: PairDataset, indices: Sequence[int]) -> list[list[str]]:
     return [
-        sorted({caption for index in indices for caption in table.captions(language)[index][:1]})
+        sorted({caption for index in indices for caption in pairs.captions(language)[index][:1]})
         for language in LANGUAGES
     ]
 
 
-def _is_pictures(path: Path) -> bool:
+def _is_image_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.glob("*.tar"))
 
 
-def _pictures(path: Path, count: int) -> list[Image.Image]:
-    files = list(find_images([str(path)]))
-    return [flatten(decode(files[index])) for index in _spread(len(files), count)]
-
-
-def _spread(length: int, count: int) -> list[int]:
+def _evenly_spaced(length: int, count: int) -> list[int]:
     return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(int)).tolist()

@@ -1,4 +1,4 @@
-"""What a student is made of: a timm image tower and open_clip's text tower, as one open_clip configuration."""
+"""Student options and architecture: a timm image tower and open_clip's text transformer as one open_clip model."""
 
 from __future__ import annotations
 
@@ -17,49 +17,51 @@ Triple = tuple[float, float, float]
 
 
 class ImageTower(Options):
-    """A timm network. `weights` starts it from a safetensors file with the network's own parameter names.
+    """A timm network, random or with pretrained weights.
 
-    A file with the whole image tower's names, `trunk.` and `head.` as open_clip has them, brings the projection too.
+    `weights` is a safetensors file with the parameter names of timm's network, or, with the projection, those of the
+    whole open_clip image tower (`trunk.` and `head.`).
     """
 
-    timm: str = Field(description="A name that timm.create_model knows")
-    size: int = Field(224, ge=32, le=1024, description="Side of the square input, in pixels")
+    timm: str = Field(description="Name of a timm network, as for timm.create_model")
+    size: int = Field(224, ge=32, le=1024, description="Side of the square input image, in pixels")
     weights: str | None = Field(
-        None, description="Path of a .safetensors file, or 'timm' for timm's pretrained weights"
+        None, description="Pretrained weights: path of a .safetensors file, or 'timm' for timm's own"
     )
     projection: Literal["linear", "mlp"] = Field(
-        "linear", description="From the network's features to the shared space; mlp: over a layer twice as wide, GELU"
+        "linear",
+        description="Projection to the shared space; mlp: with a hidden layer of twice the width and GELU",
     )
-    mean: Triple | None = Field(None, description="Of the input's channels, in 0..1; default: timm's for this network")
-    std: Triple | None = Field(None, description="Of the input's channels; default: timm's for this network")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Before the projection")
-    drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic depth")
+    mean: Triple | None = Field(None, description="Mean of the input channels, 0 to 1; default: timm's for the network")
+    std: Triple | None = Field(None, description="Standard deviation of the channels; default: timm's for the network")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate before the projection")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic-depth rate")
 
 
 class Vocabulary(Options):
-    """The pieces that texts are cut into, each a row of the text tower's embedding."""
+    """The tokens of the text tower."""
 
     source: Literal["teacher", "data"] = Field(
-        "data", alias="from", description="Cut the teacher's vocabulary to the captions, or train one on them"
+        "data", alias="from", description="Trim the teacher's vocabulary to the captions, or train one on them"
     )
-    size: int = Field(20_000, ge=300, le=300_000, description="Most pieces it may have")
+    size: int = Field(20_000, ge=300, le=300_000, description="Maximum vocabulary size")
     characters: bool = Field(
-        False, description="Of the teacher's pieces, also single characters that no caption has, as far as size allows"
+        False, description="Fill the trimmed vocabulary up to size with single characters that no caption contains"
     )
 
 
 class TextTower(Options):
-    """open_clip's text transformer: causal, pooled at the end token, so that padding and length change nothing."""
+    """open_clip's text transformer: causal and pooled at the end token, so that padding does not change features."""
 
     layers: int = Field(4, ge=1, le=48, description="Transformer blocks")
-    width: int = Field(256, ge=32, le=4096, multiple_of=32, description="Of every layer, before the projection")
-    heads: int | None = Field(None, ge=1, description="Attention heads; default: one for each 64 of the width")
-    context_length: int = Field(77, ge=8, le=512, description="Most tokens of a text, both ends included; more are cut")
-    vocabulary: Vocabulary = Field(Vocabulary(), description="The pieces that texts are cut into")
+    width: int = Field(256, ge=32, le=4096, multiple_of=32, description="Width of the transformer")
+    heads: int | None = Field(None, ge=1, description="Attention heads; default: width / 64")
+    context_length: int = Field(77, ge=8, le=512, description="Maximum tokens per text, start and end included")
+    vocabulary: Vocabulary = Field(Vocabulary(), description="The tokens that texts are split into")
     inherit: Literal["nothing", "embeddings", "layers"] = Field(
         "nothing",
-        description="What it starts from: random weights; the teacher's rows for its pieces, by PCA where widths "
-        "differ; these and the teacher's layers, where the widths agree",
+        description="Initial weights: random; the teacher's embedding rows (by PCA if the widths differ); or these and "
+        "the teacher's layers (for equal widths)",
     )
 
 
@@ -81,26 +83,28 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class StudentOptions(Options):
-    """A student: a preset, its two towers spelt out, or a preset with parts of it replaced."""
+    """A student: a preset, a preset with changes, or both towers in full."""
 
-    preset: Literal["S", "M", "RN50"] | None = Field(None, description="Both towers by one name: docs/students.md")
-    image: ImageTower = Field(description="The image tower; a preset brings one")
-    text: TextTower = Field(TextTower(), description="The text tower; a preset brings one")
-    embed_dim: int | None = Field(None, ge=8, le=8192, description="Shared width; default: the teacher's, else 256")
+    preset: Literal["S", "M", "RN50"] | None = Field(None, description="Both towers by name: docs/students.md")
+    image: ImageTower = Field(description="Image tower; presets define one")
+    text: TextTower = Field(TextTower(), description="Text tower; presets define one")
+    embed_dim: int | None = Field(
+        None, ge=8, le=8192, description="Width of the shared embedding space; default: the teacher's, else 256"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, given: Any) -> Any:
         if not isinstance(given, dict) or given.get("preset") is None:
             return given
-        # A preset that does not exist is refused as such; S stands in for it, lest `image` be called missing too.
+        # An unknown preset is reported by its field; S replaces it here, so that `image` is not reported as missing.
         preset = PRESETS.get(str(given["preset"]), PRESETS["S"])
         own = {part: given.get(part) or {} for part in ("image", "text")}
         return {**given, **{part: {**preset[part], **keys} for part, keys in own.items() if isinstance(keys, dict)}}
 
 
 def preprocessing_of(image: ImageTower) -> Preprocessing:
-    """The student's preprocessing: bicubic resize to the tower's size, scaled as timm says for this network."""
+    """The student's preprocessing: bicubic resize to the tower's size, normalised as for timm's network."""
     import timm
 
     config = timm.get_pretrained_cfg(image.timm, allow_unregistered=True)
@@ -110,7 +114,7 @@ def preprocessing_of(image: ImageTower) -> Preprocessing:
 
 
 def model_config(options: StudentOptions, embed_dim: int, vocab_size: int) -> dict[str, Any]:
-    """The student as open_clip's `model_cfg`, complete in itself."""
+    """The student as open_clip's `model_cfg`."""
     text, image = options.text, options.image
     return {
         "embed_dim": embed_dim,
@@ -128,7 +132,7 @@ def model_config(options: StudentOptions, embed_dim: int, vocab_size: int) -> di
         "text_cfg": {
             "context_length": text.context_length,
             "vocab_size": vocab_size,
-            "hf_tokenizer_name": "tokenizer",  # open_clip then takes the tokenizer that lies in the directory
+            "hf_tokenizer_name": "tokenizer",  # open_clip then loads the tokenizer from the model directory
             "width": text.width,
             "heads": text.heads or max(1, text.width // 64),
             "layers": text.layers,
@@ -140,7 +144,7 @@ def model_config(options: StudentOptions, embed_dim: int, vocab_size: int) -> di
 
 
 def _has_wide_head(name: str) -> bool:
-    """Whether the network widens its features after pooling (MobileNetV3 and V4 do): its own classifier projects then.
+    """Whether the network widens its features after pooling (MobileNetV3 and V4 do): then its classifier projects.
 
     open_clip 3.3 sizes a linear projection by `num_features`, which is the width before that.
     """
@@ -153,7 +157,7 @@ def _has_wide_head(name: str) -> bool:
 
 
 def build_model(config: dict[str, Any], seed: int) -> nn.Module:
-    """The open_clip model of a `model_cfg`, its weights random from `seed`."""
+    """The open_clip model of a `model_cfg`, with random weights from `seed`."""
     import torch
     from open_clip.model import CustomTextCLIP
 
@@ -167,9 +171,9 @@ def build_model(config: dict[str, Any], seed: int) -> nn.Module:
 
 
 def projection_bias(model: Any) -> nn.Parameter | None:
-    """The bias of a network that projects with its own classifier: open_clip asks for one, students keep it at 0.
+    """The bias of a network that projects with its own classifier: open_clip adds one, students keep it at 0.
 
-    A projection behind the network has none either, and transformers has no place for it.
+    A projection after the network has none either, and transformers has no parameter for it.
     """
     trunk = getattr(model.visual, "trunk", None)
     if trunk is None or len(model.visual.head):
@@ -178,8 +182,8 @@ def projection_bias(model: Any) -> nn.Parameter | None:
     return bias
 
 
-def start_image_tower(model: nn.Module, image: ImageTower) -> None:
-    """Load the weights that `image.weights` names into image tower or trunk. Raises DcclipError on a mismatch."""
+def init_image_tower(model: nn.Module, image: ImageTower) -> None:
+    """Load `image.weights` into the image tower or its trunk. Raises DcclipError on a mismatch."""
     if image.weights is None:
         return
     from pathlib import Path
@@ -192,7 +196,7 @@ def start_image_tower(model: nn.Module, image: ImageTower) -> None:
 
         weights = timm.create_model(image.timm, pretrained=True).state_dict()
     elif not Path(image.weights).is_file():
-        raise DcclipError(f"student.image.weights: {image.weights} does not exist", "check the path, or leave it out")
+        raise DcclipError(f"student.image.weights: {image.weights} does not exist", "check the path, or omit it")
     else:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -211,7 +215,7 @@ def start_image_tower(model: nn.Module, image: ImageTower) -> None:
     missing = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
     if missing and (whole or not all(name.startswith(("classifier", "head.", "fc.")) for name in missing)):
         raise DcclipError(
-            f"student.image.weights: {image.weights} does not fit {image.timm}: no fitting {missing[0]}",
-            "use weights of this very timm network",
+            f"student.image.weights: {image.weights} does not fit {image.timm}: no matching {missing[0]}",
+            "use weights of the same timm network",
         )
     trunk.load_state_dict(fitting, strict=False)

@@ -1,6 +1,6 @@
-"""The two towers of a dual encoder, whatever library made them, with pooled embeddings and feature maps.
+"""Image and text towers of open_clip and transformers dual encoders, with pooled embeddings and feature maps.
 
-Shapes: B images, N texts, L tokens, D the shared width, C channels of a map, h x w its grid, W the text tower's width.
+Shapes: B images, N texts, L tokens, D shared width, C channels of a map, h x w its grid, W width of the text tower.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.precision import AS_ASKED
 from dcclip_cli.model.preprocess import Preprocessing
 
-_LENGTHS, _TEXTS_OF_A_LENGTH = 4, 16  # parts that a batch of texts is cut into at most; texts in one at least
+_LENGTHS, _TEXTS_OF_A_LENGTH = 4, 16  # parts that a batch of texts is split into at most; texts per part at least
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Tokens:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """`embedding` (B, D), not normalised, the last feature `map` (B, C, h, w), and by number the others asked for."""
+    """`embedding` (B, D), not normalised, the last feature `map` (B, C, h, w), and the `others` requested, by layer."""
 
     embedding: Tensor
     map: Tensor
     others: dict[int, Tensor] = field(default_factory=dict)
 
     def layer(self, number: int) -> Tensor:
-        """The map of a layer, -1 the last."""
+        """The map of a layer; -1 is the last."""
         return self.map if number == -1 else self.others[number]
 
 
@@ -58,16 +58,16 @@ class TextFeatures:
 
 
 class Towers(nn.Module, ABC):
-    """An image tower and a text tower with one shared space, and the preprocessing that belongs to them."""
+    """An image tower and a text tower with a shared embedding space, and their preprocessing."""
 
     model: Any  # the library's own module
     name: str
-    fingerprint: str  # changes whenever any output of the towers could
-    preprocessing: Preprocessing | None = None  # None where the library's own transform can't be said in these terms
-    precision = AS_ASKED  # what it computes in as a teacher
+    fingerprint: str  # changes whenever any output could change
+    preprocessing: Preprocessing | None = None  # None if the library has a transform of its own
+    precision = AS_ASKED  # of the towers as a teacher
 
     def as_teacher(self) -> AbstractContextManager[Any]:
-        """A context without gradients, in the precision that the teacher's options ask for."""
+        """A context without gradients, in the precision chosen in the teacher's options."""
         stack = ExitStack()
         stack.enter_context(torch.no_grad())
         device = next(self.parameters()).device.type
@@ -76,28 +76,28 @@ class Towers(nn.Module, ABC):
 
     @abstractmethod
     def preprocess(self, image: Image.Image) -> np.ndarray:
-        """The image tower's input (3, H, W), float32, for an RGB picture."""
+        """The image tower's input (3, H, W), float32, for an RGB image."""
 
     @abstractmethod
     def tokenize(self, texts: list[str]) -> Tokens:
-        """The text tower's input, padded to the longest text where the tower allows it."""
+        """The text tower's input, padded to the longest text if the tower allows it."""
 
     @abstractmethod
     def image_features(self, pixels: Tensor, layers: Sequence[int] = ()) -> ImageFeatures:
         """Features of preprocessed pixels (B, 3, H, W), with the maps of further `layers`.
 
-        Layers are the image tower's stages (convolutional nets) or blocks, from 0, or counted from the end below 0.
-        Raises DcclipError for a layer that it does not have.
+        Layers are the image tower's stages (convolutional networks) or blocks: from 0, negative from the end.
+        Raises DcclipError for a layer that does not exist.
         """
 
     @abstractmethod
     def text_features(self, tokens: Tokens) -> TextFeatures:
-        """Features of tokenised texts."""
+        """Features of tokenized texts."""
 
     def text_features_by_length(self, tokens: Tokens) -> TextFeatures:
-        """As `text_features`, in parts of texts of about one length, so that less padding is computed.
+        """As `text_features`, in parts of texts of similar length, so that less padding is computed.
 
-        Where tokens are padded, their features are 0. The sums come in another order, so bits differ.
+        Features of padding are 0. Sums are in another order, so the last bits differ.
         """
         texts, longest = tokens.ids.shape
         parts = min(_LENGTHS, texts // _TEXTS_OF_A_LENGTH)
@@ -115,25 +115,25 @@ class Towers(nn.Module, ABC):
 
     @property
     def takes_any_length(self) -> bool:
-        """Whether a text's features are the same however far it is padded."""
+        """Whether the features of a text do not depend on its padding."""
         return False
 
     @abstractmethod
     def token_embedding(self) -> tuple[Tensor, dict[str, int]]:
-        """The text tower's table (V, W), and which piece each row is of."""
+        """The text tower's embedding table (V, W), and the row of each token of its vocabulary."""
 
     def text_tower(self) -> Any:
-        """The module that holds the text tower's layers, where it is one of open_clip's kind; else None."""
+        """The module with the text tower's layers if it is an open_clip transformer, else None."""
         return None
 
     @property
     def logit_scale(self) -> float:
-        """What cosines are multiplied with before the softmax (1 / temperature)."""
+        """Factor of the cosines before the softmax (1 / temperature)."""
         return float(self.model.logit_scale.detach().exp())
 
     @property
     def logit_bias(self) -> float | None:
-        """What a sigmoid loss adds to the logits; None for softmax models."""
+        """The bias that a sigmoid loss adds to the logits; None for softmax models."""
         bias = getattr(self.model, "logit_bias", None)
         return None if bias is None else float(bias.detach())
 
@@ -144,8 +144,8 @@ class Towers(nn.Module, ABC):
 class OpenClipTowers(Towers):
     """An open_clip model: every student, and open_clip teachers.
 
-    A text tower of open_clip's own takes texts of any length here: the causal mask is cut to the batch, which
-    open_clip 3.3 leaves out. Other text towers (Hugging Face encoders, the fixed-length CLIP) get full-length input.
+    open_clip's own text transformer takes texts of any length here: the causal mask is cut to the batch, which
+    open_clip 3.3 does not do. Other text towers (Hugging Face encoders, the fixed-length CLIP) get full-length input.
     """
 
     def __init__(
@@ -155,11 +155,11 @@ class OpenClipTowers(Towers):
         preprocess: Preprocessing | Callable[[Image.Image], Tensor],
         name: str,
         fingerprint: str,
-        pieces: dict[str, int] | None = None,
+        vocab: dict[str, int] | None = None,
     ) -> None:
-        """`pieces`: the vocabulary, where the tokenizer has one that can be told."""
+        """`vocab`: the row of each token, if the tokenizer has a vocabulary."""
         super().__init__()
-        self.model, self.pieces = model, pieces
+        self.model, self.vocab = model, vocab
         self._tokenizer = tokenizer
         self._preprocess = preprocess
         self.preprocessing = preprocess if isinstance(preprocess, Preprocessing) else None
@@ -179,7 +179,7 @@ class OpenClipTowers(Towers):
             out = self.model.visual.forward_intermediates(pixels, indices=[*layers, -1], output_fmt="NCHW")
         except AssertionError:
             raise _no_such_layer(self.name, layers) from None
-        # They come in the network's order, each once, whatever was asked for.
+        # open_clip returns them in the network's order, each once, whatever the order of `layers`.
         maps = out["image_intermediates"]
         count = self._image_layers
         order = sorted({layer % count for layer in (*layers, -1)})
@@ -197,17 +197,17 @@ class OpenClipTowers(Towers):
     def token_embedding(self) -> tuple[Tensor, dict[str, int]]:
         text = self.text_tower()
         table = getattr(text, "token_embedding", None)
-        if table is None or self.pieces is None:
-            raise DcclipError(f"the vocabulary of {self.name} can't be taken over", "leave student.text.inherit out")
-        return table.weight.detach(), self.pieces
+        if table is None or self.vocab is None:
+            raise DcclipError(f"the vocabulary of {self.name} cannot be inherited", "omit student.text.inherit")
+        return table.weight.detach(), self.vocab
 
     def text_tower(self) -> Any:
-        return getattr(self.model, "text", self.model)  # open_clip's first CLIP has the layers in itself
+        return getattr(self.model, "text", self.model)  # open_clip's CLIP class has the text layers in the model itself
 
     @property
     def takes_any_length(self) -> bool:
         text: Any = getattr(self.model, "text", None)
-        # Looking only back, and pooled at a piece that is found by its number, not at a class token after the text.
+        # Causal, and pooled at a token that is found by its id, not at a class token after the text.
         looks_back = getattr(text, "attn_mask", None) is not None and text.cls_emb is None
         return looks_back and text.pool_type in ("argmax", "eos", "first")
 
@@ -256,7 +256,7 @@ class TransformersTowers(Towers):
         self.image_processor, self.tokenizer = image_processor, tokenizer
         self.name, self.fingerprint = name, fingerprint
         text = model.config.text_config
-        # XLM-R's position table starts after the padding id, so two of its 514 places are never used.
+        # XLM-R's position table starts after the padding id, so two of its 514 positions are never used.
         spare = text.pad_token_id + 1 if "roberta" in type(tokenizer).__name__.lower() else 0
         limit = getattr(text, "max_position_embeddings", 77) - spare
         self.context_length = min(limit, 77, tokenizer.model_max_length)
@@ -277,7 +277,7 @@ class TransformersTowers(Towers):
         return Tokens(encoded["input_ids"], encoded["attention_mask"])
 
     def token_embedding(self) -> tuple[Tensor, dict[str, int]]:
-        # AltCLIP's text model lies one level deeper, and its own method for this is that of the wrapper.
+        # AltCLIP's text model is one level deeper, and its own method for this returns the wrapper's table.
         text = self.model.text_model
         table = getattr(text, "roberta", text).get_input_embeddings().weight
         return table.detach(), self.tokenizer.get_vocab()
@@ -285,7 +285,7 @@ class TransformersTowers(Towers):
     def image_features(self, pixels: Tensor, layers: Sequence[int] = ()) -> ImageFeatures:
         more = {"output_hidden_states": True} if layers else {}
         out = self.model.get_image_features(pixel_values=pixels, return_dict=True, **more)
-        blocks = out.hidden_states[1:] if layers else ()  # the first is what went into the first block
+        blocks = out.hidden_states[1:] if layers else ()  # the first is the input of the first block
         if not all(-len(blocks) <= layer < len(blocks) for layer in layers):
             raise _no_such_layer(self.name, layers)
         others = {layer: _on_grid(blocks[layer]) for layer in layers}
@@ -302,14 +302,14 @@ class TransformersTowers(Towers):
 
 
 def _on_grid(hidden: Tensor) -> Tensor:
-    """Patch tokens (B, n, C) as a map (B, C, h, w); a convolutional tower's map as it is."""
+    """Patch tokens (B, n, C) as a map (B, C, h, w); the map of a convolutional tower unchanged."""
     if hidden.ndim == 4:
         return hidden
-    grid = int(hidden.shape[1] ** 0.5)  # a class token, where there is one, comes first and makes it no square
+    grid = int(hidden.shape[1] ** 0.5)  # a class token comes first, if there is one
     patches = hidden[:, hidden.shape[1] - grid * grid :]
     return patches.transpose(1, 2).unflatten(2, (grid, grid))
 
 
 def _no_such_layer(name: str, layers: Sequence[int]) -> DcclipError:
-    asked = ", ".join(map(str, layers))
-    return DcclipError(f"the image tower of {name} has no such layers: {asked}", "name fewer, or smaller numbers")
+    numbers = ", ".join(map(str, layers))
+    return DcclipError(f"the image tower of {name} does not have all of the layers {numbers}", "use smaller numbers")

@@ -1,1 +1,1 @@
-"""From a YAML file to a checked, typed recipe."""
+"""Recipes: their schema, loading and validation."""

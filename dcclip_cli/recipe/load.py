@@ -1,21 +1,30 @@
-"""From a recipe file and `--set` overrides to a checked recipe, or to every mistake in it at once."""
+"""Loading of recipes: a YAML file or values, overrides, validation; and the record of a recipe in its run directory."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.options import OldKey
-from dcclip_cli.recipe.document import Document, read, walk
-from dcclip_cli.recipe.mistakes import sentences
+from dcclip_cli.files import atomic_write
+from dcclip_cli.options import OldKey, decisive, decisive_before
+from dcclip_cli.pipeline import STAGES, StageName
+from dcclip_cli.recipe.errors import sentences
 from dcclip_cli.recipe.schema import Recipe
+from dcclip_cli.recipe.yaml import Document, Location, document_of, read, walk
+from dcclip_cli.versions import versions
+
+VERBATIM, RESOLVED = "recipe.yaml", "resolved.yaml"
+RecipeSource = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 
 
 @dataclass(frozen=True)
@@ -43,42 +52,52 @@ class LoadedRecipe:
         ]
 
 
-def load(path: str | Path, sets: Sequence[str] = ()) -> LoadedRecipe:
-    """The recipe in a YAML file with overrides like `distill.epochs=3` applied.
+def load(source: RecipeSource, sets: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> LoadedRecipe:
+    """The recipe in a YAML file, a mapping or a Recipe, with overrides applied.
 
-    Raises DcclipError whose `what` has one line per mistake: `file:line: key: what is wrong`.
+    `sets` are overrides as text (`distill.epochs=3`), `values` as Python values by dotted key; a mapping among them
+    changes only the keys in it. Raises DcclipError whose `what` has one line per mistake:
+    `file:line: key: what is wrong`.
     """
-    path = Path(path)
-    text, document = read(path)
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        text, document = read(path)
+    else:
+        path = Path("RECIPE")
+        document = document_of(_values(source) if isinstance(source, Recipe) else source)
+        text = _yaml(document.values)
     for expression in sets:
         document.override(expression)
-    recipe, warnings = _checked(document)
+    for key, value in (values or {}).items():
+        document.set(key, value)
+    recipe, warnings = _validated(document)
     sha256 = hashlib.sha256(text.encode()).hexdigest()
-    return LoadedRecipe(recipe, path, text, sha256, tuple(sets), document, warnings)
+    given = (*sets, *(f"{key}={json.dumps(value, default=str)}" for key, value in (values or {}).items()))
+    return LoadedRecipe(recipe, path, text, sha256, given, document, warnings)
 
 
-def _checked(document: Document) -> tuple[Recipe, tuple[str, ...]]:
+def _validated(document: Document) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe in a document, and a warning for each old key in it."""
     old_keys: list[OldKey] = []
     try:
         recipe = Recipe.model_validate(document.values, context=old_keys)
     except ValidationError as error:
         if _drop_overridden(document, old_keys):
-            return _checked(document)
+            return _validated(document)
         what = "\n".join(sentences(error, Recipe, document, old_keys))
-        raise DcclipError(what, "see what a recipe may hold with: dcclip recipe schema") from None
+        raise DcclipError(what, "list all keys of a recipe with: dcclip recipe schema") from None
     return recipe, tuple(dict.fromkeys(_warning(document, one) for one in old_keys))
 
 
 def _drop_overridden(document: Document, old_keys: list[OldKey]) -> bool:
-    """Drop a key of the file that `--set` gives by its other name; whether there was one."""
+    """Drop keys of the file that an override gives by their other name; whether there were any."""
     dropped = False
     for one in old_keys:
         if one.new in one.mapping and one.key in one.mapping:
             at = document.location_of(one.mapping)
-            by_set = [key for key in (one.key, one.new) if document.place((*at, key)).startswith("--set ")]
-            if len(by_set) == 1:
-                del one.mapping[one.new if by_set == [one.key] else one.key]
+            overridden = [key for key in (one.key, one.new) if document.is_override((*at, key))]
+            if len(overridden) == 1:
+                del one.mapping[one.new if overridden == [one.key] else one.key]
                 dropped = True
     return dropped
 
@@ -92,5 +111,47 @@ def _warning(document: Document, old: OldKey) -> str:
 
 def resolved_yaml(recipe: Recipe) -> str:
     """The recipe with every default written out, as YAML that `load` reads back to an equal recipe."""
-    values = {key: value for key, value in recipe.model_dump(mode="json", by_alias=True).items() if value is not None}
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+    return _yaml(_values(recipe))
+
+
+def _values(recipe: Recipe) -> dict[str, Any]:
+    return {key: value for key, value in recipe.model_dump(mode="json", by_alias=True).items() if value is not None}
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
+def record(loaded: LoadedRecipe, folder: Path, finished: Collection[StageName]) -> None:
+    """Write the recipe into its run directory, verbatim and resolved.
+
+    Raises DcclipError where a stage in `finished` was made from a recipe that differs in what decides its result.
+    Evaluations and exports compare more than the recipe, when they run.
+    """
+    if (folder / RESOLVED).is_file():
+        before = read(folder / RESOLVED)[1].values
+        for stage in STAGES:
+            if stage.name in finished and stage.name not in ("eval", "export"):
+                _compare(folder / stage.name, before, loaded.recipe, stage.made_from)
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(folder / VERBATIM, loaded.text)
+    head = [f"# {loaded.path}, sha256 {loaded.sha256}", *(f"# --set {expression}" for expression in loaded.sets)]
+    head.append("# " + ", ".join(f"{name} {version}" for name, version in versions().items()))
+    atomic_write(folder / RESOLVED, "\n".join([*head, resolved_yaml(loaded.recipe)]))
+
+
+def _compare(product: Path, before: dict[str, Any], recipe: Recipe, sections: Iterable[str]) -> None:
+    old: dict[Location, Any] = {}
+    new: dict[Location, Any] = {}
+    for name in sections:
+        kind = Recipe.model_fields[name].annotation
+        old |= walk(decisive_before(kind, before.get(name)), (name,))
+        new |= walk(decisive(getattr(recipe, name)), (name,))
+    changed = [at for at in {**old, **new} if old.get(at) != new.get(at)]
+    if changed:
+        changes = (f"{'.'.join(map(str, at))} was {old.get(at)}, is {new.get(at)}" for at in changed[:3])
+        raise DcclipError(
+            f"{product} was made from a recipe that differs: {', '.join(changes)}",
+            "make it again with --fresh, or keep both with another name or --out DIR",
+        )

@@ -22,10 +22,10 @@ from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.students import (
     StudentOptions,
     build_model,
+    init_image_tower,
     model_config,
     preprocessing_of,
     projection_bias,
-    start_image_tower,
 )
 from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with, train_tokenizer, trim_tokenizer
 from dcclip_cli.model.towers import OpenClipTowers, Towers
@@ -105,7 +105,7 @@ def new_student(
     for key, token in (("pad_id", "<pad>"), ("eos_id", "</s>")):  # a teacher's tokenizer may number them differently
         config["text_cfg"][key] = _token_id(tokenizer, token)
     model = build_model(config, seed)
-    start_image_tower(model, options.image)
+    init_image_tower(model, options.image)
     if options.text.inherit != "nothing":
         if teacher_towers is None:
             raise DcclipError("student.text.inherit takes weights from a teacher, but this stage has none", "remove it")

@@ -92,7 +92,7 @@ def test_collect_with_a_limit_tries_a_recipe_in_a_folder_of_its_own() -> None:
 
 def test_the_report_of_a_trial_is_opened_where_someone_sits_at_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
-    monkeypatch.setattr("dcclip_cli.cli.collect.launch", opened.append)
+    monkeypatch.setattr("dcclip_cli.cli.stages.launch", opened.append)
     dcclip("collect", RECIPES / "collect-sample.yaml", "--limit", "2", "--workers", "1")
     assert opened == []
     monkeypatch.setattr("dcclip_cli.cli.console.has_screen", lambda: True)

@@ -5,6 +5,7 @@ import time
 import pytest
 from rich.console import Console
 
+from dcclip_cli import progress
 from dcclip_cli.cli import console
 from dcclip_cli.progress import Silent
 
@@ -26,7 +27,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_plain_lines_are_few_and_tell_rate_and_time_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with console.Lines().task("蒸馏 distill", total=200, done=100) as task:
+    with progress.Lines().task("蒸馏 distill", total=200, done=100) as task:
         for _ in range(100):
             clock.now += 0.5
             task.advance(loss=0.25)
@@ -42,14 +43,14 @@ def test_plain_lines_are_few_and_tell_rate_and_time_left(clock: Clock, capsys: p
 
 
 def test_a_brief_task_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with console.Lines().task("read", total=2) as task:
+    with progress.Lines().task("read", total=2) as task:
         task.advance(2)
     assert capsys.readouterr().err == ""
 
 
 def test_bars_stay_when_a_task_took_long_and_show_its_figures(clock: Clock) -> None:
     screen = io.StringIO()
-    bars = console.TerminalBars(Console(file=screen, force_terminal=True, width=120, _environ={}))
+    bars = progress.TerminalBars(Console(file=screen, force_terminal=True, width=120, _environ={}))
     with bars.task("outer", total=2) as outer, bars.task("inner", total=4) as inner:
         clock.now += 100
         inner.advance(4, loss=0.125)
@@ -60,7 +61,7 @@ def test_bars_stay_when_a_task_took_long_and_show_its_figures(clock: Clock) -> N
 
 def test_quiet_and_all_but_the_first_process_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(console.talk(quiet=True), Silent)
-    assert isinstance(console.talk(), console.Lines)
+    assert isinstance(console.talk(), progress.Lines)
     monkeypatch.setenv("RANK", "1")
     assert isinstance(console.talk(), Silent)
 

@@ -4,13 +4,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from dcclip_cli.cli.errors import Guarded
+from dcclip_cli.cli.console import CommandGroup
 from dcclip_cli.errors import DcclipError
 
 
 def ending(error: BaseException) -> tuple[int, str]:
     """The exit code and stderr of a command that raises `error`."""
-    app = typer.Typer(cls=Guarded)
+    app = typer.Typer(cls=CommandGroup)
 
     @app.callback()
     def main() -> None: ...

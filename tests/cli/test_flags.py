@@ -1,6 +1,6 @@
 import pytest
 
-from dcclip_cli.cli.flags import resolve_device, split
+from dcclip_cli.cli.flags import split
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,3 @@ from dcclip_cli.cli.flags import resolve_device, split
 )
 def test_english_and_chinese_commas_split_a_list(text: str, parts: list[str]) -> None:
     assert split(text) == parts
-
-
-def test_the_cpu_is_always_there() -> None:
-    assert resolve_device("cpu") == "cpu"

@@ -90,7 +90,7 @@ def test_a_finished_run_does_nothing_again_and_shows_its_table(here: Path) -> No
     weights = here / "runs/一生/align/model/open_clip_model.safetensors"
     written = weights.stat().st_mtime_ns
     again = dcclip("run", "recipe.yaml")
-    assert [line.split(":")[0] for line in again.stderr.splitlines() if "finished before" in line] == [
+    assert [line.split(":")[0] for line in again.stderr.splitlines() if "already done" in line] == [
         "distill",
         "align",
         "export",
@@ -116,7 +116,7 @@ def test_a_finished_stage_is_not_taken_for_that_of_a_changed_recipe(here: Path) 
     changed = dcclip("distill", "recipe.yaml", "--set", "distill.steps=4", expect=1)
     assert changed.stderr.splitlines() == [
         "error: runs/一生/distill was made from a recipe that differs: distill.steps was 3, is 4",
-        "hint:  do it again with --fresh, or keep both with another name or --out DIR",
+        "hint:  make it again with --fresh, or keep both with another name or --out DIR",
     ]
     dcclip("distill", "recipe.yaml", "--set", "distill.log_every_steps=7")
     elsewhere = dcclip("distill", "recipe.yaml", "--set", "distill.steps=4", "--out", "elsewhere", "-q")
@@ -157,7 +157,7 @@ def test_predict_names_a_broken_picture_and_goes_on(here: Path, tmp_path: Path) 
 def test_export_will_not_replace_a_folder_that_is_no_bundle(here: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     result = dcclip("export", "recipe.yaml", "--out", tmp_path, expect=1)
-    assert result.stderr.splitlines()[-2] == f"error: {tmp_path} is not empty, and no export"
+    assert result.stderr.splitlines()[-2] == f"error: {tmp_path} is not empty and is not an export"
     assert (tmp_path / "thesis.txt").exists()
     made = dcclip("export", "--model", "runs/一生/align/model", "--out", tmp_path / "new", "-q").output
     assert made == f"{tmp_path}/new\n"
@@ -166,4 +166,4 @@ def test_export_will_not_replace_a_folder_that_is_no_bundle(here: Path, tmp_path
 def test_models_lists_the_run_and_the_model_that_comes_with_dcclip(here: Path) -> None:
     shown = dcclip("models").stdout
     assert "runs/一生   bundle   runs/一生/export" in shown
-    assert "starter     bundle   comes with dcclip" in shown
+    assert "starter     bundle   included in dcclip" in shown

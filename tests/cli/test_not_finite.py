@@ -69,7 +69,7 @@ def test_a_model_of_nan_weights_is_refused(
     arguments, tower = COMMANDS[command]
     model = damaged(model_folder, tmp_path / "坏 broken", tower)
     said = refused(*arguments(pairs_file, pictures), "--model", model)
-    assert "gives embeddings that are not finite (NaN or infinite) for " in said and said.endswith(f" {tower}s")
+    assert "returned embeddings that are not finite (NaN or infinite) for " in said and said.endswith(f" {tower}s")
     assert not list(tmp_path.glob("embeddings*")) and not (tmp_path / "bundle").exists()
 
 
@@ -94,7 +94,7 @@ def test_a_teacher_of_nan_weights_is_refused_and_not_kept(
     recipe["distill"] |= {"teacher_cache": cached}  # type: ignore[operator]
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")
     said = refused("distill", "recipe.yaml")
-    assert "老师 teacher gives embeddings that are not finite" in said and said.endswith(f" {tower}s")
+    assert "老师 teacher returned embeddings that are not finite" in said and said.endswith(f" {tower}s")
     stored = [FeatureStore(folder) for folder in (cache_folder() / "teacher-cache").glob("*")]
     assert sum(store.rows for store in stored) == (40 if cached and tower == "text" else 0)  # images come first
 

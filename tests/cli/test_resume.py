@@ -14,6 +14,6 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 def test_resume_without_a_saved_state_is_refused_and_nothing_is_made(stage: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [stage, str(RECIPE), "--out", str(tmp_path / "run"), "--resume"])
     assert result.exit_code == 1
-    assert f"{stage}/state holds no saved state to go on from" in result.output
+    assert f"{stage}/state contains no saved state to resume" in result.output
     assert "leave --resume out" in result.output
     assert not (tmp_path / "run").exists()

@@ -116,11 +116,11 @@ def test_export_takes_a_model_and_a_format_and_can_measure_both(model_folder: Pa
         rows
     )
     again = dcclip("export", "--model", model_folder, "--format", "immich", "--out", out)
-    assert "export: finished before" in again.stderr
+    assert "export: already done" in again.stderr
     other = dcclip("export", "--model", model_folder, "--out", out)
     assert "export: done in" in other.stderr and (out / "image.onnx").exists() and not (out / "visual").exists()
 
 
 def test_export_will_not_replace_a_model(model_folder: Path) -> None:
     refused = dcclip("export", "--model", model_folder, "--out", model_folder, expect=1)
-    assert f"error: {model_folder} holds a model, and no export" in refused.stderr
+    assert f"error: {model_folder} contains a model, not an export" in refused.stderr

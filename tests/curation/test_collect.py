@@ -23,15 +23,15 @@ from dcclip_cli.curation import write_shards
 from dcclip_cli.curation.collect import collect
 from dcclip_cli.curation.executors import Engine
 from dcclip_cli.curation.filters.language import LanguageFilter
+from dcclip_cli.curation.manifest import CollectResult
 from dcclip_cli.curation.options import CollectOptions
-from dcclip_cli.curation.result import CollectResult
 from dcclip_cli.curation.sources.tables import PairsSource, TableSource
 from dcclip_cli.curation.work import WorkFolder
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.progress import Silent
-from dcclip_cli.recipe.document import anchored
+from dcclip_cli.recipe.yaml import anchored
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "collect-sample.yaml"
 ONE = Engine(workers=1)
@@ -221,7 +221,7 @@ def test_a_finished_output_of_other_options_is_said_to_be_so(tmp_path: Path, fiv
     collect(five, tmp_path / "out", engine=ONE)
     heard = Heard()
     collect(five.model_copy(update={"needs": ("zh",)}), tmp_path / "out", heard, engine=ONE)
-    assert heard.lines == [f"{tmp_path / 'out'} was made with other options than the recipe's; --fresh makes it again"]
+    assert heard.lines == [f"{tmp_path / 'out'} was made with other options than the recipe's; use --fresh to redo it"]
 
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -241,7 +241,7 @@ def test_keeping_nothing_is_an_error_that_says_why(tmp_path: Path, picture: Make
     with pytest.raises(DcclipError, match="none of the 3 pairs was kept: 2 image-format, 1 image-small") as error:
         collect(options(tmp_path, pairs), tmp_path / "out", engine=ONE)
     assert not (tmp_path / "out").exists()
-    table = Path(error.value.hint.split()[3].rstrip(","))
+    table = Path(error.value.hint.split()[4].rstrip(","))
     assert len(dropped(table.parent)) == 3
 
 

@@ -11,11 +11,9 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from dcclip_cli.curation.scores import Scorers
-from dcclip_cli.curation.scores.agreement import Agreement
 from dcclip_cli.curation.scores.base import Score
 from dcclip_cli.curation.scores.classifier import Classifier
-from dcclip_cli.curation.scores.encoder import CachingEncoder, open_encoder
-from dcclip_cli.curation.scores.prompts import Prompts
+from dcclip_cli.curation.scores.dual_encoder import Agreement, CachingEncoder, Prompts, open_encoder
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
@@ -50,8 +48,7 @@ def colours(monkeypatch: pytest.MonkeyPatch) -> Colours:
     """The model that every dual encoder is in this test."""
     model = Colours()
     encoder = CachingEncoder(model)  # type: ignore[arg-type]
-    for module in ("agreement", "prompts"):
-        monkeypatch.setattr(f"dcclip_cli.curation.scores.{module}.open_encoder", lambda *_: encoder)
+    monkeypatch.setattr("dcclip_cli.curation.scores.dual_encoder.open_encoder", lambda *_: encoder)
     return model
 
 
@@ -187,15 +184,19 @@ def test_a_single_label_is_a_yes_or_no_and_a_regression_a_plain_number(tmp_path:
     save_classifier(tmp_path / "yes", ["美"])
     save_classifier(tmp_path / "number", ["aesthetic"], problem_type="regression")
     some = [(Pair("1", b""), transparent())]
-    assert Classifier(model=str(tmp_path / "yes"), reject=("美",)).open("cpu")(some) == [{"classifier-美": 0.5}]
-    regression = Classifier(model=str(tmp_path / "number"), reject=("aesthetic",), below=True, name="looks")
-    assert regression.open("cpu")(some) == [{"classifier-looks-aesthetic": 0.0}]
+    assert Classifier(model=str(tmp_path / "yes"), reject=("美",), device="cpu").open()(some) == [
+        {"classifier-美": 0.5}
+    ]
+    regression = Classifier(
+        model=str(tmp_path / "number"), reject=("aesthetic",), below=True, name="looks", device="cpu"
+    )
+    assert regression.open()(some) == [{"classifier-looks-aesthetic": 0.0}]
 
 
 def test_a_label_that_the_classifier_lacks_is_refused_with_those_it_has(tmp_path: Path) -> None:
     save_classifier(tmp_path, ["normal", "nsfw"])
     with pytest.raises(DcclipError, match="has no label NSFW or 色情") as raised:
-        Classifier(model=str(tmp_path), reject=("NSFW", "nsfw", "色情")).open("cpu")
+        Classifier(model=str(tmp_path), reject=("NSFW", "nsfw", "色情"), device="cpu").open()
     assert raised.value.hint == "its labels: normal, nsfw"
 
 
@@ -206,8 +207,8 @@ def test_pickled_weights_of_a_classifier_are_never_read(tmp_path: Path) -> None:
     save_classifier(tmp_path, ["normal", "nsfw"])
     torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(DcclipError, match="can't be loaded"):
-        Classifier(model=str(tmp_path), reject=("nsfw",)).open("cpu")
+    with pytest.raises(DcclipError, match="cannot be loaded"):
+        Classifier(model=str(tmp_path), reject=("nsfw",), device="cpu").open()
 
 
 # ---- what a recipe may say
@@ -217,7 +218,7 @@ def test_pickled_weights_of_a_classifier_are_never_read(tmp_path: Path) -> None:
     ("scorer", "said"),
     [
         (Agreement(model="/nowhere/model"), "model /nowhere/model is not a directory"),
-        (Agreement(model=AltClipTeacher(model="/nowhere/altclip")), "teacher /nowhere/altclip is no directory"),
+        (Agreement(model=AltClipTeacher(model="/nowhere/altclip")), "teacher /nowhere/altclip is not a directory"),
         (Prompts(model="runs/nothing", reject=("水印",)), "model runs/nothing is not a directory"),
         (Classifier(model="/nowhere/nsfw", reject=("nsfw",)), "/nowhere/nsfw has no config.json"),
     ],
@@ -233,8 +234,8 @@ def test_a_model_that_is_not_there_is_named_before_anything_is_loaded(scorer: An
 def test_names_on_a_hub_are_taken_on_trust_until_they_are_loaded() -> None:
     Agreement(model="hf:OFA-Sys/chinese-clip-vit-base-patch16").check()
     Classifier(model="Falconsai/nsfw_image_detection", reject=("nsfw",)).check()
-    with pytest.raises(DcclipError, match="classifier Falconsai/nsfw_image_detection can't be loaded"):
-        Classifier(model="Falconsai/nsfw_image_detection", reject=("nsfw",)).open("cpu")
+    with pytest.raises(DcclipError, match="classifier Falconsai/nsfw_image_detection cannot be loaded"):
+        Classifier(model="Falconsai/nsfw_image_detection", reject=("nsfw",), device="cpu").open()
 
 
 def test_two_scorers_of_a_kind_need_names() -> None:

@@ -15,10 +15,9 @@ from dcclip_cli.curation.decode_image import decode_image
 from dcclip_cli.curation.dedup.signatures import signature_schema, signatures_of
 from dcclip_cli.curation.dedup.tables import drop_empty, fill
 from dcclip_cli.curation.scores import ScoreFilter, score_slice
-from dcclip_cli.curation.scores.agreement import Agreement, Cosines, Fractions
 from dcclip_cli.curation.scores.base import ScorerOptions
 from dcclip_cli.curation.scores.classifier import Classifier
-from dcclip_cli.curation.scores.prompts import Prompts
+from dcclip_cli.curation.scores.dual_encoder import Agreement, Cosines, Fractions, Prompts
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
 

@@ -11,9 +11,8 @@ import pytest
 from PIL import Image
 
 from dcclip_cli.curation.scores import score_slice
-from dcclip_cli.curation.scores.agreement import Agreement
 from dcclip_cli.curation.scores.base import ScorerOptions, Scores
-from dcclip_cli.curation.scores.prompts import Prompts
+from dcclip_cli.curation.scores.dual_encoder import Agreement, Prompts
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.exporters.export import ExportOptions, export
@@ -31,7 +30,7 @@ class Sides(ScorerOptions):
     def check(self) -> None:
         pass
 
-    def open(self, device: str | None = None) -> Callable[[Sequence[tuple[Pair, Image.Image]]], list[Scores]]:
+    def open(self) -> Callable[[Sequence[tuple[Pair, Image.Image]]], list[Scores]]:
         def score(batch: Sequence[tuple[Pair, Image.Image]]) -> list[Scores]:
             self.seen.append(len(batch))
             return [
@@ -86,7 +85,7 @@ def test_a_slice_without_pairs_has_an_empty_file(tmp_path: Path) -> None:
 
 
 def test_large_pictures_come_fewer_at_a_time(three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dcclip_cli.curation.scores.slices.MAX_PIXELS", 40 * 40 + 32 * 32)
+    monkeypatch.setattr("dcclip_cli.curation.scores.base.MAX_PIXELS", 40 * 40 + 32 * 32)
     scorer = Sides(seen=[])
     score_slice(three, [scorer], tmp_path / "scores.parquet")
     assert scorer.seen == [1, 2]  # 64 x 64 is more than allowed by itself

@@ -478,5 +478,5 @@ def test_a_data_set_that_cannot_be_had_is_an_error_with_a_way_out(fields: dict[s
 def test_a_damaged_folder_is_an_error(tmp_path: Path) -> None:
     pictures(["red"]).save_to_disk(tmp_path / "saved")
     (tmp_path / "saved" / "data-00000-of-00001.arrow").write_bytes(b"nonsense")
-    with pytest.raises(DcclipError, match="can't be loaded"):
+    with pytest.raises(DcclipError, match="cannot be loaded"):
         HubSource(path=str(tmp_path / "saved"), caption="text").slices(10)

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import opencc
 import pytest
 
 from dcclip_cli.eval import prompts
@@ -14,7 +13,6 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "dcclip_cli" / "eval" / "prompts"
 HAN = re.compile(r"[\u3400-\u9fff]+")
 WITH_LATIN = {"CD播放器", "CD机", "CRT显示器", "iPod", "T恤", "T恤衫", "福特T型车"}  # written so in Chinese
-BITTERNS = {"麻鳽", "美洲麻鳽"}  # 鳽 is what bird lists print; opencc's 𫛚 is in hardly any font or vocabulary
 
 # Each caught a wrong sense in a public list, or in all three.
 RIGHT_SENSE = {
@@ -71,46 +69,19 @@ def spoken(language: dict[str, Any]) -> list[str]:
     return [*language["names"], *(other for several in language["alternates"].values() for other in several)]
 
 
-def test_there_are_a_thousand_names_in_both_languages(imagenet: dict[str, Any]) -> None:
+def test_there_are_a_thousand_names_in_both_languages_in_the_order_of_the_wnids(imagenet: dict[str, Any]) -> None:
     assert len(imagenet["folders"]) == len(imagenet["en"]["names"]) == len(imagenet["zh"]["names"]) == 1000
-
-
-def test_only_english_has_two_classes_of_one_name(imagenet: dict[str, Any]) -> None:
-    english = imagenet["en"]["names"]
-    assert sorted({name for name in english if english.count(name) > 1}) == ["missile", "sunglasses"]
-    assert len(set(imagenet["zh"]["names"])) == 1000
+    assert imagenet["folders"] == sorted(imagenet["folders"])
+    assert [imagenet["en"]["names"][place] for place in (0, 281, 609)] == ["tench", "tabby cat", "jeep"]
 
 
 def test_chinese_is_written_in_han_with_no_remarks_but_for_a_few_latin_letters(imagenet: dict[str, Any]) -> None:
     assert {text for text in spoken(imagenet["zh"]) if not HAN.fullmatch(text)} == WITH_LATIN
 
 
-def test_chinese_is_simplified(imagenet: dict[str, Any]) -> None:
-    simplify = opencc.OpenCC("t2s").convert
-    assert {text for text in spoken(imagenet["zh"]) if simplify(text) != text} == BITTERNS
-
-
 @pytest.mark.parametrize(("wnid", "name"), RIGHT_SENSE.items())
 def test_a_word_of_several_senses_has_the_right_one(imagenet: dict[str, Any], wnid: str, name: str) -> None:
     assert imagenet["zh"]["names"][imagenet["folders"].index(wnid)] == name
-
-
-@pytest.mark.parametrize("language", ["en", "zh"])
-def test_an_alternate_belongs_to_one_class_and_is_no_other_class_s_name(
-    imagenet: dict[str, Any], language: str
-) -> None:
-    names, alternates = imagenet[language]["names"], imagenet[language]["alternates"]
-    assert [name for name in alternates if names.count(name) != 1] == []
-    others = [other.lower() for several in alternates.values() for other in several]
-    assert sorted(other for other in set(others) if others.count(other) > 1) == []
-    assert set(others) & {name.lower() for name in names} == set()
-
-
-@pytest.mark.parametrize(("language", "count"), [("en", 80), ("zh", 52)])
-def test_every_template_has_one_place_for_the_name(imagenet: dict[str, Any], language: str, count: int) -> None:
-    templates = imagenet[language]["templates"]
-    assert len(set(templates)) == len(templates) == count
-    assert all(template.count("{}") == 1 for template in templates)
 
 
 def test_chinese_templates_have_full_width_punctuation_and_no_spaces(imagenet: dict[str, Any]) -> None:

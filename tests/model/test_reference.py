@@ -50,7 +50,7 @@ def test_a_run_directory_means_its_furthest_finished_stage(stages: list[str]) ->
 
 def test_a_stage_directory_that_is_not_finished_is_no_model() -> None:
     Path("runs/a/align/state").mkdir(parents=True)
-    with pytest.raises(DcclipError, match="no finished run"):
+    with pytest.raises(DcclipError, match="nor a finished run"):
         resolve("runs/a")
 
 

@@ -14,9 +14,9 @@ from dcclip_cli.model.students import (
     ImageTower,
     StudentOptions,
     build_model,
+    init_image_tower,
     model_config,
     preprocessing_of,
-    start_image_tower,
 )
 
 
@@ -124,7 +124,7 @@ def test_an_image_tower_starts_from_the_weights_named_and_keeps_its_own_projecti
     chosen = options(weights=str(tmp_path / "weights.safetensors"))
     model = build_model(model_config(chosen, embed_dim=16, vocab_size=300), seed=0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    start_image_tower(model, chosen.image)
+    init_image_tower(model, chosen.image)
     after = model.state_dict()
     assert torch.equal(after["visual.trunk.conv_stem.weight"], source.conv_stem.weight)
     assert not torch.equal(after["visual.trunk.conv_stem.weight"], before["visual.trunk.conv_stem.weight"])
@@ -140,7 +140,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     chosen = options(weights=str(tmp_path / "weights.safetensors"))
     model = build_model(model_config(chosen, embed_dim=16, vocab_size=300), seed=0)
     with pytest.raises(DcclipError, match="does not fit test_efficientnet"):
-        start_image_tower(model, chosen.image)
+        init_image_tower(model, chosen.image)
 
 
 @pytest.mark.parametrize("content", [None, b"not safetensors"])
@@ -150,4 +150,4 @@ def test_weights_that_are_missing_or_no_safetensors_are_named(tmp_path: Path, co
     chosen = options(weights=str(tmp_path / "weights.safetensors"))
     model = build_model(model_config(chosen, embed_dim=16, vocab_size=300), seed=0)
     with pytest.raises(DcclipError, match=r"student\.image\.weights: .*weights\.safetensors"):
-        start_image_tower(model, chosen.image)
+        init_image_tower(model, chosen.image)

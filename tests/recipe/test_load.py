@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.recipe.load import load, resolved_yaml
-from dcclip_cli.recipe.record import record
+from dcclip_cli.recipe.load import load, record, resolved_yaml
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes"
 SMALL = """\
@@ -75,7 +74,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_lines(recipe: Path) -
             ":5: align.start: needs a section student",
         ),
         ("name: x\ndata: {train: collect}\n", ":2: data.train: needs a section collect"),
-        ("name: x\ndata: {train: ./x, phrases: 5}\n", ":2: data: phrases are made of texts: name these"),
+        ("name: x\ndata: {train: ./x, phrases: 5}\n", ":2: data: phrases are made of texts: set texts as well"),
         ("seed: 1\n", ":1: name: missing"),
         ("name: x\nformat: 2\n", ":2: format: input should be 1 (got 2)"),
     ],

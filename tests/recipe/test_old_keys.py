@@ -6,8 +6,7 @@ import pytest
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.options import Removed
-from dcclip_cli.recipe.load import load
-from dcclip_cli.recipe.record import RESOLVED, record
+from dcclip_cli.recipe.load import RESOLVED, load, record
 from dcclip_cli.train.options import OptimizerOptions
 
 RECIPE = """\

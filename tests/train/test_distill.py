@@ -326,7 +326,7 @@ def test_what_the_cache_saves_is_said(
     run(distilling, first)
     run(elsewhere(distilling, "second", options={"augmentations": 2, "optimizer": {"lr": 1e-4}}), second)
     asked, reused = ("\n".join(line for line in one.said if line.startswith("teacher:")) for one in (first, second))
-    assert "at each of 6 steps it would take about" in asked and "reused" not in asked
+    assert "in each of 6 steps would take about" in asked and "reused" not in asked
     assert "100% of the rows reused" in reused
     assert not [name for name, _, _ in second.tasks if name.startswith("teacher")]
 

@@ -1,9 +1,9 @@
 """Filters on single pairs and captions.
 
-To add a filter, write its class in a file of this folder and add its name to the union and the defaults below.
+To add a filter, write its class in a file of this folder and add its name to the union below.
 """
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
@@ -15,6 +15,8 @@ from dcclip_cli.curation.filters.web_text import BoilerplateFilter, FilenameFilt
 
 __all__ = ["DEFAULT_FILTERS", "AnyFilter", "Filter"]
 
+# All filters, in the default order. The first one that applies gives the drop reason, so the most specific ones come
+# first: a file name is not English, but that is not what is wrong with it.
 AnyFilter = Annotated[
     ImageFilter
     | BlankFilter
@@ -29,19 +31,4 @@ AnyFilter = Annotated[
     | ScriptFilter,
     Field(discriminator="kind"),
 ]
-
-# The first filter that applies gives the reason, so the most specific ones come first: a file name is not English, but
-# that is not what is wrong with it.
-DEFAULT_FILTERS: tuple[AnyFilter, ...] = (
-    ImageFilter(),
-    BlankFilter(),
-    GarbledFilter(),
-    MarkupFilter(),
-    FilenameFilter(),
-    WordlessFilter(),
-    BoilerplateFilter(),
-    RepetitionFilter(),
-    LengthFilter(),
-    LanguageFilter(),
-    ScriptFilter(),
-)
+DEFAULT_FILTERS: tuple[AnyFilter, ...] = tuple(each() for each in get_args(get_args(AnyFilter)[0]))

@@ -3,133 +3,99 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
-# A reason belongs to the first step of which it matches a reason, or a prefix that ends in a hyphen.
-_STEPS = {
-    "Reading": ("captions-", "row-", "record-", "table-", "tar-", "image-missing", "image-outside", "image-base64"),
-    "Download": ("url-",),
-    "Decontamination": ("evaluation-",),
-    "Duplicates": (
-        "image-duplicate",
-        "image-merged",
-        "image-near-duplicate",
-        "caption-duplicate",
-        "caption-near-duplicate",
-    ),
-    "Scores": ("agreement-", "classifier-", "prompts-"),
-    "Image": ("image-",),
-    "Captions": ("caption-",),
-    "Empty pairs": ("no-caption",),
+# Step -> reason -> what it means, and what to change in the recipe's `collect` section. A reason with * also explains
+# those that contain a number, a label or a scorer's name, which replaces {}, and assigns unknown ones to a step.
+_EXPLAINED: dict[str, dict[str, tuple[str, str]]] = {
+    "Reading": {
+        "image-missing": ("The image file does not exist.", ""),
+        "image-outside": ("The image's path or link leads out of the source's folder.", "sources: {allow_outside}"),
+        "image-base64": ("The image is not valid base64.", ""),
+        "captions-missing": ("The caption file does not exist.", ""),
+        "captions-bytes": ("The caption file is too large.", ""),
+        "captions-unreadable": ("The caption file is not UTF-8 text or JSON.", ""),
+        "row-malformed": ("The row has too many or too few cells, or is not UTF-8.", ""),
+        "table-unreadable": ("The rest of the table cannot be read.", ""),
+        "tar-unreadable": ("The rest of the tar file cannot be read.", ""),
+        "tar-cut": ("The tar file is truncated.", ""),
+        "record-unreadable": ("The pair's record is not JSON, or its captions have another type.", ""),
+        "record-bytes": ("Captions and metadata are too long for a record.", ""),
+        **dict.fromkeys(("captions-*", "row-*", "record-*", "table-*", "tar-*"), ("", "")),
+    },
+    "Download": {
+        "url-scheme": ("The URL is not http or https.", ""),
+        "url-malformed": ("The URL is malformed.", ""),
+        "url-private": ("The URL leads to a private network.", "fetch: {allow_hosts}"),
+        "url-redirects": ("Too many redirects.", "fetch: {max_redirects}"),
+        "url-bytes": ("The response is too large.", "fetch: {max_bytes}"),
+        "url-timeout": ("The download timed out.", "fetch: {timeout_s}"),
+        "url-broken": ("The connection broke.", "fetch: {retries}"),
+        "url-encoding": ("The compressed response cannot be decoded.", ""),
+        "url-opt-out": ("The site opts out of the use of its images for training.", "fetch: {opt_outs}"),
+        "url-robots": ("The site's robots.txt disallows the URL.", "fetch: {robots}"),
+        "url-tls": ("The server's certificate is not valid.", ""),
+        "url-unreachable": ("The server cannot be reached.", "fetch: {retries}"),
+        "url-empty": ("The response is empty.", ""),
+        "url-status-*": ("The server answered with status {}.", ""),
+        "url-*": ("", ""),
+    },
+    "Image": {
+        "image-bytes": ("The file is too large or too small.", "filters: {kind: image, min_bytes, max_bytes}"),
+        "image-format": ("The file is not in an allowed format.", "filters: {kind: image, formats}"),
+        "image-unreadable": ("The image cannot be decoded, or part of it is missing.", ""),
+        "image-bomb": ("The file's header declares too many pixels (decompression bomb).", ""),
+        "image-small": ("The shorter side is too short.", "filters: {kind: image, min_side}"),
+        "image-large": ("The longer side is too long.", "filters: {kind: image, max_side}"),
+        "image-aspect": ("The image is too narrow or too flat.", "filters: {kind: image, max_aspect}"),
+        "image-animated": ("The image is animated.", "filters: {kind: image, animated}"),
+        "image-blank": ("The image is almost a single colour.", "filters: {kind: blank, contrast, min_share}"),
+        "image-*": ("", ""),
+    },
+    "Captions": {
+        "caption-control": ("The caption contains control characters.", ""),
+        "caption-short": ("Too few characters (Chinese) or words (English).", "filters: {kind: length, zh, en}"),
+        "caption-long": ("Too many characters (Chinese) or words (English).", "filters: {kind: length, zh, en}"),
+        "caption-language": ("The caption is not in its labelled language.", "filters: {kind: language, detector}"),
+        "caption-script": ("Too much of the caption is in the other script.", "filters: {kind: script, min_share}"),
+        "caption-mixed": ("The caption mixes Chinese characters and Latin letters.", "filters: {kind: script, mixed}"),
+        "caption-url": ("The caption contains a URL or e-mail address.", "filters: {kind: filename}"),
+        "caption-filename": ("The caption looks like a file name.", "filters: {kind: filename}"),
+        "caption-camera": ("The caption is a number given by a camera or a program.", "filters: {kind: filename}"),
+        "caption-boilerplate": ("The caption is about the web page, not the image.", "filters: {kind: boilerplate}"),
+        "caption-generated": ("The caption was generated by a program.", "filters: {kind: boilerplate}"),
+        "caption-placeholder": ("The caption says only that there is an image.", "filters: {kind: boilerplate}"),
+        "caption-emoji": ("The caption consists of emoji.", "filters: {kind: wordless}"),
+        "caption-wordless": ("The caption consists of digits and symbols.", "filters: {kind: wordless, numbers}"),
+        "caption-html": ("The caption contains markup.", "filters: {kind: markup}"),
+        "caption-garbled": ("A wrong encoding made the caption unreadable.", "filters: {kind: garbled}"),
+        "caption-repetition": ("The caption repeats a word.", "filters: {kind: repetition, times, max_share}"),
+        "caption-many": ("The pair with the same image has enough.", "duplicates: {kind: same-image, most_captions}"),
+        "caption-repeated": ("The pair already has this caption.", ""),
+        "caption-*": ("", ""),
+    },
+    "Scores": {
+        "agreement-*low": ("The caption does not match the image.", "scores: {kind: agreement, keep, threshold}"),
+        "prompts-*reject": ("The image matches a rejected prompt.", "scores: {kind: prompts, reject, threshold}"),
+        "classifier-*": ("The classifier's label: {}.", "scores: {kind: classifier, reject, threshold}"),
+        **dict.fromkeys(("agreement-*", "prompts-*"), ("", "")),
+    },
+    "Empty pairs": {"no-caption": ("No caption is left, or none in a needed language.", "needs")},
+    "Decontamination": {
+        "evaluation-image": ("An evaluation set has a near duplicate.", "decontaminate: {paths, images, bits}"),
+        "evaluation-caption": ("An evaluation set contains this caption.", "decontaminate: {paths, captions}"),
+        "evaluation-*": ("", ""),
+    },
+    "Duplicates": {
+        "image-duplicate": ("An earlier pair has the same image.", "duplicates: {kind: same-image}"),
+        "image-merged": ("An earlier pair with this image has the captions now.", "duplicates: {kind: same-image}"),
+        "image-near-duplicate": ("An earlier pair has nearly this image.", "duplicates: {kind: near-image, bits}"),
+        "caption-duplicate": ("Too many earlier pairs have it.", "duplicates: {kind: same-caption, at_most}"),
+        "caption-near-duplicate": ("Too many earlier pairs have nearly it.", "duplicates: {kind: same-caption}"),
+    },
+    "Other": {"*": ("", "")},
 }
-STEPS = (
-    "Reading",
-    "Download",
-    "Image",
-    "Captions",
-    "Scores",
-    "Empty pairs",
-    "Decontamination",
-    "Duplicates",
-    "Other",
-)
-
-# Reason -> what it means; what to change in the recipe's collect section ("" if there is no setting).
-_MEANINGS = {
-    "image-missing": ("The image file does not exist.", ""),
-    "image-outside": ("The image's path or link leads out of the source's folder.", "sources: {allow_outside}"),
-    "captions-missing": ("The caption file does not exist.", ""),
-    "captions-bytes": ("The caption file is too large.", ""),
-    "captions-unreadable": ("The caption file is not UTF-8 text or JSON.", ""),
-    "row-malformed": ("The row has too many or too few cells, or is not UTF-8.", ""),
-    "table-unreadable": ("The rest of the table cannot be read.", ""),
-    "tar-unreadable": ("The rest of the tar file cannot be read.", ""),
-    "tar-cut": ("The tar file is truncated.", ""),
-    "image-base64": ("The image is not valid base64.", ""),
-    "record-unreadable": ("The pair's record is not JSON, or its captions have another type.", ""),
-    "record-bytes": ("Captions and metadata are too long for a record.", ""),
-    "url-scheme": ("The URL is not http or https.", ""),
-    "url-malformed": ("The URL is malformed.", ""),
-    "url-private": ("The URL leads to a private network.", "fetch: {allow_hosts}"),
-    "url-redirects": ("Too many redirects.", "fetch: {max_redirects}"),
-    "url-bytes": ("The response is too large.", "fetch: {max_bytes}"),
-    "url-timeout": ("The download timed out.", "fetch: {timeout_s}"),
-    "url-broken": ("The connection broke.", "fetch: {retries}"),
-    "url-encoding": ("The compressed response cannot be decoded.", ""),
-    "url-opt-out": ("The site opts out of the use of its images for training.", "fetch: {opt_outs}"),
-    "url-robots": ("The site's robots.txt disallows the URL.", "fetch: {robots}"),
-    "url-tls": ("The server's certificate is not valid.", ""),
-    "url-unreachable": ("The server cannot be reached.", "fetch: {retries}"),
-    "url-empty": ("The response is empty.", ""),
-    "image-bytes": ("The file is too large or too small.", "filters: {kind: image, min_bytes, max_bytes}"),
-    "image-format": ("The file is not in an allowed format.", "filters: {kind: image, formats}"),
-    "image-unreadable": ("The image cannot be decoded, or part of it is missing.", ""),
-    "image-bomb": ("The file's header declares too many pixels (decompression bomb).", ""),
-    "image-small": ("The shorter side is too short.", "filters: {kind: image, min_side}"),
-    "image-large": ("The longer side is too long.", "filters: {kind: image, max_side}"),
-    "image-aspect": ("The image is too narrow or too flat.", "filters: {kind: image, max_aspect}"),
-    "image-animated": ("The image is animated.", "filters: {kind: image, animated}"),
-    "image-blank": ("The image is almost a single colour.", "filters: {kind: blank, contrast, min_share}"),
-    "caption-control": ("The caption contains control characters.", ""),
-    "caption-short": ("Too few characters (Chinese) or words (English).", "filters: {kind: length, zh, en}"),
-    "caption-long": (
-        "Too many characters (Chinese) or words (English).",
-        "filters: {kind: length, zh, en, longest_word}",
-    ),
-    "caption-language": (
-        "The caption is not in the language it is labelled with.",
-        "filters: {kind: language, detector}",
-    ),
-    "caption-script": ("Too much of the caption is in the other script.", "filters: {kind: script, min_share}"),
-    "caption-mixed": ("The caption mixes Chinese characters and Latin letters.", "filters: {kind: script, mixed}"),
-    "caption-url": ("The caption contains a URL or e-mail address.", "filters: {kind: filename}"),
-    "caption-filename": ("The caption looks like a file name.", "filters: {kind: filename}"),
-    "caption-camera": ("The caption is a number given by a camera or a program.", "filters: {kind: filename}"),
-    "caption-boilerplate": ("The caption is about the web page, not the image.", "filters: {kind: boilerplate}"),
-    "caption-generated": ("The caption was generated by a program.", "filters: {kind: boilerplate}"),
-    "caption-placeholder": ("The caption says only that there is an image.", "filters: {kind: boilerplate}"),
-    "caption-emoji": ("The caption consists of emoji.", "filters: {kind: wordless}"),
-    "caption-wordless": (
-        "The caption contains no word, only digits and symbols.",
-        "filters: {kind: wordless, numbers}",
-    ),
-    "caption-html": ("The caption contains markup.", "filters: {kind: markup}"),
-    "caption-garbled": (
-        "The caption was decoded with a wrong encoding and cannot be repaired.",
-        "filters: {kind: garbled}",
-    ),
-    "caption-repetition": (
-        "The caption repeats a character or word.",
-        "filters: {kind: repetition, times, max_share}",
-    ),
-    "caption-many": (
-        "The pair with the same image has enough captions.",
-        "duplicates: {kind: same-image, most_captions:}",
-    ),
-    "caption-repeated": ("The pair already has this caption.", ""),
-    "no-caption": ("No caption is left, or none in a needed language.", "needs"),
-    "evaluation-image": (
-        "The image is a near duplicate of one in an evaluation set.",
-        "decontaminate: {paths, images, bits}",
-    ),
-    "evaluation-caption": ("An evaluation set contains this caption.", "decontaminate: {paths, captions}"),
-    "image-duplicate": ("An earlier pair has the same image.", "duplicates: {kind: same-image}"),
-    "image-merged": (
-        "An earlier pair has the same image and received the captions.",
-        "duplicates: {kind: same-image, captions, most_captions}",
-    ),
-    "image-near-duplicate": (
-        "The image is a near duplicate of an earlier pair's.",
-        "duplicates: {kind: near-image, bits}",
-    ),
-    "caption-duplicate": (
-        "Too many earlier pairs have this caption.",
-        "duplicates: {kind: same-caption, at_most}",
-    ),
-    "caption-near-duplicate": (
-        "Too many earlier pairs have nearly the same caption.",
-        "duplicates: {kind: same-caption, at_most, similarity, min_letters}",
-    ),
-}
+STEPS = tuple(_EXPLAINED)
 
 
 @dataclass(frozen=True)
@@ -141,31 +107,10 @@ class Meaning:
     setting: str
 
 
-# The same for reasons that contain a number, a label or a scorer's name, by their prefix and suffix.
-_PATTERNS = {
-    ("url-status-", ""): ("The server answered with status {}.", ""),
-    ("agreement-", "low"): (
-        "The caption does not match the image, according to the model.",
-        "scores: {kind: agreement, keep, threshold}",
-    ),
-    ("prompts-", "reject"): (
-        "The image matches one of the rejected prompts.",
-        "scores: {kind: prompts, reject, against, threshold}",
-    ),
-    ("classifier-", ""): ("The classifier's label: {}.", "scores: {kind: classifier, reject, threshold}"),
-}
-
-
 def meaning_of(reason: str) -> Meaning:
-    """The explanation of a reason; for an unknown one, only its step by the prefix."""
-    step = next((step for step, marks in _STEPS.items() if any(_matches(reason, mark) for mark in marks)), "Other")
-    if reason in _MEANINGS:
-        return Meaning(step, *_MEANINGS[reason])
-    for (begin, end), (says, setting) in _PATTERNS.items():
-        if reason.startswith(begin) and reason.endswith(end):
-            return Meaning(step, says.format(reason.removeprefix(begin)), setting)
-    return Meaning(step, "", "")
-
-
-def _matches(reason: str, mark: str) -> bool:
-    return reason.startswith(mark) if mark.endswith("-") else reason == mark
+    """The explanation of a reason; for an unknown one, only the step that its prefix belongs to."""
+    entries = [(step, mark, explained) for step, marks in _EXPLAINED.items() for mark, explained in marks.items()]
+    exact = (entry for entry in entries if entry[1] == reason)
+    matching = (entry for entry in entries if "*" in entry[1] and fnmatchcase(reason, entry[1]))
+    step, mark, (says, setting) = next(exact, None) or next(matching)
+    return Meaning(step, says.format(reason.removeprefix(mark.partition("*")[0])), setting)

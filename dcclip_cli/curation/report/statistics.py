@@ -113,6 +113,11 @@ class Count:
         elif number:
             self.dropped[reason] += number
 
+    @classmethod
+    def of(cls, counts: Mapping[str, Any]) -> Count:
+        """The counts in JSON from `as_dict`."""
+        return cls(counts["read"], counts["kept"], Counter(counts["dropped"]))
+
     def as_dict(self) -> dict[str, Any]:
         """The counts as JSON, as in the manifest."""
         return {"read": self.read, "kept": self.kept, "dropped": dict(sorted(self.dropped.items()))}

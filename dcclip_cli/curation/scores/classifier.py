@@ -1,4 +1,4 @@
-"""What does an image classifier say of a picture: not safe, watermarked, ugly?"""
+"""Scorer for any image classifier of transformers: NSFW, watermarks, aesthetics."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from dcclip_cli.curation.scores.base import Device, Score, ScorerOptions, drop_pairs
-from dcclip_cli.curation.scores.encoder import NO_DEVICE
+from dcclip_cli.curation.scores.base import Score, ScorerOptions, drop_pairs
+from dcclip_cli.curation.scores.dual_encoder import NO_DEVICE_HINT
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.precision import torch_device
 from dcclip_cli.model.preprocess import flatten
@@ -25,23 +25,25 @@ if TYPE_CHECKING:
 
 
 class Classifier(ScorerOptions):
-    """Drops pictures that any image-classification model of transformers gives one of the labels to be rejected.
+    """Drops images to which an image-classification model of transformers gives a rejected label.
 
-    A label's score is its probability: by softmax, by sigmoid where the model's labels don't exclude one another. A
-    regression (one label, as aesthetic predictors have it) gives its plain number, and `below` says that little is bad.
+    The score of a label is its probability: by softmax, or by sigmoid if the model is multi-label. A regression model
+    with one label, such as an aesthetic predictor, gives its number; with `below`, low numbers are rejected.
     """
 
     kind: Literal["classifier"] = "classifier"
     model: str = Field(description="Hub name, or a directory written by save_pretrained; safetensors weights only")
-    reject: tuple[str, ...] = Field(min_length=1, description="Labels as the model has them; each is judged by itself")
-    threshold: float = Field(0.5, description="Score from which on a pair goes")
-    below: bool = Field(False, description="Pairs with scores below the threshold go instead")
+    reject: tuple[str, ...] = Field(
+        min_length=1, description="Labels to reject, spelled as in the model; each is compared with the threshold"
+    )
+    threshold: float = Field(0.5, description="Score at which a pair is dropped")
+    below: bool = Field(False, description="Drop pairs whose score is below the threshold instead")
 
     def check(self) -> None:
         _check(self.model)
 
-    def open(self, device: Device | None = None) -> Score:
-        classifier = _load(self.model, device or self.device)
+    def open(self) -> Score:
+        classifier = _load(self.model, self.device)
         unknown = [label for label in self.reject if label not in classifier.labels]
         if unknown:
             raise DcclipError(
@@ -51,13 +53,13 @@ class Classifier(ScorerOptions):
         columns = {self._stored(label): classifier.labels.index(label) for label in self.reject}
 
         def score(batch: Sequence[tuple[Pair, Image.Image]]) -> list[Scores]:
-            rows = classifier.scores([picture for _, picture in batch], self.batch_size)
+            rows = classifier.scores([image for _, image in batch], self.batch_size)
             return [{name: row[column] for name, column in columns.items()} for row in rows]
 
         return score
 
     def apply(self, connection: DuckDBPyConnection) -> None:
-        """`classifier-LABEL`, the label in small letters."""
+        """Reason: `classifier-LABEL`, the label in lower case."""
         for label in self.reject:
             stored = self._stored(label)
             drop_pairs(connection, stored, stored, self.threshold, self.below)
@@ -68,7 +70,7 @@ class Classifier(ScorerOptions):
 
 
 class _Loaded:
-    """A classifier in memory: its labels, and (B, C) scores of pictures."""
+    """A loaded classifier: its labels, and (B, C) scores of images."""
 
     def __init__(self, model: Any, image_processor: Any, device: str) -> None:
         config = model.config
@@ -77,15 +79,15 @@ class _Loaded:
         exclusive = len(self.labels) > 1 and config.problem_type != "multi_label_classification"
         self._form = "number" if config.problem_type == "regression" else "softmax" if exclusive else "sigmoid"
 
-    def scores(self, pictures: Sequence[Image.Image], batch_size: int) -> list[list[float]]:
-        """One row for each picture, a number for each label."""
-        starts = range(0, len(pictures), batch_size)
-        return [row for start in starts for row in self._batch(pictures[start : start + batch_size])]
+    def scores(self, images: Sequence[Image.Image], batch_size: int) -> list[list[float]]:
+        """One row for each image, one number for each label."""
+        starts = range(0, len(images), batch_size)
+        return [row for start in starts for row in self._batch(images[start : start + batch_size])]
 
-    def _batch(self, pictures: Sequence[Image.Image]) -> list[list[float]]:
+    def _batch(self, images: Sequence[Image.Image]) -> list[list[float]]:
         import torch
 
-        inputs = self._image_processor(images=[flatten(picture) for picture in pictures], return_tensors="pt")
+        inputs = self._image_processor(images=[flatten(image) for image in images], return_tensors="pt")
         with torch.inference_mode():
             logits = self._model(pixel_values=inputs["pixel_values"].to(self._device)).logits.double().cpu()
         if self._form == "softmax":
@@ -102,7 +104,7 @@ def _check(model: str) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _load(model: str, device: str) -> _Loaded:
-    """Loaded once in a process. Raises DcclipError for what is absent, pickled, or no image classifier."""
+    """Raises DcclipError if the model is absent, pickled, or not an image classifier. Loaded once in each process."""
     import transformers
 
     _check(model)
@@ -115,7 +117,7 @@ def _load(model: str, device: str) -> _Loaded:
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0][:300]
         raise DcclipError(
-            f"classifier {model} can't be loaded: {reason}",
+            f"classifier {model} cannot be loaded: {reason}",
             "name an image-classification model of the hub, or a directory that starts with ./ or /",
         ) from None
-    return _Loaded(loaded, image_processor, torch_device(device, NO_DEVICE))
+    return _Loaded(loaded, image_processor, torch_device(device, NO_DEVICE_HINT))

@@ -21,8 +21,8 @@ from dcclip_cli.data.files.reading import (
     Fault,
     Folder,
     Member,
-    members,
     plain,
+    tar_members,
     texts_of,
 )
 from dcclip_cli.data.pair import Pair
@@ -168,7 +168,7 @@ class TarsSource(SourceOptions):
         prefix = key_prefix(self.path, file)
         samples: dict[str, dict[str, Member]] = {}  # by key, then by `image` or the suffix of a sidecar
         faults: dict[str, Drop] = {}
-        for member in members(file):
+        for member in tar_members(file):
             key, role = _key_and_role(member.name)
             if role is None:
                 if member.fault is None or not member.fault.reason.startswith("tar-"):
@@ -198,7 +198,7 @@ class TarsSource(SourceOptions):
 def _estimated_pairs(file: Path) -> int:
     """The number of images in a tar, of a long one extrapolated from its beginning."""
     images, end = 0, 0
-    for member in islice(members(file), _MEMBERS_TO_COUNT):
+    for member in islice(tar_members(file), _MEMBERS_TO_COUNT):
         images += _key_and_role(member.name)[1] == _IMAGE
         end = member.offset + member.size
     size = file.stat().st_size

@@ -1,1 +1,1 @@
-"""Reading files that others made, whole or broken: bounded, never unpickled, never led out of their folder."""
+"""Readers of third-party files, whole or broken: bounded in size, never unpickling, never leaving their folder."""

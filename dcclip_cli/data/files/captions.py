@@ -1,17 +1,13 @@
-"""Caption files of third-party data sets: which captions a file gives to which images.
-
-COCO, COCO-CN, Flickr30k and Flickr30k-CN as text or JSON; Chinese-CLIP's data sets with images in base64 on lines.
-"""
+"""Readers of third-party caption files: COCO and Flickr30k as text or JSON, Chinese-CLIP's base64 and JSON lines."""
 
 from __future__ import annotations
 
-import codecs
 import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from dcclip_cli.data.files.lines import Row, lines
 from dcclip_cli.data.files.reading import (
@@ -30,7 +26,7 @@ _COCO = re.compile(r"COCO_(?:train|val|test)\d{4}_(?=\d{12}$)")
 
 
 class Named(NamedTuple):
-    """An image that a caption file names, all that it says of it, and what is wrong if its name can't be read."""
+    """An image that a caption file names, its whole record, and a fault where the record cannot be read."""
 
     name: str
     record: dict[str, Any]
@@ -38,13 +34,13 @@ class Named(NamedTuple):
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What the record says beside captions."""
+        """The fields of the record other than captions."""
         spent = ("caption", "sentences", "sentids")
         return {key: plain(value) for key, value in self.record.items() if key not in spent}
 
 
 def identity(name: str) -> str:
-    """What tells that two files mean one image: `COCO_val2014_000000000042.jpg`, or 42 of 2017, is `000000000042`."""
+    """An image's name without what differs between files: `COCO_val2014_000000000042.jpg` is `000000000042`."""
     stem, suffix = os.path.splitext(name)
     folder, slash, last = (stem if suffix.lower() in PICTURE_SUFFIXES else name).rpartition("/")
     return folder + slash + _COCO.sub("", last)
@@ -58,14 +54,12 @@ class Places:
         self._within = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
 
     def find(self, name: str) -> Path | None:
-        """The file that is meant, wherever it lies."""
+        """The image's file: in the folder or one level deeper, with or without its suffix."""
         return next((path for path in self._tried(name) if os.path.isfile(path)), None)
 
     def read(self, name: str) -> bytes:
         """The image's bytes. Faults as those of Folder."""
-        tried = self._tried(name)
-        path = next((path for path in tried if os.path.isfile(path)), None)
-        return self._folder.read(path or self._folder.path / name, MAX_IMAGE_BYTES, "image")  # says what is wrong
+        return self._folder.read(self.find(name) or self._folder.path / name, MAX_IMAGE_BYTES, "image")
 
     def _tried(self, name: str) -> list[Path]:
         known = os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
@@ -75,12 +69,12 @@ class Places:
 
 
 def names_in(path: Path) -> Iterator[Named]:
-    """The images that the file names, in order, again and again if it does so. What can't be read has a fault."""
+    """The images that the file names, in order, with repetitions. An unreadable entry has a fault."""
     return _json_names(path) if path.suffix.lower() == ".json" else _text_names(path)
 
 
 def captions_in(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, str]]:
-    """The identities of images, if among those `wanted`, each with a caption; in the order of the file."""
+    """(identity, caption) for each caption of the images `wanted`, in the order of the file."""
     return _json_captions(path, wanted) if path.suffix.lower() == ".json" else _text_captions(path, wanted)
 
 
@@ -108,7 +102,7 @@ def _text_rows(path: Path) -> Iterator[tuple[str, str] | tuple[int, Drop]]:
 
 def _split(line: str) -> tuple[str, str]:
     head, tab, caption = line.partition("\t")
-    # Names may hold a space where a tab ends them.
+    # Names may contain a space where a tab ends them.
     return (head, caption.strip()) if tab else (*line.split(maxsplit=1), "", "")[:2]  # type: ignore[return-value]
 
 
@@ -145,11 +139,11 @@ def _name(image: dict[str, Any]) -> str | None:
 
 
 def _json_captions(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, str]]:
-    found: dict[Any, str] = {}  # of the images wanted: their number in this file -> their identity
-    waiting = False  # whether there are annotations of images that are only named behind them
-    for key, item in _whole(path, ("images", "annotations", "")):
+    found: dict[Any, str] = {}  # of the images wanted: their id in this file -> their identity
+    early = False  # whether there are annotations in front of the images that they name
+    for key, item in _objects(path, ("images", "annotations", "")):
         if key == "annotations":
-            waiting |= not found
+            early |= not found
             yield from _annotation(item, found)
         elif (name := _name(item)) is not None and (image := identity(name)) in wanted:
             if isinstance(item.get("id"), int | str):
@@ -157,8 +151,8 @@ def _json_captions(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, s
             sentences = item.get("sentences")
             raw = [one.get("raw") for one in sentences if isinstance(one, dict)] if isinstance(sentences, list) else []
             yield from ((image, text) for text in (*_texts(item.get("caption")), *_texts(raw)))
-    if waiting and found:
-        for _, item in _whole(path, ("annotations",)):
+    if early and found:
+        for _, item in _objects(path, ("annotations",)):
             yield from _annotation(item, found)
 
 
@@ -168,8 +162,8 @@ def _annotation(item: dict[str, Any], found: dict[Any, str]) -> Iterator[tuple[s
         yield from ((found[number], text) for text in _texts(item.get("caption")))
 
 
-def _whole(path: Path, keys: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects in lists, up to where the file breaks off: `names_in` has told that it does."""
+def _objects(path: Path, keys: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects in lists, up to where the file breaks off; `names_in` reports that it does."""
     try:
         yield from ((key, item) for key, item in json_items(path, keys) if isinstance(item, dict))
     except (ValueError, RecursionError):
@@ -183,7 +177,7 @@ def _texts(value: Any) -> list[str]:
         return []  # its image has no caption then, and is counted for that
 
 
-# ---- Chinese-CLIP: SPLIT_imgs.tsv, SPLIT_texts.jsonl
+# ---- Chinese-CLIP's data sets: SPLIT_imgs.tsv with images in base64, SPLIT_texts.jsonl
 
 IMAGES, _TEXTS = "_imgs.tsv", "_texts.jsonl"
 _LIMIT = MAX_IMAGE_BYTES * 4 // 3 + 1_000  # base64 takes four bytes for three
@@ -192,19 +186,19 @@ _NUMBER = re.compile(rb'[^", ]+')
 
 
 class Text(NamedTuple):
-    """A text and the numbers of the images that it is about."""
+    """A text and the ids of the images that it describes."""
 
     text: str
     images: list[str]
 
 
 def texts_file(images: Path) -> Path:
-    """SPLIT_texts.jsonl beside SPLIT_imgs.tsv."""
+    """SPLIT_texts.jsonl next to SPLIT_imgs.tsv."""
     return images.with_name(images.name.removesuffix(IMAGES) + _TEXTS)
 
 
 def image_rows(file: Path, part: Mapping[str, Any]) -> Iterator[Row]:
-    """The lines, blank ones left out, that begin in `start`..`end` (bytes); that at `start` has the number `number`."""
+    """The lines that begin in bytes `start` to `end`, without blank ones; the first is line `number` of the file."""
     with file.open("rb") as stream:
         stream.seek(part["start"])
         for row in lines(stream, _LIMIT, part["number"]):
@@ -215,7 +209,7 @@ def image_rows(file: Path, part: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def number_of(row: Row) -> str | None:
-    """The image's number, or whatever name it has; None where the row has none."""
+    """The image's id, usually a number; None where the row has none."""
     head, tab, _ = (row.content or b"").partition(b"\t")
     return head.decode("utf-8", "replace").strip() or None if tab and len(head) < 1_000 else None
 
@@ -230,7 +224,7 @@ def image_of(row: Row) -> bytes:
 
 
 def texts_in(file: Path, wanted: Collection[str] | None) -> Iterator[tuple[int, Text | Drop]]:
-    """Every text with the numbers of its images, or what is wrong with its line; or only the texts `wanted`."""
+    """(line, text) for each text about the images `wanted`; with None, all texts, and the fault of each bad line."""
     numbers = {number.encode() for number in wanted or ()}
     with file.open("rb") as stream:
         for row in lines(stream, MAX_TEXT_BYTES):
@@ -244,8 +238,8 @@ def texts_in(file: Path, wanted: Collection[str] | None) -> Iterator[tuple[int, 
             if unwanted or not row.content.strip():
                 continue
             try:
-                said = json.loads(row.content.decode("utf-8-sig"))
-                text, images = said["text"], said.get("image_ids") or []
+                record = json.loads(row.content.decode("utf-8-sig"))
+                text, images = record["text"], record.get("image_ids") or []
                 if not isinstance(text, str) or not isinstance(images, list):
                     raise ValueError("`text` has to be a text, `image_ids` a list")
                 yield row.number, Text(text, list(map(str, images)))
@@ -254,21 +248,21 @@ def texts_in(file: Path, wanted: Collection[str] | None) -> Iterator[tuple[int, 
                     yield row.number, Drop("captions-unreadable", f"{type(error).__name__}: {str(error)[:200]}")
 
 
-# ---- JSON that is too big to be loaded
+# ---- JSON files too large to load. ijson runs out of memory on the 100 kB of 100,000 nested lists, since it keeps the
+# path of each level, and refuses NaN, which Python's json writes.
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 20  # characters
 _NUMBER_CUT = "1e-5"  # what is read as 1 while its last digit is not in the window
-_SPACE = " \t\r\n"
 
 
 def json_items(path: Path, keys: Collection[str]) -> Iterator[tuple[str, Any]]:
-    """The elements of the lists under `keys` in the file's object, each with its key, in the order of the file.
+    """(key, element) for the elements of the lists under `keys` in the file's object, in the order of the file.
 
-    If the whole file is a list, its elements come with the key "". A megabyte is in memory at a time. Raises
-    ValueError, or RecursionError, where the file stops being JSON or an element is longer than MAX_TEXT_BYTES.
+    If the whole file is a list, its elements have the key "". A megabyte is in memory at a time. Raises ValueError, or
+    RecursionError, where the file stops being JSON or an element is longer than MAX_TEXT_BYTES.
     """
-    with path.open("rb") as stream:
-        text = _Text(stream)
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        text = _JsonText(stream)
         if text.peek() == "[":
             yield from (("", item) for item in text.items() if "" in keys)
             return
@@ -284,37 +278,33 @@ def json_items(path: Path, keys: Collection[str]) -> Iterator[tuple[str, Any]]:
                 text.take(",")
 
 
-class _Text:
-    """The text of a file, a window at a time."""
+class _JsonText:
+    """A JSON text of which one window is in memory."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self._json = json.JSONDecoder()
-        self._window, self._at, self._ended = "", 0, False
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._json = stream, json.JSONDecoder()
+        self._window, self._at = "", 0
         self._fresh = False  # whether the window was just filled
 
-    def _more(self) -> bool:
-        """Make the window longer; whether there was more."""
-        if self._ended:
-            return False
+    def _fill(self) -> bool:
+        """Make the window longer; False at the end of the file."""
         chunk = self._stream.read(_CHUNK)
-        self._ended, self._fresh = not chunk, bool(chunk)
-        self._window, self._at = self._window[self._at :] + self._decoder.decode(chunk, self._ended), 0
-        return True
+        if chunk:
+            self._window, self._at, self._fresh = self._window[self._at :] + chunk, 0, True
+        return bool(chunk)
 
     def peek(self) -> str:
-        """The next character that is no white space; nothing at the end."""
+        """The next character that is no white space; "" at the end."""
         while True:
-            while self._at < len(self._window) and self._window[self._at] in _SPACE:
+            while self._at < len(self._window) and self._window[self._at] in " \t\r\n":
                 self._at += 1
             if self._at < len(self._window):
                 return self._window[self._at]
-            if not self._more():
+            if not self._fill():
                 return ""
 
     def take(self, character: str) -> None:
-        """Step over a character, which has to stand next."""
+        """Skip a character that has to be the next one."""
         if self.peek() != character:
             raise ValueError(f"{self.peek() or 'the end'!r} where {character!r} should be")
         self._at += 1
@@ -326,16 +316,26 @@ class _Text:
             try:
                 value, end = self._json.raw_decode(self._window, self._at)
             except ValueError:
-                if len(self._window) - self._at > MAX_TEXT_BYTES or not self._more():
+                if len(self._window) - self._at > MAX_TEXT_BYTES or not self._fill():
                     raise
                 continue
-            if end > len(self._window) - len(_NUMBER_CUT) and self._more():  # a number may go on
+            if end > len(self._window) - len(_NUMBER_CUT) and self._fill():  # a number may continue
                 continue
             self._at = end
             return value
 
+    def items(self) -> Iterator[Any]:
+        """The elements of the list that begins here."""
+        self.take("[")
+        if self.peek() != "]":
+            yield from self._block() or [self.value()]
+            while self.peek() != "]":
+                self.take(",")
+                yield from self._block() or [self.value()]
+        self.take("]")
+
     def _block(self) -> list[Any]:
-        """All the elements up to the last that ends in the window, or none: five times as fast as one by one.
+        """All elements up to the last that ends in the window, or none: five times as fast as one by one.
 
         What parses as a list is one: a brace in a text, or inside an element, would leave it without its end.
         """
@@ -351,20 +351,3 @@ class _Text:
             return []
         self._at = end
         return found
-
-    def items(self) -> Iterator[Any]:
-        """The elements of the list that begins here."""
-        self.take("[")
-        if self.peek() == "]":
-            self.take("]")
-            return
-        while True:
-            block = self._block()
-            if block:
-                yield from block
-            else:
-                yield self.value()
-            if self.peek() == "]":
-                break
-            self.take(",")
-        self.take("]")

@@ -1,4 +1,4 @@
-"""How is a data set of the Hugging Face hub opened, or one that `save_to_disk` left in a folder?"""
+"""Data sets of the Hugging Face hub, and folders written by `save_to_disk`, opened with `datasets`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-# What `datasets` raises for a wrong name, configuration or split, for half a file, and where the hub can't be reached.
+# What `datasets` raises for a wrong name, configuration or split, for half a file, and if the hub is unreachable.
 BROKEN = (OSError, ValueError, RuntimeError, EOFError, tarfile.TarError)
 
 
@@ -22,9 +22,9 @@ BROKEN = (OSError, ValueError, RuntimeError, EOFError, tarfile.TarError)
 def load_hub(
     path: str, config: str | None, split: str, revision: str | None = None, files: str | None = None
 ) -> Dataset:
-    """One split, its rows on disk. No code of the data set's is run. Raises DcclipError where it can't be had.
+    """One split, its rows on disk. The data set's own code is never run. Raises DcclipError if it cannot be loaded.
 
-    `files` is the pattern of the split's files, where that is known: no other split's are downloaded then.
+    `files` is the pattern of the split's files, if known: no other split's files are downloaded then.
     """
     import datasets
 
@@ -48,7 +48,7 @@ def load_hub(
 
 
 def splits_of(path: str) -> list[str]:
-    """The names of the splits in a folder that holds a repository of the hub. Raises DcclipError as `load_hub`."""
+    """The names of the splits in a folder with a copy of a hub repository. Raises DcclipError as `load_hub`."""
     import datasets
 
     try:
@@ -58,16 +58,16 @@ def splits_of(path: str) -> list[str]:
 
 
 def is_repository(path: str) -> bool:
-    """Whether a folder holds Parquet files as repositories of the hub do."""
+    """Whether a folder contains Parquet files in the layout of hub repositories."""
     return any(any(Path(path).glob(pattern)) for pattern in ("*.parquet", "data/*.parquet"))
 
 
-def _unloadable(path: str, error: Exception) -> DcclipError:
-    said = " ".join(str(error).split())[:300]
-    hint = "check the name, `config` and `split`, and that the hub can be reached; or name a folder of save_to_disk"
-    return DcclipError(f"{path} can't be loaded: {said}", hint)
-
-
 def is_saved(path: str) -> bool:
-    """Whether `save_to_disk` left the folder."""
+    """Whether `save_to_disk` wrote the folder."""
     return any(os.path.isfile(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json"))
+
+
+def _unloadable(path: str, error: Exception) -> DcclipError:
+    reason = " ".join(str(error).split())[:300]
+    hint = "check the name, `config` and `split`, and that the hub is reachable; or name a folder of save_to_disk"
+    return DcclipError(f"{path} cannot be loaded: {reason}", hint)

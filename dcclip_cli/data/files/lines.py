@@ -1,4 +1,4 @@
-"""Where do the rows of a text file begin, and how are they read from anywhere in it, however long they are?"""
+"""Lines and CSV records of text files of any size, of bounded length, readable from any offset."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _CHUNK = 1 << 22
 
 
 class Row(NamedTuple):
-    """A row with the number of the line it begins on; `content` is None where it is longer than the limit."""
+    """A row, the number of the line that it begins on, its offset; `content` is None where it exceeds the limit."""
 
     number: int
     start: int
@@ -19,7 +19,7 @@ class Row(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """A run of rows: the offset of the first, the offset behind the last, the first's line number, how many lines."""
+    """A range of rows: the offset of the first and of the end, the line number of the first, the number of rows."""
 
     start: int
     end: int
@@ -28,7 +28,7 @@ class Cut(NamedTuple):
 
 
 def lines(stream: BinaryIO, limit: int, number: int = 1) -> Iterator[Row]:
-    """The lines from where the stream stands, with their line ends; one over the limit is passed over unread."""
+    """The lines from the stream's position, with their line ends; one over the limit is skipped."""
     start = stream.tell()
     while line := stream.readline(limit + 1):
         end = start + len(line)
@@ -43,24 +43,24 @@ def lines(stream: BinaryIO, limit: int, number: int = 1) -> Iterator[Row]:
 
 
 def line_cuts(stream: BinaryIO, size: int, number: int = 1) -> Iterator[Cut]:
-    """The lines from where the stream stands, `size` at a time, without looking at any of them."""
+    """Ranges of `size` lines from the stream's position, found by line ends alone."""
     start = position = stream.tell()
-    held, unended = 0, False  # whole lines since `start`; whether the file's last line has no end
+    count, unended = 0, False  # whole lines since `start`; whether the file's last line has no end
     while chunk := stream.read(_CHUNK):
         ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == 10) + 1
-        for end in ends[size - held - 1 :: size].tolist():
+        for end in ends[size - count - 1 :: size].tolist():
             yield Cut(start, position + end, number, size)
             start, number = position + end, number + size
-        held = (held + len(ends)) % size
+        count = (count + len(ends)) % size
         position, unended = position + len(chunk), not chunk.endswith(b"\n")
     if start < position:
-        yield Cut(start, position, number, held + unended)
+        yield Cut(start, position, number, count + unended)
 
 
 def records(stream: BinaryIO, limit: int, number: int = 1) -> Iterator[Row]:
-    """The records of a CSV file from where the stream stands: a quoted field may hold line ends.
+    """The records of a CSV file from the stream's position: a quoted field may contain line ends.
 
-    Where a quote is never closed within the limit, the line it stands on is given by itself, so that only it is lost.
+    Where a quote is not closed within the limit, its line is a record by itself, so that only that line is lost.
     """
     start = stream.tell()
     while line := stream.readline(limit + 1):
@@ -86,7 +86,7 @@ def records(stream: BinaryIO, limit: int, number: int = 1) -> Iterator[Row]:
 
 
 def record_cuts(stream: BinaryIO, size: int, limit: int, number: int = 1) -> Iterator[Cut]:
-    """The records of a CSV file, `size` at a time."""
+    """Ranges of `size` records of a CSV file."""
     start, first, count = stream.tell(), number, 0
     for row in records(stream, limit, number):
         if count == size:

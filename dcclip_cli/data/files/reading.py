@@ -17,7 +17,7 @@ MAX_IMAGE_BYTES = 64_000_000
 MAX_RECORD_BYTES = 1_000_000  # of one KEY.json; captions are short
 MAX_TEXT_BYTES = 1_000_000  # of a caption file, of a row in a table, of the record beside an image
 MAX_DEPTH = 32  # of lists in lists in metadata
-# What someone meant as a picture. Those that no recipe keeps are read all the same, so that their drop is counted.
+# Suffixes of image files. Those of formats that no recipe keeps are read as well, so that their drop is counted.
 PICTURE_SUFFIXES = (
     *IMAGE_SUFFIXES,
     *(".jfif", ".jpe", ".gif", ".bmp", ".tif", ".tiff", ".svg", ".avif", ".heic", ".jp2", ".ico"),
@@ -27,14 +27,14 @@ _MAX_HEADER_BYTES = 1_000_000  # of an extended header; a long name needs a few 
 
 @dataclass(frozen=True)
 class Drop:
-    """Why something was left out: `reason` is one of a few fixed words to count by, `detail` is for a person."""
+    """Why something was dropped: `reason` is one of a few fixed words to count by, `detail` explains it to a person."""
 
     reason: str
     detail: str = ""
 
 
 class Fault(Exception):
-    """Ends the reading of one candidate."""
+    """Raised for one candidate that cannot be read; its `drop` says why."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason)
@@ -42,7 +42,7 @@ class Fault(Exception):
 
 
 class Folder:
-    """Reads files, of bounded size, that lie inside one folder unless `allow_outside`."""
+    """Reads files of bounded size, only from inside one folder unless `allow_outside`."""
 
     def __init__(self, path: Path, allow_outside: bool) -> None:
         self.path = path
@@ -62,16 +62,16 @@ class Folder:
             OSError,
             ValueError,
             RuntimeError,
-        ) as error:  # NUL in the name: ValueError, links in a loop: the last
-            said = getattr(error, "strerror", None) or error
-            raise Fault(f"{what}-missing", f"{str(path)[:200]}: {said}") from None
+        ) as error:  # NUL in the name, links in a loop
+            cause = getattr(error, "strerror", None) or error
+            raise Fault(f"{what}-missing", f"{str(path)[:200]}: {cause}") from None
         if len(content) > limit:
             raise Fault(f"{what}-bytes", f"{name} has more than {limit:,} bytes")
         return content
 
 
 def from_base64(text: Any) -> bytes:
-    """The bytes that a text in base64, either alphabet, stands for. Faults: `image-base64`, `image-bytes`."""
+    """The bytes of a text in base64, standard or URL-safe alphabet. Faults: `image-base64`, `image-bytes`."""
     if isinstance(text, str):
         text = text.encode("utf-8", "replace")
     if not isinstance(text, bytes):
@@ -87,7 +87,7 @@ def from_base64(text: Any) -> bytes:
 
 
 def texts_of(value: Any, where: str) -> list[str]:
-    """Captions given as a text, a list of texts or nothing. Faults: `captions-unreadable`, `captions-bytes`."""
+    """Captions given as a text, a list of texts or None. Faults: `captions-unreadable`, `captions-bytes`."""
     texts = value if isinstance(value, list | tuple) else [] if value is None else [value]
     texts = [text for text in texts if text is not None]
     if not all(isinstance(text, str) for text in texts):
@@ -98,7 +98,7 @@ def texts_of(value: Any, where: str) -> list[str]:
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """The value as JSON can hold it: no bytes, no NaN, no object that is not a text, number, list or mapping."""
+    """The value as JSON can represent it: bytes and NaN become null, objects of other types become text."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
@@ -113,7 +113,7 @@ def plain(value: Any, depth: int = 0) -> Any:
 
 
 class Member(NamedTuple):
-    """A file in a tar: where its bytes stand, and why they can't be had."""
+    """A file in a tar: the offset of its bytes, or the fault that makes them unreadable."""
 
     name: str
     offset: int
@@ -121,15 +121,15 @@ class Member(NamedTuple):
     fault: Drop | None = None
 
 
-def members(file: Path) -> Iterator[Member]:
-    """The files and links in a tar, in order; where it breaks off, the last one says so."""
+def tar_members(file: Path) -> Iterator[Member]:
+    """The files and links in a tar, in order, from its headers alone; where it breaks off, the last has the fault."""
     size = os.path.getsize(file)
-    at = 0  # behind the last member that could be read
+    at = 0  # after the last member that could be read
     with file.open("rb") as stream:
         try:
             with tarfile.open(fileobj=cast(IO[bytes], _Bounded(stream)), mode="r:") as archive:
                 while (member := archive.next()) is not None:
-                    archive.members.clear()  # type: ignore[attr-defined]  # it keeps every header
+                    archive.members.clear()  # type: ignore[attr-defined]  # else every header stays in memory
                     at = archive.offset
                     if member.offset_data + (member.size if member.isreg() else 0) > size:
                         yield Member(member.name, member.offset_data, member.size, _cut(size))
@@ -139,12 +139,12 @@ def members(file: Path) -> Iterator[Member]:
                         yield Member(member.name, member.offset_data, 0, fault)
                     elif member.isreg() and not member.issparse():
                         yield Member(member.name, member.offset_data, member.size)
-        # What tarfile lets through when a header holds nonsense. RecursionError: long names upon long names.
+        # What tarfile raises for nonsense in a header. RecursionError: long names of long names.
         except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, RecursionError) as error:
             what = f"broken after {at:,} bytes: {error}" if at else f"not a tar file: {error}"
             yield Member("", at, 0, Drop("tar-unreadable", what))
             return
-        # tarfile takes a header that it can't read for the end.
+        # tarfile treats an unreadable header as the end.
         stream.seek(at)
         block = stream.read(tarfile.BLOCKSIZE)
         if len(block) < tarfile.BLOCKSIZE:
@@ -158,7 +158,7 @@ def _cut(size: int) -> Drop:
 
 
 class _Bounded:
-    """A file whose reader is never asked for more than a header's worth: sizes in a hostile tar are lies."""
+    """A file of which at most one header is read at once: sizes in a hostile tar are lies."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream

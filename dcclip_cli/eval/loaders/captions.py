@@ -91,6 +91,12 @@ def _folders(location: Location) -> tuple[Path, ...]:
     return (*location.folders, *location.siblings)
 
 
+def _first(location: Location, name: str, subfolder: str) -> Path | None:
+    """The file of that name in one of the location's folders, or in their subfolder."""
+    files = (root / folder / name for root in location.folders for folder in ("", subfolder))
+    return next((file for file in files if file.is_file()), None)
+
+
 def _only(location: Location) -> list[Path]:
     """Files with the names of this split's images, one a line, without captions."""
     patterns = _ONLY.get(location.known.name, ())
@@ -135,8 +141,8 @@ class Xm3600(Loader):
     def find(cls, location: Location) -> Xm3600 | None:
         if location.known.name != "xm3600":
             return None
-        files = [root / folder / "captions.jsonl" for root in location.folders for folder in ("", "captions")]
-        return next((cls(location, file) for file in files if file.is_file()), None)
+        file = _first(location, "captions.jsonl", "captions")
+        return cls(location, file) if file else None
 
     def load(self) -> Loaded:
         language = self.location.language
@@ -175,9 +181,8 @@ class Xtd(Loader):
     def find(cls, location: Location) -> Xtd | None:
         if location.known.name != "xtd":
             return None
-        name = f"test_1kcaptions_{location.language}.txt"
-        files = [root / folder / name for root in location.folders for folder in ("", "XTD10")]
-        return next((cls(location, file) for file in files if file.is_file()), None)
+        file = _first(location, f"test_1kcaptions_{location.language}.txt", "XTD10")
+        return cls(location, file) if file else None
 
     def load(self) -> Loaded:
         file = self.captions.with_name("test_image_names.txt")
@@ -206,9 +211,8 @@ class Base64Lines(Loader):
     def find(cls, location: Location) -> Base64Lines | None:
         if location.known.task != "retrieval":
             return None
-        name = f"{location.split}{IMAGES}"
-        files = [root / folder / name for root in location.folders for folder in ("", "datasets")]
-        return next((cls(location, file) for file in files if file.is_file()), None)
+        file = _first(location, f"{location.split}{IMAGES}", "datasets")
+        return cls(location, file) if file else None
 
     def load(self) -> Loaded:
         texts = texts_file(self.images)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dcclip_cli.data.files.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Fault, Member, members
+from dcclip_cli.data.files.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Fault, Member, tar_members
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import DOWNLOAD_AGAIN, Captions, Images, Loaded, Loader, Location, fingerprint_of, lines_of
 
@@ -126,14 +126,20 @@ class WebDatasetTars(Loader):
         if self.location.known.task == "multi-label":
             return Loaded(images, np.stack([_truth_values(key, truth, count) for key, _, truth in samples]))
         labels = np.asarray([_label(key, truth, count) for key, _, truth in samples])
-        order = self._order()
-        return Loaded(images, labels if order is None else order[labels])
+        names, known = self.root / "classnames.txt", self.location.known
+        if names.is_file():
+            labels = self.location.classes.order(lines_of(names), str(names), known.own_order)[labels]
+        elif not known.own_order:
+            raise DcclipError(
+                f"{self.root} has no classnames.txt, so its labels cannot be read", "download that file too"
+            )
+        return Loaded(images, labels)
 
     def _samples(self, shard: Path) -> list[tuple[str, _Span, bytes]]:
         wanted = _TRUTH_SUFFIX[self.location.known.task]
         images: dict[str, Member] = {}
         truths: dict[str, Member] = {}
-        for member in members(shard):
+        for member in tar_members(shard):
             if member.fault is not None:
                 raise DcclipError(f"{shard}: {member.name or 'the tar'}: {member.fault.detail}", DOWNLOAD_AGAIN)
             stem, dot, suffix = member.name.rpartition(".")
@@ -145,26 +151,8 @@ class WebDatasetTars(Loader):
         if alone := sorted(images.keys() ^ truths.keys()):
             what = f"no {wanted} file" if alone[0] in images else "no image"
             raise DcclipError(f"{shard}: {alone[0]} has {what} ({len(alone)} such samples)", DOWNLOAD_AGAIN)
-        spans = {key: (shard, truths[key].offset, truths[key].size) for key in images}
-        return [
-            (key, (shard, image.offset, image.size), _bytes(spans[key], MAX_TEXT_BYTES))
-            for key, image in images.items()
-        ]
-
-    def _order(self) -> np.ndarray | None:
-        """Our number for each of the tars' classes, where they differ. Raises DcclipError for a wrong order."""
-        file = self.root / "classnames.txt"
-        own_order, classes = self.location.known.own_order, self.location.classes
-        if not file.is_file():
-            if not own_order:
-                raise DcclipError(
-                    f"{self.root} has no classnames.txt, so its labels cannot be read", "download that file too"
-                )
-            return None
-        if not own_order:
-            return classes.mapping(lines_of(file), str(file))
-        classes.check_order(lines_of(file), str(file))
-        return None
+        spans = [(key, (shard, images[key].offset, images[key].size), truths[key]) for key in images]
+        return [(key, span, _bytes((shard, truth.offset, truth.size), MAX_TEXT_BYTES)) for key, span, truth in spans]
 
     def _check_count(self) -> None:
         file = self.shards[0].parent / "nshards.txt"

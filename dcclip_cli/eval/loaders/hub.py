@@ -94,13 +94,12 @@ class HubDataset(Loader):
         count = len(classes.folders)
         if known.task == "multi-label":
             return _truth_values(count, found[column])
-        order = np.arange(count)
         if names := getattr(found.features[column], "names", None):
             order = classes.mapping(names, self.path)
-        elif not known.own_order:
-            order = classes.mapping(self._class_names(), f"{self.path}/classnames.txt")
-        elif not is_saved(self.path):
-            classes.check_order(self._class_names(), f"{self.path}/classnames.txt")
+        elif is_saved(self.path) and known.own_order:
+            order = np.arange(count)
+        else:
+            order = classes.order(self._class_names(), f"{self.path}/classnames.txt", known.own_order)
         labels = np.asarray(found[column])
         if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= count:
             raise DcclipError(

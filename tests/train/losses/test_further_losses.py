@@ -209,7 +209,7 @@ def test_every_pair_of_layers_has_an_adapter_of_its_own_widths() -> None:
 
 
 def test_layers_that_do_not_pair_up_are_refused() -> None:
-    with pytest.raises(ValueError, match="must be equally many"):
+    with pytest.raises(ValueError, match="must have the same length"):
         FeatureMapLoss(student_layers=(0, -1))
 
 

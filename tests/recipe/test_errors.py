@@ -4,8 +4,8 @@ import pytest
 from pydantic import Field, ValidationError, field_validator
 
 from dcclip_cli.options import Options
-from dcclip_cli.recipe.document import Document, Location, walk
-from dcclip_cli.recipe.mistakes import sentences
+from dcclip_cli.recipe.errors import sentences
+from dcclip_cli.recipe.yaml import Document, Location, walk
 
 
 class Maps(Options):

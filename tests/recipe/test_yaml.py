@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.recipe.document import MAX_BYTES, Document, read
+from dcclip_cli.recipe.yaml import MAX_BYTES, Document, read
 
 
 def written(folder: Path, text: str) -> Document:

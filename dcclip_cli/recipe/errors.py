@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in sentences that name the place and the nearest right word?"""
+"""Validation errors of a recipe as sentences with file, line, key and the nearest valid word."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from dcclip_cli.options import OldKey
-from dcclip_cli.recipe.document import MAX_BYTES, Document, Location
+from dcclip_cli.recipe.yaml import MAX_BYTES, Document, Location
 
 
 def sentences(
@@ -48,7 +48,7 @@ def _is_within(inner: tuple[str | int, ...], outer: tuple[str | int, ...]) -> bo
 
 
 def _in_document(details: ErrorDetails, values: Any, old_keys: list[OldKey]) -> Location:
-    """pydantic's location without the names of union members, which do not stand in the recipe."""
+    """pydantic's location without the names of union members, which are not in the recipe."""
     result: list[str | int] = []
     steps = details["loc"]
     for number, step in enumerate(steps):
@@ -95,7 +95,7 @@ def _got(details: ErrorDetails) -> str:
 
 
 def _fields_at(model: type[BaseModel], location: Iterable[str | int]) -> list[tuple[str, FieldInfo]]:
-    """The keys that `location`, a location as pydantic gives it, may hold."""
+    """The keys that `location`, a location as pydantic gives it, may contain."""
     here = {model}
     for step in location:
         if isinstance(step, int):

@@ -1,13 +1,14 @@
-"""What stands in a recipe's YAML, and on which line?
+"""Reading of a recipe's YAML into plain values, with the file and line of each value.
 
 Only plain YAML is read: mappings, sequences and scalars with the YAML 1.2 meaning (`no` and `12:30` are text, `1e-3`
-is a number). Tags, anchors and aliases are refused: a recipe can neither make Python objects nor unfold without bound.
+is a number). Tags, anchors and aliases are refused: a recipe cannot create Python objects or expand without bound.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,34 +24,50 @@ _MAX_DEPTH = 30
 _WORDS = {"": None, "~": None, "null": None, "Null": None, "true": True, "True": True, "false": False, "False": False}
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
-_HINT = "see what a recipe may hold with: dcclip recipe schema"
+_HINT = "list all keys of a recipe with: dcclip recipe schema"
+_ARGUMENTS = "arguments"  # the place of values given in Python
 
 
 @dataclass
 class Document:
-    """A recipe's plain values, with the place (`file:line`, or the `--set` that gave it) of each."""
+    """A recipe's plain values and the place of each: `file:line`, or the override that gave it."""
 
     values: dict[str, Any]
     places: dict[Location, str] = field(default_factory=dict)
 
     def place(self, location: Location) -> str:
-        """Where `location` was written; where its nearest parent was, if it is missing."""
+        """The place of `location`, or of its nearest parent if it is missing."""
         while location and location not in self.places:
             location = location[:-1]
         return self.places[location]
 
     def location_of(self, mapping: dict[str, Any]) -> Location:
-        """Where this very mapping is in the document."""
+        """The location of this very mapping (by identity) in the document."""
         return next(at for at, value in _mappings(self.values) if value is mapping)
+
+    def is_override(self, location: Location) -> bool:
+        """Whether the value at `location` was given by `--set` or in Python."""
+        place = self.place(location)
+        return place == _ARGUMENTS or place.startswith("--set ")
 
     def override(self, expression: str) -> None:
         """Apply one `--set a.b=value`: the value is YAML, a path in it is relative to the current directory."""
         place = f"--set {expression}"
         key, equals, text = expression.partition("=")
-        parts = key.split(".")
-        if not equals or not all(parts):
+        if not equals or not all(key.split(".")):
             raise DcclipError(f"{place}: not of the form KEY=VALUE", "write it like: --set distill.epochs=3")
         value, places = _parse(text, place)
+        self._put(key.split("."), anchored(value, Path.cwd()), place, places)
+
+    def set(self, key: str, value: Any) -> None:
+        """Set a Python value by its dotted key; a mapping changes only the keys in it."""
+        if isinstance(value, Mapping) and value:
+            for name, item in value.items():
+                self.set(f"{key}.{name}", item)
+        else:
+            self._put(key.split("."), anchored(value, Path.cwd()), _ARGUMENTS, {})
+
+    def _put(self, parts: list[str], value: Any, place: str, places: dict[Location, str]) -> None:
         parents, last = parts[:-1], parts[-1]
         container: Any = self.values
         location: Location = ()
@@ -59,10 +76,16 @@ class Document:
             location = (*location, step)
             self.places.setdefault(location, place)
         step = _step(container, last, place, location)
-        container[step] = anchored(value, Path.cwd())
+        container[step] = value
         location = (*location, step)
-        self.places = {at: said for at, said in self.places.items() if at[: len(location)] != location}
-        self.places |= {location + at: place for at in places}
+        self.places = {at: known for at, known in self.places.items() if at[: len(location)] != location}
+        self.places |= {location: place} | {location + at: place for at in places}
+
+
+def document_of(values: Mapping[str, Any]) -> Document:
+    """The document of a recipe given as Python values; relative paths are relative to the current directory."""
+    plain = anchored(dict(values), Path.cwd())
+    return Document(plain, {(): _ARGUMENTS})
 
 
 def read(path: Path) -> tuple[str, Document]:
@@ -76,7 +99,7 @@ def read(path: Path) -> tuple[str, Document]:
     except IsADirectoryError:
         raise DcclipError(f"{path} is a folder, not a recipe", "name the YAML file in it") from None
     except PermissionError:
-        raise DcclipError(f"{path} may not be read", f"allow it with: chmod +r {path}") from None
+        raise DcclipError(f"{path} cannot be read", f"allow it with: chmod +r {path}") from None
     except UnicodeDecodeError:
         raise DcclipError(f"{path} is not a text file in UTF-8", "save it as UTF-8") from None
     if len(content) > MAX_BYTES:
@@ -88,11 +111,13 @@ def read(path: Path) -> tuple[str, Document]:
 
 
 def anchored(value: Any, folder: Path) -> Any:
-    """`value` with every string in it that is a relative path (`./`, `../`) made absolute, seen from `folder`."""
-    if isinstance(value, dict):
+    """A copy of `value` with the relative paths in it (`./`, `../`, or a Path) made absolute, as seen from `folder`."""
+    if isinstance(value, Mapping):
         return {key: anchored(item, folder) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [anchored(item, folder) for item in value]
+    if isinstance(value, os.PathLike):
+        return str((folder / value).resolve())
     if isinstance(value, str) and is_path(value):
         return str((folder / value).resolve())
     return value
@@ -140,7 +165,7 @@ def _parse(text: str, name: str, numbered: bool = False) -> tuple[Any, dict[Loca
         problem = error.problem or "not YAML"
         if problem.startswith("but "):
             problem = f"{error.context}, {problem}"
-        raise DcclipError(f"{where}: {problem}", "mend the YAML there, or just above") from None
+        raise DcclipError(f"{where}: {problem}", "fix the YAML there, or just above") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position)
         raise DcclipError(f"{place(line)}: unreadable character #x{error.character:04x}", "remove it") from None

@@ -1,0 +1,271 @@
+"""Python API: each stage of a recipe as a function, with the keys, checks and results of the command of that name."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.machine import bound_spinning
+from dcclip_cli.pipeline import StageName
+from dcclip_cli.progress import Progress, progress_for
+from dcclip_cli.recipe.load import LoadedRecipe, RecipeSource
+from dcclip_cli.recipe.load import load as load_recipe
+from dcclip_cli.recipe.run import ModelSummary, RecipeRun, StageResult
+from dcclip_cli.run_dir import RunDir, TrainResult
+
+if TYPE_CHECKING:
+    from dcclip_cli.curation.manifest import CollectResult
+    from dcclip_cli.eval.compare import Comparison
+    from dcclip_cli.eval.result import EvalResult
+    from dcclip_cli.exporters.export import ExportResult
+    from dcclip_cli.predict.model import Model
+
+PathLike = str | os.PathLike[str]
+AnyRecipe = RecipeSource | LoadedRecipe
+Sets = Mapping[str, Any] | Sequence[str]
+ProgressChoice = bool | Callable[[str], object] | Progress
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run directory, the result of each stage in order, and a summary of teacher, student and bundle."""
+
+    folder: Path
+    stages: dict[StageName, StageResult]
+    models: list[ModelSummary]
+
+
+def collect(
+    recipe: AnyRecipe,
+    *,
+    sets: Sets | None = None,
+    out: PathLike | None = None,
+    fresh: bool = False,
+    engine: Literal["local", "ray", "slurm"] = "local",
+    workers: int | None = None,
+    limit: int | None = None,
+    progress: ProgressChoice = False,
+    **options: Any,
+) -> CollectResult:
+    """Collect image-caption pairs, filter them and write them as shards; returns what was kept and dropped.
+
+    `options` are keys of the recipe's section `collect`. `workers` tasks run at a time (default: one per core).
+    `limit` tries the recipe on about so many pairs, in a folder of their own. For the rest see `distill`.
+    """
+    from dcclip_cli.curation.executors import Engine
+
+    job = open_run(open_recipe(recipe, "collect", options, sets), out, fresh=fresh, progress=progress)
+    if limit is None:
+        job.begin("collect")
+    assert job.loaded.recipe.collect is not None
+    return job.collect(Engine(engine, workers, job.loaded.recipe.collect.cluster), limit)
+
+
+def distill(
+    recipe: AnyRecipe,
+    *,
+    sets: Sets | None = None,
+    out: PathLike | None = None,
+    device: str = "auto",
+    fresh: bool = False,
+    resume: bool = False,
+    progress: ProgressChoice = False,
+    **options: Any,
+) -> TrainResult:
+    """Train the student on the teacher's features (stage 1); returns its model directory and metrics.
+
+    `recipe` is a YAML file, a mapping or a Recipe. `options` are keys of its section `distill`; a mapping changes only
+    the keys in it: `distill("recipe.yaml", steps=300, optimizer={"lr": 1e-3})`. `sets` are values by dotted key for
+    anything else: `{"student.image.size": 64}`. `out` is the run directory, by default runs/NAME.
+
+    A finished stage is returned as it is, an interrupted one resumes; `fresh` starts over, `resume` requires a saved
+    state. `progress` is True for bars on stderr, a function that receives lines, or a Progress. Raises DcclipError.
+    """
+    job = open_run(open_recipe(recipe, "distill", options, sets), out, device, fresh, progress)
+    return _train(job, "distill", resume)
+
+
+def align(
+    recipe: AnyRecipe,
+    *,
+    sets: Sets | None = None,
+    out: PathLike | None = None,
+    device: str = "auto",
+    fresh: bool = False,
+    resume: bool = False,
+    progress: ProgressChoice = False,
+    **options: Any,
+) -> TrainResult:
+    """Train both towers on image-caption pairs (stage 2); returns the model directory and metrics.
+
+    `options` are keys of the recipe's section `align`. For the rest see `distill`.
+    """
+    job = open_run(open_recipe(recipe, "align", options, sets), out, device, fresh, progress)
+    return _train(job, "align", resume)
+
+
+def evaluate(
+    recipe: AnyRecipe | None = None,
+    *,
+    model: PathLike | Sequence[PathLike] | None = None,
+    sets: Sets | None = None,
+    out: PathLike | None = None,
+    device: str = "auto",
+    cache: bool = True,
+    progress: ProgressChoice = False,
+    **options: Any,
+) -> list[EvalResult]:
+    """Evaluate models on test sets; returns a result for each model, data set and language.
+
+    `options` are keys of the recipe's section `eval`; without a recipe `datasets=[...]` is needed. `model` is what
+    `load` takes, or several; by default the recipe's run. `out`: folder for the results, tables and report.html
+    (default: that of the run). `cache`: keep embeddings for the next call.
+    """
+    from dcclip_cli.eval.evaluate import evaluate, open_datasets
+    from dcclip_cli.eval.feature_cache import FeatureCache
+    from dcclip_cli.eval.report import save_report
+    from dcclip_cli.files import cache_folder
+    from dcclip_cli.model.reference import resolve
+
+    if recipe is None and not options.get("datasets"):
+        raise DcclipError("no data set is named", "name one with --dataset NAME or PATH (see: dcclip datasets)")
+    loaded = open_recipe({"name": "eval"} if recipe is None else recipe, "eval", options, sets)
+    chosen, talk = loaded.recipe.eval, progress_for(progress)
+    assert chosen is not None
+    if recipe is None or model is not None:
+        names = [model] if model is None or isinstance(model, str | os.PathLike) else model
+        references = [resolve(None if name is None else os.fspath(name)) for name in names]
+    else:
+        job = open_run(loaded, None, device, progress=talk)
+        references, out = [job.trained_model()], out or job.dir.stage("eval")
+    for reference in references:
+        talk.say(reference.description)
+    datasets = open_datasets(chosen)
+    kept = FeatureCache(cache_folder() if cache else None)
+    results = evaluate(references, datasets, chosen, device=device, cache=kept, progress=talk)
+    if out:
+        save_report(results, datasets, Path(out))
+        talk.say(f"results: {out} (open {Path(out) / 'report.html'})")
+    return results
+
+
+def export(
+    recipe: AnyRecipe | None = None,
+    *,
+    model: PathLike | None = None,
+    sets: Sets | None = None,
+    out: PathLike | None = None,
+    fresh: bool = False,
+    progress: ProgressChoice = False,
+    **options: Any,
+) -> ExportResult:
+    """Export a model to a format that runs without torch; returns its folder, size and parity with the model.
+
+    `options` are keys of the recipe's section `export`. `model` is what `load` takes; by default the recipe's run.
+    Without a recipe `out` is needed.
+    """
+    from dcclip_cli.exporters.export import ExportOptions
+    from dcclip_cli.model.reference import resolve
+
+    if recipe is None and out is None:
+        raise DcclipError("no folder is named for the export", "name one with --out DIR, or give a recipe")
+    loaded = open_recipe({"name": "export", "export": {}} if recipe is None else recipe, None, {}, sets)
+    if options:
+        loaded = open_recipe(loaded, "export", options)
+    job = open_run(loaded, None, fresh=fresh, progress=progress)
+    if model is not None or recipe is None:
+        named = resolve(None if model is None else os.fspath(model))
+    else:
+        named = job.trained_model()
+    job.progress.say(named.description)
+    return job.export(loaded.recipe.export or ExportOptions(), named, Path(out or job.dir.stage("export")))
+
+
+def run(
+    recipe: AnyRecipe,
+    *,
+    sets: Sets | None = None,
+    out: PathLike | None = None,
+    device: str = "auto",
+    fresh: bool = False,
+    progress: ProgressChoice = False,
+) -> RunResult:
+    """Run all stages of a recipe in order; returns their results and a summary of teacher, student and bundle.
+
+    Finished stages are skipped. For the parameters see `distill`.
+    """
+    job = open_run(open_recipe(recipe, None, {}, sets), out, device, fresh, progress)
+    job.begin_all()
+    stages = dict(job.run_all())
+    return RunResult(job.dir.root, stages, job.summary())
+
+
+def compare(first: str, second: str, *, force: bool = False, progress: ProgressChoice = False) -> Comparison:
+    """Compare the results of two models: `second` minus `first` with 95 % intervals.
+
+    Each is a results file or folder that `evaluate` wrote, FILE@MODEL where it contains several models. `force`
+    compares results with different class names or prompts.
+    """
+    from dcclip_cli.eval.compare import compare
+
+    return compare(first, second, force=force, progress=progress_for(progress))
+
+
+def load(reference: PathLike | None = None, *, device: str = "auto", threads: int | None = None) -> Model:
+    """Load a model: `load("runs/quickstart").predict("img.jpg", ["猫", "dog"])`.
+
+    `reference` is what `--model` takes: a model directory, an export bundle, a run, `hf:ORG/NAME`,
+    `open_clip:ARCH/TAG`, `hf-hub:ORG/NAME`; by default $DCCLIP_MODEL, else the newest finished run, else the starter
+    model. `device` is auto, cpu, cuda or mps. `threads` are processor threads for one tower: by default one for a
+    bundle, torch's own choice otherwise. Raises DcclipError.
+    """
+    from dcclip_cli.model.reference import resolve
+    from dcclip_cli.predict.encoder import load_encoder
+    from dcclip_cli.predict.model import Model
+
+    named = resolve(None if reference is None else os.fspath(reference))
+    return Model(load_encoder(named, device, threads=threads))
+
+
+def open_recipe(
+    recipe: AnyRecipe, stage: StageName | None, options: Mapping[str, Any] | None = None, sets: Sets | None = None
+) -> LoadedRecipe:
+    """The validated recipe with `options` as keys of the section `stage`, which it must have; warns of old keys."""
+    values = {f"{stage}.{key}": value for key, value in (options or {}).items()}
+    if isinstance(sets, Mapping):
+        values, sets = {**sets, **values}, ()
+    if isinstance(recipe, LoadedRecipe):
+        loaded = load_recipe(recipe.recipe, sets or (), values) if sets or values else recipe
+    else:
+        loaded = load_recipe(recipe, sets or (), values)
+        for line in loaded.warnings:
+            warnings.warn(line, FutureWarning, stacklevel=3)
+    if stage and stage not in loaded.recipe.stages:
+        there = ", ".join(loaded.recipe.stages) or "none"
+        raise DcclipError(f"{loaded.path} has no section {stage}", f"add one; its stages are: {there}")
+    return loaded
+
+
+def open_run(
+    loaded: LoadedRecipe,
+    out: PathLike | None,
+    device: str = "auto",
+    fresh: bool = False,
+    progress: ProgressChoice = False,
+) -> RecipeRun:
+    """The run of a recipe in the directory `out`, by default runs/NAME."""
+    bound_spinning()
+    folder = Path(out) if out is not None else Path("runs") / loaded.recipe.name
+    return RecipeRun(loaded, RunDir(folder), device, fresh, progress_for(progress))
+
+
+def _train(job: RecipeRun, stage: StageName, resume: bool) -> TrainResult:
+    if resume:
+        job.expect_state(stage)
+    job.begin(stage)
+    return job.train(stage)

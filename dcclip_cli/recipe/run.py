@@ -1,0 +1,319 @@
+"""Running of a recipe's stages in its run directory: finished stages are skipped, interrupted ones resume."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import atomic_write, cache_folder, read_json
+from dcclip_cli.options import decisive
+from dcclip_cli.pipeline import STAGES, StageName, finished
+from dcclip_cli.processes import is_first_process
+from dcclip_cli.progress import Progress, Silent
+from dcclip_cli.recipe.load import LoadedRecipe, record
+from dcclip_cli.run_dir import RunDir, TrainResult
+
+if TYPE_CHECKING:
+    from dcclip_cli.curation.executors import Engine
+    from dcclip_cli.curation.manifest import CollectResult
+    from dcclip_cli.data.options import DataOptions
+    from dcclip_cli.eval.evaluate import EvalOptions
+    from dcclip_cli.eval.result import EvalResult
+    from dcclip_cli.exporters.export import ExportOptions, ExportResult
+    from dcclip_cli.exporters.parity import Parity
+    from dcclip_cli.model.reference import ModelReference
+    from dcclip_cli.model.teachers import Teacher
+
+
+SUMMARY = "summary.json"
+StageResult: TypeAlias = "CollectResult | TrainResult | ExportResult | list[EvalResult]"
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """Size, latency on one CPU thread, and top-1 (0..1, by data set and language) of one model of a run."""
+
+    name: str
+    parameters: int
+    size_bytes: int
+    image_ms: float
+    text_ms: float
+    top1: dict[str, float]
+
+
+@dataclass
+class RecipeRun:
+    """A recipe and the directory that its stages write to. `fresh` makes finished stages again."""
+
+    loaded: LoadedRecipe
+    dir: RunDir
+    device: str = "auto"
+    fresh: bool = False
+    progress: Progress = field(default_factory=Silent)
+    _results: dict[str, list[EvalResult]] = field(default_factory=dict)  # by model: teacher, student, bundle
+
+    def begin(self, *stages: StageName) -> None:
+        """Write the recipe into the run directory. Raises DcclipError if a finished stage has another recipe."""
+        if is_first_process():
+            again = stages if self.fresh else ()
+            done = [one.name for one in STAGES if one.name not in again and finished(self.dir.root, one.name)]
+            record(self.loaded, self.dir.root, done)
+
+    def begin_all(self) -> None:
+        """`begin` for all stages. Raises DcclipError if there is none, or if several processes were launched."""
+        if not self.loaded.recipe.stages:
+            raise DcclipError(f"{self.loaded.path} names no stage", "give it a section, for example: distill")
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise DcclipError("dcclip run works in one process", "launch distill and align, each by itself")
+        self.begin(*self.loaded.recipe.stages)
+
+    def expect_state(self, stage: StageName) -> None:
+        """Raise DcclipError if a training stage is neither finished nor has a saved state to resume from."""
+        state = self.dir.stage(stage) / "state"
+        if not finished(self.dir.root, stage) and not any(state.glob("step-*")):
+            raise DcclipError(f"{state} contains no saved state to resume", "leave --resume out to start at step 0")
+
+    def run_all(self) -> Iterator[tuple[StageName, StageResult]]:
+        """Run the recipe's stages in order; a stage after one that was run is made again, for its input is new."""
+        for stage in self.loaded.recipe.stages:
+            result = self.run(stage)
+            already = not result if isinstance(result, list) else result.already_finished
+            self.fresh = self.fresh or not already
+            yield stage, result
+
+    def run(self, stage: StageName) -> StageResult:
+        """Run one stage if it is not finished."""
+        if stage == "collect":
+            return self.collect()
+        if stage == "export":
+            return self.export(self._section("export"), self.trained_model(), self.dir.stage("export"))
+        return self._evaluate_stage() if stage == "eval" else self.train(stage)
+
+    def collect(self, engine: Engine | None = None, limit: int | None = None) -> CollectResult:
+        """Collect the recipe's pairs; with `limit` only about so many of them, into the folder `collect-limit`."""
+        from dcclip_cli.curation.collect import collect
+
+        options, out = self._section("collect"), self.dir.stage("collect")
+        if limit is None:
+            result = collect(options, out, self.progress, self.fresh, engine)
+        else:
+            result = collect(options, out.with_name("collect-limit"), self.progress, True, engine, limit)
+        self._tell("collect", result.folder, result)
+        return result
+
+    def train(self, stage: StageName) -> TrainResult:
+        """Train the stage `distill` or `align`."""
+        from dcclip_cli.train.align import align
+        from dcclip_cli.train.distill import distill
+        from dcclip_cli.train.options import StageContext
+
+        recipe = self.loaded.recipe
+        context = StageContext(
+            self.dir,
+            self._section("data"),
+            recipe.teacher,
+            recipe.student,
+            recipe.seed,
+            device_of(self.device),
+            self.fresh,
+            self.progress,
+        )
+        options = self._section(stage)
+        result = distill(options, context) if stage == "distill" else align(options, context)
+        if stage == "align" and result.already_finished:
+            self._check_parent()
+        self._tell(stage, result.model, result)
+        return result
+
+    def export(self, options: ExportOptions, model: ModelReference, out: Path) -> ExportResult:
+        """Export a model, checked on the recipe's data and test sets."""
+        return export_model(options, model, out, self.data(), self.loaded.recipe.eval, self.fresh, self.progress)
+
+    def data(self) -> DataOptions | None:
+        """The recipe's data, with the path of its own collected shards."""
+        from dcclip_cli.data.options import COLLECTED
+
+        data = self.loaded.recipe.data
+        if data is None or data.train != COLLECTED:
+            return data
+        return data.model_copy(update={"train": str(self.dir.stage("collect"))})
+
+    def trained_model(self) -> ModelReference:
+        """The run's model directory of the furthest training stage. Raises DcclipError if there is none yet."""
+        from dcclip_cli.model.reference import resolve
+
+        for stage in reversed(STAGES):
+            if stage.trains and self.dir.model(stage.name).is_dir():
+                return resolve(str(self.dir.model(stage.name)))
+        raise DcclipError(
+            f"{self.dir.root} contains no trained model yet",
+            f"train one with: dcclip run {self.loaded.path}, or name one with --model",
+        )
+
+    def summary(self) -> list[ModelSummary]:
+        """Teacher, student and bundle compared, measured once and kept in the run; empty if nothing is trained."""
+        if not any(stage.trains and stage.name in self.loaded.recipe.stages for stage in STAGES):
+            return []
+        rows = [] if self.fresh else self._kept_summary()
+        if rows:
+            self.progress.say("eval: already done (use --fresh to redo)")
+            return rows
+        self._evaluate("teacher", "student", "bundle")
+        return self._measure()
+
+    def steps(self) -> str:
+        """How many steps the student was trained for, stage by stage: "2200 + 250"."""
+        from dcclip_cli.model.model_dir import PROVENANCE
+
+        models = [self.dir.model(one.name) for one in STAGES if one.trains and one.name in self.loaded.recipe.stages]
+        notes = [read_json(model / PROVENANCE, "make the stage again with --fresh") for model in models]
+        return " + ".join(str(note["steps"]) for note in notes)
+
+    def _section(self, name: str) -> Any:
+        section = getattr(self.loaded.recipe, name)
+        assert section is not None  # the recipe was checked to have what its stages need
+        return section
+
+    def _check_parent(self) -> None:
+        """Raise DcclipError if the aligned model was made from a distilled one that has been replaced since."""
+        from dcclip_cli.model.model_dir import PROVENANCE, model_fingerprint
+
+        distilled, aligned = self.dir.model("distill"), self.dir.model("align")
+        if self._section("align").start != "distill" or not distilled.is_dir():
+            return
+        if read_json(aligned / PROVENANCE, "").get("parent") != model_fingerprint(distilled):
+            raise DcclipError(f"{aligned} was made from another model than {distilled}", "make it again with --fresh")
+
+    def _tell(self, stage: StageName, product: Path, result: CollectResult | TrainResult) -> None:
+        if result.already_finished:
+            self.progress.say(f"{stage}: already done: {product} (use --fresh to redo)")
+        else:
+            metrics = result.metrics if isinstance(result, TrainResult) else {}
+            measured = "".join(f", {name} {value:.4g}" for name, value in metrics.items())
+            self.progress.say(f"{stage}: done in {result.seconds:.0f} s{measured}")
+
+    def _models(self) -> dict[str, ModelReference]:
+        """The run's models that exist: teacher, student, bundle."""
+        from dcclip_cli.model.reference import resolve
+
+        found: dict[str, ModelReference] = {}
+        if self.loaded.recipe.teacher is not None:
+            found["teacher"] = resolve(_reference(self.loaded.recipe.teacher))
+        found["student"] = self.trained_model()
+        if finished(self.dir.root, "export"):
+            found["bundle"] = resolve(str(self.dir.stage("export")))
+        return found
+
+    def _evaluate_stage(self) -> list[EvalResult]:
+        """Results of teacher and student; none if they are kept from an earlier run of the same models."""
+        if not self.fresh and self._kept_summary():
+            return []
+        return self._evaluate("teacher", "student")
+
+    def _evaluate(self, *names: str) -> list[EvalResult]:
+        """Evaluate those of the run's models `names` that are not yet; all results are kept in the run."""
+        options = self.loaded.recipe.eval
+        if options is None:
+            return []
+        from dcclip_cli.eval.evaluate import evaluate, open_datasets
+        from dcclip_cli.eval.feature_cache import FeatureCache
+        from dcclip_cli.eval.report import save_report
+
+        datasets, cache = open_datasets(options), FeatureCache(cache_folder())
+        for name, model in self._models().items():
+            if name in names and name not in self._results:
+                self._results[name] = evaluate(
+                    [model], datasets, options, device=self.device, cache=cache, progress=self.progress
+                )
+        every = [one for several in self._results.values() for one in several]
+        save_report(every, datasets, self.dir.stage("eval"))
+        return every
+
+    def _kept_summary(self) -> list[ModelSummary]:
+        """The summary that an earlier run measured of the same weights and test sets; empty if there is none."""
+        file = self.dir.root / SUMMARY
+        content = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        return [ModelSummary(**row) for row in content["rows"]] if content.get("of") == self._identity() else []
+
+    def _identity(self) -> str:
+        """A hash over the trained weights and the sections of the recipe that decide evaluation and export."""
+        from dcclip_cli.model.model_dir import model_fingerprint
+
+        sections = {name for stage in STAGES if stage.name in ("eval", "export") for name in stage.made_from}
+        parts = {name: decisive(getattr(self.loaded.recipe, name)) for name in sections}
+        parts["model"] = model_fingerprint(self.trained_model().path)
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def _measure(self) -> list[ModelSummary]:
+        """Measure size and latency of the run's models and keep them with their top-1 in the run."""
+        from dcclip_cli.predict.encoder import load_encoder
+        from dcclip_cli.predict.footprint import footprint
+
+        rows = []
+        for name, reference in self._models().items():
+            one = footprint(load_encoder(reference, "cpu"))
+            top1 = {f"{each.dataset} {each.language}": each.value for each in self._results.get(name, ())}
+            rows.append(ModelSummary(name, one.parameters, one.size_bytes, one.image_ms, one.text_ms, top1))
+        content = {"of": self._identity(), "rows": [asdict(row) for row in rows]}
+        atomic_write(self.dir.root / SUMMARY, json.dumps(content, ensure_ascii=False, indent=2))
+        return rows
+
+
+def export_model(
+    options: ExportOptions,
+    model: ModelReference,
+    out: Path,
+    data: DataOptions | None,
+    evaluation: EvalOptions | None,
+    fresh: bool,
+    progress: Progress,
+) -> ExportResult:
+    """Export a model and report how close the export is to it."""
+    from dcclip_cli.exporters.export import export
+
+    result = export(
+        options=options, model=model, out=out, data=data, evaluation=evaluation, fresh=fresh, progress=progress
+    )
+    if result.already_finished:
+        progress.say(f"export: already done: {out} (use --fresh to redo)")
+    else:
+        size = f"{result.size_bytes / 1e6:.1f} MB"
+        progress.say(f"export: done in {result.seconds:.0f} s, {size}; {_parity(result.parity)}")
+    return result
+
+
+def _parity(parity: Parity | None) -> str:
+    if parity is None:
+        return "not compared with the model: its runtime is not available on this system"
+    tests = "".join(
+        f"; top-1 in {language} on {one.images} test images {one.before:.1%} -> {one.after:.1%}, "
+        f"{one.agreement:.1%} the same"
+        for language, one in parity.by_language().items()
+    )
+    return (
+        f"on {parity.images} images and {parity.texts} texts ({parity.source}) the largest differences are "
+        f"{parity.image_max_difference:.1g} and {parity.text_max_difference:.1g}, and {parity.agreement:.1%} of the "
+        f"best matches agree{tests}"
+    )
+
+
+def device_of(asked: str) -> str:
+    """`cpu`, `cuda` or `mps`. Raises DcclipError if the device asked for is not available."""
+    if asked == "cpu":
+        return asked
+    from dcclip_cli.model.precision import torch_device
+
+    return torch_device(asked)
+
+
+def _reference(teacher: Teacher) -> str:
+    """The teacher as `--model` would name it."""
+    if teacher.kind != "open_clip":
+        return f"hf:{teacher.model}"
+    return teacher.model if teacher.model.startswith(("/", "hf-hub:")) else f"open_clip:{teacher.model}"
