@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from dcclip_cli.data.dataset import PairDataset
-from dcclip_cli.data.pair import LANGUAGES
+from dcclip_cli.data.pair import LANGUAGES, PairDataset
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import read_json
 from dcclip_cli.model.init_from_teacher import init_text_tower

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from dcclip_cli.curation.candidate import Drop
-from dcclip_cli.curation.shards import DroppedTable, Shard, ShardWriter, TableWriter
+from dcclip_cli.curation.shards import DroppedTable, Shard, ShardWriter, join_dropped
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import Pair
 
@@ -82,17 +82,14 @@ def test_tables_are_joined_in_the_order_given(tmp_path: Path) -> None:
         for reason in reasons:
             table.add_pair(Pair(str(number), b"", zh=("猫",)), Drop(reason))
         table.write(tmp_path / f"{number}.parquet")
-    with TableWriter(tmp_path / "all.parquet") as joined:
-        for number in range(3):
-            joined.append(tmp_path / f"{number}.parquet")
+    join_dropped((tmp_path / f"{number}.parquet" for number in range(3)), tmp_path / "all.parquet")
     found = pq.read_table(tmp_path / "all.parquet").to_pylist()
     assert [row["reason"] for row in found] == ["image-small", "image-blank", "no-caption"]
 
 
 def test_nothing_dropped_still_leaves_a_table(tmp_path: Path) -> None:
     DroppedTable().write(tmp_path / "dropped.parquet")
-    with TableWriter(tmp_path / "all.parquet") as joined:
-        joined.append(tmp_path / "dropped.parquet")
+    join_dropped([tmp_path / "dropped.parquet"], tmp_path / "all.parquet")
     table = pq.read_table(tmp_path / "all.parquet")
     assert table.num_rows == 0
     assert json.dumps(table.column_names) == '["key", "origin", "reason", "detail", "language", "zh", "en"]'
