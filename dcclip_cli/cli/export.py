@@ -64,11 +64,12 @@ def export(
     result = api.export(loaded, model=model, out=out, fresh=fresh, progress=talk, **options)
     console.show(str(result.folder))
     if benchmark:
+        from dcclip_cli.exporters.benchmark import ROWS
         from dcclip_cli.exporters.benchmark import benchmark as measure
         from dcclip_cli.model.reference import resolve
 
         original = api.open_run(loaded, None).trained_model() if loaded and not model else resolve(model)
         rows = measure(original, result.format, result.folder)
         columns = ("", *(row.name for row in rows))
-        lines = [(name, *(text(row) for row in rows)) for name, text in rows[0].lines().items()]
+        lines = [(name, *(text(row) for row in rows)) for name, text in ROWS.items()]
         console.show_table("measured here, each in its own process", columns, lines)

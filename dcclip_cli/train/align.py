@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from dcclip_cli.data.dataset import PairDataset
 from dcclip_cli.data.options import DataOptions
+from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher

@@ -18,9 +18,9 @@ from accelerate.utils import broadcast_object_list
 from tokenizers import Tokenizer
 
 from dcclip_cli.data.collator import Collator
-from dcclip_cli.data.dataset import PairDataset, open_pairs
+from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.options import COLLECTED
-from dcclip_cli.data.pair import LANGUAGES
+from dcclip_cli.data.pair import LANGUAGES, PairDataset
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import atomic_write, read_json
 from dcclip_cli.machine import busy_cores, cores, keep_freed_memory

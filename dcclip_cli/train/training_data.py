@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dcclip_cli.data.dataset import ConcatDataset, PairDataset
+from dcclip_cli.data.dataset import ConcatDataset
 from dcclip_cli.data.options import DataOptions
+from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler, Part, caption_groups
 from dcclip_cli.data.unpaired import open_images, open_texts, with_phrases
 from dcclip_cli.errors import DcclipError

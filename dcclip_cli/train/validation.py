@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from dcclip_cli.data.collator import first_captions, unaugmented
-from dcclip_cli.data.dataset import PairDataset, open_pairs
-from dcclip_cli.data.pair import LANGUAGES, Language
+from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.data.pair import LANGUAGES, Language, PairDataset
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import metrics
 from dcclip_cli.model.precision import finite

@@ -147,7 +147,7 @@ def test_a_second_language_costs_no_second_pass_and_neither_does_another_prompt(
     again = Oracle(fingerprint="oracle-2")
     run(again, ["dtd"], tmp_path, cache=FeatureCache(tmp_path / "cache"))
     assert sum(again.seen) == 47
-    layouts.write(tmp_path / "dtd/test/alpha_3/3.png", layouts.picture(3) + b"\0")
+    layouts.write(tmp_path / "dtd/test/alpha_3/3.png", layouts.image(3) + b"\0")
     from tests.eval.conftest import clear
 
     clear()
@@ -213,7 +213,7 @@ def test_images_that_can_not_be_read_are_counted_and_named(
 ) -> None:
     whole(tmp_path, "dtd", 47)
     (tmp_path / "dtd/test/alpha_5/5.png").write_bytes(b"no image")
-    (tmp_path / "dtd/test/alpha_9/9.png").write_bytes(layouts.picture(9)[:40])
+    (tmp_path / "dtd/test/alpha_9/9.png").write_bytes(layouts.image(9)[:40])
     said: list[str] = []
 
     class Talk:
@@ -327,7 +327,7 @@ def test_texts_about_several_images_are_looked_for_one_way_only(
 ) -> None:
     import base64
 
-    rows = [f"{label}\t{base64.b64encode(layouts.picture(label)).decode()}\n" for label in range(5)]
+    rows = [f"{label}\t{base64.b64encode(layouts.image(label)).decode()}\n" for label in range(5)]
     layouts.write(tmp_path / "muge/valid_imgs.tsv", "".join(rows))
     texts = ['{"text": "东西3", "image_ids": [1, 3]}', '{"text": "东西2", "image_ids": [4]}']
     layouts.write(tmp_path / "muge/valid_texts.jsonl", "\n".join(texts) + "\n")
