@@ -42,7 +42,7 @@ _MORE_LIBRARIES = (
     *("torchvision", "accelerate", "safetensors", "onnxruntime-gpu", "onnx", "onnxscript"),
     *("datasets", "duckdb", "pyarrow"),
 )
-_CACHE_PARTS = ("features", "streams", "bf16-gain")
+_CACHE_PARTS = ("features", "teacher-cache", "bf16-gain")
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def test_json_is_one_object_whose_keys_are_the_same_on_every_machine() -> None:
     assert found["versions"]["dcclip"] == __version__ and found["versions"]["python"].startswith("3.")
     assert found["versions"]["torch"] and found["torch"]["device"] in ("cpu", "cuda", "mps")
     assert found["processor"]["cores"] >= 1 and found["processor"]["machine_class"] in ("fast", "plain", "other")
-    assert set(found["storage"]["cache_parts_bytes"]) == {"features", "streams", "bf16-gain"}
+    assert set(found["storage"]["cache_parts_bytes"]) == {"features", "teacher-cache", "bf16-gain"}
     assert found["storage"]["current_folder_free_bytes"] > 0
     assert "CPUExecutionProvider" in found["onnxruntime_providers"]
     assert found["extras"]["train"] == {"missing": [], "install": "pip install 'dcclip[train]'"}
