@@ -54,7 +54,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_lines(recipe: Path) -
     with pytest.raises(DcclipError) as caught:
         load(recipe, ["distill.optimizer.lr=快"])
     assert caught.value.what.replace(f"{recipe}:", "").splitlines() == [
-        "1: name: 'a/b' names no folder: use letters, digits, _ - and .",
+        "1: name: 'a/b' is not a folder name: use letters, digits, _ - and .",
         "2: sed: unknown key, did you mean 'seed'?",
         "3: teacher.kind: 'altclp' is none of altclip, transformers, open_clip, did you mean 'altclip'?",
         "5: distill.losses.0.weight: input should be greater than or equal to 0 (got -1)",
