@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from dcclip_cli.data.collator import first_captions
-from dcclip_cli.data.dataset import PairDataset, open_pairs
-from dcclip_cli.data.pair import Language
+from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.data.pair import Language, PairDataset
 from dcclip_cli.model.preprocess import decode, flatten
 
 DATA = Path(__file__).resolve().parents[1] / "recipes/quickstart"

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from dcclip_cli.data.collator import unaugmented
-from dcclip_cli.data.dataset import PairDataset
-from dcclip_cli.data.pair import Language
+from dcclip_cli.data.pair import Language, PairDataset
 from dcclip_cli.data.samplers import EpochBatchSampler
 
 

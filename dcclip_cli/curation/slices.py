@@ -1,4 +1,4 @@
-"""How is a slice kept between the passes? Its pairs, what is known of them, what was dropped and the figures."""
+"""What the steps store for each slice: its pairs and their signatures, dropped rows, statistics and examples."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.curation.dedup.signatures import signature_schema, signatures_of
 from dcclip_cli.curation.filter_pair import FilterResult
@@ -20,63 +19,51 @@ from dcclip_cli.data.pair import LANGUAGES, Pair
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_ROW_GROUP_PAIRS, _ROW_GROUP_BYTES = 256, 32_000_000  # what a reader of pairs has in memory at a time
+_GROUP_PAIRS, _GROUP_BYTES = 256, 32_000_000  # of a row group, which readers have in memory as a whole
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A pair that passed the rules, and its image's size."""
+    """A pair that passed the filters, and its image's (width, height)."""
 
     pair: Pair
     size: tuple[int, int]
 
 
-class PairsWriter:
-    """Writes pairs as Parquet like `data.table.write_parquet`, with `width` and `height`, in small row groups."""
+def write_pairs(path: Path, pairs: Iterable[Kept]) -> None:
+    """Write pairs as Parquet like `data.dataset.write_parquet`, with `width` and `height`, in small row groups."""
+    import pyarrow.parquet as pq
 
-    def __init__(self, path: Path) -> None:
-        import pyarrow.parquet as pq
+    # Images do not compress, and this file is read once and deleted.
+    with pq.ParquetWriter(path, _pairs_schema(), compression="none", use_dictionary=False) as file:
+        group: list[Kept] = []
+        for kept in pairs:
+            group.append(kept)
+            if len(group) >= _GROUP_PAIRS or sum(len(one.pair.image) for one in group) >= _GROUP_BYTES:
+                file.write_table(_pairs_table(group))
+                group = []
+        if group:
+            file.write_table(_pairs_table(group))
 
-        # Images don't get smaller, and what is written here is read once and thrown away.
-        self._file = pq.ParquetWriter(path, _pairs_schema(), compression="none", use_dictionary=False)
-        self._rows: list[Kept] = []
-        self._bytes = 0
 
-    def write(self, kept: Kept) -> None:
-        """Add a pair."""
-        self._rows.append(kept)
-        self._bytes += len(kept.pair.image)
-        if len(self._rows) >= _ROW_GROUP_PAIRS or self._bytes >= _ROW_GROUP_BYTES:
-            self.flush()
+def _pairs_table(group: list[Kept]) -> pa.Table:
+    import pyarrow as pa
 
-    def flush(self) -> None:
-        import pyarrow as pa
-
-        pairs = [kept.pair for kept in self._rows]
-        columns: dict[str, list[Any]] = {
-            "key": [pair.key for pair in pairs],
-            "image": [pair.image for pair in pairs],
-            **{name: [list(pair.captions(name)) for pair in pairs] for name in LANGUAGES},
-            # In ASCII, so that half a surrogate pair survives.
-            "meta": [json.dumps(pair.meta, sort_keys=True) for pair in pairs],
-            "width": [kept.size[0] for kept in self._rows],
-            "height": [kept.size[1] for kept in self._rows],
-        }
-        if pairs:
-            self._file.write_table(pa.Table.from_pydict(columns, schema=_pairs_schema()))
-        self._rows, self._bytes = [], 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is None:
-            self.flush()
-        self._file.close()
+    pairs = [kept.pair for kept in group]
+    columns: dict[str, list[Any]] = {
+        "key": [pair.key for pair in pairs],
+        "image": [pair.image for pair in pairs],
+        **{name: [list(pair.captions(name)) for pair in pairs] for name in LANGUAGES},
+        # In ASCII, so that lone surrogates survive.
+        "meta": [json.dumps(pair.meta, sort_keys=True) for pair in pairs],
+        "width": [kept.size[0] for kept in group],
+        "height": [kept.size[1] for kept in group],
+    }
+    return pa.Table.from_pydict(columns, schema=_pairs_schema())
 
 
 def read_pairs(path: Path) -> Iterator[Kept]:
-    """The pairs that a PairsWriter wrote, one row group in memory at a time."""
+    """The pairs that `write_pairs` wrote, one row group in memory at a time."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
@@ -88,7 +75,7 @@ def read_pairs(path: Path) -> Iterator[Kept]:
 
 
 def find_pair(path: Path, key: str) -> Pair | None:
-    """One pair of such a file."""
+    """One pair of a file of `write_pairs`, without its metadata; None if there is none."""
     import pyarrow.parquet as pq
 
     rows = pq.read_table(path, columns=["key", "image", *LANGUAGES], filters=[("key", "==", key)]).to_pylist()
@@ -97,34 +84,34 @@ def find_pair(path: Path, key: str) -> Pair | None:
 
 @dataclass
 class Account:
-    """The figures, examples and dropped rows of one slice, as both slice passes leave them."""
+    """Statistics, examples and dropped rows of one slice, written by the read step and by the write step."""
 
     statistics: Statistics
     examples: Examples
     dropped: DroppedTable = field(default_factory=DroppedTable)
 
     def write(self, folder: Path) -> None:
-        """Put all three into a folder."""
+        """Write all three into a folder."""
         write_json(folder / STATISTICS, self.statistics.as_dict())
         self.examples.write(folder / EXAMPLES)
         self.dropped.write(folder / DROPPED)
 
 
 def keep_slice(folder: Path, results: Iterable[FilterResult], examples: int) -> None:
-    """Write what the read pass found out about a slice into a folder."""
+    """Write the result of the read step for a slice into a folder."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     account = Account(Statistics(), Examples(examples))
-    signatures = []
-    with PairsWriter(folder / PAIRS) as writer:
+    signatures: list[dict[str, Any]] = []
+
+    def kept() -> Iterator[Kept]:
         for result in results:
             pair, decoded = result.pair, result.decoded
             image = decoded.image if decoded else None
             account.dropped.add_captions(pair, result.captions)
             if result.drop is not None:
-                size = image.size if image else None
-                account.statistics.add(pair, result.drop, size, result.captions)
+                account.statistics.add(pair, result.drop, image.size if image else None, result.captions)
                 account.examples.add(pair, result.drop, image, result.captions)
                 account.dropped.add_pair(pair, result.drop)
                 continue
@@ -132,7 +119,9 @@ def keep_slice(folder: Path, results: Iterable[FilterResult], examples: int) -> 
             account.statistics.add_captions(result.captions)
             account.examples.add_captions(pair, result.captions, image)
             signatures.append(signatures_of(pair, decoded, str(pair.meta["source"])))
-            writer.write(Kept(pair, image.size))
+            yield Kept(pair, image.size)
+
+    write_pairs(folder / PAIRS, kept())
     pq.write_table(pa.Table.from_pylist(signatures, schema=signature_schema()), folder / SIGNATURES, compression="zstd")
     account.write(folder)
 

@@ -1,16 +1,16 @@
-"""Where does an unfinished collection keep what it has done so far, so that a killed run loses and doubles nothing?
+"""The work folder of an unfinished collection, from which a killed run resumes.
 
     .collect.partial/
-      plan.json                     fingerprint, and about how many candidates each source has
-      slices.jsonl, slices.index    the slices, and where each one's line begins
+      plan.json                     fingerprint, and the number of slices
+      slices.jsonl, slices.index    the slices, and the offset of each one's line
       read/000000/                  pairs.parquet, signatures.parquet, dropped.parquet, stats.json, examples.parquet,
                                     with scorers scores.parquet
       dedup/                        decisions.parquet, captions.parquet
       write/000000/                 shard.json, dropped.parquet, stats.json, examples.parquet
-      logs/PASS/                    job scripts and logs of Slurm and Ray tasks
-      out/                          what becomes collect/
+      logs/STEP/                    job scripts and logs of Slurm and Ray tasks
+      out/                          becomes collect/
 
-Everything takes its name last, and what has its name is never written again.
+Folders and files are created under temporary names; one that has its final name is never written again.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ STATISTICS, EXAMPLES, SHARD = "stats.json", "examples.parquet", "shard.json"
 
 @dataclass(frozen=True)
 class Assignment:
-    """One task of the read pass: a slice, and of which source; with `at_most` only the first candidates of it."""
+    """One task of the read step: a slice of a source; with `at_most`, only its first candidates."""
 
-    source: int
+    source: int  # index in the recipe's list
     slice: Slice
     at_most: int | None = None
 
 
 @dataclass(frozen=True)
 class WorkFolder:
-    """The partial folder and the names in it."""
+    """The work folder and the names in it."""
 
     root: Path
 
@@ -55,18 +55,18 @@ class WorkFolder:
         return self.root / "dedup"
 
     def read(self, number: int) -> Path:
-        """The folder that the read pass leaves for a slice."""
+        """The result of the read step for a slice."""
         return self.root / "read" / name_of(number)
 
     def written(self, number: int) -> Path:
-        """The folder that the write pass leaves for a slice."""
+        """The result of the write step for a slice."""
         return self.root / "write" / name_of(number)
 
     def logs(self, name: str) -> Path:
         return self.root / "logs" / name
 
     def begin(self, plan: dict[str, Any], assignments: Sequence[Assignment]) -> None:
-        """Make the folder for this plan, or go on in the one that is there if it was made for the same plan."""
+        """Create the folder for this plan, or keep an existing one for the same plan."""
         if self.plan() == plan:
             return
         clear(self.root)
@@ -81,14 +81,14 @@ class WorkFolder:
             write_json(folder / "plan.json", plan)
 
     def plan(self) -> dict[str, Any] | None:
-        """The plan that the folder was made for; None without a folder."""
+        """The plan of an existing folder; None if there is none."""
         try:
             return dict(json.loads((self.root / "plan.json").read_bytes()))
         except (FileNotFoundError, ValueError):
             return None
 
     def assignment(self, number: int) -> Assignment:
-        """One slice, without holding all the others."""
+        """One slice, without reading the others."""
         with (self.root / "slices.index").open("rb") as index, (self.root / "slices.jsonl").open("rb") as lines:
             index.seek(8 * number)
             lines.seek(int.from_bytes(index.read(8), "little"))
@@ -97,38 +97,34 @@ class WorkFolder:
 
 
 def name_of(number: int) -> str:
-    """A slice's or shard's number as names have it, so that they sort."""
+    """The number of a slice or shard in file names and keys, which sort by it."""
     return f"{number:06d}"
 
 
 def key_of(number: int, index: int) -> str:
-    """The key of a slice's candidate: equal for equal data, in the order of reading."""
+    """The key of a candidate by its slice and its position there; keys sort in the order of reading."""
     return f"{number:06d}{index:06d}"
 
 
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
-    """A new folder that is called `final` once the block has ended well. One that is there already stays."""
+    """A temporary folder, renamed to `final` when the block ends, unless another process made `final` meanwhile."""
     folder = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
     folder.mkdir(parents=True)
     try:
         yield folder
-        _take_name(folder, final)
+        try:
+            folder.rename(final)
+        except OSError:
+            if not final.is_dir():  # else another process has done the same task
+                raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _take_name(folder: Path, final: Path) -> None:
-    try:
-        folder.rename(final)
-    except OSError:
-        if not final.is_dir():  # else another process has done the same work
-            raise
-
-
 @contextmanager
 def whole_file(final: Path, near: Path | None = None) -> Iterator[Path]:
-    """A path to write to, which is called `final` once the block has ended well; until then it lies in `near`."""
+    """A temporary path in `near`, renamed to `final` when the block ends."""
     path = (near or final.parent) / f".{final.name}.{uuid.uuid4().hex}"
     try:
         yield path
@@ -138,21 +134,21 @@ def whole_file(final: Path, near: Path | None = None) -> Iterator[Path]:
 
 
 def clear(folder: Path) -> None:
-    """Remove a folder at one stroke: it loses its name first. What an earlier call was killed over goes too."""
+    """Remove a folder, which is renamed first, and what an earlier call that was killed left of one."""
     away = folder.with_name(f".{folder.name.lstrip('.')}.old")
     shutil.rmtree(away, ignore_errors=True)
     if folder.exists():
         folder.rename(away)
-        # "ignore": a worker that outlived its killed command may still be writing into it.
+        # ignore_errors: a worker that outlives its killed command may still be writing into it.
         shutil.rmtree(away, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON that a person can read; what UTF-8 can't hold is replaced."""
+    """Write indented JSON; what cannot be encoded in UTF-8 is replaced."""
     text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
     path.write_text(text, encoding="utf-8", errors="replace")
 
 
 def finished(folder: Path) -> list[str]:
-    """The names in a folder of slices, unfinished ones left out."""
+    """The names of finished slices in a folder."""
     return [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")] if folder.is_dir() else []

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dcclip_cli.data.augment import Augment, generator
-from dcclip_cli.data.dataset import PairDataset
 from dcclip_cli.data.options import CaptionOptions
-from dcclip_cli.data.pair import Language
+from dcclip_cli.data.pair import Language, PairDataset
 from dcclip_cli.data.samplers import Sample
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode, flatten

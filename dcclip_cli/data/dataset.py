@@ -2,116 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from dcclip_cli.data.files.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_RECORD_BYTES, tar_members
-from dcclip_cli.data.pair import LANGUAGES, Language, Pair
+from dcclip_cli.data.files.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, tar_members
+from dcclip_cli.data.pair import LANGUAGES, FileDataset, Language, Pair, PairDataset, caption_strings
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import file_sha256
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
 
-class PairDataset(ABC):
-    """A map-style dataset of image-text pairs in a fixed order; image bytes are read when a pair is asked for.
-
-    A subclass defines `path`, `__len__`, `__getitem__`, `captions` and `files`.
-    """
-
-    path: Path
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def __getitem__(self, index: int) -> Pair: ...
-
-    @abstractmethod
-    def captions(self, language: Language) -> Sequence[tuple[str, ...]]:
-        """The captions of every pair in one language, in order; samplers and collators look them up by index."""
-
-    @property
-    @abstractmethod
-    def files(self) -> list[Path]:
-        """The files that the data is in; their bytes identify the data."""
-
-    def keys(self) -> list[str]:
-        """The key of every pair, in order."""
-        return [pair.key for pair in self]
-
-    @property
-    def embeddings(self) -> np.ndarray | None:
-        """(N, D) float32 where the pairs have image embeddings in place of images, else None."""
-        return None
-
-    @property
-    def num_images(self) -> int:
-        """The number of samples that have an image; they come before those that have none."""
-        return len(self)
-
-    @property
-    def has_uncaptioned_images(self) -> bool:
-        """Whether some images have no captions on purpose."""
-        return False
-
-    def __iter__(self) -> Iterator[Pair]:
-        return (self[index] for index in range(len(self)))
-
-    @cached_property
-    def file_digests(self) -> list[bytes]:
-        """The sha256 of each file's bytes."""
-        return [bytes.fromhex(file_sha256(file)) for file in self.files]
-
-    @property
-    def fingerprint(self) -> str:
-        """A sha256 over the bytes of the files: equal only for equal data."""
-        return hashlib.sha256(b"".join(self.file_digests)).hexdigest()
-
-    def image_digest(self, index: int) -> bytes:
-        """16 bytes that identify a sample's image by its content, wherever it is."""
-        return hashlib.blake2b(self[index].image, digest_size=16).digest()
-
-
-def open_pairs(path: str | Path) -> PairDataset:
-    """The pairs in a Parquet file, a tar file, or a folder of tar shards. Raises DcclipError where there are none."""
-    dataset = open_shards(Path(path))
-    if dataset is None:
-        raise DcclipError(f"{path} has no pairs", "name a .parquet file, a .tar file, or a folder of .tar shards")
-    if not len(dataset):
-        raise DcclipError(f"{path} has no pairs", "every file in it is empty: collect again, or name another")
-    return dataset
-
-
-def open_shards(path: Path, uncaptioned: bool = False) -> PairDataset | None:
-    """The dataset at a path; None where it is no Parquet file, tar file or folder of tar shards.
-
-    With `uncaptioned`, images without a caption record belong to it as well. Raises DcclipError where nothing is there
-    or it cannot be read.
-    """
-    if not path.exists():
-        raise DcclipError(f"{path} does not exist", "check the path; in a recipe it is relative to the recipe's folder")
-    if path.suffix == ".parquet":
-        return ParquetDataset(path)
-    shards = [path] if path.suffix == ".tar" else sorted(path.glob("*.tar")) if path.is_dir() else []
-    return TarDataset(path, shards, uncaptioned) if shards else None
-
-
-class ParquetDataset(PairDataset):
+class ParquetDataset(FileDataset):
     """Pairs in one Parquet file: columns `key`, `image` (bytes), `zh`, `en` (lists of strings), `meta` (JSON).
 
     In place of `image` there may be `embedding`, vectors of one length: a locked image tower's embeddings of images, or
     points in its space that stand for many images. The whole file is read into memory.
     """
+
+    layout = "a .parquet file"
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa
@@ -132,6 +47,10 @@ class ParquetDataset(PairDataset):
         self._table = table.drop_columns([name for name in LANGUAGES if name in table.column_names])
         self._embeddings = _vectors(table, path) if images == "embedding" else None
         self._captions = {language: _caption_column(table, language) for language in LANGUAGES}
+
+    @classmethod
+    def find(cls, path: Path, uncaptioned: bool) -> Self | None:
+        return cls(path) if path.suffix == ".parquet" else None
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         return type(self), (self.path,)  # another process reads the file, rather than being sent it
@@ -181,14 +100,19 @@ def _vectors(table: pa.Table, path: Path) -> np.ndarray:
 def _caption_column(table: pa.Table, language: str) -> list[tuple[str, ...]]:
     if language not in table.column_names:
         return [()] * int(table.num_rows)
-    return [_strings(captions, f"{language} of pair {row}") for row, captions in enumerate(table[language].to_pylist())]
+    return [
+        caption_strings(captions, f"{language} of pair {row}")
+        for row, captions in enumerate(table[language].to_pylist())
+    ]
 
 
-class TarDataset(PairDataset):
+class TarDataset(FileDataset):
     """Pairs in WebDataset tars: `KEY.jpg|png|webp` next to `KEY.json` with `zh` and `en`, a string or a list each.
 
     Member names are only compared, never used as paths; links and special files are skipped.
     """
+
+    layout = "a .tar file or a folder of .tar shards"
 
     def __init__(self, path: Path, shards: list[Path], uncaptioned: bool = False) -> None:
         """With `uncaptioned`, images without a record belong to it as well."""
@@ -201,11 +125,16 @@ class TarDataset(PairDataset):
             self._index(number, shard)
         self._captions: dict[str, list[tuple[str, ...]]] = {
             language: [
-                _strings(record.pop(language, ()), f"{path}: {language} of pair {key}")
+                caption_strings(record.pop(language, ()), f"{path}: {language} of pair {key}")
                 for key, record in zip(self._keys, self._records, strict=True)
             ]
             for language in LANGUAGES
         }
+
+    @classmethod
+    def find(cls, path: Path, uncaptioned: bool) -> Self | None:
+        shards = [path] if path.suffix == ".tar" else sorted(path.glob("*.tar")) if path.is_dir() else []
+        return cls(path, shards, uncaptioned) if shards else None
 
     def _index(self, number: int, shard: Path) -> None:
         images: dict[str, tuple[int, int, int]] = {}
@@ -223,7 +152,7 @@ class TarDataset(PairDataset):
                     continue
                 if suffix in IMAGE_SUFFIXES and member.size <= MAX_IMAGE_BYTES:
                     images[stem] = (number, member.offset, member.size)
-                elif suffix == ".json" and member.size <= MAX_RECORD_BYTES:
+                elif suffix == ".json" and member.size <= MAX_TEXT_BYTES:
                     stream.seek(member.offset)
                     records[stem] = _record(stream.read(member.size), f"{shard}: {member.name}")
         for key in images:
@@ -264,15 +193,6 @@ def _record(text: str | bytes, where: str) -> dict[str, Any]:
     return record
 
 
-def _strings(value: Any, where: str) -> tuple[str, ...]:
-    captions = (value,) if isinstance(value, str) else value or ()
-    if not isinstance(captions, list | tuple) or not all(
-        caption is None or isinstance(caption, str) for caption in captions
-    ):
-        raise DcclipError(f"{where} is not a list of captions", "captions are a string or a list of strings")
-    return tuple(caption for caption in captions if caption)
-
-
 class ConcatDataset(PairDataset):
     """Datasets one after the other; those with images have to come first."""
 
@@ -310,6 +230,30 @@ class ConcatDataset(PairDataset):
     @property
     def has_uncaptioned_images(self) -> bool:
         return any(dataset.has_uncaptioned_images for dataset in self._datasets)
+
+
+LAYOUTS: tuple[type[FileDataset], ...] = (ParquetDataset, TarDataset)
+
+
+def open_pairs(path: str | Path) -> PairDataset:
+    """The pairs at a path of one of the LAYOUTS. Raises DcclipError where there are none."""
+    dataset = find_dataset(Path(path))
+    if dataset is None:
+        raise DcclipError(f"{path} has no pairs", f"name {', '.join(layout.layout for layout in LAYOUTS)}")
+    if not len(dataset):
+        raise DcclipError(f"{path} has no pairs", "every file in it is empty: collect again, or name another")
+    return dataset
+
+
+def find_dataset(path: Path, uncaptioned: bool = False) -> PairDataset | None:
+    """The dataset at a path; None where it has none of the LAYOUTS. `uncaptioned`: also images without captions.
+
+    Raises DcclipError where nothing is there or it cannot be read.
+    """
+    if not path.exists():
+        raise DcclipError(f"{path} does not exist", "check the path; in a recipe it is relative to the recipe's folder")
+    found = (layout.find(path, uncaptioned) for layout in LAYOUTS)
+    return next((dataset for dataset in found if dataset is not None), None)
 
 
 def write_parquet(path: Path, pairs: Iterable[Pair]) -> None:

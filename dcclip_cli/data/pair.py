@@ -1,9 +1,20 @@
-"""An image-text pair: one image with its Chinese and English captions."""
+"""The image-text pair, and the interface of a dataset of pairs."""
 
 from __future__ import annotations
 
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import file_sha256
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Language = Literal["zh", "en"]
 LANGUAGES: tuple[Language, ...] = ("zh", "en")
@@ -13,8 +24,8 @@ LANGUAGES: tuple[Language, ...] = ("zh", "en")
 class Pair:
     """One image with its captions.
 
-    `image` holds the bytes of a JPEG, PNG or WebP file as they came; `zh` and `en` hold any number of captions, none
-    included; `meta` holds whatever else the source knew (source, licence, url, ...), JSON-serialisable.
+    `image` is the bytes of a JPEG, PNG or WebP file, unchanged; `zh` and `en` are any number of captions; `meta` is
+    whatever else the source knows (source, licence, url, ...), JSON-serialisable.
     """
 
     key: str
@@ -26,3 +37,86 @@ class Pair:
     def captions(self, language: Language) -> tuple[str, ...]:
         """The captions in one language."""
         return self.zh if language == "zh" else self.en
+
+
+def caption_strings(value: Any, where: str) -> tuple[str, ...]:
+    """Captions given as a string, a list of strings or None, without empty ones. Raises DcclipError for all else."""
+    captions = (value,) if isinstance(value, str) else value or ()
+    if not isinstance(captions, list | tuple) or not all(isinstance(one, str | None) for one in captions):
+        raise DcclipError(f"{where} is not a list of captions", "captions are a string or a list of strings")
+    return tuple(caption for caption in captions if caption)
+
+
+class PairDataset(ABC):
+    """A map-style dataset of image-text pairs in a fixed order; image bytes are read when a pair is asked for.
+
+    A subclass defines `path`, `__len__` and `__getitem__`; `captions` if it has any; `files` if its data is in others
+    than the one file `path`.
+    """
+
+    path: Path
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Pair: ...
+
+    def captions(self, language: Language) -> Sequence[tuple[str, ...]]:
+        """The captions of every pair in one language, in order; samplers and collators look them up by index."""
+        return [()] * len(self)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that the data is in; their bytes identify the data."""
+        return [self.path]
+
+    def keys(self) -> list[str]:
+        """The key of every pair, in order."""
+        return [pair.key for pair in self]
+
+    @property
+    def embeddings(self) -> np.ndarray | None:
+        """(N, D) float32 where the pairs have image embeddings in place of images, else None."""
+        return None
+
+    @property
+    def num_images(self) -> int:
+        """The number of samples that have an image; they come before those that have none."""
+        return len(self)
+
+    @property
+    def has_uncaptioned_images(self) -> bool:
+        """Whether some images have no captions on purpose."""
+        return False
+
+    def __iter__(self) -> Iterator[Pair]:
+        return (self[index] for index in range(len(self)))
+
+    @cached_property
+    def file_digests(self) -> list[bytes]:
+        """The sha256 of each file's bytes."""
+        return [bytes.fromhex(file_sha256(file)) for file in self.files]
+
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 over the bytes of the files: equal only for equal data."""
+        return hashlib.sha256(b"".join(self.file_digests)).hexdigest()
+
+    def image_digest(self, index: int) -> bytes:
+        """16 bytes that identify a sample's image by its content, wherever it is."""
+        return hashlib.blake2b(self[index].image, digest_size=16).digest()
+
+
+class FileDataset(PairDataset):
+    """A dataset that is opened by its path. A new layout is a subclass of it, named in LAYOUTS in dataset.py."""
+
+    layout: ClassVar[str]  # what a path has to be, for error messages: "a .parquet file"
+
+    @classmethod
+    @abstractmethod
+    def find(cls, path: Path, uncaptioned: bool) -> Self | None:
+        """The dataset at a path that exists, None if its layout is another; `uncaptioned`: also images without text.
+
+        Raises DcclipError where the layout is this one and the files cannot be read.
+        """

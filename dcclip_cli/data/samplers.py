@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dcclip_cli.data.dataset import PairDataset
-from dcclip_cli.data.pair import LANGUAGES
+from dcclip_cli.data.pair import LANGUAGES, PairDataset
 from dcclip_cli.errors import DcclipError
 
 Sample = tuple[int, int]  # index in the dataset, epoch

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from dcclip_cli.data.augment import generator
-from dcclip_cli.data.dataset import ConcatDataset, PairDataset, open_pairs, open_shards
+from dcclip_cli.data.dataset import ConcatDataset, find_dataset, open_pairs
 from dcclip_cli.data.files.reading import IMAGE_SUFFIXES
-from dcclip_cli.data.pair import LANGUAGES, Language, Pair
+from dcclip_cli.data.pair import LANGUAGES, Language, Pair, PairDataset, caption_strings
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.text import language_by_script
 
@@ -40,9 +40,6 @@ class ImageDataset(PairDataset):
         pair = self._dataset[index]
         return Pair(pair.key, pair.image, meta=pair.meta)
 
-    def captions(self, language: Language) -> list[tuple[str, ...]]:
-        return [()] * len(self)
-
     @property
     def files(self) -> list[Path]:
         return self._dataset.files
@@ -63,9 +60,6 @@ class ImageFolder(PairDataset):
         file = self._files[index]
         return Pair(str(file.relative_to(self.path)), file.read_bytes())
 
-    def captions(self, language: Language) -> list[tuple[str, ...]]:
-        return [()] * len(self)
-
     @property
     def files(self) -> list[Path]:
         return self._files
@@ -77,8 +71,8 @@ def open_images(path: str | Path) -> PairDataset:
     Raises DcclipError where there are none.
     """
     path = Path(path)
-    if (shards := open_shards(path, uncaptioned=True)) is not None:
-        dataset: PairDataset = ImageDataset(shards)
+    if (pairs := find_dataset(path, uncaptioned=True)) is not None:
+        dataset: PairDataset = ImageDataset(pairs)
     else:
         files = path.rglob("*") if path.is_dir() else ()
         dataset = ImageFolder(
@@ -109,10 +103,6 @@ class TextDataset(PairDataset):
 
     def captions(self, language: Language) -> list[tuple[str, ...]]:
         return self._captions[language]
-
-    @property
-    def files(self) -> list[Path]:
-        return [self.path]
 
     @property
     def num_images(self) -> int:
@@ -194,19 +184,9 @@ def _objects(path: Path) -> Iterator[Captions]:
                 raise DcclipError(f"{path}:{number}: not JSON: {error}", "write one JSON object a line") from None
             if not isinstance(record, dict):
                 raise DcclipError(f"{path}:{number}: not a JSON object", 'write lines like {"zh": "猫", "en": "cat"}')
-            yield _captions(record, f"{path}:{number}")
-
-
-def _captions(record: dict[str, object], where: str) -> Captions:
-    found: Captions = {}
-    for language in LANGUAGES:
-        value = record.get(language) or ()
-        texts = (value,) if isinstance(value, str) else value
-        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-            raise DcclipError(f"{where}: {language} is not text", "write a string, or a list of strings")
-        if kept := tuple(text.strip() for text in texts if text.strip()):
-            found[language] = kept
-    return found
+            texts = {key: caption_strings(record.get(key), f"{path}:{number}: {key}") for key in LANGUAGES}
+            stripped = {key: tuple(text.strip() for text in own if text.strip()) for key, own in texts.items()}
+            yield {key: own for key, own in stripped.items() if own}
 
 
 def _pairs(path: Path) -> Iterator[Captions]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from dcclip_cli.data.dataset import PairDataset, open_pairs
-from dcclip_cli.data.pair import LANGUAGES, Language
+from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.data.pair import LANGUAGES, Language, PairDataset
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import BARE_NAME, Captions, Classes, DataSet, Images, fingerprint_of
 from dcclip_cli.eval.loaders.files import image_files, images_by_class

@@ -1,10 +1,10 @@
-"""The two towers as modules that an exporter can trace, and as ONNX graphs."""
+"""The two towers as modules that torch can trace, and their export as ONNX graphs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,7 @@ from dcclip_cli.exporters.source import Source
 from dcclip_cli.model.towers import OpenClipTowers, Tokens, TransformersTowers
 from dcclip_cli.predict.onnx_encoder import IMAGE, IMAGE_EMBEDS, PIXELS, TEXT, TEXT_EMBEDS, TOKENS
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from dcclip_cli.exporters.rounding import LARGEST_FILE
+OPSET = 18
 
 
 class ImageGraph(nn.Module):
@@ -36,12 +33,12 @@ class ImageGraph(nn.Module):
 
 
 class TextGraph(nn.Module):
-    """Token ids (N, L) to embeddings (N, D). The mask is found in the graph: it is where the ids are not padding."""
+    """Token ids (N, L) to embeddings (N, D). The graph computes the mask: 1 where the ids are not padding."""
 
     def __init__(self, source: Source) -> None:
         super().__init__()
         self.towers, self._padding_id, self._fixed = source.towers, source.padding_id, source.fixed
-        # The original CLIP pads with its end token: hidden or not, padding comes after the place that is pooled.
+        # The original CLIP pads with its end token: masked or not, padding comes after the position that is pooled.
         end = getattr(getattr(source.towers, "tokenizer", None), "eos_token_id", None)
         self._has_mask = isinstance(source.towers, TransformersTowers) and end != source.padding_id
 
@@ -53,12 +50,12 @@ class TextGraph(nn.Module):
 
 
 def open_clip_text(model: Any, ids: Tensor, fixed: bool) -> Tensor:
-    """(N, D). The causal mask is cut to the texts' length, which open_clip 3.3 leaves out."""
+    """(N, D). The causal mask is cut to the length of the texts, which open_clip 3.3 does not do."""
     from open_clip.transformer import text_global_pool
 
     if fixed:
         return model.encode_text(ids)
-    text = getattr(model, "text", model)  # the older class keeps the text tower's parts itself
+    text = getattr(model, "text", model)  # open_clip's CLIP class has the text layers in the model itself
     pool = text.pool_type if text is not model else model.text_pool_type
     end = text.eos_id if text is not model else model.text_eos_id
     length = ids.shape[1]
@@ -71,38 +68,31 @@ def open_clip_text(model: Any, ids: Tensor, fixed: bool) -> Tensor:
 
 
 def example_pixels(source: Source, batch: int = 2) -> Tensor:
-    """Input of the right shape for an ImageGraph."""
+    """An example input of an ImageGraph."""
     return torch.zeros(batch, 3, source.preprocessing.size, source.preprocessing.size)
 
 
 def example_ids(source: Source, batch: int = 2, length: int | None = None) -> Tensor:
-    """Token ids of some text, padded to `length`; default: one less than the longest, or as long as they have to be."""
+    """Token ids of a text, padded to `length`; default: one below the maximum, or the fixed length."""
     length = length or (source.context_length if source.fixed else source.context_length - 1)
     ids = source.tokenizer.encode("cat").ids[:length]
     return torch.tensor([ids + [source.padding_id] * (length - len(ids))] * batch)
 
 
 def example_inputs(source: Source, batch: int) -> list[tuple[nn.Module, Tensor]]:
-    """Both graphs, each with an example: pictures, and texts padded to the full length."""
+    """Both graphs with example inputs: images, and texts padded to the full length."""
     ids = example_ids(source, batch, source.context_length)
     images: nn.Module = ImageGraph(source).eval()
-    # torch runs weights with the channels last; ExecuTorch 1.5 fails on those of strided convolutions.
+    # TorchEncoder has channels-last weights; ExecuTorch 1.5 fails on those of strided convolutions.
     images = images.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return [(images, example_pixels(source, batch)), (TextGraph(source).eval(), ids)]
 
 
-OPSET = 18
-
-
 def write_onnx(source: Source, folder: Path) -> None:
-    """Write image.onnx and text.onnx, fp32. Raises DcclipError for towers that the exporter can't follow."""
-    import torch
-
-    from dcclip_cli.exporters.graphs import ImageGraph, TextGraph, example_ids, example_pixels
-
+    """Write image.onnx and text.onnx, fp32. Raises DcclipError for towers that torch cannot export."""
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=source.context_length)
     lengths: Mapping[int, object] = {0: batch} if source.fixed else {0: batch, 1: length}
-    # Two of everything: torch.export takes a size of one for a constant.
+    # Two of everything: torch.export treats a size of one as a constant.
     images, texts = ImageGraph(source).eval(), TextGraph(source).eval()
     write_graph(images, example_pixels(source), {0: batch}, folder / IMAGE, PIXELS, IMAGE_EMBEDS)
     write_graph(texts, example_ids(source), lengths, folder / TEXT, TOKENS, TEXT_EMBEDS)
@@ -111,9 +101,7 @@ def write_onnx(source: Source, folder: Path) -> None:
 def write_graph(
     graph: nn.Module, example: Tensor, dynamic: Mapping[int, object], file: Path, takes: str, gives: str
 ) -> None:
-    """Write one tower as a graph that turns `takes` into `gives`; `dynamic` names the example's open dimensions."""
-    import torch
-
+    """Write one tower as a graph that turns `takes` into `gives`; `dynamic` names the example's dynamic dimensions."""
     size = sum(weight.numel() * weight.element_size() for weight in graph.parameters())
     try:
         with torch.no_grad():
@@ -132,16 +120,16 @@ def write_graph(
     except torch.onnx.errors.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0][:200]
         raise DcclipError(
-            f"torch can't export the {file.stem} tower: {reason}", "try another release of torch, or another model"
+            f"torch cannot export the {file.stem} tower: {reason}", "try another release of torch, or another model"
         ) from None
-    _forget_where_it_was_made(file)
+    _remove_source_paths(file)
 
 
-def _forget_where_it_was_made(file: Path) -> None:
-    """Take out the source paths and stack traces that the exporter notes at every node: private, and no small part."""
+def _remove_source_paths(file: Path) -> None:
+    """Remove the source paths and stack traces that the exporter adds to every node: private, and large."""
     import onnx
 
-    model = onnx.load(file, load_external_data=False)  # weights beside it stay where they are
+    model = onnx.load(file, load_external_data=False)  # weights in a file next to it stay there
     for part in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
         del part.metadata_props[:]
         part.doc_string = ""

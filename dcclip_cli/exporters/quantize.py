@@ -356,7 +356,7 @@ class OnnxGraphs:
         source = self._source
         images = calibration_images(self._calibration, self._images)
         texts = calibration_texts(self._calibration, self._images)
-        tokenizer = prepare(source.tokenizer, source.context_length, source.padding_id, source.fixed)
+        tokenizer = prepare(source)
         ids = [np.asarray([tokenizer.encode(text).ids], np.int64) for text in texts]  # one by one: no padding
         return {
             "image": Int8Tower(self._fp32 / IMAGE, batches(images, source.preprocessing)),

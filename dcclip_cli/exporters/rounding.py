@@ -1,4 +1,4 @@
-"""Which numbers of an ONNX graph are rounded to int8: single activations and weights, one by one."""
+"""Int8 rounding of ONNX graphs: scales that do not overflow, and edits of single activations and weights."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-LARGEST_FILE = 1_800_000_000  # bytes; a protobuf holds 2 GiB, weights beyond that lie in a file beside it
+LARGEST_FILE = 1_800_000_000  # bytes; a protobuf is limited to 2 GiB, weights of larger graphs are in a file next to it
 _INT8 = 127
-_PAIR = 128  # what two weights may add up to
-LARGEST_PAIR_SUM = 32767  # that 16 bits hold
+_PAIR = 128  # largest sum of two weights
+LARGEST_PAIR_SUM = 32767  # in 16 bits
 
 
 def weighted_nodes(model: Any, kinds: Sequence[str]) -> list[Any]:
-    """The nodes of these kinds whose second input is a weight: of convolutions and of dense layers."""
+    """The nodes of these kinds whose second input is a weight: convolutions and dense layers."""
     weights = {weight.name for weight in model.graph.initializer}
     return [node for node in model.graph.node if node.op_type in kinds and node.input[1] in weights]
 
@@ -28,24 +28,13 @@ def weights_of(model: Any) -> dict[str, np.ndarray]:
 
 
 def bytes_of(model: Any) -> int:
-    """What a graph's weights take. The graph's own ByteSize fails beyond 2 GiB."""
+    """The size of a graph's weights. The graph's own ByteSize fails beyond 2 GiB."""
     return sum(weight.ByteSize() for weight in model.graph.initializer)
 
 
 def multiply_adds(model: Any, nodes: Sequence[Any], batch: np.ndarray) -> dict[str, int]:
-    """By the name of each of these weighted nodes, its multiply-adds for an input."""
-    import onnx
-    import onnxruntime
-    from onnx import helper
-
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    del probe.graph.output[:]
-    probe.graph.output.extend(
-        helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None) for node in nodes
-    )
-    session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
-    outputs = session.run(None, {session.get_inputs()[0].name: batch})
+    """Node name -> its multiply-adds for an input, for each of these weighted nodes."""
+    [outputs] = _outputs(model, [node.output[0] for node in nodes], [batch])
     weights, counts = weights_of(model), {}
     for node, output in zip(nodes, outputs, strict=True):
         weight = weights[node.input[1]]
@@ -53,15 +42,27 @@ def multiply_adds(model: Any, nodes: Sequence[Any], batch: np.ndarray) -> dict[s
     return counts
 
 
+def _outputs(model: Any, names: Sequence[str], batches: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+    """The inner tensors `names` of a graph for each batch."""
+    import onnx
+    import onnxruntime
+
+    probe = _copied(model)
+    del probe.graph.output[:]
+    probe.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+    return [list(session.run(None, {session.get_inputs()[0].name: batch})) for batch in batches]
+
+
 def after_last(model: Any, kinds: Sequence[str]) -> list[str]:
-    """The names of all nodes behind the last one of these kinds."""
-    nodes = list(model.graph.node)  # in topological order, as ONNX asks
+    """The names of all nodes after the last one of these kinds."""
+    nodes = list(model.graph.node)  # in topological order, as ONNX requires
     last = max(index for index, node in enumerate(nodes) if node.op_type in kinds)
     return [node.name for node in nodes[last + 1 :]]
 
 
 def rounded_activations(model: Any) -> list[str]:
-    """The names of the tensors, weights left out, that a QDQ graph rounds."""
+    """The names of the activations that a QDQ graph rounds."""
     weights = {weight.name for weight in model.graph.initializer}
     return [
         node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] not in weights
@@ -69,16 +70,14 @@ def rounded_activations(model: Any) -> list[str]:
 
 
 def without_rounding(model: Any, names: Collection[str], weights: Mapping[str, np.ndarray] | None = None) -> Any:
-    """A QDQ graph in which the activations `names` pass as they are, and `weights` have the values given.
+    """A QDQ graph in which the activations `names` are not rounded, and `weights` have the given values.
 
-    A node with such a weight takes its input as it is, too: onnxruntime rounds fp32 weights itself, all channels with
-    one scale, where the input is rounded.
+    The inputs of nodes with such a weight are not rounded either: onnxruntime would otherwise round the fp32 weights
+    itself, with one scale for all channels.
     """
-    import onnx
     from onnx import numpy_helper
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = _copied(model)
     activations = _before_rounding(copy)
     constants = {
         node.output[0]: node.input[0].removesuffix("_quantized")
@@ -91,14 +90,14 @@ def without_rounding(model: Any, names: Collection[str], weights: Mapping[str, n
         for index, name in enumerate(node.input):
             node.input[index] = replaced.get(name, name)
     for node in [node for node in copy.graph.node if node.output[0] in constants]:
-        copy.graph.node.remove(node)  # of a bias, it has the bias's own name
+        copy.graph.node.remove(node)  # the output of a bias has the bias's own name
     for name, values in (weights or {}).items():
         copy.graph.initializer.append(numpy_helper.from_array(values, name))
     return _without_unused(copy)
 
 
 def rounded_only_for(model: Any, nodes: Collection[str]) -> Any:
-    """A QDQ graph in which all but these nodes take their inputs as they are."""
+    """A QDQ graph in which only these nodes take rounded inputs."""
     activations = _before_rounding(model)
     for node in model.graph.node:
         if node.name not in nodes:
@@ -108,7 +107,7 @@ def rounded_only_for(model: Any, nodes: Collection[str]) -> Any:
 
 
 def _before_rounding(model: Any) -> dict[str, str]:
-    """By the name of each rounded activation, the tensor as it was."""
+    """Rounded activation -> the tensor before rounding, by name."""
     codes = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     return {
         node.output[0]: codes[node.input[0]]
@@ -118,34 +117,30 @@ def _before_rounding(model: Any) -> dict[str, str]:
 
 
 def with_rounded_tables(model: Any) -> Any:
-    """A graph whose embedding tables are int8, a scale for each row; only the rows that are looked up are computed."""
-    import onnx
+    """A graph with int8 embedding tables, one scale per row; only the rows that are looked up are computed."""
     from onnx import TensorProto, helper, numpy_helper
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = _copied(model)
     tables = {
         name: values for name, values in weights_of(copy).items() if values.ndim == 2 and values.dtype == np.float32
     }
     nodes = []
     for node in copy.graph.node:
-        if (
-            node.op_type != "Gather"
-            or node.input[0] not in tables
-            or any(a.name == "axis" and a.i for a in node.attribute)
-        ):
+        by_row = not any(attribute.name == "axis" and attribute.i for attribute in node.attribute)
+        if node.op_type != "Gather" or node.input[0] not in tables or not by_row:
             nodes.append(node)
             continue
-        name, output = node.input[0], node.output[0]
-        codes, scale = _rounded(tables[name], axis=0)
-        copy.graph.initializer.append(numpy_helper.from_array(codes, f"{name}_int8"))
-        copy.graph.initializer.append(numpy_helper.from_array(scale[:, np.newaxis], f"{name}_scale"))
+        (table, ids), [output] = node.input, node.output
+        largest = np.abs(tables[table]).max(axis=1, keepdims=True)
+        scale = np.where(largest > 0, largest / _INT8, 1).astype(np.float32)
+        codes = np.clip(np.round(tables[table] / scale), -_INT8, _INT8).astype(np.int8)
+        copy.graph.initializer.append(numpy_helper.from_array(codes, f"{table}_int8"))
+        copy.graph.initializer.append(numpy_helper.from_array(scale, f"{table}_scale"))
+        cast = {"name": f"{node.name}_codes", "to": TensorProto.FLOAT}
         nodes += [
-            helper.make_node("Gather", [f"{name}_int8", node.input[1]], [f"{output}_int8"], f"{node.name}_int8"),
-            helper.make_node("Gather", [f"{name}_scale", node.input[1]], [f"{output}_scale"], f"{node.name}_scale"),
-            helper.make_node(
-                "Cast", [f"{output}_int8"], [f"{output}_codes"], f"{node.name}_codes", to=TensorProto.FLOAT
-            ),
+            helper.make_node("Gather", [f"{table}_int8", ids], [f"{output}_int8"], f"{node.name}_int8"),
+            helper.make_node("Gather", [f"{table}_scale", ids], [f"{output}_scale"], f"{node.name}_scale"),
+            helper.make_node("Cast", [f"{output}_int8"], [f"{output}_codes"], **cast),
             helper.make_node("Mul", [f"{output}_codes", f"{output}_scale"], [output], node.name),
         ]
     del copy.graph.node[:]
@@ -154,10 +149,10 @@ def with_rounded_tables(model: Any) -> Any:
 
 
 def safe_scales(values: np.ndarray, axis: int) -> np.ndarray:
-    """(C,) The scale of each channel's int8 codes with which no two of them add up to more than 128 or less than -128.
+    """(C,) The scale of each channel with which no two of its int8 codes add up to more than 128 or less than -128.
 
     The AVX2 instruction for uint8 times int8 (vpmaddubsw) adds two products in 16 bits: 255 * 128 fits, 255 * 129 does
-    not. Finer than 7 bits, which give each code no more than 64.
+    not. This is finer than 7 bits, which limit each code to 64.
     """
     rows = _by_channel(values, axis)
     scale = np.maximum(np.abs(rows).max(axis=1) / _INT8, _pairs(rows) / _PAIR)
@@ -168,22 +163,20 @@ def safe_scales(values: np.ndarray, axis: int) -> np.ndarray:
 
 
 def rounded(values: np.ndarray, axis: int, scale: np.ndarray) -> np.ndarray:
-    """The nearest values that int8 codes of these scales stand for."""
+    """The nearest values that int8 codes with these scales can represent."""
     spread = scale.reshape([-1 if other == axis else 1 for other in range(values.ndim)])
     return (np.round(values / spread) * spread).astype(np.float32)
 
 
 def with_weights(model: Any, weights: Mapping[str, np.ndarray], batches: Sequence[np.ndarray]) -> Any:
-    """A graph with other weights, its biases less what these change in the mean of each output channel.
+    """A graph with other weights, and its biases corrected by their effect on the mean of each output channel.
 
     The means are measured on `batches`, input for the graph. From Nagel et al. 2019, "Data-Free Quantization Through
     Weight Equalization and Bias Correction", 4.2.
     """
-    import onnx
     from onnx import numpy_helper
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = _copied(model)
     values = {**weights_of(model), **weights}
     shifts = _mean_shifts(model, weights, batches)
     for weight in copy.graph.initializer:
@@ -194,15 +187,11 @@ def with_weights(model: Any, weights: Mapping[str, np.ndarray], batches: Sequenc
 
 
 def _mean_shifts(model: Any, weights: Mapping[str, np.ndarray], batches: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """By the name of each bias (C,), how far its node's outputs (B, C, ...) move in the mean with these weights."""
+    """Name of each bias (C,) -> mean change of its node's outputs (B, C, ...) with these weights."""
     import onnx
-    import onnxruntime
     from onnx import helper, numpy_helper
 
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    del probe.graph.output[:]
-    before, biases = weights_of(model), []
+    probe, before, biases = _copied(model), weights_of(model), []
     for node in model.graph.node:
         if len(node.input) < 3 or node.op_type not in ("Conv", "Gemm") or node.input[1] not in weights:
             continue
@@ -213,21 +202,14 @@ def _mean_shifts(model: Any, weights: Mapping[str, np.ndarray], batches: Sequenc
         moved.CopyFrom(node)
         moved.name, moved.input[1], moved.output[0] = f"{node.name}_moved", f"{name}_moved", f"{bias}_moved"
         del moved.input[2]
-        probe.graph.initializer.extend(
-            [
-                numpy_helper.from_array(weights[name] - before[name], f"{name}_moved"),
-                numpy_helper.from_array(np.asarray(others, np.int64), f"{bias}_axes"),
-            ]
-        )
         mean = helper.make_node("ReduceMean", [moved.output[0], f"{bias}_axes"], [f"{bias}_mean"], keepdims=0)
         probe.graph.node.extend([moved, mean])
-        probe.graph.output.append(helper.make_tensor_value_info(f"{bias}_mean", onnx.TensorProto.FLOAT, None))
+        added = {moved.input[1]: weights[name] - before[name], f"{bias}_axes": np.asarray(others, np.int64)}
+        probe.graph.initializer.extend(numpy_helper.from_array(values, key) for key, values in added.items())
         biases.append(bias)
     if not biases:
         return {}
-    session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    means = [session.run(None, {name: batch}) for batch in batches]
+    means = _outputs(probe, [f"{bias}_mean" for bias in biases], batches)
     sizes = [len(batch) for batch in batches]
     return {
         bias: np.average([several[index] for several in means], axis=0, weights=sizes)
@@ -236,9 +218,9 @@ def _mean_shifts(model: Any, weights: Mapping[str, np.ndarray], batches: Sequenc
 
 
 def largest_pair_sum(file: Path) -> int:
-    """The largest sum, by its amount, of two products of uint8 activations and int8 weights in a quantised graph.
+    """The largest absolute sum of two products of uint8 activations and int8 weights in a quantised graph.
 
-    More than LARGEST_PAIR_SUM overflows where two products are added in 16 bits. 0 without such products.
+    More than LARGEST_PAIR_SUM overflows on CPUs that add two products in 16 bits. 0 without such products.
     """
     import onnx
 
@@ -246,7 +228,7 @@ def largest_pair_sum(file: Path) -> int:
     weights, made = weights_of(model), {output: node for node in model.graph.node for output in node.output}
 
     def codes(name: str) -> np.ndarray | None:
-        """The int8 weight behind a tensor, or None."""
+        """The int8 weight that a tensor comes from, or None."""
         node = made.get(name)
         values = weights.get(node.input[0] if node is not None and node.op_type == "DequantizeLinear" else name)
         return values if values is not None and values.dtype == np.int8 else None
@@ -274,24 +256,21 @@ def largest_pair_sum(file: Path) -> int:
     return largest
 
 
+def _copied(model: Any) -> Any:
+    copy = type(model)()
+    copy.CopyFrom(model)
+    return copy
+
+
 def _by_channel(values: np.ndarray, axis: int) -> np.ndarray:
-    """(C, K) all weights of each index of an axis."""
+    """(C, K) all weights at each index of an axis."""
     return np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
 
 
 def _pairs(rows: np.ndarray) -> np.ndarray:
-    """(C,) The sum of the two largest of each row (C, K), or less that of the two smallest, whichever is more."""
+    """(C,) The sum of the two largest in each row (C, K), or minus that of the two smallest, whichever is larger."""
     ordered = np.sort(rows, axis=1)
     return np.maximum(ordered[:, -2:].clip(min=0).sum(axis=1), -ordered[:, :2].clip(max=0).sum(axis=1))
-
-
-def _rounded(values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """int8 codes, and a scale for each index of an axis."""
-    others = tuple(other for other in range(values.ndim) if other != axis)
-    largest = np.abs(values).max(axis=others)
-    scale = np.where(largest > 0, largest / _INT8, 1).astype(np.float32)
-    spread = scale.reshape([-1 if other == axis else 1 for other in range(values.ndim)])
-    return np.clip(np.round(values / spread), -_INT8, _INT8).astype(np.int8), scale
 
 
 def output_axis(node: Any, dimensions: int) -> int:
@@ -303,7 +282,7 @@ def output_axis(node: Any, dimensions: int) -> int:
 
 
 def _without_unused(model: Any) -> Any:
-    """The graph without nodes and weights that no output comes from."""
+    """The graph without nodes and weights that no output depends on."""
     used, kept = {output.name for output in model.graph.output}, []
     for node in reversed(model.graph.node):
         if used & set(node.output):

@@ -1,8 +1,8 @@
-"""What leaves for the device: any model's towers, with its tokenizer and preprocessing in terms that need no torch."""
+"""Source of an export: a model's towers, with its tokenizer and preprocessing in a form that needs no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,11 @@ import numpy as np
 from PIL import Image
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.exporters.samples import TEXTS
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.model.tokenizer import copy_tokenizer, load_tokenizer
+from dcclip_cli.predict.encoder import load_torch_encoder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,18 +23,18 @@ if TYPE_CHECKING:
     from dcclip_cli.model.towers import Towers
     from dcclip_cli.predict.encoder import TorchEncoder
 
-# Pictures that show how a library resizes and crops: wide, high, square, and just too small.
+# Widths and heights of images that show how a library resizes and crops: wide, high, square, and just too small.
 _SIZES = ((301, 200), (97, 333), (256, 256), (63, 64))
+_OTHER = "export a model whose images are resized to a square, or by the shorter side with a centre crop"
 
 
 @dataclass(frozen=True)
 class Source:
     """A loaded model. Texts are padded with `padding_id` to the longest of them, or to `context_length` if `fixed`.
 
-    `folder` is the model directory, where it came from one; `encoder` is the model as it was, to compare with.
+    `folder` is the model directory, if it was loaded from one; `encoder` is the model to compare exports with.
     """
 
-    towers: Towers
     encoder: TorchEncoder
     tokenizer: Tokenizer
     context_length: int
@@ -41,66 +43,63 @@ class Source:
     preprocessing: Preprocessing
     folder: Path | None = None
 
+    @property
+    def towers(self) -> Towers:
+        return self.encoder.towers
+
 
 def load_source(reference: ModelReference) -> Source:
-    """The model meant by a reference, on the CPU. Raises DcclipError for bundles, and for what needs torch."""
-    from dcclip_cli.predict.encoder import load_torch_encoder
-
+    """The model meant by a reference, on the CPU. Raises DcclipError for bundles, and for models that need torch."""
     if reference.kind == "bundle":
         raise DcclipError(
-            f"{reference.target} is a bundle already", "export the model directory that align or distill left"
+            f"{reference.target} is already a bundle", "export the model directory written by align or distill"
         )
     encoder = load_torch_encoder(reference, "cpu")
-    towers = encoder.towers
-    if reference.kind == "hf":
-        tokenizer, length, padding, fixed = _of_transformers(towers)
-    elif reference.kind == "open_clip":
-        tokenizer, length, padding, fixed = _of_open_clip(towers)
-    else:
-        tokenizer, length = load_tokenizer(reference.path), _open_clip_context_length(towers)
-        padding, fixed = tokenizer.token_to_id("<pad>") or 0, _is_fixed(towers)
+    towers: Any = encoder.towers
     preprocessing = towers.preprocessing or _preprocessing(towers)
-    _check_tokens(tokenizer, towers, length, padding, fixed)
-    folder = reference.path if reference.kind == "folder" else None
-    return Source(towers, encoder, tokenizer, length, padding, fixed, preprocessing, folder)
+    if reference.kind == "hf":
+        tokenizer = copy_tokenizer(_backend(towers, towers.tokenizer))
+        padding = int(towers.tokenizer.pad_token_id)
+        source = Source(encoder, tokenizer, towers.context_length, padding, towers.fixed_length, preprocessing)
+    elif reference.kind == "folder":
+        tokenizer, length = (
+            load_tokenizer(reference.path),
+            int(getattr(towers.model, "text", towers.model).context_length),
+        )
+        padding = tokenizer.token_to_id("<pad>") or 0
+        source = Source(encoder, tokenizer, int(length), padding, _is_fixed(towers), preprocessing, reference.path)
+    else:
+        source = _of_open_clip(encoder, preprocessing)
+    _check_tokens(source)
+    return source
 
 
-# ---- tokenizers
+def _of_open_clip(encoder: TorchEncoder, preprocessing: Preprocessing) -> Source:
+    import open_clip
+
+    towers = encoder.towers
+    own: Any = open_clip.get_tokenizer(towers.name if towers.name.startswith("hf-hub:") else towers.name.split("/")[0])
+    if isinstance(own, open_clip.tokenizer.SimpleTokenizer):
+        tokenizer, padding = _byte_pairs(own), 0
+    else:
+        inner = getattr(own, "tokenizer", own)
+        tokenizer, padding = _with_cleaning(copy_tokenizer(_backend(towers, inner)), own.clean_fn), inner.pad_token_id
+    return Source(encoder, tokenizer, int(own.context_length), int(padding or 0), _is_fixed(towers), preprocessing)
 
 
-def _of_transformers(towers: Any) -> tuple[Tokenizer, int, int, bool]:
-    tokenizer = towers.tokenizer
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+def _backend(towers: Towers, tokenizer: Any) -> Tokenizer:
+    """The tokenizer of the tokenizers library inside one of transformers."""
+    backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise DcclipError(
             f"{towers.name} has a {type(tokenizer).__name__}, which has no tokenizer.json",
-            "save it as a fast tokenizer with transformers, and export that directory",
+            "save it as a fast tokenizer with transformers, or export another model",
         )
-    return copy_tokenizer(backend), towers.context_length, int(tokenizer.pad_token_id), towers.fixed_length
-
-
-def _of_open_clip(towers: Any) -> tuple[Tokenizer, int, int, bool]:
-    import open_clip
-
-    own: Any = open_clip.get_tokenizer(towers.name if towers.name.startswith("hf-hub:") else towers.name.split("/")[0])
-    length = int(own.context_length)
-    if isinstance(own, open_clip.tokenizer.SimpleTokenizer):
-        return _byte_pairs(own), length, 0, _is_fixed(towers)
-    backend = getattr(getattr(own, "tokenizer", None), "backend_tokenizer", None)
-    if backend is None:
-        raise DcclipError(
-            f"{towers.name} has a {type(own).__name__}, which has no tokenizer.json", "export another model"
-        )
-    return (
-        _with_cleaning(copy_tokenizer(backend), own.clean_fn),
-        length,
-        int(own.tokenizer.pad_token_id or 0),
-        _is_fixed(towers),
-    )
+    return backend
 
 
 def _byte_pairs(own: Any) -> Tokenizer:
-    """open_clip's own tokenizer (the original CLIP's), as one of the tokenizers library."""
+    """open_clip's own tokenizer (the original CLIP's) as a tokenizer of the tokenizers library."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
     merges = sorted(own.bpe_ranks, key=own.bpe_ranks.get)
@@ -118,10 +117,10 @@ def _byte_pairs(own: Any) -> Tokenizer:
 
 
 def _with_cleaning(tokenizer: Tokenizer, clean: Callable[[str], str]) -> Tokenizer:
-    """The tokenizer, first doing to a text what open_clip does before it tokenises.
+    """The tokenizer with open_clip's cleaning of texts as its first steps.
 
-    That includes what ftfy does to whole texts (full-width letters and punctuation made narrow, curled quotes
-    straight), not its mending of garbled ones.
+    That includes ftfy's changes to valid texts (full-width letters and punctuation become narrow, curly quotes
+    straight), but not its repair of wrongly decoded ones.
     """
     from tokenizers import Regex, normalizers
 
@@ -141,40 +140,31 @@ def _with_cleaning(tokenizer: Tokenizer, clean: Callable[[str], str]) -> Tokeniz
     return tokenizer
 
 
-def _check_tokens(tokenizer: Tokenizer, towers: Towers, length: int, padding: int, fixed: bool) -> None:
-    """Raises DcclipError where the tokenizer gives other ids than the model's own."""
-    from dcclip_cli.exporters.samples import TEXTS
-
-    prepare(tokenizer, length, padding, fixed)
-    own = towers.tokenize(list(TEXTS))
-    found = np.asarray([encoding.ids for encoding in tokenizer.encode_batch(list(TEXTS))])
-    expected = own.ids.numpy()
+def _check_tokens(source: Source) -> None:
+    """Raises DcclipError if the tokenizer gives other ids than the model's own."""
+    expected = source.towers.tokenize(list(TEXTS)).ids.numpy()
+    found = np.asarray([one.ids for one in prepare(source).encode_batch(list(TEXTS))])
     width = min(found.shape[1], expected.shape[1])  # open_clip pads to the full length, which changes nothing
-    for text, mine, theirs in zip(TEXTS, found, expected, strict=True):
-        if list(mine[:width]) != list(theirs[:width]) or set(theirs[width:]) - {padding}:
+    for text, ids, own in zip(TEXTS, found, expected, strict=True):
+        if list(ids[:width]) != list(own[:width]) or set(own[width:]) - {source.padding_id}:
+            library = type(source.towers.model).__module__.split(".")[0]
             raise DcclipError(
-                f"{towers.name}: its tokenizer can't be had without {type(towers.model).__module__.split('.')[0]}: "
-                f"'{text[:30]}' would be cut differently",
+                f"{source.towers.name}: its tokenizer is not available without {library}: '{text[:30]}' would be "
+                "tokenized differently",
                 "export another model, or report this one",
             )
 
 
-def prepare(tokenizer: Tokenizer, context_length: int, padding_id: int, fixed: bool) -> Tokenizer:
-    """The tokenizer, made to cut texts at `context_length` and to pad the shorter ones of a batch."""
-    tokenizer.enable_truncation(context_length)
-    tokenizer.enable_padding(pad_id=padding_id, length=context_length if fixed else None)
+def prepare(source: Source) -> Tokenizer:
+    """The source's tokenizer, set to truncate texts and to pad the shorter texts of a batch."""
+    tokenizer = source.tokenizer
+    tokenizer.enable_truncation(source.context_length)
+    tokenizer.enable_padding(pad_id=source.padding_id, length=source.context_length if source.fixed else None)
     return tokenizer
 
 
-# ---- open_clip's text towers
-
-
-def _open_clip_context_length(towers: Any) -> int:
-    return int(getattr(towers.model, "text", towers.model).context_length)
-
-
 def _is_fixed(towers: Any) -> bool:
-    """Whether padding changes what an open_clip text tower says: it does unless a mask hides what comes later."""
+    """Whether padding changes the features of an open_clip text tower: it does unless a causal mask hides it."""
     from open_clip.transformer import TextTransformer
 
     text = getattr(towers.model, "text", None)
@@ -185,32 +175,28 @@ def _is_fixed(towers: Any) -> bool:
     return bool(text.cls_emb is not None or text.pool_type not in ("argmax", "eos") or text.attn_mask is None)
 
 
-# ---- preprocessing
-
-
 def _preprocessing(towers: Any) -> Preprocessing:
-    """What the library does to a picture, as a Preprocessing, tried. Raises DcclipError where it can't be said so."""
+    """The library's own preprocessing as a tested Preprocessing. Raises DcclipError if it is of another kind."""
     config = _transformers_config(towers.image_processor) if hasattr(towers, "image_processor") else None
     try:
         found = Preprocessing.from_config(config or dict(towers.model.visual.preprocess_cfg))
     except (ValueError, TypeError, AttributeError) as error:
-        raise DcclipError(f"{towers.name}: its preprocessing can't be exported: {error}", _OTHER) from None
-    for picture in _pictures():
-        theirs, mine = towers.preprocess(picture), found(picture)
-        if theirs.shape != mine.shape or not np.abs(theirs - mine).max() < 1e-3:
-            raise DcclipError(f"{towers.name}: its preprocessing is none of those that a bundle can do", _OTHER)
+        raise DcclipError(f"{towers.name}: its preprocessing cannot be exported: {error}", _OTHER) from None
+    random = np.random.default_rng(0)
+    for width, height in _SIZES:
+        image = Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8))
+        expected, actual = towers.preprocess(image), found(image)
+        if expected.shape != actual.shape or not np.abs(expected - actual).max() < 1e-3:
+            raise DcclipError(f"{towers.name}: bundles do not support its preprocessing", _OTHER)
     return found
 
 
-_OTHER = "export a model whose pictures are resized to a square, or by the shorter side and cropped to its middle"
-
-
 def _transformers_config(processor: Any) -> dict[str, Any]:
-    side = _sides(processor.size)
+    side = _side(processor.size)
     crops = bool(getattr(processor, "do_center_crop", False))
-    if crops and (cropped := _sides(processor.crop_size)) != side:
+    if crops and (cropped := _side(processor.crop_size)) != side:
         raise ValueError(f"it crops {side} to {cropped}")
-    names = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
+    names = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
     return {
         "size": side,
         "mean": tuple(processor.image_mean) if processor.do_normalize else (0.0, 0.0, 0.0),
@@ -220,13 +206,8 @@ def _transformers_config(processor: Any) -> dict[str, Any]:
     }
 
 
-def _sides(size: Mapping[str, int] | int) -> int:
+def _side(size: Mapping[str, int] | int) -> int:
     values = {int(value) for value in dict(size).values() if value} if not isinstance(size, int) else {size}
     if len(values) != 1:
-        raise ValueError(f"its pictures are no squares: {size}")
+        raise ValueError(f"its images are not square: {size}")
     return values.pop()
-
-
-def _pictures() -> Sequence[Image.Image]:
-    random = np.random.default_rng(0)
-    return [Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)) for width, height in _SIZES]

@@ -1,4 +1,4 @@
-"""How big and how fast a loaded model is, here and now."""
+"""Size and latency of a loaded model on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEXT = "一只在雪地里的狗 a dog in the snow"
 
 @dataclass(frozen=True)
 class Footprint:
-    """`image_ms` and `text_ms` are medians for one image or one short text, on one thread, preprocessing left out."""
+    """`image_ms` and `text_ms` are medians for one image or one short text, without preprocessing."""
 
     parameters: int
     size_bytes: int
@@ -28,9 +28,9 @@ class Footprint:
 
 
 def footprint(model: Encoder, budget_s: float = 1.0, threads: int = 1) -> Footprint:
-    """A model's size and latency. Not for comparing machines, nor runs made while something else was running.
+    """A model's size and latency. Not for comparing machines, or measurements made next to other work.
 
-    `threads` are torch's; a bundle is loaded with its own.
+    `threads` are torch's; a bundle is loaded with its own number.
     """
     pixels = model.preprocess(Image.new("RGB", (256, 256), "white"))[np.newaxis]
     with _torch_threads(threads):
@@ -40,7 +40,7 @@ def footprint(model: Encoder, budget_s: float = 1.0, threads: int = 1) -> Footpr
 
 
 def peak_bytes() -> int | None:
-    """The most memory that this process has held so far; None on Windows, which does not say."""
+    """The peak memory of this process so far; None on Windows, which does not report it."""
     try:
         import resource
     except ImportError:
@@ -62,7 +62,7 @@ def _median_ms(call: Callable[[], object], budget_s: float) -> float:
 
 @contextmanager
 def _torch_threads(wanted: int) -> Iterator[None]:
-    torch = sys.modules.get("torch")  # where it isn't loaded, the model doesn't use it
+    torch = sys.modules.get("torch")  # if it is not loaded, the model does not use it
     if torch is None:
         yield
         return

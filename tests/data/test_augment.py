@@ -1,4 +1,4 @@
-"""Random changes of pictures: replayable, and what each of them does."""
+"""Random changes of images: replayable, and what each of them does."""
 
 import numpy as np
 import pytest
@@ -52,32 +52,32 @@ def test_the_defaults_put_transparency_on_white() -> None:
     assert (flat.getpixel((0, 0)), flat.getpixel((20, 20))) == ((255, 255, 255), (255, 0, 0))
 
 
-def test_the_same_seed_sample_and_repeat_give_the_same_picture() -> None:
+def test_the_same_seed_sample_and_augmentation_give_the_same_image() -> None:
     first, again = (ALL(disc(), generator(3, 1234, 5)).tobytes() for _ in range(2))
     assert first == again
 
 
-def test_seed_sample_and_repeat_each_give_other_numbers() -> None:
+def test_seed_sample_and_augmentation_each_give_other_numbers() -> None:
     numbers = {generator(*key).random() for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]}
     assert len(numbers) == 4
 
 
-def test_samples_and_repeats_never_share_their_numbers() -> None:
-    numbers = [generator(0, index, repeat).random() for index in range(50) for repeat in range(50)]
+def test_samples_and_augmentations_never_share_their_numbers() -> None:
+    numbers = [generator(0, index, augmentation).random() for index in range(50) for augmentation in range(50)]
     assert len(set(numbers)) == 2500
 
 
-def test_a_random_background_shows_only_where_the_picture_is_transparent() -> None:
+def test_a_random_background_shows_only_where_the_image_is_transparent() -> None:
     corners = set()
-    for repeat in range(20):
-        image = Augment(background="random")(disc(), generator(0, 0, repeat))
+    for augmentation in range(20):
+        image = Augment(background="random")(disc(), generator(0, 0, augmentation))
         assert image.getpixel((20, 20)) == (255, 0, 0)
         corners.add(image.getpixel((0, 0)))
     assert (255, 255, 255) in corners  # a quarter of the time
     assert len(corners) > 10
 
 
-def test_a_crop_keeps_the_share_of_the_area_that_was_drawn() -> None:
+def test_a_crop_keeps_the_fraction_of_the_area_that_was_drawn() -> None:
     # sides: sqrt(0.25 + 0.75 * draw) * 40, at draw 0 a half; the corner is draw * (40 - side)
     cropped = fixed(Augment(crop=0.25), quarters(), 0.0)
     assert cropped.size == (20, 20)
@@ -85,7 +85,7 @@ def test_a_crop_keeps_the_share_of_the_area_that_was_drawn() -> None:
     assert fixed(Augment(crop=0.25), quarters(), 1.0).size == (40, 40)
 
 
-def test_a_zoom_below_one_shrinks_the_picture_into_its_background() -> None:
+def test_a_zoom_below_one_shrinks_the_image_into_its_background() -> None:
     small = fixed(Augment(scale=(0.5, 0.5)), quarters(), 0.5)
     assert small.size == (40, 40)
     assert small.getpixel((5, 5)) == (255, 255, 255)
@@ -113,7 +113,7 @@ def test_a_rotation_by_ninety_degrees_turns_the_quarters() -> None:
 
 
 @pytest.mark.parametrize(("draw", "flipped"), [(0.4, True), (0.6, False)])
-def test_flip_mirrors_half_of_the_pictures(draw: float, flipped: bool) -> None:
+def test_flip_mirrors_half_of_the_images(draw: float, flipped: bool) -> None:
     image = fixed(Augment(flip=True), quarters(), draw)
     assert (image.getpixel((0, 0)) == (0, 255, 0)) == flipped
 
@@ -136,7 +136,7 @@ def test_blur_softens_an_edge() -> None:
     assert 0 < edge[1] < 255
 
 
-def test_every_change_at_once_keeps_the_picture_rgb_and_whole_numbers() -> None:
+def test_every_change_at_once_keeps_the_image_rgb_and_whole_numbers() -> None:
     image = ALL(quarters(), generator(0, 7, 3))
     assert image.mode == "RGB"
     assert min(image.size) >= 1

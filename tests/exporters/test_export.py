@@ -140,7 +140,7 @@ def test_a_bundle_too_far_from_its_model_leaves_what_was_there_before(model_fold
 
 
 def test_a_bundle_can_not_be_exported_again(exported: ExportResult, tmp_path: Path) -> None:
-    with pytest.raises(DcclipError, match="is a bundle already"):
+    with pytest.raises(DcclipError, match="is already a bundle"):
         export(options=ExportOptions(), model=resolve(str(exported.folder)), out=tmp_path / "out")
 
 

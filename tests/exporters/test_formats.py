@@ -118,7 +118,7 @@ def test_open_clip_loads_its_directory_in_half_precision(model_folder: Path, pai
 
 
 def test_an_open_clip_directory_is_made_of_another_such_only(altclip_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DcclipError, match="is no open_clip model directory"):
+    with pytest.raises(DcclipError, match="is not an open_clip model directory"):
         export(options=ExportOptions(format="open_clip"), model=resolve(f"hf:{altclip_folder}"), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -126,8 +126,8 @@ def test_an_open_clip_directory_is_made_of_another_such_only(altclip_folder: Pat
 @pytest.mark.parametrize(
     ("image", "complaint"),
     [
-        ({"timm": "mobilenetv4_conv_small_050"}, "projects pictures with a bias: transformers"),
-        ({"timm": "test_resnet", "projection": "mlp"}, "projects pictures by more than one matrix"),
+        ({"timm": "mobilenetv4_conv_small_050"}, "projects images with a bias"),
+        ({"timm": "test_resnet", "projection": "mlp"}, "projects images by more than one matrix"),
     ],
 )
 def test_projections_that_transformers_has_no_place_for_are_refused(

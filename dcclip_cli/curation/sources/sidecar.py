@@ -15,9 +15,9 @@ from pydantic import Field
 from dcclip_cli.curation.candidate import Candidate, Drop, Slice
 from dcclip_cli.curation.sources.base import HINT, TOLD, SourceOptions, Told, by_language, files_of, key_prefix
 from dcclip_cli.data.files.reading import (
+    ALL_IMAGE_SUFFIXES,
     MAX_IMAGE_BYTES,
     MAX_TEXT_BYTES,
-    PICTURE_SUFFIXES,
     Fault,
     Folder,
     Member,
@@ -137,7 +137,7 @@ class FolderSource(SourceOptions):
                 # isdir also answers where links form a circle.
                 if os.path.isdir(entry.path) and (self.allow_outside or not entry.is_symlink()):
                     yield (*parts, entry.name), above
-                elif os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES:
+                elif os.path.splitext(entry.name)[1].lower() in ALL_IMAGE_SUFFIXES:
                     yield (*parts, entry.name), None
 
 
@@ -211,7 +211,7 @@ def _key_and_role(name: str) -> tuple[str, str | None]:
         if name.lower().endswith(f".{suffix}"):
             return name[: -len(suffix) - 1], suffix
     stem, dot, suffix = name.rpartition(".")
-    return (stem, _IMAGE) if f"{dot}{suffix}".lower() in PICTURE_SUFFIXES else (name, None)
+    return (stem, _IMAGE) if f"{dot}{suffix}".lower() in ALL_IMAGE_SUFFIXES else (name, None)
 
 
 def _name_fault(name: str) -> Drop | None:

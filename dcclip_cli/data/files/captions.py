@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, TextIO
 
 from dcclip_cli.data.files.lines import Row, lines
 from dcclip_cli.data.files.reading import (
+    ALL_IMAGE_SUFFIXES,
     MAX_IMAGE_BYTES,
     MAX_TEXT_BYTES,
-    PICTURE_SUFFIXES,
     Drop,
     Fault,
     Folder,
@@ -42,7 +42,7 @@ class Named(NamedTuple):
 def identity(name: str) -> str:
     """An image's name without what differs between files: `COCO_val2014_000000000042.jpg` is `000000000042`."""
     stem, suffix = os.path.splitext(name)
-    folder, slash, last = (stem if suffix.lower() in PICTURE_SUFFIXES else name).rpartition("/")
+    folder, slash, last = (stem if suffix.lower() in ALL_IMAGE_SUFFIXES else name).rpartition("/")
     return folder + slash + _COCO.sub("", last)
 
 
@@ -62,9 +62,9 @@ class Places:
         return self._folder.read(self.find(name) or self._folder.path / name, MAX_IMAGE_BYTES, "image")
 
     def _tried(self, name: str) -> list[Path]:
-        known = os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
-        endings = ("",) if known else (*PICTURE_SUFFIXES, *(suffix.upper() for suffix in PICTURE_SUFFIXES[:2]), "")
-        names = [name + ending for ending in endings] + [identity(name) + suffix for suffix in PICTURE_SUFFIXES[:3]]
+        known = os.path.splitext(name)[1].lower() in ALL_IMAGE_SUFFIXES
+        endings = ("",) if known else (*ALL_IMAGE_SUFFIXES, *(suffix.upper() for suffix in ALL_IMAGE_SUFFIXES[:2]), "")
+        names = [name + ending for ending in endings] + [identity(name) + suffix for suffix in ALL_IMAGE_SUFFIXES[:3]]
         return [Path(folder, one) for folder in self._within for one in names if "\0" not in one]
 
 

@@ -14,11 +14,10 @@ from typing import IO, Any, NamedTuple, cast
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_IMAGE_BYTES = 64_000_000
-MAX_RECORD_BYTES = 1_000_000  # of one KEY.json; captions are short
-MAX_TEXT_BYTES = 1_000_000  # of a caption file, of a row in a table, of the record beside an image
+MAX_TEXT_BYTES = 1_000_000  # of a row in a table, of a caption file or a record next to an image; captions are short
 MAX_DEPTH = 32  # of lists in lists in metadata
 # Suffixes of image files. Those of formats that no recipe keeps are read as well, so that their drop is counted.
-PICTURE_SUFFIXES = (
+ALL_IMAGE_SUFFIXES = (
     *IMAGE_SUFFIXES,
     *(".jfif", ".jpe", ".gif", ".bmp", ".tif", ".tiff", ".svg", ".avif", ".heic", ".jp2", ".ico"),
 )
@@ -154,7 +153,7 @@ def tar_members(file: Path) -> Iterator[Member]:
 
 
 def _cut(size: int) -> Drop:
-    return Drop("tar-cut", f"the file ends after {size:,} bytes, in the midst of the tar")
+    return Drop("tar-cut", f"the file ends after {size:,} bytes, in the middle of the tar")
 
 
 class _Bounded:

@@ -1,4 +1,4 @@
-"""Directories that open_clip and transformers load."""
+"""Formats for open_clip and transformers: directories that these libraries load."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from dcclip_cli.predict.encoder import Encoder
 
 
+_OTHER = "use --format onnx or --format open_clip"
+
+
 class OpenClip(Format):
-    """A copy of the model directory, its weights in fp32 or fp16."""
+    """A copy of the model directory, with weights in fp32 or fp16."""
 
     name = "open_clip"
     precisions = ("fp32", "fp16")
@@ -36,9 +39,8 @@ class OpenClip(Format):
         from dcclip_cli.model.model_dir import WEIGHTS
 
         if source.folder is None:
-            raise DcclipError(
-                f"{source.towers.name} is no open_clip model directory", "export it with --format onnx or transformers"
-            )
+            what = f"{source.towers.name} is not an open_clip model directory"
+            raise DcclipError(what, "export it with --format onnx or transformers")
         shutil.copytree(source.folder, folder, dirs_exist_ok=True)
         if precision == "fp16":
             weights = load_file(folder / WEIGHTS)
@@ -52,11 +54,11 @@ class OpenClip(Format):
         return TorchEncoder(load_model(folder))
 
 
-_OTHER = "say --format onnx or --format open_clip"
-
-
 class Transformers(Format):
-    """A student as VisionTextDualEncoderModel of a TimmWrapperModel and a CLIPTextModel; others as they are."""
+    """A student as a VisionTextDualEncoderModel of a TimmWrapperModel and a CLIPTextModel.
+
+    Models of transformers are saved unchanged.
+    """
 
     name = "transformers"
     precisions = ("fp32", "fp16")
@@ -88,7 +90,7 @@ def _model(source: Source) -> Any:
     from transformers import CLIPTextConfig, TimmWrapperConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
     if source.folder is None:
-        raise DcclipError(f"{source.towers.name} is no model directory of a student", _OTHER)
+        raise DcclipError(f"{source.towers.name} is not a model directory of a student", _OTHER)
     config = json.loads((source.folder / "open_clip_config.json").read_text("utf-8"))["model_cfg"]
     image, text = config["vision_cfg"], config["text_cfg"]
     weights: dict[str, Tensor] = dict(source.towers.model.state_dict())
@@ -124,30 +126,30 @@ def _model(source: Source) -> Any:
 
 
 def _projection(source: Source, weights: dict[str, Tensor]) -> str:
-    """The name of the image tower's projection: behind the network, or in place of its classifier, its bias 0."""
+    """The name of the image tower's projection: after the network, or in place of its classifier, with a bias of 0."""
     towers, visual = source.towers, source.towers.model.visual
     if not hasattr(visual, "trunk") or "text.text_projection" not in weights:
-        raise DcclipError(f"{towers.name} has other towers than dcclip's students", _OTHER)
+        raise DcclipError(f"{towers.name} does not have the towers of a dcclip student", _OTHER)
     behind = "visual.head.proj.weight"
     if behind in weights:
         return behind
     inside = f"visual.trunk.{visual.trunk.pretrained_cfg['classifier']}"
     if len(visual.head) or f"{inside}.weight" not in weights:
         raise DcclipError(
-            f"{towers.name} projects pictures by more than one matrix, all that transformers' "
-            "VisionTextDualEncoderModel has a place for",
+            f"{towers.name} projects images by more than one matrix, which transformers' VisionTextDualEncoderModel "
+            "does not support",
             _OTHER,
         )
     if weights[f"{inside}.bias"].any():
         raise DcclipError(
-            f"{towers.name} projects pictures with a bias: transformers' VisionTextDualEncoderModel takes none",
+            f"{towers.name} projects images with a bias, which VisionTextDualEncoderModel does not support",
             f"{_OTHER}; students trained from now on have none",
         )
     return f"{inside}.weight"
 
 
 def _renamed(weights: dict[str, Tensor], projection: str, end: int) -> dict[str, Tensor]:
-    """open_clip's weights under transformers' names; row `end` of the embedding changes places with the last."""
+    """open_clip's weights under transformers' names; row `end` of the embedding is exchanged with the last."""
     import torch
 
     layer_parts = {
@@ -188,8 +190,8 @@ def _renamed(weights: dict[str, Tensor], projection: str, end: int) -> dict[str,
 def _tokenizer(source: Source) -> Any:
     """The student's tokenizer with its end token last.
 
-    A CLIPTextModel whose end token has the id 2 pools at the largest id instead: a rule for old checkpoints, which
-    students' tokenizers would fall under.
+    A CLIPTextModel whose end token has the id 2, as students' do, pools at the largest id instead: transformers' rule
+    for old checkpoints.
     """
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""Rows are found again from any cut, whatever the file holds."""
+"""Lines, CSV records and JSON lists of large files are read in pieces, whatever the file contains."""
 
 import csv
 import io
@@ -23,13 +23,13 @@ def test_lines_come_with_their_number_and_offset() -> None:
     ]
 
 
-def test_a_line_over_the_limit_is_passed_over() -> None:
+def test_a_line_over_the_limit_is_skipped() -> None:
     stream = io.BytesIO(b"abcd\n" + b"x" * 6 + b"\nabcde")
     assert [row.content for row in lines(stream, 5)] == [b"abcd\n", None, b"abcde"]
 
 
 @given(_TEXT, st.integers(1, 5))
-def test_cuts_of_lines_are_where_every_so_many_lines_end(text: bytes, size: int) -> None:
+def test_cuts_of_lines_are_after_each_number_of_lines(text: bytes, size: int) -> None:
     cuts = list(line_cuts(io.BytesIO(text), size))
     rows = text.split(b"\n") if not text.endswith(b"\n") else text.split(b"\n")[:-1]
     rows = rows if text else []
@@ -61,7 +61,7 @@ def test_records_are_the_rows_that_a_csv_writer_wrote(rows: list[list[str]], siz
 
 
 @given(_TEXT, st.integers(1, 3), st.integers(1, 20))
-def test_reading_from_a_cut_gives_the_records_that_reading_on_gives(text: bytes, size: int, limit: int) -> None:
+def test_reading_from_the_cuts_gives_the_records_of_reading_the_whole(text: bytes, size: int, limit: int) -> None:
     whole = list(records(io.BytesIO(text), limit))
     parts = []
     for cut in record_cuts(io.BytesIO(text), size, limit):
@@ -71,7 +71,7 @@ def test_reading_from_a_cut_gives_the_records_that_reading_on_gives(text: bytes,
     assert parts == whole
 
 
-def test_a_quote_that_is_never_closed_costs_its_own_line_only() -> None:
+def test_a_quote_that_is_never_closed_loses_its_own_line_only() -> None:
     text = b'1,"open\n' + b"2,b\n" * 5 + b'3,"c\nd"\n'
     assert [(row.number, row.content) for row in records(io.BytesIO(text), 16)] == [
         (1, b'1,"open\n'),
@@ -88,7 +88,7 @@ def items(tmp_path: Path, text: str | bytes, *keys: str) -> list[tuple[str, obje
     return list(json_items(tmp_path / "a.json", keys))
 
 
-def test_the_elements_of_lists_come_in_the_order_of_the_file(tmp_path: Path) -> None:
+def test_the_elements_of_lists_are_in_the_order_of_the_file(tmp_path: Path) -> None:
     text = '\ufeff{"info": {"a": [1]}, "b": [ {"猫": 1} , 2], "c": [], "d": [3], "n": 12.5e3, "b": [null]}'
     assert items(tmp_path, text, "b", "d") == [("b", {"猫": 1}), ("b", 2), ("d", 3), ("b", None)]
     assert items(tmp_path, " [1, [2]]", "") == [("", 1), ("", [2])]
@@ -107,7 +107,7 @@ def test_windows_of_any_size_give_the_same_elements(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     "text", ["", "1", '{"a": [1, 2', '{"a": [1 2]}', '{"a"', "[1,]", b"[\xff]", "[" * 100_000, "[" + "9" * 5000 + "]"]
 )
-def test_what_is_no_json_raises(tmp_path: Path, text: str | bytes) -> None:
+def test_a_file_that_is_not_json_is_an_error(tmp_path: Path, text: str | bytes) -> None:
     with pytest.raises((ValueError, RecursionError)):
         items(tmp_path, text, "a", "")
 

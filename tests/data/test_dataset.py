@@ -1,4 +1,4 @@
-"""Reading pairs back from every form they come in."""
+"""Datasets of pairs: every file layout gives back the pairs that were written, and says what is wrong with a file."""
 
 import hashlib
 import io
@@ -6,12 +6,14 @@ import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dcclip_cli.data.dataset import open_pairs, write_parquet
-from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.dataset import ConcatDataset, open_pairs, write_embeddings, write_parquet
+from dcclip_cli.data.pair import Language, Pair
+from dcclip_cli.data.unpaired import open_images, open_texts
 from dcclip_cli.errors import DcclipError
 
 CAT = Pair(key="cat", image=b"\x89PNG cat", zh=("猫", "小猫"), en=("cat",), meta={"licence": "CC0", "作者": "李"})
@@ -32,12 +34,12 @@ def write_tar(file: Path, *pairs: Pair, suffix: str = ".jpg") -> None:
             add(archive, pair.key + ".json", json.dumps(record, ensure_ascii=False).encode())
 
 
-def test_parquet_gives_back_the_very_pairs_that_were_written(tmp_path: Path) -> None:
+def test_parquet_gives_back_the_pairs_that_were_written(tmp_path: Path) -> None:
     write_parquet(tmp_path / "pairs.parquet", [CAT, DOG])
-    table = open_pairs(tmp_path / "pairs.parquet")
-    assert list(table) == [CAT, DOG]
-    assert table.captions("zh") == [("猫", "小猫"), ()]
-    assert table.captions("en") == [("cat",), ("dog", "hound")]
+    dataset = open_pairs(tmp_path / "pairs.parquet")
+    assert list(dataset) == [CAT, DOG]
+    assert dataset.captions("zh") == [("猫", "小猫"), ()]
+    assert dataset.captions("en") == [("cat",), ("dog", "hound")]
 
 
 def test_the_same_pairs_make_the_same_parquet_bytes(tmp_path: Path) -> None:
@@ -46,7 +48,7 @@ def test_the_same_pairs_make_the_same_parquet_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
-def test_a_tar_gives_back_the_very_pairs(tmp_path: Path) -> None:
+def test_a_tar_gives_back_the_pairs_that_were_written(tmp_path: Path) -> None:
     write_tar(tmp_path / "000000.tar", CAT, DOG)
     assert list(open_pairs(tmp_path / "000000.tar")) == [CAT, DOG]
 
@@ -65,7 +67,7 @@ def test_a_caption_that_is_a_plain_string_counts_as_one_caption(tmp_path: Path) 
     assert (pair.zh, pair.en) == (("一只猫",), ("a cat",))
 
 
-def test_members_of_a_tar_that_are_no_whole_pair_are_passed_over(tmp_path: Path) -> None:
+def test_members_of_a_tar_that_are_no_whole_pair_are_skipped(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         add(archive, "no-caption.jpg", b"image")
         add(archive, "no-image.json", b'{"en": "nothing"}')
@@ -93,7 +95,7 @@ def test_columns_beyond_key_and_image_may_be_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "what"),
     [
         ("none.parquet", None, "does not exist"),
         ("text.parquet", b"key,image", "is not a Parquet file"),
@@ -102,16 +104,18 @@ def test_columns_beyond_key_and_image_may_be_missing(tmp_path: Path) -> None:
         ("empty.tar", bytes(10240), "has no pairs"),
     ],
 )
-def test_what_holds_no_pairs_is_named_with_a_hint(tmp_path: Path, name: str, content: bytes | None, said: str) -> None:
+def test_a_path_without_pairs_is_an_error_with_a_hint(
+    tmp_path: Path, name: str, content: bytes | None, what: str
+) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(DcclipError, match=said) as raised:
+    with pytest.raises(DcclipError, match=what) as raised:
         open_pairs(tmp_path / name)
     assert name in raised.value.what
     assert raised.value.hint
 
 
-def test_a_parquet_file_without_images_is_refused_by_the_column_it_lacks(tmp_path: Path) -> None:
+def test_a_parquet_file_without_images_is_refused_with_the_missing_column(tmp_path: Path) -> None:
     pq.write_table(pa.table({"key": ["1"], "url": ["x"]}), tmp_path / "a.parquet")
     with pytest.raises(DcclipError, match=r"no column image \(found: key, url\)"):
         open_pairs(tmp_path / "a.parquet")
@@ -126,8 +130,52 @@ def test_a_broken_record_in_a_tar_is_named(tmp_path: Path, record: bytes) -> Non
         open_pairs(tmp_path / "a.tar")
 
 
-def test_a_tar_cut_off_in_a_member_is_refused(tmp_path: Path) -> None:
-    write_tar(tmp_path / "a.tar", Pair("1", bytes(5000), en=("x",)), Pair("2", bytes(5000), en=("y",)))
-    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:9000])
-    with pytest.raises(DcclipError, match="is not a readable tar file"):
-        open_pairs(tmp_path / "a.tar")
+def test_a_tar_that_is_cut_in_a_member_or_a_header_is_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "whole.tar", Pair("1", bytes(5000), en=("x",)), Pair("2", bytes(5000), en=("y",)))
+    whole = (tmp_path / "whole.tar").read_bytes()
+    for content in (whole[:9000], whole[:6656] + b"no header" * 200):  # the second pair begins at byte 6,656
+        (tmp_path / "cut.tar").write_bytes(content)
+        with pytest.raises(DcclipError, match="is not a readable tar file"):
+            open_pairs(tmp_path / "cut.tar")
+    (tmp_path / "cut.tar").write_bytes(whole[:6656])  # only the end mark is missing
+    assert [pair.key for pair in open_pairs(tmp_path / "cut.tar")] == ["1"]
+
+
+# ---- embeddings in place of images
+
+
+def test_embeddings_are_read_back_and_asking_for_an_image_is_an_error(tmp_path: Path) -> None:
+    vectors = np.asarray([[1, 0], [0, 1]], np.float32)
+    captions: dict[Language, list[list[str]]] = {"zh": [["猫", "猫咪"], ["狗"]], "en": [["cat"], ["dog"]]}
+    write_embeddings(tmp_path / "a.parquet", ["cat", "dog"], vectors, captions)
+    dataset = open_pairs(tmp_path / "a.parquet")
+    assert dataset.embeddings is not None
+    assert dataset.embeddings.tolist() == vectors.tolist()
+    assert dataset.captions("zh") == [("猫", "猫咪"), ("狗",)]
+    with pytest.raises(DcclipError, match="has embeddings, no images"):
+        dataset[0]
+
+
+@pytest.mark.parametrize("bad", [[[1.0, 2.0], [1.0]], [[1.0, float("nan")], [0.0, 1.0]]])
+def test_vectors_of_unequal_length_or_not_finite_are_refused(bad: list[list[float]], tmp_path: Path) -> None:
+    pq.write_table(pa.table({"key": ["a", "b"], "embedding": bad}), tmp_path / "bad.parquet")
+    with pytest.raises(DcclipError, match="not vectors of one length"):
+        open_pairs(tmp_path / "bad.parquet")
+
+
+# ---- several datasets as one
+
+
+def test_indices_continue_through_the_datasets_and_so_do_their_files(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "pairs.parquet", [CAT, DOG])
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").write_bytes(b"an image")
+    (tmp_path / "texts.tsv").write_text("蓝色的猫\tblue cat\n", "utf-8")
+    parts = [open_pairs(tmp_path / "pairs.parquet"), open_images(tmp_path / "images")]
+    joined = ConcatDataset([*parts, open_texts(tmp_path / "texts.tsv")])
+    assert (len(joined), joined.num_images, joined.firsts) == (4, 3, [0, 2, 3, 4])
+    assert joined[1] == DOG
+    assert joined[2] == Pair("a.png", b"an image")
+    assert joined.captions("zh") == [("猫", "小猫"), (), (), ("蓝色的猫",)]
+    assert joined.file_digests[1] == hashlib.sha256(b"an image").digest()
+    assert joined.image_digest(2) == hashlib.blake2b(b"an image", digest_size=16).digest()

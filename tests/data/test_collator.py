@@ -1,0 +1,196 @@
+"""Batches: augmented images, chosen captions, and the same ones whenever they are read."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dcclip_cli.data.augment import Augment
+from dcclip_cli.data.collator import ImageCache, first_captions
+from dcclip_cli.data.dataset import ConcatDataset, open_pairs, write_embeddings, write_parquet
+from dcclip_cli.data.options import CaptionOptions
+from dcclip_cli.data.pair import Pair, PairDataset
+from dcclip_cli.data.unpaired import open_images, open_texts
+from dcclip_cli.errors import DcclipError
+from tests.data.tiny import collate, to_side_8
+
+AUGMENT = Augment(rotate=20, colour=0.3)
+
+
+def dataset_of(tmp_path: Path, *pairs: Pair) -> PairDataset:
+    write_parquet(tmp_path / "pairs.parquet", pairs)
+    return open_pairs(tmp_path / "pairs.parquet")
+
+
+@pytest.fixture
+def joined(pairs_file: Path, pairs: list[Pair], tmp_path: Path) -> ConcatDataset:
+    """40 pairs, three images without captions, two lines of parallel text."""
+    for number, pair in enumerate(pairs[:3]):
+        (tmp_path / f"{number}.png").write_bytes(pair.image)
+    (tmp_path / "texts.tsv").write_text("蓝色的猫\tblue cat\n绿色的狗\tgreen dog\n", "utf-8")
+    return ConcatDataset([open_pairs(pairs_file), open_images(tmp_path), open_texts(tmp_path / "texts.tsv")])
+
+
+# ---- images
+
+
+def test_a_sample_is_the_same_whenever_and_in_whatever_batch_it_is_read(pairs_file: Path) -> None:
+    collator = collate(open_pairs(pairs_file), augment=AUGMENT)
+    first, again, alone = (collator.batch(samples) for samples in ([(0, 3), (5, 3)], [(0, 3), (5, 3)], [(5, 3)]))
+    assert torch.equal(first.pixels, again.pixels) and torch.equal(first.pixels[1:], alone.pixels)
+    for language in ("zh", "en"):
+        captions = first.texts[language].captions
+        assert captions == again.texts[language].captions
+        assert captions[1:] == alone.texts[language].captions
+
+
+def test_another_epoch_has_another_augmentation_unless_their_number_is_fixed(pairs_file: Path) -> None:
+    dataset = open_pairs(pairs_file)
+    free, fixed = (collate(dataset, augment=AUGMENT, num_augmentations=count) for count in (0, 2))
+    assert not torch.equal(free.batch([(0, 0)]).pixels, free.batch([(0, 2)]).pixels)
+    assert torch.equal(fixed.batch([(0, 0)]).pixels, fixed.batch([(0, 2)]).pixels)
+    assert fixed.batch([(0, 5)]).augmentation_index.tolist() == [1]
+
+
+def test_a_teacher_sees_the_same_augmented_image_through_its_own_preprocessing(pairs_file: Path) -> None:
+    teacher = (lambda image: -to_side_8(image),)
+    batch = collate(open_pairs(pairs_file), augment=AUGMENT, teacher_preprocess=teacher).batch([(0, 0), (1, 0)])
+    assert torch.equal(batch.teacher_pixels[0], -batch.pixels)
+
+
+def test_an_unreadable_image_is_named_with_its_file_and_key(tmp_path: Path) -> None:
+    collator = collate(dataset_of(tmp_path, Pair("the-broken-one", b"no image", zh=("猫",), en=("cat",))))
+    with pytest.raises(DcclipError, match=r"pairs\.parquet: pair the-broken-one: .* is not a readable image"):
+        collator.batch([(0, 0)])
+    assert isinstance(collator.__getitems__([(0, 0)]), DcclipError)  # a worker returns the error with its hint
+
+
+@pytest.mark.parametrize("augmentations", [0, 2])
+def test_an_image_from_the_cache_is_the_image_that_would_be_made(pairs_file: Path, augmentations: int) -> None:
+    caching, *fresh = (
+        collate(open_pairs(pairs_file), augment=AUGMENT, num_augmentations=augmentations) for _ in range(6)
+    )
+    for epoch, collator in zip((0, 1, 0, 1, 2), fresh, strict=True):
+        samples = [(0, epoch), (1, epoch)]
+        assert torch.equal(caching.batch(samples).pixels, collator.batch(samples).pixels)
+
+
+@pytest.mark.parametrize(("mode", "fit"), [("RGB", 3), ("RGBA", 2)])
+def test_the_cache_makes_each_image_once_up_to_its_limit(mode: str, fit: int) -> None:
+    cache = ImageCache(limit=999)
+    made: list[Image.Image] = []
+
+    def make() -> Image.Image:
+        made.append(Image.new(mode, (10, 10), len(made)))
+        return made[-1]
+
+    first = cache.get((3, 0), make)
+    assert cache.get((3, 0), make) is first is not cache.get((3, 1), make)
+    for _ in range(2):
+        for augmentation in range(4):
+            cache.get((3, augmentation), make)
+    assert len(made) == 4 + (4 - fit)
+
+
+# ---- captions
+
+
+def test_image_index_is_the_image_that_a_caption_belongs_to(tmp_path: Path, pairs: list[Pair]) -> None:
+    image = pairs[0].image
+    dataset = dataset_of(
+        tmp_path,
+        Pair("a", image, zh=("猫",), en=("a cat",)),
+        Pair("b", image, en=("dog",)),
+        Pair("c", image, zh=("小鸟",)),
+    )
+    texts = collate(dataset).batch([(2, 0), (1, 0), (0, 0)]).texts
+    assert (texts["zh"].image_index.tolist(), texts["zh"].captions) == ([0, 2], ["小鸟", "猫"])
+    assert (texts["en"].image_index.tolist(), texts["en"].captions) == ([1, 2], ["dog", "a cat"])
+    assert texts["zh"].tokens.ids.tolist() == [[2], [1]]
+
+
+def test_the_first_caption_is_chosen_as_often_as_asked(pairs_file: Path) -> None:
+    dataset = open_pairs(pairs_file)
+    always, half, never = (collate(dataset, {"first": first}) for first in (1, 0.5, 0))
+    for epoch in range(5):
+        assert always.batch([(0, epoch)]).texts["en"].captions == ["red circle"]
+        assert never.batch([(0, epoch)]).texts["zh"].captions != ["红色的圆"]
+    drawn = [
+        caption for epoch in range(25) for caption in half.batch([(i, epoch) for i in range(8)]).texts["zh"].captions
+    ]
+    firsts = sum(caption in first_captions(dataset, "zh") for caption in drawn)
+    assert 75 <= firsts <= 125  # of 200; 3.5 standard deviations
+
+
+def test_second_caption_adds_one_of_the_other_captions_to_the_first(pairs_file: Path) -> None:
+    texts = collate(open_pairs(pairs_file), {"second_caption": True}).batch([(0, 0)]).texts
+    assert texts["zh"].captions == ["红色的圆"]
+    assert texts["en"].captions == ["red circle"]
+    assert texts["zh-other"].captions[0] in ("一张圆的图片", "圆")
+    assert texts["en-other"].captions[0] in ("a picture of a circle", "circle")
+
+
+def test_the_old_names_of_the_caption_keys_still_work() -> None:
+    old = CaptionOptions.model_validate({"also_other": True, "share": 0.5})
+    assert old == CaptionOptions(second_caption=True, caption_fraction=0.5)
+
+
+def test_only_the_languages_asked_for_are_read(pairs_file: Path) -> None:
+    assert set(collate(open_pairs(pairs_file), {"languages": ("zh",)}).batch([(0, 0)]).texts) == {"zh"}
+
+
+def test_a_batch_without_captions_of_a_language_is_an_error(tmp_path: Path, pairs: list[Pair]) -> None:
+    with pytest.raises(DcclipError, match="a whole batch has no 'zh' captions") as raised:
+        collate(dataset_of(tmp_path, Pair("a", pairs[0].image, en=("cat",)))).batch([(0, 0)])
+    assert "captions.languages" in raised.value.hint
+
+
+def test_a_fraction_of_the_pairs_has_captions_and_every_pair_its_image(pairs_file: Path) -> None:
+    samples = [(index, 0) for index in range(8)]
+    everything, quarter, one = (
+        collate(open_pairs(pairs_file), {"caption_fraction": fraction}).batch(samples) for fraction in (1, 0.25, 0.01)
+    )
+    assert quarter.pixels.shape == everything.pixels.shape
+    assert quarter.texts["zh"].image_index.tolist() == quarter.texts["en"].image_index.tolist() == [0, 1]
+    assert quarter.texts["zh"].captions == everything.texts["zh"].captions[:2]
+    assert len(one.texts["en"].captions) == 1
+
+
+# ---- images without captions, texts without images, embeddings in place of images
+
+
+def test_texts_without_images_have_numbers_after_the_images(joined: ConcatDataset) -> None:
+    batch = collate(joined, {"first": 1}).batch([(0, 0), (41, 0), (43, 0), (44, 0)])
+    assert batch.pixels.shape == (2, 3, 8, 8) and batch.lines == 2
+    assert batch.texts["zh"].image_index.tolist() == batch.texts["en"].image_index.tolist() == [0, 2, 3]
+    assert batch.texts["en"].captions[1:] == ["blue cat", "green dog"]
+
+
+def test_a_batch_may_be_texts_alone_or_images_alone(joined: ConcatDataset) -> None:
+    texts, images = (collate(joined).batch(samples) for samples in ([(43, 0), (44, 0)], [(40, 0), (41, 0)]))
+    assert (len(texts.pixels), texts.texts["zh"].image_index.tolist()) == (0, [0, 1])
+    assert (len(images.pixels), images.texts) == (2, {})
+
+
+def test_a_batch_is_split_into_parts_of_images_with_their_texts(joined: ConcatDataset) -> None:
+    collator = collate(joined, {"first": 1}, with_caption_ids=True)
+    batch = collator.batch([(5, 0), (40, 0), (6, 0), (7, 0), (43, 0), (44, 0)])
+    one, two = batch.parts(2)
+    assert (one.sample_index.tolist(), two.sample_index.tolist()) == ([5, 40], [6, 7])
+    assert torch.equal(torch.cat([one.pixels, two.pixels]), batch.pixels)
+    assert (one.texts["zh"].image_index.tolist(), two.texts["zh"].image_index.tolist()) == ([0, 2], [0, 1, 2])
+    assert (one.texts["en"].captions[-1], two.texts["en"].captions[-1]) == ("blue cat", "green dog")
+    assert one.lines == two.lines == 1
+
+
+def test_embeddings_take_the_place_of_pixels_and_equal_ones_have_one_caption_id(tmp_path: Path) -> None:
+    vectors = np.asarray([[1, 0], [0, 1], [0, 1]], np.float32)
+    write_embeddings(tmp_path / "a.parquet", ["cat", "dog", "hound"], vectors, {"zh": [["猫"], ["狗"], ["犬"]]})
+    collator = collate(open_pairs(tmp_path / "a.parquet"), {"languages": ("zh",)}, with_caption_ids=True)
+    batch = collator.batch([(2, 0), (0, 0), (1, 0)])
+    assert batch.pixels.tolist() == [[0, 1], [1, 0], [0, 1]]
+    ids = batch.texts["zh"].caption_ids
+    assert ids is not None
+    assert ids[0] == ids[2] != ids[1]  # 犬 and 狗 have one embedding, 猫 another

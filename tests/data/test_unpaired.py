@@ -1,0 +1,186 @@
+"""Texts without images, phrases made of texts, and images without captions."""
+
+import io
+import re
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dcclip_cli.data.dataset import ConcatDataset, write_parquet
+from dcclip_cli.data.pair import LANGUAGES, Language, Pair, PairDataset
+from dcclip_cli.data.unpaired import open_images, open_texts, with_phrases
+from dcclip_cli.errors import DcclipError
+
+
+def write(tmp_path: Path, name: str, text: str) -> Path:
+    (tmp_path / name).write_text(text, "utf-8")
+    return tmp_path / name
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.tsv", "en\tzh\na cat, “asleep”\t一只猫，睡着了\na dog\t狗\n"),
+        ("a.tsv", "a cat, “asleep”\t一只猫，睡着了\r\na dog\t狗\r\n"),
+        ("a.csv", 'zh,en\n一只猫，睡着了,"a cat, “asleep”"\n狗,a dog\n'),
+        ("a.jsonl", '{"zh": "一只猫，睡着了", "en": ["a cat, “asleep”"]}\n\n{"zh": ["狗"], "en": "a dog", "id": 3}\n'),
+    ],
+)
+def test_parallel_text_is_read_line_by_line(tmp_path: Path, name: str, text: str) -> None:
+    texts = open_texts(write(tmp_path, name, text))
+    assert texts.captions("zh") == [("一只猫，睡着了",), ("狗",)]
+    assert texts.captions("en") == [("a cat, “asleep”",), ("a dog",)]
+    assert (len(texts), texts.num_images) == (2, 0)
+
+
+def test_lines_of_text_are_chinese_if_they_have_a_chinese_character(tmp_path: Path) -> None:
+    texts = open_texts(write(tmp_path, "a.txt", "\ufeff一只 cat\n\n  a dog \n"))
+    assert texts.captions("zh") == [("一只 cat",), ()]
+    assert texts.captions("en") == [(), ("a dog",)]
+
+
+def test_a_quotation_mark_in_a_tsv_is_a_character(tmp_path: Path) -> None:
+    texts = open_texts(write(tmp_path, "a.tsv", 'a 5" pipe\t五英寸管\n"so"\t“这样”\n'))
+    assert texts.captions("en") == [('a 5" pipe',), ('"so"',)]
+
+
+def test_one_of_the_languages_may_be_empty(tmp_path: Path) -> None:
+    texts = open_texts(write(tmp_path, "a.tsv", "zh\ten\n猫\t\n\ta dog\n"))
+    assert (texts.captions("zh"), texts.captions("en")) == ([("猫",), ()], [(), ("a dog",)])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "what"),
+    [
+        ("a.tsv", "a cat\ta dog\n", r"a\.tsv:1: cannot tell which column is Chinese"),
+        ("a.tsv", "zh\ten\n猫\tcat\n狗\n", r"a\.tsv:3: 1 columns instead of 2"),
+        ("a.jsonl", '{"zh": "猫"}\n{"zh": \n', r"a\.jsonl:2: not JSON"),
+        ("a.jsonl", "[]\n", r"a\.jsonl:1: not a JSON object"),
+        ("a.jsonl", '{"en": 3}\n', r"a\.jsonl:1: en is not a list of captions"),
+        ("a.txt", " \n\n", r"a\.txt has no text"),
+        ("a.docx", "猫", r"a\.docx is not a text file"),
+    ],
+)
+def test_an_unreadable_file_is_named_with_its_line(tmp_path: Path, name: str, text: str, what: str) -> None:
+    with pytest.raises(DcclipError, match=what) as raised:
+        open_texts(write(tmp_path, name, text))
+    assert raised.value.hint
+
+
+def test_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("一只小猫在睡觉".encode("gb18030"))
+    with pytest.raises(DcclipError, match="is not UTF-8"):
+        open_texts(tmp_path / "a.txt")
+    with pytest.raises(DcclipError, match="is not a text file"):
+        open_texts(tmp_path)
+    with pytest.raises(DcclipError, match="does not exist"):
+        open_texts(tmp_path / "b.txt")
+
+
+def test_each_different_caption_of_pairs_is_a_text(tmp_path: Path) -> None:
+    captions = {"zh": [["猫", "动物"], ["狗", "动物"]], "en": [["cat", "animal"], ["dog"]]}
+    table = {"key": ["a", "b"], "image": [b"", b""], **captions, "meta": ["{}", "{}"]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    texts = open_texts(tmp_path / "a.parquet")
+    assert texts.captions("zh") == [("猫",), ("动物",), ("狗",), (), (), ()]
+    assert texts.captions("en") == [(), (), (), ("cat",), ("animal",), ("dog",)]
+    assert texts.num_images == 0
+
+
+# ---- phrases
+
+ZH = ("猫", "小狗", "热气球", "红色")
+EN = ("cat", "puppy", "hot air balloon", "red")
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> PairDataset:
+    """Four names in each language, a list and a sentence in each, every one in a line of its own."""
+    others = ("猫，动物", "一只橘色的小猫在窗台上晒太阳", "cat, animal", "an orange kitten basks on the window sill")
+    return open_texts(write(tmp_path, "words.txt", "\n".join([*ZH, *EN, *others])))
+
+
+def phrases_of(texts: PairDataset, language: Language) -> list[str]:
+    """The phrases in one language, which follow the 12 texts of `plain`."""
+    return [own[0] for own in texts.captions(language)[12:] if own]
+
+
+@pytest.mark.parametrize(("language", "words", "joins"), [("zh", ZH, ("", "，")), ("en", EN, (" ", ", "))])
+def test_a_phrase_is_two_or_three_names_joined_or_listed(
+    plain: PairDataset, language: Language, words: tuple[str, ...], joins: tuple[str, str]
+) -> None:
+    phrases = phrases_of(with_phrases(plain, 400), language)
+    word = "|".join(words)
+    for join in joins:
+        for count in (2, 3):
+            pattern = re.compile(join.join([f"({word})"] * count))
+            assert len({phrase for phrase in phrases if pattern.fullmatch(phrase)}) > 5, (join, count)
+    assert all(re.fullmatch(f"({word})(({joins[0]}|{joins[1]})({word})){{1,2}}", phrase) for phrase in phrases)
+
+
+def test_phrases_follow_the_texts_in_equal_parts_of_the_languages(plain: PairDataset) -> None:
+    texts = with_phrases(plain, 400)
+    assert (len(texts), texts.num_images) == (412, 0)
+    assert [texts[row] for row in range(12)] == [plain[row] for row in range(12)]
+    assert 150 < len(phrases_of(texts, "zh")) < 250
+    assert all(bool(texts[row].zh) != bool(texts[row].en) for row in range(412))
+
+
+def test_parallel_text_stays_parallel(tmp_path: Path) -> None:
+    english = dict(zip(ZH, EN, strict=True))
+    parallel = write(tmp_path, "words.tsv", "".join(f"{zh}\t{en}\n" for zh, en in english.items()))
+    texts = with_phrases(open_texts(parallel), 200)
+    for row in range(4, 204):
+        zh, en = texts[row].zh[0], texts[row].en[0]
+        assert en == (", " if "，" in zh else " ").join(english[part] for part in re.findall("|".join(ZH), zh))
+
+
+def test_the_same_texts_make_the_same_phrases_and_other_numbers_are_other_data(plain: PairDataset) -> None:
+    first, again, more = (with_phrases(plain, count) for count in (30, 30, 31))
+    for language in LANGUAGES:
+        assert first.captions(language) == again.captions(language) == more.captions(language)[:-1]
+    prints = [texts.fingerprint for texts in (ConcatDataset([plain]), first, again, more)]
+    assert prints[1] == prints[2]
+    assert len(set(prints)) == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["猫，狗\ncat, dog\n", "一只橘色的小猫在窗台上\nan orange kitten on the window sill\n", "猫\ncat\n"]
+)
+def test_texts_of_which_no_two_can_be_joined_are_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DcclipError, match=r"a\.txt has no two short texts to make phrases of") as raised:
+        with_phrases(open_texts(write(tmp_path, "a.txt", text)), 10)
+    assert "data.phrases" in raised.value.hint
+
+
+# ---- images
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar", "shards", "folder"])
+def test_images_are_read_without_their_captions(tmp_path: Path, pairs: list[Pair], kind: str) -> None:
+    path = tmp_path / {"parquet": "a.parquet", "tar": "a.tar"}.get(kind, "")
+    if kind == "parquet":
+        write_parquet(path, pairs[:2])
+    elif kind == "folder":
+        for number, pair in enumerate(pairs[:2]):
+            (tmp_path / f"猫{number}").mkdir()
+            (tmp_path / f"猫{number}/a.PNG").write_bytes(pair.image)
+    else:
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            for pair in pairs[:2]:  # without records
+                member = tarfile.TarInfo(f"{pair.key}.png")
+                member.size = len(pair.image)
+                archive.addfile(member, io.BytesIO(pair.image))
+    images = open_images(path)
+    assert [pair.image for pair in images] == [pair.image for pair in pairs[:2]]
+    assert images.captions("zh") == [(), ()] and images.has_uncaptioned_images
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DcclipError, match="has no images"):
+        open_images(tmp_path)
+    with pytest.raises(DcclipError, match="does not exist"):
+        open_images(tmp_path / "nowhere")

@@ -1,0 +1,216 @@
+"""The Python API does what the commands do: the same files, the same checks, the same errors as exceptions."""
+
+import hashlib
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import dcclip_cli as dcclip
+from dcclip_cli import api
+from dcclip_cli.cli.app import app
+from dcclip_cli.progress import Lines, Silent, progress_for
+from dcclip_cli.recipe.load import load
+from dcclip_cli.train.options import OptimizerOptions
+from tests.conftest import STUDENT
+
+STAGE = {"batch_size": 8, "warmup_steps": 1, "workers": 0, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def recipe(altclip_folder: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("api") / "recipe.yaml"
+    values = {
+        "name": "接口",
+        "teacher": {"kind": "altclip", "model": str(altclip_folder)},
+        "student": STUDENT,
+        "data": {"train": str(pairs_file)},
+        "distill": {**STAGE, "steps": 3, "augmentations": 1},
+        "align": {**STAGE, "steps": 2},
+        "eval": {"datasets": [str(pairs_file)]},
+        "export": {},
+    }
+    file.write_text(yaml.safe_dump(values, allow_unicode=True), "utf-8")
+    return file
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def done(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[api.RunResult]:
+    yield dcclip.run(recipe, out=tmp_path_factory.mktemp("run") / "接口", device="cpu")
+
+
+def command(*arguments: object, expect: int = 0) -> Any:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == expect, result.output
+    return result
+
+
+def weights(model: Path) -> str:
+    return hashlib.sha256((model / "open_clip_model.safetensors").read_bytes()).hexdigest()
+
+
+def test_importing_the_package_loads_nothing_else() -> None:
+    heavy = "{'torch', 'numpy', 'pydantic', 'typer', 'dcclip_cli.api'}"
+    code = f"import sys, dcclip_cli; assert not {heavy} & set(sys.modules); assert 'distill' in dir(dcclip_cli)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", [name for name in dcclip.__all__ if name[0].islower()])
+def test_every_function_documents_what_it_returns(name: str) -> None:
+    function = getattr(dcclip, name)
+    assert function.__doc__ and inspect.signature(function).return_annotation != inspect.Signature.empty
+
+
+def test_both_write_the_same_files_and_bit_identical_weights(recipe: Path, tmp_path: Path) -> None:
+    sets = ("distill.steps=2", "distill.optimizer.lr=2e-3", "student.image.size=32", "align.steps=1")
+    for stage in ("distill", "align"):
+        command(stage, recipe, *(word for one in sets for word in ("--set", one)), "--out", "by-command", "-q")
+    more = {"student.image.size": 32}
+    first = dcclip.distill(
+        recipe, steps=2, optimizer={"lr": 2e-3}, sets={**more, "align": {"steps": 1}}, out="by-python"
+    )
+    second = dcclip.align(
+        recipe, steps=1, sets={**more, "distill.steps": 2, "distill.optimizer.lr": 2e-3}, out=Path("by-python")
+    )
+    names = [
+        sorted(str(file.relative_to(run)).split("events.out")[0] for file in run.rglob("*"))
+        for run in sorted(tmp_path.glob("by-*"))
+    ]
+    assert names[0] == names[1]
+    for stage, result in (("distill", first), ("align", second)):
+        assert result.model == Path("by-python") / stage / "model" and not result.already_finished
+        assert weights(result.model) == weights(Path("by-command") / stage / "model")
+        assert result.seconds > 0 and result.metrics["loss"] > 0
+    assert Path("by-python/recipe.yaml").read_bytes() == Path("by-command/recipe.yaml").read_bytes()
+    resolved = [yaml.safe_load(Path(run, "resolved.yaml").read_text("utf-8")) for run in ("by-command", "by-python")]
+    assert resolved[0] == resolved[1]
+
+
+def test_a_file_a_mapping_and_a_recipe_are_the_same(recipe: Path) -> None:
+    values = yaml.safe_load(recipe.read_text("utf-8"))
+    assert load(values).recipe == load(load(recipe).recipe).recipe == load(recipe).recipe
+    trained = [dcclip.distill(source, steps=1, out=f"run-{number}") for number, source in enumerate((recipe, values))]
+    assert weights(trained[0].model) == weights(trained[1].model)
+
+
+def test_relative_paths_in_python_are_seen_from_the_current_directory(tmp_path: Path) -> None:
+    loaded = load({"name": "x", "data": {"train": "./a.parquet"}}, values={"data.validation": Path("b.parquet")})
+    assert loaded.recipe.data is not None
+    assert (loaded.recipe.data.train, loaded.recipe.data.validation) == (
+        str(tmp_path / "a.parquet"),
+        str(tmp_path / "b.parquet"),
+    )
+
+
+def test_a_finished_stage_is_returned_as_it_is_unless_fresh(recipe: Path, done: api.RunResult) -> None:
+    again = dcclip.distill(recipe, out=done.folder)
+    assert again.already_finished and again.model == done.folder / "distill" / "model"
+    with pytest.raises(dcclip.DcclipError, match=r"distill.steps was 3, is 4"):
+        dcclip.distill(recipe, out=done.folder, steps=4)
+    with pytest.raises(dcclip.DcclipError, match="contains no saved state to resume"):
+        dcclip.distill(recipe, out="new", resume=True)
+    new = dcclip.distill(recipe, out="new", steps=1)
+    assert not dcclip.distill(recipe, out="new", steps=1, fresh=True).already_finished
+    assert dcclip.distill(recipe, out="new", steps=1).model == new.model
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ({"step": 3}, "arguments: distill.step: unknown key, did you mean 'steps'?"),
+        ({"steps": 0}, "arguments: distill.steps: input should be greater than or equal to 1 (got 0)"),
+        (
+            {"optimizer": {"kind": "adam"}},
+            "arguments: distill.optimizer.kind: input should be 'adamw', 'muon' or 'sgd' (got 'adam')",
+        ),
+        ({"sets": {"studnt.preset": "S"}}, "arguments: studnt: unknown key, did you mean 'student'?"),
+    ],
+)
+def test_keys_are_checked_like_those_of_the_recipe(recipe: Path, arguments: dict[str, Any], what: str) -> None:
+    with pytest.raises(dcclip.DcclipError) as caught:
+        dcclip.distill(recipe, **arguments)
+    assert caught.value.what == what and caught.value.hint.startswith("list all keys")
+
+
+def test_mistakes_are_the_exceptions_that_commands_print(tmp_path: Path) -> None:
+    Path("recipe.yaml").write_text("name: x\ndata: {train: ./none.parquet}\nalign: {steps: 1, start: scratch}\n")
+    for call, line in (
+        (lambda: dcclip.align("nowhere.yaml"), "align nowhere.yaml"),
+        (lambda: dcclip.align("recipe.yaml"), "align recipe.yaml"),
+        (lambda: dcclip.distill("recipe.yaml"), "distill recipe.yaml"),
+        (lambda: dcclip.evaluate(), "eval"),
+        (lambda: dcclip.export(model="nowhere", out="bundle"), "export --model nowhere --out bundle"),
+        (lambda: dcclip.compare("nowhere", "nowhere"), "compare nowhere nowhere"),
+    ):
+        with pytest.raises(dcclip.DcclipError) as caught:
+            call()
+        printed = command(*line.split(), expect=1).stderr.splitlines()
+        assert [f"error: {one}" for one in caught.value.what.splitlines()] == printed[:-1]
+        assert printed[-1] == f"hint:  {caught.value.hint}"
+
+
+def test_a_run_returns_each_stage_and_a_summary_of_its_models(done: api.RunResult) -> None:
+    assert list(done.stages) == ["distill", "align", "eval", "export"]
+    assert [one.name for one in done.models] == ["teacher", "student", "bundle"]
+    assert set(done.models[0].top1) == {"train en", "train zh"}
+    assert all(min(one.parameters, one.size_bytes, one.image_ms) > 0 for one in done.models)
+
+
+def test_evaluate_export_compare_and_load_work_on_a_run(recipe: Path, done: api.RunResult, pairs_file: Path) -> None:
+    model = done.folder / "align" / "model"
+    results = dcclip.evaluate(
+        datasets=[pairs_file], languages=["zh"], model=[model, done.folder / "distill/model"], out="r"
+    )
+    assert [(one.language, one.n) for one in results] == [("zh", 40), ("zh", 40)]
+    exported = dcclip.export(model=model, out="bundle", precision="fp16")
+    assert exported.folder == Path("bundle") and exported.parity is not None and exported.size_bytes > 0
+    assert dcclip.export(model=model, out="bundle", precision="fp16").already_finished
+    assert dcclip.load("bundle").name
+    first, second = (f"r@{one.model}" for one in results)
+    (difference,) = dcclip.compare(first, second).differences
+    assert difference.value == pytest.approx(results[1].value - results[0].value)
+
+
+def test_collect_keeps_what_the_command_keeps() -> None:
+    sample = Path(__file__).parent.parent / "recipes" / "collect-sample.yaml"
+    result = dcclip.collect(sample, out="by-python", workers=1)
+    command("collect", sample, "--out", "by-command", "--workers", "1", "-q")
+    assert (result.pairs.read, result.pairs.kept, result.folder) == (15, 8, Path("by-python/collect"))
+    tars = [next(Path(run).rglob("*.tar")).read_bytes() for run in ("by-python", "by-command")]
+    assert tars[0] == tars[1]
+    assert dcclip.collect(sample, out="by-python", limit=2, workers=1).folder.name == "collect-limit"
+
+
+def test_progress_is_silent_lines_or_what_is_given(
+    recipe: Path, done: api.RunResult, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dcclip.align(recipe, out=done.folder)
+    assert capsys.readouterr() == ("", "")
+    lines: list[str] = []
+    dcclip.align(recipe, out=done.folder, progress=lines.append)
+    assert lines == [f"align: already done: {done.folder}/align/model (use --fresh to redo)"]
+    given = Silent()
+    assert progress_for(given) is given and isinstance(progress_for(True), Lines)
+    monkeypatch.setenv("RANK", "1")
+    assert isinstance(progress_for(True), Silent)
+
+
+def test_an_old_key_is_a_future_warning(recipe: Path, done: api.RunResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OptimizerOptions, "renamed", {"rate": "lr"})
+    with pytest.warns(FutureWarning, match=r"arguments: distill.optimizer.rate is now distill.optimizer.lr"):
+        dcclip.distill(recipe, out=done.folder, optimizer={"rate": 1e-3})
+    shown = command("recipe", "show", recipe, "--set", "distill.optimizer.rate=0.5")
+    assert shown.stderr == (
+        "warning: --set distill.optimizer.rate=0.5: distill.optimizer.rate is now distill.optimizer.lr\n"
+    )
