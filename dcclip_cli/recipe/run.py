@@ -224,7 +224,7 @@ class RecipeRun:
         from dcclip_cli.eval.feature_cache import FeatureCache
         from dcclip_cli.eval.report import save_report
 
-        datasets, cache = open_datasets(options), FeatureCache(cache_folder())
+        datasets, cache = open_datasets(options), FeatureCache(cache_folder(), self.progress.say)
         for name, model in self._models().items():
             if name in names and name not in self._results:
                 self._results[name] = evaluate(
