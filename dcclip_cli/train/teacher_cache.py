@@ -30,10 +30,9 @@ from dcclip_cli.processes import loading_processes
 from dcclip_cli.progress import Progress
 from dcclip_cli.store import FeatureStore, MissingRows, digests
 from dcclip_cli.train.distributed import process_count, process_index
-from dcclip_cli.train.feature_shapes import Grid
+from dcclip_cli.train.feature_shapes import Grid, no_images
 from dcclip_cli.train.losses.base import Loss, Outputs, Widths
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, to_grid
-from dcclip_cli.train.teachers import no_images
 
 FOLDER = "teacher-cache"
 BATCH_SIZE = 64  # of the teacher: in bf16, results depend on what is computed together
@@ -80,7 +79,7 @@ class TeacherCache:
         device: str,
         progress: Progress,
     ) -> None:
-        self._teacher, self._widths, self._collator, self._device = teacher, widths, collator, device
+        self._teacher, self.widths, self._collator, self._device = teacher, widths, collator, device
         self._progress = progress
         self._maps = {layer: (_map_name(layer, grid), grid) for layer, grid in _map_sizes(losses, grids).items()}
         self._image_names = ["image_embedding", *(name for name, _ in self._maps.values())]
@@ -137,7 +136,7 @@ class TeacherCache:
 
     def _image(self, rows: Sequence[int], device: torch.device) -> ImageFeatures:
         if not rows:
-            return no_images(self._widths, [layer for layer in self._maps if layer != -1], device)
+            return no_images(self.widths, [layer for layer in self._maps if layer != -1], device)
         keys = self._keys_of_images(rows)
         embedding = _tensor(self.store.read("image_embedding", keys), device)
         maps = {layer: _tensor(self.store.read(name, keys), device) for layer, (name, _) in self._maps.items()}

@@ -32,8 +32,8 @@ from dcclip_cli.train.feature_shapes import Grid, map_grids
 from dcclip_cli.train.losses.base import Loss, Outputs, Widths
 from dcclip_cli.train.losses.embeddings import EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, to_grid
+from dcclip_cli.train.teacher import OnlineTeacher
 from dcclip_cli.train.teacher_cache import TeacherCache
-from dcclip_cli.train.teachers import OnlineTeacher
 
 ALL = (FeatureMapLoss(), TokenFeaturesLoss(), EmbeddingLoss())
 WIDTHS = Widths(16, 32, 16)  # those of the tiny AltCLIP, which matter only to batches without images
@@ -133,7 +133,7 @@ def assert_same_targets(cached: Outputs, online: Outputs) -> None:
         real = text.mask.bool()
         length = cached.texts[name].mask.shape[1]
         torch.testing.assert_close(cached.texts[name].tokens[real[:, :length]], text.tokens[real], **FP16)
-        assert torch.equal(cached.rows[name], online.rows[name])
+        assert torch.equal(cached.image_index[name], online.image_index[name])
 
 
 @pytest.mark.any_cpu
