@@ -146,7 +146,7 @@ def evaluate(
     for reference in references:
         talk.say(reference.description)
     datasets = open_datasets(chosen)
-    kept = FeatureCache(cache_folder() if cache else None)
+    kept = FeatureCache(cache_folder() if cache else None, talk.say)
     results = evaluate(references, datasets, chosen, device=device, cache=kept, progress=talk)
     if out:
         save_report(results, datasets, Path(out))

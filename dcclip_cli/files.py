@@ -1,4 +1,4 @@
-"""Files: atomic writes, locks between processes, checksums, memory-mapped arrays, and the cache folder."""
+"""Files: atomic writes, locks between processes, checksums, and the cache folder."""
 
 from __future__ import annotations
 
@@ -9,14 +9,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
-
-import numpy as np
-from numpy.lib.format import open_memmap
+from typing import Any
 
 from dcclip_cli.errors import DcclipError
-
-_ZEROS = bytes(2**20)
 
 
 def cache_folder() -> Path:
@@ -108,26 +103,3 @@ def read_json(file: Path, hint: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DcclipError(f"{file} is not a JSON object", "copy the directory again")
     return content
-
-
-def new_array(file: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.memmap:
-    """A memory-mapped .npy file of zeros. A full disk raises OSError here, and no SIGBUS when a row is written."""
-    array = open_memmap(file, "w+", dtype, shape)
-    try:
-        with file.open("r+b") as stream:
-            _reserve(stream, array.offset, array.nbytes)
-    except OSError as error:
-        del array  # Windows removes no file that is mapped
-        file.unlink()
-        raise OSError(error.errno, error.strerror, str(file)) from None
-    return array
-
-
-def _reserve(stream: IO[bytes], first: int, size: int) -> None:
-    """Take disk space for `size` zeros, `first` bytes from the start. macOS and Windows have no posix_fallocate."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(stream.fileno(), first, size)
-        return
-    stream.seek(first)
-    for start in range(0, size, len(_ZEROS)):
-        stream.write(_ZEROS[: size - start])

@@ -23,9 +23,13 @@ _BF16 = {"avx512_bf16", "amx_bf16", "bf16", "FEAT_BF16"}
 
 
 def cores(root: Path = Path("/")) -> int:
-    """How many cores this process may use: those of its affinity, or fewer where its cgroup has a quota."""
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(there, cgroup_quota(root))))
+    """How many cores this process may use: those of its affinity, or fewer if its cgroup has a quota."""
+    return max(1, math.ceil(min(affinity_cores() or os.cpu_count() or 1, cgroup_quota(root))))
+
+
+def affinity_cores() -> int | None:
+    """How many cores the system may run this process on; None where there is no affinity (macOS, Windows)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
 def cgroup_quota(root: Path) -> float:

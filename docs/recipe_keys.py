@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dcclip_cli.recipe.schema import Recipe
-from dcclip_cli.train.options import TeachingOptions
+from dcclip_cli.train.options import TrainOptions
 
 PAGE = Path(__file__).with_name("recipes.md")
 HEAD = """\
@@ -101,7 +101,7 @@ SECTIONS = {
     "ClusterOptions": "collect.cluster",
     "RayOptions": "collect.cluster.ray",
     "SlurmOptions": "collect.cluster.slurm",
-    "TeachingOptions": "distill and align",
+    "TrainOptions": "distill and align",
     "OptimizerOptions": "distill.optimizer, align.optimizer",
     "CaptionOptions": "distill.captions, align.captions",
     "Augment": "distill.augment, align.augment",
@@ -110,8 +110,7 @@ SECTIONS = {
     "TokenFeaturesLoss": "distill.losses: {kind: token_features}",
     "EmbeddingLoss": "distill.losses: {kind: embedding}",
     "InteractiveLoss": "distill.losses: {kind: interactive}",
-    "SimilarityLoss": "distill.losses: {kind: similarity}",
-    "AffinityLoss": "distill.losses: {kind: affinity}",
+    "SimilarityLoss": "distill.losses: {kind: similarity}, {kind: affinity}",
     "EnsembleLoss": "distill.losses: {kind: ensemble}",
     "CrossLingualLoss": "distill.losses: {kind: cross_lingual}",
     "TaskLoss": "distill.losses: {kind: task}",
@@ -127,9 +126,9 @@ BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiv
 def page() -> str:
     """The whole page. Raises KeyError for a part of the schema that SECTIONS does not name."""
     schema = Recipe.model_json_schema()
-    parts = {"Recipe": schema, "TeachingOptions": TeachingOptions.model_json_schema(), **schema["$defs"]}
+    parts = {"Recipe": schema, "TrainOptions": TrainOptions.model_json_schema(), **schema["$defs"]}
     assert parts.keys() == SECTIONS.keys(), f"SECTIONS and the schema differ in {parts.keys() ^ SECTIONS.keys()}"
-    shared = parts["TeachingOptions"]["properties"]
+    shared = parts["TrainOptions"]["properties"]
     for stage in ("DistillOptions", "AlignOptions"):  # what both have stands once
         own = {key: value for key, value in parts[stage]["properties"].items() if key not in shared}
         parts[stage] = {**parts[stage], "properties": own}

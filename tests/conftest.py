@@ -244,13 +244,11 @@ def model_folder(pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     from dcclip_cli.model.students import StudentOptions
     from dcclip_cli.run_dir import RunDir
     from dcclip_cli.train.align import AlignOptions, align
+    from dcclip_cli.train.options import StageContext
 
+    run, data = RunDir(tmp_path_factory.mktemp("runs") / "tiny"), DataOptions(train=str(pairs_file))
     result = align(
-        options=AlignOptions(start="scratch", steps=2, batch_size=8, warmup_steps=0, workers=0),
-        student=StudentOptions.model_validate(STUDENT),
-        teacher=None,
-        data=DataOptions(train=str(pairs_file)),
-        seed=0,
-        run=RunDir(tmp_path_factory.mktemp("runs") / "tiny"),
+        AlignOptions(start="scratch", steps=2, batch_size=8, warmup_steps=0, workers=0),
+        StageContext(run, data, student=StudentOptions.model_validate(STUDENT)),
     )
     yield result.model

@@ -1,16 +1,12 @@
-"""Locks and reserved disk space, here and on a system that has neither fcntl nor posix_fallocate."""
+"""Locks and caches, here and on a system that has neither fcntl nor fork."""
 
-import errno
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from dcclip_cli.eval.feature_cache import FeatureCache
-from dcclip_cli.files import lock, new_array
+from dcclip_cli.files import lock
 
 # Only from this package and from filelock: other libraries go by os.name, which cannot be changed here.
 WITHOUT_POSIX = """
@@ -38,19 +34,18 @@ assert cores() >= 1 and loading_processes(2) == 0 and peak_bytes() is None
 FILL = """
 from pathlib import Path
 import numpy as np
-from dcclip_cli.train.cache_blocks import Block, BlockStore, Rows
-folder = Path(sys.argv[1])
-blocks = [Block("first", 0, 4), Block("second", 4, 6)]
+from dcclip_cli.store import FeatureStore, digests
+folder, keys = Path(sys.argv[1]), digests("row", (bytes([number]) for number in range(6)))
 rows = np.arange(12.0).reshape(6, 2)
-BlockStore(folder, (), blocks, 4).fill(lambda block, row: iter([Rows(row, {"x": rows[row : block.last]})]), print)
-assert np.array_equal(BlockStore(folder, (), blocks, 4).read("x", np.asarray([5, 0, 3])), rows[[5, 0, 3]])
-assert sorted(path.name for path in folder.iterdir()) == ["first", "second"]
+FeatureStore(folder).fill(keys, ["x"], lambda batches: ({"x": rows[batch]} for batch in batches), 4)
+assert np.array_equal(FeatureStore(folder).read("x", keys[[5, 0, 3]]), rows[[5, 0, 3]])
+assert [path.suffix for path in folder.iterdir()] == [".block"]
 from dcclip_cli.eval.feature_cache import FeatureCache
+asked = []
 for _ in range(2):
-    with FeatureCache(folder).rows({"model": "m"}, 3) as kept:
-        if len(kept.missing(np.arange(3))):
-            kept.fill(np.arange(3), rows[:3], {})
-assert np.array_equal(kept.take(np.arange(3))[1], rows[:3])
+    cache, items = FeatureCache(folder), (bytes([number]) for number in range(3))
+    there, vectors = cache.complete({}, "images", items, lambda these: [asked.append(these) or (these, rows[these])])
+assert there.all() and np.array_equal(vectors, rows[:3]) and len(asked) == 1
 """
 HOLD = "import sys, time; from pathlib import Path; from dcclip_cli.files import lock\n"
 HOLD += "with lock(Path(sys.argv[1])) as mine: print(mine, flush=True); time.sleep(600)"
@@ -72,30 +67,3 @@ def test_a_lock_is_refused_while_another_process_has_it_and_free_once_that_is_ki
     for wait in (False, True):
         with lock(file, wait) as mine:
             assert mine
-
-
-@pytest.mark.parametrize("posix", [True, False])
-def test_a_new_array_is_zeros_whose_space_is_taken(
-    posix: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not posix:
-        monkeypatch.delattr(os, "posix_fallocate")
-    file = tmp_path / "new.npy"
-    array = new_array(file, np.float32, (1000, 700))
-    assert file.stat().st_blocks * 512 >= array.nbytes == 1000 * 700 * 4
-    array[999] = 1
-    array.flush()
-    assert np.load(file).sum() == 700
-
-
-def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match=r"features\.npy") as raised, FeatureCache(tmp_path).rows({}, 3) as rows:
-        rows.fill(np.arange(3), np.ones((3, 2)), {})
-    assert raised.value.errno == errno.ENOSPC
-    assert not list(tmp_path.rglob("features.npy"))

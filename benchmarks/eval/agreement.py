@@ -44,7 +44,7 @@ class Batches(list[Any]):
 
 
 class Identity:
-    """A model whose pictures are embeddings already."""
+    """A model whose inputs are embeddings already."""
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels

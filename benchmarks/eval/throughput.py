@@ -125,7 +125,9 @@ def main() -> None:
     images = write_tars(given.photos, tars, given.copies)
     if not model.is_dir():
         make_model(write_recipe(given.work, given.pairs, given.preset), given.work / f"run-{given.preset}")
-    theirs, own = {"fp32": ("no-amp", "no-amp"), "bf16": ("amp", "amp"), "default": ("amp", "no-amp")}[given.precision]
+    peer_amp, own_amp = {"fp32": ("no-amp", "no-amp"), "bf16": ("amp", "amp"), "default": ("amp", "no-amp")}[
+        given.precision
+    ]
     rounds: list[tuple[dict[str, float], dict[str, float]]] = []
     for number in range(given.rounds):
         cache = given.work / f"cache-{number}"
@@ -133,8 +135,8 @@ def main() -> None:
         more = (given.photos, cache, given.templates, given.processes)
         rounds.append(
             (
-                run(PEER, given.clip_benchmark, tars, model, theirs),
-                run(OURS, Path(__file__).parent, tars, model, own, *more),
+                run(PEER, given.clip_benchmark, tars, model, peer_amp),
+                run(OURS, Path(__file__).parent, tars, model, own_amp, *more),
             )
         )
         shutil.rmtree(cache, ignore_errors=True)
@@ -145,11 +147,11 @@ def main() -> None:
         print(f"{name:<16}{spread([one['n'] / one['seconds'] for one in each], 1)} images/s, "
               f"{spread([1000 * one['cpu'] / one['n'] for one in each])} CPU-ms an image, "
               f"top-1 {each[0]['top1']:.4f}")  # fmt: skip
-    print(f"ratio by time   {spread([peer['seconds'] / mine['seconds'] for peer, mine in rounds])}")
-    print(f"ratio by CPU    {spread([peer['cpu'] / mine['cpu'] for peer, mine in rounds])}")
-    seconds = [statistics.median(mine[key] for _, mine in rounds) for key in ("whole", "second_language")]
+    print(f"ratio by time   {spread([peer['seconds'] / own['seconds'] for peer, own in rounds])}")
+    print(f"ratio by CPU    {spread([peer['cpu'] / own['cpu'] for peer, own in rounds])}")
+    seconds = [statistics.median(own[key] for _, own in rounds) for key in ("whole", "second_language")]
     print(f"first language {seconds[0]:.2f} s, second {seconds[1]:.2f} s: "
-          f"{spread([mine['whole'] / mine['second_language'] for _, mine in rounds], 1)} x")  # fmt: skip
+          f"{spread([own['whole'] / own['second_language'] for _, own in rounds], 1)} x")  # fmt: skip
 
 
 if __name__ == "__main__":

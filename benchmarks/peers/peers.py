@@ -29,7 +29,7 @@ from variants import BATCH_SIZE, LANGUAGES, RECIPE, ROOT, Figures, Variant, figu
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.recipe.load import load
 from dcclip_cli.train.feature_shapes import widths
-from dcclip_cli.train.stage import new_student
+from dcclip_cli.train.student import new_student
 
 ICL_SCALE = 1 / 0.07
 VARIANTS = (
@@ -65,7 +65,7 @@ def trained_by_open_clip(variant: Variant, seed: int, steps: int, out: Path) -> 
         assert recipe.student is not None and recipe.teacher is not None and recipe.data is not None
         table, teacher = open_pairs(str(recipe.data.train)), recipe.teacher.load("cpu")
         student = new_student(
-            recipe.student, widths(teacher, ()).embedding, table, recipe.teacher.model, folder.name, seed, teacher
+            recipe.student, widths(teacher, ()).embedding, table, folder.name, seed, recipe.teacher.model, teacher
         )
         student.save(folder / "start", {})
         rows = open_clip_trainer.write_rows(folder, out / "pictures", table, steps, BATCH_SIZE, seed, LANGUAGES)

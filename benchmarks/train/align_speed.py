@@ -23,7 +23,7 @@ import open_clip_trainer
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.recipe.load import load
 from dcclip_cli.train.feature_shapes import widths
-from dcclip_cli.train.stage import new_student
+from dcclip_cli.train.student import new_student
 
 RECIPE = Path(__file__).with_name("small.yaml")
 BATCH_SIZE = 128
@@ -62,7 +62,7 @@ def main() -> None:
     assert recipe.student is not None and recipe.teacher is not None and recipe.data is not None
     table, teacher = open_pairs(str(recipe.data.train)), recipe.teacher.load("cpu")
     start = root / "start"
-    new_student(recipe.student, widths(teacher, ()).embedding, table, recipe.teacher.model, "start", 0, teacher).save(
+    new_student(recipe.student, widths(teacher, ()).embedding, table, "start", 0, recipe.teacher.model, teacher).save(
         start, {}
     )
     rows = open_clip_trainer.write_rows(root, root / "pictures", table, given.steps, BATCH_SIZE, 0, ["en"])

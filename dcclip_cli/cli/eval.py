@@ -1,4 +1,4 @@
-"""`dcclip eval [RECIPE]`: metrics of models on test sets, in Chinese and in English."""
+"""`dcclip eval`, `compare` and `datasets`: metrics of models on test sets, in Chinese and in English."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from typer import BadParameter, Option
+from typer import Argument, BadParameter, Option
 
 from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.precision import Precision
 
 if TYPE_CHECKING:
+    from dcclip_cli.eval.registry import KnownSet
     from dcclip_cli.eval.result import EvalResult
 
+_RESULTS = "A results file or folder that eval --out wrote; FILE@MODEL chooses one of several models."
 _Models = Annotated[
     list[str] | None,
     Option("--model", metavar="MODEL", help=f"{flags.MODEL_HELP} Repeatable.", show_default=False),
@@ -178,3 +180,78 @@ def _shots(text: str) -> list[int]:
     if wrong := [one for one in given if one != "all" and not (one.isdecimal() and int(one))]:
         raise BadParameter(f"--shots: {wrong[0]} is neither a number nor all")
     return [0 if one == "all" else int(one) for one in given]
+
+
+def compare(
+    a: Annotated[str, Argument(metavar="A", help=_RESULTS, show_default=False)],
+    b: Annotated[str, Argument(metavar="B", help="The same of the other model.", show_default=False)],
+    force: Annotated[bool, Option("--force", help="Compare results with different class names or prompts.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print the differences as JSON instead of a table.")] = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Compare two models' results: B minus A.
+
+    The 95 % interval is from 1,000 bootstrap samples of the images, the same for both where both saw the same images.
+    """
+    from dcclip_cli import api
+    from dcclip_cli.eval.tables import METRIC_NAMES
+
+    talk = console.talk(quiet, verbose)
+    found = api.compare(a, b, force=force, progress=talk)
+    if as_json:
+        return console.show_json([asdict(one) | {"difference": one.value} for one in found.differences])
+    for one in found.differences:
+        if one.unlike:
+            talk.say(f"{one.dataset} {one.language}: the {' and '.join(one.unlike)} differ")
+        if not one.paired:
+            talk.say(f"{one.dataset} {one.language}: not the same images in the same order, so the interval is wider")
+    rows = [
+        (
+            f"{one.dataset} {one.language}",
+            METRIC_NAMES.get(one.metric, one.metric),
+            percent(one.first),
+            percent(one.second),
+            percent(one.value, signed=True),
+            f"{percent(one.low, signed=True)} to {percent(one.high, signed=True)}",
+            ("better" if one.value > 0 else "worse") if one.is_clear else "not clear",
+        )
+        for one in found.differences
+    ]
+    columns = ("data set", "metric", found.first, found.second, "difference", "95 % interval", "")
+    console.show_table(f"{found.second} against {found.first}", columns, rows)
+
+
+def datasets(
+    data_root: Annotated[
+        Path | None, Option("--data-root", metavar="DIR", help="Show which of them are in DIR.", show_default=False)
+    ] = None,
+) -> None:
+    """List the data sets that eval knows by name."""
+    from dcclip_cli.eval import registry
+    from dcclip_cli.eval.datasets import layout_of
+    from dcclip_cli.eval.tables import METRIC_NAMES
+
+    rows = []
+    for known in registry.SETS.values():
+        if languages := registry.languages_of(known):
+            rows.append(
+                (
+                    ", ".join(registry.name_in(known, language) for language in languages),
+                    METRIC_NAMES[known.metric],
+                    known.split,
+                    f"{known.size:,}" if known.size else "",
+                    f"{known.classes:,}" if known.classes else "",
+                    _sources(known) if data_root is None else layout_of(known, data_root) or "-",
+                    known.remark,
+                )
+            )
+    columns = ("name", "metric", "split", "images", "classes", "also from" if data_root is None else "found", "")
+    console.show_table("dcclip eval --dataset NAME --data-root DIR, with DIR/NAME/", columns, rows)
+    console.show(f"groups: {', '.join(registry.group_names())}")
+
+
+def _sources(known: KnownSet) -> str:
+    """Where the data set can be read from besides DIR/NAME/SPLIT/CLASS/ and DIR/NAME/SPLIT/*.tar."""
+    hub = f"hub wds_{known.hub}" if known.hub else ""
+    return ", ".join(one for one in (hub, known.torchvision.name if known.torchvision else "") if one)

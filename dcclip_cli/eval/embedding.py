@@ -90,37 +90,36 @@ def embed_images(
     run: ModelRun, read: ImageReader, wanted: np.ndarray, name: str, batch_size: int = 64, workers: int = 2
 ) -> Embedded:
     """The embeddings of the images `wanted`; `workers` threads read and resize the next ones while the model runs."""
-    count = len(read.images)
-    key = {
-        "model": run.model.fingerprint,
-        "preprocessing": read.transform.record(read.preprocessing),
-        "images": read.images.fingerprint,
-        "count": count,
-    }
-    with run.cache.rows(key, count) as rows:
-        missing = rows.missing(wanted)
-        begin = time.perf_counter()
-        if len(missing):
-            with run.progress.task(f"{run.model.name} on {name}", len(wanted), len(wanted) - len(missing)) as task:
-                for batch in run.embed(missing.tolist(), read, batch_size, workers):
-                    vectors = {index: found for index, found in batch if isinstance(found, np.ndarray)}
-                    faults = {index: found.what for index, found in batch if isinstance(found, DcclipError)}
-                    rows.fill(np.asarray(list(vectors), np.int64), np.asarray(list(vectors.values())), faults)
-                    task.advance(len(batch))
-        indices, found = rows.take(wanted)
-        asked = set(wanted.tolist())
-        bad = {index: fault for index, fault in rows.faults.items() if index in asked}
-        return Embedded(indices, found, bad, len(missing), time.perf_counter() - begin)
+    begin, computed, faults = time.perf_counter(), 0, dict[int, str]()
+
+    def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        nonlocal computed
+        computed = len(places)
+        with run.progress.task(f"{run.model.name} on {name}", len(wanted), len(wanted) - computed) as task:
+            for batch in run.embed(wanted[places].tolist(), read, batch_size, workers):
+                vectors = {index: found for index, found in batch if isinstance(found, np.ndarray)}
+                faults.update({index: found.what for index, found in batch if isinstance(found, DcclipError)})
+                yield np.searchsorted(wanted, list(vectors)), np.asarray(list(vectors.values()))
+                task.advance(len(batch))
+
+    model = {"model": run.model.fingerprint, "preprocessing": read.transform.record(read.preprocessing)}
+    about = f"images {read.images.fingerprint} {len(read.images)}"
+    there, vectors = run.cache.complete(model, about, (str(index).encode() for index in wanted), compute)
+    if not len(vectors):
+        first = next(iter(faults.values()), "")
+        raise DcclipError(f"none of {len(wanted):,} images can be read: {first}", "fetch them again")
+    return Embedded(wanted[there], vectors, faults, computed, time.perf_counter() - begin)
 
 
 def embed_texts(run: ModelRun, texts: Sequence[str]) -> np.ndarray:
     """(N, D), length 1."""
 
-    def embed() -> np.ndarray:
-        with run.progress.task(f"{run.model.name} on texts", len(texts)) as task:
-            return text_embeddings(run.model, texts, advance=task.advance)
+    def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        with run.progress.task(f"{run.model.name} on texts", len(places)) as task:
+            yield places, text_embeddings(run.model, [texts[place] for place in places], advance=task.advance)
 
-    return run.cache.texts(run.model.fingerprint, texts, embed)
+    model = {"model": run.model.fingerprint}
+    return run.cache.complete(model, "texts", (text.encode() for text in texts), compute)[1]
 
 
 def embed_classes(run: ModelRun, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:

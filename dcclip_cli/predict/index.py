@@ -1,4 +1,4 @@
-"""Which pictures of a folder are most like a text: embeddings kept beside them, made anew only where files changed.
+"""Search index: embeddings of the images in a folder, stored next to them and updated when files change.
 
 Searching is a matrix product in numpy. 100,000 pictures take 12 ms at 256 numbers each and 22 ms at 768, on one thread
 of a server: a vector index would save less than it costs to load.
@@ -6,9 +6,7 @@ of a server: a vector index would save less than it costs to load.
 
 from __future__ import annotations
 
-import json
-import os
-import zipfile
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +18,10 @@ from dcclip_cli.model.preprocess import decode
 from dcclip_cli.predict.encoder import Encoder
 from dcclip_cli.predict.images import embed, find_images
 from dcclip_cli.progress import Progress, Silent
+from dcclip_cli.store import FeatureStore, digests
 
-FOLDER = ".dcclip"  # in the folder that is searched; one file for each model
-FORMAT = 1
+FOLDER = ".dcclip"  # in the folder that is searched, with a feature store for each model
+_MOST_BLOCKS = 32
 
 
 @dataclass(frozen=True)
@@ -56,69 +55,55 @@ class Index:
 
 
 def open_index(model: Encoder, folder: Path, fresh: bool = False, progress: Progress | None = None) -> Index:
-    """The up-to-date index of a folder and all below it; pictures that are new or changed are embedded now.
+    """The up-to-date index of the images in a folder and below it; new and changed ones are embedded now.
 
-    It is kept in FOLDER/.dcclip where that can be written, and otherwise made each time.
-    Raises DcclipError where there is no such folder, or no picture in it.
+    It is stored in FOLDER/.dcclip where that can be written. Raises DcclipError where there is no such folder, or no
+    image in it that can be read.
     """
+    progress = progress or Silent()
     if not folder.is_dir():
-        raise DcclipError(f"{folder} is no folder", "name a folder of pictures")
-    stamps = {str(path.relative_to(folder)): _stamp(path) for path in find_images([str(folder)])}
-    file = folder / FOLDER / f"{model.fingerprint[:16]}.npz"
-    known, vectors = ({}, np.empty((0, 0), np.float32)) if fresh else _read(file, model.fingerprint)
-    rows = {name: row for row, (name, stamp) in enumerate(known.items()) if stamps.get(name) == stamp}
-    todo = [name for name in stamps if name not in rows]
-    found: dict[str, np.ndarray] = {name: vectors[row] for name, row in rows.items()}
+        raise DcclipError(f"{folder} is not a folder", "name a folder of images")
+    names = [str(path.relative_to(folder)) for path in find_images([str(folder)])]
+    store = _open_store(model, folder, progress)
+    if fresh:
+        store.clear()
     errors: dict[str, str] = {}
-    with (progress or Silent()).task(f"index {folder}", len(todo)) as task:
-        for name, result in embed(model, todo, lambda name: decode(folder / name)):
-            if isinstance(result, DcclipError):
-                errors[name] = result.what
-            else:
-                found[name] = result
-            task.advance()
-    paths = tuple(name for name in stamps if name in found)
-    if not paths:
-        raise DcclipError(f"{folder} holds no picture that can be read", "name a folder of JPEG, PNG or WebP pictures")
-    embeddings = np.stack([found[name] for name in paths]).astype(np.float32)
-    if todo or len(paths) != len(known):
-        _write(file, model.fingerprint, {name: stamps[name] for name in paths}, embeddings)
-    return Index(folder, paths, embeddings, errors, len(todo) - len(errors))
+    embedded = 0
+
+    def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        nonlocal embedded
+        with progress.task(f"index {folder}", len(places)) as task:
+            for place, result in embed(model, places.tolist(), lambda place: decode(folder / names[place])):
+                if isinstance(result, DcclipError):
+                    errors[names[place]] = result.what
+                else:
+                    embedded += 1
+                    yield np.asarray([place]), result[None].astype(np.float16)
+                task.advance()
+
+    keys = digests("", (_stamp(folder, name) for name in names))
+    there, vectors = store.complete("embedding", keys, compute)
+    if not there.any():
+        raise DcclipError(f"{folder} has no image that can be read", "name a folder of JPEG, PNG or WebP images")
+    if store.blocks > _MOST_BLOCKS or store.rows > 2 * len(vectors):
+        store.compact("embedding", keys[there])
+    embeddings = vectors.astype(np.float32)
+    embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    paths = tuple(name for name, found in zip(names, there.tolist(), strict=True) if found)
+    return Index(folder, paths, embeddings, errors, embedded)
 
 
-def _stamp(path: Path) -> list[int]:
-    """What changes when a file does: bytes and time of writing (ns)."""
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
+def _stamp(folder: Path, name: str) -> bytes:
+    """What changes when a file does: its name, size and time of change (ns)."""
+    found = (folder / name).stat()
+    return f"{name}\0{found.st_size}\0{found.st_mtime_ns}".encode(errors="surrogateescape")
 
 
-def _read(file: Path, fingerprint: str) -> tuple[dict[str, list[int]], np.ndarray]:
-    """What an earlier index of this model knew; nothing where there is none, or none that can be used."""
-    nothing: tuple[dict[str, list[int]], np.ndarray] = {}, np.empty((0, 0), np.float32)
-    if not file.is_file() or not zipfile.is_zipfile(file):
-        return nothing
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            about = json.loads(stored["about"].tobytes())
-            vectors = stored["embeddings"].astype(np.float32)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return nothing
-    if not isinstance(about, dict) or (about.get("format"), about.get("model")) != (FORMAT, fingerprint):
-        return nothing
-    files = about.get("files")
-    if not isinstance(files, dict) or vectors.ndim != 2 or len(files) != len(vectors):
-        return nothing
-    if not np.isfinite(vectors).all():
-        return nothing
-    return files, vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-
-def _write(file: Path, fingerprint: str, files: dict[str, list[int]], embeddings: np.ndarray) -> None:
-    """Keep an index, embeddings as fp16. A folder that can't be written to is left alone."""
-    about = json.dumps({"format": FORMAT, "model": fingerprint, "files": files}, ensure_ascii=False).encode()
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    with suppress(PermissionError):
-        file.parent.mkdir(exist_ok=True)
-        with temporary.open("wb") as stream:
-            np.savez(stream, about=np.frombuffer(about, np.uint8), embeddings=embeddings.astype(np.float16))
-        temporary.replace(file)
+def _open_store(model: Encoder, folder: Path, progress: Progress) -> FeatureStore:
+    place = folder / FOLDER / model.fingerprint[:16]
+    old = place.with_name(f"{place.name}.npz")  # the first format
+    if old.is_file():
+        progress.say(f"search: {old} has an old format, the index is created again")
+        with suppress(OSError):
+            old.unlink()
+    return FeatureStore(place, progress.say, optional=True)

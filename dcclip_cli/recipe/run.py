@@ -111,20 +111,21 @@ class RecipeRun:
         """Train the stage `distill` or `align`."""
         from dcclip_cli.train.align import align
         from dcclip_cli.train.distill import distill
+        from dcclip_cli.train.options import StageContext
 
         recipe = self.loaded.recipe
-        shared: dict[str, Any] = {
-            "options": self._section(stage),
-            "teacher": recipe.teacher,
-            "student": recipe.student,
-            "data": self._section("data"),
-            "seed": recipe.seed,
-            "run": self.dir,
-            "device": device_of(self.device),
-            "fresh": self.fresh,
-            "progress": self.progress,
-        }
-        result = distill(**shared) if stage == "distill" else align(**shared)
+        context = StageContext(
+            self.dir,
+            self._section("data"),
+            recipe.teacher,
+            recipe.student,
+            recipe.seed,
+            device_of(self.device),
+            self.fresh,
+            self.progress,
+        )
+        options = self._section(stage)
+        result = distill(options, context) if stage == "distill" else align(options, context)
         if stage == "align" and result.already_finished:
             self._check_parent()
         self._tell(stage, result.model, result)
@@ -224,7 +225,7 @@ class RecipeRun:
         from dcclip_cli.eval.feature_cache import FeatureCache
         from dcclip_cli.eval.report import save_report
 
-        datasets, cache = open_datasets(options), FeatureCache(cache_folder())
+        datasets, cache = open_datasets(options), FeatureCache(cache_folder(), self.progress.say)
         for name, model in self._models().items():
             if name in names and name not in self._results:
                 self._results[name] = evaluate(

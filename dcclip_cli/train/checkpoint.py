@@ -1,7 +1,7 @@
-"""The resume state: everything that a training step needs to go on as if nothing had happened, without pickle.
+"""Checkpoints: everything that a run needs to resume bit for bit, as safetensors and JSON.
 
-Random numbers and learning rates are functions of the seed and the step, and so is the data's order: what remains is
-the weights, the optimizer's moments, an average of the weights, and the step itself.
+Random numbers, learning rates and the data's order are functions of the seed and the step. What remains is the step and
+a few counters, the weights, the optimizer's moments and the EMA.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import errno
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,135 +23,132 @@ if TYPE_CHECKING:
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 
-Identity = Mapping[str, Any]  # all that decides a stage's result, by name, JSON-serialisable
+Identity = Mapping[str, Any]  # everything that decides a stage's result, by name, JSON-serializable
 
 
-@dataclass(frozen=True)
-class Tensors:
-    """All tensors of a state, by name: those of the module, the optimizer's moments, and of what else learns."""
+@dataclass
+class TrainState:
+    """The progress of a run, without its tensors. `scaler` is the state of the fp16 gradient scaler."""
 
-    model: dict[str, Tensor]
-    moments: dict[str, dict[str, Tensor]]  # by parameter, by moment
-    average: dict[str, Tensor] = field(default_factory=dict)
-
-
-def tensors_of(model: nn.Module, optimizer: Optimizer, average: nn.Module | None = None) -> Tensors:
-    """A module's and an optimizer's tensors, as they are, on the CPU."""
-    import torch
-
-    names = _names(model, optimizer)
-    moments = {
-        # Muon keeps a truth value beside its moments.
-        names[number]: {name: _kept(torch.as_tensor(value)) for name, value in kept.items()}
-        for number, kept in optimizer.state_dict()["state"].items()
-    }
-    own = {name: _kept(value) for name, value in model.state_dict().items()}
-    averaged = {} if average is None else {name: _kept(value) for name, value in average.state_dict().items()}
-    return Tensors(own, moments, averaged)
+    step: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    validations_since_best: int = 0
+    scaler: dict[str, Any] | None = None
 
 
-def _kept(value: Tensor) -> Tensor:
-    return value.detach().cpu().contiguous().clone()
+def save_checkpoint(
+    folder: Path,
+    state: TrainState,
+    identity: Identity,
+    model: nn.Module,
+    optimizer: Optimizer,
+    ema: nn.Module | None = None,
+) -> None:
+    """Write `folder/step-NNNNNNNN`, whole or not at all, and remove older ones.
 
-
-def _names(model: nn.Module, optimizer: Optimizer) -> list[str]:
-    """The names of the optimizer's parameters, in the order in which it numbers them."""
-    by_id = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [by_id[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def save_state(folder: Path, step: int, identity: Identity, tensors: Tensors, extra: Mapping[str, Any] = {}) -> None:
-    """Write the state after `step` steps to `folder/step-NNNNNN`, whole, and remove older ones.
-
-    `extra` is JSON-serialisable and comes back from `load_state`. Raises DcclipError where the disk is full: the state
-    before stays.
+    Raises DcclipError if the disk is full; the checkpoint before is kept.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    flat = {f"model/{name}": value for name, value in tensors.model.items()}
-    flat |= {f"average/{name}": value for name, value in tensors.average.items()}
-    for parameter, moments in tensors.moments.items():
-        flat |= {f"optimizer/{parameter}/{name}": value for name, value in moments.items()}
-    target = folder / f"step-{step:08d}"
-    content = {"format": 2, "step": step, "identity": identity, "extra": extra}
+    target = folder / f"step-{state.step:08d}"
+    content = {"format": 3, **asdict(state), "identity": identity}
     try:
         with atomic_folder(target) as temporary:
-            save_file(flat, temporary / TENSORS)
+            save_file(_tensors(model, optimizer, ema), temporary / TENSORS)
             (temporary / STATE).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         if not _disk_is_full(error):
             raise
-        before = saved_step(folder)
-        last = f"the last whole one is {before}" if before else "there is none yet"
+        before = latest_checkpoint(folder)
+        last = f"the last checkpoint is {before}" if before else "there is no checkpoint yet"
         raise DcclipError(
-            f"{target} can't be saved, the disk is full; {last}", "free some space, then run the same command again"
+            f"{target} cannot be saved because the disk is full; {last}",
+            "free some space, then run the same command again",
         ) from None
     for older in folder.glob("*"):
         if older != target:
             shutil.rmtree(older)
 
 
+def _tensors(model: nn.Module, optimizer: Optimizer, ema: nn.Module | None) -> dict[str, Tensor]:
+    """Copies on the CPU, named model/NAME, optimizer/PARAMETER/MOMENT and ema/NAME."""
+    import torch
+
+    found: dict[str, Tensor] = {f"model/{name}": value for name, value in model.state_dict().items()}
+    if ema is not None:
+        found |= {f"ema/{name}": value for name, value in ema.state_dict().items()}
+    names = _parameter_names(model, optimizer)
+    for number, moments in optimizer.state_dict()["state"].items():
+        # Muon stores a boolean with its moments.
+        found |= {f"optimizer/{names[number]}/{key}": torch.as_tensor(value) for key, value in moments.items()}
+    return {name: value.detach().cpu().contiguous().clone() for name, value in found.items()}
+
+
+def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
+    """The names of the optimizer's parameters, in the order of its numbers for them."""
+    by_id = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [by_id[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def _disk_is_full(error: Exception) -> bool:
     return getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)
 
 
-def saved_step(folder: Path) -> Path | None:
-    """The newest whole state under `folder`."""
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint under `folder`."""
     return max(folder.glob("step-*"), default=None)
 
 
-@dataclass(frozen=True)
-class Saved:
-    """What a state says beside its tensors."""
+def load_checkpoint(
+    checkpoint: Path,
+    identity: Identity,
+    model: nn.Module,
+    optimizer: Optimizer,
+    ema: nn.Module | None = None,
+) -> TrainState:
+    """Load a checkpoint that any number of processes saved.
 
-    step: int
-    extra: dict[str, Any]
-
-
-def load_state(
-    saved: Path, identity: Identity, model: nn.Module, optimizer: Optimizer, average: nn.Module | None = None
-) -> Saved:
-    """Put a saved state back, whatever number of processes saved it.
-
-    Raises DcclipError where it is broken, and where another recipe or other data made it: it says what differs.
+    Raises DcclipError if it is damaged, or belongs to another recipe, data or teacher: it says what differs.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    state = read_json(saved / STATE, "start over with --fresh")
-    theirs = state.get("identity")
-    if theirs != json.loads(json.dumps(identity)):
-        differing = ", ".join(_differences(theirs, identity)) if isinstance(theirs, dict) else "everything"
+    content = read_json(checkpoint / STATE, "start over with --fresh")
+    saved = content.get("identity")
+    if saved != json.loads(json.dumps(identity)):
+        changed = ", ".join(_differences(saved, identity)) if isinstance(saved, dict) else "everything"
         raise DcclipError(
-            f"{saved.parent} was saved by another recipe, on other data or with another teacher: {differing} changed",
-            "put back what was changed to go on, or start over with --fresh",
+            f"{checkpoint.parent} was saved by another recipe, on other data or with another teacher: {changed} "
+            "changed",
+            "undo the change to resume, or start over with --fresh",
         )
     try:
-        tensors = load_file(saved / TENSORS)
+        tensors = load_file(checkpoint / TENSORS)
     except (SafetensorError, OSError) as error:
-        raise DcclipError(f"{saved / TENSORS} can't be read: {error}", "start over with --fresh") from None
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
+        raise DcclipError(f"{checkpoint / TENSORS} cannot be read: {error}", "start over with --fresh") from None
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
     for name, value in tensors.items():
         part, _, rest = name.partition("/")
         parts[part][rest] = value
     model.load_state_dict(parts["model"])
-    if average is not None:
-        average.load_state_dict(parts["average"])
-    numbers = {name: number for number, name in enumerate(_names(model, optimizer))}
+    if ema is not None:
+        ema.load_state_dict(parts["ema"])
+    numbers = {name: number for number, name in enumerate(_parameter_names(model, optimizer))}
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in parts["optimizer"].items():
         parameter, _, moment = name.rpartition("/")
         moments.setdefault(numbers[parameter], {})[moment] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    return Saved(int(state["step"]), dict(state.get("extra", {})))
+    return TrainState(**{one.name: content[one.name] for one in fields(TrainState)})
 
 
 def _differences(one: Mapping[str, Any], other: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """The names of what differs, as deep as both are mappings."""
+    """The names of values that differ, as deep as both sides are mappings."""
     for key in sorted({*one, *other}):
-        mine, theirs = one.get(key), other.get(key)
-        if isinstance(mine, dict) and isinstance(theirs, dict):
-            yield from _differences(mine, theirs, f"{above}{key}.")
-        elif mine != json.loads(json.dumps(theirs)):
+        here, there = one.get(key), other.get(key)
+        if isinstance(here, dict) and isinstance(there, dict):
+            yield from _differences(here, there, f"{above}{key}.")
+        elif here != json.loads(json.dumps(there)):
             yield f"{above}{key}"

@@ -1,8 +1,8 @@
-"""How do the processes of one step come to see the whole batch, gradients included?
+"""Communication between training processes: gather with gradients, averages, agreement.
 
-Each process works out its loss from all embeddings; the gradient of an embedding is the sum over processes. Since the
-processes' parameter gradients are averaged afterwards, a loss that every process has in whole, or whose mean over
-processes is the whole, gives each parameter the gradient of the one-process batch.
+Each process computes its loss from all embeddings; the gradient of an embedding is the sum over processes. Since the
+processes' parameter gradients are averaged afterwards, a loss that every process computes in full, or whose mean over
+processes is the full loss, gives each parameter the gradient of the one-process batch.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def process_count() -> int:
 
 
 def process_index() -> int:
-    """Which of them this is, from 0."""
+    """The number of this process, from 0."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def gather(values: Tensor) -> Tensor:
-    """The rows of all processes, in the processes' order; each may bring another count of them."""
+    """The rows of all processes in the order of processes; their numbers of rows may differ."""
     if process_count() == 1:
         return values
     counts = row_counts(values)
@@ -37,7 +37,7 @@ def gather(values: Tensor) -> Tensor:
 
 
 def row_counts(values: Tensor) -> list[int]:
-    """How many rows each process brings."""
+    """The number of rows of each process."""
     own = torch.tensor([len(values)], device=values.device)
     return _all_gather(own).flatten().tolist()
 
@@ -52,7 +52,7 @@ def mean_over_processes(value: Tensor) -> Tensor:
 
 
 def widest(values: Tensor) -> int:
-    """The largest second dimension that any process's `values` has."""
+    """The largest second dimension of `values` in any process."""
     width = torch.tensor(values.shape[1], device=values.device)
     if process_count() > 1:
         distributed.all_reduce(width, distributed.ReduceOp.MAX)
@@ -60,7 +60,7 @@ def widest(values: Tensor) -> int:
 
 
 def average_gradients(parameters: Iterable[Parameter]) -> None:
-    """What DistributedDataParallel would do to their gradients, had the backward pass gone through it."""
+    """Average gradients over processes, as DistributedDataParallel does when the backward pass goes through it."""
     if process_count() == 1:
         return
     for parameter in parameters:
@@ -71,27 +71,30 @@ def average_gradients(parameters: Iterable[Parameter]) -> None:
             parameter.grad /= process_count()
 
 
-def any_process(here: bool, device: torch.device) -> bool:
-    """Whether it is so in any process."""
+def any_process(*flags: Tensor | bool, device: torch.device) -> list[bool]:
+    """For each flag whether it is set in any process. Reads from the device once."""
     if process_count() == 1:
-        return here
-    flag = torch.tensor(int(here), device=device)
-    distributed.all_reduce(flag, distributed.ReduceOp.MAX)
-    return bool(flag)
+        return [bool(flag) for flag in flags]
+    # torch.full, not torch.tensor: copying a number to the device would wait for all work there.
+    together = torch.stack(
+        [flag.int() if isinstance(flag, Tensor) else torch.full((), int(flag), device=device) for flag in flags]
+    )
+    distributed.all_reduce(together, distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in together.tolist()]
 
 
 def _all_gather(values: Tensor) -> Tensor:
-    """(P, ...) what each of P processes has."""
+    """(P, ...) the values of each of P processes."""
     everyone = [torch.empty_like(values) for _ in range(process_count())]
     distributed.all_gather(everyone, values.contiguous())
     return torch.stack(everyone)
 
 
 class _Gather(torch.autograd.Function):
-    """All processes' values; backward sums what all processes want of this one's.
+    """All processes' values; the backward pass sums all processes' gradients of this one's.
 
-    torch's own, torch.distributed.nn.all_gather, goes back by scatter on gloo, whose threads hold tensors of the graph
-    and can keep a process from ending (pytorch issue 56297).
+    torch.distributed.nn.all_gather uses scatter in the backward pass on gloo, whose threads keep tensors of the graph
+    and can keep a process from exiting (pytorch issue 56297).
     """
 
     @staticmethod

@@ -1,10 +1,10 @@
-"""Which weights does a run keep in the end: the last, their average, or the best by validation?"""
+"""EMA of the weights, and the best weights by validation."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,73 +13,57 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dcclip_cli.files import atomic_folder, read_json
-from dcclip_cli.train.validation import score
 
-WEIGHTS, FIGURES = "weights.safetensors", "figures.json"
+WEIGHTS, METRICS = "weights.safetensors", "metrics.json"
 
 
-def averaged(model: nn.Module, decay: float | None) -> AveragedModel | None:
+def make_ema(model: nn.Module, decay: float | None) -> AveragedModel | None:
     """An exponential moving average of the model's weights and batch norm statistics, if a decay is given."""
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
 
 
 @contextmanager
-def in_place_of(model: nn.Module, average: AveragedModel | None) -> Iterator[None]:
-    """The model has the average's weights for as long as this lasts."""
-    if average is None:
+def ema_weights(model: nn.Module, ema: AveragedModel | None) -> Iterator[None]:
+    """The model has the EMA's weights while the block runs."""
+    if ema is None:
         yield
         return
     own = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    model.load_state_dict(average.module.state_dict())
+    model.load_state_dict(ema.module.state_dict())
     try:
         yield
     finally:
         model.load_state_dict(own)
 
 
-class Best:
-    """The best weights so far, on disk, and how long ago that was."""
+class BestCheckpoint:
+    """The best weights so far by validation, on disk. `step` is 0 and `metrics` empty before the first validation."""
 
-    def __init__(self, folder: Path, start: int, patience: int | None, measure: Callable[[], dict[str, float]]) -> None:
-        """`start`: the step that training goes on from; what a later step left behind will come again."""
-        self._folder, self._patience, self._measure = folder, patience, measure
-        self.figures: dict[str, float] = {}
-        self.step, self._worse, self._score = 0, 0, -math.inf
-        if (folder / FIGURES).is_file():
-            kept = read_json(folder / FIGURES, "start over with --fresh")
-            if kept["step"] <= start:
-                self.step, self.figures, self._score = kept["step"], kept["figures"], kept["score"]
+    def __init__(self, folder: Path, resumed_step: int) -> None:
+        """A checkpoint that was written after `resumed_step` is ignored: training will get there again."""
+        self._folder = folder
+        self.metrics: dict[str, float] = {}
+        self.step, self._score = 0, -math.inf
+        if (folder / METRICS).is_file():
+            saved = read_json(folder / METRICS, "start over with --fresh")
+            if saved["step"] <= resumed_step:
+                self.step, self.metrics, self._score = saved["step"], saved["metrics"], saved["score"]
 
-    def resume(self, worse: int) -> None:
-        """Put back how many validations in a row were worse."""
-        self._worse = worse
-
-    @property
-    def worse(self) -> int:
-        """Validations since the best one."""
-        return self._worse
-
-    def validate(self, step: int, model: nn.Module, write: bool) -> dict[str, float]:
-        """Measure, keep the model if it is the best so far, and return the figures. Only one process may `write`."""
+    def update(self, step: int, metrics: dict[str, float], model: nn.Module, write: bool) -> bool:
+        """Keep the model if its mean metric is the best so far, and return whether it is. One process may `write`."""
         from safetensors.torch import save_file
 
-        figures = self._measure()
-        if score(figures) <= self._score:
-            self._worse += 1
-            return figures
-        self.step, self.figures, self._score, self._worse = step, figures, score(figures), 0
+        score = sum(metrics.values()) / len(metrics)
+        if score <= self._score:
+            return False
+        self.step, self.metrics, self._score = step, metrics, score
         if write:
             with atomic_folder(self._folder) as temporary:
                 weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
                 save_file(weights, temporary / WEIGHTS)
-                content = {"step": step, "figures": figures, "score": self._score}
-                (temporary / FIGURES).write_text(json.dumps(content))
-        return figures
-
-    @property
-    def over(self) -> bool:
-        """Whether there were more worse validations in a row than patience has."""
-        return self._patience is not None and self._worse >= self._patience
+                content = {"step": step, "metrics": metrics, "score": score}
+                (temporary / METRICS).write_text(json.dumps(content))
+        return True
 
     def restore(self, model: nn.Module) -> None:
         """Give the model the best weights."""

@@ -1,4 +1,4 @@
-"""How wide are a model's features, and on what grid do its maps lie? Found by showing it a blank picture and a word."""
+"""Shapes of a model's features: widths and map grids, found by running it on a blank image and a word."""
 
 from __future__ import annotations
 
@@ -22,18 +22,24 @@ class Grid:
 
 def widths(towers: Towers, layers: Sequence[int] = ()) -> Widths:
     """The towers' widths, with those of further image layers."""
-    image, text = _try(towers, layers)
+    image, text = _probe(towers, layers)
     others = {layer: image.layer(layer).shape[1] for layer in layers}
     return Widths(image.embedding.shape[-1], image.map.shape[1], text.tokens.shape[-1], others)
 
 
 def map_grids(towers: Towers, layers: Sequence[int] = ()) -> dict[int, Grid]:
     """Height and width of the maps of the image tower's last layer, -1, and of further ones."""
-    image, _ = _try(towers, layers)
+    image, _ = _probe(towers, layers)
     return {layer: Grid(*image.layer(layer).shape[-2:]) for layer in (-1, *layers)}
 
 
-def _try(towers: Towers, layers: Sequence[int]) -> tuple[ImageFeatures, TextFeatures]:
+def no_images(widths: Widths, layers: Sequence[int], device: torch.device) -> ImageFeatures:
+    """The image features of a batch without images."""
+    maps = {layer: torch.zeros(0, widths.layer(layer), 1, 1, device=device) for layer in (-1, *layers)}
+    return ImageFeatures(torch.zeros(0, widths.embedding, device=device), maps[-1], maps)
+
+
+def _probe(towers: Towers, layers: Sequence[int]) -> tuple[ImageFeatures, TextFeatures]:
     device = next(towers.parameters()).device
     training = towers.training
     towers.eval()

@@ -1,4 +1,4 @@
-"""How does a batch become gradients: at once, in parts, or in parts that still see each other?"""
+"""The backward pass of a batch: at once, with gradient accumulation, or with gradient caching."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from dcclip_cli.data.collator import Batch
 from dcclip_cli.model.towers import TextFeatures
 from dcclip_cli.train.distributed import average_gradients
 from dcclip_cli.train.losses.base import Outputs
-from dcclip_cli.train.objective import Objective
+from dcclip_cli.train.task import TrainingTask
 
 Terms = dict[str, Tensor]
 
 
 def backward(wrapped: nn.Module, batch: Batch, parts: int, accelerator: Accelerator) -> Terms:
-    """Leave the gradients of a batch in the parameters, and return its loss terms, the mean over `parts`.
+    """Add a batch's gradients to the parameters and return its loss terms, the mean over `parts`.
 
-    Each part is a batch of its own: a contrast sees no other part's captions.
+    Each part is a batch of its own: a contrastive loss does not see the captions of other parts.
     """
     if parts == 1:
         terms: Terms = wrapped(batch)
@@ -39,57 +39,58 @@ def backward(wrapped: nn.Module, batch: Batch, parts: int, accelerator: Accelera
     return total
 
 
-def cached_backward(stage: Objective, batch: Batch, parts: int, accelerator: Accelerator) -> Terms:
+def cached_backward(task: TrainingTask, batch: Batch, parts: int, accelerator: Accelerator) -> Terms:
     """The same for losses on embeddings, with the gradient of the whole batch: gradient caching (arXiv 2101.06983).
 
-    The student goes over the parts twice: without a graph for the embeddings, whose gradients the losses of the whole
-    batch give, and once more, part by part, for its own. Random numbers are replayed; batch norms take their statistics
-    from each part, so that with them in training mode the gradient is not quite that of the whole batch.
+    The student processes the parts twice: without a graph, for the embeddings from which the losses of the whole batch
+    and their gradients are computed; then with one, part by part, to carry those gradients on to the weights. Random
+    numbers are replayed; batch norms use the statistics of each part, so that in training mode the gradient is not
+    exactly that of the whole batch.
     """
     pieces = batch.parts(parts)
-    states, sides = [], []
-    with torch.no_grad(), accelerator.autocast(), _untouched_statistics(stage):
+    states, outputs = [], []
+    with torch.no_grad(), accelerator.autocast(), _untouched_statistics(task):
         for piece in pieces:
             states.append(_random_state())
-            sides.append(stage.side(piece))
-    whole = _joined(batch, sides, parts)
+            outputs.append(task.outputs(piece))
+    whole = _joined(batch, outputs, parts)
     with accelerator.autocast():
-        terms = stage.terms(batch, whole)
+        terms = task.terms(batch, whole)
     accelerator.backward(sum(terms.values()))
     for number, (piece, state) in enumerate(zip(pieces, states, strict=True)):
         _set_random_state(state)
         with accelerator.autocast():
-            side = stage.side(piece)
-            pulls = [(side.image.embedding, whole.image.embedding.grad)] if len(piece.pixels) else []
+            part = task.outputs(piece)
+            pulls = [(part.image.embedding, whole.image.embedding.grad)] if len(piece.pixels) else []
             pulls = [(one, None if grad is None else grad.chunk(parts)[number]) for one, grad in pulls]
             for name, texts in batch.texts.items():
                 places = texts.places(number, parts, len(batch.pixels), batch.lines)
                 grad = whole.texts[name].embedding.grad
-                pulls.append((side.texts[name].embedding, None if grad is None else grad[places]))
+                pulls.append((part.texts[name].embedding, None if grad is None else grad[places]))
             surrogate = sum((embedding * grad).sum() for embedding, grad in pulls if grad is not None)
         if isinstance(surrogate, Tensor):
             surrogate.backward()
-    average_gradients(stage.parameters())
+    average_gradients(task.parameters())
     return {name: term.detach() for name, term in terms.items()}
 
 
-def _joined(batch: Batch, sides: list[Outputs], parts: int) -> Outputs:
-    """The sides of parts as the side of the whole batch, its embeddings leaves that gather gradients."""
-    image = torch.cat([side.image.embedding for side in sides]).requires_grad_()
+def _joined(batch: Batch, parts: list[Outputs], count: int) -> Outputs:
+    """The outputs of parts as those of the whole batch; its embeddings are leaves that receive gradients."""
+    image = torch.cat([part.image.embedding for part in parts]).requires_grad_()
     texts = {}
     for name, given in batch.texts.items():
-        features = [side.texts[name] for side in sides]
-        order = torch.cat([given.places(number, parts, len(batch.pixels), batch.lines) for number in range(parts)])
+        features = [part.texts[name] for part in parts]
+        order = torch.cat([given.places(number, count, len(batch.pixels), batch.lines) for number in range(count)])
         embedding = torch.cat([one.embedding for one in features])[order.argsort()].requires_grad_()
         texts[name] = TextFeatures(embedding, features[0].tokens, features[0].mask)
-    rows = {name: given.image_index for name, given in batch.texts.items()}
-    return replace(sides[0], image=replace(sides[0].image, embedding=image), texts=texts, rows=rows)
+    image_index = {name: given.image_index for name, given in batch.texts.items()}
+    return replace(parts[0], image=replace(parts[0].image, embedding=image), texts=texts, image_index=image_index)
 
 
 @contextmanager
-def _untouched_statistics(stage: nn.Module) -> Iterator[None]:
-    """Batch norms' running statistics do not move: the second pass will move them once."""
-    norms = [module for module in stage.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+def _untouched_statistics(task: nn.Module) -> Iterator[None]:
+    """Batch norms' running statistics do not change while the block runs: the second pass updates them once."""
+    norms = [module for module in task.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0

@@ -1,34 +1,63 @@
-"""What a run writes down as it goes: metrics.jsonl and TensorBoard."""
+"""Metric logging: metrics.jsonl, TensorBoard, and the speed of steps."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
 
 
-class Log:
-    """metrics.jsonl and tensorboard, cut back to the step that training goes on from."""
+class MetricsLog:
+    """Writes metrics.jsonl and TensorBoard files; entries after the step that training resumes from are removed."""
 
-    def __init__(self, folder: Path, start: int, accelerator: Accelerator) -> None:
+    def __init__(self, folder: Path, resumed_step: int, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
         self._file = folder / "metrics.jsonl"
         if not accelerator.is_main_process:
             return
         folder.mkdir(parents=True, exist_ok=True)
         lines = self._file.read_text().splitlines() if self._file.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= resumed_step]
         self._file.write_text("".join(line + "\n" for line in kept))
-        if not start:
+        if not resumed_step:
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         accelerator.init_trackers("tensorboard")
 
-    def write(self, step: int, figures: dict[str, float]) -> None:
-        """Add one line."""
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Add one entry. Only the main process writes."""
         if self._accelerator.is_main_process:
-            rounded = {name: float(f"{value:.6g}") for name, value in figures.items()}
+            rounded = {name: float(f"{value:.6g}") for name, value in metrics.items()}
             with self._file.open("a") as stream:
                 stream.write(json.dumps({"step": step, **rounded}) + "\n")
-            self._accelerator.log(figures, step=step)
+            self._accelerator.log(metrics, step=step)
+
+
+class StepTimer:
+    """Measures the steps since the last log entry."""
+
+    def __init__(self, step: int) -> None:
+        self._step, self._began, self._waited = step, time.monotonic(), 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the block's time as waiting for data."""
+        began = time.monotonic()
+        yield
+        self._waited += time.monotonic() - began
+
+    def speed(self, step: int, total_steps: int, batch_size: int) -> dict[str, float]:
+        """Images per second, seconds per step spent waiting for data, and seconds left; starts the next interval."""
+        now, count = time.monotonic(), step - self._step
+        step_s = (now - self._began) / count
+        speed = {
+            "images_per_second": batch_size / step_s,
+            "data_wait_s": self._waited / count,
+            "seconds_left": step_s * (total_steps - step),
+        }
+        self._step, self._began, self._waited = step, now, 0.0
+        return speed

@@ -1,7 +1,8 @@
-"""The optimizer: AdamW, SGD or Muon, with learning rates of their own for towers, projections and temperature."""
+"""Optimizer (AdamW, SGD or Muon) with parameter groups, and the learning-rate schedule."""
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -17,10 +18,10 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Muon(timm.optim.Muon):
-    """timm's Muon, its Newton-Schulz iteration in a precision of choice.
+    """timm's Muon with a chosen precision of the Newton-Schulz iteration.
 
-    timm's function takes one, its optimizer always leaves it at bf16, which a CPU without native bf16 computes 20 to
-    50 times more slowly than fp32.
+    timm's function takes one, but its optimizer always uses bf16, which is 20 to 50 times slower than fp32 on a CPU
+    without native bf16.
     """
 
     def __init__(self, parameters: Any, newton_schulz: torch.dtype, **options: Any) -> None:
@@ -35,19 +36,26 @@ class Muon(timm.optim.Muon):
             muon.zeropower_via_newtonschulz = _NEWTON_SCHULZ
 
 
-def make_optimizer(stage: nn.Module, chosen: OptimizerOptions) -> torch.optim.Optimizer:
-    """The optimizer, with weight decay on matrices only, and rates of their own for towers, projections, temperature.
+def learning_rate_factor(step: int, warmup_steps: int, steps: int) -> float:
+    """Linear warm-up from 0, then cosine decay to 0, as a factor in (0, 1] of the peak rate."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
 
-    Every group has its peak rate as `peak_lr`. `chosen.newton_schulz` is fp32 or bf16 by now.
+
+def make_optimizer(task: nn.Module, chosen: OptimizerOptions) -> torch.optim.Optimizer:
+    """The optimizer of a task's parameters: weight decay on matrices only, learning-rate multipliers for the towers.
+
+    Every group has its peak rate as `peak_lr`. `chosen.newton_schulz` must be fp32 or bf16.
     """
-    depths = _depths_from_the_top(stage) if chosen.layer_decay < 1 else {}
+    depths = _depths_from_the_top(task) if chosen.layer_decay < 1 else {}
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
-    for name, parameter in stage.named_parameters():
+    for name, parameter in task.named_parameters():
         if not parameter.requires_grad:
             continue
         decay = chosen.weight_decay if parameter.ndim > 1 and "positional_embedding" not in name else 0.0
         scale = _scale(name, chosen) * chosen.layer_decay ** depths.get(name, 0)
-        # A table of vectors is a matrix in shape only: its rows are learnt one by one.
+        # An embedding table is a matrix in shape only: Muon leaves it to AdamW.
         groups.setdefault((chosen.lr * scale, decay, "_embedding" in name), []).append(parameter)
     parameters: list[dict[str, Any]] = [
         {"params": members, "lr": lr, "peak_lr": lr, "weight_decay": decay, "use_fallback": is_table}
@@ -68,21 +76,19 @@ def make_optimizer(stage: nn.Module, chosen: OptimizerOptions) -> torch.optim.Op
 
 
 def _scale(name: str, chosen: OptimizerOptions) -> float:
-    if "logit_" in name:
-        return chosen.temperature_lr_scale
-    # The projections into the shared space are not part of what was pretrained.
-    if ".head." in name or "classifier" in name or "text_projection" in name:
-        return chosen.projection_lr_scale
+    # Temperature, bias and the projections into the shared space are not part of what was pretrained.
+    if "logit_" in name or ".head." in name or "classifier" in name or "text_projection" in name:
+        return 1.0
     if ".visual." in name:
         return chosen.image_lr_scale
     return chosen.text_lr_scale if ".text." in name else 1.0
 
 
-def _depths_from_the_top(stage: nn.Module) -> dict[str, int]:
-    """How many layers lie above each parameter of the two towers; what is not in them has 0."""
+def _depths_from_the_top(task: nn.Module) -> dict[str, int]:
+    """The number of layers above each parameter of the two towers; 0 for all others."""
     from timm.models import group_parameters
 
-    model: Any = stage.student.model  # type: ignore[union-attr]
+    model: Any = task.student.model  # type: ignore[union-attr]
     depths: dict[str, int] = {}
     trunk = getattr(model.visual, "trunk", None)
     if trunk is not None:

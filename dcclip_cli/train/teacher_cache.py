@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from dcclip_cli.blocks import Ragged, Values
 from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder
@@ -27,12 +28,11 @@ from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
 from dcclip_cli.processes import loading_processes
 from dcclip_cli.progress import Progress
-from dcclip_cli.store import FeatureStore, MissingRows, Ragged, Values, digests
+from dcclip_cli.store import FeatureStore, MissingRows, digests
 from dcclip_cli.train.distributed import process_count, process_index
-from dcclip_cli.train.feature_shapes import Grid
+from dcclip_cli.train.feature_shapes import Grid, no_images
 from dcclip_cli.train.losses.base import Loss, Outputs, Widths
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, to_grid
-from dcclip_cli.train.teachers import no_images
 
 FOLDER = "teacher-cache"
 BATCH_SIZE = 64  # of the teacher: in bf16, results depend on what is computed together
@@ -79,7 +79,7 @@ class TeacherCache:
         device: str,
         progress: Progress,
     ) -> None:
-        self._teacher, self._widths, self._collator, self._device = teacher, widths, collator, device
+        self._teacher, self.widths, self._collator, self._device = teacher, widths, collator, device
         self._progress = progress
         self._maps = {layer: (_map_name(layer, grid), grid) for layer, grid in _map_sizes(losses, grids).items()}
         self._image_names = ["image_embedding", *(name for name, _ in self._maps.values())]
@@ -136,7 +136,7 @@ class TeacherCache:
 
     def _image(self, rows: Sequence[int], device: torch.device) -> ImageFeatures:
         if not rows:
-            return no_images(self._widths, [layer for layer in self._maps if layer != -1], device)
+            return no_images(self.widths, [layer for layer in self._maps if layer != -1], device)
         keys = self._keys_of_images(rows)
         embedding = _tensor(self.store.read("image_embedding", keys), device)
         maps = {layer: _tensor(self.store.read(name, keys), device) for layer, (name, _) in self._maps.items()}
@@ -148,8 +148,7 @@ class TeacherCache:
         if not self._tokens:
             mask = torch.ones(len(keys), 1, dtype=torch.long, device=device)
             return TextFeatures(embedding, embedding[:, None], mask)
-        tokens = self.store.read("text_tokens", keys)
-        assert isinstance(tokens, Ragged)
+        tokens = self.store.read_ragged("text_tokens", keys)
         columns = np.arange(tokens.lengths.max())
         mask = torch.from_numpy((columns < tokens.lengths[:, None]).astype(np.int64))
         return TextFeatures(embedding, _tensor(tokens.padded(), device), mask.to(device))
@@ -244,6 +243,5 @@ def _map_sizes(losses: Sequence[Loss], grids: Mapping[int, Grid]) -> dict[int, G
     return sizes
 
 
-def _tensor(values: np.ndarray | Ragged, device: torch.device) -> torch.Tensor:
-    assert isinstance(values, np.ndarray)
+def _tensor(values: np.ndarray, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(values).to(device).float()

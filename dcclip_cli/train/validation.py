@@ -1,10 +1,9 @@
-"""How good is the model in training, zero-shot, in each language? What early stopping and the best weights go by."""
+"""Zero-shot validation during training, in each language, for early stopping and the best weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,39 +17,39 @@ from dcclip_cli.eval import metrics
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import OpenClipTowers
 
-_ROWS = 64  # pictures or texts at once
+_ROWS = 64  # images or texts at once
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Pairs whose first captions, each once, are the classes that their pictures are told apart into."""
+    """Zero-shot classification of pairs' images, whose different first captions are the class names."""
 
-    table: PairDataset
+    dataset: PairDataset
     languages: tuple[Language, ...]
 
     def __call__(self, towers: OpenClipTowers) -> dict[str, float]:
-        """`top1_zh` and `top1_en`, in 0..1. Towers are left as they were; nothing in them is trained."""
+        """`top1_zh` and `top1_en`, in 0..1. The towers stay unchanged."""
         training = towers.training
         towers.eval()
         with torch.no_grad():
             images = self._images(towers)
-            figures = {f"top1_{language}": self._top1(towers, images, language) for language in self.languages}
+            top1 = {f"top1_{language}": self._top1(towers, images, language) for language in self.languages}
         towers.train(training)
-        return figures
+        return top1
 
     def _images(self, towers: OpenClipTowers) -> np.ndarray:
         embeddings = (
             towers.image_features(
-                torch.from_numpy(np.stack([towers.preprocess(unaugmented(self.table, index)) for index in rows])).to(
+                torch.from_numpy(np.stack([towers.preprocess(unaugmented(self.dataset, index)) for index in rows])).to(
                     _device(towers)
                 )
             ).embedding
-            for rows in _chunks(len(self.table))
+            for rows in _chunks(len(self.dataset))
         )
         return finite(_unit(embeddings), towers.name, "images")
 
     def _top1(self, towers: OpenClipTowers, images: np.ndarray, language: Language) -> float:
-        captions = first_captions(self.table, language)
+        captions = first_captions(self.dataset, language)
         names = list(dict.fromkeys(captions))
         numbers = {name: number for number, name in enumerate(names)}
         embeddings = (
@@ -63,19 +62,14 @@ class Validation:
 
 
 def open_validation(path: str | None, languages: tuple[Language, ...]) -> Validation:
-    """Validation on the pairs at `path`. Raises DcclipError where a language's names are missing."""
+    """Validation on the pairs at `path`. Raises DcclipError if no language has captions for all of them."""
     if path is None:
-        raise DcclipError("validate_every_steps needs pairs to validate on", "name some: data.validation")
-    table = open_pairs(Path(path))
-    complete = tuple(one for one in LANGUAGES if one in languages and all(table.captions(one)))
+        raise DcclipError("validate_every_steps needs pairs to validate on", "set data.validation")
+    dataset = open_pairs(path)
+    complete = tuple(one for one in LANGUAGES if one in languages and all(dataset.captions(one)))
     if not complete:
-        raise DcclipError(f"{path}: some pairs have no caption", "give every pair its name as first caption")
-    return Validation(table, complete)
-
-
-def score(figures: dict[str, float]) -> float:
-    """What the best weights are best in: the mean over the languages."""
-    return sum(figures.values()) / len(figures)
+        raise DcclipError(f"{path}: some pairs have no caption", "give every pair its class name as first caption")
+    return Validation(dataset, complete)
 
 
 def _chunks(count: int) -> Iterator[range]:

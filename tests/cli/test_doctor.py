@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from dcclip_cli import __version__
-from dcclip_cli.cli import diagnosis
+from dcclip_cli import __version__, diagnosis
 from dcclip_cli.cli.app import app
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +53,7 @@ def test_json_is_one_object_whose_keys_are_the_same_on_every_machine() -> None:
     assert found["versions"]["dcclip"] == __version__ and found["versions"]["python"].startswith("3.")
     assert found["versions"]["torch"] and found["torch"]["device"] in ("cpu", "cuda", "mps")
     assert found["processor"]["cores"] >= 1 and found["processor"]["machine_class"] in ("fast", "plain", "other")
-    assert set(found["storage"]["cache_parts_bytes"]) == {"features", "streams", "bf16-gain"}
+    assert set(found["storage"]["cache_parts_bytes"]) == {"features", "teacher-cache", "bf16-gain"}
     assert found["storage"]["current_folder_free_bytes"] > 0
     assert "CPUExecutionProvider" in found["onnxruntime_providers"]
     assert found["extras"]["train"] == {"missing": [], "install": "pip install 'dcclip[train]'"}
@@ -191,7 +190,7 @@ def test_gpus_are_listed_and_decide_the_precision(monkeypatch: pytest.MonkeyPatc
 
 def test_without_native_bf16_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dcclip_cli.model.precision.has_native_bf16", lambda: False)
-    monkeypatch.setattr(diagnosis, "_pass", None)
+    monkeypatch.setattr("dcclip_cli.model.precision_probe._pass", None)
     page = CliRunner().invoke(app, ["doctor"]).stdout
     assert "  inference      fp32: no native bf16 on this CPU\n" in page
     assert "  training       fp32: no native bf16 on this CPU\n" in page
@@ -200,7 +199,7 @@ def test_without_native_bf16_nothing_is_measured(monkeypatch: pytest.MonkeyPatch
 def test_with_native_bf16_both_kinds_of_tower_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     gains = iter((1.55, 2.5, 0.6, 1.1))
     monkeypatch.setattr("dcclip_cli.model.precision.torch_has_bf16", lambda: True)
-    monkeypatch.setattr("dcclip_cli.model.precision.bf16_gain", lambda run: run() or next(gains))
+    monkeypatch.setattr("dcclip_cli.model.precision_probe.bf16_gain", lambda run: run() or next(gains))
     page = CliRunner().invoke(app, ["doctor"]).stdout
     assert page.partition("  inference      ")[2].splitlines()[:5] == [
         "convolutional bf16, 1.6 times as fast as fp32",

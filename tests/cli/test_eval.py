@@ -23,7 +23,7 @@ def dcclip(*arguments: str, code: int = 0) -> Result:
 
 @pytest.fixture
 def imagenet(tmp_path: Path, small: dict[str, KnownSet], pairs: list[Pair]) -> Path:
-    """A root with `imagenet`: a drawn picture in each of its thousand class folders."""
+    """A root with `imagenet`: a drawn image in each of its thousand class folders."""
     for number in range(1000):
         layouts.write(tmp_path / f"data/imagenet/val/alpha_{number}/x.JPEG", pairs[number % 40].image)
     return tmp_path / "data"
@@ -55,8 +55,8 @@ def test_imagenet_cn_on_class_folders_equals_an_independent_computation(
         model.eval(), tokenizer, names, [lambda name: f"一张{name}", lambda name: name], num_classes_per_batch=100
     )
     with torch.no_grad():
-        pictures = model.encode_image(torch.stack([transform(decode(pair.image)) for pair in pairs]), normalize=True)
-    logits = pictures.repeat(25, 1) @ head
+        images = model.encode_image(torch.stack([transform(decode(pair.image)) for pair in pairs]), normalize=True)
+    logits = images.repeat(25, 1) @ head
     right = logits.topk(5).indices == torch.arange(1000)[:, None]
     assert found["metrics"]["top1"] == pytest.approx(float(right[:, 0].float().mean()))
     assert found["metrics"]["top5"] == pytest.approx(float(right.any(dim=1).float().mean()))

@@ -1,6 +1,5 @@
-"""Small data sets in the layouts that the real ones are published in. Each picture's colour tells its label."""
+"""Small data sets in the layouts of the published ones. Each image's colour encodes its label."""
 
-import csv
 import io
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -14,16 +13,16 @@ def colour(label: int) -> tuple[int, int, int]:
     return label % 256, label // 256, 7
 
 
-def label_of(image: Image.Image) -> int:
-    """The label that a picture was drawn for."""
-    if image.mode == "L":
-        return int(image.getpixel((0, 0)))  # type: ignore[arg-type]
-    pixel = image.convert("RGB").getpixel((0, 0))
+def label_of(drawn: Image.Image) -> int:
+    """The label encoded in an image."""
+    if drawn.mode == "L":
+        return int(drawn.getpixel((0, 0)))  # type: ignore[arg-type]
+    pixel = drawn.convert("RGB").getpixel((0, 0))
     assert isinstance(pixel, tuple)
     return int(pixel[0]) + 256 * int(pixel[1])
 
 
-def picture(label: int, kind: str = "PNG") -> bytes:
+def image(label: int, kind: str = "PNG") -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (6, 4), colour(label)).save(stream, kind)
     return stream.getvalue()
@@ -35,9 +34,15 @@ def write(file: Path, content: bytes | str) -> None:
 
 
 def class_folders(folder: Path, names: Sequence[str], suffix: str = ".png") -> None:
-    """One picture in a folder for each class; files are called .png whatever they should be called."""
+    """One image in a folder for each class."""
     for label, name in enumerate(names):
-        write(folder / name / f"{label}{suffix}", picture(label))
+        write(folder / name / f"{label}{suffix}", image(label))
+
+
+def numbered(folder: Path, count: int, pattern: str = "{:05}.jpg", kind: str = "PNG") -> None:
+    """An image for each label, with the label in its name."""
+    for label in range(count):
+        write(folder / pattern.format(label), image(label, kind))
 
 
 def tar(file: Path, members: Mapping[str, bytes]) -> None:
@@ -60,7 +65,7 @@ def wds(
     for shard, several in enumerate(numbers):
         members = {}
         for number in several:
-            members[f"s{number:07}.webp"] = picture(int(number), "PNG")
+            members[f"s{number:07}.webp"] = image(int(number), "PNG")
             members[f"s{number:07}{suffix}"] = truths[number]
         tar(root / split / f"{shard}.tar", members)
 
@@ -81,7 +86,7 @@ def country211(root: Path, names: Sequence[str]) -> None:
 def dtd(root: Path, names: Sequence[str]) -> None:
     lines = []
     for label, name in enumerate(names):
-        write(root / f"dtd/dtd/images/{name}/{name}_{label}.jpg", picture(label))
+        write(root / f"dtd/dtd/images/{name}/{name}_{label}.jpg", image(label))
         lines.append(f"{name}/{name}_{label}.jpg")
     for split in ("test1", "train1"):
         write(root / f"dtd/dtd/labels/{split}.txt", "\n".join(lines) + "\n")
@@ -90,32 +95,24 @@ def dtd(root: Path, names: Sequence[str]) -> None:
 def fgvc_aircraft(root: Path, names: Sequence[str]) -> None:
     data = root / "fgvc-aircraft-2013b/data"
     write(data / "variants.txt", "\n".join(names) + "\n")
-    lines = []
-    for label, name in enumerate(names):
-        write(data / f"images/{label:07}.jpg", picture(label))
-        lines.append(f"{label:07} {name}")
-    write(data / "images_variant_test.txt", "\n".join(lines) + "\n")
+    numbered(data / "images", len(names), "{:07}.jpg")
+    write(data / "images_variant_test.txt", "".join(f"{label:07} {name}\n" for label, name in enumerate(names)))
 
 
 def food101(root: Path, names: Sequence[str]) -> None:
     import json
 
     for label, name in enumerate(names):
-        write(root / f"food-101/images/{name}/{label}.jpg", picture(label))
+        write(root / f"food-101/images/{name}/{label}.jpg", image(label))
     lists = {name: [f"{name}/{label}"] for label, name in enumerate(names)}
     write(root / "food-101/meta/test.json", json.dumps(lists))
 
 
 def gtsrb(root: Path, names: Sequence[str]) -> None:
     folder = root / "gtsrb/GTSRB/Final_Test/Images"
-    rows = []
-    for label in range(len(names)):
-        write(folder / f"{label:05}.ppm", picture(label, "PPM"))
-        rows.append({"Filename": f"{label:05}.ppm", "ClassId": label})
-    with (root / "gtsrb/GT-final_test.csv").open("w", newline="") as stream:
-        table = csv.DictWriter(stream, ["Filename", "ClassId"], delimiter=";")
-        table.writeheader()
-        table.writerows(rows)
+    numbered(folder, len(names), "{:05}.ppm", "PPM")
+    rows = "".join(f"{label:05}.ppm;{label}\n" for label in range(len(names)))
+    write(root / "gtsrb/GT-final_test.csv", f"Filename;ClassId\n{rows}")
 
 
 def mnist(root: Path, names: Sequence[str]) -> None:
@@ -133,10 +130,10 @@ def flowers102(root: Path, names: Sequence[str]) -> None:
     from scipy.io import savemat
 
     folder = root / "flowers-102"
-    for label in range(len(names)):
-        write(folder / f"jpg/image_{label + 1:05}.jpg", picture(label))
-    savemat(folder / "imagelabels.mat", {"labels": np.arange(len(names)) + 1})
     every = np.arange(len(names)) + 1
+    for number in every.tolist():
+        write(folder / f"jpg/image_{number:05}.jpg", image(number - 1))
+    savemat(folder / "imagelabels.mat", {"labels": every})
     savemat(folder / "setid.mat", {"tstid": every, "trnid": every, "valid": every})
 
 
@@ -144,7 +141,7 @@ def pets(root: Path, names: Sequence[str]) -> None:
     lines = []
     for label, name in enumerate(names):
         file = f"{name.replace(' ', '_')}_1"
-        write(root / f"oxford-iiit-pet/images/{file}.jpg", picture(label))
+        write(root / f"oxford-iiit-pet/images/{file}.jpg", image(label))
         lines.append(f"{file} {label + 1} 1 1")
     write(root / "oxford-iiit-pet/annotations/test.txt", "\n".join(lines) + "\n")
 
@@ -170,8 +167,7 @@ def stanford_cars(root: Path, names: Sequence[str]) -> None:
     from scipy.io import savemat
 
     folder = root / "stanford_cars"
-    for label in range(len(names)):
-        write(folder / f"cars_test/{label:05}.jpg", picture(label))
+    numbered(folder / "cars_test", len(names))
     rows = np.zeros(len(names), [("fname", object), ("class", object)])
     for label in range(len(names)):
         rows[label] = (f"{label:05}.jpg", label + 1)
@@ -181,11 +177,11 @@ def stanford_cars(root: Path, names: Sequence[str]) -> None:
 
 
 def voc2007(root: Path, names: Sequence[str]) -> None:
-    """Picture number i shows class i, and class 0 as well; class 1 is difficult to see in picture 0."""
+    """Image number i shows class i, and class 0 as well; class 1 is difficult to see in image 0."""
     folder = root / "VOCdevkit/VOC2007"
     keys = [f"{number:06}" for number in range(len(names))]
     for number, key in enumerate(keys):
-        write(folder / f"JPEGImages/{key}.jpg", picture(number))
+        write(folder / f"JPEGImages/{key}.jpg", image(number))
         write(folder / f"Annotations/{key}.xml", "<annotation/>")
     write(folder / "ImageSets/Main/test.txt", "\n".join(keys) + "\n")
     for label, name in enumerate(names):

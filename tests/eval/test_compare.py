@@ -55,20 +55,20 @@ def test_the_same_result_does_not_differ_from_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "differing"),
     [
         ({"class_names_sha256": "x"}, "class names"),
         ({"templates_sha256": "x", "limit": 7}, "prompts and samples"),
         ({"n": 399}, "numbers of images"),
     ],
 )
-def test_unlike_results_are_compared_only_by_force(change: dict[str, Any], said: str) -> None:
+def test_unlike_results_are_compared_only_by_force(change: dict[str, Any], differing: str) -> None:
     first, second = result("a", guesses(200)), result("b", guesses(210), **change)
-    with pytest.raises(DcclipError, match=f"dtd en: the {said} differ") as caught:
+    with pytest.raises(DcclipError, match=f"dtd en: the {differing} differ") as caught:
         compare_results([first], [second])
     assert "--force" in caught.value.hint
     [found] = compare_results([first], [second], force=True)
-    assert " and ".join(found.unlike) == said
+    assert " and ".join(found.unlike) == differing
 
 
 def test_every_metric_has_an_interval() -> None:

@@ -1,16 +1,16 @@
 """Evaluation: right against an oracle, at chance for noise, and equal to open_clip's and CLIP_benchmark's doing."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.lib.format import open_memmap
 from PIL import Image
 
+from dcclip_cli.blocks import parse
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.errors import DcclipError
@@ -21,6 +21,7 @@ from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.result import EvalResult, load_results, save_results
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import ModelReference, resolve
+from dcclip_cli.store import FeatureStore
 from tests.eval import layouts
 
 
@@ -147,7 +148,7 @@ def test_a_second_language_costs_no_second_pass_and_neither_does_another_prompt(
     again = Oracle(fingerprint="oracle-2")
     run(again, ["dtd"], tmp_path, cache=FeatureCache(tmp_path / "cache"))
     assert sum(again.seen) == 47
-    layouts.write(tmp_path / "dtd/test/alpha_3/3.png", layouts.picture(3) + b"\0")
+    layouts.write(tmp_path / "dtd/test/alpha_3/3.png", layouts.image(3) + b"\0")
     from tests.eval.conftest import clear
 
     clear()
@@ -164,20 +165,6 @@ def test_a_limit_leaves_the_rest_for_the_next_run(tmp_path: Path, small: dict[st
     assert few.n == 12 and few.limit == 12 and few.classes == 47 and few.details == same.details
     [every] = run(model, ["dtd"], tmp_path, cache=cache)
     assert sum(model.seen) == 47 and every.n == 47 and every.limit is None
-
-
-def test_a_kept_embedding_that_is_not_finite_is_asked_for_again(tmp_path: Path) -> None:
-    cache = FeatureCache(tmp_path)
-    with cache.rows({}, 4) as rows:
-        rows.fill(np.arange(3), np.ones((3, 2)), {})
-    cache.texts("model", ["猫", "cat"], lambda: np.ones((2, 2)))
-    for file, rest in (("features.npy", [1, 1, 0]), ("texts-*.npy", [1])):
-        kept = open_memmap(next(tmp_path.rglob(file)), "r+")
-        kept[0, 0], kept[1:, 0] = np.nan, rest
-    with cache.rows({}, 4) as rows:
-        assert rows.missing(np.arange(4)).tolist() == [0, 3]
-    for _ in range(2):
-        assert cache.texts("model", ["猫", "cat"], lambda: np.full((2, 2), 7)).tolist() == [[7, 7], [7, 7]]
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(
@@ -198,14 +185,18 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
     assert sum(rest.seen) == 17 and found.metrics["top1"] == 1.0
 
 
-def test_a_broken_cache_is_filled_again(tmp_path: Path, small: dict[str, KnownSet], run: Any) -> None:
+@pytest.mark.parametrize("damage", [lambda content: content[:50], lambda content: content[:-1] + b"\x7f"])
+def test_a_damaged_cache_is_filled_again_with_a_warning(
+    damage: Callable[[bytes], bytes], tmp_path: Path, small: dict[str, KnownSet], run: Any
+) -> None:
     whole(tmp_path, "dtd", 47)
     run(Oracle(), ["dtd"], tmp_path, cache=FeatureCache(tmp_path / "cache"))
-    for file in (tmp_path / "cache").rglob("*.npy"):
-        file.write_bytes(file.read_bytes()[:50])
-    model = Oracle()
-    [found] = run(model, ["dtd"], tmp_path, cache=FeatureCache(tmp_path / "cache"))
+    for file in (tmp_path / "cache").rglob("*.block"):
+        file.write_bytes(damage(file.read_bytes()))
+    model, said = Oracle(), list[str]()
+    [found] = run(model, ["dtd"], tmp_path, cache=FeatureCache(tmp_path / "cache", said.append))
     assert sum(model.seen) == 47 and found.value == 1.0
+    assert len(said) == 2 and all("its rows are computed again" in line for line in said)  # images, texts
 
 
 def test_images_that_can_not_be_read_are_counted_and_named(
@@ -213,7 +204,7 @@ def test_images_that_can_not_be_read_are_counted_and_named(
 ) -> None:
     whole(tmp_path, "dtd", 47)
     (tmp_path / "dtd/test/alpha_5/5.png").write_bytes(b"no image")
-    (tmp_path / "dtd/test/alpha_9/9.png").write_bytes(layouts.picture(9)[:40])
+    (tmp_path / "dtd/test/alpha_9/9.png").write_bytes(layouts.image(9)[:40])
     said: list[str] = []
 
     class Talk:
@@ -263,8 +254,11 @@ def test_top1_and_features_equal_what_open_clip_alone_computes(
     assert (found.n, found.classes, found.metric, found.language) == (40, 40, "top1", language)
     predictions = found.detail("predictions")
     assert predictions is not None and predictions.tolist() == guesses.tolist()
-    [file] = tmp_path.rglob("features.npy")
-    assert np.abs(np.load(file) - images.numpy()).max() < 1e-6
+    [folder] = (file.parent for file in tmp_path.rglob("model.json") if "preprocessing" in file.read_text("utf-8"))
+    [file] = folder.glob("*.block")
+    with file.open("rb") as stream:
+        _, keys = parse(stream, file.stat().st_size, file)
+    assert np.abs(FeatureStore(folder).read("embedding", keys) - images.numpy()).max() < 1e-6
 
 
 def test_prompts_are_ensembled_as_open_clips_zero_shot_classifier_does(
@@ -327,7 +321,7 @@ def test_texts_about_several_images_are_looked_for_one_way_only(
 ) -> None:
     import base64
 
-    rows = [f"{label}\t{base64.b64encode(layouts.picture(label)).decode()}\n" for label in range(5)]
+    rows = [f"{label}\t{base64.b64encode(layouts.image(label)).decode()}\n" for label in range(5)]
     layouts.write(tmp_path / "muge/valid_imgs.tsv", "".join(rows))
     texts = ['{"text": "东西3", "image_ids": [1, 3]}', '{"text": "东西2", "image_ids": [4]}']
     layouts.write(tmp_path / "muge/valid_texts.jsonl", "\n".join(texts) + "\n")

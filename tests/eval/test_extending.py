@@ -42,7 +42,7 @@ def labels(dataset: DataSet, language: str) -> list[int]:
 
 def test_a_file_of_class_names_and_one_entry_make_a_data_set(tmp_path: Path, beans: list[str]) -> None:
     for number in range(128):
-        layouts.write(tmp_path / f"beans/test/{beans[number % 3]}/{number}.png", layouts.picture(number % 3))
+        layouts.write(tmp_path / f"beans/test/{beans[number % 3]}/{number}.png", layouts.image(number % 3))
     assert sorted(labels(open_dataset("beans-cn", data_root=tmp_path), "zh")) == sorted(n % 3 for n in range(128))
     assert open_dataset("beans", data_root=tmp_path).truth["en"].names[2] == "healthy bean leaf"  # type: ignore[union-attr]
 
@@ -53,7 +53,7 @@ def test_a_loader_class_adds_a_layout(tmp_path: Path, beans: list[str], monkeypa
     exec(compile("from __future__ import annotations\n" + code, PAGE, "exec"), scope)
     monkeypatch.setattr(datasets, "LOADERS", (*loaders.LOADERS, scope["LabelsCsv"]))
     for number in range(128):
-        layouts.write(tmp_path / f"beans/test/{number}.png", layouts.picture(number % 3))
+        layouts.write(tmp_path / f"beans/test/{number}.png", layouts.image(number % 3))
     lines = [f"{number}.png,{beans[number % 3]}\n" for number in range(128)]
     layouts.write(tmp_path / "beans/test/labels.csv", "".join(lines))
     assert labels(open_dataset("beans-cn", data_root=tmp_path), "zh") == [number % 3 for number in range(128)]

@@ -18,7 +18,7 @@ TRUTHS = [f"{number}".encode() for number in range(47)]
 
 @pytest.fixture(autouse=True)
 def hub(tmp_path: Path, small: dict[str, KnownSet], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder whose name is a repository's: relative to the working directory it stands in for the hub."""
+    """A folder whose name is a repository's: relative to the working directory it is used in place of the hub."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub-cache")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "clip-benchmark/wds_vtab-dtd"
@@ -26,7 +26,7 @@ def hub(tmp_path: Path, small: dict[str, KnownSet], monkeypatch: pytest.MonkeyPa
 
 def parquet(file: Path, column: str, values: Sequence[object], feature: object) -> None:
     """A Parquet file as the hub converts data sets to: images as {bytes, path}, and one more column."""
-    images = [{"bytes": layouts.picture(number), "path": f"{number}.png"} for number in range(len(values))]
+    images = [{"bytes": layouts.image(number), "path": f"{number}.png"} for number in range(len(values))]
     features = datasets.Features({"image": datasets.Image(), column: feature})
     file.parent.mkdir(parents=True, exist_ok=True)
     datasets.Dataset.from_dict({"image": images, column: list(values)}, features=features).to_parquet(file)
@@ -68,5 +68,5 @@ def test_what_the_hub_lacks_or_has_in_another_order_is_refused(tmp_path: Path, h
     with pytest.raises(DcclipError, match=r"classnames\.txt, the order of its labels, cannot be loaded"):
         open_dataset("dtd", data_root=tmp_path / "data")
     file.write_bytes(b"PAR1 half of one")
-    with pytest.raises(DcclipError, match="dtd can't be loaded"):
+    with pytest.raises(DcclipError, match="dtd cannot be loaded"):
         open_dataset("dtd", data_root=tmp_path / "data")

@@ -1,4 +1,4 @@
-"""Every data set with a name is read from each layout that it is published in, with the labels of its pictures."""
+"""Every named data set is read from each layout that it is published in, with the right label for each image."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import prompts, registry
 from dcclip_cli.eval.dataset import Classes, DataSet
 from dcclip_cli.eval.datasets import open_dataset
 from dcclip_cli.eval.registry import SETS, KnownSet
 from tests.eval import layouts
 
-CLASSIFIED = [known for known in SETS.values() if known.classes]
-SINGLE = [known for known in CLASSIFIED if known.task == "classification"]
+SINGLE = [known for known in SETS.values() if known.task == "classification"]
 
 
 def truth(dataset: DataSet) -> Classes:
@@ -93,8 +93,6 @@ def test_voc_in_tars_has_its_classes_in_npy(tmp_path: Path, small: dict[str, Kno
 def test_cifars_binary_version_is_read_and_the_pickled_one_refused(
     name: str, label_bytes: int, tmp_path: Path, small: dict[str, KnownSet]
 ) -> None:
-    from dcclip_cli.errors import DcclipError
-
     count = small[name].classes
     pickled = "cifar-10-batches-py" if name == "cifar10" else "cifar-100-python"
     (tmp_path / name / pickled).mkdir(parents=True)
@@ -115,7 +113,7 @@ def test_cifars_binary_version_is_read_and_the_pickled_one_refused(
 def test_a_data_set_in_the_hubs_own_format_is_read(label: str, tmp_path: Path, small: dict[str, KnownSet]) -> None:
     import datasets
 
-    rows = {"webp": [{"bytes": layouts.picture(number), "path": None} for number in range(47)], "cls": list(range(47))}
+    rows = {"webp": [{"bytes": layouts.image(number), "path": None} for number in range(47)], "cls": list(range(47))}
     features = {"webp": datasets.Image(), "cls": datasets.Value("int64")}
     saved = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
     if label == "label":  # classes with names, in another order
@@ -142,9 +140,9 @@ def test_objectnet_leaves_out_the_classes_that_imagenet_lacks_and_cuts_the_borde
     assert dataset.transform.border == 2 and len(dataset.images) == 113
 
 
-def test_an_order_of_the_tars_own_is_told_by_its_names(tmp_path: Path, small: dict[str, KnownSet]) -> None:
-    theirs = [f"Thing {6 - number}" for number in range(7)]
-    layouts.wds(tmp_path / "fer2013", "test", [f"{6 - number}".encode() for number in range(7)], ".cls", theirs)
+def test_another_class_order_in_the_tars_is_mapped_by_its_names(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+    names = [f"Thing {6 - number}" for number in range(7)]
+    layouts.wds(tmp_path / "fer2013", "test", [f"{6 - number}".encode() for number in range(7)], ".cls", names)
     labels_match(open_dataset("fer2013", data_root=tmp_path), 7)
 
 

@@ -1,4 +1,4 @@
-"""Linear probes: the images they are trained on, and what they come to."""
+"""Linear probes: the images they are trained on, and their metrics."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tests.eval.test_evaluate import Oracle, run
 __all__ = ["run"]  # a fixture
 
 
-def test_a_sample_has_so_many_of_each_class_or_all_it_has() -> None:
+def test_a_sample_has_the_given_number_of_each_class_or_all_it_has() -> None:
     labels = np.asarray([0] * 30 + [1] * 3 + [2] * 10)
     rows = sample(labels, 5, 0)
     assert np.bincount(labels[rows]).tolist() == [5, 3, 5]
@@ -36,7 +36,7 @@ def _blobs(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), labels
 
 
-def test_a_layer_learns_what_can_be_told_apart_and_equals_scikit_learns_own_search() -> None:
+def test_a_probe_learns_separable_classes_and_equals_scikit_learns_own_search() -> None:
     from sklearn.linear_model import LogisticRegression
 
     train, train_labels = _blobs(0, 90)
@@ -51,7 +51,7 @@ def test_a_layer_learns_what_can_be_told_apart_and_equals_scikit_learns_own_sear
     assert probe(train, shuffled, test, test_labels, "top1", 0).metrics["top1"] < 0.6
 
 
-def test_a_layer_for_several_classes_an_image_and_for_two() -> None:
+def test_a_probe_for_several_classes_per_image_and_for_two_classes() -> None:
     train, labels = _blobs(0, 90)
     test, test_labels = _blobs(1, 90)
     several = probe(train, np.eye(3, dtype=bool)[labels], test, np.eye(3, dtype=bool)[test_labels], "map11", 0)
@@ -60,7 +60,7 @@ def test_a_layer_for_several_classes_an_image_and_for_two() -> None:
     assert two.metrics["roc_auc"] > 0.95
 
 
-def test_seeds_are_averaged_and_their_spread_told() -> None:
+def test_seeds_are_averaged_and_their_spread_reported() -> None:
     train, labels = _blobs(0, 60)
     test, test_labels = _blobs(1, 90)
     scores = [probe(train[rows], labels[rows], test, test_labels, "top1", seed)
@@ -81,7 +81,7 @@ def test_probes_train_on_the_training_split_with_cached_embeddings(
         run(Oracle(), ["mnist"], tmp_path, task="probe")
     for number, name in enumerate(names):
         for copy in range(3):
-            layouts.write(tmp_path / f"mnist/train/{name}/{copy}.png", layouts.picture(number))
+            layouts.write(tmp_path / f"mnist/train/{name}/{copy}.png", layouts.image(number))
     from tests.eval.conftest import clear
 
     clear()

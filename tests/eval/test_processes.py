@@ -1,4 +1,4 @@
-"""Several processes come to what one comes to, and none outlives the command."""
+"""Several processes give the results of one, and none outlives the command."""
 
 import multiprocessing
 import os
@@ -23,15 +23,15 @@ from dcclip_cli.model.reference import ModelReference, resolve
 
 @pytest.fixture
 def folder(tmp_path: Path, pairs: list[Pair]) -> Path:
-    """Class folders `红` and `blue`, with a broken picture in one."""
+    """Class folders `红` and `blue`, with a broken image in one."""
     for number, pair in enumerate(pairs):
         file = tmp_path / "shapes" / ("红" if number % 3 else "blue") / f"{number:02}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(pair.image if number != 7 else b"no picture")
+        file.write_bytes(pair.image if number != 7 else b"no image")
     return tmp_path / "shapes"
 
 
-def test_two_processes_come_to_the_same_as_one(folder: Path, pairs_file: Path, model_folder: Path) -> None:
+def test_two_processes_give_the_same_results_as_one(folder: Path, pairs_file: Path, model_folder: Path) -> None:
     found = {}
     for count in (1, 2):
         options = EvalOptions(datasets=(str(folder), str(pairs_file)), batch_size=4, processes=count)

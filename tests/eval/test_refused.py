@@ -1,4 +1,4 @@
-"""What isn't whole, or isn't in the right order, stops with one sentence that says which."""
+"""Incomplete data sets and wrong class orders are refused with one sentence that names the problem."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_a_class_without_images_and_a_folder_that_is_no_class(tmp_path: Path, sm
 
 def test_a_split_of_the_wrong_size(tmp_path: Path, small: dict[str, KnownSet]) -> None:
     layouts.class_folders(tmp_path / "dtd/test", NAMES)
-    layouts.write(tmp_path / "dtd/test/alpha_3/more.png", layouts.picture(3))
+    layouts.write(tmp_path / "dtd/test/alpha_3/more.png", layouts.image(3))
     assert "--limit" in refused("dtd", tmp_path, "data set dtd: the split test has 47 images, 48 were found")
 
 
@@ -65,7 +65,7 @@ def test_half_a_download_of_tars(tmp_path: Path, small: dict[str, KnownSet]) -> 
 def test_a_label_that_is_missing_or_no_class(tmp_path: Path, small: dict[str, KnownSet]) -> None:
     layouts.wds(tmp_path / "dtd", "test", [*TRUTHS[:-1], b"47"], ".cls")
     refused("dtd", tmp_path, r"s0000046.cls has '47', not a class from 0 to 46")
-    layouts.tar(tmp_path / "dtd/test/0.tar", {"s0.png": layouts.picture(0)})
+    layouts.tar(tmp_path / "dtd/test/0.tar", {"s0.png": layouts.image(0)})
     refused("dtd", tmp_path, "s0 has no .cls file")
 
 
@@ -90,7 +90,7 @@ def test_a_cut_cifar(tmp_path: Path, small: dict[str, KnownSet]) -> None:
 def test_captions_whose_images_are_missing(tmp_path: Path, small: dict[str, KnownSet]) -> None:
     images = [{"filename": f"{n}.jpg", "split": "test", "sentences": [{"raw": "a cat"}]} for n in range(3)]
     layouts.write(tmp_path / "flickr30k/dataset_flickr30k.json", json.dumps({"images": images}))
-    layouts.write(tmp_path / "flickr30k/flickr30k-images/1.jpg", layouts.picture(1))
+    layouts.write(tmp_path / "flickr30k/flickr30k-images/1.jpg", layouts.image(1))
     refused("flickr30k", tmp_path, "2 images are missing, 0.jpg for one")
     layouts.write(tmp_path / "flickr30k/dataset_flickr30k.json", json.dumps({"images": images})[:-40])
     refused("flickr30k", tmp_path, "dataset_flickr30k.json breaks off")

@@ -1,4 +1,4 @@
-"""The report shows the table, weak classes, confusions and pictures of errors, and fetches nothing."""
+"""The report shows the table, weak classes, confusions and wrong images, and loads nothing from outside."""
 
 import re
 from dataclasses import replace
@@ -34,9 +34,9 @@ def test_weak_classes_and_confusions_are_counted() -> None:
     ]
 
 
-def test_the_page_is_whole_in_both_languages_and_shows_the_wrong_pictures(tmp_path: Path) -> None:
+def test_the_page_has_both_languages_and_shows_wrong_images(tmp_path: Path) -> None:
     names = ("猫", "狗", "鸟", "鱼")
-    rows = [Pair(str(n), layouts.picture(n % 4), zh=(names[n % 4],), en=(f"class {n % 4}",)) for n in range(400)]
+    rows = [Pair(str(n), layouts.image(n % 4), zh=(names[n % 4],), en=(f"class {n % 4}",)) for n in range(400)]
     write_parquet(tmp_path / "四.parquet", rows)
     dataset = open_dataset(str(tmp_path / "四.parquet"))
     results = [

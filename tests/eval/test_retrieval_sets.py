@@ -16,7 +16,7 @@ ZH = [["垫子上有一只猫", "一只猫"], ["两只狗在跑", "狗"], ["一�
 
 
 def matches(dataset: DataSet, captions: list[list[str]]) -> None:
-    """Whether every caption is about the picture that it was written for, told by the picture's colour."""
+    """Check by its colour that every caption's image is the one that it was written for."""
     (truth,) = dataset.truth.values()
     assert isinstance(truth, Captions) and dataset.is_retrieval and dataset.metric == "mean_recall"
     found: dict[int, list[str]] = {}
@@ -26,9 +26,9 @@ def matches(dataset: DataSet, captions: list[list[str]]) -> None:
     assert found == dict(enumerate(captions))
 
 
-def write_pictures(folder: Path, names: list[str]) -> None:
+def write_images(folder: Path, names: list[str]) -> None:
     for label, name in enumerate(names):
-        layouts.write(folder / name, layouts.picture(label))
+        layouts.write(folder / name, layouts.image(label))
 
 
 def karpathy(names: list[str], captions: list[list[str]], **more: str) -> str:
@@ -41,11 +41,11 @@ def karpathy(names: list[str], captions: list[list[str]], **more: str) -> str:
     )
 
 
-def test_flickr30k_in_karpathys_json_and_in_chinese_lines_on_the_same_pictures(
+def test_flickr30k_in_karpathys_json_and_in_chinese_lines_on_the_same_images(
     tmp_path: Path, small: dict[str, KnownSet]
 ) -> None:
     names = ["1007129816.jpg", "1009434119.jpg", "101362133.jpg"]
-    write_pictures(tmp_path / "flickr30k/flickr30k-images", names)
+    write_images(tmp_path / "flickr30k/flickr30k-images", names)
     layouts.write(tmp_path / "flickr30k/dataset_flickr30k.json", karpathy(names, EN))
     lines = [
         f"{name}#zhb#{n} {text}\n" for name, several in zip(names, ZH, strict=True) for n, text in enumerate(several)
@@ -57,7 +57,7 @@ def test_flickr30k_in_karpathys_json_and_in_chinese_lines_on_the_same_pictures(
 
 def test_coco_in_karpathys_json_and_coco_cn_by_its_list_of_names(tmp_path: Path, small: dict[str, KnownSet]) -> None:
     names = [f"COCO_val2014_{number:012}" for number in range(3)]
-    write_pictures(tmp_path / "coco/val2014", [f"{name}.jpg" for name in names])
+    write_images(tmp_path / "coco/val2014", [f"{name}.jpg" for name in names])
     layouts.write(
         tmp_path / "coco/dataset_coco.json", karpathy([f"{name}.jpg" for name in names], EN, filepath="val2014")
     )
@@ -73,7 +73,7 @@ def test_coco_in_karpathys_json_and_coco_cn_by_its_list_of_names(tmp_path: Path,
 
 @pytest.mark.parametrize(("name", "split"), [("muge-cn", "valid"), ("flickr30k-cn", "test"), ("coco-cn", "test")])
 def test_chinese_clips_base64_lines(name: str, split: str, tmp_path: Path, small: dict[str, KnownSet]) -> None:
-    rows = [f"{100 + label}\t{base64.urlsafe_b64encode(layouts.picture(label)).decode()}\n" for label in range(4)]
+    rows = [f"{100 + label}\t{base64.urlsafe_b64encode(layouts.image(label)).decode()}\n" for label in range(4)]
     layouts.write(tmp_path / name / f"{split}_imgs.tsv", "".join(rows))
     texts = [
         {"text_id": 0, "text": "垫子上有一只猫", "image_ids": [100]},
@@ -95,7 +95,7 @@ def test_chinese_clips_base64_lines(name: str, split: str, tmp_path: Path, small
 def test_xm3600_has_every_language_on_one_line(
     name: str, captions: list[list[str]], tmp_path: Path, small: dict[str, KnownSet]
 ) -> None:
-    write_pictures(tmp_path / "xm3600/images", [f"{label:016x}.jpg" for label in range(3)])
+    write_images(tmp_path / "xm3600/images", [f"{label:016x}.jpg" for label in range(3)])
     lines = [
         {"image/key": f"{label:016x}", "en": {"caption": EN[label]}, "zh": {"caption": ZH[label]}} for label in range(3)
     ]
@@ -105,11 +105,11 @@ def test_xm3600_has_every_language_on_one_line(
     matches(open_dataset(name, data_root=tmp_path), captions)
 
 
-def test_xtd_has_captions_line_by_line_and_both_languages_share_their_pictures(
+def test_xtd_has_captions_line_by_line_and_both_languages_share_their_images(
     tmp_path: Path, small: dict[str, KnownSet]
 ) -> None:
     names = [f"COCO_val2014_{number:012}.jpg" for number in range(3)]
-    write_pictures(tmp_path / "xtd/images", names)
+    write_images(tmp_path / "xtd/images", names)
     layouts.write(tmp_path / "xtd/test_image_names.txt", "\n".join([*names, names[0]]) + "\n")
     for language, captions in (("en", EN), ("zh", ZH)):
         texts = [*(several[0] for several in captions), captions[0][1]]
@@ -129,7 +129,7 @@ def test_the_hubs_own_format_has_captions_as_text(tmp_path: Path, small: dict[st
     import datasets
 
     rows = {
-        "jpg": [{"bytes": layouts.picture(number), "path": None} for number in range(3)],
+        "jpg": [{"bytes": layouts.image(number), "path": None} for number in range(3)],
         "txt": ["\n".join(several) for several in EN],
     }
     features = datasets.Features({"jpg": datasets.Image(), "txt": datasets.Value("string")})

@@ -1,5 +1,6 @@
 """A folder's index is made once, follows its files, and finds the nearest."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,6 +10,15 @@ import pytest
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.predict.index import FOLDER, Index, open_index
 from dcclip_cli.predict.onnx_encoder import OnnxEncoder
+from dcclip_cli.progress import Silent
+
+
+class Talk(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
 
 
 def test_the_nearest_come_first() -> None:
@@ -40,26 +50,45 @@ def test_pictures_are_embedded_once_and_again_when_they_change(bundle_folder: Pa
     assert open_index(model, folder, fresh=True).embedded == 5
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"\x93NUMPY"])
-def test_an_index_that_is_broken_is_made_anew(bundle_folder: Path, pictures: list[Path], content: bytes) -> None:
-    model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
-    open_index(model, folder)
-    [file] = (folder / FOLDER).iterdir()
-    file.write_bytes(content)
-    assert open_index(model, folder).embedded == 5
-
-
-def test_an_index_that_is_not_finite_is_made_anew(bundle_folder: Path, pictures: list[Path]) -> None:
+@pytest.mark.parametrize("content", [b"", b"dcclip features\n", b"\x93NUMPY", None])
+def test_an_index_that_is_broken_is_created_again(
+    bundle_folder: Path, pictures: list[Path], content: bytes | None
+) -> None:
     model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
     whole = open_index(model, folder)
-    [file] = (folder / FOLDER).iterdir()
-    with np.load(file) as stored:
-        about, embeddings = stored["about"], stored["embeddings"]
-    embeddings[1, 0] = np.nan
-    np.savez(file, about=about, embeddings=embeddings)
+    for file in (folder / FOLDER).rglob("*.block"):
+        file.write_bytes(file.read_bytes()[:-2] + b"\0\x7e" if content is None else content)  # NaN
     again = open_index(model, folder)
     assert again.embedded == 5
     np.testing.assert_array_equal(again.embeddings, whole.embeddings)
+
+
+def test_an_index_of_the_first_format_is_replaced_with_one_line(bundle_folder: Path, pictures: list[Path]) -> None:
+    model, folder, talk = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent, Talk()
+    old = folder / FOLDER / f"{model.fingerprint[:16]}.npz"
+    old.parent.mkdir()
+    np.savez(old, about=np.zeros(1))
+    assert open_index(model, folder, progress=talk).embedded == 5
+    assert talk.said == [f"search: {old} has an old format, the index is created again"] and not old.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_searched_all_the_same(
+    bundle_folder: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("os.fsync", refuse)
+    for _ in range(2):
+        assert open_index(OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent).embedded == 5
+
+
+def test_an_index_of_many_changes_stays_small(bundle_folder: Path, pictures: list[Path]) -> None:
+    model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
+    for second in range(12):
+        os.utime(pictures[0], ns=(second, second))
+        open_index(model, folder)
+    assert len(list((folder / FOLDER).rglob("*.block"))) < 8
 
 
 def test_broken_pictures_are_named_and_tried_again(bundle_folder: Path, pictures: list[Path]) -> None:
@@ -72,10 +101,10 @@ def test_broken_pictures_are_named_and_tried_again(bundle_folder: Path, pictures
 
 def test_a_folder_without_pictures_is_refused(bundle_folder: Path, tmp_path: Path) -> None:
     model = OnnxEncoder(bundle_folder, "cpu")
-    with pytest.raises(DcclipError, match="is no folder"):
+    with pytest.raises(DcclipError, match="is not a folder"):
         open_index(model, tmp_path / "none")
     with pytest.raises(DcclipError, match="contains no images"):
         open_index(model, tmp_path)
     (tmp_path / "坏.png").write_bytes(b"broken")
-    with pytest.raises(DcclipError, match="holds no picture that can be read"):
+    with pytest.raises(DcclipError, match="has no image that can be read"):
         open_index(model, tmp_path)

@@ -12,6 +12,7 @@ from dcclip_cli.predict.encoder import TorchEncoder, load_encoder
 from dcclip_cli.recipe.load import load
 from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.distill import distill
+from dcclip_cli.train.options import StageContext
 
 ROOT = Path(__file__).parent.parent.parent
 MODEL, PHOTOS = ROOT / "recipes/starter/model", ROOT / "recipes/starter/photos"
@@ -34,14 +35,8 @@ def test_bundle_and_model_directory_say_the_same(model: TorchEncoder) -> None:
 def test_a_smaller_model_learns_from_it_on_photographs_without_labels(tmp_path: Path) -> None:
     recipe = load(ROOT / "recipes/distill-photos.yaml", ["distill.epochs=20", "distill.augmentations=1"]).recipe
     assert recipe.distill and recipe.teacher and recipe.student and recipe.data
-    result = distill(
-        options=recipe.distill,
-        teacher=recipe.teacher,
-        student=recipe.student,
-        data=recipe.data,
-        seed=0,
-        run=RunDir(tmp_path / "runs/distill-photos"),
-    )
+    run = RunDir(tmp_path / "runs/distill-photos")
+    result = distill(recipe.distill, StageContext(run, recipe.data, recipe.teacher, recipe.student))
     student = load_model(result.model)
     assert student.parameters_count() < load_model(MODEL).parameters_count() / 4
     assert 0 < result.metrics["embedding"] < 0.8  # two random directions are 1 apart

@@ -71,20 +71,22 @@ def run_job(job: Job, progress: Progress | None = None) -> TrainResult:
 
     from dcclip_cli.train.align import AlignOptions, align
     from dcclip_cli.train.distill import DistillOptions, distill
+    from dcclip_cli.train.options import StageContext
 
-    common: dict[str, Any] = {
-        "data": DataOptions.model_validate(job["data"] if isinstance(job["data"], dict) else {"train": job["data"]}),
-        "seed": job.get("seed", 0),
-        "run": RunDir(Path(job["root"])),
-        "fresh": job.get("fresh", False),
-        "progress": progress or Silent(),
-        "student": StudentOptions.model_validate(job["student"]) if job.get("student") else None,
-        "teacher": TypeAdapter(Teacher).validate_python(job["teacher"]) if job.get("teacher") else None,
-    }
+    data = job["data"] if isinstance(job["data"], dict) else {"train": job["data"]}
+    context = StageContext(
+        RunDir(Path(job["root"])),
+        DataOptions.model_validate(data),
+        TypeAdapter(Teacher).validate_python(job["teacher"]) if job.get("teacher") else None,
+        StudentOptions.model_validate(job["student"]) if job.get("student") else None,
+        job.get("seed", 0),
+        fresh=job.get("fresh", False),
+        progress=progress or Silent(),
+    )
     options = OPTIONS | job["options"]
     if job["stage"] == "distill":
-        return distill(options=DistillOptions.model_validate(options), **common)
-    return align(options=AlignOptions.model_validate(options), **common)
+        return distill(DistillOptions.model_validate(options), context)
+    return align(AlignOptions.model_validate(options), context)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -92,7 +94,6 @@ def _light_collections() -> None:
     """Training ends in a garbage collection: keep it from going through all that the libraries made at import."""
     import gc
 
-    import dcclip_cli.train.loop
     import dcclip_cli.train.stage  # noqa: F401
 
     gc.collect()

@@ -81,7 +81,10 @@ def test_training_from_scratch_learns_which_caption_belongs_to_which_picture(
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"start": "distill"}, "distill/model, which is not there"), ({"start": "scratch"}, "the recipe has no student")],
+    [
+        ({"start": "distill"}, "which does not exist"),
+        ({"start": "scratch"}, "the recipe has no student"),
+    ],
 )
 def test_a_start_that_is_not_there_is_named_with_a_way_on(aligning: Job, run: Run, options: Job, said: str) -> None:
     with pytest.raises(DcclipError, match=said) as raised:
@@ -100,15 +103,16 @@ def cross_entropy(logits: np.ndarray) -> float:
 def test_the_loss_is_info_nce_of_images_with_each_language(
     model_folder: Path, pairs_file: Path, cross_lingual: float
 ) -> None:
+
     from dcclip_cli.train.losses.contrastive import TaskLoss
-    from dcclip_cli.train.objective import Objective
+    from dcclip_cli.train.task import TrainingTask
 
     towers = load_model(model_folder)
-    stage = Objective(towers, [TaskLoss(cross_lingual=cross_lingual)]).eval()
+    task = TrainingTask(towers, [TaskLoss(cross_lingual=cross_lingual)]).eval()
     read = Collator(open_pairs(pairs_file), 0, Augment(), CaptionOptions(), towers.preprocess, towers.tokenize)
     batch = read.batch([(index, 0) for index in (0, 7, 14, 21, 28)])
     with torch.no_grad():
-        terms = stage(batch)
+        terms = task(batch)
         vectors = {"image": towers.image_features(batch.pixels).embedding.double().numpy()}
         for language in ("zh", "en"):
             vectors[language] = towers.text_features(batch.texts[language].tokens).embedding.double().numpy()
@@ -187,7 +191,7 @@ def test_killed_in_the_middle_and_run_again_gives_the_weights_of_the_unbroken_ru
     assert (Path(aligning["root"]) / "align" / "state" / "step-00000004").is_dir()
     progress = watching()
     result = run(aligning, progress)
-    assert "align: going on from step 4 of 6" in progress.said
+    assert "align: resuming from step 4 of 6" in progress.said
     assert sha256(result) == sha256(unbroken)
 
 
@@ -313,7 +317,7 @@ def test_the_best_weights_by_validation_are_kept_and_worse_ones_end_training(
 def test_validation_without_pairs_to_validate_on_is_refused(aligning: Job, run: Run) -> None:
     with pytest.raises(DcclipError, match="validate_every_steps needs pairs") as raised:
         run(aligning | {"options": aligning["options"] | {"validate_every_steps": 1}})
-    assert raised.value.hint == "name some: data.validation"
+    assert raised.value.hint == "set data.validation"
 
 
 @pytest.mark.parametrize("options", [{"ema": 0.5}, {"optimizer": {"layer_decay": 0.5}}])

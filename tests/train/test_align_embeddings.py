@@ -15,6 +15,7 @@ from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.predict.encoder import TorchEncoder
 from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.align import AlignOptions, align
+from dcclip_cli.train.options import StageContext
 
 ZH = ["猫", "狗", "红色的汽车", "自行车", "苹果", "大象", "钢琴", "飞机"]
 EN = ["cat", "dog", "red car", "bicycle", "apple", "elephant", "piano", "airplane"]
@@ -33,11 +34,11 @@ def run(points: Path, student: dict[str, Any], root: Path, **options: Any) -> Pa
     given = {"start": "scratch", "steps": 60, "batch_size": 8, "warmup_steps": 5, "workers": 0, "lock": "image"}
     result = align(
         options=AlignOptions.model_validate({**given, "cosine": 5.0, "optimizer": {"lr": 1e-2}, **options}),
-        student=StudentOptions.model_validate(student),
-        teacher=None,
-        data=DataOptions(train=str(points)),
-        seed=0,
-        run=RunDir(root / "runs" / "points"),
+        context=StageContext(
+            RunDir(root / "runs" / "points"),
+            DataOptions(train=str(points)),
+            student=StudentOptions.model_validate(student),
+        ),
     )
     return result.model
 
@@ -55,14 +56,14 @@ def test_words_of_both_languages_come_to_their_points(
 def test_an_image_tower_that_is_not_locked_can_not_learn_from_points(
     points: Path, student_section: dict[str, Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(DcclipError, match="for an image tower or a teacher to look at") as error:
+    with pytest.raises(DcclipError, match="contains embeddings instead of images") as error:
         run(points, student_section, tmp_path, lock=None)
-    assert "align.lock: image" in error.value.hint
+    assert "lock: image" in error.value.hint
 
 
 def test_points_of_another_width_than_the_space_are_refused(
     points: Path, student_section: dict[str, Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(DcclipError, match="are 16 wide, the student's space 24") as error:
+    with pytest.raises(DcclipError, match="have 16 dimensions, the student's have 24") as error:
         run(points, student_section | {"embed_dim": 24}, tmp_path)
-    assert error.value.hint == "write student.embed_dim: 16"
+    assert error.value.hint == "set student.embed_dim: 16"

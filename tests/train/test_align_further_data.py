@@ -101,8 +101,8 @@ def test_the_contrast_is_of_pairs_alone(further: Job, run: Run, elsewhere: Elsew
             "data.im",
         ),
         ({"texts": None}, {"texts_per_step": 4}, "align.texts_per_step is 4, but there is no data.texts", "data.texts"),
-        ({}, {"texts_per_step": 4, "losses": []}, "the contrast learns from pairs alone", "add a distillation loss"),
-        ({"train": None}, {}, "data has no pairs, and align matches pictures with captions", "data.train"),
+        ({}, {"texts_per_step": 4, "losses": []}, "the contrastive loss uses pairs only", "add a distillation loss"),
+        ({"train": None}, {}, "data has no pairs, and align matches images with captions", "data.train"),
     ],
 )
 def test_what_stage_2_can_make_nothing_of_is_refused(

@@ -11,7 +11,7 @@ from timm.optim import Muon
 from torch import nn
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.train.checkpoint import load_state, save_state, saved_step, tensors_of
+from dcclip_cli.train.checkpoint import TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
 
 THIS = {"options": {"lr": 1e-3, "steps": 6}, "seed": 0}
 THAT = {"options": {"lr": 2e-3, "steps": 6}, "seed": 1}
@@ -41,11 +41,11 @@ def step(model: Any, optimizer: torch.optim.Optimizer) -> None:
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, Muon])
 def test_training_goes_on_from_a_state_bit_for_bit(tmp_path: Path, kind: Any) -> None:
     model, optimizer = trained(seed=0, kind=kind)
-    save_state(tmp_path, 3, THIS, tensors_of(model, optimizer))
+    save_checkpoint(tmp_path, TrainState(3), THIS, model, optimizer)
     other, its_optimizer = trained(seed=1, steps=0, kind=kind)
-    saved = saved_step(tmp_path)
+    saved = latest_checkpoint(tmp_path)
     assert saved is not None
-    assert load_state(saved, THIS, other, its_optimizer).step == 3
+    assert load_checkpoint(saved, THIS, other, its_optimizer).step == 3
     for _ in range(3):
         step(model, optimizer)
         step(other, its_optimizer)
@@ -54,7 +54,7 @@ def test_training_goes_on_from_a_state_bit_for_bit(tmp_path: Path, kind: Any) ->
 
 
 def test_a_state_holds_weights_moments_and_nothing_pickled(tmp_path: Path) -> None:
-    save_state(tmp_path, 3, THIS, tensors_of(*trained(seed=0)))
+    save_checkpoint(tmp_path, TrainState(3), THIS, *trained(seed=0))
     assert sorted(path.name for path in tmp_path.glob("step-*/*")) == ["state.json", "tensors.safetensors"]
     tensors = load_file(tmp_path / "step-00000003" / "tensors.safetensors")
     assert {name.partition("/")[0] for name in tensors} == {"model", "optimizer"}
@@ -63,43 +63,43 @@ def test_a_state_holds_weights_moments_and_nothing_pickled(tmp_path: Path) -> No
 
 def test_only_the_newest_state_is_kept(tmp_path: Path) -> None:
     for steps in (1, 9, 10):
-        save_state(tmp_path, steps, THIS, tensors_of(*trained(seed=0, steps=1)))
+        save_checkpoint(tmp_path, TrainState(steps), THIS, *trained(seed=0, steps=1))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
-    assert saved_step(tmp_path) == tmp_path / "step-00000010"
+    assert latest_checkpoint(tmp_path) == tmp_path / "step-00000010"
 
 
 def test_a_half_written_state_is_not_taken_and_goes_away_with_the_next(tmp_path: Path) -> None:
-    save_state(tmp_path, 3, THIS, tensors_of(*trained(seed=0)))
+    save_checkpoint(tmp_path, TrainState(3), THIS, *trained(seed=0))
     half = tmp_path / ".step-00000004.123.partial"
     half.mkdir()
     (half / "tensors.safetensors").write_bytes(b"half")
-    assert saved_step(tmp_path) == tmp_path / "step-00000003"
-    save_state(tmp_path, 5, THIS, tensors_of(*trained(seed=0)))
+    assert latest_checkpoint(tmp_path) == tmp_path / "step-00000003"
+    save_checkpoint(tmp_path, TrainState(5), THIS, *trained(seed=0))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
 
 
 def test_without_a_state_training_starts_at_the_beginning(tmp_path: Path) -> None:
-    assert saved_step(tmp_path / "never made") is None
+    assert latest_checkpoint(tmp_path / "never made") is None
     (tmp_path / "state").mkdir()
-    assert saved_step(tmp_path / "state") is None
+    assert latest_checkpoint(tmp_path / "state") is None
 
 
 def test_a_state_of_another_recipe_is_refused_with_both_ways_on(tmp_path: Path) -> None:
-    save_state(tmp_path / "state", 3, THIS, tensors_of(*trained(seed=0)))
+    save_checkpoint(tmp_path / "state", TrainState(3), THIS, *trained(seed=0))
     with pytest.raises(DcclipError, match=r"was saved by another recipe, .*: options\.lr, seed changed") as raised:
-        load_state(tmp_path / "state" / "step-00000003", THAT, *trained(seed=0))
+        load_checkpoint(tmp_path / "state" / "step-00000003", THAT, *trained(seed=0))
     assert str(tmp_path / "state") in raised.value.what
-    assert raised.value.hint == "put back what was changed to go on, or start over with --fresh"
+    assert raised.value.hint == "undo the change to resume, or start over with --fresh"
 
 
 @pytest.mark.parametrize("content", [None, "", "[]"])
 def test_a_broken_state_says_to_start_over(tmp_path: Path, content: str | None) -> None:
-    save_state(tmp_path, 3, THIS, tensors_of(*trained(seed=0)))
+    save_checkpoint(tmp_path, TrainState(3), THIS, *trained(seed=0))
     file = tmp_path / "step-00000003" / "state.json"
     assert json.loads(file.read_text())["step"] == 3
     file.unlink()
     if content is not None:
         file.write_text(content)
     with pytest.raises(DcclipError) as raised:
-        load_state(tmp_path / "step-00000003", THIS, *trained(seed=0))
+        load_checkpoint(tmp_path / "step-00000003", THIS, *trained(seed=0))
     assert "state.json" in raised.value.what

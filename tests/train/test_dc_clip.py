@@ -11,6 +11,7 @@ from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.align import align
 from dcclip_cli.train.distill import distill
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
+from dcclip_cli.train.options import StageContext
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "dc-clip.yaml"
 LAYERS = 24  # of both towers of BAAI/AltCLIP
@@ -53,11 +54,10 @@ def test_the_papers_recipe_trains_both_stages(full_shaped: Path, pairs_file: Pat
         and recipe.data
     )
     assert {type(loss) for loss in recipe.distill.losses} >= {FeatureMapLoss, TokenFeaturesLoss}
-    common = {"teacher": recipe.teacher, "student": recipe.student, "data": recipe.data, "seed": 0}
-    run = RunDir(tmp_path / "dc-clip")
-    first = distill(options=recipe.distill, run=run, **common)  # type: ignore[arg-type]
+    context = StageContext(RunDir(tmp_path / "dc-clip"), recipe.data, recipe.teacher, recipe.student)
+    first = distill(recipe.distill, context)
     assert set(first.metrics) >= {"feature_map", "token_features", "embedding"}
-    second = align(options=recipe.align, run=run, **common)  # type: ignore[arg-type]
+    second = align(recipe.align, context)
     assert set(second.metrics) >= {"image_zh", "image_en", "logit_scale"}
     towers = load_model(second.model)
     assert towers.text_features(towers.tokenize(["红色的圆"])).embedding.shape == (1, 768)

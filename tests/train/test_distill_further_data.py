@@ -89,7 +89,7 @@ def test_phrases_made_of_the_lines_are_learnt_too(
 def test_a_step_of_nothing_is_refused(distilling: Job, run: Run, lines_file: Path) -> None:
     distilling |= {"data": {"texts": str(lines_file)}}
     distilling["options"] |= {"losses": [{"kind": "embedding"}], "texts_per_step": 0}
-    with pytest.raises(DcclipError, match="a step has no pairs, no pictures and no lines") as raised:
+    with pytest.raises(DcclipError, match="a step has no pairs, no images and no texts") as raised:
         run(distilling)
     assert "texts_per_step: 0" in raised.value.hint
 
@@ -97,6 +97,6 @@ def test_a_step_of_nothing_is_refused(distilling: Job, run: Run, lines_file: Pat
 def test_a_loss_that_finds_nothing_to_learn_from_is_refused(distilling: Job, run: Run, lines_file: Path) -> None:
     distilling |= {"data": {"texts": str(lines_file)}}
     distilling["options"] |= {"losses": [{"kind": "interactive"}]}
-    with pytest.raises(DcclipError, match="loss interactive finds nothing to learn from") as raised:
+    with pytest.raises(DcclipError, match="the data has nothing for loss interactive") as raised:
         run(distilling)
-    assert raised.value.hint == "give data.train, or leave it out"
+    assert raised.value.hint == "set data.train, or remove the loss"

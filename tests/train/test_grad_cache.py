@@ -17,25 +17,24 @@ from dcclip_cli.model.teachers import AltClipTeacher
 from dcclip_cli.train.feature_shapes import widths
 from dcclip_cli.train.grad_cache import backward, cached_backward
 from dcclip_cli.train.losses.contrastive import TaskLoss
-from dcclip_cli.train.losses.embeddings import CrossLingualLoss, EmbeddingLoss
-from dcclip_cli.train.losses.similarities import InteractiveLoss
-from dcclip_cli.train.objective import Objective
-from dcclip_cli.train.teachers import OnlineTeacher
+from dcclip_cli.train.losses.embeddings import CrossLingualLoss, EmbeddingLoss, InteractiveLoss
+from dcclip_cli.train.task import TrainingTask
+from dcclip_cli.train.teacher import OnlineTeacher
 
 pytestmark = pytest.mark.any_cpu
 
 
 @pytest.fixture
-def stage(model_folder: Path, altclip_folder: Path) -> Objective:
+def stage(model_folder: Path, altclip_folder: Path) -> TrainingTask:
     """A student under the contrast and three losses of a teacher, its batch norms frozen."""
     teacher = AltClipTeacher(model=str(altclip_folder)).load()
     losses = [TaskLoss(cross_lingual=0.5), EmbeddingLoss(), InteractiveLoss(), CrossLingualLoss()]
     sources = [OnlineTeacher(teacher, 0, (), widths(teacher))]
-    return Objective(load_model(model_folder), losses, sources, [widths(teacher)], freeze_batch_norms=True).train()
+    return TrainingTask(load_model(model_folder), losses, sources, freeze_batch_norms=True).train()
 
 
 @pytest.fixture
-def batch(stage: Objective, pairs_file: Path, altclip_folder: Path) -> Batch:
+def batch(stage: TrainingTask, pairs_file: Path, altclip_folder: Path) -> Batch:
     teacher = AltClipTeacher(model=str(altclip_folder)).load()
     towers = stage.student
     read = Collator(
@@ -51,7 +50,7 @@ def batch(stage: Objective, pairs_file: Path, altclip_folder: Path) -> Batch:
     return read.batch([(index, 0) for index in range(0, 40, 5)])
 
 
-def gradients(stage: Objective) -> dict[str, torch.Tensor]:
+def gradients(stage: TrainingTask) -> dict[str, torch.Tensor]:
     found = {name: one.grad.clone() for name, one in stage.named_parameters() if one.grad is not None}
     stage.zero_grad()
     return found
@@ -64,7 +63,7 @@ def accelerator() -> Accelerator:
 
 @pytest.mark.parametrize("parts", [2, 4, 8])
 def test_parts_that_see_each_other_have_the_gradient_of_the_whole_batch(
-    stage: Objective, batch: Batch, accelerator: Accelerator, parts: int
+    stage: TrainingTask, batch: Batch, accelerator: Accelerator, parts: int
 ) -> None:
     terms = backward(stage, batch, 1, accelerator)
     whole = gradients(stage)
@@ -80,7 +79,7 @@ def test_parts_that_see_each_other_have_the_gradient_of_the_whole_batch(
 
 
 def test_parts_by_themselves_have_the_mean_of_their_gradients(
-    stage: Objective, batch: Batch, accelerator: Accelerator
+    stage: TrainingTask, batch: Batch, accelerator: Accelerator
 ) -> None:
     each = []
     for part in batch.parts(2):
@@ -94,12 +93,12 @@ def test_parts_by_themselves_have_the_mean_of_their_gradients(
 def test_the_first_pass_leaves_batch_norms_as_they_are_and_the_second_moves_them_once(
     model_folder: Path, batch: Batch, accelerator: Accelerator
 ) -> None:
-    stages = [Objective(load_model(model_folder), [TaskLoss()]).train() for _ in range(2)]
-    cached_backward(stages[0], batch, 2, accelerator)
+    tasks = [TrainingTask(load_model(model_folder), [TaskLoss()]).train() for _ in range(2)]
+    cached_backward(tasks[0], batch, 2, accelerator)
     with torch.no_grad():
         for part in batch.parts(2):
-            stages[1].side(part)
-    for (name, one), (_, other) in zip(stages[0].named_buffers(), stages[1].named_buffers(), strict=True):
+            tasks[1].outputs(part)
+    for (name, one), (_, other) in zip(tasks[0].named_buffers(), tasks[1].named_buffers(), strict=True):
         if "running" in name:
             assert torch.equal(one, other), name
 
@@ -108,7 +107,7 @@ def test_random_numbers_of_the_first_pass_come_again_in_the_second(
     student_section: dict[str, Any], batch: Batch, accelerator: Accelerator, model_folder: Path
 ) -> None:
     towers = load_model(model_folder)
-    stage = Objective(towers, [TaskLoss()], freeze_batch_norms=True).train()
+    stage = TrainingTask(towers, [TaskLoss()], freeze_batch_norms=True).train()
     head = towers.model.visual.head
     head.add_module("dropped", torch.nn.Dropout(0.5))
     seen: list[torch.Tensor] = []
@@ -120,5 +119,5 @@ def test_random_numbers_of_the_first_pass_come_again_in_the_second(
 
 def test_losses_that_look_inside_the_towers_refuse_it(distilling: dict[str, Any], run: Any) -> None:
     distilling["options"] |= {"steps": 1, "accumulate": 2, "gradient_cache": True}
-    with pytest.raises(DcclipError, match=r"gradient_cache goes with losses on embeddings, and feature_map"):
+    with pytest.raises(DcclipError, match=r"gradient_cache needs losses on embeddings, and feature_map"):
         run(distilling)

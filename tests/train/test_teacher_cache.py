@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from dcclip_cli import store
+from dcclip_cli.blocks import parse
 from dcclip_cli.data.augment import Augment
 from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.dataset import open_pairs
@@ -26,13 +27,13 @@ from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.teachers import AltClipTeacher, TransformersTeacher
 from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.progress import Silent
-from dcclip_cli.store import FeatureStore, Ragged
+from dcclip_cli.store import FeatureStore
 from dcclip_cli.train.feature_shapes import Grid, map_grids
 from dcclip_cli.train.losses.base import Loss, Outputs, Widths
 from dcclip_cli.train.losses.embeddings import EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, to_grid
+from dcclip_cli.train.teacher import OnlineTeacher
 from dcclip_cli.train.teacher_cache import TeacherCache
-from dcclip_cli.train.teachers import OnlineTeacher
 
 ALL = (FeatureMapLoss(), TokenFeaturesLoss(), EmbeddingLoss())
 WIDTHS = Widths(16, 32, 16)  # those of the tiny AltCLIP, which matter only to batches without images
@@ -85,11 +86,10 @@ def contents(cache: TeacherCache) -> dict[tuple[str, bytes], bytes]:
     assert cache.store.folder is not None
     for file in sorted(cache.store.folder.glob("*.block")):
         with file.open("rb") as stream:
-            block, keys = store._parse(stream, file.stat().st_size, file)
+            block, keys = parse(stream, file.stat().st_size, file)
         for name in block.fields:
             for key in keys:
-                row = cache.store.read(name, key[None])
-                found.setdefault((name, key.tobytes()), (row.values if isinstance(row, Ragged) else row).tobytes())
+                found.setdefault((name, key.tobytes()), cache.store.read(name, key[None]).tobytes())
     return found
 
 
@@ -133,7 +133,7 @@ def assert_same_targets(cached: Outputs, online: Outputs) -> None:
         real = text.mask.bool()
         length = cached.texts[name].mask.shape[1]
         torch.testing.assert_close(cached.texts[name].tokens[real[:, :length]], text.tokens[real], **FP16)
-        assert torch.equal(cached.rows[name], online.rows[name])
+        assert torch.equal(cached.image_index[name], online.image_index[name])
 
 
 @pytest.mark.any_cpu

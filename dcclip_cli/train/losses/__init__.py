@@ -1,13 +1,18 @@
-"""What a student is pulled towards: one class per loss, options and formula together. This union is the registry."""
+"""Losses, each one class with its options and its formula. The union is the registry: a new loss is added to it."""
 
 from typing import Annotated
 
 from pydantic import Field
 
 from dcclip_cli.train.losses.contrastive import TaskLoss
-from dcclip_cli.train.losses.embeddings import CrossLingualLoss, EmbeddingLoss
+from dcclip_cli.train.losses.embeddings import (
+    CrossLingualLoss,
+    EmbeddingLoss,
+    EnsembleLoss,
+    InteractiveLoss,
+    SimilarityLoss,
+)
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
-from dcclip_cli.train.losses.similarities import AffinityLoss, EnsembleLoss, InteractiveLoss, SimilarityLoss
 
 DistillLoss = Annotated[
     FeatureMapLoss
@@ -16,7 +21,6 @@ DistillLoss = Annotated[
     | CrossLingualLoss
     | InteractiveLoss
     | SimilarityLoss
-    | AffinityLoss
     | EnsembleLoss
     | TaskLoss,
     Field(discriminator="kind"),

@@ -1,4 +1,4 @@
-"""The task itself: which caption belongs to which image, by the student's own two towers."""
+"""The contrastive loss of the student's own two towers: InfoNCE (CLIP) or pairwise sigmoid (SigLIP)."""
 
 from __future__ import annotations
 
@@ -9,116 +9,124 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from dcclip_cli.data.collator import OTHER
-from dcclip_cli.train.losses.base import Loss, Outputs, of_pairs, take
+from dcclip_cli.options import Options
+from dcclip_cli.train.losses.base import Loss, Outputs, take
 from dcclip_cli.train.losses.embeddings import in_both
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Contrast = Literal["clip", "siglip"]
+
+class ContrastOptions(Options):
+    """Options of the contrastive loss, as a loss of distill and as the task of align."""
+
+    loss: Literal["clip", "siglip"] = Field(
+        "clip", description="clip: symmetric InfoNCE; siglip: a sigmoid loss per pair, with a learned bias"
+    )
+    cross_lingual: float = Field(0.0, ge=0, description="Weight of the contrast between an image's zh and en captions")
+    cosine: float = Field(
+        0.0, ge=0, description="Weight of 1 - cosine of image and caption: pulls captions onto fixed embeddings"
+    )
+    other_weight: float = Field(
+        1.0, ge=0, description="Weight of the second captions (captions.second_caption) relative to the first"
+    )
 
 
-class TaskLoss(Loss):
-    """Contrast of images with the captions of each language, averaged over languages; the temperature is learnt.
+class TaskLoss(ContrastOptions, Loss):
+    """Contrast of images with the captions of each language, averaged over languages, with a learned temperature.
 
     `clip`: symmetric InfoNCE, (L_i2t + L_t2i) / 2 (arXiv 2103.00020); captions that an image shares with another pair
-    are not counted as its negatives. `siglip`: every image and text is asked whether they belong together
-    (arXiv 2303.15343); shared captions are positives. With several processes each compares its own rows with all.
+    are not used as its negatives. `siglip`: one binary decision per image and text (arXiv 2303.15343); shared captions
+    are positives. With several processes each compares its own rows with all.
     """
 
     kind: Literal["task"] = "task"
     needs_teacher: ClassVar[bool] = False
-    loss: Contrast = Field("clip", description="clip: symmetric InfoNCE; siglip: a sigmoid for each pair, with a bias")
-    cross_lingual: float = Field(0.0, ge=0, description="Weight of the contrast between the two captions of one image")
-    cosine: float = Field(0.0, ge=0, description="Weight of 1 - cosine of image and caption")
-    other_weight: float = Field(1.0, ge=0, description="Weight of the captions that captions.second_caption adds")
 
     def terms(
         self, student: Outputs, teachers: Sequence[Outputs], adapters: Mapping[str, nn.Module]
     ) -> dict[str, Tensor]:
         from torch.nn import functional as F
 
-        assert student.logit_scale is not None
         image = F.normalize(student.image.embedding, dim=-1)
         texts = {name: F.normalize(features.embedding, dim=-1) for name, features in student.texts.items()}
         languages = sum(not name.endswith(OTHER) for name in texts)
         terms = {}
         for name, text in texts.items():
-            chosen, weight = (
-                of_pairs(student.rows[name], len(image)),
-                self.other_weight if name.endswith(OTHER) else 1.0,
-            )
-            shared, mine = student.shared.get(name), student.mine.get(name)
+            paired = student.paired(name)
+            weight = self.other_weight if name.endswith(OTHER) else 1.0
+            images, captions = image[take(student.image_index[name], paired)], take(text, paired)
+            shared, local = student.false_negatives.get(name), student.local_mask.get(name)
             loss = self._contrast(
-                image[take(student.rows[name], chosen)],
-                take(text, chosen),
+                images,
+                captions,
                 student,
-                shared if shared is None or chosen is None else shared[chosen][:, chosen],
-                mine if mine is None else take(mine, chosen),
+                shared if shared is None or paired is None else shared[paired][:, paired],
+                local if local is None else take(local, paired),
             )
             terms[f"image_{name}"] = weight * loss / languages
             if self.cosine:
-                cosines = (image[take(student.rows[name], chosen)] * take(text, chosen)).sum(dim=-1)
+                cosines = (images * captions).sum(dim=-1)
                 terms[f"cosine_{name}"] = self.cosine * weight * (1 - cosines.mean()) / languages
         if self.cross_lingual and {"zh", "en"} <= texts.keys():
-            zh, en = in_both(student.rows["zh"], student.rows["en"])
+            zh, en = in_both(student.image_index["zh"], student.image_index["en"])
             if len(zh) > 1:
-                mine = student.mine.get("zh")
+                local = student.local_mask.get("zh")
                 loss = self._contrast(
-                    texts["zh"][zh], texts["en"][en], student, None, mine if mine is None else mine[zh]
+                    texts["zh"][zh], texts["en"][en], student, None, local if local is None else local[zh]
                 )
                 terms["zh_en"] = self.cross_lingual * loss
         return terms
 
-    def chance(self, student: Outputs) -> dict[str, float]:
+    def chance(self, student: Outputs) -> dict[str, Tensor]:
         if self.loss != "clip":
             return {}
-        languages = sum(not name.endswith(OTHER) for name in student.rows)
-        images = len(student.image.embedding)
-        counts = {name: int((rows < images).sum()) for name, rows in student.rows.items() if not name.endswith(OTHER)}
-        return {f"image_{name}": math.log(max(1, count)) / languages for name, count in counts.items()}
+        first = {name: index for name, index in student.image_index.items() if not name.endswith(OTHER)}
+        counts = {name: (index < len(student.image.embedding)).sum() for name, index in first.items()}
+        return {f"image_{name}": count.clamp(min=1).log() / len(first) for name, count in counts.items()}
 
     def _contrast(
-        self, one: Tensor, other: Tensor, side: Outputs, shared: Tensor | None, mine: Tensor | None
+        self, one: Tensor, other: Tensor, student: Outputs, shared: Tensor | None, local: Tensor | None
     ) -> Tensor:
-        assert side.logit_scale is not None
+        assert student.logit_scale is not None
         if self.loss == "clip":
-            return info_nce(one, other, side.logit_scale, shared, mine)
-        assert side.logit_bias is not None
-        return sigmoid_loss(one, other, side.logit_scale, side.logit_bias, shared, mine)
+            return info_nce(one, other, student.logit_scale, shared, local)
+        assert student.logit_bias is not None
+        return sigmoid_loss(one, other, student.logit_scale, student.logit_bias, shared, local)
 
 
 def info_nce(
-    one: Tensor, other: Tensor, scale: Tensor, shared: Tensor | None = None, mine: Tensor | None = None
+    one: Tensor, other: Tensor, scale: Tensor, shared: Tensor | None = None, local: Tensor | None = None
 ) -> Tensor:
     """Symmetric InfoNCE of unit-length `one` (n, D) and `other` (n, D), as open_clip's ClipLoss.
 
-    `shared` (n, n) as in Outputs. With `mine` (n,) only these rows are worked out, and what comes out is their share of
-    the loss times the number of processes: the mean over processes is the whole, and so is that of the gradients.
+    `shared` (n, n): false negatives, as in Outputs. With `local` (n,) only these rows are computed, and the result is
+    their share of the loss times the number of processes: the mean over processes is the whole, and so is that of the
+    gradients.
     """
     import torch
     from torch.nn import functional as F
 
     labels = torch.arange(len(one), device=one.device)
-    own_one, own_other, blocked, blocked_back = one, other, shared, None if shared is None else shared.T
-    if mine is not None:
-        labels, own_one, own_other = labels[mine], one[mine], other[mine]
-        blocked, blocked_back = (None, None) if shared is None else (shared[mine], shared.T[mine])
-    there, back = scale * own_one @ other.T, scale * own_other @ one.T
+    rows_one, rows_other, blocked, blocked_back = one, other, shared, None if shared is None else shared.T
+    if local is not None:
+        labels, rows_one, rows_other = labels[local], one[local], other[local]
+        blocked, blocked_back = (None, None) if shared is None else (shared[local], shared.T[local])
+    there, back = scale * rows_one @ other.T, scale * rows_other @ one.T
     if blocked is not None and blocked_back is not None:
         there, back = there.masked_fill(blocked, -math.inf), back.masked_fill(blocked_back, -math.inf)
-    if mine is None:
+    if local is None:
         return (F.cross_entropy(there, labels) + F.cross_entropy(back, labels)) / 2
     both = F.cross_entropy(there, labels, reduction="sum") + F.cross_entropy(back, labels, reduction="sum")
-    return both / 2 * _processes() / len(one)
+    return both / 2 * _process_count() / len(one)
 
 
 def sigmoid_loss(
-    one: Tensor, other: Tensor, scale: Tensor, bias: Tensor, shared: Tensor | None = None, mine: Tensor | None = None
+    one: Tensor, other: Tensor, scale: Tensor, bias: Tensor, shared: Tensor | None = None, local: Tensor | None = None
 ) -> Tensor:
     """SigLIP's loss of unit-length `one` (n, D) and `other` (n, D), as open_clip's SigLipLoss; `shared` are positives.
 
-    `mine` as in `info_nce`.
+    `local` as in `info_nce`.
     """
     import torch
     from torch.nn import functional as F
@@ -126,14 +134,14 @@ def sigmoid_loss(
     positive = torch.eye(len(one), dtype=torch.bool, device=one.device)
     if shared is not None:
         positive = positive | shared
-    if mine is not None:
-        positive = positive[mine]
-    logits = scale * (one if mine is None else one[mine]) @ other.T + bias
+    if local is not None:
+        positive = positive[local]
+    logits = scale * (one if local is None else one[local]) @ other.T + bias
     loss = -F.logsigmoid(torch.where(positive, logits, -logits)).sum() / len(one)
-    return loss if mine is None else loss * _processes()
+    return loss if local is None else loss * _process_count()
 
 
-def _processes() -> int:
+def _process_count() -> int:
     from torch import distributed
 
     return distributed.get_world_size() if distributed.is_initialized() else 1

@@ -1,32 +1,25 @@
-"""Losses that pull one embedding to another: the student's to the teacher's, Chinese to English."""
+"""Losses on embeddings: the student's against a teacher's, or the similarities of images and texts in both models."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from dcclip_cli.train.losses.base import Needs, Outputs, TeacherLoss, Widths, mean_of
+from dcclip_cli.options import Removed
+from dcclip_cli.train.losses.base import Loss, Needs, Outputs, TeacherLoss, Widths, mean_of, take
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
-class Embeddings:
-    """A side's embeddings at a teacher's width."""
-
-    image: Tensor
-    texts: dict[str, Tensor]
-
-
 class EmbeddingLoss(TeacherLoss):
     """1 - cos(v_s, v_t) and 1 - cos(t_s, t_t), the mean of both towers: CLIP-KD's feature distillation (FD).
 
-    For unit vectors MSE summed over the width is 2 - 2 cos, so this is FD without its weight of 2000, which only makes
-    up for a mean over B x D. Where the widths differ, a linear adapter brings the student's to the teacher's.
+    For unit vectors the MSE summed over the width is 2 - 2 cos, so this is FD without its weight of 2000, which only
+    compensates for a mean over B x D. Where the widths differ, a linear adapter maps the student's to the teacher's.
     """
 
     kind: Literal["embedding"] = "embedding"
@@ -38,48 +31,150 @@ class EmbeddingLoss(TeacherLoss):
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         from torch.nn import functional as F
 
-        own = adapted(student, adapters)
+        adapted = adapt_embeddings(student, adapters)
         texts = [
-            1 - F.cosine_similarity(own.texts[language], features.embedding).mean()
+            1 - F.cosine_similarity(adapted.texts[language], features.embedding).mean()
             for language, features in teacher.texts.items()
         ]
-        if not len(own.image):
-            return mean_of(texts, own.image)
-        image = 1 - F.cosine_similarity(own.image, teacher.image.embedding).mean()
+        if not len(adapted.image):
+            return mean_of(texts, adapted.image)
+        image = 1 - F.cosine_similarity(adapted.image, teacher.image.embedding).mean()
         return (image + sum(texts) / len(texts)) / 2 if texts else image
 
 
 class CrossLingualLoss(TeacherLoss):
-    """1 - cos(zh, en) of the two captions of one image or one line of parallel text.
+    """1 - cos of the student's Chinese and the teacher's English embedding of one image's or line's two captions.
 
-    `towards: teacher` pulls the student's Chinese to the teacher's English embedding, as AltCLIP (arXiv 2211.06679) and
-    multilingual-CLIP learn a language from parallel text; the student's own English is left to the other losses.
-    `towards: each_other` brings the student's own two to one point, which alone any constant would do.
+    So do AltCLIP (arXiv 2211.06679) and multilingual-CLIP learn a language from parallel text; the student's own
+    English is left to the other losses.
     """
 
+    removed: ClassVar[dict[str, Removed]] = {
+        "towards": Removed("the Chinese embedding is always pulled to the teacher's English one", ("teacher",))
+    }
+
     kind: Literal["cross_lingual"] = "cross_lingual"
-    towards: Literal["teacher", "each_other"] = Field("teacher", description="What the Chinese embedding is pulled to")
     needs: ClassVar[frozenset[Needs]] = frozenset({"texts", "pairs"})
 
     def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
-        return embedding_adapters(student, teacher) if self.towards == "teacher" else {}
+        return embedding_adapters(student, teacher)
 
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         from torch.nn import functional as F
 
-        if self.towards == "teacher":
-            own = adapted(student, adapters).texts
-            theirs = {name: features.embedding for name, features in teacher.texts.items()}
-        else:
-            own = theirs = {name: features.embedding for name, features in student.texts.items()}
+        adapted = adapt_embeddings(student, adapters).texts
         losses = []
-        for zh in (name for name in own if name.startswith("zh")):
+        for zh in (name for name in adapted if name.startswith("zh")):
             en = "en" + zh.removeprefix("zh")
-            if en in own:
-                here, there = in_both(student.rows[zh], student.rows[en])
+            if en in adapted:
+                here, there = in_both(student.image_index[zh], student.image_index[en])
                 if len(here):
-                    losses.append(1 - F.cosine_similarity(own[zh][here], theirs[en][there]).mean())
+                    losses.append(1 - F.cosine_similarity(adapted[zh][here], teacher.texts[en].embedding[there]).mean())
         return mean_of(losses, student.image.embedding)
+
+
+class InteractiveLoss(TeacherLoss):
+    """1/2 [CE(v_s . t_t / tau) + CE(t_s . v_t / tau)]: the student against the teacher's other tower (CLIP-KD, ICL).
+
+    Captions that occur twice in a batch count as each other's negatives. The first half teaches the image tower, the
+    second the text tower; `learns` leaves one of them out, with the other half's weight unchanged.
+    """
+
+    kind: Literal["interactive"] = "interactive"
+    scale: float = Field(20.0, gt=0, description="1 / temperature of both halves, fixed")
+    learns: Literal["both", "image", "text"] = Field(
+        "both", description="Towers trained by this loss; a small text tower tends to memorize the known names from it"
+    )
+
+    def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
+        return embedding_adapters(student, teacher)
+
+    def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
+        import torch
+        from torch.nn import functional as F
+
+        adapted = adapt_embeddings(student, adapters)
+        image = F.normalize(teacher.image.embedding, dim=-1)
+        losses = []
+        for language, features in teacher.texts.items():
+            paired = teacher.paired(language)
+            index = take(teacher.image_index[language], paired)
+            labels = torch.arange(len(index), device=index.device)
+            halves = []
+            if self.learns != "text":
+                text = F.normalize(take(features.embedding, paired), dim=-1)
+                halves.append(F.cross_entropy(self.scale * F.normalize(adapted.image[index], dim=-1) @ text.T, labels))
+            if self.learns != "image":
+                text = F.normalize(take(adapted.texts[language], paired), dim=-1)
+                halves.append(F.cross_entropy(self.scale * text @ image[index].T, labels))
+            losses.append(sum(halves[1:], halves[0]) / 2)
+        return mean_of(losses, image)
+
+
+class SimilarityLoss(TeacherLoss):
+    """1/2 [KL(T_i2t || S_i2t) + KL(T_t2i || S_t2i)] on similarities over tau: CLIP-KD's CRD, TinyCLIP's affinity.
+
+    `similarity` and `affinity` differ in their default scale only. TinyCLIP (arXiv 2309.12314) and open_clip's
+    DistillClipLoss write CE for KL: that adds the teacher's own entropy, which has no gradient.
+    """
+
+    kind: Literal["similarity", "affinity"] = "similarity"
+    scale: float | None = Field(
+        None, gt=0, description="1 / temperature of both models, fixed; default: 20 for similarity, 50 for affinity"
+    )
+
+    def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
+        from torch.nn import functional as F
+
+        scale = self.scale or (20.0 if self.kind == "similarity" else 50.0)
+        losses = []
+        for language in teacher.image_index:
+            own, target = (similarities(outputs, language, scale) for outputs in (student, teacher))
+            for logits, targets in ((own, target), (own.T, target.T)):
+                losses.append(
+                    F.kl_div(logits.log_softmax(-1), targets.log_softmax(-1), reduction="batchmean", log_target=True)
+                )
+        return mean_of(losses, student.image.embedding)
+
+
+class EnsembleLoss(Loss):
+    """CE(mean over teachers k of softmax(tau_k T_k), S / tau), both directions: MobileCLIP (arXiv 2311.17049).
+
+    The teachers' distributions are averaged after the softmax, each at its own temperature. MobileCLIP uses it with
+    weight 1 and no task loss.
+    """
+
+    removed: ClassVar[dict[str, Removed]] = {
+        "teacher_scale": Removed("each teacher's own temperature is used", (None,))
+    }
+
+    kind: Literal["ensemble"] = "ensemble"
+    scale: float | None = Field(
+        None, gt=0, description="1 / temperature of the student, fixed; default: its own, which is then learned"
+    )
+
+    def terms(
+        self, student: Outputs, teachers: Sequence[Outputs], adapters: Mapping[str, nn.Module]
+    ) -> dict[str, Tensor]:
+        import torch
+
+        losses = []
+        for language in student.image_index:
+            scale = self.scale if self.scale is not None else student.logit_scale
+            own = similarities(student, language, scale)
+            logits = [similarities(teacher, language, teacher.logit_scale) for teacher in teachers]
+            image_to_text = torch.stack([one.softmax(-1) for one in logits]).mean(0)
+            text_to_image = torch.stack([one.T.softmax(-1) for one in logits]).mean(0)
+            losses.append((_soft_cross_entropy(own, image_to_text) + _soft_cross_entropy(own.T, text_to_image)) / 2)
+        return {self.kind: mean_of(losses, student.image.embedding)}
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The student's embeddings at a teacher's width."""
+
+    image: Tensor
+    texts: dict[str, Tensor]
 
 
 def embedding_adapters(student: Widths, teacher: Widths) -> dict[str, nn.Module]:
@@ -92,8 +187,8 @@ def embedding_adapters(student: Widths, teacher: Widths) -> dict[str, nn.Module]
     return {"image_embedding": nn.Linear(*shape, bias=False), "text_embedding": nn.Linear(*shape, bias=False)}
 
 
-def adapted(student: Outputs, adapters: Mapping[str, nn.Module]) -> Embeddings:
-    """The student's embeddings through the adapters of `embedding_adapters`."""
+def adapt_embeddings(student: Outputs, adapters: Mapping[str, nn.Module]) -> Embeddings:
+    """The student's embeddings after the adapters of `embedding_adapters`."""
     texts = {language: features.embedding for language, features in student.texts.items()}
     if "image_embedding" not in adapters:
         return Embeddings(student.image.embedding, texts)
@@ -104,8 +199,23 @@ def adapted(student: Outputs, adapters: Mapping[str, nn.Module]) -> Embeddings:
     )
 
 
+def similarities(outputs: Outputs, language: str, scale: Tensor | float | None) -> Tensor:
+    """(n, n) scaled cosines of the images that have a text in this language with these texts."""
+    from torch.nn import functional as F
+
+    assert scale is not None
+    paired = outputs.paired(language)
+    image = outputs.image.embedding[take(outputs.image_index[language], paired)]
+    text = take(outputs.texts[language].embedding, paired)
+    return scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
+
+
 def in_both(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Places in `one` and in `other`, row numbers in one order, of those that stand in both."""
+    """Positions in `one` and in `other`, both sorted, of the numbers that both contain."""
     import torch
 
     return torch.isin(one, other).nonzero()[:, 0], torch.isin(other, one).nonzero()[:, 0]
+
+
+def _soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    return -(target * logits.log_softmax(-1)).sum(-1).mean()

@@ -1,4 +1,4 @@
-"""Losses on what lies inside the towers: feature maps of the image tower, token features of the text tower."""
+"""Losses on features inside the towers: feature maps of the image tower, token features of the text tower."""
 
 from __future__ import annotations
 
@@ -20,54 +20,54 @@ Layers = tuple[int, ...]
 class FeatureMapLoss(TeacherLoss):
     """SmoothL1(adapter_1x1(map_s), map_t) on the image towers' maps: DC-CLIP's stage 1 (arXiv 2404.11249).
 
-    Both maps are brought to the student's grid. The paper does not say how the teacher's map is scaled: with
+    Both maps are resized to the student's grid. The paper does not say how the teacher's map is scaled: with
     `standardize` one weight suits any teacher. Nor does it say which layers: the last ones are the default; with
-    several, each of `student_layers` learns the one of `teacher_layers` at its place, and the loss is their mean.
+    several, `student_layers` and `teacher_layers` are paired in order, and the loss is the mean over the pairs.
     """
 
     kind: Literal["feature_map"] = "feature_map"
     standardize: bool = Field(
-        True, description="Give the teacher's channels zero mean and unit variance at each position"
+        True, description="Standardize the teacher's channels at each position to zero mean and unit variance"
     )
     student_layers: Layers = Field(
-        (-1,), min_length=1, description="timm's stages or blocks, counted from 0, or from the end: -1 is the last"
+        (-1,), min_length=1, description="Stages or blocks of the student's timm network, from 0; -1 is the last"
     )
-    teacher_layers: Layers = Field((-1,), min_length=1, description="The teacher's layers for them")
+    teacher_layers: Layers = Field((-1,), min_length=1, description="The teacher's layers for student_layers, in order")
     needs: ClassVar[frozenset[Needs]] = frozenset({"images", "pairs"})
     embeddings_only: ClassVar[bool] = False
 
     @model_validator(mode="after")
     def _as_many_layers(self) -> Self:
         if len(self.student_layers) != len(self.teacher_layers):
-            raise ValueError("student_layers and teacher_layers must be equally many: each learns the one at its place")
+            raise ValueError("student_layers and teacher_layers must have the same length: they are paired in order")
         return self
 
     @property
-    def further_student_maps(self) -> Layers:
+    def student_layers_needed(self) -> Layers:
         return tuple(layer for layer in self.student_layers if layer != -1)
 
     @property
-    def further_teacher_maps(self) -> Layers:
+    def teacher_layers_needed(self) -> Layers:
         return tuple(layer for layer in self.teacher_layers if layer != -1)
 
     def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
         from torch import nn
 
         return {
-            _map_name(own, theirs): nn.Conv2d(student.layer(own), teacher.layer(theirs), kernel_size=1)
-            for own, theirs in zip(self.student_layers, self.teacher_layers, strict=True)
+            _map_name(*layers): nn.Conv2d(student.layer(layers[0]), teacher.layer(layers[1]), kernel_size=1)
+            for layers in zip(self.student_layers, self.teacher_layers, strict=True)
         }
 
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         from torch.nn import functional as F
 
         losses = []
-        for own, theirs in zip(self.student_layers, self.teacher_layers, strict=True):
-            its = student.image.layer(own)
-            if not len(its):
+        for layers in zip(self.student_layers, self.teacher_layers, strict=True):
+            student_map = student.image.layer(layers[0])
+            if not len(student_map):
                 continue
-            adapted = adapters[_map_name(own, theirs)](its)
-            target = to_grid(teacher.image.layer(theirs), its.shape[-2], its.shape[-1])
+            adapted = adapters[_map_name(*layers)](student_map)
+            target = to_grid(teacher.image.layer(layers[1]), *student_map.shape[-2:])
             if self.standardize:
                 target = F.layer_norm(target.movedim(1, -1), target.shape[1:2]).movedim(-1, 1)
             losses.append(F.smooth_l1_loss(adapted, target))
@@ -77,11 +77,13 @@ class FeatureMapLoss(TeacherLoss):
 class TokenFeaturesLoss(TeacherLoss):
     """SmoothL1(adapter(tokens_s), tokens_t) on the text towers' last layers: the text half of DC-CLIP's stage 1.
 
-    Where the two tokenizers cut a text differently, the teacher's tokens are interpolated to the student's count.
+    Where the two tokenizers split a text differently, the teacher's tokens are interpolated to the student's count.
     """
 
     kind: Literal["token_features"] = "token_features"
-    standardize: bool = Field(True, description="Give the teacher's channels zero mean and unit variance at each token")
+    standardize: bool = Field(
+        True, description="Standardize the teacher's channels at each token to zero mean and unit variance"
+    )
     needs: ClassVar[frozenset[Needs]] = frozenset({"texts", "pairs"})
     embeddings_only: ClassVar[bool] = False
 
@@ -96,12 +98,12 @@ class TokenFeaturesLoss(TeacherLoss):
         from dcclip_cli.train.distributed import mean_over_processes
 
         losses = []
-        for language, own in student.texts.items():
-            target = resample_tokens(teacher.texts[language], own.mask)
+        for language, features in student.texts.items():
+            target = resample_tokens(teacher.texts[language], features.mask)
             if self.standardize:
                 target = F.layer_norm(target, target.shape[-1:])
-            difference = F.smooth_l1_loss(adapters["text_tokens"](own.tokens), target, reduction="none").mean(-1)
-            losses.append((difference * own.mask).sum() / mean_over_processes(own.mask.sum()))
+            difference = F.smooth_l1_loss(adapters["text_tokens"](features.tokens), target, reduction="none").mean(-1)
+            losses.append((difference * features.mask).sum() / mean_over_processes(features.mask.sum()))
         return mean_of(losses, student.image.embedding)
 
 
@@ -110,10 +112,10 @@ def _map_name(student: int, teacher: int) -> str:
 
 
 def to_grid(image_map: Tensor, height: int, width: int) -> Tensor:
-    """A map (B, C, h, w) as (B, C, height, width): averaged where that is coarser, interpolated where it is finer."""
+    """A map (B, C, h, w) as (B, C, height, width): averaged to a coarser grid, interpolated to a finer one."""
     from torch.nn import functional as F
 
-    if image_map.shape[-2:] == (height, width):  # as the teacher's cache keeps them
+    if image_map.shape[-2:] == (height, width):  # as in the teacher cache
         return image_map
     if image_map.shape[-2] >= height and image_map.shape[-1] >= width:
         return F.adaptive_avg_pool2d(image_map, (height, width))
@@ -123,7 +125,7 @@ def to_grid(image_map: Tensor, height: int, width: int) -> Tensor:
 def resample_tokens(features: TextFeatures, mask: Tensor) -> Tensor:
     """Token features (N, L, W) interpolated along the text, row by row, to the counts and padding of `mask` (N, L').
 
-    Ends map to ends. Rows of equal count come out as they are. Padding repeats the last token.
+    First and last tokens map to first and last. Rows of equal count are unchanged. Padding repeats the last token.
     """
     import torch
 

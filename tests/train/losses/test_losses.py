@@ -16,9 +16,8 @@ from torch import nn
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures
 from dcclip_cli.train.losses import DistillLoss
 from dcclip_cli.train.losses.base import Outputs, TeacherLoss, Widths
-from dcclip_cli.train.losses.embeddings import EmbeddingLoss
+from dcclip_cli.train.losses.embeddings import EmbeddingLoss, InteractiveLoss, SimilarityLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, resample_tokens, to_grid
-from dcclip_cli.train.losses.similarities import InteractiveLoss, SimilarityLoss
 
 pytestmark = pytest.mark.any_cpu
 
@@ -286,7 +285,7 @@ def test_similarity_pulls_with_the_gradient_of_open_clips_distillation_loss() ->
     gradients = []
     for ours in (True, False):
         image = student.image.embedding.clone().requires_grad_()
-        own = Outputs(ImageFeatures(image, student.image.map), student.texts, student.rows)
+        own = Outputs(ImageFeatures(image, student.image.map), student.texts, student.image_index)
         if ours:
             loss = SimilarityLoss()(own, teacher, NONE)
         else:
@@ -311,7 +310,7 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn(loss: TeacherLos
 def test_the_length_of_embeddings_makes_no_difference(loss: TeacherLoss) -> None:
     def longer(one: Outputs) -> Outputs:
         texts = {name: TextFeatures(3 * f.embedding, f.tokens, f.mask) for name, f in one.texts.items()}
-        return Outputs(ImageFeatures(5 * one.image.embedding, one.image.map), texts, one.rows)
+        return Outputs(ImageFeatures(5 * one.image.embedding, one.image.map), texts, one.image_index)
 
     student, teacher = random_side(11), random_side(12)
     assert value(loss, longer(student), longer(teacher)) == pytest.approx(value(loss, student, teacher), rel=1e-5)

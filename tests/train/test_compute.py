@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dcclip_cli.progress import Silent
-from dcclip_cli.train import stage
-from dcclip_cli.train.options import LoopOptions
+from dcclip_cli.train import compute
+from dcclip_cli.train.options import TrainOptions
 
 
 @pytest.fixture
@@ -21,8 +21,8 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, cores: int, busy: float) -> None:
-    monkeypatch.setattr(stage, "cores", lambda: cores)
-    monkeypatch.setattr(stage, "busy_cores", lambda: busy)
+    monkeypatch.setattr(compute, "cores", lambda: cores)
+    monkeypatch.setattr(compute, "busy_cores", lambda: busy)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_other_work_and_loading_processes_keep_their_cores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     machine(monkeypatch, cores, busy)
-    stage.use_process(LoopOptions(steps=1, workers=workers), tmp_path, Silent())
+    compute.use_threads(TrainOptions(steps=1, workers=workers), tmp_path, Silent())
     assert chosen == [threads]
 
 
@@ -45,8 +45,8 @@ def test_threads_of_the_recipe_win_and_those_of_the_environment_come_next(
     chosen: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(os.environ, "OMP_NUM_THREADS", "3")
-    stage.use_process(LoopOptions(steps=1, threads=5), tmp_path, Silent())
-    stage.use_process(LoopOptions(steps=1), tmp_path, Silent())
+    compute.use_threads(TrainOptions(steps=1, threads=5), tmp_path, Silent())
+    compute.use_threads(TrainOptions(steps=1), tmp_path, Silent())
     assert chosen == [5]
 
 
@@ -54,8 +54,8 @@ def test_a_resumed_stage_has_the_threads_it_began_with(
     chosen: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(monkeypatch, 2, 0)
-    stage.use_process(LoopOptions(steps=1), tmp_path / "distill", Silent())
+    compute.use_threads(TrainOptions(steps=1), tmp_path / "distill", Silent())
     machine(monkeypatch, 2, 2)
-    stage.use_process(LoopOptions(steps=1), tmp_path / "distill", Silent())
-    stage.use_process(LoopOptions(steps=1), tmp_path / "align", Silent())
+    compute.use_threads(TrainOptions(steps=1), tmp_path / "distill", Silent())
+    compute.use_threads(TrainOptions(steps=1), tmp_path / "align", Silent())
     assert chosen == [2, 2, 1]

@@ -1,4 +1,4 @@
-"""The one loop: learning rates, steps, decay, logs, and what stops it."""
+"""The Trainer: learning rates, steps, weight decay, logs, checkpoints, and what ends a run."""
 
 import errno
 import json
@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -23,28 +23,54 @@ from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler, Part
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import Tokens
 from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.train.loop import Fitted, _accelerator, fit, learning_rate_factor, total_steps
-from dcclip_cli.train.options import LoopOptions
-from dcclip_cli.train.trainable import Trainable
+from dcclip_cli.train import trainer
+from dcclip_cli.train.optimizer import learning_rate_factor
+from dcclip_cli.train.options import TrainOptions
+from dcclip_cli.train.task import TrainingTask
+from dcclip_cli.train.trainer import RunInfo, Trainer, make_accelerator
 
 pytestmark = pytest.mark.any_cpu
 
 
-class Pulled(Trainable):
+class Toy(TrainingTask):
+    """A task without a student: subclasses have parameters and a forward pass."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.chance: dict[str, Tensor] = {}
+
+    @property
+    def model(self) -> nn.Module:
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        nn.Module.train(self, mode)
+        return self
+
+    def begin_step(self, progress: float) -> None: ...
+
+    def prepare(self, batch: Batch, device: torch.device) -> Batch:
+        return batch
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+
+class Pulled(Toy):
     """A matrix, a bias and a tower's weight, each pulled down by a slope of one; remembers what it saw."""
 
     def __init__(self) -> None:
         super().__init__()
         self.matrix = nn.Parameter(torch.ones(2, 2))
         self.bias = nn.Parameter(torch.ones(2))
-        self.model = nn.ModuleDict({"visual": nn.Linear(1, 1, bias=False)})
+        self.towers = nn.ModuleDict({"visual": nn.Linear(1, 1, bias=False)})
         nn.init.ones_(self.slope)
         self.seen: list[list[int]] = []
         self.random: list[float] = []
 
     @property
     def slope(self) -> Tensor:
-        [weight] = self.model["visual"].parameters()
+        [weight] = self.towers["visual"].parameters()
         return weight
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -53,21 +79,31 @@ class Pulled(Trainable):
         return {"matrix": self.matrix.sum(), "others": self.bias.sum() + self.slope.sum()}
 
 
-@pytest.fixture
-def train(pairs_file: Path, tmp_path: Path) -> Callable[..., Fitted]:
-    """A function that fits a module on the drawn pairs, batches of 8 of the first 20."""
+Train = Callable[..., dict[str, float]]
 
-    def start(module: Trainable, progress: Progress | None = None, **options: Any) -> Fitted:
-        finish, measure = options.pop("finish", lambda figures: None), options.pop("measure", None)
+
+@pytest.fixture
+def train(pairs_file: Path, tmp_path: Path) -> Train:
+    """A function that trains a task on the drawn pairs, batches of 8 of the first 20, and returns the last metrics."""
+
+    def start(task: TrainingTask, progress: Progress | None = None, **options: Any) -> dict[str, float]:
         given = {"steps": 4, "batch_size": 8, "warmup_steps": 0, "workers": 0, "precision": "fp32"} | options
-        read = Collator(open_pairs(pairs_file), 0, Augment(), CaptionOptions(languages=("zh", "en")), _pixels, _tokens)
-        chosen = LoopOptions.model_validate(given)
-        order = MixedBatchSampler((Part(EpochBatchSampler(20, chosen.batch_size, seed=0)),))
-        return fit(
-            module, "toy", read, order, chosen, tmp_path, {"of": "toy"}, 0, "cpu", progress or Silent(), finish, measure
-        )
+        collator = Collator(open_pairs(pairs_file), 0, Augment(), CaptionOptions(), _pixels, _tokens)
+        chosen = TrainOptions.model_validate(given)
+        sampler = MixedBatchSampler((Part(EpochBatchSampler(20, chosen.batch_size, seed=0)),))
+        info = RunInfo("toy", tmp_path, {"of": "toy"}, progress=progress or Silent())
+        trained = Trainer(task, collator, sampler, chosen, info)
+        metrics = trained.run()
+        trained.close()
+        return metrics
 
     return start
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end after two non-finite steps in a row."""
+    monkeypatch.setattr(trainer, "MAX_SKIPPED_STEPS", 2)
 
 
 def _pixels(_image: object) -> np.ndarray:
@@ -91,19 +127,18 @@ def test_the_rate_warms_up_in_a_line_and_falls_in_half_a_cosine() -> None:
 
 
 def test_epochs_count_whole_batches() -> None:
-    order = MixedBatchSampler((Part(EpochBatchSampler(20, 8, seed=0)),))  # two batches an epoch
-    assert total_steps(LoopOptions(epochs=3), order) == 6
-    assert total_steps(LoopOptions(epochs=0.1), order) == 1
-    assert total_steps(LoopOptions(steps=5), order) == 5
+    assert TrainOptions(epochs=3).total_steps(2) == 6
+    assert TrainOptions(epochs=0.1).total_steps(2) == 1
+    assert TrainOptions(steps=5).total_steps(2) == 5
 
 
 @pytest.mark.parametrize("given", [{}, {"steps": 5, "epochs": 1}, {"steps": 0}, {"epochs": 0}])
 def test_steps_or_epochs_must_be_given_and_not_both(given: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        LoopOptions.model_validate(given)
+        TrainOptions.model_validate(given)
 
 
-def test_adamw_steps_by_the_rate_and_decays_matrices_only(train: Callable[..., Fitted]) -> None:
+def test_adamw_steps_by_the_rate_and_decays_matrices_only(train: Train) -> None:
     module = Pulled()
     train(module, steps=1, optimizer={"lr": 0.1, "weight_decay": 0.5, "image_lr_scale": 0.1, "eps": 1e-12})
     # Adam's first step is the rate itself; decay takes rate * 0.5 of a matrix before that
@@ -112,7 +147,7 @@ def test_adamw_steps_by_the_rate_and_decays_matrices_only(train: Callable[..., F
     assert module.slope.item() == pytest.approx(1 - 0.005 - 0.01)
 
 
-class Turned(Trainable):
+class Turned(Toy):
     """A matrix, a table of vectors and a bias, pulled down by slopes of very different sizes."""
 
     def __init__(self) -> None:
@@ -128,7 +163,7 @@ class Turned(Trainable):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_muon_moves_every_direction_of_a_matrix_alike_and_leaves_the_rest_to_adamw(
-    train: Callable[..., Fitted], precision: str
+    train: Train, precision: str
 ) -> None:
     module = Turned()
     options = {"kind": "muon", "lr": 0.1, "other_lr": 0.01, "weight_decay": 0, "newton_schulz": precision}
@@ -142,12 +177,12 @@ def test_muon_moves_every_direction_of_a_matrix_alike_and_leaves_the_rest_to_ada
 
 
 def test_a_second_rate_without_muon_is_refused() -> None:
-    with pytest.raises(ValidationError, match="other_lr goes with kind: muon"):
-        LoopOptions.model_validate({"steps": 1, "optimizer": {"other_lr": 1e-3}})
+    with pytest.raises(ValidationError, match="other_lr needs kind: muon"):
+        TrainOptions.model_validate({"steps": 1, "optimizer": {"other_lr": 1e-3}})
 
 
-def test_the_gradient_is_clipped_to_its_largest_norm(train: Callable[..., Fitted]) -> None:
-    figures = train(Pulled(), steps=1).figures
+def test_the_gradient_is_clipped_to_its_largest_norm(train: Train) -> None:
+    figures = train(Pulled(), steps=1)
     assert figures["gradient_norm"] == pytest.approx(7**0.5)  # before clipping: seven slopes of one
     free, clipped = Pulled(), Pulled()
     options = {"steps": 1, "optimizer": {"lr": 1.0, "eps": 1.0, "weight_decay": 0}}  # steps of g / (|g| + 1)
@@ -159,7 +194,7 @@ def test_the_gradient_is_clipped_to_its_largest_norm(train: Callable[..., Fitted
 
 
 def test_every_step_sees_its_own_samples_and_random_numbers_whatever_went_before(
-    train: Callable[..., Fitted], watching: Callable[..., Any]
+    train: Train, watching: Callable[..., Any]
 ) -> None:
     whole = Pulled()
     train(whole, steps=5)
@@ -180,18 +215,18 @@ def lines(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_every_so_many_steps_and_the_last_are_logged(train: Callable[..., Fitted], tmp_path: Path) -> None:
-    fitted = train(Pulled(), steps=5, log_every_steps=2)
+def test_every_so_many_steps_and_the_last_are_logged(train: Train, tmp_path: Path) -> None:
+    metrics = train(Pulled(), steps=5, log_every_steps=2)
     logged = lines(tmp_path)
     assert [line["step"] for line in logged] == [2, 4, 5]
     assert set(logged[0]) >= {"loss", "matrix", "others", "lr", "gradient_norm", "images_per_second", "data_wait_s"}
     assert logged[0]["loss"] == pytest.approx(logged[0]["matrix"] + logged[0]["others"])
-    assert fitted.figures["loss"] == pytest.approx(logged[-1]["loss"], rel=1e-4)
+    assert metrics["loss"] == pytest.approx(logged[-1]["loss"], rel=1e-4)
     assert list((tmp_path / "tensorboard").rglob("events.*"))
 
 
 def test_a_log_is_cut_back_to_the_step_that_training_goes_on_from(
-    train: Callable[..., Fitted], tmp_path: Path, watching: Callable[..., Any]
+    train: Train, tmp_path: Path, watching: Callable[..., Any]
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(Pulled(), watching("toy", 2, lambda: os.kill(os.getpid(), signal.SIGINT)), log_every_steps=1)
@@ -201,7 +236,7 @@ def test_a_log_is_cut_back_to_the_step_that_training_goes_on_from(
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_a_state_is_saved_every_so_many_steps_and_not_at_the_end(train: Callable[..., Fitted], tmp_path: Path) -> None:
+def test_a_state_is_saved_every_so_many_steps_and_not_at_the_end(train: Train, tmp_path: Path) -> None:
     train(Pulled(), steps=4, checkpoint_every_steps=2)
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000002"]
 
@@ -214,14 +249,14 @@ class Exploding(Pulled):
         return {"fine": self.bias.sum(), "exploding": self.matrix.sum() * float("inf")}
 
 
-def test_a_loss_that_is_not_finite_stops_training_and_is_named(train: Callable[..., Fitted]) -> None:
-    with pytest.raises(DcclipError, match=r"step 2: exploding is not finite, for 2 steps in a row") as raised:
-        train(Exploding(), log_every_steps=1, max_skipped_steps=2)
+def test_a_loss_that_is_not_finite_ends_training_and_is_named(train: Train) -> None:
+    with pytest.raises(DcclipError, match=r"step 10: exploding is not finite, for 10 steps in a row") as raised:
+        train(Exploding(), steps=20, log_every_steps=1)
     assert "optimizer.lr" in raised.value.hint
 
 
 def test_ctrl_c_ends_after_the_step_with_the_state_saved(
-    train: Callable[..., Fitted], tmp_path: Path, watching: Callable[..., Any]
+    train: Train, tmp_path: Path, watching: Callable[..., Any]
 ) -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
@@ -230,12 +265,10 @@ def test_ctrl_c_ends_after_the_step_with_the_state_saved(
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_the_trained_module_is_kept_once_in_evaluation_mode_with_its_last_figures(train: Callable[..., Fitted]) -> None:
-    module = Pulled()
-    kept: list[tuple[bool, dict[str, float]]] = []
-    fitted = train(module, finish=lambda figures: kept.append((module.training, figures)))
-    assert kept == [(False, fitted.figures)]
-    assert (fitted.steps, fitted.seconds > 0) == (4, True)
+def test_the_trained_task_is_left_in_evaluation_mode(train: Train) -> None:
+    task = Pulled()
+    train(task)
+    assert not task.training
 
 
 class NowAndThen(Pulled):
@@ -252,59 +285,60 @@ class NowAndThen(Pulled):
         return {name: term * wrong for name, term in terms.items()}
 
 
-def test_steps_that_are_not_finite_are_left_out_and_counted(train: Callable[..., Fitted], tmp_path: Path) -> None:
-    module, three = NowAndThen(), Pulled()
-    fitted = train(module, steps=5, log_every_steps=1, max_skipped_steps=3, optimizer={"kind": "sgd", "lr": 0.1})
-    assert fitted.figures["skipped_steps"] == 2
+def test_steps_that_are_not_finite_change_nothing_and_are_counted(train: Train, tmp_path: Path) -> None:
+    task, ema = NowAndThen(), 0.75
+    sgd = {"kind": "sgd", "lr": 0.1, "momentum": 0.0}
+    metrics = train(task, steps=5, log_every_steps=1, optimizer=sgd, clip_norm=None, ema=ema)
+    assert metrics["skipped_steps"] == 2
     assert [line["skipped_steps"] for line in lines(tmp_path)] == [0, 1, 2, 2, 2]
-    assert torch.isfinite(module.matrix).all()
-    assert module.norm.running_mean is not None and torch.isfinite(module.norm.running_mean).all()
-    assert not torch.equal(module.bias, three.bias)
+    rates = [0.1 * learning_rate_factor(step, 0, 5) for step in (0, 3, 4)]
+    weights = [1 - sum(rates[:count]) for count in (1, 2, 3)]
+    average = weights[0]
+    for weight in weights[1:]:
+        average = ema * average + (1 - ema) * weight
+    assert task.bias.tolist() == pytest.approx([average] * 2)  # the EMA of the three finite steps
+    assert task.norm.running_mean is not None and torch.isfinite(task.norm.running_mean).all()
 
 
-def test_one_step_too_many_that_is_not_finite_ends_it(train: Callable[..., Fitted]) -> None:
+def test_one_non_finite_step_too_many_ends_training(train: Train, patience: None) -> None:
     with pytest.raises(DcclipError, match=r"step 3: matrix, others is not finite, for 2 steps in a row"):
-        train(NowAndThen(), steps=5, max_skipped_steps=2)
+        train(NowAndThen(), steps=5)
 
 
 class Guessing(Pulled):
-    """A contrast that never leaves the loss of guessing."""
+    """A contrastive loss that stays at chance level."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        self.chance = {"image_zh": torch.tensor(math.log(8)), "image_en": torch.tensor(math.log(8))}
         return {"image_zh": 0 * self.bias.sum() + math.log(8), "image_en": 0 * self.bias.sum() + 1.0}
 
-    @property
-    def chance(self) -> dict[str, float]:
-        return {"image_zh": math.log(8), "image_en": math.log(8)}
 
-
-def test_a_contrast_that_has_learnt_nothing_is_warned_about_once(
-    train: Callable[..., Fitted], watching: Callable[..., Any]
+def test_a_contrast_that_has_learned_nothing_is_warned_about_once(
+    train: Train, watching: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(trainer, "CHANCE_STEP", 2)
     progress = watching()
-    train(Guessing(), progress, steps=4, warn_at_chance_steps=2)
+    train(Guessing(), progress, steps=4)
     [warning] = [line for line in progress.said if line.startswith("warning")]
-    assert "after 2 steps image_zh is 2.079, and guessing gives 2.079" in warning
+    assert "after 2 steps image_zh is 2.079, and chance level is 2.079" in warning
     assert "optimizer.lr" in warning and "captions that do not belong" in warning
 
 
-def test_the_average_of_the_weights_is_kept(train: Callable[..., Fitted]) -> None:
+def test_the_average_of_the_weights_is_kept(train: Train) -> None:
     module = Pulled()
     train(module, steps=2, ema=0.75, clip_norm=None, optimizer={"kind": "sgd", "lr": 1.0, "momentum": 0.0})
     # steps of 1 and 1/2 down from 1 give 0 and -1/2; the average starts at the first and moves a quarter of the way
     assert module.bias.tolist() == pytest.approx([-0.125, -0.125])
 
 
-def test_sigterm_saves_the_state_as_ctrl_c_does(
-    train: Callable[..., Fitted], tmp_path: Path, watching: Callable[..., Any]
-) -> None:
+def test_sigterm_saves_the_state_as_ctrl_c_does(train: Train, tmp_path: Path, watching: Callable[..., Any]) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(Pulled(), watching("toy", 3, lambda: os.kill(os.getpid(), signal.SIGTERM)), checkpoint_every_steps=99)
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000003"]
 
 
 def test_a_full_disk_leaves_the_state_before_and_says_so(
-    train: Callable[..., Fitted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import safetensors.torch
 
@@ -316,7 +350,9 @@ def test_a_full_disk_leaves_the_state_before_and_says_so(
         saved(*arguments)
 
     monkeypatch.setattr(safetensors.torch, "save_file", full_at_the_second)
-    with pytest.raises(DcclipError, match=r"step-00000002 can't be saved, the disk is full; .*step-00000001") as raised:
+    with pytest.raises(
+        DcclipError, match=r"step-00000002 cannot be saved because the disk is full; .*step-00000001"
+    ) as raised:
         train(Pulled(), steps=4, checkpoint_every_steps=1)
     assert raised.value.hint == "free some space, then run the same command again"
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000001"]
@@ -326,17 +362,17 @@ def test_a_full_disk_leaves_the_state_before_and_says_so(
     ("given", "said"),
     [
         ({"batch_size": 10, "accumulate": 4}, "must be a multiple of accumulate"),
-        ({"gradient_cache": True}, "give accumulate"),
-        ({"keep": "best"}, "give validate_every_steps"),
-        ({"patience": 3}, "give validate_every_steps"),
+        ({"gradient_cache": True}, "set accumulate"),
+        ({"keep": "best"}, "set validate_every_steps"),
+        ({"patience": 3}, "set validate_every_steps"),
     ],
 )
 def test_options_that_need_each_other_say_so(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
-        LoopOptions.model_validate({"steps": 1, **given})
+        TrainOptions.model_validate({"steps": 1, **given})
 
 
 def test_a_stage_may_have_another_precision_than_the_one_before_it_in_the_process(tmp_path: Path) -> None:
     for precision, mixed in (("fp32", "no"), ("bf16", "bf16"), ("fp32", "no")):
-        options = LoopOptions.model_validate({"steps": 1, "precision": precision})
-        assert _accelerator(options, tmp_path, "cpu").mixed_precision == mixed
+        options = TrainOptions.model_validate({"steps": 1, "precision": precision})
+        assert make_accelerator(options, tmp_path, "cpu").mixed_precision == mixed

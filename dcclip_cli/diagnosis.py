@@ -1,6 +1,6 @@
-"""What a bug report needs: the machine, what is installed on it, and what the commands choose there.
+"""Facts for a bug report: the machine, the installed libraries, and the device and precision that commands choose.
 
-Nothing that cannot be found out is an error: it is None. Nothing here names the user: paths start with ~ for home.
+What cannot be found out is None and not an error. Nothing names the user: paths start with ~ for the home folder.
 """
 
 from __future__ import annotations
@@ -11,19 +11,14 @@ import platform
 import re
 import shutil
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dcclip_cli import __version__, machine
-from dcclip_cli.cli.console import EXTRAS
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder
-from dcclip_cli.versions import LIBRARIES, versions
-
-if TYPE_CHECKING:
-    from torch import nn
+from dcclip_cli.versions import EXTRAS, LIBRARIES, versions
 
 # Features that decide what is fast here, by their names on Linux; macOS has other names for some.
 _X86 = {
@@ -47,12 +42,12 @@ _MORE_LIBRARIES = (
     *("torchvision", "accelerate", "safetensors", "onnxruntime-gpu", "onnx", "onnxscript"),
     *("datasets", "duckdb", "pyarrow"),
 )
-_CACHE_PARTS = ("features", "streams", "bf16-gain")
+_CACHE_PARTS = ("features", "teacher-cache", "bf16-gain")
 
 
 @dataclass(frozen=True)
 class Processor:
-    """`cores` is what this process may use: the least of the next two. Load averages are over 1, 5 and 15 minutes."""
+    """`cores` may be used by this process: the least of the next two. Load averages are over 1, 5 and 15 minutes."""
 
     name: str
     architecture: str
@@ -86,7 +81,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Auto:
-    """What `precision: auto` takes for a tower, and why. `bf16_gain`: time in fp32 over time in bf16, if measured."""
+    """The choice of `precision: auto` for a tower. `bf16_gain`: time in fp32 / time in bf16, if measured."""
 
     precision: str
     reason: str
@@ -95,7 +90,7 @@ class Auto:
 
 @dataclass(frozen=True)
 class Torch:
-    """`device` is what `--device auto` takes, `precision` what `auto` means there: by use, then by kind of tower."""
+    """`device` is that of `--device auto`, `precision` the choice of `auto` on it: by use, then by kind of tower."""
 
     threads: int
     cpu_capability: str
@@ -109,7 +104,7 @@ class Torch:
 
 @dataclass(frozen=True)
 class Extra:
-    """Packages by the names they are imported by. `install` brings those that are missing."""
+    """Missing packages by their import names, and the command that installs them."""
 
     missing: list[str]
     install: str
@@ -117,10 +112,10 @@ class Extra:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """`notes` tell what is wrong or slow here, by subject. `torch` is None where it is not installed or broken.
+    """`notes` says what is wrong or slow, by subject. `torch` is None if it is not installed or broken.
 
-    `versions` are None for what is not installed, and so is `environment` for what is not set. `int8_vnni` is None off
-    x86-64, where int8 needs no VNNI, and where the features are unknown.
+    Values of `versions` are None for what is not installed, of `environment` for what is not set. `int8_vnni` is None
+    on other processors than x86-64, where int8 needs no VNNI, and if the features are unknown.
     """
 
     versions: dict[str, str | None]
@@ -141,18 +136,16 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Looks at this machine. Imports torch if it is installed, and times a small model with it where bf16 is native."""
+    """The diagnosis of this machine. Imports torch if it is installed and times two small towers if bf16 is native."""
     notes: dict[str, str] = {}
     processor = _processor()
     vnni = machine.has_vnni()
     load, cores = processor.load_average, processor.logical_cores or processor.cores
     if load and load[0] > cores:  # both of the whole machine, even where this process may use a few of its cores
-        notes["busy machine"] = (
-            f"load {load[0]:.1f} on {cores} cores: other work slows down training and whatever is measured here"
-        )
+        notes["busy machine"] = f"load {load[0]:.1f} on {cores} cores: other work slows down training and measurements"
     if vnni is False:
         notes["int8"] = (
-            "this processor has no VNNI: int8 is slower, and bundles that earlier versions of dcclip exported lose "
+            "this processor has no VNNI: int8 is slower, and bundles exported by earlier versions of dcclip lose "
             "accuracy here: export them again"
         )
     found = versions(_MORE_LIBRARIES)
@@ -203,7 +196,7 @@ def _processor() -> Processor:
         machine_class=machine.machine_class(),
         features={name: bool(also & every) for name, also in names.items()} if every else None,
         cores=machine.cores(),
-        affinity_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        affinity_cores=machine.affinity_cores(),
         cgroup_quota_cores=quota if quota < float("inf") else None,
         logical_cores=os.cpu_count(),
         physical_cores=machine.physical_cores(),
@@ -228,7 +221,7 @@ def _storage() -> Storage:
 
 
 def _free(folder: Path) -> int | None:
-    """Bytes free where `folder` is, or will be."""
+    """Bytes free on the disk of `folder`, which need not exist."""
     try:
         there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
         return shutil.disk_usage(there).free
@@ -237,7 +230,7 @@ def _free(folder: Path) -> int | None:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of the files in a folder, those that can be looked at."""
+    """Bytes of the files in a folder, as far as they can be read."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -288,17 +281,18 @@ def _torch(notes: dict[str, str]) -> Torch | None:
         notes["torch"] = f"cannot be imported: {_shown(str(error))}"
         return None
     from dcclip_cli.model.precision import newton_schulz_precision, torch_device
+    from dcclip_cli.model.precision_probe import typical_choices
 
-    with warnings.catch_warnings(record=True) as told:  # such as a driver that is too old
+    with warnings.catch_warnings(record=True) as caught:  # such as a driver that is too old
         warnings.simplefilter("always")
         has_cuda = torch.cuda.is_available()
-    if told:
-        notes["GPU"] = "; ".join(str(one.message).splitlines()[0] for one in told)
+    if caught:
+        notes["GPU"] = "; ".join(str(one.message).splitlines()[0] for one in caught)
     device = usable = torch_device("auto")
     gpus: list[Gpu] = []
     try:
         gpus = [_gpu(number) for number in range(torch.cuda.device_count())] if has_cuda else []
-    except RuntimeError as error:  # a GPU that another process has for itself, or that is broken
+    except RuntimeError as error:  # a GPU that is broken or used exclusively by another process
         notes["GPU"], usable = str(error).partition("\n")[0], "cpu"
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
     return Torch(
@@ -309,7 +303,10 @@ def _torch(notes: dict[str, str]) -> Torch | None:
         gpus=gpus,
         mps=torch.backends.mps.is_available(),
         newton_schulz=newton_schulz_precision(usable),
-        precision=_precision(usable),
+        precision={
+            use: {kind: Auto(one.precision, one.reason, one.gain) for kind, one in kinds.items()}
+            for use, kinds in typical_choices(usable).items()
+        },
     )
 
 
@@ -320,70 +317,3 @@ def _gpu(number: int) -> Gpu:
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     about = torch.cuda.get_device_properties(number)
     return Gpu(about.name, about.total_memory, f"{about.major}.{about.minor}", bf16)
-
-
-def _precision(device: str) -> dict[str, dict[str, Auto]]:
-    """Use -> kind of tower -> choice. On a CPU with native bf16 it is measured, in about half a second."""
-    from dcclip_cli.machine import keep_freed_memory
-    from dcclip_cli.model.precision import bf16_gain, choice_by_gain, choice_without_probe
-
-    kinds: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
-        "convolutional": _convolutional,
-        "transformer": _transformer,
-    }
-    uses = {"inference": False, "training": True}
-    if known := choice_without_probe(device):
-        same = Auto(known.precision, known.reason, None)
-        return {use: dict.fromkeys(kinds, same) for use in uses}
-    keep_freed_memory()  # as the commands do: without it fp32, whose blocks are larger, loses
-    towers = {kind: make() for kind, make in kinds.items()}
-    chosen: dict[str, dict[str, Auto]] = {}
-    for use, training in uses.items():
-        chosen[use] = {}
-        for kind, (tower, shape) in towers.items():
-            choice = choice_by_gain(bf16_gain(_pass(tower, shape, training)))
-            chosen[use][kind] = Auto(choice.precision, choice.reason, choice.gain)
-    return chosen
-
-
-def _pass(tower: nn.Module, shape: tuple[int, ...], training: bool) -> Callable[[], None]:
-    """One pass of `tower` over random numbers, backward too in `training`."""
-    import torch
-
-    batch = torch.rand(shape)
-    if len(shape) == 4:
-        batch = batch.contiguous(memory_format=torch.channels_last)
-
-    def run() -> None:
-        with torch.set_grad_enabled(training):
-            out = tower.train(training)(batch).float().square().mean()
-            if training:
-                out.backward()
-                tower.zero_grad()
-
-    run()
-    return run
-
-
-def _convolutional() -> tuple[nn.Module, tuple[int, ...]]:
-    """Six layers of MobileNet's kind, and a batch for them: bf16 gains what it does in EfficientNet-Lite0."""
-    import torch
-    from torch import nn
-
-    def layers(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-        convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-        return [convolution, nn.BatchNorm2d(outputs), nn.ReLU6()]
-
-    tower = nn.Sequential(*layers(3, 32, 3, 2))
-    for inputs, outputs, stride in ((32, 32, 2), (32, 64, 2), (64, 96, 1), (96, 128, 2), (128, 128, 1)):
-        wide = 6 * inputs
-        tower.extend([*layers(inputs, wide), *layers(wide, wide, 3, stride, wide), *layers(wide, outputs)[:2]])
-    return tower.to(memory_format=torch.channels_last), (8, 3, 112, 112)  # type: ignore[call-overload]
-
-
-def _transformer() -> tuple[nn.Module, tuple[int, ...]]:
-    """Two layers of a text tower, and a batch for them."""
-    from torch import nn
-
-    layer = nn.TransformerEncoderLayer(256, 4, 1024, 0.0, "gelu", batch_first=True, norm_first=True)
-    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), (16, 32, 256)

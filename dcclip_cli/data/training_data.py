@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dcclip_cli.data.dataset import ConcatDataset
-from dcclip_cli.data.options import DataOptions
+from dcclip_cli.data.dataset import ConcatDataset, open_pairs
+from dcclip_cli.data.options import COLLECTED, DataOptions
 from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler, Part, caption_groups
 from dcclip_cli.data.unpaired import open_images, open_texts, with_phrases
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.run_dir import RunDir
-from dcclip_cli.train.stage import open_training_pairs
+
+
+@dataclass(frozen=True)
+class StageData:
+    """The data that a stage uses, and how much of each kind per step.
+
+    None for images or texts per step: as many as pairs; 0: none. With `distinct_captions` no two pairs of a step have
+    the same first caption.
+    """
+
+    options: DataOptions
+    batch_size: int
+    images_per_step: int | None = None
+    texts_per_step: int | None = None
+    distinct_captions: bool = False
 
 
 @dataclass(frozen=True)
@@ -28,28 +42,17 @@ class TrainingData:
         return self.datasets.get("pairs")
 
 
-def open_training_data(
-    data: DataOptions,
-    run: RunDir,
-    pairs_a_step: int,
-    images_a_step: int | None,
-    texts_a_step: int | None,
-    seed: int,
-    distinct_captions: bool = False,
-) -> TrainingData:
-    """The data that a recipe names for a stage; images and texts a step default to the pairs', 0 leaves them out.
-
-    With `distinct_captions` no two pairs of a step have the same first caption. Raises DcclipError where any of the
-    data cannot be loaded.
-    """
+def open_training_data(stage: StageData, run: RunDir, seed: int) -> TrainingData:
+    """The data of a stage. Raises DcclipError where any of it cannot be loaded."""
+    data = stage.options
     datasets: dict[str, PairDataset] = {}
     groups = None
     if data.train is not None:
-        datasets["pairs"] = open_training_pairs(data.train, run)
-        groups = caption_groups(datasets["pairs"]) if distinct_captions else None
-    if data.images is not None and images_a_step != 0:
+        datasets["pairs"] = _open_training_pairs(data.train, run)
+        groups = caption_groups(datasets["pairs"]) if stage.distinct_captions else None
+    if data.images is not None and stage.images_per_step != 0:
         datasets["images"] = open_images(data.images)
-    if data.texts is not None and texts_a_step != 0:
+    if data.texts is not None and stage.texts_per_step != 0:
         texts = open_texts(data.texts)
         datasets["texts"] = with_phrases(texts, data.phrases) if data.phrases else texts
     if not datasets:
@@ -57,7 +60,11 @@ def open_training_data(
             "a step has no pairs, no images and no texts",
             "set data.train, or leave images_per_step: 0 and texts_per_step: 0 out",
         )
-    sizes = {"pairs": pairs_a_step, "images": images_a_step or pairs_a_step, "texts": texts_a_step or pairs_a_step}
+    sizes = {
+        "pairs": stage.batch_size,
+        "images": stage.images_per_step or stage.batch_size,
+        "texts": stage.texts_per_step or stage.batch_size,
+    }
     joined = ConcatDataset(list(datasets.values()))
     # Every part has random numbers of its own: equal sizes must not mean equal orders.
     parts = []
@@ -68,3 +75,11 @@ def open_training_data(
     return TrainingData(
         next(iter(datasets.values())) if len(datasets) == 1 else joined, MixedBatchSampler(tuple(parts)), datasets
     )
+
+
+def _open_training_pairs(train: str, run: RunDir) -> PairDataset:
+    if train != COLLECTED:
+        return open_pairs(train)
+    if not run.stage("collect").is_dir():
+        raise DcclipError("data.train is 'collect', but nothing has been collected", "run: dcclip collect RECIPE")
+    return open_pairs(run.stage("collect"))

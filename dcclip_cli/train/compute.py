@@ -1,0 +1,93 @@
+"""Threads and precision of a training process: chosen once per stage, so that a resumed run computes as before."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from dcclip_cli.files import atomic_write, read_json
+from dcclip_cli.machine import busy_cores, cores, keep_freed_memory
+from dcclip_cli.model.precision import Choice, choose_precision, newton_schulz_precision
+from dcclip_cli.model.towers import Towers
+from dcclip_cli.progress import Progress
+from dcclip_cli.train.options import TrainOptions
+
+COMPUTED_IN = "computed_in.json"
+T = TypeVar("T")
+
+
+def join_processes(device: str) -> None:
+    """Connect the processes that torchrun started; a single one stays alone."""
+    PartialState(cpu=device == "cpu")
+
+
+def use_threads(options: TrainOptions, folder: Path, progress: Progress) -> None:
+    """Set torch's threads (with another number, sums are rounded differently), and keep freed memory.
+
+    The default is one thread for each core that neither other work nor a loading process needs; loading is lighter, so
+    it leaves more than half of the cores. OMP_NUM_THREADS, which torchrun sets, has priority over that.
+    """
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(
+            _decided(folder, "threads", lambda: _free_threads(options.workers, folder.name, progress))
+        )
+    keep_freed_memory()
+
+
+def _free_threads(workers: int, name: str, progress: Progress) -> int:
+    there, busy = cores(), busy_cores()
+    most = max(there - workers, there // 2 + 1)
+    threads = min(most, max(1, round(there - busy)))
+    if threads < most:
+        progress.say(f"{name}: {threads} of {most} threads, because other work uses {busy:.1f} of {there} cores")
+    return threads
+
+
+def _decided(folder: Path, name: str, decide: Callable[[], T]) -> T:
+    """What was decided when the stage under `folder` began, on any machine; decided now if it is new."""
+    file = folder / COMPUTED_IN
+    decisions = read_json(file, "start over with --fresh") if file.is_file() else {}
+    if name not in decisions:
+        [value] = broadcast_object_list([decide()])  # of the first process
+        decisions[name] = value
+        if PartialState().is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            atomic_write(file, json.dumps(decisions))
+    return cast(T, decisions[name])
+
+
+def settle_precision(
+    options: TrainOptions, towers: Towers, device: str, folder: Path, image: bool, progress: Progress
+) -> tuple[TrainOptions, Choice]:
+    """The options with nothing left at `auto`, and the choice. Without `image` only the text tower is trained."""
+    asked, rule = options.precision, options.optimizer.newton_schulz
+
+    def choose() -> Choice:
+        return choose_precision(asked, device, towers, training=True, image=image)
+
+    choice = Choice(**_decided(folder, "precision", lambda: choose().to_dict())) if asked == "auto" else choose()
+    if rule == "auto":
+        rule = _decided(folder, "newton_schulz", lambda: newton_schulz_precision(device))
+    for line in choice.lines(folder.name):
+        progress.say(line)
+    optimizer = options.optimizer.model_copy(update={"newton_schulz": rule})
+    return options.model_copy(update={"precision": choice.precision, "optimizer": optimizer}), choice
+
+
+def computed_in(options: TrainOptions, choice: Choice, teachers: Sequence[Towers]) -> dict[str, Any]:
+    """Precision and threads of a stage, for the model's provenance."""
+    return {
+        **choice.to_dict(),
+        "newton_schulz": options.optimizer.newton_schulz if options.optimizer.kind == "muon" else None,
+        "threads": torch.get_num_threads(),
+        "teachers": [teacher.precision.to_dict() for teacher in teachers],
+    }

@@ -1,0 +1,152 @@
+"""The student of a training stage: a new one with its tokenizer, or one that is trained further."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from dcclip_cli.data.pair import LANGUAGES, PairDataset
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import read_json
+from dcclip_cli.model.init_from_teacher import init_text_tower
+from dcclip_cli.model.model_dir import CONFIG, load_model, save_model
+from dcclip_cli.model.preprocess import Preprocessing
+from dcclip_cli.model.students import (
+    StudentOptions,
+    build_model,
+    init_image_tower,
+    model_config,
+    preprocessing_of,
+    projection_bias,
+)
+from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with, train_tokenizer, trim_tokenizer
+from dcclip_cli.model.towers import OpenClipTowers, Towers
+from dcclip_cli.versions import versions
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student in training with everything that its model directory needs."""
+
+    towers: OpenClipTowers
+    config: dict[str, Any]
+    preprocessing: Preprocessing
+    tokenizer: Tokenizer
+    name: str
+    parent: str | None = None  # fingerprint of the model that it was trained from
+
+    @property
+    def vocab_digest(self) -> str:
+        """A sha256 over the tokens and their numbers, which are the rows of the text tower's embedding."""
+        return hashlib.sha256(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
+
+    def with_bias(self) -> Student:
+        """The student prepared for a sigmoid loss: with a bias and SigLIP's initial temperature (2303.15343)."""
+        model = self.towers.model
+        if model.logit_bias is not None:
+            return self
+        model.logit_bias = torch.nn.Parameter(torch.full_like(model.logit_scale.detach(), -10.0))
+        with torch.no_grad():
+            model.logit_scale.fill_(math.log(10))
+        return replace(self, config={**self.config, "init_logit_bias": -10.0})
+
+    def checkpoint_gradients(self) -> None:
+        """Recompute activations in the backward pass. Raises DcclipError if the image tower cannot."""
+        model = self.towers.model
+        model.text.set_grad_checkpointing(True)
+        try:
+            model.visual.trunk.set_grad_checkpointing(True)
+        except AssertionError:
+            network = self.config["vision_cfg"]["timm_model_name"]
+            raise DcclipError(
+                f"{network} does not support gradient checkpointing",
+                "remove gradient_checkpointing, or use another network",
+            ) from None
+
+    def save(self, folder: Path, provenance: dict[str, Any], half: bool = False) -> None:
+        """Write the model directory."""
+        provenance = {"name": self.name, "parent": self.parent, "versions": versions(), **provenance}
+        save_model(folder, self.towers.model, self.config, self.preprocessing, self.tokenizer, provenance, half)
+
+
+def new_student(
+    options: StudentOptions,
+    embed_dim: int,
+    dataset: PairDataset,
+    name: str,
+    seed: int,
+    teacher: str | None = None,
+    teacher_towers: Towers | None = None,
+) -> Student:
+    """A student with random or inherited weights; its tokenizer is made from the captions.
+
+    `teacher` is the teacher's directory or hub name, for `vocabulary: {from: teacher}`; `teacher_towers` the teacher
+    itself, for `text.inherit`.
+    """
+    captions = [caption for language in LANGUAGES for several in dataset.captions(language) for caption in several]
+    if not captions:
+        raise DcclipError(
+            "the data has no text to make the student's vocabulary from", "set data.texts, or use pairs with captions"
+        )
+    vocabulary = options.text.vocabulary
+    if vocabulary.source == "teacher":
+        tokenizer = trim_tokenizer(_tokenizer_folder(teacher), captions, vocabulary.size, vocabulary.characters)
+    else:
+        tokenizer = train_tokenizer(captions, vocabulary.size)
+    config = model_config(options, options.embed_dim or embed_dim, tokenizer.get_vocab_size())
+    for key, token in (("pad_id", "<pad>"), ("eos_id", "</s>")):  # a teacher's tokenizer may number them differently
+        config["text_cfg"][key] = _token_id(tokenizer, token)
+    model = build_model(config, seed)
+    init_image_tower(model, options.image)
+    if options.text.inherit != "nothing":
+        if teacher_towers is None:
+            raise DcclipError("student.text.inherit takes weights from a teacher, but this stage has none", "remove it")
+        init_text_tower(model.text, tokenizer, teacher_towers, layers=options.text.inherit == "layers")
+    return _student(model, config, preprocessing_of(options.image), tokenizer, name)
+
+
+def student_from(folder: Path, name: str) -> Student:
+    """The student in a model directory, to be trained further."""
+    towers = load_model(folder)
+    assert towers.preprocessing is not None
+    config = read_json(folder / CONFIG, "")["model_cfg"]
+    student = _student(towers.model, config, towers.preprocessing, load_tokenizer(folder), name)
+    return replace(student, parent=towers.fingerprint)
+
+
+def _student(
+    model: Any, config: dict[str, Any], preprocessing: Preprocessing, tokenizer: Tokenizer, name: str
+) -> Student:
+    tokenize = tokenize_with(tokenizer, config["text_cfg"]["context_length"])
+    model.visual.to(memory_format=torch.channels_last)
+    if (bias := projection_bias(model)) is not None:
+        bias.requires_grad_(False)
+    towers = OpenClipTowers(model, tokenize, preprocessing, name, "in training")
+    return Student(towers, config, preprocessing, tokenizer, name)
+
+
+def _tokenizer_folder(teacher: str | None) -> Path:
+    if teacher is None:
+        raise DcclipError(
+            "student.text.vocabulary is taken from the teacher, but the recipe has none",
+            "add a teacher, or set vocabulary: {from: data, size: ...}",
+        )
+    if Path(teacher).is_absolute():
+        return Path(teacher)
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(teacher.removeprefix("hf-hub:"), "tokenizer.json")).parent
+
+
+def _token_id(tokenizer: Tokenizer, token: str) -> int:
+    number: int | None = tokenizer.token_to_id(token)
+    if number is None:
+        raise DcclipError(f"the teacher's tokenizer has no {token} token", "set vocabulary: {from: data, size: ...}")
+    return number

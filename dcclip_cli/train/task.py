@@ -1,0 +1,185 @@
+"""The training task: the module that is trained, with the student, the adapters and the losses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from dcclip_cli.data.collator import Batch
+from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures
+from dcclip_cli.train.distributed import gather, process_count, process_index, row_counts, widest
+from dcclip_cli.train.feature_shapes import no_images, widths
+from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss
+from dcclip_cli.train.losses.contrastive import TaskLoss
+from dcclip_cli.train.teacher import TeacherFeatures
+
+Tower = Literal["image", "text"]
+
+
+class TrainingTask(nn.Module):
+    """Forward: a batch -> weighted loss terms by name, of the whole batch of all processes."""
+
+    def __init__(
+        self,
+        student: OpenClipTowers,
+        losses: Sequence[Loss],
+        teachers: Sequence[TeacherFeatures] = (),
+        seed: int = 0,
+        lock: Tower | None = None,
+        max_logit_scale: float = 100.0,
+        freeze_batch_norms: bool = False,
+    ) -> None:
+        """`lock`: a tower that is not trained, its batch norms included. Adapters get random weights from `seed`."""
+        super().__init__()
+        self.student = student
+        self.chance: dict[str, Tensor] = {}  # terms of the last batch at chance level, where known
+        self._teachers, self._losses = list(teachers), list(losses)
+        self._layers = sorted({layer for loss in losses for layer in loss.student_layers_needed})
+        self._widths = widths(student, self._layers)
+        self.adapters = nn.ModuleList(nn.ModuleDict() for _ in teachers)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for loss in losses:
+                if isinstance(loss, TeacherLoss) and loss.teacher < len(teachers):
+                    adapters = self._adapters_of(loss)
+                    for name, adapter in loss.adapters(self._widths, teachers[loss.teacher].widths).items():
+                        if name not in adapters:
+                            adapters[name] = adapter
+        self._max_log_scale = math.log(max_logit_scale)
+        self._locked = {"image": student.model.visual, "text": student.model.text, None: None}[lock]
+        self._freeze_batch_norms = freeze_batch_norms
+        self._progress = 0.0
+        if isinstance(self._locked, nn.Module):
+            self._locked.requires_grad_(False)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that training is for: what is saved, averaged and validated."""
+        model: nn.Module = self.student.model
+        return model
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if isinstance(self._locked, nn.Module):
+            self._locked.eval()  # its batch norms keep their statistics
+        if self._freeze_batch_norms:
+            for module in self.student.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        with torch.no_grad():  # so that the saved temperature is the one that the last steps used
+            self.student.model.logit_scale.clamp_(max=self._max_log_scale)
+        return self
+
+    def begin_step(self, progress: float) -> None:
+        """Set the fraction of the run, in 0..1, that is over: scheduled weights depend on it."""
+        self._progress = progress
+
+    def prepare(self, batch: Batch, device: torch.device) -> Batch:
+        """The batch on the device, with pixels as the image tower takes them: the only place that converts pixels."""
+        if device.type != "cpu":
+            batch = batch.to(device)
+        if batch.pixels.ndim != 4 or not len(batch.pixels):  # embeddings, or texts only
+            return batch
+        return replace(batch, pixels=batch.pixels.contiguous(memory_format=torch.channels_last))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self.terms(batch, self.outputs(batch))
+
+    def outputs(self, batch: Batch) -> Outputs:
+        """The student's outputs for this process's batch."""
+        texts = {name: self.student.text_features_by_length(texts.tokens) for name, texts in batch.texts.items()}
+        if batch.pixels.ndim == 2:  # embeddings already
+            image = ImageFeatures(batch.pixels, batch.pixels[:, :, None, None])
+        elif len(batch.pixels):
+            image = self.student.image_features(batch.pixels, self._layers)
+        else:
+            image = no_images(self._widths, self._layers, batch.pixels.device)
+        return Outputs(image, texts, {name: texts.image_index for name, texts in batch.texts.items()})
+
+    def terms(self, batch: Batch, student: Outputs) -> dict[str, Tensor]:
+        """The weighted loss terms of a batch, given the student's outputs."""
+        teachers = [_of_all_processes(teacher.features(batch), batch) for teacher in self._teachers]
+        student = self._with_contrast(_of_all_processes(student, batch), batch)
+        terms: dict[str, Tensor] = {}
+        self.chance = {}
+        for loss in self._losses:
+            adapters = dict(self._adapters_of(loss).items()) if isinstance(loss, TeacherLoss) else {}
+            weight, chance = loss.weight_at(self._progress), loss.chance(student)
+            for name, term in loss.terms(student, teachers, adapters).items():
+                unused = _unused(name, terms)
+                terms[unused] = weight * term
+                if name in chance:
+                    self.chance[unused] = weight * chance[name]
+        return terms
+
+    def metrics(self) -> dict[str, float]:
+        """1 / temperature and the sigmoid loss's bias, for the log, where a loss trains them."""
+        if not any(isinstance(loss, TaskLoss) for loss in self._losses):
+            return {}
+        metrics = {"logit_scale": min(self.student.logit_scale, math.exp(self._max_log_scale))}
+        bias = self.student.logit_bias
+        return metrics if bias is None else metrics | {"logit_bias": bias}
+
+    def _adapters_of(self, loss: TeacherLoss) -> nn.ModuleDict:
+        adapters = self.adapters[loss.teacher]
+        assert isinstance(adapters, nn.ModuleDict)
+        return adapters
+
+    def _with_contrast(self, student: Outputs, batch: Batch) -> Outputs:
+        """The student's outputs with what a contrastive loss needs."""
+        model = self.student.model
+        found = {name: _false_negatives(one.caption_ids, one.image_caption_ids) for name, one in batch.texts.items()}
+        return replace(
+            student,
+            logit_scale=model.logit_scale.clamp(max=self._max_log_scale).exp(),
+            logit_bias=model.logit_bias,
+            false_negatives={name: value for name, value in found.items() if value is not None},
+        )
+
+
+def _unused(name: str, taken: Mapping[str, Tensor]) -> str:
+    """The name, with a number if a loss of the same kind uses it already."""
+    names = [name, *(f"{name}-{number}" for number in range(2, len(taken) + 2))]
+    return next(one for one in names if one not in taken)
+
+
+def _of_all_processes(outputs: Outputs, batch: Batch) -> Outputs:
+    """Outputs with the embeddings of all processes: first the images of all are counted, then their other texts."""
+    all_paired = batch.lines == 0  # on every process: all have equal shares
+    if process_count() == 1:
+        return replace(outputs, all_paired=all_paired)
+    images, processes, process = len(batch.pixels), process_count(), process_index()
+    texts, index, local = {}, {}, {}
+    for name, features in outputs.texts.items():
+        own = outputs.image_index[name]
+        moved = torch.where(
+            own < images, own + process * images, own - images + processes * images + process * batch.lines
+        )
+        counts = row_counts(own)
+        first = sum(counts[:process])
+        index[name] = gather(moved)
+        local[name] = torch.zeros(sum(counts), dtype=torch.bool, device=own.device)
+        local[name][first : first + len(own)] = True
+        texts[name] = TextFeatures(gather(features.embedding.float()), features.tokens, features.mask)
+    image = replace(outputs.image, embedding=gather(outputs.image.embedding.float()))
+    return replace(outputs, image=image, texts=texts, image_index=index, local_mask=local, all_paired=all_paired)
+
+
+def _false_negatives(caption_ids: Tensor | None, image_caption_ids: Tensor | None) -> Tensor | None:
+    """(N, N) true at [i, j] if caption j belongs to another pair and image i has it as well, over all processes."""
+    if caption_ids is None or image_caption_ids is None:
+        return None
+    width = widest(image_caption_ids)
+    caption_ids = gather(caption_ids)
+    # Padded with each row's first entry, which changes nothing.
+    padding = image_caption_ids[:, :1].expand(-1, width - image_caption_ids.shape[1])
+    image_caption_ids = gather(torch.cat([image_caption_ids, padding], dim=1))
+    shared = torch.zeros(len(caption_ids), len(caption_ids), dtype=torch.bool, device=caption_ids.device)
+    for column in image_caption_ids.unbind(1):
+        shared |= column[:, None] == caption_ids[None]
+    return shared.fill_diagonal_(False)

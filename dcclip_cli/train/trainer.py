@@ -1,0 +1,344 @@
+"""The training loop of both stages."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from dcclip_cli.data.collator import Batch, Collator
+from dcclip_cli.data.samplers import MixedBatchSampler
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.processes import loading_processes
+from dcclip_cli.progress import Progress, Silent
+from dcclip_cli.train.checkpoint import Identity, TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
+from dcclip_cli.train.distributed import any_process
+from dcclip_cli.train.ema import BestCheckpoint, ema_weights, make_ema
+from dcclip_cli.train.grad_cache import backward, cached_backward
+from dcclip_cli.train.metrics_log import MetricsLog, StepTimer
+from dcclip_cli.train.optimizer import learning_rate_factor, make_optimizer
+from dcclip_cli.train.options import TrainOptions
+from dcclip_cli.train.task import TrainingTask
+
+MAX_SKIPPED_STEPS = 10  # in a row, before the run ends
+CHANCE_STEP = 500  # after which a contrastive loss at chance level is reported
+_AT_CHANCE = 0.98  # fraction of the loss at chance level above which nothing has been learned
+
+Validate = Callable[[], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Where a stage trains: its name, folder and device, and the identity that its checkpoints belong to."""
+
+    name: str
+    folder: Path
+    identity: Identity
+    seed: int = 0
+    device: str = "cpu"
+    progress: Progress = field(default_factory=Silent)
+
+
+class Trainer:
+    """Trains a task in place, with checkpoints under `info.folder/state` from which it resumes.
+
+    Of a step, the host reads one number from the device: whether the step is finite. Loss terms and the gradient norm
+    are read when they are logged.
+    """
+
+    def __init__(
+        self,
+        task: TrainingTask,
+        collator: Collator,
+        sampler: MixedBatchSampler,
+        options: TrainOptions,
+        info: RunInfo,
+        validate: Validate | None = None,
+    ) -> None:
+        self.task, self.collator, self.sampler, self.options, self.info = task, collator, sampler, options, info
+        self._validate = validate
+        self.total_steps = options.total_steps(sampler.steps_per_epoch)
+        self.accelerator = make_accelerator(options, info.folder, info.device)
+        sampler.check_shares(self.accelerator.num_processes * options.accumulate)
+        self.device = self.accelerator.device
+        task.to(self.device)
+        self.optimizer = make_optimizer(task, options.optimizer)
+        self.ema = make_ema(task.model, options.ema)
+        self._accelerated_optimizer = self.accelerator.prepare(self.optimizer)
+        self._wrapped = self.accelerator.prepare(task)
+        self.state = TrainState()
+        self.seconds, self.metrics = 0.0, dict[str, float]()
+        self._signals: list[int] = []
+        self._interrupted = False
+
+    @property
+    def is_main_process(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    def run(self) -> dict[str, float]:
+        """Train to the end and return the last metrics; the task then has the weights to be saved, on the CPU.
+
+        Raises DcclipError for data that cannot be read and for losses that are not finite, KeyboardInterrupt, with a
+        checkpoint saved, on Ctrl-C and SIGTERM.
+        """
+        self.restore()
+        name, progress, began = self.info.name, self.info.progress, time.monotonic()
+        self.task.train()
+        with progress.task(name, self.total_steps, self.state.step) as shown, _held_signals() as self._signals:
+            for batch in self._batches():
+                terms, norm = self.train_step(batch)
+                if self.state.step % self.options.log_every_steps == 0 or self.state.step == self.total_steps:
+                    speed = self._log_step(terms, norm)
+                    shown.advance(0, loss=self.metrics["loss"], images_per_s=speed["images_per_second"])
+                if self.state.step == CHANCE_STEP and self.is_main_process:
+                    warn_at_chance(terms, self.task.chance, CHANCE_STEP, progress)
+                shown.advance()
+                stop = self.evaluate()
+                self._interrupted |= self.accelerator.num_processes == 1 and bool(self._signals)
+                due = self.state.step % self.options.checkpoint_every_steps == 0 or self._interrupted
+                if due and self.state.step < self.total_steps and not stop:
+                    self.save()
+                if self._interrupted:
+                    raise KeyboardInterrupt
+                if stop:
+                    break
+        self.seconds = time.monotonic() - began
+        self._take_final_weights()
+        self.task.eval().to("cpu")
+        return self.metrics
+
+    def train_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """Loss terms and gradient norm of a step. One that is not finite changes no weight, moment or statistic."""
+        state, options = self.state, self.options
+        factor = learning_rate_factor(state.step, options.warmup_steps, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        torch.manual_seed(((self.info.seed << 40) + (state.step << 12) + self.accelerator.process_index) % 2**64)
+        self.task.begin_step(state.step / self.total_steps)
+        batch = self.task.prepare(batch, self.device)
+        if options.gradient_cache:
+            terms = cached_backward(self.task, batch, options.accumulate, self.accelerator)
+        else:
+            terms = backward(self._wrapped, batch, options.accumulate, self.accelerator)
+        norm: Tensor = self.accelerator.clip_grad_norm_(self.task.parameters(), options.clip_norm or math.inf)
+        state.step += 1
+        bad, self._interrupted = any_process(self._is_bad(terms, norm), bool(self._signals), device=self.device)
+        if bad:
+            self._guard.skip(state, terms, norm)
+        else:
+            self._accelerated_optimizer.step()
+            self._guard.accept(state)
+            if self.ema is not None:
+                self.ema.update_parameters(self.task.model)
+        self._accelerated_optimizer.zero_grad()
+        return terms, norm
+
+    def evaluate(self) -> bool:
+        """Validate if it is due, and return whether early stopping ends the run."""
+        options, state = self.options, self.state
+        if self._validate is None or options.validate_every_steps is None:
+            return False
+        if state.step % options.validate_every_steps and state.step != self.total_steps:
+            return False
+        with ema_weights(self.task.model, self.ema):
+            metrics = self._validate()
+            better = self._best.update(state.step, metrics, self.task.model, self.is_main_process)
+        state.validations_since_best = 0 if better else state.validations_since_best + 1
+        self._log.write(state.step, metrics)
+        no_patience = options.patience is not None and state.validations_since_best >= options.patience
+        [stop] = any_process(no_patience, device=self.device)
+        if stop:
+            name, best = self.info.name, self._best.step
+            self.info.progress.say(
+                f"{name}: early stopping at step {state.step}/{self.total_steps} (best: step {best})"
+            )
+        return stop
+
+    def save(self) -> None:
+        """Write a checkpoint, from the main process."""
+        if not self.is_main_process:
+            return
+        if self.accelerator.scaler is not None:
+            self.state.scaler = self.accelerator.scaler.state_dict()
+        folder, identity = self.info.folder / "state", self.info.identity
+        save_checkpoint(folder, self.state, identity, self.task, self.optimizer, self.ema)
+
+    def restore(self) -> None:
+        """Load the latest checkpoint, if there is one, and open the logs at its step."""
+        folder = self.info.folder
+        if checkpoint := latest_checkpoint(folder / "state"):
+            identity = self.info.identity
+            self.state = load_checkpoint(checkpoint, identity, self.task, self.optimizer, self.ema)
+            self.info.progress.say(f"{self.info.name}: resuming from step {self.state.step} of {self.total_steps}")
+        if self.accelerator.scaler is not None and self.state.scaler is not None:
+            self.accelerator.scaler.load_state_dict(self.state.scaler)
+        self._log = MetricsLog(folder, self.state.step, self.accelerator)
+        self._timer = StepTimer(self.state.step)
+        self._best = BestCheckpoint(folder / "best", self.state.step)
+        self._guard = NonFiniteGuard(self.task, folder)
+
+    def close(self) -> None:
+        """Free everything before the process group ends: gloo may hang at exit otherwise (pytorch issue 56297)."""
+        self.accelerator.free_memory()
+        del self._wrapped, self._accelerated_optimizer
+        gc.collect()
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+    def _is_bad(self, terms: dict[str, Tensor], norm: Tensor) -> Tensor:
+        """Whether a step is not finite, on the device. fp16's scaler skips steps whose gradients overflow itself."""
+        total = sum(terms.values())
+        assert isinstance(total, Tensor)
+        finite = total.isfinite() if self.accelerator.scaler is not None else total.isfinite() & norm.isfinite()
+        return ~finite
+
+    def _log_step(self, terms: dict[str, Tensor], norm: Tensor) -> dict[str, float]:
+        """Log the metrics of a step, and return the speed of the steps since the last entry."""
+        # Each process may have computed its own share of a term.
+        means = self.accelerator.reduce(torch.stack([term.float() for term in terms.values()]), "mean")
+        metrics = dict(zip(terms, means.tolist(), strict=True))
+        peak, step = self.options.optimizer.lr, self.state.step
+        self.metrics = {
+            **metrics,
+            "loss": sum(metrics.values()),
+            "gradient_norm": float(norm),
+            "lr": peak * learning_rate_factor(step - 1, self.options.warmup_steps, self.total_steps),
+            "skipped_steps": self.state.skipped_steps,
+            **self.task.metrics(),
+        }
+        speed = self._timer.speed(step, self.total_steps, self.sampler.batch_size)
+        self._log.write(step, {**self.metrics, **speed})
+        return speed
+
+    def _take_final_weights(self) -> None:
+        """Give the task the weights to be saved: the best ones, those of the EMA or the last."""
+        if self.options.keep == "best":
+            self._best.restore(self.task.model)
+            self.metrics |= {**self._best.metrics, "best_step": self._best.step}
+        elif self.ema is not None:
+            self.task.model.load_state_dict(self.ema.module.state_dict())
+
+    def _batches(self) -> Iterator[Batch]:
+        workers, accelerator = loading_processes(self.options.workers), self.accelerator
+        loader: DataLoader[Any] = DataLoader(
+            self.collator,  # type: ignore[arg-type]  # asked for whole batches through __getitems__
+            batch_sampler=self.sampler.share(
+                self.state.step, self.total_steps, accelerator.process_index, accelerator.num_processes
+            ),
+            collate_fn=lambda batch: batch,
+            num_workers=workers,
+            multiprocessing_context="fork" if workers else None,
+            worker_init_fn=_quiet_worker,
+            prefetch_factor=4 if workers else None,
+        )
+        batches = iter(loader)
+        while True:
+            with self._timer.waiting():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            if isinstance(batch, DcclipError):
+                raise batch
+            yield batch
+
+
+class NonFiniteGuard:
+    """Undoes steps whose loss or gradient is not finite, and ends a run that has only such steps.
+
+    A forward pass with such numbers spoils the running statistics of batch norms: they are restored.
+    """
+
+    def __init__(self, task: nn.Module, folder: Path) -> None:
+        self._folder = folder
+        self._buffers = [buffer for buffer in task.buffers() if buffer.is_floating_point()]
+        self._saved = [buffer.clone() for buffer in self._buffers]
+
+    @torch.no_grad()
+    def accept(self, state: TrainState) -> None:
+        """Note a finite step."""
+        state.skipped_in_a_row = 0
+        if self._buffers:
+            torch._foreach_copy_(self._saved, self._buffers)
+
+    @torch.no_grad()
+    def skip(self, state: TrainState, terms: dict[str, Tensor], norm: Tensor) -> None:
+        """Note a step that is not finite. Raises DcclipError after too many in a row."""
+        state.skipped_steps += 1
+        state.skipped_in_a_row += 1
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._saved)
+        if state.skipped_in_a_row < MAX_SKIPPED_STEPS:
+            return
+        wrong = [name for name, term in terms.items() if not math.isfinite(float(term))]
+        if not wrong and not math.isfinite(float(norm)):
+            wrong = ["the gradient"]
+        what = ", ".join(wrong) or "the loss of another process"
+        raise DcclipError(
+            f"step {state.step}: {what} is not finite, for {state.skipped_in_a_row} steps in a row",
+            f"lower optimizer.lr, or raise warmup_steps; the metrics are in {self._folder}/metrics.jsonl",
+        )
+
+
+def warn_at_chance(terms: dict[str, Tensor], chance: dict[str, Tensor], step: int, progress: Progress) -> None:
+    """Report contrastive losses that are still at chance level, and the usual causes."""
+    for name, level in ((name, float(value)) for name, value in chance.items()):
+        if level and name in terms and float(terms[name]) > _AT_CHANCE * level:
+            progress.say(
+                f"warning: after {step} steps {name} is {float(terms[name]):.3f}, and chance level is {level:.3f}. "
+                "Usual causes: optimizer.lr too high or too low; captions that do not belong to their images; one "
+                "caption for most of them"
+            )
+
+
+def make_accelerator(options: TrainOptions, folder: Path, device: str) -> Accelerator:
+    """Accelerate for this stage's precision and device, with deterministic algorithms."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # It would also fill each new tensor with NaN, to show reads of what nobody wrote: 8 % of a step, no other result.
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  # torch's stubs lack it
+    AcceleratorState._reset_state()  # a process keeps one precision, and the stage before may have had another
+    return Accelerator(
+        cpu=device == "cpu",
+        mixed_precision="no" if options.precision == "fp32" else options.precision,
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
+        # distill never uses the temperature, and each loss only some of the projections and adapters.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+
+
+def _quiet_worker(_number: int) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process saves a checkpoint first
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _held_signals() -> Iterator[list[int]]:
+    """A list that collects Ctrl-C and SIGTERM (of torchrun, of a cluster) while the block runs, so that steps end."""
+    received: list[int] = []
+    before = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, lambda number, _frame: received.append(number))
+    except ValueError:  # not in the main thread: leave signals alone
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
