@@ -136,8 +136,8 @@ def teacher_features(
         )
         for number, teacher in enumerate(teachers.towers)
     ]
-    for cache in caches:
-        cache.fill()
+    for cache, teacher in zip(caches, teachers.towers, strict=True):
+        cache.fill(teacher)
     _say_what_is_saved(caches, options, steps, context.progress)
     return list(caches)
 
@@ -154,7 +154,7 @@ def _say_what_is_saved(caches: Sequence[TeacherCache], options: TrainOptions, st
     )
     for cache in caches:
         reused = f", {cache.found / cache.rows:.0%} of the rows reused" if cache.found else ""
-        progress.say(f"teacher: features in {cache.store.folder}, {cache.store.size / 1e6:,.0f} MB{reused}")
+        progress.say(f"teacher: features in {cache.folder}, {cache.size / 1e6:,.0f} MB{reused}")
 
 
 def _duration(seconds: float) -> str:
