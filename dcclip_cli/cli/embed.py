@@ -1,4 +1,4 @@
-"""`dcclip embed IMAGE... --out FILE`: pictures or texts as vectors, for other programs."""
+"""`dcclip embed IMAGE... --out FILE`: embeddings of images or texts, for other programs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, BadParameter, Exit, Option
+from typer import BadParameter, Exit, Option
 
 from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import DcclipError
@@ -22,36 +22,35 @@ SUFFIXES = (".npy", ".parquet")
 
 
 def embed(
-    images: Annotated[
-        list[str] | None,
-        Argument(metavar="IMAGE", help="Pictures, folders or globs; - reads paths from stdin.", show_default=False),
-    ] = None,
+    images: Annotated[list[str] | None, flags.IMAGES] = None,
     texts: Annotated[
-        list[str] | None, Option("--text", metavar="TEXT", help="A text instead of pictures. Repeatable.")
+        list[str] | None, Option("--text", metavar="TEXT", help="Text to embed instead of images. Repeatable.")
     ] = None,
     texts_file: Annotated[
-        Path | None, Option("--texts-file", metavar="FILE", help="More texts, one a line.", show_default=False)
+        Path | None,
+        Option("--texts-file", metavar="FILE", help="File with more texts, one per line.", show_default=False),
     ] = None,
     out: Annotated[
-        Path, Option("--out", metavar="FILE", help="embeddings.npy (names beside it) or .parquet.", show_default=False)
+        Path,
+        Option("--out", metavar="FILE", help="FILE.npy (with names in FILE.txt) or FILE.parquet.", show_default=False),
     ] = Path("embeddings.npy"),
-    model: Annotated[str | None, Option("--model", metavar="MODEL", help=flags.MODEL_HELP, show_default=False)] = None,
+    model: flags.Model = None,
     device: flags.Where = "auto",
     threads: flags.Threads = None,
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
-    """Write the embeddings of pictures or texts to a file.
+    """Write the embeddings of images or texts to a file.
 
-    They have length 1, so products of them are cosines. FILE.npy has a row for each, and FILE.txt their names, a line
-    for each row; FILE.parquet has the columns name and embedding. Texts are taken as they are, without templates.
-    Exit code 1 if a picture could not be read; it has no row. Prints the file.
+    Embeddings have length 1, so dot products are cosines. FILE.npy has one row per input, and FILE.txt one name per
+    row; FILE.parquet has the columns name and embedding. Texts are embedded without templates.
+    Exit code 1 if an image cannot be read; it has no row. Prints the path of the file.
     """
     if out.suffix not in SUFFIXES:
         raise BadParameter(f"--out must end in {' or '.join(SUFFIXES)}")
     wanted = [*(texts or ()), *flags.lines_of(texts_file, "text")]
     if bool(images) == bool(wanted):
-        raise BadParameter("name pictures, or texts with --text or --texts-file")
+        raise BadParameter("give images, or texts with --text or --texts-file")
     talk = console.talk(quiet, verbose)
 
     from dcclip_cli.model.reference import resolve
@@ -71,7 +70,7 @@ def embed(
             names.append(name)
             vectors.append(vector)
     if not vectors:
-        raise DcclipError("none of the pictures could be read", "use JPEG, PNG or WebP files")
+        raise DcclipError("none of the images could be read", "use JPEG, PNG or WebP files")
     _write(out, names, vectors)
     console.show(str(out))
     if unread:
@@ -103,22 +102,22 @@ def _of_images(
 
 
 def _write(out: Path, names: Sequence[str], vectors: Sequence[np.ndarray]) -> None:
-    """Write both files whole or not at all."""
+    """Write the embeddings and their names."""
     import numpy as np
+
+    from dcclip_cli.files import atomic_file, atomic_write
 
     rows = np.stack(vectors).astype(np.float32)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.partial")
-    if out.suffix == ".npy":
-        with temporary.open("wb") as stream:
-            np.save(stream, rows)
-        lines = "".join(f"{' '.join(name.split())}\n" for name in names)
-        out.with_suffix(".txt").write_text(lines, encoding="utf-8")
-    else:
+    with atomic_file(out) as partial:
+        if out.suffix == ".npy":
+            with partial.open("wb") as stream:
+                np.save(stream, rows)
+            atomic_write(out.with_suffix(".txt"), "".join(f"{' '.join(name.split())}\n" for name in names))
+            return
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         flat = pa.array(rows.reshape(-1), pa.float32())
         table = pa.table({"name": names, "embedding": pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])})
-        pq.write_table(table, temporary)
-    temporary.replace(out)
+        pq.write_table(table, partial)

@@ -10,36 +10,38 @@ from typer import BadParameter, Option
 from dcclip_cli.cli import console, flags
 from dcclip_cli.exporters import FormatName, Precision
 
+_Model = Annotated[str | None, Option("--model", metavar="MODEL", help=flags.EXPORTED_HELP, show_default=False)]
+_Format = Annotated[
+    FormatName | None, Option("--format", help="Format of the export. Default: the recipe's, else onnx.")
+]
+_Precision = Annotated[
+    Precision | None,
+    Option("--precision", help="Precision of the weights; int8 needs images. Default: the recipe's, else fp32."),
+]
+_Calibration = Annotated[
+    Path | None,
+    Option(
+        "--calibration", metavar="DIR", help="Images to calibrate int8 on. Default: the recipe's.", show_default=False
+    ),
+]
+_Benchmark = Annotated[
+    bool, Option("--benchmark", help="Also print size, load time, latency and memory of the export and the model.")
+]
+_Out = Annotated[
+    Path | None,
+    Option("--out", metavar="DIR", help="Folder of the export. Default: runs/NAME/export.", show_default=False),
+]
+
 
 def export(
     recipe: flags.OptionalRecipe = None,
-    model: Annotated[
-        str | None, Option("--model", metavar="MODEL", help=flags.EXPORTED_HELP, show_default=False)
-    ] = None,
-    format: Annotated[
-        FormatName | None, Option("--format", help="Format of the export. Default: the recipe's, else onnx.")
-    ] = None,
-    precision: Annotated[
-        Precision | None,
-        Option("--precision", help="Precision of the weights; int8 needs images. Default: the recipe's, else fp32."),
-    ] = None,
-    calibration: Annotated[
-        Path | None,
-        Option(
-            "--calibration",
-            metavar="DIR",
-            help="Images to calibrate int8 on. Default: the recipe's.",
-            show_default=False,
-        ),
-    ] = None,
-    benchmark: Annotated[
-        bool, Option("--benchmark", help="Also print size, load time, latency and memory of the export and the model.")
-    ] = False,
+    model: _Model = None,
+    format: _Format = None,
+    precision: _Precision = None,
+    calibration: _Calibration = None,
+    benchmark: _Benchmark = False,
     sets: flags.Sets = None,
-    out: Annotated[
-        Path | None,
-        Option("--out", metavar="DIR", help="Folder of the export. Default: runs/NAME/export.", show_default=False),
-    ] = None,
+    out: _Out = None,
     fresh: flags.Fresh = False,
     check: flags.Check = False,
     quiet: flags.Quiet = False,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
+IMAGES = Argument(metavar="IMAGE", help="Images, folders or globs; - reads paths from stdin.", show_default=False)
 RecipeFile = Annotated[Path, Argument(metavar="RECIPE", help="Recipe, a YAML file.", show_default=False)]
 OptionalRecipe = Annotated[
     Path | None, Argument(metavar="RECIPE", help="Recipe whose section and trained model are used.", show_default=False)
@@ -51,28 +52,29 @@ MODEL_HELP = (
     "Default: $DCCLIP_MODEL, else the newest finished run, else starter, the model included in dcclip."
 )
 
+Model = Annotated[str | None, Option("--model", metavar="MODEL", help=MODEL_HELP, show_default=False)]
 EXPORTED_HELP = "Model directory or run, hf:ORG/NAME, open_clip:ARCH/TAG or hf-hub:ORG/NAME. Default: the recipe's run."
 
 
 def split(text: str) -> list[str]:
-    """The parts of a list typed with English or Chinese commas, without blanks, empty parts and repetitions."""
+    """The items of a list with English or Chinese commas, without blanks, empty items and repetitions."""
     parts = (part.strip() for part in text.replace("，", ",").split(","))
     return list(dict.fromkeys(part for part in parts if part))
 
 
 def lines_of(file: Path | None, kind: str) -> list[str]:
-    """The lines of a file, without blanks around them and empty ones; none where there is no file.
+    """The lines of a file, stripped, without empty ones; none if `file` is None.
 
-    Raises DcclipError for what is not text in UTF-8, each line a `kind`.
+    Raises DcclipError if it is not a text file in UTF-8; `kind` names what each line contains.
     """
     if file is None:
         return []
     try:
         lines = file.read_text("utf-8-sig").splitlines()
     except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError):
-        raise DcclipError(f"{file} is not there, or not text in UTF-8", f"give a file with one {kind} a line") from None
+        raise DcclipError(f"{file} is missing or not text in UTF-8", f"give a file with one {kind} per line") from None
     if any("\0" in line for line in lines):
-        raise DcclipError(f"{file} is not text in UTF-8", f"give a file with one {kind} a line")
+        raise DcclipError(f"{file} is not text in UTF-8", f"give a file with one {kind} per line")
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -1,4 +1,4 @@
-"""`dcclip predict IMAGE... --labels 猫,dog`: which label fits each picture, and how well."""
+"""`dcclip predict IMAGE... --labels 猫,dog`: zero-shot classification of images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, BadParameter, Exit, Option
+from typer import BadParameter, Exit, Option
 
 from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import DcclipError
@@ -19,42 +19,52 @@ if TYPE_CHECKING:
     from dcclip_cli.predict.model import Prediction
 
 
+_Labels = Annotated[
+    str, Option("--labels", metavar="猫,dog", help="Labels in Chinese, English or both, separated by , or ，.")
+]
+_LabelsFile = Annotated[
+    Path | None,
+    Option("--labels-file", metavar="FILE", help="File with more labels, one per line.", show_default=False),
+]
+_Template = Annotated[
+    list[str] | None,
+    Option(
+        "--template",
+        metavar="TEXT",
+        help="Prompt template; {} is the label. Used for labels of its script. Repeatable.",
+    ),
+]
+_MultiLabel = Annotated[
+    bool, Option("--multi-label", help="Score each label independently: none, one or several may be right.")
+]
+_Threshold = Annotated[
+    float, Option("--threshold", min=0, max=1, help="Show only labels with at least this probability.")
+]
+_JsonLines = Annotated[bool, Option("--jsonl", help="Print one JSON object per line, each as soon as it is known.")]
+
+
 def predict(
-    images: Annotated[
-        list[str],
-        Argument(metavar="IMAGE", help="Pictures, folders or globs; - reads paths from stdin.", show_default=False),
-    ],
-    labels: Annotated[
-        str, Option("--labels", metavar="猫,dog", help="Labels in any mix of languages; , and ， separate them.")
-    ] = "",
-    labels_file: Annotated[
-        Path | None, Option("--labels-file", metavar="FILE", help="More labels, one a line.", show_default=False)
-    ] = None,
-    model: Annotated[str | None, Option("--model", metavar="MODEL", help=flags.MODEL_HELP, show_default=False)] = None,
-    template: Annotated[
-        list[str] | None,
-        Option("--template", metavar="TEXT", help="What a label is put into, as {}, for its script. Repeatable."),
-    ] = None,
-    no_template: Annotated[bool, Option("--no-template", help="Take the labels as they are.")] = False,
-    multi_label: Annotated[
-        bool, Option("--multi-label", help="Judge each label by itself: none, one or several may be right.")
-    ] = False,
-    top_k: Annotated[int, Option("--top-k", min=1, help="How many labels to show for each picture.")] = 5,
-    threshold: Annotated[
-        float, Option("--threshold", min=0, max=1, help="Show only labels that are at least so probable.")
-    ] = 0.0,
+    images: Annotated[list[str], flags.IMAGES],
+    labels: _Labels = "",
+    labels_file: _LabelsFile = None,
+    model: flags.Model = None,
+    template: _Template = None,
+    no_template: Annotated[bool, Option("--no-template", help="Use the labels as they are.")] = False,
+    multi_label: _MultiLabel = False,
+    top_k: Annotated[int, Option("--top-k", min=1, help="Number of labels to show per image.")] = 5,
+    threshold: _Threshold = 0.0,
     as_json: Annotated[bool, Option("--json", help="Print one JSON list.")] = False,
-    as_jsonl: Annotated[bool, Option("--jsonl", help="Print one JSON object a line, each as soon as known.")] = False,
+    as_jsonl: _JsonLines = False,
     as_csv: Annotated[bool, Option("--csv", help="Print CSV: image, label, probability.")] = False,
     device: flags.Where = "auto",
     threads: flags.Threads = None,
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
-    """Say which label fits each picture, and how well.
+    """Classify images zero-shot: probabilities of the given labels.
 
-    The probabilities are over the labels given, or with --multi-label for each label by itself.
-    From an export bundle this needs no torch. Exit code 1 if a picture could not be read; the others are still shown.
+    The probabilities of an image sum to 1, except with --multi-label. With an export bundle, torch is not needed.
+    Exit code 1 if an image cannot be read; the others are still shown.
     """
     if as_json + as_jsonl + as_csv > 1:
         raise BadParameter("--json, --jsonl and --csv exclude each other")
@@ -62,7 +72,7 @@ def predict(
         raise BadParameter("--template and --no-template exclude each other")
     wanted = _labels(labels, labels_file)
     talk = console.talk(quiet, verbose)
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's idle threads are a fifth of a cold start's CPU time
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's idle threads take a fifth of a cold start's CPU time
 
     from dcclip_cli.machine import keep_freed_memory
     from dcclip_cli.model.reference import resolve
@@ -91,7 +101,7 @@ def predict(
 
 
 def _show_lines(predictions: Iterable[Prediction], as_json: bool) -> int:
-    """Print each prediction as soon as it is known; how many pictures could not be read."""
+    """Print each prediction as soon as it is known; returns how many images could not be read."""
     unread = 0
     for prediction in predictions:
         unread += _told(prediction)
@@ -120,7 +130,7 @@ def _show_csv(predictions: Iterable[Prediction]) -> int:
 
 
 def _told(prediction: Prediction) -> bool:
-    """Whether the picture could not be read, which is then said on stderr."""
+    """Whether the image could not be read; if so, prints the error."""
     if prediction.error is not None:
         console.error_line(prediction.error)
     return prediction.error is not None
@@ -134,8 +144,8 @@ def _plain(prediction: Prediction) -> dict[str, object]:
 
 
 def _labels(text: str, file: Path | None) -> list[str]:
-    """The labels typed and those in a file. Raises DcclipError if there are none."""
+    """The labels of the command line and of a file. Raises DcclipError if there are none."""
     found = list(dict.fromkeys([*flags.split(text), *flags.lines_of(file, "label")]))
     if not found:
-        raise DcclipError("no labels given", "say what to look for, for example: --labels 猫,dog")
+        raise DcclipError("no labels given", "give some, for example: --labels 猫,dog")
     return found

@@ -1,4 +1,4 @@
-"""`dcclip search "一只在雪地里的狗" FOLDER`: the pictures that fit a text best."""
+"""`dcclip search "一只在雪地里的狗" FOLDER`: the images that match a text best."""
 
 from __future__ import annotations
 
@@ -21,29 +21,33 @@ _THUMBNAIL_PX = 240
 
 
 def search(
-    text: Annotated[str, Argument(metavar="TEXT", help="What to look for, in Chinese or English.", show_default=False)],
-    folder: Annotated[Path, Argument(metavar="FOLDER", help="Pictures, also in folders below.", show_default=False)],
-    model: Annotated[str | None, Option("--model", metavar="MODEL", help=flags.MODEL_HELP, show_default=False)] = None,
-    top_k: Annotated[int, Option("--top-k", min=1, help="How many pictures to show.")] = 12,
+    text: Annotated[
+        str, Argument(metavar="TEXT", help="Text to search for, in Chinese or English.", show_default=False)
+    ],
+    folder: Annotated[
+        Path, Argument(metavar="FOLDER", help="Folder of images, searched recursively.", show_default=False)
+    ],
+    model: flags.Model = None,
+    top_k: Annotated[int, Option("--top-k", min=1, help="Number of images to show.")] = 12,
     as_json: Annotated[bool, Option("--json", help="Print a JSON list.")] = False,
     page: Annotated[
         Path | None,
-        Option("--html", metavar="FILE", help="Also write a page with the pictures, small.", show_default=False),
+        Option("--html", metavar="FILE", help="Also write an HTML page with thumbnails.", show_default=False),
     ] = None,
-    fresh: Annotated[bool, Option("--fresh", help="Embed all pictures anew.")] = False,
+    fresh: Annotated[bool, Option("--fresh", help="Embed all images again.")] = False,
     device: flags.Where = "auto",
     threads: flags.Threads = None,
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
-    """Find the pictures of a folder that fit a text best.
+    """Find the images in a folder that match a text best.
 
-    Every picture is embedded once: the index lies in FOLDER/.dcclip and is brought up to date when files change.
-    Scores are cosines: they order pictures, and are no probabilities.
-    Exit code 1 if a picture could not be read; the others are still searched.
+    Each image is embedded once: the index is stored in FOLDER/.dcclip and updated when files change.
+    Scores are cosines: they rank images and are not probabilities.
+    Exit code 1 if an image cannot be read; the others are still searched.
     """
     if not text.strip():
-        raise DcclipError("there is nothing to look for", 'say what: dcclip search "一只狗" FOLDER')
+        raise DcclipError("the text is empty", 'give one, for example: dcclip search "一只狗" FOLDER')
     talk = console.talk(quiet, verbose)
 
     from dcclip_cli.machine import keep_freed_memory
@@ -57,13 +61,13 @@ def search(
     encoder = load_encoder(reference, device, threads=threads)
     keep_freed_memory()
     index = open_index(encoder, folder, fresh, talk)
-    talk.say(f"search: {len(index.paths)} pictures, {index.embedded} of them embedded now")
+    talk.say(f"search: {len(index.paths)} images, {index.embedded} of them embedded now")
     hits = index.search(text_embeddings(encoder, [text])[0], top_k)
     if as_json:
         console.show_json([{"image": str(hit.image), "score": round(hit.score, 6)} for hit in hits])
     else:
         rows = [(str(hit.image), f"{hit.score:.3f}") for hit in hits]
-        console.show_table(f"{text}, in {folder}", ("picture", "score"), rows)
+        console.show_table(f"{text}, in {folder}", ("image", "score"), rows)
     if page:
         page.write_text(_page(text, hits), encoding="utf-8")
         talk.say(f"search: {page}")
@@ -74,7 +78,7 @@ def search(
 
 
 def _page(text: str, hits: Sequence[Hit]) -> str:
-    """One HTML file, without scripts and without anything from elsewhere."""
+    """The hits as one HTML file without scripts or external resources."""
     figures = "\n".join(
         f'<figure><a href="{html.escape(hit.image.resolve().as_uri())}"><img alt="" src="{_thumbnail(hit.image)}"></a>'
         f"<figcaption>{html.escape(str(hit.image))}<br>{hit.score:.3f}</figcaption></figure>"

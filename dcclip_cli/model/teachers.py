@@ -61,9 +61,6 @@ class OpenClipTeacher(_TeacherOptions):
         return _frozen(_load_open_clip(self.model), self.precision, device)
 
 
-Teacher = Annotated[AltClipTeacher | TransformersTeacher | OpenClipTeacher, Field(discriminator="kind")]
-
-
 def _frozen(towers: Towers, precision: str, device: str) -> Any:
     towers.requires_grad_(False).eval().to(device)
     towers.precision = choose_precision(precision, device, towers)
@@ -137,3 +134,6 @@ def _fingerprint(model: Any, *others: str) -> str:
     weights = sorted(model.state_dict().items())
     sums = {name: [float(value.double().sum()), float(value.double().abs().sum())] for name, value in weights}
     return hashlib.sha256(json.dumps([sums, *others], sort_keys=True).encode()).hexdigest()
+
+
+Teacher = Annotated[AltClipTeacher | TransformersTeacher | OpenClipTeacher, Field(discriminator="kind")]

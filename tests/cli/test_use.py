@@ -65,7 +65,7 @@ def test_labels_judged_by_themselves_need_not_sum_to_one(pictures: list[Path]) -
 def test_search_shows_the_nearest_in_a_table_json_and_a_page(pictures: list[Path], tmp_path: Path) -> None:
     folder, page = pictures[0].parent, tmp_path / "page.html"
     table = dcclip("search", "红色的圆", folder, "--top-k", 3, "--html", page)
-    assert "5 pictures, 5 of them embedded now" in table.stderr
+    assert "5 images, 5 of them embedded now" in table.stderr
     hits = json.loads(dcclip("search", "红色的圆", folder, "--top-k", 3, "--json", "-q").stdout)
     assert len(hits) == 3 and hits[0]["score"] >= hits[1]["score"] >= hits[2]["score"]
     assert "5 pictures, 0 of them embedded now" in dcclip("search", "moon", folder).stderr
@@ -75,7 +75,7 @@ def test_search_shows_the_nearest_in_a_table_json_and_a_page(pictures: list[Path
 
 
 def test_search_says_what_is_wrong(tmp_path: Path) -> None:
-    assert dcclip("search", " ", tmp_path, "-q", expect=1).stderr.startswith("error: there is nothing to look for")
+    assert dcclip("search", " ", tmp_path, "-q", expect=1).stderr.startswith("error: the text is empty")
     assert dcclip("search", "猫", tmp_path / "无", "-q", expect=1).stderr.startswith(
         f"error: {tmp_path}/无 is no folder"
     )

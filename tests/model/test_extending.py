@@ -1,0 +1,48 @@
+"""The example of a new teacher in docs/extending.md works as shown."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from safetensors.torch import load_file, save_file
+
+from dcclip_cli.model import teachers
+from dcclip_cli.model.teachers import TransformersTeacher
+
+PAGE = Path(__file__).parents[2] / "docs/extending.md"
+
+
+@pytest.fixture(scope="module")
+def any_teacher() -> TypeAdapter[Any]:
+    """The union of teachers with the example's class and line in place of its own."""
+    section = re.search(r"^## A new teacher$(.*?)(?=^## |\Z)", PAGE.read_text("utf-8"), re.M | re.S)
+    assert section
+    names = dict(vars(teachers))
+    for block in re.findall(r"^```python\n(.*?)^```", section[1], re.M | re.S):
+        exec(compile("from __future__ import annotations\n" + block, str(PAGE), "exec"), names)
+    return TypeAdapter(names["Teacher"])
+
+
+def test_a_teacher_of_the_new_class_is_loaded_from_disk(
+    any_teacher: TypeAdapter[Any], altclip_folder: Path, tmp_path: Path
+) -> None:
+    tuned = shutil.copytree(altclip_folder, tmp_path / "tuned")
+    weights = load_file(tuned / "model.safetensors")
+    weights["visual_projection.weight"] += 1
+    save_file(weights, tuned / "model.safetensors", {"format": "pt"})
+    options = {"kind": "wise_ft", "model": str(tuned), "start": str(altclip_folder), "alpha": 0.25}
+    towers = any_teacher.validate_python(options).load()
+    start = TransformersTeacher(model=str(altclip_folder)).load()
+    moved = towers.model.visual_projection.weight - start.model.visual_projection.weight
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.25))
+    assert towers.text_features(towers.tokenize(["红色的圆"])).embedding.shape == (1, 16)
+    assert not towers.training and towers.fingerprint != start.fingerprint
+
+
+def test_an_unknown_kind_lists_the_new_one(any_teacher: TypeAdapter[Any]) -> None:
+    with pytest.raises(ValueError, match="'open_clip', 'wise_ft'"):
+        any_teacher.validate_python({"kind": "nothing"})
