@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -87,12 +88,16 @@ class TeacherCache:
         self.folder = _folder(teacher)
         # The random numbers of an augmentation come from the seed and from the sample's number in the dataset.
         augmentation = f"{collator.augment.model_dump_json()} {collator.seed}"
-        self._images = FeatureStore(self.folder / f"images-{_short(augmentation)}", progress.say)
-        self._texts = FeatureStore(self.folder / "texts", progress.say)
+        self._images = FeatureStore(self.folder / f"images-{_short(augmentation)}", self._progress.say)
+        self._texts = FeatureStore(self.folder / "texts", self._progress.say)
         self.rows, self.found = 0, 0  # of the data, and those that were there before `fill`
 
-    def fill(self, teacher: Towers) -> None:
-        """Compute the rows that are missing; processes that train together, or other runs, share the work."""
+    def fill(self, teacher: Towers, reload: Callable[[], Towers]) -> None:
+        """Compute the rows that are missing; processes that train together, or other runs, share the work.
+
+        `reload` loads the teacher again, which is not kept, where rows are damaged or deleted later.
+        """
+        self._reload = reload
         captions, text_keys = self._captions
         teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         image_keys = self._keys_of_images(range(len(_Images(self._collator, teacher))))
@@ -111,14 +116,12 @@ class TeacherCache:
                     store.fill(keys, names, compute, BATCH_SIZE, shown.advance, start)
 
     def features(self, batch: Batch) -> Outputs:
-        """The teacher's outputs for a batch. Raises DcclipError where some were damaged or deleted meanwhile."""
-        try:
-            return self._read(batch)
-        except MissingRows:
-            raise DcclipError(
-                f"some of the teacher's features in {self.folder} were damaged or deleted",
-                "run the same command again: it computes them and resumes",
-            ) from None
+        """The teacher's outputs for a batch. Rows that were damaged or deleted meanwhile are computed again."""
+        for _ in range(len(self._image_names) + len(self._text_names)):
+            with suppress(MissingRows):  # reading one array after the other finds what is damaged in each
+                return self._read(batch)
+            self.fill(self._reload(), self._reload)
+        return self._read(batch)
 
     def seconds(self, images: int, captions: int) -> float:
         """The time that the teacher takes for that many, by what it took to fill the store."""

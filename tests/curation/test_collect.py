@@ -203,7 +203,9 @@ def test_a_run_killed_while_its_result_took_its_name_is_finished(
     assert not done.exists()
 
 
-def test_a_finished_output_is_left_alone_unless_fresh(tmp_path: Path, picture: MakeImage) -> None:
+def test_a_finished_output_is_kept_unless_fresh_and_other_options_are_reported(
+    tmp_path: Path, picture: MakeImage
+) -> None:
     out = tmp_path / "out"
     made = options(tmp_path, [Pair("a", picture(), zh=("一只猫",)), Pair("b", picture("blue"), en=("a dog",))])
     first = collect(made, out, engine=ONE)
@@ -213,15 +215,10 @@ def test_a_finished_output_is_left_alone_unless_fresh(tmp_path: Path, picture: M
     again = collect(made, out, heard, engine=ONE)
     assert (first.already_finished, again.already_finished) == (False, True)
     assert (again.pairs, again.captions, contents(out), heard.lines) == (first.pairs, first.captions, before, [])
+    collect(made.model_copy(update={"needs": ("zh",)}), out, heard, engine=ONE)
+    assert heard.lines == [f"{out} was made with other options than the recipe's; use --fresh to redo it"]
     assert collect(made, out, fresh=True, engine=ONE).pairs.kept == 1
     assert len(open_pairs(out)) == 1
-
-
-def test_a_finished_output_of_other_options_is_said_to_be_so(tmp_path: Path, five: CollectOptions) -> None:
-    collect(five, tmp_path / "out", engine=ONE)
-    heard = Heard()
-    collect(five.model_copy(update={"needs": ("zh",)}), tmp_path / "out", heard, engine=ONE)
-    assert heard.lines == [f"{tmp_path / 'out'} was made with other options than the recipe's; use --fresh to redo it"]
 
 
 @pytest.mark.parametrize("fresh", [False, True])

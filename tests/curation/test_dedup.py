@@ -1,4 +1,4 @@
-"""What stays of a few pairs once all are seen together."""
+"""Decisions on a few pairs by the filters over all pairs: duplicates, evaluation sets, needed languages."""
 
 from __future__ import annotations
 
@@ -48,11 +48,7 @@ def fact(key: str, image: int | bytes, zh: Sequence[str] = (), en: Sequence[str]
     return signatures_of(Pair(key, content, tuple(zh), tuple(en)), DecodedImage(opened, "png", 1, len(content)), source)
 
 
-def said(key: str, image: int, language: Language, caption: str) -> Facts:
-    return fact(key, image, *(([caption], ()) if language == "zh" else ((), [caption])))
-
-
-def settled(
+def deduplicated(
     folder: Path,
     facts: list[Facts],
     options: DedupOptions | None = None,
@@ -69,10 +65,10 @@ def settled(
     if scores is not None:
         given = [folder / "scores.parquet"]
         pq.write_table(pa.Table.from_pylist(scores), given[0])
-    dedup(paths, given, options or DedupOptions(), folder / "settle", **more)
-    rows = pq.read_table(folder / "settle" / DECISIONS).to_pylist()
+    dedup(paths, given, options or DedupOptions(), folder / "dedup", **more)
+    rows = pq.read_table(folder / "dedup" / DECISIONS).to_pylist()
     assert [row["key"] for row in rows] == sorted(row["key"] for row in rows)
-    return {row["key"]: row for row in rows}, pq.read_table(folder / "settle" / CAPTIONS).to_pylist()
+    return {row["key"]: row for row in rows}, pq.read_table(folder / "dedup" / CAPTIONS).to_pylist()
 
 
 def only(*duplicates: Any, **sections: Any) -> DedupOptions:
@@ -84,7 +80,8 @@ def reasons(decisions: dict[str, Facts]) -> dict[str, str | None]:
 
 
 def test_pairs_that_have_nothing_in_common_stay_as_they_are(tmp_path: Path) -> None:
-    decisions, captions = settled(tmp_path, [fact("0", 1, ["一只猫"], ["a cat"]), fact("1", 2, [], ["a dog", "a pup"])])
+    facts = [fact("0", 1, ["一只猫"], ["a cat"]), fact("1", 2, [], ["a dog", "a pup"])]
+    decisions, captions = deduplicated(tmp_path, facts)
     kept = {"reason": None, "detail": None, "scores": None}
     assert decisions == {
         "0": {"key": "0", "zh": ["一只猫"], "en": ["a cat"], **kept},
@@ -95,7 +92,7 @@ def test_pairs_that_have_nothing_in_common_stay_as_they_are(tmp_path: Path) -> N
 
 def test_captions_of_the_same_image_are_merged_into_the_first_pair(tmp_path: Path) -> None:
     facts = [fact("2", 1, ["猫", "黑猫"], []), fact("0", 1, [], ["a cat"]), fact("1", 1, ["猫"], ["a cat", "a kitten"])]
-    decisions, captions = settled(tmp_path, facts)
+    decisions, captions = deduplicated(tmp_path, facts)
     assert reasons(decisions) == {"0": None, "1": "image-merged", "2": "image-merged"}
     assert (decisions["0"]["zh"], decisions["0"]["en"]) == (["猫", "黑猫"], ["a cat", "a kitten"])
     assert (decisions["1"]["zh"], decisions["1"]["en"]) == ([], [])
@@ -107,64 +104,60 @@ def test_captions_of_the_same_image_are_merged_into_the_first_pair(tmp_path: Pat
     ]
 
 
-def test_the_same_image_with_no_new_caption_is_a_duplicate(tmp_path: Path) -> None:
-    decisions, _ = settled(tmp_path, [fact("0", 1, ["猫"], ["a cat"]), fact("1", 1, ["猫"]), fact("2", 2, ["狗"])])
-    assert reasons(decisions) == {"0": None, "1": "image-duplicate", "2": None}
-
-
-def test_the_same_pixels_in_another_format_are_the_same_image(tmp_path: Path) -> None:
-    webp = file(picture(1), "WEBP", lossless=1)
-    decisions, _ = settled(tmp_path, [fact("0", 1, ["猫"]), fact("1", webp, ["猫"])])
-    assert (decisions["1"]["reason"], decisions["1"]["detail"]) == ("image-duplicate", "the same pixels as 0")
-
-
-def test_captions_of_the_same_image_are_left_out_if_the_recipe_says_so(tmp_path: Path) -> None:
-    facts = [fact("0", 1, ["猫"]), fact("1", 1, [], ["a cat"])]
-    decisions, _ = settled(tmp_path, facts, only(SameImage(captions="drop")))
-    assert reasons(decisions) == {"0": None, "1": "image-duplicate"}
-    assert decisions["0"]["en"] == []
+@pytest.mark.parametrize(
+    ("second", "options", "reason", "detail"),
+    [
+        (fact("1", 1, ["猫"]), None, "image-duplicate", "the same image as 0"),
+        (fact("1", file(picture(1), "WEBP", lossless=1), ["猫"]), None, "image-duplicate", "the same pixels as 0"),
+        (fact("1", 1, [], ["a cat"]), only(SameImage(captions="drop")), "image-duplicate", "the same image as 0"),
+        (fact("1", 1, ["猫"]), only(), None, None),
+    ],
+    ids=["no new caption", "another format", "captions dropped", "duplicates allowed"],
+)
+def test_of_equal_images_the_first_is_kept(
+    tmp_path: Path, second: Facts, options: DedupOptions | None, reason: str | None, detail: str | None
+) -> None:
+    decisions, _ = deduplicated(tmp_path, [fact("0", 1, ["猫"]), second, fact("2", 2, ["狗"])], options)
+    assert reasons(decisions) == {"0": None, "1": reason, "2": None}
+    assert (decisions["1"]["detail"], decisions["0"]["en"]) == (detail, [])
 
 
 def test_a_placeholder_does_not_gather_the_captions_of_everything(tmp_path: Path) -> None:
     facts = [fact(str(number), 1, [], [f"thing {number}"]) for number in range(5)]
-    decisions, _ = settled(tmp_path, facts, only(SameImage(most_captions=3)))
+    decisions, _ = deduplicated(tmp_path, facts, only(SameImage(most_captions=3)))
     assert decisions["0"]["en"] == ["thing 0", "thing 1", "thing 2"]
     assert list(reasons(decisions).values()) == [None, "image-merged", "image-merged", *2 * ["image-duplicate"]]
 
 
-def test_duplicates_stay_if_nothing_is_looked_for(tmp_path: Path) -> None:
-    assert reasons(settled(tmp_path, [fact("0", 1, ["猫"]), fact("1", 1, ["猫"])], only())[0]) == {"0": None, "1": None}
-
-
-def test_pictures_that_show_the_same_are_dropped_but_the_first(tmp_path: Path) -> None:
+def test_of_images_that_show_the_same_only_the_first_is_kept(tmp_path: Path) -> None:
     image = picture(1)
     small, compressed = file(image.resize((64, 64))), file(image, "JPEG", quality=40)
     facts = [fact("1", small, ["猫"]), fact("0", 1, ["猫"]), fact("2", compressed, ["猫"]), fact("3", 2, ["猫"])]
-    decisions, _ = settled(tmp_path, facts)
+    decisions, _ = deduplicated(tmp_path, facts)
     near = "image-near-duplicate"
     assert reasons(decisions) == {"0": None, "1": near, "2": near, "3": None}
     assert decisions["2"]["detail"] == "shows the same as 0"
-    assert set(reasons(settled(tmp_path, facts, only(SameImage()))[0]).values()) == {None}
+    assert set(reasons(deduplicated(tmp_path, facts, only(SameImage()))[0]).values()) == {None}
 
 
 def test_a_pair_needs_its_languages_once_the_same_images_are_merged(tmp_path: Path) -> None:
     facts = [fact("0", 1, ["猫"]), fact("1", 1, [], ["a cat"]), fact("2", 2, ["狗"])]
-    decisions, _ = settled(tmp_path, facts, needs=("zh", "en"))
+    decisions, _ = deduplicated(tmp_path, facts, needs=("zh", "en"))
     assert reasons(decisions) == {"0": None, "1": "image-merged", "2": "no-caption"}
     assert decisions["2"]["detail"] == "none is left in en"
 
 
 def test_an_image_that_lacks_its_language_does_not_make_the_next_a_near_duplicate(tmp_path: Path) -> None:
     facts = [fact("0", 1, ["猫"]), fact("1", file(picture(1).resize((64, 64))), ["猫"], ["a cat"])]
-    assert reasons(settled(tmp_path, facts, needs=("en",))[0]) == {"0": "no-caption", "1": None}
+    assert reasons(deduplicated(tmp_path, facts, needs=("en",))[0]) == {"0": "no-caption", "1": None}
 
 
 CAT = "a cat that sleeps on the old red sofa"
 
 
-def test_a_caption_is_dropped_from_the_pairs_beyond_the_most(tmp_path: Path) -> None:
+def test_a_caption_is_dropped_from_pairs_beyond_at_most(tmp_path: Path) -> None:
     facts = [fact("0", 1, ["猫"], [CAT]), fact("1", 2, ["狗"], [CAT]), fact("2", 3, [], [CAT])]
-    decisions, captions = settled(tmp_path, facts, only(SameCaption(at_most=1)))
+    decisions, captions = deduplicated(tmp_path, facts, only(SameCaption(at_most=1)))
     assert reasons(decisions) == {"0": None, "1": None, "2": "no-caption"}
     assert (decisions["1"]["zh"], decisions["1"]["en"]) == (["狗"], [])
     same = {"language": "en", "caption": CAT, "reason": "caption-duplicate"}
@@ -172,44 +165,37 @@ def test_a_caption_is_dropped_from_the_pairs_beyond_the_most(tmp_path: Path) -> 
         {"key": "1", **same, "detail": "1 earlier pair has it, the first is 0"},
         {"key": "2", **same, "detail": "2 earlier pairs have it, the first is 0"},
     ]
-    assert set(reasons(settled(tmp_path, facts, only(SameCaption(at_most=3)))[0]).values()) == {None}
+    assert set(reasons(deduplicated(tmp_path, facts, only(SameCaption(at_most=3)))[0]).values()) == {None}
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "language"),
+    ("first", "second", "language", "near"),
     [
-        (CAT, CAT.title() + "!", "en"),
-        (CAT, CAT + " here", "en"),
-        ("一只猫睡在旧的红色沙发上，旁边有一本书", "一只猫睡在旧的红色沙发上旁边有一本书。", "zh"),
+        (CAT, CAT.title() + "!", "en", True),
+        (CAT, CAT + " here", "en", True),
+        ("一只猫睡在旧的红色沙发上，旁边有一本书", "一只猫睡在旧的红色沙发上旁边有一本书。", "zh", True),
+        (CAT, CAT.replace("cat", "rat"), "en", False),
+        ("一只猫睡在旧的红色沙发上，旁边有一本书", "一只狗睡在旧的红色沙发上，旁边有一本书", "zh", False),
+        ("cat", "cats", "en", False),
     ],
 )
-def test_captions_that_say_the_same_are_near_duplicates(
-    tmp_path: Path, first: str, second: str, language: Language
+def test_captions_that_say_the_same_are_near_duplicates_and_others_are_not(
+    tmp_path: Path, first: str, second: str, language: Language, near: bool
 ) -> None:
-    facts = [said("0", 1, language, first), said("1", 2, language, second)]
-    _, captions = settled(tmp_path, facts, only(SameCaption(at_most=1, similarity=0.8)))
-    assert [(row["key"], row["reason"]) for row in captions] == [("1", "caption-near-duplicate")]
+    captions_of = [([text], []) if language == "zh" else ([], [text]) for text in (first, second)]
+    facts = [fact(str(number), number + 1, *both) for number, both in enumerate(captions_of)]
+    _, captions = deduplicated(tmp_path, facts, only(SameCaption(at_most=1, similarity=0.8 if near else 0.6)))
+    assert [(row["key"], row["reason"]) for row in captions] == ([("1", "caption-near-duplicate")] if near else [])
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "language"),
-    [
-        (CAT, CAT.replace("cat", "rat"), "en"),
-        ("一只猫睡在旧的红色沙发上，旁边有一本书", "一只狗睡在旧的红色沙发上，旁边有一本书", "zh"),
-        ("cat", "cats", "en"),
-    ],
-)
-def test_captions_that_say_another_thing_stay(tmp_path: Path, first: str, second: str, language: Language) -> None:
-    facts = [said("0", 1, language, first), said("1", 2, language, second)]
-    assert settled(tmp_path, facts, only(SameCaption(at_most=1, similarity=0.6)))[1] == []
+def without(path: Path, **options: Any) -> DedupOptions:
+    return DedupOptions(decontaminate=Decontaminate(paths=(path,), **options))
 
 
-def test_pictures_of_an_evaluation_set_are_dropped(tmp_path: Path) -> None:
+def test_images_of_an_evaluation_set_are_dropped(tmp_path: Path) -> None:
     write_parquet(tmp_path / "test.parquet", [Pair("e7", file(picture(1)), en=("a cat",)), Pair("bad", b"no image")])
     facts = [fact("0", file(picture(1), "JPEG", quality=60), ["猫"]), fact("1", 2, ["狗"])]
-    decisions, _ = settled(
-        tmp_path, facts, DedupOptions(decontaminate=Decontaminate(paths=(tmp_path / "test.parquet",)))
-    )
+    decisions, _ = deduplicated(tmp_path, facts, without(tmp_path / "test.parquet"))
     assert reasons(decisions) == {"0": "evaluation-image", "1": None}
     assert decisions["0"]["detail"] == "shows the same as test.parquet:e7"
 
@@ -217,29 +203,22 @@ def test_pictures_of_an_evaluation_set_are_dropped(tmp_path: Path) -> None:
 def test_an_evaluation_set_may_be_a_folder_of_class_folders(tmp_path: Path) -> None:
     (tmp_path / "pets" / "cat").mkdir(parents=True)
     (tmp_path / "pets" / "cat" / "1.png").write_bytes(file(picture(1)))
-    decisions, _ = settled(
-        tmp_path, [fact("0", 1, ["猫"])], DedupOptions(decontaminate=Decontaminate(paths=(tmp_path / "pets",)))
-    )
+    decisions, _ = deduplicated(tmp_path, [fact("0", 1, ["猫"])], without(tmp_path / "pets"))
     assert decisions["0"]["detail"] == "shows the same as pets/cat/1.png"
 
 
-def test_captions_of_an_evaluation_set_are_dropped_only_if_asked(tmp_path: Path) -> None:
+def test_captions_of_an_evaluation_set_are_dropped_only_on_request(tmp_path: Path) -> None:
     write_parquet(tmp_path / "test.parquet", [Pair("e7", file(picture(9)), zh=("黑猫",), en=("A black cat.",))])
     facts = [fact("0", 1, ["黑猫。"], ["a black cat", "a pet"])]
     for captions, kept in ((False, (["黑猫。"], ["a black cat", "a pet"])), (True, ([], ["a pet"]))):
-        exclude = Decontaminate(paths=(tmp_path / "test.parquet",), captions=captions)
-        decisions, dropped = settled(tmp_path, facts, DedupOptions(decontaminate=exclude))
+        decisions, dropped = deduplicated(tmp_path, facts, without(tmp_path / "test.parquet", captions=captions))
         assert (decisions["0"]["zh"], decisions["0"]["en"]) == kept
         assert {row["reason"] for row in dropped} == ({"evaluation-caption"} if captions else set())
 
 
-def test_an_evaluation_set_that_is_not_there_is_the_users_mistake(tmp_path: Path) -> None:
+def test_a_missing_evaluation_set_is_the_users_error(tmp_path: Path) -> None:
     with pytest.raises(DcclipError, match="does not exist"):
-        settled(
-            tmp_path,
-            [fact("0", 1, ["猫"])],
-            DedupOptions(decontaminate=Decontaminate(paths=(tmp_path / "no.parquet",))),
-        )
+        deduplicated(tmp_path, [fact("0", 1, ["猫"])], without(tmp_path / "no.parquet"))
 
 
 def test_scores_follow_their_captions_through_a_merger(tmp_path: Path) -> None:
@@ -254,13 +233,13 @@ def test_scores_follow_their_captions_through_a_merger(tmp_path: Path) -> None:
         score("1", "en", 1, 0.125),
         score("0", None, None, 0.01, "watermark"),
     ]
-    decisions, _ = settled(tmp_path, facts, scores=scores)
+    decisions, _ = deduplicated(tmp_path, facts, scores=scores)
     assert decisions["0"]["en"] == ["a cat", "a kitten"]
     assert json.loads(decisions["0"]["scores"]) == {"agreement": {"zh": [0.5], "en": [0.25, 0.75]}, "watermark": 0.01}
 
 
 class NoFirst(GlobalFilter):
-    """A rule as `scores` has them: drops the first English caption of every pair."""
+    """A filter like those of scorers: drops the first English caption of every pair."""
 
     def apply(self, connection: Any) -> None:
         connection.execute("""
@@ -269,9 +248,9 @@ class NoFirst(GlobalFilter):
         """)
 
 
-def test_the_first_rules_come_before_duplicates(tmp_path: Path) -> None:
+def test_the_first_filters_come_before_duplicates(tmp_path: Path) -> None:
     facts = [fact("0", 1, [], ["a cat"]), fact("1", 1, [], ["a cat", "a kitten"])]
-    decisions, captions = settled(tmp_path, facts, first=[NoFirst()])
+    decisions, captions = deduplicated(tmp_path, facts, first=[NoFirst()])
     assert reasons(decisions) == {"0": "no-caption", "1": None}
     assert decisions["1"]["en"] == ["a kitten"]
     assert [(row["key"], row["caption"]) for row in captions] == [("0", "a cat"), ("1", "a cat")]
@@ -286,17 +265,17 @@ def test_the_result_does_not_depend_on_files_their_order_or_memory(tmp_path: Pat
     for files, rows in ((1, facts), (3, facts[::-1])):
         folder = tmp_path / str(files)
         folder.mkdir()
-        settled(folder, rows, files=files, memory=f"{files}GB")
-        outputs.append([(folder / "settle" / name).read_bytes() for name in (DECISIONS, CAPTIONS)])
-        assert sorted(path.name for path in (folder / "settle").iterdir() if path.is_file()) == [CAPTIONS, DECISIONS]
+        deduplicated(folder, rows, files=files, memory=f"{files}GB")
+        outputs.append([(folder / "dedup" / name).read_bytes() for name in (DECISIONS, CAPTIONS)])
+        assert sorted(path.name for path in (folder / "dedup").iterdir() if path.is_file()) == [CAPTIONS, DECISIONS]
     assert outputs[0] == outputs[1]
 
 
 def test_no_pairs_give_no_decisions(tmp_path: Path) -> None:
-    assert settled(tmp_path, []) == ({}, [])
+    assert deduplicated(tmp_path, []) == ({}, [])
 
 
-def test_a_recipe_names_rules_by_kind() -> None:
+def test_a_recipe_names_kinds_of_duplicates() -> None:
     options = DedupOptions.model_validate({"duplicates": [{"kind": "near-image", "bits": 4}]})
     assert options.duplicates == (NearImage(bits=4),)
     with pytest.raises(ValidationError, match="same-image"):

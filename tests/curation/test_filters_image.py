@@ -1,4 +1,4 @@
-"""Which pictures the rules drop, by their size, their file and what they show."""
+"""Images that filters drop, by their size, their file and their content."""
 
 from typing import Any
 
@@ -14,10 +14,8 @@ from dcclip_cli.data.pair import Pair
 PAIR = Pair("k", b"")
 
 
-def picture(
-    size: tuple[int, int] = (64, 64), file_format: str = "jpg", frames: int = 1, file_bytes: int = 5000
-) -> DecodedImage:
-    return DecodedImage(Image.new("RGB", size), file_format, frames, file_bytes)
+def picture(size: tuple[int, int] = (64, 64), frames: int = 1) -> DecodedImage:
+    return DecodedImage(Image.new("RGB", size), "jpg", frames, 5000)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +28,7 @@ def picture(
         ((201, 201), "image-large"),
     ],
 )
-def test_a_picture_is_measured_by_its_sides_and_their_ratio(size: tuple[int, int], expected: str | None) -> None:
+def test_an_image_is_measured_by_its_sides_and_their_ratio(size: tuple[int, int], expected: str | None) -> None:
     drop = ImageFilter(min_side=32, max_side=200, max_aspect=3).check_pair(PAIR, picture(size))
     assert (drop.reason if drop else None) == expected
 
@@ -38,20 +36,16 @@ def test_a_picture_is_measured_by_its_sides_and_their_ratio(size: tuple[int, int
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, None),
+        ({}, Drop("image-animated", "3 frames")),
+        ({"animated": True}, None),
         ({"min_bytes": 5001}, Drop("image-bytes", "5,000 bytes, allowed 5,001 to any number")),
         ({"max_bytes": 4999}, Drop("image-bytes", "5,000 bytes, allowed 0 to 4,999")),
-        ({"min_bytes": 5000, "max_bytes": 5000}, None),
+        ({"min_bytes": 5000, "max_bytes": 5000, "animated": True}, None),
         ({"formats": ("png", "webp")}, Drop("image-format", "jpg, allowed png, webp")),
     ],
 )
-def test_a_file_is_measured_by_its_bytes_and_its_format(options: dict[str, Any], expected: Drop | None) -> None:
-    assert ImageFilter(**options).check_pair(PAIR, picture()) == expected
-
-
-def test_animations_go_unless_the_recipe_takes_their_first_frame() -> None:
-    assert ImageFilter().check_pair(PAIR, picture(frames=3)) == Drop("image-animated", "3 frames")
-    assert ImageFilter(animated=True).check_pair(PAIR, picture(frames=3)) is None
+def test_a_file_is_measured_by_its_bytes_format_and_frames(options: dict[str, Any], expected: Drop | None) -> None:
+    assert ImageFilter(**options).check_pair(PAIR, picture(frames=3)) == expected
 
 
 @pytest.mark.parametrize("limits", [{"min_side": 10, "max_side": 9}, {"min_bytes": 10, "max_bytes": 9}])

@@ -92,20 +92,9 @@ def test_the_sum_of_parts_is_the_whole_in_any_order_and_through_json() -> None:
 
 
 @pytest.mark.parametrize("name", [*SCALES, "score:agreement:zh"])
-def test_values_off_the_scale_fall_into_the_outermost_bins(name: str) -> None:
+def test_a_bin_begins_at_its_edge_and_is_found_by_its_name_and_the_outermost_take_the_rest(name: str) -> None:
     scale = scale_of(name)
-    assert scale.bin(-1e12) == 0
-    assert scale.bin(1e12) == scale.bins - 1
-
-
-@pytest.mark.parametrize("name", [*SCALES, "score:agreement:zh"])
-def test_a_bin_begins_at_its_edge(name: str) -> None:
-    scale = scale_of(name)
-    assert [scale.bin(scale.edge(number)) for number in range(scale.bins)] == list(range(scale.bins))
-
-
-@pytest.mark.parametrize("name", [*SCALES, "score:agreement:zh"])
-def test_a_bin_is_known_again_by_its_name(name: str) -> None:
-    scale = scale_of(name)
-    names = [scale.name(number) for number in range(scale.bins)]
-    assert [scale.number(one) for one in names] == list(range(scale.bins))
+    numbers = list(range(scale.bins))
+    assert [scale.bin(scale.edge(number)) for number in numbers] == numbers
+    assert [scale.number(scale.name(number)) for number in numbers] == numbers
+    assert (scale.bin(-1e12), scale.bin(1e12)) == (0, scale.bins - 1)
