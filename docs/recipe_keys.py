@@ -124,10 +124,12 @@ BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiv
 
 
 def page() -> str:
-    """The whole page. Raises KeyError for a part of the schema that SECTIONS does not name."""
+    """The whole page. A class with a `kind` that SECTIONS does not name comes last, under that kind."""
     schema = Recipe.model_json_schema()
     parts = {"Recipe": schema, "TrainOptions": TrainOptions.model_json_schema(), **schema["$defs"]}
-    assert parts.keys() == SECTIONS.keys(), f"SECTIONS and the schema differ in {parts.keys() ^ SECTIONS.keys()}"
+    for name in sorted(parts.keys() - SECTIONS.keys()):
+        SECTIONS[name] = f"{{kind: {parts[name]['properties']['kind']['const']}}}"
+    assert parts.keys() == SECTIONS.keys(), f"SECTIONS names what does not exist: {SECTIONS.keys() - parts.keys()}"
     shared = parts["TrainOptions"]["properties"]
     for stage in ("DistillOptions", "AlignOptions"):  # what both have stands once
         own = {key: value for key, value in parts[stage]["properties"].items() if key not in shared}

@@ -178,6 +178,8 @@ def missing_images(images: Sequence[str], where: str) -> DcclipError:
     return DcclipError(f"{where}: {len(images):,} images are missing, {images[0]} for one", "finish the download")
 
 
-def lines_of(file: Path) -> list[str]:
-    """The lines of a text file without blank ones, each stripped."""
-    return [line.strip() for line in file.read_text("utf-8-sig", "replace").splitlines() if line.strip()]
+def lines_of(text: Path | bytes | str) -> list[str]:
+    """The lines of a text or text file without blank ones, each stripped."""
+    content = text.read_bytes() if isinstance(text, Path) else text
+    decoded = content if isinstance(content, str) else content.decode("utf-8-sig", "replace")
+    return [line.strip() for line in decoded.splitlines() if line.strip()]

@@ -1,8 +1,10 @@
-"""Optimizer (AdamW, SGD or Muon) with parameter groups, and the learning-rate schedule."""
+"""Optimizer (AdamW, SGD or Muon) with parameter groups, learning-rate schedule, and EMA of the weights."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -10,6 +12,7 @@ import timm.optim
 import torch
 from timm.optim import muon
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dcclip_cli.train.options import OptimizerOptions
 
@@ -73,6 +76,25 @@ def make_optimizer(task: nn.Module, chosen: OptimizerOptions) -> torch.optim.Opt
         betas=chosen.betas,
         fallback_lr_scale=(chosen.other_lr or chosen.lr) / chosen.lr,
     )
+
+
+def make_ema(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """An exponential moving average of the model's weights and batch norm statistics, if a decay is given."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+
+
+@contextmanager
+def ema_weights(model: nn.Module, ema: AveragedModel | None) -> Iterator[None]:
+    """The model has the EMA's weights while the block runs."""
+    if ema is None:
+        yield
+        return
+    own = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(ema.module.state_dict())
+    try:
+        yield
+    finally:
+        model.load_state_dict(own)
 
 
 def _scale(name: str, chosen: OptimizerOptions) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -61,8 +62,9 @@ class OnlineTeacher:
 
 @dataclass(frozen=True)
 class Teachers:
-    """The loaded teachers of a stage by number, and the widths of each with the layers that its losses use."""
+    """The teachers of a stage by number: options, loaded towers, and widths with the layers that the losses use."""
 
+    options: tuple[Teacher, ...] = ()
     towers: tuple[Towers, ...] = ()
     widths: tuple[Widths, ...] = ()
 
@@ -95,7 +97,9 @@ def load_teachers(teachers: Sequence[Teacher], losses: Sequence[Loss], device: s
     if not any(loss.needs_teacher for loss in losses):
         return Teachers()
     loaded = tuple(teacher.load(device) for teacher in teachers)
-    return Teachers(loaded, tuple(widths(one, layers_of(losses, number)) for number, one in enumerate(loaded)))
+    return Teachers(
+        tuple(teachers), loaded, tuple(widths(one, layers_of(losses, number)) for number, one in enumerate(loaded))
+    )
 
 
 def layers_of(losses: Sequence[Loss], teacher: int) -> tuple[int, ...]:
@@ -112,21 +116,21 @@ def teacher_features(
     steps: int,
     context: StageContext,
 ) -> list[TeacherFeatures]:
-    """The source of each teacher's features. With the cache on, it is filled here, and the teachers can be freed."""
-    for teacher in teachers.towers:
-        for line in teacher.precision.lines(f"teacher {teacher.name}"):
+    """The source of each teacher's features. With the cache on, it is filled here and holds no teacher afterwards."""
+    for towers in teachers.towers:
+        for line in towers.precision.lines(f"teacher {towers.name}"):
             context.progress.say(line)
     if not options.teacher_cache:
         return [
-            OnlineTeacher(teacher, number, layers_of(losses, number), teachers.widths[number])
-            for number, teacher in enumerate(teachers.towers)
+            OnlineTeacher(towers, number, layers_of(losses, number), teachers.widths[number])
+            for number, towers in enumerate(teachers.towers)
         ]
     if not teachers.towers:
         return []
     grids = map_grids(student, sorted({layer for loss in losses for layer in loss.student_layers_needed}))
     caches = [
         TeacherCache(
-            teacher,
+            towers,
             teachers.widths[number],
             collator,
             learns_from(losses, number),
@@ -134,10 +138,11 @@ def teacher_features(
             context.device,
             context.progress,
         )
-        for number, teacher in enumerate(teachers.towers)
+        for number, towers in enumerate(teachers.towers)
     ]
-    for cache in caches:
+    for cache, teacher in zip(caches, teachers.options, strict=True):
         cache.fill()
+        cache.free_teacher(partial(teacher.load, context.device))
     _say_what_is_saved(caches, options, steps, context.progress)
     return list(caches)
 

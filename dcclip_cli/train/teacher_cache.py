@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,7 +79,9 @@ class TeacherCache:
         device: str,
         progress: Progress,
     ) -> None:
-        self._teacher, self.widths, self._collator, self._device = teacher, widths, collator, device
+        self.widths, self._collator, self._device = widths, collator, device
+        self._teacher: Towers | None = teacher
+        self._reload: Callable[[], Towers]
         self._progress = progress
         self._maps = {layer: (_map_name(layer, grid), grid) for layer, grid in _map_sizes(losses, grids).items()}
         self._image_names = ["image_embedding", *(name for name, _ in self._maps.values())]
@@ -92,7 +94,7 @@ class TeacherCache:
 
     def fill(self) -> None:
         """Compute the rows that are missing; processes that train together, or other runs, share the work."""
-        teacher, (captions, text_keys) = self._teacher, self._captions
+        teacher, (captions, text_keys) = self._towers, self._captions
         teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         image_keys = self._keys_of_images(range(len(_Images(self._collator, teacher))))
         self.rows, self.found = len(image_keys) + len(text_keys), 0
@@ -107,6 +109,16 @@ class TeacherCache:
                 task = self._progress.task(f"teacher: {what}", len(keys), len(keys) - missing)
                 with task as shown, teacher.as_teacher():
                     self.store.fill(keys, names, compute, BATCH_SIZE, shown.advance, start)
+
+    def free_teacher(self, reload: Callable[[], Towers]) -> None:
+        """Free the teacher's memory; `reload` loads it again if rows are damaged or deleted later."""
+        self._teacher, self._reload = None, reload
+
+    @property
+    def _towers(self) -> Towers:
+        if self._teacher is None:
+            self._teacher = self._reload()
+        return self._teacher
 
     def features(self, batch: Batch) -> Outputs:
         """The teacher's outputs for a batch. Rows that were damaged or deleted meanwhile are computed again."""
@@ -183,7 +195,7 @@ class TeacherCache:
         layers = tuple(layer for layer in self._maps if layer != -1)
         workers = loading_processes(1)
         loader = DataLoader(
-            _Images(self._collator, self._teacher),
+            _Images(self._collator, self._towers),
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,
@@ -193,7 +205,7 @@ class TeacherCache:
             if isinstance(pixels, DcclipError):
                 raise pixels
             moved = pixels.to(self._device, memory_format=torch.channels_last)
-            features = self._teacher.image_features(moved, layers)
+            features = self._towers.image_features(moved, layers)
             values = {"image_embedding": F.normalize(features.embedding.float(), dim=-1)}
             for layer, (name, grid) in self._maps.items():
                 values[name] = to_grid(features.layer(layer).float(), grid.height, grid.width)
@@ -201,8 +213,8 @@ class TeacherCache:
 
     def _compute_texts(self, captions: list[str], batches: list[np.ndarray]) -> Iterator[Values]:
         for batch in batches:
-            tokens = self._teacher.tokenize([captions[row] for row in batch]).to(self._device)
-            features = self._teacher.text_features_by_length(tokens)
+            tokens = self._towers.tokenize([captions[row] for row in batch]).to(self._device)
+            features = self._towers.text_features_by_length(tokens)
             values: dict[str, np.ndarray | Ragged] = {
                 "text_embedding": self._half(F.normalize(features.embedding.float(), dim=-1), "texts")
             }
@@ -214,7 +226,7 @@ class TeacherCache:
     def _half(self, values: torch.Tensor, inputs: str) -> np.ndarray:
         with np.errstate(over="ignore"):  # a feature map beyond fp16's 65,504
             half = values.cpu().numpy().astype(np.float16)
-        return finite(half, self._teacher.name, inputs, _HINT)
+        return finite(half, self._towers.name, inputs, _HINT)
 
 
 def _folder(teacher: Towers) -> Path:

@@ -27,12 +27,12 @@ from dcclip_cli.processes import loading_processes
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.train.checkpoint import Identity, TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
 from dcclip_cli.train.distributed import any_process
-from dcclip_cli.train.ema import BestCheckpoint, ema_weights, make_ema
 from dcclip_cli.train.grad_cache import backward, cached_backward
 from dcclip_cli.train.metrics_log import MetricsLog, StepTimer
-from dcclip_cli.train.optimizer import learning_rate_factor, make_optimizer
+from dcclip_cli.train.optimizer import ema_weights, learning_rate_factor, make_ema, make_optimizer
 from dcclip_cli.train.options import TrainOptions
 from dcclip_cli.train.task import TrainingTask
+from dcclip_cli.train.validation import BestCheckpoint
 
 MAX_SKIPPED_STEPS = 10  # in a row, before the run ends
 CHANCE_STEP = 500  # after which a contrastive loss at chance level is reported

@@ -1,12 +1,16 @@
-"""Zero-shot validation during training, in each language, for early stopping and the best weights."""
+"""Zero-shot validation during training, in each language, and the best weights by it."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from dcclip_cli.data.collator import first_captions, unaugmented
@@ -14,9 +18,11 @@ from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import LANGUAGES, Language, PairDataset
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import metrics
+from dcclip_cli.files import atomic_folder, read_json
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import OpenClipTowers
 
+WEIGHTS, METRICS = "weights.safetensors", "metrics.json"
 _ROWS = 64  # images or texts at once
 
 
@@ -70,6 +76,43 @@ def open_validation(path: str | None, languages: tuple[Language, ...]) -> Valida
     if not complete:
         raise DcclipError(f"{path}: some pairs have no caption", "give every pair its class name as first caption")
     return Validation(dataset, complete)
+
+
+class BestCheckpoint:
+    """The best weights so far by validation, on disk. `step` is 0 and `metrics` empty before the first validation."""
+
+    def __init__(self, folder: Path, resumed_step: int) -> None:
+        """A checkpoint that was written after `resumed_step` is ignored: training will get there again."""
+        self._folder = folder
+        self.metrics: dict[str, float] = {}
+        self.step, self._score = 0, -math.inf
+        if (folder / METRICS).is_file():
+            saved = read_json(folder / METRICS, "start over with --fresh")
+            if saved["step"] <= resumed_step:
+                self.step, self.metrics, self._score = saved["step"], saved["metrics"], saved["score"]
+
+    def update(self, step: int, metrics: dict[str, float], model: nn.Module, write: bool) -> bool:
+        """Keep the model if its mean metric is the best so far, and return whether it is. One process may `write`."""
+        from safetensors.torch import save_file
+
+        score = sum(metrics.values()) / len(metrics)
+        if score <= self._score:
+            return False
+        self.step, self.metrics, self._score = step, metrics, score
+        if write:
+            with atomic_folder(self._folder) as temporary:
+                weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+                save_file(weights, temporary / WEIGHTS)
+                content = {"step": step, "metrics": metrics, "score": score}
+                (temporary / METRICS).write_text(json.dumps(content))
+        return True
+
+    def restore(self, model: nn.Module) -> None:
+        """Give the model the best weights."""
+        from safetensors.torch import load_file
+
+        with torch.no_grad():
+            model.load_state_dict(load_file(self._folder / WEIGHTS))
 
 
 def _chunks(count: int) -> Iterator[range]:

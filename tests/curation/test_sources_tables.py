@@ -235,8 +235,7 @@ def test_what_is_no_json_object_is_a_fault_of_its_line(tmp_path: Path, line: str
 
 def test_captions_that_are_no_texts_are_a_fault(tmp_path: Path) -> None:
     lines = '{"image": "cat.png", "en": 3}\n{"image": "cat.png", "en": {"a": "b"}}\n{"image": 3, "en": "a cat"}\n'
-    path = table(tmp_path, lines + '{"en": "a cat"}', "pairs.jsonl")
-    assert reasons(TableSource(path=path)) == [
+    assert reasons(TableSource(path=table(tmp_path, lines + '{"en": "a cat"}', "pairs.jsonl"))) == [
         "captions-unreadable",
         "captions-unreadable",
         "image-missing",

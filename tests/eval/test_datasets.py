@@ -14,6 +14,8 @@ from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
 from dcclip_cli.eval.registry import ELEVATER, IMAGENETS, RETRIEVAL, KnownSet, expand, find
 from tests.eval import layouts
 
+pytestmark = pytest.mark.usefixtures("small")
+
 
 def classes(dataset: DataSet, language: Language) -> Classes:
     found = dataset.truth[language]
@@ -133,7 +135,7 @@ def test_names_may_have_hyphens_or_underscores(small: dict[str, KnownSet]) -> No
     assert find("muge") is None and find("muge_cn") is not None
 
 
-def test_a_group_is_opened_whole_and_a_set_named_twice_once(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+def test_a_group_is_opened_whole_and_a_set_named_twice_once(tmp_path: Path) -> None:
     for known in registry.ELEVATER:
         if known.name == "voc2007":
             layouts.voc2007(tmp_path, [f"alpha_{number}" for number in range(20)])

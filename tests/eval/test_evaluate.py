@@ -1,4 +1,4 @@
-"""Evaluation: right against an oracle, at chance for noise, and equal to open_clip's and CLIP_benchmark's doing."""
+"""Evaluation: perfect for an oracle, at chance for noise, and equal to open_clip's and CLIP_benchmark's results."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -21,13 +21,17 @@ from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.result import EvalResult, load_results, save_results
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import ModelReference, resolve
+from dcclip_cli.progress import Silent
 from dcclip_cli.store import FeatureStore
 from tests.eval import layouts
+from tests.eval.conftest import clear
+
+pytestmark = pytest.mark.usefixtures("small")
 
 
 @dataclass
 class Oracle:
-    """Knows pictures by their colour and class names by the number in them; counts the pictures that it has seen."""
+    """Knows images by their colour and class names by the number in them; counts the images that it has seen."""
 
     width: int = 128
     noise: int | None = None
@@ -65,7 +69,7 @@ class Oracle:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Evaluate a model that stands in for the one named."""
+    """Evaluate a given model in place of the one named."""
 
     def measured(model: Oracle, names: Sequence[str], root: Path | None = None, **more: Any) -> list[EvalResult]:
         monkeypatch.setattr("dcclip_cli.eval.evaluate.load_encoder", lambda *_: model)
@@ -95,7 +99,7 @@ def test_an_oracle_is_always_right(name: str, tmp_path: Path, small: dict[str, K
     assert found.metric == ("top1" if "dtd" in name else "mean_per_class")
 
 
-def test_a_random_model_is_at_chance(tmp_path: Path, small: dict[str, KnownSet], run: Any) -> None:
+def test_a_random_model_is_at_chance(tmp_path: Path, run: Any) -> None:
     whole(tmp_path, "fgvc_aircraft", 100)
     [found] = zip(*(run(Oracle(noise=seed), ["fgvc-aircraft-cn"], tmp_path) for seed in range(20)), strict=True)
     right = [result.metrics["top1"] for result in found]
@@ -104,13 +108,13 @@ def test_a_random_model_is_at_chance(tmp_path: Path, small: dict[str, KnownSet],
     assert abs(np.mean([result.metrics["top5"] for result in found]) - 5 / 100) < 4 * 9.7 / 2000
 
 
-def test_a_wrong_order_of_labels_would_show(tmp_path: Path, small: dict[str, KnownSet], run: Any) -> None:
+def test_a_wrong_order_of_labels_would_show(tmp_path: Path, run: Any) -> None:
     layouts.wds(tmp_path / "dtd", "test", [f"{(number + 1) % 47}".encode() for number in range(47)], ".cls")
     [found] = run(Oracle(), ["dtd"], tmp_path)
     assert found.metrics["top1"] == 0.0
 
 
-def test_voc_and_memes_have_metrics_of_their_own(tmp_path: Path, small: dict[str, KnownSet], run: Any) -> None:
+def test_voc_and_memes_have_metrics_of_their_own(tmp_path: Path, run: Any) -> None:
     rows = np.eye(20, dtype=np.float32)
     layouts.wds(tmp_path / "voc2007", "test", [layouts.npy(row) for row in rows], ".npy")
     layouts.class_folders(tmp_path / "hateful-memes/dev", ["alpha_0", "alpha_1"])
@@ -119,9 +123,7 @@ def test_voc_and_memes_have_metrics_of_their_own(tmp_path: Path, small: dict[str
     assert memes.metric == "roc_auc" and memes.value == 1.0 and memes.split == "dev"
 
 
-def test_kitti_is_squeezed_to_the_models_square_and_objectnets_border_cut(
-    tmp_path: Path, small: dict[str, KnownSet], run: Any
-) -> None:
+def test_kitti_is_resized_to_a_square_and_objectnets_border_is_cropped(tmp_path: Path, run: Any) -> None:
     whole(tmp_path, "kitti_distance", 4)
     model = Oracle()
     [found] = run(model, ["kitti-distance"], tmp_path)
@@ -132,9 +134,7 @@ def test_kitti_is_squeezed_to_the_models_square_and_objectnets_border_cut(
     assert model.sizes == {(2, 1)} and found.preprocessing == {"size": 9, "border": 2}  # of 6 x 4
 
 
-def test_a_second_language_costs_no_second_pass_and_neither_does_another_prompt(
-    tmp_path: Path, small: dict[str, KnownSet], run: Any
-) -> None:
+def test_a_second_language_costs_no_second_pass_and_neither_does_another_prompt(tmp_path: Path, run: Any) -> None:
     whole(tmp_path, "dtd", 47)
     model, cache = Oracle(), FeatureCache(tmp_path / "cache")
     first, second = run(model, ["dtd", "dtd-cn"], tmp_path, cache=cache, batch_size=10)
@@ -142,22 +142,20 @@ def test_a_second_language_costs_no_second_pass_and_neither_does_another_prompt(
     assert first.images_per_second > 0 and second.images_per_second == 0
     asked = len(model.texts)
     run(model, ["dtd-cn"], tmp_path, cache=FeatureCache(tmp_path / "cache"))
-    assert len(model.texts) == asked  # the texts are remembered too
+    assert len(model.texts) == asked  # the texts are cached too
     run(model, ["dtd-cn"], tmp_path, cache=FeatureCache(tmp_path / "cache"), templates="name")
     assert len(model.texts) == asked + 47 and len(model.seen) == 5
     again = Oracle(fingerprint="oracle-2")
     run(again, ["dtd"], tmp_path, cache=FeatureCache(tmp_path / "cache"))
     assert sum(again.seen) == 47
     layouts.write(tmp_path / "dtd/test/alpha_3/3.png", layouts.image(3) + b"\0")
-    from tests.eval.conftest import clear
-
     clear()
     changed = Oracle()
     run(changed, ["dtd"], tmp_path, cache=FeatureCache(tmp_path / "cache"))
     assert sum(changed.seen) == 47
 
 
-def test_a_limit_leaves_the_rest_for_the_next_run(tmp_path: Path, small: dict[str, KnownSet], run: Any) -> None:
+def test_a_limit_leaves_the_rest_for_the_next_run(tmp_path: Path, run: Any) -> None:
     whole(tmp_path, "dtd", 47)
     model, cache = Oracle(), FeatureCache(tmp_path / "cache")
     [few] = run(model, ["dtd"], tmp_path, cache=cache, limit=12)
@@ -167,9 +165,7 @@ def test_a_limit_leaves_the_rest_for_the_next_run(tmp_path: Path, small: dict[st
     assert sum(model.seen) == 47 and every.n == 47 and every.limit is None
 
 
-def test_a_run_that_was_stopped_goes_on_where_it_was(
-    tmp_path: Path, small: dict[str, KnownSet], run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_resumes(tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     whole(tmp_path, "dtd", 47)
 
     class Stopped(Oracle):
@@ -187,7 +183,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
 
 @pytest.mark.parametrize("damage", [lambda content: content[:50], lambda content: content[:-1] + b"\x7f"])
 def test_a_damaged_cache_is_filled_again_with_a_warning(
-    damage: Callable[[bytes], bytes], tmp_path: Path, small: dict[str, KnownSet], run: Any
+    damage: Callable[[bytes], bytes], tmp_path: Path, run: Any
 ) -> None:
     whole(tmp_path, "dtd", 47)
     run(Oracle(), ["dtd"], tmp_path, cache=FeatureCache(tmp_path / "cache"))
@@ -199,31 +195,23 @@ def test_a_damaged_cache_is_filled_again_with_a_warning(
     assert len(said) == 2 and all("its rows are computed again" in line for line in said)  # images, texts
 
 
-def test_images_that_can_not_be_read_are_counted_and_named(
-    tmp_path: Path, small: dict[str, KnownSet], run: Any
-) -> None:
+def test_unreadable_images_are_counted_and_named(tmp_path: Path, run: Any) -> None:
     whole(tmp_path, "dtd", 47)
     (tmp_path / "dtd/test/alpha_5/5.png").write_bytes(b"no image")
     (tmp_path / "dtd/test/alpha_9/9.png").write_bytes(layouts.image(9)[:40])
     said: list[str] = []
 
-    class Talk:
-        say = said.append
+    class Talk(Silent):
+        def say(self, line: str) -> None:
+            said.append(line)
 
-        def __getattr__(self, name: str) -> Any:
-            from dcclip_cli.progress import Silent
-
-            return getattr(Silent(), name)
-
-    for _ in range(2):  # also where the fault is remembered
+    for _ in range(2):  # also with cached embeddings of the others
         [found] = run(Oracle(), ["dtd-cn"], tmp_path, cache=FeatureCache(tmp_path / "cache"), progress=Talk())
         assert found.n == 45 and found.value == 1.0
         assert sorted(found.corrupt) == ["alpha_5/5.png", "alpha_9/9.png"]
         assert "2 of 47 images cannot be read and are left out: alpha_5/5.png (" in said[-1]
     for file in (tmp_path / "dtd").rglob("*.png"):
         file.write_bytes(b"no image")
-    from tests.eval.conftest import clear
-
     clear()
     with pytest.raises(DcclipError, match="none of 47 images can be read"):
         run(Oracle(), ["dtd"], tmp_path)
@@ -262,7 +250,7 @@ def test_top1_and_features_equal_what_open_clip_alone_computes(
 
 
 def test_prompts_are_ensembled_as_open_clips_zero_shot_classifier_does(
-    model_folder: Path, tmp_path: Path, small: dict[str, KnownSet], pairs: list[Pair]
+    model_folder: Path, tmp_path: Path, pairs: list[Pair]
 ) -> None:
     import open_clip
     import torch
@@ -271,7 +259,7 @@ def test_prompts_are_ensembled_as_open_clips_zero_shot_classifier_does(
         layouts.write(tmp_path / f"dtd/test/alpha_{number}/1.png", pair.image)
     for number in range(40, 47):
         layouts.write(tmp_path / f"dtd/test/alpha_{number}/1.png", pairs[number - 40].image)
-    pictures = [*pairs, *pairs[:7]]
+    images = [*pairs, *pairs[:7]]
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{model_folder}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{model_folder}")
     names = [pair.en[0] for pair in pairs] + [f"picture of {pair.en[2]}" for pair in pairs[::6]]
@@ -283,7 +271,7 @@ def test_prompts_are_ensembled_as_open_clips_zero_shot_classifier_does(
         model.eval(), tokenizer, names, ["a photo of a {}.".format, "{}".format]
     )
     with torch.no_grad():
-        pixels = torch.stack([transform(decode(pair.image)) for pair in pictures])
+        pixels = torch.stack([transform(decode(pair.image)) for pair in images])
         guesses = (model.encode_image(pixels, normalize=True) @ head).topk(5).indices
     [found] = measure([model_folder], "dtd", data_root=str(tmp_path))
     labels, predictions = found.detail("labels"), found.detail("predictions")
@@ -316,9 +304,7 @@ def test_recalls_of_several_captions_equal_a_plain_count(
     assert len(recalls) == 6 and found.value == pytest.approx(np.mean(recalls))
 
 
-def test_texts_about_several_images_are_looked_for_one_way_only(
-    tmp_path: Path, small: dict[str, KnownSet], run: Any
-) -> None:
+def test_texts_about_several_images_are_looked_for_one_way_only(tmp_path: Path, run: Any) -> None:
     import base64
 
     rows = [f"{label}\t{base64.b64encode(layouts.image(label)).decode()}\n" for label in range(5)]
@@ -326,7 +312,7 @@ def test_texts_about_several_images_are_looked_for_one_way_only(
     texts = ['{"text": "东西3", "image_ids": [1, 3]}', '{"text": "东西2", "image_ids": [4]}']
     layouts.write(tmp_path / "muge/valid_texts.jsonl", "\n".join(texts) + "\n")
     [found] = run(Oracle(), ["muge-cn"], tmp_path)
-    # The first finds picture 3; the second finds 2, then 0, 1, 3, 4 at equal scores: picture 4 is the fifth.
+    # The first finds image 3; the second finds 2, then 0, 1, 3, 4 at equal scores: image 4 is the fifth.
     assert found.metrics == {
         "mean_recall": (0.5 + 1 + 1) / 3,
         "image_recall@1": 0.5,
@@ -365,6 +351,9 @@ def test_two_data_sets_of_one_name_are_refused(pairs_file: Path, tmp_path: Path,
         open_datasets(EvalOptions(datasets=(str(pairs_file), str(tmp_path / "train.parquet"))))
 
 
-def test_a_recipe_must_name_a_data_set() -> None:
+def test_options_need_a_data_set_and_no_longer_stream() -> None:
     with pytest.raises(ValueError, match="at least 1 item"):
         EvalOptions(datasets=())
+    assert EvalOptions.model_validate({"datasets": ["dtd"], "stream": False}).datasets == ("dtd",)
+    with pytest.raises(ValueError, match="data sets of the hub are downloaded"):
+        EvalOptions.model_validate({"datasets": ["dtd"], "stream": True})

@@ -13,6 +13,8 @@ from dcclip_cli.eval.datasets import open_dataset
 from dcclip_cli.eval.registry import SETS, KnownSet
 from tests.eval import layouts
 
+pytestmark = pytest.mark.usefixtures("small")
+
 SINGLE = [known for known in SETS.values() if known.task == "classification"]
 
 
@@ -35,9 +37,7 @@ def folders_of(known: KnownSet) -> list[str]:
 
 @pytest.mark.parametrize("known", SINGLE, ids=lambda known: known.name)
 @pytest.mark.parametrize("suffix", ["", "-cn"])
-def test_class_folders_are_read_in_both_languages(
-    known: KnownSet, suffix: str, tmp_path: Path, small: dict[str, KnownSet]
-) -> None:
+def test_class_folders_are_read_in_both_languages(known: KnownSet, suffix: str, tmp_path: Path) -> None:
     layouts.class_folders(tmp_path / known.label / known.split, folders_of(known), ".JPEG")
     dataset = open_dataset(known.label + suffix, data_root=tmp_path)
     labels_match(dataset, known.classes)
@@ -46,9 +46,7 @@ def test_class_folders_are_read_in_both_languages(
 
 
 @pytest.mark.parametrize("known", SINGLE, ids=lambda known: known.name)
-def test_webdataset_tars_are_read_as_clip_benchmark_writes_them(
-    known: KnownSet, tmp_path: Path, small: dict[str, KnownSet]
-) -> None:
+def test_webdataset_tars_are_read_as_clip_benchmark_writes_them(known: KnownSet, tmp_path: Path) -> None:
     names = [f"thing {number}" for number in range(known.classes)]
     folder = tmp_path / (f"wds_{known.hub}" if known.hub else known.name)
     layouts.wds(folder, "test", [f"{number}".encode() for number in range(known.classes)], ".cls", names)
@@ -82,7 +80,7 @@ def test_voc_has_the_classes_that_are_shown_and_not_those_that_are_difficult(
     assert layouts.label_of(dataset.images.load(5)) == 5
 
 
-def test_voc_in_tars_has_its_classes_in_npy(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+def test_voc_in_tars_has_its_classes_in_npy(tmp_path: Path) -> None:
     rows = np.eye(20, dtype=np.float32)
     rows[3, 7] = 1
     layouts.wds(tmp_path / "voc2007", "test", [layouts.npy(row) for row in rows], ".npy")
@@ -110,7 +108,7 @@ def test_cifars_binary_version_is_read_and_the_pickled_one_refused(
 
 
 @pytest.mark.parametrize("label", ["cls", "label"])
-def test_a_data_set_in_the_hubs_own_format_is_read(label: str, tmp_path: Path, small: dict[str, KnownSet]) -> None:
+def test_a_data_set_in_the_hubs_own_format_is_read(label: str, tmp_path: Path) -> None:
     import datasets
 
     rows = {"webp": [{"bytes": layouts.image(number), "path": None} for number in range(47)], "cls": list(range(47))}
@@ -125,7 +123,7 @@ def test_a_data_set_in_the_hubs_own_format_is_read(label: str, tmp_path: Path, s
     labels_match(open_dataset("dtd-cn", data_root=tmp_path), 47)
 
 
-def test_imagenet_v2_has_folders_by_number(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+def test_imagenet_v2_has_folders_by_number(tmp_path: Path) -> None:
     numbers = [str(number) for number in range(1000)]  # whose order as texts is another
     layouts.class_folders(tmp_path / "imagenet_v2/imagenetv2-matched-frequency-format-val", numbers)
     labels_match(open_dataset("imagenet-v2", data_root=tmp_path), 1000)
@@ -140,7 +138,7 @@ def test_objectnet_leaves_out_the_classes_that_imagenet_lacks_and_cuts_the_borde
     assert dataset.transform.border == 2 and len(dataset.images) == 113
 
 
-def test_another_class_order_in_the_tars_is_mapped_by_its_names(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+def test_another_class_order_in_the_tars_is_mapped_by_its_names(tmp_path: Path) -> None:
     names = [f"Thing {6 - number}" for number in range(7)]
     layouts.wds(tmp_path / "fer2013", "test", [f"{6 - number}".encode() for number in range(7)], ".cls", names)
     labels_match(open_dataset("fer2013", data_root=tmp_path), 7)

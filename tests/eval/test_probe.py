@@ -8,9 +8,11 @@ import pytest
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.probe import probe, sample, summary
-from dcclip_cli.eval.registry import KnownSet
 from tests.eval import layouts
+from tests.eval.conftest import clear
 from tests.eval.test_evaluate import Oracle, run
+
+pytestmark = pytest.mark.usefixtures("small")
 
 __all__ = ["run"]  # a fixture
 
@@ -72,9 +74,7 @@ def test_seeds_are_averaged_and_their_spread_reported() -> None:
     )
 
 
-def test_probes_train_on_the_training_split_with_cached_embeddings(
-    tmp_path: Path, small: dict[str, KnownSet], run: Any
-) -> None:
+def test_probes_train_on_the_training_split_with_cached_embeddings(tmp_path: Path, run: Any) -> None:
     names = [f"alpha_{number}" for number in range(10)]
     layouts.class_folders(tmp_path / "mnist/test", names)
     with pytest.raises(DcclipError, match="mnist has no"):
@@ -82,8 +82,6 @@ def test_probes_train_on_the_training_split_with_cached_embeddings(
     for number, name in enumerate(names):
         for copy in range(3):
             layouts.write(tmp_path / f"mnist/train/{name}/{copy}.png", layouts.image(number))
-    from tests.eval.conftest import clear
-
     clear()
     model = Oracle()
     results = run(model, ["mnist"], tmp_path, task="probe", shots=(2, 0))

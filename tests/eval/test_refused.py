@@ -8,8 +8,9 @@ import pytest
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.datasets import open_dataset
-from dcclip_cli.eval.registry import KnownSet
 from tests.eval import layouts
+
+pytestmark = pytest.mark.usefixtures("small")
 
 NAMES = [f"alpha_{number}" for number in range(47)]
 TRUTHS = [f"{number}".encode() for number in range(47)]
@@ -23,7 +24,7 @@ def refused(name: str, root: Path, match: str) -> str:
     return caught.value.hint
 
 
-def test_a_class_without_images_and_a_folder_that_is_no_class(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+def test_a_class_without_images_and_a_folder_that_is_no_class(tmp_path: Path) -> None:
     layouts.class_folders(tmp_path / "dtd/test", NAMES[:-1])
     refused("dtd", tmp_path, "1 of 47 classes have no images, alpha_46 for one")
     layouts.class_folders(tmp_path / "dtd/test", [*NAMES, "布料"])
@@ -31,13 +32,13 @@ def test_a_class_without_images_and_a_folder_that_is_no_class(tmp_path: Path, sm
     assert "alpha_0" in hint
 
 
-def test_a_split_of_the_wrong_size(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+def test_a_split_of_the_wrong_size(tmp_path: Path) -> None:
     layouts.class_folders(tmp_path / "dtd/test", NAMES)
     layouts.write(tmp_path / "dtd/test/alpha_3/more.png", layouts.image(3))
     assert "--limit" in refused("dtd", tmp_path, "data set dtd: the split test has 47 images, 48 were found")
 
 
-def test_a_shuffled_list_of_class_names(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+def test_a_shuffled_list_of_class_names(tmp_path: Path) -> None:
     names = [f"Thing {number}" for number in range(47)]
     names[4], names[9] = names[9], names[4]
     layouts.wds(tmp_path / "dtd", "test", TRUTHS, ".cls", names)
@@ -46,13 +47,13 @@ def test_a_shuffled_list_of_class_names(tmp_path: Path, small: dict[str, KnownSe
     refused("dtd", tmp_path, "classnames.txt has 46 classes, not 47")
 
 
-def test_another_wording_of_class_names_is_no_other_order(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+def test_another_wording_of_class_names_is_no_other_order(tmp_path: Path) -> None:
     names = [f"A thing that is number {number}" for number in range(47)]
     layouts.wds(tmp_path / "dtd", "test", TRUTHS, ".cls", names)
     assert len(open_dataset("dtd", data_root=tmp_path).images) == 47
 
 
-def test_half_a_download_of_tars(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+def test_half_a_download_of_tars(tmp_path: Path) -> None:
     layouts.wds(tmp_path / "dtd", "test", TRUTHS, ".cls", shards=3)
     tar = tmp_path / "dtd/test/2.tar"
     content = tar.read_bytes()
@@ -62,19 +63,19 @@ def test_half_a_download_of_tars(tmp_path: Path, small: dict[str, KnownSet]) -> 
     assert refused("dtd", tmp_path, "has 2 tars, nshards.txt says 3") == "finish the download"
 
 
-def test_a_label_that_is_missing_or_no_class(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+def test_a_label_that_is_missing_or_no_class(tmp_path: Path) -> None:
     layouts.wds(tmp_path / "dtd", "test", [*TRUTHS[:-1], b"47"], ".cls")
     refused("dtd", tmp_path, r"s0000046.cls has '47', not a class from 0 to 46")
     layouts.tar(tmp_path / "dtd/test/0.tar", {"s0.png": layouts.image(0)})
     refused("dtd", tmp_path, "s0 has no .cls file")
 
 
-def test_labels_in_npy_are_never_unpickled(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+def test_labels_in_npy_are_never_unpickled(tmp_path: Path) -> None:
     layouts.wds(tmp_path / "voc2007", "test", [layouts.npy(np.asarray([{"a": 1}], object))] * 20, ".npy")
     refused("voc2007", tmp_path, "s0000000.npy cannot be read: .*allow_pickle")
 
 
-def test_torchvisions_half_a_download(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+def test_torchvisions_half_a_download(tmp_path: Path) -> None:
     layouts.fgvc_aircraft(tmp_path, [f"alpha_{number}" for number in range(100)])
     (tmp_path / "fgvc-aircraft-2013b/data/images/0000007.jpg").unlink()
     refused("fgvc-aircraft", tmp_path, "1 images are missing, .*0000007.jpg for one")
@@ -82,12 +83,12 @@ def test_torchvisions_half_a_download(tmp_path: Path, small: dict[str, KnownSet]
     refused("food101", tmp_path, "food-101: torchvision says: Dataset not found.")
 
 
-def test_a_cut_cifar(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+def test_a_cut_cifar(tmp_path: Path) -> None:
     layouts.write(tmp_path / "cifar10/cifar-10-batches-bin/test_batch.bin", bytes(3073 * 2 + 5))
     refused("cifar10", tmp_path, "test_batch.bin is truncated: 6,151 bytes")
 
 
-def test_captions_whose_images_are_missing(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+def test_captions_whose_images_are_missing(tmp_path: Path) -> None:
     images = [{"filename": f"{n}.jpg", "split": "test", "sentences": [{"raw": "a cat"}]} for n in range(3)]
     layouts.write(tmp_path / "flickr30k/dataset_flickr30k.json", json.dumps({"images": images}))
     layouts.write(tmp_path / "flickr30k/flickr30k-images/1.jpg", layouts.image(1))
@@ -96,7 +97,7 @@ def test_captions_whose_images_are_missing(tmp_path: Path, small: dict[str, Know
     refused("flickr30k", tmp_path, "dataset_flickr30k.json breaks off")
 
 
-def test_texts_about_images_that_are_missing(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+def test_texts_about_images_that_are_missing(tmp_path: Path) -> None:
     layouts.write(tmp_path / "muge/valid_imgs.tsv", "7\tAAAA\n")
     refused("muge-cn", tmp_path, "valid_imgs.tsv has no valid_texts.jsonl next to it")
     layouts.write(tmp_path / "muge/valid_texts.jsonl", '{"text_id": 1, "text": "红色连衣裙", "image_ids": [8]}\n')
@@ -105,16 +106,14 @@ def test_texts_about_images_that_are_missing(tmp_path: Path, small: dict[str, Kn
     refused("muge-cn", tmp_path, "names no image of any text")
 
 
-def test_xtds_files_of_unlike_lengths(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+def test_xtds_files_of_unlike_lengths(tmp_path: Path) -> None:
     layouts.write(tmp_path / "xtd/test_1kcaptions_zh.txt", "一只猫\n一只狗\n")
     refused("xtd-cn", tmp_path, "test_image_names.txt is missing")
     layouts.write(tmp_path / "xtd/test_image_names.txt", "1.jpg\n")
     refused("xtd-cn", tmp_path, "has 2 captions, test_image_names.txt 1 images")
 
 
-def test_captions_in_the_other_language_are_not_measured_under_this_ones_name(
-    tmp_path: Path, small: dict[str, KnownSet]
-) -> None:
+def test_captions_in_the_other_language_are_not_measured_under_this_ones_name(tmp_path: Path) -> None:
     layouts.wds(tmp_path / "coco", "test", ["一只猫".encode(), b"a dog"], ".txt")
     assert len(open_dataset("coco", data_root=tmp_path).images) == 2
     refused("coco-cn", tmp_path, "data set coco-cn needs its images")  # COCO's tars are not COCO-CN's
@@ -135,7 +134,7 @@ def test_a_data_set_that_is_not_there_says_where_it_is_looked_for(tmp_path: Path
     hint = refused("imagenet-cn", tmp_path / "nowhere", "nowhere is not a folder")
     (tmp_path / "imagenet").mkdir()
     hint = refused("imagenet-cn", tmp_path, "imagenet has no val images of imagenet in any supported layout")
-    assert "imagenet/val/n01440764/*.jpg or imagenet/val/0.tar" in hint
+    assert "imagenet/val/alpha_0/*.jpg or imagenet/val/0.tar" in hint
     with pytest.raises(
         DcclipError, match="data set cifar10 needs its images: clip-benchmark/wds_vtab-cifar10 cannot be"
     ):

@@ -8,8 +8,9 @@ import pytest
 
 from dcclip_cli.eval.dataset import Captions, DataSet
 from dcclip_cli.eval.datasets import open_dataset
-from dcclip_cli.eval.registry import KnownSet
 from tests.eval import layouts
+
+pytestmark = pytest.mark.usefixtures("small")
 
 EN = [["a cat on a mat", "one cat"], ["two dogs run", "dogs"], ["a red bus", "bus"]]
 ZH = [["垫子上有一只猫", "一只猫"], ["两只狗在跑", "狗"], ["一辆红色公交车", "公交车"]]
@@ -41,9 +42,7 @@ def karpathy(names: list[str], captions: list[list[str]], **more: str) -> str:
     )
 
 
-def test_flickr30k_in_karpathys_json_and_in_chinese_lines_on_the_same_images(
-    tmp_path: Path, small: dict[str, KnownSet]
-) -> None:
+def test_flickr30k_in_karpathys_json_and_in_chinese_lines_on_the_same_images(tmp_path: Path) -> None:
     names = ["1007129816.jpg", "1009434119.jpg", "101362133.jpg"]
     write_images(tmp_path / "flickr30k/flickr30k-images", names)
     layouts.write(tmp_path / "flickr30k/dataset_flickr30k.json", karpathy(names, EN))
@@ -55,7 +54,7 @@ def test_flickr30k_in_karpathys_json_and_in_chinese_lines_on_the_same_images(
     matches(open_dataset("flickr30k_cn", data_root=tmp_path), ZH)
 
 
-def test_coco_in_karpathys_json_and_coco_cn_by_its_list_of_names(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+def test_coco_in_karpathys_json_and_coco_cn_by_its_list_of_names(tmp_path: Path) -> None:
     names = [f"COCO_val2014_{number:012}" for number in range(3)]
     write_images(tmp_path / "coco/val2014", [f"{name}.jpg" for name in names])
     layouts.write(
@@ -72,7 +71,7 @@ def test_coco_in_karpathys_json_and_coco_cn_by_its_list_of_names(tmp_path: Path,
 
 
 @pytest.mark.parametrize(("name", "split"), [("muge-cn", "valid"), ("flickr30k-cn", "test"), ("coco-cn", "test")])
-def test_chinese_clips_base64_lines(name: str, split: str, tmp_path: Path, small: dict[str, KnownSet]) -> None:
+def test_chinese_clips_base64_lines(name: str, split: str, tmp_path: Path) -> None:
     rows = [f"{100 + label}\t{base64.urlsafe_b64encode(layouts.image(label)).decode()}\n" for label in range(4)]
     layouts.write(tmp_path / name / f"{split}_imgs.tsv", "".join(rows))
     texts = [
@@ -92,9 +91,7 @@ def test_chinese_clips_base64_lines(name: str, split: str, tmp_path: Path, small
 
 
 @pytest.mark.parametrize(("name", "captions"), [("xm3600", EN), ("xm3600-cn", ZH)])
-def test_xm3600_has_every_language_on_one_line(
-    name: str, captions: list[list[str]], tmp_path: Path, small: dict[str, KnownSet]
-) -> None:
+def test_xm3600_has_every_language_on_one_line(name: str, captions: list[list[str]], tmp_path: Path) -> None:
     write_images(tmp_path / "xm3600/images", [f"{label:016x}.jpg" for label in range(3)])
     lines = [
         {"image/key": f"{label:016x}", "en": {"caption": EN[label]}, "zh": {"caption": ZH[label]}} for label in range(3)
@@ -105,9 +102,7 @@ def test_xm3600_has_every_language_on_one_line(
     matches(open_dataset(name, data_root=tmp_path), captions)
 
 
-def test_xtd_has_captions_line_by_line_and_both_languages_share_their_images(
-    tmp_path: Path, small: dict[str, KnownSet]
-) -> None:
+def test_xtd_has_captions_line_by_line_and_both_languages_share_their_images(tmp_path: Path) -> None:
     names = [f"COCO_val2014_{number:012}.jpg" for number in range(3)]
     write_images(tmp_path / "xtd/images", names)
     layouts.write(tmp_path / "xtd/test_image_names.txt", "\n".join([*names, names[0]]) + "\n")
@@ -120,12 +115,12 @@ def test_xtd_has_captions_line_by_line_and_both_languages_share_their_images(
     assert english.images.fingerprint == chinese.images.fingerprint
 
 
-def test_tars_have_a_caption_a_line(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+def test_tars_have_a_caption_a_line(tmp_path: Path) -> None:
     layouts.wds(tmp_path / "wds_mscoco_captions", "test", ["\n".join(several).encode() for several in EN], ".txt")
     matches(open_dataset("coco", data_root=tmp_path), EN)
 
 
-def test_the_hubs_own_format_has_captions_as_text(tmp_path: Path, small: dict[str, KnownSet]) -> None:
+def test_the_hubs_own_format_has_captions_as_text(tmp_path: Path) -> None:
     import datasets
 
     rows = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import ssl
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from http.client import IncompleteRead, RemoteDisconnected
@@ -15,7 +14,7 @@ from dcclip_cli.curation.fetch.connect import Connector, TimedTlsSocket, time_le
 from dcclip_cli.curation.fetch.request import Fault, FetchOptions, Target, timeout
 
 if TYPE_CHECKING:
-    from urllib3 import BaseHTTPResponse, PoolManager
+    from urllib3 import BaseHTTPResponse, HTTPHeaderDict, PoolManager
     from urllib3.exceptions import HTTPError
 
 _CHUNK = 65_536
@@ -31,8 +30,7 @@ class Answer:
     """A server's response; `body` is empty unless the status is 200."""
 
     status: int
-    headers: Mapping[str, str]  # names are case-insensitive
-    robots_tags: tuple[str, ...]  # all X-Robots-Tag headers: each may address another robot
+    headers: HTTPHeaderDict
     body: bytes
 
 
@@ -60,8 +58,7 @@ class Client:
             raise _fault(error, target.host) from None
         except TimeoutError:
             raise timeout(target.host) from None
-        tags = tuple(response.headers.getlist("X-Robots-Tag"))
-        return Answer(response.status, response.headers, tags, body)
+        return Answer(response.status, response.headers, body)
 
     def close(self) -> None:
         """Close idle connections."""
@@ -158,13 +155,14 @@ def _pools(connector: Connector, context: ssl.SSLContext, per_host: int) -> Pool
     from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
     from urllib3.connection import HTTPConnection, HTTPSConnection
 
+    def connect(self: HTTPConnection) -> socket.socket:
+        return connector.connect(self.host, self.port or self.default_port)
+
     class Connection(HTTPConnection):
-        def _new_conn(self) -> socket.socket:
-            return connector.connect(self.host, self.port or self.default_port)
+        _new_conn = connect
 
     class TlsConnection(HTTPSConnection):
-        def _new_conn(self) -> socket.socket:
-            return connector.connect(self.host, self.port or self.default_port)
+        _new_conn = connect
 
     class Pool(HTTPConnectionPool):
         ConnectionCls = Connection

@@ -11,8 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
-from types import TracebackType
-from typing import TypeVar
+from typing import Self, TypeVar
 from urllib.parse import urljoin
 
 from dcclip_cli.curation.candidate import Candidate, Drop
@@ -43,12 +42,10 @@ class Fetcher:
         self._robots = Robots(self._options.user_agent, self._robots_file) if self._options.robots else None
         self._closing = threading.Event()
 
-    def __enter__(self) -> Fetcher:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -103,7 +100,9 @@ class Fetcher:
             raise Fault(f"url-status-{answer.status}", f"status {answer.status}", again, wait_s, answer.status)
         if robots_file:
             return answer.body
-        if self._options.opt_outs and (word := _opt_out(answer.robots_tags, self._options.user_agent)):
+        if self._options.opt_outs and (
+            word := _opt_out(answer.headers.getlist("X-Robots-Tag"), self._options.user_agent)
+        ):
             raise Fault("url-opt-out", f"X-Robots-Tag: {word}")
         if not answer.body:
             raise Fault("url-empty", "the answer has no body")
@@ -128,7 +127,7 @@ def _retry_after(headers: Mapping[str, str]) -> float:
     return min(int(value), _MAX_RETRY_AFTER_S) if re.fullmatch("[0-9]{1,9}", value) else 0
 
 
-def _opt_out(tags: tuple[str, ...], agent: str) -> str | None:
+def _opt_out(tags: Iterable[str], agent: str) -> str | None:
     """The directive by which a site opts out: `noai` for all robots, or `dcclip: noai` for this one."""
     me = re.split(r"[/\s]", agent.lower(), maxsplit=1)[0]
     for tag in tags:

@@ -9,8 +9,7 @@ from typing import Annotated
 from pydantic import Field, IPvAnyNetwork, StringConstraints
 
 from dcclip_cli import __version__
-from dcclip_cli.curation.candidate import Drop
-from dcclip_cli.data.files.reading import MAX_IMAGE_BYTES
+from dcclip_cli.data.files import reading
 from dcclip_cli.options import Options
 
 _MAX_URL_CHARACTERS = 8_000  # servers refuse longer ones
@@ -25,7 +24,7 @@ class FetchOptions(Options):
     """How images are downloaded. Certificates are always checked; proxies in the environment are ignored."""
 
     timeout_s: float = Field(20, gt=0, le=600, description="Time limit of one try, from name look-up to last byte")
-    max_bytes: int = Field(20_000_000, ge=1, le=MAX_IMAGE_BYTES, description="Maximum size of an image file")
+    max_bytes: int = Field(20_000_000, ge=1, le=reading.MAX_IMAGE_BYTES, description="Maximum size of an image file")
     max_redirects: int = Field(5, ge=0, le=20, description="Maximum number of redirects")
     retries: int = Field(2, ge=0, le=10, description="Retries after transient failures: 429, 5xx, lost connections")
     back_off_s: float = Field(1, ge=0, le=60, description="Wait before the first retry; doubles with each further one")
@@ -47,7 +46,7 @@ class FetchOptions(Options):
     )
 
 
-class Fault(Exception):
+class Fault(reading.Fault):
     """Ends one try. `again`: a retry may succeed, after at least `wait_s`. `status`: HTTP status of the response.
 
     The detail contains nothing that differs between runs, such as times or byte counts so far.
@@ -58,7 +57,6 @@ class Fault(Exception):
     ) -> None:
         detail = detail[:_MAX_DETAIL_CHARACTERS].encode(errors="replace").decode()  # URLs and headers may not be text
         super().__init__(reason, detail)
-        self.drop = Drop(reason, detail)
         self.again = again
         self.wait_s = wait_s
         self.status = status

@@ -6,7 +6,6 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from dcclip_cli.curation.fetch.request import Fault, Target
@@ -34,59 +33,57 @@ def parse(text: str, agent: str) -> Protego:
     return Protego.parse("\n".join(map(ours, text.splitlines())))
 
 
+class _Site:
+    """What is known of a site's robots.txt, and about how much memory it takes."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.rules: Protego | Fault | None = None
+        self.size = 1_000
+
+
 class Robots:
     """The robots.txt of each site, fetched once and cached while there is room."""
 
     def __init__(self, agent: str, fetch: Callable[[Target], bytes]) -> None:
         self._agent = re.split(r"[^A-Za-z_-]", agent, maxsplit=1)[0]
         self._fetch = fetch
-        self._known: OrderedDict[str, Future[Protego | Fault]] = OrderedDict()
-        self._sizes: dict[str, int] = {}
+        self._sites: OrderedDict[str, _Site] = OrderedDict()
         self._lock = threading.Lock()
 
     def check(self, target: Target) -> None:
         """Raises a fault if the page may not be fetched, or if robots.txt cannot be read."""
         with self._lock:
-            future = self._known.get(target.origin)
-            first = future is None
-            if future is None:
-                future = self._known[target.origin] = Future()
-            self._known.move_to_end(target.origin)
-        if first:
-            try:
-                future.set_result(self._read(target))
-            finally:
-                if not future.done():  # a bug of ours is being raised; other threads must not wait for ever
-                    future.set_result(Fault("url-robots", "robots.txt could not be read"))
-        found = future.result()
-        if isinstance(found, Fault):
-            raise Fault(found.drop.reason, found.drop.detail)
-        if not found.can_fetch(target.url, self._agent):
+            site = self._sites.setdefault(target.origin, _Site())
+            self._sites.move_to_end(target.origin)
+        with site.lock:  # the other threads wait for the one that fetches
+            if site.rules is None:
+                site.rules = self._read(target, site)
+                self._make_room()
+        if isinstance(site.rules, Fault):
+            raise Fault(site.rules.drop.reason, site.rules.drop.detail)
+        if not site.rules.can_fetch(target.url, self._agent):
             raise Fault("url-robots", f"{target.origin}/robots.txt does not want it fetched")
 
-    def _read(self, target: Target) -> Protego | Fault:
+    def _read(self, target: Target, site: _Site) -> Protego | Fault:
         content = b""
         try:
             content = self._fetch(Target(target.scheme, target.host, target.port, "/robots.txt"))
         except Fault as fault:
             status = fault.status or 0
             absent = fault.drop.reason == "url-redirects" or (400 <= status < 500 and status != 429)
+            if status and not absent:
+                return Fault("url-robots", f"{target.origin}/robots.txt: status {status}, which forbids all")
             if not absent:
-                self._make_room(target.origin, 0)
-                if status:
-                    return Fault("url-robots", f"{target.origin}/robots.txt: status {status}, which forbids all")
                 return Fault(fault.drop.reason, f"{target.origin}/robots.txt: {fault.drop.detail}")
         if len(content) >= ROBOTS_BYTES:  # cut: half a line could forbid more or less than the whole
             content = content[: content.rfind(b"\n") + 1]
         text = content.decode("utf-8-sig", "replace")
-        self._make_room(target.origin, len(text) + _RULE_BYTES * text.lower().count("allow"))
+        site.size += len(text) + _RULE_BYTES * text.lower().count("allow")
         return parse(text, self._agent)
 
-    def _make_room(self, origin: str, size: int) -> None:
-        """Forget the sites used least recently until a new one of this size fits."""
+    def _make_room(self) -> None:
+        """Forget the sites used least recently if all of them take too much memory."""
         with self._lock:
-            if origin in self._known:
-                self._sizes[origin] = 1_000 + size
-            while sum(self._sizes.values()) > _CACHED_BYTES and len(self._known) > 1:
-                oldest, _ = self._known.popitem(last=False)
-                self._sizes.pop(oldest, None)
+            while sum(site.size for site in self._sites.values()) > _CACHED_BYTES and len(self._sites) > 1:
+                self._sites.popitem(last=False)

@@ -70,19 +70,13 @@ def open_encoder(model: str | Teacher, device: str) -> CachingEncoder:
 
     An export bundle runs without torch. Raises DcclipError if the model cannot be loaded.
     """
-    from dcclip_cli.predict.encoder import load_encoder
+    from dcclip_cli.predict.encoder import TorchEncoder, load_encoder
 
-    return CachingEncoder(
-        load_encoder(resolve(model), device, "auto") if isinstance(model, str) else _open_teacher(model, device)
-    )
-
-
-def _open_teacher(teacher: Teacher, device: str) -> Encoder:
-    from dcclip_cli.predict.encoder import TorchEncoder
-
+    if isinstance(model, str):
+        return CachingEncoder(load_encoder(resolve(model), device, "auto"))
     device = torch_device(device, NO_DEVICE_HINT)
-    towers = teacher.load(device)
-    return TorchEncoder(towers, device, towers.precision)
+    towers = model.load(device)
+    return CachingEncoder(TorchEncoder(towers, device, towers.precision))
 
 
 class Fractions(Options):

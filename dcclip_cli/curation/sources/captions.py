@@ -165,12 +165,12 @@ class Base64Source(SourceOptions):
         prefix = key_prefix(self.path, file)
         wanted = {number for row in image_rows(file, part) if (number := number_of(row))}
         texts: dict[str, list[tuple[Told, str]]] = defaultdict(list)
-        for line, said in texts_in(texts_file(file), wanted if part["start"] else None):
-            if isinstance(said, Text):
-                for number in wanted.intersection(said.images):
-                    texts[number].append((self.language, said.text))
+        for line, text in texts_in(texts_file(file), wanted if part["start"] else None):
+            if isinstance(text, Text):
+                for number in wanted.intersection(text.images):
+                    texts[number].append((self.language, text.text))
             else:
-                yield Candidate(Pair(f"{prefix}{texts_file(file).name}:{line}", b""), said)
+                yield Candidate(Pair(f"{prefix}{texts_file(file).name}:{line}", b""), text)
         for row in image_rows(file, part):
             number = number_of(row)
             pair = Pair(f"{prefix}{number or f'line {row.number}'}", b"", **by_language(texts.get(number or "", [])))

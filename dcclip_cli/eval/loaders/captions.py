@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from dcclip_cli.data.files.captions import (
     IMAGES,
@@ -147,26 +145,18 @@ class Xm3600(Loader):
     def load(self) -> Loaded:
         language = self.location.language
         found: _Captions = {}
-        for number, record in _json_lines(self.file):
-            try:
-                name, texts = record["image/key"], record[language]["caption"]
-            except (KeyError, TypeError):
-                what = f"{self.file}:{number} has no image/key, or no captions in {language}"
-                raise DcclipError(what, DOWNLOAD_AGAIN) from None
-            found.setdefault(str(name), []).extend(str(text) for text in texts)
+        with self.file.open("rb") as stream:
+            for row in lines(stream, MAX_TEXT_BYTES):
+                if row.content is not None and not row.content.strip():
+                    continue
+                try:
+                    record = json.loads(row.content or b"")
+                    name, texts = str(record["image/key"]), list(map(str, record[language]["caption"]))
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
+                    what = f"{self.file}:{row.number} is no record with image/key and captions in {language}: {error!r}"
+                    raise DcclipError(what[:500], DOWNLOAD_AGAIN) from None
+                found.setdefault(name, []).extend(texts)
         return _with_images(found, self.location, self.file)
-
-
-def _json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with file.open("rb") as stream:
-        for row in lines(stream, MAX_TEXT_BYTES):
-            if row.content is not None and not row.content.strip():
-                continue
-            try:
-                record = json.loads(row.content or b"")
-            except (ValueError, RecursionError) as error:
-                raise DcclipError(f"{file}:{row.number} is not JSON: {str(error)[:100]}", DOWNLOAD_AGAIN) from None
-            yield row.number, record if isinstance(record, dict) else {}
 
 
 @dataclass(frozen=True)

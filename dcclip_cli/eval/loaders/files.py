@@ -120,8 +120,7 @@ class WebDatasetTars(Loader):
             fingerprint_of(self.shards),
         )
         if self.location.known.task == "retrieval":
-            lines = (truth.decode("utf-8-sig", "replace").splitlines() for _, _, truth in samples)
-            return Loaded(images, Captions.of_images([line.strip() for line in some if line.strip()] for some in lines))
+            return Loaded(images, Captions.of_images(lines_of(truth) for _, _, truth in samples))
         count = len(self.location.classes.folders)
         if self.location.known.task == "multi-label":
             return Loaded(images, np.stack([_truth_values(key, truth, count) for key, _, truth in samples]))

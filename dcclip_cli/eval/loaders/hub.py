@@ -138,5 +138,4 @@ def _image(rows: Dataset, column: str, folder: Folder, index: int) -> bytes:
 
 
 def _captions(value: Any) -> list[str]:
-    several = value.splitlines() if isinstance(value, str) else [str(one) for one in value]
-    return [text.strip() for text in several if text.strip()]
+    return lines_of(value) if isinstance(value, str) else [text for one in value if (text := str(one).strip())]

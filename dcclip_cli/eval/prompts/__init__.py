@@ -1,9 +1,9 @@
-"""What are the classes of a data set called? One JSON per data set, both languages in it, and templates for all.
+"""Class names and prompt templates in both languages, one JSON file per data set.
 
     {"folders": [key of each class in the source's label order],
      "en": {"names": [...], "alternates": {"name": ["synonym", ...]}, "templates": [...]}, "zh": {...}}
 
-`{"subset_of": "imagenet", "folders": [...]}` takes names and templates from another file, by the folders' keys.
+`{"subset_of": "imagenet", "folders": [...]}` takes the names and templates of these folders from another file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from dcclip_cli.data.pair import LANGUAGES, Language
 
 FOLDER = Path(__file__).parent
-COMPACT = "compact"  # templates for every data set
+COMPACT = "compact"  # generic templates
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Prompts:
 
 
 def languages(name: str) -> list[Language]:
-    """The languages that a data set's classes are named in, English first; none without a file."""
+    """The languages of a data set's class names, English first; none without a file."""
     return sorted(read(name).names) if (FOLDER / f"{name}.json").is_file() else []
 
 
@@ -51,7 +51,7 @@ def read(name: str) -> Prompts:
 
 
 def compact(language: Language) -> tuple[str, ...]:
-    """The few templates that are meant for any data set."""
+    """A few generic templates for any data set."""
     return tuple(_json(COMPACT)[language])
 
 

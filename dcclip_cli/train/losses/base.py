@@ -9,9 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from pydantic_core import PydanticKnownError
 
 from dcclip_cli.options import Options, Removed
@@ -67,26 +67,16 @@ class Widths:
 
 
 class Schedule(Options):
-    """A weight that changes linearly over the run: `start` until `begin`, `end` from `finish` on."""
+    """A weight that changes linearly over the run."""
 
-    removed: ClassVar[dict[str, Removed]] = {"curve": Removed("weights change linearly", ("linear",))}
+    removed: ClassVar[dict[str, Removed]] = {
+        "begin": Removed("weights change from the first step on", (0.0,)),
+        "finish": Removed("weights change up to the last step", (1.0,)),
+        "curve": Removed("weights change linearly", ("linear",)),
+    }
 
     start: float = Field(ge=0, description="Weight at the start of the run")
     end: float = Field(ge=0, description="Weight at the end of the run")
-    begin: float = Field(0.0, ge=0, le=1, description="Fraction of the run after which the weight begins to change")
-    finish: float = Field(1.0, ge=0, le=1, description="Fraction of the run after which the weight no longer changes")
-
-    @model_validator(mode="after")
-    def _begins_before_it_finishes(self) -> Self:
-        if self.begin > self.finish:
-            raise ValueError(f"begin ({self.begin}) must not be greater than finish ({self.finish})")
-        return self
-
-    def at(self, done: float) -> float:
-        """The weight when a fraction `done` of the run, in 0..1, is over."""
-        span = self.finish - self.begin
-        share = min(1.0, max(0.0, (done - self.begin) / span)) if span else float(done >= self.finish)
-        return self.start + share * (self.end - self.start)
 
 
 Weight = float | Schedule
@@ -111,7 +101,9 @@ class Loss(Options, ABC):
 
     def weight_at(self, done: float) -> float:
         """The weight when a fraction `done` of the run, in 0..1, is over."""
-        return self.weight.at(done) if isinstance(self.weight, Schedule) else self.weight
+        if isinstance(self.weight, Schedule):
+            return self.weight.start + done * (self.weight.end - self.weight.start)
+        return self.weight
 
     @property
     def student_layers_needed(self) -> tuple[int, ...]:

@@ -1,0 +1,87 @@
+"""Contrastive losses, against values computed by hand and against open_clip."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dcclip_cli.train.losses.contrastive import TaskLoss, info_nce, sigmoid_loss
+from tests.train.losses.outputs import (
+    NONE,
+    outputs,
+    random_outputs,
+)
+
+pytestmark = pytest.mark.any_cpu
+
+
+def test_info_nce_is_open_clips_where_nothing_is_shared() -> None:
+    from open_clip.loss import ClipLoss
+
+    one = random_outputs(13)
+    image, zh = (torch.nn.functional.normalize(x, dim=-1) for x in (one.image.embedding, one.texts["zh"].embedding))
+    scale = torch.tensor(7.0)
+    expected = float(ClipLoss()(image, zh, scale))
+    assert float(info_nce(image, zh, scale)) == pytest.approx(expected)
+    assert float(info_nce(image, zh, scale, torch.zeros(6, 6, dtype=torch.bool))) == pytest.approx(expected)
+
+
+def test_info_nce_leaves_out_captions_that_an_image_has_as_well() -> None:
+    vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])  # images 0 and 2 look and are called the same
+    shared = torch.tensor([[0, 0, 1], [0, 0, 0], [1, 0, 0]], dtype=torch.bool)
+    # rows 0 and 2 are told from row 1 only; row 1 from two others
+    row, middle = math.log(1 + math.exp(-3)), math.log(1 + 2 * math.exp(-3))
+    result = float(info_nce(vectors, vectors, torch.tensor(3.0), shared))
+    # in fp32 differences of two numbers just above 3, which have 22 bits behind the point
+    assert result == pytest.approx((2 * row + middle) / 3, abs=2**-21)
+
+
+def test_rows_shared_out_among_processes_come_to_the_whole_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = random_outputs(14)
+    image, zh = (F.normalize(x, dim=-1) for x in (one.image.embedding, one.texts["zh"].embedding))
+    shared = torch.zeros(6, 6, dtype=torch.bool)
+    shared[0, 3] = shared[5, 1] = True
+    scale, bias = torch.tensor(9.0), torch.tensor(-3.0)
+    monkeypatch.setattr("dcclip_cli.train.losses.contrastive._process_count", lambda: 2)
+    halves = [torch.arange(6) < 2, torch.arange(6) >= 2]  # unequal shares
+    losses: list[Any] = [info_nce, lambda one, other, scale, *more: sigmoid_loss(one, other, scale, bias, *more)]
+    for loss in losses:
+        whole = loss(image, zh, scale, shared)
+        parts = [loss(image, zh, scale, shared, half) for half in halves]
+        assert float(sum(parts) / 2) == pytest.approx(float(whole), rel=1e-5)
+
+
+def test_the_sigmoid_loss_is_open_clips_where_nothing_is_shared() -> None:
+    from open_clip.loss import SigLipLoss
+
+    one = random_outputs(15)
+    image, zh = (F.normalize(x, dim=-1) for x in (one.image.embedding, one.texts["zh"].embedding))
+    scale, bias = torch.tensor(10.0), torch.tensor(-10.0)
+    expected = float(SigLipLoss()(image, zh, scale, bias))
+    assert float(sigmoid_loss(image, zh, scale, bias)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_sigmoid_loss_counts_shared_captions_as_positives() -> None:
+    vectors = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    scale, bias, shared = torch.tensor(2.0), torch.tensor(1.0), torch.tensor([[0, 1], [0, 0]], dtype=torch.bool)
+    # four logits of 3, three of them positives, one negative; a mean over two images
+    expected = (3 * math.log(1 + math.exp(-3)) + math.log(1 + math.exp(3))) / 2
+    assert float(sigmoid_loss(vectors, vectors, scale, bias, shared)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_guessing_costs_the_logarithm_of_the_batch() -> None:
+    same = outputs(torch.ones(6, 5), torch.ones(6, 5), torch.ones(6, 5), scale=14.0)
+    terms = {name: float(value) for name, value in TaskLoss().terms(same, [], NONE).items()}
+    assert terms == pytest.approx({"image_zh": math.log(6) / 2, "image_en": math.log(6) / 2})
+    chance = {name: float(value) for name, value in TaskLoss().chance(same).items()}
+    assert chance == pytest.approx(terms)
+
+
+def test_the_sigmoid_task_uses_the_students_bias() -> None:
+    one = replace(random_outputs(16, scale=4.0), logit_bias=torch.tensor(-2.0))
+    image, zh = (F.normalize(x, dim=-1) for x in (one.image.embedding, one.texts["zh"].embedding))
+    expected = float(sigmoid_loss(image, zh, torch.tensor(4.0), torch.tensor(-2.0))) / 2
+    assert float(TaskLoss(loss="siglip").terms(one, [], NONE)["image_zh"]) == pytest.approx(expected)

@@ -1,0 +1,275 @@
+"""Losses on embeddings, against values computed by hand, in numpy, and against open_clip."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from dcclip_cli.model.towers import ImageFeatures, TextFeatures
+from dcclip_cli.train.losses import DistillLoss
+from dcclip_cli.train.losses.base import Outputs, TeacherLoss, Widths
+from dcclip_cli.train.losses.embeddings import (
+    CrossLingualLoss,
+    EmbeddingLoss,
+    EnsembleLoss,
+    InteractiveLoss,
+    SimilarityLoss,
+)
+from tests.train.losses.outputs import (
+    NONE,
+    cosines,
+    cross_entropy,
+    outputs,
+    random_outputs,
+    soft_cross_entropy,
+    softmax,
+    unit,
+    value,
+)
+
+pytestmark = pytest.mark.any_cpu
+
+
+def test_embedding_is_one_minus_the_cosine_averaged_over_towers_and_languages() -> None:
+    student = outputs(image=((3.0, 0.0),), zh=((0.0, 2.0),), en=((1.0, 1.0),))
+    teacher = outputs(image=((1.0, 1.0),), zh=((0.0, 5.0),), en=((-1.0, -1.0),))
+    # image 1 - 1/sqrt(2); zh 0; en 2
+    expected = ((1 - 1 / math.sqrt(2)) + (0 + 2) / 2) / 2
+    assert value(EmbeddingLoss(), student, teacher) == pytest.approx(expected)
+
+
+def test_embedding_is_clip_kds_squared_error_of_unit_vectors_without_its_factor() -> None:
+    student, teacher = random_outputs(0), random_outputs(1)
+
+    def squared_error(one: torch.Tensor, other: torch.Tensor) -> float:
+        unit = [vectors.numpy() / np.linalg.norm(vectors.numpy(), axis=1, keepdims=True) for vectors in (one, other)]
+        return float(((unit[0] - unit[1]) ** 2).sum(1).mean())
+
+    image = squared_error(student.image.embedding, teacher.image.embedding)
+    zh, en = (squared_error(student.texts[name].embedding, teacher.texts[name].embedding) for name in ("zh", "en"))
+    assert value(EmbeddingLoss(), student, teacher) == pytest.approx((image + (zh + en) / 2) / 4, rel=1e-5)
+
+
+def test_no_adapter_is_made_where_the_widths_agree() -> None:
+    same = Widths(embedding=2, image_map=1, text_tokens=1)
+    for loss in (EmbeddingLoss(), InteractiveLoss(), SimilarityLoss()):
+        assert loss.adapters(same, same) == {}
+
+
+def test_interactive_sets_each_student_tower_against_the_teachers_other_one() -> None:
+    student, teacher = random_outputs(2), random_outputs(3)
+    expected = []
+    for language in ("zh", "en"):
+        image_to_text = 20 * unit(student.image.embedding) @ unit(teacher.texts[language].embedding).T
+        text_to_image = 20 * unit(student.texts[language].embedding) @ unit(teacher.image.embedding).T
+        expected.append((cross_entropy(image_to_text) + cross_entropy(text_to_image)) / 2)
+    assert value(InteractiveLoss(), student, teacher) == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_interactive_may_teach_one_tower_alone_by_as_much_as_beside_the_other() -> None:
+    student, teacher = random_outputs(2), random_outputs(3)
+    for made in (student.image.embedding, *(texts.embedding for texts in student.texts.values())):
+        made.requires_grad_()
+    learnt: dict[str, list[torch.Tensor | None]] = {}
+    for learns in ("both", "image", "text"):
+        loss = InteractiveLoss(learns=learns)
+        leaves = [student.image.embedding, student.texts["zh"].embedding, student.texts["en"].embedding]
+        learnt[learns] = list(torch.autograd.grad(loss(student, teacher, {}), leaves, allow_unused=True))
+    image, *texts = learnt["both"]
+    assert learnt["image"][1:] == [None, None] and learnt["text"][0] is None
+    torch.testing.assert_close(learnt["image"][0], image)
+    torch.testing.assert_close(learnt["text"][1:], texts)
+
+
+def test_interactive_of_two_by_hand() -> None:
+    # Right pairs have the cosine 1, wrong ones 0: each of the four rows costs log(1 + exp(-scale)).
+    # In fp32 that is the difference of two numbers just above 2, which have 22 bits behind the point.
+    agreeing = outputs(image=((1.0, 0.0), (0.0, 1.0)), zh=((1.0, 0.0), (0.0, 1.0)))
+    assert value(InteractiveLoss(scale=2.0), agreeing, agreeing) == pytest.approx(
+        math.log(1 + math.exp(-2)), abs=2**-21
+    )
+
+
+def test_interactive_matches_captions_with_the_images_that_they_belong_to() -> None:
+    # only images 2 and 0 have an English caption, in that order
+    images = ((1.0, 0.0), (0.5, 0.5), (0.0, 1.0))
+    both = outputs(image=images, en=((0.0, 1.0), (1.0, 0.0)), image_index={"en": [2, 0]})
+    assert value(InteractiveLoss(scale=2.0), both, both) == pytest.approx(math.log(1 + math.exp(-2)), abs=2**-21)
+
+
+def test_similarity_is_the_divergence_of_the_teachers_and_the_students_distributions() -> None:
+    student, teacher = random_outputs(4), random_outputs(5)
+    expected = []
+    for language in ("zh", "en"):
+        own, target = (
+            20 * unit(one.image.embedding) @ unit(one.texts[language].embedding).T for one in (student, teacher)
+        )
+        for mine, theirs in ((own, target), (own.T, target.T)):
+            mine, theirs = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (mine, theirs))
+            expected.append((theirs * np.log(theirs / mine)).sum(1).mean())
+    assert value(SimilarityLoss(), student, teacher) == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 20.0, 50.0])
+def test_similarity_is_open_clips_distillation_loss_less_the_teachers_own_entropy(scale: float) -> None:
+    from open_clip.loss import DistillClipLoss
+
+    student, teacher = random_outputs(6), random_outputs(7)
+
+    def theirs(own: Outputs, language: str) -> float:
+        features = [
+            torch.nn.functional.normalize(vectors, dim=-1)
+            for one in (own, teacher)
+            for vectors in (one.image.embedding, one.texts[language].embedding)
+        ]
+        _, loss = DistillClipLoss()(features[0], features[1], scale, features[2], features[3], scale)
+        return float(loss)
+
+    expected = np.mean([theirs(student, language) - theirs(teacher, language) for language in ("zh", "en")])
+    assert value(SimilarityLoss(scale=scale), student, teacher) == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_similarity_pulls_with_the_gradient_of_open_clips_distillation_loss() -> None:
+    from open_clip.loss import DistillClipLoss
+
+    student, teacher = random_outputs(8), random_outputs(9)
+    normalize = torch.nn.functional.normalize
+    gradients = []
+    for ours in (True, False):
+        image = student.image.embedding.clone().requires_grad_()
+        own = Outputs(ImageFeatures(image, student.image.map), student.texts, student.image_index)
+        if ours:
+            loss = SimilarityLoss()(own, teacher, NONE)
+        else:
+            fixed = [
+                (normalize(teacher.image.embedding, dim=-1), normalize(one.embedding, dim=-1))
+                for one in teacher.texts.values()
+            ]
+            moving = [(normalize(image, dim=-1), normalize(one.embedding, dim=-1)) for one in student.texts.values()]
+            pairs = zip(moving, fixed, strict=True)
+            loss = sum(DistillClipLoss()(*one, 20.0, *other, 20.0)[1] for one, other in pairs) / 2
+        loss.backward()
+        gradients.append(image.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [EmbeddingLoss(), SimilarityLoss()], ids=lambda loss: loss.kind)
+def test_a_student_that_equals_its_teacher_has_nothing_to_learn(loss: TeacherLoss) -> None:
+    assert value(loss, random_outputs(10), random_outputs(10)) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", [EmbeddingLoss(), InteractiveLoss(), SimilarityLoss()], ids=lambda loss: loss.kind)
+def test_the_length_of_embeddings_makes_no_difference(loss: TeacherLoss) -> None:
+    def longer(one: Outputs) -> Outputs:
+        texts = {name: TextFeatures(3 * f.embedding, f.tokens, f.mask) for name, f in one.texts.items()}
+        return Outputs(ImageFeatures(5 * one.image.embedding, one.image.map), texts, one.image_index)
+
+    student, teacher = random_outputs(11), random_outputs(12)
+    assert value(loss, longer(student), longer(teacher)) == pytest.approx(value(loss, student, teacher), rel=1e-5)
+
+
+def test_the_kind_chooses_the_loss_and_an_unknown_one_names_the_known() -> None:
+    adapter: TypeAdapter[Any] = TypeAdapter(DistillLoss)
+    assert adapter.validate_python({"kind": "similarity", "weight": 2}) == SimilarityLoss(weight=2)
+    with pytest.raises(
+        ValueError, match="'feature_map', 'token_features', 'embedding', 'cross_lingual', 'interactive'"
+    ):
+        adapter.validate_python({"kind": "crd"})
+
+
+def test_affinity_is_similarity_at_tinyclips_scale() -> None:
+    student, teacher = random_outputs(2), random_outputs(3)
+    affinity = SimilarityLoss(kind="affinity")
+    assert affinity.terms(student, [teacher], NONE).keys() == {"affinity"}
+    assert value(affinity, student, teacher) == value(SimilarityLoss(scale=50.0), student, teacher)
+
+
+def test_ensemble_averages_the_teachers_after_the_softmax_each_at_its_own_temperature() -> None:
+    student, teachers = (
+        random_outputs(4, scale=7.0),
+        [random_outputs(5, width=5, scale=30.0), random_outputs(6, width=9, scale=60.0)],
+    )
+    expected = []
+    for language in ("zh", "en"):
+        own = 7 * cosines(student, language)
+        logits = [scale * cosines(teacher, language) for scale, teacher in zip((30, 60), teachers, strict=True)]
+        there = np.mean([softmax(one) for one in logits], axis=0)
+        back = np.mean([softmax(one.T) for one in logits], axis=0)
+        expected.append((soft_cross_entropy(there, own) + soft_cross_entropy(back, own.T)) / 2)
+    result = EnsembleLoss().terms(student, teachers, NONE)
+    assert {name: float(value) for name, value in result.items()} == pytest.approx(
+        {"ensemble": np.mean(expected)}, rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("kind", [EmbeddingLoss, SimilarityLoss, InteractiveLoss])
+def test_a_loss_learns_from_the_teacher_that_it_names(kind: Any) -> None:
+    student, teachers = random_outputs(9), [random_outputs(10), random_outputs(11)]
+    [value] = kind(teacher=1).terms(student, teachers, NONE).values()
+    assert float(value) == float(kind()(student, teachers[1], NONE)) != float(kind()(student, teachers[0], NONE))
+
+
+def test_cross_lingual_pulls_the_students_chinese_to_the_teachers_english() -> None:
+    lines = {"zh": [0, 1], "en": [0, 1]}
+    student = outputs(zh=((3.0, 0.0), (0.0, 1.0)), en=((9.0, 9.0), (9.0, 9.0)), image_index=lines)
+    teacher = outputs(zh=((9.0, 9.0), (9.0, 9.0)), en=((1.0, 1.0), (0.0, -2.0)), image_index=lines)
+    # 45 degrees, and opposite
+    expected = ((1 - 1 / math.sqrt(2)) + 2) / 2
+    assert float(CrossLingualLoss()(student, teacher, NONE)) == pytest.approx(expected)
+
+
+def test_cross_lingual_compares_captions_of_the_same_image_or_line_only() -> None:
+    # image 1 has both; image 0 only zh, image 2 only en; row 7 is a line of parallel text
+    student = outputs(
+        torch.eye(3),
+        zh=((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)),
+        en=((5.0, 5.0),) * 3,
+        image_index={"zh": [0, 1, 7], "en": [1, 2, 7]},
+    )
+    teacher = outputs(
+        torch.eye(3),
+        zh=((5.0, 5.0),) * 3,
+        en=((0.0, 3.0), (5.0, -5.0), (-1.0, -1.0)),
+        image_index={"zh": [0, 1, 7], "en": [1, 2, 7]},
+    )
+    assert float(CrossLingualLoss()(student, teacher, NONE)) == pytest.approx((0 + 2) / 2)
+
+
+def test_without_a_caption_in_both_languages_cross_lingual_is_nothing() -> None:
+    one = outputs(torch.eye(2), zh=((1.0, 0.0),), en=((0.0, 1.0),), image_index={"zh": [0], "en": [1]})
+    assert float(CrossLingualLoss()(one, one, NONE)) == 0
+
+
+@pytest.mark.parametrize("loss", [SimilarityLoss(), InteractiveLoss()], ids=lambda loss: loss.kind)
+def test_lines_without_an_image_do_not_enter_what_compares_images_with_texts(loss: Any) -> None:
+    student, teacher = random_outputs(12), random_outputs(13)
+
+    def with_line(one: Outputs) -> Outputs:
+        texts = {name: torch.cat([features.embedding, torch.ones(1, 5)]) for name, features in one.texts.items()}
+        rows = {name: [*range(6), 6] for name in texts}
+        return outputs(one.image.embedding, texts["zh"], texts["en"], image_index=rows)
+
+    assert float(loss(with_line(student), with_line(teacher), NONE)) == pytest.approx(
+        float(loss(student, teacher, NONE))
+    )
+
+
+def test_a_batch_of_lines_alone_is_learnt_by_the_text_tower_alone() -> None:
+    student = outputs(torch.zeros(0, 2), zh=((1.0, 0.0),), en=((1.0, 0.0),))
+    teacher = outputs(torch.zeros(0, 2), zh=((0.0, 1.0),), en=((1.0, 0.0),))
+    assert float(EmbeddingLoss()(student, teacher, NONE)) == pytest.approx(0.5)
+
+
+def test_a_batch_of_pictures_alone_is_learnt_by_the_image_tower_alone() -> None:
+    assert float(EmbeddingLoss()(outputs(((1.0, 0.0),)), outputs(((0.0, 1.0),)), NONE)) == pytest.approx(1)
+
+
+def test_a_weight_is_a_number_or_a_schedule_and_never_negative() -> None:
+    assert EmbeddingLoss(weight=3).weight_at(0.7) == 3
+    assert EmbeddingLoss.model_validate({"weight": {"start": 1, "end": 0}}).weight_at(0.75) == 0.25
+    for wrong in (-1, {"start": -1, "end": 0}, {"start": 1, "end": 0, "begin": 0.5}):
+        with pytest.raises(ValueError):
+            EmbeddingLoss.model_validate({"weight": wrong})

@@ -1,0 +1,147 @@
+"""Losses on feature maps and token features, against values computed by hand."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dcclip_cli.model.towers import ImageFeatures
+from dcclip_cli.train.losses.base import Outputs, Widths
+from dcclip_cli.train.losses.embeddings import (
+    EmbeddingLoss,
+)
+from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, resample_tokens, to_grid
+from tests.train.losses.outputs import (
+    outputs,
+    text,
+    value,
+)
+
+pytestmark = pytest.mark.any_cpu
+
+SAME = Widths(embedding=2, image_map=1, text_tokens=1)
+
+
+def identity_map(channels: int) -> dict[str, nn.Module]:
+    adapter = nn.Conv2d(channels, channels, 1)
+    nn.init.dirac_(adapter.weight)
+    nn.init.zeros_(adapter.bias)  # type: ignore[arg-type]
+    return {"image_map": adapter}
+
+
+def test_feature_map_is_smooth_l1_of_the_adapted_map() -> None:
+    student, teacher = torch.zeros(1, 1, 1, 2), torch.tensor([[[[0.5, 3.0]]]])
+    loss = FeatureMapLoss(standardize=False)
+    # below 1 half the square, above 1 the difference minus a half: (0.125 + 2.5) / 2
+    assert value(loss, outputs(image_map=student), outputs(image_map=teacher), identity_map(1)) == 1.3125
+
+
+def test_feature_map_compares_on_the_students_grid() -> None:
+    teacher = torch.arange(16.0).reshape(1, 1, 4, 4)  # quarters have the means 2.5, 4.5, 10.5, 12.5
+    student = torch.tensor([[[[2.5, 4.5], [10.5, 12.5]]]])
+    loss = FeatureMapLoss(standardize=False)
+    assert value(loss, outputs(image_map=student), outputs(image_map=teacher), identity_map(1)) == 0.0
+
+
+def test_feature_map_standardizes_the_teacher_over_its_channels() -> None:
+    teacher = torch.tensor([10.0, 10.0, 14.0, 14.0]).reshape(1, 4, 1, 1)  # mean 12, deviation 2
+    student = torch.tensor([-1.0, -1.0, 1.0, 1.0]).reshape(1, 4, 1, 1)
+    result = value(FeatureMapLoss(), outputs(image_map=student), outputs(image_map=teacher), identity_map(4))
+    assert result == pytest.approx(0, abs=1e-10)
+
+
+def test_feature_map_brings_a_narrow_student_to_the_teachers_width() -> None:
+    torch.manual_seed(0)
+    adapters = dict(FeatureMapLoss().adapters(Widths(2, 3, 1), Widths(2, 8, 1)))
+    weight, bias = (parameter.detach().numpy() for parameter in adapters["image_map"].parameters())
+    student, teacher = torch.randn(2, 3, 2, 2), torch.randn(2, 8, 4, 4)
+    adapted = np.einsum("oc,bchw->bohw", weight[:, :, 0, 0], student.numpy())
+    adapted = adapted + bias[None, :, None, None]
+    target = teacher.numpy().reshape(2, 8, 2, 2, 2, 2).mean((3, 5))
+    target = (target - target.mean(1, keepdims=True)) / np.sqrt(target.var(1, keepdims=True) + 1e-5)
+    difference = np.abs(adapted - target)
+    expected = np.where(difference < 1, difference**2 / 2, difference - 0.5).mean()
+    result = value(FeatureMapLoss(), outputs(image_map=student), outputs(image_map=teacher), adapters)
+    assert result == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_coarser_map_is_interpolated_and_a_finer_one_averaged() -> None:
+    coarse = torch.tensor([[[[0.0, 4.0]]]])
+    assert to_grid(coarse, 1, 4).flatten().tolist() == [0.0, 1.0, 3.0, 4.0]
+    assert to_grid(torch.tensor([[[[0.0, 1.0, 5.0, 6.0]]]]), 1, 2).flatten().tolist() == [0.5, 5.5]
+
+
+def test_token_features_is_smooth_l1_over_the_real_tokens_only() -> None:
+    student = Outputs(outputs().image, {"zh": text([[[0.0], [0.0], [99.0]]], [2])}, {"zh": torch.tensor([0])})
+    teacher = Outputs(outputs().image, {"zh": text([[[0.5], [3.0], [-99.0]]], [2])}, {"zh": torch.tensor([0])})
+    adapters = {"text_tokens": nn.Identity()}
+    assert value(TokenFeaturesLoss(standardize=False), student, teacher, adapters) == 1.3125
+
+
+def test_token_features_averages_the_languages_not_the_tokens() -> None:
+    # Chinese: one text of one token, off by 1 -> 0.5; English: three tokens that agree -> 0
+    student = {"zh": text([[[0.0]]], [1]), "en": text([[[0.0], [0.0], [0.0]]], [3])}
+    teacher = {"zh": text([[[1.0]]], [1]), "en": text([[[0.0], [0.0], [0.0]]], [3])}
+    rows = {"zh": torch.tensor([0]), "en": torch.tensor([0])}
+    adapters = {"text_tokens": nn.Identity()}
+    loss = TokenFeaturesLoss(standardize=False)
+    assert (
+        value(loss, Outputs(outputs().image, student, rows), Outputs(outputs().image, teacher, rows), adapters) == 0.25
+    )
+
+
+def test_tokens_are_interpolated_to_the_students_count_end_to_end() -> None:
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    tokens = text([[[0.0], [1.0], [2.0], [3.0], [4.0]], [[0.0], [1.0], [2.0], [-9.0], [-9.0]]], [5, 3])
+    resampled = resample_tokens(tokens, mask)[..., 0].tolist()
+    assert resampled[0] == [0.0, 2.0, 4.0, 4.0, 4.0]  # five to three; padding repeats the last
+    assert resampled[1] == [0.0, 0.5, 1.0, 1.5, 2.0]  # three to five; -9 is padding and never read
+
+
+def test_tokens_of_equal_count_stay_as_they_are() -> None:
+    tokens = text(torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0)), [4, 2, 1])
+    resampled = resample_tokens(tokens, tokens.mask)
+    assert torch.equal(resampled[tokens.mask.bool()], tokens.tokens[tokens.mask.bool()])
+
+
+def test_a_single_token_stands_for_every_place() -> None:
+    mask = torch.tensor([[1, 1, 1]])
+    assert resample_tokens(text([[[7.0], [0.0]]], [1]), mask).flatten().tolist() == [7.0, 7.0, 7.0]
+
+
+def test_embedding_brings_a_student_of_another_width_to_the_teachers_by_a_linear_layer() -> None:
+    adapters = dict(EmbeddingLoss().adapters(Widths(3, 1, 1), Widths(2, 1, 1)))
+    assert set(adapters) == {"image_embedding", "text_embedding"}
+    with torch.no_grad():
+        for name, rows in (("image", [[1.0, 0, 0], [0, 1, 0]]), ("text", [[0.0, 0, 1], [0, 1, 0]])):
+            [weight] = adapters[f"{name}_embedding"].parameters()
+            weight.copy_(torch.tensor(rows))
+    student = outputs(image=((4.0, 0.0, 9.0),), zh=((9.0, 0.0, 4.0),))
+    assert value(EmbeddingLoss(), student, outputs(image=((1.0, 0.0),), zh=((1.0, 0.0),)), adapters) == pytest.approx(0)
+
+
+def test_each_student_layer_learns_the_teachers_layer_at_its_place() -> None:
+    loss = FeatureMapLoss(student_layers=(0, -1), teacher_layers=(3, -1), standardize=False)
+    adapters = {"image_map_0_3": nn.Identity(), "image_map": nn.Identity()}
+
+    def with_maps(last: float, other: dict[int, float]) -> Outputs:
+        features = ImageFeatures(
+            torch.ones(1, 2), torch.full((1, 1, 1, 1), last), {k: torch.full((1, 1, 2, 2), v) for k, v in other.items()}
+        )
+        return Outputs(features, {}, {})
+
+    # layer 0 against 3 is off by 3: 2.5; the last ones by 1: 0.5
+    result = loss(with_maps(0.0, {0: 1.0}), with_maps(1.0, {3: 4.0}), adapters)
+    assert float(result) == pytest.approx((2.5 + 0.5) / 2)
+
+
+def test_every_pair_of_layers_has_an_adapter_of_its_own_widths() -> None:
+    loss = FeatureMapLoss(student_layers=(1, -1), teacher_layers=(0, -1))
+    adapters = loss.adapters(Widths(2, 8, 1, {1: 4}), Widths(2, 16, 1, {0: 6}))
+    shapes = {name: (module.in_channels, module.out_channels) for name, module in adapters.items()}
+    assert shapes == {"image_map_1_0": (4, 6), "image_map": (8, 16)}
+
+
+def test_layers_that_do_not_pair_up_are_refused() -> None:
+    with pytest.raises(ValueError, match="must have the same length"):
+        FeatureMapLoss(student_layers=(0, -1))
