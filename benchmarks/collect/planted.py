@@ -1,4 +1,4 @@
-"""How reliably `collect` drops faulty pairs for the right reason and keeps clean ones, on real pairs with planted faults.
+"""How reliably `collect` drops faulty pairs for the right reason and keeps clean ones, on real pairs with faults.
 
     python benchmarks/collect/planted.py DATA DRAWINGS WORK [--each 60] [--seed 0] [--show 5]
 
