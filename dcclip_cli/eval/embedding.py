@@ -107,7 +107,7 @@ def embed_images(
     there, vectors = run.cache.complete(model, about, (str(index).encode() for index in wanted), compute)
     if not len(vectors):
         first = next(iter(faults.values()), "")
-        raise DcclipError(f"none of {len(wanted):,} images can be read: {first}", "fetch them again")
+        raise DcclipError(f"none of {len(wanted):,} images can be read: {first}", "download them again")
     return Embedded(wanted[there], vectors, faults, computed, time.perf_counter() - begin)
 
 
