@@ -45,7 +45,7 @@ class ParquetDataset(FileDataset):
                 "pairs have the columns key, image, zh, en and meta",
             )
         self._table = table.drop_columns([name for name in LANGUAGES if name in table.column_names])
-        self._embeddings = _vectors(table, path) if images == "embedding" else None
+        self.embeddings = _vectors(table, path) if images == "embedding" else None
         self._captions = {language: _caption_column(table, language) for language in LANGUAGES}
 
     @classmethod
@@ -64,7 +64,7 @@ class ParquetDataset(FileDataset):
     def __getitem__(self, index: int) -> Pair:
         key = str(self._table["key"][index].as_py())
         meta = self._table["meta"][index].as_py() if "meta" in self._table.column_names else None
-        if self._embeddings is not None:
+        if self.embeddings is not None:
             raise DcclipError(f"{self.path} has embeddings, no images", "only align with lock: image can use them")
         image = self._table["image"][index].as_py()
         if isinstance(image, dict):  # as `datasets` writes images: {bytes, path}
@@ -76,10 +76,6 @@ class ParquetDataset(FileDataset):
 
     def captions(self, language: Language) -> list[tuple[str, ...]]:
         return self._captions[language]
-
-    @property
-    def embeddings(self) -> np.ndarray | None:
-        return self._embeddings
 
     @property
     def files(self) -> list[Path]:
@@ -117,7 +113,7 @@ class TarDataset(FileDataset):
     def __init__(self, path: Path, shards: list[Path], uncaptioned: bool = False) -> None:
         """With `uncaptioned`, images without a record belong to it as well."""
         self.path = path
-        self._shards, self._uncaptioned = shards, uncaptioned
+        self.files, self._uncaptioned = shards, uncaptioned
         self._images: list[tuple[int, int, int]] = []  # shard, offset, bytes
         self._keys: list[str] = []
         self._records: list[dict[str, Any]] = []
@@ -169,7 +165,7 @@ class TarDataset(FileDataset):
 
     def __getitem__(self, index: int) -> Pair:
         shard, offset, size = self._images[index]
-        with self._shards[shard].open("rb") as stream:
+        with self.files[shard].open("rb") as stream:
             stream.seek(offset)
             image = stream.read(size)
         captions = {language: self._captions[language][index] for language in LANGUAGES}
@@ -177,10 +173,6 @@ class TarDataset(FileDataset):
 
     def captions(self, language: Language) -> list[tuple[str, ...]]:
         return self._captions[language]
-
-    @property
-    def files(self) -> list[Path]:
-        return self._shards
 
 
 def _record(text: str | bytes, where: str) -> dict[str, Any]:
@@ -199,6 +191,9 @@ class ConcatDataset(PairDataset):
     def __init__(self, datasets: list[PairDataset]) -> None:
         self.path = datasets[0].path
         self._datasets = datasets
+        self.files = [file for dataset in datasets for file in dataset.files]
+        self.num_images = sum(dataset.num_images for dataset in datasets)
+        self.has_uncaptioned_images = any(dataset.has_uncaptioned_images for dataset in datasets)
         self.firsts = [0, *accumulate(map(len, datasets))]  # the index at which each begins
         self._captions = {
             language: [captions for dataset in datasets for captions in dataset.captions(language)]
@@ -215,21 +210,9 @@ class ConcatDataset(PairDataset):
     def captions(self, language: Language) -> list[tuple[str, ...]]:
         return self._captions[language]
 
-    @property
-    def files(self) -> list[Path]:
-        return [file for dataset in self._datasets for file in dataset.files]
-
     @cached_property
     def file_digests(self) -> list[bytes]:
         return [digest for dataset in self._datasets for digest in dataset.file_digests]
-
-    @property
-    def num_images(self) -> int:
-        return sum(dataset.num_images for dataset in self._datasets)
-
-    @property
-    def has_uncaptioned_images(self) -> bool:
-        return any(dataset.has_uncaptioned_images for dataset in self._datasets)
 
 
 LAYOUTS: tuple[type[FileDataset], ...] = (ParquetDataset, TarDataset)

@@ -55,6 +55,8 @@ class PairDataset(ABC):
     """
 
     path: Path
+    embeddings: np.ndarray | None = None  # (N, D) float32, where the pairs have image embeddings in place of images
+    has_uncaptioned_images = False  # whether some images have no captions on purpose
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -66,29 +68,19 @@ class PairDataset(ABC):
         """The captions of every pair in one language, in order; samplers and collators look them up by index."""
         return [()] * len(self)
 
-    @property
+    @cached_property
     def files(self) -> list[Path]:
         """The files that the data is in; their bytes identify the data."""
         return [self.path]
 
-    def keys(self) -> list[str]:
-        """The key of every pair, in order."""
-        return [pair.key for pair in self]
-
-    @property
-    def embeddings(self) -> np.ndarray | None:
-        """(N, D) float32 where the pairs have image embeddings in place of images, else None."""
-        return None
-
-    @property
+    @cached_property
     def num_images(self) -> int:
         """The number of samples that have an image; they come before those that have none."""
         return len(self)
 
-    @property
-    def has_uncaptioned_images(self) -> bool:
-        """Whether some images have no captions on purpose."""
-        return False
+    def keys(self) -> list[str]:
+        """The key of every pair, in order."""
+        return [pair.key for pair in self]
 
     def __iter__(self) -> Iterator[Pair]:
         return (self[index] for index in range(len(self)))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from dcclip_cli.data.augment import generator
-from dcclip_cli.data.dataset import ConcatDataset, find_dataset, open_pairs
+from dcclip_cli.data.dataset import ConcatDataset, find_dataset
 from dcclip_cli.data.files.reading import IMAGE_SUFFIXES
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, PairDataset, caption_strings
 from dcclip_cli.errors import DcclipError
@@ -31,7 +31,7 @@ class ImageDataset(PairDataset):
     has_uncaptioned_images = True
 
     def __init__(self, dataset: PairDataset) -> None:
-        self.path, self._dataset = dataset.path, dataset
+        self.path, self.files, self._dataset = dataset.path, dataset.files, dataset
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -40,10 +40,6 @@ class ImageDataset(PairDataset):
         pair = self._dataset[index]
         return Pair(pair.key, pair.image, meta=pair.meta)
 
-    @property
-    def files(self) -> list[Path]:
-        return self._dataset.files
-
 
 class ImageFolder(PairDataset):
     """The JPEG, PNG and WebP files in a folder and below it, sorted by name."""
@@ -51,18 +47,14 @@ class ImageFolder(PairDataset):
     has_uncaptioned_images = True
 
     def __init__(self, path: Path, files: Sequence[Path]) -> None:
-        self.path, self._files = path, list(files)
+        self.path, self.files = path, list(files)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> Pair:
-        file = self._files[index]
+        file = self.files[index]
         return Pair(str(file.relative_to(self.path)), file.read_bytes())
-
-    @property
-    def files(self) -> list[Path]:
-        return self._files
 
 
 def open_images(path: str | Path) -> PairDataset:
@@ -91,8 +83,10 @@ def open_images(path: str | Path) -> PairDataset:
 class TextDataset(PairDataset):
     """Texts without images; one entry in both languages is parallel text."""
 
-    def __init__(self, path: Path, texts: list[Captions]) -> None:
-        self.path = path
+    num_images = 0
+
+    def __init__(self, path: Path, files: list[Path], texts: list[Captions]) -> None:
+        self.path, self.files = path, files
         self._captions = {language: [text.get(language, ()) for text in texts] for language in LANGUAGES}
 
     def __len__(self) -> int:
@@ -104,30 +98,29 @@ class TextDataset(PairDataset):
     def captions(self, language: Language) -> list[tuple[str, ...]]:
         return self._captions[language]
 
-    @property
-    def num_images(self) -> int:
-        return 0
-
 
 def open_texts(path: str | Path) -> PairDataset:
     """The texts in a file, UTF-8, without empty lines.
 
     .txt: one text a line, Chinese if it has a Chinese character; .tsv, .csv: columns zh and en, or without a header two
-    columns of which one is Chinese; .jsonl: objects with zh and en, a string or a list each; .parquet, .tar: pairs, of
-    which each different caption is a text. Raises DcclipError where the file is something else, or empty.
+    columns of which one is Chinese; .jsonl: objects with zh and en, a string or a list each. Of pairs, each different
+    caption is a text. Raises DcclipError where the path is something else, or empty.
     """
     path = Path(path)
-    if not path.exists():
-        raise DcclipError(f"{path} does not exist", "check the path; in a recipe it is relative to the recipe's folder")
-    if path.is_dir() or path.suffix not in _READERS:
-        raise DcclipError(f"{path} is not a text file that dcclip reads", f"name one of {', '.join(_READERS)}")
+    files = [path]
+    if path.is_file() and path.suffix in _READERS:
+        captions = _READERS[path.suffix](path)
+    elif (pairs := find_dataset(path)) is not None:
+        files, captions = pairs.files, _pairs(pairs)
+    else:
+        raise DcclipError(f"{path} is not a text file that dcclip reads", f"name {', '.join(_READERS)}, or pairs")
     try:
-        texts = [text for text in _READERS[path.suffix](path) if text]
+        texts = [text for text in captions if text]
     except UnicodeDecodeError as error:
         raise DcclipError(f"{path} is not UTF-8: {error.reason} at byte {error.start}", "save it as UTF-8") from None
     if not texts:
         raise DcclipError(f"{path} has no text", "every line in it is empty: write it again, or name another")
-    return TextDataset(path, texts)
+    return TextDataset(path, files, texts)
 
 
 def _plain(path: Path) -> Iterator[Captions]:
@@ -189,9 +182,8 @@ def _objects(path: Path) -> Iterator[Captions]:
             yield {key: own for key, own in stripped.items() if own}
 
 
-def _pairs(path: Path) -> Iterator[Captions]:
+def _pairs(dataset: PairDataset) -> Iterator[Captions]:
     """The captions of pairs, one language at a time: captions in two languages need not be translations."""
-    dataset = open_pairs(path)
     for language in LANGUAGES:
         for text in dict.fromkeys(text for own in dataset.captions(language) for text in own):
             yield {language: (text,)}
@@ -202,8 +194,6 @@ _READERS: dict[str, Callable[[Path], Iterator[Captions]]] = {
     ".tsv": _separated,
     ".csv": _separated,
     ".jsonl": _objects,
-    ".parquet": _pairs,
-    ".tar": _pairs,
 }
 
 
@@ -225,7 +215,7 @@ class PhraseDataset(TextDataset):
     """
 
     def __init__(self, texts: PairDataset, count: int) -> None:
-        super().__init__(texts.path, _phrases(texts, count))
+        super().__init__(texts.path, texts.files, _phrases(texts, count))
 
     @cached_property
     def file_digests(self) -> list[bytes]:

@@ -12,17 +12,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 from pydantic import Field, field_validator
 
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval.dataset import Classes as SetClasses
+from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
 from dcclip_cli.exporters import FormatName, Precision
 from dcclip_cli.exporters.formats import FORMATS
-from dcclip_cli.exporters.parity import Classes, HeldOutImages, Original, Parity, Thresholds
+from dcclip_cli.exporters.parity import Original, Parity, Thresholds
 from dcclip_cli.exporters.quantize import OnnxGraphs
 from dcclip_cli.exporters.samples import samples_from
 from dcclip_cli.exporters.source import Source, load_source
@@ -195,21 +194,12 @@ def _hint(options: ExportOptions) -> str:
     return f"export with --precision {better}, train longer, or lower export.parity"
 
 
-def _tests(evaluation: EvalOptions | None) -> list[HeldOutImages]:
+def _tests(evaluation: EvalOptions | None) -> list[DataSet]:
     """The classification sets of `evaluation` with one class per image."""
     if evaluation is None:
         return []
-    found = []
-    for one in open_datasets(evaluation.model_copy(update={"task": "zero-shot", "templates": "own"})):
-        if one.metric not in ("top1", "mean_per_class") or one.is_retrieval:
-            continue
-        classes = {
-            language: Classes(of.names, of.templates, of.labels[np.arange(len(one.images))])
-            for language, of in one.truth.items()
-            if isinstance(of, SetClasses)
-        }
-        found.append(HeldOutImages(one.name, len(one.images), one.images.load, classes))
-    return found
+    opened = open_datasets(evaluation.model_copy(update={"task": "zero-shot", "templates": "own"}))
+    return [one for one in opened if one.metric in ("top1", "mean_per_class") and not one.is_retrieval]
 
 
 def _describe(source: Source, folder: Path, options: ExportOptions, model: ModelReference) -> None:

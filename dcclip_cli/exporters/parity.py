@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
-from PIL import Image
 from pydantic import Field
 
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.eval.dataset import Classes, DataSet
 from dcclip_cli.exporters.rounding import LARGEST_PAIR_SUM
 from dcclip_cli.exporters.samples import Samples
 from dcclip_cli.options import Options
@@ -70,25 +70,6 @@ class Thresholds(Options):
         """The thresholds with the defaults for `precision`."""
         given = self.model_dump(exclude={"images"}, exclude_none=True)
         return Limits(**asdict(DEFAULTS[precision]) | given)
-
-
-@dataclass(frozen=True)
-class Classes:
-    """The classes of a test set in one language: names (C,), their templates, and the images' labels (N,)."""
-
-    names: Sequence[str]
-    templates: Sequence[str]
-    labels: np.ndarray
-
-
-@dataclass(frozen=True)
-class HeldOutImages:
-    """A test set of `count` images; `image(i)` reads one."""
-
-    name: str
-    count: int
-    image: Callable[[int], Image.Image]
-    classes: Mapping[Language, Classes]
 
 
 @dataclass(frozen=True)
@@ -198,7 +179,7 @@ class Original:
 
     model: Encoder
     samples: Samples
-    tests: Sequence[HeldOutImages] = ()
+    tests: Sequence[DataSet] = ()  # with one class per image
     images: int = 1000
     progress: Progress = field(default_factory=Silent)
 
@@ -206,7 +187,8 @@ class Original:
         texts = {text for several in (*self.samples.labels, self.samples.texts) for text in several}
         self._texts = sorted(texts, key=lambda text: (len(text), text))
         self._chosen = [
-            sorted(np.random.default_rng(0).permutation(test.count)[: self.images].tolist()) for test in self.tests
+            sorted(np.random.default_rng(0).permutation(len(test.images))[: self.images].tolist())
+            for test in self.tests
         ]
         self._embeddings = self._embed(self.model, lambda encode, items: encode(items))
 
@@ -220,7 +202,7 @@ class Original:
         agreement = float(np.mean([one.both for one in agreements]))
         accuracy = []
         for test, chosen, before, after in zip(self.tests, self._chosen, old.tests, new.tests, strict=True):
-            for language, classes in test.classes.items():
+            for language, classes in _classes(test).items():
                 agreements.append(_agreement(before[0], after[0], before[1][language], after[1][language]))
                 labels = classes.labels[chosen]
                 was, now = (
@@ -248,17 +230,21 @@ class Original:
         for test, chosen in zip(self.tests, self._chosen, strict=True):
             rows = []
             with self.progress.task(f"parity on {test.name}", len(chosen)) as task:
-                for index, found in embed(model, chosen, test.image):
+                for index, found in embed(model, chosen, test.images.load):
                     if isinstance(found, DcclipError):
                         raise DcclipError(f"data set {test.name}, image {index}: {found.what}", found.hint)
                     rows.append(found)
                     task.advance()
             classes = {
                 language: class_embeddings(model, [fill(one.templates, name) for name in one.names])
-                for language, one in test.classes.items()
+                for language, one in _classes(test).items()
             }
             tests.append((np.stack(rows), classes))
         return _Embeddings(batched(model.encode_pixels, pixels), batched(model.encode_texts, self._texts), tests)
+
+
+def _classes(test: DataSet) -> dict[Language, Classes]:
+    return {language: one for language, one in test.truth.items() if isinstance(one, Classes)}
 
 
 def best(images: np.ndarray, texts: np.ndarray) -> np.ndarray:

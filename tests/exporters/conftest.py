@@ -1,9 +1,31 @@
-"""Two more models, random: the original CLIP's architecture as transformers and as open_clip have it."""
+"""Exports of tiny models, and two more of them: the original CLIP's architecture in transformers and open_clip."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from dcclip_cli.data.options import DataOptions
+from dcclip_cli.exporters.export import ExportOptions, ExportResult, export
+from dcclip_cli.model.reference import resolve
+
+Exporting = Callable[..., ExportResult]
+
+
+@pytest.fixture
+def export_model(model_folder: Path, pairs_file: Path, tmp_path: Path) -> Exporting:
+    """Exports a model, by default the tiny student, with options to tmp_path/out, checked and calibrated on pairs."""
+
+    def run(model: str | Path = model_folder, out: str = "out", data: Path | None = pairs_file, **more: Any) -> Any:
+        evaluation = more.pop("evaluation", None)
+        given = DataOptions(train=str(data)) if data else None
+        options = ExportOptions.model_validate(more)
+        where = tmp_path / out
+        return export(options=options, model=resolve(str(model)), out=where, data=given, evaluation=evaluation)
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -14,13 +36,13 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.conftest import _seeded, _sizes
 
     folder = tmp_path_factory.mktemp("clip")
-    pieces = [
+    tokens = [
         *"abcdefghijklmnopqrstuvwxyz",
         *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz"),
         "ca",
         "cat</w>",
     ]
-    vocabulary = {piece: index for index, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
+    vocabulary = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
     begin, end = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
     text = {"vocab_size": len(vocabulary), "max_position_embeddings": 24, "bos_token_id": begin, "eos_token_id": end}
     config = CLIPConfig(

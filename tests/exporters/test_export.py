@@ -1,7 +1,8 @@
-"""An export says what the model says, at any batch size and text length, or leaves nothing."""
+"""An export gives what its model gives, at any batch size and text length; a failed export leaves nothing."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -12,16 +13,18 @@ from dcclip_cli.data.options import DataOptions
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.evaluate import EvalOptions
 from dcclip_cli.exporters.export import ExportOptions, ExportResult, export
-from dcclip_cli.exporters.parity import Original, Parity, Thresholds
+from dcclip_cli.exporters.parity import Original, Parity
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.towers import Tokens
 from dcclip_cli.predict.encoder import Encoder
 from dcclip_cli.predict.onnx_encoder import OnnxEncoder
+from tests.exporters.conftest import Exporting
 
-ZH = ("猫", "一只狗", "雪地里奔跑的两匹马", "热气腾腾的香肠，配酸菜", "汽车", "一张很旧很旧很旧的照片")
-EN = ("cat", "a dog", "two horses running through the snow", "steaming sausages with sauerkraut", "car", "old trees")
+TEXTS = ["猫", "cat", "一只狗", "a dog", "雪地里奔跑的两匹马", "two horses running through the snow", "汽车", "car"]
+TEXTS += ["热气腾腾的香肠，配酸菜", "steaming sausages with sauerkraut", "一张很旧很旧很旧的照片", "old trees"]
+ANY_AGREEMENT = {"min_agreement": 0}  # random weights, for which all images look alike: agreement means nothing
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,10 @@ def exported(model_folder: Path, pairs_file: Path, tmp_path_factory: pytest.Temp
 def parity(result: ExportResult) -> Parity:
     assert result.parity is not None
     return result.parity
+
+
+def about(result: ExportResult) -> dict[str, Any]:
+    return dict(json.loads((result.folder / "dcclip.json").read_text("utf-8")))
 
 
 @pytest.mark.any_cpu
@@ -68,9 +75,9 @@ def test_texts_of_any_length_come_out_as_from_torch(
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
 
 
-def test_the_bundle_says_what_one_must_know_to_use_it(exported: ExportResult, model_folder: Path) -> None:
+def test_the_bundle_contains_what_is_needed_to_use_it(exported: ExportResult, model_folder: Path) -> None:
     towers = load_model(model_folder)
-    about = json.loads((exported.folder / "dcclip.json").read_text("utf-8"))
+    found = about(exported)
     assert sorted(file.name for file in exported.folder.iterdir()) == [
         "config.json",  # this one and the two other configurations are for transformers.js
         "dcclip.json",
@@ -81,84 +88,62 @@ def test_the_bundle_says_what_one_must_know_to_use_it(exported: ExportResult, mo
         "tokenizer_config.json",
     ]
     assert towers.preprocessing is not None
-    assert about["preprocessing"] == json.loads(json.dumps(towers.preprocessing.to_config()))
-    assert about["logit_scale"] == pytest.approx(towers.logit_scale)
-    assert about["prompts"] == {"en": ["{}"], "zh": ["{}"]} and about["languages"] == ["en", "zh"]
-    assert about["parity"]["agreement"] == parity(exported).agreement == 1
-    assert about["parity"]["images"] == 40 and about["parity"]["text_max_difference"] < 1e-5
+    assert found["preprocessing"] == json.loads(json.dumps(towers.preprocessing.to_config()))
+    assert found["logit_scale"] == pytest.approx(towers.logit_scale)
+    assert found["prompts"] == {"en": ["{}"], "zh": ["{}"]} and found["languages"] == ["en", "zh"]
+    assert found["parity"]["agreement"] == parity(exported).agreement == 1
+    assert found["parity"]["images"] == 40 and found["parity"]["text_max_difference"] < 1e-5
     assert (exported.folder / "tokenizer.json").read_bytes() == (model_folder / "tokenizer.json").read_bytes()
 
 
-def test_the_graphs_do_not_tell_where_they_were_made(exported: ExportResult) -> None:
+def test_the_graphs_contain_no_source_paths(exported: ExportResult) -> None:
     for name in ("image.onnx", "text.onnx"):
         content = (exported.folder / name).read_bytes()
         assert b"site-packages" not in content and b"dcclip_cli" not in content
 
 
-def test_int8_is_smaller_and_still_says_much_the_same(
-    exported: ExportResult, model_folder: Path, pairs_file: Path, tmp_path: Path
-) -> None:
-    # Random weights, whose images all look alike to the model, so agreement says nothing here.
-    int8 = export(
-        options=ExportOptions(precision="int8", parity=Thresholds(min_agreement=0), calibration_images=20),
-        model=resolve(str(model_folder)),
-        data=DataOptions(train=str(pairs_file)),
-        out=tmp_path / "int8",
-    )
+def test_int8_is_smaller_and_close_to_the_model(exported: ExportResult, export_model: Exporting) -> None:
+    int8 = export_model(precision="int8", parity=ANY_AGREEMENT, calibration_images=20)
     assert int8.size_bytes < exported.size_bytes / 1.5
     assert parity(int8).image_centred_cosine > 0.9 and parity(int8).text_centred_cosine > 0.9
 
 
-def test_a_fingerprint_changes_with_the_ranges_of_int8_and_with_nothing_else(
-    model_folder: Path, pairs_file: Path, tmp_path: Path
-) -> None:
+def test_the_fingerprint_depends_on_the_int8_ranges_and_not_on_the_run(export_model: Exporting) -> None:
     def fingerprint(out: str, images: int) -> str:
-        made = export(
-            options=ExportOptions(precision="int8", parity=Thresholds(min_agreement=0), calibration_images=images),
-            model=resolve(str(model_folder)),
-            data=DataOptions(train=str(pairs_file)),
-            out=tmp_path / out,
-        )
-        return str(json.loads((made.folder / "dcclip.json").read_text("utf-8"))["fingerprint"])
+        made = export_model(out=out, precision="int8", parity=ANY_AGREEMENT, calibration_images=images)
+        return str(about(made)["fingerprint"])
 
     assert fingerprint("few", 2) == fingerprint("few-again", 2) != fingerprint("many", 20)
 
 
-def test_int8_without_images_to_calibrate_on_is_refused(model_folder: Path, tmp_path: Path) -> None:
+def test_int8_without_images_to_calibrate_on_is_refused(export_model: Exporting) -> None:
     with pytest.raises(DcclipError, match="int8 needs images"):
-        export(options=ExportOptions(precision="int8"), model=resolve(str(model_folder)), out=tmp_path / "out")
+        export_model(precision="int8", data=None)
 
 
-def test_a_bundle_too_far_from_its_model_leaves_what_was_there_before(model_folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "old").touch()
-    exact = ExportOptions(parity=Thresholds(max_difference=0))  # no two libraries add up to the very same last bit
+def test_an_export_that_differs_too_much_leaves_the_earlier_one(export_model: Exporting, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    about = {"kind": "bundle"}
+    (tmp_path / "out/dcclip.json").write_text(json.dumps(about))
     with pytest.raises(DcclipError, match="onnx export in fp32 differs too much from the model: image embeddings"):
-        export(options=exact, model=resolve(str(model_folder)), out=out)
-    assert [file.name for file in tmp_path.rglob("*")] == ["out", "old"]
+        export_model(parity={"max_difference": 0})  # no two libraries agree in the very last bit
+    assert json.loads((tmp_path / "out/dcclip.json").read_text()) == about
+    assert [file.name for file in tmp_path.rglob("*")] == ["out", "dcclip.json"]
 
 
-def test_a_bundle_can_not_be_exported_again(exported: ExportResult, tmp_path: Path) -> None:
+def test_a_bundle_cannot_be_exported_again(exported: ExportResult, export_model: Exporting) -> None:
     with pytest.raises(DcclipError, match="is already a bundle"):
-        export(options=ExportOptions(), model=resolve(str(exported.folder)), out=tmp_path / "out")
+        export_model(exported.folder, data=None)
 
 
-def test_fp16_halves_the_weights_and_changes_next_to_nothing(
-    exported: ExportResult, model_folder: Path, pairs_file: Path, tmp_path: Path
-) -> None:
-    half = export(
-        options=ExportOptions(precision="fp16"),
-        model=resolve(str(model_folder)),
-        data=DataOptions(train=str(pairs_file)),
-        out=tmp_path / "fp16",
-    )
+def test_fp16_halves_the_weights_and_changes_next_to_nothing(exported: ExportResult, export_model: Exporting) -> None:
+    half = export_model(precision="fp16")
     assert (half.folder / "text.onnx").stat().st_size < (exported.folder / "text.onnx").stat().st_size / 1.6
     assert parity(half).image_max_difference < 5e-3 and parity(half).text_centred_cosine > 0.9999
 
 
 def test_an_fp16_export_that_overflows_keeps_more_in_fp32(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    export_model: Exporting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compare, overflows = Original.compare, iter([True, False])
 
@@ -168,34 +153,23 @@ def test_an_fp16_export_that_overflows_keeps_more_in_fp32(
         return compare(original, exported)
 
     monkeypatch.setattr(Original, "compare", first_overflows)
-    made = export(options=ExportOptions(precision="fp16"), model=resolve(str(model_folder)), out=tmp_path / "fp16")
-    assert set(json.loads((made.folder / "dcclip.json").read_text("utf-8"))["kept_fp32"]) == {"image", "text"}
+    assert set(about(export_model(precision="fp16", data=None))["kept_fp32"]) == {"image", "text"}
 
 
 @pytest.mark.parametrize("teacher", ["altclip_folder", "chinese_clip_folder", "siglip_folder", "clip_folder"])
 def test_models_of_transformers_can_be_exported(
-    teacher: str, pairs_file: Path, tmp_path: Path, request: pytest.FixtureRequest
+    teacher: str, export_model: Exporting, request: pytest.FixtureRequest
 ) -> None:
-    made = export(
-        options=ExportOptions(parity=Thresholds(min_agreement=0.9)),  # random: its best texts are nearly tied
-        model=resolve(f"hf:{request.getfixturevalue(teacher)}"),
-        data=DataOptions(train=str(pairs_file)),
-        out=tmp_path / "out",
-    )
+    model = f"hf:{request.getfixturevalue(teacher)}"
+    made = export_model(model, parity={"min_agreement": 0.9})  # random: its best texts are nearly tied
     assert parity(made).text_max_difference < 1e-5 and parity(made).image_max_difference < 1e-5
-    about = json.loads((made.folder / "dcclip.json").read_text("utf-8"))
-    assert about["fixed_length"] == (teacher == "siglip_folder")
+    assert about(made)["fixed_length"] == (teacher == "siglip_folder")
 
 
-def test_models_of_open_clip_can_be_exported_their_text_at_any_length(
-    open_clip_name: str, pairs_file: Path, tmp_path: Path
+def test_models_of_open_clip_can_be_exported_with_texts_of_any_length(
+    open_clip_name: str, export_model: Exporting
 ) -> None:
-    made = export(
-        options=ExportOptions(parity=Thresholds(min_agreement=0.9)),
-        model=resolve(open_clip_name),
-        data=DataOptions(train=str(pairs_file)),
-        out=tmp_path / "out",
-    )
+    made = export_model(open_clip_name, parity={"min_agreement": 0.9})
     assert parity(made).text_max_difference < 1e-5  # with the texts and the tokens of open_clip's own tokenizer
     session = onnxruntime.InferenceSession(str(made.folder / "text.onnx"))
     ids = np.asarray([[49406, 320, 2368, 49407]])  # "a cat"
@@ -204,66 +178,37 @@ def test_models_of_open_clip_can_be_exported_their_text_at_any_length(
     np.testing.assert_allclose(short, padded, atol=1e-6)
 
 
-def test_the_recipes_test_sets_are_evaluated_before_and_after(
-    model_folder: Path, pairs_file: Path, tmp_path: Path
-) -> None:
-    made = export(
-        options=ExportOptions(parity=Thresholds(images=15)),
-        model=resolve(str(model_folder)),
-        evaluation=EvalOptions(datasets=(str(pairs_file),)),
-        out=tmp_path / "out",
-    )
-    figures = parity(made).accuracy
-    assert {(one.dataset, one.language, one.images) for one in figures} == {("train", "en", 15), ("train", "zh", 15)}
-    assert all(one.before == one.after and one.agreement == 1 for one in figures)
+def test_the_recipes_test_sets_are_evaluated_before_and_after(export_model: Exporting, pairs_file: Path) -> None:
+    made = export_model(data=None, parity={"images": 15}, evaluation=EvalOptions(datasets=(str(pairs_file),)))
+    found = parity(made).accuracy
+    assert {(one.dataset, one.language, one.images) for one in found} == {("train", "en", 15), ("train", "zh", 15)}
+    assert all(one.before == one.after and one.agreement == 1 for one in found)
 
 
-def test_prompts_of_a_recipe_go_into_the_bundle(model_folder: Path, tmp_path: Path) -> None:
-    prompts = {"en": ("a photo of a {}",), "zh": ("一张{}的照片", "{}")}
-    made = export(options=ExportOptions(prompts=prompts), model=resolve(str(model_folder)), out=tmp_path / "out")
-    about = json.loads((made.folder / "dcclip.json").read_text("utf-8"))
-    assert about["prompts"] == {"en": ["a photo of a {}"], "zh": ["一张{}的照片", "{}"]}
+def test_prompts_of_a_recipe_are_written_to_the_bundle(export_model: Exporting) -> None:
+    prompts = {"en": ["a photo of a {}"], "zh": ["一张{}的照片", "{}"]}
+    assert about(export_model(data=None, prompts=prompts))["prompts"] == prompts
     with pytest.raises(ValueError, match=r"each template for zh needs {}"):
         ExportOptions(prompts={"zh": ("一张照片",)})
 
 
-def test_int8_is_calibrated_on_a_folder_of_pictures(model_folder: Path, pictures: list[Path], tmp_path: Path) -> None:
-    made = export(
-        options=ExportOptions(
-            precision="int8", calibration=str(pictures[0].parent), parity=Thresholds(min_agreement=0)
-        ),
-        model=resolve(str(model_folder)),
-        out=tmp_path / "out",
-    )
-    assert parity(made).images == len(pictures) and parity(made).source == pictures[0].parent.name
+def test_int8_is_calibrated_on_a_folder_of_images(export_model: Exporting, pictures: list[Path]) -> None:
+    folder = pictures[0].parent
+    made = export_model(data=None, precision="int8", calibration=str(folder), parity=ANY_AGREEMENT)
+    assert parity(made).images == len(pictures) and parity(made).source == folder.name
 
 
-def test_one_text_has_one_int8_embedding_alone_and_in_any_batch(
-    model_folder: Path, pairs_file: Path, tmp_path: Path
-) -> None:
-    made = export(
-        options=ExportOptions(precision="int8", parity=Thresholds(min_agreement=0), calibration_images=20),
-        model=resolve(str(model_folder)),
-        data=DataOptions(train=str(pairs_file)),
-        out=tmp_path / "out",
-    )
+def test_an_int8_embedding_does_not_depend_on_the_batch(export_model: Exporting) -> None:
+    made = export_model(precision="int8", parity=ANY_AGREEMENT, calibration_images=20)
     assert parity(made).int8_largest_pair_sum == 255 * 128
-    texts = [word for several in zip(EN, ZH, strict=True) for word in several]
     encoder = OnnxEncoder(made.folder, "cpu")
-    alone = np.concatenate([encoder.encode_texts([text]) for text in texts])
+    alone = np.concatenate([encoder.encode_texts([text]) for text in TEXTS])
     for size in (2, 3, 16, 64):
-        together = [encoder.encode_texts(texts[start : start + size]) for start in range(0, len(texts), size)]
+        together = [encoder.encode_texts(TEXTS[start : start + size]) for start in range(0, len(TEXTS), size)]
         np.testing.assert_allclose(np.concatenate(together), alone, atol=1e-5)
 
 
-def test_an_int8_graph_that_could_overflow_is_refused(
-    model_folder: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_int8_graph_that_could_overflow_is_refused(export_model: Exporting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dcclip_cli.exporters.rounding._PAIR", 254)
     with pytest.raises(DcclipError, match="two int8 products can add up to"):
-        export(
-            options=ExportOptions(precision="int8", parity=Thresholds(min_agreement=0), calibration_images=2),
-            model=resolve(str(model_folder)),
-            data=DataOptions(train=str(pairs_file)),
-            out=tmp_path / "out",
-        )
+        export_model(precision="int8", parity=ANY_AGREEMENT, calibration_images=2)

@@ -1,4 +1,4 @@
-"""Every format says the same as the model, by a runtime of its own; a missing package is named with its command."""
+"""Every format gives the model's results in its own runtime; a missing package is named with its command."""
 
 import json
 from pathlib import Path
@@ -9,37 +9,24 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer
 
-from dcclip_cli.data.options import DataOptions
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.exporters import FormatName, Precision
-from dcclip_cli.exporters.export import ExportOptions, ExportResult, export
+from dcclip_cli.exporters import FormatName
 from dcclip_cli.exporters.formats import FORMATS
-from dcclip_cli.exporters.parity import Thresholds
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.predict.encoder import load_encoder
+from tests.exporters.conftest import Exporting
 
 TEXTS = ["红色的圆", "a blue moon", "一张很长的图片 of a green triangle"]
-
-
-def made(
-    model: Path, data: Path, out: Path, format: FormatName, precision: Precision = "fp32", least: float | None = None
-) -> ExportResult:
-    return export(
-        options=ExportOptions(format=format, precision=precision, parity=Thresholds(min_agreement=least)),
-        model=resolve(str(model)),
-        data=DataOptions(train=str(data)),
-        out=out,
-    )
 
 
 def test_the_registry_has_every_name_of_the_option() -> None:
     assert tuple(FORMATS) == get_args(FormatName) == tuple(one.name for one in FORMATS.values())
 
 
-def test_immich_finds_what_it_looks_for(model_folder: Path, pairs_file: Path, tmp_path: Path) -> None:
+def test_immich_finds_its_files_and_names(model_folder: Path, export_model: Exporting) -> None:
     import onnxruntime
 
-    result = made(model_folder, pairs_file, tmp_path / "out", "immich")
+    result = export_model(format="immich")
     assert result.parity is not None and result.parity.text_max_difference < 1e-5
     # What immich does (immich_ml/models/clip/textual.py and visual.py), in its order.
     config = json.loads((result.folder / "config.json").read_text("utf-8"))
@@ -62,22 +49,19 @@ def test_immich_finds_what_it_looks_for(model_folder: Path, pairs_file: Path, tm
 
 
 @pytest.mark.parametrize("projection", ["behind the network", "in place of its classifier"])
-def test_transformers_loads_a_student_with_classes_of_its_own(
-    projection: str, model_folder: Path, pairs_file: Path, tmp_path: Path
+def test_transformers_loads_a_student_with_its_own_classes(
+    projection: str, model_folder: Path, export_model: Exporting, tmp_path: Path
 ) -> None:
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
     if projection == "in place of its classifier":
         model_folder = _student(tmp_path / "student", "mobilenetv4_conv_small_050")
-    # Random networks put all pictures in nearly one place, so that rounding decides which text is the best.
-    result = made(model_folder, pairs_file, tmp_path / "out", "transformers", least=0.9)
+    # Random networks embed all images in nearly one point, so that rounding decides which text is the best.
+    result = export_model(model_folder, format="transformers", parity={"min_agreement": 0.9})
     assert result.parity is not None and result.parity.agreement > 0.9
     model = AutoModel.from_pretrained(result.folder)
     assert type(model).__name__ == "VisionTextDualEncoderModel" and type(model.text_model).__name__ == "CLIPTextModel"
-    tokenizer, processor = (
-        AutoTokenizer.from_pretrained(result.folder),
-        AutoImageProcessor.from_pretrained(result.folder),
-    )
+    tokenizer, processor = (one.from_pretrained(result.folder) for one in (AutoTokenizer, AutoImageProcessor))
     expected = load_encoder(resolve(str(model_folder)), "cpu")
     tokens = tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt")
     texts = model.get_text_features(tokens.input_ids, tokens.attention_mask).pooler_output.detach().numpy()
@@ -93,23 +77,17 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def test_transformers_gets_its_own_models_back(chinese_clip_folder: Path, pairs_file: Path, tmp_path: Path) -> None:
-    result = export(
-        options=ExportOptions(
-            format="transformers", precision="fp16", parity=Thresholds(min_agreement=0.5, min_centred_cosine=0.9)
-        ),
-        model=resolve(f"hf:{chinese_clip_folder}"),
-        data=DataOptions(train=str(pairs_file)),
-        out=tmp_path / "out",
-    )
+def test_models_of_transformers_are_saved_unchanged(chinese_clip_folder: Path, export_model: Exporting) -> None:
+    limits = {"min_agreement": 0.5, "min_centred_cosine": 0.9}
+    result = export_model(f"hf:{chinese_clip_folder}", format="transformers", precision="fp16", parity=limits)
     assert result.parity is not None and result.parity.text_max_difference < 0.01
     assert json.loads((result.folder / "config.json").read_text("utf-8"))["dtype"] == "float16"
 
 
-def test_open_clip_loads_its_directory_in_half_precision(model_folder: Path, pairs_file: Path, tmp_path: Path) -> None:
+def test_open_clip_loads_its_directory_in_half_precision(model_folder: Path, export_model: Exporting) -> None:
     import open_clip
 
-    result = made(model_folder, pairs_file, tmp_path / "out", "open_clip", "fp16")
+    result = export_model(format="open_clip", precision="fp16")
     weights = "open_clip_model.safetensors"
     assert (result.folder / weights).stat().st_size < (model_folder / weights).stat().st_size * 0.55
     open_clip.create_model_and_transforms(f"local-dir:{result.folder}")
@@ -117,9 +95,11 @@ def test_open_clip_loads_its_directory_in_half_precision(model_folder: Path, pai
     assert about["kind"] == "model" and about["parity"]["agreement"] == 1
 
 
-def test_an_open_clip_directory_is_made_of_another_such_only(altclip_folder: Path, tmp_path: Path) -> None:
+def test_only_a_model_directory_is_exported_to_open_clip(
+    altclip_folder: Path, export_model: Exporting, tmp_path: Path
+) -> None:
     with pytest.raises(DcclipError, match="is not an open_clip model directory"):
-        export(options=ExportOptions(format="open_clip"), model=resolve(f"hf:{altclip_folder}"), out=tmp_path / "out")
+        export_model(f"hf:{altclip_folder}", data=None, format="open_clip")
     assert not (tmp_path / "out").exists()
 
 
@@ -130,30 +110,23 @@ def test_an_open_clip_directory_is_made_of_another_such_only(altclip_folder: Pat
         ({"timm": "test_resnet", "projection": "mlp"}, "projects images by more than one matrix"),
     ],
 )
-def test_projections_that_transformers_has_no_place_for_are_refused(
-    image: dict[str, Any], complaint: str, tmp_path: Path
+def test_projections_that_transformers_does_not_support_are_refused(
+    image: dict[str, Any], complaint: str, export_model: Exporting, tmp_path: Path
 ) -> None:
     folder = _student(tmp_path / "student", bias=0.5, **image)  # as students before November 2026 have it
     with pytest.raises(DcclipError, match=complaint):
-        export(options=ExportOptions(format="transformers"), model=resolve(str(folder)), out=tmp_path / "out")
+        export_model(folder, data=None, format="transformers")
     assert not (tmp_path / "out").exists()
 
 
 def _student(folder: Path, timm: str, bias: float = 0.0, **image: Any) -> Path:
     """A student with random weights; `bias` is that of a projection in place of the network's classifier."""
     from dcclip_cli.model.model_dir import save_model
-    from dcclip_cli.model.students import (
-        StudentOptions,
-        build_model,
-        model_config,
-        preprocessing_of,
-        projection_bias,
-    )
+    from dcclip_cli.model.students import StudentOptions, build_model, model_config, preprocessing_of, projection_bias
     from dcclip_cli.model.tokenizer import train_tokenizer
 
-    options = StudentOptions.model_validate(
-        {"image": {"timm": timm, "size": 64, **image}, "text": {"layers": 1, "width": 32}}
-    )
+    section = {"image": {"timm": timm, "size": 64, **image}, "text": {"layers": 1, "width": 32}}
+    options = StudentOptions.model_validate(section)
     tokenizer = train_tokenizer(["a red circle", "红色的圆"] * 20, 300)
     config = model_config(options, 16, tokenizer.get_vocab_size())
     model = build_model(config, 0)
@@ -173,21 +146,21 @@ def _student(folder: Path, timm: str, bias: float = 0.0, **image: Any) -> Path:
     ],
 )
 def test_a_missing_package_is_named_with_its_command(
-    format: FormatName, command: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    format: FormatName, command: str, export_model: Exporting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(FORMATS[format]), "package", "no_such_package")
     with pytest.raises(DcclipError, match=f"--format {format} needs no_such_package, which is not installed") as error:
-        export(options=ExportOptions(format=format), model=resolve(str(model_folder)), out=tmp_path / "out")
+        export_model(format=format)
     assert error.value.hint.startswith(command)
 
 
-def test_a_precision_that_a_format_lacks_is_refused(model_folder: Path, tmp_path: Path) -> None:
+def test_an_unsupported_precision_is_refused(export_model: Exporting) -> None:
     with pytest.raises(DcclipError, match="--format executorch does not support int8") as error:
-        made(model_folder, tmp_path, tmp_path / "out", "executorch", "int8")
+        export_model(format="executorch", precision="int8")
     assert error.value.hint == "use --precision fp32"
 
 
-def test_formats_for_phones_get_weights_with_the_channels_first(model_folder: Path) -> None:
+def test_formats_for_phones_get_contiguous_weights(model_folder: Path) -> None:
     from dcclip_cli.exporters.graphs import example_inputs
     from dcclip_cli.exporters.source import load_source
 
@@ -196,7 +169,7 @@ def test_formats_for_phones_get_weights_with_the_channels_first(model_folder: Pa
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_openvino_says_the_same(model_folder: Path, pairs_file: Path, tmp_path: Path, precision: Precision) -> None:
+def test_openvino_gives_the_same_results(export_model: Exporting, precision: str) -> None:
     pytest.importorskip("openvino")
-    result = made(model_folder, pairs_file, tmp_path / "out", "openvino", precision)
+    result = export_model(format="openvino", precision=precision)
     assert result.parity is not None and result.parity.agreement >= 0.98

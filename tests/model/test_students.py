@@ -1,9 +1,10 @@
-"""Students: what their options make, and how they start."""
+"""Students: options, architecture and initial image weights."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
@@ -23,6 +24,10 @@ from dcclip_cli.model.students import (
 def options(**image: Any) -> StudentOptions:
     given = {"timm": "test_efficientnet", "size": 64, **image}
     return StudentOptions.model_validate({"image": given, "text": {"layers": 1, "width": 32, "context_length": 24}})
+
+
+def model(seed: int = 0, embed_dim: int = 16, **image: Any) -> Any:
+    return build_model(model_config(options(**image), embed_dim, vocab_size=300), seed)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -47,19 +52,19 @@ def test_a_preset_can_be_replaced_in_part() -> None:
         ({}, "image"),
     ],
 )
-def test_what_makes_no_student_is_refused_by_its_key(section: dict[str, Any], key: str) -> None:
+def test_an_invalid_student_is_refused_by_its_key(section: dict[str, Any], key: str) -> None:
     with pytest.raises(ValidationError, match=key):
         StudentOptions.model_validate(section)
 
 
 @pytest.mark.parametrize("preset", ["XXL", 1, ["S"]])
-def test_a_preset_that_does_not_exist_is_the_only_mistake_named(preset: Any) -> None:
+def test_an_unknown_preset_is_the_only_error(preset: Any) -> None:
     with pytest.raises(ValidationError) as raised:
         StudentOptions.model_validate({"preset": preset})
     assert [error["loc"] for error in raised.value.errors()] == [("preset",)]
 
 
-def test_the_configuration_says_everything_that_open_clip_needs() -> None:
+def test_the_configuration_is_complete_for_open_clip() -> None:
     config = model_config(options(), embed_dim=16, vocab_size=300)
     assert config["text_cfg"] == {
         "context_length": 24,
@@ -75,35 +80,32 @@ def test_the_configuration_says_everything_that_open_clip_needs() -> None:
     assert config["vision_cfg"]["timm_model_pretrained"] is False  # nothing is looked up anywhere
 
 
-def test_the_text_tower_has_the_parameters_that_its_sizes_ask_for() -> None:
-    model: Any = build_model(model_config(options(), embed_dim=16, vocab_size=300), seed=0)
+def test_the_text_tower_has_the_parameters_of_its_sizes() -> None:
     width, length, vocabulary, shared = 32, 24, 300, 16
     attention = 4 * width * width + 4 * width
     feed_forward = 2 * 4 * width * width + 4 * width + width
     norms = 3 * 2 * width  # two in the layer, one after it
     embeddings = vocabulary * width + length * width
     expected = embeddings + attention + feed_forward + norms + width * shared
-    assert sum(parameter.numel() for parameter in model.text.parameters()) == expected
+    assert sum(parameter.numel() for parameter in model().text.parameters()) == expected
 
 
 def test_the_same_seed_gives_the_same_weights_and_leaves_the_random_state_alone() -> None:
-    config = model_config(options(), embed_dim=16, vocab_size=300)
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    first, again, other = (build_model(config, seed).state_dict() for seed in (3, 3, 4))
+    first, again, other = (model(seed).state_dict() for seed in (3, 3, 4))
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     assert not torch.equal(first["text.token_embedding.weight"], other["text.token_embedding.weight"])
 
 
 @pytest.mark.parametrize(
-    "timm", ["test_resnet", "test_efficientnet", "mobilenetv4_conv_small_050", "mobilenetv3_small_050"]
+    "name", ["test_resnet", "test_efficientnet", "mobilenetv4_conv_small_050", "mobilenetv3_small_050"]
 )
-def test_every_kind_of_network_ends_in_the_shared_space(timm: str) -> None:
-    model = build_model(model_config(options(timm=timm), embed_dim=24, vocab_size=300), seed=0).eval()
+def test_every_kind_of_network_ends_in_the_shared_space(name: str) -> None:
     with torch.no_grad():
-        assert model.encode_image(torch.zeros(2, 3, 64, 64)).shape == (2, 24)  # type: ignore[operator]
+        assert model(embed_dim=24, timm=name).eval().encode_image(torch.zeros(2, 3, 64, 64)).shape == (2, 24)
 
 
 def test_preprocessing_takes_timms_mean_and_deviation_unless_told_otherwise() -> None:
@@ -113,41 +115,57 @@ def test_preprocessing_takes_timms_mean_and_deviation_unless_told_otherwise() ->
     assert (told.mean, told.std) == ((0.1, 0.2, 0.3), (1, 1, 1))
 
 
-# ---- starting weights
+# ---- image weights
 
 
-def test_an_image_tower_starts_from_the_weights_named_and_keeps_its_own_projection(tmp_path: Path) -> None:
-    import timm
+def start(target: Any, weights: Path, **image: Any) -> None:
+    init_image_tower(target, options(weights=str(weights), **image).image)
 
+
+def test_weights_of_a_network_are_loaded_and_the_projection_stays(tmp_path: Path) -> None:
     source = timm.create_model("test_efficientnet", num_classes=10)
     save_file(source.state_dict(), tmp_path / "weights.safetensors")
-    chosen = options(weights=str(tmp_path / "weights.safetensors"))
-    model = build_model(model_config(chosen, embed_dim=16, vocab_size=300), seed=0)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    init_image_tower(model, chosen.image)
-    after = model.state_dict()
+    target = model()
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    start(target, tmp_path / "weights.safetensors")
+    after = target.state_dict()
     assert torch.equal(after["visual.trunk.conv_stem.weight"], source.conv_stem.weight)
     assert not torch.equal(after["visual.trunk.conv_stem.weight"], before["visual.trunk.conv_stem.weight"])
     others = [name for name in after if not name.startswith("visual.trunk.")]
-    assert others
-    assert all(torch.equal(after[name], before[name]) for name in others)
+    assert others and all(torch.equal(after[name], before[name]) for name in others)
 
 
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    import timm
+def test_weights_of_a_whole_tower_include_its_mlp_projection(tmp_path: Path) -> None:
+    config = model_config(options(projection="mlp"), 16, 300)["vision_cfg"]
+    assert config["timm_proj"] == "mlp" and config["timm_proj_bias"] is True
+    first, second = model(seed=1, projection="mlp"), model(seed=2, projection="mlp")
+    assert first.visual.head.mlp.fc1.out_features == 32  # twice the shared width
+    save_file(first.visual.state_dict(), tmp_path / "tower.safetensors")
+    start(second, tmp_path / "tower.safetensors")
+    pixels = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(first.eval().encode_image(pixels), second.eval().encode_image(pixels))
 
+
+def test_weights_of_another_network_or_without_a_part_of_the_projection_are_refused(tmp_path: Path) -> None:
     save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.safetensors")
-    chosen = options(weights=str(tmp_path / "weights.safetensors"))
-    model = build_model(model_config(chosen, embed_dim=16, vocab_size=300), seed=0)
     with pytest.raises(DcclipError, match="does not fit test_efficientnet"):
-        init_image_tower(model, chosen.image)
+        start(model(), tmp_path / "weights.safetensors")
+    target = model(projection="mlp")
+    weights = {name: value for name, value in target.visual.state_dict().items() if "fc2" not in name}
+    save_file(weights, tmp_path / "tower.safetensors")
+    with pytest.raises(DcclipError, match=r"no matching head\.mlp\.fc2\.weight"):
+        start(target, tmp_path / "tower.safetensors")
 
 
 @pytest.mark.parametrize("content", [None, b"not safetensors"])
-def test_weights_that_are_missing_or_no_safetensors_are_named(tmp_path: Path, content: bytes | None) -> None:
+def test_weights_that_are_missing_or_not_safetensors_are_named(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "weights.safetensors").write_bytes(content)
-    chosen = options(weights=str(tmp_path / "weights.safetensors"))
-    model = build_model(model_config(chosen, embed_dim=16, vocab_size=300), seed=0)
     with pytest.raises(DcclipError, match=r"student\.image\.weights: .*weights\.safetensors"):
-        init_image_tower(model, chosen.image)
+        start(model(), tmp_path / "weights.safetensors")
+
+
+def test_a_linear_projection_has_no_bias() -> None:
+    config = model_config(options(), 16, 300)["vision_cfg"]
+    assert config["timm_proj"] == "linear" and "timm_proj_bias" not in config

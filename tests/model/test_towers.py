@@ -1,4 +1,4 @@
-"""Towers: what they give is what the library underneath gives, whatever the padding and the length."""
+"""Features of the towers are those of open_clip and transformers, for any padding and length."""
 
 import copy
 from collections.abc import Callable
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.any_cpu
 TEXTS = ["红色的圆", "一张三角形的图片", "a picture of a ring", "moon", "黑 black 十字"]
 
 
-def pictures(towers: Towers, count: int = 3) -> torch.Tensor:
+def pixels_for(towers: Towers, count: int = 3) -> torch.Tensor:
     random = np.random.Generator(np.random.Philox(1))
     images = [Image.fromarray(random.integers(0, 256, (40, 50, 3), np.uint8)) for _ in range(count)]
     return torch.from_numpy(np.stack([towers.preprocess(image) for image in images]))
@@ -36,21 +36,16 @@ def altclip(altclip_folder: Path) -> TransformersTowers:
     return AltClipTeacher(model=str(altclip_folder)).load()
 
 
-@pytest.fixture(scope="module")
-def chinese_clip(chinese_clip_folder: Path) -> TransformersTowers:
-    return TransformersTeacher(model=str(chinese_clip_folder)).load()
-
-
-@pytest.fixture(scope="module")
-def siglip(siglip_folder: Path) -> TransformersTowers:
-    return TransformersTeacher(model=str(siglip_folder)).load()
+@pytest.fixture(scope="module", params=["altclip", "chinese_clip", "siglip"])
+def teacher(request: pytest.FixtureRequest) -> TransformersTowers:
+    return TransformersTeacher(model=str(request.getfixturevalue(f"{request.param}_folder"))).load()
 
 
 # ---- open_clip
 
 
 def test_a_students_embeddings_are_those_of_open_clip_itself(student: OpenClipTowers) -> None:
-    pixels, tokens = pictures(student), student.tokenize(TEXTS)
+    pixels, tokens = pixels_for(student), student.tokenize(TEXTS)
     full = torch.nn.functional.pad(tokens.ids, (0, 24 - tokens.ids.shape[1]), value=1)  # open_clip wants its 24 tokens
     with torch.no_grad():
         torch.testing.assert_close(student.image_features(pixels).embedding, student.model.encode_image(pixels))
@@ -58,7 +53,7 @@ def test_a_students_embeddings_are_those_of_open_clip_itself(student: OpenClipTo
 
 
 @pytest.mark.parametrize("timm", ["test_efficientnet", "test_resnet", "starnet_s050", "mobilenetv4_conv_small_050"])
-def test_the_image_map_is_what_a_timm_network_has_before_its_head(timm: str) -> None:
+def test_the_image_map_is_that_of_the_timm_network_before_its_head(timm: str) -> None:
     options = StudentOptions.model_validate({"image": {"timm": timm, "size": 64}, "text": {"layers": 1, "width": 32}})
     model = build_model(model_config(options, 16, 300), seed=0).eval()
     towers = OpenClipTowers(model, lambda texts: pytest.fail("no texts here"), _noise_of_64, "student", "")
@@ -79,9 +74,7 @@ def _noise_of_64(image: Image.Image) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_students_text_embedding_does_not_change_with_its_neighbours_or_padding(
-    student: OpenClipTowers, text: str
-) -> None:
+def test_a_students_text_embedding_does_not_depend_on_batch_or_padding(student: OpenClipTowers, text: str) -> None:
     student = copy.deepcopy(student).double()  # in single precision, sums in another order end up to 1e-6 apart
     with torch.no_grad():
         alone = student.text_features(student.tokenize([text])).embedding[0]
@@ -93,7 +86,7 @@ def test_a_students_text_embedding_does_not_change_with_its_neighbours_or_paddin
     torch.testing.assert_close(longest, alone, rtol=0, atol=1e-12)
 
 
-def test_a_students_text_tower_looks_only_back(student: OpenClipTowers) -> None:
+def test_a_students_text_tower_is_causal(student: OpenClipTowers) -> None:
     with torch.no_grad():
         short = student.text_features(student.tokenize(["红色的圆"])).tokens[0]
         long = student.text_features(student.tokenize(["红色的圆环"])).tokens[0]
@@ -109,7 +102,7 @@ def test_the_mask_counts_the_real_tokens(student: OpenClipTowers) -> None:
 
 def test_a_gradient_reaches_both_towers_of_a_student(model_folder: Path) -> None:
     towers = load_model(model_folder).train()
-    image = towers.image_features(pictures(towers))
+    image = towers.image_features(pixels_for(towers))
     text = towers.text_features(towers.tokenize(["猫", "a cat"]))
     (image.embedding.sum() + image.map.sum() + text.embedding.sum()).backward()
     without = {name for name, parameter in towers.named_parameters() if parameter.grad is None}
@@ -119,11 +112,12 @@ def test_a_gradient_reaches_both_towers_of_a_student(model_folder: Path) -> None
 # ---- by length
 
 
-@pytest.mark.parametrize("name", ["student", "altclip", "chinese_clip", "siglip"])
-def test_texts_of_one_length_together_have_the_features_that_they_have_all_at_once(
+@pytest.mark.parametrize("name", ["model", "altclip", "chinese_clip", "siglip"])
+def test_features_by_length_are_those_of_one_batch(
     name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    towers: Towers = request.getfixturevalue(name)
+    folder = request.getfixturevalue(f"{name}_folder")
+    towers: Towers = load_model(folder) if name == "model" else TransformersTeacher(model=str(folder)).load()
     tokens = towers.tokenize([text[: 1 + number % len(text)] for number, text in enumerate(TEXTS * 20)])
     once = towers.text_features
     shapes: list[torch.Size] = []
@@ -167,12 +161,11 @@ def test_a_gradient_through_parts_is_that_of_all_at_once(model_folder: Path) -> 
 # ---- transformers
 
 
-@pytest.mark.parametrize("name", ["altclip", "chinese_clip", "siglip"])
-def test_a_teachers_embeddings_are_those_of_transformers_itself(name: str, request: pytest.FixtureRequest) -> None:
-    towers: TransformersTowers = request.getfixturevalue(name)
-    pixels, tokens = pictures(towers), towers.tokenize(TEXTS)
+def test_a_teachers_embeddings_are_those_of_transformers(teacher: TransformersTowers) -> None:
+    towers = teacher
+    pixels, tokens = pixels_for(towers), towers.tokenize(TEXTS)
     inputs = {"input_ids": tokens.ids, "pixel_values": pixels}
-    if name != "siglip":
+    if towers.name != "siglip":
         inputs["attention_mask"] = tokens.mask
     with torch.no_grad():
         expected = towers.model(**inputs)
@@ -184,41 +177,33 @@ def test_a_teachers_embeddings_are_those_of_transformers_itself(name: str, reque
     torch.testing.assert_close(logits + (towers.logit_bias or 0.0), expected.logits_per_image, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["altclip", "chinese_clip", "siglip"])
-def test_a_teachers_image_map_is_its_patches_in_reading_order(name: str, request: pytest.FixtureRequest) -> None:
-    towers: TransformersTowers = request.getfixturevalue(name)
-    pixels = pictures(towers, 1)
+def test_a_teachers_image_map_is_its_patches_in_reading_order(teacher: TransformersTowers) -> None:
+    pixels = pixels_for(teacher, 1)
     with torch.no_grad():
-        features = towers.image_features(pixels)
-        hidden = towers.model.vision_model(pixel_values=pixels).last_hidden_state[0]
+        features = teacher.image_features(pixels)
+        hidden = teacher.model.vision_model(pixel_values=pixels).last_hidden_state[0]
     assert features.map.shape == (1, 32, 4, 4)
-    assert hidden.shape[0] == (16 if name == "siglip" else 17)  # with a class token first
+    assert hidden.shape[0] == (16 if teacher.name == "siglip" else 17)  # with a class token first
     torch.testing.assert_close(features.map[0, :, 1, 2], hidden[-16 + 4 * 1 + 2])
 
 
-@pytest.mark.parametrize("name", ["altclip", "chinese_clip", "siglip"])
 @pytest.mark.parametrize("text", ["红色的圆", "moon"])
-def test_a_teachers_text_embedding_does_not_change_with_its_neighbours(
-    name: str, text: str, request: pytest.FixtureRequest
-) -> None:
-    towers: TransformersTowers = request.getfixturevalue(name)
+def test_a_teachers_text_embedding_does_not_depend_on_the_batch(teacher: TransformersTowers, text: str) -> None:
     with torch.no_grad():
-        alone = towers.text_features(towers.tokenize([text])).embedding[0]
-        among = towers.text_features(towers.tokenize([*TEXTS, text])).embedding[-1]
+        alone = teacher.text_features(teacher.tokenize([text])).embedding[0]
+        among = teacher.text_features(teacher.tokenize([*TEXTS, text])).embedding[-1]
     torch.testing.assert_close(among, alone, rtol=0, atol=1e-5)
 
 
-def test_siglip_always_gets_its_full_length_and_others_the_longest_text(
-    siglip: TransformersTowers, altclip: TransformersTowers
-) -> None:
-    assert siglip.tokenize(["圆", "moon"]).ids.shape == (2, 16)
-    assert altclip.tokenize(["圆", "moon"]).ids.shape[1] < 16
+def test_siglip_always_gets_its_full_length_and_others_the_longest_text(teacher: TransformersTowers) -> None:
+    length = teacher.tokenize(["圆", "moon"]).ids.shape[1]
+    assert length == 16 if teacher.name == "siglip" else length < 16
 
 
 @pytest.mark.parametrize("text", ["红" * 200, "a " * 200])
 def test_altclip_texts_stop_where_its_position_table_ends(altclip: TransformersTowers, text: str) -> None:
     tokens = altclip.tokenize([text])
-    assert tokens.ids.shape == (1, 38)  # of 40 places, XLM-R never uses the first two
+    assert tokens.ids.shape == (1, 38)  # of 40 positions, XLM-R never uses the first two
     assert tokens.ids[0, -1] == 2
     assert torch.isfinite(altclip.text_features(tokens).embedding).all()
 
@@ -235,7 +220,7 @@ def test_a_teachers_preprocessing_is_its_own_image_processors(altclip: Transform
 
 def test_bf16_changes_a_teachers_numbers_only_a_little_and_only_when_it_teaches(altclip_folder: Path) -> None:
     exact, coarse = (AltClipTeacher(model=str(altclip_folder), precision=name).load() for name in ("fp32", "bf16"))
-    pixels = pictures(exact)
+    pixels = pixels_for(exact)
 
     def embed(towers: Towers, context: Callable[[], object]) -> torch.Tensor:
         with context():  # type: ignore[attr-defined]
