@@ -1,10 +1,10 @@
-"""The one error class for mistakes that the user can mend."""
+"""The exception for errors that the user can fix."""
 
 
 class DcclipError(Exception):
-    """A user's mistake: `what` says where and what is wrong, `hint` what to do next.
+    """An error that the user can fix: `what` says where and what is wrong, `hint` what to do next.
 
-    Lower layers raise it, `dcclip_cli.cli` alone catches it, prints two lines (`error:` and `hint:`) and exits with 1.
+    The command line prints it as two lines (`error:` and `hint:`) and exits with 1.
     """
 
     def __init__(self, what: str, hint: str) -> None:
@@ -13,4 +13,4 @@ class DcclipError(Exception):
         self.hint = hint
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        return type(self), (self.what, self.hint)  # so that it can leave a worker process
+        return type(self), (self.what, self.hint)  # it is pickled to leave a worker process

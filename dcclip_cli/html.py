@@ -1,4 +1,4 @@
-"""How does a report become a page? One HTML file in the house's look, without network or scripts."""
+"""HTML reports: one file from a template, without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from PIL import Image
 
 THUMBNAIL_PX = 96
 
-# What a text would hide or do to the page around it: control characters, marks that turn its direction. U+200D stays,
-# which joins emoji.
+# Characters that hide text or change the page around it: control characters, marks of text direction. U+200D is not
+# among them: it joins emoji.
 _UNSEEN = re.compile(
     "[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u200b\u200c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
 )
 
 
 def write_page(path: Path, package: str, template: str, /, **values: Any) -> None:
-    """Fill a template of a package with values and write the page; the same values give the same bytes."""
+    """Write the page that a template of a package gives with `values`; the same values give the same bytes."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -39,12 +39,12 @@ def write_page(path: Path, package: str, template: str, /, **values: Any) -> Non
 
 
 def visible(text: str) -> str:
-    """The text with its unseen characters spelled out, like ⟨U+202E⟩."""
+    """The text with invisible characters spelled out, like ⟨U+202E⟩."""
     return _UNSEEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
 
 
 def percent(part: float, whole: float) -> str:
-    """A share for people: two figures, and never 0 % or 100 % for what isn't."""
+    """`part / whole` as a percentage of two or three digits; 0 % and 100 % only if exact."""
     if not whole or not part:
         return "0 %"
     share = 100 * part / whole

@@ -1,4 +1,4 @@
-"""The machine: cores that this process may use, processor features, and how libc and OpenMP use both."""
+"""The machine: cores, memory and processor features, and settings of malloc and OpenMP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Literal
 
 MachineClass = Literal["fast", "plain", "other"]
 
-# What an idle OpenMP thread of libgomp does before it sleeps: loops of a few nanoseconds. Its default, 300,000, keeps
+# Loops of a few nanoseconds that an idle OpenMP thread of libgomp spins before it sleeps. The default, 300,000, keeps
 # cores busy that a loading process or another job needs: benchmarks/train/machine.py.
 _SPIN_LOOPS = 1000
 # malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD.
@@ -33,7 +33,7 @@ def affinity_cores() -> int | None:
 
 
 def cgroup_quota(root: Path) -> float:
-    """Cores' worth of time that the cgroups (v2 or v1) of this process allow, infinite where they set no limit."""
+    """Number of cores that the cgroups (v2 or v1) of this process allow; infinite if they set no limit."""
     try:
         entries = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
     except OSError:
@@ -58,7 +58,7 @@ def _quota(folder: Path) -> float:
 
 
 def physical_cores(root: Path = Path("/")) -> int | None:
-    """How many physical cores the machine has, None where the system does not tell."""
+    """Number of physical cores of the machine; None if unknown."""
     if sys.platform == "darwin":
         count = _sysctl("-n", "hw.physicalcpu").strip()
         return int(count) if count.isdecimal() else None
@@ -78,7 +78,7 @@ class Memory:
 
 
 def memory(root: Path = Path("/")) -> Memory | None:
-    """The machine's memory, as /proc/meminfo has it; None where there is no such file."""
+    """The machine's memory according to /proc/meminfo; None if there is no such file."""
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
     except OSError:
@@ -90,9 +90,9 @@ def memory(root: Path = Path("/")) -> Memory | None:
 
 
 def load_average() -> tuple[float, float, float] | None:
-    """Processes that run or wait for a core, on average over 1, 5 and 15 minutes; None where the system does not tell.
+    """Mean number of processes that run or wait for a core, over 1, 5 and 15 minutes; None if unknown.
 
-    In a container too it is that of the whole machine.
+    In a container too, it is that of the whole machine.
     """
     try:
         return os.getloadavg()
@@ -101,7 +101,7 @@ def load_average() -> tuple[float, float, float] | None:
 
 
 def _sysctl(*asked: str) -> str:
-    """What macOS says of itself; empty where it cannot be asked."""
+    """The output of macOS's sysctl; empty if it is not available."""
     try:
         return subprocess.run(["sysctl", *asked], capture_output=True, text=True).stdout
     except OSError:
@@ -109,7 +109,7 @@ def _sysctl(*asked: str) -> str:
 
 
 def busy_cores(seconds: float = 0.2) -> float:
-    """How many of this process's cores other work keeps busy, over some tenths of a second in which it only waits."""
+    """How many of this process's cores other work keeps busy, measured while this process waits for `seconds`."""
     import psutil
 
     percent = psutil.cpu_percent(seconds, percpu=True)
@@ -119,7 +119,7 @@ def busy_cores(seconds: float = 0.2) -> float:
 
 @cache
 def cpu_features() -> frozenset[str]:
-    """The processor's features as the system names them (avx2, avx512_vnni, FEAT_BF16); empty where it names none."""
+    """The processor's features as the system names them (avx2, avx512_vnni, FEAT_BF16); empty if unknown."""
     if sys.platform == "darwin":
         on = (line.rpartition(".")[2] for line in _sysctl("hw.optional", "machdep.cpu.features").splitlines())
         return frozenset(name.partition(":")[0] for name in on if name.endswith(": 1"))
@@ -128,7 +128,7 @@ def cpu_features() -> frozenset[str]:
 
 @cache
 def cpu_name() -> str:
-    """The processor's name, or its architecture where the system does not tell."""
+    """The processor's name, or its architecture if the name is unknown."""
     if sys.platform == "darwin":
         return _sysctl("-n", "machdep.cpu.brand_string").strip() or platform.machine()
     return _cpuinfo("model name") or platform.processor() or platform.machine()
@@ -144,12 +144,12 @@ def _cpuinfo(*keys: str) -> str:
 
 
 def has_native_bf16() -> bool:
-    """Whether the processor multiplies bf16 itself (AVX512-BF16, AMX, ARM's BF16); elsewhere it is emulated, slowly."""
+    """Whether the processor has bf16 instructions (AVX512-BF16, AMX, ARM's BF16); without, bf16 is emulated slowly."""
     return bool(_BF16 & cpu_features())
 
 
 def has_vnni() -> bool | None:
-    """Whether VNNI sums int8 products in 32 bits; None off x86-64, which needs none, and where it is unknown."""
+    """Whether the processor has VNNI, which sums int8 products in 32 bits; None if not x86-64 or unknown."""
     features = {name.lower().replace("_", "") for name in cpu_features()}
     if not _is_x86_64() or not features:
         return None
@@ -157,7 +157,7 @@ def has_vnni() -> bool | None:
 
 
 def machine_class() -> MachineClass:
-    """The class that figures are told apart by: x86-64 with AVX512-VNNI and native bf16, without them, or other."""
+    """The class of machine for measurements: x86-64 with AVX512-VNNI and native bf16, x86-64 without, or other."""
     if not _is_x86_64():
         return "other"
     return "fast" if has_native_bf16() and "avx512_vnni" in cpu_features() else "plain"
@@ -168,11 +168,10 @@ def _is_x86_64() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what it frees, where the C library is glibc: its numbers stay the same.
+    """Tune glibc's malloc to reuse freed memory; results do not change.
 
-    glibc gives large blocks back and asks for them again, page by page, at every step of training and for every picture
-    of a folder. Keeping them makes a step of EfficientNet-Lite0 a third faster, and saves 600 pages for each picture of
-    640 x 480.
+    glibc returns large blocks to the kernel and requests them again, page by page, at every training step and for every
+    image. Keeping them makes a step of EfficientNet-Lite0 a third faster and saves 600 pages per image of 640 x 480.
     """
     if sys.platform != "linux":
         return
@@ -185,9 +184,9 @@ def keep_freed_memory() -> None:
 
 
 def bound_spinning() -> None:
-    """Let OpenMP threads that wait sleep soon: beside other work training is several times as fast, idle no slower.
+    """Let waiting OpenMP threads sleep soon: training next to other work is several times as fast, alone no slower.
 
-    For libgomp, which reads it once: call this before torch is imported. What the user has set stays.
+    For libgomp, which reads the setting once: call this before torch is imported. The user's own settings are kept.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(_SPIN_LOOPS))

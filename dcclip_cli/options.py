@@ -69,6 +69,11 @@ class Options(BaseModel):
         return current
 
 
+def neutral_keys(kind: type[BaseModel]) -> list[str]:
+    """The names of a section's `Neutral` fields."""
+    return [name for name, field in kind.model_fields.items() if _NEUTRAL in field.metadata]
+
+
 def decisive(options: Any) -> Any:
     """The options that decide a result, as JSON: everything but the `Neutral` fields, at any depth."""
     if isinstance(options, BaseModel):

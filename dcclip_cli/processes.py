@@ -9,9 +9,9 @@ import threading
 
 
 def loading_processes(wanted: int) -> int:
-    """How many processes may load batches: `wanted`, or none where a process cannot be forked (Windows).
+    """Number of processes that load batches: `wanted`, or 0 if processes cannot be forked (Windows).
 
-    What they load from, tables and tokenizers, is handed over by forking and not by pickling.
+    Data sets and tokenizers are handed over by forking, not by pickling.
     """
     return wanted if "fork" in multiprocessing.get_all_start_methods() else 0
 
@@ -22,7 +22,7 @@ def is_first_process() -> bool:
 
 
 def begin_worker() -> None:
-    """Make this process a worker: Ctrl-C goes to the command alone, and a worker ends with its command."""
+    """Make this process a worker: it ignores Ctrl-C and exits with its command."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_command, daemon=True).start()
 

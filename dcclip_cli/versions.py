@@ -25,7 +25,7 @@ EXTRAS = {
 
 
 def versions(more: Iterable[str] = ()) -> dict[str, str]:
-    """Library name -> version, of those that are installed; `more` names libraries that only some results depend on."""
+    """Versions of the installed libraries by name; `more` are libraries that only some results depend on."""
     found = {}
     for name in (*LIBRARIES, *more):
         try:

@@ -1,4 +1,4 @@
-"""Which keys may a recipe have? Writes docs/recipes.md from the recipe's own JSON Schema.
+"""Writes docs/recipes.md, the list of all recipe keys, from the JSON Schema of recipes.
 
     python docs/recipe_keys.py
 
@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dcclip_cli.curation.options import CollectOptions
+from dcclip_cli.options import neutral_keys
 from dcclip_cli.recipe.schema import Recipe
 from dcclip_cli.train.options import TrainOptions
 
@@ -17,22 +19,24 @@ HEAD = """\
 <!-- Made by docs/recipe_keys.py from the JSON Schema. Change that script, or the descriptions in the code. -->
 # Recipes
 
-A recipe is one YAML file that describes one model's whole life: what several stages need stands once at the top, then
-comes a section for each stage. Every command reads its own section and the shared ones; `dcclip run` does every stage
-that has a section. Everything that a recipe makes lies in `runs/NAME/`, with the recipe itself: `recipe.yaml` as it
-was, `resolved.yaml` with overrides, defaults and library versions.
+A recipe is one YAML file that describes a model from data to device: settings that several stages share are at the
+top, followed by a section for each stage. Each command reads its own section and the shared ones; `dcclip run` runs
+every stage that has a section. Everything that a recipe makes is in `runs/NAME/`, together with the recipe:
+`recipe.yaml` as written, `resolved.yaml` with overrides, defaults and library versions. In Python, keyword arguments
+are keys of the stage's section: `dcclip.distill("recipe.yaml", steps=300)`; see [Getting
+started](getting-started.md).
 
 | recipe | makes |
 |---|---|
-| [quickstart.yaml](../recipes/quickstart.yaml) | a small CLIP of emoji, its whole life in minutes |
-| [emoji.yaml](../recipes/emoji.yaml) | the same student trained six times as long, which the results are of |
-| [emoji-contrast.yaml](../recipes/emoji-contrast.yaml) | the same student without a teacher, to compare |
+| [quickstart.yaml](../recipes/quickstart.yaml) | a small CLIP of emoji, from data to export in minutes |
+| [emoji.yaml](../recipes/emoji.yaml) | the same student trained six times as long; docs/results.md reports it |
+| [emoji-contrast.yaml](../recipes/emoji-contrast.yaml) | the same student without a teacher, for comparison |
 | [emoji-tenth.yaml](../recipes/emoji-tenth.yaml) | a student at a tenth of the demo teacher's size |
-| [demo-teacher.yaml](../recipes/demo-teacher.yaml) | the quick start's teacher itself |
-| [starter.yaml](../recipes/starter.yaml) | the model that comes with dcclip: see [Starter](starter.md) |
-| [distill-photos.yaml](../recipes/distill-photos.yaml) | a smaller one out of it, on photographs of your own |
-| [collect-sample.yaml](../recipes/collect-sample.yaml) | shards from a small table that has faults in it |
-| [dc-clip.yaml](../recipes/dc-clip.yaml) | the paper's set-up with AltCLIP, every open choice explained |
+| [demo-teacher.yaml](../recipes/demo-teacher.yaml) | the teacher of the quick start |
+| [starter.yaml](../recipes/starter.yaml) | the model included in dcclip: see [Starter](starter.md) |
+| [distill-photos.yaml](../recipes/distill-photos.yaml) | a smaller model distilled from it on your own photographs |
+| [collect-sample.yaml](../recipes/collect-sample.yaml) | shards from a small table with errors in it |
+| [dc-clip.yaml](../recipes/dc-clip.yaml) | the paper's setup with AltCLIP; explains every open choice |
 | [collect-laion-zh.yaml](../recipes/collect-laion-zh.yaml) and others | shards of public data: [Collect](collect.md) |
 
 ```sh
@@ -41,22 +45,23 @@ dcclip recipe show recipes/quickstart.yaml
 dcclip recipe schema
 ```
 
-The first checks everything and does nothing, files and device included; the second writes out every default; the third
-prints the JSON Schema, with which an editor completes and checks keys.
+The first checks the recipe, its files and the device without running anything; the second prints every default; the
+third prints the JSON Schema, with which an editor completes and checks keys.
 
-* A value that starts with `./`, `../` or `/` is a path, relative to the recipe's own folder (in `--set`, to the current
-  one). Any other model or data name is a hub or registry name.
-* `--set distill.steps=300` changes a value and goes through the same checks. An item of a list has its number:
-  `--set distill.losses.0.weight=2`.
-* An unknown or repeated key is an error that names file, line and the nearest right key; all mistakes are told at once.
-* YAML 1.2 scalars only: `no` is text, `1e-3` a number. Anchors, aliases and tags are refused.
-* A finished stage of a recipe that has changed since is refused too: `--fresh` does it again, `--out DIR` keeps both.
-  `workers`, `cluster`, `log_every_steps` and `checkpoint_every_steps` change no result and may differ.
+* A value that starts with `./`, `../` or `/` is a path, relative to the recipe's own folder (in `--set` and in
+  Python, to the current directory). Any other model or data name is a name on the hub or in a registry.
+* `--set distill.steps=300` overrides a value, with the same checks. Items of a list have numbers: `--set
+  distill.losses.0.weight=2`.
+* An unknown or repeated key is an error that names file, line and the nearest valid key; all mistakes are reported at
+  once. A key that was renamed still works and prints one warning.
+* Only YAML 1.2 scalars are read: `no` is text, `1e-3` a number. Anchors, aliases and tags are rejected.
+* If the recipe of a finished stage has changed, the stage is refused: `--fresh` makes it again, `--out DIR` keeps
+  both. Keys that change no result may differ (NEUTRAL_KEYS).
 
-In the tables below *required* marks a key that has no default, `null` one that may be left out. `zh` and `en`
-are the only languages.
+In the tables below, *required* marks a key without a default, and `null` a key that may be omitted. The languages are
+`zh` and `en`.
 """
-# What each part of the schema is called on the page, in the page's order.
+# Heading of each part of the schema, in the page's order.
 SECTIONS = {
     "Recipe": "The top",
     "AltClipTeacher": "teacher: {kind: altclip}",
@@ -131,14 +136,15 @@ def page() -> str:
         SECTIONS[name] = f"{{kind: {parts[name]['properties']['kind']['const']}}}"
     assert parts.keys() == SECTIONS.keys(), f"SECTIONS names what does not exist: {SECTIONS.keys() - parts.keys()}"
     shared = parts["TrainOptions"]["properties"]
-    for stage in ("DistillOptions", "AlignOptions"):  # what both have stands once
+    for stage in ("DistillOptions", "AlignOptions"):  # keys of both are listed once
         own = {key: value for key, value in parts[stage]["properties"].items() if key not in shared}
         parts[stage] = {**parts[stage], "properties": own}
-    return HEAD + "".join(section(SECTIONS[name], parts[name]) for name in SECTIONS)
+    neutral = ", ".join(f"`{key}`" for key in (*neutral_keys(TrainOptions), *neutral_keys(CollectOptions)))
+    return HEAD.replace("NEUTRAL_KEYS", neutral) + "".join(section(SECTIONS[name], parts[name]) for name in SECTIONS)
 
 
 def section(title: str, part: dict[str, Any]) -> str:
-    """A heading, the class's own words, and a table of its keys."""
+    """A heading, the docstring of the class, and a table of its keys."""
     required = part.get("required", ())
     rows = [row(key, facts, key in required) for key, facts in part["properties"].items() if key != "kind"]
     table = "\n| key | value | default | what it does |\n|---|---|---|---|\n" + "".join(rows) if rows else ""
@@ -160,7 +166,7 @@ def shown_default(facts: dict[str, Any]) -> str:
 
 
 def values(facts: dict[str, Any]) -> str:
-    """What may stand there, in a few words."""
+    """The allowed values in a few words."""
     if "const" in facts:
         return f"`{facts['const']}`"
     if "enum" in facts:

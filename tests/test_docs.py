@@ -1,7 +1,7 @@
-"""What the documentation shows is true: commands run, options exist, links lead somewhere, recipes load.
+"""The documentation is correct: commands and Python code run, options exist, links lead to files, recipes load.
 
-A block of shell commands is run here line by line unless `<!-- not run here -->` stands above it: that is for what
-takes long, needs a network, or needs the quick start's finished run.
+A block of shell commands is run here line by line unless it is marked with `<!-- not run here -->`: that is for
+commands that take long, need a network, or need the quick start's finished run.
 """
 
 import re
@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner
 
 from dcclip_cli.cli.app import app
 from dcclip_cli.recipe.load import load
+from tests.conftest import STUDENT
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")])
@@ -90,6 +92,32 @@ def test_the_python_in_the_readme_runs(page: str, model_folder: Path, capsys: py
     code = code.replace("runs/quickstart/align/model", str(model_folder)).replace("docs/", f"{ROOT}/docs/")
     exec(compile(code, page, "exec"), {})
     assert re.fullmatch(r"tensor\(\[\[[01]\.\d+, [01]\.\d+\]\]\)\n", capsys.readouterr().out)
+
+
+def test_the_python_in_getting_started_runs_in_order(
+    altclip_folder: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = {"batch_size": 8, "warmup_steps": 1, "workers": 0, "threads": 1}
+    recipe = {
+        "name": "quickstart",
+        "teacher": {"kind": "altclip", "model": str(altclip_folder)},
+        "student": STUDENT,
+        "data": {"train": str(pairs_file)},
+        "distill": {**stage, "steps": 2, "augmentations": 1},
+        "align": {**stage, "steps": 1},
+        "eval": {"datasets": [str(pairs_file)], "limit": 8},
+        "export": {},
+    }
+    (tmp_path / "quickstart.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(blocks(ROOT / "docs/getting-started.md", "python"))
+    for shown, run in (("recipes/quickstart.yaml", "quickstart.yaml"), ("steps=300", "steps=3")):
+        assert shown in code
+        code = code.replace(shown, run)
+    exec(compile(code, "getting-started.md", "exec"), {})
+    assert (tmp_path / "runs/shorter/distill/model").is_dir() and (tmp_path / "runs/quickstart/export").is_dir()
 
 
 def test_the_list_of_recipe_keys_is_current() -> None:

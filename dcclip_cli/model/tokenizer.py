@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.text import HAN_BMP
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 # Begin, padding, end, unknown, as in XLM-RoBERTa.
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 BEGIN_ID, PADDING_ID, END_ID, UNKNOWN_ID = range(4)
-_HAN = "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
 
 
 def train_tokenizer(captions: Iterable[str], size: int) -> Tokenizer:
@@ -33,7 +33,11 @@ def train_tokenizer(captions: Iterable[str], size: int) -> Tokenizer:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(_HAN), "isolated"), pre_tokenizers.Punctuation()]
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Split(Regex(f"[{HAN_BMP}]"), "isolated"),
+            pre_tokenizers.Punctuation(),
+        ]
     )
     trainer = trainers.UnigramTrainer(
         vocab_size=size, special_tokens=list(SPECIAL), unk_token="<unk>", show_progress=False

@@ -1,4 +1,4 @@
-"""What may stand in a recipe: one model's whole life, a section per stage."""
+"""Schema of a recipe: shared settings and a section per stage."""
 
 from __future__ import annotations
 
@@ -21,25 +21,27 @@ from dcclip_cli.train.distill import DistillOptions
 
 
 class Recipe(Options):
-    """One YAML file: what several stages need stands at the top, then one section per stage."""
+    """A recipe is one YAML file: settings that several stages share, then one section per stage."""
 
     format: Literal[1] = Field(1, description="Version of the recipe format")
-    name: str = Field(max_length=80, description="runs/NAME/ holds all that this recipe makes")
-    seed: int = Field(0, ge=0, lt=2**32, description="Of every random choice: the same seed gives the same weights")
-    teacher: Teacher | None = Field(None, description="The large model to learn from; distill needs one")
-    student: StudentOptions | None = Field(None, description="The small model to make")
-    data: DataOptions | None = Field(None, description="The pairs to train on")
-    collect: CollectOptions | None = Field(None, description="Stage: filtered shards out of raw pairs")
-    distill: DistillOptions | None = Field(None, description="Stage 1: the student learns the teacher's features")
-    align: AlignOptions | None = Field(None, description="Stage 2: both towers together, image against caption")
-    eval: EvalOptions | None = Field(None, description="Stage: zero-shot figures")
-    export: ExportOptions | None = Field(None, description="Stage: a bundle that runs without torch")
+    name: str = Field(max_length=80, description="Name of the model; everything that the recipe makes is in runs/NAME/")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of all random choices; the same seed gives the same weights")
+    teacher: Teacher | None = Field(None, description="The large model to learn from; required by distill")
+    student: StudentOptions | None = Field(None, description="The small model to train")
+    data: DataOptions | None = Field(None, description="The image-caption pairs to train on")
+    collect: CollectOptions | None = Field(None, description="Stage: filter raw pairs into shards")
+    distill: DistillOptions | None = Field(None, description="Stage 1: train the student on the teacher's features")
+    align: AlignOptions | None = Field(
+        None, description="Stage 2: train both towers contrastively on images and captions"
+    )
+    eval: EvalOptions | None = Field(None, description="Stage: evaluate the models on test sets")
+    export: ExportOptions | None = Field(None, description="Stage: export a bundle that runs without torch")
 
     @field_validator("name")
     @classmethod
     def _names_a_folder(cls, name: str) -> str:
         if not re.fullmatch(r"\w[\w.-]*", name):
-            raise ValueError(f"'{name}' names no folder: use letters, digits, _ - and .")
+            raise ValueError(f"'{name}' is not a folder name: use letters, digits, _ - and .")
         return name
 
     @model_validator(mode="after")

@@ -5,7 +5,6 @@ import pytest
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.recipe.load import load, record, resolved_yaml
 
-RECIPES = Path(__file__).parent.parent.parent / "recipes"
 SMALL = """\
 name: 小
 teacher: {kind: altclip, model: BAAI/AltCLIP}
@@ -20,11 +19,6 @@ align: {steps: 3}
 def recipe(tmp_path: Path) -> Path:
     (tmp_path / "small.yaml").write_text(SMALL, "utf-8")
     return tmp_path / "small.yaml"
-
-
-@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.name)
-def test_every_recipe_shipped_loads_and_is_called_like_its_file(file: Path) -> None:
-    assert load(file).recipe.name == file.stem
 
 
 def test_a_recipe_has_its_values_its_defaults_and_its_stages_in_order(recipe: Path) -> None:
@@ -54,7 +48,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_lines(recipe: Path) -
     with pytest.raises(DcclipError) as caught:
         load(recipe, ["distill.optimizer.lr=快"])
     assert caught.value.what.replace(f"{recipe}:", "").splitlines() == [
-        "1: name: 'a/b' names no folder: use letters, digits, _ - and .",
+        "1: name: 'a/b' is not a folder name: use letters, digits, _ - and .",
         "2: sed: unknown key, did you mean 'seed'?",
         "3: teacher.kind: 'altclp' is none of altclip, transformers, open_clip, did you mean 'altclip'?",
         "5: distill.losses.0.weight: input should be greater than or equal to 0 (got -1)",

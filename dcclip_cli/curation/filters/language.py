@@ -11,8 +11,9 @@ from pydantic import Field
 from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.filters.base import Filter
 from dcclip_cli.data.pair import Language
+from dcclip_cli.text import HAN as HAN_RANGES
 
-_HAN = r"々〇\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_HAN = "々〇" + HAN_RANGES
 _LATIN = r"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff"  # without the signs × and ÷
 _KANA = r"\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff"
 _NEUTRAL = r"\u02b0-\u02ff\u3105-\u312f"  # modifier letters (ʻ); bopomofo, which is Chinese
