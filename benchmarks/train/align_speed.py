@@ -3,8 +3,8 @@
     pip install 'open_clip_torch[training]'
     python benchmarks/train/align_speed.py WORK [--rounds 2] [--steps 50] [--threads 2]
 
-The quick start's student, batches of 128 images with one English caption each, random crops, AdamW, one loading process;
-by turns, each in a process of its own. Images per second, loading included, without the first ten steps.
+The quick start's student, batches of 128 images with one English caption each, random crops, AdamW, one loading
+process; by turns, each in a process of its own. Images per second, loading included, without the first ten steps.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python benchmarks/train/kill.py WORK [--kills 20] [--first-seed 0]
 
-Each time `dcclip run` starts afresh, is killed with signal 9 at a random moment between the start of its first stage and
+Each time `dcclip run` starts anew, is killed with signal 9 at a random moment between the start of its first stage and
 its end, and is started again: filling the teacher cache, both stages, saving. A checkpoint is saved every four steps.
 The sha256 of both stages' weights must be that of the unbroken run.
 """
