@@ -10,8 +10,7 @@ from PIL import Image
 
 from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.report.examples import Examples
-from dcclip_cli.curation.report.html import steps, write_report
-from dcclip_cli.curation.report.reasons import STEPS, meaning_of
+from dcclip_cli.curation.report.html import STEPS, meaning_of, steps, write_report
 from dcclip_cli.curation.report.statistics import DroppedCaption, Statistics
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.html import percent, visible
