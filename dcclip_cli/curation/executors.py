@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -146,6 +147,8 @@ class Engine:
             raise DcclipError(
                 "--engine slurm needs a partition", "give it with: --set collect.cluster.slurm.partition=NAME"
             )
+        if shutil.which("sbatch") is None:
+            raise DcclipError("--engine slurm: there is no sbatch here", "run the command on a Slurm login node")
         logs.mkdir(parents=True, exist_ok=True)
         (logs / "step.pickle").write_bytes(pickle.dumps((step, pending)))
         given = {
@@ -172,7 +175,7 @@ class Engine:
             if asked.returncode:
                 raise DcclipError(f"sbatch failed: {asked.stderr.strip()[:500]}", f"check collect.cluster and {script}")
             job = asked.stdout.strip().partition(";")[0]
-        last.write_text(job, encoding="utf-8")
+            last.write_text(job, encoding="utf-8")
 
 
 def _in_queue(job: str) -> bool:
