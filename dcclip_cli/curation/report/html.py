@@ -211,10 +211,10 @@ STEPS = tuple(_EXPLAINED)
 
 @dataclass(frozen=True)
 class Meaning:
-    """An explained reason; `says` and `setting` are empty if unknown."""
+    """An explained reason; `text` and `setting` are empty if unknown."""
 
     step: str
-    says: str
+    text: str
     setting: str
 
 
@@ -223,5 +223,5 @@ def meaning_of(reason: str) -> Meaning:
     entries = [(step, mark, explained) for step, marks in _EXPLAINED.items() for mark, explained in marks.items()]
     exact = (entry for entry in entries if entry[1] == reason)
     matching = (entry for entry in entries if "*" in entry[1] and fnmatchcase(reason, entry[1]))
-    step, mark, (says, setting) = next(exact, None) or next(matching)
-    return Meaning(step, says.format(reason.removeprefix(mark.partition("*")[0])), setting)
+    step, mark, (text, setting) = next(exact, None) or next(matching)
+    return Meaning(step, text.format(reason.removeprefix(mark.partition("*")[0])), setting)
