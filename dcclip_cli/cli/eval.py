@@ -51,11 +51,19 @@ _Task = Annotated[
     Option("--task", help="retrieval: retrieve all captions of your own pairs; probe: a linear layer on embeddings."),
 ]
 _Shots = Annotated[
-    str, Option("--shots", metavar="5,20,50,all", help="Training images per class of the probes.", show_default=False)
+    str,
+    Option(
+        "--shots",
+        metavar="5,20,50,all",
+        help="Training images per class of the probes. Default: 5,20,50,all.",
+        show_default=False,
+    ),
 ]
 _Precision = Annotated[
     Precision | None,
-    Option("--precision", help="Precision of torch models. Default: auto, the fastest here.", show_default=False),
+    Option(
+        "--precision", help="Precision of torch models. Default: auto, the faster on this machine.", show_default=False
+    ),
 ]
 _Workers = Annotated[int | None, Option("--workers", min=1, help="Threads that read images. Default: 2.")]
 _Processes = Annotated[

@@ -24,6 +24,12 @@ from dcclip_cli.model.preprocess import FORMATS, decode
 
 DOWNLOAD_AGAIN = "download it again: it is incomplete or damaged"
 BARE_NAME = ("{}",)  # the templates of data sets that have none of their own
+_SPLIT_NAMES = {  # names that published copies use for a split, the best first
+    "test": ("test", "val", "validation", "imagenetv2-matched-frequency-format-val", "images"),
+    "val": ("val", "validation", "test"),
+    "valid": ("valid", "validation"),
+    "dev": ("dev", "val", "validation", "test"),
+}
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,11 @@ class Location:
     prompts: Prompts | None = None  # None for captions
     root: Path | None = None
     siblings: tuple[Path, ...] = ()
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The names that the split may have."""
+        return _SPLIT_NAMES.get(self.split, (self.split,))
 
     @property
     def roots(self) -> tuple[Path, ...]:

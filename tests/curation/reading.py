@@ -1,6 +1,10 @@
-"""What the tests of sources share: reading a source as `collect` does."""
+"""What the tests of sources share: reading a source as `collect` does, and writing tars."""
 
+import io
 import json
+import tarfile
+from pathlib import Path
+from typing import Any
 
 from dcclip_cli.curation.candidate import Candidate
 from dcclip_cli.curation.sources import SourceOptions
@@ -20,3 +24,14 @@ def reasons(source: SourceOptions) -> list[str | None]:
 
 def faults(source: SourceOptions, size: int = 1000) -> dict[str, str | None]:
     return {one.pair.key: one.fault.reason if one.fault else None for one in read(source, size)}
+
+
+def tar(file: Path, members: list[tuple[str, bytes]], **header: Any) -> Path:
+    with tarfile.open(file, "w") as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            for field, value in header.items():
+                setattr(member, field, value)
+            archive.addfile(member, io.BytesIO(content))
+    return file

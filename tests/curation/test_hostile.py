@@ -1,22 +1,19 @@
-"""What nobody should feed to a collector, all in one run: each thing is dropped with its reason, and nothing falls."""
+"""Hostile input of all kinds in one run: each item is dropped with its reason, and nothing fails."""
 
-import io
 import json
 import tarfile
-import threading
 import zlib
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
-import pytest
 
 from dcclip_cli.curation.collect import collect
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
+from tests.curation.fetch_site import Site, floods, leads_to
+from tests.curation.reading import tar
 
 MakeImage = Callable[..., bytes]
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
@@ -33,34 +30,7 @@ def bomb(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-@pytest.fixture
-def host() -> Iterator[str]:
-    """/redirect leads to a private address, /endless never ends, /loop leads to itself."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            target = {"/redirect": "http://169.254.169.254/latest/meta-data/", "/loop": "/loop"}.get(self.path)
-            self.send_response(302 if target else 404 if self.path == "/robots.txt" else 200)
-            if target:
-                self.send_header("Location", target)
-            self.end_headers()
-            try:
-                while self.path == "/endless":
-                    self.wfile.write(bytes(1 << 16))
-            except OSError:
-                pass  # the client has had enough
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_hostile_set_is_dropped_thing_by_thing(tmp_path: Path, picture: MakeImage, host: str) -> None:
+def test_a_hostile_set_is_dropped_thing_by_thing(tmp_path: Path, picture: MakeImage, site: Site) -> None:
     expected: dict[str, str] = {}
     good = picture("good")
 
@@ -96,23 +66,20 @@ def test_a_hostile_set_is_dropped_thing_by_thing(tmp_path: Path, picture: MakeIm
         (folder / f"{name}.txt").write_bytes(text)
         expected[f"folder:{name}.png"] = reason
     (folder / "deep-json.json").write_bytes(b"[" * 200_000)
-    # PNG bytes under the name of a JPEG are no fault: the bytes tell, not the name.
+    # PNG bytes under the name of a JPEG are no fault: the format is detected from the bytes.
     (folder / "wrong-name.jpg").write_bytes(picture("wrong name"))
     (folder / "wrong-name.txt").write_text("一幅抽象画", "utf-8")
 
-    # A tar: paths and links that lead out of it, and an end that is missing.
+    # A tar: paths and links that lead out of it, and one that is not a tar.
     (tmp_path / "tars").mkdir()
-    with tarfile.open(tmp_path / "tars/evil.tar", "w") as archive:
-        for name in ("../../escape", "/etc/escape"):
-            for suffix, content in (("png", good), ("json", b'{"en": ["a cat"]}')):
-                member = tarfile.TarInfo(f"{name}.{suffix}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
-            expected[f"tars:evil.tar:{name}"] = "image-outside"
-        link = tarfile.TarInfo("link.png")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(link)
-        expected["tars:evil.tar:link"] = "image-outside"
+    outside = ("../../escape", "/etc/escape")
+    members = [
+        (f"{name}.{suffix}", content) for name in outside for suffix, content in (("png", good), ("txt", b"cat"))
+    ]
+    tar(tmp_path / "tars/evil.tar", members)
+    tar(tmp_path / "tars/link.tar", [("link.png", b"")], type=tarfile.SYMTYPE, linkname="/etc/passwd")
+    expected |= {f"tars:evil.tar:{name}": "image-outside" for name in outside}
+    expected["tars:link.tar:link"] = "image-outside"
     (tmp_path / "tars/noise.tar").write_bytes(bytes(range(256)) * 100)
 
     # A table: addresses that must not be asked.
@@ -121,9 +88,14 @@ def test_a_hostile_set_is_dropped_thing_by_thing(tmp_path: Path, picture: MakeIm
         "http://[::ffff:127.0.0.1]/cat.jpg": "url-private",
         "http://2130706433/cat.jpg": "url-private",  # 127.0.0.1 as one number
         "file:///etc/passwd": "url-scheme",
-        f"http://{host}/redirect": "url-private",
-        f"http://{host}/endless": "url-bytes",
-        f"http://{host}/loop": "url-redirects",
+        site.url("/redirect"): "url-private",
+        site.url("/endless"): "url-bytes",
+        site.url("/loop"): "url-redirects",
+    }
+    site.pages |= {
+        "/redirect": leads_to("http://169.254.169.254/latest/meta-data/"),
+        "/endless": floods(b"HTTP/1.1 200 OK\r\n\r\n", bytes(1 << 16)),
+        "/loop": leads_to("/loop"),
     }
     rows = [json.dumps({"url": url, "en": "a cat"}) for url in addresses]
     (tmp_path / "urls.jsonl").write_text("\n".join(rows), "utf-8")
@@ -139,7 +111,7 @@ def test_a_hostile_set_is_dropped_thing_by_thing(tmp_path: Path, picture: MakeIm
         {"kind": "table", "path": str(tmp_path / "urls.jsonl"), "name": "urls"},
         {"kind": "pairs", "path": str(tmp_path / "pairs.parquet"), "name": "pairs"},
     ]
-    fetch = {"allow_hosts": [host], "max_bytes": 1_000_000, "retries": 0}
+    fetch = {"allow_hosts": [site.host], "max_bytes": 1_000_000, "retries": 0}
     options = CollectOptions.model_validate({"sources": sources, "fetch": fetch})
     result = collect(options, tmp_path / "run")
 

@@ -1,18 +1,16 @@
 """Images with sidecar files, in folders and tars as img2dataset, WebDataset and dcclip write them; hostile ones too."""
 
-import io
 import json
 import os
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dcclip_cli.curation.sources.sidecar import FolderSource, TarsSource
-from tests.curation.reading import PIXEL, faults, read, reasons
+from tests.curation.reading import PIXEL, faults, read, reasons, tar
 
 # ---- a folder
 
@@ -149,17 +147,6 @@ def test_a_tree_deeper_than_python_can_recurse_is_read(tmp_path: Path) -> None:
 
 def in_tar(file: Path) -> dict[str, str | None]:
     return faults(TarsSource(path=file))
-
-
-def tar(file: Path, members: list[tuple[str, bytes]], **header: Any) -> Path:
-    with tarfile.open(file, "w") as archive:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            for field, value in header.items():
-                setattr(member, field, value)
-            archive.addfile(member, io.BytesIO(content))
-    return file
 
 
 def pair(key: str, caption: str) -> list[tuple[str, bytes]]:

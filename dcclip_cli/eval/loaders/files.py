@@ -14,11 +14,6 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import DOWNLOAD_AGAIN, Captions, Images, Loaded, Loader, Location, fingerprint_of, lines_of
 
 _SUFFIXES = (*IMAGE_SUFFIXES, ".ppm")
-_OTHER_NAMES = {  # of splits
-    "test": ("test", "val", "validation", "imagenetv2-matched-frequency-format-val", "images"),
-    "val": ("val", "validation", "test"),
-    "dev": ("dev", "val", "test"),
-}
 _TRUTH_SUFFIX = {"classification": ".cls", "multi-label": ".npy", "retrieval": ".txt"}
 _Span = tuple[Path, int, int]  # a tar, the offset in it, the size in bytes
 
@@ -36,7 +31,7 @@ class ClassFolders(Loader):
         if location.known.task != "classification":
             return None
         for root in location.folders:
-            for split in _OTHER_NAMES.get(location.split, (location.split,)):
+            for split in location.split_names:
                 if _folders(root / split):
                     return cls(location, root / split)
             if any(location.classes.of_folder(folder.name) is not None for folder in _folders(root)):

@@ -24,12 +24,6 @@ _TRUTH_COLUMNS = {
     "multi-label": ("npy", "labels", "classes"),
     "retrieval": ("txt", "caption", "captions", "text", "sentences"),
 }
-_OTHER_NAMES = {  # of splits: `datasets` calls val-*.parquet validation
-    "test": ("test", "validation"),
-    "val": ("val", "validation", "test"),
-    "valid": ("valid", "validation"),
-    "dev": ("dev", "validation", "test"),
-}
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,7 @@ class HubDataset(Loader):
         if not is_repository(self.path):
             return self.location.split if is_saved(self.path) else "test"
         there = splits_of(self.path)
-        return next((name for name in _OTHER_NAMES.get(self.location.split, ()) if name in there), self.location.split)
+        return next((name for name in self.location.split_names if name in there), self.location.split)
 
     def _column(self, found: Dataset, names: tuple[str, ...]) -> str:
         column = next((name for name in names if name in found.column_names), None)
