@@ -303,7 +303,8 @@ class FeatureStore:
                 raise OSError(error.errno, error.strerror, str(file)) from None
             self.folder = None
             return self._append(parts)
-        self._open(file)
+        if self._open(file) is None:
+            raise DcclipError(f"{file} cannot be used after it was written", f"delete {self.folder}, and run again")
 
     def complete(
         self, name: str, keys: np.ndarray, compute: Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]
@@ -341,6 +342,7 @@ class FeatureStore:
         left, and what they contain is computed in the same company. A process begins at the share `start` of the
         batches, and leaves those to others that these have claimed. Raises DcclipError where the disk is too small.
         """
+        self.refresh()
         while len(missing := np.flatnonzero(self.missing(keys, names))):
             batches = np.split(missing, range(batch_size, len(missing), batch_size))
             first = int(start * len(batches))

@@ -44,7 +44,7 @@ from dcclip_cli.eval.feature_cache import FeatureCache
 asked = []
 for _ in range(2):
     cache, items = FeatureCache(folder), (bytes([number]) for number in range(3))
-    there, vectors = cache.complete({}, "images", items, lambda these: [asked.append(these) or (these, rows[these])])
+    there, vectors = cache.complete({}, items, lambda these: [asked.append(these) or (these, rows[these])])
 assert there.all() and np.array_equal(vectors, rows[:3]) and len(asked) == 1
 """
 HOLD = "import sys, time; from pathlib import Path; from dcclip_cli.files import lock\n"

@@ -102,9 +102,13 @@ def embed_images(
                 yield np.searchsorted(wanted, list(vectors)), np.asarray(list(vectors.values()))
                 task.advance(len(batch))
 
-    model = {"model": run.model.fingerprint, "preprocessing": read.transform.record(read.preprocessing)}
-    about = f"images {read.images.fingerprint} {len(read.images)}"
-    there, vectors = run.cache.complete(model, about, (str(index).encode() for index in wanted), compute)
+    about = {
+        "model": run.model.fingerprint,
+        "preprocessing": read.transform.record(read.preprocessing),
+        "images": read.images.fingerprint,
+        "count": len(read.images),
+    }
+    there, vectors = run.cache.complete(about, (str(index).encode() for index in wanted), compute)
     if not len(vectors):
         first = next(iter(faults.values()), "")
         raise DcclipError(f"none of {len(wanted):,} images can be read: {first}", "download them again")
@@ -118,8 +122,8 @@ def embed_texts(run: ModelRun, texts: Sequence[str]) -> np.ndarray:
         with run.progress.task(f"{run.model.name} on texts", len(places)) as task:
             yield places, text_embeddings(run.model, [texts[place] for place in places], advance=task.advance)
 
-    model = {"model": run.model.fingerprint}
-    return run.cache.complete(model, "texts", (text.encode() for text in texts), compute)[1]
+    about = {"model": run.model.fingerprint, "texts": True}
+    return run.cache.complete(about, (text.encode() for text in texts), compute)[1]
 
 
 def embed_classes(run: ModelRun, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:

@@ -16,7 +16,7 @@ from dcclip_cli.store import FeatureStore, digests
 
 
 class FeatureCache:
-    """Embeddings in a feature store for each model, under `root`; without a root they are kept in memory.
+    """Embeddings in feature stores under `root`; without a root they are kept in memory.
 
     `warn` gets a line about each damaged block.
     """
@@ -27,29 +27,27 @@ class FeatureCache:
 
     def complete(
         self,
-        model: Mapping[str, Any],
-        about: str,
+        about: Mapping[str, Any],
         items: Iterable[bytes],
         compute: Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]],
     ) -> tuple[np.ndarray, np.ndarray]:
         """(N,) which of the items have embeddings, and their embeddings, of which only the missing are computed.
 
-        `model` has all that the embeddings of a store depend on, `about` and the items the rest; see
-        `FeatureStore.complete` for `compute`. Another process that asks for items of the same `about` waits.
+        Embeddings depend on their item and on what `about` contains. See `FeatureStore.complete` for `compute`. Another
+        process that asks for items of the same `about` waits meanwhile.
         """
-        store, keys = self._store(model), digests(about, items)
-        held = lock(store.folder / f".{digests(about, [b'']).tobytes().hex()}.lock") if store.folder else nullcontext()
-        with held:
+        store = self._store(about)
+        with lock(store.folder / ".lock") if store.folder else nullcontext():
             store.refresh()
-            return store.complete("embedding", keys, compute)
+            return store.complete("embedding", digests("", items), compute)
 
-    def _store(self, model: Mapping[str, Any]) -> FeatureStore:
-        described = json.dumps(model, indent=1, sort_keys=True, ensure_ascii=False, default=str)
+    def _store(self, about: Mapping[str, Any]) -> FeatureStore:
+        described = json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False, default=str)
         name = hashlib.sha256(described.encode()).hexdigest()[:24]
         if name not in self._stores:
             folder = self._root and self._root / name
             if folder:
                 folder.mkdir(parents=True, exist_ok=True)
-                atomic_write(folder / "model.json", described + "\n")
+                atomic_write(folder / "about.json", described + "\n")
             self._stores[name] = FeatureStore(folder, self._warn)
         return self._stores[name]

@@ -140,9 +140,8 @@ def teacher_features(
         )
         for number, towers in enumerate(teachers.towers)
     ]
-    for cache, teacher in zip(caches, teachers.options, strict=True):
-        cache.fill()
-        cache.free_teacher(partial(teacher.load, context.device))
+    for cache, towers, teacher in zip(caches, teachers.towers, teachers.options, strict=True):
+        cache.fill(towers, partial(teacher.load, context.device))
     _say_what_is_saved(caches, options, steps, context.progress)
     return list(caches)
 
@@ -159,7 +158,7 @@ def _say_what_is_saved(caches: Sequence[TeacherCache], options: TrainOptions, st
     )
     for cache in caches:
         reused = f", {cache.found / cache.rows:.0%} of the rows reused" if cache.found else ""
-        progress.say(f"teacher: features in {cache.store.folder}, {cache.store.size / 1e6:,.0f} MB{reused}")
+        progress.say(f"teacher: features in {cache.folder}, {cache.size / 1e6:,.0f} MB{reused}")
 
 
 def _duration(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """Teacher cache: a teacher's features of every augmented image and caption, computed once and shared by all runs.
 
 Storing them and replaying the augmentations pays for the teacher once ("dataset reinforcement", MobileCLIP,
-arXiv 2311.17049). The rows of a teacher are in one feature store in the user's cache folder.
+arXiv 2311.17049). The features are in feature stores in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -79,59 +79,59 @@ class TeacherCache:
         device: str,
         progress: Progress,
     ) -> None:
-        self.widths, self._collator, self._device = widths, collator, device
-        self._teacher: Towers | None = teacher
-        self._reload: Callable[[], Towers]
-        self._progress = progress
+        self.widths, self._collator, self._device, self._progress = widths, collator, device, progress
         self._maps = {layer: (_map_name(layer, grid), grid) for layer, grid in _map_sizes(losses, grids).items()}
         self._image_names = ["image_embedding", *(name for name, _ in self._maps.values())]
         self._tokens = any(isinstance(loss, TokenFeaturesLoss) for loss in losses)
         self._text_names = ["text_embedding", "text_tokens"] if self._tokens else ["text_embedding"]
         self._scale = torch.tensor(teacher.logit_scale)
-        self.store = FeatureStore(_folder(teacher), progress.say)
-        self.found = 0  # rows that were there before `fill`
-        self.rows = 0
+        self.folder = _folder(teacher)
+        # The random numbers of an augmentation come from the seed and from the sample's number in the dataset.
+        augmentation = f"{collator.augment.model_dump_json()} {collator.seed}"
+        self._images = FeatureStore(self.folder / f"images-{_short(augmentation)}", self._progress.say)
+        self._texts = FeatureStore(self.folder / "texts", self._progress.say)
+        self.rows, self.found = 0, 0  # of the data, and those that were there before `fill`
 
-    def fill(self) -> None:
-        """Compute the rows that are missing; processes that train together, or other runs, share the work."""
-        teacher, (captions, text_keys) = self._towers, self._captions
+    def fill(self, teacher: Towers, reload: Callable[[], Towers]) -> None:
+        """Compute the rows that are missing; processes that train together, or other runs, share the work.
+
+        `reload` loads the teacher again, which is not kept, where rows are damaged or deleted later.
+        """
+        self._reload = reload
+        captions, text_keys = self._captions
         teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         image_keys = self._keys_of_images(range(len(_Images(self._collator, teacher))))
         self.rows, self.found = len(image_keys) + len(text_keys), 0
-        for what, keys, names, compute in (
-            ("images", image_keys, self._image_names, self._compute_images),
-            ("captions", text_keys, self._text_names, lambda batches: self._compute_texts(captions, batches)),
+        for what, store, keys, names, compute in (
+            ("images", self._images, image_keys, self._image_names, partial(self._compute_images, teacher)),
+            ("captions", self._texts, text_keys, self._text_names, partial(self._compute_texts, teacher, captions)),
         ):
-            missing = int(self.store.missing(keys, names).sum())
+            store.refresh()
+            missing = int(store.missing(keys, names).sum())
             self.found += len(keys) - missing
             if missing:
                 start = process_index() / process_count()
                 task = self._progress.task(f"teacher: {what}", len(keys), len(keys) - missing)
                 with task as shown, teacher.as_teacher():
-                    self.store.fill(keys, names, compute, BATCH_SIZE, shown.advance, start)
-
-    def free_teacher(self, reload: Callable[[], Towers]) -> None:
-        """Free the teacher's memory; `reload` loads it again if rows are damaged or deleted later."""
-        self._teacher, self._reload = None, reload
-
-    @property
-    def _towers(self) -> Towers:
-        if self._teacher is None:
-            self._teacher = self._reload()
-        return self._teacher
+                    store.fill(keys, names, compute, BATCH_SIZE, shown.advance, start)
 
     def features(self, batch: Batch) -> Outputs:
         """The teacher's outputs for a batch. Rows that were damaged or deleted meanwhile are computed again."""
         for _ in range(len(self._image_names) + len(self._text_names)):
             with suppress(MissingRows):  # reading one array after the other finds what is damaged in each
                 return self._read(batch)
-            self.fill()
+            self.fill(self._reload(), self._reload)
         return self._read(batch)
 
     def seconds(self, images: int, captions: int) -> float:
         """The time that the teacher takes for that many, by what it took to fill the store."""
-        each_image = self.store.seconds_per_row("image_embedding")
-        return each_image * images + self.store.seconds_per_row("text_embedding") * captions
+        each_image = self._images.seconds_per_row("image_embedding")
+        return each_image * images + self._texts.seconds_per_row("text_embedding") * captions
+
+    @property
+    def size(self) -> int:
+        """Bytes of all rows that are stored, also of other data."""
+        return self._images.size + self._texts.size
 
     @property
     def seconds_once(self) -> float:
@@ -150,17 +150,17 @@ class TeacherCache:
         if not rows:
             return no_images(self.widths, [layer for layer in self._maps if layer != -1], device)
         keys = self._keys_of_images(rows)
-        embedding = _tensor(self.store.read("image_embedding", keys), device)
-        maps = {layer: _tensor(self.store.read(name, keys), device) for layer, (name, _) in self._maps.items()}
+        embedding = _tensor(self._images.read("image_embedding", keys), device)
+        maps = {layer: _tensor(self._images.read(name, keys), device) for layer, (name, _) in self._maps.items()}
         return ImageFeatures(embedding, maps.pop(-1, embedding[:, :, None, None]), maps)
 
     def _text(self, captions: list[str], device: torch.device) -> TextFeatures:
         keys = _keys_of_texts(captions)
-        embedding = _tensor(self.store.read("text_embedding", keys), device)
+        embedding = _tensor(self._texts.read("text_embedding", keys), device)
         if not self._tokens:
             mask = torch.ones(len(keys), 1, dtype=torch.long, device=device)
             return TextFeatures(embedding, embedding[:, None], mask)
-        tokens = self.store.read_ragged("text_tokens", keys)
+        tokens = self._texts.read_ragged("text_tokens", keys)
         columns = np.arange(tokens.lengths.max())
         mask = torch.from_numpy((columns < tokens.lengths[:, None]).astype(np.int64))
         return TextFeatures(embedding, _tensor(tokens.padded(), device), mask.to(device))
@@ -168,10 +168,8 @@ class TeacherCache:
     # ---- keys
 
     def _keys_of_images(self, rows: Sequence[int]) -> np.ndarray:
-        # The random numbers of an augmentation come from the sample's number in the dataset.
-        about = f"image {self._collator.augment.model_dump_json()} {self._collator.seed}"
         places = (divmod(row, self._collator.num_augmentations) for row in rows)
-        return digests(about, (self._digests[sample] + struct.pack("<QQ", sample, which) for sample, which in places))
+        return digests("image", (self._digests[sample] + struct.pack("<QQ", sample, which) for sample, which in places))
 
     @cached_property
     def _digests(self) -> list[bytes]:
@@ -191,11 +189,11 @@ class TeacherCache:
 
     # ---- the teacher
 
-    def _compute_images(self, batches: list[np.ndarray]) -> Iterator[Values]:
+    def _compute_images(self, teacher: Towers, batches: list[np.ndarray]) -> Iterator[Values]:
         layers = tuple(layer for layer in self._maps if layer != -1)
         workers = loading_processes(1)
         loader = DataLoader(
-            _Images(self._collator, self._towers),
+            _Images(self._collator, teacher),
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,
@@ -205,35 +203,39 @@ class TeacherCache:
             if isinstance(pixels, DcclipError):
                 raise pixels
             moved = pixels.to(self._device, memory_format=torch.channels_last)
-            features = self._towers.image_features(moved, layers)
+            features = teacher.image_features(moved, layers)
             values = {"image_embedding": F.normalize(features.embedding.float(), dim=-1)}
             for layer, (name, grid) in self._maps.items():
                 values[name] = to_grid(features.layer(layer).float(), grid.height, grid.width)
-            yield {name: self._half(value, "images") for name, value in values.items()}
+            yield {name: _half(value, teacher, "images") for name, value in values.items()}
 
-    def _compute_texts(self, captions: list[str], batches: list[np.ndarray]) -> Iterator[Values]:
+    def _compute_texts(self, teacher: Towers, captions: list[str], batches: list[np.ndarray]) -> Iterator[Values]:
         for batch in batches:
-            tokens = self._towers.tokenize([captions[row] for row in batch]).to(self._device)
-            features = self._towers.text_features_by_length(tokens)
+            tokens = teacher.tokenize([captions[row] for row in batch]).to(self._device)
+            features = teacher.text_features_by_length(tokens)
             values: dict[str, np.ndarray | Ragged] = {
-                "text_embedding": self._half(F.normalize(features.embedding.float(), dim=-1), "texts")
+                "text_embedding": _half(F.normalize(features.embedding.float(), dim=-1), teacher, "texts")
             }
             if self._tokens:
                 real = features.tokens.float()[features.mask.bool()]
-                values["text_tokens"] = Ragged(self._half(real, "tokens"), features.mask.sum(1).cpu().numpy())
+                values["text_tokens"] = Ragged(_half(real, teacher, "tokens"), features.mask.sum(1).cpu().numpy())
             yield values
 
-    def _half(self, values: torch.Tensor, inputs: str) -> np.ndarray:
-        with np.errstate(over="ignore"):  # a feature map beyond fp16's 65,504
-            half = values.cpu().numpy().astype(np.float16)
-        return finite(half, self._towers.name, inputs, _HINT)
+
+def _half(values: torch.Tensor, teacher: Towers, inputs: str) -> np.ndarray:
+    with np.errstate(over="ignore"):  # a feature map beyond fp16's 65,504
+        half = values.cpu().numpy().astype(np.float16)
+    return finite(half, teacher.name, inputs, _HINT)
 
 
 def _folder(teacher: Towers) -> Path:
-    """Where the rows of a teacher are: a name that a person knows, and a hash of what all rows depend on."""
-    depends = hashlib.sha256(f"{teacher.fingerprint} {BATCH_SIZE}".encode()).hexdigest()[:12]
+    """The folder of a teacher: a name for people, and a hash of what all its rows depend on."""
     name = re.sub(r"[^\w.-]+", "-", teacher.name)
-    return cache_folder() / FOLDER / f"{name}-{depends}"
+    return cache_folder() / FOLDER / f"{name}-{_short(f'{teacher.fingerprint} {BATCH_SIZE}')}"
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _keys_of_texts(texts: Sequence[str]) -> np.ndarray:

@@ -242,7 +242,7 @@ def test_top1_and_features_equal_what_open_clip_alone_computes(
     assert (found.n, found.classes, found.metric, found.language) == (40, 40, "top1", language)
     predictions = found.detail("predictions")
     assert predictions is not None and predictions.tolist() == guesses.tolist()
-    [folder] = (file.parent for file in tmp_path.rglob("model.json") if "preprocessing" in file.read_text("utf-8"))
+    [folder] = (file.parent for file in tmp_path.rglob("about.json") if "preprocessing" in file.read_text("utf-8"))
     [file] = folder.glob("*.block")
     with file.open("rb") as stream:
         _, keys = parse(stream, file.stat().st_size, file)

@@ -1,4 +1,4 @@
-"""Single numbers of a graph are rounded, by hand on graphs of two or three nodes."""
+"""Int8 rounding of graphs of two or three nodes, computed by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -225,8 +225,8 @@ def test_multiply_adds_by_hand() -> None:
 
 def test_first_convolutions_and_what_follows_the_first_dense_layer_stay_fp32(tmp_path: Path) -> None:
     onnx.save(convolutions(), tmp_path / "fp32.onnx")
-    pictures = np.random.default_rng(0).random((4, 1, 4, 4), np.float32)
-    Int8Tower(tmp_path / "fp32.onnx", [pictures]).write(tmp_path / "int8.onnx")
+    images = np.random.default_rng(0).random((4, 1, 4, 4), np.float32)
+    Int8Tower(tmp_path / "fp32.onnx", [images]).write(tmp_path / "int8.onnx")
     model = onnx.load(tmp_path / "int8.onnx")
     assert set(rounded_activations(model)) == {"h3", "h4", "h5", "h6", "h8"}
     codes = {weight.name for weight in model.graph.initializer if weight.data_type == TensorProto.INT8}
