@@ -53,9 +53,8 @@ class SlurmOptions(Options):
     time: str = Field("04:00:00", description="Time limit of each task, as for sbatch --time")
     cpus: int = Field(1, ge=1, description="CPU cores of each task")
     memory_gb: int = Field(4, ge=1, description="Memory for each core, in GB")
-    qos: str = Field("normal", description="Slurm quality of service")
     setup: str | None = Field(None, description="Shell command that activates dcclip's environment before each task")
-    sbatch: dict[str, str] = Field({}, description="Further sbatch options, for example account or gres")
+    sbatch: dict[str, str] = Field({}, description="Further sbatch options, for example account, qos or gres")
 
 
 class ClusterOptions(Options):
@@ -156,7 +155,6 @@ class Engine:
             "time": options.time,
             "cpus-per-task": str(options.cpus),
             "mem-per-cpu": f"{options.memory_gb}G",
-            "qos": options.qos,
             "job-name": f"dcclip-{step.name}",
             "output": str(logs.absolute() / "%A_%a.log"),
             **options.sbatch,

@@ -10,8 +10,7 @@ from PIL import Image
 
 from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.report.examples import Examples
-from dcclip_cli.curation.report.html import steps, write_report
-from dcclip_cli.curation.report.reasons import STEPS, meaning_of
+from dcclip_cli.curation.report.html import STEPS, meaning_of, steps, write_report
 from dcclip_cli.curation.report.statistics import DroppedCaption, Statistics
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.html import percent, visible
@@ -188,6 +187,6 @@ def test_every_reason_belongs_to_a_step(step: str, reasons: str) -> None:
 
 
 def test_a_reason_made_of_a_number_or_a_label_is_explained() -> None:
-    assert meaning_of("url-status-404").says == "The server answered with status 404."
-    assert "does not match" in meaning_of("agreement-light-low").says
-    assert meaning_of("classifier-nsfw").says == "The classifier's label: nsfw."
+    assert meaning_of("url-status-404").text == "The server answered with status 404."
+    assert "does not match" in meaning_of("agreement-light-low").text
+    assert meaning_of("classifier-nsfw").text == "The classifier's label: nsfw."

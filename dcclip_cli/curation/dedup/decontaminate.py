@@ -31,7 +31,9 @@ class Decontaminate(GlobalFilter):
         min_length=1,
         description="Evaluation sets: Parquet or tar files of pairs, folders of shards, or folders of images",
     )
-    images: bool = Field(True, description="Drop pairs whose image is equal to one of theirs or a near duplicate of it")
+    images: bool = Field(
+        True, description="Drop pairs whose image is equal to an evaluation image or a near duplicate of one"
+    )
     captions: bool = Field(False, description="Drop captions that they contain; careful, class names are common words")
     bits: int = Field(12, ge=0, le=16, description="As for `near-image`")
 

@@ -176,8 +176,8 @@ class ScriptFilter(Filter):
         han, latin = len(HAN.findall(text)), len(LATIN_WORD.findall(text))
         if not han or not latin:
             return None
-        said = f"{han} Han characters, {latin} Latin words"
+        counted = f"{han} Han characters, {latin} Latin words"
         if not self.mixed:
-            return Drop("caption-mixed", said)
+            return Drop("caption-mixed", counted)
         own = han if language == "zh" else latin
-        return Drop("caption-script", said) if own < self.min_share * (han + latin) else None
+        return Drop("caption-script", counted) if own < self.min_share * (han + latin) else None
