@@ -141,9 +141,9 @@ def embed_in_processes(
     The batches are the same, in the same order. Raises DcclipError if a process dies.
     """
     context = multiprocessing.get_context("spawn")  # neither torch's threads nor CUDA survive a fork
-    arguments = [(reference, device_of(reference, device, number), precision, max(1, cores() // count))
-                 for number in range(count)]  # fmt: skip
-    pools = [ProcessPoolExecutor(1, context, _load, one) for one in arguments]
+    threads = max(1, cores() // count)
+    devices = [device_of(reference, device, number) for number in range(count)]
+    pools = [ProcessPoolExecutor(1, context, _load, (reference, one, precision, threads)) for one in devices]
 
     def embed(indices: Sequence[int], read: ImageReader, batch_size: int, workers: int) -> Iterator[Batch]:
         total = -(-len(indices) // batch_size)
