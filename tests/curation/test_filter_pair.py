@@ -1,6 +1,5 @@
 """Filtering of one candidate."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ from dcclip_cli.curation.filter_pair import filter_pair
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.sources.tables import PairsSource
 from dcclip_cli.data.pair import Pair
-
-MakeImage = Callable[..., bytes]
+from tests.curation.conftest import MakeImage
 
 
 def options(**more: Any) -> CollectOptions:
