@@ -16,12 +16,18 @@ from PIL import Image, ImageDraw
 from pydantic import ValidationError
 
 from dcclip_cli.curation.candidate import DecodedImage
-from dcclip_cli.curation.dedup.decontaminate import Decontaminate
-from dcclip_cli.curation.dedup.dedup import CAPTIONS, DECISIONS, DedupOptions, dedup
+from dcclip_cli.curation.dedup import GlobalFilter
+from dcclip_cli.curation.dedup.dedup import (
+    CAPTIONS,
+    DECISIONS,
+    Decontaminate,
+    DedupOptions,
+    dedup,
+    signature_schema,
+    signatures_of,
+)
 from dcclip_cli.curation.dedup.minhash import SameCaption
 from dcclip_cli.curation.dedup.near_duplicates import NearImage, SameImage
-from dcclip_cli.curation.dedup.signatures import signature_schema, signatures_of
-from dcclip_cli.curation.dedup.tables import GlobalFilter
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.errors import DcclipError

@@ -12,8 +12,8 @@ import pytest
 
 from dcclip_cli.curation.candidate import DecodedImage
 from dcclip_cli.curation.decode_image import decode_image
-from dcclip_cli.curation.dedup.signatures import signature_schema, signatures_of
-from dcclip_cli.curation.dedup.tables import drop_empty, fill
+from dcclip_cli.curation.dedup import drop_empty, fill
+from dcclip_cli.curation.dedup.dedup import signature_schema, signatures_of
 from dcclip_cli.curation.scores import ScoreFilter, score_slice
 from dcclip_cli.curation.scores.base import ScorerOptions
 from dcclip_cli.curation.scores.classifier import Classifier

@@ -43,7 +43,7 @@ class ImageFilter(Filter):
     def check_pair(self, pair: Pair, decoded: DecodedImage) -> Drop | None:
         """`image-format`, `image-bytes`, `image-animated`, `image-small`, `image-large` or `image-aspect`."""
         short, long = sorted(decoded.image.size)
-        size = f"{decoded.image.width} x {decoded.image.height} pixels"
+        size = "{} x {} pixels".format(*decoded.image.size)
         if decoded.format not in self.formats:
             return Drop("image-format", f"{decoded.format}, allowed {', '.join(self.formats)}")
         if decoded.file_bytes < self.min_bytes or (self.max_bytes and decoded.file_bytes > self.max_bytes):
@@ -86,6 +86,5 @@ class BlankFilter(Filter):
         differs = float((np.abs(pixels - median).max(axis=1) > self.contrast).mean())
         if differs >= self.min_share:
             return None
-        return Drop(
-            "image-blank", f"{differs:.2%} of it differs from the colour #{bytes(median.astype(np.uint8)).hex()}"
-        )
+        colour = bytes(median.astype(np.uint8)).hex()
+        return Drop("image-blank", f"{differs:.2%} of it differs from the colour #{colour}")
