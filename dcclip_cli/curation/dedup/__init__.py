@@ -91,10 +91,8 @@ def fill(connection: DuckDBPyConnection, signatures: Sequence[Path], scores: Seq
     selected = [_CAPTIONS.format(language=language, files=files) for language in LANGUAGES]
     connection.execute("CREATE TABLE captions AS " + " UNION ALL ".join(selected) + ";" + _TABLES)
     if scores:
-        columns = "number, name, language, place, value"
-        connection.execute(
-            f"INSERT INTO scores SELECT {columns} FROM read_parquet({score_files}) JOIN pairs USING (key)"
-        )
+        given = f"read_parquet({score_files}) JOIN pairs USING (key)"
+        connection.execute(f"INSERT INTO scores SELECT number, name, language, place, value FROM {given}")
 
 
 def drop_empty(connection: DuckDBPyConnection, needs: Sequence[Language] = ()) -> None:

@@ -71,7 +71,7 @@ class BlankFilter(Filter):
         12,
         ge=0,
         le=255,
-        description="A pixel differs if one of its channels is further than this from the median colour",
+        description="A pixel differs if a channel is further than this from the median colour",
     )
     min_share: float = Field(0.005, ge=0, le=1, description="Minimum fraction of the image that must differ")
 

@@ -155,7 +155,7 @@ class ScriptFilter(Filter):
         0.25,
         ge=0,
         le=1,
-        description="Minimum share of the caption's own script among its Han characters and Latin words",
+        description="Minimum share of the caption's own script among Han characters and Latin words",
     )
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:

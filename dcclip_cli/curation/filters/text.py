@@ -286,7 +286,7 @@ class RepetitionFilter(Filter):
         0.4,
         gt=0,
         le=1,
-        description="Maximum fraction of a long caption's words that the most frequent word may make up",
+        description="Maximum fraction of a long caption's words that are the most frequent word",
     )
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
