@@ -19,7 +19,7 @@ from dcclip_cli.recipe.run import ModelSummary, RecipeRun, StageResult
 from dcclip_cli.run_dir import RunDir, TrainResult
 
 if TYPE_CHECKING:
-    from dcclip_cli.curation.manifest import CollectResult
+    from dcclip_cli.curation.collect import CollectResult
     from dcclip_cli.eval.compare import Comparison
     from dcclip_cli.eval.result import EvalResult
     from dcclip_cli.exporters.export import ExportResult

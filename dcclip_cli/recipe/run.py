@@ -20,8 +20,8 @@ from dcclip_cli.recipe.load import LoadedRecipe, record
 from dcclip_cli.run_dir import RunDir, TrainResult
 
 if TYPE_CHECKING:
+    from dcclip_cli.curation.collect import CollectResult
     from dcclip_cli.curation.executors import Engine
-    from dcclip_cli.curation.manifest import CollectResult
     from dcclip_cli.data.options import DataOptions
     from dcclip_cli.eval.result import EvalResult
     from dcclip_cli.exporters.export import ExportOptions, ExportResult
