@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, IPvAnyNetwork, StringConstraints
 
 from dcclip_cli import __version__
-from dcclip_cli.data.files import reading
+from dcclip_cli.data import reading
 from dcclip_cli.options import Options, Removed
 
 _MAX_URL_CHARACTERS = 8_000  # servers refuse longer ones
