@@ -140,7 +140,7 @@ def _scores(text: str) -> dict[str, float]:
 
 
 class LanguageFilter(Filter):
-    """Drops captions that are not in the language they are labelled with, by `language_of`.
+    """Drops captions that are not in the language they are labelled with.
 
     Captions of no particular language pass: those without words, and up to two short words in capitals (DNA, OK, NBA).
     """
