@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from dcclip_cli.curation.candidate import Candidate, Drop
 from dcclip_cli.curation.fetch import Fetcher
+from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.reading import Drop
 from tests.curation.fetch_site import PICTURE, Page, Site, drips, floods, leads_to, options, reason, sends
 
 

@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.fetch import Fetcher
+from dcclip_cli.data.reading import Drop
 from tests.curation.fetch_site import PICTURE, Page, Site, drips, floods, in_turn, leads_to, options, reason, sends
 
 # ---- size

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from dcclip_cli.curation.candidate import Candidate, Drop
 from dcclip_cli.curation.fetch.fetcher import fetch_in_order
 from dcclip_cli.curation.fetch.request import read_url
+from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.reading import Drop
 
 pytestmark = pytest.mark.timeout(60)
 

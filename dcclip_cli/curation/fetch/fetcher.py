@@ -1,4 +1,4 @@
-"""Downloads of images: robots.txt, retries, redirects, opt-outs, and the order in which many of them start and finish."""
+"""Downloads of images: robots.txt, retries, redirects, opt-outs, and the order in which they start and finish."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urljoin
 
-from dcclip_cli.curation.candidate import Candidate, Drop
 from dcclip_cli.curation.fetch.client import Answer, Client, time_limit
 from dcclip_cli.curation.fetch.request import Fault, FetchOptions, Target, read_url
+from dcclip_cli.curation.sources.base import Candidate
+from dcclip_cli.data.reading import Drop
 
 if TYPE_CHECKING:
     from protego import Protego
@@ -41,7 +42,7 @@ Fetch = Callable[[str], bytes | Drop]
 
 
 class Fetcher:
-    """Downloads images, with its own connections and caches of names and robots.txt. Thread-safe."""
+    """Downloads images, with its own connections and cache of robots.txt. Thread-safe."""
 
     def __init__(self, options: FetchOptions | None = None) -> None:
         self._options = options or FetchOptions()
