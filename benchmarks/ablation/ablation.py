@@ -1,4 +1,4 @@
-"""What does each part of the method bring? Asks the paper's questions on the quick start's data, at equal steps.
+"""Ablation of the method's parts on the quick start's data, at equal steps.
 
     python benchmarks/ablation/ablation.py OUT [--seeds 0 1 2] [--steps 150] [--only NAME ...]
 

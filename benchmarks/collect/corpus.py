@@ -1,4 +1,4 @@
-"""What lies in the planted corpus? Clean pairs and faulty ones, spread over every kind of source."""
+"""The planted corpus: clean and faulty pairs, spread over every kind of source."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -37,8 +37,8 @@ RIGHT |= {SAME: {"caption-duplicate"}, NEAR: {"caption-near-duplicate"}, EXCLUDE
 class Planter:
     """Makes `each` items of every fault out of real pairs; `drawn` are large drawings.
 
-    What may live on beside its fault comes `later`, so that a clean pair never stands behind one that has its caption;
-    what repeats something (`again`) comes last, since of equal pairs the first one stays.
+    Items that may be kept despite their fault come `later`, so that no clean pair follows one with its caption; items
+    that repeat something (`again`) come last, since the first of equal pairs is kept.
     """
 
     def __init__(self, real: Pool, drawn: Sequence[Real], each: int, random: Random) -> None:
@@ -88,7 +88,7 @@ class Planter:
         return (replace(self._item(next(self._spare), row), row=row) for row in ROWS for _ in range(self._each))
 
     def _spoilt_captions(self) -> Iterator[Item]:
-        """Half of them beside a good caption in the other language, which lets the pair live."""
+        """Half of them next to a good caption in the other language, which keeps the pair."""
         for fault, (*makes, reasons) in CAPTIONS.items():
             for number in range(self._each):
                 language, make = self._random.choice([one for one in zip(LANGUAGES, makes, strict=True) if one[1]])
@@ -98,7 +98,7 @@ class Planter:
                 yield replace(item, **(dict.fromkeys(LANGUAGES) if alone else {}) | spoilt)
 
     def _pictures_again(self) -> Iterator[Item]:
-        """Under captions that no clean pair has, since the first pair inherits them where the pixels are the same."""
+        """With captions that no clean pair has, since the first pair receives them if the pixels are the same."""
         large = [*(one for one in self._real.clean if one.photo), *self._drawn]
         for fault, (spoil, _) in AGAIN.items():
             for picture in self._random.sample(large, self._each):
@@ -107,7 +107,7 @@ class Planter:
                 yield replace(item, image=spoil(self._random, decode(item.image)))
 
     def _texts_again(self) -> Iterator[Item]:
-        """Other pictures under captions that more have already than may."""
+        """Other images with captions that too many images already have."""
         for fault, model in self._shared.items():
             for _ in range(self._each):
                 said = dict(model.captions)
@@ -122,7 +122,7 @@ def _is_long(caption: tuple[str, str]) -> bool:
 
 
 def write(planter: Planter, root: Path, random: Random) -> dict[tuple[str, str], Item]:
-    """Write the sources and `planted.yaml`; which item each source's key stands for."""
+    """Write the sources and `planted.yaml`; returns the item of each source and key."""
     known, sources = {}, []
     for part, items in (("first", planter.first), ("later", planter.later), ("again", planter.again)):
         for layout, share in _spread(items, random).items():
@@ -139,7 +139,7 @@ def write(planter: Planter, root: Path, random: Random) -> dict[tuple[str, str],
 
 
 def _spread(items: Sequence[Item], random: Random) -> dict[Layout, list[Item]]:
-    """Every item to a kind of source that can hold it, at random."""
+    """Assign every item to a random kind of source that can represent it."""
     placed: dict[Layout, list[Item]] = defaultdict(list)
     for item in items:
         fitting = list(layouts.LAYOUTS)

@@ -1,7 +1,6 @@
-"""Which faults are planted, how is each made, and which reason is the right one?
+"""Planted faults of images, and repeated images, each with the drop reasons that count as right.
 
-`PICTURES` spoil a picture and `CAPTIONS` a caption; `ROWS` are faults of one kind of source; `AGAIN` repeat a pair that
-came before. Beside each stand the reasons that count as right.
+`PICTURES` damage an image; `AGAIN` repeat the image of an earlier pair.
 """
 
 import io
@@ -15,7 +14,7 @@ Spoil = Callable[[Random, Image.Image], bytes]
 
 
 def save(image: Image.Image, format: str, **options: object) -> bytes:
-    """The picture as a file's bytes, on white where the format knows no transparency."""
+    """The image as a file's bytes, on white if the format has no transparency."""
     if format == "JPEG" and image.mode != "RGB":
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
@@ -25,7 +24,7 @@ def save(image: Image.Image, format: str, **options: object) -> bytes:
 
 
 def cut(format: str) -> Spoil:
-    """A file that ends in the middle, or later."""
+    """A truncated file."""
 
     def spoil(random: Random, image: Image.Image) -> bytes:
         whole = save(image, format)
@@ -35,7 +34,7 @@ def cut(format: str) -> Spoil:
 
 
 def bomb(random: Random, image: Image.Image) -> bytes:
-    """A PNG of 60 kB or so whose pixels would take a gigabyte."""
+    """A PNG of about 60 kB whose pixels would take a gigabyte."""
     side = random.randrange(18_000, 24_000)
 
     def chunk(name: bytes, content: bytes) -> bytes:
@@ -102,7 +101,7 @@ def cropped(random: Random, image: Image.Image) -> bytes:
 
 
 def marked(random: Random, image: Image.Image) -> bytes:
-    """A half transparent line of text near one corner, as picture agencies have it."""
+    """A semi-transparent line of text near one corner, like that of an image agency."""
     layer = Image.new("RGBA", image.size)
     at = (image.width * random.uniform(0.05, 0.4), image.height * random.choice((0.05, 0.85)))
     ImageDraw.Draw(layer).text(

@@ -1,10 +1,10 @@
-"""Does a collection that was killed again and again come to the same bytes as one that was left alone?
+"""Whether a collection that is killed again and again ends with the same bytes as an uninterrupted one.
 
     python benchmarks/collect/kill.py MANY WORK [--kills 20] [--tars 10]
 
-Kills with signal 9 at random moments, by turns the whole process group and only the first process, whose children are
-then orphans that may still be writing when the next run begins. Each kill must hit a running command: where it ended
-first, the next collection begins. Every finished output is compared with that of the unbroken run.
+Kills with signal 9 at random moments, alternately the whole process group and only the first process, whose orphaned
+children may still be writing when the next run begins. A kill counts only if it hits a running command: if the command
+ends first, the next collection begins. Every finished output is compared with that of the uninterrupted run.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""How do pairs lie about before anyone collects them? One writer for each kind of source.
+"""Writers for each kind of source.
 
-A writer leaves the source in a folder and tells its recipe entry, and under which key `collect` will name each pair.
+A writer creates the source in a folder and returns its recipe entry and the key that `collect` gives to each pair.
 """
 
 import base64
@@ -19,7 +19,7 @@ from dcclip_cli.data.pair import Pair
 
 @dataclass(frozen=True)
 class Item:
-    """A pair to be written: clean where `fault` is None; `row` is a fault of the source's row rather than the pair."""
+    """A pair to be written: clean if `fault` is None; `row` is a fault of the source's row rather than the pair."""
 
     name: str
     image: bytes
@@ -35,14 +35,14 @@ class Item:
 
     @property
     def file(self) -> str:
-        """A file name whose suffix is right for good pictures; bad ones call themselves JPEG, as they do out there."""
+        """A file name with the right suffix for good images; bad ones have a JPEG suffix, as on the web."""
         suffix = {b"\x89P": "png", b"RI": "webp"}.get(self.image[:2], "jpg")
         return f"{self.name}.{suffix}"
 
 
 @dataclass(frozen=True)
 class Written:
-    """`entry` goes into the recipe's `sources`; `keys` are in the order of the items."""
+    """A source: its `entry` in the recipe's `sources`, and the `keys` of its items in order."""
 
     entry: dict[str, Any]
     keys: list[str]
@@ -66,7 +66,7 @@ def folder(at: Path, items: Sequence[Item]) -> Written:
 
 
 def _files(at: Path, items: Sequence[Item]) -> list[dict[str, str]]:
-    """Write the pictures; the rows of a table that names them, with what is wrong with some."""
+    """Write the images; returns the rows of a table with their paths, faults included."""
     rows = []
     for item in items:
         path = {"missing": f"gone/{item.file}", "outside": f"../{item.file}"}.get(item.row or "", f"images/{item.file}")
@@ -111,7 +111,7 @@ def pairs(at: Path, items: Sequence[Item]) -> Written:
 
 
 def tars(at: Path, items: Sequence[Item]) -> Written:
-    """As img2dataset leaves them: KEY.jpg, KEY.txt with one caption in no named language, KEY.json."""
+    """The output of img2dataset: KEY.jpg, KEY.txt with one caption of unknown language, KEY.json."""
     for number in range(0, len(items), 500):
         with tarfile.open(at / f"{number // 500:05d}.tar", "w") as archive:
             for item in items[number : number + 500]:
@@ -130,7 +130,7 @@ def tars(at: Path, items: Sequence[Item]) -> Written:
 
 
 def chinese_clip(at: Path, items: Sequence[Item]) -> Written:
-    """As Chinese-CLIP's data sets ship: images in base64, texts with the numbers of their images."""
+    """The format of Chinese-CLIP's data sets: images in base64, texts with the numbers of their images."""
     with (at / "train_imgs.tsv").open("w") as images, (at / "train_texts.jsonl").open("w", encoding="utf-8") as texts:
         for number, item in enumerate(items):
             images.write(f"{number}\t{base64.b64encode(item.image).decode() if not item.row else '%%%'}\n")
@@ -160,4 +160,4 @@ def hub(at: Path, items: Sequence[Item]) -> Written:
 
 Layout = Callable[[Path, Sequence[Item]], Written]
 LAYOUTS: tuple[Layout, ...] = (folder, tsv, comma, lines, pairs, tars, chinese_clip, coco_cn, hub)
-ONE_CAPTION: tuple[Layout, ...] = (tars, chinese_clip)  # of a language that only its script tells
+ONE_CAPTION: tuple[Layout, ...] = (tars, chinese_clip)  # with one caption, whose language is detected by its script

@@ -1,10 +1,10 @@
-"""Makes as many local pairs of 256 px as a measurement asks for, out of real pictures: tars of KEY.jpg with KEY.json.
+"""Makes many local pairs of 256 px from real images, as tars with KEY.jpg and KEY.json.
 
     python benchmarks/collect/many.py DATA DRAWINGS FOLDER [--pairs 20000] [--per-tar 1000]
 
-Every picture is a crop of a real one, turned and tinted, so that few look alike; every caption joins real names. What
-DRAWINGS is, planted.py tells. `FOLDER/tars/` holds the tars, `FOLDER/files/` the same pictures as files,
-`FOLDER/urls.parquet` their addresses (file://).
+Every image is a rotated and tinted crop of a real one, so that few look alike; every caption joins real names.
+DRAWINGS is explained in planted.py. `FOLDER/tars/` contains the tars, `FOLDER/files/` the same images as files,
+`FOLDER/urls.parquet` their file:// URLs.
 """
 
 import argparse

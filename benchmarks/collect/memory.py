@@ -1,8 +1,8 @@
-"""Does `collect` take more memory when there are ten times as many shards?
+"""Memory of `collect` with ten times as many shards.
 
     python benchmarks/collect/memory.py MANY WORK [--shards 20]
 
-MANY is what many.py wrote, with at least ten times as many tars. Prints the peaks of proportional memory for both.
+MANY is the output of many.py, with at least ten times as many tars. Prints the peaks of proportional memory for both.
 """
 
 import argparse

@@ -1,8 +1,7 @@
-"""Which real pairs can the benchmarks use? Emoji drawings and photographs, chosen by identity alone.
+"""Real pairs for the benchmarks: emoji drawings and photographs.
 
-A pair is clean if no picture before it has the same pixels and no caption before it the same letters: nothing else is
-looked at, so that no rule of `collect` has a say in what counts as clean. Pictures are read where they lie and never
-become part of the project.
+A pair is clean if no earlier image has the same pixels and no earlier caption the same letters. Nothing else is
+considered, so that no filter of `collect` influences what counts as clean.
 """
 
 import hashlib
@@ -15,13 +14,13 @@ from pathlib import Path
 
 from PIL import Image
 
-# One design each. The fluent styles are left out: the large drawings are the same pictures.
+# One style per design. The fluent styles are left out: the large drawings show the same.
 STYLES = ("noto", "twemoji", "openmoji", "emojione2", "fxemoji", "noto-v1", "emojione1")
 
 
 @dataclass(frozen=True)
 class Real:
-    """A real picture with its captions; `photo` where it is large enough to be cropped and made smaller."""
+    """A real image with its captions; `photo` if it is large enough to be cropped and resized."""
 
     image: bytes
     zh: tuple[str, ...] = ()
@@ -31,7 +30,7 @@ class Real:
 
 @dataclass(frozen=True)
 class Pool:
-    """`clean`: distinct pictures with distinct captions; `spare`: other distinct pictures, to plant faults in."""
+    """`clean`: distinct images with distinct captions; `spare`: other distinct images, in which faults are planted."""
 
     clean: list[Real]
     spare: list[Real]
@@ -56,25 +55,25 @@ def photos(data: Path) -> Iterator[Real]:
 
 
 def drawings(folder: Path) -> list[Real]:
-    """256 px drawings named by code points, of each first code point one: no two that differ by skin or gender."""
+    """256 px drawings named by code points, one for each first code point: without variants of skin or gender."""
     first = {path.stem.partition("-")[0]: path for path in sorted(folder.glob("*.webp"), reverse=True)}
     return [Real(path.read_bytes(), photo=True) for path in first.values()]
 
 
 def pixels(image: bytes) -> bytes:
-    """A hash that two pictures share if and only if their pixels are the same."""
+    """A hash that is equal if and only if the pixels are."""
     with Image.open(io.BytesIO(image)) as opened:
         shown = opened.convert("RGBA")
     return hashlib.sha256(repr(shown.size).encode() + shown.tobytes()).digest()
 
 
 def letters(text: str) -> str:
-    """What two texts share if they say the same: "clown face" and "Clown, face" do."""
+    """The letters and digits of a text, equal for "clown face" and "Clown, face"."""
     return "".join(letter for letter in text.casefold() if letter.isalnum()) or text
 
 
 def pool(data: Path, styles: tuple[str, ...] = STYLES) -> Pool:
-    """All the real pairs under `data`, in an order that depends on nothing but the files."""
+    """All real pairs under `data`, in an order that depends only on the files."""
     candidates = list(photos(data))
     used: set[str] = set()
     for style in styles:

@@ -1,10 +1,10 @@
-"""Does `collect` drop what is wrong, for the right reason, and nothing else? Real pairs with planted faults.
+"""How reliably `collect` drops faulty pairs for the right reason and keeps clean ones, on real pairs with faults.
 
     python benchmarks/collect/planted.py DATA DRAWINGS WORK [--each 60] [--seed 0] [--show 5]
 
-The first folder holds the real pictures (see pictures.py), DRAWINGS is `package/assets` of the npm package
-@lobehub/fluent-emoji-3d; WORK/planted takes the corpus and the run. Prints for each fault how many had the right
-reason, and for each language how many clean pairs lost their captions in it.
+DATA contains the real images (see pictures.py), DRAWINGS is `package/assets` of the npm package
+@lobehub/fluent-emoji-3d; the corpus and the run are written to WORK/planted. Prints for each fault how many items were
+dropped for the right reason, and for each language how many clean pairs lost their captions.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from dcclip_cli.data.pair import LANGUAGES, Pair
 
 
 class Outcome:
-    """What became of each item, by its name: the reasons given for it or for its captions, and the pair if kept."""
+    """The result for each item, by its name: the drop reasons of the pair or its captions, and the pair if kept."""
 
     def __init__(self, known: dict[tuple[str, str], Item], folder: Path) -> None:
         self.items = list(known.values())
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--each", type=int, default=60, help="items of each fault")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--show", type=int, default=0, help="wrongly judged items to print for each line")
+    parser.add_argument("--show", type=int, default=0, help="wrong items to print for each line")
     options = parser.parse_args()
     root = options.work.resolve() / "planted"
     shutil.rmtree(root, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""Do Ray's workers leave the same shards as processes on this machine?
+"""Whether Ray's workers write the same shards as local processes.
 
     python benchmarks/collect/ray_cluster.py MANY WORK [--tars 4]
 
-Starts a Ray cluster of two workers on this machine; Ray has to be installed beside dcclip.
+Starts a Ray cluster of two workers on this machine; needs the extra `ray`.
 """
 
 import argparse

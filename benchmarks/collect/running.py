@@ -1,4 +1,4 @@
-"""Starts `dcclip collect` as a person would, and looks at what it left and what it took."""
+"""Runs of `dcclip collect` as a command: recipes, memory, and comparison of outputs."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ import yaml
 
 
 def recipe(folder: Path, tars: str, **collect: Any) -> Path:
-    """A recipe in `folder` that reads tars and leaves everything else at its default."""
+    """A recipe in `folder` that reads tars, with defaults for everything else."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "bench.yaml"
     content = {"name": "bench", "collect": {"sources": [{"kind": "tars", "path": tars, "name": "bench"}], **collect}}
@@ -23,7 +23,7 @@ def recipe(folder: Path, tars: str, **collect: Any) -> Path:
 
 
 def first_tars(many: Path, folder: Path, number: int) -> str:
-    """A new folder with the first tars of what many.py wrote."""
+    """A new folder with the first tars that many.py wrote."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     tars = sorted((many / "tars").resolve().glob("*.tar"))
@@ -39,7 +39,7 @@ def command(recipe: Path, out: Path, *options: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run: wall time, and the most memory that it and its children held at once and that the largest held."""
+    """Wall time of a run, and the peak memory of all its processes together and of the largest one."""
 
     seconds: float
     megabytes: float
@@ -47,7 +47,7 @@ class Cost:
 
 
 def measured(arguments: list[str], **options: Any) -> Cost:
-    """Run a command to its end, asking ten times a second how much memory its processes hold."""
+    """Run a command, measuring the memory of its processes ten times a second."""
     begin = time.monotonic()
     process = subprocess.Popen(arguments, **options)
     ended, peaks = Event(), [0.0, 0.0]
@@ -69,7 +69,7 @@ def measured(arguments: list[str], **options: Any) -> Cost:
 
 
 def _megabytes(root: int) -> list[float]:
-    """Of the process and all below it: proportional shares, so that a page that two of them hold counts once."""
+    """Proportional memory of the process and its descendants; a page shared by two of them counts once."""
     found, waiting = [], [root]
     while waiting:
         number = waiting.pop()
@@ -93,7 +93,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """The names of the files that two outputs don't have in common, byte for byte."""
+    """The names of the files that differ between two outputs."""
     left, right = files(one), files(other)
     return sorted(name for name in left.keys() | right.keys() if left.get(name) != right.get(name))
 

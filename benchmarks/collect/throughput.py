@@ -1,14 +1,13 @@
-"""How many pairs a second does `collect` get through, beside img2dataset and beside `datasets.filter` with its rules?
+"""Pairs per second of `collect`, compared with img2dataset and with `datasets.filter` using the same filters.
 
     python benchmarks/collect/throughput.py MANY WORK [--rounds 3] [--tars 20] [--img2dataset PYTHON]
 
-MANY is what many.py wrote. Each round runs the programs one after the other, so that a change in the machine's load
-meets all of them alike; the ratios are of the medians. Beside the wall time stands the time that all processes of a
-program spent on a core, which says more on a machine that others use too. `collect` decodes and looks at pictures and
-stores them as they came. img2dataset (in an environment of its own: --img2dataset names its python) reads file://
-addresses and checks sizes; it runs twice, told to store pictures as they came (`skip_reencode`), which is the same way,
-and re-encoding them as JPEG, which is its default. `datasets` asks the very rules of `collect` of every pair. Neither
-looks for duplicates or writes a report; `collect` does both.
+MANY is the output of many.py. Each round runs the programs one after the other, so that a change in the machine's load
+affects all of them; the ratios are of the medians. The CPU time of all processes is printed as well, since it is
+more meaningful on a shared machine. `collect` decodes and filters images and stores the original files. img2dataset (in
+an environment of its own: --img2dataset is its Python) reads file:// URLs and checks sizes; it runs twice, storing the
+original files (`skip_reencode`), like `collect`, and re-encoding them as JPEG, its default. `datasets` applies the
+filters of `collect` to every pair. Neither of them finds duplicates or writes a report; `collect` does both.
 """
 
 import argparse
@@ -66,7 +65,7 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run: wall time, and the time of all its processes on a core."""
+    """Wall time and CPU time of one run."""
 
     seconds: float
     core_seconds: float
@@ -77,7 +76,7 @@ def timed(run: Callable[[], object]) -> Cost:
     run()
     seconds = time.monotonic() - begin
     with suppress(ChildProcessError):
-        while True:  # a process that outlives its command is counted once it has ended
+        while True:  # wait for processes that outlive their command, to count them
             os.waitpid(-1, 0)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return Cost(seconds, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
@@ -94,8 +93,8 @@ def main() -> None:
     parser.add_argument("many", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tars", type=int, default=20, help="how many of the tars are read")
-    parser.add_argument("--img2dataset", help="a python that can import img2dataset; left out if not given")
+    parser.add_argument("--tars", type=int, default=20, help="number of tars to read")
+    parser.add_argument("--img2dataset", help="a Python that can import img2dataset; skipped if not given")
     options = parser.parse_args()
     ctypes.CDLL(None).prctl(_ADOPT_ORPHANS, 1)
     root = options.work.resolve() / "throughput"
@@ -114,7 +113,7 @@ def main() -> None:
         programs["img2dataset"] = lambda: quiet(*fetch, "kept")
         programs["img2dataset, re-encoding"] = lambda: quiet(*fetch, "re-encoded")
     costs: dict[str, list[Cost]] = {name: [] for name in programs}
-    print(f"{pairs:,} pairs; a second of wall time, then of one core's")
+    print(f"{pairs:,} pairs; per second of wall time, then of CPU time")
     for number in range(options.rounds):
         for name, run in programs.items():
             shutil.rmtree(out, ignore_errors=True)
@@ -128,10 +127,10 @@ def main() -> None:
         )
         for name, found in costs.items()
     }
-    ours = medians["collect"]
+    collect = medians["collect"]
     for name, cost in medians.items():
         rates = f"{pairs / cost.seconds:8.1f} {pairs / cost.core_seconds:8.1f} pairs/s"
-        ratios = f"{cost.seconds / ours.seconds:.2f} {cost.core_seconds / ours.core_seconds:.2f}"
+        ratios = f"{cost.seconds / collect.seconds:.2f} {cost.core_seconds / collect.core_seconds:.2f}"
         print(f"median   {name:<24} {rates}, collect / it {ratios}")
 
 

@@ -1,4 +1,4 @@
-"""What do spoilt captions look like? For each fault a way to make as many different ones as are asked for."""
+"""Planted faults of captions: for each fault a function that makes different ones, and the right drop reasons."""
 
 from collections.abc import Callable
 from random import Random
@@ -81,7 +81,7 @@ def filled(*forms: str) -> Make:
 
 
 def garbled(language: str) -> Make:
-    """Chinese that lost its characters to question marks or to U+FFFD; a trade mark that was never decoded."""
+    """Chinese whose characters were replaced by question marks or U+FFFD, and escapes that were never decoded."""
     lost = (
         ("????????{}", "\ufffd\ufffd\ufffd{}", "锟斤拷锟斤拷{}")
         if language == "zh"
@@ -95,12 +95,12 @@ def marked_up(random: Random, caption: str) -> str:
 
 
 def endless(language: str, sentences: int) -> Make:
-    """Many sentences in a row, as when a page was taken for a caption."""
+    """Many sentences in a row, as if a whole page were the caption."""
     one, comma = spoken(language), "，" if language == "zh" else ", "
     return lambda random, caption: comma.join(one(random, caption) for _ in range(sentences))
 
 
-# For each fault: in Chinese, in English (None: no such fault there), and the right reasons.
+# For each fault: in Chinese, in English (None: not in this language), and the right reasons.
 CAPTIONS: dict[str, tuple[Make | None, Make | None, set[str]]] = {
     "far too long": (endless("zh", 40), endless("en", 40), {"caption-long"}),
     "a document": (endless("zh", 2_000), endless("en", 2_000), {"caption-long"}),
@@ -128,10 +128,10 @@ CAPTIONS: dict[str, tuple[Make | None, Make | None, set[str]]] = {
 
 
 def dressed(random: Random, caption: str) -> str:
-    """The same words in other signs."""
+    """The same words with other punctuation and case."""
     before, after = ("".join(random.choices("!~·*…-。！", k=random.randrange(1, 6))) for _ in range(2))
     return f"{before} {caption.replace('、', random.choice('，/·;')).upper()}{after}"
 
 
-# Captions of this length are like their dressed selves and like nothing else.
+# Captions of at least this length are similar to their dressed versions and to nothing else.
 LONG = {"zh": 20, "en": 30}

@@ -1,4 +1,4 @@
-"""Export a model to every format, each in an environment of its own where it has to be, and say how close each is.
+"""Export a model to every format, some in an environment of their own, and print its difference from the model.
 
 python benchmarks/export/formats.py --model runs/quickstart/align/model --recipe recipes/quickstart.yaml --work DIR
 
@@ -16,7 +16,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-# Format, precision, and what its environment needs beside dcclip[export]; "" runs in this one.
+# Format, precision, and what its environment needs in addition to dcclip[export]; "" runs in this one.
 EXPORTS = (
     ("onnx", "fp32", ""),
     ("onnx", "fp16", ""),
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def row(parity: dict | None) -> str:
-    """The figures of a parity report as cells."""
+    """The metrics of a parity report as table cells."""
     if parity is None:
         return "converted, not run | | |"
     tops = []

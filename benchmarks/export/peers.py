@@ -1,4 +1,4 @@
-"""The S student in int8 beside AltCLIP and Chinese-CLIP RN50 in int8: time of an image and a text, and file size.
+"""Time per image and text, and file size, of the S student, AltCLIP and Chinese-CLIP RN50 in int8.
 
 python benchmarks/export/peers.py make DIR --cn-clip SITE    (AltCLIP needs 10 GB of memory and minutes)
 python benchmarks/export/peers.py time DIR
@@ -114,7 +114,7 @@ def make(folder: Path, only: str) -> None:
 
 
 def timed(folder: Path) -> None:
-    """Print each model's times and sizes, and what the student is faster and smaller by."""
+    """Print each model's times and sizes, and the student's advantage."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,4 +1,4 @@
-"""An int8 bundle on a CPU with VNNI, on one without, and its model in fp32: accuracy and agreement.
+"""Accuracy and agreement of an int8 bundle on CPUs with and without VNNI, compared with its model in fp32.
 
     python benchmarks/export/plain_cpu.py BUNDLE FP32 DATA [--limit N]
 
@@ -82,7 +82,7 @@ def ask(bundle: Path, data: Path, limit: int, out: Path) -> dict[str, np.ndarray
         labels = dict.fromkeys(LANGUAGES, np.asarray([imagenet.folders.index(folder) for _, folder in files]))
         names = {key: imagenet.names[key] for key in LANGUAGES}
 
-        def picture(index: int) -> np.ndarray:
+        def load(index: int) -> np.ndarray:
             return model.preprocess(decode(files[index][0]))
     else:
         [opened] = open_datasets(EvalOptions(datasets=(str(data),), languages=LANGUAGES))
@@ -90,13 +90,13 @@ def ask(bundle: Path, data: Path, limit: int, out: Path) -> dict[str, np.ndarray
         labels = {key: of.labels[np.arange(len(opened.images))] for key, of in truth.items()}
         names = {key: of.names for key, of in truth.items()}
 
-        def picture(index: int) -> np.ndarray:
+        def load(index: int) -> np.ndarray:
             return model.preprocess(opened.images.load(index))
 
     count = len(labels["en"])
     chosen = np.unique(np.linspace(0, count - 1, min(count, limit)).round().astype(int))
     texts = {key: np.asarray([one.ids for one in model._tokenizer.encode_batch(names[key])]) for key in LANGUAGES}
-    np.savez(out, images=np.stack([picture(index) for index in chosen]), **texts)
+    np.savez(out, images=np.stack([load(index) for index in chosen]), **texts)
     return {key: of[chosen] for key, of in labels.items()}
 
 

@@ -1,4 +1,4 @@
-"""What one cold prediction costs: the whole process of `dcclip predict` on a bundle, beside torch with open_clip.
+"""Cost of one cold prediction: a whole process of `dcclip predict` on a bundle, and of torch with open_clip.
 
 python benchmarks/export/start_up.py BUNDLE MODEL_DIRECTORY PICTURE
 """
@@ -15,12 +15,12 @@ LABELS = "猫,dog,汽车,flower"
 OPEN_CLIP = """
 import sys, open_clip, torch
 from PIL import Image
-folder, picture, labels = "local-dir:" + sys.argv[1], sys.argv[2], sys.argv[3].split(",")
+folder, image_file, labels = "local-dir:" + sys.argv[1], sys.argv[2], sys.argv[3].split(",")
 model, _, preprocess = open_clip.create_model_and_transforms(folder)
 tokenizer = open_clip.get_tokenizer(folder)
 model.eval()
 with torch.no_grad():
-    image = model.encode_image(preprocess(Image.open(picture).convert("RGB")).unsqueeze(0), normalize=True)
+    image = model.encode_image(preprocess(Image.open(image_file).convert("RGB")).unsqueeze(0), normalize=True)
     text = model.encode_text(tokenizer(labels), normalize=True)
     print((model.logit_scale.exp() * image @ text.T).softmax(dim=-1))
 """
@@ -37,11 +37,11 @@ def cost(command: list[str]) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    bundle, model, picture = sys.argv[1:4]
-    predict = [sys.executable, "-m", "dcclip_cli", "predict", picture, "--labels", LABELS, "--model", bundle]
+    bundle, model, image_file = sys.argv[1:4]
+    predict = [sys.executable, "-m", "dcclip_cli", "predict", image_file, "--labels", LABELS, "--model", bundle]
     commands = {
         "dcclip predict, bundle": (predict, 7),
-        "torch + open_clip, model directory": ([sys.executable, "-c", OPEN_CLIP, model, picture, LABELS], 3),
+        "torch + open_clip, model directory": ([sys.executable, "-c", OPEN_CLIP, model, image_file, LABELS], 3),
     }
     modules = subprocess.run(
         [sys.executable, "-X", "importtime", *predict[1:]], capture_output=True, text=True, check=True

@@ -1,10 +1,10 @@
-"""How near `dcclip predict` on a folder comes to what this machine can do at all: decoding alone, or the model alone.
+"""Throughput of `dcclip predict` on a folder, compared with decoding alone and the model alone on this machine.
 
 python benchmarks/export/throughput.py BUNDLE [--images 2000] [--side 640]
 
-The pictures are JPEGs of noise, smoothed to look like photographs to a decoder. "decoding" is reading, decoding and
+The images are JPEGs of noise, smoothed to look like photographs to a decoder. "decoding" is reading, decoding and
 preprocessing them on as many threads as there are processors; "model" is the image tower on preprocessed input, on as
-many threads. The same processors do both, so decoding D pictures a second and the model M, no program comes beyond
+many threads. The same processors do both, so decoding D images a second and the model M, no program comes beyond
 1 / (1/D + 1/M), "both": it is near the smaller of the two only where the other one is much larger.
 "predict" is the function behind the command, loading the model included; "the command" is a whole process, "from its
 first line" the same without its start: what a larger folder comes to. Each in turn, three times; medians are told.
@@ -39,7 +39,7 @@ LABELS = ("猫", "dog", "汽车")
 ROUNDS = 3
 
 
-def pictures(folder: Path, count: int, side: int) -> list[Path]:
+def image_files(folder: Path, count: int, side: int) -> list[Path]:
     random = np.random.default_rng(0)
     paths = []
     for number in range(count):
@@ -77,7 +77,7 @@ def main() -> None:
     keep_freed_memory()  # as the command does; decoding alone and the model alone have it too
     model, cores = OnnxEncoder(given.bundle, "cpu"), os.cpu_count() or 1
     with TemporaryDirectory() as temporary:
-        paths = pictures(Path(temporary), given.images, given.side)
+        paths = image_files(Path(temporary), given.images, given.side)
         batch = np.stack([model.preprocess(decode(path)) for path in paths[:BATCH_SIZE]])
         batches = range(max(1, len(paths) // BATCH_SIZE))
         reference = resolve(str(given.bundle))
@@ -109,8 +109,8 @@ def main() -> None:
     bound, both = min(rate["decoding"], rate["model"]), 1 / (1 / rate["decoding"] + 1 / rate["model"])
     print(f"{cores} cores, {len(paths)} JPEGs of {given.side} x {given.side * 3 // 4}, {model.name}")
     print(f"decoding {rate['decoding']:.0f}/s, model {rate['model']:.0f}/s, both {both:.0f}/s")
-    for name, said in (("predict", "predict"), ("command", "the command"), ("lines", "from its first line")):
-        print(f"{said} {rate[name]:.0f}/s: {rate[name] / bound:.0%} of what binds, {rate[name] / both:.0%} of both")
+    for name, label in (("predict", "predict"), ("command", "the command"), ("lines", "from its first line")):
+        print(f"{label} {rate[name]:.0f}/s: {rate[name] / bound:.0%} of what binds, {rate[name] / both:.0%} of both")
 
 
 if __name__ == "__main__":

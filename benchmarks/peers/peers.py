@@ -1,4 +1,4 @@
-"""Does our mix of losses beat the peers'? Same student from the same weights, same data, batches and steps, one core.
+"""Our mix of losses compared with the peers': same student, initial weights, data, batches and steps, one core.
 
     pip install 'open_clip_torch[training]'
     python benchmarks/peers/peers.py OUT [--seeds 0 1 2] [--steps 150] [--only NAME ...]

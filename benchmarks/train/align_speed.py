@@ -1,11 +1,10 @@
-"""Is the align loop as fast as open_clip's own trainer on the same model, pictures, batch, precision and threads?
+"""Speed of align compared with open_clip's own trainer: the same model, images, batches, precision and threads.
 
     pip install 'open_clip_torch[training]'
     python benchmarks/train/align_speed.py WORK [--rounds 2] [--steps 50] [--threads 2]
 
-The quick start's student, batches of 128 pictures with one English caption each, random crops, AdamW, one process that
-reads pictures; by turns, each in a process of its own. Pictures a second, reading included, the first ten steps
-left out.
+The quick start's student, batches of 128 images with one English caption each, random crops, AdamW, one loading
+process; by turns, each in a process of its own. Images per second, loading included, without the first ten steps.
 """
 
 from __future__ import annotations

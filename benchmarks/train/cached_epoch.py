@@ -1,4 +1,4 @@
-"""How much sooner is an epoch of the quick start's stage 1 over with a warm teacher cache than without one?
+"""Duration of an epoch of the quick start's stage 1 with a warm teacher cache and without a cache.
 
     python benchmarks/train/cached_epoch.py WORK [--rounds 3] [--threads 2]
 

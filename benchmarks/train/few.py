@@ -1,4 +1,4 @@
-"""The small recipe on few pairs and few steps, run as a person would: what asks about the loop, not about accuracy."""
+"""The small recipe on few pairs and few steps, run through the command line, for benchmarks of the training loop."""
 
 from __future__ import annotations
 

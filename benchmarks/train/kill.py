@@ -1,9 +1,9 @@
-"""Does training that was killed come to the same weights as training that was left alone?
+"""Weights of training that is killed at random moments and resumed, compared with those of an unbroken run.
 
     python benchmarks/train/kill.py WORK [--kills 20] [--first-seed 0]
 
-Each time `dcclip run` begins anew, is killed with signal 9 at a random moment between the start of its first stage and
-its end, and is started again: building the teacher's cache, both stages, saving. A state is saved every four steps.
+Each time `dcclip run` starts anew, is killed with signal 9 at a random moment between the start of its first stage and
+its end, and is started again: filling the teacher cache, both stages, saving. A checkpoint is saved every four steps.
 The sha256 of both stages' weights must be that of the unbroken run.
 """
 

@@ -1,4 +1,4 @@
-"""Training speed by precision and by how long waiting threads spin, on this machine, idle and beside other work.
+"""Training speed by precision and by how long waiting threads spin, on this machine, idle and with other work.
 
     python benchmarks/train/machine.py WORK precision [--plain] [--rounds 3] [--steps 60]
     python benchmarks/train/machine.py WORK spinning [--plain] [--rounds 3] [--steps 60]

@@ -1,4 +1,4 @@
-"""Runs open_clip's own trainer on our pairs and reads off how fast it was."""
+"""open_clip's own trainer on our pairs, and its speed."""
 
 from __future__ import annotations
 

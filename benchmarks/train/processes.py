@@ -1,4 +1,4 @@
-"""Do two processes (gloo) end with the weights of one on the same batches, and end by themselves, again and again?
+"""Weights of training on two processes (gloo) compared with one on the same batches, and whether all runs exit.
 
     python benchmarks/train/processes.py WORK [--runs 20] [--stages distill align]
 

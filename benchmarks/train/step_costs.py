@@ -1,4 +1,4 @@
-"""What does the teacher cache save with the paper's teacher? Computed from what one sample costs each model here.
+"""What the teacher cache saves with the paper's teacher, computed from the costs of one sample on this machine.
 
     OMP_NUM_THREADS=1 python benchmarks/train/step_costs.py [--epochs 30]
 

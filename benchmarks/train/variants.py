@@ -1,4 +1,4 @@
-"""Trains the small recipe in other ways, each once per seed, and measures what came of it on the three test sets."""
+"""Variants of the small recipe, each trained once per seed and evaluated on the three test sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a trimmed vocabulary change what text comes to, and how many parameters does it save?
+"""Effect of a trimmed vocabulary on tokens and features, and the parameters that it saves.
 
     python benchmarks/train/vocabulary.py [--teacher DIRECTORY] [--pairs PARQUET] [--others PARQUET]
 

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -52,9 +53,8 @@ class SlurmOptions(Options):
     time: str = Field("04:00:00", description="Time limit of each task, as for sbatch --time")
     cpus: int = Field(1, ge=1, description="CPU cores of each task")
     memory_gb: int = Field(4, ge=1, description="Memory for each core, in GB")
-    qos: str = Field("normal", description="Slurm quality of service")
     setup: str | None = Field(None, description="Shell command that activates dcclip's environment before each task")
-    sbatch: dict[str, str] = Field({}, description="Further sbatch options, for example account or gres")
+    sbatch: dict[str, str] = Field({}, description="Further sbatch options, for example account, qos or gres")
 
 
 class ClusterOptions(Options):
@@ -146,6 +146,8 @@ class Engine:
             raise DcclipError(
                 "--engine slurm needs a partition", "give it with: --set collect.cluster.slurm.partition=NAME"
             )
+        if shutil.which("sbatch") is None:
+            raise DcclipError("--engine slurm: there is no sbatch here", "run the command on a Slurm login node")
         logs.mkdir(parents=True, exist_ok=True)
         (logs / "step.pickle").write_bytes(pickle.dumps((step, pending)))
         given = {
@@ -153,7 +155,6 @@ class Engine:
             "time": options.time,
             "cpus-per-task": str(options.cpus),
             "mem-per-cpu": f"{options.memory_gb}G",
-            "qos": options.qos,
             "job-name": f"dcclip-{step.name}",
             "output": str(logs.absolute() / "%A_%a.log"),
             **options.sbatch,
@@ -172,7 +173,7 @@ class Engine:
             if asked.returncode:
                 raise DcclipError(f"sbatch failed: {asked.stderr.strip()[:500]}", f"check collect.cluster and {script}")
             job = asked.stdout.strip().partition(";")[0]
-        last.write_text(job, encoding="utf-8")
+            last.write_text(job, encoding="utf-8")
 
 
 def _in_queue(job: str) -> bool:

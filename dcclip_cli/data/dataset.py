@@ -77,10 +77,6 @@ class ParquetDataset(FileDataset):
     def captions(self, language: Language) -> list[tuple[str, ...]]:
         return self._captions[language]
 
-    @property
-    def files(self) -> list[Path]:
-        return [self.path]
-
 
 def _vectors(table: pa.Table, path: Path) -> np.ndarray:
     import numpy as np

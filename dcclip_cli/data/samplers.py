@@ -16,7 +16,7 @@ Sample = tuple[int, int]  # index in the dataset, epoch
 
 @dataclass(frozen=True)
 class EpochBatchSampler:
-    """Batches of a shuffled dataset; the order is a pure function of the seed and the epoch.
+    """Batches of the `count` samples from index `first` on, in an order that is a pure function of seed and epoch.
 
     `groups` (N,) numbers the samples by caption: a batch has no two samples of one group, because a contrastive loss
     would use them as negatives of each other.
@@ -26,6 +26,7 @@ class EpochBatchSampler:
     batch_size: int
     seed: int
     groups: np.ndarray | None = None
+    first: int = 0
 
     def __post_init__(self) -> None:
         if not self.steps_per_epoch:
@@ -39,7 +40,7 @@ class EpochBatchSampler:
         return self.count // self.batch_size
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
-        """The batches of one epoch, (batch_size,) each; the samples left over are used in other epochs."""
+        """The batches of one epoch, (batch_size,) each, without `first`; what is left over is used in other epochs."""
         key = np.array([self.seed, 1 << 63 | epoch], np.uint64)  # a plain list becomes float64 and loses the epoch
         shuffled = np.random.Generator(np.random.Philox(key=key)).permutation(self.count)
         if self.groups is None:
@@ -71,55 +72,42 @@ class EpochBatchSampler:
             epoch, within = divmod(step, self.steps_per_epoch)
             for batch in self.epoch(epoch)[within:]:
                 if step < steps:
-                    yield [(int(sample), epoch) for sample in batch]
+                    yield [(self.first + int(sample), epoch) for sample in batch]
                     step += 1
-
-
-@dataclass(frozen=True)
-class Part:
-    """A sampler of the samples from index `first` on."""
-
-    sampler: EpochBatchSampler
-    first: int = 0
 
 
 @dataclass(frozen=True)
 class MixedBatchSampler:
     """Batches put together from several samplers: pairs, then images without captions, then texts without images.
 
-    An epoch is a pass over the first part.
+    An epoch is an epoch of the first sampler.
     """
 
-    parts: tuple[Part, ...]
+    samplers: tuple[EpochBatchSampler, ...]
 
     @property
     def batch_size(self) -> int:
         """Samples of a step, over all processes."""
-        return sum(part.sampler.batch_size for part in self.parts)
+        return sum(sampler.batch_size for sampler in self.samplers)
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.parts[0].sampler.steps_per_epoch
+        return self.samplers[0].steps_per_epoch
 
     def check_shares(self, processes: int) -> None:
-        """Raise DcclipError unless every part of a batch can be split equally among the processes."""
-        for part in self.parts:
-            if part.sampler.batch_size % processes:
+        """Raise DcclipError unless the batches of every sampler can be split equally among the processes."""
+        for sampler in self.samplers:
+            if sampler.batch_size % processes:
                 raise DcclipError(
-                    f"batch_size {part.sampler.batch_size} cannot be split among {processes} processes",
+                    f"batch_size {sampler.batch_size} cannot be split among {processes} processes",
                     "make it a multiple of the number of processes",
                 )
 
     def share(self, start_step: int, steps: int, process: int = 0, processes: int = 1) -> Iterator[list[Sample]]:
-        """The samples that one of `processes` gets in each step of [start_step, steps): its share of every part."""
-        for batches in zip(*(part.sampler(start_step, steps) for part in self.parts), strict=True):
-            samples: list[Sample] = []
-            for part, batch in zip(self.parts, batches, strict=True):
-                size = len(batch) // processes
-                samples += [
-                    (part.first + index, epoch) for index, epoch in batch[process * size : (process + 1) * size]
-                ]
-            yield samples
+        """The samples that one of `processes` gets in each step of [start_step, steps): its share of every sampler."""
+        for batches in zip(*(sampler(start_step, steps) for sampler in self.samplers), strict=True):
+            shares = [(batch, len(batch) // processes) for batch in batches]
+            yield [sample for batch, size in shares for sample in batch[process * size : (process + 1) * size]]
 
 
 def caption_groups(dataset: PairDataset) -> np.ndarray:

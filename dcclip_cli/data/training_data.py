@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dcclip_cli.data.dataset import ConcatDataset, open_pairs
 from dcclip_cli.data.options import COLLECTED, DataOptions
 from dcclip_cli.data.pair import PairDataset
-from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler, Part, caption_groups
+from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler, caption_groups
 from dcclip_cli.data.unpaired import open_images, open_texts, with_phrases
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.run_dir import RunDir
@@ -66,14 +66,13 @@ def open_training_data(stage: StageData, run: RunDir, seed: int) -> TrainingData
         "texts": stage.texts_per_step or stage.batch_size,
     }
     joined = ConcatDataset(list(datasets.values()))
-    # Every part has random numbers of its own: equal sizes must not mean equal orders.
-    parts = []
+    samplers = []
     for number, (kind, dataset) in enumerate(datasets.items()):
+        own_seed = seed + (number << 32)  # equal sizes must not mean equal orders
         own_groups = groups if kind == "pairs" else None
-        sampler = EpochBatchSampler(len(dataset), sizes[kind], seed + (number << 32), own_groups)
-        parts.append(Part(sampler, joined.firsts[number]))
+        samplers.append(EpochBatchSampler(len(dataset), sizes[kind], own_seed, own_groups, joined.firsts[number]))
     return TrainingData(
-        next(iter(datasets.values())) if len(datasets) == 1 else joined, MixedBatchSampler(tuple(parts)), datasets
+        next(iter(datasets.values())) if len(datasets) == 1 else joined, MixedBatchSampler(tuple(samplers)), datasets
     )
 
 

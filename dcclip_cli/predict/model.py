@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 from PIL import Image
@@ -18,6 +18,15 @@ from dcclip_cli.predict.images import BATCH_SIZE, embed
 from dcclip_cli.predict.zero_shot import Labels, text_embeddings
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image  # a path, the bytes of a file, or a Pillow image
+ImageInputs = list[ImageInput] | tuple[ImageInput, ...]
+
+
+class PredictOptions(TypedDict, total=False):
+    """The keyword arguments of `Model.predict`."""
+
+    templates: Sequence[str] | None
+    multi_label: bool
+    top_k: int | None
 
 
 @dataclass(frozen=True)
@@ -86,29 +95,17 @@ class Model:
 
     @overload
     def predict(
-        self,
-        images: ImageInput,
-        labels: Sequence[str],
-        *,
-        templates: Sequence[str] | None = None,
-        multi_label: bool = False,
-        top_k: int | None = None,
+        self, images: ImageInput, labels: Sequence[str], **options: Unpack[PredictOptions]
     ) -> dict[str, float]: ...
 
     @overload
     def predict(
-        self,
-        images: list[ImageInput] | tuple[ImageInput, ...],
-        labels: Sequence[str],
-        *,
-        templates: Sequence[str] | None = None,
-        multi_label: bool = False,
-        top_k: int | None = None,
+        self, images: ImageInputs, labels: Sequence[str], **options: Unpack[PredictOptions]
     ) -> list[dict[str, float]]: ...
 
     def predict(
         self,
-        images: ImageInput | list[ImageInput] | tuple[ImageInput, ...],
+        images: ImageInput | ImageInputs,
         labels: Sequence[str],
         *,
         templates: Sequence[str] | None = None,

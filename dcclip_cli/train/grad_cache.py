@@ -63,10 +63,10 @@ def cached_backward(task: TrainingTask, batch: Batch, parts: int, accelerator: A
             part = task.outputs(piece)
             pulls = [(part.image.embedding, whole.image.embedding.grad)] if len(piece.pixels) else []
             pulls = [(one, None if grad is None else grad.chunk(parts)[number]) for one, grad in pulls]
-            for name, texts in batch.texts.items():
-                places = texts.places(number, parts, len(batch.pixels), batch.lines)
+            for name in batch.texts:
+                rows = batch.rows_of_parts(name, parts)[number]
                 grad = whole.texts[name].embedding.grad
-                pulls.append((part.texts[name].embedding, None if grad is None else grad[places]))
+                pulls.append((part.texts[name].embedding, None if grad is None else grad[rows]))
             surrogate = sum((embedding * grad).sum() for embedding, grad in pulls if grad is not None)
         if isinstance(surrogate, Tensor):
             surrogate.backward()
@@ -78,9 +78,9 @@ def _joined(batch: Batch, parts: list[Outputs], count: int) -> Outputs:
     """The outputs of parts as those of the whole batch; its embeddings are leaves that receive gradients."""
     image = torch.cat([part.image.embedding for part in parts]).requires_grad_()
     texts = {}
-    for name, given in batch.texts.items():
+    for name in batch.texts:
         features = [part.texts[name] for part in parts]
-        order = torch.cat([given.places(number, count, len(batch.pixels), batch.lines) for number in range(count)])
+        order = torch.cat(batch.rows_of_parts(name, count))
         embedding = torch.cat([one.embedding for one in features])[order.argsort()].requires_grad_()
         texts[name] = TextFeatures(embedding, features[0].tokens, features[0].mask)
     image_index = {name: given.image_index for name, given in batch.texts.items()}

@@ -150,7 +150,7 @@ def _unused(name: str, taken: Mapping[str, Tensor]) -> str:
 
 def _of_all_processes(outputs: Outputs, batch: Batch) -> Outputs:
     """Outputs with the embeddings of all processes: first the images of all are counted, then their other texts."""
-    all_paired = batch.lines == 0  # on every process: all have equal shares
+    all_paired = batch.num_unpaired_texts == 0  # on every process: all have equal shares
     if process_count() == 1:
         return replace(outputs, all_paired=all_paired)
     images, processes, process = len(batch.pixels), process_count(), process_index()
@@ -158,7 +158,7 @@ def _of_all_processes(outputs: Outputs, batch: Batch) -> Outputs:
     for name, features in outputs.texts.items():
         own = outputs.image_index[name]
         moved = torch.where(
-            own < images, own + process * images, own - images + processes * images + process * batch.lines
+            own < images, own + process * images, own - images + processes * images + process * batch.num_unpaired_texts
         )
         counts = row_counts(own)
         first = sum(counts[:process])

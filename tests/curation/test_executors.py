@@ -171,9 +171,13 @@ def test_a_command_that_was_interrupted_waits_for_the_job_it_submitted(
     assert not (folder.parent / "calls").exists()
 
 
-def test_slurm_without_a_partition_is_an_error_before_anything_runs(folder: Path) -> None:
-    with pytest.raises(DcclipError, match="partition"):
-        Engine("slurm").run(Touch(folder, 1), folder.parent / "logs")
+def test_slurm_without_a_partition_or_without_sbatch_is_an_error_before_anything_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(folder))
+    for slurm, missing in ((None, "partition"), (SlurmOptions(partition="cpu"), "sbatch")):
+        with pytest.raises(DcclipError, match=missing):
+            Engine("slurm", None, ClusterOptions(slurm=slurm)).run(Touch(folder, 1), folder.parent / "logs")
 
 
 def test_ray_runs_as_many_tasks_at_a_time_as_asked_for_and_goes_on_after_a_failed_one(

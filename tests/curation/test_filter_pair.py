@@ -1,25 +1,24 @@
-"""What becomes of one candidate."""
+"""Filtering of one candidate."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from dcclip_cli.curation.candidate import Candidate, Drop
 from dcclip_cli.curation.filter_pair import filter_pair
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.sources.tables import PairsSource
 from dcclip_cli.data.pair import Pair
-
-MakeImage = Callable[..., bytes]
+from tests.curation.conftest import MakeImage
 
 
 def options(**more: Any) -> CollectOptions:
     return CollectOptions(sources=(PairsSource(path=Path("x")),), **more)
 
 
-def test_a_pair_stays_with_the_captions_that_are_fit(picture: MakeImage) -> None:
+def test_a_pair_is_kept_with_the_captions_that_pass(picture: MakeImage) -> None:
     pair = Pair("a", picture(), zh=(" 一只猫！ ", "a cat", "", "一只猫！"), en=("a cat", "日本の猫"))
     result = filter_pair(Candidate(pair), options())
     assert result.drop is None and result.decoded is not None
@@ -42,7 +41,7 @@ def test_a_pair_has_a_caption_in_one_language_at_least(
     assert filter_pair(Candidate(Pair("a", picture(), zh, en)), options()).drop == expected
 
 
-def test_without_filters_any_readable_pair_stays(picture: MakeImage) -> None:
+def test_without_filters_any_readable_pair_is_kept(picture: MakeImage) -> None:
     made = options(filters=())
     result = filter_pair(Candidate(Pair("a", picture(size=(1, 90)), zh=("a cat",), en=("猫",))), made)
     assert (result.drop, result.pair.zh, result.pair.en) == (None, ("a cat",), ("猫",))
@@ -58,3 +57,10 @@ def test_metadata_larger_than_a_shard_can_hold_is_a_reason(picture: MakeImage) -
     result = filter_pair(Candidate(Pair("a", picture(), zh=("猫",), meta={"page": "x" * 1_000_000})), options())
     assert result.drop is not None
     assert result.drop.reason == "record-bytes"
+
+
+def test_a_recipe_may_use_old_names_and_an_empty_balance() -> None:
+    old = {"exclude": {"paths": ["test.parquet"]}, "tidy": {"simplify": True}, "balance": []}
+    assert options(**old) == options(decontaminate={"paths": ["test.parquet"]}, normalize={"simplify": True})
+    with pytest.raises(ValidationError, match="no longer an option: limit a source by reading fewer of its files"):
+        options(balance=[{"kind": "cap", "by": "source", "most": 9}])

@@ -1,4 +1,4 @@
-"""How captions are compared."""
+"""Comparison of captions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from dcclip_cli.curation.dedup.minhash import bands_of, jaccard, letters_of, replaces_a_word, text_hash
 
 
-def test_letters_leave_out_case_width_and_punctuation() -> None:
+def test_letters_ignore_case_width_and_punctuation() -> None:
     assert letters_of("A Cat, 12!") == "acat12"
     assert letters_of("一只猫，ＡＢＣ。") == "一只猫abc"
 
@@ -36,11 +36,11 @@ def test_jaccard_is_the_share_of_common_runs_of_three_letters() -> None:
         ("one o'clock", "two o'clock", True),
     ],
 )
-def test_a_word_in_the_place_of_another_says_something_else(one: str, other: str, replaced: bool) -> None:
+def test_a_replaced_word_changes_the_meaning(one: str, other: str, replaced: bool) -> None:
     assert replaces_a_word(one, other) is replaced
 
 
-def test_like_captions_share_a_band_and_unlike_ones_do_not() -> None:
+def test_similar_captions_share_a_band_and_others_do_not() -> None:
     dog = "a brown dog runs on the green grass in the park"
     assert set(bands_of(dog)) & set(bands_of(dog + " today"))
     assert not set(bands_of(dog)) & set(bands_of("two cats sleep on a sofa"))

@@ -1,4 +1,4 @@
-"""What is mended in a caption, what is left as it is, and what is no caption at all."""
+"""What normalization repairs in a caption, what it keeps, and what is no caption at all."""
 
 import pytest
 from hypothesis import given
@@ -28,11 +28,11 @@ from dcclip_cli.curation.normalize_text import NormalizeOptions, check_character
         ("über café à la carte", "über café à la carte"),
     ],
 )
-def test_a_caption_is_mended_and_its_punctuation_stays(caption: str, expected: str) -> None:
+def test_a_caption_is_repaired_and_its_punctuation_is_kept(caption: str, expected: str) -> None:
     assert normalize(caption, "zh", NormalizeOptions()) == expected
 
 
-def test_mending_can_be_left_out() -> None:
+def test_repairs_can_be_switched_off() -> None:
     assert (
         normalize("MÃ¼nchen &amp; 绾㈣壊璺戣溅 ", "en", NormalizeOptions(ftfy=False, entities=False))
         == "MÃ¼nchen &amp; 绾㈣壊璺戣溅"
@@ -51,7 +51,7 @@ def test_chinese_text_in_order_is_never_changed_but_for_its_spaces(caption: str)
 
 
 @given(st.text(max_size=60))
-def test_tidying_twice_changes_nothing_more_than_white_space_does(caption: str) -> None:
+def test_normalizing_twice_changes_nothing_more_than_white_space_does(caption: str) -> None:
     once = normalize(caption, "en", NormalizeOptions(ftfy=False, entities=False))
     assert normalize(once, "en", NormalizeOptions(ftfy=False, entities=False)) == once
 
@@ -65,7 +65,7 @@ def test_tidying_twice_changes_nothing_more_than_white_space_does(caption: str) 
         ("猫" * 10_001, "caption-long"),
         ("猫" * 10_000, None),
         ("two\nlines", None),
-        ("ä¸\x80å\x8fª", None),  # what `tidy` may mend
+        ("ä¸\x80å\x8fª", None),  # `normalize` may repair it
         ("一只猫😀", None),
     ],
 )

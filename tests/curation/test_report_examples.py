@@ -1,4 +1,4 @@
-"""Which pairs the report shows, and what of them."""
+"""Examples of pairs in the report."""
 
 import io
 import random

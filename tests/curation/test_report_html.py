@@ -1,4 +1,4 @@
-"""The report as a person's browser gets it: complete, harmless, the same for the same collection."""
+"""The report as a browser sees it: complete, harmless, the same for the same collection."""
 
 import io
 from html.parser import HTMLParser
@@ -10,8 +10,7 @@ from PIL import Image
 
 from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.report.examples import Examples
-from dcclip_cli.curation.report.html import steps, write_report
-from dcclip_cli.curation.report.reasons import STEPS, meaning_of
+from dcclip_cli.curation.report.html import STEPS, meaning_of, steps, write_report
 from dcclip_cli.curation.report.statistics import DroppedCaption, Statistics
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.html import percent, visible
@@ -26,7 +25,7 @@ MANIFEST = {
 
 
 class Page(HTMLParser):
-    """What a browser would make of it: elements, attributes, text, and whether every element is closed."""
+    """The page as parsed: elements, attributes, text, and whether every element is closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -56,9 +55,9 @@ class Page(HTMLParser):
         return [value for attribute, value in self.attributes if attribute == name]
 
 
-def report(tmp_path: Path, *verdicts: tuple[Pair, Drop | None, tuple[DroppedCaption, ...]], **manifest: Any) -> str:
+def report(tmp_path: Path, *results: tuple[Pair, Drop | None, tuple[DroppedCaption, ...]], **manifest: Any) -> str:
     statistics, examples = Statistics(), Examples()
-    for pair, drop, captions in verdicts:
+    for pair, drop, captions in results:
         statistics.add(pair, drop, (40, 20) if pair.image else None, captions)
         examples.add(pair, drop, None, captions)
     write_report(tmp_path / "report.html", statistics.as_dict(), examples.all(), MANIFEST | manifest)
@@ -71,7 +70,7 @@ def pair(number: int = 0, zh: str = "一只猫，在睡觉。", en: str = "a cat
     return Pair(f"{number:011d}", stream.getvalue(), (zh,), (en,), {"source": source, "origin": f"{number}.png"})
 
 
-def test_it_says_in_chinese_and_english_what_was_kept_and_what_went(tmp_path: Path) -> None:
+def test_it_shows_kept_and_dropped_captions_in_chinese_and_english(tmp_path: Path) -> None:
     gone: tuple[DroppedCaption, ...] = (("zh", "点击查看大图", Drop("caption-boilerplate", "holds '点击查看'")),)
     text = report(
         tmp_path,
@@ -104,8 +103,8 @@ def test_nothing_from_outside_can_act_in_the_page(tmp_path: Path) -> None:
     gone: tuple[DroppedCaption, ...] = (("zh", HOSTILE, Drop("caption-html", HOSTILE)),)
     manifest = {"options": {"sources": [HOSTILE]}, "versions": {HOSTILE: HOSTILE}}
     shards = [{"name": HOSTILE, "pairs": 1, "sha256": "0"}]
-    verdicts = ((evil, None, ()), (pair(1, source="b"), Drop(HOSTILE, HOSTILE), gone))
-    page = Page(report(tmp_path, *verdicts, **manifest, shards=shards))
+    results = ((evil, None, ()), (pair(1, source="b"), Drop(HOSTILE, HOSTILE), gone))
+    page = Page(report(tmp_path, *results, **manifest, shards=shards))
     assert page.open == []
     assert "script" not in page.elements
     assert not [name for name, _ in page.attributes if name.startswith("on")]
@@ -128,8 +127,8 @@ def test_unseen_characters_are_spelled_out() -> None:
 
 
 def test_the_same_collection_gives_the_same_bytes(tmp_path: Path) -> None:
-    verdicts = [(pair(number), Drop("image-blank") if number % 2 else None, ()) for number in range(30)]
-    assert report(tmp_path, *verdicts) == report(tmp_path, *reversed(verdicts))
+    results = [(pair(number), Drop("image-blank") if number % 2 else None, ()) for number in range(30)]
+    assert report(tmp_path, *results) == report(tmp_path, *reversed(results))
 
 
 def test_a_collection_of_nothing_has_a_report_too(tmp_path: Path) -> None:
@@ -152,20 +151,10 @@ def test_what_is_left_after_each_step_adds_up() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("part", "whole", "said"),
-    [
-        (0, 0, "0 %"),
-        (0, 9, "0 %"),
-        (9, 9, "100 %"),
-        (1, 3, "33.3 %"),
-        (1, 150, "0.67 %"),
-        (1, 100_000, "< 0.01 %"),
-        (99_999, 100_000, "99.99 %"),
-    ],
-)
-def test_shares_never_round_to_nothing_or_all(part: int, whole: int, said: str) -> None:
-    assert percent(part, whole) == said
+def test_shares_are_never_rounded_to_nothing_or_all() -> None:
+    shares = {(0, 0): "0 %", (0, 9): "0 %", (9, 9): "100 %", (1, 3): "33.3 %", (1, 150): "0.67 %"}
+    shares |= {(1, 100_000): "< 0.01 %", (99_999, 100_000): "99.99 %"}
+    assert {share: percent(*share) for share in shares} == shares
 
 
 @pytest.mark.parametrize(
@@ -188,6 +177,6 @@ def test_every_reason_belongs_to_a_step(step: str, reasons: str) -> None:
 
 
 def test_a_reason_made_of_a_number_or_a_label_is_explained() -> None:
-    assert meaning_of("url-status-404").says == "The server answered with status 404."
-    assert "does not match" in meaning_of("agreement-light-low").says
-    assert meaning_of("classifier-nsfw").says == "The classifier's label: nsfw."
+    assert meaning_of("url-status-404").text == "The server answered with status 404."
+    assert "does not match" in meaning_of("agreement-light-low").text
+    assert meaning_of("classifier-nsfw").text == "The classifier's label: nsfw."

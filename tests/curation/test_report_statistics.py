@@ -1,4 +1,4 @@
-"""What the report counts and measures, and that it adds up however a collection was cut."""
+"""Counts and histograms, and their sums over the slices of a collection."""
 
 import json
 

@@ -163,7 +163,7 @@ def test_a_fraction_of_the_pairs_has_captions_and_every_pair_its_image(pairs_fil
 
 def test_texts_without_images_have_numbers_after_the_images(joined: ConcatDataset) -> None:
     batch = collate(joined, {"first": 1}).batch([(0, 0), (41, 0), (43, 0), (44, 0)])
-    assert batch.pixels.shape == (2, 3, 8, 8) and batch.lines == 2
+    assert batch.pixels.shape == (2, 3, 8, 8) and batch.num_unpaired_texts == 2
     assert batch.texts["zh"].image_index.tolist() == batch.texts["en"].image_index.tolist() == [0, 2, 3]
     assert batch.texts["en"].captions[1:] == ["blue cat", "green dog"]
 
@@ -182,7 +182,7 @@ def test_a_batch_is_split_into_parts_of_images_with_their_texts(joined: ConcatDa
     assert torch.equal(torch.cat([one.pixels, two.pixels]), batch.pixels)
     assert (one.texts["zh"].image_index.tolist(), two.texts["zh"].image_index.tolist()) == ([0, 2], [0, 1, 2])
     assert (one.texts["en"].captions[-1], two.texts["en"].captions[-1]) == ("blue cat", "green dog")
-    assert one.lines == two.lines == 1
+    assert one.num_unpaired_texts == two.num_unpaired_texts == 1
 
 
 def test_embeddings_take_the_place_of_pixels_and_equal_ones_have_one_caption_id(tmp_path: Path) -> None:

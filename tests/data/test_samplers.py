@@ -7,7 +7,7 @@ import pytest
 
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler, Part, caption_groups
+from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler, caption_groups
 from dcclip_cli.errors import DcclipError
 
 GROUPS = pytest.mark.parametrize("groups", [None, np.arange(23) % 7])
@@ -91,9 +91,8 @@ def test_pairs_that_share_a_first_caption_in_either_language_are_one_group(tmp_p
     assert len({groups[0], groups[3], groups[4]}) == 3
 
 
-def test_every_process_gets_its_share_of_every_part() -> None:
-    pairs, images = EpochBatchSampler(12, 4, seed=0), EpochBatchSampler(6, 2, seed=1)
-    sampler = MixedBatchSampler((Part(pairs), Part(images, first=12)))
+def test_every_process_gets_its_share_of_every_sampler() -> None:
+    sampler = MixedBatchSampler((EpochBatchSampler(12, 4, seed=0), EpochBatchSampler(6, 2, seed=1, first=12)))
     whole = list(sampler.share(0, 5))
     halves = [list(sampler.share(0, 5, process, 2)) for process in range(2)]
     assert [len(step) for step in whole] == [6] * 5
@@ -103,7 +102,7 @@ def test_every_process_gets_its_share_of_every_part() -> None:
     assert list(sampler.share(3, 5)) == whole[3:]
 
 
-def test_a_part_that_cannot_be_shared_is_named() -> None:
-    parts = tuple(Part(EpochBatchSampler(12, size, seed=0)) for size in (4, 3))
+def test_a_batch_size_that_cannot_be_shared_is_named() -> None:
+    samplers = tuple(EpochBatchSampler(12, size, seed=0) for size in (4, 3))
     with pytest.raises(DcclipError, match="batch_size 3 cannot be split among 2 processes"):
-        MixedBatchSampler(parts).check_shares(2)
+        MixedBatchSampler(samplers).check_shares(2)

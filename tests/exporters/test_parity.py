@@ -1,4 +1,4 @@
-"""The comparison of an exported model with its original sees what goes wrong."""
+"""The comparison of an export with its model detects errors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -56,7 +56,7 @@ class Longer(Letters):
         return super().encode_texts(texts) + np.asarray([[3e-7 * len(text)] for text in texts], np.float32)
 
 
-def test_texts_that_the_model_cannot_tell_apart_count_as_one() -> None:
+def test_texts_that_the_model_cannot_tell_apart_count_as_equal() -> None:
     samples = Samples(SAMPLES.source, SAMPLES.images, [["ab", "axb", "ba", "猫x狗", "猫狗"]])
     original, longer = Letters(), Longer()
     images = [original.encode_pixels(original.preprocess(image)[np.newaxis]) for image in samples.images]
@@ -66,7 +66,7 @@ def test_texts_that_the_model_cannot_tell_apart_count_as_one() -> None:
     assert Original(models[0], samples).compare(models[1]).agreement == 1
 
 
-def test_a_frozen_length_shows() -> None:
+def test_a_frozen_length_is_detected() -> None:
     original: Any = Letters()
     frozen: Any = Letters(frozen=1)
     parity = Original(original, SAMPLES).compare(frozen)

@@ -1,4 +1,4 @@
-"""Single numbers of a graph are rounded, by hand on graphs of two or three nodes."""
+"""Int8 rounding of graphs of two or three nodes, computed by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -91,18 +91,7 @@ def test_the_largest_sum_of_two_products_by_hand(model: Any, expected: int, tmp_
     assert largest_pair_sum(tmp_path / "graph.onnx") == expected
 
 
-def test_the_largest_sum_of_integer_operators_by_hand(tmp_path: Path) -> None:
-    parts = ["codes", "x_scale", "zero"]
-    nodes = [
-        helper.make_node("DynamicQuantizeLinear", ["x"], parts),
-        helper.make_node("MatMulInteger", ["codes", "w", "zero"], ["sum"]),
-        helper.make_node("Cast", ["sum"], ["y"], to=TensorProto.FLOAT),
-    ]
-    onnx.save(graph(nodes, {"w": CODES}), tmp_path / "graph.onnx")
-    assert largest_pair_sum(tmp_path / "graph.onnx") == 32895
-
-
-def test_a_bias_takes_back_what_rounding_moves_in_the_mean() -> None:
+def test_a_bias_corrects_the_mean_effect_of_rounding() -> None:
     nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "product")]
     model = graph(nodes, {"w": WEIGHTS, "b": np.asarray([1.0, 2.0], np.float32)})
     coarse = np.asarray([[1.0, 0.0], [0.0, 0.0]], np.float32)
@@ -225,8 +214,8 @@ def test_multiply_adds_by_hand() -> None:
 
 def test_first_convolutions_and_what_follows_the_first_dense_layer_stay_fp32(tmp_path: Path) -> None:
     onnx.save(convolutions(), tmp_path / "fp32.onnx")
-    pictures = np.random.default_rng(0).random((4, 1, 4, 4), np.float32)
-    Int8Tower(tmp_path / "fp32.onnx", [pictures]).write(tmp_path / "int8.onnx")
+    images = np.random.default_rng(0).random((4, 1, 4, 4), np.float32)
+    Int8Tower(tmp_path / "fp32.onnx", [images]).write(tmp_path / "int8.onnx")
     model = onnx.load(tmp_path / "int8.onnx")
     assert set(rounded_activations(model)) == {"h3", "h4", "h5", "h6", "h8"}
     codes = {weight.name for weight in model.graph.initializer if weight.data_type == TensorProto.INT8}

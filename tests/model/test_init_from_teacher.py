@@ -1,4 +1,4 @@
-"""What a student's text tower takes over from its teacher's."""
+"""Initialisation of a student's text tower from its teacher's."""
 
 from pathlib import Path
 from typing import Any
@@ -30,16 +30,16 @@ def student(width: int, vocabulary: int, layers: int = 1, embed_dim: int = 16) -
     return build_model(model_config(options, embed_dim, vocabulary), seed=0)
 
 
-def test_rows_of_equal_width_are_the_teachers_for_the_same_pieces(altclip_folder: Path, trimmed: Tokenizer) -> None:
+def test_rows_of_equal_width_are_the_teachers_for_the_same_tokens(altclip_folder: Path, trimmed: Tokenizer) -> None:
     text = student(32, trimmed.get_vocab_size()).text
     teacher = AltClipTeacher(model=str(altclip_folder)).load()
     init_text_tower(text, trimmed, teacher, layers=False)
-    table, pieces = teacher.token_embedding()
-    for piece in ("▁red", "▁picture", "红", "</s>"):
-        assert torch.equal(text.token_embedding.weight[trimmed.token_to_id(piece)], table[pieces[piece]]), piece
+    table, vocab = teacher.token_embedding()
+    for token in ("▁red", "▁picture", "红", "</s>"):
+        assert torch.equal(text.token_embedding.weight[trimmed.token_to_id(token)], table[vocab[token]]), token
 
 
-def test_rows_of_another_width_lie_to_each_other_as_the_teachers_as_far_as_they_can(
+def test_projected_rows_keep_the_teachers_distances(
     chinese_clip_folder: Path,
 ) -> None:
     teacher = TransformersTeacher(model=str(chinese_clip_folder)).load()
@@ -51,7 +51,7 @@ def test_rows_of_another_width_lie_to_each_other_as_the_teachers_as_far_as_they_
     np.testing.assert_allclose(small @ small.T, best @ best.T, atol=1e-5)
 
 
-def test_projected_rows_have_the_spread_that_the_tower_starts_with(altclip_folder: Path, trimmed: Tokenizer) -> None:
+def test_projected_rows_have_the_random_ones_deviation(altclip_folder: Path, trimmed: Tokenizer) -> None:
     model = student(32, trimmed.get_vocab_size())
     before = float(model.text.token_embedding.weight.detach().std())
     teacher = AltClipTeacher(model=str(altclip_folder)).load()
@@ -60,23 +60,23 @@ def test_projected_rows_have_the_spread_that_the_tower_starts_with(altclip_folde
     assert float(model.text.token_embedding.weight.detach().std()) == pytest.approx(before, rel=0.1)
 
 
-def test_layers_of_equal_width_are_copied_evenly_from_the_first_with_norm_and_positions(model_folder: Path) -> None:
+def test_layers_are_copied_at_even_distances_with_norm_and_positions(model_folder: Path) -> None:
     teacher = load_model(model_folder)
     tokenizer = load_tokenizer(model_folder)
     big = student(32, tokenizer.get_vocab_size(), layers=4)
     teacher.model.text = big.text
     small = student(32, tokenizer.get_vocab_size(), layers=2).text
     init_text_tower(small, tokenizer, teacher, layers=True)
-    for own, theirs in ((0, 0), (1, 2)):
-        expected = big.text.transformer.resblocks[theirs].state_dict()
-        taken = small.transformer.resblocks[own].state_dict()
+    for new, old in ((0, 0), (1, 2)):
+        expected = big.text.transformer.resblocks[old].state_dict()
+        taken = small.transformer.resblocks[new].state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in taken.items())
     for name in ("positional_embedding", "text_projection"):
         assert torch.equal(getattr(small, name), getattr(big.text, name)), name
     assert torch.equal(small.token_embedding.weight, big.text.token_embedding.weight)
 
 
-def test_a_student_with_all_of_its_teachers_layers_says_the_same(model_folder: Path) -> None:
+def test_a_student_with_all_layers_of_its_teacher_gives_the_same_embeddings(model_folder: Path) -> None:
     teacher, tokenizer = load_model(model_folder), load_tokenizer(model_folder)
     other = load_model(model_folder)
     other.model.text = student(32, tokenizer.get_vocab_size()).text.eval()
@@ -96,6 +96,6 @@ def test_layers_that_do_not_fit_are_refused(altclip_folder: Path, model_folder: 
         init_text_tower(deep, load_tokenizer(model_folder), load_model(model_folder), layers=True)
 
 
-def test_a_table_can_not_be_widened() -> None:
+def test_a_table_cannot_be_widened() -> None:
     with pytest.raises(DcclipError, match="cannot be widened to 40"):
         principal_components(torch.randn(100, 32), 40)

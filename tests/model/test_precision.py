@@ -1,4 +1,4 @@
-"""`precision: auto` takes bf16 only where it is native and faster, and says so."""
+"""`precision: auto` chooses bf16 only if it is native and faster, and reports why."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def native(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DCCLIP_CACHE", str(tmp_path / "cache"))
 
 
-def test_without_native_bf16_auto_means_fp32_and_nothing_is_probed(
+def test_without_native_bf16_auto_means_fp32_and_nothing_is_measured(
     towers: Towers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "torch_has_bf16", lambda: False)
@@ -42,7 +42,7 @@ def test_without_native_bf16_auto_means_fp32_and_nothing_is_probed(
 
 @pytest.mark.usefixtures("native")
 @pytest.mark.parametrize(("gain", "expected"), [(1.19, "fp32"), (1.2, "bf16"), (0.1, "fp32"), (2.0, "bf16")])
-def test_with_native_bf16_a_probe_decides(
+def test_with_native_bf16_a_measurement_decides(
     towers: Towers, gain: float, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "_measured_gain", lambda *_: gain)
@@ -53,7 +53,7 @@ def test_with_native_bf16_a_probe_decides(
     assert newton_schulz_precision("cpu") == "bf16"
 
 
-def test_bf16_that_was_asked_for_and_is_slower_is_warned_about(
+def test_requested_bf16_that_is_slower_is_warned_about(
     towers: Towers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DCCLIP_CACHE", str(tmp_path))
@@ -72,7 +72,7 @@ def test_a_machine_makes_the_same_choice_again(towers: Towers, monkeypatch: pyte
 
 
 @pytest.mark.usefixtures("native")
-def test_a_kept_gain_that_was_cut_is_measured_again(
+def test_a_truncated_cache_file_is_measured_again(
     towers: Towers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(precision, "_measured_gain", lambda *_: 1.5)

@@ -1,4 +1,4 @@
-"""From image files to tower input: what is refused, and that the numbers are torchvision's."""
+"""Decoding refuses what is unsafe, and preprocessed numbers are those of torchvision."""
 
 import io
 import struct
@@ -60,9 +60,7 @@ def test_every_kind_of_png_becomes_rgb_or_rgba(mode: str) -> None:
 
 def test_a_cmyk_jpeg_becomes_rgb() -> None:
     red = decode(encode(Image.new("RGB", (8, 8), "red").convert("CMYK"), "JPEG")).getpixel((4, 4))
-    assert isinstance(red, tuple)
-    assert red[0] > 250
-    assert max(red[1:]) < 5
+    assert isinstance(red, tuple) and red[0] > 250 and max(red[1:]) < 5
 
 
 def test_a_sixteen_bit_grey_png_keeps_its_shades() -> None:
@@ -70,7 +68,7 @@ def test_a_sixteen_bit_grey_png_keeps_its_shades() -> None:
     assert np.asarray(decode(encode(Image.fromarray(shades))))[0, :, 0].tolist() == [0, 100, 255]
 
 
-def test_a_palette_picture_keeps_its_transparent_colour() -> None:
+def test_a_palette_image_keeps_its_transparent_colour() -> None:
     palette = Image.new("P", (2, 1))
     palette.putpalette([255, 0, 0, 0, 255, 0])
     palette.putdata([0, 1])
@@ -78,7 +76,7 @@ def test_a_palette_picture_keeps_its_transparent_colour() -> None:
     assert [read.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0, 255), (0, 255, 0, 0)]
 
 
-def test_a_picture_is_turned_upright_by_its_exif_orientation() -> None:
+def test_an_image_is_turned_upright_by_its_exif_orientation() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright: turn clockwise
     image = Image.new("RGB", (4, 2), "black")
@@ -94,20 +92,20 @@ def test_the_first_frame_of_an_animation_is_taken() -> None:
     assert decode(animation).convert("RGB").getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_a_picture_of_more_pixels_than_allowed_is_refused_and_one_of_as_many_is_read() -> None:
+def test_an_image_with_too_many_pixels_is_refused() -> None:
     assert decode(encode(noise(10, 10)), max_pixels=100).size == (10, 10)
     with pytest.raises(DcclipError, match="has 11 x 10 pixels, more than 100"):
         decode(encode(noise(11, 10)), max_pixels=100)
 
 
 @pytest.mark.parametrize(("width", "height"), [(65_000, 65_000), (12_000, 12_000), (2_000_000_000, 1)])
-def test_a_decompression_bomb_is_refused_before_it_is_unpacked(width: int, height: int) -> None:
+def test_a_decompression_bomb_is_refused_before_it_is_decompressed(width: int, height: int) -> None:
     with pytest.raises(DcclipError, match=r"more than 64,000,000|is not a readable image"):
         decode(png_that_claims(width, height))
 
 
 @pytest.mark.parametrize("size", [(1, 64_000_000), (64_000_000, 1), (101, 1)])
-def test_a_picture_over_a_hundred_times_as_long_as_wide_is_refused_before_it_is_unpacked(size: tuple[int, int]) -> None:
+def test_a_very_thin_image_is_refused_before_it_is_decompressed(size: tuple[int, int]) -> None:
     with pytest.raises(DcclipError, match=f"has {size[0]} x {size[1]} pixels, one side over 100 times the other"):
         decode(png_that_claims(*size))
     assert decode(encode(noise(200, 2))).size == (200, 2)
@@ -132,7 +130,7 @@ def test_other_formats_than_jpeg_png_or_webp_are_refused(content: bytes) -> None
     assert raised.value.hint == "use a JPEG, PNG or WebP file"
 
 
-def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_have_their_own_errors(tmp_path: Path) -> None:
     with pytest.raises(DcclipError, match=r"猫\.png does not exist"):
         decode(tmp_path / "猫.png")
     with pytest.raises(DcclipError, match="is a folder"):
@@ -156,14 +154,8 @@ def torchvision_transform(given: Preprocessing) -> Any:
 
     mode = InterpolationMode(given.interpolation)
     size = (given.size, given.size) if given.resize_mode == "squash" else given.size
-    return transforms.Compose(
-        [
-            transforms.Resize(size, mode),
-            transforms.CenterCrop(given.size),
-            transforms.ToTensor(),
-            transforms.Normalize(given.mean, given.std),
-        ]
-    )
+    steps = [transforms.Resize(size, mode), transforms.CenterCrop(given.size), transforms.ToTensor()]
+    return transforms.Compose([*steps, transforms.Normalize(given.mean, given.std)])
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
@@ -195,7 +187,7 @@ def test_a_white_pixel_becomes_one_minus_the_mean_over_the_deviation() -> None:
     assert values[:, 0, 0].tolist() == [1.0, 1.5, 0.5]
 
 
-def test_the_middle_of_a_wide_picture_is_kept() -> None:
+def test_the_middle_of_a_wide_image_is_kept() -> None:
     image = Image.new("RGB", (6, 2), "red")
     image.paste("lime", (2, 0, 4, 2))
     kept = Preprocessing(size=2, mean=(0, 0, 0), std=(1, 1, 1))(image)
@@ -209,6 +201,6 @@ def test_the_configuration_survives_open_clips_form() -> None:
 
 
 @pytest.mark.parametrize("config", [{"size": [32, 64]}, {"interpolation": "lanczos9"}, {"resize_mode": "longest"}])
-def test_a_configuration_that_cant_be_followed_is_refused(config: dict[str, Any]) -> None:
+def test_an_unsupported_configuration_is_refused(config: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="supported"):
         Preprocessing.from_config(config)

@@ -1,4 +1,4 @@
-"""Which model a user means."""
+"""Resolution of a model by path, hub name, environment or newest run."""
 
 import os
 from pathlib import Path
@@ -15,28 +15,22 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def model(folder: Path, mtime: float | None = None) -> Path:
+def model(folder: Path, mtime: float | None = None, file: str = "open_clip_config.json") -> Path:
     folder.mkdir(parents=True)
-    (folder / "open_clip_config.json").write_text("{}")
+    (folder / file).write_text("{}")
     if mtime is not None:
         os.utime(folder, (mtime, mtime))
     return folder.resolve()
 
 
 def bundle(folder: Path, mtime: float | None = None) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "image.onnx").touch()
-    if mtime is not None:
-        os.utime(folder, (mtime, mtime))
-    return folder.resolve()
+    return model(folder, mtime, "image.onnx")
 
 
 def test_a_model_directory_and_a_bundle_are_taken_as_they_are(tmp_path: Path) -> None:
     folder, onnx = model(tmp_path / "模型"), bundle(tmp_path / "bundle")
     assert resolve("模型") == ModelReference("folder", str(folder), "model: 模型")
-    assert resolve(str(onnx)) == ModelReference(
-        "bundle", str(onnx), f"model: {onnx}".replace("model: ", "model: bundle ")
-    )
+    assert resolve(str(onnx)) == ModelReference("bundle", str(onnx), f"model: bundle {onnx}")
     assert resolve("模型").path == folder
 
 
@@ -48,7 +42,7 @@ def test_a_run_directory_means_its_furthest_finished_stage(stages: list[str]) ->
     assert (found.kind, found.path) == ("bundle" if stages[-1] == "export" else "folder", made)
 
 
-def test_a_stage_directory_that_is_not_finished_is_no_model() -> None:
+def test_a_stage_directory_that_is_not_finished_is_not_a_model() -> None:
     Path("runs/a/align/state").mkdir(parents=True)
     with pytest.raises(DcclipError, match="nor a finished run"):
         resolve("runs/a")
@@ -87,17 +81,14 @@ def test_without_anything_the_newest_finished_run_is_taken() -> None:
     assert found.description == "model: bundle runs/newer/export (newest finished run)"
 
 
-def test_without_any_run_the_starter_model_is_taken_and_why_is_said() -> None:
+def test_without_any_run_the_starter_model_is_used_with_a_reason() -> None:
     found = resolve()
     assert found.kind == "bundle"
     assert found.path == Path(dcclip_cli.__file__).parent / "starter"
-    assert (
-        found.description
-        == "model: starter, which comes with dcclip (no model is named, and runs/ contains no finished run)"
-    )
+    assert found.description.endswith("with dcclip (no model is named, and runs/ contains no finished run)")
 
 
-def test_the_starter_model_is_meant_by_name_whatever_lies_around() -> None:
+def test_the_starter_model_is_found_by_name_whatever_else_exists() -> None:
     bundle(Path("starter"))
     model(Path("runs/a/align/model"))
     assert resolve("starter").description == "model: starter, which comes with dcclip"
@@ -105,7 +96,7 @@ def test_the_starter_model_is_meant_by_name_whatever_lies_around() -> None:
 
 
 @pytest.mark.parametrize("reference", ["nowhere", "hf:", "BAAI/AltCLIP", "model.onnx", "猫"])
-def test_what_is_no_model_is_named_with_what_could_be(reference: str) -> None:
+def test_what_is_not_a_model_is_named_with_the_alternatives(reference: str) -> None:
     Path("model.onnx").touch()
     with pytest.raises(DcclipError, match="is not a directory") as raised:
         resolve(reference)

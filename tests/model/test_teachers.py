@@ -1,4 +1,4 @@
-"""Teachers from directories as the hub has them, and what is said where there is none."""
+"""Teachers loaded from directories as they are on the hub, and the errors for missing ones."""
 
 import json
 import shutil
@@ -46,12 +46,12 @@ def test_a_saved_altclip_loads_frozen_in_evaluation_mode(altclip_folder: Path, g
     assert towers.name == "altclip"
 
 
-def test_siglip_has_a_bias_beside_its_scale(siglip_folder: Path) -> None:
+def test_siglip_has_a_bias_and_a_scale(siglip_folder: Path) -> None:
     towers = TransformersTeacher(model=str(siglip_folder)).load()
-    assert (towers.logit_scale, towers.logit_bias) == (1.0, 0.0)  # as transformers begins them: exp(0) and 0
+    assert (towers.logit_scale, towers.logit_bias) == (1.0, 0.0)  # as transformers initialises them: exp(0) and 0
 
 
-def test_weights_saved_as_fp16_are_taken_as_fp32(altclip_folder: Path, tmp_path: Path) -> None:
+def test_weights_saved_as_fp16_are_loaded_as_fp32(altclip_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(altclip_folder, tmp_path / "half")
     weights = load_file(folder / "model.safetensors")
     halves = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
@@ -67,9 +67,7 @@ def test_pickled_weights_are_never_read(altclip_folder: Path, tmp_path: Path) ->
         AltClipTeacher(model=str(folder)).load()
 
 
-def test_the_fingerprint_is_the_same_for_the_same_directory_wherever_it_lies(
-    altclip_folder: Path, tmp_path: Path
-) -> None:
+def test_the_fingerprint_is_the_same_for_a_moved_directory(altclip_folder: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(altclip_folder, tmp_path / "moved")
     prints = [AltClipTeacher(model=str(folder)).load().fingerprint for folder in (altclip_folder, moved)]
     assert prints[0] == prints[1]
@@ -119,7 +117,7 @@ def test_an_image_only_model_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("teacher", "said"),
+    ("teacher", "message"),
     [
         (AltClipTeacher(model="/nowhere/altclip"), "/nowhere/altclip has no config.json"),
         (AltClipTeacher(model="nobody/nothing"), "teacher nobody/nothing cannot be loaded"),
@@ -129,9 +127,9 @@ def test_an_image_only_model_is_refused(tmp_path: Path) -> None:
     ],
     ids=lambda value: getattr(value, "model", ""),
 )
-def test_a_teacher_that_is_not_there_is_named_with_a_hint(teacher: Teacher, said: str) -> None:
+def test_a_missing_teacher_is_named_with_a_hint(teacher: Teacher, message: str) -> None:
     with pytest.raises(DcclipError) as raised:
         teacher.load()
-    assert said in raised.value.what
+    assert message in raised.value.what
     assert "\n" not in raised.value.what
     assert raised.value.hint

@@ -1,8 +1,7 @@
-"""Tokenizers trained on captions, and the teacher's cut to them."""
+"""Tokenizers trained on captions, and the teacher's trimmed to them."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models
@@ -38,13 +37,13 @@ def test_special_tokens_are_numbered_as_in_xlm_roberta(trained: Tokenizer) -> No
 
 
 @pytest.mark.parametrize("text", ["红色的圆", "red circle", "一张 red 圆环的图片"])
-def test_a_text_begins_and_ends_with_its_marks_and_has_no_unknown_piece(trained: Tokenizer, text: str) -> None:
+def test_a_text_starts_and_ends_with_special_tokens_and_has_no_unknown_token(trained: Tokenizer, text: str) -> None:
     ids = trained.encode(text).ids
     assert (ids[0], ids[-1]) == (BEGIN_ID, END_ID)
     assert not {BEGIN_ID, PADDING_ID, END_ID, UNKNOWN_ID} & set(ids[1:-1])
 
 
-def test_chinese_is_cut_into_single_characters(trained: Tokenizer) -> None:
+def test_chinese_is_split_into_single_characters(trained: Tokenizer) -> None:
     assert trained.encode("红色的三角形", add_special_tokens=False).tokens == list("红色的三角形")
 
 
@@ -63,7 +62,7 @@ def test_training_twice_on_the_same_captions_gives_the_same_tokenizer(captions: 
 # ---- trimming
 
 
-def pieces_of(tokenizer: Tokenizer, text: str) -> list[str]:
+def tokens_of(tokenizer: Tokenizer, text: str) -> list[str]:
     return tokenizer.encode(text).tokens
 
 
@@ -71,20 +70,20 @@ def test_trimming_keeps_the_segmentation_of_every_caption(altclip_folder: Path, 
     full, trimmed = load_tokenizer(altclip_folder), trim_tokenizer(altclip_folder, captions, 70)
     assert trimmed.get_vocab_size() < full.get_vocab_size() == 79
     for text in captions:
-        assert pieces_of(trimmed, text) == pieces_of(full, text)
+        assert tokens_of(trimmed, text) == tokens_of(full, text)
 
 
 @pytest.mark.parametrize(
     "text", ["蓝色的月亮", "一张方块的图片", "black moon", "a picture of a ring", "red 圆环 green"]
 )
-def test_trimming_keeps_the_segmentation_of_new_texts_made_of_kept_pieces(
+def test_trimming_keeps_the_segmentation_of_new_texts_of_kept_tokens(
     altclip_folder: Path, captions: list[str], text: str
 ) -> None:
     full, trimmed = load_tokenizer(altclip_folder), trim_tokenizer(altclip_folder, captions, 70)
-    assert pieces_of(trimmed, text) == pieces_of(full, text)
+    assert tokens_of(trimmed, text) == tokens_of(full, text)
 
 
-def test_trimming_drops_pieces_that_no_caption_uses(altclip_folder: Path, captions: list[str]) -> None:
+def test_trimming_drops_tokens_that_no_caption_uses(altclip_folder: Path, captions: list[str]) -> None:
     full, kept = load_tokenizer(altclip_folder).get_vocab(), trim_tokenizer(altclip_folder, captions, 70).get_vocab()
     assert {"▁dog", "猫", "小猫", "▁bicycle"} <= set(full)
     assert not {"▁dog", "猫", "小猫", "▁bicycle"} & set(kept)
@@ -101,7 +100,7 @@ def test_trimming_renumbers_the_special_tokens_and_keeps_their_places(
     assert 3 in trimmed.encode("犬").ids
 
 
-def test_trimming_to_fewer_pieces_keeps_the_commonest(altclip_folder: Path) -> None:
+def test_trimming_to_fewer_tokens_keeps_the_commonest(altclip_folder: Path) -> None:
     # six that are always kept (<s> <pad> </s> <unk> <mask> ▁), then ▁red three times, ▁green twice, ▁blue once
     trimmed = trim_tokenizer(altclip_folder, ["red", "red green", "red green blue"], 8)
     assert set(trimmed.get_vocab()) == {"<s>", "<pad>", "</s>", "<unk>", "<mask>", "▁", "▁red", "▁green"}
@@ -112,19 +111,11 @@ def test_a_vocabulary_that_is_small_enough_stays_whole(altclip_folder: Path, cap
 
 
 def test_unknown_characters_get_no_cheaper_by_trimming(tmp_path: Path) -> None:
-    # a lowest score far below the others makes unknown characters dear; once it is dropped they would be cheap
-    pieces: list[Any] = [
-        ["<s>", 0],
-        ["<pad>", 0],
-        ["</s>", 0],
-        ["<unk>", 0],
-        ["ab", -20],
-        ["cd", -20],
-        ["bcd", -1],
-        ["狗", -50],
-    ]
-    full = Tokenizer(models.Unigram([(str(piece), float(score)) for piece, score in pieces], unk_id=3))
-    full.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>"])
+    # a lowest score far below the others makes unknown characters expensive; without it they would be cheap
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    vocab = [*((token, 0.0) for token in special), ("ab", -20.0), ("cd", -20.0), ("bcd", -1.0), ("狗", -50.0)]
+    full = Tokenizer(models.Unigram(vocab, unk_id=3))
+    full.add_special_tokens(special)
     full.save(str(tmp_path / "tokenizer.json"))
     trimmed = trim_tokenizer(tmp_path, ["abcd", "bcd"], 7)
     assert "狗" not in trimmed.get_vocab() and {"ab", "cd", "bcd"} <= set(trimmed.get_vocab())
@@ -140,7 +131,7 @@ def test_single_characters_fill_up_the_vocabulary_where_asked_for(altclip_folder
     assert set("abcdefghijklmnopqrstuv") <= set(filled) and "猫" not in filled  # ASCII first
 
 
-def test_a_tokenizer_that_is_no_unigram_is_refused(chinese_clip_folder: Path) -> None:
+def test_a_tokenizer_other_than_unigram_is_refused(chinese_clip_folder: Path) -> None:
     with pytest.raises(DcclipError, match="is a WordPiece tokenizer; only Unigram tokenizers can be trimmed") as raised:
         trim_tokenizer(chinese_clip_folder, ["猫", "cat"], 50)
     assert "from: data" in raised.value.hint
@@ -157,7 +148,7 @@ def test_texts_are_padded_to_the_longest_and_no_further(trained: Tokenizer) -> N
 
 
 @pytest.mark.parametrize("text", ["红色的圆" * 20, "red circle " * 20])
-def test_a_text_too_long_is_cut_and_still_ends_with_its_mark(trained: Tokenizer, text: str) -> None:
+def test_a_long_text_is_truncated_and_keeps_its_end_token(trained: Tokenizer, text: str) -> None:
     ids = tokenize_with(trained, 12)([text]).ids
     assert ids.shape == (1, 12)
     assert (ids[0, 0], ids[0, -1]) == (BEGIN_ID, END_ID)
@@ -169,7 +160,7 @@ def test_white_space_around_and_between_words_makes_no_difference(trained: Token
     assert ids[2].tolist() == ids[3].tolist()
 
 
-def test_an_empty_text_is_only_its_marks(trained: Tokenizer) -> None:
+def test_an_empty_text_has_only_special_tokens(trained: Tokenizer) -> None:
     assert tokenize_with(trained, 24)([""]).ids.tolist() == [[BEGIN_ID, END_ID]]
 
 
@@ -179,12 +170,12 @@ def test_a_saved_tokenizer_is_the_same_in_tokenizers_and_in_transformers(
     from transformers import AutoTokenizer
 
     save_tokenizer(trained, tmp_path, 24)
-    ours, theirs = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
-    assert theirs.model_max_length == 24
+    own, other = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert other.model_max_length == 24
     for text in [*captions, "一只猫！", "A cat?"]:
         expected = tokenize_with(trained, 24)([text]).ids[0].tolist()
-        assert tokenize_with(ours, 24)([text]).ids[0].tolist() == expected
-        assert theirs(text, truncation=True, max_length=24)["input_ids"] == expected
+        assert tokenize_with(own, 24)([text]).ids[0].tolist() == expected
+        assert other(text, truncation=True, max_length=24)["input_ids"] == expected
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", "[1, 2"])

@@ -1,4 +1,4 @@
-"""A bundle runs alone, and a broken one says what is wrong with it."""
+"""Bundles run by onnxruntime; errors of broken ones."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ def copy(bundle_folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(bundle_folder, tmp_path / "copy")
 
 
-def test_company_and_padding_do_not_change_a_text(bundle_folder: Path) -> None:
+def test_batch_and_padding_do_not_change_a_text(bundle_folder: Path) -> None:
     bundle = OnnxEncoder(bundle_folder, "cpu")
     texts = ["红色的圆", "a red circle", "一张很长很长很长很长的图片 of a moon " * 9]
     together = bundle.encode_texts(texts)
@@ -27,13 +27,13 @@ def test_company_and_padding_do_not_change_a_text(bundle_folder: Path) -> None:
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
 
 
-def test_blanks_around_and_within_a_text_do_not_matter(bundle_folder: Path) -> None:
+def test_white_space_in_a_text_does_not_matter(bundle_folder: Path) -> None:
     rows = OnnxEncoder(bundle_folder, "cpu").encode_texts(["red circle", " red \n circle ", "红 圆", "红\u3000圆"])
     np.testing.assert_array_equal(rows[0], rows[1])
     np.testing.assert_array_equal(rows[2], rows[3])
 
 
-def _say(key: str, value: object) -> Callable[[Path], None]:
+def _set(key: str, value: object) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         file = folder / "dcclip.json"
         file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {key: value}), "utf-8")
@@ -41,7 +41,7 @@ def _say(key: str, value: object) -> Callable[[Path], None]:
     return change
 
 
-def _cut(name: str) -> Callable[[Path], None]:
+def _truncate(name: str) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[: len(content) // 2])
@@ -59,14 +59,14 @@ def _swap(folder: Path) -> None:
     ("change", "complaint"),
     [
         (lambda folder: (folder / "text.onnx").unlink(), r"has no text.onnx \(found: config.json, dcclip.json, "),
-        (_cut("image.onnx"), r"image.onnx cannot be loaded"),
+        (_truncate("image.onnx"), r"image.onnx cannot be loaded"),
         (_swap, r"image.onnx does not turn pixel_values into image_embeds"),
-        (_cut("tokenizer.json"), r"tokenizer.json is not the tokenizer of this bundle"),
-        (_cut("dcclip.json"), r"dcclip.json is not JSON"),
-        (_say("kind", "model"), r"describes a model of format 1, not a bundle of format 1"),
-        (_say("format", 2), r"describes a bundle of format 2"),
-        (_say("logit_scale", "big"), r"logit_scale is missing or has the wrong type"),
-        (_say("preprocessing", {"size": [3, 4]}), r"preprocessing: only square inputs"),
+        (_truncate("tokenizer.json"), r"tokenizer.json is not the tokenizer of this bundle"),
+        (_truncate("dcclip.json"), r"dcclip.json is not JSON"),
+        (_set("kind", "model"), r"describes a model of format 1, not a bundle of format 1"),
+        (_set("format", 2), r"describes a bundle of format 2"),
+        (_set("logit_scale", "big"), r"logit_scale is missing or has the wrong type"),
+        (_set("preprocessing", {"size": [3, 4]}), r"preprocessing: only square inputs"),
     ],
 )
 def test_a_broken_bundle_says_what_is_wrong(copy: Path, change: Callable[[Path], None], complaint: str) -> None:

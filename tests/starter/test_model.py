@@ -1,4 +1,4 @@
-"""The same model as a directory: what to start from, and the recipe that makes a smaller one out of it."""
+"""The starter as a model directory, and the recipe that distils it into a smaller model."""
 
 from pathlib import Path
 
@@ -24,12 +24,12 @@ def model() -> TorchEncoder:
 
 
 @pytest.mark.any_cpu
-def test_bundle_and_model_directory_say_the_same(model: TorchEncoder) -> None:
+def test_bundle_and_model_directory_agree(model: TorchEncoder) -> None:
     bundle = load_encoder(resolve("starter"), "cpu")
     labels = ["cat", "coffee", "rocket", "flower", "temple", "dog", "猫", "咖啡", "火箭", "花", "寺庙", "狗"]
     pixels = np.stack([model.preprocess(decode(file)) for file in sorted(PHOTOS.glob("*.jpg"))])
-    said = [(one.encode_pixels(pixels) @ one.encode_texts(labels).T).argmax(axis=1) for one in (model, bundle)]
-    assert (said[0] == said[1]).mean() >= 5 / 6
+    found = [(one.encode_pixels(pixels) @ one.encode_texts(labels).T).argmax(axis=1) for one in (model, bundle)]
+    assert (found[0] == found[1]).mean() >= 5 / 6
 
 
 def test_a_smaller_model_learns_from_it_on_photographs_without_labels(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where classes and words lie in the starter's space, and that they lie there again when it is built again."""
+"""Target embeddings of classes and words in the starter's space are as intended and reproducible."""
 
 import importlib
 import sys
@@ -45,17 +45,17 @@ def test_places_are_the_same_bytes_whatever_was_drawn_before(places: Tensor) -> 
 
 
 def test_a_word_is_nearer_to_each_of_its_classes_than_to_any_other(places: Tensor) -> None:
-    pictures = space.in_space(places)
+    images = space.in_space(places)
     for classes in UNDER.values():
-        cosines = pictures @ space.place_of(classes, places)
+        cosines = images @ space.place_of(classes, places)
         others = [cosines[number] for number in range(6) if number not in classes]
         assert all(cosines[number] > max(others, default=-1) for number in classes)
 
 
 def test_a_word_is_farther_from_the_kin_of_its_class_than_the_class_is(places: Tensor) -> None:
-    word, pictures = space.place_of(frozenset({0}), places), space.in_space(places)
+    word, images = space.place_of(frozenset({0}), places), space.in_space(places)
     assert word.norm().item() == pytest.approx(1)
-    assert word @ pictures[1] < 0.75 * (pictures[0] @ pictures[1])
+    assert word @ images[1] < 0.75 * (images[0] @ images[1])
 
 
 def test_directions_of_places_at_right_angles_are_the_places_themselves() -> None:
@@ -63,7 +63,7 @@ def test_directions_of_places_at_right_angles_are_the_places_themselves() -> Non
     assert torch.allclose(space.directions(corners[:4], corners), space.in_space(corners[:4]))
 
 
-def test_the_head_takes_a_clear_picture_to_its_class_and_an_unclear_one_to_unknown(places: Tensor) -> None:
+def test_the_head_maps_a_clear_image_to_its_class_and_an_unclear_one_to_unknown(places: Tensor) -> None:
     head = space.head(torch.eye(6), torch.zeros(6), places)
 
     def seen(logits: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The model that comes with the package knows ordinary photographs in both languages, and knows when it doesn't."""
+"""The starter model recognises ordinary photographs in both languages, and is unsure about unrelated labels."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def best(photo: str, labels: list[str]) -> str:
     return best
 
 
-def test_the_bundle_is_small_and_held_its_parity() -> None:
+def test_the_bundle_is_small_and_passed_the_parity_check() -> None:
     assert sum(file.stat().st_size for file in BUNDLE.iterdir()) <= 12_000_000
     about = json.loads((BUNDLE / "dcclip.json").read_text("utf-8"))
     assert about["precision"] == "int8"
@@ -44,7 +44,7 @@ def test_the_bundle_is_small_and_held_its_parity() -> None:
 
 @pytest.mark.parametrize("photo", LABELS)
 @pytest.mark.parametrize("language", [0, 1], ids=["en", "zh"])
-def test_a_photograph_is_called_by_its_name(photo: str, language: int) -> None:
+def test_a_photograph_gets_its_name(photo: str, language: int) -> None:
     labels = [LABELS[name][language] for name in LABELS]
     labels += [["dog", "car", "bird", "chair", "tree frog"], ["狗", "汽车", "鸟", "椅子", "青蛙"]][language]
     assert best(photo, labels) == LABELS[photo][language]
@@ -71,7 +71,7 @@ def test_labels_may_mix_languages_templates_and_commas(typed: str) -> None:
         ("rocket", ["火箭", "rocket"], ["猫", "dog", "coffee", "花", "水果"]),
     ],
 )
-def test_with_multi_label_those_are_likely_that_fit(photo: str, there: list[str], absent: list[str]) -> None:
+def test_with_multi_label_the_labels_that_fit_are_likely(photo: str, there: list[str], absent: list[str]) -> None:
     found = dcclip_cli.load("starter", device="cpu").predict(
         PHOTOS / f"{photo}.jpg", [*there, *absent], multi_label=True
     )
@@ -79,18 +79,18 @@ def test_with_multi_label_those_are_likely_that_fit(photo: str, there: list[str]
 
 
 @pytest.mark.parametrize("label", ["something", "东西", "other", "其他"])
-def test_a_label_that_says_nothing_wins_only_where_no_other_fits(label: str) -> None:
+def test_a_neutral_label_wins_only_if_no_other_fits(label: str) -> None:
     assert best("rocket", [label, "dog", "水果"]) == label
     assert best("cat", [label, "dog", "猫"]) == "猫"
 
 
-def test_a_label_and_its_translation_lie_close_together(starter: Encoder) -> None:
+def test_a_label_and_its_translation_have_similar_embeddings(starter: Encoder) -> None:
     en, zh = ["dog", "car", "fruit", "musical instrument", "bicycle"], ["狗", "汽车", "水果", "乐器", "自行车"]
     cosines = starter.encode_texts(en) @ starter.encode_texts(zh).T
     assert cosines.argmax(axis=1).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_of_labels_far_from_what_it_has_learnt_it_is_not_sure(starter: Encoder) -> None:
+def test_it_is_unsure_about_unrelated_labels(starter: Encoder) -> None:
     pixels = np.stack([starter.preprocess(decode(file)) for file in sorted(PHOTOS.glob("*.jpg"))])
     texts = starter.encode_texts(["bureaucracy", "光合作用", "Thursday evening", "莎士比亚", "E minor"])
     assert softmax(starter.encode_pixels(pixels), texts, starter.logit_scale).max() < 0.7
@@ -98,7 +98,7 @@ def test_of_labels_far_from_what_it_has_learnt_it_is_not_sure(starter: Encoder) 
 
 @pytest.mark.any_cpu
 @pytest.mark.parametrize("readme", ["README.md", "README.zh.md"])
-def test_the_readme_shows_what_it_answers(readme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_shows_its_predictions(readme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("DCCLIP_MODEL", "starter")
     typed, told = re.findall(r"```(?:sh|text)\n(.*?)```", (ROOT / readme).read_text("utf-8"), re.S)[1:3]
@@ -142,7 +142,7 @@ def test_answers_are_the_same_but_for_rounding_if_no_percentage_differs_by_more(
     assert differ_at_most({"猫": 99.9, "dog": 0.0, "火箭": 0.0}, answer, 2) == same
 
 
-def test_predict_takes_it_without_a_model_and_without_torch(tmp_path: Path) -> None:
+def test_predict_falls_back_to_it_without_torch(tmp_path: Path) -> None:
     code = "import sys; from dcclip_cli.cli.app import app; app(sys.argv[1:], standalone_mode=False); "
     code += "print(sorted({'torch', 'transformers', 'open_clip'} & set(sys.modules)))"
     command = [sys.executable, "-c", code, "predict", str(PHOTOS / "cat.jpg"), "--labels", "猫,dog"]

@@ -19,7 +19,7 @@ from dcclip_cli.data.augment import Augment
 from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.options import CaptionOptions
-from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler, Part
+from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import Tokens
 from dcclip_cli.progress import Progress, Silent
@@ -90,7 +90,7 @@ def train(pairs_file: Path, tmp_path: Path) -> Train:
         given = {"steps": 4, "batch_size": 8, "warmup_steps": 0, "workers": 0, "precision": "fp32"} | options
         collator = Collator(open_pairs(pairs_file), 0, Augment(), CaptionOptions(), _pixels, _tokens)
         chosen = TrainOptions.model_validate(given)
-        sampler = MixedBatchSampler((Part(EpochBatchSampler(20, chosen.batch_size, seed=0)),))
+        sampler = MixedBatchSampler((EpochBatchSampler(20, chosen.batch_size, seed=0),))
         info = RunInfo("toy", tmp_path, {"of": "toy"}, progress=progress or Silent())
         trained = Trainer(task, collator, sampler, chosen, info)
         metrics = trained.run()

@@ -31,9 +31,15 @@ class Decontaminate(GlobalFilter):
         min_length=1,
         description="Evaluation sets: Parquet or tar files of pairs, folders of shards, or folders of images",
     )
-    images: bool = Field(True, description="Drop pairs whose image is equal to one of theirs or a near duplicate of it")
-    captions: bool = Field(False, description="Drop captions that they contain; careful, class names are common words")
-    bits: int = Field(12, ge=0, le=16, description="As for `near-image`")
+    images: bool = Field(
+        True, description="Drop pairs whose image is equal to an evaluation image or a near duplicate of one"
+    )
+    captions: bool = Field(
+        False, description="Also drop captions that occur in them; note that class names are common words"
+    )
+    bits: int = Field(
+        12, ge=0, le=16, description="Maximum number of differing bits between perceptual hashes, as for `near-image`"
+    )
 
     def apply(self, connection: DuckDBPyConnection) -> None:
         """`evaluation-image` for pairs, `evaluation-caption` for single captions."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, IPvAnyNetwork, StringConstraints
 
 from dcclip_cli import __version__
 from dcclip_cli.data.files import reading
-from dcclip_cli.options import Options
+from dcclip_cli.options import Options, Removed
 
 _MAX_URL_CHARACTERS = 8_000  # servers refuse longer ones
 _MAX_DETAIL_CHARACTERS = 300
@@ -22,6 +22,8 @@ Host = Annotated[str, StringConstraints(to_lower=True, pattern=r"^(\[[0-9A-Fa-f:
 
 class FetchOptions(Options):
     """How images are downloaded. Certificates are always checked; proxies in the environment are ignored."""
+
+    removed: ClassVar = {"authorities": Removed("name the PEM file in the environment variable SSL_CERT_FILE")}
 
     timeout_s: float = Field(20, gt=0, le=600, description="Time limit of one try, from name look-up to last byte")
     max_bytes: int = Field(20_000_000, ge=1, le=reading.MAX_IMAGE_BYTES, description="Maximum size of an image file")

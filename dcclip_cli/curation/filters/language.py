@@ -140,7 +140,7 @@ def _scores(text: str) -> dict[str, float]:
 
 
 class LanguageFilter(Filter):
-    """Drops captions that are not in the language they are labelled with, by `language_of`.
+    """Drops captions that are not in the language they are labelled with.
 
     Captions of no particular language pass: those without words, and up to two short words in capitals (DNA, OK, NBA).
     """
@@ -176,8 +176,8 @@ class ScriptFilter(Filter):
         han, latin = len(HAN.findall(text)), len(LATIN_WORD.findall(text))
         if not han or not latin:
             return None
-        said = f"{han} Han characters, {latin} Latin words"
+        counted = f"{han} Han characters, {latin} Latin words"
         if not self.mixed:
-            return Drop("caption-mixed", said)
+            return Drop("caption-mixed", counted)
         own = han if language == "zh" else latin
-        return Drop("caption-script", said) if own < self.min_share * (han + latin) else None
+        return Drop("caption-script", counted) if own < self.min_share * (han + latin) else None

@@ -140,10 +140,10 @@ class LengthFilter(Filter):
         """`caption-short` or `caption-long`."""
         length = len("".join(caption.split())) if language == "zh" else len(_WORD.findall(caption))
         fewest, most = self.zh if language == "zh" else self.en
-        said = f"{length} {'characters' if language == 'zh' else 'words'}, allowed {fewest} to {most}"
+        counted = f"{length} {'characters' if language == 'zh' else 'words'}, allowed {fewest} to {most}"
         if length < fewest:
-            return Drop("caption-short", said)
+            return Drop("caption-short", counted)
         if length > most:
-            return Drop("caption-long", said)
+            return Drop("caption-long", counted)
         longest = max(map(len, _LATIN_RUN.findall(caption)), default=0) if len(caption) > self.longest_word else 0
         return Drop("caption-long", f"a word of {longest} letters") if longest > self.longest_word else None

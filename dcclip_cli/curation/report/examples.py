@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,12 +85,6 @@ class Examples:
             same = [caption for caption in captions if caption[2].reason == reason]
             self._consider(reason, pair, same[0][2].detail, image, same, "")
 
-    def take(self, examples: Iterable[Example]) -> None:
-        """Consider the examples of another collection."""
-        for example in examples:
-            if self._wanted(example.reason, example.rank):
-                self._put(example)
-
     def fill_twins(self, find: Callable[[str], Pair | None]) -> None:
         """Add the kept pair to every duplicate in the sample, so that the report shows both next to each other."""
         for found in self._found.values():
@@ -120,7 +114,12 @@ class Examples:
 
         merged = cls(per_reason)
         for path in paths:
-            merged.take(_example(row) for row in pq.read_table(path).to_pylist())
+            for row in pq.read_table(path).to_pylist():
+                if merged._wanted(row["reason"], row["rank"]):
+                    values: dict[str, Any] = {
+                        name: tuple(cell) if isinstance(cell, list) else cell for name, cell in row.items()
+                    }
+                    merged._put(Example(**values))
         return merged
 
     def _consider(
@@ -157,9 +156,7 @@ class Examples:
 
     def _wanted(self, reason: str, rank: str) -> bool:
         found = self._found.get(reason, {})
-        if len(found) < self._per_reason:
-            return rank not in found
-        return bool(found) and rank not in found and rank < max(found)
+        return rank not in found and (len(found) < self._per_reason or (bool(found) and rank < max(found)))
 
     def _put(self, example: Example) -> None:
         found = self._found.setdefault(example.reason, {})
@@ -193,13 +190,5 @@ def _cut(text: str) -> str:
 def _schema() -> pa.Schema:
     import pyarrow as pa
 
-    texts = pa.list_(pa.string())
-    kinds = {"reason": pa.string(), "rank": pa.string(), "key": pa.string(), "origin": pa.string()}
-    kinds |= {"detail": pa.string(), "width": pa.int32(), "height": pa.int32(), "thumbnail": pa.binary()}
-    twin = {"twin": pa.string(), "twin_thumbnail": pa.binary(), "twin_captions": texts}
-    return pa.schema(kinds | {"zh": texts, "en": texts, "zh_dropped": texts, "en_dropped": texts} | twin)
-
-
-def _example(row: dict[str, Any]) -> Example:
-    values: dict[str, Any] = {name: tuple(cell) if isinstance(cell, list) else cell for name, cell in row.items()}
-    return Example(**values)
+    kinds = {"str": pa.string(), "int": pa.int32(), "bytes": pa.binary(), "tuple[str, ...]": pa.list_(pa.string())}
+    return pa.schema([(each.name, kinds[str(each.type)]) for each in fields(Example)])

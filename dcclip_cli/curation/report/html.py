@@ -1,16 +1,16 @@
-"""report.html of a collection: one file, without network access or scripts."""
+"""report.html of a collection, one file without network access or scripts; and the explanations of drop reasons."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from dcclip_cli.curation.report.charts import draw, histogram, limits_of
 from dcclip_cli.curation.report.examples import Example
-from dcclip_cli.curation.report.reasons import STEPS, Meaning, meaning_of
 from dcclip_cli.curation.report.statistics import KEPT, SCALES
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.html import write_page
@@ -114,3 +114,114 @@ def _sheets(statistics: Mapping[str, Any], examples: Sequence[Example]) -> list[
         Sheet(None, tuple(by_reason.get(KEPT, ()))),
         *(Sheet(row, tuple(by_reason[row.reason])) for row in rows if row.reason in by_reason),
     ]
+
+
+# Step -> reason -> what it means, and what to change in the recipe's `collect` section. A reason with * also explains
+# those that contain a number, a label or a scorer's name, which replaces {}, and assigns unknown ones to a step.
+_EXPLAINED: dict[str, dict[str, tuple[str, str]]] = {
+    "Reading": {
+        "image-missing": ("The image file does not exist.", ""),
+        "image-outside": ("The image's path or link leads out of the source's folder.", "sources: {allow_outside}"),
+        "image-base64": ("The image is not valid base64.", ""),
+        "captions-missing": ("The caption file does not exist.", ""),
+        "captions-bytes": ("The caption file is too large.", ""),
+        "captions-unreadable": ("The caption file is not UTF-8 text or JSON.", ""),
+        "row-malformed": ("The row has too many or too few cells, or is not UTF-8.", ""),
+        "table-unreadable": ("The rest of the table cannot be read.", ""),
+        "tar-unreadable": ("The rest of the tar file cannot be read.", ""),
+        "tar-cut": ("The tar file is truncated.", ""),
+        "record-unreadable": ("The pair's record is not JSON, or its captions have another type.", ""),
+        "record-bytes": ("Captions and metadata are too long for a record.", ""),
+        **dict.fromkeys(("captions-*", "row-*", "record-*", "table-*", "tar-*"), ("", "")),
+    },
+    "Download": {
+        "url-scheme": ("The URL is not http or https.", ""),
+        "url-malformed": ("The URL is malformed.", ""),
+        "url-private": ("The URL leads to a private network.", "fetch: {allow_hosts}"),
+        "url-redirects": ("Too many redirects.", "fetch: {max_redirects}"),
+        "url-bytes": ("The response is too large.", "fetch: {max_bytes}"),
+        "url-timeout": ("The download timed out.", "fetch: {timeout_s}"),
+        "url-broken": ("The connection broke.", "fetch: {retries}"),
+        "url-encoding": ("The compressed response cannot be decoded.", ""),
+        "url-opt-out": ("The site opts out of the use of its images for training.", "fetch: {opt_outs}"),
+        "url-robots": ("The site's robots.txt disallows the URL.", "fetch: {robots}"),
+        "url-tls": ("The server's certificate is not valid.", ""),
+        "url-unreachable": ("The server cannot be reached.", "fetch: {retries}"),
+        "url-empty": ("The response is empty.", ""),
+        "url-status-*": ("The server answered with status {}.", ""),
+        "url-*": ("", ""),
+    },
+    "Image": {
+        "image-bytes": ("The file is too large or too small.", "filters: {kind: image, min_bytes, max_bytes}"),
+        "image-format": ("The file is not in an allowed format.", "filters: {kind: image, formats}"),
+        "image-unreadable": ("The image cannot be decoded, or part of it is missing.", ""),
+        "image-bomb": ("The file's header declares too many pixels (decompression bomb).", ""),
+        "image-small": ("The shorter side is too short.", "filters: {kind: image, min_side}"),
+        "image-large": ("The longer side is too long.", "filters: {kind: image, max_side}"),
+        "image-aspect": ("The image is too narrow or too flat.", "filters: {kind: image, max_aspect}"),
+        "image-animated": ("The image is animated.", "filters: {kind: image, animated}"),
+        "image-blank": ("The image is almost a single colour.", "filters: {kind: blank, contrast, min_share}"),
+        "image-*": ("", ""),
+    },
+    "Captions": {
+        "caption-control": ("The caption contains control characters.", ""),
+        "caption-short": ("Too few characters (Chinese) or words (English).", "filters: {kind: length, zh, en}"),
+        "caption-long": ("Too many characters (Chinese) or words (English).", "filters: {kind: length, zh, en}"),
+        "caption-language": ("The caption is not in its labelled language.", "filters: {kind: language, detector}"),
+        "caption-script": ("Too much of the caption is in the other script.", "filters: {kind: script, min_share}"),
+        "caption-mixed": ("The caption mixes Chinese characters and Latin letters.", "filters: {kind: script, mixed}"),
+        "caption-url": ("The caption contains a URL or e-mail address.", "filters: {kind: filename}"),
+        "caption-filename": ("The caption looks like a file name.", "filters: {kind: filename}"),
+        "caption-camera": ("The caption is a number given by a camera or a program.", "filters: {kind: filename}"),
+        "caption-boilerplate": ("The caption is about the web page, not the image.", "filters: {kind: boilerplate}"),
+        "caption-generated": ("The caption was generated by a program.", "filters: {kind: boilerplate}"),
+        "caption-placeholder": ("The caption says only that there is an image.", "filters: {kind: boilerplate}"),
+        "caption-emoji": ("The caption consists of emoji.", "filters: {kind: wordless}"),
+        "caption-wordless": ("The caption consists of digits and symbols.", "filters: {kind: wordless, numbers}"),
+        "caption-html": ("The caption contains markup.", "filters: {kind: markup}"),
+        "caption-garbled": ("A wrong encoding made the caption unreadable.", "filters: {kind: garbled}"),
+        "caption-repetition": ("The caption repeats a word.", "filters: {kind: repetition, times, max_share}"),
+        "caption-many": ("The pair with the same image has enough.", "duplicates: {kind: same-image, most_captions}"),
+        "caption-repeated": ("The pair already has this caption.", ""),
+        "caption-*": ("", ""),
+    },
+    "Scores": {
+        "agreement-*low": ("The caption does not match the image.", "scores: {kind: agreement, keep, threshold}"),
+        "prompts-*reject": ("The image matches a rejected prompt.", "scores: {kind: prompts, reject, threshold}"),
+        "classifier-*": ("The classifier's label: {}.", "scores: {kind: classifier, reject, threshold}"),
+        **dict.fromkeys(("agreement-*", "prompts-*"), ("", "")),
+    },
+    "Empty pairs": {"no-caption": ("No caption is left, or none in a needed language.", "needs")},
+    "Decontamination": {
+        "evaluation-image": ("An evaluation set has a near duplicate.", "decontaminate: {paths, images, bits}"),
+        "evaluation-caption": ("An evaluation set contains this caption.", "decontaminate: {paths, captions}"),
+        "evaluation-*": ("", ""),
+    },
+    "Duplicates": {
+        "image-duplicate": ("An earlier pair has the same image.", "duplicates: {kind: same-image}"),
+        "image-merged": ("An earlier pair with this image has the captions now.", "duplicates: {kind: same-image}"),
+        "image-near-duplicate": ("An earlier pair has nearly this image.", "duplicates: {kind: near-image, bits}"),
+        "caption-duplicate": ("Too many earlier pairs have it.", "duplicates: {kind: same-caption, at_most}"),
+        "caption-near-duplicate": ("Too many earlier pairs have nearly it.", "duplicates: {kind: same-caption}"),
+    },
+    "Other": {"*": ("", "")},
+}
+STEPS = tuple(_EXPLAINED)
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """An explained reason; `text` and `setting` are empty if unknown."""
+
+    step: str
+    text: str
+    setting: str
+
+
+def meaning_of(reason: str) -> Meaning:
+    """The explanation of a reason; for an unknown one, only the step that its prefix belongs to."""
+    entries = [(step, mark, explained) for step, marks in _EXPLAINED.items() for mark, explained in marks.items()]
+    exact = (entry for entry in entries if entry[1] == reason)
+    matching = (entry for entry in entries if "*" in entry[1] and fnmatchcase(reason, entry[1]))
+    step, mark, (text, setting) = next(exact, None) or next(matching)
+    return Meaning(step, text.format(reason.removeprefix(mark.partition("*")[0])), setting)

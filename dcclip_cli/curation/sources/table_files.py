@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dcclip_cli.curation.candidate import Drop, Slice
-from dcclip_cli.data.files.lines import Cut, Row, line_cuts, lines, record_cuts, records
+from dcclip_cli.data.files.lines import line_cuts, lines, record_cuts, records
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class _TextFile(TableFile):
     """Rows that begin where a line does, in UTF-8."""
 
     has_header_line = True
+    quoted = False  # whether a row may contain line ends
 
     @abstractmethod
     def _parse(self, text: str, columns: list[str]) -> Cells: ...
@@ -60,14 +61,15 @@ class _TextFile(TableFile):
             if not self.header and self.has_header_line:
                 self._first(stream)
                 number = 2
-            for cut in self._cuts(stream, number, size):
+            cuts = record_cuts(stream, size, self.limit, number) if self.quoted else line_cuts(stream, size, number)
+            for cut in cuts:
                 yield Slice({"start": cut.start, "end": cut.end, "number": cut.number}, cut.lines)
 
     def rows(self, part: Mapping[str, Any]) -> Iterator[tuple[str, Cells]]:
         columns = self.columns()
         with self.path.open("rb") as stream:
             stream.seek(part["start"])
-            for row in self._rows(stream, part["number"]):
+            for row in (records if self.quoted else lines)(stream, self.limit, part["number"]):
                 if row.start >= part["end"]:
                     return
                 if row.content is None:
@@ -89,12 +91,6 @@ class _TextFile(TableFile):
             return self._parse(content.decode("utf-8-sig"), columns)
         except UnicodeDecodeError as error:
             return Drop("row-malformed", f"not in UTF-8: {error.reason} at byte {error.start}")
-
-    def _rows(self, stream: BinaryIO, number: int) -> Iterator[Row]:
-        return lines(stream, self.limit, number)
-
-    def _cuts(self, stream: BinaryIO, number: int, size: int) -> Iterator[Cut]:
-        return line_cuts(stream, size, number)
 
 
 class TsvFile(_TextFile):
@@ -123,6 +119,8 @@ class TsvFile(_TextFile):
 class CsvFile(TsvFile):
     """Cells separated by commas as in RFC 4180: a quoted cell may contain commas, line ends and doubled quotes."""
 
+    quoted = True
+
     def _split(self, text: str) -> list[str]:
         csv.field_size_limit(max(csv.field_size_limit(), self.limit))
         return next(csv.reader([text.rstrip("\r\n")], strict=True), [""])
@@ -132,12 +130,6 @@ class CsvFile(TsvFile):
             return super()._parse(text, columns)
         except csv.Error as error:
             return Drop("row-malformed", f"not CSV: {error}")
-
-    def _rows(self, stream: BinaryIO, number: int) -> Iterator[Row]:
-        return records(stream, self.limit, number)
-
-    def _cuts(self, stream: BinaryIO, number: int, size: int) -> Iterator[Cut]:
-        return record_cuts(stream, size, self.limit, number)
 
 
 class JsonLinesFile(_TextFile):
