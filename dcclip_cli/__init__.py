@@ -11,12 +11,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.versions import VERSION as __version__
 
 if TYPE_CHECKING:
     from dcclip_cli.api import align, collect, compare, distill, evaluate, export, run
     from dcclip_cli.predict.model import load
 
-__version__ = "0.1.0"
 _FUNCTIONS = ("align", "collect", "compare", "distill", "evaluate", "export", "load", "run")
 __all__ = [
     "DcclipError", "__version__", "align", "collect", "compare", "distill", "evaluate", "export", "load", "run",

@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, IPvAnyNetwork, StringConstraints
 
-from dcclip_cli import __version__
-from dcclip_cli.data.files import reading
+from dcclip_cli.data import reading
 from dcclip_cli.options import Options, Removed
+from dcclip_cli.versions import VERSION
 
 _MAX_URL_CHARACTERS = 8_000  # servers refuse longer ones
 _MAX_DETAIL_CHARACTERS = 300
@@ -35,7 +35,7 @@ class FetchOptions(Options):
     robots: bool = Field(True, description="Obey robots.txt")
     opt_outs: bool = Field(True, description="Obey X-Robots-Tag: noai, noimageai, noindex, noimageindex, none")
     user_agent: str = Field(
-        f"dcclip/{__version__}",
+        f"dcclip/{VERSION}",
         pattern=r"^[A-Za-z_-]+[ -~]*$",
         max_length=200,
         description="User-Agent header; robots.txt rules apply to the word before the /",
