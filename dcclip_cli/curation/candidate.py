@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.data.files.reading import Drop
+from dcclip_cli.data.reading import Drop
 
 if TYPE_CHECKING:
     from PIL import Image

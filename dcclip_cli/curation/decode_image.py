@@ -8,7 +8,7 @@ import warnings
 from PIL import Image
 
 from dcclip_cli.curation.candidate import DecodedImage, Drop
-from dcclip_cli.data.files.reading import MAX_IMAGE_BYTES
+from dcclip_cli.data.reading import MAX_IMAGE_BYTES
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import FORMATS, MAX_ASPECT, MAX_PIXELS, decode
 

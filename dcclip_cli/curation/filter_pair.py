@@ -9,8 +9,8 @@ from dcclip_cli.curation.candidate import Candidate, DecodedImage, Drop
 from dcclip_cli.curation.decode_image import decode_image
 from dcclip_cli.curation.normalize_text import check_characters, normalize
 from dcclip_cli.curation.shards import record
-from dcclip_cli.data.files.reading import MAX_TEXT_BYTES
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
+from dcclip_cli.data.reading import MAX_TEXT_BYTES
 
 if TYPE_CHECKING:
     from dcclip_cli.curation.options import CollectOptions

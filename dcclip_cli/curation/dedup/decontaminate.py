@@ -13,8 +13,8 @@ from dcclip_cli.curation.dedup.near_duplicates import find_near
 from dcclip_cli.curation.dedup.signatures import signature_schema, signatures_of
 from dcclip_cli.curation.dedup.tables import GlobalFilter
 from dcclip_cli.data.dataset import open_pairs
-from dcclip_cli.data.files.reading import IMAGE_SUFFIXES
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.reading import IMAGE_SUFFIXES
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode
 

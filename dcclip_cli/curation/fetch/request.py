@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, IPvAnyNetwork, StringConstraints
 
-from dcclip_cli.data.files import reading
+from dcclip_cli.data import reading
 from dcclip_cli.options import Options, Removed
 from dcclip_cli.versions import VERSION
 

@@ -22,7 +22,7 @@ from dcclip_cli.curation.sources.base import (
     index_slices,
     key_prefix,
 )
-from dcclip_cli.data.files.captions import (
+from dcclip_cli.data.caption_files import (
     IMAGES,
     Named,
     Places,
@@ -36,9 +36,8 @@ from dcclip_cli.data.files.captions import (
     texts_file,
     texts_in,
 )
-from dcclip_cli.data.files.lines import line_cuts
-from dcclip_cli.data.files.reading import Fault
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.reading import Fault, line_cuts
 from dcclip_cli.errors import DcclipError
 
 Paths = Path | tuple[Path, ...]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dcclip_cli.curation.candidate import Drop, Slice
-from dcclip_cli.data.files.lines import line_cuts, lines, record_cuts, records
+from dcclip_cli.data.reading import line_cuts, lines, record_cuts, records
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:

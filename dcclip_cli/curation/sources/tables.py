@@ -31,8 +31,9 @@ from dcclip_cli.curation.sources.table_files import (
     TsvFile,
     cells_of,
 )
-from dcclip_cli.data.files.hub import load_hub
-from dcclip_cli.data.files.reading import (
+from dcclip_cli.data.hub import load_hub
+from dcclip_cli.data.pair import LANGUAGES, Pair
+from dcclip_cli.data.reading import (
     MAX_IMAGE_BYTES,
     MAX_TEXT_BYTES,
     Fault,
@@ -41,7 +42,6 @@ from dcclip_cli.data.files.reading import (
     plain,
     texts_of,
 )
-from dcclip_cli.data.pair import LANGUAGES, Pair
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:
