@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -223,7 +223,10 @@ def open_recipe(
     if isinstance(sets, Mapping):
         values, sets = {**sets, **values}, ()
     if isinstance(recipe, LoadedRecipe):
-        loaded = load_recipe(recipe.recipe, sets or (), values) if sets or values else recipe
+        loaded = recipe
+        if sets or values:
+            changed = load_recipe(recipe.recipe, sets or (), values)
+            loaded = replace(changed, path=recipe.path, text=recipe.text, sha256=recipe.sha256)
     else:
         loaded = load_recipe(recipe, sets or (), values)
         for line in loaded.warnings:
