@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.curation.options import CollectOptions
-from dcclip_cli.curation.plan import LIBRARIES, Plan, fingerprint, plan
 from dcclip_cli.curation.report.examples import Examples
 from dcclip_cli.curation.report.html import write_report
 from dcclip_cli.curation.report.statistics import Count, Statistics
@@ -33,13 +32,17 @@ from dcclip_cli.curation.slices import find_pair
 from dcclip_cli.curation.work import (
     DROPPED,
     EXAMPLES,
+    LIBRARIES,
     PAIRS,
     SCORES,
     SHARD,
     STATISTICS,
+    Plan,
     WorkFolder,
     clear,
+    fingerprint,
     finished,
+    plan,
     whole_file,
     write_json,
 )

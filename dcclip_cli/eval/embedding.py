@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from dcclip_cli.data.files.reading import Fault
+from dcclip_cli.data.reading import Fault
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import Images, ImageTransform
 from dcclip_cli.eval.feature_cache import FeatureCache

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from dcclip_cli.curation.candidate import DecodedImage
+from dcclip_cli.curation.decode_image import DecodedImage
 from dcclip_cli.curation.dedup import GlobalFilter, drop_empty, fill, quoted
 from dcclip_cli.curation.dedup.minhash import SameCaption, bands_of, text_hash
 from dcclip_cli.curation.dedup.near_duplicates import NearImage, SameImage, find_near, perceptual_hashes, thumbnail
 from dcclip_cli.data.dataset import open_pairs
-from dcclip_cli.data.files.reading import IMAGE_SUFFIXES
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
+from dcclip_cli.data.reading import IMAGE_SUFFIXES
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode, flatten
 from dcclip_cli.options import Options

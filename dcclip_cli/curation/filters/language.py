@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.filters.base import Filter
 from dcclip_cli.data.pair import Language
+from dcclip_cli.data.reading import Drop
 from dcclip_cli.options import Removed
 from dcclip_cli.text import HAN as HAN_RANGES
 

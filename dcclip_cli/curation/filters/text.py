@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.filters.base import Filter
 from dcclip_cli.curation.filters.language import HAN, LETTER
 from dcclip_cli.curation.normalize_text import as_gbk
+from dcclip_cli.data.reading import Drop
 from dcclip_cli.options import Removed
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dcclip_cli.curation.candidate import DecodedImage, Drop
-from dcclip_cli.curation.decode_image import decode_image
+from dcclip_cli.curation.decode_image import DecodedImage, decode_image
 from dcclip_cli.curation.report.statistics import KEPT, DroppedCaption
 from dcclip_cli.data.pair import LANGUAGES, Pair
+from dcclip_cli.data.reading import Drop
 from dcclip_cli.html import jpeg_data_url, jpeg_thumbnail
 
 if TYPE_CHECKING:
@@ -125,8 +125,10 @@ class Examples:
         origin = ":".join(str(pair.meta[name]) for name in ("source", "origin") if name in pair.meta)
         key, origin, detail, twin = (_cut(text) for text in (pair.key, origin, detail, twin))
         zh, en = _shown(pair.zh), _shown(pair.en)
-        dropped = [_shown(text for each, text, _ in captions if each == language) for language in LANGUAGES]
-        self._put(Example(reason, rank, key, origin, detail, size, thumbnail, zh, en, *dropped, twin))
+        zh_dropped, en_dropped = (
+            _shown(text for each, text, _ in captions if each == language) for language in LANGUAGES
+        )
+        self._put(Example(reason, rank, key, origin, detail, size, thumbnail, zh, en, zh_dropped, en_dropped, twin))
 
     def _is_wanted(self, reason: str, rank: str) -> bool:
         found = self._found.get(reason, {})
