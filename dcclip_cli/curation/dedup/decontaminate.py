@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from dcclip_cli.curation.candidate import DecodedImage
+from dcclip_cli.curation.decode_image import DecodedImage
 from dcclip_cli.curation.dedup.near_duplicates import find_near
 from dcclip_cli.curation.dedup.signatures import signature_schema, signatures_of
 from dcclip_cli.curation.dedup.tables import GlobalFilter

@@ -23,13 +23,17 @@ Host = Annotated[str, StringConstraints(to_lower=True, pattern=r"^(\[[0-9A-Fa-f:
 class FetchOptions(Options):
     """How images are downloaded. Certificates are always checked; proxies in the environment are ignored."""
 
-    removed: ClassVar = {"authorities": Removed("name the PEM file in the environment variable SSL_CERT_FILE")}
+    removed: ClassVar = {
+        "authorities": Removed("name the PEM file in the environment variable SSL_CERT_FILE"),
+        "max_redirects": Removed("at most 5 redirects are followed; remove this key", ignored=(5,)),
+        "back_off_s": Removed(
+            "retries begin after 1 second, and each waits twice as long; remove this key", ignored=(1,)
+        ),
+    }
 
     timeout_s: float = Field(20, gt=0, le=600, description="Time limit of one try, from name look-up to last byte")
     max_bytes: int = Field(20_000_000, ge=1, le=reading.MAX_IMAGE_BYTES, description="Maximum size of an image file")
-    max_redirects: int = Field(5, ge=0, le=20, description="Maximum number of redirects")
     retries: int = Field(2, ge=0, le=10, description="Retries after transient failures: 429, 5xx, lost connections")
-    back_off_s: float = Field(1, ge=0, le=60, description="Wait before the first retry; doubles with each further one")
     workers: int = Field(16, ge=1, le=512, description="Concurrent downloads in each process")
     per_host: int = Field(4, ge=1, le=512, description="Concurrent downloads from one host in each process")
     robots: bool = Field(True, description="Obey robots.txt")

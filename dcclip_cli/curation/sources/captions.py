@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from dcclip_cli.curation.candidate import Candidate, Slice
 from dcclip_cli.curation.sources.base import (
     HINT,
     TOLD,
+    Candidate,
+    Slice,
     SourceOptions,
     Told,
     by_language,

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from dcclip_cli.curation.candidate import Candidate, Drop, Slice
 from dcclip_cli.curation.sources.base import (
     TOLD,
+    Candidate,
+    Slice,
     SourceOptions,
     Told,
     by_language,
@@ -36,6 +37,7 @@ from dcclip_cli.data.pair import LANGUAGES, Pair
 from dcclip_cli.data.reading import (
     MAX_IMAGE_BYTES,
     MAX_TEXT_BYTES,
+    Drop,
     Fault,
     Folder,
     from_base64,
