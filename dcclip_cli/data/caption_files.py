@@ -337,9 +337,11 @@ class _JsonText:
         """
         end = self._window.rfind("},", self._at) + 1 if self._fresh else 0
         self._fresh = False
+        if not end:
+            return []
         try:
             found: list[Any] = json.loads(f"[{self._window[self._at : end]}]")
         except ValueError:
             return []
-        self._at = max(self._at, end)
+        self._at = end
         return found
