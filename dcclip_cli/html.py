@@ -32,7 +32,7 @@ def write_page(path: Path, package: str, template: str, /, **values: Any) -> Non
         lstrip_blocks=True,
     )
     environment.filters |= {"visible": visible, "number": lambda number: f"{number:,}", "percent": percent}
-    environment.filters["picture"] = lambda content: "data:image/jpeg;base64," + base64.b64encode(content).decode()
+    environment.filters["picture"] = jpeg_data_url
     style = Markup(Path(__file__).with_name("html.css").read_text("utf-8"))
     text = environment.get_template(template).render(style=style, **values)
     path.write_text(text, encoding="utf-8", errors="replace", newline="\n")
@@ -57,9 +57,14 @@ def percent(part: float, whole: float) -> str:
     return f"{share:.2f} %" if share < 1 else f"{share:.1f} %"
 
 
-def jpeg_thumbnail(image: Image.Image) -> bytes:
-    """A JPEG file of at most 96 pixels a side, transparent parts on white."""
-    scale = min(1.0, THUMBNAIL_PX / max(image.size))
+def jpeg_data_url(content: bytes) -> str:
+    """A JPEG file as a URL that contains it."""
+    return "data:image/jpeg;base64," + base64.b64encode(content).decode()
+
+
+def jpeg_thumbnail(image: Image.Image, max_px: int = THUMBNAIL_PX) -> bytes:
+    """A JPEG file of at most `max_px` pixels a side, transparent parts on white."""
+    scale = min(1.0, max_px / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     small = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
     if small.mode != "RGB":

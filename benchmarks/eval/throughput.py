@@ -72,10 +72,11 @@ model.encode_texts(["warm"])
 cache = FeatureCache(Path(sys.argv[6]))
 processes = int(sys.argv[8])
 if processes > 1:
-    many = module.EvalProcesses(reference, "cpu", precision, processes)
+    pools = contextlib.ExitStack()
+    embed = pools.enter_context(module.embed_in_processes(reference, "cpu", precision, processes))
     reader = ImageReader(dataset("en").images, ImageTransform(), dict(model.preprocessing))
-    list(many.embed_batches([0] * 64 * processes, reader, 64, 2))
-    module.EvalProcesses = lambda *_: contextlib.nullcontext(many)
+    list(embed([0] * 64 * processes, reader, 64, 2))
+    module.embed_in_processes = lambda *_: contextlib.nullcontext(embed)
 def used():
     every = [psutil.Process(), *psutil.Process().children(recursive=True)]
     return sum(sum(one.cpu_times()[:2]) for one in every)
@@ -89,7 +90,7 @@ def run(language):
 first, opened, whole, cpu = run("en")
 second, _, again, _ = run("zh")
 if processes > 1:
-    many.__exit__(None, None, None)
+    pools.close()
 print(json.dumps({"n": first.n, "seconds": opened + first.n / first.images_per_second, "cpu": cpu,
                   "top1": first.value, "whole": whole, "second_language": again}))
 """

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from dcclip_cli import __version__
-from dcclip_cli.cli import console, doctor, embed, eval, export, predict, recipe, search, stages
+from dcclip_cli.cli import about, console, eval, predict, stages
 from dcclip_cli.machine import bound_spinning
+from dcclip_cli.versions import VERSION
 
 app = typer.Typer(
     cls=console.CommandGroup,
@@ -24,7 +24,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        sys.stdout.write(f"dcclip {__version__}\n")
+        sys.stdout.write(f"dcclip {VERSION}\n")
         raise typer.Exit
 
 
@@ -48,11 +48,11 @@ app.command(rich_help_panel=_LIFE)(stages.distill)
 app.command(rich_help_panel=_LIFE)(stages.align)
 app.command(rich_help_panel=_LIFE)(eval.eval)
 app.command(rich_help_panel=_LIFE)(eval.compare)
-app.command(rich_help_panel=_LIFE)(export.export)
+app.command(rich_help_panel=_LIFE)(stages.export)
 app.command(rich_help_panel=_USE)(predict.predict)
-app.command(rich_help_panel=_USE)(search.search)
-app.command(rich_help_panel=_USE)(embed.embed)
-app.add_typer(recipe.app, name="recipe", rich_help_panel=_ABOUT)
-app.command(rich_help_panel=_ABOUT)(recipe.models)
+app.command(rich_help_panel=_USE)(predict.search)
+app.command(rich_help_panel=_USE)(predict.embed)
+app.add_typer(about.recipe_app, name="recipe", rich_help_panel=_ABOUT)
+app.command(rich_help_panel=_ABOUT)(about.models)
 app.command(rich_help_panel=_ABOUT)(eval.datasets)
-app.command(rich_help_panel=_ABOUT)(doctor.doctor)
+app.command(rich_help_panel=_ABOUT)(about.doctor)

@@ -1,23 +1,28 @@
-"""`dcclip predict IMAGE... --labels 猫,dog`: zero-shot classification of images."""
+"""`dcclip predict`, `search` and `embed`: zero-shot classification, image search, and embeddings."""
 
 from __future__ import annotations
 
 import csv
+import html
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import BadParameter, Exit, Option
+from typer import Argument, BadParameter, Exit, Option
 
 from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:
-    from dcclip_cli.predict.model import Prediction
+    import numpy as np
 
+    from dcclip_cli.predict.encoder import Encoder
+    from dcclip_cli.predict.index import Hit
+    from dcclip_cli.predict.model import Prediction
+    from dcclip_cli.progress import Progress
 
 _Labels = Annotated[
     str, Option("--labels", metavar="猫,dog", help="Labels in Chinese, English or both, separated by , or ，.")
@@ -149,3 +154,202 @@ def _labels(text: str, file: Path | None) -> list[str]:
     if not found:
         raise DcclipError("no labels given", "give some, for example: --labels 猫,dog")
     return found
+
+
+_THUMBNAIL_PX = 240
+
+
+def search(
+    text: Annotated[
+        str, Argument(metavar="TEXT", help="Text to search for, in Chinese or English.", show_default=False)
+    ],
+    folder: Annotated[
+        Path, Argument(metavar="FOLDER", help="Folder of images, searched recursively.", show_default=False)
+    ],
+    model: flags.Model = None,
+    top_k: Annotated[int, Option("--top-k", min=1, help="Number of images to show.")] = 12,
+    as_json: Annotated[bool, Option("--json", help="Print a JSON list.")] = False,
+    page: Annotated[
+        Path | None,
+        Option("--html", metavar="FILE", help="Also write an HTML page with thumbnails.", show_default=False),
+    ] = None,
+    fresh: Annotated[bool, Option("--fresh", help="Embed all images again.")] = False,
+    device: flags.Where = "auto",
+    threads: flags.Threads = None,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Find the images in a folder that match a text best.
+
+    Each image is embedded once: the index is stored in FOLDER/.dcclip and updated when files change.
+    Scores are cosines: they rank images and are not probabilities.
+    Exit code 1 if an image cannot be read; the others are still searched.
+    """
+    if not text.strip():
+        raise DcclipError("the text is empty", 'give one, for example: dcclip search "一只狗" FOLDER')
+    talk = console.talk(quiet, verbose)
+
+    from dcclip_cli.machine import keep_freed_memory
+    from dcclip_cli.model.reference import resolve
+    from dcclip_cli.predict.encoder import load_encoder
+    from dcclip_cli.predict.index import open_index
+    from dcclip_cli.predict.zero_shot import text_embeddings
+
+    reference = resolve(model)
+    talk.say(reference.description)
+    encoder = load_encoder(reference, device, threads=threads)
+    keep_freed_memory()
+    index = open_index(encoder, folder, fresh, talk)
+    talk.say(f"search: {len(index.paths)} images, {index.embedded} of them embedded now")
+    hits = index.search(text_embeddings(encoder, [text])[0], top_k)
+    if as_json:
+        console.show_json([{"image": str(hit.image), "score": round(hit.score, 6)} for hit in hits])
+    else:
+        rows = [(str(hit.image), f"{hit.score:.3f}") for hit in hits]
+        console.show_table(f"{text}, in {folder}", ("image", "score"), rows)
+    if page:
+        page.write_text(_page(text, hits), encoding="utf-8")
+        talk.say(f"search: {page}")
+    for error in index.errors.values():
+        console.error_line(error)
+    if index.errors:
+        raise Exit(1)
+
+
+def _page(text: str, hits: Sequence[Hit]) -> str:
+    """The hits as one HTML file without scripts or external resources."""
+    figures = "\n".join(
+        f'<figure><a href="{html.escape(hit.image.resolve().as_uri())}"><img alt="" src="{_thumbnail(hit.image)}"></a>'
+        f"<figcaption>{html.escape(str(hit.image))}<br>{hit.score:.3f}</figcaption></figure>"
+        for hit in hits
+    )
+    return f"""<!DOCTYPE html>
+<html lang="zh">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(text)}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, "Noto Sans CJK SC", sans-serif; margin: 2rem; color: #222; background: #fff; }}
+main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax({_THUMBNAIL_PX}px, 1fr)); gap: 1.5rem; }}
+figure {{ margin: 0; }}
+img {{ display: block; width: 100%; height: {_THUMBNAIL_PX}px; object-fit: contain; background: #f4f4f4; }}
+figcaption {{ font-size: 13px; color: #555; overflow-wrap: anywhere; }}
+</style>
+<h1>{html.escape(text)}</h1>
+<main>
+{figures}
+</main>
+</html>
+"""
+
+
+def _thumbnail(path: Path) -> str:
+    from dcclip_cli.html import jpeg_data_url, jpeg_thumbnail
+    from dcclip_cli.model.preprocess import decode
+
+    return jpeg_data_url(jpeg_thumbnail(decode(path), 2 * _THUMBNAIL_PX))
+
+
+SUFFIXES = (".npy", ".parquet")
+
+
+def embed(
+    images: Annotated[list[str] | None, flags.IMAGES] = None,
+    texts: Annotated[
+        list[str] | None, Option("--text", metavar="TEXT", help="Text to embed instead of images. Repeatable.")
+    ] = None,
+    texts_file: Annotated[
+        Path | None,
+        Option("--texts-file", metavar="FILE", help="File with more texts, one per line.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path,
+        Option("--out", metavar="FILE", help="FILE.npy (with names in FILE.txt) or FILE.parquet.", show_default=False),
+    ] = Path("embeddings.npy"),
+    model: flags.Model = None,
+    device: flags.Where = "auto",
+    threads: flags.Threads = None,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Write the embeddings of images or texts to a file.
+
+    Embeddings have length 1, so dot products are cosines. FILE.npy has one row per input, and FILE.txt one name per
+    row; FILE.parquet has the columns name and embedding. Texts are embedded without templates.
+    Exit code 1 if an image cannot be read; it has no row. Prints the path of the file.
+    """
+    if out.suffix not in SUFFIXES:
+        raise BadParameter(f"--out must end in {' or '.join(SUFFIXES)}")
+    wanted = [*(texts or ()), *flags.lines_of(texts_file, "text")]
+    if bool(images) == bool(wanted):
+        raise BadParameter("give images, or texts with --text or --texts-file")
+    talk = console.talk(quiet, verbose)
+
+    from dcclip_cli.model.reference import resolve
+    from dcclip_cli.predict.encoder import load_encoder
+
+    reference = resolve(model)
+    paths = _paths(images or ())
+    talk.say(reference.description)
+    encoder = load_encoder(reference, device, threads=threads)
+    named = _of_texts(encoder, wanted) if wanted else _of_images(encoder, paths, talk)
+    names, vectors, unread = [], [], 0
+    for name, vector in named:
+        if isinstance(vector, DcclipError):
+            console.error_line(vector.what)
+            unread += 1
+        else:
+            names.append(name)
+            vectors.append(vector)
+    if not vectors:
+        raise DcclipError("none of the images could be read", "use JPEG, PNG or WebP files")
+    _write(out, names, vectors)
+    console.show(str(out))
+    if unread:
+        raise Exit(1)
+
+
+def _paths(images: Sequence[str]) -> list[Path]:
+    from dcclip_cli.machine import keep_freed_memory
+    from dcclip_cli.predict.images import find_images
+
+    keep_freed_memory()
+    return list(find_images(images, sys.stdin))
+
+
+def _of_texts(encoder: Encoder, texts: Sequence[str]) -> Iterator[tuple[str, np.ndarray | DcclipError]]:
+    from dcclip_cli.predict.zero_shot import text_embeddings
+
+    yield from zip(texts, text_embeddings(encoder, texts), strict=True)
+
+
+def _of_images(
+    encoder: Encoder, paths: Sequence[Path], talk: Progress
+) -> Iterator[tuple[str, np.ndarray | DcclipError]]:
+    from dcclip_cli.model.preprocess import decode
+    from dcclip_cli.predict.images import embed
+
+    for path, found in console.counted(talk, "embed", embed(encoder, paths, decode), len(paths)):
+        yield str(path), found
+
+
+def _write(out: Path, names: Sequence[str], vectors: Sequence[np.ndarray]) -> None:
+    """Write the embeddings and their names."""
+    import numpy as np
+
+    from dcclip_cli.files import atomic_file, atomic_write
+
+    rows = np.stack(vectors).astype(np.float32)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(out) as partial:
+        if out.suffix == ".npy":
+            with partial.open("wb") as stream:
+                np.save(stream, rows)
+            atomic_write(out.with_suffix(".txt"), "".join(f"{' '.join(name.split())}\n" for name in names))
+            return
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        flat = pa.array(rows.reshape(-1), pa.float32())
+        table = pa.table({"name": names, "embedding": pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])})
+        pq.write_table(table, partial)

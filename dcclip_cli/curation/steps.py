@@ -12,10 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
-from dcclip_cli.curation.candidate import Candidate
 from dcclip_cli.curation.filter_pair import filter_pair
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.slices import keep_slice
+from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.curation.work import PAIRS, SCORES, SIGNATURES, WorkFolder, key_of, whole_file, whole_folder
 from dcclip_cli.curation.write_shards import write_slice
 
@@ -81,7 +81,7 @@ class ScoreStep(SliceStep):
         return self.work.read(task) / SCORES
 
     def run(self, task: int) -> None:
-        from dcclip_cli.curation.scores import score_slice
+        from dcclip_cli.curation.scores.base import score_slice
 
         with whole_file(self.result(task)) as path:
             score_slice(self.work.read(task) / PAIRS, self.options.scores, path)
@@ -99,7 +99,7 @@ class DedupStep(SliceStep):
 
     def run(self, task: int) -> None:
         from dcclip_cli.curation.dedup.dedup import dedup
-        from dcclip_cli.curation.scores import ScoreFilter
+        from dcclip_cli.curation.scores.base import ScoreFilter
 
         folders = [self.work.read(number) for number in range(self.slices)]
         scores = [folder / SCORES for folder in folders] if self.options.scores else []

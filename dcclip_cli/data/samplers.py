@@ -1,4 +1,4 @@
-"""Batch samplers whose order is a pure function of the seed, so that a step number is all a resumed run needs."""
+"""Batch samplers whose order depends on the seed alone, so that a run resumes by its step, and the data of a stage."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dcclip_cli.data.dataset import ConcatDataset, open_pairs
+from dcclip_cli.data.options import COLLECTED, DataOptions
 from dcclip_cli.data.pair import LANGUAGES, PairDataset
+from dcclip_cli.data.unpaired import open_images, open_texts, with_phrases
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.run_dir import RunDir
 
 Sample = tuple[int, int]  # index in the dataset, epoch
 
@@ -30,10 +34,8 @@ class EpochBatchSampler:
 
     def __post_init__(self) -> None:
         if not self.steps_per_epoch:
-            raise DcclipError(
-                f"batch_size {self.batch_size} is larger than the data ({self.count} samples)",
-                "make batch_size smaller",
-            )
+            what = f"batch_size {self.batch_size} is larger than the data ({self.count} samples)"
+            raise DcclipError(what, "make batch_size smaller")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -98,10 +100,8 @@ class MixedBatchSampler:
         """Raise DcclipError unless the batches of every sampler can be split equally among the processes."""
         for sampler in self.samplers:
             if sampler.batch_size % processes:
-                raise DcclipError(
-                    f"batch_size {sampler.batch_size} cannot be split among {processes} processes",
-                    "make it a multiple of the number of processes",
-                )
+                what = f"batch_size {sampler.batch_size} cannot be split among {processes} processes"
+                raise DcclipError(what, "make it a multiple of the number of processes")
 
     def share(self, start_step: int, steps: int, process: int = 0, processes: int = 1) -> Iterator[list[Sample]]:
         """The samples that one of `processes` gets in each step of [start_step, steps): its share of every sampler."""
@@ -127,3 +127,64 @@ def caption_groups(dataset: PairDataset) -> np.ndarray:
                 other = first_with.setdefault(captions[0].casefold(), index)
                 parent[find(index)] = find(other)
     return np.asarray([find(index) for index in range(len(dataset))])
+
+
+# ---- the training data of a stage
+
+
+@dataclass(frozen=True)
+class StageData:
+    """The data that a stage uses, and how much of each kind per step.
+
+    None for images or texts per step: as many as pairs; 0: none. With `distinct_captions` no two pairs of a step have
+    the same first caption.
+    """
+
+    options: DataOptions
+    batch_size: int
+    images_per_step: int | None = None
+    texts_per_step: int | None = None
+    distinct_captions: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """One dataset of all samples, the sampler of its batches, and the datasets by kind: pairs, images, texts."""
+
+    dataset: PairDataset
+    sampler: MixedBatchSampler
+    datasets: dict[str, PairDataset]  # only pairs may have embeddings in place of images
+
+
+def open_training_data(stage: StageData, run: RunDir, seed: int) -> TrainingData:
+    """The data of a stage. Raises DcclipError where any of it cannot be loaded."""
+    data = stage.options
+    datasets: dict[str, PairDataset] = {}
+    if data.train is not None:
+        collected = run.stage("collect")
+        if data.train == COLLECTED and not collected.is_dir():
+            raise DcclipError("data.train is 'collect', but nothing has been collected", "run: dcclip collect RECIPE")
+        datasets["pairs"] = open_pairs(collected if data.train == COLLECTED else data.train)
+    if data.images is not None and stage.images_per_step != 0:
+        datasets["images"] = open_images(data.images)
+    if data.texts is not None and stage.texts_per_step != 0:
+        texts = open_texts(data.texts)
+        datasets["texts"] = with_phrases(texts, data.phrases) if data.phrases else texts
+    if not datasets:
+        raise DcclipError(
+            "a step has no pairs, no images and no texts",
+            "set data.train, or leave images_per_step: 0 and texts_per_step: 0 out",
+        )
+    sizes = {
+        "pairs": stage.batch_size,
+        "images": stage.images_per_step or stage.batch_size,
+        "texts": stage.texts_per_step or stage.batch_size,
+    }
+    joined = ConcatDataset(list(datasets.values()))
+    samplers = []
+    for number, (kind, dataset) in enumerate(datasets.items()):
+        own_seed = seed + (number << 32)  # equal sizes must not mean equal orders
+        groups = caption_groups(dataset) if kind == "pairs" and stage.distinct_captions else None
+        samplers.append(EpochBatchSampler(len(dataset), sizes[kind], own_seed, groups, joined.firsts[number]))
+    dataset = joined if len(datasets) > 1 else next(iter(datasets.values()))
+    return TrainingData(dataset, MixedBatchSampler(tuple(samplers)), datasets)

@@ -138,19 +138,17 @@ def _where(known: KnownSet) -> str:
 
 
 def _check_size(known: KnownSet, name: str, found: Loaded) -> None:
-    count = len(found.images)
-    if known.size is not None and count != known.size:
-        remark = f" ({known.remark})" if known.remark else ""
-        raise DcclipError(
-            f"data set {name}: the split {known.split} has {known.size:,} images{remark}, {count:,} were found",
-            "finish the download, or download the right split; to evaluate a part of it use --dataset PATH, "
-            "a sample --limit",
-        )
-    if isinstance(found.truth, Captions) and known.texts is not None and len(found.truth.texts) != known.texts:
-        raise DcclipError(
-            f"data set {name}: the split has {known.texts:,} captions, {len(found.truth.texts):,} were found",
-            "download it again",
-        )
+    counts = [("images", known.size, len(found.images))]
+    if isinstance(found.truth, Captions):
+        counts.append(("captions", known.texts, len(found.truth.texts)))
+    for what, expected, count in counts:
+        if expected not in (None, count):
+            remark = f" ({known.remark})" if known.remark else ""
+            raise DcclipError(
+                f"data set {name}: the split {known.split} has {expected:,} {what}{remark}, {count:,} were found",
+                "finish the download, or download the right split; to evaluate a part of it use --dataset PATH, "
+                "a sample --limit",
+            )
 
 
 def _check_language(name: str, language: Language, texts: Sequence[str]) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from dcclip_cli.data.files.reading import Fault
+from dcclip_cli.data.reading import Fault
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import Images, ImageTransform
 from dcclip_cli.eval.feature_cache import FeatureCache
@@ -31,7 +32,6 @@ from dcclip_cli.progress import Progress
 Batch = list[tuple[int, np.ndarray | DcclipError]]
 _BATCHES_PER_JOB = 4  # at most: within a job the next batch is read while the model runs
 _JOBS_PER_PROCESS = 8  # at least, if there are enough batches, so that all processes end at about the same time
-_QUEUED_JOBS = 2  # per process
 
 
 @dataclass(frozen=True)
@@ -132,41 +132,28 @@ def embed_classes(run: ModelRun, names: Sequence[str], templates: Sequence[str])
     return class_means(embed_texts(run, texts), [len(templates)] * len(names))
 
 
-class EvalProcesses:
-    """`count` processes with a copy of the model each, one per GPU where there are several; a context manager."""
+@contextmanager
+def embed_in_processes(
+    reference: ModelReference, device: str, precision: Precision, count: int
+) -> Iterator[EmbedBatches]:
+    """Like `embed_batches`, in `count` processes with a copy of the model each, one per GPU where there are several.
 
-    def __init__(self, reference: ModelReference, device: str, precision: Precision, count: int) -> None:
-        context = multiprocessing.get_context("spawn")  # neither torch's threads nor CUDA survive a fork
-        threads = max(1, cores() // count)
-        self._pools = [
-            ProcessPoolExecutor(
-                1, context, _load, (reference, device_of(reference, device, number), precision, threads)
-            )
-            for number in range(count)
-        ]
+    The batches are the same, in the same order. Raises DcclipError if a process dies.
+    """
+    context = multiprocessing.get_context("spawn")  # neither torch's threads nor CUDA survive a fork
+    threads = max(1, cores() // count)
+    devices = [device_of(reference, device, number) for number in range(count)]
+    pools = [ProcessPoolExecutor(1, context, _load, (reference, one, precision, threads)) for one in devices]
 
-    def __enter__(self) -> EvalProcesses:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        for pool in self._pools:
-            pool.shutdown(wait=kind is None, cancel_futures=True)
-
-    def embed_batches(
-        self, indices: Sequence[int], read: ImageReader, batch_size: int, workers: int
-    ) -> Iterator[Batch]:
-        """The batches of `predict.embedding.embed_batches`, in the same order. Raises DcclipError if a process dies."""
+    def embed(indices: Sequence[int], read: ImageReader, batch_size: int, workers: int) -> Iterator[Batch]:
         total = -(-len(indices) // batch_size)
-        size = batch_size * min(_BATCHES_PER_JOB, max(1, total // (_JOBS_PER_PROCESS * len(self._pools))))
-        waiting: deque[Future[list[Batch]]] = deque()
+        size = batch_size * min(_BATCHES_PER_JOB, max(1, total // (_JOBS_PER_PROCESS * count)))
+        jobs = [list(indices[start : start + size]) for start in range(0, len(indices), size)]
         try:
-            for pool in self._pools:
+            for pool in pools:
                 pool.submit(_set_reader, read)
-            for number, start in enumerate(range(0, len(indices), size)):
-                pool = self._pools[number % len(self._pools)]
-                waiting.append(pool.submit(_embed, list(indices[start : start + size]), batch_size, workers))
-                if len(waiting) >= _QUEUED_JOBS * len(self._pools):
-                    yield from waiting.popleft().result()
+            submitted = zip(itertools.cycle(pools), jobs, strict=False)
+            waiting = deque(pool.submit(_embed, job, batch_size, workers) for pool, job in submitted)
             while waiting:
                 yield from waiting.popleft().result()
         except BrokenProcessPool:
@@ -174,6 +161,14 @@ class EvalProcesses:
                 "a process with a copy of the model was killed: probably out of memory",
                 "run the same command again with fewer --processes",
             ) from None
+
+    finished = False
+    try:
+        yield embed
+        finished = True
+    finally:
+        for pool in pools:
+            pool.shutdown(wait=finished, cancel_futures=True)
 
 
 def device_of(reference: ModelReference, device: str, number: int) -> str:

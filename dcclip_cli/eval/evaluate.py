@@ -21,11 +21,11 @@ from dcclip_cli.eval.datasets import Templates, open_dataset, training_split
 from dcclip_cli.eval.embedding import (
     EmbedBatches,
     Embedded,
-    EvalProcesses,
     ImageReader,
     ModelRun,
     embed_classes,
     embed_images,
+    embed_in_processes,
     embed_texts,
     sample_indices,
 )  # fmt: skip
@@ -116,7 +116,7 @@ def evaluate(
             embed: EmbedBatches = functools.partial(embed_batches, model)
             if options.processes > 1:
                 same: Precision = "bf16" if model.precision == "bf16" else "fp32"  # decided once, for all of them
-                embed = stack.enter_context(EvalProcesses(reference, device, same, options.processes)).embed_batches
+                embed = stack.enter_context(embed_in_processes(reference, device, same, options.processes))
             evaluation = _Evaluation(ModelRun(model, cache, progress, embed), options)
             by_model.append([result for dataset in datasets for result in evaluation.results(dataset)])
     if len({result.model for several in by_model for result in several}) < len(models):

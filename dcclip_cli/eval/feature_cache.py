@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import atomic_write, lock
 from dcclip_cli.store import FeatureStore, digests
 
@@ -37,7 +38,10 @@ class FeatureCache:
         process that asks for items of the same `about` waits meanwhile.
         """
         store = self._store(about)
-        with lock(store.folder / ".lock") if store.folder else nullcontext():
+        with ExitStack() as held:
+            if store.folder:
+                with _writable(store.folder):
+                    held.enter_context(lock(store.folder / ".lock"))
             store.refresh()
             return store.complete("embedding", digests("", items), compute)
 
@@ -47,7 +51,17 @@ class FeatureCache:
         if name not in self._stores:
             folder = self._root and self._root / name
             if folder:
-                folder.mkdir(parents=True, exist_ok=True)
-                atomic_write(folder / "about.json", described + "\n")
+                with _writable(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    atomic_write(folder / "about.json", described + "\n")
             self._stores[name] = FeatureStore(folder, self._warn)
         return self._stores[name]
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = "name another folder with DCCLIP_CACHE, or use --no-cache"
+        raise DcclipError(f"{folder} cannot be written: {error.strerror}", hint) from None

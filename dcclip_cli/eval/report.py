@@ -18,7 +18,7 @@ from dcclip_cli.eval.embedding import sample_indices
 from dcclip_cli.eval.metrics import per_class
 from dcclip_cli.eval.registry import base_name
 from dcclip_cli.eval.result import EvalResult, save_results
-from dcclip_cli.eval.tables import METRIC_NAMES, elevater_mean, latex, markdown, percent, table
+from dcclip_cli.eval.tables import METRIC_NAMES, Table, latex, markdown, percent, table
 from dcclip_cli.html import jpeg_thumbnail, write_page
 
 if TYPE_CHECKING:
@@ -39,25 +39,19 @@ def save_report(results: Sequence[EvalResult], datasets: Iterable[DataSet], fold
 def write_report(path: Path, results: Sequence[EvalResult], datasets: Iterable[DataSet] = ()) -> None:
     """Write report.html, with wrong images of the `datasets` given; all else is in the results."""
     by_name = {dataset.name: dataset for dataset in datasets}
-    models = list(dict.fromkeys(result.model for result in results))
-    means = {
-        f"{model}, {_LANGUAGES[language]}": mean
-        for model in models
-        for language in _LANGUAGES
-        if (mean := elevater_mean(results, model, language)) is not None
-    }
-    found = [errors for result in results if (errors := errors_of(result, by_name))]
+    found = table(results)
+    means = zip(found.columns, found.mean.values, strict=True) if found.mean else ()
     write_page(
         path,
         "dcclip_cli.eval",
         "report.html.j2",
         results=results,
-        models=models,
-        means=means,
-        table=table(results),
-        overview=_overview(results),
+        models=list(dict.fromkeys(result.model for result in results)),
+        means={f"{one.model}, {_LANGUAGES[one.language]}": mean for one, mean in means if mean and one.language},
+        table=found,
+        overview=_overview(found),
         probes=_probes(results),
-        errors=found,
+        errors=[errors for result in results if (errors := errors_of(result, by_name))],
         languages=_LANGUAGES,
         metric_names=METRIC_NAMES,
         points=percent,
@@ -166,9 +160,8 @@ def _measured(result: EvalResult, dataset: DataSet) -> np.ndarray:
     return np.asarray([one for one in wanted.tolist() if str(dataset.images.keys[one]) not in result.corrupt])
 
 
-def _overview(results: Sequence[EvalResult]) -> str:
+def _overview(found: Table) -> str:
     """Bars of each data set's metric for each model and language, as a data URL."""
-    found = table(results)
     columns = [(at, column) for at, column in enumerate(found.columns) if column.language]
     models = list(dict.fromkeys(column.model for _, column in columns))
 

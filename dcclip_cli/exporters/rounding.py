@@ -218,40 +218,24 @@ def _mean_shifts(model: Any, weights: Mapping[str, np.ndarray], batches: Sequenc
 
 
 def largest_pair_sum(file: Path) -> int:
-    """The largest absolute sum of two products of uint8 activations and int8 weights in a quantised graph.
+    """The largest absolute sum of two products of uint8 activations and int8 weights in a QDQ graph.
 
     More than LARGEST_PAIR_SUM overflows on CPUs that add two products in 16 bits. 0 without such products.
     """
     import onnx
 
-    model = onnx.load(file)
+    model, largest = onnx.load(file), 0
     weights, made = weights_of(model), {output: node for node in model.graph.node for output in node.output}
-
-    def codes(name: str) -> np.ndarray | None:
-        """The int8 weight that a tensor comes from, or None."""
-        node = made.get(name)
-        values = weights.get(node.input[0] if node is not None and node.op_type == "DequantizeLinear" else name)
-        return values if values is not None and values.dtype == np.int8 else None
-
-    def is_signed(zero: Sequence[str]) -> bool:
-        return bool(zero) and zero[0] in weights and weights[zero[0]].dtype == np.int8
-
-    largest = 0
     for node in model.graph.node:
-        if node.op_type in ("QLinearConv", "QLinearMatMul"):
-            weight, zero = node.input[3], node.input[2:3]
-        elif node.op_type in ("MatMulInteger", "ConvInteger"):
-            weight, zero = node.input[1], node.input[2:3]
-        elif node.op_type in ("Conv", "MatMul", "Gemm"):
-            source = made.get(node.input[0])
-            if source is None or source.op_type != "DequantizeLinear":
-                continue  # computed in fp32
-            weight, zero = node.input[1], source.input[2:3]
-        else:
-            continue
-        values = codes(weight)
-        if values is not None and not is_signed(zero):
-            pairs = _pairs(_by_channel(values.astype(np.int64), output_axis(node, values.ndim)))
+        inputs: list[Any] = (
+            [made.get(name) for name in node.input[:2]] if node.op_type in ("Conv", "MatMul", "Gemm") else []
+        )
+        if len(inputs) < 2 or not all(one is not None and one.op_type == "DequantizeLinear" for one in inputs):
+            continue  # computed in fp32
+        activation, weight = inputs
+        codes, zero = weights.get(weight.input[0]), weights.get((*activation.input, "", "")[2])
+        if codes is not None and codes.dtype == np.int8 and not (zero is not None and zero.dtype == np.int8):
+            pairs = _pairs(_by_channel(codes.astype(np.int64), output_axis(node, codes.ndim)))
             largest = max(largest, 255 * int(pairs.max(initial=0)))
     return largest
 

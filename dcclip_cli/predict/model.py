@@ -6,18 +6,28 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 from PIL import Image
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode
-from dcclip_cli.predict.encoder import Encoder
+from dcclip_cli.model.reference import resolve
+from dcclip_cli.predict.encoder import Encoder, load_encoder
 from dcclip_cli.predict.images import BATCH_SIZE, embed
 from dcclip_cli.predict.zero_shot import Labels, text_embeddings
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image  # a path, the bytes of a file, or a Pillow image
+ImageInputs = list[ImageInput] | tuple[ImageInput, ...]
+
+
+class PredictOptions(TypedDict, total=False):
+    """The keyword arguments of `Model.predict`."""
+
+    templates: Sequence[str] | None
+    multi_label: bool
+    top_k: int | None
 
 
 @dataclass(frozen=True)
@@ -86,29 +96,17 @@ class Model:
 
     @overload
     def predict(
-        self,
-        images: ImageInput,
-        labels: Sequence[str],
-        *,
-        templates: Sequence[str] | None = None,
-        multi_label: bool = False,
-        top_k: int | None = None,
+        self, images: ImageInput, labels: Sequence[str], **options: Unpack[PredictOptions]
     ) -> dict[str, float]: ...
 
     @overload
     def predict(
-        self,
-        images: list[ImageInput] | tuple[ImageInput, ...],
-        labels: Sequence[str],
-        *,
-        templates: Sequence[str] | None = None,
-        multi_label: bool = False,
-        top_k: int | None = None,
+        self, images: ImageInputs, labels: Sequence[str], **options: Unpack[PredictOptions]
     ) -> list[dict[str, float]]: ...
 
     def predict(
         self,
-        images: ImageInput | list[ImageInput] | tuple[ImageInput, ...],
+        images: ImageInput | ImageInputs,
         labels: Sequence[str],
         *,
         templates: Sequence[str] | None = None,
@@ -142,6 +140,18 @@ class Model:
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """(N, D) embeddings of length 1, float32, of the texts themselves, without templates."""
         return text_embeddings(self._encoder, [texts] if isinstance(texts, str) else texts)
+
+
+def load(reference: str | os.PathLike[str] | None = None, *, device: str = "auto", threads: int | None = None) -> Model:
+    """Load a model: `load("runs/quickstart").predict("img.jpg", ["猫", "dog"])`.
+
+    `reference` is what `--model` takes: a model directory, an export bundle, a run, `hf:ORG/NAME`,
+    `open_clip:ARCH/TAG`, `hf-hub:ORG/NAME`; by default $DCCLIP_MODEL, else the newest finished run, else the starter
+    model. `device` is auto, cpu, cuda or mps. `threads` are CPU threads per tower: by default one for a bundle, and
+    torch's own choice otherwise. Raises DcclipError.
+    """
+    found = resolve(None if reference is None else os.fspath(reference))
+    return Model(load_encoder(found, device, threads=threads))
 
 
 def _read(image: ImageInput) -> Image.Image:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from dcclip_cli.curation.executors import Engine
     from dcclip_cli.curation.manifest import CollectResult
     from dcclip_cli.data.options import DataOptions
-    from dcclip_cli.eval.evaluate import EvalOptions
     from dcclip_cli.eval.result import EvalResult
     from dcclip_cli.exporters.export import ExportOptions, ExportResult
     from dcclip_cli.exporters.parity import Parity
@@ -133,7 +132,23 @@ class RecipeRun:
 
     def export(self, options: ExportOptions, model: ModelReference, out: Path) -> ExportResult:
         """Export a model, checked on the recipe's data and test sets."""
-        return export_model(options, model, out, self.data(), self.loaded.recipe.eval, self.fresh, self.progress)
+        from dcclip_cli.exporters.export import export
+
+        result = export(
+            options=options,
+            model=model,
+            out=out,
+            data=self.data(),
+            evaluation=self.loaded.recipe.eval,
+            fresh=self.fresh,
+            progress=self.progress,
+        )
+        if result.already_finished:
+            self.progress.say(f"export: already done: {out} (use --fresh to redo)")
+        else:
+            size = f"{result.size_bytes / 1e6:.1f} MB"
+            self.progress.say(f"export: done in {result.seconds:.0f} s, {size}; {_parity(result.parity)}")
+        return result
 
     def data(self) -> DataOptions | None:
         """The recipe's data, with the path of its own collected shards."""
@@ -263,29 +278,6 @@ class RecipeRun:
         content = {"of": self._identity(), "rows": [asdict(row) for row in rows]}
         atomic_write(self.dir.root / SUMMARY, json.dumps(content, ensure_ascii=False, indent=2))
         return rows
-
-
-def export_model(
-    options: ExportOptions,
-    model: ModelReference,
-    out: Path,
-    data: DataOptions | None,
-    evaluation: EvalOptions | None,
-    fresh: bool,
-    progress: Progress,
-) -> ExportResult:
-    """Export a model and report how close the export is to it."""
-    from dcclip_cli.exporters.export import export
-
-    result = export(
-        options=options, model=model, out=out, data=data, evaluation=evaluation, fresh=fresh, progress=progress
-    )
-    if result.already_finished:
-        progress.say(f"export: already done: {out} (use --fresh to redo)")
-    else:
-        size = f"{result.size_bytes / 1e6:.1f} MB"
-        progress.say(f"export: done in {result.seconds:.0f} s, {size}; {_parity(result.parity)}")
-    return result
 
 
 def _parity(parity: Parity | None) -> str:

@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 from dcclip_cli.cli.app import app
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.eval.registry import KnownSet
+from dcclip_cli.eval.result import unpack
 from tests.eval import layouts
 from tests.eval.conftest import small
 
@@ -57,6 +58,7 @@ def test_imagenet_cn_on_class_folders_equals_an_independent_computation(
     with torch.no_grad():
         images = model.encode_image(torch.stack([transform(decode(pair.image)) for pair in pairs]), normalize=True)
     logits = images.repeat(25, 1) @ head
+    assert unpack(found["details"]["predictions"], "").tolist() == logits.argmax(1).tolist()
     right = logits.topk(5).indices == torch.arange(1000)[:, None]
     assert found["metrics"]["top1"] == pytest.approx(float(right[:, 0].float().mean()))
     assert found["metrics"]["top5"] == pytest.approx(float(right.any(dim=1).float().mean()))

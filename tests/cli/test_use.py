@@ -68,7 +68,7 @@ def test_search_shows_the_nearest_in_a_table_json_and_a_page(pictures: list[Path
     assert "5 images, 5 of them embedded now" in table.stderr
     hits = json.loads(dcclip("search", "红色的圆", folder, "--top-k", 3, "--json", "-q").stdout)
     assert len(hits) == 3 and hits[0]["score"] >= hits[1]["score"] >= hits[2]["score"]
-    assert "5 pictures, 0 of them embedded now" in dcclip("search", "moon", folder).stderr
+    assert "5 images, 0 of them embedded now" in dcclip("search", "moon", folder).stderr
     written = page.read_text("utf-8")
     assert written.count("data:image/jpeg;base64,") == 3 and "<h1>红色的圆</h1>" in written
     assert "<script" not in written and "http:" not in written and "https:" not in written
@@ -77,7 +77,7 @@ def test_search_shows_the_nearest_in_a_table_json_and_a_page(pictures: list[Path
 def test_search_says_what_is_wrong(tmp_path: Path) -> None:
     assert dcclip("search", " ", tmp_path, "-q", expect=1).stderr.startswith("error: the text is empty")
     assert dcclip("search", "猫", tmp_path / "无", "-q", expect=1).stderr.startswith(
-        f"error: {tmp_path}/无 is no folder"
+        f"error: {tmp_path}/无 is not a folder"
     )
 
 

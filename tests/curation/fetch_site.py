@@ -1,5 +1,6 @@
 """A web server on this machine that misbehaves as the open web does, for the tests of downloads."""
 
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -8,17 +9,17 @@ from itertools import count
 from typing import Any, Self
 from urllib.parse import unquote
 
-from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.fetch import FetchOptions
+from dcclip_cli.data.reading import Drop
 
 PICTURE = bytes(range(256)) * 40  # fetching does not look into it
 Page = Callable[[BaseHTTPRequestHandler], None]
 
 
 class Site:
-    """A web server: a function for each page, and a list of what was asked for."""
+    """A web server: a function for each page, and a list of requested pages; with a `context`, it speaks TLS."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self.pages: dict[str, Page] = {"/cat.jpg": sends(PICTURE)}
         self.asked: list[str] = []
         site = self
@@ -35,6 +36,8 @@ class Site:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients hang up here by design
+        if context:
+            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
         self.host = f"127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -93,7 +96,7 @@ def leads_to(url: str, status: int = 302) -> Page:
 
 
 def options(site: Site, **changed: Any) -> FetchOptions:
-    quick = {"timeout_s": 5, "back_off_s": 0.01, "max_bytes": 100_000, "allow_hosts": (site.host,), "robots": False}
+    quick = {"timeout_s": 5, "max_bytes": 100_000, "allow_hosts": (site.host,), "robots": False}
     return FetchOptions(**{**quick, **changed})
 
 

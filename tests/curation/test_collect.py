@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,10 @@ from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.progress import Silent
 from dcclip_cli.recipe.yaml import anchored
+from tests.curation.conftest import MakeImage
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "collect-sample.yaml"
 ONE = Engine(workers=1)
-
-MakeImage = Callable[..., bytes]
 
 
 class Heard(Silent):

@@ -2,63 +2,43 @@
 
 import pytest
 
+from dcclip_cli.curation.fetch.fetcher import ROBOTS_BYTES, Robots, parse_robots
 from dcclip_cli.curation.fetch.request import Fault, Target, read_url
-from dcclip_cli.curation.fetch.robots import ROBOTS_BYTES, Robots, parse
 
 
 def may(text: str, page: str, agent: str = "dcclip") -> bool:
-    return parse(text, agent).can_fetch(f"http://x.example:80{page}", agent)
+    return parse_robots(text, agent).can_fetch(f"http://x.example:80{page}", agent)
 
 
-def test_the_longest_rule_decides_whatever_the_order() -> None:
-    text = "User-agent: *\nDisallow: /\nAllow: /pictures/\nDisallow: /pictures/private/"
-    pages = ("/", "/pictures/cat.jpg", "/pictures/private/cat.jpg")
-    assert [may(text, page) for page in pages] == [False, True, False]
+OURS = "User-agent: *\nDisallow: /\n\nUser-agent: DCCLIP/2.0\nDisallow: /no\n\nUser-agent: dcclip\nDisallow: /nor"
+SEVERAL = "User-agent: a\r\n\r\nUser-agent: dcclip # us\r\nCrawl-delay: 3\r\n\r\nDisallow: /no\rUser-agent: b\nAllow: /"
+CHINESE = "/%E5%9B%BE/%E7%8C%AB.jpg"  # /图/猫.jpg
 
 
-def test_of_two_rules_as_long_as_each_other_the_kind_one_decides() -> None:
-    assert may("User-agent: *\nDisallow: /a\nAllow: /a", "/a")
-
-
-def test_a_star_is_anything_and_a_dollar_the_end() -> None:
-    text = "User-agent: *\nDisallow: /*.gif$\nDisallow: /a*b*c\nDisallow: /exactly$"
-    assert not may(text, "/x/cat.gif")
-    assert may(text, "/x/cat.gif?size=2")
-    assert [may(text, page) for page in ("/abc", "/a-b-c-d", "/acb")] == [False, False, True]
-    assert [may(text, page) for page in ("/exactly", "/exactly/not")] == [False, True]
-    assert may("User-agent: *\nDisallow: /ab*b$", "/ab")
-
-
-def test_a_group_for_us_stands_in_place_of_the_one_for_all() -> None:
-    text = "User-agent: *\nDisallow: /\n\nUser-agent: DCCLIP/2.0\nDisallow: /no\n\nUser-agent: dcclip\nDisallow: /nor"
-    assert [may(text, page) for page in ("/yes", "/no", "/nor")] == [True, False, False]
-    assert not may(text, "/yes", agent="other")
-
-
-def test_a_group_may_have_several_agents_and_empty_lines() -> None:
-    text = (
-        "User-agent: a\r\n\r\nUser-agent: dcclip # us\r\nCrawl-delay: 3\r\n\r\nDisallow: /no\r\nUser-agent: b\nAllow: /"
-    )
-    assert not may(text, "/no")
-    assert may(text, "/no", agent="b")
-
-
-def test_an_empty_disallow_and_an_empty_file_forbid_nothing() -> None:
-    assert may("User-agent: *\nDisallow:", "/")
-    assert may("", "/")
-    assert may("<html>猫 <p>: Disallow: /</html>", "/")
-    assert may("Disallow: /", "/")  # of no agent
-
-
-def test_a_group_for_us_without_rules_forbids_nothing() -> None:
-    assert may("User-agent: *\nDisallow: /\n\nUser-agent: dcclip\nDisallow:", "/")
-
-
-def test_a_path_is_the_same_in_chinese_and_percent_encoded() -> None:
-    page = read_url("http://例子.测试/图/猫.jpg").page
-    assert page == "/%E5%9B%BE/%E7%8C%AB.jpg"
-    assert not may("User-agent: *\nDisallow: /图/", page)
-    assert not may("User-agent: *\nDisallow: /%e5%9b%be/", page)
+@pytest.mark.parametrize(
+    ("text", "allowed", "forbidden"),
+    [
+        ("User-agent: *\nDisallow: /\nAllow: /a/\nDisallow: /a/b/", "/a/cat.jpg", "/ /a/b/cat.jpg"),  # the longest rule
+        ("User-agent: *\nDisallow: /a\nAllow: /a", "/a", ""),  # of two rules of the same length, Allow
+        ("User-agent: *\nDisallow: /*.gif$", "/x/cat.gif?size=2", "/x/cat.gif"),
+        ("User-agent: *\nDisallow: /a*b*c\nDisallow: /end$", "/acb /end/not", "/abc /a-b-c-d /end"),
+        ("User-agent: *\nDisallow: /ab*b$", "/ab", ""),
+        (OURS, "/yes", "/no /nor"),  # a group for dcclip replaces the one for all
+        (OURS.replace("dcclip", "other").replace("DCCLIP", "other"), "", "/yes"),
+        (SEVERAL, "/", "/no"),
+        (SEVERAL.replace("agent: b", "agent: dcclip").replace("agent: dcclip #", "agent: b #"), "/no", ""),
+        ("User-agent: *\nDisallow:", "/", ""),
+        ("", "/", ""),
+        ("<html>猫 <p>: Disallow: /</html>", "/", ""),
+        ("Disallow: /", "/", ""),  # for no agent
+        ("User-agent: *\nDisallow: /\n\nUser-agent: dcclip\nDisallow:", "/", ""),
+        ("User-agent: *\nDisallow: /图/", "", CHINESE),
+        ("User-agent: *\nDisallow: /%e5%9b%be/", "", CHINESE),
+    ],
+)
+def test_rules_allow_and_forbid_pages(text: str, allowed: str, forbidden: str) -> None:
+    assert [page for page in allowed.split() if not may(text, page)] == []
+    assert [page for page in forbidden.split() if may(text, page)] == []
 
 
 @pytest.mark.timeout(20)
@@ -102,7 +82,7 @@ def test_a_fault_is_remembered_and_is_the_pictures_fault() -> None:
 
 
 def test_only_so_many_rules_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dcclip_cli.curation.fetch.robots._CACHED_BYTES", 5_000)
+    monkeypatch.setattr("dcclip_cli.curation.fetch.fetcher._CACHED_ROBOTS_BYTES", 5_000)
     asked: list[str] = []
 
     def ask(target: Target) -> bytes:

@@ -7,33 +7,16 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.fetch import Fetcher, FetchOptions, client
+from dcclip_cli.data.reading import Drop
+from tests.curation.fetch_site import PICTURE, Site, drips, reason
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        if self.path == "/slow":
-            for _ in range(200):
-                self.wfile.write(b"y")
-                time.sleep(0.05)
-        self.wfile.write(b"picture")
-        self.close_connection = True
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +33,12 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def port(certificate: Path) -> Iterator[int]:
-    """Where a server with that certificate listens."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients hang up here by design
+    """Port of a server with that certificate."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate.with_name("both.pem"))
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield server.server_port
-    server.shutdown()
-    server.server_close()
+    with Site(context) as site:
+        site.pages["/slow"] = drips(b"HTTP/1.1 200 OK\r\n\r\n", b"y")
+        yield site.server.server_port
 
 
 @pytest.fixture
@@ -84,7 +63,7 @@ def test_a_certificate_that_nobody_trusts_is_refused(port: int) -> None:
 @needs_openssl
 @pytest.mark.usefixtures("trusted")
 def test_a_certificate_of_the_systems_authorities_is_accepted_for_its_own_name_only(port: int) -> None:
-    assert fetch(f"https://localhost:{port}/") == b"picture"
+    assert fetch(f"https://localhost:{port}/cat.jpg") == PICTURE
     got = fetch(f"https://127.0.0.1:{port}/")
     assert isinstance(got, Drop)
     assert (got.reason, "IP address mismatch" in got.detail) == ("url-tls", True)
@@ -94,9 +73,7 @@ def test_a_certificate_of_the_systems_authorities_is_accepted_for_its_own_name_o
 def test_no_variable_of_the_environment_turns_checking_off(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PYTHONHTTPSVERIFY", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
         monkeypatch.setenv(name, "0" if name.startswith("PYTHON") else "")
-    got = fetch(f"https://localhost:{port}/")
-    assert isinstance(got, Drop)
-    assert got.reason == "url-tls"
+    assert reason(fetch(f"https://localhost:{port}/")) == "url-tls"
 
 
 @needs_openssl
@@ -126,5 +103,4 @@ def test_a_server_without_tls_is_no_server_with_it(says: Callable[[Any], None], 
 
         threading.Thread(target=serve, daemon=True).start()
         got = fetch(f"https://127.0.0.1:{server.getsockname()[1]}/", timeout_s=1, retries=0)
-    assert isinstance(got, Drop)
-    assert got.reason == expected
+    assert reason(got) == expected

@@ -3,7 +3,6 @@
 import json
 import tarfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,10 +11,10 @@ from dcclip_cli.curation.collect import collect
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
+from tests.curation.conftest import MakeImage
 from tests.curation.fetch_site import Site, floods, leads_to
 from tests.curation.reading import tar
 
-MakeImage = Callable[..., bytes]
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 
 

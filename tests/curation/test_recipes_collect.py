@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 from dcclip_cli.cli.app import app
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import Pair
+from tests.curation.conftest import MakeImage
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ZH = ("一只黑猫坐在红色的椅子上", "两个孩子在雨中骑自行车", "雪山下的湖边有一座小木屋")
 EN = ("a black cat on a red chair", "two children ride bicycles in the rain", "a wooden hut by a lake below a mountain")
-MakeImage = Callable[..., bytes]
 Layout = Callable[[Path, str, MakeImage], tuple[str, int]]
 
 

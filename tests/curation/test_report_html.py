@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.report.examples import Examples
 from dcclip_cli.curation.report.html import STEPS, meaning_of, steps, write_report
 from dcclip_cli.curation.report.statistics import DroppedCaption, Statistics
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.reading import Drop
 from dcclip_cli.html import percent, visible
 
 HOSTILE = "</bdi></style><script>alert('1')</script><img src=x onerror=alert(2)>\x00\u202egnp.exe\"'&amp;{{ 7*7 }}"
@@ -151,20 +151,10 @@ def test_what_is_left_after_each_step_adds_up() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("part", "whole", "said"),
-    [
-        (0, 0, "0 %"),
-        (0, 9, "0 %"),
-        (9, 9, "100 %"),
-        (1, 3, "33.3 %"),
-        (1, 150, "0.67 %"),
-        (1, 100_000, "< 0.01 %"),
-        (99_999, 100_000, "99.99 %"),
-    ],
-)
-def test_shares_never_round_to_nothing_or_all(part: int, whole: int, said: str) -> None:
-    assert percent(part, whole) == said
+def test_shares_are_never_rounded_to_nothing_or_all() -> None:
+    shares = {(0, 0): "0 %", (0, 9): "0 %", (9, 9): "100 %", (1, 3): "33.3 %", (1, 150): "0.67 %"}
+    shares |= {(1, 100_000): "< 0.01 %", (99_999, 100_000): "99.99 %"}
+    assert {share: percent(*share) for share in shares} == shares
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from dcclip_cli.curation.sources.captions import Base64Source, CaptionsSource
-from dcclip_cli.data.files.captions import identity
+from dcclip_cli.data.caption_files import identity
 from dcclip_cli.errors import DcclipError
 from tests.curation.reading import faults, read
 
@@ -30,20 +30,14 @@ COCO_CN = """COCO_val2014_000000000042#0\t一只猫，在鞋柜上睡觉
 COCO_train2014_000000000009#0\t一盘有西兰花的便当
 COCO_train2014_000000000009#1\t彩色的饭盒
 """
-COCO = {
-    "info": {"description": "COCO 2014 Dataset", "year": 2014},
-    "images": [
-        {"license": 5, "file_name": "COCO_train2014_000000000009.jpg", "coco_url": "http://c/9.jpg", "id": 9},
-        {"license": 3, "file_name": "COCO_train2014_000000000025.jpg", "coco_url": "http://c/25.jpg", "id": 25},
-    ],
-    "licenses": [{"id": 3, "name": "Attribution-NonCommercial-NoDerivs License"}],
-    "annotations": [
-        {"image_id": 25, "id": 1, "caption": "A giraffe eating food."},
-        {"image_id": 9, "id": 2, "caption": "A lunch with broccoli"},
-        {"image_id": 25, "id": 3, "caption": "A giraffe."},
-        {"image_id": 404, "id": 4, "caption": "No such image."},
-    ],
-}
+COCO = """{"info": {"description": "COCO 2014 Dataset", "year": 2014}, "images": [
+{"license": 5, "file_name": "COCO_train2014_000000000009.jpg", "coco_url": "http://c/9.jpg", "id": 9},
+{"license": 3, "file_name": "COCO_train2014_000000000025.jpg", "coco_url": "http://c/25.jpg", "id": 25}],
+"licenses": [{"id": 3, "name": "Attribution-NonCommercial-NoDerivs License"}], "annotations": [
+{"image_id": 25, "id": 1, "caption": "A giraffe eating food."},
+{"image_id": 9, "id": 2, "caption": "A lunch with broccoli"},
+{"image_id": 25, "id": 3, "caption": "A giraffe."},
+{"image_id": 404, "id": 4, "caption": "No such image."}]}"""
 
 
 def test_coco_cn_and_coco_become_pairs_with_both_languages(tmp_path: Path) -> None:
@@ -55,7 +49,7 @@ def test_coco_cn_and_coco_become_pairs_with_both_languages(tmp_path: Path) -> No
             "train2014/COCO_train2014_000000000025.jpg",
         ),
         zh=text(tmp_path / "imageid.human-written-caption.txt", COCO_CN),
-        en=text(tmp_path / "captions_train2014.json", json.dumps(COCO)),
+        en=text(tmp_path / "captions_train2014.json", COCO),
     )
     assert [part.about for part in source.slices(2)] == [2, 1]
     for size in (1, 2, 10):
@@ -101,23 +95,13 @@ def test_flickr30k_in_all_its_forms(tmp_path: Path, lines: str) -> None:
 
 
 def test_karpathys_and_blips_files_are_read(tmp_path: Path) -> None:
-    karpathy = {
-        "images": [
-            {
-                "filepath": "val2014",
-                "filename": "a.jpg",
-                "split": "test",
-                "sentids": [1],
-                "sentences": [{"tokens": ["a", "cat"], "raw": "A cat."}, {"raw": "Cat"}],
-            }
-        ],
-        "dataset": "coco",
-    }
+    karpathy = """{"images": [{"filepath": "val2014", "filename": "a.jpg", "split": "test", "sentids": [1],
+        "sentences": [{"tokens": ["a", "cat"], "raw": "A cat."}, {"raw": "Cat"}]}], "dataset": "coco"}"""
     blip = [{"image": "val2014/a.jpg", "caption": ["a cat, asleep"]}, {"image": "b.jpg", "caption": "一只狗"}]
     source = CaptionsSource(
         images=images(tmp_path, "val2014/a.jpg", "b.jpg"),
         caption=(
-            text(tmp_path / "dataset_coco.json", json.dumps(karpathy)),
+            text(tmp_path / "dataset_coco.json", karpathy),
             text(tmp_path / "coco_karpathy_train.json", json.dumps(blip)),
         ),
     )
@@ -137,7 +121,7 @@ def test_only_the_images_of_a_split_are_read(tmp_path: Path) -> None:
 
 
 def test_without_a_folder_images_are_fetched_from_cocos_urls(tmp_path: Path) -> None:
-    source = CaptionsSource(en=text(tmp_path / "a.json", json.dumps(COCO)), zh=text(tmp_path / "zh.txt", "x#0 猫"))
+    source = CaptionsSource(en=text(tmp_path / "a.json", COCO), zh=text(tmp_path / "zh.txt", "x#0 猫"))
     assert [(one.url, one.fault and one.fault.reason) for one in read(source)] == [
         (None, "image-missing"),
         ("http://c/9.jpg", None),
@@ -170,7 +154,7 @@ def test_lines_that_say_nothing_are_faults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (json.dumps(COCO)[:-3], {"COCO_train2014_000000000009.jpg": None, "COCO_train2014_000000000025.jpg": None}),
+        (COCO[:-3], {"COCO_train2014_000000000009.jpg": None, "COCO_train2014_000000000025.jpg": None}),
         ("[" * 100_000, {}),
         ("", {}),
         ("{]", {}),

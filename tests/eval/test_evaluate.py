@@ -14,7 +14,6 @@ from dcclip_cli.blocks import parse
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval import prompts
 from dcclip_cli.eval.evaluate import EvalOptions, evaluate, open_datasets
 from dcclip_cli.eval.feature_cache import FeatureCache
 from dcclip_cli.eval.registry import KnownSet
@@ -247,38 +246,6 @@ def test_top1_and_features_equal_what_open_clip_alone_computes(
     with file.open("rb") as stream:
         _, keys = parse(stream, file.stat().st_size, file)
     assert np.abs(FeatureStore(folder).read("embedding", keys) - images.numpy()).max() < 1e-6
-
-
-def test_prompts_are_ensembled_as_open_clips_zero_shot_classifier_does(
-    model_folder: Path, tmp_path: Path, pairs: list[Pair]
-) -> None:
-    import open_clip
-    import torch
-
-    for number, pair in enumerate(pairs):
-        layouts.write(tmp_path / f"dtd/test/alpha_{number}/1.png", pair.image)
-    for number in range(40, 47):
-        layouts.write(tmp_path / f"dtd/test/alpha_{number}/1.png", pairs[number - 40].image)
-    images = [*pairs, *pairs[:7]]
-    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{model_folder}")
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{model_folder}")
-    names = [pair.en[0] for pair in pairs] + [f"picture of {pair.en[2]}" for pair in pairs[::6]]
-    file = prompts.FOLDER / "dtd.json"  # names of words that the tiny model knows
-    content = json.loads(file.read_text("utf-8"))
-    content["en"] |= {"names": names, "alternates": {}}
-    file.write_text(json.dumps(content), "utf-8")
-    head = open_clip.build_zero_shot_classifier(
-        model.eval(), tokenizer, names, ["a photo of a {}.".format, "{}".format]
-    )
-    with torch.no_grad():
-        pixels = torch.stack([transform(decode(pair.image)) for pair in images])
-        guesses = (model.encode_image(pixels, normalize=True) @ head).topk(5).indices
-    [found] = measure([model_folder], "dtd", data_root=str(tmp_path))
-    labels, predictions = found.detail("labels"), found.detail("predictions")
-    assert labels is not None and predictions is not None
-    assert predictions.tolist() == guesses[:, 0].tolist()
-    right = (guesses == torch.from_numpy(labels.astype(int))[:, None]).any(dim=1).float().mean()
-    assert found.metrics["top5"] == pytest.approx(float(right))
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

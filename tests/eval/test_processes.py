@@ -16,7 +16,7 @@ from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import ImageTransform
 from dcclip_cli.eval.datasets import open_dataset
-from dcclip_cli.eval.embedding import EvalProcesses, ImageReader, device_of
+from dcclip_cli.eval.embedding import ImageReader, device_of, embed_in_processes
 from dcclip_cli.eval.evaluate import EvalOptions, evaluate, open_datasets
 from dcclip_cli.model.reference import ModelReference, resolve
 
@@ -44,15 +44,15 @@ def test_two_processes_give_the_same_results_as_one(folder: Path, pairs_file: Pa
 
 def test_batches_come_in_order_whichever_process_does_them(pairs_file: Path, model_folder: Path) -> None:
     read = ImageReader(open_dataset(str(pairs_file)).images, ImageTransform(), {})
-    with EvalProcesses(resolve(str(model_folder)), "cpu", "fp32", 2) as processes:
-        batches = list(processes.embed_batches(range(40), read, 3, 1))
+    with embed_in_processes(resolve(str(model_folder)), "cpu", "fp32", 2) as embed:
+        batches = list(embed(range(40), read, 3, 1))
         assert [len(batch) for batch in batches] == [3] * 13 + [1]
         assert [index for batch in batches for index, _ in batch] == list(range(40))
         assert all(isinstance(vector, np.ndarray) for batch in batches for _, vector in batch)
         for child in multiprocessing.active_children():
             child.kill()
         with pytest.raises(DcclipError, match="a process with a copy of the model was killed") as caught:
-            list(processes.embed_batches(range(40), read, 3, 1))
+            list(embed(range(40), read, 3, 1))
     assert "--processes" in caught.value.hint
 
 

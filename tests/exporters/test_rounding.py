@@ -91,18 +91,7 @@ def test_the_largest_sum_of_two_products_by_hand(model: Any, expected: int, tmp_
     assert largest_pair_sum(tmp_path / "graph.onnx") == expected
 
 
-def test_the_largest_sum_of_integer_operators_by_hand(tmp_path: Path) -> None:
-    parts = ["codes", "x_scale", "zero"]
-    nodes = [
-        helper.make_node("DynamicQuantizeLinear", ["x"], parts),
-        helper.make_node("MatMulInteger", ["codes", "w", "zero"], ["sum"]),
-        helper.make_node("Cast", ["sum"], ["y"], to=TensorProto.FLOAT),
-    ]
-    onnx.save(graph(nodes, {"w": CODES}), tmp_path / "graph.onnx")
-    assert largest_pair_sum(tmp_path / "graph.onnx") == 32895
-
-
-def test_a_bias_takes_back_what_rounding_moves_in_the_mean() -> None:
+def test_a_bias_corrects_the_mean_effect_of_rounding() -> None:
     nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "product")]
     model = graph(nodes, {"w": WEIGHTS, "b": np.asarray([1.0, 2.0], np.float32)})
     coarse = np.asarray([[1.0, 0.0], [0.0, 0.0]], np.float32)

@@ -60,9 +60,7 @@ def test_every_kind_of_png_becomes_rgb_or_rgba(mode: str) -> None:
 
 def test_a_cmyk_jpeg_becomes_rgb() -> None:
     red = decode(encode(Image.new("RGB", (8, 8), "red").convert("CMYK"), "JPEG")).getpixel((4, 4))
-    assert isinstance(red, tuple)
-    assert red[0] > 250
-    assert max(red[1:]) < 5
+    assert isinstance(red, tuple) and red[0] > 250 and max(red[1:]) < 5
 
 
 def test_a_sixteen_bit_grey_png_keeps_its_shades() -> None:
@@ -132,7 +130,7 @@ def test_other_formats_than_jpeg_png_or_webp_are_refused(content: bytes) -> None
     assert raised.value.hint == "use a JPEG, PNG or WebP file"
 
 
-def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_have_their_own_errors(tmp_path: Path) -> None:
     with pytest.raises(DcclipError, match=r"猫\.png does not exist"):
         decode(tmp_path / "猫.png")
     with pytest.raises(DcclipError, match="is a folder"):
@@ -156,14 +154,8 @@ def torchvision_transform(given: Preprocessing) -> Any:
 
     mode = InterpolationMode(given.interpolation)
     size = (given.size, given.size) if given.resize_mode == "squash" else given.size
-    return transforms.Compose(
-        [
-            transforms.Resize(size, mode),
-            transforms.CenterCrop(given.size),
-            transforms.ToTensor(),
-            transforms.Normalize(given.mean, given.std),
-        ]
-    )
+    steps = [transforms.Resize(size, mode), transforms.CenterCrop(given.size), transforms.ToTensor()]
+    return transforms.Compose([*steps, transforms.Normalize(given.mean, given.std)])
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])

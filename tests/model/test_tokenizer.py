@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models
@@ -113,18 +112,10 @@ def test_a_vocabulary_that_is_small_enough_stays_whole(altclip_folder: Path, cap
 
 def test_unknown_characters_get_no_cheaper_by_trimming(tmp_path: Path) -> None:
     # a lowest score far below the others makes unknown characters expensive; without it they would be cheap
-    vocab: list[Any] = [
-        ["<s>", 0],
-        ["<pad>", 0],
-        ["</s>", 0],
-        ["<unk>", 0],
-        ["ab", -20],
-        ["cd", -20],
-        ["bcd", -1],
-        ["狗", -50],
-    ]
-    full = Tokenizer(models.Unigram([(str(token), float(score)) for token, score in vocab], unk_id=3))
-    full.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>"])
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    vocab = [*((token, 0.0) for token in special), ("ab", -20.0), ("cd", -20.0), ("bcd", -1.0), ("狗", -50.0)]
+    full = Tokenizer(models.Unigram(vocab, unk_id=3))
+    full.add_special_tokens(special)
     full.save(str(tmp_path / "tokenizer.json"))
     trimmed = trim_tokenizer(tmp_path, ["abcd", "bcd"], 7)
     assert "狗" not in trimmed.get_vocab() and {"ab", "cd", "bcd"} <= set(trimmed.get_vocab())

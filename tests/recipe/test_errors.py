@@ -4,7 +4,7 @@ import pytest
 from pydantic import Field, ValidationError, field_validator
 
 from dcclip_cli.options import Options
-from dcclip_cli.recipe.errors import sentences
+from dcclip_cli.recipe.load import sentences
 from dcclip_cli.recipe.yaml import Document, Location, walk
 
 

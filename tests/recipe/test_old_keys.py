@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.options import Removed
+from dcclip_cli.options import Options, Removed
 from dcclip_cli.recipe.load import RESOLVED, load, record
 from dcclip_cli.train.options import OptimizerOptions
 
@@ -19,6 +19,34 @@ distill:
   optimizer:
     rate: 0.5
 """
+
+
+def sections(kind: type[Options] = Options) -> set[type[Options]]:
+    """Every class of options that a recipe can have."""
+    return {one for child in kind.__subclasses__() for one in {child, *sections(child)}}
+
+
+@pytest.mark.parametrize("section", sorted(sections(), key=repr))
+def test_old_keys_are_none_of_today_and_new_names_are(section: type[Options]) -> None:
+    keys = {field.alias or name for name, field in section.model_fields.items()}
+    assert set(section.renamed.values()) <= keys
+    assert not {*section.renamed, *section.removed} & keys
+
+
+def test_a_resolved_recipe_of_version_0_1_is_still_read_as_the_same(tmp_path: Path) -> None:
+    (tmp_path / "old.yaml").write_text(
+        "name: x\ncollect:\n  sources: [{kind: folder, path: ./photos}]\n  tidy: {ftfy: false}\n  balance: []\n"
+        "  exclude: {paths: [./test.parquet]}\n  fetch: {authorities: null}\n"
+        "data: {train: ./x}\nalign:\n  steps: 1\n  start: scratch\n  parallel: ddp\n"
+        "  captions: {also_other: true, share: 0.5}\nstudent: {preset: S}\n",
+        "utf-8",
+    )
+    loaded = load(tmp_path / "old.yaml")
+    collect, align = loaded.recipe.collect, loaded.recipe.align
+    assert collect is not None and align is not None
+    assert not collect.normalize.ftfy and collect.decontaminate and len(collect.decontaminate.paths) == 1
+    assert align.captions.second_caption and align.captions.caption_fraction == 0.5
+    assert len(loaded.warnings) == 7
 
 
 @pytest.fixture

@@ -55,17 +55,14 @@ class CifarBinary(Loader):
         version = _CIFARS.get(location.known.name)
         if version is None:
             return None
-        for root in location.roots:
-            if (root / version.folder).is_dir():
-                return cls(location, root / version.folder)
-        for root in location.roots:
-            if (root / version.pickled).is_dir():
-                raise DcclipError(
-                    f"{root / version.pickled} is pickled, and dcclip unpickles no user's file",
-                    f"download {version.archive} from https://www.cs.toronto.edu/~kriz/cifar.html, or the data set's "
-                    "tars",
-                )
-        return None
+        folders = [root / name for name in (version.folder, version.pickled) for root in location.roots]
+        found = next((folder for folder in folders if folder.is_dir()), None)
+        if found and found.name == version.pickled:
+            raise DcclipError(
+                f"{found} is pickled, and dcclip unpickles no user's file",
+                f"download {version.archive} from https://www.cs.toronto.edu/~kriz/cifar.html, or the data set's tars",
+            )
+        return cls(location, found) if found else None
 
     def load(self) -> Loaded:
         version = _CIFARS[self.location.known.name]

@@ -1,16 +1,73 @@
-"""`dcclip doctor`: a page about this machine and installation, for bug reports."""
+"""`dcclip recipe`, `models` and `doctor`: recipe keys, models to name, and facts for bug reports."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import typer
 from typer import Option
 
-from dcclip_cli.cli import console
+from dcclip_cli.cli import console, flags
+from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:
     from dcclip_cli.diagnosis import Auto, Diagnosis, Processor, Torch
+
+recipe_app = typer.Typer(no_args_is_help=True, help="Show recipes: allowed keys; a recipe with all defaults.")
+
+
+@recipe_app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors.
+
+    Save it as dcclip.schema.json and start a recipe with: # yaml-language-server: $schema=dcclip.schema.json
+    """
+    from dcclip_cli.recipe.schema import Recipe
+
+    console.show_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()})
+
+
+@recipe_app.command()
+def show(recipe: flags.RecipeFile, sets: flags.Sets = None) -> None:
+    """Print a recipe with every default written out."""
+    from dcclip_cli.recipe.load import resolved_yaml
+
+    console.show(resolved_yaml(flags.open_recipe(recipe, sets).recipe).rstrip("\n"))
+
+
+def models() -> None:
+    """List the models found here, and the students and teachers that a recipe can name."""
+    from dcclip_cli.model.reference import STARTER, resolve
+    from dcclip_cli.model.students import PRESETS
+
+    rows = []
+    for folder in sorted(Path("runs").glob("*/")):
+        try:
+            found = resolve(str(folder))
+        except DcclipError:
+            continue  # a run without a model yet
+        rows.append((str(folder), found.kind, _relative(found.path)))
+    rows.append((STARTER, resolve(STARTER).kind, "included in dcclip"))
+    console.show_table("Models found here: --model NAME", ("name", "kind", "model"), rows)
+    presets = (
+        (name, str(preset["image"]["timm"]), f"{preset['text']['layers']} layers x {preset['text']['width']}")
+        for name, preset in PRESETS.items()
+    )
+    console.show_table("Students: student: {preset: NAME}", ("preset", "image tower", "text tower"), presets)
+    teachers = (
+        ("altclip", "BAAI/AltCLIP, the paper's", "hf:ORG/NAME"),
+        ("transformers", "ChineseCLIP, CLIP, SigLIP, SigLIP2, MetaCLIP2", "hf:ORG/NAME"),
+        ("open_clip", "any open_clip model, any model directory", "open_clip:ARCH/TAG, hf-hub:ORG/NAME, a path"),
+    )
+    console.show_table("Teachers: teacher: {kind: KIND, model: NAME}", ("kind", "models", "as --model"), teachers)
+
+
+def _relative(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
 
 Fields = list[tuple[str, str]]
 _UNKNOWN = "unknown"
