@@ -11,11 +11,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.versions import VERSION as __version__
 
 if TYPE_CHECKING:
-    from dcclip_cli.api import align, collect, compare, distill, evaluate, export, load, run
+    from dcclip_cli.api import align, collect, compare, distill, evaluate, export, run
+    from dcclip_cli.predict.model import load
 
-__version__ = "0.1.0"
 _FUNCTIONS = ("align", "collect", "compare", "distill", "evaluate", "export", "load", "run")
 __all__ = [
     "DcclipError", "__version__", "align", "collect", "compare", "distill", "evaluate", "export", "load", "run",
@@ -26,6 +27,10 @@ def __getattr__(name: str) -> object:
     """The functions of the API, imported when they are first used."""
     if name not in _FUNCTIONS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "load":  # without recipes and pydantic, so that a prediction starts fast
+        from dcclip_cli.predict.model import load
+
+        return load
     from dcclip_cli import api
 
     return getattr(api, name)

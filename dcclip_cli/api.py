@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from dcclip_cli.eval.compare import Comparison
     from dcclip_cli.eval.result import EvalResult
     from dcclip_cli.exporters.export import ExportResult
-    from dcclip_cli.predict.model import Model
 
 PathLike = str | os.PathLike[str]
 AnyRecipe = RecipeSource | LoadedRecipe
@@ -216,22 +215,6 @@ def compare(first: str, second: str, *, force: bool = False, progress: ProgressC
     return compare(first, second, force=force, progress=progress_for(progress))
 
 
-def load(reference: PathLike | None = None, *, device: str = "auto", threads: int | None = None) -> Model:
-    """Load a model: `load("runs/quickstart").predict("img.jpg", ["猫", "dog"])`.
-
-    `reference` is what `--model` takes: a model directory, an export bundle, a run, `hf:ORG/NAME`,
-    `open_clip:ARCH/TAG`, `hf-hub:ORG/NAME`; by default $DCCLIP_MODEL, else the newest finished run, else the starter
-    model. `device` is auto, cpu, cuda or mps. `threads` are processor threads for one tower: by default one for a
-    bundle, torch's own choice otherwise. Raises DcclipError.
-    """
-    from dcclip_cli.model.reference import resolve
-    from dcclip_cli.predict.encoder import load_encoder
-    from dcclip_cli.predict.model import Model
-
-    named = resolve(None if reference is None else os.fspath(reference))
-    return Model(load_encoder(named, device, threads=threads))
-
-
 def open_recipe(
     recipe: AnyRecipe, stage: StageName | None, options: Mapping[str, Any] | None = None, sets: Sets | None = None
 ) -> LoadedRecipe:
@@ -240,7 +223,10 @@ def open_recipe(
     if isinstance(sets, Mapping):
         values, sets = {**sets, **values}, ()
     if isinstance(recipe, LoadedRecipe):
-        loaded = load_recipe(recipe.recipe, sets or (), values) if sets or values else recipe
+        loaded = recipe
+        if sets or values:
+            changed = load_recipe(recipe.recipe, sets or (), values)
+            loaded = replace(changed, path=recipe.path, text=recipe.text, sha256=recipe.sha256)
     else:
         loaded = load_recipe(recipe, sets or (), values)
         for line in loaded.warnings:

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dcclip_cli import __version__, machine
+from dcclip_cli import machine
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder
-from dcclip_cli.versions import EXTRAS, LIBRARIES, versions
+from dcclip_cli.versions import EXTRAS, LIBRARIES, VERSION, versions
 
 # Features that decide what is fast here, by their names on Linux; macOS has other names for some.
 _X86 = {
@@ -151,7 +151,7 @@ def diagnose() -> Diagnosis:
     found = versions(_MORE_LIBRARIES)
     return Diagnosis(
         versions={
-            "dcclip": __version__,
+            "dcclip": VERSION,
             "python": platform.python_version(),
             **{name: found.get(name) for name in (*LIBRARIES, *_MORE_LIBRARIES) if name != "dcclip"},
         },

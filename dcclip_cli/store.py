@@ -33,6 +33,7 @@ _BLOCK_BYTES = 2**28
 _STALE_S = 3600  # a temporary file of that age was left by a killed process
 _GROWTH = 0.05  # for each second of writing, blocks are so many seconds longer: a long run leaves few of them
 _MOST_FILES = 65_536
+_ELSEWHERE = "name a folder on another disk with DCCLIP_CACHE"
 _numbers = count()
 
 
@@ -126,13 +127,6 @@ class FeatureStore:
         values = np.empty((int(entries.sum()), *one.shape), one.dtype)
         self._copy(rows, spans, values.reshape(-1).view(np.uint8).data)
         return Ragged(values, entries)
-
-    def take(self, name: str, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(N,) which rows are there, and one array of those."""
-        while True:
-            there = ~self.missing(keys, [name])
-            with suppress(MissingRows):  # a damaged block was dropped
-                return there, self.read(name, keys[there])
 
     def _copy(self, rows: list[tuple[int, int, Field]], spans: list[tuple[int, int]], to: memoryview) -> None:
         """Copy rows' bytes, and verify those that this process reads for the first time."""
@@ -314,7 +308,11 @@ class FeatureStore:
         `compute` gets the places in `keys` of the rows that are missing, and yields places and values of those that can
         be computed.
         """
-        there, known = self.take(name, keys)
+        known = None
+        while known is None:
+            there = ~self.missing(keys, [name])
+            with suppress(MissingRows):  # a damaged block was dropped
+                known = self.read(name, keys[there])
         places, values = [np.flatnonzero(there)], [known]
         if not there.all():
             with self.writer() as writer:
@@ -359,16 +357,8 @@ class FeatureStore:
         advance: Callable[[int], None],
     ) -> bool:
         """Claim some batches, compute them and take them out of `todo`; whether there were any to claim."""
-        assert self.folder is not None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        claimed: dict[bytes, Path] = {}
         with ExitStack() as locks:
-            for name in todo:
-                file = self.folder / f".{name.hex()}.lock"
-                if locks.enter_context(lock(file, wait=False)):
-                    claimed[name] = file
-                if len(claimed) == _CLAIMED:
-                    break
+            claimed = self._claim(todo, locks)
             # After claiming, since another process may just have finished what it had claimed.
             for found in self.refresh():
                 for name in {key.tobytes() for key in found} & todo.keys():
@@ -379,21 +369,40 @@ class FeatureStore:
                 for name, values in zip(mine, compute([todo[name] for name in mine]) if mine else (), strict=True):
                     writer.add(keys[todo[name]], values)
                     if name == mine[0]:
-                        self._check_room(writer.waiting * rows // len(todo[name]))
+                        self._check_room(rows / len(todo[name]), values)
                     advance(len(todo.pop(name)))
         for file in claimed.values():
             with suppress(OSError):  # another process is just looking at it, on Windows
                 file.unlink()
         return bool(claimed)
 
-    def _check_room(self, needed: int) -> None:
+    def _claim(self, names: Iterable[bytes], locks: ExitStack) -> dict[bytes, Path]:
+        """Lock some batches that no other process has claimed; the locks' files."""
         assert self.folder is not None
-        free = shutil.disk_usage(self.folder).free
+        claimed: dict[bytes, Path] = {}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                file = self.folder / f".{name.hex()}.lock"
+                if locks.enter_context(lock(file, wait=False)):
+                    claimed[name] = file
+                if len(claimed) == _CLAIMED:
+                    break
+        except OSError as error:
+            raise DcclipError(f"{self.folder} cannot be written: {error.strerror}", _ELSEWHERE) from None
+        return claimed
+
+    def _check_room(self, batches: float, values: Values) -> None:
+        """Raise DcclipError if the disk has no room for so many batches like this one."""
+        assert self.folder is not None
+        # Other ragged rows may be much shorter.
+        of_batch = sum(
+            given.values.nbytes / 2 if isinstance(given, Ragged) else given.nbytes for given in values.values()
+        )
+        needed, free = batches * of_batch, shutil.disk_usage(self.folder).free
         if needed > free:
-            raise DcclipError(
-                f"{self.folder} needs about {needed / 1e9:,.1f} GB more, and {free / 1e9:,.1f} GB are free",
-                "free some disk space, or name a folder on another disk with DCCLIP_CACHE",
-            )
+            what = f"{self.folder} needs about {needed / 1e9:,.1f} GB more, and {free / 1e9:,.1f} GB are free"
+            raise DcclipError(what, f"free some disk space, or {_ELSEWHERE}")
 
 
 class Writer:

@@ -1,10 +1,10 @@
-"""Versions of the libraries that a result depends on, and the packages of each extra."""
+"""The version of dcclip, versions of the libraries that a result depends on, and the packages of each extra."""
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterable
 
+VERSION = "0.1.0"
 LIBRARIES = (
     "dcclip", "torch", "open_clip_torch", "timm", "transformers", "tokenizers", "onnxruntime", "numpy", "pillow",
 )  # fmt: skip
@@ -26,10 +26,12 @@ EXTRAS = {
 
 def versions(more: Iterable[str] = ()) -> dict[str, str]:
     """Versions of the installed libraries by name; `more` are libraries that only some results depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
     found = {}
     for name in (*LIBRARIES, *more):
         try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+            found[name] = version(name)
+        except PackageNotFoundError:
             continue
     return found

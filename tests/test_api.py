@@ -151,6 +151,7 @@ def test_mistakes_are_the_exceptions_that_commands_print(tmp_path: Path) -> None
         (lambda: dcclip.distill("recipe.yaml"), "distill recipe.yaml"),
         (lambda: dcclip.evaluate(), "eval"),
         (lambda: dcclip.export(model="nowhere", out="bundle"), "export --model nowhere --out bundle"),
+        (lambda: dcclip.export("recipe.yaml", precision="fp16"), "export recipe.yaml --precision fp16"),
         (lambda: dcclip.compare("nowhere", "nowhere"), "compare nowhere nowhere"),
     ):
         with pytest.raises(dcclip.DcclipError) as caught:

@@ -330,6 +330,13 @@ def test_forked_processes_read_what_was_opened_before(tmp_path: Path) -> None:
     assert [reader.exitcode for reader in readers] == [0, 0, 0]
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_computed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(DcclipError, match="cannot be written: Not a directory") as raised:
+        FeatureStore(tmp_path / "file/store").fill(KEYS, ["map"], lambda _: pytest.fail("computed"), 5)
+    assert "DCCLIP_CACHE" in raised.value.hint
+
+
 def test_room_is_asked_for_before_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 500}))
     with pytest.raises(DcclipError, match=r"needs about 0\.0 GB more, and 0\.0 GB are free"):

@@ -44,7 +44,7 @@ if __name__ == "__main__":
 DATASETS = """
 import sys
 import datasets
-from dcclip_cli.curation.candidate import Candidate
+from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.curation.filter_pair import filter_pair
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.data.pair import Pair

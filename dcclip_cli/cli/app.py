@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from dcclip_cli import __version__
 from dcclip_cli.cli import about, console, eval, predict, stages
 from dcclip_cli.machine import bound_spinning
+from dcclip_cli.versions import VERSION
 
 app = typer.Typer(
     cls=console.CommandGroup,
@@ -24,7 +24,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        sys.stdout.write(f"dcclip {__version__}\n")
+        sys.stdout.write(f"dcclip {VERSION}\n")
         raise typer.Exit
 
 

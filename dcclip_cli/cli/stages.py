@@ -135,7 +135,7 @@ def align(
 
 def _show_plan(loaded: LoadedRecipe) -> None:
     """Print what would be read after the resolved recipe, as comments: stdout stays YAML."""
-    from dcclip_cli.curation.plan import plan
+    from dcclip_cli.curation.work import plan
 
     assert loaded.recipe.collect is not None
     found = plan(loaded.recipe.collect)

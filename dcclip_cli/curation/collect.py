@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.curation.manifest import CollectResult, finish, finished_manifest, result_of
 from dcclip_cli.curation.options import CollectOptions
-from dcclip_cli.curation.plan import Plan, fingerprint, plan
-from dcclip_cli.curation.work import DROPPED, SCORES, WorkFolder, clear, finished
+from dcclip_cli.curation.work import DROPPED, SCORES, Plan, WorkFolder, clear, fingerprint, finished, plan
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.options import decisive, decisive_before
 from dcclip_cli.progress import Progress, Silent, Task

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import io
 import warnings
+from dataclasses import dataclass, field
 
 from PIL import Image
 
-from dcclip_cli.curation.candidate import DecodedImage, Drop
-from dcclip_cli.data.files.reading import MAX_IMAGE_BYTES
+from dcclip_cli.data.reading import MAX_IMAGE_BYTES, Drop
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import FORMATS, MAX_ASPECT, MAX_PIXELS, decode
 
 _FILL = ((128, 128),) * 3  # the grey that a JPEG decoder fills in for missing data
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """A decoded image as filters see it: RGB or RGBA pixels, and properties of its file."""
+
+    image: Image.Image = field(repr=False)
+    format: str  # "jpg", "png" or "webp", by the file's first bytes
+    frames: int
+    file_bytes: int
 
 
 def decode_image(data: bytes) -> DecodedImage | Drop:

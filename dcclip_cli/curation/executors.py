@@ -17,13 +17,13 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import cores
-from dcclip_cli.options import Options
+from dcclip_cli.options import Options, Removed
 from dcclip_cli.processes import begin_worker
 
 EngineName = Literal["local", "ray", "slurm"]
@@ -48,6 +48,8 @@ class RayOptions(Options):
 
 class SlurmOptions(Options):
     """What each task requests from Slurm. The run directory must be on a file system that all nodes share."""
+
+    removed: ClassVar = {"qos": Removed("write it as sbatch: {qos: NAME}")}
 
     partition: str = Field(description="Slurm partition")
     time: str = Field("04:00:00", description="Time limit of each task, as for sbatch --time")

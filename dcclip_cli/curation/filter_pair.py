@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dcclip_cli.curation.candidate import Candidate, DecodedImage, Drop
-from dcclip_cli.curation.decode_image import decode_image
+from dcclip_cli.curation.decode_image import DecodedImage, decode_image
 from dcclip_cli.curation.normalize_text import check_characters, normalize
 from dcclip_cli.curation.shards import record
-from dcclip_cli.data.files.reading import MAX_TEXT_BYTES
+from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
+from dcclip_cli.data.reading import MAX_TEXT_BYTES, Drop
 
 if TYPE_CHECKING:
     from dcclip_cli.curation.options import CollectOptions

@@ -9,13 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from dcclip_cli.curation.options import CollectOptions
-from dcclip_cli.curation.plan import LIBRARIES
 from dcclip_cli.curation.report.examples import Examples
 from dcclip_cli.curation.report.html import write_report
 from dcclip_cli.curation.report.statistics import Count, Statistics
 from dcclip_cli.curation.shards import join_dropped
 from dcclip_cli.curation.slices import find_pair
-from dcclip_cli.curation.work import DROPPED, EXAMPLES, PAIRS, SHARD, STATISTICS, WorkFolder, whole_file, write_json
+from dcclip_cli.curation.work import (
+    DROPPED,
+    EXAMPLES,
+    LIBRARIES,
+    PAIRS,
+    SHARD,
+    STATISTICS,
+    WorkFolder,
+    whole_file,
+    write_json,
+)
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.options import decisive

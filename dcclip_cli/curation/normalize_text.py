@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from dcclip_cli.curation.candidate import Drop
+from dcclip_cli.data.reading import Drop
 from dcclip_cli.options import Options
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.decode_image import image_suffix
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
+from dcclip_cli.data.reading import Drop
 
 if TYPE_CHECKING:
     import pyarrow as pa

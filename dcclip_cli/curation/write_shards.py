@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.dedup.dedup import CAPTIONS, DECISIONS
 from dcclip_cli.curation.filter_pair import too_large
 from dcclip_cli.curation.report.examples import Examples
@@ -18,6 +17,7 @@ from dcclip_cli.curation.shards import DroppedTable, ShardWriter
 from dcclip_cli.curation.slices import Account, Kept, read_pairs
 from dcclip_cli.curation.work import DROPPED, PAIRS, SCORES, SHARD, WorkFolder, name_of, whole_folder, write_json
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
+from dcclip_cli.data.reading import Drop
 
 _REPEATS = ("image-duplicate", "image-merged", "image-near-duplicate")  # their detail ends with the other pair's key
 

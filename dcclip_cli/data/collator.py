@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dcclip_cli.data.augment import Augment, generator
-from dcclip_cli.data.options import CaptionOptions
+from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import Language, PairDataset
 from dcclip_cli.data.samplers import Sample
 from dcclip_cli.errors import DcclipError
@@ -24,6 +23,11 @@ if TYPE_CHECKING:
 
 OTHER = "-other"  # `zh-other`: the second captions of the images whose first captions are `zh`
 CACHE_BYTES = 256_000_000  # of image pixels in each loader process
+
+
+def generator(seed: int, index: int, augmentation: int) -> np.random.Generator:
+    """The random numbers of one augmentation of one sample: the same in every process and every run."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, (augmentation << 40) | index], np.uint64)))
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from dcclip_cli.data.files.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, tar_members
 from dcclip_cli.data.pair import LANGUAGES, FileDataset, Language, Pair, PairDataset, caption_strings
+from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, tar_members
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:

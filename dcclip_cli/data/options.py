@@ -1,12 +1,16 @@
-"""Options of the training data: where it comes from, and which captions a step uses."""
+"""Options of the training data: where it comes from, which captions a step uses, and image augmentation."""
 
 from __future__ import annotations
 
-from typing import Self
+import math
+from typing import Literal, Self
 
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from pydantic import Field, model_validator
 
 from dcclip_cli.data.pair import LANGUAGES, Language
+from dcclip_cli.model.preprocess import flatten
 from dcclip_cli.options import Options
 
 COLLECTED = "collect"  # `train: collect` means the output of the recipe's own collect stage
@@ -76,3 +80,68 @@ class CaptionOptions(Options):
         le=1,
         description="Fraction of each batch whose captions are used: text is learnt sooner than images",
     )
+
+
+class Augment(Options):
+    """Random changes of an image; the defaults only put transparent images on white."""
+
+    background: Literal["white", "random"] = Field("white", description="Background of transparent images")
+    crop: float = Field(1.0, gt=0, le=1, description="Smallest fraction of the area that a random crop keeps")
+    scale: tuple[float, float] = Field(
+        (1.0, 1.0), description="Range of the zoom factor; below 1 the background shows around the image"
+    )
+    rotate: float = Field(0.0, ge=0, le=180, description="Largest rotation in either direction, in degrees")
+    translate: float = Field(
+        0.0, ge=0, le=1, description="Largest shift in either direction, as a fraction of the side"
+    )
+    colour: float = Field(0.0, ge=0, le=1, description="Largest relative change of brightness, contrast and saturation")
+    blur: float = Field(
+        0.0,
+        ge=0,
+        description="Largest radius of a Gaussian blur of half of the images, in pixels of the original image",
+    )
+    grey: float = Field(0.0, ge=0, le=1, description="Probability of turning an image grey")
+    flip: bool = Field(
+        False, description="Mirror half of the images: helps distill, harms align if captions mention left or right"
+    )
+
+    def __call__(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
+        """The augmented image, RGB. Draws the same number of random numbers for every image."""
+        draws = random.random(17).tolist()
+        corner = tuple(int(value * 256) for value in draws[:3])
+        fill = corner if self.background == "random" and draws[3] < 0.75 else (255, 255, 255)
+        image = flatten(image, fill)  # type: ignore[arg-type]
+        image = self._move(image, draws[4:11], fill)
+        image = self._recolour(image, draws[11:14])
+        if self.blur and draws[14] < 0.5:
+            image = image.filter(ImageFilter.GaussianBlur(draws[14] * 2 * self.blur))
+        if draws[15] < self.grey:
+            image = ImageOps.grayscale(image).convert("RGB")
+        return ImageOps.mirror(image) if self.flip and draws[16] < 0.5 else image
+
+    def _move(self, image: Image.Image, draws: list[float], fill: tuple[int, ...]) -> Image.Image:
+        if self.crop < 1:
+            side = math.sqrt(self.crop + (1 - self.crop) * draws[0])
+            width, height = max(1, round(image.width * side)), max(1, round(image.height * side))
+            left, top = round((image.width - width) * draws[1]), round((image.height - height) * draws[2])
+            image = image.crop((left, top, left + width, top + height))
+        if self.scale == (1.0, 1.0) and not self.rotate and not self.translate:
+            return image
+        low, high = self.scale
+        zoom = low * (high / low) ** draws[3]
+        angle = math.radians(self.rotate) * (2 * draws[4] - 1)
+        cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
+        x, y = image.width / 2, image.height / 2
+        shift_x = x + self.translate * (2 * draws[5] - 1) * image.width
+        shift_y = y + self.translate * (2 * draws[6] - 1) * image.height
+        # PIL takes the map from output to input: rotate and zoom about the shifted centre, then back to the centre.
+        matrix = (cos, sin, x - cos * shift_x - sin * shift_y, -sin, cos, y + sin * shift_x - cos * shift_y)
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=fill)
+
+    def _recolour(self, image: Image.Image, draws: list[float]) -> Image.Image:
+        if not self.colour:
+            return image
+        enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+        for enhancer, draw in zip(enhancers, draws, strict=True):
+            image = enhancer(image).enhance(1 + self.colour * (2 * draw - 1))
+        return image

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dcclip_cli.data.augment import generator
 from dcclip_cli.data.dataset import ConcatDataset, find_dataset
-from dcclip_cli.data.files.reading import IMAGE_SUFFIXES
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, PairDataset, caption_strings
+from dcclip_cli.data.reading import IMAGE_SUFFIXES
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.text import language_by_script
 
@@ -200,7 +199,7 @@ _READERS: dict[str, Callable[[Path], Iterator[Captions]]] = {
 # ---- phrases made of short texts. The student copies the teacher's answer, so nobody has to have written the text:
 # Tang et al. (arXiv 1903.12136) distil BERT on sentences made by changing and cutting real ones.
 
-_SEED = 0  # not the recipe's: the same texts make the same phrases, so that the teacher cache serves every run
+_KEY = np.zeros(2, np.uint64)  # for every recipe seed the same phrases, so that the teacher cache serves every run
 _JOINED, _THREE = 0.6, 0.3  # fractions of phrases that are joined rather than listed, and of three parts, not two
 _JOINS: dict[Language, tuple[str, str]] = {"zh": ("", "，"), "en": (" ", ", ")}  # joined, listed
 _LONGEST: dict[Language, int] = {"zh": 8, "en": 30}  # characters of a part: names and keywords, not sentences
@@ -243,7 +242,7 @@ def _phrases(texts: PairDataset, count: int) -> list[Captions]:
         )
     upto = np.cumsum([len(kind) for kind in kinds])
     phrases: list[Captions] = []
-    for which, joined, three, *places in generator(_SEED, 0, 0).random((count, 6)).tolist():
+    for which, joined, three, *places in np.random.Generator(np.random.Philox(key=_KEY)).random((count, 6)).tolist():
         kind = kinds[int(np.searchsorted(upto, which * upto[-1], side="right"))]
         parts = [kind[int(place * len(kind))] for place in places[: 2 + (three < _THREE)]]
         phrases.append(

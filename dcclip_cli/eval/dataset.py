@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from dcclip_cli.data.files.reading import Fault
 from dcclip_cli.data.pair import Language
+from dcclip_cli.data.reading import Fault
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.prompts import ClassIndex, Prompts
 from dcclip_cli.eval.registry import KnownSet, Metric

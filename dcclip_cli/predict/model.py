@@ -13,7 +13,8 @@ from PIL import Image
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode
-from dcclip_cli.predict.encoder import Encoder
+from dcclip_cli.model.reference import resolve
+from dcclip_cli.predict.encoder import Encoder, load_encoder
 from dcclip_cli.predict.images import BATCH_SIZE, embed
 from dcclip_cli.predict.zero_shot import Labels, text_embeddings
 
@@ -139,6 +140,18 @@ class Model:
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """(N, D) embeddings of length 1, float32, of the texts themselves, without templates."""
         return text_embeddings(self._encoder, [texts] if isinstance(texts, str) else texts)
+
+
+def load(reference: str | os.PathLike[str] | None = None, *, device: str = "auto", threads: int | None = None) -> Model:
+    """Load a model: `load("runs/quickstart").predict("img.jpg", ["猫", "dog"])`.
+
+    `reference` is what `--model` takes: a model directory, an export bundle, a run, `hf:ORG/NAME`,
+    `open_clip:ARCH/TAG`, `hf-hub:ORG/NAME`; by default $DCCLIP_MODEL, else the newest finished run, else the starter
+    model. `device` is auto, cpu, cuda or mps. `threads` are CPU threads per tower: by default one for a bundle, and
+    torch's own choice otherwise. Raises DcclipError.
+    """
+    found = resolve(None if reference is None else os.fspath(reference))
+    return Model(load_encoder(found, device, threads=threads))
 
 
 def _read(image: ImageInput) -> Image.Image:

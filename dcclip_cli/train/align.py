@@ -50,7 +50,7 @@ def align(options: AlignOptions, context: StageContext) -> TrainResult:
     """
     if finished := context.finished("align"):
         return finished
-    from dcclip_cli.data.training_data import StageData
+    from dcclip_cli.data.samplers import StageData
     from dcclip_cli.train.stage import StageSetup, train_stage
 
     data = StageData(

@@ -41,7 +41,7 @@ def distill(options: DistillOptions, context: StageContext) -> TrainResult:
     """
     if finished := context.finished("distill"):
         return finished
-    from dcclip_cli.data.training_data import StageData
+    from dcclip_cli.data.samplers import StageData
     from dcclip_cli.train.stage import StageSetup, train_stage
 
     data = StageData(context.data, options.batch_size, options.images_per_step, options.texts_per_step)

@@ -8,8 +8,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dcclip_cli.data.augment import Augment
-from dcclip_cli.data.options import CaptionOptions, DataOptions
+from dcclip_cli.data.options import Augment, CaptionOptions, DataOptions
 from dcclip_cli.model.precision import Precision
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher

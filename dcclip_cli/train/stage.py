@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.pair import PairDataset
-from dcclip_cli.data.training_data import StageData, TrainingData, open_training_data
+from dcclip_cli.data.samplers import StageData, TrainingData, open_training_data
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import Towers
 from dcclip_cli.options import decisive

@@ -89,7 +89,7 @@ PICTURES: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_that_is_none_is_one_line_and_the_next_is_shown(name: str, here: Path, bundle: Path) -> None:
+def test_a_broken_image_is_one_line_and_the_next_is_shown(name: str, here: Path, bundle: Path) -> None:
     content, complaint = PICTURES[name]
     (here / name).write_bytes(content)
     code, said = dcclip("predict", name, "good.png", "--labels", "猫,dog", "--model", bundle)
@@ -107,7 +107,7 @@ def test_a_picture_that_is_none_is_one_line_and_the_next_is_shown(name: str, her
         ("x" * 300 + ".png", "is not a readable image"),
     ],
 )
-def test_a_picture_that_is_not_there_is_one_line(image: str, complaint: str, here: Path, bundle: Path) -> None:
+def test_a_missing_image_is_one_line(image: str, complaint: str, here: Path, bundle: Path) -> None:
     (here / "folder").mkdir()
     code, said = dcclip("predict", image, "--labels", "猫,dog", "--model", bundle)
     assert code == 1 and said[0].startswith("error: ") and complaint in said[0]

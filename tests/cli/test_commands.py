@@ -8,6 +8,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from dcclip_cli.cli.app import app
+from dcclip_cli.cli.flags import split
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes"
 
@@ -106,7 +107,7 @@ def test_a_partition_is_asked_for_before_slurm_gets_anything() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "error"),
     [
         ("distill nope.yaml", "error: nope.yaml does not exist"),
         ("predict cat.png", "error: no labels given"),
@@ -116,11 +117,22 @@ def test_a_partition_is_asked_for_before_slurm_gets_anything() -> None:
         ("eval --dataset imagenet-cn --model nowhere", "error: model nowhere is not a directory"),
     ],
 )
-def test_a_mistake_is_told_in_two_lines(line: str, said: str) -> None:
+def test_an_error_is_printed_in_two_lines(line: str, error: str) -> None:
     result = dcclip(*line.split())
     assert result.exit_code == 1
     first, second = result.stderr.splitlines()
-    assert first == said and second.startswith("hint:  ")
+    assert first == error and second.startswith("hint:  ")
+
+
+@pytest.mark.parametrize("stage", ["distill", "align"])
+def test_resume_without_a_saved_state_is_refused_and_nothing_is_written(stage: str) -> None:
+    result = dcclip(stage, RECIPES / "quickstart.yaml", "--out", "run", "--resume")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        f"error: run/{stage}/state contains no saved state to resume",
+        "hint:  leave --resume out to start at step 0",
+    ]
+    assert not Path("run").exists()
 
 
 @pytest.mark.parametrize(
@@ -136,6 +148,19 @@ def test_a_mistake_is_told_in_two_lines(line: str, said: str) -> None:
 )
 def test_wrong_usage_exits_with_2(line: str) -> None:
     assert dcclip(*line.split()).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("猫,dog", ["猫", "dog"]),
+        ("猫，狗, a red car ，", ["猫", "狗", "a red car"]),
+        ("苹果、梨,dog,dog", ["苹果、梨", "dog"]),
+        (" ,，", []),
+    ],
+)
+def test_english_and_chinese_commas_split_a_list(text: str, parts: list[str]) -> None:
+    assert split(text) == parts
 
 
 def test_help_is_quick() -> None:

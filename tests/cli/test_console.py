@@ -48,7 +48,7 @@ def test_a_brief_task_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == ""
 
 
-def test_bars_stay_when_a_task_took_long_and_show_its_figures(clock: Clock) -> None:
+def test_bars_stay_when_a_task_took_long_and_show_its_metrics(clock: Clock) -> None:
     screen = io.StringIO()
     bars = progress.TerminalBars(Console(file=screen, force_terminal=True, width=120, _environ={}))
     with bars.task("outer", total=2) as outer, bars.task("inner", total=4) as inner:
@@ -77,7 +77,7 @@ def test_tables_and_json_go_to_stdout_with_chinese_readable(capsys: pytest.Captu
     assert sys.stdout.isatty() is False
 
 
-def test_fields_stand_in_one_column_wrapped_and_without_trailing_blanks(
+def test_fields_are_in_one_column_wrapped_and_without_trailing_blanks(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console, "_stdout", lambda: Console(file=sys.stdout, width=40))

@@ -41,7 +41,7 @@ def test_a_missing_extra_says_how_to_install_it() -> None:
     assert ending(ModuleNotFoundError(name="onnxscript"))[1].endswith("pip install 'dcclip[export]'\n")
 
 
-def test_a_full_disk_is_the_users_to_mend() -> None:
+def test_a_full_disk_is_an_error_that_the_user_can_fix() -> None:
     code, said = ending(OSError(errno.ENOSPC, "No space left on device", "runs/猫"))
     assert (code, said.splitlines()[0]) == (1, "error: runs/猫: No space left on device")
 

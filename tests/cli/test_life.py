@@ -65,7 +65,7 @@ def test_a_run_ends_with_a_table_of_teacher_student_and_bundle(here: Path) -> No
     assert {one[1:] for one in measured} == {("zh", 40, 40), ("en", 40, 40)}
 
 
-def test_a_run_holds_its_recipe_as_it_was_and_as_it_was_understood(here: Path) -> None:
+def test_a_run_contains_its_recipe_verbatim_and_resolved(here: Path) -> None:
     run = here / "runs/一生"
     assert (run / "recipe.yaml").read_bytes() == (here / "recipe.yaml").read_bytes()
     resolved = yaml.safe_load((run / "resolved.yaml").read_text("utf-8"))
@@ -147,7 +147,7 @@ def test_predict_splits_labels_in_both_languages_and_prints_what_is_asked(here: 
     assert table[0] == "image,label,probability" and len(table) == 5
 
 
-def test_predict_names_a_broken_picture_and_goes_on(here: Path, tmp_path: Path) -> None:
+def test_predict_reports_a_broken_image_and_continues(here: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
     result = dcclip("predict", tmp_path / "broken.png", "red-circle.png", "--labels", "猫,dog", "-q", expect=1)
     assert result.stderr.startswith("error: ") and "broken.png" in result.stderr

@@ -38,3 +38,8 @@ def site() -> Iterator[Site]:
 def fetcher(site: Site) -> Iterator[Fetcher]:
     with Fetcher(options(site)) as fetcher:
         yield fetcher
+
+
+@pytest.fixture(autouse=True)
+def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dcclip_cli.curation.fetch.fetcher._BACK_OFF_S", 0.01)

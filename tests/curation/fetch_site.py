@@ -9,8 +9,8 @@ from itertools import count
 from typing import Any, Self
 from urllib.parse import unquote
 
-from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.fetch import FetchOptions
+from dcclip_cli.data.reading import Drop
 
 PICTURE = bytes(range(256)) * 40  # fetching does not look into it
 Page = Callable[[BaseHTTPRequestHandler], None]
@@ -96,7 +96,7 @@ def leads_to(url: str, status: int = 302) -> Page:
 
 
 def options(site: Site, **changed: Any) -> FetchOptions:
-    quick = {"timeout_s": 5, "back_off_s": 0.01, "max_bytes": 100_000, "allow_hosts": (site.host,), "robots": False}
+    quick = {"timeout_s": 5, "max_bytes": 100_000, "allow_hosts": (site.host,), "robots": False}
     return FetchOptions(**{**quick, **changed})
 
 

@@ -6,8 +6,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from dcclip_cli.curation.candidate import Candidate
 from dcclip_cli.curation.sources import SourceOptions
+from dcclip_cli.curation.sources.base import Candidate
 
 PIXEL = b"not an image: sources don't look inside"
 

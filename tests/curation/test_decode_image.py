@@ -6,8 +6,8 @@ import zlib
 import pytest
 from PIL import Image
 
-from dcclip_cli.curation.candidate import DecodedImage, Drop
-from dcclip_cli.curation.decode_image import decode_image, image_suffix
+from dcclip_cli.curation.decode_image import DecodedImage, decode_image, image_suffix
+from dcclip_cli.data.reading import Drop
 
 
 def written(image: Image.Image, kind: str, **options: object) -> bytes:

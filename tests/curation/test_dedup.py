@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageDraw
 from pydantic import ValidationError
 
-from dcclip_cli.curation.candidate import DecodedImage
+from dcclip_cli.curation.decode_image import DecodedImage
 from dcclip_cli.curation.dedup.decontaminate import Decontaminate
 from dcclip_cli.curation.dedup.dedup import CAPTIONS, DECISIONS, DedupOptions, dedup
 from dcclip_cli.curation.dedup.minhash import SameCaption

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from dcclip_cli.curation.candidate import Candidate, Drop
 from dcclip_cli.curation.fetch import Fetcher
+from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.reading import Drop
 from tests.curation.fetch_site import PICTURE, Page, Site, drips, floods, leads_to, options, reason, sends
 
 
@@ -85,7 +86,7 @@ def test_the_address_that_was_checked_is_the_one_connected_to(site: Site, monkey
         connected.append(where)
         raise ConnectionRefusedError(111, "Connection refused")
 
-    monkeypatch.setattr("dcclip_cli.curation.fetch.connect.TimedSocket.connect", connect, raising=False)
+    monkeypatch.setattr("dcclip_cli.curation.fetch.client.TimedSocket.connect", connect, raising=False)
     with Fetcher(options(site, allow_hosts=())) as fetcher:
         got = fetcher.fetch("http://rebinding.example/cat.jpg")
     assert got == Drop("url-unreachable", "rebinding.example:80: Connection refused")
@@ -160,15 +161,14 @@ def test_a_redirect_leads_nowhere_that_a_url_may_not(
     assert reason(fetcher.fetch(site.url("/old"))) == expected
 
 
-def test_redirects_are_counted(site: Site) -> None:
-    site.pages |= {f"/{n}": leads_to(f"/{n + 1}") for n in range(4)} | {
-        "/4": sends(PICTURE),
+def test_at_most_five_redirects_are_followed(site: Site, fetcher: Fetcher) -> None:
+    site.pages |= {f"/{n}": leads_to(f"/{n + 1}") for n in range(6)} | {
+        "/6": sends(PICTURE),
         "/loop": leads_to("/loop"),
     }
-    with Fetcher(options(site, max_redirects=3)) as fetcher:
-        assert fetcher.fetch(site.url("/1")) == PICTURE
-        assert fetcher.fetch(site.url("/0")) == Drop("url-redirects", "more than 3 redirects")
-        assert reason(fetcher.fetch(site.url("/loop"))) == "url-redirects"
+    assert fetcher.fetch(site.url("/1")) == PICTURE
+    assert fetcher.fetch(site.url("/0")) == Drop("url-redirects", "more than 5 redirects")
+    assert reason(fetcher.fetch(site.url("/loop"))) == "url-redirects"
 
 
 def test_the_body_of_a_redirect_is_not_read(site: Site, fetcher: Fetcher) -> None:

@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.fetch import Fetcher
+from dcclip_cli.data.reading import Drop
 from tests.curation.fetch_site import PICTURE, Page, Site, drips, floods, in_turn, leads_to, options, reason, sends
 
 # ---- size
@@ -131,7 +131,7 @@ def test_redirects_share_the_time(site: Site) -> None:
         leads_to("/slow")(handler)
 
     site.pages["/slow"] = slow
-    with Fetcher(options(site, timeout_s=0.8, max_redirects=20)) as fetcher:
+    with Fetcher(options(site, timeout_s=0.8)) as fetcher:
         assert reason(fetcher.fetch(site.url("/slow"))) == "url-timeout"
     assert len(site.asked) <= 3
 

@@ -2,12 +2,12 @@
 
 import pytest
 
+from dcclip_cli.curation.fetch.fetcher import ROBOTS_BYTES, Robots, parse_robots
 from dcclip_cli.curation.fetch.request import Fault, Target, read_url
-from dcclip_cli.curation.fetch.robots import ROBOTS_BYTES, Robots, parse
 
 
 def may(text: str, page: str, agent: str = "dcclip") -> bool:
-    return parse(text, agent).can_fetch(f"http://x.example:80{page}", agent)
+    return parse_robots(text, agent).can_fetch(f"http://x.example:80{page}", agent)
 
 
 OURS = "User-agent: *\nDisallow: /\n\nUser-agent: DCCLIP/2.0\nDisallow: /no\n\nUser-agent: dcclip\nDisallow: /nor"
@@ -82,7 +82,7 @@ def test_a_fault_is_remembered_and_is_the_pictures_fault() -> None:
 
 
 def test_only_so_many_rules_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dcclip_cli.curation.fetch.robots._CACHED_BYTES", 5_000)
+    monkeypatch.setattr("dcclip_cli.curation.fetch.fetcher._CACHED_ROBOTS_BYTES", 5_000)
     asked: list[str] = []
 
     def ask(target: Target) -> bytes:

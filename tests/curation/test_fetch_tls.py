@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.fetch import Fetcher, FetchOptions, client
+from dcclip_cli.data.reading import Drop
 from tests.curation.fetch_site import PICTURE, Site, drips, reason
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")

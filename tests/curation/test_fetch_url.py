@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from dcclip_cli.curation.fetch import FetchOptions
-from dcclip_cli.curation.fetch.connect import is_public
+from dcclip_cli.curation.fetch.client import is_public
 from dcclip_cli.curation.fetch.request import Fault, Target, read_url
 
 

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dcclip_cli.curation.candidate import Candidate, Drop
 from dcclip_cli.curation.filter_pair import filter_pair
 from dcclip_cli.curation.options import CollectOptions
+from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.curation.sources.tables import PairsSource
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.reading import Drop
 from tests.curation.conftest import MakeImage
 
 

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image, ImageDraw
 from pydantic import ValidationError
 
-from dcclip_cli.curation.candidate import DecodedImage, Drop
+from dcclip_cli.curation.decode_image import DecodedImage
 from dcclip_cli.curation.filters.image import BlankFilter, ImageFilter
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.reading import Drop
 
 PAIR = Pair("k", b"")
 

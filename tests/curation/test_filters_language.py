@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.filters.language import LanguageFilter, language_of
 from dcclip_cli.data.pair import Language
+from dcclip_cli.data.reading import Drop
 
 CHINESE = """一只猫|苹果 iPhone 15 手机壳|臺北夜市|人山人海，好热闹！|𠮷野家|〇|BMW汽车|β-胡萝卜素|优の良品|髮型屋招牌
 Canon EOS 5D Mark IV 相机|武井咲写真|东京 の 地铁站|ㄅㄆㄇ 注音"""

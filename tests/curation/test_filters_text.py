@@ -7,7 +7,6 @@ from typing import Literal
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from dcclip_cli.curation.candidate import Candidate, Drop
 from dcclip_cli.curation.filter_pair import filter_pair
 from dcclip_cli.curation.filters import DEFAULT_FILTERS, AnyFilter, Filter
 from dcclip_cli.curation.filters.language import ScriptFilter
@@ -15,7 +14,9 @@ from dcclip_cli.curation.filters.text import LengthFilter, RepetitionFilter, Wor
 from dcclip_cli.curation.filters.web_text import BoilerplateFilter, FilenameFilter
 from dcclip_cli.curation.normalize_text import NormalizeOptions, normalize
 from dcclip_cli.curation.options import CollectOptions
+from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
+from dcclip_cli.data.reading import Drop
 
 ANY_LANGUAGE = {
     "caption-garbled": """a c\ufffdt|锟斤拷锟斤拷|?????? ??|\\u4e00\\u53ea\\u732b|%E7%8C%AB%E5%92%AA

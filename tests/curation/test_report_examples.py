@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.report.examples import Examples
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.reading import Drop
 
 SMALL = Drop("image-small", "20 x 10 pixels, shortest side allowed 32")
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.report.examples import Examples
 from dcclip_cli.curation.report.html import STEPS, meaning_of, steps, write_report
 from dcclip_cli.curation.report.statistics import DroppedCaption, Statistics
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.reading import Drop
 from dcclip_cli.html import percent, visible
 
 HOSTILE = "</bdi></style><script>alert('1')</script><img src=x onerror=alert(2)>\x00\u202egnp.exe\"'&amp;{{ 7*7 }}"

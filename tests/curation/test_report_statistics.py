@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.report.statistics import SCALES, Statistics, scale_of
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.reading import Drop
 
 SHORT = Drop("caption-short", "1 words, allowed 2 to 64")
 

@@ -11,12 +11,12 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from dcclip_cli.curation.options import CollectOptions
-from dcclip_cli.curation.plan import plan
 from dcclip_cli.curation.scores import Scorers
 from dcclip_cli.curation.scores.base import Score
 from dcclip_cli.curation.scores.classifier import Classifier
 from dcclip_cli.curation.scores.dual_encoder import Agreement, CachingEncoder, Prompts, open_encoder
 from dcclip_cli.curation.sources.tables import TableSource
+from dcclip_cli.curation.work import plan
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError

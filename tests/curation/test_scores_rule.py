@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dcclip_cli.curation.candidate import DecodedImage
-from dcclip_cli.curation.decode_image import decode_image
+from dcclip_cli.curation.decode_image import DecodedImage, decode_image
 from dcclip_cli.curation.dedup.signatures import signature_schema, signatures_of
 from dcclip_cli.curation.dedup.tables import drop_empty, fill
 from dcclip_cli.curation.scores import ScoreFilter, score_slice

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.shards import DroppedTable, Shard, ShardWriter, join_dropped
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.reading import Drop
 from tests.curation.conftest import MakeImage
 
 

@@ -14,7 +14,7 @@ from dcclip_cli.curation.sources.base import by_language, files_of, key_prefix
 from dcclip_cli.curation.sources.captions import Base64Source, CaptionsSource
 from dcclip_cli.curation.sources.sidecar import FolderSource, TarsSource
 from dcclip_cli.curation.sources.tables import HubSource, PairsSource, TableSource
-from dcclip_cli.data.files.reading import plain
+from dcclip_cli.data.reading import plain
 from dcclip_cli.errors import DcclipError
 
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from dcclip_cli.curation.sources.captions import Base64Source, CaptionsSource
-from dcclip_cli.data.files.captions import identity
+from dcclip_cli.data.caption_files import identity
 from dcclip_cli.errors import DcclipError
 from tests.curation.reading import faults, read
 

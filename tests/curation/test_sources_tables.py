@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dcclip_cli.curation.candidate import Candidate
+from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.curation.sources.tables import HubSource, PairsSource, TableSource
 from dcclip_cli.data.dataset import write_parquet
-from dcclip_cli.data.files.reading import from_base64
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.reading import from_base64
 from dcclip_cli.errors import DcclipError
 from tests.curation.reading import PIXEL, read, reasons
 

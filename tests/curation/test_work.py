@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dcclip_cli.curation.candidate import Slice
+from dcclip_cli.curation.sources.base import Slice
 from dcclip_cli.curation.work import Assignment, WorkFolder, clear, finished, key_of, whole_file, whole_folder
 
 ASSIGNMENTS = [Assignment(0, Slice({"file": "/猫.tar"}, 3)), Assignment(1, Slice({"rows": [0, 7]}, 7), at_most=2)]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcclip_cli.data.augment import Augment, generator
+from dcclip_cli.data.collator import generator
+from dcclip_cli.data.options import Augment
 
 ALL = Augment(
     background="random", crop=0.6, scale=(0.7, 1.2), rotate=20, translate=0.1, colour=0.4, blur=1, grey=0.3, flip=True

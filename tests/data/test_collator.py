@@ -7,10 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dcclip_cli.data.augment import Augment
 from dcclip_cli.data.collator import ImageCache, first_captions
 from dcclip_cli.data.dataset import ConcatDataset, open_pairs, write_embeddings, write_parquet
-from dcclip_cli.data.options import CaptionOptions
+from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import Pair, PairDataset
 from dcclip_cli.data.unpaired import open_images, open_texts
 from dcclip_cli.errors import DcclipError

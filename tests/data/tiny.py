@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dcclip_cli.data.augment import Augment
 from dcclip_cli.data.collator import Collator
-from dcclip_cli.data.options import CaptionOptions
+from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.model.towers import Tokens
 

@@ -39,7 +39,7 @@ def test_a_recipe_written_out_reads_back_as_itself(recipe: Path, tmp_path: Path)
     assert load(tmp_path / "resolved.yaml").recipe == first
 
 
-def test_all_mistakes_are_told_at_once_in_the_order_of_the_lines(recipe: Path) -> None:
+def test_all_mistakes_are_reported_at_once_in_the_order_of_the_lines(recipe: Path) -> None:
     recipe.write_text(
         "name: a/b\nsed: 1\nteacher: {kind: altclp}\nstudent: {preset: S}\n"
         "distill: {epoch: 3, epochs: 1, losses: [{kind: feature_map, weight: -1}]}\n",
@@ -73,7 +73,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_lines(recipe: Path) -
         ("name: x\nformat: 2\n", ":2: format: input should be 1 (got 2)"),
     ],
 )
-def test_what_a_stage_lacks_is_told_where_it_is_asked_for(recipe: Path, text: str, what: str) -> None:
+def test_what_a_stage_needs_is_reported_where_it_is_asked_for(recipe: Path, text: str, what: str) -> None:
     recipe.write_text(text, "utf-8")
     with pytest.raises(DcclipError) as caught:
         load(recipe)

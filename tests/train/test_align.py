@@ -10,10 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dcclip_cli.data.augment import Augment
 from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.dataset import open_pairs, write_parquet
-from dcclip_cli.data.options import CaptionOptions
+from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.model_dir import load_model, model_fingerprint

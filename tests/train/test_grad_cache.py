@@ -7,10 +7,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from dcclip_cli.data.augment import Augment
 from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.data.dataset import open_pairs
-from dcclip_cli.data.options import CaptionOptions
+from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.teachers import AltClipTeacher

@@ -17,10 +17,9 @@ from torch.nn import functional as F
 
 from dcclip_cli import store
 from dcclip_cli.blocks import parse
-from dcclip_cli.data.augment import Augment
 from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.dataset import open_pairs
-from dcclip_cli.data.options import CaptionOptions
+from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.model_dir import load_model

@@ -15,10 +15,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from dcclip_cli.data.augment import Augment
 from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.data.dataset import open_pairs
-from dcclip_cli.data.options import CaptionOptions
+from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import Tokens

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from dcclip_cli.curation.candidate import DecodedImage
+from dcclip_cli.curation.decode_image import DecodedImage
 from dcclip_cli.curation.dedup.near_duplicates import find_near
 from dcclip_cli.curation.dedup.signatures import signature_schema, signatures_of
 from dcclip_cli.curation.dedup.tables import GlobalFilter
 from dcclip_cli.data.dataset import open_pairs
-from dcclip_cli.data.files.reading import IMAGE_SUFFIXES
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.reading import IMAGE_SUFFIXES
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode
 
@@ -34,8 +34,12 @@ class Decontaminate(GlobalFilter):
     images: bool = Field(
         True, description="Drop pairs whose image is equal to an evaluation image or a near duplicate of one"
     )
-    captions: bool = Field(False, description="Drop captions that they contain; careful, class names are common words")
-    bits: int = Field(12, ge=0, le=16, description="As for `near-image`")
+    captions: bool = Field(
+        False, description="Also drop captions that occur in them; note that class names are common words"
+    )
+    bits: int = Field(
+        12, ge=0, le=16, description="Maximum number of differing bits between perceptual hashes, as for `near-image`"
+    )
 
     def apply(self, connection: DuckDBPyConnection) -> None:
         """`evaluation-image` for pairs, `evaluation-caption` for single captions."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.curation.candidate import DecodedImage
+from dcclip_cli.curation.decode_image import DecodedImage
 from dcclip_cli.curation.dedup.image_similarity import perceptual_hashes, thumbnail
 from dcclip_cli.curation.dedup.minhash import bands_of, text_hash
 from dcclip_cli.data.pair import LANGUAGES, Pair

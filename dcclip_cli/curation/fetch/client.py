@@ -1,28 +1,147 @@
-"""An HTTP client for single GET requests with bounded bodies, on urllib3's connection pools."""
+"""An HTTP client for single GET requests, on urllib3's connection pools: checked addresses, bounded bodies, deadlines.
+
+A host name is looked up once for each connection, its addresses are checked, and the socket connects to one of exactly
+those addresses. So there is no second look-up that could answer differently (DNS rebinding), and every spelling of
+127.0.0.1 (2130706433, 0x7f.1, ::ffff:7f00:1, a name) is the same address. Redirects connect in the same way.
+
+A time limit on each read does not stop a server that sends a byte a second. So each thread has a deadline, and each
+read waits at most until then.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import ssl
+import threading
+import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from http.client import IncompleteRead, RemoteDisconnected
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.curation.fetch.connect import Connector, TimedTlsSocket, time_left
 from dcclip_cli.curation.fetch.request import Fault, FetchOptions, Target, timeout
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, HTTPHeaderDict, PoolManager
     from urllib3.exceptions import HTTPError
 
+_MAX_ADDRESSES = 4  # of one host that are tried
 _CHUNK = 65_536
 _POOLED_HOSTS = 32  # whose idle connections are kept open
 _MAX_DISCARDED_BYTES = 8_192  # of an error's body, which is read to reuse the connection; for longer ones it is closed
 # Supported formats come first: a server that chooses by this header would send AVIF to a browser. No compression is
 # requested: image files are compressed already.
 _HEADERS = {"Accept": "image/jpeg,image/png,image/webp,*/*;q=0.5", "Accept-Encoding": "identity"}
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # a public IPv4 address in its last four bytes, on IPv6-only networks
+# Networks that Python does not call private (or not in every version) and that lead to local networks or to IPv4.
+_NEVER = [ipaddress.ip_network(net) for net in ("192.88.99.0/24", "64:ff9b:1::/48", "2001::/23", "2002::/16")]
+_NEVER += [ipaddress.ip_network(net) for net in ("192.0.0.0/24", "fec0::/10", "3fff::/20", "5f00::/16")]
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class _Clock(threading.local):
+    end = float("inf")
+
+
+_clock = _Clock()
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """While the block runs, reads of this thread raise TimeoutError after this many seconds in total."""
+    _clock.end = time.monotonic() + seconds
+    try:
+        yield
+    finally:
+        _clock.end = _Clock.end
+
+
+def _time_left() -> float:
+    """Seconds until this thread's deadline. Raises TimeoutError after it."""
+    left = _clock.end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return min(left, threading.TIMEOUT_MAX)
+
+
+class TimedSocket(socket.socket):
+    """A socket that keeps to the deadline of the thread that reads from it."""
+
+    def recv_into(self, *args: Any, **options: Any) -> int:
+        self.settimeout(_time_left())
+        return super().recv_into(*args, **options)
+
+
+class _TimedTlsSocket(ssl.SSLSocket):
+    """The same for TLS; Python counts a handshake as one read."""
+
+    def recv_into(self, *args: Any, **options: Any) -> int:
+        self.settimeout(_time_left())
+        return super().recv_into(*args, **options)
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address, or the IPv4 address embedded in it, belongs to the public internet."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped
+        if address in _NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(inner)
+    bad = address.is_private or address.is_multicast or address.is_reserved or address.is_unspecified
+    return address.is_global and not bad and not any(address in network for network in _NEVER)
+
+
+def _connect(host: str, port: int, options: FetchOptions) -> socket.socket:
+    """A connected socket. Faults: `url-private`, `url-unreachable`; TimeoutError after the deadline."""
+    found = _look_up(host)
+    written = f"[{host}]" if ":" in host else host
+    if not {written, f"{written}:{port}"} & {*options.allow_hosts}:
+        # A private address among public ones is no accident; sorted, since resolvers shuffle them.
+        for address in sorted((ipaddress.ip_address(where[0]) for *_, where in found), key=str):
+            if not is_public(address) and not any(address in network for network in options.allow_networks):
+                raise Fault("url-private", f"{written} is {address}, not an address of the public internet")
+    failure = OSError()
+    for index, (family, _, protocol, _, where) in enumerate(found):
+        opened = TimedSocket(family, socket.SOCK_STREAM, protocol)
+        try:
+            opened.settimeout(_time_left() / (len(found) - index))
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            opened.connect((where[0], port, *where[2:]))
+            opened.settimeout(_time_left())
+            return opened
+        except OSError as error:
+            opened.close()
+            failure = error
+    if isinstance(failure, TimeoutError):
+        raise failure
+    raise Fault("url-unreachable", f"{written}:{port}: {failure.strerror or failure}") from None
+
+
+def _look_up(host: str) -> list[Any]:
+    """Rows of getaddrinfo. It has no time limit, so it runs in a thread that is abandoned if necessary."""
+    answers: list[tuple[list[Any], bool]] = []
+
+    def ask() -> None:
+        try:
+            answers.append((socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[:_MAX_ADDRESSES], False))
+        except (OSError, UnicodeError) as error:
+            answers.append(([], getattr(error, "errno", None) == socket.EAI_AGAIN))
+
+    thread = threading.Thread(target=ask, name="name look-up", daemon=True)
+    thread.start()
+    thread.join(_time_left())
+    if not answers:
+        raise TimeoutError
+    found, again = answers[0]
+    if not found:
+        raise Fault("url-unreachable", f"{host} has no address", again=again)
+    return found
 
 
 @dataclass(frozen=True)
@@ -39,7 +158,7 @@ class Client:
 
     def __init__(self, options: FetchOptions) -> None:
         self._headers = {"User-Agent": options.user_agent, **_HEADERS}
-        self._pools = _pools(Connector(options), _tls(), options.per_host)
+        self._pools = _pools(options)
 
     def get(self, target: Target, limit: int, cut: bool = False) -> Answer:
         """The response, within this thread's deadline. A body of more than `limit` bytes is a fault, or is `cut`."""
@@ -72,7 +191,7 @@ class Client:
             headers=self._headers,
             retries=False,
             redirect=False,
-            timeout=time_left(),
+            timeout=_time_left(),
             preload_content=False,
             decode_content=False,
         )
@@ -146,17 +265,17 @@ def _tls() -> ssl.SSLContext:
 
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())
-    context.sslsocket_class = TimedTlsSocket
+    context.sslsocket_class = _TimedTlsSocket
     return context
 
 
-def _pools(connector: Connector, context: ssl.SSLContext, per_host: int) -> PoolManager:
-    """urllib3's connection pools, which ignore proxies in the environment, with sockets from the connector."""
+def _pools(options: FetchOptions) -> PoolManager:
+    """urllib3's connection pools, which ignore proxies in the environment, with sockets from `_connect`."""
     from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
     from urllib3.connection import HTTPConnection, HTTPSConnection
 
     def connect(self: HTTPConnection) -> socket.socket:
-        return connector.connect(self.host, self.port or self.default_port)
+        return _connect(self.host, self.port or self.default_port, options)
 
     class Connection(HTTPConnection):
         _new_conn = connect
@@ -170,6 +289,6 @@ def _pools(connector: Connector, context: ssl.SSLContext, per_host: int) -> Pool
     class TlsPool(HTTPSConnectionPool):
         ConnectionCls = TlsConnection
 
-    pools = PoolManager(num_pools=_POOLED_HOSTS, maxsize=per_host, ssl_context=context)
+    pools = PoolManager(num_pools=_POOLED_HOSTS, maxsize=options.per_host, ssl_context=_tls())
     pools.pool_classes_by_scheme = {"http": Pool, "https": TlsPool}
     return pools

@@ -1,4 +1,4 @@
-"""Downloads of images: retries, redirects, opt-outs, and the order in which many of them start and finish."""
+"""Downloads of images: robots.txt, retries, redirects, opt-outs, and the order in which they start and finish."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import re
 import threading
 import time
 import zlib
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from queue import SimpleQueue
-from typing import Self, TypeVar
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urljoin
 
-from dcclip_cli.curation.candidate import Candidate, Drop
-from dcclip_cli.curation.fetch.client import Answer, Client
-from dcclip_cli.curation.fetch.connect import time_limit
+from dcclip_cli.curation.fetch.client import Answer, Client, time_limit
 from dcclip_cli.curation.fetch.request import Fault, FetchOptions, Target, read_url
-from dcclip_cli.curation.fetch.robots import ROBOTS_BYTES, Robots
+from dcclip_cli.curation.sources.base import Candidate
+from dcclip_cli.data.reading import Drop
 
+if TYPE_CHECKING:
+    from protego import Protego
+
+_MAX_REDIRECTS = 5
+_BACK_OFF_S = 1.0  # before the first retry; doubles with each further one
 _REDIRECTS = (301, 302, 303, 307, 308)
 _TRANSIENT = (408, 429, 500, 502, 503, 504)  # statuses that are retried
 _MAX_RETRY_AFTER_S = 60
@@ -28,17 +32,22 @@ _VALUED = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-p
 _AHEAD = 16  # candidates for each worker that are in progress: a slow server must not stop all behind it
 _HELD_BYTES = 128_000_000  # of images in memory, above which only the candidate that others wait for is started
 
+ROBOTS_BYTES = 500 * 1024  # read of a robots.txt; the RFC requires at least that much
+_CACHED_ROBOTS_BYTES = 50_000_000  # of parsed rules of all sites, roughly
+_RULE_BYTES = 500
+_AGENT_LINE = re.compile(r"\s*user[-\s]*agent[\s:]+([^\s/#]*)", re.IGNORECASE)  # all that Protego takes for one
+
 Got = TypeVar("Got")
 Fetch = Callable[[str], bytes | Drop]
 
 
 class Fetcher:
-    """Downloads images, with its own connections and caches of names and robots.txt. Thread-safe."""
+    """Downloads images, with its own connections and cache of robots.txt. Thread-safe."""
 
     def __init__(self, options: FetchOptions | None = None) -> None:
         self._options = options or FetchOptions()
         self._client = Client(self._options)
-        self._slots = HostSlots(self._options.per_host)
+        self._slots: dict[str, threading.Semaphore] = {}  # by host
         self._robots = Robots(self._options.user_agent, self._robots_file) if self._options.robots else None
         self._closing = threading.Event()
 
@@ -71,7 +80,7 @@ class Fetcher:
             try:
                 return one_try()
             except Fault as fault:
-                wait_s = max(fault.wait_s, self._options.back_off_s * 2**before * jitter)
+                wait_s = max(fault.wait_s, _BACK_OFF_S * 2**before * jitter)
                 if not fault.again or self._closing.wait(wait_s):
                     raise
         return one_try()
@@ -79,10 +88,10 @@ class Fetcher:
     def _follow(self, target: Target, limit: int, robots_file: bool = False) -> bytes:
         """The body after redirects. Waiting for a free slot of a host does not count towards the time limit."""
         left = self._options.timeout_s
-        for _ in range(self._options.max_redirects + 1):
+        for _ in range(_MAX_REDIRECTS + 1):
             if self._robots and not robots_file:
                 self._robots.check(target)
-            with self._slots.take(target.host):
+            with self._slots.setdefault(target.host, threading.Semaphore(self._options.per_host)):
                 start = time.monotonic()
                 with time_limit(left):
                     answer = self._client.get(target, limit, cut=robots_file)
@@ -91,7 +100,7 @@ class Fetcher:
             if answer.status not in _REDIRECTS or not location:
                 return self._body(answer, robots_file)
             target = read_url(_absolute(target, location))
-        raise Fault("url-redirects", f"more than {self._options.max_redirects} redirects")
+        raise Fault("url-redirects", f"more than {_MAX_REDIRECTS} redirects")
 
     def _body(self, answer: Answer, robots_file: bool) -> bytes:
         if answer.status != 200:
@@ -140,27 +149,74 @@ def _opt_out(tags: Iterable[str], agent: str) -> str | None:
     return None
 
 
-class HostSlots:
-    """Lets a limited number of threads at a time talk to each host; the others wait for a slot."""
+def parse_robots(text: str, agent: str) -> Protego:
+    """The rules of a robots.txt. Groups of other agents are merged into one, as rules times agents may be millions."""
+    from protego import Protego
 
-    def __init__(self, per_host: int) -> None:
-        self._per_host = per_host
-        self._busy: Counter[str] = Counter()
-        self._changed = threading.Condition()
+    def ours(line: str) -> str:
+        found = _AGENT_LINE.match(line)
+        if found is None:
+            return line
+        name = found[1].lower()
+        return f"User-agent: {name if name in (agent.lower(), '*') else '~'}"
 
-    @contextmanager
-    def take(self, host: str) -> Iterator[None]:
-        """Hold one of the host's slots while the block runs. The thread must not hold another host's slot."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._busy[host] < self._per_host)
-            self._busy[host] += 1
+    return Protego.parse("\n".join(map(ours, text.splitlines())))
+
+
+@dataclass(eq=False)
+class _Site:
+    """What is known of a site's robots.txt, and about how much memory it takes."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    rules: Protego | Fault | None = None
+    size: int = 1_000
+
+
+class Robots:
+    """The robots.txt of each site, fetched once and cached while there is room."""
+
+    def __init__(self, agent: str, fetch: Callable[[Target], bytes]) -> None:
+        self._agent = re.split(r"[^A-Za-z_-]", agent, maxsplit=1)[0]
+        self._fetch = fetch
+        self._sites: OrderedDict[str, _Site] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def check(self, target: Target) -> None:
+        """Raises a fault if the page may not be fetched, or if robots.txt cannot be read."""
+        with self._lock:
+            site = self._sites.setdefault(target.origin, _Site())
+            self._sites.move_to_end(target.origin)
+        with site.lock:  # the other threads wait for the one that fetches
+            if site.rules is None:
+                site.rules = self._read(target, site)
+                self._make_room()
+        if isinstance(site.rules, Fault):
+            raise Fault(site.rules.drop.reason, site.rules.drop.detail)
+        if not site.rules.can_fetch(target.url, self._agent):
+            raise Fault("url-robots", f"{target.origin}/robots.txt does not want it fetched")
+
+    def _read(self, target: Target, site: _Site) -> Protego | Fault:
+        content = b""
         try:
-            yield
-        finally:
-            with self._changed:
-                self._busy[host] -= 1
-                self._busy += Counter()  # forgets hosts with none
-                self._changed.notify_all()
+            content = self._fetch(Target(target.scheme, target.host, target.port, "/robots.txt"))
+        except Fault as fault:
+            status = fault.status or 0
+            absent = fault.drop.reason == "url-redirects" or (400 <= status < 500 and status != 429)
+            if status and not absent:
+                return Fault("url-robots", f"{target.origin}/robots.txt: status {status}, which forbids all")
+            if not absent:
+                return Fault(fault.drop.reason, f"{target.origin}/robots.txt: {fault.drop.detail}")
+        if len(content) >= ROBOTS_BYTES:  # cut: half a line could forbid more or less than the whole
+            content = content[: content.rfind(b"\n") + 1]
+        text = content.decode("utf-8-sig", "replace")
+        site.size += len(text) + _RULE_BYTES * text.lower().count("allow")
+        return parse_robots(text, self._agent)
+
+    def _make_room(self) -> None:
+        """Forget the sites used least recently if all of them take too much memory."""
+        with self._lock:
+            while sum(site.size for site in self._sites.values()) > _CACHED_ROBOTS_BYTES and len(self._sites) > 1:
+                self._sites.popitem(last=False)
 
 
 @dataclass(eq=False)
@@ -170,7 +226,6 @@ class _Queued:
     candidate: Candidate
     host: str = ""
     started: bool = False
-    got: bytes | Drop | None = None  # written by the thread that fetches, read when `back` returns it
     done: bool = False
 
     @classmethod
@@ -187,15 +242,13 @@ class _Queued:
         pair = self.candidate.pair
         return len(pair.image) + sum(map(len, pair.zh + pair.en)) + len(str(pair.meta))
 
-    def finish(self) -> None:
+    def finish(self, got: bytes | Drop) -> None:
         """Put what was fetched into the candidate."""
-        if self.got is None:
-            raise RuntimeError("a download ended by a bug in dcclip: see the traceback above")
-        if isinstance(self.got, Drop):
-            self.candidate = replace(self.candidate, fault=self.got)
+        if isinstance(got, Drop):
+            self.candidate = replace(self.candidate, fault=got)
         else:
-            self.candidate = replace(self.candidate, pair=replace(self.candidate.pair, image=self.got), url=None)
-        self.got, self.done = None, True
+            self.candidate = replace(self.candidate, pair=replace(self.candidate.pair, image=got), url=None)
+        self.done = True
 
 
 def fetch_in_order(
@@ -205,11 +258,9 @@ def fetch_in_order(
 
     Downloads start in that order too, but a host with `per_host` downloads does not delay those of other hosts.
     """
-    todo: SimpleQueue[_Queued | None] = SimpleQueue()
-    back: SimpleQueue[_Queued] = SimpleQueue()
-    threads = 0
     queue: deque[_Queued] = deque()
-    running: Counter[str] = Counter()  # by host
+    running: dict[Future[bytes | Drop], _Queued] = {}
+    pool = ThreadPoolExecutor(workers, "fetch")
     held, more = 0, True
     try:
         while queue or more:
@@ -225,40 +276,27 @@ def fetch_in_order(
                 queue.append(_Queued.of(candidate))
                 held += queue[-1].size
             for one in _startable(queue, running, workers, per_host, held):
-                if threads < workers:
-                    threading.Thread(target=_work, args=(todo, back, fetch), name="fetch", daemon=True).start()
-                    threads += 1
                 one.started = True
-                running[one.host] += 1
-                todo.put(one)
-            # Nothing was added and the head of the queue is not done: wait. It is running, so something will come back.
-            wait = candidate is None and bool(queue) and not queue[0].done
-            while wait or not back.empty():
-                one, wait = back.get(), False
-                running[one.host] -= 1
-                if not running[one.host]:
-                    del running[one.host]
+                running[pool.submit(fetch, one.candidate.url or "")] = one
+            # Nothing was added and the head of the queue is not done: wait. It is running, so something will finish.
+            idle = candidate is None and bool(queue) and not queue[0].done
+            for download in wait(running, None if idle else 0, FIRST_COMPLETED).done:
+                one = running.pop(download)
                 held -= one.size
-                one.finish()
+                one.finish(download.result())
                 held += one.size
     finally:
-        for _ in range(threads):
-            todo.put(None)  # they are daemons: a caller that stops early does not wait for them
+        pool.shutdown(wait=False, cancel_futures=True)  # a caller that stops early does not wait for downloads
 
 
 def _startable(
-    queue: deque[_Queued], running: Counter[str], workers: int, per_host: int, held: int
+    queue: Iterable[_Queued], running: Mapping[Any, _Queued], workers: int, per_host: int, held: int
 ) -> Iterator[_Queued]:
+    """Those that may start now; the caller adds each to `running`."""
+    busy = Counter(one.host for one in running.values())
     for index, one in enumerate(queue):
-        if running.total() >= workers or (index and held >= _HELD_BYTES):
+        if len(running) >= workers or (index and held >= _HELD_BYTES):
             return
-        if not one.started and not one.done and running[one.host] < per_host:
+        if not one.started and not one.done and busy[one.host] < per_host:
+            busy[one.host] += 1
             yield one
-
-
-def _work(todo: SimpleQueue[_Queued | None], back: SimpleQueue[_Queued], fetch: Fetch) -> None:
-    while one := todo.get():
-        try:
-            one.got = fetch(one.candidate.url or "")
-        finally:  # with nothing, if a bug of ours ends this thread
-            back.put(one)

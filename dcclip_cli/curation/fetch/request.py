@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, IPvAnyNetwork, StringConstraints
 
-from dcclip_cli import __version__
-from dcclip_cli.data.files import reading
+from dcclip_cli.data import reading
 from dcclip_cli.options import Options, Removed
+from dcclip_cli.versions import VERSION
 
 _MAX_URL_CHARACTERS = 8_000  # servers refuse longer ones
 _MAX_DETAIL_CHARACTERS = 300
@@ -23,19 +23,23 @@ Host = Annotated[str, StringConstraints(to_lower=True, pattern=r"^(\[[0-9A-Fa-f:
 class FetchOptions(Options):
     """How images are downloaded. Certificates are always checked; proxies in the environment are ignored."""
 
-    removed: ClassVar = {"authorities": Removed("name the PEM file in the environment variable SSL_CERT_FILE")}
+    removed: ClassVar = {
+        "authorities": Removed("name the PEM file in the environment variable SSL_CERT_FILE"),
+        "max_redirects": Removed("at most 5 redirects are followed; remove this key", ignored=(5,)),
+        "back_off_s": Removed(
+            "retries begin after 1 second, and each waits twice as long; remove this key", ignored=(1,)
+        ),
+    }
 
     timeout_s: float = Field(20, gt=0, le=600, description="Time limit of one try, from name look-up to last byte")
     max_bytes: int = Field(20_000_000, ge=1, le=reading.MAX_IMAGE_BYTES, description="Maximum size of an image file")
-    max_redirects: int = Field(5, ge=0, le=20, description="Maximum number of redirects")
     retries: int = Field(2, ge=0, le=10, description="Retries after transient failures: 429, 5xx, lost connections")
-    back_off_s: float = Field(1, ge=0, le=60, description="Wait before the first retry; doubles with each further one")
     workers: int = Field(16, ge=1, le=512, description="Concurrent downloads in each process")
     per_host: int = Field(4, ge=1, le=512, description="Concurrent downloads from one host in each process")
     robots: bool = Field(True, description="Obey robots.txt")
     opt_outs: bool = Field(True, description="Obey X-Robots-Tag: noai, noimageai, noindex, noimageindex, none")
     user_agent: str = Field(
-        f"dcclip/{__version__}",
+        f"dcclip/{VERSION}",
         pattern=r"^[A-Za-z_-]+[ -~]*$",
         max_length=200,
         description="User-Agent header; robots.txt rules apply to the word before the /",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dcclip_cli.curation.candidate import DecodedImage, Drop
+from dcclip_cli.curation.decode_image import DecodedImage
+from dcclip_cli.data.reading import Drop
 from dcclip_cli.options import Options
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
-from dcclip_cli.curation.candidate import DecodedImage, Drop
+from dcclip_cli.curation.decode_image import DecodedImage
 from dcclip_cli.curation.filters.base import Filter
+from dcclip_cli.data.reading import Drop
 from dcclip_cli.model.preprocess import flatten
 
 if TYPE_CHECKING:

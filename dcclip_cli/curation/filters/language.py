@@ -8,9 +8,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.filters.base import Filter
 from dcclip_cli.data.pair import Language
+from dcclip_cli.data.reading import Drop
 from dcclip_cli.text import HAN as HAN_RANGES
 
 _HAN = "々〇" + HAN_RANGES
@@ -140,7 +140,7 @@ def _scores(text: str) -> dict[str, float]:
 
 
 class LanguageFilter(Filter):
-    """Drops captions that are not in the language they are labelled with, by `language_of`.
+    """Drops captions that are not in the language they are labelled with.
 
     Captions of no particular language pass: those without words, and up to two short words in capitals (DNA, OK, NBA).
     """

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
-from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.filters.base import Filter
 from dcclip_cli.curation.filters.language import HAN, LETTER
 from dcclip_cli.curation.normalize_text import as_gbk
+from dcclip_cli.data.reading import Drop
 
 if TYPE_CHECKING:
     from dcclip_cli.data.pair import Language

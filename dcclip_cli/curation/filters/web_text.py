@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.filters.base import Filter
 from dcclip_cli.curation.filters.language import LETTER
+from dcclip_cli.data.reading import Drop
 
 if TYPE_CHECKING:
     from dcclip_cli.data.pair import Language

@@ -12,10 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.curation.decode_image import decode_image
 from dcclip_cli.curation.report.statistics import KEPT, DroppedCaption
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.reading import Drop
 from dcclip_cli.html import jpeg_thumbnail
 
 if TYPE_CHECKING:

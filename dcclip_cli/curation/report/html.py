@@ -138,7 +138,7 @@ _EXPLAINED: dict[str, dict[str, tuple[str, str]]] = {
         "url-scheme": ("The URL is not http or https.", ""),
         "url-malformed": ("The URL is malformed.", ""),
         "url-private": ("The URL leads to a private network.", "fetch: {allow_hosts}"),
-        "url-redirects": ("Too many redirects.", "fetch: {max_redirects}"),
+        "url-redirects": ("Too many redirects.", ""),
         "url-bytes": ("The response is too large.", "fetch: {max_bytes}"),
         "url-timeout": ("The download timed out.", "fetch: {timeout_s}"),
         "url-broken": ("The connection broke.", "fetch: {retries}"),

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dcclip_cli.curation.candidate import Drop
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
+from dcclip_cli.data.reading import Drop
 
 KEPT = "kept"  # in place of a reason
 MOVED = ("image-merged",)  # captions of such a pair are counted with the pair that they were moved to

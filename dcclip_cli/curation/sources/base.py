@@ -5,20 +5,42 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from dcclip_cli.curation.candidate import Candidate, Slice
 from dcclip_cli.curation.filters.language import language_of
-from dcclip_cli.data.pair import LANGUAGES
+from dcclip_cli.data.pair import LANGUAGES, Pair
+from dcclip_cli.data.reading import Drop
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.options import Options
 
 Told = Literal["zh", "en", "caption"]  # a caption's language, or `caption`: detected from its script
 TOLD: tuple[Told, ...] = ("zh", "en", "caption")
 HINT = "check the path; in a recipe it is relative to the recipe's folder"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A part of one source that one task reads: small enough to be repeated, and the same each time it is read."""
+
+    part: Mapping[str, Any]  # what the source needs to find it, such as a file, a first and a last row; JSON
+    about: int  # estimated number of candidates, for the progress bar
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pair as a source has it, and why it cannot be read if so.
+
+    The pair's key is its position in the source: a path, a line number, or the key it had before. If `url` is given,
+    the image is still to be downloaded, and `pair.image` is empty.
+    """
+
+    pair: Pair
+    fault: Drop | None = None
+    url: str | None = None
 
 
 class SourceOptions(Options):

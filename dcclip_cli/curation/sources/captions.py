@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from dcclip_cli.curation.candidate import Candidate, Slice
 from dcclip_cli.curation.sources.base import (
     HINT,
     TOLD,
+    Candidate,
+    Slice,
     SourceOptions,
     Told,
     by_language,
@@ -22,7 +23,7 @@ from dcclip_cli.curation.sources.base import (
     index_slices,
     key_prefix,
 )
-from dcclip_cli.data.files.captions import (
+from dcclip_cli.data.caption_files import (
     IMAGES,
     Named,
     Places,
@@ -36,9 +37,8 @@ from dcclip_cli.data.files.captions import (
     texts_file,
     texts_in,
 )
-from dcclip_cli.data.files.lines import line_cuts
-from dcclip_cli.data.files.reading import Fault
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.reading import Fault, line_cuts
 from dcclip_cli.errors import DcclipError
 
 Paths = Path | tuple[Path, ...]

@@ -12,12 +12,23 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dcclip_cli.curation.candidate import Candidate, Drop, Slice
-from dcclip_cli.curation.sources.base import HINT, TOLD, SourceOptions, Told, by_language, files_of, key_prefix
-from dcclip_cli.data.files.reading import (
+from dcclip_cli.curation.sources.base import (
+    HINT,
+    TOLD,
+    Candidate,
+    Slice,
+    SourceOptions,
+    Told,
+    by_language,
+    files_of,
+    key_prefix,
+)
+from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.reading import (
     ALL_IMAGE_SUFFIXES,
     MAX_IMAGE_BYTES,
     MAX_TEXT_BYTES,
+    Drop,
     Fault,
     Folder,
     Member,
@@ -25,7 +36,6 @@ from dcclip_cli.data.files.reading import (
     tar_members,
     texts_of,
 )
-from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 
 SIDECARS: dict[str, Told | None] = {"json": None, "zh.txt": "zh", "en.txt": "en", "txt": "caption"}  # by suffix

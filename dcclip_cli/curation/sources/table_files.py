@@ -10,8 +10,8 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from dcclip_cli.curation.candidate import Drop, Slice
-from dcclip_cli.data.files.lines import line_cuts, lines, record_cuts, records
+from dcclip_cli.curation.sources.base import Slice
+from dcclip_cli.data.reading import Drop, line_cuts, lines, record_cuts, records
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:

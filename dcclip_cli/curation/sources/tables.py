@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from dcclip_cli.curation.candidate import Candidate, Drop, Slice
 from dcclip_cli.curation.sources.base import (
     TOLD,
+    Candidate,
+    Slice,
     SourceOptions,
     Told,
     by_language,
@@ -31,17 +32,18 @@ from dcclip_cli.curation.sources.table_files import (
     TsvFile,
     cells_of,
 )
-from dcclip_cli.data.files.hub import load_hub
-from dcclip_cli.data.files.reading import (
+from dcclip_cli.data.hub import load_hub
+from dcclip_cli.data.pair import LANGUAGES, Pair
+from dcclip_cli.data.reading import (
     MAX_IMAGE_BYTES,
     MAX_TEXT_BYTES,
+    Drop,
     Fault,
     Folder,
     from_base64,
     plain,
     texts_of,
 )
-from dcclip_cli.data.pair import LANGUAGES, Pair
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:

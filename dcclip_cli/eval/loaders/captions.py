@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcclip_cli.data.files.captions import (
+from dcclip_cli.data.caption_files import (
     IMAGES,
     Places,
     captions_in,
@@ -19,8 +19,7 @@ from dcclip_cli.data.files.captions import (
     texts_file,
     texts_in,
 )  # fmt: skip
-from dcclip_cli.data.files.lines import Row, lines
-from dcclip_cli.data.files.reading import MAX_TEXT_BYTES, Drop
+from dcclip_cli.data.reading import MAX_TEXT_BYTES, Drop, Row, lines
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import (
     DOWNLOAD_AGAIN,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dcclip_cli.data.files.hub import is_repository, is_saved, load_hub, splits_of
-from dcclip_cli.data.files.reading import MAX_IMAGE_BYTES, Folder
+from dcclip_cli.data.hub import is_repository, is_saved, load_hub, splits_of
+from dcclip_cli.data.reading import MAX_IMAGE_BYTES, Folder
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import Captions, Images, Loaded, Loader, Location, lines_of
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcclip_cli.data.files.captions import json_items
-from dcclip_cli.data.files.lines import Row, line_cuts, lines, record_cuts, records
+from dcclip_cli.data.caption_files import json_items
+from dcclip_cli.data.reading import Row, line_cuts, lines, record_cuts, records
 
 _TEXT = st.text(alphabet='a猫",\n\r ', max_size=60).map(str.encode)
 
@@ -41,7 +41,7 @@ def test_cuts_of_lines_are_after_each_number_of_lines(text: bytes, size: int) ->
 def test_cuts_are_the_same_over_a_file_of_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     text = b"".join(b"x" * (number % 17) + b"\n" for number in range(1000))
     whole = list(line_cuts(io.BytesIO(text), 7))
-    monkeypatch.setattr("dcclip_cli.data.files.lines._CHUNK", 13)
+    monkeypatch.setattr("dcclip_cli.data.reading._CHUNK", 13)
     assert list(line_cuts(io.BytesIO(text), 7)) == whole
 
 
@@ -100,7 +100,7 @@ def test_windows_of_any_size_give_the_same_elements(tmp_path: Path, monkeypatch:
     values = [{"caption": '一只猫，\\"在睡觉"', "id": 10**number} for number in range(12)]
     text = json.dumps({"images": values, "annotations": [12345, 6.5, -1e9]}, ensure_ascii=False)
     for window in (1, 2, 3, 7):
-        monkeypatch.setattr("dcclip_cli.data.files.captions._CHUNK", window)
+        monkeypatch.setattr("dcclip_cli.data.caption_files._CHUNK", window)
         assert [item for _, item in items(tmp_path, text, "images", "annotations")] == [*values, 12345, 6.5, -1e9]
 
 

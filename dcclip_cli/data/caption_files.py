@@ -9,15 +9,16 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from dcclip_cli.data.files.lines import Row, lines
-from dcclip_cli.data.files.reading import (
+from dcclip_cli.data.reading import (
     ALL_IMAGE_SUFFIXES,
     MAX_IMAGE_BYTES,
     MAX_TEXT_BYTES,
     Drop,
     Fault,
     Folder,
+    Row,
     from_base64,
+    lines,
     plain,
     texts_of,
 )
