@@ -14,10 +14,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-<<<<<<< HEAD
-=======
-from dcclip_cli.data.reading import Fault
->>>>>>> main
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import Images, ImageTransform
 from dcclip_cli.files import atomic_write, lock
