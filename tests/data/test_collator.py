@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from dcclip_cli.data.collator import ImageCache, first_captions
-from dcclip_cli.data.dataset import ConcatDataset, open_pairs, write_embeddings, write_parquet
+from dcclip_cli.data.dataset import ConcatDataset, open_pairs, write_parquet
 from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import Pair, PairDataset
 from dcclip_cli.data.unpaired import open_images, open_texts
@@ -185,8 +186,8 @@ def test_a_batch_is_split_into_parts_of_images_with_their_texts(joined: ConcatDa
 
 
 def test_embeddings_take_the_place_of_pixels_and_equal_ones_have_one_caption_id(tmp_path: Path) -> None:
-    vectors = np.asarray([[1, 0], [0, 1], [0, 1]], np.float32)
-    write_embeddings(tmp_path / "a.parquet", ["cat", "dog", "hound"], vectors, {"zh": [["猫"], ["狗"], ["犬"]]})
+    table = {"key": ["cat", "dog", "hound"], "embedding": [[1, 0], [0, 1], [0, 1]], "zh": [["猫"], ["狗"], ["犬"]]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
     collator = collate(open_pairs(tmp_path / "a.parquet"), {"languages": ("zh",)}, with_caption_ids=True)
     batch = collator.batch([(2, 0), (0, 0), (1, 0)])
     assert batch.pixels.tolist() == [[0, 1], [1, 0], [0, 1]]

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dcclip_cli.data.dataset import ConcatDataset, open_pairs, write_embeddings, write_parquet
-from dcclip_cli.data.pair import Language, Pair
+from dcclip_cli.data.dataset import ConcatDataset, open_pairs, write_parquet
+from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.unpaired import open_images, open_texts
 from dcclip_cli.errors import DcclipError
 
@@ -141,12 +141,12 @@ def test_a_tar_that_is_cut_in_a_member_or_a_header_is_refused(tmp_path: Path) ->
 
 
 def test_embeddings_are_read_back_and_asking_for_an_image_is_an_error(tmp_path: Path) -> None:
-    vectors = np.asarray([[1, 0], [0, 1]], np.float32)
-    captions: dict[Language, list[list[str]]] = {"zh": [["猫", "猫咪"], ["狗"]], "en": [["cat"], ["dog"]]}
-    write_embeddings(tmp_path / "a.parquet", ["cat", "dog"], vectors, captions)
+    halves = pa.FixedSizeListArray.from_arrays(pa.array(np.eye(2, dtype=np.float16).ravel()), 2)
+    table = {"key": ["cat", "dog"], "embedding": halves, "zh": [["猫", "猫咪"], ["狗"]]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
     dataset = open_pairs(tmp_path / "a.parquet")
     assert dataset.embeddings is not None
-    assert dataset.embeddings.tolist() == vectors.tolist()
+    assert (dataset.embeddings.dtype, dataset.embeddings.tolist()) == (np.float32, [[1, 0], [0, 1]])
     assert dataset.captions("zh") == [("猫", "猫咪"), ("狗",)]
     with pytest.raises(DcclipError, match="has embeddings, no images"):
         dataset[0]
