@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,14 @@ class FeatureCache:
         Embeddings depend on their item and on what `about` contains. See `FeatureStore.complete` for `compute`. Another
         process that asks for items of the same `about` waits meanwhile.
         """
-        store = self._store(about)
-        with lock(store.folder / ".lock") if store.folder else nullcontext():
+        with ExitStack() as held:
+            try:
+                store = self._store(about)
+                if store.folder:
+                    held.enter_context(lock(store.folder / ".lock"))
+            except OSError as error:
+                hint = "name another folder with DCCLIP_CACHE, or use --no-cache"
+                raise DcclipError(f"{self._root} cannot be written: {error.strerror}", hint) from None
             store.refresh()
             return store.complete("embedding", digests("", items), compute)
 
