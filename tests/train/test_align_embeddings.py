@@ -43,7 +43,7 @@ def run(points: Path, student: dict[str, Any], root: Path, **options: Any) -> Pa
     return result.model
 
 
-def test_words_of_both_languages_come_to_their_points(
+def test_words_of_both_languages_are_pulled_to_their_points(
     points: Path, student_section: dict[str, Any], tmp_path: Path
 ) -> None:
     model = TorchEncoder(load_model(run(points, student_section, tmp_path)))
