@@ -125,8 +125,8 @@ def evaluate(
     `load` takes, or several; by default the recipe's run. `out`: folder for the results, tables and report.html
     (default: that of the run). `cache`: keep embeddings for the next call.
     """
+    from dcclip_cli.eval.embedding import FeatureCache
     from dcclip_cli.eval.evaluate import evaluate, open_datasets
-    from dcclip_cli.eval.feature_cache import FeatureCache
     from dcclip_cli.eval.report import save_report
     from dcclip_cli.files import cache_folder
     from dcclip_cli.model.reference import resolve

@@ -236,8 +236,8 @@ class RecipeRun:
         options = self.loaded.recipe.eval
         if options is None:
             return []
+        from dcclip_cli.eval.embedding import FeatureCache
         from dcclip_cli.eval.evaluate import evaluate, open_datasets
-        from dcclip_cli.eval.feature_cache import FeatureCache
         from dcclip_cli.eval.report import save_report
 
         datasets, cache = open_datasets(options), FeatureCache(cache_folder(), self.progress.say)
