@@ -105,20 +105,6 @@ def test_the_manifest_gives_the_counts_and_each_shards_sha256(tmp_path: Path, pi
     assert (cat.key, cat.zh, cat.en) == ("000000000000", ("一只猫",), ("a cat", "the cat sleeps"))
 
 
-def test_chinese_and_english_of_one_image_become_one_pair_before_a_language_is_missed(
-    tmp_path: Path, picture: MakeImage
-) -> None:
-    pairs = [
-        Pair("a", picture("red"), zh=("一只猫在睡觉",)),
-        Pair("b", picture("blue"), zh=("一只狗在跑步",)),
-        Pair("c", picture("red"), en=("a cat asleep",)),
-    ]
-    result = collect(options(tmp_path, pairs, needs=("zh", "en")), tmp_path / "out", engine=ONE)
-    assert result.pairs.dropped == {"image-merged": 1, "no-caption": 1}
-    (cat,) = open_pairs(tmp_path / "out")
-    assert (cat.zh, cat.en) == (("一只猫在睡觉",), ("a cat asleep",))
-
-
 @pytest.fixture
 def five(tmp_path: Path, picture: MakeImage) -> CollectOptions:
     """Five good pairs, one with a picture that is none and one that is there twice, in three slices."""
