@@ -44,7 +44,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        self.text += f" {data}"
 
     def values(self, name: str) -> list[str]:
         return [value or "" for attribute, value in self.attributes if attribute == name]
