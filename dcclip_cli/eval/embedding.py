@@ -20,13 +20,12 @@ from dcclip_cli.data.reading import Fault
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import Images, ImageTransform
 from dcclip_cli.eval.feature_cache import FeatureCache
-from dcclip_cli.machine import cores
+from dcclip_cli.machine import begin_worker, cores
 from dcclip_cli.model.precision import Precision
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.predict.encoder import Encoder, load_encoder
 from dcclip_cli.predict.images import embed_batches
 from dcclip_cli.predict.zero_shot import class_means, fill, text_embeddings
-from dcclip_cli.processes import begin_worker
 from dcclip_cli.progress import Progress
 
 Batch = list[tuple[int, np.ndarray | DcclipError]]

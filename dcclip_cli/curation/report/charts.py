@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-from dcclip_cli.charts import svg_chart
 from dcclip_cli.curation.report.statistics import KEPT, Scale, scale_of, split
 from dcclip_cli.data.pair import LANGUAGES
+from dcclip_cli.html import svg_chart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
