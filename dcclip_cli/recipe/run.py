@@ -19,8 +19,8 @@ from dcclip_cli.recipe.load import LoadedRecipe, record
 from dcclip_cli.run_dir import STAGES, RunDir, StageName, TrainResult, finished
 
 if TYPE_CHECKING:
+    from dcclip_cli.curation.collect import CollectResult
     from dcclip_cli.curation.executors import Engine
-    from dcclip_cli.curation.manifest import CollectResult
     from dcclip_cli.data.options import DataOptions
     from dcclip_cli.eval.result import EvalResult
     from dcclip_cli.exporters.export import ExportOptions, ExportResult
@@ -235,8 +235,8 @@ class RecipeRun:
         options = self.loaded.recipe.eval
         if options is None:
             return []
+        from dcclip_cli.eval.embedding import FeatureCache
         from dcclip_cli.eval.evaluate import evaluate, open_datasets
-        from dcclip_cli.eval.feature_cache import FeatureCache
         from dcclip_cli.eval.report import save_report
 
         datasets, cache = open_datasets(options), FeatureCache(cache_folder(), self.progress.say)
