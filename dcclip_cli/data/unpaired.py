@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,9 +17,11 @@ from dcclip_cli.data.dataset import ConcatDataset, find_dataset
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, PairDataset, caption_strings
 from dcclip_cli.data.reading import IMAGE_SUFFIXES
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import json_object
 from dcclip_cli.text import language_by_script
 
 Captions = dict[Language, tuple[str, ...]]
+_EXAMPLE = 'write lines like {"zh": "猫", "en": "cat"}'
 
 # ---- images without captions
 
@@ -170,14 +171,7 @@ def _columns(path: Path, first: list[str]) -> dict[Language, int]:
 
 def _objects(stream: Iterable[str], path: Path) -> Iterator[Captions]:
     for number, line in enumerate(stream, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DcclipError(f"{path}:{number}: not JSON: {error}", "write one JSON object a line") from None
-        if not isinstance(record, dict):
-            raise DcclipError(f"{path}:{number}: not a JSON object", 'write lines like {"zh": "猫", "en": "cat"}')
+        record = json_object(line, f"{path}:{number}", _EXAMPLE) if line.strip() else {}
         texts = {key: caption_strings(record.get(key), f"{path}:{number}: {key}") for key in LANGUAGES}
         stripped = {key: tuple(text.strip() for text in own if text.strip()) for key, own in texts.items()}
         yield {key: own for key, own in stripped.items() if own}
