@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import bound_spinning
-from dcclip_cli.pipeline import StageName
 from dcclip_cli.progress import Progress, progress_for
 from dcclip_cli.recipe.load import LoadedRecipe, RecipeSource
 from dcclip_cli.recipe.load import load as load_recipe
 from dcclip_cli.recipe.run import ModelSummary, RecipeRun, StageResult
-from dcclip_cli.run_dir import RunDir, TrainResult
+from dcclip_cli.run_dir import RunDir, StageName, TrainResult
 
 if TYPE_CHECKING:
     from dcclip_cli.curation.collect import CollectResult

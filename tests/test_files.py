@@ -28,7 +28,7 @@ for module in pkgutil.walk_packages(dcclip_cli.__path__, "dcclip_cli."):
         importlib.import_module(module.name)
 from dcclip_cli.predict.footprint import peak_bytes
 from dcclip_cli.machine import cores
-from dcclip_cli.processes import loading_processes
+from dcclip_cli.machine import loading_processes
 assert cores() >= 1 and loading_processes(2) == 0 and peak_bytes() is None
 """
 FILL = """

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dcclip_cli.charts import COLOURS, svg_chart
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import DataSet
@@ -18,7 +17,7 @@ from dcclip_cli.eval.embedding import sample_indices
 from dcclip_cli.eval.metrics import per_class
 from dcclip_cli.eval.registry import ELEVATER, SUFFIX, base_name
 from dcclip_cli.eval.result import EvalResult, save_results
-from dcclip_cli.html import jpeg_thumbnail, write_page
+from dcclip_cli.html import COLOURS, jpeg_thumbnail, svg_chart, write_page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

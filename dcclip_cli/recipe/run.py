@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import atomic_write, cache_folder, read_json
+from dcclip_cli.machine import is_first_process
 from dcclip_cli.options import decisive
-from dcclip_cli.pipeline import STAGES, StageName, finished
-from dcclip_cli.processes import is_first_process
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.recipe.load import LoadedRecipe, record
-from dcclip_cli.run_dir import RunDir, TrainResult
+from dcclip_cli.run_dir import STAGES, RunDir, StageName, TrainResult, finished
 
 if TYPE_CHECKING:
     from dcclip_cli.curation.collect import CollectResult

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from dcclip_cli.charts import svg_chart
 from dcclip_cli.curation.report.examples import Example
 from dcclip_cli.curation.report.statistics import KEPT, SCALES, Scale, scale_of
 from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.html import write_page
+from dcclip_cli.html import svg_chart, write_page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
