@@ -26,8 +26,6 @@ from dcclip_cli.machine import cores
 from dcclip_cli.options import Options, Removed
 from dcclip_cli.processes import begin_worker
 
-EngineName = Literal["local", "ray", "slurm"]
-
 _ASK_SLURM_S = 5.0
 _LARGEST_ARRAY = 1_000  # tasks of one job array; Slurm's MaxArraySize is 1001 by default
 _SCRIPT = """#!/bin/bash
@@ -87,7 +85,7 @@ class Step(Protocol):
 class Engine:
     """Where tasks run, and how many at a time (None: one for each core, or as many as the cluster allows)."""
 
-    name: EngineName = "local"
+    name: Literal["local", "ray", "slurm"] = "local"
     workers: int | None = None
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
 
@@ -118,7 +116,7 @@ class Engine:
             quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
             ray.init(address=options.address, num_cpus=local_cores, **quiet)
         reserved = {"num_cpus": options.cpus, "memory": int(options.memory_gb * 2**30)}
-        remote, shared = ray.remote(_run_task).options(**reserved), ray.put(step)
+        remote, shared = ray.remote(lambda step, task: step.run(task)).options(**reserved), ray.put(step)
         running: dict[Any, int] = {}
         waiting = list(reversed(pending))
         while waiting or running:
@@ -145,9 +143,8 @@ class Engine:
         """Submit arrays that start one after the other; `last` gets the number of the last one's job."""
         options = self.cluster.slurm
         if options is None:
-            raise DcclipError(
-                "--engine slurm needs a partition", "give it with: --set collect.cluster.slurm.partition=NAME"
-            )
+            hint = "give it with: --set collect.cluster.slurm.partition=NAME"
+            raise DcclipError("--engine slurm needs a partition", hint)
         if shutil.which("sbatch") is None:
             raise DcclipError("--engine slurm: there is no sbatch here", "run the command on a Slurm login node")
         logs.mkdir(parents=True, exist_ok=True)
@@ -198,7 +195,7 @@ def _run_locally(step: Step, pending: Sequence[int], workers: int) -> None:
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, context, begin_worker)
     try:
-        for done in as_completed([pool.submit(_run_task, step, task) for task in pending]):
+        for done in as_completed([pool.submit(step.run, task) for task in pending]):
             done.result()
         pool.shutdown()
     except BrokenProcessPool:
@@ -213,15 +210,6 @@ def _run_locally(step: Step, pending: Sequence[int], workers: int) -> None:
         raise
 
 
-def _run_task(step: Step, task: int) -> None:
-    step.run(task)
-
-
-def _run_slurm_task(pickled: Path, index: int) -> None:
-    """Do the pending task with this index; the pickle is that of `_submit`."""
-    step, pending = pickle.loads(pickled.read_bytes())
-    step.run(pending[index])
-
-
-if __name__ == "__main__":
-    _run_slurm_task(Path(sys.argv[1]), int(sys.argv[2]))
+if __name__ == "__main__":  # a task of a Slurm array: the pickle is that of `_submit`
+    pickled_step, pending_tasks = pickle.loads(Path(sys.argv[1]).read_bytes())
+    pickled_step.run(pending_tasks[int(sys.argv[2])])
