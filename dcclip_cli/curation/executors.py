@@ -36,14 +36,6 @@ exec python -m dcclip_cli.curation.executors {step} $(($1 + SLURM_ARRAY_TASK_ID)
 """
 
 
-class RayOptions(Options):
-    """Which Ray cluster is used and what each task reserves on it."""
-
-    address: str | None = Field(None, description="Address of the cluster, for example auto; null starts Ray locally")
-    cpus: int = Field(1, ge=1, description="CPU cores reserved for each task")
-    memory_gb: float = Field(1.0, gt=0, description="Memory reserved for each task, in GB")
-
-
 class SlurmOptions(Options):
     """What each task requests from Slurm. The run directory must be on a file system that all nodes share."""
 
@@ -58,9 +50,10 @@ class SlurmOptions(Options):
 
 
 class ClusterOptions(Options):
-    """How --engine ray and --engine slurm run the tasks; does not change the output."""
+    """How --engine slurm runs the tasks; does not change the output."""
 
-    ray: RayOptions = Field(RayOptions(), description="Options of --engine ray")
+    removed: ClassVar = {"ray": Removed("name the cluster in the environment variable RAY_ADDRESS", ignored=(None, {}))}
+
     slurm: SlurmOptions | None = Field(None, description="Options of --engine slurm")
 
 
@@ -110,13 +103,10 @@ class Engine:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
 
-        options = self.cluster.ray
         if not ray.is_initialized():
-            local_cores = self.workers if options.address is None else None
-            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-            ray.init(address=options.address, num_cpus=local_cores, **quiet)
-        reserved = {"num_cpus": options.cpus, "memory": int(options.memory_gb * 2**30)}
-        remote, shared = ray.remote(lambda step, task: step.run(task)).options(**reserved), ray.put(step)
+            local_cores = None if os.environ.get("RAY_ADDRESS") else self.workers
+            ray.init(num_cpus=local_cores, log_to_driver=False, logging_level=logging.ERROR)
+        remote, shared = ray.remote(lambda step, task: step.run(task)), ray.put(step)
         running: dict[Any, int] = {}
         waiting = list(reversed(pending))
         while waiting or running:

@@ -53,4 +53,4 @@ class CollectOptions(DedupOptions):
         1000, ge=1, le=100_000, description="Candidates read per shard; a shard contains those of them that are kept"
     )
     report: ReportOptions = Field(ReportOptions(), description="Contents of report.html")
-    cluster: Neutral[ClusterOptions] = Field(ClusterOptions(), description="Where --engine ray and slurm run")
+    cluster: Neutral[ClusterOptions] = Field(ClusterOptions(), description="What --engine slurm asks of the cluster")

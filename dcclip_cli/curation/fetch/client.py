@@ -16,8 +16,6 @@ import ssl
 import threading
 import time
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from http.client import IncompleteRead, RemoteDisconnected
@@ -44,21 +42,7 @@ _NEVER += [ipaddress.ip_network(net) for net in ("192.0.0.0/24", "fec0::/10", "3
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-class _Clock(threading.local):
-    end = float("inf")
-
-
-_clock = _Clock()
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """While the block runs, reads of this thread raise TimeoutError after this many seconds in total."""
-    _clock.end = time.monotonic() + seconds
-    try:
-        yield
-    finally:
-        _clock.end = _Clock.end
+_clock = threading.local()  # its `end`: until when this thread may read
 
 
 def _time_left() -> float:
@@ -160,10 +144,11 @@ class Client:
         self._headers = {"User-Agent": options.user_agent, **_HEADERS}
         self._pools = _pools(options)
 
-    def get(self, target: Target, limit: int, cut: bool = False) -> Answer:
-        """The response, within this thread's deadline. A body of more than `limit` bytes is a fault, or is `cut`."""
+    def get(self, target: Target, limit: int, seconds: float, cut: bool = False) -> Answer:
+        """The response, within so many seconds. A body of more than `limit` bytes is a fault, or is `cut`."""
         from urllib3.exceptions import HTTPError, ProtocolError
 
+        _clock.end = time.monotonic() + seconds
         try:
             try:
                 response = self._open(target)

@@ -11,10 +11,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urljoin
 
-from dcclip_cli.curation.fetch.client import Answer, Client, time_limit
+from dcclip_cli.curation.fetch.client import Answer, Client
 from dcclip_cli.curation.fetch.request import Fault, FetchOptions, Target, read_url
 from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.data.reading import Drop
@@ -37,7 +37,6 @@ _CACHED_ROBOTS_BYTES = 50_000_000  # of parsed rules of all sites, roughly
 _RULE_BYTES = 500
 _AGENT_LINE = re.compile(r"\s*user[-\s]*agent[\s:]+([^\s/#]*)", re.IGNORECASE)  # all that Protego takes for one
 
-Got = TypeVar("Got")
 Fetch = Callable[[str], bytes | Drop]
 
 
@@ -55,9 +54,6 @@ class Fetcher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         """End waits for retries and close idle connections."""
         self._closing.set()
         self._client.close()
@@ -73,7 +69,7 @@ class Fetcher:
         """The candidates in their order; those with a URL and no fault get their image or a fault."""
         return fetch_in_order(iter(candidates), self.fetch, self._options.workers, self._options.per_host)
 
-    def _with_retries(self, url: str, one_try: Callable[[], Got]) -> Got:
+    def _with_retries(self, url: str, one_try: Callable[[], bytes]) -> bytes:
         # The same in each run, but different for the URLs of one host.
         jitter = 1 + zlib.crc32(url.encode(errors="replace")) / 2**32
         for before in range(self._options.retries):
@@ -93,8 +89,7 @@ class Fetcher:
                 self._robots.check(target)
             with self._slots.setdefault(target.host, threading.Semaphore(self._options.per_host)):
                 start = time.monotonic()
-                with time_limit(left):
-                    answer = self._client.get(target, limit, cut=robots_file)
+                answer = self._client.get(target, limit, left, cut=robots_file)
                 left -= time.monotonic() - start
             location = answer.headers.get("Location")
             if answer.status not in _REDIRECTS or not location:
@@ -109,9 +104,8 @@ class Fetcher:
             raise Fault(f"url-status-{answer.status}", f"status {answer.status}", again, wait_s, answer.status)
         if robots_file:
             return answer.body
-        if self._options.opt_outs and (
-            word := _opt_out(answer.headers.getlist("X-Robots-Tag"), self._options.user_agent)
-        ):
+        tags = answer.headers.getlist("X-Robots-Tag") if self._options.opt_outs else []
+        if word := _opt_out(tags, self._options.user_agent):
             raise Fault("url-opt-out", f"X-Robots-Tag: {word}")
         if not answer.body:
             raise Fault("url-empty", "the answer has no body")
@@ -143,9 +137,8 @@ def _opt_out(tags: Iterable[str], agent: str) -> str | None:
         robot, colon, _ = tag.lower().partition(":")
         if colon and robot.strip() not in (me, *_VALUED) and "," not in robot:
             continue  # for another robot
-        for word in re.split(r"[\s,:]+", tag.lower()):
-            if word in _OPT_OUTS:
-                return word
+        if words := [word for word in re.split(r"[\s,:]+", tag.lower()) if word in _OPT_OUTS]:
+            return words[0]
     return None
 
 

@@ -56,8 +56,7 @@ class TextTable:
                 self._first(stream)
                 number = 2
             cuts = record_cuts(stream, size, self.limit, number) if self._csv else line_cuts(stream, size, number)
-            for cut in cuts:
-                yield Slice({"start": cut.start, "end": cut.end, "number": cut.number}, cut.lines)
+            yield from (Slice(cut._asdict(), cut.lines) for cut in cuts)
 
     def rows(self, part: Mapping[str, Any]) -> Iterator[tuple[str, Cells]]:
         """The rows of one slice, each with its line number, counted from 1."""
