@@ -52,7 +52,12 @@ class SlurmOptions(Options):
 class ClusterOptions(Options):
     """How --engine slurm runs the tasks; does not change the output."""
 
-    removed: ClassVar = {"ray": Removed("name the cluster in the environment variable RAY_ADDRESS", ignored=(None, {}))}
+    removed: ClassVar = {
+        "ray": Removed(
+            "name the cluster in the environment variable RAY_ADDRESS",
+            ignored=(None, {}, {"address": None, "cpus": 1, "memory_gb": 1}),
+        )
+    }
 
     slurm: SlurmOptions | None = Field(None, description="Options of --engine slurm")
 

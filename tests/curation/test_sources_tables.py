@@ -125,7 +125,7 @@ ROWS = [  # format, reason, rows
     (
         "jsonl",
         "image-base64",
-        [f'{{"base64": "{text}", "en": "a"}}' for text in ("猫", "a*b=", "abcde", "ab=cd", "\\u0000")],
+        [f'{{"base64": "{text}", "en": "a"}}' for text in ["猫", "a*b=", "abcde", "ab=cd", "\\u0000"]],
     ),
 ]
 
