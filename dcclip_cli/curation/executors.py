@@ -27,6 +27,11 @@ from dcclip_cli.options import Options, Removed
 from dcclip_cli.processes import begin_worker
 
 _ASK_SLURM_S = 5.0
+_OLD_RAY: tuple[Any, ...] = (
+    None,
+    {},
+    {"address": None, "cpus": 1, "memory_gb": 1},
+)  # values of a removed key that change nothing
 _LARGEST_ARRAY = 1_000  # tasks of one job array; Slurm's MaxArraySize is 1001 by default
 _SCRIPT = """#!/bin/bash
 {directives}
@@ -52,12 +57,7 @@ class SlurmOptions(Options):
 class ClusterOptions(Options):
     """How --engine slurm runs the tasks; does not change the output."""
 
-    removed: ClassVar = {
-        "ray": Removed(
-            "name the cluster in the environment variable RAY_ADDRESS",
-            ignored=(None, {}, {"address": None, "cpus": 1, "memory_gb": 1}),
-        )
-    }
+    removed: ClassVar = {"ray": Removed("name the cluster in the environment variable RAY_ADDRESS", _OLD_RAY)}
 
     slurm: SlurmOptions | None = Field(None, description="Options of --engine slurm")
 

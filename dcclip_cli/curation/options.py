@@ -8,7 +8,7 @@ from pydantic import Field
 
 from dcclip_cli.curation.dedup.dedup import DedupOptions
 from dcclip_cli.curation.executors import ClusterOptions
-from dcclip_cli.curation.fetch import FetchOptions
+from dcclip_cli.curation.fetch.request import FetchOptions
 from dcclip_cli.curation.filters import DEFAULT_FILTERS, AnyFilter
 from dcclip_cli.curation.normalize_text import NormalizeOptions
 from dcclip_cli.curation.scores.scorers import Scorers

@@ -50,7 +50,7 @@ class ReadStep(SliceStep):
         return self.work.read(task)
 
     def run(self, task: int) -> None:
-        from dcclip_cli.curation.fetch import Fetcher
+        from dcclip_cli.curation.fetch.fetcher import Fetcher
 
         with whole_folder(self.result(task)) as folder, Fetcher(self.options.fetch) as fetcher:
             candidates = fetcher.fetch_all(self._candidates(task))

@@ -64,8 +64,8 @@ class Reading:
 class Plan:
     """All slices of all sources, in order."""
 
-    assignments: tuple[Assignment, ...]
-    readings: tuple[Reading, ...]
+    assignments: list[Assignment]
+    readings: list[Reading]
 
     @property
     def about(self) -> int:
@@ -80,22 +80,19 @@ def plan(options: CollectOptions, limit: int | None = None) -> Plan:
     for scorer in options.scores:
         scorer.check()
     assignments: list[Assignment] = []
-    readings = []
-    left = limit
+    readings: list[Reading] = []
     for number, source in enumerate(options.sources):
         found = [Assignment(number, one) for one in source.slices(options.shard_size)]
-        if left is not None:
-            share = -(-left // (len(options.sources) - number))
-            found = list(_first(found, share))
-            left -= sum(one.slice.about for one in found)
+        if limit is not None:
+            left = limit - sum(reading.about for reading in readings)
+            found = list(_first(found, -(-left // (len(options.sources) - number))))
         assignments += found
-        about = sum(one.slice.about for one in found)
-        readings.append(Reading(source.label, source.kind, about, len(found)))
+        readings.append(Reading(source.label, source.kind, sum(one.slice.about for one in found), len(found)))
     if len(assignments) > _MAX_SLICES:
         raise DcclipError(f"{len(assignments):,} slices are too many", "make collect.shard_size larger")
     if not assignments:
         raise DcclipError("the sources are empty", "check their paths")
-    return Plan(tuple(assignments), tuple(readings))
+    return Plan(assignments, readings)
 
 
 def _first(assignments: Iterable[Assignment], share: int) -> Iterator[Assignment]:

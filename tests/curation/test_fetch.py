@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dcclip_cli.curation.fetch import Fetcher
+from dcclip_cli.curation.fetch.fetcher import Fetcher
 from dcclip_cli.data.reading import Drop
 from tests.curation.fetch_site import PICTURE, Page, Site, drips, floods, leads_to, options, reason, sends
 

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from dcclip_cli.curation.fetch import Fetcher
+from dcclip_cli.curation.fetch.fetcher import Fetcher
 from dcclip_cli.data.reading import Drop
 from tests.curation.fetch_site import PICTURE, Page, Site, drips, floods, in_turn, leads_to, options, reason, sends
 
