@@ -22,16 +22,12 @@ from typing import Any, ClassVar, Literal, Protocol
 from pydantic import Field
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.machine import cores
+from dcclip_cli.machine import begin_worker, cores
 from dcclip_cli.options import Options, Removed
-from dcclip_cli.processes import begin_worker
 
 _ASK_SLURM_S = 5.0
-_OLD_RAY: tuple[Any, ...] = (
-    None,
-    {},
-    {"address": None, "cpus": 1, "memory_gb": 1},
-)  # values of a removed key that change nothing
+# Values of a removed key that change nothing.
+_OLD_RAY: tuple[Any, ...] = (None, {}, {"address": None, "cpus": 1, "memory_gb": 1})
 _LARGEST_ARRAY = 1_000  # tasks of one job array; Slurm's MaxArraySize is 1001 by default
 _SCRIPT = """#!/bin/bash
 {directives}
