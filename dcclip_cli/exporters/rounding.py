@@ -14,12 +14,6 @@ _PAIR = 128  # largest sum of two weights
 LARGEST_PAIR_SUM = 32767  # in 16 bits
 
 
-def weighted_nodes(model: Any, kinds: Sequence[str]) -> list[Any]:
-    """The nodes of these kinds whose second input is a weight: convolutions and dense layers."""
-    weights = {weight.name for weight in model.graph.initializer}
-    return [node for node in model.graph.node if node.op_type in kinds and node.input[1] in weights]
-
-
 def weights_of(model: Any) -> dict[str, np.ndarray]:
     """The graph's weights by name."""
     from onnx import numpy_helper
@@ -52,13 +46,6 @@ def _outputs(model: Any, names: Sequence[str], batches: Sequence[np.ndarray]) ->
     probe.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
     session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
     return [list(session.run(None, {session.get_inputs()[0].name: batch})) for batch in batches]
-
-
-def after_last(model: Any, kinds: Sequence[str]) -> list[str]:
-    """The names of all nodes after the last one of these kinds."""
-    nodes = list(model.graph.node)  # in topological order, as ONNX requires
-    last = max(index for index, node in enumerate(nodes) if node.op_type in kinds)
-    return [node.name for node in nodes[last + 1 :]]
 
 
 def rounded_activations(model: Any) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters import Precision
-from dcclip_cli.exporters.formats.base import Format
+from dcclip_cli.exporters.formats import Format
 from dcclip_cli.exporters.formats.onnx import clip_image_processor
 from dcclip_cli.model.tokenizer import copy_tokenizer, renumbered
 
