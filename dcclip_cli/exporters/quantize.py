@@ -277,8 +277,8 @@ class OnnxGraphs:
             elif self._precision == "fp16":
                 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-                blocked, file = [*DEFAULT_OP_BLOCK_LIST, *kept], str(self._fp32 / name)
-                _save(convert_float_to_float16(file, keep_io_types=True, op_block_list=blocked), out)
+                blocked, exact = [*DEFAULT_OP_BLOCK_LIST, *kept], str(self._fp32 / name)
+                _save(convert_float_to_float16(exact, keep_io_types=True, op_block_list=blocked), out)
             else:
                 self._int8[tower].write(out, *kept)
                 self._pair_sums[tower] = largest_pair_sum(out)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, PROVENANCE = "open_clip_config.json", "open_clip_model.safetensors", "dcclip.json"
 FORMAT = 1
+READS_SAFETENSORS = "dcclip reads safetensors only; save pickled weights as safetensors first"  # a hint
 
 
 def save_model(
@@ -71,7 +72,7 @@ def load_model(folder: Path, device: str = "cpu") -> OpenClipTowers:
     if not (folder / WEIGHTS).is_file():
         raise DcclipError(
             f"{folder} has no {WEIGHTS} (found: {', '.join(sorted(path.name for path in folder.iterdir()))})",
-            "dcclip reads safetensors only; save pickled weights as safetensors first",
+            READS_SAFETENSORS,
         )
     try:
         preprocessing = Preprocessing.from_config(config.get("preprocess_cfg", {}))

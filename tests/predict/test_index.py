@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.predict.index import FOLDER, Index, open_index
+from dcclip_cli.predict.images import FOLDER, Index, open_index
 from dcclip_cli.predict.onnx_encoder import OnnxEncoder
 from dcclip_cli.progress import Silent
 
