@@ -28,7 +28,7 @@ from dcclip_cli.exporters.parity import Original, Parity, Thresholds
 from dcclip_cli.exporters.quantize import OnnxGraphs
 from dcclip_cli.exporters.samples import samples_from
 from dcclip_cli.exporters.source import Source, load_source
-from dcclip_cli.files import atomic_folder, file_sha256, read_json
+from dcclip_cli.files import atomic_folder, file_sha256, read_json, write_json
 from dcclip_cli.model.model_dir import model_fingerprint
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import ModelReference
@@ -236,6 +236,4 @@ def _about(source: Source, folder: Path, options: ExportOptions) -> dict[str, An
 
 def _update(description: Path, more: dict[str, Any]) -> None:
     """Add to the JSON object in a file, which is created if it does not exist."""
-    about = json.loads(description.read_text("utf-8")) if description.exists() else {}
-    about |= more
-    description.write_text(json.dumps(about, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_json(description, (json.loads(description.read_text("utf-8")) if description.exists() else {}) | more)

@@ -86,13 +86,13 @@ class Int8Tower:
             node for node in self._model.graph.node if node.op_type in weighted and node.input[1] in self._sizes
         ]
         self._rounded = self._quantized()
-        self._first = self._first_convolutions()
+        self._first, self._plain = self._fp32_parts()
 
     def write(self, out: Path, activations: float = 0.0, weights: float = 0.0) -> None:
         """Write the tower in int8 except for fractions of its activations, and of its size, in weights."""
         sensitive = self._sensitive[: round(activations * len(self._sensitive))] if activations else []
         nodes = self._costly_weights(weights) if weights else []
-        _save(self._keeping({*self._plain(), *sensitive}, {*self._first, *nodes}), out)
+        _save(self._keeping({*self._plain, *sensitive}, {*self._first, *nodes}), out)
 
     def _keeping(self, activations: Collection[str], nodes: Collection[str] = ()) -> Any:
         """The tower in int8 except for these activations, and the weights and biases of these nodes."""
@@ -147,25 +147,24 @@ class Int8Tower:
         tried = rows[:: -(-len(rows) // _TRIED_ON)]
         return np.concatenate([session.run(None, {name: row[np.newaxis]})[0] for row in tried])
 
-    def _first_convolutions(self) -> list[str]:
+    def _fp32_parts(self) -> tuple[list[str], set[str]]:
+        """A convolutional tower's first convolutions, and the activations that are not rounded.
+
+        These are between the first convolutions, and in the head, except the inputs of dense layers.
+        """
         if not self._convolutional:
-            return []
+            return [], set()
         counts = multiply_adds(self._model, self._nodes, self._batches[0][:1])
         shares = np.cumsum(list(counts.values())) / sum(counts.values())
-        return [name for name, share in zip(counts, shares, strict=True) if share <= _FIRST]
-
-    def _plain(self) -> set[str]:
-        """The activations between a convolutional tower's first convolutions, and of its head except dense inputs."""
-        if not self._convolutional:
-            return set()
+        first = [name for name, share in zip(counts, shares, strict=True) if share <= _FIRST]
         nodes = list(self._model.graph.node)
         names = [node.name for node in nodes]
-        begin = max((names.index(name) + 1 for name in self._first), default=0)
+        begin = max((names.index(name) + 1 for name in first), default=0)
         last = max(index for index, node in enumerate(nodes) if node.op_type == "Conv")
         dense = [names.index(node.name) for node in self._nodes if names.index(node.name) > last]
         head = {name for node in nodes[min(dense, default=len(nodes)) :] for name in node.output}
-        first = {name for node in nodes[:begin] for name in node.input}
-        return first | head - {node.input[0] for node in self._nodes}
+        inputs = {name for node in nodes[:begin] for name in node.input}
+        return first, inputs | head - {node.input[0] for node in self._nodes}
 
     def _quantized(self) -> Any:
         """The whole tower in int8, except for the normalisation at its end."""

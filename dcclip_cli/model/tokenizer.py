@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import write_json
 from dcclip_cli.text import HAN_BMP
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, context_length: int) -> N
         "eos_token": "</s>",
         "unk_token": "<unk>",
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", config)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -78,25 +78,18 @@ class TorchEncoder:
         import torch
 
         batch = torch.from_numpy(pixels).to(self._device, memory_format=torch.channels_last)
-        with torch.inference_mode(), self._autocast():
-            embedding = self.towers.image_features(batch).embedding
-        return self._normalized(embedding, "images")
+        return self._encode("images", lambda: self.towers.image_features(batch).embedding)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        import torch
-
         tokens = self.towers.tokenize(list(texts)).to(self._device)
-        with torch.inference_mode(), self._autocast():
-            embedding = self.towers.text_features(tokens).embedding
-        return self._normalized(embedding, "texts")
+        return self._encode("texts", lambda: self.towers.text_features(tokens).embedding)
 
-    def _autocast(self) -> Any:
+    def _encode(self, inputs: str, compute: Callable[[], Tensor]) -> np.ndarray:
         import torch
 
-        return torch.autocast(torch.device(self._device).type, torch.bfloat16, enabled=self.precision == "bf16")
-
-    def _normalized(self, embedding: Tensor, inputs: str) -> np.ndarray:
-        vectors = embedding.float().cpu().numpy()
+        device = torch.device(self._device).type
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
+            vectors = compute().float().cpu().numpy()
         with np.errstate(all="ignore"):  # `finite` reports it
             return finite(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), self.name, inputs)
 

@@ -6,8 +6,8 @@ import glob
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.store import FeatureStore, digests
 
 Item = TypeVar("Item")
+Result = np.ndarray | DcclipError
 BATCH_SIZE = 16
 _AHEAD = 3  # batches of images that are read ahead at most
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -64,7 +65,7 @@ def _not_empty(found: list[Path], otherwise: str) -> list[Path]:
 
 def embed(
     model: Encoder, items: Iterable[Item], read: Callable[[Item], Image.Image], batch_size: int = BATCH_SIZE
-) -> Iterator[tuple[Item, np.ndarray | DcclipError]]:
+) -> Iterator[tuple[Item, Result]]:
     """Each item with its image's embedding (D,) of length 1, or the error of `read`, in order, batch by batch."""
     for batch in embed_batches(model, items, read, batch_size):
         yield from batch
@@ -76,28 +77,24 @@ def embed_batches(
     read: Callable[[Item], Image.Image],
     batch_size: int,
     workers: int | None = None,
-) -> Iterator[list[tuple[Item, np.ndarray | DcclipError]]]:
+) -> Iterator[list[tuple[Item, Result]]]:
     """The results of `embed`, as one list per batch.
 
     Images are read and preprocessed by `workers` threads, by default one per CPU core.
     """
 
-    def prepare(item: Item) -> np.ndarray | DcclipError:
+    def prepare(item: Item) -> Result:
         try:
             return model.preprocess(read(item))
         except DcclipError as error:
             return error
 
     remaining = iter(items)
-    waiting: deque[tuple[Item, Future[np.ndarray | DcclipError]]] = deque()
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
     with ThreadPoolExecutor(workers or cores()) as pool:
         try:
             while True:
-                while len(waiting) < _AHEAD * batch_size:
-                    try:
-                        item = next(remaining)
-                    except StopIteration:
-                        break
+                for item in islice(remaining, _AHEAD * batch_size - len(waiting)):
                     waiting.append((item, pool.submit(prepare, item)))
                 if not waiting:
                     return
@@ -107,9 +104,7 @@ def embed_batches(
             pool.shutdown(cancel_futures=True)
 
 
-def _encode(
-    model: Encoder, batch: list[tuple[Item, np.ndarray | DcclipError]]
-) -> list[tuple[Item, np.ndarray | DcclipError]]:
+def _encode(model: Encoder, batch: list[tuple[Item, Result]]) -> list[tuple[Item, Result]]:
     pixels = [result for _, result in batch if isinstance(result, np.ndarray)]
     vectors = iter(model.encode_pixels(np.stack(pixels)) if pixels else ())
     return [(item, next(vectors) if isinstance(result, np.ndarray) else result) for item, result in batch]
@@ -159,7 +154,7 @@ def open_index(model: Encoder, folder: Path, fresh: bool = False, progress: Prog
     if not folder.is_dir():
         raise DcclipError(f"{folder} is not a folder", "name a folder of images")
     names = [str(path.relative_to(folder)) for path in find_images([str(folder)])]
-    store = _open_store(model, folder, progress)
+    store = FeatureStore(folder / FOLDER / model.fingerprint[:16], progress.say, optional=True)
     if fresh:
         store.clear()
     errors: dict[str, str] = {}
@@ -192,13 +187,3 @@ def _stamp(folder: Path, name: str) -> bytes:
     """What changes when a file does: its name, size and time of change (ns)."""
     found = (folder / name).stat()
     return f"{name}\0{found.st_size}\0{found.st_mtime_ns}".encode(errors="surrogateescape")
-
-
-def _open_store(model: Encoder, folder: Path, progress: Progress) -> FeatureStore:
-    place = folder / FOLDER / model.fingerprint[:16]
-    old = place.with_name(f"{place.name}.npz")  # the first format
-    if old.is_file():
-        progress.say(f"search: {old} has an old format, the index is created again")
-        with suppress(OSError):
-            old.unlink()
-    return FeatureStore(place, progress.say, optional=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +11,13 @@ import numpy as np
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters import Precision
 from dcclip_cli.exporters.formats import Format
+from dcclip_cli.files import write_json
+from dcclip_cli.model.preprocess import RESAMPLING, Preprocessing
 from dcclip_cli.predict.onnx_encoder import IMAGE, TEXT, TOKENIZER, OnnxEncoder, Run
 
 if TYPE_CHECKING:
     from dcclip_cli.exporters.source import Source
-    from dcclip_cli.model.preprocess import Preprocessing
 
-_RESAMPLING = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # Pillow's numbers
 # Names and types of immich's machine-learning service (immich_ml/models/clip): image is float, text is int32.
 _IMMICH_IMAGE, _IMMICH_TEXT, _IMMICH_EMBEDDING = "image", "text", "embedding"
 
@@ -39,9 +38,9 @@ class Onnx(Format):
             "feature_extractor_type": "CLIPFeatureExtractor",
             **clip_image_processor(source.preprocessing),
         }
-        _write_json(folder / "config.json", {"model_type": "clip"})  # transformers.js runs them as a CLIP's two towers
-        _write_json(folder / "preprocessor_config.json", processor)
-        _write_json(folder / "tokenizer_config.json", _tokenizer_config(source))
+        write_json(folder / "config.json", {"model_type": "clip"})  # transformers.js runs them as a CLIP's two towers
+        write_json(folder / "preprocessor_config.json", processor)
+        write_json(folder / "tokenizer_config.json", _tokenizer_config(source))
 
     def open(self, folder: Path) -> OnnxEncoder:
         return OnnxEncoder(folder, "cpu")
@@ -70,9 +69,9 @@ class Immich(Format):
             "vision_cfg": {"image_size": source.preprocessing.size},
             "text_cfg": {"context_length": source.context_length, "vocab_size": source.tokenizer.get_vocab_size()},
         }
-        _write_json(folder / "config.json", config)
-        _write_json(folder / "visual/preprocess_cfg.json", source.preprocessing.to_config())
-        _write_json(folder / "textual/tokenizer_config.json", _tokenizer_config(source))
+        write_json(folder / "config.json", config)
+        write_json(folder / "visual/preprocess_cfg.json", source.preprocessing.to_config())
+        write_json(folder / "textual/tokenizer_config.json", _tokenizer_config(source))
         source.tokenizer.save(str(folder / "textual" / TOKENIZER))
 
     def runner(self, file: Path) -> Run:
@@ -92,7 +91,7 @@ def clip_image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": preprocessing.size} if crops else square,
-        "resample": _RESAMPLING[preprocessing.interpolation],
+        "resample": int(RESAMPLING[preprocessing.interpolation]),
         "do_center_crop": crops,
         "crop_size": square,
         "do_rescale": True,
@@ -132,7 +131,3 @@ def _rename_inputs(graph: Path, out: Path, takes: str) -> int:
     given.name, gives.name = takes, _IMMICH_EMBEDDING
     onnx.save(model, out)
     return int(gives.type.tensor_type.shape.dim[-1].dim_value)
-
-
-def _write_json(file: Path, content: Any) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
