@@ -1,7 +1,7 @@
 """Feature store: arrays under digest keys, in checksummed append-only files that any number of processes share.
 
 A store is a folder for one model with one precision and preprocessing. A row's key is a digest of everything else that
-the row depends on: rows never become wrong, they are only no longer asked for. Rows are appended in blocks. A block is
+the row depends on, so that a stored row is never out of date. Rows are appended in blocks. A block is
 one file, which gets its name when it is complete; a damaged one is dropped with a warning, and its rows are missing.
 """
 
@@ -170,7 +170,7 @@ class FeatureStore:
         found = np.full(len(keys), -1)
         at = np.searchsorted(self._keys[:, 0], keys[:, 0])
         left = np.arange(len(keys))
-        while True:  # over equal first halves: a row of another array, or, once in a lifetime, another key
+        while True:  # over equal first halves: rows without this array, or, very rarely, other keys
             left = left[at[left] < len(self._keys)]
             left = left[self._keys[at[left], 0] == keys[left, 0]]
             if not len(left):
@@ -245,7 +245,7 @@ class FeatureStore:
     def _unlink(self, file: Path, what: str = "") -> None:
         if what:
             self._warn(f"warning: {file} {what}: its rows are computed again")
-        with suppress(OSError):  # in a read-only folder everyone who reads it drops it
+        with suppress(OSError):  # in a read-only folder each process drops it again
             file.unlink(missing_ok=True)
 
     def clear(self) -> None:
@@ -337,8 +337,8 @@ class FeatureStore:
 
         `compute` gets batches, arrays of places in `keys`, and yields the values of one after the other. Batches are
         cut from the missing rows in their order, and a block contains whole ones: after a kill the same batches are
-        left, and what they contain is computed in the same company. A process begins at the share `start` of the
-        batches, and leaves those to others that these have claimed. Raises DcclipError where the disk is too small.
+        left, so that each row is computed together with the same others. A process begins at the fraction `start` of
+        the batches and skips those that other processes have claimed. Raises DcclipError where the disk is too small.
         """
         self.refresh()
         while len(missing := np.flatnonzero(self.missing(keys, names))):

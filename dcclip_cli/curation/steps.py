@@ -81,7 +81,7 @@ class ScoreStep(SliceStep):
         return self.work.read(task) / SCORES
 
     def run(self, task: int) -> None:
-        from dcclip_cli.curation.scores import score_slice
+        from dcclip_cli.curation.scores.base import score_slice
 
         with whole_file(self.result(task)) as path:
             score_slice(self.work.read(task) / PAIRS, self.options.scores, path)
@@ -99,7 +99,7 @@ class DedupStep(SliceStep):
 
     def run(self, task: int) -> None:
         from dcclip_cli.curation.dedup.dedup import dedup
-        from dcclip_cli.curation.scores import ScoreFilter
+        from dcclip_cli.curation.scores.base import ScoreFilter
 
         folders = [self.work.read(number) for number in range(self.slices)]
         scores = [folder / SCORES for folder in folders] if self.options.scores else []

@@ -11,10 +11,8 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from dcclip_cli.curation.options import CollectOptions
-from dcclip_cli.curation.scores import Scorers
 from dcclip_cli.curation.scores.base import Score
-from dcclip_cli.curation.scores.classifier import Classifier
-from dcclip_cli.curation.scores.dual_encoder import Agreement, CachingEncoder, Prompts, open_encoder
+from dcclip_cli.curation.scores.scorers import Agreement, CachingEncoder, Classifier, Prompts, Scorers, open_encoder
 from dcclip_cli.curation.sources.tables import TableSource
 from dcclip_cli.curation.work import plan
 from dcclip_cli.data.dataset import open_pairs
@@ -51,7 +49,7 @@ def colours(monkeypatch: pytest.MonkeyPatch) -> Colours:
     """The model that every dual encoder is in this test."""
     model = Colours()
     encoder = CachingEncoder(model)  # type: ignore[arg-type]
-    monkeypatch.setattr("dcclip_cli.curation.scores.dual_encoder.open_encoder", lambda *_: encoder)
+    monkeypatch.setattr("dcclip_cli.curation.scores.scorers.open_encoder", lambda *_: encoder)
     return model
 
 
@@ -65,9 +63,8 @@ TWO = batch(
 )
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 32])
-def test_agreement_is_the_cosine_of_each_caption_with_its_own_picture(colours: Colours, batch_size: int) -> None:
-    first, second = Agreement(model="any", batch_size=batch_size).open()(TWO)
+def test_agreement_is_the_cosine_of_each_caption_with_its_own_image(colours: Colours) -> None:
+    first, second = Agreement(model="any").open()(TWO)
     assert numbers(first["agreement"]) == {"zh": pytest.approx([0, 1]), "en": pytest.approx([0.8])}
     assert numbers(second["agreement"]) == {"zh": [], "en": pytest.approx([0, 0.6])}
 
@@ -178,7 +175,7 @@ def transparent() -> Image.Image:
 )
 def test_a_classifier_gives_its_labels_probability(tmp_path: Path, config: dict[str, str], expected: float) -> None:
     save_classifier(tmp_path, ["normal", "水印", "Not Safe!"], **config)
-    score = Classifier(model=str(tmp_path), reject=("Not Safe!",), batch_size=2, device="cpu").open()
+    score = Classifier(model=str(tmp_path), reject=("Not Safe!",), device="cpu").open()
     found = score([(Pair(str(number), b""), transparent()) for number in range(3)])
     assert found == [{"classifier-not-safe": pytest.approx(expected)}] * 3
 

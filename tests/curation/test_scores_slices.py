@@ -10,9 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dcclip_cli.curation.scores import score_slice
-from dcclip_cli.curation.scores.base import ScorerOptions, Scores
-from dcclip_cli.curation.scores.dual_encoder import Agreement, Prompts
+from dcclip_cli.curation.scores.base import ScorerOptions, Scores, score_slice
+from dcclip_cli.curation.scores.scorers import Agreement, Prompts
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.exporters.export import ExportOptions, export
@@ -99,8 +98,8 @@ def bundle_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     return export(options=ExportOptions(), model=resolve(str(model_folder)), out=out).folder
 
 
-def scorers(model: Path, batch_size: int = 32) -> list[ScorerOptions]:
-    shared: dict[str, Any] = {"model": str(model), "batch_size": batch_size, "device": "cpu"}
+def scorers(model: Path) -> list[ScorerOptions]:
+    shared: dict[str, Any] = {"model": str(model), "device": "cpu"}
     return [Agreement(**shared), Prompts(**shared, reject=("红色的圆", "a moon"))]
 
 
@@ -108,7 +107,7 @@ def test_a_bundle_scores_as_the_model_it_was_made_of(
     model_folder: Path, bundle_folder: Path, pairs_file: Path, tmp_path: Path
 ) -> None:
     score_slice(pairs_file, scorers(model_folder), tmp_path / "torch.parquet")
-    score_slice(pairs_file, scorers(bundle_folder, 7), tmp_path / "onnx.parquet")
+    score_slice(pairs_file, scorers(bundle_folder), tmp_path / "onnx.parquet")
     by_torch, by_onnx = rows(tmp_path / "torch.parquet"), rows(tmp_path / "onnx.parquet")
     assert len(by_torch) == 40 * (3 + 3 + 1)
     assert {row[1] for row in by_torch} == {"agreement", "prompts"}
@@ -137,7 +136,8 @@ import sys
 sys.modules |= dict.fromkeys(("torch", "transformers", "open_clip"))  # importing them fails
 from pathlib import Path
 from pydantic import TypeAdapter
-from dcclip_cli.curation.scores import Scorers, score_slice
+from dcclip_cli.curation.scores.base import score_slice
+from dcclip_cli.curation.scores.scorers import Scorers
 shared = {"model": sys.argv[1]}
 given = [{"kind": "agreement", **shared}, {"kind": "prompts", "reject": ["水印", "a watermark"], **shared}]
 score_slice(Path(sys.argv[2]), TypeAdapter(Scorers).validate_python(given), Path(sys.argv[3]))

@@ -1,7 +1,6 @@
-"""The base class of scorers, the scoring of a slice, and the drops that follow from stored scores.
+"""The base class of scorers, models that give each pair or caption a number, and the scoring of a slice.
 
-A scorer is a model that gives each pair, or each of its captions, a number. The numbers are stored first; which pairs
-they drop is decided once all slices are scored.
+The numbers are stored first; which pairs they drop is decided once all slices are scored.
 """
 
 from __future__ import annotations
@@ -12,38 +11,39 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
-from dcclip_cli.curation.dedup.tables import GlobalFilter
+from dcclip_cli.curation.dedup import GlobalFilter
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.model.preprocess import decode
-from dcclip_cli.options import Options
+from dcclip_cli.options import Options, Removed
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from duckdb import DuckDBPyConnection
     from PIL import Image
 
 Scores = Mapping[str, "float | Mapping[Language, list[float]]"]
 """The scores of one pair by their stored names: one number, or one for each caption of each language."""
 
-Score = Callable[[Sequence["tuple[Pair, Image.Image]"]], "list[Scores]"]
+Batch = Sequence["tuple[Pair, Image.Image]"]
+Score = Callable[[Batch], "list[Scores]"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 Some = TypeVar("Some", bound="ScorerOptions")
 
 DECIMALS = 5  # of a stored score: finer differences depend on the machine
 MAX_PIXELS = 32_000_000  # of decoded images in memory, 4 bytes each; a larger one is scored by itself
+BATCH = 32  # images, or texts, that a model gets at a time
 _PAIRS_AT_A_TIME = 16  # that are read: the bytes of their images are in memory twice
 _ROWS_AT_A_TIME = 50_000  # that are written
-
-Row = tuple[str, str, str | None, int | None, float | None]
 
 
 class ScorerOptions(Options, ABC):
     """Base class of scorers: their options, how they score, and what is dropped for their scores."""
+
+    removed: ClassVar = {"batch_size": Removed("images are scored 32 at a time; remove this key", ignored=(32,))}
 
     kind: str
     name: str | None = Field(
@@ -52,7 +52,6 @@ class ScorerOptions(Options, ABC):
         description="Name in drop reasons and scores; tells scorers of a kind apart",
     )
     device: Device = Field("auto", description="Device that the model runs on")
-    batch_size: int = Field(32, ge=1, le=4096, description="Images, or texts, in each batch of the model")
 
     @property
     def stored(self) -> str:
@@ -118,25 +117,28 @@ def score_slice(pairs: Path, scorers: Sequence[ScorerOptions], out: Path) -> Non
     `value` (null for NaN). Torch uses one thread: several slices are scored at a time, and sums are the same however
     many. Raises DcclipError if a model cannot be loaded.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     opened = [scorer.open() for scorer in scorers]
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
-    rows: list[Row] = []
-    with pq.ParquetWriter(out, _schema(), compression="zstd") as file:
-        for batch in _batches(pairs, max((scorer.batch_size for scorer in scorers), default=1)):
+    texts = {"key": pa.string(), "name": pa.string(), "language": pa.string()}
+    schema = pa.schema({**texts, "place": pa.int32(), "value": pa.float64()})
+    rows: list[dict[str, Any]] = []
+    with pq.ParquetWriter(out, schema, compression="zstd") as file:
+        for batch in _batches(pairs):
             for score in opened:
                 for (pair, _), scores in zip(batch, score(batch), strict=True):
-                    rows.extend(_rows(pair.key, scores))
+                    rows.extend({"key": pair.key, **row} for row in _rows(scores))
             if len(rows) >= _ROWS_AT_A_TIME:
-                file.write_table(_table(rows))
+                file.write_table(pa.Table.from_pylist(rows, schema))
                 rows.clear()
-        file.write_table(_table(rows))
+        file.write_table(pa.Table.from_pylist(rows, schema))
 
 
-def _batches(pairs: Path, size: int) -> Iterator[list[tuple[Pair, Image.Image]]]:
-    """Batches of `size` pairs with their decoded images, or fewer if the images are large."""
+def _batches(pairs: Path) -> Iterator[list[tuple[Pair, Image.Image]]]:
+    """Batches of pairs with their decoded images; smaller ones if the images are large."""
     import pyarrow.parquet as pq
 
     batch: list[tuple[Pair, Image.Image]] = []
@@ -145,7 +147,7 @@ def _batches(pairs: Path, size: int) -> Iterator[list[tuple[Pair, Image.Image]]]
         for row in rows.to_pylist():
             image = decode(row["image"])
             area = image.width * image.height
-            if batch and (len(batch) == size or pixels + area > MAX_PIXELS):
+            if batch and (len(batch) == BATCH or pixels + area > MAX_PIXELS):
                 yield batch
                 batch, pixels = [], 0
             captions = {language: tuple(row[language]) for language in LANGUAGES}
@@ -155,29 +157,10 @@ def _batches(pairs: Path, size: int) -> Iterator[list[tuple[Pair, Image.Image]]]
         yield batch
 
 
-def _rows(key: str, scores: Scores) -> Iterator[Row]:
+def _rows(scores: Scores) -> Iterator[dict[str, Any]]:
     for name, value in scores.items():
-        if isinstance(value, Mapping):
-            for language, values in value.items():
-                yield from ((key, name, language, place, _stored(one)) for place, one in enumerate(values))
-        else:
-            yield key, name, None, None, _stored(value)
-
-
-def _stored(value: float) -> float | None:
-    return round(value, DECIMALS) if math.isfinite(value) else None
-
-
-def _schema() -> pa.Schema:
-    import pyarrow as pa
-
-    texts = {"key": pa.string(), "name": pa.string(), "language": pa.string()}
-    return pa.schema({**texts, "place": pa.int32(), "value": pa.float64()})
-
-
-def _table(rows: list[Row]) -> pa.Table:
-    import pyarrow as pa
-
-    schema = _schema()
-    columns = zip(*rows, strict=True) if rows else [()] * len(schema)
-    return pa.table([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema)
+        by_language = value if isinstance(value, Mapping) else {None: [value]}
+        for language, values in by_language.items():
+            for place, one in enumerate(values):
+                stored = round(one, DECIMALS) if math.isfinite(one) else None
+                yield {"name": name, "language": language, "place": place if language else None, "value": stored}

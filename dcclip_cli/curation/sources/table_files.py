@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dcclip_cli.curation.sources.base import Slice
-from dcclip_cli.data.reading import Drop, line_cuts, lines, record_cuts, records
+from dcclip_cli.data.reading import Drop, cuts, lines, records
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:
@@ -25,51 +24,47 @@ _MAX_ROWS_PER_BYTE = 10  # of Parquet: an image and a caption take more than a b
 Cells = dict[str, Any] | Drop  # a row by its columns, or why it cannot be read
 
 
-class TableFile(ABC):
-    """One file of rows; `header` names its columns if no line does, `limit` is the maximum size of a row in bytes."""
+class TextTable:
+    """A .tsv, .csv or .jsonl file in UTF-8; `header` names its columns if no line does, `limit` is in bytes of a row.
 
-    def __init__(self, path: Path, header: tuple[str, ...] = (), limit: int = 0) -> None:
-        self.path = path
-        self.header = header
-        self.limit = limit
+    TSV: cells never contain tabs; quotes have no meaning. CSV as in RFC 4180: a quoted cell may contain commas, line
+    ends and doubled quotes. JSON lines: the keys of the objects are the columns, and any may be absent.
+    """
 
-    @abstractmethod
+    def __init__(self, path: Path, header: tuple[str, ...], limit: int) -> None:
+        self.path, self.header, self.limit = path, header, limit
+        self._csv, self._tsv = (path.suffix.lower() == suffix for suffix in (".csv", ".tsv"))
+        csv.field_size_limit(max(csv.field_size_limit(), limit))
+
     def columns(self) -> list[str]:
-        """The names of the columns; empty if the file has none or cannot be read."""
-
-    @abstractmethod
-    def slices(self, size: int) -> Iterator[Slice]:
-        """Slices of about `size` rows."""
-
-    @abstractmethod
-    def rows(self, part: Mapping[str, Any]) -> Iterator[tuple[str, Cells]]:
-        """The rows of one slice, each with its line number, in Parquet its row number; counted from 1."""
-
-
-class _TextFile(TableFile):
-    """Rows that begin where a line does, in UTF-8."""
-
-    has_header_line = True
-    quoted = False  # whether a row may contain line ends
-
-    @abstractmethod
-    def _parse(self, text: str, columns: list[str]) -> Cells: ...
+        """The names of the columns; empty if the file is empty."""
+        with self.path.open("rb") as stream:
+            if not (self._csv or self._tsv):
+                rows = [self._cells(row.content or b"", []) for row in islice(lines(stream, self.limit), _HEADER_ROWS)]
+                return list(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row))
+            first = "" if self.header else self._first(stream)
+        try:
+            return [name.strip() for name in self._split(first)] if first else list(self.header)
+        except csv.Error as error:
+            raise DcclipError(f"{self.path}:1: the header is not CSV: {error}", "fix its quotes") from None
 
     def slices(self, size: int) -> Iterator[Slice]:
+        """Slices of `size` rows."""
         with self.path.open("rb") as stream:
             number = 1
-            if not self.header and self.has_header_line:
+            if (self._csv or self._tsv) and not self.header:
                 self._first(stream)
                 number = 2
-            cuts = record_cuts(stream, size, self.limit, number) if self.quoted else line_cuts(stream, size, number)
-            for cut in cuts:
+            rows = (records if self._csv else lines)(stream, self.limit, number)
+            for cut in cuts(stream, rows, size):
                 yield Slice({"start": cut.start, "end": cut.end, "number": cut.number}, cut.lines)
 
     def rows(self, part: Mapping[str, Any]) -> Iterator[tuple[str, Cells]]:
+        """The rows of one slice, each with its line number, counted from 1."""
         columns = self.columns()
         with self.path.open("rb") as stream:
             stream.seek(part["start"])
-            for row in (records if self.quoted else lines)(stream, self.limit, part["number"]):
+            for row in (records if self._csv else lines)(stream, self.limit, part["number"]):
                 if row.start >= part["end"]:
                     return
                 if row.content is None:
@@ -85,78 +80,36 @@ class _TextFile(TableFile):
             hint = f"convert it with: iconv -f GB18030 -t UTF-8 {self.path} > utf8{self.path.suffix}"
             raise DcclipError(f"{self.path} is not in UTF-8", hint) from None
 
+    def _split(self, text: str) -> list[str]:
+        text = text.rstrip("\r\n")
+        return next(csv.reader([text], strict=True), [""]) if self._csv else text.split("\t")
+
     def _cells(self, content: bytes, columns: list[str]) -> Cells:
         try:
-            # Any line may begin with a BOM, as files are concatenated.
-            return self._parse(content.decode("utf-8-sig"), columns)
+            text = content.decode("utf-8-sig")  # any line may begin with a BOM, as files are concatenated
+            if not (self._csv or self._tsv):
+                row = json.loads(text)
+                return row if isinstance(row, dict) else Drop("row-malformed", "not a JSON object")
+            cells = self._split(text)
         except UnicodeDecodeError as error:
             return Drop("row-malformed", f"not in UTF-8: {error.reason} at byte {error.start}")
-
-
-class TsvFile(_TextFile):
-    """Cells separated by tabs, which cells never contain; quotes have no meaning."""
-
-    def columns(self) -> list[str]:
-        if self.header:
-            return list(self.header)
-        with self.path.open("rb") as stream:
-            first = self._first(stream)
-        try:
-            return [name.strip() for name in self._split(first)] if first else []
         except csv.Error as error:
-            raise DcclipError(f"{self.path}:1: the header is not CSV: {error}", "fix its quotes") from None
-
-    def _parse(self, text: str, columns: list[str]) -> Cells:
-        cells = self._split(text)
+            return Drop("row-malformed", f"not CSV: {error}")
+        except (ValueError, RecursionError) as error:
+            return Drop("row-malformed", f"not JSON: {str(error)[:200]}")
         if len(cells) != len(columns):
             return Drop("row-malformed", f"{len(cells)} cells, the header has {len(columns)}")
         return dict(zip(columns, cells, strict=True))
 
-    def _split(self, text: str) -> list[str]:
-        return text.rstrip("\r\n").split("\t")
 
-
-class CsvFile(TsvFile):
-    """Cells separated by commas as in RFC 4180: a quoted cell may contain commas, line ends and doubled quotes."""
-
-    quoted = True
-
-    def _split(self, text: str) -> list[str]:
-        csv.field_size_limit(max(csv.field_size_limit(), self.limit))
-        return next(csv.reader([text.rstrip("\r\n")], strict=True), [""])
-
-    def _parse(self, text: str, columns: list[str]) -> Cells:
-        try:
-            return super()._parse(text, columns)
-        except csv.Error as error:
-            return Drop("row-malformed", f"not CSV: {error}")
-
-
-class JsonLinesFile(_TextFile):
-    """A JSON object in each line; its keys are the columns, and any may be absent."""
-
-    has_header_line = False
-
-    def columns(self) -> list[str]:
-        names: dict[str, None] = {}
-        with self.path.open("rb") as stream:
-            for row in islice(lines(stream, self.limit), _HEADER_ROWS):
-                cells = self._cells(row.content or b"", [])
-                names |= dict.fromkeys(cells) if isinstance(cells, dict) else {}
-        return list(names)
-
-    def _parse(self, text: str, columns: list[str]) -> Cells:
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            return Drop("row-malformed", f"not JSON: {str(error)[:200]}")
-        return row if isinstance(row, dict) else Drop("row-malformed", "not a JSON object")
-
-
-class ParquetTable(TableFile):
+class ParquetTable:
     """A Parquet file; its row groups are read one after the other, a few rows at a time."""
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
     def columns(self) -> list[str]:
+        """The names of the columns; empty if the file cannot be read."""
         file = self._open()
         return [] if isinstance(file, Drop) else list(file.schema_arrow.names)
 
@@ -164,43 +117,41 @@ class ParquetTable(TableFile):
         """Small row groups are joined, large ones divided; an unreadable file is a slice with one fault."""
         file = self._open()
         if isinstance(file, Drop):
-            yield Slice({"groups": [0, 0], "skip": 0, "rows": 1, "number": 1}, 1)
+            yield Slice({"first": 0, "last": 1}, 1)
             return
-        counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        first, held, number = 0, 0, 1
-        for group, count in enumerate(counts):
-            held += count
-            if held < size and group + 1 < len(counts):
+        start = held = 0
+        for group in range(file.num_row_groups):
+            held += file.metadata.row_group(group).num_rows
+            if held < size and group + 1 < file.num_row_groups:
                 continue
             parts = max(1, round(held / size))
-            bounds = [held * part // parts for part in range(parts + 1)]
-            for start, end in pairwise(bounds):
-                if end > start:
-                    part = {"groups": [first, group + 1], "skip": start, "rows": end - start, "number": number + start}
-                    yield Slice(part, end - start)
-            first, held, number = group + 1, 0, number + held
+            bounds = [start + held * part // parts for part in range(parts + 1)]
+            yield from (Slice({"first": a, "last": b}, b - a) for a, b in pairwise(bounds) if a < b)
+            start, held = start + held, 0
 
     def rows(self, part: Mapping[str, Any]) -> Iterator[tuple[str, Cells]]:
-        """A damaged row group gives the rows before the damage and one fault; then the next group is read."""
+        """The rows of one slice, each with its number, counted from 1.
+
+        A damaged row group gives the rows before the damage and one fault; then the next group is read.
+        """
         import pyarrow as pa
 
-        file, number, skip, left = self._open(), part["number"], part["skip"], part["rows"]
+        file, start = self._open(), 0
         if isinstance(file, Drop):
-            yield str(number), file
+            yield "1", file
             return
-        for group in range(*part["groups"]):
-            rows = file.metadata.row_group(group).num_rows
-            take, done = min(rows - skip, left), 0
-            if take > 0:
+        for group in range(file.num_row_groups):
+            end = start + file.metadata.row_group(group).num_rows
+            row, last = max(start, part["first"]), min(end, part["last"])
+            if row < last:
                 try:
-                    for cells in _cells_of_group(file, group, skip, take):
-                        yield str(number + done), cells
-                        done += 1
+                    for cells in _cells_of_group(file, group, row - start, last - row):
+                        row += 1
+                        yield str(row), cells
                 except (pa.ArrowException, OSError) as error:
-                    what = f"{take - done} rows from here on can't be read: {str(error)[:200]}"
-                    yield str(number + done), Drop("table-unreadable", what)
-                number, left = number + take, left - take
-            skip = max(0, skip - rows)
+                    what = f"{last - row} rows from here on can't be read: {str(error)[:200]}"
+                    yield str(row + 1), Drop("table-unreadable", what)
+            start = end
 
     def _open(self) -> pq.ParquetFile | Drop:
         import pyarrow as pa

@@ -22,28 +22,10 @@ from dcclip_cli.curation.sources.base import (
     index_slices,
     key_prefix,
 )
-from dcclip_cli.curation.sources.table_files import (
-    ROWS_AT_A_TIME,
-    Cells,
-    CsvFile,
-    JsonLinesFile,
-    ParquetTable,
-    TableFile,
-    TsvFile,
-    cells_of,
-)
+from dcclip_cli.curation.sources.table_files import ROWS_AT_A_TIME, Cells, ParquetTable, TextTable, cells_of
 from dcclip_cli.data.hub import load_hub
 from dcclip_cli.data.pair import LANGUAGES, Pair
-from dcclip_cli.data.reading import (
-    MAX_IMAGE_BYTES,
-    MAX_TEXT_BYTES,
-    Drop,
-    Fault,
-    Folder,
-    from_base64,
-    plain,
-    texts_of,
-)
+from dcclip_cli.data.reading import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Drop, Fault, Folder, from_base64, plain, texts_of
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:
@@ -52,13 +34,7 @@ if TYPE_CHECKING:
 Names = str | tuple[str, ...]
 _IMAGES = ("image", "base64", "url")  # the first that a row has is used
 _MAX_ROW_WITH_IMAGE = MAX_IMAGE_BYTES * 4 // 3 + MAX_TEXT_BYTES  # base64 takes four bytes for three
-_FORMATS: dict[str, type[TableFile]] = {
-    ".tsv": TsvFile,
-    ".csv": CsvFile,
-    ".jsonl": JsonLinesFile,
-    ".ndjson": JsonLinesFile,
-    ".parquet": ParquetTable,
-}
+_SUFFIXES = (".tsv", ".csv", ".jsonl", ".ndjson", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -182,7 +158,7 @@ class TableSource(ColumnOptions):
         """Slices of about `size` rows. Raises DcclipError where a column is missing."""
         return [
             Slice({"file": str(file), **part.part}, part.about)
-            for file in files_of(self.path, tuple(_FORMATS))
+            for file in files_of(self.path, _SUFFIXES)
             for part in self._open(file, self._roles(file)).slices(size)
         ]
 
@@ -193,12 +169,13 @@ class TableSource(ColumnOptions):
         rows = ((f"{prefix}{number}", row) for number, row in self._open(file, roles).rows(part))
         return self.candidates(rows, roles, Folder(self.images or file.parent, self.allow_outside))
 
-    def _open(self, file: Path, roles: Roles | None) -> TableFile:
-        form = _FORMATS.get(file.suffix.lower())
-        if form is None:
-            raise DcclipError(f"{file} is not a table", f"supported suffixes: {', '.join(_FORMATS)}")
+    def _open(self, file: Path, roles: Roles | None) -> TextTable | ParquetTable:
+        if file.suffix.lower() not in _SUFFIXES:
+            raise DcclipError(f"{file} is not a table", f"supported suffixes: {', '.join(_SUFFIXES)}")
+        if file.suffix.lower() == ".parquet":
+            return ParquetTable(file)
         in_rows = roles is None or any(kind == "base64" for kind, _ in roles.images)
-        return form(file, self.header, _MAX_ROW_WITH_IMAGE if in_rows else MAX_TEXT_BYTES)
+        return TextTable(file, self.header, _MAX_ROW_WITH_IMAGE if in_rows else MAX_TEXT_BYTES)
 
     def _roles(self, file: Path) -> Roles:
         columns = self._open(file, None).columns()
@@ -296,9 +273,8 @@ class PairsSource(SourceOptions):
 def _own_candidate(key: str, row: dict[str, Any]) -> Candidate:
     pair = Pair(key, b"")
     try:
-        texts = {language: texts_of(row.get(language), language) for language in LANGUAGES}
-        captions = {language: tuple(text for text in found if text.strip()) for language, found in texts.items()}
-        pair = replace(pair, zh=captions["zh"], en=captions["en"], meta=_own_meta(row.get("meta")))
+        captions = [(language, text) for language in LANGUAGES for text in texts_of(row.get(language), language)]
+        pair = replace(pair, **by_language(captions), meta=_own_meta(row.get("meta")))
         image = row["image"]
         if isinstance(image, dict):  # {bytes, path}, as `datasets` stores images
             image = image.get("bytes")

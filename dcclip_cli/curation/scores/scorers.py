@@ -1,21 +1,26 @@
-"""Scorers that are dual encoders: agreement of caption and image, and zero-shot classification by prompts."""
+"""The scorers: agreement of caption and image, zero-shot classification by prompts, and image classifiers.
+
+The union at the foot is their registry: to add a scorer, write its class and add its name.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
 import operator
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from dcclip_cli.curation.scores.base import Score, ScorerOptions, Scores, drop_pairs
-from dcclip_cli.data.pair import LANGUAGES, Language, Pair
+from dcclip_cli.curation.scores.base import BATCH, Batch, Score, ScorerOptions, Scores, drop_pairs, unique_names
+from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.precision import torch_device
+from dcclip_cli.model.preprocess import flatten
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.options import Options
@@ -37,31 +42,19 @@ class CachingEncoder:
         self._images: list[Image.Image] = []
         self._embeddings = np.empty((0, 0), np.float32)
 
-    def images(self, images: Sequence[Image.Image], batch_size: int) -> np.ndarray:
+    def images(self, batch: Batch) -> np.ndarray:
         """(B, D) embeddings of length 1."""
-        same = len(images) == len(self._images) and all(map(operator.is_, images, self._images))
-        if not same:
-            batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
-            pixels = (np.stack([self.model.preprocess(image) for image in batch]) for batch in batches)
-            self._embeddings = np.concatenate([self.model.encode_pixels(batch) for batch in pixels])
-            self._images = list(images)
+        images = [image for _, image in batch]
+        if len(images) != len(self._images) or not all(map(operator.is_, images, self._images)):
+            self._embeddings = self.model.encode_pixels(np.stack([self.model.preprocess(image) for image in images]))
+            self._images = images
         return self._embeddings
 
-    def texts(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
         """(N, D) embeddings of length 1; N is at least 1."""
         from dcclip_cli.predict.zero_shot import class_embeddings
 
-        return class_embeddings(self.model, [[text] for text in texts], batch_size)
-
-
-def check_model(model: str | Teacher) -> None:
-    """Raises DcclipError if `model` names a directory that does not exist or contains no model."""
-    if isinstance(model, str):
-        resolve(model)
-    elif Path(model.model).is_absolute() and not Path(model.model).is_dir():
-        raise DcclipError(
-            f"teacher {model.model} is not a directory", "check the path, or give the name of a hub model"
-        )
+        return class_embeddings(self.model, [[text] for text in texts], BATCH)
 
 
 @functools.lru_cache(maxsize=4)
@@ -93,7 +86,18 @@ class Cosines(Options):
     en: float | None = Field(None, ge=-1, le=1, description="Minimum cosine of English captions; null accepts any")
 
 
-class Agreement(ScorerOptions):
+class _DualEncoderScorer(ScorerOptions):
+    model: str | Teacher = Field(description="Model reference as for --model, or the options of a teacher")
+
+    def check(self) -> None:
+        if isinstance(self.model, str):
+            resolve(self.model)
+        elif Path(self.model.model).is_absolute() and not Path(self.model.model).is_dir():
+            what = f"teacher {self.model.model} is not a directory"
+            raise DcclipError(what, "check the path, or give the name of a hub model")
+
+
+class Agreement(_DualEncoderScorer):
     """Drops captions that fit their images worst, by the cosine of the two embeddings of a dual encoder (CLIP score).
 
     Without `keep` and `threshold` the cosines are stored and nothing is dropped. If a language has both, a caption
@@ -101,18 +105,14 @@ class Agreement(ScorerOptions):
     """
 
     kind: Literal["agreement"] = "agreement"
-    model: str | Teacher = Field(description="Model reference as for --model, or the options of a teacher")
     keep: Fractions = Field(
         Fractions(), description="Fraction of each language's captions to keep, those with the highest cosines"
     )
     threshold: Cosines = Field(Cosines(), description="Captions with a lower cosine are dropped")
 
-    def check(self) -> None:
-        check_model(self.model)
-
     def open(self) -> Score:
         encoder = open_encoder(self.model, self.device)
-        return lambda batch: [{self.stored: cosines} for cosines in _cosines(encoder, batch, self.batch_size)]
+        return lambda batch: [{self.stored: cosines} for cosines in _cosines(encoder, batch)]
 
     def apply(self, connection: DuckDBPyConnection) -> None:
         """Reason: `agreement-low`."""
@@ -159,20 +159,16 @@ def _lowest_of_the_best(connection: DuckDBPyConnection, name: str, language: Lan
     return float(found[0]) if found else None
 
 
-def _cosines(
-    encoder: CachingEncoder, batch: Sequence[tuple[Pair, Image.Image]], batch_size: int
-) -> list[dict[Language, list[float]]]:
-    captions = [pair.captions(language) for pair, _ in batch for language in LANGUAGES]
-    texts = [text for several in captions for text in several]
-    if not texts:
+def _cosines(encoder: CachingEncoder, batch: Batch) -> list[dict[Language, list[float]]]:
+    captions = [(at, text) for at, (pair, _) in enumerate(batch) for one in LANGUAGES for text in pair.captions(one)]
+    if not captions:
         return [{language: [] for language in LANGUAGES} for _ in batch]
-    images = encoder.images([image for _, image in batch], batch_size)
-    owners = [at for at, (pair, _) in enumerate(batch) for language in LANGUAGES for _ in pair.captions(language)]
-    cosines = iter((images[owners] * encoder.texts(texts, batch_size)).sum(axis=1).tolist())
+    owners, texts = zip(*captions, strict=True)
+    cosines = iter((encoder.images(batch)[list(owners)] * encoder.texts(texts)).sum(axis=1).tolist())
     return [{language: [next(cosines) for _ in pair.captions(language)] for language in LANGUAGES} for pair, _ in batch]
 
 
-class Prompts(ScorerOptions):
+class Prompts(_DualEncoderScorer):
     """Drops images by zero-shot classification: the probability that one of the texts `reject` fits best.
 
     The softmax is over the texts of both lists, so the result depends on `against` as well: use similar texts in both
@@ -180,7 +176,6 @@ class Prompts(ScorerOptions):
     """
 
     kind: Literal["prompts"] = "prompts"
-    model: str | Teacher = Field(description="Model reference as for --model, or the options of a teacher")
     reject: tuple[str, ...] = Field(
         min_length=1, description="Texts that describe unwanted images, in Chinese or English"
     )
@@ -191,23 +186,104 @@ class Prompts(ScorerOptions):
     )
     threshold: float = Field(0.5, gt=0, le=1, description="Probability of `reject` at which a pair is dropped")
 
-    def check(self) -> None:
-        check_model(self.model)
-
     def open(self) -> Score:
         from dcclip_cli.predict.zero_shot import softmax
 
         encoder = open_encoder(self.model, self.device)
-        classes = encoder.texts([*self.reject, *self.against], self.batch_size)
-        rejected = len(self.reject)
+        classes = encoder.texts([*self.reject, *self.against])
 
-        def score(batch: Sequence[tuple[Pair, Image.Image]]) -> list[Scores]:
-            images = encoder.images([image for _, image in batch], self.batch_size)
-            sums = softmax(images, classes, encoder.model.logit_scale)[:, :rejected].sum(axis=1)
-            return [{self.stored: value} for value in sums.tolist()]
+        def score(batch: Batch) -> list[Scores]:
+            probabilities = softmax(encoder.images(batch), classes, encoder.model.logit_scale)
+            return [{self.stored: value} for value in probabilities[:, : len(self.reject)].sum(axis=1).tolist()]
 
         return score
 
     def apply(self, connection: DuckDBPyConnection) -> None:
         """Reason: `prompts-reject`."""
         drop_pairs(connection, self.stored, f"{self.stored}-reject", self.threshold)
+
+
+class Classifier(ScorerOptions):
+    """Drops images to which an image-classification model of transformers gives a rejected label.
+
+    The score of a label is its probability: by softmax, or by sigmoid if the model is multi-label. A regression model
+    with one label, such as an aesthetic predictor, gives its number; with `below`, low numbers are rejected.
+    """
+
+    kind: Literal["classifier"] = "classifier"
+    model: str = Field(description="Hub name, or a directory written by save_pretrained; safetensors weights only")
+    reject: tuple[str, ...] = Field(
+        min_length=1, description="Labels to reject, spelled as in the model; each is compared with the threshold"
+    )
+    threshold: float = Field(0.5, description="Score at which a pair is dropped")
+    below: bool = Field(False, description="Drop pairs whose score is below the threshold instead")
+
+    def check(self) -> None:
+        if Path(self.model).is_absolute() and not (Path(self.model) / "config.json").is_file():
+            hint = "name a directory written by transformers' save_pretrained"
+            raise DcclipError(f"{self.model} has no config.json", hint)
+
+    def open(self) -> Score:
+        self.check()
+        labels, outputs = _load_classifier(self.model, self.device)
+        if unknown := [label for label in self.reject if label not in labels]:
+            what = f"classifier {self.model} has no label {' or '.join(unknown)}"
+            raise DcclipError(what, f"its labels: {', '.join(labels[:20])}")
+        columns = {self._stored(label): labels.index(label) for label in self.reject}
+
+        def score(batch: Batch) -> list[Scores]:
+            rows = outputs([flatten(image) for _, image in batch])
+            return [{name: row[column] for name, column in columns.items()} for row in rows]
+
+        return score
+
+    def apply(self, connection: DuckDBPyConnection) -> None:
+        """Reason: `classifier-LABEL`, the label in lower case."""
+        for label in self.reject:
+            stored = self._stored(label)
+            drop_pairs(connection, stored, stored, self.threshold, self.below)
+
+    def _stored(self, label: str) -> str:
+        word = re.sub(r"\W+", "-", label.lower()).strip("-")
+        return f"{self.stored}-{word}"
+
+
+@functools.lru_cache(maxsize=4)
+def _load_classifier(model: str, device: str) -> tuple[list[str], Callable[[list[Image.Image]], list[list[float]]]]:
+    """The labels of a classifier, and a function that gives (B, C) scores of images. Loaded once in each process.
+
+    Raises DcclipError if the model is absent, pickled, or not an image classifier.
+    """
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()  # "Loading weights"
+    try:
+        loaded = transformers.AutoModelForImageClassification.from_pretrained(
+            model, use_safetensors=True, dtype="float32"
+        )
+        image_processor = transformers.AutoImageProcessor.from_pretrained(model, backend="pil")
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        raise DcclipError(
+            f"classifier {model} cannot be loaded: {reason}",
+            "name an image-classification model of the hub, or a directory that starts with ./ or /",
+        ) from None
+    device = torch_device(device, NO_DEVICE_HINT)
+    config, loaded = loaded.config, loaded.eval().to(device)
+
+    def outputs(images: list[Image.Image]) -> list[list[float]]:
+        pixels = image_processor(images=images, return_tensors="pt")["pixel_values"].to(device)
+        with torch.inference_mode():
+            logits = loaded(pixel_values=pixels).logits.double().cpu()
+        if config.problem_type == "regression":
+            return list(logits.tolist())
+        exclusive = config.num_labels > 1 and config.problem_type != "multi_label_classification"
+        return list((logits.softmax(dim=1) if exclusive else logits.sigmoid()).tolist())
+
+    return [str(config.id2label[index]) for index in range(config.num_labels)], outputs
+
+
+Scorer = Annotated[Agreement | Classifier | Prompts, Field(discriminator="kind")]
+Scorers = Annotated[tuple[Scorer, ...], AfterValidator(unique_names)]
+"""The scorers of a recipe, each with scores of its own name."""
