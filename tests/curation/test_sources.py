@@ -90,13 +90,7 @@ def test_files_come_from_a_file_a_folder_or_a_pattern_and_keys_say_from_which(tm
 
 
 def test_captions_of_unknown_language_go_by_their_script_and_blank_ones_are_left_out() -> None:
-    captions = [
-        ("caption", "一只猫在睡觉"),
-        ("caption", "a cat"),
-        ("zh", "cat"),
-        ("en", " \n"),
-        ("caption", "ねこ"),
-    ]
+    captions = [("caption", "一只猫在睡觉"), ("caption", "a cat"), ("zh", "cat"), ("en", " \n"), ("caption", "ねこ")]
     assert by_language(captions) == {"zh": ("一只猫在睡觉", "cat"), "en": ("a cat", "ねこ")}  # type: ignore[arg-type]
 
 
