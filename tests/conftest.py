@@ -54,12 +54,9 @@ def _auto_means_fp32() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _no_model_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No model or embeddings."""
     monkeypatch.delenv("DCCLIP_MODEL", raising=False)
-
-
-@pytest.fixture(autouse=True)
-def _no_embeddings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     monkeypatch.setenv("DCCLIP_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
@@ -90,25 +87,19 @@ def pairs_file(pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory) -> P
 def _draw(shape: str, colour: str) -> Image.Image:
     image = Image.new("RGB", (48, 48), "white")
     draw = ImageDraw.Draw(image)
-    match shape:
-        case "circle":
-            draw.ellipse((8, 8, 40, 40), fill=colour)
-        case "square":
-            draw.rectangle((10, 10, 38, 38), fill=colour)
-        case "triangle":
-            draw.polygon([(24, 6), (42, 40), (6, 40)], fill=colour)
-        case "cross":
-            draw.line((8, 8, 40, 40), fill=colour, width=6)
-            draw.line((40, 8, 8, 40), fill=colour, width=6)
-        case "ring":
-            draw.ellipse((8, 8, 40, 40), outline=colour, width=6)
-        case "bar":
-            draw.rectangle((4, 20, 44, 28), fill=colour)
-        case "post":
-            draw.rectangle((20, 4, 28, 44), fill=colour)
-        case "moon":
-            draw.ellipse((8, 8, 40, 40), fill=colour)
-            draw.ellipse((18, 4, 44, 36), fill="white")
+    if shape in ("circle", "moon"):
+        draw.ellipse((8, 8, 40, 40), fill=colour)
+    if shape == "moon":
+        draw.ellipse((18, 4, 44, 36), fill="white")
+    if shape == "triangle":
+        draw.polygon([(24, 6), (42, 40), (6, 40)], fill=colour)
+    if shape == "cross":
+        draw.line((8, 8, 40, 40), fill=colour, width=6)
+        draw.line((40, 8, 8, 40), fill=colour, width=6)
+    if shape == "ring":
+        draw.ellipse((8, 8, 40, 40), outline=colour, width=6)
+    if box := {"square": (10, 10, 38, 38), "bar": (4, 20, 44, 28), "post": (20, 4, 28, 44)}.get(shape):
+        draw.rectangle(box, fill=colour)
     return image
 
 
@@ -235,6 +226,22 @@ STUDENT: dict[str, Any] = {
 def student_section() -> dict[str, Any]:
     """The recipe's student section for a student of about 0.1 M parameters, free to be changed."""
     return {key: dict(value) if isinstance(value, dict) else value for key, value in STUDENT.items()}
+
+
+@pytest.fixture(scope="session")
+def whole_recipe(altclip_folder: Path, pairs_file: Path) -> dict[str, Any]:
+    """A recipe of three steps of distill, two of align, eval and export."""
+    stage = {"batch_size": 8, "warmup_steps": 1, "workers": 0, "threads": 1}
+    return {
+        "name": "一生",
+        "teacher": {"kind": "altclip", "model": str(altclip_folder)},
+        "student": STUDENT,
+        "data": {"train": str(pairs_file)},
+        "distill": {**stage, "steps": 3, "augmentations": 1},
+        "align": {**stage, "steps": 2},
+        "eval": {"datasets": [str(pairs_file)]},
+        "export": {},
+    }
 
 
 @pytest.fixture(scope="session")

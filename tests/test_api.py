@@ -18,25 +18,12 @@ from dcclip_cli.cli.app import app
 from dcclip_cli.progress import Lines, Silent, progress_for
 from dcclip_cli.recipe.load import load
 from dcclip_cli.train.options import OptimizerOptions
-from tests.conftest import STUDENT
-
-STAGE = {"batch_size": 8, "warmup_steps": 1, "workers": 0, "threads": 1}
 
 
 @pytest.fixture(scope="module")
-def recipe(altclip_folder: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recipe(whole_recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("api") / "recipe.yaml"
-    values = {
-        "name": "接口",
-        "teacher": {"kind": "altclip", "model": str(altclip_folder)},
-        "student": STUDENT,
-        "data": {"train": str(pairs_file)},
-        "distill": {**STAGE, "steps": 3, "augmentations": 1},
-        "align": {**STAGE, "steps": 2},
-        "eval": {"datasets": [str(pairs_file)]},
-        "export": {},
-    }
-    file.write_text(yaml.safe_dump(values, allow_unicode=True), "utf-8")
+    file.write_text(yaml.safe_dump(whole_recipe, allow_unicode=True), "utf-8")
     return file
 
 
@@ -73,9 +60,9 @@ def test_every_function_documents_what_it_returns(name: str) -> None:
 
 
 def test_both_write_the_same_files_and_bit_identical_weights(recipe: Path, tmp_path: Path) -> None:
-    sets = ("distill.steps=2", "distill.optimizer.lr=2e-3", "student.image.size=32", "align.steps=1")
+    sets = "--set distill.steps=2 --set distill.optimizer.lr=2e-3 --set student.image.size=32 --set align.steps=1"
     for stage in ("distill", "align"):
-        command(stage, recipe, *(word for one in sets for word in ("--set", one)), "--out", "by-command", "-q")
+        command(stage, recipe, *sets.split(), "--out", "by-command", "-q")
     more = {"student.image.size": 32}
     first = dcclip.distill(
         recipe, steps=2, optimizer={"lr": 2e-3}, sets={**more, "align": {"steps": 1}}, out="by-python"
@@ -106,11 +93,8 @@ def test_a_file_a_mapping_and_a_recipe_are_the_same(recipe: Path) -> None:
 
 def test_relative_paths_in_python_are_seen_from_the_current_directory(tmp_path: Path) -> None:
     loaded = load({"name": "x", "data": {"train": "./a.parquet"}}, values={"data.validation": Path("b.parquet")})
-    assert loaded.recipe.data is not None
-    assert (loaded.recipe.data.train, loaded.recipe.data.validation) == (
-        str(tmp_path / "a.parquet"),
-        str(tmp_path / "b.parquet"),
-    )
+    data = loaded.recipe.data
+    assert data and [data.train, data.validation] == [str(tmp_path / name) for name in ("a.parquet", "b.parquet")]
 
 
 def test_a_finished_stage_is_returned_as_it_is_unless_fresh(recipe: Path, done: api.RunResult) -> None:

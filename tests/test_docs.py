@@ -7,6 +7,7 @@ commands that take long, need a network, or need the quick start's finished run.
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -15,7 +16,6 @@ from typer.testing import CliRunner
 
 from dcclip_cli.cli.app import app
 from dcclip_cli.recipe.load import load
-from tests.conftest import STUDENT
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")])
@@ -47,8 +47,12 @@ def shown() -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_block_says_its_language(page: Path) -> None:
+def test_blocks_say_their_language_links_lead_to_files_and_recipes_load(page: Path, tmp_path: Path) -> None:
     assert {block["language"] for block in _BLOCK.finditer(page.read_text("utf-8"))} <= LANGUAGES
+    assert [link for link in _LINK.findall(page.read_text("utf-8")) if not (page.parent / link).exists()] == []
+    for text in blocks(page, "yaml"):
+        (tmp_path / "recipe.yaml").write_text(text, "utf-8")
+        load(tmp_path / "recipe.yaml")
 
 
 @pytest.mark.parametrize("command", commands(marked=False))
@@ -73,47 +77,25 @@ def test_commands_and_options_exist(command: str) -> None:
             known = children[word]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_files(page: Path) -> None:
-    assert [link for link in _LINK.findall(page.read_text("utf-8")) if not (page.parent / link).exists()] == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_recipes_in_the_text_load(page: Path, tmp_path: Path) -> None:
-    for text in blocks(page, "yaml"):
-        file = tmp_path / "recipe.yaml"
-        file.write_text(text, "utf-8")
-        load(file)
-
-
 @pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
 def test_the_python_in_the_readme_runs(page: str, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = blocks(ROOT / page, "python")
-    code = code.replace("runs/quickstart/align/model", str(model_folder)).replace("docs/", f"{ROOT}/docs/")
+    code = "\n".join(blocks(ROOT / page, "python")).replace("runs/quickstart/align/model", str(model_folder))
+    for folder in ("docs/", "recipes/"):
+        code = code.replace(f'"{folder}', f'"{ROOT}/{folder}')
     exec(compile(code, page, "exec"), {})
-    assert re.fullmatch(r"tensor\(\[\[[01]\.\d+, [01]\.\d+\]\]\)\n", capsys.readouterr().out)
+    starter, student = capsys.readouterr().out.splitlines()
+    assert starter.startswith("{'猫': 0.99") and re.fullmatch(r"tensor\(\[\[[01]\.\d+, [01]\.\d+\]\]\)", student)
 
 
 def test_the_python_in_getting_started_runs_in_order(
-    altclip_folder: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = {"batch_size": 8, "warmup_steps": 1, "workers": 0, "threads": 1}
-    recipe = {
-        "name": "quickstart",
-        "teacher": {"kind": "altclip", "model": str(altclip_folder)},
-        "student": STUDENT,
-        "data": {"train": str(pairs_file)},
-        "distill": {**stage, "steps": 2, "augmentations": 1},
-        "align": {**stage, "steps": 1},
-        "eval": {"datasets": [str(pairs_file)], "limit": 8},
-        "export": {},
-    }
-    (tmp_path / "quickstart.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
+    (tmp_path / "quickstart.yaml").write_text(yaml.safe_dump(whole_recipe | {"name": "quickstart"}), "utf-8")
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     monkeypatch.chdir(tmp_path)
     code = "\n".join(blocks(ROOT / "docs/getting-started.md", "python"))
-    for shown, run in (("recipes/quickstart.yaml", "quickstart.yaml"), ("steps=300", "steps=3")):
+    for shown, run in (("recipes/quickstart.yaml", "quickstart.yaml"), ("steps=300", "steps=4")):
         assert shown in code
         code = code.replace(shown, run)
     exec(compile(code, "getting-started.md", "exec"), {})

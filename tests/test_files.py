@@ -28,7 +28,7 @@ for module in pkgutil.walk_packages(dcclip_cli.__path__, "dcclip_cli."):
         importlib.import_module(module.name)
 from dcclip_cli.predict.footprint import peak_bytes
 from dcclip_cli.machine import cores
-from dcclip_cli.processes import loading_processes
+from dcclip_cli.machine import loading_processes
 assert cores() >= 1 and loading_processes(2) == 0 and peak_bytes() is None
 """
 FILL = """
@@ -40,7 +40,7 @@ rows = np.arange(12.0).reshape(6, 2)
 FeatureStore(folder).fill(keys, ["x"], lambda batches: ({"x": rows[batch]} for batch in batches), 4)
 assert np.array_equal(FeatureStore(folder).read("x", keys[[5, 0, 3]]), rows[[5, 0, 3]])
 assert [path.suffix for path in folder.iterdir()] == [".block"]
-from dcclip_cli.eval.feature_cache import FeatureCache
+from dcclip_cli.eval.embedding import FeatureCache
 asked = []
 for _ in range(2):
     cache, items = FeatureCache(folder), (bytes([number]) for number in range(3))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dcclip_cli"
-ON_TOP = {"api", "diagnosis"}  # the root modules that import parts
+ON_TOP = {"api"}  # the root module that imports parts
 FILES = sorted(PACKAGE.rglob("*.py"))
 PARTS = {"cli", "recipe", "train", "exporters", "eval", "predict", "curation", "data", "model"}
 # What each part may import at all; what it may import only inside functions stands in _LATE.
@@ -26,9 +26,7 @@ MAY = {
     "model": set(),
 }
 LATE = {("curation", "predict"), ("data", "model"), ("predict", "model")}
-LIGHT = {
-    f"dcclip_cli.model.{name}" for name in ("precision", "preprocess", "reference")
-}  # without torch, so importable at once
+LIGHT = {f"dcclip_cli.model.{name}" for name in ("precision", "preprocess", "reference")}  # without torch
 SHARED = {file.stem for file in PACKAGE.glob("[!_]*.py")} - ON_TOP
 
 
@@ -44,32 +42,27 @@ def imports(tree: ast.AST, inside: bool = False) -> Iterator[tuple[str, bool]]:
         yield from imports(node, inside or types_only or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
-@pytest.mark.parametrize("file", sorted(PACKAGE.glob("*/**/*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_a_part_imports_only_the_parts_below_it(file: Path) -> None:
+@pytest.mark.parametrize(
+    "file",
+    [*sorted(PACKAGE.glob("*/**/*.py")), *sorted(PACKAGE / f"{name}.py" for name in SHARED)],
+    ids=lambda file: str(file.relative_to(PACKAGE)),
+)
+def test_a_part_imports_only_the_parts_below_it_and_what_all_share(file: Path) -> None:
     part = file.relative_to(PACKAGE).parts[0]
     for module, inside in imports(ast.parse(file.read_text("utf-8"))):
         other = module.split(".")[1]
-        if other == part or other in SHARED:
-            continue
-        assert other in MAY[part], f"{part} must not import {module}"
-        assert inside or (part, other) not in LATE or module in LIGHT, f"import {module} inside a function"
-
-
-@pytest.mark.parametrize("file", sorted(PACKAGE / f"{name}.py" for name in SHARED), ids=lambda file: file.name)
-def test_what_all_parts_share_imports_no_part(file: Path) -> None:
-    used = {module.split(".")[1] for module, _ in imports(ast.parse(file.read_text("utf-8")))}
-    assert used <= SHARED
+        if other != part and other not in SHARED:
+            assert other in MAY.get(part, ()), f"{part} must not import {module}"
+            assert inside or (part, other) not in LATE or module in LIGHT, f"import {module} inside a function"
 
 
 def test_no_imports_form_a_circle() -> None:
-    modules = {".".join((PACKAGE.name, *file.relative_to(PACKAGE).with_suffix("").parts)): file for file in FILES}
-    modules = {name.removesuffix(".__init__"): file for name, file in modules.items()}
+    names = [".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts) for file in FILES]
+    modules = dict(zip((name.removesuffix(".__init__") for name in names), FILES, strict=True))
     graph = {}
     for name, file in modules.items():
-        tree = ast.parse(file.read_text("utf-8"))
-        kept = [
-            node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
-        ]
+        body = ast.parse(file.read_text("utf-8")).body
+        kept = [node for node in body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))]
         graph[name] = {other for other, _ in imports(ast.Module(kept, [])) if other in modules} - {name}
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 

@@ -33,44 +33,32 @@ def test_a_block_that_was_freed_and_asked_for_again_brings_no_new_pages() -> Non
     assert new_pages("keep_freed_memory()") < 100 <= new_pages("")
 
 
-def cgroup(root: Path, entries: str, files: dict[str, str]) -> Path:
-    """A system whose process is in these cgroups, with these quotas."""
-    for name, content in {"proc/self/cgroup": entries, **files}.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(content)
-    return root
+V1 = "sys/fs/cgroup/cpu,cpuacct"
 
 
 @pytest.mark.parametrize(
     ("entries", "files", "allowed"),
     [
-        ("0::/\n", {"sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
-        ("0::/\n", {"sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
-        ("0::/\n", {"sys/fs/cgroup/cpu.max": "max 100000\n"}, 64),
-        ("0::/job/step\n", {"sys/fs/cgroup/job/cpu.max": "300000 100000\n"}, 3),
+        ("0::/", {"sys/fs/cgroup/cpu.max": "150000 100000"}, 2),
+        ("0::/", {"sys/fs/cgroup/cpu.max": "50000 100000"}, 1),
+        ("0::/", {"sys/fs/cgroup/cpu.max": "max 100000"}, 64),
+        ("0::/job/step", {"sys/fs/cgroup/job/cpu.max": "300000 100000"}, 3),
         (
-            "4:cpu,cpuacct:/docker/1\n",
-            {
-                "sys/fs/cgroup/cpu,cpuacct/docker/1/cpu.cfs_quota_us": "200000\n",
-                "sys/fs/cgroup/cpu,cpuacct/docker/1/cpu.cfs_period_us": "100000\n",
-            },
+            "4:cpu,cpuacct:/docker/1",
+            {f"{V1}/docker/1/cpu.cfs_quota_us": "200000", f"{V1}/docker/1/cpu.cfs_period_us": "100000"},
             2,
         ),
-        (
-            "4:cpu,cpuacct:/\n",
-            {
-                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "-1\n",
-                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
-            },
-            64,
-        ),
+        ("4:cpu,cpuacct:/", {f"{V1}/cpu.cfs_quota_us": "-1", f"{V1}/cpu.cfs_period_us": "100000"}, 64),
     ],
 )
 def test_a_quota_of_the_cgroup_bounds_the_cores(
     entries: str, files: dict[str, str], allowed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name, content in {"proc/self/cgroup": entries, **files}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content + "\n")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
-    assert cores(cgroup(tmp_path, entries, files)) == allowed
+    assert cores(tmp_path) == allowed
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no /sys")
@@ -92,19 +80,6 @@ def test_memory_is_what_the_kernel_says_in_bytes(tmp_path: Path) -> None:
     assert memory(tmp_path) == Memory(2_097_152, 1_048_576)
 
 
-def test_a_machine_is_fast_with_native_bf16_and_vnni_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    for features, expected in (
-        ({"avx2"}, "plain"),
-        ({"avx512_vnni"}, "plain"),
-        ({"avx512_vnni", "avx512_bf16"}, "fast"),
-    ):
-        monkeypatch.setattr("dcclip_cli.machine.cpu_features", lambda found=frozenset(features): found)
-        assert machine_class() == expected
-    monkeypatch.setattr(platform, "machine", lambda: "arm64")
-    assert machine_class() == "other"
-
-
 def test_the_bound_on_spinning_leaves_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for set_before, expected in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)):
         for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
@@ -116,19 +91,20 @@ def test_the_bound_on_spinning_leaves_what_the_user_has_set(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("architecture", "features", "expected"),
+    ("architecture", "features", "vnni", "expected"),
     [
-        ("x86_64", "avx2 avx512_vnni", True),
-        ("AMD64", "avx2 avx_vnni", True),
-        ("x86_64", "AVX2 AVX512VNNI", True),
-        ("x86_64", "avx2 fma", False),
-        ("x86_64", "", None),
-        ("arm64", "asimddp", None),
+        ("x86_64", "avx2", False, "plain"),
+        ("x86_64", "avx2 avx512_vnni", True, "plain"),
+        ("AMD64", "avx2 avx_vnni", True, "plain"),
+        ("x86_64", "AVX2 AVX512VNNI", True, "plain"),
+        ("x86_64", "avx512_vnni avx512_bf16", True, "fast"),
+        ("x86_64", "", None, "plain"),
+        ("arm64", "asimddp", None, "other"),
     ],
 )
-def test_vnni_is_asked_of_x86_64_alone(
-    architecture: str, features: str, expected: bool | None, monkeypatch: pytest.MonkeyPatch
+def test_a_machine_is_fast_with_native_bf16_and_vnni_which_is_asked_of_x86_64_alone(
+    architecture: str, features: str, vnni: bool | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: architecture)
     monkeypatch.setattr("dcclip_cli.machine.cpu_features", lambda: frozenset(features.split()))
-    assert has_vnni() is expected
+    assert (has_vnni(), machine_class()) == (vnni, expected)

@@ -11,16 +11,10 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_loads_and_is_called_like_its_file(path: Path) -> None:
+def test_a_recipe_loads_and_its_header_names_the_command_and_data_that_is_not_there(path: Path) -> None:
     loaded = load(path)
-    assert loaded.recipe.name == path.stem
-    assert loaded.recipe.stages
-    assert f"recipes/{path.name}" in loaded.text, "the header names the command"
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_what_a_recipe_reads_comes_with_it_or_its_header_says_from_where(path: Path) -> None:
-    loaded = load(path)
+    assert loaded.recipe.name == path.stem and loaded.recipe.stages
+    assert f"recipes/{path.name}" in loaded.text
     # Public data, and ImageNet weights of the demo teacher and the starter, are fetched first.
     fetched = path.stem in ("demo-teacher", "starter") or (
         path.stem.startswith("collect-") and path.stem != "collect-sample"

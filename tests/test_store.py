@@ -232,15 +232,9 @@ def test_batches_are_cut_from_the_missing_rows_in_order_and_one_new_row_is_a_bat
     seen: list[list[int]] = []
     kept = FeatureStore(tmp_path)
     keys = KEYS[[*range(9), *range(10, 24)]]
-
-    def some(batches: list[np.ndarray]) -> Iterator[Values]:
-        for batch in batches:
-            seen.append(batch.tolist())
-            yield {"x": np.zeros((len(batch), 1))}
-
-    kept.fill(keys, ["x"], some, 10)
+    kept.fill(keys, ["map"], lambda batches: computing(batches, seen), 10)
     assert seen == [[*range(10)], [*range(10, 20)], [20, 21, 22]]
-    kept.fill(KEYS, ["x"], some, 10)
+    kept.fill(KEYS, ["map"], lambda batches: computing(batches, seen), 10)
     assert seen[3:] == [[9]]
 
 

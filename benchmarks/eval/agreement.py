@@ -18,8 +18,8 @@ import torch
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import prompts, registry
-from dcclip_cli.eval.class_index import ClassIndex
 from dcclip_cli.eval.metrics import score_classes, score_retrieval
+from dcclip_cli.eval.prompts import ClassIndex
 
 # What CLIP_benchmark calls the lists that its tars were exported with.
 LISTS = {

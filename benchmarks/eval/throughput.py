@@ -1,6 +1,6 @@
 """Images per second of `eval` next to CLIP_benchmark's loop, and the cost of a second language.
 
-    python benchmarks/eval/throughput.py PHOTOS WORK --clip-benchmark FOLDER [--precision bf16] [--processes 2]
+    python benchmarks/eval/throughput.py PHOTOS WORK --clip-benchmark FOLDER [--precision bf16]
 
 PHOTOS has wnid folders with photographs; FOLDER is an unpacked clip_benchmark wheel, with `webdataset` installed.
 Both read the same tars with the same model directory, in processes of their own, in turn, so that a change in the
@@ -45,16 +45,15 @@ top1 = (logits.argmax(1) == target).float().mean().item()
 print(json.dumps({"n": len(target), "seconds": seconds, "cpu": used() - before, "top1": top1}))
 """
 OURS = """
-import contextlib, json, sys, time
+import json, sys, time
 from pathlib import Path
 import numpy as np
 import psutil
 sys.path.insert(0, str(Path(sys.argv[1])))
 from photos import class_names, load_tars
-from dcclip_cli.eval.dataset import Classes, DataSet, ImageTransform
-from dcclip_cli.eval.embedding import ImageReader
+from dcclip_cli.eval.dataset import Classes, DataSet
 from dcclip_cli.eval import evaluate as module
-from dcclip_cli.eval.feature_cache import FeatureCache
+from dcclip_cli.eval.embedding import FeatureCache
 from dcclip_cli.model.reference import resolve
 tars, model_folder, amp, photos = Path(sys.argv[2]), sys.argv[3], sys.argv[4] == "amp", Path(sys.argv[5])
 known = class_names(photos, sys.argv[7] == "own")
@@ -70,27 +69,17 @@ size = model.preprocessing["size"]
 model.encode_pixels(np.zeros((64, 3, size, size), np.float32))
 model.encode_texts(["warm"])
 cache = FeatureCache(Path(sys.argv[6]))
-processes = int(sys.argv[8])
-if processes > 1:
-    pools = contextlib.ExitStack()
-    embed = pools.enter_context(module.embed_in_processes(reference, "cpu", precision, processes))
-    reader = ImageReader(dataset("en").images, ImageTransform(), dict(model.preprocessing))
-    list(embed([0] * 64 * processes, reader, 64, 2))
-    module.embed_in_processes = lambda *_: contextlib.nullcontext(embed)
 def used():
-    every = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    return sum(sum(one.cpu_times()[:2]) for one in every)
+    return sum(psutil.Process().cpu_times()[:2])
 def run(language):
     before, begin = used(), time.perf_counter()
     data = dataset(language)
     opened = time.perf_counter() - begin
-    options = module.EvalOptions(datasets=["photos"], processes=processes)
+    options = module.EvalOptions(datasets=["photos"])
     [result] = module.evaluate([reference], [data], options, device="cpu", cache=cache)
     return result, opened, time.perf_counter() - begin, used() - before
 first, opened, whole, cpu = run("en")
 second, _, again, _ = run("zh")
-if processes > 1:
-    pools.close()
 print(json.dumps({"n": first.n, "seconds": opened + first.n / first.images_per_second, "cpu": cpu,
                   "top1": first.value, "whole": whole, "second_language": again}))
 """
@@ -120,7 +109,6 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, default=Path("recipes/quickstart/validation.parquet"))
     parser.add_argument("--precision", choices=["fp32", "bf16", "default"], default="fp32")
     parser.add_argument("--templates", choices=["one", "own"], default="one")
-    parser.add_argument("--processes", type=int, default=1)
     given = parser.parse_args()
     tars, model = given.work / "wds_photos", given.work / f"run-{given.preset}/align/model"
     images = write_tars(given.photos, tars, given.copies)
@@ -133,7 +121,7 @@ def main() -> None:
     for number in range(given.rounds):
         cache = given.work / f"cache-{number}"
         shutil.rmtree(cache, ignore_errors=True)
-        more = (given.photos, cache, given.templates, given.processes)
+        more = (given.photos, cache, given.templates)
         rounds.append(
             (
                 run(PEER, given.clip_benchmark, tars, model, peer_amp),
@@ -142,7 +130,7 @@ def main() -> None:
         )
         shutil.rmtree(cache, ignore_errors=True)
     asked = f"preset {given.preset}, precision {given.precision}, {given.templates} template(s)"
-    how = f"{given.processes} process(es), {given.rounds} rounds in turn: median (lowest to highest)"
+    how = f"{given.rounds} rounds in turn: median (lowest to highest)"
     print(f"{images:,} photographs in tars, {asked}, {how}")
     for name, each in zip(("CLIP_benchmark", "dcclip"), zip(*rounds, strict=True), strict=True):
         print(f"{name:<16}{spread([one['n'] / one['seconds'] for one in each], 1)} images/s, "

@@ -12,8 +12,8 @@ from pathlib import Path
 from dcclip_cli.api import open_run
 from dcclip_cli.eval.evaluate import EvalOptions, evaluate, open_datasets
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.pipeline import StageName
 from dcclip_cli.recipe.load import load
+from dcclip_cli.run_dir import StageName
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = Path(__file__).with_name("small.yaml")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dcclip_cli.cli import about, console, eval, predict, stages
+from dcclip_cli.cli import about, console, doctor, eval, predict, stages
 from dcclip_cli.machine import bound_spinning
 from dcclip_cli.versions import VERSION
 
@@ -38,21 +38,15 @@ def dcclip(
     bound_spinning()
 
 
-_LIFE = "Make a model from a recipe"
-_USE = "Use a model"
-_ABOUT = "Look things up"
-
-app.command(rich_help_panel=_LIFE)(stages.run)
-app.command(rich_help_panel=_LIFE)(stages.collect)
-app.command(rich_help_panel=_LIFE)(stages.distill)
-app.command(rich_help_panel=_LIFE)(stages.align)
-app.command(rich_help_panel=_LIFE)(eval.eval)
-app.command(rich_help_panel=_LIFE)(eval.compare)
-app.command(rich_help_panel=_LIFE)(stages.export)
-app.command(rich_help_panel=_USE)(predict.predict)
-app.command(rich_help_panel=_USE)(predict.search)
-app.command(rich_help_panel=_USE)(predict.embed)
-app.add_typer(about.recipe_app, name="recipe", rich_help_panel=_ABOUT)
-app.command(rich_help_panel=_ABOUT)(about.models)
-app.command(rich_help_panel=_ABOUT)(eval.datasets)
-app.command(rich_help_panel=_ABOUT)(about.doctor)
+_PANELS = {
+    "Make a model from a recipe": (
+        *(stages.run, stages.collect, stages.distill, stages.align),
+        *(eval.eval, eval.compare, stages.export),
+    ),
+    "Use a model": (predict.predict, predict.search, predict.embed),
+    "Look things up": (about.models, eval.datasets, doctor.doctor),
+}
+for _panel, _commands in _PANELS.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(_command)
+app.add_typer(about.recipe_app, name="recipe", rich_help_panel="Look things up")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.processes import is_first_process
+from dcclip_cli.machine import is_first_process
 from dcclip_cli.progress import Progress, Silent, stderr_progress
 from dcclip_cli.versions import EXTRAS
 

@@ -10,27 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, BadParameter, Option
 
 from dcclip_cli.cli import console, flags
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.precision import Precision
 
 if TYPE_CHECKING:
-    from dcclip_cli.eval.registry import KnownSet
     from dcclip_cli.eval.result import EvalResult
 
 _RESULTS = "A results file or folder that eval --out wrote; FILE@MODEL chooses one of several models."
+_DATASET_HELP = (
+    "A name or group (see: dcclip datasets), a Parquet or tar file of pairs whose captions are the classes, "
+    "or a folder of class folders. Repeatable."
+)
 _Models = Annotated[
-    list[str] | None,
-    Option("--model", metavar="MODEL", help=f"{flags.MODEL_HELP} Repeatable.", show_default=False),
+    list[str] | None, Option("--model", metavar="MODEL", help=f"{flags.MODEL_HELP} Repeatable.", show_default=False)
 ]
 _DataSets = Annotated[
-    list[str] | None,
-    Option(
-        "--dataset",
-        metavar="NAME|PATH",
-        help="A name or group (see: dcclip datasets), a Parquet or tar file of pairs whose captions are the classes, "
-        "or a folder of class folders. Repeatable.",
-        show_default=False,
-    ),
+    list[str] | None, Option("--dataset", metavar="NAME|PATH", help=_DATASET_HELP, show_default=False)
 ]
 _Languages = Annotated[
     str, Option("--languages", metavar="en,zh", help="Languages for your own data sets. Default: all they have.")
@@ -51,39 +45,16 @@ _Task = Annotated[
     Option("--task", help="retrieval: retrieve all captions of your own pairs; probe: a linear layer on embeddings."),
 ]
 _Shots = Annotated[
-    str,
-    Option(
-        "--shots",
-        metavar="5,20,50,all",
-        help="Training images per class of the probes. Default: 5,20,50,all.",
-        show_default=False,
-    ),
+    str, Option("--shots", metavar="5,20,50,all", help="Training images per class of probes. Default: 5,20,50,all.")
 ]
 _Precision = Annotated[
     Precision | None,
-    Option(
-        "--precision", help="Precision of torch models. Default: auto, the faster on this machine.", show_default=False
-    ),
+    Option("--precision", help="Precision of torch models. Default: auto, the faster here."),
 ]
 _Workers = Annotated[int | None, Option("--workers", min=1, help="Threads that read images. Default: 2.")]
-_Processes = Annotated[
-    int | None,
-    Option("--processes", min=1, help="Processes that share the images, each with a copy of the model. Default: 1."),
-]
 _NoCache = Annotated[bool, Option("--no-cache", help="Neither read nor write the cache of embeddings.")]
 _Json = Annotated[bool, Option("--json", help="Print the full results as JSON instead of a table.")]
-_Out = Annotated[
-    Path | None,
-    Option("--out", metavar="DIR", help="Folder for results as JSON, tables and report.html.", show_default=False),
-]
-
-
-def _moved(sides: tuple[str, str] | None) -> None:
-    if sides:
-        raise DcclipError("eval --compare is a command of its own now", f"dcclip compare {' '.join(sides)}")
-
-
-_Compare = Annotated[tuple[str, str] | None, Option("--compare", hidden=True, callback=_moved)]
+_Out = Annotated[Path | None, Option("--out", metavar="DIR", help="Folder for results (JSON), tables, report.html.")]
 
 
 def eval(
@@ -98,7 +69,6 @@ def eval(
     shots: _Shots = "",
     precision: _Precision = None,
     workers: _Workers = None,
-    processes: _Processes = None,
     no_cache: _NoCache = False,
     as_json: _Json = False,
     sets: flags.Sets = None,
@@ -107,7 +77,6 @@ def eval(
     device: flags.Where = "auto",
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
-    compare: _Compare = None,
 ) -> None:
     """Measure models on test sets, side by side.
 
@@ -116,9 +85,8 @@ def eval(
     if recipe is None and (sets or check):
         raise BadParameter("--set and --check need a recipe")
     given = {
-        "datasets": dataset, "languages": _languages(languages), "data_root": data_root,
-        "limit": limit, "templates": templates, "task": task, "shots": _shots(shots), "precision": precision,
-        "workers": workers, "processes": processes,
+        "datasets": dataset, "languages": _languages(languages), "data_root": data_root, "limit": limit,
+        "templates": templates, "task": task, "shots": _shots(shots), "precision": precision, "workers": workers,
     }  # fmt: skip
     options: dict[str, Any] = {key: value for key, value in given.items() if value}
     loaded = flags.open_recipe(recipe, sets, None if dataset else "eval") if recipe else None
@@ -132,27 +100,35 @@ def eval(
     show(results, as_json)
 
 
+def _languages(text: str) -> list[str]:
+    given = flags.split(text)
+    if wrong := [language for language in given if language not in ("en", "zh")]:
+        raise BadParameter(f"--languages: {wrong[0]} is neither en nor zh")
+    return given
+
+
+def _shots(text: str) -> list[int]:
+    given = flags.split(text)
+    if wrong := [one for one in given if one != "all" and not (one.isdecimal() and int(one))]:
+        raise BadParameter(f"--shots: {wrong[0]} is neither a number nor all")
+    return [0 if one == "all" else int(one) for one in given]
+
+
 def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
     """Print all metrics of one model, or each data set's main metric of several; or everything `as_json`."""
-    from dcclip_cli.eval.tables import METRIC_NAMES, table
+    from dcclip_cli.eval.report import METRIC_NAMES, table
 
     if as_json:
         return console.show_json([asdict(result) for result in results])
     found = table(results)
     if len({result.model for result in results}) > 1:
-        rows = [
-            (
-                _with_remark(row.name, row.remark),
-                row.metric,
-                *(percent(value, column.is_gap) for value, column in zip(row.values, found.columns, strict=True)),
-            )
-            for row in found.rows
-        ]
+        gaps = [column.is_gap for column in found.columns]
+        rows = [(_noted(row.name, row.remark), row.metric, *map(percent, row.values, gaps)) for row in found.rows]
         return console.show_table("", ("data set", "metric", *(column.title for column in found.columns)), rows)
     shown = [name for name in METRIC_NAMES if any(name in result.metrics for result in results)]
     lines = [
         (
-            _with_remark(f"{one.dataset} {one.language}", "" if "zero-shot" in one.task else one.task),
+            _noted(f"{one.dataset} {one.language}", "" if "zero-shot" in one.task else one.task),
             METRIC_NAMES.get(one.metric, one.metric),
             *(percent(one.metrics.get(name)) for name in shown),
             f"{one.n:,}" + (f" (-{len(one.corrupt)})" if one.corrupt else "") + (" of a sample" if one.limit else ""),
@@ -172,22 +148,8 @@ def percent(value: float | None, signed: bool = False) -> str:
     return "" if value is None else f"{value:{'+' if signed else ''}.1%}"
 
 
-def _with_remark(name: str, remark: str) -> str:
+def _noted(name: str, remark: str) -> str:
     return f"{name} ({remark})" if remark else name
-
-
-def _languages(text: str) -> list[str]:
-    given = flags.split(text)
-    if wrong := [language for language in given if language not in ("en", "zh")]:
-        raise BadParameter(f"--languages: {wrong[0]} is neither en nor zh")
-    return given
-
-
-def _shots(text: str) -> list[int]:
-    given = flags.split(text)
-    if wrong := [one for one in given if one != "all" and not (one.isdecimal() and int(one))]:
-        raise BadParameter(f"--shots: {wrong[0]} is neither a number nor all")
-    return [0 if one == "all" else int(one) for one in given]
 
 
 def compare(
@@ -203,7 +165,7 @@ def compare(
     The 95 % interval is from 1,000 bootstrap samples of the images, the same for both where both saw the same images.
     """
     from dcclip_cli import api
-    from dcclip_cli.eval.tables import METRIC_NAMES
+    from dcclip_cli.eval.report import METRIC_NAMES
 
     talk = console.talk(quiet, verbose)
     found = api.compare(a, b, force=force, progress=talk)
@@ -238,28 +200,20 @@ def datasets(
     """List the data sets that eval knows by name."""
     from dcclip_cli.eval import registry
     from dcclip_cli.eval.datasets import layout_of
-    from dcclip_cli.eval.tables import METRIC_NAMES
+    from dcclip_cli.eval.report import METRIC_NAMES
 
-    rows = []
-    for known in registry.SETS.values():
-        if languages := registry.languages_of(known):
-            rows.append(
-                (
-                    ", ".join(registry.name_in(known, language) for language in languages),
-                    METRIC_NAMES[known.metric],
-                    known.split,
-                    f"{known.size:,}" if known.size else "",
-                    f"{known.classes:,}" if known.classes else "",
-                    _sources(known) if data_root is None else layout_of(known, data_root) or "-",
-                    known.remark,
-                )
-            )
-    columns = ("name", "metric", "split", "images", "classes", "also from" if data_root is None else "found", "")
+    rows = [
+        (
+            ", ".join(registry.name_in(known, language) for language in registry.languages_of(known)),
+            METRIC_NAMES[known.metric],
+            known.split,
+            f"{known.size:,}" if known.size else "",
+            f"{known.classes:,}" if known.classes else "",
+            (layout_of(known, data_root) or "-") if data_root else f"wds_{known.hub}" if known.hub else "",
+            known.remark,
+        )
+        for known in registry.SETS.values()
+    ]
+    columns = ("name", "metric", "split", "images", "classes", "found" if data_root else "on the hub", "")
     console.show_table("dcclip eval --dataset NAME --data-root DIR, with DIR/NAME/", columns, rows)
     console.show(f"groups: {', '.join(registry.group_names())}")
-
-
-def _sources(known: KnownSet) -> str:
-    """Where the data set can be read from besides DIR/NAME/SPLIT/CLASS/ and DIR/NAME/SPLIT/*.tar."""
-    hub = f"hub wds_{known.hub}" if known.hub else ""
-    return ", ".join(one for one in (hub, known.torchvision.name if known.torchvision else "") if one)

@@ -12,8 +12,8 @@ from dcclip_cli.cli import console
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:
-    from dcclip_cli.pipeline import StageName
     from dcclip_cli.recipe.load import LoadedRecipe
+    from dcclip_cli.run_dir import StageName
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 

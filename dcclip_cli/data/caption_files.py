@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -82,39 +83,35 @@ def captions_in(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, str]
 # ---- text: IMAGE#zhm#0 CAPTION, IMAGE#0<TAB>CAPTION, IMAGE<TAB>CAPTION
 
 
-def _text_rows(path: Path) -> Iterator[tuple[str, str] | tuple[int, Drop]]:
+def _text_rows(path: Path) -> Iterator[tuple[str, str | Drop]]:
+    """(image, caption) of each line, or (line, fault)."""
     with path.open("rb") as stream:
         for row in lines(stream, MAX_TEXT_BYTES):
+            where = f"{path.name}:{row.number}"
             if row.content is None:
-                yield row.number, Drop("row-malformed", f"more than {MAX_TEXT_BYTES:,} bytes")
+                yield where, Drop("row-malformed", f"more than {MAX_TEXT_BYTES:,} bytes")
                 continue
             try:
                 line = row.content.decode("utf-8-sig").strip()
             except UnicodeDecodeError as error:
-                yield row.number, Drop("row-malformed", f"not in UTF-8: {error.reason} at byte {error.start}")
+                yield where, Drop("row-malformed", f"not in UTF-8: {error.reason} at byte {error.start}")
                 continue
-            head, caption = _split(line)
+            # Names may contain a space where a tab ends them.
+            head, caption = (*line.split("\t" if "\t" in line else None, maxsplit=1), "", "")[:2]
             name = head.partition("#")[0]
-            if name and caption:
-                yield name, caption
+            if name and caption.strip():
+                yield name, caption.strip()
             elif line:
-                yield row.number, Drop("row-malformed", f"no image and caption in {line[:100]!r}")
-
-
-def _split(line: str) -> tuple[str, str]:
-    head, tab, caption = line.partition("\t")
-    # Names may contain a space where a tab ends them.
-    return (head, caption.strip()) if tab else (*line.split(maxsplit=1), "", "")[:2]  # type: ignore[return-value]
+                yield where, Drop("row-malformed", f"no image and caption in {line[:100]!r}")
 
 
 def _text_names(path: Path) -> Iterator[Named]:
-    for name, what in _text_rows(path):
-        yield Named(f"{path.name}:{name}", {}, what) if isinstance(what, Drop) else Named(str(name), {})
+    return (Named(name, {}, what if isinstance(what, Drop) else None) for name, what in _text_rows(path))
 
 
 def _text_captions(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, str]]:
     for name, caption in _text_rows(path):
-        if isinstance(name, str) and isinstance(caption, str) and (found := identity(name)) in wanted:
+        if isinstance(caption, str) and (found := identity(name)) in wanted:
             yield found, caption
 
 
@@ -165,10 +162,8 @@ def _annotation(item: dict[str, Any], found: dict[Any, str]) -> Iterator[tuple[s
 
 def _objects(path: Path, keys: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects in lists, up to where the file breaks off; `names_in` reports that it does."""
-    try:
+    with suppress(ValueError, RecursionError):
         yield from ((key, item) for key, item in json_items(path, keys) if isinstance(item, dict))
-    except (ValueError, RecursionError):
-        return
 
 
 def _texts(value: Any) -> list[str]:
@@ -253,6 +248,7 @@ def texts_in(file: Path, wanted: Collection[str] | None) -> Iterator[tuple[int, 
 # path of each level, and refuses NaN, which Python's json writes.
 
 _CHUNK = 1 << 20  # characters
+_SPACE = re.compile(r"[ \t\r\n]*+")
 _NUMBER_CUT = "1e-5"  # what is read as 1 while its last digit is not in the window
 
 
@@ -267,16 +263,13 @@ def json_items(path: Path, keys: Collection[str]) -> Iterator[tuple[str, Any]]:
         if text.peek() == "[":
             yield from (("", item) for item in text.items() if "" in keys)
             return
-        text.take("{")
-        while text.peek() != "}":
+        for _ in text.between("{}"):
             key = text.value()
             text.take(":")
             if text.peek() == "[":
                 yield from ((key, item) for item in text.items() if key in keys)
             else:
                 text.value()
-            if text.peek() != "}":
-                text.take(",")
 
 
 class _JsonText:
@@ -297,18 +290,25 @@ class _JsonText:
     def peek(self) -> str:
         """The next character that is no white space; "" at the end."""
         while True:
-            while self._at < len(self._window) and self._window[self._at] in " \t\r\n":
-                self._at += 1
-            if self._at < len(self._window):
-                return self._window[self._at]
-            if not self._fill():
-                return ""
+            self._at = _SPACE.match(self._window, self._at).end()  # type: ignore[union-attr]
+            if self._at < len(self._window) or not self._fill():
+                return self._window[self._at : self._at + 1]
 
     def take(self, character: str) -> None:
         """Skip a character that has to be the next one."""
         if self.peek() != character:
             raise ValueError(f"{self.peek() or 'the end'!r} where {character!r} should be")
         self._at += 1
+
+    def between(self, brackets: str) -> Iterator[None]:
+        """Stop at each element between two brackets."""
+        self.take(brackets[0])
+        if self.peek() != brackets[1]:
+            yield
+            while self.peek() != brackets[1]:
+                self.take(",")
+                yield
+        self.take(brackets[1])
 
     def value(self) -> Any:
         """The value that begins here."""
@@ -327,23 +327,16 @@ class _JsonText:
 
     def items(self) -> Iterator[Any]:
         """The elements of the list that begins here."""
-        self.take("[")
-        if self.peek() != "]":
+        for _ in self.between("[]"):
             yield from self._block() or [self.value()]
-            while self.peek() != "]":
-                self.take(",")
-                yield from self._block() or [self.value()]
-        self.take("]")
 
     def _block(self) -> list[Any]:
         """All elements up to the last that ends in the window, or none: five times as fast as one by one.
 
         What parses as a list is one: a brace in a text, or inside an element, would leave it without its end.
         """
-        if not self._fresh:
-            return []
+        end = self._window.rfind("},", self._at) + 1 if self._fresh else 0
         self._fresh = False
-        end = self._window.rfind("},", self._at) + 1
         if not end:
             return []
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -46,25 +46,20 @@ class Texts:
     image_caption_ids: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> Texts:
-        return Texts(
-            self.image_index.to(device),
-            self.captions,
-            self.tokens.to(device),
-            None if self.caption_ids is None else self.caption_ids.to(device),
-            None if self.image_caption_ids is None else self.image_caption_ids.to(device),
-        )
+        return self._with(self.image_index.to(device), self.captions, lambda tensor: tensor.to(device))
 
     def take(self, rows: torch.Tensor, image_index: torch.Tensor) -> Texts:
         """The texts at `rows`, which belong to the images `image_index` of another batch."""
+        return self._with(image_index, [self.captions[row] for row in rows.tolist()], lambda tensor: tensor[rows])
+
+    def _with(
+        self, image_index: torch.Tensor, captions: list[str], change: Callable[[torch.Tensor], torch.Tensor]
+    ) -> Texts:
         from dcclip_cli.model.towers import Tokens
 
-        return Texts(
-            image_index,
-            [self.captions[row] for row in rows.tolist()],
-            Tokens(self.tokens.ids[rows], self.tokens.mask[rows]),
-            None if self.caption_ids is None else self.caption_ids[rows],
-            None if self.image_caption_ids is None else self.image_caption_ids[rows],
-        )
+        tokens = Tokens(change(self.tokens.ids), change(self.tokens.mask))
+        ids = (None if one is None else change(one) for one in (self.caption_ids, self.image_caption_ids))
+        return Texts(image_index, captions, tokens, *ids)
 
 
 @dataclass(frozen=True)
@@ -103,28 +98,23 @@ class Batch:
 
     def parts(self, parts: int) -> list[Batch]:
         """The batch in equal parts, images together with their texts."""
-        return [self._part(number, parts) for number in range(parts)]
-
-    def _part(self, number: int, parts: int) -> Batch:
         import torch
 
         images = len(self.pixels)
         size, unpaired = images // parts, self.num_unpaired_texts // parts
-        here = slice(number * size, (number + 1) * size)
-        texts = {}
-        for name, whole in self.texts.items():
-            rows = self.rows_of_parts(name, parts)[number]
-            index = whole.image_index[rows]
-            without_image = index - images - number * unpaired + size
-            texts[name] = whole.take(rows, torch.where(index < images, index - number * size, without_image))
-        return Batch(
-            self.sample_index[here],
-            self.augmentation_index[here],
-            self.pixels[here],
-            tuple(pixels[here] for pixels in self.teacher_pixels),
-            texts,
-            unpaired,
-        )
+        found = []
+        for number in range(parts):
+            texts = {}
+            for name, whole in self.texts.items():
+                rows = self.rows_of_parts(name, parts)[number]
+                index = whole.image_index[rows]
+                without_image = index - images - number * unpaired + size
+                texts[name] = whole.take(rows, torch.where(index < images, index - number * size, without_image))
+            here = slice(number * size, (number + 1) * size)
+            teacher_pixels = tuple(pixels[here] for pixels in self.teacher_pixels)
+            samples = self.sample_index[here], self.augmentation_index[here]
+            found.append(Batch(*samples, self.pixels[here], teacher_pixels, texts, unpaired))
+        return found
 
 
 class ImageCache:
@@ -180,10 +170,10 @@ class Collator:
         """The batch of these samples. Raises DcclipError for an unreadable image or a language without captions."""
         import torch
 
-        with_image = [sample for sample in samples if sample[0] < self.dataset.num_images]
+        paired = [sample for sample in samples if sample[0] < self.dataset.num_images]
         unpaired = [sample for sample in samples if sample[0] >= self.dataset.num_images]
-        indices = [index for index, _ in with_image]
-        augmentations = [epoch % self.num_augmentations if self.num_augmentations else epoch for _, epoch in with_image]
+        indices = [index for index, _ in paired]
+        augmentations = [epoch % self.num_augmentations if self.num_augmentations else epoch for _, epoch in paired]
         if self.dataset.embeddings is not None:
             pixels = torch.from_numpy(self.dataset.embeddings[indices])
             teacher_pixels: tuple[torch.Tensor, ...] = ()
@@ -191,25 +181,15 @@ class Collator:
             images = [self.image(*sample) for sample in zip(indices, augmentations, strict=True)]
             pixels = _pixels(images, self.preprocess)
             teacher_pixels = tuple(_pixels(images, preprocess) for preprocess in self.teacher_preprocess)
-        return Batch(
-            torch.tensor(indices, dtype=torch.int64),
-            torch.tensor(augmentations, dtype=torch.int64),
-            pixels,
-            teacher_pixels,
-            self._all_texts(with_image, unpaired),
-            len(unpaired),
-        )
+        rows, numbers = (torch.tensor(values, dtype=torch.int64) for values in (indices, augmentations))
+        return Batch(rows, numbers, pixels, teacher_pixels, self._all_texts(paired, unpaired), len(unpaired))
 
     def image(self, index: int, augmentation: int) -> Image.Image:
         """One sample's augmented image. Raises DcclipError where the image cannot be read."""
+        random = generator(self.seed, index, augmentation)
         if self.num_augmentations:  # the same augmentations are used again, so these are worth caching
-            return self.image_cache.get(
-                (index, augmentation), lambda: self._augmented(self._decoded(index), index, augmentation)
-            )
-        return self._augmented(self.image_cache.get(index, lambda: self._decoded(index)), index, augmentation)
-
-    def _augmented(self, image: Image.Image, index: int, augmentation: int) -> Image.Image:
-        return self.augment(image, generator(self.seed, index, augmentation))
+            return self.image_cache.get((index, augmentation), lambda: self.augment(self._decoded(index), random))
+        return self.augment(self.image_cache.get(index, lambda: self._decoded(index)), random)
 
     def _decoded(self, index: int) -> Image.Image:
         pair = self.dataset[index]
@@ -218,7 +198,7 @@ class Collator:
         except DcclipError as error:
             raise DcclipError(f"{self.dataset.path}: pair {pair.key}: {error.what}", error.hint) from None
 
-    def _all_texts(self, with_image: list[Sample], unpaired: list[Sample]) -> dict[str, Texts]:
+    def _all_texts(self, paired: list[Sample], unpaired: list[Sample]) -> dict[str, Texts]:
         options = self.captions
         choices: dict[str, tuple[Language, float]] = {  # language, probability of the first caption
             name: (name, 1.0 if options.second_caption else options.first) for name in options.languages
@@ -226,8 +206,8 @@ class Collator:
         if options.second_caption:
             choices |= {name + OTHER: (name, 0.0) for name in options.languages}
         # The order is shuffled already, so the first are as good as any.
-        captioned = max(1, round(options.caption_fraction * len(with_image)))
-        rows = [*enumerate(with_image[:captioned]), *enumerate(unpaired, len(with_image))]
+        captioned = max(1, round(options.caption_fraction * len(paired)))
+        rows = [*enumerate(paired[:captioned]), *enumerate(unpaired, len(paired))]
         texts = {name: self._texts(language, rows, first) for name, (language, first) in choices.items()}
         found = {name: one for name, one in texts.items() if one is not None}
         if len(found) < len(texts) and (found or not self.dataset.has_uncaptioned_images):
@@ -247,24 +227,20 @@ class Collator:
         if not rows:
             return None
         indices = [index for _, (index, _) in rows]
-        chosen = [
-            _choose(captions[index], first, generator(self.seed ^ 0x7E97, index, epoch)) for _, (index, epoch) in rows
-        ]
+        seed = self.seed ^ 0x7E97
+        chosen = [_choose(captions[index], first, generator(seed, index, epoch)) for _, (index, epoch) in rows]
         texts = Texts(torch.tensor([row for row, _ in rows]), chosen, self.tokenize(chosen))
         if not self.with_caption_ids:
             return texts
         if self.dataset.embeddings is not None:  # two pairs with equal embeddings are no negatives of each other
-            ids = torch.tensor([_hash64(self.dataset.embeddings[index].tobytes()) for index in indices])
+            ids = _hashes(self.dataset.embeddings[index].tobytes() for index in indices)
             return replace(texts, caption_ids=ids, image_caption_ids=ids[:, None])
         own = [captions[index] for index in indices]
         most = max(map(len, own))
         # Padded with the first caption of each image, which changes nothing.
-        padded = [(*several, *several[:1] * (most - len(several))) for several in own]
-        return replace(
-            texts,
-            caption_ids=torch.tensor([_hash64(text.encode()) for text in chosen]),
-            image_caption_ids=torch.tensor([[_hash64(text.encode()) for text in several] for several in padded]),
-        )
+        padded = [caption for several in own for caption in (*several, *several[:1] * (most - len(several)))]
+        ids, of_images = (_hashes(caption.encode() for caption in every) for every in (chosen, padded))
+        return replace(texts, caption_ids=ids, image_caption_ids=of_images.reshape(-1, most))
 
 
 def _pixels(images: list[Image.Image], preprocess: Callable[[Image.Image], np.ndarray]) -> torch.Tensor:
@@ -275,9 +251,12 @@ def _pixels(images: list[Image.Image], preprocess: Callable[[Image.Image], np.nd
     return torch.from_numpy(np.stack([preprocess(image) for image in images]))
 
 
-def _hash64(content: bytes) -> int:
-    """A 64-bit hash, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
+def _hashes(contents: Iterable[bytes]) -> torch.Tensor:
+    """64-bit hashes, the same in every process."""
+    import torch
+
+    digests = (hashlib.blake2b(content, digest_size=8).digest() for content in contents)
+    return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
 
 
 def _choose(captions: tuple[str, ...], first: float, random: np.random.Generator) -> str:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from dcclip_cli.data.pair import LANGUAGES, FileDataset, Language, Pair, PairDataset, caption_strings
+from dcclip_cli.data.pair import LANGUAGES, FileDataset, Pair, PairDataset, caption_strings
 from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, tar_members
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import json_object
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+
+_AGAIN = "write or collect it again"
 
 
 class ParquetDataset(FileDataset):
@@ -37,16 +40,24 @@ class ParquetDataset(FileDataset):
             table = pq.read_table(path, memory_map=True)
         except (pa.ArrowInvalid, OSError) as error:
             raise DcclipError(f"{path} is not a Parquet file: {error}", "write it again") from None
-        images = "embedding" if "embedding" in table.column_names else "image"
-        missing = [name for name in ("key", images) if name not in table.column_names]
-        if missing:
+        names = table.column_names
+        images = "embedding" if "embedding" in names else "image"
+        if missing := [name for name in ("key", images) if name not in names]:
             raise DcclipError(
-                f"{path} has no column {' or '.join(missing)} (found: {', '.join(table.column_names)})",
+                f"{path} has no column {' or '.join(missing)} (found: {', '.join(names)})",
                 "pairs have the columns key, image, zh, en and meta",
             )
-        self._table = table.drop_columns([name for name in LANGUAGES if name in table.column_names])
+        for name in {*LANGUAGES, "meta"}.difference(names):
+            table = table.append_column(name, pa.nulls(table.num_rows))
+        self._table = table.drop_columns(list(LANGUAGES))
         self.embeddings = _vectors(table, path) if images == "embedding" else None
-        self._captions = {language: _caption_column(table, language) for language in LANGUAGES}
+        self._captions = {
+            language: [
+                caption_strings(captions, f"{path}: {language} of pair {row}")
+                for row, captions in enumerate(table[language].to_pylist())
+            ]
+            for language in LANGUAGES
+        }
 
     @classmethod
     def find(cls, path: Path, uncaptioned: bool) -> Self | None:
@@ -63,7 +74,6 @@ class ParquetDataset(FileDataset):
 
     def __getitem__(self, index: int) -> Pair:
         key = str(self._table["key"][index].as_py())
-        meta = self._table["meta"][index].as_py() if "meta" in self._table.column_names else None
         if self.embeddings is not None:
             raise DcclipError(f"{self.path} has embeddings, no images", "only align with lock: image can use them")
         image = self._table["image"][index].as_py()
@@ -71,11 +81,8 @@ class ParquetDataset(FileDataset):
             image = image.get("bytes")
         if not isinstance(image, bytes):
             raise DcclipError(f"{self.path}: pair {key} has no image bytes", "leave the pair out, or write its image")
-        where = f"{self.path}: meta of pair {key}"
-        return Pair(key, image, self._captions["zh"][index], self._captions["en"][index], _record(meta or "{}", where))
-
-    def captions(self, language: Language) -> list[tuple[str, ...]]:
-        return self._captions[language]
+        meta = json_object(self._table["meta"][index].as_py() or "{}", f"{self.path}: meta of pair {key}", _AGAIN)
+        return Pair(key, image, self._captions["zh"][index], self._captions["en"][index], meta)
 
 
 def _vectors(table: pa.Table, path: Path) -> np.ndarray:
@@ -89,15 +96,6 @@ def _vectors(table: pa.Table, path: Path) -> np.ndarray:
     return vectors
 
 
-def _caption_column(table: pa.Table, language: str) -> list[tuple[str, ...]]:
-    if language not in table.column_names:
-        return [()] * int(table.num_rows)
-    return [
-        caption_strings(captions, f"{language} of pair {row}")
-        for row, captions in enumerate(table[language].to_pylist())
-    ]
-
-
 class TarDataset(FileDataset):
     """Pairs in WebDataset tars: `KEY.jpg|png|webp` next to `KEY.json` with `zh` and `en`, a string or a list each.
 
@@ -108,17 +106,15 @@ class TarDataset(FileDataset):
 
     def __init__(self, path: Path, shards: list[Path], uncaptioned: bool = False) -> None:
         """With `uncaptioned`, images without a record belong to it as well."""
-        self.path = path
-        self.files, self._uncaptioned = shards, uncaptioned
-        self._images: list[tuple[int, int, int]] = []  # shard, offset, bytes
-        self._keys: list[str] = []
-        self._records: list[dict[str, Any]] = []
+        self.path, self.files = path, shards
+        # Key, place of the image (shard, offset, bytes) and record.
+        self._pairs: list[tuple[str, tuple[int, int, int], dict[str, Any]]] = []
         for number, shard in enumerate(shards):
-            self._index(number, shard)
-        self._captions: dict[str, list[tuple[str, ...]]] = {
+            self._index(number, shard, uncaptioned)
+        self._captions = {
             language: [
                 caption_strings(record.pop(language, ()), f"{path}: {language} of pair {key}")
-                for key, record in zip(self._keys, self._records, strict=True)
+                for key, _, record in self._pairs
             ]
             for language in LANGUAGES
         }
@@ -128,7 +124,7 @@ class TarDataset(FileDataset):
         shards = [path] if path.suffix == ".tar" else sorted(path.glob("*.tar")) if path.is_dir() else []
         return cls(path, shards, uncaptioned) if shards else None
 
-    def _index(self, number: int, shard: Path) -> None:
+    def _index(self, number: int, shard: Path, uncaptioned: bool) -> None:
         images: dict[str, tuple[int, int, int]] = {}
         records: dict[str, dict[str, Any]] = {}
         with shard.open("rb") as stream:
@@ -146,39 +142,23 @@ class TarDataset(FileDataset):
                     images[stem] = (number, member.offset, member.size)
                 elif suffix == ".json" and member.size <= MAX_TEXT_BYTES:
                     stream.seek(member.offset)
-                    records[stem] = _record(stream.read(member.size), f"{shard}: {member.name}")
-        for key in images:
-            if key in records or self._uncaptioned:
-                self._keys.append(key)
-                self._images.append(images[key])
-                self._records.append(records.get(key, {}))
+                    records[stem] = json_object(stream.read(member.size), f"{shard}: {member.name}", _AGAIN)
+        found = ((key, place) for key, place in images.items() if key in records or uncaptioned)
+        self._pairs += [(key, place, records.get(key, {})) for key, place in found]
 
     def keys(self) -> list[str]:
-        return list(self._keys)
+        return [key for key, _, _ in self._pairs]
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._pairs)
 
     def __getitem__(self, index: int) -> Pair:
-        shard, offset, size = self._images[index]
+        key, (shard, offset, size), record = self._pairs[index]
         with self.files[shard].open("rb") as stream:
             stream.seek(offset)
             image = stream.read(size)
-        captions = {language: self._captions[language][index] for language in LANGUAGES}
-        return Pair(key=self._keys[index], image=image, meta=dict(self._records[index]), **captions)
-
-    def captions(self, language: Language) -> list[tuple[str, ...]]:
-        return self._captions[language]
-
-
-def _record(text: str | bytes, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DcclipError(f"{where} is not JSON: {error}", "write or collect it again") from None
-    if not isinstance(record, dict):
-        raise DcclipError(f"{where} is not a JSON object", "write or collect it again")
-    return record
+        zh, en = (self._captions[language][index] for language in LANGUAGES)
+        return Pair(key, image, zh, en, dict(record))
 
 
 class ConcatDataset(PairDataset):
@@ -202,9 +182,6 @@ class ConcatDataset(PairDataset):
     def __getitem__(self, index: int) -> Pair:
         number = bisect_right(self.firsts, index) - 1
         return self._datasets[number][index - self.firsts[number]]
-
-    def captions(self, language: Language) -> list[tuple[str, ...]]:
-        return self._captions[language]
 
     @cached_property
     def file_digests(self) -> list[bytes]:
@@ -253,17 +230,3 @@ def write_parquet(path: Path, pairs: Iterable[Pair]) -> None:
     strings = pa.list_(pa.string())
     fields = {"key": pa.string(), "image": pa.binary(), "zh": strings, "en": strings, "meta": pa.string()}
     pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields)), path, compression="zstd")
-
-
-def write_embeddings(
-    path: Path, keys: list[str], embeddings: np.ndarray, captions: Mapping[Language, list[list[str]]]
-) -> None:
-    """Write image embeddings (N, D) with their captions as one Parquet file, numbers as fp16."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.astype(np.float16).ravel()), embeddings.shape[1])
-    columns = {"key": pa.array(keys), "embedding": vectors}
-    columns |= {language: pa.array(several, pa.list_(pa.string())) for language, several in captions.items()}
-    pq.write_table(pa.table(columns), path, compression="zstd")

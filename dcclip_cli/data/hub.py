@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +14,6 @@ from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-
-# What `datasets` raises for a wrong name, configuration or split, for half a file, and if the hub is unreachable.
-BROKEN = (OSError, ValueError, RuntimeError, EOFError, tarfile.TarError)
 
 
 @functools.lru_cache(maxsize=2)  # one task after the other asks for it; the rows themselves stay on disk
@@ -28,7 +26,7 @@ def load_hub(
     """
     import datasets
 
-    try:
+    with _errors(path):
         if os.path.isdir(path) and is_saved(path):
             found = datasets.load_from_disk(path)
             if isinstance(found, datasets.DatasetDict):
@@ -43,18 +41,14 @@ def load_hub(
         return datasets.load_dataset(
             path, config, split=split, revision=revision, data_files={split: files} if files else None
         )
-    except (*BROKEN, datasets.exceptions.DatasetsError) as error:
-        raise _unloadable(path, error) from None
 
 
 def splits_of(path: str) -> list[str]:
     """The names of the splits in a folder with a copy of a hub repository. Raises DcclipError as `load_hub`."""
     import datasets
 
-    try:
+    with _errors(path):
         return list(datasets.get_dataset_split_names(path))
-    except (*BROKEN, datasets.exceptions.DatasetsError) as error:
-        raise _unloadable(path, error) from None
 
 
 def is_repository(path: str) -> bool:
@@ -67,7 +61,14 @@ def is_saved(path: str) -> bool:
     return any(os.path.isfile(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json"))
 
 
-def _unloadable(path: str, error: Exception) -> DcclipError:
-    reason = " ".join(str(error).split())[:300]
-    hint = "check the name, `config` and `split`, and that the hub is reachable; or name a folder of save_to_disk"
-    return DcclipError(f"{path} cannot be loaded: {reason}", hint)
+@contextmanager
+def _errors(path: str) -> Iterator[None]:
+    """What `datasets` raises for a wrong name, half a file or an unreachable hub becomes a DcclipError."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, EOFError, tarfile.TarError, DatasetsError) as error:
+        reason = " ".join(str(error).split())[:300]
+        hint = "check the name, `config` and `split`, and that the hub is reachable; or name a folder of save_to_disk"
+        raise DcclipError(f"{path} cannot be loaded: {reason}", hint) from None

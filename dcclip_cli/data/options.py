@@ -46,13 +46,9 @@ class DataOptions(Options):
     )
 
     @model_validator(mode="after")
-    def _some_data(self) -> Self:
+    def _check(self) -> Self:
         if not (self.train or self.images or self.texts):
             raise ValueError("name what to train on: train, images or texts")
-        return self
-
-    @model_validator(mode="after")
-    def _texts_to_make_phrases_of(self) -> Self:
         if self.phrases and not self.texts:
             raise ValueError("phrases are made of texts: set texts as well")
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -50,13 +50,14 @@ def caption_strings(value: Any, where: str) -> tuple[str, ...]:
 class PairDataset(ABC):
     """A map-style dataset of image-text pairs in a fixed order; image bytes are read when a pair is asked for.
 
-    A subclass defines `path`, `__len__` and `__getitem__`; `captions` if it has any; `files` if its data is in others
-    than the one file `path`.
+    A subclass defines `path`, `__len__` and `__getitem__`; `captions` or `_captions` if it has any; `files` if its data
+    is in others than the one file `path`.
     """
 
     path: Path
     embeddings: np.ndarray | None = None  # (N, D) float32, where the pairs have image embeddings in place of images
     has_uncaptioned_images = False  # whether some images have no captions on purpose
+    _captions: Mapping[Language, list[tuple[str, ...]]] = {}
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -66,7 +67,7 @@ class PairDataset(ABC):
 
     def captions(self, language: Language) -> Sequence[tuple[str, ...]]:
         """The captions of every pair in one language, in order; samplers and collators look them up by index."""
-        return [()] * len(self)
+        return self._captions.get(language) or [()] * len(self)
 
     @cached_property
     def files(self) -> list[Path]:

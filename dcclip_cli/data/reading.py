@@ -6,13 +6,12 @@ import base64
 import binascii
 import math
 import os
+import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, cast
-
-import numpy as np
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_IMAGE_BYTES = 64_000_000
@@ -24,6 +23,7 @@ ALL_IMAGE_SUFFIXES = (
     *(".jfif", ".jpe", ".gif", ".bmp", ".tif", ".tiff", ".svg", ".avif", ".heic", ".jp2", ".ico"),
 )
 _CHUNK = 1 << 22  # bytes of a text file that are read at once
+_OPENED, _QUOTED = re.compile(rb'(?:^|,)"'), re.compile(rb'(?:^|,)"[^"]*+(?:""[^"]*+)*+"[^,]*')  # fields of CSV
 _MAX_HEADER_BYTES = 1_000_000  # of an extended header; a long name needs a few hundred
 
 
@@ -60,11 +60,7 @@ class Folder:
                 raise Fault(f"{what}-missing", f"{name} is not a file")
             with path.open("rb") as stream:
                 content = stream.read(limit + 1)
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-        ) as error:  # NUL in the name, links in a loop
+        except (OSError, ValueError, RuntimeError) as error:  # NUL in the name, links in a loop
             cause = getattr(error, "strerror", None) or error
             raise Fault(f"{what}-missing", f"{str(path)[:200]}: {cause}") from None
         if len(content) > limit:
@@ -207,21 +203,6 @@ def lines(stream: BinaryIO, limit: int, number: int = 1) -> Iterator[Row]:
         start, number = end, number + 1
 
 
-def line_cuts(stream: BinaryIO, size: int, number: int = 1) -> Iterator[Cut]:
-    """Ranges of `size` lines from the stream's position, found by line ends alone."""
-    start = position = stream.tell()
-    count, unended = 0, False  # whole lines since `start`; whether the file's last line has no end
-    while chunk := stream.read(_CHUNK):
-        ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == 10) + 1
-        for end in ends[size - count - 1 :: size].tolist():
-            yield Cut(start, position + end, number, size)
-            start, number = position + end, number + size
-        count = (count + len(ends)) % size
-        position, unended = position + len(chunk), not chunk.endswith(b"\n")
-    if start < position:
-        yield Cut(start, position, number, count + unended)
-
-
 def records(stream: BinaryIO, limit: int, number: int = 1) -> Iterator[Row]:
     """The records of a CSV file from the stream's position: a quoted field may contain line ends.
 
@@ -229,53 +210,34 @@ def records(stream: BinaryIO, limit: int, number: int = 1) -> Iterator[Row]:
     """
     start = stream.tell()
     while line := stream.readline(limit + 1):
-        first, count, inside = len(line), line.count(b"\n"), _open_after(line, False)
-        parts, total = [line], first
+        parts, total, inside = [line], len(line), _open_after(line, False)
         while inside and total <= limit and (line := stream.readline(limit + 1 - total)):
             parts.append(line)
-            total += len(line)
-            count += line.count(b"\n")
-            inside = _open_after(line, True)
-        if total <= limit and not inside:
+            total, inside = total + len(line), _open_after(line, True)
+        if inside or total > limit:
+            stream.seek(start)
+            yield next(lines(stream, limit, number))
+        else:
             yield Row(number, start, b"".join(parts))
-            start, number = start + total, number + count
-            continue
-        end = start + first
-        stream.seek(end)
-        if first > limit:
-            while line and not line.endswith(b"\n"):
-                line = stream.readline(_CHUNK)
-                end += len(line)
-        yield Row(number, start, None if first > limit else parts[0])
-        start, number = end, number + 1
+        start, number = stream.tell(), number + (1 if inside or total > limit else len(parts))
 
 
-def record_cuts(stream: BinaryIO, size: int, limit: int, number: int = 1) -> Iterator[Cut]:
-    """Ranges of `size` records of a CSV file."""
-    start, first, count = stream.tell(), number, 0
-    for row in records(stream, limit, number):
+def cuts(stream: BinaryIO, rows: Iterator[Row], size: int) -> Iterator[Cut]:
+    """Ranges of `size` rows: lines or records of the stream."""
+    start = number = count = 0
+    for row in rows:
         if count == size:
-            yield Cut(start, row.start, first, count)
-            start, first, count = row.start, row.number, 0
+            yield Cut(start, row.start, number, count)
+            count = 0
+        if not count:
+            start, number = row.start, row.number
         count += 1
     if count:
-        yield Cut(start, stream.seek(0, 2), first, count)
+        yield Cut(start, stream.seek(0, 2), number, count)
 
 
 def _open_after(line: bytes, inside: bool) -> bool:
     """Whether a quoted field is still open at the line's end; a quote opens a field only as its first character."""
     if b'"' not in line:
         return inside
-    at = 0
-    while True:
-        if not inside and line[at : at + 1] == b'"':
-            inside, at = True, at + 1
-        if inside:
-            while (at := line.find(b'"', at)) >= 0 and line[at + 1 : at + 2] == b'"':
-                at += 2
-            if at < 0:
-                return True
-            inside = False
-        at = line.find(b",", at) + 1
-        if not at:
-            return False
+    return bool(_OPENED.search(_QUOTED.sub(b",", b'"' + line if inside else line)))

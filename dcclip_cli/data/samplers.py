@@ -1,4 +1,4 @@
-"""Batch samplers whose order is a pure function of the seed, so that a step number is all a resumed run needs."""
+"""Batch samplers whose order depends on the seed alone, so that a run resumes by its step, and the data of a stage."""
 
 from __future__ import annotations
 
@@ -34,10 +34,8 @@ class EpochBatchSampler:
 
     def __post_init__(self) -> None:
         if not self.steps_per_epoch:
-            raise DcclipError(
-                f"batch_size {self.batch_size} is larger than the data ({self.count} samples)",
-                "make batch_size smaller",
-            )
+            what = f"batch_size {self.batch_size} is larger than the data ({self.count} samples)"
+            raise DcclipError(what, "make batch_size smaller")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -102,10 +100,8 @@ class MixedBatchSampler:
         """Raise DcclipError unless the batches of every sampler can be split equally among the processes."""
         for sampler in self.samplers:
             if sampler.batch_size % processes:
-                raise DcclipError(
-                    f"batch_size {sampler.batch_size} cannot be split among {processes} processes",
-                    "make it a multiple of the number of processes",
-                )
+                what = f"batch_size {sampler.batch_size} cannot be split among {processes} processes"
+                raise DcclipError(what, "make it a multiple of the number of processes")
 
     def share(self, start_step: int, steps: int, process: int = 0, processes: int = 1) -> Iterator[list[Sample]]:
         """The samples that one of `processes` gets in each step of [start_step, steps): its share of every sampler."""
@@ -157,22 +153,18 @@ class TrainingData:
 
     dataset: PairDataset
     sampler: MixedBatchSampler
-    datasets: dict[str, PairDataset]
-
-    @property
-    def pairs(self) -> PairDataset | None:
-        """The pairs by themselves: only they may have embeddings in place of images."""
-        return self.datasets.get("pairs")
+    datasets: dict[str, PairDataset]  # only pairs may have embeddings in place of images
 
 
 def open_training_data(stage: StageData, run: RunDir, seed: int) -> TrainingData:
     """The data of a stage. Raises DcclipError where any of it cannot be loaded."""
     data = stage.options
     datasets: dict[str, PairDataset] = {}
-    groups = None
     if data.train is not None:
-        datasets["pairs"] = _open_training_pairs(data.train, run)
-        groups = caption_groups(datasets["pairs"]) if stage.distinct_captions else None
+        collected = run.stage("collect")
+        if data.train == COLLECTED and not collected.is_dir():
+            raise DcclipError("data.train is 'collect', but nothing has been collected", "run: dcclip collect RECIPE")
+        datasets["pairs"] = open_pairs(collected if data.train == COLLECTED else data.train)
     if data.images is not None and stage.images_per_step != 0:
         datasets["images"] = open_images(data.images)
     if data.texts is not None and stage.texts_per_step != 0:
@@ -192,16 +184,7 @@ def open_training_data(stage: StageData, run: RunDir, seed: int) -> TrainingData
     samplers = []
     for number, (kind, dataset) in enumerate(datasets.items()):
         own_seed = seed + (number << 32)  # equal sizes must not mean equal orders
-        own_groups = groups if kind == "pairs" else None
-        samplers.append(EpochBatchSampler(len(dataset), sizes[kind], own_seed, own_groups, joined.firsts[number]))
-    return TrainingData(
-        next(iter(datasets.values())) if len(datasets) == 1 else joined, MixedBatchSampler(tuple(samplers)), datasets
-    )
-
-
-def _open_training_pairs(train: str, run: RunDir) -> PairDataset:
-    if train != COLLECTED:
-        return open_pairs(train)
-    if not run.stage("collect").is_dir():
-        raise DcclipError("data.train is 'collect', but nothing has been collected", "run: dcclip collect RECIPE")
-    return open_pairs(run.stage("collect"))
+        groups = caption_groups(dataset) if kind == "pairs" and stage.distinct_captions else None
+        samplers.append(EpochBatchSampler(len(dataset), sizes[kind], own_seed, groups, joined.firsts[number]))
+    dataset = joined if len(datasets) > 1 else next(iter(datasets.values()))
+    return TrainingData(dataset, MixedBatchSampler(tuple(samplers)), datasets)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,11 @@ from dcclip_cli.data.dataset import ConcatDataset, find_dataset
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, PairDataset, caption_strings
 from dcclip_cli.data.reading import IMAGE_SUFFIXES
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import json_object
 from dcclip_cli.text import language_by_script
 
 Captions = dict[Language, tuple[str, ...]]
+_EXAMPLE = 'write lines like {"zh": "猫", "en": "cat"}'
 
 # ---- images without captions
 
@@ -94,9 +96,6 @@ class TextDataset(PairDataset):
     def __getitem__(self, index: int) -> Pair:
         return Pair(str(index), b"", self._captions["zh"][index], self._captions["en"][index])
 
-    def captions(self, language: Language) -> list[tuple[str, ...]]:
-        return self._captions[language]
-
 
 def open_texts(path: str | Path) -> PairDataset:
     """The texts in a file, UTF-8, without empty lines.
@@ -108,48 +107,53 @@ def open_texts(path: str | Path) -> PairDataset:
     path = Path(path)
     files = [path]
     if path.is_file() and path.suffix in _READERS:
-        captions = _READERS[path.suffix](path)
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as stream:
+                texts = [text for text in _READERS[path.suffix](stream, path) if text]
+        except UnicodeDecodeError as error:
+            what = f"{path} is not UTF-8: {error.reason} at byte {error.start}"
+            raise DcclipError(what, "save it as UTF-8") from None
     elif (pairs := find_dataset(path)) is not None:
-        files, captions = pairs.files, _pairs(pairs)
+        files = pairs.files
+        # One language at a time: captions in two languages need not be translations.
+        every = {language: chain.from_iterable(pairs.captions(language)) for language in LANGUAGES}
+        texts = [{language: (text,)} for language in LANGUAGES for text in dict.fromkeys(every[language])]
     else:
         raise DcclipError(f"{path} is not a text file that dcclip reads", f"name {', '.join(_READERS)}, or pairs")
-    try:
-        texts = [text for text in captions if text]
-    except UnicodeDecodeError as error:
-        raise DcclipError(f"{path} is not UTF-8: {error.reason} at byte {error.start}", "save it as UTF-8") from None
     if not texts:
         raise DcclipError(f"{path} has no text", "every line in it is empty: write it again, or name another")
     return TextDataset(path, files, texts)
 
 
-def _plain(path: Path) -> Iterator[Captions]:
-    with path.open(encoding="utf-8-sig") as stream:
-        for line in stream:
-            text = line.strip()
-            yield {language_by_script(text): (text,)} if text else {}
+def _plain(stream: Iterable[str], path: Path) -> Iterator[Captions]:
+    return ({language_by_script(text): (text,)} for line in stream if (text := line.strip()))
 
 
-def _separated(path: Path) -> Iterator[Captions]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        if path.suffix == ".tsv":  # nobody quotes there, and a lone " is a character
-            rows: Iterator[list[str]] = (line.rstrip("\r\n").split("\t") for line in stream)
-        else:
-            rows = csv.reader(stream)
-        columns: dict[Language, int] = {}
-        for number, row in enumerate(rows, 1):
-            texts = [text.strip() for text in row]
-            if not any(texts):
-                continue
-            if not columns:
-                columns = _columns(path, texts)
-                if texts[min(columns.values())] in LANGUAGES:
-                    continue  # the header
-            if len(texts) <= max(columns.values()):
-                raise DcclipError(
-                    f"{path}:{number}: {len(texts)} columns instead of {max(columns.values()) + 1}",
-                    "each line has the same columns; leave a text empty where it is missing",
-                )
-            yield {language: (texts[column],) for language, column in columns.items() if texts[column]}
+def _tsv(stream: Iterable[str], path: Path) -> Iterator[Captions]:
+    # Nobody quotes there, and a lone " is a character.
+    return _table((line.rstrip("\r\n").split("\t") for line in stream), path)
+
+
+def _csv(stream: Iterable[str], path: Path) -> Iterator[Captions]:
+    return _table(csv.reader(stream), path)
+
+
+def _table(rows: Iterable[list[str]], path: Path) -> Iterator[Captions]:
+    columns: dict[Language, int] = {}
+    for number, row in enumerate(rows, 1):
+        texts = [text.strip() for text in row]
+        if not any(texts):
+            continue
+        if not columns:
+            columns = _columns(path, texts)
+            if texts[min(columns.values())] in LANGUAGES:
+                continue  # the header
+        if len(texts) <= (last := max(columns.values())):
+            raise DcclipError(
+                f"{path}:{number}: {len(texts)} columns instead of {last + 1}",
+                "each line has the same columns; leave a text empty where it is missing",
+            )
+        yield {language: (texts[column],) for language, column in columns.items() if texts[column]}
 
 
 def _columns(path: Path, first: list[str]) -> dict[Language, int]:
@@ -165,33 +169,18 @@ def _columns(path: Path, first: list[str]) -> dict[Language, int]:
     return {language: column for column, language in enumerate(languages)}
 
 
-def _objects(path: Path) -> Iterator[Captions]:
-    with path.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DcclipError(f"{path}:{number}: not JSON: {error}", "write one JSON object a line") from None
-            if not isinstance(record, dict):
-                raise DcclipError(f"{path}:{number}: not a JSON object", 'write lines like {"zh": "猫", "en": "cat"}')
-            texts = {key: caption_strings(record.get(key), f"{path}:{number}: {key}") for key in LANGUAGES}
-            stripped = {key: tuple(text.strip() for text in own if text.strip()) for key, own in texts.items()}
-            yield {key: own for key, own in stripped.items() if own}
+def _objects(stream: Iterable[str], path: Path) -> Iterator[Captions]:
+    for number, line in enumerate(stream, 1):
+        record = json_object(line, f"{path}:{number}", _EXAMPLE) if line.strip() else {}
+        texts = {key: caption_strings(record.get(key), f"{path}:{number}: {key}") for key in LANGUAGES}
+        stripped = {key: tuple(text.strip() for text in own if text.strip()) for key, own in texts.items()}
+        yield {key: own for key, own in stripped.items() if own}
 
 
-def _pairs(dataset: PairDataset) -> Iterator[Captions]:
-    """The captions of pairs, one language at a time: captions in two languages need not be translations."""
-    for language in LANGUAGES:
-        for text in dict.fromkeys(text for own in dataset.captions(language) for text in own):
-            yield {language: (text,)}
-
-
-_READERS: dict[str, Callable[[Path], Iterator[Captions]]] = {
+_READERS: dict[str, Callable[[Iterable[str], Path], Iterator[Captions]]] = {
     ".txt": _plain,
-    ".tsv": _separated,
-    ".csv": _separated,
+    ".tsv": _tsv,
+    ".csv": _csv,
     ".jsonl": _objects,
 }
 

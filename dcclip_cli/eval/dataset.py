@@ -17,13 +17,11 @@ from PIL import Image
 from dcclip_cli.data.pair import Language
 from dcclip_cli.data.reading import Fault
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval.class_index import ClassIndex
-from dcclip_cli.eval.prompts import Prompts
+from dcclip_cli.eval.prompts import ClassIndex, Prompts
 from dcclip_cli.eval.registry import KnownSet, Metric
 from dcclip_cli.model.preprocess import FORMATS, decode
 
 DOWNLOAD_AGAIN = "download it again: it is incomplete or damaged"
-BARE_NAME = ("{}",)  # the templates of data sets that have none of their own
 _SPLIT_NAMES = {  # names that published copies use for a split, the best first
     "test": ("test", "val", "validation", "imagenetv2-matched-frequency-format-val", "images"),
     "val": ("val", "validation", "test"),
@@ -34,10 +32,7 @@ _SPLIT_NAMES = {  # names that published copies use for a split, the best first
 
 @dataclass(frozen=True)
 class Images:
-    """Images in a fixed order. `keys` name them to the user; `fingerprint` changes whenever a file is changed.
-
-    `read` can be pickled, for the processes that share the work.
-    """
+    """Images in a fixed order. `keys` name them to the user; `fingerprint` changes whenever a file is changed."""
 
     keys: Sequence[str]
     read: Callable[[int], bytes | Path | Image.Image] = field(repr=False)
@@ -123,27 +118,20 @@ class DataSet:
 class Location:
     """A named data set's split, and the folders that may contain it, the most likely first.
 
-    `root` is their parent: torchvision's and CIFAR's archives have folder names of their own. `siblings` are folders
-    of the same images with captions in the other language: COCO's for COCO-CN.
+    `siblings` are folders of the same images with captions in the other language: COCO's for COCO-CN.
     """
 
     known: KnownSet
     folders: tuple[Path, ...]
     split: str
     language: Language
-    prompts: Prompts | None = None  # None for captions
-    root: Path | None = None
+    prompts: Prompts | None = field(default=None, compare=False)  # None for captions
     siblings: tuple[Path, ...] = ()
 
     @property
     def split_names(self) -> tuple[str, ...]:
         """The names that the split may have."""
         return _SPLIT_NAMES.get(self.split, (self.split,))
-
-    @property
-    def roots(self) -> tuple[Path, ...]:
-        """The folders and their parent."""
-        return (*self.folders, *([self.root] if self.root else []))
 
     @functools.cached_property
     def classes(self) -> ClassIndex:

@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from dcclip_cli.data.pair import Language
+import numpy as np
+import yaml
+
+from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import prompts, registry
-from dcclip_cli.eval.dataset import BARE_NAME, Captions, Classes, DataSet, ImageTransform, Loaded, Location
+from dcclip_cli.eval.dataset import (
+    Captions,
+    Classes,
+    DataSet,
+    Images,
+    ImageTransform,
+    Loaded,
+    Location,
+    fingerprint_of,
+)  # fmt: skip
 from dcclip_cli.eval.loaders import LOADERS
+from dcclip_cli.eval.loaders.files import image_files, images_by_class
 from dcclip_cli.eval.loaders.hub import HubDataset
 from dcclip_cli.eval.registry import KnownSet
-from dcclip_cli.eval.user_datasets import open_user_dataset
 from dcclip_cli.text import language_by_script
 
 Templates = Literal["own", "compact", "name"]
+_BARE_NAME = ("{}",)  # the templates of data sets that have none of their own
+_NAMES_FILE = "classes.yaml"
+_EXAMPLE = "write a line for each folder, for example: cat: {en: cat, zh: 猫}"
 
 
 def open_dataset(
@@ -33,12 +50,17 @@ def open_dataset(
     A named one is read from `data_root`, or downloaded from the hub if there is no root; its name has its language.
     A path is opened in the `languages` given, else in all that it has; all its captions are texts if `retrieval`.
     """
-    if found := registry.find(name):
-        return _named(*found, data_root, templates)
+    if named := registry.find(name):
+        return _named(*named, data_root, templates)
     path = Path(name)
     if not path.exists():
         raise registry.unknown(name)
-    return _in_languages(open_user_dataset(path, retrieval), languages)
+    found = _from_pairs(path, retrieval) if not path.is_dir() or any(path.glob("*.tar")) else _from_folder(path)
+    if retrieval and not found.is_retrieval:
+        raise DcclipError(
+            f"{path} has no captions", "retrieval needs pairs: a Parquet or tar file, or a folder of tars"
+        )
+    return _in_languages(found, languages)
 
 
 def layout_of(known: KnownSet, data_root: Path) -> str | None:
@@ -75,7 +97,7 @@ def _named(known: KnownSet, language: Language, data_root: Path | None, template
         _check_language(dataset.name, language, found.truth.texts)
         return replace(dataset, truth={language: found.truth})
     assert classes is not None
-    chosen = {"own": tuple(classes.templates[language]), "compact": prompts.compact(language), "name": BARE_NAME}
+    chosen = {"own": tuple(classes.templates[language]), "compact": prompts.compact(language), "name": _BARE_NAME}
     return replace(dataset, truth={language: Classes(tuple(classes.names[language]), found.truth, chosen[templates])})
 
 
@@ -89,7 +111,8 @@ def _location(known: KnownSet, data_root: Path | None, language: Language) -> Lo
         names += [base, base.upper()]
     folders = _folders(names, data_root)
     siblings = tuple(folder for folder in _folders([base], data_root) if folder not in folders)
-    return Location(known, folders, known.split, language, classes, data_root, siblings)
+    # Only captions depend on the language: classes have the same images in both.
+    return Location(known, folders, known.split, "en" if classes else language, classes, siblings)
 
 
 def _folders(names: Sequence[str], data_root: Path | None) -> tuple[Path, ...]:
@@ -102,29 +125,22 @@ def _folders(names: Sequence[str], data_root: Path | None) -> tuple[Path, ...]:
     return tuple(folder for folder in folders if folder.is_dir())
 
 
-def _load(location: Location) -> Loaded:
-    # Only captions depend on the language: classes have the same images in both.
-    language: Language = "en" if location.prompts else location.language
-    return _cached(location.known.name, location.root, location.split, language)
-
-
 @functools.lru_cache(maxsize=4)
-def _cached(name: str, root: Path | None, split: str, language: Language) -> Loaded:
-    known = registry.SETS[name]
-    location = replace(_location(known, root, language), split=split)
-    for layout in LOADERS:
-        if loader := layout.find(location):
-            return loader.load()
+def _load(location: Location) -> Loaded:
+    known = location.known
+    if loader := next((found for layout in LOADERS if (found := layout.find(location))), None):
+        return loader.load()
     if location.folders:
         raise DcclipError(
-            f"{location.folders[0]} has no {split} images of {known.label} in any supported layout", _where(known)
+            f"{location.folders[0]} has no {location.split} images of {known.label} in any supported layout",
+            _where(known),
         )
-    hub = HubDataset.on_hub(location)
-    if hub is None:
-        lacking = f"{root} does not have them" if root else "the hub does not have them"
-        raise DcclipError(f"data set {known.label} needs its images, and {lacking}", _where(known))
+    if not known.hub:
+        raise DcclipError(
+            f"data set {known.label} needs its images: neither --data-root nor the hub has them", _where(known)
+        )
     try:
-        return hub.load()
+        return HubDataset(location, f"clip-benchmark/wds_{known.hub}").load()
     except DcclipError as error:
         raise DcclipError(f"data set {known.label} needs its images: {error.what}", _where(known)) from None
 
@@ -172,3 +188,66 @@ def _in_languages(dataset: DataSet, languages: Sequence[Language] | None) -> Dat
             )
     chosen = {language: dataset.truth[language] for language in wanted}
     return replace(dataset, truth=chosen)  # type: ignore[arg-type]
+
+
+def _from_pairs(path: Path, retrieval: bool) -> DataSet:
+    """Pairs; the first caption in each language is the class name, or all captions are texts if `retrieval`."""
+    table = open_pairs(path)
+    earlier = Counter[str]()
+    keys = []
+    for row, key in enumerate(table.keys()):
+        keys.append(f"{key} (row {row})" if earlier[key] else key)
+        earlier[key] += 1
+    images = Images(keys, lambda index: table[index].image, fingerprint_of(table.files))
+    captions = {language: table.captions(language) for language in LANGUAGES}
+    complete = {language: every for language, every in captions.items() if all(every)}
+    if not complete:
+        raise DcclipError(
+            f"{path}: some pairs have no zh caption and some no en caption, so their class is unknown",
+            "give every pair its class name as first caption in en, in zh, or in both",
+        )
+    if retrieval:
+        texts = {language: Captions.of_images(every) for language, every in complete.items()}
+        return DataSet(path.stem, images, texts, "mean_recall")
+    classes = {language: _classes([several[0] for several in every]) for language, every in complete.items()}
+    return DataSet(path.stem, images, classes)
+
+
+def _from_folder(path: Path) -> DataSet:
+    by_folder = images_by_class(path)
+    files = [(file, number) for number, several in enumerate(by_folder.values()) for file in several]
+    classes = {
+        language: _classes([names[number] for _, number in files])
+        for language, names in _names_of_folders(path, list(by_folder)).items()
+    }
+    return DataSet(path.resolve().name, image_files([file for file, _ in files], path), classes)
+
+
+def _classes(name_of_image: Sequence[str]) -> Classes:
+    """Images of the same name are of one class; classes are in the order of their first image."""
+    number: dict[str, int] = {}
+    labels = [number.setdefault(name, len(number)) for name in name_of_image]
+    return Classes(tuple(number), np.asarray(labels), _BARE_NAME)
+
+
+def _names_of_folders(path: Path, folders: list[str]) -> dict[Language, list[str]]:
+    """The folders' class names by language, in order: from classes.yaml, else the folder names in their language."""
+    file = path / _NAMES_FILE
+    if not file.is_file():
+        plain = [folder.replace("_", " ") for folder in folders]
+        return {"zh" if any(language_by_script(name) == "zh" for name in plain) else "en": plain}
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise DcclipError(f"{file} is not YAML: {reason}", _EXAMPLE) from None
+    if not isinstance(content, dict):
+        raise DcclipError(f"{file} is not a mapping from folders to names", _EXAMPLE)
+    for folder in folders:
+        if not isinstance(content.get(folder), dict):
+            raise DcclipError(f"{file} has no names for the folder {folder}", _EXAMPLE)
+    names = {language: [content[folder].get(language) for folder in folders] for language in LANGUAGES}
+    complete = {language: every for language, every in names.items() if all(isinstance(name, str) for name in every)}
+    if not complete:
+        raise DcclipError(f"{file} names all folders neither in en nor in zh", _EXAMPLE)
+    return complete

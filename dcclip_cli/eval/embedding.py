@@ -1,80 +1,85 @@
-"""Embed a test set's images and texts: cached, unreadable images recorded, in one process or in several."""
+"""Embeddings of a test set's images and texts: cached by model, unreadable images recorded."""
 
 from __future__ import annotations
 
-import itertools
-import multiprocessing
+import hashlib
+import json
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from dcclip_cli.data.reading import Fault
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import Images, ImageTransform
-from dcclip_cli.eval.feature_cache import FeatureCache
-from dcclip_cli.machine import cores
-from dcclip_cli.model.precision import Precision
-from dcclip_cli.model.reference import ModelReference
-from dcclip_cli.predict.encoder import Encoder, load_encoder
+from dcclip_cli.files import atomic_write, lock
+from dcclip_cli.predict.encoder import Encoder
 from dcclip_cli.predict.images import embed_batches
 from dcclip_cli.predict.zero_shot import class_means, fill, text_embeddings
-from dcclip_cli.processes import begin_worker
 from dcclip_cli.progress import Progress
+from dcclip_cli.store import FeatureStore, digests
 
-Batch = list[tuple[int, np.ndarray | DcclipError]]
-_BATCHES_PER_JOB = 4  # at most: within a job the next batch is read while the model runs
-_JOBS_PER_PROCESS = 8  # at least, if there are enough batches, so that all processes end at about the same time
-
-
-@dataclass(frozen=True)
-class ImageReader:
-    """Reads an image by its number, with the data set's transform, for a model with that preprocessing."""
-
-    images: Images
-    transform: ImageTransform
-    preprocessing: dict[str, Any]
-
-    def __call__(self, index: int) -> Image.Image:
-        try:
-            return self.transform(self.images.load(index), self.preprocessing)
-        except Fault as fault:
-            raise DcclipError(fault.drop.detail, "repair the file, or remove it from the data") from None
+_NAMED_FAULTS = 3  # unreadable images that are named on the terminal; the result names all
 
 
-class EmbedBatches(Protocol):
-    """Embeds images by number, in batches and in order; an unreadable image's item is its error."""
+class FeatureCache:
+    """Embeddings by model in feature stores under `root`; without a root they are kept in memory.
 
-    def __call__(self, indices: Sequence[int], read: ImageReader, batch_size: int, workers: int) -> Iterator[Batch]: ...
+    So another language or prompt needs no second pass. `warn` gets a line about each damaged block.
+    """
 
+    def __init__(self, root: Path | None, warn: Callable[[str], None] = lambda _: None) -> None:
+        self._root, self._warn = None if root is None else root / "features", warn
+        self._stores: dict[str, FeatureStore] = {}
 
-@dataclass(frozen=True)
-class ModelRun:
-    """A loaded model with its embedding cache; `embed` runs its image tower, in this process or in several."""
+    def complete(
+        self,
+        about: Mapping[str, Any],
+        items: Iterable[bytes],
+        compute: Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) which of the items have embeddings, and their embeddings, of which only the missing are computed.
 
-    model: Encoder
-    cache: FeatureCache
-    progress: Progress
-    embed: EmbedBatches
+        Embeddings depend on their item and on what `about` contains. See `FeatureStore.complete` for `compute`. Another
+        process that asks for items of the same `about` waits meanwhile.
+        """
+        with ExitStack() as held:
+            try:
+                store = self._store(about)
+                if store.folder:
+                    held.enter_context(lock(store.folder / ".lock"))
+            except OSError as error:
+                hint = "name another folder with DCCLIP_CACHE, or use --no-cache"
+                raise DcclipError(f"{self._root} cannot be written: {error.strerror}", hint) from None
+            store.refresh()
+            return store.complete("embedding", digests("", items), compute)
+
+    def _store(self, about: Mapping[str, Any]) -> FeatureStore:
+        described = json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False, default=str)
+        name = hashlib.sha256(described.encode()).hexdigest()[:24]
+        if name not in self._stores:
+            folder = self._root and self._root / name
+            if folder:
+                folder.mkdir(parents=True, exist_ok=True)
+                atomic_write(folder / "about.json", described + "\n")
+            self._stores[name] = FeatureStore(folder, self._warn)
+        return self._stores[name]
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """Embeddings (N, D) of length 1 of the readable images, by their `indices`, and the errors of the others by index.
+    """Embeddings (N, D) of length 1 of the readable images, by their `indices`, and the errors of the others by key.
 
     `computed` of them were not cached, which took `seconds`.
     """
 
     indices: np.ndarray
     vectors: np.ndarray
-    faults: dict[int, str]
+    corrupt: dict[str, str]
     computed: int
     seconds: float
 
@@ -86,115 +91,65 @@ def sample_indices(count: int, limit: int | None) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(count)[:limit])
 
 
-def embed_images(
-    run: ModelRun, read: ImageReader, wanted: np.ndarray, name: str, batch_size: int = 64, workers: int = 2
-) -> Embedded:
-    """The embeddings of the images `wanted`; `workers` threads read and resize the next ones while the model runs."""
-    begin, computed, faults = time.perf_counter(), 0, dict[int, str]()
+@dataclass(frozen=True)
+class Embedder:
+    """Embeds with a loaded model what is not cached yet; `workers` threads read images while the model runs."""
 
-    def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        nonlocal computed
-        computed = len(places)
-        with run.progress.task(f"{run.model.name} on {name}", len(wanted), len(wanted) - computed) as task:
-            for batch in run.embed(wanted[places].tolist(), read, batch_size, workers):
-                vectors = {index: found for index, found in batch if isinstance(found, np.ndarray)}
-                faults.update({index: found.what for index, found in batch if isinstance(found, DcclipError)})
-                yield np.searchsorted(wanted, list(vectors)), np.asarray(list(vectors.values()))
-                task.advance(len(batch))
+    model: Encoder
+    cache: FeatureCache
+    progress: Progress
+    batch_size: int = 64
+    workers: int = 2
 
-    about = {
-        "model": run.model.fingerprint,
-        "preprocessing": read.transform.record(read.preprocessing),
-        "images": read.images.fingerprint,
-        "count": len(read.images),
-    }
-    there, vectors = run.cache.complete(about, (str(index).encode() for index in wanted), compute)
-    if not len(vectors):
-        first = next(iter(faults.values()), "")
-        raise DcclipError(f"none of {len(wanted):,} images can be read: {first}", "download them again")
-    return Embedded(wanted[there], vectors, faults, computed, time.perf_counter() - begin)
+    def images(self, images: Images, transform: ImageTransform, name: str, limit: int | None) -> Embedded:
+        """The embeddings of all images, or of a sample of `limit`; unreadable ones are named on the terminal."""
+        preprocessing = dict(self.model.preprocessing)
+        begin, computed, faults = time.perf_counter(), 0, dict[str, str]()
+        wanted = sample_indices(len(images), limit)
 
+        def read(index: int) -> Image.Image:
+            return transform(images.load(index), preprocessing)
 
-def embed_texts(run: ModelRun, texts: Sequence[str]) -> np.ndarray:
-    """(N, D), length 1."""
+        def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            nonlocal computed
+            computed = len(places)
+            with self.progress.task(f"{self.model.name} on {name}", len(wanted), len(wanted) - computed) as task:
+                for batch in embed_batches(self.model, wanted[places].tolist(), read, self.batch_size, self.workers):
+                    vectors = {index: found for index, found in batch if isinstance(found, np.ndarray)}
+                    faults.update({images.keys[i]: error.what for i, error in batch if isinstance(error, DcclipError)})
+                    yield np.searchsorted(wanted, list(vectors)), np.asarray(list(vectors.values()))
+                    task.advance(len(batch))
 
-    def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        with run.progress.task(f"{run.model.name} on texts", len(places)) as task:
-            yield places, text_embeddings(run.model, [texts[place] for place in places], advance=task.advance)
+        about = {
+            "model": self.model.fingerprint,
+            "preprocessing": transform.record(preprocessing),
+            "images": images.fingerprint,
+            "count": len(images),
+        }
+        there, vectors = self.cache.complete(about, (str(index).encode() for index in wanted), compute)
+        if not len(vectors):
+            first = next(iter(faults.values()), "")
+            raise DcclipError(f"none of {len(wanted):,} images can be read: {first}", "download them again")
+        if faults:
+            named = [f"{key} ({fault})" for key, fault in list(faults.items())[:_NAMED_FAULTS]]
+            more = f", and {len(faults) - len(named)} more" if len(faults) > len(named) else ""
+            self.progress.say(
+                f"data set {name}: {len(faults):,} of {len(wanted):,} images cannot be read and are left out: "
+                f"{', '.join(named)}{more}"
+            )
+        return Embedded(wanted[there], vectors, faults, computed, time.perf_counter() - begin)
 
-    about = {"model": run.model.fingerprint, "texts": True}
-    return run.cache.complete(about, (text.encode() for text in texts), compute)[1]
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        """(N, D), length 1."""
 
+        def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            with self.progress.task(f"{self.model.name} on texts", len(places)) as task:
+                yield places, text_embeddings(self.model, [texts[place] for place in places], advance=task.advance)
 
-def embed_classes(run: ModelRun, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
-    """(C, D), length 1: the mean over each class's templates, as in CLIP's zero-shot classifier."""
-    texts = [text for name in names for text in fill(templates, name)]
-    return class_means(embed_texts(run, texts), [len(templates)] * len(names))
+        about = {"model": self.model.fingerprint, "texts": True}
+        return self.cache.complete(about, (text.encode() for text in texts), compute)[1]
 
-
-@contextmanager
-def embed_in_processes(
-    reference: ModelReference, device: str, precision: Precision, count: int
-) -> Iterator[EmbedBatches]:
-    """Like `embed_batches`, in `count` processes with a copy of the model each, one per GPU where there are several.
-
-    The batches are the same, in the same order. Raises DcclipError if a process dies.
-    """
-    context = multiprocessing.get_context("spawn")  # neither torch's threads nor CUDA survive a fork
-    threads = max(1, cores() // count)
-    devices = [device_of(reference, device, number) for number in range(count)]
-    pools = [ProcessPoolExecutor(1, context, _load, (reference, one, precision, threads)) for one in devices]
-
-    def embed(indices: Sequence[int], read: ImageReader, batch_size: int, workers: int) -> Iterator[Batch]:
-        total = -(-len(indices) // batch_size)
-        size = batch_size * min(_BATCHES_PER_JOB, max(1, total // (_JOBS_PER_PROCESS * count)))
-        jobs = [list(indices[start : start + size]) for start in range(0, len(indices), size)]
-        try:
-            for pool in pools:
-                pool.submit(_set_reader, read)
-            submitted = zip(itertools.cycle(pools), jobs, strict=False)
-            waiting = deque(pool.submit(_embed, job, batch_size, workers) for pool, job in submitted)
-            while waiting:
-                yield from waiting.popleft().result()
-        except BrokenProcessPool:
-            raise DcclipError(
-                "a process with a copy of the model was killed: probably out of memory",
-                "run the same command again with fewer --processes",
-            ) from None
-
-    finished = False
-    try:
-        yield embed
-        finished = True
-    finally:
-        for pool in pools:
-            pool.shutdown(wait=finished, cancel_futures=True)
-
-
-def device_of(reference: ModelReference, device: str, number: int) -> str:
-    """The device of process `number`: the GPUs in turn; onnxruntime, which runs bundles, has one device."""
-    if device == "cpu" or reference.kind == "bundle":
-        return device
-    import torch
-
-    if device in ("auto", "cuda") and (count := torch.cuda.device_count()):
-        return f"cuda:{number % count}"
-    return device
-
-
-# ---- in a worker process
-
-_worker: dict[str, Any] = {}  # its model and image reader
-
-
-def _load(reference: ModelReference, device: str, precision: Precision, threads: int) -> None:
-    begin_worker()
-    _worker["model"] = load_encoder(reference, device, precision, threads)
-
-
-def _set_reader(read: ImageReader) -> None:
-    _worker["read"] = read
-
-
-def _embed(indices: list[int], batch_size: int, workers: int) -> list[Batch]:
-    return list(embed_batches(_worker["model"], indices, _worker["read"], batch_size, workers))
+    def classes(self, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
+        """(C, D), length 1: the mean over each class's templates, as in CLIP's zero-shot classifier."""
+        texts = [text for name in names for text in fill(templates, name)]
+        return class_means(self.texts(texts), [len(templates)] * len(names))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,32 +14,19 @@ from pydantic import Field
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import probe, registry
-from dcclip_cli.eval.dataset import Captions, Classes, DataSet, Images
+from dcclip_cli.eval.dataset import Captions, Classes, DataSet
 from dcclip_cli.eval.datasets import Templates, open_dataset, training_split
-from dcclip_cli.eval.embedding import (
-    EmbedBatches,
-    Embedded,
-    ImageReader,
-    ModelRun,
-    embed_classes,
-    embed_images,
-    embed_in_processes,
-    embed_texts,
-    sample_indices,
-)  # fmt: skip
-from dcclip_cli.eval.feature_cache import FeatureCache
+from dcclip_cli.eval.embedding import Embedded, Embedder, FeatureCache
 from dcclip_cli.eval.metrics import Score, score_classes, score_retrieval
 from dcclip_cli.eval.result import EvalResult, pack, sha256_of
 from dcclip_cli.model.precision import Precision
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.options import Options, Removed
 from dcclip_cli.predict.encoder import TorchEncoder, load_encoder
-from dcclip_cli.predict.images import embed_batches
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
 Task = Literal["zero-shot", "retrieval", "probe"]
-_NAMED_FAULTS = 3  # unreadable images that are named on the terminal; the result names all
 
 
 class EvalOptions(Options):
@@ -70,11 +55,9 @@ class EvalOptions(Options):
     precision: Precision = Field(
         "auto", description="Precision of torch models; `auto`: bf16 where this machine is faster with it, else fp32"
     )
-    workers: int = Field(2, ge=1, description="Threads that read and resize images, in each process")
-    processes: int = Field(
-        1, ge=1, description="Processes that share a data set's images, each with a copy of the model, one per GPU"
-    )
+    workers: int = Field(2, ge=1, description="Threads that read and resize images")
     removed: ClassVar[dict[str, Removed]] = {
+        "processes": Removed("a model runs in one process; give each a part of the data sets", (None, 1)),
         "stream": Removed("data sets of the hub are downloaded", (None, False)),
     }
 
@@ -112,13 +95,8 @@ def evaluate(
         if isinstance(model, TorchEncoder) and model.precision != "fp32":
             for line in model.choice.lines(model.name):
                 progress.say(line)
-        with contextlib.ExitStack() as stack:
-            embed: EmbedBatches = functools.partial(embed_batches, model)
-            if options.processes > 1:
-                same: Precision = "bf16" if model.precision == "bf16" else "fp32"  # decided once, for all of them
-                embed = stack.enter_context(embed_in_processes(reference, device, same, options.processes))
-            evaluation = _Evaluation(ModelRun(model, cache, progress, embed), options)
-            by_model.append([result for dataset in datasets for result in evaluation.results(dataset)])
+        evaluation = _Evaluation(Embedder(model, cache, progress, options.batch_size, options.workers), options)
+        by_model.append([result for dataset in datasets for result in evaluation.results(dataset)])
     if len({result.model for several in by_model for result in several}) < len(models):
         by_model = [
             [replace(result, model=reference.target) for result in several]
@@ -131,20 +109,20 @@ def evaluate(
 class _Evaluation:
     """Measures one loaded model."""
 
-    run: ModelRun
+    embedder: Embedder
     options: EvalOptions
 
     def results(self, dataset: DataSet) -> Iterator[EvalResult]:
         return self._probes(dataset) if self.options.task == "probe" else self._zero_shot(dataset)
 
     def _zero_shot(self, dataset: DataSet) -> Iterator[EvalResult]:
-        images = self._embed(dataset, dataset.images, dataset.name)
+        images = self.embedder.images(dataset.images, dataset.transform, dataset.name, self.options.limit)
         for language, truth in dataset.truth.items():
             begin = time.perf_counter()
             if isinstance(truth, Captions):
                 score, task = self._retrieve(dataset, truth, images), "retrieval"
             else:
-                classes = embed_classes(self.run, truth.names, truth.templates)
+                classes = self.embedder.classes(truth.names, truth.templates)
                 score = score_classes(images.vectors @ classes.T, truth.labels[images.indices], dataset.metric)
                 task = "zero-shot classification"
             seconds = time.perf_counter() - begin
@@ -154,7 +132,7 @@ class _Evaluation:
         """Retrieval among the readable images; a text all of whose images are unreadable is left out."""
         row_of = {int(index): row for row, index in enumerate(images.indices)}
         kept = [number for number, about in enumerate(truth.about) if any(image in row_of for image in about)]
-        texts = embed_texts(self.run, [truth.texts[number] for number in kept])
+        texts = self.embedder.texts([truth.texts[number] for number in kept])
         about = [tuple(row_of[image] for image in truth.about[number] if image in row_of) for number in kept]
         return score_retrieval(images.vectors, texts, about, dataset.both_ways)
 
@@ -162,8 +140,9 @@ class _Evaluation:
         training = training_split(dataset)
         [language, truth] = next(iter(dataset.truth.items()))  # a probe reads no text: one language is enough
         assert isinstance(truth, Classes) and isinstance(training.truth, np.ndarray)
-        test = self._embed(dataset, dataset.images, dataset.name)
-        train = self._embed(dataset, training.images, f"{dataset.name} train")
+        transform, limit = dataset.transform, self.options.limit
+        test = self.embedder.images(dataset.images, transform, dataset.name, limit)
+        train = self.embedder.images(training.images, transform, f"{dataset.name} train", limit)
         train_labels, test_labels = training.truth[train.indices], truth.labels[test.indices]
 
         def score(shots: int, seed: int) -> Score:
@@ -179,19 +158,6 @@ class _Evaluation:
             seconds = time.perf_counter() - begin
             yield self._result(dataset, language, replace(truth, templates=()), task, mean, test, seconds)
 
-    def _embed(self, dataset: DataSet, images: Images, name: str) -> Embedded:
-        wanted = sample_indices(len(images), self.options.limit)
-        read = ImageReader(images, dataset.transform, dict(self.run.model.preprocessing))
-        found = embed_images(self.run, read, wanted, name, self.options.batch_size, self.options.workers)
-        if found.faults:
-            some = [f"{images.keys[index]} ({fault})" for index, fault in list(found.faults.items())[:_NAMED_FAULTS]]
-            more = f", and {len(found.faults) - len(some)} more" if len(found.faults) > len(some) else ""
-            self.run.progress.say(
-                f"data set {name}: {len(found.faults):,} of {len(wanted):,} images cannot be read and are left out: "
-                f"{', '.join(some)}{more}"
-            )
-        return found
-
     def _result(
         self,
         dataset: DataSet,
@@ -205,7 +171,7 @@ class _Evaluation:
         names = truth.names if isinstance(truth, Classes) else ()
         templates = truth.templates if isinstance(truth, Classes) else ()
         labels = score.details.get("labels", images.indices)
-        model, limit = self.run.model, self.options.limit
+        model, limit = self.embedder.model, self.options.limit
         return EvalResult(
             model=model.name,
             model_fingerprint=model.fingerprint,
@@ -227,7 +193,7 @@ class _Evaluation:
             limit=limit if limit and limit < len(dataset.images) else None,
             precision=model.precision,
             truth_sha256=sha256_of([*map(str, labels.tolist()), *map(str, images.indices.tolist())]),
-            corrupt={str(dataset.images.keys[index]): fault for index, fault in images.faults.items()},
+            corrupt=images.corrupt,
             class_names=list(names),
             templates=list(templates),
             details={name: pack(one) for name, one in score.details.items()},

@@ -18,16 +18,6 @@ SUFFIX: dict[Language, str] = {"en": "", "zh": "-cn"}  # NAME is English, NAME-c
 
 
 @dataclass(frozen=True)
-class TorchvisionClass:
-    """A class of torchvision.datasets whose split is the data set's own, the folder it makes, and its arguments."""
-
-    name: str
-    folder: str
-    test: dict[str, str | bool]
-    train: dict[str, str | bool]
-
-
-@dataclass(frozen=True)
 class KnownSet:
     """A data set with a name.
 
@@ -43,7 +33,6 @@ class KnownSet:
     metric: Metric = "top1"
     split: str = "test"
     hub: str | None = None
-    torchvision: TorchvisionClass | None = None
     texts: int | None = None
     languages: tuple[Language, ...] = ()
     squash: bool = False  # resize the whole image to a square: a centre crop would cut away what is asked for
@@ -60,53 +49,30 @@ class KnownSet:
         return self.name.replace("_", "-")
 
 
-def _split(name: str, folder: str, train: str = "train", **more: str | bool) -> TorchvisionClass:
-    return TorchvisionClass(name, folder, {"split": "test", **more}, {"split": train, **more})
-
-
 _PROBE = "the toolkit's own split: download it as class folders"
 ELEVATER = (
     KnownSet("caltech101", 6_084, 102, metric="mean_per_class", hub="vtab-caltech101"),
     KnownSet("cifar10", 10_000, 10, hub="vtab-cifar10"),
     KnownSet("cifar100", 10_000, 100, hub="vtab-cifar100"),
-    KnownSet("country211", 21_100, 211, hub="country211", torchvision=_split("Country211", "country211")),
-    KnownSet("dtd", 1_880, 47, hub="vtab-dtd", torchvision=_split("DTD", "dtd")),
+    KnownSet("country211", 21_100, 211, hub="country211"),
+    KnownSet("dtd", 1_880, 47, hub="vtab-dtd"),
     KnownSet("eurosat", 5_000, 10, remark=f"5,000 of the 27,000 images; {_PROBE}"),
     KnownSet("fer2013", 3_589, 7, own_order=False, remark=f"the private test half alone; {_PROBE}"),
-    KnownSet(
-        "fgvc_aircraft", 3_333, 100, metric="mean_per_class", hub="fgvc_aircraft",
-        torchvision=_split("FGVCAircraft", "fgvc-aircraft-2013b", "trainval", annotation_level="variant"),
-    ),
-    KnownSet("food101", 25_250, 101, torchvision=_split("Food101", "food-101")),
-    KnownSet("gtsrb", 12_630, 43, hub="gtsrb", torchvision=_split("GTSRB", "gtsrb")),
+    KnownSet("fgvc_aircraft", 3_333, 100, metric="mean_per_class", hub="fgvc_aircraft"),
+    KnownSet("food101", 25_250, 101),
+    KnownSet("gtsrb", 12_630, 43, hub="gtsrb"),
     KnownSet("hateful_memes", 500, 2, metric="roc_auc", split="dev", remark="has its own licence"),
     KnownSet(
-        "kitti_distance", 711, 4, hub="vtab-kitti_closest_vehicle_distance", squash=True,
-        remark="no centre crop",
+        "kitti_distance", 711, 4, hub="vtab-kitti_closest_vehicle_distance", squash=True, remark="no centre crop"
     ),
-    KnownSet(
-        "mnist", 10_000, 10, hub="mnist",
-        torchvision=TorchvisionClass("MNIST", "MNIST", {"train": False}, {"train": True}),
-    ),
-    KnownSet(
-        "flowers102", 6_149, 102, metric="mean_per_class", hub="vtab-flowers",
-        torchvision=_split("Flowers102", "flowers-102"),
-    ),
-    KnownSet(
-        "pets", 3_669, 37, metric="mean_per_class", hub="vtab-pets",
-        torchvision=_split("OxfordIIITPet", "oxford-iiit-pet", "trainval"),
-    ),
-    KnownSet("pcam", 32_768, 2, hub="vtab-pcam", torchvision=_split("PCAM", "pcam")),
-    KnownSet("rendered_sst2", 1_821, 2, hub="renderedsst2", torchvision=_split("RenderedSST2", "rendered-sst2")),
+    KnownSet("mnist", 10_000, 10, hub="mnist"),
+    KnownSet("flowers102", 6_149, 102, metric="mean_per_class", hub="vtab-flowers"),
+    KnownSet("pets", 3_669, 37, metric="mean_per_class", hub="vtab-pets"),
+    KnownSet("pcam", 32_768, 2, hub="vtab-pcam"),
+    KnownSet("rendered_sst2", 1_821, 2, hub="renderedsst2"),
     KnownSet("resisc45", 25_200, 45, remark=f"25,200 of the 31,500 images; {_PROBE}"),
-    KnownSet("stanford_cars", 8_041, 196, hub="cars", torchvision=_split("StanfordCars", "stanford_cars")),
-    KnownSet(
-        "voc2007", 4_952, 20, task="multi-label", metric="map11", hub="voc2007_multilabel",
-        torchvision=TorchvisionClass(
-            "VOCDetection", "VOCdevkit",
-            {"year": "2007", "image_set": "test"}, {"year": "2007", "image_set": "trainval"},
-        ),
-    ),
+    KnownSet("stanford_cars", 8_041, 196, hub="cars"),
+    KnownSet("voc2007", 4_952, 20, task="multi-label", metric="map11", hub="voc2007_multilabel"),
 )  # fmt: skip
 IMAGENETS = (
     KnownSet("imagenet", 50_000, 1_000, split="val", hub="imagenet1k"),

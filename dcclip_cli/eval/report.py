@@ -1,38 +1,167 @@
-"""The report of an evaluation: tables, charts, weak classes, confusions and wrong images, as one HTML file."""
+"""Tables and the HTML report of results: languages side by side, charts, weak classes, confusions and wrong images."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dcclip_cli.charts import COLOURS, svg_chart
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.embedding import sample_indices
 from dcclip_cli.eval.metrics import per_class
-from dcclip_cli.eval.registry import base_name
+from dcclip_cli.eval.registry import ELEVATER, SUFFIX, base_name
 from dcclip_cli.eval.result import EvalResult, save_results
-from dcclip_cli.eval.tables import METRIC_NAMES, Table, latex, markdown, percent, table
-from dcclip_cli.html import jpeg_thumbnail, write_page
+from dcclip_cli.html import COLOURS, jpeg_thumbnail, svg_chart, write_page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+METRIC_NAMES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "mean_per_class": "mean per class",
+    "map11": "11-point mAP",
+    "map": "mAP",
+    "roc_auc": "ROC AUC",
+    **{f"{what}_recall@{k}": f"{what} R@{k}" for what in ("image", "text") for k in (1, 5, 10)},
+    "mean_recall": "mean recall",
+}
+MEAN = "ELEVATER, mean over 20"
+_ZERO_SHOT = "zero-shot classification"
 _LANGUAGES: dict[Language, str] = {"en": "English", "zh": "Chinese"}
 _SHOWN = 12  # weak classes, confusions and wrong images of each result, at most
+
+
+@dataclass(frozen=True)
+class Column:
+    """A model in a language, or the gap between its Chinese and its English results, in points."""
+
+    model: str
+    language: Language | None
+
+    @property
+    def is_gap(self) -> bool:
+        return self.language is None
+
+    @property
+    def title(self) -> str:
+        return f"{self.model} {self.language or 'zh - en'}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A data set on a task, in all languages; `values` are in 0..1 (gaps: -1..1), None where there is no result."""
+
+    name: str
+    metric: str
+    values: tuple[float | None, ...]
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """All results; the last of the `rows` is ELEVATER's `mean`, if there is one."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    mean: Row | None = None
+
+
+def table(results: Sequence[EvalResult]) -> Table:
+    """All results, in their order; with ELEVATER's mean where a model has all twenty."""
+    by_row: dict[str, list[EvalResult]] = defaultdict(list)
+    for result in results:
+        name = base_name(result.dataset)
+        by_row[name if result.task in (_ZERO_SHOT, "retrieval") else f"{name}, {result.task}"].append(result)
+    columns = [column for model in dict.fromkeys(one.model for one in results) for column in _columns(model, by_row)]
+    rows = []
+    for name, several in by_row.items():
+        values = {(one.model, one.language): one.value for one in several}
+        metric = METRIC_NAMES.get(several[0].metric, several[0].metric)
+        rows.append(Row(name, metric, _across(columns, lambda *key: values.get(key)), _remark(several)))  # noqa: B023
+    means = _across(columns, lambda *key: elevater_mean(results, *key))
+    mean = Row(MEAN, "their own", means) if any(value is not None for value in means) else None
+    return Table(tuple(columns), (*rows, mean) if mean else tuple(rows), mean)
+
+
+def _columns(model: str, by_row: Mapping[str, Sequence[EvalResult]]) -> list[Column]:
+    languages = [{one.language for one in several if one.model == model} for several in by_row.values()]
+    columns = [Column(model, language) for language in SUFFIX if any(language in several for several in languages)]
+    return [*columns, Column(model, None)] if any(len(several) == 2 for several in languages) else columns
+
+
+def _across(columns: Sequence[Column], value_of: Callable[[str, Language], float | None]) -> tuple[float | None, ...]:
+    """The value of each column, and in a gap column Chinese minus English."""
+
+    def cell(column: Column) -> float | None:
+        if column.language:
+            return value_of(column.model, column.language)
+        en, zh = value_of(column.model, "en"), value_of(column.model, "zh")
+        return None if en is None or zh is None else zh - en
+
+    return tuple(map(cell, columns))
+
+
+def _remark(here: Sequence[EvalResult]) -> str:
+    sample = f"a sample of {here[0].n:,} images" if any(result.limit for result in here) else ""
+    corrupt = max(len(result.corrupt) for result in here)
+    return ", ".join(filter(None, (sample, f"{corrupt:,} images cannot be read" if corrupt else "")))
+
+
+def elevater_mean(results: Sequence[EvalResult], model: str, language: Language) -> float | None:
+    """The mean over ELEVATER's twenty data sets; None unless each of them was measured in full."""
+    wanted = {known.label + SUFFIX[language] for known in ELEVATER}
+    found = {
+        result.dataset: result.value
+        for result in results
+        if result.model == model and result.dataset in wanted and result.limit is None and result.task == _ZERO_SHOT
+    }
+    return float(np.mean(list(found.values()))) if len(found) == len(wanted) else None
+
+
+def percent(value: float | None, signed: bool = False) -> str:
+    """A fraction as papers print it: 59.6, or +1.2 for a difference."""
+    return "" if value is None else f"{100 * value:{'+' if signed else ''}.1f}"
+
+
+def _cells(found: Table) -> list[list[str]]:
+    """The head and the rows of a printed table, in per cent."""
+    columns = found.columns
+    return [["data set", "metric", *(column.title for column in columns)]] + [
+        [row.name, row.metric, *map(percent, row.values, (column.is_gap for column in columns))] for row in found.rows
+    ]
+
+
+def markdown(found: Table) -> str:
+    """The table for a README or an issue, in per cent."""
+    head, *rows = _cells(found)
+    lines = [head, ["---", "---", *["---:"] * len(found.columns)], *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def latex(found: Table) -> str:
+    """The table for a paper, in per cent; it needs the package booktabs, and one for Chinese if names contain any."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    escapes = str.maketrans(special | {char: "\\" + char for char in "&%$#_{}"})
+    head, *rows = (" & ".join(cell.translate(escapes) for cell in line) + r" \\" for line in _cells(found))
+    if found.mean:
+        rows.insert(-1, r"\midrule")
+    begin = rf"\begin{{tabular}}{{ll{'r' * len(found.columns)}}}"
+    return "\n".join([begin, r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def save_report(results: Sequence[EvalResult], datasets: Iterable[DataSet], folder: Path) -> None:
     """Write the results as JSON, as tables in Markdown and LaTeX, and as report.html."""
     save_results(results, folder)
-    (folder / "table.md").write_text(markdown(results), "utf-8")
-    (folder / "table.tex").write_text(latex(results), "utf-8")
+    found = table(results)
+    (folder / "table.md").write_text(markdown(found), "utf-8")
+    (folder / "table.tex").write_text(latex(found), "utf-8")
     write_report(folder / "report.html", results, datasets)
 
 
@@ -51,59 +180,33 @@ def write_report(path: Path, results: Sequence[EvalResult], datasets: Iterable[D
         table=found,
         overview=_overview(found),
         probes=_probes(results),
-        errors=[errors for result in results if (errors := errors_of(result, by_name))],
+        errors=[one for result in results if (one := errors_of(result, by_name.get(result.dataset)))],
         languages=_LANGUAGES,
         metric_names=METRIC_NAMES,
         points=percent,
-        markdown=markdown(results),
-        latex=latex(results),
+        markdown=markdown(found),
+        latex=latex(found),
         corrupt={result.dataset: result.corrupt for result in results if result.corrupt},
     )
 
 
 @dataclass(frozen=True)
-class WeakClass:
-    """A class, the fraction of its `n` images that are right, and the most frequent wrong class."""
-
-    name: str
-    fraction: float
-    n: int
-    predicted: str
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """The number of images of class `truth` predicted as `guess`, and their fraction of the class."""
-
-    truth: str
-    guess: str
-    n: int
-    fraction: float
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A wrong image, as a JPEG file, its class, the predicted class, and the rank of its class, from 1."""
-
-    key: str
-    thumbnail: bytes
-    truth: str
-    guess: str
-    rank: int
-
-
-@dataclass(frozen=True)
 class Errors:
-    """The errors of one model on one data set in one language."""
+    """The errors of one model on one data set in one language, as rows of the report's tables.
+
+    `worst`: classes with the fraction of their `n` images that is right, and the most frequent wrong class;
+    `confusions`: the number of images of class `truth` predicted as `guess`, and their fraction of the class;
+    `mistakes`: wrong images as JPEG files, with the rank of their class from 1.
+    """
 
     result: EvalResult
-    worst: list[WeakClass]
-    confusions: list[Confusion]
-    mistakes: list[Mistake]
+    worst: list[dict[str, Any]]
+    confusions: list[dict[str, Any]]
+    mistakes: list[dict[str, Any]]
 
 
-def errors_of(result: EvalResult, datasets: Mapping[str, DataSet]) -> Errors | None:
-    """The errors of a result; None unless each image has one class. Wrong images are shown of the `datasets` given."""
+def errors_of(result: EvalResult, dataset: DataSet | None) -> Errors | None:
+    """The errors of a result; None unless each image has one class. Without a data set no image is shown."""
     labels, ranks, guesses = (result.detail(name) for name in ("labels", "ranks", "predictions"))
     if labels is None or ranks is None or guesses is None:
         return None
@@ -116,48 +219,39 @@ def errors_of(result: EvalResult, datasets: Mapping[str, DataSet]) -> Errors | N
     weak = [number for number in np.argsort(fractions, kind="stable").tolist() if number in predicted]
     if counts.max() == 1:  # one image per class: the confusions list them all
         weak = []
-    return Errors(
-        result,
-        [
-            WeakClass(names[one], float(fractions[one]), int(counts[one]), names[predicted[one]])
-            for one in weak[:_SHOWN]
-        ],
-        [Confusion(names[truth], names[guess], n, n / int(counts[truth])) for (truth, guess), n in by_count[:_SHOWN]],
-        _mistakes(result, labels, ranks, guesses, datasets.get(result.dataset)),
-    )
+    worst = [
+        {"name": names[one], "fraction": fractions[one], "n": int(counts[one]), "predicted": names[predicted[one]]}
+        for one in weak[:_SHOWN]
+    ]
+    confusions = [
+        {"truth": names[truth], "guess": names[guess], "n": n, "fraction": n / int(counts[truth])}
+        for (truth, guess), n in by_count[:_SHOWN]
+    ]
+    return Errors(result, worst, confusions, _mistakes(result, labels, ranks, guesses, dataset) if dataset else [])
 
 
 def _mistakes(
-    result: EvalResult, labels: np.ndarray, ranks: np.ndarray, guesses: np.ndarray, dataset: DataSet | None
-) -> list[Mistake]:
+    result: EvalResult, labels: np.ndarray, ranks: np.ndarray, guesses: np.ndarray, dataset: DataSet
+) -> list[dict[str, Any]]:
     """A fixed random sample of wrong images, from as many classes as possible."""
-    if dataset is None:
+    keys, names = dataset.images.keys, result.class_names
+    indices = [one for one in sample_indices(len(keys), result.limit).tolist() if keys[one] not in result.corrupt]
+    if len(indices) != len(labels):
         return []
-    rows = _measured(result, dataset)
-    if len(rows) != len(labels):
-        return []
-    wrong = np.random.default_rng(0).permutation(np.flatnonzero(ranks > 0))
-    seen: dict[int, int] = {}
+    seen = Counter[int]()
     order = []
-    for row in wrong.tolist():
-        seen[int(labels[row])] = seen.get(int(labels[row]), 0) + 1
+    for row in np.random.default_rng(0).permutation(np.flatnonzero(ranks > 0)).tolist():
+        seen[int(labels[row])] += 1
         order.append((seen[int(labels[row])], row))
     found = []
     for _, row in sorted(order, key=lambda one: one[0])[:_SHOWN]:
         try:
-            thumbnail = jpeg_thumbnail(dataset.images.load(int(rows[row])))
+            thumbnail = jpeg_thumbnail(dataset.images.load(indices[row]))
         except DcclipError:  # removed since
             continue
-        names = result.class_names
-        truth, guess = names[int(labels[row])], names[int(guesses[row])]
-        found.append(Mistake(str(dataset.images.keys[int(rows[row])]), thumbnail, truth, guess, int(ranks[row]) + 1))
+        texts = {"key": keys[indices[row]], "truth": names[labels[row]], "guess": names[guesses[row]]}
+        found.append({**texts, "thumbnail": thumbnail, "rank": int(ranks[row]) + 1})
     return found
-
-
-def _measured(result: EvalResult, dataset: DataSet) -> np.ndarray:
-    """The numbers of the images in a result."""
-    wanted = sample_indices(len(dataset.images), result.limit)
-    return np.asarray([one for one in wanted.tolist() if str(dataset.images.keys[one]) not in result.corrupt])
 
 
 def _overview(found: Table) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.model_dir import CONFIG, WEIGHTS
-from dcclip_cli.pipeline import STAGES
+from dcclip_cli.run_dir import STAGES
 
 STARTER = "starter"  # the name of the model that comes with the package
 _STARTER_BUNDLE = Path(__file__).parent.parent / STARTER

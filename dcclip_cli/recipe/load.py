@@ -20,9 +20,9 @@ from pydantic_core import ErrorDetails
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import atomic_write
 from dcclip_cli.options import OldKey, decisive, decisive_before
-from dcclip_cli.pipeline import STAGES, StageName
 from dcclip_cli.recipe.schema import Recipe
 from dcclip_cli.recipe.yaml import MAX_BYTES, Document, Location, document_of, read, walk
+from dcclip_cli.run_dir import STAGES, StageName
 from dcclip_cli.versions import versions
 
 VERBATIM, RESOLVED = "recipe.yaml", "resolved.yaml"

@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import atomic_write, cache_folder, read_json
+from dcclip_cli.machine import is_first_process
 from dcclip_cli.options import decisive
-from dcclip_cli.pipeline import STAGES, StageName, finished
-from dcclip_cli.processes import is_first_process
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.recipe.load import LoadedRecipe, record
-from dcclip_cli.run_dir import RunDir, TrainResult
+from dcclip_cli.run_dir import STAGES, RunDir, StageName, TrainResult, finished
 
 if TYPE_CHECKING:
+    from dcclip_cli.curation.collect import CollectResult
     from dcclip_cli.curation.executors import Engine
-    from dcclip_cli.curation.manifest import CollectResult
     from dcclip_cli.data.options import DataOptions
     from dcclip_cli.eval.result import EvalResult
     from dcclip_cli.exporters.export import ExportOptions, ExportResult
@@ -236,8 +235,8 @@ class RecipeRun:
         options = self.loaded.recipe.eval
         if options is None:
             return []
+        from dcclip_cli.eval.embedding import FeatureCache
         from dcclip_cli.eval.evaluate import evaluate, open_datasets
-        from dcclip_cli.eval.feature_cache import FeatureCache
         from dcclip_cli.eval.report import save_report
 
         datasets, cache = open_datasets(options), FeatureCache(cache_folder(), self.progress.say)

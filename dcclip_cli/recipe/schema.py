@@ -15,7 +15,7 @@ from dcclip_cli.exporters.export import ExportOptions
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.options import Options
-from dcclip_cli.pipeline import STAGES, StageName
+from dcclip_cli.run_dir import STAGES, StageName
 from dcclip_cli.train.align import AlignOptions
 from dcclip_cli.train.distill import DistillOptions
 

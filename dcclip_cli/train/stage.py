@@ -89,7 +89,7 @@ def prepare(setup: StageSetup, options: TrainOptions, context: StageContext) -> 
     teachers = load_teachers([*teacher, *options.more_teachers], setup.losses, device)
     first = _first_teacher(teachers, setup, context)
     student = _open_student(setup, context, training, teachers, first)
-    _check_losses(setup, options, student, training.pairs)
+    _check_losses(setup, options, student, training.datasets.get("pairs"))
     collator = Collator(
         training.dataset, seed, options.augment, options.captions, student.towers.preprocess, student.towers.tokenize
     )
@@ -158,7 +158,7 @@ def _check_data(setup: StageSetup, training: TrainingData) -> None:
         if not loss.needs & training.datasets.keys():
             wanted = " or ".join(f"data.{'train' if kind == 'pairs' else kind}" for kind in sorted(loss.needs))
             raise DcclipError(f"the data has nothing for loss {loss.kind}", f"set {wanted}, or remove the loss")
-    pairs = training.pairs
+    pairs = training.datasets.get("pairs")
     if pairs is None or pairs.embeddings is None:
         return
     if setup.lock != "image" or any(loss.needs_teacher for loss in setup.losses):

@@ -24,9 +24,9 @@ from dcclip_cli.blocks import Ragged, Values
 from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder
+from dcclip_cli.machine import loading_processes
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
-from dcclip_cli.processes import loading_processes
 from dcclip_cli.progress import Progress
 from dcclip_cli.store import FeatureStore, MissingRows, digests
 from dcclip_cli.train.distributed import process_count, process_index

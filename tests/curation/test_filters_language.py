@@ -30,12 +30,6 @@ def test_japanese_in_characters_that_china_writes_too_passes_for_chinese() -> No
     assert language_of("新年会") == "zh"
 
 
-def test_unaccented_french_passes_for_english_without_the_detector() -> None:
-    assert language_of("un chat sur le lit", detector=False) == "en"
-    assert language_of("un chat sur le lit") == "other"
-    assert LanguageFilter(detector=False).check_caption("un chat sur le lit", "en") is None
-
-
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=40))
 def test_composing_characters_does_not_change_the_language(caption: str) -> None:
     assert language_of(unicodedata.normalize("NFD", caption)) == language_of(caption)

@@ -10,8 +10,13 @@ from pydantic import TypeAdapter, ValidationError
 from dcclip_cli.curation.filter_pair import filter_pair
 from dcclip_cli.curation.filters import DEFAULT_FILTERS, AnyFilter, Filter
 from dcclip_cli.curation.filters.language import ScriptFilter
-from dcclip_cli.curation.filters.text import LengthFilter, RepetitionFilter, WordlessFilter
-from dcclip_cli.curation.filters.web_text import BoilerplateFilter, FilenameFilter
+from dcclip_cli.curation.filters.text import (
+    BoilerplateFilter,
+    FilenameFilter,
+    LengthFilter,
+    RepetitionFilter,
+    WordlessFilter,
+)
 from dcclip_cli.curation.normalize_text import NormalizeOptions, normalize
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.sources.base import Candidate
@@ -145,8 +150,7 @@ def test_the_minimum_length_must_not_exceed_the_maximum() -> None:
         (ScriptFilter(min_share=0.5), "a card that says 福", "en", None),
         (ScriptFilter(min_share=0.5), "Canon EOS Mark 机", "zh", ("caption-script", "1 Han characters, 3 Latin words")),
         (ScriptFilter(min_share=0.5), "NBA 球星", "en", ("caption-script", "2 Han characters, 1 Latin words")),
-        (ScriptFilter(mixed=False), "卡拉OK", "zh", ("caption-mixed", "2 Han characters, 1 Latin words")),
-        (ScriptFilter(mixed=False), "第 12 号，α 波", "zh", None),
+        (ScriptFilter(min_share=1), "第 12 号，α 波", "zh", None),
     ],
 )  # fmt: skip
 def test_han_characters_are_compared_with_latin_words(

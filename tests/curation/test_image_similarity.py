@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from dcclip_cli.curation.dedup.image_similarity import SIDE, differences, perceptual_hashes, similar, thumbnail
+from dcclip_cli.curation.dedup.near_duplicates import SIDE, differences, perceptual_hashes, similar, thumbnail
 
 
 def scene(seed: int, side: int = 256) -> Image.Image:

@@ -2,50 +2,43 @@
 
 import base64
 
+import numpy as np
 import pytest
 
-from dcclip_cli.curation.report.charts import Histogram, Limit, draw, histogram, limits_of, readable
+from dcclip_cli.curation.filters import DEFAULT_FILTERS
+from dcclip_cli.curation.report.html import cut_into_bars, histogram, limits_of, readable
+from dcclip_cli.curation.report.statistics import SCALES
 
 
-def bars(name: str, fates: dict[str, dict[str, int]], *limits: Limit) -> Histogram:
-    found = histogram(name, fates, limits)
-    assert found is not None
-    return found
+def counted(**values: int) -> np.ndarray:
+    """Counts of the scale of Chinese captions: `kept` from 1 to 10, and so many dropped of a length."""
+    counts = np.zeros((3, 257), np.int64)
+    counts[0, 1:11] = 100
+    for length, number in values.items():
+        counts[1, int(length.removeprefix("of_"))] = number
+    return counts
 
 
-def svg(found: Histogram) -> str:
-    return base64.b64decode(draw(found).removeprefix("data:image/svg+xml;base64,")).decode()
+def svg(found: dict[str, str]) -> str:
+    return base64.b64decode(found["image"].removeprefix("data:image/svg+xml;base64,")).decode()
 
 
-def test_nothing_measured_is_nothing_drawn() -> None:
-    assert histogram("zh", {}) is None
-    assert histogram("zh", {"kept": {}}) is None
-
-
-def test_a_bar_counts_kept_dropped_for_this_quantity_and_dropped_for_another_reason() -> None:
-    found = bars("zh", {"kept": {"3": 60}, "caption-short": {"3": 30}, "image-small": {"3": 10}})
-    three = found.edges.index(2.5)
-    assert {fate: numbers[three] for fate, numbers in found.counts.items()} == {"kept": 60, "this": 30, "other": 10}
-    assert found.totals == {"kept": 60, "this": 30, "other": 10}
+def test_a_bar_counts_what_is_kept_and_dropped_and_a_few_far_values_are_in_the_last() -> None:
+    edges, bars = cut_into_bars(SCALES["zh"], counted(of_3=30, of_256=3), [])
+    assert edges.tolist() == [at + 0.5 for at in range(11)]
+    assert bars.tolist() == [[100] * 10, [0, 0, 30, 0, 0, 0, 0, 0, 0, 3], [0] * 10]
 
 
 def test_at_most_48_bars_count_every_value() -> None:
-    found = bars("en", {"kept": {str(at): 5 for at in range(250)}})
-    assert len(found.edges) - 1 == len(found.counts["kept"]) <= 48
-    assert found.totals["kept"] == 1250
+    edges, bars = cut_into_bars(SCALES["en"], np.full((3, 257), 5), [])
+    assert len(edges) - 1 == bars.shape[1] <= 48
+    assert bars.sum() == 3 * 257 * 5
 
 
-def test_a_few_far_values_are_counted_in_the_last_bar() -> None:
-    found = bars("zh", {"kept": {str(at): 100 for at in range(1, 11)}, "caption-long": {"256": 3}})
-    assert found.edges[-1] == 10.5
-    assert (found.counts["kept"][-1], found.counts["this"][-1]) == (100, 3)
-
-
-@pytest.mark.parametrize(("limit", "shown"), [(8, "≤ 8"), (200, "≤ 200 ▸")])
-def test_a_threshold_is_marked_and_points_outwards_if_it_is_far_from_all_values(limit: int, shown: str) -> None:
-    found = bars("zh", {"kept": {str(at): 10 for at in range(2, 9)}, "caption-long": {"9": 1}}, Limit(limit, "below"))
-    assert shown in svg(found)
-    assert (found.edges[-1] > limit) == (limit == 8)
+@pytest.mark.parametrize(("limit", "last"), [(12, 13.5), (200, 10.5)])
+def test_a_chart_reaches_to_a_near_threshold_and_not_to_a_far_one(limit: int, last: float) -> None:
+    edges, _ = cut_into_bars(SCALES["zh"], counted(), [limit])
+    assert edges[-1] == last
 
 
 @pytest.mark.parametrize(
@@ -57,14 +50,17 @@ def test_a_threshold_is_marked_and_points_outwards_if_it_is_far_from_all_values(
     ],
 )
 def test_axes_have_round_numbers(name: str, values: tuple[str, ...], ticks: tuple[str, ...]) -> None:
-    drawn = svg(bars(name, {"kept": dict.fromkeys(values, 9)}))
+    drawn = svg(histogram(name, {"kept": dict.fromkeys(values, 9)}))
     assert all(f">{tick}<" in drawn for tick in ticks)
 
 
 def test_one_pair_among_a_million_is_visible_and_the_same_histogram_has_the_same_bytes() -> None:
-    found = bars("zh", {"kept": {"3": 1_000_000}, "caption-short": {"1": 1}}, Limit(2, "above"))
-    assert "#d6493b" in svg(found)
-    assert draw(found) == draw(found)
+    fates, limits = {"kept": {"3": 1_000_000}, "caption-short": {"1": 1}}, [("≥", 2), ("≤", 200)]
+    found = histogram("zh", fates, limits)
+    assert found == histogram("zh", fates, limits)
+    assert histogram("score:agreement:zh", {"kept": {"0.25": 2}})["title"] == "Agreement, Chinese"
+    assert (found["dropped"], found["alt"]) == (1, "Histogram: Chinese captions, threshold ≥ 2, ≤ 200")
+    assert "#d6493b" in svg(found) and "≥ 2" in svg(found) and "≤ 200" not in svg(found)
 
 
 @pytest.mark.parametrize(
@@ -76,28 +72,11 @@ def test_values_are_written_as_people_write_them(value: float, unit: str, text: 
 
 
 def test_thresholds_are_those_of_the_filters() -> None:
-    image = {"kind": "image", "min_side": 32, "max_side": None, "max_aspect": 3.0, "min_bytes": 0, "max_bytes": 9000}
-    filters = [image, {"kind": "length", "zh": [2, 100], "en": [0, 64]}, {"kind": "language"}]
-    assert limits_of({"filters": filters}, {}) == {
-        "short_side": [Limit(32, "above")],
+    assert limits_of({"filters": [each.model_dump() for each in DEFAULT_FILTERS]}) == {
+        "short_side": [("≥", 32)],
         "long_side": [],
-        "aspect": [Limit(3.0, "below")],
-        "bytes": [Limit(9000, "below")],
-        "zh": [Limit(2, "above"), Limit(100, "below")],
-        "en": [Limit(64, "below")],
-    }
-
-
-def test_thresholds_are_those_of_the_scorers() -> None:
-    agreement = {"kind": "agreement", "name": None, "threshold": {"zh": 0.2, "en": None}, "keep": {"en": 0.8}}
-    classifier = {"kind": "classifier", "name": "nsfw", "reject": ["Not safe!"], "threshold": 0.7, "below": False}
-    prompts = {"kind": "prompts", "name": None, "threshold": 0.5}
-    kept = {"kept": {"0.25": 3, "0.3": 9}, "agreement-low": {"0.245": 2}}
-    names = ("score:agreement:zh", "score:agreement:en", "score:classifier-nsfw-not-safe", "score:prompts")
-    found = limits_of({"scores": [agreement, classifier, prompts]}, dict.fromkeys(names, kept))
-    assert [round(limit.value, 6) for limit in found.pop("score:agreement:en")] == [0.25]  # the lowest that was kept
-    assert found == {
-        "score:agreement:zh": [Limit(0.2, "above")],
-        "score:classifier-nsfw-not-safe": [Limit(0.7, "below")],
-        "score:prompts": [Limit(0.5, "below")],
+        "aspect": [("≤", 3.0)],
+        "bytes": [],
+        "zh": [("≥", 1), ("≤", 128)],
+        "en": [("≥", 1), ("≤", 64)],
     }

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from dcclip_cli.curation.filters.image import ImageFilter
 from dcclip_cli.curation.report.examples import Examples
-from dcclip_cli.curation.report.html import STEPS, meaning_of, steps, write_report
+from dcclip_cli.curation.report.html import explain, steps, write_report
 from dcclip_cli.curation.report.statistics import DroppedCaption, Statistics
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop
@@ -18,7 +19,7 @@ from dcclip_cli.html import percent, visible
 HOSTILE = "</bdi></style><script>alert('1')</script><img src=x onerror=alert(2)>\x00\u202egnp.exe\"'&amp;{{ 7*7 }}"
 VOID = {"meta", "img", "br"}
 MANIFEST = {
-    "options": {"filters": [{"kind": "image", "min_side": 32}], "名字": "值"},
+    "options": {"filters": [ImageFilter().model_dump()], "名字": "值"},
     "shards": [{"name": "000000.tar", "pairs": 1, "sha256": "ab" * 32}],
     "versions": {"dcclip": "1.2.3", "duckdb": None},
 }
@@ -172,11 +173,11 @@ def test_shares_are_never_rounded_to_nothing_or_all() -> None:
     ],
 )
 def test_every_reason_belongs_to_a_step(step: str, reasons: str) -> None:
-    assert {meaning_of(reason).step for reason in reasons.split()} == {step}
-    assert step in STEPS
+    assert {explain(reason)[0] for reason in reasons.split()} == {step}
 
 
 def test_a_reason_made_of_a_number_or_a_label_is_explained() -> None:
-    assert meaning_of("url-status-404").text == "The server answered with status 404."
-    assert "does not match" in meaning_of("agreement-light-low").text
-    assert meaning_of("classifier-nsfw").text == "The classifier's label: nsfw."
+    assert explain("url-status-404") == ("Download", "The server answered with status 404.", "")
+    assert "does not match" in explain("agreement-light-low")[1]
+    setting = "scores: {kind: classifier, reject, threshold}"
+    assert explain("classifier-nsfw") == ("Scores", "The classifier's label: nsfw.", setting)

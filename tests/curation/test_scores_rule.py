@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dcclip_cli.curation.decode_image import DecodedImage, decode_image
-from dcclip_cli.curation.dedup.signatures import signature_schema, signatures_of
-from dcclip_cli.curation.dedup.tables import drop_empty, fill
+from dcclip_cli.curation.dedup import drop_empty, fill
+from dcclip_cli.curation.dedup.dedup import signature_schema, signatures_of
 from dcclip_cli.curation.scores.base import ScoreFilter, ScorerOptions, score_slice
 from dcclip_cli.curation.scores.scorers import Agreement, Classifier, Cosines, Fractions, Prompts
 from dcclip_cli.data.dataset import open_pairs, write_parquet

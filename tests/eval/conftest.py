@@ -14,7 +14,7 @@ from dcclip_cli.eval.registry import SETS, KnownSet
 def clear() -> None:
     """Forget the class names and data sets that were read."""
     prompts.read.cache_clear()
-    datasets._cached.cache_clear()
+    datasets._load.cache_clear()
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ import pytest
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import prompts, registry
-from dcclip_cli.eval.class_index import ClassIndex, normalized
-from dcclip_cli.eval.prompts import Prompts
+from dcclip_cli.eval.prompts import ClassIndex, Prompts, normalized
 from dcclip_cli.eval.registry import SETS, KnownSet
 
 CRANES = Prompts(["n1", "n2", "n3"], {"en": ["crane", "crane", "dog"]}, {"en": {"dog": ["hound"]}}, {"en": ["{}"]})

@@ -11,8 +11,8 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.compare import compare_results, read_results
 from dcclip_cli.eval.metrics import Score, score_classes, score_retrieval
 from dcclip_cli.eval.registry import ELEVATER
+from dcclip_cli.eval.report import MEAN, elevater_mean, latex, markdown, table
 from dcclip_cli.eval.result import EvalResult, pack, save_results, sha256_of, unpack
-from dcclip_cli.eval.tables import MEAN, elevater_mean, latex, markdown, table
 
 
 def result(
@@ -132,13 +132,13 @@ def test_the_table_has_languages_side_by_side_with_their_gap() -> None:
     [row] = found.rows
     assert row.name == "dtd" and row.remark == "a sample of 400 images"
     assert [value and round(value, 3) for value in row.values] == [0.5, 0.45, -0.05, 0.75]
-    assert markdown(results).splitlines() == [
+    assert markdown(found).splitlines() == [
         "| data set | metric | a en | a zh | a zh - en | b_1 en |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
         "| dtd | top-1 | 50.0 | 45.0 | -5.0 | 75.0 |",
     ]
-    assert r"data set & metric & a en & a zh & a zh - en & b\_1 en \\" in latex(results)
-    assert latex(results).startswith(r"\begin{tabular}{llrrrr}")
+    assert r"data set & metric & a en & a zh & a zh - en & b\_1 en \\" in latex(found)
+    assert latex(found).startswith(r"\begin{tabular}{llrrrr}")
 
 
 def test_elevaters_mean_is_over_all_twenty_or_none() -> None:
@@ -147,4 +147,4 @@ def test_elevaters_mean_is_over_all_twenty_or_none() -> None:
     assert elevater_mean(results, "a", "zh") is None and elevater_mean(results[1:], "a", "en") is None
     assert elevater_mean([replace(results[0], limit=5), *results[1:]], "a", "en") is None
     assert table(results).rows[-1].name == MEAN
-    assert markdown(results).splitlines()[-1].startswith(f"| {MEAN} |")
+    assert markdown(table(results)).splitlines()[-1].startswith(f"| {MEAN} |")

@@ -14,8 +14,8 @@ from dcclip_cli.blocks import parse
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.eval.embedding import FeatureCache
 from dcclip_cli.eval.evaluate import EvalOptions, evaluate, open_datasets
-from dcclip_cli.eval.feature_cache import FeatureCache
 from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.result import EvalResult, load_results, save_results
 from dcclip_cli.model.preprocess import decode

@@ -1,12 +1,10 @@
 """Every named data set is read from each layout that it is published in, with the right label for each image."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import prompts, registry
 from dcclip_cli.eval.dataset import Classes, DataSet
 from dcclip_cli.eval.datasets import open_dataset
@@ -53,58 +51,11 @@ def test_webdataset_tars_are_read_as_clip_benchmark_writes_them(known: KnownSet,
     labels_match(open_dataset(known.name, data_root=tmp_path), known.classes)
 
 
-@pytest.mark.parametrize("build", [one for one in layouts.TORCHVISION.values() if one.__name__ != "voc2007"])
-def test_torchvisions_own_files_are_read(
-    build: Callable[..., None], tmp_path: Path, small: dict[str, KnownSet], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The lists that torchvision checks the sums of, and has the right ones of in its code, are made up here.
-    monkeypatch.setattr("torchvision.datasets.flowers102.check_integrity", lambda *_: True)
-    known = small[build.__name__]
-    names = folders_of(known)
-    if known.name == "flowers102":
-        monkeypatch.setattr("torchvision.datasets.Flowers102.classes", [f"flower {n}" for n in range(known.classes)])
-    if known.name == "pets":  # whose classes torchvision finds in the files' names
-        names = [name.replace("alpha", "Thing") for name in names]
-    build(tmp_path, names)
-    labels_match(open_dataset(known.name, data_root=tmp_path), known.classes)
-
-
-def test_voc_has_the_classes_that_are_shown_and_not_those_that_are_difficult(
-    tmp_path: Path, small: dict[str, KnownSet]
-) -> None:
-    layouts.voc2007(tmp_path / "voc2007", folders_of(small["voc2007"]))
-    dataset = open_dataset("voc2007-cn", data_root=tmp_path)
-    expected = np.eye(20, dtype=bool)
-    expected[:, 0] = True
-    assert (truth(dataset).labels == expected).all() and dataset.metric == "map11"
-    assert layouts.label_of(dataset.images.load(5)) == 5
-
-
 def test_voc_in_tars_has_its_classes_in_npy(tmp_path: Path) -> None:
     rows = np.eye(20, dtype=np.float32)
     rows[3, 7] = 1
     layouts.wds(tmp_path / "voc2007", "test", [layouts.npy(row) for row in rows], ".npy")
     assert (truth(open_dataset("voc2007", data_root=tmp_path)).labels == (rows > 0)).all()
-
-
-@pytest.mark.parametrize(("name", "label_bytes"), [("cifar10", 1), ("cifar100", 2)])
-def test_cifars_binary_version_is_read_and_the_pickled_one_refused(
-    name: str, label_bytes: int, tmp_path: Path, small: dict[str, KnownSet]
-) -> None:
-    count = small[name].classes
-    pickled = "cifar-10-batches-py" if name == "cifar10" else "cifar-100-python"
-    (tmp_path / name / pickled).mkdir(parents=True)
-    with pytest.raises(DcclipError, match="is pickled") as caught:
-        open_dataset(name, data_root=tmp_path)
-    assert f"cifar-{count}-binary.tar.gz" in caught.value.hint
-    rows = [
-        bytes([0] * (label_bytes - 1) + [label])
-        + np.repeat(np.asarray(layouts.colour(label), np.uint8), 1024).tobytes()
-        for label in range(count)
-    ]
-    file = "cifar-10-batches-bin/test_batch.bin" if name == "cifar10" else "cifar-100-binary/test.bin"
-    layouts.write(tmp_path / name / file, b"".join(rows))
-    labels_match(open_dataset(name, data_root=tmp_path), count)
 
 
 def test_a_folder_of_save_to_disk_is_read(tmp_path: Path) -> None:

@@ -21,14 +21,14 @@ def test_weak_classes_and_confusions_are_counted() -> None:
     labels = np.asarray([0, 0, 0, 0, 1, 1, 2, 3])
     best = np.asarray([0, 1, 1, 2, 1, 0, 0, 3])
     one = result("a", score_classes(np.eye(4)[best], labels, "top1"), class_names=NAMES)
-    found = errors_of(one, {})
+    found = errors_of(one, None)
     assert found is not None
-    assert [(weak.name, weak.fraction, weak.n, weak.predicted) for weak in found.worst] == [
+    assert [tuple(weak.values()) for weak in found.worst] == [
         ("<b>鸟</b>", 0.0, 1, "猫"),
         ("猫", 0.25, 4, "狗"),
         ("狗", 0.5, 2, "猫"),
     ]
-    assert [(pair.truth, pair.guess, pair.n, pair.fraction) for pair in found.confusions[:2]] == [
+    assert [tuple(pair.values()) for pair in found.confusions[:2]] == [
         ("猫", "狗", 2, 0.5),
         ("猫", "<b>鸟</b>", 1, 0.25),
     ]

@@ -20,14 +20,7 @@ from dcclip_cli.model.model_dir import load_model, model_fingerprint, save_model
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.tokenizer import load_tokenizer
 
-TEXTS = [
-    "红色的圆",
-    "一张三角形的图片。",
-    "A picture of a ring!",
-    "",
-    "ｒｅｄ　圆　 ring",
-    "a very long red circle " * 9,
-]
+TEXTS = ["红色的圆", "一张三角形的图片。", "A picture of a ring!", "", "ｒｅｄ　圆　 ring", "a long red circle " * 9]
 PLAIN_OPEN_CLIP = """
 import sys
 class Refuse:
@@ -76,7 +69,7 @@ def test_plain_open_clip_loads_a_moved_directory_and_gives_the_same_embeddings(
     assert plain["scale"] == pytest.approx(towers.logit_scale)
 
 
-def test_the_directory_contains_the_documented_files(model_folder: Path) -> None:
+def test_the_directory_contains_the_documented_files_and_no_path_of_this_machine(model_folder: Path) -> None:
     names = (
         "open_clip_config.json open_clip_model.safetensors tokenizer.json tokenizer_config.json dcclip.json README.md"
     )
@@ -87,9 +80,6 @@ def test_the_directory_contains_the_documented_files(model_folder: Path) -> None
     assert set(provenance["metrics"]) >= {"loss", "image_zh", "image_en"}
     assert len(provenance["data"]["train"]) == 64
     assert "torch" in provenance["versions"]
-
-
-def test_the_directory_contains_no_path_of_this_machine(model_folder: Path) -> None:
     for file in model_folder.iterdir():
         assert str(model_folder.parent).encode() not in file.read_bytes(), file.name
 
@@ -180,17 +170,13 @@ def test_a_broken_directory_gets_the_right_error(
     assert raised.value.hint
 
 
-def test_weights_of_another_model_are_refused(model_folder: Path, tmp_path: Path) -> None:
+def test_weights_of_another_model_are_refused_and_a_pickle_is_never_opened(model_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(model_folder, tmp_path / "mixed")
     weights = load_file(folder / "open_clip_model.safetensors")
     weights["text.positional_embedding"] = torch.zeros(10, 32)
     save_file(weights, folder / "open_clip_model.safetensors")
     with pytest.raises(DcclipError, match="cannot be loaded"):
         load_model(folder)
-
-
-def test_a_pickle_is_never_opened(model_folder: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(model_folder, tmp_path / "pickled")
     (folder / "open_clip_model.safetensors").rename(folder / "open_clip_pytorch_model.bin")
     with pytest.raises(DcclipError, match=r"has no open_clip_model\.safetensors") as raised:
         load_model(folder)

@@ -40,16 +40,14 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize(("kind", "exact"), [("PNG", True), ("WEBP", True), ("JPEG", False)])
-def test_png_webp_and_jpeg_are_read(kind: str, exact: bool) -> None:
+def test_png_webp_and_jpeg_are_read_from_bytes_and_files(kind: str, exact: bool, tmp_path: Path) -> None:
     image = noise(30, 20)
-    read = decode(encode(image, kind, **({"lossless": True} if kind == "WEBP" else {})))
+    content = encode(image, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    (tmp_path / "a").write_bytes(content)
+    read = decode(content)
     assert (read.mode, read.size) == ("RGB", (30, 20))
+    assert decode(tmp_path / "a").tobytes() == read.tobytes()
     assert not exact or read.tobytes() == image.tobytes()
-
-
-def test_a_file_and_its_bytes_give_the_same_picture(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(encode(noise(9, 9)))
-    assert decode(tmp_path / "a.png").tobytes() == decode(encode(noise(9, 9))).tobytes()
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA"])
@@ -92,23 +90,24 @@ def test_the_first_frame_of_an_animation_is_taken() -> None:
     assert decode(animation).convert("RGB").getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_an_image_with_too_many_pixels_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("size", "what"),
+    [
+        ((65_000, 65_000), "more than 64,000,000|is not a readable image"),
+        ((12_000, 12_000), "more than 64,000,000"),
+        ((2_000_000_000, 1), "more than 64,000,000|is not a readable image"),
+        ((1, 64_000_000), "has 1 x 64000000 pixels, one side over 100 times the other"),
+        ((64_000_000, 1), "has 64000000 x 1 pixels, one side over 100 times the other"),
+        ((101, 1), "has 101 x 1 pixels, one side over 100 times the other"),
+    ],
+)
+def test_an_image_too_large_or_too_thin_is_refused_before_it_is_decompressed(size: tuple[int, int], what: str) -> None:
+    with pytest.raises(DcclipError, match=what):
+        decode(png_that_claims(*size))
+    assert decode(encode(noise(200, 2))).size == (200, 2)
     assert decode(encode(noise(10, 10)), max_pixels=100).size == (10, 10)
     with pytest.raises(DcclipError, match="has 11 x 10 pixels, more than 100"):
         decode(encode(noise(11, 10)), max_pixels=100)
-
-
-@pytest.mark.parametrize(("width", "height"), [(65_000, 65_000), (12_000, 12_000), (2_000_000_000, 1)])
-def test_a_decompression_bomb_is_refused_before_it_is_decompressed(width: int, height: int) -> None:
-    with pytest.raises(DcclipError, match=r"more than 64,000,000|is not a readable image"):
-        decode(png_that_claims(width, height))
-
-
-@pytest.mark.parametrize("size", [(1, 64_000_000), (64_000_000, 1), (101, 1)])
-def test_a_very_thin_image_is_refused_before_it_is_decompressed(size: tuple[int, int]) -> None:
-    with pytest.raises(DcclipError, match=f"has {size[0]} x {size[1]} pixels, one side over 100 times the other"):
-        decode(png_that_claims(*size))
-    assert decode(encode(noise(200, 2))).size == (200, 2)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -161,24 +160,20 @@ def torchvision_transform(given: Preprocessing) -> Any:
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("resize_mode", ["shortest", "squash"])
 @pytest.mark.parametrize("side", [32, 63])
-def test_the_numbers_equal_torchvisions_to_the_bit(interpolation: str, resize_mode: str, side: int) -> None:
-    own = Preprocessing(size=side, interpolation=interpolation, resize_mode=resize_mode)
-    expected = torchvision_transform(own)
-    for width, height in SIZES:
-        image = noise(width, height, seed=width)
-        result = own(image)
-        assert result.dtype == np.float32
-        assert np.array_equal(result, expected(image).numpy()), (width, height)
-
-
-def test_the_numbers_equal_open_clips_own_transform_to_the_bit() -> None:
+def test_the_numbers_equal_torchvisions_and_open_clips_to_the_bit(
+    interpolation: str, resize_mode: str, side: int
+) -> None:
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    own = Preprocessing(size=48, mean=(0.5, 0.5, 0.5), std=(0.5, 0.25, 0.2))
-    expected = image_transform_v2(PreprocessCfg(**own.to_config()), is_train=False)
-    for width, height in SIZES:
-        image = noise(width, height, seed=height)
-        assert np.array_equal(own(image), expected(image).numpy()), (width, height)
+    own = Preprocessing(
+        size=side, mean=(0.5, 0.5, 0.5), std=(0.5, 0.25, 0.2), interpolation=interpolation, resize_mode=resize_mode
+    )
+    for expected in (torchvision_transform(own), image_transform_v2(PreprocessCfg(**own.to_config()), is_train=False)):
+        for width, height in SIZES:
+            image = noise(width, height, seed=width)
+            result = own(image)
+            assert result.dtype == np.float32
+            assert np.array_equal(result, expected(image).numpy()), (width, height)
 
 
 def test_a_white_pixel_becomes_one_minus_the_mean_over_the_deviation() -> None:

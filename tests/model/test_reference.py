@@ -42,12 +42,6 @@ def test_a_run_directory_means_its_furthest_finished_stage(stages: list[str]) ->
     assert (found.kind, found.path) == ("bundle" if stages[-1] == "export" else "folder", made)
 
 
-def test_a_stage_directory_that_is_not_finished_is_not_a_model() -> None:
-    Path("runs/a/align/state").mkdir(parents=True)
-    with pytest.raises(DcclipError, match="nor a finished run"):
-        resolve("runs/a")
-
-
 @pytest.mark.parametrize(
     ("reference", "kind", "target"),
     [
@@ -81,24 +75,21 @@ def test_without_anything_the_newest_finished_run_is_taken() -> None:
     assert found.description == "model: bundle runs/newer/export (newest finished run)"
 
 
-def test_without_any_run_the_starter_model_is_used_with_a_reason() -> None:
+def test_the_starter_model_is_found_by_name_and_where_there_is_no_run() -> None:
     found = resolve()
-    assert found.kind == "bundle"
-    assert found.path == Path(dcclip_cli.__file__).parent / "starter"
+    assert (found.kind, found.path) == ("bundle", Path(dcclip_cli.__file__).parent / "starter")
     assert found.description.endswith("with dcclip (no model is named, and runs/ contains no finished run)")
-
-
-def test_the_starter_model_is_found_by_name_whatever_else_exists() -> None:
     bundle(Path("starter"))
     model(Path("runs/a/align/model"))
     assert resolve("starter").description == "model: starter, which comes with dcclip"
     assert resolve("./starter").path == Path("starter").resolve()
 
 
-@pytest.mark.parametrize("reference", ["nowhere", "hf:", "BAAI/AltCLIP", "model.onnx", "猫"])
+@pytest.mark.parametrize("reference", ["nowhere", "hf:", "BAAI/AltCLIP", "model.onnx", "猫", "runs/unfinished"])
 def test_what_is_not_a_model_is_named_with_the_alternatives(reference: str) -> None:
     Path("model.onnx").touch()
-    with pytest.raises(DcclipError, match="is not a directory") as raised:
+    Path("runs/unfinished/align/state").mkdir(parents=True)
+    with pytest.raises(DcclipError, match=r"is not a directory|nor a finished run") as raised:
         resolve(reference)
     assert reference in raised.value.what
-    assert "hf:ORG/NAME" in raised.value.hint
+    assert ("dcclip run" if reference == "runs/unfinished" else "hf:ORG/NAME") in raised.value.hint

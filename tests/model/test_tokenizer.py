@@ -32,15 +32,14 @@ def trained(captions: list[str]) -> Tokenizer:
 
 
 def test_special_tokens_are_numbered_as_in_xlm_roberta(trained: Tokenizer) -> None:
-    assert [trained.token_to_id(token) for token in ("<s>", "<pad>", "</s>", "<unk>")] == [0, 1, 2, 3]
-    assert (BEGIN_ID, PADDING_ID, END_ID, UNKNOWN_ID) == (0, 1, 2, 3)
+    ids = [trained.token_to_id(token) for token in ("<s>", "<pad>", "</s>", "<unk>")]
+    assert ids == [BEGIN_ID, PADDING_ID, END_ID, UNKNOWN_ID] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("text", ["红色的圆", "red circle", "一张 red 圆环的图片"])
 def test_a_text_starts_and_ends_with_special_tokens_and_has_no_unknown_token(trained: Tokenizer, text: str) -> None:
-    ids = trained.encode(text).ids
-    assert (ids[0], ids[-1]) == (BEGIN_ID, END_ID)
-    assert not {BEGIN_ID, PADDING_ID, END_ID, UNKNOWN_ID} & set(ids[1:-1])
+    first, *middle, last = trained.encode(text).ids
+    assert (first, last) == (BEGIN_ID, END_ID) and min(middle) > UNKNOWN_ID
 
 
 def test_chinese_is_split_into_single_characters(trained: Tokenizer) -> None:
@@ -62,41 +61,24 @@ def test_training_twice_on_the_same_captions_gives_the_same_tokenizer(captions: 
 # ---- trimming
 
 
-def tokens_of(tokenizer: Tokenizer, text: str) -> list[str]:
-    return tokenizer.encode(text).tokens
-
-
-def test_trimming_keeps_the_segmentation_of_every_caption(altclip_folder: Path, captions: list[str]) -> None:
-    full, trimmed = load_tokenizer(altclip_folder), trim_tokenizer(altclip_folder, captions, 70)
-    assert trimmed.get_vocab_size() < full.get_vocab_size() == 79
-    for text in captions:
-        assert tokens_of(trimmed, text) == tokens_of(full, text)
-
-
-@pytest.mark.parametrize(
-    "text", ["蓝色的月亮", "一张方块的图片", "black moon", "a picture of a ring", "red 圆环 green"]
-)
-def test_trimming_keeps_the_segmentation_of_new_texts_of_kept_tokens(
-    altclip_folder: Path, captions: list[str], text: str
-) -> None:
-    full, trimmed = load_tokenizer(altclip_folder), trim_tokenizer(altclip_folder, captions, 70)
-    assert tokens_of(trimmed, text) == tokens_of(full, text)
-
-
-def test_trimming_drops_tokens_that_no_caption_uses(altclip_folder: Path, captions: list[str]) -> None:
-    full, kept = load_tokenizer(altclip_folder).get_vocab(), trim_tokenizer(altclip_folder, captions, 70).get_vocab()
-    assert {"▁dog", "猫", "小猫", "▁bicycle"} <= set(full)
-    assert not {"▁dog", "猫", "小猫", "▁bicycle"} & set(kept)
-
-
-def test_trimming_renumbers_the_special_tokens_and_keeps_their_places(
+def test_trimming_keeps_the_segmentation_of_captions_and_of_new_texts_of_kept_tokens(
     altclip_folder: Path, captions: list[str]
 ) -> None:
-    trimmed = trim_tokenizer(altclip_folder, captions, 70)
+    full, trimmed = load_tokenizer(altclip_folder), trim_tokenizer(altclip_folder, captions, 70)
+    assert trimmed.get_vocab_size() < full.get_vocab_size() == 79
+    new = ["蓝色的月亮", "一张方块的图片", "black moon", "a picture of a ring", "red 圆环 green"]
+    for text in [*captions, *new]:
+        assert trimmed.encode(text).tokens == full.encode(text).tokens
+
+
+def test_trimming_drops_tokens_that_no_caption_uses_and_renumbers_the_special_ones(
+    altclip_folder: Path, captions: list[str]
+) -> None:
+    full, trimmed = load_tokenizer(altclip_folder), trim_tokenizer(altclip_folder, captions, 70)
+    assert {"▁dog", "猫", "小猫", "▁bicycle"} <= set(full.get_vocab()) - set(trimmed.get_vocab())
     assert [trimmed.token_to_id(token) for token in ("<s>", "<pad>", "</s>", "<unk>")] == [0, 1, 2, 3]
     assert trimmed.token_to_id("<mask>") == trimmed.get_vocab_size() - 1
-    assert trimmed.encode("红").ids[0] == 0
-    assert trimmed.encode("red").ids[-1] == 2
+    assert (trimmed.encode("红").ids[0], trimmed.encode("red").ids[-1]) == (0, 2)
     assert 3 in trimmed.encode("犬").ids
 
 
@@ -155,12 +137,8 @@ def test_a_long_text_is_truncated_and_keeps_its_end_token(trained: Tokenizer, te
 
 
 def test_white_space_around_and_between_words_makes_no_difference(trained: Tokenizer) -> None:
-    ids = tokenize_with(trained, 24)(["  red \n circle\t", "red circle", " 红色 的圆　", "红色 的圆"]).ids
-    assert ids[0].tolist() == ids[1].tolist()
-    assert ids[2].tolist() == ids[3].tolist()
-
-
-def test_an_empty_text_has_only_special_tokens(trained: Tokenizer) -> None:
+    ids = tokenize_with(trained, 24)(["  red \n circle\t", "red circle", " 红色 的圆　", "红色 的圆"]).ids.tolist()
+    assert ids[0] == ids[1] and ids[2] == ids[3]
     assert tokenize_with(trained, 24)([""]).ids.tolist() == [[BEGIN_ID, END_ID]]
 
 

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from dcclip_cli.data.dataset import write_embeddings
 from dcclip_cli.data.options import DataOptions
-from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.students import StudentOptions
@@ -25,8 +25,8 @@ EN = ["cat", "dog", "red car", "bicycle", "apple", "elephant", "piano", "airplan
 def points(tmp_path: Path) -> Path:
     """Eight words of each language, a translation in the same place, 16 wide."""
     zh, en = [[word, f"一张{word}的照片"] for word in ZH], [[word, f"a photo of a {word}"] for word in EN]
-    captions: dict[Language, list[list[str]]] = {"zh": zh, "en": en}
-    write_embeddings(tmp_path / "points.parquet", EN, np.eye(8, 16), captions)
+    table = pa.table({"key": EN, "embedding": np.eye(8, 16).tolist(), "zh": zh, "en": en})
+    pq.write_table(table, tmp_path / "points.parquet")
     return tmp_path / "points.parquet"
 
 
@@ -43,7 +43,7 @@ def run(points: Path, student: dict[str, Any], root: Path, **options: Any) -> Pa
     return result.model
 
 
-def test_words_of_both_languages_come_to_their_points(
+def test_words_of_both_languages_are_pulled_to_their_points(
     points: Path, student_section: dict[str, Any], tmp_path: Path
 ) -> None:
     model = TorchEncoder(load_model(run(points, student_section, tmp_path)))

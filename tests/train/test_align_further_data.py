@@ -70,7 +70,7 @@ def drift(model: Path, start: Path, pictures: list[Pair]) -> tuple[float, float]
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_pictures_and_lines_without_partners_stay_where_the_teacher_has_them(
+def test_images_and_texts_without_partners_stay_where_the_teacher_has_them(
     further: Job, run: Run, elsewhere: Elsewhere, model_folder: Path, pairs: list[Pair], cache: bool
 ) -> None:
     further["options"]["teacher_cache"] = cache

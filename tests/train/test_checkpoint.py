@@ -39,7 +39,7 @@ def step(model: Any, optimizer: torch.optim.Optimizer) -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, Muon])
-def test_training_goes_on_from_a_state_bit_for_bit(tmp_path: Path, kind: Any) -> None:
+def test_training_resumes_from_a_checkpoint_bit_for_bit(tmp_path: Path, kind: Any) -> None:
     model, optimizer = trained(seed=0, kind=kind)
     save_checkpoint(tmp_path, TrainState(3), THIS, model, optimizer)
     other, its_optimizer = trained(seed=1, steps=0, kind=kind)
@@ -53,7 +53,7 @@ def test_training_goes_on_from_a_state_bit_for_bit(tmp_path: Path, kind: Any) ->
         assert torch.equal(value, other.state_dict()[name]), name
 
 
-def test_a_state_holds_weights_moments_and_nothing_pickled(tmp_path: Path) -> None:
+def test_a_checkpoint_contains_weights_and_moments_and_no_pickle(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, TrainState(3), THIS, *trained(seed=0))
     assert sorted(path.name for path in tmp_path.glob("step-*/*")) == ["state.json", "tensors.safetensors"]
     tensors = load_file(tmp_path / "step-00000003" / "tensors.safetensors")
@@ -61,14 +61,14 @@ def test_a_state_holds_weights_moments_and_nothing_pickled(tmp_path: Path) -> No
     assert tensors["optimizer/scale/step"].item() == 3
 
 
-def test_only_the_newest_state_is_kept(tmp_path: Path) -> None:
+def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
     for steps in (1, 9, 10):
         save_checkpoint(tmp_path, TrainState(steps), THIS, *trained(seed=0, steps=1))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
     assert latest_checkpoint(tmp_path) == tmp_path / "step-00000010"
 
 
-def test_a_half_written_state_is_not_taken_and_goes_away_with_the_next(tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_ignored_and_removed_by_the_next(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, TrainState(3), THIS, *trained(seed=0))
     half = tmp_path / ".step-00000004.123.partial"
     half.mkdir()
@@ -78,13 +78,13 @@ def test_a_half_written_state_is_not_taken_and_goes_away_with_the_next(tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
 
 
-def test_without_a_state_training_starts_at_the_beginning(tmp_path: Path) -> None:
+def test_without_a_checkpoint_training_starts_at_the_beginning(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "never made") is None
     (tmp_path / "state").mkdir()
     assert latest_checkpoint(tmp_path / "state") is None
 
 
-def test_a_state_of_another_recipe_is_refused_with_both_ways_on(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_recipe_is_refused_with_both_hints(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "state", TrainState(3), THIS, *trained(seed=0))
     with pytest.raises(DcclipError, match=r"was saved by another recipe, .*: options\.lr, seed changed") as raised:
         load_checkpoint(tmp_path / "state" / "step-00000003", THAT, *trained(seed=0))
@@ -93,7 +93,7 @@ def test_a_state_of_another_recipe_is_refused_with_both_ways_on(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("content", [None, "", "[]"])
-def test_a_broken_state_says_to_start_over(tmp_path: Path, content: str | None) -> None:
+def test_a_damaged_checkpoint_says_to_start_over(tmp_path: Path, content: str | None) -> None:
     save_checkpoint(tmp_path, TrainState(3), THIS, *trained(seed=0))
     file = tmp_path / "step-00000003" / "state.json"
     assert json.loads(file.read_text())["step"] == 3

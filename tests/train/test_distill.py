@@ -38,7 +38,7 @@ def test_every_kind_of_teacher_teaches_a_student_that_reads_both_languages(
     assert towers.text_features(towers.tokenize(["红色的圆", "red circle"])).embedding.shape == (2, 16)
 
 
-def test_the_cached_and_the_asked_teacher_give_the_same_first_loss(
+def test_the_cached_and_the_online_teacher_give_the_same_first_loss(
     distilling: Job, run: Run, elsewhere: Elsewhere
 ) -> None:
     figures = []
@@ -319,7 +319,7 @@ def test_a_teacher_that_there_is_not_is_named(distilling: Job, run: Run) -> None
         run(distilling)
 
 
-def test_what_the_cache_saves_is_said(
+def test_what_the_cache_saves_is_reported(
     distilling: Job, run: Run, elsewhere: Elsewhere, watching: Callable[..., Any]
 ) -> None:
     first, second = watching(), watching()
@@ -332,7 +332,7 @@ def test_what_the_cache_saves_is_said(
 
 
 @pytest.mark.parametrize("loss", ["embedding", "task"])
-def test_a_text_tower_that_starts_from_the_teachers_rows_asked_or_not(
+def test_a_text_tower_inherits_the_teachers_rows_whether_losses_need_a_teacher_or_not(
     distilling: Job, run: Run, elsewhere: Elsewhere, loss: str
 ) -> None:
     distilling["student"]["text"] |= {"vocabulary": {"from": "teacher", "size": 300}, "inherit": "embeddings"}

@@ -45,7 +45,7 @@ def test_parallel_text_alone_teaches_the_text_tower_and_leaves_the_image_tower_a
     assert set(result.metrics) >= {"embedding", "cross_lingual", "token_features"}
 
 
-def test_pairs_pictures_and_lines_together_serve_their_towers(
+def test_pairs_images_and_texts_together_train_their_towers(
     distilling: Job, run: Run, lines_file: Path, pairs: list[Pair], tmp_path: Path
 ) -> None:
     (tmp_path / "pictures").mkdir()
@@ -73,7 +73,7 @@ def test_none_of_the_lines_a_step_is_a_run_without_them(
     assert none == alone != some
 
 
-def test_phrases_made_of_the_lines_are_learnt_too(
+def test_phrases_made_of_the_texts_are_trained_on_too(
     distilling: Job, run: Run, elsewhere: Elsewhere, lines_file: Path, sha256: Sha
 ) -> None:
     distilling |= {"data": {"texts": str(lines_file)}}

@@ -94,7 +94,7 @@ def test_two_processes_train_as_one_does_on_the_same_batches(
 
 
 @pytest.mark.timeout(2 * TIMEOUT_S)
-def test_two_processes_go_on_where_one_was_stopped(
+def test_two_processes_resume_where_one_was_stopped(
     aligning: dict[str, Any],
     run: Callable[..., TrainResult],
     interrupt: Callable[..., None],

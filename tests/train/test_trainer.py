@@ -132,7 +132,7 @@ def test_epochs_count_whole_batches() -> None:
 
 
 @pytest.mark.parametrize("given", [{}, {"steps": 5, "epochs": 1}, {"steps": 0}, {"epochs": 0}])
-def test_steps_or_epochs_must_be_given_and_not_both(given: dict[str, Any]) -> None:
+def test_either_steps_or_epochs_must_be_set(given: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         TrainOptions.model_validate(given)
 
@@ -214,7 +214,7 @@ def lines(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_every_so_many_steps_and_the_last_are_logged(train: Train, tmp_path: Path) -> None:
+def test_steps_are_logged_at_intervals_and_at_the_end(train: Train, tmp_path: Path) -> None:
     metrics = train(Pulled(), steps=5, log_every_steps=2)
     logged = lines(tmp_path)
     assert [line["step"] for line in logged] == [2, 4, 5]
@@ -224,7 +224,7 @@ def test_every_so_many_steps_and_the_last_are_logged(train: Train, tmp_path: Pat
     assert list((tmp_path / "tensorboard").rglob("events.*"))
 
 
-def test_a_log_is_cut_back_to_the_step_that_training_goes_on_from(
+def test_a_log_is_cut_back_to_the_step_that_training_resumes_from(
     train: Train, tmp_path: Path, watching: Callable[..., Any]
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -235,7 +235,7 @@ def test_a_log_is_cut_back_to_the_step_that_training_goes_on_from(
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_a_state_is_saved_every_so_many_steps_and_not_at_the_end(train: Train, tmp_path: Path) -> None:
+def test_checkpoints_are_saved_at_intervals_and_not_at_the_end(train: Train, tmp_path: Path) -> None:
     train(Pulled(), steps=4, checkpoint_every_steps=2)
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000002"]
 
@@ -254,7 +254,7 @@ def test_a_loss_that_is_not_finite_ends_training_and_is_named(train: Train) -> N
     assert "optimizer.lr" in raised.value.hint
 
 
-def test_ctrl_c_ends_after_the_step_with_the_state_saved(
+def test_ctrl_c_ends_after_the_step_with_a_checkpoint(
     train: Train, tmp_path: Path, watching: Callable[..., Any]
 ) -> None:
     before = signal.getsignal(signal.SIGINT)
@@ -323,20 +323,20 @@ def test_a_contrast_that_has_learned_nothing_is_warned_about_once(
     assert "optimizer.lr" in warning and "captions that do not belong" in warning
 
 
-def test_the_average_of_the_weights_is_kept(train: Train) -> None:
+def test_with_ema_the_average_of_the_weights_is_saved(train: Train) -> None:
     module = Pulled()
     train(module, steps=2, ema=0.75, clip_norm=None, optimizer={"kind": "sgd", "lr": 1.0, "momentum": 0.0})
     # steps of 1 and 1/2 down from 1 give 0 and -1/2; the average starts at the first and moves a quarter of the way
     assert module.bias.tolist() == pytest.approx([-0.125, -0.125])
 
 
-def test_sigterm_saves_the_state_as_ctrl_c_does(train: Train, tmp_path: Path, watching: Callable[..., Any]) -> None:
+def test_sigterm_saves_a_checkpoint_as_ctrl_c_does(train: Train, tmp_path: Path, watching: Callable[..., Any]) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(Pulled(), watching("toy", 3, lambda: os.kill(os.getpid(), signal.SIGTERM)), checkpoint_every_steps=99)
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000003"]
 
 
-def test_a_full_disk_leaves_the_state_before_and_says_so(
+def test_a_full_disk_keeps_the_checkpoint_before_and_is_reported(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import safetensors.torch
@@ -366,7 +366,7 @@ def test_a_full_disk_leaves_the_state_before_and_says_so(
         ({"patience": 3}, "set validate_every_steps"),
     ],
 )
-def test_options_that_need_each_other_say_so(given: dict[str, Any], said: str) -> None:
+def test_options_that_need_each_other_are_refused_alone(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         TrainOptions.model_validate({"steps": 1, **given})
 

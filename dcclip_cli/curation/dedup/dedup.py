@@ -1,24 +1,155 @@
-"""The pass over all pairs at once: score thresholds, decontamination, duplicates."""
+"""The signatures of pairs, and the pass over them: score thresholds, decontamination, duplicates."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from dcclip_cli.curation.dedup.decontaminate import Decontaminate
-from dcclip_cli.curation.dedup.minhash import SameCaption
-from dcclip_cli.curation.dedup.near_duplicates import NearImage, SameImage
-from dcclip_cli.curation.dedup.tables import GlobalFilter, drop_empty, fill
-from dcclip_cli.data.pair import Language
+from dcclip_cli.curation.decode_image import DecodedImage
+from dcclip_cli.curation.dedup import GlobalFilter, drop_empty, fill, quoted
+from dcclip_cli.curation.dedup.minhash import SameCaption, bands_of, text_hash
+from dcclip_cli.curation.dedup.near_duplicates import NearImage, SameImage, find_near, perceptual_hashes, thumbnail
+from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.data.pair import LANGUAGES, Language, Pair
+from dcclip_cli.data.reading import IMAGE_SUFFIXES
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.preprocess import decode, flatten
 from dcclip_cli.options import Options
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from duckdb import DuckDBPyConnection
 
 DECISIONS, CAPTIONS = "decisions.parquet", "captions.parquet"
+_BATCH = 1000  # evaluation images in memory
+
+
+def signature_schema() -> pa.Schema:
+    """The columns of a signature file; `signatures_of` gives one row."""
+    import pyarrow as pa
+
+    hashes = pa.list_(pa.uint64())
+    fields = {"key": pa.string(), "source": pa.string(), "file_hash": pa.binary(), "pixel_hash": pa.binary()}
+    fields |= {"hashes": hashes, "thumb": pa.binary(), "width": pa.int32(), "height": pa.int32()}
+    for language in LANGUAGES:
+        fields[language] = pa.list_(pa.string())
+        fields[f"{language}_hashes"] = hashes
+        fields[f"{language}_bands"] = pa.list_(hashes)
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields.items()])
+
+
+def signatures_of(pair: Pair, decoded: DecodedImage, source: str) -> dict[str, Any]:
+    """One row: hashes and a thumbnail of the image as training sees it, on white, and hashes of the captions."""
+    image = flatten(decoded.image)
+    thumb = thumbnail(image)
+    row: dict[str, Any] = {
+        "key": pair.key,
+        "source": source,
+        "file_hash": _short(pair.image),
+        "pixel_hash": _short(f"{image.width} {image.height} ".encode() + image.tobytes()),
+        "hashes": perceptual_hashes(thumb),
+        "thumb": thumb.tobytes(),
+        "width": image.width,
+        "height": image.height,
+    }
+    for language in LANGUAGES:
+        captions = pair.captions(language)
+        row[language] = list(captions)
+        row[f"{language}_hashes"] = [text_hash(caption) for caption in captions]
+        row[f"{language}_bands"] = [bands_of(caption) for caption in captions]
+    return row
+
+
+def _short(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()[:16]  # 128 bits: no collision expected among 10**12 images
+
+
+class Decontaminate(GlobalFilter):
+    """Drops images, and optionally captions, that are in evaluation sets."""
+
+    paths: tuple[Path, ...] = Field(
+        min_length=1,
+        description="Evaluation sets: Parquet or tar files of pairs, folders of shards, or folders of images",
+    )
+    images: bool = Field(
+        True, description="Drop pairs whose image is equal to an evaluation image or a near duplicate of one"
+    )
+    captions: bool = Field(
+        False, description="Also drop captions that occur in them; note that class names are common words"
+    )
+    bits: int = Field(
+        12, ge=0, le=16, description="Maximum number of differing bits between perceptual hashes, as for `near-image`"
+    )
+
+    def apply(self, connection: DuckDBPyConnection) -> None:
+        """`evaluation-image` for pairs, `evaluation-caption` for single captions."""
+        _fill_evaluation(connection, self.paths)
+        if self.images:
+            thumbs = "(SELECT number, thumb FROM evaluation UNION ALL SELECT number, thumb FROM thumbs)"
+            find_near(connection, "evaluation", "live_pairs", thumbs, self.bits)
+            connection.execute(_DROP_IMAGES)
+        if self.captions:
+            connection.execute(_DROP_CAPTIONS)
+
+
+_DROP_IMAGES = """
+INSERT INTO pair_drops
+    SELECT later, 'evaluation-image', 'shows the same as ' || key FROM near JOIN evaluation ON number = earlier
+"""
+
+_DROP_CAPTIONS = """
+INSERT INTO caption_drops
+    SELECT live_captions.number, language, place, 'evaluation-caption', 'a caption of ' || key
+    FROM live_captions JOIN (
+        SELECT language, text_hash, arg_max(key, number) AS key FROM (
+            SELECT 'zh' AS language, unnest(zh_hashes) AS text_hash, key, number FROM evaluation
+            UNION ALL SELECT 'en', unnest(en_hashes), key, number FROM evaluation
+        ) GROUP BY language, text_hash
+    ) USING (language, text_hash)
+"""
+
+
+def _fill_evaluation(connection: DuckDBPyConnection, paths: tuple[Path, ...]) -> None:
+    """Fill the table `evaluation` with the signatures of all evaluation images that can be decoded."""
+    import pyarrow as pa
+
+    schema = signature_schema().append(pa.field("number", pa.int64()))
+    rows = _evaluation_rows(paths)
+    connection.register("evaluation_rows", schema.empty_table())
+    connection.execute("CREATE OR REPLACE TABLE evaluation AS FROM evaluation_rows")
+    while batch := list(islice(rows, _BATCH)):
+        connection.register("evaluation_rows", pa.Table.from_pylist(batch, schema))
+        connection.execute("INSERT INTO evaluation FROM evaluation_rows")
+
+
+def _evaluation_rows(paths: tuple[Path, ...]) -> Iterator[dict[str, Any]]:
+    number = 0
+    for path in paths:
+        for pair in _evaluation_pairs(path):
+            try:
+                image = decode(pair.image)
+            except DcclipError:
+                continue
+            number -= 1  # below those of all pairs
+            signatures = signatures_of(pair, DecodedImage(image, "", 1, len(pair.image)), path.name)
+            yield signatures | {"number": number}
+
+
+def _evaluation_pairs(path: Path) -> Iterator[Pair]:
+    """The images of one evaluation set, with their captions and keys by which a person finds them."""
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else []
+    if files and not any(path.glob("*.tar")):
+        for file in files:
+            yield Pair(f"{path.name}/{file.relative_to(path)}", file.read_bytes())
+    else:
+        for pair in open_pairs(path):
+            yield Pair(f"{path.name}:{pair.key}", pair.image, pair.zh, pair.en)
+
 
 Duplicate = Annotated[SameImage | NearImage | SameCaption, Field(discriminator="kind")]
 
@@ -57,36 +188,27 @@ def dedup(
 
     out.mkdir(parents=True, exist_ok=True)
     working = out / "tables.duckdb"
-    _remove(working)
+    files = (working, out / "tables.duckdb.wal")
+    for path in files:
+        path.unlink(missing_ok=True)
     with duckdb.connect(str(working)) as connection:
         connection.execute("SET memory_limit = $value", {"value": memory})
         connection.execute("SET temp_directory = $value", {"value": str(out / "spill")})
         connection.execute("SET preserve_insertion_order = false")  # the results are sorted explicitly
         fill(connection, signatures, scores)
-        _apply(connection, [*first, *([options.decontaminate] if options.decontaminate else [])], ())
-        _apply(connection, [each for each in options.duplicates if isinstance(each, SameImage)], needs)
-        drop_empty(connection, needs)
-        for kind in (NearImage, SameCaption):
-            _apply(connection, [each for each in options.duplicates if isinstance(each, kind)], needs)
+        for each in [*first, *([options.decontaminate] if options.decontaminate else [])]:
+            each.apply(connection)
+            drop_empty(connection)
+        for kind in (SameImage, NearImage, SameCaption):
+            for each in options.duplicates:
+                if isinstance(each, kind):
+                    each.apply(connection)
+            drop_empty(connection, needs)
         for name, query in ((CAPTIONS, _DROPPED_CAPTIONS), (DECISIONS, _DECISIONS)):
             part = out / f"{name}.part"
-            connection.execute(f"COPY ({query}) TO '{_quoted(part)}' (FORMAT parquet, COMPRESSION zstd)")
+            connection.execute(f"COPY ({query}) TO {quoted(part)} (FORMAT parquet, COMPRESSION zstd)")
             part.replace(out / name)
-    _remove(working)
-
-
-def _apply(connection: DuckDBPyConnection, filters: Sequence[GlobalFilter], needs: Sequence[Language]) -> None:
-    for each in filters:
-        each.apply(connection)
-        drop_empty(connection, needs)
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")
-
-
-def _remove(working: Path) -> None:
-    for path in (working, working.with_name(working.name + ".wal")):
+    for path in files:
         path.unlink(missing_ok=True)
 
 

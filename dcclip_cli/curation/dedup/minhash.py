@@ -7,26 +7,26 @@ import re
 import struct
 import unicodedata
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from dcclip_cli.curation.dedup.tables import GlobalFilter
+from dcclip_cli.curation.dedup import GlobalFilter
+from dcclip_cli.options import Removed
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-_PERMUTATIONS, _ROWS = (
-    32,
-    4,
-)  # 8 bands of 4: texts of similarity 0.85 share a band in 99.8 % of cases, texts of similarity 0.4 in 19 %
+# 8 bands of 4: texts of similarity 0.85 share a band in 99.8 % of cases, texts of similarity 0.4 in 19 %.
+_PERMUTATIONS, _ROWS = 32, 4
+_MIN_LETTERS = 12  # shorter captions are duplicates only if their letters are equal
 _GRAM = 3
 _WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|[^\W\u3400-\u9fff\uf900-\ufaff]+")
 
 
 def text_hash(caption: str) -> int:
     """64 bits of the caption's letters and digits; of the whole caption where it has none."""
-    return int.from_bytes(hashlib.blake2b((letters_of(caption) or caption).encode(), digest_size=8).digest(), "little")
+    return _hash((letters_of(caption) or caption).encode())
 
 
 def letters_of(caption: str) -> str:
@@ -57,13 +57,11 @@ def bands_of(caption: str) -> list[int]:
     minhash.update(list(_grams(letters_of(caption))))
     digest = struct.pack(f"<{_PERMUTATIONS}I", *minhash.digest())
     size = 4 * _ROWS
-    parts = [digest[start : start + size] for start in range(0, len(digest), size)]
-    return [_band(number, part) for number, part in enumerate(parts)]
+    return [_hash(digest[start : start + size], bytes([start // size])) for start in range(0, len(digest), size)]
 
 
-def _band(number: int, part: bytes) -> int:
-    digest = hashlib.blake2b(part, digest_size=8, salt=bytes([number])).digest()
-    return int.from_bytes(digest, "little")
+def _hash(content: bytes, salt: bytes = b"") -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8, salt=salt).digest(), "little")
 
 
 def _grams(letters: str) -> set[str]:
@@ -87,39 +85,36 @@ class SameCaption(GlobalFilter):
         le=1,
         description="Character-trigram Jaccard similarity from which captions are duplicates; null: only equal letters",
     )
-    min_letters: int = Field(
-        12, ge=3, description="Captions with fewer letters are duplicates only if their letters are equal"
-    )
+    removed: ClassVar = {"min_letters": Removed("use similarity", ignored=(12,))}
 
     def apply(self, connection: DuckDBPyConnection) -> None:
         """`caption-duplicate` if an earlier pair has exactly this caption, else `caption-near-duplicate`."""
         connection.execute(_TEXTS)
         connection.execute("CREATE OR REPLACE TABLE families (language VARCHAR, text_hash UBIGINT, family UBIGINT)")
         if self.similarity is not None:
-            connection.execute(_TEXT_CANDIDATES, {"letters": self.min_letters})
-            self._find_families(connection, self.similarity)
+            connection.execute(_TEXT_CANDIDATES, {"letters": _MIN_LETTERS})
+            _find_families(connection, self.similarity)
         connection.execute(_DROP_TEXTS, {"most": self.at_most})
 
-    def _find_families(self, connection: DuckDBPyConnection, similarity: float) -> None:
-        """Assign a text to the earliest similar text that is itself not assigned to another one."""
-        rows = connection.cursor().execute(_COMPARED)
-        member: set[tuple[str, int]] = set()
-        found: list[tuple[Any, ...]] = []
-        while batch := rows.fetchmany(10_000):
-            for language, hash_, other_hash, text, other in batch:
-                if (language, hash_) in member or (language, other_hash) in member:
-                    continue
-                if jaccard(text, other) < similarity or replaces_a_word(text, other):
-                    continue
-                if min(len(letters_of(text)), len(letters_of(other))) >= self.min_letters:
-                    member.add((language, other_hash))
-                    found.append((language, other_hash, hash_))
-        for start in range(0, len(found), 10_000):
-            part = found[start : start + 10_000]
-            columns = dict(zip(("languages", "texts", "families"), map(list, zip(*part, strict=True)), strict=True))
-            connection.execute(
-                "INSERT INTO families SELECT unnest($languages), unnest($texts), unnest($families::UBIGINT[])", columns
-            )
+
+def _find_families(connection: DuckDBPyConnection, similarity: float) -> None:
+    """Assign a text to the earliest similar text that is itself not assigned to another one."""
+    import pyarrow as pa
+
+    families: dict[tuple[str, int], int] = {}
+    rows = connection.cursor().execute(_COMPARED)
+    while batch := rows.fetchmany(10_000):
+        for language, earlier, later, text, other in batch:
+            if (language, earlier) in families or (language, later) in families:
+                continue
+            long = min(len(letters_of(text)), len(letters_of(other))) >= _MIN_LETTERS
+            if long and jaccard(text, other) >= similarity and not replaces_a_word(text, other):
+                families[language, later] = earlier
+    columns = [*zip(*families, strict=True)] or [(), ()]
+    kinds = (pa.string(), pa.uint64(), pa.uint64())
+    arrays = [pa.array(values, kind) for values, kind in zip((*columns, families.values()), kinds, strict=True)]
+    connection.register("found_families", pa.table(arrays, ["language", "text_hash", "family"]))
+    connection.execute("INSERT INTO families FROM found_families")
 
 
 # Each text once, with the first pair that has it.

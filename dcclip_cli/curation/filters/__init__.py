@@ -10,8 +10,15 @@ from pydantic import Field
 from dcclip_cli.curation.filters.base import Filter
 from dcclip_cli.curation.filters.image import BlankFilter, ImageFilter
 from dcclip_cli.curation.filters.language import LanguageFilter, ScriptFilter
-from dcclip_cli.curation.filters.text import GarbledFilter, LengthFilter, RepetitionFilter, WordlessFilter
-from dcclip_cli.curation.filters.web_text import BoilerplateFilter, FilenameFilter, MarkupFilter
+from dcclip_cli.curation.filters.text import (
+    BoilerplateFilter,
+    FilenameFilter,
+    GarbledFilter,
+    LengthFilter,
+    MarkupFilter,
+    RepetitionFilter,
+    WordlessFilter,
+)
 
 __all__ = ["DEFAULT_FILTERS", "AnyFilter", "Filter"]
 

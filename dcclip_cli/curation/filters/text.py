@@ -1,11 +1,11 @@
-"""Filters on the text of a caption: garbled encodings, captions without words, repetition, length."""
+"""Filters on the text of a caption: garbled encodings, markup, file names, boilerplate, repetition, length."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -13,9 +13,15 @@ from dcclip_cli.curation.filters.base import Filter
 from dcclip_cli.curation.filters.language import HAN, LETTER
 from dcclip_cli.curation.normalize_text import as_gbk
 from dcclip_cli.data.reading import Drop
+from dcclip_cli.options import Removed
 
 if TYPE_CHECKING:
     from dcclip_cli.data.pair import Language
+
+
+def _any_of(*patterns: str) -> re.Pattern[str]:
+    return re.compile("|".join(patterns), re.IGNORECASE)
+
 
 _GARBLED = (
     re.compile("[\ufffd\u0080-\u009f]"),
@@ -49,6 +55,194 @@ def _is_utf8_read_as_gbk(caption: str) -> bool:
     return len(HAN.findall(again)) >= max(2, 2 * again.count("\ufffd"))
 
 
+_TAGS = (
+    "a|abbr|b|blockquote|body|br|button|center|code|dd|div|dl|dt|em|embed|figcaption|figure|font|footer|form|h[1-6]|"
+    "head|header|hr|html|i|iframe|img|input|ins|label|li|link|meta|nav|noscript|object|ol|option|p|param|picture|pre|s|"
+    "script|section|select|small|source|span|strike|strong|style|sub|sup|svg|table|tbody|td|th|tr|tt|u|ul|video"
+)
+_MARKUP = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"<(?:/\s*)?(?:{_TAGS})(?:\s+[^<>]*|\s*/)?>",  # a whole tag; "<3" and "a < b" are none
+        r"<(?:img|a|div|span|iframe|script|style|table|font)\s[^<>]*=",  # one that was cut off
+        r"<!--|-->|<!\[CDATA\[|<\?(?:php|xml)",
+        r"&(?:amp;)*(?:[a-z]{2,8}|#\d{2,6}|#x[0-9a-f]{2,6});",  # what normalization could not resolve
+        # BBCode, WordPress
+        r"\[/?(?:img|url|b|i|u|quote|color|size|caption|gallery|attachment|vc_\w+)(?:[= ][^\]]*)?\](?!\()",
+        r"!\[[^\]]*\]\([^)]*\)|\]\(https?:",  # Markdown
+        r"\[\[(?:file|image|文件|图像|檔案):",  # wikis
+        r"\bfunction\s*\(|\bdocument\.\w|\bvar \w+\s*=|\$\(|=>\s*\{",  # scripts
+        r"\{\{[^{}]{0,80}\}\}|<%|\{%",  # templates
+        r"(?<![\w-])[\w-]{1,40}\s?\{\s?[\w-]{1,40}\s?:[^{}]*;",  # style sheets
+        r"[\[{]\s*\"\w+\"\s*:",  # JSON
+        r"\b(?:href|src|alt|style|class|onclick|width)\s*=\s*[\"'&]",
+    )
+)
+
+
+class MarkupFilter(Filter):
+    """Drops captions with HTML, BBCode, Markdown, wiki text, scripts or style sheets in them."""
+
+    kind: Literal["markup"] = "markup"
+
+    def check_caption(self, caption: str, language: Language) -> Drop | None:
+        """`caption-html`, for any kind of markup."""
+        if not any(sign in caption for sign in "<>&[{(="):
+            return None
+        found = next((match for pattern in _MARKUP if (match := pattern.search(caption))), None)
+        return Drop("caption-html", f"holds {found[0][:40]!r}") if found else None
+
+
+_SUFFIX = r"jpe?g|jfif|png|gif|webp|avif|bmp|tiff?|svg|hei[cf]|psd|cr2|nef|arw|dng"
+_FILE = re.compile(rf"[\w)\]}}]\.(?:{_SUFFIX})(?![A-Za-z0-9])", re.IGNORECASE)
+
+# Numbers that cameras, phones and programs give to images; then what people and servers append to them.
+_CAMERA = re.compile(
+    r"(?<![A-Za-z])(?:IMG[-_]\d{8}[-_]WA\d{4}|"
+    r"_?(?:IMG|IMGP|DSC|DSCN|DSCF|DSCI|_MG|MG|PICT|PIC|MVI|MVIMG|PXL|GOPR|DJI|CIMG|SAM|SDC|KIF|HPIM|VID|STA|DCP|SNV|PANO|"
+    r"BURST|FOTO|WP|LRM|SCAN|图像|照片|相片)[\s_-]*[E_-]?\d{3,}"
+    r"|P\d{7}|PA\d{6}|R\d{7}|L\d{7}|S\d{7}|\d{3}[_-]\d{4}|\d{8}[_-]\d{6}|"
+    r"(?:mmexport|wx_camera_|微信图片_?|QQ图片|Camera_|Screenshot[\s_-]*|Screen Shot |屏幕快照 ?|截屏|截图_?|"
+    r"螢幕快照 ?|WeChat ?Image_?|WhatsApp Image |Snipaste_)\d{4,}[\d\s_.:-]*(?:at [\d.:]+|(?:上|下)午[\d.:]+)?"
+    r")(?!\d)",
+    re.IGNORECASE,
+)
+_ADDED = re.compile(
+    r"(?<![A-Za-z])(?:HDR|edit(?:ed)?|copy|scaled|resized?|crop(?:ped)?|thumb(?:nail)?|small|medium|large|web|final|burst|"
+    r"cover|portrait|night|pano|lr|jpe?g|x|am|pm)(?![A-Za-z])|副本|编辑|拷贝|上午|下午",
+    re.IGNORECASE,
+)
+
+_ADDRESS = re.compile(
+    r"(?:https?|ftp)\s?[:：]\s?//|(?<![A-Za-z0-9])www\s?\.\s?[\w-]{1,63}\.|//[\w-]{1,63}\.[\w.-]{1,200}/|"
+    r"(?<![\w.+-])[\w.+-]{1,64}@[A-Za-z0-9-]+\.[A-Za-z]{2,}",
+    re.IGNORECASE,
+)
+_DOMAIN = re.compile(
+    r"(?:[a-z0-9-]+\.)+(?:com|net|org|cn|info|biz|io|co|cc|tv|me|hk|tw|top|xyz|vip|shop|site|edu|gov|uk|us|de|jp)"
+    r"(?:[/:?#]\S*)?",
+    re.IGNORECASE,
+)
+
+_LONGEST_NAME = 255  # bytes, on most file systems
+_CODE = re.compile(
+    r"(?=\D*\d)(?:[0-9a-f]{12,}|[0-9A-F]{12,}|[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12})"  # hashes
+    r"|[\x21-\x7e]*[A-Za-z0-9]_[A-Za-z0-9][\x21-\x7e]*"  # red_car, TB1xYz_!!0-item_pic
+    r"|[A-Za-z0-9]+(?:-[A-Za-z0-9]+)+-\d{3,}"  # red-car-12345
+    r"|[a-z0-9]+(?:-[a-z0-9]+){4,}"  # the-red-car-on-a-hill; state-of-the-art has four parts
+    r"|[A-Za-z]?:?(?:[\\/][\w.-]+){2,}"  # /images/red/car
+    r"|[A-Za-z]*(?:\d+[A-Za-z]+){4,}\d*|\d{3,4}\s?[xX×*]\s?\d{3,4}(?:\s?px)?",  # a1b2c3; 800x600
+    re.ASCII,
+)
+
+
+class FilenameFilter(Filter):
+    """Drops captions that are a file name or its stem or a camera number, and captions that contain a URL.
+
+    A camera number next to words about the image is kept: "IMG_2034 vacation in Paris".
+    """
+
+    kind: Literal["filename"] = "filename"
+
+    def check_caption(self, caption: str, language: Language) -> Drop | None:
+        """`caption-url`, `caption-filename` or `caption-camera`."""
+        if found := _ADDRESS.search(caption) or _DOMAIN.fullmatch(caption):
+            return Drop("caption-url", f"holds {found[0]!r}")
+        if _FILE.search(caption):
+            return Drop("caption-filename", "ends like an image file")
+        if len(caption) > _LONGEST_NAME:
+            return None
+        if _CAMERA.search(caption) and not LETTER.search(_ADDED.sub("", _CAMERA.sub("", caption))):
+            return Drop("caption-camera", "a number given by a camera or a program")
+        if _CODE.fullmatch(caption):
+            return Drop("caption-filename", "reads like the stem of a file's name")
+        return None
+
+
+# Traditional forms of the characters in the phrases below, so that each phrase is listed once.
+_SIMPLER = str.maketrans(
+    "圖點擊暫無來網絡絕聯繫係請刪權歸載識別掃碼關標題內檢視儲與為這張頁錯誤資訊鏈連結顯維護電廣註冊會員購買價覽閱讀說",
+    "图点击暂无来网络绝联系系请删权归载识别扫码关标题内检视储与为这张页错误资讯链连结显维护电广注册会员购买价览阅读说",
+)
+
+# Dropped whatever else the caption says: only programs write this.
+_GENERATED = _any_of(
+    r"\b(?:image|photo|picture) may contain\b",
+    r"\bmay be an? (?:\w+ ){0,3}(?:image|photo|illustration|graphic) of\b",
+    r"\bno (?:photo|image|picture|video) description\b|^(?:an? )?image result for\b",
+    "(?:图片|图像|照片|相片)[中里]?可能(?:包含|含有|有)",
+    "可能是(?:包含|显示|含有).{0,12}(?:图片|图像|照片)",
+    "未提供照片说明|没有照片描述",
+)
+# Dropped whatever else the caption says: pages say this to the reader.
+_PAGE = _any_of(
+    r"\b(?:click|tap|press|hover)\b[\w ]{0,20}\b(?:to|for) "
+    r"(?:enlarge|zoom|view|see|open|expand|download|play|load|larger|full|more|details|shop|buy|share|copy)\b",
+    r"\bclick (?:here|(?:on )?(?:the |this )?(?:image|photo|picture|thumbnail))\b|\bright[- ]click (?:to|and)\b",
+    r"\bview (?:full[- ]?size|larger (?:image|photo|picture)|in gallery)\b",
+    r"\bno (?:image|photo|picture|thumbnail)s? (?:available|found|yet|uploaded)\b",
+    r"\b(?:image|photo|picture|preview|thumbnail)s? (?:is |are |was )?(?:currently )?"
+    r"(?:not (?:available|found|loaded)|unavailable|coming soon|missing)\b",
+    r"\b(?:image|photo|picture) (?:source|credits?|courtesy)\s*[:：]",
+    r"\bthis image has been resized\b|\bimage (?:is )?loading\b|\bplaceholder image\b|\ball rights reserved\b",
+    r"\byour browser does(?:n'?t| not)\b",
+    r"\b(?:share|follow us|pin(?: it)?) on (?:facebook|twitter|pinterest|instagram|weibo)\b",
+    r"^photo by [\w .@'-]{1,40} on (?:unsplash|pexels|pixabay|flickr|instagram|facebook)\b",
+    "点击[^，。]{0,6}(?:看|放大|进入|浏览|下载|打开|阅读|加载|展开|收起|关闭|购买|链接)|点击[大原全]?图",
+    "(?:查看|浏览|下载)(?:大图|原图|全图|更多图片|高清图)",
+    "(?:图片?|图文|照片)(?:[均皆都]|全部)?(?:来自|来源于?|源自|源于|取自|转自|摘自)于?[:：]?\\s?(?:互联)?网(?!球)",
+    "图源[:：]?\\s?(?:互联)?网|(?:图片|照片|资料)来源\\s?[:：]",
+    "如有侵权|侵权(?:必究|请|联系|立?即?删|告知)|联系(?:我们)?(?:删除|作者)|版权[归为属所]|未经(?:授权|许可|允许)",
+    "转载请|请勿转载",
+    "(?:暂无|尚无|暂没有)(?:相关)?(?:图片?|照片|描述|简介|数据|内容|标题|说明|介绍|信息|评论)|^没有(?:图片|照片)",
+    "图片?(?:正在)?(?:加载|载入|显示|上传)(?:中|失败|不出|错误|异常)|^(?:正在)?加载中",
+    "(?:图片?|页面)已?(?:不存在|丢失|失效|被删除)",
+    "右键(?:另存|保存|复制)|长按(?:图片|识别|保存|二维码|扫)",
+    "扫码关注|扫描[^，。]{0,4}二维码(?:关注|添加|加|下载|查看)|(?:关注|添加)[^，。]{0,6}(?:公众号|微信号)",
+    "在此处?(?:输入|添加|插入)|请输入|添加(?:图片)?(?:注释|描述)|图片(?:描述|说明|注释)[:：]?$",
+)
+# Dropped only if the caption says nothing else, apart from digits and signs: "Image 3", 图片1, 图 2/9.
+_EMPTY = _any_of(
+    "(?:(?:an?|the|this|my|new|default|main|full|large|small|header|hero|featured|product|gallery|post|blog|article|"
+    "cover|profile|banner|background|stock|uploaded|untitled|unnamed|sample|related) )*"
+    "(?:image|img|picture|pic|photo|photograph|thumbnail|attachment|screenshot)s?(?: of| copy)?",
+    "(?:image|photo|picture)(?: (?:description|title|caption|name|alt|text|file|here|of|no|number|gallery|from))+",
+    "(?:untitled|unnamed|new) (?:file|design|document)",
+    "(?:alt|alt ?text|caption|placeholder|untitled|unnamed|no ?(?:title|name|caption|description))(?: copy)?",
+    "undefined|null|nan|n a|lorem ipsum.*",
+    "(?:[此该本这一张个的幅原主大小新]|这是|缩略|预览|默认|新建|上传|产品|商品|宝贝|文章|新闻|网络|资料|高清|相关|更多|详情|轮播|"
+    "展示|封面|首页|正文|插入)*(?:图|图片|图像|照片|相片|配图|插图|题图|贴图|附图|组图|图集|网图|如图|见图)(?:所示|如下|集)?",
+    "(?:图片|图像|照片)?(?:描述|说明|标题|名称|注释)|未命名(?:图片|文件|设计|作品)?|无标题|默认标题|无题|未知|暂无|输入文字|测试",
+)
+_SIGNS = re.compile(r"[\W\d_]+")
+
+
+class BoilerplateFilter(Filter):
+    """Drops captions that could be under any image: 点击查看大图, "image may contain", "Untitled-1", 图片来自网络.
+
+    Traditional and Simplified Chinese are treated alike. Words that may also be part of a real caption (stock photo,
+    高清图片) count only if the caption says nothing else.
+    """
+
+    kind: Literal["boilerplate"] = "boilerplate"
+    phrases: tuple[str, ...] = Field(
+        (), description="Additional phrases; a caption that contains one is dropped as boilerplate"
+    )
+
+    def check_caption(self, caption: str, language: Language) -> Drop | None:
+        """`caption-generated`, `caption-boilerplate` or `caption-placeholder`."""
+        text = caption.translate(_SIMPLER)
+        if found := _GENERATED.search(text):
+            return Drop("caption-generated", f"holds {found[0]!r}")
+        if found := _PAGE.search(text):
+            return Drop("caption-boilerplate", f"holds {found[0]!r}")
+        if own := next((phrase for phrase in self.phrases if phrase and phrase.lower() in caption.lower()), None):
+            return Drop("caption-boilerplate", f"holds {own!r}")
+        if len(text) <= 60 and _EMPTY.fullmatch(_SIGNS.sub(" ", text).strip()):
+            return Drop("caption-placeholder", "says only that there is a picture")
+        return None
+
+
 _EMOJI = re.compile(
     r"[\u00a9\u00ae\u203c\u2049\u2122\u2139\u2190-\u21ff\u231a-\u23ff\u24c2\u25a0-\u27bf\u2934\u2935"
     r"\u2b00-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff]"
@@ -76,7 +270,7 @@ class WordlessFilter(Filter):
         return Drop("caption-wordless", "digits and signs, no word")
 
 
-_SIGNS = re.compile(r"([^\w\s])\1{9,}")  # a line of dots or dashes is common, ten are not
+_SIGN_RUN = re.compile(r"([^\w\s])\1{9,}")  # a line of dots or dashes is common, ten are not
 _LOOKED_AT = 2_000  # characters: enough to find repetition, and hostile text costs at most a few ms
 _MANY = 12  # with fewer words or character pairs, the share of the most frequent one means little
 
@@ -92,13 +286,13 @@ class RepetitionFilter(Filter):
         0.4,
         gt=0,
         le=1,
-        description="Maximum fraction of a long caption's words that the most frequent word may make up",
+        description="Maximum fraction of a long caption's words that are the most frequent word",
     )
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-repetition`."""
         caption = caption[:_LOOKED_AT]
-        run = re.search(rf"([^\W\d_])\1{{{self.times - 1},}}", caption, re.IGNORECASE) or _SIGNS.search(caption)
+        run = re.search(rf"([^\W\d_])\1{{{self.times - 1},}}", caption, re.IGNORECASE) or _SIGN_RUN.search(caption)
         run = run or re.search(rf"([^\W\d_](?:[^\n]{{0,15}}?\S)?)(?:\W{{0,3}}\1){{{self.times - 1},}}", caption)
         if run:
             return Drop("caption-repetition", f"{run[1]!r} again and again")
@@ -112,7 +306,7 @@ class RepetitionFilter(Filter):
 
 
 _WORD = re.compile(r"[^\W_]+(?:['’.&/+-][^\W_]+)*")
-_LATIN_RUN = re.compile(r"[A-Za-z0-9+/=_-]+")
+_ENCODED = re.compile(r"[A-Za-z0-9+/=_-]{41,}")  # encoded data, not words
 
 
 class LengthFilter(Filter):
@@ -123,11 +317,7 @@ class LengthFilter(Filter):
         (1, 128), description="Minimum and maximum number of characters in a Chinese caption, without white space"
     )
     en: tuple[int, int] = Field((1, 64), description="Minimum and maximum number of words in an English caption")
-    longest_word: int = Field(
-        40,
-        ge=1,
-        description="Maximum length of a run of Latin letters and digits; longer runs are encoded data, not words",
-    )
+    removed: ClassVar = {"longest_word": Removed("words of more than 40 letters are always dropped", ignored=(40,))}
 
     @field_validator("zh", "en")
     @classmethod
@@ -145,5 +335,5 @@ class LengthFilter(Filter):
             return Drop("caption-short", counted)
         if length > most:
             return Drop("caption-long", counted)
-        longest = max(map(len, _LATIN_RUN.findall(caption)), default=0) if len(caption) > self.longest_word else 0
-        return Drop("caption-long", f"a word of {longest} letters") if longest > self.longest_word else None
+        longest = max(map(len, _ENCODED.findall(caption)), default=0)
+        return Drop("caption-long", f"a word of {longest} letters") if longest else None

@@ -1,36 +1,51 @@
-"""report.html of a collection, one file without network access or scripts; and the explanations of drop reasons."""
+"""report.html of a collection: counts, histograms and examples in one file without network access or scripts."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.curation.report.charts import draw, histogram, limits_of
+import numpy as np
+import yaml
+
 from dcclip_cli.curation.report.examples import Example
-from dcclip_cli.curation.report.statistics import KEPT, SCALES
+from dcclip_cli.curation.report.statistics import KEPT, SCALES, Scale, scale_of
 from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.html import write_page
+from dcclip_cli.html import svg_chart, write_page
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _LANGUAGE_NAMES = {"zh": "Chinese", "en": "English"}
+_BARS = 48  # of a histogram, at most
+_TAIL = 0.01  # of all values, at either end, may be counted in the outermost bars
+_VISIBLE = 0.0125  # height of the smallest part of a bar, relative to the highest bar
+_COLOURS = ("#2b8a7e", "#d6493b", "#aeb6bd")  # kept, dropped for this quantity, dropped for another; as in html.css
+_TEXT, _MARK = "#7d8790", "#c2483a"  # legible on light and dark pages
 
 
 def write_report(
-    path: Path,
-    statistics: Mapping[str, Any],
-    examples: Iterable[Example],
-    manifest: Mapping[str, Any],
+    path: Path, statistics: Mapping[str, Any], examples: Iterable[Example], manifest: Mapping[str, Any]
 ) -> None:
     """Write report.html from `Statistics.as_dict`, the examples, and the manifest's options, shards and versions.
 
-    The options' thresholds are marked in the histograms. The same arguments give the same bytes.
+    The thresholds of the image and length filters are marked in the histograms. The same arguments give the same bytes.
     """
     counts = {name: statistics["captions"][name] for name in LANGUAGES}
-    limits = limits_of(manifest.get("options", {}), statistics["histograms"])
-    found = (histogram(name, fates, limits.get(name, ())) for name, fates in _in_order(statistics["histograms"]))
+    options, table = manifest.get("options", {}), steps(statistics)
+    limits = limits_of(options)
+    by_reason: dict[str, list[Example]] = {KEPT: []}
+    for example in examples:
+        by_reason.setdefault(example.reason, []).append(example)
+    rows = [row for step in table for row in step.rows if row.reason in by_reason]
+    # Scores come last, :zh before :en as everywhere.
+    histograms = [*SCALES, *sorted(statistics["histograms"].keys() - SCALES.keys(), reverse=True)]
     write_page(
         path,
         "dcclip_cli.curation.report",
@@ -40,21 +55,26 @@ def write_report(
         tiles={"Pairs": statistics["pairs"]} | {f"{_LANGUAGE_NAMES[name]} captions": counts[name] for name in counts},
         language_names=_LANGUAGE_NAMES,
         sources=statistics["sources"],
-        steps=steps(statistics),
-        charts=[(one, draw(one)) for one in found if one is not None],
-        sheets=_sheets(statistics, list(examples)),
+        steps=table,
+        charts=[
+            histogram(name, statistics["histograms"][name], limits.get(name, ()))
+            for name in histograms
+            if name in statistics["histograms"]
+        ],
+        sheets=[(None, by_reason[KEPT]), *((row, by_reason[row.reason]) for row in rows)],
         shards=manifest.get("shards", []),
         versions=manifest.get("versions", {}),
-        options=json.dumps(manifest.get("options", {}), ensure_ascii=False, indent=2),
+        options=json.dumps(options, ensure_ascii=False, indent=2),
     )
 
 
 @dataclass(frozen=True)
 class Row:
-    """A reason in the table: how many pairs and captions were dropped for it."""
+    """A reason in the table: how many pairs and captions were dropped for it, and its explanation."""
 
     reason: str
-    meaning: Meaning
+    text: str
+    setting: str
     pairs: int
     captions: Mapping[Language, int]
 
@@ -64,164 +84,137 @@ class Step:
     """A step in the table: its reasons, the most frequent first, and how many pairs were left after it."""
 
     name: str
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     pairs: int
     captions: Mapping[Language, int]
     left: int
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A contact sheet: the examples of one reason, or of the kept pairs."""
-
-    row: Row | None
-    examples: tuple[Example, ...]
 
 
 def steps(statistics: Mapping[str, Any]) -> list[Step]:
     """Every step that dropped something, in order."""
     pairs = statistics["pairs"]["dropped"]
     captions = {language: statistics["captions"][language]["dropped"] for language in LANGUAGES}
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[Row]] = {name: [] for name in _explanations()}
     for reason in sorted({*pairs, *(reason for dropped in captions.values() for reason in dropped)}):
-        meaning = meaning_of(reason)
+        step, text, setting = explain(reason)
         counts = {language: captions[language].get(reason, 0) for language in LANGUAGES}
-        found.setdefault(meaning.step, []).append(Row(reason, meaning, pairs.get(reason, 0), counts))
+        found[step].append(Row(reason, text, setting, pairs.get(reason, 0), counts))
     left, table = statistics["pairs"]["read"], []
-    for name in STEPS:
-        if rows := found.get(name):
-            rows.sort(key=lambda row: (-row.pairs, -sum(row.captions.values()), row.reason))
-            dropped = sum(row.pairs for row in rows)
-            left -= dropped
-            totals = {language: sum(row.captions[language] for row in rows) for language in LANGUAGES}
-            table.append(Step(name, tuple(rows), dropped, totals, left))
+    for name, rows in found.items():
+        rows.sort(key=lambda row: (-row.pairs, -sum(row.captions.values()), row.reason))
+        dropped = sum(row.pairs for row in rows)
+        left -= dropped
+        totals = {language: sum(row.captions[language] for row in rows) for language in LANGUAGES}
+        if rows:
+            table.append(Step(name, rows, dropped, totals, left))
     return table
 
 
-def _in_order(histograms: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    order = {name: number for number, name in enumerate(SCALES)}
-    # Scores come last; backwards, :zh before :en as everywhere.
-    names = sorted(histograms, reverse=True)
-    return [(name, histograms[name]) for name in sorted(names, key=lambda name: order.get(name, len(order)))]
+@cache
+def _explanations() -> dict[str, dict[str, str]]:
+    return dict(yaml.safe_load(Path(__file__).with_name("reasons.yaml").read_text("utf-8")))
 
 
-def _sheets(statistics: Mapping[str, Any], examples: Sequence[Example]) -> list[Sheet]:
-    by_reason: dict[str, list[Example]] = {}
-    for example in examples:
-        by_reason.setdefault(example.reason, []).append(example)
-    rows = [row for step in steps(statistics) for row in step.rows]
-    return [
-        Sheet(None, tuple(by_reason.get(KEPT, ()))),
-        *(Sheet(row, tuple(by_reason[row.reason])) for row in rows if row.reason in by_reason),
-    ]
-
-
-# Step -> reason -> what it means, and what to change in the recipe's `collect` section. A reason with * also explains
-# those that contain a number, a label or a scorer's name, which replaces {}, and assigns unknown ones to a step.
-_EXPLAINED: dict[str, dict[str, tuple[str, str]]] = {
-    "Reading": {
-        "image-missing": ("The image file does not exist.", ""),
-        "image-outside": ("The image's path or link leads out of the source's folder.", "sources: {allow_outside}"),
-        "image-base64": ("The image is not valid base64.", ""),
-        "captions-missing": ("The caption file does not exist.", ""),
-        "captions-bytes": ("The caption file is too large.", ""),
-        "captions-unreadable": ("The caption file is not UTF-8 text or JSON.", ""),
-        "row-malformed": ("The row has too many or too few cells, or is not UTF-8.", ""),
-        "table-unreadable": ("The rest of the table cannot be read.", ""),
-        "tar-unreadable": ("The rest of the tar file cannot be read.", ""),
-        "tar-cut": ("The tar file is truncated.", ""),
-        "record-unreadable": ("The pair's record is not JSON, or its captions have another type.", ""),
-        "record-bytes": ("Captions and metadata are too long for a record.", ""),
-        **dict.fromkeys(("captions-*", "row-*", "record-*", "table-*", "tar-*"), ("", "")),
-    },
-    "Download": {
-        "url-scheme": ("The URL is not http or https.", ""),
-        "url-malformed": ("The URL is malformed.", ""),
-        "url-private": ("The URL leads to a private network.", "fetch: {allow_hosts}"),
-        "url-redirects": ("Too many redirects.", ""),
-        "url-bytes": ("The response is too large.", "fetch: {max_bytes}"),
-        "url-timeout": ("The download timed out.", "fetch: {timeout_s}"),
-        "url-broken": ("The connection broke.", "fetch: {retries}"),
-        "url-encoding": ("The compressed response cannot be decoded.", ""),
-        "url-opt-out": ("The site opts out of the use of its images for training.", "fetch: {opt_outs}"),
-        "url-robots": ("The site's robots.txt disallows the URL.", "fetch: {robots}"),
-        "url-tls": ("The server's certificate is not valid.", ""),
-        "url-unreachable": ("The server cannot be reached.", "fetch: {retries}"),
-        "url-empty": ("The response is empty.", ""),
-        "url-status-*": ("The server answered with status {}.", ""),
-        "url-*": ("", ""),
-    },
-    "Image": {
-        "image-bytes": ("The file is too large or too small.", "filters: {kind: image, min_bytes, max_bytes}"),
-        "image-format": ("The file is not in an allowed format.", "filters: {kind: image, formats}"),
-        "image-unreadable": ("The image cannot be decoded, or part of it is missing.", ""),
-        "image-bomb": ("The file's header declares too many pixels (decompression bomb).", ""),
-        "image-small": ("The shorter side is too short.", "filters: {kind: image, min_side}"),
-        "image-large": ("The longer side is too long.", "filters: {kind: image, max_side}"),
-        "image-aspect": ("The image is too narrow or too flat.", "filters: {kind: image, max_aspect}"),
-        "image-animated": ("The image is animated.", "filters: {kind: image, animated}"),
-        "image-blank": ("The image is almost a single colour.", "filters: {kind: blank, contrast, min_share}"),
-        "image-*": ("", ""),
-    },
-    "Captions": {
-        "caption-control": ("The caption contains control characters.", ""),
-        "caption-short": ("Too few characters (Chinese) or words (English).", "filters: {kind: length, zh, en}"),
-        "caption-long": ("Too many characters (Chinese) or words (English).", "filters: {kind: length, zh, en}"),
-        "caption-language": ("The caption is not in its labelled language.", "filters: {kind: language, detector}"),
-        "caption-script": ("Too much of the caption is in the other script.", "filters: {kind: script, min_share}"),
-        "caption-mixed": ("The caption mixes Chinese characters and Latin letters.", "filters: {kind: script, mixed}"),
-        "caption-url": ("The caption contains a URL or e-mail address.", "filters: {kind: filename}"),
-        "caption-filename": ("The caption looks like a file name.", "filters: {kind: filename}"),
-        "caption-camera": ("The caption is a number given by a camera or a program.", "filters: {kind: filename}"),
-        "caption-boilerplate": ("The caption is about the web page, not the image.", "filters: {kind: boilerplate}"),
-        "caption-generated": ("The caption was generated by a program.", "filters: {kind: boilerplate}"),
-        "caption-placeholder": ("The caption says only that there is an image.", "filters: {kind: boilerplate}"),
-        "caption-emoji": ("The caption consists of emoji.", "filters: {kind: wordless}"),
-        "caption-wordless": ("The caption consists of digits and symbols.", "filters: {kind: wordless, numbers}"),
-        "caption-html": ("The caption contains markup.", "filters: {kind: markup}"),
-        "caption-garbled": ("A wrong encoding made the caption unreadable.", "filters: {kind: garbled}"),
-        "caption-repetition": ("The caption repeats a word.", "filters: {kind: repetition, times, max_share}"),
-        "caption-many": ("The pair with the same image has enough.", "duplicates: {kind: same-image, most_captions}"),
-        "caption-repeated": ("The pair already has this caption.", ""),
-        "caption-*": ("", ""),
-    },
-    "Scores": {
-        "agreement-*low": ("The caption does not match the image.", "scores: {kind: agreement, keep, threshold}"),
-        "prompts-*reject": ("The image matches a rejected prompt.", "scores: {kind: prompts, reject, threshold}"),
-        "classifier-*": ("The classifier's label: {}.", "scores: {kind: classifier, reject, threshold}"),
-        **dict.fromkeys(("agreement-*", "prompts-*"), ("", "")),
-    },
-    "Empty pairs": {"no-caption": ("No caption is left, or none in a needed language.", "needs")},
-    "Decontamination": {
-        "evaluation-image": ("An evaluation set has a near duplicate.", "decontaminate: {paths, images, bits}"),
-        "evaluation-caption": ("An evaluation set contains this caption.", "decontaminate: {paths, captions}"),
-        "evaluation-*": ("", ""),
-    },
-    "Duplicates": {
-        "image-duplicate": ("An earlier pair has the same image.", "duplicates: {kind: same-image}"),
-        "image-merged": ("An earlier pair with this image has the captions now.", "duplicates: {kind: same-image}"),
-        "image-near-duplicate": ("An earlier pair has nearly this image.", "duplicates: {kind: near-image, bits}"),
-        "caption-duplicate": ("Too many earlier pairs have it.", "duplicates: {kind: same-caption, at_most}"),
-        "caption-near-duplicate": ("Too many earlier pairs have nearly it.", "duplicates: {kind: same-caption}"),
-    },
-    "Other": {"*": ("", "")},
-}
-STEPS = tuple(_EXPLAINED)
-
-
-@dataclass(frozen=True)
-class Meaning:
-    """An explained reason; `text` and `setting` are empty if unknown."""
-
-    step: str
-    text: str
-    setting: str
-
-
-def meaning_of(reason: str) -> Meaning:
-    """The explanation of a reason; for an unknown one, only the step that its prefix belongs to."""
-    entries = [(step, mark, explained) for step, marks in _EXPLAINED.items() for mark, explained in marks.items()]
+def explain(reason: str) -> tuple[str, ...]:
+    """The step of a reason, what it means, and what to change in the recipe; for unknown ones only the step."""
+    entries = [(step, mark, text) for step, marks in _explanations().items() for mark, text in marks.items()]
     exact = (entry for entry in entries if entry[1] == reason)
-    matching = (entry for entry in entries if "*" in entry[1] and fnmatchcase(reason, entry[1]))
-    step, mark, (text, setting) = next(exact, None) or next(matching)
-    return Meaning(step, text.format(reason.removeprefix(mark.partition("*")[0])), setting)
+    step, mark, text = next(exact, None) or next(entry for entry in entries if fnmatchcase(reason, entry[1]))
+    meaning, _, setting = text.partition(" | ")
+    return step, meaning.replace("{}", reason.removeprefix(mark.partition("*")[0])), setting
+
+
+def limits_of(options: Mapping[str, Any]) -> dict[str, list[tuple[str, float]]]:
+    """The thresholds of the image and length filters by histogram: ("≥", 32) keeps values of 32 and more."""
+    ranges: dict[str, tuple[float | None, float | None]] = {}
+    for each in options.get("filters", ()):
+        if each["kind"] == "image":
+            ranges |= {"short_side": (each["min_side"], None), "long_side": (None, each["max_side"])}
+            ranges |= {"aspect": (None, each["max_aspect"]), "bytes": (each["min_bytes"], each["max_bytes"])}
+        elif each["kind"] == "length":
+            ranges |= {language: each[language] for language in LANGUAGES}
+    return {
+        name: [(sign, value) for sign, value in zip("≥≤", limits, strict=True) if value]
+        for name, limits in ranges.items()
+    }
+
+
+def histogram(
+    name: str, fates: Mapping[str, Mapping[str, int]], limits: Sequence[tuple[str, float]] = ()
+) -> dict[str, Any]:
+    """One of the histograms in `Statistics.as_dict` for the template, with its drawing as a data URL."""
+    scale = scale_of(name)
+    bins = {at: number for number, at in enumerate(scale.names)}
+    counts = np.zeros((len(_COLOURS), len(bins)), np.int64)
+    for reason, found in fates.items():
+        row = 0 if reason == KEPT else 1 if reason in scale.reasons else 2
+        for at, number in found.items():
+            counts[row, bins[at]] += number
+    edges, bars = cut_into_bars(scale, counts, [value for _, value in limits])
+    labels = ", ".join(f"{sign} {readable(value, scale.unit)}" for sign, value in limits)
+    return {
+        "title": scale.title,
+        "unit": scale.unit,
+        "dropped": int(counts[1].sum()),
+        "alt": f"Histogram: {scale.title}" + (f", threshold {labels}" if labels else ""),
+        "image": _draw(scale, edges, bars, limits),
+    }
+
+
+def cut_into_bars(scale: Scale, counts: np.ndarray, limits: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """At most 48 bars of nearly all values, and of thresholds near them: edges (bars + 1,), counts (fates, bars).
+
+    The outermost bars also count all values beyond them.
+    """
+    below = counts.sum(0).cumsum()
+    first = int(np.searchsorted(below, below[-1] * _TAIL, side="right"))
+    last = int(np.searchsorted(below, below[-1] * (1 - _TAIL))) + 1
+    near = [at for at in map(scale.bin, limits) if abs(2 * at - first - last) <= 3 * max(8, last - first)]
+    first, last = min([first, *(at - 1 for at in near)]), max([last, *(at + 2 for at in near)])
+    first = max(0, min(first, last - 8))  # fewer bars, as wide as the whole chart, do not look like a histogram
+    step = math.ceil((last - first) / _BARS)
+    starts = np.arange(first, min(last, counts.shape[1]), step)
+    edges = np.array(scale.edges)[np.minimum([*starts, starts[-1] + step], counts.shape[1])]
+    return edges - (0.5 if scale.whole else 0), np.add.reduceat(counts, [0, *starts[1:]], axis=1)
+
+
+def _draw(scale: Scale, edges: np.ndarray, bars: np.ndarray, limits: Sequence[tuple[str, float]]) -> str:
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    octaves = scale.unit in ("pixels", "bytes")
+
+    def onto(axes: Axes) -> None:
+        heights = np.maximum(bars, (bars > 0) * _VISIBLE * bars.sum(0).max())
+        bottoms = heights.cumsum(0) - heights
+        for height, bottom, colour in zip(heights, bottoms, _COLOURS, strict=True):
+            axes.bar(edges[:-1], height, np.diff(edges), bottom, align="edge", color=colour, linewidth=0)
+        if octaves:
+            axes.set_xscale("log", base=2)
+        axes.minorticks_off()
+        axes.xaxis.set_major_locator(LogLocator(2, numticks=8) if octaves else MaxNLocator(7, integer=scale.whole))
+        axes.xaxis.set_major_formatter(lambda value, _: readable(value, scale.unit))
+        axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.set_xlim(edges[0], edges[-1])
+        axes.grid(axis="y", alpha=0.3)
+        for sign, value in limits:
+            # A bar of whole numbers is centred on its value, so the line is between the last kept value and the next.
+            place = value + scale.whole * (0.5 if sign == "≤" else -0.5)
+            if edges[0] <= place <= edges[-1]:
+                axes.axvline(place, color=_MARK, linestyle="--", linewidth=1.2)
+                side, shift = ("right", -4) if sign == "≤" else ("left", 4)
+                label = f"{sign} {readable(value, scale.unit)}"
+                above = ("data", "axes fraction")
+                axes.annotate(label, (place, 1), (shift, 2), above, "offset points", ha=side, color=_MARK)
+
+    colours = {"text_color": _TEXT, "axes_edgecolor": _TEXT, "xtick_color": _TEXT, "ytick_color": _TEXT}
+    return svg_chart((4.2, 1.7), onto, **colours, axes_spines_left=False)
+
+
+def readable(value: float, unit: str = "") -> str:
+    """A value as a person writes it: 1.5, 12,000, 64 K (bytes)."""
+    if unit == "bytes":
+        for size, letter in ((1 << 20, " M"), (1 << 10, " K")):
+            if value >= size:
+                return f"{value / size:.3g}{letter}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -5,10 +5,11 @@ They are collected slice by slice and added up; the sum depends neither on the s
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Any
 
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
@@ -22,62 +23,46 @@ DroppedCaption = tuple[Language, str, Drop]
 
 @dataclass(frozen=True)
 class Scale:
-    """Bins of a histogram, the same for all slices: of equal `width`, or `octave` bins from a value to its double.
+    """Bins of a histogram, the same for all slices: bin i has the values from edges[i] to below edges[i + 1].
 
-    `whole` numbers have one bin each. Bin 0 also counts values below `start`, the last bin those above its end.
-    `reasons` are the drop reasons that depend on this quantity; charts show them separately.
+    The first and the last bin also count all values beyond them. `whole` numbers have one bin each. `reasons` are the
+    drop reasons that depend on this quantity; charts show them separately.
     """
 
     title: str
     unit: str
-    start: float
-    bins: int
-    width: float = 0.0
-    octave: int = 0
+    edges: tuple[float, ...]
+    reasons: tuple[str, ...]
     whole: bool = False
-    reasons: tuple[str, ...] = ()
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The bins' names in JSON: the values at which they begin, to three decimals."""
+        return [f"{edge:.3f}".rstrip("0").rstrip(".") for edge in self.edges[:-1]]
 
     def bin(self, value: float) -> int:
         """The number of the bin that contains a value."""
-        if self.octave:
-            number = math.floor(math.log2(value / self.start) * self.octave + 1e-9) if value > self.start else 0
-        else:
-            number = math.floor((value - self.start) / self.width + 1e-9)
-        return min(max(number, 0), self.bins - 1)
-
-    def edge(self, number: float) -> float:
-        """The value at which a bin begins; fractions of a bin are allowed."""
-        if self.octave:
-            return float(self.start * 2 ** (number / self.octave))
-        return self.start + number * self.width
-
-    def name(self, number: int) -> str:
-        """A bin's name in JSON: the value at which it begins, to three decimals."""
-        return f"{self.edge(number):.3f}".rstrip("0").rstrip(".")
-
-    def number(self, name: str) -> int:
-        """The number of the bin with this name."""
-        return round(self.position(float(name)))
-
-    def position(self, value: float) -> float:
-        """The position of a value in bins; the inverse of `edge`."""
-        if self.octave:
-            return math.log2(max(value, self.start) / self.start) * self.octave
-        return (value - self.start) / self.width
+        return min(max(bisect_right(self.edges, value + 1e-9) - 1, 0), len(self.edges) - 2)
 
 
+def _quarter_octaves(start: float, bins: int) -> tuple[float, ...]:
+    return tuple(start * 2 ** (number / 4) for number in range(bins + 1))
+
+
+_WHOLE = tuple(float(number) for number in range(258))
 SCALES = {
-    "short_side": Scale("Shorter side", "pixels", 4, 48, octave=4, reasons=("image-small",)),
-    "long_side": Scale("Longer side", "pixels", 4, 48, octave=4, reasons=("image-large",)),
-    "aspect": Scale("Longer side / shorter side", "", 1, 150, width=0.1, reasons=("image-aspect",)),
-    "bytes": Scale("File size", "bytes", 64, 80, octave=4, reasons=("image-bytes",)),
-    "zh": Scale(
-        "Chinese captions", "characters", 0, 257, width=1, whole=True, reasons=("caption-short", "caption-long")
+    "short_side": Scale("Shorter side", "pixels", _quarter_octaves(4, 48), ("image-small",)),
+    "long_side": Scale("Longer side", "pixels", _quarter_octaves(4, 48), ("image-large",)),
+    "aspect": Scale(
+        "Longer side / shorter side", "", tuple(1 + 0.1 * number for number in range(151)), ("image-aspect",)
     ),
-    "en": Scale("English captions", "words", 0, 257, width=1, whole=True, reasons=("caption-short", "caption-long")),
+    "bytes": Scale("File size", "bytes", _quarter_octaves(64, 80), ("image-bytes",)),
+    "zh": Scale("Chinese captions", "characters", _WHOLE, ("caption-short", "caption-long"), whole=True),
+    "en": Scale("English captions", "words", _WHOLE, ("caption-short", "caption-long"), whole=True),
 }
 
 
+@cache
 def scale_of(name: str) -> Scale:
     """The scale of a histogram; a score's is called `score:SCORER` or `score:SCORER:LANGUAGE`.
 
@@ -85,16 +70,10 @@ def scale_of(name: str) -> Scale:
     """
     if name in SCALES:
         return SCALES[name]
-    scorer, language = split(name)
+    scorer, _, language = name.removeprefix("score:").partition(":")
     title = scorer[:1].upper() + scorer[1:] + {"zh": ", Chinese", "en": ", English"}.get(language, "")
-    return Scale(title, "", -20, 8001, width=0.005, reasons=(scorer, f"{scorer}-low", f"{scorer}-reject"))
-
-
-def split(name: str) -> tuple[str, str]:
-    """The scorer and the language, "" if none, in the name of a score's histogram."""
-    scorer = name.removeprefix("score:")
-    stem, colon, language = scorer.rpartition(":")
-    return (stem, language) if colon and language in ("zh", "en") else (scorer, "")
+    edges = tuple(-20 + 0.005 * number for number in range(8002))
+    return Scale(title, "", edges, (scorer, f"{scorer}-low", f"{scorer}-reject"))
 
 
 @dataclass
@@ -105,13 +84,13 @@ class Count:
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
 
-    def add(self, reason: str | None, number: int = 1) -> None:
-        """Count `number` more as dropped for `reason`, or as kept if it is None."""
-        self.read += number
+    def add(self, reason: str | None) -> None:
+        """Count one more as dropped for `reason`, or as kept if it is None."""
+        self.read += 1
         if reason is None:
-            self.kept += number
-        elif number:
-            self.dropped[reason] += number
+            self.kept += 1
+        else:
+            self.dropped[reason] += 1
 
     @classmethod
     def of(cls, counts: Mapping[str, Any]) -> Count:
@@ -133,15 +112,15 @@ class Statistics:
     """Counts and histograms of pairs and captions. Each pair is added once, when it is known whether it is kept.
 
     The read step adds the pairs that it drops (`add`) and the captions that it drops from other pairs
-    (`add_captions`); the write step adds all other pairs. A histogram counts by KEPT or drop reason, and by bin; in
-    JSON a bin is named by the value at which it begins.
+    (`add_captions`); the write step adds all other pairs. A histogram counts by KEPT or drop reason, and by bin, named
+    by the value at which it begins.
     """
 
     def __init__(self) -> None:
         self.pairs = Count()
         self.captions: dict[Language, Count] = {language: Count() for language in LANGUAGES}
         self.sources: dict[str, Count] = {}
-        self.histograms: dict[str, dict[str, Counter[int]]] = {}
+        self.histograms: dict[str, dict[str, Counter[str]]] = {}
 
     def add(
         self,
@@ -188,7 +167,7 @@ class Statistics:
             "captions": {language: count.as_dict() for language, count in self.captions.items()},
             "sources": {name: count.as_dict() for name, count in sorted(self.sources.items())},
             "histograms": {
-                name: {fate: _named(name, bins) for fate, bins in sorted(fates.items())}
+                name: {fate: dict(sorted(bins.items(), key=_value)) for fate, bins in sorted(fates.items())}
                 for name, fates in sorted(self.histograms.items())
             },
         }
@@ -204,9 +183,8 @@ class Statistics:
             for name, count in part["sources"].items():
                 total.sources.setdefault(name, Count()).merge(count)
             for name, fates in part["histograms"].items():
-                scale = scale_of(name)
                 for fate, bins in fates.items():
-                    total._bins(name, fate).update({scale.number(at): number for at, number in bins.items()})
+                    total._bins(name, fate).update(bins)
         return total
 
     def _caption(self, language: Language, caption: str, reason: str | None) -> None:
@@ -215,12 +193,12 @@ class Statistics:
         self._measure(language, len("".join(words)) if language == "zh" else len(words), reason)
 
     def _measure(self, name: str, value: float, reason: str | None) -> None:
-        self._bins(name, reason or KEPT)[scale_of(name).bin(value)] += 1
+        scale = scale_of(name)
+        self._bins(name, reason or KEPT)[scale.names[scale.bin(value)]] += 1
 
-    def _bins(self, name: str, fate: str) -> Counter[int]:
+    def _bins(self, name: str, fate: str) -> Counter[str]:
         return self.histograms.setdefault(name, {}).setdefault(fate, Counter())
 
 
-def _named(histogram: str, bins: Mapping[int, int]) -> dict[str, int]:
-    scale = scale_of(histogram)
-    return {scale.name(at): bins[at] for at in sorted(bins)}
+def _value(item: tuple[str, int]) -> float:
+    return float(item[0])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
-from dcclip_cli.curation.dedup.tables import GlobalFilter
+from dcclip_cli.curation.dedup import GlobalFilter
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.options import Options, Removed

@@ -38,7 +38,7 @@ from dcclip_cli.data.caption_files import (
     texts_in,
 )
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.reading import Fault, line_cuts
+from dcclip_cli.data.reading import MAX_TEXT_BYTES, Fault, cuts, lines
 from dcclip_cli.errors import DcclipError
 
 Paths = Path | tuple[Path, ...]
@@ -151,7 +151,7 @@ class Base64Source(SourceOptions):
                 what = f"there is no {texts_file(file).name} next to {file}"
                 raise DcclipError(what, "download it as well: it contains the captions")
             with file.open("rb") as stream:
-                for cut in line_cuts(stream, size):
+                for cut in cuts(stream, lines(stream, MAX_TEXT_BYTES), size):
                     part = {"file": str(file), "start": cut.start, "end": cut.end, "number": cut.number}
                     found.append(Slice(part, cut.lines))
         return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from dcclip_cli.data.caption_files import (
@@ -35,7 +34,6 @@ from dcclip_cli.eval.dataset import (
 )  # fmt: skip
 
 _Captions = dict[str, list[str]]  # an image's name -> its captions
-_Line = tuple[int, int, int]  # offset in bytes, length, line number
 # Patterns of caption files, tried in this order. The split of an image is in its record (Karpathy), or there is a file
 # with the names of the split's images.
 _FILES: dict[str, tuple[str, ...]] = {
@@ -117,13 +115,12 @@ def _with_images(captions: _Captions, location: Location, file: Path) -> Loaded:
         raise missing_images(absent, str(_folders(location)[0]))
     if bare := [name for name in names if not captions[name]]:
         raise DcclipError(f"{file} has no caption of {bare[0]} ({len(bare)} such images)", DOWNLOAD_AGAIN)
-    read = partial(_image, names, [found[name][0] for name in names])
-    images = Images(names, read, fingerprint_of(found[name][1] for name in names))
-    return Loaded(images, Captions.of_images(captions[name] for name in names))
-
-
-def _image(names: list[str], places: list[Places], index: int) -> bytes:
-    return places[index].read(names[index])
+    images = Images(
+        names,
+        lambda index: found[names[index]][0].read(names[index]),
+        fingerprint_of(found[name][1] for name in names),
+    )
+    return Loaded(images, Captions.of_images(captions.values()))
 
 
 @dataclass(frozen=True)
@@ -207,7 +204,7 @@ class Base64Lines(Loader):
         texts = texts_file(self.images)
         if not texts.is_file():
             raise DcclipError(f"{self.images} has no {texts.name} next to it", "download that file too")
-        spans: dict[str, _Line] = {}
+        spans: dict[str, tuple[int, int, int]] = {}  # name -> offset in bytes, length, line number
         for row in image_rows(self.images, {"start": 0, "end": self.images.stat().st_size, "number": 1}):
             name = number_of(row)
             if name is None or row.content is None:
@@ -215,7 +212,14 @@ class Base64Lines(Loader):
                     f"{self.images}:{row.number} is not an image's number, a tab and base64", DOWNLOAD_AGAIN
                 )
             spans[name] = (row.start, len(row.content), row.number)
-        read = partial(_base64_image, self.images, list(spans.values()))
+        rows = list(spans.values())
+
+        def read(index: int) -> bytes:
+            start, length, number = rows[index]
+            with self.images.open("rb") as stream:
+                stream.seek(start)
+                return image_of(Row(number, start, stream.read(length)))
+
         images = Images(list(spans), read, fingerprint_of([self.images]))
         return Loaded(images, self._captions(texts, {name: number for number, name in enumerate(spans)}))
 
@@ -231,10 +235,3 @@ class Base64Lines(Loader):
         if not found:
             raise DcclipError(f"{file} names no image of any text", "the test split's are not public: use valid")
         return Captions(tuple(text for text, _ in found), tuple(about for _, about in found))
-
-
-def _base64_image(file: Path, spans: list[_Line], index: int) -> bytes:
-    start, length, number = spans[index]
-    with file.open("rb") as stream:
-        stream.seek(start)
-        return image_of(Row(number, start, stream.read(length)))

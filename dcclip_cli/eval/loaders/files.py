@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -71,11 +70,11 @@ def image_files(files: list[Path], folder: Path) -> Images:
 
 def images_by_class(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, list[Path]]:
     """Folder name -> its image files, both sorted, empty folders left out. Raises DcclipError if nothing is left."""
-    found = {}
-    for folder in _folders(path):
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in suffixes)
-        if files:
-            found[folder.name] = files
+    by_folder = {
+        folder.name: sorted(file for file in folder.iterdir() if file.suffix.lower() in suffixes)
+        for folder in _folders(path)
+    }
+    found = {name: files for name, files in by_folder.items() if files}
     if not found:
         raise DcclipError(f"{path} has no folders with images", "make a folder for each class, with its images in it")
     return found
@@ -109,9 +108,10 @@ class WebDatasetTars(Loader):
         """All samples, in the order of the tars. Raises DcclipError for a truncated tar and a missing label."""
         self._check_count()
         samples = [sample for shard in self.shards for sample in self._samples(shard)]
+        spans = [image for _, image, _ in samples]
         images = Images(
             [key for key, _, _ in samples],
-            partial(_image, [image for _, image, _ in samples]),
+            lambda index: _bytes(spans[index], MAX_IMAGE_BYTES),
             fingerprint_of(self.shards),
         )
         if self.location.known.task == "retrieval":
@@ -155,10 +155,6 @@ class WebDatasetTars(Loader):
             raise DcclipError(
                 f"{self.shards[0].parent} has {len(self.shards)} tars, nshards.txt says {count}", "finish the download"
             )
-
-
-def _image(spans: list[_Span], index: int) -> bytes:
-    return _bytes(spans[index], MAX_IMAGE_BYTES)
 
 
 def _bytes(span: _Span, limit: int) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +37,6 @@ class HubDataset(Loader):
     def find(cls, location: Location) -> HubDataset | None:
         folders = (str(folder) for folder in location.folders)
         return next((cls(location, folder) for folder in folders if is_saved(folder) or is_repository(folder)), None)
-
-    @classmethod
-    def on_hub(cls, location: Location) -> HubDataset | None:
-        """The data set on the hub; None where the hub has none, or another split of it."""
-        return cls(location, f"clip-benchmark/wds_{location.known.hub}") if location.known.hub else None
 
     def load(self) -> Loaded:
         """Raises DcclipError where the hub cannot be reached or a column is missing."""
@@ -80,7 +74,14 @@ class HubDataset(Loader):
         rows = found.cast_column(column, datasets.Image(decode=False)).select_columns([column])
         keys = found["__key__"] if "__key__" in found.column_names else range(len(found))
         folder = Folder(Path(self.path if Path(self.path).is_dir() else datasets.config.HF_DATASETS_CACHE), False)
-        return Images([str(key) for key in keys], partial(_image, rows, column, folder), str(found._fingerprint))
+
+        def read(index: int) -> bytes:
+            cell = rows[index][column]
+            if isinstance(cell.get("bytes"), bytes):
+                return bytes(cell["bytes"])
+            return folder.read(Path(str(cell.get("path"))), MAX_IMAGE_BYTES, "image")
+
+        return Images([str(key) for key in keys], read, str(found._fingerprint))
 
     def _labels(self, found: Dataset, column: str) -> np.ndarray:
         """Our labels, (N,) or (N, C). Raises DcclipError where the source's classes are in an unknown order."""
@@ -122,13 +123,6 @@ def _truth_values(count: int, values: Sequence[Any]) -> np.ndarray:
         vector = np.asarray(value)
         labels[row] = vector > 0 if vector.shape == (count,) else np.isin(np.arange(count), vector)
     return labels
-
-
-def _image(rows: Dataset, column: str, folder: Folder, index: int) -> bytes:
-    cell = rows[index][column]
-    if isinstance(cell.get("bytes"), bytes):
-        return bytes(cell["bytes"])
-    return folder.read(Path(str(cell.get("path"))), MAX_IMAGE_BYTES, "image")
 
 
 def _captions(value: Any) -> list[str]:

@@ -39,7 +39,7 @@ def test_info_nce_leaves_out_captions_that_an_image_has_as_well() -> None:
     assert result == pytest.approx((2 * row + middle) / 3, abs=2**-21)
 
 
-def test_rows_shared_out_among_processes_come_to_the_whole_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mean_over_processes_is_the_whole_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     one = random_outputs(14)
     image, zh = (F.normalize(x, dim=-1) for x in (one.image.embedding, one.texts["zh"].embedding))
     shared = torch.zeros(6, 6, dtype=torch.bool)

@@ -69,7 +69,7 @@ def test_interactive_sets_each_student_tower_against_the_teachers_other_one() ->
     assert value(InteractiveLoss(), student, teacher) == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def test_interactive_may_teach_one_tower_alone_by_as_much_as_beside_the_other() -> None:
+def test_interactive_with_one_tower_trains_it_as_much_as_with_both() -> None:
     student, teacher = random_outputs(2), random_outputs(3)
     for made in (student.image.embedding, *(texts.embedding for texts in student.texts.values())):
         made.requires_grad_()
@@ -257,13 +257,13 @@ def test_lines_without_an_image_do_not_enter_what_compares_images_with_texts(los
     )
 
 
-def test_a_batch_of_lines_alone_is_learnt_by_the_text_tower_alone() -> None:
+def test_a_batch_of_texts_only_trains_the_text_tower_only() -> None:
     student = outputs(torch.zeros(0, 2), zh=((1.0, 0.0),), en=((1.0, 0.0),))
     teacher = outputs(torch.zeros(0, 2), zh=((0.0, 1.0),), en=((1.0, 0.0),))
     assert float(EmbeddingLoss()(student, teacher, NONE)) == pytest.approx(0.5)
 
 
-def test_a_batch_of_pictures_alone_is_learnt_by_the_image_tower_alone() -> None:
+def test_a_batch_of_images_only_trains_the_image_tower_only() -> None:
     assert float(EmbeddingLoss()(outputs(((1.0, 0.0),)), outputs(((0.0, 1.0),)), NONE)) == pytest.approx(1)
 
 
