@@ -32,11 +32,15 @@ class Ragged:
     values: np.ndarray
     lengths: np.ndarray
 
+    @property
+    def mask(self) -> np.ndarray:
+        """(N, longest) where the padded rows have entries."""
+        return np.arange(self.lengths.max(initial=0)) < self.lengths[:, None]
+
     def padded(self) -> np.ndarray:
         """(N, longest, ...), padded with 0."""
-        columns = np.arange(self.lengths.max(initial=0))
-        padded = np.zeros((len(self.lengths), len(columns), *self.values.shape[1:]), self.values.dtype)
-        padded[columns < self.lengths[:, None]] = self.values
+        padded = np.zeros((*self.mask.shape, *self.values.shape[1:]), self.values.dtype)
+        padded[self.mask] = self.values
         return padded
 
 
