@@ -217,16 +217,7 @@ def write_parquet(path: Path, pairs: Iterable[Pair]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [
-        {
-            "key": pair.key,
-            "image": pair.image,
-            "zh": list(pair.zh),
-            "en": list(pair.en),
-            "meta": json.dumps(pair.meta, ensure_ascii=False, sort_keys=True),
-        }
-        for pair in pairs
-    ]
+    rows = [{**vars(pair), "meta": json.dumps(pair.meta, ensure_ascii=False, sort_keys=True)} for pair in pairs]
     strings = pa.list_(pa.string())
     fields = {"key": pa.string(), "image": pa.binary(), "zh": strings, "en": strings, "meta": pa.string()}
     pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields)), path, compression="zstd")

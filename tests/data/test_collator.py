@@ -152,15 +152,15 @@ def test_a_fraction_of_the_pairs_has_captions_and_every_pair_its_image(pairs_fil
 # ---- images without captions, texts without images, embeddings in place of images
 
 
-def test_texts_without_images_have_numbers_after_the_images(joined: ConcatDataset) -> None:
-    batch = collate(joined, {"first": 1}).batch([(0, 0), (41, 0), (43, 0), (44, 0)])
+def test_texts_without_images_have_numbers_after_the_images_and_a_batch_may_be_either_alone(
+    joined: ConcatDataset,
+) -> None:
+    collator = collate(joined, {"first": 1})
+    batch = collator.batch([(0, 0), (41, 0), (43, 0), (44, 0)])
     assert batch.pixels.shape == (2, 3, 8, 8) and batch.num_unpaired_texts == 2
     assert batch.texts["zh"].image_index.tolist() == batch.texts["en"].image_index.tolist() == [0, 2, 3]
     assert batch.texts["en"].captions[1:] == ["blue cat", "green dog"]
-
-
-def test_a_batch_may_be_texts_alone_or_images_alone(joined: ConcatDataset) -> None:
-    texts, images = (collate(joined).batch(samples) for samples in ([(43, 0), (44, 0)], [(40, 0), (41, 0)]))
+    texts, images = collator.batch([(43, 0), (44, 0)]), collator.batch([(40, 0), (41, 0)])
     assert (len(texts.pixels), texts.texts["zh"].image_index.tolist()) == (0, [0, 1])
     assert (len(images.pixels), images.texts) == (2, {})
 

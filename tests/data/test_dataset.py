@@ -96,9 +96,8 @@ def test_a_path_without_pairs_is_an_error_with_a_hint(
 ) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(DcclipError, match=what) as raised:
+    with pytest.raises(DcclipError, match=f"{name}.*{what}") as raised:
         open_pairs(tmp_path / name)
-    assert name in raised.value.what
     assert raised.value.hint
 
 
@@ -112,14 +111,15 @@ def test_a_broken_record_in_a_tar_is_named(tmp_path: Path, record: bytes) -> Non
 
 
 def test_a_tar_that_is_cut_in_a_member_or_a_header_is_refused(tmp_path: Path) -> None:
-    write_tar(tmp_path / "whole.tar", Pair("1", bytes(5000), en=("x",)), Pair("2", bytes(5000), en=("y",)))
-    whole = (tmp_path / "whole.tar").read_bytes()
+    tar = tmp_path / "cut.tar"
+    write_tar(tar, Pair("1", bytes(5000), en=("x",)), Pair("2", bytes(5000), en=("y",)))
+    whole = tar.read_bytes()
     for content in (whole[:9000], whole[:6656] + b"no header" * 200):  # the second pair begins at byte 6,656
-        (tmp_path / "cut.tar").write_bytes(content)
+        tar.write_bytes(content)
         with pytest.raises(DcclipError, match="is not a readable tar file"):
-            open_pairs(tmp_path / "cut.tar")
-    (tmp_path / "cut.tar").write_bytes(whole[:6656])  # only the end mark is missing
-    assert [pair.key for pair in open_pairs(tmp_path / "cut.tar")] == ["1"]
+            open_pairs(tar)
+    tar.write_bytes(whole[:6656])  # only the end mark is missing
+    assert [pair.key for pair in open_pairs(tar)] == ["1"]
 
 
 # ---- embeddings in place of images
