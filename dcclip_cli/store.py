@@ -123,13 +123,14 @@ class FeatureStore:
 
     def _sorted(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         known, places = self._index.get(name, (np.empty(0, "S16"), np.empty((0, 2), np.int32)))
-        if numbers := self._new.pop(name, []):
+        if numbers := self._new[name]:
             new = [(number, block.keys) for number in numbers if (block := self._blocks[number])]
             known = np.concatenate([known, *(keys for _, keys in new)])
             of_new = [np.stack([np.full(len(keys), number), np.arange(len(keys))], 1) for number, keys in new]
             order = np.argsort(known, kind="stable")  # of a key's rows, the first that was written counts
             known, places = known[order], np.concatenate([places, *of_new])[order].astype(np.int32)
         self._index[name] = known, places
+        self._new[name] = []
         return known, places
 
     # ---- blocks
