@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dcclip_cli.recipe.load import LoadedRecipe
     from dcclip_cli.recipe.run import ModelSummary
 
-_ENGINE = Option("--engine", help="What runs the tasks; ray and slurm are set up by the key collect.cluster.")
+_ENGINE = Option("--engine", help="What runs the tasks; slurm is set up by the key collect.cluster.")
 _WORKERS = Option("--workers", min=1, help="Tasks that run at a time. Default: one per core.", show_default=False)
 _LIMIT = Option("--limit", min=1, metavar="N", help="Try the recipe on about N pairs, in a folder of their own.")
 

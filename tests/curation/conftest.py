@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcclip_cli.curation.fetch import Fetcher
+from dcclip_cli.curation.fetch.fetcher import Fetcher
 from tests.curation.fetch_site import Site, options
 
 MakeImage = Callable[..., bytes]

@@ -56,8 +56,7 @@ class TextTable:
                 self._first(stream)
                 number = 2
             rows = (records if self._csv else lines)(stream, self.limit, number)
-            for cut in cuts(stream, rows, size):
-                yield Slice({"start": cut.start, "end": cut.end, "number": cut.number}, cut.lines)
+            yield from (Slice(cut._asdict(), cut.lines) for cut in cuts(stream, rows, size))
 
     def rows(self, part: Mapping[str, Any]) -> Iterator[tuple[str, Cells]]:
         """The rows of one slice, each with its line number, counted from 1."""
