@@ -76,6 +76,7 @@ class Block:
     source: Path | bytes
     size: int
     keys: np.ndarray
+    seconds: float  # that computing them took
     fields: dict[str, Field]
 
     def read(self, name: str, rows: Sequence[int]) -> list[bytes]:
@@ -97,8 +98,8 @@ class Block:
         return found
 
 
-def pack(pieces: Sequence[tuple[np.ndarray, Values]]) -> list[bytes | memoryview]:
-    """The parts of a block with these rows: keys (N,), and values by name."""
+def pack(pieces: Sequence[tuple[np.ndarray, Values]], seconds: float) -> list[bytes | memoryview]:
+    """The parts of a block with these rows (keys (N,), and values by name), and the time that computing them took."""
     keys = np.concatenate([keys for keys, _ in pieces])
     tables, arrays, fields = [keys.tobytes()], list[memoryview](), list[list[object]]()
     for name in pieces[0][1]:
@@ -113,7 +114,8 @@ def pack(pieces: Sequence[tuple[np.ndarray, Values]]) -> list[bytes | memoryview
             tables.append(lengths.astype("<u4").tobytes())
         arrays.append(content)
         fields.append([name, entries.dtype.str, entries.shape[1:], bool(ragged), len(content)])
-    header = json.dumps({"format": FORMAT, "rows": len(keys), "fields": fields}).encode()
+    about = {"format": FORMAT, "rows": len(keys), "seconds": round(seconds, 3), "fields": fields}
+    header = json.dumps(about).encode()
     table = b"".join(tables)
     size = _PREFIX.size + len(header) + len(table) + sum(map(len, arrays))
     prefix = _PREFIX.pack(_MAGIC, len(header), zlib.crc32(table, zlib.crc32(header)), len(table), size)
@@ -149,7 +151,7 @@ def parse(source: Path | bytes) -> Block:
         entry_bytes = dtype.itemsize * math.prod(shape)
         fields[name] = Field(dtype, tuple(shape), entry_bytes, start, ends, checks, bytearray(rows))
         start += field_bytes
-    return Block(source, size, keys, fields)
+    return Block(source, size, keys, about["seconds"], fields)
 
 
 def _open(source: Path | bytes) -> IO[bytes]:

@@ -95,7 +95,7 @@ def prepare(setup: StageSetup, options: TrainOptions, context: StageContext) -> 
     )
     collator = teachers.for_collator(replace(collator, with_caption_ids=setup.caption_ids), options)
     steps = options.total_steps(training.sampler.steps_per_epoch)
-    features = teacher_features(teachers, setup.losses, options, collator, student.towers, context)
+    features = teacher_features(teachers, setup.losses, options, collator, student.towers, steps, context)
     trains_images = setup.lock != "image" and bool({"pairs", "images"} & training.datasets.keys())
     options, choice = settle_precision(options, student.towers, device, folder, trains_images, progress)
     identity = _identity(setup, options, context, student, training.dataset, teachers)

@@ -14,6 +14,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.model.towers import OpenClipTowers, Towers
+from dcclip_cli.progress import Progress
 from dcclip_cli.train.feature_shapes import map_grids, no_images, widths
 from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss, Widths, learns_from
 from dcclip_cli.train.options import StageContext, TrainOptions
@@ -112,6 +113,7 @@ def teacher_features(
     options: TrainOptions,
     collator: Collator,
     student: OpenClipTowers,
+    steps: int,
     context: StageContext,
 ) -> list[TeacherFeatures]:
     """The source of each teacher's features. With the cache on, it is filled here and holds no teacher afterwards."""
@@ -123,15 +125,35 @@ def teacher_features(
             OnlineTeacher(towers, number, layers_of(losses, number), teachers.widths[number])
             for number, towers in enumerate(teachers.towers)
         ]
+    if not teachers.towers:
+        return []
     grids = map_grids(student, sorted({layer for loss in losses for layer in loss.student_layers_needed}))
-    caches: list[TeacherFeatures] = []
+    caches = []
     for number, towers in enumerate(teachers.towers):
-        needing = learns_from(losses, number)
-        cache = TeacherCache(
-            towers, teachers.widths[number], collator, needing, grids, context.device, context.progress
-        )
+        its_losses, its_widths = learns_from(losses, number), teachers.widths[number]
+        cache = TeacherCache(towers, its_widths, collator, its_losses, grids, context.device, context.progress)
         cache.fill(towers, partial(teachers.options[number].load, context.device))
-        reused = f", {cache.found / cache.rows:.0%} of the rows reused" if cache.found else ""
-        context.progress.say(f"teacher: features in {cache.folder}, {cache.size / 1e6:,.0f} MB{reused}")
         caches.append(cache)
-    return caches
+    _say_what_is_saved(caches, options, steps, context.progress)
+    return list(caches)
+
+
+def _say_what_is_saved(caches: Sequence[TeacherCache], options: TrainOptions, steps: int, progress: Progress) -> None:
+    """Report what filling the cache took, and what the teachers would take if they ran in every step."""
+    images = options.batch_size * steps
+    captions = images * len(options.captions.languages) * (2 if options.captions.second_caption else 1)
+    once = sum(cache.seconds_once for cache in caches)
+    online = sum(cache.seconds(images, captions) for cache in caches)
+    progress.say(
+        f"teacher: runs once, {_duration(once)}; running it in each of {steps} steps would take about "
+        f"{_duration(online)}" + (f": {_duration(online - once)} saved" if online > once else "")
+    )
+    for cache in caches:
+        reused = f", {cache.found / cache.rows:.0%} of the rows reused" if cache.found else ""
+        progress.say(f"teacher: features in {cache.folder}, {cache.size / 1e6:,.0f} MB{reused}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
