@@ -70,7 +70,7 @@ class ScorerOptions(Options, ABC):
 
     @abstractmethod
     def apply(self, connection: DuckDBPyConnection) -> None:
-        """Add the drops that follow from the stored scores of all pairs to the tables of `dedup.tables`."""
+        """Add the drops that follow from the stored scores of all pairs to the tables of `curation.dedup`."""
 
 
 # NaN scores are stored as NULL, and drop the pair.
