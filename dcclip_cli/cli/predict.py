@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dcclip_cli.predict.encoder import Encoder
-    from dcclip_cli.predict.index import Hit
+    from dcclip_cli.predict.images import Hit
     from dcclip_cli.predict.model import Prediction
     from dcclip_cli.progress import Progress
 
@@ -192,7 +192,7 @@ def search(
     from dcclip_cli.machine import keep_freed_memory
     from dcclip_cli.model.reference import resolve
     from dcclip_cli.predict.encoder import load_encoder
-    from dcclip_cli.predict.index import open_index
+    from dcclip_cli.predict.images import open_index
     from dcclip_cli.predict.zero_shot import text_embeddings
 
     reference = resolve(model)
