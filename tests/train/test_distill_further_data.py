@@ -1,21 +1,12 @@
 """Stage 1 on more than pairs: pictures without captions, lines without pictures, phrases made of these."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.tokenizer import load_tokenizer
-from dcclip_cli.run_dir import TrainResult
-
-Job = dict[str, Any]
-Run = Callable[..., TrainResult]
-Elsewhere = Callable[..., Job]
-Sha = Callable[[TrainResult | Path], str]
+from tests.train.jobs import Job, elsewhere, refused, run, sha256, weights
 
 
 @pytest.fixture
@@ -32,21 +23,21 @@ def lines_file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("cache", [True, False])
 def test_parallel_text_alone_teaches_the_text_tower_and_leaves_the_image_tower_as_it_was(
-    distilling: Job, run: Run, elsewhere: Elsewhere, lines_file: Path, cache: bool
+    distilling: Job, lines_file: Path, cache: bool
 ) -> None:
     losses = [{"kind": "embedding"}, {"kind": "cross_lingual"}, {"kind": "token_features"}]
     distilling |= {"data": {"texts": str(lines_file)}}
     distilling["options"] = {"teacher_cache": cache, "losses": losses, "steps": 3, "optimizer": {"weight_decay": 0}}
-    started = run(elsewhere(distilling, "started", options=distilling["options"] | {"steps": 1, "warmup_steps": 10**6}))
+    before = weights(run(elsewhere(distilling, "started", {"steps": 1, "warmup_steps": 10**6})))
     result = run(distilling)
-    before, after = (load_file(one.model / "open_clip_model.safetensors") for one in (started, result))
+    after = weights(result)
     changed = {name.partition(".")[0] for name, value in after.items() if (value - before[name]).abs().max() > 1e-5}
     assert changed == {"text"}
     assert set(result.metrics) >= {"embedding", "cross_lingual", "token_features"}
 
 
 def test_pairs_images_and_texts_together_train_their_towers(
-    distilling: Job, run: Run, lines_file: Path, pairs: list[Pair], tmp_path: Path
+    distilling: Job, lines_file: Path, pairs: list[Pair], tmp_path: Path
 ) -> None:
     (tmp_path / "pictures").mkdir()
     for pair in pairs[:9]:
@@ -60,22 +51,15 @@ def test_pairs_images_and_texts_together_train_their_towers(
     assert "<unk>" not in tokenizer.encode("紫色的小鱼 purple fish").tokens  # the lines' texts are in the vocabulary
 
 
-def test_none_of_the_lines_a_step_is_a_run_without_them(
-    distilling: Job, run: Run, elsewhere: Elsewhere, lines_file: Path, sha256: Sha
-) -> None:
+def test_none_of_the_lines_a_step_is_a_run_without_them(distilling: Job, lines_file: Path) -> None:
     distilling["options"] |= {"steps": 2}
     alone = sha256(run(distilling))
     distilling["data"] = {"train": distilling["data"], "texts": str(lines_file)}
-    none, some = (
-        sha256(run(elsewhere(distilling, f"{lines}", options=distilling["options"] | {"texts_per_step": lines})))
-        for lines in (0, 8)
-    )
+    none, some = (sha256(run(elsewhere(distilling, f"{lines}", {"texts_per_step": lines}))) for lines in (0, 8))
     assert none == alone != some
 
 
-def test_phrases_made_of_the_texts_are_trained_on_too(
-    distilling: Job, run: Run, elsewhere: Elsewhere, lines_file: Path, sha256: Sha
-) -> None:
+def test_phrases_made_of_the_texts_are_trained_on_too(distilling: Job, lines_file: Path) -> None:
     distilling |= {"data": {"texts": str(lines_file)}}
     distilling["options"] = {"losses": [{"kind": "embedding"}], "steps": 3, "batch_size": 8}
     phrased = {"texts": str(lines_file), "phrases": 100}
@@ -86,17 +70,16 @@ def test_phrases_made_of_the_texts_are_trained_on_too(
     assert without != some == again
 
 
-def test_a_step_of_nothing_is_refused(distilling: Job, run: Run, lines_file: Path) -> None:
+@pytest.mark.parametrize(
+    ("loss", "options", "what", "hint"),
+    [
+        ("embedding", {"texts_per_step": 0}, "a step has no pairs, no images and no texts", "texts_per_step: 0"),
+        ("interactive", {}, "the data has nothing for loss interactive", "set data.train, or remove the loss"),
+    ],
+)
+def test_a_step_of_nothing_and_a_loss_that_finds_nothing_to_learn_from_are_refused(
+    distilling: Job, lines_file: Path, loss: str, options: Job, what: str, hint: str
+) -> None:
     distilling |= {"data": {"texts": str(lines_file)}}
-    distilling["options"] |= {"losses": [{"kind": "embedding"}], "texts_per_step": 0}
-    with pytest.raises(DcclipError, match="a step has no pairs, no images and no texts") as raised:
-        run(distilling)
-    assert "texts_per_step: 0" in raised.value.hint
-
-
-def test_a_loss_that_finds_nothing_to_learn_from_is_refused(distilling: Job, run: Run, lines_file: Path) -> None:
-    distilling |= {"data": {"texts": str(lines_file)}}
-    distilling["options"] |= {"losses": [{"kind": "interactive"}]}
-    with pytest.raises(DcclipError, match="the data has nothing for loss interactive") as raised:
-        run(distilling)
-    assert raised.value.hint == "set data.train, or remove the loss"
+    with refused(what, hint):
+        run(elsewhere(distilling, "other", {"losses": [{"kind": loss}], **options}))

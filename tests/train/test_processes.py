@@ -5,30 +5,25 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-import dcclip_cli
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.run_dir import TrainResult
+from tests.train.jobs import ENVIRONMENT, Job, assert_close, elsewhere, interrupt, logged, run, weights
 
 TIMEOUT_S = 150  # gloo may hang at exit: pytorch issue 56297
 
 
-def on_two_processes(job: dict[str, Any], file: Path) -> None:
+def on_two_processes(job: Job, file: Path) -> None:
     file.write_text(json.dumps(job))
-    script = Path(__file__).with_name("conftest.py")
+    script = Path(__file__).with_name("jobs.py")
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     process = subprocess.Popen(
         [sys.executable, *launch, str(script), str(file)],
-        env=os.environ | {"PYTHONPATH": str(Path(dcclip_cli.__file__).parent.parent)},
+        env=os.environ | ENVIRONMENT,
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -50,17 +45,12 @@ LOSSES = [{"kind": kind} for kind in ("feature_map", "token_features", "embeddin
 @pytest.mark.timeout(2 * TIMEOUT_S)
 @pytest.mark.parametrize(("stage", "further"), [("distill", False), ("align", False), ("align", True)])
 def test_two_processes_train_as_one_does_on_the_same_batches(
-    distilling: dict[str, Any],
-    run: Callable[..., TrainResult],
-    tmp_path: Path,
-    pairs: list[Pair],
-    stage: str,
-    further: bool,
+    distilling: Job, tmp_path: Path, pairs: list[Pair], stage: str, further: bool
 ) -> None:
     # Some pairs lack a caption, and some share one, so that the two have unequal shares of texts and of negatives.
     some = [replace(pair, zh=pair.zh[: number % 3]) for number, pair in enumerate(pairs)]
     write_parquet(tmp_path / "some.parquet", some)
-    job: dict[str, Any] = distilling | {"stage": stage, "data": str(tmp_path / "some.parquet")}
+    job = distilling | {"stage": stage, "data": str(tmp_path / "some.parquet")}
     job["options"] = {
         "steps": 20,
         "freeze_batch_norms": True,
@@ -74,37 +64,23 @@ def test_two_processes_train_as_one_does_on_the_same_batches(
     if further:
         job["data"] = dict.fromkeys(("train", "images", "texts"), job["data"])
         job["options"] |= {"losses": [{"kind": "embedding"}], "images_per_step": 4, "texts_per_step": 6}
-    roots = {name: str(tmp_path / name / "run") for name in ("one", "two", "shorter")}
-    run(job | {"root": roots["one"]})
-    run(job | {"root": roots["shorter"], "options": job["options"] | {"steps": 1}})
-    on_two_processes(job | {"root": roots["two"]}, tmp_path / "job.json")
-    assert not [path for path in Path(roots["two"], stage).iterdir() if path.name.startswith(".")]
-    one, two, shorter = (
-        load_file(Path(root, stage, "model", "open_clip_model.safetensors")) for root in roots.values()
-    )
-    assert max(float((value - shorter[name]).abs().max()) for name, value in one.items()) > 1e-3
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)
-    said = [
-        [json.loads(line) for line in Path(roots[name], stage, "metrics.jsonl").read_text("utf-8").splitlines()][-1]
-        for name in ("one", "two")
-    ]
-    assert said[1]["step"] == 20
-    assert said[1]["loss"] == pytest.approx(said[0]["loss"], rel=1e-4), "the log tells of the whole batch"
+    one, two, shorter = elsewhere(job, "one"), elsewhere(job, "two"), elsewhere(job, "shorter", {"steps": 1})
+    whole, first = weights(run(one)), weights(run(shorter))
+    on_two_processes(two, tmp_path / "job.json")
+    folder = Path(two["root"], stage)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    assert max(float((value - first[name]).abs().max()) for name, value in whole.items()) > 1e-3
+    assert_close(weights(folder / "model"), whole)
+    expected, last = logged(Path(one["root"], stage))[-1], logged(folder)[-1]
+    assert last["step"] == 20
+    assert last["loss"] == pytest.approx(expected["loss"], rel=1e-4), "the log tells of the whole batch"
 
 
 @pytest.mark.timeout(2 * TIMEOUT_S)
-def test_two_processes_resume_where_one_was_stopped(
-    aligning: dict[str, Any],
-    run: Callable[..., TrainResult],
-    interrupt: Callable[..., None],
-    tmp_path: Path,
-) -> None:
+def test_two_processes_resume_where_one_was_stopped(aligning: Job, tmp_path: Path) -> None:
     sgd = {"kind": "sgd", "lr": 0.02, "momentum": 0.9}
     aligning["options"] |= {"freeze_batch_norms": True, "optimizer": sgd, "accumulate": 2, "gradient_cache": True}
-    unbroken = load_file(run(aligning | {"root": str(tmp_path / "unbroken")}).model / "open_clip_model.safetensors")
+    unbroken = weights(run(elsewhere(aligning, "unbroken")))
     interrupt(aligning, "align", 3)
     on_two_processes(aligning, tmp_path / "job.json")
-    resumed = load_file(Path(aligning["root"], "align", "model", "open_clip_model.safetensors"))
-    for name, value in unbroken.items():
-        torch.testing.assert_close(resumed[name], value, rtol=0, atol=1e-5)
+    assert_close(weights(Path(aligning["root"], "align", "model")), unbroken)

@@ -6,27 +6,43 @@ from typing import Any
 
 import pytest
 import torch
+from open_clip.loss import ClipLoss, SigLipLoss
 from torch.nn import functional as F
 
+from dcclip_cli.train.losses.base import Outputs
 from dcclip_cli.train.losses.contrastive import TaskLoss, info_nce, sigmoid_loss
-from tests.train.losses.outputs import (
-    NONE,
-    outputs,
-    random_outputs,
-)
+from tests.train.losses.outputs import NONE, cross_entropy, outputs, random_outputs, unit
 
 pytestmark = pytest.mark.any_cpu
 
 
-def test_info_nce_is_open_clips_where_nothing_is_shared() -> None:
-    from open_clip.loss import ClipLoss
+def unit_vectors(one: Outputs) -> tuple[torch.Tensor, torch.Tensor]:
+    return F.normalize(one.image.embedding, dim=-1), F.normalize(one.texts["zh"].embedding, dim=-1)
 
-    one = random_outputs(13)
-    image, zh = (torch.nn.functional.normalize(x, dim=-1) for x in (one.image.embedding, one.texts["zh"].embedding))
-    scale = torch.tensor(7.0)
-    expected = float(ClipLoss()(image, zh, scale))
-    assert float(info_nce(image, zh, scale)) == pytest.approx(expected)
-    assert float(info_nce(image, zh, scale, torch.zeros(6, 6, dtype=torch.bool))) == pytest.approx(expected)
+
+@pytest.mark.parametrize(
+    ("loss", "open_clips", "parameters"), [(info_nce, ClipLoss(), [7.0]), (sigmoid_loss, SigLipLoss(), [10.0, -10.0])]
+)
+def test_a_loss_is_open_clips_where_nothing_is_shared(loss: Any, open_clips: Any, parameters: list[float]) -> None:
+    given = (*unit_vectors(random_outputs(13)), *map(torch.tensor, parameters))
+    expected = pytest.approx(float(open_clips(*given)), rel=1e-5)
+    assert float(loss(*given)) == float(loss(*given, torch.zeros(6, 6, dtype=torch.bool))) == expected
+
+
+@pytest.mark.parametrize("cross_lingual", [0.0, 0.5])
+def test_the_task_is_info_nce_of_images_with_each_language(cross_lingual: float) -> None:
+    one = random_outputs(17, scale=7.0)
+    vectors = {"image": unit(one.image.embedding), **{name: unit(text.embedding) for name, text in one.texts.items()}}
+
+    def symmetric(name: str, other: str) -> float:
+        logits = 7 * vectors[name] @ vectors[other].T
+        return (cross_entropy(logits) + cross_entropy(logits.T)) / 2
+
+    expected = {f"image_{language}": symmetric("image", language) / 2 for language in ("zh", "en")}
+    if cross_lingual:
+        expected["zh_en"] = cross_lingual * symmetric("zh", "en")
+    terms = TaskLoss(cross_lingual=cross_lingual).terms(one, [], NONE)
+    assert {name: float(term) for name, term in terms.items()} == pytest.approx(expected, rel=1e-4)
 
 
 def test_info_nce_leaves_out_captions_that_an_image_has_as_well() -> None:
@@ -40,8 +56,7 @@ def test_info_nce_leaves_out_captions_that_an_image_has_as_well() -> None:
 
 
 def test_the_mean_over_processes_is_the_whole_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = random_outputs(14)
-    image, zh = (F.normalize(x, dim=-1) for x in (one.image.embedding, one.texts["zh"].embedding))
+    image, zh = unit_vectors(random_outputs(14))
     shared = torch.zeros(6, 6, dtype=torch.bool)
     shared[0, 3] = shared[5, 1] = True
     scale, bias = torch.tensor(9.0), torch.tensor(-3.0)
@@ -52,16 +67,6 @@ def test_the_mean_over_processes_is_the_whole_loss(monkeypatch: pytest.MonkeyPat
         whole = loss(image, zh, scale, shared)
         parts = [loss(image, zh, scale, shared, half) for half in halves]
         assert float(sum(parts) / 2) == pytest.approx(float(whole), rel=1e-5)
-
-
-def test_the_sigmoid_loss_is_open_clips_where_nothing_is_shared() -> None:
-    from open_clip.loss import SigLipLoss
-
-    one = random_outputs(15)
-    image, zh = (F.normalize(x, dim=-1) for x in (one.image.embedding, one.texts["zh"].embedding))
-    scale, bias = torch.tensor(10.0), torch.tensor(-10.0)
-    expected = float(SigLipLoss()(image, zh, scale, bias))
-    assert float(sigmoid_loss(image, zh, scale, bias)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_sigmoid_loss_counts_shared_captions_as_positives() -> None:
@@ -82,6 +87,5 @@ def test_guessing_costs_the_logarithm_of_the_batch() -> None:
 
 def test_the_sigmoid_task_uses_the_students_bias() -> None:
     one = replace(random_outputs(16, scale=4.0), logit_bias=torch.tensor(-2.0))
-    image, zh = (F.normalize(x, dim=-1) for x in (one.image.embedding, one.texts["zh"].embedding))
-    expected = float(sigmoid_loss(image, zh, torch.tensor(4.0), torch.tensor(-2.0))) / 2
+    expected = float(sigmoid_loss(*unit_vectors(one), torch.tensor(4.0), torch.tensor(-2.0))) / 2
     assert float(TaskLoss(loss="siglip").terms(one, [], NONE)["image_zh"]) == pytest.approx(expected)

@@ -7,19 +7,11 @@ from torch import nn
 
 from dcclip_cli.model.towers import ImageFeatures
 from dcclip_cli.train.losses.base import Outputs, Widths
-from dcclip_cli.train.losses.embeddings import (
-    EmbeddingLoss,
-)
+from dcclip_cli.train.losses.embeddings import EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, resample_tokens, to_grid
-from tests.train.losses.outputs import (
-    outputs,
-    text,
-    value,
-)
+from tests.train.losses.outputs import outputs, text, value
 
 pytestmark = pytest.mark.any_cpu
-
-SAME = Widths(embedding=2, image_map=1, text_tokens=1)
 
 
 def identity_map(channels: int) -> dict[str, nn.Module]:
@@ -29,25 +21,27 @@ def identity_map(channels: int) -> dict[str, nn.Module]:
     return {"image_map": adapter}
 
 
-def test_feature_map_is_smooth_l1_of_the_adapted_map() -> None:
-    student, teacher = torch.zeros(1, 1, 1, 2), torch.tensor([[[[0.5, 3.0]]]])
-    loss = FeatureMapLoss(standardize=False)
-    # below 1 half the square, above 1 the difference minus a half: (0.125 + 2.5) / 2
-    assert value(loss, outputs(image_map=student), outputs(image_map=teacher), identity_map(1)) == 1.3125
-
-
-def test_feature_map_compares_on_the_students_grid() -> None:
-    teacher = torch.arange(16.0).reshape(1, 1, 4, 4)  # quarters have the means 2.5, 4.5, 10.5, 12.5
-    student = torch.tensor([[[[2.5, 4.5], [10.5, 12.5]]]])
-    loss = FeatureMapLoss(standardize=False)
-    assert value(loss, outputs(image_map=student), outputs(image_map=teacher), identity_map(1)) == 0.0
-
-
-def test_feature_map_standardizes_the_teacher_over_its_channels() -> None:
-    teacher = torch.tensor([10.0, 10.0, 14.0, 14.0]).reshape(1, 4, 1, 1)  # mean 12, deviation 2
-    student = torch.tensor([-1.0, -1.0, 1.0, 1.0]).reshape(1, 4, 1, 1)
-    result = value(FeatureMapLoss(), outputs(image_map=student), outputs(image_map=teacher), identity_map(4))
-    assert result == pytest.approx(0, abs=1e-10)
+@pytest.mark.parametrize(
+    ("standardize", "student", "teacher", "expected"),
+    [
+        # below 1 half the square, above 1 the difference minus a half: (0.125 + 2.5) / 2
+        (False, torch.zeros(1, 1, 1, 2), torch.tensor([[[[0.5, 3.0]]]]), 1.3125),
+        # on the student's grid: quarters have the means 2.5, 4.5, 10.5, 12.5
+        (False, torch.tensor([[[[2.5, 4.5], [10.5, 12.5]]]]), torch.arange(16.0).reshape(1, 1, 4, 4), 0.0),
+        # over the teacher's channels: mean 12, deviation 2
+        (True, torch.tensor([-1.0, -1, 1, 1]).view(1, 4, 1, 1), torch.tensor([10.0, 10, 14, 14]).view(1, 4, 1, 1), 0.0),
+    ],
+)
+def test_feature_map_is_smooth_l1_of_the_adapted_map(
+    standardize: bool, student: torch.Tensor, teacher: torch.Tensor, expected: float
+) -> None:
+    result = value(
+        FeatureMapLoss(standardize=standardize),
+        outputs(image_map=student),
+        outputs(image_map=teacher),
+        identity_map(student.shape[1]),
+    )
+    assert result == pytest.approx(expected, abs=1e-10)
 
 
 def test_feature_map_brings_a_narrow_student_to_the_teachers_width() -> None:
@@ -90,23 +84,16 @@ def test_token_features_averages_the_languages_not_the_tokens() -> None:
     )
 
 
-def test_tokens_are_interpolated_to_the_students_count_end_to_end() -> None:
+def test_tokens_are_interpolated_to_the_students_count_and_stay_as_they_are_where_it_is_equal() -> None:
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     tokens = text([[[0.0], [1.0], [2.0], [3.0], [4.0]], [[0.0], [1.0], [2.0], [-9.0], [-9.0]]], [5, 3])
     resampled = resample_tokens(tokens, mask)[..., 0].tolist()
     assert resampled[0] == [0.0, 2.0, 4.0, 4.0, 4.0]  # five to three; padding repeats the last
     assert resampled[1] == [0.0, 0.5, 1.0, 1.5, 2.0]  # three to five; -9 is padding and never read
-
-
-def test_tokens_of_equal_count_stay_as_they_are() -> None:
-    tokens = text(torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0)), [4, 2, 1])
-    resampled = resample_tokens(tokens, tokens.mask)
-    assert torch.equal(resampled[tokens.mask.bool()], tokens.tokens[tokens.mask.bool()])
-
-
-def test_a_single_token_stands_for_every_place() -> None:
-    mask = torch.tensor([[1, 1, 1]])
-    assert resample_tokens(text([[[7.0], [0.0]]], [1]), mask).flatten().tolist() == [7.0, 7.0, 7.0]
+    single = text([[[7.0], [0.0]]], [1])  # it stands for every place
+    assert resample_tokens(single, torch.tensor([[1, 1, 1]])).flatten().tolist() == [7.0, 7.0, 7.0]
+    same = text(torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0)), [4, 2, 1])
+    assert torch.equal(resample_tokens(same, same.mask)[same.mask.bool()], same.tokens[same.mask.bool()])
 
 
 def test_embedding_brings_a_student_of_another_width_to_the_teachers_by_a_linear_layer() -> None:

@@ -1,0 +1,169 @@
+"""Running a stage, here or in a process of its own that can be killed at a chosen place.
+
+As a script: jobs.py JOB.json [TASK COUNT] runs the job and, once TASK has counted to COUNT, waits to be killed.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from safetensors.torch import load_file
+
+import dcclip_cli
+from dcclip_cli.data.options import DataOptions
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.students import StudentOptions
+from dcclip_cli.model.teachers import Teacher
+from dcclip_cli.progress import Progress, Silent, Task
+from dcclip_cli.run_dir import RunDir, TrainResult
+from dcclip_cli.train.align import AlignOptions, align
+from dcclip_cli.train.distill import DistillOptions, distill
+from dcclip_cli.train.options import StageContext
+
+Job = dict[str, Any]
+OPTIONS = {
+    "steps": 6,
+    "batch_size": 8,
+    "warmup_steps": 2,
+    "workers": 0,
+    "threads": 1,
+    "precision": "fp32",
+    "checkpoint_every_steps": 2,
+    "augment": {"background": "random", "rotate": 15, "colour": 0.3},
+}
+ENVIRONMENT = {"PYTHONPATH": str(Path(dcclip_cli.__file__).parent.parent)}  # a process finds the same dcclip_cli
+WEIGHTS = "open_clip_model.safetensors"
+
+
+class Watch:
+    """A Progress that remembers lines and tasks, and acts when a task has counted to a number."""
+
+    def __init__(self, task: str = "", count: int = 0, act: Callable[[], None] = lambda: None) -> None:
+        self._task, self._count, self._act = task, count, act
+        self.said: list[str] = []
+        self.tasks: list[tuple[str, int, int]] = []
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+    @contextmanager
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
+        self.tasks.append((name, total, done))
+        yield _Counter(done, self._count if name == self._task else -1, self._act)
+
+
+class _Counter:
+    def __init__(self, done: int, count: int, act: Callable[[], None]) -> None:
+        self._done, self._count, self._act = done, count, act
+
+    def advance(self, steps: int = 1, **figures: float) -> None:
+        self._done += steps
+        if steps and self._count > 0 and self._done >= self._count:
+            self._count = -1
+            self._act()
+
+
+def send(task: str, count: int, number: signal.Signals = signal.SIGINT) -> Watch:
+    """A Progress that sends this process a signal (Ctrl-C) when a task has counted so far."""
+    return Watch(task, count, lambda: os.kill(os.getpid(), number))
+
+
+def run(job: Job, progress: Progress | None = None) -> TrainResult:
+    """Run the stage that a job describes."""
+    data = job["data"] if isinstance(job["data"], dict) else {"train": job["data"]}
+    context = StageContext(
+        RunDir(Path(job["root"])),
+        DataOptions.model_validate(data),
+        TypeAdapter(Teacher).validate_python(job["teacher"]) if job.get("teacher") else None,
+        StudentOptions.model_validate(job["student"]) if job.get("student") else None,
+        job.get("seed", 0),
+        fresh=job.get("fresh", False),
+        progress=progress or Silent(),
+    )
+    options = OPTIONS | job["options"]
+    if job["stage"] == "distill":
+        return distill(DistillOptions.model_validate(options), context)
+    return align(AlignOptions.model_validate(options), context)
+
+
+def elsewhere(job: Job, name: str, options: Job | None = None, **changes: Any) -> Job:
+    """The same job but for some options and other changes, in another run directory."""
+    moved = {"root": str(Path(job["root"]).parent / name), "options": job["options"] | (options or {})}
+    return job | moved | changes
+
+
+def interrupt(job: Job, task: str, count: int) -> None:
+    """Run a job and press Ctrl-C when a task has counted so far."""
+    with pytest.raises(KeyboardInterrupt):
+        run(job, send(task, count))
+
+
+def kill(job: Job, task: str, count: int) -> None:
+    """Run a job in a process of its own and kill it when a task has counted so far."""
+    file = Path(job["root"]).with_name("killed.json")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(job))
+    waiting = file.with_suffix(".waiting")
+    process = subprocess.Popen([sys.executable, __file__, str(file), task, str(count)], env=os.environ | ENVIRONMENT)
+    try:
+        for _ in range(1200):
+            if waiting.exists():
+                break
+            assert process.poll() is None, "ended too early"
+            time.sleep(0.05)
+        else:
+            pytest.fail("never got there")
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+@contextmanager
+def refused(what: str, hint: str) -> Iterator[None]:
+    """The block ends in a DcclipError whose text matches `what` and whose hint contains `hint`."""
+    with pytest.raises(DcclipError, match=what) as raised:
+        yield
+    assert hint in raised.value.hint
+
+
+def weights(made: TrainResult | Path) -> dict[str, torch.Tensor]:
+    return load_file((made if isinstance(made, Path) else made.model) / WEIGHTS)
+
+
+def sha256(made: TrainResult) -> str:
+    """The sha256 of the weights' file."""
+    return hashlib.sha256((made.model / WEIGHTS).read_bytes()).hexdigest()
+
+
+def assert_close(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
+    """All weights of two models agree to 1e-5."""
+    for name, value in others.items():
+        torch.testing.assert_close(some[name], value, rtol=0, atol=1e-5, msg=name)
+
+
+def logged(stage: Path) -> list[dict[str, float]]:
+    """The lines of a stage's metrics.jsonl."""
+    return [json.loads(line) for line in (stage / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+def main(file: str, task: str = "", count: str = "0") -> None:
+    def wait_to_be_killed() -> None:
+        Path(file).with_suffix(".waiting").touch()
+        time.sleep(600)
+
+    run(json.loads(Path(file).read_text()), Watch(task, int(count), wait_to_be_killed))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
