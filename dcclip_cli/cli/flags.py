@@ -91,11 +91,11 @@ def open_recipe(path: Path, sets: Sequence[str] | None, needed: StageName | None
 
 def show_checked(loaded: LoadedRecipe, device: Device | None = None) -> None:
     """Check every file in the recipe and the device, then print the resolved recipe on stdout."""
+    from dcclip_cli.model.precision import torch_device
     from dcclip_cli.recipe.load import resolved_yaml
-    from dcclip_cli.recipe.run import device_of
 
     if missing := loaded.missing_files():
         raise DcclipError("\n".join(missing), "fix the paths; they are relative to the recipe's own folder")
-    if device is not None:
-        device_of(device)
+    if device not in (None, "cpu"):  # which needs no torch
+        torch_device(device)
     console.show(resolved_yaml(loaded.recipe).rstrip("\n"))
