@@ -28,8 +28,7 @@ _Labels = Annotated[
     str, Option("--labels", metavar="猫,dog", help="Labels in Chinese, English or both, separated by , or ，.")
 ]
 _LabelsFile = Annotated[
-    Path | None,
-    Option("--labels-file", metavar="FILE", help="File with more labels, one per line.", show_default=False),
+    Path | None, Option("--labels-file", metavar="FILE", help="File with more labels, one per line.")
 ]
 _Template = Annotated[
     list[str] | None,
@@ -92,7 +91,7 @@ def predict(
     encoder = _encoder(model, device, threads, talk)
     ready = Labels(encoder, wanted, [] if no_template else template or None, multi_label)
     predictions = run(encoder, ready, paths, top_k, threshold)
-    counted = console.counted(talk, "predict", predictions, len(paths), shown_at_once=not as_json)
+    counted = console.counted(talk, "predict", predictions, len(paths), at_once=not as_json)
     if _show(counted, "json" if as_json else "jsonl" if as_jsonl else "csv" if as_csv else "text"):
         raise Exit(1)
 
@@ -141,18 +140,13 @@ _THUMBNAIL_PX = 240
 
 
 def search(
-    text: Annotated[
-        str, Argument(metavar="TEXT", help="Text to search for, in Chinese or English.", show_default=False)
-    ],
-    folder: Annotated[
-        Path, Argument(metavar="FOLDER", help="Folder of images, searched recursively.", show_default=False)
-    ],
+    text: Annotated[str, Argument(metavar="TEXT", help="Text to search for, in Chinese or English.")],
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder of images, searched recursively.")],
     model: flags.Model = None,
     top_k: Annotated[int, Option("--top-k", min=1, help="Number of images to show.")] = 12,
     as_json: Annotated[bool, Option("--json", help="Print a JSON list.")] = False,
     page: Annotated[
-        Path | None,
-        Option("--html", metavar="FILE", help="Also write an HTML page with thumbnails.", show_default=False),
+        Path | None, Option("--html", metavar="FILE", help="Also write an HTML page with thumbnails.")
     ] = None,
     fresh: Annotated[bool, Option("--fresh", help="Embed all images again.")] = False,
     device: flags.Where = "auto",
@@ -230,8 +224,7 @@ def embed(
         list[str] | None, Option("--text", metavar="TEXT", help="Text to embed instead of images. Repeatable.")
     ] = None,
     texts_file: Annotated[
-        Path | None,
-        Option("--texts-file", metavar="FILE", help="File with more texts, one per line.", show_default=False),
+        Path | None, Option("--texts-file", metavar="FILE", help="File with more texts, one per line.")
     ] = None,
     out: Annotated[
         Path,
