@@ -96,10 +96,15 @@ def read_json(file: Path, hint: str) -> dict[str, Any]:
     """The JSON object in a file. Raises DcclipError with `hint` if the file is missing."""
     if not file.is_file():
         raise DcclipError(f"{file.parent} has no {file.name}", hint)
+    return json_object(file.read_bytes(), str(file), "copy the directory again")
+
+
+def json_object(text: str | bytes, where: str, hint: str) -> dict[str, Any]:
+    """The JSON object in a text. Raises DcclipError with `where` and `hint` if it is something else."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DcclipError(f"{file} is not JSON: {error}", "copy the directory again") from None
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DcclipError(f"{where} is not JSON: {error}", hint) from None
     if not isinstance(content, dict):
-        raise DcclipError(f"{file} is not a JSON object", "copy the directory again")
+        raise DcclipError(f"{where} is not a JSON object", hint)
     return content

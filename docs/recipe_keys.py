@@ -104,7 +104,6 @@ SECTIONS = {
     "SameCaption": "collect.duplicates: {kind: same-caption}",
     "ReportOptions": "collect.report",
     "ClusterOptions": "collect.cluster",
-    "RayOptions": "collect.cluster.ray",
     "SlurmOptions": "collect.cluster.slurm",
     "TrainOptions": "distill and align",
     "OptimizerOptions": "distill.optimizer, align.optimizer",

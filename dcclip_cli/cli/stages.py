@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dcclip_cli.recipe.run import ModelSummary
     from dcclip_cli.run_dir import TrainResult
 
-_ENGINE = Option("--engine", help="What runs the tasks; ray and slurm are set up by the key collect.cluster.")
+_ENGINE = Option("--engine", help="What runs the tasks; slurm is set up by the key collect.cluster.")
 _WORKERS = Option("--workers", min=1, help="Tasks that run at a time. Default: one per core.")
 _LIMIT = Option("--limit", min=1, metavar="N", help="Try the recipe on about N pairs, in a folder of their own.")
 

@@ -125,7 +125,7 @@ def _run_steps(
     if options.scores:
         with _watched(progress, "score", found, work.read(0).parent, SCORES):
             engine.run(ScoreStep(options, work, slices), work.logs("score"))
-    engine.run(DedupStep(options, work, 1, slices), work.logs("dedup"))
+    engine.run(DedupStep(options, work, 1), work.logs("dedup"))
     with _watched(progress, "write", found, work.written(0).parent):
         engine.run(WriteStep(options, work, slices), work.logs("write"))
     return _finish(options, work, slices)

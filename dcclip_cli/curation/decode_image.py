@@ -47,9 +47,8 @@ def decode_image(data: bytes) -> DecodedImage | Drop:
         return Drop("image-unreadable", error.what)
     if suffix == "jpg" and _ends_in_fill(image):
         return Drop("image-unreadable", "the lower part is the grey that stands for missing data")
-    return DecodedImage(
-        image, suffix, 1 if suffix == "jpg" else frames, len(data)
-    )  # a second JPEG inside is no animation
+    # A second JPEG inside is no animation.
+    return DecodedImage(image, suffix, 1 if suffix == "jpg" else frames, len(data))
 
 
 def image_suffix(image: bytes) -> str | None:

@@ -25,9 +25,9 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import begin_worker, cores
 from dcclip_cli.options import Options, Removed
 
-EngineName = Literal["local", "ray", "slurm"]
-
 _ASK_SLURM_S = 5.0
+# Values of a removed key that change nothing.
+_OLD_RAY: tuple[Any, ...] = (None, {}, {"address": None, "cpus": 1, "memory_gb": 1})
 _LARGEST_ARRAY = 1_000  # tasks of one job array; Slurm's MaxArraySize is 1001 by default
 _SCRIPT = """#!/bin/bash
 {directives}
@@ -35,14 +35,6 @@ set -e
 {setup}
 exec python -m dcclip_cli.curation.executors {step} $(($1 + SLURM_ARRAY_TASK_ID))
 """
-
-
-class RayOptions(Options):
-    """Which Ray cluster is used and what each task reserves on it."""
-
-    address: str | None = Field(None, description="Address of the cluster, for example auto; null starts Ray locally")
-    cpus: int = Field(1, ge=1, description="CPU cores reserved for each task")
-    memory_gb: float = Field(1.0, gt=0, description="Memory reserved for each task, in GB")
 
 
 class SlurmOptions(Options):
@@ -59,9 +51,10 @@ class SlurmOptions(Options):
 
 
 class ClusterOptions(Options):
-    """How --engine ray and --engine slurm run the tasks; does not change the output."""
+    """How --engine slurm runs the tasks; does not change the output."""
 
-    ray: RayOptions = Field(RayOptions(), description="Options of --engine ray")
+    removed: ClassVar = {"ray": Removed("name the cluster in the environment variable RAY_ADDRESS", _OLD_RAY)}
+
     slurm: SlurmOptions | None = Field(None, description="Options of --engine slurm")
 
 
@@ -86,7 +79,7 @@ class Step(Protocol):
 class Engine:
     """Where tasks run, and how many at a time (None: one for each core, or as many as the cluster allows)."""
 
-    name: EngineName = "local"
+    name: Literal["local", "ray", "slurm"] = "local"
     workers: int | None = None
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
 
@@ -111,13 +104,10 @@ class Engine:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
 
-        options = self.cluster.ray
         if not ray.is_initialized():
-            local_cores = self.workers if options.address is None else None
-            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-            ray.init(address=options.address, num_cpus=local_cores, **quiet)
-        reserved = {"num_cpus": options.cpus, "memory": int(options.memory_gb * 2**30)}
-        remote, shared = ray.remote(_run_task).options(**reserved), ray.put(step)
+            local_cores = None if os.environ.get("RAY_ADDRESS") else self.workers
+            ray.init(num_cpus=local_cores, log_to_driver=False, logging_level=logging.ERROR)
+        remote, shared = ray.remote(lambda step, task: step.run(task)), ray.put(step)
         running: dict[Any, int] = {}
         waiting = list(reversed(pending))
         while waiting or running:
@@ -144,9 +134,8 @@ class Engine:
         """Submit arrays that start one after the other; `last` gets the number of the last one's job."""
         options = self.cluster.slurm
         if options is None:
-            raise DcclipError(
-                "--engine slurm needs a partition", "give it with: --set collect.cluster.slurm.partition=NAME"
-            )
+            hint = "give it with: --set collect.cluster.slurm.partition=NAME"
+            raise DcclipError("--engine slurm needs a partition", hint)
         if shutil.which("sbatch") is None:
             raise DcclipError("--engine slurm: there is no sbatch here", "run the command on a Slurm login node")
         logs.mkdir(parents=True, exist_ok=True)
@@ -197,7 +186,7 @@ def _run_locally(step: Step, pending: Sequence[int], workers: int) -> None:
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, context, begin_worker)
     try:
-        for done in as_completed([pool.submit(_run_task, step, task) for task in pending]):
+        for done in as_completed([pool.submit(step.run, task) for task in pending]):
             done.result()
         pool.shutdown()
     except BrokenProcessPool:
@@ -212,15 +201,6 @@ def _run_locally(step: Step, pending: Sequence[int], workers: int) -> None:
         raise
 
 
-def _run_task(step: Step, task: int) -> None:
-    step.run(task)
-
-
-def _run_slurm_task(pickled: Path, index: int) -> None:
-    """Do the pending task with this index; the pickle is that of `_submit`."""
-    step, pending = pickle.loads(pickled.read_bytes())
-    step.run(pending[index])
-
-
-if __name__ == "__main__":
-    _run_slurm_task(Path(sys.argv[1]), int(sys.argv[2]))
+if __name__ == "__main__":  # a task of a Slurm array: the pickle is that of `_submit`
+    pickled_step, pending_tasks = pickle.loads(Path(sys.argv[1]).read_bytes())
+    pickled_step.run(pending_tasks[int(sys.argv[2])])

@@ -72,19 +72,13 @@ def _without_entities(caption: str) -> str:
 
 def _repair_gbk(caption: str) -> str:
     """The Chinese behind 绾㈣壊璺戣溅 (UTF-8 read as GBK) or ºìÉ«ÅÜ³µ (GBK read as Latin-1), unknown to ftfy."""
-    repaired = None
     if _HAN.search(caption):
-        repaired = _decoded(as_gbk(caption), "utf-8")
+        repaired = as_gbk(caption).decode("utf-8", "replace")
     elif _HIGH_LATIN.search(caption):
-        repaired = _decoded(caption.encode("latin-1", "replace"), "gb2312")
-    return repaired if repaired and len(_HAN.findall(repaired)) >= 2 and _CHINESE.fullmatch(repaired) else caption
-
-
-def _decoded(data: bytes, encoding: str) -> str | None:
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError:
-        return None
+        repaired = caption.encode("latin-1", "replace").decode("gb2312", "replace")
+    else:
+        return caption
+    return repaired if len(_HAN.findall(repaired)) >= 2 and _CHINESE.fullmatch(repaired) else caption
 
 
 @functools.cache

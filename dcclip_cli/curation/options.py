@@ -8,7 +8,7 @@ from pydantic import Field
 
 from dcclip_cli.curation.dedup.dedup import DedupOptions
 from dcclip_cli.curation.executors import ClusterOptions
-from dcclip_cli.curation.fetch import FetchOptions
+from dcclip_cli.curation.fetch.request import FetchOptions
 from dcclip_cli.curation.filters import DEFAULT_FILTERS, AnyFilter
 from dcclip_cli.curation.normalize_text import NormalizeOptions
 from dcclip_cli.curation.scores.scorers import Scorers
@@ -53,4 +53,4 @@ class CollectOptions(DedupOptions):
         1000, ge=1, le=100_000, description="Candidates read per shard; a shard contains those of them that are kept"
     )
     report: ReportOptions = Field(ReportOptions(), description="Contents of report.html")
-    cluster: Neutral[ClusterOptions] = Field(ClusterOptions(), description="Where --engine ray and slurm run")
+    cluster: Neutral[ClusterOptions] = Field(ClusterOptions(), description="What --engine slurm asks of the cluster")

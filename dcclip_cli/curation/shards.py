@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import tarfile
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dcclip_cli.curation.decode_image import image_suffix
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.data.reading import Drop
+from dcclip_cli.files import file_sha256
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,16 +42,15 @@ def record(pair: Pair) -> bytes:
 
 
 class ShardWriter:
-    """Writes one tar with KEY.jpg|png|webp and KEY.json of each pair, and hashes it while writing.
+    """Writes one tar with KEY.jpg|png|webp and KEY.json of each pair.
 
     Owner, mode and time are fixed, so that equal pairs give equal files.
     """
 
     def __init__(self, path: Path) -> None:
         self.pairs = 0
-        self._file = path.open("wb")
-        self._hash = hashlib.sha256()
-        self._tar = tarfile.open(fileobj=self, mode="w")  # type: ignore[call-overload]  # noqa: SIM115
+        self._path = path
+        self._tar = tarfile.open(path, "w")  # noqa: SIM115
 
     def add(self, pair: Pair) -> None:
         """Add a pair; its image must be a JPEG, PNG or WebP file."""
@@ -66,16 +65,7 @@ class ShardWriter:
     def finish(self, name: str) -> Shard:
         """Close the file and describe it; `name` is its final name."""
         self._tar.close()
-        self._file.close()
-        return Shard(name, self.pairs, self._hash.hexdigest())
-
-    def write(self, content: bytes) -> int:
-        """For tarfile, which uses this object as its file."""
-        self._hash.update(content)
-        return self._file.write(content)
-
-    def tell(self) -> int:
-        return self._file.tell()
+        return Shard(name, self.pairs, file_sha256(self._path))
 
 
 class DroppedTable:
@@ -89,11 +79,9 @@ class DroppedTable:
         self._rows = list(rows)
 
     def add_pair(self, pair: Pair, drop: Drop) -> None:
-        """Add a whole pair, with its captions."""
         self._add(pair, drop, None, {"zh": pair.zh, "en": pair.en})
 
     def add_captions(self, pair: Pair, captions: Iterable[tuple[Language, str, Drop]]) -> None:
-        """Add single captions of a pair."""
         for language, caption, drop in captions:
             self._add(pair, drop, language, {language: (caption,)})
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dcclip_cli.curation.dedup.dedup import signature_schema, signatures_of
 from dcclip_cli.curation.filter_pair import FilterResult
@@ -15,9 +15,6 @@ from dcclip_cli.curation.report.statistics import Statistics
 from dcclip_cli.curation.shards import DroppedTable
 from dcclip_cli.curation.work import DROPPED, EXAMPLES, PAIRS, SIGNATURES, STATISTICS, write_json
 from dcclip_cli.data.pair import LANGUAGES, Pair
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _GROUP_PAIRS, _GROUP_BYTES = 256, 32_000_000  # of a row group, which readers have in memory as a whole
 
@@ -32,34 +29,23 @@ class Kept:
 
 def write_pairs(path: Path, pairs: Iterable[Kept]) -> None:
     """Write pairs as Parquet like `data.dataset.write_parquet`, with `width` and `height`, in small row groups."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    texts = pa.list_(pa.string())
+    fields = {"key": pa.string(), "image": pa.binary(), "zh": texts, "en": texts, "meta": pa.string()}
+    schema = pa.schema(fields | {"width": pa.int32(), "height": pa.int32()})
     # Images do not compress, and this file is read once and deleted.
-    with pq.ParquetWriter(path, _pairs_schema(), compression="none", use_dictionary=False) as file:
-        group: list[Kept] = []
+    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as file:
+        rows: list[dict[str, Any]] = []
         for kept in pairs:
-            group.append(kept)
-            if len(group) >= _GROUP_PAIRS or sum(len(one.pair.image) for one in group) >= _GROUP_BYTES:
-                file.write_table(_pairs_table(group))
-                group = []
-        if group:
-            file.write_table(_pairs_table(group))
-
-
-def _pairs_table(group: list[Kept]) -> pa.Table:
-    import pyarrow as pa
-
-    pairs = [kept.pair for kept in group]
-    columns: dict[str, list[Any]] = {
-        "key": [pair.key for pair in pairs],
-        "image": [pair.image for pair in pairs],
-        **{name: [list(pair.captions(name)) for pair in pairs] for name in LANGUAGES},
-        # In ASCII, so that lone surrogates survive.
-        "meta": [json.dumps(pair.meta, sort_keys=True) for pair in pairs],
-        "width": [kept.size[0] for kept in group],
-        "height": [kept.size[1] for kept in group],
-    }
-    return pa.Table.from_pydict(columns, schema=_pairs_schema())
+            meta = json.dumps(kept.pair.meta, sort_keys=True)  # in ASCII, so that lone surrogates survive
+            rows.append(vars(kept.pair) | {"meta": meta, "width": kept.size[0], "height": kept.size[1]})
+            if len(rows) >= _GROUP_PAIRS or sum(len(row["image"]) for row in rows) >= _GROUP_BYTES:
+                file.write_table(pa.Table.from_pylist(rows, schema))
+                rows = []
+        if rows:
+            file.write_table(pa.Table.from_pylist(rows, schema))
 
 
 def read_pairs(path: Path) -> Iterator[Kept]:
@@ -91,7 +77,6 @@ class Account:
     dropped: DroppedTable = field(default_factory=DroppedTable)
 
     def write(self, folder: Path) -> None:
-        """Write all three into a folder."""
         write_json(folder / STATISTICS, self.statistics.as_dict())
         self.examples.write(folder / EXAMPLES)
         self.dropped.write(folder / DROPPED)
@@ -124,11 +109,3 @@ def keep_slice(folder: Path, results: Iterable[FilterResult], examples: int) -> 
     write_pairs(folder / PAIRS, kept())
     pq.write_table(pa.Table.from_pylist(signatures, schema=signature_schema()), folder / SIGNATURES, compression="zstd")
     account.write(folder)
-
-
-def _pairs_schema() -> pa.Schema:
-    import pyarrow as pa
-
-    texts = pa.list_(pa.string())
-    fields = {"key": pa.string(), "image": pa.binary(), "zh": texts, "en": texts, "meta": pa.string()}
-    return pa.schema(fields | {"width": pa.int32(), "height": pa.int32()})

@@ -50,7 +50,7 @@ class ReadStep(SliceStep):
         return self.work.read(task)
 
     def run(self, task: int) -> None:
-        from dcclip_cli.curation.fetch import Fetcher
+        from dcclip_cli.curation.fetch.fetcher import Fetcher
 
         with whole_folder(self.result(task)) as folder, Fetcher(self.options.fetch) as fetcher:
             candidates = fetcher.fetch_all(self._candidates(task))
@@ -87,12 +87,10 @@ class ScoreStep(SliceStep):
             score_slice(self.work.read(task) / PAIRS, self.options.scores, path)
 
 
-@dataclass(frozen=True)
 class DedupStep(SliceStep):
     """The single task that looks at all pairs of all slices at once."""
 
     name = "dedup"
-    slices: int
 
     def result(self, task: int) -> Path:
         return self.work.deduped
@@ -101,18 +99,12 @@ class DedupStep(SliceStep):
         from dcclip_cli.curation.dedup.dedup import dedup
         from dcclip_cli.curation.scores.base import ScoreFilter
 
-        folders = [self.work.read(number) for number in range(self.slices)]
-        scores = [folder / SCORES for folder in folders] if self.options.scores else []
-        first = [ScoreFilter(scorers=self.options.scores)] if self.options.scores else []
+        options = self.options
+        folders = [self.work.read(number) for number in range((self.work.plan() or {})["slices"])]
+        scores = [folder / SCORES for folder in folders] if options.scores else []
+        first = [ScoreFilter(scorers=options.scores)] if options.scores else []
         with whole_folder(self.result(task)) as out:
-            dedup(
-                [folder / SIGNATURES for folder in folders],
-                scores,
-                self.options,
-                out,
-                first=first,
-                needs=self.options.needs,
-            )
+            dedup([folder / SIGNATURES for folder in folders], scores, options, out, first=first, needs=options.needs)
 
 
 class WriteStep(SliceStep):

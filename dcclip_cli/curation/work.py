@@ -2,7 +2,7 @@
 
     .collect.partial/
       plan.json                     fingerprint, and the number of slices
-      slices.jsonl, slices.index    the slices, and the offset of each one's line
+      slices.jsonl                  the slices, one a line
       read/000000/                  pairs.parquet, signatures.parquet, dropped.parquet, stats.json, examples.json,
                                     with scorers scores.parquet
       dedup/                        decisions.parquet, captions.parquet
@@ -22,7 +22,8 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +64,8 @@ class Reading:
 class Plan:
     """All slices of all sources, in order."""
 
-    assignments: tuple[Assignment, ...]
-    readings: tuple[Reading, ...]
+    assignments: list[Assignment]
+    readings: list[Reading]
 
     @property
     def about(self) -> int:
@@ -79,22 +80,19 @@ def plan(options: CollectOptions, limit: int | None = None) -> Plan:
     for scorer in options.scores:
         scorer.check()
     assignments: list[Assignment] = []
-    readings = []
-    left = limit
+    readings: list[Reading] = []
     for number, source in enumerate(options.sources):
         found = [Assignment(number, one) for one in source.slices(options.shard_size)]
-        if left is not None:
-            share = -(-left // (len(options.sources) - number))
-            found = list(_first(found, share))
-            left -= sum(one.slice.about for one in found)
+        if limit is not None:
+            left = limit - sum(reading.about for reading in readings)
+            found = list(_first(found, -(-left // (len(options.sources) - number))))
         assignments += found
-        about = sum(one.slice.about for one in found)
-        readings.append(Reading(source.label, source.kind, about, len(found)))
+        readings.append(Reading(source.label, source.kind, sum(one.slice.about for one in found), len(found)))
     if len(assignments) > _MAX_SLICES:
         raise DcclipError(f"{len(assignments):,} slices are too many", "make collect.shard_size larger")
     if not assignments:
         raise DcclipError("the sources are empty", "check their paths")
-    return Plan(tuple(assignments), tuple(readings))
+    return Plan(assignments, readings)
 
 
 def _first(assignments: Iterable[Assignment], share: int) -> Iterator[Assignment]:
@@ -111,22 +109,11 @@ def fingerprint(options: CollectOptions, found: Plan) -> str:
     digest = hashlib.sha256()
     digest.update(json.dumps([decisive(options), versions(LIBRARIES)], sort_keys=True).encode())
     for one in found.assignments:
-        digest.update(json.dumps([one.source, one.slice.part, one.at_most, *_stamps(one.slice.part)]).encode())
+        paths = [each for each in one.slice.part.values() if isinstance(each, str) and each.startswith("/")]
+        stats = [os.stat(path) for path in paths if os.path.exists(path)]
+        stamps = [[each.st_size, each.st_mtime_ns] for each in stats]
+        digest.update(json.dumps([one.source, one.slice.part, one.at_most, *stamps]).encode())
     return digest.hexdigest()
-
-
-def _stamps(part: Any) -> list[list[int]]:
-    """Size and modification time of each file that a slice names."""
-    if isinstance(part, str):
-        if not part.startswith("/"):
-            return []
-        try:
-            facts = os.stat(part)
-        except (OSError, ValueError):
-            return []
-        return [[facts.st_size, facts.st_mtime_ns]]
-    inner = part.values() if hasattr(part, "values") else part if isinstance(part, list | tuple) else ()
-    return [stamp for value in inner for stamp in _stamps(value)]
 
 
 @dataclass(frozen=True)
@@ -162,11 +149,8 @@ class WorkFolder:
         with whole_folder(self.root) as folder:
             for name in ("read", "write", "out", "logs"):
                 (folder / name).mkdir()
-            with (folder / "slices.jsonl").open("wb") as lines, (folder / "slices.index").open("wb") as index:
-                for one in assignments:
-                    index.write(lines.tell().to_bytes(8, "little"))
-                    line = {"source": one.source, "part": one.slice.part, "about": one.slice.about, "most": one.at_most}
-                    lines.write(json.dumps(line).encode() + b"\n")
+            with (folder / "slices.jsonl").open("w") as lines:
+                lines.writelines(json.dumps(asdict(one)) + "\n" for one in assignments)
             write_json(folder / "plan.json", plan)
 
     def plan(self) -> dict[str, Any] | None:
@@ -177,12 +161,9 @@ class WorkFolder:
             return None
 
     def assignment(self, number: int) -> Assignment:
-        """One slice, without reading the others."""
-        with (self.root / "slices.index").open("rb") as index, (self.root / "slices.jsonl").open("rb") as lines:
-            index.seek(8 * number)
-            lines.seek(int.from_bytes(index.read(8), "little"))
-            line = json.loads(lines.readline())
-        return Assignment(line["source"], Slice(line["part"], line["about"]), line["most"])
+        with (self.root / "slices.jsonl").open() as lines:
+            found = json.loads(next(islice(lines, number, None)))
+        return Assignment(**found | {"slice": Slice(**found["slice"])})
 
 
 def name_of(number: int) -> str:

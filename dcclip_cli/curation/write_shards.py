@@ -14,7 +14,7 @@ from dcclip_cli.curation.filter_pair import too_large
 from dcclip_cli.curation.report.examples import Examples
 from dcclip_cli.curation.report.statistics import MOVED, DroppedCaption, Statistics
 from dcclip_cli.curation.shards import DroppedTable, ShardWriter
-from dcclip_cli.curation.slices import Account, Kept, read_pairs
+from dcclip_cli.curation.slices import Account, read_pairs
 from dcclip_cli.curation.work import DROPPED, PAIRS, SCORES, SHARD, WorkFolder, name_of, whole_folder, write_json
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.data.reading import Drop
@@ -82,19 +82,16 @@ def _decisions(work: WorkFolder, number: int) -> Iterator[Decision]:
     within = [("key", ">=", name_of(number)), ("key", "<", name_of(number + 1))]
     decisions, captions = (_by_key(work.deduped / name, within) for name in (DECISIONS, CAPTIONS))
     for kept in read_pairs(work.read(number) / PAIRS):
-        dropped = tuple((row["language"], row["caption"], _drop(row)) for row in captions.get(kept.pair.key, ()))
-        yield _decision(kept, decisions[kept.pair.key][0], dropped)
-
-
-def _decision(kept: Kept, row: dict[str, Any], dropped: tuple[DroppedCaption, ...]) -> Decision:
-    before = kept.pair
-    if row["reason"] is None:
-        meta = before.meta | ({"scores": json.loads(row["scores"])} if row["scores"] else {})
-        pair = replace(before, zh=tuple(row["zh"]), en=tuple(row["en"]), meta=meta)
-        return Decision(before, kept.size, pair, too_large(pair), dropped)
-    gone = {(language, text) for language, text, _ in dropped}
-    zh, en = (tuple(text for text in before.captions(each) if (each, text) not in gone) for each in LANGUAGES)
-    return Decision(before, kept.size, replace(before, zh=zh, en=en), _drop(row), dropped)
+        before, row = kept.pair, decisions[kept.pair.key][0]
+        dropped = tuple((each["language"], each["caption"], _drop(each)) for each in captions.get(before.key, ()))
+        if row["reason"] is None:
+            meta = before.meta | ({"scores": json.loads(row["scores"])} if row["scores"] else {})
+            pair = replace(before, zh=tuple(row["zh"]), en=tuple(row["en"]), meta=meta)
+            yield Decision(before, kept.size, pair, too_large(pair), dropped)
+        else:
+            gone = {(language, text) for language, text, _ in dropped}
+            zh, en = (tuple(text for text in before.captions(each) if (each, text) not in gone) for each in LANGUAGES)
+            yield Decision(before, kept.size, replace(before, zh=zh, en=en), _drop(row), dropped)
 
 
 def _drop(row: dict[str, Any]) -> Drop:

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, Self
 from dcclip_cli.data.pair import LANGUAGES, FileDataset, Pair, PairDataset, caption_strings
 from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, tar_members
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import json_object
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+
+_AGAIN = "write or collect it again"
 
 
 class ParquetDataset(FileDataset):
@@ -78,7 +81,7 @@ class ParquetDataset(FileDataset):
             image = image.get("bytes")
         if not isinstance(image, bytes):
             raise DcclipError(f"{self.path}: pair {key} has no image bytes", "leave the pair out, or write its image")
-        meta = _record(self._table["meta"][index].as_py() or "{}", f"{self.path}: meta of pair {key}")
+        meta = json_object(self._table["meta"][index].as_py() or "{}", f"{self.path}: meta of pair {key}", _AGAIN)
         return Pair(key, image, self._captions["zh"][index], self._captions["en"][index], meta)
 
 
@@ -104,15 +107,14 @@ class TarDataset(FileDataset):
     def __init__(self, path: Path, shards: list[Path], uncaptioned: bool = False) -> None:
         """With `uncaptioned`, images without a record belong to it as well."""
         self.path, self.files = path, shards
-        self._keys: list[str] = []
-        self._images: list[tuple[int, int, int]] = []  # shard, offset, bytes
-        self._records: list[dict[str, Any]] = []
+        # Key, place of the image (shard, offset, bytes) and record.
+        self._pairs: list[tuple[str, tuple[int, int, int], dict[str, Any]]] = []
         for number, shard in enumerate(shards):
             self._index(number, shard, uncaptioned)
         self._captions = {
             language: [
                 caption_strings(record.pop(language, ()), f"{path}: {language} of pair {key}")
-                for key, record in zip(self._keys, self._records, strict=True)
+                for key, _, record in self._pairs
             ]
             for language in LANGUAGES
         }
@@ -140,35 +142,23 @@ class TarDataset(FileDataset):
                     images[stem] = (number, member.offset, member.size)
                 elif suffix == ".json" and member.size <= MAX_TEXT_BYTES:
                     stream.seek(member.offset)
-                    records[stem] = _record(stream.read(member.size), f"{shard}: {member.name}")
-        keys = [key for key in images if key in records or uncaptioned]
-        self._keys += keys
-        self._images += [images[key] for key in keys]
-        self._records += [records.get(key, {}) for key in keys]
+                    records[stem] = json_object(stream.read(member.size), f"{shard}: {member.name}", _AGAIN)
+        found = ((key, place) for key, place in images.items() if key in records or uncaptioned)
+        self._pairs += [(key, place, records.get(key, {})) for key, place in found]
 
     def keys(self) -> list[str]:
-        return list(self._keys)
+        return [key for key, _, _ in self._pairs]
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._pairs)
 
     def __getitem__(self, index: int) -> Pair:
-        shard, offset, size = self._images[index]
+        key, (shard, offset, size), record = self._pairs[index]
         with self.files[shard].open("rb") as stream:
             stream.seek(offset)
             image = stream.read(size)
         zh, en = (self._captions[language][index] for language in LANGUAGES)
-        return Pair(self._keys[index], image, zh, en, dict(self._records[index]))
-
-
-def _record(text: str | bytes, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DcclipError(f"{where} is not JSON: {error}", "write or collect it again") from None
-    if not isinstance(record, dict):
-        raise DcclipError(f"{where} is not a JSON object", "write or collect it again")
-    return record
+        return Pair(key, image, zh, en, dict(record))
 
 
 class ConcatDataset(PairDataset):
@@ -227,16 +217,7 @@ def write_parquet(path: Path, pairs: Iterable[Pair]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [
-        {
-            "key": pair.key,
-            "image": pair.image,
-            "zh": list(pair.zh),
-            "en": list(pair.en),
-            "meta": json.dumps(pair.meta, ensure_ascii=False, sort_keys=True),
-        }
-        for pair in pairs
-    ]
+    rows = [{**vars(pair), "meta": json.dumps(pair.meta, ensure_ascii=False, sort_keys=True)} for pair in pairs]
     strings = pa.list_(pa.string())
     fields = {"key": pa.string(), "image": pa.binary(), "zh": strings, "en": strings, "meta": pa.string()}
     pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields)), path, compression="zstd")

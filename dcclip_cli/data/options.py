@@ -20,29 +20,23 @@ class DataOptions(Options):
     """Where training data comes from. Pairs: a Parquet or tar file, a folder of tar shards, or `collect`."""
 
     train: str | None = Field(
-        None,
-        description="Image-text pairs to train on; `collect`: the output of this recipe's collect stage. "
-        "Required by align",
+        None, description="Image-text pairs to train on, or `collect`: the output of this recipe. Required by align"
     )
     validation: str | None = Field(
-        None,
-        description="Image-text pairs for validation during training and for checking an export "
-        "(an export falls back to the training pairs)",
+        None, description="Image-text pairs for validation and for checking an export; export falls back to data.train"
     )
     images: str | None = Field(
-        None,
-        description="Images without captions, for distilling the image tower: a folder, a Parquet file or a tar file",
+        None, description="Images without captions, to distill the image tower: a folder, a Parquet file or a tar file"
     )
     texts: str | None = Field(
-        None,
-        description="Texts without images, for distilling the text tower: .txt, .tsv, .csv or .jsonl, or pairs",
+        None, description="Texts without images, to distill the text tower: .txt, .tsv, .csv or .jsonl, or pairs"
     )
     phrases: int = Field(
         0,
         ge=0,
         le=10_000_000,
-        description="Number of phrases to add to data.texts, each made of two or three of its short texts, so that "
-        "the text tower learns to read combinations that the data does not contain",
+        description="Number of phrases added to data.texts, each made of two or three of its short texts, so that the "
+        "text tower learns to read combinations that the data does not contain",
     )
 
     @model_validator(mode="after")
@@ -60,21 +54,12 @@ class CaptionOptions(Options):
     renamed = {"also_other": "second_caption", "share": "caption_fraction"}
 
     languages: tuple[Language, ...] = Field(LANGUAGES, description="Caption languages to train on")
-    first: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="Probability of choosing a pair's first caption; the other captions share the rest equally",
-    )
+    first: float = Field(0.5, ge=0, le=1, description="Probability of the first caption; others share the rest equally")
     second_caption: bool = Field(
-        False,
-        description="Always use the first caption, and one of the other captions as a second positive",
+        False, description="Always use the first caption, and one of the other captions as a second positive"
     )
     caption_fraction: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="Fraction of each batch whose captions are used: text is learnt sooner than images",
+        1.0, gt=0, le=1, description="Fraction of each batch whose captions are used: text is learnt sooner than images"
     )
 
 
@@ -83,23 +68,13 @@ class Augment(Options):
 
     background: Literal["white", "random"] = Field("white", description="Background of transparent images")
     crop: float = Field(1.0, gt=0, le=1, description="Smallest fraction of the area that a random crop keeps")
-    scale: tuple[float, float] = Field(
-        (1.0, 1.0), description="Range of the zoom factor; below 1 the background shows around the image"
-    )
+    scale: tuple[float, float] = Field((1.0, 1.0), description="Range of the zoom factor; below 1 the background shows")
     rotate: float = Field(0.0, ge=0, le=180, description="Largest rotation in either direction, in degrees")
-    translate: float = Field(
-        0.0, ge=0, le=1, description="Largest shift in either direction, as a fraction of the side"
-    )
+    translate: float = Field(0.0, ge=0, le=1, description="Largest shift either way, as a fraction of the side")
     colour: float = Field(0.0, ge=0, le=1, description="Largest relative change of brightness, contrast and saturation")
-    blur: float = Field(
-        0.0,
-        ge=0,
-        description="Largest radius of a Gaussian blur of half of the images, in pixels of the original image",
-    )
+    blur: float = Field(0.0, ge=0, description="Largest radius in pixels of a Gaussian blur of half of the images")
     grey: float = Field(0.0, ge=0, le=1, description="Probability of turning an image grey")
-    flip: bool = Field(
-        False, description="Mirror half of the images: helps distill, harms align if captions mention left or right"
-    )
+    flip: bool = Field(False, description="Mirror half of the images: harms align if captions mention left or right")
 
     def __call__(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
         """The augmented image, RGB. Draws the same number of random numbers for every image."""

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, cast
 
-import numpy as np
-
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_IMAGE_BYTES = 64_000_000
 MAX_TEXT_BYTES = 1_000_000  # of a row in a table, of a caption file or a record next to an image; captions are short
@@ -205,21 +203,6 @@ def lines(stream: BinaryIO, limit: int, number: int = 1) -> Iterator[Row]:
         start, number = end, number + 1
 
 
-def line_cuts(stream: BinaryIO, size: int, number: int = 1) -> Iterator[Cut]:
-    """Ranges of `size` lines from the stream's position, found by line ends alone."""
-    start = position = stream.tell()
-    count, unended = 0, False  # whole lines since `start`; whether the file's last line has no end
-    while chunk := stream.read(_CHUNK):
-        ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == 10) + 1
-        for end in ends[size - count - 1 :: size].tolist():
-            yield Cut(start, position + end, number, size)
-            start, number = position + end, number + size
-        count = (count + len(ends)) % size
-        position, unended = position + len(chunk), not chunk.endswith(b"\n")
-    if start < position:
-        yield Cut(start, position, number, count + unended)
-
-
 def records(stream: BinaryIO, limit: int, number: int = 1) -> Iterator[Row]:
     """The records of a CSV file from the stream's position: a quoted field may contain line ends.
 
@@ -239,16 +222,18 @@ def records(stream: BinaryIO, limit: int, number: int = 1) -> Iterator[Row]:
         start, number = stream.tell(), number + (1 if inside or total > limit else len(parts))
 
 
-def record_cuts(stream: BinaryIO, size: int, limit: int, number: int = 1) -> Iterator[Cut]:
-    """Ranges of `size` records of a CSV file."""
-    start, first, count = stream.tell(), number, 0
-    for row in records(stream, limit, number):
+def cuts(stream: BinaryIO, rows: Iterator[Row], size: int) -> Iterator[Cut]:
+    """Ranges of `size` rows: lines or records of the stream."""
+    start = number = count = 0
+    for row in rows:
         if count == size:
-            yield Cut(start, row.start, first, count)
-            start, first, count = row.start, row.number, 0
+            yield Cut(start, row.start, number, count)
+            count = 0
+        if not count:
+            start, number = row.start, row.number
         count += 1
     if count:
-        yield Cut(start, stream.seek(0, 2), first, count)
+        yield Cut(start, stream.seek(0, 2), number, count)
 
 
 def _open_after(line: bytes, inside: bool) -> bool:

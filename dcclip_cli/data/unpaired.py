@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -18,9 +17,11 @@ from dcclip_cli.data.dataset import ConcatDataset, find_dataset
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, PairDataset, caption_strings
 from dcclip_cli.data.reading import IMAGE_SUFFIXES
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import json_object
 from dcclip_cli.text import language_by_script
 
 Captions = dict[Language, tuple[str, ...]]
+_EXAMPLE = 'write lines like {"zh": "猫", "en": "cat"}'
 
 # ---- images without captions
 
@@ -46,8 +47,9 @@ class ImageFolder(PairDataset):
 
     has_uncaptioned_images = True
 
-    def __init__(self, path: Path, files: Sequence[Path]) -> None:
-        self.path, self.files = path, list(files)
+    def __init__(self, path: Path) -> None:
+        files = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        self.path, self.files = path, sorted(files)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -66,14 +68,10 @@ def open_images(path: str | Path) -> PairDataset:
     if (pairs := find_dataset(path, uncaptioned=True)) is not None:
         dataset: PairDataset = ImageDataset(pairs)
     else:
-        files = path.rglob("*") if path.is_dir() else ()
-        dataset = ImageFolder(
-            path, sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-        )
+        dataset = ImageFolder(path)
     if not len(dataset):
-        raise DcclipError(
-            f"{path} has no images", "name a folder of JPEG, PNG or WebP files, a .parquet file or a .tar file"
-        )
+        hint = "name a folder of JPEG, PNG or WebP files, a .parquet file or a .tar file"
+        raise DcclipError(f"{path} has no images", hint)
     return dataset
 
 
@@ -148,36 +146,25 @@ def _table(rows: Iterable[list[str]], path: Path) -> Iterator[Captions]:
             if texts[min(columns.values())] in LANGUAGES:
                 continue  # the header
         if len(texts) <= (last := max(columns.values())):
-            raise DcclipError(
-                f"{path}:{number}: {len(texts)} columns instead of {last + 1}",
-                "each line has the same columns; leave a text empty where it is missing",
-            )
+            hint = "each line has the same columns; leave a text empty where it is missing"
+            raise DcclipError(f"{path}:{number}: {len(texts)} columns instead of {last + 1}", hint)
         yield {language: (texts[column],) for language, column in columns.items() if texts[column]}
 
 
 def _columns(path: Path, first: list[str]) -> dict[Language, int]:
     """The column of each language, from the first line: a header, or Chinese next to English."""
-    named: dict[Language, int] = {language: first.index(language) for language in LANGUAGES if language in first}
-    if named:
+    if named := {language: first.index(language) for language in LANGUAGES if language in first}:
         return named
     languages = [language_by_script(text) for text in first]
     if sorted(languages) != ["en", "zh"]:
-        raise DcclipError(
-            f"{path}:1: cannot tell which column is Chinese and which is English", "begin with a header: zh, en"
-        )
+        what = f"{path}:1: cannot tell which column is Chinese and which is English"
+        raise DcclipError(what, "begin with a header: zh, en")
     return {language: column for column, language in enumerate(languages)}
 
 
 def _objects(stream: Iterable[str], path: Path) -> Iterator[Captions]:
     for number, line in enumerate(stream, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DcclipError(f"{path}:{number}: not JSON: {error}", "write one JSON object a line") from None
-        if not isinstance(record, dict):
-            raise DcclipError(f"{path}:{number}: not a JSON object", 'write lines like {"zh": "猫", "en": "cat"}')
+        record = json_object(line, f"{path}:{number}", _EXAMPLE) if line.strip() else {}
         texts = {key: caption_strings(record.get(key), f"{path}:{number}: {key}") for key in LANGUAGES}
         stripped = {key: tuple(text.strip() for text in own if text.strip()) for key, own in texts.items()}
         yield {key: own for key, own in stripped.items() if own}
@@ -235,15 +222,11 @@ def _phrases(texts: PairDataset, count: int) -> list[Captions]:
             f"short is at most {_LONGEST['zh']} Chinese or {_LONGEST['en']} English characters without a comma; "
             "add some, or set data.phrases: 0",
         )
-    upto = np.cumsum([len(kind) for kind in kinds])
+    kind_of_text = [kind for kind in kinds for _ in kind]
     phrases: list[Captions] = []
     for which, joined, three, *places in np.random.Generator(np.random.Philox(key=_KEY)).random((count, 6)).tolist():
-        kind = kinds[int(np.searchsorted(upto, which * upto[-1], side="right"))]
+        kind = kind_of_text[int(which * len(kind_of_text))]
         parts = [kind[int(place * len(kind))] for place in places[: 2 + (three < _THREE)]]
-        phrases.append(
-            {
-                language: (_JOINS[language][joined >= _JOINED].join(part[language] for part in parts),)
-                for language in parts[0]
-            }
-        )
+        joins = {language: _JOINS[language][joined >= _JOINED] for language in parts[0]}
+        phrases.append({language: (join.join(part[language] for part in parts),) for language, join in joins.items()})
     return phrases

@@ -11,7 +11,7 @@ import numpy as np
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.metrics import metrics_of
-from dcclip_cli.eval.result import EvalResult, load_results
+from dcclip_cli.eval.result import EvalResult, load_results, unpack
 from dcclip_cli.progress import Progress, Silent
 
 RESAMPLES = 1000
@@ -97,8 +97,8 @@ def compare_results(
     progress: Progress | None = None,
 ) -> list[Difference]:
     """The differences on every data set that both have. Raises DcclipError where hashes differ, unless `force`."""
-    others = {_identity(result): result for result in second}
-    pairs = [(one, others[_identity(one)]) for one in first if _identity(one) in others]
+    others = {(other.dataset, other.language, other.task): other for other in second}
+    pairs = [(one, other) for one in first if (other := others.get((one.dataset, one.language, one.task)))]
     if not pairs:
         names = " and ".join(sorted({result.dataset for result in (*first, *second)}))
         raise DcclipError(f"the two have no data set in common (they have {names})", "evaluate both on the same one")
@@ -115,10 +115,6 @@ def compare_results(
             found.append(_difference(one, other, resamples))
             task.advance()
     return found
-
-
-def _identity(result: EvalResult) -> tuple[str, Language, str]:
-    return result.dataset, result.language, result.task
 
 
 def _unlike(one: EvalResult, other: EvalResult) -> tuple[str, ...]:
@@ -142,8 +138,8 @@ def _difference(one: EvalResult, other: EvalResult, resamples: int) -> Differenc
 
 
 def _details(result: EvalResult) -> dict[str, np.ndarray]:
-    found = {name: result.detail(name) for name in result.details}
-    arrays = {name: one for name, one in found.items() if one is not None and name != "predictions"}
+    where = f"{result.dataset} {result.language}"
+    arrays = {name: unpack(one, f"{where}: {name}") for name, one in result.details.items() if name != "predictions"}
     if not arrays:
         raise DcclipError(f"the result on {result.dataset} has no details of its images", "evaluate again")
     return arrays

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -102,7 +102,7 @@ class DataSet:
 
     name: str
     images: Images
-    truth: dict[Language, Classes] | dict[Language, Captions]
+    truth: Mapping[Language, Classes | Captions]
     metric: Metric = "top1"
     split: str = ""
     transform: ImageTransform = ImageTransform()
@@ -170,11 +170,6 @@ def fingerprint_of(files: Iterable[Path], *more: object) -> str:
         about = file.stat()
         digest.update(f"{os.path.abspath(file)}\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
     return digest.hexdigest()
-
-
-def missing_images(images: Sequence[str], where: str) -> DcclipError:
-    """The error for images that a list names and that are not on disk."""
-    return DcclipError(f"{where}: {len(images):,} images are missing, {images[0]} for one", "finish the download")
 
 
 def lines_of(text: Path | bytes | str) -> list[str]:

@@ -16,16 +16,7 @@ from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import prompts, registry
-from dcclip_cli.eval.dataset import (
-    Captions,
-    Classes,
-    DataSet,
-    Images,
-    ImageTransform,
-    Loaded,
-    Location,
-    fingerprint_of,
-)  # fmt: skip
+from dcclip_cli.eval.dataset import Captions, Classes, DataSet, Images, ImageTransform, Loaded, Location, fingerprint_of
 from dcclip_cli.eval.loaders import LOADERS
 from dcclip_cli.eval.loaders.files import image_files, images_by_class
 from dcclip_cli.eval.loaders.hub import HubDataset
@@ -57,9 +48,7 @@ def open_dataset(
         raise registry.unknown(name)
     found = _from_pairs(path, retrieval) if not path.is_dir() or any(path.glob("*.tar")) else _from_folder(path)
     if retrieval and not found.is_retrieval:
-        raise DcclipError(
-            f"{path} has no captions", "retrieval needs pairs: a Parquet or tar file, or a folder of tars"
-        )
+        raise DcclipError(f"{path} has no captions", "retrieval needs pairs: a Parquet or tar file, a folder of tars")
     return _in_languages(found, languages)
 
 
@@ -81,24 +70,20 @@ def training_split(dataset: DataSet) -> Loaded:
 
 def _named(known: KnownSet, language: Language, data_root: Path | None, templates: Templates) -> DataSet:
     location = _location(known, data_root, language)
-    found, classes = _load(location), location.prompts
-    dataset = DataSet(
-        name=registry.name_in(known, language),
-        images=found.images,
-        truth={},
-        metric=known.metric,
-        split=known.split,
-        transform=ImageTransform(known.squash, known.border),
-        both_ways=known.both_ways,
-        location=location,
-    )
-    _check_size(known, dataset.name, found)
+    name, found, classes = registry.name_in(known, language), _load(location), location.prompts
+    _check_size(known, name, found)
+    truth: Classes | Captions
     if isinstance(found.truth, Captions):
-        _check_language(dataset.name, language, found.truth.texts)
-        return replace(dataset, truth={language: found.truth})
-    assert classes is not None
-    chosen = {"own": tuple(classes.templates[language]), "compact": prompts.compact(language), "name": _BARE_NAME}
-    return replace(dataset, truth={language: Classes(tuple(classes.names[language]), found.truth, chosen[templates])})
+        _check_language(name, language, found.truth.texts)
+        truth = found.truth
+    else:
+        assert classes is not None
+        chosen = {"own": tuple(classes.templates[language]), "compact": prompts.compact(language), "name": _BARE_NAME}
+        truth = Classes(tuple(classes.names[language]), found.truth, chosen[templates])
+    return DataSet(
+        name, found.images, {language: truth}, known.metric, known.split, ImageTransform(known.squash, known.border),
+        known.both_ways, location,
+    )  # fmt: skip
 
 
 def _location(known: KnownSet, data_root: Path | None, language: Language) -> Location:
@@ -131,18 +116,15 @@ def _load(location: Location) -> Loaded:
     if loader := next((found for layout in LOADERS if (found := layout.find(location))), None):
         return loader.load()
     if location.folders:
-        raise DcclipError(
-            f"{location.folders[0]} has no {location.split} images of {known.label} in any supported layout",
-            _where(known),
-        )
+        what = f"{location.folders[0]} has no {location.split} images of {known.label} in any supported layout"
+        raise DcclipError(what, _where(known))
+    lacking = f"data set {known.label} needs its images"
     if not known.hub:
-        raise DcclipError(
-            f"data set {known.label} needs its images: neither --data-root nor the hub has them", _where(known)
-        )
+        raise DcclipError(f"{lacking}: neither --data-root nor the hub has them", _where(known))
     try:
         return HubDataset(location, f"clip-benchmark/wds_{known.hub}").load()
     except DcclipError as error:
-        raise DcclipError(f"data set {known.label} needs its images: {error.what}", _where(known)) from None
+        raise DcclipError(f"{lacking}: {error.what}", _where(known)) from None
 
 
 def _where(known: KnownSet) -> str:
@@ -150,7 +132,7 @@ def _where(known: KnownSet) -> str:
         return f"give --data-root DIR, where DIR/{known.name}/ has its caption file and images (see docs/eval.md)"
     folder = prompts.read(registry.prompts_of(known)).folders[0]
     split = f"{known.name}/{known.split}"
-    return f"give --data-root DIR, where DIR has {split}/{folder}/*.jpg or {split}/0.tar"
+    return f"give --data-root DIR, where DIR has {split}/{folder}/*.jpg or {split}/0.tar (no torchvision archives)"
 
 
 def _check_size(known: KnownSet, name: str, found: Loaded) -> None:
@@ -186,8 +168,7 @@ def _in_languages(dataset: DataSet, languages: Sequence[Language] | None) -> Dat
                 f"data set {dataset.name} has no {what} in {language}",
                 f"evaluate it with --languages {','.join(sorted(dataset.truth))}, or add the names",
             )
-    chosen = {language: dataset.truth[language] for language in wanted}
-    return replace(dataset, truth=chosen)  # type: ignore[arg-type]
+    return replace(dataset, truth={language: dataset.truth[language] for language in wanted})
 
 
 def _from_pairs(path: Path, retrieval: bool) -> DataSet:

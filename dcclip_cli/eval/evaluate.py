@@ -26,8 +26,6 @@ from dcclip_cli.predict.encoder import TorchEncoder, load_encoder
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
-Task = Literal["zero-shot", "retrieval", "probe"]
-
 
 class EvalOptions(Options):
     """The test sets that models are measured on, and how."""
@@ -44,7 +42,7 @@ class EvalOptions(Options):
     templates: Templates = Field(
         "own", description="Prompt templates: the data set's `own`, a few generic ones (`compact`), or the bare `name`"
     )
-    task: Task = Field(
+    task: Literal["zero-shot", "retrieval", "probe"] = Field(
         "zero-shot",
         description="`zero-shot` classification; `retrieval`: all captions of your own pairs are texts to retrieve; "
         "`probe`: a linear classifier on image embeddings",
@@ -168,8 +166,7 @@ class _Evaluation:
         images: Embedded,
         seconds: float,
     ) -> EvalResult:
-        names = truth.names if isinstance(truth, Classes) else ()
-        templates = truth.templates if isinstance(truth, Classes) else ()
+        names, templates = (truth.names, truth.templates) if isinstance(truth, Classes) else ((), ())
         labels = score.details.get("labels", images.indices)
         model, limit = self.embedder.model, self.options.limit
         return EvalResult(

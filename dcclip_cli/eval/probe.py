@@ -37,9 +37,10 @@ def probe(
 ) -> Score:
     """The metrics on the test images of a layer fitted to the training images; embeddings (N, D) and (M, D)."""
     held = _held_out(train_labels, seed)
+    classes = max(_one_hot(labels).shape[1] for labels in (train_labels, test_labels))
 
     def on_held_out(strength: float) -> float:
-        scores = _fit(train[~held], train_labels[~held], train[held], strength, _width(train_labels))
+        scores = _fit(train[~held], train_labels[~held], train[held], strength, classes)
         return score_classes(scores, train_labels[held], metric).metrics[metric]
 
     strength = 1.0
@@ -48,8 +49,7 @@ def probe(
         coarse = max(measured, key=measured.__getitem__)
         measured |= {coarse * factor: on_held_out(coarse * factor) for factor in _FINER if factor != 1.0}
         strength = max(measured, key=measured.__getitem__)
-    scores = _fit(train, train_labels, test, strength, _width(train_labels, test_labels))
-    return score_classes(scores, test_labels, metric)
+    return score_classes(_fit(train, train_labels, test, strength, classes), test_labels, metric)
 
 
 def summary(scores: Sequence[Score]) -> dict[str, float]:
@@ -82,10 +82,6 @@ def _one_hot(labels: np.ndarray) -> np.ndarray:
     return labels if labels.ndim == 2 else np.eye(int(labels.max()) + 1, dtype=bool)[labels]
 
 
-def _width(*labels: np.ndarray) -> int:
-    return max(one.shape[1] if one.ndim == 2 else int(one.max()) + 1 for one in labels)
-
-
 def _fit(train: np.ndarray, labels: np.ndarray, test: np.ndarray, strength: float, classes: int) -> np.ndarray:
     """(M, C) scores of the test rows; a class without training rows is never predicted."""
     from sklearn.exceptions import ConvergenceWarning
@@ -104,6 +100,6 @@ def _fit(train: np.ndarray, labels: np.ndarray, test: np.ndarray, strength: floa
     scores = found.decision_function(test)
     if scores.ndim == 1:  # two classes: one column, the score of the second
         scores = np.stack([-scores, scores], axis=1)
-    whole = np.full((len(test), classes), -np.inf)
+    whole = np.full((len(test), classes), scores.min() - 1)
     whole[:, found.classes_] = scores
     return whole

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.eval import prompts
 
 Metric = Literal["top1", "mean_per_class", "map11", "roc_auc", "mean_recall"]
 Task = Literal["classification", "multi-label", "retrieval"]
@@ -41,6 +42,7 @@ class KnownSet:
     extra_folders: bool = False  # whether the published folders include further classes, which are left out
     images_of: str = ""  # the data set with the same images in the other language, where it has another name
     both_ways: bool = True  # whether retrieval is measured from image to text too
+    prompts: str = ""  # the file in prompts/ with the class names, where it has another name
     remark: str = ""
 
     @property
@@ -76,12 +78,12 @@ ELEVATER = (
 )  # fmt: skip
 IMAGENETS = (
     KnownSet("imagenet", 50_000, 1_000, split="val", hub="imagenet1k"),
-    KnownSet("imagenet_v2", 10_000, 1_000, hub="imagenetv2", remark="matched frequency"),
-    KnownSet("imagenet_sketch", 50_889, 1_000, hub="imagenet_sketch"),
+    KnownSet("imagenet_v2", 10_000, 1_000, hub="imagenetv2", prompts="imagenet", remark="matched frequency"),
+    KnownSet("imagenet_sketch", 50_889, 1_000, hub="imagenet_sketch", prompts="imagenet"),
     KnownSet("imagenet_a", 7_500, 200, hub="imagenet-a"),
     KnownSet("imagenet_r", 30_000, 200, hub="imagenet-r"),
     KnownSet(
-        "objectnet", 18_574, 113, hub="objectnet", border=2, extra_folders=True,
+        "objectnet", 18_574, 113, hub="objectnet", border=2, extra_folders=True, prompts="objectnet113",
         remark="the 113 classes shared with ImageNet, the images' red border cropped",
     ),
 )  # fmt: skip
@@ -106,11 +108,6 @@ RETRIEVAL = (
 )
 OTHERS: tuple[KnownSet, ...] = ()  # data sets of no group: append yours
 SETS = {one.name: one for one in (*ELEVATER, *IMAGENETS, *RETRIEVAL, *OTHERS)}
-PROMPTS = {
-    "imagenet_v2": "imagenet",
-    "imagenet_sketch": "imagenet",
-    "objectnet": "objectnet113",
-}  # data sets with another one's class names
 
 GROUPS = {"elevater": ELEVATER, "imagenet-family": IMAGENETS, "retrieval": RETRIEVAL, "all": tuple(SETS.values())}
 ALL = ("all",)  # the group that has both languages
@@ -120,14 +117,12 @@ def languages_of(known: KnownSet) -> list[Language]:
     """The languages of a data set's captions or class names."""
     if known.task == "retrieval":
         return list(known.languages)
-    from dcclip_cli.eval import prompts
-
     return prompts.languages(prompts_of(known))
 
 
 def prompts_of(known: KnownSet) -> str:
     """The file in prompts/ with the data set's class names, without its suffix."""
-    return PROMPTS.get(known.name, known.name)
+    return known.prompts or known.name
 
 
 def name_in(known: KnownSet, language: Language) -> str:
@@ -142,9 +137,7 @@ def known_names() -> list[str]:
 
 def group_names() -> list[str]:
     """The names of groups: GROUP in English, GROUP-cn in Chinese, `all` in both."""
-    return list(
-        dict.fromkeys(group + ("" if group in ALL else suffix) for group in GROUPS for suffix in SUFFIX.values())
-    )
+    return [*(group + suffix for group in GROUPS if group not in ALL for suffix in SUFFIX.values()), *ALL]
 
 
 def expand(name: str) -> list[str]:

@@ -108,23 +108,22 @@ def save_results(results: Iterable[EvalResult], folder: Path) -> None:
 
 def load_results(path: Path) -> list[EvalResult]:
     """The results in a file that `save_results` or `eval --json` wrote, or in every file of a folder of them."""
+    hint = "name a file or folder that eval --out wrote"
     if path.is_dir():
         files = [file for file in sorted(path.glob("*.json")) if file.name != "summary.json"]
         if not files:
-            raise DcclipError(f"{path} contains no results", "name a file or folder that eval --out wrote")
+            raise DcclipError(f"{path} contains no results", hint)
         return [result for file in files for result in load_results(file)]
     if not path.is_file():
-        raise DcclipError(f"{path} does not exist", "name a file or folder that eval --out wrote")
+        raise DcclipError(f"{path} does not exist", hint)
     if path.stat().st_size > MAX_FILE_BYTES:
-        raise DcclipError(f"{path} has more than {MAX_FILE_BYTES:,} bytes", "name a file that eval --out wrote")
+        raise DcclipError(f"{path} has more than {MAX_FILE_BYTES:,} bytes", hint)
     try:
         rows = json.loads(path.read_text("utf-8"))
         known = {one.name for one in fields(EvalResult)}
         return [EvalResult(**{key: value for key, value in row.items() if key in known}) for row in rows]
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise DcclipError(
-            f"{path} contains no results of eval: {str(error)[:200]}", "name one that eval --out wrote"
-        ) from None
+        raise DcclipError(f"{path} contains no results of eval: {str(error)[:200]}", hint) from None
 
 
 def _write(file: Path, content: object) -> None:

@@ -2,13 +2,14 @@
 
 import hashlib
 import io
+import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dcclip_cli.curation.fetch import Fetcher
+from dcclip_cli.curation.fetch.fetcher import Fetcher
 from tests.curation.fetch_site import Site, options
 
 MakeImage = Callable[..., bytes]
@@ -26,6 +27,16 @@ def picture() -> MakeImage:
         return stream.getvalue()
 
     return make
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG file whose header declares this size, with almost no pixel data."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return len(content).to_bytes(4) + name + content + zlib.crc32(name + content).to_bytes(4)
+
+    header = chunk(b"IHDR", width.to_bytes(4) + height.to_bytes(4) + b"\x08\x02\0\0\0")
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
 
 
 @pytest.fixture

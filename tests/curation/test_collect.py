@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pyarrow.parquet as pq
 import pytest
@@ -36,18 +37,16 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "collect-sample.yaml"
 ONE = Engine(workers=1)
 
 
-class Heard(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-
 def options(folder: Path, pairs: list[Pair], **more: Any) -> CollectOptions:
     folder.mkdir(exist_ok=True)
     write_parquet(folder / "raw.parquet", pairs)
     return CollectOptions(sources=(PairsSource(path=folder / "raw.parquet"),), **more)
+
+
+def stop_before_writing(options: CollectOptions, out: Path) -> None:
+    with pytest.MonkeyPatch.context() as broken, pytest.raises(TypeError):
+        broken.setattr(write_shards, "ShardWriter", None)
+        collect(options, out, engine=ONE)
 
 
 def dropped(out: Path) -> list[tuple[str, str, str | None]]:
@@ -105,20 +104,6 @@ def test_the_manifest_gives_the_counts_and_each_shards_sha256(tmp_path: Path, pi
     assert (cat.key, cat.zh, cat.en) == ("000000000000", ("一只猫",), ("a cat", "the cat sleeps"))
 
 
-def test_chinese_and_english_of_one_image_become_one_pair_before_a_language_is_missed(
-    tmp_path: Path, picture: MakeImage
-) -> None:
-    pairs = [
-        Pair("a", picture("red"), zh=("一只猫在睡觉",)),
-        Pair("b", picture("blue"), zh=("一只狗在跑步",)),
-        Pair("c", picture("red"), en=("a cat asleep",)),
-    ]
-    result = collect(options(tmp_path, pairs, needs=("zh", "en")), tmp_path / "out", engine=ONE)
-    assert result.pairs.dropped == {"image-merged": 1, "no-caption": 1}
-    (cat,) = open_pairs(tmp_path / "out")
-    assert (cat.zh, cat.en) == (("一只猫在睡觉",), ("a cat asleep",))
-
-
 @pytest.fixture
 def five(tmp_path: Path, picture: MakeImage) -> CollectOptions:
     """Five good pairs, one with a picture that is none and one that is there twice, in three slices."""
@@ -144,10 +129,7 @@ def test_what_a_slice_has_left_is_not_read_again(
 ) -> None:
     out = tmp_path / "out"
     collect(five, tmp_path / "whole", engine=ONE)
-    with monkeypatch.context() as broken:
-        broken.setattr(write_shards, "ShardWriter", None)  # the write pass fails
-        with pytest.raises(TypeError):
-            collect(five, out, engine=ONE)
+    stop_before_writing(five, out)
     read = WorkFolder(tmp_path / ".out.partial").read(0)
     before = {path: path.stat().st_mtime_ns for path in read.iterdir()}
     assert not out.exists() and len(before) == 5
@@ -162,19 +144,11 @@ def test_an_unfinished_run_of_other_options_or_other_data_is_started_over(
     tmp_path: Path, five: CollectOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-
-    def stop() -> None:
-        with monkeypatch.context() as broken, pytest.raises(TypeError):
-            broken.setattr(write_shards, "ShardWriter", None)
-            collect(five, out, engine=ONE)
-
-    stop()
-    result = collect(five.model_copy(update={"shard_size": 7}), out, engine=ONE)
-    assert result.shards == 1
+    stop_before_writing(five, out)
+    assert collect(five.model_copy(update={"shard_size": 7}), out, engine=ONE).shards == 1
     shutil.rmtree(out)
-    stop()
-    source = tmp_path / "in" / "raw.parquet"
-    os.utime(source, ns=(1, 1))
+    stop_before_writing(five, out)
+    os.utime(tmp_path / "in" / "raw.parquet", ns=(1, 1))
     assert WorkFolder(tmp_path / ".out.partial").read(0).exists()
     with monkeypatch.context() as broken, pytest.raises(TypeError):
         broken.setattr(PairsSource, "read", None)
@@ -200,20 +174,19 @@ def test_a_run_killed_while_its_result_took_its_name_is_finished(
     assert not done.exists()
 
 
-def test_a_finished_output_is_kept_unless_fresh_and_other_options_are_reported(
-    tmp_path: Path, picture: MakeImage
-) -> None:
+def test_a_finished_output_is_kept_unless_fresh_is_given(tmp_path: Path, picture: MakeImage) -> None:
     out = tmp_path / "out"
     made = options(tmp_path, [Pair("a", picture(), zh=("一只猫",)), Pair("b", picture("blue"), en=("a dog",))])
     first = collect(made, out, engine=ONE)
     before = contents(out)
     write_parquet(tmp_path / "raw.parquet", [Pair("a", picture(), zh=("一只猫",))])
-    heard = Heard()
-    again = collect(made, out, heard, engine=ONE)
+    progress = Mock(wraps=Silent())
+    again = collect(made, out, progress, engine=ONE)
     assert (first.already_finished, again.already_finished) == (False, True)
-    assert (again.pairs, again.captions, contents(out), heard.lines) == (first.pairs, first.captions, before, [])
-    collect(made.model_copy(update={"needs": ("zh",)}), out, heard, engine=ONE)
-    assert heard.lines == [f"{out} was made with other options than the recipe's; use --fresh to redo it"]
+    assert (again.pairs, again.captions, contents(out)) == (first.pairs, first.captions, before)
+    progress.say.assert_not_called()
+    collect(made.model_copy(update={"needs": ("zh",)}), out, progress, engine=ONE)
+    progress.say.assert_called_once_with(f"{out} was made with other options than the recipe's; use --fresh to redo it")
     assert collect(made, out, fresh=True, engine=ONE).pairs.kept == 1
     assert len(open_pairs(out)) == 1
 
@@ -284,15 +257,15 @@ if __name__ == "__main__":
 def test_what_is_left_under_a_relative_name_elsewhere_is_no_part_of_a_run(
     tmp_path: Path, picture: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for place, caption in (("here", "IMG_2034"), ("there", "一只猫")):
-        (tmp_path / place).mkdir()
-        monkeypatch.chdir(tmp_path / place)
-        made = options(tmp_path / place, [Pair("0", picture("one"), zh=(caption,))])
-        if place == "here":
-            with pytest.raises(DcclipError, match="none of the 1 pairs was kept"):
-                collect(made, Path("out"), engine=ONE)
-        else:
-            assert collect(made, Path("out"), engine=ONE).pairs.kept == 1
+    here, there = (
+        options(tmp_path / place, [Pair("0", picture("one"), zh=(caption,))])
+        for place, caption in (("here", "IMG_2034"), ("there", "一只猫"))
+    )
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(DcclipError, match="none of the 1 pairs was kept"):
+        collect(here, Path("out"), engine=ONE)
+    monkeypatch.chdir(tmp_path / "there")
+    assert collect(there, Path("out"), engine=ONE).pairs.kept == 1
 
 
 def test_a_killed_run_done_again_leaves_what_an_unbroken_one_does(tmp_path: Path, picture: MakeImage) -> None:

@@ -63,14 +63,12 @@ def deduplicated(
     **more: Any,
 ) -> tuple[dict[str, Facts], list[Facts]]:
     """The decisions by key, and the captions dropped by themselves."""
-    paths = []
-    for number in range(files):
-        paths.append(folder / f"facts{number}.parquet")
-        pq.write_table(pa.Table.from_pylist(facts[number::files], signature_schema()), paths[-1])
-    given = []
-    if scores is not None:
-        given = [folder / "scores.parquet"]
-        pq.write_table(pa.Table.from_pylist(scores), given[0])
+    paths = [folder / f"facts{number}.parquet" for number in range(files)]
+    for number, path in enumerate(paths):
+        pq.write_table(pa.Table.from_pylist(facts[number::files], signature_schema()), path)
+    given = [folder / "scores.parquet"] if scores else []
+    for path in given:
+        pq.write_table(pa.Table.from_pylist(scores), path)
     dedup(paths, given, options or DedupOptions(), folder / "dedup", **more)
     rows = pq.read_table(folder / "dedup" / DECISIONS).to_pylist()
     assert [row["key"] for row in rows] == sorted(row["key"] for row in rows)
@@ -199,17 +197,13 @@ def without(path: Path, **options: Any) -> DedupOptions:
 
 def test_images_of_an_evaluation_set_are_dropped(tmp_path: Path) -> None:
     write_parquet(tmp_path / "test.parquet", [Pair("e7", file(picture(1)), en=("a cat",)), Pair("bad", b"no image")])
-    facts = [fact("0", file(picture(1), "JPEG", quality=60), ["猫"]), fact("1", 2, ["狗"])]
-    decisions, _ = deduplicated(tmp_path, facts, without(tmp_path / "test.parquet"))
-    assert reasons(decisions) == {"0": "evaluation-image", "1": None}
-    assert decisions["0"]["detail"] == "shows the same as test.parquet:e7"
-
-
-def test_an_evaluation_set_may_be_a_folder_of_class_folders(tmp_path: Path) -> None:
     (tmp_path / "pets" / "cat").mkdir(parents=True)
     (tmp_path / "pets" / "cat" / "1.png").write_bytes(file(picture(1)))
-    decisions, _ = deduplicated(tmp_path, [fact("0", 1, ["猫"])], without(tmp_path / "pets"))
-    assert decisions["0"]["detail"] == "shows the same as pets/cat/1.png"
+    facts = [fact("0", file(picture(1), "JPEG", quality=60), ["猫"]), fact("1", 2, ["狗"])]
+    for name, image in (("test.parquet", "test.parquet:e7"), ("pets", "pets/cat/1.png")):
+        decisions, _ = deduplicated(tmp_path, facts, without(tmp_path / name))
+        assert reasons(decisions) == {"0": "evaluation-image", "1": None}
+        assert decisions["0"]["detail"] == f"shows the same as {image}"
 
 
 def test_captions_of_an_evaluation_set_are_dropped_only_on_request(tmp_path: Path) -> None:

@@ -2,15 +2,12 @@
 
 import gzip
 import socket
-import time
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
 
-from dcclip_cli.curation.fetch import Fetcher
-from dcclip_cli.curation.sources.base import Candidate
-from dcclip_cli.data.pair import Pair
+from dcclip_cli.curation.fetch.fetcher import Fetcher
 from dcclip_cli.data.reading import Drop
 from tests.curation.fetch_site import PICTURE, Page, Site, drips, floods, leads_to, options, reason, sends
 
@@ -179,14 +176,6 @@ def test_the_body_of_a_redirect_is_not_read(site: Site, fetcher: Fetcher) -> Non
 # ---- what the site wants
 
 
-def test_robots_txt_is_kept_to_and_asked_for_once(site: Site) -> None:
-    site.pages["/robots.txt"] = sends(b"User-agent: *\nDisallow: /private/\n")
-    with Fetcher(options(site, robots=True)) as fetcher:
-        assert [fetcher.fetch(site.url("/cat.jpg")) for _ in range(3)] == [PICTURE] * 3
-        assert reason(fetcher.fetch(site.url("/private/cat.jpg"))) == "url-robots"
-    assert site.asked == ["/robots.txt", *["/cat.jpg"] * 3]
-
-
 def test_a_redirect_leads_to_no_page_that_robots_txt_forbids(site: Site) -> None:
     site.pages |= {"/robots.txt": sends(b"User-agent: dcclip\nDisallow: /cat"), "/old": leads_to("/cat.jpg")}
     with Fetcher(options(site, robots=True)) as fetcher:
@@ -231,28 +220,3 @@ def test_a_picture_whose_site_opts_out_is_left(tag: str, wanted: bool, site: Sit
     site.pages["/art.jpg"] = sends(PICTURE, X_Robots_Tag=tag)
     got = fetcher.fetch(site.url("/art.jpg"))
     assert got == PICTURE if wanted else reason(got) == "url-opt-out"
-
-
-# ---- many
-
-
-def test_pictures_come_in_order_with_their_faults(site: Site, fetcher: Fetcher) -> None:
-    def late(handler: BaseHTTPRequestHandler) -> None:
-        time.sleep(0.3)
-        sends(b"late")(handler)
-
-    site.pages["/late"] = late
-    there = Candidate(Pair("there", b"bytes", zh=("猫",), en=("a cat",)))
-    faulty = Candidate(Pair("faulty", b""), Drop("row-malformed"), site.url("/cat.jpg"))
-    urls = [site.url("/late"), site.url("/gone"), "ftp://x/", site.url("/cat.jpg")]
-    candidates = [*(Candidate(Pair(str(n), b"", zh=("猫",)), url=url) for n, url in enumerate(urls)), there, faulty]
-    got = list(fetcher.fetch_all(iter(candidates)))
-    assert [(one.pair.image, one.fault and one.fault.reason) for one in got[:4]] == [
-        (b"late", None),
-        (b"", "url-status-404"),
-        (b"", "url-scheme"),
-        (PICTURE, None),
-    ]
-    assert got[4:] == [there, faulty]
-    assert [one.url for one in got] == [None, *urls[1:3], None, None, site.url("/cat.jpg")]
-    assert [one.pair.zh for one in got[:4]] == [("猫",)] * 4

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from dcclip_cli.curation.fetch import Fetcher
+from dcclip_cli.curation.fetch.fetcher import Fetcher
 from dcclip_cli.data.reading import Drop
 from tests.curation.fetch_site import PICTURE, Page, Site, drips, floods, in_turn, leads_to, options, reason, sends
 
@@ -25,30 +25,25 @@ def test_a_body_may_have_so_many_bytes_and_no_more(site: Site, fetcher: Fetcher)
     )
 
 
+OK, CHUNKED = b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
 @pytest.mark.parametrize(
-    ("head", "flood"),
+    ("head", "flood", "expected"),
     [
-        (b"HTTP/1.1 200 OK\r\n\r\n", bytes(65536)),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"800\r\n" + bytes(2048) + b"\r\n"),
+        (OK + b"\r\n", bytes(65536), "url-bytes"),
+        (CHUNKED, b"800\r\n" + bytes(2048) + b"\r\n", "url-bytes"),
+        (b"HTTP/1.1 200 ", b"a" * 65536, "url-broken"),
+        (OK + b"X: ", b"a" * 65536, "url-broken"),
+        (CHUNKED, b"a" * 65536, "url-broken"),
+        (OK + b"X: y\r\n" * 200 + b"\r\n", b"a" * 65536, "url-broken"),
     ],
 )
-def test_a_body_without_end_is_cut(head: bytes, flood: bytes, site: Site, fetcher: Fetcher) -> None:
+def test_a_body_or_line_or_head_without_end_is_cut(
+    head: bytes, flood: bytes, expected: str, site: Site, fetcher: Fetcher
+) -> None:
     site.pages["/endless"] = floods(head, flood)
-    assert fetcher.fetch(site.url("/endless")) == Drop("url-bytes", "more than 100,000 bytes")
-
-
-@pytest.mark.parametrize(
-    "head",
-    [
-        b"HTTP/1.1 200 ",
-        b"HTTP/1.1 200 OK\r\nX: ",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n",
-    ],
-)
-def test_a_line_or_a_head_without_end_is_cut(head: bytes, site: Site, fetcher: Fetcher) -> None:
-    site.pages["/endless"] = floods(head, b"a" * 65536)
-    assert reason(fetcher.fetch(site.url("/endless"))) == "url-broken"
+    assert reason(fetcher.fetch(site.url("/endless"))) == expected
 
 
 def test_a_gzip_bomb_is_not_unpacked(site: Site, fetcher: Fetcher) -> None:
@@ -92,10 +87,10 @@ def test_no_body_is_no_picture(site: Site, fetcher: Fetcher) -> None:
     "page",
     [
         drips(b"", b""),
-        drips(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n", 0.1),
-        drips(b"HTTP/1.1 200 OK\r\nX: ", b"y"),
-        drips(b"HTTP/1.1 200 OK\r\n\r\n", b"y"),
-        drips(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\ny\r\n"),
+        drips(OK, b"X: y\r\n", 0.1),
+        drips(OK + b"X: ", b"y"),
+        drips(OK + b"\r\n", b"y"),
+        drips(CHUNKED, b"1\r\ny\r\n"),
         drips(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
     ],
     ids=["nothing", "headers", "one header", "body", "chunks", "continue"],
@@ -183,11 +178,7 @@ def test_a_kept_connection_that_the_server_closes_costs_no_retry(site: Site) -> 
     assert (len(site.asked), len(handlers)) == (5, 3)
 
 
-def test_half_a_picture_is_none(site: Site, fetcher: Fetcher) -> None:
-    site.pages["/half"] = sends(PICTURE[:100], length=len(PICTURE))
+def test_half_an_image_and_what_is_not_http_are_broken(site: Site, fetcher: Fetcher) -> None:
+    site.pages |= {"/half": sends(PICTURE[:100], length=len(PICTURE)), "/ssh": drips(b"SSH-2.0-OpenSSH\r\n\r\n", b"")}
     assert reason(fetcher.fetch(site.url("/half"))) == "url-broken"
-
-
-def test_what_is_not_http_is_broken(site: Site, fetcher: Fetcher) -> None:
-    site.pages["/ssh"] = drips(b"SSH-2.0-OpenSSH_9.9\r\n\r\n", b"")
     assert fetcher.fetch(site.url("/ssh")) == Drop("url-broken", "127.0.0.1 did not answer in HTTP (BadStatusLine)")

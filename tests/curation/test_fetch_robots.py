@@ -82,7 +82,7 @@ def test_a_fault_is_remembered_and_is_the_pictures_fault() -> None:
 
 
 def test_only_so_many_rules_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dcclip_cli.curation.fetch.fetcher._CACHED_ROBOTS_BYTES", 5_000)
+    monkeypatch.setattr("dcclip_cli.curation.fetch.fetcher._CACHED_BYTES", 5_000)
     asked: list[str] = []
 
     def ask(target: Target) -> bytes:

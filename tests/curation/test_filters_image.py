@@ -15,38 +15,27 @@ from dcclip_cli.data.reading import Drop
 PAIR = Pair("k", b"")
 
 
-def picture(size: tuple[int, int] = (64, 64), frames: int = 1) -> DecodedImage:
-    return DecodedImage(Image.new("RGB", size), "jpg", frames, 5000)
-
-
 @pytest.mark.parametrize(
-    ("size", "expected"),
+    ("options", "size", "expected"),
     [
-        ((32, 96), None),
-        ((31, 31), "image-small"),
-        ((32, 97), "image-aspect"),
-        ((97, 32), "image-aspect"),
-        ((201, 201), "image-large"),
+        ({}, (32, 96), None),
+        ({}, (31, 31), "image-small: 31 x 31 pixels, shortest side allowed 32"),
+        ({}, (32, 97), "image-aspect: 32 x 97 pixels, ratio allowed 3"),
+        ({}, (97, 32), "image-aspect: 97 x 32 pixels, ratio allowed 3"),
+        ({"max_side": 200}, (201, 201), "image-large: 201 x 201 pixels, longest side allowed 200"),
+        ({"animated": False}, (64, 64), "image-animated: 3 frames"),
+        ({"min_bytes": 5001}, (64, 64), "image-bytes: 5,000 bytes, allowed 5,001 to any number"),
+        ({"max_bytes": 4999}, (64, 64), "image-bytes: 5,000 bytes, allowed 0 to 4,999"),
+        ({"min_bytes": 5000, "max_bytes": 5000}, (64, 64), None),
+        ({"formats": ("png", "webp")}, (64, 64), "image-format: jpg, allowed png, webp"),
     ],
 )
-def test_an_image_is_measured_by_its_sides_and_their_ratio(size: tuple[int, int], expected: str | None) -> None:
-    drop = ImageFilter(min_side=32, max_side=200, max_aspect=3).check_pair(PAIR, picture(size))
-    assert (drop.reason if drop else None) == expected
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({}, Drop("image-animated", "3 frames")),
-        ({"animated": True}, None),
-        ({"min_bytes": 5001}, Drop("image-bytes", "5,000 bytes, allowed 5,001 to any number")),
-        ({"max_bytes": 4999}, Drop("image-bytes", "5,000 bytes, allowed 0 to 4,999")),
-        ({"min_bytes": 5000, "max_bytes": 5000, "animated": True}, None),
-        ({"formats": ("png", "webp")}, Drop("image-format", "jpg, allowed png, webp")),
-    ],
-)
-def test_a_file_is_measured_by_its_bytes_format_and_frames(options: dict[str, Any], expected: Drop | None) -> None:
-    assert ImageFilter(**options).check_pair(PAIR, picture(frames=3)) == expected
+def test_an_image_is_measured_by_its_sides_and_its_file(
+    options: dict[str, Any], size: tuple[int, int], expected: str | None
+) -> None:
+    image = DecodedImage(Image.new("RGB", size), "jpg", 3, 5000)
+    drop = ImageFilter(**{"animated": True, **options}).check_pair(PAIR, image)
+    assert (f"{drop.reason}: {drop.detail}" if drop else None) == expected
 
 
 @pytest.mark.parametrize("limits", [{"min_side": 10, "max_side": 9}, {"min_bytes": 10, "max_bytes": 9}])

@@ -2,7 +2,6 @@
 
 import json
 import tarfile
-import zlib
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,22 +10,11 @@ from dcclip_cli.curation.collect import collect
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
-from tests.curation.conftest import MakeImage
+from tests.curation.conftest import MakeImage, png_header
 from tests.curation.fetch_site import Site, floods, leads_to
 from tests.curation.reading import tar
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
-
-
-def bomb(side: int) -> bytes:
-    """A PNG of a few kilobytes that would be `side` squared bits large."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return len(content).to_bytes(4) + name + content + zlib.crc32(name + content).to_bytes(4)
-
-    header = side.to_bytes(4) * 2 + bytes((1, 0, 0, 0, 0))
-    rows = zlib.compress(bytes(1_000_000), 9)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def test_a_hostile_set_is_dropped_thing_by_thing(tmp_path: Path, picture: MakeImage, site: Site) -> None:
@@ -38,8 +26,8 @@ def test_a_hostile_set_is_dropped_thing_by_thing(tmp_path: Path, picture: MakeIm
     folder.mkdir()
     (tmp_path / "secret.png").write_bytes(picture("secret"))
     pictures = {
-        "bomb.png": (bomb(60_000), "image-bomb"),
-        "small-bomb.png": (bomb(14_000), "image-bomb"),
+        "bomb.png": (png_header(60_000, 60_000), "image-bomb"),
+        "small-bomb.png": (png_header(14_000, 14_000), "image-bomb"),
         "truncated.png": (good[: len(good) // 2], "image-unreadable"),
         "truncated.jpg": (picture("good", (160, 160), "JPEG")[:900], "image-unreadable"),
         "header-only.png": (good[:33], "image-unreadable"),

@@ -11,17 +11,18 @@ from PIL import Image, ImageDraw
 
 from dcclip_cli.curation.dedup.near_duplicates import SIDE, differences, perceptual_hashes, similar, thumbnail
 
+Alter = Callable[[Image.Image], Image.Image]
 
-def scene(seed: int, side: int = 256) -> Image.Image:
-    """An image with soft and hard shapes, as in a photograph."""
+
+def scene(seed: int) -> Image.Image:
+    """An image of 256 px with soft and hard shapes, as in a photograph."""
     random = np.random.default_rng(seed)
     small = Image.fromarray(random.integers(0, 255, (6, 6, 3), np.uint8))
-    image = small.resize((side, side), Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(image)
+    image = small.resize((256, 256), Image.Resampling.BICUBIC)
     for _ in range(8):
-        x, y, width, height = random.integers(0, side, 4)
+        x, y, width, height = random.integers(0, 256, 4)
         colour = tuple(int(value) for value in random.integers(0, 255, 3))
-        draw.ellipse((x, y, x + width / 3, y + height / 3), fill=colour)
+        ImageDraw.Draw(image).ellipse((x, y, x + width / 3, y + height / 3), fill=colour)
     return image
 
 
@@ -47,7 +48,7 @@ def heart(colour: str) -> Image.Image:
 def compressed(image: Image.Image) -> Image.Image:
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=40)
-    return Image.open(io.BytesIO(stream.getvalue())).convert("RGB")
+    return Image.open(stream).convert("RGB")
 
 
 def cropped(image: Image.Image) -> Image.Image:
@@ -55,8 +56,12 @@ def cropped(image: Image.Image) -> Image.Image:
 
 
 def marked(image: Image.Image) -> Image.Image:
-    image = image.copy()
     ImageDraw.Draw(image).text((150, 230), "© example.com", fill="red")
+    return image
+
+
+def framed(image: Image.Image) -> Image.Image:
+    ImageDraw.Draw(image).rectangle((0, 0, 255, 255), outline="black", width=4)
     return image
 
 
@@ -72,27 +77,19 @@ def apart(one: int, other: int) -> int:
     return (one ^ other).bit_count()
 
 
-def framed(image: Image.Image) -> Image.Image:
-    image = image.copy()
-    ImageDraw.Draw(image).rectangle((0, 0, 255, 255), outline="black", width=4)
-    return image
-
-
 @pytest.mark.parametrize(
-    ("original", "change"),
+    ("before", "change"),
     [
-        (scene, compressed),
-        (scene, lambda image: image.resize((128, 128))),
-        (scene, cropped),
-        (scene, marked),
-        (lambda seed: framed(scene(seed)), lambda image: image.crop((10, 8, 246, 248))),  # without its frame
+        (Image.Image.copy, compressed),
+        (Image.Image.copy, lambda image: image.resize((128, 128))),
+        (Image.Image.copy, cropped),
+        (Image.Image.copy, marked),
+        (framed, lambda image: image.crop((10, 8, 246, 248))),  # without its frame
     ],
     ids=["compressed", "halved", "cropped", "marked", "frame cropped"],
 )
-def test_a_slightly_altered_image_shows_the_same(
-    original: Callable[[int], Image.Image], change: Callable[[Image.Image], Image.Image]
-) -> None:
-    assert all(same(original(seed), change(original(seed))) for seed in range(5))
+def test_a_slightly_altered_image_shows_the_same(before: Alter, change: Alter) -> None:
+    assert all(same(before(scene(seed)), change(before(scene(seed)))) for seed in range(5))
 
 
 @pytest.mark.parametrize("draw", [scene, clock])

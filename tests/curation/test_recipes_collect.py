@@ -1,13 +1,8 @@
 """The recipes for public data read small files in each data set's own layout; nothing but this machine is asked."""
 
 import base64
-import csv
 import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,94 +13,39 @@ from dcclip_cli.cli.app import app
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import Pair
 from tests.curation.conftest import MakeImage
+from tests.curation.fetch_site import Site, sends
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ZH = ("一只黑猫坐在红色的椅子上", "两个孩子在雨中骑自行车", "雪山下的湖边有一座小木屋")
 EN = ("a black cat on a red chair", "two children ride bicycles in the rain", "a wooden hut by a lake below a mountain")
-Layout = Callable[[Path, str, MakeImage], tuple[str, int]]
+FETCHED = [f"collect-{name}" for name in ("laion-zh", "laion-en", "wukong", "zero", "cc3m", "cc12m")]
 
 
-@pytest.fixture
-def host(picture: MakeImage) -> Iterator[str]:
-    """A server that has three pictures of 160 px, /0.jpg to /2.jpg, and no others."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found = self.path in ("/0.jpg", "/1.jpg", "/2.jpg")
-            self.send_response(200 if found else 404)
-            self.end_headers()
-            if found:
-                self.wfile.write(picture(f"photo {self.path}", (160, 160), "JPEG"))
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-def urls(host: str) -> list[str]:
-    return [f"http://{host}/{number}.jpg" for number in range(3)]
-
-
-# Each writes three pairs as the data set has them, and gives the path for the recipe and how many rows there are.
-
-
-def laion_zh(at: Path, host: str, picture: MakeImage) -> tuple[str, int]:
-    rows = [
-        {"SAMPLE_ID": n, "URL": url, "TEXT": text, "HEIGHT": 160, "WIDTH": 160, "LICENSE": "?", "LANGUAGE": language}
-        for n, (url, text, language) in enumerate(
-            [*zip(urls(host), ZH, ("zh",) * 3, strict=True), (f"http://{host}/9.jpg", "庭の猫", "ja")]
-        )
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), at / "part-00000.parquet")
-    return str(at), 4
-
-
-def laion_en(at: Path, host: str, picture: MakeImage) -> tuple[str, int]:
-    rows = [{"URL": url, "TEXT": text, "similarity": 0.31} for url, text in zip(urls(host), EN, strict=True)]
-    pq.write_table(pa.Table.from_pylist(rows), at / "part-00000.parquet")
-    return str(at), 3
-
-
-def wukong(at: Path, host: str, picture: MakeImage) -> tuple[str, int]:
-    with (at / "wukong_100m_0.csv").open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream).writerows([("url", "caption"), *zip(urls(host), ZH, strict=True)])
-    return str(at), 3
-
-
-def zero(at: Path, host: str, picture: MakeImage) -> tuple[str, int]:
-    rows = [
-        {"Url": "http://a.cn/", "Title": text, "Content": "", "Keywords": "猫", "ImageUrl": url, "ImageQuery": text[:6]}
-        for url, text in zip(urls(host), ZH, strict=True)
-    ]
-    (at / "zero.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    return str(at), 3
-
-
-def cc3m(at: Path, host: str, picture: MakeImage) -> tuple[str, int]:
-    path = at / "Train_GCC-training.tsv"
-    path.write_text("".join(f"{text}\t{url}\n" for url, text in zip(urls(host), EN, strict=True)), "utf-8")
-    return str(path), 3
-
-
-def cc12m(at: Path, host: str, picture: MakeImage) -> tuple[str, int]:
-    path = at / "cc12m.tsv"
-    path.write_text("".join(f"{url}\t{text}\n" for url, text in zip(urls(host), EN, strict=True)), "utf-8")
-    return str(path), 3
-
-
-FETCHED: dict[str, Layout] = {
-    "collect-laion-zh": laion_zh,
-    "collect-laion-en": laion_en,
-    "collect-wukong": wukong,
-    "collect-zero": zero,
-    "collect-cc3m": cc3m,
-    "collect-cc12m": cc12m,
-}
+def lay_out(recipe: str, urls: list[str], folder: Path) -> Path:
+    """Write three pairs as the data set has them (a fourth in laion-zh); returns the path for the recipe."""
+    zh, en = (list(zip(urls, texts, strict=True)) for texts in (ZH, EN))
+    page = {"Url": "http://a.cn/", "Content": "", "Keywords": "猫"}
+    laion = {"LICENSE": "?", "HEIGHT": 160, "WIDTH": 160}
+    japanese = (urls[0].replace("0.jpg", "9.jpg"), "庭の猫")
+    tables = {
+        "collect-laion-zh": [
+            {"URL": url, "TEXT": text, "LANGUAGE": "ja" if "の" in text else "zh", **laion}
+            for url, text in [*zh, japanese]
+        ],
+        "collect-laion-en": [{"URL": url, "TEXT": text, "similarity": 0.31} for url, text in en],
+    }
+    if recipe in tables:
+        pq.write_table(pa.Table.from_pylist(tables[recipe]), folder / "part-00000.parquet")
+        return folder
+    zero = [page | {"Title": text, "ImageUrl": url, "ImageQuery": text[:6]} for url, text in zh]
+    name, lines = {
+        "collect-wukong": ("wukong_100m_0.csv", ["url,caption", *map(",".join, zh)]),
+        "collect-zero": ("zero.jsonl", [json.dumps(row, ensure_ascii=False) for row in zero]),
+        "collect-cc3m": ("Train_GCC-training.tsv", [f"{text}\t{url}" for url, text in en]),
+        "collect-cc12m": ("cc12m.tsv", ["\t".join(pair) for pair in en]),
+    }[recipe]
+    (folder / name).write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    return folder / name if "cc" in recipe else folder
 
 
 def run(recipe: str, *options: str, **sets: str) -> str:
@@ -122,20 +62,22 @@ def collected(recipe: str, out: Path, **sets: str) -> list[Pair]:
 
 @pytest.mark.parametrize("recipe", FETCHED)
 def test_pairs_known_by_url_are_counted_without_a_download_and_then_fetched(
-    recipe: str, host: str, picture: MakeImage, tmp_path: Path
+    recipe: str, site: Site, picture: MakeImage, tmp_path: Path
 ) -> None:
+    site.pages |= {f"/{number}.jpg": sends(picture(number, (160, 160), "JPEG")) for number in range(3)}
+    urls = [site.url(f"/{number}.jpg") for number in range(3)]
     (tmp_path / "data").mkdir()
-    path, rows = FETCHED[recipe](tmp_path / "data", host, picture)
+    path = str(lay_out(recipe, urls, tmp_path / "data"))
     sets = {"collect__sources__0__path": path, "collect__scores": "[]"}  # no model here that could score
+    rows = 4 if recipe == "collect-laion-zh" else 3
     assert f"# collect would read about {rows} pairs in 1 slices" in run(recipe, "--check", **sets)
-    pairs = collected(recipe, tmp_path / "run", collect__fetch__allow_hosts=f'["{host}"]', **sets)
-    assert [pair.meta["url"] for pair in pairs] == urls(host)
-    said = [pair.captions("en" if pair.en else "zh") for pair in pairs]
+    assert not site.asked
+    pairs = collected(recipe, tmp_path / "run", collect__fetch__allow_hosts=f'["{site.host}"]', **sets)
+    assert [pair.meta["url"] for pair in pairs] == urls
+    captions = [pair.captions("en" if pair.en else "zh") for pair in pairs]
     expected = EN if pairs[0].en else ZH
-    if recipe == "collect-zero":  # the query, then the title; the page's text is empty
-        assert said == [(text[:6], text) for text in expected]
-    else:
-        assert said == [(text,) for text in expected]
+    # Of zero the query, then the title; the page's text is empty.
+    assert captions == [(text[:6], text) if recipe == "collect-zero" else (text,) for text in expected]
 
 
 def test_coco_cn_joins_chinese_lines_with_coco_s_english_json_and_keeps_to_the_training_split(

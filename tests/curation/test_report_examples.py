@@ -5,15 +5,21 @@ import io
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
 
-from dcclip_cli.curation.report.examples import Examples
+from dcclip_cli.curation.report.examples import Example, Examples
+from dcclip_cli.curation.report.statistics import DroppedCaption
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop
 
 SMALL = Drop("image-small", "20 x 10 pixels, shortest side allowed 32")
+GONE: list[DroppedCaption] = [
+    ("zh", "图片", Drop("caption-placeholder", "says nothing")),
+    ("en", "x", Drop("caption-short")),
+]
 
 
 def jpeg(width: int = 40, height: int = 20, colour: str = "red") -> bytes:
@@ -37,69 +43,58 @@ def sample(pairs: Sequence[Pair], per_reason: int = 3) -> Examples:
     return examples
 
 
-def keys(examples: Examples, reason: str) -> list[str]:
-    return [example.key for example in examples.all() if example.reason == reason]
+def only(pair: Pair, drop: Drop | None, image: Image.Image | None = None) -> Example:
+    examples = Examples()
+    examples.add(pair, drop, image)
+    (example,) = examples.all()
+    return example
 
 
-def test_the_sample_depends_neither_on_the_order_nor_on_the_slices(tmp_path: Path) -> None:
-    pairs = [pair(number) for number in range(100)]
+def test_the_sample_and_its_bytes_depend_neither_on_the_order_nor_on_the_slices(tmp_path: Path) -> None:
+    pairs = [pair(number, jpeg()) for number in range(100)]
     whole = sample(pairs)
     shuffled = random.Random(0).sample(pairs, len(pairs))
     for number, part in enumerate((shuffled[:13], shuffled[13:60], shuffled[60:])):
         sample(part).write(tmp_path / f"{number}.json")
     merged = Examples.merge(sorted(tmp_path.glob("*.json")), per_reason=3)
     assert merged.all() == whole.all()
-    assert len(keys(merged, "kept")) == len(keys(merged, "image-small")) == 3
+    assert [example.reason for example in merged.all()] == 3 * ["image-small"] + 3 * ["kept"]
+    for name, examples in (("whole", whole), ("merged", merged)):
+        examples.write(tmp_path / name)
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "merged").read_bytes()
 
 
-def test_equal_samples_are_equal_files(tmp_path: Path) -> None:
-    pairs = [pair(number, jpeg()) for number in range(10)]
-    sample(pairs).write(tmp_path / "a")
-    sample(pairs[::-1]).write(tmp_path / "b")
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
-def test_an_example_shows_the_picture_small_and_says_where_it_came_from() -> None:
-    examples = Examples()
-    examples.add(pair(7, jpeg(400, 200)), SMALL)
-    (example,) = examples.all()
-    assert (example.origin, example.detail) == ("照片:7.jpg", SMALL.detail)
-    assert (example.zh, example.en, example.size) == (["一只猫"], ["a cat"], "400×200")
+def test_an_example_has_a_small_image_and_its_position_in_its_source() -> None:
+    example = only(pair(7, jpeg(400, 200)), SMALL)
+    assert (example.origin, example.detail, example.size) == ("照片:7.jpg", SMALL.detail, "400×200")
+    assert (example.zh, example.en) == (["一只猫"], ["a cat"])
     assert shown(example.thumbnail).size == (96, 48)
 
 
 def test_a_thumbnail_is_on_white_and_at_least_one_pixel_wide() -> None:
-    examples = Examples()
-    examples.add(pair(0), None, Image.new("RGBA", (50, 50), (0, 0, 0, 0)))
-    examples.add(pair(1), SMALL, Image.new("RGB", (2, 2000)))
-    long, clear = (shown(example.thumbnail) for example in examples.all())
+    clear = shown(only(pair(0), None, Image.new("RGBA", (50, 50), (0, 0, 0, 0))).thumbnail)
     assert clear.getpixel((25, 25)) == (255, 255, 255)
-    assert long.size == (1, 96)
+    assert shown(only(pair(1), SMALL, Image.new("RGB", (2, 2000))).thumbnail).size == (1, 96)
 
 
 @pytest.mark.parametrize("image", [b"", b"not an image", jpeg()[:100]])
-def test_what_cannot_be_decoded_is_shown_without_a_picture(image: bytes) -> None:
-    examples = Examples()
-    examples.add(pair(0, image), Drop("image-unreadable"))
-    (example,) = examples.all()
+def test_what_cannot_be_decoded_is_shown_without_an_image(image: bytes) -> None:
+    example = only(pair(0, image), Drop("image-unreadable"))
     assert (example.thumbnail, example.size) == ("", "")
 
 
-def test_a_dropped_caption_stands_apart_from_those_that_stay() -> None:
+def test_a_dropped_caption_is_shown_apart_from_those_that_are_kept() -> None:
     examples = Examples()
-    gone = [("zh", "图片", Drop("caption-placeholder", "says nothing")), ("en", "x", Drop("caption-short"))]
-    examples.add(pair(0), None, captions=gone)  # type: ignore[arg-type]
-    kept, placeholder, short = sorted(examples.all(), key=lambda example: (example.reason != "kept", example.reason))
-    assert (kept.zh_dropped, kept.en_dropped) == ([], [])
+    examples.add(pair(0), None, captions=GONE)
+    placeholder, short, kept = examples.all()
+    assert (kept.reason, kept.zh_dropped, kept.en_dropped) == ("kept", [], [])
     assert (placeholder.zh_dropped, placeholder.detail, placeholder.zh) == (["图片"], "says nothing", ["一只猫"])
     assert (short.reason, short.zh_dropped, short.en_dropped) == ("caption-short", [], ["x"])
 
 
-def test_a_pair_dropped_for_want_of_captions_shows_what_became_of_them() -> None:
+def test_a_pair_left_without_captions_shows_why_they_were_dropped() -> None:
     examples = Examples()
-    bare = Pair("k", b"")
-    gone = [("zh", "图片", Drop("caption-placeholder")), ("en", "x", Drop("caption-short"))]
-    examples.add(bare, Drop("no-caption", "none that is fit"), captions=gone)  # type: ignore[arg-type]
+    examples.add(Pair("k", b""), Drop("no-caption", "none that is fit"), captions=GONE)
     (example,) = [example for example in examples.all() if example.reason == "no-caption"]
     assert example.detail == "none that is fit (caption-placeholder, caption-short)"
     assert (example.zh_dropped, example.en_dropped) == (["图片"], ["x"])
@@ -115,34 +110,15 @@ def test_a_duplicate_is_shown_next_to_the_image_that_is_kept() -> None:
     assert sorted(bool(example.twin_thumbnail) for example in examples.all()) == [False, True]
 
 
-def test_long_texts_and_long_lists_are_cut() -> None:
-    examples = Examples()
-    examples.add(pair(0, zh=("猫" * 5_000, *"一二三四五")), None)
-    (example,) = examples.all()
-    assert example.zh == ["猫" * 300 + "…", "一", "二", "三"]
-
-
-def test_half_a_character_can_be_written(tmp_path: Path) -> None:
-    examples = Examples()
-    examples.add(Pair("k\ud800", b"", ("猫\ud800",)), Drop("caption-control", "holds \ud800"))
-    examples.write(tmp_path / "e")
-    (example,) = Examples.merge([tmp_path / "e"]).all()
-    assert (example.key, example.zh, example.detail) == ("k?", ["猫?"], "holds ?")
-
-
-def test_no_examples_can_be_asked_for() -> None:
-    assert sample([pair(1), pair(2)], per_reason=0).all() == []
+def test_long_texts_and_long_lists_are_cut_and_half_a_character_is_replaced() -> None:
+    assert only(pair(0, zh=("猫" * 5_000, *"一二三四五")), None).zh == ["猫" * 300 + "…", "一", "二", "三"]
+    half = only(Pair("k\ud800", b"", ("猫\ud800",)), Drop("caption-control", "holds \ud800"))
+    assert (half.key, half.zh, half.detail) == ("k?", ["猫?"], "holds ?")
 
 
 def test_thumbnails_are_made_only_of_what_is_in_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[bytes] = []
-
-    def counted(content: bytes, image: object) -> tuple[str, str]:
-        made.append(content)
-        return "", ""
-
-    monkeypatch.setattr("dcclip_cli.curation.report.examples._shrunk", counted)
-    examples = Examples(per_reason=2)
-    for number in range(2_000):
-        examples.add(pair(number), None)
-    assert len(made) < 40  # 2 x (1 + ln 1000) = 16 are expected
+    shrunk = Mock(return_value=("", ""))
+    monkeypatch.setattr("dcclip_cli.curation.report.examples._shrunk", shrunk)
+    sample([pair(number) for number in range(0, 4_000, 2)], per_reason=2)
+    assert shrunk.call_count < 40  # 2 x (1 + ln 1000) = 16 are expected
+    assert sample([pair(1), pair(2)], per_reason=0).all() == []

@@ -15,25 +15,17 @@ def pair(key: str = "k", zh: tuple[str, ...] = (), en: tuple[str, ...] = (), sou
     return Pair(key, b"12345678", zh, en, {"source": source})
 
 
-def test_pairs_and_captions_are_counted_by_their_reasons() -> None:
+def test_pairs_and_captions_are_counted_by_their_reasons_and_pairs_by_their_sources() -> None:
     statistics = Statistics()
-    statistics.add(pair(zh=("一只猫",), en=("a cat", "the cat")), None, (64, 48))
-    statistics.add(pair(zh=("狗",), en=()), Drop("image-small"), (20, 10))
-    statistics.add(pair(en=("a red bus",)), None, (64, 64), [("en", "bus", SHORT), ("zh", "车", SHORT)])
+    statistics.add(pair(zh=("一只猫",), en=("a cat", "the cat"), source="甲"), None, (64, 48))
+    statistics.add(pair(zh=("狗",), en=(), source="乙"), Drop("image-small"), (20, 10))
+    statistics.add(pair(en=("a red bus",), source="甲"), None, (64, 64), [("en", "bus", SHORT), ("zh", "车", SHORT)])
     counted = statistics.as_dict()
     assert counted["pairs"] == {"read": 3, "kept": 2, "dropped": {"image-small": 1}}
     assert counted["captions"]["zh"] == {"read": 3, "kept": 1, "dropped": {"caption-short": 1, "image-small": 1}}
     assert counted["captions"]["en"] == {"read": 4, "kept": 3, "dropped": {"caption-short": 1}}
-
-
-def test_each_source_has_its_own_count() -> None:
-    statistics = Statistics()
-    statistics.add(pair(source="甲"), None)
-    statistics.add(pair(source="乙"), Drop("image-blank"))
-    assert statistics.as_dict()["sources"] == {
-        "乙": {"read": 1, "kept": 0, "dropped": {"image-blank": 1}},
-        "甲": {"read": 1, "kept": 1, "dropped": {}},
-    }
+    dog = {"read": 1, "kept": 0, "dropped": {"image-small": 1}}
+    assert counted["sources"] == {"乙": dog, "甲": {"read": 2, "kept": 2, "dropped": {}}}
 
 
 def test_captions_that_were_merged_into_another_pair_are_not_counted_twice() -> None:
@@ -43,22 +35,17 @@ def test_captions_that_were_merged_into_another_pair_are_not_counted_twice() -> 
     assert statistics.as_dict()["captions"]["zh"] == {"read": 2, "kept": 2, "dropped": {}}
 
 
-def test_chinese_is_measured_in_characters_and_english_in_words() -> None:
+def test_sizes_and_lengths_are_counted_in_the_bins_of_their_scales() -> None:
     statistics = Statistics()
-    statistics.add(pair(zh=("红色 的汽车，好看！",), en=("a  red car, nice!",)), None)
-    histograms = statistics.as_dict()["histograms"]
-    assert histograms["zh"] == {"kept": {"9": 1}}
-    assert histograms["en"] == {"kept": {"4": 1}}
-
-
-def test_sizes_fall_into_the_bins_of_their_scales() -> None:
-    statistics = Statistics()
-    statistics.add(pair(), Drop("image-aspect"), (32, 63))
-    histograms = statistics.as_dict()["histograms"]
-    assert histograms["short_side"] == {"image-aspect": {"32": 1}}  # bins begin at 4 x 2^(n/4)
-    assert histograms["long_side"] == {"image-aspect": {"53.817": 1}}  # 4 x 2^3.75, the next begins at 64
-    assert histograms["aspect"] == {"image-aspect": {"1.9": 1}}
-    assert histograms["bytes"] == {"image-aspect": {"64": 1}}  # the first
+    statistics.add(pair(zh=("红色 的汽车，好看！",), en=("a  red car, nice!",)), None, (32, 63))
+    assert statistics.as_dict()["histograms"] == {
+        "aspect": {"kept": {"1.9": 1}},
+        "bytes": {"kept": {"64": 1}},  # the first
+        "en": {"kept": {"4": 1}},  # words
+        "long_side": {"kept": {"53.817": 1}},  # 4 x 2^3.75, the next begins at 64
+        "short_side": {"kept": {"32": 1}},  # bins begin at 4 x 2^(n/4)
+        "zh": {"kept": {"9": 1}},  # characters
+    }
 
 
 def test_a_pair_without_an_image_has_no_size() -> None:

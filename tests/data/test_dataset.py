@@ -40,12 +40,8 @@ def test_parquet_gives_back_the_pairs_that_were_written(tmp_path: Path) -> None:
     assert list(dataset) == [CAT, DOG]
     assert dataset.captions("zh") == [("猫", "小猫"), ()]
     assert dataset.captions("en") == [("cat",), ("dog", "hound")]
-
-
-def test_the_same_pairs_make_the_same_parquet_bytes(tmp_path: Path) -> None:
-    for name in ("a.parquet", "b.parquet"):
-        write_parquet(tmp_path / name, [CAT, DOG])
-    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    write_parquet(tmp_path / "again.parquet", [CAT, DOG])
+    assert (tmp_path / "again.parquet").read_bytes() == (tmp_path / "pairs.parquet").read_bytes()
 
 
 def test_tars_give_back_the_pairs_that_were_written_in_the_order_of_their_names(tmp_path: Path) -> None:
@@ -55,15 +51,7 @@ def test_tars_give_back_the_pairs_that_were_written_in_the_order_of_their_names(
     assert list(open_pairs(tmp_path / "000001.tar")) == [DOG]
 
 
-def test_a_caption_that_is_a_plain_string_counts_as_one_caption(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        add(archive, "1.jpg", b"image")
-        add(archive, "1.json", '{"zh": "一只猫", "en": "a cat"}'.encode())
-    pair = open_pairs(tmp_path / "a.tar")[0]
-    assert (pair.zh, pair.en) == (("一只猫",), ("a cat",))
-
-
-def test_members_of_a_tar_that_are_no_whole_pair_are_skipped(tmp_path: Path) -> None:
+def test_a_plain_string_is_one_caption_and_members_of_a_tar_that_are_no_whole_pair_are_skipped(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         add(archive, "no-caption.jpg", b"image")
         add(archive, "no-image.json", b'{"en": "nothing"}')
@@ -73,8 +61,8 @@ def test_members_of_a_tar_that_are_no_whole_pair_are_skipped(tmp_path: Path) -> 
         archive.addfile(link)
         add(archive, "link.json", b"{}")
         add(archive, "whole.jpg", b"image")
-        add(archive, "whole.json", b"{}")
-    assert [pair.key for pair in open_pairs(tmp_path / "a.tar")] == ["whole"]
+        add(archive, "whole.json", '{"zh": "一只猫", "en": "a cat"}'.encode())
+    assert list(open_pairs(tmp_path / "a.tar")) == [Pair("whole", b"image", ("一只猫",), ("a cat",))]
 
 
 def test_the_fingerprint_is_the_sha256_of_the_files_sha256s(tmp_path: Path) -> None:
@@ -88,6 +76,9 @@ def test_the_fingerprint_is_the_sha256_of_the_files_sha256s(tmp_path: Path) -> N
 def test_columns_beyond_key_and_image_may_be_missing(tmp_path: Path) -> None:
     pq.write_table(pa.table({"key": ["1"], "image": [b"image"], "zh": [["猫"]]}), tmp_path / "a.parquet")
     assert open_pairs(tmp_path / "a.parquet")[0] == Pair("1", b"image", zh=("猫",), en=())
+    pq.write_table(pa.table({"key": ["1"], "url": ["x"]}), tmp_path / "a.parquet")
+    with pytest.raises(DcclipError, match=r"no column image \(found: key, url\)"):
+        open_pairs(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize(
@@ -105,16 +96,9 @@ def test_a_path_without_pairs_is_an_error_with_a_hint(
 ) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(DcclipError, match=what) as raised:
+    with pytest.raises(DcclipError, match=f"{name}.*{what}") as raised:
         open_pairs(tmp_path / name)
-    assert name in raised.value.what
     assert raised.value.hint
-
-
-def test_a_parquet_file_without_images_is_refused_with_the_missing_column(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"key": ["1"], "url": ["x"]}), tmp_path / "a.parquet")
-    with pytest.raises(DcclipError, match=r"no column image \(found: key, url\)"):
-        open_pairs(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize("record", [b"{'zh': 1}", b"[]", b"\xff\xfe"])
@@ -127,14 +111,15 @@ def test_a_broken_record_in_a_tar_is_named(tmp_path: Path, record: bytes) -> Non
 
 
 def test_a_tar_that_is_cut_in_a_member_or_a_header_is_refused(tmp_path: Path) -> None:
-    write_tar(tmp_path / "whole.tar", Pair("1", bytes(5000), en=("x",)), Pair("2", bytes(5000), en=("y",)))
-    whole = (tmp_path / "whole.tar").read_bytes()
+    tar = tmp_path / "cut.tar"
+    write_tar(tar, Pair("1", bytes(5000), en=("x",)), Pair("2", bytes(5000), en=("y",)))
+    whole = tar.read_bytes()
     for content in (whole[:9000], whole[:6656] + b"no header" * 200):  # the second pair begins at byte 6,656
-        (tmp_path / "cut.tar").write_bytes(content)
+        tar.write_bytes(content)
         with pytest.raises(DcclipError, match="is not a readable tar file"):
-            open_pairs(tmp_path / "cut.tar")
-    (tmp_path / "cut.tar").write_bytes(whole[:6656])  # only the end mark is missing
-    assert [pair.key for pair in open_pairs(tmp_path / "cut.tar")] == ["1"]
+            open_pairs(tar)
+    tar.write_bytes(whole[:6656])  # only the end mark is missing
+    assert [pair.key for pair in open_pairs(tar)] == ["1"]
 
 
 # ---- embeddings in place of images

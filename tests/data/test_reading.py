@@ -3,46 +3,41 @@
 import csv
 import io
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dcclip_cli.data.caption_files import json_items
-from dcclip_cli.data.reading import Row, line_cuts, lines, record_cuts, records
+from dcclip_cli.data.reading import Cut, Row, cuts, lines, records
+
+
+def cuts_of(rows: Callable[[BinaryIO, int], Iterator[Row]], text: bytes, size: int, limit: int) -> list[Cut]:
+    stream = io.BytesIO(text)
+    return list(cuts(stream, rows(stream, limit), size))
+
 
 _TEXT = st.text(alphabet='a猫",\n\r ', max_size=60).map(str.encode)
 
 
-def test_lines_come_with_their_number_and_offset() -> None:
-    assert list(lines(io.BytesIO("猫\n\ndog".encode()), 10)) == [
-        Row(1, 0, "猫\n".encode()),
-        Row(2, 4, b"\n"),
-        Row(3, 5, b"dog"),
-    ]
-
-
-def test_a_line_over_the_limit_is_skipped() -> None:
-    stream = io.BytesIO(b"abcd\n" + b"x" * 6 + b"\nabcde")
-    assert [row.content for row in lines(stream, 5)] == [b"abcd\n", None, b"abcde"]
+def test_lines_come_with_their_number_and_offset_and_without_content_over_the_limit() -> None:
+    text = "猫\n\ndog\n".encode() + b"x" * 6 + b"\nabcde"
+    expected = ["猫\n".encode(), b"\n", b"dog\n", None, b"abcde"]
+    starts = [0, 4, 5, 9, 16]
+    assert list(lines(io.BytesIO(text), 5)) == list(map(Row, range(1, 6), starts, expected))
 
 
 @given(_TEXT, st.integers(1, 5))
 def test_cuts_of_lines_are_after_each_number_of_lines(text: bytes, size: int) -> None:
-    cuts = list(line_cuts(io.BytesIO(text), size))
+    found = cuts_of(lines, text, size, 1000)
     rows = text.split(b"\n") if not text.endswith(b"\n") else text.split(b"\n")[:-1]
     rows = rows if text else []
-    assert [cut.lines for cut in cuts] == [min(size, len(rows) - at) for at in range(0, len(rows), size)]
-    assert b"".join(text[cut.start : cut.end] for cut in cuts) == text
-    assert [cut.number for cut in cuts] == [1 + at for at in range(0, len(rows), size)]
-
-
-def test_cuts_are_the_same_over_a_file_of_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = b"".join(b"x" * (number % 17) + b"\n" for number in range(1000))
-    whole = list(line_cuts(io.BytesIO(text), 7))
-    monkeypatch.setattr("dcclip_cli.data.reading._CHUNK", 13)
-    assert list(line_cuts(io.BytesIO(text), 7)) == whole
+    assert [cut.lines for cut in found] == [min(size, len(rows) - at) for at in range(0, len(rows), size)]
+    assert b"".join(text[cut.start : cut.end] for cut in found) == text
+    assert [cut.number for cut in found] == [1 + at for at in range(0, len(rows), size)]
 
 
 @given(
@@ -55,16 +50,16 @@ def test_records_are_the_rows_that_a_csv_writer_wrote(rows: list[list[str]], siz
     assert b"".join(row.content or b"" for row in records(io.BytesIO(text), 1000)) == text
     found = [next(csv.reader([(row.content or b"").decode()])) for row in records(io.BytesIO(text), 1000)]
     assert found == rows
-    cuts = list(record_cuts(io.BytesIO(text), size, 1000))
-    assert [cut.lines for cut in cuts] == [min(size, len(rows) - at) for at in range(0, len(rows), size)]
-    assert b"".join(text[cut.start : cut.end] for cut in cuts) == text
+    ranges = cuts_of(records, text, size, 1000)
+    assert [cut.lines for cut in ranges] == [min(size, len(rows) - at) for at in range(0, len(rows), size)]
+    assert b"".join(text[cut.start : cut.end] for cut in ranges) == text
 
 
 @given(_TEXT, st.integers(1, 3), st.integers(1, 20))
 def test_reading_from_the_cuts_gives_the_records_of_reading_the_whole(text: bytes, size: int, limit: int) -> None:
     whole = list(records(io.BytesIO(text), limit))
     parts = []
-    for cut in record_cuts(io.BytesIO(text), size, limit):
+    for cut in cuts_of(records, text, size, limit):
         stream = io.BytesIO(text)
         stream.seek(cut.start)
         parts += [row for row in records(stream, limit, cut.number) if row.start < cut.end]

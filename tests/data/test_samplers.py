@@ -20,16 +20,13 @@ def test_an_epoch_has_a_sample_at_most_once_and_fills_every_batch(groups: np.nda
     assert len(set(np.concatenate(batches).tolist())) == 20
 
 
-def test_epochs_and_seeds_each_have_another_order() -> None:
+def test_epochs_and_seeds_each_have_another_order_and_samples_left_over_are_in_another_epoch() -> None:
+    left_over = EpochBatchSampler(23, 5, seed=0)
+    assert {int(sample) for epoch in range(5) for batch in left_over.epoch(epoch) for sample in batch} == {*range(23)}
     keys = [(0, 0), (0, 1), (0, 2), (1, 0)]
     orders = [EpochBatchSampler(50, 50, seed).epoch(epoch)[0].tolist() for seed, epoch in keys]
     assert len({tuple(order) for order in orders}) == 4
     assert {tuple(sorted(order)) for order in orders} == {tuple(range(50))}
-
-
-def test_samples_left_over_in_one_epoch_are_in_another() -> None:
-    sampler = EpochBatchSampler(23, 5, seed=0)
-    assert {int(sample) for epoch in range(5) for batch in sampler.epoch(epoch) for sample in batch} == set(range(23))
 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 5, 9, 17, 20])
@@ -39,11 +36,7 @@ def test_starting_in_the_middle_gives_the_tail_of_the_whole(start: int, groups: 
     whole = list(sampler(0, 18))
     assert len(whole) == 18
     assert list(sampler(start, 18)) == whole[start:]
-
-
-def test_each_sample_has_the_epoch_of_its_step() -> None:
-    steps = list(EpochBatchSampler(10, 5, seed=0)(0, 5))
-    assert [{epoch for _, epoch in step} for step in steps] == [{0}, {0}, {1}, {1}, {2}]
+    assert [{epoch for _, epoch in step} for step in whole] == [{step // 4} for step in range(18)]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -57,12 +50,9 @@ def test_a_batch_has_no_two_samples_of_one_caption_group_while_enough_groups_are
         left -= set(batch.tolist())
 
 
-def test_with_too_few_distinct_captions_left_the_batch_is_filled_up() -> None:
+def test_samples_put_off_for_their_caption_are_first_in_the_next_batch_and_repeated_where_no_others_are_left() -> None:
     batches = EpochBatchSampler(6, 3, seed=0, groups=np.zeros(6, int)).epoch(0)
     assert sorted(np.concatenate(batches).tolist()) == [0, 1, 2, 3, 4, 5]
-
-
-def test_samples_put_off_for_their_caption_are_the_first_of_the_next_batch() -> None:
     sampler = EpochBatchSampler(6, 2, seed=3, groups=np.array([0, 0, 0, 1, 1, 1]))
     waiting = [int(sample) for sample in EpochBatchSampler(6, 6, seed=3).epoch(0)[0]]
     for batch in sampler.epoch(0):
@@ -70,11 +60,6 @@ def test_samples_put_off_for_their_caption_are_the_first_of_the_next_batch() -> 
         other = next(sample for sample in waiting if sample // 3 != first // 3)
         assert batch.tolist() == [first, other]
         waiting = [sample for sample in waiting if sample not in (first, other)]
-
-
-def test_a_batch_larger_than_the_data_is_refused() -> None:
-    with pytest.raises(DcclipError, match=r"batch_size 8 is larger than the data \(7 samples\)"):
-        EpochBatchSampler(7, 8, seed=0)
 
 
 def test_pairs_that_share_a_first_caption_in_either_language_are_one_group(tmp_path: Path) -> None:
@@ -102,7 +87,9 @@ def test_every_process_gets_its_share_of_every_sampler() -> None:
     assert list(sampler.share(3, 5)) == whole[3:]
 
 
-def test_a_batch_size_that_cannot_be_shared_is_named() -> None:
+def test_a_batch_size_that_is_larger_than_the_data_or_cannot_be_shared_is_named() -> None:
+    with pytest.raises(DcclipError, match=r"batch_size 8 is larger than the data \(7 samples\)"):
+        EpochBatchSampler(7, 8, seed=0)
     samplers = tuple(EpochBatchSampler(12, size, seed=0) for size in (4, 3))
     with pytest.raises(DcclipError, match="batch_size 3 cannot be split among 2 processes"):
         MixedBatchSampler(samplers).check_shares(2)

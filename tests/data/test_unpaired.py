@@ -1,18 +1,16 @@
 """Texts without images, phrases made of texts, and images without captions."""
 
-import io
 import re
 import tarfile
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from dcclip_cli.data.dataset import ConcatDataset, write_parquet
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, PairDataset
 from dcclip_cli.data.unpaired import open_images, open_texts, with_phrases
 from dcclip_cli.errors import DcclipError
+from tests.data.test_dataset import add
 
 
 def write(tmp_path: Path, name: str, text: str) -> Path:
@@ -36,20 +34,19 @@ def test_parallel_text_is_read_line_by_line(tmp_path: Path, name: str, text: str
     assert (len(texts), texts.num_images) == (2, 0)
 
 
-def test_lines_of_text_are_chinese_if_they_have_a_chinese_character(tmp_path: Path) -> None:
-    texts = open_texts(write(tmp_path, "a.txt", "\ufeff一只 cat\n\n  a dog \n"))
-    assert texts.captions("zh") == [("一只 cat",), ()]
-    assert texts.captions("en") == [(), ("a dog",)]
-
-
-def test_a_quotation_mark_in_a_tsv_is_a_character(tmp_path: Path) -> None:
-    texts = open_texts(write(tmp_path, "a.tsv", 'a 5" pipe\t五英寸管\n"so"\t“这样”\n'))
-    assert texts.captions("en") == [('a 5" pipe',), ('"so"',)]
-
-
-def test_one_of_the_languages_may_be_empty(tmp_path: Path) -> None:
-    texts = open_texts(write(tmp_path, "a.tsv", "zh\ten\n猫\t\n\ta dog\n"))
-    assert (texts.captions("zh"), texts.captions("en")) == ([("猫",), ()], [(), ("a dog",)])
+@pytest.mark.parametrize(
+    ("name", "text", "zh", "en"),
+    [
+        # A line is Chinese if it has a Chinese character.
+        ("a.txt", "\ufeff一只 cat\n\n  a dog \n", [("一只 cat",), ()], [(), ("a dog",)]),
+        # A quotation mark in a .tsv is a character, and one of the languages may be empty.
+        ("a.tsv", 'a 5" pipe\t五英寸管\n"so"\t“这样”\n', [("五英寸管",), ("“这样”",)], [('a 5" pipe',), ('"so"',)]),
+        ("a.tsv", "zh\ten\n猫\t\n\ta dog\n", [("猫",), ()], [(), ("a dog",)]),
+    ],
+)
+def test_texts_are_read_by_language(tmp_path: Path, name: str, text: str, zh: object, en: object) -> None:
+    texts = open_texts(write(tmp_path, name, text))
+    assert (texts.captions("zh"), texts.captions("en")) == (zh, en)
 
 
 @pytest.mark.parametrize(
@@ -57,33 +54,29 @@ def test_one_of_the_languages_may_be_empty(tmp_path: Path) -> None:
     [
         ("a.tsv", "a cat\ta dog\n", r"a\.tsv:1: cannot tell which column is Chinese"),
         ("a.tsv", "zh\ten\n猫\tcat\n狗\n", r"a\.tsv:3: 1 columns instead of 2"),
-        ("a.jsonl", '{"zh": "猫"}\n{"zh": \n', r"a\.jsonl:2: not JSON"),
-        ("a.jsonl", "[]\n", r"a\.jsonl:1: not a JSON object"),
+        ("a.jsonl", '{"zh": "猫"}\n{"zh": \n', r"a\.jsonl:2 is not JSON"),
+        ("a.jsonl", "[]\n", r"a\.jsonl:1 is not a JSON object"),
         ("a.jsonl", '{"en": 3}\n', r"a\.jsonl:1: en is not a list of captions"),
         ("a.txt", " \n\n", r"a\.txt has no text"),
         ("a.docx", "猫", r"a\.docx is not a text file"),
+        ("a.txt", "一只小猫在睡觉".encode("gb18030"), r"a\.txt is not UTF-8"),
+        ("", None, "is not a text file"),
+        ("b.txt", None, "does not exist"),
     ],
 )
-def test_an_unreadable_file_is_named_with_its_line(tmp_path: Path, name: str, text: str, what: str) -> None:
+def test_an_unreadable_file_is_named_with_its_line(
+    tmp_path: Path, name: str, text: str | bytes | None, what: str
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DcclipError, match=what) as raised:
-        open_texts(write(tmp_path, name, text))
+        open_texts(tmp_path / name)
     assert raised.value.hint
 
 
-def test_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes("一只小猫在睡觉".encode("gb18030"))
-    with pytest.raises(DcclipError, match="is not UTF-8"):
-        open_texts(tmp_path / "a.txt")
-    with pytest.raises(DcclipError, match="is not a text file"):
-        open_texts(tmp_path)
-    with pytest.raises(DcclipError, match="does not exist"):
-        open_texts(tmp_path / "b.txt")
-
-
 def test_each_different_caption_of_pairs_is_a_text(tmp_path: Path) -> None:
-    captions = {"zh": [["猫", "动物"], ["狗", "动物"]], "en": [["cat", "animal"], ["dog"]]}
-    table = {"key": ["a", "b"], "image": [b"", b""], **captions, "meta": ["{}", "{}"]}
-    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    pairs = [Pair("a", b"", ("猫", "动物"), ("cat", "animal")), Pair("b", b"", ("狗", "动物"), ("dog",))]
+    write_parquet(tmp_path / "a.parquet", pairs)
     texts = open_texts(tmp_path / "a.parquet")
     assert texts.captions("zh") == [("猫",), ("动物",), ("狗",), (), (), ()]
     assert texts.captions("en") == [(), (), (), ("cat",), ("animal",), ("dog",)]
@@ -123,10 +116,9 @@ def test_a_phrase_is_two_or_three_names_joined_or_listed(
 
 def test_phrases_follow_the_texts_in_equal_parts_of_the_languages(plain: PairDataset) -> None:
     texts = with_phrases(plain, 400)
-    assert (len(texts), texts.num_images) == (412, 0)
-    assert [texts[row] for row in range(12)] == [plain[row] for row in range(12)]
+    assert (len(texts), texts.num_images, list(texts)[:12]) == (412, 0, list(plain))
     assert 150 < len(phrases_of(texts, "zh")) < 250
-    assert all(bool(texts[row].zh) != bool(texts[row].en) for row in range(412))
+    assert all(bool(text.zh) != bool(text.en) for text in texts)
 
 
 def test_parallel_text_stays_parallel(tmp_path: Path) -> None:
@@ -162,6 +154,8 @@ def test_texts_of_which_no_two_can_be_joined_are_refused(tmp_path: Path, text: s
 @pytest.mark.parametrize("kind", ["parquet", "tar", "shards", "folder"])
 def test_images_are_read_without_their_captions(tmp_path: Path, pairs: list[Pair], kind: str) -> None:
     path = tmp_path / {"parquet": "a.parquet", "tar": "a.tar"}.get(kind, "")
+    with pytest.raises(DcclipError, match="has no images" if kind in ("shards", "folder") else "does not exist"):
+        open_images(path)
     if kind == "parquet":
         write_parquet(path, pairs[:2])
     elif kind == "folder":
@@ -171,16 +165,7 @@ def test_images_are_read_without_their_captions(tmp_path: Path, pairs: list[Pair
     else:
         with tarfile.open(tmp_path / "a.tar", "w") as archive:
             for pair in pairs[:2]:  # without records
-                member = tarfile.TarInfo(f"{pair.key}.png")
-                member.size = len(pair.image)
-                archive.addfile(member, io.BytesIO(pair.image))
+                add(archive, f"{pair.key}.png", pair.image)
     images = open_images(path)
     assert [pair.image for pair in images] == [pair.image for pair in pairs[:2]]
     assert images.captions("zh") == [(), ()] and images.has_uncaptioned_images
-
-
-def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DcclipError, match="has no images"):
-        open_images(tmp_path)
-    with pytest.raises(DcclipError, match="does not exist"):
-        open_images(tmp_path / "nowhere")

@@ -36,12 +36,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
             }
             (folder / f"{registry.prompts_of(known)}.json").write_text(json.dumps(content), "utf-8")
     (folder / "compact.json").write_text(json.dumps({"en": ["a {}"], "zh": ["一个{}"]}), "utf-8")
-    smaller = {
-        name: replace(known, size=known.classes or None, texts=None)
-        if known.classes
-        else replace(known, size=None, texts=None)
-        for name, known in SETS.items()
-    }
+    smaller = {name: replace(known, size=known.classes or None, texts=None) for name, known in SETS.items()}
     monkeypatch.setattr(prompts, "FOLDER", folder)
     monkeypatch.setattr(registry, "SETS", smaller)
     clear()

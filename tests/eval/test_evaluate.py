@@ -280,12 +280,8 @@ def test_texts_about_several_images_are_looked_for_one_way_only(tmp_path: Path, 
     layouts.write(tmp_path / "muge/valid_texts.jsonl", "\n".join(texts) + "\n")
     [found] = run(Oracle(), ["muge-cn"], tmp_path)
     # The first finds image 3; the second finds 2, then 0, 1, 3, 4 at equal scores: image 4 is the fifth.
-    assert found.metrics == {
-        "mean_recall": (0.5 + 1 + 1) / 3,
-        "image_recall@1": 0.5,
-        "image_recall@5": 1.0,
-        "image_recall@10": 1.0,
-    }
+    recalls = {"image_recall@1": 0.5, "image_recall@5": 1.0, "image_recall@10": 1.0}
+    assert found.metrics == {"mean_recall": (0.5 + 1 + 1) / 3, **recalls}
 
 
 def test_a_result_is_written_whole_and_a_bundle_is_evaluated_like_its_model(
@@ -295,12 +291,8 @@ def test_a_result_is_written_whole_and_a_bundle_is_evaluated_like_its_model(
 
     bundle = export(options=ExportOptions(), model=resolve(str(model_folder)), out=tmp_path / "bundle").folder
     results = measure([model_folder, bundle], pairs_file)
-    assert [(result.model, result.language) for result in results] == [
-        ("tiny", "en"),
-        ("tiny", "zh"),
-        ("tiny-fp32", "en"),
-        ("tiny-fp32", "zh"),
-    ]
+    named = [(model, language) for model in ("tiny", "tiny-fp32") for language in ("en", "zh")]
+    assert [(result.model, result.language) for result in results] == named
     assert results[0].metrics == results[2].metrics and results[1].metrics == results[3].metrics
     assert results[0].class_names_sha256 != results[1].class_names_sha256
     save_results(results, tmp_path / "eval")
@@ -318,9 +310,10 @@ def test_two_data_sets_of_one_name_are_refused(pairs_file: Path, tmp_path: Path,
         open_datasets(EvalOptions(datasets=(str(pairs_file), str(tmp_path / "train.parquet"))))
 
 
-def test_options_need_a_data_set_and_no_longer_stream() -> None:
+def test_options_need_a_data_set_and_have_neither_stream_nor_processes() -> None:
     with pytest.raises(ValueError, match="at least 1 item"):
         EvalOptions(datasets=())
-    assert EvalOptions.model_validate({"datasets": ["dtd"], "stream": False}).datasets == ("dtd",)
-    with pytest.raises(ValueError, match="data sets of the hub are downloaded"):
-        EvalOptions.model_validate({"datasets": ["dtd"], "stream": True})
+    assert EvalOptions.model_validate({"datasets": ["dtd"], "stream": False, "processes": 1}).datasets == ("dtd",)
+    for old, advice in (("stream", "data sets of the hub are downloaded"), ("processes", "runs in one process")):
+        with pytest.raises(ValueError, match=advice):
+            EvalOptions.model_validate({"datasets": ["dtd"], old: 2})

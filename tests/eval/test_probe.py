@@ -58,6 +58,8 @@ def test_a_probe_for_several_classes_per_image_and_for_two_classes() -> None:
     test, test_labels = _blobs(1, 90)
     several = probe(train, np.eye(3, dtype=bool)[labels], test, np.eye(3, dtype=bool)[test_labels], "map11", 0)
     assert several.metrics["map11"] > 0.9
+    lacking = labels != 1  # no training image of class 1, so it is never predicted
+    assert probe(train[lacking], labels[lacking], test, test_labels, "top1", 0).metrics["top1"] <= 2 / 3
     two = probe(train, labels.clip(max=1), test, test_labels.clip(max=1), "roc_auc", 0)
     assert two.metrics["roc_auc"] > 0.95
 

@@ -1,4 +1,7 @@
-"""The lists of class names are complete, in their sources' label order, and Chinese as Chinese readers write it."""
+"""The lists of class names are complete, in their sources' label order, and Chinese as Chinese readers write it.
+
+Keys, names and numbers of classes lead to the right class.
+"""
 
 import json
 import re
@@ -9,8 +12,10 @@ from typing import Any
 import pytest
 from opencc import OpenCC
 
-from dcclip_cli.eval import prompts
-from dcclip_cli.eval.registry import ELEVATER
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.eval import prompts, registry
+from dcclip_cli.eval.prompts import ClassIndex, Prompts, normalized
+from dcclip_cli.eval.registry import ELEVATER, SETS, KnownSet
 
 FOLDER = Path(prompts.__file__).parent
 SIZES = {known.name: known.classes for known in ELEVATER} | {"objectnet": 313, "imagenet": 1000}
@@ -157,23 +162,12 @@ def test_a_label_means_the_same_class_as_in_its_source(
     assert found["zh"]["names"][label] == said
 
 
-SORTED = (
-    "cifar10",
-    "cifar100",
-    "country211",
-    "dtd",
-    "eurosat",
-    "fgvc_aircraft",
-    "food101",
-    "gtsrb",
-    "resisc45",
-    "voc2007",
-)
+SORTED = "cifar10 cifar100 country211 dtd eurosat fgvc_aircraft food101 gtsrb resisc45 voc2007 caltech101 pets"
 
 
-@pytest.mark.parametrize("name", [*SORTED, "caltech101", "pets"])
+@pytest.mark.parametrize("name", SORTED.split())
 def test_keys_follow_the_alphabet_where_the_source_sorts_its_classes(name: str) -> None:
-    by = None if name in SORTED else str.casefold  # Caltech-101 and Pets ignore capitals
+    by = str.casefold if name in ("caltech101", "pets") else None  # which ignore capitals
     assert content(name)["folders"] == sorted(content(name)["folders"], key=by)
 
 
@@ -195,12 +189,8 @@ def test_the_english_templates_are_as_many_as_elevater_has() -> None:
 
 
 def test_the_emotions_synonyms_are_those_that_clip_published() -> None:
-    assert alternates("fer2013", "en") == {
-        "happy": ["smiling"],
-        "sad": ["depressed"],
-        "surprised": ["shocked", "spooked"],
-        "neutral": ["bored"],
-    }
+    synonyms = {"sad": ["depressed"], "surprised": ["shocked", "spooked"], "neutral": ["bored"]}
+    assert alternates("fer2013", "en") == {"happy": ["smiling"], **synonyms}
 
 
 @pytest.mark.parametrize(
@@ -232,3 +222,41 @@ def test_the_compact_templates_go_with_any_set_in_both_languages() -> None:
     compact = content("compact")
     assert [len(compact[language]) for language in ("en", "zh")] == [7, 7]
     assert all(template.count("{}") == 1 for several in compact.values() for template in several)
+
+
+CRANES = Prompts(["n1", "n2", "n3"], {"en": ["crane", "crane", "dog"]}, {"en": {"dog": ["hound"]}}, {"en": ["{}"]})
+
+
+@pytest.mark.parametrize("known", [known for known in SETS.values() if known.classes], ids=lambda known: known.name)
+def test_every_class_is_found_by_its_key_and_named_in_both_languages(known: KnownSet) -> None:
+    found = prompts.read(registry.prompts_of(known))
+    keys = ClassIndex(found)
+    assert [keys.of_folder(folder) for folder in found.folders] == list(range(known.classes))
+    assert registry.languages_of(known) == ["en", "zh"]
+    for language in registry.languages_of(known):
+        assert len(found.names[language]) == known.classes and found.templates[language]
+    keys.check_order(found.names["en"], known.name)
+
+
+def test_a_name_that_two_classes_share_leads_to_neither() -> None:
+    keys = ClassIndex(CRANES)
+    assert [keys.find(name) for name in ("crane", "Hound", "N1", "cat")] == [None, 2, 0, None]
+    assert [keys.of_folder(name) for name in ("2", "3", "n2")] == [2, None, 1]
+
+
+def test_names_are_compared_without_case_and_punctuation() -> None:
+    assert normalized("Golden_Retriever  (dog)") == normalized("golden retriever dog") and normalized("猫。") == "猫"
+
+
+def test_a_mapping_needs_every_class_once() -> None:
+    keys = ClassIndex(CRANES)
+    assert keys.mapping(["dog", "n1", "n2"], "x").tolist() == [2, 0, 1]
+    with pytest.raises(DcclipError, match="x: cat is not a known class"):
+        keys.mapping(["dog", "n1", "cat"], "x")
+    with pytest.raises(DcclipError, match="x: the class n2 is missing"):
+        keys.mapping(["dog", "n1", "n1"], "x")
+
+
+def test_two_that_changed_places_are_a_wrong_order() -> None:
+    with pytest.raises(DcclipError, match="x: class 0 is 'n2', 'n1' is expected"):
+        ClassIndex(CRANES).check_order(["n2", "n1", "dog"], "x")

@@ -1,6 +1,5 @@
 """ImageNet's class names say in Chinese what the class is, and no two classes can be confused by name."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,8 @@ from typing import Any
 import pytest
 
 from dcclip_cli.eval import prompts
+from tests.eval.test_prompts import content
 
-ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "dcclip_cli" / "eval" / "prompts"
 HAN = re.compile(r"[\u3400-\u9fff]+")
 WITH_LATIN = {"CD播放器", "CD机", "CRT显示器", "iPod", "T恤", "T恤衫", "福特T型车"}  # written so in Chinese
 
@@ -56,17 +54,7 @@ RIGHT_SENSE = {
 
 @pytest.fixture(scope="module")
 def imagenet() -> dict[str, Any]:
-    return read("imagenet")
-
-
-def read(name: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
-    return content
-
-
-def spoken(language: dict[str, Any]) -> list[str]:
-    """All names and alternates of a language."""
-    return [*language["names"], *(other for several in language["alternates"].values() for other in several)]
+    return content("imagenet")
 
 
 def test_there_are_a_thousand_names_in_both_languages_in_the_order_of_the_wnids(imagenet: dict[str, Any]) -> None:
@@ -76,7 +64,8 @@ def test_there_are_a_thousand_names_in_both_languages_in_the_order_of_the_wnids(
 
 
 def test_chinese_is_written_in_han_with_no_remarks_but_for_a_few_latin_letters(imagenet: dict[str, Any]) -> None:
-    assert {text for text in spoken(imagenet["zh"]) if not HAN.fullmatch(text)} == WITH_LATIN
+    synonyms = [other for several in imagenet["zh"]["alternates"].values() for other in several]
+    assert {text for text in (*imagenet["zh"]["names"], *synonyms) if not HAN.fullmatch(text)} == WITH_LATIN
 
 
 @pytest.mark.parametrize(("wnid", "name"), RIGHT_SENSE.items())
@@ -99,7 +88,7 @@ def test_chinese_templates_have_full_width_punctuation_and_no_spaces(imagenet: d
 def test_a_subset_has_two_hundred_of_the_thousand_in_their_order(
     imagenet: dict[str, Any], name: str, first: str, last: str, only_here: str
 ) -> None:
-    subset, other = read(name), read({"imagenet_a": "imagenet_r", "imagenet_r": "imagenet_a"}[name])
+    subset, other = content(name), content({"imagenet_a": "imagenet_r", "imagenet_r": "imagenet_a"}[name])
     assert subset["subset_of"] == "imagenet"
     wnids = subset["folders"]
     assert len(wnids) == 200 and wnids == sorted(set(wnids)) and set(wnids) <= set(imagenet["folders"])
@@ -115,7 +104,8 @@ def test_a_subset_takes_its_names_and_templates_from_the_whole() -> None:
 
 
 def test_the_documented_decisions_are_those_in_the_file(imagenet: dict[str, Any]) -> None:
-    section = (ROOT / "docs" / "class-names-zh.md").read_text("utf-8").partition("## ImageNet")[2].partition("\n## ")[0]
+    page = (Path(__file__).parents[2] / "docs/class-names-zh.md").read_text("utf-8")
+    section = page.partition("## ImageNet")[2].partition("\n## ")[0]
     decided = re.findall(r"^\| `(n\d{8})` \| (.+?) \| .+? \| (.+?) \| .+ \|$", section, re.M)
     assert len(decided) == 313
     places = [imagenet["folders"].index(wnid) for wnid, _, _ in decided]

@@ -23,15 +23,10 @@ def test_weak_classes_and_confusions_are_counted() -> None:
     one = result("a", score_classes(np.eye(4)[best], labels, "top1"), class_names=NAMES)
     found = errors_of(one, None)
     assert found is not None
-    assert [tuple(weak.values()) for weak in found.worst] == [
-        ("<b>鸟</b>", 0.0, 1, "猫"),
-        ("猫", 0.25, 4, "狗"),
-        ("狗", 0.5, 2, "猫"),
-    ]
-    assert [tuple(pair.values()) for pair in found.confusions[:2]] == [
-        ("猫", "狗", 2, 0.5),
-        ("猫", "<b>鸟</b>", 1, 0.25),
-    ]
+    worst = [("<b>鸟</b>", 0.0, 1, "猫"), ("猫", 0.25, 4, "狗"), ("狗", 0.5, 2, "猫")]
+    assert [tuple(weak.values()) for weak in found.worst] == worst
+    confusions = [("猫", "狗", 2, 0.5), ("猫", "<b>鸟</b>", 1, 0.25)]
+    assert [tuple(pair.values()) for pair in found.confusions[:2]] == confusions
 
 
 def test_the_page_has_both_languages_and_shows_wrong_images(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The example of a new teacher in docs/extending.md works as shown."""
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,18 @@ from safetensors.torch import load_file, save_file
 
 from dcclip_cli.model import teachers
 from dcclip_cli.model.teachers import TransformersTeacher
+from tests.test_docs import ROOT, blocks
 
-PAGE = Path(__file__).parents[2] / "docs/extending.md"
+PAGE = ROOT / "docs/extending.md"
 
 
 @pytest.fixture(scope="module")
 def any_teacher() -> TypeAdapter[Any]:
     """The union of teachers with the example's class and line in place of its own."""
-    section = re.search(r"^## A new teacher$(.*?)(?=^## |\Z)", PAGE.read_text("utf-8"), re.M | re.S)
-    assert section
     names = dict(vars(teachers))
-    for block in re.findall(r"^```python\n(.*?)^```", section[1], re.M | re.S):
+    [code] = [block for block in blocks(PAGE, "python") if "class WiseFtTeacher" in block]
+    [line] = [block for block in blocks(PAGE, "python") if block.startswith("Teacher = ")]
+    for block in (code, line):
         exec(compile("from __future__ import annotations\n" + block, str(PAGE), "exec"), names)
     return TypeAdapter(names["Teacher"])
 

@@ -1,7 +1,6 @@
 """Model directories are written atomically and loaded by plain open_clip, wherever they are moved."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -48,16 +47,8 @@ def test_plain_open_clip_loads_a_moved_directory_and_gives_the_same_embeddings(
     shutil.copytree(model_folder, tmp_path / "moved")
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(pairs[number * 7].image)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    subprocess.run(
-        [sys.executable, "-I", "-c", PLAIN_OPEN_CLIP, "0.png", "1.png", "2.png"],
-        input=json.dumps(TEXTS),
-        text=True,
-        cwd=tmp_path,
-        env=environment,
-        check=True,
-        timeout=120,
-    )
+    command = [sys.executable, "-I", "-c", PLAIN_OPEN_CLIP, "0.png", "1.png", "2.png"]  # -I leaves PYTHONPATH out
+    subprocess.run(command, input=json.dumps(TEXTS), text=True, cwd=tmp_path, check=True, timeout=120)
     plain = np.load(tmp_path / "out.npz")
     towers = load_model(model_folder)
     pixels = torch.from_numpy(np.stack([towers.preprocess(decode(pairs[number * 7].image)) for number in range(3)]))
@@ -186,19 +177,12 @@ def test_weights_of_another_model_are_refused_and_a_pickle_is_never_opened(model
 # ---- atomic directories
 
 
-def test_a_directory_is_moved_into_place_when_it_is_complete_and_replaces_the_old_one(tmp_path: Path) -> None:
+def test_a_directory_replaces_the_old_one_when_it_is_complete_and_an_error_leaves_that(tmp_path: Path) -> None:
     for name in ("old", "new"):
         with atomic_folder(tmp_path / "model") as temporary:
             (temporary / name).write_text("一")
             assert (tmp_path / "model").exists() == (name == "new")
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["model", "model/new"]
-
-
-def test_an_error_leaves_the_old_directory(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/a").write_text("old")
     with pytest.raises(RuntimeError), atomic_folder(tmp_path / "model") as temporary:
-        (temporary / "a").write_text("new")
+        (temporary / "newer").write_text("二")
         raise RuntimeError
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert (tmp_path / "model/a").read_text() == "old"
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["model", "model/new"]

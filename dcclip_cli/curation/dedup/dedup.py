@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -187,13 +188,9 @@ def dedup(
     import duckdb
 
     out.mkdir(parents=True, exist_ok=True)
-    working = out / "tables.duckdb"
-    files = (working, out / "tables.duckdb.wal")
-    for path in files:
-        path.unlink(missing_ok=True)
-    with duckdb.connect(str(working)) as connection:
+    with tempfile.TemporaryDirectory(dir=out) as working, duckdb.connect(f"{working}/tables.duckdb") as connection:
         connection.execute("SET memory_limit = $value", {"value": memory})
-        connection.execute("SET temp_directory = $value", {"value": str(out / "spill")})
+        connection.execute("SET temp_directory = $value", {"value": f"{working}/spill"})
         connection.execute("SET preserve_insertion_order = false")  # the results are sorted explicitly
         fill(connection, signatures, scores)
         for each in [*first, *([options.decontaminate] if options.decontaminate else [])]:
@@ -205,11 +202,7 @@ def dedup(
                     each.apply(connection)
             drop_empty(connection, needs)
         for name, query in ((CAPTIONS, _DROPPED_CAPTIONS), (DECISIONS, _DECISIONS)):
-            part = out / f"{name}.part"
-            connection.execute(f"COPY ({query}) TO {quoted(part)} (FORMAT parquet, COMPRESSION zstd)")
-            part.replace(out / name)
-    for path in files:
-        path.unlink(missing_ok=True)
+            connection.execute(f"COPY ({query}) TO {quoted(out / name)} (FORMAT parquet, COMPRESSION zstd)")
 
 
 _DECISIONS = """

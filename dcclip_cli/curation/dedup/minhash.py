@@ -89,18 +89,21 @@ class SameCaption(GlobalFilter):
 
     def apply(self, connection: DuckDBPyConnection) -> None:
         """`caption-duplicate` if an earlier pair has exactly this caption, else `caption-near-duplicate`."""
+        import pyarrow as pa
+
         connection.execute(_TEXTS)
-        connection.execute("CREATE OR REPLACE TABLE families (language VARCHAR, text_hash UBIGINT, family UBIGINT)")
+        families: dict[tuple[str, int], int] = {}
         if self.similarity is not None:
             connection.execute(_TEXT_CANDIDATES, {"letters": _MIN_LETTERS})
-            _find_families(connection, self.similarity)
+            families = _find_families(connection, self.similarity)
+        schema = pa.schema({"language": pa.string(), "text_hash": pa.uint64(), "family": pa.uint64()})
+        rows = [dict(zip(schema.names, (*key, family), strict=True)) for key, family in families.items()]
+        connection.register("families", pa.Table.from_pylist(rows, schema))
         connection.execute(_DROP_TEXTS, {"most": self.at_most})
 
 
-def _find_families(connection: DuckDBPyConnection, similarity: float) -> None:
-    """Assign a text to the earliest similar text that is itself not assigned to another one."""
-    import pyarrow as pa
-
+def _find_families(connection: DuckDBPyConnection, similarity: float) -> dict[tuple[str, int], int]:
+    """By language and text: the earliest similar text that is itself not assigned to another one."""
     families: dict[tuple[str, int], int] = {}
     rows = connection.cursor().execute(_COMPARED)
     while batch := rows.fetchmany(10_000):
@@ -110,11 +113,7 @@ def _find_families(connection: DuckDBPyConnection, similarity: float) -> None:
             long = min(len(letters_of(text)), len(letters_of(other))) >= _MIN_LETTERS
             if long and jaccard(text, other) >= similarity and not replaces_a_word(text, other):
                 families[language, later] = earlier
-    columns = [*zip(*families, strict=True)] or [(), ()]
-    kinds = (pa.string(), pa.uint64(), pa.uint64())
-    arrays = [pa.array(values, kind) for values, kind in zip((*columns, families.values()), kinds, strict=True)]
-    connection.register("found_families", pa.table(arrays, ["language", "text_hash", "family"]))
-    connection.execute("INSERT INTO families FROM found_families")
+    return families
 
 
 # Each text once, with the first pair that has it.

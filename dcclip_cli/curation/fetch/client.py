@@ -16,9 +16,6 @@ import ssl
 import threading
 import time
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from http.client import IncompleteRead, RemoteDisconnected
 from typing import TYPE_CHECKING, Any
@@ -26,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from dcclip_cli.curation.fetch.request import Fault, FetchOptions, Target, timeout
 
 if TYPE_CHECKING:
-    from urllib3 import BaseHTTPResponse, HTTPHeaderDict, PoolManager
+    from urllib3 import BaseHTTPResponse, PoolManager
     from urllib3.exceptions import HTTPError
 
 _MAX_ADDRESSES = 4  # of one host that are tried
@@ -36,6 +33,8 @@ _MAX_DISCARDED_BYTES = 8_192  # of an error's body, which is read to reuse the c
 # Supported formats come first: a server that chooses by this header would send AVIF to a browser. No compression is
 # requested: image files are compressed already.
 _HEADERS = {"Accept": "image/jpeg,image/png,image/webp,*/*;q=0.5", "Accept-Encoding": "identity"}
+# zlib's window bits by Content-Encoding: 31 for gzip, 15 for zlib; 0 if the body is not compressed.
+_WINDOW_BITS = {"": 0, "identity": 0, "gzip": 31, "x-gzip": 31, "deflate": 15}
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # a public IPv4 address in its last four bytes, on IPv6-only networks
 # Networks that Python does not call private (or not in every version) and that lead to local networks or to IPv4.
 _NEVER = [ipaddress.ip_network(net) for net in ("192.88.99.0/24", "64:ff9b:1::/48", "2001::/23", "2002::/16")]
@@ -44,21 +43,7 @@ _NEVER += [ipaddress.ip_network(net) for net in ("192.0.0.0/24", "fec0::/10", "3
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-class _Clock(threading.local):
-    end = float("inf")
-
-
-_clock = _Clock()
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """While the block runs, reads of this thread raise TimeoutError after this many seconds in total."""
-    _clock.end = time.monotonic() + seconds
-    try:
-        yield
-    finally:
-        _clock.end = _Clock.end
+_clock = threading.local()  # its `end`: until when this thread may read
 
 
 def _time_left() -> float:
@@ -144,15 +129,6 @@ def _look_up(host: str) -> list[Any]:
     return found
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A server's response; `body` is empty unless the status is 200."""
-
-    status: int
-    headers: HTTPHeaderDict
-    body: bytes
-
-
 class Client:
     """Sends GET requests; connections are kept open for further requests to the same host."""
 
@@ -160,10 +136,14 @@ class Client:
         self._headers = {"User-Agent": options.user_agent, **_HEADERS}
         self._pools = _pools(options)
 
-    def get(self, target: Target, limit: int, cut: bool = False) -> Answer:
-        """The response, within this thread's deadline. A body of more than `limit` bytes is a fault, or is `cut`."""
+    def get(self, target: Target, limit: int, seconds: float, cut: bool = False) -> tuple[BaseHTTPResponse, bytes]:
+        """The response, within so many seconds, and its body, empty unless the status is 200.
+
+        A body of more than `limit` bytes is a fault, or is `cut`.
+        """
         from urllib3.exceptions import HTTPError, ProtocolError
 
+        _clock.end = time.monotonic() + seconds
         try:
             try:
                 response = self._open(target)
@@ -177,7 +157,7 @@ class Client:
             raise _fault(error, target.host) from None
         except TimeoutError:
             raise timeout(target.host) from None
-        return Answer(response.status, response.headers, body)
+        return response, body
 
     def close(self) -> None:
         """Close idle connections."""
@@ -217,12 +197,15 @@ def _body(response: BaseHTTPResponse, limit: int, cut: bool) -> bytes:
     host_says = response.headers.get("Content-Length", "")
     if host_says.isdecimal() and len(host_says) < 20 and int(host_says) > limit and not cut:
         raise Fault("url-bytes", f"the server announces {int(host_says):,} bytes, more than {limit:,}")
-    decoder = _decoder(response.headers.get("Content-Encoding", ""))
+    encoding = response.headers.get("Content-Encoding", "")
+    if (coding := encoding.strip().lower()) not in _WINDOW_BITS:
+        raise Fault("url-encoding", f"sent as {encoding[:40]!r}, though uncompressed was asked for")
+    decoder = zlib.decompressobj(bits) if (bits := _WINDOW_BITS[coding]) else None
     body = bytearray()
     # read1 uses http.client, which bounds the lines between chunks; urllib3's own chunk reader does not.
     while chunk := response.read1(_CHUNK, decode_content=False):
         room = limit - len(body) + 1  # one byte over the limit shows that there is more
-        try:
+        try:  # its output is bounded, so that a bomb never gets large
             body += decoder.decompress(chunk, room) if decoder else chunk[:room]
         except zlib.error:
             raise Fault("url-encoding", "the compressed body is damaged") from None
@@ -235,18 +218,6 @@ def _body(response: BaseHTTPResponse, limit: int, cut: bool) -> bytes:
     if decoder and not decoder.eof:
         raise Fault("url-encoding", "the compressed body breaks off")
     return bytes(body)
-
-
-def _decoder(encoding: str) -> zlib._Decompress | None:
-    """The decompressor for a Content-Encoding. Its output is bounded by the caller, so that a bomb never gets large."""
-    match encoding.strip().lower():
-        case "" | "identity":
-            return None
-        case "gzip" | "x-gzip":
-            return zlib.decompressobj(16 + zlib.MAX_WBITS)
-        case "deflate":
-            return zlib.decompressobj(zlib.MAX_WBITS)
-    raise Fault("url-encoding", f"sent as {encoding[:40]!r}, though uncompressed was asked for")
 
 
 def _end(response: BaseHTTPResponse) -> None:
@@ -277,18 +248,10 @@ def _pools(options: FetchOptions) -> PoolManager:
     def connect(self: HTTPConnection) -> socket.socket:
         return _connect(self.host, self.port or self.default_port, options)
 
-    class Connection(HTTPConnection):
-        _new_conn = connect
-
-    class TlsConnection(HTTPSConnection):
-        _new_conn = connect
-
-    class Pool(HTTPConnectionPool):
-        ConnectionCls = Connection
-
-    class TlsPool(HTTPSConnectionPool):
-        ConnectionCls = TlsConnection
+    def subclass(pool: type, connection: type) -> Any:
+        return type("Pool", (pool,), {"ConnectionCls": type("Connection", (connection,), {"_new_conn": connect})})
 
     pools = PoolManager(num_pools=_POOLED_HOSTS, maxsize=options.per_host, ssl_context=_tls())
-    pools.pool_classes_by_scheme = {"http": Pool, "https": TlsPool}
+    http, https = subclass(HTTPConnectionPool, HTTPConnection), subclass(HTTPSConnectionPool, HTTPSConnection)
+    pools.pool_classes_by_scheme = {"http": http, "https": https}
     return pools

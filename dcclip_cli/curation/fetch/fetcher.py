@@ -11,16 +11,17 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urljoin
 
-from dcclip_cli.curation.fetch.client import Answer, Client, time_limit
+from dcclip_cli.curation.fetch.client import Client
 from dcclip_cli.curation.fetch.request import Fault, FetchOptions, Target, read_url
 from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.data.reading import Drop
 
 if TYPE_CHECKING:
     from protego import Protego
+    from urllib3 import BaseHTTPResponse
 
 _MAX_REDIRECTS = 5
 _BACK_OFF_S = 1.0  # before the first retry; doubles with each further one
@@ -33,11 +34,10 @@ _AHEAD = 16  # candidates for each worker that are in progress: a slow server mu
 _HELD_BYTES = 128_000_000  # of images in memory, above which only the candidate that others wait for is started
 
 ROBOTS_BYTES = 500 * 1024  # read of a robots.txt; the RFC requires at least that much
-_CACHED_ROBOTS_BYTES = 50_000_000  # of parsed rules of all sites, roughly
+_CACHED_BYTES = 50_000_000  # of parsed rules of all sites, roughly
 _RULE_BYTES = 500
 _AGENT_LINE = re.compile(r"\s*user[-\s]*agent[\s:]+([^\s/#]*)", re.IGNORECASE)  # all that Protego takes for one
 
-Got = TypeVar("Got")
 Fetch = Callable[[str], bytes | Drop]
 
 
@@ -55,9 +55,6 @@ class Fetcher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         """End waits for retries and close idle connections."""
         self._closing.set()
         self._client.close()
@@ -73,7 +70,7 @@ class Fetcher:
         """The candidates in their order; those with a URL and no fault get their image or a fault."""
         return fetch_in_order(iter(candidates), self.fetch, self._options.workers, self._options.per_host)
 
-    def _with_retries(self, url: str, one_try: Callable[[], Got]) -> Got:
+    def _with_retries(self, url: str, one_try: Callable[[], bytes]) -> bytes:
         # The same in each run, but different for the URLs of one host.
         jitter = 1 + zlib.crc32(url.encode(errors="replace")) / 2**32
         for before in range(self._options.retries):
@@ -93,29 +90,27 @@ class Fetcher:
                 self._robots.check(target)
             with self._slots.setdefault(target.host, threading.Semaphore(self._options.per_host)):
                 start = time.monotonic()
-                with time_limit(left):
-                    answer = self._client.get(target, limit, cut=robots_file)
+                response, body = self._client.get(target, limit, left, cut=robots_file)
                 left -= time.monotonic() - start
-            location = answer.headers.get("Location")
-            if answer.status not in _REDIRECTS or not location:
-                return self._body(answer, robots_file)
+            location = response.headers.get("Location")
+            if response.status not in _REDIRECTS or not location:
+                if not robots_file or response.status != 200:
+                    self._check(response, body)
+                return body
             target = read_url(_absolute(target, location))
         raise Fault("url-redirects", f"more than {_MAX_REDIRECTS} redirects")
 
-    def _body(self, answer: Answer, robots_file: bool) -> bytes:
-        if answer.status != 200:
-            again = answer.status in _TRANSIENT
-            wait_s = _retry_after(answer.headers) if again else 0
-            raise Fault(f"url-status-{answer.status}", f"status {answer.status}", again, wait_s, answer.status)
-        if robots_file:
-            return answer.body
-        if self._options.opt_outs and (
-            word := _opt_out(answer.headers.getlist("X-Robots-Tag"), self._options.user_agent)
-        ):
+    def _check(self, response: BaseHTTPResponse, body: bytes) -> None:
+        status = response.status
+        if status != 200:
+            again = status in _TRANSIENT
+            wait_s = _retry_after(response.headers) if again else 0
+            raise Fault(f"url-status-{status}", f"status {status}", again, wait_s, status)
+        tags = response.headers.getlist("X-Robots-Tag") if self._options.opt_outs else []
+        if word := _opt_out(tags, self._options.user_agent):
             raise Fault("url-opt-out", f"X-Robots-Tag: {word}")
-        if not answer.body:
+        if not body:
             raise Fault("url-empty", "the answer has no body")
-        return answer.body
 
     def _robots_file(self, target: Target) -> bytes:
         return self._with_retries(target.url, lambda: self._follow(target, ROBOTS_BYTES, robots_file=True))
@@ -143,9 +138,8 @@ def _opt_out(tags: Iterable[str], agent: str) -> str | None:
         robot, colon, _ = tag.lower().partition(":")
         if colon and robot.strip() not in (me, *_VALUED) and "," not in robot:
             continue  # for another robot
-        for word in re.split(r"[\s,:]+", tag.lower()):
-            if word in _OPT_OUTS:
-                return word
+        if words := [word for word in re.split(r"[\s,:]+", tag.lower()) if word in _OPT_OUTS]:
+            return words[0]
     return None
 
 
@@ -189,7 +183,9 @@ class Robots:
         with site.lock:  # the other threads wait for the one that fetches
             if site.rules is None:
                 site.rules = self._read(target, site)
-                self._make_room()
+                with self._lock:  # forget the sites used least recently if all of them take too much memory
+                    while len(self._sites) > 1 and sum(one.size for one in self._sites.values()) > _CACHED_BYTES:
+                        self._sites.popitem(last=False)
         if isinstance(site.rules, Fault):
             raise Fault(site.rules.drop.reason, site.rules.drop.detail)
         if not site.rules.can_fetch(target.url, self._agent):
@@ -211,12 +207,6 @@ class Robots:
         text = content.decode("utf-8-sig", "replace")
         site.size += len(text) + _RULE_BYTES * text.lower().count("allow")
         return parse_robots(text, self._agent)
-
-    def _make_room(self) -> None:
-        """Forget the sites used least recently if all of them take too much memory."""
-        with self._lock:
-            while sum(site.size for site in self._sites.values()) > _CACHED_ROBOTS_BYTES and len(self._sites) > 1:
-                self._sites.popitem(last=False)
 
 
 @dataclass(eq=False)

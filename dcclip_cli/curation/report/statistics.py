@@ -53,9 +53,7 @@ _WHOLE = tuple(float(number) for number in range(258))
 SCALES = {
     "short_side": Scale("Shorter side", "pixels", _quarter_octaves(4, 48), ("image-small",)),
     "long_side": Scale("Longer side", "pixels", _quarter_octaves(4, 48), ("image-large",)),
-    "aspect": Scale(
-        "Longer side / shorter side", "", tuple(1 + 0.1 * number for number in range(151)), ("image-aspect",)
-    ),
+    "aspect": Scale("Longer side / shorter side", "", tuple(1 + 0.1 * n for n in range(151)), ("image-aspect",)),
     "bytes": Scale("File size", "bytes", _quarter_octaves(64, 80), ("image-bytes",)),
     "zh": Scale("Chinese captions", "characters", _WHOLE, ("caption-short", "caption-long"), whole=True),
     "en": Scale("English captions", "words", _WHOLE, ("caption-short", "caption-long"), whole=True),
@@ -167,7 +165,7 @@ class Statistics:
             "captions": {language: count.as_dict() for language, count in self.captions.items()},
             "sources": {name: count.as_dict() for name, count in sorted(self.sources.items())},
             "histograms": {
-                name: {fate: dict(sorted(bins.items(), key=_value)) for fate, bins in sorted(fates.items())}
+                name: {fate: {at: bins[at] for at in sorted(bins, key=float)} for fate, bins in sorted(fates.items())}
                 for name, fates in sorted(self.histograms.items())
             },
         }
@@ -198,7 +196,3 @@ class Statistics:
 
     def _bins(self, name: str, fate: str) -> Counter[str]:
         return self.histograms.setdefault(name, {}).setdefault(fate, Counter())
-
-
-def _value(item: tuple[str, int]) -> float:
-    return float(item[0])

@@ -9,6 +9,7 @@ import json
 import math
 import sys
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
@@ -47,9 +48,7 @@ class ScorerOptions(Options, ABC):
 
     kind: str
     name: str | None = Field(
-        None,
-        pattern=r"^\w[\w-]{0,39}$",
-        description="Name in drop reasons and scores; tells scorers of a kind apart",
+        None, pattern=r"^\w[\w-]{0,39}$", description="Name in drop reasons and scores; tells scorers of a kind apart"
     )
     device: Device = Field("auto", description="Device that the model runs on")
 
@@ -71,7 +70,7 @@ class ScorerOptions(Options, ABC):
 
     @abstractmethod
     def apply(self, connection: DuckDBPyConnection) -> None:
-        """Add the drops that follow from the stored scores of all pairs to the tables of `dedup.tables`."""
+        """Add the drops that follow from the stored scores of all pairs to the tables of `curation.dedup`."""
 
 
 # NaN scores are stored as NULL, and drop the pair.
@@ -92,9 +91,8 @@ def drop_pairs(connection: DuckDBPyConnection, stored: str, reason: str, thresho
 
 def unique_names(scorers: tuple[Some, ...]) -> tuple[Some, ...]:
     """The scorers unchanged. Raises ValueError if two of them would store their scores under one name."""
-    names = [scorer.stored for scorer in scorers]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    names = Counter(scorer.stored for scorer in scorers)
+    if twice := sorted(name for name, count in names.items() if count > 1):
         raise ValueError(f"two scorers are both called {twice[0]}: give each a name of its own")
     return scorers
 

@@ -38,7 +38,7 @@ from dcclip_cli.data.caption_files import (
     texts_in,
 )
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.reading import Fault, line_cuts
+from dcclip_cli.data.reading import MAX_TEXT_BYTES, Fault, cuts, lines
 from dcclip_cli.errors import DcclipError
 
 Paths = Path | tuple[Path, ...]
@@ -75,13 +75,13 @@ class CaptionsSource(SourceOptions):
 
     def slices(self, size: int) -> list[Slice]:
         """Slices of `size` images, in the order in which the files first name them."""
-        absent = [path for _, path in self._files() if not path.is_file()]
-        absent += [path for path in (self.only,) if path and not path.is_file()]
-        absent += [path for path in (self.images,) if path and not path.is_dir()]
+        files = [*(path for _, path in self._files()), *([self.only] if self.only else [])]
+        absent = [path for path in files if not path.is_file()]
+        if self.images and not self.images.is_dir():
+            absent.append(self.images)
         if absent:
             raise DcclipError(f"{absent[0]} does not exist", HINT)
-        total = sum(1 for _ in self._named())
-        return index_slices(total, size)
+        return index_slices(sum(1 for _ in self._named()), size)
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
         """Candidates with the first name that the files give their image as key."""
@@ -93,12 +93,9 @@ class CaptionsSource(SourceOptions):
                 captions[known].append((told, text))
         places = Places(self.images, self.allow_outside) if self.images else None
         for image in named:
-            pair = Pair(image.name, b"", meta=image.meta)
-            if image.fault:
-                yield Candidate(pair, image.fault)
-                continue
-            pair = replace(pair, **by_language(captions[identity(image.name)]))
-            yield _candidate(pair, places)
+            found = [] if image.fault else captions[identity(image.name)]
+            pair = Pair(image.name, b"", meta=image.meta, **by_language(found))
+            yield Candidate(pair, image.fault) if image.fault else _candidate(pair, places)
 
     def _files(self) -> list[tuple[Told, Path]]:
         given = [(told, getattr(self, told)) for told in TOLD]
@@ -106,16 +103,14 @@ class CaptionsSource(SourceOptions):
 
     def _named(self) -> Iterator[Named]:
         """Each image once, and each unreadable place in the files."""
-        only = None
-        if self.only:
-            only = {identity(line.strip()) for line in self.only.read_text("utf-8-sig", "replace").splitlines()}
-        seen: set[str] = set()
+        lines = self.only.read_text("utf-8-sig", "replace").splitlines() if self.only else []
+        only, seen = {identity(line.strip()) for line in lines}, set[str]()
         for _, path in self._files():
             for image in names_in(path):
                 known = identity(image.name)
                 if image.fault:
                     yield image
-                elif known not in seen and (only is None or known in only):
+                elif known not in seen and (self.only is None or known in only):
                     seen.add(known)
                     yield image
 
@@ -146,14 +141,16 @@ class Base64Source(SourceOptions):
     def slices(self, size: int) -> list[Slice]:
         """Slices of `size` images. Raises DcclipError where a file of texts is missing."""
         found = []
-        for file in self._images():
+        files = [file for file in files_of(self.path, (".tsv",)) if file.name.endswith(IMAGES)]
+        if not files:
+            raise DcclipError(f"{self.path} contains no file that ends in {IMAGES}", HINT)
+        for file in files:
             if not texts_file(file).is_file():
                 what = f"there is no {texts_file(file).name} next to {file}"
                 raise DcclipError(what, "download it as well: it contains the captions")
             with file.open("rb") as stream:
-                for cut in line_cuts(stream, size):
-                    part = {"file": str(file), "start": cut.start, "end": cut.end, "number": cut.number}
-                    found.append(Slice(part, cut.lines))
+                rows = lines(stream, MAX_TEXT_BYTES)
+                found += [Slice({"file": str(file), **cut._asdict()}, cut.lines) for cut in cuts(stream, rows, size)]
         return found
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
@@ -178,9 +175,3 @@ class Base64Source(SourceOptions):
                 yield Candidate(replace(pair, image=image_of(row)))
             except Fault as fault:
                 yield Candidate(pair, fault.drop)
-
-    def _images(self) -> list[Path]:
-        found = [file for file in files_of(self.path, (".tsv",)) if file.name.endswith(IMAGES)]
-        if not found:
-            raise DcclipError(f"{self.path} contains no file that ends in {IMAGES}", HINT)
-        return found

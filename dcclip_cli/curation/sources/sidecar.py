@@ -42,7 +42,7 @@ SIDECARS: dict[str, Told | None] = {"json": None, "zh.txt": "zh", "en.txt": "en"
 _MEMBERS_TO_COUNT = 2_000  # of a tar, to estimate how many pairs it has
 _IMAGE = "image"
 _Parts = tuple[str, ...]
-_Ids = frozenset[tuple[int, int]]  # of the folders above, by device and inode
+_Ids = frozenset[tuple[int, int]]  # of the folders above, by device and inode; None for an image
 
 
 def sidecar_captions(files: Mapping[str, bytes]) -> dict[str, Any]:
@@ -50,7 +50,12 @@ def sidecar_captions(files: Mapping[str, bytes]) -> dict[str, Any]:
 
     Each line of a text file is a caption, unless the record's `caption` equals the whole file, as in img2dataset.
     """
-    record = _record(files["json"]) if "json" in files else {}
+    try:
+        record = json.loads(_text(files.get("json", b"{}"), "json"))
+    except (ValueError, RecursionError) as error:
+        raise Fault("captions-unreadable", f"the .json file: {str(error)[:200]}") from None
+    if not isinstance(record, dict):
+        raise Fault("captions-unreadable", "the .json file does not hold a JSON object")
     captions: list[tuple[Told, str]] = []
     for told in TOLD:
         captions += [(told, text) for text in texts_of(record.pop(told, None), f"{told} in the .json file")]
@@ -70,16 +75,6 @@ def _text(content: bytes, suffix: str) -> str:
         raise Fault("captions-unreadable", f"the .{suffix} file: {error.reason} at byte {error.start}") from None
 
 
-def _record(content: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(_text(content, "json"))
-    except (ValueError, RecursionError) as error:
-        raise Fault("captions-unreadable", f"the .json file: {str(error)[:200]}") from None
-    if not isinstance(record, dict):
-        raise Fault("captions-unreadable", "the .json file does not hold a JSON object")
-    return record
-
-
 class FolderSource(SourceOptions):
     """A folder of images at any depth, with sidecar files of captions.
 
@@ -96,15 +91,9 @@ class FolderSource(SourceOptions):
         """Slices of `size` images in the order of their paths, each given by its first and last."""
         if not self.path.is_dir():
             raise DcclipError(f"{self.path} is not a folder", HINT)
-        found: list[Slice] = []
-        first, last, count = "", "", 0
-        for parts in self._walk():
-            if count == size:
-                found.append(Slice({"first": first, "last": last}, count))
-                count = 0
-            last = str(PurePath(*parts))
-            first, count = last if not count else first, count + 1
-        return [*found, Slice({"first": first, "last": last}, count)] if count else found
+        paths = (str(PurePath(*parts)) for parts in self._walk())
+        parts = iter(lambda: list(islice(paths, size)), [])
+        return [Slice({"first": part[0], "last": part[-1]}, len(part)) for part in parts]
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
         """Candidates with their image's path in the folder as key."""
@@ -120,7 +109,7 @@ class FolderSource(SourceOptions):
 
     def _walk(self, first: _Parts = (), last: _Parts | None = None) -> Iterator[_Parts]:
         """The images from `first` to `last`; folders that cannot contain any of them are not opened."""
-        waiting: list[tuple[_Parts, _Ids | None]] = [((), frozenset())]  # None: an image
+        waiting: list[tuple[_Parts, _Ids | None]] = [((), frozenset())]
         while waiting:
             parts, above = waiting.pop()
             if above is None:
@@ -129,26 +118,20 @@ class FolderSource(SourceOptions):
             try:
                 status = os.stat(self.path.joinpath(*parts))
                 here = (status.st_dev, status.st_ino)
-                if here in above:  # a link back up would never end
-                    continue
-                found = list(self._entries(parts, above | {here}))
+                with os.scandir(self.path.joinpath(*parts)) as entries:
+                    found = sorted(entries, key=lambda entry: entry.name, reverse=True)
             except OSError:
                 yield parts  # an unreadable folder: there is no image of this name, which becomes a fault
                 continue
-            waiting += [
-                (inside, ids)
-                for inside, ids in sorted(found, key=lambda entry: entry[0], reverse=True)
-                if inside >= first[: len(inside)] and (last is None or inside <= last[: len(inside)])
-            ]
-
-    def _entries(self, parts: _Parts, above: _Ids) -> Iterator[tuple[_Parts, _Ids | None]]:
-        with os.scandir(self.path.joinpath(*parts)) as entries:
-            for entry in entries:
+            for entry in () if here in above else found:  # a link back up would never end
+                inside = (*parts, entry.name)
+                if inside < first[: len(inside)] or (last is not None and inside > last[: len(inside)]):
+                    continue
                 # isdir also answers where links form a circle.
                 if os.path.isdir(entry.path) and (self.allow_outside or not entry.is_symlink()):
-                    yield (*parts, entry.name), above
+                    waiting.append((inside, above | {here}))
                 elif os.path.splitext(entry.name)[1].lower() in ALL_IMAGE_SUFFIXES:
-                    yield (*parts, entry.name), None
+                    waiting.append((inside, None))
 
 
 def _sidecars(image: Path, folder: Folder) -> dict[str, bytes]:
@@ -187,8 +170,10 @@ class TarsSource(SourceOptions):
             sample = samples.setdefault(key, {})
             if role:
                 sample[role] = member  # of two equal names the later one counts, as when unpacking
-            if fault := member.fault or _name_fault(member.name):
-                faults.setdefault(key, fault)
+            if member.fault:
+                faults.setdefault(key, member.fault)
+            if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
+                faults.setdefault(key, Drop("image-outside", f"{member.name[:200]!r} leads out of the tar"))
         with file.open("rb") as stream:
             for key, sample in samples.items():
                 pair = Pair(f"{prefix}{key}", b"")
@@ -222,13 +207,6 @@ def _key_and_role(name: str) -> tuple[str, str | None]:
             return name[: -len(suffix) - 1], suffix
     stem, dot, suffix = name.rpartition(".")
     return (stem, _IMAGE) if f"{dot}{suffix}".lower() in ALL_IMAGE_SUFFIXES else (name, None)
-
-
-def _name_fault(name: str) -> Drop | None:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        return Drop("image-outside", f"{name[:200]!r} leads out of the tar")
-    return None
 
 
 def _bytes(stream: Any, member: Member, what: str) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dcclip_cli.curation.sources.base import Slice
-from dcclip_cli.data.reading import Drop, line_cuts, lines, record_cuts, records
+from dcclip_cli.data.reading import Drop, cuts, lines, records
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:
@@ -55,9 +55,8 @@ class TextTable:
             if (self._csv or self._tsv) and not self.header:
                 self._first(stream)
                 number = 2
-            cuts = record_cuts(stream, size, self.limit, number) if self._csv else line_cuts(stream, size, number)
-            for cut in cuts:
-                yield Slice({"start": cut.start, "end": cut.end, "number": cut.number}, cut.lines)
+            rows = (records if self._csv else lines)(stream, self.limit, number)
+            yield from (Slice(cut._asdict(), cut.lines) for cut in cuts(stream, rows, size))
 
     def rows(self, part: Mapping[str, Any]) -> Iterator[tuple[str, Cells]]:
         """The rows of one slice, each with its line number, counted from 1."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -37,12 +38,11 @@ _MAX_ROW_WITH_IMAGE = MAX_IMAGE_BYTES * 4 // 3 + MAX_TEXT_BYTES  # base64 takes 
 _SUFFIXES = (".tsv", ".csv", ".jsonl", ".ndjson", ".parquet")
 
 
-@dataclass(frozen=True)
-class Roles:
+class Roles(NamedTuple):
     """The columns with images and captions; all others are metadata."""
 
-    images: tuple[tuple[str, str], ...]  # one of _IMAGES, and the column
-    captions: tuple[tuple[Told, str], ...]
+    images: list[tuple[str, str]]  # one of _IMAGES, and the column
+    captions: list[tuple[Told, str]]
 
 
 class ColumnOptions(SourceOptions):
@@ -63,17 +63,14 @@ class ColumnOptions(SourceOptions):
         """The roles of the columns `found`. Raises DcclipError if one is missing, or none has images or captions."""
         own = {name.lower(): name for name in reversed(found)}
         images = self._named(_IMAGES) or [(kind, own[kind]) for kind in _IMAGES if kind in own]
-        captions = self._named(TOLD) or [(told, own[told]) for told in TOLD if told in own]
+        captions: list[Any] = self._named(TOLD) or [(told, own[told]) for told in TOLD if told in own]
         missing = [column for column in (*dict([*images, *captions]).values(), *self.where) if column not in found]
-        what = f"no column {' or '.join(missing)}" if missing else None
-        if not what and not (images and captions):
-            what = f"no column {' or '.join(TOLD if images else _IMAGES)}"
-        if what:
+        if missing := missing or [*(() if images else _IMAGES)] or [*(() if captions else TOLD)]:
             raise DcclipError(
-                f"{place}: {what} (found: {', '.join(found)[:300]})",
+                f"{place}: no column {' or '.join(missing)} (found: {', '.join(found)[:300]})",
                 "name the columns in the recipe, like: {kind: table, path: ..., url: URL, caption: TEXT}",
             )
-        return Roles(tuple(images), tuple(captions))  # type: ignore[arg-type]
+        return Roles(images, captions)
 
     def _named(self, fields: Sequence[str]) -> list[tuple[str, str]]:
         return [(field, column) for field in fields for column in _many(getattr(self, field))]
@@ -91,12 +88,8 @@ class ColumnOptions(SourceOptions):
         try:
             captions = [(told, text) for told, column in roles.captions for text in texts_of(row.get(column), column)]
             spent = {column for kind, column in (*roles.captions, *roles.images) if kind != "image"}
-            meta = {
-                name: plain(cell)
-                for name, cell in row.items()
-                if name not in spent and not isinstance(cell, bytes) and not _is_image(cell)
-            }
-            pair = replace(pair, **by_language(captions), meta=meta)
+            others = {name: cell for name, cell in row.items() if name not in spent and not _is_image(cell)}
+            pair = replace(pair, **by_language(captions), meta={name: plain(cell) for name, cell in others.items()})
             return self._with_image(pair, row, roles, folder)
         except Fault as fault:
             return Candidate(pair, fault.drop)
@@ -122,7 +115,7 @@ def _many(names: Names | None) -> tuple[str, ...]:
 
 
 def _is_image(cell: Any) -> bool:
-    return isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes)
+    return isinstance(cell.get("bytes") if isinstance(cell, dict) else cell, bytes)
 
 
 def _image(cell: Any, folder: Folder) -> bytes:
@@ -180,7 +173,7 @@ class TableSource(ColumnOptions):
     def _roles(self, file: Path) -> Roles:
         columns = self._open(file, None).columns()
         if not columns:  # an empty or unreadable file
-            return Roles((), ())
+            return Roles([], [])
         return self.roles(columns, str(file) if file.suffix.lower() == ".parquet" else f"{file}:1")
 
 
@@ -199,26 +192,22 @@ class HubSource(ColumnOptions):
 
     def slices(self, size: int) -> list[Slice]:
         """Slices of `size` rows. Raises DcclipError where the data set, the split or a column is missing."""
-        rows = self._open().num_rows
-        self._roles()
-        return index_slices(rows, size)
+        data = self._open()
+        self.roles(data.column_names, self.path)
+        return index_slices(data.num_rows, size)
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
         """Candidates with their row number as key, counted from 0 as in `datasets`."""
-        rows = _dataset_rows(self._open().with_format("arrow"), part["first"], part["last"])
-        return self.candidates(rows, self._roles(), Folder(self._files(), self.allow_outside))
+        from datasets import config
+
+        data = self._open()
+        rows = _dataset_rows(data.with_format("arrow"), part["first"], part["last"])
+        # Image paths may lead into a local data set's own folder, or into the cache of `datasets`.
+        folder = Path(self.path) if os.path.isdir(self.path) else Path(config.HF_DATASETS_CACHE)
+        return self.candidates(rows, self.roles(data.column_names, self.path), Folder(folder, self.allow_outside))
 
     def _open(self) -> Dataset:
         return load_hub(self.path, self.config, self.split, self.revision)
-
-    def _roles(self) -> Roles:
-        return self.roles(self._open().column_names, self.path)
-
-    def _files(self) -> Path:
-        """The folder that image paths may lead to: a local data set's own, or the cache of `datasets`."""
-        from datasets import config
-
-        return Path(self.path) if os.path.isdir(self.path) else Path(config.HF_DATASETS_CACHE)
 
 
 def _dataset_rows(data: Dataset, first: int, last: int) -> Iterator[tuple[str, Cells]]:
@@ -226,15 +215,13 @@ def _dataset_rows(data: Dataset, first: int, last: int) -> Iterator[tuple[str, C
 
     for start in range(first, last, ROWS_AT_A_TIME):
         end = min(start + ROWS_AT_A_TIME, last)
-        done = start
+        done = count(start)
         try:
             for batch in data[start:end].to_batches():
-                for cells in cells_of(batch):
-                    yield str(done), cells
-                    done += 1
+                yield from ((str(next(done)), cells) for cells in cells_of(batch))
         except (pa.ArrowException, OSError) as error:
             what = f"rows {start} to {end - 1} can't be read: {str(error)[:200]}"
-            yield str(done), Drop("table-unreadable", what)
+            yield str(next(done)), Drop("table-unreadable", what)
 
 
 class PairsSource(SourceOptions):

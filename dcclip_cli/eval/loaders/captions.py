@@ -7,31 +7,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcclip_cli.data.caption_files import (
-    IMAGES,
-    Places,
-    captions_in,
-    identity,
-    image_of,
-    image_rows,
-    names_in,
-    number_of,
-    texts_file,
-    texts_in,
-)  # fmt: skip
+from dcclip_cli.data import caption_files
 from dcclip_cli.data.reading import MAX_TEXT_BYTES, Drop, Row, lines
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval.dataset import (
-    DOWNLOAD_AGAIN,
-    Captions,
-    Images,
-    Loaded,
-    Loader,
-    Location,
-    fingerprint_of,
-    lines_of,
-    missing_images,
-)  # fmt: skip
+from dcclip_cli.eval.dataset import DOWNLOAD_AGAIN, Captions, Images, Loaded, Loader, Location, fingerprint_of, lines_of
 
 _Captions = dict[str, list[str]]  # an image's name -> its captions
 # Patterns of caption files, tried in this order. The split of an image is in its record (Karpathy), or there is a file
@@ -66,17 +45,17 @@ class CaptionFiles(Loader):
     def load(self) -> Loaded:
         split = self.location.split
         names: dict[str, str] = {}  # identity -> name
-        only = {identity(name) for file in _only(self.location) for name in lines_of(file)}
-        for image in names_in(self.file):
+        only = {caption_files.identity(name) for file in _only(self.location) for name in lines_of(file)}
+        for image in caption_files.names_in(self.file):
             if image.fault:
                 raise DcclipError(f"{self.file}: {image.name}: {image.fault.detail}", DOWNLOAD_AGAIN)
-            known = identity(image.name)
+            known = caption_files.identity(image.name)
             if image.record.get("split", split) == split and (not only or known in only):
                 names.setdefault(known, image.name)
         if only and (absent := sorted(only - names.keys())):
             raise DcclipError(f"{self.file} has no caption of {absent[0]} ({len(absent)} such images)", DOWNLOAD_AGAIN)
         captions: _Captions = defaultdict(list)
-        for known, text in captions_in(self.file, names):
+        for known, text in caption_files.captions_in(self.file, names):
             captions[names[known]].append(text)
         return _with_images({name: captions[name] for name in names.values()}, self.location, self.file)
 
@@ -103,16 +82,17 @@ def _with_images(captions: _Captions, location: Location, file: Path) -> Loaded:
     """A caption file's images, found in the location's folders. Raises DcclipError where one is missing."""
     if not captions:
         raise DcclipError(f"{file} lists no image of the split {location.split}", DOWNLOAD_AGAIN)
-    found: dict[str, tuple[Places, Path]] = {}
+    found: dict[str, tuple[caption_files.Places, Path]] = {}
     for root in _folders(location):
         for folder in (root, *([root / "images"] if (root / "images").is_dir() else [])):
-            places = Places(folder, False)
+            places = caption_files.Places(folder, False)
             for name in captions:
                 if name not in found and (path := places.find(name)):
                     found[name] = places, path
     names = list(captions)
     if absent := [name for name in names if name not in found]:
-        raise missing_images(absent, str(_folders(location)[0]))
+        what = f"{_folders(location)[0]}: {len(absent):,} images are missing, {absent[0]} for one"
+        raise DcclipError(what, "finish the download")
     if bare := [name for name in names if not captions[name]]:
         raise DcclipError(f"{file} has no caption of {bare[0]} ({len(bare)} such images)", DOWNLOAD_AGAIN)
     images = Images(
@@ -133,9 +113,7 @@ class Xm3600(Loader):
 
     @classmethod
     def find(cls, location: Location) -> Xm3600 | None:
-        if location.known.name != "xm3600":
-            return None
-        file = _first(location, "captions.jsonl", "captions")
+        file = _first(location, "captions.jsonl", "captions") if location.known.name == "xm3600" else None
         return cls(location, file) if file else None
 
     def load(self) -> Loaded:
@@ -165,9 +143,8 @@ class Xtd(Loader):
 
     @classmethod
     def find(cls, location: Location) -> Xtd | None:
-        if location.known.name != "xtd":
-            return None
-        file = _first(location, f"test_1kcaptions_{location.language}.txt", "XTD10")
+        name = f"test_1kcaptions_{location.language}.txt"
+        file = _first(location, name, "XTD10") if location.known.name == "xtd" else None
         return cls(location, file) if file else None
 
     def load(self) -> Loaded:
@@ -195,18 +172,17 @@ class Base64Lines(Loader):
 
     @classmethod
     def find(cls, location: Location) -> Base64Lines | None:
-        if location.known.task != "retrieval":
-            return None
-        file = _first(location, f"{location.split}{IMAGES}", "datasets")
+        name = f"{location.split}{caption_files.IMAGES}"
+        file = _first(location, name, "datasets") if location.known.task == "retrieval" else None
         return cls(location, file) if file else None
 
     def load(self) -> Loaded:
-        texts = texts_file(self.images)
+        texts = caption_files.texts_file(self.images)
         if not texts.is_file():
             raise DcclipError(f"{self.images} has no {texts.name} next to it", "download that file too")
         spans: dict[str, tuple[int, int, int]] = {}  # name -> offset in bytes, length, line number
-        for row in image_rows(self.images, {"start": 0, "end": self.images.stat().st_size, "number": 1}):
-            name = number_of(row)
+        for row in caption_files.image_rows(self.images, {"start": 0, "end": self.images.stat().st_size, "number": 1}):
+            name = caption_files.number_of(row)
             if name is None or row.content is None:
                 raise DcclipError(
                     f"{self.images}:{row.number} is not an image's number, a tab and base64", DOWNLOAD_AGAIN
@@ -218,14 +194,14 @@ class Base64Lines(Loader):
             start, length, number = rows[index]
             with self.images.open("rb") as stream:
                 stream.seek(start)
-                return image_of(Row(number, start, stream.read(length)))
+                return caption_files.image_of(Row(number, start, stream.read(length)))
 
         images = Images(list(spans), read, fingerprint_of([self.images]))
         return Loaded(images, self._captions(texts, {name: number for number, name in enumerate(spans)}))
 
     def _captions(self, file: Path, numbers: dict[str, int]) -> Captions:
         found: list[tuple[str, tuple[int, ...]]] = []
-        for line, text in texts_in(file, None):
+        for line, text in caption_files.texts_in(file, None):
             if isinstance(text, Drop):
                 raise DcclipError(f"{file}:{line}: {text.detail}", DOWNLOAD_AGAIN)
             if absent := [image for image in text.images if image not in numbers]:

@@ -124,9 +124,7 @@ class WebDatasetTars(Loader):
         if names.is_file():
             labels = self.location.classes.order(lines_of(names), str(names), known.own_order)[labels]
         elif not known.own_order:
-            raise DcclipError(
-                f"{self.root} has no classnames.txt, so its labels cannot be read", "download that file too"
-            )
+            raise DcclipError(f"{self.root} has no classnames.txt: its labels cannot be read", "download that file too")
         return Loaded(images, labels)
 
     def _samples(self, shard: Path) -> list[tuple[str, _Span, bytes]]:
@@ -145,8 +143,8 @@ class WebDatasetTars(Loader):
         if alone := sorted(images.keys() ^ truths.keys()):
             what = f"no {wanted} file" if alone[0] in images else "no image"
             raise DcclipError(f"{shard}: {alone[0]} has {what} ({len(alone)} such samples)", DOWNLOAD_AGAIN)
-        spans = [(key, (shard, images[key].offset, images[key].size), truths[key]) for key in images]
-        return [(key, span, _bytes((shard, truth.offset, truth.size), MAX_TEXT_BYTES)) for key, span, truth in spans]
+        spans = [{key: (shard, one.offset, one.size) for key, one in role.items()} for role in (images, truths)]
+        return [(key, spans[0][key], _bytes(spans[1][key], MAX_TEXT_BYTES)) for key in images]
 
     def _check_count(self) -> None:
         file = self.shards[0].parent / "nshards.txt"

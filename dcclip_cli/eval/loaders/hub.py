@@ -52,9 +52,7 @@ class HubDataset(Loader):
     def _split(self) -> str:
         if self.location.split == "train":
             return "train"
-        if not Path(self.path).is_dir():
-            return "test"  # the name of every test split of clip-benchmark's
-        if not is_repository(self.path):
+        if not is_repository(self.path):  # on the hub every test split of clip-benchmark's is called test
             return self.location.split if is_saved(self.path) else "test"
         there = splits_of(self.path)
         return next((name for name in self.location.split_names if name in there), self.location.split)
