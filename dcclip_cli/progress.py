@@ -34,14 +34,23 @@ class Progress(Protocol):
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
         """Show a task of `total` steps of which `done` are finished already."""
+        yield from ()
+
+
+class Silent:
+    """A Progress that shows nothing: the default of every function that takes one."""
+
+    def say(self, line: str) -> None:
+        pass
+
+    @contextmanager
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
         yield _SilentTask()
 
 
-class _SilentTask(Task): ...
-
-
-class Silent(Progress):
-    """A Progress that shows nothing: the default of every function that takes one."""
+class _SilentTask:
+    def advance(self, steps: int = 1, **metrics: float) -> None:
+        pass
 
 
 def stderr_progress() -> Progress:
@@ -65,7 +74,7 @@ def progress_for(choice: bool | Callable[[str], object] | Progress) -> Progress:
     return Lines(choice) if callable(choice) else choice
 
 
-class Lines(Progress):
+class Lines:
     """Progress as plain lines, a few per minute, handed to `write` (by default on stderr)."""
 
     def __init__(self, write: Callable[[str], object] | None = None) -> None:
@@ -87,7 +96,7 @@ def _to_stderr(line: str) -> None:
     sys.stderr.flush()
 
 
-class _LineTask(Task):
+class _LineTask:
     def __init__(self, say: Callable[[str], object], name: str, total: int, done: int) -> None:
         self._say, self._name, self._total, self._done, self._first = say, name, total, done, done
         self.begin = time.monotonic()
@@ -109,7 +118,7 @@ class _LineTask(Task):
         self._say("  ".join(part for part in parts if part))
 
 
-class TerminalBars(Progress):
+class TerminalBars:
     """Progress as bars with rate and time left."""
 
     def __init__(self, console: Console) -> None:
@@ -136,7 +145,7 @@ class TerminalBars(Progress):
                 self._bars = _bars(self._console)  # so that the next task does not draw these again
 
 
-class _BarTask(Task):
+class _BarTask:
     def __init__(self, bars: Bars, number: Any) -> None:
         self._bars, self._number = bars, number
 

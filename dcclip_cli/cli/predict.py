@@ -257,18 +257,19 @@ def embed(
     paths = list(reading.find_images(images or (), sys.stdin))
     encoder = _encoder(model, device, threads, talk)
     keep_freed_memory()
-    named: Iterable[tuple[object, np.ndarray | DcclipError]]
+    named: Iterable[tuple[str, np.ndarray | DcclipError]]
     if wanted:
         named = zip(wanted, text_embeddings(encoder, wanted), strict=True)
     else:
-        named = console.counted(talk, "embed", reading.embed(encoder, paths, decode), len(paths))
+        found = console.counted(talk, "embed", reading.embed(encoder, paths, decode), len(paths))
+        named = ((str(path), vector) for path, vector in found)
     names, vectors, unread = [], [], 0
     for name, vector in named:
         if isinstance(vector, DcclipError):
             console.error_line(vector.what)
             unread += 1
         else:
-            names.append(str(name))
+            names.append(name)
             vectors.append(vector)
     if not vectors:
         raise DcclipError("none of the images could be read", "use JPEG, PNG or WebP files")
