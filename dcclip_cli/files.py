@@ -92,6 +92,11 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def write_json(file: Path, content: dict[str, Any], sort_keys: bool = False) -> None:
+    """Write an object as indented JSON, UTF-8."""
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False, sort_keys=sort_keys) + "\n", encoding="utf-8")
+
+
 def read_json(file: Path, hint: str) -> dict[str, Any]:
     """The JSON object in a file. Raises DcclipError with `hint` if the file is missing."""
     if not file.is_file():

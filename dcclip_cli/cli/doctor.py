@@ -213,8 +213,7 @@ def _torch(notes: dict[str, str]) -> Facts | None:
     except (ImportError, OSError) as error:  # OSError: Windows, where a DLL is missing
         notes["torch"] = f"cannot be imported: {_shown(str(error))}"
         return None
-    from dcclip_cli.model.precision import newton_schulz_precision, torch_device
-    from dcclip_cli.model.precision_probe import typical_choices
+    from dcclip_cli.model.precision import newton_schulz_precision, torch_device, typical_choices
 
     with warnings.catch_warnings(record=True) as caught:  # such as a driver that is too old
         warnings.simplefilter("always")

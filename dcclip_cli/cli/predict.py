@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dcclip_cli.predict.encoder import Encoder
-    from dcclip_cli.predict.index import Hit
+    from dcclip_cli.predict.images import Hit
     from dcclip_cli.predict.model import Prediction
     from dcclip_cli.progress import Progress
 
@@ -165,7 +165,7 @@ def search(
     talk = console.talk(quiet, verbose)
 
     from dcclip_cli.machine import keep_freed_memory
-    from dcclip_cli.predict.index import open_index
+    from dcclip_cli.predict.images import open_index
     from dcclip_cli.predict.zero_shot import text_embeddings
 
     encoder = _encoder(model, device, threads, talk)

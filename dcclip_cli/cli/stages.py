@@ -167,9 +167,6 @@ _Precision = Annotated[
 _Calibration = Annotated[
     Path | None, Option("--calibration", metavar="DIR", help="Images to calibrate int8 on. Default: the recipe's.")
 ]
-_Benchmark = Annotated[
-    bool, Option("--benchmark", help="Also print size, load time, latency and memory of the export and the model.")
-]
 _Out = Annotated[Path | None, Option("--out", metavar="DIR", help="Folder of the export. Default: runs/NAME/export.")]
 
 
@@ -179,7 +176,6 @@ def export(
     format: _Format = None,
     precision: _Precision = None,
     calibration: _Calibration = None,
-    benchmark: _Benchmark = False,
     sets: flags.Sets = None,
     out: _Out = None,
     fresh: flags.Fresh = False,
@@ -205,13 +201,3 @@ def export(
     options: dict[str, Any] = {key: value for key, value in given.items() if value}
     result = api.export(loaded, model=model, out=out, fresh=fresh, progress=talk, **options)
     console.show(str(result.folder))
-    if benchmark:
-        from dcclip_cli.exporters.benchmark import ROWS
-        from dcclip_cli.exporters.benchmark import benchmark as measure
-        from dcclip_cli.model.reference import resolve
-
-        original = api.open_run(loaded, None).trained_model() if loaded and not model else resolve(model)
-        rows = measure(original, result.format, result.folder)
-        columns = ("", *(row.name for row in rows))
-        lines = [(name, *(text(row) for row in rows)) for name, text in ROWS.items()]
-        console.show_table("measured here, each in its own process", columns, lines)

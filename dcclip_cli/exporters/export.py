@@ -20,12 +20,15 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
 from dcclip_cli.exporters import FormatName, Precision
-from dcclip_cli.exporters.formats import FORMATS
+from dcclip_cli.exporters.formats import Format
+from dcclip_cli.exporters.formats.devices import CoreMl, ExecuTorch, LiteRt, OpenVino
+from dcclip_cli.exporters.formats.onnx import Immich, Onnx
+from dcclip_cli.exporters.formats.pytorch import OpenClip, Transformers
 from dcclip_cli.exporters.parity import Original, Parity, Thresholds
 from dcclip_cli.exporters.quantize import OnnxGraphs
 from dcclip_cli.exporters.samples import samples_from
 from dcclip_cli.exporters.source import Source, load_source
-from dcclip_cli.files import atomic_folder, read_json
+from dcclip_cli.files import atomic_folder, file_sha256, read_json, write_json
 from dcclip_cli.model.model_dir import model_fingerprint
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import ModelReference
@@ -36,6 +39,11 @@ from dcclip_cli.predict.onnx_encoder import DESCRIPTION, FORMAT, TOKENIZER
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
+# A new format is a class in formats/, a name in `FormatName`, and a line here.
+FORMATS: Mapping[FormatName, Format] = {
+    one.name: one
+    for one in (Onnx(), Immich(), OpenClip(), Transformers(), OpenVino(), ExecuTorch(), LiteRt(), CoreMl())
+}
 EXPORT_FORMAT = 3  # version of the parity report and of the inputs of `made_from`
 
 
@@ -94,18 +102,19 @@ def export(
     and on the test sets of `evaluation`.
     Raises DcclipError if the export differs too much from the model, and for models that cannot be exported.
     """
-    if _is_export_of(out, model, options) and not fresh:
+    made_from = _made_from(model, options)
+    if _origin(out) == made_from and not fresh:
         return ExportResult(out, options.format, None, _size_bytes(out), 0.0, already_finished=True)
     progress, target = progress or Silent(), FORMATS[options.format]
     target.check(options.precision)
-    images = options.calibration or ((data.train or data.validation) if data else None)
+    images = options.calibration or (data and (data.train or data.validation))
     calibration = Path(images) if images else None
     if options.precision == "int8" and calibration is None:
         raise DcclipError(
             "int8 needs images to calibrate on", "name a folder of images with --calibration, or a recipe with data"
         )
     begin = time.perf_counter()
-    checked = (data.validation or data.train) if data else None
+    checked = data and (data.validation or data.train)
     samples, tests = samples_from(Path(checked) if checked else calibration), _tests(evaluation)
     source = load_source(model)
     original = Original(source.encoder, samples, tests, options.parity.images, progress)
@@ -113,9 +122,10 @@ def export(
         graphs = OnnxGraphs(source, Path(temporary), options.precision, calibration, options.calibration_images)
 
         def write() -> Encoder | None:
-            _clear(folder)
+            for entry in folder.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             target.write(source, graphs.write() if target.from_onnx else graphs.folder, folder, options.precision)
-            _describe(source, folder, options, model)
+            _update(folder / DESCRIPTION, {**_about(source, folder, options), "made_from": made_from})
             return target.open(folder)
 
         parity = _loosen_until_close(write, graphs, original, options, progress)
@@ -134,17 +144,13 @@ def _loosen_until_close(
 
     None if the format cannot be run here.
     """
-    while True:
-        encoder = write()
-        if encoder is None:
-            return None
+    while (encoder := write()) is not None:
         parity: Parity | None = None
         try:
-            compared = original.compare(encoder)
+            parity = replace(original.compare(encoder), int8_largest_pair_sum=graphs.largest_pair_sum)
         except NotFiniteError as error:  # fp16 overflows
             shortfalls, found = [error.what], error.what
         else:
-            parity = replace(compared, int8_largest_pair_sum=graphs.largest_pair_sum)
             shortfalls = parity.shortfalls(options.parity.limits(options.precision))
             tests = "".join(
                 f", {one.agreement:.1%} in {language} (top-1 {one.before:.1%} -> {one.after:.1%})"
@@ -157,34 +163,30 @@ def _loosen_until_close(
         if (parity and parity.overflows) or not graphs.loosen(parity):
             what = f"the {options.format} export in {options.precision} differs too much from the model: "
             raise DcclipError(what + "; ".join(shortfalls), _hint(options))
+    return None
 
 
-def _is_export_of(out: Path, model: ModelReference, options: ExportOptions) -> bool:
-    """Whether `out` contains this export of this model. Raises DcclipError if it contains anything but an export."""
+def _origin(out: Path) -> str | None:
+    """The `made_from` of the export in `out`, if there is one. Raises DcclipError if `out` contains anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
+        return None
     hint = "name a new folder with --out"
     if not (out / DESCRIPTION).is_file():
         raise DcclipError(f"{out} is not empty and is not an export", hint)
     about = read_json(out / DESCRIPTION, hint)
     if "made_from" not in about and about.get("kind") != "bundle":
         raise DcclipError(f"{out} contains a model, not an export", hint)
-    return bool(about.get("made_from") == made_from(model, options))
+    return about.get("made_from")
 
 
 def _size_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def made_from(model: ModelReference, options: ExportOptions) -> str:
+def _made_from(model: ModelReference, options: ExportOptions) -> str:
     """A hash of the model, if it is a local directory, or its name, and of the options."""
     identity = model_fingerprint(model.path) if model.kind == "folder" else f"{model.kind}:{model.target}"
     return hashlib.sha256(f"{EXPORT_FORMAT} {identity} {options.model_dump_json()}".encode()).hexdigest()
-
-
-def _clear(folder: Path) -> None:
-    for entry in folder.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def _hint(options: ExportOptions) -> str:
@@ -202,40 +204,36 @@ def _tests(evaluation: EvalOptions | None) -> list[DataSet]:
     return [one for one in opened if one.metric in ("top1", "mean_per_class") and not one.is_retrieval]
 
 
-def _describe(source: Source, folder: Path, options: ExportOptions, model: ModelReference) -> None:
-    """Write dcclip.json, and tokenizer.json for formats that have none of their own."""
+def _about(source: Source, folder: Path, options: ExportOptions) -> dict[str, Any]:
+    """The content of dcclip.json; nothing for a model directory, which has its own. Adds a missing tokenizer.json."""
+    if options.format == "open_clip":
+        return {}
+    if source.folder is not None and not (folder / TOKENIZER).exists():
+        shutil.copyfile(source.folder / TOKENIZER, folder / TOKENIZER)
+    elif not (folder / TOKENIZER).exists():
+        copy_tokenizer(source.tokenizer).save(str(folder / TOKENIZER))
+    files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     prompts = dict(source.encoder.prompts) | dict(options.prompts or {})
-    if not (folder / TOKENIZER).exists() and options.format not in ("open_clip", "transformers"):
-        if source.folder is not None:
-            shutil.copyfile(source.folder / TOKENIZER, folder / TOKENIZER)
-        else:
-            copy_tokenizer(source.tokenizer).save(str(folder / TOKENIZER))
-    about: dict[str, Any] = {}
-    if options.format != "open_clip":  # a model directory has its own description
-        files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-        about |= {
-            "format": FORMAT,
-            "kind": "bundle" if options.format == "onnx" else options.format,
-            "name": f"{source.towers.name}-{options.precision}",
-            "precision": options.precision,
-            "fingerprint": model_fingerprint(folder, sorted(files - {DESCRIPTION})),
-            "parameters": source.towers.parameters_count(),
-            "preprocessing": source.preprocessing.to_config(),
-            "logit_scale": source.towers.logit_scale,
-            "logit_bias": source.towers.logit_bias,
-            "languages": list(prompts),
-            "prompts": {language: list(templates) for language, templates in prompts.items()},
-            "context_length": source.context_length,
-            "padding_id": source.padding_id,
-            "fixed_length": source.fixed,
-            "tokenizer_sha256": hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest(),
-            "versions": versions(),
-        }
-    _update(folder / DESCRIPTION, {**about, "made_from": made_from(model, options)})
+    return {
+        "format": FORMAT,
+        "kind": "bundle" if options.format == "onnx" else options.format,
+        "name": f"{source.towers.name}-{options.precision}",
+        "precision": options.precision,
+        "fingerprint": model_fingerprint(folder, sorted(files - {DESCRIPTION})),
+        "parameters": source.towers.parameters_count(),
+        "preprocessing": source.preprocessing.to_config(),
+        "logit_scale": source.towers.logit_scale,
+        "logit_bias": source.towers.logit_bias,
+        "languages": list(prompts),
+        "prompts": {language: list(templates) for language, templates in prompts.items()},
+        "context_length": source.context_length,
+        "padding_id": source.padding_id,
+        "fixed_length": source.fixed,
+        "tokenizer_sha256": file_sha256(folder / TOKENIZER),
+        "versions": versions(),
+    }
 
 
 def _update(description: Path, more: dict[str, Any]) -> None:
     """Add to the JSON object in a file, which is created if it does not exist."""
-    about = json.loads(description.read_text("utf-8")) if description.exists() else {}
-    about |= more
-    description.write_text(json.dumps(about, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_json(description, (json.loads(description.read_text("utf-8")) if description.exists() else {}) | more)

@@ -67,35 +67,30 @@ def open_clip_text(model: Any, ids: Tensor, fixed: bool) -> Tensor:
     return pooled if text.text_projection is None else pooled @ text.text_projection
 
 
-def example_pixels(source: Source, batch: int = 2) -> Tensor:
-    """An example input of an ImageGraph."""
-    return torch.zeros(batch, 3, source.preprocessing.size, source.preprocessing.size)
-
-
-def example_ids(source: Source, batch: int = 2, length: int | None = None) -> Tensor:
-    """Token ids of a text, padded to `length`; default: one below the maximum, or the fixed length."""
-    length = length or (source.context_length if source.fixed else source.context_length - 1)
+def _examples(source: Source, batch: int, length: int) -> tuple[Tensor, Tensor]:
+    """Pixels for an ImageGraph, and token ids padded to `length` for a TextGraph."""
     ids = source.tokenizer.encode("cat").ids[:length]
-    return torch.tensor([ids + [source.padding_id] * (length - len(ids))] * batch)
+    texts = torch.tensor([ids + [source.padding_id] * (length - len(ids))] * batch)
+    return torch.zeros(batch, 3, source.preprocessing.size, source.preprocessing.size), texts
 
 
-def example_inputs(source: Source, batch: int) -> list[tuple[nn.Module, Tensor]]:
-    """Both graphs with example inputs: images, and texts padded to the full length."""
-    ids = example_ids(source, batch, source.context_length)
+def single_examples(source: Source) -> list[tuple[nn.Module, Tensor]]:
+    """Both graphs with example inputs: one image, and one text padded to the full length."""
+    pixels, ids = _examples(source, 1, source.context_length)
     images: nn.Module = ImageGraph(source).eval()
     # TorchEncoder has channels-last weights; ExecuTorch 1.5 fails on those of strided convolutions.
     images = images.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return [(images, example_pixels(source, batch)), (TextGraph(source).eval(), ids)]
+    return [(images, pixels), (TextGraph(source).eval(), ids)]
 
 
 def write_onnx(source: Source, folder: Path) -> None:
     """Write image.onnx and text.onnx, fp32. Raises DcclipError for towers that torch cannot export."""
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=source.context_length)
     lengths: Mapping[int, object] = {0: batch} if source.fixed else {0: batch, 1: length}
-    # Two of everything: torch.export treats a size of one as a constant.
-    images, texts = ImageGraph(source).eval(), TextGraph(source).eval()
-    write_graph(images, example_pixels(source), {0: batch}, folder / IMAGE, PIXELS, IMAGE_EMBEDS)
-    write_graph(texts, example_ids(source), lengths, folder / TEXT, TOKENS, TEXT_EMBEDS)
+    # Two of everything, and less than the maximum: torch.export treats a size of one, or of the maximum, as a constant.
+    pixels, ids = _examples(source, 2, source.context_length - (not source.fixed))
+    write_graph(ImageGraph(source).eval(), pixels, {0: batch}, folder / IMAGE, PIXELS, IMAGE_EMBEDS)
+    write_graph(TextGraph(source).eval(), ids, lengths, folder / TEXT, TOKENS, TEXT_EMBEDS)
 
 
 def write_graph(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from pydantic import Field
@@ -11,6 +11,7 @@ from pydantic import Field
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import Classes, DataSet
+from dcclip_cli.exporters import Precision
 from dcclip_cli.exporters.rounding import LARGEST_PAIR_SUM
 from dcclip_cli.exporters.samples import Samples
 from dcclip_cli.options import Options
@@ -23,21 +24,11 @@ _TIE = 1e-6  # of cosines: the model cannot tell such texts apart; some have the
 BATCH_SIZES = (1, 3, 16)  # used in turn, so that a batch size or text length frozen into a graph is detected
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The differences between an export and its model that are allowed: see Thresholds."""
-
-    max_difference: float
-    min_centred_cosine: float
-    min_agreement: float
-    max_accuracy_loss: float = 0.5
-
-
 # fp32, measured on 26 image and 9 text towers: differences below 1e-5.
-DEFAULTS = {
-    "fp32": Limits(1e-4, 0.9999, 0.99),
-    "fp16": Limits(0.02, 0.999, 0.98),
-    "int8": Limits(2.0, 0.9, 0.95),
+_DEFAULTS: Mapping[Precision, tuple[float, float, float]] = {
+    "fp32": (1e-4, 0.9999, 0.99),
+    "fp16": (0.02, 0.999, 0.98),
+    "int8": (2.0, 0.9, 0.95),
 }
 
 
@@ -66,10 +57,11 @@ class Thresholds(Options):
     )
     images: int = Field(1000, ge=1, description="Maximum images per test set of the recipe")
 
-    def limits(self, precision: str) -> Limits:
+    def limits(self, precision: Precision) -> dict[str, float]:
         """The thresholds with the defaults for `precision`."""
-        given = self.model_dump(exclude={"images"}, exclude_none=True)
-        return Limits(**asdict(DEFAULTS[precision]) | given)
+        names = ("max_difference", "min_centred_cosine", "min_agreement")
+        defaults = dict(zip(names, _DEFAULTS[precision], strict=True)) | {"max_accuracy_loss": 0.5}
+        return defaults | self.model_dump(exclude={"images"}, exclude_none=True)
 
 
 @dataclass(frozen=True)
@@ -113,39 +105,42 @@ class Parity:
         """Whether an int8 graph can be wrong on CPUs without VNNI, which rounding less would only hide."""
         return (self.int8_largest_pair_sum or 0) > LARGEST_PAIR_SUM
 
+    def closeness(self, tower: str) -> tuple[float, float]:
+        """How well the export's image or text tower does with the model's other one: higher is better."""
+        return getattr(self, f"{tower}_agreement"), getattr(self, f"{tower}_centred_cosine")
+
     def by_language(self) -> dict[Language, Accuracy]:
         """The accuracy in each language over all test sets together."""
         found = {}
         for language in dict.fromkeys(one.language for one in self.accuracy):
             sets = [one for one in self.accuracy if one.language == language]
             images = sum(one.images for one in sets)
-            before, after, agreement = (
+            means = (
                 sum(getattr(one, metric) * one.images for one in sets) / images
                 for metric in ("before", "after", "agreement")
             )
-            found[language] = Accuracy("all test sets", language, images, before, after, agreement)
+            found[language] = Accuracy("all test sets", language, images, *means)
         return found
 
-    def shortfalls(self, limits: Limits) -> list[str]:
-        """One sentence for each limit that is exceeded."""
+    def shortfalls(self, limits: Mapping[str, float]) -> list[str]:
+        """One sentence for each of the `limits` (see Thresholds) that is exceeded."""
         found = []
         for tower in ("image", "text"):
-            difference = getattr(self, f"{tower}_max_difference")
-            if not difference <= limits.max_difference:
-                found.append(f"{tower} embeddings differ by {difference:.2g}, more than {limits.max_difference:g}")
-            cosine = getattr(self, f"{tower}_centred_cosine")
-            if not cosine >= limits.min_centred_cosine:
-                found.append(f"the {tower} towers' centred cosine is {cosine:.4f}, under {limits.min_centred_cosine:g}")
+            difference, cosine = (getattr(self, f"{tower}_{name}") for name in ("max_difference", "centred_cosine"))
+            if not difference <= (limit := limits["max_difference"]):
+                found.append(f"{tower} embeddings differ by {difference:.2g}, more than {limit:g}")
+            if not cosine >= (limit := limits["min_centred_cosine"]):
+                found.append(f"the {tower} towers' centred cosine is {cosine:.4f}, under {limit:g}")
         agreements = {f"{self.images} images ({self.source}) keep their best text": self.agreement}
         for language, one in self.by_language().items():
             agreements[f"the test images keep their class in {language}"] = one.agreement
         for what, agreement in agreements.items():
-            if not agreement >= limits.min_agreement:
-                found.append(f"{agreement:.1%} of {what}, less than {limits.min_agreement:.1%}")
+            if not agreement >= (limit := limits["min_agreement"]):
+                found.append(f"{agreement:.1%} of {what}, less than {limit:.1%}")
         for language, one in self.by_language().items():
             loss = 100 * (one.before - one.after)
-            if not loss <= limits.max_accuracy_loss + 1e-9:
-                found.append(f"top-1 in {language} drops by {loss:.2f} points, more than {limits.max_accuracy_loss:g}")
+            if not loss <= (limit := limits["max_accuracy_loss"]) + 1e-9:
+                found.append(f"top-1 in {language} drops by {loss:.2f} points, more than {limit:g}")
         if self.overflows:
             found.append(
                 f"two int8 products can add up to {self.int8_largest_pair_sum}, which overflows on CPUs without VNNI "
@@ -161,16 +156,6 @@ class _Embeddings:
     images: np.ndarray
     texts: np.ndarray
     tests: list[tuple[np.ndarray, dict[Language, np.ndarray]]]
-
-
-@dataclass(frozen=True)
-class _Agreement:
-    """Fractions of images with the same best text: with both towers of the export, or with only one of them."""
-
-    both: float
-    image: float
-    text: float
-    images: int
 
 
 @dataclass
@@ -195,12 +180,11 @@ class Original:
     def compare(self, exported: Encoder) -> Parity:
         """The parity of an exported model, run in batches of several sizes."""
         old, new = self._embeddings, self._embed(exported, _in_batches)
-        agreements = []
+        agreements, accuracy = [], []
         for names in self.samples.labels:
             rows = [self._texts.index(name) for name in names]
             agreements.append(_agreement(old.images, new.images, old.texts[rows], new.texts[rows]))
-        agreement = float(np.mean([one.both for one in agreements]))
-        accuracy = []
+        agreement = float(np.mean([both for both, _, _ in agreements]))
         for test, chosen, before, after in zip(self.tests, self._chosen, old.tests, new.tests, strict=True):
             for language, classes in _classes(test).items():
                 agreements.append(_agreement(before[0], after[0], before[1][language], after[1][language]))
@@ -208,8 +192,9 @@ class Original:
                 was, now = (
                     float((best(images, texts[language]) == labels).mean()) for images, texts in (before, after)
                 )
-                accuracy.append(Accuracy(test.name, language, len(chosen), was, now, agreements[-1].both))
-        weights = [one.images for one in agreements]
+                accuracy.append(Accuracy(test.name, language, len(chosen), was, now, agreements[-1][0]))
+        weights = [len(old.images)] * len(self.samples.labels) + [one.images for one in accuracy]
+        _, image, text = (float(np.average(column, weights=weights)) for column in zip(*agreements, strict=True))
         return Parity(
             source=self.samples.source,
             images=len(old.images),
@@ -219,8 +204,8 @@ class Original:
             image_centred_cosine=centred_cosine(old.images, new.images),
             text_centred_cosine=centred_cosine(old.texts, new.texts),
             agreement=agreement,
-            image_agreement=float(np.average([one.image for one in agreements], weights=weights)),
-            text_agreement=float(np.average([one.text for one in agreements], weights=weights)),
+            image_agreement=image,
+            text_agreement=text,
             accuracy=tuple(accuracy),
         )
 
@@ -252,14 +237,14 @@ def best(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
     return np.asarray((images @ texts.T).argmax(axis=1))
 
 
-def _agreement(images: np.ndarray, new_images: np.ndarray, texts: np.ndarray, new_texts: np.ndarray) -> _Agreement:
+def _agreement(
+    images: np.ndarray, new_images: np.ndarray, texts: np.ndarray, new_texts: np.ndarray
+) -> tuple[float, ...]:
+    """Fractions of images with the same best text: with both towers of the export, its image and its text tower."""
     cosines = images @ texts.T
     highest = cosines.max(axis=1) - _TIE
     replaced = ((new_images, new_texts), (new_images, texts), (images, new_texts))
-    both, image, text = (
-        float((cosines[np.arange(len(images)), best(*towers)] >= highest).mean()) for towers in replaced
-    )
-    return _Agreement(both, image, text, len(images))
+    return tuple(float((cosines[np.arange(len(images)), best(*towers)] >= highest).mean()) for towers in replaced)
 
 
 def centred_cosine(first: np.ndarray, second: np.ndarray) -> float:

@@ -7,8 +7,7 @@ change: those that change them most, when rounded alone, can stay fp32.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +19,6 @@ from dcclip_cli.exporters import Precision
 from dcclip_cli.exporters.parity import Parity
 from dcclip_cli.exporters.rounding import (
     LARGEST_FILE,
-    after_last,
     bytes_of,
     largest_pair_sum,
     multiply_adds,
@@ -29,50 +27,32 @@ from dcclip_cli.exporters.rounding import (
     rounded_activations,
     rounded_only_for,
     safe_scales,
-    weighted_nodes,
     weights_of,
     with_rounded_tables,
     with_weights,
     without_rounding,
 )
-from dcclip_cli.exporters.samples import batches, calibration_images, calibration_texts
+from dcclip_cli.exporters.samples import calibration_texts, images_and_captions
 from dcclip_cli.exporters.source import Source, prepare
 from dcclip_cli.predict.onnx_encoder import IMAGE, TEXT
 
 _DENSE = ("MatMul", "Gemm")
-_WEIGHTED = ("Conv", *_DENSE)
 _RANKED_BYTES = 600_000_000  # size of the largest tower whose parts are measured one by one
 _TRIED_ON = 16  # images or texts on which the effect of rounding one activation is measured
 _FIRST = 0.1  # fraction of a convolutional tower's multiply-adds, in its first convolutions, that stay fp32
 _SUMS = ("Softmax", "Pow", "ReduceMean", "ReduceSum", "ReduceL2", "Sqrt", "Div")
-# Operators that stay fp32 in an fp16 graph, from the first to the last attempt: sums overflow first.
-# Layer norms always do: onnxruntime 1.32 crashes (SIGSEGV) when it optimises a graph with layer norms in fp16.
-FP16_KEEPS: tuple[tuple[str, ...], ...] = (
-    ("LayerNormalization",),
-    ("LayerNormalization", *_SUMS),
-    ("LayerNormalization", *_SUMS, *_DENSE),
-)
-
-
-@dataclass(frozen=True)
-class Kept:
-    """The fractions of an int8 tower that stay fp32: of its activations, and of its size, in weights."""
-
-    activations: float = 0.0
-    weights: float = 0.0
-
-
-# From the first to the last attempt. Small weights cost no size and first convolutions are small, so they are first.
-LADDER = (
-    Kept(),
-    Kept(0.1, 0.02),
-    Kept(0.25, 0.05),
-    Kept(0.5, 0.08),
-    Kept(1.0, 0.1),
-    Kept(1.0, 0.5),
-)
-
-
+# What stays fp32, from the first to the last attempt. fp16: operators; sums overflow first. Layer norms always do:
+# onnxruntime 1.32 crashes (SIGSEGV) when it optimises a graph with layer norms in fp16.
+# int8: fractions of the activations, and of the size, in weights. Small weights cost no size, so they are first.
+_LADDERS: dict[Precision, Sequence[Any]] = {
+    "fp32": [None],
+    "fp16": [
+        ("LayerNormalization",),
+        ("LayerNormalization", *_SUMS),
+        ("LayerNormalization", *_SUMS, *_DENSE),
+    ],
+    "int8": [(0, 0), (0.1, 0.02), (0.25, 0.05), (0.5, 0.08), (1, 0.1), (1, 0.5)],
+}
 _GRAPHS = {"image": IMAGE, "text": TEXT}
 
 
@@ -88,112 +68,72 @@ class Int8Tower:
 
     def __init__(self, file: Path, batches: Sequence[np.ndarray]) -> None:
         import onnx
+        from onnxruntime.quantization.shape_inference import quant_pre_process
 
-        self._file, self._batches = file, batches
+        self._batches = batches
         kinds = [node.op_type for node in onnx.load(file, load_external_data=False).graph.node]
         self._convolutional = kinds.count("Conv") > sum(kinds.count(kind) for kind in _DENSE)
+        if self._convolutional:  # batch norms are folded into convolutions
+            with TemporaryDirectory() as temporary:
+                prepared = Path(temporary) / "prepared.onnx"
+                quant_pre_process(file, prepared, skip_symbolic_shape=True)
+                self._model = onnx.load(prepared)
+        else:
+            self._model = with_rounded_tables(onnx.load(file))
+        self._sizes = {name: values.size for name, values in weights_of(self._model).items()}
+        weighted = ("Conv", *_DENSE) if self._convolutional else _DENSE
+        self._nodes = [
+            node for node in self._model.graph.node if node.op_type in weighted and node.input[1] in self._sizes
+        ]
+        self._rounded = self._quantized()
+        self._first, self._plain = self._fp32_parts()
 
-    def write(self, out: Path, kept: Kept = LADDER[0]) -> None:
-        """Write the tower in int8."""
-        first, plain = self._first, self._plain
-        activations, nodes = self._activations(kept.activations), self._weights(kept.weights)
-        _save(self._keeping({*plain, *activations}, {*first, *nodes}), out)
+    def write(self, out: Path, activations: float = 0.0, weights: float = 0.0) -> None:
+        """Write the tower in int8 except for fractions of its activations, and of its size, in weights."""
+        sensitive = self._sensitive[: round(activations * len(self._sensitive))] if activations else []
+        nodes = self._costly_weights(weights) if weights else []
+        _save(self._keeping({*self._plain, *sensitive}, {*self._first, *nodes}), out)
 
-    def _keeping(self, activations: Collection[str], nodes: Collection[str]) -> Any:
+    def _keeping(self, activations: Collection[str], nodes: Collection[str] = ()) -> Any:
         """The tower in int8 except for these activations, and the weights and biases of these nodes."""
         names = {name for node in self._nodes if node.name in nodes for name in node.input[1:]}
         originals = {name: values for name, values in weights_of(self._model).items() if name in names}
         return without_rounding(self._rounded, activations, originals)
 
-    def _activations(self, share: float) -> list[str]:
-        return self._sensitive[: round(share * len(self._sensitive))] if share else []
+    @cached_property
+    def _sensitive(self) -> list[str]:
+        """The activations, in falling order of how much rounding each alone changes the embeddings."""
+        names = rounded_activations(self._rounded)
+        moved = self._effects(names, self._keeping, lambda: self._keeping(names))
+        return sorted(moved, key=lambda name: -moved[name])
 
-    def _weights(self, share: float) -> list[str]:
-        """The nodes whose weights change the embeddings most per byte, up to a fraction of the int8 tower's size.
+    @cached_property
+    def _weight_effects(self) -> dict[str, float]:
+        activations = rounded_activations(self._rounded)
+        names = [node.name for node in self._nodes]
+        return self._effects(names, lambda kept: self._keeping(activations, kept), lambda: self._model)
 
-        For a large tower, the nodes with the smallest weights.
-        """
-        if not share:
-            return []
-        names = {node.name for node in self._nodes}
-        if self._is_large:
-            worth = dict.fromkeys(names, 1.0)
-        else:
-            activations = rounded_activations(self._rounded)
-            worth = {name: self._moved(self._keeping(activations, names - {name}), self._still) for name in names}
-        sizes = {name: values.size for name, values in weights_of(self._model).items()}
-        size = {node.name: 3 * sizes[node.input[1]] for node in self._nodes}  # extra bytes in fp32
-        left, chosen = share * sum(sizes.values()), []
-        for name in sorted(worth, key=lambda name: (-worth[name] / size[name], name)):
+    def _costly_weights(self, share: float) -> list[str]:
+        """The nodes whose weights change the embeddings most per byte, up to a fraction of the int8 tower's size."""
+        size = {node.name: 3 * self._sizes[node.input[1]] for node in self._nodes}  # extra bytes in fp32
+        left, chosen = share * sum(self._sizes.values()), []
+        for name in sorted(size, key=lambda name: (-self._weight_effects[name] / size[name], name)):
             if size[name] <= left:
                 left -= size[name]
                 chosen.append(name)
         return chosen
 
-    @cached_property
-    def _model(self) -> Any:
-        """The graph in fp32, batch norms folded into convolutions, embedding tables in int8."""
-        import onnx
-        from onnxruntime.quantization.shape_inference import quant_pre_process
+    def _effects(
+        self, names: Sequence[str], keeping: Callable[[set[str]], Any], exact: Callable[[], Any]
+    ) -> dict[str, float]:
+        """Mean square change of the embeddings by rounding each name alone.
 
-        if not self._convolutional:
-            return with_rounded_tables(onnx.load(self._file))
-        with TemporaryDirectory() as temporary:
-            prepared = Path(temporary) / "prepared.onnx"
-            quant_pre_process(self._file, prepared, skip_symbolic_shape=True)
-            return onnx.load(prepared)
-
-    @property
-    def _is_large(self) -> bool:
-        """Whether measuring each of the tower's parts would take hours."""
-        return bytes_of(self._model) > _RANKED_BYTES
-
-    @cached_property
-    def _nodes(self) -> list[Any]:
-        return weighted_nodes(self._model, _WEIGHTED if self._convolutional else _DENSE)
-
-    @cached_property
-    def _first(self) -> list[str]:
-        """A convolutional tower's first convolutions."""
-        if not self._convolutional:
-            return []
-        counts = multiply_adds(self._model, self._nodes, self._batches[0][:1])
-        shares = np.cumsum(list(counts.values())) / sum(counts.values())
-        return [name for name, share in zip(counts, shares, strict=True) if share <= _FIRST]
-
-    @cached_property
-    def _plain(self) -> set[str]:
-        """The activations between a convolutional tower's first convolutions, and of its head except dense inputs."""
-        if not self._convolutional:
-            return set()
-        nodes = list(self._model.graph.node)
-        names = [node.name for node in nodes]
-        begin = max((names.index(name) + 1 for name in self._first), default=0)
-        last = max(index for index, node in enumerate(nodes) if node.op_type == "Conv")
-        dense = [names.index(node.name) for node in self._nodes if names.index(node.name) > last]
-        head = {name for node in nodes[min(dense, default=len(nodes)) :] for name in node.output}
-        first = {name for node in nodes[:begin] for name in node.input}
-        return first | head - {node.input[0] for node in self._nodes}
-
-    @cached_property
-    def _sensitive(self) -> list[str]:
-        """The activations, in falling order of how much rounding each alone changes the embeddings.
-
-        For a large tower, in the order of the graph.
+        All 1 for a large tower, where measuring would take hours.
         """
-        names = rounded_activations(self._rounded)
-        if self._is_large:
-            return names
-        still = self._run(without_rounding(self._rounded, names))
-        moved = {name: self._moved(without_rounding(self._rounded, set(names) - {name}), still) for name in names}
-        return sorted(moved, key=lambda name: -moved[name])
-
-    @cached_property
-    def _still(self) -> np.ndarray:
-        return self._run(self._model)
-
-    def _moved(self, model: Any, still: np.ndarray) -> float:
-        return float(np.square(self._run(model) - still).mean())
+        if bytes_of(self._model) > _RANKED_BYTES:
+            return dict.fromkeys(names, 1.0)
+        expected = self._run(exact())
+        return {name: float(np.square(self._run(keeping(set(names) - {name})) - expected).mean()) for name in names}
 
     def _run(self, model: Any) -> np.ndarray:
         import onnxruntime
@@ -207,8 +147,26 @@ class Int8Tower:
         tried = rows[:: -(-len(rows) // _TRIED_ON)]
         return np.concatenate([session.run(None, {name: row[np.newaxis]})[0] for row in tried])
 
-    @cached_property
-    def _rounded(self) -> Any:
+    def _fp32_parts(self) -> tuple[list[str], set[str]]:
+        """A convolutional tower's first convolutions, and the activations that are not rounded.
+
+        These are between the first convolutions, and in the head, except the inputs of dense layers.
+        """
+        if not self._convolutional:
+            return [], set()
+        counts = multiply_adds(self._model, self._nodes, self._batches[0][:1])
+        shares = np.cumsum(list(counts.values())) / sum(counts.values())
+        first = [name for name, share in zip(counts, shares, strict=True) if share <= _FIRST]
+        nodes = list(self._model.graph.node)
+        names = [node.name for node in nodes]
+        begin = max((names.index(name) + 1 for name in first), default=0)
+        last = max(index for index, node in enumerate(nodes) if node.op_type == "Conv")
+        dense = [names.index(node.name) for node in self._nodes if names.index(node.name) > last]
+        head = {name for node in nodes[min(dense, default=len(nodes)) :] for name in node.output}
+        inputs = {name for node in nodes[:begin] for name in node.input}
+        return first, inputs | head - {node.input[0] for node in self._nodes}
+
+    def _quantized(self) -> Any:
         """The whole tower in int8, except for the normalisation at its end."""
         import onnx
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -222,20 +180,23 @@ class Int8Tower:
 
         originals, codes, weights = weights_of(self._model), {}, {}
         for node in self._nodes:
-            values = originals[node.input[1]]
+            name, values = node.input[1], originals[node.input[1]]
             axis = output_axis(node, values.ndim)
             scales = safe_scales(values, axis)
-            weights[node.input[1]] = rounded(values, axis, scales)
-            codes[node.input[1]] = [
-                {"axis": axis, "quant_type": QuantType.QInt8, "scale": scale, "zero_point": np.int8(0)}
-                for scale in scales
-            ]
+            weights[name] = rounded(values, axis, scales)
+            code = {"axis": axis, "quant_type": QuantType.QInt8, "zero_point": np.int8(0)}
+            codes[name] = [{**code, "scale": scale} for scale in scales]
         model = with_weights(self._model, weights, self._batches)
         options: dict[str, Any] = {"TensorQuantOverrides": codes}
+        names = [node.name for node in self._nodes]
         if self._convolutional:
             options["QDQKeepRemovableActivations"] = True  # otherwise unrounded ones would lose their ReLU
+            nodes = list(self._model.graph.node)  # in topological order, as ONNX requires
+            last = max(index for index, node in enumerate(nodes) if node.op_type in ("Conv", *_DENSE))
+            part: dict[str, Any] = {"nodes_to_exclude": [node.name for node in nodes[last + 1 :]]}
         else:
             options["OpTypesToExcludeOutputQuantization"] = list(_DENSE)
+            part = {"op_types_to_quantize": list(_DENSE), "nodes_to_quantize": names}
         with TemporaryDirectory() as temporary:
             prepared, quantized = (Path(temporary) / step for step in ("prepared.onnx", "quantized.onnx"))
             _save(model, prepared)
@@ -247,23 +208,13 @@ class Int8Tower:
                 per_channel=True,
                 activation_type=QuantType.QUInt8,  # the default is QInt8, which VNNI instructions do not take
                 weight_type=QuantType.QInt8,
-                op_types_to_quantize=None if self._convolutional else list(_DENSE),
-                nodes_to_quantize=None if self._convolutional else [node.name for node in self._nodes],
-                nodes_to_exclude=after_last(self._model, _WEIGHTED) if self._convolutional else None,
                 use_external_data_format=bytes_of(model) > LARGEST_FILE,
                 extra_options=options,
+                **part,
             )
             model = onnx.load(quantized)
         # The quantiser passes rounded tensors to all their consumers: to residual sums, too.
-        return model if self._convolutional else rounded_only_for(model, {node.name for node in self._nodes})
-
-
-def write_fp16(file: Path, out: Path, keep: Sequence[str] = FP16_KEEPS[0]) -> None:
-    """Write a tower in fp16 with the operators `keep` in fp32; inputs and outputs stay fp32."""
-    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
-
-    blocked = [*DEFAULT_OP_BLOCK_LIST, *keep]
-    _save(convert_float_to_float16(str(file), keep_io_types=True, op_block_list=blocked), out)
+        return model if self._convolutional else rounded_only_for(model, names)
 
 
 def _save(model: Any, out: Path) -> None:
@@ -284,14 +235,12 @@ class OnnxGraphs:
     def __init__(
         self, source: Source, folder: Path, precision: Precision, calibration: Path | None, images: int
     ) -> None:
-        self.folder = folder / "graphs"
+        self.folder, self._exact = folder / "graphs", folder / "fp32"
         self.folder.mkdir()
         self._source, self._precision, self._calibration, self._images = source, precision, calibration, images
-        self._exact = folder / "fp32"
-        self._steps: Sequence[Any] = {"fp32": (None,), "fp16": FP16_KEEPS, "int8": LADDER}[precision]
         self._step = dict.fromkeys(_GRAPHS, 0)
         self._written: dict[str, int] = {}
-        self._pair_sums = dict.fromkeys(_GRAPHS, 0)
+        self._pair_sums: dict[str, int] = {}
 
     @property
     def attempt(self) -> str:
@@ -301,26 +250,38 @@ class OnnxGraphs:
     @property
     def largest_pair_sum(self) -> int | None:
         """The larger one of both int8 graphs (rounding.py); None in other precisions, and before `write`."""
-        return max(self._pair_sums.values()) if self._precision == "int8" and self._written else None
+        return max(self._pair_sums.values(), default=None)
 
-    def kept(self) -> dict[str, Any]:
+    def kept(self) -> dict[str, dict[str, str]]:
         """What is kept in fp32, for dcclip.json."""
-        return {"kept_fp32": {tower: self._kept(tower) for tower in _GRAPHS if self._step[tower]}}
+        found = {}
+        for tower, step in self._step.items():
+            kept = _LADDERS[self._precision][step]
+            if step and self._precision == "fp16":
+                found[tower] = ", ".join(kept)
+            elif step:
+                found[tower] = f"{kept[0]:.0%} of its activations and {kept[1]:.0%} of its weights in fp32"
+        return {"kept_fp32": found}
 
     def write(self) -> Path:
         """The folder with both graphs."""
         for tower, name in _GRAPHS.items():
-            if self._written.get(tower) == self._step[tower]:
+            step, out = self._step[tower], self.folder / name
+            if self._written.get(tower) == step:
                 continue
+            kept = _LADDERS[self._precision][step]
             if self._precision == "fp32":
                 for file in self._fp32.glob(f"{name}*"):
                     shutil.copyfile(file, self.folder / file.name)
             elif self._precision == "fp16":
-                write_fp16(self._fp32 / name, self.folder / name, FP16_KEEPS[self._step[tower]])
+                from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+                blocked, exact = [*DEFAULT_OP_BLOCK_LIST, *kept], str(self._fp32 / name)
+                _save(convert_float_to_float16(exact, keep_io_types=True, op_block_list=blocked), out)
             else:
-                self._int8[tower].write(self.folder / name, LADDER[self._step[tower]])
-                self._pair_sums[tower] = largest_pair_sum(self.folder / name)
-            self._written[tower] = self._step[tower]
+                self._int8[tower].write(out, *kept)
+                self._pair_sums[tower] = largest_pair_sum(out)
+            self._written[tower] = step
         return self.folder
 
     def loosen(self, parity: Parity | None) -> bool:
@@ -328,19 +289,12 @@ class OnnxGraphs:
 
         False if no step is left.
         """
-        left = [tower for tower in _GRAPHS if self._step[tower] + 1 < len(self._steps)] if self._written else []
+        left = [tower for tower in self._written if self._step[tower] + 1 < len(_LADDERS[self._precision])]
         if parity is not None:
-            left.sort(key=lambda tower: _losses(parity, tower), reverse=True)
-            left = left[:1]
+            left = sorted(left, key=parity.closeness)[:1]
         for tower in left:
             self._step[tower] += 1
         return bool(left)
-
-    def _kept(self, tower: str) -> str:
-        if self._precision == "fp16":
-            return ", ".join(FP16_KEEPS[self._step[tower]])
-        step = LADDER[self._step[tower]]
-        return f"{step.activations:.0%} of its activations and {step.weights:.0%} of its weights in fp32"
 
     @cached_property
     def _fp32(self) -> Path:
@@ -353,17 +307,11 @@ class OnnxGraphs:
     @cached_property
     def _int8(self) -> dict[str, Int8Tower]:
         assert self._calibration is not None
-        source = self._source
-        images = calibration_images(self._calibration, self._images)
-        texts = calibration_texts(self._calibration, self._images)
-        tokenizer = prepare(source)
+        images, captions = images_and_captions(self._calibration, self._images)
+        texts = [*calibration_texts(self._images), *(text for several in captions for text in several)]
+        tokenizer, preprocess = prepare(self._source), self._source.preprocessing
         ids = [np.asarray([tokenizer.encode(text).ids], np.int64) for text in texts]  # one by one: no padding
-        return {
-            "image": Int8Tower(self._fp32 / IMAGE, batches(images, source.preprocessing)),
-            "text": Int8Tower(self._fp32 / TEXT, ids),
-        }
-
-
-def _losses(parity: Parity, tower: str) -> tuple[float, float]:
-    agreement, cosine = (getattr(parity, f"{tower}_{metric}") for metric in ("agreement", "centred_cosine"))
-    return 1 - agreement, 1 - cosine
+        pixels = [
+            np.stack([preprocess(image) for image in images[start : start + 16]]) for start in range(0, len(images), 16)
+        ]
+        return {"image": Int8Tower(self._fp32 / IMAGE, pixels), "text": Int8Tower(self._fp32 / TEXT, ids)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,6 @@ LARGEST_FILE = 1_800_000_000  # bytes; a protobuf is limited to 2 GiB, weights o
 _INT8 = 127
 _PAIR = 128  # largest sum of two weights
 LARGEST_PAIR_SUM = 32767  # in 16 bits
-
-
-def weighted_nodes(model: Any, kinds: Sequence[str]) -> list[Any]:
-    """The nodes of these kinds whose second input is a weight: convolutions and dense layers."""
-    weights = {weight.name for weight in model.graph.initializer}
-    return [node for node in model.graph.node if node.op_type in kinds and node.input[1] in weights]
 
 
 def weights_of(model: Any) -> dict[str, np.ndarray]:
@@ -47,26 +42,18 @@ def _outputs(model: Any, names: Sequence[str], batches: Sequence[np.ndarray]) ->
     import onnx
     import onnxruntime
 
-    probe = _copied(model)
+    probe = deepcopy(model)
     del probe.graph.output[:]
     probe.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
     session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
     return [list(session.run(None, {session.get_inputs()[0].name: batch})) for batch in batches]
 
 
-def after_last(model: Any, kinds: Sequence[str]) -> list[str]:
-    """The names of all nodes after the last one of these kinds."""
-    nodes = list(model.graph.node)  # in topological order, as ONNX requires
-    last = max(index for index, node in enumerate(nodes) if node.op_type in kinds)
-    return [node.name for node in nodes[last + 1 :]]
-
-
 def rounded_activations(model: Any) -> list[str]:
     """The names of the activations that a QDQ graph rounds."""
     weights = {weight.name for weight in model.graph.initializer}
-    return [
-        node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] not in weights
-    ]
+    inputs = [node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    return [name for name in inputs if name not in weights]
 
 
 def without_rounding(model: Any, names: Collection[str], weights: Mapping[str, np.ndarray] | None = None) -> Any:
@@ -77,7 +64,7 @@ def without_rounding(model: Any, names: Collection[str], weights: Mapping[str, n
     """
     from onnx import numpy_helper
 
-    copy = _copied(model)
+    copy = deepcopy(model)
     activations = _before_rounding(copy)
     constants = {
         node.output[0]: node.input[0].removesuffix("_quantized")
@@ -87,8 +74,7 @@ def without_rounding(model: Any, names: Collection[str], weights: Mapping[str, n
     passed = {rounded: name for rounded, name in activations.items() if name in names}
     for node in copy.graph.node:
         replaced = {**activations, **constants} if set(node.input) & set(constants) else passed
-        for index, name in enumerate(node.input):
-            node.input[index] = replaced.get(name, name)
+        node.input[:] = [replaced.get(name, name) for name in node.input]
     for node in [node for node in copy.graph.node if node.output[0] in constants]:
         copy.graph.node.remove(node)  # the output of a bias has the bias's own name
     for name, values in (weights or {}).items():
@@ -101,8 +87,7 @@ def rounded_only_for(model: Any, nodes: Collection[str]) -> Any:
     activations = _before_rounding(model)
     for node in model.graph.node:
         if node.name not in nodes:
-            for index, name in enumerate(node.input):
-                node.input[index] = activations.get(name, name)
+            node.input[:] = [activations.get(name, name) for name in node.input]
     return model
 
 
@@ -120,7 +105,7 @@ def with_rounded_tables(model: Any) -> Any:
     """A graph with int8 embedding tables, one scale per row; only the rows that are looked up are computed."""
     from onnx import TensorProto, helper, numpy_helper
 
-    copy = _copied(model)
+    copy = deepcopy(model)
     tables = {
         name: values for name, values in weights_of(copy).items() if values.ndim == 2 and values.dtype == np.float32
     }
@@ -176,7 +161,7 @@ def with_weights(model: Any, weights: Mapping[str, np.ndarray], batches: Sequenc
     """
     from onnx import numpy_helper
 
-    copy = _copied(model)
+    copy = deepcopy(model)
     values = {**weights_of(model), **weights}
     shifts = _mean_shifts(model, weights, batches)
     for weight in copy.graph.initializer:
@@ -188,18 +173,16 @@ def with_weights(model: Any, weights: Mapping[str, np.ndarray], batches: Sequenc
 
 def _mean_shifts(model: Any, weights: Mapping[str, np.ndarray], batches: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """Name of each bias (C,) -> mean change of its node's outputs (B, C, ...) with these weights."""
-    import onnx
     from onnx import helper, numpy_helper
 
-    probe, before, biases = _copied(model), weights_of(model), []
+    probe, before, biases = deepcopy(model), weights_of(model), []
     for node in model.graph.node:
         if len(node.input) < 3 or node.op_type not in ("Conv", "Gemm") or node.input[1] not in weights:
             continue
         name, bias = node.input[1:3]
         if bias not in before or before[bias].ndim != 1:
             continue
-        moved, others = onnx.NodeProto(), [other for other in range(before[name].ndim) if other != 1]
-        moved.CopyFrom(node)
+        moved, others = deepcopy(node), [other for other in range(before[name].ndim) if other != 1]
         moved.name, moved.input[1], moved.output[0] = f"{node.name}_moved", f"{name}_moved", f"{bias}_moved"
         del moved.input[2]
         mean = helper.make_node("ReduceMean", [moved.output[0], f"{bias}_axes"], [f"{bias}_mean"], keepdims=0)
@@ -209,12 +192,9 @@ def _mean_shifts(model: Any, weights: Mapping[str, np.ndarray], batches: Sequenc
         biases.append(bias)
     if not biases:
         return {}
-    means = _outputs(probe, [f"{bias}_mean" for bias in biases], batches)
+    means = zip(*_outputs(probe, [f"{bias}_mean" for bias in biases], batches), strict=True)
     sizes = [len(batch) for batch in batches]
-    return {
-        bias: np.average([several[index] for several in means], axis=0, weights=sizes)
-        for index, bias in enumerate(biases)
-    }
+    return {bias: np.average(several, axis=0, weights=sizes) for bias, several in zip(biases, means, strict=True)}
 
 
 def largest_pair_sum(file: Path) -> int:
@@ -225,25 +205,17 @@ def largest_pair_sum(file: Path) -> int:
     import onnx
 
     model, largest = onnx.load(file), 0
-    weights, made = weights_of(model), {output: node for node in model.graph.node for output in node.output}
+    weights = weights_of(model)
+    made = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
     for node in model.graph.node:
-        inputs: list[Any] = (
-            [made.get(name) for name in node.input[:2]] if node.op_type in ("Conv", "MatMul", "Gemm") else []
-        )
-        if len(inputs) < 2 or not all(one is not None and one.op_type == "DequantizeLinear" for one in inputs):
+        if node.op_type not in ("Conv", "MatMul", "Gemm") or not all(name in made for name in node.input[:2]):
             continue  # computed in fp32
-        activation, weight = inputs
+        activation, weight = (made[name] for name in node.input[:2])
         codes, zero = weights.get(weight.input[0]), weights.get((*activation.input, "", "")[2])
         if codes is not None and codes.dtype == np.int8 and not (zero is not None and zero.dtype == np.int8):
             pairs = _pairs(_by_channel(codes.astype(np.int64), output_axis(node, codes.ndim)))
             largest = max(largest, 255 * int(pairs.max(initial=0)))
     return largest
-
-
-def _copied(model: Any) -> Any:
-    copy = type(model)()
-    copy.CopyFrom(model)
-    return copy
 
 
 def _by_channel(values: np.ndarray, axis: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters.samples import TEXTS
-from dcclip_cli.model.preprocess import Preprocessing
+from dcclip_cli.model.preprocess import RESAMPLING, Preprocessing
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.model.tokenizer import copy_tokenizer, load_tokenizer
 from dcclip_cli.predict.encoder import load_torch_encoder
@@ -62,10 +62,7 @@ def load_source(reference: ModelReference) -> Source:
         padding = int(towers.tokenizer.pad_token_id)
         source = Source(encoder, tokenizer, towers.context_length, padding, towers.fixed_length, preprocessing)
     elif reference.kind == "folder":
-        tokenizer, length = (
-            load_tokenizer(reference.path),
-            int(getattr(towers.model, "text", towers.model).context_length),
-        )
+        tokenizer, length = load_tokenizer(reference.path), getattr(towers.model, "text", towers.model).context_length
         padding = tokenizer.token_to_id("<pad>") or 0
         source = Source(encoder, tokenizer, int(length), padding, _is_fixed(towers), preprocessing, reference.path)
     else:
@@ -168,11 +165,10 @@ def _is_fixed(towers: Any) -> bool:
     from open_clip.transformer import TextTransformer
 
     text = getattr(towers.model, "text", None)
-    if text is None:
-        return bool(towers.model.text_pool_type not in ("argmax", "eos") or towers.model.attn_mask is None)
-    if not isinstance(text, TextTransformer):
-        return True
-    return bool(text.cls_emb is not None or text.pool_type not in ("argmax", "eos") or text.attn_mask is None)
+    if text is None:  # open_clip's CLIP class has the text layers in the model itself
+        return towers.model.text_pool_type not in ("argmax", "eos") or towers.model.attn_mask is None
+    causal = isinstance(text, TextTransformer) and text.cls_emb is None and text.attn_mask is not None
+    return not causal or text.pool_type not in ("argmax", "eos")
 
 
 def _preprocessing(towers: Any) -> Preprocessing:
@@ -196,18 +192,19 @@ def _transformers_config(processor: Any) -> dict[str, Any]:
     crops = bool(getattr(processor, "do_center_crop", False))
     if crops and (cropped := _side(processor.crop_size)) != side:
         raise ValueError(f"it crops {side} to {cropped}")
-    names = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+    names = {int(number): name for name, number in RESAMPLING.items()}
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
     return {
         "size": side,
-        "mean": tuple(processor.image_mean) if processor.do_normalize else (0.0, 0.0, 0.0),
-        "std": tuple(processor.image_std) if processor.do_normalize else (1.0, 1.0, 1.0),
+        "mean": tuple(mean),
+        "std": tuple(std),
         "interpolation": names.get(int(processor.resample), str(processor.resample)),
         "resize_mode": "shortest" if crops else "squash",
     }
 
 
 def _side(size: Mapping[str, int] | int) -> int:
-    values = {int(value) for value in dict(size).values() if value} if not isinstance(size, int) else {size}
+    values = {size} if isinstance(size, int) else {int(value) for value in dict(size).values() if value}
     if len(values) != 1:
         raise ValueError(f"its images are not square: {size}")
     return values.pop()

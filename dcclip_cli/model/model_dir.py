@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import atomic_folder, read_json
+from dcclip_cli.files import atomic_folder, read_json, write_json
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.tokenizer import load_tokenizer, save_tokenizer, tokenize_with
 
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, PROVENANCE = "open_clip_config.json", "open_clip_model.safetensors", "dcclip.json"
 FORMAT = 1
+READS_SAFETENSORS = "dcclip reads safetensors only; save pickled weights as safetensors first"  # a hint
 
 
 def save_model(
@@ -50,9 +49,11 @@ def save_model(
     }
     with atomic_folder(folder) as temporary:
         save_file(weights, temporary / WEIGHTS)
-        _write_json(temporary / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocessing.to_config()})
+        write_json(
+            temporary / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocessing.to_config()}, sort_keys=True
+        )
         save_tokenizer(tokenizer, temporary, config["text_cfg"]["context_length"])
-        _write_json(temporary / PROVENANCE, provenance)
+        write_json(temporary / PROVENANCE, provenance, sort_keys=True)
         (temporary / "README.md").write_text(_model_card(provenance), encoding="utf-8")
 
 
@@ -71,12 +72,17 @@ def load_model(folder: Path, device: str = "cpu") -> OpenClipTowers:
     if not (folder / WEIGHTS).is_file():
         raise DcclipError(
             f"{folder} has no {WEIGHTS} (found: {', '.join(sorted(path.name for path in folder.iterdir()))})",
-            "dcclip reads safetensors only; save pickled weights as safetensors first",
+            READS_SAFETENSORS,
         )
+    root = logging.getLogger()
+    level = root.level
     try:
         preprocessing = Preprocessing.from_config(config.get("preprocess_cfg", {}))
-        with _without_warnings():  # about missing weights, which the next line loads
+        root.setLevel(logging.ERROR)  # no warnings about missing weights, which are loaded below
+        try:
             model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+        finally:
+            root.setLevel(level)
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0][:300]
@@ -90,17 +96,6 @@ def load_model(folder: Path, device: str = "cpu") -> OpenClipTowers:
     return towers.eval().to(device)
 
 
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
-
-
 def model_fingerprint(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS, "tokenizer.json")) -> str:
     """The sha256 of the files that decide the model's outputs; exports name their own files."""
     digest = hashlib.sha256()
@@ -109,10 +104,6 @@ def model_fingerprint(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS, "to
             with (folder / name).open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _model_card(provenance: dict[str, Any]) -> str:

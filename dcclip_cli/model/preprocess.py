@@ -16,7 +16,7 @@ from dcclip_cli.errors import DcclipError
 MAX_PIXELS = 64_000_000  # larger images are refused before they are decompressed
 MAX_ASPECT = 100  # longer side / shorter side: resizing a thinner image by its shorter side would make it huge
 FORMATS = ("JPEG", "PNG", "WEBP")
-_RESAMPLING = {
+RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
@@ -88,7 +88,7 @@ class Preprocessing:
                 raise ValueError(f"only square inputs are supported, not {tuple(size)}")
             size = size[0]
         result = cls(size=int(size), **known)
-        if result.interpolation not in _RESAMPLING or result.resize_mode not in ("shortest", "squash"):
+        if result.interpolation not in RESAMPLING or result.resize_mode not in ("shortest", "squash"):
             raise ValueError(f"unsupported preprocessing: {result.interpolation}, {result.resize_mode}")
         return result
 
@@ -107,7 +107,7 @@ class Preprocessing:
         return values
 
     def _resize(self, image: Image.Image) -> Image.Image:
-        size, resampling = self.size, _RESAMPLING[self.interpolation]
+        size, resampling = self.size, RESAMPLING[self.interpolation]
         if image.size == (size, size):
             return image
         if self.resize_mode == "squash":

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.model_dir import READS_SAFETENSORS
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.tokenizer import END_ID, PADDING_ID
 from dcclip_cli.options import Options
@@ -65,20 +68,16 @@ class TextTower(Options):
     )
 
 
+def _preset(timm: str, width: int, size: int) -> dict[str, Any]:
+    text = {"layers": 4, "width": width, "vocabulary": {"from": "teacher", "size": size}}
+    return {"image": {"timm": timm}, "text": text}
+
+
 # Sizes and latencies: docs/students.md.
-PRESETS: dict[str, dict[str, Any]] = {
-    "S": {
-        "image": {"timm": "mobilenetv4_conv_small"},
-        "text": {"layers": 4, "width": 256, "vocabulary": {"from": "teacher", "size": 20_000}},
-    },
-    "M": {
-        "image": {"timm": "mobilenetv4_conv_medium"},
-        "text": {"layers": 4, "width": 384, "vocabulary": {"from": "teacher", "size": 32_000}},
-    },
-    "RN50": {
-        "image": {"timm": "resnet50"},
-        "text": {"layers": 4, "width": 384, "vocabulary": {"from": "teacher", "size": 32_000}},
-    },
+PRESETS = {
+    "S": _preset("mobilenetv4_conv_small", 256, 20_000),
+    "M": _preset("mobilenetv4_conv_medium", 384, 32_000),
+    "RN50": _preset("resnet50", 384, 32_000),
 }
 
 
@@ -163,8 +162,7 @@ def build_model(config: dict[str, Any], seed: int) -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        parts = {key: value for key, value in config.items() if key != "custom_text"}
-        model = CustomTextCLIP(**parts)
+        model = CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"})
     if (bias := projection_bias(model)) is not None:
         torch.nn.init.zeros_(bias)
     return model
@@ -186,10 +184,6 @@ def init_image_tower(model: nn.Module, image: ImageTower) -> None:
     """Load `image.weights` into the image tower or its trunk. Raises DcclipError on a mismatch."""
     if image.weights is None:
         return
-    from pathlib import Path
-
-    from dcclip_cli.errors import DcclipError
-
     trunk: Any = model.visual.trunk  # type: ignore[union-attr]
     if image.weights == "timm":
         import timm
@@ -205,9 +199,7 @@ def init_image_tower(model: nn.Module, image: ImageTower) -> None:
             weights = load_file(image.weights)
         except SafetensorError as error:
             what = f"student.image.weights: {image.weights} is not a safetensors file: {error}"
-            raise DcclipError(
-                what, "dcclip reads safetensors only; save pickled weights as safetensors first"
-            ) from None
+            raise DcclipError(what, READS_SAFETENSORS) from None
     if whole := any(name.startswith("trunk.") for name in weights):
         trunk = model.visual
     own = trunk.state_dict()

@@ -31,7 +31,8 @@ class TransformersTeacher(_TeacherOptions):
 
     def load(self, device: str = "cpu") -> TransformersTowers:
         """The teacher's towers, frozen, in evaluation mode. Raises DcclipError if it cannot be loaded."""
-        return _frozen(_load_transformers(self.model, "AutoModel"), self.precision, device)
+        architecture = "AltCLIPModel" if isinstance(self, AltClipTeacher) else "AutoModel"
+        return _frozen(_load_transformers(self.model, architecture), self.precision, device)
 
 
 class AltClipTeacher(TransformersTeacher):
@@ -41,9 +42,6 @@ class AltClipTeacher(TransformersTeacher):
     model: str = Field(
         "BAAI/AltCLIP", description="Name on the Hugging Face Hub, or a directory written by save_pretrained"
     )
-
-    def load(self, device: str = "cpu") -> TransformersTowers:
-        return _frozen(_load_transformers(self.model, "AltCLIPModel"), self.precision, device)
 
 
 class OpenClipTeacher(_TeacherOptions):

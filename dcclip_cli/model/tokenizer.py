@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import write_json
 from dcclip_cli.text import HAN_BMP
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def train_tokenizer(captions: Iterable[str], size: int) -> Tokenizer:
     punctuation and letters with the usual ones. The same captions give the same tokenizer. Raises DcclipError if
     `size` is less than the number of different characters in the captions.
     """
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -48,12 +49,7 @@ def train_tokenizer(captions: Iterable[str], size: int) -> Tokenizer:
         raise DcclipError(
             f"no vocabulary of {size} tokens can be trained: {error}", "make student.text.vocabulary.size larger"
         ) from None
-    return _with_ends(_in_fixed_order(tokenizer))
-
-
-def _with_ends(tokenizer: Tokenizer) -> Tokenizer:
-    from tokenizers import processors
-
+    tokenizer = _in_fixed_order(tokenizer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", BEGIN_ID), ("</s>", END_ID)]
     )
@@ -153,7 +149,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, context_length: int) -> N
         "eos_token": "</s>",
         "unk_token": "<unk>",
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", config)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -6,8 +6,8 @@ Shapes: B images, N texts, L tokens, D shared width, C channels of a map, h x w 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -66,13 +66,12 @@ class Towers(nn.Module, ABC):
     preprocessing: Preprocessing | None = None  # None if the library has a transform of its own
     precision = AS_ASKED  # of the towers as a teacher
 
-    def as_teacher(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def as_teacher(self) -> Iterator[None]:
         """A context without gradients, in the precision chosen in the teacher's options."""
-        stack = ExitStack()
-        stack.enter_context(torch.no_grad())
         device = next(self.parameters()).device.type
-        stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=self.precision.precision == "bf16"))
-        return stack
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self.precision.precision == "bf16"):
+            yield
 
     @abstractmethod
     def preprocess(self, image: Image.Image) -> np.ndarray:

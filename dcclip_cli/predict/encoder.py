@@ -1,8 +1,11 @@
-"""The Encoder protocol for loaded models, its implementation with torch, and the loader for both runtimes."""
+"""The Encoder protocol for loaded models, its implementation with torch, the loader, and a model's size and latency."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -75,25 +78,18 @@ class TorchEncoder:
         import torch
 
         batch = torch.from_numpy(pixels).to(self._device, memory_format=torch.channels_last)
-        with torch.inference_mode(), self._autocast():
-            embedding = self.towers.image_features(batch).embedding
-        return self._normalized(embedding, "images")
+        return self._encode("images", lambda: self.towers.image_features(batch).embedding)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        import torch
-
         tokens = self.towers.tokenize(list(texts)).to(self._device)
-        with torch.inference_mode(), self._autocast():
-            embedding = self.towers.text_features(tokens).embedding
-        return self._normalized(embedding, "texts")
+        return self._encode("texts", lambda: self.towers.text_features(tokens).embedding)
 
-    def _autocast(self) -> Any:
+    def _encode(self, inputs: str, compute: Callable[[], Tensor]) -> np.ndarray:
         import torch
 
-        return torch.autocast(torch.device(self._device).type, torch.bfloat16, enabled=self.precision == "bf16")
-
-    def _normalized(self, embedding: Tensor, inputs: str) -> np.ndarray:
-        vectors = embedding.float().cpu().numpy()
+        device = torch.device(self._device).type
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
+            vectors = compute().float().cpu().numpy()
         with np.errstate(all="ignore"):  # `finite` reports it
             return finite(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), self.name, inputs)
 
@@ -138,3 +134,45 @@ def load_torch_encoder(
         towers = teacher(model=reference.target, precision="fp32").load(device)
     towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as TorchEncoder runs them
     return TorchEncoder(towers, device, choose_precision(precision, device, towers))
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """`image_ms` and `text_ms` are medians for one image or one short text, without preprocessing."""
+
+    parameters: int
+    size_bytes: int
+    image_ms: float
+    text_ms: float
+
+
+def footprint(model: Encoder, budget_s: float = 1.0, threads: int = 1) -> Footprint:
+    """A model's size and latency. Not for comparing machines, or measurements made next to other work.
+
+    `threads` are torch's; a bundle is loaded with its own number.
+    """
+    from PIL import Image
+
+    pixels = model.preprocess(Image.new("RGB", (256, 256), "white"))[np.newaxis]
+    torch = sys.modules.get("torch")  # if it is not loaded, the model does not use it
+    before = torch.get_num_threads() if torch else 0
+    if torch:
+        torch.set_num_threads(threads)
+    try:
+        image_ms = _median_ms(lambda: model.encode_pixels(pixels), budget_s / 2)
+        text_ms = _median_ms(lambda: model.encode_texts(["一只在雪地里的狗 a dog in the snow"]), budget_s / 2)
+    finally:
+        if torch:
+            torch.set_num_threads(before)
+    return Footprint(model.parameters, model.size_bytes, image_ms, text_ms)
+
+
+def _median_ms(call: Callable[[], object], budget_s: float) -> float:
+    call()
+    times: list[float] = []
+    end = time.perf_counter() + budget_s
+    while len(times) < 5 or (time.perf_counter() < end and len(times) < 200):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return float(1000 * np.median(times))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ import numpy as np
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import read_json
-from dcclip_cli.machine import has_vnni
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.preprocess import Preprocessing
 
@@ -51,7 +49,9 @@ class ExportedEncoder:
         self.preprocessing: Mapping[str, Any] = about["preprocessing"]
         self.prompts: Mapping[str, Sequence[str]] = about["prompts"]
         self.logit_scale, self.logit_bias = float(about["logit_scale"]), about["logit_bias"]
-        self.size_bytes = sum(_size(folder / name) for name in files)
+        # The weights of a large graph are in a file next to it.
+        parts = (folder / f"{name}{suffix}" for name in files for suffix in ("", ".data"))
+        self.size_bytes = sum(part.stat().st_size for part in parts if part.is_file())
         self._run_image, self._run_text = image, text
         try:
             self._preprocess = Preprocessing.from_config(about["preprocessing"])
@@ -76,9 +76,9 @@ class OnnxEncoder(ExportedEncoder):
 
     def __init__(self, folder: Path, device: str = "auto", threads: int = 1) -> None:
         about = read_description(folder)
-        session = partial(_open_session, provider=_provider(device), threads=threads, exact=_may_overflow(about))
-        image = session(folder / IMAGE, PIXELS, IMAGE_EMBEDS)
-        text = session(folder / TEXT, TOKENS, TEXT_EMBEDS)
+        provider = _provider(device)
+        image = _open_session(folder / IMAGE, PIXELS, IMAGE_EMBEDS, provider, threads)
+        text = _open_session(folder / TEXT, TOKENS, TEXT_EMBEDS, provider, threads)
         super().__init__(
             folder,
             about,
@@ -129,11 +129,6 @@ def read_description(folder: Path, kind: str = "bundle", files: Sequence[str] = 
     return about
 
 
-def _size(file: Path) -> int:
-    """Bytes of a graph, including the weights that a large graph has in a file next to it."""
-    return sum(part.stat().st_size for part in (file, file.with_name(f"{file.name}.data")) if part.is_file())
-
-
 def _open_tokenizer(folder: Path, about: Mapping[str, Any]) -> Any:
     from dcclip_cli.model.tokenizer import load_tokenizer
 
@@ -148,16 +143,7 @@ def _open_tokenizer(folder: Path, about: Mapping[str, Any]) -> Any:
     return tokenizer
 
 
-def _may_overflow(about: Mapping[str, Any]) -> bool:
-    """Whether this CPU adds int8 products in 16 bits and the bundle was made before exports avoided such overflows."""
-    before = about.get("precision") == "int8" and not (about.get("parity") or {}).get("int8_largest_pair_sum")
-    return before and has_vnni() is False
-
-
-def _open_session(
-    file: Path, takes: str, gives: str, provider: str, threads: int, exact: bool = False
-) -> InferenceSession:
-    """`exact` prevents int8 sums from overflowing in 16 bits and takes twice the time."""
+def _open_session(file: Path, takes: str, gives: str, provider: str, threads: int) -> InferenceSession:
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as states
 
@@ -166,8 +152,6 @@ def _open_session(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    if exact:
-        options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
     except (*errors, states.NoSuchFile, states.RuntimeException) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -65,15 +65,11 @@ class Labels:
         prompts = _prompts(model, templates)
         self.names = tuple(labels)
         self._scale, self._bias = model.logit_scale, model.logit_bias
-        self._embeddings = class_embeddings(
-            model, [fill(prompts[language_by_script(label)], label) for label in labels]
-        )
+        self._embeddings = _label_embeddings(model, labels, prompts)
         self._multi_label, self._anything = multi_label, None
         if multi_label and self._bias is None:
             neutral = [_ANYTHING[language_by_script(label)] for label in labels]
-            self._anything = class_embeddings(
-                model, [fill(prompts[language_by_script(word)], word) for word in neutral]
-            )
+            self._anything = _label_embeddings(model, neutral, prompts)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """(B, C) for image embeddings (B, D) of length 1.
@@ -87,6 +83,10 @@ class Labels:
         if self._anything is None:
             return _sigmoid(logits + float(self._bias or 0))
         return _sigmoid(logits - self._scale * (images @ self._anything.T))
+
+
+def _label_embeddings(model: Encoder, labels: Sequence[str], prompts: Mapping[str, Sequence[str]]) -> np.ndarray:
+    return class_embeddings(model, [fill(prompts[language_by_script(label)], label) for label in labels])
 
 
 def softmax(images: np.ndarray, classes: np.ndarray, logit_scale: float) -> np.ndarray:

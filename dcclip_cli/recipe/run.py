@@ -247,8 +247,7 @@ class RecipeRun:
 
     def _measure(self) -> list[ModelSummary]:
         """Measure size and latency of the run's models and keep them with their top-1 in the run."""
-        from dcclip_cli.predict.encoder import load_encoder
-        from dcclip_cli.predict.footprint import footprint
+        from dcclip_cli.predict.encoder import footprint, load_encoder
 
         rows = []
         for name, reference in self._models().items():

@@ -191,7 +191,7 @@ def test_gpus_are_listed_and_decide_the_precision(monkeypatch: pytest.MonkeyPatc
 
 def test_without_native_bf16_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dcclip_cli.model.precision.has_native_bf16", lambda: False)
-    monkeypatch.setattr("dcclip_cli.model.precision_probe._pass", None)
+    monkeypatch.setattr("dcclip_cli.model.precision._pass", None)
     page = CliRunner().invoke(app, ["doctor"]).stdout
     assert "  inference      fp32: no native bf16 on this CPU\n" in page
     assert "  training       fp32: no native bf16 on this CPU\n" in page
@@ -200,7 +200,7 @@ def test_without_native_bf16_nothing_is_measured(monkeypatch: pytest.MonkeyPatch
 def test_with_native_bf16_both_kinds_of_tower_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     gains = iter((1.55, 2.5, 0.6, 1.1))
     monkeypatch.setattr("dcclip_cli.model.precision.torch_has_bf16", lambda: True)
-    monkeypatch.setattr("dcclip_cli.model.precision_probe.bf16_gain", lambda run: run() or next(gains))
+    monkeypatch.setattr("dcclip_cli.model.precision.bf16_gain", lambda run: run() or next(gains))
     page = CliRunner().invoke(app, ["doctor"]).stdout
     assert page.partition("  inference      ")[2].splitlines()[:5] == [
         "convolutional bf16, 1.6 times as fast as fp32",

@@ -87,12 +87,10 @@ def test_embed_takes_texts_and_writes_parquet(tmp_path: Path) -> None:
     np.testing.assert_allclose(table["embedding"][1].as_py(), np.load(tmp_path / "one.npy")[0], atol=1e-6)
 
 
-def test_export_takes_a_model_and_a_format_and_can_measure_both(model_folder: Path, tmp_path: Path) -> None:
+def test_export_takes_a_model_and_a_format(model_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    made = dcclip("export", "--model", model_folder, "--format", "immich", "--out", out, "--benchmark")
+    made = dcclip("export", "--model", model_folder, "--format", "immich", "--out", out)
     assert made.stdout.splitlines()[0] == str(out)
-    rows = [line.split("  ")[0] for line in made.stdout.splitlines() if line.endswith((" MB", " ms", " s"))]
-    assert {"size of the weights", "load time", "one image, 1 thread", "one text, 1 thread", "peak memory"} <= set(rows)
     again = dcclip("export", "--model", model_folder, "--format", "immich", "--out", out)
     assert "export: already done" in again.stderr
     other = dcclip("export", "--model", model_folder, "--out", out)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters import FormatName
-from dcclip_cli.exporters.formats import FORMATS
+from dcclip_cli.exporters.export import FORMATS
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.predict.encoder import load_encoder
 from tests.exporters.conftest import Exporting
@@ -161,10 +161,10 @@ def test_an_unsupported_precision_is_refused(export_model: Exporting) -> None:
 
 
 def test_formats_for_phones_get_contiguous_weights(model_folder: Path) -> None:
-    from dcclip_cli.exporters.graphs import example_inputs
+    from dcclip_cli.exporters.graphs import single_examples
     from dcclip_cli.exporters.source import load_source
 
-    for graph, example in example_inputs(load_source(resolve(str(model_folder))), batch=1):
+    for graph, example in single_examples(load_source(resolve(str(model_folder)))):
         assert all(weight.is_contiguous() for weight in (*graph.parameters(), example))  # ExecuTorch fails on others
 
 

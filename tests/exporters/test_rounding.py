@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, checker, helper, numpy_helper
 
-from dcclip_cli.exporters.quantize import Int8Tower, Kept
+from dcclip_cli.exporters.quantize import Int8Tower
 from dcclip_cli.exporters.rounding import (
     bytes_of,
     largest_pair_sum,
@@ -130,8 +130,6 @@ def test_an_activation_that_is_kept_passes_as_it_is(kept: list[str], expected: l
 
 def test_the_most_sensitive_parts_are_kept_first(tmp_path: Path) -> None:
     """Two products side by side; the second one's input has a range a thousand times as wide."""
-    from dcclip_cli.exporters.quantize import Int8Tower, Kept
-
     random = np.random.default_rng(0)
     exact_in_int8 = np.eye(2, dtype=np.float32)
     weights = {"w": exact_in_int8, "v": exact_in_int8, "wide": np.float32(1000)}
@@ -147,8 +145,8 @@ def test_the_most_sensitive_parts_are_kept_first(tmp_path: Path) -> None:
     tower = Int8Tower(tmp_path / "fp32.onnx", [x])
     errors = []
     exact = run(onnx.load(tmp_path / "fp32.onnx"), x)
-    for kept in (Kept(), Kept(0.5), Kept(1.0)):
-        tower.write(tmp_path / "int8.onnx", kept)
+    for activations in (0.0, 0.5, 1.0):
+        tower.write(tmp_path / "int8.onnx", activations)
         errors.append(float(np.abs(run(onnx.load(tmp_path / "int8.onnx"), x) - exact).max()))
     assert tower._sensitive == ["wider_x", "x"]
     assert errors[0] > 100 * errors[1] > errors[2] == pytest.approx(0, abs=1e-4)
@@ -178,7 +176,7 @@ def test_a_tower_too_large_to_try_its_parts_keeps_the_smallest_weights(
     onnx.save(model, tmp_path / "text.onnx")
     tower = Int8Tower(tmp_path / "text.onnx", [np.eye(2, dtype=np.float32)])
     # 36 weights are 36 bytes; `last` takes 12 more in fp32, `wide` and `narrow` 48 each: a half, 18, is room for one.
-    tower.write(tmp_path / "int8.onnx", Kept(activations=0.0, weights=0.5))
+    tower.write(tmp_path / "int8.onnx", weights=0.5)
     kept = {weight.name for weight in onnx.load(tmp_path / "int8.onnx").graph.initializer}
     assert "last" in kept and not {"wide", "narrow"} & kept
 

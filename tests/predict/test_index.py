@@ -8,17 +8,8 @@ import numpy as np
 import pytest
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.predict.index import FOLDER, Index, open_index
+from dcclip_cli.predict.images import FOLDER, Index, open_index
 from dcclip_cli.predict.onnx_encoder import OnnxEncoder
-from dcclip_cli.progress import Silent
-
-
-class Talk(Silent):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.said.append(line)
 
 
 def test_the_nearest_come_first() -> None:
@@ -61,15 +52,6 @@ def test_an_index_that_is_broken_is_created_again(
     again = open_index(model, folder)
     assert again.embedded == 5
     np.testing.assert_array_equal(again.embeddings, whole.embeddings)
-
-
-def test_an_index_of_the_first_format_is_replaced_with_one_line(bundle_folder: Path, pictures: list[Path]) -> None:
-    model, folder, talk = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent, Talk()
-    old = folder / FOLDER / f"{model.fingerprint[:16]}.npz"
-    old.parent.mkdir()
-    np.savez(old, about=np.zeros(1))
-    assert open_index(model, folder, progress=talk).embedded == 5
-    assert talk.said == [f"search: {old} has an old format, the index is created again"] and not old.exists()
 
 
 def test_a_folder_that_cannot_be_written_is_searched_all_the_same(

@@ -13,8 +13,7 @@ from dcclip_cli import load
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve
-from dcclip_cli.predict.encoder import load_encoder
-from dcclip_cli.predict.footprint import footprint
+from dcclip_cli.predict.encoder import footprint, load_encoder
 from dcclip_cli.predict.model import Prediction, predict
 from dcclip_cli.predict.zero_shot import Labels
 

@@ -83,11 +83,10 @@ def contents(cache: TeacherCache) -> dict[tuple[str, bytes], bytes]:
     """Every stored row, by array and key."""
     found: dict[tuple[str, bytes], bytes] = {}
     for file in sorted(cache.folder.rglob("*.block")):
-        with file.open("rb") as stream:
-            block, keys = parse(stream, file.stat().st_size, file)
+        block, store = parse(file), FeatureStore(file.parent)
         for name in block.fields:
-            for key in keys:
-                found.setdefault((name, key.tobytes()), FeatureStore(file.parent).read(name, key[None]).tobytes())
+            for key in np.split(block.keys, len(block.keys)):
+                found.setdefault((name, key.tobytes()), store.read(name, key).tobytes())
     return found
 
 

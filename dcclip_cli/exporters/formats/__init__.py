@@ -1,16 +1,53 @@
-"""The registry of export formats. A new format is a class in this folder and a name in `FormatName`."""
+"""Export formats: the interface, and one module per family of runtimes. Their registry is in export.py."""
 
-from collections.abc import Mapping
+from __future__ import annotations
 
-from dcclip_cli.exporters import FormatName
-from dcclip_cli.exporters.formats.base import Format
-from dcclip_cli.exporters.formats.devices import CoreMl, ExecuTorch, LiteRt, OpenVino
-from dcclip_cli.exporters.formats.onnx import Immich, Onnx
-from dcclip_cli.exporters.formats.pytorch import OpenClip, Transformers
+import importlib.util
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
-FORMATS: Mapping[FormatName, Format] = {
-    one.name: one
-    for one in (Onnx(), Immich(), OpenClip(), Transformers(), OpenVino(), ExecuTorch(), LiteRt(), CoreMl())
-}
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.exporters import FormatName, Precision
+from dcclip_cli.predict.onnx_encoder import ExportedEncoder, Run, one_at_a_time, read_description
 
-__all__ = ["FORMATS", "Format"]
+if TYPE_CHECKING:
+    from dcclip_cli.exporters.source import Source
+    from dcclip_cli.predict.encoder import Encoder
+
+
+class Format(ABC):
+    """One format. Those `from_onnx` are converted from image.onnx and text.onnx, in the precision of these."""
+
+    name: ClassVar[FormatName]
+    precisions: ClassVar[tuple[Precision, ...]]
+    package: ClassVar[str] = "onnx"  # imported to write it
+    install: ClassVar[str] = "pip install 'dcclip[export]'"
+    from_onnx: ClassVar[bool] = False
+    files: ClassVar[tuple[str, ...]] = ()  # the image and the text tower for `runner`, and further files with weights
+    is_single: ClassVar[bool] = False  # takes one image, or one text padded to the full length
+
+    def check(self, precision: Precision) -> None:
+        """Raises DcclipError if the format does not support the precision, or its package is not installed."""
+        if precision not in self.precisions:
+            raise DcclipError(
+                f"--format {self.name} does not support {precision}", f"use --precision {' or '.join(self.precisions)}"
+            )
+        if importlib.util.find_spec(self.package) is None:
+            raise DcclipError(f"--format {self.name} needs {self.package}, which is not installed", self.install)
+
+    @abstractmethod
+    def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
+        """Write the model's files into `folder`; `graphs` contains the ONNX files for formats made from them."""
+
+    def open(self, folder: Path) -> Encoder | None:
+        """The export, run by the format's own runtime; None if that cannot run here."""
+        about = read_description(folder, self.name, self.files)
+        image, text = (self.runner(folder / name) for name in self.files[:2])
+        if self.is_single:
+            about["fixed_length"], image, text = True, one_at_a_time(image), one_at_a_time(text)
+        return ExportedEncoder(folder, about, self.files, image, text)
+
+    def runner(self, file: Path) -> Run:
+        """A function that computes a tower with the format's runtime."""
+        raise NotImplementedError

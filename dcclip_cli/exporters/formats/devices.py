@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dcclip_cli.exporters import Precision
-from dcclip_cli.exporters.formats.base import Format
-from dcclip_cli.predict.onnx_encoder import IMAGE, TEXT, ExportedEncoder, one_at_a_time, read_description
+from dcclip_cli.exporters.formats import Format
+from dcclip_cli.predict.onnx_encoder import IMAGE, TEXT, Run
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dcclip_cli.exporters.source import Source
-    from dcclip_cli.predict.encoder import Encoder
-
-TOWERS = ("image", "text")
 
 
 class OpenVino(Format):
@@ -32,41 +28,25 @@ class OpenVino(Format):
     package = "openvino"
     install = "pip install openvino"
     from_onnx = True
-    files = ("image.xml", "image.bin", "text.xml", "text.bin")
+    files = ("image.xml", "text.xml", "image.bin", "text.bin")
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
         import openvino
 
-        for name in (IMAGE, TEXT):
-            model = openvino.convert_model(graphs / name)
-            openvino.save_model(model, folder / f"{Path(name).stem}.xml", compress_to_fp16=precision == "fp16")
+        for graph, file in zip((IMAGE, TEXT), self.files, strict=False):
+            openvino.save_model(
+                openvino.convert_model(graphs / graph), folder / file, compress_to_fp16=precision == "fp16"
+            )
 
-    def open(self, folder: Path) -> Encoder:
+    def runner(self, file: Path) -> Run:
         import openvino
 
-        about = read_description(folder, self.name, self.files)
-        core = openvino.Core()
         exact = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-        image, text = (core.compile_model(folder / f"{tower}.xml", "CPU", exact) for tower in TOWERS)
-        return ExportedEncoder(
-            folder, about, self.files, lambda pixels: np.array(image([pixels])[0]), lambda ids: np.array(text([ids])[0])
-        )
+        compiled = openvino.Core().compile_model(file, "CPU", exact)
+        return lambda items: np.array(compiled([items])[0])
 
 
-class _OneInput(Format):
-    """A format converted from torch modules: one image at a time, one text padded to the full length (int64)."""
-
-    def open(self, folder: Path) -> Encoder | None:
-        about = read_description(folder, self.name, self.files) | {"fixed_length": True}
-        image, text = (self._runner(folder / file) for file in self.files)
-        return ExportedEncoder(folder, about, self.files, one_at_a_time(image), one_at_a_time(text))
-
-    def _runner(self, file: Path) -> Any:
-        """A function from a batch of one to its embedding (1, D), computed by the format's runtime."""
-        raise NotImplementedError
-
-
-class ExecuTorch(_OneInput):
+class ExecuTorch(Format):
     """image.pte and text.pte for phones: PyTorch's own runtime on Android and iOS, here with XNNPACK kernels."""
 
     name = "executorch"
@@ -74,17 +54,20 @@ class ExecuTorch(_OneInput):
     package = "executorch"
     install = "pip install executorch (in an environment of its own: 1.6 GB)"
     files = ("image.pte", "text.pte")
+    is_single = True
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        for file, (graph, example) in zip(self.files, _single_examples(source), strict=True):
+        from dcclip_cli.exporters.graphs import single_examples
+
+        for file, (graph, example) in zip(self.files, single_examples(source), strict=True):
             program = _traced(graph, example)
             lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
             (folder / file).write_bytes(lowered.buffer)
 
-    def _runner(self, file: Path) -> Any:
+    def runner(self, file: Path) -> Run:
         import torch
         from executorch.runtime import Runtime
 
@@ -97,7 +80,7 @@ class ExecuTorch(_OneInput):
         return run
 
 
-class LiteRt(_OneInput):
+class LiteRt(Format):
     """image.tflite and text.tflite for LiteRT (TensorFlow Lite), on Android and microcomputers.
 
     In int8 all weights are rounded, the embedding table too, and activations in ranges computed at run time. Fixed
@@ -109,11 +92,14 @@ class LiteRt(_OneInput):
     package = "litert_torch"
     install = "pip install litert-torch (in an environment of its own: 2.1 GB)"
     files = ("image.tflite", "text.tflite")
+    is_single = True
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
         import litert_torch
 
-        for file, (graph, example) in zip(self.files, _single_examples(source), strict=True):
+        from dcclip_cli.exporters.graphs import single_examples
+
+        for file, (graph, example) in zip(self.files, single_examples(source), strict=True):
             litert_torch.convert(graph, (example,)).export(str(folder / file))
             if precision == "int8":
                 from ai_edge_quantizer import quantizer, recipe
@@ -122,17 +108,12 @@ class LiteRt(_OneInput):
                 rounding.load_quantization_recipe(recipe.dynamic_wi8_afp32())
                 rounding.quantize().export_model(str(folder / file), overwrite=True)
 
-    def _runner(self, file: Path) -> Any:
+    def runner(self, file: Path) -> Run:
         from ai_edge_litert.interpreter import Interpreter
 
-        runner = Interpreter(str(file)).get_signature_runner()
-        [(name, detail)] = runner.get_input_details().items()
-
-        def run(item: np.ndarray) -> np.ndarray:
-            [row] = runner(**{name: item.astype(detail["dtype"])}).values()
-            return np.array(row)
-
-        return run
+        run = Interpreter(str(file)).get_signature_runner()
+        [(name, detail)] = run.get_input_details().items()
+        return lambda item: np.array(next(iter(run(**{name: item.astype(detail["dtype"])}).values())))
 
 
 class CoreMl(Format):
@@ -145,27 +126,24 @@ class CoreMl(Format):
     precisions = ("fp32", "fp16")
     package = "coremltools"
     install = "pip install coremltools 'numpy<2.4'"
+    files = ("image.mlpackage", "text.mlpackage")
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
         import coremltools
 
+        from dcclip_cli.exporters.graphs import single_examples
+
         compute = coremltools.precision.FLOAT16 if precision == "fp16" else coremltools.precision.FLOAT32
-        for tower, (graph, example) in zip(TOWERS, _single_examples(source), strict=True):
-            program = _traced(graph, example.int() if tower == "text" else example).run_decompositions({})
+        for file, (graph, example) in zip(self.files, single_examples(source), strict=True):
+            program = _traced(graph, example if example.is_floating_point() else example.int()).run_decompositions({})
             _remove_aliases(program.graph_module)
             model = coremltools.convert(
                 program, minimum_deployment_target=coremltools.target.iOS17, compute_precision=compute
             )
-            model.save(str(folder / f"{tower}.mlpackage"))
+            model.save(str(folder / file))
 
     def open(self, folder: Path) -> None:
         return None
-
-
-def _single_examples(source: Source) -> Iterator[tuple[nn.Module, Tensor]]:
-    from dcclip_cli.exporters.graphs import example_inputs
-
-    yield from example_inputs(source, batch=1)
 
 
 def _traced(graph: nn.Module, example: Tensor) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,23 +10,14 @@ import numpy as np
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters import Precision
-from dcclip_cli.exporters.formats.base import Format
-from dcclip_cli.predict.onnx_encoder import (
-    IMAGE,
-    TEXT,
-    TOKENIZER,
-    ExportedEncoder,
-    OnnxEncoder,
-    one_at_a_time,
-    read_description,
-)
+from dcclip_cli.exporters.formats import Format
+from dcclip_cli.files import write_json
+from dcclip_cli.model.preprocess import RESAMPLING, Preprocessing
+from dcclip_cli.predict.onnx_encoder import IMAGE, TEXT, TOKENIZER, OnnxEncoder, Run
 
 if TYPE_CHECKING:
     from dcclip_cli.exporters.source import Source
-    from dcclip_cli.model.preprocess import Preprocessing
-    from dcclip_cli.predict.encoder import Encoder
 
-_RESAMPLING = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # Pillow's numbers
 # Names and types of immich's machine-learning service (immich_ml/models/clip): image is float, text is int32.
 _IMMICH_IMAGE, _IMMICH_TEXT, _IMMICH_EMBEDDING = "image", "text", "embedding"
 
@@ -48,11 +38,11 @@ class Onnx(Format):
             "feature_extractor_type": "CLIPFeatureExtractor",
             **clip_image_processor(source.preprocessing),
         }
-        _write_json(folder / "config.json", {"model_type": "clip"})  # transformers.js runs them as a CLIP's two towers
-        _write_json(folder / "preprocessor_config.json", processor)
-        _write_json(folder / "tokenizer_config.json", _tokenizer_config(source))
+        write_json(folder / "config.json", {"model_type": "clip"})  # transformers.js runs them as a CLIP's two towers
+        write_json(folder / "preprocessor_config.json", processor)
+        write_json(folder / "tokenizer_config.json", _tokenizer_config(source))
 
-    def open(self, folder: Path) -> Encoder:
+    def open(self, folder: Path) -> OnnxEncoder:
         return OnnxEncoder(folder, "cpu")
 
 
@@ -66,6 +56,7 @@ class Immich(Format):
     precisions = ("fp32", "fp16", "int8")
     from_onnx = True
     files = ("visual/model.onnx", "textual/model.onnx")
+    is_single = True
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
         for name, target, takes in zip((IMAGE, TEXT), self.files, (_IMMICH_IMAGE, _IMMICH_TEXT), strict=True):
@@ -78,26 +69,18 @@ class Immich(Format):
             "vision_cfg": {"image_size": source.preprocessing.size},
             "text_cfg": {"context_length": source.context_length, "vocab_size": source.tokenizer.get_vocab_size()},
         }
-        _write_json(folder / "config.json", config)
-        _write_json(folder / "visual/preprocess_cfg.json", source.preprocessing.to_config())
-        _write_json(folder / "textual/tokenizer_config.json", _tokenizer_config(source))
+        write_json(folder / "config.json", config)
+        write_json(folder / "visual/preprocess_cfg.json", source.preprocessing.to_config())
+        write_json(folder / "textual/tokenizer_config.json", _tokenizer_config(source))
         source.tokenizer.save(str(folder / "textual" / TOKENIZER))
 
-    def open(self, folder: Path) -> Encoder:
+    def runner(self, file: Path) -> Run:
         import onnxruntime
 
-        about = read_description(folder, self.name, self.files) | {"fixed_length": True}
-        image, text = (
-            onnxruntime.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"]) for name in self.files
-        )
-
-        def run_image(pixels: np.ndarray) -> np.ndarray:
-            return np.asarray(image.run(None, {_IMMICH_IMAGE: pixels})[0])
-
-        def run_text(ids: np.ndarray) -> np.ndarray:
-            return np.asarray(text.run(None, {_IMMICH_TEXT: ids.astype(np.int32)})[0])
-
-        return ExportedEncoder(folder, about, self.files, one_at_a_time(run_image), one_at_a_time(run_text))
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        dtype = np.int32 if name == _IMMICH_TEXT else np.float32
+        return lambda items: np.asarray(session.run(None, {name: items.astype(dtype)})[0])
 
 
 def clip_image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
@@ -108,7 +91,7 @@ def clip_image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": preprocessing.size} if crops else square,
-        "resample": _RESAMPLING[preprocessing.interpolation],
+        "resample": int(RESAMPLING[preprocessing.interpolation]),
         "do_center_crop": crops,
         "crop_size": square,
         "do_rescale": True,
@@ -131,38 +114,20 @@ def _tokenizer_config(source: Source) -> dict[str, Any]:
 def _rename_inputs(graph: Path, out: Path, takes: str) -> int:
     """Write a graph whose input is called `takes`, its output `embedding`, with int32 token ids. The output's width."""
     import onnx
-    import onnxruntime
     from onnx import TensorProto, helper
 
     model = onnx.load(graph)
     given, gives = model.graph.input[0], model.graph.output[0]
-    old = given.name
-    taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
-    for node in model.graph.node:  # an inner tensor may already have the name
-        for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                if name == gives.name:
-                    names[index] = _IMMICH_EMBEDDING
-                elif name in (_IMMICH_EMBEDDING, takes):
-                    names[index] = _free(f"{name}_inner", taken)
-    if given.type.tensor_type.elem_type == TensorProto.INT64:
+    names = {name: f"{name}_inner" for name in (_IMMICH_EMBEDDING, takes)}  # inner tensors may have these names
+    names[gives.name] = _IMMICH_EMBEDDING
+    is_text = given.type.tensor_type.elem_type == TensorProto.INT64
+    if not is_text:
+        names[given.name] = takes
+    for tensors in (tensors for node in model.graph.node for tensors in (node.input, node.output)):
+        tensors[:] = [names.get(name, name) for name in tensors]
+    if is_text:
         given.type.tensor_type.elem_type = TensorProto.INT32
-        model.graph.node.insert(0, helper.make_node("Cast", [takes], [old], "ids", to=TensorProto.INT64))
-    else:
-        for node in model.graph.node:
-            for index, name in enumerate(node.input):
-                if name == old:
-                    node.input[index] = takes
+        model.graph.node.insert(0, helper.make_node("Cast", [takes], [given.name], "ids", to=TensorProto.INT64))
     given.name, gives.name = takes, _IMMICH_EMBEDDING
     onnx.save(model, out)
-    return int(onnxruntime.InferenceSession(str(out)).get_outputs()[0].shape[-1])
-
-
-def _free(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    return name
-
-
-def _write_json(file: Path, content: Any) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return int(gives.type.tensor_type.shape.dim[-1].dim_value)

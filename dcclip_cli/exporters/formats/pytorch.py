@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters import Precision
-from dcclip_cli.exporters.formats.base import Format
+from dcclip_cli.exporters.formats import Format
 from dcclip_cli.exporters.formats.onnx import clip_image_processor
 from dcclip_cli.model.tokenizer import copy_tokenizer, renumbered
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from torch import Tensor
 
     from dcclip_cli.exporters.source import Source
@@ -66,12 +65,15 @@ class Transformers(Format):
     install = "pip install 'dcclip[train]'"
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
+        from transformers import CLIPImageProcessor
+
         from dcclip_cli.model.towers import TransformersTowers
 
         if isinstance(source.towers, TransformersTowers):
             model, tokenizer, processor = source.towers.model, source.towers.tokenizer, source.towers.image_processor
         else:
-            model, tokenizer, processor = _model(source), _tokenizer(source), _processor(source)
+            processor = CLIPImageProcessor(**clip_image_processor(source.preprocessing))
+            model, tokenizer = _model(source), _tokenizer(source)
         if precision == "fp16":
             model = model.half()
         model.save_pretrained(folder)
@@ -143,7 +145,7 @@ def _projection(source: Source, weights: dict[str, Tensor]) -> str:
     if weights[f"{inside}.bias"].any():
         raise DcclipError(
             f"{towers.name} projects images with a bias, which VisionTextDualEncoderModel does not support",
-            f"{_OTHER}; students trained from now on have none",
+            _OTHER,
         )
     return f"{inside}.weight"
 
@@ -170,9 +172,7 @@ def _renamed(weights: dict[str, Tensor], projection: str, end: int) -> dict[str,
     }
     classifier = projection.removesuffix("weight")
     for name, value in weights.items():
-        if name.startswith(classifier):
-            continue
-        if name.startswith("visual.trunk."):
+        if name.startswith("visual.trunk.") and not name.startswith(classifier):
             found[f"vision_model.timm_model.{name.removeprefix('visual.trunk.')}"] = value
         elif name.startswith("text.ln_final."):
             found[f"text_model.final_layer_norm.{name.rpartition('.')[2]}"] = value
@@ -195,27 +195,17 @@ def _tokenizer(source: Source) -> Any:
     """
     from transformers import PreTrainedTokenizerFast
 
+    state = json.loads(copy_tokenizer(source.tokenizer).to_str())
+    if state["model"]["type"] != "Unigram":
+        raise DcclipError(f"a {state['model']['type']} tokenizer cannot be exported to transformers yet", _OTHER)
+    vocab = state["model"]["vocab"]
+    end, last = next(index for index, (token, _) in enumerate(vocab) if token == "</s>"), len(vocab) - 1
+    vocab[end], vocab[last] = vocab[last], vocab[end]
     return PreTrainedTokenizerFast(
-        tokenizer_object=_end_last(source.tokenizer),
+        tokenizer_object=renumbered(state, {end: last, last: end}),
         model_max_length=source.context_length,
         bos_token="<s>",
         pad_token="<pad>",
         eos_token="</s>",
         unk_token="<unk>",
     )
-
-
-def _end_last(tokenizer: Tokenizer) -> Tokenizer:
-    state = json.loads(copy_tokenizer(tokenizer).to_str())
-    if state["model"]["type"] != "Unigram":
-        raise DcclipError(f"a {state['model']['type']} tokenizer cannot be exported to transformers yet", _OTHER)
-    vocab = state["model"]["vocab"]
-    end, last = next(index for index, (token, _) in enumerate(vocab) if token == "</s>"), len(vocab) - 1
-    vocab[end], vocab[last] = vocab[last], vocab[end]
-    return renumbered(state, {end: last, last: end})
-
-
-def _processor(source: Source) -> Any:
-    from transformers import CLIPImageProcessor
-
-    return CLIPImageProcessor(**clip_image_processor(source.preprocessing))
