@@ -1,11 +1,12 @@
 """Block files of the feature store: keys, named arrays, and a checksum of each row.
 
 A file is a prefix, a header (JSON), tables (keys; the checksums of each array, and the lengths of ragged rows), and the
-rows of one array after the other. All but the rows is verified when a block is opened, a row when it is read first.
+rows of one array after the other. All but the rows is verified when a block is opened, a row when it is first read.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import struct
@@ -15,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO
 
 import numpy as np
 
-FORMAT = 1
+FORMAT = 2
 _MAGIC = b"dcclip features\n"
 _PREFIX = struct.Struct("<16sIIQQ")  # magic, header bytes, CRC-32 of header and tables, table bytes, file bytes
 
@@ -31,15 +32,24 @@ class Ragged:
     values: np.ndarray
     lengths: np.ndarray
 
+    @property
+    def mask(self) -> np.ndarray:
+        """(N, longest) where the padded rows have entries."""
+        return np.arange(self.lengths.max(initial=0)) < self.lengths[:, None]
+
     def padded(self) -> np.ndarray:
-        """(N, longest, ...), filled up with 0."""
-        columns = np.arange(self.lengths.max(initial=0))
-        padded = np.zeros((len(self.lengths), len(columns), *self.values.shape[1:]), self.values.dtype)
-        padded[columns < self.lengths[:, None]] = self.values
+        """(N, longest, ...), padded with 0."""
+        padded = np.zeros((*self.mask.shape, *self.values.shape[1:]), self.values.dtype)
+        padded[self.mask] = self.values
         return padded
 
 
 Values = Mapping[str, np.ndarray | Ragged]
+
+
+def flat(rows: np.ndarray | Ragged) -> np.ndarray:
+    """The entries of all rows, one after the other."""
+    return rows.values if isinstance(rows, Ragged) else rows
 
 
 class Damaged(Exception):
@@ -48,86 +58,101 @@ class Damaged(Exception):
 
 @dataclass
 class Field:
-    """One array of a block: where it begins in the file, how it is cut into rows, and their CRC-32s."""
+    """One array of a block: where its rows begin in the file, and their CRC-32s."""
 
     dtype: np.dtype
     shape: tuple[int, ...]  # of an entry: a row, or one of a ragged row's
-    start: int
-    checks: np.ndarray
-    ends: array[int] | None  # of ragged rows: how many entries come before each, and in all
-    verified: bytearray
     entry_bytes: int
-
-    def span(self, row: int) -> tuple[int, int]:
-        """The bytes of a row in the file."""
-        first, last = (row, row + 1) if self.ends is None else (self.ends[row], self.ends[row + 1])
-        return self.start + first * self.entry_bytes, self.start + last * self.entry_bytes
+    start: int
+    ends: array[int] | None  # of ragged rows: how many entries come before each, and in all
+    checks: np.ndarray
+    verified: bytearray
 
 
 @dataclass
 class Block:
-    """All that is known of a block but its rows; `content` is all of it where it is in no file."""
+    """All that is known of a block, in a file or in memory, but its rows."""
 
-    file: Path | None
+    source: Path | bytes
     size: int
-    rows: int
-    seconds: float
+    keys: np.ndarray
+    seconds: float  # that computing them took
     fields: dict[str, Field]
-    content: bytes
+
+    def read(self, name: str, rows: Sequence[int]) -> list[bytes]:
+        """The bytes of some rows of an array. Raises Damaged where they are not what was written."""
+        field, found = self.fields[name], list[bytes]()
+        try:
+            with _open(self.source) as stream:
+                for row in rows:
+                    first, last = (row, row + 1) if field.ends is None else (field.ends[row], field.ends[row + 1])
+                    stream.seek(field.start + first * field.entry_bytes)
+                    found.append(content := stream.read((last - first) * field.entry_bytes))
+                    if len(content) < (last - first) * field.entry_bytes:
+                        raise Damaged("is cut")
+                    if not field.verified[row] and zlib.crc32(content) != field.checks[row]:
+                        raise Damaged("is damaged")
+                    field.verified[row] = 1
+        except FileNotFoundError:
+            raise Damaged("was removed") from None
+        return found
 
 
 def pack(pieces: Sequence[tuple[np.ndarray, Values]], seconds: float) -> list[bytes | memoryview]:
+    """The parts of a block with these rows (keys (N,), and values by name), and the time that computing them took."""
     keys = np.concatenate([keys for keys, _ in pieces])
-    fields: list[list[Any]] = []
-    tables, arrays = [keys.astype("<u8").tobytes()], list[bytes | memoryview]()
+    tables, arrays, fields = [keys.tobytes()], list[memoryview](), list[list[object]]()
     for name in pieces[0][1]:
         parts = [values[name] for _, values in pieces]
-        entries = [np.ascontiguousarray(part.values if isinstance(part, Ragged) else part) for part in parts]
-        dtype, shape = entries[0].dtype.newbyteorder("<"), entries[0].shape[1:]
-        entry_bytes, checks = dtype.itemsize * math.prod(shape), list[int]()
-        lengths = [part.lengths if isinstance(part, Ragged) else np.ones(len(part), np.int64) for part in parts]
-        for one, its in zip(entries, lengths, strict=True):
-            content = one.astype(dtype, copy=False).reshape(-1).view(np.uint8).data
-            ends = [end * entry_bytes for end in accumulate(its.tolist(), initial=0)]
-            checks += [zlib.crc32(content[first:last]) for first, last in pairwise(ends)]
-            arrays.append(content)
-        ragged = isinstance(parts[0], Ragged)
-        tables.append(np.asarray(checks, "<u4").tobytes())
+        entries = np.concatenate([flat(part) for part in parts])
+        content, entry_bytes = entries.reshape(-1).view(np.uint8).data, entries.itemsize * math.prod(entries.shape[1:])
+        ragged = [part.lengths for part in parts if isinstance(part, Ragged)]
+        lengths = np.concatenate(ragged) if ragged else np.ones(len(keys), np.int64)
+        ends = pairwise(accumulate((lengths * entry_bytes).tolist(), initial=0))
+        tables.append(np.asarray([zlib.crc32(content[first:last]) for first, last in ends], "<u4").tobytes())
         if ragged:
-            tables.append(np.concatenate(lengths).astype("<u4").tobytes())
-        fields.append([name, dtype.str, shape, ragged, sum(map(len, entries))])
-    header = json.dumps({"format": FORMAT, "rows": len(keys), "seconds": round(seconds, 3), "fields": fields}).encode()
+            tables.append(lengths.astype("<u4").tobytes())
+        arrays.append(content)
+        fields.append([name, entries.dtype.str, entries.shape[1:], bool(ragged), len(content)])
+    about = {"format": FORMAT, "rows": len(keys), "seconds": round(seconds, 3), "fields": fields}
+    header = json.dumps(about).encode()
     table = b"".join(tables)
     size = _PREFIX.size + len(header) + len(table) + sum(map(len, arrays))
     prefix = _PREFIX.pack(_MAGIC, len(header), zlib.crc32(table, zlib.crc32(header)), len(table), size)
     return [prefix, header, table, *arrays]
 
 
-def parse(stream: BinaryIO, size: int, file: Path | None) -> tuple[Block, np.ndarray]:
-    """A block and its keys; the rows are not read. Raises Damaged."""
-    prefix = stream.read(_PREFIX.size)
-    if len(prefix) < _PREFIX.size or not prefix.startswith(_MAGIC):
-        raise Damaged("is not a block of features")
-    _, header_bytes, check, table_bytes, whole = _PREFIX.unpack(prefix)
-    if size != whole or header_bytes + table_bytes > size:
-        raise Damaged("is cut")
-    header, table = stream.read(header_bytes), stream.read(table_bytes)
+def parse(source: Path | bytes) -> Block:
+    """The block in a file or in memory; its rows are not read. Raises Damaged."""
+    with _open(source) as stream:
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
+        prefix = stream.read(_PREFIX.size)
+        if len(prefix) < _PREFIX.size or not prefix.startswith(_MAGIC):
+            raise Damaged("is not a block of features")
+        _, header_bytes, check, table_bytes, whole = _PREFIX.unpack(prefix)
+        if size != whole or header_bytes + table_bytes > size:
+            raise Damaged("is cut")
+        header, table = stream.read(header_bytes), stream.read(table_bytes)
     if zlib.crc32(table, zlib.crc32(header)) != check:
         raise Damaged("is damaged")
     about = json.loads(header)
     if about["format"] != FORMAT:
         raise Damaged(f"has format {about['format']}, and this is dcclip's {FORMAT}")
     rows, start = about["rows"], _PREFIX.size + header_bytes + table_bytes
-    keys = np.frombuffer(table, "<u8", 2 * rows).reshape(rows, 2)
+    keys = np.frombuffer(table, "S16", rows)
     offset, fields = keys.nbytes, dict[str, Field]()
-    for name, kind, shape, ragged, entries in about["fields"]:
+    for name, kind, shape, ragged, field_bytes in about["fields"]:
         checks, ends, dtype = np.frombuffer(table, "<u4", rows, offset), None, np.dtype(kind)
         offset += checks.nbytes
         if ragged:
             ends = array("q", accumulate(np.frombuffer(table, "<u4", rows, offset).tolist(), initial=0))
             offset += 4 * rows
         entry_bytes = dtype.itemsize * math.prod(shape)
-        fields[name] = Field(dtype, tuple(shape), start, checks, ends, bytearray(rows), entry_bytes)
-        start += entries * entry_bytes
-    content = b"" if file else prefix + header + table + stream.read()
-    return Block(file, size, rows, about["seconds"], fields, content), keys
+        fields[name] = Field(dtype, tuple(shape), entry_bytes, start, ends, checks, bytearray(rows))
+        start += field_bytes
+    return Block(source, size, keys, about["seconds"], fields)
+
+
+def _open(source: Path | bytes) -> IO[bytes]:
+    return io.BytesIO(source) if isinstance(source, bytes) else io.FileIO(source)

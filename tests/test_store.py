@@ -3,7 +3,6 @@
 import errno
 import multiprocessing
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -38,7 +37,7 @@ def filled(folder: Path | None, *cuts: int) -> FeatureStore:
     """A store with all rows, in blocks that end at `cuts`."""
     kept = FeatureStore(folder)
     for places in np.split(np.arange(N), cuts):
-        kept.write(KEYS[places], values(places))
+        kept.write([(KEYS[places], values(places))])
     return kept
 
 
@@ -56,7 +55,7 @@ def assert_right(kept: FeatureStore, places: np.ndarray) -> None:
 def test_rows_come_back_by_key_in_the_order_asked_for(in_memory: bool, tmp_path: Path) -> None:
     kept = filled(None if in_memory else tmp_path, 5, 6, 20)
     again = kept if in_memory else FeatureStore(tmp_path)
-    for one in (kept, again, again if in_memory else pickle.loads(pickle.dumps(kept))):
+    for one in (kept, again):
         assert_right(one, np.asarray([23, 0, 7, 7, 5, 19, 20]))
     stranger = digests("row 狗", [b"0"])
     assert again.missing(np.concatenate([KEYS[:2], stranger]), ["embedding", "tokens"]).tolist() == [False, False, True]
@@ -65,12 +64,12 @@ def test_rows_come_back_by_key_in_the_order_asked_for(in_memory: bool, tmp_path:
         again.read("map", np.concatenate([KEYS[:1], stranger]))
 
 
-def test_keys_that_share_their_first_half_and_rows_of_other_arrays_are_told_apart(tmp_path: Path) -> None:
-    keys = np.asarray([[7, 1], [7, 2], [7, 3], [8, 1]], "<u8")
+def test_rows_of_other_arrays_are_told_apart_and_keys_may_end_in_zeros(tmp_path: Path) -> None:
+    keys = np.asarray([b"7", b"7\0\0b", b"7\0\0c", b"8"], "S16")
     kept = FeatureStore(tmp_path)
-    kept.write(keys[[2, 0]], {"x": np.asarray([[3.0], [1.0]])})
-    kept.write(keys[:2], {"y": np.asarray([[10.0], [20.0]])})
-    kept.write(keys[:1], {"x": np.asarray([[99.0]])})  # what was first written counts
+    kept.write([(keys[[2, 0]], {"x": np.asarray([[3.0], [1.0]])})])
+    kept.write([(keys[:2], {"y": np.asarray([[10.0], [20.0]])})])
+    kept.write([(keys[:1], {"x": np.asarray([[99.0]])})])  # what was first written counts
     assert kept.missing(keys, ["x"]).tolist() == [False, True, False, True]
     assert kept.missing(keys, ["x", "y"]).tolist() == [False, True, True, True]
     assert kept.read("x", keys[[0, 2]]).tolist() == [[1], [3]]
@@ -84,7 +83,7 @@ def test_rows_that_are_not_finite_are_not_stored(name: str, bad: float, tmp_path
     array = given[name]
     (array.values if isinstance(array, Ragged) else array)[1, 0] = bad
     with pytest.raises(ValueError, match=f"{name} is not finite"):
-        FeatureStore(tmp_path).write(KEYS, given)
+        FeatureStore(tmp_path).write([(KEYS, given)])
     assert not list(tmp_path.iterdir())
 
 
@@ -120,7 +119,7 @@ def test_a_flipped_bit_anywhere_is_noticed_and_costs_its_block_alone(seed: int, 
     assert not file.exists()
     missing = np.flatnonzero(kept.missing(KEYS, list(ROWS)))
     assert missing.tolist() == [*range(8, 16)]
-    kept.write(KEYS[missing], values(missing))
+    kept.write([(KEYS[missing], values(missing))])
     assert every_row(FeatureStore(tmp_path, said.append)) == [*range(N)] and len(said) == 1
 
 
@@ -145,24 +144,24 @@ def test_a_file_that_is_cut_or_removed_after_it_was_opened_is_missing(tmp_path: 
     first, second, _ = sorted(tmp_path.glob("*.block"))
     first.write_bytes(first.read_bytes()[:-1])
     second.unlink()
-    assert every_row(kept) == [*range(16, 24)]
+    assert every_row(kept) == [*range(7), *range(16, 24)]  # what is read before the cut is right
 
 
 def test_a_file_of_another_format_and_one_with_another_kind_of_array_are_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(blocks, "FORMAT", 2)
-    FeatureStore(tmp_path).write(KEYS[:1], {"x": np.ones((1, 2))})
+    monkeypatch.setattr(blocks, "FORMAT", 99)
+    FeatureStore(tmp_path).write([(KEYS[:1], {"x": np.ones((1, 2))})])
     monkeypatch.undo()
     assert FeatureStore(tmp_path, said.append).missing(KEYS[:1], ["x"]).all()
-    FeatureStore(tmp_path).write(KEYS[:1], {"x": np.ones((1, 2))})
+    FeatureStore(tmp_path).write([(KEYS[:1], {"x": np.ones((1, 2))})])
     file = next(tmp_path.iterdir())
-    FeatureStore(tmp_path / "other").write(KEYS[1:2], {"x": np.ones((1, 3))})
+    FeatureStore(tmp_path / "other").write([(KEYS[1:2], {"x": np.ones((1, 3))})])
     next((tmp_path / "other").iterdir()).rename(tmp_path / "z.block")
     kept = FeatureStore(tmp_path, said.append)
     assert kept.missing(KEYS[:2], ["x"]).tolist() == [False, True] and list(tmp_path.glob("*.block")) == [file]
-    assert ["format 2" in said[0], "another kind" in said[1], len(said)] == [True, True, 2]
+    assert ["format 99" in said[0], "another kind" in said[1], len(said)] == [True, True, 2]
 
 
 # ---- disks
@@ -179,11 +178,11 @@ def test_a_disk_that_takes_nothing_is_an_error_that_names_the_file_and_leaves_no
     monkeypatch.setattr(os, "fsync", full)
     kept = FeatureStore(tmp_path, optional=optional)
     if optional and code == errno.EROFS:
-        kept.write(KEYS, values(np.arange(N)))
+        kept.write([(KEYS, values(np.arange(N)))])
         assert_right(kept, np.arange(N))  # in memory
     else:
         with pytest.raises(OSError, match=r"\.block") as raised:
-            kept.write(KEYS, values(np.arange(N)))
+            kept.write([(KEYS, values(np.arange(N)))])
         assert raised.value.errno == code and kept.missing(KEYS, ["map"]).all()
     assert not list(tmp_path.iterdir())
 
@@ -333,6 +332,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_computed(tmp
 
 def test_room_is_asked_for_before_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 500}))
-    with pytest.raises(DcclipError, match=r"needs about 0\.0 GB more, and 0\.0 GB are free"):
+    with pytest.raises(DcclipError, match=rf"^{tmp_path} needs about 0\.0 GB more, and 0\.0 GB are free") as raised:
         FeatureStore(tmp_path).fill(KEYS, ["map"], lambda batches: computing(batches, []), 5)
+    assert "DCCLIP_CACHE" in raised.value.hint
     FeatureStore(tmp_path).fill(KEYS[:5], ["map"], lambda batches: computing(batches, []), 5)  # 440 bytes

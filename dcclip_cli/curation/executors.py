@@ -59,20 +59,17 @@ class ClusterOptions(Options):
 
 
 class Step(Protocol):
-    """A numbered set of independent tasks. A step is pickled for worker processes and cluster nodes."""
+    """`tasks` independent tasks, numbered from 0. A step is pickled for worker processes and cluster nodes.
+
+    A task is done if its result exists, which it creates atomically, as the last thing that it does.
+    """
 
     @property
     def name(self) -> str: ...
-
     @property
-    def tasks(self) -> int:
-        """Number of tasks."""
-
-    def done(self, task: int) -> bool:
-        """Whether the task's result exists. It is created atomically, as the last thing that the task does."""
-
-    def run(self, task: int) -> None:
-        """Do one task."""
+    def tasks(self) -> int: ...
+    def done(self, task: int) -> bool: ...
+    def run(self, task: int) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ def name_of(number: int) -> str:
 
 def key_of(number: int, index: int) -> str:
     """The key of a candidate by its slice and its position there; keys sort in the order of reading."""
-    return f"{number:06d}{index:06d}"
+    return f"{name_of(number)}{index:06d}"
 
 
 @contextmanager

@@ -72,12 +72,17 @@ class Places:
 
 def names_in(path: Path) -> Iterator[Named]:
     """The images that the file names, in order, with repetitions. An unreadable entry has a fault."""
-    return _json_names(path) if path.suffix.lower() == ".json" else _text_names(path)
+    if path.suffix.lower() == ".json":
+        return _json_names(path)
+    return (Named(name, {}, what if isinstance(what, Drop) else None) for name, what in _text_rows(path))
 
 
 def captions_in(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, str]]:
     """(identity, caption) for each caption of the images `wanted`, in the order of the file."""
-    return _json_captions(path, wanted) if path.suffix.lower() == ".json" else _text_captions(path, wanted)
+    if path.suffix.lower() == ".json":
+        return _json_captions(path, wanted)
+    found = ((identity(name), caption) for name, caption in _text_rows(path) if isinstance(caption, str))
+    return ((image, caption) for image, caption in found if image in wanted)
 
 
 # ---- text: IMAGE#zhm#0 CAPTION, IMAGE#0<TAB>CAPTION, IMAGE<TAB>CAPTION
@@ -103,16 +108,6 @@ def _text_rows(path: Path) -> Iterator[tuple[str, str | Drop]]:
                 yield name, caption.strip()
             elif line:
                 yield where, Drop("row-malformed", f"no image and caption in {line[:100]!r}")
-
-
-def _text_names(path: Path) -> Iterator[Named]:
-    return (Named(name, {}, what if isinstance(what, Drop) else None) for name, what in _text_rows(path))
-
-
-def _text_captions(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, str]]:
-    for name, caption in _text_rows(path):
-        if isinstance(caption, str) and (found := identity(name)) in wanted:
-            yield found, caption
 
 
 # ---- JSON: COCO's {images, annotations}, Karpathy's {images: [{sentences}]}, BLIP's [{image, caption}]

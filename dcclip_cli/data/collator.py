@@ -200,11 +200,10 @@ class Collator:
 
     def _all_texts(self, paired: list[Sample], unpaired: list[Sample]) -> dict[str, Texts]:
         options = self.captions
-        choices: dict[str, tuple[Language, float]] = {  # language, probability of the first caption
-            name: (name, 1.0 if options.second_caption else options.first) for name in options.languages
-        }
+        first = 1.0 if options.second_caption else options.first  # probability of the first caption
+        choices: dict[str, tuple[Language, float]] = {language: (language, first) for language in options.languages}
         if options.second_caption:
-            choices |= {name + OTHER: (name, 0.0) for name in options.languages}
+            choices |= {language + OTHER: (language, 0.0) for language in options.languages}
         # The order is shuffled already, so the first are as good as any.
         captioned = max(1, round(options.caption_fraction * len(paired)))
         rows = [*enumerate(paired[:captioned]), *enumerate(unpaired, len(paired))]
@@ -212,10 +211,8 @@ class Collator:
         found = {name: one for name, one in texts.items() if one is not None}
         if len(found) < len(texts) and (found or not self.dataset.has_uncaptioned_images):
             language = next(name for name in texts if name not in found).removesuffix(OTHER)
-            raise DcclipError(
-                f"{self.dataset.path}: a whole batch has no '{language}' captions",
-                f"train on other languages with captions.languages, or add {language} captions to the data",
-            )
+            hint = f"train on other languages with captions.languages, or add {language} captions to the data"
+            raise DcclipError(f"{self.dataset.path}: a whole batch has no '{language}' captions", hint)
         return found
 
     def _texts(self, language: Language, rows: list[tuple[int, Sample]], first: float) -> Texts | None:
@@ -246,9 +243,8 @@ class Collator:
 def _pixels(images: list[Image.Image], preprocess: Callable[[Image.Image], np.ndarray]) -> torch.Tensor:
     import torch
 
-    if not images:
-        return torch.zeros(0, 3, 1, 1)
-    return torch.from_numpy(np.stack([preprocess(image) for image in images]))
+    pixels = [preprocess(image) for image in images]
+    return torch.from_numpy(np.stack(pixels)) if pixels else torch.zeros(0, 3, 1, 1)
 
 
 def _hashes(contents: Iterable[bytes]) -> torch.Tensor:

@@ -194,10 +194,10 @@ LAYOUTS: tuple[type[FileDataset], ...] = (ParquetDataset, TarDataset)
 def open_pairs(path: str | Path) -> PairDataset:
     """The pairs at a path of one of the LAYOUTS. Raises DcclipError where there are none."""
     dataset = find_dataset(Path(path))
-    if dataset is None:
-        raise DcclipError(f"{path} has no pairs", f"name {', '.join(layout.layout for layout in LAYOUTS)}")
-    if not len(dataset):
-        raise DcclipError(f"{path} has no pairs", "every file in it is empty: collect again, or name another")
+    if not dataset:
+        layouts = f"name {', '.join(layout.layout for layout in LAYOUTS)}"
+        empty = "every file in it is empty: collect again, or name another"
+        raise DcclipError(f"{path} has no pairs", layouts if dataset is None else empty)
     return dataset
 
 

@@ -35,12 +35,10 @@ def load_hub(
                 found = found[split]
             return found
         if path.startswith(("/", ".")) and not os.path.isdir(path):
-            raise DcclipError(
-                f"{path} is not a folder", "check the path; in a recipe it is relative to the recipe's folder"
-            )
-        return datasets.load_dataset(
-            path, config, split=split, revision=revision, data_files={split: files} if files else None
-        )
+            hint = "check the path; in a recipe it is relative to the recipe's folder"
+            raise DcclipError(f"{path} is not a folder", hint)
+        data_files = {split: files} if files else None
+        return datasets.load_dataset(path, config, split=split, revision=revision, data_files=data_files)
 
 
 def splits_of(path: str) -> list[str]:

@@ -20,7 +20,7 @@ class DataOptions(Options):
     """Where training data comes from. Pairs: a Parquet or tar file, a folder of tar shards, or `collect`."""
 
     train: str | None = Field(
-        None, description="Image-text pairs to train on, or `collect`: the output of this recipe. Required by align"
+        None, description="Image-text pairs, or `collect`: the output of this recipe's collect stage. Required by align"
     )
     validation: str | None = Field(
         None, description="Image-text pairs for validation and for checking an export; export falls back to data.train"

@@ -35,7 +35,6 @@ class Pair:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def captions(self, language: Language) -> tuple[str, ...]:
-        """The captions in one language."""
         return self.zh if language == "zh" else self.en
 
 
@@ -80,7 +79,6 @@ class PairDataset(ABC):
         return len(self)
 
     def keys(self) -> list[str]:
-        """The key of every pair, in order."""
         return [pair.key for pair in self]
 
     def __iter__(self) -> Iterator[Pair]:

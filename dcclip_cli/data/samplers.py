@@ -171,20 +171,15 @@ def open_training_data(stage: StageData, run: RunDir, seed: int) -> TrainingData
         texts = open_texts(data.texts)
         datasets["texts"] = with_phrases(texts, data.phrases) if data.phrases else texts
     if not datasets:
-        raise DcclipError(
-            "a step has no pairs, no images and no texts",
-            "set data.train, or leave images_per_step: 0 and texts_per_step: 0 out",
-        )
-    sizes = {
-        "pairs": stage.batch_size,
-        "images": stage.images_per_step or stage.batch_size,
-        "texts": stage.texts_per_step or stage.batch_size,
-    }
+        hint = "set data.train, or leave images_per_step: 0 and texts_per_step: 0 out"
+        raise DcclipError("a step has no pairs, no images and no texts", hint)
+    sizes = {"images": stage.images_per_step, "texts": stage.texts_per_step}
     joined = ConcatDataset(list(datasets.values()))
     samplers = []
     for number, (kind, dataset) in enumerate(datasets.items()):
         own_seed = seed + (number << 32)  # equal sizes must not mean equal orders
         groups = caption_groups(dataset) if kind == "pairs" and stage.distinct_captions else None
-        samplers.append(EpochBatchSampler(len(dataset), sizes[kind], own_seed, groups, joined.firsts[number]))
+        size = sizes.get(kind) or stage.batch_size
+        samplers.append(EpochBatchSampler(len(dataset), size, own_seed, groups, joined.firsts[number]))
     dataset = joined if len(datasets) > 1 else next(iter(datasets.values()))
     return TrainingData(dataset, MixedBatchSampler(tuple(samplers)), datasets)

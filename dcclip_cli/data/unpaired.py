@@ -60,15 +60,10 @@ class ImageFolder(PairDataset):
 
 
 def open_images(path: str | Path) -> PairDataset:
-    """The images in a folder, a Parquet file, a tar file or tar shards, without captions.
-
-    Raises DcclipError where there are none.
-    """
+    """The images in a folder, a Parquet file, a tar file or tar shards. Raises DcclipError where there are none."""
     path = Path(path)
-    if (pairs := find_dataset(path, uncaptioned=True)) is not None:
-        dataset: PairDataset = ImageDataset(pairs)
-    else:
-        dataset = ImageFolder(path)
+    pairs = find_dataset(path, uncaptioned=True)
+    dataset = ImageFolder(path) if pairs is None else ImageDataset(pairs)
     if not len(dataset):
         hint = "name a folder of JPEG, PNG or WebP files, a .parquet file or a .tar file"
         raise DcclipError(f"{path} has no images", hint)
@@ -126,15 +121,6 @@ def _plain(stream: Iterable[str], path: Path) -> Iterator[Captions]:
     return ({language_by_script(text): (text,)} for line in stream if (text := line.strip()))
 
 
-def _tsv(stream: Iterable[str], path: Path) -> Iterator[Captions]:
-    # Nobody quotes there, and a lone " is a character.
-    return _table((line.rstrip("\r\n").split("\t") for line in stream), path)
-
-
-def _csv(stream: Iterable[str], path: Path) -> Iterator[Captions]:
-    return _table(csv.reader(stream), path)
-
-
 def _table(rows: Iterable[list[str]], path: Path) -> Iterator[Captions]:
     columns: dict[Language, int] = {}
     for number, row in enumerate(rows, 1):
@@ -172,8 +158,9 @@ def _objects(stream: Iterable[str], path: Path) -> Iterator[Captions]:
 
 _READERS: dict[str, Callable[[Iterable[str], Path], Iterator[Captions]]] = {
     ".txt": _plain,
-    ".tsv": _tsv,
-    ".csv": _csv,
+    # Nobody quotes in a .tsv, and a lone " is a character.
+    ".tsv": lambda stream, path: _table((line.rstrip("\r\n").split("\t") for line in stream), path),
+    ".csv": lambda stream, path: _table(csv.reader(stream), path),
     ".jsonl": _objects,
 }
 
@@ -200,7 +187,6 @@ class PhraseDataset(TextDataset):
 
     @cached_property
     def file_digests(self) -> list[bytes]:
-        """The sha256 of each file's bytes and the number of phrases."""
         return [hashlib.sha256(digest + str(len(self)).encode()).digest() for digest in super().file_digests]
 
 

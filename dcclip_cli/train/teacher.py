@@ -128,20 +128,12 @@ def teacher_features(
     if not teachers.towers:
         return []
     grids = map_grids(student, sorted({layer for loss in losses for layer in loss.student_layers_needed}))
-    caches = [
-        TeacherCache(
-            towers,
-            teachers.widths[number],
-            collator,
-            learns_from(losses, number),
-            grids,
-            context.device,
-            context.progress,
-        )
-        for number, towers in enumerate(teachers.towers)
-    ]
-    for cache, towers, teacher in zip(caches, teachers.towers, teachers.options, strict=True):
-        cache.fill(towers, partial(teacher.load, context.device))
+    caches = []
+    for number, towers in enumerate(teachers.towers):
+        its_losses, its_widths = learns_from(losses, number), teachers.widths[number]
+        cache = TeacherCache(towers, its_widths, collator, its_losses, grids, context.device, context.progress)
+        cache.fill(towers, partial(teachers.options[number].load, context.device))
+        caches.append(cache)
     _say_what_is_saved(caches, options, steps, context.progress)
     return list(caches)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
+from itertools import chain
 
 import numpy as np
 import torch
@@ -80,12 +80,15 @@ class TeacherCache:
         progress: Progress,
     ) -> None:
         self.widths, self._collator, self._device, self._progress = widths, collator, device, progress
-        self._maps = {layer: (_map_name(layer, grid), grid) for layer, grid in _map_sizes(losses, grids).items()}
-        self._image_names = ["image_embedding", *(name for name, _ in self._maps.values())]
+        self._grids = _map_sizes(losses, grids)
+        self._maps = {layer: f"image_map {layer} {grid.height}x{grid.width}" for layer, grid in self._grids.items()}
+        self._image_names = ["image_embedding", *self._maps.values()]
         self._tokens = any(isinstance(loss, TokenFeaturesLoss) for loss in losses)
         self._text_names = ["text_embedding", "text_tokens"] if self._tokens else ["text_embedding"]
         self._scale = torch.tensor(teacher.logit_scale)
-        self.folder = _folder(teacher)
+        # A name for people, and a hash of what all rows of the teacher depend on.
+        name = re.sub(r"[^\w.-]+", "-", teacher.name)
+        self.folder = cache_folder() / FOLDER / f"{name}-{_short(f'{teacher.fingerprint} {BATCH_SIZE}')}"
         # The random numbers of an augmentation come from the seed and from the sample's number in the dataset.
         augmentation = f"{collator.augment.model_dump_json()} {collator.seed}"
         self._images = FeatureStore(self.folder / f"images-{_short(augmentation)}", self._progress.say)
@@ -110,10 +113,9 @@ class TeacherCache:
             missing = int(store.missing(keys, names).sum())
             self.found += len(keys) - missing
             if missing:
-                start = process_index() / process_count()
                 task = self._progress.task(f"teacher: {what}", len(keys), len(keys) - missing)
                 with task as shown, teacher.as_teacher():
-                    store.fill(keys, names, compute, BATCH_SIZE, shown.advance, start)
+                    store.fill(keys, names, compute, BATCH_SIZE, shown.advance, process_index() / process_count())
 
     def features(self, batch: Batch) -> Outputs:
         """The teacher's outputs for a batch. Rows that were damaged or deleted meanwhile are computed again."""
@@ -129,15 +131,15 @@ class TeacherCache:
         return each_image * images + self._texts.seconds_per_row("text_embedding") * captions
 
     @property
-    def size(self) -> int:
-        """Bytes of all rows that are stored, also of other data."""
-        return self._images.size + self._texts.size
-
-    @property
     def seconds_once(self) -> float:
         """The time that computing all rows of the data took, whichever run did it."""
         captions = len(self._captions[0])
         return self.seconds(self.rows - captions, captions)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all rows that are stored, also of other data."""
+        return self._images.size + self._texts.size
 
     def _read(self, batch: Batch) -> Outputs:
         device = batch.pixels.device
@@ -151,7 +153,7 @@ class TeacherCache:
             return no_images(self.widths, [layer for layer in self._maps if layer != -1], device)
         keys = self._keys_of_images(rows)
         embedding = _tensor(self._images.read("image_embedding", keys), device)
-        maps = {layer: _tensor(self._images.read(name, keys), device) for layer, (name, _) in self._maps.items()}
+        maps = {layer: _tensor(self._images.read(name, keys), device) for layer, name in self._maps.items()}
         return ImageFeatures(embedding, maps.pop(-1, embedding[:, :, None, None]), maps)
 
     def _text(self, captions: list[str], device: torch.device) -> TextFeatures:
@@ -161,9 +163,8 @@ class TeacherCache:
             mask = torch.ones(len(keys), 1, dtype=torch.long, device=device)
             return TextFeatures(embedding, embedding[:, None], mask)
         tokens = self._texts.read_ragged("text_tokens", keys)
-        columns = np.arange(tokens.lengths.max())
-        mask = torch.from_numpy((columns < tokens.lengths[:, None]).astype(np.int64))
-        return TextFeatures(embedding, _tensor(tokens.padded(), device), mask.to(device))
+        mask = torch.from_numpy(tokens.mask).to(device).long()
+        return TextFeatures(embedding, _tensor(tokens.padded(), device), mask)
 
     # ---- keys
 
@@ -178,13 +179,9 @@ class TeacherCache:
     @cached_property
     def _captions(self) -> tuple[list[str], np.ndarray]:
         """Every different caption in order, and its key."""
-        every = {
-            caption
-            for language in self._collator.captions.languages
-            for several in self._collator.dataset.captions(language)
-            for caption in several
-        }
-        captions = sorted(every)
+        languages = self._collator.captions.languages
+        every = (several for language in languages for several in self._collator.dataset.captions(language))
+        captions = sorted(set(chain.from_iterable(every)))
         return captions, _keys_of_texts(captions)
 
     # ---- the teacher
@@ -205,8 +202,8 @@ class TeacherCache:
             moved = pixels.to(self._device, memory_format=torch.channels_last)
             features = teacher.image_features(moved, layers)
             values = {"image_embedding": F.normalize(features.embedding.float(), dim=-1)}
-            for layer, (name, grid) in self._maps.items():
-                values[name] = to_grid(features.layer(layer).float(), grid.height, grid.width)
+            for layer, grid in self._grids.items():
+                values[self._maps[layer]] = to_grid(features.layer(layer).float(), grid.height, grid.width)
             yield {name: _half(value, teacher, "images") for name, value in values.items()}
 
     def _compute_texts(self, teacher: Towers, captions: list[str], batches: list[np.ndarray]) -> Iterator[Values]:
@@ -228,22 +225,12 @@ def _half(values: torch.Tensor, teacher: Towers, inputs: str) -> np.ndarray:
     return finite(half, teacher.name, inputs, _HINT)
 
 
-def _folder(teacher: Towers) -> Path:
-    """The folder of a teacher: a name for people, and a hash of what all its rows depend on."""
-    name = re.sub(r"[^\w.-]+", "-", teacher.name)
-    return cache_folder() / FOLDER / f"{name}-{_short(f'{teacher.fingerprint} {BATCH_SIZE}')}"
-
-
 def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _keys_of_texts(texts: Sequence[str]) -> np.ndarray:
     return digests("text", (text.encode() for text in texts))
-
-
-def _map_name(layer: int, grid: Grid) -> str:
-    return f"image_map {layer} {grid.height}x{grid.width}"
 
 
 def _map_sizes(losses: Sequence[Loss], grids: Mapping[int, Grid]) -> dict[int, Grid]:

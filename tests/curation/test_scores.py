@@ -167,13 +167,10 @@ def test_a_single_label_is_a_yes_or_no_and_a_regression_a_plain_number(tmp_path:
     save_classifier(tmp_path / "yes", ["美"])
     save_classifier(tmp_path / "number", ["aesthetic"], problem_type="regression")
     some = [(Pair("1", b""), transparent())]
-    assert Classifier(model=str(tmp_path / "yes"), reject=("美",), device="cpu").open()(some) == [
-        {"classifier-美": 0.5}
-    ]
-    regression = Classifier(
-        model=str(tmp_path / "number"), reject=("aesthetic",), below=True, name="looks", device="cpu"
-    )
-    assert regression.open()(some) == [{"classifier-looks-aesthetic": 0.0}]
+    yes = Classifier(model=str(tmp_path / "yes"), reject=("美",), device="cpu")
+    assert yes.open()(some) == [{"classifier-美": 0.5}]
+    number = Classifier(model=str(tmp_path / "number"), reject=("aesthetic",), below=True, name="looks", device="cpu")
+    assert number.open()(some) == [{"classifier-looks-aesthetic": 0.0}]
 
 
 def test_a_label_that_the_classifier_lacks_is_refused_with_those_it_has(tmp_path: Path) -> None:

@@ -41,13 +41,9 @@ COCO = """{"info": {"description": "COCO 2014 Dataset", "year": 2014}, "images":
 
 
 def test_coco_cn_and_coco_become_pairs_with_both_languages(tmp_path: Path) -> None:
+    train = [f"train2014/COCO_train2014_0000000000{number}.jpg" for number in ("09", "25")]
     source = CaptionsSource(
-        images=images(
-            tmp_path,
-            "val2014/COCO_val2014_000000000042.jpg",
-            "train2014/COCO_train2014_000000000009.jpg",
-            "train2014/COCO_train2014_000000000025.jpg",
-        ),
+        images=images(tmp_path, "val2014/COCO_val2014_000000000042.jpg", *train),
         zh=text(tmp_path / "imageid.human-written-caption.txt", COCO_CN),
         en=text(tmp_path / "captions_train2014.json", COCO),
     )
@@ -66,10 +62,8 @@ def test_cocos_names_of_2014_and_2017_mean_the_same_image(tmp_path: Path) -> Non
     assert identity("COCO_val2014_000000000042.jpg") == identity("000000000042") == "000000000042"
     assert identity("val2014/COCO_val2014_000000000042.jpg") == "val2014/000000000042"
     assert identity("10.5_cat.JPG") == "10.5_cat"
-    content = {
-        "annotations": [{"image_id": 42, "caption": "a cat"}],
-        "images": [{"id": 42, "file_name": "000000000042.jpg"}],
-    }
+    named = [{"id": 42, "file_name": "000000000042.jpg"}]
+    content = {"annotations": [{"image_id": 42, "caption": "a cat"}], "images": named}
     source = CaptionsSource(
         images=images(tmp_path, "train2017/000000000042.jpg"),
         zh=text(tmp_path / "zh.txt", "COCO_val2014_000000000042#zhm#0 猫\n"),
@@ -98,13 +92,8 @@ def test_karpathys_and_blips_files_are_read(tmp_path: Path) -> None:
     karpathy = """{"images": [{"filepath": "val2014", "filename": "a.jpg", "split": "test", "sentids": [1],
         "sentences": [{"tokens": ["a", "cat"], "raw": "A cat."}, {"raw": "Cat"}]}], "dataset": "coco"}"""
     blip = [{"image": "val2014/a.jpg", "caption": ["a cat, asleep"]}, {"image": "b.jpg", "caption": "一只狗"}]
-    source = CaptionsSource(
-        images=images(tmp_path, "val2014/a.jpg", "b.jpg"),
-        caption=(
-            text(tmp_path / "dataset_coco.json", karpathy),
-            text(tmp_path / "coco_karpathy_train.json", json.dumps(blip)),
-        ),
-    )
+    files = (text(tmp_path / "karpathy.json", karpathy), text(tmp_path / "blip.json", json.dumps(blip)))
+    source = CaptionsSource(images=images(tmp_path, "val2014/a.jpg", "b.jpg"), caption=files)
     a, b = read(source)
     assert (a.pair.en, a.pair.image) == (("A cat.", "Cat", "a cat, asleep"), b"val2014/a.jpg")
     assert a.pair.meta["split"] == "test"
@@ -122,26 +111,16 @@ def test_only_the_images_of_a_split_are_read(tmp_path: Path) -> None:
 
 def test_without_a_folder_images_are_fetched_from_cocos_urls(tmp_path: Path) -> None:
     source = CaptionsSource(en=text(tmp_path / "a.json", COCO), zh=text(tmp_path / "zh.txt", "x#0 猫"))
-    assert [(one.url, one.fault and one.fault.reason) for one in read(source)] == [
-        (None, "image-missing"),
-        ("http://c/9.jpg", None),
-        ("http://c/25.jpg", None),
-    ]
+    expected = [(None, "image-missing"), ("http://c/9.jpg", None), ("http://c/25.jpg", None)]
+    assert [(one.url, one.fault and one.fault.reason) for one in read(source)] == expected
 
 
 def test_images_that_are_missing_or_outside_are_faults(tmp_path: Path) -> None:
     text(tmp_path / "secret.jpg", "secret")
     folder = images(tmp_path, "cat.jpg", "deep/dog.png")
     lines = "cat#0 猫\ndog#0 狗\nfish#0 鱼\n../secret#0 密\n/etc/hostname#0 名\na\0b#0 空\n" + "x" * 5000 + "#0 长\n"
-    assert list(faults(CaptionsSource(images=folder, zh=text(tmp_path / "zh.txt", lines))).values()) == [
-        None,
-        None,
-        "image-missing",
-        "image-outside",
-        "image-outside",
-        "image-missing",
-        "image-missing",
-    ]
+    expected = [None, None, "image-missing", "image-outside", "image-outside", "image-missing", "image-missing"]
+    assert list(faults(CaptionsSource(images=folder, zh=text(tmp_path / "zh.txt", lines))).values()) == expected
 
 
 def test_lines_that_say_nothing_are_faults(tmp_path: Path) -> None:
@@ -175,12 +154,8 @@ def test_odd_entries_in_json_are_faults_or_nothing(tmp_path: Path) -> None:
     }
     folder = images(tmp_path, "cat.jpg", "dog.jpg")
     source = CaptionsSource(images=folder, caption=text(tmp_path / "a.json", json.dumps(content)))
-    assert faults(source) == {
-        "a.json:0": "row-malformed",
-        "a.json:1": "row-malformed",
-        "cat.jpg": None,
-        "dog.jpg": None,
-    }
+    malformed = {"a.json:0": "row-malformed", "a.json:1": "row-malformed"}
+    assert faults(source) == malformed | {"cat.jpg": None, "dog.jpg": None}
     assert read(source)[3].pair.zh == ("狗",)
 
 
@@ -226,11 +201,7 @@ def test_a_folder_holds_several_splits(tmp_path: Path) -> None:
     muge(tmp_path, "valid")
     (tmp_path / "notes.tsv").touch()
     assert [part.about for part in Base64Source(path=tmp_path).slices(2)] == [2, 1, 2, 1]
-    assert list(faults(Base64Source(path=tmp_path)))[3:] == [
-        "valid_imgs.tsv:1000002",
-        "valid_imgs.tsv:517602",
-        "valid_imgs.tsv:3",
-    ]
+    assert list(faults(Base64Source(path=tmp_path)))[3:] == [f"valid_imgs.tsv:{n}" for n in (1000002, 517602, 3)]
 
 
 def test_images_without_their_file_of_texts_are_an_error(tmp_path: Path) -> None:

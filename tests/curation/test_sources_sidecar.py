@@ -39,9 +39,7 @@ def test_slices_of_a_folder_are_of_the_size_asked_for_and_together_the_whole(tmp
         slices = source.slices(size)
         assert [part.about for part in slices] == [size] * (24 // size) + [24 % size] * (24 % size > 0)
         assert [len(list(source.read(part.part))) for part in slices] == [part.about for part in slices]
-        assert [candidate.pair.key for candidate in read(source, size)] == sorted(
-            names, key=lambda name: name.split("/")
-        )
+        assert [one.pair.key for one in read(source, size)] == sorted(names, key=lambda name: name.split("/"))
 
 
 def test_captions_come_from_all_the_files_beside_the_image(tmp_path: Path) -> None:
@@ -88,10 +86,7 @@ def test_links_out_of_the_folder_are_followed_only_if_allowed(tmp_path: Path) ->
     (inside / "deep").symlink_to(tmp_path / "outside")
     assert reasons(FolderSource(path=inside)) == ["image-outside"]
     found = read(FolderSource(path=inside, allow_outside=True))
-    assert [(candidate.pair.key, candidate.pair.image) for candidate in found] == [
-        ("cat.png", PIXEL),
-        ("deep/secret.png", PIXEL),
-    ]
+    assert [(one.pair.key, one.pair.image) for one in found] == [("cat.png", PIXEL), ("deep/secret.png", PIXEL)]
 
 
 def test_a_caption_file_that_is_a_link_out_is_not_read(tmp_path: Path) -> None:
@@ -152,25 +147,10 @@ def pair(key: str, caption: str) -> list[tuple[str, bytes]]:
 
 
 def test_img2dataset_reads_as_it_writes(tmp_path: Path) -> None:
-    record = {
-        "caption": "一只猫，\n在睡觉",
-        "url": "https://example.org/cat.jpg",
-        "key": "000000001",
-        "status": "success",
-        "error_message": None,
-        "width": 256,
-        "height": 171,
-        "original_width": 640,
-        "original_height": 427,
-        "exif": "{}",
-        "sha256": "ab",
-    }
-    members = [
-        ("000000001.jpg", PIXEL),
-        ("000000001.txt", record["caption"].encode()),  # type: ignore[union-attr]
-        ("000000001.json", json.dumps(record).encode()),
-    ]
-    tar(tmp_path / "00000.tar", members)
+    caption = "一只猫，\n在睡觉"
+    record = {"url": "https://x.org/cat.jpg", "key": "000000001", "error_message": None, "width": 256, "sha256": "ab"}
+    sidecars = [("txt", caption.encode()), ("json", json.dumps(record | {"caption": caption}).encode())]
+    tar(tmp_path / "00000.tar", [(f"000000001.{suffix}", content) for suffix, content in [("jpg", PIXEL), *sidecars]])
     (tmp_path / "00000.parquet").touch()
     (tmp_path / "00000_stats.json").touch()
     source = TarsSource(path=tmp_path)
@@ -178,8 +158,8 @@ def test_img2dataset_reads_as_it_writes(tmp_path: Path) -> None:
     (candidate,) = read(source)
     assert candidate.fault is None
     assert (candidate.pair.key, candidate.pair.image) == ("00000.tar:000000001", PIXEL)
-    assert (candidate.pair.zh, candidate.pair.en) == (("一只猫，\n在睡觉",), ())  # once, not a caption for each line
-    assert candidate.pair.meta == {key: value for key, value in record.items() if key != "caption"}
+    assert (candidate.pair.zh, candidate.pair.en) == ((caption,), ())  # once, not a caption for each line
+    assert candidate.pair.meta == record
 
 
 def test_dcclips_own_shards_and_texts_of_either_language_are_read(tmp_path: Path) -> None:
@@ -268,10 +248,8 @@ def test_what_is_no_tar_is_one_fault_among_the_others(tmp_path: Path) -> None:
     tar(tmp_path / "0.tar", pair("a", "猫"))
     (tmp_path / "1.tar").write_bytes(b"\x1f\x8b" + os.urandom(2000))
     found = read(TarsSource(path=tmp_path))
-    assert [(one.pair.key, one.fault and one.fault.reason) for one in found] == [
-        ("0.tar:a", None),
-        ("1.tar:@0", "tar-unreadable"),
-    ]
+    expected = [("0.tar:a", None), ("1.tar:@0", "tar-unreadable")]
+    assert [(one.pair.key, one.fault and one.fault.reason) for one in found] == expected
 
 
 def test_a_header_that_claims_terabytes_is_a_fault_and_takes_no_memory(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What is in the partial folder is whole, and is never written twice."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,14 +30,18 @@ def test_the_same_plan_goes_on_and_another_starts_over(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [".collect.partial"]
 
 
-def test_a_folder_takes_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
-    with pytest.raises(ValueError), whole_folder(tmp_path / "000000") as folder:
-        (folder / "half").write_text("half")
+@pytest.mark.parametrize("whole", [whole_folder, whole_file])
+def test_a_folder_or_file_takes_its_name_only_when_it_is_whole(tmp_path: Path, whole: Any) -> None:
+    def write(path: Path) -> None:
+        (path / "part" if path.is_dir() else path).write_text("part")
+
+    with pytest.raises(ValueError), whole(tmp_path / "000000") as path:
+        write(path)
         assert finished(tmp_path) == []
         raise ValueError
     assert list(tmp_path.iterdir()) == []
-    with whole_folder(tmp_path / "000000") as folder:
-        (folder / "all").write_text("all")
+    with whole(tmp_path / "000000") as path:
+        write(path)
     assert finished(tmp_path) == ["000000"]
 
 
@@ -48,16 +53,6 @@ def test_a_folder_that_another_process_has_finished_meanwhile_stays(tmp_path: Pa
     assert (tmp_path / "000000" / "by").read_text() == "fast"
     assert finished(tmp_path) == ["000000"]
     assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_file_takes_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
-    with pytest.raises(ValueError), whole_file(tmp_path / "a.json") as path:
-        path.write_text("half")
-        raise ValueError
-    assert list(tmp_path.iterdir()) == []
-    with whole_file(tmp_path / "a.json") as path:
-        path.write_text("all")
-    assert (tmp_path / "a.json").read_text() == "all"
 
 
 def test_clearing_also_takes_what_an_earlier_clearing_was_killed_over(tmp_path: Path) -> None:

@@ -1,22 +1,40 @@
 """Batches: augmented images, chosen captions, and the same ones whenever they are read."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
-from dcclip_cli.data.collator import ImageCache, first_captions
+from dcclip_cli.data.collator import Collator, ImageCache, first_captions
 from dcclip_cli.data.dataset import ConcatDataset, open_pairs, write_parquet
 from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import Pair, PairDataset
 from dcclip_cli.data.unpaired import open_images, open_texts
 from dcclip_cli.errors import DcclipError
-from tests.data.tiny import collate, to_side_8
+from dcclip_cli.model.towers import Tokens
 
 AUGMENT = Augment(rotate=20, colour=0.3)
+
+
+def count_characters(texts: list[str]) -> Tokens:
+    lengths = torch.tensor([[len(text)] for text in texts])
+    return Tokens(lengths, torch.ones_like(lengths))
+
+
+def to_side_8(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.resize((8, 8)), np.float32).transpose(2, 0, 1)
+
+
+def collate(dataset: PairDataset, captions: dict[str, Any] | None = None, **changes: Any) -> Collator:
+    """A collator of a dataset: images of 8 by 8, one token per text, its length."""
+    options = CaptionOptions.model_validate(captions or {})
+    return replace(Collator(dataset, 0, Augment(), options, to_side_8, count_characters), **changes)
 
 
 def dataset_of(tmp_path: Path, *pairs: Pair) -> PairDataset:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
+from datasets import Image as ImageFeature
 from PIL import Image
 
 
@@ -62,3 +64,11 @@ def npy(vector: np.ndarray) -> bytes:
     stream = io.BytesIO()
     np.save(stream, vector)
     return stream.getvalue()
+
+
+def rows(image_column: str, **column: Sequence[object]) -> Dataset:
+    """A data set of Hugging Face: an image for each value of the column, as {bytes, path}."""
+    [values] = column.values()
+    images = [{"bytes": image(number), "path": f"{number}.png"} for number in range(len(values))]
+    table = {image_column: images, **{name: list(several) for name, several in column.items()}}
+    return Dataset.from_dict(table).cast_column(image_column, ImageFeature())

@@ -49,11 +49,6 @@ def test_a_difference_on_the_same_images_is_clear_sooner() -> None:
     assert (loose.high - loose.low) / 2 == pytest.approx(1.96 * np.sqrt(2) * 0.5 / 20, rel=0.15)
 
 
-def test_the_same_result_does_not_differ_from_itself() -> None:
-    [found] = compare_results([result("a", guesses(200))], [result("b", guesses(200))])
-    assert (found.value, found.low, found.high) == (0, 0, 0) and not found.is_clear
-
-
 @pytest.mark.parametrize(
     ("change", "differing"),
     [

@@ -1,7 +1,7 @@
 """Evaluation: perfect for an oracle, at chance for noise, and equal to open_clip's and CLIP_benchmark's results."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -180,14 +180,11 @@ def test_an_interrupted_run_resumes(tmp_path: Path, run: Any, monkeypatch: pytes
     assert sum(rest.seen) == 17 and found.metrics["top1"] == 1.0
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:50], lambda content: content[:-1] + b"\x7f"])
-def test_a_damaged_cache_is_filled_again_with_a_warning(
-    damage: Callable[[bytes], bytes], tmp_path: Path, run: Any
-) -> None:
+def test_a_damaged_cache_is_filled_again_with_a_warning(tmp_path: Path, run: Any) -> None:
     whole(tmp_path, "dtd", 47)
     run(Oracle(), ["dtd"], tmp_path, cache=FeatureCache(tmp_path / "cache"))
     for file in (tmp_path / "cache").rglob("*.block"):
-        file.write_bytes(damage(file.read_bytes()))
+        file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
     model, said = Oracle(), list[str]()
     [found] = run(model, ["dtd"], tmp_path, cache=FeatureCache(tmp_path / "cache", said.append))
     assert sum(model.seen) == 47 and found.value == 1.0
@@ -243,9 +240,7 @@ def test_top1_and_features_equal_what_open_clip_alone_computes(
     assert predictions is not None and predictions.tolist() == guesses.tolist()
     [folder] = (file.parent for file in tmp_path.rglob("about.json") if "preprocessing" in file.read_text("utf-8"))
     [file] = folder.glob("*.block")
-    with file.open("rb") as stream:
-        _, keys = parse(stream, file.stat().st_size, file)
-    assert np.abs(FeatureStore(folder).read("embedding", keys) - images.numpy()).max() < 1e-6
+    assert np.abs(FeatureStore(folder).read("embedding", parse(file).keys) - images.numpy()).max() < 1e-6
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

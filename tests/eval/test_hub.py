@@ -26,10 +26,8 @@ def hub(tmp_path: Path, small: dict[str, KnownSet], monkeypatch: pytest.MonkeyPa
 
 def parquet(file: Path, column: str, values: Sequence[object], feature: object) -> None:
     """A Parquet file as the hub converts data sets to: images as {bytes, path}, and one more column."""
-    images = [{"bytes": layouts.image(number), "path": f"{number}.png"} for number in range(len(values))]
-    features = datasets.Features({"image": datasets.Image(), column: feature})
     file.parent.mkdir(parents=True, exist_ok=True)
-    datasets.Dataset.from_dict({"image": images, column: list(values)}, features=features).to_parquet(file)
+    layouts.rows("image", **{column: values}).cast_column(column, feature).to_parquet(file)
 
 
 def test_only_the_test_split_is_downloaded(hub: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import DatasetDict
 
 from dcclip_cli.eval import prompts, registry
 from dcclip_cli.eval.dataset import Classes, DataSet
@@ -22,7 +23,7 @@ def truth(dataset: DataSet) -> Classes:
     return found
 
 
-def labels_match(dataset: DataSet, classes: int, border: int = 0) -> None:
+def labels_match(dataset: DataSet, classes: int) -> None:
     labels = truth(dataset).labels
     assert sorted(labels.tolist()) == list(range(classes))
     for index in (0, 1, classes // 2, classes - 1):
@@ -59,12 +60,7 @@ def test_voc_in_tars_has_its_classes_in_npy(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_save_to_disk_is_read(tmp_path: Path) -> None:
-    import datasets
-
-    rows = {"webp": [{"bytes": layouts.image(number), "path": None} for number in range(47)], "cls": list(range(47))}
-    features = datasets.Features({"webp": datasets.Image(), "cls": datasets.Value("int64")})
-    saved = datasets.Dataset.from_dict(rows, features=features)
-    datasets.DatasetDict({"test": saved}).save_to_disk(tmp_path / "dtd")
+    DatasetDict({"test": layouts.rows("webp", cls=range(47))}).save_to_disk(tmp_path / "dtd")
     labels_match(open_dataset("dtd-cn", data_root=tmp_path), 47)
 
 

@@ -1,7 +1,4 @@
-"""The lists of class names are complete, in their sources' label order, and Chinese as Chinese readers write it.
-
-Keys, names and numbers of classes lead to the right class.
-"""
+"""Class names are complete, in their sources' label order, and Chinese as readers write it; each finds its class."""
 
 import json
 import re
@@ -242,9 +239,6 @@ def test_a_name_that_two_classes_share_leads_to_neither() -> None:
     keys = ClassIndex(CRANES)
     assert [keys.find(name) for name in ("crane", "Hound", "N1", "cat")] == [None, 2, 0, None]
     assert [keys.of_folder(name) for name in ("2", "3", "n2")] == [2, None, 1]
-
-
-def test_names_are_compared_without_case_and_punctuation() -> None:
     assert normalized("Golden_Retriever  (dog)") == normalized("golden retriever dog") and normalized("猫。") == "猫"
 
 

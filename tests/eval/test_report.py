@@ -52,9 +52,7 @@ def test_the_page_has_both_languages_and_shows_wrong_images(tmp_path: Path) -> N
 
 
 def test_probes_are_drawn_as_curves(tmp_path: Path) -> None:
-    results = [
-        result("a", guesses(100 + shots), task=f"linear probe, {shots} shots", templates=[]) for shots in (5, 20, 50)
-    ]
+    results = [result("a", guesses(100 + shots), task=f"linear probe, {shots} shots") for shots in (5, 20, 50)]
     write_report(tmp_path / "report.html", [*results, result("a", guesses(200), task="linear probe")])
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "Linear probes" in page and page.count("data:image/svg+xml") == 2

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -37,34 +38,37 @@ def karpathy(names: list[str], captions: list[list[str]], **more: str) -> str:
         {"filename": name, "split": "test", "sentences": [{"raw": text} for text in several], **more}
         for name, several in zip(names, captions, strict=True)
     ]
-    return json.dumps(
-        {"images": [{"filename": "t.jpg", "split": "train", "sentences": [{"raw": "x"}], **more}, *images]}
-    )
+    other = {"filename": "t.jpg", "split": "train", "sentences": [{"raw": "x"}], **more}
+    return json.dumps({"images": [other, *images]})
+
+
+def caption_lines(names: list[str], between: str) -> str:
+    """ZH as lines IMAGE#KIND#NUMBER CAPTION."""
+    several = zip(names, ZH, strict=True)
+    return "".join(f"{name}{between.format(n)}{text}\n" for name, texts in several for n, text in enumerate(texts))
+
+
+def json_lines(rows: Sequence[object]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def test_flickr30k_in_karpathys_json_and_in_chinese_lines_on_the_same_images(tmp_path: Path) -> None:
     names = ["1007129816.jpg", "1009434119.jpg", "101362133.jpg"]
     write_images(tmp_path / "flickr30k/flickr30k-images", names)
     layouts.write(tmp_path / "flickr30k/dataset_flickr30k.json", karpathy(names, EN))
-    lines = [
-        f"{name}#zhb#{n} {text}\n" for name, several in zip(names, ZH, strict=True) for n, text in enumerate(several)
-    ]
-    layouts.write(tmp_path / "flickr30k-cn/flickr30kcn_test.txt", "".join(lines))
+    layouts.write(tmp_path / "flickr30k-cn/flickr30kcn_test.txt", caption_lines(names, "#zhb#{} "))
     matches(open_dataset("flickr30k", data_root=tmp_path), EN)
     matches(open_dataset("flickr30k_cn", data_root=tmp_path), ZH)
 
 
 def test_coco_in_karpathys_json_and_coco_cn_by_its_list_of_names(tmp_path: Path) -> None:
     names = [f"COCO_val2014_{number:012}" for number in range(3)]
-    write_images(tmp_path / "coco/val2014", [f"{name}.jpg" for name in names])
-    layouts.write(
-        tmp_path / "coco/dataset_coco.json", karpathy([f"{name}.jpg" for name in names], EN, filepath="val2014")
-    )
-    lines = [
-        f"{name}#zhm#{n}\t{text}\n" for name, several in zip(names, ZH, strict=True) for n, text in enumerate(several)
-    ]
+    files = [f"{name}.jpg" for name in names]
+    write_images(tmp_path / "coco/val2014", files)
+    layouts.write(tmp_path / "coco/dataset_coco.json", karpathy(files, EN, filepath="val2014"))
     other = "COCO_train2014_000000000999#zhm#0\t训练集里的图\n"
-    layouts.write(tmp_path / "coco-cn/imageid.human-written-caption.txt", other + "".join(lines))
+    lines = other + caption_lines(names, "#zhm#{}\t")
+    layouts.write(tmp_path / "coco-cn/imageid.human-written-caption.txt", lines)
     layouts.write(tmp_path / "coco-cn/coco-cn_test.txt", "\n".join(names) + "\n")
     matches(open_dataset("coco", data_root=tmp_path), EN)
     matches(open_dataset("coco-cn", data_root=tmp_path), ZH)
@@ -74,14 +78,9 @@ def test_coco_in_karpathys_json_and_coco_cn_by_its_list_of_names(tmp_path: Path)
 def test_chinese_clips_base64_lines(name: str, split: str, tmp_path: Path) -> None:
     rows = [f"{100 + label}\t{base64.urlsafe_b64encode(layouts.image(label)).decode()}\n" for label in range(4)]
     layouts.write(tmp_path / name / f"{split}_imgs.tsv", "".join(rows))
-    texts = [
-        {"text_id": 0, "text": "垫子上有一只猫", "image_ids": [100]},
-        {"text_id": 1, "text": "动物", "image_ids": [101, 100]},
-        {"text_id": 2, "text": "没有图", "image_ids": []},
-    ]
-    layouts.write(
-        tmp_path / name / f"{split}_texts.jsonl", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in texts)
-    )
+    about = {"垫子上有一只猫": [100], "动物": [101, 100], "没有图": []}
+    texts = [{"text_id": n, "text": text, "image_ids": about[text]} for n, text in enumerate(about)]
+    layouts.write(tmp_path / name / f"{split}_texts.jsonl", json_lines(texts))
     dataset = open_dataset(name, data_root=tmp_path)
     truth = dataset.truth["zh"]
     assert isinstance(truth, Captions)
@@ -93,12 +92,9 @@ def test_chinese_clips_base64_lines(name: str, split: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(("name", "captions"), [("xm3600", EN), ("xm3600-cn", ZH)])
 def test_xm3600_has_every_language_on_one_line(name: str, captions: list[list[str]], tmp_path: Path) -> None:
     write_images(tmp_path / "xm3600/images", [f"{label:016x}.jpg" for label in range(3)])
-    lines = [
-        {"image/key": f"{label:016x}", "en": {"caption": EN[label]}, "zh": {"caption": ZH[label]}} for label in range(3)
-    ]
-    layouts.write(
-        tmp_path / "xm3600/captions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    )
+    both = [{"en": {"caption": english}, "zh": {"caption": chinese}} for english, chinese in zip(EN, ZH, strict=True)]
+    lines = [{"image/key": f"{label:016x}", **captions} for label, captions in enumerate(both)]
+    layouts.write(tmp_path / "xm3600/captions.jsonl", json_lines(lines))
     matches(open_dataset(name, data_root=tmp_path), captions)
 
 
@@ -121,12 +117,5 @@ def test_tars_have_a_caption_a_line(tmp_path: Path) -> None:
 
 
 def test_the_hubs_own_format_has_captions_as_text(tmp_path: Path) -> None:
-    import datasets
-
-    rows = {
-        "jpg": [{"bytes": layouts.image(number), "path": None} for number in range(3)],
-        "txt": ["\n".join(several) for several in EN],
-    }
-    features = datasets.Features({"jpg": datasets.Image(), "txt": datasets.Value("string")})
-    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "flickr30k")
+    layouts.rows("jpg", txt=["\n".join(several) for several in EN]).save_to_disk(tmp_path / "flickr30k")
     matches(open_dataset("flickr30k", data_root=tmp_path), EN)

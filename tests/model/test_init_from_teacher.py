@@ -39,9 +39,7 @@ def test_rows_of_equal_width_are_the_teachers_for_the_same_tokens(altclip_folder
         assert torch.equal(text.token_embedding.weight[trimmed.token_to_id(token)], table[vocab[token]]), token
 
 
-def test_projected_rows_keep_the_teachers_distances(
-    chinese_clip_folder: Path,
-) -> None:
+def test_projected_rows_keep_the_teachers_distances(chinese_clip_folder: Path) -> None:
     teacher = TransformersTeacher(model=str(chinese_clip_folder)).load()
     table, _ = teacher.token_embedding()
     small = principal_components(table, 8).double().numpy()

@@ -44,8 +44,9 @@ def write_report(
     for example in examples:
         by_reason.setdefault(example.reason, []).append(example)
     rows = [row for step in table for row in step.rows if row.reason in by_reason]
+    measured = statistics["histograms"]
     # Scores come last, :zh before :en as everywhere.
-    histograms = [*SCALES, *sorted(statistics["histograms"].keys() - SCALES.keys(), reverse=True)]
+    names = [*(name for name in SCALES if name in measured), *sorted(measured.keys() - SCALES.keys(), reverse=True)]
     write_page(
         path,
         "dcclip_cli.curation.report",
@@ -56,11 +57,7 @@ def write_report(
         language_names=_LANGUAGE_NAMES,
         sources=statistics["sources"],
         steps=table,
-        charts=[
-            histogram(name, statistics["histograms"][name], limits.get(name, ()))
-            for name in histograms
-            if name in statistics["histograms"]
-        ],
+        charts=[histogram(name, measured[name], limits.get(name, ())) for name in names],
         sheets=[(None, by_reason[KEPT]), *((row, by_reason[row.reason]) for row in rows)],
         shards=manifest.get("shards", []),
         versions=manifest.get("versions", {}),
