@@ -1,7 +1,6 @@
 """Gradients of a batch in parts: of parts by themselves, and of parts that see each other."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -102,11 +101,10 @@ def test_the_first_pass_leaves_batch_norms_as_they_are_and_the_second_moves_them
 
 
 def test_random_numbers_of_the_first_pass_come_again_in_the_second(
-    student_section: dict[str, Any], batch: Batch, accelerator: Accelerator, model_folder: Path
+    batch: Batch, accelerator: Accelerator, model_folder: Path
 ) -> None:
-    towers = load_model(model_folder)
-    stage = TrainingTask(towers, [TaskLoss()], freeze_batch_norms=True).train()
-    head = towers.model.visual.head
+    stage = TrainingTask(load_model(model_folder), [TaskLoss()], freeze_batch_norms=True).train()
+    head = stage.student.model.visual.head
     head.add_module("dropped", torch.nn.Dropout(0.5))
     seen: list[torch.Tensor] = []
     head.register_forward_hook(lambda _module, _inputs, output: seen.append(output.detach()))

@@ -1,5 +1,7 @@
 """Losses on feature maps and token features, against values computed by hand."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, 
 from tests.train.losses.outputs import outputs, text, value
 
 pytestmark = pytest.mark.any_cpu
+AGREED = ([[[0.0], [0.0], [0.0]]], [3])
 
 
 def identity_map(channels: int) -> dict[str, nn.Module]:
@@ -65,23 +68,23 @@ def test_a_coarser_map_is_interpolated_and_a_finer_one_averaged() -> None:
     assert to_grid(torch.tensor([[[[0.0, 1.0, 5.0, 6.0]]]]), 1, 2).flatten().tolist() == [0.5, 5.5]
 
 
-def test_token_features_is_smooth_l1_over_the_real_tokens_only() -> None:
-    student = Outputs(outputs().image, {"zh": text([[[0.0], [0.0], [99.0]]], [2])}, {"zh": torch.tensor([0])})
-    teacher = Outputs(outputs().image, {"zh": text([[[0.5], [3.0], [-99.0]]], [2])}, {"zh": torch.tensor([0])})
-    adapters = {"text_tokens": nn.Identity()}
-    assert value(TokenFeaturesLoss(standardize=False), student, teacher, adapters) == 1.3125
-
-
-def test_token_features_averages_the_languages_not_the_tokens() -> None:
-    # Chinese: one text of one token, off by 1 -> 0.5; English: three tokens that agree -> 0
-    student = {"zh": text([[[0.0]]], [1]), "en": text([[[0.0], [0.0], [0.0]]], [3])}
-    teacher = {"zh": text([[[1.0]]], [1]), "en": text([[[0.0], [0.0], [0.0]]], [3])}
-    rows = {"zh": torch.tensor([0]), "en": torch.tensor([0])}
-    adapters = {"text_tokens": nn.Identity()}
-    loss = TokenFeaturesLoss(standardize=False)
-    assert (
-        value(loss, Outputs(outputs().image, student, rows), Outputs(outputs().image, teacher, rows), adapters) == 0.25
-    )
+@pytest.mark.parametrize(
+    ("student", "teacher", "expected"),
+    [
+        # of the real tokens only
+        ({"zh": ([[[0.0], [0.0], [99.0]]], [2])}, {"zh": ([[[0.5], [3.0], [-99.0]]], [2])}, 1.3125),
+        # averaged over the languages, not the tokens: one zh token is off by 1 -> 0.5, three en tokens agree -> 0
+        ({"zh": ([[[0.0]]], [1]), "en": AGREED}, {"zh": ([[[1.0]]], [1]), "en": AGREED}, 0.25),
+    ],
+)
+def test_token_features_is_smooth_l1_of_real_tokens(student: Any, teacher: Any, expected: float) -> None:
+    made = [
+        Outputs(
+            outputs().image, {name: text(*one) for name, one in texts.items()}, dict.fromkeys(texts, torch.zeros(1))
+        )
+        for texts in (student, teacher)
+    ]
+    assert value(TokenFeaturesLoss(standardize=False), made[0], made[1], {"text_tokens": nn.Identity()}) == expected
 
 
 def test_tokens_are_interpolated_to_the_students_count_and_stay_as_they_are_where_it_is_equal() -> None:

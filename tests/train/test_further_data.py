@@ -1,0 +1,173 @@
+"""Both stages on more than pairs: pictures without captions, lines without pictures, phrases made of these."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dcclip_cli.data.dataset import write_parquet
+from dcclip_cli.data.pair import Pair
+from dcclip_cli.model.model_dir import load_model
+from dcclip_cli.model.preprocess import decode
+from dcclip_cli.model.tokenizer import load_tokenizer
+from tests.train.jobs import Job, elsewhere, refused, run, sha256, weights
+
+ZH = ["紫色的小鱼", "白色的大树", "粉色的星星", "黄色的小船"]
+EN = ["purple fish", "white tree", "pink star", "yellow boat"]
+
+
+@pytest.fixture
+def folder(pairs: list[Pair], tmp_path: Path) -> Path:
+    """The pictures of the second eight pairs."""
+    (tmp_path / "pictures").mkdir()
+    for pair in pairs[8:16]:
+        (tmp_path / "pictures" / f"{pair.key}.png").write_bytes(pair.image)
+    return tmp_path / "pictures"
+
+
+# ---- stage 1
+
+
+@pytest.fixture
+def lines_file(tmp_path: Path) -> Path:
+    """Sixteen lines of parallel text, none of them a caption of the drawn pairs."""
+    colours = {"白": "white", "黄": "yellow", "紫": "purple", "粉": "pink"}
+    things = {"星星": "star", "小船": "boat", "大树": "tree", "小鱼": "fish"}
+    lines = [f"{zh}色的{thing}\t{en} {things[thing]}\n" for zh, en in colours.items() for thing in things]
+    (tmp_path / "lines.tsv").write_text("".join(lines), "utf-8")
+    return tmp_path / "lines.tsv"
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_parallel_text_alone_teaches_the_text_tower_and_leaves_the_image_tower_as_it_was(
+    distilling: Job, lines_file: Path, cache: bool
+) -> None:
+    losses = [{"kind": "embedding"}, {"kind": "cross_lingual"}, {"kind": "token_features"}]
+    distilling |= {"data": {"texts": str(lines_file)}}
+    distilling["options"] = {"teacher_cache": cache, "losses": losses, "steps": 3, "optimizer": {"weight_decay": 0}}
+    before = weights(run(elsewhere(distilling, "started", {"steps": 1, "warmup_steps": 10**6})))
+    result = run(distilling)
+    after = weights(result)
+    changed = {name.partition(".")[0] for name, value in after.items() if (value - before[name]).abs().max() > 1e-5}
+    assert changed == {"text"}
+    assert set(result.metrics) >= {"embedding", "cross_lingual", "token_features"}
+
+
+def test_pairs_images_and_texts_together_train_their_towers(distilling: Job, lines_file: Path, folder: Path) -> None:
+    distilling["data"] = {"train": distilling["data"], "images": str(folder), "texts": str(lines_file)}
+    losses = [{"kind": kind} for kind in ("feature_map", "embedding", "interactive", "affinity", "cross_lingual")]
+    distilling["options"] |= {"losses": losses, "images_per_step": 4, "texts_per_step": 8, "steps": 3}
+    result = run(distilling)
+    assert set(result.metrics) >= {loss["kind"] for loss in losses}
+    tokenizer = load_tokenizer(result.model)
+    assert "<unk>" not in tokenizer.encode("紫色的小鱼 purple fish").tokens  # the lines' texts are in the vocabulary
+
+
+def test_none_of_the_lines_a_step_is_a_run_without_them(distilling: Job, lines_file: Path) -> None:
+    distilling["options"] |= {"steps": 2}
+    alone = sha256(run(distilling))
+    distilling["data"] = {"train": distilling["data"], "texts": str(lines_file)}
+    none, some = (sha256(run(elsewhere(distilling, f"{lines}", {"texts_per_step": lines}))) for lines in (0, 8))
+    assert none == alone != some
+
+
+def test_phrases_made_of_the_texts_are_trained_on_too(distilling: Job, lines_file: Path) -> None:
+    distilling |= {"data": {"texts": str(lines_file)}}
+    distilling["options"] = {"losses": [{"kind": "embedding"}], "steps": 3, "batch_size": 8}
+    phrased = {"texts": str(lines_file), "phrases": 100}
+    without, some, again = (
+        sha256(run(elsewhere(distilling, name, data=data)))
+        for name, data in (("without", distilling["data"]), ("some", phrased), ("again", phrased))
+    )
+    assert without != some == again
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "what", "hint"),
+    [
+        ("embedding", {"texts_per_step": 0}, "a step has no pairs, no images and no texts", "texts_per_step: 0"),
+        ("interactive", {}, "the data has nothing for loss interactive", "set data.train, or remove the loss"),
+    ],
+)
+def test_a_step_of_nothing_and_a_loss_that_finds_nothing_to_learn_from_are_refused(
+    distilling: Job, lines_file: Path, loss: str, options: Job, what: str, hint: str
+) -> None:
+    distilling |= {"data": {"texts": str(lines_file)}}
+    with refused(what, hint):
+        run(elsewhere(distilling, "other", {"losses": [{"kind": loss}], **options}))
+
+
+# ---- stage 2: what a student learnt from these is not forgotten
+
+
+@pytest.fixture
+def further(aligning: Job, model_folder: Path, pairs: list[Pair], folder: Path, tmp_path: Path) -> Job:
+    """Stage 2 on eight of the pairs, held to the model that it starts from, with the other pictures and eight lines."""
+    some, lines = tmp_path / "some.parquet", tmp_path / "lines.tsv"
+    write_parquet(some, pairs[:8])
+    lines.write_text("".join(f"{zh}\t{en}\n" for zh, en in zip(ZH, EN, strict=True)), "utf-8")
+    aligning["data"] = {"train": str(some), "images": str(folder), "texts": str(lines)}
+    aligning["teacher"] = {"kind": "open_clip", "model": str(model_folder)}
+    aligning["options"] |= {
+        "losses": [{"kind": "embedding", "weight": 20}],
+        "augment": {},
+        "augmentations": 1,
+        "steps": 12,
+        "freeze_batch_norms": True,
+    }
+    return aligning
+
+
+def drift(model: Path, start: Path, pictures: list[Pair]) -> tuple[float, float]:
+    """1 - cosine between two models' embeddings: means over these pictures, and over the lines."""
+    embeddings = []
+    for towers in (load_model(start), load_model(model)):
+        assert towers.preprocess is not None
+        pixels = torch.stack([torch.from_numpy(towers.preprocess(decode(pair.image))) for pair in pictures])
+        with torch.no_grad():
+            image = towers.image_features(pixels).embedding
+            text = towers.text_features(towers.tokenize(ZH + EN)).embedding
+        embeddings.append((image, text))
+    cosine = torch.nn.functional.cosine_similarity
+    (image, text), (other_image, other_text) = embeddings
+    return 1 - float(cosine(image, other_image).mean()), 1 - float(cosine(text, other_text).mean())
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_images_and_texts_without_partners_stay_where_the_teacher_has_them(
+    further: Job, model_folder: Path, pairs: list[Pair], cache: bool
+) -> None:
+    further["options"]["teacher_cache"] = cache
+    without = drift(run(further).model, model_folder, pairs[8:16])
+    pictures = run(elsewhere(further, "with pictures", {"images_per_step": 8}))
+    lines = run(elsewhere(further, "with lines", {"texts_per_step": 4}))
+    assert drift(pictures.model, model_folder, pairs[8:16])[0] < 0.9 * without[0]
+    assert drift(lines.model, model_folder, pairs[8:16])[1] < 0.9 * without[1]
+    assert {"image_zh", "image_en", "embedding"} <= set(lines.metrics)
+
+
+def test_the_contrast_is_of_pairs_alone(further: Job) -> None:
+    further["options"] |= {"steps": 1, "losses": [{"kind": "embedding", "weight": 0}]}
+    alone, beside = (
+        run(elsewhere(further, name, options)).metrics
+        for name, options in (("alone", {}), ("beside", {"images_per_step": 4, "texts_per_step": 2}))
+    )
+    for term in ("image_zh", "image_en"):
+        assert beside[term] == pytest.approx(alone[term], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "said", "hint"),
+    [
+        ({"images": None}, {"images_per_step": 4}, "images_per_step is 4, but there is no data.images", "data.images"),
+        ({"texts": None}, {"texts_per_step": 4}, "texts_per_step is 4, but there is no data.texts", "data.texts"),
+        ({}, {"texts_per_step": 4, "losses": []}, "the contrastive loss uses pairs only", "add a distillation loss"),
+        ({"train": None}, {}, "data has no pairs, and align matches images with captions", "data.train"),
+    ],
+)
+def test_what_stage_2_can_make_nothing_of_is_refused(
+    further: Job, data: Job, options: Job, said: str, hint: str
+) -> None:
+    further["data"] |= data
+    with refused(said, hint):
+        run(elsewhere(further, "other", options))
