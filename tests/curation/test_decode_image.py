@@ -36,13 +36,6 @@ def test_an_intact_image_is_opened_with_what_its_file_says() -> None:
     assert (found.format, found.frames, found.file_bytes) == ("png", 1, len(data))
 
 
-def test_a_picture_is_turned_upright_and_keeps_its_transparency() -> None:
-    exif = Image.Exif()
-    exif[274] = 6  # to be turned by a quarter
-    assert opened(encode(noise((60, 40)), "JPEG", exif=exif)).image.size == (40, 60)
-    assert opened(encode(Image.new("RGBA", (40, 40), (255, 0, 0, 0)), "WEBP")).image.mode == "RGBA"
-
-
 @pytest.mark.parametrize(("kind", "known_as", "frames"), [("WEBP", "webp", 3), ("PNG", "png", 3), ("MPO", "jpg", 1)])
 def test_an_animation_has_frames_and_a_second_image_in_a_phones_jpeg_is_none(
     kind: str, known_as: str, frames: int

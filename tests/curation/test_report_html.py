@@ -109,11 +109,6 @@ def test_nothing_from_outside_can_act_in_the_page(tmp_path: Path) -> None:
     assert "49" not in page.text.split()
 
 
-def test_the_same_collection_gives_the_same_bytes(tmp_path: Path) -> None:
-    results = [(pair(number), Drop("image-blank") if number % 2 else None, ()) for number in range(30)]
-    assert report(tmp_path, *results) == report(tmp_path, *reversed(results))
-
-
 def test_what_is_left_after_each_step_adds_up() -> None:
     statistics = Statistics()
     for number, reason in enumerate(("url-tls", "image-small", "image-small", "no-caption", "image-merged", "strange")):

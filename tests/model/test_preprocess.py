@@ -37,12 +37,9 @@ def test_every_kind_of_png_becomes_rgb_or_rgba(mode: str) -> None:
     assert read.mode == ("RGBA" if mode.endswith("A") else "RGB")
 
 
-def test_a_cmyk_jpeg_becomes_rgb() -> None:
+def test_a_cmyk_jpeg_becomes_rgb_and_a_sixteen_bit_grey_png_keeps_its_shades() -> None:
     red = decode(encode(Image.new("RGB", (8, 8), "red").convert("CMYK"), "JPEG")).getpixel((4, 4))
     assert isinstance(red, tuple) and red[0] > 250 and max(red[1:]) < 5
-
-
-def test_a_sixteen_bit_grey_png_keeps_its_shades() -> None:
     shades = np.array([[0, 257 * 100, 65535]], np.uint16)
     assert np.asarray(decode(encode(Image.fromarray(shades))))[0, :, 0].tolist() == [0, 100, 255]
 
