@@ -84,8 +84,8 @@ def distill(
     A finished stage is returned as it is, an interrupted one resumes; `fresh` starts over, `resume` requires a saved
     state. `progress` is True for bars on stderr, a function that receives lines, or a Progress. Raises DcclipError.
     """
-    job = open_run(open_recipe(recipe, "distill", options, sets), out, device, fresh, progress)
-    return _train(job, "distill", resume)
+    loaded = open_recipe(recipe, "distill", options, sets)
+    return _train("distill", open_run(loaded, out, device, fresh, progress), resume)
 
 
 def align(
@@ -103,8 +103,8 @@ def align(
 
     `options` are keys of the recipe's section `align`. For the rest see `distill`.
     """
-    job = open_run(open_recipe(recipe, "align", options, sets), out, device, fresh, progress)
-    return _train(job, "align", resume)
+    loaded = open_recipe(recipe, "align", options, sets)
+    return _train("align", open_run(loaded, out, device, fresh, progress), resume)
 
 
 def evaluate(
@@ -199,8 +199,7 @@ def run(
     """
     job = open_run(open_recipe(recipe, None, {}, sets), out, device, fresh, progress)
     job.begin_all()
-    stages = dict(job.run_all())
-    return RunResult(job.dir.root, stages, job.summary())
+    return RunResult(job.dir.root, dict(job.run_all()), job.summary())
 
 
 def compare(first: str, second: str, *, force: bool = False, progress: ProgressChoice = False) -> Comparison:
@@ -249,7 +248,7 @@ def open_run(
     return RecipeRun(loaded, RunDir(folder), device, fresh, progress_for(progress))
 
 
-def _train(job: RecipeRun, stage: StageName, resume: bool) -> TrainResult:
+def _train(stage: StageName, job: RecipeRun, resume: bool) -> TrainResult:
     if resume:
         job.expect_state(stage)
     job.begin(stage)

@@ -64,7 +64,8 @@ class Options(BaseModel):
             if isinstance(info.context, list):
                 info.context.append(OldKey(values, str(key), new))
         if mistakes:
-            errors = [_old_key_error(key, text, values[key]) for key, text in mistakes]
+            kinds = [(key, PydanticCustomError("old_key", "{text}", {"text": text})) for key, text in mistakes]
+            errors = [InitErrorDetails(type=kind, loc=(key,), input=values[key]) for key, kind in kinds]
             raise ValidationError.from_exception_data(cls.__name__, errors)
         return current
 
@@ -93,7 +94,3 @@ def decisive_before(kind: Any, values: Any) -> Any:
         return decisive(TypeAdapter(kind).validate_python(values))
     except ValidationError:
         return values
-
-
-def _old_key_error(key: str, text: str, value: Any) -> InitErrorDetails:
-    return InitErrorDetails(type=PydanticCustomError("old_key", "{text}", {"text": text}), loc=(key,), input=value)

@@ -37,11 +37,6 @@ class Progress(Protocol):
         yield from ()
 
 
-class _SilentTask:
-    def advance(self, steps: int = 1, **metrics: float) -> None:
-        pass
-
-
 class Silent:
     """A Progress that shows nothing: the default of every function that takes one."""
 
@@ -53,9 +48,9 @@ class Silent:
         yield _SilentTask()
 
 
-def _to_stderr(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+class _SilentTask:
+    def advance(self, steps: int = 1, **metrics: float) -> None:
+        pass
 
 
 def stderr_progress() -> Progress:
@@ -90,16 +85,22 @@ class Lines:
 
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
-        running = _LineTask(self, name, total, done)
+        running = _LineTask(self.say, name, total, done)
         yield running
-        running.report(last=True)
+        if time.monotonic() - running.begin >= _BRIEF_S:
+            running.report(last=True)
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
 
 
 class _LineTask:
-    def __init__(self, lines: Lines, name: str, total: int, done: int) -> None:
-        self._lines, self._name, self._total, self._done, self._first = lines, name, total, done, done
-        self._begin = time.monotonic()
-        self._next = self._begin + _FIRST_LINE_S
+    def __init__(self, say: Callable[[str], object], name: str, total: int, done: int) -> None:
+        self._say, self._name, self._total, self._done, self._first = say, name, total, done, done
+        self.begin = time.monotonic()
+        self._next = self.begin + _FIRST_LINE_S
         self._metrics = ""
 
     def advance(self, steps: int = 1, **metrics: float) -> None:
@@ -110,33 +111,28 @@ class _LineTask:
             self._next = time.monotonic() + _NEXT_LINES_S
 
     def report(self, last: bool = False) -> None:
-        seconds = time.monotonic() - self._begin
-        if last and seconds < _BRIEF_S:
-            return
+        seconds = time.monotonic() - self.begin
         rate = (self._done - self._first) / seconds if seconds else 0.0
         left = f"{_clock((self._total - self._done) / rate)} left" if rate and not last else f"took {_clock(seconds)}"
         parts = [f"{self._name} {self._done}/{self._total}", f"{rate:.1f}/s", left, self._metrics]
-        self._lines.say("  ".join(part for part in parts if part))
+        self._say("  ".join(part for part in parts if part))
 
 
 class TerminalBars:
     """Progress as bars with rate and time left."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bars: Bars | None = None
+        self._console, self._bars = console, _bars(console)
 
     def say(self, line: str) -> None:
         self._console.print(line, markup=False, soft_wrap=True)
 
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
-        outermost = self._bars is None
-        bars = self._bars or _bars(self._console)
+        bars, begin = self._bars, time.monotonic()
+        outermost = not bars.live.is_started
         if outermost:
-            self._bars = bars
             bars.start()
-        begin = time.monotonic()
         number = bars.add_task(name, total=total, completed=done, metrics="")
         try:
             yield _BarTask(bars, number)
@@ -146,7 +142,7 @@ class TerminalBars:
             if outermost:
                 bars.live.transient = not bars.tasks
                 bars.stop()
-                self._bars = None
+                self._bars = _bars(self._console)  # so that the next task does not draw these again
 
 
 class _BarTask:

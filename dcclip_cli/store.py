@@ -278,12 +278,14 @@ class FeatureStore:
         the disk is too small.
         """
         self.refresh()
-        missing = self.missing(keys, names)
+        missing, has_room = self.missing(keys, names), False
 
         def computed(batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, Values]]:
+            nonlocal has_room
             for batch, values in zip(batches, compute(batches), strict=True):
-                if batch is batches[0]:
+                if not has_room:
                     self._check_room(int(missing.sum()) / len(batch), values)
+                    has_room = True
                 missing[batch] = False
                 advance(len(batch))
                 yield keys[batch], values

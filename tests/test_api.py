@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 import dcclip_cli as dcclip
 from dcclip_cli import api
-from dcclip_cli.cli.app import app
 from dcclip_cli.progress import Lines, Silent, progress_for
 from dcclip_cli.recipe.load import load
 from dcclip_cli.train.options import OptimizerOptions
+from tests.cli.conftest import dcclip as command
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +34,6 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def done(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[api.RunResult]:
     yield dcclip.run(recipe, out=tmp_path_factory.mktemp("run") / "接口", device="cpu")
-
-
-def command(*arguments: object, expect: int = 0) -> Any:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == expect, result.output
-    return result
 
 
 def weights(model: Path) -> str:

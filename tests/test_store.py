@@ -332,6 +332,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_computed(tmp
 
 def test_room_is_asked_for_before_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 500}))
-    with pytest.raises(DcclipError, match=r"needs about 0\.0 GB more, and 0\.0 GB are free"):
+    with pytest.raises(DcclipError, match=rf"^{tmp_path} needs about 0\.0 GB more, and 0\.0 GB are free") as raised:
         FeatureStore(tmp_path).fill(KEYS, ["map"], lambda batches: computing(batches, []), 5)
+    assert "DCCLIP_CACHE" in raised.value.hint
     FeatureStore(tmp_path).fill(KEYS[:5], ["map"], lambda batches: computing(batches, []), 5)  # 440 bytes

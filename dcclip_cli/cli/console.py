@@ -62,9 +62,8 @@ def _not_installed(error: ModuleNotFoundError) -> DcclipError:
     package = (error.name or "").partition(".")[0]
     for extra, packages in EXTRAS.items():
         if package in packages:
-            return DcclipError(
-                f"this needs the package {package}, which is not installed", f"pip install 'dcclip[{extra}]'"
-            )
+            what = f"this needs the package {package}, which is not installed"
+            return DcclipError(what, f"pip install 'dcclip[{extra}]'")
     raise error
 
 
@@ -105,13 +104,9 @@ def has_screen() -> bool:
     return drawn and sys.stdout.isatty()
 
 
-def counted(
-    talk: Progress, name: str, items: Iterable[Item], total: int, shown_at_once: bool = False
-) -> Iterator[Item]:
-    """The items, with progress; without a bar if each item is printed at once on the same terminal."""
-    if shown_at_once and sys.stdout.isatty():
-        talk = Silent()
-    with talk.task(name, total) as task:
+def counted(talk: Progress, name: str, items: Iterable[Item], total: int, at_once: bool = False) -> Iterator[Item]:
+    """The items, with progress; without a bar if each item is printed `at_once` on the same terminal."""
+    with (Silent() if at_once and sys.stdout.isatty() else talk).task(name, total) as task:
         for item in items:
             yield item
             task.advance()

@@ -28,13 +28,8 @@ _X86 = {
     "avx2": {"avx2", "avx2_0"},
     **{name: {name} for name in ("avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")},
 }
-_ARM = {
-    "asimdhp": {"asimdhp", "FEAT_FP16"},
-    "asimddp": {"asimddp", "FEAT_DotProd"},
-    "i8mm": {"i8mm", "FEAT_I8MM"},
-    "bf16": {"bf16", "FEAT_BF16"},
-    "sve": {"sve"},
-}
+_FEAT = {"asimdhp": "FEAT_FP16", "asimddp": "FEAT_DotProd", "i8mm": "FEAT_I8MM", "bf16": "FEAT_BF16", "sve": "FEAT_SVE"}
+_ARM = {name: {name, on_macos} for name, on_macos in _FEAT.items()}
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 _VARIABLES = (
     *("DCCLIP_MODEL", "DCCLIP_CACHE", "HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT"),
@@ -71,7 +66,7 @@ def diagnose() -> Facts:
     of what is not installed and variables that are not set are None, as is `int8_vnni` where int8 needs no VNNI.
     """
     notes: dict[str, str] = {}
-    processor, vnni, installed = _processor(), machine.has_vnni(), versions(_MORE_LIBRARIES)
+    processor, vnni = _processor(), machine.has_vnni()
     load, cores = processor["load_average"], processor["logical_cores"] or processor["cores"]
     if load and load[0] > cores:  # both of the whole machine, even where this process may use a few of its cores
         notes["busy machine"] = f"load {load[0]:.1f} on {cores} cores: other work slows down training and measurements"
@@ -80,10 +75,9 @@ def diagnose() -> Facts:
             "this processor has no VNNI: int8 is slower, and bundles exported by earlier versions of dcclip lose "
             "accuracy here: export them again"
         )
-    libraries = [name for name in (*LIBRARIES, *_MORE_LIBRARIES) if name != "dcclip"]
-    known = {"dcclip": VERSION, "python": platform.python_version()}
+    libraries = dict.fromkeys((*LIBRARIES, *_MORE_LIBRARIES)) | versions(_MORE_LIBRARIES)
     return {
-        "versions": {**known, **{name: installed.get(name) for name in libraries}},
+        "versions": {"dcclip": None, "python": platform.python_version()} | libraries | {"dcclip": VERSION},
         "system": _system(),
         "processor": processor,
         "storage": _storage(),

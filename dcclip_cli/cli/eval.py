@@ -20,12 +20,8 @@ _DATASET_HELP = (
     "A name or group (see: dcclip datasets), a Parquet or tar file of pairs whose captions are the classes, "
     "or a folder of class folders. Repeatable."
 )
-_Models = Annotated[
-    list[str] | None, Option("--model", metavar="MODEL", help=f"{flags.MODEL_HELP} Repeatable.", show_default=False)
-]
-_DataSets = Annotated[
-    list[str] | None, Option("--dataset", metavar="NAME|PATH", help=_DATASET_HELP, show_default=False)
-]
+_Models = Annotated[list[str] | None, Option("--model", metavar="MODEL", help=f"{flags.MODEL_HELP} Repeatable.")]
+_DataSets = Annotated[list[str] | None, Option("--dataset", metavar="NAME|PATH", help=_DATASET_HELP)]
 _Languages = Annotated[
     str, Option("--languages", metavar="en,zh", help="Languages for your own data sets. Default: all they have.")
 ]
@@ -33,9 +29,7 @@ _DataRoot = Annotated[
     Path | None,
     Option("--data-root", metavar="DIR", help="Folder with the named data sets in DIR/NAME/. Default: the hub."),
 ]
-_Limit = Annotated[
-    int | None, Option("--limit", min=1, help="Maximum images per data set, a fixed random sample.", show_default=False)
-]
+_Limit = Annotated[int | None, Option("--limit", min=1, help="Maximum images per data set, a fixed random sample.")]
 _Templates = Annotated[
     Literal["own", "compact", "name"] | None,
     Option("--templates", help="Prompts: the data set's own (default), a few generic ones, or the bare class name."),
@@ -48,8 +42,7 @@ _Shots = Annotated[
     str, Option("--shots", metavar="5,20,50,all", help="Training images per class of probes. Default: 5,20,50,all.")
 ]
 _Precision = Annotated[
-    Precision | None,
-    Option("--precision", help="Precision of torch models. Default: auto, the faster here."),
+    Precision | None, Option("--precision", help="Precision of torch models. Default: auto, the faster here.")
 ]
 _Workers = Annotated[int | None, Option("--workers", min=1, help="Threads that read images. Default: 2.")]
 _NoCache = Annotated[bool, Option("--no-cache", help="Neither read nor write the cache of embeddings.")]
@@ -153,8 +146,8 @@ def _noted(name: str, remark: str) -> str:
 
 
 def compare(
-    a: Annotated[str, Argument(metavar="A", help=_RESULTS, show_default=False)],
-    b: Annotated[str, Argument(metavar="B", help="The same of the other model.", show_default=False)],
+    a: Annotated[str, Argument(metavar="A", help=_RESULTS)],
+    b: Annotated[str, Argument(metavar="B", help="The same of the other model.")],
     force: Annotated[bool, Option("--force", help="Compare results with different class names or prompts.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print the differences as JSON instead of a table.")] = False,
     quiet: flags.Quiet = False,
@@ -194,7 +187,7 @@ def compare(
 
 def datasets(
     data_root: Annotated[
-        Path | None, Option("--data-root", metavar="DIR", help="Show which of them are in DIR.", show_default=False)
+        Path | None, Option("--data-root", metavar="DIR", help="Show which of them are in DIR.")
     ] = None,
 ) -> None:
     """List the data sets that eval knows by name."""

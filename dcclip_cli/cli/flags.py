@@ -17,34 +17,27 @@ if TYPE_CHECKING:
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
-IMAGES = Argument(metavar="IMAGE", help="Images, folders or globs; - reads paths from stdin.", show_default=False)
-RecipeFile = Annotated[Path, Argument(metavar="RECIPE", help="Recipe, a YAML file.", show_default=False)]
+IMAGES = Argument(metavar="IMAGE", help="Images, folders or globs; - reads paths from stdin.")
+RecipeFile = Annotated[Path, Argument(metavar="RECIPE", help="Recipe, a YAML file.")]
 OptionalRecipe = Annotated[
-    Path | None, Argument(metavar="RECIPE", help="Recipe whose section and trained model are used.", show_default=False)
+    Path | None, Argument(metavar="RECIPE", help="Recipe whose section and trained model are used.")
 ]
 Sets = Annotated[
     list[str] | None,
     Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe: distill.epochs=3. Repeatable."),
 ]
-Out = Annotated[
-    Path | None,
-    Option("--out", metavar="DIR", help="Run directory. Default: runs/NAME.", show_default=False),
-]
+Out = Annotated[Path | None, Option("--out", metavar="DIR", help="Run directory. Default: runs/NAME.")]
 Fresh = Annotated[bool, Option("--fresh/--resume", help="Start over, or resume where the last run stopped.")]
 FreshOrResume = Annotated[
     bool | None,
     Option(
         "--fresh/--resume",
         help="Start over, or resume from a saved state and fail if there is none. Default: resume if there is one.",
-        show_default=False,
     ),
 ]
 Check = Annotated[bool, Option("--check", help="Check recipe, files and device, print the resolved recipe, and stop.")]
 Where = Annotated[Device, Option("--device", help="Device of the model; auto uses a GPU if there is one.")]
-Threads = Annotated[
-    int | None,
-    Option("--threads", min=1, help="CPU threads per tower. Default: 1 for a bundle.", show_default=False),
-]
+Threads = Annotated[int | None, Option("--threads", min=1, help="CPU threads per tower. Default: 1 for a bundle.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.")]
 Verbose = Annotated[bool, Option("--verbose", "-v", help="Show library logs too.")]
 MODEL_HELP = (
@@ -52,7 +45,7 @@ MODEL_HELP = (
     "Default: $DCCLIP_MODEL, else the newest finished run, else starter, the model included in dcclip."
 )
 
-Model = Annotated[str | None, Option("--model", metavar="MODEL", help=MODEL_HELP, show_default=False)]
+Model = Annotated[str | None, Option("--model", metavar="MODEL", help=MODEL_HELP)]
 EXPORTED_HELP = "Model directory or run, hf:ORG/NAME, open_clip:ARCH/TAG or hf-hub:ORG/NAME. Default: the recipe's run."
 
 
@@ -91,11 +84,11 @@ def open_recipe(path: Path, sets: Sequence[str] | None, needed: StageName | None
 
 def show_checked(loaded: LoadedRecipe, device: Device | None = None) -> None:
     """Check every file in the recipe and the device, then print the resolved recipe on stdout."""
+    from dcclip_cli.model.precision import torch_device
     from dcclip_cli.recipe.load import resolved_yaml
-    from dcclip_cli.recipe.run import device_of
 
     if missing := loaded.missing_files():
         raise DcclipError("\n".join(missing), "fix the paths; they are relative to the recipe's own folder")
-    if device is not None:
-        device_of(device)
+    if device not in (None, "cpu"):  # which needs no torch
+        torch_device(device)
     console.show(resolved_yaml(loaded.recipe).rstrip("\n"))

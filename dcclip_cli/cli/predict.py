@@ -7,9 +7,9 @@ import html
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, BadParameter, Exit, Option
 
@@ -28,8 +28,7 @@ _Labels = Annotated[
     str, Option("--labels", metavar="猫,dog", help="Labels in Chinese, English or both, separated by , or ，.")
 ]
 _LabelsFile = Annotated[
-    Path | None,
-    Option("--labels-file", metavar="FILE", help="File with more labels, one per line.", show_default=False),
+    Path | None, Option("--labels-file", metavar="FILE", help="File with more labels, one per line.")
 ]
 _Template = Annotated[
     list[str] | None,
@@ -75,13 +74,13 @@ def predict(
         raise BadParameter("--json, --jsonl and --csv exclude each other")
     if template and no_template:
         raise BadParameter("--template and --no-template exclude each other")
-    wanted = _labels(labels, labels_file)
+    wanted = list(dict.fromkeys([*flags.split(labels), *flags.lines_of(labels_file, "label")]))
+    if not wanted:
+        raise DcclipError("no labels given", "give some, for example: --labels 猫,dog")
     talk = console.talk(quiet, verbose)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's idle threads take a fifth of a cold start's CPU time
 
     from dcclip_cli.machine import keep_freed_memory
-    from dcclip_cli.model.reference import resolve
-    from dcclip_cli.predict.encoder import load_encoder
     from dcclip_cli.predict.images import find_images
     from dcclip_cli.predict.model import predict as run
     from dcclip_cli.predict.zero_shot import Labels
@@ -89,56 +88,45 @@ def predict(
     paths = list(find_images(images, sys.stdin))
     if len(paths) > 1:
         keep_freed_memory()
-    reference = resolve(model)
-    talk.say(reference.description)
-    encoder = load_encoder(reference, device, threads=threads)
+    encoder = _encoder(model, device, threads, talk)
     ready = Labels(encoder, wanted, [] if no_template else template or None, multi_label)
     predictions = run(encoder, ready, paths, top_k, threshold)
-    counted = console.counted(talk, "predict", predictions, len(paths), shown_at_once=not as_json)
-    if as_json:
-        unread = _show_json(list(counted))
-    elif as_csv:
-        unread = _show_csv(counted)
-    else:
-        unread = _show_lines(counted, as_jsonl)
-    if unread:
+    counted = console.counted(talk, "predict", predictions, len(paths), at_once=not as_json)
+    if _show(counted, "json" if as_json else "jsonl" if as_jsonl else "csv" if as_csv else "text"):
         raise Exit(1)
 
 
-def _show_lines(predictions: Iterable[Prediction], as_json: bool) -> int:
-    """Print each prediction as soon as it is known; returns how many images could not be read."""
-    unread = 0
+def _encoder(model: str | None, device: flags.Device, threads: int | None, talk: Progress) -> Encoder:
+    from dcclip_cli.model.reference import resolve
+    from dcclip_cli.predict.encoder import load_encoder
+
+    reference = resolve(model)
+    talk.say(reference.description)
+    return load_encoder(reference, device, threads=threads)
+
+
+def _show(predictions: Iterable[Prediction], form: Literal["text", "json", "jsonl", "csv"]) -> int:
+    """Print predictions, as JSON all together, else each when it is known; returns how many images are unreadable."""
+    unread, listed, table = 0, [], csv.writer(sys.stdout, lineterminator="\n")
+    if form == "csv":
+        table.writerow(["image", "label", "probability"])
     for prediction in predictions:
-        unread += _told(prediction)
-        if as_json:
+        if prediction.error is not None:
+            console.error_line(prediction.error)
+            unread += 1
+        if form == "csv":
+            table.writerows([prediction.image, label, f"{value:.6f}"] for label, value in prediction.labels)
+        elif form == "json":
+            listed.append(_plain(prediction))
+        elif form == "jsonl":
             console.show(json.dumps(_plain(prediction), ensure_ascii=False))
             sys.stdout.flush()
         elif prediction.error is None:
             scores = "   ".join(f"{label} {value:.1%}" for label, value in prediction.labels)
             console.show(f"{prediction.image}   {scores or '-'}")
+    if form == "json":
+        console.show_json(listed)
     return unread
-
-
-def _show_json(predictions: Sequence[Prediction]) -> int:
-    console.show_json([_plain(prediction) for prediction in predictions])
-    return sum(_told(prediction) for prediction in predictions)
-
-
-def _show_csv(predictions: Iterable[Prediction]) -> int:
-    unread = 0
-    table = csv.writer(sys.stdout, lineterminator="\n")
-    table.writerow(["image", "label", "probability"])
-    for prediction in predictions:
-        unread += _told(prediction)
-        table.writerows([prediction.image, label, f"{value:.6f}"] for label, value in prediction.labels)
-    return unread
-
-
-def _told(prediction: Prediction) -> bool:
-    """Whether the image could not be read; if so, prints the error."""
-    if prediction.error is not None:
-        console.error_line(prediction.error)
-    return prediction.error is not None
 
 
 def _plain(prediction: Prediction) -> dict[str, object]:
@@ -148,30 +136,17 @@ def _plain(prediction: Prediction) -> dict[str, object]:
     return {"image": str(prediction.image), "labels": labels}
 
 
-def _labels(text: str, file: Path | None) -> list[str]:
-    """The labels of the command line and of a file. Raises DcclipError if there are none."""
-    found = list(dict.fromkeys([*flags.split(text), *flags.lines_of(file, "label")]))
-    if not found:
-        raise DcclipError("no labels given", "give some, for example: --labels 猫,dog")
-    return found
-
-
 _THUMBNAIL_PX = 240
 
 
 def search(
-    text: Annotated[
-        str, Argument(metavar="TEXT", help="Text to search for, in Chinese or English.", show_default=False)
-    ],
-    folder: Annotated[
-        Path, Argument(metavar="FOLDER", help="Folder of images, searched recursively.", show_default=False)
-    ],
+    text: Annotated[str, Argument(metavar="TEXT", help="Text to search for, in Chinese or English.")],
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder of images, searched recursively.")],
     model: flags.Model = None,
     top_k: Annotated[int, Option("--top-k", min=1, help="Number of images to show.")] = 12,
     as_json: Annotated[bool, Option("--json", help="Print a JSON list.")] = False,
     page: Annotated[
-        Path | None,
-        Option("--html", metavar="FILE", help="Also write an HTML page with thumbnails.", show_default=False),
+        Path | None, Option("--html", metavar="FILE", help="Also write an HTML page with thumbnails.")
     ] = None,
     fresh: Annotated[bool, Option("--fresh", help="Embed all images again.")] = False,
     device: flags.Where = "auto",
@@ -190,14 +165,10 @@ def search(
     talk = console.talk(quiet, verbose)
 
     from dcclip_cli.machine import keep_freed_memory
-    from dcclip_cli.model.reference import resolve
-    from dcclip_cli.predict.encoder import load_encoder
     from dcclip_cli.predict.images import open_index
     from dcclip_cli.predict.zero_shot import text_embeddings
 
-    reference = resolve(model)
-    talk.say(reference.description)
-    encoder = load_encoder(reference, device, threads=threads)
+    encoder = _encoder(model, device, threads, talk)
     keep_freed_memory()
     index = open_index(encoder, folder, fresh, talk)
     talk.say(f"search: {len(index.paths)} images, {index.embedded} of them embedded now")
@@ -218,10 +189,14 @@ def search(
 
 def _page(text: str, hits: Sequence[Hit]) -> str:
     """The hits as one HTML file without scripts or external resources."""
+    from dcclip_cli.html import jpeg_data_url, jpeg_thumbnail
+    from dcclip_cli.model.preprocess import decode
+
+    thumbnails = [jpeg_data_url(jpeg_thumbnail(decode(hit.image), 2 * _THUMBNAIL_PX)) for hit in hits]
     figures = "\n".join(
-        f'<figure><a href="{html.escape(hit.image.resolve().as_uri())}"><img alt="" src="{_thumbnail(hit.image)}"></a>'
+        f'<figure><a href="{html.escape(hit.image.resolve().as_uri())}"><img alt="" src="{thumbnail}"></a>'
         f"<figcaption>{html.escape(str(hit.image))}<br>{hit.score:.3f}</figcaption></figure>"
-        for hit in hits
+        for hit, thumbnail in zip(hits, thumbnails, strict=True)
     )
     return f"""<!DOCTYPE html>
 <html lang="zh">
@@ -243,24 +218,13 @@ figcaption {{ font-size: 13px; color: #555; overflow-wrap: anywhere; }}
 """
 
 
-def _thumbnail(path: Path) -> str:
-    from dcclip_cli.html import jpeg_data_url, jpeg_thumbnail
-    from dcclip_cli.model.preprocess import decode
-
-    return jpeg_data_url(jpeg_thumbnail(decode(path), 2 * _THUMBNAIL_PX))
-
-
-SUFFIXES = (".npy", ".parquet")
-
-
 def embed(
     images: Annotated[list[str] | None, flags.IMAGES] = None,
     texts: Annotated[
         list[str] | None, Option("--text", metavar="TEXT", help="Text to embed instead of images. Repeatable.")
     ] = None,
     texts_file: Annotated[
-        Path | None,
-        Option("--texts-file", metavar="FILE", help="File with more texts, one per line.", show_default=False),
+        Path | None, Option("--texts-file", metavar="FILE", help="File with more texts, one per line.")
     ] = None,
     out: Annotated[
         Path,
@@ -278,21 +242,27 @@ def embed(
     row; FILE.parquet has the columns name and embedding. Texts are embedded without templates.
     Exit code 1 if an image cannot be read; it has no row. Prints the path of the file.
     """
-    if out.suffix not in SUFFIXES:
-        raise BadParameter(f"--out must end in {' or '.join(SUFFIXES)}")
+    if out.suffix not in (".npy", ".parquet"):
+        raise BadParameter("--out must end in .npy or .parquet")
     wanted = [*(texts or ()), *flags.lines_of(texts_file, "text")]
     if bool(images) == bool(wanted):
         raise BadParameter("give images, or texts with --text or --texts-file")
     talk = console.talk(quiet, verbose)
 
-    from dcclip_cli.model.reference import resolve
-    from dcclip_cli.predict.encoder import load_encoder
+    from dcclip_cli.machine import keep_freed_memory
+    from dcclip_cli.model.preprocess import decode
+    from dcclip_cli.predict import images as reading
+    from dcclip_cli.predict.zero_shot import text_embeddings
 
-    reference = resolve(model)
-    paths = _paths(images or ())
-    talk.say(reference.description)
-    encoder = load_encoder(reference, device, threads=threads)
-    named = _of_texts(encoder, wanted) if wanted else _of_images(encoder, paths, talk)
+    paths = list(reading.find_images(images or (), sys.stdin))
+    encoder = _encoder(model, device, threads, talk)
+    keep_freed_memory()
+    named: Iterable[tuple[str, np.ndarray | DcclipError]]
+    if wanted:
+        named = zip(wanted, text_embeddings(encoder, wanted), strict=True)
+    else:
+        found = console.counted(talk, "embed", reading.embed(encoder, paths, decode), len(paths))
+        named = ((str(path), vector) for path, vector in found)
     names, vectors, unread = [], [], 0
     for name, vector in named:
         if isinstance(vector, DcclipError):
@@ -307,30 +277,6 @@ def embed(
     console.show(str(out))
     if unread:
         raise Exit(1)
-
-
-def _paths(images: Sequence[str]) -> list[Path]:
-    from dcclip_cli.machine import keep_freed_memory
-    from dcclip_cli.predict.images import find_images
-
-    keep_freed_memory()
-    return list(find_images(images, sys.stdin))
-
-
-def _of_texts(encoder: Encoder, texts: Sequence[str]) -> Iterator[tuple[str, np.ndarray | DcclipError]]:
-    from dcclip_cli.predict.zero_shot import text_embeddings
-
-    yield from zip(texts, text_embeddings(encoder, texts), strict=True)
-
-
-def _of_images(
-    encoder: Encoder, paths: Sequence[Path], talk: Progress
-) -> Iterator[tuple[str, np.ndarray | DcclipError]]:
-    from dcclip_cli.model.preprocess import decode
-    from dcclip_cli.predict.images import embed
-
-    for path, found in console.counted(talk, "embed", embed(encoder, paths, decode), len(paths)):
-        yield str(path), found
 
 
 def _write(out: Path, names: Sequence[str], vectors: Sequence[np.ndarray]) -> None:

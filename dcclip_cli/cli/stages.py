@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from dcclip_cli.curation.collect import CollectResult
     from dcclip_cli.recipe.load import LoadedRecipe
     from dcclip_cli.recipe.run import ModelSummary
+    from dcclip_cli.run_dir import TrainResult
 
 _ENGINE = Option("--engine", help="What runs the tasks; slurm is set up by the key collect.cluster.")
-_WORKERS = Option("--workers", min=1, help="Tasks that run at a time. Default: one per core.", show_default=False)
+_WORKERS = Option("--workers", min=1, help="Tasks that run at a time. Default: one per core.")
 _LIMIT = Option("--limit", min=1, metavar="N", help="Try the recipe on about N pairs, in a folder of their own.")
 
 
@@ -80,57 +81,37 @@ def collect(
     result = api.collect(loaded, out=out, fresh=fresh, engine=engine, workers=workers, limit=limit, progress=talk)
     _show_collected(result)
     if limit is not None and console.has_screen():
-        launch(str(_report(result)))
+        launch(str(result.folder / "report.html"))
 
 
-def distill(
-    recipe: flags.RecipeFile,
-    sets: flags.Sets = None,
-    out: flags.Out = None,
-    fresh: flags.FreshOrResume = None,
-    check: flags.Check = False,
-    device: flags.Where = "auto",
-    quiet: flags.Quiet = False,
-    verbose: flags.Verbose = False,
-) -> None:
-    """Train the student on the teacher's features (stage 1).
+def _training(stage: Literal["distill", "align"], what: str) -> Callable[..., None]:
+    def train(
+        recipe: flags.RecipeFile,
+        sets: flags.Sets = None,
+        out: flags.Out = None,
+        fresh: flags.FreshOrResume = None,
+        check: flags.Check = False,
+        device: flags.Where = "auto",
+        quiet: flags.Quiet = False,
+        verbose: flags.Verbose = False,
+    ) -> None:
+        loaded = flags.open_recipe(recipe, sets, stage)
+        if check:
+            return flags.show_checked(loaded, device)
 
-    Writes a model directory to runs/NAME/distill/model and prints its path.
-    """
-    loaded = flags.open_recipe(recipe, sets, "distill")
-    if check:
-        return flags.show_checked(loaded, device)
+        from dcclip_cli import api
 
-    from dcclip_cli import api
+        call: Callable[..., TrainResult] = getattr(api, stage)
+        talk, resume = console.talk(quiet, verbose), fresh is False
+        console.show_path(call(loaded, out=out, device=device, fresh=bool(fresh), resume=resume, progress=talk).model)
 
-    talk, resume = console.talk(quiet, verbose), fresh is False
-    result = api.distill(loaded, out=out, device=device, fresh=bool(fresh), resume=resume, progress=talk)
-    console.show_path(result.model)
+    train.__name__ = stage
+    train.__doc__ = f"{what}\n\nWrites a model directory to runs/NAME/{stage}/model and prints its path."
+    return train
 
 
-def align(
-    recipe: flags.RecipeFile,
-    sets: flags.Sets = None,
-    out: flags.Out = None,
-    fresh: flags.FreshOrResume = None,
-    check: flags.Check = False,
-    device: flags.Where = "auto",
-    quiet: flags.Quiet = False,
-    verbose: flags.Verbose = False,
-) -> None:
-    """Train the student contrastively on images and captions (stage 2).
-
-    Writes a model directory to runs/NAME/align/model and prints its path.
-    """
-    loaded = flags.open_recipe(recipe, sets, "align")
-    if check:
-        return flags.show_checked(loaded, device)
-
-    from dcclip_cli import api
-
-    talk, resume = console.talk(quiet, verbose), fresh is False
-    result = api.align(loaded, out=out, device=device, fresh=bool(fresh), resume=resume, progress=talk)
-    console.show_path(result.model)
+distill = _training("distill", "Train the student on the teacher's features (stage 1).")
+align = _training("align", "Train the student contrastively on images and captions (stage 2).")
 
 
 def _show_plan(loaded: LoadedRecipe) -> None:
@@ -154,33 +135,28 @@ def _show_collected(result: CollectResult) -> None:
         ("kept", *(f"{count.kept:,}" for count in counts.values())),
     ]
     console.show_table(f"{result.folder}, shards: {result.shards}", ("", *counts), rows)
-    console.show(f"{_report(result)}")
-
-
-def _report(result: CollectResult) -> Path:
-    return result.folder / "report.html"
+    console.show(str(result.folder / "report.html"))
 
 
 def _show_models(title: str, models: list[ModelSummary]) -> None:
     """Print models in columns, and the ratio of student to teacher."""
-    lines: list[tuple[str, list[float], Callable[[float], str]]] = [
-        *((f"top-1 {name}", [one.top1[name] for one in models], "{:.1%}".format) for name in models[0].top1),
-        ("parameters", [one.parameters for one in models], lambda value: f"{value / 1e6:.2f} M"),
-        ("size of the weights", [one.size_bytes for one in models], lambda value: f"{value / 1e6:.1f} MB"),
-        ("one image", [one.image_ms for one in models], lambda value: f"{value:.1f} ms"),
-        ("one text", [one.text_ms for one in models], lambda value: f"{value:.1f} ms"),
+    lines: list[tuple[str, list[float], str, float]] = [
+        *((f"top-1 {name}", [one.top1[name] for one in models], "{:.1%}", 1) for name in models[0].top1),
+        ("parameters", [one.parameters for one in models], "{:.2f} M", 1e6),
+        ("size of the weights", [one.size_bytes for one in models], "{:.1f} MB", 1e6),
+        ("one image", [one.image_ms for one in models], "{:.1f} ms", 1),
+        ("one text", [one.text_ms for one in models], "{:.1f} ms", 1),
     ]
-    names = [one.name for one in models]
-    compared = "teacher" in names
-    columns = ["", *names, *(["student / teacher"] if compared else [])]
-    table = [
-        [name, *map(text, values), *([f"{values[1] / values[0]:.0%}" if values[0] else ""] if compared else [])]
-        for name, values, text in lines
-    ]
+    table = [[name, *(text.format(value / unit) for value in values)] for name, values, text, unit in lines]
+    columns = ["", *(one.name for one in models)]
+    if "teacher" in columns:
+        columns.append("student / teacher")
+        for row, (_, values, *_) in zip(table, lines, strict=True):
+            row.append(f"{values[1] / values[0]:.0%}" if values[0] else "")
     console.show_table(title, columns, table)
 
 
-_Model = Annotated[str | None, Option("--model", metavar="MODEL", help=flags.EXPORTED_HELP, show_default=False)]
+_Model = Annotated[str | None, Option("--model", metavar="MODEL", help=flags.EXPORTED_HELP)]
 _Format = Annotated[
     FormatName | None, Option("--format", help="Format of the export. Default: the recipe's, else onnx.")
 ]
@@ -189,15 +165,9 @@ _Precision = Annotated[
     Option("--precision", help="Precision of the weights; int8 needs images. Default: the recipe's, else fp32."),
 ]
 _Calibration = Annotated[
-    Path | None,
-    Option(
-        "--calibration", metavar="DIR", help="Images to calibrate int8 on. Default: the recipe's.", show_default=False
-    ),
+    Path | None, Option("--calibration", metavar="DIR", help="Images to calibrate int8 on. Default: the recipe's.")
 ]
-_Out = Annotated[
-    Path | None,
-    Option("--out", metavar="DIR", help="Folder of the export. Default: runs/NAME/export.", show_default=False),
-]
+_Out = Annotated[Path | None, Option("--out", metavar="DIR", help="Folder of the export. Default: runs/NAME/export.")]
 
 
 def export(

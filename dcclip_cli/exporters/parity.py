@@ -171,10 +171,8 @@ class Original:
     def __post_init__(self) -> None:
         texts = {text for several in (*self.samples.labels, self.samples.texts) for text in several}
         self._texts = sorted(texts, key=lambda text: (len(text), text))
-        self._chosen = [
-            sorted(np.random.default_rng(0).permutation(len(test.images))[: self.images].tolist())
-            for test in self.tests
-        ]
+        shuffled = (np.random.default_rng(0).permutation(len(test.images)) for test in self.tests)
+        self._chosen = [sorted(numbers[: self.images].tolist()) for numbers in shuffled]
         self._embeddings = self._embed(self.model, lambda encode, items: encode(items))
 
     def compare(self, exported: Encoder) -> Parity:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -169,15 +170,10 @@ class Int8Tower:
     def _quantized(self) -> Any:
         """The whole tower in int8, except for the normalisation at its end."""
         import onnx
-        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-        input_name, batches = self._model.graph.input[0].name, iter(self._batches)
-
-        class Reader(CalibrationDataReader):
-            def get_next(self) -> dict[str, np.ndarray] | None:
-                batch = next(batches, None)
-                return None if batch is None else {input_name: batch}
-
+        inputs = ({self._model.graph.input[0].name: batch} for batch in self._batches)
+        reader: Any = SimpleNamespace(get_next=lambda: next(inputs, None))
         originals, codes, weights = weights_of(self._model), {}, {}
         for node in self._nodes:
             name, values = node.input[1], originals[node.input[1]]
@@ -203,7 +199,7 @@ class Int8Tower:
             quantize_static(
                 prepared,
                 quantized,
-                Reader(),
+                reader,
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 activation_type=QuantType.QUInt8,  # the default is QInt8, which VNNI instructions do not take

@@ -60,7 +60,7 @@ def principal_components(rows: Tensor, width: int) -> Tensor:
 
 
 def _copy_layers(student: Any, teacher: Towers) -> None:
-    source = teacher.text_tower()
+    source = getattr(teacher.model, "text", teacher.model)  # open_clip's CLIP class has the layers in the model itself
     blocks: Any = getattr(getattr(source, "transformer", None), "resblocks", [])
     own = student.transformer.resblocks
     fits = len(blocks) >= len(own) and _shapes(blocks[0]) == _shapes(own[0])

@@ -121,10 +121,6 @@ class Towers(nn.Module, ABC):
     def token_embedding(self) -> tuple[Tensor, dict[str, int]]:
         """The text tower's embedding table (V, W), and the row of each token of its vocabulary."""
 
-    def text_tower(self) -> Any:
-        """The module with the text tower's layers if it is an open_clip transformer, else None."""
-        return None
-
     @property
     def logit_scale(self) -> float:
         """Factor of the cosines before the softmax (1 / temperature)."""
@@ -194,14 +190,11 @@ class OpenClipTowers(Towers):
         return len(visual.transformer.resblocks)
 
     def token_embedding(self) -> tuple[Tensor, dict[str, int]]:
-        text = self.text_tower()
-        table = getattr(text, "token_embedding", None)
+        # open_clip's CLIP class has the text layers in the model itself.
+        table = getattr(getattr(self.model, "text", self.model), "token_embedding", None)
         if table is None or self.vocab is None:
             raise DcclipError(f"the vocabulary of {self.name} cannot be inherited", "omit student.text.inherit")
         return table.weight.detach(), self.vocab
-
-    def text_tower(self) -> Any:
-        return getattr(self.model, "text", self.model)  # open_clip's CLIP class has the text layers in the model itself
 
     @property
     def takes_any_length(self) -> bool:

@@ -67,32 +67,17 @@ def best(
 class Model:
     """A loaded model of any kind: model directory, bundle, run, `hf:`, `open_clip:`, `hf-hub:`.
 
-    Every method raises DcclipError for an image that cannot be read.
+    `parameters` is the number of weights in both towers, `logit_scale` the factor of the cosines before the softmax,
+    `preprocessing` that of images, in the terms of open_clip's `preprocess_cfg`. Every method raises DcclipError for an
+    image that cannot be read.
     """
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self._labels: tuple[Any, Labels] | None = None  # of the last call, with the arguments they were made from
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self._encoder.name
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights in both towers."""
-        return self._encoder.parameters
-
-    @property
-    def logit_scale(self) -> float:
-        """Factor of the cosines before the softmax (1 / temperature)."""
-        return self._encoder.logit_scale
-
-    @property
-    def preprocessing(self) -> Mapping[str, Any]:
-        """The image preprocessing, in the terms of open_clip's `preprocess_cfg`."""
-        return self._encoder.preprocessing
+        self.name, self.parameters = encoder.name, encoder.parameters
+        self.logit_scale = encoder.logit_scale
+        self.preprocessing: Mapping[str, Any] = encoder.preprocessing
 
     @overload
     def predict(

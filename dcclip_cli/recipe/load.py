@@ -97,9 +97,9 @@ def _drop_overridden(document: Document, old_keys: list[OldKey]) -> bool:
     for one in old_keys:
         if one.new in one.mapping and one.key in one.mapping:
             at = document.location_of(one.mapping)
-            overridden = [key for key in (one.key, one.new) if document.is_override((*at, key))]
-            if len(overridden) == 1:
-                del one.mapping[one.new if overridden == [one.key] else one.key]
+            from_file = [key for key in (one.key, one.new) if not document.is_override((*at, key))]
+            if len(from_file) == 1:
+                del one.mapping[from_file[0]]
                 dropped = True
     return dropped
 
@@ -165,18 +165,19 @@ def sentences(
     """One line `place: key: what is wrong` per mistake, in the order of the recipe, with keys as written."""
     found: dict[tuple[str, str, str], list[str]] = {}
     mistakes = error.errors(include_url=False)
+    parents = {other["loc"][:depth] for other in mistakes for depth in range(len(other["loc"]))}
     for details in mistakes:
-        if details["type"] == "too_short" and any(_is_within(other["loc"], details["loc"]) for other in mistakes):
+        if details["type"] == "too_short" and details["loc"] in parents:
             continue  # too short only because some of its items are wrong
         location = _in_document(details, document.values, list(old_keys))
-        key = "".join(f"{step}." for step in location)[:-1]
+        key = ".".join(map(str, location))
         messages = found.setdefault((document.place(location), f"{key}: " if key else "", _got(details)), [])
         messages.append(_message(details, model))
     ordered = sorted(found.items(), key=lambda item: _line(item[0][0]))
     return [f"{place}: {key}{' or '.join(dict.fromkeys(said))}{got}" for (place, key, got), said in ordered]
 
 
-def nearest(word: str, right: Iterable[str]) -> str:
+def _nearest(word: str, right: Iterable[str]) -> str:
     """`, did you mean 'right'?`, or nothing if no right word is near."""
     near = difflib.get_close_matches(word, list(right), 1)
     return f", did you mean '{near[0]}'?" if near else ""
@@ -186,10 +187,6 @@ def _line(place: str) -> int:
     """The line in a place, or beyond all lines for a `--set`."""
     number = place.rpartition(":")[2]
     return int(number) if number.isdecimal() and not place.startswith("--set") else MAX_BYTES
-
-
-def _is_within(inner: tuple[str | int, ...], outer: tuple[str | int, ...]) -> bool:
-    return len(inner) > len(outer) and inner[: len(outer)] == outer
 
 
 def _in_document(details: ErrorDetails, values: Any, old_keys: list[OldKey]) -> Location:
@@ -213,13 +210,12 @@ def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
     match details["type"]:
         case "extra_forbidden":
             *parents, word = details["loc"]
-            right = {field.alias or name for name, field in _fields_at(model, parents)}
-            return "unknown key" + nearest(str(word), right)
+            return "unknown key" + _nearest(str(word), (name for name, _ in _fields_at(model, parents)))
         case "missing":
             return "missing"
         case "union_tag_invalid":
             tags = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
-            return f"'{context['tag']}' is none of {', '.join(tags)}" + nearest(context["tag"], tags)
+            return f"'{context['tag']}' is none of {', '.join(tags)}" + _nearest(context["tag"], tags)
         case "union_tag_not_found":
             key = context["discriminator"].strip("'")
             tags = [tag for name, field in _fields_at(model, details["loc"]) if name == key for tag in _literals(field)]
@@ -230,33 +226,23 @@ def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
 
 
 def _got(details: ErrorDetails) -> str:
-    value = details["input"]
-    shown = isinstance(value, str | int | float) and details["type"] not in (
-        "extra_forbidden",
-        "value_error",
-        "old_key",
-    )
-    return f" (got {value!r})" if shown else ""
+    value, hidden = details["input"], details["type"] in ("extra_forbidden", "value_error", "old_key")
+    return f" (got {value!r})" if isinstance(value, str | int | float) and not hidden else ""
 
 
 def _fields_at(model: type[BaseModel], location: Iterable[str | int]) -> list[tuple[str, FieldInfo]]:
     """The keys that `location`, a location as pydantic gives it, may contain."""
     here = {model}
     for step in location:
-        if isinstance(step, int):
-            continue
-        below = {inner for outer in here for name, field in _fields(outer) if step == name for inner in _models(field)}
-        here = below or {member for member in here if step in _tags(member)} or here
-    return [named for member in here for named in _fields(member)]
+        if not isinstance(step, int):
+            fields = [field for outer in here for name, field in outer.model_fields.items() if step == name]
+            below = {inner for field in fields for inner in _models(field.annotation)}
+            here = below or {member for member in here if step in _tags(member)} or here
+    return [(field.alias or name, field) for member in here for name, field in member.model_fields.items()]
 
 
-def _fields(model: type[BaseModel]) -> Iterable[tuple[str, FieldInfo]]:
-    return model.model_fields.items()
-
-
-def _models(field: Any) -> set[type[BaseModel]]:
+def _models(annotation: Any) -> set[type[BaseModel]]:
     """Every model that an annotation allows, also inside lists, unions and Annotated."""
-    annotation = getattr(field, "annotation", field)
     if isinstance(annotation, type) and get_origin(annotation) is None:
         return {annotation} if issubclass(annotation, BaseModel) else set()
     return {model for argument in get_args(annotation) for model in _models(argument)}
@@ -264,7 +250,7 @@ def _models(field: Any) -> set[type[BaseModel]]:
 
 def _tags(model: type[BaseModel]) -> set[str]:
     """What a union may call `model`: its class name or the values of its Literal fields (`kind`)."""
-    return {model.__name__, *(tag for _, field in _fields(model) for tag in _literals(field))}
+    return {model.__name__, *(tag for field in model.model_fields.values() for tag in _literals(field))}
 
 
 def _literals(field: FieldInfo) -> list[str]:

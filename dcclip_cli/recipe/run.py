@@ -86,47 +86,40 @@ class RecipeRun:
             yield stage, result
 
     def run(self, stage: StageName) -> StageResult:
-        """Run one stage if it is not finished."""
+        """Run one stage if it is not finished. `eval` returns no results if they are kept from an earlier run."""
         if stage == "collect":
             return self.collect()
         if stage == "export":
             return self.export(self._section("export"), self.trained_model(), self.dir.stage("export"))
-        return self._evaluate_stage() if stage == "eval" else self.train(stage)
+        if stage == "eval":
+            return self._evaluate("teacher", "student") if self.fresh or not self._kept_summary() else []
+        return self.train(stage)
 
     def collect(self, engine: Engine | None = None, limit: int | None = None) -> CollectResult:
         """Collect the recipe's pairs; with `limit` only about so many of them, into the folder `collect-limit`."""
         from dcclip_cli.curation.collect import collect
 
-        options, out = self._section("collect"), self.dir.stage("collect")
-        if limit is None:
-            result = collect(options, out, self.progress, self.fresh, engine)
-        else:
-            result = collect(options, out.with_name("collect-limit"), self.progress, True, engine, limit)
+        out = self.dir.stage("collect" if limit is None else "collect-limit")
+        fresh = self.fresh or limit is not None
+        result = collect(self._section("collect"), out, self.progress, fresh, engine, limit)
         self._tell("collect", result.folder, result)
         return result
 
     def train(self, stage: StageName) -> TrainResult:
         """Train the stage `distill` or `align`."""
+        from dcclip_cli.model.precision import torch_device
         from dcclip_cli.train.align import align
         from dcclip_cli.train.distill import distill
         from dcclip_cli.train.options import StageContext
 
         recipe = self.loaded.recipe
-        context = StageContext(
-            self.dir,
-            self._section("data"),
-            recipe.teacher,
-            recipe.student,
-            recipe.seed,
-            device_of(self.device),
-            self.fresh,
-            self.progress,
-        )
-        options = self._section(stage)
-        result = distill(options, context) if stage == "distill" else align(options, context)
+        models, device = (recipe.teacher, recipe.student), torch_device(self.device)
+        context = StageContext(self.dir, self._section("data"), *models, recipe.seed, device, self.fresh, self.progress)
+        train: Any = distill if stage == "distill" else align
+        result: TrainResult = train(self._section(stage), context)
         if stage == "align" and result.already_finished:
             self._check_parent()
-        self._tell(stage, result.model, result)
+        self._tell(stage, result.model, result, *(f"{name} {value:.4g}" for name, value in result.metrics.items()))
         return result
 
     def export(self, options: ExportOptions, model: ModelReference, out: Path) -> ExportResult:
@@ -142,11 +135,7 @@ class RecipeRun:
             fresh=self.fresh,
             progress=self.progress,
         )
-        if result.already_finished:
-            self.progress.say(f"export: already done: {out} (use --fresh to redo)")
-        else:
-            size = f"{result.size_bytes / 1e6:.1f} MB"
-            self.progress.say(f"export: done in {result.seconds:.0f} s, {size}; {_parity(result.parity)}")
+        self._tell("export", out, result, f"{result.size_bytes / 1e6:.1f} MB; {_parity(result.parity)}")
         return result
 
     def data(self) -> DataOptions | None:
@@ -204,13 +193,11 @@ class RecipeRun:
         if read_json(aligned / PROVENANCE, "").get("parent") != model_fingerprint(distilled):
             raise DcclipError(f"{aligned} was made from another model than {distilled}", "make it again with --fresh")
 
-    def _tell(self, stage: StageName, product: Path, result: CollectResult | TrainResult) -> None:
+    def _tell(self, stage: StageName, product: Path, result: Any, *measured: str) -> None:
         if result.already_finished:
             self.progress.say(f"{stage}: already done: {product} (use --fresh to redo)")
         else:
-            metrics = result.metrics if isinstance(result, TrainResult) else {}
-            measured = "".join(f", {name} {value:.4g}" for name, value in metrics.items())
-            self.progress.say(f"{stage}: done in {result.seconds:.0f} s{measured}")
+            self.progress.say(", ".join([f"{stage}: done in {result.seconds:.0f} s", *measured]))
 
     def _models(self) -> dict[str, ModelReference]:
         """The run's models that exist: teacher, student, bundle."""
@@ -223,12 +210,6 @@ class RecipeRun:
         if finished(self.dir.root, "export"):
             found["bundle"] = resolve(str(self.dir.stage("export")))
         return found
-
-    def _evaluate_stage(self) -> list[EvalResult]:
-        """Results of teacher and student; none if they are kept from an earlier run of the same models."""
-        if not self.fresh and self._kept_summary():
-            return []
-        return self._evaluate("teacher", "student")
 
     def _evaluate(self, *names: str) -> list[EvalResult]:
         """Evaluate those of the run's models `names` that are not yet; all results are kept in the run."""
@@ -270,9 +251,8 @@ class RecipeRun:
 
         rows = []
         for name, reference in self._models().items():
-            one = footprint(load_encoder(reference, "cpu"))
-            top1 = {f"{each.dataset} {each.language}": each.value for each in self._results.get(name, ())}
-            rows.append(ModelSummary(name, one.parameters, one.size_bytes, one.image_ms, one.text_ms, top1))
+            top1 = {f"{one.dataset} {one.language}": one.value for one in self._results.get(name, ())}
+            rows.append(ModelSummary(name, **asdict(footprint(load_encoder(reference, "cpu"))), top1=top1))
         content = {"of": self._identity(), "rows": [asdict(row) for row in rows]}
         atomic_write(self.dir.root / SUMMARY, json.dumps(content, ensure_ascii=False, indent=2))
         return rows
@@ -291,15 +271,6 @@ def _parity(parity: Parity | None) -> str:
         f"{parity.image_max_difference:.1g} and {parity.text_max_difference:.1g}, and {parity.agreement:.1%} of the "
         f"best matches agree{tests}"
     )
-
-
-def device_of(asked: str) -> str:
-    """`cpu`, `cuda` or `mps`. Raises DcclipError if the device asked for is not available."""
-    if asked == "cpu":
-        return asked
-    from dcclip_cli.model.precision import torch_device
-
-    return torch_device(asked)
 
 
 def _reference(teacher: Teacher) -> str:

@@ -43,7 +43,7 @@ class Document:
 
     def location_of(self, mapping: dict[str, Any]) -> Location:
         """The location of this very mapping (by identity) in the document."""
-        return next(at for at, value in _mappings(self.values) if value is mapping)
+        return next(at for at, value in _nodes(self.values) if value is mapping)
 
     def is_override(self, location: Location) -> bool:
         """Whether the value at `location` was given by `--set` or in Python."""
@@ -56,8 +56,7 @@ class Document:
         key, equals, text = expression.partition("=")
         if not equals or not all(key.split(".")):
             raise DcclipError(f"{place}: not of the form KEY=VALUE", "write it like: --set distill.epochs=3")
-        value, places = _parse(text, place)
-        self._put(key.split("."), anchored(value, Path.cwd()), place, places)
+        self._put(key, _parse(text, place)[0], place)
 
     def set(self, key: str, value: Any) -> None:
         """Set a Python value by its dotted key; a mapping changes only the keys in it."""
@@ -65,27 +64,37 @@ class Document:
             for name, item in value.items():
                 self.set(f"{key}.{name}", item)
         else:
-            self._put(key.split("."), anchored(value, Path.cwd()), _ARGUMENTS, {})
+            self._put(key, value, _ARGUMENTS)
 
-    def _put(self, parts: list[str], value: Any, place: str, places: dict[Location, str]) -> None:
-        parents, last = parts[:-1], parts[-1]
+    def _put(self, key: str, value: Any, place: str) -> None:
+        """Set a value by its dotted key, creating sections on the way."""
+        steps = key.split(".")
         container: Any = self.values
         location: Location = ()
-        for part in parents:
-            step, container = _child(container, part, place, location)
-            location = (*location, step)
+        for number, step in enumerate(steps, 1):
+            at: str | int = step
+            where = ".".join(map(str, location))
+            if isinstance(container, list):
+                if not (step.isdecimal() and int(step) < len(container)):
+                    what = f"{place}: {where} is a list of {len(container)}, counted from 0"
+                    raise DcclipError(what, f"for example {where}.0")
+                at = int(step)
+            elif not isinstance(container, dict):
+                raise DcclipError(f"{place}: {where} is {_kind(container)}, not a section", _HINT)
+            location = (*location, at)
+            if number == len(steps):
+                container[at] = anchored(value, Path.cwd())
+            elif isinstance(container, dict) and container.get(step) is None:
+                container[step] = {}
             self.places.setdefault(location, place)
-        step = _step(container, last, place, location)
-        container[step] = value
-        location = (*location, step)
+            container = container[at]
         self.places = {at: known for at, known in self.places.items() if at[: len(location)] != location}
-        self.places |= {location: place} | {location + at: place for at in places}
+        self.places[location] = place
 
 
 def document_of(values: Mapping[str, Any]) -> Document:
     """The document of a recipe given as Python values; relative paths are relative to the current directory."""
-    plain = anchored(dict(values), Path.cwd())
-    return Document(plain, {(): _ARGUMENTS})
+    return Document(anchored(values, Path.cwd()), {(): _ARGUMENTS})
 
 
 def read(path: Path) -> tuple[str, Document]:
@@ -111,21 +120,16 @@ def read(path: Path) -> tuple[str, Document]:
 
 
 def anchored(value: Any, folder: Path) -> Any:
-    """A copy of `value` with the relative paths in it (`./`, `../`, or a Path) made absolute, as seen from `folder`."""
+    """A copy of `value` with the relative paths in it made absolute, as seen from `folder`.
+
+    A Path, and a text like `./a` or `../a`, is a path; any other text names an entry of a hub or registry.
+    """
     if isinstance(value, Mapping):
         return {key: anchored(item, folder) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [anchored(item, folder) for item in value]
-    if isinstance(value, os.PathLike):
-        return str((folder / value).resolve())
-    if isinstance(value, str) and is_path(value):
-        return str((folder / value).resolve())
-    return value
-
-
-def is_path(text: str) -> bool:
-    """Whether a recipe means a path by `text`, not the name of a hub or registry entry."""
-    return text in (".", "..") or text.startswith(("./", "../", "/"))
+    named = isinstance(value, str) and (value in (".", "..") or value.startswith(("./", "../", "/")))
+    return str((folder / value).resolve()) if named or isinstance(value, os.PathLike) else value
 
 
 def _parse(text: str, name: str, numbered: bool = False) -> tuple[Any, dict[Location, str]]:
@@ -138,12 +142,11 @@ def _parse(text: str, name: str, numbered: bool = False) -> tuple[Any, dict[Loca
     places: dict[Location, str] = {(): place(0)}
 
     def build(node: yaml.Node, at: Location) -> Any:
-        if isinstance(node, yaml.SequenceNode):
-            for index, item in enumerate(node.value):
-                places[(*at, index)] = place(item.start_mark.line)
-            return [build(item, (*at, index)) for index, item in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode):
             return _scalar(node)
+        if isinstance(node, yaml.SequenceNode):
+            places.update({(*at, index): place(item.start_mark.line) for index, item in enumerate(node.value)})
+            return [build(item, (*at, index)) for index, item in enumerate(node.value)]
         result: dict[str, Any] = {}
         for key, item in node.value:
             here = (*at, str(key.value))
@@ -209,25 +212,6 @@ def _scalar(node: yaml.ScalarNode) -> Any:
     return float(text) if _FLOAT.fullmatch(text) else text
 
 
-def _child(container: Any, part: str, place: str, at: Location) -> tuple[str | int, Any]:
-    """The step into `container` that `part` names, and what is there (a new section where there was nothing)."""
-    step = _step(container, part, place, at)
-    if isinstance(container, dict) and container.get(part) is None:
-        container[part] = {}
-    return step, container[step]
-
-
-def _step(container: Any, part: str, place: str, at: Location) -> str | int:
-    if isinstance(container, dict):
-        return part
-    where = ".".join(map(str, at))
-    if not isinstance(container, list):
-        raise DcclipError(f"{place}: {where} is {_kind(container)}, not a section", _HINT)
-    if not (part.isdecimal() and int(part) < len(container)):
-        raise DcclipError(f"{place}: {where} is a list of {len(container)}, counted from 0", f"for example {where}.0")
-    return int(part)
-
-
 def _kind(value: Any) -> str:
     if value is None:
         return "nothing"
@@ -238,19 +222,13 @@ def _dotted(at: Location) -> str:
     return ".".join(map(str, at)) + ": " if at else ""
 
 
-def _mappings(value: Any, at: Location = ()) -> Iterator[tuple[Location, dict[str, Any]]]:
-    if isinstance(value, dict):
-        yield at, value
+def _nodes(value: Any, at: Location = ()) -> Iterator[tuple[Location, Any]]:
+    yield at, value
     if isinstance(value, dict | list):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _mappings(item, (*at, key))
+            yield from _nodes(item, (*at, key))
 
 
 def walk(value: Any, at: Location = ()) -> Iterator[tuple[Location, Any]]:
     """Every scalar in nested dicts and lists, with its location."""
-    if isinstance(value, dict | list):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
-            yield from walk(item, (*at, key))
-    else:
-        yield at, value
+    return ((place, node) for place, node in _nodes(value, at) if not isinstance(node, dict | list))

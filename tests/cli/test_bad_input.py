@@ -15,14 +15,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dcclip_cli.cli.app import app
-from dcclip_cli.exporters.export import ExportOptions, export
-from dcclip_cli.model.reference import resolve
-
-
-@pytest.fixture(scope="module")
-def bundle(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("bundles") / "tiny"
-    return export(options=ExportOptions(), model=resolve(str(model_folder)), out=out).folder
 
 
 @pytest.fixture
@@ -56,32 +48,30 @@ def png_of(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
+UNREADABLE: dict[str, bytes] = {
+    "empty.png": b"",
+    "text.jpg": "这不是图片".encode(),
+    "html.jpg": b"<!DOCTYPE html><html>404</html>",
+    "zeros.png": bytes(1000),
+    "head.png": b"\x89PNG\r\n\x1a\n",
+    "head.jpg": b"\xff\xd8\xff\xe0",
+    "head.webp": b"RIFF\x24\x00\x00\x00WEBPVP8 ",
+    "cut.png": picture(size=(64, 64))[:60],
+    "cut.jpg": picture("JPEG", (64, 64))[:-300],
+    "cut.webp": picture("WEBP", (64, 64))[:40],
+    **{f"{kind}.png": picture(kind, (16, 16)) for kind in ("GIF", "BMP", "TIFF", "ICO")},
+    "svg.png": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+    "postscript.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    "zip.png": b"PK\x03\x04",
+    "pickle.png": b"\x80\x04N.",
+    "nothing.png": png_of(0, 0),
+}
 PICTURES: dict[str, tuple[bytes, str]] = {
-    "empty.png": (b"", "is not a readable image"),
-    "text.jpg": ("这不是图片".encode(), "is not a readable image"),
-    "html.jpg": (b"<!DOCTYPE html><html>404</html>", "is not a readable image"),
-    "json.png": (b'{"error": "not found"}', "is not a readable image"),
-    "zeros.png": (bytes(1000), "is not a readable image"),
-    "head.png": (b"\x89PNG\r\n\x1a\n", "is not a readable image"),
-    "head.jpg": (b"\xff\xd8\xff\xe0", "is not a readable image"),
-    "head.webp": (b"RIFF\x24\x00\x00\x00WEBPVP8 ", "is not a readable image"),
-    "cut.png": (picture(size=(64, 64))[:60], "is not a readable image"),
-    "cut.jpg": (picture("JPEG", (64, 64))[:-300], "is not a readable image"),
-    "cut.webp": (picture("WEBP", (64, 64))[:40], "is not a readable image"),
-    "gif.png": (picture("GIF"), "is not a readable image"),
-    "bmp.png": (picture("BMP"), "is not a readable image"),
-    "tiff.jpg": (picture("TIFF"), "is not a readable image"),
-    "ico.png": (picture("ICO", (16, 16)), "is not a readable image"),
-    "pdf.png": (b"%PDF-1.7\n%%EOF", "is not a readable image"),
-    "svg.png": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "is not a readable image"),
-    "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not a readable image"),
-    "zip.png": (b"PK\x03\x04", "is not a readable image"),
-    "pickle.png": (b"\x80\x04N.", "is not a readable image"),
+    **{name: (content, "is not a readable image") for name, content in UNREADABLE.items()},
     "bomb.png": (png_of(60_000, 60_000), "is not a readable image: Image size (3600000000 pixels)"),
     "large.png": (png_of(10_000, 10_000), "has 10000 x 10000 pixels, more than 64,000,000"),
     "wide.png": (picture(size=(500, 1)), "one side over 100 times the other"),
     "high.png": (picture(size=(1, 500)), "one side over 100 times the other"),
-    "nothing.png": (png_of(0, 0), "is not a readable image"),
     "坏的图片.png": (b"broken", "坏的图片.png is not a readable image"),
     "two\nlines.png": (b"broken", "two\\nlines.png is not a readable image"),
     "\033[2Jclear.png": (b"broken", "\\x1b[2Jclear.png is not a readable image"),

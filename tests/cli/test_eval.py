@@ -4,22 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from dcclip_cli.cli.app import app
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.result import unpack
+from tests.cli.conftest import dcclip
 from tests.eval import layouts
 from tests.eval.conftest import small
 
 __all__ = ["small"]  # a fixture
-
-
-def dcclip(*arguments: str, code: int = 0) -> Result:
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == code, result.output
-    return result
 
 
 @pytest.fixture
@@ -76,7 +69,7 @@ def test_compare_tells_differences_and_refuses_unlike_prompts(
     dcclip(*shared, "--dataset", "imagenet", "--out", str(tmp_path / "a"))
     dcclip(*shared, "--dataset", "imagenet", "--out", str(tmp_path / "b"), "--templates", "name")
     files = str(tmp_path / "a/imagenet.json"), str(tmp_path / "b/imagenet.json")
-    refused = dcclip("compare", *files, code=1)
+    refused = dcclip("compare", *files, expect=1)
     assert "error: imagenet en: the prompts differ" in refused.stderr and "--force" in refused.stderr
     forced = dcclip("compare", *files, "--force")
     assert "95 % interval" in forced.stdout and "imagenet en" in forced.stdout
@@ -86,7 +79,7 @@ def test_compare_tells_differences_and_refuses_unlike_prompts(
 
 def test_a_group_without_data_says_which_set_is_missing(imagenet: Path, model_folder: Path) -> None:
     shared = ["eval", "--data-root", str(imagenet), "--model", str(model_folder)]
-    refused = dcclip(*shared, "--dataset", "imagenet-family-cn", code=1)
+    refused = dcclip(*shared, "--dataset", "imagenet-family-cn", expect=1)
     assert "error: data set imagenet-v2 needs its images" in refused.stderr
     assert refused.stderr.count("\n") == 3 and "hint:  give --data-root DIR" in refused.stderr
 
@@ -98,7 +91,7 @@ def test_probes_by_shots(tmp_path: Path, small: dict[str, KnownSet], model_folde
     shared = ["eval", "--dataset", "mnist", "--data-root", str(tmp_path), "--model", str(model_folder)]
     shown = dcclip(*shared, "--task", "probe", "--shots", "1，all")
     assert "mnist en (linear probe, 1 shots)" in shown.stdout and "mnist en (linear probe)" in shown.stdout
-    assert "--shots: few" in dcclip(*shared, "--task", "probe", "--shots", "few", code=2).stderr
+    assert "--shots: few" in dcclip(*shared, "--task", "probe", "--shots", "few", expect=2).stderr
 
 
 def test_data_sets_are_listed_and_found(imagenet: Path, small: dict[str, KnownSet]) -> None:

@@ -9,22 +9,20 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from dcclip_cli.cli.app import app
 from dcclip_cli.files import cache_folder
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.towers import TextFeatures
 from dcclip_cli.predict.encoder import load_encoder
 from dcclip_cli.store import FeatureStore
-from tests.conftest import STUDENT
+from tests.cli.conftest import dcclip
 
 
 def refused(*arguments: object) -> str:
     """What a command's one error line says."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == 1 and isinstance(result.exception, SystemExit), repr(result.exception)
+    result = dcclip(*arguments, expect=1)
+    assert isinstance(result.exception, SystemExit), repr(result.exception)
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     hints = [line for line in result.stderr.splitlines() if line.startswith("hint:  ")]
     assert len(errors) == len(hints) == 1 and "fp32" in hints[0]
@@ -76,7 +74,12 @@ def test_a_model_of_nan_weights_is_refused(
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("tower", ["image", "text"])
 def test_a_teacher_of_nan_weights_is_refused_and_not_kept(
-    cached: bool, tower: str, altclip_folder: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cached: bool,
+    tower: str,
+    altclip_folder: Path,
+    whole_recipe: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(altclip_folder, "老师 teacher")
@@ -84,14 +87,8 @@ def test_a_teacher_of_nan_weights_is_refused_and_not_kept(
     weights = load_file(file)
     weights["visual_projection.weight" if tower == "image" else "text_projection.weight"].fill_(float("nan"))
     save_file(weights, file, {"format": "pt"})
-    recipe = {
-        "name": "坏",
-        "teacher": {"kind": "altclip", "model": str(tmp_path / "老师 teacher")},
-        "student": STUDENT,
-        "data": {"train": str(pairs_file)},
-        "distill": {"batch_size": 8, "workers": 0, "threads": 1, "steps": 1, "augmentations": 1, "warmup_steps": 0},
-    }
-    recipe["distill"] |= {"teacher_cache": cached}  # type: ignore[operator]
+    teacher = {"kind": "altclip", "model": str(tmp_path / "老师 teacher")}
+    recipe = whole_recipe | {"teacher": teacher, "distill": whole_recipe["distill"] | {"teacher_cache": cached}}
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")
     said = refused("distill", "recipe.yaml")
     assert "老师 teacher returned embeddings that are not finite" in said and said.endswith(f" {tower}s")

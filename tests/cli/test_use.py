@@ -5,23 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
 
-from dcclip_cli.cli.app import app
-from dcclip_cli.exporters.export import ExportOptions, export
-from dcclip_cli.model.reference import resolve
-
-
-def dcclip(*arguments: object, expect: int = 0) -> Result:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == expect, f"{result.output}\n{result.exception!r}"
-    return result
-
-
-@pytest.fixture(scope="module")
-def bundle(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("bundles") / "tiny"
-    return export(options=ExportOptions(), model=resolve(str(model_folder)), out=out).folder
+from tests.cli.conftest import dcclip
 
 
 @pytest.fixture(autouse=True)
@@ -100,11 +85,6 @@ def test_embed_takes_texts_and_writes_parquet(tmp_path: Path) -> None:
     assert table["name"].to_pylist() == ["红，圆", "蓝色", "green moon"]
     dcclip("embed", "--text", "蓝色", "--out", tmp_path / "one.npy", "-q")
     np.testing.assert_allclose(table["embedding"][1].as_py(), np.load(tmp_path / "one.npy")[0], atol=1e-6)
-
-
-@pytest.mark.parametrize("line", ["embed", "embed a.png --text x", "embed a.png --out x.csv", "search 猫"])
-def test_wrong_usage_exits_with_2(line: str) -> None:
-    dcclip(*line.split(), expect=2)
 
 
 def test_export_takes_a_model_and_a_format(model_folder: Path, tmp_path: Path) -> None:

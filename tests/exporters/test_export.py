@@ -94,18 +94,23 @@ def test_the_bundle_contains_what_is_needed_to_use_it(exported: ExportResult, mo
     assert found["parity"]["agreement"] == parity(exported).agreement == 1
     assert found["parity"]["images"] == 40 and found["parity"]["text_max_difference"] < 1e-5
     assert (exported.folder / "tokenizer.json").read_bytes() == (model_folder / "tokenizer.json").read_bytes()
-
-
-def test_the_graphs_contain_no_source_paths(exported: ExportResult) -> None:
-    for name in ("image.onnx", "text.onnx"):
+    for name in ("image.onnx", "text.onnx"):  # without source paths
         content = (exported.folder / name).read_bytes()
         assert b"site-packages" not in content and b"dcclip_cli" not in content
 
 
-def test_int8_is_smaller_and_close_to_the_model(exported: ExportResult, export_model: Exporting) -> None:
+def test_int8_is_smaller_close_to_the_model_and_independent_of_the_batch(
+    exported: ExportResult, export_model: Exporting
+) -> None:
     int8 = export_model(precision="int8", parity=ANY_AGREEMENT, calibration_images=20)
     assert int8.size_bytes < exported.size_bytes / 1.5
     assert parity(int8).image_centred_cosine > 0.9 and parity(int8).text_centred_cosine > 0.9
+    assert parity(int8).int8_largest_pair_sum == 255 * 128
+    encoder = OnnxEncoder(int8.folder, "cpu")
+    alone = np.concatenate([encoder.encode_texts([text]) for text in TEXTS])
+    for size in (2, 3, 16, 64):
+        together = [encoder.encode_texts(TEXTS[start : start + size]) for start in range(0, len(TEXTS), size)]
+        np.testing.assert_allclose(np.concatenate(together), alone, atol=1e-5)
 
 
 def test_the_fingerprint_depends_on_the_int8_ranges_and_not_on_the_run(export_model: Exporting) -> None:
@@ -196,16 +201,6 @@ def test_int8_is_calibrated_on_a_folder_of_images(export_model: Exporting, pictu
     folder = pictures[0].parent
     made = export_model(data=None, precision="int8", calibration=str(folder), parity=ANY_AGREEMENT)
     assert parity(made).images == len(pictures) and parity(made).source == folder.name
-
-
-def test_an_int8_embedding_does_not_depend_on_the_batch(export_model: Exporting) -> None:
-    made = export_model(precision="int8", parity=ANY_AGREEMENT, calibration_images=20)
-    assert parity(made).int8_largest_pair_sum == 255 * 128
-    encoder = OnnxEncoder(made.folder, "cpu")
-    alone = np.concatenate([encoder.encode_texts([text]) for text in TEXTS])
-    for size in (2, 3, 16, 64):
-        together = [encoder.encode_texts(TEXTS[start : start + size]) for start in range(0, len(TEXTS), size)]
-        np.testing.assert_allclose(np.concatenate(together), alone, atol=1e-5)
 
 
 def test_an_int8_graph_that_could_overflow_is_refused(export_model: Exporting, monkeypatch: pytest.MonkeyPatch) -> None:

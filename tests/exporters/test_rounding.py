@@ -203,15 +203,12 @@ def convolutions() -> Any:
     return model
 
 
-def test_multiply_adds_by_hand() -> None:
+def test_first_convolutions_and_what_follows_the_first_dense_layer_stay_fp32(tmp_path: Path) -> None:
     model = convolutions()
     nodes = [node for node in model.graph.node if node.op_type in ("Conv", "MatMul")]
     counts = multiply_adds(model, nodes, np.ones((1, 1, 4, 4), np.float32))
     assert counts == {"first": 16, "second": 16, "third": 512, "dense": 32, "last": 2}
-
-
-def test_first_convolutions_and_what_follows_the_first_dense_layer_stay_fp32(tmp_path: Path) -> None:
-    onnx.save(convolutions(), tmp_path / "fp32.onnx")
+    onnx.save(model, tmp_path / "fp32.onnx")
     images = np.random.default_rng(0).random((4, 1, 4, 4), np.float32)
     Int8Tower(tmp_path / "fp32.onnx", [images]).write(tmp_path / "int8.onnx")
     model = onnx.load(tmp_path / "int8.onnx")

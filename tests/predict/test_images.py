@@ -20,16 +20,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_folder_is_searched_recursively(folder: Path) -> None:
+def test_folders_globs_and_listed_lines_mean_their_files(folder: Path) -> None:
     found = [path.relative_to(folder).as_posix() for path in find_images([str(folder)])]
     assert found == ["a.png", "下/更下/c.webp", "下/猫.JPG"]
-
-
-def test_a_glob_means_the_files_that_match(folder: Path) -> None:
     assert [path.name for path in find_images([f"{folder}/**/猫*"])] == ["猫.JPG"]
-
-
-def test_a_dash_means_the_listed_lines_each_again_a_name_folder_or_glob(folder: Path) -> None:
     listed = [f"{folder}/a.png\n", "\n", f"{folder}/下\r\n", "-\n"]
     assert [path.name for path in find_images(["-"], listed)] == ["a.png", "c.webp", "猫.JPG"]
 

@@ -27,24 +27,20 @@ class Compass:
         return np.asarray([NORTH if text in self._north else EAST for text in texts], np.float32)
 
 
-def asked(**options: Any) -> set[str]:
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {"一只猫", "a dog"}),
+        ({"templates": ["{}的照片", "photo: {}", "{}，图"]}, {"猫的照片", "猫，图", "photo: dog"}),
+        ({"templates": ["{}的照片"]}, {"猫的照片", "dog的照片"}),  # all of one script: used for every label
+        ({"templates": ["photo: {}"]}, {"photo: 猫", "photo: dog"}),
+        ({"templates": []}, {"猫", "dog"}),
+    ],
+)
+def test_each_label_is_put_into_the_templates_of_its_own_script(options: Any, expected: set[str]) -> None:
     model = Compass()
     Labels(model, ["猫", "dog"], **options)  # type: ignore[arg-type]
-    return set(model.asked)
-
-
-def test_each_label_is_put_into_the_templates_of_its_own_script() -> None:
-    assert asked() == {"一只猫", "a dog"}
-    assert asked(templates=["{}的照片", "photo: {}", "{}，图"]) == {"猫的照片", "猫，图", "photo: dog"}
-
-
-def test_templates_of_one_script_are_used_for_all_labels() -> None:
-    assert asked(templates=["{}的照片"]) == {"猫的照片", "dog的照片"}
-    assert asked(templates=["photo: {}"]) == {"photo: 猫", "photo: dog"}
-
-
-def test_no_templates_mean_the_bare_labels() -> None:
-    assert asked(templates=[]) == {"猫", "dog"}
+    assert set(model.asked) == expected
 
 
 def test_the_embeddings_of_several_templates_are_averaged() -> None:

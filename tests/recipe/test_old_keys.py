@@ -105,10 +105,9 @@ def test_a_removed_key_that_changes_nothing_is_ignored_with_a_warning(recipe: Pa
 def test_a_run_finished_before_a_rename_still_counts_as_finished(recipe: Path, tmp_path: Path) -> None:
     record(load(recipe), tmp_path / "run", finished=[])
     resolved = tmp_path / "run" / RESOLVED
-    resolved.write_text(
-        resolved.read_text("utf-8").replace("    lr: 0.5", "    rate: 0.5\n    sharded: false"), "utf-8"
-    )
-    assert "rate: 0.5" in resolved.read_text("utf-8")
+    old = resolved.read_text("utf-8").replace("    lr: 0.5", "    rate: 0.5\n    sharded: false")
+    assert "rate: 0.5" in old
+    resolved.write_text(old, "utf-8")
     record(load(recipe), tmp_path / "run", finished=["distill"])
     with pytest.raises(DcclipError, match=r"distill.optimizer.lr was 0.5, is 0.1"):
         record(load(recipe, ["distill.optimizer.lr=0.1"]), tmp_path / "run", finished=["distill"])

@@ -129,25 +129,19 @@ def _model(source: Source) -> Any:
 
 def _projection(source: Source, weights: dict[str, Tensor]) -> str:
     """The name of the image tower's projection: after the network, or in place of its classifier, with a bias of 0."""
-    towers, visual = source.towers, source.towers.model.visual
-    if not hasattr(visual, "trunk") or "text.text_projection" not in weights:
-        raise DcclipError(f"{towers.name} does not have the towers of a dcclip student", _OTHER)
-    behind = "visual.head.proj.weight"
-    if behind in weights:
+    visual, behind = source.towers.model.visual, "visual.head.proj.weight"
+    inside = f"visual.trunk.{visual.trunk.pretrained_cfg.get('classifier')}" if hasattr(visual, "trunk") else ""
+    if not inside or "text.text_projection" not in weights:
+        reason = "does not have the towers of a dcclip student"
+    elif behind in weights:
         return behind
-    inside = f"visual.trunk.{visual.trunk.pretrained_cfg['classifier']}"
-    if len(visual.head) or f"{inside}.weight" not in weights:
-        raise DcclipError(
-            f"{towers.name} projects images by more than one matrix, which transformers' VisionTextDualEncoderModel "
-            "does not support",
-            _OTHER,
-        )
-    if weights[f"{inside}.bias"].any():
-        raise DcclipError(
-            f"{towers.name} projects images with a bias, which VisionTextDualEncoderModel does not support",
-            _OTHER,
-        )
-    return f"{inside}.weight"
+    elif len(visual.head) or f"{inside}.weight" not in weights:
+        reason = "projects images by more than one matrix, which VisionTextDualEncoderModel does not support"
+    elif weights[f"{inside}.bias"].any():
+        reason = "projects images with a bias, which VisionTextDualEncoderModel does not support"
+    else:
+        return f"{inside}.weight"
+    raise DcclipError(f"{source.towers.name} {reason}", _OTHER)
 
 
 def _renamed(weights: dict[str, Tensor], projection: str, end: int) -> dict[str, Tensor]:
