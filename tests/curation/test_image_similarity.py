@@ -7,12 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from dcclip_cli.curation.dedup.near_duplicates import SIDE, differences, perceptual_hashes, similar, thumbnail
 from tests.images import encode
-
-Alter = Callable[[Image.Image], Image.Image]
 
 
 def scene(seed: int) -> Image.Image:
@@ -46,28 +44,23 @@ def marked(image: Image.Image) -> Image.Image:
     return image
 
 
-def framed(image: Image.Image) -> Image.Image:
-    ImageDraw.Draw(image).rectangle((0, 0, 255, 255), outline="black", width=4)
-    return image
-
-
 def same(one: Image.Image, other: Image.Image) -> bool:
     return bool(similar(thumbnail(one)[None], thumbnail(other)[None])[0])
 
 
 @pytest.mark.parametrize(
-    ("before", "change"),
+    "change",
     [
-        (Image.Image.copy, lambda image: Image.open(io.BytesIO(encode(image, "JPEG", quality=40))).convert("RGB")),
-        (Image.Image.copy, lambda image: image.resize((128, 128))),
-        (Image.Image.copy, cropped),
-        (Image.Image.copy, marked),
-        (framed, lambda image: image.crop((10, 8, 246, 248))),  # without its frame
+        lambda image: Image.open(io.BytesIO(encode(image, "JPEG", quality=40))).convert("RGB"),
+        lambda image: image.resize((128, 128)),
+        cropped,
+        marked,
+        lambda image: ImageOps.expand(image, 8, "black"),
     ],
-    ids=["compressed", "halved", "cropped", "marked", "frame cropped"],
+    ids=["compressed", "halved", "cropped", "marked", "framed"],
 )
-def test_a_slightly_altered_image_shows_the_same(before: Alter, change: Alter) -> None:
-    assert all(same(before(scene(seed)), change(before(scene(seed)))) for seed in range(5))
+def test_a_slightly_altered_image_shows_the_same(change: Callable[[Image.Image], Image.Image]) -> None:
+    assert all(same(scene(seed), change(scene(seed))) for seed in range(5))
 
 
 @pytest.mark.parametrize("draw", [scene, clock])

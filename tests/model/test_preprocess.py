@@ -90,20 +90,10 @@ def test_an_image_too_large_or_too_thin_is_refused_before_it_is_decompressed(siz
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
-def test_a_truncated_file_is_refused(kind: str, share: float) -> None:
+def test_a_truncated_file_is_refused(kind: str, share: float) -> None:  # other formats: tests/cli/test_bad_input.py
     whole = encode(noise(40, 40), kind)
-    with pytest.raises(DcclipError, match="is not a readable image"):
-        decode(whole[: int(len(whole) * share)])
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", "一只猫".encode(), b"GIF89a" + bytes(30), encode(noise(4, 4), "GIF"), encode(noise(4, 4), "TIFF")],
-    ids=["nothing", "text", "broken gif", "gif", "tiff"],  # more in tests/cli/test_bad_input.py
-)
-def test_other_formats_than_jpeg_png_or_webp_are_refused(content: bytes) -> None:
     with pytest.raises(DcclipError, match="is not a readable image") as raised:
-        decode(content)
+        decode(whole[: int(len(whole) * share)])
     assert raised.value.hint == "use a JPEG, PNG or WebP file"
 
 
