@@ -11,6 +11,7 @@ import numpy as np
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import read_json
+from dcclip_cli.machine import has_vnni
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.preprocess import Preprocessing
 
@@ -76,9 +77,9 @@ class OnnxEncoder(ExportedEncoder):
 
     def __init__(self, folder: Path, device: str = "auto", threads: int = 1) -> None:
         about = read_description(folder)
-        provider = _provider(device)
-        image = _open_session(folder / IMAGE, PIXELS, IMAGE_EMBEDS, provider, threads)
-        text = _open_session(folder / TEXT, TOKENS, TEXT_EMBEDS, provider, threads)
+        provider, exact = _provider(device), _may_overflow(about)
+        image = _open_session(folder / IMAGE, PIXELS, IMAGE_EMBEDS, provider, threads, exact)
+        text = _open_session(folder / TEXT, TOKENS, TEXT_EMBEDS, provider, threads, exact)
         super().__init__(
             folder,
             about,
@@ -143,7 +144,16 @@ def _open_tokenizer(folder: Path, about: Mapping[str, Any]) -> Any:
     return tokenizer
 
 
-def _open_session(file: Path, takes: str, gives: str, provider: str, threads: int) -> InferenceSession:
+def _may_overflow(about: Mapping[str, Any]) -> bool:
+    """Whether int8 sums can overflow in 16 bits: without VNNI, in bundles of versions that did not bound them."""
+    bounded = (about.get("parity") or {}).get("int8_largest_pair_sum")
+    return about.get("precision") == "int8" and not bounded and has_vnni() is False
+
+
+def _open_session(
+    file: Path, takes: str, gives: str, provider: str, threads: int, exact: bool = False
+) -> InferenceSession:
+    """The session of a graph; `exact` prevents 16-bit overflows of int8 sums, at twice the time."""
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as states
 
@@ -152,6 +162,8 @@ def _open_session(file: Path, takes: str, gives: str, provider: str, threads: in
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if exact:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
     except (*errors, states.NoSuchFile, states.RuntimeException) as error:

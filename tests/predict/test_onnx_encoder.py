@@ -4,12 +4,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.predict.onnx_encoder import OnnxEncoder
+from dcclip_cli.predict.onnx_encoder import OnnxEncoder, _may_overflow
 
 
 @pytest.fixture
@@ -72,3 +73,21 @@ def test_a_broken_bundle_says_what_is_wrong(copy: Path, change: Callable[[Path],
     change(copy)
     with pytest.raises(DcclipError, match=complaint):
         OnnxEncoder(copy, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("vnni", "about", "expected"),
+    [
+        (False, {"precision": "int8", "parity": {"agreement": 1.0}}, True),
+        (False, {"precision": "int8", "parity": None}, True),
+        (False, {"precision": "int8", "parity": {"int8_largest_pair_sum": 32640}}, False),
+        (False, {"precision": "fp32", "parity": {}}, False),
+        (True, {"precision": "int8", "parity": {}}, False),
+        (None, {"precision": "int8", "parity": {}}, False),
+    ],
+)
+def test_int8_bundles_of_versions_that_did_not_bound_sums_are_computed_exactly_without_vnni(
+    vnni: bool | None, about: dict[str, Any], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dcclip_cli.predict.onnx_encoder.has_vnni", lambda: vnni)
+    assert _may_overflow(about) is expected
