@@ -144,10 +144,8 @@ def test_affinity_is_similarity_at_tinyclips_scale() -> None:
 
 
 def test_ensemble_averages_the_teachers_after_the_softmax_each_at_its_own_temperature() -> None:
-    student, teachers = (
-        random_outputs(4, scale=7.0),
-        [random_outputs(5, width=5, scale=30.0), random_outputs(6, width=9, scale=60.0)],
-    )
+    student = random_outputs(4, scale=7.0)
+    teachers = [random_outputs(5, width=5, scale=30.0), random_outputs(6, width=9, scale=60.0)]
     expected = []
     for language in ("zh", "en"):
         own = 7 * cosines(student, language)
@@ -179,18 +177,9 @@ def test_cross_lingual_pulls_the_students_chinese_to_the_teachers_english() -> N
 
 def test_cross_lingual_compares_captions_of_the_same_image_or_line_only() -> None:
     # image 1 has both; image 0 only zh, image 2 only en; row 7 is a line of parallel text
-    student = outputs(
-        torch.eye(3),
-        zh=((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)),
-        en=((5.0, 5.0),) * 3,
-        image_index={"zh": [0, 1, 7], "en": [1, 2, 7]},
-    )
-    teacher = outputs(
-        torch.eye(3),
-        zh=((5.0, 5.0),) * 3,
-        en=((0.0, 3.0), (5.0, -5.0), (-1.0, -1.0)),
-        image_index={"zh": [0, 1, 7], "en": [1, 2, 7]},
-    )
+    rows, unused = {"zh": [0, 1, 7], "en": [1, 2, 7]}, ((5.0, 5.0),) * 3
+    student = outputs(torch.eye(3), zh=((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)), en=unused, image_index=rows)
+    teacher = outputs(torch.eye(3), zh=unused, en=((0.0, 3.0), (5.0, -5.0), (-1.0, -1.0)), image_index=rows)
     assert float(CrossLingualLoss()(student, teacher, NONE)) == pytest.approx((0 + 2) / 2)
     lone = outputs(torch.eye(2), zh=((1.0, 0.0),), en=((0.0, 1.0),), image_index={"zh": [0], "en": [1]})
     assert float(CrossLingualLoss()(lone, lone, NONE)) == 0
