@@ -1,6 +1,5 @@
 """What many tests share: a drawn bilingual data set, tiny random teachers in the hub's own format, a tiny student."""
 
-import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from dcclip_cli.data.dataset import write_parquet
-from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.pair import LANGUAGES, Pair
+from tests.images import encode
 
 COLOURS = {"red": "红", "green": "绿", "blue": "蓝", "black": "黑", "orange": "橙"}
 SHAPES = {
@@ -66,7 +66,7 @@ def pairs() -> list[Pair]:
     return [
         Pair(
             key=f"{colour}-{shape}",
-            image=_png(_draw(shape, colour)),
+            image=encode(_draw(shape, colour)),
             zh=(f"{zh_colour}色的{zh_shape}", f"一张{zh_shape}的图片", zh_shape),
             en=(f"{colour} {shape}", f"a picture of a {shape}", shape),
             meta={"source": "drawn"},
@@ -74,6 +74,11 @@ def pairs() -> list[Pair]:
         for shape, zh_shape in SHAPES.items()
         for colour, zh_colour in COLOURS.items()
     ]
+
+
+@pytest.fixture(scope="session")
+def captions(pairs: list[Pair]) -> list[str]:
+    return [caption for pair in pairs for language in LANGUAGES for caption in pair.captions(language)]
 
 
 @pytest.fixture(scope="session")
@@ -101,12 +106,6 @@ def _draw(shape: str, colour: str) -> Image.Image:
     if box := {"square": (10, 10, 38, 38), "bar": (4, 20, 44, 28), "post": (20, 4, 28, 44)}.get(shape):
         draw.rectangle(box, fill=colour)
     return image
-
-
-def _png(image: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
 
 
 @pytest.fixture

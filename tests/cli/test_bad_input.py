@@ -1,10 +1,7 @@
 """What is wrong with a picture, a label list or a bundle is told in one clear line, with a hint, and exit code 1."""
 
-import io
 import json
 import shutil
-import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dcclip_cli.cli.app import app
+from tests.images import encode, png_header
 
 
 @pytest.fixture
@@ -33,19 +31,7 @@ def dcclip(*arguments: object) -> tuple[int, list[str]]:
 
 
 def picture(kind: str = "PNG", size: tuple[int, int] = (8, 8), **options: Any) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", size, "red").save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def png_of(width: int, height: int) -> bytes:
-    """The head of a PNG that says it has so many pixels, and none of them."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return encode(Image.new("RGB", size, "red"), kind, **options)
 
 
 UNREADABLE: dict[str, bytes] = {
@@ -64,12 +50,12 @@ UNREADABLE: dict[str, bytes] = {
     "postscript.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
     "zip.png": b"PK\x03\x04",
     "pickle.png": b"\x80\x04N.",
-    "nothing.png": png_of(0, 0),
+    "nothing.png": png_header(0, 0),
 }
 PICTURES: dict[str, tuple[bytes, str]] = {
     **{name: (content, "is not a readable image") for name, content in UNREADABLE.items()},
-    "bomb.png": (png_of(60_000, 60_000), "is not a readable image: Image size (3600000000 pixels)"),
-    "large.png": (png_of(10_000, 10_000), "has 10000 x 10000 pixels, more than 64,000,000"),
+    "bomb.png": (png_header(60_000, 60_000), "is not a readable image: Image size (3600000000 pixels)"),
+    "large.png": (png_header(10_000, 10_000), "has 10000 x 10000 pixels, more than 64,000,000"),
     "wide.png": (picture(size=(500, 1)), "one side over 100 times the other"),
     "high.png": (picture(size=(1, 500)), "one side over 100 times the other"),
     "坏的图片.png": (b"broken", "坏的图片.png is not a readable image"),

@@ -1,9 +1,8 @@
 """Pictures to collect, and a site to fetch them from."""
 
 import hashlib
-import io
-import zlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,32 +10,21 @@ from PIL import Image
 
 from dcclip_cli.curation.fetch.fetcher import Fetcher
 from tests.curation.fetch_site import Site, options
+from tests.images import encode
 
 MakeImage = Callable[..., bytes]
 
 
+def make_picture(name: object = "red", size: tuple[int, int] = (64, 64), kind: str = "PNG", **save: Any) -> bytes:
+    """The bytes of an image file: soft blots of colour, different for each name."""
+    seed = int.from_bytes(hashlib.sha256(str(name).encode()).digest()[:4], "little")
+    blots = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return encode(Image.fromarray(blots).resize(size, Image.Resampling.BICUBIC), kind, **save)
+
+
 @pytest.fixture(scope="session")
 def picture() -> MakeImage:
-    """A function that gives the bytes of an image file: soft blots of colour, different for each name."""
-
-    def make(name: object = "red", size: tuple[int, int] = (64, 64), kind: str = "PNG") -> bytes:
-        seed = int.from_bytes(hashlib.sha256(str(name).encode()).digest()[:4], "little")
-        blots = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-        stream = io.BytesIO()
-        Image.fromarray(blots).resize(size, Image.Resampling.BICUBIC).save(stream, kind)
-        return stream.getvalue()
-
-    return make
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG file whose header declares this size, with almost no pixel data."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return len(content).to_bytes(4) + name + content + zlib.crc32(name + content).to_bytes(4)
-
-    header = chunk(b"IHDR", width.to_bytes(4) + height.to_bytes(4) + b"\x08\x02\0\0\0")
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
+    return make_picture
 
 
 @pytest.fixture

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 from pydantic import ValidationError
 
 from dcclip_cli.curation.decode_image import DecodedImage
@@ -31,25 +30,14 @@ from dcclip_cli.curation.dedup.near_duplicates import NearImage, SameImage
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.errors import DcclipError
+from tests.curation.conftest import make_picture
 
 Facts = dict[str, Any]
-
-
-def picture(number: int) -> Image.Image:
-    random = np.random.default_rng(number)
-    image = Image.fromarray(random.integers(0, 255, (5, 5, 3), np.uint8)).resize((128, 128), Image.Resampling.BICUBIC)
-    ImageDraw.Draw(image).rectangle([int(value) for value in sorted(random.integers(0, 128, 4))], fill="black")
-    return image
-
-
-def file(image: Image.Image, kind: str = "PNG", **options: int) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
+CAT = "a cat that sleeps on the old red sofa"
 
 
 def fact(key: str, image: int | bytes, zh: Sequence[str] = (), en: Sequence[str] = (), source: str = "web") -> Facts:
-    content = image if isinstance(image, bytes) else file(picture(image))
+    content = image if isinstance(image, bytes) else make_picture(image)
     opened = Image.open(io.BytesIO(content)).convert("RGB")
     return signatures_of(Pair(key, content, tuple(zh), tuple(en)), DecodedImage(opened, "png", 1, len(content)), source)
 
@@ -75,23 +63,17 @@ def deduplicated(
     return {row["key"]: row for row in rows}, pq.read_table(folder / "dedup" / CAPTIONS).to_pylist()
 
 
-def only(*duplicates: Any, **sections: Any) -> DedupOptions:
-    return DedupOptions(duplicates=duplicates, **sections)
-
-
 def reasons(decisions: dict[str, Facts]) -> dict[str, str | None]:
     return {key: row["reason"] for key, row in decisions.items()}
 
 
 def test_pairs_that_have_nothing_in_common_stay_as_they_are(tmp_path: Path) -> None:
     facts = [fact("0", 1, ["一只猫"], ["a cat"]), fact("1", 2, [], ["a dog", "a pup"])]
-    decisions, captions = deduplicated(tmp_path, facts)
     kept = {"reason": None, "detail": None, "scores": None}
-    assert decisions == {
-        "0": {"key": "0", "zh": ["一只猫"], "en": ["a cat"], **kept},
-        "1": {"key": "1", "zh": [], "en": ["a dog", "a pup"], **kept},
-    }
-    assert captions == []
+    first = {"key": "0", "zh": ["一只猫"], "en": ["a cat"], **kept}
+    second = {"key": "1", "zh": [], "en": ["a dog", "a pup"], **kept}
+    assert deduplicated(tmp_path, facts) == ({"0": first, "1": second}, [])
+    assert deduplicated(tmp_path, []) == ({}, [])
 
 
 def test_captions_of_the_same_image_are_merged_into_the_first_pair(tmp_path: Path) -> None:
@@ -112,8 +94,13 @@ def test_captions_of_the_same_image_are_merged_into_the_first_pair(tmp_path: Pat
     ("second", "options", "reason", "detail"),
     [
         (fact("1", 1, ["猫"]), None, "image-duplicate", "the same image as 0"),
-        (fact("1", file(picture(1), "WEBP", lossless=1), ["猫"]), None, "image-duplicate", "the same pixels as 0"),
-        (fact("1", 1, ["猫"]), only(), None, None),
+        (
+            fact("1", make_picture(1, kind="WEBP", lossless=1), ["猫"]),
+            None,
+            "image-duplicate",
+            "the same pixels as 0",
+        ),
+        (fact("1", 1, ["猫"]), DedupOptions(duplicates=()), None, None),
     ],
     ids=["no new caption", "another format", "duplicates allowed"],
 )
@@ -127,40 +114,35 @@ def test_of_equal_images_the_first_is_kept(
 
 def test_a_placeholder_does_not_gather_the_captions_of_everything(tmp_path: Path) -> None:
     facts = [fact(str(number), 1, [], [f"thing {number}"]) for number in range(5)]
-    decisions, _ = deduplicated(tmp_path, facts, only(SameImage(most_captions=3)))
+    decisions, _ = deduplicated(tmp_path, facts, DedupOptions(duplicates=(SameImage(most_captions=3),)))
     assert decisions["0"]["en"] == ["thing 0", "thing 1", "thing 2"]
     assert list(reasons(decisions).values()) == [None, "image-merged", "image-merged", *2 * ["image-duplicate"]]
 
 
 def test_of_images_that_show_the_same_only_the_first_is_kept(tmp_path: Path) -> None:
-    image = picture(1)
-    small, compressed = file(image.resize((64, 64))), file(image, "JPEG", quality=40)
+    small, compressed = make_picture(1, (32, 32)), make_picture(1, kind="JPEG", quality=40)
     facts = [fact("1", small, ["猫"]), fact("0", 1, ["猫"]), fact("2", compressed, ["猫"]), fact("3", 2, ["猫"])]
     decisions, _ = deduplicated(tmp_path, facts)
     near = "image-near-duplicate"
     assert reasons(decisions) == {"0": None, "1": near, "2": near, "3": None}
     assert decisions["2"]["detail"] == "shows the same as 0"
-    assert set(reasons(deduplicated(tmp_path, facts, only(SameImage()))[0]).values()) == {None}
+    exact = DedupOptions(duplicates=(SameImage(),))
+    assert set(reasons(deduplicated(tmp_path, facts, exact)[0]).values()) == {None}
 
 
-def test_a_pair_needs_its_languages_once_the_same_images_are_merged(tmp_path: Path) -> None:
+def test_a_pair_needs_its_languages_after_exact_and_before_near_duplicates(tmp_path: Path) -> None:
     facts = [fact("0", 1, ["猫"]), fact("1", 1, [], ["a cat"]), fact("2", 2, ["狗"])]
     decisions, _ = deduplicated(tmp_path, facts, needs=("zh", "en"))
     assert reasons(decisions) == {"0": None, "1": "image-merged", "2": "no-caption"}
     assert decisions["2"]["detail"] == "none is left in en"
-
-
-def test_an_image_that_lacks_its_language_does_not_make_the_next_a_near_duplicate(tmp_path: Path) -> None:
-    facts = [fact("0", 1, ["猫"]), fact("1", file(picture(1).resize((64, 64))), ["猫"], ["a cat"])]
+    facts = [fact("0", 1, ["猫"]), fact("1", make_picture(1, (32, 32)), ["猫"], ["a cat"])]
     assert reasons(deduplicated(tmp_path, facts, needs=("en",))[0]) == {"0": "no-caption", "1": None}
-
-
-CAT = "a cat that sleeps on the old red sofa"
 
 
 def test_a_caption_is_dropped_from_pairs_beyond_at_most(tmp_path: Path) -> None:
     facts = [fact("0", 1, ["猫"], [CAT]), fact("1", 2, ["狗"], [CAT]), fact("2", 3, [], [CAT])]
-    decisions, captions = deduplicated(tmp_path, facts, only(SameCaption(at_most=1)))
+    once, thrice = (DedupOptions(duplicates=(SameCaption(at_most=most),)) for most in (1, 3))
+    decisions, captions = deduplicated(tmp_path, facts, once)
     assert reasons(decisions) == {"0": None, "1": None, "2": "no-caption"}
     assert (decisions["1"]["zh"], decisions["1"]["en"]) == (["狗"], [])
     same = {"language": "en", "caption": CAT, "reason": "caption-duplicate"}
@@ -168,7 +150,7 @@ def test_a_caption_is_dropped_from_pairs_beyond_at_most(tmp_path: Path) -> None:
         {"key": "1", **same, "detail": "1 earlier pair has it, the first is 0"},
         {"key": "2", **same, "detail": "2 earlier pairs have it, the first is 0"},
     ]
-    assert set(reasons(deduplicated(tmp_path, facts, only(SameCaption(at_most=3)))[0]).values()) == {None}
+    assert set(reasons(deduplicated(tmp_path, facts, thrice)[0]).values()) == {None}
 
 
 @pytest.mark.parametrize(
@@ -187,50 +169,42 @@ def test_captions_that_say_the_same_are_near_duplicates_and_others_are_not(
 ) -> None:
     captions_of = [([text], []) if language == "zh" else ([], [text]) for text in (first, second)]
     facts = [fact(str(number), number + 1, *both) for number, both in enumerate(captions_of)]
-    _, captions = deduplicated(tmp_path, facts, only(SameCaption(at_most=1, similarity=0.8 if near else 0.6)))
+    options = DedupOptions(duplicates=(SameCaption(at_most=1, similarity=0.8 if near else 0.6),))
+    _, captions = deduplicated(tmp_path, facts, options)
     assert [(row["key"], row["reason"]) for row in captions] == ([("1", "caption-near-duplicate")] if near else [])
 
 
-def without(path: Path, **options: Any) -> DedupOptions:
-    return DedupOptions(decontaminate=Decontaminate(paths=(path,), **options))
-
-
-def test_images_of_an_evaluation_set_are_dropped(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "test.parquet", [Pair("e7", file(picture(1)), en=("a cat",)), Pair("bad", b"no image")])
+def test_images_of_an_evaluation_set_are_dropped_and_a_missing_set_is_an_error(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "test.parquet", [Pair("e7", make_picture(1), en=("a cat",)), Pair("bad", b"no image")])
     (tmp_path / "pets" / "cat").mkdir(parents=True)
-    (tmp_path / "pets" / "cat" / "1.png").write_bytes(file(picture(1)))
-    facts = [fact("0", file(picture(1), "JPEG", quality=60), ["猫"]), fact("1", 2, ["狗"])]
+    (tmp_path / "pets" / "cat" / "1.png").write_bytes(make_picture(1))
+    facts = [fact("0", make_picture(1, kind="JPEG", quality=60), ["猫"]), fact("1", 2, ["狗"])]
     for name, image in (("test.parquet", "test.parquet:e7"), ("pets", "pets/cat/1.png")):
-        decisions, _ = deduplicated(tmp_path, facts, without(tmp_path / name))
+        options = DedupOptions(decontaminate=Decontaminate(paths=(tmp_path / name,)))
+        decisions, _ = deduplicated(tmp_path, facts, options)
         assert reasons(decisions) == {"0": "evaluation-image", "1": None}
         assert decisions["0"]["detail"] == f"shows the same as {image}"
-
-
-def test_captions_of_an_evaluation_set_are_dropped_only_on_request(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "test.parquet", [Pair("e7", file(picture(9)), zh=("黑猫",), en=("A black cat.",))])
-    facts = [fact("0", 1, ["黑猫。"], ["a black cat", "a pet"])]
-    for captions, kept in ((False, (["黑猫。"], ["a black cat", "a pet"])), (True, ([], ["a pet"]))):
-        decisions, dropped = deduplicated(tmp_path, facts, without(tmp_path / "test.parquet", captions=captions))
-        assert (decisions["0"]["zh"], decisions["0"]["en"]) == kept
-        assert {row["reason"] for row in dropped} == ({"evaluation-caption"} if captions else set())
-
-
-def test_a_missing_evaluation_set_is_the_users_error(tmp_path: Path) -> None:
     with pytest.raises(DcclipError, match="does not exist"):
-        deduplicated(tmp_path, [fact("0", 1, ["猫"])], without(tmp_path / "no.parquet"))
+        deduplicated(tmp_path, facts, DedupOptions(decontaminate=Decontaminate(paths=(tmp_path / "no.parquet",))))
+
+
+@pytest.mark.parametrize(("captions", "kept"), [(False, (["黑猫。"], ["black cat", "pet"])), (True, ([], ["pet"]))])
+def test_captions_of_an_evaluation_set_are_dropped_only_on_request(
+    tmp_path: Path, captions: bool, kept: tuple[list[str], list[str]]
+) -> None:
+    write_parquet(tmp_path / "test.parquet", [Pair("e7", make_picture(9), zh=("黑猫",), en=("Black cat.",))])
+    options = DedupOptions(decontaminate=Decontaminate(paths=(tmp_path / "test.parquet",), captions=captions))
+    decisions, dropped = deduplicated(tmp_path, [fact("0", 1, ["黑猫。"], ["black cat", "pet"])], options)
+    assert (decisions["0"]["zh"], decisions["0"]["en"]) == kept
+    assert {row["reason"] for row in dropped} == ({"evaluation-caption"} if captions else set())
 
 
 def test_scores_follow_their_captions_through_a_merger(tmp_path: Path) -> None:
-    def score(key: str, language: str | None, place: int | None, value: float, name: str = "agreement") -> Facts:
-        return {"key": key, "name": name, "language": language, "place": place, "value": value}
-
     facts = [fact("0", 1, ["猫"], ["a cat"]), fact("1", 1, [], ["a kitten", "a cat"])]
+    agreement = [("0", "zh", 0, 0.5), ("0", "en", 0, 0.25), ("1", "en", 0, 0.75), ("1", "en", 1, 0.125)]
     scores = [
-        score("0", "zh", 0, 0.5),
-        score("0", "en", 0, 0.25),
-        score("1", "en", 0, 0.75),
-        score("1", "en", 1, 0.125),
-        score("0", None, None, 0.01, "watermark"),
+        dict(zip(("name", "key", "language", "place", "value"), row, strict=True))
+        for row in [*(("agreement", *row) for row in agreement), ("watermark", "0", None, None, 0.01)]
     ]
     decisions, _ = deduplicated(tmp_path, facts, scores=scores)
     assert decisions["0"]["en"] == ["a cat", "a kitten"]
@@ -268,10 +242,6 @@ def test_the_result_does_not_depend_on_files_their_order_or_memory(tmp_path: Pat
         outputs.append([(folder / "dedup" / name).read_bytes() for name in (DECISIONS, CAPTIONS)])
         assert sorted(path.name for path in (folder / "dedup").iterdir() if path.is_file()) == [CAPTIONS, DECISIONS]
     assert outputs[0] == outputs[1]
-
-
-def test_no_pairs_give_no_decisions(tmp_path: Path) -> None:
-    assert deduplicated(tmp_path, []) == ({}, [])
 
 
 def test_a_recipe_names_kinds_of_duplicates() -> None:

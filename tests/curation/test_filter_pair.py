@@ -49,15 +49,11 @@ def test_without_filters_any_readable_pair_is_kept(picture: MakeImage) -> None:
     assert filter_pair(Candidate(Pair("a", b"GIF89a", zh=("猫",))), made).drop is not None
 
 
-def test_what_the_source_could_not_read_keeps_its_reason() -> None:
+def test_what_the_source_could_not_read_and_too_large_metadata_keep_their_reason(picture: MakeImage) -> None:
     drop = Drop("row-malformed", "第 3 行")
     assert filter_pair(Candidate(Pair("a", b"", zh=("猫",)), drop), options()).drop == drop
-
-
-def test_metadata_larger_than_a_shard_can_hold_is_a_reason(picture: MakeImage) -> None:
-    result = filter_pair(Candidate(Pair("a", picture(), zh=("猫",), meta={"page": "x" * 1_000_000})), options())
-    assert result.drop is not None
-    assert result.drop.reason == "record-bytes"
+    large = filter_pair(Candidate(Pair("a", picture(), zh=("猫",), meta={"page": "x" * 1_000_000})), options()).drop
+    assert large is not None and large.reason == "record-bytes"
 
 
 def test_a_recipe_may_use_old_names_and_an_empty_balance() -> None:

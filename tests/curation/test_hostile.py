@@ -10,9 +10,10 @@ from dcclip_cli.curation.collect import collect
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
-from tests.curation.conftest import MakeImage, png_header
+from tests.curation.conftest import MakeImage
 from tests.curation.fetch_site import Site, floods, leads_to
 from tests.curation.reading import tar
+from tests.images import png_header
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 

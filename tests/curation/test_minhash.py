@@ -7,12 +7,9 @@ import pytest
 from dcclip_cli.curation.dedup.minhash import bands_of, jaccard, letters_of, replaces_a_word, text_hash
 
 
-def test_letters_ignore_case_width_and_punctuation() -> None:
+def test_letters_and_hashes_ignore_case_width_and_punctuation() -> None:
     assert letters_of("A Cat, 12!") == "acat12"
     assert letters_of("一只猫，ＡＢＣ。") == "一只猫abc"
-
-
-def test_captions_of_the_same_letters_have_one_hash_and_others_have_not() -> None:
     assert text_hash("A cat.") == text_hash("a cat") != text_hash("a cap")
     assert text_hash("一只猫。") == text_hash("一只猫") != text_hash("两只猫")
     assert text_hash("🐱") != text_hash("🐶")

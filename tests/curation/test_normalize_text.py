@@ -32,14 +32,11 @@ def test_a_caption_is_repaired_and_its_punctuation_is_kept(caption: str, expecte
     assert normalize(caption, "zh", NormalizeOptions()) == expected
 
 
-def test_repairs_can_be_switched_off() -> None:
-    garbled = "MÃ¼nchen &amp; 绾㈣壊璺戣溅"
+def test_repairs_can_be_switched_off_and_chinese_captions_simplified() -> None:
+    garbled, simplify = "MÃ¼nchen &amp; 绾㈣壊璺戣溅", NormalizeOptions(simplify=True)
     assert normalize(garbled + " ", "en", NormalizeOptions(ftfy=False, entities=False)) == garbled
-
-
-def test_traditional_becomes_simplified_by_choice_and_only_in_chinese_captions() -> None:
-    assert normalize("一隻黃色的狗，臺北夜市", "zh", NormalizeOptions(simplify=True)) == "一只黄色的狗，台北夜市"
-    assert normalize("a sign saying 臺北", "en", NormalizeOptions(simplify=True)) == "a sign saying 臺北"
+    assert normalize("一隻黃色的狗，臺北夜市", "zh", simplify) == "一只黄色的狗，台北夜市"
+    assert normalize("a sign saying 臺北", "en", simplify) == "a sign saying 臺北"
     assert normalize("臺北夜市", "zh", NormalizeOptions()) == "臺北夜市"
 
 

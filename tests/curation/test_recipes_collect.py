@@ -3,6 +3,7 @@
 import base64
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from tests.curation.fetch_site import Site, sends
 RECIPES = Path(__file__).parents[2] / "recipes"
 ZH = ("一只黑猫坐在红色的椅子上", "两个孩子在雨中骑自行车", "雪山下的湖边有一座小木屋")
 EN = ("a black cat on a red chair", "two children ride bicycles in the rain", "a wooden hut by a lake below a mountain")
-FETCHED = [f"collect-{name}" for name in ("laion-zh", "laion-en", "wukong", "zero", "cc3m", "cc12m")]
+FIRST_TWO = [((zh,), (en,)) for zh, en in zip(ZH[:2], EN[:2], strict=True)]
 
 
 def lay_out(recipe: str, urls: list[str], folder: Path) -> Path:
@@ -28,56 +29,63 @@ def lay_out(recipe: str, urls: list[str], folder: Path) -> Path:
     laion = {"LICENSE": "?", "HEIGHT": 160, "WIDTH": 160}
     japanese = (urls[0].replace("0.jpg", "9.jpg"), "庭の猫")
     tables = {
-        "collect-laion-zh": [
+        "laion-zh": [
             {"URL": url, "TEXT": text, "LANGUAGE": "ja" if "の" in text else "zh", **laion}
             for url, text in [*zh, japanese]
         ],
-        "collect-laion-en": [{"URL": url, "TEXT": text, "similarity": 0.31} for url, text in en],
+        "laion-en": [{"URL": url, "TEXT": text, "similarity": 0.31} for url, text in en],
     }
     if recipe in tables:
         pq.write_table(pa.Table.from_pylist(tables[recipe]), folder / "part-00000.parquet")
         return folder
     zero = [page | {"Title": text, "ImageUrl": url, "ImageQuery": text[:6]} for url, text in zh]
     name, lines = {
-        "collect-wukong": ("wukong_100m_0.csv", ["url,caption", *map(",".join, zh)]),
-        "collect-zero": ("zero.jsonl", [json.dumps(row, ensure_ascii=False) for row in zero]),
-        "collect-cc3m": ("Train_GCC-training.tsv", [f"{text}\t{url}" for url, text in en]),
-        "collect-cc12m": ("cc12m.tsv", ["\t".join(pair) for pair in en]),
+        "wukong": ("wukong_100m_0.csv", ["url,caption", *map(",".join, zh)]),
+        "zero": ("zero.jsonl", [json.dumps(row, ensure_ascii=False) for row in zero]),
+        "cc3m": ("Train_GCC-training.tsv", [f"{text}\t{url}" for url, text in en]),
+        "cc12m": ("cc12m.tsv", ["\t".join(pair) for pair in en]),
     }[recipe]
     (folder / name).write_text("".join(f"{line}\n" for line in lines), "utf-8")
     return folder / name if "cc" in recipe else folder
 
 
-def run(recipe: str, *options: str, **sets: str) -> str:
-    overrides = [f"--set={key.replace('__', '.')}={value}" for key, value in sets.items()]
-    result = CliRunner().invoke(app, ["collect", str(RECIPES / f"{recipe}.yaml"), *overrides, *options])
+def run(recipe: str, *options: str, source: dict[str, object], **sets: object) -> str:
+    sets |= {f"sources.0.{key}": value for key, value in source.items()}
+    overrides = [f"--set=collect.{key}={value}" for key, value in sets.items()]
+    result = CliRunner().invoke(app, ["collect", str(RECIPES / f"collect-{recipe}.yaml"), *overrides, *options])
     assert result.exit_code == 0, result.output
     return result.output
 
 
-def collected(recipe: str, out: Path, **sets: str) -> list[Pair]:
+def check(recipe: str, rows: int, **sets: Any) -> None:
+    assert f"# collect would read about {rows} pairs in 1 slices" in run(recipe, "--check", **sets)
+
+
+def collected(recipe: str, out: Path, **sets: Any) -> list[Pair]:
     run(recipe, "--out", str(out), "--workers", "1", "-q", **sets)
     return list(open_pairs(out / "collect"))
 
 
-@pytest.mark.parametrize("recipe", FETCHED)
+def texts(pairs: list[Pair]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    return [(pair.zh, pair.en) for pair in pairs]
+
+
+@pytest.mark.parametrize("recipe", ["laion-zh", "laion-en", "wukong", "zero", "cc3m", "cc12m"])
 def test_pairs_known_by_url_are_counted_without_a_download_and_then_fetched(
     recipe: str, site: Site, picture: MakeImage, tmp_path: Path
 ) -> None:
     site.pages |= {f"/{number}.jpg": sends(picture(number, (160, 160), "JPEG")) for number in range(3)}
     urls = [site.url(f"/{number}.jpg") for number in range(3)]
     (tmp_path / "data").mkdir()
-    path = str(lay_out(recipe, urls, tmp_path / "data"))
-    sets = {"collect__sources__0__path": path, "collect__scores": "[]"}  # no model here that could score
-    rows = 4 if recipe == "collect-laion-zh" else 3
-    assert f"# collect would read about {rows} pairs in 1 slices" in run(recipe, "--check", **sets)
+    sets: Any = {"source": {"path": lay_out(recipe, urls, tmp_path / "data")}, "scores": []}  # no model here to score
+    check(recipe, 4 if recipe == "laion-zh" else 3, **sets)
     assert not site.asked
-    pairs = collected(recipe, tmp_path / "run", collect__fetch__allow_hosts=f'["{site.host}"]', **sets)
+    pairs = collected(recipe, tmp_path / "run", **{"fetch.allow_hosts": f'["{site.host}"]'}, **sets)
     assert [pair.meta["url"] for pair in pairs] == urls
     captions = [pair.captions("en" if pair.en else "zh") for pair in pairs]
     expected = EN if pairs[0].en else ZH
     # Of zero the query, then the title; the page's text is empty.
-    assert captions == [(text[:6], text) if recipe == "collect-zero" else (text,) for text in expected]
+    assert captions == [(text[:6], text) if recipe == "zero" else (text,) for text in expected]
 
 
 def test_coco_cn_joins_chinese_lines_with_coco_s_english_json_and_keeps_to_the_training_split(
@@ -100,15 +108,11 @@ def test_coco_cn_joins_chinese_lines_with_coco_s_english_json_and_keeps_to_the_t
         annotations = [{"id": 1, "image_id": number, "caption": text} for number, _, text in own]
         text = json.dumps({"info": {}, "images": images, "annotations": annotations})
         (coco / f"annotations/captions_{split}.json").write_text(text)
-    sets = {
-        "collect__sources__0__images": str(coco),
-        "collect__sources__0__zh": str(cn / "imageid.human-written-caption.txt"),
-        "collect__sources__0__en": json.dumps([f"{coco}/annotations/captions_{s}2014.json" for s in ("train", "val")]),
-        "collect__sources__0__only": str(cn / "coco-cn_train.txt"),
-    }
-    assert "# collect would read about 2 pairs in 1 slices" in run("collect-coco-cn", "--check", **sets)
-    pairs = collected("collect-coco-cn", tmp_path / "run", **sets)
-    assert [(pair.zh, pair.en) for pair in pairs] == [((zh,), (en,)) for zh, en in zip(ZH[:2], EN[:2], strict=True)]
+    en = json.dumps([f"{coco}/annotations/captions_{split}2014.json" for split in ("train", "val")])
+    zh, only = cn / "imageid.human-written-caption.txt", cn / "coco-cn_train.txt"
+    source = {"images": coco, "zh": zh, "en": en, "only": only}
+    check("coco-cn", 2, source=source)
+    assert texts(collected("coco-cn", tmp_path / "run", source=source)) == FIRST_TWO
 
 
 def test_flickr30k_cn_joins_chinese_and_english_lines_of_one_photograph(picture: MakeImage, tmp_path: Path) -> None:
@@ -119,14 +123,9 @@ def test_flickr30k_cn_joins_chinese_and_english_lines_of_one_photograph(picture:
     zh, en = tmp_path / "flickr30k_cna_train.txt", tmp_path / "results_20130124.token"
     zh.write_text("".join(f"{name}\t{text}\n" for name, text in zip(names[:2], ZH, strict=False)), "utf-8")
     en.write_text("".join(f"{name}.jpg#0\t{text}\n" for name, text in zip(names, EN, strict=True)), "utf-8")
-    sets = {
-        "collect__sources__0__images": str(tmp_path / "images"),
-        "collect__sources__0__zh": str(zh),
-        "collect__sources__0__en": str(en),
-    }
-    assert "# collect would read about 3 pairs in 1 slices" in run("collect-flickr30k-cn", "--check", **sets)
-    pairs = collected("collect-flickr30k-cn", tmp_path / "run", **sets)  # the third has no Chinese: not of this split
-    assert [(pair.zh, pair.en) for pair in pairs] == [((zh,), (en,)) for zh, en in zip(ZH[:2], EN[:2], strict=True)]
+    source = {"images": tmp_path / "images", "zh": zh, "en": en}
+    check("flickr30k-cn", 3, source=source)  # the third has no Chinese: not of this split
+    assert texts(collected("flickr30k-cn", tmp_path / "run", source=source)) == FIRST_TWO
 
 
 def test_muge_is_read_from_base64_with_all_queries_of_a_picture(picture: MakeImage, tmp_path: Path) -> None:
@@ -134,15 +133,10 @@ def test_muge_is_read_from_base64_with_all_queries_of_a_picture(picture: MakeIma
     content = [base64.urlsafe_b64encode(picture(number, (160, 160), "JPEG")).decode() for number in range(3)]
     images.write_text("".join(f"{number}\t{text}\n" for number, text in enumerate(content)))
     queries = [("紅色連衣裙", [0]), ("黑猫 抱枕", [1]), ("山水画", [2, 0])]
-    (tmp_path / "train_texts.jsonl").write_text(
-        "".join(
-            json.dumps({"text_id": number, "text": text, "image_ids": of}, ensure_ascii=False) + "\n"
-            for number, (text, of) in enumerate(queries)
-        ),
-        "utf-8",
-    )
-    path = {"collect__sources__0__path": str(images)}
-    assert "# collect would read about 3 pairs in 1 slices" in run("collect-muge", "--check", **path)
-    pairs = collected("collect-muge", tmp_path / "run", **path)
+    rows = [{"text_id": number, "text": text, "image_ids": of} for number, (text, of) in enumerate(queries)]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    (tmp_path / "train_texts.jsonl").write_text("".join(lines), "utf-8")
+    check("muge", 3, source={"path": images})
+    pairs = collected("muge", tmp_path / "run", source={"path": images})
     assert [pair.zh for pair in pairs] == [("红色连衣裙", "山水画"), ("黑猫 抱枕",), ("山水画",)]  # Simplified
     assert pairs[0].meta["licence"] == "research only"

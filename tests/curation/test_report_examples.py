@@ -14,18 +14,13 @@ from dcclip_cli.curation.report.examples import Example, Examples
 from dcclip_cli.curation.report.statistics import DroppedCaption
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop
+from tests.curation.conftest import make_picture
 
 SMALL = Drop("image-small", "20 x 10 pixels, shortest side allowed 32")
 GONE: list[DroppedCaption] = [
     ("zh", "图片", Drop("caption-placeholder", "says nothing")),
     ("en", "x", Drop("caption-short")),
 ]
-
-
-def jpeg(width: int = 40, height: int = 20, colour: str = "red") -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (width, height), colour).save(stream, "JPEG")
-    return stream.getvalue()
 
 
 def pair(number: int, image: bytes = b"", zh: tuple[str, ...] = ("一只猫",)) -> Pair:
@@ -51,7 +46,7 @@ def only(pair: Pair, drop: Drop | None, image: Image.Image | None = None) -> Exa
 
 
 def test_the_sample_and_its_bytes_depend_neither_on_the_order_nor_on_the_slices(tmp_path: Path) -> None:
-    pairs = [pair(number, jpeg()) for number in range(100)]
+    pairs = [pair(number, make_picture()) for number in range(100)]
     whole = sample(pairs)
     shuffled = random.Random(0).sample(pairs, len(pairs))
     for number, part in enumerate((shuffled[:13], shuffled[13:60], shuffled[60:])):
@@ -65,43 +60,36 @@ def test_the_sample_and_its_bytes_depend_neither_on_the_order_nor_on_the_slices(
 
 
 def test_an_example_has_a_small_image_and_its_position_in_its_source() -> None:
-    example = only(pair(7, jpeg(400, 200)), SMALL)
+    example = only(pair(7, make_picture(size=(400, 200))), SMALL)
     assert (example.origin, example.detail, example.size) == ("照片:7.jpg", SMALL.detail, "400×200")
     assert (example.zh, example.en) == (["一只猫"], ["a cat"])
     assert shown(example.thumbnail).size == (96, 48)
-
-
-def test_a_thumbnail_is_on_white_and_at_least_one_pixel_wide() -> None:
     clear = shown(only(pair(0), None, Image.new("RGBA", (50, 50), (0, 0, 0, 0))).thumbnail)
     assert clear.getpixel((25, 25)) == (255, 255, 255)
     assert shown(only(pair(1), SMALL, Image.new("RGB", (2, 2000))).thumbnail).size == (1, 96)
 
 
-@pytest.mark.parametrize("image", [b"", b"not an image", jpeg()[:100]])
+@pytest.mark.parametrize("image", [b"", b"not an image", make_picture()[:100]])
 def test_what_cannot_be_decoded_is_shown_without_an_image(image: bytes) -> None:
     example = only(pair(0, image), Drop("image-unreadable"))
     assert (example.thumbnail, example.size) == ("", "")
 
 
-def test_a_dropped_caption_is_shown_apart_from_those_that_are_kept() -> None:
+def test_a_dropped_caption_is_shown_apart_from_those_that_are_kept_and_for_an_empty_pair_with_its_reason() -> None:
     examples = Examples()
     examples.add(pair(0), None, captions=GONE)
     placeholder, short, kept = examples.all()
     assert (kept.reason, kept.zh_dropped, kept.en_dropped) == ("kept", [], [])
     assert (placeholder.zh_dropped, placeholder.detail, placeholder.zh) == (["图片"], "says nothing", ["一只猫"])
     assert (short.reason, short.zh_dropped, short.en_dropped) == ("caption-short", [], ["x"])
-
-
-def test_a_pair_left_without_captions_shows_why_they_were_dropped() -> None:
-    examples = Examples()
     examples.add(Pair("k", b""), Drop("no-caption", "none that is fit"), captions=GONE)
-    (example,) = [example for example in examples.all() if example.reason == "no-caption"]
-    assert example.detail == "none that is fit (caption-placeholder, caption-short)"
-    assert (example.zh_dropped, example.en_dropped) == (["图片"], ["x"])
+    (empty,) = [example for example in examples.all() if example.reason == "no-caption"]
+    assert empty.detail == "none that is fit (caption-placeholder, caption-short)"
+    assert (empty.zh_dropped, empty.en_dropped) == (["图片"], ["x"])
 
 
 def test_a_duplicate_is_shown_next_to_the_image_that_is_kept() -> None:
-    first = pair(1, jpeg(colour="blue"))
+    first = pair(1, make_picture("blue"))
     examples = Examples()
     examples.add(pair(2, first.image), Drop("image-duplicate", "the same image as 1"), twin=first.key)
     examples.add(pair(3), Drop("image-duplicate"), twin="4")  # 4 is not found

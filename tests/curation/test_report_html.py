@@ -1,14 +1,12 @@
 """The report as a browser sees it: complete, harmless, the same for the same collection; and its histograms."""
 
 import base64
-import io
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from dcclip_cli.curation.filters import DEFAULT_FILTERS
 from dcclip_cli.curation.filters.image import ImageFilter
@@ -18,6 +16,7 @@ from dcclip_cli.curation.report.statistics import SCALES, DroppedCaption, Statis
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop
 from dcclip_cli.html import percent, visible
+from tests.curation.conftest import make_picture
 
 HOSTILE = "</bdi></style><script>alert('1')</script><img src=x onerror=alert(2)>\x00\u202egnp.exe\"'&amp;{{ 7*7 }}"
 VOID = {"meta", "img", "br"}
@@ -64,34 +63,32 @@ def report(tmp_path: Path, *results: tuple[Pair, Drop | None, tuple[DroppedCapti
 
 
 def pair(number: int = 0, zh: str = "一只猫，在睡觉。", en: str = "a cat sleeps", source: str = "照片") -> Pair:
-    stream = io.BytesIO()
-    Image.new("RGB", (40, 20), "red").save(stream, "PNG")
-    return Pair(f"{number:011d}", stream.getvalue(), (zh,), (en,), {"source": source, "origin": f"{number}.png"})
+    meta = {"source": source, "origin": f"{number}.png"}
+    return Pair(f"{number:011d}", make_picture(size=(40, 20)), (zh,), (en,), meta)
 
 
 def test_it_shows_kept_and_dropped_captions_in_chinese_and_english(tmp_path: Path) -> None:
     gone: tuple[DroppedCaption, ...] = (("zh", "点击查看大图", Drop("caption-boilerplate", "holds '点击查看'")),)
-    text = report(
-        tmp_path,
-        (pair(1), None, ()),
-        (pair(2), None, gone),
-        (pair(3, "狗", "a dog"), Drop("image-small", "40 x 20 pixels"), ()),
-    )
-    page = Page(text)
-    said = " ".join(page.text.split())
-    assert "2 of 3 pairs kept" in said
+    dropped = (pair(3, "狗", "a dog"), Drop("image-small", "40 x 20 pixels"), ())
+    page = Page(report(tmp_path, (pair(1), None, ()), (pair(2), None, gone), dropped))
+    text = " ".join(page.text.split())
+    assert "2 of 3 pairs kept" in text
     for shown in ("一只猫，在睡觉。", "点击查看大图", "holds '点击查看'", "40 x 20 pixels", "a dog"):
-        assert shown in said
-    assert "image-small 1 pair (33.3 %), 1 Chinese caption (25.0 %), 1 English caption (33.3 %); 1 shown" in said
-    assert "caption-boilerplate 1 Chinese caption (25.0 %); 1 shown" in said
-    assert "filters: {kind: image, min_side}" in said
+        assert shown in text
+    assert "image-small 1 pair (33.3 %), 1 Chinese caption (25.0 %), 1 English caption (33.3 %); 1 shown" in text
+    assert "caption-boilerplate 1 Chinese caption (25.0 %); 1 shown" in text
+    assert "filters: {kind: image, min_side}" in text
     assert "Histogram: Shorter side, threshold ≥ 32" in page.values("alt")
     assert page.open == []
+    assert "0 of 0 pairs kept" in Page(report(tmp_path, shards=[])).text
 
 
-def test_every_reason_links_to_its_sheet(tmp_path: Path) -> None:
+def test_it_asks_the_network_for_nothing_and_every_reason_links_to_its_sheet(tmp_path: Path) -> None:
     text = report(tmp_path, *((pair(n), Drop(reason), ()) for n, reason in enumerate(("image-blank", "url-tls", "新"))))
     page = Page(text)
+    assert not {"script", "link", "iframe", "object"} & page.elements
+    assert not [call for call in ("http:", "https:", "@import", "url(") if call in text]
+    assert "default-src 'none'" in text
     links = [value for value in page.values("href") if value not in ("#where", "#spread", "#kept")]
     assert sorted(set(links)) == ["#image-blank", "#url-tls", "#新"]
     assert {link[1:] for link in links} <= set(page.values("id"))
@@ -112,49 +109,27 @@ def test_nothing_from_outside_can_act_in_the_page(tmp_path: Path) -> None:
     assert "49" not in page.text.split()
 
 
-def test_it_asks_the_network_for_nothing(tmp_path: Path) -> None:
-    text = report(tmp_path, (pair(), None, ()))
-    assert not {"script", "link", "iframe", "object"} & Page(text).elements
-    assert "http:" not in text and "https:" not in text and "@import" not in text and "url(" not in text
-    assert "default-src 'none'" in text
-
-
-def test_unseen_characters_are_spelled_out() -> None:
-    assert visible("a\x00b\u202ec\u200b，猫\n") == "a⟨U+0000⟩b⟨U+202E⟩c⟨U+200B⟩，猫\n"
-    assert visible("👨\u200d👩") == "👨\u200d👩"
-
-
-def test_the_same_collection_gives_the_same_bytes(tmp_path: Path) -> None:
-    results = [(pair(number), Drop("image-blank") if number % 2 else None, ()) for number in range(30)]
-    assert report(tmp_path, *results) == report(tmp_path, *reversed(results))
-
-
-def test_a_collection_of_nothing_has_a_report_too(tmp_path: Path) -> None:
-    assert "0 of 0 pairs kept" in Page(report(tmp_path, shards=[])).text
-
-
 def test_what_is_left_after_each_step_adds_up() -> None:
     statistics = Statistics()
     for number, reason in enumerate(("url-tls", "image-small", "image-small", "no-caption", "image-merged", "strange")):
         statistics.add(pair(number), Drop(reason))
     statistics.add(pair(9), None)
-    table = steps(statistics.as_dict())
-    assert [(step.name, step.pairs, step.left) for step in table] == [
-        ("Download", 1, 6),
-        ("Image", 2, 4),
-        ("Empty pairs", 1, 3),
-        ("Duplicates", 1, 2),
-        ("Other", 1, 1),
-    ]
+    table = [(step.name, step.pairs, step.left) for step in steps(statistics.as_dict())]
+    dropped = [("Download", 1, 6), ("Image", 2, 4), ("Empty pairs", 1, 3), ("Duplicates", 1, 2), ("Other", 1, 1)]
+    assert table == dropped
 
 
-def test_shares_are_never_rounded_to_nothing_or_all() -> None:
+def test_shares_values_and_unseen_characters_are_written_for_people() -> None:
     shares = {(0, 0): "0 %", (0, 9): "0 %", (9, 9): "100 %", (1, 3): "33.3 %", (1, 150): "0.67 %"}
-    shares |= {(1, 100_000): "< 0.01 %", (99_999, 100_000): "99.99 %"}
+    shares |= {(1, 100_000): "< 0.01 %", (99_999, 100_000): "99.99 %"}  # never rounded to nothing or all
     assert {share: percent(*share) for share in shares} == shares
+    values = {(65536, "bytes"): "64 K", (3 << 20, "bytes"): "3 M", (12000, ""): "12,000", (1.5, ""): "1.5"}
+    assert {value: readable(*value) for value in values} == values
+    assert visible("a\x00b\u202ec\u200b，猫\n") == "a⟨U+0000⟩b⟨U+202E⟩c⟨U+200B⟩，猫\n"
+    assert visible("👨\u200d👩") == "👨\u200d👩"
 
 
-def test_every_reason_belongs_to_a_step() -> None:
+def test_every_reason_belongs_to_a_step_and_one_made_of_a_number_or_a_label_is_explained() -> None:
     expected = {
         "Reading": "row-malformed row-new image-missing",
         "Download": "url-status-404 url-new",
@@ -166,47 +141,30 @@ def test_every_reason_belongs_to_a_step() -> None:
         "Decontamination": "evaluation-image",
         "Other": "something",
     }
-    assert {step: {explain(reason)[0] for reason in text.split()} for step, text in expected.items()} == {
-        step: {step} for step in expected
-    }
-
-
-def test_a_reason_made_of_a_number_or_a_label_is_explained() -> None:
+    for step, reasons in expected.items():
+        assert {explain(reason)[0] for reason in reasons.split()} == {step}
     assert explain("url-status-404") == ("Download", "The server answered with status 404.", "")
     assert "does not match" in explain("agreement-light-low")[1]
     setting = "scores: {kind: classifier, reject, threshold}"
     assert explain("classifier-nsfw") == ("Scores", "The classifier's label: nsfw.", setting)
 
 
-def counted(**values: int) -> np.ndarray:
-    """Counts of the scale of Chinese captions: `kept` from 1 to 10, and so many dropped of a length."""
+def test_bars_count_every_value_and_reach_to_a_near_threshold_but_not_to_a_far_one() -> None:
     counts = np.zeros((3, 257), np.int64)
-    counts[0, 1:11] = 100
-    for length, number in values.items():
-        counts[1, int(length.removeprefix("of_"))] = number
-    return counts
-
-
-def svg(found: dict[str, str]) -> str:
-    return base64.b64decode(found["image"].removeprefix("data:image/svg+xml;base64,")).decode()
-
-
-def test_a_bar_counts_what_is_kept_and_dropped_and_a_few_far_values_are_in_the_last() -> None:
-    edges, bars = cut_into_bars(SCALES["zh"], counted(of_3=30, of_256=3), [])
+    counts[0, 1:11] = 100  # kept
+    for limit, last in ((12, 13.5), (200, 10.5)):
+        assert cut_into_bars(SCALES["zh"], counts, [limit])[0][-1] == last
+    counts[1, [3, 256]] = 30, 3  # dropped
+    edges, bars = cut_into_bars(SCALES["zh"], counts, [])
     assert edges.tolist() == [at + 0.5 for at in range(11)]
-    assert bars.tolist() == [[100] * 10, [0, 0, 30, 0, 0, 0, 0, 0, 0, 3], [0] * 10]
-
-
-def test_at_most_48_bars_count_every_value() -> None:
+    assert bars.tolist() == [[100] * 10, [0, 0, 30, 0, 0, 0, 0, 0, 0, 3], [0] * 10]  # a far value is in the last bar
     edges, bars = cut_into_bars(SCALES["en"], np.full((3, 257), 5), [])
     assert len(edges) - 1 == bars.shape[1] <= 48
     assert bars.sum() == 3 * 257 * 5
 
 
-@pytest.mark.parametrize(("limit", "last"), [(12, 13.5), (200, 10.5)])
-def test_a_chart_reaches_to_a_near_threshold_and_not_to_a_far_one(limit: int, last: float) -> None:
-    edges, _ = cut_into_bars(SCALES["zh"], counted(), [limit])
-    assert edges[-1] == last
+def svg(found: dict[str, str]) -> str:
+    return base64.b64decode(found["image"].removeprefix("data:image/svg+xml;base64,")).decode()
 
 
 @pytest.mark.parametrize(
@@ -229,11 +187,6 @@ def test_one_pair_among_a_million_is_visible_and_the_same_histogram_has_the_same
     assert histogram("score:agreement:zh", {"kept": {"0.25": 2}})["title"] == "Agreement, Chinese"
     assert (found["dropped"], found["alt"]) == (1, "Histogram: Chinese captions, threshold ≥ 2, ≤ 200")
     assert "#d6493b" in svg(found) and "≥ 2" in svg(found) and "≤ 200" not in svg(found)
-
-
-def test_values_are_written_as_people_write_them() -> None:
-    texts = {(65536, "bytes"): "64 K", (3 << 20, "bytes"): "3 M", (12000, ""): "12,000", (1.5, ""): "1.5"}
-    assert {value: readable(*value) for value in texts} == texts
 
 
 def test_thresholds_are_those_of_the_filters() -> None:

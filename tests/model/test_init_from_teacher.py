@@ -8,7 +8,6 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from dcclip_cli.data.pair import LANGUAGES, Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.init_from_teacher import init_text_tower, principal_components
 from dcclip_cli.model.model_dir import load_model
@@ -18,8 +17,7 @@ from dcclip_cli.model.tokenizer import load_tokenizer, trim_tokenizer
 
 
 @pytest.fixture(scope="module")
-def trimmed(altclip_folder: Path, pairs: list[Pair]) -> Tokenizer:
-    captions = [caption for pair in pairs for language in LANGUAGES for caption in pair.captions(language)]
+def trimmed(altclip_folder: Path, captions: list[str]) -> Tokenizer:
     return trim_tokenizer(altclip_folder, captions, 70)
 
 

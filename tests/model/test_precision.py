@@ -41,25 +41,20 @@ def test_without_native_bf16_auto_means_fp32_and_nothing_is_measured(
 
 
 @pytest.mark.usefixtures("native")
-@pytest.mark.parametrize(("gain", "expected"), [(1.19, "fp32"), (1.2, "bf16"), (0.1, "fp32"), (2.0, "bf16")])
-def test_with_native_bf16_a_measurement_decides(
-    towers: Towers, gain: float, expected: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("asked", "gain", "expected"),
+    [("auto", 1.19, "fp32"), ("auto", 1.2, "bf16"), ("auto", 0.1, "fp32"), ("bf16", 0.1, "bf16")],
+)
+def test_with_native_bf16_a_measurement_decides_or_warns(
+    towers: Towers, asked: str, gain: float, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "_measured_gain", lambda *_: gain)
-    choice = choose_precision("auto", "cpu", towers)
-    assert (choice.precision, choice.gain, choice.warning) == (expected, gain, "")
-    assert choice.reason == f"bf16 is {gain:.2f} times as fast as fp32 here"
+    choice = choose_precision(asked, "cpu", towers)
+    warning = "bf16 is 10.0 times slower than fp32 on this machine: set precision to auto or fp32"
+    assert (choice.precision, choice.warning) == (expected, warning if asked == "bf16" else "")
+    if asked == "auto":
+        assert (choice.gain, choice.reason) == (gain, f"bf16 is {gain:.2f} times as fast as fp32 here")
     assert newton_schulz_precision("cpu") == "bf16"
-
-
-def test_requested_bf16_that_is_slower_is_warned_about(
-    towers: Towers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("DCCLIP_CACHE", str(tmp_path))
-    monkeypatch.setattr(precision, "_measured_gain", lambda *_: 0.1)
-    choice = choose_precision("bf16", "cpu", towers)
-    assert choice.precision == "bf16"
-    assert choice.warning == "bf16 is 10.0 times slower than fp32 on this machine: set precision to auto or fp32"
 
 
 @pytest.mark.usefixtures("native")

@@ -1,6 +1,7 @@
 """Resolution of a model by path, hub name, environment or newest run."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,7 @@ def model(folder: Path, mtime: float | None = None, file: str = "open_clip_confi
     return folder.resolve()
 
 
-def bundle(folder: Path, mtime: float | None = None) -> Path:
-    return model(folder, mtime, "image.onnx")
+bundle = partial(model, file="image.onnx")
 
 
 def test_a_model_directory_and_a_bundle_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -57,15 +57,9 @@ def test_a_hub_name_says_which_library_reads_it(reference: str, kind: str, targe
     assert target in found.description
 
 
-def test_without_a_reference_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    model(Path("runs/new/align/model"))
-    folder = model(Path("elsewhere"))
-    monkeypatch.setenv("DCCLIP_MODEL", "elsewhere")
-    assert resolve() == ModelReference("folder", str(folder), "model: elsewhere ($DCCLIP_MODEL)")
-    assert resolve("runs/new").path != folder
-
-
-def test_without_anything_the_newest_finished_run_is_taken() -> None:
+def test_without_a_reference_the_environment_decides_or_the_newest_finished_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model(Path("runs/older/align/model"), mtime=1_000)
     newest = bundle(Path("runs/newer/export"), mtime=2_000)
     model(Path("runs/oldest/distill/model"), mtime=500)
@@ -73,6 +67,10 @@ def test_without_anything_the_newest_finished_run_is_taken() -> None:
     found = resolve()
     assert (found.kind, found.path) == ("bundle", newest)
     assert found.description == "model: bundle runs/newer/export (newest finished run)"
+    folder = model(Path("elsewhere"))
+    monkeypatch.setenv("DCCLIP_MODEL", "elsewhere")
+    assert resolve() == ModelReference("folder", str(folder), "model: elsewhere ($DCCLIP_MODEL)")
+    assert resolve("runs/newer").path == newest
 
 
 def test_the_starter_model_is_found_by_name_and_where_there_is_no_run() -> None:

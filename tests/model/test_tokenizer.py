@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models
 
-from dcclip_cli.data.pair import LANGUAGES, Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.tokenizer import (
     BEGIN_ID,
@@ -22,28 +21,19 @@ from dcclip_cli.model.tokenizer import (
 
 
 @pytest.fixture(scope="module")
-def captions(pairs: list[Pair]) -> list[str]:
-    return [caption for pair in pairs for language in LANGUAGES for caption in pair.captions(language)]
-
-
-@pytest.fixture(scope="module")
 def trained(captions: list[str]) -> Tokenizer:
     return train_tokenizer(captions, 300)
 
 
-def test_special_tokens_are_numbered_as_in_xlm_roberta(trained: Tokenizer) -> None:
+@pytest.mark.parametrize("text", ["红色的三角形", "red circle", "一张 red 圆环的图片"])
+def test_special_tokens_are_those_of_xlm_roberta_and_chinese_is_split_into_characters(
+    trained: Tokenizer, text: str
+) -> None:
     ids = [trained.token_to_id(token) for token in ("<s>", "<pad>", "</s>", "<unk>")]
     assert ids == [BEGIN_ID, PADDING_ID, END_ID, UNKNOWN_ID] == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize("text", ["红色的圆", "red circle", "一张 red 圆环的图片"])
-def test_a_text_starts_and_ends_with_special_tokens_and_has_no_unknown_token(trained: Tokenizer, text: str) -> None:
     first, *middle, last = trained.encode(text).ids
     assert (first, last) == (BEGIN_ID, END_ID) and min(middle) > UNKNOWN_ID
-
-
-def test_chinese_is_split_into_single_characters(trained: Tokenizer) -> None:
-    assert trained.encode("红色的三角形", add_special_tokens=False).tokens == list("红色的三角形")
+    assert text != "红色的三角形" or trained.encode(text, add_special_tokens=False).tokens == list(text)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +51,7 @@ def test_training_twice_on_the_same_captions_gives_the_same_tokenizer(captions: 
 # ---- trimming
 
 
-def test_trimming_keeps_the_segmentation_of_captions_and_of_new_texts_of_kept_tokens(
+def test_trimming_drops_unused_tokens_keeps_the_segmentation_and_renumbers_special_tokens(
     altclip_folder: Path, captions: list[str]
 ) -> None:
     full, trimmed = load_tokenizer(altclip_folder), trim_tokenizer(altclip_folder, captions, 70)
@@ -69,27 +59,18 @@ def test_trimming_keeps_the_segmentation_of_captions_and_of_new_texts_of_kept_to
     new = ["蓝色的月亮", "一张方块的图片", "black moon", "a picture of a ring", "red 圆环 green"]
     for text in [*captions, *new]:
         assert trimmed.encode(text).tokens == full.encode(text).tokens
-
-
-def test_trimming_drops_tokens_that_no_caption_uses_and_renumbers_the_special_ones(
-    altclip_folder: Path, captions: list[str]
-) -> None:
-    full, trimmed = load_tokenizer(altclip_folder), trim_tokenizer(altclip_folder, captions, 70)
     assert {"▁dog", "猫", "小猫", "▁bicycle"} <= set(full.get_vocab()) - set(trimmed.get_vocab())
     assert [trimmed.token_to_id(token) for token in ("<s>", "<pad>", "</s>", "<unk>")] == [0, 1, 2, 3]
     assert trimmed.token_to_id("<mask>") == trimmed.get_vocab_size() - 1
     assert (trimmed.encode("红").ids[0], trimmed.encode("red").ids[-1]) == (0, 2)
     assert 3 in trimmed.encode("犬").ids
+    assert trim_tokenizer(altclip_folder, captions, 79).get_vocab() == full.get_vocab()
 
 
 def test_trimming_to_fewer_tokens_keeps_the_commonest(altclip_folder: Path) -> None:
     # six that are always kept (<s> <pad> </s> <unk> <mask> ▁), then ▁red three times, ▁green twice, ▁blue once
     trimmed = trim_tokenizer(altclip_folder, ["red", "red green", "red green blue"], 8)
     assert set(trimmed.get_vocab()) == {"<s>", "<pad>", "</s>", "<unk>", "<mask>", "▁", "▁red", "▁green"}
-
-
-def test_a_vocabulary_that_is_small_enough_stays_whole(altclip_folder: Path, captions: list[str]) -> None:
-    assert trim_tokenizer(altclip_folder, captions, 79).get_vocab() == load_tokenizer(altclip_folder).get_vocab()
 
 
 def test_unknown_characters_get_no_cheaper_by_trimming(tmp_path: Path) -> None:
