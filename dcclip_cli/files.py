@@ -93,8 +93,9 @@ def file_sha256(file: Path) -> str:
 
 
 def write_json(file: Path, content: dict[str, Any], sort_keys: bool = False) -> None:
-    """Write an object as indented JSON, UTF-8."""
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False, sort_keys=sort_keys) + "\n", encoding="utf-8")
+    """Write an object as indented JSON in UTF-8; what cannot be encoded is replaced."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=sort_keys) + "\n"
+    file.write_text(text, encoding="utf-8", errors="replace")
 
 
 def read_json(file: Path, hint: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import typer
@@ -42,7 +43,13 @@ def models() -> None:
             found = resolve(str(folder))
         except DcclipError:
             continue  # a run without a model yet
-        rows.append((str(folder), found.kind, _relative(found.path)))
+        rows.append(
+            (
+                str(folder),
+                found.kind,
+                os.path.relpath(found.path) if found.path.is_relative_to(Path.cwd()) else str(found.path),
+            )
+        )
     rows.append((STARTER, resolve(STARTER).kind, "included in dcclip"))
     console.show_table("Models found here: --model NAME", ("name", "kind", "model"), rows)
     presets = (
@@ -56,8 +63,3 @@ def models() -> None:
         ("open_clip", "any open_clip model, any model directory", "open_clip:ARCH/TAG, hf-hub:ORG/NAME, a path"),
     )
     console.show_table("Teachers: teacher: {kind: KIND, model: NAME}", ("kind", "models", "as --model"), teachers)
-
-
-def _relative(path: Path) -> str:
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -44,10 +44,10 @@ from dcclip_cli.curation.work import (
     finished,
     plan,
     whole_file,
-    write_json,
 )
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import write_json
 from dcclip_cli.options import decisive, decisive_before
 from dcclip_cli.progress import Progress, Silent, Task
 from dcclip_cli.versions import versions

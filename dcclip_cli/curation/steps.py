@@ -14,10 +14,9 @@ from typing import ClassVar
 
 from dcclip_cli.curation.filter_pair import filter_pair
 from dcclip_cli.curation.options import CollectOptions
-from dcclip_cli.curation.slices import keep_slice
+from dcclip_cli.curation.slices import keep_slice, write_slice
 from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.curation.work import PAIRS, SCORES, SIGNATURES, WorkFolder, key_of, whole_file, whole_folder
-from dcclip_cli.curation.write_shards import write_slice
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.curation.sources.base import Slice
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import write_json
 from dcclip_cli.options import decisive
 from dcclip_cli.versions import versions
 
@@ -211,12 +212,6 @@ def clear(folder: Path) -> None:
         folder.rename(away)
         # ignore_errors: a worker that outlives its killed command may still be writing into it.
         shutil.rmtree(away, ignore_errors=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON; what cannot be encoded in UTF-8 is replaced."""
-    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
-    path.write_text(text, encoding="utf-8", errors="replace")
 
 
 def finished(folder: Path) -> list[str]:

@@ -59,7 +59,7 @@ def save_checkpoint(
             save_file(_tensors(model, optimizer, ema), temporary / TENSORS)
             (temporary / STATE).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        if not _disk_is_full(error):
+        if getattr(error, "errno", None) != errno.ENOSPC and "No space left on device" not in str(error):
             raise
         before = latest_checkpoint(folder)
         last = f"the last checkpoint is {before}" if before else "there is no checkpoint yet"
@@ -90,10 +90,6 @@ def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
     """The names of the optimizer's parameters, in the order of its numbers for them."""
     by_id = {id(parameter): name for name, parameter in model.named_parameters()}
     return [by_id[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _disk_is_full(error: Exception) -> bool:
-    return getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

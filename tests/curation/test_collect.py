@@ -19,7 +19,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dcclip_cli.curation import write_shards
+from dcclip_cli.curation import slices
 from dcclip_cli.curation.collect import CollectResult, collect
 from dcclip_cli.curation.executors import Engine
 from dcclip_cli.curation.filters.language import LanguageFilter
@@ -45,7 +45,7 @@ def options(folder: Path, pairs: list[Pair], **more: Any) -> CollectOptions:
 
 def stop_before_writing(options: CollectOptions, out: Path) -> None:
     with pytest.MonkeyPatch.context() as broken, pytest.raises(TypeError):
-        broken.setattr(write_shards, "ShardWriter", None)
+        broken.setattr(slices, "ShardWriter", None)
         collect(options, out, engine=ONE)
 
 
