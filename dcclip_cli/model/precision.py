@@ -7,8 +7,8 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -86,9 +86,6 @@ class Choice:
         """The messages for the user: the precision of `who`, and a warning if it is slow."""
         message = f"{who}: computes in {self.precision} ({self.reason})"
         return [message, f"warning: {self.warning}"] if self.warning else [message]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 AS_ASKED = Choice("fp32", "as requested")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -74,7 +75,7 @@ def settle_precision(
     def choose() -> Choice:
         return choose_precision(asked, device, towers, training=True, image=image)
 
-    choice = Choice(**_decided(folder, "precision", lambda: choose().to_dict())) if asked == "auto" else choose()
+    choice = Choice(**_decided(folder, "precision", lambda: asdict(choose()))) if asked == "auto" else choose()
     if rule == "auto":
         rule = _decided(folder, "newton_schulz", lambda: newton_schulz_precision(device))
     for line in choice.lines(folder.name):
@@ -86,8 +87,8 @@ def settle_precision(
 def computed_in(options: TrainOptions, choice: Choice, teachers: Sequence[Towers]) -> dict[str, Any]:
     """Precision and threads of a stage, for the model's provenance."""
     return {
-        **choice.to_dict(),
+        **asdict(choice),
         "newton_schulz": options.optimizer.newton_schulz if options.optimizer.kind == "muon" else None,
         "threads": torch.get_num_threads(),
-        "teachers": [teacher.precision.to_dict() for teacher in teachers],
+        "teachers": [asdict(teacher.precision) for teacher in teachers],
     }

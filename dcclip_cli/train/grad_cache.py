@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -51,14 +50,16 @@ def cached_backward(task: TrainingTask, batch: Batch, parts: int, accelerator: A
     states, outputs = [], []
     with torch.no_grad(), accelerator.autocast(), _untouched_statistics(task):
         for piece in pieces:
-            states.append(_random_state())
+            states.append((torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None))
             outputs.append(task.outputs(piece))
     whole = _joined(batch, outputs, parts)
     with accelerator.autocast():
         terms = task.terms(batch, whole)
     accelerator.backward(sum(terms.values()))
-    for number, (piece, state) in enumerate(zip(pieces, states, strict=True)):
-        _set_random_state(state)
+    for number, (piece, (on_cpu, on_gpu)) in enumerate(zip(pieces, states, strict=True)):
+        torch.set_rng_state(on_cpu)
+        if on_gpu is not None:
+            torch.cuda.set_rng_state(on_gpu)
         with accelerator.autocast():
             part = task.outputs(piece)
             pulls = [(part.image.embedding, whole.image.embedding.grad)] if len(piece.pixels) else []
@@ -99,13 +100,3 @@ def _untouched_statistics(task: nn.Module) -> Iterator[None]:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-
-
-def _random_state() -> tuple[Tensor, Any]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-
-
-def _set_random_state(state: tuple[Tensor, Any]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1])

@@ -239,21 +239,21 @@ def test_ctrl_c_and_sigterm_end_after_the_step_with_a_checkpoint(
 
 
 class NowAndThen(Pulled):
-    """Its loss is not finite in the second and third of its steps; a batch norm's statistics would spoil with it."""
+    """Its loss is not finite in the steps `bad`; a batch norm's statistics would spoil with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *bad: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(2)
+        self.bad, self.norm = bad, nn.BatchNorm1d(2)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         terms = super().forward(batch)
-        wrong = math.nan if len(self.seen) in (2, 3) else 1.0
+        wrong = math.nan if len(self.seen) in self.bad else 1.0
         self.norm(torch.full((3, 2), wrong))
         return {name: term * wrong for name, term in terms.items()}
 
 
 def test_steps_that_are_not_finite_change_nothing_and_are_counted(train: Train, tmp_path: Path) -> None:
-    task, ema = NowAndThen(), 0.75
+    task, ema = NowAndThen(2, 3), 0.75
     sgd = {"kind": "sgd", "lr": 0.1, "momentum": 0.0}
     metrics = train(task, steps=5, log_every_steps=1, optimizer=sgd, clip_norm=None, ema=ema)
     assert metrics["skipped_steps"] == 2
@@ -265,6 +265,11 @@ def test_steps_that_are_not_finite_change_nothing_and_are_counted(train: Train, 
         average = ema * average + (1 - ema) * weight
     assert task.bias.tolist() == pytest.approx([average] * 2)  # the EMA of the three finite steps
     assert task.norm.running_mean is not None and torch.isfinite(task.norm.running_mean).all()
+
+
+def test_too_many_steps_in_a_row_that_are_not_finite_end_training_and_name_every_loss(train: Train) -> None:
+    with refused(r"step 13: matrix, others is not finite, for 10 steps in a row", "optimizer.lr"):
+        train(NowAndThen(2, *range(4, 20)), steps=20)
 
 
 class Guessing(Pulled):
