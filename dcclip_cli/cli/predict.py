@@ -193,7 +193,7 @@ def _page(text: str, hits: Sequence[Hit]) -> str:
     from dcclip_cli.model.preprocess import decode
 
     thumbnails = [jpeg_data_url(jpeg_thumbnail(decode(hit.image), 2 * _THUMBNAIL_PX)) for hit in hits]
-    figures = "\n".join(
+    cards = "\n".join(
         f'<figure><a href="{html.escape(hit.image.resolve().as_uri())}"><img alt="" src="{thumbnail}"></a>'
         f"<figcaption>{html.escape(str(hit.image))}<br>{hit.score:.3f}</figcaption></figure>"
         for hit, thumbnail in zip(hits, thumbnails, strict=True)
@@ -212,7 +212,7 @@ figcaption {{ font-size: 13px; color: #555; overflow-wrap: anywhere; }}
 </style>
 <h1>{html.escape(text)}</h1>
 <main>
-{figures}
+{cards}
 </main>
 </html>
 """

@@ -216,10 +216,10 @@ class Int8Tower:
 def _save(model: Any, out: Path) -> None:
     import onnx
 
-    beside = out.with_name(f"{out.name}.data")
-    beside.unlink(missing_ok=True)
+    external = out.with_name(f"{out.name}.data")
+    external.unlink(missing_ok=True)
     large = bytes_of(model) > LARGEST_FILE
-    onnx.save(model, out, save_as_external_data=large, location=beside.name if large else None)
+    onnx.save(model, out, save_as_external_data=large, location=external.name if large else None)
 
 
 class OnnxGraphs:
