@@ -12,11 +12,10 @@ import math
 import struct
 import zlib
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -79,23 +78,22 @@ class Block:
     seconds: float  # that computing them took
     fields: dict[str, Field]
 
-    def read(self, name: str, rows: Sequence[int]) -> list[bytes]:
-        """The bytes of some rows of an array. Raises Damaged where they are not what was written."""
-        field, found = self.fields[name], list[bytes]()
+    def read(self, name: str, rows: Iterable[tuple[int, memoryview]]) -> None:
+        """Read some rows of an array into their buffers. Raises Damaged where they are not what was written."""
+        field = self.fields[name]
         try:
             with _open(self.source) as stream:
-                for row in rows:
-                    first, last = (row, row + 1) if field.ends is None else (field.ends[row], field.ends[row + 1])
+                for row, buffer in rows:
+                    first = row if field.ends is None else field.ends[row]
                     stream.seek(field.start + first * field.entry_bytes)
-                    found.append(content := stream.read((last - first) * field.entry_bytes))
-                    if len(content) < (last - first) * field.entry_bytes:
+                    if stream.readinto(buffer) != len(buffer):
                         raise Damaged("is cut")
-                    if not field.verified[row] and zlib.crc32(content) != field.checks[row]:
-                        raise Damaged("is damaged")
-                    field.verified[row] = 1
+                    if not field.verified[row]:
+                        if zlib.crc32(buffer) != field.checks[row]:
+                            raise Damaged("is damaged")
+                        field.verified[row] = 1
         except FileNotFoundError:
             raise Damaged("was removed") from None
-        return found
 
 
 def pack(pieces: Sequence[tuple[np.ndarray, Values]], seconds: float) -> list[bytes | memoryview]:
@@ -154,5 +152,5 @@ def parse(source: Path | bytes) -> Block:
     return Block(source, size, keys, about["seconds"], fields)
 
 
-def _open(source: Path | bytes) -> IO[bytes]:
+def _open(source: Path | bytes) -> io.BytesIO | io.FileIO:
     return io.BytesIO(source) if isinstance(source, bytes) else io.FileIO(source)

@@ -15,8 +15,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from hashlib import blake2b
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
+from typing import cast
 from uuid import uuid4
 
 import numpy as np
@@ -102,21 +103,23 @@ class FeatureStore:
         numbers, rows = self._find(name, keys).T.tolist()
         if -1 in numbers:
             raise MissingRows(f"{numbers.count(-1)} of {len(keys)} rows are missing")
-        parts, damaged = [b""] * len(keys), 0
-        for number, group in groupby(sorted(range(len(keys)), key=numbers.__getitem__), numbers.__getitem__):
-            places, block = list(group), self._blocks[number]
-            assert block is not None
-            field = block.fields[name]
+        blocks, damaged = [cast(Block, self._blocks[number]) for number in numbers], 0
+        fields = [block.fields[name] for block in blocks]
+        lengths = [
+            1 if one.ends is None else one.ends[row + 1] - one.ends[row] for one, row in zip(fields, rows, strict=True)
+        ]
+        content = np.empty(sum(lengths) * fields[0].entry_bytes, np.uint8)
+        ends = list(accumulate((length * fields[0].entry_bytes for length in lengths), initial=0))
+        for number, places in groupby(sorted(range(len(keys)), key=numbers.__getitem__), numbers.__getitem__):
+            buffers = ((rows[place], content.data[ends[place] : ends[place + 1]]) for place in places)
             try:
-                for place, part in zip(places, block.read(name, [rows[place] for place in places]), strict=True):
-                    parts[place] = part
+                cast(Block, self._blocks[number]).read(name, buffers)
             except Damaged as why:
                 self._drop(number, str(why))
                 damaged += 1
         if damaged:
             raise MissingRows(f"{damaged} blocks are damaged")
-        values = np.frombuffer(bytearray().join(parts), field.dtype).reshape(-1, *field.shape)
-        return Ragged(values, np.asarray([len(part) for part in parts]) // field.entry_bytes)
+        return Ragged(content.view(fields[0].dtype).reshape(-1, *fields[0].shape), np.asarray(lengths))
 
     def _find(self, name: str, keys: np.ndarray) -> np.ndarray:
         """(N, 2) the block and the row in it of each key, -1 where the array is missing."""
