@@ -57,7 +57,7 @@ def atomic_file(file: Path) -> Iterator[Path]:
 
 
 def atomic_write(file: Path, content: bytes | str) -> None:
-    """Write a file under a temporary name and move it into place; text as UTF-8 with \n line ends."""
+    """Write a file under a temporary name and move it into place; text as UTF-8 with LF line ends."""
     with atomic_file(file) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 

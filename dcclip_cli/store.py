@@ -110,10 +110,11 @@ class FeatureStore:
         ]
         content = np.empty(sum(lengths) * fields[0].entry_bytes, np.uint8)
         ends = list(accumulate((length * fields[0].entry_bytes for length in lengths), initial=0))
-        for number, places in groupby(sorted(range(len(keys)), key=numbers.__getitem__), numbers.__getitem__):
+        for number, group in groupby(sorted(range(len(keys)), key=numbers.__getitem__), numbers.__getitem__):
+            places = list(group)
             buffers = ((rows[place], content.data[ends[place] : ends[place + 1]]) for place in places)
             try:
-                cast(Block, self._blocks[number]).read(name, buffers)
+                blocks[places[0]].read(name, buffers)
             except Damaged as why:
                 self._drop(number, str(why))
                 damaged += 1

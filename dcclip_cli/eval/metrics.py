@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dcclip_cli.eval.registry import Metric
+from dcclip_cli.predict.zero_shot import softmax_of
 
 RECALLS = (1, 5, 10)
 _BLOCK = 1024  # queries compared with all items at once
@@ -113,11 +114,11 @@ class Score:
 def score_classes(scores: np.ndarray, labels: np.ndarray, metric: Metric) -> Score:
     """The metrics of scores (N, C), cosines or a probe's logits, for labels (N,) or truth values (N, C)."""
     if labels.ndim == 2:
-        details = {"labels": labels, "scores": _softmax(_SCALE * scores), "cosines": scores}
+        details = {"labels": labels, "scores": softmax_of(_SCALE * scores), "cosines": scores}
     else:
         details = {"labels": labels, "ranks": ranks(scores, labels), "predictions": scores.argmax(axis=1)}
         if metric == "roc_auc":
-            details["scores"] = _softmax(_SCALE * scores)[:, 1]
+            details["scores"] = softmax_of(_SCALE * scores)[:, 1]
     return Score(metrics_of(details), {name: one for name, one in details.items() if name != "cosines"})
 
 
@@ -182,8 +183,3 @@ def _class_mean(
 ) -> float:
     truth = labels.astype(bool)
     return float(np.mean([metric(scores[:, one], truth[:, one], weights) for one in range(labels.shape[1])]))
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)

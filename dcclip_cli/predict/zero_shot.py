@@ -94,8 +94,12 @@ def softmax(images: np.ndarray, classes: np.ndarray, logit_scale: float) -> np.n
 
     A sigmoid model's bias is the same for every class, so it cancels in the softmax.
     """
-    logits = logit_scale * (images @ classes.T).astype(np.float64)
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return softmax_of(logit_scale * (images @ classes.T).astype(np.float64))
+
+
+def softmax_of(logits: np.ndarray) -> np.ndarray:
+    """The softmax of each row, in double precision."""
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
