@@ -46,6 +46,12 @@ def caption_strings(value: Any, where: str) -> tuple[str, ...]:
     return tuple(caption for caption in captions if caption)
 
 
+def caption_id(caption: str) -> int:
+    """64 bits by which equal captions, in upper or lower case, are recognized; never 0, which means no caption."""
+    digest = hashlib.blake2b(caption.casefold().encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") or 1
+
+
 class PairDataset(ABC):
     """A map-style dataset of image-text pairs in a fixed order; image bytes are read when a pair is asked for.
 
@@ -97,6 +103,29 @@ class PairDataset(ABC):
     def image_digest(self, index: int) -> bytes:
         """16 bytes that identify a sample's image by its content, wherever it is."""
         return hashlib.blake2b(self[index].image, digest_size=16).digest()
+
+    def first_caption_ids(self, indices: np.ndarray) -> np.ndarray:
+        """(n, 2) uint64: `caption_id` of the samples' first Chinese and first English caption."""
+        import numpy as np
+
+        ids = [
+            [caption_id(captions[index][0]) if captions[index] else 0 for captions in map(self.captions, LANGUAGES)]
+            for index in indices.tolist()
+        ]
+        return np.asarray(ids, np.uint64).reshape(-1, len(LANGUAGES))
+
+    @property
+    def blocks(self) -> np.ndarray:
+        """(M,) the first sample of each block, ascending from 0: samples that are stored next to each other.
+
+        Shuffling keeps to a few blocks at a time, so that of data of any size only these need to be at hand.
+        """
+        import numpy as np
+
+        return np.zeros(1, np.int64)
+
+    def will_need(self, indices: np.ndarray) -> None:
+        """Announce the samples of the next shuffle window, whose data may be fetched ahead."""
 
 
 class FileDataset(PairDataset):
