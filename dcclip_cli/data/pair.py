@@ -124,7 +124,7 @@ class PairDataset(ABC):
 
         return np.zeros(1, np.int64)
 
-    def will_need(self, indices: np.ndarray) -> None:
+    def will_need(self, indices: np.ndarray) -> None:  # noqa: B027  # not every dataset has anything to fetch
         """Announce the samples of the next shuffle window, whose data may be fetched ahead."""
 
 
