@@ -28,14 +28,14 @@ _SIZES = ((301, 200), (97, 333), (256, 256), (63, 64))
 _OTHER = "export a model whose images are resized to a square, or by the shorter side with a centre crop"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Source:
     """A loaded model. Texts are padded with `padding_id` to the longest of them, or to `context_length` if `fixed`.
 
     `folder` is the model directory, if it was loaded from one; `encoder` is the model to compare exports with.
     """
 
-    encoder: TorchEncoder
+    encoder: TorchEncoder | None  # None after `release`
     tokenizer: Tokenizer
     context_length: int
     padding_id: int
@@ -43,9 +43,19 @@ class Source:
     preprocessing: Preprocessing
     folder: Path | None = None
 
+    def __post_init__(self) -> None:
+        towers = self.towers
+        self.name, self.parameters = towers.name, towers.parameters_count()
+        self.logit_scale, self.logit_bias = towers.logit_scale, towers.logit_bias
+
     @property
     def towers(self) -> Towers:
+        assert self.encoder is not None, "the model was released"
         return self.encoder.towers
+
+    def release(self) -> None:
+        """Free the model's memory."""
+        self.encoder = None
 
 
 def load_source(reference: ModelReference) -> Source:
