@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 class Source:
     """A loaded model. Texts are padded with `padding_id` to the longest of them, or to `context_length` if `fixed`.
 
-    `folder` is the model directory, if it was loaded from one; `encoder` is the model to compare exports with.
+    `folder` is the model directory, if it was loaded from one.
     """
 
-    encoder: TorchEncoder | None  # None after `release`
+    loaded: TorchEncoder | None  # None after `release`
     tokenizer: Tokenizer
     context_length: int
     padding_id: int
@@ -44,13 +44,18 @@ class Source:
         self.logit_scale, self.logit_bias = towers.logit_scale, towers.logit_bias
 
     @property
+    def encoder(self) -> TorchEncoder:
+        """The model to compare exports with."""
+        assert self.loaded is not None, "the model was released"
+        return self.loaded
+
+    @property
     def towers(self) -> Towers:
-        assert self.encoder is not None, "the model was released"
         return self.encoder.towers
 
     def release(self) -> None:
         """Free the model's memory."""
-        self.encoder = None
+        self.loaded = None
 
 
 def load_source(reference: ModelReference) -> Source:
