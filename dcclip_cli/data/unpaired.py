@@ -98,10 +98,10 @@ def open_texts(path: str | Path) -> PairDataset:
     """
     path = Path(path)
     files = [path]
-    if path.is_file() and path.suffix in _READERS:
+    if path.is_file() and path.suffix in READERS:
         try:
             with path.open(encoding="utf-8-sig", newline="") as stream:
-                texts = [text for text in _READERS[path.suffix](stream, path) if text]
+                texts = [text for text in READERS[path.suffix](stream, path) if text]
         except UnicodeDecodeError as error:
             what = f"{path} is not UTF-8: {error.reason} at byte {error.start}"
             raise DcclipError(what, "save it as UTF-8") from None
@@ -111,7 +111,7 @@ def open_texts(path: str | Path) -> PairDataset:
         every = {language: chain.from_iterable(pairs.captions(language)) for language in LANGUAGES}
         texts = [{language: (text,)} for language in LANGUAGES for text in dict.fromkeys(every[language])]
     else:
-        raise DcclipError(f"{path} is not a text file that dcclip reads", f"name {', '.join(_READERS)}, or pairs")
+        raise DcclipError(f"{path} is not a text file that dcclip reads", f"name {', '.join(READERS)}, or pairs")
     if not texts:
         raise DcclipError(f"{path} has no text", "every line in it is empty: write it again, or name another")
     return TextDataset(path, files, texts)
@@ -156,7 +156,7 @@ def _objects(stream: Iterable[str], path: Path) -> Iterator[Captions]:
         yield {key: own for key, own in stripped.items() if own}
 
 
-_READERS: dict[str, Callable[[Iterable[str], Path], Iterator[Captions]]] = {
+READERS: dict[str, Callable[[Iterable[str], Path], Iterator[Captions]]] = {
     ".txt": _plain,
     # Nobody quotes in a .tsv, and a lone " is a character.
     ".tsv": lambda stream, path: _table((line.rstrip("\r\n").split("\t") for line in stream), path),
