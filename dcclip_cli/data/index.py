@@ -17,7 +17,8 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.data.pair import LANGUAGES, caption_id
-from dcclip_cli.data.shards import Columns, Row, parquet_rows, row_groups, tar_rows
+from dcclip_cli.data.shards import Columns, Row, rows_of
+from dcclip_cli.data.storage import DataFile
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import atomic_file, cache_folder, lock
 from dcclip_cli.machine import cores
@@ -33,22 +34,22 @@ _BATCH_ROWS = 65_536
 _BATCH_CHARACTERS = 1 << 28  # offsets in an Arrow array have 31 bits
 _FEW_BYTES = 1 << 26  # so much data is indexed faster than a process starts
 _ABOUT = b"dcclip.index"
-_AGAIN = "index it again: dcclip index"
+_AGAIN = "dcclip index --fresh"
 
 
 @dataclass(frozen=True)
 class About:
     """What an index says about its data file: its size in bytes, a hash of all columns, the column names used.
 
-    `rows` and `captioned` count the rows of each record batch, and those of them that have captions; `groups` counts
-    the rows of each row group of a Parquet file.
+    `rows` and `captioned` count the rows of each record batch, and those of them that have captions; `groups` has the
+    number of rows and the bytes of all images of each row group of a Parquet file.
     """
 
     size: int
     sha256: str
     rows: list[int]
     captioned: list[int]
-    groups: list[int] = field(default_factory=list)
+    groups: list[list[int]] = field(default_factory=list)
     columns: dict[str, str] = field(default_factory=dict)
     format: int = _FORMAT
 
@@ -57,7 +58,7 @@ class About:
 class Index:
     """The index of a data file."""
 
-    file: Path  # the data
+    file: DataFile  # the data
     path: Path
     about: About
 
@@ -79,10 +80,15 @@ class IndexWriter:
         self._captioned: list[int] = []
         self._waiting: list[tuple[Any, ...]] = []
         self._characters = 0
+        self._groups: list[list[int]] = []
 
     def add(self, row: Row) -> None:
+        if row.group is not None:
+            self._groups += [[0, 0] for _ in range(len(self._groups), row.group + 1)]
+            self._groups[-1][0] += 1
+            self._groups[-1][1] += max(0, row.size)
         ids = (caption_id(texts[0]) if texts else 0 for texts in (row.zh, row.en))
-        self._waiting.append((*row, *ids))
+        self._waiting.append((*row[:-1], *ids))
         self._characters += len(row.meta) + sum(map(len, row.zh)) + sum(map(len, row.en))
         if len(self._waiting) == _BATCH_ROWS or self._characters >= _BATCH_CHARACTERS:
             self._flush()
@@ -100,15 +106,15 @@ class IndexWriter:
         self._captioned.append(sum(row[4] for row in self._waiting))
         self._waiting, self._characters = [], 0
 
-    def finish(self, size: int, groups: Sequence[int] = (), columns: Columns | None = None) -> About:
-        """Close the file; `size`: of the data file in bytes, `groups`: rows of each row group."""
+    def finish(self, size: int, columns: Columns | None = None) -> About:
+        """Close the file; `size`: of the data file in bytes."""
         import pyarrow as pa
 
         if self._waiting:
             self._flush()
-        self._hash.update(repr(list(groups)).encode())  # they decide the order of training
+        self._hash.update(json.dumps(self._groups).encode())  # they decide the order of training
         named = columns.named if columns else {}
-        about = About(size, self._hash.hexdigest(), self._rows, self._captioned, list(groups), named)
+        about = About(size, self._hash.hexdigest(), self._rows, self._captioned, self._groups, named)
         # In an empty last batch: the head of the file was written before any of this was known.
         last = pa.RecordBatch.from_pylist([], self._schema)
         self._file.write_batch(last, custom_metadata={_ABOUT: json.dumps(asdict(about), sort_keys=True)})
@@ -165,16 +171,14 @@ def _update(digest: hashlib._Hash, array: pa.Array) -> None:
         digest.update(memoryview(buffers[1])[: len(array) * kind.byte_width])
 
 
-def write_index(file: Path, path: Path, columns: Columns) -> None:
+def write_index(file: DataFile, path: Path, columns: Columns) -> None:
     """Index a data file. Raises DcclipError where it cannot be read."""
-    before = file.stat().st_size
-    groups = row_groups(file) if file.suffix == ".parquet" else []
     with atomic_file(path) as partial:
         writer = IndexWriter(partial)
         try:
-            for row in (parquet_rows if file.suffix == ".parquet" else tar_rows)(file, columns):
+            for row in rows_of(file, columns):
                 writer.add(row)
-            writer.finish(before, groups, columns)
+            writer.finish(file.size, columns)
         finally:
             writer.close()
 
@@ -182,7 +186,7 @@ def write_index(file: Path, path: Path, columns: Columns) -> None:
 # ---- finding
 
 
-def read_index(file: Path, path: Path) -> Index | None:
+def read_index(file: DataFile, path: Path) -> Index | None:
     """The index in a file; None where it is missing, damaged or of another format."""
     import pyarrow as pa
 
@@ -197,29 +201,43 @@ def read_index(file: Path, path: Path) -> Index | None:
         return None
 
 
-def beside(file: Path) -> Path:
-    """The place of a file's index next to it."""
-    return file.with_name(file.name + SUFFIX)
+def read_batch(index: Index, number: int) -> pa.RecordBatch:
+    """One of an index's record batches, mapped into memory. Raises DcclipError where the file is damaged."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(index.path)) as source:
+            batch = pa.ipc.open_file(source).get_batch(number)
+        batch.validate(full=True)  # it may come from elsewhere, and Arrow trusts the offsets in it
+    except (OSError, pa.ArrowException) as error:
+        raise DcclipError(f"{index.path} is damaged: {error}", f"index it again: {_AGAIN} {index.file}") from None
+    return batch
 
 
-def cached(file: Path, columns: Columns) -> Path:
+def beside(file: DataFile) -> Path:
+    """The place of a local file's index next to it."""
+    return Path(file.location + SUFFIX)
+
+
+def cached(file: DataFile, columns: Columns) -> Path:
     """The place of a file's index in the cache folder."""
-    about = json.dumps([str(file.resolve()), columns.named], sort_keys=True)
+    version = file.version if file.is_remote else ""
+    about = json.dumps([file.location, version, columns.named], sort_keys=True)
     return cache_folder() / "index" / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}{SUFFIX}"
 
 
-def find_index(file: Path, columns: Columns) -> Index | None:
+def find_index(file: DataFile, columns: Columns) -> Index | None:
     """The index of a data file that is newer than the file and states its size; None if there is none."""
-    about = file.stat()
-    for path in (beside(file), cached(file, columns)):
-        with suppress(FileNotFoundError):
-            if path.stat().st_mtime_ns >= about.st_mtime_ns and (index := read_index(file, path)):
-                if (index.about.size, index.about.columns) == (about.st_size, columns.named):
-                    return index
+    for path in ([] if file.is_remote else [beside(file)]) + [cached(file, columns)]:
+        with suppress(OSError):
+            newer = file.is_remote or path.stat().st_mtime_ns >= int(file.version)
+            index = read_index(file, path) if newer else None
+            if index and (index.about.size, index.about.columns) == (file.size, columns.named):
+                return index
     return None
 
 
-def find_indexes(files: Sequence[Path], columns: Columns, progress: Progress | None = None) -> list[Index]:
+def find_indexes(files: Sequence[DataFile], columns: Columns, progress: Progress | None = None) -> list[Index]:
     """The indexes of data files; those that are missing or too old are written to the cache folder first."""
     found = {file: find_index(file, columns) for file in files}
     missing = [file for file, index in found.items() if index is None]
@@ -237,16 +255,16 @@ def find_indexes(files: Sequence[Path], columns: Columns, progress: Progress | N
 # ---- many files
 
 
-def write_indexes(jobs: Sequence[tuple[Path, Path]], columns: Columns, progress: Progress | None = None) -> None:
+def write_indexes(jobs: Sequence[tuple[DataFile, Path]], columns: Columns, progress: Progress | None = None) -> None:
     """Write the indexes of many (data file, index) in parallel. Each is whole or missing, also after a kill."""
     workers = min(cores(), len(jobs))
     with (progress or Silent()).task("index", len(jobs)) as task:
-        if workers < 2 or sum(file.stat().st_size for file, _ in jobs) < _FEW_BYTES:
+        if workers < 2 or sum(file.size for file, _ in jobs) < _FEW_BYTES:
             for file, path in jobs:
                 write_index(file, path, columns)
                 task.advance()
             return
-        waiting: SimpleQueue[tuple[Path, Path]] = SimpleQueue()
+        waiting: SimpleQueue[tuple[DataFile, Path]] = SimpleQueue()
         for job in jobs:
             waiting.put(job)
         processes = [_start_worker() for _ in range(workers)]
@@ -268,7 +286,7 @@ def _start_worker() -> subprocess.Popen[str]:
 
 
 def _feed(
-    process: subprocess.Popen[str], waiting: SimpleQueue[tuple[Path, Path]], columns: Columns, task: Task
+    process: subprocess.Popen[str], waiting: SimpleQueue[tuple[DataFile, Path]], columns: Columns, task: Task
 ) -> None:
     """Hand files to a worker until none is waiting. Raises what it raises."""
     assert process.stdin and process.stdout
@@ -277,7 +295,7 @@ def _feed(
             file, path = waiting.get_nowait()
         except Empty:
             return
-        process.stdin.write(json.dumps([str(file), str(path), columns.named]) + "\n")
+        process.stdin.write(json.dumps([asdict(file), str(path), columns.named]) + "\n")
         process.stdin.flush()
         answer = process.stdout.readline()
         if not answer:
@@ -297,7 +315,7 @@ def _serve(orders: Iterable[str]) -> None:
         file, path, named = json.loads(order)
         error = None
         try:
-            write_index(Path(file), Path(path), Columns(**named))
+            write_index(DataFile(**file), Path(path), Columns(**named))
         except DcclipError as raised:
             error = [raised.what, raised.hint]
         sys.stdout.write(json.dumps(error) + "\n")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import repeat
+from itertools import accumulate, islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, overload
 
@@ -16,10 +17,12 @@ from dcclip_cli.files import file_sha256
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
 
 Language = Literal["zh", "en"]
 LANGUAGES: tuple[Language, ...] = ("zh", "en")
 T = TypeVar("T")
+_CHUNK = 65_536  # rows of an Arrow array
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,28 @@ class Lazy(Sequence[T]):
         return all(one == another for one, another in zip(self, other, strict=True))
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def arrow_captions(captions: Iterable[tuple[str, ...]]) -> Lazy[tuple[str, ...]]:
+    """Captions kept in memory, without a Python object for each."""
+    import pyarrow as pa
+
+    every, chunks = iter(captions), []
+    while some := list(islice(every, _CHUNK)):
+        chunks.append(pa.array(some, pa.list_(pa.string())))
+    return lazy_captions(pa.chunked_array(chunks, pa.list_(pa.string())))
+
+
+def lazy_captions(captions: pa.ChunkedArray) -> Lazy[tuple[str, ...]]:
+    """The captions in an Arrow column of lists."""
+    chunks = captions.chunks
+    firsts = [0, *accumulate(map(len, chunks))]
+
+    def get(index: int) -> tuple[str, ...]:
+        number = bisect_right(firsts, index) - 1
+        return tuple(chunks[number][index - firsts[number]].as_py())
+
+    return Lazy(len(captions), get, lambda: (tuple(texts) for chunk in chunks for texts in chunk.to_pylist()))
 
 
 class PairDataset(ABC):

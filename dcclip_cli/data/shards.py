@@ -6,13 +6,13 @@ import json
 import tarfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
 from dcclip_cli.data.pair import LANGUAGES, Language, caption_strings, image_digest
-from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, tar_members
+from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, members_of
+from dcclip_cli.data.storage import DataFile
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import json_object
 from dcclip_cli.options import Options
@@ -65,7 +65,8 @@ class Columns(Options):
 class Row(NamedTuple):
     """One image with its captions: `size` bytes at `offset` of a tar, or of the joined images of a Parquet row group.
 
-    `captioned`: whether the image has a record, if only an empty one; `meta` is JSON; `size` is -1 for a missing image.
+    `captioned`: whether the image has a record, if only an empty one; `meta` is JSON; `size` is -1 for a missing image;
+    `group` is the number of the row group.
     """
 
     key: str
@@ -76,6 +77,12 @@ class Row(NamedTuple):
     offset: int
     size: int
     digest: bytes
+    group: int | None = None
+
+
+def rows_of(file: DataFile, columns: Columns) -> Iterator[Row]:
+    """The images in a shard. Raises DcclipError where it cannot be read."""
+    return parquet_rows(file, columns) if file.name.endswith(".parquet") else tar_rows(file, columns)
 
 
 # ---- tars: KEY.jpg|png|webp next to KEY.json
@@ -93,7 +100,7 @@ class _Found(NamedTuple):
     content: bytes
 
 
-def tar_rows(file: Path, columns: Columns) -> Iterator[Row]:
+def tar_rows(file: DataFile, columns: Columns) -> Iterator[Row]:
     """The images in a tar in the order of their names' first appearance. Raises DcclipError where it cannot be read.
 
     Member names are only compared, never used as paths; links and special files are skipped.
@@ -108,7 +115,7 @@ def tar_rows(file: Path, columns: Columns) -> Iterator[Row]:
 
 
 def _joined(
-    members: Iterator[_Found], file: Path, columns: Columns
+    members: Iterator[_Found], file: DataFile, columns: Columns
 ) -> tuple[dict[str, tuple[int, int, bytes]], dict[str, tuple[Captions, str]]]:
     """(offset, size, digest) of each image by its key; captions and metadata by key."""
     images: dict[str, tuple[int, int, bytes]] = {}
@@ -131,9 +138,9 @@ def _is_read(name: str, size: int) -> bool:
     return size <= (MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else MAX_TEXT_BYTES if suffix == ".json" else -1)
 
 
-def _fast_members(file: Path) -> Iterator[_Found]:
+def _fast_members(file: DataFile) -> Iterator[_Found]:
     """The images and records in a tar of plain members; five times as fast as tarfile. Raises _Unusual for others."""
-    with file.open("rb", buffering=1 << 20) as stream:
+    with file.open() as stream:
         at, long_name = 0, None
         while header := stream.read(_BLOCK):
             if header == _END:
@@ -192,10 +199,10 @@ def _name_in(records: bytes) -> str | None:
         raise _Unusual from None
 
 
-def _members(file: Path) -> Iterator[_Found]:
+def _members(file: DataFile) -> Iterator[_Found]:
     """The images and records in any tar."""
-    with file.open("rb") as stream:
-        for member in tar_members(file):
+    with file.open() as stream:
+        for member in members_of(stream, file.size):
             if member.fault and member.fault.reason.startswith("tar-"):
                 if member.fault.reason == "tar-cut" and not member.name:
                     return  # every pair is there, only the end mark is missing
@@ -209,21 +216,15 @@ def _members(file: Path) -> Iterator[_Found]:
 # ---- Parquet
 
 
-def open_parquet(file: Path) -> pq.ParquetFile:
+def open_parquet(file: DataFile) -> pq.ParquetFile:
     """A Parquet file, of which no whole column is read at once. Raises DcclipError where it is none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(file, buffer_size=1 << 20)
+        return pq.ParquetFile(file.open(), buffer_size=1 << 20)
     except (pa.ArrowInvalid, OSError) as error:
         raise DcclipError(f"{file} is not a Parquet file: {error}", "write it again") from None
-
-
-def row_groups(file: Path) -> list[int]:
-    """The number of rows of each row group."""
-    with open_parquet(file) as parquet:
-        return [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
 
 
 def group_images(parquet: pq.ParquetFile, group: int, column: str) -> Iterator[bytes | None]:
@@ -244,31 +245,31 @@ def _image_bytes(values: pa.Array, column: str) -> list[bytes | None]:
     return images
 
 
-def parquet_rows(file: Path, columns: Columns) -> Iterator[Row]:
+def parquet_rows(file: DataFile, columns: Columns) -> Iterator[Row]:
     """The rows of a Parquet file. Raises DcclipError where it cannot be read or lacks a column."""
     import pyarrow as pa
 
     with open_parquet(file) as parquet:
         key, image = columns.key or "key", columns.image or "image"
         used = _columns_used(file, parquet.schema_arrow.names, columns)
-        number = 0
+        number, stem = 0, file.name.removesuffix(".parquet")
         try:
             for group in range(parquet.num_row_groups):
                 offset = 0
                 for batch in parquet.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=used):
                     images = _image_bytes(batch[image], image)
                     for record, content in zip(batch.drop_columns([image]).to_pylist(), images, strict=True):
-                        name = f"{file.stem}:{number}" if key not in used else str(record[key])
+                        name = f"{stem}:{number}" if key not in used else str(record[key])
                         texts = columns.captions(record, f"{file}: pair {name}")
                         size, digest = (-1, bytes(16)) if content is None else (len(content), image_digest(content))
                         meta = record.get("meta") or "{}"
-                        yield Row(name, texts["zh"], texts["en"], meta, True, offset, size, digest)
+                        yield Row(name, texts["zh"], texts["en"], meta, True, offset, size, digest, group)
                         offset, number = offset + max(0, size), number + 1
         except (pa.ArrowInvalid, OSError) as error:
             raise DcclipError(f"{file} cannot be read: {error}", "write it again") from None
 
 
-def _columns_used(file: Path, names: list[str], columns: Columns) -> list[str]:
+def _columns_used(file: DataFile, names: list[str], columns: Columns) -> list[str]:
     """The columns to read: those that are named, and the others with the usual names if they are there."""
     usual = {key: key for key in ("key", *LANGUAGES, "meta")}
     required = {"image": "image"} | columns.named
