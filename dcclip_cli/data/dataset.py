@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from dcclip_cli.data.block_cache import Block, BlockCache
-from dcclip_cli.data.index import BLOCK_ROWS, Index, find_indexes, read_batch
+from dcclip_cli.data.index import Index, find_indexes, read_batch
 from dcclip_cli.data.pair import (
+    BLOCK,
     LANGUAGES,
     FileDataset,
     Language,
@@ -123,7 +124,7 @@ class IndexedDataset(PairDataset):
         for number, (shard, batch) in enumerate(self._places):
             first, end = self._starts[number : number + 2].tolist()
             if not self._indexes[shard].about.groups:
-                found.append(np.arange(first, end, BLOCK_ROWS))
+                found.append(np.arange(first, end, BLOCK))
             elif not batch:
                 found.append(first + np.cumsum([0] + [rows for rows, _ in self._indexes[shard].about.groups])[:-1])
         return np.unique(np.concatenate(found))
@@ -416,4 +417,4 @@ def write_parquet(path: Path, pairs: Iterable[Pair]) -> None:
     strings = pa.list_(pa.string())
     fields = {"key": pa.string(), "image": pa.binary(), "zh": strings, "en": strings, "meta": pa.string()}
     table = pa.Table.from_pylist(rows, schema=pa.schema(fields))
-    pq.write_table(table, path, compression="zstd", row_group_size=BLOCK_ROWS)
+    pq.write_table(table, path, compression="zstd", row_group_size=BLOCK)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SUFFIX = ".index.arrow"
-BLOCK_ROWS = 8_192  # of a tar
 _FORMAT = 1
 _BATCH_ROWS = 65_536
 _BATCH_CHARACTERS = 1 << 28  # offsets in an Arrow array have 31 bits

@@ -80,8 +80,17 @@ class DataFile:
                 pass
 
     def open(self) -> io.BufferedReader:
-        """A file object for reading, which can be moved back and forth."""
-        return io.BufferedReader(_RangeFile(self), 1 << 18)
+        """A file object for reading in order; it can be moved back and forth. Raises DcclipError where that fails."""
+        if self.is_remote:
+            return io.BufferedReader(_RangeFile(self), PART_BYTES)
+        try:
+            return io.BufferedReader(io.FileIO(self.location), 1 << 20)
+        except OSError as error:
+            raise _unreadable(self, error) from None
+
+    def open_raw(self) -> io.RawIOBase:
+        """A file object for reading anywhere in a file in an object store: one request for each read."""
+        return _RangeFile(self)
 
 
 class _RangeFile(io.RawIOBase):
@@ -215,7 +224,11 @@ def _local_range(file: DataFile, offset: int, size: int) -> bytes:
     try:
         return os.pread(_descriptor(file).number, size, offset)
     except OSError as error:
-        raise DcclipError(f"{file} cannot be read: {error.strerror}", "check the disk, or copy it again") from None
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: DataFile, error: OSError) -> DcclipError:
+    return DcclipError(f"{file} cannot be read: {error.strerror}", "check the disk, or copy it again")
 
 
 def _remote_range(file: DataFile, offset: int, size: int) -> bytes:

@@ -155,6 +155,20 @@ def test_a_file_object_moves_back_and_forth(tmp_path: Path) -> None:
         assert stream.read(2) == b"\x01\x02"
 
 
+def test_a_remote_file_object_reads_in_large_requests(web: tuple[str, type]) -> None:
+    url, handler = web
+    (file,) = list_files(f"{url}/00000.tar")
+    with file.open() as stream:
+        assert stream.read(2) == b"\x00\x01"
+        stream.seek(10_000)
+        assert stream.read(1000) == CONTENT[10_000:]
+    assert handler.requests == ["/00000.tar bytes=0-10239"]  # type: ignore[attr-defined]
+    with file.open_raw() as raw:
+        raw.seek(512)
+        assert raw.read(2) == b"\x00\x01"
+    assert handler.requests[1:] == ["/00000.tar bytes=512-513"]  # type: ignore[attr-defined]
+
+
 def test_a_file_is_copied_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "PART_BYTES", 1000)
     (tmp_path / "a.tar").write_bytes(CONTENT)
