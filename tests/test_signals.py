@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -73,21 +72,18 @@ def test_an_error_in_the_block_is_not_replaced_by_the_signal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stop", "code"),
-    [
-        (lambda group: os.killpg(group, signal.SIGTERM), 143),
-        (lambda group: os.killpg(group, signal.SIGINT), 130),
-        (lambda group: [os.killpg(group, signal.SIGTERM) for _ in range(9)], 143),  # torchrun repeats it
-    ],
+    ("number", "times", "code"),
+    [(signal.SIGTERM, 1, 143), (signal.SIGINT, 1, 130), (signal.SIGTERM, 9, 143)],  # torchrun repeats it
 )
 def test_a_signal_to_the_group_ends_a_command_in_order_and_its_worker_with_it(
-    tmp_path: Path, stop: Callable[[int], object], code: int
+    tmp_path: Path, number: int, times: int, code: int
 ) -> None:
     command = [sys.executable, "-c", COMMAND, str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0)
     assert process.stdout is not None
     worker = int(process.stdout.readline())
-    stop(process.pid)
+    for _ in range(times):
+        os.killpg(process.pid, number)
     said, errors = process.communicate(timeout=60)
     assert (process.returncode, said, errors) == (code, "结束 cleaned up\n", "")
     assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,7 @@ import numpy as np
 from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import Language, PairDataset
 from dcclip_cli.data.samplers import Sample
+from dcclip_cli.data.stored_features import StoredFeatures
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode, flatten
 
@@ -68,8 +69,9 @@ class Batch:
 
     `sample_index` (B,) and `augmentation_index` (B,) identify the sample and which of its augmentations this is.
     `pixels` are (B, 3, H, W), or embeddings (B, D) where the pairs have these in place of images; `teacher_pixels` has
-    the pixels for each teacher that processes images in this step. `texts` has an entry for each language, and with
-    second captions also `zh-other` and `en-other`; `num_unpaired_texts` of them have no image.
+    the pixels for each teacher that processes images in this step, `teacher_features` what each teacher's cache has of
+    the batch, None where a row is missing. `texts` has an entry for each language, and with second captions also
+    `zh-other` and `en-other`; `num_unpaired_texts` of them have no image.
     """
 
     sample_index: torch.Tensor
@@ -78,6 +80,7 @@ class Batch:
     teacher_pixels: tuple[torch.Tensor, ...]
     texts: dict[str, Texts]
     num_unpaired_texts: int = 0
+    teacher_features: tuple[StoredFeatures | None, ...] = ()
 
     def to(self, device: torch.device | str) -> Batch:
         return replace(
@@ -85,6 +88,7 @@ class Batch:
             pixels=self.pixels.to(device),
             teacher_pixels=tuple(pixels.to(device) for pixels in self.teacher_pixels),
             texts={language: texts.to(device) for language, texts in self.texts.items()},
+            teacher_features=tuple(one and one.map(lambda tensor: tensor.to(device)) for one in self.teacher_features),
         )
 
     def rows_of_parts(self, name: str, parts: int) -> list[torch.Tensor]:
@@ -104,16 +108,16 @@ class Batch:
         size, unpaired = images // parts, self.num_unpaired_texts // parts
         found = []
         for number in range(parts):
-            texts = {}
+            texts, rows = {}, {name: self.rows_of_parts(name, parts)[number] for name in self.texts}
             for name, whole in self.texts.items():
-                rows = self.rows_of_parts(name, parts)[number]
-                index = whole.image_index[rows]
+                index = whole.image_index[rows[name]]
                 without_image = index - images - number * unpaired + size
-                texts[name] = whole.take(rows, torch.where(index < images, index - number * size, without_image))
+                texts[name] = whole.take(rows[name], torch.where(index < images, index - number * size, without_image))
             here = slice(number * size, (number + 1) * size)
             teacher_pixels = tuple(pixels[here] for pixels in self.teacher_pixels)
             samples = self.sample_index[here], self.augmentation_index[here]
-            found.append(Batch(*samples, self.pixels[here], teacher_pixels, texts, unpaired))
+            features = tuple(one and one.take(here, rows) for one in self.teacher_features)
+            found.append(Batch(*samples, self.pixels[here], teacher_pixels, texts, unpaired, features))
         return found
 
 
@@ -144,8 +148,9 @@ class Collator:
     """Makes a Batch of (index, epoch) samples, in the loader's worker processes.
 
     `preprocess` makes the student's pixels, and each of `teacher_preprocess` a teacher's, from the same augmented
-    image. A sample has `num_augmentations` different augmentations, 0: a new one each epoch. `with_caption_ids` fills
-    Texts.caption_ids and Texts.image_caption_ids.
+    image. Each of `read_features` reads what a teacher's cache has of a batch. A sample has `num_augmentations`
+    different augmentations, 0: a new one each epoch. `with_caption_ids` fills Texts.caption_ids and
+    Texts.image_caption_ids.
     """
 
     dataset: PairDataset
@@ -158,6 +163,7 @@ class Collator:
     num_augmentations: int = 0
     with_caption_ids: bool = False
     image_cache: ImageCache = field(default_factory=ImageCache, compare=False, repr=False)
+    read_features: tuple[Callable[[Batch], StoredFeatures | None], ...] = ()
 
     def __getitems__(self, samples: list[Sample]) -> Batch | DcclipError:
         """The batch, or the error in its data: a DataLoader would lose the hint of an error that is raised here."""
@@ -182,7 +188,8 @@ class Collator:
             pixels = _pixels(images, self.preprocess)
             teacher_pixels = tuple(_pixels(images, preprocess) for preprocess in self.teacher_preprocess)
         rows, numbers = (torch.tensor(values, dtype=torch.int64) for values in (indices, augmentations))
-        return Batch(rows, numbers, pixels, teacher_pixels, self._all_texts(paired, unpaired), len(unpaired))
+        batch = Batch(rows, numbers, pixels, teacher_pixels, self._all_texts(paired, unpaired), len(unpaired))
+        return replace(batch, teacher_features=tuple(read(batch) for read in self.read_features))
 
     def image(self, index: int, augmentation: int) -> Image.Image:
         """One sample's augmented image. Raises DcclipError where the image cannot be read."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters.samples import TEXTS
-from dcclip_cli.model.preprocess import RESAMPLING, Preprocessing
+from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.model.tokenizer import copy_tokenizer, load_tokenizer
 from dcclip_cli.predict.encoder import load_torch_encoder
@@ -22,10 +21,6 @@ if TYPE_CHECKING:
 
     from dcclip_cli.model.towers import Towers
     from dcclip_cli.predict.encoder import TorchEncoder
-
-# Widths and heights of images that show how a library resizes and crops: wide, high, square, and just too small.
-_SIZES = ((301, 200), (97, 333), (256, 256), (63, 64))
-_OTHER = "export a model whose images are resized to a square, or by the shorter side with a centre crop"
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ def load_source(reference: ModelReference) -> Source:
         )
     encoder = load_torch_encoder(reference, "cpu")
     towers: Any = encoder.towers
-    preprocessing = towers.preprocessing or _preprocessing(towers)
+    preprocessing = towers.preprocessing or towers.match_preprocessing()
     if reference.kind == "hf":
         tokenizer = copy_tokenizer(_backend(towers, towers.tokenizer))
         padding = int(towers.tokenizer.pad_token_id)
@@ -169,42 +164,3 @@ def _is_fixed(towers: Any) -> bool:
         return towers.model.text_pool_type not in ("argmax", "eos") or towers.model.attn_mask is None
     causal = isinstance(text, TextTransformer) and text.cls_emb is None and text.attn_mask is not None
     return not causal or text.pool_type not in ("argmax", "eos")
-
-
-def _preprocessing(towers: Any) -> Preprocessing:
-    """The library's own preprocessing as a tested Preprocessing. Raises DcclipError if it is of another kind."""
-    config = _transformers_config(towers.image_processor) if hasattr(towers, "image_processor") else None
-    try:
-        found = Preprocessing.from_config(config or dict(towers.model.visual.preprocess_cfg))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DcclipError(f"{towers.name}: its preprocessing cannot be exported: {error}", _OTHER) from None
-    random = np.random.default_rng(0)
-    for width, height in _SIZES:
-        image = Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8))
-        expected, actual = towers.preprocess(image), found(image)
-        if expected.shape != actual.shape or not np.abs(expected - actual).max() < 1e-3:
-            raise DcclipError(f"{towers.name}: bundles do not support its preprocessing", _OTHER)
-    return found
-
-
-def _transformers_config(processor: Any) -> dict[str, Any]:
-    side = _side(processor.size)
-    crops = bool(getattr(processor, "do_center_crop", False))
-    if crops and (cropped := _side(processor.crop_size)) != side:
-        raise ValueError(f"it crops {side} to {cropped}")
-    names = {int(number): name for name, number in RESAMPLING.items()}
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
-    return {
-        "size": side,
-        "mean": tuple(mean),
-        "std": tuple(std),
-        "interpolation": names.get(int(processor.resample), str(processor.resample)),
-        "resize_mode": "shortest" if crops else "squash",
-    }
-
-
-def _side(size: Mapping[str, int] | int) -> int:
-    values = {size} if isinstance(size, int) else {int(value) for value in dict(size).values() if value}
-    if len(values) != 1:
-        raise ValueError(f"its images are not square: {size}")
-    return values.pop()

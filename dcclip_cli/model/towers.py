@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.precision import AS_ASKED
 from dcclip_cli.model.preprocess import Preprocessing
+from dcclip_cli.model.processors import matching_preprocessing
 
 _LENGTHS, _TEXTS_OF_A_LENGTH = 4, 16  # parts that a batch of texts is split into at most; texts per part at least
 
@@ -63,7 +64,6 @@ class Towers(nn.Module, ABC):
     model: Any  # the library's own module
     name: str
     fingerprint: str  # changes whenever any output could change
-    preprocessing: Preprocessing | None = None  # None if the library has a transform of its own
     precision = AS_ASKED  # of the towers as a teacher
 
     @contextmanager
@@ -73,9 +73,25 @@ class Towers(nn.Module, ABC):
         with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self.precision.precision == "bf16"):
             yield
 
-    @abstractmethod
     def preprocess(self, image: Image.Image) -> np.ndarray:
         """The image tower's input (3, H, W), float32, for an RGB image."""
+        return self._own_preprocess(image) if self.preprocessing is None else self.preprocessing(image)
+
+    @abstractmethod
+    def _own_preprocess(self, image: Image.Image) -> np.ndarray:
+        """As `preprocess`, by the library's own code."""
+
+    @abstractmethod
+    def match_preprocessing(self) -> Preprocessing:
+        """The Preprocessing that gives the values of the library's own. Raises DcclipError if there is none."""
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing | None:
+        """What `preprocess` does, or None if it is of another kind, and done by the library's own code."""
+        try:
+            return self.match_preprocessing()
+        except DcclipError:
+            return None
 
     @abstractmethod
     def tokenize(self, texts: list[str]) -> Tokens:
@@ -157,11 +173,16 @@ class OpenClipTowers(Towers):
         self.model, self.vocab = model, vocab
         self._tokenizer = tokenizer
         self._preprocess = preprocess
-        self.preprocessing = preprocess if isinstance(preprocess, Preprocessing) else None
         self.name, self.fingerprint = name, fingerprint
 
-    def preprocess(self, image: Image.Image) -> np.ndarray:
+    def _own_preprocess(self, image: Image.Image) -> np.ndarray:
         return np.asarray(self._preprocess(image))
+
+    def match_preprocessing(self) -> Preprocessing:
+        if isinstance(self._preprocess, Preprocessing):
+            return self._preprocess
+        config = getattr(self.model.visual, "preprocess_cfg", None)
+        return matching_preprocessing(self.name, self._own_preprocess, dict(config or {}))
 
     def tokenize(self, texts: list[str]) -> Tokens:
         return self._tokenizer(texts)
@@ -254,7 +275,10 @@ class TransformersTowers(Towers):
         self.context_length = min(limit, 77, tokenizer.model_max_length)
         self.fixed_length = model.config.model_type.startswith("siglip")  # trained on 64 tokens, padded
 
-    def preprocess(self, image: Image.Image) -> np.ndarray:
+    def match_preprocessing(self) -> Preprocessing:
+        return matching_preprocessing(self.name, self._own_preprocess, self.image_processor)
+
+    def _own_preprocess(self, image: Image.Image) -> np.ndarray:
         return np.asarray(self.image_processor(images=image, return_tensors="np")["pixel_values"][0], np.float32)
 
     def tokenize(self, texts: list[str]) -> Tokens:

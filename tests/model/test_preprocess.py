@@ -134,10 +134,15 @@ def test_the_numbers_equal_those_of_open_clip_to_the_bit(interpolation: str, res
 def test_the_configuration_survives_open_clips_form() -> None:
     given = Preprocessing(size=96, mean=(0.1, 0.2, 0.3), std=(1, 1, 1), interpolation="bilinear", resize_mode="squash")
     assert Preprocessing.from_config(given.to_config()) == given
+    assert "crop" not in given.to_config()  # which open_clip does not know
+    floors = Preprocessing(size=96, crop="floor")
+    assert Preprocessing.from_config(floors.to_config()) == floors
     assert Preprocessing.from_config({"size": [64, 64], "mean": [0.5, 0.5, 0.5]}).mean == (0.5, 0.5, 0.5)
 
 
-@pytest.mark.parametrize("config", [{"size": [32, 64]}, {"interpolation": "lanczos9"}, {"resize_mode": "longest"}])
+@pytest.mark.parametrize(
+    "config", [{"size": [32, 64]}, {"interpolation": "lanczos9"}, {"resize_mode": "longest"}, {"crop": "left"}]
+)
 def test_an_unsupported_configuration_is_refused(config: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="supported"):
         Preprocessing.from_config(config)

@@ -1,0 +1,294 @@
+"""Random teachers at their full sizes, as the files that their repositories on the Hugging Face Hub consist of.
+
+python benchmarks/teachers/make.py DIR [--only altclip ...] [--tiny] [--charsmap FILE]
+
+Writes DIR/altclip (864 M parameters, XLM-R's tokenizer.json of 250,002 pieces), DIR/chineseclip (ViT-B/16, 188 M,
+vocab.txt and only pytorch_model.bin), DIR/siglip2 (base, 375 M, Gemma's tokenizer of 256,000 pieces), DIR/metaclip2
+(worldwide s16 with XLM-R's tokenizer), DIR/openclip-xlmr (open_clip's ViT-B-32 with XLM-R-base, 366 M). Shapes, names
+of weights and file layouts are the originals'; weights and the vocabularies beyond their special tokens are made up, so
+embeddings say nothing about accuracy. `--charsmap` is the table of sentencepiece's nmt_nfkc normalizer, which XLM-R's
+tokenizer.json has; without it texts are not normalised. AltCLIP needs 5 GB of memory and a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+SPECIALS = ["<s>", "<pad>", "</s>", "<unk>"]  # XLM-R's, ids 0 to 3; <mask> is the last piece
+CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+COMMON = "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工也能下过子说产种"
+WORDS = ("a", "an", "photo", "picture", "of", "the", "in", "on", "with", "cat", "dog", "red", "two", "horses", "very")
+
+
+def pieces(count: int) -> list[str]:
+    """`count` different pieces: ASCII, Chinese characters, English-looking words, two-character Chinese words."""
+
+    def all_pieces() -> Iterator[str]:
+        yield "▁"
+        yield from (chr(code) for code in range(0x21, 0x7F))
+        yield from (f"▁{word}" for word in WORDS)
+        yield from ("，", "。", "！", "？", "：", "、", "ü", "é")
+        for syllables in range(1, 4):
+            yield from ("▁" + "".join(word) for word in islice(product(SYLLABLES, repeat=syllables), 6000))
+            yield from ("".join(word) for word in islice(product(SYLLABLES, repeat=syllables), 1500))
+        yield from (chr(code) for code in range(0x4E00, 0x9FA6))
+        han = [chr(code) for code in range(0x4E00, 0x9FA6)]
+        yield from (first + second for first in COMMON for second in han)
+
+    found = list(islice(dict.fromkeys(all_pieces()), count))
+    assert len(found) == count, len(found)
+    return found
+
+
+SYLLABLES = [first + vowel for first in "bcdfghklmnprstvw" for vowel in ("a", "e", "i", "o", "u", "er", "an", "ing")]
+
+
+def xlmr_tokenizer(folder: Path, size: int, length: int, charsmap: bytes | None, **config: Any) -> None:
+    """XLM-R's tokenizer.json with `size` pieces, and its configuration, as on the hub."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    middle = pieces(size - len(SPECIALS) - 1)
+    vocabulary = [(token, 0.0) for token in SPECIALS]
+    vocabulary += [(piece, round(-4.0 - 10 * index / len(middle), 6)) for index, piece in enumerate(middle)]
+    tokenizer = Tokenizer(models.Unigram([*vocabulary, ("<mask>", 0.0)], unk_id=3, byte_fallback=False))
+    if charsmap:
+        tokenizer.normalizer = normalizers.Precompiled(charsmap)
+    space = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), space])
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    tokenizer.add_special_tokens([*SPECIALS, AddedToken("<mask>", lstrip=True)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>"}
+    names |= {"pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>"}
+    write(
+        folder,
+        "tokenizer_config.json",
+        tokenizer_class="XLMRobertaTokenizer",
+        model_max_length=length,
+        **names,
+        **config,
+    )
+
+
+def gemma_tokenizer(folder: Path, size: int) -> None:
+    """Gemma's tokenizer.json with `size` pieces: byte-pair encoding with bytes for unknown characters, 64 tokens."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    known = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
+    singles = list(dict.fromkeys(piece for piece in pieces(60_000 if size > 60_000 else size) if len(piece) == 1))
+    singles = [piece for piece in singles if piece != "▁"][: max(0, (size - len(known)) * 3 // 4)]
+    known += singles
+    merges: list[tuple[str, str]] = []
+    pairs = ((first, second) for second in singles for first in ["▁", *singles[: 94 if size > 60_000 else 4]])
+    for first, second in islice(pairs, size - len(known)):
+        merges.append((first, second))
+        known.append(first + second)
+    known = list(dict.fromkeys(known))
+    vocabulary = {piece: index for index, piece in enumerate(known)}
+    model = models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    tokenizer.add_special_tokens(special)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    config = {"add_bos_token": False, "add_eos_token": True, "padding_side": "right", "model_max_length": 64}
+    write(
+        folder,
+        "tokenizer_config.json",
+        tokenizer_class="GemmaTokenizer",
+        processor_class="SiglipProcessor",
+        **names,
+        **config,
+    )
+
+
+def tower(width: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
+    """The sizes of a transformer, as transformers' configurations name them."""
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return {**sizes, "intermediate_size": 4 * width, **more}
+
+
+def altclip(folder: Path, tiny: bool, charsmap: bytes | None) -> None:
+    from transformers import AltCLIPConfig, AltCLIPModel
+
+    size, shared = (400, 16) if tiny else (250_002, 768)
+    ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    text = tower(32, 2, 2) if tiny else tower(1024, 24, 16)
+    text |= {"vocab_size": size, "max_position_embeddings": 514, "type_vocab_size": 1, "project_dim": shared, **ids}
+    vision = tower(32, 2, 2, image_size=32, patch_size=8) if tiny else tower(1024, 24, 16, patch_size=14)
+    vision |= {"projection_dim": shared, "hidden_act": "quick_gelu"}
+    config = AltCLIPConfig(text_config=text, vision_config=vision, projection_dim=shared)
+    seeded(AltCLIPModel, config).save_pretrained(folder)
+    xlmr_tokenizer(folder, size, 512, charsmap)
+    clip_images(folder, "CLIPImageProcessor", 32 if tiny else 224)
+
+
+def chineseclip(folder: Path, tiny: bool, charsmap: bytes | None) -> None:
+    import torch
+    from transformers import ChineseCLIPConfig, ChineseCLIPModel
+
+    characters = [chr(code) for code in range(0x4E00, 0x9FA6)]
+    known = ["[PAD]", *(f"[unused{number}]" for number in range(1, 100)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    known += [chr(code) for code in range(0x21, 0x7F) if not chr(code).isupper()]
+    known += [f"##{chr(code)}" for code in range(0x61, 0x7B)] + ["photo", "cat", "dog", "the", "of", "，", "。"]
+    known += list(COMMON) if tiny else characters
+    known = list(dict.fromkeys(known))[:21_128]
+    known += [] if tiny else [f"[unused{number}]" for number in range(1000, 1000 + 21_128 - len(known))]
+    (folder / "vocab.txt").write_text("\n".join(known) + "\n", "utf-8")
+    text = tower(32, 2, 2) if tiny else tower(768, 12, 12)
+    text |= {"vocab_size": len(known), "max_position_embeddings": 512, "type_vocab_size": 2}
+    vision = tower(32, 2, 2, image_size=32, patch_size=8) if tiny else tower(768, 12, 12, patch_size=16)
+    shared = 16 if tiny else 512
+    config = ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=shared)
+    model = seeded(ChineseCLIPModel, config)
+    model.config.save_pretrained(folder)
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    # Buffers that transformers saved until 2023.
+    weights["text_model.embeddings.position_ids"] = torch.arange(512)[None]
+    patches = model.vision_model.embeddings.position_embedding.weight.shape[0]
+    weights["vision_model.embeddings.position_ids"] = torch.arange(patches)[None]
+    torch.save(weights, folder / "pytorch_model.bin")
+    side = 32 if tiny else 224
+    square = {"height": side, "width": side}
+    images = {"do_center_crop": False, "do_convert_rgb": True, "do_normalize": True, "do_resize": True, "resample": 3}
+    images |= {"image_mean": CLIP_MEAN, "image_std": CLIP_STD, "size": square, "crop_size": square}
+    write(folder, "preprocessor_config.json", feature_extractor_type="ChineseCLIPFeatureExtractor", **images)
+
+
+def siglip2(folder: Path, tiny: bool, charsmap: bytes | None) -> None:
+    from transformers import SiglipConfig, SiglipModel
+
+    size, side = (700, 32) if tiny else (256_000, 224)
+    text = tower(32, 2, 2) if tiny else tower(768, 12, 12, intermediate_size=3072)
+    text |= {"vocab_size": size, "max_position_embeddings": 64, "projection_size": 32 if tiny else 768}
+    text |= {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
+    vision = tower(32, 2, 2) if tiny else tower(768, 12, 12, intermediate_size=3072)
+    vision |= {"image_size": side, "patch_size": 8 if tiny else 16}
+    seeded(SiglipModel, SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
+    gemma_tokenizer(folder, size)
+    half = [0.5, 0.5, 0.5]
+    images = {"do_normalize": True, "do_rescale": True, "do_resize": True, "resample": 2, "rescale_factor": 1 / 255}
+    images |= {"image_mean": half, "image_std": half, "size": {"height": side, "width": side}}
+    write(folder, "preprocessor_config.json", image_processor_type="SiglipImageProcessor", **images)
+
+
+def metaclip2(folder: Path, tiny: bool, charsmap: bytes | None) -> None:
+    from transformers import MetaClip2Config, MetaClip2Model
+
+    size, shared = (400, 16) if tiny else (250_002, 384)
+    text = tower(32, 2, 2) if tiny else tower(384, 12, 6)
+    text |= {"vocab_size": size, "max_position_embeddings": 77, "projection_dim": shared}
+    text |= {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    vision = tower(32, 2, 2, image_size=32, patch_size=8) if tiny else tower(384, 12, 6, patch_size=16)
+    config = MetaClip2Config(text_config=text, vision_config=vision | {"projection_dim": shared}, projection_dim=shared)
+    seeded(MetaClip2Model, config).save_pretrained(folder)
+    xlmr_tokenizer(folder, size, 77, charsmap, processor_class="CLIPProcessor")
+    clip_images(folder, "CLIPImageProcessor", 32 if tiny else 224)
+
+
+def openclip_xlmr(folder: Path, tiny: bool, charsmap: bytes | None) -> None:
+    """open_clip's xlm-roberta-base-ViT-B-32 at both sizes, since its layout has no sizes of the text tower."""
+    import open_clip
+    from open_clip.hf_model import HFTextEncoder
+    from safetensors.torch import save_file
+    from transformers import XLMRobertaConfig
+
+    size = 400 if tiny else 250_002
+    config = open_clip.get_model_config("xlm-roberta-base-ViT-B-32")
+    ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    sizes = tower(32, 2, 2) if tiny else tower(768, 12, 12)
+    xlmr = XLMRobertaConfig(
+        **sizes, vocab_size=size, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5, **ids
+    )
+    if tiny:
+        config["vision_cfg"] = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
+        config["embed_dim"] = 16
+        config["text_cfg"]["hf_model_name"] = "made-up/tiny-xlm-roberta"
+        xlmr.architectures = ["XLMRobertaModel"]
+        xlmr.save_pretrained(folder)  # open_clip's directories have none, and no hub knows this one
+
+    def build() -> Any:
+        vision = open_clip.CustomTextCLIP(
+            config["embed_dim"], config["vision_cfg"], {"layers": 1, "width": 64, "heads": 1, "vocab_size": 8}
+        )
+        more = {"pooler_type": config["text_cfg"]["hf_pooler_type"], "proj_type": "mlp"}
+        vision.text = HFTextEncoder("", config["embed_dim"], xlmr, **more)
+        # open_clip itself builds the tower without BERT's pooling layer, but not from a configuration.
+        vision.text.transformer.pooler = None
+        return vision
+
+    weights = {name: value.contiguous() for name, value in seeded(build).state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors", {"format": "pt"})
+    images = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
+    write(folder, "open_clip_config.json", model_cfg=config, preprocess_cfg=images)
+    xlmr_tokenizer(folder, size, 512, charsmap)
+
+
+def clip_images(folder: Path, kind: str, side: int) -> None:
+    """CLIP's preprocessor_config.json."""
+    images = {"do_center_crop": True, "do_normalize": True, "do_resize": True, "do_convert_rgb": True, "resample": 3}
+    images |= {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}
+    square = {"height": side, "width": side}
+    write(
+        folder,
+        "preprocessor_config.json",
+        image_processor_type=kind,
+        size={"shortest_edge": side},
+        crop_size=square,
+        **images,
+    )
+
+
+def seeded(architecture: Callable[..., Any], *config: Any) -> Any:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        return architecture(*config).eval()
+
+
+def write(folder: Path, name: str, **content: Any) -> None:
+    (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+KINDS: dict[str, Callable[[Path, bool, bytes | None], None]] = {
+    "altclip": altclip,
+    "chineseclip": chineseclip,
+    "siglip2": siglip2,
+    "metaclip2": metaclip2,
+    "openclip-xlmr": openclip_xlmr,
+}
+
+
+def make(kind: str, folder: Path, tiny: bool = False, charsmap: bytes | None = None) -> Path:
+    """Write the teacher of a kind into `folder`, which is replaced."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    KINDS[kind](folder, tiny, charsmap)
+    return folder
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--tiny", action="store_true", help="two layers, 32 wide, 32 px: for tests")
+    parser.add_argument("--charsmap", type=Path)
+    arguments = parser.parse_args()
+    table = arguments.charsmap.read_bytes() if arguments.charsmap else None
+    for name in arguments.only:
+        written = make(name, arguments.folder / name, arguments.tiny, table)
+        print(f"{name}: {sum(file.stat().st_size for file in written.iterdir()) / 1e6:,.0f} MB in {written}")
