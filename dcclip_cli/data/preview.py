@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from dcclip_cli.data.dataset import LAYOUTS
-from dcclip_cli.data.pair import LANGUAGES, Language, caption_strings
-from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_TEXT_BYTES, tar_members
+from dcclip_cli.data.dataset import shards_at
+from dcclip_cli.data.pair import LANGUAGES, Language
+from dcclip_cli.data.reading import IMAGE_SUFFIXES
+from dcclip_cli.data.shards import Captions, Columns, columns_used, open_parquet, tar_rows
+from dcclip_cli.data.storage import DataFile
 from dcclip_cli.data.unpaired import READERS
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import json_object
 
 _SAMPLE = 500  # samples that are looked at
-_AGAIN = "write, collect or download it again"
-Captions = dict[Language, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -37,34 +34,28 @@ class Preview:
         return sum(len(text.encode()) for text in texts) / max(1, len(texts))
 
 
-def preview_pairs(path: str | Path, uncaptioned: bool = False) -> Preview:
+def preview_pairs(path: str | Path, uncaptioned: bool = False, columns: Columns | None = None) -> Preview:
     """A first look at pairs. Raises DcclipError where nothing is there, it is something else, or it begins broken.
 
     With `uncaptioned`, images without a record are samples as well.
     """
-    path = Path(path)
-    if not path.exists():
-        raise DcclipError(f"{path} does not exist", "check the path; in a recipe it is relative to the recipe's folder")
-    if path.suffix == ".parquet":
-        return _parquet(path)
-    shards = [path] if path.suffix == ".tar" else sorted(path.glob("*.tar")) if path.is_dir() else []
+    shards, columns = shards_at(path), columns or Columns()
     if not shards:
-        raise DcclipError(f"{path} has no pairs", f"name {', '.join(layout.layout for layout in LAYOUTS)}")
+        raise DcclipError(f"{path} has no pairs", "name a .parquet file, a .tar file or a folder of such shards")
     for shard in shards:
-        found = list(islice(_pairs(shard, uncaptioned), _SAMPLE))
-        if found:
-            end = found[-1][1] if len(found) == _SAMPLE else shard.stat().st_size
-            samples = sum(file.stat().st_size for file in shards) * len(found) / end
-            return Preview(round(samples), [captions for captions, _ in found])
-    raise DcclipError(f"{path} has no pairs", "every tar in it is empty: collect again, or name another")
+        read = _parquet if shard.name.endswith(".parquet") else _tar
+        if found := read(shard, columns, uncaptioned):
+            everything = sum(file.size for file in shards)
+            return Preview(round(found.samples * everything / shard.size), found.captions)
+    raise DcclipError(f"{path} has no pairs", "every file in it is empty: collect again, or name another")
 
 
-def preview_images(path: str | Path) -> Preview:
+def preview_images(path: str | Path, columns: Columns | None = None) -> Preview:
     """A first look at images without captions. Raises DcclipError where there are none."""
-    path = Path(path)
-    if not path.is_dir() or any(path.glob("*.tar")):
-        return preview_pairs(path, uncaptioned=True)
-    count = sum(file.suffix.lower() in IMAGE_SUFFIXES for file in path.rglob("*"))
+    folder = Path(path)
+    if not folder.is_dir() or shards_at(path):
+        return preview_pairs(path, True, columns)
+    count = sum(file.suffix.lower() in IMAGE_SUFFIXES for file in folder.rglob("*"))
     if not count:
         raise DcclipError(
             f"{path} has no images", "name a folder of JPEG, PNG or WebP files, a .parquet or a .tar file"
@@ -72,11 +63,11 @@ def preview_images(path: str | Path) -> Preview:
     return Preview(count, [{"zh": (), "en": ()}])
 
 
-def preview_texts(path: str | Path) -> Preview:
+def preview_texts(source: str | Path, columns: Columns | None = None) -> Preview:
     """A first look at texts without images. Raises DcclipError where there are none."""
-    path = Path(path)
+    path = Path(source)
     if not path.is_file() or path.suffix not in READERS:
-        return preview_pairs(path)
+        return preview_pairs(source, columns=columns)
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             found = list(islice((text for text in READERS[path.suffix](stream, path) if text), _SAMPLE))
@@ -89,51 +80,27 @@ def preview_texts(path: str | Path) -> Preview:
     return Preview(round(path.stat().st_size * len(found) / length), captions)
 
 
-def _parquet(path: Path) -> Preview:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-        names = file.schema_arrow.names
-        if not {"image", "embedding"} & set(names):
-            raise DcclipError(
-                f"{path} has no column image (found: {', '.join(names)})",
-                "pairs have the columns key, image, zh, en and meta",
-            )
-        columns = [language for language in LANGUAGES if language in names]
-        batch = next(file.iter_batches(_SAMPLE, columns=columns), None) if file.metadata.num_rows else None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DcclipError(f"{path} is not a Parquet file: {error}", "write it again") from None
-    if batch is None:
-        raise DcclipError(f"{path} has no pairs", "it has no rows: collect again, or name another")
-    return Preview(
-        file.metadata.num_rows, [_captions(row, str(path)) for row in batch.to_pylist()] or [_captions({}, "")]
-    )
+def _parquet(file: DataFile, columns: Columns, uncaptioned: bool) -> Preview | None:
+    with open_parquet(file) as parquet:
+        names = parquet.schema_arrow.names
+        if columns.image or "embedding" not in names:
+            columns_used(file, names, columns)  # raises where one is missing
+        named = (columns.zh or "zh", columns.en or "en", columns.caption or "")
+        used = [name for name in named if name in names and not uncaptioned]
+        batch = next(parquet.iter_batches(_SAMPLE, columns=used), None)
+        if batch is None or not parquet.metadata.num_rows:
+            return None
+        records = batch.to_pylist() if used else [{}]
+        captions = [columns.captions(record, f"{file}: row {row}") for row, record in enumerate(records)]
+        return Preview(int(parquet.metadata.num_rows), captions)
 
 
-def _pairs(shard: Path, uncaptioned: bool) -> Iterator[tuple[Captions, int]]:
-    """The captions of each pair in a tar, and the offset behind it."""
-    images: set[str] = set()
-    records: dict[str, Captions] = {}
-    with shard.open("rb") as stream:
-        for member in tar_members(shard):
-            if member.fault and member.fault.reason.startswith("tar-"):
-                if member.fault.reason == "tar-cut" and not member.name:
-                    return  # only the end mark is missing
-                raise DcclipError(f"{shard} is not a readable tar file: {member.fault.detail}", _AGAIN)
-            stem, dot, suffix = member.name.rpartition(".")
-            suffix = (dot + suffix).lower()
-            if suffix in IMAGE_SUFFIXES:
-                images.add(stem)
-            elif suffix == ".json" and member.size <= MAX_TEXT_BYTES and not uncaptioned:
-                stream.seek(member.offset)
-                where = f"{shard}: {member.name}"
-                records[stem] = _captions(json_object(stream.read(member.size), where, _AGAIN), where)
-            if stem in images and (uncaptioned or stem in records):
-                images.remove(stem)
-                yield records.pop(stem, _captions({}, "")), member.offset + member.size
-
-
-def _captions(record: dict[str, Any], where: str) -> Captions:
-    return {language: caption_strings(record.get(language), f"{where}: {language}") for language in LANGUAGES}
+def _tar(file: DataFile, columns: Columns, uncaptioned: bool) -> Preview | None:
+    rows = [row for row in tar_rows(file, columns, 2 * _SAMPLE) if uncaptioned or row.captioned]
+    if not rows:
+        return None
+    end = rows[-1].offset + rows[-1].size if len(rows) >= _SAMPLE // 2 else file.size
+    captions: list[Captions] = [
+        {"zh": () if uncaptioned else row.zh, "en": () if uncaptioned else row.en} for row in rows
+    ]
+    return Preview(round(len(rows) * file.size / end), captions)
