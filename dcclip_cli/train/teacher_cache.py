@@ -29,6 +29,7 @@ from dcclip_cli.machine import loading_processes
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
 from dcclip_cli.progress import Progress
+from dcclip_cli.signals import begin_worker
 from dcclip_cli.store import FeatureStore, MissingRows, digests
 from dcclip_cli.train.distributed import process_count, process_index
 from dcclip_cli.train.feature_shapes import Grid, no_images
@@ -164,7 +165,8 @@ class TeacherCache:
         if not self._tokens:
             mask = torch.ones(len(keys), 1, dtype=torch.long, device=device)
             return TextFeatures(embedding, embedding[:, None], mask)
-        tokens = self._texts.read_ragged("text_tokens", keys)
+        tokens = self._texts.read_arrays(["text_tokens"], keys)["text_tokens"]
+        assert isinstance(tokens, Ragged)
         mask = torch.from_numpy(tokens.mask).to(device).long()
         return TextFeatures(embedding, _tensor(tokens.padded(), device), mask)
 
@@ -197,6 +199,7 @@ class TeacherCache:
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,
             collate_fn=_stacked,
+            worker_init_fn=begin_worker,
         )
         for pixels in loader:
             if isinstance(pixels, DcclipError):
