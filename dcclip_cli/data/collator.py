@@ -207,11 +207,12 @@ class Collator:
         return tuple(one(image) for one in preprocess)
 
     def _decoded(self, index: int, draft: int) -> Image.Image:
-        pair = self.dataset[index]
+        image = self.dataset.image(index)
         try:
-            return decode(pair.image, draft=draft)
+            return decode(image, draft=draft)
         except DcclipError as error:
-            raise DcclipError(f"{self.dataset.path}: pair {pair.key}: {error.what}", error.hint) from None
+            key = self.dataset.keys()[index]
+            raise DcclipError(f"{self.dataset.path}: pair {key}: {error.what}", error.hint) from None
 
     def _all_texts(self, paired: list[Sample], unpaired: list[Sample]) -> dict[str, Texts]:
         options = self.captions

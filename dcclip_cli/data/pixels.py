@@ -32,8 +32,8 @@ _TORCH_RESIZES = ("bicubic", "bilinear")
 class Uint8Pixels:
     """An image as a tower takes it, before normalization: uint8 (3, size, size), in memory as (size, size, 3).
 
-    torch resizes it, four times as fast as Pillow and to the same levels but for at most 1 % that are one of 255 apart;
-    in tall images, whose columns Pillow may resize first, 25 % are up to two apart (tests/data/test_pixels.py).
+    torch resizes it, four times as fast as Pillow and to the same levels but for one in 200 that is one of 255 apart.
+    Where it resizes rows first and Pillow columns, or enlarges, levels are up to two apart (tests/data/test_pixels.py).
     """
 
     preprocessing: Preprocessing
