@@ -135,6 +135,12 @@ def shown(location: str | os.PathLike[str]) -> str:
     return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
 
 
+def with_suffix(location: str, suffix: str) -> str:
+    """The location of a file whose name is that of another with a suffix; a URL's query stays at the end."""
+    end = len(re.split(r"[?#]", location, maxsplit=1)[0]) if is_url(location) else len(location)
+    return location[:end] + suffix + location[end:]
+
+
 def list_files(location: str | os.PathLike[str]) -> list[DataFile]:
     """The files at a location, sorted by name: one file, those in a folder (not below it), or those of a pattern.
 

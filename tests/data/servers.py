@@ -10,6 +10,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -37,6 +38,10 @@ class S3:
     def stop(self) -> None:
         self._server.stop()
 
+    def empty(self) -> None:
+        """Forget what other servers of this process were given."""
+        urlopen(Request(f"{self.url}/moto-api/reset", method="POST")).close()
+
     def put(self, bucket: str, key: str, content: bytes) -> None:
         import boto3
 
@@ -53,6 +58,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
     for name, value in LOGIN.items():
         monkeypatch.setenv(name, value)
     server = S3()
+    server.empty()
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
     forget_connections()
     yield server
