@@ -54,6 +54,11 @@ class DataOptions(Options):
         "files; it needs room for one shuffle window, better for two",
     )
 
+    @property
+    def cache_bytes(self) -> int:
+        """`cache_gb` in bytes."""
+        return int(self.cache_gb * 1e9)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not (self.train or self.images or self.texts):

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-import pytest
-
 LOGIN = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "secret-key", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -48,23 +46,6 @@ class S3:
         client: Any = boto3.client("s3", endpoint_url=self.url)
         client.create_bucket(Bucket=bucket)
         client.put_object(Bucket=bucket, Key=key, Body=content)
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
-    """An empty S3 store that s3:// URLs lead to."""
-    import fsspec
-
-    for name, value in LOGIN.items():
-        monkeypatch.setenv(name, value)
-    server = S3()
-    server.empty()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-    forget_connections()
-    yield server
-    server.stop()
-    fsspec.filesystem("s3").invalidate_cache()
-    forget_connections()
 
 
 def forget_connections() -> None:
