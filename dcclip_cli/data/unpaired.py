@@ -131,10 +131,10 @@ def open_texts(path: str | Path, columns: Columns | None = None, progress: Progr
     caption is a text. Raises DcclipError where the path is something else, or empty.
     """
     file = Path(path)
-    if file.is_file() and file.suffix in _READERS:
+    if file.is_file() and file.suffix in READERS:
         try:
             with file.open(encoding="utf-8-sig", newline="") as stream:
-                texts = _kept(text for text in _READERS[file.suffix](stream, file) if text)
+                texts = _kept(text for text in READERS[file.suffix](stream, file) if text)
         except UnicodeDecodeError as error:
             what = f"{file} is not UTF-8: {error.reason} at byte {error.start}"
             raise DcclipError(what, "save it as UTF-8") from None
@@ -142,9 +142,8 @@ def open_texts(path: str | Path, columns: Columns | None = None, progress: Progr
     elif (pairs := find_dataset(path, columns=columns, progress=progress)) is not None:
         texts, fingerprint = _different_captions(pairs), pairs.fingerprint
     else:
-        raise DcclipError(
-            f"{named(path)} is not a text file that dcclip reads", f"name {', '.join(_READERS)}, or pairs"
-        )
+        what = f"{named(path)} is not a text file that dcclip reads"
+        raise DcclipError(what, f"name {', '.join(READERS)}, or pairs")
     if not len(texts["zh"]):
         raise DcclipError(f"{named(path)} has no text", "every line in it is empty: write it again, or name another")
     return TextDataset(named(path), texts, fingerprint)
@@ -224,7 +223,7 @@ def _objects(stream: Iterable[str], path: Path) -> Iterator[Captions]:
         yield {key: own for key, own in stripped.items() if own}
 
 
-_READERS: dict[str, Callable[[Iterable[str], Path], Iterator[Captions]]] = {
+READERS: dict[str, Callable[[Iterable[str], Path], Iterator[Captions]]] = {
     ".txt": _plain,
     # Nobody quotes in a .tsv, and a lone " is a character.
     ".tsv": lambda stream, path: _table((line.rstrip("\r\n").split("\t") for line in stream), path),
