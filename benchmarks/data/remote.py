@@ -5,10 +5,10 @@
     python benchmarks/data/remote.py killed WORK [--pairs 40000]
 
 Images are JPEG files of 256 px and 15 KB in 100 tars, shuffled two tars at a time; the store is moto's S3 server, in a
-process of its own on loopback, and the block cache a tenth of the data. `speed`: images/s from disk and from the store by turns, loading
-included, each in a process of its own and with an empty block cache, without the first steps. `killed`: the store is
-killed with signal 9 in the middle of a run and started again when the run has ended with an error; the run resumes. The
-weights must be those of a run from disk.
+process of its own on loopback, and the block cache a tenth of the data. `speed`: images/s from disk and from the store
+by turns, loading included, each in a process of its own and with an empty block cache, without the first steps.
+`killed`: the store is killed with signal 9 in the middle of a run and started again when the run has ended with an
+error; the run resumes. The weights must be those of a run from disk.
 """
 
 from __future__ import annotations
