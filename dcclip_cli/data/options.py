@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
@@ -12,8 +12,9 @@ from pydantic import Field, model_validator
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.data.shards import Columns
 from dcclip_cli.model.preprocess import flatten
-from dcclip_cli.options import Options
+from dcclip_cli.options import Neutral, Options
 
+Source = str | Annotated[tuple[str, ...], Field(min_length=1)]
 COLLECTED = "collect"  # `train: collect` means the output of the recipe's own collect stage
 SHUFFLE_WINDOW = 131_072  # their numbers and captions' ids take some 20 MB
 
@@ -21,7 +22,7 @@ SHUFFLE_WINDOW = 131_072  # their numbers and captions' ids take some 20 MB
 class DataOptions(Options):
     """Where training data comes from. Pairs: tars or Parquet files, a folder or a glob of them, or `collect`."""
 
-    train: str | tuple[str, ...] | None = Field(
+    train: Source | None = Field(
         None,
         description="Image-text pairs: a tar or Parquet file, a folder or a glob of them, or a list of these; or "
         "`collect`: the output of this recipe's collect stage. Required by align",
@@ -52,6 +53,17 @@ class DataOptions(Options):
         "neighbouring samples, and then within each window of blocks, so that any amount of data is shuffled in "
         "little memory and read nearly in order",
     )
+    cache_gb: Neutral[float] = Field(
+        50.0,
+        gt=0,
+        description="Limit in GB of the block cache on disk, which keeps parts of data in object stores and of Parquet "
+        "files; it needs room for one shuffle window, better for two",
+    )
+
+    @property
+    def cache_bytes(self) -> int:
+        """`cache_gb` in bytes."""
+        return int(self.cache_gb * 1e9)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

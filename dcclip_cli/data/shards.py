@@ -6,13 +6,14 @@ import json
 import tarfile
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
 from dcclip_cli.data.pair import LANGUAGES, Language, caption_strings, image_digest
 from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, members_of
-from dcclip_cli.data.storage import DataFile
+from dcclip_cli.data.storage import PART_BYTES, DataFile
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import json_object
 from dcclip_cli.options import Options
@@ -100,15 +101,16 @@ class _Found(NamedTuple):
     content: bytes
 
 
-def tar_rows(file: DataFile, columns: Columns) -> Iterator[Row]:
+def tar_rows(file: DataFile, columns: Columns, members: int | None = None) -> Iterator[Row]:
     """The images in a tar in the order of their names' first appearance. Raises DcclipError where it cannot be read.
 
-    Member names are only compared, never used as paths; links and special files are skipped.
+    With `members`, only so many from its beginning are read. Member names are only compared, never used as paths; links
+    and special files are skipped.
     """
     try:
-        images, records = _joined(_fast_members(file), file, columns)
+        images, records = _joined(islice(_fast_members(file), members), file, columns)
     except _Unusual:
-        images, records = _joined(_members(file), file, columns)
+        images, records = _joined(islice(_members(file), members), file, columns)
     for key, (offset, size, digest) in images.items():
         captions, meta = records.get(key, ({}, "{}"))
         yield Row(key, captions.get("zh", ()), captions.get("en", ()), meta, key in records, offset, size, digest)
@@ -227,7 +229,9 @@ def open_parquet(file: DataFile) -> pq.ParquetFile:
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(file.open(), buffer_size=1 << 20)
+        if file.is_remote:
+            return pq.ParquetFile(file.open_raw(), buffer_size=PART_BYTES)
+        return pq.ParquetFile(file.location, buffer_size=1 << 20)
     except (pa.ArrowInvalid, OSError) as error:
         raise DcclipError(f"{file} is not a Parquet file: {error}", "write it again") from None
 
@@ -256,7 +260,7 @@ def parquet_rows(file: DataFile, columns: Columns) -> Iterator[Row]:
 
     with open_parquet(file) as parquet:
         key, image = columns.key or "key", columns.image or "image"
-        used = _columns_used(file, parquet.schema_arrow.names, columns)
+        used = columns_used(file, parquet.schema_arrow.names, columns)
         number, stem = 0, file.name.removesuffix(".parquet")
         try:
             for group in range(parquet.num_row_groups):
@@ -274,7 +278,7 @@ def parquet_rows(file: DataFile, columns: Columns) -> Iterator[Row]:
             raise DcclipError(f"{file} cannot be read: {error}", "write it again") from None
 
 
-def _columns_used(file: DataFile, names: list[str], columns: Columns) -> list[str]:
+def columns_used(file: DataFile, names: list[str], columns: Columns) -> list[str]:
     """The columns to read: those that are named, and the others with the usual names if they are there."""
     usual = {key: key for key in ("key", *LANGUAGES, "meta")}
     required = {"image": "image"} | columns.named

@@ -55,7 +55,7 @@ def samples_from(given: Path | PairDataset | None, count: int = 128) -> Samples:
         noise = random.integers(0, 256, (16, 4, 4, 3), dtype=np.uint8)
         return Samples("made-up images", [Image.fromarray(small).resize((256, 256)) for small in noise], [TEXTS])
     images, captions = images_and_captions(given, count)
-    name = given.name if isinstance(given, Path) else given.path.name
+    name = Path(given if isinstance(given, Path) else given.path).name
     return Samples(name, images, [several for several in captions if several] or [TEXTS])
 
 
