@@ -12,8 +12,10 @@ import pytest
 
 from dcclip_cli.data import dataset as dataset_module
 from dcclip_cli.data import index, storage
-from dcclip_cli.data.dataset import IndexedDataset, find_dataset, open_pairs, write_parquet
-from dcclip_cli.data.index import cached, find_indexes
+from dcclip_cli.data.dataset import find_dataset, open_pairs, write_parquet
+from dcclip_cli.data.index import cached
+from dcclip_cli.data.indexed import IndexedDataset
+from dcclip_cli.data.indexing import find_indexes
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.shards import Columns
 from dcclip_cli.data.storage import list_files
