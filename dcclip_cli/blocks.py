@@ -1,7 +1,7 @@
 """Block files of the feature store: keys, named arrays, and a checksum of each row.
 
 A file is a prefix, a header (JSON), tables (keys; the checksums of each array, and the lengths of ragged rows), and the
-rows of one array after the other. All but the rows is verified when a block is opened, a row when it is first read.
+rows of one array after the other. All but the rows is verified when a block is parsed, a row when it is first read.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import json
 import math
 import struct
 import zlib
-from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -55,45 +54,34 @@ class Damaged(Exception):
     """A block that cannot be used, and why."""
 
 
-@dataclass
-class Field:
-    """One array of a block: where its rows begin in the file, and their CRC-32s."""
+@dataclass(frozen=True)
+class Array:
+    """An array of a block: its name, and the type and shape of an entry, which is a row, or one of a ragged row's."""
 
-    dtype: np.dtype
-    shape: tuple[int, ...]  # of an entry: a row, or one of a ragged row's
-    entry_bytes: int
-    start: int
-    ends: array[int] | None  # of ragged rows: how many entries come before each, and in all
-    checks: np.ndarray
-    verified: bytearray
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    ragged: bool
+
+    @property
+    def entry_bytes(self) -> int:
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Block:
-    """All that is known of a block, in a file or in memory, but its rows."""
+    """Where the N rows of a block's K arrays are in it, and their CRC-32s.
 
-    source: Path | bytes
+    `lengths` are in entries: 1 unless rows are ragged.
+    """
+
     size: int
-    keys: np.ndarray
     seconds: float  # that computing them took
-    fields: dict[str, Field]
-
-    def read(self, name: str, rows: Iterable[tuple[int, memoryview]]) -> None:
-        """Read some rows of an array into their buffers. Raises Damaged where they are not what was written."""
-        field = self.fields[name]
-        try:
-            with _open(self.source) as stream:
-                for row, buffer in rows:
-                    first = row if field.ends is None else field.ends[row]
-                    stream.seek(field.start + first * field.entry_bytes)
-                    if stream.readinto(buffer) != len(buffer):
-                        raise Damaged("is cut")
-                    if not field.verified[row]:
-                        if zlib.crc32(buffer) != field.checks[row]:
-                            raise Damaged("is damaged")
-                        field.verified[row] = 1
-        except FileNotFoundError:
-            raise Damaged("was removed") from None
+    arrays: tuple[Array, ...]
+    keys: np.ndarray  # (N,) S16
+    offsets: np.ndarray  # (N, K) int64
+    lengths: np.ndarray  # (N, K) uint32
+    checks: np.ndarray  # (N, K) uint32
 
 
 def pack(pieces: Sequence[tuple[np.ndarray, Values]], seconds: float) -> list[bytes | memoryview]:
@@ -138,18 +126,21 @@ def parse(source: Path | bytes) -> Block:
     if about["format"] != FORMAT:
         raise Damaged(f"has format {about['format']}, and this is dcclip's {FORMAT}")
     rows, start = about["rows"], _PREFIX.size + header_bytes + table_bytes
+    arrays = tuple(Array(name, dtype, tuple(shape), ragged) for name, dtype, shape, ragged, _ in about["fields"])
     keys = np.frombuffer(table, "S16", rows)
-    offset, fields = keys.nbytes, dict[str, Field]()
-    for name, kind, shape, ragged, field_bytes in about["fields"]:
-        checks, ends, dtype = np.frombuffer(table, "<u4", rows, offset), None, np.dtype(kind)
-        offset += checks.nbytes
-        if ragged:
-            ends = array("q", accumulate(np.frombuffer(table, "<u4", rows, offset).tolist(), initial=0))
-            offset += 4 * rows
-        entry_bytes = dtype.itemsize * math.prod(shape)
-        fields[name] = Field(dtype, tuple(shape), entry_bytes, start, ends, checks, bytearray(rows))
-        start += field_bytes
-    return Block(source, size, keys, about["seconds"], fields)
+    offsets = np.empty((rows, len(arrays)), np.int64)
+    lengths, checks = np.ones(offsets.shape, np.uint32), np.empty(offsets.shape, np.uint32)
+    place = keys.nbytes
+    for number, (array, (*_, array_bytes)) in enumerate(zip(arrays, about["fields"], strict=True)):
+        checks[:, number] = np.frombuffer(table, "<u4", rows, place)
+        place += 4 * rows
+        if array.ragged:
+            lengths[:, number] = np.frombuffer(table, "<u4", rows, place)
+            place += 4 * rows
+        row_bytes = lengths[:, number] * np.int64(array.entry_bytes)
+        offsets[:, number] = start + np.cumsum(row_bytes) - row_bytes
+        start += array_bytes
+    return Block(size, about["seconds"], arrays, keys, offsets, lengths, checks)
 
 
 def _open(source: Path | bytes) -> io.BytesIO | io.FileIO:

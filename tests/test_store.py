@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dcclip_cli import blocks, store
+from dcclip_cli import blocks, store, store_rows
 from dcclip_cli.blocks import Ragged, Values
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.store import FeatureStore, MissingRows, digests
+from dcclip_cli.store_index import Index
 
 N = 24
 LENGTHS = np.arange(N) % 5
@@ -44,7 +45,8 @@ def filled(folder: Path | None, *cuts: int) -> FeatureStore:
 def assert_right(kept: FeatureStore, places: np.ndarray) -> None:
     for name, rows in ROWS.items():
         assert np.array_equal(kept.read(name, KEYS[places]), rows[places])
-    tokens = kept.read_ragged("tokens", KEYS[places])
+    tokens = kept.read_arrays(["tokens"], KEYS[places])["tokens"]
+    assert isinstance(tokens, Ragged)
     assert tokens.lengths.tolist() == LENGTHS[places].tolist()
     for row, place in zip(tokens.padded(), places, strict=True):
         assert np.array_equal(row[: LENGTHS[place]], TOKENS[place, : LENGTHS[place]])
@@ -162,6 +164,73 @@ def test_a_file_of_another_format_and_one_with_another_kind_of_array_are_dropped
     kept = FeatureStore(tmp_path, said.append)
     assert kept.missing(KEYS[:2], ["x"]).tolist() == [False, True] and list(tmp_path.glob("*.block")) == [file]
     assert ["format 99" in said[0], "another kind" in said[1], len(said)] == [True, True, 2]
+
+
+# ---- index files
+
+
+@pytest.fixture
+def indexed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FeatureStore:
+    """A store of 24 rows in blocks of 4, whose tables are in index files of 8 rows each."""
+    monkeypatch.setattr(store_rows, "_INDEX_ROWS", 8)
+    return filled(tmp_path, 4, 8, 12, 16, 20)
+
+
+def test_tables_of_many_rows_are_in_index_files_that_others_map(indexed: FeatureStore, tmp_path: Path) -> None:
+    assert len(list(tmp_path.glob("*.index"))) == 3
+    again = FeatureStore(tmp_path)
+    for one in (indexed, again):
+        assert_right(one, np.asarray([23, 0, 7, 7, 5, 19, 20]))
+        assert (one.blocks, one.rows) == (6, N)
+        assert not one.missing(KEYS, [*ROWS, "tokens"]).any()
+    assert len(list(tmp_path.glob("*.index"))) == 3
+
+
+def test_blocks_without_an_index_file_get_one_when_they_are_opened(indexed: FeatureStore, tmp_path: Path) -> None:
+    for file in tmp_path.glob("*.index"):
+        file.unlink()
+    assert every_row(FeatureStore(tmp_path)) == [*range(N)] and len(list(tmp_path.glob("*.index"))) == 3
+
+
+def test_a_block_that_is_gone_or_damaged_is_missing_although_an_index_file_has_it(
+    indexed: FeatureStore, tmp_path: Path
+) -> None:
+    first, second, *_, last = sorted(tmp_path.glob("*.block"))
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-1] + b"?")
+    said: list[str] = []
+    kept = FeatureStore(tmp_path, said.append)
+    assert set(every_row(kept)) >= {*range(8, N)} and len(said) == 1 and not second.exists()
+    missing = np.flatnonzero(kept.missing(KEYS, list(ROWS)))
+    assert missing.tolist() == [*range(8)]
+    kept.write([(KEYS[missing], values(missing))])
+    last.unlink()
+    for _ in range(2):
+        assert every_row(FeatureStore(tmp_path, said.append)) == [*range(20)] and len(said) == 1
+
+
+def test_a_read_only_store_is_indexed_in_memory(
+    indexed: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in tmp_path.glob("*.index"):
+        file.unlink()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Index, "save", refuse)
+    assert every_row(FeatureStore(tmp_path)) == [*range(N)] and not list(tmp_path.glob("*.index"))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_index_file_never_gives_a_wrong_row(seed: int, indexed: FeatureStore, tmp_path: Path) -> None:
+    random = np.random.default_rng(seed)
+    file = sorted(tmp_path.glob("*.index"))[seed % 3]
+    content = bytearray(file.read_bytes())
+    content[int(random.integers(len(content)))] ^= 1 << int(random.integers(8))
+    file.write_bytes([content, content[: int(random.integers(len(content)))]][seed % 5 == 0])
+    there = every_row(FeatureStore(tmp_path))  # rows that are there are right
+    assert len(there) >= 8 and set(there) >= {*range(N)} - {*range(seed % 3 * 8, seed % 3 * 8 + 8)}
 
 
 # ---- disks

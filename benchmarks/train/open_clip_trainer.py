@@ -43,7 +43,7 @@ def write_rows(
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, delimiter="\t")
         writer.writerow(("filepath", "title"))
-        for samples in EpochBatchSampler(len(table), batch_size, seed)(0, steps):
+        for samples in EpochBatchSampler(table, batch_size, seed)(0, steps):
             for number, _ in samples:
                 captions = table.captions(languages[random.integers(len(languages))])[number]
                 other = len(captions) > 1 and random.random() > 0.7

@@ -14,6 +14,7 @@ from dcclip_cli.model.preprocess import flatten
 from dcclip_cli.options import Options
 
 COLLECTED = "collect"  # `train: collect` means the output of the recipe's own collect stage
+SHUFFLE_WINDOW = 131_072  # their numbers and captions' ids take some 20 MB
 
 
 class DataOptions(Options):
@@ -37,6 +38,14 @@ class DataOptions(Options):
         le=10_000_000,
         description="Number of phrases added to data.texts, each made of two or three of its short texts, so that the "
         "text tower learns to read combinations that the data does not contain",
+    )
+
+    shuffle_window: int = Field(
+        SHUFFLE_WINDOW,
+        ge=1,
+        description="Number of samples that are shuffled together. Data with more is shuffled in blocks of up to 8,192 "
+        "neighbouring samples, and then within each window of blocks, so that any amount of data is shuffled in "
+        "little memory and read nearly in order",
     )
 
     @model_validator(mode="after")

@@ -5,77 +5,136 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 
 from dcclip_cli.data.dataset import ConcatDataset, open_pairs
-from dcclip_cli.data.options import COLLECTED, DataOptions
-from dcclip_cli.data.pair import LANGUAGES, PairDataset
+from dcclip_cli.data.options import COLLECTED, SHUFFLE_WINDOW, DataOptions
+from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.data.unpaired import open_images, open_texts, with_phrases
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.run_dir import RunDir
 
 Sample = tuple[int, int]  # index in the dataset, epoch
+_LOOKS = 8  # samples that wait and are looked at in a step, for each sample of a batch
 
 
 @dataclass(frozen=True)
 class EpochBatchSampler:
-    """Batches of the `count` samples from index `first` on, in an order that is a pure function of seed and epoch.
+    """Batches of a dataset's samples, whose numbers begin with `first`: a pure function of seed, epoch and step.
 
-    `groups` (N,) numbers the samples by caption: a batch has no two samples of one group, because a contrastive loss
-    would use them as negatives of each other.
+    Up to `window` samples are shuffled whole. Of more, the blocks of the dataset are shuffled, and then the samples of
+    one window of blocks after the other, so that memory and the time to reach any step do not grow with the data.
+
+    With `distinct_captions`, a batch has no two samples that share a first caption in any language, because a
+    contrastive loss would use them as negatives of each other.
     """
 
-    count: int
+    dataset: PairDataset
     batch_size: int
     seed: int
-    groups: np.ndarray | None = None
+    window: int = SHUFFLE_WINDOW
+    distinct_captions: bool = False
     first: int = 0
 
     def __post_init__(self) -> None:
         if not self.steps_per_epoch:
-            what = f"batch_size {self.batch_size} is larger than the data ({self.count} samples)"
+            what = f"batch_size {self.batch_size} is larger than the data ({len(self.dataset)} samples)"
             raise DcclipError(what, "make batch_size smaller")
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.count // self.batch_size
+        return len(self.dataset) // self.batch_size
 
-    def epoch(self, epoch: int) -> list[np.ndarray]:
-        """The batches of one epoch, (batch_size,) each, without `first`; what is left over is used in other epochs."""
-        key = np.array([self.seed, 1 << 63 | epoch], np.uint64)  # a plain list becomes float64 and loses the epoch
-        shuffled = np.random.Generator(np.random.Philox(key=key)).permutation(self.count)
-        if self.groups is None:
-            used = self.steps_per_epoch * self.batch_size
-            return list(shuffled[:used].reshape(-1, self.batch_size))
-        return list(self._distinct(shuffled))
+    @property
+    def steps_per_window(self) -> int:
+        """Windows have equal numbers of steps, but for the last one."""
+        windows = -(-len(self.dataset) // max(self.window, self.batch_size))
+        return -(-self.steps_per_epoch // windows)
 
-    def _distinct(self, shuffled: np.ndarray) -> Iterator[np.ndarray]:
-        assert self.groups is not None
-        waiting = deque(shuffled.tolist())
-        for _ in range(self.steps_per_epoch):
-            taken: list[int] = []
-            repeated: list[int] = []
-            seen: set[int] = set()
-            while waiting and len(taken) < self.batch_size:
-                sample = waiting.popleft()
-                group = int(self.groups[sample])
-                (repeated if group in seen else taken).append(sample)
-                seen.add(group)
-            # Too few distinct captions left: fill up with repeats rather than change the batch size.
-            missing = self.batch_size - len(taken)
-            yield np.asarray(taken + repeated[:missing])
-            waiting.extendleft(reversed(repeated[missing:]))
+    @property
+    def _one_window(self) -> bool:
+        return self.steps_per_window == self.steps_per_epoch
 
     def __call__(self, start_step: int, steps: int) -> Iterator[list[Sample]]:
-        """The (index, epoch) samples of each step in [start_step, steps)."""
+        """The (index, epoch) samples of each step in [start_step, steps).
+
+        The data of a window is announced to the dataset one window ahead.
+        """
         step = start_step
         while step < steps:
             epoch, within = divmod(step, self.steps_per_epoch)
-            for batch in self.epoch(epoch)[within:]:
-                if step < steps:
-                    yield [(self.first + int(sample), epoch) for sample in batch]
-                    step += 1
+            window, skipped = divmod(within, self.steps_per_window)
+            if step == start_step:
+                self.dataset.will_need(self._members(epoch, window))
+            following = step - skipped + self._steps_of(window)
+            if following < steps:
+                self.dataset.will_need(self._members(*self._window_at(following)))
+            for batch in islice(self._batches(epoch, window), skipped, skipped + steps - step):
+                yield [(self.first + sample, epoch) for sample in batch]
+                step += 1
+
+    def _window_at(self, step: int) -> tuple[int, int]:
+        epoch, within = divmod(step, self.steps_per_epoch)
+        return epoch, within // self.steps_per_window
+
+    def _steps_of(self, window: int) -> int:
+        return min(self.steps_per_window, self.steps_per_epoch - window * self.steps_per_window)
+
+    def _members(self, epoch: int, window: int) -> np.ndarray:
+        """The samples of a window, block by block; the last window has those that fill no batch as well."""
+        samples = len(self.dataset)
+        if self._one_window:
+            return np.arange(samples)
+        starts = self.dataset.blocks
+        stops = np.append(starts[1:], samples)
+        order = _random(self.seed, epoch).permutation(len(starts))
+        ends = np.cumsum((stops - starts)[order])  # of the blocks in the epoch's sequence
+        begin = window * self.steps_per_window * self.batch_size
+        is_last = (window + 1) * self.steps_per_window >= self.steps_per_epoch
+        end = samples if is_last else begin + self.steps_per_window * self.batch_size
+        places = np.arange(begin, end)
+        return (stops[order] - ends)[np.searchsorted(ends, places, side="right")] + places
+
+    def _batches(self, epoch: int, window: int) -> Iterator[list[int]]:
+        stream = 0 if self._one_window else window + 1
+        order = _random(self.seed, epoch, stream).permutation(self._members(epoch, window))
+        steps = self._steps_of(window)
+        if self.distinct_captions:
+            return self._distinct(order, steps)
+        return (batch.tolist() for batch in order[: steps * self.batch_size].reshape(steps, -1))
+
+    def _distinct(self, order: np.ndarray, steps: int) -> Iterator[list[int]]:
+        """Batches of distinct captions; repeated ones wait for a later batch, and fill up the last ones."""
+        chinese, english = self.dataset.first_caption_ids(order).T
+        new = zip(order.tolist(), chinese.tolist(), english.tolist(), strict=True)
+        waiting: deque[tuple[int, int, int]] = deque()
+        for _ in range(steps):
+            taken: list[int] = []
+            repeated: list[tuple[int, int, int]] = []
+            seen: set[int] = set()
+            # Where very many wait, a step looks at some of them, so that the time stays linear.
+            looks = min(len(waiting), _LOOKS * self.batch_size)
+            entries = chain((waiting.popleft() for _ in range(looks)), new)
+            while len(taken) < self.batch_size and (entry := next(entries, None)) is not None:
+                if entry[1] in seen or entry[2] in seen:
+                    repeated.append(entry)
+                else:
+                    taken.append(entry[0])
+                    seen.update(entry[1:])
+                    seen.discard(0)  # no caption
+            if looks == _LOOKS * self.batch_size:
+                waiting.extend(repeated)  # the next step looks at others
+            else:
+                waiting.extendleft(reversed(repeated))
+            # Too few distinct captions left: fill up with repeats rather than change the batch size.
+            yield taken + [waiting.popleft()[0] for _ in range(self.batch_size - len(taken))]
+
+
+def _random(seed: int, epoch: int, stream: int = 0) -> np.random.Generator:
+    key = np.array([seed, 1 << 63 | epoch], np.uint64)  # a plain list becomes float64 and loses the epoch
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, stream]))
 
 
 @dataclass(frozen=True)
@@ -108,25 +167,6 @@ class MixedBatchSampler:
         for batches in zip(*(sampler(start_step, steps) for sampler in self.samplers), strict=True):
             shares = [(batch, len(batch) // processes) for batch in batches]
             yield [sample for batch, size in shares for sample in batch[process * size : (process + 1) * size]]
-
-
-def caption_groups(dataset: PairDataset) -> np.ndarray:
-    """(N,) a group number per pair, equal for pairs whose first captions are equal in any language."""
-    parent = list(range(len(dataset)))
-
-    def find(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    for language in LANGUAGES:
-        first_with: dict[str, int] = {}
-        for index, captions in enumerate(dataset.captions(language)):
-            if captions:
-                other = first_with.setdefault(captions[0].casefold(), index)
-                parent[find(index)] = find(other)
-    return np.asarray([find(index) for index in range(len(dataset))])
 
 
 # ---- the training data of a stage
@@ -178,8 +218,9 @@ def open_training_data(stage: StageData, run: RunDir, seed: int) -> TrainingData
     samplers = []
     for number, (kind, dataset) in enumerate(datasets.items()):
         own_seed = seed + (number << 32)  # equal sizes must not mean equal orders
-        groups = caption_groups(dataset) if kind == "pairs" and stage.distinct_captions else None
         size = sizes.get(kind) or stage.batch_size
-        samplers.append(EpochBatchSampler(len(dataset), size, own_seed, groups, joined.firsts[number]))
+        distinct = kind == "pairs" and stage.distinct_captions
+        first = joined.firsts[number]
+        samplers.append(EpochBatchSampler(dataset, size, own_seed, data.shuffle_window, distinct, first))
     dataset = joined if len(datasets) > 1 else next(iter(datasets.values()))
     return TrainingData(dataset, MixedBatchSampler(tuple(samplers)), datasets)

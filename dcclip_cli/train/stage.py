@@ -204,5 +204,6 @@ def _identity(
         "image_weights": new.image.weights if new else None,
         "inherit": new.text.inherit if new else None,
         "data": dataset.fingerprint,
+        "shuffle_window": setup.data.options.shuffle_window,
         "seed": context.seed,
     }

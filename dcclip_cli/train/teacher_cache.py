@@ -162,7 +162,8 @@ class TeacherCache:
         if not self._tokens:
             mask = torch.ones(len(keys), 1, dtype=torch.long, device=device)
             return TextFeatures(embedding, embedding[:, None], mask)
-        tokens = self._texts.read_ragged("text_tokens", keys)
+        tokens = self._texts.read_arrays(["text_tokens"], keys)["text_tokens"]
+        assert isinstance(tokens, Ragged)
         mask = torch.from_numpy(tokens.mask).to(device).long()
         return TextFeatures(embedding, _tensor(tokens.padded(), device), mask)
 

@@ -1,83 +1,205 @@
 """The order of samples: a function of the seed and the epoch, with distinct captions, shared among processes."""
 
+import time
+import tracemalloc
+from collections.abc import Sequence
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dcclip_cli.data.dataset import open_pairs, write_parquet
-from dcclip_cli.data.pair import Pair
-from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler, caption_groups
+from dcclip_cli.data.pair import Pair, PairDataset
+from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler
 from dcclip_cli.errors import DcclipError
 
-GROUPS = pytest.mark.parametrize("groups", [None, np.arange(23) % 7])
+
+class Samples(PairDataset):
+    """A number of samples with nothing in them but the ids of their first captions, in blocks of a size."""
+
+    path = Path("samples")
+
+    def __init__(self, count: int, captions: Sequence[Sequence[int]] | None = None, block: int = 4) -> None:
+        self.count, self.block = count, block
+        self.ids = None if captions is None else np.asarray(captions, np.uint64)
+        self.announced: list[set[int]] = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Pair:
+        raise NotImplementedError
+
+    @property
+    def blocks(self) -> np.ndarray:
+        return np.arange(0, self.count, self.block)
+
+    def first_caption_ids(self, indices: np.ndarray) -> np.ndarray:
+        return np.stack([indices, indices], 1).astype(np.uint64) + 1 if self.ids is None else self.ids[indices]
+
+    def will_need(self, indices: np.ndarray) -> None:
+        self.announced.append(set(indices.tolist()))
 
 
-@GROUPS
-def test_an_epoch_has_a_sample_at_most_once_and_fills_every_batch(groups: np.ndarray | None) -> None:
-    batches = EpochBatchSampler(23, 5, seed=0, groups=groups).epoch(0)
+def captions(numbers: np.ndarray) -> list[list[int]]:
+    """One Chinese and one English caption for each number."""
+    return [[2 * number + 1, 2 * number + 2] for number in numbers.tolist()]
+
+
+def numbers(sampler: EpochBatchSampler, epoch: int = 0) -> list[list[int]]:
+    """The samples of the batches of one epoch."""
+    steps = sampler.steps_per_epoch
+    return [[number for number, _ in batch] for batch in sampler(epoch * steps, (epoch + 1) * steps)]
+
+
+def flat(batches: list[list[int]]) -> list[int]:
+    return [*chain.from_iterable(batches)]
+
+
+ORDERS = pytest.mark.parametrize(
+    ("window", "distinct"), [(100, False), (100, True), (7, False), (7, True), (10, False), (1, True)]
+)
+SEVEN = captions(np.arange(23) % 7)
+
+
+@ORDERS
+def test_an_epoch_has_a_sample_at_most_once_and_fills_every_batch(window: int, distinct: bool) -> None:
+    batches = numbers(EpochBatchSampler(Samples(23, SEVEN), 5, 0, window, distinct))
     assert [len(batch) for batch in batches] == [5, 5, 5, 5]
-    assert len(set(np.concatenate(batches).tolist())) == 20
+    assert len(set(flat(batches))) == 20
 
 
-def test_epochs_and_seeds_each_have_another_order_and_samples_left_over_are_in_another_epoch() -> None:
-    left_over = EpochBatchSampler(23, 5, seed=0)
-    assert {int(sample) for epoch in range(5) for batch in left_over.epoch(epoch) for sample in batch} == {*range(23)}
+@pytest.mark.parametrize("window", [100, 7])
+def test_epochs_and_seeds_each_have_another_order_and_samples_left_over_are_in_another_epoch(window: int) -> None:
+    left_over = EpochBatchSampler(Samples(23), 5, 0, window)
+    assert {sample for epoch in range(9) for batch in numbers(left_over, epoch) for sample in batch} == {*range(23)}
     keys = [(0, 0), (0, 1), (0, 2), (1, 0)]
-    orders = [EpochBatchSampler(50, 50, seed).epoch(epoch)[0].tolist() for seed, epoch in keys]
+    orders = [flat(numbers(EpochBatchSampler(Samples(50), 10, seed, window), epoch)) for seed, epoch in keys]
     assert len({tuple(order) for order in orders}) == 4
     assert {tuple(sorted(order)) for order in orders} == {tuple(range(50))}
 
 
-@pytest.mark.parametrize("start", [0, 1, 4, 5, 9, 17, 20])
-@GROUPS
-def test_starting_in_the_middle_gives_the_tail_of_the_whole(start: int, groups: np.ndarray | None) -> None:
-    sampler = EpochBatchSampler(23, 5, seed=4, groups=groups)
+@pytest.mark.parametrize("start", [0, 1, 3, 4, 5, 9, 17, 20])
+@ORDERS
+def test_starting_in_the_middle_gives_the_tail_of_the_whole(start: int, window: int, distinct: bool) -> None:
+    sampler = EpochBatchSampler(Samples(23, SEVEN), 5, 4, window, distinct)
     whole = list(sampler(0, 18))
     assert len(whole) == 18
     assert list(sampler(start, 18)) == whole[start:]
     assert [{epoch for _, epoch in step} for step in whole] == [{step // 4} for step in range(18)]
 
 
+# ---- windows
+
+
+def test_data_within_the_window_is_permuted_as_numpy_permutes_it() -> None:
+    key = np.array([3, 1 << 63 | 1], np.uint64)
+    expected = np.random.Generator(np.random.Philox(key=key)).permutation(23)[:20].reshape(4, 5).tolist()
+    assert numbers(EpochBatchSampler(Samples(23), 5, seed=3, window=23), epoch=1) == expected
+
+
+def test_a_window_has_the_samples_of_consecutive_shuffled_blocks_in_any_order() -> None:
+    sampler = EpochBatchSampler(Samples(103, block=10), 5, seed=0, window=40)
+    assert (sampler.steps_per_epoch, sampler.steps_per_window) == (20, 7)  # 20 steps in three windows: 7, 7, 6
+    batches = numbers(sampler)
+    blocks = []
+    for window in (batches[:7], batches[7:14], batches[14:]):
+        samples = flat(window)
+        of_blocks = [sample // 10 for sample in samples]
+        assert len(set(of_blocks)) <= 5  # 35 samples: at most three whole blocks and parts of two
+        assert samples != sorted(samples) and of_blocks != sorted(of_blocks)  # shuffled among the blocks
+        blocks.append(set(of_blocks))
+    assert all(len(one & other) <= 1 for one, other in pairwise(blocks))
+    assert [max(one) - min(one) for one in blocks] != [3, 3, 3]  # the blocks themselves are shuffled
+
+
+def test_the_samples_of_a_window_are_announced_one_window_ahead() -> None:
+    data = Samples(60, block=10)
+    sampler = EpochBatchSampler(data, 5, seed=0, window=20)
+    batches = numbers(sampler)
+    windows = [set(flat(batches[start : start + 4])) for start in (0, 4, 8)]
+    data.announced.clear()
+    steps = sampler(1, 13)  # an epoch has 12 steps
+    next(steps)
+    assert data.announced == windows[:2]
+    assert len(list(steps)) == 11
+    assert data.announced[:3] == windows and len(data.announced) == 4  # the last: a window of the next epoch
+
+
+def test_the_first_batch_of_ten_million_samples_takes_little_time_and_memory() -> None:
+    sampler = EpochBatchSampler(Samples(10_000_000, block=8_192), 1024, seed=0, distinct_captions=True)
+    began = time.process_time()
+    batch = next(sampler(sampler.steps_per_epoch * 3 // 2, 10**6))
+    assert time.process_time() - began < 1  # measured: 0.03 s
+    assert len(batch) == 1024
+    tracemalloc.start()
+    next(sampler(1, 10**6))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40e6  # measured: 18 MB; a permutation of all is 80 MB
+
+
+# ---- captions
+
+
 @pytest.mark.parametrize("seed", range(6))
-def test_a_batch_has_no_two_samples_of_one_caption_group_while_enough_groups_are_left(seed: int) -> None:
+def test_a_batch_has_no_two_samples_with_one_caption_while_enough_captions_are_left(seed: int) -> None:
     groups = np.arange(60) // 3  # 20 captions, three images each
     left = set(range(60))
-    for number, batch in enumerate(EpochBatchSampler(60, 10, seed, groups).epoch(0)):
+    batches = numbers(EpochBatchSampler(Samples(60, captions(groups)), 10, seed, distinct_captions=True))
+    for number, batch in enumerate(batches):
         distinct = len({int(groups[sample]) for sample in batch})
         assert distinct == min(10, len({int(groups[sample]) for sample in left}))
         assert distinct == 10 or number >= 4
-        left -= set(batch.tolist())
+        left -= set(batch)
 
 
 def test_samples_put_off_for_their_caption_are_first_in_the_next_batch_and_repeated_where_no_others_are_left() -> None:
-    batches = EpochBatchSampler(6, 3, seed=0, groups=np.zeros(6, int)).epoch(0)
-    assert sorted(np.concatenate(batches).tolist()) == [0, 1, 2, 3, 4, 5]
-    sampler = EpochBatchSampler(6, 2, seed=3, groups=np.array([0, 0, 0, 1, 1, 1]))
-    waiting = [int(sample) for sample in EpochBatchSampler(6, 6, seed=3).epoch(0)[0]]
-    for batch in sampler.epoch(0):
+    same = EpochBatchSampler(Samples(6, captions(np.zeros(6, int))), 3, 0, distinct_captions=True)
+    assert sorted(flat(numbers(same))) == [0, 1, 2, 3, 4, 5]
+    data = Samples(6, captions(np.array([0, 0, 0, 1, 1, 1])))
+    [waiting] = numbers(EpochBatchSampler(data, 6, seed=3))
+    for batch in numbers(EpochBatchSampler(data, 2, seed=3, distinct_captions=True)):
         first = waiting[0]
         other = next(sample for sample in waiting if sample // 3 != first // 3)
-        assert batch.tolist() == [first, other]
+        assert batch == [first, other]
         waiting = [sample for sample in waiting if sample not in (first, other)]
 
 
-def test_pairs_that_share_a_first_caption_in_either_language_are_one_group(tmp_path: Path) -> None:
+def test_pairs_that_share_a_first_caption_in_either_language_are_in_different_batches(tmp_path: Path) -> None:
     pairs = [
         Pair("a", b"", zh=("猫",), en=("cat",)),
         Pair("b", b"", zh=("狗",), en=("Cat",)),  # with a, whatever the case
-        Pair("c", b"", zh=("狗",), en=("dog",)),  # with b, so with a
+        Pair("c", b"", zh=("狗",), en=("dog",)),  # with b
         Pair("d", b"", zh=("鸟", "猫"), en=("bird",)),  # only a second caption is shared
-        Pair("e", b"", en=("fish",)),
     ]
     write_parquet(tmp_path / "pairs.parquet", pairs)
-    groups = caption_groups(open_pairs(tmp_path / "pairs.parquet")).tolist()
-    assert groups[0] == groups[1] == groups[2]
-    assert len({groups[0], groups[3], groups[4]}) == 3
+    dataset = open_pairs(tmp_path / "pairs.parquet")
+    firsts = (numbers(EpochBatchSampler(dataset, 2, seed, distinct_captions=True))[0] for seed in range(40))
+    assert {frozenset(batch) for batch in firsts} == {frozenset(two) for two in ((0, 2), (0, 3), (1, 3), (2, 3))}
+
+
+def test_samples_without_captions_do_not_conflict() -> None:
+    data = Samples(8, [[0, 0]] * 8)
+    assert numbers(EpochBatchSampler(data, 4, 0, distinct_captions=True)) == numbers(EpochBatchSampler(data, 4, 0))
+
+
+def test_very_many_repeated_captions_take_linear_time() -> None:
+    """Half of all samples have one caption: those that wait would be walked through at every step."""
+    groups = np.where(np.arange(100_000) % 2, 7, np.arange(100_000) + 10)
+    began = time.process_time()
+    batches = numbers(EpochBatchSampler(Samples(100_000, captions(groups)), 100, 0, distinct_captions=True))
+    assert time.process_time() - began < 5  # measured: 0.15 s; 30 s if it were quadratic
+    assert sorted(flat(batches)) == [*range(100_000)]
+    assert all(np.sum(groups[batch] == 7) == 1 for batch in batches[:500])
+
+
+# ---- shares
 
 
 def test_every_process_gets_its_share_of_every_sampler() -> None:
-    sampler = MixedBatchSampler((EpochBatchSampler(12, 4, seed=0), EpochBatchSampler(6, 2, seed=1, first=12)))
+    sampler = MixedBatchSampler((EpochBatchSampler(Samples(12), 4, 0), EpochBatchSampler(Samples(6), 2, 1, first=12)))
     whole = list(sampler.share(0, 5))
     halves = [list(sampler.share(0, 5, process, 2)) for process in range(2)]
     assert [len(step) for step in whole] == [6] * 5
@@ -89,7 +211,7 @@ def test_every_process_gets_its_share_of_every_sampler() -> None:
 
 def test_a_batch_size_that_is_larger_than_the_data_or_cannot_be_shared_is_named() -> None:
     with pytest.raises(DcclipError, match=r"batch_size 8 is larger than the data \(7 samples\)"):
-        EpochBatchSampler(7, 8, seed=0)
-    samplers = tuple(EpochBatchSampler(12, size, seed=0) for size in (4, 3))
+        EpochBatchSampler(Samples(7), 8, seed=0)
+    samplers = tuple(EpochBatchSampler(Samples(12), size, seed=0) for size in (4, 3))
     with pytest.raises(DcclipError, match="batch_size 3 cannot be split among 2 processes"):
         MixedBatchSampler(samplers).check_shares(2)

@@ -83,9 +83,9 @@ def contents(cache: TeacherCache) -> dict[tuple[str, bytes], bytes]:
     found: dict[tuple[str, bytes], bytes] = {}
     for file in sorted(cache.folder.rglob("*.block")):
         block, store = parse(file), FeatureStore(file.parent)
-        for name in block.fields:
+        for array in block.arrays:
             for key in np.split(block.keys, len(block.keys)):
-                found.setdefault((name, key.tobytes()), store.read(name, key).tobytes())
+                found.setdefault((array.name, key.tobytes()), store.read(array.name, key).tobytes())
     return found
 
 

@@ -82,13 +82,14 @@ Train = Callable[..., dict[str, float]]
 
 @pytest.fixture
 def train(pairs_file: Path, tmp_path: Path) -> Train:
-    """A function that trains a task on the drawn pairs, batches of 8 of the first 20, and returns the last metrics."""
+    """A function that trains a task on the drawn pairs, batches of 8, and returns the last metrics."""
 
     def start(task: TrainingTask, progress: Progress | None = None, **options: Any) -> dict[str, float]:
         given = {"steps": 4, "batch_size": 8, "warmup_steps": 0, "workers": 0, "precision": "fp32"} | options
-        collator = Collator(open_pairs(pairs_file), 0, Augment(), CaptionOptions(), _pixels, _tokens)
+        dataset = open_pairs(pairs_file)
+        collator = Collator(dataset, 0, Augment(), CaptionOptions(), _pixels, _tokens)
         chosen = TrainOptions.model_validate(given)
-        sampler = MixedBatchSampler((EpochBatchSampler(20, chosen.batch_size, seed=0),))
+        sampler = MixedBatchSampler((EpochBatchSampler(dataset, chosen.batch_size, seed=0),))
         info = RunInfo("toy", tmp_path, {"of": "toy"}, progress=progress or Silent())
         trained = Trainer(task, collator, sampler, chosen, info)
         metrics = trained.run()

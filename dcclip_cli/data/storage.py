@@ -1,0 +1,326 @@
+"""Data files on disk and in object stores: listing, reading by range with retries, errors that show no credentials."""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from dcclip_cli.errors import DcclipError
+
+T = TypeVar("T")
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "https": "aiohttp", "http": "aiohttp"}
+PART_BYTES = 8 << 20  # of one request, so that a retry repeats little
+CONNECTIONS = 4  # requests at a time for one block or file
+WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # before each further try: a server that restarts is not an error
+_TOP = 10_000  # files that a pattern {0..N} may name
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_LOGIN = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or for a public bucket FSSPEC_S3_ANON=true",
+    "gs": "log in with: gcloud auth application-default login",
+    "hf": "log in with: hf auth login",
+}
+# Exceptions of the network that are no OSError, by the module that a used file system has imported.
+_NETWORK_ERRORS = (
+    ("aiohttp", "ClientError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("gcsfs.retry", "HttpError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("httpx", "HTTPError"),
+)
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file of data: an absolute path or a URL, its size in bytes, and a version that changes with its content."""
+
+    location: str
+    size: int
+    version: str
+
+    @property
+    def is_remote(self) -> bool:
+        return is_url(self.location)
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return shown(self.location).rpartition("/")[2]
+
+    def __str__(self) -> str:
+        return shown(self.location)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset` on. Raises DcclipError where they cannot be read."""
+        content = _remote_range(self, offset, size) if self.is_remote else _local_range(self, offset, size)
+        if len(content) != size:
+            what = f"{self} has {len(content)} bytes at {offset}, not {size}"
+            raise DcclipError(what, "it was cut or replaced: copy it again, and run dcclip index on it")
+        return content
+
+    def read_into(self, target: int, offset: int, size: int) -> None:
+        """Write `size` bytes from `offset` on to the file descriptor `target`, from its start, in bounded memory."""
+
+        def part(begin: int) -> None:
+            os.pwrite(target, self.read(offset + begin, min(PART_BYTES, size - begin)), begin)
+
+        with ThreadPoolExecutor(CONNECTIONS if self.is_remote else 1) as pool:
+            for _ in pool.map(part, range(0, size, PART_BYTES)):
+                pass
+
+    def open(self) -> io.BufferedReader:
+        """A file object for reading in order; it can be moved back and forth. Raises DcclipError where that fails."""
+        if self.is_remote:
+            return io.BufferedReader(_RangeFile(self), PART_BYTES)
+        try:
+            return io.BufferedReader(io.FileIO(self.location), 1 << 20)
+        except OSError as error:
+            raise _unreadable(self, error) from None
+
+    def open_raw(self) -> io.RawIOBase:
+        """A file object for reading anywhere in a file in an object store: one request for each read."""
+        return _RangeFile(self)
+
+
+class _RangeFile(io.RawIOBase):
+    def __init__(self, file: DataFile) -> None:
+        self._file, self._at = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._file.size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        size = max(0, min(len(buffer), self._file.size - self._at))
+        buffer[:size] = self._file.read(self._at, size) if size else b""
+        self._at += size
+        return size
+
+
+# ---- names
+
+
+def is_url(location: str | os.PathLike[str]) -> bool:
+    """Whether a location names an object store rather than a path."""
+    return "://" in os.fspath(location)
+
+
+def shown(location: str | os.PathLike[str]) -> str:
+    """A location as it may be shown and kept: a URL without user, password, query and fragment."""
+    text = os.fspath(location)
+    if not is_url(text):
+        return text
+    scheme, _, rest = text.partition("://")
+    authority, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def list_files(location: str | os.PathLike[str]) -> list[DataFile]:
+    """The files at a location, sorted by name: one file, those in a folder (not below it), or those of a pattern.
+
+    A pattern has `*`, `?` or `[...]`, or `{00000..00099}` as in WebDataset; over http and https only the latter, for
+    these list no folders. Raises DcclipError where nothing is there.
+    """
+    text = os.fspath(location)
+    if match := _BRACES.search(text):
+        first, last = match.groups()
+        if not 0 <= int(last) - int(first) < _TOP:
+            raise DcclipError(f"{shown(text)} does not name 1 to {_TOP:,} files", "write {first..last}: {00000..00099}")
+        numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
+        every = [text[: match.start()] + number + text[match.end() :] for number in numbers]
+        with ThreadPoolExecutor(16) as pool:
+            return [file for files in pool.map(list_files, every) for file in files]
+    return _list_remote(text) if is_url(text) else _list_local(text)
+
+
+def _list_local(text: str) -> list[DataFile]:
+    path = Path(text)
+    if path.is_dir():
+        found = sorted(one for one in path.iterdir() if one.is_file())
+    elif path.exists():
+        found = [path]
+    else:
+        found = sorted(Path(one) for one in glob.glob(text, recursive=True) if os.path.isfile(one))
+        if not found:
+            hint = "check the path; in a recipe it is relative to the recipe's folder"
+            raise DcclipError(f"{text} does not exist", hint)
+    return [local_file(file) for file in found]
+
+
+def local_file(path: Path) -> DataFile:
+    """A file on disk."""
+    about = path.stat()
+    return DataFile(os.path.abspath(path), about.st_size, str(about.st_mtime_ns))
+
+
+def _list_remote(url: str) -> list[DataFile]:
+    scheme, system = url.partition("://")[0], _system(url)
+    web = scheme in ("http", "https")
+
+    def entries() -> dict[str, dict[str, Any]]:
+        if web:
+            return {url: system.info(url)}
+        if glob.has_magic(url):
+            return dict(system.glob(url, detail=True))
+        about = system.info(url)
+        if about["type"] != "directory":
+            return {about["name"]: about}
+        return {one["name"]: one for one in system.ls(url, detail=True)}
+
+    found = [
+        DataFile(name if web else f"{scheme}://{name}", about["size"], _version(about))
+        for name, about in sorted(_tried(url, entries, WAITS_S[:2]).items())
+        if about["type"] == "file" and about.get("size") is not None
+    ]
+    if not found:
+        web_hint = "name a file, or files by number: https://host/{00000..00099}.tar"
+        raise DcclipError(f"{shown(url)} has no files", web_hint if web else "check the URL")
+    return found
+
+
+def _version(about: dict[str, Any]) -> str:
+    names = ("ETag", "etag", "generation", "blob_id", "Last-Modified", "LastModified", "mtime")
+    return next((str(about[name]) for name in names if about.get(name)), "")
+
+
+# ---- reading
+
+
+class _Descriptor:
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+@lru_cache(maxsize=256)
+def _descriptor(file: DataFile) -> _Descriptor:
+    return _Descriptor(file.location)
+
+
+def _local_range(file: DataFile, offset: int, size: int) -> bytes:
+    try:
+        return os.pread(_descriptor(file).number, size, offset)
+    except OSError as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: DataFile, error: OSError) -> DcclipError:
+    return DcclipError(f"{file} cannot be read: {error.strerror}", "check the disk, or copy it again")
+
+
+def _remote_range(file: DataFile, offset: int, size: int) -> bytes:
+    system = _system(file.location)
+
+    def request() -> bytes:
+        if not file.location.startswith("http"):
+            return bytes(system.cat_file(file.location, start=offset, end=offset + size))
+        try:  # unlike cat_file this notices a server that sends all of the file
+            with system.open(file.location, "rb", cache_type="none", size=file.size) as stream:
+                stream.seek(offset)
+                return bytes(stream.read(size))
+        except ValueError as error:
+            raise DcclipError(f"{file}: {_reason(error)}", "use a server that answers range requests") from None
+
+    return _tried(file.location, request, WAITS_S) if size else b""
+
+
+def _system(url: str) -> Any:
+    """The file system of a URL, one per process. Raises DcclipError where its package is missing."""
+    scheme = url.partition("://")[0]
+    if scheme not in PACKAGES:
+        raise DcclipError(f"{shown(url)}: dcclip does not read {scheme}://", f"use one of {', '.join(PACKAGES)}")
+    if scheme in ("http", "https") and not urlsplit(url).hostname:
+        raise DcclipError(f"{shown(url)} names no server", "write https://host/file.tar")
+    return _system_of(scheme, os.getpid())  # their connections do not survive a fork
+
+
+@lru_cache(maxsize=16)
+def _system_of(scheme: str, _process: int) -> Any:
+    try:
+        import fsspec
+
+        options: dict[str, Any] = {}
+        if scheme == "s3":  # retries are made here, the same for every store
+            given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+            options["config_kwargs"] = {"retries": {"max_attempts": 0}, "connect_timeout": 10, **given}
+        elif scheme in ("http", "https"):
+            import aiohttp
+
+            options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(sock_connect=10, sock_read=60)}
+            options["headers"] = {"Accept-Encoding": "identity"}  # ranges are of the file itself
+        system = fsspec.filesystem(scheme, **options)
+    except ImportError:
+        package = PACKAGES[scheme] if "fsspec" in sys.modules else f"fsspec {PACKAGES[scheme]}"
+        raise DcclipError(f"reading {scheme}:// needs {package}", f"pip install {package}") from None
+    if scheme == "s3":
+        system.retries = 1
+    return system
+
+
+# ---- errors
+
+
+def _tried(url: str, action: Callable[[], T], waits_s: tuple[float, ...]) -> T:
+    """What `action` returns, tried again after each wait where the network fails. Raises DcclipError."""
+    for wait_s in (*waits_s, None):
+        try:
+            return action()
+        except tuple(_network_errors()) as error:
+            if final := _final(url, error):
+                raise final from None
+            if wait_s is None:
+                hint = "check the network and the server, then run the same command again: it resumes"
+                raise DcclipError(f"{shown(url)} cannot be read: {_reason(error)}", hint) from None
+        time.sleep(wait_s)
+    raise AssertionError
+
+
+def _network_errors() -> Iterator[type[BaseException]]:
+    yield OSError
+    for module, name in _NETWORK_ERRORS:
+        if module in sys.modules and hasattr(sys.modules[module], name):
+            yield getattr(sys.modules[module], name)
+
+
+def _final(url: str, error: BaseException) -> DcclipError | None:
+    """The error to raise where trying again is of no use."""
+    response = getattr(error, "response", None)
+    status = getattr(error, "status", None) or getattr(response, "status_code", None)
+    if isinstance(error, FileNotFoundError) or status in (404, 410):
+        return DcclipError(f"{shown(url)} does not exist", "check the URL, and that you may read it")
+    denied = isinstance(error, PermissionError) or status in (401, 403)
+    if denied or type(error).__name__ in ("NoCredentialsError", "DefaultCredentialsError", "RefreshError"):
+        hint = _LOGIN.get(url.partition("://")[0], "check the user or the signature in the URL: it may have expired")
+        return DcclipError(f"{shown(url)} may not be read: access is denied", hint)
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says in one line, without the credentials that a URL in it may have."""
+    if status := getattr(error, "status", None):
+        return f"the server answers {status} {getattr(error, 'message', '')}".strip()
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.sub(r"[a-z0-9+]+://[^\s'\"<>)]+", lambda match: shown(match.group()), text)[:300]

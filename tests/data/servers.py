@@ -1,0 +1,114 @@
+"""Servers on loopback: an S3 store, and HTTP with byte ranges."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LOGIN = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "secret-key", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+class S3:
+    """An S3 store in memory that can be stopped and started again on the same port."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        from moto.server import ThreadedMotoServer
+
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
+        self._server.start()
+        self.port = self._server.get_host_and_port()[1]
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    def put(self, bucket: str, key: str, content: bytes) -> None:
+        import boto3
+
+        client: Any = boto3.client("s3", endpoint_url=self.url)
+        client.create_bucket(Bucket=bucket)
+        client.put_object(Bucket=bucket, Key=key, Body=content)
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """An empty S3 store that s3:// URLs lead to."""
+    import fsspec
+
+    for name, value in LOGIN.items():
+        monkeypatch.setenv(name, value)
+    server = S3()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    forget_connections()
+    yield server
+    server.stop()
+    fsspec.filesystem("s3").invalidate_cache()
+    forget_connections()
+
+
+def forget_connections() -> None:
+    """Let the next request look at the environment again."""
+    import fsspec
+
+    from dcclip_cli.data import storage
+
+    storage._system_of.cache_clear()
+    for scheme in ("s3", "http", "https"):
+        fsspec.get_filesystem_class(scheme).clear_instance_cache()
+
+
+class _Ranges(SimpleHTTPRequestHandler):
+    """Files of a folder, by range if asked for; `failures` requests are answered with 503 first."""
+
+    failures = 0
+    ranges = True
+    requests: list[str] = []
+
+    def do_GET(self) -> None:
+        kind = type(self)
+        kind.requests.append(f"{self.path} {self.headers.get('Range', '')}".strip())
+        if kind.failures:
+            kind.failures -= 1
+            self.send_error(503)
+            return
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        file = Path(self.translate_path(self.path))
+        if not asked or not kind.ranges or not file.is_file():
+            super().do_GET()
+            return
+        content = file.read_bytes()
+        first, last = int(asked[1]), min(int(asked[2]), len(content) - 1)
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+        self.send_header("Content-Length", str(last - first + 1))
+        self.end_headers()
+        self.wfile.write(content[first : last + 1])
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def http_server(folder: Path) -> Iterator[tuple[str, type[_Ranges]]]:
+    """The URL of a server of a folder's files, and its handler, whose attributes change what it does."""
+    handler = type("Ranges", (_Ranges,), {"requests": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", handler
+        server.shutdown()

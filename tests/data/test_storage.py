@@ -1,0 +1,178 @@
+"""Data files: listing and reading by range from disk, an S3 store and an HTTP server; errors; what they never show."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dcclip_cli.data import storage
+from dcclip_cli.data.storage import DataFile, list_files, shown
+from dcclip_cli.errors import DcclipError
+from tests.data.servers import S3, forget_connections, http_server, s3  # noqa: F401  # a fixture
+
+CONTENT = bytes(range(256)) * 40  # 10,240 bytes
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "WAITS_S", (0.01, 0.02))
+
+
+def test_a_url_is_shown_without_user_password_and_signature() -> None:
+    assert shown("https://me:key@host:80/a/b.tar?X-Amz-Signature=abc#d") == "https://host:80/a/b.tar"
+    assert shown("s3://bucket/猫.tar") == "s3://bucket/猫.tar"
+    assert shown(Path("/data/a?b.tar")) == "/data/a?b.tar"
+
+
+def test_a_local_folder_lists_its_files_by_name(tmp_path: Path) -> None:
+    for name in ("b.tar", "a.tar", "猫.txt"):
+        (tmp_path / name).write_bytes(CONTENT)
+    (tmp_path / "sub").mkdir()
+    assert [file.name for file in list_files(tmp_path)] == ["a.tar", "b.tar", "猫.txt"]
+    assert [file.name for file in list_files(f"{tmp_path}/*.tar")] == ["a.tar", "b.tar"]
+    assert [file.name for file in list_files(f"{tmp_path}/a.tar")] == ["a.tar"]
+    (file,) = list_files(tmp_path / "a.tar")
+    assert (file.size, file.read(255, 3)) == (10_240, b"\xff\x00\x01")
+
+
+def test_a_local_path_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DcclipError, match=r"猫.tar does not exist"):
+        list_files(tmp_path / "猫.tar")
+
+
+def test_a_file_that_is_shorter_than_it_was_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(CONTENT)
+    file = DataFile(str(tmp_path / "a.tar"), 20_000, "")
+    with pytest.raises(DcclipError, match="has 240 bytes at 10000, not 1000"):
+        file.read(10_000, 1000)
+
+
+def test_files_in_a_bucket_are_listed_and_read_by_range(s3: S3) -> None:  # noqa: F811
+    for name in ("data/00001.tar", "data/00000.tar", "data/下/x.tar", "data/00000.tar.index.arrow"):
+        s3.put("bucket", name, CONTENT)
+    names = [str(file) for file in list_files("s3://bucket/data")]
+    assert names == [
+        "s3://bucket/data/00000.tar",
+        "s3://bucket/data/00000.tar.index.arrow",
+        "s3://bucket/data/00001.tar",
+    ]
+    assert [file.name for file in list_files("s3://bucket/data/*1.tar")] == ["00001.tar"]
+    both = list_files("s3://bucket/data/{00000..00001}.tar")
+    assert [(file.name, file.size) for file in both] == [("00000.tar", 10_240), ("00001.tar", 10_240)]
+    assert both[1].read(300, 2) == bytes([44, 45])
+
+
+def test_another_content_in_a_bucket_has_another_version(s3: S3) -> None:  # noqa: F811
+    s3.put("bucket", "a.tar", CONTENT)
+    (before,) = list_files("s3://bucket/a.tar")
+    s3.put("bucket", "a.tar", CONTENT[::-1])
+    forget_connections()
+    (after,) = list_files("s3://bucket/a.tar")
+    assert before.size == after.size and before.version != after.version
+
+
+def test_a_bucket_that_is_not_there_is_an_error(s3: S3) -> None:  # noqa: F811
+    with pytest.raises(DcclipError, match="s3://nowhere/data does not exist"):
+        list_files("s3://nowhere/data")
+
+
+def test_a_stopped_store_is_an_error_until_it_is_started_again(s3: S3) -> None:  # noqa: F811
+    s3.put("bucket", "a.tar", CONTENT)
+    (file,) = list_files("s3://bucket/a.tar")
+    s3.stop()
+    with pytest.raises(DcclipError, match=r"s3://bucket/a.tar cannot be read: Could not connect") as caught:
+        file.read(0, 10)
+    assert "run the same command again" in caught.value.hint
+    s3.start()
+    s3.put("bucket", "a.tar", CONTENT)
+    assert file.read(0, 3) == b"\x00\x01\x02"
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[tuple[str, type]]:
+    (tmp_path / "00000.tar").write_bytes(CONTENT)
+    (tmp_path / "00001.tar").write_bytes(CONTENT[:500])
+    forget_connections()
+    with http_server(tmp_path) as (url, handler):
+        yield url, handler
+
+
+def test_files_of_a_web_server_are_named_by_number_and_read_by_range(web: tuple[str, type]) -> None:
+    url, handler = web
+    files = list_files(f"{url}/{{00000..00001}}.tar?key=secret")
+    assert [(file.name, file.size) for file in files] == [("00000.tar", 10_240), ("00001.tar", 500)]
+    assert files[1].read(498, 2) == CONTENT[498:500]
+    assert handler.requests == ["/00001.tar?key=secret bytes=498-499"]  # type: ignore[attr-defined]
+
+
+def test_an_overloaded_server_is_asked_again(web: tuple[str, type]) -> None:
+    url, handler = web
+    (file,) = list_files(f"{url}/00000.tar")
+    handler.failures = 2  # type: ignore[attr-defined]
+    assert file.read(256, 2) == b"\x00\x01"
+    handler.failures = 3  # type: ignore[attr-defined]
+    with pytest.raises(DcclipError, match="cannot be read: the server answers 503"):
+        file.read(0, 1)
+
+
+def test_a_server_without_ranges_is_an_error(web: tuple[str, type]) -> None:
+    url, handler = web
+    (file,) = list_files(f"{url}/00000.tar?key=secret")
+    handler.ranges = False  # type: ignore[attr-defined]
+    with pytest.raises(DcclipError, match="support range requests") as caught:
+        file.read(256, 2)
+    assert "secret" not in caught.value.what
+
+
+def test_a_missing_file_of_a_server_is_an_error_that_shows_no_signature(web: tuple[str, type]) -> None:
+    url = web[0].replace("http://", "http://me:secret@")
+    with pytest.raises(DcclipError, match=r"/猫.tar does not exist") as caught:
+        list_files(f"{url}/猫.tar?X-Amz-Signature=secret")
+    assert "secret" not in caught.value.what + caught.value.hint
+
+
+def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(DcclipError, match="reading gs:// needs gcsfs") as caught:
+        list_files("gs://bucket/data")
+    assert caught.value.hint == "pip install gcsfs"
+
+
+def test_another_protocol_is_an_error() -> None:
+    with pytest.raises(DcclipError, match="dcclip does not read ftp://"):
+        list_files("ftp://host/data")
+
+
+def test_a_file_object_moves_back_and_forth(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(CONTENT)
+    (file,) = list_files(tmp_path / "a.tar")
+    with file.open() as stream:
+        assert stream.seek(-2, os.SEEK_END) == 10_238
+        assert stream.read() == b"\xfe\xff"
+        stream.seek(513)
+        assert stream.read(2) == b"\x01\x02"
+
+
+def test_a_remote_file_object_reads_in_large_requests(web: tuple[str, type]) -> None:
+    url, handler = web
+    (file,) = list_files(f"{url}/00000.tar")
+    with file.open() as stream:
+        assert stream.read(2) == b"\x00\x01"
+        stream.seek(10_000)
+        assert stream.read(1000) == CONTENT[10_000:]
+    assert handler.requests == ["/00000.tar bytes=0-10239"]  # type: ignore[attr-defined]
+    with file.open_raw() as raw:
+        raw.seek(512)
+        assert raw.read(2) == b"\x00\x01"
+    assert handler.requests[1:] == ["/00000.tar bytes=512-513"]  # type: ignore[attr-defined]
+
+
+def test_a_file_is_copied_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "PART_BYTES", 1000)
+    (tmp_path / "a.tar").write_bytes(CONTENT)
+    (file,) = list_files(tmp_path / "a.tar")
+    with (tmp_path / "copy").open("wb") as copy:
+        file.read_into(copy.fileno(), 100, 3500)
+    assert (tmp_path / "copy").read_bytes() == CONTENT[100:3600]
