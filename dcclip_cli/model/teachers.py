@@ -132,10 +132,10 @@ def _from_pretrained(name: str, weights: Path, config_folder: Path) -> Any:
     """transformers' model with the weights in a folder. Raises DcclipError if some of its weights are not there."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(config_folder)
     before = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # its report of missing weights is replaced by the error below
     try:
+        config = transformers.AutoConfig.from_pretrained(config_folder)
         loaded, found = transformers.AutoModel.from_pretrained(
             weights, config=config, use_safetensors=True, dtype="float32", output_loading_info=True
         )

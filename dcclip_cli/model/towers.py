@@ -75,15 +75,15 @@ class Towers(nn.Module, ABC):
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         """The image tower's input (3, H, W), float32, for an RGB image."""
-        return self._own_preprocess(image) if self.preprocessing is None else self.preprocessing(image)
+        return self.library_preprocess(image) if self.preprocessing is None else self.preprocessing(image)
 
     @abstractmethod
-    def _own_preprocess(self, image: Image.Image) -> np.ndarray:
+    def library_preprocess(self, image: Image.Image) -> np.ndarray:
         """As `preprocess`, by the library's own code."""
 
-    @abstractmethod
     def match_preprocessing(self) -> Preprocessing:
         """The Preprocessing that gives the values of the library's own. Raises DcclipError if there is none."""
+        raise DcclipError(f"{self.name}: its preprocessing is done by its library", "use a model of another library")
 
     @cached_property
     def preprocessing(self) -> Preprocessing | None:
@@ -176,14 +176,14 @@ class OpenClipTowers(Towers):
         self._preprocess = preprocess
         self.name, self.fingerprint = name, fingerprint
 
-    def _own_preprocess(self, image: Image.Image) -> np.ndarray:
+    def library_preprocess(self, image: Image.Image) -> np.ndarray:
         return np.asarray(self._preprocess(image))
 
     def match_preprocessing(self) -> Preprocessing:
         if isinstance(self._preprocess, Preprocessing):
             return self._preprocess
         config = getattr(self.model.visual, "preprocess_cfg", None)
-        return matching_preprocessing(self.name, self._own_preprocess, dict(config or {}))
+        return matching_preprocessing(self.name, self.library_preprocess, dict(config or {}))
 
     def tokenize(self, texts: list[str]) -> Tokens:
         return self._tokenizer(texts)
@@ -276,9 +276,9 @@ class TransformersTowers(Towers):
             _lower_case(tokenizer)
 
     def match_preprocessing(self) -> Preprocessing:
-        return matching_preprocessing(self.name, self._own_preprocess, self.image_processor)
+        return matching_preprocessing(self.name, self.library_preprocess, self.image_processor)
 
-    def _own_preprocess(self, image: Image.Image) -> np.ndarray:
+    def library_preprocess(self, image: Image.Image) -> np.ndarray:
         return np.asarray(self.image_processor(images=image, return_tensors="np")["pixel_values"][0], np.float32)
 
     def tokenize(self, texts: list[str]) -> Tokens:
