@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from dcclip_cli.predict.encoder import TorchEncoder
 
 
-@dataclass(frozen=True)
+@dataclass
 class Source:
     """A loaded model. Texts are padded with `padding_id` to the longest of them, or to `context_length` if `fixed`.
 
-    `folder` is the model directory, if it was loaded from one; `encoder` is the model to compare exports with.
+    `folder` is the model directory, if it was loaded from one.
     """
 
-    encoder: TorchEncoder
+    loaded: TorchEncoder | None  # None after `release`
     tokenizer: Tokenizer
     context_length: int
     padding_id: int
@@ -38,9 +38,24 @@ class Source:
     preprocessing: Preprocessing
     folder: Path | None = None
 
+    def __post_init__(self) -> None:
+        towers = self.towers
+        self.name, self.parameters = towers.name, towers.parameters_count()
+        self.logit_scale, self.logit_bias = towers.logit_scale, towers.logit_bias
+
+    @property
+    def encoder(self) -> TorchEncoder:
+        """The model to compare exports with."""
+        assert self.loaded is not None, "the model was released"
+        return self.loaded
+
     @property
     def towers(self) -> Towers:
         return self.encoder.towers
+
+    def release(self) -> None:
+        """Free the model's memory."""
+        self.loaded = None
 
 
 def load_source(reference: ModelReference) -> Source:
