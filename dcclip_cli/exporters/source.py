@@ -71,7 +71,7 @@ def load_source(reference: ModelReference) -> Source:
         tokenizer = copy_tokenizer(_backend(towers, towers.tokenizer))
         padding = int(towers.tokenizer.pad_token_id)
         source = Source(encoder, tokenizer, towers.context_length, padding, towers.fixed_length, preprocessing)
-    elif reference.kind == "folder":
+    elif reference.kind == "folder" and towers.library_tokenizer is None:
         tokenizer, length = load_tokenizer(reference.path), getattr(towers.model, "text", towers.model).context_length
         padding = tokenizer.token_to_id("<pad>") or 0
         source = Source(encoder, tokenizer, int(length), padding, _is_fixed(towers), preprocessing, reference.path)
@@ -84,8 +84,8 @@ def load_source(reference: ModelReference) -> Source:
 def _of_open_clip(encoder: TorchEncoder, preprocessing: Preprocessing) -> Source:
     import open_clip
 
-    towers = encoder.towers
-    own: Any = open_clip.get_tokenizer(towers.name if towers.name.startswith("hf-hub:") else towers.name.split("/")[0])
+    towers: Any = encoder.towers
+    own = towers.library_tokenizer
     if isinstance(own, open_clip.tokenizer.SimpleTokenizer):
         tokenizer, padding = _byte_pairs(own), 0
     else:
