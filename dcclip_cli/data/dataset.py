@@ -6,12 +6,12 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from dcclip_cli.data.block_cache import Block, BlockCache
+from dcclip_cli.data.block_cache import BlockCache
 from dcclip_cli.data.index import Index, find_indexes, read_batch
 from dcclip_cli.data.pair import (
     BLOCK,
@@ -25,8 +25,9 @@ from dcclip_cli.data.pair import (
     caption_strings,
     image_digest,
 )
-from dcclip_cli.data.shards import SUFFIXES, Columns, group_images, open_parquet
-from dcclip_cli.data.storage import DataFile, is_url, list_files
+from dcclip_cli.data.shard_blocks import BlockPlace, group_block, tar_block
+from dcclip_cli.data.shards import SUFFIXES, Columns, open_parquet
+from dcclip_cli.data.storage import DataFile, is_url, list_files, shown
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder, json_object
 from dcclip_cli.progress import Progress
@@ -48,8 +49,10 @@ class IndexedDataset(PairDataset):
     compared with its digest when it is read.
     """
 
-    def __init__(self, path: Path, indexes: Sequence[Index], uncaptioned: bool = False) -> None:
-        """With `uncaptioned`, images without a record belong to it as well."""
+    def __init__(
+        self, path: str | Path, indexes: Sequence[Index], uncaptioned: bool = False, cache_bytes: int = CACHE_BYTES
+    ) -> None:
+        """With `uncaptioned`, images without a record belong to it as well; `cache_bytes`: limit of the block cache."""
         import numpy as np
 
         self.path, self._indexes, self._uncaptioned = path, indexes, uncaptioned
@@ -57,10 +60,10 @@ class IndexedDataset(PairDataset):
         self._places = [(shard, batch) for shard, rows in enumerate(counts) for batch in range(len(rows))]
         self._starts = np.concatenate([[0], np.cumsum([*chain.from_iterable(counts)], dtype=np.int64)])
         self._chunk = lru_cache(_CHUNKS)(self._open)
-        self._cache = BlockCache(cache_folder() / "blocks", CACHE_BYTES)
+        self._cache = BlockCache(cache_folder() / "blocks", cache_bytes)
 
-    def __reduce__(self) -> tuple[type, tuple[Path, Sequence[Index], bool]]:
-        return type(self), (self.path, self._indexes, self._uncaptioned)
+    def __reduce__(self) -> tuple[type, tuple[str | Path, Sequence[Index], bool, int]]:
+        return type(self), (self.path, self._indexes, self._uncaptioned, self._cache.max_bytes)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -84,11 +87,15 @@ class IndexedDataset(PairDataset):
         if size < 0:
             what = f"{chunk.index.file}: pair {chunk.value('key', row)} has no image bytes"
             raise DcclipError(what, "leave the pair out, or write its image")
-        if chunk.index.about.groups:
-            image = self._cache.read(_group_block(chunk.index, chunk.group(row)), offset, size)
-        else:
+        place, digest = chunk.place(row), chunk.value("digest", row)
+        if place is None:
             image = chunk.index.file.read(offset, size)
-        if image_digest(image) != chunk.value("digest", row):
+        else:
+            image = self._cache.read(place.block, offset - place.first, size)
+            if image_digest(image) != digest:  # a crash of the machine may have damaged the cache
+                self._cache.discard(place.block)
+                image = self._cache.read(place.block, offset - place.first, size)
+        if image_digest(image) != digest:
             what = f"{chunk.index.file}: the image of pair {chunk.value('key', row)} has changed since it was indexed"
             raise DcclipError(what, f"index it again: dcclip index --fresh {chunk.index.file}")
         return image
@@ -129,6 +136,19 @@ class IndexedDataset(PairDataset):
                 found.append(first + np.cumsum([0] + [rows for rows, _ in self._indexes[shard].about.groups])[:-1])
         return np.unique(np.concatenate(found))
 
+    def will_need(self, indices: np.ndarray) -> None:
+        import numpy as np
+
+        starts = self.blocks
+        needed = []
+        for number in np.unique(np.searchsorted(starts, indices, "right") - 1).tolist():
+            chunk, first = self._find(int(starts[number]))
+            end = int(starts[number + 1]) if number + 1 < len(starts) else len(self)
+            last = self._find(end - 1)[1]
+            needed += [place.block for row in chunk.block_rows(first, last) if (place := chunk.place(row)) is not None]
+        if needed:
+            self._cache.prefetch(needed)
+
     # ---- chunks: the record batches of all indexes, one after the other
 
     def _open(self, number: int) -> _Chunk:
@@ -168,6 +188,7 @@ class _Chunk:
         self.offset, self.size = batch["offset"].to_numpy(), batch["size"].to_numpy()
         self._columns = {name: batch[name] for name in ("key", *LANGUAGES, "meta", "digest")}
         self._selected = np.flatnonzero(batch["captioned"].to_numpy(zero_copy_only=False)) if selected else None
+        self._places: dict[int, BlockPlace] = {}
         self._group_ends = np.cumsum([rows for rows, _ in index.about.groups])
 
     def row(self, place: int) -> int:
@@ -183,23 +204,26 @@ class _Chunk:
         array = self._columns[column]
         return list((array if self._selected is None else array.take(self._selected)).to_pylist())
 
-    def group(self, row: int) -> int:
-        """The row group that a row is in."""
-        return int(self._group_ends.searchsorted(self._before + row, "right"))
+    def block_rows(self, first: int, last: int) -> range:
+        """A row of each block that rows from `first` to `last` are in; of a Parquet file, of the first block alone."""
+        if self.index.about.groups:
+            return range(first, first + 1)
+        return range(first - first % BLOCK, last + 1, BLOCK)
 
+    def place(self, row: int) -> BlockPlace | None:
+        """The block that a row's image is read from; None for a tar on disk, which is read directly."""
+        groups, file = self.index.about.groups, self.index.file
+        if not groups and not file.is_remote:
+            return None
+        number = int(self._group_ends.searchsorted(self._before + row, "right")) if groups else row // BLOCK
+        if number not in self._places:
+            self._places[number] = group_block(self.index, number) if groups else self._tar_block(number)
+        return self._places[number]
 
-def _group_block(index: Index, group: int) -> Block:
-    """The images of a row group, one after the other."""
-    key = hashlib.sha256(f"{index.about.sha256} {group}".encode()).hexdigest()[:32]
-    column = index.about.columns.get("image", "image")
-    write = partial(_write_group, index.file, group, column)
-    return Block(key, index.about.groups[group][1], f"{index.file}, row group {group}", write)
-
-
-def _write_group(file: DataFile, group: int, column: str, descriptor: int) -> None:
-    with open(descriptor, "wb", buffering=1 << 20, closefd=False) as target, open_parquet(file) as parquet:
-        for image in group_images(parquet, group, column):
-            target.write(image or b"")
+    def _tar_block(self, number: int) -> BlockPlace:
+        rows = slice(number * BLOCK, (number + 1) * BLOCK)
+        first, end = int(self.offset[rows].min()), int((self.offset[rows] + self.size[rows]).max())
+        return tar_block(self.index, first, end)
 
 
 class EmbeddingDataset(FileDataset):
@@ -210,6 +234,7 @@ class EmbeddingDataset(FileDataset):
     """
 
     layout = "embeddings in a .parquet file"
+    path: Path
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa
@@ -343,12 +368,18 @@ LAYOUTS: tuple[type[FileDataset], ...] = (EmbeddingDataset,)
 Source = str | Path | Sequence[str | Path]
 
 
-def open_pairs(source: Source, columns: Columns | None = None, progress: Progress | None = None) -> PairDataset:
+def open_pairs(
+    source: Source,
+    columns: Columns | None = None,
+    progress: Progress | None = None,
+    cache_bytes: int = CACHE_BYTES,
+) -> PairDataset:
     """The pairs in files, folders or globs, of tars, Parquet files or one of the LAYOUTS.
 
-    Files without an index are indexed first. Raises DcclipError where there are no pairs.
+    Files without an index are indexed first. `cache_bytes` is the limit of the block cache. Raises DcclipError where
+    there are no pairs.
     """
-    dataset = find_dataset(source, columns=columns, progress=progress)
+    dataset = find_dataset(source, False, columns, progress, cache_bytes)
     if not dataset:
         layouts = f"name {', '.join([_LAYOUT, *(layout.layout for layout in LAYOUTS)])}"
         empty = "every file in it is empty: collect again, or name another"
@@ -357,7 +388,11 @@ def open_pairs(source: Source, columns: Columns | None = None, progress: Progres
 
 
 def find_dataset(
-    source: Source, uncaptioned: bool = False, columns: Columns | None = None, progress: Progress | None = None
+    source: Source,
+    uncaptioned: bool = False,
+    columns: Columns | None = None,
+    progress: Progress | None = None,
+    cache_bytes: int = CACHE_BYTES,
 ) -> PairDataset | None:
     """The dataset in files, folders or globs; None where one of them has none of the LAYOUTS.
 
@@ -376,7 +411,7 @@ def find_dataset(
         elif one is not None:
             parts.append(one)
     datasets = [
-        IndexedDataset(named(source), find_indexes(part, columns, progress), uncaptioned)
+        IndexedDataset(named(source), find_indexes(part, columns, progress), uncaptioned, cache_bytes)
         if isinstance(part, list)
         else part
         for part in parts
@@ -403,9 +438,10 @@ def shards_at(source: str | Path) -> list[DataFile]:
     return next((shards for shards in every if shards), [])
 
 
-def named(source: Source) -> Path:
-    """The place of data in messages: the path, or the first of several."""
-    return Path(source if isinstance(source, str | Path) else source[0])
+def named(source: Source) -> str | Path:
+    """The place of data in messages: the path or URL, or the first of several."""
+    first = source if isinstance(source, str | Path) else source[0]
+    return shown(first) if is_url(first) else Path(first)
 
 
 def write_parquet(path: Path, pairs: Iterable[Pair]) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.data.pair import LANGUAGES, caption_id
 from dcclip_cli.data.shards import Columns, Row, rows_of
-from dcclip_cli.data.storage import DataFile
+from dcclip_cli.data.storage import DataFile, list_files, with_suffix
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import atomic_file, cache_folder, lock
 from dcclip_cli.machine import cores
@@ -33,6 +33,7 @@ _BATCH_ROWS = 65_536
 _BATCH_CHARACTERS = 1 << 28  # offsets in an Arrow array have 31 bits
 _FEW_BYTES = 1 << 26  # so much data is indexed faster than a process starts
 _ABOUT = b"dcclip.index"
+_CONNECTIONS = 16
 _AGAIN = "dcclip index --fresh"
 
 
@@ -246,9 +247,28 @@ def find_indexes(files: Sequence[DataFile], columns: Columns, progress: Progress
         with lock(cached(missing[0], columns).with_suffix(".lock")):
             found |= {file: find_index(file, columns) for file in missing}
             jobs = [(file, cached(file, columns)) for file in missing if found[file] is None]
-            write_indexes(jobs, columns, progress)
+            copied = _copy_published(jobs, columns)
+            write_indexes([job for job in jobs if job not in copied], columns, progress)
             found |= {file: read_index(file, path) for file, path in jobs}
     return [index for index in found.values() if index is not None]
+
+
+def _copy_published(jobs: Sequence[tuple[DataFile, Path]], columns: Columns) -> set[tuple[DataFile, Path]]:
+    """Copy indexes that are next to their files in an object store, if they state the file's size; which were."""
+
+    def fits(job: tuple[DataFile, Path]) -> bool:
+        file, path = job
+        try:
+            (published,) = list_files(with_suffix(file.location, SUFFIX))
+            with atomic_file(path) as partial, partial.open("wb") as target:
+                published.read_into(target.fileno(), 0, published.size)
+        except DcclipError:
+            return False  # the shard is read in its place, or raises the error
+        return find_index(file, columns) is not None
+
+    remote = [job for job in jobs if job[0].is_remote]
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        return {job for job, fit in zip(remote, pool.map(fits, remote), strict=True) if fit}
 
 
 # ---- many files

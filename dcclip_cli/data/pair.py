@@ -125,7 +125,7 @@ class PairDataset(ABC):
     is in others than the one file `path`.
     """
 
-    path: Path
+    path: str | Path  # for messages: a URL is a text
     embeddings: np.ndarray | None = None  # (N, D) float32, where the pairs have image embeddings in place of images
     has_uncaptioned_images = False  # whether some images have no captions on purpose
     _captions: Mapping[Language, Sequence[tuple[str, ...]]] = {}
@@ -145,7 +145,7 @@ class PairDataset(ABC):
     @cached_property
     def files(self) -> list[Path]:
         """The files that the data is in; their bytes identify the data."""
-        return [self.path]
+        return [Path(self.path)]
 
     @cached_property
     def num_images(self) -> int:

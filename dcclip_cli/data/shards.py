@@ -13,7 +13,7 @@ from pydantic import Field
 
 from dcclip_cli.data.pair import LANGUAGES, Language, caption_strings, image_digest
 from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, members_of
-from dcclip_cli.data.storage import DataFile
+from dcclip_cli.data.storage import PART_BYTES, DataFile
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import json_object
 from dcclip_cli.options import Options
@@ -224,7 +224,9 @@ def open_parquet(file: DataFile) -> pq.ParquetFile:
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(file.open(), buffer_size=1 << 20)
+        if file.is_remote:
+            return pq.ParquetFile(file.open_raw(), buffer_size=PART_BYTES)
+        return pq.ParquetFile(file.location, buffer_size=1 << 20)
     except (pa.ArrowInvalid, OSError) as error:
         raise DcclipError(f"{file} is not a Parquet file: {error}", "write it again") from None
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dcclip_cli.data.dataset import ConcatDataset, find_dataset
+from dcclip_cli.data.dataset import CACHE_BYTES, ConcatDataset, find_dataset, named
 from dcclip_cli.data.pair import LANGUAGES, Language, Lazy, Pair, PairDataset, caption_strings, lazy_captions
 from dcclip_cli.data.reading import IMAGE_SUFFIXES
 from dcclip_cli.data.shards import Captions, Columns
@@ -84,13 +84,18 @@ class ImageFolder(PairDataset):
         return Pair(str(file.relative_to(self.path)), file.read_bytes())
 
 
-def open_images(path: str | Path, columns: Columns | None = None, progress: Progress | None = None) -> PairDataset:
+def open_images(
+    path: str | Path,
+    columns: Columns | None = None,
+    progress: Progress | None = None,
+    cache_bytes: int = CACHE_BYTES,
+) -> PairDataset:
     """The images in a folder, or in tars and Parquet files. Raises DcclipError where there are none."""
-    pairs = find_dataset(path, uncaptioned=True, columns=columns, progress=progress)
+    pairs = find_dataset(path, True, columns, progress, cache_bytes)
     dataset = ImageFolder(Path(path)) if pairs is None else ImageDataset(pairs)
     if not len(dataset):
         hint = "name a folder of JPEG, PNG or WebP files, a .parquet file or a .tar file"
-        raise DcclipError(f"{path} has no images", hint)
+        raise DcclipError(f"{named(path)} has no images", hint)
     return dataset
 
 
@@ -102,7 +107,9 @@ class TextDataset(PairDataset):
 
     num_images = 0
 
-    def __init__(self, path: Path, captions: Mapping[Language, Sequence[tuple[str, ...]]], fingerprint: str) -> None:
+    def __init__(
+        self, path: str | Path, captions: Mapping[Language, Sequence[tuple[str, ...]]], fingerprint: str
+    ) -> None:
         self.path, self._captions, self._fingerprint = path, captions, fingerprint
 
     def __len__(self) -> int:
@@ -135,10 +142,11 @@ def open_texts(path: str | Path, columns: Columns | None = None, progress: Progr
     elif (pairs := find_dataset(path, columns=columns, progress=progress)) is not None:
         texts, fingerprint = _different_captions(pairs), pairs.fingerprint
     else:
-        raise DcclipError(f"{file} is not a text file that dcclip reads", f"name {', '.join(READERS)}, or pairs")
+        what = f"{named(path)} is not a text file that dcclip reads"
+        raise DcclipError(what, f"name {', '.join(READERS)}, or pairs")
     if not len(texts["zh"]):
-        raise DcclipError(f"{file} has no text", "every line in it is empty: write it again, or name another")
-    return TextDataset(file, texts, fingerprint)
+        raise DcclipError(f"{named(path)} has no text", "every line in it is empty: write it again, or name another")
+    return TextDataset(named(path), texts, fingerprint)
 
 
 def _kept(texts: Iterator[Captions]) -> dict[Language, Sequence[tuple[str, ...]]]:
