@@ -48,7 +48,7 @@ def test_the_hub_is_asked_which_files_a_repository_has(hub: ThreadingHTTPServer)
 def test_a_hub_that_cannot_be_reached_is_told_from_a_wrong_name(hub: ThreadingHTTPServer) -> None:
     hub.shutdown()
     hub.server_close()
-    with pytest.raises(DcclipError, match="ORG/clip .* the hub cannot be reached: .*refused") as caught:
+    with pytest.raises(DcclipError, match=r"ORG/clip .* the hub cannot be reached: .*refused") as caught:
         files_on_hub("ORG/clip", "dataset")
     assert "hf download ORG/clip --repo-type dataset" in caught.value.hint
     with pytest.raises(DcclipError, match="neither a directory nor a name on the hub"):
