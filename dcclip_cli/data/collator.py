@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -205,15 +205,33 @@ class Collator:
         except DcclipError as error:
             raise DcclipError(f"{self.dataset.path}: pair {pair.key}: {error.what}", error.hint) from None
 
-    def _all_texts(self, paired: list[Sample], unpaired: list[Sample]) -> dict[str, Texts]:
+    def chosen_captions(self, samples: Sequence[Sample]) -> dict[str, list[str]]:
+        """The captions that the batch of these samples has, by the names of its texts."""
+        paired = [sample for sample in samples if sample[0] < self.dataset.num_images]
+        unpaired = [sample for sample in samples if sample[0] >= self.dataset.num_images]
+        rows = self._text_rows(paired, unpaired)
+        return {
+            name: [caption for _, _, caption in self._chosen(language, rows, first)]
+            for name, (language, first) in self._choices().items()
+        }
+
+    def _choices(self) -> dict[str, tuple[Language, float]]:
+        """The language of each entry of a batch's texts, and the probability of the first caption."""
         options = self.captions
-        first = 1.0 if options.second_caption else options.first  # probability of the first caption
+        first = 1.0 if options.second_caption else options.first
         choices: dict[str, tuple[Language, float]] = {language: (language, first) for language in options.languages}
         if options.second_caption:
             choices |= {language + OTHER: (language, 0.0) for language in options.languages}
+        return choices
+
+    def _text_rows(self, paired: list[Sample], unpaired: list[Sample]) -> list[tuple[int, Sample]]:
+        """The samples whose captions are used, and their places in the batch."""
         # The order is shuffled already, so the first are as good as any.
-        captioned = max(1, round(options.caption_fraction * len(paired)))
-        rows = [*enumerate(paired[:captioned]), *enumerate(unpaired, len(paired))]
+        captioned = max(1, round(self.captions.caption_fraction * len(paired)))
+        return [*enumerate(paired[:captioned]), *enumerate(unpaired, len(paired))]
+
+    def _all_texts(self, paired: list[Sample], unpaired: list[Sample]) -> dict[str, Texts]:
+        rows, choices = self._text_rows(paired, unpaired), self._choices()
         texts = {name: self._texts(language, rows, first) for name, (language, first) in choices.items()}
         found = {name: one for name, one in texts.items() if one is not None}
         if len(found) < len(texts) and (found or not self.dataset.has_uncaptioned_images):
@@ -226,25 +244,29 @@ class Collator:
         """One caption of each row that has any in the language; `first`: the probability of the first caption."""
         import torch
 
-        captions = self.dataset.captions(language)
-        rows = [(row, sample) for row, sample in rows if captions[sample[0]]]
-        if not rows:
+        chosen = self._chosen(language, rows, first)
+        if not chosen:
             return None
-        indices = [index for _, (index, _) in rows]
-        seed = self.seed ^ 0x7E97
-        chosen = [_choose(captions[index], first, generator(seed, index, epoch)) for _, (index, epoch) in rows]
-        texts = Texts(torch.tensor([row for row, _ in rows]), chosen, self.tokenize(chosen))
+        indices, texts_chosen = [index for _, index, _ in chosen], [caption for _, _, caption in chosen]
+        texts = Texts(torch.tensor([row for row, _, _ in chosen]), texts_chosen, self.tokenize(texts_chosen))
         if not self.with_caption_ids:
             return texts
         if self.dataset.embeddings is not None:  # two pairs with equal embeddings are no negatives of each other
             ids = _hashes(self.dataset.embeddings[index].tobytes() for index in indices)
             return replace(texts, caption_ids=ids, image_caption_ids=ids[:, None])
+        captions = self.dataset.captions(language)
         own = [captions[index] for index in indices]
         most = max(map(len, own))
         # Padded with the first caption of each image, which changes nothing.
         padded = [caption for several in own for caption in (*several, *several[:1] * (most - len(several)))]
-        ids, of_images = (_hashes(caption.encode() for caption in every) for every in (chosen, padded))
+        ids, of_images = (_hashes(caption.encode() for caption in every) for every in (texts_chosen, padded))
         return replace(texts, caption_ids=ids, image_caption_ids=of_images.reshape(-1, most))
+
+    def _chosen(self, language: Language, rows: list[tuple[int, Sample]], first: float) -> list[tuple[int, int, str]]:
+        """Place in the batch, index and chosen caption of each row that has captions in the language."""
+        captions, seed = self.dataset.captions(language), self.seed ^ 0x7E97
+        own = ((row, sample, captions[sample[0]]) for row, sample in rows)
+        return [(row, sample[0], _choose(several, first, seed, sample)) for row, sample, several in own if several]
 
 
 def _pixels(images: list[Image.Image], preprocess: Callable[[Image.Image], np.ndarray]) -> torch.Tensor:
@@ -262,10 +284,11 @@ def _hashes(contents: Iterable[bytes]) -> torch.Tensor:
     return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
 
 
-def _choose(captions: tuple[str, ...], first: float, random: np.random.Generator) -> str:
-    if len(captions) == 1 or random.random() < first:
+def _choose(captions: tuple[str, ...], first: float, seed: int, sample: Sample) -> str:
+    if len(captions) == 1 or first == 1:
         return captions[0]
-    return captions[1 + int(random.integers(len(captions) - 1))]
+    random = generator(seed, *sample)
+    return captions[0] if random.random() < first else captions[1 + int(random.integers(len(captions) - 1))]
 
 
 def first_captions(dataset: PairDataset, language: Language) -> list[str]:

@@ -18,6 +18,7 @@ from dcclip_cli.machine import busy_cores, cores, keep_freed_memory
 from dcclip_cli.model.precision import Choice, choose_precision, newton_schulz_precision
 from dcclip_cli.model.towers import Towers
 from dcclip_cli.progress import Progress
+from dcclip_cli.train.lazy_teacher import TeacherFacts
 from dcclip_cli.train.options import TrainOptions
 
 COMPUTED_IN = "computed_in.json"
@@ -84,7 +85,7 @@ def settle_precision(
     return options.model_copy(update={"precision": choice.precision, "optimizer": optimizer}), choice
 
 
-def computed_in(options: TrainOptions, choice: Choice, teachers: Sequence[Towers]) -> dict[str, Any]:
+def computed_in(options: TrainOptions, choice: Choice, teachers: Sequence[TeacherFacts]) -> dict[str, Any]:
     """Precision and threads of a stage, for the model's provenance."""
     return {
         **asdict(choice),
