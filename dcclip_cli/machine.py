@@ -1,4 +1,4 @@
-"""The machine: cores, memory, processor features, settings of malloc and OpenMP, and worker processes."""
+"""The machine: cores, memory, processor features, settings of malloc, OpenMP and cuBLAS."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import math
 import multiprocessing
 import os
 import platform
-import signal
 import subprocess
 import sys
-import threading
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -206,16 +204,3 @@ def loading_processes(wanted: int) -> int:
 def is_first_process() -> bool:
     """Whether this is the only process of a run, or the one that writes for all (torchrun, accelerate launch)."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def begin_worker() -> None:
-    """Make this process a worker: it ignores Ctrl-C and exits with its command."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_command, daemon=True).start()
-
-
-def _end_with_command() -> None:
-    command = multiprocessing.parent_process()
-    assert command is not None
-    command.join()
-    os._exit(1)

@@ -27,4 +27,4 @@ def test_what_the_benchmarks_of_training_vary_is_a_recipe_whose_files_are_there(
     loaded = load(ROOT / "benchmarks/train/small.yaml")
     assert loaded.recipe.name == "small"
     assert loaded.recipe.stages == ("distill", "align")
-    assert loaded.missing_files() == []
+    assert not loaded.missing_files()

@@ -4,11 +4,11 @@
     python benchmarks/data/remote.py speed WORK [--pairs 40000] [--rounds 3]
     python benchmarks/data/remote.py killed WORK [--pairs 40000]
 
-Images are JPEG files of 256 px and 15 KB, 500 in a tar; the store is moto's S3 server, in a process of its own on
-loopback, and the block cache a tenth of the data. `speed`: images/s from disk and from the store by turns, loading
-included, each in a process of its own and with an empty block cache, without the first steps. `killed`: the store is
-killed with signal 9 in the middle of a run and started again when the run has ended with an error; the run resumes. The
-weights must be those of a run from disk.
+Images are JPEG files of 256 px and 15 KB in 100 tars, shuffled two tars at a time; the store is moto's S3 server, in a
+process of its own on loopback, and the block cache a tenth of the data. `speed`: images/s from disk and from the store
+by turns, loading included, each in a process of its own and with an empty block cache, without the first steps.
+`killed`: the store is killed with signal 9 in the middle of a run and started again when the run has ended with an
+error; the run resumes. The weights must be those of a run from disk.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-PER_TAR, IMAGES, BATCH_SIZE, WINDOW = 500, 1000, 128, 1024
+TARS, IMAGES, BATCH_SIZE = 100, 1000, 128
+SKIPPED = 20  # steps at the start, before the first windows are there
 BUCKET = "bucket"
 STORE = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 WORDS = {
@@ -53,14 +54,14 @@ def make(folder: Path, pairs: int) -> int:
     """Write the shards unless they are there; the bytes of all."""
     random, images = np.random.default_rng(0), list[bytes]()
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(-(-pairs // PER_TAR)):
+    for number in range(TARS):
         path = folder / f"{number:05}.tar"
         if path.exists():
             continue
         images = images or [_image(random) for _ in range(IMAGES)]
         partial = path.with_suffix(".partial")
         with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for row in range(PER_TAR):
+            for row in range(pairs // TARS):
                 key = f"{number:05}{row:05}"
                 words = random.choice(list(WORDS), 4).tolist()
                 record = {"en": f"{' '.join(words)} {key}", "zh": "".join(WORDS[word] for word in words) + key}
@@ -74,7 +75,7 @@ def make(folder: Path, pairs: int) -> int:
 def _image(random: np.random.Generator) -> bytes:
     small = Image.fromarray(random.integers(0, 255, (64, 64, 3), np.uint8))
     stream = io.BytesIO()
-    small.resize((256, 256), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=75)
+    small.resize((256, 256), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=60)
     return stream.getvalue()
 
 
@@ -138,12 +139,13 @@ def store(shards: Path) -> Iterator[Store]:
 def recipe(folder: Path, train: str, cache_gb: float, steps: int) -> Path:
     """Write the recipe of a run: a tiny student from scratch, without a teacher."""
     file = folder.with_suffix(".yaml")
+    window = steps * BATCH_SIZE * 2 // TARS
     text = {"layers": 1, "width": 64, "heads": 1, "context_length": 32, "vocabulary": {"from": "data", "size": 500}}
     content = {
         "format": 1,
         "name": folder.name,
         "student": {"image": {"timm": "test_resnet", "size": 64}, "text": text, "embed_dim": 64},
-        "data": {"train": train, "shuffle_window": WINDOW, "cache_gb": round(cache_gb, 6)},
+        "data": {"train": train, "shuffle_window": window, "cache_gb": round(cache_gb, 6)},
         "align": {
             "start": "scratch",
             "losses": [],
@@ -180,8 +182,8 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 
 
 def rate(folder: Path) -> float:
-    """Images per second of the steps after the first window."""
-    lines = [line for line in logged(folder) if "images_per_second" in line and line["step"] > WINDOW / BATCH_SIZE + 10]
+    """Images per second, without the first steps."""
+    lines = [line for line in logged(folder) if "images_per_second" in line and line["step"] > SKIPPED]
     return statistics.harmonic_mean([line["images_per_second"] for line in lines])
 
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dcclip_cli.cli import about, console, doctor, eval, predict, stages
 from dcclip_cli.machine import bound_spinning
+from dcclip_cli.signals import end_on_signals
 from dcclip_cli.versions import VERSION
 
-app = typer.Typer(
+
+class _Program(typer.Typer):
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Run the command that the program was started with."""
+        end_on_signals()
+        return super().__call__(*arguments, **options)
+
+
+app = _Program(
     cls=console.CommandGroup,
     name="dcclip",
     help="Distill a large Chinese-English CLIP into a small one, from data to device.",

@@ -10,13 +10,14 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import is_first_process
 from dcclip_cli.progress import Progress, Silent, stderr_progress
+from dcclip_cli.signals import asked_to_end, exit_command
 from dcclip_cli.versions import EXTRAS
 
 if TYPE_CHECKING:
@@ -44,18 +45,31 @@ class CommandGroup(typer.core.TyperGroup):
         except DcclipError as error:
             mistake = error
         except KeyboardInterrupt:
-            _label("stopped: ", "run the same command again to resume from the last saved state", _YELLOW)
-            raise typer.Exit(130) from None
-        except ModuleNotFoundError as error:
-            mistake = _not_installed(error)
-        except OSError as error:
-            if error.errno not in _SYSTEM:
-                raise
-            mistake = DcclipError(f"{error.filename}: {error.strerror}", _SYSTEM[error.errno])
+            _stopped()
+        except (RuntimeError, OSError, EOFError, ImportError) as error:
+            if asked_to_end():  # the processes that it works with end as well, which it may see as an error
+                _stopped()
+            mistake = _users_mistake(error)
         for line in mistake.what.splitlines():
             error_line(line)
         _label("hint:  ", mistake.hint, _CYAN)
+        exit_command(1)
         raise typer.Exit(1)
+
+
+def _stopped() -> NoReturn:
+    _label("stopped: ", "run the same command again to resume from the last saved state", _YELLOW)
+    exit_command()
+    raise typer.Exit(130) from None
+
+
+def _users_mistake(error: Exception) -> DcclipError:
+    """What the user can fix about an error; raises it again if there is nothing."""
+    if isinstance(error, ModuleNotFoundError):
+        return _not_installed(error)
+    if isinstance(error, OSError) and error.errno in _SYSTEM:
+        return DcclipError(f"{error.filename}: {error.strerror}", _SYSTEM[error.errno])
+    raise error
 
 
 def _not_installed(error: ModuleNotFoundError) -> DcclipError:

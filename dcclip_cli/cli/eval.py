@@ -84,7 +84,7 @@ def eval(
     options: dict[str, Any] = {key: value for key, value in given.items() if value}
     loaded = flags.open_recipe(recipe, sets, None if dataset else "eval") if recipe else None
     if loaded and check:
-        return flags.show_checked(loaded, device)
+        return flags.show_checked(loaded, ["eval"], device, fresh=True)
 
     from dcclip_cli import api
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -35,7 +35,9 @@ FreshOrResume = Annotated[
         help="Start over, or resume from a saved state and fail if there is none. Default: resume if there is one.",
     ),
 ]
-Check = Annotated[bool, Option("--check", help="Check recipe, files and device, print the resolved recipe, and stop.")]
+Check = Annotated[
+    bool, Option("--check", help="Check recipe, data, models, device and disk, print the resolved recipe, and stop.")
+]
 Where = Annotated[Device, Option("--device", help="Device of the model; auto uses a GPU if there is one.")]
 Threads = Annotated[int | None, Option("--threads", min=1, help="CPU threads per tower. Default: 1 for a bundle.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.")]
@@ -82,13 +84,19 @@ def open_recipe(path: Path, sets: Sequence[str] | None, needed: StageName | None
     return api.open_recipe(loaded, needed)
 
 
-def show_checked(loaded: LoadedRecipe, device: Device | None = None) -> None:
-    """Check every file in the recipe and the device, then print the resolved recipe on stdout."""
+def show_checked(
+    loaded: LoadedRecipe,
+    stages: Collection[StageName],
+    device: Device | None = None,
+    out: Path | None = None,
+    fresh: bool = False,
+) -> None:
+    """Check device, and data, models and disk of `stages`, then print the resolved recipe on stdout."""
+    from dcclip_cli.api import open_run
     from dcclip_cli.model.precision import torch_device
     from dcclip_cli.recipe.load import resolved_yaml
 
-    if missing := loaded.missing_files():
-        raise DcclipError("\n".join(missing), "fix the paths; they are relative to the recipe's own folder")
+    open_run(loaded, out, fresh=fresh).preflight(stages)
     if device not in (None, "cpu"):  # which needs no torch
         torch_device(device)
     console.show(resolved_yaml(loaded.recipe).rstrip("\n"))

@@ -38,7 +38,7 @@ def run(
     """
     loaded = flags.open_recipe(recipe, sets)
     if check:
-        return flags.show_checked(loaded, device)
+        return flags.show_checked(loaded, loaded.recipe.stages, device, out, fresh)
 
     from dcclip_cli.api import open_run
     from dcclip_cli.curation.collect import CollectResult
@@ -72,7 +72,7 @@ def collect(
     """
     loaded = flags.open_recipe(recipe, sets, "collect")
     if check:
-        flags.show_checked(loaded)
+        flags.show_checked(loaded, ["collect"], out=out, fresh=fresh)
         return _show_plan(loaded)
 
     from dcclip_cli import api
@@ -97,7 +97,7 @@ def _training(stage: Literal["distill", "align"], what: str) -> Callable[..., No
     ) -> None:
         loaded = flags.open_recipe(recipe, sets, stage)
         if check:
-            return flags.show_checked(loaded, device)
+            return flags.show_checked(loaded, loaded.recipe.stages, device, out, bool(fresh))
 
         from dcclip_cli import api
 
@@ -192,7 +192,7 @@ def export(
         raise BadParameter("without a recipe, --out is required, and --set and --check have no effect")
     loaded = flags.open_recipe(recipe, sets) if recipe else None
     if loaded and check:
-        return flags.show_checked(loaded)
+        return flags.show_checked(loaded, ["export"], fresh=True)
     talk = console.talk(quiet, verbose)
 
     from dcclip_cli import api

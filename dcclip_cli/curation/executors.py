@@ -22,8 +22,9 @@ from typing import Any, ClassVar, Literal, Protocol
 from pydantic import Field
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.machine import begin_worker, cores
+from dcclip_cli.machine import cores
 from dcclip_cli.options import Options, Removed
+from dcclip_cli.signals import begin_worker
 
 _ASK_SLURM_S = 5.0
 # Values of a removed key that change nothing.
@@ -194,7 +195,7 @@ def _run_locally(step: Step, pending: Sequence[int], workers: int) -> None:
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for child in set(multiprocessing.active_children()) - others:
-            child.terminate()
+            child.kill()  # workers ignore SIGTERM
         raise
 
 

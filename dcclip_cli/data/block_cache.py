@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from dcclip_cli.files import lock
 SUFFIX, PARTIAL = ".block", ".partial"
 _TOUCH_S = 30.0  # how often a block's last use is noted
 _RECENT_S = 60.0  # a block that was evicted so soon after its last use is not fetched again for single images
+_FEW = 2  # so many images of a block are read from their origin before it is fetched: some uses need no more
 _STALE_S = 3600.0  # a partial file of that age was left by a killed process
 
 
@@ -45,6 +46,7 @@ class BlockCache:
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder, self.max_bytes = folder, max_bytes
         self._used: dict[str, float] = {}  # when this process last noted the use of a block
+        self._reads: Counter[str] = Counter()  # of single images of a block that is not here
         self._ahead = _Ahead(self)
 
     def __reduce__(self) -> tuple[type, tuple[Path, int]]:
@@ -57,7 +59,8 @@ class BlockCache:
                 descriptor = os.open(self._file(block.key), os.O_RDONLY)
             except FileNotFoundError:
                 recent = time.monotonic() - self._used.get(block.key, -_RECENT_S) < _RECENT_S
-                if block.read_range and recent:
+                self._reads[block.key] += 1
+                if block.read_range and (recent or self._reads[block.key] <= _FEW):
                     return block.read_range(offset, size)
                 self.fetch(block)
                 continue
@@ -82,6 +85,7 @@ class BlockCache:
             full = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
             raise DcclipError(f"{self.folder} cannot be written: {full}", hint) from None
         self._used[block.key] = time.monotonic()
+        self._reads.pop(block.key, None)
 
     def discard(self, block: Block) -> None:
         """Remove a block, whose bytes proved to be wrong."""

@@ -54,6 +54,13 @@ def is_repository(path: str) -> bool:
     return any(any(Path(path).glob(pattern)) for pattern in ("*.parquet", "data/*.parquet"))
 
 
+def is_cached(path: str) -> bool:
+    """Whether `datasets` has prepared a data set of the hub in its cache, so that the hub is not needed."""
+    import datasets
+
+    return any(Path(datasets.config.HF_DATASETS_CACHE, path.replace("/", "___")).glob("*/*/*/dataset_info.json"))
+
+
 def is_saved(path: str) -> bool:
     """Whether `save_to_disk` wrote the folder."""
     return any(os.path.isfile(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json"))

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.model.preprocess import flatten
-from dcclip_cli.options import Options
+from dcclip_cli.options import Neutral, Options
 
 COLLECTED = "collect"  # `train: collect` means the output of the recipe's own collect stage
 SHUFFLE_WINDOW = 131_072  # their numbers and captions' ids take some 20 MB
@@ -47,6 +47,17 @@ class DataOptions(Options):
         "neighbouring samples, and then within each window of blocks, so that any amount of data is shuffled in "
         "little memory and read nearly in order",
     )
+    cache_gb: Neutral[float] = Field(
+        50.0,
+        gt=0,
+        description="Limit in GB of the block cache on disk, which keeps parts of data in object stores and of Parquet "
+        "files; it needs room for one shuffle window, better for two",
+    )
+
+    @property
+    def cache_bytes(self) -> int:
+        """`cache_gb` in bytes."""
+        return int(self.cache_gb * 1e9)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate, islice, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, overload
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import file_sha256
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
 
 Language = Literal["zh", "en"]
 LANGUAGES: tuple[Language, ...] = ("zh", "en")
+T = TypeVar("T")
 BLOCK = 8_192  # samples of a block, where the files have none of their own
+_CHUNK = 65_536  # rows of an Arrow array
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,70 @@ def caption_strings(value: Any, where: str) -> tuple[str, ...]:
     return tuple(caption for caption in captions if caption)
 
 
+def image_digest(image: bytes) -> bytes:
+    """16 bytes that identify an image by its content, wherever it is."""
+    return hashlib.blake2b(image, digest_size=16).digest()
+
+
 def caption_id(caption: str) -> int:
     """64 bits by which equal captions, in upper or lower case, are recognized; never 0, which means no caption."""
     digest = hashlib.blake2b(caption.casefold().encode("utf-8", "replace"), digest_size=8).digest()
     return int.from_bytes(digest, "little") or 1
+
+
+class Lazy(Sequence[T]):
+    """Values of all samples of a dataset, looked up by index and never kept.
+
+    `get` looks up one value; `iterate` yields all of them.
+    """
+
+    def __init__(self, length: int, get: Callable[[int], T], iterate: Callable[[], Iterator[T]]) -> None:
+        self._length, self._get, self._iterate = length, get, iterate
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        places = range(self._length)[index]
+        return self._get(places) if isinstance(places, int) else [self._get(place) for place in places]
+
+    def __iter__(self) -> Iterator[T]:
+        return self._iterate()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or len(other) != self._length:
+            return False
+        return all(one == another for one, another in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def arrow_captions(captions: Iterable[tuple[str, ...]]) -> Lazy[tuple[str, ...]]:
+    """Captions kept in memory, without a Python object for each."""
+    import pyarrow as pa
+
+    every, chunks = iter(captions), []
+    while some := list(islice(every, _CHUNK)):
+        chunks.append(pa.array(some, pa.list_(pa.string())))
+    return lazy_captions(pa.chunked_array(chunks, pa.list_(pa.string())))
+
+
+def lazy_captions(captions: pa.ChunkedArray) -> Lazy[tuple[str, ...]]:
+    """The captions in an Arrow column of lists."""
+    chunks = captions.chunks
+    firsts = [0, *accumulate(map(len, chunks))]
+
+    def get(index: int) -> tuple[str, ...]:
+        number = bisect_right(firsts, index) - 1
+        return tuple(chunks[number][index - firsts[number]].as_py())
+
+    return Lazy(len(captions), get, lambda: (tuple(texts) for chunk in chunks for texts in chunk.to_pylist()))
 
 
 class PairDataset(ABC):
@@ -60,10 +125,10 @@ class PairDataset(ABC):
     is in others than the one file `path`.
     """
 
-    path: Path
+    path: str | Path  # for messages: a URL is a text
     embeddings: np.ndarray | None = None  # (N, D) float32, where the pairs have image embeddings in place of images
     has_uncaptioned_images = False  # whether some images have no captions on purpose
-    _captions: Mapping[Language, list[tuple[str, ...]]] = {}
+    _captions: Mapping[Language, Sequence[tuple[str, ...]]] = {}
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -73,37 +138,38 @@ class PairDataset(ABC):
 
     def captions(self, language: Language) -> Sequence[tuple[str, ...]]:
         """The captions of every pair in one language, in order; samplers and collators look them up by index."""
-        return self._captions.get(language) or [()] * len(self)
+        if language in self._captions:
+            return self._captions[language]
+        return Lazy(len(self), lambda _: (), lambda: repeat((), len(self)))
 
     @cached_property
     def files(self) -> list[Path]:
         """The files that the data is in; their bytes identify the data."""
-        return [self.path]
+        return [Path(self.path)]
 
     @cached_property
     def num_images(self) -> int:
         """The number of samples that have an image; they come before those that have none."""
         return len(self)
 
-    def keys(self) -> list[str]:
-        return [pair.key for pair in self]
+    def keys(self) -> Sequence[str]:
+        return Lazy(len(self), lambda index: self[index].key, lambda: (pair.key for pair in self))
 
     def __iter__(self) -> Iterator[Pair]:
         return (self[index] for index in range(len(self)))
 
     @cached_property
-    def file_digests(self) -> list[bytes]:
-        """The sha256 of each file's bytes."""
-        return [bytes.fromhex(file_sha256(file)) for file in self.files]
-
-    @property
     def fingerprint(self) -> str:
-        """A sha256 over the bytes of the files: equal only for equal data."""
-        return hashlib.sha256(b"".join(self.file_digests)).hexdigest()
+        """64 hexadecimal digits, equal only for equal data; here a sha256 over the bytes of the files."""
+        return hashlib.sha256(b"".join(bytes.fromhex(file_sha256(file)) for file in self.files)).hexdigest()
+
+    def image(self, index: int) -> bytes:
+        """The bytes of a sample's image."""
+        return self[index].image
 
     def image_digest(self, index: int) -> bytes:
-        """16 bytes that identify a sample's image by its content, wherever it is."""
-        return hashlib.blake2b(self[index].image, digest_size=16).digest()
+        """`image_digest` of a sample's image."""
+        return image_digest(self.image(index))
 
     def first_caption_ids(self, indices: np.ndarray) -> np.ndarray:
         """(n, 2) uint64: `caption_id` of the samples' first Chinese and first English caption."""

@@ -121,34 +121,38 @@ class Member(NamedTuple):
 
 def tar_members(file: Path) -> Iterator[Member]:
     """The files and links in a tar, in order, from its headers alone; where it breaks off, the last has the fault."""
-    size = os.path.getsize(file)
-    at = 0  # after the last member that could be read
     with file.open("rb") as stream:
-        try:
-            with tarfile.open(fileobj=cast(IO[bytes], _Bounded(stream)), mode="r:") as archive:
-                while (member := archive.next()) is not None:
-                    archive.members.clear()  # type: ignore[attr-defined]  # else every header stays in memory
-                    at = archive.offset
-                    if member.offset_data + (member.size if member.isreg() else 0) > size:
-                        yield Member(member.name, member.offset_data, member.size, _cut(size))
-                        return
-                    if member.issym() or member.islnk():
-                        fault = Drop("image-outside", f"a link to {member.linkname[:200]!r}; links are not followed")
-                        yield Member(member.name, member.offset_data, 0, fault)
-                    elif member.isreg() and not member.issparse():
-                        yield Member(member.name, member.offset_data, member.size)
-        # What tarfile raises for nonsense in a header. RecursionError: long names of long names.
-        except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, RecursionError) as error:
-            what = f"broken after {at:,} bytes: {error}" if at else f"not a tar file: {error}"
-            yield Member("", at, 0, Drop("tar-unreadable", what))
-            return
-        # tarfile treats an unreadable header as the end.
-        stream.seek(at)
-        block = stream.read(tarfile.BLOCKSIZE)
-        if len(block) < tarfile.BLOCKSIZE:
-            yield Member("", at, 0, _cut(size))
-        elif block.strip(b"\0"):
-            yield Member("", at, 0, Drop("tar-unreadable", f"no header where one should be, at byte {at:,}"))
+        yield from members_of(stream, os.path.getsize(file))
+
+
+def members_of(stream: IO[bytes], size: int) -> Iterator[Member]:
+    """Like `tar_members`, of an open file of `size` bytes."""
+    at = 0  # after the last member that could be read
+    try:
+        with tarfile.open(fileobj=cast(IO[bytes], _Bounded(stream)), mode="r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # else every header stays in memory
+                at = archive.offset
+                if member.offset_data + (member.size if member.isreg() else 0) > size:
+                    yield Member(member.name, member.offset_data, member.size, _cut(size))
+                    return
+                if member.issym() or member.islnk():
+                    fault = Drop("image-outside", f"a link to {member.linkname[:200]!r}; links are not followed")
+                    yield Member(member.name, member.offset_data, 0, fault)
+                elif member.isreg() and not member.issparse():
+                    yield Member(member.name, member.offset_data, member.size)
+    # What tarfile raises for nonsense in a header. RecursionError: long names of long names.
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, RecursionError) as error:
+        what = f"broken after {at:,} bytes: {error}" if at else f"not a tar file: {error}"
+        yield Member("", at, 0, Drop("tar-unreadable", what))
+        return
+    # tarfile treats an unreadable header as the end.
+    stream.seek(at)
+    block = stream.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        yield Member("", at, 0, _cut(size))
+    elif block.strip(b"\0"):
+        yield Member("", at, 0, Drop("tar-unreadable", f"no header where one should be, at byte {at:,}"))
 
 
 def _cut(size: int) -> Drop:

@@ -212,9 +212,11 @@ def open_training_data(stage: StageData, run: RunDir, seed: int) -> TrainingData
         collected = run.stage("collect")
         if data.train == COLLECTED and not collected.is_dir():
             raise DcclipError("data.train is 'collect', but nothing has been collected", "run: dcclip collect RECIPE")
-        datasets["pairs"] = open_pairs(collected if data.train == COLLECTED else data.train)
+        datasets["pairs"] = open_pairs(
+            collected if data.train == COLLECTED else data.train, cache_bytes=data.cache_bytes
+        )
     if data.images is not None and stage.images_per_step != 0:
-        datasets["images"] = open_images(data.images)
+        datasets["images"] = open_images(data.images, cache_bytes=data.cache_bytes)
     if data.texts is not None and stage.texts_per_step != 0:
         texts = open_texts(data.texts)
         datasets["texts"] = with_phrases(texts, data.phrases) if data.phrases else texts

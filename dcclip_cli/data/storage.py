@@ -7,9 +7,12 @@ import io
 import os
 import re
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -75,9 +78,7 @@ class DataFile:
         def part(begin: int) -> None:
             os.pwrite(target, self.read(offset + begin, min(PART_BYTES, size - begin)), begin)
 
-        with ThreadPoolExecutor(CONNECTIONS if self.is_remote else 1) as pool:
-            for _ in pool.map(part, range(0, size, PART_BYTES)):
-                pass
+        _in_threads(part, range(0, size, PART_BYTES), CONNECTIONS if self.is_remote else 1)
 
     def open(self) -> io.BufferedReader:
         """A file object for reading in order; it can be moved back and forth. Raises DcclipError where that fails."""
@@ -117,6 +118,35 @@ class _RangeFile(io.RawIOBase):
         return size
 
 
+def _in_threads(action: Callable[[int], None], items: Iterable[int], count: int) -> None:
+    """Run an action on all items, in threads that unlike an executor's do not keep a process from ending."""
+    waiting, failed = deque(items), deque[DcclipError | OSError]()
+    left = len(waiting)
+
+    def run() -> None:
+        nonlocal left
+        while waiting and not failed:
+            with suppress(IndexError):  # another thread took the last one
+                item = waiting.popleft()
+                try:
+                    action(item)
+                    with done:
+                        left -= 1
+                except (DcclipError, OSError) as error:
+                    failed.append(error)
+
+    done = threading.Lock()
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(min(count, left))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+    if left:
+        raise RuntimeError("a part was not read")  # a thread ended with an error of ours, which it printed
+
+
 # ---- names
 
 
@@ -133,6 +163,12 @@ def shown(location: str | os.PathLike[str]) -> str:
     scheme, _, rest = text.partition("://")
     authority, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
     return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def with_suffix(location: str, suffix: str) -> str:
+    """The location of a file whose name is that of another with a suffix; a URL's query stays at the end."""
+    end = len(re.split(r"[?#]", location, maxsplit=1)[0]) if is_url(location) else len(location)
+    return location[:end] + suffix + location[end:]
 
 
 def list_files(location: str | os.PathLike[str]) -> list[DataFile]:

@@ -5,22 +5,27 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dcclip_cli.data.dataset import ConcatDataset, find_dataset
-from dcclip_cli.data.pair import LANGUAGES, Language, Pair, PairDataset, caption_strings
+from dcclip_cli.data.dataset import CACHE_BYTES, ConcatDataset, find_dataset, named
+from dcclip_cli.data.pair import LANGUAGES, Language, Lazy, Pair, PairDataset, caption_strings, lazy_captions
 from dcclip_cli.data.reading import IMAGE_SUFFIXES
+from dcclip_cli.data.shards import Captions, Columns
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import json_object
+from dcclip_cli.files import file_sha256, json_object
+from dcclip_cli.progress import Progress
 from dcclip_cli.text import language_by_script
 
-Captions = dict[Language, tuple[str, ...]]
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_ROWS_AT_A_TIME = 65_536  # of texts that are Python objects
 _EXAMPLE = 'write lines like {"zh": "猫", "en": "cat"}'
 
 # ---- images without captions
@@ -32,7 +37,7 @@ class ImageDataset(PairDataset):
     has_uncaptioned_images = True
 
     def __init__(self, dataset: PairDataset) -> None:
-        self.path, self.files, self._dataset = dataset.path, dataset.files, dataset
+        self.path, self._dataset = dataset.path, dataset
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -40,6 +45,26 @@ class ImageDataset(PairDataset):
     def __getitem__(self, index: int) -> Pair:
         pair = self._dataset[index]
         return Pair(pair.key, pair.image, meta=pair.meta)
+
+    def keys(self) -> Sequence[str]:
+        return self._dataset.keys()
+
+    def image(self, index: int) -> bytes:
+        return self._dataset.image(index)
+
+    def image_digest(self, index: int) -> bytes:
+        return self._dataset.image_digest(index)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return self._dataset.fingerprint
+
+    @property
+    def blocks(self) -> np.ndarray:
+        return self._dataset.blocks
+
+    def will_need(self, indices: np.ndarray) -> None:
+        self._dataset.will_need(indices)
 
 
 class ImageFolder(PairDataset):
@@ -59,14 +84,18 @@ class ImageFolder(PairDataset):
         return Pair(str(file.relative_to(self.path)), file.read_bytes())
 
 
-def open_images(path: str | Path) -> PairDataset:
-    """The images in a folder, a Parquet file, a tar file or tar shards. Raises DcclipError where there are none."""
-    path = Path(path)
-    pairs = find_dataset(path, uncaptioned=True)
-    dataset = ImageFolder(path) if pairs is None else ImageDataset(pairs)
+def open_images(
+    path: str | Path,
+    columns: Columns | None = None,
+    progress: Progress | None = None,
+    cache_bytes: int = CACHE_BYTES,
+) -> PairDataset:
+    """The images in a folder, or in tars and Parquet files. Raises DcclipError where there are none."""
+    pairs = find_dataset(path, True, columns, progress, cache_bytes)
+    dataset = ImageFolder(Path(path)) if pairs is None else ImageDataset(pairs)
     if not len(dataset):
         hint = "name a folder of JPEG, PNG or WebP files, a .parquet file or a .tar file"
-        raise DcclipError(f"{path} has no images", hint)
+        raise DcclipError(f"{named(path)} has no images", hint)
     return dataset
 
 
@@ -78,9 +107,10 @@ class TextDataset(PairDataset):
 
     num_images = 0
 
-    def __init__(self, path: Path, files: list[Path], texts: list[Captions]) -> None:
-        self.path, self.files = path, files
-        self._captions = {language: [text.get(language, ()) for text in texts] for language in LANGUAGES}
+    def __init__(
+        self, path: str | Path, captions: Mapping[Language, Sequence[tuple[str, ...]]], fingerprint: str
+    ) -> None:
+        self.path, self._captions, self._fingerprint = path, captions, fingerprint
 
     def __len__(self) -> int:
         return len(self._captions["zh"])
@@ -88,33 +118,70 @@ class TextDataset(PairDataset):
     def __getitem__(self, index: int) -> Pair:
         return Pair(str(index), b"", self._captions["zh"][index], self._captions["en"][index])
 
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
 
-def open_texts(path: str | Path) -> PairDataset:
+
+def open_texts(path: str | Path, columns: Columns | None = None, progress: Progress | None = None) -> TextDataset:
     """The texts in a file, UTF-8, without empty lines.
 
     .txt: one text a line, Chinese if it has a Chinese character; .tsv, .csv: columns zh and en, or without a header two
     columns of which one is Chinese; .jsonl: objects with zh and en, a string or a list each. Of pairs, each different
     caption is a text. Raises DcclipError where the path is something else, or empty.
     """
-    path = Path(path)
-    files = [path]
-    if path.is_file() and path.suffix in _READERS:
+    file = Path(path)
+    if file.is_file() and file.suffix in READERS:
         try:
-            with path.open(encoding="utf-8-sig", newline="") as stream:
-                texts = [text for text in _READERS[path.suffix](stream, path) if text]
+            with file.open(encoding="utf-8-sig", newline="") as stream:
+                texts = _kept(text for text in READERS[file.suffix](stream, file) if text)
         except UnicodeDecodeError as error:
-            what = f"{path} is not UTF-8: {error.reason} at byte {error.start}"
+            what = f"{file} is not UTF-8: {error.reason} at byte {error.start}"
             raise DcclipError(what, "save it as UTF-8") from None
-    elif (pairs := find_dataset(path)) is not None:
-        files = pairs.files
-        # One language at a time: captions in two languages need not be translations.
-        every = {language: chain.from_iterable(pairs.captions(language)) for language in LANGUAGES}
-        texts = [{language: (text,)} for language in LANGUAGES for text in dict.fromkeys(every[language])]
+        fingerprint = file_sha256(file)
+    elif (pairs := find_dataset(path, columns=columns, progress=progress)) is not None:
+        texts, fingerprint = _different_captions(pairs), pairs.fingerprint
     else:
-        raise DcclipError(f"{path} is not a text file that dcclip reads", f"name {', '.join(_READERS)}, or pairs")
-    if not texts:
-        raise DcclipError(f"{path} has no text", "every line in it is empty: write it again, or name another")
-    return TextDataset(path, files, texts)
+        what = f"{named(path)} is not a text file that dcclip reads"
+        raise DcclipError(what, f"name {', '.join(READERS)}, or pairs")
+    if not len(texts["zh"]):
+        raise DcclipError(f"{named(path)} has no text", "every line in it is empty: write it again, or name another")
+    return TextDataset(named(path), texts, fingerprint)
+
+
+def _kept(texts: Iterator[Captions]) -> dict[Language, Sequence[tuple[str, ...]]]:
+    """Texts in memory, without a Python object for each."""
+    import pyarrow as pa
+
+    kind = pa.list_(pa.string())
+    chunks: dict[Language, list[pa.Array]] = {language: [] for language in LANGUAGES}
+    while some := list(islice(texts, _ROWS_AT_A_TIME)):
+        for language, own in chunks.items():
+            own.append(pa.array([text.get(language, ()) for text in some], kind))
+    return {language: lazy_captions(pa.chunked_array(own, kind)) for language, own in chunks.items()}
+
+
+def _different_captions(pairs: PairDataset) -> dict[Language, Sequence[tuple[str, ...]]]:
+    """Each different caption as a text: one language at a time, since captions in two need not be translations."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    different = {}
+    for language in LANGUAGES:
+        captions, chunks = iter(pairs.captions(language)), []
+        while some := list(islice(captions, _ROWS_AT_A_TIME)):
+            chunks.append(pa.array([*chain.from_iterable(some)], pa.string()))
+        different[language] = pc.unique(pa.chunked_array(chunks, pa.string()))
+    texts: dict[Language, Sequence[tuple[str, ...]]] = {}
+    for language in LANGUAGES:
+        lists = [
+            pa.ListArray.from_arrays(np.arange(len(own) + 1, dtype=np.int32), own)
+            if language == each
+            else pa.array([()], pa.list_(pa.string())).take(np.zeros(len(own), np.int32))
+            for each, own in different.items()
+        ]
+        texts[language] = lazy_captions(pa.chunked_array(lists, pa.list_(pa.string())))
+    return texts
 
 
 def _plain(stream: Iterable[str], path: Path) -> Iterator[Captions]:
@@ -156,7 +223,7 @@ def _objects(stream: Iterable[str], path: Path) -> Iterator[Captions]:
         yield {key: own for key, own in stripped.items() if own}
 
 
-_READERS: dict[str, Callable[[Iterable[str], Path], Iterator[Captions]]] = {
+READERS: dict[str, Callable[[Iterable[str], Path], Iterator[Captions]]] = {
     ".txt": _plain,
     # Nobody quotes in a .tsv, and a lone " is a character.
     ".tsv": lambda stream, path: _table((line.rstrip("\r\n").split("\t") for line in stream), path),
@@ -178,41 +245,67 @@ _LIST = re.compile("[,，、;；]")
 class PhraseDataset(TextDataset):
     """`count` phrases of two or three short texts each, joined or listed with commas; always the same ones.
 
-    Parallel text is joined in both languages, so that it stays parallel. Raises DcclipError where no two texts are
-    short enough and without a comma.
+    Parallel text is joined in both languages, so that it stays parallel. A phrase is made when it is asked for. Raises
+    DcclipError where no two texts are short enough and without a comma.
     """
 
-    def __init__(self, texts: PairDataset, count: int) -> None:
-        super().__init__(texts.path, texts.files, _phrases(texts, count))
+    def __init__(self, texts: TextDataset, count: int) -> None:
+        self._texts, self._count = texts, count
+        self._kinds = _kinds(texts)  # one language, the other, or both
+        if not self._kinds:
+            raise DcclipError(
+                f"{texts.path} has no two short texts to make phrases of",
+                f"short is at most {_LONGEST['zh']} Chinese or {_LONGEST['en']} English characters without a comma; "
+                "add some, or set data.phrases: 0",
+            )
+        self._kind_ends = np.cumsum([len(rows) for _, rows in self._kinds])
+        captions = {
+            language: Lazy(count, partial(self._caption, language), partial(self._all_captions, language))
+            for language in LANGUAGES
+        }
+        fingerprint = hashlib.sha256(f"{texts.fingerprint} {count}".encode()).hexdigest()
+        super().__init__(texts.path, captions, fingerprint)
 
-    @cached_property
-    def file_digests(self) -> list[bytes]:
-        return [hashlib.sha256(digest + str(len(self)).encode()).digest() for digest in super().file_digests]
+    def _caption(self, language: Language, index: int) -> tuple[str, ...]:
+        random = np.random.Philox(key=_KEY)
+        random.advance(index // 2 * 3)  # 4 numbers at a time, so that 3 times are two phrases
+        draws = np.random.Generator(random).random((2, 6))[index % 2]
+        return self._joined(language, draws.tolist())
+
+    def _all_captions(self, language: Language) -> Iterator[tuple[str, ...]]:
+        random = np.random.Generator(np.random.Philox(key=_KEY))
+        for first in range(0, self._count, _ROWS_AT_A_TIME):
+            draws = random.random((min(_ROWS_AT_A_TIME, self._count - first), 6))
+            yield from (self._joined(language, own) for own in draws.tolist())
+
+    def _joined(self, language: Language, draws: list[float]) -> tuple[str, ...]:
+        """The phrase of six random numbers, in one language."""
+        which, joined, three, *places = draws
+        kind = int(self._kind_ends.searchsorted(int(which * self._kind_ends[-1]), "right"))
+        languages, rows = self._kinds[kind]
+        if language not in languages:
+            return ()
+        captions = self._texts.captions(language)
+        parts = (captions[int(rows[int(place * len(rows))])][0] for place in places[: 2 + (three < _THREE)])
+        return (_JOINS[language][joined >= _JOINED].join(parts),)
 
 
-def with_phrases(texts: PairDataset, count: int) -> PairDataset:
+def _kinds(texts: TextDataset) -> list[tuple[tuple[Language, ...], np.ndarray]]:
+    """The rows of the texts that are short and no list, by the languages that they have; of one text alone, none."""
+    rows: dict[tuple[Language, ...], list[np.ndarray]] = {}
+    every = zip(*(texts.captions(language) for language in LANGUAGES), strict=True)
+    for first in range(0, len(texts), _ROWS_AT_A_TIME):
+        found: dict[tuple[Language, ...], list[int]] = {}
+        for row, captions in enumerate(islice(every, _ROWS_AT_A_TIME), first):
+            part = {language: own[0] for language, own in zip(LANGUAGES, captions, strict=True) if own}
+            if all(len(own) <= _LONGEST[language] and not _LIST.search(own) for language, own in part.items()):
+                found.setdefault(tuple(part), []).append(row)
+        for languages, several in found.items():
+            rows.setdefault(languages, []).append(np.asarray(several, np.int32))
+    joined = ((languages, np.concatenate(several)) for languages, several in rows.items())
+    return [(languages, several) for languages, several in joined if len(several) > 1]
+
+
+def with_phrases(texts: TextDataset, count: int) -> PairDataset:
     """The texts, followed by `count` phrases made of them."""
     return ConcatDataset([texts, PhraseDataset(texts, count)])
-
-
-def _phrases(texts: PairDataset, count: int) -> list[Captions]:
-    by_languages: dict[tuple[Language, ...], list[dict[Language, str]]] = defaultdict(list)
-    for text in texts:
-        part = {language: own[0] for language in LANGUAGES if (own := text.captions(language))}
-        if all(len(own) <= _LONGEST[language] and not _LIST.search(own) for language, own in part.items()):
-            by_languages[tuple(part)].append(part)
-    kinds = [kind for kind in by_languages.values() if len(kind) > 1]  # one language, the other, or both
-    if not kinds:
-        raise DcclipError(
-            f"{texts.path} has no two short texts to make phrases of",
-            f"short is at most {_LONGEST['zh']} Chinese or {_LONGEST['en']} English characters without a comma; "
-            "add some, or set data.phrases: 0",
-        )
-    kind_of_text = [kind for kind in kinds for _ in kind]
-    phrases: list[Captions] = []
-    for which, joined, three, *places in np.random.Generator(np.random.Philox(key=_KEY)).random((count, 6)).tolist():
-        kind = kind_of_text[int(which * len(kind_of_text))]
-        parts = [kind[int(place * len(kind))] for place in places[: 2 + (three < _THREE)]]
-        joins = {language: _JOINS[language][joined >= _JOINED] for language in parts[0]}
-        phrases.append({language: (join.join(part[language] for part in parts),) for language, join in joins.items()})
-    return phrases

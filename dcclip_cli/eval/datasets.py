@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,17 @@ from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import prompts, registry
-from dcclip_cli.eval.dataset import Captions, Classes, DataSet, Images, ImageTransform, Loaded, Location, fingerprint_of
+from dcclip_cli.eval.dataset import (
+    Captions,
+    Classes,
+    DataSet,
+    Images,
+    ImageTransform,
+    Loaded,
+    Loader,
+    Location,
+    fingerprint_of,
+)
 from dcclip_cli.eval.loaders import LOADERS
 from dcclip_cli.eval.loaders.files import image_files, images_by_class
 from dcclip_cli.eval.loaders.hub import HubDataset
@@ -50,6 +61,23 @@ def open_dataset(
     if retrieval and not found.is_retrieval:
         raise DcclipError(f"{path} has no captions", "retrieval needs pairs: a Parquet or tar file, a folder of tars")
     return _in_languages(found, languages)
+
+
+def check_dataset(name: str, languages: Sequence[Language] | None, data_root: Path | None, task: str) -> str:
+    """The name of the data set. Raises DcclipError as opening it would, but nothing is downloaded: the hub is asked."""
+    named = registry.find(name)
+    if named is None:
+        return open_dataset(name, languages, data_root, retrieval=task == "retrieval").name
+    known, language = named
+    location = _location(known, data_root, language)
+    for one in (location, *([replace(location, split="train")] if task == "probe" else [])):
+        loader = _loader(one)
+        if isinstance(loader, HubDataset) and loader.is_remote:
+            with _needs_its_images(known):
+                loader.check()
+        elif one is location:
+            open_dataset(name, languages, data_root)
+    return registry.name_in(known, language)
 
 
 def layout_of(known: KnownSet, data_root: Path) -> str | None:
@@ -112,19 +140,33 @@ def _folders(names: Sequence[str], data_root: Path | None) -> tuple[Path, ...]:
 
 @functools.lru_cache(maxsize=4)
 def _load(location: Location) -> Loaded:
+    loader = _loader(location)
+    if not isinstance(loader, HubDataset) or not loader.is_remote:
+        return loader.load()
+    with _needs_its_images(location.known):
+        return loader.load()
+
+
+def _loader(location: Location) -> Loader:
+    """The loader for the files in the location's folders, else for the hub. Raises DcclipError if neither has it."""
     known = location.known
     if loader := next((found for layout in LOADERS if (found := layout.find(location))), None):
-        return loader.load()
+        return loader
     if location.folders:
         what = f"{location.folders[0]} has no {location.split} images of {known.label} in any supported layout"
         raise DcclipError(what, _where(known))
-    lacking = f"data set {known.label} needs its images"
-    if not known.hub:
-        raise DcclipError(f"{lacking}: neither --data-root nor the hub has them", _where(known))
+    with _needs_its_images(known):
+        if not known.hub:
+            raise DcclipError("neither --data-root nor the hub has them", "")
+    return HubDataset(location, f"clip-benchmark/wds_{known.hub}")
+
+
+@contextmanager
+def _needs_its_images(known: KnownSet) -> Iterator[None]:
     try:
-        return HubDataset(location, f"clip-benchmark/wds_{known.hub}").load()
+        yield
     except DcclipError as error:
-        raise DcclipError(f"{lacking}: {error.what}", _where(known)) from None
+        raise DcclipError(f"data set {known.label} needs its images: {error.what}", _where(known)) from None
 
 
 def _where(known: KnownSet) -> str:

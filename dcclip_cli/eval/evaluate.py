@@ -15,7 +15,7 @@ from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import probe, registry
 from dcclip_cli.eval.dataset import Captions, Classes, DataSet
-from dcclip_cli.eval.datasets import Templates, open_dataset, training_split
+from dcclip_cli.eval.datasets import Templates, check_dataset, open_dataset, training_split
 from dcclip_cli.eval.embedding import Embedded, Embedder, FeatureCache
 from dcclip_cli.eval.metrics import Score, score_classes, score_retrieval
 from dcclip_cli.eval.result import EvalResult, pack, sha256_of
@@ -67,10 +67,28 @@ def open_datasets(options: EvalOptions) -> list[DataSet]:
     opened = [
         open_dataset(name, options.languages, root, options.templates, options.task == "retrieval") for name in names
     ]
-    called = [dataset.name for dataset in opened]
+    _check_names([dataset.name for dataset in opened])
+    return opened
+
+
+def check_datasets(options: EvalOptions) -> Iterator[DcclipError]:
+    """What would keep `open_datasets` from opening the data sets, one error each; nothing is downloaded."""
+    root = Path(options.data_root) if options.data_root else None
+    called = []
+    for name in dict.fromkeys(name for given in options.datasets for name in registry.expand(given)):
+        try:
+            called.append(check_dataset(name, options.languages, root, options.task))
+        except DcclipError as error:
+            yield error
+    try:
+        _check_names(called)
+    except DcclipError as error:
+        yield error
+
+
+def _check_names(called: Sequence[str]) -> None:
     if twice := [name for name in called if called.count(name) > 1]:
         raise DcclipError(f"two data sets are called {twice[0]}", "rename one of the files or folders")
-    return opened
 
 
 def evaluate(

@@ -168,6 +168,17 @@ def build_model(config: dict[str, Any], seed: int) -> nn.Module:
     return model
 
 
+def count_parameters(options: StudentOptions, embed_dim: int) -> int:
+    """How many parameters a student has, with as many tokens as its vocabulary may have; nothing is allocated."""
+    import torch
+    from open_clip.model import CustomTextCLIP
+
+    config = model_config(options, options.embed_dim or embed_dim, options.text.vocabulary.size)
+    with torch.device("meta"):
+        model = CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"})
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def projection_bias(model: Any) -> nn.Parameter | None:
     """The bias of a network that projects with its own classifier: open_clip adds one, students keep it at 0.
 

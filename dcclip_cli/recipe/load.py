@@ -44,14 +44,18 @@ class LoadedRecipe:
     document: Document
     warnings: tuple[str, ...] = ()
 
-    def missing_files(self) -> list[str]:
+    def line(self, at: Location, what: str) -> str:
+        """What is wrong with a value, after its place and key: `recipe.yaml:7: data.train: ...`."""
+        return f"{self.document.place(at)}: {'.'.join(map(str, at))}: {what}"
+
+    def missing_files(self) -> dict[Location, str]:
         """One line `place: key: PATH does not exist` for each path in the recipe that leads nowhere."""
         paths = ((at, value) for at, value in walk(self.document.values) if isinstance(value, str) and value[:1] == "/")
-        return [
-            f"{self.document.place(at)}: {'.'.join(map(str, at))}: {value} does not exist"
+        return {
+            at: self.line(at, f"{value} does not exist")
             for at, value in paths
             if not Path(value).exists() and not (glob.has_magic(value) and glob.glob(value, recursive=True))
-        ]
+        }
 
 
 def load(source: RecipeSource, sets: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> LoadedRecipe:

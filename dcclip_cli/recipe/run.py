@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -56,8 +56,18 @@ class RecipeRun:
     progress: Progress = field(default_factory=Silent)
     _results: dict[str, list[EvalResult]] = field(default_factory=dict)  # by model: teacher, student, bundle
 
+    def preflight(self, stages: Iterable[StageName]) -> None:
+        """Raise DcclipError with everything that would keep the unfinished of these stages from running."""
+        from dcclip_cli.recipe.preflight import check
+
+        check(self.loaded, self.dir, stages, self.fresh)
+
     def begin(self, *stages: StageName) -> None:
-        """Write the recipe into the run directory. Raises DcclipError if a finished stage has another recipe."""
+        """Write the recipe into the run directory. Raises DcclipError if a finished stage has another recipe.
+
+        Before it, everything that the stages need is checked: data, teachers, test sets and disk space.
+        """
+        self.preflight(stages)
         if is_first_process():
             again = stages if self.fresh else ()
             done = [one.name for one in STAGES if one.name not in again and finished(self.dir.root, one.name)]

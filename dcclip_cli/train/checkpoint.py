@@ -28,12 +28,16 @@ Identity = Mapping[str, Any]  # everything that decides a stage's result, by nam
 
 @dataclass
 class TrainState:
-    """The progress of a run, without its tensors. `scaler` is the state of the fp16 gradient scaler."""
+    """The progress of a run, without its tensors.
+
+    `validation_due`: the run ended in the validation after `step`. `scaler` is the state of the fp16 gradient scaler.
+    """
 
     step: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     validations_since_best: int = 0
+    validation_due: bool = False
     scaler: dict[str, Any] | None = None
 
 
@@ -137,7 +141,7 @@ def load_checkpoint(
         parameter, _, moment = name.rpartition("/")
         moments.setdefault(numbers[parameter], {})[moment] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    return TrainState(**{one.name: content[one.name] for one in fields(TrainState)})
+    return TrainState(**{one.name: content[one.name] for one in fields(TrainState) if one.name in content})
 
 
 def _differences(one: Mapping[str, Any], other: Mapping[str, Any], above: str = "") -> Iterator[str]:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list
 
 from dcclip_cli.files import atomic_write, read_json
 from dcclip_cli.machine import busy_cores, cores, keep_freed_memory
@@ -83,6 +84,22 @@ def settle_precision(
         progress.say(line)
     optimizer = options.optimizer.model_copy(update={"newton_schulz": rule})
     return options.model_copy(update={"precision": choice.precision, "optimizer": optimizer}), choice
+
+
+def make_accelerator(options: TrainOptions, folder: Path, device: str) -> Accelerator:
+    """Accelerate for this stage's precision and device, with deterministic algorithms."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # It would also fill each new tensor with NaN, to show reads of what nobody wrote: 8 % of a step, no other result.
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  # torch's stubs lack it
+    AcceleratorState._reset_state()  # a process keeps one precision, and the stage before may have had another
+    return Accelerator(
+        cpu=device == "cpu",
+        mixed_precision="no" if options.precision == "fp32" else options.precision,
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
+        # distill never uses the temperature, and each loss only some of the projections and adapters.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
 
 
 def computed_in(options: TrainOptions, choice: Choice, teachers: Sequence[TeacherFacts]) -> dict[str, Any]:

@@ -68,9 +68,12 @@ def train_stage(setup: StageSetup, options: TrainOptions, context: StageContext)
     stage = prepare(setup, options, context)
     info = RunInfo(setup.name, folder, stage.identity, context.seed, context.device, context.progress)
     trainer = Trainer(stage.task, stage.collator, stage.training.sampler, stage.options, info, stage.validate)
-    metrics = trainer.run()
-    if trainer.is_main_process:
-        stage.student.save(model, {**stage.provenance, "metrics": metrics}, setup.half)
+
+    def save(metrics: dict[str, float]) -> None:
+        if trainer.is_main_process:
+            stage.student.save(model, {**stage.provenance, "metrics": metrics}, setup.half)
+
+    metrics = trainer.run(save)
     trainer.close()
     return TrainResult(model, False, trainer.seconds, metrics, stage.provenance)
 

@@ -30,6 +30,7 @@ from dcclip_cli.machine import loading_processes
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
 from dcclip_cli.progress import Progress
+from dcclip_cli.signals import begin_worker
 from dcclip_cli.store import FeatureStore, MissingRows
 from dcclip_cli.train.distributed import process_count, process_index
 from dcclip_cli.train.feature_shapes import Grid, no_images
@@ -188,6 +189,7 @@ class TeacherCache:
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,
             collate_fn=_stacked,
+            worker_init_fn=begin_worker,
         )
         for pixels in loader:
             if isinstance(pixels, DcclipError):

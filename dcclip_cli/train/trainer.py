@@ -5,18 +5,13 @@ from __future__ import annotations
 import gc
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -24,8 +19,10 @@ from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.data.samplers import MixedBatchSampler
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import loading_processes
-from dcclip_cli.progress import Progress, Silent
+from dcclip_cli.progress import Progress, Silent, Task
+from dcclip_cli.signals import HeldSignals, begin_worker
 from dcclip_cli.train.checkpoint import Identity, TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
+from dcclip_cli.train.compute import make_accelerator
 from dcclip_cli.train.distributed import any_process
 from dcclip_cli.train.grad_cache import backward, cached_backward
 from dcclip_cli.train.metrics_log import MetricsLog, StepTimer
@@ -39,6 +36,7 @@ CHANCE_STEP = 500  # after which a contrastive loss at chance level is reported
 _AT_CHANCE = 0.98  # fraction of the loss at chance level above which nothing has been learned
 
 Validate = Callable[[], dict[str, float]]
+Finish = Callable[[dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -82,44 +80,61 @@ class Trainer:
         self._wrapped = self.accelerator.prepare(task)
         self.state = TrainState()
         self.seconds, self.metrics = 0.0, dict[str, float]()
-        self._signals: list[int] = []
-        self._interrupted = False
+        self._signals = HeldSignals()
+        self._interrupted = self._changing_weights = False
+        self._saved_step = 0
 
     @property
     def is_main_process(self) -> bool:
         return bool(self.accelerator.is_main_process)
 
-    def run(self) -> dict[str, float]:
+    def run(self, finish: Finish = lambda _metrics: None) -> dict[str, float]:
         """Train to the end and return the last metrics; the task then has the weights to be saved, on the CPU.
 
-        Raises DcclipError for data that cannot be read and for losses that are not finite, KeyboardInterrupt, with a
-        checkpoint saved, on Ctrl-C and SIGTERM.
+        `finish` is called with the metrics before Ctrl-C or SIGTERM can end the run. Until then they raise
+        KeyboardInterrupt after the step, and at once while the run waits for data or validates. Whatever ends it, data
+        that cannot be read (DcclipError) for example, the state after the last whole step is saved first.
         """
         self.restore()
         name, progress, began = self.info.name, self.info.progress, time.monotonic()
         self.task.train()
-        with progress.task(name, self.total_steps, self.state.step) as shown, _held_signals() as self._signals:
-            for batch in self._batches():
-                terms, norm = self.train_step(batch)
-                if self.state.step % self.options.log_every_steps == 0 or self.state.step == self.total_steps:
-                    speed = self._log_step(terms, norm)
-                    shown.advance(0, loss=self.metrics["loss"], images_per_s=speed["images_per_second"])
-                if self.state.step == CHANCE_STEP and self.is_main_process:
-                    warn_at_chance(terms, self.task.chance, CHANCE_STEP, progress)
-                shown.advance()
-                stop = self.evaluate()
-                self._interrupted |= self.accelerator.num_processes == 1 and bool(self._signals)
-                due = self.state.step % self.options.checkpoint_every_steps == 0 or self._interrupted
-                if due and self.state.step < self.total_steps and not stop:
-                    self.save()
-                if self._interrupted:
-                    raise KeyboardInterrupt
-                if stop:
-                    break
-        self.seconds = time.monotonic() - began
-        self._take_final_weights()
-        self.task.eval().to("cpu")
+        with self._signals, progress.task(name, self.total_steps, self.state.step) as shown:
+            try:
+                self._train(shown)
+            except BaseException:
+                self._save_before_the_end()
+                raise
+            self.seconds = time.monotonic() - began
+            self._take_final_weights()
+            self.task.eval().to("cpu")
+            finish(self.metrics)
+            if self._interrupted:
+                raise KeyboardInterrupt
         return self.metrics
+
+    def _train(self, shown: Task) -> None:
+        """The steps that are left, up to the last one or to early stopping."""
+        state, options = self.state, self.options
+        if state.validation_due and self.evaluate():
+            return
+        for batch in self._batches():
+            terms, norm = self.train_step(batch)
+            if state.step % options.log_every_steps == 0 or state.step == self.total_steps:
+                speed = self._log_step(terms, norm)
+                shown.advance(0, loss=self.metrics["loss"], images_per_s=speed["images_per_second"])
+            if state.step == CHANCE_STEP and self.is_main_process:
+                warn_at_chance(terms, self.task.chance, CHANCE_STEP, self.info.progress)
+            shown.advance()
+            state.validation_due = self._validates_after(state.step)
+            if state.validation_due and self.evaluate():
+                return
+            if state.step == self.total_steps:
+                return  # what a signal asks for can wait until the model is saved
+            self._interrupted |= self.accelerator.num_processes == 1 and bool(self._signals)
+            if self._interrupted:
+                raise KeyboardInterrupt
+            if state.step % options.checkpoint_every_steps == 0:
+                self.save()
 
     def train_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Loss terms and gradient norm of a step. One that is not finite changes no weight, moment or statistic."""
@@ -135,8 +150,9 @@ class Trainer:
         else:
             terms = backward(self._wrapped, batch, options.accumulate, self.accelerator)
         norm: Tensor = self.accelerator.clip_grad_norm_(self.task.parameters(), options.clip_norm or math.inf)
-        state.step += 1
         bad, self._interrupted = any_process(self._is_bad(terms, norm), bool(self._signals), device=self.device)
+        self._changing_weights = True
+        state.step += 1
         if bad:
             self._guard.skip(state, terms, norm)
         else:
@@ -144,20 +160,24 @@ class Trainer:
             self._guard.accept(state)
             if self.ema is not None:
                 self.ema.update_parameters(self.task.model)
+        self._changing_weights = False
         self._accelerated_optimizer.zero_grad()
         return terms, norm
 
+    def _validates_after(self, step: int) -> bool:
+        every = self.options.validate_every_steps
+        return self._validate is not None and every is not None and (step % every == 0 or step == self.total_steps)
+
     def evaluate(self) -> bool:
-        """Validate if it is due, and return whether early stopping ends the run."""
+        """Validate, and return whether early stopping ends the run."""
         options, state = self.options, self.state
-        if self._validate is None or options.validate_every_steps is None:
-            return False
-        if state.step % options.validate_every_steps and state.step != self.total_steps:
-            return False
+        assert self._validate is not None
         with ema_weights(self.task.model, self.ema):
-            metrics = self._validate()
+            with self._signals.interruptible():
+                metrics = self._validate()
             better = self._best.update(state.step, metrics, self.task.model, self.is_main_process)
         state.validations_since_best = 0 if better else state.validations_since_best + 1
+        state.validation_due = False
         self._log.write(state.step, metrics)
         no_patience = options.patience is not None and state.validations_since_best >= options.patience
         [stop] = any_process(no_patience, device=self.device)
@@ -170,6 +190,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint, from the main process."""
+        self._saved_step = self.state.step
         if not self.is_main_process:
             return
         if self.accelerator.scaler is not None:
@@ -177,12 +198,20 @@ class Trainer:
         folder, identity = self.info.folder / "state", self.info.identity
         save_checkpoint(folder, self.state, identity, self.task, self.optimizer, self.ema)
 
+    def _save_before_the_end(self) -> None:
+        """Save the state after the last whole step, unless it is saved already or an error came in between."""
+        if self._changing_weights or self.state.step == self._saved_step:
+            return
+        self._guard.restore()  # a forward pass that was not followed by a step has changed statistics
+        self.save()
+
     def restore(self) -> None:
         """Load the latest checkpoint, if there is one, and open the logs at its step."""
         folder = self.info.folder
         if checkpoint := latest_checkpoint(folder / "state"):
             identity = self.info.identity
             self.state = load_checkpoint(checkpoint, identity, self.task, self.optimizer, self.ema)
+            self._saved_step = self.state.step
             self.info.progress.say(f"{self.info.name}: resuming from step {self.state.step} of {self.total_steps}")
         if self.accelerator.scaler is not None and self.state.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
@@ -242,12 +271,12 @@ class Trainer:
             collate_fn=lambda batch: batch,
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,
-            worker_init_fn=_quiet_worker,
+            worker_init_fn=_begin_loading,
             prefetch_factor=4 if workers else None,
         )
         batches = iter(loader)
         while True:
-            with self._timer.waiting():
+            with self._timer.waiting(), self._signals.interruptible():
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -264,23 +293,29 @@ class NonFiniteGuard:
 
     def __init__(self, task: nn.Module, folder: Path) -> None:
         self._folder = folder
-        self._buffers = [buffer for buffer in task.buffers() if buffer.is_floating_point()]
-        self._saved = [buffer.clone() for buffer in self._buffers]
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in task.buffers():
+            by_type.setdefault(buffer.dtype, []).append(buffer)
+        self._buffers = [(buffers, [buffer.clone() for buffer in buffers]) for buffers in by_type.values()]
 
     @torch.no_grad()
     def accept(self, state: TrainState) -> None:
         """Note a finite step."""
         state.skipped_in_a_row = 0
-        if self._buffers:
-            torch._foreach_copy_(self._saved, self._buffers)
+        for buffers, saved in self._buffers:
+            torch._foreach_copy_(saved, buffers)
 
     @torch.no_grad()
+    def restore(self) -> None:
+        """Give batch norms the statistics that they had after the last step."""
+        for buffers, saved in self._buffers:
+            torch._foreach_copy_(buffers, saved)
+
     def skip(self, state: TrainState, terms: dict[str, Tensor], norm: Tensor) -> None:
         """Note a step that is not finite. Raises DcclipError after too many in a row."""
         state.skipped_steps += 1
         state.skipped_in_a_row += 1
-        if self._buffers:
-            torch._foreach_copy_(self._buffers, self._saved)
+        self.restore()
         if state.skipped_in_a_row < MAX_SKIPPED_STEPS:
             return
         wrong = [name for name, term in terms.items() if not math.isfinite(float(term))]
@@ -304,41 +339,6 @@ def warn_at_chance(terms: dict[str, Tensor], chance: dict[str, Tensor], step: in
             )
 
 
-def make_accelerator(options: TrainOptions, folder: Path, device: str) -> Accelerator:
-    """Accelerate for this stage's precision and device, with deterministic algorithms."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # It would also fill each new tensor with NaN, to show reads of what nobody wrote: 8 % of a step, no other result.
-    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  # torch's stubs lack it
-    AcceleratorState._reset_state()  # a process keeps one precision, and the stage before may have had another
-    return Accelerator(
-        cpu=device == "cpu",
-        mixed_precision="no" if options.precision == "fp32" else options.precision,
-        log_with="tensorboard",
-        project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
-        # distill never uses the temperature, and each loss only some of the projections and adapters.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
-
-
-def _quiet_worker(_number: int) -> None:
+def _begin_loading(number: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process saves a checkpoint first
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-@contextmanager
-def _held_signals() -> Iterator[list[int]]:
-    """A list that collects Ctrl-C and SIGTERM (of torchrun, of a cluster) while the block runs, so that steps end."""
-    received: list[int] = []
-    before = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, lambda number, _frame: received.append(number))
-    except ValueError:  # not in the main thread: leave signals alone
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    begin_worker(number)

@@ -10,8 +10,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-
-import pytest
+from urllib.request import Request, urlopen
 
 LOGIN = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "secret-key", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -37,28 +36,16 @@ class S3:
     def stop(self) -> None:
         self._server.stop()
 
+    def empty(self) -> None:
+        """Forget what other servers of this process were given."""
+        urlopen(Request(f"{self.url}/moto-api/reset", method="POST")).close()
+
     def put(self, bucket: str, key: str, content: bytes) -> None:
         import boto3
 
         client: Any = boto3.client("s3", endpoint_url=self.url)
         client.create_bucket(Bucket=bucket)
         client.put_object(Bucket=bucket, Key=key, Body=content)
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
-    """An empty S3 store that s3:// URLs lead to."""
-    import fsspec
-
-    for name, value in LOGIN.items():
-        monkeypatch.setenv(name, value)
-    server = S3()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-    forget_connections()
-    yield server
-    server.stop()
-    fsspec.filesystem("s3").invalidate_cache()
-    forget_connections()
 
 
 def forget_connections() -> None:

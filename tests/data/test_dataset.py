@@ -4,7 +4,9 @@ import hashlib
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -65,12 +67,18 @@ def test_a_plain_string_is_one_caption_and_members_of_a_tar_that_are_no_whole_pa
     assert list(open_pairs(tmp_path / "a.tar")) == [Pair("whole", b"image", ("一只猫",), ("a cat",))]
 
 
-def test_the_fingerprint_is_the_sha256_of_the_files_sha256s(tmp_path: Path) -> None:
-    write_tar(tmp_path / "a.tar", CAT)
-    write_tar(tmp_path / "b.tar", DOG)
-    digests = [hashlib.sha256((tmp_path / name).read_bytes()).digest() for name in ("a.tar", "b.tar")]
-    assert open_pairs(tmp_path).fingerprint == hashlib.sha256(b"".join(digests)).hexdigest()
-    assert open_pairs(tmp_path / "a.tar").fingerprint != open_pairs(tmp_path).fingerprint
+def test_the_fingerprint_changes_with_every_part_of_the_data_and_not_with_its_place(tmp_path: Path) -> None:
+    def of(*pairs: Pair) -> str:
+        write_tar(tmp_path / "a.tar", *pairs)
+        return open_pairs(tmp_path / "a.tar").fingerprint
+
+    changed: list[dict[str, Any]] = [{"key": "c"}, {"image": b"x" + CAT.image[1:]}, {"meta": {"n": 1}}]
+    changed += [{"zh": ("猫",)}, {"en": ("Cat",)}]
+    prints = [of(CAT, DOG), of(DOG, CAT), *(of(replace(CAT, **change), DOG) for change in changed)]
+    assert len(set(prints)) == len(prints)
+    (tmp_path / "elsewhere").mkdir()
+    write_tar(tmp_path / "elsewhere/b.tar", CAT, DOG)
+    assert open_pairs(tmp_path / "elsewhere").fingerprint == prints[0]
 
 
 def test_columns_beyond_key_and_image_may_be_missing(tmp_path: Path) -> None:
@@ -158,5 +166,6 @@ def test_indices_continue_through_the_datasets_and_so_do_their_files(tmp_path: P
     assert joined[1] == DOG
     assert joined[2] == Pair("a.png", b"an image")
     assert joined.captions("zh") == [("猫", "小猫"), (), (), ("蓝色的猫",)]
-    assert joined.file_digests[1] == hashlib.sha256(b"an image").digest()
+    assert joined.keys() == ["cat", "dog", "a.png", "0"]
+    assert joined.blocks.tolist() == [0, 2, 3]
     assert joined.image_digest(2) == hashlib.blake2b(b"an image", digest_size=16).digest()

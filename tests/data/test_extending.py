@@ -20,7 +20,10 @@ def test_a_class_and_its_name_in_layouts_make_a_dataset(
 ) -> None:
     with pytest.raises(DcclipError, match="has no pairs") as raised:
         open_pairs(tmp_path)
-    assert raised.value.hint == "name a .parquet file, a .tar file or a folder of .tar shards"
+    assert (
+        raised.value.hint
+        == "name a .parquet file, a .tar file or a folder of such shards, embeddings in a .parquet file"
+    )
     [code] = [block for block in blocks(PAGE, "python") if "class CaptionedFolder" in block]
     [line] = [block for block in blocks(PAGE, "python") if block.startswith("LAYOUTS")]
     scope = dict(vars(dataset))

@@ -10,7 +10,7 @@ import pytest
 from dcclip_cli.data import storage
 from dcclip_cli.data.storage import DataFile, list_files, shown
 from dcclip_cli.errors import DcclipError
-from tests.data.servers import S3, forget_connections, http_server, s3  # noqa: F401  # a fixture
+from tests.data.servers import S3, forget_connections, http_server
 
 CONTENT = bytes(range(256)) * 40  # 10,240 bytes
 
@@ -49,7 +49,7 @@ def test_a_file_that_is_shorter_than_it_was_is_an_error(tmp_path: Path) -> None:
         file.read(10_000, 1000)
 
 
-def test_files_in_a_bucket_are_listed_and_read_by_range(s3: S3) -> None:  # noqa: F811
+def test_files_in_a_bucket_are_listed_and_read_by_range(s3: S3) -> None:
     for name in ("data/00001.tar", "data/00000.tar", "data/下/x.tar", "data/00000.tar.index.arrow"):
         s3.put("bucket", name, CONTENT)
     names = [str(file) for file in list_files("s3://bucket/data")]
@@ -64,7 +64,7 @@ def test_files_in_a_bucket_are_listed_and_read_by_range(s3: S3) -> None:  # noqa
     assert both[1].read(300, 2) == bytes([44, 45])
 
 
-def test_another_content_in_a_bucket_has_another_version(s3: S3) -> None:  # noqa: F811
+def test_another_content_in_a_bucket_has_another_version(s3: S3) -> None:
     s3.put("bucket", "a.tar", CONTENT)
     (before,) = list_files("s3://bucket/a.tar")
     s3.put("bucket", "a.tar", CONTENT[::-1])
@@ -73,12 +73,12 @@ def test_another_content_in_a_bucket_has_another_version(s3: S3) -> None:  # noq
     assert before.size == after.size and before.version != after.version
 
 
-def test_a_bucket_that_is_not_there_is_an_error(s3: S3) -> None:  # noqa: F811
+def test_a_bucket_that_is_not_there_is_an_error(s3: S3) -> None:
     with pytest.raises(DcclipError, match="s3://nowhere/data does not exist"):
         list_files("s3://nowhere/data")
 
 
-def test_a_stopped_store_is_an_error_until_it_is_started_again(s3: S3) -> None:  # noqa: F811
+def test_a_stopped_store_is_an_error_until_it_is_started_again(s3: S3) -> None:
     s3.put("bucket", "a.tar", CONTENT)
     (file,) = list_files("s3://bucket/a.tar")
     s3.stop()

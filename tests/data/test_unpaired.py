@@ -8,7 +8,7 @@ import pytest
 
 from dcclip_cli.data.dataset import ConcatDataset, write_parquet
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, PairDataset
-from dcclip_cli.data.unpaired import open_images, open_texts, with_phrases
+from dcclip_cli.data.unpaired import TextDataset, open_images, open_texts, with_phrases
 from dcclip_cli.errors import DcclipError
 from tests.data.test_dataset import add
 
@@ -90,7 +90,7 @@ EN = ("cat", "puppy", "hot air balloon", "red")
 
 
 @pytest.fixture
-def plain(tmp_path: Path) -> PairDataset:
+def plain(tmp_path: Path) -> TextDataset:
     """Four names in each language, a list and a sentence in each, every one in a line of its own."""
     others = ("猫，动物", "一只橘色的小猫在窗台上晒太阳", "cat, animal", "an orange kitten basks on the window sill")
     return open_texts(write(tmp_path, "words.txt", "\n".join([*ZH, *EN, *others])))
@@ -103,7 +103,7 @@ def phrases_of(texts: PairDataset, language: Language) -> list[str]:
 
 @pytest.mark.parametrize(("language", "words", "joins"), [("zh", ZH, ("", "，")), ("en", EN, (" ", ", "))])
 def test_a_phrase_is_two_or_three_names_joined_or_listed(
-    plain: PairDataset, language: Language, words: tuple[str, ...], joins: tuple[str, str]
+    plain: TextDataset, language: Language, words: tuple[str, ...], joins: tuple[str, str]
 ) -> None:
     phrases = phrases_of(with_phrases(plain, 400), language)
     word = "|".join(words)
@@ -114,7 +114,7 @@ def test_a_phrase_is_two_or_three_names_joined_or_listed(
     assert all(re.fullmatch(f"({word})(({joins[0]}|{joins[1]})({word})){{1,2}}", phrase) for phrase in phrases)
 
 
-def test_phrases_follow_the_texts_in_equal_parts_of_the_languages(plain: PairDataset) -> None:
+def test_phrases_follow_the_texts_in_equal_parts_of_the_languages(plain: TextDataset) -> None:
     texts = with_phrases(plain, 400)
     assert (len(texts), texts.num_images, list(texts)[:12]) == (412, 0, list(plain))
     assert 150 < len(phrases_of(texts, "zh")) < 250
@@ -130,7 +130,7 @@ def test_parallel_text_stays_parallel(tmp_path: Path) -> None:
         assert en == (", " if "，" in zh else " ").join(english[part] for part in re.findall("|".join(ZH), zh))
 
 
-def test_the_same_texts_make_the_same_phrases_and_other_numbers_are_other_data(plain: PairDataset) -> None:
+def test_the_same_texts_make_the_same_phrases_and_other_numbers_are_other_data(plain: TextDataset) -> None:
     first, again, more = (with_phrases(plain, count) for count in (30, 30, 31))
     for language in LANGUAGES:
         assert first.captions(language) == again.captions(language) == more.captions(language)[:-1]

@@ -28,7 +28,7 @@ def test_a_recipe_has_its_values_its_defaults_and_its_stages_in_order(recipe: Pa
     assert (loaded.recipe.student.text.layers, loaded.recipe.student.text.width) == (4, 128)
     assert loaded.recipe.stages == ("distill", "align")
     assert loaded.text == SMALL
-    assert [line.partition(": ")[2] for line in loaded.missing_files()] == [
+    assert [line.partition(": ")[2] for line in loaded.missing_files().values()] == [
         f"data.train: {recipe.parent}/train.parquet does not exist"
     ]
 

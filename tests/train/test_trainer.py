@@ -2,6 +2,7 @@
 
 import errno
 import math
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +19,15 @@ from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.samplers import EpochBatchSampler, MixedBatchSampler
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import Tokens
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.train import trainer
+from dcclip_cli.train.compute import make_accelerator
 from dcclip_cli.train.optimizer import learning_rate_factor
 from dcclip_cli.train.options import TrainOptions
 from dcclip_cli.train.task import TrainingTask
-from dcclip_cli.train.trainer import RunInfo, Trainer, make_accelerator
+from dcclip_cli.train.trainer import Finish, RunInfo, Trainer, Validate
 from tests.train.jobs import Watch, logged, refused, send
 
 pytestmark = pytest.mark.any_cpu
@@ -84,15 +87,22 @@ Train = Callable[..., dict[str, float]]
 def train(pairs_file: Path, tmp_path: Path) -> Train:
     """A function that trains a task on the drawn pairs, batches of 8, and returns the last metrics."""
 
-    def start(task: TrainingTask, progress: Progress | None = None, **options: Any) -> dict[str, float]:
+    def start(
+        task: TrainingTask,
+        progress: Progress | None = None,
+        pixels: Callable[[object], np.ndarray] = _pixels,
+        validate: Validate | None = None,
+        finish: Finish = lambda _metrics: None,
+        **options: Any,
+    ) -> dict[str, float]:
         given = {"steps": 4, "batch_size": 8, "warmup_steps": 0, "workers": 0, "precision": "fp32"} | options
         dataset = open_pairs(pairs_file)
-        collator = Collator(dataset, 0, Augment(), CaptionOptions(), _pixels, _tokens)
+        collator = Collator(dataset, 0, Augment(), CaptionOptions(), pixels, _tokens)
         chosen = TrainOptions.model_validate(given)
         sampler = MixedBatchSampler((EpochBatchSampler(dataset, chosen.batch_size, seed=0),))
         info = RunInfo("toy", tmp_path, {"of": "toy"}, progress=progress or Silent())
-        trained = Trainer(task, collator, sampler, chosen, info)
-        metrics = trained.run()
+        trained = Trainer(task, collator, sampler, chosen, info, validate)
+        metrics = trained.run(finish)
         trained.close()
         return metrics
 
@@ -237,6 +247,79 @@ def test_ctrl_c_and_sigterm_end_after_the_step_with_a_checkpoint(
         train(Pulled(), send("toy", 3, number), checkpoint_every_steps=99)
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000003"]
     assert signal.getsignal(number) is before
+
+
+def test_a_signal_in_the_last_step_lets_the_model_be_saved(train: Train, tmp_path: Path) -> None:
+    saved: list[float] = []
+    with pytest.raises(KeyboardInterrupt):
+        train(Pulled(), send("toy", 4), finish=lambda metrics: saved.append(metrics["loss"]))
+    assert len(saved) == 1
+    assert not (tmp_path / "state").exists()
+
+
+def test_data_that_cannot_be_read_ends_training_with_the_state_saved(train: Train, tmp_path: Path) -> None:
+    whole, broken = Pulled(), Pulled()
+    train(whole)
+    images = iter(range(16))
+
+    def two_batches(_image: object) -> np.ndarray:
+        if next(images, None) is None:
+            raise DcclipError("pair 猫: its image is damaged", "collect it again")
+        return _pixels(_image)
+
+    with refused("pair 猫: its image is damaged", "collect it again"):
+        train(broken, pixels=two_batches, checkpoint_every_steps=99)
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000002"]
+    train(broken)
+    assert broken.seen == whole.seen
+    assert torch.equal(broken.matrix, whole.matrix)
+
+
+class Failing(Pulled):
+    """Fails in the forward pass of a step, as it does where another process has ended, after statistics changed."""
+
+    def __init__(self, step: int = 0) -> None:
+        super().__init__()
+        self.step, self.norm = step, nn.BatchNorm1d(2)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        self.norm(batch.sample_index[:, None].expand(-1, 2).float())
+        if len(self.seen) + 1 == self.step:
+            raise RuntimeError("Connection closed by peer")
+        return super().forward(batch)
+
+
+def test_a_step_that_fails_leaves_the_state_after_the_step_before(train: Train, tmp_path: Path) -> None:
+    whole, resumed = Failing(), Failing()
+    train(whole)
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        train(Failing(3), checkpoint_every_steps=99)
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000002"]
+    train(resumed)
+    assert [value.tolist() for value in resumed.state_dict().values()] == [
+        value.tolist() for value in whole.state_dict().values()
+    ]
+
+
+def test_a_validation_that_a_signal_interrupts_is_done_first_when_training_resumes(
+    train: Train, tmp_path: Path
+) -> None:
+    validated: list[int] = []
+    task = Pulled()
+
+    def validate(stop_at: int = 0) -> dict[str, float]:
+        validated.append(len(task.seen))
+        if len(task.seen) == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"top1": 0.1 * len(validated)}
+
+    options = {"steps": 5, "validate_every_steps": 2, "checkpoint_every_steps": 99}
+    with pytest.raises(KeyboardInterrupt):
+        train(task, validate=lambda: validate(4), **options)
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000004"]
+    train(task, validate=validate, **options)
+    assert validated == [2, 4, 4, 5]
+    assert [line["step"] for line in logged(tmp_path) if "top1" in line] == [2, 4, 5]
 
 
 class NowAndThen(Pulled):

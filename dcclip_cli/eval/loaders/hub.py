@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dcclip_cli.data.hub import is_repository, is_saved, load_hub, splits_of
+from dcclip_cli.data.hub import is_cached, is_repository, is_saved, load_hub, splits_of
 from dcclip_cli.data.reading import MAX_IMAGE_BYTES, Folder
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import Captions, Images, Loaded, Loader, Location, lines_of
+from dcclip_cli.hub import files_on_hub
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,10 +39,20 @@ class HubDataset(Loader):
         folders = (str(folder) for folder in location.folders)
         return next((cls(location, folder) for folder in folders if is_saved(folder) or is_repository(folder)), None)
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is on the hub, not in a folder."""
+        return not is_saved(self.path) and not is_repository(self.path)
+
+    def check(self) -> None:
+        """Raise DcclipError unless a data set of the hub is in the local cache, or on the hub, which can be reached."""
+        if not is_cached(self.path):
+            files_on_hub(self.path, "dataset")
+
     def load(self) -> Loaded:
         """Raises DcclipError where the hub cannot be reached or a column is missing."""
         split = self._split()
-        files = None if is_saved(self.path) or is_repository(self.path) else f"{split}/*.tar"
+        files = f"{split}/*.tar" if self.is_remote else None
         found = load_hub(self.path, None, split, files=files)
         truth = self._column(found, _TRUTH_COLUMNS[self.location.known.task])
         images = self._images(found, self._column(found, _IMAGE_COLUMNS))

@@ -1,0 +1,286 @@
+"""The pairs in shards, tars and Parquet files: read once, in order, with the place of each image."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import zlib
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import Field
+
+from dcclip_cli.data.pair import LANGUAGES, Language, caption_strings, image_digest
+from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, members_of
+from dcclip_cli.data.storage import PART_BYTES, DataFile
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import json_object
+from dcclip_cli.options import Options
+from dcclip_cli.text import language_by_script
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+Captions = dict[Language, tuple[str, ...]]
+
+SUFFIXES = (".tar", ".parquet")
+_AGAIN = "write or collect it again"
+_BLOCK, _END = tarfile.BLOCKSIZE, bytes(tarfile.BLOCKSIZE)
+_REGULAR, _EXTENDED = tarfile.REGTYPE[0], tarfile.XHDTYPE[0]
+_ROWS_AT_A_TIME = 256
+# Records of an extended header that change neither a member's name nor its bytes; webdataset and img2dataset write
+# `mtime` in front of every member.
+_HARMLESS = frozenset((b"mtime", b"atime", b"ctime", b"uid", b"gid", b"uname", b"gname", b"comment"))
+
+
+class Columns(Options):
+    """Names of columns in Parquet files from elsewhere, or of fields in a tar's JSON; the default is the key's own."""
+
+    key: str | None = Field(None, description="Column of the keys; default: key, or the row's number if there is none")
+    image: str | None = Field(None, description="Column of the images: bytes, or a struct with a field bytes")
+    zh: str | None = Field(None, description="Column of Chinese captions: texts, or lists of texts")
+    en: str | None = Field(None, description="Column of English captions: texts, or lists of texts")
+    caption: str | None = Field(
+        None, description="Column of captions in either language: one with a Chinese character is Chinese"
+    )
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The names that are given."""
+        return {key: name for key, name in self.model_dump().items() if name is not None}
+
+    def captions(self, record: dict[str, Any], where: str) -> Captions:
+        """Take the captions out of a row or record. Raises DcclipError where they are something else."""
+        found = {
+            language: caption_strings(record.pop(getattr(self, language) or language, ()), f"{where}: {language}")
+            for language in LANGUAGES
+        }
+        if self.caption is not None:
+            for text in caption_strings(record.pop(self.caption, ()), f"{where}: {self.caption}"):
+                found[language_by_script(text)] += (text,)
+        return found
+
+
+class Row(NamedTuple):
+    """One image with its captions: `size` bytes at `offset` of a tar, or of the joined images of a Parquet row group.
+
+    `captioned`: whether the image has a record, if only an empty one; `meta` is JSON; `size` is -1 for a missing image;
+    `group` is the number of the row group.
+    """
+
+    key: str
+    zh: tuple[str, ...]
+    en: tuple[str, ...]
+    meta: str
+    captioned: bool
+    offset: int
+    size: int
+    digest: bytes
+    group: int | None = None
+
+
+def rows_of(file: DataFile, columns: Columns) -> Iterator[Row]:
+    """The images in a shard. Raises DcclipError where it cannot be read."""
+    return parquet_rows(file, columns) if file.name.endswith(".parquet") else tar_rows(file, columns)
+
+
+# ---- tars: KEY.jpg|png|webp next to KEY.json
+
+
+class _Unusual(Exception):
+    """Raised by the fast reader for all but plain members; `tarfile` judges them."""
+
+
+class _Found(NamedTuple):
+    """The bytes of one member, and their offset."""
+
+    name: str
+    offset: int
+    content: bytes
+
+
+def tar_rows(file: DataFile, columns: Columns, members: int | None = None) -> Iterator[Row]:
+    """The images in a tar in the order of their names' first appearance. Raises DcclipError where it cannot be read.
+
+    With `members`, only so many from its beginning are read. Member names are only compared, never used as paths; links
+    and special files are skipped.
+    """
+    try:
+        images, records = _joined(islice(_fast_members(file), members), file, columns)
+    except _Unusual:
+        images, records = _joined(islice(_members(file), members), file, columns)
+    for key, (offset, size, digest) in images.items():
+        captions, meta = records.get(key, ({}, "{}"))
+        yield Row(key, captions.get("zh", ()), captions.get("en", ()), meta, key in records, offset, size, digest)
+
+
+def _joined(
+    members: Iterator[_Found], file: DataFile, columns: Columns
+) -> tuple[dict[str, tuple[int, int, bytes]], dict[str, tuple[Captions, str]]]:
+    """(offset, size, digest) of each image by its key; captions and metadata by key."""
+    images: dict[str, tuple[int, int, bytes]] = {}
+    records: dict[str, tuple[Captions, str]] = {}
+    for name, offset, content in members:
+        stem, _, suffix = name.rpartition(".")
+        if not stem:
+            continue
+        if suffix.lower() == "json":
+            record = json_object(content, f"{file}: {name}", _AGAIN)
+            captions = columns.captions(record, f"{file}: {name}")
+            records[stem] = captions, json.dumps(record, separators=(",", ":"))
+        else:
+            images[stem] = offset, len(content), image_digest(content)
+    return images, records
+
+
+def _is_read(name: str, size: int) -> bool:
+    suffix = "." + name.rpartition(".")[2].lower()
+    return size <= (MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else MAX_TEXT_BYTES if suffix == ".json" else -1)
+
+
+def _fast_members(file: DataFile) -> Iterator[_Found]:
+    """The images and records in a tar of plain members; five times as fast as tarfile. Raises _Unusual for others."""
+    with file.open() as stream:
+        at, long_name = 0, None
+        while header := stream.read(_BLOCK):
+            if header == _END:
+                return
+            kind, name, size = _parsed(header)
+            at += _BLOCK
+            if kind == _EXTENDED and long_name is None and size <= MAX_TEXT_BYTES:
+                long_name = _name_in(stream.read(size)) or name
+            elif kind == _REGULAR:
+                name = long_name or name
+                if _is_read(name, size):
+                    content = stream.read(size)
+                    if len(content) < size:
+                        raise _Unusual
+                    yield _Found(name, at, content)
+                long_name = None
+            else:
+                raise _Unusual
+            at += size + -size % _BLOCK
+            stream.seek(at)
+        # Also where a size was a lie: no header was read there. An end without its mark is fine.
+        if not at or at != stream.seek(0, 2):
+            raise _Unusual
+
+
+def _parsed(header: bytes) -> tuple[int, str, int]:
+    """Type, name and size of a member. Raises _Unusual for what is not the plain header of a file."""
+    try:
+        size = int(header[124:136].split(b"\0", 1)[0].strip() or b"0", 8)
+        checksum = int(header[148:156].split(b"\0", 1)[0].strip() or b"0", 8)
+        # Adler-32 is 1 + the sum of the bytes modulo 65,521; the checksum counts its own field as eight spaces.
+        total = (zlib.adler32(header[156:], zlib.adler32(header[:148])) & 0xFFFF) + 255
+        name = header[:100].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+    except ValueError:
+        raise _Unusual from None
+    if len(header) < _BLOCK or size < 0 or (total - checksum) % 65_521 or header[345] or name.endswith("/"):
+        raise _Unusual
+    return header[156] or _REGULAR, name, size
+
+
+def _name_in(records: bytes) -> str | None:
+    """The name in an extended header. Raises _Unusual where it has anything else of importance."""
+    name = None
+    while records:
+        digits = records.partition(b" ")[0]
+        length = int(digits) if digits.isdigit() else 0
+        record, records = records[:length], records[length:]
+        key, _, value = record[len(digits) + 1 : -1].partition(b"=")
+        if key == b"path":
+            name = value
+        elif key not in _HARMLESS or not record.endswith(b"\n"):
+            raise _Unusual
+    try:
+        return name.decode() if name else None
+    except UnicodeDecodeError:
+        raise _Unusual from None
+
+
+def _members(file: DataFile) -> Iterator[_Found]:
+    """The images and records in any tar."""
+    with file.open() as stream:
+        for member in members_of(stream, file.size):
+            if member.fault and member.fault.reason.startswith("tar-"):
+                if member.fault.reason == "tar-cut" and not member.name:
+                    return  # every pair is there, only the end mark is missing
+                what = f"{file} is not a readable tar file: {member.fault.detail}"
+                raise DcclipError(what, "fetch or collect it again")
+            if not member.fault and _is_read(member.name, member.size):
+                stream.seek(member.offset)
+                yield _Found(member.name, member.offset, stream.read(member.size))
+
+
+# ---- Parquet
+
+
+def open_parquet(file: DataFile) -> pq.ParquetFile:
+    """A Parquet file, of which no whole column is read at once. Raises DcclipError where it is none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if file.is_remote:
+            return pq.ParquetFile(file.open_raw(), buffer_size=PART_BYTES)
+        return pq.ParquetFile(file.location, buffer_size=1 << 20)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DcclipError(f"{file} is not a Parquet file: {error}", "write it again") from None
+
+
+def group_images(parquet: pq.ParquetFile, group: int, column: str) -> Iterator[bytes | None]:
+    """The images of one row group, None for a missing one."""
+    for batch in parquet.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=[column]):
+        yield from _image_bytes(batch[column], column)
+
+
+def _image_bytes(values: pa.Array, column: str) -> list[bytes | None]:
+    import pyarrow as pa
+
+    kind = values.type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:  # as `datasets` writes images: {bytes, path}
+        values = values.flatten()[kind.get_field_index("bytes")]
+    if not (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type) or pa.types.is_null(values.type)):
+        raise DcclipError(f"column {column} is {kind}, not images", "images are bytes, or a struct with a field bytes")
+    images: list[bytes | None] = values.to_pylist()
+    return images
+
+
+def parquet_rows(file: DataFile, columns: Columns) -> Iterator[Row]:
+    """The rows of a Parquet file. Raises DcclipError where it cannot be read or lacks a column."""
+    import pyarrow as pa
+
+    with open_parquet(file) as parquet:
+        key, image = columns.key or "key", columns.image or "image"
+        used = columns_used(file, parquet.schema_arrow.names, columns)
+        number, stem = 0, file.name.removesuffix(".parquet")
+        try:
+            for group in range(parquet.num_row_groups):
+                offset = 0
+                for batch in parquet.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=used):
+                    images = _image_bytes(batch[image], image)
+                    for record, content in zip(batch.drop_columns([image]).to_pylist(), images, strict=True):
+                        name = f"{stem}:{number}" if key not in used else str(record[key])
+                        texts = columns.captions(record, f"{file}: pair {name}")
+                        size, digest = (-1, bytes(16)) if content is None else (len(content), image_digest(content))
+                        meta = record.get("meta") or "{}"
+                        yield Row(name, texts["zh"], texts["en"], meta, True, offset, size, digest, group)
+                        offset, number = offset + max(0, size), number + 1
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DcclipError(f"{file} cannot be read: {error}", "write it again") from None
+
+
+def columns_used(file: DataFile, names: list[str], columns: Columns) -> list[str]:
+    """The columns to read: those that are named, and the others with the usual names if they are there."""
+    usual = {key: key for key in ("key", *LANGUAGES, "meta")}
+    required = {"image": "image"} | columns.named
+    if missing := [name for name in required.values() if name not in names]:
+        raise DcclipError(
+            f"{file} has no column {' or '.join(missing)} (found: {', '.join(names)})",
+            "pairs have the columns key, image, zh, en and meta; name others with data.columns",
+        )
+    optional = [name for key, name in usual.items() if key not in columns.named and name in names]
+    return list(dict.fromkeys([*required.values(), *optional]))

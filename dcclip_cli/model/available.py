@@ -1,0 +1,146 @@
+"""Whether a teacher or pretrained weights can be loaded, by their files alone: mostly without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import read_json
+from dcclip_cli.hub import cached_folder, files_on_hub
+
+_OPEN_CLIP = "open_clip_config.json"
+# What a directory or a repository needs, by the library that wrote it: one file of each line.
+_TOKENIZER = (
+    *("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model"),
+)
+_NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    _OPEN_CLIP: {
+        "weights": (
+            *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
+        ),
+    },
+    "config.json": {
+        "weights": (
+            *("model.safetensors", "model.safetensors.index.json"),
+            *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+        ),
+        "tokenizer": _TOKENIZER,
+        "preprocessing": ("preprocessor_config.json", "processor_config.json"),
+    },
+}
+
+
+@dataclass(frozen=True)
+class TeacherWidths:
+    """Widths of a teacher's features by its configuration: shared space, image tower, text tower."""
+
+    embedding: int
+    image_map: int
+    text_tokens: int
+
+
+def check_model(model: str, library: str) -> TeacherWidths | None:
+    """The widths of the model in a directory or on the hub, None where its configuration is not at hand.
+
+    `library` (transformers or open_clip) loads it. Raises DcclipError where a file is missing, or the hub is needed and
+    cannot be reached.
+    """
+    name = model.removeprefix("hf-hub:")
+    folder = Path(name) if Path(name).is_dir() else None
+    if folder is None and Path(name).is_absolute():
+        raise DcclipError(f"{name} is not a directory", "check the path, or give a name on the Hugging Face hub")
+    if folder is None and library == "open_clip" and name == model:
+        _check_tag(model)
+        return None
+    if folder is None:
+        cached = cached_folder(name, _OPEN_CLIP) or cached_folder(name)
+        folder = cached if cached and not _missing(_names(cached)) else None
+    files = files_on_hub(name) if folder is None else _names(folder)
+    if lacking := _missing(files):
+        kind, names = next(iter(lacking.items()))
+        raise DcclipError(
+            f"{name} has no {kind}: {' or '.join(names)}",
+            "copy or download the whole model again; name a directory written by save_pretrained or by dcclip",
+        )
+    if folder is None:
+        return None
+    _check_parts(folder)
+    return _widths(read_json(folder / _config_of(files), "copy the directory again"))
+
+
+def check_timm(network: str) -> None:
+    """Raise DcclipError unless timm's weights of a network are in the local cache or on a hub that can be reached."""
+    import timm
+
+    config = timm.get_pretrained_cfg(network, allow_unregistered=True)
+    if config is None or not config.has_weights:
+        raise DcclipError(
+            f"timm has no pretrained weights of {network}", "name another network, or a .safetensors file"
+        )
+    if config.hf_hub_id:
+        repository = config.hf_hub_id.partition("@")[0]
+        if not any(cached_folder(repository, file) for file in ("model.safetensors", "pytorch_model.bin")):
+            files_on_hub(repository)
+
+
+def _check_tag(model: str) -> None:
+    """Raise DcclipError unless open_clip's weights ARCH/TAG are in the local cache or on a hub that can be reached."""
+    import open_clip
+
+    architecture, _, tag = model.rpartition("/")
+    if not architecture:
+        raise DcclipError(f"open_clip model '{model}' has no tag", "write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k")
+    config = open_clip.get_pretrained_cfg(architecture, tag)
+    if not config:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none: the architecture is unknown"
+        raise DcclipError(f"open_clip has no {model}", f"its tags of {architecture}: {tags}")
+    repository = str(config.get("hf_hub", "")).rstrip("/")
+    weights = _NEEDED[_OPEN_CLIP]["weights"]
+    if repository and not any(cached_folder(repository, file) for file in weights):
+        files_on_hub(repository)
+
+
+def _names(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()}
+
+
+def _config_of(files: Collection[str]) -> str:
+    return _OPEN_CLIP if _OPEN_CLIP in files else "config.json"
+
+
+def _missing(files: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """What is missing of a model with these files: the kind, and names of which one would do."""
+    config = _config_of(files)
+    needed = {"configuration": (config,), **_NEEDED[config]}
+    return {kind: names for kind, names in needed.items() if set(files).isdisjoint(names)}
+
+
+def _check_parts(folder: Path) -> None:
+    """Raise DcclipError where weights in several files are not all there."""
+    for index in folder.glob("*.index.json"):
+        if not (folder / index.name.removesuffix(".index.json")).exists():
+            parts = sorted(set(json.loads(index.read_bytes()).get("weight_map", {}).values()))
+            if absent := [part for part in parts if not (folder / part).is_file()]:
+                raise DcclipError(
+                    f"{folder} has no {absent[0]} ({len(absent)} of {len(parts)} such files are missing)",
+                    "copy or download the whole model again",
+                )
+
+
+def _widths(config: dict[str, Any]) -> TeacherWidths:
+    """By transformers' or open_clip's configuration; what it leaves out is a default of most models, 768."""
+    if "model_cfg" in config:
+        model = config["model_cfg"]
+        image, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+        return TeacherWidths(
+            int(model.get("embed_dim", 768)), int(image.get("width", 768)), int(text.get("width", 768))
+        )
+    image, text = config.get("vision_config", {}), config.get("text_config", {})
+    map_width, token_width = image.get("hidden_size", 768), text.get("hidden_size", 768)
+    siglip = str(config.get("model_type", "")).startswith("siglip")  # whose shared space is the image tower's
+    embedding = map_width if siglip else config.get("projection_dim", 768)
+    return TeacherWidths(int(embedding), int(map_width), int(text.get("project_dim", token_width)))

@@ -1,0 +1,190 @@
+"""Shards in an S3 store and on a web server: the same samples as from disk, through a bounded cache."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dcclip_cli.data import dataset as dataset_module
+from dcclip_cli.data import index, storage
+from dcclip_cli.data.dataset import IndexedDataset, find_dataset, open_pairs, write_parquet
+from dcclip_cli.data.index import cached, find_indexes
+from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.shards import Columns
+from dcclip_cli.data.storage import list_files
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import cache_folder
+from tests.data.servers import S3, forget_connections, http_server
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "WAITS_S", (0.01,))
+
+
+def tar_of(pairs: list[Pair]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for pair in pairs:
+            record = json.dumps({"zh": pair.zh, "en": pair.en, **pair.meta}, ensure_ascii=False).encode()
+            for suffix, content in (("png", pair.image), ("json", record)):
+                member = tarfile.TarInfo(f"{pair.key}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def blocks() -> list[Path]:
+    return sorted((cache_folder() / "blocks").glob("*.block"))
+
+
+def upload(s3: S3, pairs: list[Pair]) -> None:
+    for number, first in enumerate(range(0, len(pairs), 10)):
+        s3.put("bucket", f"shards/{number:05}.tar", tar_of(pairs[first : first + 10]))
+
+
+def test_tars_in_a_bucket_give_the_same_pairs_as_on_disk(s3: S3, pairs: list[Pair], tmp_path: Path) -> None:
+    upload(s3, pairs)
+    remote = open_pairs("s3://bucket/shards")
+    (tmp_path / "all.tar").write_bytes(tar_of(pairs))
+    local = open_pairs(tmp_path / "all.tar")
+    assert list(remote) == list(local) == pairs
+    assert str(remote.path) == "s3://bucket/shards"
+    assert len(blocks()) == 4
+
+
+def test_parquet_in_a_bucket_is_read_by_row_group(s3: S3, pairs: list[Pair], tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    write_parquet(tmp_path / "all.parquet", pairs)
+    pq.write_table(pq.read_table(tmp_path / "all.parquet"), tmp_path / "groups.parquet", row_group_size=16)
+    s3.put("bucket", "pairs.parquet", (tmp_path / "groups.parquet").read_bytes())
+    remote = open_pairs("s3://bucket/pairs.parquet")
+    assert remote.blocks.tolist() == [0, 16, 32]
+    assert remote[39] == pairs[39]
+    (block,) = blocks()
+    assert block.read_bytes() == b"".join(pair.image for pair in pairs[32:])
+    assert list(remote) == pairs
+
+
+def test_an_index_that_is_published_next_to_a_shard_is_used(
+    s3: S3,
+    pairs: list[Pair],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "all.tar").write_bytes(tar_of(pairs))
+    (own,) = find_indexes(list_files(tmp_path / "all.tar"), Columns())
+    s3.put("bucket", "all.tar", tar_of(pairs))
+    s3.put("bucket", "all.tar.index.arrow", own.path.read_bytes())
+    monkeypatch.setattr(index, "write_index", None)  # nothing is indexed
+    assert list(open_pairs("s3://bucket/all.tar")) == pairs
+
+
+def test_a_published_index_of_other_data_is_not_used(s3: S3, pairs: list[Pair], tmp_path: Path) -> None:
+    (tmp_path / "few.tar").write_bytes(tar_of(pairs[:5]))
+    (own,) = find_indexes(list_files(tmp_path / "few.tar"), Columns())
+    s3.put("bucket", "all.tar", tar_of(pairs))
+    s3.put("bucket", "all.tar.index.arrow", own.path.read_bytes())
+    assert list(open_pairs("s3://bucket/all.tar")) == pairs
+
+
+def test_an_indexed_bucket_is_opened_without_reading_a_shard(s3: S3, pairs: list[Pair]) -> None:
+    upload(s3, pairs)
+    first = open_pairs("s3://bucket/shards")
+    again = open_pairs("s3://bucket/shards")
+    assert again.fingerprint == first.fingerprint
+    assert not blocks()
+    assert again.captions("zh")[7] == pairs[7].zh
+
+
+def test_data_that_changes_under_its_index_is_an_error(s3: S3, pairs: list[Pair]) -> None:
+    s3.put("bucket", "all.tar", tar_of(pairs))
+    remote = open_pairs("s3://bucket/all.tar")
+    s3.put("bucket", "all.tar", tar_of(pairs[::-1]))
+    with pytest.raises(DcclipError, match=r"s3://bucket/all.tar: the image of pair red-circle has changed"):
+        remote.image(0)
+
+
+def test_a_damaged_block_is_fetched_again(s3: S3, pairs: list[Pair]) -> None:
+    s3.put("bucket", "all.tar", tar_of(pairs))
+    remote = open_pairs("s3://bucket/all.tar")
+    assert list(remote) == pairs
+    blocks()[0].write_bytes(bytes(blocks()[0].stat().st_size))
+    remote._cache._used.clear()  # type: ignore[attr-defined]  # not in the minute after its last use
+    assert list(remote) == pairs
+
+
+def test_what_is_needed_next_is_fetched_ahead(
+    s3: S3,
+    pairs: list[Pair],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dataset_module, "BLOCK", 8)
+    s3.put("bucket", "all.tar", tar_of(pairs))
+    remote = open_pairs("s3://bucket/all.tar")
+    assert remote.blocks.tolist() == [0, 8, 16, 24, 32]
+    asked: list[int] = []
+    monkeypatch.setattr(remote._cache, "prefetch", lambda needed: asked.extend(block.size for block in needed))  # type: ignore[attr-defined]
+    remote.will_need(np.array([9, 10, 39, 15]))
+    first = remote._find(8)[0].place(8)  # type: ignore[attr-defined]
+    last = remote._find(32)[0].place(32)  # type: ignore[attr-defined]
+    assert asked == [first.block.size, last.block.size]
+    assert first.block.read_range(0, 4) == pairs[8].image[:4]
+
+
+def test_a_folder_on_disk_needs_no_cache(pairs: list[Pair], tmp_path: Path) -> None:
+    (tmp_path / "all.tar").write_bytes(tar_of(pairs))
+    local = open_pairs(tmp_path)
+    local.will_need(np.arange(40))
+    assert local.image(0) == pairs[0].image
+    assert not (cache_folder() / "blocks").exists()
+
+
+def test_a_cache_that_is_too_small_for_a_block_is_an_error(s3: S3, pairs: list[Pair]) -> None:
+    s3.put("bucket", "all.tar", tar_of(pairs))
+    indexes = find_indexes(list_files("s3://bucket/all.tar"), Columns())
+    with pytest.raises(DcclipError, match="GB in the block cache, which may have 1e-06 GB") as caught:
+        list(IndexedDataset("s3://bucket/all.tar", indexes, cache_bytes=1000))
+    assert caught.value.hint == "make data.cache_gb larger, or data.shuffle_window smaller"
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[tuple[str, Any]]:
+    forget_connections()
+    with http_server(tmp_path) as (url, handler):
+        yield url, handler
+
+
+def test_tars_on_a_web_server_are_named_by_number(web: tuple[str, Any], pairs: list[Pair], tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / f"{number:05}.tar").write_bytes(tar_of(pairs[number * 20 : number * 20 + 20]))
+    remote = open_pairs(f"{web[0]}/{{00000..00001}}.tar?signature=secret")
+    assert list(remote) == pairs
+    assert "secret" not in str(remote.path)
+    assert all(b"secret" not in file.read_bytes() for file in cache_folder().rglob("*") if file.is_file())
+
+
+def test_nothing_that_the_data_names_is_fetched(web: tuple[str, Any], pairs: list[Pair], tmp_path: Path) -> None:
+    naming = [Pair(pair.key, pair.image, pair.zh, pair.en, {"url": f"{web[0]}/{pair.key}.png"}) for pair in pairs]
+    (tmp_path / "all.tar").write_bytes(tar_of(naming))
+    assert list(open_pairs(f"{web[0]}/all.tar")) == naming
+    assert {request.split()[0] for request in web[1].requests} == {"/all.tar", "/all.tar.index.arrow"}
+
+
+def test_another_version_of_a_shard_is_indexed_again(s3: S3, pairs: list[Pair]) -> None:
+    s3.put("bucket", "all.tar", tar_of(pairs))
+    (before,) = list_files("s3://bucket/all.tar")
+    assert open_pairs("s3://bucket/all.tar")[0] == pairs[0]
+    s3.put("bucket", "all.tar", tar_of(pairs[::-1]))
+    forget_connections()
+    (after,) = list_files("s3://bucket/all.tar")
+    assert cached(before, Columns()) != cached(after, Columns())
+    found = find_dataset("s3://bucket/all.tar")
+    assert found is not None
+    assert found[0] == pairs[39]

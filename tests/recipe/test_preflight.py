@@ -1,0 +1,139 @@
+"""What keeps a recipe from running is found before anything long starts."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dcclip_cli.data.pair import Pair
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.recipe import preflight
+from dcclip_cli.recipe.load import load
+from dcclip_cli.recipe.preflight import check
+from dcclip_cli.run_dir import RunDir, StageName
+
+ALL: tuple[StageName, ...] = ("distill", "align", "eval", "export")
+
+
+@pytest.fixture
+def problems(whole_recipe: dict[str, Any], tmp_path: Path) -> Any:
+    """The lines of problems of the whole recipe with some changes by dotted key, and the hint."""
+
+    def problems(values: dict[str, Any], stages: tuple[StageName, ...] = ALL) -> tuple[list[str], str]:
+        try:
+            check(load(whole_recipe, values=values), RunDir(tmp_path / "run"), stages)
+        except DcclipError as error:
+            return [line.partition(": ")[2] for line in error.what.splitlines()], error.hint
+        return [], ""
+
+    return problems
+
+
+def test_a_recipe_with_everything_in_place_has_no_problems(problems: Any) -> None:
+    assert problems({}) == ([], "")
+    assert problems({"export.precision": "int8", "align.validate_every_steps": 1, "data.validation": None}) == (
+        ["align.validate_every_steps: needs pairs to validate on, and there is no data.validation"],
+        "set data.validation",
+    )
+
+
+def test_all_problems_are_reported_at_once_with_their_hints(problems: Any, tmp_path: Path) -> None:
+    (tmp_path / "leer.parquet").write_bytes(b"PAR1")
+    found, hint = problems(
+        {
+            "teacher.model": "BAAI/AltCLIP",
+            "data.validation": str(tmp_path / "leer.parquet"),
+            "eval.datasets": ["imagenet", "imagenet-cn", "food101"],
+            "export.format": "openvino",
+            "export.precision": "fp16",
+            "export.calibration": str(tmp_path / "无"),
+        }
+    )
+    assert [line.partition(": ")[0] for line in found] == [
+        "export.calibration", "data.validation", "teacher.model", "eval.datasets", "eval.datasets", "export.precision",
+    ]  # fmt: skip
+    assert found[0].startswith(f"export.calibration: {tmp_path}/无 does not exist (fix the paths")
+    assert found[2].endswith(
+        "the hub cannot be reached: HF_HUB_OFFLINE is set "
+        "(download it where there is a network: hf download BAAI/AltCLIP; or name a local directory)"
+    )
+    assert "imagenet needs its images: clip-benchmark/wds_imagenet1k is not complete in the local cache" in found[3]
+    assert "food101 needs its images: neither --data-root nor the hub has them" in found[4]
+    assert hint == "fix all of these; look again with: dcclip run RECIPE --check"
+
+
+def test_test_sets_are_opened_in_the_languages_that_are_wanted(
+    problems: Any, pairs: list[Pair], tmp_path: Path
+) -> None:
+    for shape in ("circle", "方块"):
+        (tmp_path / "own" / shape).mkdir(parents=True)
+        (tmp_path / "own" / shape / "1.png").write_bytes(pairs[0].image)
+    own = {"eval.datasets": [str(tmp_path / "own")]}
+    assert problems(own) == ([], "")
+    found, hint = problems(own | {"eval.languages": ["en"]})
+    assert found == ["eval.datasets: data set own has no class names in en"] and "--languages zh" in hint
+    assert problems(own | {"eval.languages": ["en"]}, ("distill", "align")) == ([], "")
+
+
+def test_a_finished_stage_needs_nothing_any_more(problems: Any, tmp_path: Path) -> None:
+    gone = {"teacher.model": "BAAI/AltCLIP", "data.train": str(tmp_path / "gone.parquet")}
+    assert [line.split(":")[0] for line in problems(gone)[0]] == ["data.train", "teacher.model"]
+    for product in ("distill/model", "align/model", "eval", "export"):
+        (tmp_path / "run" / product).mkdir(parents=True)
+    (tmp_path / "run/eval/summary.json").touch()
+    assert [line.split(":")[0] for line in problems(gone)[0]] == ["data.train"]  # export is checked on the pairs
+    (tmp_path / "run/export/dcclip.json").touch()
+    assert problems(gone) == ([], "")
+
+
+def test_a_teacher_directory_lacks_no_file(problems: Any, altclip_folder: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "教师"
+    for name, kind in (
+        ("model.safetensors", "weights"),
+        ("tokenizer.json", "tokenizer"),
+        ("preprocessor_config.json", "preprocessing"),
+        ("config.json", "configuration"),
+    ):
+        shutil.rmtree(teacher, ignore_errors=True)
+        shutil.copytree(altclip_folder, teacher)
+        (teacher / name).unlink()
+        found, _ = problems({"teacher.model": str(teacher)})
+        assert len(found) == 1 and found[0].startswith(f"teacher.model: {teacher} has no {kind}: {name}")
+    shutil.copytree(altclip_folder, teacher, dirs_exist_ok=True)
+    parts = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
+    (teacher / "model.safetensors").rename(teacher / "model-1-of-2.safetensors")
+    (teacher / "model.safetensors.index.json").write_text(json.dumps(parts))
+    found, _ = problems({"teacher.model": str(teacher)})
+    assert found == [
+        f"teacher.model: {teacher} has no model-2-of-2.safetensors (1 of 2 such files are missing)",
+    ]
+    (teacher / "model-2-of-2.safetensors").touch()
+    assert problems({"teacher.model": str(teacher)}) == ([], "")
+
+
+def test_a_teacher_in_the_local_cache_needs_no_hub(
+    problems: Any, altclip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--BAAI--AltCLIP"
+    shutil.copytree(altclip_folder, repository / "snapshots/1a2b")
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("1a2b")
+    assert problems({"teacher.model": "BAAI/AltCLIP"}) == ([], "")
+    (repository / "snapshots/1a2b/model.safetensors").unlink()
+    assert "the hub cannot be reached" in problems({"teacher.model": "BAAI/AltCLIP"})[0][0]
+    every = {"config.json", "pytorch_model.bin", "vocab.txt", "preprocessor_config.json"}
+    monkeypatch.setattr("dcclip_cli.model.available.files_on_hub", lambda name: every)
+    assert problems({"teacher.model": "BAAI/AltCLIP"}) == ([], "")
+
+
+def test_what_will_not_fit_on_the_disk_is_reported(problems: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "free_bytes", lambda folder: 10_000)
+    found, _ = problems({}, ("distill",))
+    # 40 images x (16 + 4 cells x 32) x 2 bytes = 11.5 kB without captions; checkpoints of 0.1 M parameters: 2.8 MB.
+    assert [line.split(":")[0] for line in found] == ["distill.teacher_cache", "distill"]
+    assert "the teacher cache will take about 0.0 GB, and 0.0 GB are free" in found[0]
+    monkeypatch.setattr(preflight, "free_bytes", lambda folder: 10_000_000)
+    assert problems({}, ("distill",)) == ([], "")
