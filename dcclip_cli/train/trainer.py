@@ -274,7 +274,8 @@ class Trainer:
             worker_init_fn=_begin_loading,
             prefetch_factor=4 if workers else None,
         )
-        batches = iter(loader)
+        with self._timer.waiting(), self._signals.interruptible():
+            batches = iter(loader)  # asks for the first batches, ahead of which the teacher cache is filled
         while True:
             with self._timer.waiting(), self._signals.interruptible():
                 batch = next(batches, None)
