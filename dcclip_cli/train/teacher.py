@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 
 from dcclip_cli.data.collator import Batch, Collator
+from dcclip_cli.data.pixels import normalized, training_preprocess
 from dcclip_cli.data.samplers import MixedBatchSampler, Sample
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.precision import finite
@@ -44,7 +45,7 @@ class OnlineTeacher:
         self._scale = torch.tensor(teacher.logit_scale)
 
     def features(self, batch: Batch) -> Outputs:
-        pixels = batch.teacher_pixels[self._number]
+        pixels = normalized(batch.teacher_pixels[self._number], self._teacher.preprocessing)
         with self._teacher.as_teacher():
             if len(pixels):
                 image = self._teacher.image_features(pixels, self._layers)
@@ -80,7 +81,7 @@ class Teachers:
             return collator
         if options.teacher_cache:
             return replace(collator, num_augmentations=options.augmentations)
-        return replace(collator, teacher_preprocess=tuple(teacher.towers.preprocess for teacher in self.all))
+        return replace(collator, teacher_preprocess=tuple(training_preprocess(teacher.towers) for teacher in self.all))
 
 
 def open_teachers(teachers: Sequence[Teacher], losses: Sequence[Loss], device: str) -> Teachers:

@@ -51,7 +51,7 @@ def needed_rows(collator: Collator, batches: Iterable[Sequence[Sample]]) -> Need
     samples, captions = set[Sample](), set[str]()
     for batch in batches:
         samples |= {(i, epoch % collator.num_augmentations) for i, epoch in batch if i < collator.dataset.num_images}
-        captions.update(chain.from_iterable(collator.chosen_captions(batch).values()))
+        captions |= collator.chosen_captions(batch)
     return _rows(collator.dataset, samples, captions)
 
 
