@@ -19,8 +19,10 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import atomic_write, cache_folder
 from dcclip_cli.machine import cpu_name
 from dcclip_cli.model.precision import Choice
-from dcclip_cli.model.teachers import OpenClipTeacher, Teacher
+from dcclip_cli.model.teachers import TREATMENT, OpenClipTeacher, Teacher
 from dcclip_cli.model.towers import Towers
+from dcclip_cli.model.weights import find_file
+from dcclip_cli.progress import Progress
 from dcclip_cli.train.feature_shapes import widths
 from dcclip_cli.train.losses.base import Widths
 from dcclip_cli.versions import versions
@@ -47,15 +49,15 @@ class LazyTeacher:
     They are used as long as its files have the same sizes and times, or names in the hub's cache.
     """
 
-    def __init__(self, options: Teacher, device: str, layers: Sequence[int] = ()) -> None:
-        self.options, self._device, self._layers = options, device, tuple(layers)
+    def __init__(self, options: Teacher, device: str, progress: Progress, layers: Sequence[int] = ()) -> None:
+        self.options, self._device, self._progress, self._layers = options, device, progress, tuple(layers)
         self._towers: Towers | None = None
 
     @property
     def towers(self) -> Towers:
         """The teacher, loaded if it is not. Raises DcclipError if it cannot be loaded, or is another by now."""
         if self._towers is None:
-            self._towers = self.options.load(self._device)
+            self._towers = self.options.load(self._device, self._progress)
             known = vars(self).get("facts")
             if known and known.fingerprint != self._towers.fingerprint:
                 if self._record:
@@ -104,7 +106,7 @@ class LazyTeacher:
         kind = torch.device(self._device).type
         device = torch.cuda.get_device_name() if kind == "cuda" else cpu_name()
         backend = torch.backends.cpu.get_cpu_capability()
-        about = [self.options.model_dump(), stamp, kind, device, backend, self._layers, versions()]
+        about = [TREATMENT, self.options.model_dump(), stamp, kind, device, backend, self._layers, versions()]
         name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
         return cache_folder() / TEACHERS / f"{name}.json"
 
@@ -123,12 +125,11 @@ def _stamp(teacher: Teacher) -> list[Any] | None:
         return _files(Path(model))
     if isinstance(teacher, OpenClipTeacher) and model == teacher.model:  # ARCH/TAG, which never changes
         return [model]
-    from huggingface_hub import hf_hub_download
-
     for config in _CONFIGS:
-        with suppress(OSError, ValueError):  # none there, no network, or no name of a repository
+        with suppress(OSError, ValueError):  # no network, or no name of a repository
             # Asks the hub for the latest revision, as loading does; the folder is named by it.
-            return _files(Path(hf_hub_download(model, config)).parent)
+            if file := find_file(model, config):
+                return _files(file.parent)
     return None
 
 

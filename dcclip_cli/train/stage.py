@@ -88,10 +88,10 @@ def prepare(setup: StageSetup, options: TrainOptions, context: StageContext) -> 
     folder = run.stage(setup.name)
     join_processes(device)
     use_threads(options, folder, progress)
-    training = open_training_data(setup.data, run, seed)
+    training = open_training_data(setup.data, run, seed, progress)
     _check_data(setup, training)
     teacher = [] if context.teacher is None else [context.teacher]
-    teachers = open_teachers([*teacher, *options.more_teachers], setup.losses, device)
+    teachers = open_teachers([*teacher, *options.more_teachers], setup.losses, device, progress)
     first = _first_teacher(teachers, setup, context)
     student = _open_student(setup, context, training, teachers, first)
     _check_losses(setup, options, student, training.datasets.get("pairs"))
@@ -119,7 +119,7 @@ def prepare(setup: StageSetup, options: TrainOptions, context: StageContext) -> 
         student.checkpoint_gradients()
     validate = None
     if options.validate_every_steps is not None:
-        validate = partial(open_validation(setup.data.options.validation, options.captions.languages), student.towers)
+        validate = partial(open_validation(setup.data.options, options.captions.languages), student.towers)
     provenance = {
         "stage": setup.name,
         "identity": hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=False).encode()).hexdigest(),
@@ -135,7 +135,9 @@ def _first_teacher(teachers: Teachers, setup: StageSetup, context: StageContext)
     """The recipe's own teacher, where losses need one or a new student inherits from it."""
     if teachers.all:
         return teachers.all[0]
-    return LazyTeacher(context.teacher, context.device) if context.teacher and _inherits(setup, context) else None
+    if context.teacher is None or not _inherits(setup, context):
+        return None
+    return LazyTeacher(context.teacher, context.device, context.progress)
 
 
 def _inherits(setup: StageSetup, context: StageContext) -> bool:

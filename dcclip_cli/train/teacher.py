@@ -84,7 +84,7 @@ class Teachers:
         return replace(collator, teacher_preprocess=tuple(training_preprocess(teacher.towers) for teacher in self.all))
 
 
-def open_teachers(teachers: Sequence[Teacher], losses: Sequence[Loss], device: str) -> Teachers:
+def open_teachers(teachers: Sequence[Teacher], losses: Sequence[Loss], device: str, progress: Progress) -> Teachers:
     """The teachers, or none if no loss needs any.
 
     Raises DcclipError if a loss names one that does not exist.
@@ -98,7 +98,9 @@ def open_teachers(teachers: Sequence[Teacher], losses: Sequence[Loss], device: s
             )
     if not any(loss.needs_teacher for loss in losses):
         return Teachers()
-    return Teachers(tuple(LazyTeacher(one, device, layers_of(losses, number)) for number, one in enumerate(teachers)))
+    return Teachers(
+        tuple(LazyTeacher(one, device, progress, layers_of(losses, number)) for number, one in enumerate(teachers))
+    )
 
 
 def layers_of(losses: Sequence[Loss], teacher: int) -> tuple[int, ...]:
