@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -49,18 +49,23 @@ class Texts:
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Texts:
         """The same with every tensor changed: moved to a device, pinned."""
-        return self._with(change(self.image_index), self.captions, change)
+        return self._with(change(self.image_index), self.captions, self.tokens.map(change), change)
 
     def take(self, rows: torch.Tensor, image_index: torch.Tensor) -> Texts:
         """The texts at `rows`, which belong to the images `image_index` of another batch."""
-        return self._with(image_index, [self.captions[row] for row in rows.tolist()], lambda tensor: tensor[rows])
-
-    def _with(
-        self, image_index: torch.Tensor, captions: list[str], change: Callable[[torch.Tensor], torch.Tensor]
-    ) -> Texts:
         from dcclip_cli.model.towers import Tokens
 
-        tokens = Tokens(change(self.tokens.ids), change(self.tokens.mask))
+        tokens = Tokens(self.tokens.ids[rows], self.tokens.mask[rows])
+        captions = [self.captions[row] for row in rows.tolist()]
+        return self._with(image_index, captions, tokens, lambda tensor: tensor[rows])
+
+    def _with(
+        self,
+        image_index: torch.Tensor,
+        captions: list[str],
+        tokens: Tokens,
+        change: Callable[[torch.Tensor], torch.Tensor],
+    ) -> Texts:
         ids = (None if one is None else change(one) for one in (self.caption_ids, self.image_caption_ids))
         return Texts(image_index, captions, tokens, *ids)
 
@@ -164,8 +169,7 @@ class Collator:
         """The batch of these samples. Raises DcclipError for an unreadable image or a language without captions."""
         import torch
 
-        paired = [sample for sample in samples if sample[0] < self.dataset.num_images]
-        unpaired = [sample for sample in samples if sample[0] >= self.dataset.num_images]
+        paired, unpaired = self._paired_and_unpaired(samples)
         indices = [index for index, _ in paired]
         augmentations = [epoch % self.num_augmentations if self.num_augmentations else epoch for _, epoch in paired]
         if self.dataset.embeddings is not None:
@@ -214,7 +218,17 @@ class Collator:
             key = self.dataset.keys()[index]
             raise DcclipError(f"{self.dataset.path}: pair {key}: {error.what}", error.hint) from None
 
-    def _all_texts(self, paired: list[Sample], unpaired: list[Sample]) -> dict[str, Texts]:
+    def chosen_captions(self, samples: Sequence[Sample]) -> set[str]:
+        """The captions that the batch of these samples has."""
+        chosen = self._chosen(*self._paired_and_unpaired(samples))
+        return {caption for _, captions in chosen.values() for caption in captions}
+
+    def _paired_and_unpaired(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+        paired = [sample for sample in samples if sample[0] < self.dataset.num_images]
+        return paired, [sample for sample in samples if sample[0] >= self.dataset.num_images]
+
+    def _chosen(self, paired: list[Sample], unpaired: list[Sample]) -> dict[str, tuple[list[_Captioned], list[str]]]:
+        """For each entry of a batch's texts the rows that have captions in its language, and one caption of each."""
         options = self.captions
         first = 1.0 if options.second_caption else options.first  # probability of the first caption
         choices: dict[str, tuple[Language, float]] = {language: (language, first) for language in options.languages}
@@ -224,7 +238,14 @@ class Collator:
         captioned = max(1, round(options.caption_fraction * len(paired)))
         rows = [*enumerate(paired[:captioned]), *enumerate(unpaired, len(paired))]
         every = {language: self._captioned(language, rows) for language in options.languages}
-        texts = {name: self._texts(every[language], first) for name, (language, first) in choices.items()}
+        seed = self.seed ^ 0x7E97
+        return {
+            name: (every[language], [_choose(row, first, seed) for row in every[language]])
+            for name, (language, first) in choices.items()
+        }
+
+    def _all_texts(self, paired: list[Sample], unpaired: list[Sample]) -> dict[str, Texts]:
+        texts = {name: self._texts(*chosen) for name, chosen in self._chosen(paired, unpaired).items()}
         found = {name: one for name, one in texts.items() if one is not None}
         if len(found) < len(texts) and (found or not self.dataset.has_uncaptioned_images):
             language = next(name for name in texts if name not in found).removesuffix(OTHER)
@@ -238,14 +259,13 @@ class Collator:
         found = ((row, sample, captions[sample[0]]) for row, sample in rows)
         return [_Captioned(*one) for one in found if one[2]]
 
-    def _texts(self, rows: list[_Captioned], first: float) -> Texts | None:
-        """One caption of each row; `first`: the probability of the first caption."""
+    def _texts(self, rows: list[_Captioned], chosen: list[str]) -> Texts | None:
+        """The chosen caption of each row."""
         import torch
 
         if not rows:
             return None
-        chosen = [_choose(row, first, self.seed ^ 0x7E97) for row in rows]
-        texts = Texts(torch.tensor([row.number for row in rows]), chosen, self.tokenize(chosen))
+        texts = Texts(torch.tensor([row.number for row in rows]), chosen, self.tokenize(chosen).sorted())
         if not self.with_caption_ids:
             return texts
         if self.dataset.embeddings is not None:  # two pairs with equal embeddings are no negatives of each other

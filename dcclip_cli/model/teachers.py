@@ -14,9 +14,9 @@ from dcclip_cli.model.precision import Precision, choose_precision
 from dcclip_cli.model.reference import Library, library_of
 from dcclip_cli.model.weights import (
     TRANSFORMERS_WEIGHTS,
-    find_file,
     find_weights,
     is_pickled,
+    require_file,
     safetensors_copy,
     say_what_is_loaded,
     weights_digest,
@@ -27,7 +27,7 @@ from dcclip_cli.progress import Progress, Silent
 if TYPE_CHECKING:
     from dcclip_cli.model.towers import Towers, TransformersTowers
 
-_TREATMENT = "2"  # part of fingerprints; another one when dcclip treats the same files in another way
+TREATMENT = "2"  # part of fingerprints; another one when dcclip treats the same files in another way
 _CHECK = "check the name and the network connection, or give the path of a directory"
 
 
@@ -101,10 +101,10 @@ def _load_transformers(model: str, progress: Progress) -> TransformersTowers:
     enable_progress_bars()  # of downloads, which the line above disables too
     name = Path(model).name
     try:
-        config_file, files = find_file(model, "config.json"), find_weights(model, TRANSFORMERS_WEIGHTS)
-        if config_file is None or not files:
-            there = "weights" if config_file else "config.json"
-            raise DcclipError(f"teacher {model} cannot be loaded: there is no {there} (offline: {_offline()})", _CHECK)
+        config_file, files = require_file(model, "config.json"), find_weights(model, TRANSFORMERS_WEIGHTS)
+        if not files:
+            names = " or ".join(TRANSFORMERS_WEIGHTS)
+            raise DcclipError(f"teacher {model} cannot be loaded: there is no {names}", _CHECK)
         digest = weights_digest(files)
         if is_pickled(files):
             files = [safetensors_copy(files, digest, name, progress)]
@@ -120,10 +120,15 @@ def _load_transformers(model: str, progress: Progress) -> TransformersTowers:
             f"teacher {model} is a {type(loaded).__name__}, not an image-text dual encoder",
             "use AltCLIP, ChineseCLIP, CLIP, SigLIP, SigLIP2 or MetaCLIP2",
         )
+    if loaded.config.model_type == "siglip2":
+        raise DcclipError(
+            f"teacher {model} is a NaFlex model, whose images keep their own sizes",
+            "use one of a fixed size, such as google/siglip2-base-patch16-224",
+        )
     towers = TransformersTowers(loaded, image_processor, tokenizer, name, "")
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocab = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    parts = [_TREATMENT, digest, loaded.config.to_json_string(), image_processor.to_json_string(), vocab]
+    parts = [TREATMENT, digest, loaded.config.to_json_string(), image_processor.to_json_string(), vocab]
     towers.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return towers
 
@@ -149,17 +154,11 @@ def _from_pretrained(name: str, weights: Path, config_folder: Path) -> Any:
     return loaded
 
 
-def _offline() -> str:
-    from huggingface_hub.constants import is_offline_mode
-
-    return "HF_HUB_OFFLINE is set" if is_offline_mode() else "no"
-
-
 def _fingerprint(model: Any) -> str:
     """A sha256 of a model's weights in memory, which are not copied."""
     import torch
 
-    digest = hashlib.sha256(_TREATMENT.encode())
+    digest = hashlib.sha256(TREATMENT.encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -57,6 +57,25 @@ def find_file(model: str, name: str) -> Path | None:
         return None
 
 
+def require_file(model: str, name: str) -> Path:
+    """As `find_file`, but raises DcclipError, or OSError with the hub's reason, if there is none."""
+    if Path(model).is_dir():
+        if (Path(model) / name).is_file():
+            return Path(model) / name
+        raise DcclipError(f"{model} has no {name}", "copy the whole model directory again")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(hf_hub_download(model, name))
+    except RepositoryNotFoundError:
+        raise OSError(f"the Hugging Face Hub has no public model {model}") from None
+    except LocalEntryNotFoundError:  # no connection, as its text says
+        raise
+    except EntryNotFoundError:
+        raise OSError(f"its repository on the Hugging Face Hub has no {name}") from None
+
+
 def is_pickled(files: Sequence[Path]) -> bool:
     return bool(files) and files[0].suffix != ".safetensors"
 

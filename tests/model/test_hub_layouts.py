@@ -224,6 +224,18 @@ def test_an_open_clip_directory_with_pickled_weights_is_read(hub_teachers: Path,
     assert torch.equal(found.image_features(pixels).embedding, expected.image_features(pixels).embedding)
 
 
+def test_a_naflex_model_is_refused_with_one_of_a_fixed_size(hub_teachers: Path, tmp_path: Path) -> None:
+    from transformers import Siglip2Config, Siglip2Model
+
+    folder, sizes = copy(hub_teachers / "siglip2", tmp_path / "naflex"), {"num_hidden_layers": 1, "hidden_size": 32}
+    sizes |= {"intermediate_size": 32, "num_attention_heads": 2}
+    text = sizes | {"vocab_size": 700, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
+    Siglip2Model(Siglip2Config(text_config=text, vision_config=sizes | {"patch_size": 8})).save_pretrained(folder)
+    with pytest.raises(DcclipError, match="naflex is a NaFlex model") as raised:
+        load(folder)
+    assert "siglip2-base-patch16-224" in raised.value.hint
+
+
 # ---- directories
 
 
