@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import Language, PairDataset
+from dcclip_cli.data.pixels import ImageCache, Preprocess, draft_side, stacked
 from dcclip_cli.data.samplers import Sample
 from dcclip_cli.data.stored_features import StoredFeatures
 from dcclip_cli.errors import DcclipError
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from dcclip_cli.model.towers import Tokens
 
 OTHER = "-other"  # `zh-other`: the second captions of the images whose first captions are `zh`
-CACHE_BYTES = 256_000_000  # of image pixels in each loader process
 
 
 def generator(seed: int, index: int, augmentation: int) -> np.random.Generator:
@@ -46,8 +47,9 @@ class Texts:
     caption_ids: torch.Tensor | None = None
     image_caption_ids: torch.Tensor | None = None
 
-    def to(self, device: torch.device | str) -> Texts:
-        return self._with(self.image_index.to(device), self.captions, lambda tensor: tensor.to(device))
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Texts:
+        """The same with every tensor changed: moved to a device, pinned."""
+        return self._with(change(self.image_index), self.captions, change)
 
     def take(self, rows: torch.Tensor, image_index: torch.Tensor) -> Texts:
         """The texts at `rows`, which belong to the images `image_index` of another batch."""
@@ -83,12 +85,20 @@ class Batch:
     teacher_features: tuple[StoredFeatures | None, ...] = ()
 
     def to(self, device: torch.device | str) -> Batch:
+        """The batch on a device, without waiting for the copy; sample and augmentation indices stay on the CPU."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory, from which it is copied to a GPU while that computes."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         return replace(
             self,
-            pixels=self.pixels.to(device),
-            teacher_pixels=tuple(pixels.to(device) for pixels in self.teacher_pixels),
-            texts={language: texts.to(device) for language, texts in self.texts.items()},
-            teacher_features=tuple(one and one.map(lambda tensor: tensor.to(device)) for one in self.teacher_features),
+            pixels=change(self.pixels),
+            teacher_pixels=tuple(map(change, self.teacher_pixels)),
+            texts={language: texts.map(change) for language, texts in self.texts.items()},
+            teacher_features=tuple(one and one.map(change) for one in self.teacher_features),
         )
 
     def rows_of_parts(self, name: str, parts: int) -> list[torch.Tensor]:
@@ -121,45 +131,23 @@ class Batch:
         return found
 
 
-class ImageCache:
-    """Keeps images until `limit` bytes of pixels are in memory; later images are made again each time.
-
-    Nothing is evicted: an epoch asks for every image once, so the oldest is as good as any.
-    """
-
-    def __init__(self, limit: int = CACHE_BYTES) -> None:
-        self._limit, self._bytes = limit, 0
-        self._images: dict[Hashable, Image.Image] = {}
-
-    def get(self, key: Hashable, make: Callable[[], Image.Image]) -> Image.Image:
-        """The image of this key, from `make` where it is not in the cache. Callers must not change it."""
-        image = self._images.get(key)
-        if image is None:
-            image = make()
-            size = image.width * image.height * len(image.getbands())
-            if self._bytes + size <= self._limit:
-                self._images[key] = image
-                self._bytes += size
-        return image
-
-
 @dataclass(frozen=True)
 class Collator:
     """Makes a Batch of (index, epoch) samples, in the loader's worker processes.
 
     `preprocess` makes the student's pixels, and each of `teacher_preprocess` a teacher's, from the same augmented
-    image. Each of `read_features` reads what a teacher's cache has of a batch. A sample has `num_augmentations`
-    different augmentations, 0: a new one each epoch. `with_caption_ids` fills Texts.caption_ids and
-    Texts.image_caption_ids.
+    image: uint8, or float32 where a library's own preprocessing makes them. Each of `read_features` reads what a
+    teacher's cache has of a batch. A sample has `num_augmentations` different augmentations, 0: a new one each epoch.
+    `with_caption_ids` fills Texts.caption_ids and Texts.image_caption_ids.
     """
 
     dataset: PairDataset
     seed: int
     augment: Augment
     captions: CaptionOptions
-    preprocess: Callable[[Image.Image], np.ndarray]
+    preprocess: Preprocess
     tokenize: Callable[[list[str]], Tokens]
-    teacher_preprocess: tuple[Callable[[Image.Image], np.ndarray], ...] = ()
+    teacher_preprocess: tuple[Preprocess, ...] = ()
     num_augmentations: int = 0
     with_caption_ids: bool = False
     image_cache: ImageCache = field(default_factory=ImageCache, compare=False, repr=False)
@@ -184,26 +172,47 @@ class Collator:
             pixels = torch.from_numpy(self.dataset.embeddings[indices])
             teacher_pixels: tuple[torch.Tensor, ...] = ()
         else:
-            images = [self.image(*sample) for sample in zip(indices, augmentations, strict=True)]
-            pixels = _pixels(images, self.preprocess)
-            teacher_pixels = tuple(_pixels(images, preprocess) for preprocess in self.teacher_preprocess)
+            pixels, *teachers = self._all_pixels(indices, augmentations)
+            teacher_pixels = tuple(teachers)
         rows, numbers = (torch.tensor(values, dtype=torch.int64) for values in (indices, augmentations))
         batch = Batch(rows, numbers, pixels, teacher_pixels, self._all_texts(paired, unpaired), len(unpaired))
         return replace(batch, teacher_features=tuple(read(batch) for read in self.read_features))
 
-    def image(self, index: int, augmentation: int) -> Image.Image:
-        """One sample's augmented image. Raises DcclipError where the image cannot be read."""
-        random = generator(self.seed, index, augmentation)
-        if self.num_augmentations:  # the same augmentations are used again, so these are worth caching
-            return self.image_cache.get((index, augmentation), lambda: self.augment(self._decoded(index), random))
-        return self.augment(self.image_cache.get(index, lambda: self._decoded(index)), random)
+    def pixels(self, index: int, augmentation: int, *preprocess: Preprocess) -> tuple[np.ndarray, ...]:
+        """The pixels (3, H, W) of one sample's augmented image, by each of `preprocess`.
 
-    def _decoded(self, index: int) -> Image.Image:
-        pair = self.dataset[index]
+        Raises DcclipError where the image cannot be read.
+        """
+        image = self._decoded(index, draft_side(self.augment, preprocess))
+        image = self.augment(image, generator(self.seed, index, augmentation))
+        return tuple(one(image) for one in preprocess)
+
+    def _all_pixels(self, indices: list[int], augmentations: list[int]) -> list[torch.Tensor]:
+        """(B, 3, H, W) pixels of every preprocessing."""
+        preprocess = (self.preprocess, *self.teacher_preprocess)
+        found: list[tuple[np.ndarray, ...]] = [()] * len(indices)
+        for row in np.argsort(indices).tolist():  # in the order of the files
+            found[row] = self._kept_pixels(indices[row], augmentations[row], preprocess)
+        return [stacked([one[number] for one in found]) for number in range(len(preprocess))]
+
+    def _kept_pixels(self, index: int, augmentation: int, preprocess: tuple[Preprocess, ...]) -> tuple[np.ndarray, ...]:
+        """As `pixels`, but from the cache as far as these are used again."""
+        cache, images = self.image_cache, self.dataset.num_images
+        if self.num_augmentations:
+            key, count = (index, augmentation), images * self.num_augmentations
+            return cache.get(key, lambda: self.pixels(index, augmentation, *preprocess), count)
+        side = draft_side(self.augment, preprocess)
+        image = cache.get(index, lambda: self._decoded(index, side), images)
+        image = self.augment(image, generator(self.seed, index, augmentation))
+        return tuple(one(image) for one in preprocess)
+
+    def _decoded(self, index: int, draft: int) -> Image.Image:
+        image = self.dataset.image(index)
         try:
-            return decode(pair.image)
+            return decode(image, draft=draft)
         except DcclipError as error:
-            raise DcclipError(f"{self.dataset.path}: pair {pair.key}: {error.what}", error.hint) from None
+            key = self.dataset.keys()[index]
+            raise DcclipError(f"{self.dataset.path}: pair {key}: {error.what}", error.hint) from None
 
     def _all_texts(self, paired: list[Sample], unpaired: list[Sample]) -> dict[str, Texts]:
         options = self.captions
@@ -214,7 +223,8 @@ class Collator:
         # The order is shuffled already, so the first are as good as any.
         captioned = max(1, round(options.caption_fraction * len(paired)))
         rows = [*enumerate(paired[:captioned]), *enumerate(unpaired, len(paired))]
-        texts = {name: self._texts(language, rows, first) for name, (language, first) in choices.items()}
+        every = {language: self._captioned(language, rows) for language in options.languages}
+        texts = {name: self._texts(every[language], first) for name, (language, first) in choices.items()}
         found = {name: one for name, one in texts.items() if one is not None}
         if len(found) < len(texts) and (found or not self.dataset.has_uncaptioned_images):
             language = next(name for name in texts if name not in found).removesuffix(OTHER)
@@ -222,50 +232,57 @@ class Collator:
             raise DcclipError(f"{self.dataset.path}: a whole batch has no '{language}' captions", hint)
         return found
 
-    def _texts(self, language: Language, rows: list[tuple[int, Sample]], first: float) -> Texts | None:
-        """One caption of each row that has any in the language; `first`: the probability of the first caption."""
+    def _captioned(self, language: Language, rows: list[tuple[int, Sample]]) -> list[_Captioned]:
+        """The rows that have captions in the language."""
+        captions = self.dataset.captions(language)
+        found = ((row, sample, captions[sample[0]]) for row, sample in rows)
+        return [_Captioned(*one) for one in found if one[2]]
+
+    def _texts(self, rows: list[_Captioned], first: float) -> Texts | None:
+        """One caption of each row; `first`: the probability of the first caption."""
         import torch
 
-        captions = self.dataset.captions(language)
-        rows = [(row, sample) for row, sample in rows if captions[sample[0]]]
         if not rows:
             return None
-        indices = [index for _, (index, _) in rows]
-        seed = self.seed ^ 0x7E97
-        chosen = [_choose(captions[index], first, generator(seed, index, epoch)) for _, (index, epoch) in rows]
-        texts = Texts(torch.tensor([row for row, _ in rows]), chosen, self.tokenize(chosen))
+        chosen = [_choose(row, first, self.seed ^ 0x7E97) for row in rows]
+        texts = Texts(torch.tensor([row.number for row in rows]), chosen, self.tokenize(chosen))
         if not self.with_caption_ids:
             return texts
         if self.dataset.embeddings is not None:  # two pairs with equal embeddings are no negatives of each other
-            ids = _hashes(self.dataset.embeddings[index].tobytes() for index in indices)
+            ids = _hashes(self.dataset.embeddings[row.sample[0]].tobytes() for row in rows)
             return replace(texts, caption_ids=ids, image_caption_ids=ids[:, None])
-        own = [captions[index] for index in indices]
-        most = max(map(len, own))
+        most = max(len(row.captions) for row in rows)
         # Padded with the first caption of each image, which changes nothing.
-        padded = [caption for several in own for caption in (*several, *several[:1] * (most - len(several)))]
-        ids, of_images = (_hashes(caption.encode() for caption in every) for every in (chosen, padded))
+        own = (row.captions + row.captions[:1] * (most - len(row.captions)) for row in rows)
+        ids, of_images = (
+            _hashes(caption.encode() for caption in every) for every in (chosen, chain.from_iterable(own))
+        )
         return replace(texts, caption_ids=ids, image_caption_ids=of_images.reshape(-1, most))
 
 
-def _pixels(images: list[Image.Image], preprocess: Callable[[Image.Image], np.ndarray]) -> torch.Tensor:
-    import torch
+@dataclass(frozen=True)
+class _Captioned:
+    """A row of a batch, its sample, and the captions that it has in a language."""
 
-    pixels = [preprocess(image) for image in images]
-    return torch.from_numpy(np.stack(pixels)) if pixels else torch.zeros(0, 3, 1, 1)
+    number: int
+    sample: Sample
+    captions: tuple[str, ...]
 
 
 def _hashes(contents: Iterable[bytes]) -> torch.Tensor:
     """64-bit hashes, the same in every process."""
     import torch
 
-    digests = (hashlib.blake2b(content, digest_size=8).digest() for content in contents)
-    return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
+    digests = b"".join(hashlib.blake2b(content, digest_size=8).digest() for content in contents)
+    return torch.from_numpy(np.frombuffer(digests, "<i8").astype(np.int64))
 
 
-def _choose(captions: tuple[str, ...], first: float, random: np.random.Generator) -> str:
-    if len(captions) == 1 or random.random() < first:
+def _choose(row: _Captioned, first: float, seed: int) -> str:
+    captions = row.captions
+    if len(captions) == 1 or first == 1:
         return captions[0]
-    return captions[1 + int(random.integers(len(captions) - 1))]
+    random = generator(seed, *row.sample)
+    return captions[0] if random.random() < first else captions[1 + int(random.integers(len(captions) - 1))]
 
 
 def first_captions(dataset: PairDataset, language: Language) -> list[str]:

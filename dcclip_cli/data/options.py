@@ -110,6 +110,11 @@ class Augment(Options):
             image = ImageOps.grayscale(image).convert("RGB")
         return ImageOps.mirror(image) if self.flip and draws[16] < 0.5 else image
 
+    @property
+    def smallest_part(self) -> float:
+        """The smallest fraction of an image's side that is in its augmented image."""
+        return math.sqrt(self.crop) / max(1.0, *self.scale)
+
     def _move(self, image: Image.Image, draws: list[float], fill: tuple[int, ...]) -> Image.Image:
         if self.crop < 1:
             side = math.sqrt(self.crop + (1 - self.crop) * draws[0])

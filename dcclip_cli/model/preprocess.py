@@ -23,9 +23,12 @@ RESAMPLING = {
 }
 
 
-def decode(source: bytes | Path, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+def decode(
+    source: bytes | Path, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS, draft: int = 0
+) -> Image.Image:
     """The first frame of an image in one of Pillow's `formats`, upright, as RGB, or as RGBA if it has transparency.
 
+    With `draft`, a JPEG is decoded at the half, a quarter or an eighth of its size if both sides keep that many pixels.
     Raises DcclipError for anything else, for truncated images, more than `max_pixels` pixels, or a side more than
     MAX_ASPECT times the other.
     """
@@ -44,12 +47,15 @@ def decode(source: bytes | Path, max_pixels: int = MAX_PIXELS, formats: tuple[st
                         f"{name} has {image.width} x {image.height} pixels, one side over {MAX_ASPECT} times the other",
                         "crop the image first",
                     )
+                if draft:
+                    image.draft(None, (draft, draft))
                 image.load()
                 transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
                 upright = ImageOps.exif_transpose(image)
                 if upright.mode.startswith("I;16"):  # which Pillow would clip at 255
                     upright = Image.fromarray((np.asarray(upright, np.float32) / 257).round().astype(np.uint8))
-                return upright.convert("RGBA" if transparent else "RGB")
+                mode = "RGBA" if transparent else "RGB"
+                return upright if upright.mode == mode else upright.convert(mode)
     except FileNotFoundError:
         raise DcclipError(f"{name} does not exist", "check the path") from None
     except IsADirectoryError:
@@ -59,9 +65,9 @@ def decode(source: bytes | Path, max_pixels: int = MAX_PIXELS, formats: tuple[st
 
 
 def flatten(image: Image.Image, colour: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
-    """The image as RGB, with `colour` behind its transparent parts."""
+    """The image as RGB, with `colour` behind its transparent parts; an RGB image itself."""
     if image.mode != "RGBA":
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     background = Image.new("RGB", image.size, colour)
     background.paste(image, mask=image.getchannel("A"))
     return background
@@ -110,25 +116,31 @@ class Preprocessing:
     def __call__(self, image: Image.Image) -> np.ndarray:
         """The tower's input, float32 (3, size, size); as torchvision's Resize + CenterCrop + Normalize with "round"."""
         # Channel by channel and in place: eight times as fast as on (H, W, 3), the same bits.
-        channels = np.ascontiguousarray(np.asarray(self._resize(flatten(image))).transpose(2, 0, 1))
+        channels = np.ascontiguousarray(np.asarray(self.resize(flatten(image))).transpose(2, 0, 1))
         values = channels.astype(np.float32)
         values /= np.float32(255)
         values -= np.asarray(self.mean, np.float32)[:, None, None]
         values /= np.asarray(self.std, np.float32)[:, None, None]
         return values
 
-    def _resize(self, image: Image.Image) -> Image.Image:
-        size, resampling = self.size, RESAMPLING[self.interpolation]
-        if image.size == (size, size):
+    def resize(self, image: Image.Image) -> Image.Image:
+        """The image resized and cropped to (size, size)."""
+        side = self.size
+        if image.size == (side, side):
             return image
+        size, (left, top) = self.placement(*image.size)
+        image = image.resize(size, RESAMPLING[self.interpolation])
+        return image if size == (side, side) else image.crop((left, top, left + side, top + side))
+
+    def placement(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """What an image is resized to, width and height, and the left upper corner of the square cut out of that."""
+        side = self.size
         if self.resize_mode == "squash":
-            return image.resize((size, size), resampling)
-        width, height = image.size
+            return (side, side), (0, 0)
         if width <= height:
-            width, height = size, int(size * height / width)
+            width, height = side, int(side * height / width)
         else:
-            width, height = int(size * width / height), size
-        image = image.resize((width, height), resampling)
-        left, top = (width - size) / 2, (height - size) / 2
-        left, top = (round(left), round(top)) if self.crop == "round" else (int(left), int(top))
-        return image.crop((left, top, left + size, top + size))
+            width, height = int(side * width / height), side
+        left, top = (width - side) / 2, (height - side) / 2
+        corner = (round(left), round(top)) if self.crop == "round" else (int(left), int(top))
+        return (width, height), corner

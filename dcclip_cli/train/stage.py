@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.pair import PairDataset
+from dcclip_cli.data.pixels import training_preprocess
 from dcclip_cli.data.samplers import StageData, TrainingData, open_training_data
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import Towers
@@ -93,9 +94,8 @@ def prepare(setup: StageSetup, options: TrainOptions, context: StageContext) -> 
     first = _first_teacher(teachers, setup, context)
     student = _open_student(setup, context, training, teachers, first)
     _check_losses(setup, options, student, training.datasets.get("pairs"))
-    collator = Collator(
-        training.dataset, seed, options.augment, options.captions, student.towers.preprocess, student.towers.tokenize
-    )
+    preprocess = training_preprocess(student.towers)
+    collator = Collator(training.dataset, seed, options.augment, options.captions, preprocess, student.towers.tokenize)
     collator = teachers.for_collator(replace(collator, with_caption_ids=setup.caption_ids), options)
     steps = options.total_steps(training.sampler.steps_per_epoch)
     features = teacher_features(teachers, setup.losses, options, collator, student.towers, steps, context)

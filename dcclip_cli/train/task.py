@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dcclip_cli.data.collator import Batch
+from dcclip_cli.data.pixels import normalized
 from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures
 from dcclip_cli.train.distributed import gather, process_count, process_index, row_counts, widest
 from dcclip_cli.train.feature_shapes import no_images, widths
@@ -85,7 +86,8 @@ class TrainingTask(nn.Module):
             batch = batch.to(device)
         if batch.pixels.ndim != 4 or not len(batch.pixels):  # embeddings, or texts only
             return batch
-        return replace(batch, pixels=batch.pixels.contiguous(memory_format=torch.channels_last))
+        pixels = normalized(batch.pixels, self.student.preprocessing)
+        return replace(batch, pixels=pixels.contiguous(memory_format=torch.channels_last))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         return self.terms(batch, self.outputs(batch))

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 
 from dcclip_cli.data.collator import Batch, Collator
+from dcclip_cli.data.pixels import normalized, training_preprocess
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.teachers import Teacher
@@ -40,7 +41,7 @@ class OnlineTeacher:
         self._scale = torch.tensor(teacher.logit_scale)
 
     def features(self, batch: Batch) -> Outputs:
-        pixels = batch.teacher_pixels[self._number]
+        pixels = normalized(batch.teacher_pixels[self._number], self._teacher.preprocessing)
         with self._teacher.as_teacher():
             if len(pixels):
                 image = self._teacher.image_features(pixels, self._layers)
@@ -79,7 +80,7 @@ class Teachers:
             return collator
         if options.teacher_cache:
             return replace(collator, num_augmentations=options.augmentations)
-        return replace(collator, teacher_preprocess=tuple(teacher.preprocess for teacher in self.towers))
+        return replace(collator, teacher_preprocess=tuple(map(training_preprocess, self.towers)))
 
 
 def load_teachers(teachers: Sequence[Teacher], losses: Sequence[Loss], device: str) -> Teachers:

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dcclip_cli.blocks import Ragged, Values
 from dcclip_cli.data.collator import Batch, Collator
+from dcclip_cli.data.pixels import VERSION, normalized, stacked, training_preprocess
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder
 from dcclip_cli.machine import loading_processes
@@ -52,14 +53,15 @@ class _Images(Dataset[np.ndarray | DcclipError]):
 
     def __getitem__(self, row: int) -> np.ndarray | DcclipError:
         try:
-            return self.teacher.preprocess(self.collator.image(*divmod(row, self.collator.num_augmentations)))
+            sample = divmod(row, self.collator.num_augmentations)
+            return self.collator.pixels(*sample, training_preprocess(self.teacher))[0]
         except DcclipError as error:
             return error  # torch would lose the hint of an error raised in a worker
 
 
 def _stacked(images: list[np.ndarray | DcclipError]) -> torch.Tensor | DcclipError:
     broken = [image for image in images if isinstance(image, DcclipError)]
-    return broken[0] if broken else torch.from_numpy(np.stack(images))  # type: ignore[arg-type]
+    return broken[0] if broken else stacked(images)  # type: ignore[arg-type]
 
 
 class TeacherCache:
@@ -91,7 +93,7 @@ class TeacherCache:
         name = re.sub(r"[^\w.-]+", "-", teacher.name)
         self.folder = cache_folder() / FOLDER / f"{name}-{_short(f'{teacher.fingerprint} {BATCH_SIZE}')}"
         # The random numbers of an augmentation come from the seed and from the sample's number in the dataset.
-        augmentation = f"{collator.augment.model_dump_json()} {collator.seed}"
+        augmentation = f"{collator.augment.model_dump_json()} {collator.seed} {VERSION}"
         self._images = FeatureStore(self.folder / f"images-{_short(augmentation)}", self._progress.say)
         self._texts = FeatureStore(self.folder / "texts", self._progress.say)
         self.rows, self.found = 0, 0  # of the data, and those that were there before `fill`
@@ -202,7 +204,8 @@ class TeacherCache:
         for pixels in loader:
             if isinstance(pixels, DcclipError):
                 raise pixels
-            moved = pixels.to(self._device, memory_format=torch.channels_last)
+            moved = normalized(pixels.to(self._device), teacher.preprocessing)
+            moved = moved.contiguous(memory_format=torch.channels_last)
             features = teacher.image_features(moved, layers)
             values = {"image_embedding": F.normalize(features.embedding.float(), dim=-1)}
             for layer, grid in self._grids.items():

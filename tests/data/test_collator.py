@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dcclip_cli.data.collator import Collator, ImageCache, first_captions
+from dcclip_cli.data.collator import Collator, first_captions
 from dcclip_cli.data.dataset import ConcatDataset, open_pairs, write_parquet
 from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import Pair, PairDataset
+from dcclip_cli.data.pixels import ImageCache
 from dcclip_cli.data.unpaired import open_images, open_texts
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import Tokens

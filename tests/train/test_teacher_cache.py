@@ -21,6 +21,7 @@ from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.pixels import training_preprocess
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.teachers import AltClipTeacher, TransformersTeacher
 from dcclip_cli.model.towers import OpenClipTowers, Towers
@@ -57,9 +58,9 @@ def collator(
         0,
         Augment(background="random", rotate=15, colour=0.3),
         CaptionOptions(second_caption=second),
-        student.preprocess,
+        training_preprocess(student),
         student.tokenize,
-        (teacher.preprocess,),
+        (training_preprocess(teacher),),
         augmentations,
     )
 
