@@ -72,6 +72,7 @@ SECTIONS = {
     "TextTower": "student.text",
     "Vocabulary": "student.text.vocabulary",
     "DataOptions": "data",
+    "Columns": "data.columns",
     "CollectOptions": "collect",
     "FolderSource": "collect.sources: {kind: folder}",
     "TableSource": "collect.sources: {kind: table}",

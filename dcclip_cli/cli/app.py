@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dcclip_cli.cli import about, console, doctor, eval, predict, stages
+from dcclip_cli.cli import about, console, doctor, eval, index, predict, stages
 from dcclip_cli.machine import bound_spinning
 from dcclip_cli.signals import end_on_signals
 from dcclip_cli.versions import VERSION
@@ -49,7 +49,7 @@ def dcclip(
 
 _PANELS = {
     "Make a model from a recipe": (
-        *(stages.run, stages.collect, stages.distill, stages.align),
+        *(stages.run, stages.collect, index.index, stages.distill, stages.align),
         *(eval.eval, eval.compare, stages.export),
     ),
     "Use a model": (predict.predict, predict.search, predict.embed),

@@ -1,4 +1,4 @@
-"""The output of `collect`: tar shards, the same bytes for the same pairs, and the table of dropped pairs.
+"""The output of `collect`: tar shards with their indexes, the same bytes for the same pairs, and dropped pairs.
 
 `data.dataset.open_pairs` reads the shards.
 """
@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.curation.decode_image import image_suffix
-from dcclip_cli.data.pair import LANGUAGES, Language, Pair
+from dcclip_cli.data.index import SUFFIX, IndexWriter
+from dcclip_cli.data.pair import LANGUAGES, Language, Pair, image_digest
 from dcclip_cli.data.reading import Drop
+from dcclip_cli.data.shards import Columns, Row, read_record
 from dcclip_cli.files import file_sha256
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def record(pair: Pair) -> bytes:
 
 
 class ShardWriter:
-    """Writes one tar with KEY.jpg|png|webp and KEY.json of each pair.
+    """Writes one tar with KEY.jpg|png|webp and KEY.json of each pair, and its index next to it.
 
     Owner, mode and time are fixed, so that equal pairs give equal files.
     """
@@ -51,20 +53,30 @@ class ShardWriter:
         self.pairs = 0
         self._path = path
         self._tar = tarfile.open(path, "w")  # noqa: SIM115
+        self._index = IndexWriter(path.with_name(path.name + SUFFIX))
 
     def add(self, pair: Pair) -> None:
         """Add a pair; its image must be a JPEG, PNG or WebP file."""
         suffix = image_suffix(pair.image)
         assert suffix is not None, pair.key
-        for name, content in ((f"{pair.key}.{suffix}", pair.image), (f"{pair.key}.json", record(pair))):
-            member = tarfile.TarInfo(name)  # its defaults: mode 644, time 0, owner 0 without a name
-            member.size = len(content)
-            self._tar.addfile(member, io.BytesIO(content))
+        offset, content = self._write(f"{pair.key}.{suffix}", pair.image), record(pair)
+        self._write(f"{pair.key}.json", content)
+        captions, meta = read_record(content, pair.key, Columns())  # as `dcclip index` reads it from the tar
+        digest = image_digest(pair.image)
+        self._index.add(Row(pair.key, captions["zh"], captions["en"], meta, True, offset, len(pair.image), digest))
         self.pairs += 1
 
+    def _write(self, name: str, content: bytes) -> int:
+        """Add a member; returns the offset of its bytes in the tar."""
+        member = tarfile.TarInfo(name)  # its defaults: mode 644, time 0, owner 0 without a name
+        member.size = len(content)
+        self._tar.addfile(member, io.BytesIO(content))
+        return self._tar.offset - len(content) - -len(content) % tarfile.BLOCKSIZE
+
     def finish(self, name: str) -> Shard:
-        """Close the file and describe it; `name` is its final name."""
+        """Close the files and describe the tar; `name` is its final name."""
         self._tar.close()
+        self._index.finish(self._path.stat().st_size)  # after the tar: an index is never older than its data
         return Shard(name, self.pairs, file_sha256(self._path))
 
 

@@ -26,6 +26,7 @@ from dcclip_cli.curation.work import (
     name_of,
     whole_folder,
 )
+from dcclip_cli.data.index import SUFFIX
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.data.reading import Drop
 from dcclip_cli.files import write_json
@@ -175,10 +176,11 @@ def write_slice(work: WorkFolder, number: int, examples: int) -> None:
         shard = writer.finish(name)
         account.write(folder)
         write_json(folder / SHARD, asdict(shard))
-        if shard.pairs:
-            (folder / name).replace(work.out / name)
-        else:
-            (folder / name).unlink()
+        for file in (folder / name, folder / f"{name}{SUFFIX}"):
+            if shard.pairs:
+                file.replace(work.out / file.name)
+            else:
+                file.unlink()
 
 
 def _decisions(work: WorkFolder, number: int) -> Iterator[Decision]:

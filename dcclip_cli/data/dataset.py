@@ -399,8 +399,7 @@ def find_dataset(
     `uncaptioned`: also images without captions. Raises DcclipError where nothing is there or it cannot be read.
     """
     columns = columns or Columns()
-    sources = [source] if isinstance(source, str | Path) else list(source)
-    found = [_layout(one, uncaptioned, columns) for one in sources]
+    found = [_layout(one, uncaptioned, columns) for one in _each(source)]
     if None in found or not found:
         return None
     # Shards that follow each other are one dataset.
@@ -428,19 +427,26 @@ def _layout(source: str | Path, uncaptioned: bool, columns: Columns) -> PairData
     return shards_at(source) or None
 
 
-def shards_at(source: str | Path) -> list[DataFile]:
-    """The tars at a path, URL or glob, or where there are none its Parquet files, sorted by name.
+def shards_at(source: Source) -> list[DataFile]:
+    """The tars at a path, URL or glob, or where there are none its Parquet files, sorted by name; of a list, of each.
 
     Raises DcclipError where nothing is there.
     """
-    files = [file for file in list_files(source) if not file.name.startswith(".")]
-    every = ([file for file in files if file.name.endswith(suffix)] for suffix in SUFFIXES)
-    return next((shards for shards in every if shards), [])
+    found: list[DataFile] = []
+    for one in _each(source):
+        files = [file for file in list_files(one) if not file.name.startswith(".")]
+        every = ([file for file in files if file.name.endswith(suffix)] for suffix in SUFFIXES)
+        found += next((shards for shards in every if shards), [])
+    return found
+
+
+def _each(source: Source) -> Sequence[str | Path]:
+    return [source] if isinstance(source, str | Path) else source
 
 
 def named(source: Source) -> str | Path:
     """The place of data in messages: the path or URL, or the first of several."""
-    first = source if isinstance(source, str | Path) else source[0]
+    first = _each(source)[0]
     return shown(first) if is_url(first) else Path(first)
 
 

@@ -14,11 +14,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.data.pair import LANGUAGES, caption_id
 from dcclip_cli.data.shards import Columns, Row, rows_of
-from dcclip_cli.data.storage import DataFile, list_files, with_suffix
+from dcclip_cli.data.storage import DataFile, list_files, shown, with_suffix
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import atomic_file, cache_folder, lock
 from dcclip_cli.machine import cores
@@ -222,7 +223,7 @@ def beside(file: DataFile) -> Path:
 def cached(file: DataFile, columns: Columns) -> Path:
     """The place of a file's index in the cache folder."""
     version = file.version if file.is_remote else ""
-    about = json.dumps([file.location, version, columns.named], sort_keys=True)
+    about = json.dumps([shown(file.location), version, columns.named], sort_keys=True)
     return cache_folder() / "index" / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}{SUFFIX}"
 
 
@@ -249,7 +250,7 @@ def find_indexes(files: Sequence[DataFile], columns: Columns, progress: Progress
             jobs = [(file, cached(file, columns)) for file in missing if found[file] is None]
             copied = _copy_published(jobs, columns)
             write_indexes([job for job in jobs if job not in copied], columns, progress)
-            found |= {file: read_index(file, path) for file, path in jobs}
+            found |= _written(jobs)
     return [index for index in found.values() if index is not None]
 
 
@@ -274,6 +275,53 @@ def _copy_published(jobs: Sequence[tuple[DataFile, Path]], columns: Columns) -> 
 # ---- many files
 
 
+def index_files(
+    files: Sequence[DataFile], columns: Columns, fresh: bool = False, progress: Progress | None = None
+) -> list[Index]:
+    """Index data files that have no index or an old one, with `fresh` all of them.
+
+    The index of a local file is written next to it, or where that is not allowed to the cache folder. That of a file in
+    an object store is written to the cache folder, unless there is one next to it.
+    """
+    found = {file: None if fresh else find_index(file, columns) for file in files}
+    jobs = [(file, _place(file, columns)) for file, index in found.items() if index is None]
+    copied = set() if fresh else _copy_published(jobs, columns)
+    write_indexes([job for job in jobs if job not in copied], columns, progress)
+    found |= _written(jobs)
+    return [index for index in found.values() if index is not None]
+
+
+def _written(jobs: Sequence[tuple[DataFile, Path]]) -> dict[DataFile, Index]:
+    found = {file: read_index(file, path) for file, path in jobs}
+    assert all(found.values()), "an index that was just written cannot be read"
+    return {file: index for file, index in found.items() if index is not None}
+
+
+def _place(file: DataFile, columns: Columns) -> Path:
+    if not file.is_remote and os.access(beside(file).parent, os.W_OK):
+        return beside(file)
+    path = cached(file, columns)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def verify_files(files: Sequence[DataFile], columns: Columns, progress: Progress | None = None) -> list[Index]:
+    """Read data files as a whole and compare them with their indexes. Raises DcclipError where any differs."""
+    indexes = [(file, find_index(file, columns)) for file in files]
+    wrong = [f"{file} has no index, or has changed since" for file, index in indexes if index is None]
+    known = [index for _, index in indexes if index is not None]
+    with TemporaryDirectory(prefix="dcclip-index-") as folder:
+        jobs = [(index.file, Path(folder, f"{number}{SUFFIX}")) for number, index in enumerate(known)]
+        write_indexes(jobs, columns, progress)
+        again = [read_index(file, path) for file, path in jobs]
+    for index, found in zip(known, again, strict=True):
+        if found is None or found.about != index.about:
+            wrong.append(f"{index.file} differs from its index {index.path}")
+    if wrong:
+        raise DcclipError("\n".join(wrong), f"if the data is right, index it again: {_AGAIN} PATH")
+    return known
+
+
 def write_indexes(jobs: Sequence[tuple[DataFile, Path]], columns: Columns, progress: Progress | None = None) -> None:
     """Write the indexes of many (data file, index) in parallel. Each is whole or missing, also after a kill."""
     workers = min(cores(), len(jobs))
@@ -293,7 +341,7 @@ def write_indexes(jobs: Sequence[tuple[DataFile, Path]], columns: Columns, progr
                     pass
         finally:
             for process in processes:
-                process.kill()
+                process.terminate()
                 process.communicate()
 
 
@@ -330,6 +378,7 @@ def _feed(
 def _serve(orders: Iterable[str]) -> None:
     """Index the files named on standard input, and answer each with an error or null."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command that started this process ends it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no partial file is left
     for order in orders:
         file, path, named = json.loads(order)
         error = None

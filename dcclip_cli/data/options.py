@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from pydantic import Field, model_validator
 
 from dcclip_cli.data.pair import LANGUAGES, Language
+from dcclip_cli.data.shards import Columns
 from dcclip_cli.model.preprocess import flatten
 from dcclip_cli.options import Neutral, Options
 
+Source = str | Annotated[tuple[str, ...], Field(min_length=1)]
 COLLECTED = "collect"  # `train: collect` means the output of the recipe's own collect stage
 SHUFFLE_WINDOW = 131_072  # their numbers and captions' ids take some 20 MB
 
 
 class DataOptions(Options):
-    """Where training data comes from. Pairs: a Parquet or tar file, a folder of tar shards, or `collect`."""
+    """Where training data comes from. Pairs: tars or Parquet files, a folder or a glob of them, or `collect`."""
 
-    train: str | None = Field(
-        None, description="Image-text pairs, or `collect`: the output of this recipe's collect stage. Required by align"
+    train: Source | None = Field(
+        None,
+        description="Image-text pairs: a tar or Parquet file, a folder or a glob of them, or a list of these; or "
+        "`collect`: the output of this recipe's collect stage. Required by align",
     )
     validation: str | None = Field(
         None, description="Image-text pairs for validation and for checking an export; export falls back to data.train"
@@ -32,6 +36,9 @@ class DataOptions(Options):
     texts: str | None = Field(
         None, description="Texts without images, to distill the text tower: .txt, .tsv, .csv or .jsonl, or pairs"
     )
+    columns: Columns = Field(
+        Columns(), description="Names of columns in Parquet files, or of fields in the JSON of tars, written by others"
+    )
     phrases: int = Field(
         0,
         ge=0,
@@ -39,7 +46,6 @@ class DataOptions(Options):
         description="Number of phrases added to data.texts, each made of two or three of its short texts, so that the "
         "text tower learns to read combinations that the data does not contain",
     )
-
     shuffle_window: int = Field(
         SHUFFLE_WINDOW,
         ge=1,

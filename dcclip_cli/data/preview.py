@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from dcclip_cli.data.dataset import named, shards_at
+from dcclip_cli.data.dataset import Source, named, shards_at
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.data.reading import IMAGE_SUFFIXES
 from dcclip_cli.data.shards import Captions, Columns, columns_used, open_parquet, tar_rows
@@ -34,20 +34,22 @@ class Preview:
         return sum(len(text.encode()) for text in texts) / max(1, len(texts))
 
 
-def preview_pairs(path: str | Path, uncaptioned: bool = False, columns: Columns | None = None) -> Preview:
+def preview_pairs(source: Source, uncaptioned: bool = False, columns: Columns | None = None) -> Preview:
     """A first look at pairs. Raises DcclipError where nothing is there, it is something else, or it begins broken.
 
     With `uncaptioned`, images without a record are samples as well.
     """
-    shards, columns = shards_at(path), columns or Columns()
+    shards, columns = shards_at(source), columns or Columns()
     if not shards:
-        raise DcclipError(f"{named(path)} has no pairs", "name a .parquet file, a .tar file or a folder of such shards")
+        raise DcclipError(
+            f"{named(source)} has no pairs", "name a .parquet file, a .tar file or a folder of such shards"
+        )
     for shard in shards:
         read = _parquet if shard.name.endswith(".parquet") else _tar
         if found := read(shard, columns, uncaptioned):
             everything = sum(file.size for file in shards)
             return Preview(round(found.samples * everything / shard.size), found.captions)
-    raise DcclipError(f"{named(path)} has no pairs", "every file in it is empty: collect again, or name another")
+    raise DcclipError(f"{named(source)} has no pairs", "every file in it is empty: collect again, or name another")
 
 
 def preview_images(path: str | Path, columns: Columns | None = None) -> Preview:

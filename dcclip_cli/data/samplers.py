@@ -14,6 +14,7 @@ from dcclip_cli.data.options import COLLECTED, SHUFFLE_WINDOW, DataOptions
 from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.data.unpaired import open_images, open_texts, with_phrases
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.progress import Progress
 from dcclip_cli.run_dir import RunDir
 
 Sample = tuple[int, int]  # index in the dataset, epoch
@@ -196,7 +197,7 @@ class TrainingData:
     datasets: dict[str, PairDataset]  # only pairs may have embeddings in place of images
 
 
-def open_training_data(stage: StageData, run: RunDir, seed: int) -> TrainingData:
+def open_training_data(stage: StageData, run: RunDir, seed: int, progress: Progress | None = None) -> TrainingData:
     """The data of a stage. Raises DcclipError where any of it cannot be loaded."""
     data = stage.options
     datasets: dict[str, PairDataset] = {}
@@ -204,13 +205,12 @@ def open_training_data(stage: StageData, run: RunDir, seed: int) -> TrainingData
         collected = run.stage("collect")
         if data.train == COLLECTED and not collected.is_dir():
             raise DcclipError("data.train is 'collect', but nothing has been collected", "run: dcclip collect RECIPE")
-        datasets["pairs"] = open_pairs(
-            collected if data.train == COLLECTED else data.train, cache_bytes=data.cache_bytes
-        )
+        source = collected if data.train == COLLECTED else data.train
+        datasets["pairs"] = open_pairs(source, data.columns, progress, data.cache_bytes)
     if data.images is not None and stage.images_per_step != 0:
-        datasets["images"] = open_images(data.images, cache_bytes=data.cache_bytes)
+        datasets["images"] = open_images(data.images, data.columns, progress, data.cache_bytes)
     if data.texts is not None and stage.texts_per_step != 0:
-        texts = open_texts(data.texts)
+        texts = open_texts(data.texts, data.columns, progress)
         datasets["texts"] = with_phrases(texts, data.phrases) if data.phrases else texts
     if not datasets:
         hint = "set data.train, or leave images_per_step: 0 and texts_per_step: 0 out"

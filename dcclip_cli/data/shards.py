@@ -127,12 +127,17 @@ def _joined(
         if not stem:
             continue
         if suffix.lower() == "json":
-            record = json_object(content, f"{file}: {name}", _AGAIN)
-            captions = columns.captions(record, f"{file}: {name}")
-            records[stem] = captions, json.dumps(record, separators=(",", ":"))
+            records[stem] = read_record(content, f"{file}: {name}", columns)
         else:
             images[stem] = offset, len(content), image_digest(content)
     return images, records
+
+
+def read_record(content: bytes, where: str, columns: Columns) -> tuple[Captions, str]:
+    """The captions in KEY.json, and all else in it as JSON. Raises DcclipError with `where`."""
+    record = json_object(content, where, _AGAIN)
+    captions = columns.captions(record, where)
+    return captions, json.dumps(record, separators=(",", ":"))  # in ASCII, so that lone surrogates survive
 
 
 def _is_read(name: str, size: int) -> bool:
@@ -143,22 +148,22 @@ def _is_read(name: str, size: int) -> bool:
 def _fast_members(file: DataFile) -> Iterator[_Found]:
     """The images and records in a tar of plain members; five times as fast as tarfile. Raises _Unusual for others."""
     with file.open() as stream:
-        at, long_name = 0, None
+        at, extended = 0, None  # the name in an extended header, "" where it has none
         while header := stream.read(_BLOCK):
             if header == _END:
                 return
             kind, name, size = _parsed(header)
             at += _BLOCK
-            if kind == _EXTENDED and long_name is None and size <= MAX_TEXT_BYTES:
-                long_name = _name_in(stream.read(size)) or name
+            if kind == _EXTENDED and extended is None and size <= MAX_TEXT_BYTES:
+                extended = _name_in(stream.read(size))
             elif kind == _REGULAR:
-                name = long_name or name
+                name = extended or name
                 if _is_read(name, size):
                     content = stream.read(size)
                     if len(content) < size:
                         raise _Unusual
                     yield _Found(name, at, content)
-                long_name = None
+                extended = None
             else:
                 raise _Unusual
             at += size + -size % _BLOCK
@@ -183,9 +188,9 @@ def _parsed(header: bytes) -> tuple[int, str, int]:
     return header[156] or _REGULAR, name, size
 
 
-def _name_in(records: bytes) -> str | None:
-    """The name in an extended header. Raises _Unusual where it has anything else of importance."""
-    name = None
+def _name_in(records: bytes) -> str:
+    """The name in an extended header, or "". Raises _Unusual where it has anything else of importance."""
+    name = b""
     while records:
         digits = records.partition(b" ")[0]
         length = int(digits) if digits.isdigit() else 0
@@ -196,7 +201,7 @@ def _name_in(records: bytes) -> str | None:
         elif key not in _HARMLESS or not record.endswith(b"\n"):
             raise _Unusual
     try:
-        return name.decode() if name else None
+        return name.decode()
     except UnicodeDecodeError:
         raise _Unusual from None
 

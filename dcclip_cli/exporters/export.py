@@ -14,8 +14,9 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from dcclip_cli.data.dataset import open_pairs, shards_at
 from dcclip_cli.data.options import DataOptions
-from dcclip_cli.data.pair import Language
+from dcclip_cli.data.pair import Language, PairDataset
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
@@ -107,15 +108,13 @@ def export(
         return ExportResult(out, options.format, None, _size_bytes(out), 0.0, already_finished=True)
     progress, target = progress or Silent(), FORMATS[options.format]
     target.check(options.precision)
-    images = options.calibration or (data and (data.train or data.validation))
-    calibration = Path(images) if images else None
+    calibration = Path(options.calibration) if options.calibration else _images_of(data, "train", "validation")
     if options.precision == "int8" and calibration is None:
         raise DcclipError(
             "int8 needs images to calibrate on", "name a folder of images with --calibration, or a recipe with data"
         )
     begin = time.perf_counter()
-    checked = data and (data.validation or data.train)
-    samples, tests = samples_from(Path(checked) if checked else calibration), _tests(evaluation)
+    samples, tests = samples_from(_images_of(data, "validation", "train") or calibration), _tests(evaluation)
     source = load_source(model)
     original = Original(source.encoder, samples, tests, options.parity.images, progress)
     with TemporaryDirectory(prefix="dcclip-export-") as temporary, atomic_folder(out) as folder:
@@ -181,6 +180,19 @@ def _origin(out: Path) -> str | None:
 
 def _size_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _images_of(data: DataOptions | None, *keys: str) -> Path | PairDataset | None:
+    """The images of the first of the recipe's data that is given: its pairs, or a folder of images."""
+    source = next((found for key in keys if (found := data and getattr(data, key))), None)
+    if data is None or source is None:
+        return None
+    is_folder = isinstance(source, str) and Path(source).is_dir()
+    return (
+        Path(source)
+        if is_folder and not shards_at(source)
+        else open_pairs(source, data.columns, cache_bytes=data.cache_bytes)
+    )
 
 
 def _made_from(model: ModelReference, options: ExportOptions) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.exporters import Precision
 from dcclip_cli.exporters.parity import Parity
 from dcclip_cli.exporters.rounding import (
@@ -229,7 +230,7 @@ class OnnxGraphs:
     """
 
     def __init__(
-        self, source: Source, folder: Path, precision: Precision, calibration: Path | None, images: int
+        self, source: Source, folder: Path, precision: Precision, calibration: Path | PairDataset | None, images: int
     ) -> None:
         self.folder, self._exact = folder / "graphs", folder / "fp32"
         self.folder.mkdir()

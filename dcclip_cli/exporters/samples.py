@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from dcclip_cli.data.collator import unaugmented
-from dcclip_cli.data.dataset import open_pairs
-from dcclip_cli.data.pair import LANGUAGES
+from dcclip_cli.data.dataset import open_pairs, shards_at
+from dcclip_cli.data.pair import LANGUAGES, PairDataset
 from dcclip_cli.eval import prompts
 from dcclip_cli.model.preprocess import decode, flatten
 from dcclip_cli.predict.images import find_images
@@ -45,28 +45,29 @@ class Samples:
     texts: Sequence[str] = TEXTS
 
 
-def samples_from(path: Path | None, count: int = 128) -> Samples:
-    """The samples in a pairs file or a folder of images; made-up images if `path` is None.
+def samples_from(given: Path | PairDataset | None, count: int = 128) -> Samples:
+    """The samples in pairs, or in a path of pairs or images; made-up images if None is given.
 
     Made-up images detect a broken graph, but not rounding errors.
     """
-    if path is None:
+    if given is None:
         random = np.random.default_rng(0)
         noise = random.integers(0, 256, (16, 4, 4, 3), dtype=np.uint8)
         return Samples("made-up images", [Image.fromarray(small).resize((256, 256)) for small in noise], [TEXTS])
-    images, captions = images_and_captions(path, count)
-    return Samples(path.name, images, [several for several in captions if several] or [TEXTS])
+    images, captions = images_and_captions(given, count)
+    name = Path(given if isinstance(given, Path) else given.path).name
+    return Samples(name, images, [several for several in captions if several] or [TEXTS])
 
 
-def images_and_captions(path: Path, count: int) -> tuple[list[Image.Image], list[list[str]]]:
-    """Up to `count` images, evenly spaced in a pairs file or a folder of images. Raises DcclipError if it has none.
+def images_and_captions(given: Path | PairDataset, count: int) -> tuple[list[Image.Image], list[list[str]]]:
+    """Up to `count` images, evenly spaced in pairs, or in a path of pairs or images. Raises DcclipError if it has none.
 
     For pairs also their first captions, as one list per language.
     """
-    if path.is_dir() and not any(path.glob("*.tar")):
-        files = list(find_images([str(path)]))
+    if isinstance(given, Path) and given.is_dir() and not shards_at(given):
+        files = list(find_images([str(given)]))
         return [flatten(decode(files[index])) for index in _evenly_spaced(len(files), count)], []
-    pairs = open_pairs(path)
+    pairs = open_pairs(given) if isinstance(given, Path) else given
     indices = _evenly_spaced(len(pairs), count)
     captions = (pairs.captions(language) for language in LANGUAGES)
     first = [sorted({text for index in indices for text in several[index][:1]}) for several in captions]

@@ -26,7 +26,7 @@ from dcclip_cli.train.options import TrainOptions
 T = TypeVar("T")
 # Free space in which the checkpoints of any student fit: its size is not computed then, which takes seconds.
 _PLENTY = 50_000_000_000
-_TRAINING_DATA: Mapping[str, Callable[[str], Preview]] = {
+_TRAINING_DATA: Mapping[str, Callable[..., Preview]] = {
     "train": preview_pairs,
     "validation": preview_pairs,
     "images": preview_images,
@@ -114,10 +114,10 @@ class Preflight:
         for kind, preview in _TRAINING_DATA.items():
             path = getattr(data, kind)
             if path and path != COLLECTED and (self._training() or kind in ("train", "validation")):
-                found[kind] = self._ask(("data", kind), partial(preview, path))
+                found[kind] = self._ask(("data", kind), partial(preview, path, columns=data.columns))
         align = self.loaded.recipe.align
         if "align" in self.needed and align and align.train:
-            found["align"] = self._ask(("align", "train"), partial(preview_pairs, align.train))
+            found["align"] = self._ask(("align", "train"), partial(preview_pairs, align.train, columns=data.columns))
         for stage in self._training():
             if self._options(stage).validate_every_steps and data.validation is None:
                 what = "needs pairs to validate on, and there is no data.validation"

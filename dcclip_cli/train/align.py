@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dcclip_cli.data.options import DataOptions
+from dcclip_cli.data.options import DataOptions, Source
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.run_dir import TrainResult
 from dcclip_cli.train.losses import DistillLoss
@@ -21,7 +21,7 @@ class AlignOptions(ContrastOptions, TrainOptions):
     losses: tuple[DistillLoss, ...] = Field(
         (), description="Distillation losses in addition to the contrastive loss, to retain what stage 1 learned"
     )
-    train: str | None = Field(None, description="Pairs for this stage only; default: data.train")
+    train: Source | None = Field(None, description="Pairs for this stage only; default: data.train")
     images_per_step: int | None = Field(
         None,
         ge=1,
@@ -94,7 +94,7 @@ def _used(data: DataOptions, options: AlignOptions) -> DataOptions:
     train = options.train or data.train
     if train is None:
         raise DcclipError("data has no pairs, and align matches images with captions", "set data.train")
-    used: dict[str, str | None] = {"train": train}
+    used: dict[str, str | tuple[str, ...] | None] = {"train": train}
     for name, wanted in (("images", options.images_per_step), ("texts", options.texts_per_step)):
         used[name] = getattr(data, name) if wanted else None
         if wanted and used[name] is None:

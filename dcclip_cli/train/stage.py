@@ -87,7 +87,7 @@ def prepare(setup: StageSetup, options: TrainOptions, context: StageContext) -> 
     folder = run.stage(setup.name)
     join_processes(device)
     use_threads(options, folder, progress)
-    training = open_training_data(setup.data, run, seed)
+    training = open_training_data(setup.data, run, seed, progress)
     _check_data(setup, training)
     teacher = [] if context.teacher is None else [context.teacher]
     teachers = load_teachers([*teacher, *options.more_teachers], setup.losses, device)
@@ -115,7 +115,7 @@ def prepare(setup: StageSetup, options: TrainOptions, context: StageContext) -> 
         student.checkpoint_gradients()
     validate = None
     if options.validate_every_steps is not None:
-        validate = partial(open_validation(setup.data.options.validation, options.captions.languages), student.towers)
+        validate = partial(open_validation(setup.data.options, options.captions.languages), student.towers)
     provenance = {
         "stage": setup.name,
         "identity": hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=False).encode()).hexdigest(),

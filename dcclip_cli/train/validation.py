@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from dcclip_cli.data.collator import first_captions, unaugmented
 from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import LANGUAGES, Language, PairDataset
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import metrics
@@ -67,14 +68,16 @@ class Validation:
         return float(metrics.top_k(metrics.ranks(images @ texts.T, labels), 1))
 
 
-def open_validation(path: str | None, languages: tuple[Language, ...]) -> Validation:
-    """Validation on the pairs at `path`. Raises DcclipError if no language has captions for all of them."""
-    if path is None:
+def open_validation(data: DataOptions, languages: tuple[Language, ...]) -> Validation:
+    """Validation on the pairs in `data.validation`. Raises DcclipError if no language has captions for all of them."""
+    if data.validation is None:
         raise DcclipError("validate_every_steps needs pairs to validate on", "set data.validation")
-    dataset = open_pairs(path)
+    dataset = open_pairs(data.validation, data.columns, cache_bytes=data.cache_bytes)
     complete = tuple(one for one in LANGUAGES if one in languages and all(dataset.captions(one)))
     if not complete:
-        raise DcclipError(f"{path}: some pairs have no caption", "give every pair its class name as first caption")
+        raise DcclipError(
+            f"{dataset.path}: some pairs have no caption", "give every pair its class name as first caption"
+        )
     return Validation(dataset, complete)
 
 

@@ -27,6 +27,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 COMMANDS = [
     "run",
     "collect",
+    "index",
     "distill",
     "align",
     "eval",

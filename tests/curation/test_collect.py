@@ -92,7 +92,8 @@ def test_the_manifest_gives_the_counts_and_each_shards_sha256(tmp_path: Path, pi
     }
     assert manifest["sources"] == {"raw.parquet": manifest["pairs"]}
     digests = contents(out)
-    assert list(digests) == ["000000.tar", "000001.tar", "dropped.parquet", "manifest.json", "report.html"]
+    shards = [f"00000{number}.tar{suffix}" for number in range(2) for suffix in ("", ".index.arrow")]
+    assert list(digests) == [*shards, "dropped.parquet", "manifest.json", "report.html"]
     assert manifest["shards"] == [
         {"name": name, "pairs": 1, "sha256": digests[name]} for name in ("000000.tar", "000001.tar")
     ]

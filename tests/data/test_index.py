@@ -1,0 +1,348 @@
+"""Indexes: written once, found by size and time, the same from collect and from the tar, never trusted blindly."""
+
+import io
+import os
+import random
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dcclip_cli.curation.shards import ShardWriter
+from dcclip_cli.data import index as indexes
+from dcclip_cli.data import shards
+from dcclip_cli.data.dataset import open_pairs, shards_at, write_parquet
+from dcclip_cli.data.index import SUFFIX, find_index, index_files, verify_files
+from dcclip_cli.data.pair import LANGUAGES, Pair, caption_id
+from dcclip_cli.data.shards import Columns, tar_rows
+from dcclip_cli.data.storage import local_file
+from dcclip_cli.data.unpaired import open_images
+from dcclip_cli.errors import DcclipError
+from tests.data.test_dataset import CAT, DOG, add, write_tar
+
+JPEG = b"\xff\xd8\xff"
+NONE = Columns()
+
+
+def many(count: int, start: int = 0) -> list[Pair]:
+    numbers = range(start, start + count)
+    return [Pair(f"{n:04}", JPEG + bytes([n % 256]) * (n % 700), (f"第{n}只猫", "猫"), (f"cat {n}",)) for n in numbers]
+
+
+def index(*paths: Path, fresh: bool = False) -> None:
+    index_files([file for path in paths for file in shards_at(path)], NONE, fresh)
+
+
+# ---- finding
+
+
+def test_an_index_is_written_next_to_the_data_and_then_no_data_is_read(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", CAT, DOG)
+    index(tmp_path)
+    about = (tmp_path / "a.tar").stat()
+    (tmp_path / "a.tar").write_bytes(bytes(about.st_size))
+    os.utime(tmp_path / "a.tar", ns=(about.st_atime_ns, about.st_mtime_ns))
+    pairs = open_pairs(tmp_path)
+    assert pairs.keys() == ["cat", "dog"]
+    assert pairs.captions("zh") == [("猫", "小猫"), ()] and pairs.captions("en") == [("cat",), ("dog", "hound")]
+    with pytest.raises(DcclipError, match=r"a\.tar: the image of pair dog has changed since it was indexed") as raised:
+        pairs[1]
+    assert "dcclip index --fresh" in raised.value.hint
+    with pytest.raises(DcclipError, match=r"a\.tar differs from its index"):
+        verify_files(shards_at(tmp_path), NONE)
+
+
+def test_without_an_index_the_first_start_writes_one_to_the_cache_folder(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", CAT)
+    assert list(open_pairs(tmp_path / "a.tar")) == [CAT]
+    assert os.listdir(tmp_path) == ["a.tar"]
+    [file] = Path(os.environ["DCCLIP_CACHE"], "index").glob(f"*{SUFFIX}")
+    before = file.stat()
+    open_pairs(tmp_path / "a.tar")
+    assert file.stat() == before
+
+
+@pytest.mark.parametrize("change", ["newer", "another size", "damaged", "empty", "of another format"])
+def test_an_index_that_does_not_fit_its_file_is_written_again(tmp_path: Path, change: str) -> None:
+    tar = tmp_path / "a.tar"
+    write_tar(tar, CAT)
+    index(tar)
+    path = Path(f"{tar}{SUFFIX}")
+    later = path.stat().st_mtime_ns + 10**9
+    if change == "newer":
+        write_tar(tar, DOG)
+        os.utime(tar, ns=(later, later))
+    elif change == "another size":
+        write_tar(tar, DOG, *many(20))
+        os.utime(tar, ns=(later - 2 * 10**9,) * 2)
+    else:
+        content = path.read_bytes()
+        damaged = {"damaged": content[:-100], "of another format": content.replace(b'"format": 1', b'"format": 2')}
+        path.write_bytes(damaged.get(change, b""))
+        write_tar(tar, DOG)
+        os.utime(path, ns=(later, later))
+    assert find_index(local_file(tar), NONE) is None
+    assert open_pairs(tar).keys()[0] == "dog"
+
+
+def test_an_index_from_elsewhere_that_lies_about_its_rows_is_an_error_and_never_a_crash(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", *many(50))
+    index(tmp_path)
+    path = tmp_path / f"a.tar{SUFFIX}"
+    whole, chance = path.read_bytes(), random.Random(1)
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for at in chance.sample(range(len(whole)), 20):
+            damaged[at] = chance.choice((0, 1, 127, 255))
+        path.write_bytes(damaged)
+        try:
+            pairs = open_pairs(tmp_path)
+            assert len(list(pairs.captions("zh"))) == len(pairs.keys()) == len(pairs)
+            for each in range(len(pairs)):
+                pairs.image(each)
+        except DcclipError as error:
+            assert error.hint
+
+
+def test_a_changed_shard_is_found_by_reading_all_data_and_by_nothing_less(tmp_path: Path) -> None:
+    for name in "ab":
+        write_tar(tmp_path / f"{name}.tar", CAT, DOG)
+    index(tmp_path)
+    assert len(verify_files(shards_at(tmp_path), NONE)) == 2
+    tar = tmp_path / "b.tar"
+    content, about = tar.read_bytes(), tar.stat()
+    tar.write_bytes(content.replace("小猫".encode(), "大猫".encode()))
+    os.utime(tar, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert open_pairs(tmp_path).captions("zh")[2] == ("猫", "小猫")
+    with pytest.raises(DcclipError, match=r"b\.tar differs from its index") as raised:
+        verify_files(shards_at(tmp_path), NONE)
+    assert "a.tar" not in raised.value.what
+    index(tmp_path, fresh=True)
+    assert open_pairs(tmp_path).captions("zh")[2] == ("猫", "大猫")
+
+
+# ---- writing
+
+
+def test_collect_writes_the_index_that_would_be_made_from_its_tar(tmp_path: Path) -> None:
+    awkward = Pair(
+        "9", JPEG, ("猫\ud800",), ("a \x00 cat", "b"), {"licence": "CC0", "作者": "李\udcff", "n": [1, None]}
+    )
+    writer = ShardWriter(tmp_path / "000000.tar")
+    for pair in (*many(30), awkward):
+        writer.add(pair)
+    writer.finish("000000.tar")
+    written = (tmp_path / f"000000.tar{SUFFIX}").read_bytes()
+    assert find_index(local_file(tmp_path / "000000.tar"), NONE) is not None
+    index(tmp_path, fresh=True)
+    assert (tmp_path / f"000000.tar{SUFFIX}").read_bytes() == written
+    assert open_pairs(tmp_path)[30].meta == {"licence": "CC0", "作者": "李?", "n": [1, None]}
+
+
+def test_shards_are_indexed_by_several_processes_and_what_is_done_stays_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexes, "_FEW_BYTES", 0)
+    monkeypatch.setattr(indexes, "cores", lambda: 2)
+    for number in range(4):
+        write_tar(tmp_path / f"{number}.tar", *many(20, number * 20))
+    whole = (tmp_path / "3.tar").read_bytes()
+    (tmp_path / "3.tar").write_bytes(whole[:5000])
+    with pytest.raises(DcclipError, match=r"3\.tar is not a readable tar file") as raised:
+        index(tmp_path)
+    assert raised.value.hint == "fetch or collect it again"
+    done = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob(f"*{SUFFIX}")}
+    assert {f"{number}.tar{SUFFIX}" for number in range(3)} == set(done)
+    (tmp_path / "3.tar").write_bytes(whole)
+    index(tmp_path)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob(f"*{SUFFIX}")}.items() > done.items()
+    assert list(open_pairs(tmp_path)) == many(80)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+# ---- tars
+
+
+def members(kind: str) -> Iterator[tuple[str, bytes, dict[str, str]]]:
+    folder = {"unicode": "目录/", "long names": f"{'n' * 60}/{'m' * 60}"}.get(kind, "")
+    for number in range(3):
+        name = f"{folder}{number}"
+        headers = {"mtime": "1700000000.25"} if kind == "webdataset" else {}
+        headers |= {"SCHILY.xattr.user": "x"} if kind == "attributes" else {}
+        yield f"{name}.jpg", JPEG + bytes([number]) * 600, headers
+        yield f"{name}.json", f'{{"zh": "第{number}只猫", "en": ["cat {number}"]}}'.encode(), headers
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("kind", ["plain", "unicode", "long names", "webdataset", "attributes", "folders", "appended"])
+def test_tars_of_every_kind_are_read_as_tarfile_reads_them(tmp_path: Path, form: int, kind: str) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=form) as archive:
+        for name, content, headers in members(kind):
+            if kind == "folders":
+                folder = tarfile.TarInfo("folder")
+                folder.type = tarfile.DIRTYPE
+                archive.addfile(folder)
+            member = tarfile.TarInfo(name)
+            member.size, member.pax_headers = len(content), headers
+            archive.addfile(member, io.BytesIO(content))
+    if kind == "appended":
+        path.write_bytes(path.read_bytes() + b"what follows the end is not read" * 40)
+    expected = {}
+    with tarfile.open(path) as archive:
+        for found in archive:
+            if found.name.endswith(".jpg") and (stream := archive.extractfile(found)):
+                expected[found.name[:-4]] = stream.read()
+    assert {pair.key: pair.image for pair in open_pairs(path)} == expected and len(expected) == 3
+
+
+@pytest.mark.parametrize("kind", ["plain", "webdataset"])
+def test_what_webdataset_and_collect_write_needs_no_tarfile(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, content, headers in members(kind):
+            member = tarfile.TarInfo(name)
+            member.size, member.pax_headers = len(content), headers
+            archive.addfile(member, io.BytesIO(content))
+    monkeypatch.setattr(shards, "_members", None)
+    assert [row.key for row in tar_rows(local_file(tmp_path / "a.tar"), NONE)] == ["0", "1", "2"]
+
+
+def test_a_damaged_tar_is_read_as_tarfile_reads_it_or_refused_as_it_refuses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, chance = tmp_path / "a.tar", random.Random(2)
+    write_tar(path, *many(6))
+    whole = path.read_bytes()
+    headers = [at for at in range(0, len(whole), 512) if whole[at + 257 : at + 262] == b"ustar"]
+
+    def read() -> list[shards.Row] | str:
+        try:
+            return list(tar_rows(local_file(path), NONE))
+        except DcclipError as error:
+            return error.what
+
+    def unusual(file: object) -> Iterator[object]:
+        raise shards._Unusual
+        yield
+
+    for _ in range(300):
+        damaged = bytearray(whole)
+        start = chance.choice(headers)
+        damaged[start + chance.choice((*range(100), *range(124, 136), *range(148, 157), 345, 400))] = chance.choice(
+            (0, 32, 48, 53, 128, 255)
+        )
+        if chance.random() < 0.5:  # a header that is wrong, with the right checksum
+            head = bytes(damaged[start : start + 148]) + b" " * 8 + bytes(damaged[start + 156 : start + 512])
+            damaged[start + 148 : start + 156] = b"%06o\0 " % sum(head)
+        path.write_bytes(damaged[: chance.choice((len(whole), len(whole), chance.randrange(len(whole))))])
+        found = read()
+        with monkeypatch.context() as patch:
+            patch.setattr(shards, "_fast_members", unusual)
+            assert found == read()
+
+
+def test_images_without_a_record_are_no_pairs_and_still_images(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for number in range(6):
+            add(archive, f"{number}.jpg", JPEG + bytes([number]))
+            if number % 2:
+                add(archive, f"{number}.json", f'{{"zh": "第{number}只猫"}}'.encode())
+    pairs, images = open_pairs(tmp_path / "a.tar"), open_images(tmp_path / "a.tar")
+    assert pairs.keys() == ["1", "3", "5"] and images.keys() == list("012345")
+    assert pairs.captions("zh") == [("第1只猫",), ("第3只猫",), ("第5只猫",)]
+    assert [pairs.image(place)[-1] for place in range(3)] == [1, 3, 5]
+    assert pairs.image_digest(2) == images.image_digest(5)
+    assert pairs.first_caption_ids(np.array([2, 0]))[:, 0].tolist() == [caption_id("第5只猫"), caption_id("第1只猫")]
+
+
+# ---- Parquet
+
+
+def test_parquet_images_are_read_by_row_group(tmp_path: Path) -> None:
+    given = many(25)
+    rows = [{"key": pair.key, "image": pair.image, "zh": pair.zh, "en": pair.en} for pair in given]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=10)
+    pairs = open_pairs(tmp_path / "a.parquet")
+    assert pairs.blocks.tolist() == [0, 10, 20]
+    order = random.Random(3).sample(range(25), 25)
+    assert [pairs[place] for place in order] == [given[place] for place in order]
+    blobs = list(Path(os.environ["DCCLIP_CACHE"], "blocks").glob("*.block"))
+    assert sum(blob.stat().st_size for blob in blobs) == sum(len(pair.image) for pair in given)
+
+
+def test_columns_of_others_are_named(tmp_path: Path) -> None:
+    images = [{"bytes": JPEG + b"1", "path": "1.jpg"}, {"bytes": JPEG + b"2", "path": None}, None]
+    table = {"jpg": images, "alt": ["a cat", "一只猫", None], "text_zh": [["猫"], [], None], "id": [7, 8, 9]}
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table(table), tmp_path / "data/00.parquet")
+    with pytest.raises(
+        DcclipError, match=r"00\.parquet has no column image \(found: jpg, alt, text_zh, id\)"
+    ) as raised:
+        open_pairs(tmp_path / "data")
+    assert "data.columns" in raised.value.hint
+    pairs = open_pairs(tmp_path / "data", Columns(image="jpg", caption="alt", zh="text_zh", key="id"))
+    assert [pairs[0], pairs[1]] == [
+        Pair("7", JPEG + b"1", ("猫",), ("a cat",)),
+        Pair("8", JPEG + b"2", ("一只猫",)),
+    ]
+    with pytest.raises(DcclipError, match="pair 9 has no image bytes"):
+        pairs[2]
+    assert open_pairs(tmp_path / "data", Columns(image="jpg")).keys() == ["00:0", "00:1", "00:2"]
+    with pytest.raises(DcclipError, match="has no column caption"):
+        open_pairs(tmp_path / "data", Columns(image="jpg", caption="caption"))
+    with pytest.raises(DcclipError, match="column alt is string, not images"):
+        open_pairs(tmp_path / "data", Columns(image="alt"))
+
+
+def test_fields_of_others_in_the_json_of_tars_are_named_too(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:  # as img2dataset writes them
+        add(archive, "0.jpg", JPEG)
+        add(archive, "0.json", '{"caption": "一只猫", "url": "https://example.com/cat.jpg"}'.encode())
+    [pair] = open_pairs(tmp_path, Columns(caption="caption"))
+    assert pair == Pair("0", JPEG, ("一只猫",), (), {"url": "https://example.com/cat.jpg"})
+    assert open_pairs(tmp_path).captions("zh") == [()]
+
+
+def test_data_is_a_file_a_folder_a_glob_or_a_list_of_them(tmp_path: Path) -> None:
+    for name, first in (("a", 0), ("b", 10), ("c", 20)):
+        (tmp_path / name).mkdir()
+        write_parquet(tmp_path / name / "0.parquet", many(5, first))
+        write_parquet(tmp_path / name / "1.parquet", many(5, first + 5))
+    write_tar(tmp_path / "c/0.tar", DOG)
+    (tmp_path / "a/.hidden.parquet").write_bytes(b"")
+    keys = {
+        "a": [*range(10)],
+        "*/0.parquet": [*range(5), *range(10, 15), *range(20, 25)],
+        "**/1.parquet": [*range(5, 10), *range(15, 20), *range(25, 30)],
+    }
+    for name, numbers in keys.items():
+        assert open_pairs(tmp_path / name).keys() == [f"{number:04}" for number in numbers], name
+    several = open_pairs([tmp_path / "b/1.parquet", tmp_path / "a", tmp_path / "c"])
+    assert several.keys() == [f"{number:04}" for number in (*range(15, 20), *range(10))] + ["dog"]
+    assert several.blocks.tolist() == [0, 5, 10, 15]
+    for language in LANGUAGES:
+        ids = [caption_id(own[0]) if own else 0 for own in several.captions(language)]
+        column = LANGUAGES.index(language)
+        assert several.first_caption_ids(np.arange(16))[:, column].tolist() == ids
+    with pytest.raises(DcclipError, match="does not exist"):
+        open_pairs([tmp_path / "a", tmp_path / "无"])
+
+
+def test_rows_beyond_one_record_batch_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexes, "_BATCH_ROWS", 7)
+    write_tar(tmp_path / "a.tar", *many(20))
+    write_parquet(tmp_path / "a.parquet", many(20))
+    for name in ("a.tar", "a.parquet"):
+        pairs = open_pairs(tmp_path / name)
+        found = find_index(local_file(tmp_path / name), NONE)
+        assert found is not None and found.about.rows == [7, 7, 6]
+        assert list(pairs) == many(20) and pairs.captions("en")[19] == ("cat 19",)
+        assert list(pairs.captions("zh")) == [pair.zh for pair in many(20)]
+        with pytest.raises(IndexError):
+            pairs[20]
