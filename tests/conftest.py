@@ -199,6 +199,17 @@ def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def hub_teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny random teachers in the layouts of their hub repositories, a directory each; for tests to read only."""
+    from benchmarks.teachers.make import KINDS, make
+
+    folder = tmp_path_factory.mktemp("hub-teachers")
+    for kind in KINDS:
+        make(kind, folder / kind, tiny=True)
+    return folder
+
+
 def _sizes(**more: Any) -> dict[str, Any]:
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     return {**tower, **more}

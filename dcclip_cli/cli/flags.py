@@ -43,12 +43,15 @@ Threads = Annotated[int | None, Option("--threads", min=1, help="CPU threads per
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.")]
 Verbose = Annotated[bool, Option("--verbose", "-v", help="Show library logs too.")]
 MODEL_HELP = (
-    "Model directory, export bundle, run directory, starter, hf:ORG/NAME, open_clip:ARCH/TAG or hf-hub:ORG/NAME. "
-    "Default: $DCCLIP_MODEL, else the newest finished run, else starter, the model included in dcclip."
+    "Model directory of any library, export bundle, run directory, starter, hf:ORG/NAME, open_clip:ARCH/TAG or "
+    "hf-hub:ORG/NAME. Default: $DCCLIP_MODEL, else the newest finished run, else starter, the model included in dcclip."
 )
 
 Model = Annotated[str | None, Option("--model", metavar="MODEL", help=MODEL_HELP)]
-EXPORTED_HELP = "Model directory or run, hf:ORG/NAME, open_clip:ARCH/TAG or hf-hub:ORG/NAME. Default: the recipe's run."
+EXPORTED_HELP = (
+    "Model directory of any library, run, hf:ORG/NAME, open_clip:ARCH/TAG or hf-hub:ORG/NAME. "
+    "Default: the recipe's run."
+)
 
 
 def split(text: str) -> list[str]:

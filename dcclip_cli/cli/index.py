@@ -37,7 +37,7 @@ def index(
     does the same at its first start, in the cache folder; collect has done it for its shards. Prints the counts.
     """
     from dcclip_cli.data.dataset import shards_at
-    from dcclip_cli.data.index import index_files, verify_files
+    from dcclip_cli.data.indexing import index_files, verify_files
     from dcclip_cli.data.shards import Columns
 
     columns, talk = Columns(key=key, image=image, zh=zh, en=en, caption=caption), console.talk(quiet, verbose)

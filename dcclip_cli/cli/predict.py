@@ -102,7 +102,7 @@ def _encoder(model: str | None, device: flags.Device, threads: int | None, talk:
 
     reference = resolve(model)
     talk.say(reference.description)
-    return load_encoder(reference, device, threads=threads)
+    return load_encoder(reference, device, threads=threads, progress=talk)
 
 
 def _show(predictions: Iterable[Prediction], form: Literal["text", "json", "jsonl", "csv"]) -> int:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dcclip_cli.data.dataset import CACHE_BYTES, ConcatDataset, find_dataset, named
+from dcclip_cli.data.dataset import ConcatDataset, find_dataset, named
+from dcclip_cli.data.indexed import CACHE_BYTES
 from dcclip_cli.data.pair import LANGUAGES, Language, Lazy, Pair, PairDataset, caption_strings, lazy_captions
 from dcclip_cli.data.reading import IMAGE_SUFFIXES
 from dcclip_cli.data.shards import Captions, Columns

@@ -26,7 +26,6 @@ from dcclip_cli.eval.dataset import (
     Loaded,
     Loader,
     Location,
-    fingerprint_of,
 )
 from dcclip_cli.eval.loaders import LOADERS
 from dcclip_cli.eval.loaders.files import image_files, images_by_class
@@ -221,7 +220,7 @@ def _from_pairs(path: Path, retrieval: bool) -> DataSet:
     for row, key in enumerate(table.keys()):
         keys.append(f"{key} (row {row})" if earlier[key] else key)
         earlier[key] += 1
-    images = Images(keys, lambda index: table[index].image, fingerprint_of(table.files))
+    images = Images(keys, table.image, table.fingerprint)
     captions = {language: table.captions(language) for language in LANGUAGES}
     complete = {language: every for language, every in captions.items() if all(every)}
     if not complete:

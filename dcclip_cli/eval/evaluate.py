@@ -107,7 +107,7 @@ def evaluate(
     progress, cache = progress or Silent(), cache or FeatureCache(None)
     by_model: list[list[EvalResult]] = []
     for reference in models:
-        model = load_encoder(reference, device, options.precision)
+        model = load_encoder(reference, device, options.precision, progress=progress)
         if isinstance(model, TorchEncoder) and model.precision != "fp32":
             for line in model.choice.lines(model.name):
                 progress.say(line)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +25,7 @@ from dcclip_cli.exporters.formats import Format
 from dcclip_cli.exporters.formats.devices import CoreMl, ExecuTorch, LiteRt, OpenVino
 from dcclip_cli.exporters.formats.onnx import Immich, Onnx
 from dcclip_cli.exporters.formats.pytorch import OpenClip, Transformers
-from dcclip_cli.exporters.parity import Original, Parity, Thresholds
+from dcclip_cli.exporters.parity import TOWERS, Original, Parity, Thresholds
 from dcclip_cli.exporters.quantize import OnnxGraphs
 from dcclip_cli.exporters.samples import samples_from
 from dcclip_cli.exporters.source import Source, load_source
@@ -35,7 +35,7 @@ from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.model.tokenizer import copy_tokenizer
 from dcclip_cli.options import Options
-from dcclip_cli.predict.encoder import Encoder
+from dcclip_cli.predict.encoder import PLAIN_PROMPTS, Encoder
 from dcclip_cli.predict.onnx_encoder import DESCRIPTION, FORMAT, TOKENIZER
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
@@ -117,7 +117,7 @@ def export(
     samples, tests = samples_from(_images_of(data, "validation", "train") or calibration), _tests(evaluation)
     source = load_source(model)
     original = Original(source.encoder, samples, tests, options.parity.images, progress)
-    with TemporaryDirectory(prefix="dcclip-export-") as temporary, atomic_folder(out) as folder:
+    with atomic_folder(out) as folder, TemporaryDirectory(prefix=f".{out.name}.", dir=folder.parent) as temporary:
         graphs = OnnxGraphs(source, Path(temporary), options.precision, calibration, options.calibration_images)
 
         def write() -> Encoder | None:
@@ -143,10 +143,11 @@ def _loosen_until_close(
 
     None if the format cannot be run here.
     """
+    changed: Collection[str] = TOWERS
     while (encoder := write()) is not None:
         parity: Parity | None = None
         try:
-            parity = replace(original.compare(encoder), int8_largest_pair_sum=graphs.largest_pair_sum)
+            parity = replace(original.compare(encoder, changed), int8_largest_pair_sum=graphs.largest_pair_sum)
         except NotFiniteError as error:  # fp16 overflows
             shortfalls, found = [error.what], error.what
         else:
@@ -159,7 +160,9 @@ def _loosen_until_close(
         progress.say(f"export: {graphs.attempt}{found}")
         if not shortfalls:
             return parity
-        if (parity and parity.overflows) or not graphs.loosen(parity):
+        del encoder  # its memory is needed for the next one
+        changed = () if parity and parity.overflows else graphs.loosen(parity)
+        if not changed:
             what = f"the {options.format} export in {options.precision} differs too much from the model: "
             raise DcclipError(what + "; ".join(shortfalls), _hint(options))
     return None
@@ -225,17 +228,17 @@ def _about(source: Source, folder: Path, options: ExportOptions) -> dict[str, An
     elif not (folder / TOKENIZER).exists():
         copy_tokenizer(source.tokenizer).save(str(folder / TOKENIZER))
     files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-    prompts = dict(source.encoder.prompts) | dict(options.prompts or {})
+    prompts = dict(PLAIN_PROMPTS) | dict(options.prompts or {})
     return {
         "format": FORMAT,
         "kind": "bundle" if options.format == "onnx" else options.format,
-        "name": f"{source.towers.name}-{options.precision}",
+        "name": f"{source.name}-{options.precision}",
         "precision": options.precision,
         "fingerprint": model_fingerprint(folder, sorted(files - {DESCRIPTION})),
-        "parameters": source.towers.parameters_count(),
+        "parameters": source.parameters,
         "preprocessing": source.preprocessing.to_config(),
-        "logit_scale": source.towers.logit_scale,
-        "logit_bias": source.towers.logit_bias,
+        "logit_scale": source.logit_scale,
+        "logit_bias": source.logit_bias,
         "languages": list(prompts),
         "prompts": {language: list(templates) for language, templates in prompts.items()},
         "context_length": source.context_length,

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.exporters.rounding import LARGEST_FILE
 from dcclip_cli.exporters.source import Source
 from dcclip_cli.model.towers import OpenClipTowers, Tokens, TransformersTowers
 from dcclip_cli.predict.onnx_encoder import IMAGE, IMAGE_EMBEDS, PIXELS, TEXT, TEXT_EMBEDS, TOKENS
@@ -96,8 +95,10 @@ def write_onnx(source: Source, folder: Path) -> None:
 def write_graph(
     graph: nn.Module, example: Tensor, dynamic: Mapping[int, object], file: Path, takes: str, gives: str
 ) -> None:
-    """Write one tower as a graph that turns `takes` into `gives`; `dynamic` names the example's dynamic dimensions."""
-    size = sum(weight.numel() * weight.element_size() for weight in graph.parameters())
+    """Write one tower as a graph that turns `takes` into `gives`; `dynamic` names the example's dynamic dimensions.
+
+    Its weights are in a file next to it, which the exporter writes one at a time.
+    """
     try:
         with torch.no_grad():
             torch.onnx.export(
@@ -109,7 +110,7 @@ def write_graph(
                 output_names=[gives],
                 dynamic_shapes=(dynamic,),
                 opset_version=OPSET,
-                external_data=size > LARGEST_FILE,
+                external_data=True,
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -21,7 +22,9 @@ from dcclip_cli.predict.zero_shot import class_embeddings, fill
 from dcclip_cli.progress import Progress, Silent
 
 _TIE = 1e-6  # of cosines: the model cannot tell such texts apart; some have the same tokens
+TOWERS = ("image", "text")
 BATCH_SIZES = (1, 3, 16)  # used in turn, so that a batch size or text length frozen into a graph is detected
+_MODEL_BATCH = 32  # of the original model: bounds its memory
 
 
 # fp32, measured on 26 image and 9 text towers: differences below 1e-5.
@@ -125,7 +128,7 @@ class Parity:
     def shortfalls(self, limits: Mapping[str, float]) -> list[str]:
         """One sentence for each of the `limits` (see Thresholds) that is exceeded."""
         found = []
-        for tower in ("image", "text"):
+        for tower in TOWERS:
             difference, cosine = (getattr(self, f"{tower}_{name}") for name in ("max_difference", "centred_cosine"))
             if not difference <= (limit := limits["max_difference"]):
                 found.append(f"{tower} embeddings differ by {difference:.2g}, more than {limit:g}")
@@ -151,79 +154,103 @@ class Parity:
 
 @dataclass(frozen=True)
 class _Embeddings:
-    """A model's embeddings of the samples, and of each test set's images (N, D) and classes (C, D) by language."""
+    """One tower's embeddings of the samples (N, D), and for each test set of its images, or of its classes by language.
 
-    images: np.ndarray
-    texts: np.ndarray
-    tests: list[tuple[np.ndarray, dict[Language, np.ndarray]]]
+    `tests` are (N, D) for the image tower, a mapping of (C, D) for the text tower.
+    """
+
+    samples: np.ndarray
+    tests: list[Any]
 
 
 @dataclass
 class Original:
-    """A model's embeddings, computed once, that its exports are compared with. The samples are encoded in one batch."""
+    """A model's embeddings, computed once, that its exports are compared with."""
 
-    model: Encoder
+    model: InitVar[Encoder]
     samples: Samples
     tests: Sequence[DataSet] = ()  # with one class per image
     images: int = 1000
     progress: Progress = field(default_factory=Silent)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, model: Encoder) -> None:
         texts = {text for several in (*self.samples.labels, self.samples.texts) for text in several}
         self._texts = sorted(texts, key=lambda text: (len(text), text))
         shuffled = (np.random.default_rng(0).permutation(len(test.images)) for test in self.tests)
         self._chosen = [sorted(numbers[: self.images].tolist()) for numbers in shuffled]
-        self._embeddings = self._embed(self.model, lambda encode, items: encode(items))
+        self._embeddings = {tower: self._embed(tower, model, (_MODEL_BATCH,)) for tower in TOWERS}
+        self._exported: dict[str, _Embeddings] = {}  # of the last export
 
-    def compare(self, exported: Encoder) -> Parity:
-        """The parity of an exported model, run in batches of several sizes."""
-        old, new = self._embeddings, self._embed(exported, _in_batches)
+    def compare(self, exported: Encoder, changed: Collection[str] = TOWERS) -> Parity:
+        """The parity of an exported model, run in batches of several sizes; only `changed` towers since the last one.
+
+        Raises NotFiniteError.
+        """
+        for tower in changed:
+            self._exported.pop(tower, None)
+        for tower in TOWERS:
+            if tower not in self._exported:
+                self._exported[tower] = self._embed(tower, exported, BATCH_SIZES)
+        (images, new_images), (texts, new_texts) = ((self._embeddings[one], self._exported[one]) for one in TOWERS)
         agreements, accuracy = [], []
         for names in self.samples.labels:
             rows = [self._texts.index(name) for name in names]
-            agreements.append(_agreement(old.images, new.images, old.texts[rows], new.texts[rows]))
+            agreements.append(
+                _agreement(images.samples, new_images.samples, texts.samples[rows], new_texts.samples[rows])
+            )
         agreement = float(np.mean([both for both, _, _ in agreements]))
-        for test, chosen, before, after in zip(self.tests, self._chosen, old.tests, new.tests, strict=True):
+        for number, (test, chosen) in enumerate(zip(self.tests, self._chosen, strict=True)):
+            before, after = images.tests[number], new_images.tests[number]
             for language, classes in _classes(test).items():
-                agreements.append(_agreement(before[0], after[0], before[1][language], after[1][language]))
+                names_before, names_after = texts.tests[number][language], new_texts.tests[number][language]
+                agreements.append(_agreement(before, after, names_before, names_after))
                 labels = classes.labels[chosen]
                 was, now = (
-                    float((best(images, texts[language]) == labels).mean()) for images, texts in (before, after)
+                    float((best(*pair) == labels).mean()) for pair in ((before, names_before), (after, names_after))
                 )
                 accuracy.append(Accuracy(test.name, language, len(chosen), was, now, agreements[-1][0]))
-        weights = [len(old.images)] * len(self.samples.labels) + [one.images for one in accuracy]
+        weights = [len(images.samples)] * len(self.samples.labels) + [one.images for one in accuracy]
         _, image, text = (float(np.average(column, weights=weights)) for column in zip(*agreements, strict=True))
         return Parity(
             source=self.samples.source,
-            images=len(old.images),
-            texts=len(old.texts),
-            image_max_difference=float(np.abs(old.images - new.images).max()),
-            text_max_difference=float(np.abs(old.texts - new.texts).max()),
-            image_centred_cosine=centred_cosine(old.images, new.images),
-            text_centred_cosine=centred_cosine(old.texts, new.texts),
+            images=len(images.samples),
+            texts=len(texts.samples),
+            image_max_difference=float(np.abs(images.samples - new_images.samples).max()),
+            text_max_difference=float(np.abs(texts.samples - new_texts.samples).max()),
+            image_centred_cosine=centred_cosine(images.samples, new_images.samples),
+            text_centred_cosine=centred_cosine(texts.samples, new_texts.samples),
             agreement=agreement,
             image_agreement=image,
             text_agreement=text,
             accuracy=tuple(accuracy),
         )
 
-    def _embed(self, model: Encoder, batched: Callable[..., np.ndarray]) -> _Embeddings:
+    def _embed(self, tower: str, model: Encoder, sizes: Sequence[int]) -> _Embeddings:
+        """One tower's embeddings, those of the samples in batches of these sizes."""
+        if tower == "text":
+            return _Embeddings(
+                _in_batches(model.encode_texts, self._texts, sizes), [_class_texts(model, test) for test in self.tests]
+            )
         pixels = np.stack([model.preprocess(image) for image in self.samples.images])
-        tests = []
-        for test, chosen in zip(self.tests, self._chosen, strict=True):
-            rows = []
-            with self.progress.task(f"parity on {test.name}", len(chosen)) as task:
-                for index, found in embed(model, chosen, test.images.load):
-                    if isinstance(found, DcclipError):
-                        raise DcclipError(f"data set {test.name}, image {index}: {found.what}", found.hint)
-                    rows.append(found)
-                    task.advance()
-            classes = {
-                language: class_embeddings(model, [fill(one.templates, name) for name in one.names])
-                for language, one in _classes(test).items()
-            }
-            tests.append((np.stack(rows), classes))
-        return _Embeddings(batched(model.encode_pixels, pixels), batched(model.encode_texts, self._texts), tests)
+        tests = [self._test_images(model, test, chosen) for test, chosen in zip(self.tests, self._chosen, strict=True)]
+        return _Embeddings(_in_batches(model.encode_pixels, pixels, sizes), tests)
+
+    def _test_images(self, model: Encoder, test: DataSet, chosen: Sequence[int]) -> np.ndarray:
+        rows = []
+        with self.progress.task(f"parity on {test.name}", len(chosen)) as task:
+            for index, found in embed(model, chosen, test.images.load):
+                if isinstance(found, DcclipError):
+                    raise DcclipError(f"data set {test.name}, image {index}: {found.what}", found.hint)
+                rows.append(found)
+                task.advance()
+        return np.stack(rows)
+
+
+def _class_texts(model: Encoder, test: DataSet) -> dict[Language, np.ndarray]:
+    return {
+        language: class_embeddings(model, [fill(one.templates, name) for name in one.names])
+        for language, one in _classes(test).items()
+    }
 
 
 def _classes(test: DataSet) -> dict[Language, Classes]:
@@ -253,11 +280,14 @@ def centred_cosine(first: np.ndarray, second: np.ndarray) -> float:
     return float(((first * second).sum(axis=1) / np.maximum(lengths, 1e-12)).mean())
 
 
-def _in_batches(encode: Callable[..., np.ndarray], items: Sequence[str] | np.ndarray) -> np.ndarray:
+def _in_batches(
+    encode: Callable[..., np.ndarray], items: Sequence[str] | np.ndarray, sizes: Sequence[int]
+) -> np.ndarray:
+    """What `encode` returns for all items, in batches of `sizes`, used in turn."""
     results: list[np.ndarray] = []
     start = 0
     while start < len(items):
-        size = BATCH_SIZES[len(results) % len(BATCH_SIZES)]
+        size = sizes[len(results) % len(sizes)]
         results.append(encode(items[start : start + size]))
         start += size
     return np.concatenate(results)

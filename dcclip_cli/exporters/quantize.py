@@ -6,22 +6,21 @@ change: those that change them most, when rounded alone, can stay fp32.
 
 from __future__ import annotations
 
-import shutil
+import math
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.exporters import Precision
+from dcclip_cli.exporters.onnx_graph import OnnxGraph
 from dcclip_cli.exporters.parity import Parity
+from dcclip_cli.exporters.qdq import Channels, quantized
 from dcclip_cli.exporters.rounding import (
-    LARGEST_FILE,
-    bytes_of,
     largest_pair_sum,
     multiply_adds,
     output_axis,
@@ -29,7 +28,6 @@ from dcclip_cli.exporters.rounding import (
     rounded_activations,
     rounded_only_for,
     safe_scales,
-    weights_of,
     with_rounded_tables,
     with_weights,
     without_rounding,
@@ -69,37 +67,41 @@ class Int8Tower:
     """
 
     def __init__(self, file: Path, batches: Sequence[np.ndarray]) -> None:
-        import onnx
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
-        self._batches = batches
-        kinds = [node.op_type for node in onnx.load(file, load_external_data=False).graph.node]
+        self._batches, graph = batches, OnnxGraph.load(file)
+        kinds = [node.op_type for node in graph.proto.graph.node]
         self._convolutional = kinds.count("Conv") > sum(kinds.count(kind) for kind in _DENSE)
         if self._convolutional:  # batch norms are folded into convolutions
-            with TemporaryDirectory() as temporary:
-                prepared = Path(temporary) / "prepared.onnx"
-                quant_pre_process(file, prepared, skip_symbolic_shape=True)
-                self._model = onnx.load(prepared)
+            plain, folded = (file.with_name(f"{step}-{file.name}") for step in ("plain", "folded"))
+            graph.save(plain)
+            quant_pre_process(plain, folded, skip_symbolic_shape=True)
+            self._graph = OnnxGraph.load(folded)
         else:
-            self._model = with_rounded_tables(onnx.load(file))
-        self._sizes = {name: values.size for name, values in weights_of(self._model).items()}
+            self._graph = with_rounded_tables(graph)
+        self._sizes = {weight.name: math.prod(weight.dims) for weight in self._graph.proto.graph.initializer}
         weighted = ("Conv", *_DENSE) if self._convolutional else _DENSE
         self._nodes = [
-            node for node in self._model.graph.node if node.op_type in weighted and node.input[1] in self._sizes
+            node for node in self._graph.proto.graph.node if node.op_type in weighted and node.input[1] in self._sizes
         ]
         self._rounded = self._quantized()
         self._first, self._plain = self._fp32_parts()
 
-    def write(self, out: Path, activations: float = 0.0, weights: float = 0.0) -> None:
-        """Write the tower in int8 except for fractions of its activations, and of its size, in weights."""
+    def write(self, out: Path, activations: float = 0.0, weights: float = 0.0) -> int:
+        """Write the tower in int8 except for fractions of its activations, and of its size, in weights.
+
+        Returns its largest sum of two int8 products (rounding.py).
+        """
         sensitive = self._sensitive[: round(activations * len(self._sensitive))] if activations else []
         nodes = self._costly_weights(weights) if weights else []
-        _save(self._keeping({*self._plain, *sensitive}, {*self._first, *nodes}), out)
+        written = self._keeping({*self._plain, *sensitive}, {*self._first, *nodes})
+        written.save(out)
+        return largest_pair_sum(written)
 
-    def _keeping(self, activations: Collection[str], nodes: Collection[str] = ()) -> Any:
+    def _keeping(self, activations: Collection[str], nodes: Collection[str] = ()) -> OnnxGraph:
         """The tower in int8 except for these activations, and the weights and biases of these nodes."""
         names = {name for node in self._nodes if node.name in nodes for name in node.input[1:]}
-        originals = {name: values for name, values in weights_of(self._model).items() if name in names}
+        originals = [weight for weight in self._graph.proto.graph.initializer if weight.name in names]
         return without_rounding(self._rounded, activations, originals)
 
     @cached_property
@@ -113,7 +115,7 @@ class Int8Tower:
     def _weight_effects(self) -> dict[str, float]:
         activations = rounded_activations(self._rounded)
         names = [node.name for node in self._nodes]
-        return self._effects(names, lambda kept: self._keeping(activations, kept), lambda: self._model)
+        return self._effects(names, lambda kept: self._keeping(activations, kept), lambda: self._graph)
 
     def _costly_weights(self, share: float) -> list[str]:
         """The nodes whose weights change the embeddings most per byte, up to a fraction of the int8 tower's size."""
@@ -126,24 +128,23 @@ class Int8Tower:
         return chosen
 
     def _effects(
-        self, names: Sequence[str], keeping: Callable[[set[str]], Any], exact: Callable[[], Any]
+        self, names: Sequence[str], keeping: Callable[[set[str]], OnnxGraph], exact: Callable[[], OnnxGraph]
     ) -> dict[str, float]:
         """Mean square change of the embeddings by rounding each name alone.
 
         All 1 for a large tower, where measuring would take hours.
         """
-        if bytes_of(self._model) > _RANKED_BYTES:
+        if self._graph.size_bytes > _RANKED_BYTES:
             return dict.fromkeys(names, 1.0)
         expected = self._run(exact())
         return {name: float(np.square(self._run(keeping(set(names) - {name})) - expected).mean()) for name in names}
 
-    def _run(self, model: Any) -> np.ndarray:
+    def _run(self, graph: OnnxGraph) -> np.ndarray:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = graph.session(options)
         rows = [row for batch in self._batches for row in batch]
         name = session.get_inputs()[0].name
         tried = rows[:: -(-len(rows) // _TRIED_ON)]
@@ -156,10 +157,10 @@ class Int8Tower:
         """
         if not self._convolutional:
             return [], set()
-        counts = multiply_adds(self._model, self._nodes, self._batches[0][:1])
+        counts = multiply_adds(self._graph, self._nodes, self._batches[0][:1])
         shares = np.cumsum(list(counts.values())) / sum(counts.values())
         first = [name for name, share in zip(counts, shares, strict=True) if share <= _FIRST]
-        nodes = list(self._model.graph.node)
+        nodes = list(self._graph.proto.graph.node)
         names = [node.name for node in nodes]
         begin = max((names.index(name) + 1 for name in first), default=0)
         last = max(index for index, node in enumerate(nodes) if node.op_type == "Conv")
@@ -168,65 +169,41 @@ class Int8Tower:
         inputs = {name for node in nodes[:begin] for name in node.input}
         return first, inputs | head - {node.input[0] for node in self._nodes}
 
-    def _quantized(self) -> Any:
+    def _quantized(self) -> OnnxGraph:
         """The whole tower in int8, except for the normalisation at its end."""
-        import onnx
-        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-
-        inputs = ({self._model.graph.input[0].name: batch} for batch in self._batches)
-        reader: Any = SimpleNamespace(get_next=lambda: next(inputs, None))
-        originals, codes, weights = weights_of(self._model), {}, {}
-        for node in self._nodes:
-            name, values = node.input[1], originals[node.input[1]]
-            axis = output_axis(node, values.ndim)
-            scales = safe_scales(values, axis)
-            weights[name] = rounded(values, axis, scales)
-            code = {"axis": axis, "quant_type": QuantType.QInt8, "zero_point": np.int8(0)}
-            codes[name] = [{**code, "scale": scale} for scale in scales]
-        model = with_weights(self._model, weights, self._batches)
-        options: dict[str, Any] = {"TensorQuantOverrides": codes}
         names = [node.name for node in self._nodes]
         if self._convolutional:
-            options["QDQKeepRemovableActivations"] = True  # otherwise unrounded ones would lose their ReLU
-            nodes = list(self._model.graph.node)  # in topological order, as ONNX requires
+            nodes = list(self._graph.proto.graph.node)  # in topological order, as ONNX requires
             last = max(index for index, node in enumerate(nodes) if node.op_type in ("Conv", *_DENSE))
-            part: dict[str, Any] = {"nodes_to_exclude": [node.name for node in nodes[last + 1 :]]}
+            activations = None
+            options: dict[str, Any] = {
+                "nodes_to_exclude": [node.name for node in nodes[last + 1 :]],
+                # Otherwise unrounded ones would lose their ReLU.
+                "extra_options": {"QDQKeepRemovableActivations": True},
+            }
         else:
-            options["OpTypesToExcludeOutputQuantization"] = list(_DENSE)
-            part = {"op_types_to_quantize": list(_DENSE), "nodes_to_quantize": names}
-        with TemporaryDirectory() as temporary:
-            prepared, quantized = (Path(temporary) / step for step in ("prepared.onnx", "quantized.onnx"))
-            _save(model, prepared)
-            quantize_static(
-                prepared,
-                quantized,
-                reader,
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=QuantType.QUInt8,  # the default is QInt8, which VNNI instructions do not take
-                weight_type=QuantType.QInt8,
-                use_external_data_format=bytes_of(model) > LARGEST_FILE,
-                extra_options=options,
-                **part,
-            )
-            model = onnx.load(quantized)
+            activations = {node.input[0] for node in self._nodes}
+            options = {
+                "op_types_to_quantize": list(_DENSE),
+                "nodes_to_quantize": names,
+                "extra_options": {"OpTypesToExcludeOutputQuantization": list(_DENSE)},
+            }
+        weights = self._graph.weights
+        axes = {node.input[1]: output_axis(node, weights[node.input[1]].ndim) for node in self._nodes}
+        channels = {name: Channels(axis, safe_scales(weights[name], axis)) for name, axis in axes.items()}
+        coarse = ((name, rounded(weights[name], one.axis, one.scales)) for name, one in channels.items())
+        with TemporaryDirectory(dir=self._graph.folder) as temporary:
+            graph = with_weights(self._graph, coarse, self._batches, Path(temporary))
+            graph = quantized(graph, channels, activations, self._batches, **options)
         # The quantiser passes rounded tensors to all their consumers: to residual sums, too.
-        return model if self._convolutional else rounded_only_for(model, names)
-
-
-def _save(model: Any, out: Path) -> None:
-    import onnx
-
-    external = out.with_name(f"{out.name}.data")
-    external.unlink(missing_ok=True)
-    large = bytes_of(model) > LARGEST_FILE
-    onnx.save(model, out, save_as_external_data=large, location=external.name if large else None)
+        return graph if self._convolutional else rounded_only_for(graph, names)
 
 
 class OnnxGraphs:
     """image.onnx and text.onnx in a precision. `write` writes both; `loosen` lets a tower keep more in fp32.
 
     `folder` is a temporary folder for these and for the fp32 graphs, which are written once, when first needed.
+    Then the source's towers are freed.
     """
 
     def __init__(
@@ -268,30 +245,30 @@ class OnnxGraphs:
                 continue
             kept = _LADDERS[self._precision][step]
             if self._precision == "fp32":
-                for file in self._fp32.glob(f"{name}*"):
-                    shutil.copyfile(file, self.folder / file.name)
+                OnnxGraph.load(self._fp32 / name).save(out)
             elif self._precision == "fp16":
                 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-                blocked, exact = [*DEFAULT_OP_BLOCK_LIST, *kept], str(self._fp32 / name)
-                _save(convert_float_to_float16(exact, keep_io_types=True, op_block_list=blocked), out)
+                OnnxGraph.load(self._fp32 / name).save(out)
+                blocked = [*DEFAULT_OP_BLOCK_LIST, *kept]
+                half = convert_float_to_float16(str(out), keep_io_types=True, op_block_list=blocked)
+                OnnxGraph(half, out.parent).save(out)
             else:
-                self._int8[tower].write(out, *kept)
-                self._pair_sums[tower] = largest_pair_sum(out)
+                self._pair_sums[tower] = self._int8[tower].write(out, *kept)
             self._written[tower] = step
         return self.folder
 
-    def loosen(self, parity: Parity | None) -> bool:
+    def loosen(self, parity: Parity | None) -> list[str]:
         """Take the next step for the tower that loses more agreement, or for both if `parity` is None.
 
-        False if no step is left.
+        Returns the towers that took it, none if no step is left.
         """
         left = [tower for tower in self._written if self._step[tower] + 1 < len(_LADDERS[self._precision])]
         if parity is not None:
             left = sorted(left, key=parity.closeness)[:1]
         for tower in left:
             self._step[tower] += 1
-        return bool(left)
+        return left
 
     @cached_property
     def _fp32(self) -> Path:
@@ -299,6 +276,7 @@ class OnnxGraphs:
 
         self._exact.mkdir()
         write_onnx(self._source, self._exact)
+        self._source.release()
         return self._exact
 
     @cached_property

@@ -2,125 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-LARGEST_FILE = 1_800_000_000  # bytes; a protobuf is limited to 2 GiB, weights of larger graphs are in a file next to it
+from dcclip_cli.exporters.onnx_graph import OnnxGraph
+
 _INT8 = 127
 _PAIR = 128  # largest sum of two weights
+_ROWS = 8192  # of a table, rounded at a time
 LARGEST_PAIR_SUM = 32767  # in 16 bits
 
 
-def weights_of(model: Any) -> dict[str, np.ndarray]:
-    """The graph's weights by name."""
-    from onnx import numpy_helper
-
-    return {weight.name: numpy_helper.to_array(weight) for weight in model.graph.initializer}
-
-
-def bytes_of(model: Any) -> int:
-    """The size of a graph's weights. The graph's own ByteSize fails beyond 2 GiB."""
-    return sum(weight.ByteSize() for weight in model.graph.initializer)
-
-
-def multiply_adds(model: Any, nodes: Sequence[Any], batch: np.ndarray) -> dict[str, int]:
+def multiply_adds(graph: OnnxGraph, nodes: Sequence[Any], batch: np.ndarray) -> dict[str, int]:
     """Node name -> its multiply-adds for an input, for each of these weighted nodes."""
-    [outputs] = _outputs(model, [node.output[0] for node in nodes], [batch])
-    weights, counts = weights_of(model), {}
+    [outputs] = _outputs(graph, [node.output[0] for node in nodes], [batch])
+    weights, counts = graph.weights, {}
     for node, output in zip(nodes, outputs, strict=True):
         weight = weights[node.input[1]]
         counts[node.name] = weight.size * output.size // weight.shape[output_axis(node, weight.ndim)]
     return counts
 
 
-def _outputs(model: Any, names: Sequence[str], batches: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+def _outputs(graph: OnnxGraph, names: Sequence[str], batches: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
     """The inner tensors `names` of a graph for each batch."""
     import onnx
-    import onnxruntime
 
-    probe = deepcopy(model)
-    del probe.graph.output[:]
-    probe.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
-    session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+    probe = graph.copy()
+    del probe.proto.graph.output[:]
+    probe.proto.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
+    )
+    session = probe.session()
     return [list(session.run(None, {session.get_inputs()[0].name: batch})) for batch in batches]
 
 
-def rounded_activations(model: Any) -> list[str]:
+def rounded_activations(graph: OnnxGraph) -> list[str]:
     """The names of the activations that a QDQ graph rounds."""
-    weights = {weight.name for weight in model.graph.initializer}
-    inputs = [node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    weights = {weight.name for weight in graph.proto.graph.initializer}
+    inputs = [node.input[0] for node in graph.proto.graph.node if node.op_type == "QuantizeLinear"]
     return [name for name in inputs if name not in weights]
 
 
-def without_rounding(model: Any, names: Collection[str], weights: Mapping[str, np.ndarray] | None = None) -> Any:
-    """A QDQ graph in which the activations `names` are not rounded, and `weights` have the given values.
+def without_rounding(graph: OnnxGraph, names: Collection[str], originals: Sequence[Any] = ()) -> OnnxGraph:
+    """A QDQ graph in which the activations `names` are not rounded, and the weights `originals` replace their codes.
 
     The inputs of nodes with such a weight are not rounded either: onnxruntime would otherwise round the fp32 weights
-    itself, with one scale for all channels.
+    itself, with one scale for all channels. `originals` are TensorProtos, whose files are under the graph's folder.
     """
-    from onnx import numpy_helper
-
-    copy = deepcopy(model)
-    activations = _before_rounding(copy)
+    copy, weights = graph.copy(), {weight.name for weight in originals}
+    nodes, activations = copy.proto.graph.node, _before_rounding(copy)
     constants = {
         node.output[0]: node.input[0].removesuffix("_quantized")
-        for node in copy.graph.node
-        if node.op_type == "DequantizeLinear" and node.input[0].removesuffix("_quantized") in (weights or ())
+        for node in nodes
+        if node.op_type == "DequantizeLinear" and node.input[0].removesuffix("_quantized") in weights
     }
     passed = {rounded: name for rounded, name in activations.items() if name in names}
-    for node in copy.graph.node:
+    for node in nodes:
         replaced = {**activations, **constants} if set(node.input) & set(constants) else passed
         node.input[:] = [replaced.get(name, name) for name in node.input]
-    for node in [node for node in copy.graph.node if node.output[0] in constants]:
-        copy.graph.node.remove(node)  # the output of a bias has the bias's own name
-    for name, values in (weights or {}).items():
-        copy.graph.initializer.append(numpy_helper.from_array(values, name))
+    for node in [node for node in nodes if node.output[0] in constants]:
+        nodes.remove(node)  # the output of a bias has the bias's own name
+    copy.proto.graph.initializer.extend(originals)
     return _without_unused(copy)
 
 
-def rounded_only_for(model: Any, nodes: Collection[str]) -> Any:
+def rounded_only_for(graph: OnnxGraph, nodes: Collection[str]) -> OnnxGraph:
     """A QDQ graph in which only these nodes take rounded inputs."""
-    activations = _before_rounding(model)
-    for node in model.graph.node:
+    activations = _before_rounding(graph)
+    for node in graph.proto.graph.node:
         if node.name not in nodes:
             node.input[:] = [activations.get(name, name) for name in node.input]
-    return model
+    return graph
 
 
-def _before_rounding(model: Any) -> dict[str, str]:
+def _before_rounding(graph: OnnxGraph) -> dict[str, str]:
     """Rounded activation -> the tensor before rounding, by name."""
-    codes = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    nodes = graph.proto.graph.node
+    codes = {node.output[0]: node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
     return {
         node.output[0]: codes[node.input[0]]
-        for node in model.graph.node
+        for node in nodes
         if node.op_type == "DequantizeLinear" and node.input[0] in codes
     }
 
 
-def with_rounded_tables(model: Any) -> Any:
+def with_rounded_tables(graph: OnnxGraph) -> OnnxGraph:
     """A graph with int8 embedding tables, one scale per row; only the rows that are looked up are computed."""
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, helper
 
-    copy = deepcopy(model)
+    copy, nodes = graph.copy(), []
     tables = {
-        name: values for name, values in weights_of(copy).items() if values.ndim == 2 and values.dtype == np.float32
+        weight.name
+        for weight in graph.proto.graph.initializer
+        if len(weight.dims) == 2 and weight.data_type == TensorProto.FLOAT
     }
-    nodes = []
-    for node in copy.graph.node:
+    for node in copy.proto.graph.node:
         by_row = not any(attribute.name == "axis" and attribute.i for attribute in node.attribute)
         if node.op_type != "Gather" or node.input[0] not in tables or not by_row:
             nodes.append(node)
             continue
         (table, ids), [output] = node.input, node.output
-        largest = np.abs(tables[table]).max(axis=1, keepdims=True)
-        scale = np.where(largest > 0, largest / _INT8, 1).astype(np.float32)
-        codes = np.clip(np.round(tables[table] / scale), -_INT8, _INT8).astype(np.int8)
-        copy.graph.initializer.append(numpy_helper.from_array(codes, f"{table}_int8"))
-        copy.graph.initializer.append(numpy_helper.from_array(scale, f"{table}_scale"))
+        codes, scale = _by_row(graph.weights[table])
+        copy.add(f"{table}_int8", codes)
+        copy.add(f"{table}_scale", scale)
         cast = {"name": f"{node.name}_codes", "to": TensorProto.FLOAT}
         nodes += [
             helper.make_node("Gather", [f"{table}_int8", ids], [f"{output}_int8"], f"{node.name}_int8"),
@@ -128,9 +116,21 @@ def with_rounded_tables(model: Any) -> Any:
             helper.make_node("Cast", [f"{output}_int8"], [f"{output}_codes"], **cast),
             helper.make_node("Mul", [f"{output}_codes", f"{output}_scale"], [output], node.name),
         ]
-    del copy.graph.node[:]
-    copy.graph.node.extend(nodes)
+    del copy.proto.graph.node[:]
+    copy.proto.graph.node.extend(nodes)
     return _without_unused(copy)
+
+
+def _by_row(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Int8 codes (V, W) of a table and the scale (V, 1) of each row, computed a few rows at a time."""
+    codes, scales = np.empty(table.shape, np.int8), np.empty((len(table), 1), np.float32)
+    for start in range(0, len(table), _ROWS):
+        rows = np.asarray(table[start : start + _ROWS])
+        largest = np.abs(rows).max(axis=1, keepdims=True)
+        scale = np.where(largest > 0, largest / _INT8, 1).astype(np.float32)
+        scales[start : start + _ROWS] = scale
+        codes[start : start + _ROWS] = np.clip(np.round(rows / scale), -_INT8, _INT8)
+    return codes, scales
 
 
 def safe_scales(values: np.ndarray, axis: int) -> np.ndarray:
@@ -153,42 +153,45 @@ def rounded(values: np.ndarray, axis: int, scale: np.ndarray) -> np.ndarray:
     return (np.round(values / spread) * spread).astype(np.float32)
 
 
-def with_weights(model: Any, weights: Mapping[str, np.ndarray], batches: Sequence[np.ndarray]) -> Any:
+def with_weights(
+    graph: OnnxGraph, weights: Iterable[tuple[str, np.ndarray]], batches: Sequence[np.ndarray], folder: Path
+) -> OnnxGraph:
     """A graph with other weights, and its biases corrected by their effect on the mean of each output channel.
 
-    The means are measured on `batches`, input for the graph. From Nagel et al. 2019, "Data-Free Quantization Through
-    Weight Equalization and Bias Correction", 4.2.
+    The weights are taken one at a time; large ones are written to `folder`. The means are measured on `batches`, input
+    for the graph. From Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction",
+    section 4.2.
     """
-    from onnx import numpy_helper
-
-    copy = deepcopy(model)
-    values = {**weights_of(model), **weights}
-    shifts = _mean_shifts(model, weights, batches)
-    for weight in copy.graph.initializer:
-        changed = values[weight.name] - shifts.get(weight.name, 0)
-        if weight.name in weights or weight.name in shifts:
-            weight.CopyFrom(numpy_helper.from_array(changed.astype(np.float32), weight.name))
+    copy, before, changed = graph.copy(), graph.weights, set()
+    protos = {weight.name: weight for weight in copy.proto.graph.initializer}
+    for name, values in weights:
+        protos[name].CopyFrom(copy.stored(name, values, folder))
+        changed.add(name)
+    for bias, shift in _mean_shifts(graph, copy, changed, batches, folder).items():
+        protos[bias].CopyFrom(copy.stored(bias, (before[bias] - shift).astype(np.float32), folder))
     return copy
 
 
-def _mean_shifts(model: Any, weights: Mapping[str, np.ndarray], batches: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Name of each bias (C,) -> mean change of its node's outputs (B, C, ...) with these weights."""
-    from onnx import helper, numpy_helper
+def _mean_shifts(
+    graph: OnnxGraph, other: OnnxGraph, changed: Collection[str], batches: Sequence[np.ndarray], folder: Path
+) -> dict[str, np.ndarray]:
+    """Name of each bias (C,) -> mean change of its node's outputs (B, C, ...) with the changed weights of `other`."""
+    from onnx import helper
 
-    probe, before, biases = deepcopy(model), weights_of(model), []
-    for node in model.graph.node:
-        if len(node.input) < 3 or node.op_type not in ("Conv", "Gemm") or node.input[1] not in weights:
+    probe, before, after, biases = graph.copy(), graph.weights, other.weights, []
+    for node in graph.proto.graph.node:
+        if len(node.input) < 3 or node.op_type not in ("Conv", "Gemm") or node.input[1] not in changed:
             continue
         name, bias = node.input[1:3]
         if bias not in before or before[bias].ndim != 1:
             continue
-        moved, others = deepcopy(node), [other for other in range(before[name].ndim) if other != 1]
+        moved, others = deepcopy(node), [axis for axis in range(before[name].ndim) if axis != 1]
         moved.name, moved.input[1], moved.output[0] = f"{node.name}_moved", f"{name}_moved", f"{bias}_moved"
         del moved.input[2]
         mean = helper.make_node("ReduceMean", [moved.output[0], f"{bias}_axes"], [f"{bias}_mean"], keepdims=0)
-        probe.graph.node.extend([moved, mean])
-        added = {moved.input[1]: weights[name] - before[name], f"{bias}_axes": np.asarray(others, np.int64)}
-        probe.graph.initializer.extend(numpy_helper.from_array(values, key) for key, values in added.items())
+        probe.proto.graph.node.extend([moved, mean])
+        probe.add(moved.input[1], after[name] - before[name], folder)
+        probe.add(f"{bias}_axes", np.asarray(others, np.int64))
         biases.append(bias)
     if not biases:
         return {}
@@ -197,23 +200,20 @@ def _mean_shifts(model: Any, weights: Mapping[str, np.ndarray], batches: Sequenc
     return {bias: np.average(several, axis=0, weights=sizes) for bias, several in zip(biases, means, strict=True)}
 
 
-def largest_pair_sum(file: Path) -> int:
+def largest_pair_sum(graph: OnnxGraph) -> int:
     """The largest absolute sum of two products of uint8 activations and int8 weights in a QDQ graph.
 
     More than LARGEST_PAIR_SUM overflows on CPUs that add two products in 16 bits. 0 without such products.
     """
-    import onnx
-
-    model, largest = onnx.load(file), 0
-    weights = weights_of(model)
-    made = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    for node in model.graph.node:
+    largest, weights, nodes = 0, graph.weights, graph.proto.graph.node
+    made = {node.output[0]: node for node in nodes if node.op_type == "DequantizeLinear"}
+    for node in nodes:
         if node.op_type not in ("Conv", "MatMul", "Gemm") or not all(name in made for name in node.input[:2]):
             continue  # computed in fp32
         activation, weight = (made[name] for name in node.input[:2])
         codes, zero = weights.get(weight.input[0]), weights.get((*activation.input, "", "")[2])
         if codes is not None and codes.dtype == np.int8 and not (zero is not None and zero.dtype == np.int8):
-            pairs = _pairs(_by_channel(codes.astype(np.int64), output_axis(node, codes.ndim)))
+            pairs = _pairs(_by_channel(codes.astype(np.int16), output_axis(node, codes.ndim)))
             largest = max(largest, 255 * int(pairs.max(initial=0)))
     return largest
 
@@ -237,15 +237,16 @@ def output_axis(node: Any, dimensions: int) -> int:
     return 0 if node.op_type == "Gemm" and transposed else dimensions - 1
 
 
-def _without_unused(model: Any) -> Any:
+def _without_unused(graph: OnnxGraph) -> OnnxGraph:
     """The graph without nodes and weights that no output depends on."""
-    used, kept = {output.name for output in model.graph.output}, []
-    for node in reversed(model.graph.node):
+    proto = graph.proto.graph
+    used, kept = {output.name for output in proto.output}, []
+    for node in reversed(proto.node):
         if used & set(node.output):
             used |= set(node.input)
             kept.append(node)
-    weights = [weight for weight in model.graph.initializer if weight.name in used]
-    del model.graph.node[:], model.graph.initializer[:]
-    model.graph.node.extend(reversed(kept))
-    model.graph.initializer.extend(weights)
-    return model
+    weights = [weight for weight in proto.initializer if weight.name in used]
+    del proto.node[:], proto.initializer[:]
+    proto.node.extend(reversed(kept))
+    proto.initializer.extend(weights)
+    return graph

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from dcclip_cli.predict.encoder import TorchEncoder
 
 
-@dataclass(frozen=True)
+@dataclass
 class Source:
     """A loaded model. Texts are padded with `padding_id` to the longest of them, or to `context_length` if `fixed`.
 
-    `folder` is the model directory, if it was loaded from one; `encoder` is the model to compare exports with.
+    `folder` is the model directory, if it was loaded from one.
     """
 
-    encoder: TorchEncoder
+    loaded: TorchEncoder | None  # None after `release`
     tokenizer: Tokenizer
     context_length: int
     padding_id: int
@@ -38,9 +38,24 @@ class Source:
     preprocessing: Preprocessing
     folder: Path | None = None
 
+    def __post_init__(self) -> None:
+        towers = self.towers
+        self.name, self.parameters = towers.name, towers.parameters_count()
+        self.logit_scale, self.logit_bias = towers.logit_scale, towers.logit_bias
+
+    @property
+    def encoder(self) -> TorchEncoder:
+        """The model to compare exports with."""
+        assert self.loaded is not None, "the model was released"
+        return self.loaded
+
     @property
     def towers(self) -> Towers:
         return self.encoder.towers
+
+    def release(self) -> None:
+        """Free the model's memory."""
+        self.loaded = None
 
 
 def load_source(reference: ModelReference) -> Source:
@@ -56,7 +71,7 @@ def load_source(reference: ModelReference) -> Source:
         tokenizer = copy_tokenizer(_backend(towers, towers.tokenizer))
         padding = int(towers.tokenizer.pad_token_id)
         source = Source(encoder, tokenizer, towers.context_length, padding, towers.fixed_length, preprocessing)
-    elif reference.kind == "folder":
+    elif reference.kind == "folder" and towers.library_tokenizer is None:
         tokenizer, length = load_tokenizer(reference.path), getattr(towers.model, "text", towers.model).context_length
         padding = tokenizer.token_to_id("<pad>") or 0
         source = Source(encoder, tokenizer, int(length), padding, _is_fixed(towers), preprocessing, reference.path)
@@ -69,8 +84,8 @@ def load_source(reference: ModelReference) -> Source:
 def _of_open_clip(encoder: TorchEncoder, preprocessing: Preprocessing) -> Source:
     import open_clip
 
-    towers = encoder.towers
-    own: Any = open_clip.get_tokenizer(towers.name if towers.name.startswith("hf-hub:") else towers.name.split("/")[0])
+    towers: Any = encoder.towers
+    own = towers.library_tokenizer
     if isinstance(own, open_clip.tokenizer.SimpleTokenizer):
         tokenizer, padding = _byte_pairs(own), 0
     else:

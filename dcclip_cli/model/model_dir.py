@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,15 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import atomic_folder, read_json, write_json
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.tokenizer import load_tokenizer, save_tokenizer, tokenize_with
+from dcclip_cli.model.weights import (
+    OPEN_CLIP_WEIGHTS,
+    find_weights,
+    is_pickled,
+    safetensors_copy,
+    say_what_is_loaded,
+    weights_digest,
+)
+from dcclip_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,7 +29,6 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, PROVENANCE = "open_clip_config.json", "open_clip_model.safetensors", "dcclip.json"
 FORMAT = 1
-READS_SAFETENSORS = "dcclip reads safetensors only; save pickled weights as safetensors first"  # a hint
 
 
 def save_model(
@@ -57,52 +64,58 @@ def save_model(
         (temporary / "README.md").write_text(_model_card(provenance), encoding="utf-8")
 
 
-def load_model(folder: Path, device: str = "cpu") -> OpenClipTowers:
+def load_model(folder: Path, device: str = "cpu", progress: Progress | None = None) -> OpenClipTowers:
     """The towers of an open_clip directory, dcclip's or another's, in evaluation mode, fp32.
 
-    Only safetensors weights are read. Raises DcclipError if a file is missing or damaged, also for pickled weights.
+    Of pickled weights only tensors are read. Raises DcclipError if a file is missing or damaged.
     """
-    import open_clip
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
+    from dcclip_cli.model.open_clip_models import build, directory_tokenizer, read_weights
     from dcclip_cli.model.towers import OpenClipTowers
 
+    progress = progress or Silent()
     config = read_json(folder / CONFIG, "make a model with: dcclip run recipes/quickstart.yaml")
-    if not (folder / WEIGHTS).is_file():
-        raise DcclipError(
-            f"{folder} has no {WEIGHTS} (found: {', '.join(sorted(path.name for path in folder.iterdir()))})",
-            READS_SAFETENSORS,
-        )
-    root = logging.getLogger()
-    level = root.level
+    files = find_weights(str(folder), OPEN_CLIP_WEIGHTS)
+    if not files:
+        found = ", ".join(sorted(path.name for path in folder.iterdir()))
+        raise DcclipError(f"{folder} has no {WEIGHTS} (found: {found})", "copy the whole model directory again")
+    ours = (folder / PROVENANCE).is_file()
+    decisive = [folder / CONFIG, *files, folder / "tokenizer.json"]
+    if is_pickled(files):
+        files = [safetensors_copy(files, weights_digest(files), folder.name, progress)]
+    say_what_is_loaded(folder.name, files, progress)
     try:
-        preprocessing = Preprocessing.from_config(config.get("preprocess_cfg", {}))
-        root.setLevel(logging.ERROR)  # no warnings about missing weights, which are loaded below
-        try:
-            model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-        finally:
-            root.setLevel(level)
-        model.load_state_dict(load_file(folder / WEIGHTS))
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        model: Any = build(folder, config)
+        # A student is copied out of its file, since it may be trained; of a teacher the file's pages are used.
+        model.load_state_dict(read_weights(files), assign=not ours)
+        settings = config.get("preprocess_cfg", {}) if ours else dict(model.visual.preprocess_cfg)
+        preprocessing = Preprocessing.from_config(settings)
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0][:300]
         raise DcclipError(f"{folder} cannot be loaded: {reason}", "copy the whole model directory again") from None
-    tokenizer = load_tokenizer(folder)
-    tokenize = tokenize_with(tokenizer, config["model_cfg"]["text_cfg"].get("context_length", 77))
-    provenance = read_json(folder / PROVENANCE, "") if (folder / PROVENANCE).is_file() else {}
-    name = str(provenance.get("name", folder.name))
-    vocab = tokenizer.get_vocab()
-    towers = OpenClipTowers(model, tokenize, preprocessing, name, model_fingerprint(folder), vocab)
+    provenance = read_json(folder / PROVENANCE, "") if ours else {}
+    name, fingerprint = str(provenance.get("name", folder.name)), files_fingerprint(decisive)
+    if ours:
+        tokenizer = load_tokenizer(folder)
+        tokenize = tokenize_with(tokenizer, config["model_cfg"]["text_cfg"].get("context_length", 77))
+        towers = OpenClipTowers(model, tokenize, preprocessing, name, fingerprint, tokenizer.get_vocab())
+    else:
+        towers = OpenClipTowers(model, directory_tokenizer(folder), preprocessing, name, fingerprint)
     return towers.eval().to(device)
 
 
 def model_fingerprint(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS, "tokenizer.json")) -> str:
     """The sha256 of the files that decide the model's outputs; exports name their own files."""
+    return files_fingerprint([folder / name for name in names])
+
+
+def files_fingerprint(files: Sequence[Path]) -> str:
+    """The sha256 of the digests of those files that exist."""
     digest = hashlib.sha256()
-    for name in names:
-        if (folder / name).is_file():
-            with (folder / name).open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    for file in files:
+        if file.is_file():
+            digest.update(bytes.fromhex(weights_digest([file])))
     return digest.hexdigest()
 
 

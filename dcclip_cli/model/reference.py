@@ -11,6 +11,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.model_dir import CONFIG, WEIGHTS
 from dcclip_cli.run_dir import STAGES
 
+Library = Literal["transformers", "open_clip"]
 STARTER = "starter"  # the name of the model that comes with the package
 _STARTER_BUNDLE = Path(__file__).parent.parent / STARTER
 _HINT = "make a model with: dcclip run recipes/quickstart.yaml, or name one with --model"
@@ -47,6 +48,8 @@ def resolve(reference: str | None = None, runs: Path = Path("runs")) -> ModelRef
 
 def _named(reference: str, why: str) -> ModelReference:
     scheme, _, rest = reference.partition(":")
+    if scheme in ("hf", "open_clip", "hf-hub") and Path(rest).is_dir() and rest:
+        return _directory(Path(rest), "transformers" if scheme == "hf" else "open_clip", why)
     if scheme == "hf" and rest:
         return ModelReference("hf", rest, f"model: {rest} with transformers{why}")
     if scheme in ("open_clip", "hf-hub") and rest:
@@ -60,12 +63,48 @@ def _named(reference: str, why: str) -> ModelReference:
             f"model {reference} is not a directory",
             "name a model directory, a bundle, a run, hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME or starter",
         )
-    folder = path if _is_model(path) else _furthest_stage(path)
-    if folder is None:
-        raise DcclipError(f"{path} is neither a model directory nor an export bundle nor a finished run", _HINT)
+    return _directory(path, "open_clip", why)
+
+
+def _directory(path: Path, preferred: Library, why: str) -> ModelReference:
+    folder = path if _is_model(path) else _furthest_stage(path) or path
     if (folder / "image.onnx").is_file():
         return ModelReference("bundle", str(folder.resolve()), f"model: bundle {folder}{why}")
+    if library_of(folder, preferred) == "transformers":
+        return ModelReference("hf", str(folder.resolve()), f"model: {folder} with transformers{why}")
     return ModelReference("folder", str(folder.resolve()), f"model: {folder}{why}")
+
+
+def library_of(folder: Path, preferred: Library) -> Library:
+    """The library that reads a model directory, by its files; `preferred` if both do.
+
+    Raises DcclipError if the directory contains no model.
+    """
+    found: list[Library] = []
+    if any((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
+        found.append("open_clip")
+    has_weights = any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+    if (folder / "config.json").is_file() and has_weights:
+        found.append("transformers")
+    if not found:
+        raise _no_model(folder)
+    return preferred if preferred in found else found[0]
+
+
+def _no_model(folder: Path) -> DcclipError:
+    if not folder.is_dir():
+        return DcclipError(f"{folder} is not a directory", "check the path, or give the name of a model on a hub")
+    names = sorted(path.name for path in folder.iterdir())
+    inner = [name for name in names if (folder / name / "config.json").is_file() or _is_model(folder / name)]
+    if inner:
+        hint = f"name the directory in it: {folder / inner[0]}"
+    elif (folder / "image.onnx").is_file():
+        hint = "name the model directory that the bundle was exported from"
+    else:
+        hint = _HINT
+    there = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
+    what = f"{folder} is no model directory of dcclip, open_clip or transformers, export bundle or finished run"
+    return DcclipError(f"{what} (found: {there})", hint)
 
 
 def _is_model(folder: Path) -> bool:

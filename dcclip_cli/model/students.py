@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.model_dir import READS_SAFETENSORS
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.tokenizer import END_ID, PADDING_ID
 from dcclip_cli.options import Options
@@ -210,7 +209,9 @@ def init_image_tower(model: nn.Module, image: ImageTower) -> None:
             weights = load_file(image.weights)
         except SafetensorError as error:
             what = f"student.image.weights: {image.weights} is not a safetensors file: {error}"
-            raise DcclipError(what, READS_SAFETENSORS) from None
+            raise DcclipError(
+                what, "save the weights as safetensors; student.image.weights takes no other file"
+            ) from None
     if whole := any(name.startswith("trunk.") for name in weights):
         trunk = model.visual
     own = trunk.state_dict()

@@ -11,10 +11,24 @@ from pydantic import Field
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.precision import Precision, choose_precision
+from dcclip_cli.model.reference import Library, library_of
+from dcclip_cli.model.weights import (
+    TRANSFORMERS_WEIGHTS,
+    find_weights,
+    is_pickled,
+    require_file,
+    safetensors_copy,
+    say_what_is_loaded,
+    weights_digest,
+)
 from dcclip_cli.options import Options
+from dcclip_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from dcclip_cli.model.towers import OpenClipTowers, Towers, TransformersTowers
+    from dcclip_cli.model.towers import Towers, TransformersTowers
+
+_TREATMENT = "2"  # part of fingerprints; another one when dcclip treats the same files in another way
+_CHECK = "check the name and the network connection, or give the path of a directory"
 
 
 class _TeacherOptions(Options):
@@ -27,36 +41,29 @@ class TransformersTeacher(_TeacherOptions):
     """A dual encoder of transformers: ChineseCLIP, CLIP, SigLIP, SigLIP2, MetaCLIP2, AltCLIP."""
 
     kind: Literal["transformers"] = "transformers"
-    model: str = Field(description="Name on the Hugging Face Hub, or a directory written by save_pretrained")
+    model: str = Field(description="Name on the Hugging Face Hub, or a model directory of any library")
 
-    def load(self, device: str = "cpu") -> TransformersTowers:
+    def load(self, device: str = "cpu", progress: Progress | None = None) -> Towers:
         """The teacher's towers, frozen, in evaluation mode. Raises DcclipError if it cannot be loaded."""
-        architecture = "AltCLIPModel" if isinstance(self, AltClipTeacher) else "AutoModel"
-        return _frozen(_load_transformers(self.model, architecture), self.precision, device)
+        return _frozen(_load(self.model, "transformers", progress or Silent()), self.precision, device)
 
 
 class AltClipTeacher(TransformersTeacher):
     """AltCLIP, the paper's teacher: ViT-L/14 and XLM-RoBERTa-large, 864 M parameters ("BAAI/AltCLIP")."""
 
     kind: Literal["altclip"] = "altclip"  # type: ignore[assignment]
-    model: str = Field(
-        "BAAI/AltCLIP", description="Name on the Hugging Face Hub, or a directory written by save_pretrained"
-    )
+    model: str = Field("BAAI/AltCLIP", description="Name on the Hugging Face Hub, or a model directory of any library")
 
 
 class OpenClipTeacher(_TeacherOptions):
     """An open_clip model: `ARCH/TAG`, `hf-hub:ORG/NAME`, or a model directory such as dcclip writes."""
 
     kind: Literal["open_clip"] = "open_clip"
-    model: str = Field(description="ARCH/TAG, hf-hub:ORG/NAME, or the path of a model directory")
+    model: str = Field(description="ARCH/TAG, hf-hub:ORG/NAME, or a model directory of any library")
 
-    def load(self, device: str = "cpu") -> Towers:
+    def load(self, device: str = "cpu", progress: Progress | None = None) -> Towers:
         """The teacher's towers, frozen, in evaluation mode. Raises DcclipError if it cannot be loaded."""
-        if Path(self.model).is_absolute():
-            from dcclip_cli.model.model_dir import load_model
-
-            return _frozen(load_model(Path(self.model)), self.precision, device)
-        return _frozen(_load_open_clip(self.model), self.precision, device)
+        return _frozen(_load(self.model, "open_clip", progress or Silent()), self.precision, device)
 
 
 def _frozen(towers: Towers, precision: str, device: str) -> Any:
@@ -66,7 +73,25 @@ def _frozen(towers: Towers, precision: str, device: str) -> Any:
     return towers
 
 
-def _load_transformers(model: str, architecture: str) -> TransformersTowers:
+def _load(model: str, library: Library, progress: Progress) -> Towers:
+    """A model by its hub name in a library, or from its directory, whichever library wrote it."""
+    folder = Path(model)
+    if folder.is_dir() or folder.is_absolute():
+        library = library_of(folder, library)
+        if library == "open_clip":
+            from dcclip_cli.model.model_dir import load_model
+
+            return load_model(folder, progress=progress)
+    if library == "transformers":
+        return _load_transformers(model, progress)
+    from dcclip_cli.model.open_clip_models import load_named
+
+    towers = load_named(model)
+    towers.fingerprint = _fingerprint(towers.model)
+    return towers
+
+
+def _load_transformers(model: str, progress: Progress) -> TransformersTowers:
     import transformers
     from huggingface_hub.utils.tqdm import enable_progress_bars
 
@@ -74,64 +99,70 @@ def _load_transformers(model: str, architecture: str) -> TransformersTowers:
 
     transformers.utils.logging.disable_progress_bar()  # of "Loading weights"
     enable_progress_bars()  # of downloads, which the line above disables too
-    if Path(model).is_absolute() and not (Path(model) / "config.json").is_file():
-        raise DcclipError(f"{model} has no config.json", "name a directory written by transformers' save_pretrained")
+    name = Path(model).name
     try:
-        loaded = getattr(transformers, architecture).from_pretrained(model, use_safetensors=True, dtype="float32")
+        config_file, files = require_file(model, "config.json"), find_weights(model, TRANSFORMERS_WEIGHTS)
+        if not files:
+            names = " or ".join(TRANSFORMERS_WEIGHTS)
+            raise DcclipError(f"teacher {model} cannot be loaded: there is no {names}", _CHECK)
+        digest = weights_digest(files)
+        if is_pickled(files):
+            files = [safetensors_copy(files, digest, name, progress)]
+        say_what_is_loaded(name, files, progress)
+        loaded = _from_pretrained(name, files[0].parent, config_file.parent)
         image_processor = transformers.AutoImageProcessor.from_pretrained(model, backend="pil")
         tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise DcclipError(
-            f"teacher {model} cannot be loaded: {reason}",
-            "check the name and the network connection, or give a directory that starts with ./ or /",
-        ) from None
+        raise DcclipError(f"teacher {model} cannot be loaded: {reason}", _CHECK) from None
     if not hasattr(loaded, "get_image_features") or not hasattr(loaded, "get_text_features"):
         raise DcclipError(
             f"teacher {model} is a {type(loaded).__name__}, not an image-text dual encoder",
             "use AltCLIP, ChineseCLIP, CLIP, SigLIP, SigLIP2 or MetaCLIP2",
         )
+    if loaded.config.model_type == "siglip2":
+        raise DcclipError(
+            f"teacher {model} is a NaFlex model, whose images keep their own sizes",
+            "use one of a fixed size, such as google/siglip2-base-patch16-224",
+        )
+    towers = TransformersTowers(loaded, image_processor, tokenizer, name, "")
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocab = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    others = (loaded.config.to_json_string(), image_processor.to_json_string(), vocab)
-    return TransformersTowers(loaded, image_processor, tokenizer, Path(model).name, _fingerprint(loaded, *others))
+    parts = [_TREATMENT, digest, loaded.config.to_json_string(), image_processor.to_json_string(), vocab]
+    towers.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return towers
 
 
-def _load_open_clip(model: str) -> OpenClipTowers:
-    import open_clip
+def _from_pretrained(name: str, weights: Path, config_folder: Path) -> Any:
+    """transformers' model with the weights in a folder. Raises DcclipError if some of its weights are not there."""
+    import transformers
+
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # its report of missing weights is replaced by the error below
+    try:
+        config = transformers.AutoConfig.from_pretrained(config_folder)
+        loaded, found = transformers.AutoModel.from_pretrained(
+            weights, config=config, use_safetensors=True, dtype="float32", output_loading_info=True
+        )
+    finally:
+        transformers.utils.logging.set_verbosity(before)
+    if missing := sorted(found["missing_keys"]):
+        raise DcclipError(
+            f"teacher {name} cannot be loaded: its weights lack {missing[0]} ({len(missing)} missing in all)",
+            "copy the whole model again, or check that config.json belongs to these weights",
+        )
+    return loaded
+
+
+def _fingerprint(model: Any) -> str:
+    """A sha256 of a model's weights in memory, which are not copied."""
     import torch
 
-    from dcclip_cli.model.towers import OpenClipTowers, Tokens
-
-    name, tag = (model, None) if model.startswith("hf-hub:") else model.rpartition("/")[::2]
-    if not name:
-        raise DcclipError(f"open_clip model '{model}' has no tag", "write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k")
-    try:
-        created, _, transform = open_clip.create_model_and_transforms(name, pretrained=tag)
-        tokenizer = open_clip.get_tokenizer(name)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
-        raise DcclipError(
-            f"open_clip model {model} cannot be loaded: {reason}",
-            "check the name against open_clip.list_pretrained(), and the network connection",
-        ) from None
-    padding = getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", None) or 0
-
-    def tokenize(texts: list[str]) -> Tokens:
-        ids = tokenizer(texts)
-        # Padding comes last, so all tokens up to the last one that is not padding are real.
-        real = (ids != padding).to(torch.int64).flip(1).cummax(1).values.flip(1)
-        return Tokens(ids, real)
-
-    full_name = f"{name}/{tag}" if tag else name
-    return OpenClipTowers(created, tokenize, transform, full_name, _fingerprint(created))
-
-
-def _fingerprint(model: Any, *others: str) -> str:
-    """A sha256 of `others` and the names and sums of all weights: cheap, and different for different weights."""
-    weights = sorted(model.state_dict().items())
-    sums = {name: [float(value.double().sum()), float(value.double().abs().sum())] for name, value in weights}
-    return hashlib.sha256(json.dumps([sums, *others], sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(_TREATMENT.encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 Teacher = Annotated[AltClipTeacher | TransformersTeacher | OpenClipTeacher, Field(discriminator="kind")]

@@ -75,15 +75,15 @@ class Towers(nn.Module, ABC):
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         """The image tower's input (3, H, W), float32, for an RGB image."""
-        return self._own_preprocess(image) if self.preprocessing is None else self.preprocessing(image)
+        return self.library_preprocess(image) if self.preprocessing is None else self.preprocessing(image)
 
     @abstractmethod
-    def _own_preprocess(self, image: Image.Image) -> np.ndarray:
+    def library_preprocess(self, image: Image.Image) -> np.ndarray:
         """As `preprocess`, by the library's own code."""
 
-    @abstractmethod
     def match_preprocessing(self) -> Preprocessing:
         """The Preprocessing that gives the values of the library's own. Raises DcclipError if there is none."""
+        raise DcclipError(f"{self.name}: its preprocessing is done by its library", "use a model of another library")
 
     @cached_property
     def preprocessing(self) -> Preprocessing | None:
@@ -168,21 +168,22 @@ class OpenClipTowers(Towers):
         fingerprint: str,
         vocab: dict[str, int] | None = None,
     ) -> None:
-        """`vocab`: the row of each token, if the tokenizer has a vocabulary."""
+        """`vocab`: the row of each token, if the tokenizer has a vocabulary and does not know it itself."""
         super().__init__()
-        self.model, self.vocab = model, vocab
+        self.model, self.vocab = model, vocab or getattr(tokenizer, "vocab", None)
+        self.library_tokenizer = getattr(tokenizer, "own", None)  # open_clip's, if that is the tokenizer
         self._tokenizer = tokenizer
         self._preprocess = preprocess
         self.name, self.fingerprint = name, fingerprint
 
-    def _own_preprocess(self, image: Image.Image) -> np.ndarray:
+    def library_preprocess(self, image: Image.Image) -> np.ndarray:
         return np.asarray(self._preprocess(image))
 
     def match_preprocessing(self) -> Preprocessing:
         if isinstance(self._preprocess, Preprocessing):
             return self._preprocess
         config = getattr(self.model.visual, "preprocess_cfg", None)
-        return matching_preprocessing(self.name, self._own_preprocess, dict(config or {}))
+        return matching_preprocessing(self.name, self.library_preprocess, dict(config or {}))
 
     def tokenize(self, texts: list[str]) -> Tokens:
         return self._tokenizer(texts)
@@ -268,17 +269,16 @@ class TransformersTowers(Towers):
         self.model = model
         self.image_processor, self.tokenizer = image_processor, tokenizer
         self.name, self.fingerprint = name, fingerprint
-        text = model.config.text_config
-        # XLM-R's position table starts after the padding id, so two of its 514 positions are never used.
-        spare = text.pad_token_id + 1 if "roberta" in type(tokenizer).__name__.lower() else 0
-        limit = getattr(text, "max_position_embeddings", 77) - spare
+        limit = getattr(model.config.text_config, "max_position_embeddings", 77) - _unused_positions(model.text_model)
         self.context_length = min(limit, 77, tokenizer.model_max_length)
         self.fixed_length = model.config.model_type.startswith("siglip")  # trained on 64 tokens, padded
+        if self.fixed_length and "gemma" in type(tokenizer).__name__.lower():
+            _lower_case(tokenizer)
 
     def match_preprocessing(self) -> Preprocessing:
-        return matching_preprocessing(self.name, self._own_preprocess, self.image_processor)
+        return matching_preprocessing(self.name, self.library_preprocess, self.image_processor)
 
-    def _own_preprocess(self, image: Image.Image) -> np.ndarray:
+    def library_preprocess(self, image: Image.Image) -> np.ndarray:
         return np.asarray(self.image_processor(images=image, return_tensors="np")["pixel_values"][0], np.float32)
 
     def tokenize(self, texts: list[str]) -> Tokens:
@@ -315,6 +315,26 @@ class TransformersTowers(Towers):
         mask = {} if self.fixed_length else {"attention_mask": tokens.mask}
         out = self.model.get_text_features(input_ids=tokens.ids, return_dict=True, **mask)
         return TextFeatures(out.pooler_output, out.last_hidden_state, tokens.mask)
+
+
+def _unused_positions(text_model: nn.Module) -> int:
+    """How many rows of the position table no text uses: RoBERTa's counts from the row after the padding id, 1."""
+    for name, module in text_model.named_modules():
+        if name.endswith(("position_embeddings", "position_embedding")) and isinstance(module, nn.Embedding):
+            return 0 if module.padding_idx is None else module.padding_idx + 1
+    return 0
+
+
+def _lower_case(tokenizer: Any) -> None:
+    """Make SigLIP2's tokenizer lower-case texts.
+
+    SigLIP2 was trained so, and transformers' Siglip2Tokenizer does it; the fixed-size checkpoints name Gemma's own
+    tokenizer, which does not (huggingface/transformers#43054).
+    """
+    from tokenizers import normalizers
+
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), backend.normalizer])
 
 
 def _on_grid(hidden: Tensor) -> Tensor:

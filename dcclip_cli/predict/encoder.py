@@ -14,6 +14,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.precision import AS_ASKED, Choice, Precision, choose_precision, finite, torch_device
 from dcclip_cli.model.preprocess import flatten
 from dcclip_cli.model.reference import ModelReference
+from dcclip_cli.progress import Progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -95,7 +96,11 @@ class TorchEncoder:
 
 
 def load_encoder(
-    reference: ModelReference, device: str = "auto", precision: Precision = "fp32", threads: int | None = None
+    reference: ModelReference,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    threads: int | None = None,
+    progress: Progress | None = None,
 ) -> Encoder:
     """The model meant by a reference; a bundle is loaded without torch. Raises DcclipError if it cannot be loaded.
 
@@ -108,11 +113,15 @@ def load_encoder(
         from dcclip_cli.predict.onnx_encoder import OnnxEncoder
 
         return OnnxEncoder(reference.path, device, threads or 1)
-    return load_torch_encoder(reference, device, precision, threads)
+    return load_torch_encoder(reference, device, precision, threads, progress)
 
 
 def load_torch_encoder(
-    reference: ModelReference, device: str = "auto", precision: Precision = "fp32", threads: int | None = None
+    reference: ModelReference,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    threads: int | None = None,
+    progress: Progress | None = None,
 ) -> TorchEncoder:
     """The model meant by a reference that is not a bundle. Raises DcclipError if the model or device is missing.
 
@@ -126,12 +135,12 @@ def load_torch_encoder(
     if reference.kind == "folder":
         from dcclip_cli.model.model_dir import load_model
 
-        towers: Towers = load_model(reference.path, device)
+        towers: Towers = load_model(reference.path, device, progress)
     else:
         from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
 
         teacher = TransformersTeacher if reference.kind == "hf" else OpenClipTeacher
-        towers = teacher(model=reference.target, precision="fp32").load(device)
+        towers = teacher(model=reference.target, precision="fp32").load(device, progress)
     towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as TorchEncoder runs them
     return TorchEncoder(towers, device, choose_precision(precision, device, towers))
 

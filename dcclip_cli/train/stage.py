@@ -90,7 +90,7 @@ def prepare(setup: StageSetup, options: TrainOptions, context: StageContext) -> 
     training = open_training_data(setup.data, run, seed, progress)
     _check_data(setup, training)
     teacher = [] if context.teacher is None else [context.teacher]
-    teachers = load_teachers([*teacher, *options.more_teachers], setup.losses, device)
+    teachers = load_teachers([*teacher, *options.more_teachers], setup.losses, device, context.progress)
     first = _first_teacher(teachers, setup, context)
     student = _open_student(setup, context, training, teachers, first)
     _check_losses(setup, options, student, training.datasets.get("pairs"))
@@ -132,7 +132,9 @@ def _first_teacher(teachers: Teachers, setup: StageSetup, context: StageContext)
     if teachers.towers:
         return teachers.towers[0]
     inherits = setup.start is None and context.student is not None and context.student.text.inherit != "nothing"
-    return context.teacher.load(context.device) if context.teacher is not None and inherits else None
+    if context.teacher is None or not inherits:
+        return None
+    return context.teacher.load(context.device, context.progress)
 
 
 def _open_student(

@@ -83,7 +83,9 @@ class Teachers:
         return replace(collator, teacher_preprocess=tuple(map(training_preprocess, self.towers)))
 
 
-def load_teachers(teachers: Sequence[Teacher], losses: Sequence[Loss], device: str) -> Teachers:
+def load_teachers(
+    teachers: Sequence[Teacher], losses: Sequence[Loss], device: str, progress: Progress | None = None
+) -> Teachers:
     """The teachers, or none if no loss needs any.
 
     Raises DcclipError if one cannot be loaded, or a loss names one that does not exist.
@@ -97,7 +99,7 @@ def load_teachers(teachers: Sequence[Teacher], losses: Sequence[Loss], device: s
             )
     if not any(loss.needs_teacher for loss in losses):
         return Teachers()
-    loaded = tuple(teacher.load(device) for teacher in teachers)
+    loaded = tuple(teacher.load(device, progress) for teacher in teachers)
     return Teachers(
         tuple(teachers), loaded, tuple(widths(one, layers_of(losses, number)) for number, one in enumerate(loaded))
     )

@@ -14,9 +14,10 @@ import pytest
 
 from dcclip_cli.curation.shards import ShardWriter
 from dcclip_cli.data import index as indexes
-from dcclip_cli.data import shards
+from dcclip_cli.data import indexing, shards
 from dcclip_cli.data.dataset import open_pairs, shards_at, write_parquet
-from dcclip_cli.data.index import SUFFIX, find_index, index_files, verify_files
+from dcclip_cli.data.index import SUFFIX, find_index
+from dcclip_cli.data.indexing import index_files, verify_files
 from dcclip_cli.data.pair import LANGUAGES, Pair, caption_id
 from dcclip_cli.data.shards import Columns, tar_rows
 from dcclip_cli.data.storage import local_file
@@ -146,8 +147,8 @@ def test_collect_writes_the_index_that_would_be_made_from_its_tar(tmp_path: Path
 def test_shards_are_indexed_by_several_processes_and_what_is_done_stays_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexes, "_FEW_BYTES", 0)
-    monkeypatch.setattr(indexes, "cores", lambda: 2)
+    monkeypatch.setattr(indexing, "_FEW_BYTES", 0)
+    monkeypatch.setattr(indexing, "cores", lambda: 2)
     for number in range(4):
         write_tar(tmp_path / f"{number}.tar", *many(20, number * 20))
     whole = (tmp_path / "3.tar").read_bytes()

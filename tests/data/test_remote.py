@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dcclip_cli.data import dataset as dataset_module
-from dcclip_cli.data import index, storage
-from dcclip_cli.data.dataset import IndexedDataset, find_dataset, open_pairs, write_parquet
-from dcclip_cli.data.index import cached, find_indexes
+from dcclip_cli.data import index, indexed, storage
+from dcclip_cli.data.dataset import find_dataset, open_pairs, write_parquet
+from dcclip_cli.data.index import cached
+from dcclip_cli.data.indexed import IndexedDataset
+from dcclip_cli.data.indexing import find_indexes
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.shards import Columns
 from dcclip_cli.data.storage import list_files
@@ -125,7 +126,7 @@ def test_what_is_needed_next_is_fetched_ahead(
     pairs: list[Pair],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dataset_module, "BLOCK", 8)
+    monkeypatch.setattr(indexed, "BLOCK", 8)
     s3.put("bucket", "all.tar", tar_of(pairs))
     remote = open_pairs("s3://bucket/all.tar")
     assert remote.blocks.tolist() == [0, 8, 16, 24, 32]

@@ -1,6 +1,7 @@
 """An export gives what its model gives, at any batch size and text length; a failed export leaves nothing."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.errors import DcclipError
@@ -18,7 +20,7 @@ from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.towers import Tokens
-from dcclip_cli.predict.encoder import Encoder
+from dcclip_cli.predict.encoder import Encoder, load_encoder
 from dcclip_cli.predict.onnx_encoder import OnnxEncoder
 from tests.exporters.conftest import Exporting
 
@@ -152,10 +154,10 @@ def test_an_fp16_export_that_overflows_keeps_more_in_fp32(
 ) -> None:
     compare, overflows = Original.compare, iter([True, False])
 
-    def first_overflows(original: Original, exported: Encoder) -> Parity:
+    def first_overflows(original: Original, exported: Encoder, changed: Collection[str]) -> Parity:
         if next(overflows):
             raise NotFiniteError("tiny-fp16 returned embeddings that are not finite", "")
-        return compare(original, exported)
+        return compare(original, exported, changed)
 
     monkeypatch.setattr(Original, "compare", first_overflows)
     assert set(about(export_model(precision="fp16", data=None))["kept_fp32"]) == {"image", "text"}
@@ -207,3 +209,40 @@ def test_an_int8_graph_that_could_overflow_is_refused(export_model: Exporting, m
     monkeypatch.setattr("dcclip_cli.exporters.rounding._PAIR", 254)
     with pytest.raises(DcclipError, match="two int8 products can add up to"):
         export_model(precision="int8", parity=ANY_AGREEMENT, calibration_images=2)
+
+
+@pytest.mark.parametrize("kind", ["altclip", "clip", "metaclip2"])
+def test_at_224_pixels_images_of_odd_sizes_come_out_as_from_transformers(
+    kind: str, altclip_folder: Path, clip_folder: Path, export_model: Exporting, tmp_path: Path
+) -> None:
+    """In the library's own preprocessing, whose centre crop is a pixel from torchvision's for half of the odd sizes."""
+    model = enlarged(clip_folder if kind == "clip" else altclip_folder, kind, tmp_path / "model")
+    made = export_model(f"hf:{model}", data=None, parity=ANY_AGREEMENT)
+    assert about(made)["preprocessing"]["crop"] == "floor" and about(made)["preprocessing"]["size"] == 224
+    expected, exported = load_encoder(resolve(f"hf:{model}"), "cpu"), OnnxEncoder(made.folder, "cpu")
+    random = np.random.default_rng(0)
+    for width, height in [(227, 224), (224, 227), (301, 201), (97, 333), (63, 64)]:
+        image = Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8))
+        np.testing.assert_allclose(exported.preprocess(image), expected.preprocess(image), rtol=0, atol=1e-5)
+        ours, theirs = (model.encode_pixels(model.preprocess(image)[np.newaxis]) for model in (exported, expected))
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def enlarged(folder: Path, kind: str, out: Path) -> Path:
+    """A random model of transformers for 224 pixels, with the text tower and the tokenizer of one for 32."""
+    import transformers
+
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"] |= {"image_size": 224, "patch_size": 56}
+    if kind == "metaclip2":
+        text = config["text_config"] | {"projection_dim": 16, "max_position_embeddings": 77, "eos_token_id": 2}
+        given = {"text_config": text, "vision_config": config["vision_config"], "projection_dim": 16}
+        network: Any = transformers.MetaClip2Model(transformers.MetaClip2Config(**given))
+    else:
+        name = {"altclip": "AltCLIP", "clip": "CLIP"}[kind]
+        made = getattr(transformers, f"{name}Config").from_dict(config)
+        network = getattr(transformers, f"{name}Model")(made)
+    network.save_pretrained(out)
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(out)
+    transformers.CLIPImageProcessor().save_pretrained(out)
+    return out

@@ -148,17 +148,17 @@ def test_a_broken_directory_gets_the_right_error(
     assert raised.value.hint
 
 
-def test_weights_of_another_model_are_refused_and_a_pickle_is_never_opened(model_folder: Path, tmp_path: Path) -> None:
+def test_weights_of_another_model_and_a_directory_without_any_are_refused(model_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(model_folder, tmp_path / "mixed")
     weights = load_file(folder / "open_clip_model.safetensors")
     weights["text.positional_embedding"] = torch.zeros(10, 32)
     save_file(weights, folder / "open_clip_model.safetensors")
     with pytest.raises(DcclipError, match="cannot be loaded"):
         load_model(folder)
-    (folder / "open_clip_model.safetensors").rename(folder / "open_clip_pytorch_model.bin")
+    (folder / "open_clip_model.safetensors").rename(folder / "model.ckpt")
     with pytest.raises(DcclipError, match=r"has no open_clip_model\.safetensors") as raised:
         load_model(folder)
-    assert "safetensors only" in raised.value.hint
+    assert "model.ckpt" in raised.value.what and raised.value.hint == "copy the whole model directory again"
 
 
 # ---- atomic directories

@@ -33,12 +33,12 @@ def student(model_folder: Path) -> OpenClipTowers:
 
 
 @pytest.fixture(scope="module")
-def altclip(altclip_folder: Path) -> TransformersTowers:
+def altclip(altclip_folder: Path) -> Any:
     return AltClipTeacher(model=str(altclip_folder)).load()
 
 
 @pytest.fixture(scope="module", params=["altclip", "chinese_clip", "siglip"])
-def teacher(request: pytest.FixtureRequest) -> TransformersTowers:
+def teacher(request: pytest.FixtureRequest) -> Any:
     return TransformersTeacher(model=str(request.getfixturevalue(f"{request.param}_folder"))).load()
 
 

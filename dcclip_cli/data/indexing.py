@@ -1,0 +1,180 @@
+"""Indexing of many files: indexes are found, copied from object stores, written in parallel, or verified."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from tempfile import TemporaryDirectory
+
+from dcclip_cli.data.index import SUFFIX, Index, beside, cached, find_index, read_index, write_index
+from dcclip_cli.data.shards import Columns
+from dcclip_cli.data.storage import DataFile, list_files, with_suffix
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import atomic_file, cache_folder, lock
+from dcclip_cli.machine import cores
+from dcclip_cli.progress import Progress, Silent, Task
+
+_FEW_BYTES = 1 << 26  # so much data is indexed faster than a process starts
+_CONNECTIONS = 16
+
+
+def find_indexes(files: Sequence[DataFile], columns: Columns, progress: Progress | None = None) -> list[Index]:
+    """The indexes of data files; those that are missing or too old are written to the cache folder first."""
+    found = {file: find_index(file, columns) for file in files}
+    missing = [file for file, index in found.items() if index is None]
+    if missing:
+        (cache_folder() / "index").mkdir(parents=True, exist_ok=True)
+        # Several processes of one run want the same indexes: the first writes them, the others find them.
+        with lock(cached(missing[0], columns).with_suffix(".lock")):
+            found |= {file: find_index(file, columns) for file in missing}
+            jobs = [(file, cached(file, columns)) for file in missing if found[file] is None]
+            copied = _copy_published(jobs, columns)
+            write_indexes([job for job in jobs if job not in copied], columns, progress)
+            found |= _written(jobs)
+    return [index for index in found.values() if index is not None]
+
+
+def _copy_published(jobs: Sequence[tuple[DataFile, Path]], columns: Columns) -> set[tuple[DataFile, Path]]:
+    """Copy indexes that are next to their files in an object store, if they state the file's size; which were."""
+
+    def fits(job: tuple[DataFile, Path]) -> bool:
+        file, path = job
+        try:
+            (published,) = list_files(with_suffix(file.location, SUFFIX))
+            with atomic_file(path) as partial, partial.open("wb") as target:
+                published.read_into(target.fileno(), 0, published.size)
+        except DcclipError:
+            return False  # the shard is read in its place, or raises the error
+        return find_index(file, columns) is not None
+
+    remote = [job for job in jobs if job[0].is_remote]
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        return {job for job, fit in zip(remote, pool.map(fits, remote), strict=True) if fit}
+
+
+def index_files(
+    files: Sequence[DataFile], columns: Columns, fresh: bool = False, progress: Progress | None = None
+) -> list[Index]:
+    """Index data files that have no index or an old one, with `fresh` all of them.
+
+    The index of a local file is written next to it, or where that is not allowed to the cache folder. That of a file in
+    an object store is written to the cache folder, unless there is one next to it.
+    """
+    found = {file: None if fresh else find_index(file, columns) for file in files}
+    jobs = [(file, _place(file, columns)) for file, index in found.items() if index is None]
+    copied = set() if fresh else _copy_published(jobs, columns)
+    write_indexes([job for job in jobs if job not in copied], columns, progress)
+    found |= _written(jobs)
+    return [index for index in found.values() if index is not None]
+
+
+def _written(jobs: Sequence[tuple[DataFile, Path]]) -> dict[DataFile, Index]:
+    found = {file: read_index(file, path) for file, path in jobs}
+    assert all(found.values()), "an index that was just written cannot be read"
+    return {file: index for file, index in found.items() if index is not None}
+
+
+def _place(file: DataFile, columns: Columns) -> Path:
+    if not file.is_remote and os.access(beside(file).parent, os.W_OK):
+        return beside(file)
+    path = cached(file, columns)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def verify_files(files: Sequence[DataFile], columns: Columns, progress: Progress | None = None) -> list[Index]:
+    """Read data files as a whole and compare them with their indexes. Raises DcclipError where any differs."""
+    indexes = [(file, find_index(file, columns)) for file in files]
+    wrong = [f"{file} has no index, or has changed since" for file, index in indexes if index is None]
+    known = [index for _, index in indexes if index is not None]
+    with TemporaryDirectory(prefix="dcclip-index-") as folder:
+        jobs = [(index.file, Path(folder, f"{number}{SUFFIX}")) for number, index in enumerate(known)]
+        write_indexes(jobs, columns, progress)
+        again = [read_index(file, path) for file, path in jobs]
+    for index, found in zip(known, again, strict=True):
+        if found is None or found.about != index.about:
+            wrong.append(f"{index.file} differs from its index {index.path}")
+    if wrong:
+        raise DcclipError("\n".join(wrong), "if the data is right, index it again: dcclip index --fresh PATH")
+    return known
+
+
+def write_indexes(jobs: Sequence[tuple[DataFile, Path]], columns: Columns, progress: Progress | None = None) -> None:
+    """Write the indexes of many (data file, index) in parallel. Each is whole or missing, also after a kill."""
+    workers = min(cores(), len(jobs))
+    with (progress or Silent()).task("index", len(jobs)) as task:
+        if workers < 2 or sum(file.size for file, _ in jobs) < _FEW_BYTES:
+            for file, path in jobs:
+                write_index(file, path, columns)
+                task.advance()
+            return
+        waiting: SimpleQueue[tuple[DataFile, Path]] = SimpleQueue()
+        for job in jobs:
+            waiting.put(job)
+        processes = [_start_worker() for _ in range(workers)]
+        try:
+            with ThreadPoolExecutor(workers) as pool:
+                for _ in pool.map(lambda process: _feed(process, waiting, columns, task), processes):
+                    pass
+        finally:
+            for process in processes:
+                process.terminate()
+                process.communicate()
+
+
+def _start_worker() -> subprocess.Popen[str]:
+    """A process that indexes the files it is told; not of `multiprocessing`, which would import the caller's script."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-m", "dcclip_cli.data.indexing"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def _feed(
+    process: subprocess.Popen[str], waiting: SimpleQueue[tuple[DataFile, Path]], columns: Columns, task: Task
+) -> None:
+    """Hand files to a worker until none is waiting. Raises what it raises."""
+    assert process.stdin and process.stdout
+    while True:
+        try:
+            file, path = waiting.get_nowait()
+        except Empty:
+            return
+        process.stdin.write(json.dumps([asdict(file), str(path), columns.named]) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        if not answer:
+            raise DcclipError(f"{file}: the process that indexed it was killed", "run again; is there enough memory?")
+        if error := json.loads(answer):
+            while not waiting.empty():
+                with suppress(Empty):
+                    waiting.get_nowait()
+            raise DcclipError(*error)
+        task.advance()
+
+
+def _serve(orders: Iterable[str]) -> None:
+    """Index the files named on standard input, and answer each with an error or null."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command that started this process ends it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no partial file is left
+    for order in orders:
+        file, path, named = json.loads(order)
+        error = None
+        try:
+            write_index(DataFile(**file), Path(path), Columns(**named))
+        except DcclipError as raised:
+            error = [raised.what, raised.hint]
+        sys.stdout.write(json.dumps(error) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    _serve(sys.stdin)

@@ -1,0 +1,161 @@
+"""Weight files of models: finding them on disk or on the hub, safetensors copies of pickled ones, and their digests."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import atomic_folder, cache_folder, file_sha256, lock, read_json
+from dcclip_cli.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SAFETENSORS = "model.safetensors"
+TRANSFORMERS_WEIGHTS = (SAFETENSORS, "pytorch_model.bin")  # the first that exists is read
+OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+LARGE_BYTES = 300_000_000  # loading so much takes seconds
+
+
+def find_weights(model: str, names: Sequence[str]) -> list[Path]:
+    """The files of a model's weights, several if they are sharded, by the first of `names` that exists; else [].
+
+    `model` is a directory or a name on the Hugging Face Hub, from which missing files are downloaded.
+    """
+    for name in names:
+        if file := find_file(model, name):
+            return [file]
+        if index := find_file(model, f"{name}.index.json"):
+            shards = sorted(set(read_json(index, "").get("weight_map", {}).values()))
+            files = [find_file(model, shard) for shard in shards]
+            if missing := [shard for shard, file in zip(shards, files, strict=True) if file is None]:
+                raise DcclipError(f"{model} has no {missing[0]}, which {index.name} names", "copy the model again")
+            return [file for file in files if file is not None]
+    return []
+
+
+def find_file(model: str, name: str) -> Path | None:
+    """A file of a model, from its directory or the hub; None if the model has no such file.
+
+    Offline, what is not in the hub's cache does not exist.
+    """
+    if Path(model).is_dir():
+        file = Path(model) / name
+        return file if file.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(model, name))
+    except EntryNotFoundError:
+        return None
+
+
+def require_file(model: str, name: str) -> Path:
+    """As `find_file`, but raises DcclipError, or OSError with the hub's reason, if there is none."""
+    if Path(model).is_dir():
+        if (Path(model) / name).is_file():
+            return Path(model) / name
+        raise DcclipError(f"{model} has no {name}", "copy the whole model directory again")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(hf_hub_download(model, name))
+    except RepositoryNotFoundError:
+        raise OSError(f"the Hugging Face Hub has no public model {model}") from None
+    except LocalEntryNotFoundError:  # no connection, as its text says
+        raise
+    except EntryNotFoundError:
+        raise OSError(f"its repository on the Hugging Face Hub has no {name}") from None
+
+
+def is_pickled(files: Sequence[Path]) -> bool:
+    return bool(files) and files[0].suffix != ".safetensors"
+
+
+def say_what_is_loaded(name: str, files: Sequence[Path], progress: Progress) -> None:
+    """Announce the loading of large files, which takes seconds."""
+    if (size := sum(file.stat().st_size for file in files)) >= LARGE_BYTES:
+        progress.say(f"loading {name}: {size / 1e6:,.0f} MB of weights")
+
+
+def weights_digest(files: Sequence[Path]) -> str:
+    """A sha256 of the content of weight files. Files in the hub's cache are named by theirs, and need not be read."""
+    digests = [_blob_digest(file) or file_sha256(file) for file in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _blob_digest(file: Path) -> str | None:
+    blob = file.resolve()
+    return blob.name if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name) else None
+
+
+def safetensors_copy(files: Sequence[Path], digest: str, name: str, progress: Progress | None = None) -> Path:
+    """A copy of pickled weights as model.safetensors, in the cache folder; made once, for all processes.
+
+    `digest` is that of `files`. Only tensors are unpickled: raises DcclipError for a file that contains anything else.
+    """
+    from safetensors.torch import save_file
+
+    folder = cache_folder() / "weights" / digest[:32]
+    if not (folder / SAFETENSORS).is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with lock(folder.with_suffix(".lock")):
+            if not (folder / SAFETENSORS).is_file():
+                what = f"{name} has only pickled weights ({files[0].name}): reading tensors alone"
+                (progress or Silent()).say(f"{what}, and keeping a copy as safetensors in {folder}")
+                with atomic_folder(folder) as temporary:
+                    weights = {key: value for file in files for key, value in unpickled(file).items()}
+                    save_file(_apart(weights), temporary / SAFETENSORS, {"format": "pt"})
+    return folder / SAFETENSORS
+
+
+def unpickled(file: Path) -> dict[str, Tensor]:
+    """The tensors in a checkpoint of torch.save, by name, read by torch's restricted unpickler.
+
+    A training checkpoint's `state_dict` is taken out of it, and `module.` off its names. Raises DcclipError if the file
+    contains code or no tensors, or is damaged.
+    """
+    import torch
+
+    try:
+        found: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError as error:
+        if foreign := re.search(r"GLOBAL (\S+)", str(error)):  # torch's advice to turn the check off is left out
+            what = f"{file} is refused: besides weights it names {foreign[1]}, and could run code"
+        else:
+            what = f"{file} is refused: it is not a file of weights written by torch.save"
+        raise DcclipError(what, "use a model with safetensors weights") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise DcclipError(f"{file} cannot be read: {reason}", "copy or download the file again") from None
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    tensors = {key: value for key, value in found.items() if _is_tensor(value)} if isinstance(found, dict) else {}
+    if not tensors:
+        raise DcclipError(f"{file} contains no weights by name", "use a model with safetensors weights")
+    return {str(key).removeprefix("module."): value for key, value in tensors.items()}
+
+
+def _is_tensor(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor)
+
+
+def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights as contiguous tensors that share no memory, as safetensors needs them."""
+    seen: set[int] = set()
+    apart = {}
+    for name, value in weights.items():
+        place = value.untyped_storage().data_ptr()
+        apart[name] = value.clone().contiguous() if place in seen else value.contiguous()
+        seen.add(place)
+    return apart

@@ -1,0 +1,295 @@
+"""Teachers as the files of their hub repositories: pickled weights, other libraries' directories, long texts."""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.reference import resolve
+from dcclip_cli.model.teachers import AltClipTeacher, OpenClipTeacher, TransformersTeacher
+from dcclip_cli.predict.encoder import load_encoder
+from dcclip_cli.progress import Lines
+from tests.model.test_processors import noise
+
+TEXTS = ["一张照片", "a photo of 猫", "Ｔ恤 ，！", "“quoted” &amp; the", "a " * 200, "的" * 200]
+ODD = [(227, 224), (31, 64), (97, 333), (33, 32)]
+
+
+def load(folder: Path, kind: Any = TransformersTeacher, **more: Any) -> Any:
+    return kind(model=str(folder), precision="fp32").load(**more)
+
+
+def copy(folder: Path, to: Path) -> Path:
+    return Path(shutil.copytree(folder, to))
+
+
+# ---- equality with the libraries
+
+
+@pytest.mark.parametrize("kind", ["altclip", "chineseclip", "siglip2", "metaclip2"])
+def test_embeddings_and_layers_equal_those_of_transformers(hub_teachers: Path, kind: str) -> None:
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, Siglip2Tokenizer
+
+    folder = hub_teachers / kind
+    own: Any = AutoModel.from_pretrained(folder).eval()
+    processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    tokenizer: Any = (Siglip2Tokenizer if kind == "siglip2" else AutoTokenizer).from_pretrained(folder)
+    fixed = {"padding": "max_length", "max_length": 64} if kind == "siglip2" else {"padding": True, "max_length": 77}
+    tokens = tokenizer(TEXTS, truncation=True, return_tensors="pt", **fixed)
+    if kind == "siglip2":
+        tokens = {"input_ids": tokens["input_ids"]}
+    images = [noise(*size) for size in ODD]
+    towers = load(folder)
+    with torch.no_grad():
+        expected = own.get_image_features(**processor(images=images, return_tensors="pt"), output_hidden_states=True)
+        pixels = torch.from_numpy(np.stack([towers.preprocess(image) for image in images]))
+        found = towers.image_features(pixels, layers=(0,))
+        torch.testing.assert_close(found.embedding, expected.pooler_output, rtol=0, atol=1e-5)
+        patches = expected.hidden_states[1][:, -16:].transpose(1, 2).unflatten(2, (4, 4))
+        torch.testing.assert_close(found.layer(0), patches, rtol=0, atol=1e-5)
+        text = own.get_text_features(**tokens)
+        ours = towers.text_features(towers.tokenize(TEXTS))
+        torch.testing.assert_close(ours.embedding, text.pooler_output, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours.tokens, text.last_hidden_state, rtol=0, atol=1e-5)
+
+
+def test_an_open_clip_directory_with_a_text_tower_of_transformers_loads_offline_and_equals_open_clip(
+    hub_teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import open_clip
+    from open_clip import hf_model
+    from transformers import AutoConfig
+
+    folder = hub_teachers / "openclip-xlmr"
+    towers = load(folder, OpenClipTeacher)
+    assert towers.vocab is not None and len(towers.vocab) == 400
+
+    class Offline:  # open_clip itself asks the hub for the sizes of the text tower
+        from_pretrained = staticmethod(lambda name: AutoConfig.from_pretrained(folder))
+
+    monkeypatch.setattr(hf_model, "AutoConfig", Offline)
+    own, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    own.eval()
+    images = [noise(*size) for size in ODD]
+    with torch.no_grad():
+        expected = own.encode_image(torch.stack([transform(image) for image in images]))
+        pixels = torch.from_numpy(np.stack([towers.preprocess(image) for image in images]))
+        torch.testing.assert_close(towers.image_features(pixels).embedding, expected, rtol=0, atol=1e-5)
+        found = towers.text_features(towers.tokenize(TEXTS))
+        torch.testing.assert_close(found.embedding, own.encode_text(tokenizer(TEXTS)), rtol=0, atol=1e-5)
+    assert found.tokens.shape == (6, 77, 32)
+
+
+def test_the_sizes_of_open_clips_own_text_towers_are_known_without_the_hub(hub_teachers: Path, tmp_path: Path) -> None:
+    from dcclip_cli.model.open_clip_models import _text_tower
+
+    found = _text_tower(tmp_path, "xlm-roberta-base")
+    assert (found["hidden_size"], found["num_attention_heads"], found["vocab_size"]) == (768, 12, 250_002)
+    assert _text_tower(hub_teachers / "openclip-xlmr", "made-up/tiny")["hidden_size"] == 32
+    with pytest.raises(DcclipError, match="does not say the sizes of its text tower nobody/bert") as raised:
+        _text_tower(tmp_path, "nobody/bert")
+    assert raised.value.hint == "copy the config.json of nobody/bert into the directory"
+
+
+# ---- texts
+
+
+def test_only_robertas_position_table_loses_two_of_its_positions(hub_teachers: Path, altclip_folder: Path) -> None:
+    long = ["a " * 200]
+    assert load(hub_teachers / "metaclip2").tokenize(long).ids.shape == (1, 77)  # of 77 positions
+    assert load(hub_teachers / "altclip").tokenize(long).ids.shape == (1, 77)  # of 514
+    assert load(altclip_folder).tokenize(long).ids.shape == (1, 38)  # of 40
+    assert load(hub_teachers / "chineseclip").tokenize(long).ids.shape == (1, 77)  # of 512
+
+
+def test_siglip2_lower_cases_its_texts_and_pads_them_to_64(hub_teachers: Path) -> None:
+    tokens = load(hub_teachers / "siglip2").tokenize(["A PHOTO of 猫", "a photo of 猫"])
+    assert tokens.ids.shape == (2, 64)
+    assert torch.equal(tokens.ids[0], tokens.ids[1])
+
+
+# ---- pickled weights
+
+
+def test_pickled_weights_are_read_once_and_kept_as_safetensors(
+    hub_teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DCCLIP_CACHE", str(tmp_path / "cache"))
+    lines: list[str] = []
+    first = load(hub_teachers / "chineseclip", progress=Lines(lines.append))
+    [kept] = (tmp_path / "cache" / "weights").glob("*/model.safetensors")
+    assert lines == [
+        "chineseclip has only pickled weights (pytorch_model.bin): reading tensors alone, and keeping a copy as "
+        f"safetensors in {kept.parent}"
+    ]
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpickled again"))
+    again = load(copy(hub_teachers / "chineseclip", tmp_path / "moved"), progress=Lines(lines.append))
+    assert len(lines) == 1 and again.fingerprint == first.fingerprint
+    pixels = torch.from_numpy(first.preprocess(noise(40, 50)))[None]
+    assert torch.equal(again.image_features(pixels).embedding, first.image_features(pixels).embedding)
+
+
+def test_pickled_shards_and_old_checkpoints_are_read_too(hub_teachers: Path, tmp_path: Path) -> None:
+    whole = load(hub_teachers / "chineseclip")
+    folder = copy(hub_teachers / "chineseclip", tmp_path / "shards")
+    weights = torch.load(folder / "pytorch_model.bin")
+    (folder / "pytorch_model.bin").unlink()
+    names = sorted(weights)
+    shards = {"pytorch_model-00001-of-00002.bin": names[::2], "pytorch_model-00002-of-00002.bin": names[1::2]}
+    for shard, part in shards.items():  # the format before torch 1.6, which is no zip file
+        torch.save({name: weights[name] for name in part}, folder / shard, _use_new_zipfile_serialization=False)
+    index = {name: shard for shard, part in shards.items() for name in part}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+    pixels = torch.from_numpy(whole.preprocess(noise(40, 50)))[None]
+    assert torch.equal(load(folder).image_features(pixels).embedding, whole.image_features(pixels).embedding)
+    (folder / next(iter(shards))).unlink()
+    with pytest.raises(DcclipError, match=r"has no pytorch_model-00001-of-00002\.bin, which"):
+        load(folder)
+
+
+def test_a_hub_repository_with_only_pickled_weights_loads_offline_from_the_hubs_cache(
+    hub_teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    name = "OFA-Sys/chinese-clip-vit-base-patch16"
+    cached = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+    copy(hub_teachers / "chineseclip", cached / "snapshots" / ("0" * 40))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    towers: Any = TransformersTeacher(model=name, precision="fp32").load()
+    assert (towers.name, towers.tokenize(["猫"]).ids.shape[0]) == ("chinese-clip-vit-base-patch16", 1)
+    assert towers.fingerprint == load(hub_teachers / "chineseclip").fingerprint
+
+
+class Malicious:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch PWNED",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_malicious_pickle_is_refused_and_runs_nothing(
+    hub_teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = copy(hub_teachers / "chineseclip", tmp_path / "malicious")
+    weights = torch.load(folder / "pytorch_model.bin") | {"logit_bias": Malicious()}
+    torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(DcclipError, match=r"is refused: besides weights it names posix\.system, and could run code"):
+        load(folder)
+    assert not Path("PWNED").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "what"), [(b"not weights", "is refused: it is not a file"), (b"", "cannot be read")]
+)
+def test_a_damaged_file_is_named(hub_teachers: Path, tmp_path: Path, content: bytes, what: str) -> None:
+    folder = copy(hub_teachers / "chineseclip", tmp_path / "damaged")
+    (folder / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(DcclipError, match=what):
+        load(folder)
+    torch.save([1, 2], folder / "pytorch_model.bin")
+    with pytest.raises(DcclipError, match="contains no weights by name"):
+        load(folder)
+
+
+def test_weights_that_lack_a_tensor_are_refused_and_not_made_up(hub_teachers: Path, tmp_path: Path) -> None:
+    folder = copy(hub_teachers / "altclip", tmp_path / "partial")
+    weights = load_file(folder / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DcclipError, match=r"its weights lack visual_projection.weight \(1 missing in all\)"):
+        load(folder)
+
+
+def test_an_open_clip_directory_with_pickled_weights_is_read(hub_teachers: Path, tmp_path: Path) -> None:
+    folder = copy(hub_teachers / "openclip-xlmr", tmp_path / "pickled")
+    weights = {f"module.{name}": value for name, value in load_file(folder / "open_clip_model.safetensors").items()}
+    weights["module.text.transformer.embeddings.position_ids"] = torch.arange(514)[None]
+    torch.save({"epoch": 3, "state_dict": weights}, folder / "open_clip_pytorch_model.bin")
+    (folder / "open_clip_model.safetensors").unlink()
+    expected, found = load(hub_teachers / "openclip-xlmr", OpenClipTeacher), load(folder, OpenClipTeacher)
+    pixels = torch.from_numpy(found.preprocess(noise(40, 50)))[None]
+    assert torch.equal(found.image_features(pixels).embedding, expected.image_features(pixels).embedding)
+
+
+def test_a_naflex_model_is_refused_with_one_of_a_fixed_size(hub_teachers: Path, tmp_path: Path) -> None:
+    from transformers import Siglip2Config, Siglip2Model
+
+    folder, sizes = copy(hub_teachers / "siglip2", tmp_path / "naflex"), {"num_hidden_layers": 1, "hidden_size": 32}
+    sizes |= {"intermediate_size": 32, "num_attention_heads": 2}
+    text = sizes | {"vocab_size": 700, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
+    Siglip2Model(Siglip2Config(text_config=text, vision_config=sizes | {"patch_size": 8})).save_pretrained(folder)
+    with pytest.raises(DcclipError, match="naflex is a NaFlex model") as raised:
+        load(folder)
+    assert "siglip2-base-patch16-224" in raised.value.hint
+
+
+# ---- directories
+
+
+@pytest.mark.parametrize("form", ["{}", "hf:{}", "open_clip:{}"])
+@pytest.mark.parametrize("kind", ["altclip", "chineseclip", "siglip2", "metaclip2", "openclip-xlmr"])
+def test_any_directory_is_a_model_whatever_library_wrote_it(
+    hub_teachers: Path, kind: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(hub_teachers)
+    encoder = load_encoder(resolve(form.format(kind)), "cpu")
+    assert encoder.name == kind
+    assert encoder.encode_texts(["猫"]).shape[0] == 1
+    assert encoder.encode_pixels(encoder.preprocess(Image.new("RGB", (50, 40)))[None]).shape[0] == 1
+
+
+@pytest.mark.parametrize("options", [AltClipTeacher, TransformersTeacher, OpenClipTeacher])
+def test_a_teachers_kind_need_not_be_that_of_its_directory(hub_teachers: Path, options: Any) -> None:
+    prints = {load(hub_teachers / kind, options).fingerprint for kind in ("siglip2", "openclip-xlmr")}
+    assert len(prints) == 2
+
+
+def test_a_directory_of_both_libraries_is_read_by_the_one_named(hub_teachers: Path, tmp_path: Path) -> None:
+    both = copy(hub_teachers / "altclip", tmp_path / "both")
+    for name in ("open_clip_config.json", "open_clip_model.safetensors"):
+        shutil.copy(hub_teachers / "openclip-xlmr" / name, both)
+    assert resolve(f"hf:{both}").kind == "hf"
+    assert resolve(str(both)).kind == resolve(f"open_clip:{both}").kind == "folder"
+
+
+def test_a_directory_without_a_model_is_named_with_what_it_contains(
+    hub_teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy(hub_teachers / "altclip", tmp_path / "saved" / "0_CLIPModel")
+    (tmp_path / "saved" / "modules.json").write_text("[]")
+    for name in (resolve, lambda path: load(Path(path))):
+        with pytest.raises(DcclipError, match=r"\(found: 0_CLIPModel, modules.json\)") as raised:
+            name(str(tmp_path / "saved"))
+        assert raised.value.hint == f"name the directory in it: {tmp_path / 'saved' / '0_CLIPModel'}"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DcclipError, match=r"\(found: nothing\)"):
+        load(tmp_path / "empty")
+
+
+def test_loading_large_weights_says_so_and_transformers_says_nothing(
+    hub_teachers: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from dcclip_cli.model import weights
+
+    lines: list[str] = []
+    load(hub_teachers / "altclip", progress=Lines(lines.append))
+    assert lines == []  # quickly done
+    monkeypatch.setattr(weights, "LARGE_BYTES", 100_000)
+    with caplog.at_level(logging.WARNING):
+        for kind in ("altclip", "openclip-xlmr"):
+            load(hub_teachers / kind, progress=Lines(lines.append))
+    assert [line.rsplit(":", 1)[0] for line in lines] == ["loading altclip", "loading openclip-xlmr"]
+    assert not caplog.records
