@@ -193,6 +193,14 @@ def bound_spinning() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", str(_SPIN_LOOPS))
 
 
+def fix_cublas_workspace() -> None:
+    """Let cuBLAS give the same results each time, which deterministic algorithms need.
+
+    It reads the setting once: call this before CUDA starts. The user's own settings are kept.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 def loading_processes(wanted: int) -> int:
     """Number of processes that load batches: `wanted`, or 0 if processes cannot be forked (Windows).
 

@@ -147,7 +147,8 @@ def main() -> None:
 def end_faults(commands: Commands, code: int, run: Path) -> list[str]:
     """What was wrong with how a command ended after SIGTERM."""
     said = commands.said()
-    faults = [] if code == (143 if commands.processes == 1 else 1) else [f"exit code {code}"]
+    # torchrun ends with -15 while it starts itself, before it has set its handler.
+    faults = [] if code in ((143,) if commands.processes == 1 else (1, -15)) else [f"exit code {code}"]
     if "Traceback" in said or "Exception ignored" in said:
         faults.append(f"a traceback:\n{said}\n")
     if left := commands.alive():

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dcclip_cli.cli import about, console, doctor, eval, index, predict, stages
-from dcclip_cli.machine import bound_spinning
+from dcclip_cli.machine import bound_spinning, fix_cublas_workspace
 from dcclip_cli.signals import end_on_signals
 from dcclip_cli.versions import VERSION
 
@@ -45,6 +45,7 @@ def dcclip(
 ) -> None:
     """Distill a large Chinese-English CLIP into a small one, from data to device."""
     bound_spinning()
+    fix_cublas_workspace()
 
 
 _PANELS = {

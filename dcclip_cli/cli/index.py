@@ -48,4 +48,4 @@ def index(
     images = sum(sum(one.about.rows) for one in found)
     pairs = sum(sum(one.about.captioned) for one in found)
     alone = f", {images - pairs:,} images without captions" if images > pairs else ""
-    console.show(f"{pairs:,} pairs in {len(found):,} files{alone}")
+    console.show(f"{pairs:,} pairs in {len(found):,} {'file' if len(found) == 1 else 'files'}{alone}")

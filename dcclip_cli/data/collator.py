@@ -49,18 +49,23 @@ class Texts:
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Texts:
         """The same with every tensor changed: moved to a device, pinned."""
-        return self._with(change(self.image_index), self.captions, change)
+        return self._with(change(self.image_index), self.captions, self.tokens.map(change), change)
 
     def take(self, rows: torch.Tensor, image_index: torch.Tensor) -> Texts:
         """The texts at `rows`, which belong to the images `image_index` of another batch."""
-        return self._with(image_index, [self.captions[row] for row in rows.tolist()], lambda tensor: tensor[rows])
-
-    def _with(
-        self, image_index: torch.Tensor, captions: list[str], change: Callable[[torch.Tensor], torch.Tensor]
-    ) -> Texts:
         from dcclip_cli.model.towers import Tokens
 
-        tokens = Tokens(change(self.tokens.ids), change(self.tokens.mask))
+        tokens = Tokens(self.tokens.ids[rows], self.tokens.mask[rows])
+        captions = [self.captions[row] for row in rows.tolist()]
+        return self._with(image_index, captions, tokens, lambda tensor: tensor[rows])
+
+    def _with(
+        self,
+        image_index: torch.Tensor,
+        captions: list[str],
+        tokens: Tokens,
+        change: Callable[[torch.Tensor], torch.Tensor],
+    ) -> Texts:
         ids = (None if one is None else change(one) for one in (self.caption_ids, self.image_caption_ids))
         return Texts(image_index, captions, tokens, *ids)
 
@@ -245,7 +250,7 @@ class Collator:
         if not rows:
             return None
         chosen = [_choose(row, first, self.seed ^ 0x7E97) for row in rows]
-        texts = Texts(torch.tensor([row.number for row in rows]), chosen, self.tokenize(chosen))
+        texts = Texts(torch.tensor([row.number for row in rows]), chosen, self.tokenize(chosen).sorted())
         if not self.with_caption_ids:
             return texts
         if self.dataset.embeddings is not None:  # two pairs with equal embeddings are no negatives of each other

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = 50 * 10**9
 _HINT = "write it as a JSON object, then index the file again"
-_CHUNKS = 256  # record batches that are mapped at a time
+_CHUNKS = 1_024  # record batches that are mapped at a time
 
 
 class IndexedDataset(PairDataset):

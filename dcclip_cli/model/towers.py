@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,13 +27,30 @@ _LENGTHS, _TEXTS_OF_A_LENGTH = 4, 16  # parts that a batch of texts is split int
 
 @dataclass(frozen=True)
 class Tokens:
-    """`ids` (N, L) and `mask` (N, L), 1 for a real token and 0 for padding; both int64."""
+    """`ids` (N, L) and `mask` (N, L), 1 for a real token and 0 for padding; both int64.
+
+    `by_length` (N,), where it was computed, are the rows from the shortest text to the longest, with these `lengths`.
+    """
 
     ids: Tensor
     mask: Tensor
+    by_length: Tensor | None = None
+    lengths: tuple[int, ...] = ()
+
+    def sorted(self) -> Tokens:
+        """The same with `by_length` and `lengths`. Reads from the device: call it before they are on a GPU."""
+        if self.by_length is not None:
+            return self
+        lengths, order = self.mask.sum(1).sort(stable=True)
+        return replace(self, by_length=order, lengths=tuple(lengths.tolist()))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Tokens:
+        """The same with every tensor changed: moved to a device, pinned."""
+        order = None if self.by_length is None else change(self.by_length)
+        return Tokens(change(self.ids), change(self.mask), order, self.lengths)
 
     def to(self, device: torch.device | str) -> Tokens:
-        return Tokens(self.ids.to(device), self.mask.to(device))
+        return self.sorted().map(lambda tensor: tensor.to(device))
 
 
 @dataclass(frozen=True)
@@ -118,11 +135,12 @@ class Towers(nn.Module, ABC):
         parts = min(_LENGTHS, texts // _TEXTS_OF_A_LENGTH)
         if parts < 2 or not self.takes_any_length:
             return self.text_features(tokens)
-        lengths = tokens.mask.sum(1)
-        order = torch.argsort(lengths, stable=True)
-        found = []
+        tokens = tokens.sorted()
+        order, found, end = tokens.by_length, [], 0
+        assert order is not None
         for rows in order.tensor_split(parts):
-            columns = slice(int(lengths[rows[-1]]))
+            end += len(rows)
+            columns = slice(tokens.lengths[end - 1])
             found.append(self.text_features(Tokens(tokens.ids[rows, columns], tokens.mask[rows, columns])))
         back = torch.argsort(order)
         padded = [nn.functional.pad(one.tokens, (0, 0, 0, longest - one.tokens.shape[1])) for one in found]

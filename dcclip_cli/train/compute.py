@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list
 
 from dcclip_cli.files import atomic_write, read_json
-from dcclip_cli.machine import busy_cores, cores, keep_freed_memory
+from dcclip_cli.machine import busy_cores, cores, fix_cublas_workspace, keep_freed_memory
 from dcclip_cli.model.precision import Choice, choose_precision, newton_schulz_precision
 from dcclip_cli.model.towers import Towers
 from dcclip_cli.progress import Progress
@@ -27,7 +27,20 @@ T = TypeVar("T")
 
 def join_processes(device: str) -> None:
     """Connect the processes that torchrun started; a single one stays alone."""
+    fix_cublas_workspace()
     PartialState(cpu=device == "cpu")
+
+
+def use_kernels(options: TrainOptions, device: str) -> None:
+    """Set which of torch's kernels the stage computes with, teachers included: deterministic ones, TF32."""
+    on_cpu = device == "cpu"
+    # With warn_only, attention and cuBLAS on a GPU would not be deterministic; on a CPU no kernel of a step is missing.
+    torch.use_deterministic_algorithms(options.deterministic, warn_only=on_cpu)
+    # It would also fill each new tensor with NaN, to show reads of what nobody wrote: 8 % of a step, no other result.
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  # torch's stubs lack it
+    if not on_cpu:
+        torch.backends.cudnn.benchmark = not options.deterministic
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.tf32
 
 
 def use_threads(options: TrainOptions, folder: Path, progress: Progress) -> None:
@@ -85,19 +98,20 @@ def settle_precision(
     return options.model_copy(update={"precision": choice.precision, "optimizer": optimizer}), choice
 
 
-def make_accelerator(options: TrainOptions, folder: Path, device: str) -> Accelerator:
-    """Accelerate for this stage's precision and device, with deterministic algorithms."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # It would also fill each new tensor with NaN, to show reads of what nobody wrote: 8 % of a step, no other result.
-    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  # torch's stubs lack it
+def make_accelerator(options: TrainOptions, folder: Path, device: str, unused: bool = True) -> Accelerator:
+    """Accelerate for this stage's precision and device. `unused`: a step may leave parameters without a gradient.
+
+    Where DDP need not look for those, it arranges its buckets anew after the first step, so that with more than two
+    processes sums are rounded in another order from then on, and a resumed run would not be bit-identical.
+    """
+    unused |= options.deterministic and PartialState().num_processes > 2
     AcceleratorState._reset_state()  # a process keeps one precision, and the stage before may have had another
     return Accelerator(
         cpu=device == "cpu",
         mixed_precision="no" if options.precision == "fp32" else options.precision,
         log_with="tensorboard",
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
-        # distill never uses the temperature, and each loss only some of the projections and adapters.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
     )
 
 

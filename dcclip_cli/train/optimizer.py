@@ -65,7 +65,8 @@ def make_optimizer(task: nn.Module, chosen: OptimizerOptions) -> torch.optim.Opt
         for (lr, decay, is_table), members in groups.items()
     ]
     if chosen.kind == "adamw":
-        return torch.optim.AdamW(parameters, betas=chosen.betas, eps=chosen.eps)
+        on_gpu = any(parameter.is_cuda for members in groups.values() for parameter in members)
+        return torch.optim.AdamW(parameters, betas=chosen.betas, eps=chosen.eps, fused=on_gpu or None)
     if chosen.kind == "sgd":
         return torch.optim.SGD(parameters, momentum=chosen.momentum)
     return Muon(

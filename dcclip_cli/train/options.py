@@ -101,6 +101,14 @@ class TrainOptions(Options):
         description="Precision of the forward pass (autocast; weights stay fp32); fp16 needs a GPU; auto: bf16 where "
         "it is faster on this machine",
     )
+    tf32: bool = Field(
+        True, description="TF32 in fp32 matrix products and convolutions on a GPU: faster, 10 bits of mantissa"
+    )
+    deterministic: bool = Field(
+        True,
+        description="Deterministic algorithms: the same run gives the same weights bit for bit; false: on a GPU faster "
+        "ones, and a resumed run differs in the last bits",
+    )
     ema: float | None = Field(
         None, gt=0, lt=1, description="EMA decay: save an exponential moving average of the weights; null: no EMA"
     )

@@ -18,11 +18,11 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import Towers
 from dcclip_cli.options import decisive
 from dcclip_cli.run_dir import TrainResult
-from dcclip_cli.train.compute import computed_in, join_processes, settle_precision, use_threads
-from dcclip_cli.train.losses.base import Loss
+from dcclip_cli.train.compute import computed_in, join_processes, settle_precision, use_kernels, use_threads
+from dcclip_cli.train.losses.base import Loss, Tower
 from dcclip_cli.train.options import StageContext, TrainOptions
 from dcclip_cli.train.student import Student, new_student, student_from
-from dcclip_cli.train.task import Tower, TrainingTask
+from dcclip_cli.train.task import TrainingTask, learns_everything
 from dcclip_cli.train.teacher import Teachers, load_teachers, teacher_features
 from dcclip_cli.train.trainer import RunInfo, Trainer, Validate
 from dcclip_cli.train.validation import open_validation
@@ -50,7 +50,10 @@ class StageSetup:
 
 @dataclass(frozen=True)
 class PreparedStage:
-    """A stage that is ready to train. `options` have nothing left at `auto`."""
+    """A stage that is ready to train. `options` have nothing left at `auto`.
+
+    `unused_parameters`: a step may leave parameters without a gradient.
+    """
 
     student: Student
     task: TrainingTask
@@ -60,13 +63,16 @@ class PreparedStage:
     identity: dict[str, Any]
     provenance: dict[str, Any]
     validate: Validate | None
+    unused_parameters: bool = True
 
 
 def train_stage(setup: StageSetup, options: TrainOptions, context: StageContext) -> TrainResult:
     """Train as set up, and write the stage's model directory."""
     folder, model = context.run.stage(setup.name), context.run.model(setup.name)
     stage = prepare(setup, options, context)
-    info = RunInfo(setup.name, folder, stage.identity, context.seed, context.device, context.progress)
+    info = RunInfo(
+        setup.name, folder, stage.identity, context.seed, context.device, stage.unused_parameters, context.progress
+    )
     trainer = Trainer(stage.task, stage.collator, stage.training.sampler, stage.options, info, stage.validate)
 
     def save(metrics: dict[str, float]) -> None:
@@ -86,6 +92,7 @@ def prepare(setup: StageSetup, options: TrainOptions, context: StageContext) -> 
     run, seed, device, progress = context.run, context.seed, context.device, context.progress
     folder = run.stage(setup.name)
     join_processes(device)
+    use_kernels(options, device)
     use_threads(options, folder, progress)
     training = open_training_data(setup.data, run, seed, progress)
     _check_data(setup, training)
@@ -124,7 +131,8 @@ def prepare(setup: StageSetup, options: TrainOptions, context: StageContext) -> 
         "steps": steps,
         "computed_in": computed_in(options, choice, teachers.towers),
     }
-    return PreparedStage(student, task, collator, training, options, identity, provenance, validate)
+    unused = not learns_everything(setup.losses, setup.lock, training.datasets.keys(), training.dataset)
+    return PreparedStage(student, task, collator, training, options, identity, provenance, validate, unused)
 
 
 def _first_teacher(teachers: Teachers, setup: StageSetup, context: StageContext) -> Towers | None:

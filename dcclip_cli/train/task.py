@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from dcclip_cli.data.collator import Batch
+from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.data.pixels import normalized
 from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures
 from dcclip_cli.train.distributed import gather, process_count, process_index, row_counts, widest
 from dcclip_cli.train.feature_shapes import no_images, widths
-from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss
+from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss, Tower
 from dcclip_cli.train.losses.contrastive import TaskLoss
 from dcclip_cli.train.teacher import TeacherFeatures
-
-Tower = Literal["image", "text"]
 
 
 class TrainingTask(nn.Module):
@@ -57,6 +56,9 @@ class TrainingTask(nn.Module):
         self._progress = 0.0
         if isinstance(self._locked, nn.Module):
             self._locked.requires_grad_(False)
+        student.model.logit_scale.requires_grad_(any(loss.uses_temperature for loss in losses))
+        if student.model.logit_bias is not None:
+            student.model.logit_bias.requires_grad_(any(loss.uses_bias for loss in losses))
 
     @property
     def model(self) -> nn.Module:
@@ -142,6 +144,18 @@ class TrainingTask(nn.Module):
             logit_bias=model.logit_bias,
             false_negatives={name: value for name, value in found.items() if value is not None},
         )
+
+
+def learns_everything(losses: Sequence[Loss], lock: Tower | None, kinds: Collection[str], dataset: PairDataset) -> bool:
+    """Whether each step on these kinds of data gives every trained parameter, adapters included, a gradient."""
+    if dataset.has_uncaptioned_images and "texts" not in kinds:
+        return False  # a batch, or one process's share, may have no caption
+    towers = {"image", "text"} - {lock}
+    there = {"image": {"pairs", "images"} & set(kinds), "text": {"pairs", "texts"} & set(kinds)}
+    reached = {tower for loss in losses for tower in loss.trained_towers if there[tower]}
+    # A loss on one tower's embedding has an adapter for the other one's.
+    whole = all(loss.trained_towers != {tower} for loss in losses for tower in ("image", "text"))
+    return towers <= reached and whole and not any(loss.kind == "cross_lingual" for loss in losses)
 
 
 def _unused(name: str, taken: Mapping[str, Tensor]) -> str:

@@ -7,12 +7,13 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dcclip_cli.data.collator import Batch, Collator
@@ -25,15 +26,15 @@ from dcclip_cli.train.checkpoint import Identity, TrainState, latest_checkpoint,
 from dcclip_cli.train.compute import make_accelerator
 from dcclip_cli.train.distributed import any_process
 from dcclip_cli.train.grad_cache import backward, cached_backward
+from dcclip_cli.train.guards import NonFiniteGuard, warn_at_chance
 from dcclip_cli.train.metrics_log import MetricsLog, StepTimer
 from dcclip_cli.train.optimizer import ema_weights, learning_rate_factor, make_ema, make_optimizer
 from dcclip_cli.train.options import TrainOptions
 from dcclip_cli.train.task import TrainingTask
 from dcclip_cli.train.validation import BestCheckpoint
 
-MAX_SKIPPED_STEPS = 10  # in a row, before the run ends
 CHANCE_STEP = 500  # after which a contrastive loss at chance level is reported
-_AT_CHANCE = 0.98  # fraction of the loss at chance level above which nothing has been learned
+PREFETCHED_SAMPLES = 1024  # by each loading process, in whole batches: about 250 KB each in /dev/shm
 
 Validate = Callable[[], dict[str, float]]
 Finish = Callable[[dict[str, float]], None]
@@ -41,13 +42,17 @@ Finish = Callable[[dict[str, float]], None]
 
 @dataclass(frozen=True)
 class RunInfo:
-    """Where a stage trains: its name, folder and device, and the identity that its checkpoints belong to."""
+    """Where a stage trains: its name, folder and device, and the identity that its checkpoints belong to.
+
+    `unused_parameters`: a step may leave parameters without a gradient.
+    """
 
     name: str
     folder: Path
     identity: Identity
     seed: int = 0
     device: str = "cpu"
+    unused_parameters: bool = True
     progress: Progress = field(default_factory=Silent)
 
 
@@ -70,7 +75,7 @@ class Trainer:
         self.task, self.collator, self.sampler, self.options, self.info = task, collator, sampler, options, info
         self._validate = validate
         self.total_steps = options.total_steps(sampler.steps_per_epoch)
-        self.accelerator = make_accelerator(options, info.folder, info.device)
+        self.accelerator = make_accelerator(options, info.folder, info.device, info.unused_parameters)
         sampler.check_shares(self.accelerator.num_processes * options.accumulate)
         self.device = self.accelerator.device
         task.to(self.device)
@@ -144,7 +149,6 @@ class Trainer:
             group["lr"] = group["peak_lr"] * factor
         torch.manual_seed(((self.info.seed << 40) + (state.step << 12) + self.accelerator.process_index) % 2**64)
         self.task.begin_step(state.step / self.total_steps)
-        batch = self.task.prepare(batch, self.device)
         if options.gradient_cache:
             terms = cached_backward(self.task, batch, options.accumulate, self.accelerator)
         else:
@@ -262,7 +266,40 @@ class Trainer:
             self.task.model.load_state_dict(self.ema.module.state_dict())
 
     def _batches(self) -> Iterator[Batch]:
+        """The batches of the steps that are left, on the device. On a GPU the next one is copied during the step."""
+        if self.device.type != "cuda":
+            for batch in self._loaded_batches():
+                yield self.task.prepare(batch, self.device)
+            return
+        copying, computing, ready = torch.cuda.Stream(), torch.cuda.current_stream(), None
+        for batch in self._loaded_batches():
+            copying.wait_stream(computing)  # whose freed memory the copy may use
+            with torch.cuda.stream(copying):
+                copied = self.task.prepare(batch, self.device)
+            if ready is not None:
+                yield ready
+            computing.wait_stream(copying)
+            ready = copied
+        if ready is not None:
+            yield ready
+
+    def _loaded_batches(self) -> Iterator[Batch]:
+        """The batches as the loading processes make them. Raises DcclipError for data that cannot be read."""
+        batches: Iterator[Any] | None = None
+        while True:
+            with self._timer.waiting(), self._signals.interruptible():
+                if batches is None:
+                    batches = self._start_loading()
+                batch = next(batches, None)
+            if batch is None:
+                return
+            if isinstance(batch, DcclipError):
+                raise batch
+            yield batch
+
+    def _start_loading(self) -> Iterator[Any]:
         workers, accelerator = loading_processes(self.options.workers), self.accelerator
+        share = self.sampler.batch_size // accelerator.num_processes
         loader: DataLoader[Any] = DataLoader(
             self.collator,  # type: ignore[arg-type]  # asked for whole batches through __getitems__
             batch_sampler=self.sampler.share(
@@ -272,71 +309,25 @@ class Trainer:
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,
             worker_init_fn=_begin_loading,
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=max(1, min(4, PREFETCHED_SAMPLES // share)) if workers else None,
+            pin_memory=self.device.type == "cuda",
         )
-        batches = iter(loader)
-        while True:
-            with self._timer.waiting(), self._signals.interruptible():
-                batch = next(batches, None)
-            if batch is None:
-                return
-            if isinstance(batch, DcclipError):
-                raise batch
-            yield batch
+        with _frozen_objects():
+            return iter(loader)
 
 
-class NonFiniteGuard:
-    """Undoes steps whose loss or gradient is not finite, and ends a run that has only such steps.
-
-    A forward pass with such numbers spoils the running statistics of batch norms: they are restored.
-    """
-
-    def __init__(self, task: nn.Module, folder: Path) -> None:
-        self._folder = folder
-        by_type: dict[torch.dtype, list[Tensor]] = {}
-        for buffer in task.buffers():
-            by_type.setdefault(buffer.dtype, []).append(buffer)
-        self._buffers = [(buffers, [buffer.clone() for buffer in buffers]) for buffers in by_type.values()]
-
-    @torch.no_grad()
-    def accept(self, state: TrainState) -> None:
-        """Note a finite step."""
-        state.skipped_in_a_row = 0
-        for buffers, saved in self._buffers:
-            torch._foreach_copy_(saved, buffers)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Give batch norms the statistics that they had after the last step."""
-        for buffers, saved in self._buffers:
-            torch._foreach_copy_(buffers, saved)
-
-    def skip(self, state: TrainState, terms: dict[str, Tensor], norm: Tensor) -> None:
-        """Note a step that is not finite. Raises DcclipError after too many in a row."""
-        state.skipped_steps += 1
-        state.skipped_in_a_row += 1
-        self.restore()
-        if state.skipped_in_a_row < MAX_SKIPPED_STEPS:
-            return
-        wrong = [name for name, term in terms.items() if not math.isfinite(float(term))]
-        if not wrong and not math.isfinite(float(norm)):
-            wrong = ["the gradient"]
-        what = ", ".join(wrong) or "the loss of another process"
-        raise DcclipError(
-            f"step {state.step}: {what} is not finite, for {state.skipped_in_a_row} steps in a row",
-            f"lower optimizer.lr, or raise warmup_steps; the metrics are in {self._folder}/metrics.jsonl",
-        )
-
-
-def warn_at_chance(terms: dict[str, Tensor], chance: dict[str, Tensor], step: int, progress: Progress) -> None:
-    """Report contrastive losses that are still at chance level, and the usual causes."""
-    for name, level in ((name, float(value)) for name, value in chance.items()):
-        if level and name in terms and float(terms[name]) > _AT_CHANCE * level:
-            progress.say(
-                f"warning: after {step} steps {name} is {float(terms[name]):.3f}, and chance level is {level:.3f}. "
-                "Usual causes: optimizer.lr too high or too low; captions that do not belong to their images; one "
-                "caption for most of them"
-            )
+@contextmanager
+def _frozen_objects() -> Iterator[None]:
+    """Collections in processes that are forked here leave all objects alone: they would copy the memory they share."""
+    if gc.get_freeze_count():  # by the program that this is a part of
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _begin_loading(number: int) -> None:

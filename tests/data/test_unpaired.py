@@ -139,6 +139,15 @@ def test_the_same_texts_make_the_same_phrases_and_other_numbers_are_other_data(p
     assert len(set(prints)) == 3
 
 
+def test_phrases_are_the_same_in_every_version_and_whether_one_or_all_are_asked_for(plain: TextDataset) -> None:
+    texts = with_phrases(plain, 70_000)
+    zh, en = ([*texts.captions(language)] for language in LANGUAGES)
+    assert zh[12:18] == [("热气球热气球小狗",), (), (), (), (), ("小狗热气球",)]
+    assert en[12:17] == [(), ("cat, hot air balloon, cat",), ("red puppy",), ("cat puppy red",), ("red puppy",)]
+    for row in (12, 13, 5_000, 65_547, 65_548, 70_011):
+        assert (texts[row].zh, texts[row].en) == (zh[row], en[row])
+
+
 @pytest.mark.parametrize(
     "text", ["猫，狗\ncat, dog\n", "一只橘色的小猫在窗台上\nan orange kitten on the window sill\n", "猫\ncat\n"]
 )

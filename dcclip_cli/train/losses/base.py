@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dcclip_cli.model.towers import ImageFeatures, TextFeatures
 
 Needs = Literal["images", "texts", "pairs"]
+Tower = Literal["image", "text"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,21 @@ class Loss(Options, ABC):
         if isinstance(self.weight, Schedule):
             return self.weight.start + done * (self.weight.end - self.weight.start)
         return self.weight
+
+    @property
+    def trained_towers(self) -> frozenset[Tower]:
+        """The towers that get a gradient in every parameter, whatever the batch, from a loss on their embeddings."""
+        return frozenset()
+
+    @property
+    def uses_temperature(self) -> bool:
+        """Whether the loss trains the model's own temperature."""
+        return False
+
+    @property
+    def uses_bias(self) -> bool:
+        """Whether the loss trains the bias of the logits."""
+        return False
 
     @property
     def student_layers_needed(self) -> tuple[int, ...]:

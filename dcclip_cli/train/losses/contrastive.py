@@ -10,7 +10,7 @@ from pydantic import Field
 
 from dcclip_cli.data.collator import OTHER
 from dcclip_cli.options import Options
-from dcclip_cli.train.losses.base import Loss, Outputs, take
+from dcclip_cli.train.losses.base import Loss, Outputs, Tower, take
 from dcclip_cli.train.losses.embeddings import in_both
 
 if TYPE_CHECKING:
@@ -42,6 +42,18 @@ class TaskLoss(ContrastOptions, Loss):
 
     kind: Literal["task"] = "task"
     needs_teacher: ClassVar[bool] = False
+
+    @property
+    def trained_towers(self) -> frozenset[Tower]:
+        return frozenset({"image", "text"})
+
+    @property
+    def uses_temperature(self) -> bool:
+        return True
+
+    @property
+    def uses_bias(self) -> bool:
+        return self.loss == "siglip"
 
     def terms(
         self, student: Outputs, teachers: Sequence[Outputs], adapters: Mapping[str, nn.Module]

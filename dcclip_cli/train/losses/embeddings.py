@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from dcclip_cli.options import Removed
-from dcclip_cli.train.losses.base import Loss, Needs, Outputs, TeacherLoss, Widths, mean_of, take
+from dcclip_cli.train.losses.base import Loss, Needs, Outputs, TeacherLoss, Tower, Widths, mean_of, take
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,6 +24,10 @@ class EmbeddingLoss(TeacherLoss):
 
     kind: Literal["embedding"] = "embedding"
     needs: ClassVar[frozenset[Needs]] = frozenset({"images", "texts", "pairs"})
+
+    @property
+    def trained_towers(self) -> frozenset[Tower]:
+        return frozenset({"image", "text"})
 
     def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
         return embedding_adapters(student, teacher)
@@ -86,6 +90,10 @@ class InteractiveLoss(TeacherLoss):
         "both", description="Towers trained by this loss; a small text tower tends to memorize the known names from it"
     )
 
+    @property
+    def trained_towers(self) -> frozenset[Tower]:
+        return frozenset({"image", "text"} if self.learns == "both" else {self.learns})
+
     def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
         return embedding_adapters(student, teacher)
 
@@ -123,6 +131,10 @@ class SimilarityLoss(TeacherLoss):
         None, gt=0, description="1 / temperature of both models, fixed; default: 20 for similarity, 50 for affinity"
     )
 
+    @property
+    def trained_towers(self) -> frozenset[Tower]:
+        return frozenset({"image", "text"})
+
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         from torch.nn import functional as F
 
@@ -152,6 +164,14 @@ class EnsembleLoss(Loss):
     scale: float | None = Field(
         None, gt=0, description="1 / temperature of the student, fixed; default: its own, which is then learned"
     )
+
+    @property
+    def trained_towers(self) -> frozenset[Tower]:
+        return frozenset({"image", "text"})
+
+    @property
+    def uses_temperature(self) -> bool:
+        return self.scale is None
 
     def terms(
         self, student: Outputs, teachers: Sequence[Outputs], adapters: Mapping[str, nn.Module]
