@@ -131,7 +131,7 @@ def recipe(work: Path, size: str, batch: int, workers: int, **options: object) -
     if start.is_dir():
         content: dict[str, object] = {"align": {**align, "start": str(start)}}
     else:
-        text = {"layers": 1, "width": 32, "context_length": 24, "vocabulary": {"from": "data", "size": 2_000}}
+        text = {"layers": 1, "width": 32, "context_length": 24, "vocabulary": {"from": "data", "size": 8_000}}
         image = {"timm": "test_efficientnet.r160_in1k", "size": 32}
         content = {"student": {"image": image, "text": text, "embed_dim": 16}, "align": {**align, "start": "scratch"}}
     content |= {"name": "scale", "data": {"train": str(work / f"data-{size}")}}
@@ -150,7 +150,7 @@ def running(file: Path, out: Path, cache: Path) -> Iterator[psutil.Process]:
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-        if process.wait() not in (0, 130):
+        if process.wait() not in (0, 143):
             raise SystemExit(f"{command} ended with {process.returncode}")
 
 

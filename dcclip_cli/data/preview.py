@@ -34,7 +34,7 @@ class Preview:
         return sum(len(text.encode()) for text in texts) / max(1, len(texts))
 
 
-def preview_pairs(source: Source, uncaptioned: bool = False, columns: Columns | None = None) -> Preview:
+def preview_pairs(source: Source, columns: Columns | None = None, uncaptioned: bool = False) -> Preview:
     """A first look at pairs. Raises DcclipError where nothing is there, it is something else, or it begins broken.
 
     With `uncaptioned`, images without a record are samples as well.
@@ -56,7 +56,7 @@ def preview_images(path: str | Path, columns: Columns | None = None) -> Preview:
     """A first look at images without captions. Raises DcclipError where there are none."""
     folder = Path(path)
     if not folder.is_dir() or shards_at(path):
-        return preview_pairs(path, True, columns)
+        return preview_pairs(path, columns, uncaptioned=True)
     count = sum(file.suffix.lower() in IMAGE_SUFFIXES for file in folder.rglob("*"))
     if not count:
         raise DcclipError(
@@ -69,7 +69,7 @@ def preview_texts(source: str | Path, columns: Columns | None = None) -> Preview
     """A first look at texts without images. Raises DcclipError where there are none."""
     path = Path(source)
     if not path.is_file() or path.suffix not in READERS:
-        return preview_pairs(source, columns=columns)
+        return preview_pairs(source, columns)
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             found = list(islice((text for text in READERS[path.suffix](stream, path) if text), _SAMPLE))

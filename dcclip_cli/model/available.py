@@ -11,24 +11,18 @@ from typing import Any
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import read_json
 from dcclip_cli.hub import cached_folder, files_on_hub
+from dcclip_cli.model.model_dir import CONFIG
+from dcclip_cli.model.weights import OPEN_CLIP_WEIGHTS, TRANSFORMERS_WEIGHTS
 
-_OPEN_CLIP = "open_clip_config.json"
-# What a directory or a repository needs, by the library that wrote it: one file of each line.
-_TOKENIZER = (
-    *("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model"),
-)
+# What a directory or a repository needs besides its configuration, by the library that wrote it: one file of each line.
 _NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    _OPEN_CLIP: {
-        "weights": (
-            *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
-        ),
-    },
+    CONFIG: {"weights": OPEN_CLIP_WEIGHTS},
     "config.json": {
-        "weights": (
-            *("model.safetensors", "model.safetensors.index.json"),
-            *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+        "weights": TRANSFORMERS_WEIGHTS,
+        "tokenizer": (
+            *("tokenizer.json", "vocab.txt", "vocab.json"),
+            *("sentencepiece.bpe.model", "spiece.model", "tokenizer.model"),
         ),
-        "tokenizer": _TOKENIZER,
         "preprocessing": ("preprocessor_config.json", "processor_config.json"),
     },
 }
@@ -57,7 +51,7 @@ def check_model(model: str, library: str) -> TeacherWidths | None:
         _check_tag(model)
         return None
     if folder is None:
-        cached = cached_folder(name, _OPEN_CLIP) or cached_folder(name)
+        cached = cached_folder(name, CONFIG) or cached_folder(name)
         folder = cached if cached and not _missing(_names(cached)) else None
     files = files_on_hub(name) if folder is None else _names(folder)
     if lacking := _missing(files):
@@ -83,7 +77,7 @@ def check_timm(network: str) -> None:
         )
     if config.hf_hub_id:
         repository = config.hf_hub_id.partition("@")[0]
-        if not any(cached_folder(repository, file) for file in ("model.safetensors", "pytorch_model.bin")):
+        if not any(cached_folder(repository, file) for file in TRANSFORMERS_WEIGHTS):
             files_on_hub(repository)
 
 
@@ -99,8 +93,7 @@ def _check_tag(model: str) -> None:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none: the architecture is unknown"
         raise DcclipError(f"open_clip has no {model}", f"its tags of {architecture}: {tags}")
     repository = str(config.get("hf_hub", "")).rstrip("/")
-    weights = _NEEDED[_OPEN_CLIP]["weights"]
-    if repository and not any(cached_folder(repository, file) for file in weights):
+    if repository and not any(cached_folder(repository, file) for file in OPEN_CLIP_WEIGHTS):
         files_on_hub(repository)
 
 
@@ -109,14 +102,15 @@ def _names(folder: Path) -> set[str]:
 
 
 def _config_of(files: Collection[str]) -> str:
-    return _OPEN_CLIP if _OPEN_CLIP in files else "config.json"
+    return CONFIG if CONFIG in files else "config.json"
 
 
 def _missing(files: Collection[str]) -> dict[str, tuple[str, ...]]:
     """What is missing of a model with these files: the kind, and names of which one would do."""
     config = _config_of(files)
     needed = {"configuration": (config,), **_NEEDED[config]}
-    return {kind: names for kind, names in needed.items() if set(files).isdisjoint(names)}
+    there = {file.removesuffix(".index.json") for file in files}  # of weights in several files
+    return {kind: names for kind, names in needed.items() if there.isdisjoint(names)}
 
 
 def _check_parts(folder: Path) -> None:
