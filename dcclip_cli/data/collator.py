@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -169,8 +169,7 @@ class Collator:
         """The batch of these samples. Raises DcclipError for an unreadable image or a language without captions."""
         import torch
 
-        paired = [sample for sample in samples if sample[0] < self.dataset.num_images]
-        unpaired = [sample for sample in samples if sample[0] >= self.dataset.num_images]
+        paired, unpaired = self._paired_and_unpaired(samples)
         indices = [index for index, _ in paired]
         augmentations = [epoch % self.num_augmentations if self.num_augmentations else epoch for _, epoch in paired]
         if self.dataset.embeddings is not None:
@@ -219,7 +218,17 @@ class Collator:
             key = self.dataset.keys()[index]
             raise DcclipError(f"{self.dataset.path}: pair {key}: {error.what}", error.hint) from None
 
-    def _all_texts(self, paired: list[Sample], unpaired: list[Sample]) -> dict[str, Texts]:
+    def chosen_captions(self, samples: Sequence[Sample]) -> set[str]:
+        """The captions that the batch of these samples has."""
+        chosen = self._chosen(*self._paired_and_unpaired(samples))
+        return {caption for _, captions in chosen.values() for caption in captions}
+
+    def _paired_and_unpaired(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+        paired = [sample for sample in samples if sample[0] < self.dataset.num_images]
+        return paired, [sample for sample in samples if sample[0] >= self.dataset.num_images]
+
+    def _chosen(self, paired: list[Sample], unpaired: list[Sample]) -> dict[str, tuple[list[_Captioned], list[str]]]:
+        """For each entry of a batch's texts the rows that have captions in its language, and one caption of each."""
         options = self.captions
         first = 1.0 if options.second_caption else options.first  # probability of the first caption
         choices: dict[str, tuple[Language, float]] = {language: (language, first) for language in options.languages}
@@ -229,7 +238,14 @@ class Collator:
         captioned = max(1, round(options.caption_fraction * len(paired)))
         rows = [*enumerate(paired[:captioned]), *enumerate(unpaired, len(paired))]
         every = {language: self._captioned(language, rows) for language in options.languages}
-        texts = {name: self._texts(every[language], first) for name, (language, first) in choices.items()}
+        seed = self.seed ^ 0x7E97
+        return {
+            name: (every[language], [_choose(row, first, seed) for row in every[language]])
+            for name, (language, first) in choices.items()
+        }
+
+    def _all_texts(self, paired: list[Sample], unpaired: list[Sample]) -> dict[str, Texts]:
+        texts = {name: self._texts(*chosen) for name, chosen in self._chosen(paired, unpaired).items()}
         found = {name: one for name, one in texts.items() if one is not None}
         if len(found) < len(texts) and (found or not self.dataset.has_uncaptioned_images):
             language = next(name for name in texts if name not in found).removesuffix(OTHER)
@@ -243,13 +259,12 @@ class Collator:
         found = ((row, sample, captions[sample[0]]) for row, sample in rows)
         return [_Captioned(*one) for one in found if one[2]]
 
-    def _texts(self, rows: list[_Captioned], first: float) -> Texts | None:
-        """One caption of each row; `first`: the probability of the first caption."""
+    def _texts(self, rows: list[_Captioned], chosen: list[str]) -> Texts | None:
+        """The chosen caption of each row."""
         import torch
 
         if not rows:
             return None
-        chosen = [_choose(row, first, self.seed ^ 0x7E97) for row in rows]
         texts = Texts(torch.tensor([row.number for row in rows]), chosen, self.tokenize(chosen).sorted())
         if not self.with_caption_ids:
             return texts

@@ -27,7 +27,7 @@ from dcclip_cli.progress import Progress, Silent
 if TYPE_CHECKING:
     from dcclip_cli.model.towers import Towers, TransformersTowers
 
-_TREATMENT = "2"  # part of fingerprints; another one when dcclip treats the same files in another way
+TREATMENT = "2"  # part of fingerprints; another one when dcclip treats the same files in another way
 _CHECK = "check the name and the network connection, or give the path of a directory"
 
 
@@ -128,7 +128,7 @@ def _load_transformers(model: str, progress: Progress) -> TransformersTowers:
     towers = TransformersTowers(loaded, image_processor, tokenizer, name, "")
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocab = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    parts = [_TREATMENT, digest, loaded.config.to_json_string(), image_processor.to_json_string(), vocab]
+    parts = [TREATMENT, digest, loaded.config.to_json_string(), image_processor.to_json_string(), vocab]
     towers.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return towers
 
@@ -158,7 +158,7 @@ def _fingerprint(model: Any) -> str:
     """A sha256 of a model's weights in memory, which are not copied."""
     import torch
 
-    digest = hashlib.sha256(_TREATMENT.encode())
+    digest = hashlib.sha256(TREATMENT.encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -19,6 +19,7 @@ from dcclip_cli.machine import busy_cores, cores, fix_cublas_workspace, keep_fre
 from dcclip_cli.model.precision import Choice, choose_precision, newton_schulz_precision
 from dcclip_cli.model.towers import Towers
 from dcclip_cli.progress import Progress
+from dcclip_cli.train.lazy_teacher import TeacherFacts
 from dcclip_cli.train.options import TrainOptions
 
 COMPUTED_IN = "computed_in.json"
@@ -115,7 +116,7 @@ def make_accelerator(options: TrainOptions, folder: Path, device: str, unused: b
     )
 
 
-def computed_in(options: TrainOptions, choice: Choice, teachers: Sequence[Towers]) -> dict[str, Any]:
+def computed_in(options: TrainOptions, choice: Choice, teachers: Sequence[TeacherFacts]) -> dict[str, Any]:
     """Precision and threads of a stage, for the model's provenance."""
     return {
         **asdict(choice),

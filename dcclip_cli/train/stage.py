@@ -15,15 +15,16 @@ from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.data.pixels import training_preprocess
 from dcclip_cli.data.samplers import StageData, TrainingData, open_training_data
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.towers import Towers
 from dcclip_cli.options import decisive
 from dcclip_cli.run_dir import TrainResult
 from dcclip_cli.train.compute import computed_in, join_processes, settle_precision, use_kernels, use_threads
+from dcclip_cli.train.lazy_teacher import LazyTeacher
 from dcclip_cli.train.losses.base import Loss, Tower
 from dcclip_cli.train.options import StageContext, TrainOptions
 from dcclip_cli.train.student import Student, new_student, student_from
 from dcclip_cli.train.task import TrainingTask, learns_everything
-from dcclip_cli.train.teacher import Teachers, load_teachers, teacher_features
+from dcclip_cli.train.teacher import CacheFillingSampler, Teachers, open_teachers, teacher_features
+from dcclip_cli.train.teacher_cache import TeacherCache
 from dcclip_cli.train.trainer import RunInfo, Trainer, Validate
 from dcclip_cli.train.validation import open_validation
 
@@ -97,15 +98,18 @@ def prepare(setup: StageSetup, options: TrainOptions, context: StageContext) -> 
     training = open_training_data(setup.data, run, seed, progress)
     _check_data(setup, training)
     teacher = [] if context.teacher is None else [context.teacher]
-    teachers = load_teachers([*teacher, *options.more_teachers], setup.losses, device, context.progress)
+    teachers = open_teachers([*teacher, *options.more_teachers], setup.losses, device, progress)
     first = _first_teacher(teachers, setup, context)
     student = _open_student(setup, context, training, teachers, first)
     _check_losses(setup, options, student, training.datasets.get("pairs"))
     preprocess = training_preprocess(student.towers)
     collator = Collator(training.dataset, seed, options.augment, options.captions, preprocess, student.towers.tokenize)
     collator = teachers.for_collator(replace(collator, with_caption_ids=setup.caption_ids), options)
-    steps = options.total_steps(training.sampler.steps_per_epoch)
-    features = teacher_features(teachers, setup.losses, options, collator, student.towers, steps, context)
+    features = teacher_features(teachers, setup.losses, options, collator, student.towers, context)
+    if caches := tuple(one for one in features if isinstance(one, TeacherCache)):
+        collator = replace(collator, read_features=tuple(cache.reader for cache in caches))
+        sampler = CacheFillingSampler(training.sampler.samplers, caches, options, progress)
+        training = replace(training, sampler=sampler)
     trains_images = setup.lock != "image" and bool({"pairs", "images"} & training.datasets.keys())
     options, choice = settle_precision(options, student.towers, device, folder, trains_images, progress)
     identity = _identity(setup, options, context, student, training.dataset, teachers)
@@ -126,40 +130,44 @@ def prepare(setup: StageSetup, options: TrainOptions, context: StageContext) -> 
     provenance = {
         "stage": setup.name,
         "identity": hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=False).encode()).hexdigest(),
-        "teacher": {"name": first.name if first else None, "fingerprint": first.fingerprint if first else None},
+        "teacher": {key: getattr(first.facts, key) if first else None for key in ("name", "fingerprint")},
         "data": {"train": training.dataset.fingerprint},
-        "steps": steps,
-        "computed_in": computed_in(options, choice, teachers.towers),
+        "steps": options.total_steps(training.sampler.steps_per_epoch),
+        "computed_in": computed_in(options, choice, teachers.facts),
     }
     unused = not learns_everything(setup.losses, setup.lock, training.datasets.keys(), training.dataset)
     return PreparedStage(student, task, collator, training, options, identity, provenance, validate, unused)
 
 
-def _first_teacher(teachers: Teachers, setup: StageSetup, context: StageContext) -> Towers | None:
+def _first_teacher(teachers: Teachers, setup: StageSetup, context: StageContext) -> LazyTeacher | None:
     """The recipe's own teacher, where losses need one or a new student inherits from it."""
-    if teachers.towers:
-        return teachers.towers[0]
-    inherits = setup.start is None and context.student is not None and context.student.text.inherit != "nothing"
-    if context.teacher is None or not inherits:
+    if teachers.all:
+        return teachers.all[0]
+    if context.teacher is None or not _inherits(setup, context):
         return None
-    return context.teacher.load(context.device, context.progress)
+    return LazyTeacher(context.teacher, context.device, context.progress)
+
+
+def _inherits(setup: StageSetup, context: StageContext) -> bool:
+    return setup.start is None and context.student is not None and context.student.text.inherit != "nothing"
 
 
 def _open_student(
-    setup: StageSetup, context: StageContext, training: TrainingData, teachers: Teachers, first: Towers | None
+    setup: StageSetup, context: StageContext, training: TrainingData, teachers: Teachers, first: LazyTeacher | None
 ) -> Student:
     name = context.run.root.name
     if setup.start is not None:
         student = student_from(setup.start, name)
     else:
         assert context.student is not None
-        width = teachers.widths[0].embedding if teachers.widths else DEFAULT_EMBED_DIM
+        width = first.facts.widths.embedding if teachers.all and first else DEFAULT_EMBED_DIM
         teacher = context.teacher.model if context.teacher else None
-        student = new_student(context.student, width, training.dataset, name, context.seed, teacher, first)
+        towers = first.towers if first and _inherits(setup, context) else None
+        student = new_student(context.student, width, training.dataset, name, context.seed, teacher, towers)
         count = student.towers.parameters_count()
-        if first and count >= first.parameters_count():
+        if first and count >= first.facts.parameters:
             context.progress.say(
-                f"warning: the student has {count:,} parameters, the teacher {first.parameters_count():,}"
+                f"warning: the student has {count:,} parameters, the teacher {first.facts.parameters:,}"
             )
     needs_bias = any(loss.kind == "task" and getattr(loss, "loss", "") == "siglip" for loss in setup.losses)
     return student.with_bias() if needs_bias else student
@@ -210,7 +218,7 @@ def _identity(
     new = context.student if setup.start is None else None
     return {
         "options": decisive(options),
-        "teacher": teachers.fingerprints,
+        "teacher": [facts.fingerprint for facts in teachers.facts],
         "parent": student.parent,
         "student": student.config,
         "vocabulary": student.vocab_digest,

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Protocol
 
 import torch
 
 from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.data.pixels import normalized, training_preprocess
+from dcclip_cli.data.samplers import MixedBatchSampler, Sample
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.model.towers import OpenClipTowers, Towers
-from dcclip_cli.progress import Progress
-from dcclip_cli.train.feature_shapes import map_grids, no_images, widths
+from dcclip_cli.progress import Progress, Silent
+from dcclip_cli.train.feature_shapes import map_grids, no_images
+from dcclip_cli.train.lazy_teacher import LazyTeacher, TeacherFacts
 from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss, Widths, learns_from
 from dcclip_cli.train.options import StageContext, TrainOptions
 from dcclip_cli.train.teacher_cache import TeacherCache
+
+_ROWS = 65_536  # image rows that the caches are completed for at a time
 
 
 class TeacherFeatures(Protocol):
@@ -63,32 +67,27 @@ class OnlineTeacher:
 
 @dataclass(frozen=True)
 class Teachers:
-    """The teachers of a stage by number: options, loaded towers, and widths with the layers that the losses use."""
+    """The teachers of a stage by number; none of them is loaded before it is needed."""
 
-    options: tuple[Teacher, ...] = ()
-    towers: tuple[Towers, ...] = ()
-    widths: tuple[Widths, ...] = ()
+    all: tuple[LazyTeacher, ...] = ()
 
     @property
-    def fingerprints(self) -> list[str]:
-        """Change whenever an output of any teacher could."""
-        return [teacher.fingerprint for teacher in self.towers]
+    def facts(self) -> list[TeacherFacts]:
+        return [teacher.facts for teacher in self.all]
 
     def for_collator(self, collator: Collator, options: TrainOptions) -> Collator:
         """The collator with what the teachers need: a bounded number of augmentations, or their own pixels."""
-        if not self.towers:
+        if not self.all:
             return collator
         if options.teacher_cache:
             return replace(collator, num_augmentations=options.augmentations)
-        return replace(collator, teacher_preprocess=tuple(map(training_preprocess, self.towers)))
+        return replace(collator, teacher_preprocess=tuple(training_preprocess(teacher.towers) for teacher in self.all))
 
 
-def load_teachers(
-    teachers: Sequence[Teacher], losses: Sequence[Loss], device: str, progress: Progress | None = None
-) -> Teachers:
+def open_teachers(teachers: Sequence[Teacher], losses: Sequence[Loss], device: str, progress: Progress) -> Teachers:
     """The teachers, or none if no loss needs any.
 
-    Raises DcclipError if one cannot be loaded, or a loss names one that does not exist.
+    Raises DcclipError if a loss names one that does not exist.
     """
     for loss in losses:
         if isinstance(loss, TeacherLoss) and loss.teacher >= len(teachers):
@@ -99,9 +98,8 @@ def load_teachers(
             )
     if not any(loss.needs_teacher for loss in losses):
         return Teachers()
-    loaded = tuple(teacher.load(device, progress) for teacher in teachers)
     return Teachers(
-        tuple(teachers), loaded, tuple(widths(one, layers_of(losses, number)) for number, one in enumerate(loaded))
+        tuple(LazyTeacher(one, device, progress, layers_of(losses, number)) for number, one in enumerate(teachers))
     )
 
 
@@ -116,44 +114,70 @@ def teacher_features(
     options: TrainOptions,
     collator: Collator,
     student: OpenClipTowers,
-    steps: int,
     context: StageContext,
-) -> list[TeacherFeatures]:
-    """The source of each teacher's features. With the cache on, it is filled here and holds no teacher afterwards."""
-    for towers in teachers.towers:
-        for line in towers.precision.lines(f"teacher {towers.name}"):
+) -> list[TeacherCache] | list[OnlineTeacher]:
+    """The source of each teacher's features: its cache, or the teacher itself."""
+    for facts in teachers.facts:
+        for line in facts.precision.lines(f"teacher {facts.name}"):
             context.progress.say(line)
     if not options.teacher_cache:
         return [
-            OnlineTeacher(towers, number, layers_of(losses, number), teachers.widths[number])
-            for number, towers in enumerate(teachers.towers)
+            OnlineTeacher(teacher.towers, number, layers_of(losses, number), teacher.facts.widths)
+            for number, teacher in enumerate(teachers.all)
         ]
-    if not teachers.towers:
+    if not teachers.all:
         return []
     grids = map_grids(student, sorted({layer for loss in losses for layer in loss.student_layers_needed}))
-    caches = []
-    for number, towers in enumerate(teachers.towers):
-        its_losses, its_widths = learns_from(losses, number), teachers.widths[number]
-        cache = TeacherCache(towers, its_widths, collator, its_losses, grids, context.device, context.progress)
-        cache.fill(towers, partial(teachers.options[number].load, context.device))
-        caches.append(cache)
-    _say_what_is_saved(caches, options, steps, context.progress)
-    return list(caches)
+    device, workers, progress = context.device, options.workers, context.progress
+    return [
+        TeacherCache(teacher, collator, learns_from(losses, number), grids, device, workers, progress, number)
+        for number, teacher in enumerate(teachers.all)
+    ]
 
 
-def _say_what_is_saved(caches: Sequence[TeacherCache], options: TrainOptions, steps: int, progress: Progress) -> None:
-    """Report what filling the cache took, and what the teachers would take if they ran in every step."""
-    images = options.batch_size * steps
-    captions = images * len(options.captions.languages) * (2 if options.captions.second_caption else 1)
-    once = sum(cache.seconds_once for cache in caches)
-    online = sum(cache.seconds(images, captions) for cache in caches)
-    progress.say(
-        f"teacher: runs once, {_duration(once)}; running it in each of {steps} steps would take about "
-        f"{_duration(online)}" + (f": {_duration(online - once)} saved" if online > once else "")
-    )
-    for cache in caches:
-        reused = f", {cache.found / cache.rows:.0%} of the rows reused" if cache.found else ""
-        progress.say(f"teacher: features in {cache.folder}, {cache.size / 1e6:,.0f} MB{reused}")
+@dataclass(frozen=True)
+class CacheFillingSampler(MixedBatchSampler):
+    """Completes the teacher caches for some steps at a time, right before the first batch of these is handed out.
+
+    The parts are fixed by step numbers, and each is completed in every process, so that a run that was killed finds
+    the same rows to compute, and any number of processes share them.
+    """
+
+    caches: tuple[TeacherCache, ...] = ()
+    options: TrainOptions | None = None
+    progress: Progress = field(default_factory=Silent)
+
+    def share(self, start_step: int, steps: int, process: int = 0, processes: int = 1) -> Iterator[list[Sample]]:
+        size = max(1, _ROWS // self.batch_size)  # steps
+        begin = start_step - start_step % size
+        batches = super().share(begin, steps)
+        for first in range(begin, steps, size):
+            of_steps = list(islice(batches, size))
+            shares = [self.part(batch, number, processes) for batch in of_steps for number in range(processes)]
+            for cache in self.caches:
+                cache.complete(shares)
+                if first + size >= steps:
+                    cache.finish()
+            if first + size >= steps:
+                self._say_what_was_saved(steps)
+            for step, batch in enumerate(of_steps, first):
+                if step >= start_step:
+                    yield self.part(batch, process, processes)
+
+    def _say_what_was_saved(self, steps: int) -> None:
+        """Report what the teachers computed, and what they would take if they ran in every step."""
+        assert self.options is not None
+        images = self.batch_size * steps
+        captions = images * len(self.options.captions.languages) * (2 if self.options.captions.second_caption else 1)
+        once = sum(cache.seconds(*cache.computed.values()) for cache in self.caches)
+        online = sum(cache.seconds(images, captions) for cache in self.caches)
+        self.progress.say(
+            f"teacher: ran for {_duration(once)}; running it in each of {steps} steps would take about "
+            f"{_duration(online)}" + (f": {_duration(online - once)} saved" if online > once else "")
+        )
+        for cache in self.caches:
+            done = ", ".join(f"{count:,} {what}" for what, count in cache.computed.items())
+            self.progress.say(f"teacher: features in {cache.folder}, {cache.size / 1e6:,.0f} MB; computed {done}")
 
 
 def _duration(seconds: float) -> str:

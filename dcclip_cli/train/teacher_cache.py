@@ -1,19 +1,19 @@
 """Teacher cache: a teacher's features of every augmented image and caption, computed once and shared by all runs.
 
 Storing them and replaying the augmentations pays for the teacher once ("dataset reinforcement", MobileCLIP,
-arXiv 2311.17049). The features are in feature stores in the user's cache folder.
+arXiv 2311.17049). The features are in feature stores in the user's cache folder. They are computed ahead of training,
+for the rows of some steps at a time, and read in the loader's workers.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import chain
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 from dcclip_cli.blocks import Ragged, Values
 from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.data.pixels import VERSION, normalized, stacked, training_preprocess
+from dcclip_cli.data.samplers import Sample
+from dcclip_cli.data.stored_features import StoredFeatures, StoredTexts
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder
 from dcclip_cli.machine import loading_processes
@@ -30,31 +32,31 @@ from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
 from dcclip_cli.progress import Progress
 from dcclip_cli.signals import begin_worker
-from dcclip_cli.store import FeatureStore, MissingRows, digests
+from dcclip_cli.store import FeatureStore, MissingRows
 from dcclip_cli.train.distributed import process_count, process_index
 from dcclip_cli.train.feature_shapes import Grid, no_images
-from dcclip_cli.train.losses.base import Loss, Outputs, Widths
+from dcclip_cli.train.lazy_teacher import LazyTeacher
+from dcclip_cli.train.losses.base import Loss, Outputs
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, to_grid
+from dcclip_cli.train.teacher_rows import IMAGE, TEXT, TOKENS, FeatureReader, NeededRows, needed_rows, rows_of
 
 FOLDER = "teacher-cache"
 BATCH_SIZE = 64  # of the teacher: in bf16, results depend on what is computed together
+_KEPT_ROWS = 2**17  # of the parts of training completed last, which are completed again where rows prove damaged
 _HINT = "check the teacher's weights, or set its precision to fp32; the cache is in fp16: or set teacher_cache to false"
 
 
 @dataclass(frozen=True)
 class _Images(Dataset[np.ndarray | DcclipError]):
-    """Every augmented image as the teacher takes it; row = sample * num_augmentations + augmentation."""
+    """Augmented images as the teacher takes them."""
 
     collator: Collator
     teacher: Towers
-
-    def __len__(self) -> int:
-        return self.collator.dataset.num_images * self.collator.num_augmentations
+    samples: Sequence[Sample]
 
     def __getitem__(self, row: int) -> np.ndarray | DcclipError:
         try:
-            sample = divmod(row, self.collator.num_augmentations)
-            return self.collator.pixels(*sample, training_preprocess(self.teacher))[0]
+            return self.collator.pixels(*self.samples[row], training_preprocess(self.teacher))[0]
         except DcclipError as error:
             return error  # torch would lose the hint of an error raised in a worker
 
@@ -74,127 +76,116 @@ class TeacherCache:
 
     def __init__(
         self,
-        teacher: Towers,
-        widths: Widths,
+        teacher: LazyTeacher,
         collator: Collator,
         losses: Sequence[Loss],
         grids: Mapping[int, Grid],
         device: str,
+        workers: int,
         progress: Progress,
+        number: int = 0,
     ) -> None:
-        self.widths, self._collator, self._device, self._progress = widths, collator, device, progress
+        """`workers` processes read images for the teacher, which runs on `device`; `number` is the teacher's."""
+        self._number, self._teacher, self.widths = number, teacher, teacher.facts.widths
+        self._collator, self._device, self._workers, self._progress = collator, device, workers, progress
         self._grids = _map_sizes(losses, grids)
         self._maps = {layer: f"image_map {layer} {grid.height}x{grid.width}" for layer, grid in self._grids.items()}
-        self._image_names = ["image_embedding", *self._maps.values()]
         self._tokens = any(isinstance(loss, TokenFeaturesLoss) for loss in losses)
-        self._text_names = ["text_embedding", "text_tokens"] if self._tokens else ["text_embedding"]
-        self._scale = torch.tensor(teacher.logit_scale)
+        self._scale = torch.tensor(teacher.facts.logit_scale)
         # A name for people, and a hash of what all rows of the teacher depend on.
-        name = re.sub(r"[^\w.-]+", "-", teacher.name)
-        self.folder = cache_folder() / FOLDER / f"{name}-{_short(f'{teacher.fingerprint} {BATCH_SIZE}')}"
+        name = re.sub(r"[^\w.-]+", "-", teacher.facts.name)
+        self.folder = cache_folder() / FOLDER / f"{name}-{_short(f'{teacher.facts.fingerprint} {BATCH_SIZE}')}"
         # The random numbers of an augmentation come from the seed and from the sample's number in the dataset.
         augmentation = f"{collator.augment.model_dump_json()} {collator.seed} {VERSION}"
         self._images = FeatureStore(self.folder / f"images-{_short(augmentation)}", self._progress.say)
         self._texts = FeatureStore(self.folder / "texts", self._progress.say)
-        self.rows, self.found = 0, 0  # of the data, and those that were there before `fill`
+        arrays = (IMAGE, *self._maps.values()), (TEXT, TOKENS) if self._tokens else (TEXT,)
+        self.reader = FeatureReader(collator.dataset, self._images, self._texts, *arrays)
+        self.computed = {"images": 0, "captions": 0}  # rows, since this object was made
+        self._completed: deque[NeededRows] = deque()
 
-    def fill(self, teacher: Towers, reload: Callable[[], Towers]) -> None:
-        """Compute the rows that are missing; processes that train together, or other runs, share the work.
+    def complete(self, batches: Sequence[Sequence[Sample]]) -> None:
+        """Compute what is missing for these batches; processes that train together, or other runs, share the work.
 
-        `reload` loads the teacher again, which is not kept, where rows are damaged or deleted later.
+        The teacher is freed where nothing was missing.
         """
-        self._reload = reload
-        captions, text_keys = self._captions
-        teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        image_keys = self._keys_of_images(range(len(_Images(self._collator, teacher))))
-        self.rows, self.found = len(image_keys) + len(text_keys), 0
-        for what, store, keys, names, compute in (
-            ("images", self._images, image_keys, self._image_names, partial(self._compute_images, teacher)),
-            ("captions", self._texts, text_keys, self._text_names, partial(self._compute_texts, teacher, captions)),
-        ):
-            store.refresh()
-            missing = int(store.missing(keys, names).sum())
-            self.found += len(keys) - missing
-            if missing:
-                task = self._progress.task(f"teacher: {what}", len(keys), len(keys) - missing)
-                with task as shown, teacher.as_teacher():
-                    store.fill(keys, names, compute, BATCH_SIZE, shown.advance, process_index() / process_count())
+        rows = needed_rows(self._collator, batches)
+        self._completed.append(rows)
+        while len(self._completed) > 1 and sum(len(one.samples) for one in self._completed) > _KEPT_ROWS:
+            self._completed.popleft()
+        if not self._fill(rows):
+            self._teacher.free()
+
+    def finish(self) -> None:
+        """Free the teacher: nothing is left to compute."""
+        self._teacher.free()
 
     def features(self, batch: Batch) -> Outputs:
-        """The teacher's outputs for a batch. Rows that were damaged or deleted meanwhile are computed again."""
-        for _ in range(len(self._image_names) + len(self._text_names)):
-            with suppress(MissingRows):  # reading one array after the other finds what is damaged in each
-                return self._read(batch)
-            self.fill(self._reload(), self._reload)
-        return self._read(batch)
+        """The teacher's outputs for a batch, from what the loader has read.
+
+        Rows that were damaged or deleted meanwhile are computed again: with the same others as before, if it was for
+        this part of training.
+        """
+        device = batch.pixels.device
+        stored = batch.teacher_features[self._number] if batch.teacher_features else self.reader(batch)
+        if stored is None:
+            stored = self._computed_again(batch).map(lambda tensor: tensor.to(device))
+        texts = {name: _text_features(one) for name, one in stored.texts.items()}
+        image_index = {name: given.image_index for name, given in batch.texts.items()}
+        return Outputs(self._image_features(stored, device), texts, image_index, self._scale.to(device))
 
     def seconds(self, images: int, captions: int) -> float:
         """The time that the teacher takes for that many, by what it took to fill the store."""
-        each_image = self._images.seconds_per_row("image_embedding")
-        return each_image * images + self._texts.seconds_per_row("text_embedding") * captions
-
-    @property
-    def seconds_once(self) -> float:
-        """The time that computing all rows of the data took, whichever run did it."""
-        captions = len(self._captions[0])
-        return self.seconds(self.rows - captions, captions)
+        return self._images.seconds_per_row(IMAGE) * images + self._texts.seconds_per_row(TEXT) * captions
 
     @property
     def size(self) -> int:
         """Bytes of all rows that are stored, also of other data."""
         return self._images.size + self._texts.size
 
-    def _read(self, batch: Batch) -> Outputs:
-        device = batch.pixels.device
-        rows = batch.sample_index * self._collator.num_augmentations + batch.augmentation_index
-        texts = {name: self._text(given.captions, device) for name, given in batch.texts.items()}
-        image_index = {name: given.image_index for name, given in batch.texts.items()}
-        return Outputs(self._image(rows.tolist(), device), texts, image_index, self._scale.to(device))
+    # ---- reading
 
-    def _image(self, rows: Sequence[int], device: torch.device) -> ImageFeatures:
-        if not rows:
+    def _computed_again(self, batch: Batch) -> StoredFeatures:
+        # Reading one array after the other finds what is damaged in each.
+        for _ in range(len(self.reader.image_arrays) + len(self.reader.text_arrays)):
+            with suppress(MissingRows):
+                return self.reader.read(batch)
+            for rows in (*self._completed, rows_of(batch, self._collator.dataset)):
+                self._fill(rows)
+        return self.reader.read(batch)
+
+    def _image_features(self, stored: StoredFeatures, device: torch.device) -> ImageFeatures:
+        if not stored.images:
             return no_images(self.widths, [layer for layer in self._maps if layer != -1], device)
-        keys = self._keys_of_images(rows)
-        embedding = _tensor(self._images.read("image_embedding", keys), device)
-        maps = {layer: _tensor(self._images.read(name, keys), device) for layer, name in self._maps.items()}
+        embedding = stored.images[IMAGE].float()
+        maps = {layer: stored.images[name].float() for layer, name in self._maps.items()}
         return ImageFeatures(embedding, maps.pop(-1, embedding[:, :, None, None]), maps)
-
-    def _text(self, captions: list[str], device: torch.device) -> TextFeatures:
-        keys = _keys_of_texts(captions)
-        embedding = _tensor(self._texts.read("text_embedding", keys), device)
-        if not self._tokens:
-            mask = torch.ones(len(keys), 1, dtype=torch.long, device=device)
-            return TextFeatures(embedding, embedding[:, None], mask)
-        tokens = self._texts.read_arrays(["text_tokens"], keys)["text_tokens"]
-        assert isinstance(tokens, Ragged)
-        mask = torch.from_numpy(tokens.mask).to(device).long()
-        return TextFeatures(embedding, _tensor(tokens.padded(), device), mask)
-
-    # ---- keys
-
-    def _keys_of_images(self, rows: Sequence[int]) -> np.ndarray:
-        places = (divmod(row, self._collator.num_augmentations) for row in rows)
-        return digests("image", (self._digests[sample] + struct.pack("<QQ", sample, which) for sample, which in places))
-
-    @cached_property
-    def _digests(self) -> list[bytes]:
-        return [self._collator.dataset.image_digest(index) for index in range(self._collator.dataset.num_images)]
-
-    @cached_property
-    def _captions(self) -> tuple[list[str], np.ndarray]:
-        """Every different caption in order, and its key."""
-        languages = self._collator.captions.languages
-        every = (several for language in languages for several in self._collator.dataset.captions(language))
-        captions = sorted(set(chain.from_iterable(every)))
-        return captions, _keys_of_texts(captions)
 
     # ---- the teacher
 
-    def _compute_images(self, teacher: Towers, batches: list[np.ndarray]) -> Iterator[Values]:
+    def _fill(self, rows: NeededRows) -> int:
+        """Compute what is missing; return how many rows that were."""
+        reader, found = self.reader, 0
+        for what, store, keys, arrays, compute in (
+            ("images", self._images, rows.image_keys, reader.image_arrays, self._compute_images),
+            ("captions", self._texts, rows.text_keys, reader.text_arrays, self._compute_texts),
+        ):
+            store.refresh()
+            missing = int(store.missing(keys, arrays).sum())
+            found += missing
+            if missing:
+                task = self._progress.task(f"teacher: {what}", len(keys), len(keys) - missing)
+                with task as shown:
+                    first = process_index() / process_count()
+                    store.fill(keys, arrays, partial(compute, rows, what), BATCH_SIZE, shown.advance, first)
+        return found
+
+    def _compute_images(self, rows: NeededRows, what: str, batches: list[np.ndarray]) -> Iterator[Values]:
+        teacher = self._teacher.towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         layers = tuple(layer for layer in self._maps if layer != -1)
-        workers = loading_processes(1)
+        workers = loading_processes(self._workers)
         loader = DataLoader(
-            _Images(self._collator, teacher),
+            _Images(self._collator, teacher, rows.samples),
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,
@@ -206,37 +197,47 @@ class TeacherCache:
                 raise pixels
             moved = normalized(pixels.to(self._device), teacher.preprocessing)
             moved = moved.contiguous(memory_format=torch.channels_last)
-            features = teacher.image_features(moved, layers)
-            values = {"image_embedding": F.normalize(features.embedding.float(), dim=-1)}
-            for layer, grid in self._grids.items():
-                values[self._maps[layer]] = to_grid(features.layer(layer).float(), grid.height, grid.width)
+            with teacher.as_teacher():
+                features = teacher.image_features(moved, layers)
+                values = {IMAGE: F.normalize(features.embedding.float(), dim=-1)}
+                for layer, grid in self._grids.items():
+                    values[self._maps[layer]] = to_grid(features.layer(layer).float(), grid.height, grid.width)
+            self.computed[what] += len(pixels)
             yield {name: _half(value, teacher, "images") for name, value in values.items()}
 
-    def _compute_texts(self, teacher: Towers, captions: list[str], batches: list[np.ndarray]) -> Iterator[Values]:
+    def _compute_texts(self, rows: NeededRows, what: str, batches: list[np.ndarray]) -> Iterator[Values]:
+        teacher = self._teacher.towers
         for batch in batches:
-            tokens = teacher.tokenize([captions[row] for row in batch]).to(self._device)
-            features = teacher.text_features_by_length(tokens)
-            values: dict[str, np.ndarray | Ragged] = {
-                "text_embedding": _half(F.normalize(features.embedding.float(), dim=-1), teacher, "texts")
-            }
-            if self._tokens:
-                real = features.tokens.float()[features.mask.bool()]
-                values["text_tokens"] = Ragged(_half(real, teacher, "tokens"), features.mask.sum(1).cpu().numpy())
+            tokens = teacher.tokenize([rows.captions[row] for row in batch]).to(self._device)
+            with teacher.as_teacher():
+                features = teacher.text_features_by_length(tokens)
+                embedding = F.normalize(features.embedding.float(), dim=-1)
+                real = features.tokens.float()[features.mask.bool()] if self._tokens else None
+            values: dict[str, np.ndarray | Ragged] = {TEXT: _half(embedding, teacher, "texts")}
+            if real is not None:
+                values[TOKENS] = Ragged(_half(real, teacher, "tokens"), features.mask.sum(1).cpu().numpy())
+            self.computed[what] += len(batch)
             yield values
 
 
+def _text_features(stored: StoredTexts) -> TextFeatures:
+    """Features of texts, their tokens padded with 0."""
+    embedding = stored.embedding.float()
+    if stored.tokens is None or stored.rows is None or stored.lengths is None:
+        mask = torch.ones(len(embedding), 1, dtype=torch.long, device=embedding.device)
+        return TextFeatures(embedding, embedding[:, None], mask)
+    mask = torch.arange(stored.rows.shape[1], device=embedding.device) < stored.lengths[:, None]
+    tokens = stored.tokens[stored.rows].float().masked_fill(~mask[:, :, None], 0)
+    return TextFeatures(embedding, tokens, mask.long())
+
+
 def _half(values: torch.Tensor, teacher: Towers, inputs: str) -> np.ndarray:
-    with np.errstate(over="ignore"):  # a feature map beyond fp16's 65,504
-        half = values.cpu().numpy().astype(np.float16)
-    return finite(half, teacher.name, inputs, _HINT)
+    # A feature map beyond fp16's 65,504 becomes infinite.
+    return finite(values.half().cpu().numpy(), teacher.name, inputs, _HINT)
 
 
 def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _keys_of_texts(texts: Sequence[str]) -> np.ndarray:
-    return digests("text", (text.encode() for text in texts))
 
 
 def _map_sizes(losses: Sequence[Loss], grids: Mapping[int, Grid]) -> dict[int, Grid]:
@@ -248,7 +249,3 @@ def _map_sizes(losses: Sequence[Loss], grids: Mapping[int, Grid]) -> dict[int, G
                 grid, before = grids[student], sizes.get(teacher, Grid(1, 1))
                 sizes[teacher] = Grid(max(grid.height, before.height), max(grid.width, before.width))
     return sizes
-
-
-def _tensor(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(values).to(device).float()

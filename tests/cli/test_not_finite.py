@@ -93,7 +93,7 @@ def test_a_teacher_of_nan_weights_is_refused_and_not_kept(
     said = refused("distill", "recipe.yaml")
     assert "老师 teacher returned embeddings that are not finite" in said and said.endswith(f" {tower}s")
     stored = [FeatureStore(folder) for folder in (cache_folder() / "teacher-cache").glob("*/*") if folder.is_dir()]
-    assert sum(store.rows for store in stored) == (40 if cached and tower == "text" else 0)  # images come first
+    assert (sum(store.rows for store in stored) > 0) == (cached and tower == "text")  # images come first
 
 
 def test_the_error_counts_rows_and_an_embedding_without_length_is_one(

@@ -64,10 +64,11 @@ def test_killed_while_the_teacher_runs_and_run_again_gives_the_weights_of_the_un
     unbroken = run(elsewhere(distilling, "unbroken"))
     monkeypatch.setenv("DCCLIP_CACHE", str(tmp_path / "cache"))
     kill(distilling, "teacher: captions", 64)
-    assert not (Path(distilling["root"]) / "distill").exists()
+    assert not (Path(distilling["root"]) / "distill" / "state").exists()
     progress = Watch()
     result = run(distilling, progress)
-    assert [task for task in progress.tasks if task[0].startswith("teacher")] == [("teacher: captions", 112, 0)]
+    [(name, total, done)] = [task for task in progress.tasks if task[0].startswith("teacher")]
+    assert (name, done) == ("teacher: captions", 0) and total > 64
     assert sha256(result) == sha256(unbroken)
 
 
