@@ -51,11 +51,12 @@ def decode(
                     image.draft(None, (draft, draft))
                 image.load()
                 transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
-                upright = ImageOps.exif_transpose(image)
-                if upright.mode.startswith("I;16"):  # which Pillow would clip at 255
-                    upright = Image.fromarray((np.asarray(upright, np.float32) / 257).round().astype(np.uint8))
+                ImageOps.exif_transpose(image, in_place=True)
                 mode = "RGBA" if transparent else "RGB"
-                return upright if upright.mode == mode else upright.convert(mode)
+                if image.mode.startswith("I;16"):  # which Pillow would clip at 255
+                    levels = (np.asarray(image, np.float32) / 257).round().astype(np.uint8)
+                    return Image.fromarray(levels).convert(mode)
+                return image if image.mode == mode else image.convert(mode)
     except FileNotFoundError:
         raise DcclipError(f"{name} does not exist", "check the path") from None
     except IsADirectoryError:

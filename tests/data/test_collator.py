@@ -15,9 +15,10 @@ from dcclip_cli.data.collator import Collator, first_captions
 from dcclip_cli.data.dataset import ConcatDataset, open_pairs, write_parquet
 from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import Pair, PairDataset
-from dcclip_cli.data.pixels import ImageCache
+from dcclip_cli.data.pixels import ImageCache, Uint8Pixels, normalized
 from dcclip_cli.data.unpaired import open_images, open_texts
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.towers import Tokens
 
 AUGMENT = Augment(rotate=20, colour=0.3)
@@ -77,6 +78,46 @@ def test_a_teacher_sees_the_same_augmented_image_through_its_own_preprocessing(p
     teacher = (lambda image: -to_side_8(image),)
     batch = collate(open_pairs(pairs_file), augment=AUGMENT, teacher_preprocess=teacher).batch([(0, 0), (1, 0)])
     assert torch.equal(batch.teacher_pixels[0], -batch.pixels)
+
+
+def test_images_are_read_in_the_order_of_the_files_and_stay_in_that_of_the_samples(pairs_file: Path) -> None:
+    dataset, samples = open_pairs(pairs_file), [(7, 0), (2, 0), (30, 0), (5, 0)]
+    expected = torch.cat([collate(dataset).batch([sample]).pixels for sample in samples])
+    asked: list[int] = []
+    read = dataset.image
+
+    def image(index: int) -> bytes:
+        asked.append(index)
+        return read(index)
+
+    dataset.image = image  # type: ignore[method-assign]
+    assert torch.equal(collate(dataset).batch(samples).pixels, expected)
+    assert asked == [2, 5, 7, 30]
+
+
+def test_student_and_teacher_get_uint8_pixels_that_the_device_normalizes_to_what_preprocessing_gives(
+    pairs_file: Path,
+) -> None:
+    small, large = Preprocessing(8), Preprocessing(12, mean=(0.5,) * 3, std=(0.5,) * 3, resize_mode="squash")
+    collator = collate(
+        open_pairs(pairs_file), preprocess=Uint8Pixels(small), teacher_preprocess=(Uint8Pixels(large),), augment=AUGMENT
+    )
+    batch = collator.batch([(0, 0), (1, 0)])
+    for pixels, preprocessing in ((batch.pixels, small), (batch.teacher_pixels[0], large)):
+        assert (pixels.dtype, pixels.shape) == (torch.uint8, (2, 3, preprocessing.size, preprocessing.size))
+        resized = Image.fromarray(pixels[1].permute(1, 2, 0).numpy())
+        assert np.array_equal(normalized(pixels, preprocessing)[1].numpy(), preprocessing(resized))
+
+
+def test_a_batch_moves_to_a_device_with_every_tensor_that_is_computed_with(pairs_file: Path) -> None:
+    collator = collate(open_pairs(pairs_file), with_caption_ids=True, teacher_preprocess=(to_side_8,))
+    moved = collator.batch([(0, 0), (1, 0)]).to("meta")
+    texts = moved.texts["zh"]
+    tensors = [moved.pixels, *moved.teacher_pixels, texts.image_index, texts.tokens.ids, texts.tokens.mask]
+    assert {str(one.device) for one in tensors} == {"meta"}
+    assert texts.caption_ids is not None and texts.image_caption_ids is not None
+    assert texts.caption_ids.is_meta and texts.image_caption_ids.is_meta
+    assert moved.sample_index.tolist() == [0, 1]  # stays on the CPU
 
 
 def test_an_unreadable_image_is_named_with_its_file_and_key(tmp_path: Path) -> None:
