@@ -72,7 +72,7 @@ def open_validation(data: DataOptions, languages: tuple[Language, ...]) -> Valid
     """Validation on the pairs in `data.validation`. Raises DcclipError if no language has captions for all of them."""
     if data.validation is None:
         raise DcclipError("validate_every_steps needs pairs to validate on", "set data.validation")
-    dataset = open_pairs(data.validation, data.columns)
+    dataset = open_pairs(data.validation, data.columns, cache_bytes=data.cache_bytes)
     complete = tuple(one for one in LANGUAGES if one in languages and all(dataset.captions(one)))
     if not complete:
         raise DcclipError(
