@@ -75,7 +75,7 @@ def make(folder: Path, pairs: int) -> int:
 def _image(random: np.random.Generator) -> bytes:
     small = Image.fromarray(random.integers(0, 255, (64, 64, 3), np.uint8))
     stream = io.BytesIO()
-    small.resize((256, 256), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=60)
+    small.resize((256, 256), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=45)
     return stream.getvalue()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.data.pair import LANGUAGES, caption_id
 from dcclip_cli.data.shards import Columns, Row, rows_of
-from dcclip_cli.data.storage import DataFile
+from dcclip_cli.data.storage import DataFile, shown
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import atomic_file, cache_folder
 
@@ -212,7 +212,7 @@ def beside(file: DataFile) -> Path:
 def cached(file: DataFile, columns: Columns) -> Path:
     """The place of a file's index in the cache folder."""
     version = file.version if file.is_remote else ""
-    about = json.dumps([file.location, version, columns.named], sort_keys=True)
+    about = json.dumps([shown(file.location), version, columns.named], sort_keys=True)
     return cache_folder() / "index" / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}{SUFFIX}"
 
 

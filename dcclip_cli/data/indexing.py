@@ -66,11 +66,13 @@ def index_files(
 ) -> list[Index]:
     """Index data files that have no index or an old one, with `fresh` all of them.
 
-    The index of a local file is written next to it, or where that is not allowed to the cache folder.
+    The index of a local file is written next to it, or where that is not allowed to the cache folder. That of a file in
+    an object store is written to the cache folder, unless there is one next to it.
     """
     found = {file: None if fresh else find_index(file, columns) for file in files}
     jobs = [(file, _place(file, columns)) for file, index in found.items() if index is None]
-    write_indexes(jobs, columns, progress)
+    copied = set() if fresh else _copy_published(jobs, columns)
+    write_indexes([job for job in jobs if job not in copied], columns, progress)
     found |= _written(jobs)
     return [index for index in found.values() if index is not None]
 

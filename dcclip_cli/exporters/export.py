@@ -191,7 +191,11 @@ def _images_of(data: DataOptions | None, *keys: str) -> Path | PairDataset | Non
     if data is None or source is None:
         return None
     is_folder = isinstance(source, str) and Path(source).is_dir()
-    return Path(source) if is_folder and not shards_at(source) else open_pairs(source, data.columns)
+    return (
+        Path(source)
+        if is_folder and not shards_at(source)
+        else open_pairs(source, data.columns, cache_bytes=data.cache_bytes)
+    )
 
 
 def _made_from(model: ModelReference, options: ExportOptions) -> str:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from dcclip_cli.data.storage import shown
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import atomic_write
 from dcclip_cli.options import OldKey, decisive, decisive_before
@@ -154,13 +155,20 @@ def _compare(product: Path, before: dict[str, Any], recipe: Recipe, sections: It
         kind = Recipe.model_fields[name].annotation
         old |= walk(decisive_before(kind, before.get(name)), (name,))
         new |= walk(decisive(getattr(recipe, name)), (name,))
-    changed = [at for at in {**old, **new} if old.get(at) != new.get(at)]
+    changed = [at for at in {**old, **new} if _shown(old.get(at)) != _shown(new.get(at))]
     if changed:
-        changes = (f"{'.'.join(map(str, at))} was {old.get(at)}, is {new.get(at)}" for at in changed[:3])
+        changes = (
+            f"{'.'.join(map(str, at))} was {_shown(old.get(at))}, is {_shown(new.get(at))}" for at in changed[:3]
+        )
         raise DcclipError(
             f"{product} was made from a recipe that differs: {', '.join(changes)}",
             "make it again with --fresh, or keep both with another name or --out DIR",
         )
+
+
+def _shown(value: Any) -> Any:
+    """A URL without its signature, which may be another each time."""
+    return shown(value) if isinstance(value, str) else value
 
 
 def sentences(

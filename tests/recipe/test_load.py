@@ -91,3 +91,12 @@ def test_a_run_remembers_its_recipe_and_refuses_another_for_what_is_finished(rec
         record(load(recipe, ["align.steps=7", "seed=1"]), run, finished=["align"])
     differs = "was made from a recipe that differs: seed was 0, is 1, align.steps was 6, is 7"
     assert caught.value.what == f"{run}/align {differs}"
+
+
+def test_a_url_with_another_signature_is_the_same_recipe(recipe: Path, tmp_path: Path) -> None:
+    run, data = tmp_path / "runs" / "small", "data.train=https://host/a.tar?signature="
+    record(load(recipe, [f"{data}猫"]), run, finished=[])
+    record(load(recipe, [f"{data}dog"]), run, finished=["align"])
+    with pytest.raises(DcclipError, match=r"data.train was https://host/a.tar, is https://host/b.tar$") as caught:
+        record(load(recipe, ["data.train=https://host/b.tar?signature=猫"]), run, finished=["align"])
+    assert "猫" not in caught.value.what
