@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
@@ -74,15 +75,26 @@ class ImageFolder(PairDataset):
     has_uncaptioned_images = True
 
     def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+
         files = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-        self.path, self.files = path, sorted(files)
+        names = [os.fsencode(file.relative_to(path)) for file in sorted(files)]  # in any encoding
+        self.path, self._names = path, pa.array(names, pa.binary())
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self._names)
 
     def __getitem__(self, index: int) -> Pair:
-        file = self.files[index]
-        return Pair(str(file.relative_to(self.path)), file.read_bytes())
+        name = os.fsdecode(self._names[index].as_py())
+        return Pair(name, Path(self.path, name).read_bytes())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A sha256 over names and sizes: photographs are too large to be read at every start."""
+        digest, folder = hashlib.sha256(), os.fsencode(self.path)
+        for name in (each.as_py() for each in self._names):
+            digest.update(b"%s\0%d\n" % (name, os.path.getsize(os.path.join(folder, name))))
+        return digest.hexdigest()
 
 
 def open_images(

@@ -50,6 +50,9 @@ class Vocabulary(Options):
     characters: bool = Field(
         False, description="Fill the trimmed vocabulary up to size with single characters that no caption contains"
     )
+    captions: int = Field(
+        1_000_000, ge=1_000, description="Captions that it is made from; of more, a random sample of about that many"
+    )
 
 
 class TextTower(Options):

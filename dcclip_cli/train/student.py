@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 
@@ -29,6 +30,8 @@ from dcclip_cli.model.students import (
 from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with, train_tokenizer, trim_tokenizer
 from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.versions import versions
+
+_LOOKED_AT = 1_000  # pairs by which the number of captions of all is estimated
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def new_student(
     `teacher` is the teacher's directory or hub name, for `vocabulary: {from: teacher}`; `teacher_towers` the teacher
     itself, for `text.inherit`.
     """
-    captions = [caption for language in LANGUAGES for several in dataset.captions(language) for caption in several]
+    captions = sample_captions(dataset, options.text.vocabulary.captions, seed)
     if not captions:
         raise DcclipError(
             "the data has no text to make the student's vocabulary from", "set data.texts, or use pairs with captions"
@@ -110,6 +113,24 @@ def new_student(
             raise DcclipError("student.text.inherit takes weights from a teacher, but this stage has none", "remove it")
         init_text_tower(model.text, tokenizer, teacher_towers, layers=options.text.inherit == "layers")
     return _student(model, config, preprocessing_of(options.image), tokenizer, name)
+
+
+def sample_captions(dataset: PairDataset, count: int, seed: int) -> list[str]:
+    """All captions in order where there are at most `count`, else those of a random sample of the pairs, about `count`.
+
+    Chinese ones come first, then English ones.
+    """
+    pairs, random = len(dataset), np.random.Generator(np.random.Philox(key=np.array([seed, 0x70CAB], np.uint64)))
+    looked_at = random.choice(pairs, min(pairs, _LOOKED_AT), replace=False)
+    each = sum(len(dataset.captions(language)[index]) for language in LANGUAGES for index in looked_at.tolist())
+    wanted = count * len(looked_at) // max(1, each)  # pairs
+    if wanted >= pairs:
+        captions = [caption for language in LANGUAGES for several in dataset.captions(language) for caption in several]
+        if len(captions) <= count:
+            return captions
+    chosen = np.sort(random.choice(pairs, min(wanted, pairs - 1), replace=False)).tolist()
+    every = (dataset.captions(language) for language in LANGUAGES)
+    return [caption for captions in every for index in chosen for caption in captions[index]]
 
 
 def student_from(folder: Path, name: str) -> Student:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dcclip_cli.data.collator import first_captions, unaugmented
+from dcclip_cli.data.collator import unaugmented
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import LANGUAGES, Language, PairDataset
@@ -29,43 +29,43 @@ _ROWS = 64  # images or texts at once
 
 @dataclass(frozen=True)
 class Validation:
-    """Zero-shot classification of pairs' images, whose different first captions are the class names."""
+    """Zero-shot classification of pairs' images, whose different first captions are the class names.
+
+    Of images and their scores, memory holds a few at a time; of the class names, all embeddings.
+    """
 
     dataset: PairDataset
     languages: tuple[Language, ...]
 
     def __call__(self, towers: OpenClipTowers) -> dict[str, float]:
         """`top1_zh` and `top1_en`, in 0..1. The towers stay unchanged."""
-        training = towers.training
+        training, right = towers.training, dict.fromkeys(self.languages, 0)
         towers.eval()
         with torch.no_grad():
-            images = self._images(towers)
-            top1 = {f"top1_{language}": self._top1(towers, images, language) for language in self.languages}
+            texts = {language: self._texts(towers, language) for language in self.languages}
+            for rows in _chunks(len(self.dataset)):
+                images = self._images(towers, rows)
+                for language, (embeddings, labels) in texts.items():
+                    right[language] += int((metrics.ranks(images @ embeddings.T, labels[rows]) == 0).sum())
         towers.train(training)
-        return top1
+        return {f"top1_{language}": count / len(self.dataset) for language, count in right.items()}
 
-    def _images(self, towers: OpenClipTowers) -> np.ndarray:
-        embeddings = (
-            towers.image_features(
-                torch.from_numpy(np.stack([towers.preprocess(unaugmented(self.dataset, index)) for index in rows])).to(
-                    _device(towers)
-                )
-            ).embedding
-            for rows in _chunks(len(self.dataset))
-        )
+    def _images(self, towers: OpenClipTowers, rows: range) -> np.ndarray:
+        pixels = np.stack([towers.preprocess(unaugmented(self.dataset, index)) for index in rows])
+        embeddings = towers.image_features(torch.from_numpy(pixels).to(_device(towers))).embedding
         return finite(_unit(embeddings), towers.name, "images")
 
-    def _top1(self, towers: OpenClipTowers, images: np.ndarray, language: Language) -> float:
-        captions = first_captions(self.dataset, language)
-        names = list(dict.fromkeys(captions))
-        numbers = {name: number for number, name in enumerate(names)}
-        embeddings = (
-            towers.text_features(towers.tokenize([names[row] for row in rows]).to(_device(towers))).embedding
-            for rows in _chunks(len(names))
-        )
-        texts = finite(_unit(embeddings), towers.name, "texts")
-        labels = np.asarray([numbers[caption] for caption in captions])
-        return float(metrics.top_k(metrics.ranks(images @ texts.T, labels), 1))
+    def _texts(self, towers: OpenClipTowers, language: Language) -> tuple[np.ndarray, np.ndarray]:
+        """The embeddings (C, D) of the class names, and the class (N,) of each pair."""
+        numbers: dict[str, int] = {}
+        names = (captions[0] for captions in self.dataset.captions(language))
+        labels = np.fromiter((numbers.setdefault(name, len(numbers)) for name in names), np.int32, len(self.dataset))
+        classes = list(numbers)
+        embeddings = [
+            _unit(towers.text_features(towers.tokenize([classes[row] for row in rows]).to(_device(towers))).embedding)
+            for rows in _chunks(len(classes))
+        ]
+        return finite(np.concatenate(embeddings), towers.name, "texts"), labels
 
 
 def open_validation(data: DataOptions, languages: tuple[Language, ...]) -> Validation:
@@ -126,5 +126,5 @@ def _device(towers: OpenClipTowers) -> torch.device:
     return next(towers.parameters()).device
 
 
-def _unit(embeddings: Iterator[torch.Tensor]) -> np.ndarray:
-    return np.concatenate([F.normalize(one.float(), dim=-1).cpu().numpy() for one in embeddings])
+def _unit(embeddings: torch.Tensor) -> np.ndarray:
+    return F.normalize(embeddings.float(), dim=-1).cpu().numpy()

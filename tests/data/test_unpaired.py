@@ -178,3 +178,18 @@ def test_images_are_read_without_their_captions(tmp_path: Path, pairs: list[Pair
     images = open_images(path)
     assert [pair.image for pair in images] == [pair.image for pair in pairs[:2]]
     assert images.captions("zh") == [(), ()] and images.has_uncaptioned_images
+
+
+def test_a_folder_of_images_is_in_the_order_of_its_names_and_told_apart_by_names_and_sizes(tmp_path: Path) -> None:
+    for name in ("b/猫.jpg", "a.JPG", "b-1.png", "b/a.webp", "b/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    images = open_images(tmp_path)
+    assert images.keys() == ["a.JPG", "b/a.webp", "b/猫.jpg", "b-1.png"]
+    assert images.image(2) == "b/猫.jpg".encode()
+    prints = [images.fingerprint, open_images(tmp_path).fingerprint]
+    (tmp_path / "a.JPG").write_bytes(b"longer")
+    prints.append(open_images(tmp_path).fingerprint)
+    (tmp_path / "a.JPG").rename(tmp_path / "b.JPG")
+    prints.append(open_images(tmp_path).fingerprint)
+    assert prints[0] == prints[1] and len(set(prints)) == 3
