@@ -63,12 +63,23 @@ def atomic_write(file: Path, content: bytes | str) -> None:
 
 
 @contextmanager
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder, removed when the block ends, also by a signal at any moment."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """An empty temporary folder next to `folder` that replaces it when the block ends, removed if it raises."""
     partial = _partial(folder)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
         yield partial
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

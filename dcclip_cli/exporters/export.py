@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -29,7 +28,7 @@ from dcclip_cli.exporters.parity import TOWERS, Original, Parity, Thresholds
 from dcclip_cli.exporters.quantize import OnnxGraphs
 from dcclip_cli.exporters.samples import samples_from
 from dcclip_cli.exporters.source import Source, load_source
-from dcclip_cli.files import atomic_folder, file_sha256, read_json, write_json
+from dcclip_cli.files import atomic_folder, file_sha256, read_json, temporary_folder, write_json
 from dcclip_cli.model.model_dir import model_fingerprint
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import ModelReference
@@ -117,8 +116,8 @@ def export(
     samples, tests = samples_from(_images_of(data, "validation", "train") or calibration), _tests(evaluation)
     source = load_source(model)
     original = Original(source.encoder, samples, tests, options.parity.images, progress)
-    with atomic_folder(out) as folder, TemporaryDirectory(prefix=f".{out.name}.", dir=folder.parent) as temporary:
-        graphs = OnnxGraphs(source, Path(temporary), options.precision, calibration, options.calibration_images)
+    with atomic_folder(out) as folder, temporary_folder(folder.with_suffix(".graphs")) as temporary:
+        graphs = OnnxGraphs(source, temporary, options.precision, calibration, options.calibration_images)
 
         def write() -> Encoder | None:
             for entry in folder.iterdir():

@@ -101,16 +101,14 @@ def write_graph(
     """
     try:
         with torch.no_grad():
-            torch.onnx.export(
+            program = torch.onnx.export(
                 graph,
                 (example,),
-                file,
                 dynamo=True,
                 input_names=[takes],
                 output_names=[gives],
                 dynamic_shapes=(dynamic,),
                 opset_version=OPSET,
-                external_data=True,
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
@@ -118,6 +116,10 @@ def write_graph(
         raise DcclipError(
             f"torch cannot export the {file.stem} tower: {reason}", "try another release of torch, or another model"
         ) from None
+    assert program is not None
+    program.save(file, external_data=True)
+    for value in program.model.graph.initializers.values():
+        value.const_value = None  # the optimizer keeps the graph for good
     _remove_source_paths(file)
 
 

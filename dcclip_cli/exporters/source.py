@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +55,11 @@ class Source:
         return self.encoder.towers
 
     def release(self) -> None:
-        """Free the model's memory."""
+        """Free the model's memory, whatever still refers to its weights: torch's ONNX exporter does."""
+        for weight in (*self.towers.parameters(), *self.towers.buffers()):
+            weight.data = weight.data.new_empty(0)
         self.loaded = None
+        gc.collect()
 
 
 def load_source(reference: ModelReference) -> Source:

@@ -25,7 +25,7 @@ from dcclip_cli.train.options import TrainOptions
 
 T = TypeVar("T")
 # Free space in which the checkpoints of any student fit: its size is not computed then, which takes seconds.
-_PLENTY = 50_000_000_000
+_PLENTY = 20_000_000_000
 _TRAINING_DATA: Mapping[str, Callable[..., Preview]] = {
     "train": preview_pairs,
     "validation": preview_pairs,

@@ -93,6 +93,15 @@ def test_interrupted_anywhere_and_run_again_gives_the_weights_of_the_unbroken_ru
         assert unbroken != sha256(run(plain))
 
 
+def test_data_shuffled_in_windows_resumes_alike_and_with_no_other_window(aligning: Job) -> None:
+    aligning["data"] = {"train": aligning["data"], "shuffle_window": 16}  # of 40 pairs: windows of two steps
+    unbroken = sha256(run(elsewhere(aligning, "unbroken")))
+    interrupt(aligning, "align", 3)
+    with refused("was saved by another recipe", "--fresh"):
+        run(aligning | {"data": aligning["data"] | {"shuffle_window": 24}})
+    assert sha256(run(aligning)) == unbroken
+
+
 @STAGES
 def test_a_finished_stage_does_nothing_and_fresh_does_it_again(job: Job) -> None:
     first = run(job)
