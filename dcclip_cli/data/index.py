@@ -197,6 +197,8 @@ def read_batch(index: Index, number: int) -> pa.RecordBatch:
         with pa.memory_map(str(index.path)) as source:
             batch = pa.ipc.open_file(source).get_batch(number)
         batch.validate(full=True)  # it may come from elsewhere, and Arrow trusts the offsets in it
+        if (batch.num_rows, batch["captioned"].true_count) != (index.about.rows[number], index.about.captioned[number]):
+            raise pa.ArrowInvalid("it has other rows than it says")
     except (OSError, pa.ArrowException) as error:
         raise DcclipError(
             f"{index.path} is damaged: {error}", f"index it again: dcclip index --fresh {index.file}"

@@ -122,6 +122,8 @@ class IndexedDataset(PairDataset):
     def will_need(self, indices: np.ndarray) -> None:
         import numpy as np
 
+        if not any(index.about.groups or index.file.is_remote for index in self._indexes):
+            return  # tars on disk
         starts = self.blocks
         needed = []
         for number in np.unique(np.searchsorted(starts, indices, "right") - 1).tolist():

@@ -121,14 +121,15 @@ def write_indexes(jobs: Sequence[tuple[DataFile, Path]], columns: Columns, progr
         for job in jobs:
             waiting.put(job)
         processes = [_start_worker() for _ in range(workers)]
-        try:
-            with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(workers) as pool:
+            try:
                 for _ in pool.map(lambda process: _feed(process, waiting, columns, task), processes):
                     pass
-        finally:
-            for process in processes:
-                process.terminate()
-                process.communicate()
+            finally:  # before the pool waits for the threads, which wait for the processes
+                for process in processes:
+                    process.terminate()
+        for process in processes:
+            process.communicate()
 
 
 def _start_worker() -> subprocess.Popen[str]:

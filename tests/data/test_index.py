@@ -109,6 +109,17 @@ def test_an_index_from_elsewhere_that_lies_about_its_rows_is_an_error_and_never_
             assert error.hint
 
 
+@pytest.mark.parametrize("key", ["rows", "captioned"])
+def test_an_index_with_fewer_rows_than_it_says_is_an_error(tmp_path: Path, key: str) -> None:
+    write_tar(tmp_path / "a.tar", *many(50))
+    index(tmp_path)
+    path = tmp_path / f"a.tar{SUFFIX}"
+    path.write_bytes(path.read_bytes().replace(f'"{key}": [50]'.encode(), f'"{key}": [51]'.encode()))
+    with pytest.raises(DcclipError, match=r"a\.tar\.index\.arrow is damaged: it has other rows") as raised:
+        open_pairs(tmp_path).captions("zh")[0]
+    assert raised.value.hint == f"index it again: dcclip index --fresh {tmp_path}/a.tar"
+
+
 def test_a_changed_shard_is_found_by_reading_all_data_and_by_nothing_less(tmp_path: Path) -> None:
     for name in "ab":
         write_tar(tmp_path / f"{name}.tar", CAT, DOG)

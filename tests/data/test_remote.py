@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dcclip_cli.data import index, indexed, storage
-from dcclip_cli.data.dataset import find_dataset, open_pairs, write_parquet
-from dcclip_cli.data.index import cached
+from dcclip_cli.data import indexed, indexing, storage
+from dcclip_cli.data.dataset import find_dataset, open_pairs, shards_at, write_parquet
+from dcclip_cli.data.index import cached, write_index
 from dcclip_cli.data.indexed import IndexedDataset
-from dcclip_cli.data.indexing import find_indexes
+from dcclip_cli.data.indexing import find_indexes, index_files, verify_files
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.shards import Columns
-from dcclip_cli.data.storage import list_files
+from dcclip_cli.data.storage import DataFile, list_files
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder
 from tests.data.servers import S3, forget_connections, http_server
@@ -83,8 +83,29 @@ def test_an_index_that_is_published_next_to_a_shard_is_used(
     (own,) = find_indexes(list_files(tmp_path / "all.tar"), Columns())
     s3.put("bucket", "all.tar", tar_of(pairs))
     s3.put("bucket", "all.tar.index.arrow", own.path.read_bytes())
-    monkeypatch.setattr(index, "write_index", None)  # nothing is indexed
+    monkeypatch.setattr(indexing, "write_index", None)  # nothing is indexed
     assert list(open_pairs("s3://bucket/all.tar")) == pairs
+
+
+def test_indexing_a_bucket_uses_what_is_published_and_reads_the_rest(
+    s3: S3, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(s3, pairs)
+    (tmp_path / "first.tar").write_bytes(tar_of(pairs[:10]))
+    (own,) = find_indexes(list_files(tmp_path / "first.tar"), Columns())
+    s3.put("bucket", "shards/00000.tar.index.arrow", own.path.read_bytes())
+    read: list[str] = []
+    write = write_index
+
+    def note(file: DataFile, path: Path, columns: Columns) -> None:
+        read.append(file.name)
+        write(file, path, columns)
+
+    monkeypatch.setattr(indexing, "write_index", note)
+    found = index_files(shards_at("s3://bucket/shards"), Columns())
+    assert [sum(one.about.rows) for one in found] == [10, 10, 10, 10]
+    assert read == ["00001.tar", "00002.tar", "00003.tar"]
+    assert verify_files(shards_at("s3://bucket/shards"), Columns()) == found
 
 
 def test_a_published_index_of_other_data_is_not_used(s3: S3, pairs: list[Pair], tmp_path: Path) -> None:
