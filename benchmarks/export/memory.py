@@ -1,4 +1,4 @@
-"""Peak memory, time, size and parity of exports of a model, each by `dcclip export` in a process of its own.
+"""Peak memory, time, size and parity of exports of a model, each in a process of its own.
 
 python benchmarks/export/memory.py --model hf:/path/to/AltCLIP --calibration photos/ --work DIR [--precision int8]
 
@@ -17,6 +17,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+EXPORT = "import json, sys, dcclip_cli; dcclip_cli.export(**json.loads(sys.argv[1]))"
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -30,10 +32,10 @@ class Finished:
 
 
 def run(*command: str | Path) -> Finished:
-    """Run `dcclip` with these arguments."""
+    """Run Python with these arguments."""
     begin = time.perf_counter()
     with subprocess.Popen(
-        [sys.executable, "-m", "dcclip_cli", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
         output = process.stdout.read()
@@ -50,14 +52,18 @@ def main() -> None:
     parser.add_argument("--image", help="an image for predict")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--precision", action="append", choices=("fp32", "fp16", "int8"))
+    parser.add_argument(
+        "--any-agreement", action="store_true", help="for random weights, whose best texts are nearly tied"
+    )
     given = parser.parse_args()
     print("| precision | peak GB | s | CPU s | MB | image, text difference | same best text | kept in fp32 | predict |")
     print("|---|---|---|---|---|---|---|---|---|")
     for precision in given.precision or ("fp32", "int8"):
         out = given.work / precision
-        done = run(
-            "export", "--model", given.model, "--precision", precision, "--calibration", given.calibration, "--out", out
-        )
+        options = {"precision": precision, "calibration": given.calibration}
+        if given.any_agreement:
+            options["parity"] = {"min_agreement": 0}
+        done = run("-c", EXPORT, json.dumps({"model": given.model, "out": str(out), **options}))
         costs = f"{done.peak_bytes / 1e9:.2f} | {done.seconds:.0f} | {done.cpu_seconds:.0f}"
         if done.code:
             print(f"| {precision} | {costs} | {' '.join(done.output.strip().splitlines()[-2:])} |", flush=True)
@@ -73,7 +79,7 @@ def predicted(bundle: Path, image: str | None) -> str:
     """What `dcclip predict` costs with a bundle, or its error."""
     if image is None:
         return "not run"
-    done = run("predict", "--model", bundle, image, "--labels", "猫,a dog,汽车")
+    done = run("-m", "dcclip_cli", "predict", "--model", bundle, image, "--labels", "猫,a dog,汽车")
     costs = f"{done.seconds:.1f} s, {done.peak_bytes / 1e9:.2f} GB"
     return (
         f"{costs}: {' '.join(done.output.split()[-8:])}" if done.code == 0 else f"failed: {done.output.strip()[-200:]}"
