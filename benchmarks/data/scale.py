@@ -207,9 +207,10 @@ def memory(work: Path, batches: list[int], steps: int, workers: int, sizes: list
     for batch in batches:
         for size in sizes:
             shutil.rmtree(work / "out", ignore_errors=True)
-            file = recipe(work, size, batch, workers, log_every_steps=50, checkpoint_every_steps=100_000)
+            length = {"epochs": None, "steps": steps + 1_000}
+            file = recipe(work, size, batch, workers, log_every_steps=steps, checkpoint_every_steps=100_000, **length)
             with running(file, work / "out", work / "cache") as process:
-                wait_for(process, work / "out", min(steps, SIZES[size] * PER_TAR // batch // 50 * 50))
+                wait_for(process, work / "out", steps)
                 for number, one in enumerate((process, *process.children())):
                     used = one.memory_full_info()
                     name = f"worker {number}" if number else "main"

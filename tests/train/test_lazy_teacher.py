@@ -1,0 +1,67 @@
+"""A teacher's facts, known without loading it as long as its files are the same."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.teachers import AltClipTeacher
+from dcclip_cli.progress import Silent
+from dcclip_cli.train.feature_shapes import widths
+from dcclip_cli.train.lazy_teacher import LazyTeacher
+
+
+@pytest.fixture
+def folder(altclip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DCCLIP_CACHE", str(tmp_path / "cache"))
+    return Path(shutil.copytree(altclip_folder, tmp_path / "老师"))
+
+
+def lazy(folder: Path, layers: tuple[int, ...] = (0,)) -> LazyTeacher:
+    return LazyTeacher(AltClipTeacher(model=str(folder)), "cpu", Silent(), layers)
+
+
+def test_facts_are_those_of_the_loaded_teacher_and_are_known_without_it_afterwards(folder: Path) -> None:
+    first, second = lazy(folder), lazy(folder)
+    towers = AltClipTeacher(model=str(folder)).load()
+    facts = first.facts
+    assert (facts.fingerprint, facts.logit_scale) == (towers.fingerprint, towers.logit_scale)
+    assert facts.widths == widths(towers, (0,)) and facts.parameters == towers.parameters_count()
+    assert second.facts == facts and first.is_loaded and not second.is_loaded
+    assert second.towers.fingerprint == facts.fingerprint and second.is_loaded
+    second.free()
+    assert not second.is_loaded and second.facts == facts
+
+
+@pytest.mark.parametrize("change", ["layers", "file", "size"])
+def test_other_layers_and_changed_files_are_noticed(folder: Path, change: str) -> None:
+    assert lazy(folder).facts
+    match change:
+        case "file":
+            os.utime(folder / "config.json", (1, 1))
+        case "size":
+            (folder / "more.json").write_text("{}")
+    teacher = lazy(folder, (0, 1) if change == "layers" else (0,))
+    assert teacher.facts and teacher.is_loaded
+
+
+def test_a_record_that_is_cut_is_written_again(folder: Path, tmp_path: Path) -> None:
+    facts = lazy(folder).facts
+    [record] = (tmp_path / "cache" / "teachers").iterdir()
+    record.write_bytes(record.read_bytes()[:-5])
+    assert lazy(folder).facts == facts
+    again = lazy(folder)
+    assert again.facts == facts and not again.is_loaded
+
+
+def test_a_teacher_that_proves_to_be_another_is_an_error_and_forgotten(folder: Path, tmp_path: Path) -> None:
+    assert lazy(folder).facts
+    [record] = (tmp_path / "cache" / "teachers").iterdir()
+    record.write_text(record.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    teacher = lazy(folder)
+    assert teacher.facts.fingerprint.startswith("0")
+    with pytest.raises(DcclipError, match="changed while it was in use"):
+        _ = teacher.towers
+    assert not record.exists()
