@@ -93,6 +93,14 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         partial.rename(folder)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Let `target` be another name of the file `source`, or a copy where the file system has no such links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 

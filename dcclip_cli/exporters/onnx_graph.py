@@ -77,7 +77,8 @@ class OnnxGraph:
     def save(self, out: Path) -> None:
         """Write the graph as one file, or its large weights to a file next to it if it is larger than LARGEST_FILE."""
         proto, data = deepcopy(self.proto), out.with_name(f"{out.name}.data")
-        data.unlink(missing_ok=True)
+        for file in (out, data):
+            file.unlink(missing_ok=True)  # the earlier ones may have other links
         weights, outside = self.weights, [weight for weight in proto.graph.initializer if _is_outside(weight)]
         if self.size_bytes <= LARGEST_FILE:
             for weight in outside:
@@ -86,12 +87,12 @@ class OnnxGraph:
                 weight.ClearField("data_location")
                 weight.raw_data = values.tobytes()
         else:
-            with data.open("wb") as file:
+            with data.open("wb") as stream:
                 for weight in outside:
                     values = weights[weight.name]
-                    file.seek(-file.tell() % _ALIGNMENT, os.SEEK_CUR)
-                    _place(weight, data.name, file.tell())
-                    values.tofile(file)
+                    stream.seek(-stream.tell() % _ALIGNMENT, os.SEEK_CUR)
+                    _place(weight, data.name, stream.tell())
+                    values.tofile(stream)
         out.write_bytes(proto.SerializeToString())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters import Precision
 from dcclip_cli.exporters.formats import Format
-from dcclip_cli.files import write_json
+from dcclip_cli.files import link_or_copy, write_json
 from dcclip_cli.model.preprocess import RESAMPLING, Preprocessing
 from dcclip_cli.predict.onnx_encoder import IMAGE, TEXT, TOKENIZER, OnnxEncoder, Run
 
@@ -32,7 +31,7 @@ class Onnx(Format):
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
         for name in (IMAGE, TEXT):
             for file in graphs.glob(f"{name}*"):
-                shutil.copyfile(file, folder / file.name)
+                link_or_copy(file, folder / file.name)
         processor = {
             "image_processor_type": "CLIPImageProcessor",
             "feature_extractor_type": "CLIPFeatureExtractor",
