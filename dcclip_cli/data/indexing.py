@@ -173,8 +173,10 @@ def _serve(orders: Iterable[str]) -> None:
             write_index(DataFile(**file), Path(path), Columns(**named))
         except DcclipError as raised:
             error = [raised.what, raised.hint]
-        sys.stdout.write(json.dumps(error) + "\n")
-        sys.stdout.flush()
+        try:
+            os.write(sys.stdout.fileno(), (json.dumps(error) + "\n").encode())
+        except BrokenPipeError:  # the command was killed
+            return
 
 
 if __name__ == "__main__":
