@@ -110,7 +110,13 @@ def begin_worker(_number: int = 0) -> None:
     """Make this process a worker, whichever its number: it ignores Ctrl-C and SIGTERM and exits with its command."""
     for number in _NUMBERS:
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = _report  # which the thread that hands over shared memory calls
     threading.Thread(target=_exit_with_command, daemon=True).start()
+
+
+def _report(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if not issubclass(kind, ConnectionError):  # the command ended, and does not take what it asked for
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _exit_with_command() -> None:

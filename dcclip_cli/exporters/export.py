@@ -198,8 +198,12 @@ def _images_of(data: DataOptions | None, *keys: str) -> Path | PairDataset | Non
 
 
 def _made_from(model: ModelReference, options: ExportOptions) -> str:
-    """A hash of the model, if it is a local directory, or its name, and of the options."""
-    identity = model_fingerprint(model.path) if model.kind == "folder" else f"{model.kind}:{model.target}"
+    """A hash of the model's files, if it is a local directory, or its name, and of the options."""
+    identity = f"{model.kind}:{model.target}"
+    if model.kind == "folder":
+        identity = model_fingerprint(model.path)
+    elif model.path.is_dir():  # of another library
+        identity = model_fingerprint(model.path, sorted(file.name for file in model.path.iterdir()))
     return hashlib.sha256(f"{EXPORT_FORMAT} {identity} {options.model_dump_json()}".encode()).hexdigest()
 
 

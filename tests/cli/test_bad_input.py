@@ -173,7 +173,7 @@ def not_finite(folder: Path) -> None:
 
 
 BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no image": (lambda folder: (folder / "image.onnx").unlink(), "is neither a model directory nor an export bundle"),
+    "no image": (lambda folder: (folder / "image.onnx").unlink(), "is no model directory of dcclip"),
     "no text": (lambda folder: (folder / "text.onnx").unlink(), "has no text.onnx (found: "),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json (found: "),
     "no description": (lambda folder: (folder / "dcclip.json").unlink(), "has no dcclip.json (found: "),

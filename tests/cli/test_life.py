@@ -53,7 +53,12 @@ def test_a_run_contains_its_recipe_verbatim_and_resolved(here: Path) -> None:
     assert (run / "recipe.yaml").read_bytes() == (here / "recipe.yaml").read_bytes()
     resolved = yaml.safe_load((run / "resolved.yaml").read_text("utf-8"))
     assert resolved["distill"]["optimizer"]["lr"] == 0.001
-    assert resolved["student"]["text"]["vocabulary"] == {"from": "data", "size": 300, "characters": False}
+    assert resolved["student"]["text"]["vocabulary"] == {
+        "from": "data",
+        "size": 300,
+        "characters": False,
+        "captions": 1_000_000,
+    }
     assert sorted(path.name for path in run.iterdir() if path.is_dir()) == ["align", "distill", "eval", "export"]
 
 

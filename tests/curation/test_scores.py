@@ -198,7 +198,7 @@ def test_pickled_weights_of_a_classifier_are_never_read(tmp_path: Path) -> None:
     ("scorer", "said"),
     [
         (Agreement(model="/nowhere/model"), "model /nowhere/model is not a directory"),
-        (Agreement(model=AltClipTeacher(model="/nowhere/altclip")), "teacher /nowhere/altclip is not a directory"),
+        (Agreement(model=AltClipTeacher(model="/nowhere/altclip")), "/nowhere/altclip is not a directory"),
         (Prompts(model="runs/nothing", reject=("水印",)), "model runs/nothing is not a directory"),
         (Classifier(model="/nowhere/nsfw", reject=("nsfw",)), "/nowhere/nsfw has no config.json"),
     ],

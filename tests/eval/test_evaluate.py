@@ -71,7 +71,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Evaluate a given model in place of the one named."""
 
     def measured(model: Oracle, names: Sequence[str], root: Path | None = None, **more: Any) -> list[EvalResult]:
-        monkeypatch.setattr("dcclip_cli.eval.evaluate.load_encoder", lambda *_: model)
+        monkeypatch.setattr("dcclip_cli.eval.evaluate.load_encoder", lambda *_, **__: model)
         given = {key: more.pop(key) for key in ("cache", "progress") if key in more}
         options = EvalOptions(datasets=tuple(names), data_root=root and str(root), **more)
         return evaluate([ModelReference("folder", "oracle", "")], open_datasets(options), options, **given)
