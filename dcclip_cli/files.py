@@ -105,6 +105,17 @@ def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
+class OpenFile:
+    """A file that is read by offset from any process or thread; it is closed when nothing refers to it any more."""
+
+    def __init__(self, file: Path | str) -> None:
+        self.descriptor = os.open(file, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
 def file_sha256(file: Path) -> str:
     """The SHA-256 of a file's content, 64 hexadecimal digits."""
     with file.open("rb") as stream:

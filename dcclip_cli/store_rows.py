@@ -17,6 +17,7 @@ import numpy as np
 
 from dcclip_cli import store_index
 from dcclip_cli.blocks import Array, Block, Damaged, Ragged, flat, parse
+from dcclip_cli.files import OpenFile
 from dcclip_cli.store_index import Index, Source, index_of, joined, open_index
 
 SUFFIX = ".block"
@@ -35,33 +36,24 @@ def _empty(size: int) -> np.ndarray:
     return np.empty(size, np.uint8)
 
 
-class _OpenFile:
-    def __init__(self, file: Path) -> None:
-        self.number = os.open(file, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
-
-
 class _OpenFiles:
     """Keeps the files that were read last open; a file that another thread reads is closed by that."""
 
     def __init__(self) -> None:
-        self._open: dict[Path, _OpenFile] = {}
+        self._open: dict[Path, OpenFile] = {}
 
     def reader(self, path: Path) -> Callable[[memoryview, int], int]:
         """A function that reads a file into a buffer from an offset on. Raises Damaged where there is no file."""
         try:
             if not hasattr(os, "preadv"):  # Windows, where an open file could not be removed
                 return partial(_read_once, path)
-            file = self._open.pop(path, None) or _OpenFile(path)
+            file = self._open.pop(path, None) or OpenFile(path)
         except FileNotFoundError:
             raise Damaged("was removed") from None
         self._open[path] = file
         if len(self._open) > _OPEN_FILES:
             self._open.pop(next(iter(self._open)), None)
-        return lambda buffer, offset: os.preadv(file.number, [buffer], offset)
+        return lambda buffer, offset: os.preadv(file.descriptor, [buffer], offset)
 
 
 def _read_once(path: Path, buffer: memoryview, offset: int) -> int:

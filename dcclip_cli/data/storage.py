@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import OpenFile
 
 T = TypeVar("T")
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "https": "aiohttp", "http": "aiohttp"}
@@ -242,23 +243,14 @@ def _version(about: dict[str, Any]) -> str:
 # ---- reading
 
 
-class _Descriptor:
-    def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
-
-
 @lru_cache(maxsize=256)
-def _descriptor(file: DataFile) -> _Descriptor:
-    return _Descriptor(file.location)
+def _opened(file: DataFile) -> OpenFile:
+    return OpenFile(file.location)
 
 
 def _local_range(file: DataFile, offset: int, size: int) -> bytes:
     try:
-        return os.pread(_descriptor(file).number, size, offset)
+        return os.pread(_opened(file).descriptor, size, offset)
     except OSError as error:
         raise _unreadable(file, error) from None
 
