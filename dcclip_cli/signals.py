@@ -17,12 +17,14 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_AGAIN_S = 0.05  # after which a signal is sent again
 _GRACE_S = 20  # for removing temporary files; a cluster kills 30 s after SIGTERM
 _asked: list[int] = []  # the signals that asked this process, a command, to end
 
 
 def end_on_signals() -> None:
     """The first Ctrl-C or SIGTERM ends this process, a command, by KeyboardInterrupt; it also exits if that fails."""
+    sys.unraisablehook = _send_again
     for number in _NUMBERS:
         signal.signal(number, _end)
 
@@ -32,6 +34,16 @@ def _end(number: int, _frame: FrameType | None) -> None:
     if len(_asked) == 1:
         _exit_in_time()
         raise KeyboardInterrupt
+
+
+def _send_again(ignored: sys.UnraisableHookArgs) -> None:
+    """Send a signal again that came while an object was finalized, where Python ignores KeyboardInterrupt."""
+    if not issubclass(ignored.exc_type, KeyboardInterrupt):
+        return sys.__unraisablehook__(ignored)
+    number = _asked.pop() if _asked else signal.SIGTERM
+    timer = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
 
 
 def _exit_in_time() -> None:

@@ -108,3 +108,36 @@ def ends(pid: int, within_s: float = 30.0) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+# A command that a signal reaches while an object is finalized, where Python prints exceptions and goes on.
+FINALIZED = """
+import sys, time
+from dcclip_cli.signals import end_on_signals, exit_command
+end_on_signals()
+class Finalized:
+    def __del__(self):
+        print("ready", flush=True)
+        time.sleep(600)
+try:
+    one = Finalized()
+    del one
+    time.sleep(600)
+except KeyboardInterrupt:
+    print("结束 cleaned up", flush=True)
+    exit_command()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_that_a_finalizer_swallows_ends_the_command_all_the_same(number: int, code: int) -> None:
+    command = [sys.executable, "-c", FINALIZED]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        assert process.stdout.readline() == "ready\n"
+        begin = time.monotonic()
+        process.send_signal(number)
+        assert process.stdout.read() == "结束 cleaned up\n"
+        assert process.wait(30) == code
+        assert process.stderr.read() == ""
+        assert time.monotonic() - begin < 15  # not by the alarm
