@@ -147,8 +147,10 @@ def main() -> None:
 def end_faults(commands: Commands, code: int, run: Path) -> list[str]:
     """What was wrong with how a command ended after SIGTERM."""
     said = commands.said()
-    # torchrun ends with -15 while it starts itself, before it has set its handler.
-    faults = [] if code in ((143,) if commands.processes == 1 else (1, -15)) else [f"exit code {code}"]
+    # -15: torchrun that starts itself, before it has set its handler; an interpreter that ends, the work being done.
+    finished = (run / STAGES[-1] / "model").is_dir()
+    expected = (1, -15) if commands.processes > 1 else (143, -15) if finished else (143,)
+    faults = [] if code in expected else [f"exit code {code}"]
     if "Traceback" in said or "Exception ignored" in said:
         faults.append(f"a traceback:\n{said}\n")
     if left := commands.alive():
