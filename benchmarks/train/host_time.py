@@ -82,7 +82,7 @@ def main() -> None:
     tokenize = tokenize_with(train_tokenizer(captions[:: max(1, len(captions) // 4000)], 2_000), 77)
     pixels = Uint8Pixels(Preprocessing(SIZE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     collator = Collator(dataset, 0, Augment(crop=0.6), CaptionOptions(), pixels, tokenize, num_augmentations=1)
-    cache = TeacherCache(NoTeacher(), collator, LOSSES, {-1: Grid(7, 7)}, "meta", given.workers, Silent())
+    cache = TeacherCache(NoTeacher(), collator, LOSSES, {-1: Grid(7, 7)}, given.workers, Silent())
     fill(cache, collator)
     collator = replace(collator, read_features=(cache.reader,))
     teacher._ROWS = given.pairs  # so that no row is needed twice by one part

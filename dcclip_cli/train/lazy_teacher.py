@@ -50,14 +50,14 @@ class LazyTeacher:
     """
 
     def __init__(self, options: Teacher, device: str, progress: Progress, layers: Sequence[int] = ()) -> None:
-        self.options, self._device, self._progress, self._layers = options, device, progress, tuple(layers)
+        self.options, self.device, self._progress, self._layers = options, device, progress, tuple(layers)
         self._towers: Towers | None = None
 
     @property
     def towers(self) -> Towers:
         """The teacher, loaded if it is not. Raises DcclipError if it cannot be loaded, or is another by now."""
         if self._towers is None:
-            self._towers = self.options.load(self._device, self._progress)
+            self._towers = self.options.load(self.device, self._progress)
             known = vars(self).get("facts")
             if known and known.fingerprint != self._towers.fingerprint:
                 if self._record:
@@ -103,7 +103,7 @@ class LazyTeacher:
         """The file for its facts; None where nothing tells whether the teacher is still the same."""
         if (stamp := _stamp(self.options)) is None:
             return None
-        kind = torch.device(self._device).type
+        kind = torch.device(self.device).type
         device = torch.cuda.get_device_name() if kind == "cuda" else cpu_name()
         backend = torch.backends.cpu.get_cpu_capability()
         about = [TREATMENT, self.options.model_dump(), stamp, kind, device, backend, self._layers, versions()]

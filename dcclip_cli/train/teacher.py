@@ -128,9 +128,9 @@ def teacher_features(
     if not teachers.all:
         return []
     grids = map_grids(student, sorted({layer for loss in losses for layer in loss.student_layers_needed}))
-    device, workers, progress = context.device, options.workers, context.progress
+    workers, progress = options.workers, context.progress
     return [
-        TeacherCache(teacher, collator, learns_from(losses, number), grids, device, workers, progress, number)
+        TeacherCache(teacher, collator, learns_from(losses, number), grids, workers, progress, number)
         for number, teacher in enumerate(teachers.all)
     ]
 

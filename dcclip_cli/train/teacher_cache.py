@@ -80,14 +80,13 @@ class TeacherCache:
         collator: Collator,
         losses: Sequence[Loss],
         grids: Mapping[int, Grid],
-        device: str,
         workers: int,
         progress: Progress,
         number: int = 0,
     ) -> None:
-        """`workers` processes read images for the teacher, which runs on `device`; `number` is the teacher's."""
+        """`workers` processes read images for the teacher; `number` is the teacher's."""
         self._number, self._teacher, self.widths = number, teacher, teacher.facts.widths
-        self._collator, self._device, self._workers, self._progress = collator, device, workers, progress
+        self._collator, self._workers, self._progress = collator, workers, progress
         self._grids = _map_sizes(losses, grids)
         self._maps = {layer: f"image_map {layer} {grid.height}x{grid.width}" for layer, grid in self._grids.items()}
         self._tokens = any(isinstance(loss, TokenFeaturesLoss) for loss in losses)
@@ -195,7 +194,7 @@ class TeacherCache:
         for pixels in loader:
             if isinstance(pixels, DcclipError):
                 raise pixels
-            moved = normalized(pixels.to(self._device), teacher.preprocessing)
+            moved = normalized(pixels.to(self._teacher.device), teacher.preprocessing)
             moved = moved.contiguous(memory_format=torch.channels_last)
             with teacher.as_teacher():
                 features = teacher.image_features(moved, layers)
@@ -208,7 +207,7 @@ class TeacherCache:
     def _compute_texts(self, rows: NeededRows, what: str, batches: list[np.ndarray]) -> Iterator[Values]:
         teacher = self._teacher.towers
         for batch in batches:
-            tokens = teacher.tokenize([rows.captions[row] for row in batch]).to(self._device)
+            tokens = teacher.tokenize([rows.captions[row] for row in batch]).to(self._teacher.device)
             with teacher.as_teacher():
                 features = teacher.text_features_by_length(tokens)
                 embedding = F.normalize(features.embedding.float(), dim=-1)

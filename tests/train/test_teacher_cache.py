@@ -72,7 +72,7 @@ class Loaded(LazyTeacher):
     """A teacher that is loaded already, and counts how often it is freed."""
 
     def __init__(self, towers: Towers) -> None:
-        self.freed = 0
+        self.device, self.freed = "cpu", 0
         self.facts = TeacherFacts(
             towers.name, towers.fingerprint, towers.logit_scale, 0, WIDTHS, Choice("fp32", "as requested")
         )
@@ -108,7 +108,7 @@ def empty(
 ) -> TeacherCache:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DCCLIP_CACHE", str(root))
-        return TeacherCache(Loaded(teacher), reading, losses, grids or {-1: Grid(2, 2)}, "cpu", 1, Silent())
+        return TeacherCache(Loaded(teacher), reading, losses, grids or {-1: Grid(2, 2)}, 1, Silent())
 
 
 def computed(cache: TeacherCache) -> int:
