@@ -24,7 +24,7 @@ RIGHT_SENSE = {
     "n02012849": "鹤",  # crane: the bird
     "n02108089": "拳师犬",  # boxer: the dog
     "n02113186": "卡迪根威尔士柯基犬",  # cardigan: the dog
-    "n02114712": "红狼",  # red wolf: not 红太狼, the cartoon
+    "n02114712": "红狼或鬃狼",  # red wolf or maned wolf: not 红太狼, the cartoon
     "n02123159": "虎纹猫",  # tiger cat: not 山猫, the lynx
     "n02128385": "花豹",  # leopard: not 美洲豹, the jaguar
     "n02346627": "豪猪",  # porcupine: not 刺猬, the hedgehog
