@@ -23,7 +23,7 @@ HAN = re.compile(r"[\u3400-\u9fff]")
 LATIN = re.compile(r"[A-Za-z]")
 DIGITS = {str(digit) for digit in range(10)}  # MNIST's names: a Chinese text has the digit too
 MODELS = {"stanford_cars", "fgvc_aircraft"}  # whose makers' model names stay as they are
-# 鳽 and 魟 are what lists of birds and fish print; the simplified 𫛚 and 𫚉 of opencc are in hardly any font or vocabulary.
+# Lists of birds and fish print 鳽 and 魟: the simplified 𫛚 and 𫚉 are in hardly any font or vocabulary.
 AS_PRINTED = {"麻鳽", "美洲麻鳽", "魟鱼", "刺魟"}
 WITH_LATIN = {"DVD播放机", "DVD影碟机", "T恤", "T恤衫", "USB数据线", "U盘"}  # no other word is in use
 
