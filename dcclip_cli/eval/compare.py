@@ -30,6 +30,8 @@ _COMPARED = {
 class Difference:
     """`second` minus `first` on one data set, with the 95 % interval of a bootstrap over its images.
 
+    Resamples that leave the metric undefined, such as AUC on images of one class, do not count.
+
     `paired` if both were measured on the very same images: each resample is then the same for both. `unlike` names
     what differs besides the model, for forced comparisons.
     """
@@ -132,7 +134,7 @@ def _difference(one: EvalResult, other: EvalResult, resamples: int) -> Differenc
         value = metrics_of(details[0], weights, (one.metric,))[one.metric]
         weights = weights if paired else _resample(rows[1], random)
         differences[number] = metrics_of(details[1], weights, (other.metric,))[other.metric] - value
-    low, high = np.percentile(differences, (2.5, 97.5))
+    low, high = np.nanpercentile(differences, (2.5, 97.5))
     identity = (one.dataset, one.language, one.task, one.metric)
     return Difference(*identity, one.value, other.value, float(low), float(high), paired, _unlike(one, other))
 

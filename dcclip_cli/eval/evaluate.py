@@ -187,6 +187,9 @@ class _Evaluation:
         names, templates = (truth.names, truth.templates) if isinstance(truth, Classes) else ((), ())
         labels = score.details.get("labels", images.indices)
         model, limit = self.embedder.model, self.options.limit
+        if not np.isfinite(value := score.metrics[dataset.metric]):
+            what = f"data set {dataset.name}: {dataset.metric} is not defined for {len(images.indices)} images"
+            raise DcclipError(f"{what} whose labels are all alike", "measure more images: a larger --limit, or none")
         return EvalResult(
             model=model.name,
             model_fingerprint=model.fingerprint,
@@ -194,7 +197,7 @@ class _Evaluation:
             language=language,
             task=task,
             metric=dataset.metric,
-            value=score.metrics[dataset.metric],
+            value=value,
             metrics=score.metrics,
             n=len(images.indices),
             classes=len(names),

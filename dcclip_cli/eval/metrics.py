@@ -2,6 +2,7 @@
 
 Every metric takes `weights` (N,): how often each row counts, which is all that a bootstrap sample needs.
 Functions of scores raise ValueError for NaN or infinity: NaN cannot be ranked, and would come first.
+Ties are decided without chance, as each function says. A metric that the labels leave undefined is NaN.
 """
 
 from __future__ import annotations
@@ -46,25 +47,37 @@ def mean_per_class(ranks: np.ndarray, labels: np.ndarray, weights: np.ndarray | 
 
 
 def roc_auc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """The probability that a true row (N,) scores higher than a false one; equal scores count half."""
+    """The probability that a true row (N,) scores higher than a false one; equal scores count half.
+
+    NaN unless there are true rows and false ones.
+    """
     weights = np.ones(len(truth)) if weights is None else weights
     _check(scores)
     values, at = np.unique(scores, return_inverse=True)
     true = np.bincount(at, weights * truth, len(values))
     false = np.bincount(at, weights * ~truth, len(values))
     below = np.cumsum(false) - false
-    return float((true * (below + false / 2)).sum() / (true.sum() * false.sum()))
+    pairs = true.sum() * false.sum()
+    return float((true * (below + false / 2)).sum() / pairs) if pairs else float("nan")
 
 
 def average_precision(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """The area under a class's precision-recall curve as a sum of steps; equal scores (N,) are one step."""
+    """The area under a class's precision-recall curve as a sum of steps; equal scores (N,) are one step.
+
+    NaN without true rows.
+    """
     precision, recall = _curve(scores, truth, weights)
     return float((precision * np.diff(recall, prepend=0.0)).sum())
 
 
 def average_precision_11(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Pascal VOC 2007's: the mean of the highest precision at recalls of at least 0, 0.1, ..., 1."""
+    """Pascal VOC 2007's: the mean of the highest precision at recalls of at least 0, 0.1, ..., 1.
+
+    NaN without true rows.
+    """
     precision, recall = _curve(scores, truth, weights)
+    if np.isnan(recall).any():
+        return float("nan")
     best = np.maximum.accumulate(precision[::-1])[::-1]
     # Rounded: a recall of 3/10 must not be below 0.3 by the last bit.
     first = np.searchsorted(np.round(recall, 12), np.round(np.arange(11) / 10, 12))
@@ -72,14 +85,15 @@ def average_precision_11(scores: np.ndarray, truth: np.ndarray, weights: np.ndar
 
 
 def _curve(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall at each score as the threshold, the highest first."""
+    """Precision and recall at each score as the threshold, the highest first; recall is NaN without true rows."""
     weights = np.ones(len(truth)) if weights is None else weights
     _check(scores)
     values, at = np.unique(-scores, return_inverse=True)
     true = np.cumsum(np.bincount(at, weights * truth, len(values)))
     taken = np.cumsum(np.bincount(at, weights, len(values)))
-    precision = np.divide(true, taken, out=np.ones(len(values)), where=taken > 0)
-    return precision, true / max(true[-1], 1e-12)
+    # Above the first row that counts there is no precision: 0, which is never the highest.
+    precision = np.divide(true, taken, out=np.zeros(len(values)), where=taken > 0)
+    return precision, np.divide(true, true[-1], out=np.full(len(values), np.nan), where=true[-1] > 0)
 
 
 def best_ranks(queries: np.ndarray, items: np.ndarray, wanted: Sequence[Sequence[int]]) -> np.ndarray:
@@ -181,5 +195,8 @@ def _recalls(details: Mapping[str, np.ndarray], weigh: Mapping[str, np.ndarray])
 def _class_mean(
     metric: Callable[..., float], scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None
 ) -> float:
+    """The mean over the classes that occur."""
     truth = labels.astype(bool)
-    return float(np.mean([metric(scores[:, one], truth[:, one], weights) for one in range(labels.shape[1])]))
+    values = np.asarray([metric(scores[:, one], truth[:, one], weights) for one in range(labels.shape[1])])
+    there = ~np.isnan(values)
+    return float(values[there].mean()) if there.any() else float("nan")

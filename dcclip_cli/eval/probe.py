@@ -44,8 +44,9 @@ def probe(
         return score_classes(scores, train_labels[held], metric).metrics[metric]
 
     strength = 1.0
-    if held.any():  # otherwise one image per class, and nothing to choose by
-        measured = {value: on_held_out(value) for value in _STRENGTHS}
+    # Nothing to choose by: one image per class, or held-out images on which the metric is not defined.
+    measured = {value: on_held_out(value) for value in _STRENGTHS} if held.any() else {}
+    if measured and not np.isnan([*measured.values()]).any():
         coarse = max(measured, key=measured.__getitem__)
         measured |= {coarse * factor: on_held_out(coarse * factor) for factor in _FINER if factor != 1.0}
         strength = max(measured, key=measured.__getitem__)

@@ -37,6 +37,7 @@ def torch_device(asked: str, hint: str = "omit --device, or use --device cpu") -
     return asked
 
 
+_MOST_LOGIT = 1e6  # CLIP learns a scale of up to 100, SigLIP one of about 115 and a bias of about -16
 _HINT = "the weights are damaged or the computation overflowed: download the model again, or use fp32"
 
 
@@ -57,6 +58,12 @@ def finite(values: np.ndarray, model: str, inputs: str, hint: str = _HINT) -> np
             hint,
         )
     return values
+
+
+def check_logits(scale: float, bias: float | None, model: str) -> None:
+    """Raise NotFiniteError unless a model's logit scale and bias turn cosines into finite logits, the best first."""
+    if not (0 < scale <= _MOST_LOGIT and (bias is None or abs(bias) <= _MOST_LOGIT)):
+        raise NotFiniteError(f"{model} has a logit scale of {scale:.3g} and a logit bias of {bias or 0:.3g}", _HINT)
 
 
 Precision = Literal["auto", "fp32", "bf16"]

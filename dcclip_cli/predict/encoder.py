@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.precision import AS_ASKED, Choice, Precision, choose_precision, finite, torch_device
+from dcclip_cli.model.precision import (
+    AS_ASKED,
+    Choice,
+    Precision,
+    check_logits,
+    choose_precision,
+    finite,
+    torch_device,
+)
 from dcclip_cli.model.preprocess import flatten
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.progress import Progress
@@ -28,7 +36,8 @@ PLAIN_PROMPTS: Mapping[str, Sequence[str]] = {"en": ("{}",), "zh": ("{}",)}
 class Encoder(Protocol):
     """A loaded model. B images, N texts, D the shared width; every embedding has length 1.
 
-    Both `encode_` methods raise NotFiniteError if an embedding is not finite.
+    Both `encode_` methods raise NotFiniteError if an embedding is not finite or has another length. The logit scale and
+    bias are finite.
     """
 
     name: str
@@ -69,6 +78,7 @@ class TorchEncoder:
         self.name, self.fingerprint = towers.name, towers.fingerprint + ("-bf16" if choice.precision == "bf16" else "")
         self.preprocessing: Mapping[str, Any] = own.to_config() if own else {"as_in": towers.name}
         self.logit_scale, self.logit_bias = towers.logit_scale, towers.logit_bias
+        check_logits(self.logit_scale, self.logit_bias, self.name)
         self.parameters = towers.parameters_count()
         self.size_bytes = sum(weight.numel() * weight.element_size() for weight in towers.parameters())
 

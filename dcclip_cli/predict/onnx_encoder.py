@@ -12,7 +12,7 @@ import numpy as np
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import read_json
 from dcclip_cli.machine import has_vnni
-from dcclip_cli.model.precision import finite
+from dcclip_cli.model.precision import NotFiniteError, check_logits, finite
 from dcclip_cli.model.preprocess import Preprocessing
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ FORMAT = 1
 Run = Callable[[np.ndarray], np.ndarray]  # pixels (B, 3, H, W) or padded token ids (N, L) -> embeddings (B, D)
 DESCRIPTION, IMAGE, TEXT, TOKENIZER = "dcclip.json", "image.onnx", "text.onnx", "tokenizer.json"
 PIXELS, IMAGE_EMBEDS, TOKENS, TEXT_EMBEDS = "pixel_values", "image_embeds", "input_ids", "text_embeds"
+_LENGTH_ERROR = 0.05  # of an embedding; int8 and fp16 graphs end with a division by the length, too
 _COPY = "export the model again, or copy the whole bundle"
 # The keys that a bundle's dcclip.json must have.
 _KEYS: Mapping[str, type | tuple[type, ...]] = {
@@ -50,6 +51,7 @@ class ExportedEncoder:
         self.preprocessing: Mapping[str, Any] = about["preprocessing"]
         self.prompts: Mapping[str, Sequence[str]] = about["prompts"]
         self.logit_scale, self.logit_bias = float(about["logit_scale"]), about["logit_bias"]
+        check_logits(self.logit_scale, self.logit_bias, self.name)
         # The weights of a large graph are in a file next to it.
         parts = (folder / f"{name}{suffix}" for name in files for suffix in ("", ".data"))
         self.size_bytes = sum(part.stat().st_size for part in parts if part.is_file())
@@ -64,12 +66,21 @@ class ExportedEncoder:
         return self._preprocess(image)
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        return finite(self._run_image(pixels), self.name, "images")
+        return self._checked(self._run_image(pixels), "images")
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         encoded = self._tokenizer.encode_batch([" ".join(text.split()) for text in texts])
         ids = np.asarray([item.ids for item in encoded], np.int64)
-        return finite(self._run_text(ids), self.name, "texts")
+        return self._checked(self._run_text(ids), "texts")
+
+    def _checked(self, embeddings: np.ndarray, inputs: str) -> np.ndarray:
+        lengths = np.linalg.norm(finite(embeddings, self.name, inputs), axis=-1)
+        if not (np.abs(lengths - 1) <= _LENGTH_ERROR).all():
+            what = (
+                f"{self.name} returned embeddings of {inputs} of the length {lengths[np.abs(lengths - 1).argmax()]:.3g}"
+            )
+            raise NotFiniteError(f"{what} instead of 1", _COPY)
+        return embeddings
 
 
 class OnnxEncoder(ExportedEncoder):

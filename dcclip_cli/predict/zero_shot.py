@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.predict.encoder import PLAIN_PROMPTS, Encoder
 from dcclip_cli.text import language_by_script
 
@@ -42,10 +43,17 @@ def class_embeddings(model: Encoder, texts: Sequence[Sequence[str]], batch_size:
 
 
 def class_means(embeddings: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-    """(C, D), length 1: the mean of each run of rows; class c has `counts[c]` of them."""
+    """(C, D), length 1: the mean of each run of rows; class c has `counts[c]` of them.
+
+    Raises NotFiniteError where rows add up to nothing, which has no direction.
+    """
     sums = np.zeros((len(counts), embeddings.shape[1]), np.float32)
     np.add.at(sums, np.repeat(np.arange(len(counts)), counts), embeddings)
-    return sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    if not lengths.all():
+        what = f"the embeddings of the prompts add up to 0 for {int((lengths == 0).sum())} of {len(counts)} classes"
+        raise NotFiniteError(what, "use other prompt templates; are the model's weights damaged?")
+    return sums / lengths
 
 
 class Labels:

@@ -18,7 +18,7 @@ import torch
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import atomic_write, cache_folder
 from dcclip_cli.machine import cpu_name
-from dcclip_cli.model.precision import Choice
+from dcclip_cli.model.precision import Choice, check_logits
 from dcclip_cli.model.teachers import TREATMENT, OpenClipTeacher, Teacher
 from dcclip_cli.model.towers import Towers
 from dcclip_cli.model.weights import find_file
@@ -71,6 +71,7 @@ class LazyTeacher:
             with suppress(OSError, ValueError, KeyError, TypeError):  # missing, cut or of another version
                 return _from_json(json.loads(self._record.read_bytes()))
         towers = self.towers
+        check_logits(towers.logit_scale, towers.logit_bias, towers.name)
         facts = TeacherFacts(
             towers.name,
             towers.fingerprint,

@@ -1,10 +1,13 @@
 """A model that gives NaN is one error and one hint in every command, and nothing is written."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 import yaml
@@ -15,6 +18,7 @@ from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.towers import TextFeatures
 from dcclip_cli.predict.encoder import load_encoder
+from dcclip_cli.predict.onnx_encoder import DESCRIPTION
 from dcclip_cli.store import FeatureStore
 from tests.cli.conftest import dcclip
 
@@ -27,6 +31,27 @@ def refused(*arguments: object) -> str:
     hints = [line for line in result.stderr.splitlines() if line.startswith("hint:  ")]
     assert len(errors) == len(hints) == 1 and "fp32" in hints[0]
     return errors[0]
+
+
+def damaged_bundle(out: Path, tower: str) -> Path:
+    """A copy of the starter model with a NaN in each float weight of a tower, that says nothing of its files' sums."""
+    shutil.copytree(resolve("starter").target, out)
+    graph = onnx.load(out / f"{tower}.onnx")
+    for weight in graph.graph.initializer:
+        if weight.data_type == onnx.TensorProto.FLOAT and weight.dims:
+            values = onnx.numpy_helper.to_array(weight).copy()
+            values.reshape(-1)[0] = np.nan
+            weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(graph, out / f"{tower}.onnx")
+    return described(out)
+
+
+def described(bundle: Path, **changed: Any) -> Path:
+    """A bundle whose dcclip.json is of the format without sums, with some keys changed."""
+    about = json.loads((bundle / DESCRIPTION).read_text("utf-8")) | {"format": 1} | changed
+    about = {key: value for key, value in about.items() if key not in ("files", "sha256")}
+    (bundle / DESCRIPTION).write_text(json.dumps(about, ensure_ascii=False), "utf-8")
+    return bundle
 
 
 def damaged(folder: Path, out: Path, tower: str) -> Path:
@@ -69,6 +94,47 @@ def test_a_model_of_nan_weights_is_refused(
     said = refused(*arguments(pairs_file, pictures), "--model", model)
     assert "returned embeddings that are not finite (NaN or infinite) for " in said and said.endswith(f" {tower}s")
     assert not list(tmp_path.glob("embeddings*")) and not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "export"])
+def test_a_bundle_of_nan_weights_is_refused(
+    command: str, pairs_file: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, tower = COMMANDS[command]
+    bundle = damaged_bundle(tmp_path / "坏 broken", tower)
+    said = refused(*arguments(pairs_file, pictures), "--model", bundle)
+    assert "returned embeddings that are not finite (NaN or infinite) for " in said and said.endswith(f" {tower}s")
+    assert not list(tmp_path.glob("embeddings*"))
+
+
+@pytest.mark.parametrize("key, value", [("logit_scale", np.nan), ("logit_scale", -3.0), ("logit_bias", np.inf)])
+def test_a_bundle_whose_logits_would_not_be_finite_or_would_rank_backwards_is_refused(
+    key: str, value: float, pictures: list[Path], tmp_path: Path
+) -> None:
+    bundle = described(Path(shutil.copytree(resolve("starter").target, tmp_path / "bundle")), **{key: value})
+    result = dcclip("predict", pictures[0], "--labels", "猫,dog", "--model", bundle, expect=1)
+    assert key.replace("_", " ") in result.stderr.replace("_", " ") and result.stderr.count("error: ") == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, 1000.0])
+def test_a_model_directory_whose_logit_scale_is_not_finite_is_refused(
+    value: float, model_folder: Path, pairs_file: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    [file] = model.glob("*.safetensors")
+    weights = load_file(file)
+    weights["logit_scale"].fill_(value)  # of 1000, the exponential is infinite
+    save_file(weights, file, {"format": "pt"})
+    for arguments in (["predict", pictures[0], "--labels", "猫,dog"], ["eval", "--dataset", pairs_file]):
+        assert "has a logit scale of" in refused(*arguments, "--model", model)
+
+
+def test_a_bundle_whose_embeddings_have_no_length_is_refused(pictures: list[Path], tmp_path: Path) -> None:
+    bundle: Any = load_encoder(resolve("starter"))
+    bundle._run_text = lambda ids: np.zeros((len(ids), 4), np.float32)
+    with pytest.raises(NotFiniteError, match="embeddings of texts of the length 0 instead of 1"):
+        bundle.encode_texts(["猫", "cat"])
 
 
 @pytest.mark.parametrize("cached", [True, False])

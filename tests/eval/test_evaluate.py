@@ -312,3 +312,16 @@ def test_options_need_a_data_set_and_have_neither_stream_nor_processes() -> None
     for old, advice in (("stream", "data sets of the hub are downloaded"), ("processes", "runs in one process")):
         with pytest.raises(ValueError, match=advice):
             EvalOptions.model_validate({"datasets": ["dtd"], old: 2})
+
+
+def test_an_auc_of_images_of_one_class_is_an_error_and_no_number(tmp_path: Path, run: Any) -> None:
+    layouts.class_folders(tmp_path / "hateful-memes/dev", ["alpha_0", "alpha_1"])
+    with pytest.raises(DcclipError, match=r"hateful-memes: roc_auc is not defined for 1 images") as raised:
+        run(Oracle(), ["hateful-memes"], tmp_path, limit=1)
+    assert "--limit" in raised.value.hint
+
+
+def test_classes_that_no_image_has_do_not_lower_the_mean_precision(tmp_path: Path, run: Any) -> None:
+    layouts.wds(tmp_path / "voc2007", "test", [layouts.npy(row) for row in np.eye(20, dtype=np.float32)], ".npy")
+    [voc] = run(Oracle(), ["voc2007"], tmp_path, limit=5)
+    assert voc.n == 5 and voc.value == voc.metrics["map"] == 1.0

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.eval import probe as probes
 from dcclip_cli.eval.probe import probe, sample, summary
 from tests.eval import layouts
 from tests.eval.conftest import clear
@@ -74,6 +75,20 @@ def test_seeds_are_averaged_and_their_spread_reported() -> None:
     assert found["top1"] == pytest.approx(np.mean(values)) and found["top1_std"] == pytest.approx(
         np.std(values, ddof=1)
     )
+
+
+def test_a_metric_that_the_held_out_images_leave_undefined_chooses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    strengths = []
+
+    def fit(train: np.ndarray, labels: np.ndarray, test: np.ndarray, strength: float, classes: int) -> np.ndarray:
+        strengths.append(strength)
+        return np.stack([-test[:, 0], test[:, 0]], axis=1)
+
+    monkeypatch.setattr(probes, "_fit", fit)
+    rows = np.arange(12.0)[:, None] / 1000
+    labels = np.asarray([0] * 11 + [1])  # the one image of class 1 is trained on: no AUC without it
+    assert probe(rows, labels, rows, labels, "roc_auc", 0).metrics["roc_auc"] == 1.0
+    assert strengths[-1] == 1.0
 
 
 def test_probes_train_on_the_training_split_with_cached_embeddings(tmp_path: Path, run: Any) -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.predict.zero_shot import Labels, class_embeddings, fill, softmax
+from dcclip_cli.model.precision import NotFiniteError
+from dcclip_cli.predict.zero_shot import Labels, class_embeddings, class_means, fill, softmax
 
 EAST, NORTH = (1.0, 0.0), (0.0, 1.0)
 
@@ -105,3 +106,10 @@ def test_probabilities_are_a_softmax_of_scaled_cosines() -> None:
     scaled = np.exp([[2 * 1, 2 * 0.6], [2 * 0, 2 * 0.8]])
     expected = scaled / scaled.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(softmax(images, classes, 2.0), expected, rtol=1e-6)
+
+
+def test_prompts_whose_embeddings_add_up_to_nothing_are_an_error_and_no_probability() -> None:
+    rows = np.asarray([EAST, NORTH, (0.6, 0.8), (-0.6, -0.8)], np.float32)  # the second class's cancel out
+    with pytest.raises(NotFiniteError, match="prompts add up to 0 for 1 of 2 classes") as raised:
+        class_means(rows, [2, 2])
+    assert "templates" in raised.value.hint
