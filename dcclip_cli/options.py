@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict, Strict, TypeAdapter, ValidationError, ValidationInfo, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, to_jsonable_python
 
 T = TypeVar("T")
 _NEUTRAL = "neutral"
 # Neutral[int]: an int option that changes speed or what is shown, never the result.
 Neutral = Annotated[T, _NEUTRAL]
+PathOption = Annotated[Path, Strict(False)]  # which a text gives, as in YAML
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,14 @@ class OldKey:
 class Options(BaseModel):
     """A recipe section: unknown keys are errors, defaults are checked like given values, nothing changes later.
 
+    Values have exactly the type of their field: no true or '1' for 1, and numbers are finite. An option that is a path
+    is a `PathOption`, and every number has a lower and an upper bound.
+
     `renamed` maps old keys to their new names: both are accepted. `removed` lists keys that are accepted only with a
     value that means what the program does anyway. Validate with a list as context to receive an `OldKey` for each use.
     """
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, frozen=True)
     renamed: ClassVar[dict[str, str]] = {}
     removed: ClassVar[dict[str, Removed]] = {}
 
@@ -47,7 +52,7 @@ class Options(BaseModel):
     def _accept_old_keys(cls, values: Any, info: ValidationInfo) -> Any:
         if not isinstance(values, dict):
             return values
-        current, mistakes = dict(values), []
+        current, mistakes = {key: _as_tuples(value) for key, value in values.items()}, []
         for key in values:
             if key in cls.renamed:
                 new = cls.renamed[key]
@@ -68,6 +73,11 @@ class Options(BaseModel):
             errors = [InitErrorDetails(type=kind, loc=(key,), input=values[key]) for key, kind in kinds]
             raise ValidationError.from_exception_data(cls.__name__, errors)
         return current
+
+
+def _as_tuples(value: Any) -> Any:
+    """A list, with the lists in it, as tuples: the only sequences of options."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def neutral_keys(kind: type[BaseModel]) -> list[str]:

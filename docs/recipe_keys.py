@@ -173,10 +173,10 @@ def values(facts: dict[str, Any]) -> str:
         return " or ".join(f"`{value}`" for value in facts["enum"])
     if "$ref" in facts:
         return f"see {SECTIONS[_name(facts)]}"
-    if "oneOf" in facts:
+    if "discriminator" in facts:
         return "a mapping with `kind`: " + ", ".join(f"`{kind}`" for kind in facts["discriminator"]["mapping"])
-    if "anyOf" in facts:
-        return " or ".join(values(option) for option in facts["anyOf"] if option.get("type") != "null")
+    if options := facts.get("anyOf", facts.get("oneOf")):
+        return " or ".join(values(option) for option in options if option.get("type") != "null")
     if "prefixItems" in facts:
         return f"list of {len(facts['prefixItems'])} {values(facts['prefixItems'][0])}s"
     if facts["type"] == "array":

@@ -1,8 +1,11 @@
-from typing import ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from dcclip_cli.options import Neutral, Options, Removed, decisive, decisive_before
+from dcclip_cli.recipe.load import _models
+from dcclip_cli.recipe.schema import Recipe
 
 
 class Loader(Options):
@@ -30,3 +33,27 @@ def test_options_of_an_older_version_are_compared_under_their_new_names() -> Non
     assert decisive_before(Stage | None, None) is None
     invalid = {"cluster": "ray"}
     assert decisive_before(Stage, invalid) == invalid
+
+
+def test_every_number_in_a_recipe_has_a_lower_and_an_upper_bound_and_is_finite() -> None:
+    def numbers(node: Any, at: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        if isinstance(node, dict) and node.get("type") in ("integer", "number"):
+            yield at, node
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+            yield from numbers(value, f"{at}.{key}")
+
+    schema = Recipe.model_json_schema()
+    found = dict(numbers({key: schema[key] for key in ("$defs", "properties")}, "recipe"))
+    bounds = [{"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}]
+    unbounded = [
+        at for at, node in found.items() if "const" not in node and not all(one & node.keys() for one in bounds)
+    ]
+    assert len(found) > 100 and not unbounded
+    for kind in _models(Recipe) | _options_in(Recipe):
+        assert kind.model_config["strict"] and kind.model_config["allow_inf_nan"] is False, kind
+
+
+def _options_in(kind: type[BaseModel]) -> set[type[BaseModel]]:
+    """Every model in a model's fields, at any depth."""
+    inner = {one for field in kind.model_fields.values() for one in _models(field.annotation)}
+    return inner | {deeper for one in inner for deeper in _options_in(one)}

@@ -45,8 +45,8 @@ class SlurmOptions(Options):
 
     partition: str = Field(description="Slurm partition")
     time: str = Field("04:00:00", description="Time limit of each task, as for sbatch --time")
-    cpus: int = Field(1, ge=1, description="CPU cores of each task")
-    memory_gb: int = Field(4, ge=1, description="Memory for each core, in GB")
+    cpus: int = Field(1, ge=1, le=4096, description="CPU cores of each task")
+    memory_gb: int = Field(4, ge=1, le=100_000, description="Memory for each core, in GB")
     setup: str | None = Field(None, description="Shell command that activates dcclip's environment before each task")
     sbatch: dict[str, str] = Field({}, description="Further sbatch options, for example account, qos or gres")
 

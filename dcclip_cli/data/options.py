@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.data.shards import Columns
@@ -15,6 +15,7 @@ from dcclip_cli.model.preprocess import flatten
 from dcclip_cli.options import Neutral, Options
 
 Source = str | Annotated[tuple[str, ...], Field(min_length=1)]
+Zoom = Annotated[float, Field(ge=0.05, le=20)]
 COLLECTED = "collect"  # `train: collect` means the output of the recipe's own collect stage
 SHUFFLE_WINDOW = 131_072  # their numbers and captions' ids take some 20 MB
 
@@ -49,6 +50,7 @@ class DataOptions(Options):
     shuffle_window: int = Field(
         SHUFFLE_WINDOW,
         ge=1,
+        le=2**30,
         description="Number of samples that are shuffled together. Data with more is shuffled in blocks of up to 8,192 "
         "neighbouring samples, and then within each window of blocks, so that any amount of data is shuffled in "
         "little memory and read nearly in order",
@@ -56,6 +58,7 @@ class DataOptions(Options):
     cache_gb: Neutral[float] = Field(
         50.0,
         gt=0,
+        le=1_000_000,
         description="Limit in GB of the block cache on disk, which keeps parts of data in object stores and of Parquet "
         "files; it needs room for one shuffle window, better for two",
     )
@@ -94,13 +97,22 @@ class Augment(Options):
 
     background: Literal["white", "random"] = Field("white", description="Background of transparent images")
     crop: float = Field(1.0, gt=0, le=1, description="Smallest fraction of the area that a random crop keeps")
-    scale: tuple[float, float] = Field((1.0, 1.0), description="Range of the zoom factor; below 1 the background shows")
+    scale: tuple[Zoom, Zoom] = Field((1.0, 1.0), description="Range of the zoom factor; below 1 the background shows")
     rotate: float = Field(0.0, ge=0, le=180, description="Largest rotation in either direction, in degrees")
     translate: float = Field(0.0, ge=0, le=1, description="Largest shift either way, as a fraction of the side")
     colour: float = Field(0.0, ge=0, le=1, description="Largest relative change of brightness, contrast and saturation")
-    blur: float = Field(0.0, ge=0, description="Largest radius in pixels of a Gaussian blur of half of the images")
+    blur: float = Field(
+        0.0, ge=0, le=100, description="Largest radius in pixels of a Gaussian blur of half of the images"
+    )
     grey: float = Field(0.0, ge=0, le=1, description="Probability of turning an image grey")
     flip: bool = Field(False, description="Mirror half of the images: harms align if captions mention left or right")
+
+    @field_validator("scale")
+    @classmethod
+    def _in_order(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if scale[0] > scale[1]:
+            raise ValueError(f"the range begins at {scale[0]:g} and ends at {scale[1]:g}: give the smaller one first")
+        return scale
 
     def __call__(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
         """The augmented image, RGB. Draws the same number of random numbers for every image."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -37,8 +37,10 @@ class EvalOptions(Options):
         None, description="Languages of your own data sets; default: every language that a data set has"
     )
     data_root: str | None = Field(None, description="Folder of the named data sets, each in DATA_ROOT/NAME/")
-    batch_size: int = Field(64, ge=1, description="Images per batch")
-    limit: int | None = Field(None, ge=1, description="Maximum images per data set, a fixed random sample")
+    batch_size: int = Field(64, ge=1, le=65_536, description="Images per batch")
+    limit: int | None = Field(
+        None, ge=1, le=1_000_000_000, description="Maximum images per data set, a fixed random sample"
+    )
     templates: Templates = Field(
         "own", description="Prompt templates: the data set's `own`, a few generic ones (`compact`), or the bare `name`"
     )
@@ -47,13 +49,13 @@ class EvalOptions(Options):
         description="`zero-shot` classification; `retrieval`: all captions of your own pairs are texts to retrieve; "
         "`probe`: a linear classifier on image embeddings",
     )
-    shots: tuple[int, ...] = Field(
+    shots: tuple[Annotated[int, Field(ge=0, le=1_000_000)], ...] = Field(
         (), description="Training images per class of each linear probe; 0 means all; default: 5, 20, 50 and all"
     )
     precision: Precision = Field(
         "auto", description="Precision of torch models; `auto`: bf16 where this machine is faster with it, else fp32"
     )
-    workers: int = Field(2, ge=1, description="Threads that read and resize images")
+    workers: int = Field(2, ge=1, le=256, description="Threads that read and resize images")
     removed: ClassVar[dict[str, Removed]] = {
         "processes": Removed("a model runs in one process; give each a part of the data sets", (None, 1)),
         "stream": Removed("data sets of the hub are downloaded", (None, False)),

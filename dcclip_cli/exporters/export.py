@@ -55,7 +55,7 @@ class ExportOptions(Options):
     calibration: str | None = Field(
         None, description="Pairs or image folder for int8 activation ranges; default: the training pairs"
     )
-    calibration_images: int = Field(128, ge=1, description="Maximum calibration images")
+    calibration_images: int = Field(128, ge=1, le=1_000_000, description="Maximum calibration images")
     prompts: dict[Language, tuple[str, ...]] | None = Field(
         None, description="Prompt templates by language for predict; {} is the label: {en: ['a photo of a {}.']}"
     )

@@ -41,6 +41,7 @@ class Thresholds(Options):
     max_difference: float | None = Field(
         None,
         ge=0,
+        le=2,
         description="Largest absolute difference in a unit-length embedding; default: fp32 1e-4, fp16 0.02, int8 none",
     )
     min_centred_cosine: float | None = Field(
@@ -56,9 +57,12 @@ class Thresholds(Options):
         description="Lowest fraction of images with the same best text; default: fp32 0.99, fp16 0.98, int8 0.95",
     )
     max_accuracy_loss: float | None = Field(
-        None, ge=0, description="Largest loss of top-1 on the recipe's test sets, in points per language; default: 0.5"
+        None,
+        ge=0,
+        le=100,
+        description="Largest loss of top-1 on the recipe's test sets, in points per language; default: 0.5",
     )
-    images: int = Field(1000, ge=1, description="Maximum images per test set of the recipe")
+    images: int = Field(1000, ge=1, le=1_000_000, description="Maximum images per test set of the recipe")
 
     def limits(self, precision: Precision) -> dict[str, float]:
         """The thresholds with the defaults for `precision`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,8 @@ from dcclip_cli.options import Options
 if TYPE_CHECKING:
     from torch import nn
 
-Triple = tuple[float, float, float]
+Level = Annotated[float, Field(ge=0, le=1)]
+Spread = Annotated[float, Field(ge=0.001, le=10)]
 
 
 class ImageTower(Options):
@@ -34,8 +35,12 @@ class ImageTower(Options):
         "linear",
         description="Projection to the shared space; mlp: with a hidden layer of twice the width and GELU",
     )
-    mean: Triple | None = Field(None, description="Mean of the input channels, 0 to 1; default: timm's for the network")
-    std: Triple | None = Field(None, description="Standard deviation of the channels; default: timm's for the network")
+    mean: tuple[Level, Level, Level] | None = Field(
+        None, description="Mean of the input channels; default: timm's for the network"
+    )
+    std: tuple[Spread, Spread, Spread] | None = Field(
+        None, description="Standard deviation of the channels; default: timm's for the network"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate before the projection")
     drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic-depth rate")
 
@@ -51,7 +56,10 @@ class Vocabulary(Options):
         False, description="Fill the trimmed vocabulary up to size with single characters that no caption contains"
     )
     captions: int = Field(
-        1_000_000, ge=1_000, description="Captions that it is made from; of more, a random sample of about that many"
+        1_000_000,
+        ge=1_000,
+        le=1_000_000_000,
+        description="Captions that it is made from; of more, a random sample of about that many",
     )
 
 
@@ -60,7 +68,7 @@ class TextTower(Options):
 
     layers: int = Field(4, ge=1, le=48, description="Transformer blocks")
     width: int = Field(256, ge=32, le=4096, multiple_of=32, description="Width of the transformer")
-    heads: int | None = Field(None, ge=1, description="Attention heads; default: width / 64")
+    heads: int | None = Field(None, ge=1, le=128, description="Attention heads; default: width / 64")
     context_length: int = Field(77, ge=8, le=512, description="Maximum tokens per text, start and end included")
     vocabulary: Vocabulary = Field(Vocabulary(), description="The tokens that texts are split into")
     inherit: Literal["nothing", "embeddings", "layers"] = Field(

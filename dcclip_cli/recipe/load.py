@@ -26,6 +26,8 @@ from dcclip_cli.recipe.yaml import MAX_BYTES, Document, Location, document_of, r
 from dcclip_cli.run_dir import STAGES, StageName
 from dcclip_cli.versions import versions
 
+_MOST_SHOWN, _MOST_EXPLAINED = 20, 200  # mistakes; explaining one takes about a millisecond
+_LONGEST = 80  # characters of a value, or of a part of a key, in a message
 VERBATIM, RESOLVED = "recipe.yaml", "resolved.yaml"
 RecipeSource = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 
@@ -74,6 +76,7 @@ def load(source: RecipeSource, sets: Sequence[str] = (), values: Mapping[str, An
         document = document_of(_values(source) if isinstance(source, Recipe) else source)
         text = _yaml(document.values)
     for expression in sets:
+        _check_stage(document, expression)
         document.override(expression)
     for key, value in (values or {}).items():
         document.set(key, value)
@@ -81,6 +84,18 @@ def load(source: RecipeSource, sets: Sequence[str] = (), values: Mapping[str, An
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     given = (*sets, *(f"{key}={json.dumps(value, default=str)}" for key, value in (values or {}).items()))
     return LoadedRecipe(recipe, path, text, sha256, given, document, warnings)
+
+
+def _check_stage(document: Document, expression: str) -> None:
+    """Raise DcclipError for an override of one key of a stage that the recipe does not have."""
+    stage, dot, _ = expression.partition("=")[0].partition(".")
+    names = [one.name for one in STAGES]
+    if dot and stage in names and document.values.get(stage) is None:
+        there = ", ".join(name for name in names if document.values.get(name) is not None) or "none"
+        raise DcclipError(
+            f"--set {expression}: the recipe has no stage {stage}; its stages: {there}",
+            f"name a key of one of these, or give the stage whole: --set '{stage}={{KEY: VALUE}}'",
+        )
 
 
 def _validated(document: Document) -> tuple[Recipe, tuple[str, ...]]:
@@ -178,20 +193,22 @@ def sentences(
     found: dict[tuple[str, str, str], list[str]] = {}
     mistakes = error.errors(include_url=False)
     parents = {other["loc"][:depth] for other in mistakes for depth in range(len(other["loc"]))}
-    for details in mistakes:
+    for details in mistakes[:_MOST_EXPLAINED]:
         if details["type"] == "too_short" and details["loc"] in parents:
             continue  # too short only because some of its items are wrong
         location = _in_document(details, document.values, list(old_keys))
-        key = ".".join(map(str, location))
+        key = ".".join(_short(str(step)) for step in location)
         messages = found.setdefault((document.place(location), f"{key}: " if key else "", _got(details)), [])
         messages.append(_message(details, model))
     ordered = sorted(found.items(), key=lambda item: _line(item[0][0]))
-    return [f"{place}: {key}{' or '.join(dict.fromkeys(said))}{got}" for (place, key, got), said in ordered]
+    lines = [f"{place}: {key}{' or '.join(dict.fromkeys(said))}{got}" for (place, key, got), said in ordered]
+    more = len(lines[_MOST_SHOWN:]) + len(mistakes[_MOST_EXPLAINED:])
+    return [*lines[:_MOST_SHOWN], f"and {more:,} more mistakes"] if more else lines
 
 
 def _nearest(word: str, right: Iterable[str]) -> str:
     """`, did you mean 'right'?`, or nothing if no right word is near."""
-    near = difflib.get_close_matches(word, list(right), 1)
+    near = difflib.get_close_matches(word[:_LONGEST], list(right), 1)
     return f", did you mean '{near[0]}'?" if near else ""
 
 
@@ -199,6 +216,9 @@ def _line(place: str) -> int:
     """The line in a place, or beyond all lines for a `--set`."""
     number = place.rpartition(":")[2]
     return int(number) if number.isdecimal() and not place.startswith("--set") else MAX_BYTES
+
+
+_KINDS = {"int_type": "a whole number", "float_type": "a number", "bool_type": "true or false", "string_type": "text"}
 
 
 def _in_document(details: ErrorDetails, values: Any, old_keys: list[OldKey]) -> Location:
@@ -227,19 +247,29 @@ def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
             return "missing"
         case "union_tag_invalid":
             tags = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
-            return f"'{context['tag']}' is none of {', '.join(tags)}" + _nearest(context["tag"], tags)
+            return f"'{_short(context['tag'])}' is none of {', '.join(tags)}" + _nearest(context["tag"], tags)
         case "union_tag_not_found":
             key = context["discriminator"].strip("'")
             tags = [tag for name, field in _fields_at(model, details["loc"]) if name == key for tag in _literals(field)]
             return f"needs {key}: {', '.join(sorted(tags))}"
         case "value_error":
             return str(context["error"])
+        case "tuple_type":
+            return "expected a list"
+        case "model_type" | "dict_type":
+            return "expected a section of keys and values"
+        case "int_type" | "float_type" | "bool_type" | "string_type" as kind:
+            return f"expected {_KINDS[kind]}"
     return details["msg"][:1].lower() + details["msg"][1:]
 
 
 def _got(details: ErrorDetails) -> str:
     value, hidden = details["input"], details["type"] in ("extra_forbidden", "value_error", "old_key")
-    return f" (got {value!r})" if isinstance(value, str | int | float) and not hidden else ""
+    return f" (got {_short(repr(value))})" if isinstance(value, str | int | float) and not hidden else ""
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _fields_at(model: type[BaseModel], location: Iterable[str | int]) -> list[tuple[str, FieldInfo]]:

@@ -41,7 +41,8 @@ class Recipe(Options):
     @classmethod
     def _names_a_folder(cls, name: str) -> str:
         if not re.fullmatch(r"\w[\w.-]*", name):
-            raise ValueError(f"'{name}' is not a folder name: use letters, digits, _ - and .")
+            what = "is a path: give a plain name" if "/" in name else "is not a folder name: give one"
+            raise ValueError(f"'{name}' {what} of letters, digits, _ - and .")
         return name
 
     @model_validator(mode="after")

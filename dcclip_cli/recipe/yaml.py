@@ -21,6 +21,9 @@ Location = tuple[str | int, ...]
 
 MAX_BYTES = 1_000_000
 _MAX_DEPTH = 30
+_MAX_VALUES = 20_000  # which takes a second or two
+_NAME = "name"
+_LONGEST = 300  # characters of an override in a message
 _WORDS = {"": None, "~": None, "null": None, "Null": None, "true": True, "True": True, "false": False, "False": False}
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
@@ -52,9 +55,10 @@ class Document:
 
     def override(self, expression: str) -> None:
         """Apply one `--set a.b=value`: the value is YAML, a path in it is relative to the current directory."""
-        place = f"--set {expression}"
+        shown = expression if len(expression) <= _LONGEST else f"{expression[:_LONGEST]}..."
+        place = f"--set {shown}"
         key, equals, text = expression.partition("=")
-        if not equals or not all(key.split(".")):
+        if not equals or not all(key.split(".")) or key.count(".") > _MAX_DEPTH:
             raise DcclipError(f"{place}: not of the form KEY=VALUE", "write it like: --set distill.epochs=3")
         self._put(key, _parse(text, place)[0], place)
 
@@ -83,7 +87,7 @@ class Document:
                 raise DcclipError(f"{place}: {where} is {_kind(container)}, not a section", _HINT)
             location = (*location, at)
             if number == len(steps):
-                container[at] = anchored(value, Path.cwd())
+                container[at] = value if at == _NAME else anchored(value, Path.cwd())
             elif isinstance(container, dict) and container.get(step) is None:
                 container[step] = {}
             self.places.setdefault(location, place)
@@ -122,10 +126,11 @@ def read(path: Path) -> tuple[str, Document]:
 def anchored(value: Any, folder: Path) -> Any:
     """A copy of `value` with the relative paths in it made absolute, as seen from `folder`.
 
-    A Path, and a text like `./a` or `../a`, is a path; any other text names an entry of a hub or registry.
+    A Path, and a text like `./a` or `../a`, is a path; any other text names an entry of a hub or registry, and a
+    `name` is never a path.
     """
     if isinstance(value, Mapping):
-        return {key: anchored(item, folder) for key, item in value.items()}
+        return {key: item if key == _NAME else anchored(item, folder) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [anchored(item, folder) for item in value]
     named = isinstance(value, str) and (value in (".", "..") or value.startswith(("./", "../", "/")))
@@ -181,7 +186,7 @@ def _parse(text: str, name: str, numbered: bool = False) -> tuple[Any, dict[Loca
 class _PlainLoader(yaml.SafeLoader):
     """Composes nodes, refusing what a recipe has no use for."""
 
-    depth = 0
+    depth = values = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
@@ -192,9 +197,12 @@ class _PlainLoader(yaml.SafeLoader):
             problem = f"tags ({event.tag}) are not allowed in a recipe; quote text that starts with !"
         elif self.depth > _MAX_DEPTH:
             problem = f"nested more than {_MAX_DEPTH} deep"
+        elif self.values == _MAX_VALUES:
+            problem = f"more than {_MAX_VALUES:,} values; name many files by their folder or a pattern such as *.tar"
         if problem:
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         self.depth += 1
+        self.values += 1
         try:
             return super().compose_node(parent, index)
         finally:

@@ -12,7 +12,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.run_dir import TrainResult
 from dcclip_cli.train.losses import DistillLoss
 from dcclip_cli.train.losses.contrastive import ContrastOptions, TaskLoss
-from dcclip_cli.train.options import StageContext, TrainOptions
+from dcclip_cli.train.options import MOST_PER_STEP, StageContext, TrainOptions
 
 
 class AlignOptions(ContrastOptions, TrainOptions):
@@ -25,11 +25,13 @@ class AlignOptions(ContrastOptions, TrainOptions):
     images_per_step: int | None = Field(
         None,
         ge=1,
+        le=MOST_PER_STEP,
         description="Images of data.images per step in addition to batch_size pairs, for `losses`; default: none",
     )
     texts_per_step: int | None = Field(
         None,
         ge=1,
+        le=MOST_PER_STEP,
         description="Texts of data.texts per step in addition to batch_size pairs, for `losses`; default: none",
     )
     start: str = Field(
@@ -38,7 +40,9 @@ class AlignOptions(ContrastOptions, TrainOptions):
     lock: Literal["image", "text"] | None = Field(
         None, description="Tower to freeze, including its batch norm statistics; null: none"
     )
-    max_logit_scale: float = Field(100.0, gt=1, description="Upper bound of the learned 1 / temperature, as in CLIP")
+    max_logit_scale: float = Field(
+        100.0, gt=1, le=10_000, description="Upper bound of the learned 1 / temperature, as in CLIP"
+    )
     distinct_captions: bool = Field(True, description="Keep pairs with the same first caption out of the same batch")
     half: bool = Field(False, description="Save the model's weights as fp16")
 

@@ -8,7 +8,7 @@ from dcclip_cli.run_dir import TrainResult
 from dcclip_cli.train.losses import DistillLoss
 from dcclip_cli.train.losses.embeddings import EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
-from dcclip_cli.train.options import StageContext, TrainOptions
+from dcclip_cli.train.options import MOST_PER_STEP, StageContext, TrainOptions
 
 
 class DistillOptions(TrainOptions):
@@ -22,12 +22,14 @@ class DistillOptions(TrainOptions):
     images_per_step: int | None = Field(
         None,
         ge=0,
+        le=MOST_PER_STEP,
         description="Images of data.images per step in addition to batch_size pairs, over all processes; default: "
         "batch_size; 0: none",
     )
     texts_per_step: int | None = Field(
         None,
         ge=0,
+        le=MOST_PER_STEP,
         description="Texts of data.texts per step in addition to batch_size pairs, over all processes; default: "
         "batch_size; 0: none",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,10 @@ from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.options import Neutral, Options, Removed
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import RunDir, TrainResult
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+_MOST_STEPS = 100_000_000
+MOST_PER_STEP = 2**20  # samples
 
 
 class OptimizerOptions(Options):
@@ -33,18 +37,19 @@ class OptimizerOptions(Options):
     kind: Literal["adamw", "muon", "sgd"] = Field(
         "adamw", description="Optimizer; muon needs fewer steps and a learning rate about ten times as high"
     )
-    lr: float = Field(1e-3, gt=0, description="Peak learning rate")
+    lr: float = Field(1e-3, gt=0, le=100, description="Peak learning rate")
     other_lr: float | None = Field(
         None,
         gt=0,
+        le=100,
         description="Peak learning rate of the parameters that Muon leaves to AdamW: norms, biases, embeddings; "
         "default: lr",
     )
     image_lr_scale: float = Field(
-        1.0, ge=0, description="Learning-rate multiplier for the image trunk; below 1 for pretrained weights"
+        1.0, ge=0, le=1000, description="Learning-rate multiplier for the image trunk; below 1 for pretrained weights"
     )
     text_lr_scale: float = Field(
-        1.0, ge=0, description="Learning-rate multiplier for the text tower; below 1 for inherited weights"
+        1.0, ge=0, le=1000, description="Learning-rate multiplier for the text tower; below 1 for inherited weights"
     )
     layer_decay: float = Field(
         1.0,
@@ -52,9 +57,9 @@ class OptimizerOptions(Options):
         le=1,
         description="Layer-wise learning-rate decay: each layer's rate is this times the rate of the layer above it",
     )
-    weight_decay: float = Field(0.05, ge=0, description="Weight decay of matrices and convolutions")
-    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's betas")
-    eps: float = Field(1e-6, gt=0, description="AdamW's epsilon")
+    weight_decay: float = Field(0.05, ge=0, le=10, description="Weight decay of matrices and convolutions")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.98), description="AdamW's betas")
+    eps: float = Field(1e-6, gt=0, le=1, description="AdamW's epsilon")
     momentum: float = Field(0.95, ge=0, lt=1, description="Momentum of Muon and SGD")
     newton_schulz: Precision = Field(
         "auto", description="Precision of Muon's Newton-Schulz iteration; auto: bf16 where the processor has it"
@@ -76,11 +81,16 @@ class TrainOptions(Options):
         "warn_at_chance_steps": Removed("losses at chance level are reported after 500 steps", (500,)),
     }
 
-    epochs: float | None = Field(None, gt=0, description="Passes over the training pairs; fractions are allowed")
-    steps: int | None = Field(None, ge=1, description="Training steps, instead of epochs")
-    batch_size: int = Field(256, ge=2, description="Pairs per step, over all processes")
+    epochs: float | None = Field(
+        None, gt=0, le=100_000, description="Passes over the training pairs; fractions are allowed"
+    )
+    steps: int | None = Field(None, ge=1, le=_MOST_STEPS, description="Training steps, instead of epochs")
+    batch_size: int = Field(256, ge=2, le=MOST_PER_STEP, description="Pairs per step, over all processes")
     accumulate: int = Field(
-        1, ge=1, description="Gradient-accumulation steps per batch: less memory, each part is a batch of its own"
+        1,
+        ge=1,
+        le=MOST_PER_STEP,
+        description="Gradient-accumulation steps per batch: less memory, each part is a batch of its own",
     )
     gradient_cache: bool = Field(
         False,
@@ -93,9 +103,12 @@ class TrainOptions(Options):
     freeze_batch_norms: bool = Field(False, description="Keep the running statistics of batch norms unchanged")
     optimizer: OptimizerOptions = Field(OptimizerOptions(), description="Optimizer and learning rates")
     warmup_steps: int = Field(
-        100, ge=0, description="Steps of linear learning-rate warm-up, followed by cosine decay to 0"
+        100,
+        ge=0,
+        le=_MOST_STEPS,
+        description="Steps of linear learning-rate warm-up, followed by cosine decay to 0",
     )
-    clip_norm: float | None = Field(1.0, gt=0, description="Gradient-norm clipping; null disables it")
+    clip_norm: float | None = Field(1.0, gt=0, le=1e6, description="Gradient-norm clipping; null disables it")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description="Precision of the forward pass (autocast; weights stay fp32); fp16 needs a GPU; auto: bf16 where "
@@ -113,28 +126,35 @@ class TrainOptions(Options):
         None, gt=0, lt=1, description="EMA decay: save an exponential moving average of the weights; null: no EMA"
     )
     validate_every_steps: int | None = Field(
-        None, ge=1, description="Steps between zero-shot validations on data.validation in each language; null: none"
+        None,
+        ge=1,
+        le=_MOST_STEPS,
+        description="Steps between zero-shot validations on data.validation in each language; null: none",
     )
     patience: int | None = Field(
-        None, ge=1, description="Early stopping: end after this many validations without improvement; null: never"
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Early stopping: end after this many validations without improvement; null: never",
     )
     keep: Literal["last", "best"] = Field(
         "last", description="Weights to save: those of the last step, or the best ones in validation"
     )
     captions: CaptionOptions = Field(CaptionOptions(), description="Which captions of a pair are used")
     augment: Augment = Field(Augment(), description="Image augmentations")
-    workers: Neutral[int] = Field(1, ge=0, description="Data-loading processes per training process")
+    workers: Neutral[int] = Field(1, ge=0, le=256, description="Data-loading processes per training process")
     threads: int | None = Field(
         None,
         ge=1,
+        le=1024,
         description="CPU threads of torch; must match for bit-identical runs; default: the cores that are not busy "
         "with other work, less `workers`, but more than half of them",
     )
     log_every_steps: Neutral[int] = Field(
-        20, ge=1, description="Steps between entries in metrics.jsonl and TensorBoard"
+        20, ge=1, le=_MOST_STEPS, description="Steps between entries in metrics.jsonl and TensorBoard"
     )
     checkpoint_every_steps: Neutral[int] = Field(
-        200, ge=1, description="Steps between checkpoints that a run can resume from"
+        200, ge=1, le=_MOST_STEPS, description="Steps between checkpoints that a run can resume from"
     )
     more_teachers: tuple[Teacher, ...] = Field(
         (),
@@ -145,7 +165,7 @@ class TrainOptions(Options):
         True, description="Run the teachers once per image augmentation and caption, and cache their features on disk"
     )
     augmentations: int = Field(
-        4, ge=1, description="Number of different augmentations of each image when teacher_cache is on"
+        4, ge=1, le=1000, description="Number of different augmentations of each image when teacher_cache is on"
     )
 
     @model_validator(mode="after")

@@ -115,7 +115,9 @@ class NoExclamation(Filter):
 
 def test_a_filter_is_added_by_a_class_and_its_name_in_the_union(picture: Callable[..., bytes]) -> None:
     read = TypeAdapter(AnyFilter | NoExclamation).validate_python({"kind": "no-exclamation", "most": 1})
-    options = CollectOptions(sources=({"kind": "pairs", "path": "x"},)).model_copy(update={"filters": (read,)})
+    options = CollectOptions.model_validate({"sources": [{"kind": "pairs", "path": "x"}]}).model_copy(
+        update={"filters": (read,)}
+    )
     result = filter_pair(Candidate(Pair("a", picture(), zh=("买！买！",), en=("a cat!",))), options)
     assert (result.pair.zh, result.pair.en) == ((), ("a cat!",))
     assert result.captions == (("zh", "买！买！", Drop("caption-exclamation", "2 exclamation marks")),)

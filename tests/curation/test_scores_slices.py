@@ -202,7 +202,7 @@ def dropped(connection: duckdb.DuckDBPyConnection, table: str = "pair_drops") ->
 
 def agreement(limit: Cosines | Fractions | None = None, name: str | None = None, **options: Any) -> Agreement:
     field = "keep" if isinstance(limit, Fractions) else "threshold" if limit else None
-    return Agreement(model="x", name=name, **({field: limit} if field else {}), **options)
+    return Agreement.model_validate({"model": "x", "name": name, **({field: limit} if field else {}), **options})
 
 
 CAPTION_DROPS: dict[str, tuple[Any, Any, Any]] = {

@@ -389,7 +389,7 @@ def test_a_folder_of_parquet_files_as_it_lies_on_the_hub_is_loaded(
 )
 def test_a_data_set_that_cannot_be_had_is_an_error_with_a_way_out(fields: dict[str, str]) -> None:
     with pytest.raises(DcclipError, match=fields["path"]):
-        HubSource(**fields).slices(10)
+        HubSource.model_validate(fields).slices(10)
 
 
 def test_a_damaged_folder_is_an_error(tmp_path: Path) -> None:

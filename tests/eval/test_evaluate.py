@@ -73,7 +73,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
     def measured(model: Oracle, names: Sequence[str], root: Path | None = None, **more: Any) -> list[EvalResult]:
         monkeypatch.setattr("dcclip_cli.eval.evaluate.load_encoder", lambda *_, **__: model)
         given = {key: more.pop(key) for key in ("cache", "progress") if key in more}
-        options = EvalOptions(datasets=tuple(names), data_root=root and str(root), **more)
+        options = EvalOptions(datasets=tuple(names), data_root=str(root) if root else None, **more)
         return evaluate([ModelReference("folder", "oracle", "")], open_datasets(options), options, **given)
 
     return measured

@@ -19,7 +19,7 @@ class Similarity(Options):
 
 
 class Stage(Options):
-    losses: list[Annotated[Maps | Similarity, Field(discriminator="kind")]]
+    losses: tuple[Annotated[Maps | Similarity, Field(discriminator="kind")], ...]
     batch_size: int | Literal["auto"] = "auto"
     source: str = Field("data", alias="from")
     by_language: dict[str, Maps] = {}
@@ -84,6 +84,5 @@ def test_a_wrong_value_is_shown_with_what_is_right() -> None:
 
 def test_the_ways_in_which_a_value_fits_no_alternative_are_one_sentence() -> None:
     assert said({"distill": {"losses": [], "batch_size": "many"}}) == [
-        "distill.batch_size: distill.batch_size: input should be a valid integer, unable to parse string as an integer"
-        " or input should be 'auto' (got 'many')"
+        "distill.batch_size: distill.batch_size: expected a whole number or input should be 'auto' (got 'many')"
     ]

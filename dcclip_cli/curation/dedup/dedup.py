@@ -20,7 +20,7 @@ from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.data.reading import IMAGE_SUFFIXES
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode, flatten
-from dcclip_cli.options import Options
+from dcclip_cli.options import Options, PathOption
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,7 +73,7 @@ def _short(content: bytes) -> bytes:
 class Decontaminate(GlobalFilter):
     """Drops images, and optionally captions, that are in evaluation sets."""
 
-    paths: tuple[Path, ...] = Field(
+    paths: tuple[PathOption, ...] = Field(
         min_length=1,
         description="Evaluation sets: Parquet or tar files of pairs, folders of shards, or folders of images",
     )

@@ -147,7 +147,10 @@ class SameImage(GlobalFilter):
     kind: Literal["same-image"] = "same-image"
     removed: ClassVar = {"captions": Removed("captions are always merged", ignored=("merge",))}
     most_captions: int = Field(
-        16, ge=1, description="Maximum captions per language after merging; placeholder images would collect many"
+        16,
+        ge=1,
+        le=1_000_000,
+        description="Maximum captions per language after merging; placeholder images would collect many",
     )
 
     def apply(self, connection: DuckDBPyConnection) -> None:

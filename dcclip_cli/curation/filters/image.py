@@ -23,11 +23,15 @@ class ImageFilter(Filter):
     """Drops images that are too small or too narrow to show their subject, and files of an unwanted size or format."""
 
     kind: Literal["image"] = "image"
-    min_side: int = Field(32, ge=1, description="Minimum length of the shorter side, in pixels")
-    max_side: int | None = Field(None, ge=1, description="Maximum length of the longer side, in pixels; null: no limit")
-    max_aspect: float = Field(3.0, ge=1, description="Maximum ratio of the longer side to the shorter side")
-    min_bytes: int = Field(0, ge=0, description="Minimum file size in bytes")
-    max_bytes: int | None = Field(None, ge=1, description="Maximum file size in bytes; null: no limit")
+    min_side: int = Field(32, ge=1, le=1_000_000, description="Minimum length of the shorter side, in pixels")
+    max_side: int | None = Field(
+        None, ge=1, le=1_000_000, description="Maximum length of the longer side, in pixels; null: no limit"
+    )
+    max_aspect: float = Field(3.0, ge=1, le=1000, description="Maximum ratio of the longer side to the shorter side")
+    min_bytes: int = Field(0, ge=0, le=1_000_000_000, description="Minimum file size in bytes")
+    max_bytes: int | None = Field(
+        None, ge=1, le=1_000_000_000, description="Maximum file size in bytes; null: no limit"
+    )
     formats: tuple[Literal["jpg", "png", "webp"], ...] = Field(
         ("jpg", "png", "webp"), min_length=1, description="Allowed file formats, detected from the first bytes"
     )

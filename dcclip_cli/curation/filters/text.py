@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -280,7 +280,10 @@ class RepetitionFilter(Filter):
 
     kind: Literal["repetition"] = "repetition"
     times: int = Field(
-        5, ge=2, description="Repetitions in a row that are dropped; with 5, 哈哈哈哈 is kept and 哈哈哈哈哈 is dropped"
+        5,
+        ge=2,
+        le=1000,
+        description="Repetitions in a row that are dropped; with 5, 哈哈哈哈 is kept and 哈哈哈哈哈 is dropped",
     )
     max_share: float = Field(
         0.4,
@@ -307,22 +310,23 @@ class RepetitionFilter(Filter):
 
 _WORD = re.compile(r"[^\W_]+(?:['’.&/+-][^\W_]+)*")
 _ENCODED = re.compile(r"[A-Za-z0-9+/=_-]{41,}")  # encoded data, not words
+Length = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
 class LengthFilter(Filter):
     """Drops captions that are too short or too long; Chinese is counted in characters, English in words."""
 
     kind: Literal["length"] = "length"
-    zh: tuple[int, int] = Field(
+    zh: tuple[Length, Length] = Field(
         (1, 128), description="Minimum and maximum number of characters in a Chinese caption, without white space"
     )
-    en: tuple[int, int] = Field((1, 64), description="Minimum and maximum number of words in an English caption")
+    en: tuple[Length, Length] = Field((1, 64), description="Minimum and maximum number of words in an English caption")
     removed: ClassVar = {"longest_word": Removed("words of more than 40 letters are always dropped", ignored=(40,))}
 
     @field_validator("zh", "en")
     @classmethod
     def _in_order(cls, limits: tuple[int, int]) -> tuple[int, int]:
-        if not 0 <= limits[0] <= limits[1]:
+        if limits[0] > limits[1]:
             raise ValueError("give the minimum first, then the maximum")
         return limits
 

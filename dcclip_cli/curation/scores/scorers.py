@@ -215,7 +215,7 @@ class Classifier(ScorerOptions):
     reject: tuple[str, ...] = Field(
         min_length=1, description="Labels to reject, spelled as in the model; each is compared with the threshold"
     )
-    threshold: float = Field(0.5, description="Score at which a pair is dropped")
+    threshold: float = Field(0.5, ge=-1e6, le=1e6, description="Score at which a pair is dropped")
     below: bool = Field(False, description="Drop pairs whose score is below the threshold instead")
 
     def check(self) -> None:

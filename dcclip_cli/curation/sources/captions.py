@@ -40,8 +40,9 @@ from dcclip_cli.data.caption_files import (
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import MAX_TEXT_BYTES, Fault, cuts, lines
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.options import PathOption
 
-Paths = Path | tuple[Path, ...]
+Paths = PathOption | tuple[PathOption, ...]
 
 
 class CaptionsSource(SourceOptions):
@@ -54,13 +55,15 @@ class CaptionsSource(SourceOptions):
     """
 
     kind: Literal["captions"] = "captions"
-    images: Path | None = Field(None, description="Folder with the images; default: download from COCO's URLs")
+    images: PathOption | None = Field(None, description="Folder with the images; default: download from COCO's URLs")
     zh: Paths = Field((), description="File, or list of files, with Chinese captions")
     en: Paths = Field((), description="File, or list of files, with English captions")
     caption: Paths = Field(
         (), description="File, or list of files, with captions whose language is detected from the script"
     )
-    only: Path | None = Field(None, description="File with the image names of a split, one a line; others are skipped")
+    only: PathOption | None = Field(
+        None, description="File with the image names of a split, one a line; others are skipped"
+    )
     allow_outside: bool = Field(False, description="Allow image paths outside the folder")
 
     @model_validator(mode="after")
@@ -135,7 +138,7 @@ class Base64Source(SourceOptions):
     """
 
     kind: Literal["base64"] = "base64"
-    path: Path = Field(description="A file SPLIT_imgs.tsv, a folder of them, or a pattern like ./muge/*_imgs.tsv")
+    path: PathOption = Field(description="A file SPLIT_imgs.tsv, a folder of them, or a pattern like ./muge/*_imgs.tsv")
     language: Told = Field("caption", description="Language of the texts; `caption` detects it from their script")
 
     def slices(self, size: int) -> list[Slice]:

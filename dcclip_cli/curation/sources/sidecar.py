@@ -37,6 +37,7 @@ from dcclip_cli.data.reading import (
     texts_of,
 )
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.options import PathOption
 
 SIDECARS: dict[str, Told | None] = {"json": None, "zh.txt": "zh", "en.txt": "en", "txt": "caption"}  # by suffix
 _MEMBERS_TO_COUNT = 2_000  # of a tar, to estimate how many pairs it has
@@ -84,7 +85,7 @@ class FolderSource(SourceOptions):
     """
 
     kind: Literal["folder"] = "folder"
-    path: Path = Field(description="Folder with the images")
+    path: PathOption = Field(description="Folder with the images")
     allow_outside: bool = Field(False, description="Follow symbolic links that lead out of the folder")
 
     def slices(self, size: int) -> list[Slice]:
@@ -149,7 +150,7 @@ class TarsSource(SourceOptions):
     """
 
     kind: Literal["tars"] = "tars"
-    path: Path = Field(description="A .tar file, a folder of them, or a pattern like ./laion/*.tar")
+    path: PathOption = Field(description="A .tar file, a folder of them, or a pattern like ./laion/*.tar")
 
     def slices(self, size: int) -> list[Slice]:
         """One slice for each tar, whatever `size` is: one shard becomes one shard."""

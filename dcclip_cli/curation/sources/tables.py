@@ -28,6 +28,7 @@ from dcclip_cli.data.hub import load_hub
 from dcclip_cli.data.pair import LANGUAGES, Pair
 from dcclip_cli.data.reading import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Drop, Fault, Folder, from_base64, plain, texts_of
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.options import PathOption
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -143,9 +144,11 @@ class TableSource(ColumnOptions):
     """
 
     kind: Literal["table"] = "table"
-    path: Path = Field(description="A .tsv, .csv, .jsonl or .parquet file, a folder of them, or a pattern")
+    path: PathOption = Field(description="A .tsv, .csv, .jsonl or .parquet file, a folder of them, or a pattern")
     header: tuple[str, ...] = Field((), description="Column names, for TSV and CSV files without a header line")
-    images: Path | None = Field(None, description="Folder that image paths are relative to; default: the table's own")
+    images: PathOption | None = Field(
+        None, description="Folder that image paths are relative to; default: the table's own"
+    )
 
     def slices(self, size: int) -> list[Slice]:
         """Slices of about `size` rows. Raises DcclipError where a column is missing."""
@@ -231,7 +234,7 @@ class PairsSource(SourceOptions):
     """
 
     kind: Literal["pairs"] = "pairs"
-    path: Path = Field(description="A .parquet file, a folder of them, or a pattern like ./pairs/*.parquet")
+    path: PathOption = Field(description="A .parquet file, a folder of them, or a pattern like ./pairs/*.parquet")
 
     def slices(self, size: int) -> list[Slice]:
         """Slices of about `size` rows. Raises DcclipError where a file has no column `key` or `image`."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
-from pydantic_core import PydanticKnownError
+from pydantic import Discriminator, Field, Tag
 
 from dcclip_cli.options import Options, Removed
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 Needs = Literal["images", "texts", "pairs"]
 Tower = Literal["image", "text"]
+MOST_WEIGHT = 1e6
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,19 @@ class Schedule(Options):
         "curve": Removed("weights change linearly", ("linear",)),
     }
 
-    start: float = Field(ge=0, description="Weight at the start of the run")
-    end: float = Field(ge=0, description="Weight at the end of the run")
+    start: float = Field(ge=0, le=MOST_WEIGHT, description="Weight at the start of the run")
+    end: float = Field(ge=0, le=MOST_WEIGHT, description="Weight at the end of the run")
 
 
-Weight = float | Schedule
+def _weight_kind(weight: Any) -> str:
+    return "schedule" if isinstance(weight, dict | Schedule) else "number"
+
+
+# The discriminator keeps a wrong schedule from being reported as a wrong number as well.
+Weight = Annotated[
+    Annotated[float, Field(ge=0, le=MOST_WEIGHT), Tag("number")] | Annotated[Schedule, Tag("schedule")],
+    Discriminator(_weight_kind),
+]
 
 
 class Loss(Options, ABC):
@@ -91,14 +99,6 @@ class Loss(Options, ABC):
     needs: ClassVar[frozenset[Needs]] = frozenset({"pairs"})  # any one of these kinds of data is enough
     needs_teacher: ClassVar[bool] = True
     embeddings_only: ClassVar[bool] = True  # whether it can be computed from the whole batch's embeddings alone
-
-    @field_validator("weight")
-    @classmethod
-    def _no_negative_weight(cls, weight: Weight) -> Weight:
-        # With a bound on the number itself, pydantic would report a bad schedule as two mistakes.
-        if isinstance(weight, float) and weight < 0:
-            raise PydanticKnownError("greater_than_equal", {"ge": 0})
-        return weight
 
     def weight_at(self, done: float) -> float:
         """The weight when a fraction `done` of the run, in 0..1, is over."""
@@ -146,7 +146,10 @@ class TeacherLoss(Loss):
     """A loss against one teacher."""
 
     teacher: int = Field(
-        0, ge=0, description="Number of the teacher: 0 is the recipe's `teacher`, 1 the first of `more_teachers`"
+        0,
+        ge=0,
+        le=100,
+        description="Number of the teacher: 0 is the recipe's `teacher`, 1 the first of `more_teachers`",
     )
 
     def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from dcclip_cli.data.collator import OTHER
 from dcclip_cli.options import Options
-from dcclip_cli.train.losses.base import Loss, Outputs, Tower, take
+from dcclip_cli.train.losses.base import MOST_WEIGHT, Loss, Outputs, Tower, take
 from dcclip_cli.train.losses.embeddings import in_both
 
 if TYPE_CHECKING:
@@ -23,12 +23,20 @@ class ContrastOptions(Options):
     loss: Literal["clip", "siglip"] = Field(
         "clip", description="clip: symmetric InfoNCE; siglip: a sigmoid loss per pair, with a learned bias"
     )
-    cross_lingual: float = Field(0.0, ge=0, description="Weight of the contrast between an image's zh and en captions")
+    cross_lingual: float = Field(
+        0.0, ge=0, le=MOST_WEIGHT, description="Weight of the contrast between an image's zh and en captions"
+    )
     cosine: float = Field(
-        0.0, ge=0, description="Weight of 1 - cosine of image and caption: pulls captions onto fixed embeddings"
+        0.0,
+        ge=0,
+        le=MOST_WEIGHT,
+        description="Weight of 1 - cosine of image and caption: pulls captions onto fixed embeddings",
     )
     other_weight: float = Field(
-        1.0, ge=0, description="Weight of the second captions (captions.second_caption) relative to the first"
+        1.0,
+        ge=0,
+        le=MOST_WEIGHT,
+        description="Weight of the second captions (captions.second_caption) relative to the first",
     )
 
 

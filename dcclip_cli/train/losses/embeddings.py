@@ -13,6 +13,7 @@ from dcclip_cli.train.losses.base import Loss, Needs, Outputs, TeacherLoss, Towe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+MOST_SCALE = 10_000.0  # a temperature of 0.0001
 
 
 class EmbeddingLoss(TeacherLoss):
@@ -85,7 +86,7 @@ class InteractiveLoss(TeacherLoss):
     """
 
     kind: Literal["interactive"] = "interactive"
-    scale: float = Field(20.0, gt=0, description="1 / temperature of both halves, fixed")
+    scale: float = Field(20.0, gt=0, le=MOST_SCALE, description="1 / temperature of both halves, fixed")
     learns: Literal["both", "image", "text"] = Field(
         "both", description="Towers trained by this loss; a small text tower tends to memorize the known names from it"
     )
@@ -128,7 +129,10 @@ class SimilarityLoss(TeacherLoss):
 
     kind: Literal["similarity", "affinity"] = "similarity"
     scale: float | None = Field(
-        None, gt=0, description="1 / temperature of both models, fixed; default: 20 for similarity, 50 for affinity"
+        None,
+        gt=0,
+        le=MOST_SCALE,
+        description="1 / temperature of both models, fixed; default: 20 for similarity, 50 for affinity",
     )
 
     @property
@@ -162,7 +166,10 @@ class EnsembleLoss(Loss):
 
     kind: Literal["ensemble"] = "ensemble"
     scale: float | None = Field(
-        None, gt=0, description="1 / temperature of the student, fixed; default: its own, which is then learned"
+        None,
+        gt=0,
+        le=MOST_SCALE,
+        description="1 / temperature of the student, fixed; default: its own, which is then learned",
     )
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from dcclip_cli.model.towers import TextFeatures
 
-Layers = tuple[int, ...]
+Layers = tuple[Annotated[int, Field(ge=-1000, le=1000)], ...]
 
 
 class FeatureMapLoss(TeacherLoss):
