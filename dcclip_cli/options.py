@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, Strict, TypeAdapter, ValidationError, ValidationInfo, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, to_jsonable_python
@@ -52,7 +52,7 @@ class Options(BaseModel):
     def _accept_old_keys(cls, values: Any, info: ValidationInfo) -> Any:
         if not isinstance(values, dict):
             return values
-        current, mistakes = {key: _as_tuples(value) for key, value in values.items()}, []
+        current, mistakes = {key: cls._sequence(key, value) for key, value in values.items()}, []
         for key in values:
             if key in cls.renamed:
                 new = cls.renamed[key]
@@ -74,9 +74,14 @@ class Options(BaseModel):
             raise ValidationError.from_exception_data(cls.__name__, errors)
         return current
 
+    @classmethod
+    def _sequence(cls, key: str, value: Any) -> Any:
+        """A list as the tuple that a field wants, which strict validation would refuse."""
+        field = cls.model_fields.get(key)
+        return value if field and get_origin(field.annotation) is list else _as_tuples(value)
+
 
 def _as_tuples(value: Any) -> Any:
-    """A list, with the lists in it, as tuples: the only sequences of options."""
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
