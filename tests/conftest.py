@@ -62,6 +62,10 @@ def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyt
 
 @pytest.fixture(scope="session")
 def pairs() -> list[Pair]:
+    return drawn_pairs()
+
+
+def drawn_pairs() -> list[Pair]:
     """40 pictures, 48 px, eight shapes in five colours, three Chinese and three English captions each."""
     return [
         Pair(
@@ -129,6 +133,10 @@ UNUSED = ["▁dog", "▁cat", "▁bicycle", "小猫", "自行车", "猫", "狗",
 
 @pytest.fixture(scope="session")
 def altclip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_altclip(tmp_path_factory.mktemp("teachers") / "altclip")
+
+
+def save_altclip(folder: Path) -> Path:
     """A tiny random AltCLIP, 16-wide shared space, 32 px in 8 px patches, as `save_pretrained` writes it."""
     from transformers import AltCLIPConfig, AltCLIPModel, CLIPImageProcessor, XLMRobertaTokenizer
 
@@ -136,7 +144,6 @@ def altclip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary += [(piece, -3.0 - index / 100) for index, piece in enumerate(WORDS + UNUSED)]
     vocabulary += [(piece, -8.0) for piece in dict.fromkeys(CHARACTERS) if piece not in UNUSED]
     vocabulary += [("<mask>", 0.0)]
-    folder = tmp_path_factory.mktemp("teachers") / "altclip"
     config = AltCLIPConfig(
         text_config=_sizes(vocab_size=len(vocabulary))
         | {"max_position_embeddings": 40, "type_vocab_size": 1, "project_dim": 16}
