@@ -13,7 +13,9 @@ from pathlib import Path
 from tests.hostile.server import Outcome, Request, Server, quiet_libraries
 
 CASE = "case"  # the folder in which a case runs
-_PARTIAL = ("*.partial", "*.partial.*", "*.old", "*.tmp")
+_PARTIAL = (".*.[0-9]*.partial", ".*.[0-9]*.old", "*.tmp")
+# What libraries leave in the folder for temporary files under a name that is always the same: caches, reused.
+_LIBRARIES = {".ses": "onnxruntime", "torchinductor_*": "torch"}
 
 
 class Expect(StrEnum):
@@ -215,6 +217,7 @@ def _result(case: Case, folder: Path) -> str:
 def _left_behind(folder: Path) -> list[str]:
     """Temporary files that a command left: partial ones anywhere, any in the folder for temporary files."""
     found = {path for pattern in _PARTIAL for path in folder.rglob(pattern)} | set((folder / "tmp").iterdir())
+    found -= {path for pattern in _LIBRARIES for path in (folder / "tmp").glob(pattern)}
     return sorted(repr(str(path.relative_to(folder)))[1:-1] for path in found)
 
 

@@ -144,8 +144,8 @@ def _write(here: Path) -> None:
         (here / f"table.{suffix}").write_text("\n".join(lines) + "\n", "utf-8")
     lines = [json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) for row in rows]
     (here / "table.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
-    for name, content in (("recipe", RECIPE), ("collect", COLLECT)):
-        (here / f"{name}.yaml").write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False), "utf-8")
+    for name, recipe in (("recipe", RECIPE), ("collect", COLLECT)):
+        (here / f"{name}.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False), "utf-8")
     (here / "labels.txt").write_text("猫\n狗\ncat\ndog\n", "utf-8")
 
 

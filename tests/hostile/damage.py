@@ -177,6 +177,26 @@ def both(*changes: Change) -> Change:
     return change
 
 
+def emptied(name: str) -> Change:
+    """A change that removes the files in a folder."""
+
+    def change(here: Path) -> None:
+        for file in (here / name).iterdir():
+            file.unlink()
+
+    return change
+
+
+def file_for(name: str) -> Change:
+    """A change that puts an empty file in a folder's place."""
+
+    def change(here: Path) -> None:
+        shutil.rmtree(here / name)
+        (here / name).touch()
+
+    return change
+
+
 def swap_for(name: str, other: str) -> Change:
     """A change that puts a copy of another file in a file's place."""
     return lambda here: shutil.copyfile(here / other, here / name)

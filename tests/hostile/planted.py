@@ -74,7 +74,7 @@ def raw() -> None:
 
 @app.command()
 def leaves_a_file() -> None:
-    Path("here.partial").touch()
+    Path(f".made.{os.getpid()}.partial").touch()
 
 
 @app.command()

@@ -182,7 +182,8 @@ def _watch(process: int, request: Request, before_mb: float) -> Outcome:
     slowness = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # of a machine that does other work as well
     kill_at = Path(request.folder) / "here" / request.kill_at if request.kill_at else None
     while not (ended := os.waitpid(process, os.WNOHANG))[0]:
-        peak = max(peak, _status(process, "VmHWM") - before_mb)
+        if highest := _status(process, "VmHWM"):  # which the system keeps, from when the program is started
+            peak = max(0.0, highest - before_mb)
         if time.monotonic() - began > request.limit_s * slowness:
             stopped = "time"
         elif peak > request.limit_mb:

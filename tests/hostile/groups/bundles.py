@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from tests.hostile.case import Case, Expect
-from tests.hostile.damage import Change, both, damage_file, damage_json, deep, swap_for
+from tests.hostile.damage import Change, both, damage_file, damage_json, deep, emptied, swap_for
 
 _PICTURE = "pictures/red-circle.png"
 _PARTS = ("bundle", "pictures/red-circle.png")
@@ -102,7 +102,7 @@ def whole(random: Random) -> Case:
         "dcclip.json for tokenizer.json": swap_for("bundle/tokenizer.json", "bundle/dcclip.json"),
         "a picture for image.onnx": swap_for("bundle/image.onnx", _PICTURE),
         "no folder": lambda here: shutil.rmtree(here / "bundle"),
-        "an empty folder": lambda here: [file.unlink() for file in (here / "bundle").iterdir()],
+        "an empty folder": emptied("bundle"),
         "[] for dcclip.json": _rewritten("dcclip.json", b"[]"),
         "null for dcclip.json": _rewritten("dcclip.json", b"null"),
         "depth for dcclip.json": _rewritten("dcclip.json", b'{"a":' * 100_000),

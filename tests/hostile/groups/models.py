@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from tests.hostile.case import Case, Expect
-from tests.hostile.damage import Change, at, both, damage_file, damage_json, deep, swap_for
+from tests.hostile.damage import Change, at, both, damage_file, damage_json, deep, emptied, file_for, swap_for
 
 _PICTURE = "pictures/red-circle.png"
 _PARTS = ("model", _PICTURE)
@@ -115,7 +115,7 @@ def _header(change: Callable[[dict[str, Any]], object]) -> Change:
 
 
 def _first(header: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = next(value for name, value in header.items() if name != "__metadata__")
+    found: dict[str, Any] = next(value for name, value in header.items() if name.endswith("weight"))
     return found
 
 
@@ -192,9 +192,9 @@ def whole(random: Random) -> Case:
             "model",
             swap_for("model/open_clip_model.safetensors", "teacher/model.safetensors"),
         ),
-        "an empty folder": ("model", lambda here: [file.unlink() for file in (here / "model").iterdir()]),
+        "an empty folder": ("model", emptied("model")),
         "no folder": ("model", lambda here: shutil.rmtree(here / "model")),
-        "a file": ("model", lambda here: (shutil.rmtree(here / "model"), (here / "model").touch())),
+        "a file": ("model", file_for("model")),
         "a recipe for weights": ("model", swap_for("model/open_clip_model.safetensors", "recipe.yaml")),
         "no tokenizer": ("teacher", lambda here: (here / "teacher/tokenizer.json").unlink()),
         "no configuration": ("teacher", lambda here: (here / "teacher/config.json").unlink()),

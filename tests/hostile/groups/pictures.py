@@ -132,7 +132,7 @@ def name(random: Random) -> Case:
         os.rename(os.fsencode(here / _GOOD), os.fsencode(here / f"pictures/{given}"))
 
     at = "alone" if alone else "in a folder"
-    return Case(f"{' '.join(arguments[:1] + arguments[-1:])} {short(given)} {at}", arguments, _PARTS, change)
+    return Case(f"{arguments[0]} {arguments[-1]} {short(given)} {at}", arguments, _PARTS, change)
 
 
 _MISSING: dict[str, tuple[str, Change]] = {

@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.hostile.case import Case, Expect
 from tests.hostile.corpus import EVAL, SEARCH
-from tests.hostile.damage import Change, damage_file, damage_json
+from tests.hostile.damage import Change, damage_file, damage_json, emptied, file_for
 
 _STATE = "stopped/distill/state/step-00000004"
 _TRAINING = ("recipe.yaml", "train.parquet", "teacher", "cache/teacher-cache", "cache/index", "cache/teachers")
@@ -47,8 +47,8 @@ _EDITS: dict[str, Change] = {
     "format null": _edit(format=None),
     "scaler": _edit(scaler={"scale": -1}),
     "no identity": _edit(identity=None),
-    "an empty folder": lambda here: [file.unlink() for file in (here / _STATE).iterdir()],
-    "a file for the folder": lambda here: (shutil.rmtree(here / _STATE), (here / _STATE).touch()),
+    "an empty folder": emptied(_STATE),
+    "a file for the folder": file_for(_STATE),
     "metrics.jsonl not UTF-8": lambda here: (here / "stopped/distill/metrics.jsonl").write_bytes(b"\xff\n"),
     "metrics.jsonl cut": lambda here: (here / "stopped/distill/metrics.jsonl").write_bytes(b'{"step": 1, "lo'),
     "metrics.jsonl a list": lambda here: (here / "stopped/distill/metrics.jsonl").write_bytes(b"[]\n5\nnull\n"),
@@ -134,15 +134,6 @@ def _made_again(
 
 
 RULES = (
-    state,
-    state,
-    edited,
-    finished,
-    teacher_cache,
-    teacher_facts,
-    eval_cache,
-    eval_cache,
-    search_index,
-    search_index,
+    *(state, state, edited, finished, teacher_cache, teacher_facts, eval_cache, eval_cache),
+    *(search_index, search_index, shard_index),
 )
-RULES = (*RULES, shard_index)
