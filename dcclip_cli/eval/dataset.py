@@ -52,11 +52,15 @@ class Images:
 
 @dataclass(frozen=True)
 class Classes:
-    """Classes in one language: C names, the images' labels (N,) or truth values (N, C), and prompt templates."""
+    """Classes in one language: C names, the images' labels (N,) or truth values (N, C), and prompt templates.
+
+    `alternates` are other names of a class, by its name.
+    """
 
     names: tuple[str, ...]
     labels: np.ndarray
     templates: tuple[str, ...]
+    alternates: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

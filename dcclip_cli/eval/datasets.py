@@ -106,7 +106,7 @@ def _named(known: KnownSet, language: Language, data_root: Path | None, template
     else:
         assert classes is not None
         chosen = {"own": tuple(classes.templates[language]), "compact": prompts.compact(language), "name": _BARE_NAME}
-        truth = Classes(tuple(classes.names[language]), found.truth, chosen[templates])
+        truth = Classes(tuple(classes.names[language]), found.truth, chosen[templates], classes.alternates[language])
     return DataSet(
         name, found.images, {language: truth}, known.metric, known.split, ImageTransform(known.squash, known.border),
         known.both_ways, location,

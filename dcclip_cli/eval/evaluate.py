@@ -14,6 +14,7 @@ from pydantic import Field
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import probe, registry
+from dcclip_cli.eval.class_texts import ClassTexts, class_texts, lost
 from dcclip_cli.eval.dataset import Captions, Classes, DataSet
 from dcclip_cli.eval.datasets import Templates, check_dataset, open_dataset, training_split
 from dcclip_cli.eval.embedding import Embedded, Embedder, FeatureCache
@@ -140,11 +141,30 @@ class _Evaluation:
             if isinstance(truth, Captions):
                 score, task = self._retrieve(dataset, truth, images), "retrieval"
             else:
-                classes = self.embedder.classes(truth.names, truth.templates)
+                asked = class_texts(self.embedder.model, truth.names, truth.alternates, truth.templates)
+                classes = self.embedder.classes(asked.names, truth.templates)
                 score = score_classes(images.vectors @ classes.T, truth.labels[images.indices], dataset.metric)
                 task = "zero-shot classification"
             seconds = time.perf_counter() - begin
-            yield self._result(dataset, language, truth, task, score, images, seconds)
+            result = self._result(dataset, language, truth, task, score, images, seconds)
+            yield result if isinstance(truth, Captions) else self._with_alike(result, asked, truth, images)
+
+    def _with_alike(self, result: EvalResult, asked: ClassTexts, truth: Classes, images: Embedded) -> EvalResult:
+        """The result with the class names that the tokenizer reads alike, which are said on the terminal as well."""
+        if not asked.replaced and not asked.alike:
+            return result
+        say, where = self.embedder.progress.say, f"{result.dataset} {result.language}, {result.model}"
+        if asked.replaced:
+            pairs = ", ".join(f"{name} as {other}" for name, other in asked.replaced.items())
+            say(f"{where}: the tokenizer reads these names like other classes; asked instead: {pairs}")
+        indistinct = [[truth.names[one] for one in group] for group in asked.alike]
+        labels, cost = truth.labels[images.indices], 0.0
+        if labels.ndim == 1 and result.metric in ("top1", "mean_per_class"):
+            cost = lost(asked.alike, labels, result.metric == "mean_per_class")
+        if indistinct:
+            groups = ", ".join(" = ".join(group) for group in indistinct)
+            say(f"{where}: warning: the tokenizer reads classes alike, at least {100 * cost:.1f} points lost: {groups}")
+        return replace(result, replaced=asked.replaced, indistinct=indistinct, lost=cost)
 
     def _retrieve(self, dataset: DataSet, truth: Captions, images: Embedded) -> Score:
         """Retrieval among the readable images; a text all of whose images are unreadable is left out."""

@@ -111,7 +111,13 @@ def _across(columns: Sequence[Column], value_of: Callable[[str, Language], float
 def _remark(here: Sequence[EvalResult]) -> str:
     sample = f"a sample of {here[0].n:,} images" if any(result.limit for result in here) else ""
     corrupt = max(len(result.corrupt) for result in here)
-    return ", ".join(filter(None, (sample, f"{corrupt:,} images cannot be read" if corrupt else "")))
+    alike = max(sum(map(len, result.indistinct)) for result in here)
+    remarks = (
+        sample,
+        f"{corrupt:,} images cannot be read" if corrupt else "",
+        f"{alike} classes are read alike" if alike else "",
+    )
+    return ", ".join(filter(None, remarks))
 
 
 def elevater_mean(results: Sequence[EvalResult], model: str, language: Language) -> float | None:

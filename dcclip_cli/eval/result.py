@@ -30,6 +30,8 @@ class EvalResult:
     `n` images were measured; the unreadable ones are not among them, but in `corrupt` with the reason.
     `truth_sha256` is equal for the same images, classes and order. `details` are arrays of all images, packed by
     `pack`: `labels`, `ranks`, `predictions`, `scores`, or for retrieval `text_ranks` and `image_ranks`.
+    `replaced` maps class names that the tokenizer reads like another class to the alternates in their place;
+    `indistinct` are the groups of names that it still reads alike, which cost at least `lost` of the metric.
     `images_per_second` is 0 if all embeddings were cached.
     """
 
@@ -54,6 +56,9 @@ class EvalResult:
     precision: str = "fp32"
     truth_sha256: str = ""
     corrupt: dict[str, str] = field(default_factory=dict)
+    replaced: dict[str, str] = field(default_factory=dict)
+    indistinct: list[list[str]] = field(default_factory=list)
+    lost: float = 0.0
     class_names: list[str] = field(default_factory=list)
     templates: list[str] = field(default_factory=list)
     details: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)

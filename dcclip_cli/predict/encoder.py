@@ -59,6 +59,9 @@ class Encoder(Protocol):
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings (N, D), float32."""
 
+    def tokenize(self, texts: Sequence[str]) -> np.ndarray:
+        """Token ids (N, L), int64, padded."""
+
 
 class TorchEncoder:
     """Towers as an Encoder; they have to be in evaluation mode and on `device`.
@@ -90,6 +93,9 @@ class TorchEncoder:
 
         batch = torch.from_numpy(pixels).to(self._device, memory_format=torch.channels_last)
         return self._encode("images", lambda: self.towers.image_features(batch).embedding)
+
+    def tokenize(self, texts: Sequence[str]) -> np.ndarray:
+        return self.towers.tokenize(list(texts)).ids.numpy()
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         tokens = self.towers.tokenize(list(texts)).to(self._device)

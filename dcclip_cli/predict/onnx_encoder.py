@@ -69,9 +69,11 @@ class ExportedEncoder:
         return self._checked(self._run_image(pixels), "images")
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        return self._checked(self._run_text(self.tokenize(texts)), "texts")
+
+    def tokenize(self, texts: Sequence[str]) -> np.ndarray:
         encoded = self._tokenizer.encode_batch([" ".join(text.split()) for text in texts])
-        ids = np.asarray([item.ids for item in encoded], np.int64)
-        return self._checked(self._run_text(ids), "texts")
+        return np.asarray([item.ids for item in encoded], np.int64)
 
     def _checked(self, embeddings: np.ndarray, inputs: str) -> np.ndarray:
         lengths = np.linalg.norm(finite(embeddings, self.name, inputs), axis=-1)

@@ -55,6 +55,9 @@ class Oracle:
         self.seen.append(len(pixels))
         return self._vectors(pixels[:, 0, 0, 0].astype(int), 1)
 
+    def tokenize(self, texts: Sequence[str]) -> np.ndarray:
+        return np.asarray([[int("".join(filter(str.isdigit, text)))] for text in texts])
+
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         self.texts += texts
         return self._vectors(np.asarray([int("".join(filter(str.isdigit, text))) for text in texts]), 2)
