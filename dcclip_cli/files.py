@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,16 @@ from dcclip_cli.errors import DcclipError
 
 
 def cache_folder() -> Path:
-    """The folder for data that can be computed again: $DCCLIP_CACHE, else `dcclip` in the user's cache folder."""
+    """The folder for data that can be computed again: $DCCLIP_CACHE, else `dcclip` in the user's cache folder.
+
+    Raises DcclipError where neither is known.
+    """
     if given := os.environ.get("DCCLIP_CACHE"):
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcclip"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcclip"
+    except RuntimeError:  # of Path.home()
+        raise DcclipError("this user has no home folder to cache data in", "set DCCLIP_CACHE to a folder") from None
 
 
 @contextmanager
@@ -41,6 +49,28 @@ def lock(file: Path, wait: bool = True) -> Iterator[bool]:
         held.release()
 
 
+_WRITING = "while writing "
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Let every error of the block name `path`, also that of a library that does not say what it was writing."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
+        elif written_by(error) is None:
+            error.add_note(f"{_WRITING}{path}")
+        raise
+
+
+def written_by(error: BaseException) -> str | None:
+    """What was being written when an error was raised, according to `writing`."""
+    notes = (note for note in getattr(error, "__notes__", ()) if note.startswith(_WRITING))
+    return next((note.removeprefix(_WRITING) for note in notes), None)
+
+
 @contextmanager
 def atomic_file(file: Path) -> Iterator[Path]:
     """A temporary path next to `file`, moved to `file` when the block ends, removed if it raises.
@@ -49,8 +79,9 @@ def atomic_file(file: Path) -> Iterator[Path]:
     """
     partial = _partial(file)
     try:
-        yield partial
-        partial.replace(file)
+        with writing(file):
+            yield partial
+            partial.replace(file)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -68,7 +99,8 @@ def temporary_folder(folder: Path) -> Iterator[Path]:
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        yield folder
+        with writing(folder):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -80,7 +112,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        yield partial
+        with writing(folder):
+            yield partial
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -91,6 +124,42 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old)
     else:
         partial.rename(folder)
+
+
+_SPECIAL = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def refuse_special(path: Path) -> None:
+    """Raise DcclipError if `path` is a pipe, a device or a socket: reading one may never end."""
+    try:
+        kind = _SPECIAL.get(stat.S_IFMT(path.stat().st_mode))
+    except (OSError, ValueError):  # a missing file or an impossible name: opening it reports that
+        return
+    if kind:
+        raise DcclipError(f"{path} is {kind}, not a file", "name an ordinary file")
+
+
+def check_target(path: Path, folder: bool) -> None:
+    """Raise the error that writing `path`, as a folder or a file, would end in, as far as that is known before."""
+    refuse_special(path)
+    if os.path.lexists(path):
+        is_folder = stat.S_ISDIR(path.stat().st_mode)  # raises for links in a circle
+        if is_folder != folder:
+            number = errno.EISDIR if is_folder else errno.ENOTDIR
+            raise OSError(number, os.strerror(number), str(path))
+    else:
+        with suppress(FileNotFoundError):
+            path.lstat()  # raises for a name too long, and where a parent is a file
+    there = next(part for part in (path, *path.absolute().parents) if os.path.exists(part))
+    if not os.access(there, os.W_OK):
+        read_only = hasattr(os, "statvfs") and os.statvfs(there).f_flag & os.ST_RDONLY
+        number = errno.EROFS if read_only else errno.EACCES
+        raise OSError(number, os.strerror(number), str(path))
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -125,7 +194,8 @@ def file_sha256(file: Path) -> str:
 def write_json(file: Path, content: dict[str, Any], sort_keys: bool = False) -> None:
     """Write an object as indented JSON in UTF-8; what cannot be encoded is replaced."""
     text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=sort_keys) + "\n"
-    file.write_text(text, encoding="utf-8", errors="replace")
+    with writing(file):
+        file.write_text(text, encoding="utf-8", errors="replace")
 
 
 def read_json(file: Path, hint: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dcclip_cli.cli import about, console, doctor, eval, index, predict, stages
+from dcclip_cli.cli.streams import prepare_streams
 from dcclip_cli.machine import bound_spinning, fix_cublas_workspace
 from dcclip_cli.signals import end_on_signals
 from dcclip_cli.versions import VERSION
@@ -17,6 +18,7 @@ class _Program(typer.Typer):
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Run the command that the program was started with."""
         end_on_signals()
+        prepare_streams()
         return super().__call__(*arguments, **options)
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 
+from dcclip_cli.cli.streams import as_json, printable
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import is_first_process
 from dcclip_cli.progress import Progress, Silent, stderr_progress
@@ -24,37 +25,63 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Item = TypeVar("Item")
+_STDOUT = "stdout"
 _NAME_WIDTH = 17  # of a field's name, with blanks on both sides
 
-# System errors that the user can fix, and how.
-_SYSTEM = {
-    errno.ENOSPC: "free some disk space, then run the same command again",
-    errno.EACCES: "write somewhere else with --out, or fix the permissions",
-    errno.EROFS: "write somewhere else with --out",
-}
-
+_MOST_LINES = 50  # of one error
 _RED, _YELLOW, _CYAN = 31, 33, 36  # ANSI colours
 
 
 class CommandGroup(typer.core.TyperGroup):
     """Commands whose user errors are printed as `error:` and `hint:` lines; any other exception keeps its traceback."""
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        for before, one in pairwise(args):
+            if one == "" or (one.startswith("--") and one.endswith("=")):
+                name = one.rstrip("=") or (before if before.startswith("-") else "an argument")
+                _fail(DcclipError(f"{name} is empty", "is a shell variable not set? Leave it out for the default"))
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            with printing():
+                sys.stdout.flush()
+            return result
         except DcclipError as error:
             mistake = error
         except KeyboardInterrupt:
             _stopped()
-        except (RuntimeError, OSError, EOFError, ImportError) as error:
-            if asked_to_end():  # the processes that it works with end as well, which it may see as an error
-                _stopped()
-            mistake = _users_mistake(error)
-        for line in mistake.what.splitlines():
-            error_line(line)
-        _label("hint:  ", mistake.hint, _CYAN)
-        exit_command(1)
-        raise typer.Exit(1)
+        except BaseException as error:
+            if asked_to_end() and isinstance(error, RuntimeError | OSError | EOFError | ImportError):
+                _stopped()  # the processes that it works with end as well, which it may see as an error
+            if isinstance(error, OSError) and error.filename == _STDOUT:
+                mistake = _unwritten(error)
+            elif isinstance(error, EOFError):  # which click would take for the user's wish to stop
+                raise RuntimeError("a file or the output of a process ended too early") from error
+            else:
+                found = _users_mistake(error, self._options(ctx))
+                if found is None:
+                    raise
+                mistake = found
+        _fail(mistake)
+
+    def _options(self, ctx: Any) -> set[str]:
+        """The options of the command that runs."""
+        command = self.get_command(ctx, ctx.invoked_subcommand or "")
+        return {name for parameter in (command.params if command else ()) for name in parameter.opts}
+
+
+def _fail(mistake: DcclipError) -> NoReturn:
+    """Print an error with its hint, and exit with 1."""
+    lines = mistake.what.split("\n")
+    for line in lines[:_MOST_LINES]:
+        error_line(line)
+    if len(lines) > _MOST_LINES:
+        error_line(f"and {len(lines) - _MOST_LINES:,} more errors of this kind")
+    hint_line(mistake.hint)
+    exit_command(1)
+    raise typer.Exit(1)
 
 
 def _stopped() -> NoReturn:
@@ -63,22 +90,30 @@ def _stopped() -> NoReturn:
     raise typer.Exit(130) from None
 
 
-def _users_mistake(error: Exception) -> DcclipError:
-    """What the user can fix about an error; raises it again if there is nothing."""
+def _unwritten(error: OSError) -> DcclipError:
+    """What the user can do where stdout cannot be written; ends the command if nobody reads it any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter does not fail to write it again
+    if isinstance(error, BrokenPipeError):
+        raise typer.Exit(1) from None
+    return DcclipError(f"the output cannot be written: {error.strerror}", "send it somewhere else with: > FILE")
+
+
+def _users_mistake(error: BaseException, options: Collection[str]) -> DcclipError | None:
+    """What the user can do about an error; None if it is not the user's."""
     if isinstance(error, ModuleNotFoundError):
         return _not_installed(error)
-    if isinstance(error, OSError) and error.errno in _SYSTEM:
-        return DcclipError(f"{error.filename}: {error.strerror}", _SYSTEM[error.errno])
-    raise error
+    from dcclip_cli.cli.system_errors import explained
+
+    return explained(error, options)
 
 
-def _not_installed(error: ModuleNotFoundError) -> DcclipError:
+def _not_installed(error: ModuleNotFoundError) -> DcclipError | None:
     package = (error.name or "").partition(".")[0]
     for extra, packages in EXTRAS.items():
         if package in packages:
             what = f"this needs the package {package}, which is not installed"
             return DcclipError(what, f"pip install 'dcclip[{extra}]'")
-    raise error
+    return None
 
 
 def error_line(line: str) -> None:
@@ -92,9 +127,32 @@ def warning_line(line: str) -> None:
         _label("warning: ", line, _YELLOW)
 
 
+def hint_line(line: str) -> None:
+    """Print `hint:  LINE` on stderr."""
+    _label("hint:  ", line, _CYAN)
+
+
+class ErrorLines:
+    """Errors of single files: an `error:` line for each, when it is met, and in the end one `hint:` line per hint."""
+
+    def __init__(self) -> None:
+        self._hints: dict[str, list[str]] = {}  # with the names that each is for
+
+    def add(self, name: str, error: DcclipError) -> None:
+        error_line(error.what)
+        self._hints.setdefault(error.hint.removesuffix(f" {name}"), []).append(name)
+
+    def end(self) -> int:
+        """Print the hints; returns the number of errors."""
+        for hint, names in self._hints.items():
+            more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+            hint_line(f"{hint} ({names[0]}{more})")
+        return sum(map(len, self._hints.values()))
+
+
 def _label(label: str, line: str, colour: int) -> None:
     """Print a line on stderr, the label coloured in a terminal, control characters escaped."""
-    line = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
+    line = printable(line)
     if sys.stderr.isatty():
         label = f"\033[1;{colour}m{label}\033[0m"
     sys.stderr.write(f"{label}{line}\n")
@@ -130,6 +188,7 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
     """Print a table on stdout, columns of numbers aligned right."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     console = _stdout()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -138,9 +197,11 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
         numbers = all(line[number][:1].isdecimal() for line in lines if line[number])
         table.add_column(column, justify="right" if numbers and number else "left", overflow="fold", no_wrap=not number)
     for row in lines:
-        table.add_row(*row)
-    console.print(title, style="bold", markup=False, soft_wrap=True)  # a table's own title wraps at the table's width
-    console.print(table)
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    with printing():
+        # A table's own title would wrap at the table's width.
+        console.print(printable(title), style="bold", markup=False, soft_wrap=True)
+        console.print(table)
 
 
 def _stdout() -> Console:
@@ -155,21 +216,44 @@ def show_fields(title: str, fields: Iterable[tuple[str, str]]) -> None:
     from rich.text import Text
 
     console = _stdout()
-    console.print(title, style="bold", markup=False, soft_wrap=True)
-    for name, value in fields:
-        for number, line in enumerate(Text(value).wrap(console, console.width - _NAME_WIDTH, overflow="fold")):
-            label = set_cell_size("" if number else f"  {name}", _NAME_WIDTH)
-            console.print(label + line.plain.rstrip(), markup=False, emoji=False)
+    with printing():
+        console.print(title, style="bold", markup=False, soft_wrap=True)
+        for name, value in fields:
+            for number, line in enumerate(Text(value).wrap(console, console.width - _NAME_WIDTH, overflow="fold")):
+                label = set_cell_size("" if number else f"  {name}", _NAME_WIDTH)
+                console.print(label + line.plain.rstrip(), markup=False, emoji=False)
 
 
 def show_json(value: Any) -> None:
     """Print a value as JSON on stdout, Chinese readable."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    _write(as_json(value, indent=2) + "\n")
 
 
-def show(line: str) -> None:
-    """Print one line of data on stdout."""
-    sys.stdout.write(line + "\n")
+def show(text: str) -> None:
+    """Print lines of data on stdout."""
+    _write("".join(f"{printable(line)}\n" for line in text.split("\n")))
+
+
+def show_now(line: str) -> None:
+    """Print one line of data on stdout, and hand it over at once to what reads it."""
+    show(line)
+    with printing():
+        sys.stdout.flush()
+
+
+def _write(text: str) -> None:
+    with printing():
+        sys.stdout.write(text)
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Let an error of the block, which writes to stdout, say so."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = _STDOUT
+        raise
 
 
 def show_path(path: Path) -> None:

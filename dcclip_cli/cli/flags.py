@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from typer import Argument, Option
+from typer import Argument, BadParameter, Option
 
 from dcclip_cli.cli import console
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import check_target, refuse_special
+from dcclip_cli.text_files import read_text
 
 if TYPE_CHECKING:
     from dcclip_cli.recipe.load import LoadedRecipe
     from dcclip_cli.run_dir import StageName
 
+_MOST_THREADS = 64  # that every machine accepts
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 IMAGES = Argument(metavar="IMAGE", help="Images, folders or globs; - reads paths from stdin.")
@@ -39,7 +43,20 @@ Check = Annotated[
     bool, Option("--check", help="Check recipe, data, models, device and disk, print the resolved recipe, and stop.")
 ]
 Where = Annotated[Device, Option("--device", help="Device of the model; auto uses a GPU if there is one.")]
-Threads = Annotated[int | None, Option("--threads", min=1, help="CPU threads per tower. Default: 1 for a bundle.")]
+
+
+def _threads(number: int | None) -> int | None:
+    """Refuses a number of threads that only costs: the system has a limited number for all its users."""
+    most = max(_MOST_THREADS, 4 * (os.cpu_count() or 1))
+    if number is not None and number > most:
+        raise BadParameter(f"{number} is more than {most} threads; this machine has {os.cpu_count()} cores")
+    return number
+
+
+Threads = Annotated[
+    int | None,
+    Option("--threads", min=1, callback=_threads, help="CPU threads per tower. Default: 1 for a bundle."),
+]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.")]
 Verbose = Annotated[bool, Option("--verbose", "-v", help="Show library logs too.")]
 MODEL_HELP = (
@@ -60,20 +77,37 @@ def split(text: str) -> list[str]:
     return list(dict.fromkeys(part for part in parts if part))
 
 
-def lines_of(file: Path | None, kind: str) -> list[str]:
+def lines_of(file: Path | None, kind: str, most_lines: int, most_bytes: int) -> list[str]:
     """The lines of a file, stripped, without empty ones; none if `file` is None.
 
-    Raises DcclipError if it is not a text file in UTF-8; `kind` names what each line contains.
+    Raises DcclipError if it is not a text file in UTF-8, or larger; `kind` names what each line contains.
     """
     if file is None:
         return []
+    hint = f"give a file with one {kind} per line"
+    if file.parent != Path("/dev/fd"):  # where the shell puts <(COMMAND)
+        refuse_special(file)
+    lines = [line.strip() for line in read_text(file, most_bytes, hint).splitlines() if line.strip()]
+    if len(lines) > most_lines:
+        raise DcclipError(f"{file} has {len(lines):,} lines, more than {most_lines:,}", hint)
+    return lines
+
+
+def text(value: str, what: str) -> str:
+    """A text from the command line. Raises DcclipError if it is not UTF-8.
+
+    Python decodes arguments in the locale's encoding, and what does not fit as halves of characters.
+    """
     try:
-        lines = file.read_text("utf-8-sig").splitlines()
-    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError):
-        raise DcclipError(f"{file} is missing or not text in UTF-8", f"give a file with one {kind} per line") from None
-    if any("\0" in line for line in lines):
-        raise DcclipError(f"{file} is not text in UTF-8", f"give a file with one {kind} per line")
-    return [line.strip() for line in lines if line.strip()]
+        return os.fsencode(value).decode("utf-8")
+    except UnicodeError:
+        raise DcclipError(f"{what} {value!r} is not text in UTF-8", "set the terminal to UTF-8: LANG=C.UTF-8") from None
+
+
+def out(path: Path | None, folder: bool = True) -> None:
+    """Raise the error that writing a result to `path` would end in, before the work that makes it."""
+    if path is not None:
+        check_target(path, folder)
 
 
 def open_recipe(path: Path, sets: Sequence[str] | None, needed: StageName | None = None) -> LoadedRecipe:

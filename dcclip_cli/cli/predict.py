@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import html
-import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typer import Argument, BadParameter, Exit, Option
 
 from dcclip_cli.cli import console, flags
+from dcclip_cli.cli.streams import as_json, csv_cell, printable
 from dcclip_cli.errors import DcclipError
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from dcclip_cli.predict.model import Prediction
     from dcclip_cli.progress import Progress
 
+_MOST_LABELS, _MOST_LABELS_BYTES = 100_000, 10_000_000
+_MOST_TEXTS, _MOST_TEXTS_BYTES = 1_000_000, 100_000_000
 _Labels = Annotated[
     str, Option("--labels", metavar="猫,dog", help="Labels in Chinese, English or both, separated by , or ，.")
 ]
@@ -59,7 +61,13 @@ def predict(
     threshold: _Threshold = 0.0,
     as_json: Annotated[bool, Option("--json", help="Print one JSON list.")] = False,
     as_jsonl: _JsonLines = False,
-    as_csv: Annotated[bool, Option("--csv", help="Print CSV: image, label, probability.")] = False,
+    as_csv: Annotated[
+        bool,
+        Option(
+            "--csv",
+            help="Print CSV: image, label, probability; an apostrophe is put before cells that begin like a formula.",
+        ),
+    ] = False,
     device: flags.Where = "auto",
     threads: flags.Threads = None,
     quiet: flags.Quiet = False,
@@ -74,10 +82,15 @@ def predict(
         raise BadParameter("--json, --jsonl and --csv exclude each other")
     if template and no_template:
         raise BadParameter("--template and --no-template exclude each other")
-    wanted = list(dict.fromkeys([*flags.split(labels), *flags.lines_of(labels_file, "label")]))
+    given = flags.split(flags.text(labels, "--labels"))
+    given += flags.lines_of(labels_file, "label", _MOST_LABELS, _MOST_LABELS_BYTES)
+    templates = [flags.text(one, "--template") for one in template or ()]
+    wanted = list(dict.fromkeys(given))
     if not wanted:
         raise DcclipError("no labels given", "give some, for example: --labels 猫,dog")
     talk = console.talk(quiet, verbose)
+    if len(wanted) < len(given):
+        talk.say(f"predict: {len(wanted):,} labels; {len(given) - len(wanted):,} more are repetitions")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's idle threads take a fifth of a cold start's CPU time
 
     from dcclip_cli.machine import keep_freed_memory
@@ -89,7 +102,7 @@ def predict(
     if len(paths) > 1:
         keep_freed_memory()
     encoder = _encoder(model, device, threads, talk)
-    ready = Labels(encoder, wanted, [] if no_template else template or None, multi_label)
+    ready = Labels(encoder, wanted, [] if no_template else templates or None, multi_label, talk)
     predictions = run(encoder, ready, paths, top_k, threshold)
     counted = console.counted(talk, "predict", predictions, len(paths), at_once=not as_json)
     if _show(counted, "json" if as_json else "jsonl" if as_jsonl else "csv" if as_csv else "text"):
@@ -107,31 +120,31 @@ def _encoder(model: str | None, device: flags.Device, threads: int | None, talk:
 
 def _show(predictions: Iterable[Prediction], form: Literal["text", "json", "jsonl", "csv"]) -> int:
     """Print predictions, as JSON all together, else each when it is known; returns how many images are unreadable."""
-    unread, listed, table = 0, [], csv.writer(sys.stdout, lineterminator="\n")
+    listed, table, unread = [], csv.writer(sys.stdout, lineterminator="\n"), console.ErrorLines()
     if form == "csv":
         table.writerow(["image", "label", "probability"])
     for prediction in predictions:
+        image = printable(str(prediction.image))
         if prediction.error is not None:
-            console.error_line(prediction.error)
-            unread += 1
+            unread.add(str(prediction.image), prediction.error)
         if form == "csv":
-            table.writerows([prediction.image, label, f"{value:.6f}"] for label, value in prediction.labels)
+            with console.printing():
+                table.writerows([csv_cell(image), csv_cell(name), f"{value:.6f}"] for name, value in prediction.labels)
         elif form == "json":
             listed.append(_plain(prediction))
         elif form == "jsonl":
-            console.show(json.dumps(_plain(prediction), ensure_ascii=False))
-            sys.stdout.flush()
+            console.show_now(as_json(_plain(prediction)))
         elif prediction.error is None:
             scores = "   ".join(f"{label} {value:.1%}" for label, value in prediction.labels)
-            console.show(f"{prediction.image}   {scores or '-'}")
+            console.show(f"{image}   {scores or '-'}")
     if form == "json":
         console.show_json(listed)
-    return unread
+    return unread.end()
 
 
 def _plain(prediction: Prediction) -> dict[str, object]:
     if prediction.error is not None:
-        return {"image": str(prediction.image), "error": prediction.error}
+        return {"image": str(prediction.image), "error": prediction.error.what, "hint": prediction.error.hint}
     labels = [{"label": label, "probability": round(value, 6)} for label, value in prediction.labels]
     return {"image": str(prediction.image), "labels": labels}
 
@@ -160,8 +173,10 @@ def search(
     Scores are cosines: they rank images and are not probabilities.
     Exit code 1 if an image cannot be read; the others are still searched.
     """
+    text = flags.text(text, "the text")
     if not text.strip():
         raise DcclipError("the text is empty", 'give one, for example: dcclip search "一只狗" FOLDER')
+    flags.out(page, folder=False)
     talk = console.talk(quiet, verbose)
 
     from dcclip_cli.machine import keep_freed_memory
@@ -244,7 +259,9 @@ def embed(
     """
     if out.suffix not in (".npy", ".parquet"):
         raise BadParameter("--out must end in .npy or .parquet")
-    wanted = [*(texts or ()), *flags.lines_of(texts_file, "text")]
+    flags.out(out, folder=False)
+    wanted = [flags.text(one, "--text") for one in texts or ()]
+    wanted += flags.lines_of(texts_file, "text", _MOST_TEXTS, _MOST_TEXTS_BYTES)
     if bool(images) == bool(wanted):
         raise BadParameter("give images, or texts with --text or --texts-file")
     talk = console.talk(quiet, verbose)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import refuse_special
 
 MAX_PIXELS = 64_000_000  # larger images are refused before they are decompressed
+_SMALLER = "make the image smaller first"
 MAX_ASPECT = 100  # longer side / shorter side: resizing a thinner image by its shorter side would make it huge
 FORMATS = ("JPEG", "PNG", "WEBP")
 RESAMPLING = {
@@ -33,6 +36,8 @@ def decode(
     MAX_ASPECT times the other.
     """
     name = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
+    if isinstance(source, Path):
+        refuse_special(source)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -40,7 +45,7 @@ def decode(
                 if image.width * image.height > max_pixels:
                     raise DcclipError(
                         f"{name} has {image.width} x {image.height} pixels, more than {max_pixels:,}",
-                        "make the image smaller first",
+                        _SMALLER,
                     )
                 if max(image.size) > MAX_ASPECT * min(image.size):
                     raise DcclipError(
@@ -61,7 +66,17 @@ def decode(
         raise DcclipError(f"{name} does not exist", "check the path") from None
     except IsADirectoryError:
         raise DcclipError(f"{name} is a folder", "name an image file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except PermissionError:
+        kind, more = ("folder ", "x") if isinstance(source, Path) and source.is_dir() else ("", "")
+        raise DcclipError(f"{kind}{name} may not be read", f"allow it with: chmod +r{more} {name}") from None
+    except Image.DecompressionBombError as error:
+        pixels = re.search(r"\d+", str(error))  # Pillow's own limit, which it checks first
+        many = f"{int(pixels[0]):,}" if pixels else "too many"
+        raise DcclipError(f"{name} has {many} pixels, more than {max_pixels:,}", _SMALLER) from None
+    except UnidentifiedImageError:
+        what = f"{name} is not a readable image: it is not JPEG, PNG or WebP"
+        raise DcclipError(what, "convert it to JPEG, PNG or WebP") from None
+    except (OSError, SyntaxError, ValueError) as error:
         raise DcclipError(f"{name} is not a readable image: {error}", "use a JPEG, PNG or WebP file") from None
 
 

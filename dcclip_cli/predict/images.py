@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,21 +34,38 @@ _MOST_BLOCKS = 32
 def find_images(given: Iterable[str], listed: Iterable[str] = ()) -> Iterator[Path]:
     """The files given by name, folder (searched recursively) or glob; `-` stands for the lines in `listed`.
 
-    A named file need not exist or be an image. Raises DcclipError for a folder without images, a glob without files.
+    A named file need not exist or be an image, and a folder in a folder that may not be read is among the files:
+    reading them reports that. Raises DcclipError for a folder without images, a glob without files, an empty name or
+    list.
     """
     for name in given:
+        if not name:
+            raise DcclipError("the name of an image is empty", "is a shell variable not set? Name files or folders")
         if name == "-":
-            yield from find_images(line.rstrip("\r\n") for line in listed if line.strip() not in ("", "-"))
+            lines = [line.rstrip("\r\n") for line in listed if line.strip() not in ("", "-")]
+            if not lines:
+                example = "find FOLDER -name '*.jpg' | dcclip predict - --labels 猫,dog"
+                raise DcclipError("stdin has no line with the name of an image", f"for example: {example}")
+            yield from find_images(lines)
         elif _is_folder(name):
-            yield from _not_empty(
-                sorted(path for path in Path(name).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()),
-                f"{name} contains no images",
-            )
+            yield from _not_empty(_below(name), f"{name} contains no images")
         elif glob.has_magic(name) and not Path(name).exists():
             matching = (Path(path) for path in sorted(glob.glob(name, recursive=True)))
             yield from _not_empty([path for path in matching if path.is_file()], f"no file matches {name}")
         else:
             yield Path(name)
+
+
+def _below(folder: str) -> list[Path]:
+    """The images at any depth of a folder, and the folders there that may not be read."""
+    blocked: list[Path] = []
+    found = [
+        path
+        for parent, _, names in os.walk(folder, onerror=lambda error: blocked.append(Path(error.filename)))
+        for path in map(Path(parent).joinpath, names)
+        if path.suffix.lower() in SUFFIXES and path.is_file()
+    ]
+    return sorted(found + blocked)
 
 
 def _is_folder(name: str) -> bool:

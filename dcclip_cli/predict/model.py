@@ -32,11 +32,11 @@ class PredictOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Prediction:
-    """An image's best labels with their probabilities, the best first, or the error from reading the image."""
+    """An image's best labels with their probabilities, the best first, or why it cannot be read and what to do."""
 
     image: Path
     labels: tuple[tuple[str, float], ...] = ()
-    error: str | None = None
+    error: DcclipError | None = None
 
 
 def predict(
@@ -50,7 +50,7 @@ def predict(
     """One Prediction per image, in order, as soon as its batch is done; labels below `threshold` are left out."""
     for path, found in embed(encoder, images, decode, batch_size):
         if isinstance(found, DcclipError):
-            yield Prediction(path, error=found.what)
+            yield Prediction(path, error=found)
         else:
             [row] = labels.probabilities(found[np.newaxis])
             yield Prediction(path, best(labels.names, row, top_k, threshold))

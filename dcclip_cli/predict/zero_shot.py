@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.predict.encoder import PLAIN_PROMPTS, Encoder
+from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.text import language_by_script
 
 # The text that a label is compared with in multi-label prediction by a model without a bias of its own.
 _ANYTHING = {"en": "something", "zh": "东西"}
+
+_HALF = re.compile("[\ud800-\udfff]")  # a lone surrogate
 
 
 def fill(templates: Sequence[str], name: str) -> list[str]:
@@ -23,7 +27,13 @@ def fill(templates: Sequence[str], name: str) -> list[str]:
 def text_embeddings(
     model: Encoder, texts: Sequence[str], batch_size: int = 256, advance: Callable[[int], object] = lambda _: None
 ) -> np.ndarray:
-    """(N, D), length 1, in the order of the texts; `advance` is called with the size of each batch that is done."""
+    """(N, D), length 1, in the order of the texts; `advance` is called with the size of each batch that is done.
+
+    Raises DcclipError for a text that is not Unicode.
+    """
+    for text in texts:
+        if not text.isascii() and _HALF.search(text):
+            raise DcclipError(f"the text {text!r} contains half a character", "write it again, in UTF-8")
     by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # little padding in each batch
     encoded = []
     for start in range(0, len(texts), batch_size):
@@ -36,9 +46,14 @@ def text_embeddings(
     return embeddings
 
 
-def class_embeddings(model: Encoder, texts: Sequence[Sequence[str]], batch_size: int = 256) -> np.ndarray:
+def class_embeddings(
+    model: Encoder,
+    texts: Sequence[Sequence[str]],
+    batch_size: int = 256,
+    advance: Callable[[int], object] = lambda _: None,
+) -> np.ndarray:
     """(C, D), length 1: the mean of the embeddings of each class's texts, as in CLIP's zero-shot classifier."""
-    embeddings = text_embeddings(model, [text for several in texts for text in several], batch_size)
+    embeddings = text_embeddings(model, [text for several in texts for text in several], batch_size, advance)
     return class_means(embeddings, [len(several) for several in texts])
 
 
@@ -66,18 +81,27 @@ class Labels:
     """
 
     def __init__(
-        self, model: Encoder, labels: Sequence[str], templates: Sequence[str] | None = None, multi_label: bool = False
+        self,
+        model: Encoder,
+        labels: Sequence[str],
+        templates: Sequence[str] | None = None,
+        multi_label: bool = False,
+        progress: Progress | None = None,
     ) -> None:
         if not labels or not all(label.strip() for label in labels):
             raise DcclipError("no labels given, or an empty one", "name what to look for, for example: --labels 猫,dog")
         prompts = _prompts(model, templates)
         self.names = tuple(labels)
         self._scale, self._bias = model.logit_scale, model.logit_bias
-        self._embeddings = _label_embeddings(model, labels, prompts)
+        filled = [fill(prompts[language_by_script(label)], label) for label in labels]
+        with (progress or Silent()).task("labels", sum(map(len, filled))) as task:
+            self._embeddings = class_embeddings(model, filled, advance=task.advance)
         self._multi_label, self._anything = multi_label, None
         if multi_label and self._bias is None:
-            neutral = [_ANYTHING[language_by_script(label)] for label in labels]
-            self._anything = _label_embeddings(model, neutral, prompts)
+            languages = [language_by_script(label) for label in labels]
+            neutral = {one: fill(prompts[one], _ANYTHING[one]) for one in languages}
+            by_language = dict(zip(neutral, class_embeddings(model, list(neutral.values())), strict=True))
+            self._anything = np.stack([by_language[one] for one in languages])
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """(B, C) for image embeddings (B, D) of length 1.
@@ -91,10 +115,6 @@ class Labels:
         if self._anything is None:
             return _sigmoid(logits + float(self._bias or 0))
         return _sigmoid(logits - self._scale * (images @ self._anything.T))
-
-
-def _label_embeddings(model: Encoder, labels: Sequence[str], prompts: Mapping[str, Sequence[str]]) -> np.ndarray:
-    return class_embeddings(model, [fill(prompts[language_by_script(label)], label) for label in labels])
 
 
 def softmax(images: np.ndarray, classes: np.ndarray, logit_scale: float) -> np.ndarray:

@@ -16,6 +16,8 @@ from typing import Any
 import yaml
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import refuse_special
+from dcclip_cli.text_files import not_utf8
 
 Location = tuple[str | int, ...]
 
@@ -103,6 +105,7 @@ def document_of(values: Mapping[str, Any]) -> Document:
 
 def read(path: Path) -> tuple[str, Document]:
     """A recipe file's text and its document, relative paths in it anchored to the file's own folder."""
+    refuse_special(path)
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -111,10 +114,8 @@ def read(path: Path) -> tuple[str, Document]:
         raise DcclipError(f"{path} does not exist", "name a recipe, for example recipes/quickstart.yaml") from None
     except IsADirectoryError:
         raise DcclipError(f"{path} is a folder, not a recipe", "name the YAML file in it") from None
-    except PermissionError:
-        raise DcclipError(f"{path} cannot be read", f"allow it with: chmod +r {path}") from None
     except UnicodeDecodeError:
-        raise DcclipError(f"{path} is not a text file in UTF-8", "save it as UTF-8") from None
+        raise not_utf8(path) from None
     if len(content) > MAX_BYTES:
         raise DcclipError(f"{path} is larger than {MAX_BYTES:,} bytes", "is this the right file?")
     values, places = _parse(text, str(path), numbered=True)

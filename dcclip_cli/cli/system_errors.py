@@ -1,0 +1,192 @@
+"""The table from errors of the operating system, and of libraries that pass them on, to `error:` and `hint:` lines."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import cache_folder, written_by
+from dcclip_cli.machine import memory
+
+_AGAIN = "then run the same command again"
+_ELSEWHERE = "{elsewhere}"  # in a hint: how this command writes somewhere else
+
+# Errors with a file: {file}, what is wrong with it, and what to do.
+_WITH_FILE: Mapping[int, tuple[str, str]] = {
+    errno.ENOSPC: ("{file}: no space left on the disk ({free} free)", f"free some space{_ELSEWHERE}, {_AGAIN}"),
+    errno.EDQUOT: ("{file}: your disk quota is used up", f"delete files of yours{_ELSEWHERE}, {_AGAIN}"),
+    errno.EFBIG: ("{file} would be larger than this system allows", f"look at: ulimit -f{_ELSEWHERE}"),
+    errno.EROFS: ("{file} is on a read-only file system", f"write to another one{_ELSEWHERE}"),
+    errno.EEXIST: ("{file} exists already", f"move it away{_ELSEWHERE}"),
+    errno.ENOTEMPTY: ("{file} is not empty: another process writes there", f"wait for that one{_ELSEWHERE}"),
+    errno.ENOTDIR: ("{barrier} is a file, not a folder", f"check the path{_ELSEWHERE}"),
+    errno.EISDIR: ("{file} is a folder, not a file", "name a file"),
+    errno.ENOENT: ("{file} does not exist", "check the path; if another process deleted it, run the command again"),
+    errno.ENAMETOOLONG: ("{file}: the name is too long", "give a shorter one: most systems allow 255 bytes"),
+    errno.ELOOP: ("{file}: symbolic links lead in a circle", "look at them with: ls -l"),
+    errno.EILSEQ: ("{file}: the disk does not allow this name", f"use a name in UTF-8{_ELSEWHERE}"),
+    errno.EIO: ("{file}: the disk reports an error", "check the disk (dmesg, smartctl), and copy what is on it"),
+    errno.ESTALE: ("{file}: its network drive has lost it", f"mount the drive again, {_AGAIN}"),
+    errno.ETIMEDOUT: ("{file}: its network drive does not answer", f"check the connection, {_AGAIN}"),
+    errno.ENXIO: ("{file} is a device or pipe that nothing answers", "name an ordinary file"),
+    errno.ENODEV: ("{file} is no ordinary file", "name an ordinary file"),
+    errno.EBUSY: ("{file} is in use by another program", f"close that program, {_AGAIN}"),
+    errno.ETXTBSY: ("{file} is a program that is running", "name another file"),
+    errno.EINVAL: ("{file}: the system does not allow this", f"use an ordinary file on a local disk{_ELSEWHERE}"),
+    errno.EOPNOTSUPP: ("{file}: its file system cannot do this", f"use a local disk{_ELSEWHERE}"),
+    errno.ENOLCK: ("{file}: its file system cannot lock files", f"use a local disk{_ELSEWHERE}"),
+}
+_FILES = ("too many files are open", "allow more with: ulimit -n 4096")
+_PROCESSES = (
+    "the system starts no more processes or threads",
+    "close other programs, use fewer threads and workers, or allow more with: ulimit -u",
+)
+_SHARED = (
+    "the shared memory of the system, /dev/shm, is full",
+    "make it larger (docker run --shm-size=2g), or read data without processes: --set STAGE.workers=0",
+)
+# Errors of the process as a whole, with or without a file.
+_OF_PROCESS: Mapping[int, tuple[str, str]] = {errno.EMFILE: _FILES, errno.ENFILE: _FILES, errno.EAGAIN: _PROCESSES}
+
+_NUMBER = re.compile(
+    r"(?:\berrno|\bos error|\bcode:|\berror number)[ :]*(\d+)|(No space left on device)", re.IGNORECASE
+)
+_PASSED_ON_BY = ("safetensors", "duckdb", "_duckdb", "onnxruntime", "pyarrow")  # modules of such errors
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's tofile
+_NO_MEMORY = ("can't allocate memory", "Unable to allocate", "bad allocation", "std::bad_alloc", "out of memory")
+_NO_THREAD = ("can't start new thread", "Resource temporarily unavailable", "pthread_create")
+_NO_SHARED_MEMORY = ("out of shared memory", "unable to write to file </torch", "unable to open shared memory")
+_PARTIAL = re.compile(r"\.(.+)\.\d+\.(?:partial|old)(?=/|$)")
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """An error number of the operating system, and the file that it is about, if known."""
+
+    number: int
+    file: Path | None
+
+
+def explained(error: BaseException, options: Collection[str] = ()) -> DcclipError | None:
+    """What the user can do about an error of the system, or None for one that is not the system's.
+
+    `options` are those of the command: a hint names no other.
+    """
+    text = _text(error)
+    if any(part in text for part in _NO_SHARED_MEMORY):
+        return DcclipError(*_SHARED)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(part in text for part in _NO_MEMORY)):
+        return _no_memory(options)
+    if isinstance(error, RuntimeError) and any(part in text for part in _NO_THREAD):
+        return DcclipError(*_PROCESSES)
+    if type(error).__name__ == "PanicException":  # a BaseException, of libraries written in Rust
+        what = f"a library cannot handle the content of a file: {(text.splitlines() or [''])[0][:200]}"
+        return DcclipError(what, "copy or download the model again: one of its files is damaged")
+    problem = _problem(error)
+    return _sentence(problem, options) if problem else None
+
+
+def _text(error: BaseException) -> str:
+    """What an error says; once it has a file's name, str() of an OSError leaves out the rest."""
+    return " ".join(map(str, error.args))
+
+
+def _problem(error: BaseException) -> _Problem | None:
+    file = None
+    if isinstance(error, OSError):
+        file = error.filename2 if error.filename2 is not None else error.filename
+        if isinstance(file, int):  # a descriptor
+            file = None
+    file = file if file is not None else written_by(error)
+    number = getattr(error, "errno", None)
+    if not isinstance(number, int):
+        passed_on = isinstance(error, OSError | RuntimeError) or type(error).__module__.startswith(_PASSED_ON_BY)
+        found = _NUMBER.search(_text(error)) if passed_on else None
+        number = int(found[1] or errno.ENOSPC) if found else None
+    if number is None and isinstance(error, OSError) and _SHORT_WRITE.search(_text(error)):
+        number = errno.ENOSPC
+    return None if number is None else _Problem(number, None if file is None else _target(file))
+
+
+def _target(file: str | bytes | os.PathLike[str]) -> Path:
+    """The file or folder that a temporary one is going to be."""
+    return Path(_PARTIAL.sub(r"\1", os.fsdecode(file)))
+
+
+def _sentence(problem: _Problem, options: Collection[str]) -> DcclipError | None:
+    number, file = problem.number, problem.file
+    if number in _OF_PROCESS:
+        return DcclipError(*_OF_PROCESS[number])
+    if number == errno.ENOMEM:
+        return _no_memory(options)
+    if file is None:
+        if number not in (errno.ENOSPC, errno.EDQUOT):
+            return None
+        file = Path.cwd()
+    elsewhere = _elsewhere(file, options)
+    if number in (errno.EACCES, errno.EPERM):
+        return _not_allowed(file, elsewhere)
+    if number not in _WITH_FILE:
+        return None
+    what, hint = _WITH_FILE[number]
+    return DcclipError(
+        what.replace("{free}", _free(file)).replace("{barrier}", str(_barrier(file))).replace("{file}", str(file)),
+        hint.replace(_ELSEWHERE, f", or {elsewhere}" if elsewhere else ""),
+    )
+
+
+def _no_memory(options: Collection[str]) -> DcclipError:
+    there = memory()
+    free = f" ({there.available / 2**30:.1f} GiB are available)" if there else ""
+    smaller = ", or make the recipe's batch_size smaller" if "--set" in options else ""
+    return DcclipError(f"there is not enough memory{free}", f"close other programs{smaller}")
+
+
+def _not_allowed(file: Path, elsewhere: str) -> DcclipError:
+    """What keeps this user from reading or writing a file, as far as its permissions tell."""
+    for folder in reversed(file.parents):
+        if os.path.isdir(folder) and not os.access(folder, os.X_OK):
+            return DcclipError(f"{file}: you may not enter {folder}", f"allow it with: chmod +x {folder}")
+    if os.path.exists(file) and not os.access(file, os.R_OK):
+        return DcclipError(f"{file} may not be read", f"allow it with: chmod {_readable(file)} {file}")
+    blocked = file if os.path.exists(file) and not os.access(file, os.W_OK) else file.parent
+    there = f"{file} may not be written" if blocked == file else f"{file}: nothing may be written in {blocked}"
+    return DcclipError(there, f"{elsewhere}, or allow it with: chmod +w {blocked}".removeprefix(", or "))
+
+
+def _readable(file: Path) -> str:
+    return "+rx" if file.is_dir() else "+r"
+
+
+def _elsewhere(file: Path, options: Collection[str]) -> str:
+    """How the command writes somewhere else, if it can."""
+    if file.is_relative_to(cache_folder()):
+        return "put the cache elsewhere with DCCLIP_CACHE=DIR"
+    for option in ("--out", "--html"):
+        if option in options:
+            return f"write elsewhere with {option}"
+    return ""
+
+
+def _barrier(file: Path) -> Path:
+    """The first part of a path that exists and is no folder."""
+    return next(
+        (part for part in (*reversed(file.parents), file) if os.path.exists(part) and not os.path.isdir(part)), file
+    )
+
+
+def _free(file: Path) -> str:
+    """The free space where a file is to be written, as `12 kB`."""
+    there = next(part for part in (file, *file.absolute().parents) if os.path.exists(part))
+    size = float(shutil.disk_usage(there).free)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, unit
+    return f"{size:.0f} {unit}"

@@ -1,0 +1,119 @@
+"""The program's standard streams: closed, full, cut off, in other encodings, and without control characters."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dcclip_cli.cli.streams import csv_cell, printable
+
+ODD = b"n\xff.png"  # no UTF-8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("图 pictures")
+    for name in (b"a.png", b"=1+1.png", b"x\ny\x1b[31m.png", ODD):
+        with open(os.fsencode(folder) + b"/" + name, "wb") as stream:
+            Image.new("RGB", (8, 8), "red").save(stream, "PNG")
+    return folder
+
+
+def shell(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line with `dcclip` in it, run by a shell in the folder."""
+    program = f"{sys.executable} -m dcclip_cli"
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "DCCLIP_MODEL": "starter", **environment}
+    return subprocess.run(
+        ["bash", "-c", command.replace("dcclip", program)],
+        cwd=folder,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_names_are_printed_without_control_characters_and_on_one_line(folder: Path) -> None:
+    lines = shell("dcclip predict . --labels 猫,dog -q", folder).stdout.splitlines()
+    assert [line.split("   ")[0] for line in lines] == ["=1+1.png", "a.png", "n\\udcff.png", "x\\ny\\x1b[31m.png"]
+    assert printable("　猫👩‍🔬\u202e\x9b") == "　猫👩‍🔬\\u202e\\x9b"
+
+
+def test_json_keeps_every_name(folder: Path) -> None:
+    done = shell("dcclip predict . --labels 猫,dog -q --json", folder)
+    assert [os.fsencode(one["image"]) for one in json.loads(done.stdout)] == [
+        b"=1+1.png", b"a.png", ODD, b"x\ny\x1b[31m.png",
+    ]  # fmt: skip
+    assert done.stdout.replace("\n", "").isprintable()
+
+
+def test_a_spreadsheet_takes_no_cell_for_a_formula(folder: Path) -> None:
+    lines = shell("dcclip predict =1+1.png --labels '=x,猫' -q --csv", folder).stdout.splitlines()
+    assert lines[0] == "image,label,probability"
+    assert {line.rpartition(",")[0] for line in lines[1:]} == {"'=1+1.png,'=x", "'=1+1.png,猫"}
+    assert [csv_cell(text) for text in ("-1", "@a", "猫=1", "")] == ["'-1", "'@a", "猫=1", ""]
+
+
+def test_names_from_stdin_need_not_be_text(folder: Path) -> None:
+    done = shell("printf 'n\\xff.png\\na.png\\n' | dcclip predict - --labels 猫,dog -q", folder)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "locale", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
+)
+def test_other_encodings_print_what_they_can(folder: Path, locale: dict[str, str]) -> None:
+    text = shell("dcclip predict a.png --labels 猫,dog -q", folder, **locale)
+    assert text.returncode == 0 and "\\u732b" in text.stdout and not text.stderr
+    found = json.loads(shell("dcclip predict a.png --labels 猫,dog -q --json", folder, **locale).stdout)
+    assert {one["label"] for one in found[0]["labels"]} == {"猫", "dog"}
+    assert shell("dcclip -h", folder, **locale).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("dcclip predict a.png --labels 猫,dog -q >&-", 0, ""),
+        ("dcclip predict none.png --labels 猫,dog -q 2>&-", 1, ""),
+        ("dcclip predict - --labels 猫,dog -q <&-", 1, "error: stdin has no line with the name of an image"),
+        ("dcclip predict - --labels 猫,dog -q </dev/null", 1, "error: stdin has no line with the name of an image"),
+        ("dcclip predict '' --labels 猫,dog", 1, "error: an argument is empty"),
+        ("dcclip predict a.png --labels-file= -q", 1, "error: --labels-file is empty"),
+        ("dcclip predict a.png --labels $'\\xff' -q", 1, "error: --labels '\\udcff' is not text in UTF-8"),
+        ("dcclip predict a.png --labels 猫,dog -q >/dev/full", 1, "error: the output cannot be written: No space left"),
+        ("dcclip models >/dev/full", 1, "error: the output cannot be written: No space left on device"),
+        ("set -o pipefail; dcclip models | true", 1, ""),
+        ("dcclip predict a.png --labels a --threads 100000", 2, "Usage: "),
+        ("dcclip predict a.png --labels a --threads 99999999999999999999", 2, "Usage: "),
+        ("COLUMNS=100000000 dcclip models", 0, ""),
+    ],
+)
+def test_streams_that_are_closed_full_or_empty_end_in_order(command: str, code: int, said: str, folder: Path) -> None:
+    done = shell(command, folder)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    assert said in done.stderr
+    if code == 1 and said:
+        assert "\nhint:  " in done.stderr
+
+
+def test_pipes_and_devices_are_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "管道 pipe"
+    os.mkfifo(pipe)
+    for command in (
+        f"dcclip predict '{pipe}' --labels a -q",
+        f"echo '{pipe}' | dcclip predict - --labels a -q",
+        f"dcclip predict a.png --labels-file '{pipe}' -q",
+        f"dcclip embed '{pipe}' -q",
+        f"dcclip embed a.png --out '{pipe}.npy' --texts-file '{pipe}' -q",
+        f"dcclip distill '{pipe}' -q",
+        "dcclip predict a.png --labels-file /dev/zero -q",
+    ):
+        done = shell(command, folder)
+        assert done.returncode == 1 and ("is a pipe, not a file" in done.stderr or "is a device" in done.stderr), (
+            command
+        )
+    assert shell("dcclip predict a.png --labels-file <(echo 猫; echo dog) -q", folder).returncode == 0

@@ -1,0 +1,186 @@
+"""Errors of the operating system, and of libraries that pass them on, name the file and say what to do."""
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pytest
+
+from dcclip_cli.cli.system_errors import explained
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import atomic_file, check_target, writing
+
+OPTIONS = {"--out", "--set"}
+
+
+def raised(call: Callable[[], object]) -> BaseException:
+    with pytest.raises(BaseException) as caught:
+        call()
+    return caught.value
+
+
+def told(error: BaseException, options: set[str] | frozenset[str] = frozenset()) -> DcclipError:
+    found = explained(error, options)
+    assert found is not None
+    return found
+
+
+def full_device() -> BinaryIO:
+    """A stream that cannot be written. Libraries must not get the path of a device: some replace what they write."""
+    return os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb")
+
+
+def numpy_file() -> None:
+    with full_device() as stream:
+        np.zeros(100_000).tofile(stream)
+
+
+def parquet_file() -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with full_device() as stream:
+        pq.write_table(pa.table({"猫": range(100_000)}), stream)
+
+
+def plain_file() -> None:
+    with full_device() as stream:
+        stream.write(bytes(100_000))
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs a device that is always full")
+@pytest.mark.parametrize("write", [numpy_file, parquet_file, plain_file])
+def test_a_full_disk_names_the_file_and_the_free_space_whatever_wrote_it(
+    write: Callable[[], None], tmp_path: Path
+) -> None:
+    def save() -> None:
+        with writing(tmp_path / "猫 cat"):
+            write()
+
+    found = told(raised(save), OPTIONS)
+    assert found.what.startswith(f"{tmp_path}/猫 cat: no space left on the disk (") and found.what.endswith("B free)")
+    assert "write elsewhere with --out" in found.hint
+    assert "--out" not in told(raised(save)).hint  # which this command does not have
+
+
+def test_safetensors_says_what_it_could_not_write(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    def save() -> None:
+        with writing(tmp_path / "模型"):
+            save_file({"a": np.zeros(3)}, tmp_path / "无" / "model")
+
+    found = told(raised(save))
+    assert found.what == f"{tmp_path}/模型 does not exist"
+
+
+def test_a_partial_file_is_called_by_its_final_name(tmp_path: Path) -> None:
+    def write() -> None:
+        with atomic_file(tmp_path / "无 none" / "a.json") as temporary:
+            temporary.write_text("{}")
+
+    assert told(raised(write)).what == f"{tmp_path}/无 none/a.json does not exist"
+
+
+def test_files_in_place_of_folders_and_the_reverse_are_told_apart(tmp_path: Path) -> None:
+    file, loop = tmp_path / "文件 file", tmp_path / "loop"
+    file.write_text("")
+    loop.symlink_to(loop)
+    cases: dict[str, Callable[[], object]] = {
+        f"{file} is a file, not a folder": lambda: (file / "x").mkdir(),
+        f"{file} exists already": file.mkdir,
+        f"{tmp_path} is a folder, not a file": lambda: tmp_path.open("w"),
+        f"{tmp_path}/{'长' * 90}: the name is too long": lambda: (tmp_path / ("长" * 90)).open("w"),
+        f"{loop}: symbolic links lead in a circle": loop.open,
+        f"{tmp_path}/none does not exist": (tmp_path / "none").open,
+    }
+    for what, call in cases.items():
+        assert told(raised(call)).what == what
+
+
+def test_reading_and_writing_what_is_not_allowed_have_hints_of_their_own(tmp_path: Path) -> None:
+    """In a process that permissions hold for, even where the tests run as root."""
+    code = """
+import os, sys
+from pathlib import Path
+from dcclip_cli.cli.system_errors import explained
+if not os.getuid():
+    os.setgid(65534), os.setuid(65534)
+for name, mode in (("secret", "r"), ("fixed", "w"), ("folder/new", "w"), ("closed/x", "r")):
+    try:
+        open(name, mode)
+    except OSError as error:
+        found = explained(error, {"--out"})
+        print(found.what, "|", found.hint)
+"""
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents[:3]:
+        parent.chmod(parent.stat().st_mode | 0o111)
+    for name, mode in (("secret", 0o000), ("fixed", 0o444)):
+        (tmp_path / name).write_text("猫")
+        (tmp_path / name).chmod(mode)
+    for name, mode in (("folder", 0o555), ("closed", 0o600)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(mode)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=_environment()
+    )
+    assert done.stdout.splitlines() == [
+        "secret may not be read | allow it with: chmod +r secret",
+        "fixed may not be written | write elsewhere with --out, or allow it with: chmod +w fixed",
+        "folder/new: nothing may be written in folder | write elsewhere with --out, or allow it with: chmod +w folder",
+        "closed/x: you may not enter closed | allow it with: chmod +x closed",
+    ], done.stderr
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def test_limits_of_the_process_are_explained() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, hard))
+    try:
+        error = raised(lambda: [open(os.devnull) for _ in range(100)])  # noqa: SIM115
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert told(error).hint == "allow more with: ulimit -n 4096"
+    assert "no more processes" in told(RuntimeError("can't start new thread")).what
+    assert "no more processes" in told(BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")).what
+    assert told(raised(lambda: np.zeros(2**55))).what.startswith("there is not enough memory")
+    assert "batch_size" not in told(MemoryError()).hint and "batch_size" in told(MemoryError(), OPTIONS).hint
+
+
+def test_a_panic_of_a_rust_library_is_an_error_of_the_file() -> None:
+    Panic = type("PanicException", (BaseException,), {})  # as pyo3 makes it: not to be imported
+    assert told(Panic("index out of bounds\nmore")).what.endswith("a file: index out of bounds")
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("errno 28"), OSError(5, "io"), OSError("x"), KeyError(1), RuntimeError("shape"), EOFError()]
+)
+def test_our_own_errors_are_not_explained_away(error: Exception) -> None:
+    assert explained(error, OPTIONS) is None
+
+
+def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    check_target(tmp_path / "新" / "a", folder=True)
+    check_target(tmp_path, folder=True)
+    check_target(file, folder=False)
+    check_target(tmp_path / "b.npy", folder=False)
+    for target, folder in ((file, True), (file / "x", True), (file / "x" / "y", False), (tmp_path, False)):
+        assert isinstance(raised(partial(check_target, target, folder)), OSError)
+    for name in ("x" * 300, f"{'长' * 90}/a"):
+        assert "too long" in told(raised(partial(check_target, tmp_path / name, True))).what
+    assert "is a pipe" in str(raised(partial(check_target, tmp_path / "pipe", False)))
+    assert "is a device" in str(raised(partial(check_target, Path(os.devnull), True)))
