@@ -51,7 +51,11 @@ def flat(rows: np.ndarray | Ragged) -> np.ndarray:
 
 
 class Damaged(Exception):
-    """A block that cannot be used, and why."""
+    """A block, or another file of dcclip's own, that cannot be used, and why."""
+
+
+class OtherFormat(Damaged):
+    """A file of another version of dcclip."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def parse(source: Path | bytes) -> Block:
         raise Damaged("is damaged")
     about = json.loads(header)
     if about["format"] != FORMAT:
-        raise Damaged(f"has format {about['format']}, and this is dcclip's {FORMAT}")
+        raise OtherFormat(f"has format {about['format']}, and this is dcclip's {FORMAT}")
     rows, start = about["rows"], _PREFIX.size + header_bytes + table_bytes
     arrays = tuple(Array(name, dtype, tuple(shape), ragged) for name, dtype, shape, ragged, _ in about["fields"])
     keys = np.frombuffer(table, "S16", rows)

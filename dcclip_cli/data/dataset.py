@@ -220,7 +220,7 @@ def find_dataset(
         elif one is not None:
             parts.append(one)
     datasets = [
-        IndexedDataset(named(source), find_indexes(part, columns, progress), uncaptioned, cache_bytes)
+        IndexedDataset(named(source), find_indexes(part, columns, progress), uncaptioned, cache_bytes, progress)
         if isinstance(part, list)
         else part
         for part in parts

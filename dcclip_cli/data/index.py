@@ -1,28 +1,37 @@
-"""The index of a shard: keys, captions and the place of each image, in an Arrow file that is mapped into memory."""
+"""The index of a shard: keys, captions and the place of each image, in an Arrow file that is mapped into memory.
+
+Every byte of the file is covered by a CRC-32: a record batch by its own, which is checked when the batch is first read;
+the rest, with these sums, by one that is checked when the index is opened.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
+from dcclip_cli.blocks import Damaged, OtherFormat
 from dcclip_cli.data.pair import LANGUAGES, caption_id
 from dcclip_cli.data.shards import Columns, Row, rows_of
 from dcclip_cli.data.storage import DataFile, shown
-from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import atomic_file, cache_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 SUFFIX = ".index.arrow"
-_FORMAT = 1
+_FORMAT = 2
 _BATCH_ROWS = 65_536
 _BATCH_CHARACTERS = 1 << 28  # offsets in an Arrow array have 31 bits
 _ABOUT = b"dcclip.index"
+_UNKNOWN = "00000000"  # what is in the place of a checksum when it is computed
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,9 @@ class About:
     """What an index says about its data file: its size in bytes, a hash of all columns, the column names used.
 
     `rows` and `captioned` count the rows of each record batch, and those of them that have captions; `groups` has the
-    number of rows and the bytes of all images of each row group of a Parquet file.
+    number of rows and the bytes of all images of each row group of a Parquet file. `batches` has the end in the index
+    file and the CRC-32 of each record batch, which begins where the one before ends, the first at 0; `check` is the
+    CRC-32 of the rest.
     """
 
     size: int
@@ -39,6 +50,8 @@ class About:
     captioned: list[int]
     groups: list[list[int]] = field(default_factory=list)
     columns: dict[str, str] = field(default_factory=dict)
+    batches: list[list[int]] = field(default_factory=list, compare=False)  # versions of Arrow write other bytes
+    check: str = field(default=_UNKNOWN, compare=False)
     format: int = _FORMAT
 
 
@@ -61,8 +74,9 @@ class IndexWriter:
         import pyarrow as pa
 
         self._schema = _schema()
-        self._sink = pa.OSFile(str(path), "wb")
+        self._sink = _SummedFile(path)
         self._file = pa.ipc.new_file(self._sink, self._schema)
+        self._batches: list[list[int]] = []
         self._hash = hashlib.sha256()
         self._rows: list[int] = []
         self._captioned: list[int] = []
@@ -90,6 +104,7 @@ class IndexWriter:
         for array in arrays:
             _update(self._hash, array)
         self._file.write_batch(batch)
+        self._batches.append(self._sink.end_part())
         self._rows.append(batch.num_rows)
         self._captioned.append(sum(row[4] for row in self._waiting))
         self._waiting, self._characters = [], 0
@@ -102,16 +117,53 @@ class IndexWriter:
             self._flush()
         self._hash.update(json.dumps(self._groups).encode())  # they decide the order of training
         named = columns.named if columns else {}
-        about = About(size, self._hash.hexdigest(), self._rows, self._captioned, self._groups, named)
+        about = About(size, self._hash.hexdigest(), self._rows, self._captioned, self._groups, named, self._batches)
         # In an empty last batch: the head of the file was written before any of this was known.
         last = pa.RecordBatch.from_pylist([], self._schema)
         self._file.write_batch(last, custom_metadata={_ABOUT: json.dumps(asdict(about), sort_keys=True)})
         self._file.close()
+        about = replace(about, check=self._sink.sum_part(_check_field(_UNKNOWN)))
         self.close()
         return about
 
     def close(self) -> None:
         self._sink.close()
+
+
+class _SummedFile(io.FileIO):
+    """A new file, of which the CRC-32 of one part after the other is known."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self._first = self._sum = 0
+
+    def write(self, content: Any) -> int:
+        whole = memoryview(content).cast("B")
+        written = 0
+        while written < len(whole):
+            written += super().write(whole[written:])
+        self._sum = crc32(whole, self._sum)
+        return written
+
+    def end_part(self) -> list[int]:
+        """Where the part ends that was written since the last one, and its CRC-32."""
+        part = [self.tell(), self._sum]
+        self._first, self._sum = self.tell(), 0
+        return part
+
+    def sum_part(self, field: bytes) -> str:
+        """Replace the zeros in `field`, which is in the last part, by the part's CRC-32, and return that."""
+        self.seek(self._first)
+        content = self.read()
+        self.seek(self._first + content.rindex(field))
+        check = f"{crc32(content):08x}"
+        super().write(field.replace(_UNKNOWN.encode(), check.encode()))
+        return check
+
+
+def _check_field(check: str) -> bytes:
+    """The field of a checksum as it is in the file."""
+    return f'"check": "{check}"'.encode()
 
 
 def _schema() -> pa.Schema:
@@ -175,34 +227,47 @@ def write_index(file: DataFile, path: Path, columns: Columns) -> None:
 
 
 def read_index(file: DataFile, path: Path) -> Index | None:
-    """The index in a file; None where it is missing, damaged or of another format."""
+    """The index in a file; None where there is none. Raises Damaged where it cannot be used."""
     import pyarrow as pa
 
+    if not os.path.lexists(path):
+        return None
+    if not path.is_file():
+        raise Damaged("is not a file")
     try:
         with pa.memory_map(str(path)) as source:
             reader = pa.ipc.open_file(source)
             last = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
-            about = About(**json.loads(last.custom_metadata[_ABOUT]))
-            usable = about.format == _FORMAT and reader.schema.equals(_schema())
-        return Index(file, path, about) if usable else None
-    except (OSError, pa.ArrowException, LookupError, TypeError, ValueError):
-        return None
+            content = json.loads(last.custom_metadata[_ABOUT])
+            if content["format"] != _FORMAT:
+                raise OtherFormat(f"has format {content['format']}, and this is dcclip's {_FORMAT}")
+            about = About(**content)
+            source.seek(about.batches[-1][0] if about.batches else 0)
+            head, found, tail = source.read().rpartition(_check_field(about.check))
+        is_whole = found and f"{crc32(head + _check_field(_UNKNOWN) + tail):08x}" == about.check
+        if not (is_whole and reader.schema.equals(_schema()) and len(about.batches) == len(about.rows)):
+            raise Damaged("is damaged")
+    except (OSError, pa.ArrowException, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise Damaged(f"cannot be read: {error.strerror}" if isinstance(error, OSError) else "is damaged") from None
+    return Index(file, path, about)
 
 
 def read_batch(index: Index, number: int) -> pa.RecordBatch:
-    """One of an index's record batches, mapped into memory. Raises DcclipError where the file is damaged."""
+    """One of an index's record batches, mapped into memory. Raises Damaged where it is not what was written."""
     import pyarrow as pa
 
+    first, (end, check) = index.about.batches[number - 1][0] if number else 0, index.about.batches[number]
     try:
         with pa.memory_map(str(index.path)) as source:
+            source.seek(first)
+            if crc32(source.read_buffer(end - first)) != check:
+                raise Damaged("is damaged")
             batch = pa.ipc.open_file(source).get_batch(number)
         batch.validate(full=True)  # it may come from elsewhere, and Arrow trusts the offsets in it
         if (batch.num_rows, batch["captioned"].true_count) != (index.about.rows[number], index.about.captioned[number]):
-            raise pa.ArrowInvalid("it has other rows than it says")
-    except (OSError, pa.ArrowException) as error:
-        raise DcclipError(
-            f"{index.path} is damaged: {error}", f"index it again: dcclip index --fresh {index.file}"
-        ) from None
+            raise Damaged("has other rows than it says")
+    except (OSError, pa.ArrowException, TypeError, ValueError) as error:
+        raise Damaged(f"is damaged: {error}") from None
     return batch
 
 
@@ -218,12 +283,22 @@ def cached(file: DataFile, columns: Columns) -> Path:
     return cache_folder() / "index" / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}{SUFFIX}"
 
 
-def find_index(file: DataFile, columns: Columns) -> Index | None:
-    """The index of a data file that is newer than the file and states its size; None if there is none."""
+def find_index(
+    file: DataFile, columns: Columns, damaged: Callable[[Path, Damaged], None] = lambda *_: None
+) -> Index | None:
+    """The index of a data file that is newer than the file and states its size; None if there is none.
+
+    `damaged` is called for one that would be, but cannot be used.
+    """
     for path in ([] if file.is_remote else [beside(file)]) + [cached(file, columns)]:
         with suppress(OSError):
-            newer = file.is_remote or path.stat().st_mtime_ns >= int(file.version)
-            index = read_index(file, path) if newer else None
+            if not (file.is_remote or path.stat().st_mtime_ns >= int(file.version)):
+                continue
+            try:
+                index = read_index(file, path)
+            except Damaged as why:
+                damaged(path, why)
+                continue
             if index and (index.about.size, index.about.columns) == (file.size, columns.named):
                 return index
     return None

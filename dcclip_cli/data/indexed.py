@@ -9,12 +9,15 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dcclip_cli.blocks import Damaged
 from dcclip_cli.data.block_cache import BlockCache
 from dcclip_cli.data.index import Index, read_batch
+from dcclip_cli.data.indexing import made_again
 from dcclip_cli.data.pair import BLOCK, LANGUAGES, Language, Lazy, Pair, PairDataset, image_digest
 from dcclip_cli.data.shard_blocks import BlockPlace, group_block, tar_block
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder, json_object
+from dcclip_cli.progress import Progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,12 +36,20 @@ class IndexedDataset(PairDataset):
     """
 
     def __init__(
-        self, path: str | Path, indexes: Sequence[Index], uncaptioned: bool = False, cache_bytes: int = CACHE_BYTES
+        self,
+        path: str | Path,
+        indexes: Sequence[Index],
+        uncaptioned: bool = False,
+        cache_bytes: int = CACHE_BYTES,
+        progress: Progress | None = None,
     ) -> None:
-        """With `uncaptioned`, images without a record belong to it as well; `cache_bytes`: limit of the block cache."""
+        """With `uncaptioned`, images without a record belong to it as well; `cache_bytes`: limit of the block cache.
+
+        `progress` is told of indexes that prove to be damaged, and are written again.
+        """
         import numpy as np
 
-        self.path, self._indexes, self._uncaptioned = path, indexes, uncaptioned
+        self.path, self._indexes, self._uncaptioned, self._progress = path, list(indexes), uncaptioned, progress
         counts = [index.about.rows if uncaptioned else index.about.captioned for index in indexes]
         self._places = [(shard, batch) for shard, rows in enumerate(counts) for batch in range(len(rows))]
         self._starts = np.concatenate([[0], np.cumsum([*chain.from_iterable(counts)], dtype=np.int64)])
@@ -141,7 +152,11 @@ class IndexedDataset(PairDataset):
         index = self._indexes[shard]
         before = sum(index.about.rows[:batch])
         selected = not self._uncaptioned and index.about.captioned[batch] < index.about.rows[batch]
-        return _Chunk(index, read_batch(index, batch), before, selected)
+        try:
+            return _Chunk(index, read_batch(index, batch), before, selected)
+        except Damaged:
+            index = self._indexes[shard] = made_again(index, batch, self._progress)
+            return _Chunk(index, read_batch(index, batch), before, selected)
 
     def _find(self, index: int) -> tuple[_Chunk, int]:
         """The chunk of a sample, and its row there."""

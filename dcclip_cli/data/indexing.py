@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -15,11 +15,12 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
 
-from dcclip_cli.data.index import SUFFIX, Index, beside, cached, find_index, read_index, write_index
+from dcclip_cli.blocks import Damaged, OtherFormat
+from dcclip_cli.data.index import SUFFIX, Index, beside, cached, find_index, read_batch, read_index, write_index
 from dcclip_cli.data.shards import Columns
 from dcclip_cli.data.storage import DataFile, list_files, with_suffix
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import atomic_file, cache_folder, lock
+from dcclip_cli.files import atomic_file, cache_folder, lock, remove
 from dcclip_cli.machine import cores
 from dcclip_cli.progress import Progress, Silent, Task
 
@@ -29,7 +30,8 @@ _CONNECTIONS = 16
 
 def find_indexes(files: Sequence[DataFile], columns: Columns, progress: Progress | None = None) -> list[Index]:
     """The indexes of data files; those that are missing or too old are written to the cache folder first."""
-    found = {file: find_index(file, columns) for file in files}
+    warn = _warning(progress)
+    found = {file: find_index(file, columns, warn) for file in files}
     missing = [file for file, index in found.items() if index is None]
     if missing:
         (cache_folder() / "index").mkdir(parents=True, exist_ok=True)
@@ -37,13 +39,50 @@ def find_indexes(files: Sequence[DataFile], columns: Columns, progress: Progress
         with lock(cached(missing[0], columns).with_suffix(".lock")):
             found |= {file: find_index(file, columns) for file in missing}
             jobs = [(file, cached(file, columns)) for file in missing if found[file] is None]
-            copied = _copy_published(jobs, columns)
+            copied = _copy_published(jobs, columns, warn)
             write_indexes([job for job in jobs if job not in copied], columns, progress)
             found |= _written(jobs)
     return [index for index in found.values() if index is not None]
 
 
-def _copy_published(jobs: Sequence[tuple[DataFile, Path]], columns: Columns) -> set[tuple[DataFile, Path]]:
+def made_again(index: Index, batch: int, progress: Progress | None = None) -> Index:
+    """The index of the same data, written again because one of its record batches proved to be damaged.
+
+    It is in the place of the damaged one, or where that cannot be written in the cache folder. Raises DcclipError if
+    the data has changed.
+    """
+    columns = Columns(**index.about.columns)
+    place = index.path if os.access(index.path.parent, os.W_OK) else cached(index.file, columns)
+    (cache_folder() / "index").mkdir(parents=True, exist_ok=True)
+    with lock(cached(index.file, columns).with_suffix(".lock")):
+        with suppress(Damaged):  # another process may have written it by now
+            if (found := read_index(index.file, place)) and found.about == index.about:
+                read_batch(found, batch)
+                return found
+        _warning(progress)(index.path, Damaged("is damaged"))
+        write_index(index.file, place, columns)
+        again = _written([(index.file, place)])[index.file]
+    if again.about != index.about:
+        what = f"{index.file} is not what its index {index.path} says"
+        raise DcclipError(what, "if the data is right, run again: it is indexed as it is now")
+    return again
+
+
+def _warning(progress: Progress | None) -> Callable[[Path, Damaged], None]:
+    """What is done about an index that cannot be used."""
+
+    def warn(path: Path, why: Damaged) -> None:
+        (progress or Silent()).say(f"warning: {path} {why}: its data is indexed again")
+        # Another version may still need its own; a folder next to the data may be anybody's.
+        if not isinstance(why, OtherFormat) and (path.parent == cache_folder() / "index" or not path.is_dir()):
+            remove(path)
+
+    return warn
+
+
+def _copy_published(
+    jobs: Sequence[tuple[DataFile, Path]], columns: Columns, warn: Callable[[Path, Damaged], None]
+) -> set[tuple[DataFile, Path]]:
     """Copy indexes that are next to their files in an object store, if they state the file's size; which were."""
 
     def fits(job: tuple[DataFile, Path]) -> bool:
@@ -54,7 +93,7 @@ def _copy_published(jobs: Sequence[tuple[DataFile, Path]], columns: Columns) -> 
                 published.read_into(target.fileno(), 0, published.size)
         except DcclipError:
             return False  # the shard is read in its place, or raises the error
-        return find_index(file, columns) is not None
+        return find_index(file, columns, warn) is not None
 
     remote = [job for job in jobs if job[0].is_remote]
     with ThreadPoolExecutor(_CONNECTIONS) as pool:
@@ -69,9 +108,10 @@ def index_files(
     The index of a local file is written next to it, or where that is not allowed to the cache folder. That of a file in
     an object store is written to the cache folder, unless there is one next to it.
     """
-    found = {file: None if fresh else find_index(file, columns) for file in files}
+    warn = _warning(progress)
+    found = {file: None if fresh else find_index(file, columns, warn) for file in files}
     jobs = [(file, _place(file, columns)) for file, index in found.items() if index is None]
-    copied = set() if fresh else _copy_published(jobs, columns)
+    copied = set() if fresh else _copy_published(jobs, columns, warn)
     write_indexes([job for job in jobs if job not in copied], columns, progress)
     found |= _written(jobs)
     return [index for index in found.values() if index is not None]
@@ -101,6 +141,11 @@ def verify_files(files: Sequence[DataFile], columns: Columns, progress: Progress
         write_indexes(jobs, columns, progress)
         again = [read_index(file, path) for file, path in jobs]
     for index, found in zip(known, again, strict=True):
+        try:
+            for number in range(len(index.about.rows)):
+                read_batch(index, number)
+        except Damaged as why:
+            wrong.append(f"{index.path} {why}")
         if found is None or found.about != index.about:
             wrong.append(f"{index.file} differs from its index {index.path}")
     if wrong:
