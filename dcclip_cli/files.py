@@ -11,9 +11,15 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dcclip_cli.errors import DcclipError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+M = TypeVar("M", bound="BaseModel")
+_BLOCK_BYTES = 1 << 23
 
 
 def cache_folder() -> Path:
@@ -196,8 +202,13 @@ class OpenFile:
 
 def file_sha256(file: Path) -> str:
     """The SHA-256 of a file's content, 64 hexadecimal digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with file.open("rb", buffering=0) as stream:
+        # Few calls on large blocks: a thread has to wait for Python's lock after each.
+        buffer = memoryview(bytearray(min(_BLOCK_BYTES, max(1, os.fstat(stream.fileno()).st_size))))
+        while count := stream.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
 
 
 def write_json(file: Path, content: dict[str, Any], sort_keys: bool = False) -> None:
@@ -208,10 +219,25 @@ def write_json(file: Path, content: dict[str, Any], sort_keys: bool = False) -> 
 
 
 def read_json(file: Path, hint: str) -> dict[str, Any]:
-    """The JSON object in a file. Raises DcclipError with `hint` if the file is missing."""
+    """The JSON object in a file. Raises DcclipError with `hint` if the file is missing or something else."""
     if not file.is_file():
         raise DcclipError(f"{file.parent} has no {file.name}", hint)
-    return json_object(file.read_bytes(), str(file), "copy the directory again")
+    return json_object(file.read_bytes(), str(file), hint or "copy the directory again")
+
+
+def validated(kind: type[M], content: Any, where: object, hint: str) -> M:
+    """The content of a file as a pydantic model. Raises DcclipError with `where`, the key and `hint` if it is not."""
+    from pydantic import ValidationError
+
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        message, key = first["msg"].removeprefix("Value error, "), ".".join(map(str, first["loc"]))
+        value, told = first["input"], first["type"] == "value_error"  # which says more than the value
+        got = f" (got {value!r:.100})" if isinstance(value, str | int | float) and not told else ""
+        place = ": ".join(filter(None, (str(where), key)))
+        raise DcclipError(f"{place}: {message[:1].lower()}{message[1:]}{got}", hint) from None
 
 
 def json_object(text: str | bytes, where: str, hint: str) -> dict[str, Any]:

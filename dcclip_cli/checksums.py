@@ -1,0 +1,134 @@
+"""JSON records with sizes and SHA-256 of the files next to them and of themselves, checked when these are read.
+
+`sha256` in a record is that of its own text with zeros in the place of its digits, so that no bit of it can change
+unnoticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import atomic_write, file_sha256, json_object
+
+OWN, FILES = "sha256", "files"
+USERS_FILES = ("README.md",)  # the user may edit the model card
+_ZEROS = "0" * 64
+_SMALL_BYTES = 1 << 20  # files up to this size are checked before anything is loaded
+
+
+@dataclass(frozen=True)
+class Record:
+    """The content of a record, with the files that it lists, which are none in formats without checksums."""
+
+    file: Path
+    content: dict[str, Any]
+    hint: str  # what the user can do about a file that differs
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The SHA-256 of each listed file by its name, `/` between the parts."""
+        return {name: entry[OWN] for name, entry in self._files.items()}
+
+    @property
+    def _files(self) -> dict[str, dict[str, Any]]:
+        files: dict[str, dict[str, Any]] = self.content.get(FILES, {})
+        return files
+
+    def check_sizes(self) -> None:
+        """Raise DcclipError if a listed file is missing or has another size."""
+        for name, entry in self._files.items():
+            file = self.file.parent / name
+            if not file.is_file():
+                what = "is a folder" if file.is_dir() else f"is missing, which {self.file.name} lists"
+                raise DcclipError(f"{file} {what}", self.hint)
+            if (size := file.stat().st_size) != entry["bytes"]:
+                cut = "cut short" if size < entry["bytes"] else "too long"
+                raise DcclipError(f"{file} is {cut}: {size:,} bytes instead of {entry['bytes']:,}", self.hint)
+
+    def check(self) -> None:
+        """Raise DcclipError if a listed file is missing, or has another size or content."""
+        self.check_sizes()
+        self._check_contents(self._files)
+
+    @contextmanager
+    def checking(self) -> Iterator[None]:
+        """`check` in a thread while the block loads the files, small ones before it.
+
+        Where a file differs, that is the error, whatever the block raises.
+        """
+        self.check_sizes()
+        large = [name for name, entry in self._files.items() if entry["bytes"] > _SMALL_BYTES]
+        self._check_contents(self._files.keys() - set(large))
+        with ThreadPoolExecutor(1, "checksums") as pool:
+            checked = pool.submit(self._check_contents, large)
+            try:
+                yield
+            finally:
+                checked.result()
+
+    def _check_contents(self, names: Collection[str]) -> None:
+        for name in names:
+            file = self.file.parent / name
+            if file_sha256(file) != self._files[name][OWN]:
+                what = f"{file} is damaged or was changed: its SHA-256 is not the one in {self.file.name}"
+                raise DcclipError(what, self.hint)
+
+
+def write_record(file: Path, content: Mapping[str, Any], sort_keys: bool = False, alone: bool = False) -> None:
+    """Write a JSON object, with the checksums of all files in its folder and below it but those of the user.
+
+    `alone`: of itself only.
+    """
+    folder, unlisted = file.parent, {file, *(file.parent / name for name in USERS_FILES)}
+    files = {
+        one.relative_to(folder).as_posix(): {"bytes": one.stat().st_size, OWN: file_sha256(one)}
+        for one in sorted(() if alone else folder.rglob("*"))
+        if one.is_file() and one not in unlisted
+    }
+    kept = {key: value for key, value in content.items() if key not in (FILES, OWN)}
+    whole = {**(dict(sorted(kept.items())) if sort_keys else kept), FILES: files, OWN: _ZEROS}
+    text = json.dumps(whole, indent=2, ensure_ascii=False).encode(errors="replace") + b"\n"
+    head, zeros, tail = text.rpartition(_ZEROS.encode())
+    assert zeros
+    atomic_write(file, head + hashlib.sha256(text).hexdigest().encode() + tail)
+
+
+def read_record(file: Path, since: int, hint: str) -> Record:
+    """The record in a file, as it was written; only those of a format from `since` on have checksums.
+
+    Raises DcclipError if it is missing, or not as it was written.
+    """
+    if not file.is_file():
+        raise DcclipError(f"{file.parent} has no {file.name}", hint)
+    text = file.read_bytes()
+    content = json_object(text, str(file), hint)
+    number, own = content.get("format"), content.get(OWN)
+    if not content.keys() & {OWN, FILES} and (not isinstance(number, int) or number < since):
+        return Record(file, content, hint)
+    head, found, tail = text.rpartition(own.encode(errors="replace") if isinstance(own, str) and own else b"\0")
+    if not found or hashlib.sha256(head + _ZEROS.encode() + tail).hexdigest() != own:
+        raise DcclipError(f"{file} is damaged or was edited: it is not as it was written", hint)
+    if not _is_a_listing(content.get(FILES)):
+        raise DcclipError(f"{file}: {FILES} does not list bytes and {OWN} of files", hint)
+    return Record(file, content, hint)
+
+
+def _is_a_listing(files: Any) -> bool:
+    """Whether it is one of sizes and digests, of files inside the folder."""
+    return isinstance(files, dict) and all(
+        isinstance(entry, dict)
+        and type(entry.get("bytes")) is int
+        and re.fullmatch("[0-9a-f]{64}", str(entry.get(OWN)))
+        and not PurePosixPath(name).is_absolute()
+        and ".." not in PurePosixPath(name).parts
+        for name, entry in files.items()
+    )
