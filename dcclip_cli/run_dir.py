@@ -6,6 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from dcclip_cli.checksums import read_record
+from dcclip_cli.files import read_json
+
+RECORD = "dcclip.json"  # of a model directory or an export
+FIRST_WITH_CHECKSUMS = 2  # the format of records from which on they have checksums
 StageName = Literal["collect", "distill", "align", "eval", "export"]
 
 
@@ -13,7 +18,7 @@ StageName = Literal["collect", "distill", "align", "eval", "export"]
 class Stage:
     """One stage. Its name is also that of its recipe section and of its folder in the run directory.
 
-    It is finished when `product` exists in its folder. A change in the recipe's sections `made_from` makes the product
+    It is finished when its folder contains `product`. A change in the recipe's sections `made_from` makes the product
     out of date. `model` is the folder of the model that it leaves, relative to its own; None if it leaves none.
     """
 
@@ -34,13 +39,32 @@ STAGES = (
     Stage("distill", "model", (*_TRAINING, "distill"), "model"),
     Stage("align", "model", (*_TRAINING, "align"), "model"),
     Stage("eval", "summary.json", ("teacher", "eval")),
-    Stage("export", "dcclip.json", ("data", "eval", "export"), "."),
+    Stage("export", RECORD, ("data", "eval", "export"), "."),
 )
 
 
+def has_product(run: Path, stage: StageName) -> bool:
+    """Whether a run directory contains the product of a stage, whole or damaged. An empty folder is none."""
+    product = _product(run, stage)
+    return any(product.iterdir()) if product.is_dir() else product.exists()
+
+
 def finished(run: Path, stage: StageName) -> bool:
-    """Whether a run directory contains the product of a stage."""
-    return any((run / one.name / one.product).exists() for one in STAGES if one.name == stage)
+    """As `has_product`, but raises DcclipError if the product is damaged, as far as its files' names and sizes tell."""
+    if not has_product(run, stage):
+        return False
+    product, hint = _product(run, stage), "make it again with --fresh"
+    record = product / RECORD if product.is_dir() else product
+    if record.name == RECORD:
+        read_record(record, FIRST_WITH_CHECKSUMS, hint).check_sizes()
+    else:
+        read_json(record, hint)
+    return True
+
+
+def _product(run: Path, stage: StageName) -> Path:
+    [product] = [one.product for one in STAGES if one.name == stage]
+    return run / stage / product
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ import psutil
 import yaml
 from PIL import Image
 
+from dcclip_cli.checksums import write_record
+
 PER_TAR = 10_000
 SIDE, QUALITY, IMAGES = 64, 48, 500  # quality: 1.3 KB a file
 SIZES = {"10k": 1, "1M": 100, "10M": 1_000}  # tars
@@ -231,7 +233,7 @@ def resume(work: Path, batch: int) -> None:
             wait_for(process, out, 1)
         [state] = (out / "align/state").glob("step-*")
         content = json.loads((state / "state.json").read_text())
-        (state / "state.json").write_text(json.dumps({**content, "step": middle}))
+        write_record(state / "state.json", {**content, "step": middle})
         state.rename(state.with_name(f"step-{middle:08}"))
         with running(file, out, work / "cache") as process:
             wall = wait_for(process, out, middle + 1)

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from dcclip_cli.checksums import read_record, write_record
 from dcclip_cli.data.dataset import open_pairs, shards_at
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import Language, PairDataset
@@ -28,7 +29,7 @@ from dcclip_cli.exporters.parity import TOWERS, Original, Parity, Thresholds
 from dcclip_cli.exporters.quantize import OnnxGraphs
 from dcclip_cli.exporters.samples import samples_from
 from dcclip_cli.exporters.source import Source, load_source
-from dcclip_cli.files import atomic_folder, file_sha256, read_json, temporary_folder, write_json
+from dcclip_cli.files import atomic_folder, file_sha256, read_json, temporary_folder
 from dcclip_cli.model.model_dir import model_fingerprint
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import ModelReference
@@ -37,6 +38,7 @@ from dcclip_cli.options import Options
 from dcclip_cli.predict.encoder import PLAIN_PROMPTS, Encoder
 from dcclip_cli.predict.onnx_encoder import DESCRIPTION, FORMAT, TOKENIZER
 from dcclip_cli.progress import Progress, Silent
+from dcclip_cli.run_dir import FIRST_WITH_CHECKSUMS
 from dcclip_cli.versions import versions
 
 # A new format is a class in formats/, a name in `FormatName`, and a line here.
@@ -103,7 +105,7 @@ def export(
     Raises DcclipError if the export differs too much from the model, and for models that cannot be exported.
     """
     made_from = _made_from(model, options)
-    if _origin(out) == made_from and not fresh:
+    if _is_made(out, made_from, fresh):
         return ExportResult(out, options.format, None, _size_bytes(out), 0.0, already_finished=True)
     progress, target = progress or Silent(), FORMATS[options.format]
     target.check(options.precision)
@@ -123,11 +125,11 @@ def export(
             for entry in folder.iterdir():
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             target.write(source, graphs.write() if target.from_onnx else graphs.folder, folder, options.precision)
-            _update(folder / DESCRIPTION, {**_about(source, folder, options), "made_from": made_from})
+            _add(folder, {**_about(source, folder, options), "made_from": made_from})
             return target.open(folder)
 
         parity = _loosen_until_close(write, graphs, original, options, progress)
-        _update(folder / DESCRIPTION, {"parity": asdict(parity) if parity else None, **graphs.kept()})
+        _add(folder, {"parity": asdict(parity) if parity else None, **graphs.kept()})
     return ExportResult(out, options.format, parity, _size_bytes(out), time.perf_counter() - begin)
 
 
@@ -167,17 +169,24 @@ def _loosen_until_close(
     return None
 
 
-def _origin(out: Path) -> str | None:
-    """The `made_from` of the export in `out`, if there is one. Raises DcclipError if `out` contains anything else."""
+def _is_made(out: Path, made_from: str, fresh: bool) -> bool:
+    """Whether `out` contains the export `made_from` this, which with `fresh` does not matter.
+
+    Raises DcclipError if `out` contains anything but an export, and without `fresh` if the export is damaged.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
+        return False
     hint = "name a new folder with --out"
     if not (out / DESCRIPTION).is_file():
         raise DcclipError(f"{out} is not empty and is not an export", hint)
-    about = read_json(out / DESCRIPTION, hint)
+    record = None if fresh else read_record(out / DESCRIPTION, FIRST_WITH_CHECKSUMS, "make it again with --fresh")
+    about = record.content if record else read_json(out / DESCRIPTION, hint)
     if "made_from" not in about and about.get("kind") != "bundle":
         raise DcclipError(f"{out} contains a model, not an export", hint)
-    return about.get("made_from")
+    if record is None or about.get("made_from") != made_from:
+        return False
+    record.check()
+    return True
 
 
 def _size_bytes(folder: Path) -> int:
@@ -233,7 +242,6 @@ def _about(source: Source, folder: Path, options: ExportOptions) -> dict[str, An
     files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     prompts = dict(PLAIN_PROMPTS) | dict(options.prompts or {})
     return {
-        "format": FORMAT,
         "kind": "bundle" if options.format == "onnx" else options.format,
         "name": f"{source.name}-{options.precision}",
         "precision": options.precision,
@@ -252,6 +260,9 @@ def _about(source: Source, folder: Path, options: ExportOptions) -> dict[str, An
     }
 
 
-def _update(description: Path, more: dict[str, Any]) -> None:
-    """Add to the JSON object in a file, which is created if it does not exist."""
-    write_json(description, (json.loads(description.read_text("utf-8")) if description.exists() else {}) | more)
+def _add(folder: Path, more: dict[str, Any]) -> None:
+    """Add to an export's dcclip.json, new or that of a copied model directory, and list the files in it."""
+    file = folder / DESCRIPTION
+    before = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    content = {"format": FORMAT, **before, **more}
+    write_record(file, {**content, "format": FORMAT})  # the number of a model directory with checksums as well

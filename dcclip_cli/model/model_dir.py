@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from dcclip_cli.checksums import Record, read_record, write_record
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import atomic_folder, read_json, write_json
 from dcclip_cli.model.preprocess import Preprocessing
@@ -20,6 +23,7 @@ from dcclip_cli.model.weights import (
     weights_digest,
 )
 from dcclip_cli.progress import Progress, Silent
+from dcclip_cli.run_dir import FIRST_WITH_CHECKSUMS, RECORD
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -27,8 +31,9 @@ if TYPE_CHECKING:
 
     from dcclip_cli.model.towers import OpenClipTowers
 
-CONFIG, WEIGHTS, PROVENANCE = "open_clip_config.json", "open_clip_model.safetensors", "dcclip.json"
-FORMAT = 1
+CONFIG, WEIGHTS, PROVENANCE = "open_clip_config.json", "open_clip_model.safetensors", RECORD
+FORMAT = 2
+_COPY = "copy the whole model directory again, or make it again; README.md is the file for notes of your own"
 
 
 def save_model(
@@ -60,8 +65,16 @@ def save_model(
             temporary / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocessing.to_config()}, sort_keys=True
         )
         save_tokenizer(tokenizer, temporary, config["text_cfg"]["context_length"])
-        write_json(temporary / PROVENANCE, provenance, sort_keys=True)
         (temporary / "README.md").write_text(_model_card(provenance), encoding="utf-8")
+        write_record(temporary / PROVENANCE, provenance, sort_keys=True)
+
+
+def read_provenance(folder: Path) -> Record:
+    """dcclip's record of a model directory. Raises DcclipError if it is missing or not as it was written."""
+    record = read_record(folder / PROVENANCE, FIRST_WITH_CHECKSUMS, _COPY)
+    if "kind" not in record.content:
+        raise DcclipError(f"{folder / PROVENANCE} has no kind: it is not that of a dcclip model", _COPY)
+    return record
 
 
 def load_model(folder: Path, device: str = "cpu", progress: Progress | None = None) -> OpenClipTowers:
@@ -69,18 +82,23 @@ def load_model(folder: Path, device: str = "cpu", progress: Progress | None = No
 
     Of pickled weights only tensors are read. Raises DcclipError if a file is missing or damaged.
     """
+    record = read_provenance(folder) if (folder / PROVENANCE).exists() else None
+    with record.checking() if record else nullcontext():
+        towers = _load(folder, record, progress or Silent())
+    return towers.eval().to(device)
+
+
+def _load(folder: Path, record: Record | None, progress: Progress) -> OpenClipTowers:
     from safetensors import SafetensorError
 
     from dcclip_cli.model.open_clip_models import build, directory_tokenizer, read_weights
     from dcclip_cli.model.towers import OpenClipTowers
 
-    progress = progress or Silent()
     config = read_json(folder / CONFIG, "make a model with: dcclip run recipes/quickstart.yaml")
     files = find_weights(str(folder), OPEN_CLIP_WEIGHTS)
     if not files:
         found = ", ".join(sorted(path.name for path in folder.iterdir()))
         raise DcclipError(f"{folder} has no {WEIGHTS} (found: {found})", "copy the whole model directory again")
-    ours = (folder / PROVENANCE).is_file()
     decisive = [folder / CONFIG, *files, folder / "tokenizer.json"]
     if is_pickled(files):
         files = [safetensors_copy(files, weights_digest(files), folder.name, progress)]
@@ -88,21 +106,19 @@ def load_model(folder: Path, device: str = "cpu", progress: Progress | None = No
     try:
         model: Any = build(folder, config)
         # A student is copied out of its file, since it may be trained; of a teacher the file's pages are used.
-        model.load_state_dict(read_weights(files), assign=not ours)
-        settings = config.get("preprocess_cfg", {}) if ours else dict(model.visual.preprocess_cfg)
+        model.load_state_dict(read_weights(files), assign=record is None)
+        settings = config.get("preprocess_cfg", {}) if record else dict(model.visual.preprocess_cfg)
         preprocessing = Preprocessing.from_config(settings)
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0][:300]
         raise DcclipError(f"{folder} cannot be loaded: {reason}", "copy the whole model directory again") from None
-    provenance = read_json(folder / PROVENANCE, "") if ours else {}
-    name, fingerprint = str(provenance.get("name", folder.name)), files_fingerprint(decisive)
-    if ours:
-        tokenizer = load_tokenizer(folder)
-        tokenize = tokenize_with(tokenizer, config["model_cfg"]["text_cfg"].get("context_length", 77))
-        towers = OpenClipTowers(model, tokenize, preprocessing, name, fingerprint, tokenizer.get_vocab())
-    else:
-        towers = OpenClipTowers(model, directory_tokenizer(folder), preprocessing, name, fingerprint)
-    return towers.eval().to(device)
+    if record is None:
+        fingerprint = files_fingerprint(decisive)
+        return OpenClipTowers(model, directory_tokenizer(folder), preprocessing, folder.name, fingerprint)
+    name, fingerprint = str(record.content.get("name", folder.name)), files_fingerprint(decisive, record.digests)
+    tokenizer = load_tokenizer(folder)
+    tokenize = tokenize_with(tokenizer, config["model_cfg"]["text_cfg"].get("context_length", 77))
+    return OpenClipTowers(model, tokenize, preprocessing, name, fingerprint, tokenizer.get_vocab())
 
 
 def model_fingerprint(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS, "tokenizer.json")) -> str:
@@ -110,12 +126,12 @@ def model_fingerprint(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS, "to
     return files_fingerprint([folder / name for name in names])
 
 
-def files_fingerprint(files: Sequence[Path]) -> str:
-    """The sha256 of the digests of those files that exist."""
+def files_fingerprint(files: Sequence[Path], known: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The sha256 of the digests of those files that exist; `known` are digests by the file's name."""
     digest = hashlib.sha256()
     for file in files:
         if file.is_file():
-            digest.update(bytes.fromhex(weights_digest([file])))
+            digest.update(bytes.fromhex(known.get(file.name) or weights_digest([file])))
     return digest.hexdigest()
 
 

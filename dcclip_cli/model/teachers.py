@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -83,7 +84,11 @@ def _load(model: str, library: Library, progress: Progress) -> Towers:
 
             return load_model(folder, progress=progress)
     if library == "transformers":
-        return _load_transformers(model, progress)
+        from dcclip_cli.model.model_dir import PROVENANCE, read_provenance
+
+        exported = (folder / PROVENANCE).exists()  # by dcclip
+        with read_provenance(folder).checking() if exported else nullcontext():
+            return _load_transformers(model, progress)
     from dcclip_cli.model.open_clip_models import load_named
 
     towers = load_named(model)

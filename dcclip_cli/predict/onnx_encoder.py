@@ -2,64 +2,105 @@
 
 from __future__ import annotations
 
-import hashlib
+import errno
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from dcclip_cli.checksums import Record, read_record
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import read_json
+from dcclip_cli.files import file_sha256, validated
 from dcclip_cli.machine import has_vnni
 from dcclip_cli.model.precision import NotFiniteError, check_logits, finite
 from dcclip_cli.model.preprocess import Preprocessing
+from dcclip_cli.run_dir import FIRST_WITH_CHECKSUMS, RECORD
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
     from PIL import Image
 
-FORMAT = 1
+FORMAT = 2
 Run = Callable[[np.ndarray], np.ndarray]  # pixels (B, 3, H, W) or padded token ids (N, L) -> embeddings (B, D)
-DESCRIPTION, IMAGE, TEXT, TOKENIZER = "dcclip.json", "image.onnx", "text.onnx", "tokenizer.json"
+DESCRIPTION, IMAGE, TEXT, TOKENIZER = RECORD, "image.onnx", "text.onnx", "tokenizer.json"
 PIXELS, IMAGE_EMBEDS, TOKENS, TEXT_EMBEDS = "pixel_values", "image_embeds", "input_ids", "text_embeds"
 _LENGTH_ERROR = 0.05  # of an embedding; int8 and fp16 graphs end with a division by the length, too
 _COPY = "export the model again, or copy the whole bundle"
-# The keys that a bundle's dcclip.json must have.
-_KEYS: Mapping[str, type | tuple[type, ...]] = {
-    "name": str,
-    "fingerprint": str,
-    "parameters": int,
-    "preprocessing": dict,
-    "logit_scale": (int, float),
-    "logit_bias": (int, float, type(None)),
-    "prompts": dict,
-    "context_length": int,
-    "padding_id": int,
-    "tokenizer_sha256": str,
-}
+_UNEDITED = f"{_COPY}; for other prompts, use predict --template or export.prompts in the recipe"
+_THREE = Field(min_length=3, max_length=3)
+Channels = Annotated[list[Annotated[float, Field(ge=-1e3, le=1e3)]], _THREE]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, frozen=True)
+
+
+class _Pixels(_Strict):
+    """The `preprocessing` of an export, as far as `Preprocessing` does not check it."""
+
+    size: Annotated[int, Field(ge=1, le=4096)] | Annotated[list[int], Field(min_length=2, max_length=2)]
+    mean: Channels | None = None
+    std: Annotated[list[Annotated[float, Field(gt=0, le=1e3)]], _THREE] | None = None
+    interpolation: str | None = None
+    resize_mode: str | None = None
+    crop: str | None = None
+
+
+class _Parity(_Strict):
+    int8_largest_pair_sum: int | None = None
+
+
+class Description(_Strict):
+    """The dcclip.json of an export, the part that is needed to run it."""
+
+    name: str
+    fingerprint: str
+    parameters: int = Field(ge=0, lt=2**63)
+    precision: str = "fp32"
+    preprocessing: dict[str, Any]
+    logit_scale: float = Field(gt=0, le=1e4)
+    logit_bias: float | None = Field(ge=-1e4, le=1e4)
+    prompts: dict[str, list[str]]
+    context_length: int = Field(ge=1, le=2**16)
+    padding_id: int = Field(ge=0, lt=2**31)
+    fixed_length: bool = False
+    tokenizer_sha256: str
+    parity: _Parity | None = None
+
+    @field_validator("preprocessing")
+    @classmethod
+    def _is_supported(cls, preprocessing: dict[str, Any]) -> dict[str, Any]:
+        _Pixels.model_validate(preprocessing)
+        Preprocessing.from_config(preprocessing)
+        return preprocessing
+
+    @field_validator("prompts")
+    @classmethod
+    def _have_a_place_for_the_label(cls, prompts: dict[str, list[str]]) -> dict[str, list[str]]:
+        for language, templates in prompts.items():
+            if not templates or not all("{}" in template for template in templates):
+                raise ValueError(f"prompts for {language} must be texts with {{}}")
+        return prompts
 
 
 class ExportedEncoder:
     """An export with a dcclip.json and a tokenizer as an Encoder; `image` and `text` run its two towers."""
 
-    def __init__(self, folder: Path, about: Mapping[str, Any], files: Sequence[str], image: Run, text: Run) -> None:
-        self.name: str = about["name"]
-        self.fingerprint: str = about["fingerprint"]
-        self.parameters: int = about["parameters"]
-        self.precision: str = about.get("precision", "fp32")
-        self.preprocessing: Mapping[str, Any] = about["preprocessing"]
-        self.prompts: Mapping[str, Sequence[str]] = about["prompts"]
-        self.logit_scale, self.logit_bias = float(about["logit_scale"]), about["logit_bias"]
+    def __init__(self, folder: Path, about: Description, files: Sequence[str], image: Run, text: Run) -> None:
+        self.name, self.fingerprint, self.parameters = about.name, about.fingerprint, about.parameters
+        self.precision = about.precision
+        self.preprocessing: Mapping[str, Any] = about.preprocessing
+        self.prompts: Mapping[str, Sequence[str]] = about.prompts
+        self.logit_scale, self.logit_bias = about.logit_scale, about.logit_bias
         check_logits(self.logit_scale, self.logit_bias, self.name)
         # The weights of a large graph are in a file next to it.
         parts = (folder / f"{name}{suffix}" for name in files for suffix in ("", ".data"))
         self.size_bytes = sum(part.stat().st_size for part in parts if part.is_file())
         self._run_image, self._run_text = image, text
-        try:
-            self._preprocess = Preprocessing.from_config(about["preprocessing"])
-        except (ValueError, TypeError) as error:
-            raise DcclipError(f"{folder / DESCRIPTION}: preprocessing: {error}", _COPY) from None
+        self._preprocess = Preprocessing.from_config(about.preprocessing)
         self._tokenizer = _open_tokenizer(folder, about)
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
@@ -89,16 +130,17 @@ class OnnxEncoder(ExportedEncoder):
     """An ONNX bundle run by onnxruntime. `threads` is per tower: more than one slows small models on shared cores."""
 
     def __init__(self, folder: Path, device: str = "auto", threads: int = 1) -> None:
-        about = read_description(folder)
-        provider, exact = _provider(device), _may_overflow(about)
+        about, record = read_description(folder)
+        with record.checking():  # which is over before the graphs are opened: damaged ones may crash onnxruntime
+            provider, exact = _provider(device), _may_overflow(about)
         image = _open_session(folder / IMAGE, PIXELS, IMAGE_EMBEDS, provider, threads, exact)
         text = _open_session(folder / TEXT, TOKENS, TEXT_EMBEDS, provider, threads, exact)
         super().__init__(
             folder,
             about,
             (IMAGE, TEXT),
-            lambda pixels: np.asarray(image.run([IMAGE_EMBEDS], {PIXELS: pixels})[0]),
-            lambda ids: np.asarray(text.run([TEXT_EMBEDS], {TOKENS: ids})[0]),
+            _runner(image, folder / IMAGE, PIXELS, IMAGE_EMBEDS),
+            _runner(text, folder / TEXT, TOKENS, TEXT_EMBEDS),
         )
         side = image.get_inputs()[0].shape[-1]
         if isinstance(side, int) and side != self._preprocess.size:
@@ -112,55 +154,57 @@ class OnnxEncoder(ExportedEncoder):
             )
 
 
+class Described(NamedTuple):
+    """The description of an export, and the record of its files that it was read from."""
+
+    about: Description
+    record: Record
+
+
 def one_at_a_time(run: Run) -> Run:
     """`run` called with each item of a batch, for runtimes and graphs with a fixed batch size of one."""
     return lambda items: np.concatenate([run(item[np.newaxis]) for item in items])
 
 
-def read_description(folder: Path, kind: str = "bundle", files: Sequence[str] = (IMAGE, TEXT)) -> dict[str, Any]:
+def read_description(folder: Path, kind: str = "bundle", files: Sequence[str] = (IMAGE, TEXT)) -> Described:
     """The dcclip.json of a bundle, checked, or of another `kind` of export, which has `files`.
 
-    Raises DcclipError if a file is missing or describes something else.
+    Raises DcclipError if a file is missing, or the JSON is damaged or describes something else.
     """
-    missing = [name for name in (DESCRIPTION, *files, TOKENIZER) if not (folder / name).is_file()]
-    if missing:
+    needed = (DESCRIPTION, *files, TOKENIZER)
+    if missing := [name for name in needed if not (folder / name).exists()]:
         found = ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "no such folder"
         raise DcclipError(f"{folder} has no {', '.join(missing)} (found: {found})", _COPY)
-    about = read_json(folder / DESCRIPTION, _COPY)
-    if (about.get("kind"), about.get("format")) != (kind, FORMAT):
+    for file in (folder / name for name in needed):
+        if not os.access(file, os.R_OK):  # onnxruntime would only give the number of the error
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+    record = read_record(folder / DESCRIPTION, FIRST_WITH_CHECKSUMS, _UNEDITED)
+    found_kind, number = record.content.get("kind"), record.content.get("format")
+    if found_kind is None:
+        raise DcclipError(f"{folder / DESCRIPTION} has no kind: it is not that of a dcclip {kind}", _COPY)
+    if found_kind != kind or number not in range(1, FORMAT + 1):
         raise DcclipError(
-            f"{folder / DESCRIPTION} describes a {about.get('kind')} of format {about.get('format')}, "
-            f"not a {kind} of format {FORMAT}",
+            f"{folder / DESCRIPTION} describes a {found_kind} of format {number}, not a {kind} of format {FORMAT}",
             "export the model again with this version of dcclip",
         )
-    for key, wanted in _KEYS.items():
-        if key not in about or not isinstance(about[key], wanted) or isinstance(about[key], bool):
-            raise DcclipError(f"{folder / DESCRIPTION}: {key} is missing or has the wrong type", _COPY)
-    for language, templates in about["prompts"].items():
-        fits = isinstance(templates, list) and templates and all("{}" in str(template) for template in templates)
-        if not fits:
-            raise DcclipError(f"{folder / DESCRIPTION}: prompts for {language} must be texts with {{}}", _COPY)
-    return about
+    return Described(validated(Description, record.content, folder / DESCRIPTION, _COPY), record)
 
 
-def _open_tokenizer(folder: Path, about: Mapping[str, Any]) -> Any:
+def _open_tokenizer(folder: Path, about: Description) -> Any:
     from dcclip_cli.model.tokenizer import load_tokenizer
 
-    if hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest() != about["tokenizer_sha256"]:
+    if file_sha256(folder / TOKENIZER) != about.tokenizer_sha256:
         raise DcclipError(f"{folder / TOKENIZER} is not the tokenizer of this bundle", _COPY)
     tokenizer = load_tokenizer(folder)
-    if about["context_length"] < 1 or about["padding_id"] < 0:
-        raise DcclipError(f"{folder / DESCRIPTION}: context_length and padding_id must not be negative", _COPY)
-    tokenizer.enable_truncation(about["context_length"])
-    length = about["context_length"] if about.get("fixed_length") else None
-    tokenizer.enable_padding(pad_id=about["padding_id"], length=length)
+    tokenizer.enable_truncation(about.context_length)
+    tokenizer.enable_padding(pad_id=about.padding_id, length=about.context_length if about.fixed_length else None)
     return tokenizer
 
 
-def _may_overflow(about: Mapping[str, Any]) -> bool:
+def _may_overflow(about: Description) -> bool:
     """Whether int8 sums can overflow in 16 bits: without VNNI, in bundles of versions that did not bound them."""
-    bounded = (about.get("parity") or {}).get("int8_largest_pair_sum")
-    return about.get("precision") == "int8" and not bounded and has_vnni() is False
+    bounded = about.parity and about.parity.int8_largest_pair_sum
+    return about.precision == "int8" and not bounded and has_vnni() is False
 
 
 def _open_session(
@@ -168,9 +212,7 @@ def _open_session(
 ) -> InferenceSession:
     """The session of a graph; `exact` prevents 16-bit overflows of int8 sums, at twice the time."""
     import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as states
 
-    errors = (states.Fail, states.InvalidArgument, states.InvalidGraph, states.InvalidProtobuf, states.NotImplemented)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -179,13 +221,37 @@ def _open_session(
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
-    except (*errors, states.NoSuchFile, states.RuntimeException) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise DcclipError(f"{file} cannot be loaded: {reason}", _COPY) from None
+    except _onnxruntime_errors() as error:
+        raise DcclipError(f"{file} cannot be loaded: {_reason(error)}", _COPY) from None
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if [node.name for node in (*inputs, *outputs)] != [takes, gives]:
         raise DcclipError(f"{file} does not turn {takes} into {gives}: it is not part of a dcclip bundle", _COPY)
+    if not inputs[0].shape or len(outputs[0].shape or ()) != 2:
+        raise DcclipError(f"{file} does not say the shapes of {takes} and {gives}: it is not of a dcclip bundle", _COPY)
     return session
+
+
+def _runner(session: InferenceSession, file: Path, takes: str, gives: str) -> Run:
+    """A function that computes a graph. It raises DcclipError for inputs that the graph cannot take."""
+
+    def run(items: np.ndarray) -> np.ndarray:
+        try:
+            return np.asarray(session.run([gives], {takes: items})[0])
+        except _onnxruntime_errors() as error:
+            raise DcclipError(f"{file} cannot be computed: {_reason(error)}", _COPY) from None
+
+    return run
+
+
+def _onnxruntime_errors() -> tuple[type[Exception], ...]:
+    from onnxruntime.capi import onnxruntime_pybind11_state as states
+
+    names = "Fail InvalidArgument InvalidGraph InvalidProtobuf NotImplemented NoSuchFile RuntimeException"
+    return tuple(getattr(states, name) for name in names.split())
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _provider(device: str) -> str:

@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from dcclip_cli.checksums import read_record, write_record
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import atomic_write, cache_folder, read_json
+from dcclip_cli.files import cache_folder
 from dcclip_cli.machine import is_first_process
 from dcclip_cli.options import decisive
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.recipe.load import LoadedRecipe, record
-from dcclip_cli.run_dir import STAGES, RunDir, StageName, TrainResult, finished
+from dcclip_cli.run_dir import STAGES, RunDir, StageName, TrainResult, finished, has_product
 
 if TYPE_CHECKING:
     from dcclip_cli.curation.collect import CollectResult
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 
 SUMMARY = "summary.json"
+SUMMARY_FORMAT = 2
 StageResult: TypeAlias = "CollectResult | TrainResult | ExportResult | list[EvalResult]"
 
 
@@ -70,7 +72,7 @@ class RecipeRun:
         self.preflight(stages)
         if is_first_process():
             again = stages if self.fresh else ()
-            done = [one.name for one in STAGES if one.name not in again and finished(self.dir.root, one.name)]
+            done = [one.name for one in STAGES if one.name not in again and has_product(self.dir.root, one.name)]
             record(self.loaded, self.dir.root, done)
 
     def begin_all(self) -> None:
@@ -162,7 +164,7 @@ class RecipeRun:
         from dcclip_cli.model.reference import resolve
 
         for stage in reversed(STAGES):
-            if stage.trains and self.dir.model(stage.name).is_dir():
+            if stage.trains and has_product(self.dir.root, stage.name):
                 return resolve(str(self.dir.model(stage.name)))
         raise DcclipError(
             f"{self.dir.root} contains no trained model yet",
@@ -182,11 +184,10 @@ class RecipeRun:
 
     def steps(self) -> str:
         """How many steps the student was trained for, stage by stage: "2200 + 250"."""
-        from dcclip_cli.model.model_dir import PROVENANCE
+        from dcclip_cli.model.model_dir import read_provenance
 
         models = [self.dir.model(one.name) for one in STAGES if one.trains and one.name in self.loaded.recipe.stages]
-        notes = [read_json(model / PROVENANCE, "make the stage again with --fresh") for model in models]
-        return " + ".join(str(note["steps"]) for note in notes)
+        return " + ".join(str(read_provenance(model).content.get("steps", "?")) for model in models)
 
     def _section(self, name: str) -> Any:
         section = getattr(self.loaded.recipe, name)
@@ -195,12 +196,12 @@ class RecipeRun:
 
     def _check_parent(self) -> None:
         """Raise DcclipError if the aligned model was made from a distilled one that has been replaced since."""
-        from dcclip_cli.model.model_dir import PROVENANCE, model_fingerprint
+        from dcclip_cli.model.model_dir import model_fingerprint, read_provenance
 
         distilled, aligned = self.dir.model("distill"), self.dir.model("align")
         if self._section("align").start != "distill" or not distilled.is_dir():
             return
-        if read_json(aligned / PROVENANCE, "").get("parent") != model_fingerprint(distilled):
+        if read_provenance(aligned).content.get("parent") != model_fingerprint(distilled):
             raise DcclipError(f"{aligned} was made from another model than {distilled}", "make it again with --fresh")
 
     def _tell(self, stage: StageName, product: Path, result: Any, *measured: str) -> None:
@@ -243,8 +244,13 @@ class RecipeRun:
     def _kept_summary(self) -> list[ModelSummary]:
         """The summary that an earlier run measured of the same weights and test sets; empty if there is none."""
         file = self.dir.root / SUMMARY
-        content = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-        return [ModelSummary(**row) for row in content["rows"]] if content.get("of") == self._identity() else []
+        try:
+            content = read_record(file, SUMMARY_FORMAT, "").content if file.exists() else {}
+        except DcclipError as error:
+            self.progress.say(f"warning: {error.what}; it is made again")
+            return []
+        is_current = (content.get("format"), content.get("of")) == (SUMMARY_FORMAT, self._identity())
+        return [ModelSummary(**row) for row in content["rows"]] if is_current else []
 
     def _identity(self) -> str:
         """A hash over the trained weights and the sections of the recipe that decide evaluation and export."""
@@ -263,8 +269,8 @@ class RecipeRun:
         for name, reference in self._models().items():
             top1 = {f"{one.dataset} {one.language}": one.value for one in self._results.get(name, ())}
             rows.append(ModelSummary(name, **asdict(footprint(load_encoder(reference, "cpu"))), top1=top1))
-        content = {"of": self._identity(), "rows": [asdict(row) for row in rows]}
-        atomic_write(self.dir.root / SUMMARY, json.dumps(content, ensure_ascii=False, indent=2))
+        content = {"format": SUMMARY_FORMAT, "of": self._identity(), "rows": [asdict(row) for row in rows]}
+        write_record(self.dir.root / SUMMARY, content, alone=True)
         return rows
 
 

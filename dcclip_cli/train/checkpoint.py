@@ -10,33 +10,37 @@ import errno
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from dcclip_cli.checksums import read_record, write_record
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import atomic_folder, read_json
+from dcclip_cli.files import atomic_folder, validated
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
+FORMAT = 4
+_AGAIN = "start over with --fresh"
 
 Identity = Mapping[str, Any]  # everything that decides a stage's result, by name, JSON-serializable
 
 
-@dataclass
-class TrainState:
+class TrainState(BaseModel):
     """The progress of a run, without its tensors.
 
     `validation_due`: the run ended in the validation after `step`. `scaler` is the state of the fp16 gradient scaler.
     """
 
-    step: int = 0
-    skipped_steps: int = 0
-    skipped_in_a_row: int = 0
-    validations_since_best: int = 0
+    model_config = ConfigDict(strict=True)
+    step: int = Field(ge=0)
+    skipped_steps: int = Field(0, ge=0)
+    skipped_in_a_row: int = Field(0, ge=0)
+    validations_since_best: int = Field(0, ge=0)
     validation_due: bool = False
     scaler: dict[str, Any] | None = None
 
@@ -57,11 +61,12 @@ def save_checkpoint(
     from safetensors.torch import save_file
 
     target = folder / f"step-{state.step:08d}"
-    content = {"format": 3, **asdict(state), "identity": identity}
+    tensors = _tensors(model, optimizer, ema)
+    content = {"format": FORMAT, **state.model_dump(), "tensors": len(tensors), "identity": identity}
     try:
         with atomic_folder(target) as temporary:
-            save_file(_tensors(model, optimizer, ema), temporary / TENSORS)
-            (temporary / STATE).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+            save_file(tensors, temporary / TENSORS)
+            write_record(temporary / STATE, content)
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) != errno.ENOSPC and "No space left on device" not in str(error):
             raise
@@ -71,9 +76,9 @@ def save_checkpoint(
             f"{target} cannot be saved because the disk is full; {last}",
             "free some space, then run the same command again",
         ) from None
-    for older in folder.glob("*"):
-        if older != target:
-            shutil.rmtree(older)
+    for other in folder.glob("*"):
+        if other != target:
+            shutil.rmtree(other) if other.is_dir() else other.unlink()
 
 
 def _tensors(model: nn.Module, optimizer: Optimizer, ema: nn.Module | None) -> dict[str, Tensor]:
@@ -97,7 +102,9 @@ def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint under `folder`."""
+    """The newest complete checkpoint under `folder`. Raises DcclipError if `folder` is a file."""
+    if folder.exists() and not folder.is_dir():
+        raise DcclipError(f"{folder} is not a folder", _AGAIN)
     return max(folder.glob("step-*"), default=None)
 
 
@@ -107,6 +114,7 @@ def load_checkpoint(
     model: nn.Module,
     optimizer: Optimizer,
     ema: nn.Module | None = None,
+    total_steps: int | None = None,
 ) -> TrainState:
     """Load a checkpoint that any number of processes saved.
 
@@ -115,23 +123,28 @@ def load_checkpoint(
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    content = read_json(checkpoint / STATE, "start over with --fresh")
-    saved = content.get("identity")
-    if saved != json.loads(json.dumps(identity)):
-        changed = ", ".join(_differences(saved, identity)) if isinstance(saved, dict) else "everything"
-        raise DcclipError(
-            f"{checkpoint.parent} was saved by another recipe, on other data or with another teacher: {changed} "
-            "changed",
-            "undo the change to resume, or start over with --fresh",
-        )
-    try:
-        tensors = load_file(checkpoint / TENSORS)
-    except (SafetensorError, OSError) as error:
-        raise DcclipError(f"{checkpoint / TENSORS} cannot be read: {error}", "start over with --fresh") from None
+    record = read_record(checkpoint / STATE, FORMAT, _AGAIN)
+    if (number := record.content.get("format")) != FORMAT:
+        raise DcclipError(f"{checkpoint / STATE} has format {number}, and this version reads {FORMAT}", _AGAIN)
+    _check_identity(checkpoint, record.content.get("identity"), identity)
+    state = validated(TrainState, record.content, checkpoint / STATE, _AGAIN)
+    if total_steps is not None and state.step > total_steps:
+        raise DcclipError(f"{checkpoint / STATE}: step {state.step} of {total_steps}", _AGAIN)
+    with record.checking():
+        try:
+            tensors = load_file(checkpoint / TENSORS)
+        except (SafetensorError, OSError) as error:
+            raise DcclipError(f"{checkpoint / TENSORS} cannot be read: {error}", _AGAIN) from None
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
     for name, value in tensors.items():
         part, _, rest = name.partition("/")
-        parts[part][rest] = value
+        parts.setdefault(part, {})[rest] = value
+    try:
+        if len(tensors) != record.content.get("tensors"):
+            raise ValueError(f"it has {len(tensors)} tensors, and {STATE} says {record.content.get('tensors')}")
+        _check_tensors(parts, model, optimizer, ema)
+    except ValueError as error:
+        raise DcclipError(f"{checkpoint / TENSORS} does not fit this run: {error}", _AGAIN) from None
     model.load_state_dict(parts["model"])
     if ema is not None:
         ema.load_state_dict(parts["ema"])
@@ -141,7 +154,50 @@ def load_checkpoint(
         parameter, _, moment = name.rpartition("/")
         moments.setdefault(numbers[parameter], {})[moment] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    return TrainState(**{one.name: content[one.name] for one in fields(TrainState) if one.name in content})
+    return state
+
+
+def _check_identity(checkpoint: Path, saved: Any, identity: Identity) -> None:
+    if saved != json.loads(json.dumps(identity)):
+        changed = ", ".join(_differences(saved, identity)) if isinstance(saved, dict) else "everything"
+        raise DcclipError(
+            f"{checkpoint.parent} was saved by another recipe, on other data or with another teacher: {changed} "
+            "changed",
+            "undo the change to resume, or start over with --fresh",
+        )
+
+
+def _check_tensors(
+    parts: Mapping[str, Mapping[str, Tensor]], model: nn.Module, optimizer: Optimizer, ema: nn.Module | None
+) -> None:
+    """Raise ValueError for tensors that are missing, unknown, of another shape or type, or not finite."""
+    if unknown := parts.keys() - {"model", "ema", "optimizer"}:
+        raise ValueError(f"it has unknown tensors, {min(unknown)}/...")
+    for part, module in (("model", model), ("ema", ema)):
+        wanted = {} if module is None else module.state_dict()
+        for name in sorted(parts[part].keys() ^ wanted.keys()):
+            raise ValueError(f"{part}/{name} is {'missing' if name in wanted else 'unknown'}")
+        for name, value in parts[part].items():
+            if (value.shape, value.dtype) != (wanted[name].shape, wanted[name].dtype):
+                was, is_ = (f"{tuple(one.shape)} {one.dtype}" for one in (value, wanted[name]))
+                raise ValueError(f"{part}/{name} is {was}, not {is_}")
+            if not value.isfinite().all():
+                raise ValueError(f"{part}/{name} is not finite")
+    _check_moments(parts["optimizer"], model, optimizer)
+
+
+def _check_moments(moments: Mapping[str, Tensor], model: nn.Module, optimizer: Optimizer) -> None:
+    """Raise ValueError for moments of no parameter or of another shape, and for NaN."""
+    trained = {*_parameter_names(model, optimizer)}
+    shapes = {name: value.shape for name, value in model.named_parameters() if name in trained}
+    for name, value in moments.items():
+        parameter = name.rpartition("/")[0]
+        if parameter not in shapes:
+            raise ValueError(f"optimizer/{name} is of no parameter that is trained")
+        if value.dim() and value.shape != shapes[parameter]:  # a count of steps is a scalar
+            raise ValueError(f"optimizer/{name} is {tuple(value.shape)}, not {tuple(shapes[parameter])}")
+        if value.isnan().any():
+            raise ValueError(f"optimizer/{name} is not finite")
 
 
 def _differences(one: Mapping[str, Any], other: Mapping[str, Any], above: str = "") -> Iterator[str]:

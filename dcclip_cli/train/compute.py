@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list
 
-from dcclip_cli.files import atomic_write, read_json
+from dcclip_cli.checksums import read_record, write_record
 from dcclip_cli.machine import busy_cores, cores, fix_cublas_workspace, keep_freed_memory
 from dcclip_cli.model.precision import Choice, choose_precision, newton_schulz_precision
 from dcclip_cli.model.towers import Towers
@@ -23,6 +22,7 @@ from dcclip_cli.train.lazy_teacher import TeacherFacts
 from dcclip_cli.train.options import TrainOptions
 
 COMPUTED_IN = "computed_in.json"
+FORMAT = 2
 T = TypeVar("T")
 
 
@@ -71,13 +71,13 @@ def _free_threads(workers: int, name: str, progress: Progress) -> int:
 def _decided(folder: Path, name: str, decide: Callable[[], T]) -> T:
     """What was decided when the stage under `folder` began, on any machine; decided now if it is new."""
     file = folder / COMPUTED_IN
-    decisions = read_json(file, "start over with --fresh") if file.is_file() else {}
+    decisions = read_record(file, FORMAT, "start over with --fresh").content if file.exists() else {"format": FORMAT}
     if name not in decisions:
         [value] = broadcast_object_list([decide()])  # of the first process
         decisions[name] = value
         if PartialState().is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            atomic_write(file, json.dumps(decisions))
+            write_record(file, decisions, alone=True)
     return cast(T, decisions[name])
 
 

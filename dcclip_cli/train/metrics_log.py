@@ -11,19 +11,25 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from dcclip_cli.files import atomic_write
+from dcclip_cli.progress import Progress
+
 
 class MetricsLog:
     """Writes metrics.jsonl and TensorBoard files; entries after the step that training resumes from are removed."""
 
-    def __init__(self, folder: Path, resumed_step: int, accelerator: Accelerator) -> None:
+    def __init__(self, folder: Path, resumed_step: int, accelerator: Accelerator, progress: Progress) -> None:
         self._accelerator = accelerator
         self._file = folder / "metrics.jsonl"
         if not accelerator.is_main_process:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        lines = self._file.read_text().splitlines() if self._file.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= resumed_step]
-        self._file.write_text("".join(line + "\n" for line in kept))
+        lines = self._file.read_bytes().splitlines() if self._file.exists() else []
+        steps = [_step(line) for line in lines]
+        if damaged := steps[:-1].count(None):  # the last line may be cut by a kill
+            progress.say(f"warning: {self._file}: {damaged} of {len(lines)} lines are damaged and left out")
+        kept = (line for line, step in zip(lines, steps, strict=True) if step is not None and step <= resumed_step)
+        atomic_write(self._file, b"".join(line + b"\n" for line in kept))
         if not resumed_step:
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         accelerator.init_trackers("tensorboard")
@@ -35,6 +41,16 @@ class MetricsLog:
             with self._file.open("a") as stream:
                 stream.write(json.dumps({"step": step, **rounded}) + "\n")
             self._accelerator.log(metrics, step=step)
+
+
+def _step(line: bytes) -> float | None:
+    """The step of an entry; None if the line is damaged."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = entry.get("step") if isinstance(entry, dict) else None
+    return step if isinstance(step, int | float) else None
 
 
 class StepTimer:

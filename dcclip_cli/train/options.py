@@ -14,7 +14,7 @@ from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.options import Neutral, Options, Removed
 from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.run_dir import RunDir, TrainResult
+from dcclip_cli.run_dir import RunDir, TrainResult, finished
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 _MOST_STEPS = 100_000_000
@@ -201,9 +201,8 @@ class StageContext:
     fresh: bool = False
     progress: Progress = field(default_factory=Silent)
 
-    def finished(self, stage: str) -> TrainResult | None:
+    def finished(self, stage: Literal["distill", "align"]) -> TrainResult | None:
         """The result of a stage that an earlier run finished; with `fresh`, all that it left is removed."""
         if self.fresh:
             shutil.rmtree(self.run.stage(stage), ignore_errors=True)
-        model = self.run.model(stage)
-        return TrainResult(model, already_finished=True) if model.is_dir() else None
+        return TrainResult(self.run.model(stage), already_finished=True) if finished(self.run.root, stage) else None

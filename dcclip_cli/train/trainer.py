@@ -83,7 +83,7 @@ class Trainer:
         self.ema = make_ema(task.model, options.ema)
         self._accelerated_optimizer = self.accelerator.prepare(self.optimizer)
         self._wrapped = self.accelerator.prepare(task)
-        self.state = TrainState()
+        self.state = TrainState(step=0)
         self.seconds, self.metrics = 0.0, dict[str, float]()
         self._signals = HeldSignals()
         self._interrupted = self._changing_weights = False
@@ -214,12 +214,12 @@ class Trainer:
         folder = self.info.folder
         if checkpoint := latest_checkpoint(folder / "state"):
             identity = self.info.identity
-            self.state = load_checkpoint(checkpoint, identity, self.task, self.optimizer, self.ema)
+            self.state = load_checkpoint(checkpoint, identity, self.task, self.optimizer, self.ema, self.total_steps)
             self._saved_step = self.state.step
             self.info.progress.say(f"{self.info.name}: resuming from step {self.state.step} of {self.total_steps}")
         if self.accelerator.scaler is not None and self.state.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
-        self._log = MetricsLog(folder, self.state.step, self.accelerator)
+        self._log = MetricsLog(folder, self.state.step, self.accelerator, self.info.progress)
         self._timer = StepTimer(self.state.step)
         self._best = BestCheckpoint(folder / "best", self.state.step)
         self._guard = NonFiniteGuard(self.task, folder)

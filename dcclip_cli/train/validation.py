@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.nn import functional as F
 
+from dcclip_cli.checksums import Record, read_record, write_record
 from dcclip_cli.data.collator import unaugmented
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import LANGUAGES, Language, PairDataset
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import metrics
-from dcclip_cli.files import atomic_folder, read_json
+from dcclip_cli.files import atomic_folder, validated
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import OpenClipTowers
 
 WEIGHTS, METRICS = "weights.safetensors", "metrics.json"
+FORMAT = 2
 _ROWS = 64  # images or texts at once
 
 
@@ -81,6 +84,16 @@ def open_validation(data: DataOptions, languages: tuple[Language, ...]) -> Valid
     return Validation(dataset, complete)
 
 
+class _Best(BaseModel):
+    """The content of metrics.json."""
+
+    model_config = ConfigDict(strict=True)
+    format: Literal[2]
+    step: int = Field(ge=0)
+    metrics: dict[str, float]
+    score: float
+
+
 class BestCheckpoint:
     """The best weights so far by validation, on disk. `step` is 0 and `metrics` empty before the first validation."""
 
@@ -90,9 +103,11 @@ class BestCheckpoint:
         self.metrics: dict[str, float] = {}
         self.step, self._score = 0, -math.inf
         if (folder / METRICS).is_file():
-            saved = read_json(folder / METRICS, "start over with --fresh")
-            if saved["step"] <= resumed_step:
-                self.step, self.metrics, self._score = saved["step"], saved["metrics"], saved["score"]
+            record = self._record()
+            saved = validated(_Best, record.content, folder / METRICS, record.hint)
+            if saved.step <= resumed_step:
+                record.check_sizes()
+                self.step, self.metrics, self._score = saved.step, saved.metrics, saved.score
 
     def update(self, step: int, metrics: dict[str, float], model: nn.Module, write: bool) -> bool:
         """Keep the model if its mean metric is the best so far, and return whether it is. One process may `write`."""
@@ -106,16 +121,19 @@ class BestCheckpoint:
             with atomic_folder(self._folder) as temporary:
                 weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
                 save_file(weights, temporary / WEIGHTS)
-                content = {"step": step, "metrics": metrics, "score": score}
-                (temporary / METRICS).write_text(json.dumps(content))
+                content = {"format": FORMAT, "step": step, "metrics": metrics, "score": score}
+                write_record(temporary / METRICS, content)
         return True
 
     def restore(self, model: nn.Module) -> None:
         """Give the model the best weights."""
         from safetensors.torch import load_file
 
-        with torch.no_grad():
+        with torch.no_grad(), self._record().checking():
             model.load_state_dict(load_file(self._folder / WEIGHTS))
+
+    def _record(self) -> Record:
+        return read_record(self._folder / METRICS, FORMAT, "start over with --fresh")
 
 
 def _chunks(count: int) -> Iterator[range]:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from dcclip_cli.cli.app import app
 from tests.images import encode, png_header
+from tests.records import rewrite
 
 
 @pytest.fixture
@@ -124,8 +125,7 @@ def test_labels_that_are_none_are_two_lines(case: str, here: Path, bundle: Path)
 
 def say(**values: Any) -> Callable[[Path], object]:
     def change(folder: Path) -> None:
-        file = folder / "dcclip.json"
-        file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | values), "utf-8")
+        rewrite(folder, **values)
 
     return change
 
@@ -173,6 +173,18 @@ def not_finite(folder: Path) -> None:
     onnx.save(model, folder / "text.onnx")
 
 
+def no_shape(folder: Path) -> None:
+    import onnx
+
+    model = onnx.load(folder / "text.onnx")
+    gives = model.graph.output[0]
+    for node in model.graph.node:
+        node.output[:] = ["whole" if name == gives.name else name for name in node.output]
+    model.graph.node.append(onnx.helper.make_node("Squeeze", ["whole"], [gives.name]))  # of an unknown rank
+    gives.type.tensor_type.ClearField("shape")
+    onnx.save(model, folder / "text.onnx")
+
+
 BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no image": (lambda folder: (folder / "image.onnx").unlink(), "is no model directory of dcclip"),
     "no text": (lambda folder: (folder / "text.onnx").unlink(), "has no text.onnx (found: "),
@@ -192,18 +204,33 @@ BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut description": (cut("dcclip.json"), "dcclip.json is not JSON"),
     "a list": (replace("dcclip.json", b"[]"), "dcclip.json is not a JSON object"),
     "not UTF-8": (replace("dcclip.json", b"\xff\xfe{}"), "dcclip.json is not JSON"),
-    "another kind": (say(kind="openvino"), "describes a openvino of format 1, not a bundle of format 1"),
+    "another kind": (say(kind="openvino"), "describes a openvino of format 2, not a bundle of format 2"),
     "a later format": (say(format=9), "describes a bundle of format 9"),
-    "no scale": (say(logit_scale=None), "logit_scale is missing or has the wrong type"),
-    "scale in words": (say(logit_scale="100"), "logit_scale is missing or has the wrong type"),
-    "no name": (say(name=None), "name is missing or has the wrong type"),
-    "no prompts": (say(prompts=[]), "prompts is missing or has the wrong type"),
+    "no kind": (say(kind=None), "dcclip.json has no kind: it is not that of a dcclip bundle"),
+    "no scale": (say(logit_scale=None), "dcclip.json: logit_scale: input should be a valid number"),
+    "scale in words": (say(logit_scale="100"), "logit_scale: input should be a valid number (got '100')"),
+    "scale true": (say(logit_scale=True), "logit_scale: input should be a valid number (got True)"),
+    "huge scale": (say(logit_scale=2**70), "logit_scale: input should be less than or equal to 10000"),
+    "infinite bias": (say(logit_bias=float("inf")), "logit_bias: input should be"),
+    "no name": (say(name=None), "name: input should be a valid string"),
+    "no prompts": (say(prompts=[]), "prompts: input should be a valid dictionary"),
     "prompts without a place": (say(prompts={"zh": ["猫"]}), "prompts for zh must be texts with {}"),
+    "prompts of numbers": (say(prompts={"zh": [1]}), "prompts.zh.0: input should be a valid string (got 1)"),
     "no templates": (say(prompts={"zh": []}), "prompts for zh must be texts with {}"),
     "oblong pictures": (say(preprocessing={"size": [224, 80]}), "preprocessing: only square inputs are supported"),
-    "another resize": (say(preprocessing={"resize_mode": "longest"}), "preprocessing: unsupported preprocessing"),
-    "negative length": (say(context_length=-1), "context_length and padding_id must not be negative"),
-    "negative padding": (say(padding_id=-1), "context_length and padding_id must not be negative"),
+    "another resize": (say(preprocessing={"size": 64, "resize_mode": "longest"}), "preprocessing: unsupported"),
+    "two means": (say(preprocessing={"size": 64, "mean": [0.5, 0.5]}), "preprocessing.mean: list should have at least"),
+    "means in words": (say(preprocessing={"size": 64, "mean": "half"}), "preprocessing.mean: input should be a valid"),
+    "nested means": (say(preprocessing={"size": 64, "mean": [[0.5], 0, 0]}), "preprocessing.mean.0: input should be"),
+    "deviation 0": (say(preprocessing={"size": 64, "std": [0, 1, 1]}), "preprocessing.std.0: input should be greater"),
+    "negative length": (say(context_length=-1), "context_length: input should be greater than or equal to 1 (got -1)"),
+    "huge length": (say(context_length=2**63), "context_length: input should be"),
+    "negative padding": (say(padding_id=-1), "padding_id: input should be greater than or equal to 0 (got -1)"),
+    "huge padding": (say(padding_id=2**64), "padding_id: input should be"),
+    "padding past the embedding": (say(padding_id=70_000), "text.onnx cannot be computed"),
+    "parity a list": (say(parity=[1]), "parity: input should be a valid dictionary"),
+    "deep description": (replace("dcclip.json", b'{"a":' * 10**5), "dcclip.json is not JSON"),
+    "no output shape": (no_shape, "text.onnx does not say the shapes of input_ids and text_embeds"),
     "damaged weights": (not_finite, "returned embeddings that are not finite (NaN or infinite) for 2 of 2 texts"),
     "another size": (say(preprocessing={"size": 48}), "takes images of 64 x 64"),
 }
@@ -214,6 +241,7 @@ def test_a_bundle_that_is_broken_is_two_lines(case: str, here: Path, bundle: Pat
     change, complaint = BUNDLES[case]
     copy = shutil.copytree(bundle, here / "包")
     change(copy)
+    rewrite(copy)
     code, said = dcclip("predict", "good.png", "--labels", "猫,dog", "--model", copy)
     assert code == 1 and len(said) == 2
     assert said[0].startswith("error: ") and complaint in said[0]

@@ -17,6 +17,7 @@ from dcclip_cli.files import atomic_folder, read_json
 from dcclip_cli.model.model_dir import load_model, model_fingerprint, save_model
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.tokenizer import load_tokenizer
+from tests.records import rewrite
 
 TEXTS = ["红色的圆", "一张三角形的图片。", "A picture of a ring!", "", "ｒｅｄ　圆　 ring", "a long red circle " * 9]
 PLAIN_OPEN_CLIP = """
@@ -64,7 +65,7 @@ def test_the_directory_contains_the_documented_files_and_no_path_of_this_machine
     names = "dcclip.json README.md open_clip_config.json open_clip_model.safetensors tokenizer.json"
     assert {path.name for path in model_folder.iterdir()} == {*names.split(), "tokenizer_config.json"}
     provenance = json.loads((model_folder / "dcclip.json").read_text())
-    assert [provenance[key] for key in ("format", "stage", "parent")] == [1, "align", None]
+    assert [provenance[key] for key in ("format", "stage", "parent")] == [2, "align", None]
     assert provenance["parameters"] == load_model(model_folder).parameters_count()
     assert set(provenance["metrics"]) >= {"loss", "image_zh", "image_en"}
     assert len(provenance["data"]["train"]) == 64
@@ -141,6 +142,7 @@ def test_a_broken_directory_gets_the_right_error(
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    rewrite(folder)
     with pytest.raises(DcclipError) as raised:
         load_model(folder)
     assert message in raised.value.what
@@ -153,9 +155,11 @@ def test_weights_of_another_model_and_a_directory_without_any_are_refused(model_
     weights = load_file(folder / "open_clip_model.safetensors")
     weights["text.positional_embedding"] = torch.zeros(10, 32)
     save_file(weights, folder / "open_clip_model.safetensors")
+    rewrite(folder)
     with pytest.raises(DcclipError, match="cannot be loaded"):
         load_model(folder)
     (folder / "open_clip_model.safetensors").rename(folder / "model.ckpt")
+    rewrite(folder)
     with pytest.raises(DcclipError, match=r"has no open_clip_model\.safetensors") as raised:
         load_model(folder)
     assert "model.ckpt" in raised.value.what and raised.value.hint == "copy the whole model directory again"

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.predict.onnx_encoder import OnnxEncoder, _may_overflow
+from dcclip_cli.predict.onnx_encoder import Description, OnnxEncoder, _may_overflow
+from tests.records import rewrite
 
 
 @pytest.fixture
@@ -35,8 +36,7 @@ def test_white_space_in_a_text_does_not_matter(bundle_folder: Path) -> None:
 
 def _set(key: str, value: object) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
-        file = folder / "dcclip.json"
-        file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {key: value}), "utf-8")
+        rewrite(folder, **{key: value})
 
     return change
 
@@ -45,6 +45,7 @@ def _truncate(name: str) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[: len(content) // 2])
+        rewrite(folder)
 
     return change
 
@@ -53,6 +54,7 @@ def _swap(folder: Path) -> None:
     (folder / "image.onnx").rename(folder / "other")
     (folder / "text.onnx").rename(folder / "image.onnx")
     (folder / "other").rename(folder / "text.onnx")
+    rewrite(folder)
 
 
 @pytest.mark.parametrize(
@@ -63,9 +65,9 @@ def _swap(folder: Path) -> None:
         (_swap, r"image.onnx does not turn pixel_values into image_embeds"),
         (_truncate("tokenizer.json"), r"tokenizer.json is not the tokenizer of this bundle"),
         (_truncate("dcclip.json"), r"dcclip.json is not JSON"),
-        (_set("kind", "model"), r"describes a model of format 1, not a bundle of format 1"),
-        (_set("format", 2), r"describes a bundle of format 2"),
-        (_set("logit_scale", "big"), r"logit_scale is missing or has the wrong type"),
+        (_set("kind", "model"), r"describes a model of format 2, not a bundle of format 2"),
+        (_set("format", 3), r"describes a bundle of format 3"),
+        (_set("logit_scale", "big"), r"dcclip.json: logit_scale: input should be a valid number \(got 'big'\)"),
         (_set("preprocessing", {"size": [3, 4]}), r"preprocessing: only square inputs"),
     ],
 )
@@ -87,7 +89,8 @@ def test_a_broken_bundle_says_what_is_wrong(copy: Path, change: Callable[[Path],
     ],
 )
 def test_int8_bundles_of_versions_that_did_not_bound_sums_are_computed_exactly_without_vnni(
-    vnni: bool | None, about: dict[str, Any], expected: bool, monkeypatch: pytest.MonkeyPatch
+    vnni: bool | None, about: dict[str, Any], expected: bool, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dcclip_cli.predict.onnx_encoder.has_vnni", lambda: vnni)
-    assert _may_overflow(about) is expected
+    whole = json.loads((bundle_folder / "dcclip.json").read_text("utf-8")) | about
+    assert _may_overflow(Description.model_validate(whole)) is expected

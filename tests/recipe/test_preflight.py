@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from dcclip_cli.checksums import write_record
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.recipe import preflight
 from dcclip_cli.recipe.load import load
 from dcclip_cli.recipe.preflight import check
 from dcclip_cli.run_dir import RunDir, StageName
+from tests.train.jobs import refused
 
 ALL: tuple[StageName, ...] = ("distill", "align", "eval", "export")
 
@@ -82,10 +84,30 @@ def test_a_finished_stage_needs_nothing_any_more(problems: Any, tmp_path: Path) 
     assert [line.split(":")[0] for line in problems(gone)[0]] == ["data.train", "teacher.model"]
     for product in ("distill/model", "align/model", "eval", "export"):
         (tmp_path / "run" / product).mkdir(parents=True)
-    (tmp_path / "run/eval/summary.json").touch()
+    (tmp_path / "run/eval/summary.json").write_text("{}")
+    assert len(problems(gone)[0]) == 2  # an empty folder is no model
+    for stage in ("distill", "align"):
+        write_record(tmp_path / f"run/{stage}/model/dcclip.json", {"format": 2})
     assert [line.split(":")[0] for line in problems(gone)[0]] == ["data.train"]  # export is checked on the pairs
-    (tmp_path / "run/export/dcclip.json").touch()
+    write_record(tmp_path / "run/export/dcclip.json", {"format": 2})
     assert problems(gone) == ([], "")
+
+
+@pytest.mark.parametrize("stage", ["distill", "align"])
+def test_a_stage_with_half_a_model_is_refused(whole_recipe: dict[str, Any], tmp_path: Path, stage: StageName) -> None:
+    run = RunDir(tmp_path / "run")
+    model = run.root / stage / "model"
+    model.mkdir(parents=True)
+    (model / "weights").write_bytes(bytes(9))
+    with refused("model has no dcclip.json", "make it again with --fresh"):
+        check(load(whole_recipe), run, (stage,))
+    write_record(model / "dcclip.json", {"format": 2})
+    (model / "weights").write_bytes(bytes(8))
+    with refused(f"{stage}/model/weights is cut short: 8 bytes instead of 9", "make it again with --fresh"):
+        check(load(whole_recipe), run, (stage,))
+    (model / "weights").unlink()
+    with refused(f"{stage}/model/weights is missing", "make it again with --fresh"):
+        check(load(whole_recipe), run, (stage,))
 
 
 def test_a_teacher_directory_lacks_no_file(problems: Any, altclip_folder: Path, tmp_path: Path) -> None:

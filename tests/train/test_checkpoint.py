@@ -43,7 +43,7 @@ def test_training_resumes_bit_for_bit_from_a_checkpoint_of_weights_and_moments_w
     tmp_path: Path, kind: Any
 ) -> None:
     model, optimizer = trained(seed=0, kind=kind)
-    save_checkpoint(tmp_path, TrainState(3), THIS, model, optimizer)
+    save_checkpoint(tmp_path, TrainState(step=3), THIS, model, optimizer)
     assert sorted(path.name for path in tmp_path.glob("step-*/*")) == ["state.json", "tensors.safetensors"]
     tensors = load_file(tmp_path / "step-00000003" / "tensors.safetensors")
     assert {name.partition("/")[0] for name in tensors} == {"model", "optimizer"}
@@ -63,7 +63,7 @@ def test_only_the_newest_complete_checkpoint_is_found_and_kept(tmp_path: Path) -
     assert latest_checkpoint(tmp_path) is None
     half = tmp_path / ".step-00000011.123.partial"
     for steps in (1, 9, 10):
-        save_checkpoint(tmp_path, TrainState(steps), THIS, *trained(seed=0, steps=1))
+        save_checkpoint(tmp_path, TrainState(step=steps), THIS, *trained(seed=0, steps=1))
         assert [path.name for path in tmp_path.iterdir()] == [f"step-{steps:08}"]
         half.mkdir()
         (half / "tensors.safetensors").write_bytes(b"half")
@@ -71,7 +71,7 @@ def test_only_the_newest_complete_checkpoint_is_found_and_kept(tmp_path: Path) -
 
 
 def test_a_checkpoint_of_another_recipe_is_refused_with_both_hints(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "state", TrainState(3), THIS, *trained(seed=0))
+    save_checkpoint(tmp_path / "state", TrainState(step=3), THIS, *trained(seed=0))
     error = rf"{tmp_path / 'state'} was saved by another recipe, .*: options\.lr, seed changed"
     with refused(error, "undo the change to resume, or start over with --fresh"):
         load_checkpoint(tmp_path / "state" / "step-00000003", THAT, *trained(seed=0))
@@ -79,7 +79,7 @@ def test_a_checkpoint_of_another_recipe_is_refused_with_both_hints(tmp_path: Pat
 
 @pytest.mark.parametrize("content", [None, "", "[]"])
 def test_a_damaged_checkpoint_says_to_start_over(tmp_path: Path, content: str | None) -> None:
-    save_checkpoint(tmp_path, TrainState(3), THIS, *trained(seed=0))
+    save_checkpoint(tmp_path, TrainState(step=3), THIS, *trained(seed=0))
     file = tmp_path / "step-00000003" / "state.json"
     assert json.loads(file.read_text())["step"] == 3
     file.unlink()

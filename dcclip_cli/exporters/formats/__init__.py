@@ -42,10 +42,12 @@ class Format(ABC):
 
     def open(self, folder: Path) -> Encoder | None:
         """The export, run by the format's own runtime; None if that cannot run here."""
-        about = read_description(folder, self.name, self.files)
+        about, record = read_description(folder, self.name, self.files)
+        record.check()
         image, text = (self.runner(folder / name) for name in self.files[:2])
         if self.is_single:
-            about["fixed_length"], image, text = True, one_at_a_time(image), one_at_a_time(text)
+            about = about.model_copy(update={"fixed_length": True})
+            image, text = one_at_a_time(image), one_at_a_time(text)
         return ExportedEncoder(folder, about, self.files, image, text)
 
     def runner(self, file: Path) -> Run:
