@@ -17,7 +17,7 @@ import numpy as np
 
 from dcclip_cli import store_index
 from dcclip_cli.blocks import Array, Block, Damaged, Ragged, flat, parse
-from dcclip_cli.files import OpenFile
+from dcclip_cli.files import OpenFile, remove
 from dcclip_cli.store_index import Index, Source, index_of, joined, open_index
 
 SUFFIX = ".block"
@@ -139,8 +139,8 @@ class StoredRows:
                 wanted = ((int(positions[row]), int(offsets[row]), buffers[row]) for row in of_block)
                 try:
                     self._read_rows(index, source, index.columns[name], wanted)
-                except Damaged as why:
-                    self._drop(index, source, str(why))
+                except (Damaged, OSError) as error:
+                    self._drop(index, source, _reason(error))
                     damaged += 1
             values = content.view(array.dtype).reshape(-1, *array.shape)
             found[name] = Ragged(values, lengths) if array.ragged else values
@@ -194,7 +194,7 @@ class StoredRows:
         if changed == self._seen_ns:
             return
         self._seen_ns = changed if now - changed > _SETTLED_NS else 0
-        names = sorted(entry.name for entry in os.scandir(self.folder))
+        names = sorted(entry.name for entry in os.scandir(self.folder) if self._is_usable(entry))
         there = {name for name in names if name.endswith(SUFFIX)}
         for name in names:
             if name.endswith(store_index.SUFFIX) and name not in self._index_files:
@@ -203,6 +203,15 @@ class StoredRows:
                 self._remove_stale(self.folder / name)
         new = [name for name in sorted(there) if name not in self._blocks and name not in self._unusable]
         self._add_files(self.folder / name for name in new)
+
+    def _is_usable(self, entry: os.DirEntry[str]) -> bool:
+        """Whether it is a file; what is something else in the place of a block or an index is removed."""
+        if entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path):
+            return True
+        if entry.name.endswith((SUFFIX, store_index.SUFFIX)) and entry.name not in self._unusable:
+            self._unusable.add(entry.name)
+            self._remove(Path(entry.path), "is not a file")
+        return False
 
     def _remove_stale(self, file: Path) -> None:
         with suppress(OSError):
@@ -217,9 +226,10 @@ class StoredRows:
             self._check_kinds(index.arrays)
         except FileNotFoundError:
             return
-        except (Damaged, OSError, ValueError):  # ValueError: an empty file cannot be mapped
-            with suppress(OSError):
-                file.unlink()
+        except (Damaged, OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+            why = error if isinstance(error, Damaged) else f"cannot be read: {error}"
+            self._warn(f"warning: {file} {why}: it is made again from the blocks")
+            remove(file)
             return
         self._index_files[file.name] = index
         for number, source in enumerate(index.sources):
@@ -253,9 +263,9 @@ class StoredRows:
             except FileNotFoundError:
                 self._unusable.add(file.name)
                 continue
-            except Damaged as why:
+            except (Damaged, OSError) as error:
                 self._unusable.add(file.name)
-                self._remove(file, str(why))
+                self._remove(file, _reason(error))
                 continue
             blocks.append((file.name, block))
             rows += len(block.keys)
@@ -313,5 +323,8 @@ class StoredRows:
     def _remove(self, file: Path, what: str) -> None:
         if what:
             self._warn(f"warning: {file} {what}: its rows are computed again")
-        with suppress(OSError):  # in a read-only folder each process drops it again
-            file.unlink(missing_ok=True)
+        remove(file)  # in a read-only folder each process drops it again
+
+
+def _reason(error: Damaged | OSError) -> str:
+    return str(error) if isinstance(error, Damaged) else f"cannot be read: {error.strerror}"

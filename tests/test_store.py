@@ -149,6 +149,39 @@ def test_a_file_that_is_cut_or_removed_after_it_was_opened_is_missing(tmp_path: 
     assert every_row(kept) == [*range(7), *range(16, 24)]  # what is read before the cut is right
 
 
+@pytest.mark.parametrize("kind", ["folder", "pipe", "loop", "index folder"])
+def test_what_is_no_file_in_the_place_of_a_block_is_removed_with_a_warning(kind: str, tmp_path: Path) -> None:
+    filled(tmp_path, 8, 16)
+    file = sorted(tmp_path.glob("*.block"))[1]
+    if kind == "index folder":
+        file = file.with_suffix(".index")
+    else:
+        file.unlink()
+    {"pipe": os.mkfifo, "loop": lambda path: path.symlink_to(path)}.get(kind, Path.mkdir)(file)
+    said: list[str] = []
+    kept = FeatureStore(tmp_path, said.append)
+    lost = [] if kind == "index folder" else [*range(8, 16)]
+    assert every_row(kept) == [place for place in range(N) if place not in lost]
+    kept.refresh()
+    assert len(said) == 1 and said[0].startswith(f"warning: {file} is not a file") and not os.path.lexists(file)
+
+
+def test_a_block_that_the_disk_does_not_give_back_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path, 8, 16)
+    said: list[str] = []
+    kept = FeatureStore(tmp_path, said.append)
+
+    def fails(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", fails)
+    with pytest.raises(MissingRows):
+        kept.read("map", KEYS[:1])
+    monkeypatch.undo()
+    assert said == [f"warning: {said[0].split()[1]} cannot be read: Input/output error: its rows are computed again"]
+    assert every_row(kept) == [*range(8, N)]
+
+
 def test_a_file_of_another_format_and_one_with_another_kind_of_array_are_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,7 +112,7 @@ def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
     from dcclip_cli.eval.report import METRIC_NAMES, table
 
     if as_json:
-        return console.show_json([asdict(result) for result in results])
+        return console.show_json([result.to_json() for result in results])
     found = table(results)
     if len({result.model for result in results}) > 1:
         gaps = [column.is_gap for column in found.columns]

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import lock
+from dcclip_cli.files import lock, remove
 
 SUFFIX, PARTIAL = ".block", ".partial"
+_READING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # a pipe in the place of a block would wait for a writer
 _TOUCH_S = 30.0  # how often a block's last use is noted
 _RECENT_S = 60.0  # a block that was evicted so soon after its last use is not fetched again for single images
 _FEW = 2  # so many images of a block are read from their origin before it is fetched: some uses need no more
@@ -40,11 +41,11 @@ class BlockCache:
     """Blocks in `folder`, at most `max_bytes` of them; any number of processes share it.
 
     The least recently used are removed. A block appears under its name when it is complete, so a killed process leaves
-    nothing that is read.
+    nothing that is read. `warn` gets a line about each that proves to be damaged.
     """
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
-        self.folder, self.max_bytes = folder, max_bytes
+    def __init__(self, folder: Path, max_bytes: int, warn: Callable[[str], None] = lambda _: None) -> None:
+        self.folder, self.max_bytes, self._warn = folder, max_bytes, warn
         self._used: dict[str, float] = {}  # when this process last noted the use of a block
         self._reads: Counter[str] = Counter()  # of single images of a block that is not here
         self._ahead = _Ahead(self)
@@ -56,7 +57,7 @@ class BlockCache:
         """Some bytes of a block, which is fetched if it is not here. Raises DcclipError where that fails."""
         while True:
             try:
-                descriptor = os.open(self._file(block.key), os.O_RDONLY)
+                descriptor = os.open(self._file(block.key), _READING)
             except FileNotFoundError:
                 recent = time.monotonic() - self._used.get(block.key, -_RECENT_S) < _RECENT_S
                 self._reads[block.key] += 1
@@ -66,6 +67,9 @@ class BlockCache:
                 continue
             try:
                 content = os.pread(descriptor, size, offset)
+            except OSError:  # a folder, a pipe, a sector that cannot be read
+                self.discard(block)
+                continue
             finally:
                 os.close(descriptor)
             self._note_use(block.key)
@@ -88,9 +92,14 @@ class BlockCache:
         self._reads.pop(block.key, None)
 
     def discard(self, block: Block) -> None:
-        """Remove a block, whose bytes proved to be wrong."""
-        self._file(block.key).unlink(missing_ok=True)
+        """Remove a block, whose bytes proved to be wrong. Raises DcclipError if that is not possible."""
+        file = self._file(block.key)
         self._used.pop(block.key, None)
+        if os.path.lexists(file):
+            self._warn(f"warning: {file} is damaged: {block.source} is read again")
+            remove(file)
+        if os.path.lexists(file):
+            raise DcclipError(f"{file} is damaged and cannot be removed", "name another folder with DCCLIP_CACHE")
 
     def prefetch(self, blocks: Iterable[Block]) -> None:
         """Fetch the blocks of the next window in the background; those of the window before are kept.

@@ -17,7 +17,7 @@ from dcclip_cli.data.pair import BLOCK, LANGUAGES, Language, Lazy, Pair, PairDat
 from dcclip_cli.data.shard_blocks import BlockPlace, group_block, tar_block
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder, json_object
-from dcclip_cli.progress import Progress
+from dcclip_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +54,7 @@ class IndexedDataset(PairDataset):
         self._places = [(shard, batch) for shard, rows in enumerate(counts) for batch in range(len(rows))]
         self._starts = np.concatenate([[0], np.cumsum([*chain.from_iterable(counts)], dtype=np.int64)])
         self._chunk = lru_cache(_CHUNKS)(self._open)
-        self._cache = BlockCache(cache_folder() / "blocks", cache_bytes)
+        self._cache = BlockCache(cache_folder() / "blocks", cache_bytes, (progress or Silent()).say)
 
     def __reduce__(self) -> tuple[type, tuple[str | Path, Sequence[Index], bool, int]]:
         return type(self), (self.path, self._indexes, self._uncaptioned, self._cache.max_bytes)

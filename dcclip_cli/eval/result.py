@@ -8,16 +8,18 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import atomic_write
 
+_OWN = "sha256"
 MAX_FILE_BYTES = 256_000_000
 _MAX_ARRAY_BYTES = 1_000_000_000
 _DTYPES = ("uint8", "uint16", "uint32", "float32")
@@ -62,10 +64,29 @@ class EvalResult:
     class_names: list[str] = field(default_factory=list)
     templates: list[str] = field(default_factory=list)
     details: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as a JSON object, with a checksum of its content."""
+        content = asdict(self)
+        return content | {_OWN: _checksum(content)}
+
+    @classmethod
+    def from_json(cls, content: Any) -> EvalResult:
+        """The result in an object of `to_json`, or of a version without checksums. Raises ValueError for others."""
+        if isinstance(content, dict) and _OWN in content:
+            content = dict(content)
+            if content.pop(_OWN) != _checksum(content):
+                raise ValueError("it is damaged or was edited: a result is not as it was written")
+        return TypeAdapter(cls).validate_json(json.dumps(content))
 
     def detail(self, name: str) -> np.ndarray | None:
         """One of the details as an array; None where the result has none of that name."""
         return unpack(self.details[name], f"{self.dataset} {self.language}: {name}") if name in self.details else None
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(lines: Sequence[str]) -> str:
@@ -92,8 +113,12 @@ def unpack(packed: Mapping[str, Any], where: str) -> np.ndarray:
         expected = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         if dtype not in _DTYPES or not 0 <= expected <= _MAX_ARRAY_BYTES:
             raise ValueError(f"a {dtype} array of the shape {shape}")
-        content = zlib.decompressobj().decompress(base64.b64decode(packed["zlib"], validate=True), expected + 1)
-        return np.frombuffer(content, dtype).reshape(shape)
+        stream = zlib.decompressobj()
+        content = stream.decompress(base64.b64decode(packed["zlib"], validate=True), expected + 1)
+        values = np.frombuffer(content, dtype).reshape(shape)
+        if not (stream.eof and np.isfinite(values).all()):  # at its end is a checksum
+            raise ValueError("it is cut, or not finite")
+        return values
     except (KeyError, TypeError, ValueError, zlib.error, binascii.Error) as error:
         raise DcclipError(f"{where} cannot be read: {error}", "evaluate again") from None
 
@@ -105,7 +130,7 @@ def save_results(results: Iterable[EvalResult], folder: Path) -> None:
     for result in results:
         by_dataset.setdefault(result.dataset, []).append(result)
     for dataset, several in by_dataset.items():
-        _write(folder / f"{dataset}.json", [asdict(result) for result in several])
+        _write(folder / f"{dataset}.json", [result.to_json() for result in several])
     short = ("model", "dataset", "language", "task", "metric", "value", "n")
     summary = [{key: getattr(result, key) for key in short} for several in by_dataset.values() for result in several]
     _write(folder / "summary.json", summary)
@@ -124,10 +149,12 @@ def load_results(path: Path) -> list[EvalResult]:
     if path.stat().st_size > MAX_FILE_BYTES:
         raise DcclipError(f"{path} has more than {MAX_FILE_BYTES:,} bytes", hint)
     try:
-        rows = json.loads(path.read_text("utf-8"))
-        known = {one.name for one in fields(EvalResult)}
-        return [EvalResult(**{key: value for key, value in row.items() if key in known}) for row in rows]
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        return [EvalResult.from_json(row) for row in json.loads(path.read_text("utf-8"))]
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+        raise DcclipError(f"{path} contains no results of eval: {what}", hint) from None
+    except (ValueError, TypeError, RecursionError) as error:
         raise DcclipError(f"{path} contains no results of eval: {str(error)[:200]}", hint) from None
 
 

@@ -87,6 +87,33 @@ def test_a_fetch_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert not list(cache.folder.glob("aa*"))
 
 
+@pytest.mark.parametrize("kind", ["folder", "pipe", "unreadable"])
+def test_what_is_no_block_in_the_place_of_one_is_replaced_with_a_warning(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = list[str]()
+    cache = BlockCache(tmp_path / "blocks", 5000, said.append)
+    file = cache.folder / "aa.block"
+    if kind == "unreadable":
+        cache.fetch(block(tmp_path, "aa"))
+        read, pread = [], os.pread
+
+        def fails_once(*given: int) -> bytes:
+            read.append(given)
+            if len(read) == 1:
+                raise OSError(5, "Input/output error")
+            return pread(*given)
+
+        monkeypatch.setattr(os, "pread", fails_once)
+    elif kind == "folder":
+        (file / "below").mkdir(parents=True)
+    else:
+        cache.folder.mkdir()
+        os.mkfifo(file)
+    assert cache.read(block(tmp_path, "aa"), 0, 2) == b"aa"
+    assert said == [f"warning: {file} is damaged: shard aa is read again"]
+
+
 def test_what_a_killed_fetch_left_is_not_read(tmp_path: Path) -> None:
     cache = BlockCache(tmp_path / "blocks", 5000)
     cache.folder.mkdir()

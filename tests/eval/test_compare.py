@@ -1,6 +1,8 @@
 """Two results are compared with an interval, and only where they were measured alike."""
 
-from dataclasses import replace
+import base64
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from dcclip_cli.eval.compare import compare_results, read_results
 from dcclip_cli.eval.metrics import Score, score_classes, score_retrieval
 from dcclip_cli.eval.registry import ELEVATER
 from dcclip_cli.eval.report import MEAN, elevater_mean, latex, markdown, table
-from dcclip_cli.eval.result import EvalResult, pack, save_results, sha256_of, unpack
+from dcclip_cli.eval.result import EvalResult, load_results, pack, save_results, sha256_of, unpack
 
 
 def result(
@@ -108,6 +110,48 @@ def test_a_side_is_a_file_a_folder_or_one_model_of_them(tmp_path: Path) -> None:
         read_results(str(tmp_path / "bad.json"))
     with pytest.raises(DcclipError, match=r"nowhere\.json does not exist"):
         read_results(str(tmp_path / "nowhere.json"))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_result_with_a_flipped_bit_is_refused_or_the_same(seed: int, tmp_path: Path) -> None:
+    voc = score_classes(
+        np.random.default_rng(0).normal(size=(40, 3)), np.eye(3, dtype=bool)[np.arange(40) % 3], "map11"
+    )
+    given = [result("一个模型 a", guesses(13, of=40)), result("b", voc, "map11")]
+    save_results(given, tmp_path)
+    file, random = tmp_path / "dtd.json", np.random.default_rng(seed)
+    assert load_results(file) == given
+    content = bytearray(file.read_bytes())
+    content[int(random.integers(len(content)))] ^= 1 << int(random.integers(8))
+    file.write_bytes(content)
+    try:
+        assert load_results(file) == given  # white space, or the name of the checksum
+    except DcclipError as error:
+        assert error.what.startswith(f"{file} contains no results of eval") and error.hint
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"value": float("nan")}, {"value": "0.5"}, {"metrics": {"top1": float("inf")}}, {"n": 1.5}, {"corrupt": []}],
+)
+def test_a_result_of_a_version_without_checksums_is_read_and_checked(change: dict[str, Any], tmp_path: Path) -> None:
+    row = asdict(result("a", guesses(13)))
+    (tmp_path / "old.json").write_text(json.dumps([row | {"of_a_later_version": 1}]), "utf-8")
+    assert load_results(tmp_path / "old.json") == [result("a", guesses(13))]
+    (tmp_path / "old.json").write_text(json.dumps([row | change]), "utf-8")
+    with pytest.raises(DcclipError, match=rf"contains no results of eval: {next(iter(change))}"):
+        load_results(tmp_path / "old.json")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_details_that_are_not_finite_or_cut_are_refused(bad: float) -> None:
+    packed = pack(np.asarray([0.5, bad]))
+    with pytest.raises(DcclipError, match="x cannot be read: it is cut, or not finite"):
+        unpack(packed, "x")
+    packed = pack(np.arange(1000) / 7)
+    cut = base64.b64encode(base64.b64decode(packed["zlib"])[:-2]).decode()  # in the checksum
+    with pytest.raises(DcclipError, match="x cannot be read"):
+        unpack(packed | {"zlib": cut}, "x")
 
 
 def test_results_without_a_data_set_in_common_are_refused() -> None:

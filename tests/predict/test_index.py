@@ -41,14 +41,28 @@ def test_pictures_are_embedded_once_and_again_when_they_change(bundle_folder: Pa
     assert open_index(model, folder, fresh=True).embedded == 5
 
 
-@pytest.mark.parametrize("content", [b"", b"dcclip features\n", b"\x93NUMPY", None])
+def damage(file: Path, content: bytes | str) -> None:
+    whole = file.read_bytes()
+    file.unlink()
+    match content:
+        case "folder":
+            (file / "below").mkdir(parents=True)
+        case "pipe":
+            os.mkfifo(file)
+        case "loop":
+            file.symlink_to(file)
+        case _:
+            file.write_bytes(content if isinstance(content, bytes) else whole[:-2] + b"\0\x7e")  # NaN in fp16
+
+
+@pytest.mark.parametrize("content", [b"", b"dcclip features\n", b"\x93NUMPY", "NaN", "folder", "pipe", "loop"])
 def test_an_index_that_is_broken_is_created_again(
-    bundle_folder: Path, pictures: list[Path], content: bytes | None
+    bundle_folder: Path, pictures: list[Path], content: bytes | str
 ) -> None:
     model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
     whole = open_index(model, folder)
     for file in (folder / FOLDER).rglob("*.block"):
-        file.write_bytes(file.read_bytes()[:-2] + b"\0\x7e" if content is None else content)  # NaN
+        damage(file, content)
     again = open_index(model, folder)
     assert again.embedded == 5
     np.testing.assert_array_equal(again.embeddings, whole.embeddings)
