@@ -12,6 +12,7 @@ import numpy as np
 
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.eval import prompts, registry
 from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.embedding import sample_indices
 from dcclip_cli.eval.metrics import per_class
@@ -112,12 +113,30 @@ def _remark(here: Sequence[EvalResult]) -> str:
     sample = f"a sample of {here[0].n:,} images" if any(result.limit for result in here) else ""
     corrupt = max(len(result.corrupt) for result in here)
     alike = max(sum(map(len, result.indistinct)) for result in here)
+    known = registry.SETS.get(base_name(here[0].dataset).replace("-", "_"))
+    gap = prompts.read(registry.prompts_of(known)).gap_remark if known and known.classes else ""
     remarks = (
+        gap if len({result.language for result in here}) > 1 else "",
         sample,
         f"{corrupt:,} images cannot be read" if corrupt else "",
         f"{alike} classes are read alike" if alike else "",
     )
     return ", ".join(filter(None, remarks))
+
+
+def one_thing(results: Sequence[EvalResult]) -> dict[str, list[str]]:
+    """By data set, the pairs of classes that are one thing in both languages: a score on them is a coin toss."""
+    found = {}
+    for result in results:
+        known = registry.SETS.get(base_name(result.dataset).replace("-", "_"))
+        if known and known.classes and result.task == _ZERO_SHOT and result.metric in ("top1", "mean_per_class"):
+            about = prompts.read(registry.prompts_of(known))
+            pairs = [
+                [" / ".join(names[at] for names in about.names.values()) for at in pair] for pair in about.one_thing
+            ]
+            if pairs:
+                found[known.label] = [" = ".join(pair) for pair in pairs]
+    return found
 
 
 def elevater_mean(results: Sequence[EvalResult], model: str, language: Language) -> float | None:
@@ -190,6 +209,7 @@ def write_report(path: Path, results: Sequence[EvalResult], datasets: Iterable[D
         languages=_LANGUAGES,
         metric_names=METRIC_NAMES,
         points=percent,
+        one_thing=one_thing(results),
         markdown=markdown(found),
         latex=latex(found),
         corrupt={result.dataset: result.corrupt for result in results if result.corrupt},

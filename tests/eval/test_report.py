@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from dcclip_cli.data.dataset import write_parquet
-from dcclip_cli.data.pair import Pair
+from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.eval.datasets import open_dataset
 from dcclip_cli.eval.metrics import score_classes
-from dcclip_cli.eval.report import errors_of, write_report
+from dcclip_cli.eval.report import errors_of, one_thing, table, write_report
 from tests.eval import layouts
 from tests.eval.test_compare import guesses, result
 
@@ -57,3 +57,16 @@ def test_probes_are_drawn_as_curves(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "Linear probes" in page and page.count("data:image/svg+xml") == 2
     assert "dtd, linear probe, 5 shots" in page
+
+
+def test_the_report_says_where_languages_do_not_compare_and_which_classes_are_one_thing(tmp_path: Path) -> None:
+    names: list[tuple[str, Language]] = [("gtsrb", "en"), ("gtsrb-cn", "zh"), ("imagenet", "en"), ("imagenet-cn", "zh")]
+    names.append(("imagenet-r", "en"))
+    results = [replace(result("a", guesses(300)), dataset=name, language=language) for name, language in names]
+    remarks = {row.name: row.remark for row in table(results).rows}
+    assert remarks["gtsrb"].startswith("Chinese names say what a sign means") and remarks["imagenet"] == ""
+    pairs = one_thing(results)
+    assert list(pairs) == ["imagenet"] and len(pairs["imagenet"]) == 6  # of ImageNet-R's 200, no two
+    assert "太阳镜 / sunglasses = 墨镜 / sunglasses" in pairs["imagenet"]
+    write_report(tmp_path / "report.html", results)
+    assert "太阳镜 / sunglasses = 墨镜 / sunglasses" in (tmp_path / "report.html").read_text("utf-8")

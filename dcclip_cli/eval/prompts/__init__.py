@@ -3,7 +3,9 @@
     {"folders": [key of each class in the source's label order],
      "en": {"names": [...], "alternates": {"name": ["synonym", ...]}, "templates": [...]}, "zh": {...}}
 
-`{"subset_of": "imagenet", "folders": [...]}` takes the names and templates of these folders from another file.
+`one_thing` lists pairs of classes, by folder, that are one thing in both languages; `gap_remark` says why scores in the
+two languages do not compare. `{"subset_of": "imagenet", "folders": [...]}` takes the names and templates of these
+folders from another file.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import functools
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,18 @@ _HINT = "restore the published file, or download the data set again"
 
 @dataclass(frozen=True)
 class Prompts:
-    """The class `folders` in label order and, per language, the classes' names, synonyms of names, and templates."""
+    """The class `folders` in label order and, per language, the classes' names, synonyms of names, and templates.
+
+    `one_thing` are pairs of class numbers that nobody can tell apart by name in either language. `gap_remark` says why
+    a difference between the languages is one of the question; empty where it is not.
+    """
 
     folders: list[str]
     names: dict[Language, list[str]]
     alternates: dict[Language, dict[str, list[str]]]
     templates: dict[Language, list[str]]
+    one_thing: list[tuple[int, int]] = field(default_factory=list)
+    gap_remark: str = ""
 
 
 def languages(name: str) -> list[Language]:
@@ -52,6 +60,8 @@ def read(name: str) -> Prompts:
         names={language: one["names"] for language, one in found.items()},
         alternates={language: one.get("alternates", {}) for language, one in found.items()},
         templates={language: one["templates"] for language, one in found.items()},
+        one_thing=_numbered(content.get("one_thing", []), content["folders"]),
+        gap_remark=content.get("gap_remark", ""),
     )
 
 
@@ -63,7 +73,14 @@ def compact(language: Language) -> tuple[str, ...]:
 def _subset(whole: Prompts, folders: list[str]) -> Prompts:
     place = {folder: number for number, folder in enumerate(whole.folders)}
     names = {language: [every[place[folder]] for folder in folders] for language, every in whole.names.items()}
-    return Prompts(folders, names, whole.alternates, whole.templates)
+    pairs = [[whole.folders[number] for number in pair] for pair in whole.one_thing]
+    return Prompts(folders, names, whole.alternates, whole.templates, _numbered(pairs, folders), whole.gap_remark)
+
+
+def _numbered(pairs: Sequence[Sequence[str]], folders: Sequence[str]) -> list[tuple[int, int]]:
+    """The pairs of folders as class numbers; a pair of which one is missing is left out."""
+    place = {folder: number for number, folder in enumerate(folders)}
+    return [(place[one], place[other]) for one, other in pairs if one in place and other in place]
 
 
 def _json(name: str) -> Any:
