@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Begin, padding, end, unknown, as in XLM-RoBERTa.
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 BEGIN_ID, PADDING_ID, END_ID, UNKNOWN_ID = range(4)
+_STEP = 1e-4  # `min_score_penalty_delta` in tokenizers' UnigramTrainer
 
 
 def train_tokenizer(captions: Iterable[str], size: int) -> Tokenizer:
@@ -65,10 +66,24 @@ def _in_fixed_order(tokenizer: Tokenizer) -> Tokenizer:
     from tokenizers import Tokenizer
 
     state = json.loads(tokenizer.to_str())
-    vocab = [(token, round(score, 6)) for token, score in state["model"]["vocab"]]
-    special, trained = vocab[: len(SPECIAL)], vocab[len(SPECIAL) :]
+    vocab = state["model"]["vocab"]
+    special, trained = vocab[: len(SPECIAL)], [(token, round(score, 6)) for token, score in _put_back(vocab)]
     state["model"]["vocab"] = special + sorted(trained, key=lambda entry: (-entry[1], entry[0]))
     return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
+
+
+def _put_back(vocab: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """The trained tokens, where characters that were pruned and put back have scores in order of their names.
+
+    The trainer gives them the lowest score, plus 0, 1, 2, ... times `_STEP`, in the order of a hash map.
+    """
+    scores = dict(vocab[len(SPECIAL) :])
+    lowest, found = min(scores.values(), default=0.0), list[str]()
+    singles = {round((score - lowest) / _STEP, 4): token for token, score in scores.items() if len(token) == 1}
+    while (step := float(len(found))) in singles:
+        found.append(singles[step])
+    ordered = [scores[token] for token in found]
+    return list((scores | dict(zip(sorted(found), ordered, strict=True))).items())
 
 
 def trim_tokenizer(source: Path, captions: Iterable[str], size: int, characters: bool = False) -> Tokenizer:

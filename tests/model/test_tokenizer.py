@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models
 
+from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.tokenizer import (
     BEGIN_ID,
@@ -18,6 +20,8 @@ from dcclip_cli.model.tokenizer import (
     train_tokenizer,
     trim_tokenizer,
 )
+
+EMOJI = Path(__file__).resolve().parents[2] / "recipes/quickstart/train.parquet"
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,15 @@ def test_case_and_full_width_forms_make_no_difference(trained: Tokenizer, one: s
 
 def test_training_twice_on_the_same_captions_gives_the_same_tokenizer(captions: list[str], trained: Tokenizer) -> None:
     assert json.loads(train_tokenizer(captions, 300).to_str())["model"] == json.loads(trained.to_str())["model"]
+
+
+def test_characters_that_training_prunes_and_puts_back_have_the_same_scores_each_time() -> None:
+    pairs = open_pairs(str(EMOJI))
+    captions = [text for number in range(0, 224, 7) for each in LANGUAGES for text in pairs[number].captions(each)]
+    trained = [json.loads(train_tokenizer(captions, 1000).to_str())["model"]["vocab"] for _ in range(8)]
+    assert trained[1:] == trained[:-1]
+    scores = dict(trained[0])
+    assert scores["v"] == min(scores.values()) and scores["z"] == pytest.approx(scores["v"] + 1e-4)
 
 
 # ---- trimming
