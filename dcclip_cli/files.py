@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from dcclip_cli.errors import DcclipError
 
@@ -140,19 +140,19 @@ _SPECIAL = {
 }
 
 
-def refuse_special(path: Path) -> None:
+def refuse_special(path: Path, wanted: Literal["file", "folder"] = "file") -> None:
     """Raise DcclipError if `path` is a pipe, a device or a socket: reading one may never end."""
     try:
         kind = _SPECIAL.get(stat.S_IFMT(path.stat().st_mode))
     except (OSError, ValueError):  # a missing file or an impossible name: opening it reports that
         return
     if kind:
-        raise DcclipError(f"{path} is {kind}, not a file", "name an ordinary file")
+        raise DcclipError(f"{path} is {kind}, not a {wanted}", f"name an ordinary {wanted}")
 
 
 def check_target(path: Path, folder: bool) -> None:
     """Raise the error that writing `path`, as a folder or a file, would end in, as far as that is known before."""
-    refuse_special(path)
+    refuse_special(path, "folder" if folder else "file")
     if os.path.lexists(path):
         is_folder = stat.S_ISDIR(path.stat().st_mode)  # raises for links in a circle
         if is_folder != folder:

@@ -44,7 +44,9 @@ _Shots = Annotated[
 _Precision = Annotated[
     Precision | None, Option("--precision", help="Precision of torch models. Default: auto, the faster here.")
 ]
-_Workers = Annotated[int | None, Option("--workers", min=1, help="Threads that read images. Default: 2.")]
+_Workers = Annotated[
+    int | None, Option("--workers", min=1, callback=flags.at_a_time, help="Threads that read images. Default: 2.")
+]
 _NoCache = Annotated[bool, Option("--no-cache", help="Neither read nor write the cache of embeddings.")]
 _Json = Annotated[bool, Option("--json", help="Print the full results as JSON instead of a table.")]
 _Out = Annotated[Path | None, Option("--out", metavar="DIR", help="Folder for results (JSON), tables, report.html.")]
@@ -75,6 +77,7 @@ def eval(
 
     With a recipe: its data sets and its run's model, and the results are kept in runs/NAME/eval.
     """
+    flags.out(out)
     if recipe is None and (sets or check):
         raise BadParameter("--set and --check need a recipe")
     given = {

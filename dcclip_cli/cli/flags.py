@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dcclip_cli.recipe.load import LoadedRecipe
     from dcclip_cli.run_dir import StageName
 
-_MOST_THREADS = 64  # that every machine accepts
+_MOST_AT_A_TIME = 64  # that every machine accepts
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 IMAGES = Argument(metavar="IMAGE", help="Images, folders or globs; - reads paths from stdin.")
@@ -45,17 +45,17 @@ Check = Annotated[
 Where = Annotated[Device, Option("--device", help="Device of the model; auto uses a GPU if there is one.")]
 
 
-def _threads(number: int | None) -> int | None:
-    """Refuses a number of threads that only costs: the system has a limited number for all its users."""
-    most = max(_MOST_THREADS, 4 * (os.cpu_count() or 1))
+def at_a_time(number: int | None) -> int | None:
+    """Refuses numbers of threads or processes that only cost: the system has a limited number for all its users."""
+    most = max(_MOST_AT_A_TIME, 4 * (os.cpu_count() or 1))
     if number is not None and number > most:
-        raise BadParameter(f"{number} is more than {most} threads; this machine has {os.cpu_count()} cores")
+        raise BadParameter(f"{number} is more than {most}; this machine has {os.cpu_count()} cores")
     return number
 
 
 Threads = Annotated[
     int | None,
-    Option("--threads", min=1, callback=_threads, help="CPU threads per tower. Default: 1 for a bundle."),
+    Option("--threads", min=1, callback=at_a_time, help="CPU threads per tower. Default: 1 for a bundle."),
 ]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.")]
 Verbose = Annotated[bool, Option("--verbose", "-v", help="Show library logs too.")]

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from dcclip_cli.run_dir import TrainResult
 
 _ENGINE = Option("--engine", help="What runs the tasks; slurm is set up by the key collect.cluster.")
-_WORKERS = Option("--workers", min=1, help="Tasks that run at a time. Default: one per core.")
-_LIMIT = Option("--limit", min=1, metavar="N", help="Try the recipe on about N pairs, in a folder of their own.")
+_WORKERS = Option("--workers", min=1, callback=flags.at_a_time, help="Tasks that run at a time. Default: one per core.")
+_LIMIT = Option(
+    "--limit", min=1, max=10**9, metavar="N", help="Try the recipe on about N pairs, in a folder of their own."
+)
 
 
 def run(
@@ -36,6 +38,7 @@ def run(
 
     Finished stages are skipped. Ends with a table of teacher, student and bundle: accuracy, size and speed.
     """
+    flags.out(out)
     loaded = flags.open_recipe(recipe, sets)
     if check:
         return flags.show_checked(loaded, loaded.recipe.stages, device, out, fresh)
@@ -70,6 +73,7 @@ def collect(
     runs/NAME/collect-limit, and opens the report if there is a browser. Prints the counts. --check also prints how
     much there is to read.
     """
+    flags.out(out)
     loaded = flags.open_recipe(recipe, sets, "collect")
     if check:
         flags.show_checked(loaded, ["collect"], out=out, fresh=fresh)
@@ -95,6 +99,7 @@ def _training(stage: Literal["distill", "align"], what: str) -> Callable[..., No
         quiet: flags.Quiet = False,
         verbose: flags.Verbose = False,
     ) -> None:
+        flags.out(out)
         loaded = flags.open_recipe(recipe, sets, stage)
         if check:
             return flags.show_checked(loaded, loaded.recipe.stages, device, out, bool(fresh))
@@ -190,6 +195,7 @@ def export(
     """
     if recipe is None and (sets or check or out is None):
         raise BadParameter("without a recipe, --out is required, and --set and --check have no effect")
+    flags.out(out)
     loaded = flags.open_recipe(recipe, sets) if recipe else None
     if loaded and check:
         return flags.show_checked(loaded, ["export"], fresh=True)

@@ -10,11 +10,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dcclip_cli.cli.streams import printable
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder, written_by
 from dcclip_cli.machine import memory
 
 _AGAIN = "then run the same command again"
+_OTHER_CACHE = "set DCCLIP_CACHE to another folder, for the cache"
 _ELSEWHERE = "{elsewhere}"  # in a hint: how this command writes somewhere else
 
 # Errors with a file: {file}, what is wrong with it, and what to do.
@@ -25,7 +27,7 @@ _WITH_FILE: Mapping[int, tuple[str, str]] = {
     errno.EROFS: ("{file} is on a read-only file system", f"write to another one{_ELSEWHERE}"),
     errno.EEXIST: ("{file} exists already", f"move it away{_ELSEWHERE}"),
     errno.ENOTEMPTY: ("{file} is not empty: another process writes there", f"wait for that one{_ELSEWHERE}"),
-    errno.ENOTDIR: ("{barrier} is a file, not a folder", f"check the path{_ELSEWHERE}"),
+    errno.ENOTDIR: ("{barrier} is a file, not a folder", "check the path: all of it but the last name must be folders"),
     errno.EISDIR: ("{file} is a folder, not a file", "name a file"),
     errno.ENOENT: ("{file} does not exist", "check the path; if another process deleted it, run the command again"),
     errno.ENAMETOOLONG: ("{file}: the name is too long", "give a shorter one: most systems allow 255 bytes"),
@@ -59,6 +61,7 @@ _NUMBER = re.compile(
 )
 _PASSED_ON_BY = ("safetensors", "duckdb", "_duckdb", "onnxruntime", "pyarrow")  # modules of such errors
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's tofile
+_LINK_LOOP = re.compile(r"Symlink loop from '(.*)'")  # pathlib's resolve
 _NO_MEMORY = ("can't allocate memory", "Unable to allocate", "bad allocation", "std::bad_alloc", "out of memory")
 _NO_THREAD = ("can't start new thread", "Resource temporarily unavailable", "pthread_create")
 _NO_SHARED_MEMORY = ("out of shared memory", "unable to write to file </torch", "unable to open shared memory")
@@ -104,6 +107,8 @@ def _problem(error: BaseException) -> _Problem | None:
         if isinstance(file, int):  # a descriptor
             file = None
     file = file if file is not None else written_by(error)
+    if isinstance(error, RuntimeError) and (loop := _LINK_LOOP.search(_text(error))):
+        return _Problem(errno.ELOOP, Path(loop[1]))
     number = getattr(error, "errno", None)
     if not isinstance(number, int):
         passed_on = isinstance(error, OSError | RuntimeError) or type(error).__module__.startswith(_PASSED_ON_BY)
@@ -135,9 +140,11 @@ def _sentence(problem: _Problem, options: Collection[str]) -> DcclipError | None
     if number not in _WITH_FILE:
         return None
     what, hint = _WITH_FILE[number]
+    if "{free}" in what:
+        what = what.replace("{free}", _free(file))
     return DcclipError(
-        what.replace("{free}", _free(file)).replace("{barrier}", str(_barrier(file))).replace("{file}", str(file)),
-        hint.replace(_ELSEWHERE, f", or {elsewhere}" if elsewhere else ""),
+        what.replace("{barrier}", printable(str(_barrier(file)))).replace("{file}", printable(str(file))),
+        elsewhere if elsewhere == _OTHER_CACHE else hint.replace(_ELSEWHERE, f", or {elsewhere}" if elsewhere else ""),
     )
 
 
@@ -166,8 +173,9 @@ def _readable(file: Path) -> str:
 
 def _elsewhere(file: Path, options: Collection[str]) -> str:
     """How the command writes somewhere else, if it can."""
-    if file.is_relative_to(cache_folder()):
-        return "put the cache elsewhere with DCCLIP_CACHE=DIR"
+    cache = cache_folder()
+    if file.is_relative_to(cache) or cache.is_relative_to(file):
+        return _OTHER_CACHE
     for option in ("--out", "--html"):
         if option in options:
             return f"write elsewhere with {option}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from dcclip_cli.run_dir import STAGES
 Library = Literal["transformers", "open_clip"]
 STARTER = "starter"  # the name of the model that comes with the package
 _STARTER_BUNDLE = Path(__file__).parent.parent / STARTER
+_HUB_NAME = re.compile(r"(?!.*(\.\.|--))([\w.-]{1,96}/)?[\w.-]{1,96}(@[\w./-]+)?", re.ASCII)
 _HINT = "make a model with: dcclip run recipes/quickstart.yaml, or name one with --model"
 
 
@@ -50,6 +52,11 @@ def _named(reference: str, why: str) -> ModelReference:
     scheme, _, rest = reference.partition(":")
     if scheme in ("hf", "open_clip", "hf-hub") and Path(rest).is_dir() and rest:
         return _directory(Path(rest), "transformers" if scheme == "hf" else "open_clip", why)
+    if scheme in ("hf", "hf-hub") and not _HUB_NAME.fullmatch(rest):
+        raise DcclipError(
+            f"model {reference} is neither a directory nor a name on the hub",
+            f"write {scheme}:ORG/NAME or {scheme}:DIR",
+        )
     if scheme == "hf" and rest:
         return ModelReference("hf", rest, f"model: {rest} with transformers{why}")
     if scheme in ("open_clip", "hf-hub") and rest:

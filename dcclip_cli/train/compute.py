@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list
 
 from dcclip_cli.checksums import read_record, write_record
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import busy_cores, cores, fix_cublas_workspace, keep_freed_memory
 from dcclip_cli.model.precision import Choice, choose_precision, newton_schulz_precision
 from dcclip_cli.model.towers import Towers
@@ -23,11 +24,20 @@ from dcclip_cli.train.options import TrainOptions
 
 COMPUTED_IN = "computed_in.json"
 FORMAT = 2
+_LAUNCHED_WITH = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 T = TypeVar("T")
 
 
 def join_processes(device: str) -> None:
-    """Connect the processes that torchrun started; a single one stays alone."""
+    """Connect the processes that torchrun started; a single one stays alone.
+
+    Raises DcclipError where the variables by which a launcher describes them are incomplete.
+    """
+    count = os.environ.get("WORLD_SIZE", "1")
+    missing = [name for name in _LAUNCHED_WITH if name not in os.environ] if count != "1" else []
+    if missing or not count.isdecimal():
+        what = f"WORLD_SIZE is {count}, but there is no {', '.join(missing) or 'such number'}"
+        raise DcclipError(what, "start several processes with torchrun, or for one: unset WORLD_SIZE")
     fix_cublas_workspace()
     PartialState(cpu=device == "cpu")
 

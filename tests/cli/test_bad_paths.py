@@ -1,0 +1,119 @@
+"""Places and names that no command can use are refused before any work, in two lines."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import dcclip
+
+ROOT = Path(__file__).parents[2]
+RECIPE, SAMPLE = ROOT / "recipes" / "quickstart.yaml", ROOT / "recipes" / "collect-sample.yaml"
+UNSEEN = ROOT / "recipes" / "quickstart" / "unseen.parquet"
+COMMANDS: dict[str, list[object]] = {
+    "run": ["run", RECIPE, "--out"],
+    "collect": ["collect", SAMPLE, "--out"],
+    "distill": ["distill", RECIPE, "--out"],
+    "distill --check": ["distill", RECIPE, "--check", "--out"],
+    "eval": ["eval", "--model", "starter", "--dataset", UNSEEN, "--out"],
+    "export": ["export", "--model", "starter", "--out"],
+    "search": ["search", "一只狗", ".", "--model", "starter", "--html"],
+    "embed": ["embed", "--text", "狗", "--model", "starter", "--out"],
+}
+PLACES = {
+    "below a file": ("文件.npy/x/图.npy", "文件.npy is a file, not a folder"),
+    "too long": ("长" * 90 + ".npy", "the name is too long"),
+    "a circle of links": ("loop.npy", "symbolic links lead in a circle"),
+    "a pipe": ("pipe.npy", "pipe.npy is a pipe, not a fi"),
+    # A device is refused in the same way; a test that failed would replace one.
+    "a socket": ("socket.npy", "socket.npy is a socket, not a fi"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("文件.npy").write_text("")
+    Path("loop.npy").symlink_to("loop.npy")
+    os.mkfifo("pipe.npy")
+    os.mknod("socket.npy", stat.S_IFSOCK | 0o600)
+    Image.new("RGB", (8, 8), "red").save("good.png")
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_place_that_cannot_be_written_is_refused_at_once(command: str, place: str) -> None:
+    out, complaint = PLACES[place]
+    before = sorted(Path().iterdir())
+    said = dcclip(*COMMANDS[command], out, expect=1).stderr.splitlines()
+    if command not in ("search", "embed"):
+        complaint = complaint.replace("not a fi", "not a folder")
+    assert said[0].startswith("error: ") and complaint in said[0]
+    assert len(said) == 2 and said[1].startswith("hint:  ")
+    assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize("command", ["run", "collect", "distill", "eval", "export"])
+def test_a_result_folder_cannot_be_a_file(command: str) -> None:
+    said = dcclip(*COMMANDS[command], "文件.npy", expect=1).stderr
+    assert said.startswith("error: 文件.npy is a file, not a folder\nhint:  ")
+
+
+@pytest.mark.parametrize(
+    ("model", "complaint"),
+    [
+        ("hf:../../etc", "model hf:../../etc is neither a directory nor a name on the hub"),
+        ("hf-hub:a/../b", "is neither a directory nor a name on the hub"),
+        ("hf:", "model hf: is neither a directory nor a name on the hub"),
+        ("hf:组织/模型", "is neither a directory nor a name on the hub"),
+        ("pipe.npy", "model pipe.npy is not a directory"),
+        ("loop.npy", "model loop.npy is not a directory"),
+        ("长" * 90, "the name is too long"),
+        ("a\nb", "model a"),
+    ],
+)
+def test_a_model_that_is_no_model_is_refused(model: str, complaint: str) -> None:
+    said = dcclip("predict", "good.png", "--labels", "猫,dog", "--model", model, expect=1).stderr
+    assert said.startswith("error: ") and complaint in said and "\nhint:  " in said
+
+
+@pytest.mark.parametrize(("recipe", "complaint"), [(name, complaint) for name, complaint in PLACES.values()])
+def test_a_recipe_that_cannot_be_read_is_refused(recipe: str, complaint: str) -> None:
+    said = dcclip("distill", recipe, expect=1).stderr.splitlines()
+    assert said[0].startswith("error: ") and complaint in said[0] and len(said) == 2
+
+
+def test_a_cache_that_cannot_be_a_folder_says_how_to_move_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DCCLIP_CACHE", str(Path("文件.npy").absolute()))
+    said = dcclip("eval", "--model", "starter", "--dataset", UNSEEN, "--limit", 2, "-q", expect=1).stderr.splitlines()
+    assert "is a file, not a folder" in said[0]
+    assert said[1] == "hint:  set DCCLIP_CACHE to another folder, for the cache"
+
+
+@pytest.mark.parametrize(
+    ("variables", "complaint"),
+    [
+        ({"WORLD_SIZE": "2"}, "there is no RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"WORLD_SIZE": "二"}, "no RANK"),
+    ],
+)
+def test_half_a_launch_is_refused(variables: dict[str, str], complaint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    said = dcclip("distill", RECIPE, "-q", expect=1).stderr
+    assert said.startswith("error: WORLD_SIZE is ") and complaint in said and "\nhint:  start several" in said
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["collect", SAMPLE, "--workers", 100_000],
+        ["collect", SAMPLE, "--limit", 10**30],
+        ["eval", "--model", "starter", "--dataset", UNSEEN, "--workers", 100_000],
+        ["search", "狗", ".", "--threads", 100_000],
+    ],
+)
+def test_numbers_that_would_take_the_machine_are_refused(command: list[object]) -> None:
+    assert "Invalid value" in dcclip(*command, expect=2).stderr
