@@ -16,6 +16,7 @@ from dcclip_cli.recipe.load import LoadedRecipe, RecipeSource
 from dcclip_cli.recipe.load import load as load_recipe
 from dcclip_cli.recipe.run import ModelSummary, RecipeRun, StageResult
 from dcclip_cli.run_dir import RunDir, StageName, TrainResult
+from dcclip_cli.signals import keeping
 
 if TYPE_CHECKING:
     from dcclip_cli.curation.collect import CollectResult
@@ -145,7 +146,8 @@ def evaluate(
         talk.say(reference.description)
     datasets = open_datasets(chosen)
     kept = FeatureCache(cache_folder() if cache else None, talk.say)
-    results = evaluate(references, datasets, chosen, device=device, cache=kept, progress=talk)
+    with keeping(kept.kept):
+        results = evaluate(references, datasets, chosen, device=device, cache=kept, progress=talk)
     if out:
         save_report(results, datasets, Path(out))
         talk.say(f"results: {out} (open {Path(out) / 'report.html'})")

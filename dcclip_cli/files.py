@@ -13,7 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from dcclip_cli import partials
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.signals import shielded
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -83,14 +85,9 @@ def atomic_file(file: Path) -> Iterator[Path]:
 
     A killed process leaves `file` as it was.
     """
-    partial = _partial(file)
-    try:
-        with writing(file):
-            yield partial
-            partial.replace(file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with writing(file), partials.partial(file) as partial:
+        yield partial
+        partial.replace(file)
 
 
 def atomic_write(file: Path, content: bytes | str) -> None:
@@ -100,36 +97,25 @@ def atomic_write(file: Path, content: bytes | str) -> None:
 
 
 @contextmanager
-def temporary_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder, removed when the block ends, also by a signal at any moment."""
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        with writing(folder):
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def temporary_folder(near: Path) -> Iterator[Path]:
+    """An empty folder next to `near`, removed when the block ends, also by a signal at any moment."""
+    with writing(near), partials.partial(near, folder=True) as folder:
+        yield folder
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """An empty temporary folder next to `folder` that replaces it when the block ends, removed if it raises."""
-    partial = _partial(folder)
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        with writing(folder):
-            yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if folder.exists():
-        old = partial.with_suffix(".old")
-        folder.rename(old)
-        partial.rename(folder)
+    with writing(folder), partials.partial(folder, folder=True) as partial:
+        yield partial
+        if not folder.exists():
+            partial.rename(folder)
+            return
+        old = partials.old(partial)
+        with shielded():
+            folder.rename(old)
+            partial.rename(folder)
         shutil.rmtree(old)
-    else:
-        partial.rename(folder)
 
 
 _SPECIAL = {
@@ -183,10 +169,6 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 class OpenFile:

@@ -1,39 +1,96 @@
-"""Ctrl-C and SIGTERM: how they end a command, training and worker processes.
+"""Ctrl-C, SIGTERM and SIGHUP: how they end a command, training and worker processes.
 
-Slurm, systemd, `timeout` and a terminal send a signal to all processes of a command at once, torchrun to each of its
-processes: workers ignore it, and the process that they work for ends in order.
+A command ends at once, wherever it is: what it keeps is whole on the disk at any moment. Blocks that save something
+first are `interruptible` or hold signals back. Slurm, systemd, `timeout` and a terminal send a signal to all processes
+of a command at once, torchrun to each of its processes: workers ignore it, and the process that they work for ends.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
-_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+from dcclip_cli.partials import remove_own
+
+NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _AGAIN_S = 0.05  # after which a signal is sent again
-_GRACE_S = 20  # for removing temporary files; a cluster kills 30 s after SIGTERM
+_PROMPT_S = 1.0  # for returning to Python from a library, after which another thread ends the process
+_GRACE_S = 10.0  # for saving what is computed
+_ALARM_S = 20  # after which the system ends the process, whatever it waits for; a cluster kills 30 s after SIGTERM
+
 _asked: list[int] = []  # the signals that asked this process, a command, to end
+_say: Callable[[str], object] = lambda _: None  # noqa: E731
+_command: int | None = None  # the process that is a command
+_code: int | None = None  # its exit code, once its work is done
+_interruptible: list[None] = []  # one for each running block, as in _shielded
+_shielded: list[None] = []
+_deferred: list[Callable[[], None]] = []  # what a signal that came in a shielded block does at its end
+_holding: list[HeldSignals] = []
+_kept: list[Callable[[], str]] = []
+_kept_before: list[str] = []  # what was kept where the signal ended a block
+_leaving = threading.Lock()
 
 
-def end_on_signals() -> None:
-    """The first Ctrl-C or SIGTERM ends this process, a command, by KeyboardInterrupt; it also exits if that fails."""
+def end_on_signals(say: Callable[[str], object]) -> None:
+    """Let the first Ctrl-C, SIGTERM or SIGHUP end this process, a command, with 128 + its number.
+
+    `say` gets the line that tells what is kept; it may be called at any moment, so that it must not use a stream.
+    """
+    global _command, _say
+    _command, _say = os.getpid(), say
     sys.unraisablehook = _send_again
-    for number in _NUMBERS:
-        signal.signal(number, _end)
+    for number in NUMBERS:
+        if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup ignores SIGHUP
+            signal.signal(number, _end)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+    threading.Thread(target=_watch, args=(reader,), daemon=True).start()
 
 
-def _end(number: int, _frame: FrameType | None) -> None:
+def _end(number: int, _frame: FrameType | None = None) -> None:
+    if os.getpid() != _command:  # forked, and not yet a worker
+        os._exit(128 + number)
     _asked.append(number)
     if len(_asked) == 1:
-        _exit_in_time()
+        _unless_shielded(_end_now)
+
+
+def _unless_shielded(act: Callable[[], None]) -> None:
+    if _shielded:
+        _deferred[:] = [act]
+    else:
+        act()
+
+
+def _end_now() -> None:
+    _exit_in_time()
+    if _interruptible:
         raise KeyboardInterrupt
+    exit_command()
+
+
+def _watch(reader: int) -> None:
+    """End the process a while after a signal that the main thread does not take, being in a library's code."""
+    while not (numbers := [number for number in os.read(reader, 64) if number in NUMBERS]):
+        pass
+    since = time.monotonic()
+    while time.monotonic() - since < (_GRACE_S if _asked else _PROMPT_S):
+        time.sleep(0.05)
+        if _holding or _shielded:
+            since = time.monotonic()
+    if not _asked:
+        _asked.append(numbers[0])
+    exit_command()
 
 
 def _send_again(ignored: sys.UnraisableHookArgs) -> None:
@@ -47,10 +104,9 @@ def _send_again(ignored: sys.UnraisableHookArgs) -> None:
 
 
 def _exit_in_time() -> None:
-    """Let the system end this process soon, whatever it waits for by then."""
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(_GRACE_S)
+        signal.alarm(_ALARM_S)
 
 
 def asked_to_end() -> bool:
@@ -58,22 +114,97 @@ def asked_to_end() -> bool:
     return bool(_asked)
 
 
-def exit_command(code: int | None = None) -> None:
-    """Exit now if this process is a command, with 128 + the number of the signal that ends it where no code is given.
+@contextmanager
+def keeping(what: Callable[[], str]) -> Iterator[None]:
+    """Let `what` tell what is kept where a signal ends the block: "12 of 40 images are embedded"; empty: nothing.
 
-    The interpreter's own end is left out: with several processes, gloo may hang in it (pytorch issue 56297).
+    It may be called at any moment of the block, from any thread.
     """
-    if signal.getsignal(signal.SIGTERM) is not _end:
+    _kept.append(what)
+    try:
+        yield
+    except BaseException:
+        if asked_to_end():
+            _kept_before.insert(0, what())
+        raise
+    finally:
+        _kept.remove(what)
+
+
+def stopped() -> str:
+    """What a command that is stopped now has kept, and how to go on."""
+    kept = ", ".join(filter(None, [*(what() for what in _kept), *_kept_before]))
+    again = "run the same command again" + (" without --fresh" if "--fresh" in sys.argv else "")
+    return f"{kept}; {again} to go on from there" if kept else "nothing was kept; run the same command again"
+
+
+def work_is_done(code: int) -> None:
+    """From now on a signal only cuts the interpreter's own end short."""
+    global _code
+    _code = code
+
+
+def exit_command(code: int | None = None) -> None:
+    """Exit now if this process is a command; without a code because a signal asked for it, with a line that says so.
+
+    Its workers are killed and its partial files removed. The interpreter's own end is left out: with several processes,
+    gloo may hang in it (pytorch issue 56297).
+    """
+    if os.getpid() != _command:
         return
-    for child in multiprocessing.active_children():
-        child.kill()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(128 + max(_asked, default=signal.SIGINT) if code is None else code)
+    if not _leaving.acquire(blocking=False):  # another thread does it, or the handler that interrupted it
+        _wait_for_the_end()
+    if multiprocessing := sys.modules.get("multiprocessing"):
+        for child in multiprocessing.active_children():
+            child.kill()
+    if code is None:
+        code = _code
+    if code is None:
+        line = stopped()
+        remove_own()
+        _say(line)
+        code = 128 + (_asked[0] if _asked else signal.SIGINT)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(RuntimeError, ValueError, OSError):  # interrupted in a write; closed; nobody reads it
+            stream.flush()
+    os._exit(code)
+
+
+def _wait_for_the_end() -> NoReturn:
+    while True:
+        time.sleep(1)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """While the block runs in the main thread, a signal raises KeyboardInterrupt, so that it can save what it has."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _interruptible.append(None)
+    try:
+        yield
+    finally:
+        _interruptible.pop()
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Let a short block in the main thread end before a signal that comes in it does what it does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _shielded.append(None)
+    try:
+        yield
+    finally:
+        _shielded.pop()
+        if _deferred and not _shielded:
+            _deferred.pop()()
 
 
 class HeldSignals:
-    """Holds Ctrl-C and SIGTERM back while its block runs, in whose end KeyboardInterrupt is raised if one came.
+    """Holds the signals back while its block runs, in whose end KeyboardInterrupt is raised if one came.
 
     True if one came. Outside of the main thread, signals are left alone.
     """
@@ -88,18 +219,26 @@ class HeldSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in _NUMBERS}
+            heeded = [number for number in NUMBERS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._receive) for number in heeded}
+            _holding.append(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _error: object, _traceback: TracebackType | None) -> None:
-        if self._before.get(signal.SIGTERM) is _end and (self._came or kind is KeyboardInterrupt):
+        if self._of_command and (self._came or kind is KeyboardInterrupt):
             # Those that still come, as torchrun sends one more, must not disturb the end.
-            _asked.extend(self._came or [signal.SIGINT])
+            _asked.extend([] if _asked else [signal.SIGINT])
             _exit_in_time()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self in _holding:
+            _holding.remove(self)
         if self._came and kind is None:
             raise KeyboardInterrupt
+
+    @property
+    def _of_command(self) -> bool:
+        return self._before.get(signal.SIGTERM) is _end
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -114,13 +253,18 @@ class HeldSignals:
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         self._came.append(number)
+        if self._of_command:
+            _asked.append(number)
+        _unless_shielded(self._interrupt)
+
+    def _interrupt(self) -> None:
         if self._interruptible:
             raise KeyboardInterrupt
 
 
 def begin_worker(_number: int = 0) -> None:
-    """Make this process a worker, whichever its number: it ignores Ctrl-C and SIGTERM and exits with its command."""
-    for number in _NUMBERS:
+    """Make this process a worker, whichever its number: it ignores the signals and exits with its command."""
+    for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _report  # which the thread that hands over shared memory calls
     threading.Thread(target=_exit_with_command, daemon=True).start()
@@ -132,6 +276,8 @@ def _report(kind: type[BaseException], error: BaseException, traceback: Tracebac
 
 
 def _exit_with_command() -> None:
+    import multiprocessing
+
     command = multiprocessing.parent_process()
     assert command is not None
     command.join()

@@ -22,6 +22,7 @@ import numpy as np
 from dcclip_cli.blocks import Ragged, Values, flat, pack, parse
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import atomic_file, lock
+from dcclip_cli.signals import interruptible, shielded
 from dcclip_cli.store_rows import SUFFIX, MissingRows, StoredRows
 
 __all__ = ["FeatureStore", "MissingRows", "digests"]
@@ -60,21 +61,26 @@ class FeatureStore(StoredRows):
         """
         waiting, size, last = list[tuple[np.ndarray, Values]](), 0, time.monotonic()
         try:
-            for keys, values in pieces:
-                for name, given in values.items():
-                    if not np.isfinite(flat(given)).all():
-                        raise ValueError(f"{name} is not finite")
-                    size += flat(given).nbytes
-                waiting.append((keys, values))
-                seconds = time.monotonic() - last
-                if size >= _BLOCK_BYTES or seconds >= every_s:
-                    full, waiting, size, last = waiting, [], 0, time.monotonic()
-                    self._append(pack(full, seconds))
+            with interruptible():
+                for keys, values in pieces:
+                    for name, given in values.items():
+                        if not np.isfinite(flat(given)).all():
+                            raise ValueError(f"{name} is not finite")
+                        size += flat(given).nbytes
+                    waiting.append((keys, values))
+                    seconds = time.monotonic() - last
+                    if size >= _BLOCK_BYTES or seconds >= every_s:
+                        full, waiting, size, last = waiting, [], 0, time.monotonic()
+                        self._append(full, seconds)
         finally:
             if waiting:
-                self._append(pack(waiting, time.monotonic() - last))
+                self._append(waiting, time.monotonic() - last)
 
-    def _append(self, parts: list[bytes | memoryview]) -> None:
+    def _append(self, rows: Sequence[tuple[np.ndarray, Values]], seconds: float) -> None:
+        with shielded():
+            self._append_block(pack(rows, seconds))
+
+    def _append_block(self, parts: list[bytes | memoryview]) -> None:
         if self.folder is None:
             content = b"".join(parts)
             block = parse(content)
@@ -91,7 +97,7 @@ class FeatureStore(StoredRows):
             if not self._optional or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise OSError(error.errno, error.strerror, str(file)) from None
             self.folder = None
-            return self._append(parts)
+            return self._append_block(parts)
         self._add_files([file])
         if file.name not in self._blocks:
             raise DcclipError(f"{file} cannot be used after it was written", f"delete {self.folder}, and run again")

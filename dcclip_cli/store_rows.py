@@ -18,6 +18,7 @@ import numpy as np
 from dcclip_cli import store_index
 from dcclip_cli.blocks import Array, Block, Damaged, Ragged, flat, parse
 from dcclip_cli.files import OpenFile, remove
+from dcclip_cli.partials import remove_if_abandoned
 from dcclip_cli.store_index import Index, Source, index_of, joined, open_index
 
 SUFFIX = ".block"
@@ -25,7 +26,6 @@ _INDEX_ROWS = 2**20  # that are indexed in memory before they get an index file
 _INDEXES = 8  # in memory, before they are joined
 _OPEN_FILES = 128
 _SETTLED_NS = 2_000_000_000  # after which another change of a folder has another time, on any file system
-_STALE_S = 3600  # a temporary file of that age was left by a killed process
 
 
 class MissingRows(LookupError):
@@ -199,8 +199,8 @@ class StoredRows:
         for name in names:
             if name.endswith(store_index.SUFFIX) and name not in self._index_files:
                 self._use_index(self.folder / name, there)
-            elif name.endswith(".partial"):
-                self._remove_stale(self.folder / name)
+            else:
+                remove_if_abandoned(self.folder / name)
         new = [name for name in sorted(there) if name not in self._blocks and name not in self._unusable]
         self._add_files(self.folder / name for name in new)
 
@@ -212,11 +212,6 @@ class StoredRows:
             self._unusable.add(entry.name)
             self._remove(Path(entry.path), "is not a file")
         return False
-
-    def _remove_stale(self, file: Path) -> None:
-        with suppress(OSError):
-            if time.time() - file.stat().st_mtime > _STALE_S:
-                file.unlink()
 
     def _use_index(self, file: Path, there: Collection[str]) -> None:
         """Use an index file; blocks that it shares with another are used from this one."""

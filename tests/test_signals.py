@@ -1,10 +1,12 @@
-"""Ctrl-C and SIGTERM: held back in training, the end of a command, ignored by workers."""
+"""Ctrl-C, SIGTERM and SIGHUP: the end of a command, held back in training, ignored by workers."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -14,31 +16,78 @@ from dcclip_cli.signals import HeldSignals
 
 pytestmark = pytest.mark.any_cpu
 
-# A command that makes a temporary folder, forks a worker, and waits in it.
+# A command with partial files and a worker, whose number it prints before it waits.
 COMMAND = """
-import multiprocessing, os, sys, tempfile, time
-from dcclip_cli.signals import begin_worker, end_on_signals, exit_command
-end_on_signals()
+import multiprocessing, os, sqlite3, sys, time
+from contextlib import suppress
+from pathlib import Path
+from dcclip_cli import signals
+from dcclip_cli.files import atomic_file, atomic_folder
+from dcclip_cli.signals import begin_worker, end_on_signals, exit_command, interruptible, keeping, work_is_done
+
+done = []
+signals._GRACE_S = 2.0
+
 def work():
     begin_worker()
     print(os.getpid(), flush=True)
     time.sleep(600)
-try:
-    with tempfile.TemporaryDirectory(dir=sys.argv[1]):
-        worker = multiprocessing.get_context("fork").Process(target=work, daemon=True)
-        worker.start()
+
+def wait():
+    multiprocessing.get_context("fork").Process(target=work, daemon=True).start()
+    time.sleep(600)
+
+def wait_in_a_block_that_saves():
+    try:
+        with interruptible():
+            wait()
+    except KeyboardInterrupt:
+        done.append("猫")
+        raise
+
+def wait_where_a_library_swallows_interrupts():
+    with suppress(KeyboardInterrupt), interruptible():
+        wait()
+    time.sleep(600)
+
+class Finalized:
+    def __del__(self):
+        wait()
+
+def wait_in_a_finalizer():
+    with interruptible():
+        Finalized()
         time.sleep(600)
-except KeyboardInterrupt:
-    print("结束 cleaned up", flush=True)
-    exit_command()
+
+def wait_in_native_code():
+    multiprocessing.get_context("fork").Process(target=work, daemon=True).start()
+    numbers = "with recursive n(i) as (select 1 union all select i + 1 from n) select count(*) from n"
+    sqlite3.connect(":memory:").execute(numbers).fetchone()
+
+def wait_after_the_work():
+    work_is_done(3)
+    wait()
+
+end_on_signals(lambda line: os.write(2, f"stopped: {line}\\n".encode()))
+folder = Path(sys.argv[1])
+with keeping(lambda: f"{len(done)} of 9 is kept" if done else ""):
+    try:
+        with atomic_folder(folder / "一"), atomic_file(folder / "b"):
+            globals()[sys.argv[2]]()
+    except KeyboardInterrupt:
+        exit_command()
 """
+NOTHING = "stopped: nothing was kept; run the same command again\n"
+
+
+NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
 def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", NUMBERS)
 def test_a_held_signal_interrupts_at_the_end_of_the_block(number: int) -> None:
     steps, before = [], signal.getsignal(number)
     held = HeldSignals()
@@ -71,73 +120,85 @@ def test_an_error_in_the_block_is_not_replaced_by_the_signal() -> None:
         raise ValueError("猫")
 
 
-@pytest.mark.parametrize(
-    ("number", "times", "code"),
-    [(signal.SIGTERM, 1, 143), (signal.SIGINT, 1, 130), (signal.SIGTERM, 9, 143)],  # torchrun repeats it
-)
-def test_a_signal_to_the_group_ends_a_command_in_order_and_its_worker_with_it(
-    tmp_path: Path, number: int, times: int, code: int
+@contextmanager
+def running(folder: Path, where: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """The command, waiting, and its worker's number."""
+    command = [sys.executable, "-c", COMMAND, str(folder), where]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, process_group=0) as process:
+        assert process.stdout is not None
+        yield process, int(process.stdout.readline())
+        process.kill()
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("times", [1, 9])  # torchrun repeats it
+def test_a_signal_to_the_group_ends_a_command_at_once_with_its_worker_and_partial_files(
+    tmp_path: Path, number: int, times: int
 ) -> None:
-    command = [sys.executable, "-c", COMMAND, str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0)
-    assert process.stdout is not None
-    worker = int(process.stdout.readline())
-    for _ in range(times):
-        os.killpg(process.pid, number)
-    said, errors = process.communicate(timeout=60)
-    assert (process.returncode, said, errors) == (code, "结束 cleaned up\n", "")
-    assert list(tmp_path.iterdir()) == []
-    assert ends(worker)
+    with running(tmp_path, "wait") as (process, worker):
+        begin = time.monotonic()
+        for _ in range(times):
+            os.killpg(process.pid, number)
+        _, said = process.communicate(timeout=60)
+        assert (process.returncode, said) == (128 + number, NOTHING)
+        assert list(tmp_path.iterdir()) == []
+        assert ends(worker) and time.monotonic() - begin < 2
 
 
-def test_a_worker_outlives_sigterm_but_not_its_killed_command(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", COMMAND, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    worker = int(process.stdout.readline())
-    os.kill(worker, signal.SIGTERM)
-    assert not ends(worker, within_s=0.5)
-    process.kill()
-    process.communicate(timeout=60)
-    assert ends(worker)
+@pytest.mark.parametrize(
+    ("where", "within_s", "said"),
+    [
+        ("wait_in_a_block_that_saves", 2, "stopped: 1 of 9 is kept; run the same command again to go on from there\n"),
+        ("wait_in_a_finalizer", 5, NOTHING),
+        ("wait_in_native_code", 5, NOTHING),
+        ("wait_where_a_library_swallows_interrupts", 15, NOTHING),
+    ],
+)
+def test_wherever_a_signal_comes_what_is_kept_is_said_and_the_rest_removed(
+    tmp_path: Path, where: str, within_s: float, said: str
+) -> None:
+    with running(tmp_path, where) as (process, worker):
+        begin = time.monotonic()
+        process.terminate()
+        assert (process.communicate(timeout=60)[1], process.returncode) == (said, 143)
+        assert time.monotonic() - begin < within_s
+        assert list(tmp_path.iterdir()) == [] and ends(worker)
 
 
-def ends(pid: int, within_s: float = 30.0) -> bool:
+def test_a_signal_after_the_work_is_done_changes_nothing_any_more(tmp_path: Path) -> None:
+    with running(tmp_path, "wait_after_the_work") as (process, _):
+        process.terminate()
+        assert (process.communicate(timeout=60)[1], process.returncode) == ("", 3)
+
+
+def test_nohup_keeps_a_command_running_when_the_terminal_closes(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with running(tmp_path, "wait") as (process, _):
+            process.send_signal(signal.SIGHUP)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.5)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+def test_a_worker_ignores_signals_but_not_the_end_of_its_killed_command(tmp_path: Path, reaped: bool) -> None:
+    with running(tmp_path, "wait") as (process, worker):
+        for number in NUMBERS:
+            os.kill(worker, number)
+        assert not ends(worker, within_s=0.5)
+        process.kill()
+        if reaped:
+            process.wait()
+        assert ends(worker)
+
+
+def ends(pid: int, within_s: float = 2.0) -> bool:
     until = time.monotonic() + within_s
     while time.monotonic() < until:
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
             return True
         time.sleep(0.05)
     return False
-
-
-# A command that a signal reaches while an object is finalized, where Python prints exceptions and goes on.
-FINALIZED = """
-import sys, time
-from dcclip_cli.signals import end_on_signals, exit_command
-end_on_signals()
-class Finalized:
-    def __del__(self):
-        print("ready", flush=True)
-        time.sleep(600)
-try:
-    one = Finalized()
-    del one
-    time.sleep(600)
-except KeyboardInterrupt:
-    print("结束 cleaned up", flush=True)
-    exit_command()
-"""
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_that_a_finalizer_swallows_ends_the_command_all_the_same(number: int, code: int) -> None:
-    command = [sys.executable, "-c", FINALIZED]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout and process.stderr
-        assert process.stdout.readline() == "ready\n"
-        begin = time.monotonic()
-        process.send_signal(number)
-        assert process.stdout.read() == "结束 cleaned up\n"
-        assert process.wait(30) == code
-        assert process.stderr.read() == ""
-        assert time.monotonic() - begin < 15  # not by the alarm

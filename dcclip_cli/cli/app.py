@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from dcclip_cli.cli import about, console, doctor, eval, index, predict, stages
-from dcclip_cli.cli.streams import prepare_streams
 from dcclip_cli.machine import bound_spinning, fix_cublas_workspace
-from dcclip_cli.signals import end_on_signals
 from dcclip_cli.versions import VERSION
 
-
-class _Program(typer.Typer):
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Run the command that the program was started with."""
-        end_on_signals()
-        prepare_streams()
-        return super().__call__(*arguments, **options)
-
-
-app = _Program(
+app = typer.Typer(
     cls=console.CommandGroup,
     name="dcclip",
     help="Distill a large Chinese-English CLIP into a small one, from data to device.",

@@ -18,7 +18,7 @@ from dcclip_cli.cli.streams import as_json, printable
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import is_first_process
 from dcclip_cli.progress import Progress, Silent, stderr_progress
-from dcclip_cli.signals import asked_to_end, exit_command
+from dcclip_cli.signals import asked_to_end, exit_command, stopped
 from dcclip_cli.versions import EXTRAS
 
 if TYPE_CHECKING:
@@ -48,14 +48,12 @@ class CommandGroup(typer.core.TyperGroup):
             with printing():
                 sys.stdout.flush()
             return result
-        except DcclipError as error:
-            mistake = error
-        except KeyboardInterrupt:
-            _stopped()
         except BaseException as error:
-            if asked_to_end() and isinstance(error, RuntimeError | OSError | EOFError | ImportError):
-                _stopped()  # the processes that it works with end as well, which it may see as an error
-            if isinstance(error, OSError) and error.filename == _STDOUT:
+            if isinstance(error, KeyboardInterrupt) or asked_to_end():  # any other error is then a consequence
+                _stopped()
+            if isinstance(error, DcclipError):
+                mistake = error
+            elif isinstance(error, OSError) and error.filename == _STDOUT:
                 mistake = _unwritten(error)
             elif isinstance(error, EOFError):  # which click would take for the user's wish to stop
                 raise RuntimeError("a file or the output of a process ended too early") from error
@@ -85,8 +83,8 @@ def _fail(mistake: DcclipError) -> NoReturn:
 
 
 def _stopped() -> NoReturn:
-    _label("stopped: ", "run the same command again to resume from the last saved state", _YELLOW)
     exit_command()
+    _label("stopped: ", stopped(), _YELLOW)  # not the program, but called by one
     raise typer.Exit(130) from None
 
 

@@ -49,7 +49,9 @@ from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import write_json
 from dcclip_cli.options import decisive, decisive_before
+from dcclip_cli.partials import exclusive
 from dcclip_cli.progress import Progress, Silent, Task
+from dcclip_cli.signals import keeping
 from dcclip_cli.versions import versions
 
 if TYPE_CHECKING:
@@ -86,8 +88,17 @@ def collect(
     finished `out` is not changed unless `fresh`; an unfinished one never has that name. `limit` is the maximum number
     of candidates to read. Raises DcclipError if a source is missing, nothing is kept, or `out` is another folder.
     """
+    with exclusive(out.absolute().parent) as alone:
+        if not alone:
+            what = f"another process collects into {out.parent}"
+            raise DcclipError(what, "wait until it is done, or name another folder with --out")
+        return _collect(options, out, progress or Silent(), fresh, engine, limit)
+
+
+def _collect(
+    options: CollectOptions, out: Path, progress: Progress, fresh: bool, engine: Engine | None, limit: int | None
+) -> CollectResult:
     start = time.monotonic()
-    progress = progress or Silent()
     # Absolute: tasks may run in other processes and on other machines.
     work = WorkFolder(out.absolute().with_name(f".{out.name}.partial"))
     _publish(out)
@@ -100,7 +111,8 @@ def collect(
         return _result(out, before, True, time.monotonic() - start)
     found = plan(options, limit)
     work.begin({"fingerprint": fingerprint(options, found), "slices": len(found.assignments)}, found.assignments)
-    manifest = _run_steps(options, work, found, progress, engine)
+    with keeping(lambda: "" if limit is not None else _kept(work, len(found.assignments))):
+        manifest = _run_steps(options, work, found, progress, engine)
     if not manifest["pairs"]["kept"]:
         reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(manifest["pairs"]["dropped"]).most_common())
         raise DcclipError(
@@ -110,6 +122,13 @@ def collect(
     os.replace(work.root, _done(out))
     _publish(out)
     return _result(out, manifest, False, time.monotonic() - start)
+
+
+def _kept(work: WorkFolder, slices: int) -> str:
+    """For `signals.keeping`: how many slices are done."""
+    read, written = (len(finished(folder)) for folder in (work.read(0).parent, work.written(0).parent))
+    done = f"{written:,} of {slices:,} slices are written" if written else f"{read:,} of {slices:,} slices are read"
+    return f"collect: {done}" if read else ""
 
 
 def _run_steps(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import pickle
 import shlex
@@ -12,10 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -24,7 +20,7 @@ from pydantic import Field
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import cores
 from dcclip_cli.options import Options, Removed
-from dcclip_cli.signals import begin_worker
+from dcclip_cli.processes import WorkerKilledError, calls
 
 _ASK_SLURM_S = 5.0
 # Values of a removed key that change nothing.
@@ -176,27 +172,14 @@ def _run_locally(step: Step, pending: Sequence[int], workers: int) -> None:
         for task in pending:
             step.run(task)
         return
-    if "forkserver" in multiprocessing.get_all_start_methods():
-        context: BaseContext = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["dcclip_cli.curation.steps", "pyarrow.parquet"])
-    else:  # Windows
-        context = multiprocessing.get_context("spawn")
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, context, begin_worker)
     try:
-        for done in as_completed([pool.submit(step.run, task) for task in pending]):
-            done.result()
-        pool.shutdown()
-    except BrokenProcessPool:
+        for _ in calls(step.run, pending, workers):
+            pass
+    except WorkerKilledError:
         raise DcclipError(
             "a worker process was killed, probably because memory ran out",
             "run the same command again with fewer --workers, or with a smaller collect.shard_size",
         ) from None
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in set(multiprocessing.active_children()) - others:
-            child.kill()  # workers ignore SIGTERM
-        raise
 
 
 if __name__ == "__main__":  # a task of a Slurm array: the pickle is that of `_submit`

@@ -19,7 +19,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +30,7 @@ from dcclip_cli.curation.sources.base import Slice
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import write_json
 from dcclip_cli.options import decisive
+from dcclip_cli.partials import partial
 from dcclip_cli.versions import versions
 
 if TYPE_CHECKING:
@@ -180,28 +180,21 @@ def key_of(number: int, index: int) -> str:
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
     """A temporary folder, renamed to `final` when the block ends, unless another process made `final` meanwhile."""
-    folder = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
-    folder.mkdir(parents=True)
-    try:
+    with partial(final, folder=True) as folder:
         yield folder
         try:
             folder.rename(final)
         except OSError:
             if not final.is_dir():  # else another process has done the same task
                 raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def whole_file(final: Path, near: Path | None = None) -> Iterator[Path]:
     """A temporary path in `near`, renamed to `final` when the block ends."""
-    path = (near or final.parent) / f".{final.name}.{uuid.uuid4().hex}"
-    try:
+    with partial((near or final.parent) / final.name) as path:
         yield path
         path.replace(final)
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def clear(folder: Path) -> None:

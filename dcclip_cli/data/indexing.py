@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from tempfile import TemporaryDirectory
 
 from dcclip_cli.blocks import Damaged, OtherFormat
 from dcclip_cli.data.index import SUFFIX, Index, beside, cached, find_index, read_batch, read_index, write_index
 from dcclip_cli.data.shards import Columns
 from dcclip_cli.data.storage import DataFile, list_files, with_suffix
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import atomic_file, cache_folder, lock, remove
+from dcclip_cli.files import atomic_file, cache_folder, lock, remove, temporary_folder
 from dcclip_cli.machine import cores
-from dcclip_cli.progress import Progress, Silent, Task
+from dcclip_cli.processes import WorkerKilledError, calls
+from dcclip_cli.progress import Progress, Silent
+from dcclip_cli.signals import keeping
 
 _FEW_BYTES = 1 << 26  # so much data is indexed faster than a process starts
 _CONNECTIONS = 16
@@ -40,7 +37,8 @@ def find_indexes(files: Sequence[DataFile], columns: Columns, progress: Progress
             found |= {file: find_index(file, columns) for file in missing}
             jobs = [(file, cached(file, columns)) for file in missing if found[file] is None]
             copied = _copy_published(jobs, columns, warn)
-            write_indexes([job for job in jobs if job not in copied], columns, progress)
+            with keeping(partial(_kept, jobs, time.time())):
+                write_indexes([job for job in jobs if job not in copied], columns, progress)
             found |= _written(jobs)
     return [index for index in found.values() if index is not None]
 
@@ -89,7 +87,7 @@ def _copy_published(
         file, path = job
         try:
             (published,) = list_files(with_suffix(file.location, SUFFIX))
-            with atomic_file(path) as partial, partial.open("wb") as target:
+            with atomic_file(path) as temporary, temporary.open("wb") as target:
                 published.read_into(target.fileno(), 0, published.size)
         except DcclipError:
             return False  # the shard is read in its place, or raises the error
@@ -112,9 +110,16 @@ def index_files(
     found = {file: None if fresh else find_index(file, columns, warn) for file in files}
     jobs = [(file, _place(file, columns)) for file, index in found.items() if index is None]
     copied = set() if fresh else _copy_published(jobs, columns, warn)
-    write_indexes([job for job in jobs if job not in copied], columns, progress)
+    with keeping(partial(_kept, jobs, time.time())):
+        write_indexes([job for job in jobs if job not in copied], columns, progress)
     found |= _written(jobs)
     return [index for index in found.values() if index is not None]
+
+
+def _kept(jobs: Sequence[tuple[DataFile, Path]], since: float) -> str:
+    """For `signals.keeping`: how many of the indexes were written after a time."""
+    there = sum(path.exists() and path.stat().st_mtime >= since for _, path in jobs)
+    return f"{there:,} of {len(jobs):,} indexes are written" if there else ""
 
 
 def _written(jobs: Sequence[tuple[DataFile, Path]]) -> dict[DataFile, Index]:
@@ -136,8 +141,8 @@ def verify_files(files: Sequence[DataFile], columns: Columns, progress: Progress
     indexes = [(file, find_index(file, columns)) for file in files]
     wrong = [f"{file} has no index, or has changed since" for file, index in indexes if index is None]
     known = [index for _, index in indexes if index is not None]
-    with TemporaryDirectory(prefix="dcclip-index-") as folder:
-        jobs = [(index.file, Path(folder, f"{number}{SUFFIX}")) for number, index in enumerate(known)]
+    with temporary_folder(Path(tempfile.gettempdir(), "dcclip-index")) as folder:
+        jobs = [(index.file, folder / f"{number}{SUFFIX}") for number, index in enumerate(known)]
         write_indexes(jobs, columns, progress)
         again = [read_index(file, path) for file, path in jobs]
     for index, found in zip(known, again, strict=True):
@@ -162,67 +167,13 @@ def write_indexes(jobs: Sequence[tuple[DataFile, Path]], columns: Columns, progr
                 write_index(file, path, columns)
                 task.advance()
             return
-        waiting: SimpleQueue[tuple[DataFile, Path]] = SimpleQueue()
-        for job in jobs:
-            waiting.put(job)
-        processes = [_start_worker() for _ in range(workers)]
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                for _ in pool.map(lambda process: _feed(process, waiting, columns, task), processes):
-                    pass
-            finally:  # before the pool waits for the threads, which wait for the processes
-                for process in processes:
-                    process.terminate()
-        for process in processes:
-            process.communicate()
-
-
-def _start_worker() -> subprocess.Popen[str]:
-    """A process that indexes the files it is told; not of `multiprocessing`, which would import the caller's script."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-m", "dcclip_cli.data.indexing"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-
-
-def _feed(
-    process: subprocess.Popen[str], waiting: SimpleQueue[tuple[DataFile, Path]], columns: Columns, task: Task
-) -> None:
-    """Hand files to a worker until none is waiting. Raises what it raises."""
-    assert process.stdin and process.stdout
-    while True:
         try:
-            file, path = waiting.get_nowait()
-        except Empty:
-            return
-        process.stdin.write(json.dumps([asdict(file), str(path), columns.named]) + "\n")
-        process.stdin.flush()
-        answer = process.stdout.readline()
-        if not answer:
-            raise DcclipError(f"{file}: the process that indexed it was killed", "run again; is there enough memory?")
-        if error := json.loads(answer):
-            while not waiting.empty():
-                with suppress(Empty):
-                    waiting.get_nowait()
-            raise DcclipError(*error)
-        task.advance()
+            for _ in calls(partial(_write, columns), jobs, workers):
+                task.advance()
+        except WorkerKilledError:
+            what = "a process that indexed data was killed, probably because memory ran out"
+            raise DcclipError(what, "run the same command again: it indexes what is missing") from None
 
 
-def _serve(orders: Iterable[str]) -> None:
-    """Index the files named on standard input, and answer each with an error or null."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command that started this process ends it
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no partial file is left
-    for order in orders:
-        file, path, named = json.loads(order)
-        error = None
-        try:
-            write_index(DataFile(**file), Path(path), Columns(**named))
-        except DcclipError as raised:
-            error = [raised.what, raised.hint]
-        try:
-            os.write(sys.stdout.fileno(), (json.dumps(error) + "\n").encode())
-        except BrokenPipeError:  # the command was killed
-            return
-
-
-if __name__ == "__main__":
-    _serve(sys.stdin)
+def _write(columns: Columns, job: tuple[DataFile, Path]) -> None:
+    write_index(*job, columns)

@@ -118,7 +118,7 @@ def export(
     samples, tests = samples_from(_images_of(data, "validation", "train") or calibration), _tests(evaluation)
     source = load_source(model)
     original = Original(source.encoder, samples, tests, options.parity.images, progress)
-    with atomic_folder(out) as folder, temporary_folder(folder.with_suffix(".graphs")) as temporary:
+    with atomic_folder(out) as folder, temporary_folder(out.with_name(f"{out.name}.graphs")) as temporary:
         graphs = OnnxGraphs(source, temporary, options.precision, calibration, options.calibration_images)
 
         def write() -> Encoder | None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -18,6 +19,7 @@ from dcclip_cli.options import decisive
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.recipe.load import LoadedRecipe, record
 from dcclip_cli.run_dir import STAGES, RunDir, StageName, TrainResult, finished, has_product
+from dcclip_cli.signals import keeping
 
 if TYPE_CHECKING:
     from dcclip_cli.curation.collect import CollectResult
@@ -97,6 +99,25 @@ class RecipeRun:
             self.fresh = self.fresh or not already
             yield stage, result
 
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Let a signal in the block tell what is finished. Raises DcclipError if the run directory was removed."""
+
+        def kept() -> str:
+            done = [name for name in self.loaded.recipe.stages if finished(root, name)]
+            return f"{', '.join(done)} {'is' if len(done) == 1 else 'are'} finished" if done else ""
+
+        root = self.dir.root
+        there = root.is_dir()
+        try:
+            with keeping(kept):
+                yield
+        except Exception:
+            if not there or root.is_dir():
+                raise
+            what = f"{root} was removed while dcclip worked in it"
+            raise DcclipError(what, "run the same command again, and leave the folder alone until it ends") from None
+
     def run(self, stage: StageName) -> StageResult:
         """Run one stage if it is not finished. `eval` returns no results if they are kept from an earlier run."""
         if stage == "collect":
@@ -113,7 +134,8 @@ class RecipeRun:
 
         out = self.dir.stage("collect" if limit is None else "collect-limit")
         fresh = self.fresh or limit is not None
-        result = collect(self._section("collect"), out, self.progress, fresh, engine, limit)
+        with self._working():
+            result = collect(self._section("collect"), out, self.progress, fresh, engine, limit)
         self._tell("collect", result.folder, result)
         return result
 
@@ -128,7 +150,8 @@ class RecipeRun:
         models, device = (recipe.teacher, recipe.student), torch_device(self.device)
         context = StageContext(self.dir, self._section("data"), *models, recipe.seed, device, self.fresh, self.progress)
         train: Any = distill if stage == "distill" else align
-        result: TrainResult = train(self._section(stage), context)
+        with self._working():
+            result: TrainResult = train(self._section(stage), context)
         if stage == "align" and result.already_finished:
             self._check_parent()
         self._tell(stage, result.model, result, *(f"{name} {value:.4g}" for name, value in result.metrics.items()))
@@ -138,15 +161,16 @@ class RecipeRun:
         """Export a model, checked on the recipe's data and test sets."""
         from dcclip_cli.exporters.export import export
 
-        result = export(
-            options=options,
-            model=model,
-            out=out,
-            data=self.data(),
-            evaluation=self.loaded.recipe.eval,
-            fresh=self.fresh,
-            progress=self.progress,
-        )
+        with self._working():
+            result = export(
+                options=options,
+                model=model,
+                out=out,
+                data=self.data(),
+                evaluation=self.loaded.recipe.eval,
+                fresh=self.fresh,
+                progress=self.progress,
+            )
         self._tell("export", out, result, f"{result.size_bytes / 1e6:.1f} MB; {_parity(result.parity)}")
         return result
 
@@ -234,9 +258,10 @@ class RecipeRun:
         datasets, cache = open_datasets(options), FeatureCache(cache_folder(), self.progress.say)
         for name, model in self._models().items():
             if name in names and name not in self._results:
-                self._results[name] = evaluate(
-                    [model], datasets, options, device=self.device, cache=cache, progress=self.progress
-                )
+                with self._working(), keeping(cache.kept):
+                    self._results[name] = evaluate(
+                        [model], datasets, options, device=self.device, cache=cache, progress=self.progress
+                    )
         every = [one for several in self._results.values() for one in several]
         save_report(every, datasets, self.dir.stage("eval"))
         return every

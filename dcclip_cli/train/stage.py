@@ -17,6 +17,8 @@ from dcclip_cli.data.samplers import StageData, TrainingData, open_training_data
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.options import decisive
 from dcclip_cli.run_dir import TrainResult
+from dcclip_cli.signals import keeping
+from dcclip_cli.train.checkpoint import latest_checkpoint
 from dcclip_cli.train.compute import computed_in, join_processes, settle_precision, use_kernels, use_threads
 from dcclip_cli.train.lazy_teacher import LazyTeacher
 from dcclip_cli.train.losses.base import Loss, Tower
@@ -69,6 +71,19 @@ class PreparedStage:
 
 def train_stage(setup: StageSetup, options: TrainOptions, context: StageContext) -> TrainResult:
     """Train as set up, and write the stage's model directory."""
+    with keeping(lambda: _kept(context.run.stage(setup.name))):
+        return _train(setup, options, context)
+
+
+def _kept(folder: Path) -> str:
+    """For `signals.keeping`: the state of a stage that is not finished."""
+    checkpoint = latest_checkpoint(folder / "state")
+    if checkpoint is None or (folder / "model").is_dir():
+        return ""
+    return f"{folder.name} is saved as it was after step {int(checkpoint.name.removeprefix('step-'))}"
+
+
+def _train(setup: StageSetup, options: TrainOptions, context: StageContext) -> TrainResult:
     folder, model = context.run.stage(setup.name), context.run.model(setup.name)
     stage = prepare(setup, options, context)
     info = RunInfo(

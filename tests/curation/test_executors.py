@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,35 +74,56 @@ def test_a_killed_worker_is_reported_and_not_waited_for(folder: Path) -> None:
     assert "--workers" in error.value.hint
 
 
-def test_workers_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
-    (tmp_path / "sleeper.py").write_text(
-        textwrap.dedent("""
-        import os, time
-        from pathlib import Path
-        from dcclip_cli.curation.executors import Engine
+SLEEPER = """
+import os, time
+from pathlib import Path
 
-        class Sleep:
-            name, tasks = "sleep", 2
-            def done(self, task):
-                return False
-            def run(self, task):
-                Path(f"pid{task}").write_text(str(os.getpid()))
-                time.sleep(300)
+class Sleep:
+    name, tasks = "sleep", 2
 
-        if __name__ == "__main__":
-            Engine(workers=2).run(Sleep(), Path("logs").absolute())
-    """)
-    )
-    command = subprocess.Popen([sys.executable, "sleeper.py"], cwd=tmp_path)
-    pids = [tmp_path / "pid0", tmp_path / "pid1"]
-    wait(lambda: all(path.exists() and path.read_text() for path in pids))
+    def done(self, task):
+        return False
+
+    def run(self, task):
+        sleep()
+
+def sleep():
+    Path(f"pid{os.getpid()}").touch()
+    time.sleep(300)
+
+if __name__ != "__main__" and os.environ["SLEEP"] == "importing" and "WORKER" in os.environ:
+    sleep()
+"""
+COMMAND = """
+import os
+from pathlib import Path
+from dcclip_cli.curation.executors import Engine
+from sleeper import Sleep
+os.environ["WORKER"] = "1"
+Engine(workers=2).run(Sleep(), Path("logs").absolute())
+"""
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+@pytest.mark.parametrize("where", ["importing", "running"])
+def test_workers_end_with_a_command_that_is_killed(tmp_path: Path, where: str, reaped: bool) -> None:
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    environment = os.environ | {"SLEEP": where, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+    command = subprocess.Popen([sys.executable, "-c", COMMAND], cwd=tmp_path, env=environment)
+    wait(lambda: len(list(tmp_path.glob("pid*"))) == 2)
+    workers = [int(path.name.removeprefix("pid")) for path in tmp_path.glob("pid*")]
+    for worker in workers:
+        os.kill(worker, signal.SIGTERM)  # which a worker ignores
+    assert all(map(alive, workers))
     command.kill()
+    if reaped:
+        command.wait()
+    wait(lambda: not any(map(alive, workers)), within_s=2)
     command.wait()
-    wait(lambda: not any(alive(int(path.read_text())) for path in pids))
 
 
-def wait(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+def wait(condition: Callable[[], bool], within_s: float = 60) -> None:
+    end = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.1)

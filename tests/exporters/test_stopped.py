@@ -17,7 +17,7 @@ def test_a_stopped_export_removes_its_temporary_folders(
     command = [sys.executable, "-m", "dcclip_cli", "export", "--model", str(model_folder), "--out", str(out)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
-        while not list(out.parent.glob(".out.*.graphs/*")):
+        while not list(out.parent.glob(".out.graphs.*.partial/*")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(number)

@@ -1,0 +1,122 @@
+"""Worker processes: calls of picklable functions, in processes that end with this one whatever ends it.
+
+A worker's main thread waits at the pipe from its command, which the system closes however that ends, and then exits at
+once, also in the middle of a call or of imports. `multiprocessing` would finish its imports first, leave semaphores
+behind, and import the caller's script.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from queue import SimpleQueue
+from typing import IO, Any, TypeVar
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.signals import NUMBERS
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+
+
+class WorkerKilledError(RuntimeError):
+    """A worker process was killed, as the system does when memory runs out."""
+
+
+def calls(function: Callable[[Argument], Result], arguments: Sequence[Argument], workers: int) -> Iterator[Result]:
+    """The results of a function of a module, called in `workers` processes, as they come.
+
+    Raises what a call raises, or WorkerKilledError; the workers are killed then.
+    """
+    processes = [_start() for _ in range(workers)]
+    idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
+    for process in processes:
+        idle.put(process)
+
+    def call(argument: Argument) -> Result:
+        process = idle.get()
+        result: Result = _ask(process, pickle.dumps((function, argument)))
+        idle.put(process)
+        return result
+
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for done in as_completed([pool.submit(call, argument) for argument in arguments]):
+                yield done.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.kill()
+            for process in processes:
+                process.communicate()
+
+
+def _start() -> subprocess.Popen[bytes]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-m", "dcclip_cli.processes"]
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)  # which the worker inherits, from its first moment on
+    try:
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _ask(process: subprocess.Popen[bytes], call: bytes) -> Any:
+    assert process.stdin and process.stdout
+    try:
+        pickle.dump(call, process.stdin)
+        process.stdin.flush()
+        result, error = pickle.load(process.stdout)
+    except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+        raise WorkerKilledError("a worker process was killed") from None
+    if error is not None:
+        raise error
+    return result
+
+
+def _serve() -> None:
+    """Make the calls that come on standard input, and answer them where standard output was, until that closes."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print is no answer
+    for number in NUMBERS:
+        signal.signal(number, signal.SIG_IGN)
+    pool = ThreadPoolExecutor(1)
+    while True:
+        try:
+            call = pickle.load(sys.stdin.buffer)
+        except (EOFError, pickle.UnpicklingError):
+            os._exit(0)
+        pool.submit(_call, call).add_done_callback(lambda done: _answer(done, answers))
+
+
+def _call(call: bytes) -> Any:
+    function, argument = pickle.loads(call)
+    return function(argument)
+
+
+def _answer(done: Future[Any], answers: IO[bytes]) -> None:
+    error = done.exception()
+    if error is not None and not isinstance(error, DcclipError):
+        error.add_note("".join(traceback.format_exception(error)))
+    try:
+        content = pickle.dumps((None if error else done.result(), error))
+        pickle.loads(content)
+    except (pickle.PicklingError, TypeError, AttributeError):  # an error of a library that cannot be pickled
+        content = pickle.dumps((None, RuntimeError("".join(traceback.format_exception(error)))))
+    try:
+        answers.write(content)
+        answers.flush()
+    except BrokenPipeError:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    _serve()
