@@ -8,11 +8,10 @@ dcclip.load("runs/quickstart").predict("img.jpg", ["猫", "dog"])
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.versions import VERSION as __version__
 
+TYPE_CHECKING = False  # typing takes a while to import
 if TYPE_CHECKING:
     from dcclip_cli.api import align, collect, compare, distill, evaluate, export, run
     from dcclip_cli.predict.model import load

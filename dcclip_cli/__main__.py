@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import sys
 
-from dcclip_cli.cli.streams import prepare_streams
-from dcclip_cli.signals import end_on_signals, work_is_done
+from dcclip_cli.signals import end_on_signals, watch_for_signals, work_is_done
+
+TYPE_CHECKING = False  # anything else is imported where signals end the command
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from threading import Timer
+
+_LOADING_S, _PREDICT_S = 1.0, 1.8  # with a bundle, predict has answered by then
 
 
 def main() -> None:
     """Run the command that the program was started with; signals end it in order from the first import on."""
-    prepare_streams()
     end_on_signals(_say_stopped)
+    from dcclip_cli.cli.streams import prepare_streams
+
+    prepare_streams()
+    watch_for_signals()
+    loading = _say_loading(sys.argv[1:])
     from dcclip_cli.cli.app import app
 
     try:
@@ -20,13 +30,29 @@ def main() -> None:
     except SystemExit as end:
         work_is_done(end.code if isinstance(end.code, int) else 0)
         raise
+    finally:
+        if loading:
+            loading.cancel()
+
+
+def _say_loading(arguments: Sequence[str]) -> Timer | None:
+    """Say that the command loads, should nothing else be shown in time."""
+    from dcclip_cli.machine import is_first_process
+    from dcclip_cli.progress import say_loading
+
+    command = next((one for one in arguments if not one.startswith("-")), None)
+    if command is None or {"-q", "--quiet", "-h", "--help"} & set(arguments) or not is_first_process():
+        return None
+    return say_loading(f"dcclip {command}", after_s=_PREDICT_S if command == "predict" else _LOADING_S)
 
 
 def _say_stopped(line: str) -> None:
     """Print a line on stderr from a signal handler: past the streams, and below a bar, whose hidden cursor it shows."""
     label = "\033[?25h\n\033[1;33mstopped:\033[0m" if os.isatty(2) else "stopped:"
-    with suppress(OSError):  # nobody reads it
+    try:
         os.write(2, f"{label} {line}\n".encode(errors="backslashreplace"))
+    except OSError:  # nobody reads it
+        return
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,22 @@ if TYPE_CHECKING:
 
 _FIRST_LINE_S, _NEXT_LINES_S = 2.0, 15.0  # when plain lines report on a task
 _BRIEF_S = 2.0  # a task that ends sooner leaves no bar and no line
+
+
+_shown = False  # whether this module has shown anything on stderr
+
+
+def say_loading(what: str, after_s: float) -> threading.Timer:
+    """Show on stderr that `what` loads, unless something else is shown within `after_s`; returns what cancels that."""
+
+    def say() -> None:
+        if not _shown:
+            _to_stderr(f"{what}: loading")
+
+    timer = threading.Timer(after_s, say)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 class Task(Protocol):
@@ -91,7 +108,13 @@ class Lines:
             running.report(last=True)
 
 
+def _note_shown() -> None:
+    global _shown
+    _shown = True
+
+
 def _to_stderr(line: str) -> None:
+    _note_shown()
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 
@@ -125,10 +148,12 @@ class TerminalBars:
         self._console, self._bars = console, _bars(console)
 
     def say(self, line: str) -> None:
+        _note_shown()
         self._console.print(line, markup=False, soft_wrap=True)
 
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
+        _note_shown()
         bars, begin = self._bars, time.monotonic()
         outermost = not bars.live.is_started
         if outermost:

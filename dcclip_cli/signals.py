@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import time
+from _thread import get_ident
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType, TracebackType
-from typing import Any, NoReturn, Self
 
-from dcclip_cli.partials import remove_own
+TYPE_CHECKING = False  # typing and threading are imported later: a signal may come at once
+if TYPE_CHECKING:
+    from types import FrameType, TracebackType
+    from typing import Any, Self
 
 NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _AGAIN_S = 0.05  # after which a signal is sent again
@@ -35,7 +36,7 @@ _deferred: list[Callable[[], None]] = []  # what a signal that came in a shielde
 _holding: list[HeldSignals] = []
 _kept: list[Callable[[], str]] = []
 _kept_before: list[str] = []  # what was kept where the signal ended a block
-_leaving = threading.Lock()
+_leaving: list[int] = []  # threads that end the process
 
 
 def end_on_signals(say: Callable[[str], object]) -> None:
@@ -49,6 +50,12 @@ def end_on_signals(say: Callable[[str], object]) -> None:
     for number in NUMBERS:
         if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup ignores SIGHUP
             signal.signal(number, _end)
+
+
+def watch_for_signals() -> None:
+    """From now on, end the command also where a signal finds it in the code of a library that takes long."""
+    import threading
+
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -95,6 +102,8 @@ def _watch(reader: int) -> None:
 
 def _send_again(ignored: sys.UnraisableHookArgs) -> None:
     """Send a signal again that came while an object was finalized, where Python ignores KeyboardInterrupt."""
+    import threading
+
     if not issubclass(ignored.exc_type, KeyboardInterrupt):
         return sys.__unraisablehook__(ignored)
     number = _asked.pop() if _asked else signal.SIGTERM
@@ -152,16 +161,19 @@ def exit_command(code: int | None = None) -> None:
     """
     if os.getpid() != _command:
         return
-    if not _leaving.acquire(blocking=False):  # another thread does it, or the handler that interrupted it
-        _wait_for_the_end()
-    if multiprocessing := sys.modules.get("multiprocessing"):
-        for child in multiprocessing.active_children():
-            child.kill()
+    _leaving.append(get_ident())
+    if len(_leaving) > 1:
+        if _leaving[0] == get_ident():  # a handler interrupted it: go on with it
+            return
+        while True:  # another thread does it
+            time.sleep(1)
+    for child in _if_imported("multiprocessing", "active_children") or ():
+        child.kill()
     if code is None:
         code = _code
     if code is None:
         line = stopped()
-        remove_own()
+        _if_imported("dcclip_cli.partials", "remove_own")
         _say(line)
         code = 128 + (_asked[0] if _asked else signal.SIGINT)
     for stream in (sys.stdout, sys.stderr):
@@ -170,15 +182,22 @@ def exit_command(code: int | None = None) -> None:
     os._exit(code)
 
 
-def _wait_for_the_end() -> NoReturn:
-    while True:
-        time.sleep(1)
+def _if_imported(module: str, function: str) -> Any:
+    """The result of a module's function; None if the module is not imported, or is just being imported."""
+    call = getattr(sys.modules.get(module), function, None)
+    return call() if call else None
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
     """While the block runs in the main thread, a signal raises KeyboardInterrupt, so that it can save what it has."""
-    if threading.current_thread() is not threading.main_thread():
+    if not _in_main_thread():
         yield
         return
     _interruptible.append(None)
@@ -191,7 +210,7 @@ def interruptible() -> Iterator[None]:
 @contextmanager
 def shielded() -> Iterator[None]:
     """Let a short block in the main thread end before a signal that comes in it does what it does."""
-    if threading.current_thread() is not threading.main_thread():
+    if not _in_main_thread():
         yield
         return
     _shielded.append(None)
@@ -218,7 +237,7 @@ class HeldSignals:
         return bool(self._came)
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
+        if _in_main_thread():
             heeded = [number for number in NUMBERS if signal.getsignal(number) is not signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._receive) for number in heeded}
             _holding.append(self)
@@ -266,6 +285,8 @@ def begin_worker(_number: int = 0) -> None:
     """Make this process a worker, whichever its number: it ignores the signals and exits with its command."""
     for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
+    import threading
+
     sys.excepthook = _report  # which the thread that hands over shared memory calls
     threading.Thread(target=_exit_with_command, daemon=True).start()
 

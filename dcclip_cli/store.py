@@ -7,7 +7,6 @@ one file, which gets its name when it is complete; a damaged one is dropped with
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import time
@@ -42,14 +41,14 @@ class FeatureStore(StoredRows):
     """Named arrays by key, in `folder`; without a folder they are kept in memory.
 
     `warn` gets a line about each damaged block. What is read is what was written, which was finite. Threads and forked
-    processes may read. With `optional`, new rows are kept in memory where the folder cannot be written.
+    processes may read. With `optional`, new rows are only kept in memory where the folder cannot be written or is full.
     """
 
     def __init__(
         self, folder: Path | None, warn: Callable[[str], None] = lambda _: None, optional: bool = False
     ) -> None:
         super().__init__(folder, warn)
-        self._optional = optional
+        self._optional, self.in_memory = optional, folder is None
 
     # ---- writing
 
@@ -81,7 +80,7 @@ class FeatureStore(StoredRows):
             self._append_block(pack(rows, seconds))
 
     def _append_block(self, parts: list[bytes | memoryview]) -> None:
-        if self.folder is None:
+        if self.folder is None or self.in_memory:
             content = b"".join(parts)
             block = parse(content)
             self._check_kinds(block.arrays)
@@ -94,9 +93,10 @@ class FeatureStore(StoredRows):
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
-            if not self._optional or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            if not self._optional:
                 raise OSError(error.errno, error.strerror, str(file)) from None
-            self.folder = None
+            self._warn(f"{self.folder} cannot be written ({error.strerror}): what is computed now is not kept")
+            self.in_memory = True
             return self._append_block(parts)
         self._add_files([file])
         if file.name not in self._blocks:

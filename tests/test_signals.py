@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from dcclip_cli import signals
 from dcclip_cli.files import atomic_file, atomic_folder
-from dcclip_cli.signals import begin_worker, end_on_signals, exit_command, interruptible, keeping, work_is_done
+from dcclip_cli.signals import begin_worker, exit_command, interruptible, keeping, work_is_done
 
 done = []
 signals._GRACE_S = 2.0
@@ -68,7 +68,8 @@ def wait_after_the_work():
     work_is_done(3)
     wait()
 
-end_on_signals(lambda line: os.write(2, f"stopped: {line}\\n".encode()))
+signals.end_on_signals(lambda line: os.write(2, f"stopped: {line}\\n".encode()))
+signals.watch_for_signals()
 folder = Path(sys.argv[1])
 with keeping(lambda: f"{len(done)} of 9 is kept" if done else ""):
     try:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dcclip_cli.predict.encoder import Encoder
-    from dcclip_cli.predict.images import Hit
+    from dcclip_cli.predict.index import Hit
     from dcclip_cli.predict.model import Prediction
     from dcclip_cli.progress import Progress
 
@@ -169,7 +169,7 @@ def search(
 ) -> None:
     """Find the images in a folder that match a text best.
 
-    Each image is embedded once: the index is stored in FOLDER/.dcclip and updated when files change.
+    Each image is embedded once: the index is stored in the cache folder and updated when files change.
     Scores are cosines: they rank images and are not probabilities.
     Exit code 1 if an image cannot be read; the others are still searched.
     """
@@ -179,8 +179,9 @@ def search(
     flags.out(page, folder=False)
     talk = console.talk(quiet, verbose)
 
+    from dcclip_cli.files import atomic_write
     from dcclip_cli.machine import keep_freed_memory
-    from dcclip_cli.predict.images import open_index
+    from dcclip_cli.predict.index import open_index
     from dcclip_cli.predict.zero_shot import text_embeddings
 
     encoder = _encoder(model, device, threads, talk)
@@ -194,11 +195,12 @@ def search(
         rows = [(str(hit.image), f"{hit.score:.3f}") for hit in hits]
         console.show_table(f"{text}, in {folder}", ("image", "score"), rows)
     if page:
-        page.write_text(_page(text, hits), encoding="utf-8")
+        atomic_write(page, _page(text, hits).encode(errors="replace"))
         talk.say(f"search: {page}")
-    for error in index.errors.values():
-        console.error_line(error)
-    if index.errors:
+    unread = console.ErrorLines()
+    for name, error in index.errors.items():
+        unread.add(name, error)
+    if unread.end():
         raise Exit(1)
 
 
@@ -267,42 +269,35 @@ def embed(
     talk = console.talk(quiet, verbose)
 
     from dcclip_cli.machine import keep_freed_memory
-    from dcclip_cli.model.preprocess import decode
-    from dcclip_cli.predict import images as reading
-    from dcclip_cli.predict.zero_shot import text_embeddings
+    from dcclip_cli.predict.images import find_images
+    from dcclip_cli.predict.index import embedded_images, embedded_texts
 
-    paths = list(reading.find_images(images or (), sys.stdin))
+    paths = list(find_images(images or (), sys.stdin))
     encoder = _encoder(model, device, threads, talk)
     keep_freed_memory()
-    named: Iterable[tuple[str, np.ndarray | DcclipError]]
+    unread = console.ErrorLines()
     if wanted:
-        named = zip(wanted, text_embeddings(encoder, wanted), strict=True)
+        with embedded_texts(encoder, wanted, out, talk) as vectors:
+            _write(out, wanted, vectors)
     else:
-        found = console.counted(talk, "embed", reading.embed(encoder, paths, decode), len(paths))
-        named = ((str(path), vector) for path, vector in found)
-    names, vectors, unread = [], [], 0
-    for name, vector in named:
-        if isinstance(vector, DcclipError):
-            console.error_line(vector.what)
-            unread += 1
-        else:
-            names.append(name)
-            vectors.append(vector)
-    if not vectors:
-        raise DcclipError("none of the images could be read", "use JPEG, PNG or WebP files")
-    _write(out, names, vectors)
+        with embedded_images(encoder, paths, out, talk) as found:
+            for place, error in found.errors.items():
+                unread.add(str(paths[place]), error)
+            if not found.there.any():
+                raise DcclipError("none of the images could be read", "use JPEG, PNG or WebP files")
+            _write(out, [str(path) for path, there in zip(paths, found.there, strict=True) if there], found.vectors)
     console.show(str(out))
-    if unread:
+    if unread.end():
         raise Exit(1)
 
 
-def _write(out: Path, names: Sequence[str], vectors: Sequence[np.ndarray]) -> None:
+def _write(out: Path, names: Sequence[str], rows: np.ndarray) -> None:
     """Write the embeddings and their names."""
     import numpy as np
 
     from dcclip_cli.files import atomic_file, atomic_write
 
-    rows = np.stack(vectors).astype(np.float32)
+    names = [printable(name) for name in names]
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(out) as partial:
         if out.suffix == ".npy":

@@ -126,8 +126,13 @@ def _show_plan(loaded: LoadedRecipe) -> None:
     assert loaded.recipe.collect is not None
     found = plan(loaded.recipe.collect)
     for reading in found.readings:
-        console.show(f"# {reading.label} ({reading.kind}): about {reading.about:,} pairs, {reading.slices:,} slices")
-    console.show(f"# collect would read about {found.about:,} pairs in {len(found.assignments):,} slices")
+        about = f"about {reading.about:,} pairs, {_slices(reading.slices)}"
+        console.show(f"# {reading.label} ({reading.kind}): {about}")
+    console.show(f"# collect would read about {found.about:,} pairs in {_slices(len(found.assignments))}")
+
+
+def _slices(count: int) -> str:
+    return f"{count:,} {'slice' if count == 1 else 'slices'}"
 
 
 def _show_collected(result: CollectResult) -> None:

@@ -18,7 +18,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import Images, ImageTransform
 from dcclip_cli.files import atomic_write, lock
 from dcclip_cli.predict.encoder import Encoder
-from dcclip_cli.predict.images import embed_batches
+from dcclip_cli.predict.images import aligned, embed_batches
 from dcclip_cli.predict.zero_shot import class_means, fill, text_embeddings
 from dcclip_cli.progress import Progress
 from dcclip_cli.store import FeatureStore, digests
@@ -119,7 +119,8 @@ class Embedder:
             nonlocal computed
             computed = len(places)
             with self.progress.task(f"{self.model.name} on {name}", len(wanted), len(wanted) - computed) as task:
-                for batch in embed_batches(self.model, wanted[places].tolist(), read, self.batch_size, self.workers):
+                batches = (wanted[batch].tolist() for batch in aligned(places, self.batch_size))
+                for batch in embed_batches(self.model, batches, read, self.workers):
                     vectors = {index: found for index, found in batch if isinstance(found, np.ndarray)}
                     faults.update({images.keys[i]: error.what for i, error in batch if isinstance(error, DcclipError)})
                     yield np.searchsorted(wanted, list(vectors)), np.asarray(list(vectors.values()))

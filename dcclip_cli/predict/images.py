@@ -1,13 +1,12 @@
-"""Image files named by a user, their embeddings, and the search index of a folder."""
+"""Image files named by a user, and their embeddings."""
 
 from __future__ import annotations
 
 import glob
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -17,18 +16,13 @@ from PIL import Image
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import cores
-from dcclip_cli.model.preprocess import decode
 from dcclip_cli.predict.encoder import Encoder
-from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.store import FeatureStore, digests
 
 Item = TypeVar("Item")
 Result = np.ndarray | DcclipError
 BATCH_SIZE = 16
 _AHEAD = 3  # batches of images that are read ahead at most
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-FOLDER = ".dcclip"  # in the folder that is searched, with a feature store for each model
-_MOST_BLOCKS = 32
 
 
 def find_images(given: Iterable[str], listed: Iterable[str] = ()) -> Iterator[Path]:
@@ -85,15 +79,14 @@ def embed(
     model: Encoder, items: Iterable[Item], read: Callable[[Item], Image.Image], batch_size: int = BATCH_SIZE
 ) -> Iterator[tuple[Item, Result]]:
     """Each item with its image's embedding (D,) of length 1, or the error of `read`, in order, batch by batch."""
-    for batch in embed_batches(model, items, read, batch_size):
+    for batch in embed_batches(model, batched(items, batch_size), read):
         yield from batch
 
 
 def embed_batches(
     model: Encoder,
-    items: Iterable[Item],
+    batches: Iterable[Sequence[Item]],
     read: Callable[[Item], Image.Image],
-    batch_size: int,
     workers: int | None = None,
 ) -> Iterator[list[tuple[Item, Result]]]:
     """The results of `embed`, as one list per batch.
@@ -107,101 +100,38 @@ def embed_batches(
         except DcclipError as error:
             return error
 
-    remaining = iter(items)
-    waiting: deque[tuple[Item, Future[Result]]] = deque()
+    remaining = iter(batches)
+    waiting: deque[list[tuple[Item, Future[Result]]]] = deque()
     with ThreadPoolExecutor(workers or cores()) as pool:
         try:
             while True:
-                for item in islice(remaining, _AHEAD * batch_size - len(waiting)):
-                    waiting.append((item, pool.submit(prepare, item)))
+                for items in islice(remaining, _AHEAD - len(waiting)):
+                    waiting.append([(item, pool.submit(prepare, item)) for item in items])
                 if not waiting:
                     return
-                batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
-                yield _encode(model, [(item, future.result()) for item, future in batch])
+                yield _encode(model, [(item, future.result()) for item, future in waiting.popleft()])
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """The items in lists of `size`, the last one with the rest."""
+    remaining = iter(items)
+    while batch := list(islice(remaining, size)):
+        yield batch
+
+
+def aligned(places: np.ndarray, batch_size: int) -> Iterator[list[int]]:
+    """Ascending places in batches, those between two multiples of `batch_size` together.
+
+    The last bits of an embedding depend on what is computed with it: so they are the same whatever is missing, as long
+    as whole batches are stored.
+    """
+    cuts = np.flatnonzero(np.diff(places // batch_size)) + 1
+    return (batch.tolist() for batch in np.split(places, cuts) if len(batch))
 
 
 def _encode(model: Encoder, batch: list[tuple[Item, Result]]) -> list[tuple[Item, Result]]:
     pixels = [result for _, result in batch if isinstance(result, np.ndarray)]
     vectors = iter(model.encode_pixels(np.stack(pixels)) if pixels else ())
     return [(item, next(vectors) if isinstance(result, np.ndarray) else result) for item, result in batch]
-
-
-@dataclass(frozen=True)
-class Hit:
-    """An image and the cosine between its embedding and that of the text."""
-
-    image: Path
-    score: float
-
-
-@dataclass(frozen=True)
-class Index:
-    """The images of a folder: `paths` relative to it, their `embeddings` (N, D) of length 1, and what failed.
-
-    `embedded` is how many of them went through the model this time.
-    """
-
-    folder: Path
-    paths: tuple[str, ...]
-    embeddings: np.ndarray
-    errors: dict[str, str]
-    embedded: int
-
-    def search(self, query: np.ndarray, top_k: int) -> list[Hit]:
-        """The `top_k` images nearest to `query` (D,), the nearest first.
-
-        100,000 images take 12 ms at 256 numbers each and 22 ms at 768, on one thread of a server: a vector index would
-        save less than it costs to load.
-        """
-        scores = self.embeddings @ query
-        top_k = min(top_k, len(scores))
-        nearest = np.argpartition(-scores, top_k - 1)[:top_k] if top_k < len(scores) else np.arange(len(scores))
-        nearest = nearest[np.argsort(-scores[nearest], kind="stable")]
-        return [Hit(self.folder / self.paths[index], float(scores[index])) for index in nearest]
-
-
-def open_index(model: Encoder, folder: Path, fresh: bool = False, progress: Progress | None = None) -> Index:
-    """The up-to-date index of the images in a folder and below it; new and changed ones are embedded now.
-
-    It is stored in FOLDER/.dcclip where that can be written. Raises DcclipError where there is no such folder, or no
-    image in it that can be read.
-    """
-    progress = progress or Silent()
-    if not folder.is_dir():
-        raise DcclipError(f"{folder} is not a folder", "name a folder of images")
-    names = [str(path.relative_to(folder)) for path in find_images([str(folder)])]
-    store = FeatureStore(folder / FOLDER / model.fingerprint[:16], progress.say, optional=True)
-    if fresh:
-        store.clear()
-    errors: dict[str, str] = {}
-    embedded = 0
-
-    def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        nonlocal embedded
-        with progress.task(f"index {folder}", len(places)) as task:
-            for place, result in embed(model, places.tolist(), lambda place: decode(folder / names[place])):
-                if isinstance(result, DcclipError):
-                    errors[names[place]] = result.what
-                else:
-                    embedded += 1
-                    yield np.asarray([place]), result[None].astype(np.float16)
-                task.advance()
-
-    keys = digests("", (_stamp(folder, name) for name in names))
-    there, vectors = store.complete("embedding", keys, compute)
-    if not there.any():
-        raise DcclipError(f"{folder} has no image that can be read", "name a folder of JPEG, PNG or WebP images")
-    if store.blocks > _MOST_BLOCKS or store.rows > 2 * len(vectors):
-        store.compact("embedding", keys[there])
-    embeddings = vectors.astype(np.float32)
-    embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-    paths = tuple(name for name, found in zip(names, there.tolist(), strict=True) if found)
-    return Index(folder, paths, embeddings, errors, embedded)
-
-
-def _stamp(folder: Path, name: str) -> bytes:
-    """What changes when a file does: its name, size and time of change (ns)."""
-    found = (folder / name).stat()
-    return f"{name}\0{found.st_size}\0{found.st_mtime_ns}".encode(errors="surrogateescape")

@@ -3,13 +3,20 @@
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.predict.images import FOLDER, Index, open_index
+from dcclip_cli.predict.index import Index, embedded_images, open_index
 from dcclip_cli.predict.onnx_encoder import OnnxEncoder
+from dcclip_cli.progress import Lines, Silent
+
+
+def blocks() -> list[Path]:
+    return list(Path(os.environ["DCCLIP_CACHE"]).rglob("*.block"))
 
 
 def test_the_nearest_come_first() -> None:
@@ -61,22 +68,42 @@ def test_an_index_that_is_broken_is_created_again(
 ) -> None:
     model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
     whole = open_index(model, folder)
-    for file in (folder / FOLDER).rglob("*.block"):
+    for file in blocks():
         damage(file, content)
     again = open_index(model, folder)
     assert again.embedded == 5
     np.testing.assert_array_equal(again.embeddings, whole.embeddings)
 
 
-def test_a_folder_that_cannot_be_written_is_searched_all_the_same(
-    bundle_folder: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_where_the_cache_cannot_be_written_a_search_is_answered_and_says_that_nothing_is_kept(
+    bundle_folder: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
+    model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
+    pictures[0].rename(folder.parent / "later.png")
+    before = open_index(model, folder)
 
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    said: list[str] = []
+    (folder.parent / "later.png").rename(pictures[0])
     monkeypatch.setattr("os.fsync", refuse)
     for _ in range(2):
-        assert open_index(OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent).embedded == 5
+        index = open_index(model, folder, progress=Lines(said.append))
+        assert (index.embedded, len(index.paths)) == (1, 5)
+        np.testing.assert_array_equal(index.embeddings[1:], before.embeddings)
+    assert (
+        said
+        == [f"{blocks()[0].parent} cannot be written ({os.strerror(number)}): what is computed now is not kept"] * 2
+    )
+
+
+def test_the_searched_folder_is_left_as_it_is(bundle_folder: Path, pictures: list[Path]) -> None:
+    folder = pictures[0].parent
+    before = sorted(folder.rglob("*"))
+    open_index(OnnxEncoder(bundle_folder, "cpu"), folder)
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_an_index_of_many_changes_stays_small(bundle_folder: Path, pictures: list[Path]) -> None:
@@ -84,7 +111,7 @@ def test_an_index_of_many_changes_stays_small(bundle_folder: Path, pictures: lis
     for second in range(12):
         os.utime(pictures[0], ns=(second, second))
         open_index(model, folder)
-    assert len(list((folder / FOLDER).rglob("*.block"))) < 8
+    assert len(blocks()) < 8
 
 
 def test_broken_pictures_are_named_and_tried_again(bundle_folder: Path, pictures: list[Path]) -> None:
@@ -104,3 +131,37 @@ def test_a_folder_without_pictures_is_refused(bundle_folder: Path, tmp_path: Pat
     (tmp_path / "坏.png").write_bytes(b"broken")
     with pytest.raises(DcclipError, match="has no image that can be read"):
         open_index(model, tmp_path)
+
+
+class Stopping:
+    """A model that is stopped at its third batch."""
+
+    def __init__(self, model: OnnxEncoder) -> None:
+        self._model, self._batches = model, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        self._batches += 1
+        if self._batches == 3:
+            raise KeyboardInterrupt
+        return self._model.encode_pixels(pixels)
+
+
+def test_embeddings_of_a_stopped_call_are_used_and_bit_for_bit_the_same(
+    bundle_folder: Path, pairs: list[Pair], tmp_path: Path
+) -> None:
+    model, out = OnnxEncoder(bundle_folder, "cpu"), tmp_path / "出.npy"
+    paths = [tmp_path / f"{pair.key}.png" for pair in pairs]
+    for path, pair in zip(paths, pairs, strict=True):
+        path.write_bytes(pair.image)
+    paths[3].write_bytes(b"broken")  # which is tried again, and changes no batch
+    with embedded_images(model, paths, tmp_path / "other.npy", Silent()) as whole:
+        pass
+    with pytest.raises(KeyboardInterrupt), embedded_images(Stopping(model), paths, out, Silent()):
+        pass
+    with embedded_images(model, paths, out, Silent()) as rest:
+        assert (len(rest.vectors), rest.computed, list(rest.errors)) == (39, 8, [3])
+        np.testing.assert_array_equal(rest.vectors, whole.vectors)
+    assert blocks() == []
