@@ -12,17 +12,24 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import IO, Any, TypeVar
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.partials import remove_own
 from dcclip_cli.signals import NUMBERS
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
+
+
+_ENDS_S = 1.0  # a worker, before it is killed
+_running: list[subprocess.Popen[bytes]] = []
 
 
 class WorkerKilledError(RuntimeError):
@@ -32,9 +39,10 @@ class WorkerKilledError(RuntimeError):
 def calls(function: Callable[[Argument], Result], arguments: Sequence[Argument], workers: int) -> Iterator[Result]:
     """The results of a function of a module, called in `workers` processes, as they come.
 
-    Raises what a call raises, or WorkerKilledError; the workers are killed then.
+    Raises what a call raises, or WorkerKilledError; all workers end then.
     """
     processes = [_start() for _ in range(workers)]
+    _running.extend(processes)
     idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
     for process in processes:
         idle.put(process)
@@ -51,10 +59,27 @@ def calls(function: Callable[[Argument], Result], arguments: Sequence[Argument],
                 yield done.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            _end(processes)
             for process in processes:
-                process.kill()
-            for process in processes:
-                process.communicate()
+                _running.remove(process)
+
+
+def end_workers() -> None:
+    """End all workers of this process, which exits now; each removes its partial files."""
+    _end(list(_running))
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        assert process.stdin
+        with suppress(OSError):
+            os.close(process.stdin.fileno())  # not its stream, which may be in use
+    until = time.monotonic() + _ENDS_S
+    while any(process.poll() is None for process in processes) and time.monotonic() < until:
+        time.sleep(0.01)
+    for process in processes:
+        process.kill()
+        process.wait()
 
 
 def _start() -> subprocess.Popen[bytes]:
@@ -93,6 +118,7 @@ def _serve() -> None:
         try:
             call = pickle.load(sys.stdin.buffer)
         except (EOFError, pickle.UnpicklingError):
+            remove_own()
             os._exit(0)
         pool.submit(_call, call).add_done_callback(lambda done: _answer(done, answers))
 

@@ -167,6 +167,7 @@ def exit_command(code: int | None = None) -> None:
             return
         while True:  # another thread does it
             time.sleep(1)
+    _if_imported("dcclip_cli.processes", "end_workers")  # before it is said what is kept
     for child in _if_imported("multiprocessing", "active_children") or ():
         child.kill()
     if code is None:

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import read_json, write_json
+from dcclip_cli.files import read_json, temporary_folder, write_json
 from dcclip_cli.model.weights import unpickled
 
 if TYPE_CHECKING:
@@ -97,10 +97,10 @@ def build(folder: Path, config: dict[str, Any]) -> nn.Module:
             model: nn.Module = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
             return model
         changed = copy.deepcopy(config)
-        with TemporaryDirectory(prefix="dcclip-open-clip-") as temporary:
-            changed["model_cfg"]["text_cfg"]["hf_model_name"] = temporary
-            write_json(Path(temporary) / "open_clip_config.json", changed)
-            write_json(Path(temporary) / "config.json", _text_tower(folder, text["hf_model_name"]))
+        with temporary_folder(Path(gettempdir()) / "dcclip-open-clip") as temporary:
+            changed["model_cfg"]["text_cfg"]["hf_model_name"] = str(temporary)
+            write_json(temporary / "open_clip_config.json", changed)
+            write_json(temporary / "config.json", _text_tower(folder, text["hf_model_name"]))
             model = open_clip.create_model(f"local-dir:{temporary}", load_weights=False, pretrained_hf=False)
     return model
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -58,6 +59,7 @@ class RecipeRun:
     device: str = "auto"
     fresh: bool = False
     progress: Progress = field(default_factory=Silent)
+    _begun: float = field(default_factory=time.time)
     _results: dict[str, list[EvalResult]] = field(default_factory=dict)  # by model: teacher, student, bundle
 
     def preflight(self, stages: Iterable[StageName]) -> None:
@@ -101,19 +103,21 @@ class RecipeRun:
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """Let a signal in the block tell what is finished. Raises DcclipError if the run directory was removed."""
+        """Let a signal tell what this run has finished. Raises DcclipError if the run directory was removed."""
 
         def kept() -> str:
-            done = [name for name in self.loaded.recipe.stages if finished(root, name)]
+            products = {stage.name: root / stage.name / stage.product for stage in STAGES}
+            there = [(name, products[name]) for name in self.loaded.recipe.stages if products[name].exists()]
+            done = [name for name, product in there if product.stat().st_mtime >= self._begun]
             return f"{', '.join(done)} {'is' if len(done) == 1 else 'are'} finished" if done else ""
 
         root = self.dir.root
-        there = root.is_dir()
+        existed = root.is_dir()
         try:
             with keeping(kept):
                 yield
         except Exception:
-            if not there or root.is_dir():
+            if not existed or root.is_dir():
                 raise
             what = f"{root} was removed while dcclip worked in it"
             raise DcclipError(what, "run the same command again, and leave the folder alone until it ends") from None

@@ -29,6 +29,7 @@ from dcclip_cli.curation.work import WorkFolder
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.partials import exclusive
 from dcclip_cli.progress import Silent
 from dcclip_cli.recipe.yaml import anchored
 from tests.curation.conftest import MakeImage
@@ -274,6 +275,13 @@ def test_a_killed_run_of_two_workers_done_again_leaves_what_an_unbroken_one_of_o
     subprocess.run([sys.executable, "run.py"], cwd=tmp_path, check=True)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert not list(tmp_path.glob(".out*"))
+
+
+def test_a_second_collection_into_the_same_run_is_refused(tmp_path: Path, five: CollectOptions) -> None:
+    with exclusive(tmp_path), pytest.raises(DcclipError, match="another process collects into") as error:
+        collect(five, tmp_path / "out", engine=ONE)
+    assert "--out" in error.value.hint
+    assert collect(five, tmp_path / "out", engine=ONE).pairs.kept == 5
 
 
 captions = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(["猫", "cat"]))
