@@ -87,7 +87,7 @@ def test_the_starter_model_is_found_by_name_and_where_there_is_no_run() -> None:
 def test_what_is_not_a_model_is_named_with_the_alternatives(reference: str) -> None:
     Path("model.onnx").touch()
     Path("runs/unfinished/align/state").mkdir(parents=True)
-    with pytest.raises(DcclipError, match=r"is not a directory|is no model directory") as raised:
+    with pytest.raises(DcclipError, match=r"is not a directory|is neither a directory|is no model directory") as raised:
         resolve(reference)
     assert reference in raised.value.what
     assert ("dcclip run" if reference == "runs/unfinished" else "hf:ORG/NAME") in raised.value.hint
