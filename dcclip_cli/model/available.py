@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import read_json
 from dcclip_cli.hub import cached_folder, files_on_hub
-from dcclip_cli.model.model_dir import CONFIG
-from dcclip_cli.model.weights import OPEN_CLIP_WEIGHTS, TRANSFORMERS_WEIGHTS
+from dcclip_cli.model.library_configs import (
+    TRANSFORMERS_CONFIG,
+    check_directory,
+    open_clip_config,
+    transformers_config,
+)
+from dcclip_cli.model.weights import CONFIG, OPEN_CLIP_WEIGHTS, TRANSFORMERS_WEIGHTS, shards_of
 
 # What a directory or a repository needs besides its configuration, by the library that wrote it: one file of each line.
 _NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -62,8 +65,12 @@ def check_model(model: str, library: str) -> TeacherWidths | None:
         )
     if folder is None:
         return None
+    if folder == Path(name):
+        check_directory(folder)
     _check_parts(folder)
-    return _widths(read_json(folder / _config_of(files), "copy the directory again"))
+    if CONFIG in files:
+        return _open_clip_widths(open_clip_config(folder, on_hub=folder != Path(name))["model_cfg"])
+    return _transformers_widths(transformers_config(folder / TRANSFORMERS_CONFIG, name).model_dump())
 
 
 def check_timm(network: str) -> None:
@@ -117,7 +124,7 @@ def _check_parts(folder: Path) -> None:
     """Raise DcclipError where weights in several files are not all there."""
     for index in folder.glob("*.index.json"):
         if not (folder / index.name.removesuffix(".index.json")).exists():
-            parts = sorted(set(json.loads(index.read_bytes()).get("weight_map", {}).values()))
+            parts = shards_of(index)
             if absent := [part for part in parts if not (folder / part).is_file()]:
                 raise DcclipError(
                     f"{folder} has no {absent[0]} ({len(absent)} of {len(parts)} such files are missing)",
@@ -125,16 +132,16 @@ def _check_parts(folder: Path) -> None:
                 )
 
 
-def _widths(config: dict[str, Any]) -> TeacherWidths:
-    """By transformers' or open_clip's configuration; what it leaves out is a default of most models, 768."""
-    if "model_cfg" in config:
-        model = config["model_cfg"]
-        image, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
-        return TeacherWidths(
-            int(model.get("embed_dim", 768)), int(image.get("width", 768)), int(text.get("width", 768))
-        )
-    image, text = config.get("vision_config", {}), config.get("text_config", {})
+def _open_clip_widths(model: dict[str, Any]) -> TeacherWidths:
+    """By open_clip's `model_cfg`; what it leaves out is a default of most models, 768."""
+    image, text = model["vision_cfg"], model["text_cfg"]
+    return TeacherWidths(model["embed_dim"], image.get("width", 768), text.get("width", 768))
+
+
+def _transformers_widths(config: dict[str, Any]) -> TeacherWidths:
+    """By a config.json; what it leaves out is a default of most models, 768."""
+    image, text = config["vision_config"] or {}, config["text_config"] or {}
     map_width, token_width = image.get("hidden_size", 768), text.get("hidden_size", 768)
-    siglip = str(config.get("model_type", "")).startswith("siglip")  # whose shared space is the image tower's
-    embedding = map_width if siglip else config.get("projection_dim", 768)
-    return TeacherWidths(int(embedding), int(map_width), int(text.get("project_dim", token_width)))
+    siglip = str(config["model_type"]).startswith("siglip")  # whose shared space is the image tower's
+    embedding = map_width if siglip else config["projection_dim"] or 768
+    return TeacherWidths(embedding, map_width, text.get("project_dim") or token_width)

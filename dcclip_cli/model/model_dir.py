@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.checksums import Record, read_record, write_record
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import atomic_folder, read_json, write_json
+from dcclip_cli.files import atomic_folder, write_json
 from dcclip_cli.model.preprocess import Preprocessing
-from dcclip_cli.model.tokenizer import load_tokenizer, save_tokenizer, tokenize_with
+from dcclip_cli.model.tokenizer import check_tokenizer, load_tokenizer, save_tokenizer, tokenize_with
 from dcclip_cli.model.weights import (
+    CONFIG,
     OPEN_CLIP_WEIGHTS,
     find_weights,
     is_pickled,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from dcclip_cli.model.towers import OpenClipTowers
 
-CONFIG, WEIGHTS, PROVENANCE = "open_clip_config.json", "open_clip_model.safetensors", RECORD
+WEIGHTS, PROVENANCE = "open_clip_model.safetensors", RECORD
 FORMAT = 2
 _COPY = "copy the whole model directory again, or make it again; README.md is the file for notes of your own"
 
@@ -91,10 +92,12 @@ def load_model(folder: Path, device: str = "cpu", progress: Progress | None = No
 def _load(folder: Path, record: Record | None, progress: Progress) -> OpenClipTowers:
     from safetensors import SafetensorError
 
+    from dcclip_cli.model.library_configs import check_directory, open_clip_config
     from dcclip_cli.model.open_clip_models import build, directory_tokenizer, read_weights
     from dcclip_cli.model.towers import OpenClipTowers
 
-    config = read_json(folder / CONFIG, "make a model with: dcclip run recipes/quickstart.yaml")
+    check_directory(folder)
+    config = open_clip_config(folder)
     files = find_weights(str(folder), OPEN_CLIP_WEIGHTS)
     if not files:
         found = ", ".join(sorted(path.name for path in folder.iterdir()))
@@ -104,7 +107,7 @@ def _load(folder: Path, record: Record | None, progress: Progress) -> OpenClipTo
         files = [safetensors_copy(files, weights_digest(files), folder.name, progress)]
     say_what_is_loaded(folder.name, files, progress)
     try:
-        model: Any = build(folder, config)
+        model: Any = build(folder, config, files)
         # A student is copied out of its file, since it may be trained; of a teacher the file's pages are used.
         model.load_state_dict(read_weights(files), assign=record is None)
         settings = config.get("preprocess_cfg", {}) if record else dict(model.visual.preprocess_cfg)
@@ -113,12 +116,17 @@ def _load(folder: Path, record: Record | None, progress: Progress) -> OpenClipTo
         reason = str(error).strip().splitlines()[0][:300]
         raise DcclipError(f"{folder} cannot be loaded: {reason}", "copy the whole model directory again") from None
     if record is None:
-        fingerprint = files_fingerprint(decisive)
-        return OpenClipTowers(model, directory_tokenizer(folder), preprocessing, folder.name, fingerprint)
-    name, fingerprint = str(record.content.get("name", folder.name)), files_fingerprint(decisive, record.digests)
-    tokenizer = load_tokenizer(folder)
-    tokenize = tokenize_with(tokenizer, config["model_cfg"]["text_cfg"].get("context_length", 77))
-    return OpenClipTowers(model, tokenize, preprocessing, name, fingerprint, tokenizer.get_vocab())
+        fingerprint, library = files_fingerprint(decisive), directory_tokenizer(folder)
+        towers = OpenClipTowers(model, library, preprocessing, folder.name, fingerprint)
+        tokens = library.vocabulary_size
+    else:
+        name, fingerprint = str(record.content.get("name", folder.name)), files_fingerprint(decisive, record.digests)
+        tokenizer = load_tokenizer(folder)
+        tokenize = tokenize_with(tokenizer, config["model_cfg"]["text_cfg"].get("context_length", 77))
+        towers = OpenClipTowers(model, tokenize, preprocessing, name, fingerprint, tokenizer.get_vocab())
+        tokens = tokenizer.get_vocab_size()
+    check_tokenizer(towers.tokenize, tokens, towers.vocabulary_rows, f"the tokenizer of {folder}")
+    return towers
 
 
 def model_fingerprint(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS, "tokenizer.json")) -> str:

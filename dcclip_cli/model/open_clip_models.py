@@ -12,8 +12,16 @@ from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import read_json, temporary_folder, write_json
-from dcclip_cli.model.weights import unpickled
+from dcclip_cli.files import temporary_folder, write_json
+from dcclip_cli.model.library_configs import (
+    COPY_AGAIN,
+    TRANSFORMERS_CONFIG,
+    library_errors,
+    open_clip_config,
+    text_tower_config,
+)
+from dcclip_cli.model.tokenizer import tokenizer_errors
+from dcclip_cli.model.weights import CONFIG, check_fit, require_file, unpickled
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,6 +46,9 @@ _TEXT_TOWERS: dict[str, dict[str, Any]] = {
 }
 
 
+_OLD_BUFFERS = ("text.transformer.embeddings.position_ids",)  # that transformers saved until 2023
+
+
 @dataclass(frozen=True)
 class LibraryTokenizer:
     """open_clip's tokenizer of a model, with its cleaning of texts."""
@@ -49,6 +60,11 @@ class LibraryTokenizer:
         """The row of each token, if it is a tokenizer of transformers."""
         inner = getattr(self.own, "tokenizer", None)
         return None if inner is None else dict(inner.get_vocab())
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many tokens it has, without those that were added to its vocabulary later."""
+        return int(getattr(self.own, "tokenizer", self.own).vocab_size)
 
     def __call__(self, texts: list[str]) -> Tokens:
         import torch
@@ -71,72 +87,68 @@ def load_named(model: str) -> OpenClipTowers:
     name, tag = (model, None) if model.startswith("hf-hub:") else model.rpartition("/")[::2]
     if not name:
         raise DcclipError(f"open_clip model '{model}' has no tag", "write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k")
-    try:
+    if name.startswith("hf-hub:"):
+        open_clip_config(require_file(name.removeprefix("hf-hub:"), CONFIG).parent, on_hub=True)
+    hint = "check the name against open_clip.list_pretrained(), and the network connection"
+    what = f"open_clip model {model} cannot be loaded"
+    with library_errors(what, hint), tokenizer_errors(what):
         created, _, transform = open_clip.create_model_and_transforms(name, pretrained=tag)
         tokenizer = LibraryTokenizer(open_clip.get_tokenizer(name))
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
-        raise DcclipError(
-            f"open_clip model {model} cannot be loaded: {reason}",
-            "check the name against open_clip.list_pretrained(), and the network connection",
-        ) from None
     full_name = f"{name}/{tag}" if tag else name
     return OpenClipTowers(created, tokenizer, transform, full_name, "")
 
 
-def build(folder: Path, config: dict[str, Any]) -> nn.Module:
+def build(folder: Path, config: dict[str, Any], files: Sequence[Path]) -> nn.Module:
     """The model that a directory's configuration describes, with random weights.
 
-    A text tower of transformers is built from its configuration only; open_clip would download its weights as well.
+    It is built without memory for its weights first, and compared with the headers of the weight `files`. A text tower
+    of transformers is built from its configuration only; open_clip would download its weights as well.
     """
     import open_clip
+    import torch
 
-    text = config["model_cfg"]["text_cfg"]
+    def create(source: Path, device: str) -> nn.Module:
+        with torch.device(device):
+            return open_clip.create_model(f"local-dir:{source}", device=device, load_weights=False, pretrained_hf=False)
+
+    def create_like_files(source: Path) -> nn.Module:
+        with library_errors(f"{folder / CONFIG}: open_clip cannot build this model", COPY_AGAIN):
+            check_fit(create(source, "meta"), files, CONFIG, _OLD_BUFFERS)
+            return create(source, "cpu")
+
     with _quiet():
-        if not text.get("hf_model_name"):
-            model: nn.Module = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-            return model
+        text_tower = config["model_cfg"]["text_cfg"].get("hf_model_name")
+        if not text_tower:
+            return create_like_files(folder)
         changed = copy.deepcopy(config)
         with temporary_folder(Path(gettempdir()) / "dcclip-open-clip") as temporary:
             changed["model_cfg"]["text_cfg"]["hf_model_name"] = str(temporary)
-            write_json(temporary / "open_clip_config.json", changed)
-            write_json(temporary / "config.json", _text_tower(folder, text["hf_model_name"]))
-            model = open_clip.create_model(f"local-dir:{temporary}", load_weights=False, pretrained_hf=False)
-    return model
+            write_json(temporary / CONFIG, changed)
+            write_json(temporary / TRANSFORMERS_CONFIG, _text_tower(folder, text_tower))
+            return create_like_files(temporary)
 
 
 def _text_tower(folder: Path, name: str) -> dict[str, Any]:
-    """The configuration of a text tower of transformers: in the directory, known, in the hub's cache, or on the hub."""
-    from open_clip.hf_configs import arch_dict
-    from transformers import AutoConfig
-
-    if (folder / "config.json").is_file():
-        there = read_json(folder / "config.json", "")
-        if there.get("model_type") in arch_dict:
-            return there
+    """The configuration of a text tower of transformers: in the directory, or known. Raises DcclipError if neither."""
+    if (folder / TRANSFORMERS_CONFIG).is_file() and (there := text_tower_config(folder / TRANSFORMERS_CONFIG)):
+        return there
     if known := _TEXT_TOWERS.get(name.removeprefix("FacebookAI/")):
         return known
-    try:
-        return dict(AutoConfig.from_pretrained(name).to_dict())
-    except (OSError, ValueError) as error:
-        raise DcclipError(
-            f"{folder} does not say the sizes of its text tower {name}: {str(error).strip().splitlines()[0]}",
-            f"copy the config.json of {name} into the directory",
-        ) from None
+    raise DcclipError(
+        f"{folder} does not say the sizes of its text tower {name}: it has no config.json of a text model",
+        f"copy the config.json of {name} into the directory",
+    )
 
 
 def directory_tokenizer(folder: Path) -> LibraryTokenizer:
     """open_clip's tokenizer of a model directory. Raises DcclipError if its files are missing."""
     import open_clip
 
-    try:
-        with _quiet():
-            return LibraryTokenizer(open_clip.get_tokenizer(f"local-dir:{folder}"))
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
-        raise DcclipError(
-            f"the tokenizer of {folder} cannot be loaded: {reason}", "copy the whole model directory again"
-        ) from None
+    named = open_clip_config(folder)["model_cfg"]["text_cfg"].get("hf_tokenizer_name")
+    local = {"local_files_only": True, "trust_remote_code": False} if named else {}
+    what = f"the tokenizer of {folder} cannot be loaded"
+    with _quiet(), library_errors(what, COPY_AGAIN), tokenizer_errors(what):
+        return LibraryTokenizer(open_clip.get_tokenizer(f"local-dir:{folder}", **local))
 
 
 def read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
@@ -146,7 +158,8 @@ def read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for file in files:
         weights |= load_file(file) if file.suffix == ".safetensors" else unpickled(file)
-    weights.pop("text.transformer.embeddings.position_ids", None)  # a buffer that transformers saved until 2023
+    for name in _OLD_BUFFERS:
+        weights.pop(name, None)
     return {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
 
 

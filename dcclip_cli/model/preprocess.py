@@ -89,7 +89,9 @@ def flatten(image: Image.Image, colour: tuple[int, int, int] = (255, 255, 255)) 
     return background
 
 
-_OPTIONAL = ("mean", "std", "interpolation", "resize_mode", "crop")  # fields of Preprocessing that open_clip can omit
+_NAMES = {"interpolation": list(RESAMPLING), "resize_mode": ["shortest", "squash"], "crop": ["round", "floor"]}
+MAX_SIDE = 4_096  # of a tower's input
+_MAX_LEVEL = 10_000.0  # of the means, and of 1 / the standard deviations
 
 
 @dataclass(frozen=True)
@@ -108,19 +110,17 @@ class Preprocessing:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Preprocessing:
-        """From open_clip's `preprocess_cfg`, with its defaults. Raises ValueError for unsupported values."""
-        known = {key: config[key] for key in _OPTIONAL if config.get(key)}
-        known = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
-        size = config.get("size", cls.size)
-        if isinstance(size, list | tuple):
-            if len(set(size)) != 1:
-                raise ValueError(f"only square inputs are supported, not {tuple(size)}")
-            size = size[0]
-        result = cls(size=int(size), **known)
-        known_modes = result.resize_mode in ("shortest", "squash") and result.crop in ("round", "floor")
-        if result.interpolation not in RESAMPLING or not known_modes:
-            raise ValueError(f"unsupported preprocessing: {result.interpolation}, {result.resize_mode}, {result.crop}")
-        return result
+        """From open_clip's `preprocess_cfg`, with its defaults. Raises ValueError, with the key, for other values."""
+        found = cls(
+            _side(config.get("size", cls.size)),
+            _levels("mean", config.get("mean") or cls.mean, -_MAX_LEVEL),
+            _levels("std", config.get("std") or cls.std, 1 / _MAX_LEVEL),
+            **{key: config[key] for key in _NAMES if config.get(key)},
+        )
+        for key, names in _NAMES.items():
+            if (name := getattr(found, key)) not in names:
+                raise ValueError(f"{key} should be {' or '.join(names)} (got {name!r:.60})")
+        return found
 
     def to_config(self) -> dict[str, Any]:
         """The same as open_clip's `preprocess_cfg`, with `crop` only if it is not open_clip's own, "round"."""
@@ -160,3 +160,21 @@ class Preprocessing:
         left, top = (width - side) / 2, (height - side) / 2
         corner = (round(left), round(top)) if self.crop == "round" else (int(left), int(top))
         return (width, height), corner
+
+
+def _side(size: Any) -> int:
+    sides = list(size) if isinstance(size, list | tuple) else [size]
+    if not sides or any(type(one) is not int or not 1 <= one <= MAX_SIDE for one in sides):
+        raise ValueError(f"size should be a whole number from 1 to {MAX_SIDE:,} (got {size!r:.60})")
+    if len(set(sides)) > 1:
+        raise ValueError(f"size: only square inputs are supported, not {tuple(size)}")
+    return int(sides[0])
+
+
+def _levels(key: str, values: Any, least: float) -> tuple[float, float, float]:
+    """Three numbers from `least` up to _MAX_LEVEL."""
+    numbers = values if isinstance(values, list | tuple) else ()
+    if len(numbers) != 3 or not all(type(one) in (int, float) and least <= one <= _MAX_LEVEL for one in numbers):
+        raise ValueError(f"{key} should be three numbers from {least:g} to {_MAX_LEVEL:g} (got {values!r:.60})")
+    first, second, third = numbers
+    return (first, second, third)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.model_dir import CONFIG, WEIGHTS
+from dcclip_cli.model.model_dir import WEIGHTS
+from dcclip_cli.model.weights import CONFIG
 from dcclip_cli.run_dir import STAGES
 
 Library = Literal["transformers", "open_clip"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,10 +12,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import read_json, validated
+from dcclip_cli.model.library_configs import (
+    COPY_AGAIN,
+    IMAGE_PROCESSOR,
+    TRANSFORMERS_CONFIG,
+    ImageProcessorConfig,
+    check_directory,
+    library_errors,
+    transformers_config,
+)
 from dcclip_cli.model.precision import Precision, choose_precision
 from dcclip_cli.model.reference import Library, library_of
+from dcclip_cli.model.tokenizer import check_tokenizer, tokenizer_errors
 from dcclip_cli.model.weights import (
     TRANSFORMERS_WEIGHTS,
+    check_shapes,
+    find_file,
     find_weights,
     is_pickled,
     require_file,
@@ -105,32 +119,25 @@ def _load_transformers(model: str, progress: Progress) -> TransformersTowers:
     transformers.utils.logging.disable_progress_bar()  # of "Loading weights"
     enable_progress_bars()  # of downloads, which the line above disables too
     name = Path(model).name
-    try:
-        config_file, files = require_file(model, "config.json"), find_weights(model, TRANSFORMERS_WEIGHTS)
+    local = {"local_files_only": True} if Path(model).is_dir() else {}
+    what = f"teacher {model} cannot be loaded"
+    with library_errors(what, _CHECK), tokenizer_errors(f"{what}: its tokenizer"):
+        config_file = _checked_config(model)
+        files = find_weights(model, TRANSFORMERS_WEIGHTS)
         if not files:
             names = " or ".join(TRANSFORMERS_WEIGHTS)
-            raise DcclipError(f"teacher {model} cannot be loaded: there is no {names}", _CHECK)
+            raise DcclipError(f"{what}: there is no {names}", _CHECK)
         digest = weights_digest(files)
         if is_pickled(files):
             files = [safetensors_copy(files, digest, name, progress)]
         say_what_is_loaded(name, files, progress)
-        loaded = _from_pretrained(name, files[0].parent, config_file.parent)
-        image_processor = transformers.AutoImageProcessor.from_pretrained(model, backend="pil")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DcclipError(f"teacher {model} cannot be loaded: {reason}", _CHECK) from None
-    if not hasattr(loaded, "get_image_features") or not hasattr(loaded, "get_text_features"):
-        raise DcclipError(
-            f"teacher {model} is a {type(loaded).__name__}, not an image-text dual encoder",
-            "use AltCLIP, ChineseCLIP, CLIP, SigLIP, SigLIP2 or MetaCLIP2",
+        loaded = _from_pretrained(name, files, config_file.parent)
+        image_processor = transformers.AutoImageProcessor.from_pretrained(
+            model, backend="pil", trust_remote_code=False, **local
         )
-    if loaded.config.model_type == "siglip2":
-        raise DcclipError(
-            f"teacher {model} is a NaFlex model, whose images keep their own sizes",
-            "use one of a fixed size, such as google/siglip2-base-patch16-224",
-        )
-    towers = TransformersTowers(loaded, image_processor, tokenizer, name, "")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False, **local)
+        towers = TransformersTowers(loaded, image_processor, tokenizer, name, "")
+        _check_towers(towers, model)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocab = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     parts = [TREATMENT, digest, loaded.config.to_json_string(), image_processor.to_json_string(), vocab]
@@ -138,16 +145,36 @@ def _load_transformers(model: str, progress: Progress) -> TransformersTowers:
     return towers
 
 
-def _from_pretrained(name: str, weights: Path, config_folder: Path) -> Any:
-    """transformers' model with the weights in a folder. Raises DcclipError if some of its weights are not there."""
+def _checked_config(model: str) -> Path:
+    """The config.json of a model. Raises DcclipError unless that and the image processor's are of a dual encoder."""
+    if Path(model).is_dir():
+        check_directory(Path(model))
+    file = require_file(model, TRANSFORMERS_CONFIG)
+    config = transformers_config(file, f"teacher {model}")
+    if config.model_type == "siglip2":
+        raise DcclipError(
+            f"teacher {model} is a NaFlex model, whose images keep their own sizes",
+            "use one of a fixed size, such as google/siglip2-base-patch16-224",
+        )
+    if images := find_file(model, IMAGE_PROCESSOR):
+        validated(ImageProcessorConfig, read_json(images, COPY_AGAIN), images, COPY_AGAIN)
+    return file
+
+
+def _from_pretrained(name: str, files: Sequence[Path], config_folder: Path) -> Any:
+    """transformers' model with the weights in files. Raises DcclipError if some of its weights are not there."""
+    import torch
     import transformers
 
     before = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # its report of missing weights is replaced by the error below
     try:
-        config = transformers.AutoConfig.from_pretrained(config_folder)
+        config = transformers.AutoConfig.from_pretrained(config_folder, trust_remote_code=False)
+        with torch.device("meta"):
+            empty = transformers.AutoModel.from_config(config, trust_remote_code=False)
+        check_shapes(empty, files, TRANSFORMERS_CONFIG)
         loaded, found = transformers.AutoModel.from_pretrained(
-            weights, config=config, use_safetensors=True, dtype="float32", output_loading_info=True
+            files[0].parent, config=config, use_safetensors=True, dtype="float32", output_loading_info=True
         )
     finally:
         transformers.utils.logging.set_verbosity(before)
@@ -157,6 +184,20 @@ def _from_pretrained(name: str, weights: Path, config_folder: Path) -> Any:
             "copy the whole model again, or check that config.json belongs to these weights",
         )
     return loaded
+
+
+def _check_towers(towers: TransformersTowers, model: str) -> None:
+    """Raise DcclipError where the image processor or the tokenizer is not that of the towers."""
+    from PIL import Image
+
+    side = towers.model.config.vision_config.image_size
+    expected = (3, *([side] * 2 if isinstance(side, int) else side))
+    shape = towers.library_preprocess(Image.new("RGB", (30, 20))).shape
+    if shape != expected:
+        what = f"teacher {model} cannot be loaded: its image processor gives {shape}, its image tower takes {expected}"
+        raise DcclipError(what, f"copy the {IMAGE_PROCESSOR} of the model again")
+    where = f"teacher {model} cannot be loaded: its tokenizer"
+    check_tokenizer(towers.tokenize, towers.tokenizer.vocab_size, towers.vocabulary_rows, where)
 
 
 def _fingerprint(model: Any) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 # Begin, padding, end, unknown, as in XLM-RoBERTa.
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
+_TRIAL_TEXTS = ("一张狗的照片", "a photo of a dog", "", "🐕\u200d🦺 \ufffd é, 1!", "长" * 600)
 BEGIN_ID, PADDING_ID, END_ID, UNKNOWN_ID = range(4)
 _STEP = 1e-4  # `min_score_penalty_delta` in tokenizers' UnigramTrainer
 
@@ -174,23 +176,58 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise DcclipError(f"{folder} has no tokenizer.json", "make the model again, or copy the whole directory")
-    try:
+    with tokenizer_errors(str(file)):
         return Tokenizer.from_file(str(file))
-    except Exception as error:  # noqa: BLE001  # the library raises nothing narrower
-        raise DcclipError(f"{file} is not a tokenizer: {error}", "copy the model directory again") from None
+
+
+@contextmanager
+def tokenizer_errors(where: str) -> Iterator[None]:
+    """What the tokenizers library raises in the block becomes a DcclipError that begins with `where`.
+
+    For a mistake in a tokenizer it raises Exception itself, and panics, which are no Exception.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise DcclipError(f"{where} is not a tokenizer: {reason}", "copy the model directory again") from None
+
+
+def check_tokenizer(tokenize: Callable[[list[str]], Tokens], tokens: int, rows: int, where: str) -> None:
+    """Try a tokenizer on a few texts. Raises DcclipError where it is not that of a text tower with so many `rows`.
+
+    `tokens` is the size of its vocabulary, without tokens that were added to it later.
+    """
+    hint = "copy the whole model directory again: tokenizer and weights are of two models"
+    if tokens > rows or 2 * tokens < rows:
+        raise DcclipError(f"{where} has {tokens:,} tokens, its text tower {rows:,}: it is another model's", hint)
+    with tokenizer_errors(where):
+        ids = tokenize(list(_TRIAL_TEXTS)).ids
+    if (largest := int(ids.max())) >= rows:
+        raise DcclipError(f"{where} gives token {largest:,}, its text tower has {rows:,}: it is another model's", hint)
 
 
 def tokenize_with(tokenizer: Tokenizer, context_length: int) -> Callable[[list[str]], Tokens]:
-    """A function from texts to Tokens, padded to the longest text; long texts are truncated and keep their `</s>`."""
+    """A function from texts to Tokens, padded to the longest text; long texts are truncated and keep their `</s>`.
+
+    Raises DcclipError, as the function does, if the tokenizer has a mistake.
+    """
     import torch
 
     from dcclip_cli.model.towers import Tokens
 
-    tokenizer.enable_truncation(context_length)
-    tokenizer.enable_padding(pad_id=tokenizer.token_to_id("<pad>"), pad_token="<pad>")
+    padding = tokenizer.token_to_id("<pad>")
+    if padding is None:
+        raise DcclipError("the tokenizer of the model has no token <pad>", "copy the model directory again")
+    with tokenizer_errors("tokenizer.json of the model"):
+        tokenizer.enable_truncation(context_length)
+        tokenizer.enable_padding(pad_id=padding, pad_token="<pad>")
 
     def tokenize(texts: list[str]) -> Tokens:
-        encoded = tokenizer.encode_batch([" ".join(text.split()) for text in texts])
+        with tokenizer_errors("tokenizer.json of the model"):
+            encoded = tokenizer.encode_batch([" ".join(text.split()) for text in texts])
         ids = torch.tensor([item.ids for item in encoded])
         return Tokens(ids, torch.tensor([item.attention_mask for item in encoded]))
 

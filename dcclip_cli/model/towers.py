@@ -151,6 +151,11 @@ class Towers(nn.Module, ABC):
         """Whether the features of a text do not depend on its padding."""
         return False
 
+    @property
+    @abstractmethod
+    def vocabulary_rows(self) -> int:
+        """How many tokens the text tower has an embedding of."""
+
     @abstractmethod
     def token_embedding(self) -> tuple[Tensor, dict[str, int]]:
         """The text tower's embedding table (V, W), and the row of each token of its vocabulary."""
@@ -228,6 +233,12 @@ class OpenClipTowers(Towers):
         if hasattr(trunk, "feature_info"):
             return len(trunk.feature_info)
         return len(visual.transformer.resblocks)
+
+    @property
+    def vocabulary_rows(self) -> int:
+        text: Any = getattr(self.model, "text", self.model)
+        table = getattr(text, "token_embedding", None) or text.transformer.get_input_embeddings()
+        return int(table.num_embeddings)
 
     def token_embedding(self) -> tuple[Tensor, dict[str, int]]:
         # open_clip's CLIP class has the text layers in the model itself.
@@ -310,11 +321,18 @@ class TransformersTowers(Towers):
         )
         return Tokens(encoded["input_ids"], encoded["attention_mask"])
 
-    def token_embedding(self) -> tuple[Tensor, dict[str, int]]:
+    @property
+    def _table(self) -> Any:
         # AltCLIP's text model is one level deeper, and its own method for this returns the wrapper's table.
         text = self.model.text_model
-        table = getattr(text, "roberta", text).get_input_embeddings().weight
-        return table.detach(), self.tokenizer.get_vocab()
+        return getattr(text, "roberta", text).get_input_embeddings()
+
+    @property
+    def vocabulary_rows(self) -> int:
+        return int(self._table.num_embeddings)
+
+    def token_embedding(self) -> tuple[Tensor, dict[str, int]]:
+        return self._table.weight.detach(), self.tokenizer.get_vocab()
 
     def image_features(self, pixels: Tensor, layers: Sequence[int] = ()) -> ImageFeatures:
         more = {"output_hidden_states": True} if layers else {}

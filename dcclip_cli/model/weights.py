@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import pickle
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import atomic_folder, cache_folder, file_sha256, lock, read_json
 from dcclip_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
+CONFIG = "open_clip_config.json"  # of a directory with weights of open_clip
 SAFETENSORS = "model.safetensors"
 TRANSFORMERS_WEIGHTS = (SAFETENSORS, "pytorch_model.bin")  # the first that exists is read
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_AGAIN = "copy the whole model directory again"
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_FEW = 1_000_000  # weights that may be missing without a look at their names
 LARGE_BYTES = 300_000_000  # loading so much takes seconds
 
 
@@ -32,12 +37,23 @@ def find_weights(model: str, names: Sequence[str]) -> list[Path]:
         if file := find_file(model, name):
             return [file]
         if index := find_file(model, f"{name}.index.json"):
-            shards = sorted(set(read_json(index, "").get("weight_map", {}).values()))
+            shards = shards_of(index)
             files = [find_file(model, shard) for shard in shards]
             if missing := [shard for shard, file in zip(shards, files, strict=True) if file is None]:
                 raise DcclipError(f"{model} has no {missing[0]}, which {index.name} names", "copy the model again")
             return [file for file in files if file is not None]
     return []
+
+
+def shards_of(index: Path) -> list[str]:
+    """The names of the weight files that an index lists. Raises DcclipError where one is not next to the index."""
+    listed = read_json(index, _AGAIN).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise DcclipError(f"{index} lists no weights (weight_map)", _AGAIN)
+    for shard in listed.values():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise DcclipError(f"{index}: weight_map: {shard!r:.100} is not the name of a file next to it", _AGAIN)
+    return sorted(set(listed.values()))
 
 
 def find_file(model: str, name: str) -> Path | None:
@@ -115,6 +131,68 @@ def safetensors_copy(files: Sequence[Path], digest: str, name: str, progress: Pr
                     weights = {key: value for file in files for key, value in unpickled(file).items()}
                     save_file(_apart(weights), temporary / SAFETENSORS, {"format": "pt"})
     return folder / SAFETENSORS
+
+
+class StoredTensor(NamedTuple):
+    """A tensor in a safetensors file: the type of its numbers, as in `F32`, and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:
+    """The tensors in safetensors files by name, from the files' headers. Raises DcclipError for a damaged file."""
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, StoredTensor] = {}
+    for file in files:
+        try:
+            with file.open("rb"), safe_open(file, "pt") as content:
+                for name in content.keys():  # noqa: SIM118  # it is no mapping
+                    tensor = content.get_slice(name)
+                    found[name] = StoredTensor(str(tensor.get_dtype()), tuple(tensor.get_shape()))
+        except (SafetensorError, OSError) as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            raise DcclipError(f"{file} is not a readable safetensors file: {reason}", _AGAIN) from None
+    return found
+
+
+def check_fit(model: nn.Module, files: Sequence[Path], config: str, ignored: Collection[str] = ()) -> None:
+    """Raise DcclipError unless files have the weights of a model, which may be on the meta device, and no others."""
+    where, own, hint = _place(files), set(model.state_dict()), _other_weights(config)
+    stored = check_shapes(model, files, config)
+    if missing := sorted(own - stored.keys()):
+        raise DcclipError(f"{where} lacks {missing[0]} ({len(missing)} missing in all)", hint)
+    if unknown := sorted(stored.keys() - own - set(ignored)):
+        what = f"{where} has {unknown[0]}, which is no part of the model ({len(unknown)} such weights)"
+        raise DcclipError(what, hint)
+
+
+def check_shapes(model: nn.Module, files: Sequence[Path], config: str) -> dict[str, StoredTensor]:
+    """The tensors in weight files. Raises DcclipError where they do not fit the model, or it is far larger than all."""
+    stored, where, hint = stored_tensors(files), _place(files), _other_weights(config)
+    for name, weight in model.state_dict().items():
+        if name not in stored:
+            continue
+        dtype, shape = stored[name]
+        if shape != tuple(weight.shape):
+            raise DcclipError(f"{where}: {name} has the shape {shape}, by {config} it is {tuple(weight.shape)}", hint)
+        if weight.is_floating_point() and dtype not in _FLOATS:
+            what = f"{where}: {name} has numbers of type {dtype}, not {', '.join(_FLOATS)}"
+            raise DcclipError(what, "use weights that are not quantized")
+    described = sum(weight.numel() for weight in model.parameters())
+    there = sum(math.prod(tensor.shape) for tensor in stored.values())
+    if described > 2 * there + _FEW:
+        raise DcclipError(f"{where} has {there:,} weights, by {config} the model has {described:,}", hint)
+    return stored
+
+
+def _place(files: Sequence[Path]) -> Path:
+    return files[0] if len(files) == 1 else files[0].parent
+
+
+def _other_weights(config: str) -> str:
+    return f"copy the whole model again: {config} and the weights are of two models"
 
 
 def unpickled(file: Path) -> dict[str, Tensor]:

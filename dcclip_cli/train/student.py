@@ -17,7 +17,7 @@ from dcclip_cli.data.pair import LANGUAGES, PairDataset
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import read_json
 from dcclip_cli.model.init_from_teacher import init_text_tower
-from dcclip_cli.model.model_dir import CONFIG, load_model, save_model
+from dcclip_cli.model.model_dir import load_model, save_model
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.students import (
     StudentOptions,
@@ -29,6 +29,7 @@ from dcclip_cli.model.students import (
 )
 from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with, train_tokenizer, trim_tokenizer
 from dcclip_cli.model.towers import OpenClipTowers, Towers
+from dcclip_cli.model.weights import CONFIG
 from dcclip_cli.versions import versions
 
 _LOOKED_AT = 1_000  # pairs by which the number of captions of all is estimated

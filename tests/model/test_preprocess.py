@@ -1,5 +1,7 @@
 """Decoding refuses what is unsafe, and preprocessed numbers are those of open_clip (torchvision)."""
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +143,23 @@ def test_the_configuration_survives_open_clips_form() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [{"size": [32, 64]}, {"interpolation": "lanczos9"}, {"resize_mode": "longest"}, {"crop": "left"}]
+    ("config", "what"),
+    [
+        ({"size": [32, 64]}, "size: only square inputs are supported, not (32, 64)"),
+        ({"size": 0}, "size should be a whole number from 1 to 4,096 (got 0)"),
+        ({"size": 10**9}, "size should be a whole number from 1 to 4,096 (got 1000000000)"),
+        ({"size": "大"}, "size should be a whole number from 1 to 4,096 (got '大')"),
+        ({"size": {"height": 32}}, "size should be a whole number from 1 to 4,096 (got {'height': 32})"),
+        ({"mean": [0.5, 0.5]}, "mean should be three numbers from -10000 to 10000 (got [0.5, 0.5])"),
+        ({"mean": [0.5, "0.5", 0.5]}, "mean should be three numbers from -10000 to 10000 (got [0.5, '0.5', 0.5])"),
+        ({"std": [0.5, 0, 0.5]}, "std should be three numbers from 0.0001 to 10000 (got [0.5, 0, 0.5])"),
+        ({"std": [math.nan] * 3}, "std should be three numbers from 0.0001 to 10000 (got [nan, nan, nan])"),
+        ({"interpolation": "lanczos9"}, "interpolation should be bicubic or bilinear or nearest (got 'lanczos9')"),
+        ({"interpolation": ["bicubic"]}, "interpolation should be bicubic or bilinear or nearest (got ['bicubic'])"),
+        ({"resize_mode": "longest"}, "resize_mode should be shortest or squash (got 'longest')"),
+        ({"crop": "left"}, "crop should be round or floor (got 'left')"),
+    ],
 )
-def test_an_unsupported_configuration_is_refused(config: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="supported"):
+def test_an_unsupported_configuration_is_refused_by_its_key(config: dict[str, Any], what: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(what)):
         Preprocessing.from_config(config)

@@ -83,7 +83,7 @@ def test_an_image_only_model_is_refused(tmp_path: Path) -> None:
     ViTModel(ViTConfig(image_size=32, **sizes)).save_pretrained(tmp_path)
     CLIPImageProcessor().save_pretrained(tmp_path)
     XLMRobertaTokenizer().save_pretrained(tmp_path)
-    with pytest.raises(DcclipError, match="is a ViTModel, not an image-text dual encoder") as raised:
+    with pytest.raises(DcclipError, match="is a model of type vit, not an image-text dual encoder") as raised:
         TransformersTeacher(model=str(tmp_path)).load()
     assert "AltCLIP" in raised.value.hint
 
