@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import atomic_write, file_sha256, json_object
+from dcclip_cli.files import atomic_write, file_sha256, json_object, remove
 
 OWN, FILES = "sha256", "files"
 USERS_FILES = ("README.md",)  # the user may edit the model card
@@ -120,6 +121,28 @@ def read_record(file: Path, since: int, hint: str) -> Record:
     if not _is_a_listing(content.get(FILES)):
         raise DcclipError(f"{file}: {FILES} does not list bytes and {OWN} of files", hint)
     return Record(file, content, hint)
+
+
+def cached_record(file: Path, number: int, say: Callable[[str], None]) -> Record | None:
+    """The record in a file that can be made again; None where there is none of the format `number`.
+
+    One of another format, or that is damaged as its files may be, is removed, after a warning to `say`.
+    """
+    if not os.path.lexists(file):
+        return None
+    try:
+        if not file.is_file():
+            raise DcclipError(f"{file} is not a file", "")
+        record = read_record(file, number, "")
+        if (found := record.content.get("format")) != number:
+            raise DcclipError(f"{file} has format {found}, and this is dcclip's {number}", "")
+        record.check()
+    except (DcclipError, OSError) as error:
+        what = error.what if isinstance(error, DcclipError) else f"{file} cannot be read: {error.strerror}"
+        say(f"warning: {what}: it is made again")
+        remove(file)
+        return None
+    return record
 
 
 def _is_a_listing(files: Any) -> bool:

@@ -11,7 +11,6 @@ import io
 import json
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -291,14 +290,15 @@ def find_index(
     `damaged` is called for one that would be, but cannot be used.
     """
     for path in ([] if file.is_remote else [beside(file)]) + [cached(file, columns)]:
-        with suppress(OSError):
+        try:
             if not (file.is_remote or path.stat().st_mtime_ns >= int(file.version)):
                 continue
-            try:
-                index = read_index(file, path)
-            except Damaged as why:
-                damaged(path, why)
-                continue
-            if index and (index.about.size, index.about.columns) == (file.size, columns.named):
-                return index
+            index = read_index(file, path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (Damaged, OSError) as error:
+            damaged(path, error if isinstance(error, Damaged) else Damaged(f"cannot be read: {error.strerror}"))
+            continue
+        if index and (index.about.size, index.about.columns) == (file.size, columns.named):
+            return index
     return None

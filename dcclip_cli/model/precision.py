@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from dcclip_cli.checksums import cached_record, write_record
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import atomic_write, cache_folder, lock
+from dcclip_cli.files import cache_folder, lock
 from dcclip_cli.machine import cpu_name, has_native_bf16, keep_freed_memory
+from dcclip_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,6 +70,7 @@ def check_logits(scale: float, bias: float | None, model: str) -> None:
 
 Precision = Literal["auto", "fp32", "bf16"]
 
+_FORMAT = 2  # of the files that a gain is kept in
 LEAST_GAIN = 1.2  # speed-up of bf16 below which its coarser numbers are not worth it
 _ROUNDS, _PROBE_S = 3, 0.1  # passes timed in each precision, and the time that one should take
 _MOST, _FEWEST = 64, 2  # images and texts per pass
@@ -98,7 +101,14 @@ class Choice:
 AS_ASKED = Choice("fp32", "as requested")
 
 
-def choose_precision(asked: str, device: str, towers: Towers, training: bool = False, image: bool = True) -> Choice:
+def choose_precision(
+    asked: str,
+    device: str,
+    towers: Towers,
+    training: bool = False,
+    image: bool = True,
+    progress: Progress | None = None,
+) -> Choice:
     """The precision that `asked` ("auto", "fp32", "bf16", "fp16") means for these towers on `device`.
 
     On a CPU, bf16 has to be native and at least LEAST_GAIN times faster when these towers are timed; `training` times
@@ -113,7 +123,7 @@ def choose_precision(asked: str, device: str, towers: Towers, training: bool = F
         return choice
     if asked == "bf16" and torch.device(device).type != "cpu":
         return Choice("bf16", "as requested")
-    gain = _cached_gain(towers, training, image)
+    gain = _cached_gain(towers, training, image, progress or Silent())
     return Choice("bf16", "as requested", gain) if asked == "bf16" else choice_by_gain(gain)
 
 
@@ -174,7 +184,7 @@ def bf16_gain(run: Callable[[], object], rounds: int = _ROUNDS) -> float:
     return fastest[False] / fastest[True]
 
 
-def _cached_gain(towers: Towers, training: bool, image: bool) -> float:
+def _cached_gain(towers: Towers, training: bool, image: bool, progress: Progress) -> float:
     """The gain of bf16, measured once per architecture, machine and torch version."""
     import torch
 
@@ -192,10 +202,12 @@ def _cached_gain(towers: Towers, training: bool, image: bool) -> float:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with lock(file.with_suffix(".lock")):  # processes that start together make the same choice
-            if not file.exists():
-                atomic_write(file, json.dumps({"gain": _measured_gain(towers, training, image)}).encode())
-            return float(json.loads(file.read_text("utf-8"))["gain"])
-    except (OSError, ValueError, KeyError, TypeError):  # a folder that cannot be written, a truncated file
+            if record := cached_record(file, _FORMAT, progress.say):
+                return float(record.content["gain"])
+            gain = _measured_gain(towers, training, image)
+            write_record(file, {"format": _FORMAT, "gain": gain}, alone=True)
+            return gain
+    except OSError:  # a folder that cannot be written
         return _measured_gain(towers, training, image)
 
 

@@ -60,7 +60,7 @@ class TransformersTeacher(_TeacherOptions):
 
     def load(self, device: str = "cpu", progress: Progress | None = None) -> Towers:
         """The teacher's towers, frozen, in evaluation mode. Raises DcclipError if it cannot be loaded."""
-        return _frozen(_load(self.model, "transformers", progress or Silent()), self.precision, device)
+        return _frozen(_load(self.model, "transformers", progress or Silent()), self.precision, device, progress)
 
 
 class AltClipTeacher(TransformersTeacher):
@@ -78,12 +78,12 @@ class OpenClipTeacher(_TeacherOptions):
 
     def load(self, device: str = "cpu", progress: Progress | None = None) -> Towers:
         """The teacher's towers, frozen, in evaluation mode. Raises DcclipError if it cannot be loaded."""
-        return _frozen(_load(self.model, "open_clip", progress or Silent()), self.precision, device)
+        return _frozen(_load(self.model, "open_clip", progress or Silent()), self.precision, device, progress)
 
 
-def _frozen(towers: Towers, precision: str, device: str) -> Any:
+def _frozen(towers: Towers, precision: str, device: str, progress: Progress | None) -> Any:
     towers.requires_grad_(False).eval().to(device)
-    towers.precision = choose_precision(precision, device, towers)
+    towers.precision = choose_precision(precision, device, towers, progress=progress)
     towers.fingerprint += f"-{towers.precision.precision}"
     return towers
 

@@ -11,8 +11,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dcclip_cli.checksums import cached_record, write_record
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import atomic_folder, cache_folder, file_sha256, lock, read_json
+from dcclip_cli.files import atomic_folder, cache_folder, file_sha256, lock, read_json, remove
 from dcclip_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin
 _AGAIN = "copy the whole model directory again"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _FEW = 1_000_000  # weights that may be missing without a look at their names
+_COPY, _COPY_FORMAT = "copy.json", 1  # the record of a safetensors copy
 LARGE_BYTES = 300_000_000  # loading so much takes seconds
 
 
@@ -120,16 +122,18 @@ def safetensors_copy(files: Sequence[Path], digest: str, name: str, progress: Pr
     """
     from safetensors.torch import save_file
 
-    folder = cache_folder() / "weights" / digest[:32]
-    if not (folder / SAFETENSORS).is_file():
+    folder, say = cache_folder() / "weights" / digest[:32], (progress or Silent()).say
+    if not cached_record(folder / _COPY, _COPY_FORMAT, say):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with lock(folder.with_suffix(".lock")):
-            if not (folder / SAFETENSORS).is_file():
+            if not cached_record(folder / _COPY, _COPY_FORMAT, say):
+                remove(folder)
                 what = f"{name} has only pickled weights ({files[0].name}): reading tensors alone"
-                (progress or Silent()).say(f"{what}, and keeping a copy as safetensors in {folder}")
+                say(f"{what}, and keeping a copy as safetensors in {folder}")
                 with atomic_folder(folder) as temporary:
                     weights = {key: value for file in files for key, value in unpickled(file).items()}
                     save_file(_apart(weights), temporary / SAFETENSORS, {"format": "pt"})
+                    write_record(temporary / _COPY, {"format": _COPY_FORMAT})
     return folder / SAFETENSORS
 
 

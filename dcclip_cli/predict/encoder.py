@@ -158,7 +158,7 @@ def load_torch_encoder(
         teacher = TransformersTeacher if reference.kind == "hf" else OpenClipTeacher
         towers = teacher(model=reference.target, precision="fp32").load(device, progress)
     towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as TorchEncoder runs them
-    return TorchEncoder(towers, device, choose_precision(precision, device, towers))
+    return TorchEncoder(towers, device, choose_precision(precision, device, towers, progress=progress))
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def settle_precision(
     asked, rule = options.precision, options.optimizer.newton_schulz
 
     def choose() -> Choice:
-        return choose_precision(asked, device, towers, training=True, image=image)
+        return choose_precision(asked, device, towers, training=True, image=image, progress=progress)
 
     choice = Choice(**_decided(folder, "precision", lambda: asdict(choose()))) if asked == "auto" else choose()
     if rule == "auto":

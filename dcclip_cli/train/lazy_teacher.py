@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from dcclip_cli.checksums import cached_record, write_record
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import atomic_write, cache_folder
+from dcclip_cli.files import cache_folder
 from dcclip_cli.machine import cpu_name
 from dcclip_cli.model.precision import Choice, check_logits
 from dcclip_cli.model.teachers import TREATMENT, OpenClipTeacher, Teacher
@@ -28,6 +29,7 @@ from dcclip_cli.train.losses.base import Widths
 from dcclip_cli.versions import versions
 
 TEACHERS = "teachers"  # in the cache folder
+_FORMAT = 2
 _CONFIGS = ("config.json", "open_clip_config.json")
 
 
@@ -67,9 +69,8 @@ class LazyTeacher:
 
     @cached_property
     def facts(self) -> TeacherFacts:
-        if self._record:
-            with suppress(OSError, ValueError, KeyError, TypeError):  # missing, cut or of another version
-                return _from_json(json.loads(self._record.read_bytes()))
+        if self._record and (record := cached_record(self._record, _FORMAT, self._progress.say)):
+            return _from_json(record.content["facts"])
         towers = self.towers
         check_logits(towers.logit_scale, towers.logit_bias, towers.name)
         facts = TeacherFacts(
@@ -83,7 +84,7 @@ class LazyTeacher:
         if self._record:
             with suppress(OSError):  # a folder that cannot be written
                 self._record.parent.mkdir(parents=True, exist_ok=True)
-                atomic_write(self._record, json.dumps(asdict(facts)))
+                write_record(self._record, {"format": _FORMAT, "facts": asdict(facts)}, alone=True)
         return facts
 
     @property

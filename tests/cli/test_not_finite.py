@@ -1,6 +1,5 @@
 """A model that gives NaN is one error and one hint in every command, and nothing is written."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +17,9 @@ from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.towers import TextFeatures
 from dcclip_cli.predict.encoder import load_encoder
-from dcclip_cli.predict.onnx_encoder import DESCRIPTION
 from dcclip_cli.store import FeatureStore
 from tests.cli.conftest import dcclip
+from tests.records import rewrite
 
 
 def refused(*arguments: object) -> str:
@@ -34,7 +33,7 @@ def refused(*arguments: object) -> str:
 
 
 def damaged_bundle(out: Path, tower: str) -> Path:
-    """A copy of the starter model with a NaN in each float weight of a tower, that says nothing of its files' sums."""
+    """A copy of the starter model with a NaN in each float weight of a tower."""
     shutil.copytree(resolve("starter").target, out)
     graph = onnx.load(out / f"{tower}.onnx")
     for weight in graph.graph.initializer:
@@ -43,15 +42,8 @@ def damaged_bundle(out: Path, tower: str) -> Path:
             values.reshape(-1)[0] = np.nan
             weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(graph, out / f"{tower}.onnx")
-    return described(out)
-
-
-def described(bundle: Path, **changed: Any) -> Path:
-    """A bundle whose dcclip.json is of the format without sums, with some keys changed."""
-    about = json.loads((bundle / DESCRIPTION).read_text("utf-8")) | {"format": 1} | changed
-    about = {key: value for key, value in about.items() if key not in ("files", "sha256")}
-    (bundle / DESCRIPTION).write_text(json.dumps(about, ensure_ascii=False), "utf-8")
-    return bundle
+    rewrite(out)
+    return out
 
 
 def damaged(folder: Path, out: Path, tower: str) -> Path:
@@ -63,6 +55,7 @@ def damaged(folder: Path, out: Path, tower: str) -> Path:
         if value.is_floating_point() and name.startswith("visual") == (tower == "image") and "logit" not in name:
             value.fill_(float("nan"))
     save_file(weights, file, {"format": "pt"})
+    rewrite(out)
     return out
 
 
@@ -112,7 +105,8 @@ def test_a_bundle_of_nan_weights_is_refused(
 def test_a_bundle_whose_logits_would_not_be_finite_or_would_rank_backwards_is_refused(
     key: str, value: float, pictures: list[Path], tmp_path: Path
 ) -> None:
-    bundle = described(Path(shutil.copytree(resolve("starter").target, tmp_path / "bundle")), **{key: value})
+    bundle = Path(shutil.copytree(resolve("starter").target, tmp_path / "bundle"))
+    rewrite(bundle, **{key: value})
     result = dcclip("predict", pictures[0], "--labels", "猫,dog", "--model", bundle, expect=1)
     assert key.replace("_", " ") in result.stderr.replace("_", " ") and result.stderr.count("error: ") == 1
 
@@ -126,6 +120,7 @@ def test_a_model_directory_whose_logit_scale_is_not_finite_is_refused(
     weights = load_file(file)
     weights["logit_scale"].fill_(value)  # of 1000, the exponential is infinite
     save_file(weights, file, {"format": "pt"})
+    rewrite(model)
     for arguments in (["predict", pictures[0], "--labels", "猫,dog"], ["eval", "--dataset", pairs_file]):
         assert "has a logit scale of" in refused(*arguments, "--model", model)
 

@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import AltClipTeacher, OpenClipTeacher, TransformersTeacher
+from dcclip_cli.model.weights import safetensors_copy
 from dcclip_cli.predict.encoder import load_encoder
 from dcclip_cli.progress import Lines
+from tests.damage import KINDS, Said, damage
 from tests.model.test_processors import noise
 
 TEXTS = ["一张照片", "a photo of 猫", "Ｔ恤 ，！", "“quoted” &amp; the", "a " * 200, "的" * 200]
@@ -137,6 +139,23 @@ def test_pickled_weights_are_read_once_and_kept_as_safetensors(
     assert len(lines) == 1 and again.fingerprint == first.fingerprint
     pixels = torch.from_numpy(first.preprocess(noise(40, 50)))[None]
     assert torch.equal(again.image_features(pixels).embedding, first.image_features(pixels).embedding)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_copy_of_pickled_weights_is_made_again(
+    hub_teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("DCCLIP_CACHE", str(tmp_path / "cache"))
+    files, said = [hub_teachers / "chineseclip/pytorch_model.bin"], Said()
+    copy = safetensors_copy(files, "0" * 64, "中文 chineseclip", said)
+    whole = copy.read_bytes()
+    damage(copy, kind)
+    assert safetensors_copy(files, "0" * 64, "中文 chineseclip", said).read_bytes() == whole
+    assert len(said.lines) == 3  # the copy, the damage, the copy again
+    assert said.lines[1].startswith(f"warning: {copy} ") and said.lines[1].endswith("it is made again")
+    damage(copy.parent / "copy.json", kind)
+    assert safetensors_copy(files, "0" * 64, "中文 chineseclip", said).read_bytes() == whole
+    assert safetensors_copy(files, "0" * 64, "中文 chineseclip", said) == copy and len(said.lines) == 5
 
 
 def test_pickled_shards_and_old_checkpoints_are_read_too(hub_teachers: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.predict.index import Index, embedded_images, open_index
 from dcclip_cli.predict.onnx_encoder import OnnxEncoder
 from dcclip_cli.progress import Lines, Silent
+from tests.damage import KINDS, damage
 
 
 def blocks() -> list[Path]:
@@ -48,28 +49,15 @@ def test_pictures_are_embedded_once_and_again_when_they_change(bundle_folder: Pa
     assert open_index(model, folder, fresh=True).embedded == 5
 
 
-def damage(file: Path, content: bytes | str) -> None:
-    whole = file.read_bytes()
-    file.unlink()
-    match content:
-        case "folder":
-            (file / "below").mkdir(parents=True)
-        case "pipe":
-            os.mkfifo(file)
-        case "loop":
-            file.symlink_to(file)
-        case _:
-            file.write_bytes(content if isinstance(content, bytes) else whole[:-2] + b"\0\x7e")  # NaN in fp16
-
-
-@pytest.mark.parametrize("content", [b"", b"dcclip features\n", b"\x93NUMPY", "NaN", "folder", "pipe", "loop"])
-def test_an_index_that_is_broken_is_created_again(
-    bundle_folder: Path, pictures: list[Path], content: bytes | str
-) -> None:
+@pytest.mark.parametrize("kind", [*KINDS, "NaN"])
+def test_an_index_that_is_broken_is_created_again(bundle_folder: Path, pictures: list[Path], kind: str) -> None:
     model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
     whole = open_index(model, folder)
     for file in blocks():
-        damage(file, content)
+        if kind == "NaN":
+            file.write_bytes(file.read_bytes()[:-2] + b"\0\x7e")
+        else:
+            damage(file, kind)
     again = open_index(model, folder)
     assert again.embedded == 5
     np.testing.assert_array_equal(again.embeddings, whole.embeddings)

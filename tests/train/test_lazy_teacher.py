@@ -1,5 +1,6 @@
 """A teacher's facts, known without loading it as long as its files are the same."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +12,8 @@ from dcclip_cli.model.teachers import AltClipTeacher
 from dcclip_cli.progress import Silent
 from dcclip_cli.train.feature_shapes import widths
 from dcclip_cli.train.lazy_teacher import LazyTeacher
+from tests.damage import KINDS, Said, damage
+from tests.records import rewrite
 
 
 @pytest.fixture
@@ -47,11 +50,15 @@ def test_other_layers_and_changed_files_are_noticed(folder: Path, change: str) -
     assert teacher.facts and teacher.is_loaded
 
 
-def test_a_record_that_is_cut_is_written_again(folder: Path, tmp_path: Path) -> None:
-    facts = lazy(folder).facts
+@pytest.mark.parametrize(("kind", "seed"), [*(("flipped", seed) for seed in range(8)), *((one, 0) for one in KINDS)])
+def test_a_record_that_is_damaged_is_written_again(folder: Path, tmp_path: Path, kind: str, seed: int) -> None:
+    facts, said = lazy(folder).facts, list[str]()
     [record] = (tmp_path / "cache" / "teachers").iterdir()
-    record.write_bytes(record.read_bytes()[:-5])
-    assert lazy(folder).facts == facts
+    damage(record, kind, seed)
+    teacher = lazy(folder)
+    teacher._progress = Said(said)
+    assert teacher.facts == facts
+    assert len(said) == 1 and said[0].startswith(f"warning: {record} ") and said[0].endswith("it is made again")
     again = lazy(folder)
     assert again.facts == facts and not again.is_loaded
 
@@ -59,7 +66,8 @@ def test_a_record_that_is_cut_is_written_again(folder: Path, tmp_path: Path) -> 
 def test_a_teacher_that_proves_to_be_another_is_an_error_and_forgotten(folder: Path, tmp_path: Path) -> None:
     assert lazy(folder).facts
     [record] = (tmp_path / "cache" / "teachers").iterdir()
-    record.write_text(record.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    known = json.loads(record.read_text())["facts"]
+    rewrite(record.parent, record.name, facts=known | {"fingerprint": f"0{known['fingerprint']}"})
     teacher = lazy(folder)
     assert teacher.facts.fingerprint.startswith("0")
     with pytest.raises(DcclipError, match="changed while it was in use"):

@@ -1,0 +1,39 @@
+"""Damage to a file, as disks and people do it."""
+
+import os
+import random
+from pathlib import Path
+
+from dcclip_cli.progress import Silent
+
+KINDS = ("flipped", "cut", "filled up", "emptied", "folder", "pipe", "loop")
+
+
+def damage(path: Path, kind: str, seed: object = 0) -> None:
+    """Flip a bit anywhere in a file, cut it anywhere, or put something else in its place."""
+    whole, chance = path.read_bytes(), random.Random(f"{kind} {seed}")
+    flipped, cut = bytearray(whole), whole[: chance.randrange(len(whole))]
+    flipped[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+    contents = {"flipped": bytes(flipped), "cut": cut, "filled up": cut.ljust(len(whole), b"\0"), "emptied": b""}
+    about = path.stat()
+    path.unlink()
+    match kind:
+        case "folder":
+            (path / "below").mkdir(parents=True)
+        case "pipe":
+            os.mkfifo(path)
+        case "loop":
+            path.symlink_to(path)
+        case _:
+            path.write_bytes(contents[kind])
+            os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
+class Said(Silent):
+    """Collects what is said, in `lines`."""
+
+    def __init__(self, lines: list[str] | None = None) -> None:
+        self.lines: list[str] = [] if lines is None else lines
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
