@@ -109,7 +109,7 @@ def read_record(file: Path, since: int, hint: str) -> Record:
     Raises DcclipError if it is missing, or not as it was written.
     """
     if not file.is_file():
-        raise DcclipError(f"{file.parent} has no {file.name}", hint)
+        raise DcclipError(f"{file} is a folder" if file.is_dir() else f"{file.parent} has no {file.name}", hint)
     text = file.read_bytes()
     content = json_object(text, str(file), hint)
     number, own = content.get("format"), content.get(OWN)

@@ -1,16 +1,19 @@
 """The resume state: whole, without pickle, and only for the recipe that made it."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.optim import Muon
 from torch import nn
 
 from dcclip_cli.train.checkpoint import TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
+from tests.records import rewrite
 from tests.train.jobs import refused
 
 THIS = {"options": {"lr": 1e-3, "steps": 6}, "seed": 0}
@@ -77,7 +80,7 @@ def test_a_checkpoint_of_another_recipe_is_refused_with_both_hints(tmp_path: Pat
         load_checkpoint(tmp_path / "state" / "step-00000003", THAT, *trained(seed=0))
 
 
-@pytest.mark.parametrize("content", [None, "", "[]"])
+@pytest.mark.parametrize("content", [None, "", "[]", '{"a":' * 100_000])
 def test_a_damaged_checkpoint_says_to_start_over(tmp_path: Path, content: str | None) -> None:
     save_checkpoint(tmp_path, TrainState(step=3), THIS, *trained(seed=0))
     file = tmp_path / "step-00000003" / "state.json"
@@ -85,5 +88,105 @@ def test_a_damaged_checkpoint_says_to_start_over(tmp_path: Path, content: str | 
     file.unlink()
     if content is not None:
         file.write_text(content)
-    with refused(r"state\.json", ""):
+    with refused(r"state\.json", "start over with --fresh"):
         load_checkpoint(tmp_path / "step-00000003", THIS, *trained(seed=0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"step": -1}, r"state\.json: step: input should be greater than or equal to 0 \(got -1\)"),
+        ({"step": 7}, r"state\.json: step 7 of 6"),
+        ({"step": 10**9}, r"state\.json: step 1000000000 of 6"),
+        ({"step": "3"}, r"state\.json: step: input should be a valid integer \(got '3'\)"),
+        ({"step": 3.5}, r"state\.json: step: input should be a valid integer"),
+        ({"step": True}, r"state\.json: step: input should be a valid integer"),
+        ({"step": None}, r"state\.json: step: input should be a valid integer"),
+        ({"scaler": [1]}, r"state\.json: scaler: input should be a valid dictionary"),
+        ({"format": 99}, r"state\.json has format 99, and this version reads 4"),
+        ({"format": 3}, r"state\.json has format 3, and this version reads 4"),
+        ({"tensors": 5}, r"tensors\.safetensors does not fit this run: it has \d+ tensors, and state\.json says 5"),
+        ({"identity": None}, "was saved by another recipe, .*: everything changed"),
+    ],
+)
+def test_a_state_that_no_run_writes_is_refused(tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:
+    save_checkpoint(tmp_path, TrainState(step=3), THIS, *trained(seed=0))
+    rewrite(tmp_path / "step-00000003", "state.json", **changes)
+    with refused(complaint, "start over with --fresh"):
+        load_checkpoint(tmp_path / "step-00000003", THIS, *trained(seed=0), total_steps=6)
+
+
+Tensors = dict[str, torch.Tensor]
+SCALE = "model/scale"
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda some: some.pop(SCALE), "model/scale is missing"),
+        (lambda some: some.update({"model/缩放": torch.ones(1)}), "model/缩放 is unknown"),
+        (lambda some: some.update({"ema/scale": torch.ones(())}), "ema/scale is unknown"),
+        (lambda some: some.update({"other": torch.ones(1)}), r"it has unknown tensors, other/\.\.\."),
+        (
+            lambda some: some.update({SCALE: torch.ones(2)}),
+            r"model/scale is \(2,\) torch.float32, not \(\) ",
+        ),
+        (
+            lambda some: some.update({SCALE: torch.ones((), dtype=torch.float64)}),
+            r"model/scale is \(\) torch.float64, not",
+        ),
+        (lambda some: some.update({SCALE: torch.tensor(float("nan"))}), "model/scale is not finite"),
+        (lambda some: some.update({SCALE: torch.tensor(float("inf"))}), "model/scale is not finite"),
+        (
+            lambda some: some.update({"optimizer/0.weight/exp_avg": torch.ones(2, 2)}),
+            r"optimizer/0.weight/exp_avg is \(2, 2\), not \(4, 3, 3, 3\)",
+        ),
+        (
+            lambda some: some["optimizer/0.bias/exp_avg_sq"].fill_(float("nan")),
+            "optimizer/0.bias/exp_avg_sq is not finite",
+        ),
+        (
+            lambda some: some.update({"optimizer/9.bias/exp_avg": torch.ones(4)}),
+            "optimizer/9.bias/exp_avg is of no parameter that is trained",
+        ),
+        (lambda some: some.pop("optimizer/0.bias/exp_avg"), r"it has \d+ tensors, and state.json says \d+"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(
+    tmp_path: Path, change: Callable[[Tensors], object], complaint: str
+) -> None:
+    save_checkpoint(tmp_path, TrainState(step=3), THIS, *trained(seed=0))
+    folder = tmp_path / "step-00000003"
+    tensors = load_file(folder / "tensors.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "tensors.safetensors")
+    rewrite(folder, "state.json", **({} if "state.json" in complaint else {"tensors": len(tensors)}))
+    with refused(f"tensors.safetensors does not fit this run: {complaint}", "start over with --fresh"):
+        load_checkpoint(folder, THIS, *trained(seed=0))
+
+
+@pytest.mark.parametrize("place", [".", "step-00000003"])
+def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path, place: str) -> None:
+    changed = tmp_path / "state" / place
+    save_checkpoint(tmp_path / "state", TrainState(step=3), THIS, *trained(seed=0))
+    shutil.rmtree(changed)
+    changed.touch()
+    with refused(str(changed), "start over with --fresh"):
+        load_checkpoint(latest_checkpoint(tmp_path / "state") or tmp_path, THIS, *trained(seed=0))
+
+
+@pytest.mark.parametrize("name", ["state.json", "tensors.safetensors"])
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path: Path, name: str) -> None:
+    changed = tmp_path / "step-00000003" / name
+    save_checkpoint(tmp_path, TrainState(step=3), THIS, *trained(seed=0))
+    changed.unlink()
+    changed.mkdir()
+    with refused(f"{changed} is a folder", "start over with --fresh"):
+        load_checkpoint(tmp_path / "step-00000003", THIS, *trained(seed=0))
+
+
+def test_a_checkpoint_replaces_whatever_else_is_in_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "step-00000001").touch()
+    (tmp_path / ".step-00000002.1.partial").mkdir()
+    save_checkpoint(tmp_path, TrainState(step=3), THIS, *trained(seed=0))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
