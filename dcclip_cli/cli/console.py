@@ -44,10 +44,7 @@ class CommandGroup(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            result = super().invoke(ctx)
-            with printing():
-                sys.stdout.flush()
-            return result
+            return self._invoke_and_flush(ctx)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) or asked_to_end():  # any other error is then a consequence
                 _stopped()
@@ -63,6 +60,16 @@ class CommandGroup(typer.core.TyperGroup):
                     raise
                 mistake = found
         _fail(mistake)
+
+    def _invoke_and_flush(self, ctx: Any) -> Any:
+        """The command's result, once all that it printed has been taken."""
+        try:
+            result = super().invoke(ctx)
+        except typer.Exit:
+            flush()
+            raise
+        flush()
+        return result
 
     def _options(self, ctx: Any) -> set[str]:
         """The options of the command that runs."""
@@ -235,13 +242,18 @@ def show(text: str) -> None:
 def show_now(line: str) -> None:
     """Print one line of data on stdout, and hand it over at once to what reads it."""
     show(line)
-    with printing():
-        sys.stdout.flush()
+    flush()
 
 
 def _write(text: str) -> None:
     with printing():
         sys.stdout.write(text)
+
+
+def flush() -> None:
+    """Hand over what was printed on stdout."""
+    with printing():
+        sys.stdout.flush()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from dcclip_cli.data.shards import Captions, Columns, columns_used, open_parquet
 from dcclip_cli.data.storage import DataFile
 from dcclip_cli.data.unpaired import READERS
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.text_files import not_utf8
 
 _SAMPLE = 500  # samples that are looked at
 
@@ -73,8 +74,8 @@ def preview_texts(source: str | Path, columns: Columns | None = None) -> Preview
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             found = list(islice((text for text in READERS[path.suffix](stream, path) if text), _SAMPLE))
-    except UnicodeDecodeError as error:
-        raise DcclipError(f"{path} is not UTF-8: {error.reason} at byte {error.start}", "save it as UTF-8") from None
+    except UnicodeDecodeError:
+        raise not_utf8(path) from None
     if not found:
         raise DcclipError(f"{path} has no text", "every line in it is empty: write it again, or name another")
     captions: list[Captions] = [{language: text.get(language, ()) for language in LANGUAGES} for text in found]

@@ -23,6 +23,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import file_sha256, json_object
 from dcclip_cli.progress import Progress
 from dcclip_cli.text import language_by_script
+from dcclip_cli.text_files import not_utf8
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -148,9 +149,8 @@ def open_texts(path: str | Path, columns: Columns | None = None, progress: Progr
         try:
             with file.open(encoding="utf-8-sig", newline="") as stream:
                 texts = _kept(text for text in READERS[file.suffix](stream, file) if text)
-        except UnicodeDecodeError as error:
-            what = f"{file} is not UTF-8: {error.reason} at byte {error.start}"
-            raise DcclipError(what, "save it as UTF-8") from None
+        except UnicodeDecodeError:
+            raise not_utf8(file) from None
         fingerprint = file_sha256(file)
     elif (pairs := find_dataset(path, columns=columns, progress=progress)) is not None:
         texts, fingerprint = _different_captions(pairs), pairs.fingerprint

@@ -14,6 +14,7 @@ import numpy as np
 
 from dcclip_cli.predict.encoder import Encoder
 from dcclip_cli.predict.zero_shot import fill
+from dcclip_cli.text import check_unicode
 
 _NOBODYS = "\u4dbf"  # a rare Chinese character, in hardly any vocabulary
 
@@ -68,6 +69,7 @@ def lost(groups: Iterable[Sequence[int]], labels: np.ndarray, per_class: bool) -
 
 
 def _tokens(model: Encoder, texts: Sequence[str]) -> list[bytes]:
+    check_unicode(texts)
     return [row.tobytes() for row in model.tokenize(texts)]
 
 

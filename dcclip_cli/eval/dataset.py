@@ -172,7 +172,7 @@ def fingerprint_of(files: Iterable[Path], *more: object) -> str:
     digest = hashlib.sha256(repr(more).encode())
     for file in files:
         about = file.stat()
-        digest.update(f"{os.path.abspath(file)}\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(f"{os.path.abspath(file)}\0{about.st_size}\0{about.st_mtime_ns}\n"))
     return digest.hexdigest()
 
 

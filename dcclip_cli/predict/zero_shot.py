@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,12 +10,10 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.predict.encoder import PLAIN_PROMPTS, Encoder
 from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.text import language_by_script
+from dcclip_cli.text import check_unicode, language_by_script
 
 # The text that a label is compared with in multi-label prediction by a model without a bias of its own.
 _ANYTHING = {"en": "something", "zh": "东西"}
-
-_HALF = re.compile("[\ud800-\udfff]")  # a lone surrogate
 
 
 def fill(templates: Sequence[str], name: str) -> list[str]:
@@ -31,9 +28,7 @@ def text_embeddings(
 
     Raises DcclipError for a text that is not Unicode.
     """
-    for text in texts:
-        if not text.isascii() and _HALF.search(text):
-            raise DcclipError(f"the text {text!r} contains half a character", "write it again, in UTF-8")
+    check_unicode(texts)
     by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # little padding in each batch
     encoded = []
     for start in range(0, len(texts), batch_size):

@@ -58,6 +58,23 @@ def test_a_spreadsheet_takes_no_cell_for_a_formula(folder: Path) -> None:
     assert [csv_cell(text) for text in ("-1", "@a", "猫=1", "")] == ["'-1", "'@a", "猫=1", ""]
 
 
+def test_a_name_that_is_no_text_goes_through_every_command(folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "数据 data"
+    for name in ("猫", "狗"):
+        (data / name).mkdir(parents=True)
+        with open(os.fsencode(data / name) + b"/" + ODD, "wb") as stream:
+            Image.new("RGB", (64, 64), "red").save(stream, "PNG")
+    assert "n\\udcff.png" in shell("dcclip search 猫 . -q --html '页 page.html'", folder).stdout
+    assert "n%FF.png" in (folder / "页 page.html").read_text("utf-8")
+    assert shell("dcclip embed . --out 图.npy -q", folder).returncode == 0
+    assert "n\\udcff.png" in (folder / "图.txt").read_text("utf-8").splitlines()
+    assert shell("dcclip embed . --out 图.parquet -q", folder).returncode == 0
+    assert shell(f"dcclip eval --dataset '{data}' --out result -q", folder).returncode == 0
+    os.rename(data / "狗", os.fsencode(data) + b"/\xff")
+    done = shell(f"dcclip eval --dataset '{data}' -q", folder)
+    assert done.returncode == 1 and "error: the text '\\udcff' contains bytes that are not UTF-8" in done.stderr
+
+
 def test_names_from_stdin_need_not_be_text(folder: Path) -> None:
     done = shell("printf 'n\\xff.png\\na.png\\n' | dcclip predict - --labels 猫,dog -q", folder)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 2
@@ -84,6 +101,7 @@ def test_other_encodings_print_what_they_can(folder: Path, locale: dict[str, str
         ("dcclip predict '' --labels 猫,dog", 1, "error: an argument is empty"),
         ("dcclip predict a.png --labels-file= -q", 1, "error: --labels-file is empty"),
         ("dcclip predict a.png --labels $'\\xff' -q", 1, "error: --labels '\\udcff' is not text in UTF-8"),
+        ("dcclip predict a.png none.png --labels 猫,dog -q >/dev/full", 1, "error: the output cannot be written"),
         ("dcclip predict a.png --labels 猫,dog -q >/dev/full", 1, "error: the output cannot be written: No space left"),
         ("dcclip models >/dev/full", 1, "error: the output cannot be written: No space left on device"),
         ("set -o pipefail; dcclip models | true", 1, ""),

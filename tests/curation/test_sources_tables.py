@@ -170,7 +170,7 @@ def test_a_line_without_end_is_one_fault(tmp_path: Path) -> None:
 
 
 def test_a_table_in_gb18030_is_told_how_to_become_utf8(tmp_path: Path) -> None:
-    with pytest.raises(DcclipError, match="not in UTF-8") as caught:
+    with pytest.raises(DcclipError, match="is in GB18030, not in UTF-8") as caught:
         TableSource(path=table(tmp_path, "image\t标题\n".encode("gb18030"))).slices(10)
     assert caught.value.hint.startswith("convert it with: iconv -f GB18030 -t UTF-8")
 

@@ -59,7 +59,7 @@ def test_texts_are_read_by_language(tmp_path: Path, name: str, text: str, zh: ob
         ("a.jsonl", '{"en": 3}\n', r"a\.jsonl:1: en is not a list of captions"),
         ("a.txt", " \n\n", r"a\.txt has no text"),
         ("a.docx", "猫", r"a\.docx is not a text file"),
-        ("a.txt", "一只小猫在睡觉".encode("gb18030"), r"a\.txt is not UTF-8"),
+        ("a.txt", "一只小猫在睡觉".encode("gb18030"), r"a\.txt is in GB18030, not in UTF-8"),
         ("", None, "is not a text file"),
         ("b.txt", None, "does not exist"),
     ],

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from dcclip_cli.curation.sources.base import Slice
 from dcclip_cli.data.reading import Drop, cuts, lines, records
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.text_files import not_utf8
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,8 +77,7 @@ class TextTable:
         try:
             return stream.readline(self.limit).decode("utf-8-sig")
         except UnicodeDecodeError:
-            hint = f"convert it with: iconv -f GB18030 -t UTF-8 {self.path} > utf8{self.path.suffix}"
-            raise DcclipError(f"{self.path} is not in UTF-8", hint) from None
+            raise not_utf8(self.path) from None
 
     def _split(self, text: str) -> list[str]:
         text = text.rstrip("\r\n")
