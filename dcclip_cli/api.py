@@ -59,10 +59,11 @@ def collect(
     from dcclip_cli.curation.executors import Engine
 
     job = open_run(open_recipe(recipe, "collect", options, sets), out, fresh=fresh, progress=progress)
-    if limit is None:
-        job.begin("collect")
-    assert job.loaded.recipe.collect is not None
-    return job.collect(Engine(engine, workers, job.loaded.recipe.collect.cluster), limit)
+    with job.working():
+        if limit is None:
+            job.begin("collect")
+        assert job.loaded.recipe.collect is not None
+        return job.collect(Engine(engine, workers, job.loaded.recipe.collect.cluster), limit)
 
 
 def distill(
@@ -148,9 +149,9 @@ def evaluate(
     kept = FeatureCache(cache_folder() if cache else None, talk.say)
     with keeping(kept.kept):
         results = evaluate(references, datasets, chosen, device=device, cache=kept, progress=talk)
-    if out:
-        save_report(results, datasets, Path(out))
-        talk.say(f"results: {out} (open {Path(out) / 'report.html'})")
+        if out:
+            save_report(results, datasets, Path(out))
+            talk.say(f"results: {out} (open {Path(out) / 'report.html'})")
     return results
 
 
@@ -183,7 +184,8 @@ def export(
     else:
         named = job.trained_model()
     job.progress.say(named.description)
-    return job.export(loaded.recipe.export or ExportOptions(), named, Path(out or job.dir.stage("export")))
+    with job.working():
+        return job.export(loaded.recipe.export or ExportOptions(), named, Path(out or job.dir.stage("export")))
 
 
 def run(
@@ -200,8 +202,9 @@ def run(
     Finished stages are skipped. For the parameters see `distill`.
     """
     job = open_run(open_recipe(recipe, None, {}, sets), out, device, fresh, progress)
-    job.begin_all()
-    return RunResult(job.dir.root, dict(job.run_all()), job.summary())
+    with job.working():
+        job.begin_all()
+        return RunResult(job.dir.root, dict(job.run_all()), job.summary())
 
 
 def compare(first: str, second: str, *, force: bool = False, progress: ProgressChoice = False) -> Comparison:
@@ -253,5 +256,6 @@ def open_run(
 def _train(stage: StageName, job: RecipeRun, resume: bool) -> TrainResult:
     if resume:
         job.expect_state(stage)
-    job.begin(stage)
-    return job.train(stage)
+    with job.working():
+        job.begin(stage)
+        return job.train(stage)

@@ -233,6 +233,7 @@ class HeldSignals:
         self._came: list[int] = []
         self._before: dict[int, Any] = {}
         self._interruptible = False
+        self._process = os.getpid()
 
     def __bool__(self) -> bool:
         return bool(self._came)
@@ -272,6 +273,8 @@ class HeldSignals:
             self._interruptible = False
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # forked, and not yet a worker
+            os._exit(128 + number)
         self._came.append(number)
         if self._of_command:
             _asked.append(number)

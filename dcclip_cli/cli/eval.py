@@ -137,8 +137,8 @@ def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
         lines.append((found.mean.name, ", ".join(means), *[""] * len(shown), "", ""))
     columns = ["data set", "metric", *(METRIC_NAMES[name] for name in shown), "images", "classes"]
     used = [number for number in range(len(columns)) if any(line[number] for line in lines)]  # retrieval has no classes
-    rows = [[line[number] for number in used] for line in lines]
-    console.show_table(results[0].model, [columns[number] for number in used], rows)
+    cells = ([line[number] for number in used] for line in lines)
+    console.show_table(results[0].model, [columns[number] for number in used], cells)
 
 
 def percent(value: float | None, signed: bool = False) -> str:

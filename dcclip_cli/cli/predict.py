@@ -15,6 +15,7 @@ from typer import Argument, BadParameter, Exit, Option
 from dcclip_cli.cli import console, flags
 from dcclip_cli.cli.streams import as_json, csv_cell, printable
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.signals import keeping
 
 if TYPE_CHECKING:
     import numpy as np
@@ -188,15 +189,16 @@ def search(
     keep_freed_memory()
     index = open_index(encoder, folder, fresh, talk)
     talk.say(f"search: {len(index.paths)} images, {index.embedded} of them embedded now")
-    hits = index.search(text_embeddings(encoder, [text])[0], top_k)
-    if as_json:
-        console.show_json([{"image": str(hit.image), "score": round(hit.score, 6)} for hit in hits])
-    else:
-        rows = [(str(hit.image), f"{hit.score:.3f}") for hit in hits]
-        console.show_table(f"{text}, in {folder}", ("image", "score"), rows)
-    if page:
-        atomic_write(page, _page(text, hits).encode(errors="replace"))
-        talk.say(f"search: {page}")
+    with keeping(lambda: f"{len(index.paths):,} images are embedded" if index.kept else ""):
+        hits = index.search(text_embeddings(encoder, [text])[0], top_k)
+        if as_json:
+            console.show_json([{"image": str(hit.image), "score": round(hit.score, 6)} for hit in hits])
+        else:
+            rows = [(str(hit.image), f"{hit.score:.3f}") for hit in hits]
+            console.show_table(f"{text}, in {folder}", ("image", "score"), rows)
+        if page:
+            atomic_write(page, _page(text, hits).encode(errors="replace"))
+            talk.say(f"search: {page}")
     unread = console.ErrorLines()
     for name, error in index.errors.items():
         unread.add(name, error)
@@ -286,9 +288,10 @@ def embed(
             if not found.there.any():
                 raise DcclipError("none of the images could be read", "use JPEG, PNG or WebP files")
             _write(out, [str(path) for path, there in zip(paths, found.there, strict=True) if there], found.vectors)
-    console.show(str(out))
-    if unread.end():
-        raise Exit(1)
+    with keeping(lambda: f"{out} is written"):
+        console.show(str(out))
+        if unread.end():
+            raise Exit(1)
 
 
 def _write(out: Path, names: Sequence[str], rows: np.ndarray) -> None:

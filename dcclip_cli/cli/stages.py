@@ -47,12 +47,14 @@ def run(
     from dcclip_cli.curation.collect import CollectResult
 
     job = open_run(loaded, out, device, fresh, console.talk(quiet, verbose))
-    job.begin_all()
-    for _, result in job.run_all():
-        if isinstance(result, CollectResult):
-            _show_collected(result)
-    if models := job.summary():
-        _show_models(f"{job.dir.root} after {job.steps()} steps, measured on one thread of this machine's CPU", models)
+    with job.working():
+        job.begin_all()
+        for _, result in job.run_all():
+            if isinstance(result, CollectResult):
+                _show_collected(result)
+        if models := job.summary():
+            title = f"{job.dir.root} after {job.steps()} steps, measured on one thread of this machine's CPU"
+            _show_models(title, models)
 
 
 def collect(

@@ -92,15 +92,15 @@ def collect(
         if not alone:
             what = f"another process collects into {out.parent}"
             raise DcclipError(what, "wait until it is done, or name another folder with --out")
-        return _collect(options, out, progress or Silent(), fresh, engine, limit)
+        with keeping(lambda: _kept(out) if limit is None else ""):
+            return _collect(options, out, progress or Silent(), fresh, engine, limit)
 
 
 def _collect(
     options: CollectOptions, out: Path, progress: Progress, fresh: bool, engine: Engine | None, limit: int | None
 ) -> CollectResult:
     start = time.monotonic()
-    # Absolute: tasks may run in other processes and on other machines.
-    work = WorkFolder(out.absolute().with_name(f".{out.name}.partial"))
+    work = _work_folder(out)
     _publish(out)
     before = _finished_manifest(out)
     if fresh:
@@ -111,8 +111,7 @@ def _collect(
         return _result(out, before, True, time.monotonic() - start)
     found = plan(options, limit)
     work.begin({"fingerprint": fingerprint(options, found), "slices": len(found.assignments)}, found.assignments)
-    with keeping(lambda: "" if limit is not None else _kept(work, len(found.assignments))):
-        manifest = _run_steps(options, work, found, progress, engine)
+    manifest = _run_steps(options, work, found, progress, engine)
     if not manifest["pairs"]["kept"]:
         reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(manifest["pairs"]["dropped"]).most_common())
         raise DcclipError(
@@ -124,11 +123,22 @@ def _collect(
     return _result(out, manifest, False, time.monotonic() - start)
 
 
-def _kept(work: WorkFolder, slices: int) -> str:
+def _work_folder(out: Path) -> WorkFolder:
+    # Absolute: tasks may run in other processes and on other machines.
+    return WorkFolder(out.absolute().with_name(f".{out.name}.partial"))
+
+
+def _kept(out: Path) -> str:
     """For `signals.keeping`: how many slices are done."""
+    if _done(out).exists():
+        return "collect: all slices are written"
+    work = _work_folder(out)
     read, written = (len(finished(folder)) for folder in (work.read(0).parent, work.written(0).parent))
+    if not read:
+        return ""
+    slices = (work.plan() or {}).get("slices", read)
     done = f"{written:,} of {slices:,} slices are written" if written else f"{read:,} of {slices:,} slices are read"
-    return f"collect: {done}" if read else ""
+    return f"collect: {done}"
 
 
 def _run_steps(

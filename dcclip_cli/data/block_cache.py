@@ -8,19 +8,19 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import lock, remove
+from dcclip_cli.partials import partial, remove_if_abandoned
 
 SUFFIX, PARTIAL = ".block", ".partial"
 _READING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # a pipe in the place of a block would wait for a writer
 _TOUCH_S = 30.0  # how often a block's last use is noted
 _RECENT_S = 60.0  # a block that was evicted so soon after its last use is not fetched again for single images
 _FEW = 2  # so many images of a block are read from their origin before it is fetched: some uses need no more
-_STALE_S = 3600.0  # a partial file of that age was left by a killed process
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ class BlockCache:
         return True
 
     def _write(self, block: Block, keep: Collection[str]) -> None:
-        with self._reserved(block, keep) as partial:
-            descriptor = os.open(partial, os.O_RDWR)
+        with self._reserved(block, keep) as path:
+            descriptor = os.open(path, os.O_RDWR)
             try:
                 block.write(descriptor)
                 written = os.fstat(descriptor).st_size
@@ -137,31 +137,29 @@ class BlockCache:
             if written != block.size:
                 what = f"{block.source} has {written} bytes where its index says {block.size}"
                 raise DcclipError(what, "the data has changed: run dcclip index on it")
-            partial.replace(self._file(block.key))
+            path.replace(self._file(block.key))
 
     @contextmanager
     def _reserved(self, block: Block, keep: Collection[str]) -> Iterator[Path]:
         """A partial file that takes a block's space, after as many old blocks were removed as that needs."""
-        partial = self.folder / f"{block.key}{PARTIAL}"
-        with lock(self.folder / ".room.lock"):
-            partial.unlink(missing_ok=True)
-            self._make_room(block.size, keep)
-            with partial.open("wb") as stream:
-                stream.truncate(block.size)
-        try:
-            yield partial
-        finally:
-            partial.unlink(missing_ok=True)
+        with ExitStack() as stack:
+            with lock(self.folder / ".room.lock"):
+                self._make_room(block.size, keep)
+                path = stack.enter_context(partial(self._file(block.key)))
+                os.truncate(path, block.size)
+            yield path
 
     def _make_room(self, size: int, keep: Collection[str]) -> None:
         kept = {f"{key}{SUFFIX}" for key in keep}
         found, total = [], size
         for entry in os.scandir(self.folder):
-            if entry.name.endswith((SUFFIX, PARTIAL)):
+            if not entry.name.endswith((SUFFIX, PARTIAL)):
+                continue
+            remove_if_abandoned(Path(entry.path))
+            with suppress(FileNotFoundError):
                 about = entry.stat()
                 total += about.st_size
-                stale = entry.name.endswith(PARTIAL) and time.time() - about.st_mtime > _STALE_S
-                if stale or (entry.name.endswith(SUFFIX) and entry.name not in kept):
+                if entry.name.endswith(SUFFIX) and entry.name not in kept:
                     found.append((about.st_mtime_ns, about.st_size, entry.path))
         for _, bytes_of, path in sorted(found):
             if total <= self.max_bytes:

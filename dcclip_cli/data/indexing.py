@@ -113,8 +113,8 @@ def index_files(
     copied = set() if fresh else _copy_published(jobs, columns, warn)
     with keeping(partial(_kept, jobs, time.time())):
         write_indexes([job for job in jobs if job not in copied], columns, progress)
-    found |= _written(jobs)
-    return [index for index in found.values() if index is not None]
+        found |= _written(jobs)
+        return [index for index in found.values() if index is not None]
 
 
 def _kept(jobs: Sequence[tuple[DataFile, Path]], since: float) -> str:

@@ -39,7 +39,7 @@ class Hit:
 class Index:
     """The images of a folder: `paths` relative to it, their `embeddings` (N, D) of length 1, and what failed.
 
-    `embedded` is how many of them went through the model this time.
+    `embedded` is how many of them went through the model this time. `kept`: the next call finds the index.
     """
 
     folder: Path
@@ -47,6 +47,7 @@ class Index:
     embeddings: np.ndarray
     errors: dict[str, DcclipError]
     embedded: int
+    kept: bool = False
 
     def search(self, query: np.ndarray, top_k: int) -> list[Hit]:
         """The `top_k` images nearest to `query` (D,), the nearest first.
@@ -85,18 +86,18 @@ def open_index(model: Encoder, folder: Path, fresh: bool = False, progress: Prog
     if fresh:
         store.clear()
     keys = digests("", (_stamp(name, folder / name) for name in names))
-    found = _embed_images(
-        model, [folder / name for name in names], store, keys, np.float16, f"index {folder}", progress
-    )
-    if not found.there.any():
-        raise DcclipError(f"{folder} has no image that can be read", "name a folder of JPEG, PNG or WebP images")
-    if store.blocks > _MOST_BLOCKS or store.rows > 2 * len(found.vectors):
-        store.compact("embedding", keys[found.there])
-    embeddings = found.vectors.astype(np.float32)
-    embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-    indexed = tuple(name for name, there in zip(names, found.there.tolist(), strict=True) if there)
-    errors = {names[place]: error for place, error in found.errors.items()}
-    return Index(folder, indexed, embeddings, errors, found.computed)
+    with keeping(lambda: _kept(store, keys, "images")):
+        paths = [folder / name for name in names]
+        found = _embed_images(model, paths, store, keys, np.float16, f"index {folder}", progress)
+        if not found.there.any():
+            raise DcclipError(f"{folder} has no image that can be read", "name a folder of JPEG, PNG or WebP images")
+        if store.blocks > _MOST_BLOCKS or store.rows > 2 * len(found.vectors):
+            store.compact("embedding", keys[found.there])
+        embeddings = found.vectors.astype(np.float32)
+        embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+        indexed = tuple(name for name, there in zip(names, found.there.tolist(), strict=True) if there)
+        errors = {names[place]: error for place, error in found.errors.items()}
+        return Index(folder, indexed, embeddings, errors, found.computed, kept=not store.in_memory)
 
 
 @contextmanager
@@ -108,7 +109,8 @@ def embedded_images(model: Encoder, paths: Sequence[Path], out: Path, progress: 
     with _until_written(model, out, progress) as store:
         # A row depends on all images of its batch: the last bits of an embedding do.
         keys = _keys_in_batches([_stamp(str(path), path) for path in paths], BATCH_SIZE)
-        yield _embed_images(model, paths, store, keys, np.float32, "embed", progress)
+        with keeping(lambda: _kept(store, keys, "images")):
+            yield _embed_images(model, paths, store, keys, np.float32, "embed", progress)
 
 
 @contextmanager
@@ -126,9 +128,9 @@ def embedded_texts(model: Encoder, texts: Sequence[str], out: Path, progress: Pr
         keys = _keys_in_batches([texts[index].encode(errors="surrogatepass") for index in order], _TEXTS)
         with keeping(lambda: _kept(store, keys, "texts")):
             _, found = store.complete("embedding", keys, compute)
-        vectors = np.empty_like(found)
-        vectors[order] = found
-        yield vectors
+            vectors = np.empty_like(found)
+            vectors[order] = found
+            yield vectors
 
 
 def _embed_images(
@@ -154,8 +156,7 @@ def _embed_images(
                     yield np.asarray(list(vectors)), np.stack(list(vectors.values())).astype(precision)
                 task.advance(len(batch))
 
-    with keeping(lambda: _kept(store, keys, "images")):
-        return Embedded(*store.complete("embedding", keys, compute), errors, computed)
+    return Embedded(*store.complete("embedding", keys, compute), errors, computed)
 
 
 def _kept(store: FeatureStore, keys: np.ndarray, what: str) -> str:
@@ -188,8 +189,9 @@ def _open_store(folder: Path | None, progress: Progress) -> FeatureStore:
 def _until_written(model: Encoder, out: Path, progress: Progress) -> Iterator[FeatureStore]:
     folder = _stored("embed", model, out)
     yield _open_store(folder, progress)
-    if folder:
-        shutil.rmtree(folder, ignore_errors=True)
+    with keeping(lambda: f"{out} is written"):
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _keys_in_batches(inputs: Sequence[bytes], size: int) -> np.ndarray:

@@ -68,6 +68,30 @@ class RecipeRun:
 
         check(self.loaded, self.dir, stages, self.fresh)
 
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """While the block works in the run directory, a signal tells which stages it has finished.
+
+        Raises DcclipError if the directory was removed meanwhile.
+        """
+
+        def kept() -> str:
+            products = {stage.name: root / stage.name / stage.product for stage in STAGES}
+            there = [(name, products[name]) for name in self.loaded.recipe.stages if products[name].exists()]
+            done = [name for name, product in there if product.stat().st_mtime >= self._begun]
+            return f"{', '.join(done)} {'is' if len(done) == 1 else 'are'} finished" if done else ""
+
+        root = self.dir.root
+        existed = root.is_dir()
+        try:
+            with keeping(kept):
+                yield
+        except Exception:
+            if not existed or root.is_dir():
+                raise
+            what = f"{root} was removed while dcclip worked in it"
+            raise DcclipError(what, "run the same command again, and leave the folder alone until it ends") from None
+
     def begin(self, *stages: StageName) -> None:
         """Write the recipe into the run directory. Raises DcclipError if a finished stage has another recipe.
 
@@ -101,27 +125,6 @@ class RecipeRun:
             self.fresh = self.fresh or not already
             yield stage, result
 
-    @contextmanager
-    def _working(self) -> Iterator[None]:
-        """Let a signal tell what this run has finished. Raises DcclipError if the run directory was removed."""
-
-        def kept() -> str:
-            products = {stage.name: root / stage.name / stage.product for stage in STAGES}
-            there = [(name, products[name]) for name in self.loaded.recipe.stages if products[name].exists()]
-            done = [name for name, product in there if product.stat().st_mtime >= self._begun]
-            return f"{', '.join(done)} {'is' if len(done) == 1 else 'are'} finished" if done else ""
-
-        root = self.dir.root
-        existed = root.is_dir()
-        try:
-            with keeping(kept):
-                yield
-        except Exception:
-            if not existed or root.is_dir():
-                raise
-            what = f"{root} was removed while dcclip worked in it"
-            raise DcclipError(what, "run the same command again, and leave the folder alone until it ends") from None
-
     def run(self, stage: StageName) -> StageResult:
         """Run one stage if it is not finished. `eval` returns no results if they are kept from an earlier run."""
         if stage == "collect":
@@ -138,8 +141,7 @@ class RecipeRun:
 
         out = self.dir.stage("collect" if limit is None else "collect-limit")
         fresh = self.fresh or limit is not None
-        with self._working():
-            result = collect(self._section("collect"), out, self.progress, fresh, engine, limit)
+        result = collect(self._section("collect"), out, self.progress, fresh, engine, limit)
         self._tell("collect", result.folder, result)
         return result
 
@@ -154,8 +156,7 @@ class RecipeRun:
         models, device = (recipe.teacher, recipe.student), torch_device(self.device)
         context = StageContext(self.dir, self._section("data"), *models, recipe.seed, device, self.fresh, self.progress)
         train: Any = distill if stage == "distill" else align
-        with self._working():
-            result: TrainResult = train(self._section(stage), context)
+        result: TrainResult = train(self._section(stage), context)
         if stage == "align" and result.already_finished:
             self._check_parent()
         self._tell(stage, result.model, result, *(f"{name} {value:.4g}" for name, value in result.metrics.items()))
@@ -165,16 +166,15 @@ class RecipeRun:
         """Export a model, checked on the recipe's data and test sets."""
         from dcclip_cli.exporters.export import export
 
-        with self._working():
-            result = export(
-                options=options,
-                model=model,
-                out=out,
-                data=self.data(),
-                evaluation=self.loaded.recipe.eval,
-                fresh=self.fresh,
-                progress=self.progress,
-            )
+        result = export(
+            options=options,
+            model=model,
+            out=out,
+            data=self.data(),
+            evaluation=self.loaded.recipe.eval,
+            fresh=self.fresh,
+            progress=self.progress,
+        )
         self._tell("export", out, result, f"{result.size_bytes / 1e6:.1f} MB; {_parity(result.parity)}")
         return result
 
@@ -260,14 +260,14 @@ class RecipeRun:
         from dcclip_cli.eval.report import save_report
 
         datasets, cache = open_datasets(options), FeatureCache(cache_folder(), self.progress.say)
-        for name, model in self._models().items():
-            if name in names and name not in self._results:
-                with self._working(), keeping(cache.kept):
+        with keeping(cache.kept):
+            for name, model in self._models().items():
+                if name in names and name not in self._results:
                     self._results[name] = evaluate(
                         [model], datasets, options, device=self.device, cache=cache, progress=self.progress
                     )
-        every = [one for several in self._results.values() for one in several]
-        save_report(every, datasets, self.dir.stage("eval"))
+            every = [one for several in self._results.values() for one in several]
+            save_report(every, datasets, self.dir.stage("eval"))
         return every
 
     def _kept_summary(self) -> list[ModelSummary]:

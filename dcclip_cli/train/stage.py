@@ -71,33 +71,35 @@ class PreparedStage:
 
 def train_stage(setup: StageSetup, options: TrainOptions, context: StageContext) -> TrainResult:
     """Train as set up, and write the stage's model directory."""
-    with keeping(lambda: _kept(context.run.stage(setup.name))):
-        return _train(setup, options, context)
-
-
-def _kept(folder: Path) -> str:
-    """For `signals.keeping`: the state of a stage that is not finished."""
-    checkpoint = latest_checkpoint(folder / "state")
-    if checkpoint is None or (folder / "model").is_dir():
-        return ""
-    return f"{folder.name} is saved as it was after step {int(checkpoint.name.removeprefix('step-'))}"
-
-
-def _train(setup: StageSetup, options: TrainOptions, context: StageContext) -> TrainResult:
     folder, model = context.run.stage(setup.name), context.run.model(setup.name)
-    stage = prepare(setup, options, context)
-    info = RunInfo(
-        setup.name, folder, stage.identity, context.seed, context.device, stage.unused_parameters, context.progress
-    )
-    trainer = Trainer(stage.task, stage.collator, stage.training.sampler, stage.options, info, stage.validate)
+    caches: list[TeacherCache] = []
+    with keeping(lambda: _kept(folder, model, caches)):
+        stage = prepare(setup, options, context)
+        sampler = stage.training.sampler
+        caches += sampler.caches if isinstance(sampler, CacheFillingSampler) else ()
+        info = RunInfo(
+            setup.name, folder, stage.identity, context.seed, context.device, stage.unused_parameters, context.progress
+        )
+        trainer = Trainer(stage.task, stage.collator, sampler, stage.options, info, stage.validate)
 
-    def save(metrics: dict[str, float]) -> None:
-        if trainer.is_main_process:
-            stage.student.save(model, {**stage.provenance, "metrics": metrics}, setup.half)
+        def save(metrics: dict[str, float]) -> None:
+            if trainer.is_main_process:
+                stage.student.save(model, {**stage.provenance, "metrics": metrics}, setup.half)
 
-    metrics = trainer.run(save)
-    trainer.close()
-    return TrainResult(model, False, trainer.seconds, metrics, stage.provenance)
+        metrics = trainer.run(save)
+        trainer.close()
+        return TrainResult(model, False, trainer.seconds, metrics, stage.provenance)
+
+
+def _kept(folder: Path, model: Path, caches: Sequence[TeacherCache]) -> str:
+    """For `signals.keeping`: the state of a stage, and its teachers' features, unless it is finished."""
+    if model.is_dir():
+        return ""
+    checkpoint = latest_checkpoint(folder / "state")
+    kept = [cache.kept() for cache in caches]
+    if checkpoint:
+        kept.insert(0, f"{folder.name} is saved as it was after step {int(checkpoint.name.removeprefix('step-'))}")
+    return ", ".join(filter(None, kept))
 
 
 def prepare(setup: StageSetup, options: TrainOptions, context: StageContext) -> PreparedStage:

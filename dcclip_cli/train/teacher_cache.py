@@ -31,7 +31,7 @@ from dcclip_cli.machine import loading_processes
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
 from dcclip_cli.progress import Progress
-from dcclip_cli.signals import begin_worker, keeping
+from dcclip_cli.signals import begin_worker
 from dcclip_cli.store import FeatureStore, MissingRows
 from dcclip_cli.train.distributed import process_count, process_index
 from dcclip_cli.train.feature_shapes import Grid, no_images
@@ -142,6 +142,18 @@ class TeacherCache:
         """Bytes of all rows that are stored, also of other data."""
         return self._images.size + self._texts.size
 
+    def kept(self) -> str:
+        """For `signals.keeping`: how many of the rows of this part of training are stored."""
+        if not self._completed:
+            return ""
+        last, reader = self._completed[-1], self.reader
+        images = int((~self._images.missing(last.image_keys, reader.image_arrays)).sum())
+        captions = int((~self._texts.missing(last.text_keys, reader.text_arrays)).sum())
+        if not images + captions:
+            return ""
+        images_of = f"{images:,} of {len(last.image_keys):,} images"
+        return f"the teacher's features of {images_of} and {captions:,} of {len(last.text_keys):,} captions are kept"
+
     # ---- reading
 
     def _computed_again(self, batch: Batch) -> StoredFeatures:
@@ -174,7 +186,7 @@ class TeacherCache:
             found += missing
             if missing:
                 task = self._progress.task(f"teacher: {what}", len(keys), len(keys) - missing)
-                with keeping(partial(_kept, store, keys, arrays, what)), task as shown:
+                with task as shown:
                     first = process_index() / process_count()
                     store.fill(keys, arrays, partial(compute, rows, what), BATCH_SIZE, shown.advance, first)
         return found
@@ -217,12 +229,6 @@ class TeacherCache:
                 values[TOKENS] = Ragged(_half(real, teacher, "tokens"), features.mask.sum(1).cpu().numpy())
             self.computed[what] += len(batch)
             yield values
-
-
-def _kept(store: FeatureStore, keys: np.ndarray, arrays: Sequence[str], what: str) -> str:
-    """For `signals.keeping`: how many rows of this part of training are stored."""
-    there = len(keys) - int(store.missing(keys, arrays).sum())
-    return f"the teacher's features of {there:,} of {len(keys):,} {what} are kept" if there else ""
 
 
 def _text_features(stored: StoredTexts) -> TextFeatures:
