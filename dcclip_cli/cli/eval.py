@@ -30,6 +30,10 @@ _DataRoot = Annotated[
     Option("--data-root", metavar="DIR", help="Folder with the named data sets in DIR/NAME/. Default: the hub."),
 ]
 _Limit = Annotated[int | None, Option("--limit", min=1, help="Maximum images per data set, a fixed random sample.")]
+_Partial = Annotated[
+    Literal["all", "present"] | None,
+    Option("--partial", help="Accept a part of a named data set, asking for all its classes or those present."),
+]
 _Templates = Annotated[
     Literal["own", "compact", "name"] | None,
     Option("--templates", help="Prompts: the data set's own (default), a few generic ones, or the bare class name."),
@@ -59,6 +63,7 @@ def eval(
     languages: _Languages = "",
     data_root: _DataRoot = None,
     limit: _Limit = None,
+    partial: _Partial = None,
     templates: _Templates = None,
     task: _Task = None,
     shots: _Shots = "",
@@ -82,7 +87,8 @@ def eval(
         raise BadParameter("--set and --check need a recipe")
     given = {
         "datasets": dataset, "languages": _languages(languages), "data_root": data_root, "limit": limit,
-        "templates": templates, "task": task, "shots": _shots(shots), "precision": precision, "workers": workers,
+        "partial": partial, "templates": templates, "task": task, "shots": _shots(shots), "precision": precision,
+        "workers": workers,
     }  # fmt: skip
     options: dict[str, Any] = {key: value for key, value in given.items() if value}
     loaded = flags.open_recipe(recipe, sets, None if dataset else "eval") if recipe else None
@@ -127,7 +133,10 @@ def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
             _noted(f"{one.dataset} {one.language}", "" if "zero-shot" in one.task else one.task),
             METRIC_NAMES.get(one.metric, one.metric),
             *(percent(one.metrics.get(name)) for name in shown),
-            f"{one.n:,}" + (f" (-{len(one.corrupt)})" if one.corrupt else "") + (" of a sample" if one.limit else ""),
+            f"{one.n:,}"
+            + (f" (-{len(one.corrupt)})" if one.corrupt else "")
+            + (" of a sample" if one.limit else "")
+            + (" OF A PART" if one.partial else ""),
             f"{one.classes:,}" if one.classes else "",
         )
         for one in results
@@ -191,11 +200,22 @@ def compare(
 
 
 def datasets(
+    name: Annotated[str | None, Argument(metavar="NAME", help="A data set of classes, with --classes-yaml.")] = None,
     data_root: Annotated[
         Path | None, Option("--data-root", metavar="DIR", help="Show which of them are in DIR.")
     ] = None,
+    classes_yaml: Annotated[
+        bool, Option("--classes-yaml", help="Print the classes of NAME as the classes.yaml of a folder.")
+    ] = False,
 ) -> None:
-    """List the data sets that eval knows by name."""
+    """List the data sets that eval knows by name, or print the class names of one."""
+    if (name is None) == classes_yaml:
+        raise BadParameter("NAME and --classes-yaml go together")
+    if name:
+        from dcclip_cli.eval.datasets import classes_yaml as as_yaml
+
+        return console.show(as_yaml(name).rstrip("\n"))
+
     from dcclip_cli.eval import registry
     from dcclip_cli.eval.datasets import layout_of
     from dcclip_cli.eval.report import METRIC_NAMES

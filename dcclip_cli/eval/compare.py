@@ -22,6 +22,7 @@ _COMPARED = {
     "metric": "metrics",
     "split": "splits",
     "limit": "samples",
+    "partial": "parts of the data set",
     "n": "numbers of images",
 }
 

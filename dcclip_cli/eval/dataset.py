@@ -76,6 +76,13 @@ class Captions:
         pairs = [(text, (number,)) for number, several in enumerate(captions) for text in several]
         return cls(tuple(text for text, _ in pairs), tuple(about for _, about in pairs))
 
+    def merged(self) -> Captions:
+        """The same with equal texts as one, which describes the images of all of them."""
+        images: dict[str, set[int]] = {}
+        for text, about in zip(self.texts, self.about, strict=True):
+            images.setdefault(text, set()).update(about)
+        return Captions(tuple(images), tuple(tuple(sorted(about)) for about in images.values()))
+
 
 @dataclass(frozen=True)
 class ImageTransform:
@@ -102,7 +109,11 @@ class ImageTransform:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A test set. `truth` has an entry for each language to evaluate; `location` is None for a user's own data set."""
+    """A test set. `truth` has an entry for each language to evaluate; `location` is None for a user's own data set.
+
+    `partial` says what there is of a named data set where that is not all. Images without a caption in a language are
+    left out of its retrieval; `notes` say so.
+    """
 
     name: str
     images: Images
@@ -112,6 +123,8 @@ class DataSet:
     transform: ImageTransform = ImageTransform()
     both_ways: bool = True
     location: Location | None = None
+    partial: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def is_retrieval(self) -> bool:
@@ -122,7 +135,8 @@ class DataSet:
 class Location:
     """A named data set's split, and the folders that may contain it, the most likely first.
 
-    `siblings` are folders of the same images with captions in the other language: COCO's for COCO-CN.
+    `siblings` are folders of the same images with captions in the other language: COCO's for COCO-CN. Where `partial`,
+    images and classes may be missing.
     """
 
     known: KnownSet
@@ -131,6 +145,7 @@ class Location:
     language: Language
     prompts: Prompts | None = field(default=None, compare=False)  # None for captions
     siblings: tuple[Path, ...] = ()
+    partial: bool = False
 
     @property
     def split_names(self) -> tuple[str, ...]:

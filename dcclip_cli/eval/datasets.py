@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -34,8 +35,10 @@ from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.text import language_by_script
 
 Templates = Literal["own", "compact", "name"]
+Part = Literal["no", "all", "present"]
 _BARE_NAME = ("{}",)  # the templates of data sets that have none of their own
 _NAMES_FILE = "classes.yaml"
+_WORDNET_ID = re.compile(r"n\d{8}")
 _EXAMPLE = "write a line for each folder, for example: cat: {en: cat, zh: 猫}"
 
 
@@ -45,14 +48,16 @@ def open_dataset(
     data_root: Path | None = None,
     templates: Templates = "own",
     retrieval: bool = False,
+    partial: Part = "no",
 ) -> DataSet:
     """The test set of that name, or at that path. Raises DcclipError for a missing or incomplete one.
 
     A named one is read from `data_root`, or downloaded from the hub if there is no root; its name has its language.
-    A path is opened in the `languages` given, else in all that it has; all its captions are texts if `retrieval`.
+    `partial` allows a part of one of classes. A path is opened in the `languages` given, else in all that it has; all
+    its captions are texts if `retrieval`.
     """
     if named := registry.find(name):
-        return _named(*named, data_root, templates)
+        return _named(*named, data_root, templates, partial)
     path = Path(name)
     if not path.exists():
         raise registry.unknown(name)
@@ -62,7 +67,9 @@ def open_dataset(
     return _in_languages(found, languages)
 
 
-def check_dataset(name: str, languages: Sequence[Language] | None, data_root: Path | None, task: str) -> str:
+def check_dataset(
+    name: str, languages: Sequence[Language] | None, data_root: Path | None, task: str, partial: Part = "no"
+) -> str:
     """The name of the data set. Raises DcclipError as opening it would, but nothing is downloaded: the hub is asked."""
     named = registry.find(name)
     if named is None:
@@ -75,7 +82,7 @@ def check_dataset(name: str, languages: Sequence[Language] | None, data_root: Pa
             with _needs_its_images(known):
                 loader.check()
         elif one is location:
-            open_dataset(name, languages, data_root)
+            open_dataset(name, languages, data_root, partial=partial)
     return registry.name_in(known, language)
 
 
@@ -95,10 +102,13 @@ def training_split(dataset: DataSet) -> Loaded:
     return found
 
 
-def _named(known: KnownSet, language: Language, data_root: Path | None, templates: Templates) -> DataSet:
+def _named(known: KnownSet, language: Language, data_root: Path | None, templates: Templates, partial: Part) -> DataSet:
     location = _location(known, data_root, language)
+    location = replace(location, partial=partial != "no" and location.prompts is not None)
     name, found, classes = registry.name_in(known, language), _load(location), location.prompts
-    _check_size(known, name, found)
+    part = _part(known, found, partial) if location.partial else ""
+    if not part or len(found.images) > (known.size or len(found.images)):
+        _check_size(known, name, found)
     truth: Classes | Captions
     if isinstance(found.truth, Captions):
         _check_language(name, language, found.truth.texts)
@@ -107,10 +117,30 @@ def _named(known: KnownSet, language: Language, data_root: Path | None, template
         assert classes is not None
         chosen = {"own": tuple(classes.templates[language]), "compact": prompts.compact(language), "name": _BARE_NAME}
         truth = Classes(tuple(classes.names[language]), found.truth, chosen[templates], classes.alternates[language])
+        truth = _present(truth) if part and partial == "present" else truth
     return DataSet(
         name, found.images, {language: truth}, known.metric, known.split, ImageTransform(known.squash, known.border),
-        known.both_ways, location,
+        known.both_ways, location, part,
     )  # fmt: skip
+
+
+def _part(known: KnownSet, found: Loaded, partial: Part) -> str:
+    """What there is of a data set of classes; empty if that is all."""
+    assert isinstance(found.truth, np.ndarray)
+    present = len(np.unique(found.truth)) if found.truth.ndim == 1 else known.classes
+    if (len(found.images), present) == (known.size, known.classes):
+        return ""
+    whole = f" of {known.size:,}" if known.size else ""
+    asked = "only these are asked for" if partial == "present" else "all are asked for"
+    return f"{len(found.images):,}{whole} images of {present:,} of {known.classes:,} classes, {asked}"
+
+
+def _present(classes: Classes) -> Classes:
+    """The classes that have images, numbered anew."""
+    if classes.labels.ndim != 1:
+        return classes
+    present, labels = np.unique(classes.labels, return_inverse=True)
+    return replace(classes, names=tuple(classes.names[number] for number in present), labels=labels)
 
 
 def _location(known: KnownSet, data_root: Path | None, language: Language) -> Location:
@@ -185,9 +215,13 @@ def _check_size(known: KnownSet, name: str, found: Loaded) -> None:
             remark = f" ({known.remark})" if known.remark else ""
             raise DcclipError(
                 f"data set {name}: the split {known.split} has {expected:,} {what}{remark}, {count:,} were found",
-                "finish the download, or download the right split; to evaluate a part of it use --dataset PATH, "
-                "a sample --limit",
+                "finish the download, or download the right split"
+                + ("; to evaluate the part that is there, add --partial all" if _may_be_partial(known, count) else ""),
             )
+
+
+def _may_be_partial(known: KnownSet, count: int) -> bool:
+    return known.task != "retrieval" and count < (known.size or 0)
 
 
 def _check_language(name: str, language: Language, texts: Sequence[str]) -> None:
@@ -222,17 +256,30 @@ def _from_pairs(path: Path, retrieval: bool) -> DataSet:
         earlier[key] += 1
     images = Images(keys, table.image, table.fingerprint)
     captions = {language: table.captions(language) for language in LANGUAGES}
+    if retrieval:
+        return _retrieval(path.stem, images, captions)
     complete = {language: every for language, every in captions.items() if all(every)}
     if not complete:
         raise DcclipError(
             f"{path}: some pairs have no zh caption and some no en caption, so their class is unknown",
             "give every pair its class name as first caption in en, in zh, or in both",
         )
-    if retrieval:
-        texts = {language: Captions.of_images(every) for language, every in complete.items()}
-        return DataSet(path.stem, images, texts, "mean_recall")
     classes = {language: _classes([several[0] for several in every]) for language, every in complete.items()}
     return DataSet(path.stem, images, classes)
+
+
+def _retrieval(name: str, images: Images, captions: Mapping[Language, Sequence[Sequence[str]]]) -> DataSet:
+    """Retrieval of all captions in each language among the pairs that have one; equal captions are one text."""
+    texts, notes = dict[Language, Captions | Classes](), []
+    for language, every in captions.items():
+        described = sum(map(bool, every))
+        if described:
+            texts[language] = Captions.of_images(every).merged()
+        if 0 < described < len(images):
+            notes.append(f"data set {name}: {described:,} of {len(images):,} pairs have a caption in {language}")
+    if not texts:
+        raise DcclipError(f"data set {name} has no captions", "name pairs with captions in en, in zh, or in both")
+    return DataSet(name, images, texts, "mean_recall", notes=tuple(notes))
 
 
 def _from_folder(path: Path) -> DataSet:
@@ -252,10 +299,57 @@ def _classes(name_of_image: Sequence[str]) -> Classes:
     return Classes(tuple(number), np.asarray(labels), _BARE_NAME)
 
 
+def classes_yaml(name: str) -> str:
+    """The classes of a named data set as the classes.yaml of a folder of class folders. Raises DcclipError."""
+    named = registry.find(name)
+    if named is None:
+        raise registry.unknown(name)
+    known = named[0]
+    if known.task == "retrieval":
+        raise DcclipError(f"data set {name} has captions, no classes", "see: dcclip datasets")
+    about = prompts.read(registry.prompts_of(known))
+    names = {
+        folder: {language: every[number] for language, every in about.names.items()}
+        for number, folder in enumerate(about.folders)
+    }
+    return yaml.safe_dump(names, allow_unicode=True, sort_keys=False, default_flow_style=None, width=1000)
+
+
+def _known_folders(path: Path, folders: Sequence[str]) -> dict[Language, list[str]] | None:
+    """The names of the known data set whose class folders these are, or are some of; None where they are no such.
+
+    Its folders have to be keys that are no names, such as WordNet ids. Raises DcclipError for a WordNet id that is none
+    of ImageNet's.
+    """
+    for known in registry.SETS.values():
+        about = prompts.read(registry.prompts_of(known)) if known.task == "classification" else None
+        number = {folder: at for at, folder in enumerate(about.folders)} if about else {}
+        if about and set(folders) <= set(number) and not _are_names(folders, about):
+            return {language: [names[number[one]] for one in folders] for language, names in about.names.items()}
+    if ids := [folder for folder in folders if _WORDNET_ID.fullmatch(folder)]:
+        other = next(iter({*ids} - {*prompts.read("imagenet").folders}), ids[0])
+        raise DcclipError(
+            f"{path / other} is a WordNet id, and the names of its class are not known",
+            f"write {path / _NAMES_FILE} with a line for each folder, for example: {other}: {{en: cat, zh: 猫}}",
+        )
+    return None
+
+
+def _are_names(folders: Sequence[str], about: prompts.Prompts) -> bool:
+    """Whether class folders can be read as names or are only numbers, which mean something else in each data set."""
+    known = {prompts.normalized(name) for name in about.names.get("en", [])}
+    return all(folder.isdecimal() or prompts.normalized(folder) in known for folder in folders)
+
+
 def _names_of_folders(path: Path, folders: list[str]) -> dict[Language, list[str]]:
-    """The folders' class names by language, in order: from classes.yaml, else the folder names in their language."""
+    """The folders' class names by language, in order.
+
+    They are from classes.yaml, else those of the known data set that the folders are of, else the folders' own.
+    """
     file = path / _NAMES_FILE
     if not file.is_file():
+        if known := _known_folders(path, folders):
+            return known
         plain = [folder.replace("_", " ") for folder in folders]
         return {"zh" if any(language_by_script(name) == "zh" for name in plain) else "en": plain}
     try:

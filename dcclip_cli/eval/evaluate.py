@@ -16,7 +16,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import probe, registry
 from dcclip_cli.eval.class_texts import ClassTexts, class_texts, lost
 from dcclip_cli.eval.dataset import Captions, Classes, DataSet
-from dcclip_cli.eval.datasets import Templates, check_dataset, open_dataset, training_split
+from dcclip_cli.eval.datasets import Part, Templates, check_dataset, open_dataset, training_split
 from dcclip_cli.eval.embedding import Embedded, Embedder, FeatureCache
 from dcclip_cli.eval.metrics import Score, score_classes, score_retrieval
 from dcclip_cli.eval.result import EvalResult, pack, sha256_of
@@ -41,6 +41,11 @@ class EvalOptions(Options):
     batch_size: int = Field(64, ge=1, le=65_536, description="Images per batch")
     limit: int | None = Field(
         None, ge=1, le=1_000_000_000, description="Maximum images per data set, a fixed random sample"
+    )
+    partial: Part = Field(
+        "no",
+        description="Whether a part of a named data set of classes is enough: `all` asks for all its classes, "
+        "`present` only for those that have images; results are marked, and do not compare with full ones",
     )
     templates: Templates = Field(
         "own", description="Prompt templates: the data set's `own`, a few generic ones (`compact`), or the bare `name`"
@@ -68,7 +73,8 @@ def open_datasets(options: EvalOptions) -> list[DataSet]:
     root = Path(options.data_root) if options.data_root else None
     names = dict.fromkeys(name for given in options.datasets for name in registry.expand(given))
     opened = [
-        open_dataset(name, options.languages, root, options.templates, options.task == "retrieval") for name in names
+        open_dataset(name, options.languages, root, options.templates, options.task == "retrieval", options.partial)
+        for name in names
     ]
     _check_names([dataset.name for dataset in opened])
     return opened
@@ -80,7 +86,7 @@ def check_datasets(options: EvalOptions) -> Iterator[DcclipError]:
     called = []
     for name in dict.fromkeys(name for given in options.datasets for name in registry.expand(given)):
         try:
-            called.append(check_dataset(name, options.languages, root, options.task))
+            called.append(check_dataset(name, options.languages, root, options.task, options.partial))
         except DcclipError as error:
             yield error
     try:
@@ -135,10 +141,13 @@ class _Evaluation:
         return self._probes(dataset) if self.options.task == "probe" else self._zero_shot(dataset)
 
     def _zero_shot(self, dataset: DataSet) -> Iterator[EvalResult]:
-        images = self.embedder.images(dataset.images, dataset.transform, dataset.name, self.options.limit)
+        every = images = self.embedder.images(dataset.images, dataset.transform, dataset.name, self.options.limit)
+        for note in dataset.notes:
+            self.embedder.progress.say(note)
         for language, truth in dataset.truth.items():
             begin = time.perf_counter()
             if isinstance(truth, Captions):
+                images = _described(every, truth)
                 score, task = self._retrieve(dataset, truth, images), "retrieval"
             else:
                 asked = class_texts(self.embedder.model, truth.names, truth.alternates, truth.templates)
@@ -231,6 +240,7 @@ class _Evaluation:
             versions=versions(),
             split=dataset.split,
             limit=limit if limit and limit < len(dataset.images) else None,
+            partial=dataset.partial,
             precision=model.precision,
             truth_sha256=sha256_of([*map(str, labels.tolist()), *map(str, images.indices.tolist())]),
             corrupt=images.corrupt,
@@ -238,3 +248,9 @@ class _Evaluation:
             templates=list(templates),
             details={name: pack(one) for name, one in score.details.items()},
         )
+
+
+def _described(images: Embedded, captions: Captions) -> Embedded:
+    """The images that some caption describes."""
+    kept = np.isin(images.indices, [image for about in captions.about for image in about])
+    return images if kept.all() else replace(images, indices=images.indices[kept], vectors=images.vectors[kept])

@@ -78,7 +78,7 @@ def table(results: Sequence[EvalResult]) -> Table:
     """All results, in their order; with ELEVATER's mean where a model has all twenty."""
     by_row: dict[str, list[EvalResult]] = defaultdict(list)
     for result in results:
-        name = base_name(result.dataset)
+        name = base_name(result.dataset) + (", in part" if result.partial else "")
         by_row[name if result.task in (_ZERO_SHOT, "retrieval") else f"{name}, {result.task}"].append(result)
     columns = [column for model in dict.fromkeys(one.model for one in results) for column in _columns(model, by_row)]
     rows = []
@@ -116,6 +116,7 @@ def _remark(here: Sequence[EvalResult]) -> str:
     known = registry.SETS.get(base_name(here[0].dataset).replace("-", "_"))
     gap = prompts.read(registry.prompts_of(known)).gap_remark if known and known.classes else ""
     remarks = (
+        here[0].partial,
         gap if len({result.language for result in here}) > 1 else "",
         sample,
         f"{corrupt:,} images cannot be read" if corrupt else "",
@@ -145,7 +146,10 @@ def elevater_mean(results: Sequence[EvalResult], model: str, language: Language)
     found = {
         result.dataset: result.value
         for result in results
-        if result.model == model and result.dataset in wanted and result.limit is None and result.task == _ZERO_SHOT
+        if result.model == model
+        and result.dataset in wanted
+        and not (result.limit or result.partial)
+        and result.task == _ZERO_SHOT
     }
     return float(np.mean(list(found.values()))) if len(found) == len(wanted) else None
 

@@ -29,7 +29,8 @@ _DTYPES = ("uint8", "uint16", "uint32", "float32")
 class EvalResult:
     """One model on one data set in one language. `value` is `metrics[metric]`; metrics are in 0..1.
 
-    `n` images were measured; the unreadable ones are not among them, but in `corrupt` with the reason.
+    `partial` says what was there of a data set that was not all there. `n` images were measured; the unreadable ones
+    are not among them, but in `corrupt` with the reason.
     `truth_sha256` is equal for the same images, classes and order. `details` are arrays of all images, packed by
     `pack`: `labels`, `ranks`, `predictions`, `scores`, or for retrieval `text_ranks` and `image_ranks`.
     `replaced` maps class names that the tokenizer reads like another class to the alternates in their place;
@@ -55,6 +56,7 @@ class EvalResult:
     versions: dict[str, str]
     split: str = ""
     limit: int | None = None
+    partial: str = ""
     precision: str = "fp32"
     truth_sha256: str = ""
     corrupt: dict[str, str] = field(default_factory=dict)
@@ -128,10 +130,11 @@ def save_results(results: Iterable[EvalResult], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     by_dataset: dict[str, list[EvalResult]] = {}
     for result in results:
-        by_dataset.setdefault(result.dataset, []).append(result)
+        name = f"{result.dataset}-partial" if result.partial else result.dataset  # keeps the file of a full result
+        by_dataset.setdefault(name, []).append(result)
     for dataset, several in by_dataset.items():
         _write(folder / f"{dataset}.json", [result.to_json() for result in several])
-    short = ("model", "dataset", "language", "task", "metric", "value", "n")
+    short = ("model", "dataset", "language", "task", "metric", "value", "n", "partial")
     summary = [{key: getattr(result, key) for key in short} for several in by_dataset.values() for result in several]
     _write(folder / "summary.json", summary)
 

@@ -14,6 +14,7 @@ from dcclip_cli.eval.datasets import open_dataset
 from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
 from dcclip_cli.eval.registry import ELEVATER, IMAGENETS, RETRIEVAL, KnownSet, expand, find
 from tests.eval import layouts
+from tests.eval.conftest import clear
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -53,7 +54,7 @@ def test_equal_first_captions_are_one_class_in_each_language_by_itself(tmp_path:
     assert pets.images.load(0).size == (48, 48)
     texts = open_dataset(str(tmp_path / "pets.parquet"), retrieval=True).truth["zh"]
     assert isinstance(texts, Captions)
-    assert texts.texts == ("猫", "小猫", "狗", "猫") and texts.about == ((0,), (0,), (1,), (2,))
+    assert texts.texts == ("猫", "小猫", "狗") and texts.about == ((0, 2), (0,), (1,))  # both images are right for 猫
 
 
 def test_a_language_that_is_not_complete_is_left_out_and_can_not_be_asked_for(
@@ -140,3 +141,40 @@ def test_a_group_is_opened_whole_and_a_set_named_twice_once(tmp_path: Path) -> N
             layouts.class_folders(tmp_path / known.name / known.split, names)
     opened = open_datasets(EvalOptions(datasets=("elevater", "elevater-cn", "dtd"), data_root=str(tmp_path)))
     assert len(opened) == 40 and len({dataset.name for dataset in opened}) == 40
+
+
+def test_a_part_of_a_named_data_set_is_taken_where_that_is_asked_for(tmp_path: Path) -> None:
+    layouts.class_folders(tmp_path / "dtd/test", [f"alpha_{number}" for number in (1, 3, 40)])
+    with pytest.raises(DcclipError, match="44 of 47 classes have no images") as refused:
+        open_dataset("dtd", data_root=tmp_path)
+    assert refused.value.hint.endswith("add --partial present")
+    every = open_dataset("dtd-cn", data_root=tmp_path, partial="all")
+    assert every.partial == "3 of 47 images of 3 of 47 classes, all are asked for"
+    assert classes(every, "zh").labels.tolist() == [1, 3, 40] and len(classes(every, "zh").names) == 47
+    present = open_dataset("dtd-cn", data_root=tmp_path, partial="present")
+    assert present.partial == "3 of 47 images of 3 of 47 classes, only these are asked for"
+    assert classes(present, "zh").labels.tolist() == [0, 1, 2]
+    assert classes(present, "zh").names == ("东西1", "东西3", "东西40")
+
+
+def test_tars_of_a_part_are_taken_where_that_is_asked_for_and_a_whole_data_set_is_no_part(tmp_path: Path) -> None:
+    truths = [b"%d" % (number % 47) for number in range(47)]
+    layouts.wds(tmp_path / "dtd", "test", truths, ".cls", shards=3)
+    assert open_dataset("dtd", data_root=tmp_path, partial="all").partial == ""
+    (tmp_path / "dtd/test/2.tar").unlink()
+    clear()
+    found = open_dataset("dtd", data_root=tmp_path, partial="all")
+    assert found.partial.endswith("of 47 classes, all are asked for") and len(found.images) < 47
+
+
+def test_pairs_of_which_some_lack_a_language_are_retrieved_among_those_that_have_it(
+    tmp_path: Path, pairs: list[Pair]
+) -> None:
+    rows = [Pair("1", pairs[0].image, zh=("猫",), en=("cat",)), Pair("2", pairs[1].image, en=("dog",))]
+    write_parquet(tmp_path / "pets.parquet", rows)
+    found = open_dataset(str(tmp_path / "pets.parquet"), retrieval=True)
+    assert dict(found.truth) == {
+        "en": Captions(("cat", "dog"), ((0,), (1,))),
+        "zh": Captions(("猫",), ((0,),)),
+    }
+    assert found.notes == ("data set pets: 1 of 2 pairs have a caption in zh",)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ from dcclip_cli.blocks import parse
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.eval.compare import compare_results
 from dcclip_cli.eval.embedding import FeatureCache
 from dcclip_cli.eval.evaluate import EvalOptions, evaluate, open_datasets
 from dcclip_cli.eval.registry import KnownSet
+from dcclip_cli.eval.report import table
 from dcclip_cli.eval.result import EvalResult, load_results, save_results
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import ModelReference, resolve
-from dcclip_cli.progress import Silent
+from dcclip_cli.progress import Lines, Silent
 from dcclip_cli.store import FeatureStore
 from tests.eval import layouts
 from tests.eval.conftest import clear
@@ -99,6 +101,33 @@ def test_an_oracle_is_always_right(name: str, tmp_path: Path, small: dict[str, K
     [found] = run(Oracle(), [name], tmp_path)
     assert found.metrics == {"top1": 1.0, "top5": 1.0, "mean_per_class": 1.0}
     assert found.metric == ("top1" if "dtd" in name else "mean_per_class")
+
+
+def test_a_part_is_measured_marked_and_kept_from_full_results(tmp_path: Path, small: Any, run: Any) -> None:
+    for number in (1, 3, 40):
+        layouts.write(tmp_path / f"dtd/test/alpha_{number}/1.png", layouts.image(number))
+    every = run(Oracle(), ["dtd", "dtd-cn"], tmp_path, partial="all")
+    present = run(Oracle(), ["dtd"], tmp_path, partial="present")
+    assert [one.value for one in (*every, *present)] == [1.0] * 3
+    assert [one.classes for one in (*every, *present)] == [47, 47, 3]
+    assert present[0].class_names == ["Thing 1", "Thing 3", "Thing 40"]
+    [row] = table(every).rows
+    assert row.name == "dtd, in part" and row.remark.startswith("3 of 47 images of 3 of 47 classes")
+    save_results(every, tmp_path / "results")
+    assert load_results(tmp_path / "results/dtd-partial.json")[0].partial == every[0].partial
+    with pytest.raises(DcclipError, match="parts of the data set differ"):
+        compare_results(every[:1], [replace(every[0], partial="")])
+
+
+def test_images_without_a_caption_are_in_no_retrieval(tmp_path: Path, run: Any) -> None:
+    rows = [
+        Pair(str(at), layouts.image(at), zh=(f"东西{at}",) if at % 2 else (), en=(f"thing {at}",)) for at in range(6)
+    ]
+    write_parquet(tmp_path / "things.parquet", rows)
+    lines = list[str]()
+    found = run(Oracle(), [str(tmp_path / "things.parquet")], task="retrieval", progress=Lines(lines.append))
+    assert [(one.language, one.n, one.value) for one in found] == [("en", 6, 1.0), ("zh", 3, 1.0)]
+    assert "data set things: 3 of 6 pairs have a caption in zh" in lines
 
 
 def test_a_random_model_is_at_chance(tmp_path: Path, run: Any) -> None:
@@ -250,19 +279,19 @@ def test_top1_and_features_equal_what_open_clip_alone_computes(
 def test_recalls_of_several_captions_equal_a_plain_count(
     model_folder: Path, pairs_file: Path, pairs: list[Pair], language: Language
 ) -> None:
-    texts = [text for pair in pairs for text in pair.captions(language)]
-    owner = np.repeat(np.arange(len(pairs)), 3)
+    texts = list(dict.fromkeys(text for pair in pairs for text in pair.captions(language)))  # equal ones are one text
+    about = [{at for at, pair in enumerate(pairs) if text in pair.captions(language)} for text in texts]
     images, words = _open_clip_features(model_folder, pairs, texts)
     scores = (words @ images.T).numpy()
     [found] = measure([model_folder], pairs_file, languages=(language,), task="retrieval")
     assert found.task == "retrieval" and found.metric == "mean_recall" and found.n == 40
     for k in (1, 5, 10):
-        by_text = [owner[row] in np.argsort(-scores[row], kind="stable")[:k] for row in range(len(texts))]
+        by_text = [bool(about[row] & {*np.argsort(-scores[row], kind="stable")[:k]}) for row in range(len(texts))]
         by_image = [
-            any(owner[text] == image for text in np.argsort(-scores[:, image], kind="stable")[:k])
+            any(image in about[text] for text in np.argsort(-scores[:, image], kind="stable")[:k])
             for image in range(len(pairs))
         ]
-        # Many of the drawn captions are equal, and equal scores may stand in either order.
+        # Scores of some images are equal in all but the last bit, and may stand in either order.
         assert found.metrics[f"image_recall@{k}"] == pytest.approx(np.mean(by_text), abs=0.02)
         assert found.metrics[f"text_recall@{k}"] == pytest.approx(np.mean(by_image), abs=0.05)
     recalls = [value for name, value in found.metrics.items() if "@" in name]

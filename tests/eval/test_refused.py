@@ -35,7 +35,10 @@ def test_a_class_without_images_and_a_folder_that_is_no_class(tmp_path: Path) ->
 def test_a_split_of_the_wrong_size(tmp_path: Path) -> None:
     layouts.class_folders(tmp_path / "dtd/test", NAMES)
     layouts.write(tmp_path / "dtd/test/alpha_3/more.png", layouts.image(3))
-    assert "--limit" in refused("dtd", tmp_path, "data set dtd: the split test has 47 images, 48 were found")
+    hint = refused("dtd", tmp_path, "data set dtd: the split test has 47 images, 48 were found")
+    assert hint == "finish the download, or download the right split"
+    with pytest.raises(DcclipError, match="48 were found"):
+        open_dataset("dtd", data_root=tmp_path, partial="all")
 
 
 def test_a_shuffled_list_of_class_names_but_not_another_wording(tmp_path: Path) -> None:

@@ -54,10 +54,11 @@ class ClassFolders(Loader):
                 raise DcclipError(f"{self.folder / folder} is a second folder of one class", "keep one of the two")
             if number is not None:
                 by_number[number] = by_folder[folder]
-        if lacking := [key for number, key in enumerate(classes.folders) if number not in by_number]:
+        lacking = [key for number, key in enumerate(classes.folders) if number not in by_number]
+        if lacking and not self.location.partial:
             raise DcclipError(
                 f"{self.folder}: {len(lacking)} of {len(classes.folders)} classes have no images, {lacking[0]} for one",
-                "finish the download; to evaluate a part of the data, name its folder: --dataset PATH",
+                "finish the download; to evaluate the classes that are there, add --partial present",
             )
         files = [(file, number) for number in sorted(by_number) for file in by_number[number]]
         return Loaded(image_files([file for file, _ in files], self.folder), np.asarray([label for _, label in files]))
@@ -106,7 +107,8 @@ class WebDatasetTars(Loader):
 
     def load(self) -> Loaded:
         """All samples, in the order of the tars. Raises DcclipError for a truncated tar and a missing label."""
-        self._check_count()
+        if not self.location.partial:
+            self._check_count()
         samples = [sample for shard in self.shards for sample in self._samples(shard)]
         spans = [image for _, image, _ in samples]
         images = Images(
