@@ -48,7 +48,6 @@ STORES: dict[str, Store] = {
     "block cache": Store(("cache/blocks/*.block",), _TRAINED),
     "embeddings of eval": Store(("cache/features/**/*.*",), replace(JOBS["eval"], made=("runs/tiny/eval",))),
     "embeddings of search": Store(("cache/search/**/*.*",), replace(JOBS["search"], made=())),
-    "embeddings of embed": Store(("cache/search/**/*.*",), replace(JOBS["embed"], made=("e.npy", "e.txt"))),
     "resume state": Store(
         ("runs/tiny/distill/state/**/*.*",), replace(JOBS["distill"], made=("runs/tiny/*/model", "runs/tiny/export"))
     ),
@@ -101,7 +100,7 @@ def attempt(runs: Runs, whole: Path, task: Task) -> Verdict:
         )
     elif other:
         column, line = "other results", f"{line} ({', '.join(other)})"
-    elif not file.is_file() or file.read_bytes() != content or any(file.name in each for each in said):
+    elif (file.is_file() and file.read_bytes() != content) or any(file.name in each for each in said):
         column = "made again"
     else:
         reason = _reason(file, bit // 8)

@@ -383,7 +383,8 @@ def _digest(name: str, content: bytes) -> str:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _timeless(each) for key, each in value.items() if not key.endswith(_TIMES)}
+        kept = (key for key in value if not key.endswith(_TIMES) and key != "sha256")  # of a file with times in it
+        return {key: _timeless(value[key]) for key in kept}
     return [_timeless(each) for each in value] if isinstance(value, list) else value
 
 
@@ -403,7 +404,8 @@ def _digest(name: str, content: bytes) -> str:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _timeless(each) for key, each in value.items() if not key.endswith(_TIMES)}
+        kept = (key for key in value if not key.endswith(_TIMES) and key != "sha256")  # of a file with times in it
+        return {key: _timeless(value[key]) for key in kept}
     return [_timeless(each) for each in value] if isinstance(value, list) else value
 
 

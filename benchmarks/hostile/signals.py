@@ -56,12 +56,15 @@ def stop_faults(done: Done, number: int, now: Kept) -> list[str]:
     nothing = "nothing was kept" in said[0]
     if nothing == bool(now):
         faults.append("says that nothing was kept" if nothing else "says that something was kept")
-    for count in re.findall(r"(\d+) of \d+ (?:images|texts|captions) ", said[0]):
-        if int(count) > now.count:
-            faults.append(f"says too much: {count}, kept {now}")
-    for step in re.findall(r"step (\d+)", said[0]):
+    counts = re.findall(r"([\d,]+) of [\d,]+ (images|texts|captions|slices|indexes)", said[0])
+    for count, what in counts:
+        if int(count.replace(",", "")) > (len(now.parts) if what in ("slices", "indexes") else now.count):
+            faults.append(f"says too much: {count} {what}, kept {now}")
+    for step in re.findall(r"after step (\d+)", said[0]):
         if int(step) not in now.steps.values():
             faults.append(f"says another step: {step}, kept {now}")
+    if " finished" in said[0] and not now.parts:
+        faults.append("says that a stage is finished")
     return faults
 
 
