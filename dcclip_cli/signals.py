@@ -91,7 +91,7 @@ def _watch(reader: int) -> None:
     while not (numbers := [number for number in os.read(reader, 64) if number in NUMBERS]):
         pass
     since = time.monotonic()
-    while time.monotonic() - since < (_GRACE_S if _asked else _PROMPT_S):
+    while time.monotonic() - since < (_GRACE_S if _asked or _interruptible else _PROMPT_S):
         time.sleep(0.05)
         if _holding or _shielded:
             since = time.monotonic()
