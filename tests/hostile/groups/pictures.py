@@ -19,7 +19,7 @@ _LABELS = ("--labels", "猫,dog", "--model", "bundle")
 
 
 def _picture(kind: str, size: tuple[int, int] = (48, 48), mode: str = "RGB", **options: object) -> bytes:
-    return encode(Image.new(mode, size), kind, **options)  # type: ignore[arg-type]
+    return encode(Image.new(mode, size), kind, **options)
 
 
 _KINDS: dict[str, Callable[[], bytes]] = {
