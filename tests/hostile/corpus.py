@@ -57,6 +57,9 @@ COLLECT: dict[str, Any] = {
 }
 # Commands on the undamaged corpus, whose results cases compare with or damage.
 EVAL = ("eval", "--model", "model", "--dataset", "./train.parquet", "--precision", "fp32", "-q")
+DISTILL_HALF = ("distill", "recipe.yaml", "--out", "stopped", "--set", "distill.steps=12", "-q")
+COLLECT_HALF = ("collect", "collect.yaml", "--out", "half", "--workers", "1", "-q", "--set", "collect.shard_size=2")
+PICKLED = ("predict", "pictures/red-circle.png", "--labels", "猫,dog", "--model", "pickled", "--json", "-q")
 SEARCH = ("search", "红圆 red circle", "pictures", "--model", "bundle", "--json", "-q")
 
 
@@ -77,10 +80,13 @@ def make_corpus(work: Path, server: Server) -> Path:
     shutil.copytree(here / "runs/tiny/align/model", here / "model")
     shutil.copytree(here / "runs/tiny/export", here / "bundle")
     shutil.copytree(here / "runs/tiny/eval", here / "results")
-    _stop(server, work, "distill", "recipe.yaml", "--out", "stopped", "--set", "distill.steps=12")
+    often = ("--set", "distill.checkpoint_every_steps=4")
+    _stop(server, work, "stopped/distill/state/step-00000004", *DISTILL_HALF, *often)
+    _stop(server, work, "half/.collect.partial/dedup", *COLLECT_HALF)
     _run(server, work, *EVAL)
     _run(server, work, *SEARCH)
     _run(server, work, "index", "indexed", "-q")
+    _run(server, work, *PICKLED)
     _run(server, work, "collect", "collect.yaml", "--workers", "1", "-q")
     here.rename(corpus)
     (work / "cache").rename(corpus / "cache")
@@ -95,10 +101,9 @@ def _run(server: Server, work: Path, *arguments: str) -> Outcome:
     return outcome
 
 
-def _stop(server: Server, work: Path, *arguments: str) -> None:
-    """A run killed after its first checkpoint."""
-    asked = request(Case("corpus", [*arguments, "--set", "distill.checkpoint_every_steps=4"], limit_s=300), work)
-    outcome = server.run(replace(asked, kill_at="stopped/distill/state/step-00000004"))
+def _stop(server: Server, work: Path, path: str, *arguments: str) -> None:
+    """A run killed as soon as a path exists."""
+    outcome = server.run(replace(request(Case("corpus", arguments, limit_s=300), work), kill_at=path))
     if outcome.code != -9:
         raise RuntimeError(f"{arguments} came to its end: {(work / 'stderr').read_text('utf-8')}")
 

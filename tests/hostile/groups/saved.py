@@ -9,12 +9,11 @@ from random import Random
 from typing import Any
 
 from tests.hostile.case import Case, Expect
-from tests.hostile.corpus import EVAL, SEARCH
+from tests.hostile.corpus import COLLECT_HALF, DISTILL_HALF, EVAL, PICKLED, SEARCH
 from tests.hostile.damage import Change, damage_file, damage_json, emptied, file_for
 
 _STATE = "stopped/distill/state/step-00000004"
 _TRAINING = ("recipe.yaml", "train.parquet", "teacher", "cache/teacher-cache", "cache/index", "cache/teachers")
-_RESUME = ("distill", "recipe.yaml", "--out", "stopped", "--set", "distill.steps=12", "-q")
 _RESUMED = ("stopped/distill/model/open_clip_model.safetensors",)
 
 
@@ -25,7 +24,7 @@ def state(random: Random) -> Case:
     else:
         what, change = damage_json(random, f"{_STATE}/state.json")
     return Case(
-        f"distill {what}", _RESUME, ("stopped", *_TRAINING), change, Expect.REFUSED_OR_SAME, _RESUMED, limit_s=60
+        f"distill {what}", DISTILL_HALF, ("stopped", *_TRAINING), change, Expect.REFUSED_OR_SAME, _RESUMED, limit_s=60
     )
 
 
@@ -68,7 +67,13 @@ def edited(random: Random) -> Case:
     """A state, or what is next to it, edited."""
     name = random.choice(list(_EDITS))
     return Case(
-        f"distill {name}", _RESUME, ("stopped", *_TRAINING), _EDITS[name], Expect.REFUSED_OR_SAME, _RESUMED, limit_s=60
+        f"distill {name}",
+        DISTILL_HALF,
+        ("stopped", *_TRAINING),
+        _EDITS[name],
+        Expect.REFUSED_OR_SAME,
+        _RESUMED,
+        limit_s=60,
     )
 
 
@@ -90,13 +95,48 @@ def teacher_cache(random: Random) -> Case:
     """Damage to the teacher's features, which are computed again."""
     names = ("images-*/*.block", "texts/*.block", "*/*")
     what, change = damage_file(random, f"cache/teacher-cache/*/{random.choice(names)}")
-    return _made_again(f"distill {what}", _RESUME, ("stopped", *_TRAINING), change, _RESUMED)
+    return _made_again(f"distill {what}", DISTILL_HALF, ("stopped", *_TRAINING), change, _RESUMED)
 
 
 def teacher_facts(random: Random) -> Case:
     """Damage to what is known of a teacher, or to the index of the training data."""
-    what, change = damage_file(random, random.choice(("cache/teachers/*.json", "cache/index/*.arrow")))
-    return _made_again(f"distill {what}", _RESUME, ("stopped", *_TRAINING), change, _RESUMED)
+    what, change = damage_file(
+        random, random.choice(("cache/teachers/*.json", "cache/index/*.arrow", "cache/blocks/*.block"))
+    )
+    return _made_again(f"distill {what}", DISTILL_HALF, ("stopped", "cache/blocks", *_TRAINING), change, _RESUMED)
+
+
+def weights(random: Random) -> Case:
+    """Damage to the copy of pickled weights."""
+    what, change = damage_file(random, "cache/weights/*/*")
+    return _made_again(f"predict {what}", PICKLED, ("pickled", "pictures", "cache/weights"), change)
+
+
+def slices(random: Random) -> Case:
+    """Damage to what a killed collect has done."""
+    names = ("read/*/*.parquet", "read/*/*.json", "dedup/*", "plan.json", "slices.jsonl")
+    what, change = damage_file(random, f"half/.collect.partial/{random.choice(names)}")
+    parts = ("half", "collect.yaml", "table.tsv", "folder")
+    return _made_again(f"collect {what}", COLLECT_HALF, parts, change, ("half/collect/*.tar",))
+
+
+def parent(random: Random) -> Case:
+    """Damage to the model that stage 2 begins with."""
+    what, change = damage_file(random, "runs/tiny/distill/model/*")
+    made = ("runs/tiny/align/model/open_clip_model.safetensors",)
+    command = ("align", "recipe.yaml", "--fresh", "-q")
+    return Case(f"align {what}", command, ("runs", *_TRAINING), change, Expect.REFUSED_OR_SAME, made, limit_s=60)
+
+
+def collected(random: Random) -> Case:
+    """Damage to what collect made, made again or used."""
+    what, change = damage_file(random, "runs/gathered/collect/*")
+    command = random.choice(
+        (("collect", "collect.yaml", "-q"), ("index", "runs/gathered/collect"), ("eval", *EVAL[1:4]))
+    )
+    command = (*command, "runs/gathered/collect", *EVAL[5:]) if command[0] == "eval" else command
+    parts = ("runs/gathered", "collect.yaml", "table.tsv", "folder", "model")
+    return Case(f"{command[0]} {what}", command, parts, change)
 
 
 def eval_cache(random: Random) -> Case:
@@ -135,5 +175,5 @@ def _made_again(
 
 RULES = (
     *(state, state, edited, finished, teacher_cache, teacher_facts, eval_cache, eval_cache),
-    *(search_index, search_index, shard_index),
+    *(search_index, search_index, shard_index, weights, slices, slices, parent, collected),
 )
