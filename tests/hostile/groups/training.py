@@ -51,7 +51,6 @@ _REFUSED: tuple[tuple[str, ...], ...] = (
     ("STAGE.validate_every_steps=1", "data.validation=./none.parquet"),
     ("data.train=./none.parquet",),
     ("data.train=./recipe.yaml",),
-    ("data.train=.",),
     ("data.train=[]",),
     ("data.images=./none",),
     ("data.texts=./none.txt",),
