@@ -154,7 +154,7 @@ class Runner:
             return Verdict.SIGNAL, f"signal {-outcome.code}"
         if "Traceback (most recent call last)" in stderr or "panicked at" in stderr:
             return Verdict.TRACEBACK, last
-        if outcome.code == 2 and "Usage:" in stdout + stderr or outcome.code in (1, 2) and 2 in case.closed:
+        if (outcome.code == 2 and "Usage:" in stdout + stderr) or (outcome.code in (1, 2) and 2 in case.closed):
             return Verdict.REFUSED, last
         if outcome.code:
             verdict, why = _refusal(outcome.code, said)

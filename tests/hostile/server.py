@@ -179,9 +179,7 @@ def _run(arguments: Sequence[str], app: Callable[..., object]) -> int:
 
 def _watch(process: int, request: Request, before_mb: float) -> Outcome:
     began, peak, stopped = time.monotonic(), 0.0, ""
-    slowness = min(
-        4.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-    )  # of a machine that does other work as well
+    slowness = min(4.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))  # other work
     kill_at = Path(request.folder) / "here" / request.kill_at if request.kill_at else None
     while not (ended := os.waitpid(process, os.WNOHANG))[0]:
         if highest := _status(process, "VmHWM"):  # which the system keeps, from when the program is started
