@@ -7,6 +7,7 @@ starts in milliseconds. The process computes nothing itself: OpenMP's threads do
 from __future__ import annotations
 
 import atexit
+import ctypes
 import importlib
 import json
 import os
@@ -138,6 +139,7 @@ def _be_the_command(request: Request, app: Callable[..., object]) -> NoReturn:
     code = 70  # EX_SOFTWARE: the preparation itself failed
     try:
         os.setsid()
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a fork ends with the process it is of
         folder = Path(request.folder)
         os.dup2(os.open(request.stdin, os.O_RDONLY), 0)
         for number, name in ((1, "stdout"), (2, "stderr")):
