@@ -23,8 +23,14 @@ GROUPS: Mapping[str, Sequence[Rule]] = {
 # Shares of the whole: of cases that take long there are fewer.
 _SHARES = (16, 15, 13, 17, 13, 9, 9, 4, 4)
 
-# What is not as expected and stays so: the beginning of a case's name, its verdict, and why.
-EXCEPTIONS: Sequence[tuple[str, Verdict, str]] = ()
+# What is not as expected and stays so: a part of a case's name, its verdict, and why.
+EXCEPTIONS: Sequence[tuple[str, Verdict, str]] = (
+    (
+        "--csv",
+        Verdict.RAW,
+        "CSV is data for programs: a label is written as it is, but for what a spreadsheet would run",
+    ),
+)
 
 
 def cases(group: str, seed: int, count: int) -> Iterator[tuple[int, Case]]:
@@ -51,7 +57,5 @@ def shares(total: int) -> dict[str, int]:
 
 def excepted(report: Report) -> str:
     """Why a case may end as it did although that is not good; "" if it may not."""
-    found = (
-        why for start, verdict, why in EXCEPTIONS if report.verdict is verdict and report.case.name.startswith(start)
-    )
+    found = (why for part, verdict, why in EXCEPTIONS if report.verdict is verdict and part in report.case.name)
     return next(found, "")

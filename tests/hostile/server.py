@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NoReturn, Self
 
-APP = "dcclip_cli.cli.app:app"
+APP = "dcclip_cli.__main__:main"
 LEFT_S = 2.0  # in which processes of an ended command have to end
 _HEAVY = (
     *("torch", "torchvision", "timm", "open_clip", "accelerate", "safetensors.torch", "transformers.models.altclip"),
@@ -166,7 +166,8 @@ def _run(arguments: Sequence[str], app: Callable[..., object]) -> int:
     """The exit code of a command, ended as the interpreter ends."""
     code = 1
     try:
-        app(list(arguments), prog_name="dcclip")
+        sys.argv = ["dcclip", *arguments]
+        app()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1 if end.code else 0
