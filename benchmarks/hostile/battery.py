@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 from tests.hostile.battery import GROUPS, case, cases, excepted, shares
 from tests.hostile.case import Case, Report, Runner, Verdict
@@ -97,7 +98,8 @@ def main() -> int:
         jobs = [(group, number, made) for group in groups for number, made in cases(group, given.seed, wanted[group])]
     waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
     reports: queue.SimpleQueue[tuple[Job, Report] | None] = queue.SimpleQueue()
-    for job in sorted(jobs, key=lambda job: -job[2].limit_s):
+    Random(given.seed).shuffle(jobs)
+    for job in jobs:
         waiting.put(job)
     counts: dict[str, Counter[Verdict]] = {group: Counter() for group in groups}
     listed: Counter[str] = Counter()

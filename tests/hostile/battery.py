@@ -28,7 +28,7 @@ EXCEPTIONS: Sequence[tuple[str, Verdict, str]] = (
     (
         "--csv",
         Verdict.RAW,
-        "CSV is data for programs: a label is written as it is, but for what a spreadsheet would run",
+        "CSV is data for programs: a label is written as it is",
     ),
 )
 
