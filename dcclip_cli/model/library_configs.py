@@ -24,6 +24,7 @@ COPY_AGAIN = "copy the whole model directory again"
 DUAL_ENCODERS = "AltCLIP, ChineseCLIP, CLIP, SigLIP, SigLIP2 or MetaCLIP2"
 _MODEL_TYPES = ("altclip", "chinese_clip", "clip", "metaclip_2", "siglip", "siglip2")
 _TOKENIZER_ARGUMENTS = ("additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token")
+_PREPROCESSING = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color", "crop"}
 _ELSEWHERE = "use the name of a network that timm itself has, and keep its weights in the directory"
 
 
@@ -121,6 +122,8 @@ class ModelConfig(LibraryConfig):
 
 
 def _preprocessing(config: dict[str, Any]) -> dict[str, Any]:
+    if unknown := config.keys() - _PREPROCESSING:
+        raise ValueError(f"{min(unknown)} is no key of it (these are: {', '.join(sorted(_PREPROCESSING))})")
     Preprocessing.from_config(config)
     return config
 

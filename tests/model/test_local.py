@@ -1,0 +1,198 @@
+"""A model directory is read without any connection, and nothing outside it is opened, whatever its files name."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.available import check_model
+from dcclip_cli.model.reference import library_of, resolve
+from dcclip_cli.predict.encoder import load_encoder
+
+# Loads model directories, with everything imported before, and prints for each what that says, and what was opened or
+# connected to outside the directory and the allowed folders.
+WATCHED = """
+import sys, json, os
+from pathlib import Path
+folders, allowed = json.loads(sys.argv[1])
+allowed, found = [Path(one).resolve() for one in allowed], []
+
+def watch(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg"):
+        found.append(event)
+    elif event == "open" and isinstance(arguments[0], (str, bytes, os.PathLike)):
+        path = Path(os.path.realpath(os.fsdecode(arguments[0])))
+        if not any(path.is_relative_to(one) for one in (here, *allowed)):
+            found.append(str(path))
+
+import numpy, open_clip, timm, torch, transformers
+from PIL import Image
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.reference import resolve
+from dcclip_cli.predict.encoder import load_encoder
+here = Path.cwd()
+sys.addaudithook(watch)
+for folder in folders:
+    here = Path(folder).resolve()
+    found.clear()
+    try:
+        encoder = load_encoder(resolve(folder), "cpu")
+        encoder.encode_pixels(encoder.preprocess(Image.new("RGB", (40, 30)))[None])
+        encoder.encode_texts(["一张猫的照片", "a photo of a cat"])
+        said = "loaded"
+    except DcclipError as error:
+        said = f"{error.what} | {error.hint}"
+    print(json.dumps([said, sorted(set(found))]))
+"""
+
+
+def watched(folders: list[Path], tmp_path: Path) -> list[str]:
+    """What loading each directory says. Fails for connections, and for files opened outside, with an open network."""
+    own = [tmp_path / "dcclip", tmp_path / "temporary"]
+    own[1].mkdir()
+    environment = os.environ | {"DCCLIP_CACHE": str(own[0]), "TMPDIR": str(own[1]), "HF_HOME": str(tmp_path / "hub")}
+    del environment["HF_HUB_OFFLINE"]
+    system = (
+        sys.prefix,
+        sys.base_prefix,
+        Path(__file__).parents[2],
+        "/proc",
+        "/sys",
+        "/dev",
+        "/usr",
+        "/etc",
+        "/lib",
+        *sys.path,
+    )
+    arguments = json.dumps([list(map(str, folders)), list(map(str, (*own, *system)))])
+    answer = subprocess.run(
+        [sys.executable, "-c", WATCHED, arguments], capture_output=True, text=True, env=environment, timeout=500
+    )
+    assert answer.returncode == 0, answer.stderr
+    results = [json.loads(line) for line in answer.stdout.splitlines()]
+    assert [found for _, found in results] == [[]] * len(folders)
+    return [said for said, _ in results]
+
+
+def edited(folder: Path, copy: Path, name: str, keys: str, values: dict[str, Any]) -> Path:
+    """A copy of a directory with values set in the mapping at `keys` of a JSON file."""
+    shutil.copytree(folder, copy)
+    content = json.loads((copy / name).read_text()) if (copy / name).exists() else {}
+    inner = content
+    for key in filter(None, keys.split(".")):
+        inner = inner[key]
+    inner.update(values)
+    (copy / name).write_text(json.dumps(content))
+    return copy
+
+
+Change = tuple[str, str, str, dict[str, Any]]  # kind of the directory, file, keys in it, values
+OPEN_CLIP, VISION, TEXT = "open_clip_config.json", "model_cfg.vision_cfg", "model_cfg.text_cfg"
+TOKENIZER, MAP = "tokenizer_config.json", "auto_map"
+FILES = {"vocab_file": "/nowhere/a.txt", "tokenizer_file": "/nowhere/b.json", "special_tokens_map_file": "/nowhere/c"}
+IGNORED: list[Change] = [  # they name other places, and are loaded as if they did not
+    ("openclip-xlmr", OPEN_CLIP, TEXT, {"hf_model_name": "nobody/xlm-roberta"}),
+    ("openclip-xlmr", OPEN_CLIP, TEXT, {"hf_tokenizer_name": "nobody/tokenizer"}),
+    ("openclip-xlmr", "config.json", "", {"_name_or_path": "nobody/model"}),
+    ("altclip", "config.json", "", {"_name_or_path": "nobody/model", MAP: {"AutoModel": "nobody/code--model.Model"}}),
+    ("altclip", "config.json", "vision_config", {"backbone": "resnet50", "use_pretrained_backbone": True}),
+    ("metaclip2", TOKENIZER, "", {"name_or_path": "nobody/model", **FILES}),
+    ("metaclip2", TOKENIZER, "", {MAP: {"AutoTokenizer": ["nobody/code--tokenizer.Tokenizer", None]}}),
+    ("siglip2", "preprocessor_config.json", "", {MAP: {"AutoImageProcessor": "nobody/code--images.Images"}}),
+    ("chineseclip", "generation_config.json", "", {"_name_or_path": "nobody/model"}),
+]
+
+
+def test_directories_of_all_kinds_are_loaded_from_themselves_alone(
+    hub_teachers: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    kinds = [hub_teachers / kind for kind in ("altclip", "chineseclip", "siglip2", "metaclip2", "openclip-xlmr")]
+    folders = [Path(shutil.copytree(kind, tmp_path / "模型" / kind.name)) for kind in (*kinds, model_folder)]
+    for number, (kind, *change) in enumerate(IGNORED):
+        folders.append(edited(hub_teachers / kind, tmp_path / "changed" / str(number), *change))
+    assert watched(folders, tmp_path) == ["loaded"] * len(folders)
+
+
+NETWORK, CODE = f"{VISION}.timm_model_name: ", "is not allowed: it could run code or read other files"
+REFUSED: list[tuple[Change, str]] = [
+    (
+        ("openclip-xlmr", OPEN_CLIP, VISION, {"timm_model_name": "hf-hub:nobody/network"}),
+        f"{NETWORK}hf-hub:nobody/network leads to a hub or another directory",
+    ),
+    (
+        ("openclip-xlmr", OPEN_CLIP, VISION, {"timm_model_name": "local-dir:/elsewhere"}),
+        f"{NETWORK}local-dir:/elsewhere leads to a hub or another directory",
+    ),
+    (
+        ("openclip-xlmr", OPEN_CLIP, TEXT, {"tokenizer_kwargs": {"trust_remote_code": True}}),
+        f"tokenizer_kwargs: trust_remote_code {CODE}",
+    ),
+    (
+        ("openclip-xlmr", OPEN_CLIP, TEXT, {"hf_tokenizer_name": None, "tokenizer_kwargs": {"bpe_path": "/nowhere"}}),
+        f"tokenizer_kwargs: bpe_path {CODE}",
+    ),
+    (
+        ("altclip", "config.json", "", {"model_type": "timm_wrapper"}),
+        "is a model of type timm_wrapper, not an image-text dual encoder",
+    ),
+    (
+        ("altclip", "config.json", "", {"attn_implementation": "nobody/kernels"}),
+        "config.json: attn_implementation: input should be 'eager' or 'sdpa' (got 'nobody/kernels')",
+    ),
+    (
+        ("altclip", "config.json", "vision_config", {"_attn_implementation": "nobody/kernels"}),
+        "config.json: vision_config._attn_implementation: input should be 'eager' or 'sdpa' (got 'nobody/kernels')",
+    ),
+    (
+        ("altclip", "adapter_config.json", "", {"base_model_name_or_path": "nobody/model"}),
+        "is an adapter of another model (adapter_config.json)",
+    ),
+]
+
+
+def test_what_leads_out_of_a_directory_is_refused_before_it_is_read(hub_teachers: Path, tmp_path: Path) -> None:
+    folders = []
+    for number, ((kind, *change), _) in enumerate(REFUSED):
+        folders.append(edited(hub_teachers / kind, tmp_path / str(number) / "模型", *change))
+    sentences = [what for _, what in REFUSED]
+    for kind, name in (("altclip", "config.json"), ("chineseclip", "vocab.txt"), ("openclip-xlmr", "tokenizer.json")):
+        folders.append(Path(shutil.copytree(hub_teachers / kind, tmp_path / "linked" / kind)))
+        (folders[-1] / name).rename(tmp_path / name)
+        (folders[-1] / name).symlink_to(tmp_path / name)
+        sentences.append(f"{folders[-1] / name} is a link to {tmp_path / name}, outside the model directory")
+    folders.append(Path(shutil.copytree(hub_teachers / "metaclip2", tmp_path / "shards")))
+    (folders[-1] / "model.safetensors").rename(folders[-1] / "model-1.safetensors")
+    index = {"weight_map": {"logit_scale": "../../secret.safetensors"}}
+    (folders[-1] / "model.safetensors.index.json").write_text(json.dumps(index))
+    sentences.append("weight_map: '../../secret.safetensors' is not the name of a file next to it")
+    folders.append(Path(shutil.copytree(hub_teachers / "openclip-xlmr", tmp_path / "without")))
+    (folders[-1] / "config.json").unlink()
+    sentences.append("does not say the sizes of its text tower made-up/tiny-xlm-roberta")
+    for said, folder, sentence in zip(watched(folders, tmp_path), folders, sentences, strict=True):
+        assert sentence in said and str(folder) in said
+
+
+@pytest.mark.parametrize(("change", "what"), REFUSED)
+def test_the_check_of_a_recipe_refuses_it_too(hub_teachers: Path, tmp_path: Path, change: Change, what: str) -> None:
+    kind, *more = change
+    folder = edited(hub_teachers / kind, tmp_path / "模型", *more)
+    with pytest.raises(DcclipError) as raised:
+        check_model(str(folder), library_of(folder, "open_clip"))
+    assert what in raised.value.what
+
+
+def test_the_links_of_the_hubs_cache_are_followed(hub_teachers: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "models--nobody--siglip"
+    (repository / "blobs").mkdir(parents=True)
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate((hub_teachers / "siglip2").iterdir()):
+        shutil.copy(file, repository / "blobs" / f"{number:064}")
+        (snapshot / file.name).symlink_to(f"../../blobs/{number:064}")
+    assert load_encoder(resolve(str(snapshot)), "cpu").encode_texts(["猫", "cat"]).shape == (2, 32)
