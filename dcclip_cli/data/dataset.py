@@ -24,7 +24,7 @@ from dcclip_cli.data.pair import (
     arrow_captions,
     caption_strings,
 )
-from dcclip_cli.data.shards import SUFFIXES, Columns, open_parquet
+from dcclip_cli.data.shards import SUFFIXES, Columns, open_parquet, parquet_errors
 from dcclip_cli.data.storage import DataFile, is_url, list_files, shown
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.progress import Progress
@@ -51,7 +51,8 @@ class EmbeddingDataset(FileDataset):
         import pyarrow.parquet as pq
 
         self.path = path
-        table = pq.read_table(path, memory_map=True)
+        with parquet_errors(path):
+            table = pq.read_table(path, memory_map=True)
         if "key" not in table.column_names:
             what = f"{path} has no column key (found: {', '.join(table.column_names)})"
             raise DcclipError(what, "write a key for each embedding")
@@ -59,10 +60,12 @@ class EmbeddingDataset(FileDataset):
             table = table.append_column(name, pa.nulls(table.num_rows))
         self._keys = table["key"].combine_chunks()
         self.embeddings = _vectors(table, path)
+        with parquet_errors(path):
+            texts = {language: table[language].to_pylist() for language in LANGUAGES}
         self._captions = {
             language: arrow_captions(
                 caption_strings(captions, f"{path}: {language} of pair {row}")
-                for row, captions in enumerate(table[language].to_pylist())
+                for row, captions in enumerate(texts[language])
             )
             for language in LANGUAGES
         }
@@ -192,8 +195,10 @@ def open_pairs(
     dataset = find_dataset(source, False, columns, progress, cache_bytes)
     if not dataset:
         layouts = f"name {', '.join([_LAYOUT, *(layout.layout for layout in LAYOUTS)])}"
-        empty = "every file in it is empty: collect again, or name another"
-        raise DcclipError(f"{named(source)} has no pairs", layouts if dataset is None else empty)
+        if dataset is None:
+            raise DcclipError(f"{named(source)} has no pairs", layouts)
+        what = "no KEY.jpg with a KEY.json in a tar, no row in a Parquet file"
+        raise DcclipError(f"{named(source)} has no pairs: {what}", "collect or download it again, or name another")
     return dataset
 
 

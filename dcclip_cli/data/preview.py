@@ -9,7 +9,7 @@ from pathlib import Path
 from dcclip_cli.data.dataset import Source, named, shards_at
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.data.reading import IMAGE_SUFFIXES
-from dcclip_cli.data.shards import Captions, Columns, columns_used, open_parquet, tar_rows
+from dcclip_cli.data.shards import Captions, Columns, columns_used, open_parquet, parquet_errors, records_of, tar_rows
 from dcclip_cli.data.storage import DataFile
 from dcclip_cli.data.unpaired import READERS
 from dcclip_cli.errors import DcclipError
@@ -50,7 +50,7 @@ def preview_pairs(source: Source, columns: Columns | None = None, uncaptioned: b
         if found := read(shard, columns, uncaptioned):
             everything = sum(file.size for file in shards)
             return Preview(round(found.samples * everything / shard.size), found.captions)
-    raise DcclipError(f"{named(source)} has no pairs", "every file in it is empty: collect again, or name another")
+    raise DcclipError(f"{named(source)} has no pairs", "collect or download it again, or name another")
 
 
 def preview_images(path: str | Path, columns: Columns | None = None) -> Preview:
@@ -84,7 +84,7 @@ def preview_texts(source: str | Path, columns: Columns | None = None) -> Preview
 
 
 def _parquet(file: DataFile, columns: Columns, uncaptioned: bool) -> Preview | None:
-    with open_parquet(file) as parquet:
+    with open_parquet(file) as parquet, parquet_errors(file):
         names = parquet.schema_arrow.names
         if columns.image or "embedding" not in names:
             columns_used(file, names, columns)  # raises where one is missing
@@ -93,7 +93,7 @@ def _parquet(file: DataFile, columns: Columns, uncaptioned: bool) -> Preview | N
         batch = next(parquet.iter_batches(_SAMPLE, columns=used), None)
         if batch is None or not parquet.metadata.num_rows:
             return None
-        records = batch.to_pylist() if used else [{}]
+        records = records_of(batch, f"{file}: row", 0) if used else [{}]
         captions = [columns.captions(record, f"{file}: row {row}") for row, record in enumerate(records)]
         return Preview(int(parquet.metadata.num_rows), captions)
 

@@ -133,6 +133,8 @@ def members_of(stream: IO[bytes], size: int) -> Iterator[Member]:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # else every header stays in memory
                 at = archive.offset
+                if member.size < 0:  # which an extended header may say
+                    raise tarfile.ReadError(f"a member of {member.size:,} bytes")
                 if member.offset_data + (member.size if member.isreg() else 0) > size:
                     yield Member(member.name, member.offset_data, member.size, _cut(size))
                     return

@@ -8,7 +8,7 @@ from functools import partial
 
 from dcclip_cli.data.block_cache import Block
 from dcclip_cli.data.index import Index
-from dcclip_cli.data.shards import group_images, open_parquet
+from dcclip_cli.data.shards import group_images
 from dcclip_cli.data.storage import DataFile
 
 
@@ -47,6 +47,6 @@ def _key(index: Index, *part: int) -> str:
 
 
 def _write_group(file: DataFile, group: int, column: str, descriptor: int) -> None:
-    with open(descriptor, "wb", buffering=1 << 20, closefd=False) as target, open_parquet(file) as parquet:
-        for image in group_images(parquet, group, column):
+    with open(descriptor, "wb", buffering=1 << 20, closefd=False) as target:
+        for image in group_images(file, group, column):
             target.write(image or b"")

@@ -6,7 +6,9 @@ import json
 import tarfile
 import zlib
 from collections.abc import Iterator
-from itertools import islice
+from contextlib import contextmanager
+from itertools import islice, product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
@@ -225,57 +227,82 @@ def _members(file: DataFile) -> Iterator[_Found]:
 
 def open_parquet(file: DataFile) -> pq.ParquetFile:
     """A Parquet file, of which no whole column is read at once. Raises DcclipError where it is none."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with parquet_errors(file, "is not a Parquet file"):
         if file.is_remote:
             return pq.ParquetFile(file.open_raw(), buffer_size=PART_BYTES)
         return pq.ParquetFile(file.location, buffer_size=1 << 20)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DcclipError(f"{file} is not a Parquet file: {error}", "write it again") from None
 
 
-def group_images(parquet: pq.ParquetFile, group: int, column: str) -> Iterator[bytes | None]:
-    """The images of one row group, None for a missing one."""
-    for batch in parquet.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=[column]):
-        yield from _image_bytes(batch[column], column)
+@contextmanager
+def parquet_errors(file: DataFile | Path, what: str = "cannot be read") -> Iterator[None]:
+    """What pyarrow raises for a damaged file becomes a DcclipError that says `what`."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise DcclipError(f"{file} has text that is not UTF-8: {error.object[:24]!r}", "write it again") from None
+    except (pa.ArrowException, OSError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DcclipError(f"{file} {what}: {reason}", "write it again") from None
 
 
-def _image_bytes(values: pa.Array, column: str) -> list[bytes | None]:
+def group_images(file: DataFile, group: int, column: str) -> Iterator[bytes | None]:
+    """The images of one row group, None for a missing one. Raises DcclipError where they cannot be read."""
+    with open_parquet(file) as parquet, parquet_errors(file):
+        for batch in parquet.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=[column]):
+            yield from _image_bytes(batch[column], f"{file}: column {column}")
+
+
+def _image_bytes(values: pa.Array, where: str) -> list[bytes | None]:
     import pyarrow as pa
 
     kind = values.type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:  # as `datasets` writes images: {bytes, path}
         values = values.flatten()[kind.get_field_index("bytes")]
     if not (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type) or pa.types.is_null(values.type)):
-        raise DcclipError(f"column {column} is {kind}, not images", "images are bytes, or a struct with a field bytes")
+        raise DcclipError(f"{where} is {kind}, not images", "images are bytes, or a struct with a field bytes")
     images: list[bytes | None] = values.to_pylist()
     return images
 
 
 def parquet_rows(file: DataFile, columns: Columns) -> Iterator[Row]:
     """The rows of a Parquet file. Raises DcclipError where it cannot be read or lacks a column."""
-    import pyarrow as pa
-
-    with open_parquet(file) as parquet:
+    with open_parquet(file) as parquet, parquet_errors(file):
         key, image = columns.key or "key", columns.image or "image"
         used = columns_used(file, parquet.schema_arrow.names, columns)
         number, stem = 0, file.name.removesuffix(".parquet")
-        try:
-            for group in range(parquet.num_row_groups):
-                offset = 0
-                for batch in parquet.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=used):
-                    images = _image_bytes(batch[image], image)
-                    for record, content in zip(batch.drop_columns([image]).to_pylist(), images, strict=True):
-                        name = f"{stem}:{number}" if key not in used else str(record[key])
-                        texts = columns.captions(record, f"{file}: pair {name}")
-                        size, digest = (-1, bytes(16)) if content is None else (len(content), image_digest(content))
-                        meta = record.get("meta") or "{}"
-                        yield Row(name, texts["zh"], texts["en"], meta, True, offset, size, digest, group)
-                        offset, number = offset + max(0, size), number + 1
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DcclipError(f"{file} cannot be read: {error}", "write it again") from None
+        for group in range(parquet.num_row_groups):
+            offset = 0
+            for batch in parquet.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=used):
+                images = _image_bytes(batch[image], f"{file}: column {image}")
+                records = records_of(batch.drop_columns([image]), f"{file}: row", number)
+                for record, content in zip(records, images, strict=True):
+                    name = f"{stem}:{number}" if key not in used else str(record[key])
+                    texts = columns.captions(record, f"{file}: pair {name}")
+                    size, digest = (-1, bytes(16)) if content is None else (len(content), image_digest(content))
+                    meta = record.get("meta") or "{}"
+                    if not isinstance(meta, str):
+                        raise DcclipError(f"{file}: meta of pair {name} is not text", "write it as a JSON object")
+                    yield Row(name, texts["zh"], texts["en"], meta, True, offset, size, digest, group)
+                    offset, number = offset + max(0, size), number + 1
+
+
+def records_of(batch: pa.RecordBatch, where: str, first: int) -> list[dict[str, Any]]:
+    """The rows of a batch. Raises DcclipError, with the number of the row, for text that is not UTF-8."""
+    try:
+        records: list[dict[str, Any]] = batch.to_pylist()
+        return records
+    except UnicodeDecodeError:
+        for row, name in product(range(len(batch)), batch.schema.names):
+            try:
+                batch[name][row].as_py()
+            except UnicodeDecodeError as error:
+                what = f"{where} {first + row}: {name} is not text in UTF-8: {error.object[:24]!r}"
+                raise DcclipError(what, "write it again, with text in UTF-8") from None
+        raise
 
 
 def columns_used(file: DataFile, names: list[str], columns: Columns) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import OpenFile
+from dcclip_cli.files import OpenFile, refuse_special
 
 T = TypeVar("T")
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "https": "aiohttp", "http": "aiohttp"}
@@ -195,6 +195,7 @@ def _list_local(text: str) -> list[DataFile]:
     if path.is_dir():
         found = sorted(one for one in path.iterdir() if one.is_file())
     elif path.exists():
+        refuse_special(path)
         found = [path]
     else:
         found = sorted(Path(one) for one in glob.glob(text, recursive=True) if os.path.isfile(one))

@@ -186,7 +186,11 @@ def fingerprint_of(files: Iterable[Path], *more: object) -> str:
     """A hash of the files' paths, sizes and modification times; their contents are not read."""
     digest = hashlib.sha256(repr(more).encode())
     for file in files:
-        about = file.stat()
+        try:
+            about = file.stat()
+        except OSError as error:
+            what = "is a link to nothing" if file.is_symlink() else f"cannot be read: {error.strerror}"
+            raise DcclipError(f"{file} {what}", "remove it, or put the file there again") from None
         digest.update(os.fsencode(f"{os.path.abspath(file)}\0{about.st_size}\0{about.st_mtime_ns}\n"))
     return digest.hexdigest()
 

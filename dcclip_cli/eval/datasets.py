@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import yaml
 
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import LANGUAGES, Language
+from dcclip_cli.data.reading import MAX_TEXT_BYTES
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import prompts, registry
 from dcclip_cli.eval.dataset import (
@@ -32,7 +34,9 @@ from dcclip_cli.eval.loaders import LOADERS
 from dcclip_cli.eval.loaders.files import image_files, images_by_class
 from dcclip_cli.eval.loaders.hub import HubDataset
 from dcclip_cli.eval.registry import KnownSet
+from dcclip_cli.files import refuse_special
 from dcclip_cli.text import language_by_script
+from dcclip_cli.text_files import not_utf8
 
 Templates = Literal["own", "compact", "name"]
 Part = Literal["no", "all", "present"]
@@ -347,15 +351,23 @@ def _names_of_folders(path: Path, folders: list[str]) -> dict[Language, list[str
     They are from classes.yaml, else those of the known data set that the folders are of, else the folders' own.
     """
     file = path / _NAMES_FILE
-    if not file.is_file():
+    if not os.path.lexists(file):
         if known := _known_folders(path, folders):
             return known
         plain = [folder.replace("_", " ") for folder in folders]
+        if odd := [folder for folder in folders if not _is_name(folder)]:
+            what = f"{path}: the name of the folder {os.fsencode(odd[0])!r} is not in UTF-8"
+            raise DcclipError(what, f"rename it, or give its class name in {_NAMES_FILE}")
         return {"zh" if any(language_by_script(name) == "zh" for name in plain) else "en": plain}
+    refuse_special(file)
+    if not file.is_file() or file.stat().st_size > MAX_TEXT_BYTES:
+        raise DcclipError(f"{file} is not a file, or has more than {MAX_TEXT_BYTES:,} bytes", _EXAMPLE)
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+    except UnicodeDecodeError:
+        raise not_utf8(file, _EXAMPLE) from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # dates, keys that are lists, nesting
+        reason = " ".join(str(error).split())[:300]
         raise DcclipError(f"{file} is not YAML: {reason}", _EXAMPLE) from None
     if not isinstance(content, dict):
         raise DcclipError(f"{file} is not a mapping from folders to names", _EXAMPLE)
@@ -363,7 +375,12 @@ def _names_of_folders(path: Path, folders: list[str]) -> dict[Language, list[str
         if not isinstance(content.get(folder), dict):
             raise DcclipError(f"{file} has no names for the folder {folder}", _EXAMPLE)
     names = {language: [content[folder].get(language) for folder in folders] for language in LANGUAGES}
-    complete = {language: every for language, every in names.items() if all(isinstance(name, str) for name in every)}
+    complete = {language: every for language, every in names.items() if all(map(_is_name, every))}
     if not complete:
         raise DcclipError(f"{file} names all folders neither in en nor in zh", _EXAMPLE)
     return complete
+
+
+def _is_name(value: Any) -> bool:
+    """Whether it is a text with something in it, and without halves of characters."""
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= one <= "\udfff" for one in value)

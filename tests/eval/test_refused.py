@@ -1,6 +1,7 @@
 """Incomplete data sets and wrong class orders are refused with one sentence that names the problem."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +129,63 @@ def test_a_data_set_that_is_not_there_says_where_it_is_looked_for(tmp_path: Path
         open_dataset("cifar10")
     with pytest.raises(DcclipError, match="data set muge-cn needs its images: neither --data-root nor the hub has"):
         open_dataset("muge-cn")
+
+
+# ---- folders of the user's own
+
+
+def own_folder(path: Path, names: str | bytes | None = None) -> Path:
+    """Class folders cat and 狗 with an image each, and a classes.yaml."""
+    for number, folder in enumerate(("cat", "狗")):
+        layouts.write(path / folder / "1.png", layouts.image(number))
+    if names is not None:
+        (path / "classes.yaml").write_bytes(names if isinstance(names, bytes) else names.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        ("cat: " + "[" * 3000, "classes.yaml is not YAML"),
+        ("[1]", "classes.yaml is not a mapping from folders to names"),
+        ("", "classes.yaml is not a mapping from folders to names"),
+        ("cat: 3\n狗: 4", "classes.yaml has no names for the folder cat"),
+        ("cat: {en: 3}\n狗: {en: dog}", "classes.yaml names all folders neither in en nor in zh"),
+        ('cat: {en: " "}\n狗: {en: dog}', "classes.yaml names all folders neither in en nor in zh"),
+        ('cat: {en: "\\ud800"}\n狗: {en: dog}', "classes.yaml names all folders neither in en nor in zh"),
+        ("cat: 2020-99-99", "classes.yaml is not YAML: month must be in 1..12"),
+        ("? {a: b}\n: c", "classes.yaml is not YAML"),
+        ("!!python/object:os.system x", "classes.yaml is not YAML: could not determine a constructor"),
+        ("cat: {zh: 猫}".encode("utf-16"), "classes.yaml is in UTF-16, not in UTF-8"),
+        ("a" * 1_000_001, "classes.yaml is not a file, or has more than 1,000,000 bytes"),
+    ],
+    ids=range(12),
+)
+def test_a_classes_yaml_that_names_no_classes(tmp_path: Path, names: str | bytes, what: str) -> None:
+    with pytest.raises(DcclipError, match=what) as raised:
+        open_dataset(str(own_folder(tmp_path / "own", names)))
+    assert raised.value.hint
+
+
+def test_what_is_no_image_file_in_a_class_folder_is_named(tmp_path: Path) -> None:
+    folder = own_folder(tmp_path / "own")
+    (folder / "cat/2.jpg").symlink_to("/nowhere/猫.jpg")
+    with pytest.raises(DcclipError, match=r"cat/2\.jpg is a link to nothing"):
+        open_dataset(str(folder))
+    (folder / "cat/2.jpg").unlink()
+    os.mkfifo(folder / "cat/2.jpg")
+    images = open_dataset(str(folder)).images
+    with pytest.raises(DcclipError, match=r"cat/2\.jpg is a pipe, not a file"):
+        images.load(1)
+    os.mkfifo(folder / "classes.yaml")
+    with pytest.raises(DcclipError, match=r"classes\.yaml is a pipe, not a file"):
+        open_dataset(str(folder))
+
+
+def test_names_that_are_not_utf8_are_refused_for_classes_and_escaped_for_images(tmp_path: Path) -> None:
+    folder = own_folder(tmp_path / "own")
+    layouts.write(Path(os.fsdecode(os.fsencode(folder) + b"/cat/\xff.png")), layouts.image(2))
+    assert list(open_dataset(str(folder)).images.keys) == ["cat/1.png", "cat/\\xff.png", "狗/1.png"]
+    layouts.write(Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe/1.png")), layouts.image(2))
+    with pytest.raises(DcclipError, match=r"the name of the folder b'\\xff\\xfe' is not in UTF-8"):
+        open_dataset(str(folder))

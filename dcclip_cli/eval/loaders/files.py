@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +67,8 @@ class ClassFolders(Loader):
 
 def image_files(files: list[Path], folder: Path) -> Images:
     """Image files under a folder, named by their paths in it."""
-    return Images([str(file.relative_to(folder)) for file in files], files.__getitem__, fingerprint_of(files))
+    names = [os.fsencode(file.relative_to(folder)).decode("utf-8", "backslashreplace") for file in files]
+    return Images(names, files.__getitem__, fingerprint_of(files))
 
 
 def images_by_class(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, list[Path]]:
