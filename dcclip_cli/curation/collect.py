@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dcclip_cli.checksums import read_record, write_record
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.report.examples import Examples
 from dcclip_cli.curation.report.html import write_report
@@ -34,7 +35,6 @@ from dcclip_cli.curation.work import (
     EXAMPLES,
     LIBRARIES,
     PAIRS,
-    SCORES,
     SHARD,
     STATISTICS,
     Plan,
@@ -47,7 +47,6 @@ from dcclip_cli.curation.work import (
 )
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import write_json
 from dcclip_cli.options import decisive, decisive_before
 from dcclip_cli.partials import exclusive
 from dcclip_cli.progress import Progress, Silent, Task
@@ -58,7 +57,7 @@ if TYPE_CHECKING:
     from dcclip_cli.curation.executors import Engine
 
 MANIFEST, REPORT = "manifest.json", "report.html"
-_MADE_BY, _FORMAT = "dcclip collect", 1
+_MADE_BY, _FORMAT = "dcclip collect", 2
 _LOOK_S = 0.5  # how often finished slices are counted for the progress bar
 
 
@@ -105,12 +104,14 @@ def _collect(
     before = _finished_manifest(out)
     if fresh:
         clear(work.root)
-    elif before and work.plan() is None:
+    elif before and work.plan(progress) is None:
         if decisive_before(CollectOptions, before["options"]) != decisive(options):
             progress.say(f"{out} was made with other options than the recipe's; use --fresh to redo it")
         return _result(out, before, True, time.monotonic() - start)
     found = plan(options, limit)
-    work.begin({"fingerprint": fingerprint(options, found), "slices": len(found.assignments)}, found.assignments)
+    work.begin(
+        {"fingerprint": fingerprint(options, found), "slices": len(found.assignments)}, found.assignments, progress
+    )
     manifest = _run_steps(options, work, found, progress, engine)
     if not manifest["pairs"]["kept"]:
         reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(manifest["pairs"]["dropped"]).most_common())
@@ -152,7 +153,7 @@ def _run_steps(
     with _watched(progress, "read", found, work.read(0).parent):
         engine.run(ReadStep(options, work, slices), work.logs("read"))
     if options.scores:
-        with _watched(progress, "score", found, work.read(0).parent, SCORES):
+        with _watched(progress, "score", found, work.scored(0).parent):
             engine.run(ScoreStep(options, work, slices), work.logs("score"))
     engine.run(DedupStep(options, work, 1), work.logs("dedup"))
     with _watched(progress, "write", found, work.written(0).parent):
@@ -161,14 +162,14 @@ def _run_steps(
 
 
 @contextmanager
-def _watched(progress: Progress, name: str, found: Plan, folder: Path, product: str = "") -> Iterator[None]:
+def _watched(progress: Progress, name: str, found: Plan, folder: Path) -> Iterator[None]:
     """While the block runs, show how many candidates the finished slices in `folder` had."""
     abouts = [one.slice.about for one in found.assignments]
-    counted = {name for name in finished(folder) if (folder / name / product).exists()}
+    counted = set(finished(folder))
     over = threading.Event()
 
     def count(task: Task) -> None:
-        new = {name for name in finished(folder) if name not in counted and (folder / name / product).exists()}
+        new = set(finished(folder)) - counted
         counted.update(new)
         if new:
             task.advance(sum(abouts[int(name)] for name in new))
@@ -207,11 +208,12 @@ def _finished_manifest(out: Path) -> dict[str, Any] | None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
-        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["made_by"] == _MADE_BY and manifest["format"] == _FORMAT:
-            return dict(manifest)
+        content = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        ours = content["made_by"] == _MADE_BY and content["format"] in (1, _FORMAT)
     except (OSError, ValueError, KeyError, TypeError):
-        pass
+        ours = False
+    if ours:
+        return read_record(out / MANIFEST, _FORMAT, "copy it again, or collect again with --fresh").content
     raise DcclipError(f"{out} exists and is no output of collect", "move it away, or name another folder with --out")
 
 
@@ -243,7 +245,7 @@ def _finish(options: CollectOptions, work: WorkFolder, slices: int) -> dict[str,
     with whole_file(work.out / REPORT, work.root) as path:
         write_report(path, statistics, examples.all(), manifest)
     with whole_file(work.out / MANIFEST, work.root) as path:
-        write_json(path, manifest)
+        write_record(path, manifest, alone=True)
     return manifest
 
 

@@ -16,7 +16,7 @@ from dcclip_cli.curation.filter_pair import filter_pair
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.slices import keep_slice, write_slice
 from dcclip_cli.curation.sources.base import Candidate
-from dcclip_cli.curation.work import PAIRS, SCORES, SIGNATURES, WorkFolder, key_of, whole_file, whole_folder
+from dcclip_cli.curation.work import PAIRS, SCORES, SIGNATURES, WorkFolder, key_of, whole_folder
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,13 @@ class ScoreStep(SliceStep):
     name = "score"
 
     def result(self, task: int) -> Path:
-        return self.work.read(task) / SCORES
+        return self.work.scored(task)
 
     def run(self, task: int) -> None:
         from dcclip_cli.curation.scores.base import score_slice
 
-        with whole_file(self.result(task)) as path:
-            score_slice(self.work.read(task) / PAIRS, self.options.scores, path)
+        with whole_folder(self.result(task)) as folder:
+            score_slice(self.work.read(task) / PAIRS, self.options.scores, folder / SCORES)
 
 
 class DedupStep(SliceStep):
@@ -99,8 +99,9 @@ class DedupStep(SliceStep):
         from dcclip_cli.curation.scores.base import ScoreFilter
 
         options = self.options
-        folders = [self.work.read(number) for number in range((self.work.plan() or {})["slices"])]
-        scores = [folder / SCORES for folder in folders] if options.scores else []
+        slices = range((self.work.plan() or {})["slices"])
+        folders = [self.work.read(number) for number in slices]
+        scores = [self.work.scored(number) / SCORES for number in slices] if options.scores else []
         first = [ScoreFilter(scorers=options.scores)] if options.scores else []
         with whole_folder(self.result(task)) as out:
             dedup([folder / SIGNATURES for folder in folders], scores, options, out, first=first, needs=options.needs)

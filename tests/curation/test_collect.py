@@ -33,6 +33,7 @@ from dcclip_cli.partials import exclusive
 from dcclip_cli.progress import Silent
 from dcclip_cli.recipe.yaml import anchored
 from tests.curation.conftest import MakeImage
+from tests.damage import KINDS, Said, damage
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "collect-sample.yaml"
 ONE = Engine(workers=1)
@@ -124,12 +125,53 @@ def test_what_a_slice_has_left_is_not_read_again(
     stop_before_writing(five, out)
     read = WorkFolder(tmp_path / ".out.partial").read(0)
     before = {path: path.stat().st_mtime_ns for path in read.iterdir()}
-    assert not out.exists() and len(before) == 5
+    assert not out.exists() and len(before) == 6
     with monkeypatch.context() as unreadable:
         unreadable.setattr(PairsSource, "read", None)
         collect(five, out, engine=ONE)
     assert contents(out) == contents(tmp_path / "whole")
     assert not read.exists()
+
+
+DAMAGED = (
+    "checksums.json",
+    "slices.jsonl",
+    "read/000000/*",
+    "read/000001/pairs*",
+    "dedup/*",
+    "write/00000[02]/*",
+    "out/*",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "seed"),
+    [(name, kind, seed) for seed, name in enumerate(DAMAGED) for kind in ("flipped", KINDS[seed % len(KINDS)])],
+)
+def test_what_is_damaged_of_an_unfinished_run_is_made_again(
+    tmp_path: Path, five: CollectOptions, name: str, kind: str, seed: int
+) -> None:
+    out, said = tmp_path / "out", Said()
+    collect(five, tmp_path / "whole", engine=ONE)
+    with pytest.MonkeyPatch.context() as broken, pytest.raises(TypeError):
+        broken.setattr("dcclip_cli.curation.collect.write_report", None)
+        collect(five, out, engine=ONE)
+    files = sorted((tmp_path / ".out.partial").glob(name))
+    damage(files[seed % len(files)], kind, f"{name} {seed}")
+    collect(five, out, said, engine=ONE)
+    assert contents(out) == contents(tmp_path / "whole")
+    [warning] = [line for line in said.lines if line.startswith("warning: ")]
+    assert ".out.partial" in warning and warning.endswith("is made again")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_damaged_manifest_is_refused_by_name(tmp_path: Path, five: CollectOptions, seed: int) -> None:
+    out = tmp_path / "out"
+    collect(five, out, engine=ONE)
+    damage(out / "manifest.json", "flipped", seed)
+    with pytest.raises(DcclipError, match=rf"{out}(/manifest\.json is damaged| exists and is no output)") as raised:
+        collect(five, out, engine=ONE)
+    assert raised.value.hint
 
 
 def test_an_unfinished_run_of_other_options_or_other_data_is_started_over(

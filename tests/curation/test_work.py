@@ -7,13 +7,14 @@ import pytest
 
 from dcclip_cli.curation.sources.base import Slice
 from dcclip_cli.curation.work import Assignment, WorkFolder, clear, finished, key_of, whole_file, whole_folder
+from dcclip_cli.progress import Silent
 
 ASSIGNMENTS = [Assignment(0, Slice({"file": "/猫.tar"}, 3)), Assignment(1, Slice({"rows": [0, 7]}, 7), at_most=2)]
 
 
 def test_each_assignment_is_found_by_its_number(tmp_path: Path) -> None:
     work = WorkFolder(tmp_path / ".collect.partial")
-    work.begin({"fingerprint": "a"}, ASSIGNMENTS)
+    work.begin({"fingerprint": "a"}, ASSIGNMENTS, Silent())
     assert [work.assignment(number) for number in (1, 0)] == ASSIGNMENTS[::-1]
     assert work.plan() == {"fingerprint": "a"}
 
@@ -21,11 +22,12 @@ def test_each_assignment_is_found_by_its_number(tmp_path: Path) -> None:
 def test_the_same_plan_goes_on_and_another_starts_over(tmp_path: Path) -> None:
     work = WorkFolder(tmp_path / ".collect.partial")
     assert work.plan() is None
-    work.begin({"fingerprint": "a"}, ASSIGNMENTS)
-    work.read(0).mkdir()
-    work.begin({"fingerprint": "a"}, ASSIGNMENTS)
+    work.begin({"fingerprint": "a"}, ASSIGNMENTS, Silent())
+    with whole_folder(work.read(0)):
+        pass
+    work.begin({"fingerprint": "a"}, ASSIGNMENTS, Silent())
     assert work.read(0).is_dir()
-    work.begin({"fingerprint": "b"}, ASSIGNMENTS)
+    work.begin({"fingerprint": "b"}, ASSIGNMENTS, Silent())
     assert not work.read(0).exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".collect.partial"]
 
