@@ -25,6 +25,8 @@ def attempt(runs: Runs, whole: Path, task: Task) -> Verdict:
     """Kill a job at a random moment, start it again, and compare."""
     job, random, normal = JOBS[task.name], Random(task.seed), undisturbed(runs, whole, task.name)
     group = random.random() < 0.5
+    runs.reset(job, whole)
+    before = kept(runs.folder)
     running = stopped(runs, whole, task.name, random, signal.SIGKILL, group)
     moment = running.wait().seconds
     faults = [f"left a process: {one}" for one in runs.left_alive()]
@@ -33,7 +35,7 @@ def attempt(runs: Runs, whole: Path, task: Task) -> Verdict:
     faults += again_faults(runs, again, there)
     if other := runs.differing(job, again, normal):
         faults.append(f"other results: {', '.join(other)}")
-    line = f"{'all' if group else 'one'} after {moment:.1f} s, left {', '.join([str(there), *partial])}"
+    line = f"{'all' if group else 'one'} after {moment:.1f} s, left {', '.join([str(there.since(before)), *partial])}"
     return Verdict(task.name, faults[0].partition(":")[0] if faults else GOOD[0], "; ".join([line, *faults]))
 
 

@@ -1,15 +1,15 @@
-"""Weights of training that is stopped at random moments and resumed, compared with those of an unbroken run.
+"""Weights of training on two processes that is stopped at random moments and resumed, compared with an unbroken run's.
 
-    python benchmarks/train/kill.py WORK [--signal KILL|TERM] [--processes 1|2] [--times 20] [--first-seed 0]
+    python benchmarks/train/kill.py WORK [--signal KILL|TERM] [--times 20] [--first-seed 0]
 
 Each time both stages start anew, are stopped at a random moment between the start of the first and the end of the
 second, and are started again: loading, filling the teacher cache, steps, validation, saving. The sha256 of both stages'
-weights must be that of the unbroken run. With two processes the stages run under torchrun.
+weights must be that of the unbroken run. The stages run under torchrun; for one process see benchmarks/hostile.
 
 KILL: all processes are killed with signal 9; a checkpoint is saved every four steps. TERM: every process gets SIGTERM,
 loader workers too, as from Slurm or systemd, and torchrun sends its processes another one. No checkpoint is due: the
-state of the last step must be there all the same. The command must exit within 30 s, with code 143 and without a
-traceback (torchrun: 1, with its own), and leave no process behind.
+state of the last step must be there all the same. The command must exit within 30 s, with code 1, without a traceback
+but that of torchrun itself, and leave no process behind.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 from random import Random
 
 import psutil
-from few import STAGES, arguments, dcclip, few_pairs, sha256
+from few import STAGES, arguments, few_pairs, sha256
 
 SETS = (
     "distill.steps=24",
@@ -50,15 +50,12 @@ class Commands:
     """What trains both stages into a folder; `marker` is in the environment of all its processes."""
 
     pairs: Path
-    processes: int
     sets: Sequence[str]
     log: Path
     marker: str
 
     def of(self, out: Path) -> list[list[str]]:
         """The commands, one after the other."""
-        if self.processes == 1:
-            return [dcclip(*arguments("run", self.pairs, out, *self.sets))]
         launch = [sys.executable, *TORCHRUN, str(self.log), "-m", "dcclip_cli"]
         return [[*launch, *arguments(stage, self.pairs, out, *self.sets)] for stage in STAGES]
 
@@ -98,26 +95,24 @@ class Commands:
 
     def said(self) -> str:
         """What dcclip wrote on stderr, in all processes, without torchrun."""
-        files = [self.log / "stderr"] if self.processes == 1 else self.log.rglob("[0-9]/stderr.log")
-        return "\n".join(file.read_text("utf-8", "replace") for file in files)
+        return "\n".join(file.read_text("utf-8", "replace") for file in self.log.rglob("[0-9]/stderr.log"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
-    parser.add_argument("--processes", type=int, choices=(1, 2), default=1)
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=0, help="of the random moments; each one takes the next")
     given = parser.parse_args()
-    root = given.work.resolve() / f"kill-{given.signal}-{given.processes}"
+    root = given.work.resolve() / f"kill-{given.signal}"
     shutil.rmtree(root, ignore_errors=True)
     whole, broken, cache = root / "whole", root / "broken", root / "cache"
     os.environ |= {"DCCLIP_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     pairs = few_pairs(root)
     term = given.signal == "TERM"
     sets = (f"data.texts={pairs}", *SETS, f"checkpoint_every_steps={1000 if term else 4}")
-    commands = Commands(pairs, given.processes, sets, root / "log", str(cache))
+    commands = Commands(pairs, sets, root / "log", str(cache))
     begin, wall = time.monotonic(), time.time()
     commands.run(whole)
     whole_s, begins_s = time.monotonic() - begin, (whole / "resolved.yaml").stat().st_mtime - wall
@@ -140,17 +135,15 @@ def main() -> None:
         faults += [] if sha256(broken) == expected else ["OTHER WEIGHTS"]
         wrong += bool(faults)
         print(f"{stops:>2} after {after_s:4.1f} s, left {left}: {', '.join(faults) or 'same'}", flush=True)
-    print(f"{given.signal} {stops} times over both stages, {given.processes} processes: {wrong} not as they must be")
+    print(f"{given.signal} {stops} times over both stages: {wrong} not as they must be")
     sys.exit(bool(wrong))
 
 
 def end_faults(commands: Commands, code: int, run: Path) -> list[str]:
     """What was wrong with how a command ended after SIGTERM."""
     said = commands.said()
-    # -15: torchrun that starts itself, before it has set its handler; an interpreter that ends, the work being done.
-    finished = (run / STAGES[-1] / "model").is_dir()
-    expected = (1, -15) if commands.processes > 1 else (143, -15) if finished else (143,)
-    faults = [] if code in expected else [f"exit code {code}"]
+    # -15: torchrun that starts itself, before it has set its handler.
+    faults = [] if code in (1, -15) else [f"exit code {code}"]
     if "Traceback" in said or "Exception ignored" in said:
         faults.append(f"a traceback:\n{said}\n")
     if left := commands.alive():
