@@ -12,11 +12,11 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import suppress
 from queue import SimpleQueue
 from typing import IO, Any, TypeVar
 
@@ -47,17 +47,24 @@ def calls(function: Callable[[Argument], Result], arguments: Sequence[Argument],
     for process in processes:
         idle.put(process)
 
+    ended = threading.Event()
+
     def call(argument: Argument) -> Result:
         process = idle.get()
-        result: Result = _ask(process, pickle.dumps((function, argument)))
-        idle.put(process)
-        return result
+        try:
+            if ended.is_set():
+                raise WorkerKilledError("the workers have ended")
+            result: Result = _ask(process, pickle.dumps((function, argument)))
+            return result
+        finally:
+            idle.put(process)
 
     with ThreadPoolExecutor(workers) as pool:
         try:
             for done in as_completed([pool.submit(call, argument) for argument in arguments]):
                 yield done.result()
         finally:
+            ended.set()
             pool.shutdown(wait=False, cancel_futures=True)
             _end(processes)
             for process in processes:
@@ -70,10 +77,11 @@ def end_workers() -> None:
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     for process in processes:
         assert process.stdin
-        with suppress(OSError):
-            os.close(process.stdin.fileno())  # not its stream, which may be in use
+        os.dup2(nowhere, process.stdin.fileno())  # its stream may be in use, and closes this number later
+    os.close(nowhere)
     until = time.monotonic() + _ENDS_S
     while any(process.poll() is None for process in processes) and time.monotonic() < until:
         time.sleep(0.01)

@@ -48,6 +48,13 @@ class Die(Touch):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Fail(Touch):
+    """All its tasks fail, as on a full disk."""
+
+    def run(self, task: int) -> None:
+        self.fail()
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "done").mkdir()
@@ -66,6 +73,13 @@ def test_every_task_is_done_once_and_a_failed_one_raises_its_error(folder: Path,
     for _ in range(2):
         engine.run(Touch(folder, 3), folder.parent / "logs")
     check_all_done_once(folder, 3)
+
+
+@pytest.mark.timeout(60)
+def test_an_error_of_every_worker_is_raised_though_tasks_wait_for_a_worker(folder: Path) -> None:
+    for _ in range(3):
+        with pytest.raises(DcclipError, match="the model 猫 is missing"):
+            Engine(workers=2).run(Fail(folder, 8), folder.parent / "logs")
 
 
 def test_a_killed_worker_is_reported_and_not_waited_for(folder: Path) -> None:
