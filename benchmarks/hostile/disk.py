@@ -2,8 +2,9 @@
 
     python -m benchmarks.hostile.disk WORK [--times 40] [--seed 0] [--only COMMAND ...]
 
-The job's whole folder (data, cache, run, output) is on a small file system in memory, which only root may mount; a
-file takes all of its space but a random part of what the job needs. The command must end with exit code 1, an error
+The job's whole folder (data, cache, run, output) is on a small file system in memory, which only root may mount. A
+file takes all of its space but a random part of what the job needs, before it starts, or nearly all at a random moment
+of it. The command must end with exit code 1, an error
 that names a file in that folder and the free space, and a hint, or do its work without what it could not keep; it must
 leave no temporary file, and give the undisturbed result once the space is free again.
 """
@@ -25,6 +26,7 @@ from benchmarks.hostile.signals import again_faults
 
 WRITE = [name for name in JOBS if name != "predict"]
 SIZE = 96_000_000
+BALLAST = "ballast"
 GOOD = ("refused, and right again", "needed no space")
 
 
@@ -36,24 +38,38 @@ def attempt(runs: Runs, whole: Path, task: Task) -> Verdict:
 
 def _attempt(runs: Runs, whole: Path, task: Task) -> Verdict:
     job, random, normal = JOBS[task.name], Random(task.seed), undisturbed(runs, whole, task.name)
-    runs.reset(job, whole)
-    room, ballast = int(random.uniform(0, normal.grown)), runs.folder / "ballast"
-    with ballast.open("wb") as stream:
-        os.posix_fallocate(stream.fileno(), 0, shutil.disk_usage(runs.folder).free - room)
-    done = runs.run(job)
+    while True:
+        runs.reset(job, whole)
+        room, from_start = int(random.uniform(0, normal.grown)), random.random() < 0.5
+        if from_start:
+            fill(runs.folder, room)
+            running = runs.start(job)
+            break
+        running = runs.start(job)
+        if not running.ends_within(random.uniform(0, normal.seconds)):
+            fill(runs.folder, room := room % 65_536)
+            break
+    when = "at the start" if from_start else f"after {running.seconds:.1f} s"
+    done = running.wait(120)
     enough = done.code == 0 and not runs.differing(job, done, normal)
     faults = done.faults if enough else disk_faults(done, runs.folder)
     faults += [f"left a process: {one}" for one in runs.left_alive()]
     faults += [f"left a file: {one}" for one in runs.partial()]
-    ballast.unlink()
+    (runs.folder / BALLAST).unlink()
     there = kept(runs.folder)
     again = runs.run(job)
     faults += again_faults(runs, again, there)
     if other := runs.differing(job, again, normal):
         faults.append(f"other results: {', '.join(other)}")
     said = [line for line in done.said.splitlines() if line.startswith(("error: ", "hint: ", "warning: "))]
-    line = " | ".join([f"{room:,} of {normal.grown:,} bytes free, exit code {done.code}", *said, *faults])
+    line = " | ".join([f"{room:,} of {normal.grown:,} bytes free {when}, exit code {done.code}", *said, *faults])
     return Verdict(task.name, faults[0].partition(":")[0] if faults else GOOD[enough], line)
+
+
+def fill(folder: Path, room: int) -> None:
+    """Leave so many bytes free on the file system of a folder."""
+    with (folder / BALLAST).open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, max(1, shutil.disk_usage(folder).free - room))
 
 
 def disk_faults(done: Done, folder: Path) -> list[str]:

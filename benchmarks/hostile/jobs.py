@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from getpass import getuser
 from io import BytesIO
 from pathlib import Path
 from random import Random
@@ -71,6 +72,7 @@ COLLECT: dict[str, Any] = {
 }
 _BUNDLE = "runs/tiny/export"
 MARK = "DCCLIP_CAMPAIGN"  # in the environment of a job's processes, with its folder
+LIBRARIES = (".ses", f"torchinductor_{getuser()}")  # what onnxruntime and torch keep in the folder for temporary files
 SETTLES_S = 2.0  # after which nothing of a stopped command may be left
 IMPORTED = (
     *("torch", "transformers.models.altclip.modeling_altclip", "open_clip", "timm", "onnx"),
