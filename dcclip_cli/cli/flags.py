@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -72,8 +73,8 @@ EXPORTED_HELP = (
 
 
 def split(text: str) -> list[str]:
-    """The items of a list with English or Chinese commas, without blanks, empty items and repetitions."""
-    parts = (part.strip() for part in text.replace("，", ",").split(","))
+    """The items of a list separated by , ， or 、, without blanks, empty items and repetitions."""
+    parts = (part.strip() for part in re.split("[,，、]", text))
     return list(dict.fromkeys(part for part in parts if part))
 
 

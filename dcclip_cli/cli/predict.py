@@ -16,6 +16,7 @@ from dcclip_cli.cli import console, flags
 from dcclip_cli.cli.streams import as_json, csv_cell, printable
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.signals import keeping
+from dcclip_cli.text import language_by_script
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _MOST_LABELS, _MOST_LABELS_BYTES = 100_000, 10_000_000
 _MOST_TEXTS, _MOST_TEXTS_BYTES = 1_000_000, 100_000_000
 _Labels = Annotated[
-    str, Option("--labels", metavar="猫,dog", help="Labels in Chinese, English or both, separated by , or ，.")
+    str, Option("--labels", metavar="猫,dog", help="Labels in Chinese, English or both, separated by , ， or 、.")
 ]
 _LabelsFile = Annotated[
     Path | None, Option("--labels-file", metavar="FILE", help="File with more labels, one per line.")
@@ -218,7 +219,7 @@ def _page(text: str, hits: Sequence[Hit]) -> str:
         for hit, thumbnail in zip(hits, thumbnails, strict=True)
     )
     return f"""<!DOCTYPE html>
-<html lang="zh">
+<html lang="{language_by_script(text)}">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(text)}</title>

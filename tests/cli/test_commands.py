@@ -142,7 +142,7 @@ def test_wrong_usage_exits_with_2(line: str) -> None:
 
 def test_english_and_chinese_commas_split_a_list() -> None:
     assert split("猫，狗, a red car ，") == ["猫", "狗", "a red car"]
-    assert split("苹果、梨,dog,dog") == ["苹果、梨", "dog"]
+    assert split("苹果、梨,dog,dog") == ["苹果", "梨", "dog"]
     assert split(" ,，") == []
 
 
