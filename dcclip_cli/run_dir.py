@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from dcclip_cli.checksums import read_record
-from dcclip_cli.files import read_json
+from dcclip_cli.errors import DcclipError
 
 RECORD = "dcclip.json"  # of a model directory or an export
 FIRST_WITH_CHECKSUMS = 2  # the format of records from which on they have checksums
@@ -58,7 +59,10 @@ def finished(run: Path, stage: StageName) -> bool:
     if record.name == RECORD:
         read_record(record, FIRST_WITH_CHECKSUMS, hint).check_sizes()
     else:
-        read_json(record, hint)
+        try:
+            json.loads(record.read_bytes())  # the summary of an evaluation is a list
+        except (ValueError, RecursionError) as error:
+            raise DcclipError(f"{record} is not JSON: {error}", hint) from None
     return True
 
 
