@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from dcclip_cli import partials
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, writing
 from dcclip_cli.signals import shielded
 
 if TYPE_CHECKING:
@@ -55,28 +55,6 @@ def lock(file: Path, wait: bool = True) -> Iterator[bool]:
         yield True
     finally:
         held.release()
-
-
-_WRITING = "while writing "
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Let every error of the block name `path`, also that of a library that does not say what it was writing."""
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)
-        elif written_by(error) is None:
-            error.add_note(f"{_WRITING}{path}")
-        raise
-
-
-def written_by(error: BaseException) -> str | None:
-    """What was being written when an error was raised, according to `writing`."""
-    notes = (note for note in getattr(error, "__notes__", ()) if note.startswith(_WRITING))
-    return next((note.removeprefix(_WRITING) for note in notes), None)
 
 
 @contextmanager

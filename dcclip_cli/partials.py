@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dcclip_cli.errors import writing
+
 _NAME = re.compile(r"\.(?P<name>.+)\.\d+-[0-9a-f]{8}\.(?P<kind>partial|old)", re.DOTALL)
 _STALE_S = 24 * 3600  # age at which what cannot be locked counts as left by a killed process
 _SWAP_S = 60  # longer than the moment in which a folder is replaced
@@ -31,7 +33,8 @@ def partial(final: Path, folder: bool = False) -> Iterator[Path]:
     remove_abandoned(final.parent)
     path = _create(final, folder)
     try:
-        yield path
+        with writing(final):
+            yield path
     finally:
         _remove(path)
         _unlock(path)

@@ -145,7 +145,8 @@ class ErrorLines:
 
     def add(self, name: str, error: DcclipError) -> None:
         error_line(error.what)
-        self._hints.setdefault(error.hint.removesuffix(f" {name}"), []).append(name)
+        hint = f"{error.hint.removesuffix(name)}FILE" if error.hint.endswith(f" {name}") else error.hint
+        self._hints.setdefault(hint, []).append(name)
 
     def end(self) -> int:
         """Print the hints; returns the number of errors."""

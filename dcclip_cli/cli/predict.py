@@ -202,7 +202,7 @@ def search(
             talk.say(f"search: {page}")
     unread = console.ErrorLines()
     for name, error in index.errors.items():
-        unread.add(name, error)
+        unread.add(str(folder / name), error)
     if unread.end():
         raise Exit(1)
 

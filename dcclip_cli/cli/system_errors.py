@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcclip_cli.cli.streams import printable
-from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import cache_folder, written_by
+from dcclip_cli.errors import DcclipError, written_by
+from dcclip_cli.files import cache_folder
 from dcclip_cli.machine import memory
 
 _AGAIN = "then run the same command again"
@@ -45,6 +45,7 @@ _WITH_FILE: Mapping[int, tuple[str, str]] = {
     errno.ENOLCK: ("{file}: its file system cannot lock files", f"use a local disk{_ELSEWHERE}"),
 }
 _FILES = ("too many files are open", "allow more with: ulimit -n 4096")
+_DISK_FULL = ("no space is left on a disk", f"look for the full one with df -h, free some space, {_AGAIN}")
 _PROCESSES = (
     "the system starts no more processes or threads",
     "close other programs, use fewer threads and workers, or allow more with: ulimit -u",
@@ -65,7 +66,7 @@ _LINK_LOOP = re.compile(r"Symlink loop from '(.*)'")  # pathlib's resolve
 _NO_MEMORY = ("can't allocate memory", "Unable to allocate", "bad allocation", "std::bad_alloc", "out of memory")
 _NO_THREAD = ("can't start new thread", "Resource temporarily unavailable", "pthread_create")
 _NO_SHARED_MEMORY = ("out of shared memory", "unable to write to file </torch", "unable to open shared memory")
-_PARTIAL = re.compile(r"\.(.+)\.\d+\.(?:partial|old)(?=/|$)")
+_PARTIAL = re.compile(r"(?<![^/])\.([^/]+)\.\d+-[0-9a-f]{8}\.(?:partial|old)(?![^/])")
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,7 @@ def _sentence(problem: _Problem, options: Collection[str]) -> DcclipError | None
     if number == errno.ENOMEM:
         return _no_memory(options)
     if file is None:
-        if number not in (errno.ENOSPC, errno.EDQUOT):
-            return None
-        file = Path.cwd()
+        return DcclipError(*_DISK_FULL) if number in (errno.ENOSPC, errno.EDQUOT) else None
     elsewhere = _elsewhere(file, options)
     if number in (errno.EACCES, errno.EPERM):
         return _not_allowed(file, elsewhere)
@@ -142,10 +141,10 @@ def _sentence(problem: _Problem, options: Collection[str]) -> DcclipError | None
     what, hint = _WITH_FILE[number]
     if "{free}" in what:
         what = what.replace("{free}", _free(file))
-    return DcclipError(
-        what.replace("{barrier}", printable(str(_barrier(file)))).replace("{file}", printable(str(file))),
-        elsewhere if elsewhere == _OTHER_CACHE else hint.replace(_ELSEWHERE, f", or {elsewhere}" if elsewhere else ""),
-    )
+    elif elsewhere == _OTHER_CACHE:
+        hint = elsewhere
+    what = what.replace("{barrier}", printable(str(_barrier(file)))).replace("{file}", printable(str(file)))
+    return DcclipError(what, hint.replace(_ELSEWHERE, f", or {elsewhere}" if elsewhere else ""))
 
 
 def _no_memory(options: Collection[str]) -> DcclipError:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from dcclip_cli.checksums import read_record, write_record
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.report.examples import Examples
-from dcclip_cli.curation.report.html import write_report
+from dcclip_cli.curation.report.html import explain, write_report
 from dcclip_cli.curation.report.statistics import Count, Statistics
 from dcclip_cli.curation.shards import join_dropped
 from dcclip_cli.curation.slices import find_pair
@@ -114,14 +114,23 @@ def _collect(
     )
     manifest = _run_steps(options, work, found, progress, engine)
     if not manifest["pairs"]["kept"]:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(manifest["pairs"]["dropped"]).most_common())
-        raise DcclipError(
-            f"none of the {manifest['pairs']['read']} pairs was kept: {reasons}",
-            f"see the reasons in {work.out / DROPPED}, then change collect.filters in the recipe",
-        )
+        raise _nothing_kept(manifest["pairs"]["read"], Counter(manifest["pairs"]["dropped"]), work.out / DROPPED)
     os.replace(work.root, _done(out))
     _publish(out)
     return _result(out, manifest, False, time.monotonic() - start)
+
+
+def _nothing_kept(read: int, dropped: Counter[str], file: Path) -> DcclipError:
+    """The error for a recipe without a result: the reasons, what the most frequent one means, and what to change."""
+    if not read:
+        return DcclipError("the sources contain no pairs", "name files or folders of pairs under collect.sources")
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
+    what = f"none of the {read} pairs was kept: {reasons}"
+    if not dropped:
+        return DcclipError(what, f"see {file}")
+    _, meaning, setting = explain(dropped.most_common(1)[0][0])
+    change = f"Change collect.{setting}" if setting else "Fix the source, or name another"
+    return DcclipError(what, f"{meaning} {change}; each pair's reason is in {file}".lstrip())
 
 
 def _work_folder(out: Path) -> WorkFolder:

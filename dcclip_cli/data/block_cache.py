@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import time
@@ -12,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, writing
 from dcclip_cli.files import lock, remove
 from dcclip_cli.partials import partial, remove_if_abandoned
 
@@ -76,18 +75,17 @@ class BlockCache:
             return content
 
     def fetch(self, block: Block, keep: Collection[str] = ()) -> None:
-        """Make a block local unless it is; of the others, those in `keep` are not removed for it."""
+        """Make a block local unless it is; of the others, those in `keep` are not removed for it.
+
+        Raises OSError where the cache cannot be written: a DcclipError would count as a fault of the image.
+        """
         if block.size > self.max_bytes:
             raise too_small(block.source, block.size, self.max_bytes)
-        try:
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             with lock(self.folder / f".{block.key[:2]}.lock"):  # one of 256: lock files do not add up
                 if not self._file(block.key).exists():
                     self._write(block, keep)
-        except OSError as error:
-            hint = "name a folder on another disk with DCCLIP_CACHE, or make data.cache_gb smaller"
-            full = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
-            raise DcclipError(f"{self.folder} cannot be written: {full}", hint) from None
         self._used[block.key] = time.monotonic()
         self._reads.pop(block.key, None)
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from dcclip_cli.cli.system_errors import explained
-from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import atomic_file, check_target, writing
+from dcclip_cli.errors import DcclipError, writing
+from dcclip_cli.files import atomic_file, check_target
 
 OPTIONS = {"--out", "--set"}
 
