@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -30,23 +30,10 @@ PIXELS, IMAGE_EMBEDS, TOKENS, TEXT_EMBEDS = "pixel_values", "image_embeds", "inp
 _LENGTH_ERROR = 0.05  # of an embedding; int8 and fp16 graphs end with a division by the length, too
 _COPY = "export the model again, or copy the whole bundle"
 _UNEDITED = f"{_COPY}; for other prompts, use predict --template or export.prompts in the recipe"
-_THREE = Field(min_length=3, max_length=3)
-Channels = Annotated[list[Annotated[float, Field(ge=-1e3, le=1e3)]], _THREE]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False, frozen=True)
-
-
-class _Pixels(_Strict):
-    """The `preprocessing` of an export, as far as `Preprocessing` does not check it."""
-
-    size: Annotated[int, Field(ge=1, le=4096)] | Annotated[list[int], Field(min_length=2, max_length=2)]
-    mean: Channels | None = None
-    std: Annotated[list[Annotated[float, Field(gt=0, le=1e3)]], _THREE] | None = None
-    interpolation: str | None = None
-    resize_mode: str | None = None
-    crop: str | None = None
 
 
 class _Parity(_Strict):
@@ -73,7 +60,6 @@ class Description(_Strict):
     @field_validator("preprocessing")
     @classmethod
     def _is_supported(cls, preprocessing: dict[str, Any]) -> dict[str, Any]:
-        _Pixels.model_validate(preprocessing)
         Preprocessing.from_config(preprocessing)
         return preprocessing
 

@@ -68,7 +68,7 @@ def _swap(folder: Path) -> None:
         (_set("kind", "model"), r"describes a model of format 2, not a bundle of format 2"),
         (_set("format", 3), r"describes a bundle of format 3"),
         (_set("logit_scale", "big"), r"dcclip.json: logit_scale: input should be a valid number \(got 'big'\)"),
-        (_set("preprocessing", {"size": [3, 4]}), r"preprocessing: only square inputs"),
+        (_set("preprocessing", {"size": [3, 4]}), r"preprocessing: size: only square inputs"),
     ],
 )
 def test_a_broken_bundle_says_what_is_wrong(copy: Path, change: Callable[[Path], None], complaint: str) -> None:
