@@ -144,7 +144,7 @@ def stopped() -> str:
     """What a command that is stopped now has kept, and how to go on."""
     kept = ", ".join(filter(None, [*(what() for what in _kept), *_kept_before]))
     again = "run the same command again" + (" without --fresh" if "--fresh" in sys.argv else "")
-    return f"{kept}; {again} to go on from there" if kept else "nothing was kept; run the same command again"
+    return f"{kept}; {again} to go on from there" if kept else "nothing was kept this time; run the same command again"
 
 
 def work_is_done(code: int) -> None:

@@ -78,7 +78,7 @@ with keeping(lambda: f"{len(done)} of 9 is kept" if done else ""):
     except KeyboardInterrupt:
         exit_command()
 """
-NOTHING = "stopped: nothing was kept; run the same command again\n"
+NOTHING = "stopped: nothing was kept this time; run the same command again\n"
 
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
