@@ -1,0 +1,61 @@
+"""Calls in worker processes: results and errors come back, and no worker outlives them."""
+
+import os
+import sys
+import time
+
+import psutil
+import pytest
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.processes import WorkerKilledError, calls
+
+pytestmark = pytest.mark.any_cpu
+
+
+class UnpicklableError(Exception):
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__(f"错误 {one} {other}")
+
+
+def work(number: int) -> tuple[int, int]:
+    if number == 3:
+        raise DcclipError("坏的 bad", "mend it")
+    if number == 4:
+        raise FileNotFoundError(2, "No such file", "/一")
+    if number == 5:
+        raise UnpicklableError(1, 2)
+    if number == 6:
+        os.abort()
+    sys.stdout.write("no answer")
+    sys.stdout.flush()
+    time.sleep(0.1)
+    return number, os.getpid()
+
+
+def workers() -> list[int]:
+    return [process.pid for process in psutil.Process().children() if "dcclip_cli.processes" in process.cmdline()]
+
+
+def test_results_come_back_from_several_processes_which_then_end() -> None:
+    found = dict(calls(work, [0, 1, 2, 7, 8, 9], 2))
+    assert sorted(found) == [0, 1, 2, 7, 8, 9]
+    assert os.getpid() not in found.values() and workers() == []
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "says"),
+    [
+        (3, DcclipError, "坏的 bad"),
+        (4, FileNotFoundError, "/一"),
+        (5, RuntimeError, "UnpicklableError: 错误 1 2"),
+        (6, WorkerKilledError, "was killed"),
+    ],
+)
+def test_an_error_ends_all_workers_at_once(number: int, kind: type[Exception], says: str) -> None:
+    begin = time.monotonic()
+    with pytest.raises(kind, match=says) as error:
+        list(calls(work, [number, *[0] * 1000], 2))
+    assert workers() == [] and time.monotonic() - begin < 50
+    if number == 4:
+        assert "in work" in error.value.__notes__[0]  # its traceback there
