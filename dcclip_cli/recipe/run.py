@@ -18,7 +18,7 @@ from dcclip_cli.files import cache_folder
 from dcclip_cli.machine import is_first_process
 from dcclip_cli.options import decisive
 from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.recipe.load import LoadedRecipe, record
+from dcclip_cli.recipe.load import RESOLVED, LoadedRecipe, record
 from dcclip_cli.run_dir import STAGES, RunDir, StageName, TrainResult, finished, has_product
 from dcclip_cli.signals import keeping
 
@@ -60,6 +60,7 @@ class RecipeRun:
     fresh: bool = False
     progress: Progress = field(default_factory=Silent)
     _begun: float = field(default_factory=time.time)
+    _recorded: bool = False  # the recipe, in the run directory
     _results: dict[str, list[EvalResult]] = field(default_factory=dict)  # by model: teacher, student, bundle
 
     def preflight(self, stages: Iterable[StageName]) -> None:
@@ -82,12 +83,11 @@ class RecipeRun:
             return f"{', '.join(done)} {'is' if len(done) == 1 else 'are'} finished" if done else ""
 
         root = self.dir.root
-        existed = root.is_dir()
         try:
             with keeping(kept):
                 yield
         except Exception:
-            if not existed or root.is_dir():
+            if not self._recorded or (root / RESOLVED).exists():  # a worker may have made the folder again
                 raise
             what = f"{root} was removed while dcclip worked in it"
             raise DcclipError(what, "run the same command again, and leave the folder alone until it ends") from None
@@ -102,6 +102,7 @@ class RecipeRun:
             again = stages if self.fresh else ()
             done = [one.name for one in STAGES if one.name not in again and has_product(self.dir.root, one.name)]
             record(self.loaded, self.dir.root, done)
+            self._recorded = True
 
     def begin_all(self) -> None:
         """`begin` for all stages. Raises DcclipError if there is none, or if several processes were launched."""

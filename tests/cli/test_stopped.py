@@ -1,0 +1,99 @@
+"""Commands that a signal stops: from the first import on, with one line that is true, and nothing left behind."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dcclip_cli.progress import _to_stderr, say_loading
+from tests.cli.conftest import dcclip
+
+pytestmark = pytest.mark.any_cpu
+COMMANDS = ["run", "collect", "index", "distill", "align", "eval", "compare", "export", "predict", "search", "embed"]
+COMMANDS += ["models", "datasets", "doctor", "recipe"]
+NOTHING = "stopped: nothing was kept this time; run the same command again\n"
+
+
+def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "dcclip_cli", *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True, process_group=0)
+
+
+def handles_signals(process: "subprocess.Popen[str]") -> bool:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    [caught] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def wait(process: "subprocess.Popen[str]", condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells which signals are handled")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_can_be_stopped_while_it_is_imported(command: str, tmp_path: Path) -> None:
+    with start(tmp_path, command, "猫", "dog") as process:
+        wait(process, lambda: handles_signals(process))
+        process.send_signal(signal.SIGHUP)
+        assert process.communicate(timeout=60) == ("", NOTHING) and process.returncode == 129
+
+
+@pytest.fixture
+def raw(tmp_path: Path, pairs_file: Path) -> Path:
+    """A folder with collect.yaml: 40 pairs in 20 slices."""
+    collect: dict[str, Any] = {"sources": [{"kind": "pairs", "path": str(pairs_file), "name": "drawn"}]}
+    collect |= {"filters": [], "shard_size": 2}
+    recipe = {"format": 1, "name": "收集", "collect": collect}
+    (tmp_path / "collect.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")
+    return tmp_path
+
+
+def test_a_stopped_collection_says_how_far_it_is_and_goes_on_there(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(raw)
+    run, partial = raw / "runs/收集", raw / "runs/收集/.collect.partial"
+    dcclip("collect", "collect.yaml", "--out", "whole", "--workers", "1", "-q")
+    with start(raw, "collect", "collect.yaml", "--workers", "2") as process:
+        wait(process, lambda: len(list(partial.glob("read/0*"))) > 1)
+        process.terminate()
+        said = process.communicate(timeout=60)[1].splitlines()[-1]
+        read, written = (len(list(partial.glob(f"{step}/0*"))) for step in ("read", "write"))
+    assert process.returncode == 143
+    done = f"{written} of 20 slices are written" if written else f"{read} of 20 slices are read"
+    assert said == f"stopped: collect: {done}; run the same command again to go on from there"
+    assert not [path for path in run.rglob(".*") if path != partial]
+    dcclip("collect", "collect.yaml", "--workers", "1", "-q")
+    for file in (raw / "whole/collect").iterdir():
+        assert file.read_bytes() == (run / "collect" / file.name).read_bytes()
+
+
+def test_a_run_that_is_deleted_meanwhile_is_one_error(raw: Path) -> None:
+    run = raw / "runs/收集"
+    with start(raw, "collect", "collect.yaml", "--workers", "2", "-q") as process:
+        wait(process, lambda: len(list(run.glob(".collect.partial/read/0*"))) > 1)
+        shutil.rmtree(run, ignore_errors=True)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and said.count("\n") == 2
+    assert said.startswith("error: runs/收集 was removed while dcclip worked in it\nhint:  ")
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_command_that_takes_long_says_that_it_loads_unless_it_says_something_else(
+    shown: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dcclip_cli.progress._shown", False)
+    timer = say_loading("dcclip distill", after_s=0.1)
+    if shown:
+        _to_stderr("蒸馏 distill")
+    timer.join()
+    assert capsys.readouterr().err == ("蒸馏 distill\n" if shown else "dcclip distill: loading\n")
