@@ -156,6 +156,12 @@ class ErrorLines:
         return sum(map(len, self._hints.values()))
 
 
+def info_line(line: str) -> None:
+    """Print a line on stderr, once however many processes say it."""
+    if is_first_process():
+        _label("", line, _CYAN)
+
+
 def _label(label: str, line: str, colour: int) -> None:
     """Print a line on stderr, the label coloured in a terminal, control characters escaped."""
     line = printable(line)

@@ -129,12 +129,14 @@ def show_checked(
     out: Path | None = None,
     fresh: bool = False,
 ) -> None:
-    """Check device, and data, models and disk of `stages`, then print the resolved recipe on stdout."""
+    """Check device, and data, models and disk of `stages`; print estimates on stderr, the resolved recipe on stdout."""
     from dcclip_cli.api import open_run
     from dcclip_cli.model.precision import torch_device
     from dcclip_cli.recipe.load import resolved_yaml
 
-    open_run(loaded, out, fresh=fresh).preflight(stages)
     if device not in (None, "cpu"):  # which needs no torch
         torch_device(device)
+    job = open_run(loaded, out, device or "cpu", fresh)
+    for line in job.estimates(job.preflight(stages)):
+        console.info_line(line)
     console.show(resolved_yaml(loaded.recipe).rstrip("\n"))

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from dcclip_cli.data.dataset import Source, named, shards_at
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.data.reading import IMAGE_SUFFIXES
-from dcclip_cli.data.shards import Captions, Columns, columns_used, open_parquet, parquet_errors, records_of, tar_rows
+from dcclip_cli.data.shards import (
+    Captions,
+    Columns,
+    columns_used,
+    group_images,
+    open_parquet,
+    parquet_errors,
+    records_of,
+    tar_rows,
+)
 from dcclip_cli.data.storage import DataFile
 from dcclip_cli.data.unpaired import READERS
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.preprocess import decode
 from dcclip_cli.text_files import not_utf8
 
 _SAMPLE = 500  # samples that are looked at
+_FOLDERS, _FILES = 50, 8  # that are looked into
 
 
 @dataclass(frozen=True)
 class Preview:
-    """About how many samples there are, and the captions of some of them."""
+    """About how many samples there are, or `exact`ly, the captions of some of them, and the first `image`, if any."""
 
     samples: int
     captions: list[Captions]
+    image: bytes | None = None
+    exact: bool = False
 
     def captions_per_sample(self, languages: tuple[Language, ...]) -> float:
         """The mean number of captions in these languages."""
@@ -42,15 +55,64 @@ def preview_pairs(source: Source, columns: Columns | None = None, uncaptioned: b
     """
     shards, columns = shards_at(source), columns or Columns()
     if not shards:
-        raise DcclipError(
-            f"{named(source)} has no pairs", "name a .parquet file, a .tar file or a folder of such shards"
-        )
+        raise _no_pairs(named(source))
     for shard in shards:
         read = _parquet if shard.name.endswith(".parquet") else _tar
         if found := read(shard, columns, uncaptioned):
             everything = sum(file.size for file in shards)
-            return Preview(round(found.samples * everything / shard.size), found.captions)
+            samples, exact = round(found.samples * everything / shard.size), found.exact and len(shards) == 1
+            return replace(found, samples=samples, exact=exact)
     raise DcclipError(f"{named(source)} has no pairs", "collect or download it again, or name another")
+
+
+def _no_pairs(path: str | Path) -> DcclipError:
+    """The error for a place without shards, which may be a folder of images, with a folder for each class or without.
+
+    Only two levels are looked at: there may be millions of files below.
+    """
+    hint = "name a .parquet file, a .tar file or a folder of such shards"
+    folders = [folder for folder in sorted(Path(path).glob("*/")) if not folder.name.startswith(".")][:_FOLDERS]
+    classes = [folder.name for folder in folders if _has_image(folder)]
+    if not classes and not _has_image(Path(path)):
+        return DcclipError(f"{path} has no pairs", hint)
+    shown = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
+    what = f"a folder of class folders ({shown})" if classes else "a folder of images"
+    return DcclipError(
+        f"{path} is {what}, not of pairs of images and captions",
+        "name it as data.images, to distill without captions; or list its images with captions in a table "
+        "(columns image, zh, en), make pairs with dcclip collect (source {kind: table}), and name these",
+    )
+
+
+def _has_image(folder: Path) -> bool:
+    return folder.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in islice(folder.iterdir(), _SAMPLE))
+
+
+def languages_in(source: Source, columns: Columns) -> set[Language]:
+    """The languages of captions at some places: in up to eight files, and as many row groups of a Parquet file.
+
+    Of a single large tar, only the beginning of which is looked at, all languages are assumed.
+    """
+    shards = [shard for shard in shards_at(source) if shard.size]
+    captions: list[Captions] = []
+    for shard in shards[:: max(1, len(shards) // _FILES)]:
+        if shard.name.endswith(".parquet"):
+            captions += _captions_everywhere(shard, columns)
+        elif preview := _tar(shard, columns, False):
+            if len(shards) == 1 and len(preview.captions) >= _SAMPLE:
+                return set(LANGUAGES)
+            captions += preview.captions
+    return {language for one in captions for language in LANGUAGES if one.get(language)}
+
+
+def _captions_everywhere(file: DataFile, columns: Columns) -> list[Captions]:
+    with open_parquet(file) as parquet, parquet_errors(file):
+        names, groups = parquet.schema_arrow.names, parquet.num_row_groups
+        used = [name for name in (columns.zh or "zh", columns.en or "en", columns.caption or "") if name in names]
+        places = range(0, groups if used else 0, max(1, groups // _FILES))
+        batches = (batch for place in places for batch in parquet.iter_batches(row_groups=[place], columns=used))
+        records = (record for batch in batches for record in records_of(batch, f"{file}: row", 0))
+        return [columns.captions(record, f"{file}: row {row}") for row, record in enumerate(records)]
 
 
 def preview_images(path: str | Path, columns: Columns | None = None) -> Preview:
@@ -58,12 +120,15 @@ def preview_images(path: str | Path, columns: Columns | None = None) -> Preview:
     folder = Path(path)
     if not folder.is_dir() or shards_at(path):
         return preview_pairs(path, columns, uncaptioned=True)
-    count = sum(file.suffix.lower() in IMAGE_SUFFIXES for file in folder.rglob("*"))
-    if not count:
+    files = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    first = next(files, None)
+    if first is None:
         raise DcclipError(
             f"{path} has no images", "name a folder of JPEG, PNG or WebP files, a .parquet or a .tar file"
         )
-    return Preview(count, [{"zh": (), "en": ()}])
+    image = first.read_bytes()
+    _check_image(image, str(first))
+    return Preview(1 + sum(1 for _ in files), [{"zh": (), "en": ()}], image, exact=True)
 
 
 def preview_texts(source: str | Path, columns: Columns | None = None) -> Preview:
@@ -95,7 +160,13 @@ def _parquet(file: DataFile, columns: Columns, uncaptioned: bool) -> Preview | N
             return None
         records = records_of(batch, f"{file}: row", 0) if used else [{}]
         captions = [columns.captions(record, f"{file}: row {row}") for row, record in enumerate(records)]
-        return Preview(int(parquet.metadata.num_rows), captions)
+        image_column = columns.image or "image"
+        image = None
+        if image_column in names and not file.is_remote:
+            image = next(group_images(parquet, 0, image_column), None)
+            if image is not None:
+                _check_image(image, f"{file}: the first image")
+        return Preview(int(parquet.metadata.num_rows), captions, image, exact=True)
 
 
 def _tar(file: DataFile, columns: Columns, uncaptioned: bool) -> Preview | None:
@@ -106,4 +177,15 @@ def _tar(file: DataFile, columns: Columns, uncaptioned: bool) -> Preview | None:
     captions: list[Captions] = [
         {"zh": () if uncaptioned else row.zh, "en": () if uncaptioned else row.en} for row in rows
     ]
-    return Preview(round(len(rows) * file.size / end), captions)
+    image = None if file.is_remote else file.read(rows[0].offset, rows[0].size)
+    if image is not None:
+        _check_image(image, f"{file}: {rows[0].key}")
+    return Preview(round(len(rows) * file.size / end), captions, image)
+
+
+def _check_image(image: bytes, where: str) -> None:
+    """Raise DcclipError unless the image can be read."""
+    try:
+        decode(image)
+    except DcclipError as error:
+        raise DcclipError(f"{where}: {error.what}", error.hint) from None

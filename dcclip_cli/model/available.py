@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.hub import cached_folder, files_on_hub
@@ -31,31 +29,19 @@ _NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 
 
-@dataclass(frozen=True)
-class TeacherWidths:
-    """Widths of a teacher's features by its configuration: shared space, image tower, text tower."""
+def check_model(model: str, library: str) -> None:
+    """Raise DcclipError where a file of the model is missing, or the hub is needed and cannot be reached.
 
-    embedding: int
-    image_map: int
-    text_tokens: int
-
-
-def check_model(model: str, library: str) -> TeacherWidths | None:
-    """The widths of the model in a directory or on the hub, None where its configuration is not at hand.
-
-    `library` (transformers or open_clip) loads it. Raises DcclipError where a file is missing, or the hub is needed and
-    cannot be reached.
+    `library` (transformers or open_clip) loads it.
     """
     name = model.removeprefix("hf-hub:")
     folder = Path(name) if Path(name).is_dir() else None
     if folder is None and Path(name).is_absolute():
         raise DcclipError(f"{name} is not a directory", "check the path, or give a name on the Hugging Face hub")
     if folder is None and library == "open_clip" and name == model:
-        _check_tag(model)
-        return None
+        return _check_tag(model)
     if folder is None:
-        cached = cached_folder(name, CONFIG) or cached_folder(name)
-        folder = cached if cached and not _missing(_names(cached)) else None
+        folder = whole_cached_folder(name)
     files = files_on_hub(name) if folder is None else _names(folder)
     if lacking := _missing(files):
         kind, names = next(iter(lacking.items()))
@@ -64,13 +50,20 @@ def check_model(model: str, library: str) -> TeacherWidths | None:
             "copy or download the whole model again; name a directory written by save_pretrained or by dcclip",
         )
     if folder is None:
-        return None
+        return
     if folder == Path(name):
         check_directory(folder)
     _check_parts(folder)
     if CONFIG in files:
-        return _open_clip_widths(open_clip_config(folder, on_hub=folder != Path(name))["model_cfg"])
-    return _transformers_widths(transformers_config(folder / TRANSFORMERS_CONFIG, name).model_dump())
+        open_clip_config(folder, on_hub=folder != Path(name))
+    else:
+        transformers_config(folder / TRANSFORMERS_CONFIG, name)
+
+
+def whole_cached_folder(name: str) -> Path | None:
+    """The folder of a hub's model in the local cache; None if one of its files is missing."""
+    cached = cached_folder(name, CONFIG) or cached_folder(name)
+    return cached if cached and not _missing(_names(cached)) else None
 
 
 def check_timm(network: str) -> None:
@@ -130,18 +123,3 @@ def _check_parts(folder: Path) -> None:
                     f"{folder} has no {absent[0]} ({len(absent)} of {len(parts)} such files are missing)",
                     "copy or download the whole model again",
                 )
-
-
-def _open_clip_widths(model: dict[str, Any]) -> TeacherWidths:
-    """By open_clip's `model_cfg`; what it leaves out is a default of most models, 768."""
-    image, text = model["vision_cfg"], model["text_cfg"]
-    return TeacherWidths(model["embed_dim"], image.get("width", 768), text.get("width", 768))
-
-
-def _transformers_widths(config: dict[str, Any]) -> TeacherWidths:
-    """By a config.json; what it leaves out is a default of most models, 768."""
-    image, text = config["vision_config"] or {}, config["text_config"] or {}
-    map_width, token_width = image.get("hidden_size", 768), text.get("hidden_size", 768)
-    siglip = str(config["model_type"]).startswith("siglip")  # whose shared space is the image tower's
-    embedding = map_width if siglip else config["projection_dim"] or 768
-    return TeacherWidths(embedding, map_width, text.get("project_dim") or token_width)

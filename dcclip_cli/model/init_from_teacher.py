@@ -47,10 +47,7 @@ def principal_components(rows: Tensor, width: int) -> Tensor:
     This preserves their distances as well as that many numbers can. Raises DcclipError if there are fewer directions.
     """
     if width > min(rows.shape):
-        raise DcclipError(
-            f"{rows.shape[0]} rows of width {rows.shape[1]} cannot be widened to {width}",
-            "make student.text.width smaller, or omit student.text.inherit",
-        )
+        raise _too_wide(rows, width)
     centred = (rows - rows.mean(0)).double()
     _, directions = torch.linalg.eigh(centred.T @ centred)  # the largest come last
     chosen = directions[:, -width:].flip(1)
@@ -59,17 +56,42 @@ def principal_components(rows: Tensor, width: int) -> Tensor:
     return (centred @ (chosen * signs)).float()
 
 
-def _copy_layers(student: Any, teacher: Towers) -> None:
-    source = getattr(teacher.model, "text", teacher.model)  # open_clip's CLIP class has the layers in the model itself
-    blocks: Any = getattr(getattr(source, "transformer", None), "resblocks", [])
+def check_inherits(student: Any, teacher: Towers, layers: bool) -> None:
+    """Raise DcclipError unless open_clip's text tower `student` can take rows, and with `layers` layers, by shape."""
+    rows, _ = teacher.token_embedding()
+    width = student.token_embedding.weight.shape[1]
+    if width > rows.shape[1]:
+        raise _too_wide(rows, width)
+    if layers:
+        _fitting_blocks(student, teacher)
+
+
+def _too_wide(rows: Tensor, width: int) -> DcclipError:
+    return DcclipError(
+        f"{rows.shape[0]} rows of width {rows.shape[1]} cannot be widened to {width}",
+        "make student.text.width smaller, or omit student.text.inherit",
+    )
+
+
+def _text_source(teacher: Towers) -> Any:
+    return getattr(teacher.model, "text", teacher.model)  # open_clip's CLIP class has the layers in the model itself
+
+
+def _fitting_blocks(student: Any, teacher: Towers) -> Any:
+    """The teacher's layers. Raises DcclipError if they are too few or have other shapes than the student's."""
+    blocks: Any = getattr(getattr(_text_source(teacher), "transformer", None), "resblocks", [])
     own = student.transformer.resblocks
-    fits = len(blocks) >= len(own) and _shapes(blocks[0]) == _shapes(own[0])
-    if not fits:
+    if len(blocks) < len(own) or _shapes(blocks[0]) != _shapes(own[0]):
         raise DcclipError(
             f"no layers of {teacher.name} fit the student's text tower",
             "inherit: layers needs an open_clip teacher of the same width, with as many layers; "
             "write inherit: embeddings",
         )
+    return blocks
+
+
+def _copy_layers(student: Any, teacher: Towers) -> None:
+    source, blocks, own = _text_source(teacher), _fitting_blocks(student, teacher), student.transformer.resblocks
     # The first layer reads the rows: half of a two-layer tower is useless without it (docs/lab-notes.md).
     for index, block in enumerate(own):
         block.load_state_dict(blocks[index * len(blocks) // len(own)].state_dict())

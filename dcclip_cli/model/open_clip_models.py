@@ -101,31 +101,44 @@ def load_named(model: str) -> OpenClipTowers:
 def build(folder: Path, config: dict[str, Any], files: Sequence[Path]) -> nn.Module:
     """The model that a directory's configuration describes, with random weights.
 
-    It is built without memory for its weights first, and compared with the headers of the weight `files`. A text tower
-    of transformers is built from its configuration only; open_clip would download its weights as well.
+    It is built without memory for its weights first, and compared with the headers of the weight `files`.
     """
+    with _source(folder, config) as source:
+        check_fit(_create(source, "meta"), files, CONFIG, _OLD_BUFFERS)
+        return _create(source, "cpu")
+
+
+def build_blank(folder: Path, config: dict[str, Any]) -> nn.Module:
+    """The model that a directory's configuration describes, on the meta device."""
+    with _source(folder, config) as source:
+        return _create(source, "meta")
+
+
+def _create(source: Path, device: str) -> nn.Module:
     import open_clip
     import torch
 
-    def create(source: Path, device: str) -> nn.Module:
-        with torch.device(device):
-            return open_clip.create_model(f"local-dir:{source}", device=device, load_weights=False, pretrained_hf=False)
+    with torch.device(device):
+        return open_clip.create_model(f"local-dir:{source}", device=device, load_weights=False, pretrained_hf=False)
 
-    def create_like_files(source: Path) -> nn.Module:
-        with library_errors(f"{folder / CONFIG}: open_clip cannot build this model", COPY_AGAIN):
-            check_fit(create(source, "meta"), files, CONFIG, _OLD_BUFFERS)
-            return create(source, "cpu")
 
-    with _quiet():
-        text_tower = config["model_cfg"]["text_cfg"].get("hf_model_name")
+@contextmanager
+def _source(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
+    """The directory from which open_clip builds a model, its errors as DcclipError.
+
+    A text tower of transformers is built from its configuration only; open_clip would download its weights as well.
+    """
+    text_tower = config["model_cfg"]["text_cfg"].get("hf_model_name")
+    with _quiet(), library_errors(f"{folder / CONFIG}: open_clip cannot build this model", COPY_AGAIN):
         if not text_tower:
-            return create_like_files(folder)
+            yield folder
+            return
         changed = copy.deepcopy(config)
         with temporary_folder(Path(gettempdir()) / "dcclip-open-clip") as temporary:
             changed["model_cfg"]["text_cfg"]["hf_model_name"] = str(temporary)
             write_json(temporary / CONFIG, changed)
             write_json(temporary / TRANSFORMERS_CONFIG, _text_tower(folder, text_tower))
-            return create_like_files(temporary)
+            yield temporary
 
 
 def _text_tower(folder: Path, name: str) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.library_configs import check_timm_name
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.tokenizer import END_ID, PADDING_ID
 from dcclip_cli.options import Options
@@ -77,6 +78,19 @@ class TextTower(Options):
         "the teacher's layers (for equal widths)",
     )
 
+    @property
+    def head_count(self) -> int:
+        """`heads`, or the default."""
+        return self.heads or max(1, self.width // 64)
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        if self.width % self.head_count:
+            ways = [count for count in range(1, 129) if self.width % count == 0]
+            near = min(ways, key=lambda count: abs(count - self.head_count))
+            raise ValueError(f"width {self.width} cannot be split into {self.head_count} heads: set heads: {near}")
+        return self
+
 
 def _preset(timm: str, width: int, size: int) -> dict[str, Any]:
     text = {"layers": 4, "width": width, "vocabulary": {"from": "teacher", "size": size}}
@@ -143,7 +157,7 @@ def model_config(options: StudentOptions, embed_dim: int, vocab_size: int) -> di
             "vocab_size": vocab_size,
             "hf_tokenizer_name": "tokenizer",  # open_clip then loads the tokenizer from the model directory
             "width": text.width,
-            "heads": text.heads or max(1, text.width // 64),
+            "heads": text.head_count,
             "layers": text.layers,
             "pad_id": PADDING_ID,
             "eos_id": END_ID,
@@ -157,12 +171,18 @@ def _has_wide_head(name: str) -> bool:
 
     open_clip 3.3 sizes a linear projection by `num_features`, which is the width before that.
     """
+    network = blank_network(name)
+    return bool(getattr(network, "head_hidden_size", network.num_features) != network.num_features)
+
+
+def blank_network(name: str) -> Any:
+    """timm's network without a classifier, on torch's meta device. Raises DcclipError if timm has none of this name."""
     import timm
     import torch
 
+    check_timm_name(name, "student.image.timm")
     with torch.device("meta"):
-        network: Any = timm.create_model(name, num_classes=0)
-    return bool(getattr(network, "head_hidden_size", network.num_features) != network.num_features)
+        return timm.create_model(name, num_classes=0)
 
 
 def build_model(config: dict[str, Any], seed: int) -> nn.Module:
@@ -176,17 +196,6 @@ def build_model(config: dict[str, Any], seed: int) -> nn.Module:
     if (bias := projection_bias(model)) is not None:
         torch.nn.init.zeros_(bias)
     return model
-
-
-def count_parameters(options: StudentOptions, embed_dim: int) -> int:
-    """How many parameters a student has, with as many tokens as its vocabulary may have; nothing is allocated."""
-    import torch
-    from open_clip.model import CustomTextCLIP
-
-    config = model_config(options, options.embed_dim or embed_dim, options.text.vocabulary.size)
-    with torch.device("meta"):
-        model = CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"})
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def projection_bias(model: Any) -> nn.Parameter | None:

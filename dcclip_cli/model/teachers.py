@@ -122,7 +122,7 @@ def _load_transformers(model: str, progress: Progress) -> TransformersTowers:
     local = {"local_files_only": True} if Path(model).is_dir() else {}
     what = f"teacher {model} cannot be loaded"
     with library_errors(what, _CHECK), tokenizer_errors(f"{what}: its tokenizer"):
-        config_file = _checked_config(model)
+        config_file = checked_config(model)
         files = find_weights(model, TRANSFORMERS_WEIGHTS)
         if not files:
             names = " or ".join(TRANSFORMERS_WEIGHTS)
@@ -145,7 +145,7 @@ def _load_transformers(model: str, progress: Progress) -> TransformersTowers:
     return towers
 
 
-def _checked_config(model: str) -> Path:
+def checked_config(model: str) -> Path:
     """The config.json of a model. Raises DcclipError unless that and the image processor's are of a dual encoder."""
     if Path(model).is_dir():
         check_directory(Path(model))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import write_json
+from dcclip_cli.files import read_json, write_json
 from dcclip_cli.text import HAN_BMP
 
 if TYPE_CHECKING:
@@ -98,14 +98,9 @@ def trim_tokenizer(source: Path, captions: Iterable[str], size: int, characters:
     """
     from tokenizers import Tokenizer
 
-    file, other = source / "tokenizer.json", "write student.text.vocabulary: {from: data, size: ...}"
-    if not file.is_file():
-        raise DcclipError(f"{source} has no tokenizer.json", other)
-    full = Tokenizer.from_file(str(file))
+    check_trimmable(source)
+    full = Tokenizer.from_file(str(source / "tokenizer.json"))
     state = json.loads(full.to_str())
-    if state["model"].get("type") != "Unigram":
-        what = f"{file} is a {state['model'].get('type')} tokenizer; only Unigram tokenizers can be trimmed"
-        raise DcclipError(what, other)
     vocab: list[list[Any]] = state["model"]["vocab"]
     if len(vocab) <= size:
         return full
@@ -123,6 +118,20 @@ def trim_tokenizer(source: Path, captions: Iterable[str], size: int, characters:
     vocab[state["model"]["unk_id"]][1] = min(score for _, score in vocab)
     state["model"]["vocab"] = [vocab[index] for index in kept]
     return renumbered(state, {old: new for new, old in enumerate(kept)})
+
+
+def check_trimmable(source: Path) -> None:
+    """Raise DcclipError unless a directory has a Unigram tokenizer with the special tokens that a student needs."""
+    file, other = source / "tokenizer.json", "write student.text.vocabulary: {from: data, size: ...}"
+    if not file.is_file():
+        raise DcclipError(f"{source} has no tokenizer.json", other)
+    model = read_json(file, other).get("model", {})
+    kind = model.get("type", "Unigram" if "unk_id" in model else None)
+    if kind != "Unigram":
+        raise DcclipError(f"{file} is a {kind} tokenizer; only Unigram tokenizers can be trimmed", other)
+    tokens = {token for token, _ in model.get("vocab", ())}
+    if missing := [token for token in ("<pad>", "</s>") if token not in tokens]:
+        raise DcclipError(f"the teacher's tokenizer has no {missing[0]} token", other)
 
 
 def _single_characters(vocab: list[list[Any]]) -> list[int]:

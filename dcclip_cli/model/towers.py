@@ -218,7 +218,7 @@ class OpenClipTowers(Towers):
         try:
             out = self.model.visual.forward_intermediates(pixels, indices=[*layers, -1], output_fmt="NCHW")
         except AssertionError:
-            raise _no_such_layer(self.name, layers) from None
+            raise _no_such_layer(self.name, layers, self._image_layers) from None
         # open_clip returns them in the network's order, each once, whatever the order of `layers`.
         maps = out["image_intermediates"]
         count = self._image_layers
@@ -339,7 +339,7 @@ class TransformersTowers(Towers):
         out = self.model.get_image_features(pixel_values=pixels, return_dict=True, **more)
         blocks = out.hidden_states[1:] if layers else ()  # the first is the input of the first block
         if not all(-len(blocks) <= layer < len(blocks) for layer in layers):
-            raise _no_such_layer(self.name, layers)
+            raise _no_such_layer(self.name, layers, len(blocks))
         others = {layer: _on_grid(blocks[layer]) for layer in layers}
         return ImageFeatures(out.pooler_output, _on_grid(out.last_hidden_state), others)
 
@@ -348,7 +348,8 @@ class TransformersTowers(Towers):
         return not self.fixed_length
 
     def text_features(self, tokens: Tokens) -> TextFeatures:
-        mask = {} if self.fixed_length else {"attention_mask": tokens.mask}
+        # On the meta device a mask has no values, into which transformers looks.
+        mask = {} if self.fixed_length or tokens.mask.is_meta else {"attention_mask": tokens.mask}
         out = self.model.get_text_features(input_ids=tokens.ids, return_dict=True, **mask)
         return TextFeatures(out.pooler_output, out.last_hidden_state, tokens.mask)
 
@@ -382,6 +383,7 @@ def _on_grid(hidden: Tensor) -> Tensor:
     return patches.transpose(1, 2).unflatten(2, (grid, grid))
 
 
-def _no_such_layer(name: str, layers: Sequence[int]) -> DcclipError:
+def _no_such_layer(name: str, layers: Sequence[int], count: int) -> DcclipError:
     numbers = ", ".join(map(str, layers))
-    return DcclipError(f"the image tower of {name} does not have all of the layers {numbers}", "use smaller numbers")
+    what = f"the image tower of {name} does not have all of the layers {numbers}"
+    return DcclipError(what, f"its layers are 0 to {count - 1}, or -{count} to -1 from the end")

@@ -7,25 +7,26 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from dcclip_cli.data.options import COLLECTED
 from dcclip_cli.data.preview import Preview, preview_images, preview_pairs, preview_texts
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder
-from dcclip_cli.model.available import TeacherWidths, check_model, check_timm
-from dcclip_cli.model.students import count_parameters
+from dcclip_cli.model.available import check_model, check_timm
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.recipe.load import LoadedRecipe
+from dcclip_cli.recipe.preflight_stage import DEFAULT_EMBED_DIM, StageCheck
 from dcclip_cli.recipe.yaml import Location
 from dcclip_cli.run_dir import STAGES, RunDir, StageName, finished
-from dcclip_cli.train.disk_space import checkpoint_bytes, teacher_cache_bytes
-from dcclip_cli.train.losses.base import Loss, learns_from
+from dcclip_cli.train.losses.base import Loss
 from dcclip_cli.train.options import TrainOptions
 
+if TYPE_CHECKING:
+    from dcclip_cli.model.towers import OpenClipTowers, Towers
+    from dcclip_cli.train.estimate import StageWork
+
 T = TypeVar("T")
-# Free space in which the checkpoints of any student fit: its size is not computed then, which takes seconds.
-_PLENTY = 20_000_000_000
 _TRAINING_DATA: Mapping[str, Callable[..., Preview]] = {
     "train": preview_pairs,
     "validation": preview_pairs,
@@ -34,18 +35,23 @@ _TRAINING_DATA: Mapping[str, Callable[..., Preview]] = {
 }
 
 
-def check(loaded: LoadedRecipe, run: RunDir, stages: Iterable[StageName], fresh: bool = False) -> None:
+def check(
+    loaded: LoadedRecipe, run: RunDir, stages: Iterable[StageName], fresh: bool = False, device: str = "cpu"
+) -> list[StageWork]:
     """Raise DcclipError with all that would keep the `stages` from running, those that are finished left out.
 
-    Nothing is downloaded, and nothing is read but the beginning of training data and the labels of test sets.
+    Students, teachers and losses are built by shape, without weights. Nothing is downloaded, and nothing is read but
+    the beginning of training data and the labels of test sets. Returns the work of the training stages on `device`.
     """
-    found = Preflight(loaded, run, _unfinished(run, stages, fresh)).run()
+    preflight = Preflight(loaded, run, _unfinished(run, stages, fresh), device=device)
+    found = preflight.run()
     hints = {problem.hint for problem in found}
     if len(hints) == 1:
         raise DcclipError("\n".join(problem.what for problem in found), hints.pop())
     if found:
         lines = (f"{problem.what} ({problem.hint})" for problem in found)
         raise DcclipError("\n".join(lines), f"fix all of these; look again with: dcclip run {loaded.path} --check")
+    return preflight.works
 
 
 def _unfinished(run: RunDir, stages: Iterable[StageName], fresh: bool) -> list[StageName]:
@@ -65,6 +71,8 @@ class Preflight:
     run_dir: RunDir
     needed: list[StageName]
     problems: list[DcclipError] = field(default_factory=list)
+    works: list[StageWork] = field(default_factory=list)
+    device: str = "cpu"
 
     def run(self) -> list[DcclipError]:
         """Every problem, with the place and key in the recipe."""
@@ -73,12 +81,12 @@ class Preflight:
         hint = "fix the paths; they are relative to the recipe's own folder"
         self.problems += [DcclipError(line, hint) for line in self._missing.values()]
         data = self._data()
-        widths = self._teachers()
-        self._student()
+        teachers = self._teachers()
+        student = self._student(teachers)
         self._tests()
         self._export()
         for stage in self._training():
-            self._disk(stage, data, widths)
+            self._stage(stage, data, teachers, student)
         return self.problems
 
     def _ask(self, at: Location, question: Callable[[], T]) -> T | None:
@@ -92,7 +100,7 @@ class Preflight:
             return None
 
     def _add(self, at: Location, error: DcclipError) -> None:
-        line = self.loaded.line(at, error.what)
+        line = self.loaded.line(at, error.what.removeprefix(f"{'.'.join(map(str, at))}: "))
         if line not in (problem.what for problem in self.problems):  # one data set has a name for each language
             self.problems.append(DcclipError(line, error.hint))
 
@@ -124,22 +132,26 @@ class Preflight:
                 self._add((stage, "validate_every_steps"), DcclipError(what, "set data.validation"))
         return {kind: one for kind, one in found.items() if one is not None}
 
-    def _teachers(self) -> dict[str, TeacherWidths]:
-        """Widths of the teachers that are used, by their `model`, as far as they are known without a network."""
+    def _teachers(self) -> dict[str, Towers]:
+        """The teachers that are used, without weights, by their `model`, as far as they are here."""
         recipe = self.loaded.recipe
         learning = [stage for stage in self._training() if any(loss.needs_teacher for loss in self._losses(stage))]
         named: list[tuple[Location, Teacher]] = []
-        gives_tokens = recipe.student and recipe.student.text.vocabulary.source == "teacher" and self._is_new_student()
-        if recipe.teacher and self._training() and (learning or gives_tokens or "eval" in self.needed):
+        text = recipe.student.text if recipe.student and self._is_new_student() else None
+        gives = text is not None and (text.vocabulary.source == "teacher" or text.inherit != "nothing")
+        if recipe.teacher and self._training() and (learning or gives or "eval" in self.needed):
             named.append((("teacher", "model"), recipe.teacher))
         for stage in learning:
             several = enumerate(self._options(stage).more_teachers)
             named += [((stage, "more_teachers", number, "model"), teacher) for number, teacher in several]
-        found = {}
+        found: dict[str, Towers] = {}
         for at, teacher in named:
             library = "open_clip" if teacher.kind == "open_clip" else "transformers"
-            if widths := self._ask(at, partial(check_model, teacher.model, library)):
-                found[teacher.model] = widths
+            if self._ask(at, partial(_is_complete, teacher.model, library)):
+                from dcclip_cli.train.dry_run import open_blank
+
+                if towers := self._ask(at, partial(open_blank, teacher)):
+                    found[teacher.model] = towers
         return found
 
     def _is_new_student(self) -> bool:
@@ -147,10 +159,52 @@ class Preflight:
         from_scratch = align is not None and align.start == "scratch" and "align" in self.needed
         return "distill" in self.needed or from_scratch
 
-    def _student(self) -> None:
-        student = self.loaded.recipe.student
-        if student and self._is_new_student() and student.image.weights == "timm":
-            self._ask(("student", "image", "weights"), partial(check_timm, student.image.timm))
+    def _student(self, teachers: Mapping[str, Towers]) -> OpenClipTowers | None:
+        """The recipe's student without weights; None where it cannot be built."""
+        recipe = self.loaded.recipe
+        student = recipe.student
+        if student is None or not self._training():
+            return None
+        from dcclip_cli.model.blank import blank_student, check_image_weights
+        from dcclip_cli.model.students import blank_network
+        from dcclip_cli.train.dry_run import check_inherited
+
+        image, text = student.image, student.text
+        if self._is_new_student() and image.weights == "timm":
+            self._ask(("student", "image", "weights"), partial(check_timm, image.timm))
+        if self._ask(("student", "image", "timm"), partial(blank_network, image.timm)) is None:
+            return None
+        teacher = teachers.get(recipe.teacher.model) if recipe.teacher else None
+        width = self._embed_dim(teacher)
+        towers = self._ask(("student", "image", "size"), partial(blank_student, student, width))
+        if towers is None or not self._is_new_student():
+            return towers
+        self._ask(("student", "image", "weights"), partial(check_image_weights, towers, image))
+        if text.vocabulary.source == "teacher" or text.inherit != "nothing":
+            where = ("inherit",) if text.inherit != "nothing" else ("vocabulary", "from")
+            if recipe.teacher is None:
+                what = "is taken from the teacher, but the recipe has none"
+                self._add(("student", "text", *where), DcclipError(what, "add a section teacher, or omit it"))
+        if teacher is not None:
+            if text.vocabulary.source == "teacher":
+                self._ask(("student", "text", "vocabulary"), partial(self._check_vocabulary))
+            if text.inherit != "nothing":
+                self._ask(("student", "text", "inherit"), partial(check_inherited, text, towers, teacher))
+        return towers
+
+    def _embed_dim(self, teacher: Towers | None) -> int:
+        from dcclip_cli.train.feature_shapes import widths
+
+        learning = any(loss.needs_teacher for stage in self._training() for loss in self._losses(stage))
+        return widths(teacher).embedding if teacher is not None and learning else DEFAULT_EMBED_DIM
+
+    def _check_vocabulary(self) -> None:
+        from dcclip_cli.model.blank import local_folder
+        from dcclip_cli.model.tokenizer import check_trimmable
+
+        teacher = self.loaded.recipe.teacher
+        if teacher is not None and (folder := local_folder(teacher)) is not None:
+            check_trimmable(folder)
 
     def _tests(self) -> None:
         if self.loaded.recipe.eval is None or not {"eval", "export"} & set(self.needed):
@@ -175,39 +229,40 @@ class Preflight:
             error = DcclipError("int8 needs images to calibrate on", "set export.calibration or data.train")
             self._add(("export", "precision"), error)
 
-    def _disk(self, stage: StageName, data: Mapping[str, Preview], widths: Mapping[str, TeacherWidths]) -> None:
-        options = self._options(stage)
-        if options.teacher_cache:
-            needed, folder = self._teacher_cache_bytes(stage, data, widths), cache_folder() / "teacher-cache"
-            if needed > free_bytes(folder) + _size(folder):
-                self._too_small((stage, "teacher_cache"), "the teacher cache", needed, folder, _CACHE_HINT)
-        student, free = self.loaded.recipe.student, free_bytes(self.run_dir.root)
-        if student and free < _PLENTY:
-            embedding = next(iter(widths.values())).embedding if widths else 256
-            needed = checkpoint_bytes(count_parameters(student, embedding), options)
-            if needed > free:
-                self._too_small((stage,), "the stage's checkpoints and model", needed, self.run_dir.root, _RUN_HINT)
+    def _stage(
+        self,
+        stage: StageName,
+        data: Mapping[str, Preview],
+        teachers: Mapping[str, Towers],
+        student: OpenClipTowers | None,
+    ) -> None:
+        """Check one training stage by shape, and the disk space that it needs."""
+        start = getattr(self._options(stage), "start", "distill")
+        if start not in ("distill", "scratch") and Path(start).is_dir():
+            from dcclip_cli.model.blank import blank_model
 
-    def _teacher_cache_bytes(
-        self, stage: StageName, data: Mapping[str, Preview], widths: Mapping[str, TeacherWidths]
-    ) -> float:
-        """Bytes of all teachers' features, as far as the teachers' widths are known."""
-        recipe, options, losses = self.loaded.recipe, self._options(stage), self._losses(stage)
-        used = {kind: one for kind, one in data.items() if kind in ("train", "images", "texts")}
-        if stage == "align" and "align" in data:
-            used["train"] = data["align"]
-        size = recipe.student.image.size if recipe.student else 224
-        teachers = [*([recipe.teacher] if recipe.teacher else []), *options.more_teachers]
-        of_teacher = [tuple(learns_from(losses, number)) for number in range(len(teachers))]
-        return sum(
-            teacher_cache_bytes(widths[teacher.model], its, options, used, size)
-            for teacher, its in zip(teachers, of_teacher, strict=True)
-            if teacher.model in widths and any(loss.needs_teacher for loss in its)
-        )
+            student = self._ask((stage, "start"), partial(blank_model, Path(start)))
+        check = StageCheck(self.loaded.recipe, stage, self._ask, data, teachers)
+        shapes = check.run(student)
+        if shapes is None:
+            return
+        work = check.work(shapes, self.device)
+        self.works.append(work)
+        folder = cache_folder() / "teacher-cache"
+        if work.cache_bytes > free_bytes(folder) + _size(folder):
+            self._too_small((stage, "teacher_cache"), "the teacher cache", work.cache_bytes, folder, _CACHE_HINT)
+        if work.run_bytes > free_bytes(self.run_dir.root):
+            what = "the stage's checkpoints and model"
+            self._too_small((stage,), what, work.run_bytes, self.run_dir.root, _RUN_HINT)
 
     def _too_small(self, at: Location, what: str, needed: float, folder: Path, hint: str) -> None:
         free = f"{free_bytes(folder) / 1e9:,.1f} GB are free at {folder}"
         self._add(at, DcclipError(f"{what} will take about {needed / 1e9:,.1f} GB, and {free}", hint))
+
+
+def _is_complete(model: str, library: str) -> bool:
+    check_model(model, library)
+    return True
 
 
 _CACHE_HINT = (

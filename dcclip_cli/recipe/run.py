@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dcclip_cli.exporters.parity import Parity
     from dcclip_cli.model.reference import ModelReference
     from dcclip_cli.model.teachers import Teacher
+    from dcclip_cli.train.estimate import StageWork
 
 
 SUMMARY = "summary.json"
@@ -63,11 +64,41 @@ class RecipeRun:
     _recorded: bool = False  # the recipe, in the run directory
     _results: dict[str, list[EvalResult]] = field(default_factory=dict)  # by model: teacher, student, bundle
 
-    def preflight(self, stages: Iterable[StageName]) -> None:
-        """Raise DcclipError with everything that would keep the unfinished of these stages from running."""
+    def preflight(self, stages: Iterable[StageName]) -> list[StageWork]:
+        """Raise DcclipError with everything that would keep the unfinished of these stages from running.
+
+        Returns the work of those that train.
+        """
         from dcclip_cli.recipe.preflight import check
 
-        check(self.loaded, self.dir, stages, self.fresh)
+        return check(self.loaded, self.dir, stages, self.fresh, self._torch_device(stages))
+
+    def estimates(self, works: Sequence[StageWork]) -> Iterator[str]:
+        """What the work of stages takes, time measured for some seconds and disk space, in lines for the user."""
+        from dcclip_cli.train.estimate import lines
+        from dcclip_cli.train.timing import by_measuring
+
+        before: dict[Any, Any] = {}
+        for work in works:
+            yield from lines(work, by_measuring(work), before)
+
+    def _torch_device(self, stages: Iterable[StageName]) -> str:
+        if self.device == "cpu" or not any(stage.trains for stage in STAGES if stage.name in stages):
+            return "cpu"  # which needs no torch
+        from dcclip_cli.model.precision import torch_device
+
+        return torch_device(self.device)
+
+    def _announce(self, works: Sequence[StageWork]) -> None:
+        """Say what will take the teachers hours."""
+        from dcclip_cli.train.estimate import long_teacher_work
+        from dcclip_cli.train.timing import by_operations
+
+        before: dict[Any, Any] = {}
+        for work in works:
+            if work.shapes.teachers:
+                for line in long_teacher_work(work, by_operations(work), before):
+                    self.progress.say(line)
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -97,8 +128,10 @@ class RecipeRun:
 
         Before it, everything that the stages need is checked: data, teachers, test sets and disk space.
         """
-        self.preflight(stages)
+        works = self.preflight(stages)
         if is_first_process():
+            if works:
+                self._announce(works)
             again = stages if self.fresh else ()
             done = [one.name for one in STAGES if one.name not in again and has_product(self.dir.root, one.name)]
             record(self.loaded, self.dir.root, done)

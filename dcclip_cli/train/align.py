@@ -58,7 +58,7 @@ def align(options: AlignOptions, context: StageContext) -> TrainResult:
     from dcclip_cli.train.stage import StageSetup, train_stage
 
     data = StageData(
-        _used(context.data, options),
+        used_data(context.data, options),
         options.batch_size,
         options.images_per_step,
         options.texts_per_step,
@@ -93,7 +93,7 @@ def _start(options: AlignOptions, context: StageContext) -> Path | None:
     return start
 
 
-def _used(data: DataOptions, options: AlignOptions) -> DataOptions:
+def used_data(data: DataOptions, options: AlignOptions) -> DataOptions:
     """The part of the recipe's data that align uses. Raises DcclipError for missing pairs and for data without use."""
     train = options.train or data.train
     if train is None:

@@ -1,14 +1,15 @@
-"""Estimates of the disk space that a training stage takes: teacher cache, checkpoints and the saved model."""
+"""Estimates of a training stage's work for its teachers and of its disk space: teacher cache, checkpoints and model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from dcclip_cli.data.preview import Preview
-from dcclip_cli.model.available import TeacherWidths
-from dcclip_cli.train.losses.base import Loss
-from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
+from dcclip_cli.train.feature_shapes import Grid, map_sizes
+from dcclip_cli.train.losses.base import Loss, Widths
+from dcclip_cli.train.losses.features import TokenFeaturesLoss
 from dcclip_cli.train.options import TrainOptions
 
 _FP16, _FP32 = 2, 4
@@ -16,27 +17,53 @@ _BYTES_PER_TOKEN = 4  # of a caption in UTF-8: about a token for each English wo
 _MOST_TOKENS = 77
 
 
-def teacher_cache_bytes(
-    widths: TeacherWidths, losses: tuple[Loss, ...], options: TrainOptions, data: Mapping[str, Preview], image_size: int
-) -> float:
-    """Bytes of a teacher's features that `losses` need, for data by kind (train, images, texts).
+@dataclass(frozen=True)
+class Rows:
+    """How many different augmented images and captions a stage uses, about."""
 
-    Rows are counted once for each different augmented image and caption that the stage uses.
-    """
-    languages = options.captions.languages
-    image, text = float(widths.embedding), float(widths.embedding)
-    for cells in _cells(losses, image_size).values():
-        image += cells * widths.image_map
-    if any(isinstance(loss, TokenFeaturesLoss) for loss in losses):
-        length = max((one.bytes_per_caption(languages) for one in data.values()), default=0.0)
-        text += widths.text_tokens * min(_MOST_TOKENS, 2 + length / _BYTES_PER_TOKEN)
-    total = 0.0
+    images: int
+    texts: int
+
+
+def rows_used(options: TrainOptions, data: Mapping[str, Preview], sizes: Mapping[str, int], steps: int) -> Rows:
+    """The different images and captions of a run, for data by kind (pairs, images, texts) and `sizes` per step."""
+    images = texts = 0.0
     for kind, one in data.items():
-        drawn = options.steps * options.batch_size if options.steps else math.inf
-        captions = min(one.samples, drawn) * one.captions_per_sample(languages)
-        images = 0 if kind == "texts" else min(one.samples * options.augmentations, drawn)
-        total += _FP16 * (images * image + captions * text)
-    return total
+        drawn = steps * sizes[kind]
+        if kind != "texts":
+            images += min(one.samples * options.augmentations, drawn)
+        texts += min(one.samples, drawn) * _captions_used(one, options, drawn / max(1, one.samples))
+    return Rows(round(images), round(texts))
+
+
+def _captions_used(one: Preview, options: TrainOptions, epochs: float) -> float:
+    """Mean number of different captions of a sample that so many epochs use."""
+    languages, chosen = options.captions.languages, options.captions
+    used = 0.0
+    for several in one.captions:
+        for language in languages:
+            count, times = len(several[language]), max(1.0, epochs)
+            most = (2 if chosen.second_caption else 1) * times
+            used += min(count, 1 if chosen.first == 1 and not chosen.second_caption else most)
+    return used / max(1, len(one.captions))
+
+
+def teacher_cache_bytes(
+    widths: Widths,
+    losses: Sequence[Loss],
+    options: TrainOptions,
+    data: Mapping[str, Preview],
+    grids: Mapping[int, Grid],
+    rows: Rows,
+) -> float:
+    """Bytes of a teacher's features that `losses` need; `grids` are those of the student's maps, by layer."""
+    image, text = float(widths.embedding), float(widths.embedding)
+    for layer, grid in map_sizes(losses, grids).items():
+        image += grid.height * grid.width * widths.layer(layer)
+    if any(isinstance(loss, TokenFeaturesLoss) for loss in losses):
+        length = max((one.bytes_per_caption(options.captions.languages) for one in data.values()), default=0.0)
+        text += widths.text_tokens * min(_MOST_TOKENS, 2 + length / _BYTES_PER_TOKEN)
+    return _FP16 * (rows.images * image + rows.texts * text)
 
 
 def checkpoint_bytes(parameters: int, options: TrainOptions) -> int:
@@ -45,15 +72,9 @@ def checkpoint_bytes(parameters: int, options: TrainOptions) -> int:
     return _FP32 * parameters * copies
 
 
-def _cells(losses: tuple[Loss, ...], image_size: int) -> dict[int, int]:
-    """The cells of the grid on which the map of each of the teacher's layers is stored.
-
-    It is that of the student's layer: a convolutional network halves the side from stage to stage, down to a 32nd.
-    """
-    cells: dict[int, int] = {}
-    for loss in losses:
-        if isinstance(loss, FeatureMapLoss):
-            for student, teacher in zip(loss.student_layers, loss.teacher_layers, strict=True):
-                halvings = min(5, student + 1 if student >= 0 else 6 + student)
-                cells[teacher] = max(cells.get(teacher, 1), math.ceil(image_size / 2 ** max(1, halvings)) ** 2)
-    return cells
+def steps_of(options: TrainOptions, data: Mapping[str, Preview], sizes: Mapping[str, int]) -> int:
+    """Training steps of a run, about: an epoch is one of the first kind of data."""
+    if options.steps or not data:
+        return options.steps or 0
+    kind, first = next(iter(data.items()))
+    return max(1, math.ceil((options.epochs or 0) * (first.samples // sizes[kind])))

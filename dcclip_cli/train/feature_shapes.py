@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from PIL import Image
 
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
-from dcclip_cli.train.losses.base import Widths
+from dcclip_cli.train.losses.base import Loss, Widths
+from dcclip_cli.train.losses.features import FeatureMapLoss
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,30 @@ def no_images(widths: Widths, layers: Sequence[int], device: torch.device) -> Im
     return ImageFeatures(torch.zeros(0, widths.embedding, device=device), maps[-1], maps)
 
 
+def map_sizes(losses: Sequence[Loss], grids: Mapping[int, Grid]) -> dict[int, Grid]:
+    """The teacher's layers whose maps are stored, with the finest grid on which a student's layer needs each."""
+    sizes: dict[int, Grid] = {}
+    for loss in losses:
+        if isinstance(loss, FeatureMapLoss):
+            for student, teacher in zip(loss.student_layers, loss.teacher_layers, strict=True):
+                grid, before = grids[student], sizes.get(teacher, Grid(1, 1))
+                sizes[teacher] = Grid(max(grid.height, before.height), max(grid.width, before.width))
+    return sizes
+
+
 def _probe(towers: Towers, layers: Sequence[int]) -> tuple[ImageFeatures, TextFeatures]:
+    if next(towers.parameters()).is_meta:
+        return _blank_probe(towers, tuple(layers))
+    return _features(towers, layers)
+
+
+@lru_cache(maxsize=32)
+def _blank_probe(towers: Towers, layers: tuple[int, ...]) -> tuple[ImageFeatures, TextFeatures]:
+    """The features of towers without weights, which take no memory: a pass takes a second of bookkeeping."""
+    return _features(towers, layers)
+
+
+def _features(towers: Towers, layers: Sequence[int]) -> tuple[ImageFeatures, TextFeatures]:
     device = next(towers.parameters()).device
     training = towers.training
     towers.eval()

@@ -67,10 +67,17 @@ class LazyTeacher:
                 raise DcclipError(f"teacher {self.options.model} changed while it was in use", "run the command again")
         return self._towers
 
-    @cached_property
-    def facts(self) -> TeacherFacts:
+    @property
+    def known_facts(self) -> TeacherFacts | None:
+        """Its facts if they are on record, for which it is not loaded."""
         if self._record and (record := cached_record(self._record, _FORMAT, self._progress.say)):
             return _from_json(record.content["facts"])
+        return None
+
+    @cached_property
+    def facts(self) -> TeacherFacts:
+        if (known := self.known_facts) is not None:
+            return known
         towers = self.towers
         check_logits(towers.logit_scale, towers.logit_bias, towers.name)
         facts = TeacherFacts(

@@ -63,21 +63,24 @@ class Student:
 
     def checkpoint_gradients(self) -> None:
         """Recompute activations in the backward pass. Raises DcclipError if the image tower cannot."""
-        model = self.towers.model
-        model.text.set_grad_checkpointing(True)
-        try:
-            model.visual.trunk.set_grad_checkpointing(True)
-        except AssertionError:
-            network = self.config["vision_cfg"]["timm_model_name"]
-            raise DcclipError(
-                f"{network} does not support gradient checkpointing",
-                "remove gradient_checkpointing, or use another network",
-            ) from None
+        checkpoint_gradients(self.towers.model, self.config["vision_cfg"]["timm_model_name"])
 
     def save(self, folder: Path, provenance: dict[str, Any], half: bool = False) -> None:
         """Write the model directory."""
         provenance = {"name": self.name, "parent": self.parent, "versions": versions(), **provenance}
         save_model(folder, self.towers.model, self.config, self.preprocessing, self.tokenizer, provenance, half)
+
+
+def checkpoint_gradients(model: Any, network: str) -> None:
+    """Make both towers recompute activations. Raises DcclipError if the image tower, timm's `network`, cannot."""
+    model.text.set_grad_checkpointing(True)
+    try:
+        model.visual.trunk.set_grad_checkpointing(True)
+    except AssertionError:
+        raise DcclipError(
+            f"{network} does not support gradient checkpointing",
+            "remove gradient_checkpointing, or use another network",
+        ) from None
 
 
 def new_student(

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dcclip_cli.blocks import Ragged, Values
 from dcclip_cli.data.collator import Batch, Collator
+from dcclip_cli.data.options import Augment
 from dcclip_cli.data.pixels import VERSION, normalized, stacked, training_preprocess
 from dcclip_cli.data.samplers import Sample
 from dcclip_cli.data.stored_features import StoredFeatures, StoredTexts
@@ -34,16 +36,31 @@ from dcclip_cli.progress import Progress
 from dcclip_cli.signals import begin_worker
 from dcclip_cli.store import FeatureStore, MissingRows
 from dcclip_cli.train.distributed import process_count, process_index
-from dcclip_cli.train.feature_shapes import Grid, no_images
-from dcclip_cli.train.lazy_teacher import LazyTeacher
+from dcclip_cli.train.feature_shapes import Grid, map_sizes, no_images
+from dcclip_cli.train.lazy_teacher import LazyTeacher, TeacherFacts
 from dcclip_cli.train.losses.base import Loss, Outputs
-from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, to_grid
+from dcclip_cli.train.losses.features import TokenFeaturesLoss, to_grid
 from dcclip_cli.train.teacher_rows import IMAGE, TEXT, TOKENS, FeatureReader, NeededRows, needed_rows, rows_of
 
 FOLDER = "teacher-cache"
 BATCH_SIZE = 64  # of the teacher: in bf16, results depend on what is computed together
 _KEPT_ROWS = 2**17  # of the parts of training completed last, which are completed again where rows prove damaged
 _HINT = "check the teacher's weights, or set its precision to fp32; the cache is in fp16: or set teacher_cache to false"
+
+
+def folder_of(teacher: TeacherFacts) -> Path:
+    """The folder of a teacher's features: a name for people, and a hash of what all of them depend on."""
+    name = re.sub(r"[^\w.-]+", "-", teacher.name)
+    return cache_folder() / FOLDER / f"{name}-{_short(f'{teacher.fingerprint} {BATCH_SIZE}')}"
+
+
+def stores_of(
+    teacher: TeacherFacts, augment: Augment, seed: int, warn: Callable[[str], None] = lambda _: None
+) -> tuple[FeatureStore, FeatureStore]:
+    """The stores of a teacher's features of images with an augmentation, and of texts."""
+    # The random numbers of an augmentation come from the seed and from the sample's number in the dataset.
+    augmentation, folder = f"{augment.model_dump_json()} {seed} {VERSION}", folder_of(teacher)
+    return FeatureStore(folder / f"images-{_short(augmentation)}", warn), FeatureStore(folder / "texts", warn)
 
 
 @dataclass(frozen=True)
@@ -87,17 +104,12 @@ class TeacherCache:
         """`workers` processes read images for the teacher; `number` is the teacher's."""
         self._number, self._teacher, self.widths = number, teacher, teacher.facts.widths
         self._collator, self._workers, self._progress = collator, workers, progress
-        self._grids = _map_sizes(losses, grids)
+        self._grids = map_sizes(losses, grids)
         self._maps = {layer: f"image_map {layer} {grid.height}x{grid.width}" for layer, grid in self._grids.items()}
         self._tokens = any(isinstance(loss, TokenFeaturesLoss) for loss in losses)
         self._scale = torch.tensor(teacher.facts.logit_scale)
-        # A name for people, and a hash of what all rows of the teacher depend on.
-        name = re.sub(r"[^\w.-]+", "-", teacher.facts.name)
-        self.folder = cache_folder() / FOLDER / f"{name}-{_short(f'{teacher.facts.fingerprint} {BATCH_SIZE}')}"
-        # The random numbers of an augmentation come from the seed and from the sample's number in the dataset.
-        augmentation = f"{collator.augment.model_dump_json()} {collator.seed} {VERSION}"
-        self._images = FeatureStore(self.folder / f"images-{_short(augmentation)}", self._progress.say)
-        self._texts = FeatureStore(self.folder / "texts", self._progress.say)
+        self.folder = folder_of(teacher.facts)
+        self._images, self._texts = stores_of(teacher.facts, collator.augment, collator.seed, self._progress.say)
         arrays = (IMAGE, *self._maps.values()), (TEXT, TOKENS) if self._tokens else (TEXT,)
         self.reader = FeatureReader(collator.dataset, self._images, self._texts, *arrays)
         self.computed = {"images": 0, "captions": 0}  # rows, since this object was made
@@ -249,14 +261,3 @@ def _half(values: torch.Tensor, teacher: Towers, inputs: str) -> np.ndarray:
 
 def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _map_sizes(losses: Sequence[Loss], grids: Mapping[int, Grid]) -> dict[int, Grid]:
-    """The teacher's layers whose maps are stored, with the finest grid on which a student's layer needs each."""
-    sizes: dict[int, Grid] = {}
-    for loss in losses:
-        if isinstance(loss, FeatureMapLoss):
-            for student, teacher in zip(loss.student_layers, loss.teacher_layers, strict=True):
-                grid, before = grids[student], sizes.get(teacher, Grid(1, 1))
-                sizes[teacher] = Grid(max(grid.height, before.height), max(grid.width, before.width))
-    return sizes

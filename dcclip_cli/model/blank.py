@@ -1,0 +1,116 @@
+"""Students and teachers without weights, on torch's meta device: their shapes, errors and operations at no cost."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcclip_cli.model.available import whole_cached_folder
+from dcclip_cli.model.library_configs import COPY_AGAIN, library_errors, open_clip_config
+from dcclip_cli.model.model_dir import PROVENANCE
+from dcclip_cli.model.preprocess import Preprocessing
+from dcclip_cli.model.reference import library_of
+from dcclip_cli.model.students import ImageTower, StudentOptions, init_image_tower, model_config, preprocessing_of
+from dcclip_cli.model.teachers import Teacher, checked_config
+from dcclip_cli.model.tokenizer import BEGIN_ID, END_ID, UNKNOWN_ID
+from dcclip_cli.model.towers import OpenClipTowers, Tokens, Towers, TransformersTowers
+
+
+def blank_student(options: StudentOptions, embed_dim: int, device: str = "meta") -> OpenClipTowers:
+    """A student with as many tokens as its vocabulary may have, on another `device` with random weights.
+
+    Raises DcclipError for a network that does not exist, or cannot be built or used as the options say.
+    """
+    from open_clip.model import CustomTextCLIP
+
+    image = options.image
+    config = model_config(options, options.embed_dim or embed_dim, options.text.vocabulary.size)
+    with library_errors(f"{image.timm} cannot be built", _other_size(image.timm)), torch.device(device):
+        model = CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"})
+    towers = OpenClipTowers(model, _one_word, preprocessing_of(image), image.timm, "")
+    check_size(towers, image.timm, image.size)
+    return towers
+
+
+def check_image_weights(towers: OpenClipTowers, image: ImageTower) -> None:
+    """Raise DcclipError unless the file `image.weights` fits; timm's own weights are not looked for."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that they are not copied to the meta device
+        if image.weights != "timm":
+            init_image_tower(towers.model, image)
+
+
+def check_size(towers: OpenClipTowers, network: str, size: int) -> None:
+    """Raise DcclipError unless the image tower takes square images of this size."""
+    device = next(towers.parameters()).device
+    towers.eval()
+    what = f"{network} does not take images of {size} x {size} pixels"
+    with library_errors(what, _other_size(network)), torch.no_grad():
+        towers.image_features(torch.zeros(1, 3, size, size, device=device))
+
+
+def _other_size(network: str) -> str:
+    import timm
+
+    config = timm.get_pretrained_cfg(network, allow_unregistered=True)
+    own = config.input_size[-1] if config else 224
+    return f"set student.image.size: {own}, for which the network was made, or a multiple of its patches"
+
+
+def _one_word(texts: list[str]) -> Tokens:
+    ids = torch.tensor([[BEGIN_ID, UNKNOWN_ID, END_ID]] * len(texts))
+    return Tokens(ids, torch.ones_like(ids))
+
+
+def blank_model(folder: Path) -> OpenClipTowers:
+    """The model in a directory of open_clip, dcclip's or another's, without its weights."""
+    from dcclip_cli.model.open_clip_models import build_blank, directory_tokenizer
+    from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with
+
+    config = open_clip_config(folder)
+    model: Any = build_blank(folder, config)
+    with library_errors(f"{folder} cannot be used", COPY_AGAIN):
+        if not (folder / PROVENANCE).is_file():
+            preprocessing = Preprocessing.from_config(dict(model.visual.preprocess_cfg))
+            return OpenClipTowers(model, directory_tokenizer(folder), preprocessing, folder.name, "")
+        preprocessing = Preprocessing.from_config(config.get("preprocess_cfg", {}))
+        tokenizer, length = load_tokenizer(folder), config["model_cfg"]["text_cfg"].get("context_length", 77)
+    vocab = tokenizer.get_vocab()
+    return OpenClipTowers(model, tokenize_with(tokenizer, length), preprocessing, folder.name, "", vocab)
+
+
+def blank_teacher(teacher: Teacher) -> Towers | None:
+    """The teacher without its weights; None where its files are not at hand. Raises DcclipError as loading."""
+    folder = local_folder(teacher)
+    if folder is None:
+        return None
+    if library_of(folder, "open_clip" if teacher.kind == "open_clip" else "transformers") == "open_clip":
+        return blank_model(folder)
+    return _blank_transformers(folder, teacher.model)
+
+
+def local_folder(teacher: Teacher) -> Path | None:
+    """The directory with a teacher's files: its own, or in the local cache of the hub; None if there is none."""
+    name = teacher.model.removeprefix("hf-hub:")
+    if Path(name).is_dir():
+        return Path(name)
+    if Path(name).is_absolute() or (teacher.kind == "open_clip" and name == teacher.model):  # ARCH/TAG
+        return None
+    return whole_cached_folder(name)
+
+
+def _blank_transformers(folder: Path, name: str) -> TransformersTowers:
+    import transformers
+
+    checked_config(str(folder))
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    with library_errors(f"teacher {name} cannot be built from its configuration", COPY_AGAIN):
+        config = transformers.AutoConfig.from_pretrained(folder, **local)
+        with torch.device("meta"):
+            model: Any = transformers.AutoModel.from_config(config, trust_remote_code=False)
+        image_processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", **local)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
+        return TransformersTowers(model, image_processor, tokenizer, folder.name, "")

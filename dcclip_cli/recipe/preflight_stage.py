@@ -1,0 +1,188 @@
+"""Checks of one training stage: its data against its options, and its student, teachers and losses by shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dcclip_cli.data.options import DataOptions
+from dcclip_cli.data.preview import Preview, languages_in
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.recipe.schema import Recipe
+from dcclip_cli.recipe.yaml import Location
+from dcclip_cli.run_dir import StageName
+from dcclip_cli.train.align import used_data
+from dcclip_cli.train.losses.base import Loss, TeacherLoss
+from dcclip_cli.train.options import TrainOptions
+
+if TYPE_CHECKING:
+    from dcclip_cli.model.towers import OpenClipTowers, Towers
+    from dcclip_cli.train.dry_run import Shapes
+    from dcclip_cli.train.estimate import StageWork
+
+T = TypeVar("T")
+DEFAULT_EMBED_DIM = 256  # of a student without a teacher
+_KINDS = {"pairs": "train", "images": "images", "texts": "texts"}  # of data, by their key in the section data
+_SIZES = {"pairs": "batch_size", "images": "images_per_step", "texts": "texts_per_step"}
+
+
+@dataclass(frozen=True)
+class StageCheck:
+    """Checks `stage` of a recipe. `ask` records what a question about the value at a key raises.
+
+    `previews` are those of the data by kind (train, align, images, texts), `teachers` the towers by their `model`.
+    """
+
+    recipe: Recipe
+    stage: StageName
+    ask: Callable[[Location, Callable[[], Any]], Any]
+    previews: Mapping[str, Preview]
+    teachers: Mapping[str, Towers]
+
+    @property
+    def options(self) -> TrainOptions:
+        options: TrainOptions = getattr(self.recipe, self.stage)
+        return options
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        return tuple(getattr(self.options, "losses", ()))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many samples of each kind (pairs, images, texts) a step has."""
+        data = self.data
+        if data is None:
+            return {}
+        given = {kind: getattr(self.options, _SIZES[kind], None) for kind in _KINDS}
+        there = {kind: size for kind, size in given.items() if getattr(data, _KINDS[kind]) is not None and size != 0}
+        return {kind: size or self.options.batch_size for kind, size in there.items()}
+
+    @property
+    def data(self) -> DataOptions | None:
+        """The part of the recipe's data that the stage uses."""
+        data, align = self.recipe.data, self.recipe.align
+        if self.stage == "distill" or data is None or align is None:
+            return data
+        result: DataOptions | None = self.ask(("align",), partial(used_data, data, align))
+        return result
+
+    def preview(self, kind: str) -> Preview | None:
+        """The preview of a kind of data: pairs, images, texts."""
+        own = self.previews.get("align") if self.stage == "align" and kind == "pairs" else None
+        return own or self.previews.get(_KINDS[kind])
+
+    def run(self, student: OpenClipTowers | None) -> Shapes | None:
+        """Ask everything; the shapes of the stage, None where its student cannot be built."""
+        self._check_data()
+        self._check_options()
+        if student is None:
+            return None
+        from dcclip_cli.train.dry_run import Shapes, questions
+
+        used = any(loss.needs_teacher for loss in self.losses)
+        teachers = [self.teachers.get(one.model) for one in self.all_teachers] if used else []
+        shapes = Shapes(self.losses, student, teachers)
+        # The optimizer is built last, if nothing else is wrong.
+        wrong = 0
+        for key, question in questions(shapes, self.options):
+            if not (key == ("optimizer",) and wrong):
+                wrong += self.ask((self.stage, *key), _said(question)) is None
+        return None if wrong else shapes
+
+    @property
+    def all_teachers(self) -> Sequence[Any]:
+        """The options of the stage's teachers by number."""
+        return [*([self.recipe.teacher] if self.recipe.teacher else []), *self.options.more_teachers]
+
+    def work(self, shapes: Shapes, device: str) -> StageWork:
+        """What decides the stage's time and space. Data that is still to be collected has none."""
+        from dcclip_cli.train.estimate import StageWork
+
+        data = {kind: one for kind in self.sizes if (one := self.preview(kind))}
+        student = self.recipe.student if getattr(self.options, "start", "distill") in ("distill", "scratch") else None
+        teachers = self.all_teachers if shapes.teachers else []
+        sizes = {kind: self.sizes[kind] for kind in data}
+        return StageWork(self.stage, self.options, data, sizes, shapes, teachers, self.recipe.seed, student, device)
+
+    def _check_data(self) -> None:
+        sizes = self.sizes
+        for number, loss in enumerate(self.losses):
+            if not loss.needs & sizes.keys():
+                wanted = " or ".join(f"data.{_KINDS[kind]}" for kind in sorted(loss.needs))
+                error = DcclipError(f"the data has nothing for loss {loss.kind}", f"set {wanted}, or remove the loss")
+                self._report(("losses", number), error)
+        for kind, size in sizes.items():
+            key = _SIZES[kind] if getattr(self.options, _SIZES[kind], None) else "batch_size"
+            found = self.preview(kind)
+            if found and found.exact and found.samples < size and not (kind == "texts" and self._phrases):
+                what = f"{size} is larger than the data ({found.samples} {kind} in data.{_KINDS[kind]})"
+                self._report((key,), DcclipError(what, f"make {key} smaller"))
+            if size % self.options.accumulate:
+                what = f"{size} cannot be split into {self.options.accumulate} parts (accumulate)"
+                self._report((key,), DcclipError(what, "make it a multiple of accumulate"))
+        self._check_languages(sizes)
+
+    @property
+    def _phrases(self) -> int:
+        return self.recipe.data.phrases if self.recipe.data else 0
+
+    def _check_languages(self, sizes: Mapping[str, int]) -> None:
+        """A batch without any caption in a wanted language ends a run: there must be some."""
+        data, captioned = self.data, [kind for kind in ("pairs", "texts") if kind in sizes]
+        if data is None or not captioned or "images" in sizes or any(self.preview(kind) is None for kind in captioned):
+            return
+        previews = [one for kind in captioned if (one := self.preview(kind))]
+        for language in self.options.captions.languages:
+            if any(one.get(language) for preview in previews for one in preview.captions):
+                continue
+            if "pairs" in captioned and data.train and language in languages_in(data.train, data.columns):
+                continue
+            if "texts" in captioned and not self._all_texts_seen():
+                continue
+            places = " and ".join(f"data.{_KINDS[kind]}" for kind in captioned)
+            others = [one for one in self.options.captions.languages if one != language]
+            hint = f"set captions.languages: [{', '.join(others)}], or add {language} captions"
+            error = DcclipError(f"there are no '{language}' captions in {places}", hint)
+            self._report(("captions", "languages"), error)
+
+    def _all_texts_seen(self) -> bool:
+        texts = self.preview("texts")
+        return texts is not None and texts.samples <= len(texts.captions)
+
+    def _check_options(self) -> None:
+        inside = ", ".join(loss.kind for loss in self.losses if not loss.embeddings_only)
+        if self.options.gradient_cache and inside:
+            what = f"needs losses on embeddings, and {inside} uses features inside the towers"
+            hint = "remove one of them; accumulate alone saves memory as well"
+            self._report(("gradient_cache",), DcclipError(what, hint))
+        count = len(self.all_teachers)
+        for number, loss in enumerate(self.losses):
+            if isinstance(loss, TeacherLoss) and loss.teacher >= count:
+                there = f"there are {count}, counted from 0" if count else "the recipe has none"
+                hint = "add teachers to more_teachers, or use a smaller number"
+                error = DcclipError(f"loss {loss.kind} learns from teacher {loss.teacher}, and {there}", hint)
+                self._report(("losses", number, "teacher"), error)
+        start = getattr(self.options, "start", "distill")
+        if start not in ("distill", "scratch") and not Path(start).is_dir():
+            hint = "name a model directory, distill (this recipe's stage 1) or scratch"
+            self._report(("start",), DcclipError(f"{start} is not a directory", hint))
+
+    def _report(self, key: Location, error: DcclipError) -> None:
+        def fail() -> None:
+            raise error
+
+        self.ask((self.stage, *key), fail)
+
+
+def _said(question: Callable[[], object]) -> Callable[[], bool]:
+    """The question, answered with True where it raises nothing."""
+
+    def asked() -> bool:
+        question()
+        return True
+
+    return asked

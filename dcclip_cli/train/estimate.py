@@ -1,0 +1,213 @@
+"""Estimates of a training stage before it begins: steps, what its teachers are asked, disk space, and time in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from dcclip_cli.data.preview import Preview
+from dcclip_cli.model.students import StudentOptions
+from dcclip_cli.model.teachers import Teacher
+from dcclip_cli.progress import Silent
+from dcclip_cli.train.disk_space import Rows, checkpoint_bytes, rows_used, steps_of, teacher_cache_bytes
+from dcclip_cli.train.dry_run import Shapes
+from dcclip_cli.train.feature_shapes import Grid, map_grids, widths
+from dcclip_cli.train.lazy_teacher import LazyTeacher
+from dcclip_cli.train.losses.base import learns_from
+from dcclip_cli.train.options import TrainOptions
+from dcclip_cli.train.teacher_cache import stores_of
+
+_TOKENS = 16  # of a text, where nothing else is known
+_LONG_S = 1800  # of teacher work that is announced before a run
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that a model takes for an image and for a text."""
+
+    image_s: float
+    text_s: float
+    measured: bool = False
+
+    def seconds(self, rows: Rows) -> float:
+        return rows.images * self.image_s + rows.texts * self.text_s
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of a stage: a step, and all that each teacher is still asked; whether the steps were measured."""
+
+    step_s: float
+    teachers: Sequence[Pace | None]
+    measured: bool
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """What decides a stage's time and space: options, data by kind with samples per step, and shapes.
+
+    `teachers` are the options of `shapes.teachers`.
+    """
+
+    stage: str
+    options: TrainOptions
+    data: Mapping[str, Preview]
+    sizes: Mapping[str, int]
+    shapes: Shapes
+    teachers: Sequence[Teacher]
+    seed: int = 0
+    student: StudentOptions | None = None
+    device: str = "cpu"
+
+    @cached_property
+    def steps(self) -> int:
+        return steps_of(self.options, self.data, self.sizes)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The different images and captions of a run."""
+        return rows_used(self.options, self.data, self.sizes, self.steps)
+
+    @cached_property
+    def asked(self) -> Rows:
+        """What each teacher is asked: each row once with the cache, else all of every step."""
+        if self.options.teacher_cache:
+            return self.rows
+        images = sum(size for kind, size in self.sizes.items() if kind != "texts")
+        return Rows(self.steps * images, self.steps * self.texts_per_step)
+
+    @property
+    def texts_per_step(self) -> int:
+        chosen, captions = self.options.captions, 0.0
+        for kind, size in self.sizes.items():
+            if (one := self.data.get(kind)) is not None:
+                fraction = chosen.caption_fraction if kind == "pairs" else 1.0
+                has = sum(bool(found[language]) for found in one.captions for language in chosen.languages)
+                captions += size * fraction * (2 if chosen.second_caption else 1) * has / max(1, len(one.captions))
+        return round(captions)
+
+    @cached_property
+    def grids(self) -> dict[int, Grid]:
+        layers = {layer for loss in self.shapes.losses for layer in loss.student_layers_needed}
+        return map_grids(self.shapes.student, sorted(layers))
+
+    @cached_property
+    def cache_bytes(self) -> float:
+        """Bytes of the teacher cache, as far as the teachers are known."""
+        if not self.options.teacher_cache:
+            return 0.0
+        total = 0.0
+        for number, teacher in enumerate(self.shapes.teachers):
+            losses = learns_from(self.shapes.losses, number)
+            if teacher is not None and any(loss.needs_teacher for loss in losses):
+                layers = sorted({layer for loss in losses for layer in loss.teacher_layers_needed})
+                wide = widths(teacher, layers)
+                total += teacher_cache_bytes(wide, losses, self.options, self.data, self.grids, self.rows)
+        return total
+
+    @property
+    def run_bytes(self) -> int:
+        """Bytes of checkpoints and the model."""
+        return checkpoint_bytes(self.shapes.student.parameters_count(), self.options)
+
+    def cached(self, number: int) -> Rows:
+        """How many of a teacher's rows are stored already, at most: rows of other data are counted as well."""
+        if not self.options.teacher_cache:
+            return Rows(0, 0)
+        losses = learns_from(self.shapes.losses, number)
+        layers = sorted({layer for loss in losses for layer in loss.teacher_layers_needed})
+        facts = LazyTeacher(self.teachers[number], self.device, Silent(), layers).known_facts
+        if facts is None:
+            return Rows(0, 0)
+        images, texts = stores_of(facts, self.options.augment, self.seed)
+        return Rows(min(self.rows.images, images.rows), min(self.rows.texts, texts.rows))
+
+    @property
+    def tokens(self) -> int:
+        """A text's usual length."""
+        lengths = [one.bytes_per_caption(self.options.captions.languages) for one in self.data.values()]
+        return min(77, 2 + round(max(lengths, default=0.0) / 4)) if any(lengths) else _TOKENS
+
+
+# ---- in words
+
+
+def lines(work: StageWork, times: Times, before: dict[Any, Rows]) -> Iterator[str]:
+    """A stage's estimates in words. `before` are the rows that stages before it leave in the cache; it is extended."""
+    name, how = work.stage, "measured" if times.measured else "by the number of operations"
+    training = work.steps * times.step_s
+    yield (
+        f"{name}: {work.steps:,} steps of {sum(work.sizes.values()):,} samples take about {duration(training)} "
+        f"({times.step_s:.3g} s a step, {how})"
+    )
+    for number, pace in enumerate(times.teachers):
+        yield from _teacher_lines(work, number, pace, before)
+    disk = f"checkpoints and model {size(work.run_bytes)}"
+    if work.cache_bytes:
+        disk = f"teacher cache {size(work.cache_bytes)}, {disk}"
+    yield f"{name}: takes disk space of about: {disk}"
+
+
+def teacher_rows_left(work: StageWork, number: int, before: dict[Any, Rows]) -> Rows:
+    """What a teacher is still asked, after what is stored and what earlier stages will store."""
+    if not work.options.teacher_cache:
+        return work.asked
+    key = (work.teachers[number].model, work.options.augment.model_dump_json())
+    earlier, stored = before.get(key, Rows(0, 0)), work.cached(number)
+    before[key] = Rows(max(earlier.images, work.rows.images), max(earlier.texts, work.rows.texts))
+    have = Rows(max(earlier.images, stored.images), max(earlier.texts, stored.texts))
+    return Rows(max(0, work.rows.images - have.images), max(0, work.rows.texts - have.texts))
+
+
+def _teacher_lines(work: StageWork, number: int, pace: Pace | None, before: dict[Any, Rows]) -> Iterator[str]:
+    left = teacher_rows_left(work, number, before)
+    who = "the teacher" if len(work.teachers) == 1 else f"teacher {number}"
+    asked = f"{work.stage}: {who} encodes {left.images:,} images and {left.texts:,} texts"
+    if work.options.teacher_cache and left != work.rows:
+        asked += f" (of {work.rows.images:,} and {work.rows.texts:,}: the others are in the cache by then)"
+    if pace is None:
+        yield f"{asked}; how long that takes is not known without its files"
+        return
+    seconds = pace.seconds(left)
+    how = "measured" if pace.measured else "by the number of operations, within a factor of three"
+    yield f"{asked}: about {duration(seconds)} ({how})"
+    if seconds > _LONG_S:
+        yield f"{work.stage}: that is shorter with {', '.join(_shorter(work))}"
+
+
+def long_teacher_work(work: StageWork, times: Times, before: dict[Any, Rows]) -> list[str]:
+    """What is said before a run whose teachers take more than half an hour."""
+    found = []
+    for number, pace in enumerate(times.teachers):
+        own = list(_teacher_lines(work, number, pace, before))
+        found += own if len(own) > 1 else []
+    return found
+
+
+def _shorter(work: StageWork) -> Iterator[str]:
+    if work.device == "cpu":
+        yield "a GPU (--device cuda)"
+    if work.options.teacher_cache and work.options.augmentations > 1:
+        yield f"fewer augmentations ({work.stage}.augmentations is {work.options.augmentations})"
+    if not work.options.teacher_cache:
+        yield f"a cache ({work.stage}.teacher_cache: true)"
+    if any(one.precision == "fp32" for one in work.teachers):
+        yield "bf16 where the processor has it (teacher.precision: auto)"
+    yield "fewer images, or a smaller teacher"
+
+
+def duration(seconds: float) -> str:
+    """A duration in words: 40 s, 12 min, 3.5 h, 4 days."""
+    if seconds < 100:
+        return f"{math.ceil(seconds)} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
+
+
+def size(number: float) -> str:
+    """A number of bytes in words."""
+    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{math.ceil(number / 1e6):,} MB"

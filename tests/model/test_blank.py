@@ -1,0 +1,62 @@
+"""A model without weights has the shapes of the one with weights, and the errors of one that cannot be built."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.blank import blank_student, blank_teacher
+from dcclip_cli.model.students import StudentOptions
+from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
+from dcclip_cli.train.feature_shapes import map_grids, widths
+
+
+@pytest.mark.parametrize("kind", ["altclip", "chinese_clip", "siglip"])
+def test_a_teacher_of_transformers_has_its_widths_and_grids_without_its_weights(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    teacher = TransformersTeacher(model=str(request.getfixturevalue(f"{kind}_folder")))
+    blank, loaded = blank_teacher(teacher), teacher.load()
+    assert blank is not None and {str(one.device) for one in blank.parameters()} == {"meta"}
+    assert widths(blank, (0,)) == widths(loaded, (0,)) and map_grids(blank, (0,)) == map_grids(loaded, (0,))
+    assert blank.parameters_count() == loaded.parameters_count()
+
+
+def test_a_model_of_dcclip_has_its_widths_without_its_weights(model_folder: Path) -> None:
+    teacher = OpenClipTeacher(model=str(model_folder))
+    blank, loaded = blank_teacher(teacher), teacher.load()
+    assert blank is not None and widths(blank, (-2,)) == widths(loaded, (-2,))
+
+
+def test_a_teacher_that_is_not_here_has_no_shapes() -> None:
+    assert blank_teacher(TransformersTeacher(model="ORG/没有")) is None
+    assert blank_teacher(OpenClipTeacher(model="ViT-B-32/laion2b_s34b_b79k")) is None
+
+
+def student(timm: str, size: int, **text: Any) -> StudentOptions:
+    text = {"layers": 1, "width": 64, "vocabulary": {"size": 300}, **text}
+    return StudentOptions.model_validate({"image": {"timm": timm, "size": size}, "text": text})
+
+
+@pytest.mark.parametrize(
+    ("timm", "size", "what", "hint"),
+    [
+        ("test_resnt", 64, "student.image.timm: timm has no network 'test_resnt'", "did you mean test_resnet"),
+        ("猫", 64, "student.image.timm: timm has no network '猫'", "timm.list_models()"),
+        ("resnet50.nope", 64, "student.image.timm: timm's network resnet50 has no tag 'nope'", "its tags: "),
+        ("hf-hub:x/y", 64, "student.image.timm: hf-hub:x/y leads to a hub", "write the name of a network"),
+        ("test_vit", 65, "test_vit does not take images of 65 x 65 pixels", "set student.image.size: 160"),
+    ],
+)
+def test_a_network_that_cannot_be_used_is_an_error_with_a_way_out(timm: str, size: int, what: str, hint: str) -> None:
+    with pytest.raises(DcclipError) as caught:
+        blank_student(student(timm, size), 32)
+    assert caught.value.what.startswith(what) and hint in caught.value.hint
+
+
+def test_heads_have_to_divide_the_width() -> None:
+    for heads, width, near in ((7, 64, 8), (None, 224, 2)):
+        with pytest.raises(ValueError, match=f"heads: set heads: {near}"):
+            student("test_vit", 64, heads=heads, width=width)
+    assert student("test_vit", 64, width=96).text.head_count == 1
