@@ -45,16 +45,23 @@ dcclip recipe show recipes/quickstart.yaml
 dcclip recipe schema
 ```
 
-The first checks the recipe, its files and the device without running anything; the second prints every default; the
+The first checks all that the recipe needs (see below) without running anything; the second prints every default; the
 third prints the JSON Schema, with which an editor completes and checks keys.
+
+* `--check` builds what it checks: student, teachers and losses by their shapes, without weights. The first image of
+  each data source is decoded, and captions are looked for in the languages of the stage. Every mistake is an error with
+  file, line and key. On stderr it says for each training stage how many steps there are, what the teacher will encode
+  that is not in its cache, how long both take, measured for some seconds, and the disk space of cache and checkpoints.
+  A run does the same checks before it starts, and announces teacher work of more than half an hour.
 
 * A value that starts with `./`, `../` or `/` is a path, relative to the recipe's own folder (in `--set` and in
   Python, to the current directory). Any other model or data name is a name on the hub or in a registry.
 * `--set distill.steps=300` overrides a value, with the same checks. Items of a list have numbers: `--set
-  distill.losses.0.weight=2`.
+  distill.losses.0.weight=2`. A stage that the recipe lacks is given whole: `--set 'eval={datasets: [cifar10-cn]}'`.
 * An unknown or repeated key is an error that names file, line and the nearest valid key; all mistakes are reported at
   once. A key that was renamed still works and prints one warning.
 * Only YAML 1.2 scalars are read: `no` is text, `1e-3` a number. Anchors, aliases and tags are rejected.
+* Values are strict: `true` or `'12'` is no number, `1e3` is no whole number; every number has bounds, as listed below.
 * If the recipe of a finished stage has changed, the stage is refused: `--fresh` makes it again, `--out DIR` keeps
   both. Keys that change no result may differ (NEUTRAL_KEYS).
 

@@ -242,11 +242,11 @@ class Preflight:
             from dcclip_cli.model.blank import blank_model
 
             student = self._ask((stage, "start"), partial(blank_model, Path(start)))
-        check = StageCheck(self.loaded.recipe, stage, self._ask, data, teachers)
+        check = StageCheck(self.loaded.recipe, stage, self._ask, data, teachers, self.device)
         shapes = check.run(student)
         if shapes is None:
             return
-        work = check.work(shapes, self.device)
+        work = check.work(shapes)
         self.works.append(work)
         folder = cache_folder() / "teacher-cache"
         if work.cache_bytes > free_bytes(folder) + _size(folder):

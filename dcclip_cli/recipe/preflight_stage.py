@@ -41,6 +41,7 @@ class StageCheck:
     ask: Callable[[Location, Callable[[], Any]], Any]
     previews: Mapping[str, Preview]
     teachers: Mapping[str, Towers]
+    device: str = "cpu"
 
     @property
     def options(self) -> TrainOptions:
@@ -98,7 +99,7 @@ class StageCheck:
         """The options of the stage's teachers by number."""
         return [*([self.recipe.teacher] if self.recipe.teacher else []), *self.options.more_teachers]
 
-    def work(self, shapes: Shapes, device: str) -> StageWork:
+    def work(self, shapes: Shapes) -> StageWork:
         """What decides the stage's time and space. Data that is still to be collected has none."""
         from dcclip_cli.train.estimate import StageWork
 
@@ -106,7 +107,9 @@ class StageCheck:
         student = self.recipe.student if getattr(self.options, "start", "distill") in ("distill", "scratch") else None
         teachers = self.all_teachers if shapes.teachers else []
         sizes = {kind: self.sizes[kind] for kind in data}
-        return StageWork(self.stage, self.options, data, sizes, shapes, teachers, self.recipe.seed, student, device)
+        return StageWork(
+            self.stage, self.options, data, sizes, shapes, teachers, self.recipe.seed, student, self.device
+        )
 
     def _check_data(self) -> None:
         sizes = self.sizes
@@ -154,6 +157,9 @@ class StageCheck:
         return texts is not None and texts.samples <= len(texts.captions)
 
     def _check_options(self) -> None:
+        if self.options.precision == "fp16" and self.device == "cpu":
+            hint = "set precision: auto, which is bf16 where the processor has it"
+            self._report(("precision",), DcclipError("fp16 needs a GPU, and this runs on the CPU", hint))
         inside = ", ".join(loss.kind for loss in self.losses if not loss.embeddings_only)
         if self.options.gradient_cache and inside:
             what = f"needs losses on embeddings, and {inside} uses features inside the towers"

@@ -125,7 +125,7 @@ def prepare(setup: StageSetup, options: TrainOptions, context: StageContext) -> 
     features = teacher_features(teachers, setup.losses, options, collator, student.towers, context)
     if caches := tuple(one for one in features if isinstance(one, TeacherCache)):
         collator = replace(collator, read_features=tuple(cache.reader for cache in caches))
-        sampler = CacheFillingSampler(training.sampler.samplers, caches, options, progress)
+        sampler = CacheFillingSampler(training.sampler.samplers, caches, progress)
         training = replace(training, sampler=sampler)
     trains_images = setup.lock != "image" and bool({"pairs", "images"} & training.datasets.keys())
     options, choice = settle_precision(options, student.towers, device, folder, trains_images, progress)

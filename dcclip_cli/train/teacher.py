@@ -144,7 +144,6 @@ class CacheFillingSampler(MixedBatchSampler):
     """
 
     caches: tuple[TeacherCache, ...] = ()
-    options: TrainOptions | None = None
     progress: Progress = field(default_factory=Silent)
 
     def share(self, start_step: int, steps: int, process: int = 0, processes: int = 1) -> Iterator[list[Sample]]:
@@ -159,20 +158,17 @@ class CacheFillingSampler(MixedBatchSampler):
                 if first + size >= steps:
                     cache.finish()
             if first + size >= steps:
-                self._say_what_was_saved(steps)
+                self._say_what_was_saved(steps - begin)
             for step, batch in enumerate(of_steps, first):
                 if step >= start_step:
                     yield self.part(batch, process, processes)
 
     def _say_what_was_saved(self, steps: int) -> None:
         """Report what the teachers computed, and what they would take if they ran in every step."""
-        assert self.options is not None
-        images = self.batch_size * steps
-        captions = images * len(self.options.captions.languages) * (2 if self.options.captions.second_caption else 1)
         once = sum(cache.seconds(*cache.computed.values()) for cache in self.caches)
-        online = sum(cache.seconds(images, captions) for cache in self.caches)
+        online = sum(cache.seconds(*cache.used.values()) for cache in self.caches)
         self.progress.say(
-            f"teacher: ran for {_duration(once)}; running it in each of {steps} steps would take about "
+            f"teacher: ran for {_duration(once)}; running it in each of these {steps} steps would take about "
             f"{_duration(online)}" + (f": {_duration(online - once)} saved" if online > once else "")
         )
         for cache in self.caches:

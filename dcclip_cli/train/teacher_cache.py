@@ -113,6 +113,7 @@ class TeacherCache:
         arrays = (IMAGE, *self._maps.values()), (TEXT, TOKENS) if self._tokens else (TEXT,)
         self.reader = FeatureReader(collator.dataset, self._images, self._texts, *arrays)
         self.computed = {"images": 0, "captions": 0}  # rows, since this object was made
+        self.used = {"images": 0, "captions": 0}  # as a teacher that runs in each step would compute them
         self._completed: deque[NeededRows] = deque()
 
     def complete(self, batches: Sequence[Sequence[Sample]]) -> None:
@@ -121,6 +122,8 @@ class TeacherCache:
         The teacher is freed where nothing was missing.
         """
         rows = needed_rows(self._collator, batches)
+        self.used["images"] += rows.images_in_steps
+        self.used["captions"] += rows.captions_in_steps
         self._completed.append(rows)
         while len(self._completed) > 1 and sum(len(one.samples) for one in self._completed) > _KEPT_ROWS:
             self._completed.popleft()

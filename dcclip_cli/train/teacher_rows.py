@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -38,21 +38,31 @@ def text_keys(texts: Iterable[str]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class NeededRows:
-    """The rows of the cache that some steps need: augmented images in the order of the data, captions by length."""
+    """The rows of the cache that some steps need: augmented images in the order of the data, captions by length.
+
+    `images_in_steps` and `captions_in_steps` are what a teacher that ran in each step would get.
+    """
 
     samples: list[Sample]
     image_keys: np.ndarray
     captions: list[str]
     text_keys: np.ndarray
+    images_in_steps: int = 0
+    captions_in_steps: int = 0
 
 
 def needed_rows(collator: Collator, batches: Iterable[Sequence[Sample]]) -> NeededRows:
     """The rows for these batches, each once: the same ones in the same order however many processes share them."""
-    samples, captions = set[Sample](), set[str]()
+    samples, captions, images_in_steps, captions_in_steps = set[Sample](), set[str](), 0, 0
     for batch in batches:
-        samples |= {(i, epoch % collator.num_augmentations) for i, epoch in batch if i < collator.dataset.num_images}
-        captions |= collator.chosen_captions(batch)
-    return _rows(collator.dataset, samples, captions)
+        own = {(i, epoch % collator.num_augmentations) for i, epoch in batch if i < collator.dataset.num_images}
+        chosen = collator.chosen_captions(batch)
+        samples |= own
+        captions |= chosen
+        images_in_steps += len(own)
+        captions_in_steps += len(chosen)
+    found = _rows(collator.dataset, samples, captions)
+    return replace(found, images_in_steps=images_in_steps, captions_in_steps=captions_in_steps)
 
 
 def rows_of(batch: Batch, dataset: PairDataset) -> NeededRows:

@@ -18,11 +18,12 @@ from torch.nn import functional as F
 from dcclip_cli import store
 from dcclip_cli.blocks import parse
 from dcclip_cli.data.collator import Collator
-from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.data.dataset import ConcatDataset, open_pairs
 from dcclip_cli.data.options import Augment, CaptionOptions
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.pixels import training_preprocess
 from dcclip_cli.data.samplers import Sample
+from dcclip_cli.data.unpaired import open_texts
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.precision import Choice
 from dcclip_cli.model.teachers import AltClipTeacher, TransformersTeacher
@@ -362,3 +363,17 @@ def shard(file: Path, pairs: list[Pair]) -> None:
                 member = tarfile.TarInfo(name)
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
+
+
+def test_what_a_teacher_in_each_step_would_compute_is_counted_as_the_steps_have_it(
+    pairs_file: Path, student: Towers, altclip: Towers, tmp_path: Path
+) -> None:
+    texts = open_texts(pairs_file)
+    reading = collator(pairs_file, student, altclip)
+    reading = replace(reading, dataset=ConcatDataset([reading.dataset, texts]))
+    cache = empty(altclip, reading, tmp_path, (EmbeddingLoss(),))
+    images, lines = list(range(8)), [40 + line for line in range(20)]  # a line of texts is in one language
+    cache.complete([[(sample, epoch) for sample in (*images, *lines)] for epoch in range(6)])
+    pairs = sum(len(reading.chosen_captions([(sample, epoch) for sample in images])) for epoch in range(6))
+    assert cache.used["images"] == 6 * 8 and cache.computed["images"] == 2 * 8  # of two augmentations
+    assert pairs < cache.used["captions"] <= pairs + 6 * 20
