@@ -163,7 +163,7 @@ def _parquet(file: DataFile, columns: Columns, uncaptioned: bool) -> Preview | N
         image_column = columns.image or "image"
         image = None
         if image_column in names and not file.is_remote:
-            image = next(group_images(parquet, 0, image_column), None)
+            image = next(group_images(file, 0, image_column), None)
             if image is not None:
                 _check_image(image, f"{file}: the first image")
         return Preview(int(parquet.metadata.num_rows), captions, image, exact=True)
