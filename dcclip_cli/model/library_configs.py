@@ -32,7 +32,7 @@ def _whole(top: int, items: int = 1, least: int = 1) -> AfterValidator:
     """A whole number up to `top`, or, if it has `items`, a list of so many."""
 
     def check(value: Any) -> Any:
-        listed = value if isinstance(value, list) else [value]
+        listed = value if isinstance(value, list) and items > 1 else [value]
         numbers = all(type(one) is int and least <= one <= top for one in listed)
         if not numbers or (isinstance(value, list) and len(value) != items):
             more = f", or a list of {items}" if items > 1 else ""

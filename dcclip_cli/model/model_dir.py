@@ -122,7 +122,8 @@ def _load(folder: Path, record: Record | None, progress: Progress) -> OpenClipTo
     else:
         name, fingerprint = str(record.content.get("name", folder.name)), files_fingerprint(decisive, record.digests)
         tokenizer = load_tokenizer(folder)
-        tokenize = tokenize_with(tokenizer, config["model_cfg"]["text_cfg"].get("context_length", 77))
+        length = config["model_cfg"]["text_cfg"].get("context_length", 77)
+        tokenize = tokenize_with(tokenizer, length, str(folder / "tokenizer.json"))
         towers = OpenClipTowers(model, tokenize, preprocessing, name, fingerprint, tokenizer.get_vocab())
         tokens = tokenizer.get_vocab_size()
     check_tokenizer(towers.tokenize, tokens, towers.vocabulary_rows, f"the tokenizer of {folder}")

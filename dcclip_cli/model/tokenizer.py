@@ -218,10 +218,12 @@ def check_tokenizer(tokenize: Callable[[list[str]], Tokens], tokens: int, rows: 
         raise DcclipError(f"{where} gives token {largest:,}, its text tower has {rows:,}: it is another model's", hint)
 
 
-def tokenize_with(tokenizer: Tokenizer, context_length: int) -> Callable[[list[str]], Tokens]:
+def tokenize_with(
+    tokenizer: Tokenizer, context_length: int, where: str = "the tokenizer of the student"
+) -> Callable[[list[str]], Tokens]:
     """A function from texts to Tokens, padded to the longest text; long texts are truncated and keep their `</s>`.
 
-    Raises DcclipError, as the function does, if the tokenizer has a mistake.
+    `where` is its file, for messages. Raises DcclipError, as the function does, if the tokenizer has a mistake.
     """
     import torch
 
@@ -229,13 +231,13 @@ def tokenize_with(tokenizer: Tokenizer, context_length: int) -> Callable[[list[s
 
     padding = tokenizer.token_to_id("<pad>")
     if padding is None:
-        raise DcclipError("the tokenizer of the model has no token <pad>", "copy the model directory again")
-    with tokenizer_errors("tokenizer.json of the model"):
+        raise DcclipError(f"{where} has no token <pad>", "copy the model directory again")
+    with tokenizer_errors(where):
         tokenizer.enable_truncation(context_length)
         tokenizer.enable_padding(pad_id=padding, pad_token="<pad>")
 
     def tokenize(texts: list[str]) -> Tokens:
-        with tokenizer_errors("tokenizer.json of the model"):
+        with tokenizer_errors(where):
             encoded = tokenizer.encode_batch([" ".join(text.split()) for text in texts])
         ids = torch.tensor([item.ids for item in encoded])
         return Tokens(ids, torch.tensor([item.attention_mask for item in encoded]))

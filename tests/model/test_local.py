@@ -80,9 +80,13 @@ def watched(folders: list[Path], tmp_path: Path) -> list[str]:
     return [said for said, _ in results]
 
 
-def edited(folder: Path, copy: Path, name: str, keys: str, values: dict[str, Any]) -> Path:
-    """A copy of a directory with values set in the mapping at `keys` of a JSON file."""
-    shutil.copytree(folder, copy)
+Change = tuple[str, str, str, dict[str, Any]]  # kind of the directory, file, keys in it, values
+
+
+def edited(hub_teachers: Path, copy: Path, change: Change) -> Path:
+    """A copy of a directory with a change."""
+    kind, name, keys, values = change
+    shutil.copytree(hub_teachers / kind, copy)
     content = json.loads((copy / name).read_text()) if (copy / name).exists() else {}
     inner = content
     for key in filter(None, keys.split(".")):
@@ -92,7 +96,6 @@ def edited(folder: Path, copy: Path, name: str, keys: str, values: dict[str, Any
     return copy
 
 
-Change = tuple[str, str, str, dict[str, Any]]  # kind of the directory, file, keys in it, values
 OPEN_CLIP, VISION, TEXT = "open_clip_config.json", "model_cfg.vision_cfg", "model_cfg.text_cfg"
 TOKENIZER, MAP = "tokenizer_config.json", "auto_map"
 FILES = {"vocab_file": "/nowhere/a.txt", "tokenizer_file": "/nowhere/b.json", "special_tokens_map_file": "/nowhere/c"}
@@ -114,8 +117,8 @@ def test_directories_of_all_kinds_are_loaded_from_themselves_alone(
 ) -> None:
     kinds = [hub_teachers / kind for kind in ("altclip", "chineseclip", "siglip2", "metaclip2", "openclip-xlmr")]
     folders = [Path(shutil.copytree(kind, tmp_path / "模型" / kind.name)) for kind in (*kinds, model_folder)]
-    for number, (kind, *change) in enumerate(IGNORED):
-        folders.append(edited(hub_teachers / kind, tmp_path / "changed" / str(number), *change))
+    for number, change in enumerate(IGNORED):
+        folders.append(edited(hub_teachers, tmp_path / "changed" / str(number), change))
     assert watched(folders, tmp_path) == ["loaded"] * len(folders)
 
 
@@ -158,8 +161,8 @@ REFUSED: list[tuple[Change, str]] = [
 
 def test_what_leads_out_of_a_directory_is_refused_before_it_is_read(hub_teachers: Path, tmp_path: Path) -> None:
     folders = []
-    for number, ((kind, *change), _) in enumerate(REFUSED):
-        folders.append(edited(hub_teachers / kind, tmp_path / str(number) / "模型", *change))
+    for number, (change, _) in enumerate(REFUSED):
+        folders.append(edited(hub_teachers, tmp_path / str(number) / "模型", change))
     sentences = [what for _, what in REFUSED]
     for kind, name in (("altclip", "config.json"), ("chineseclip", "vocab.txt"), ("openclip-xlmr", "tokenizer.json")):
         folders.append(Path(shutil.copytree(hub_teachers / kind, tmp_path / "linked" / kind)))
@@ -180,8 +183,7 @@ def test_what_leads_out_of_a_directory_is_refused_before_it_is_read(hub_teachers
 
 @pytest.mark.parametrize(("change", "what"), REFUSED)
 def test_the_check_of_a_recipe_refuses_it_too(hub_teachers: Path, tmp_path: Path, change: Change, what: str) -> None:
-    kind, *more = change
-    folder = edited(hub_teachers / kind, tmp_path / "模型", *more)
+    folder = edited(hub_teachers, tmp_path / "模型", change)
     with pytest.raises(DcclipError) as raised:
         check_model(str(folder), library_of(folder, "open_clip"))
     assert what in raised.value.what

@@ -1,0 +1,266 @@
+"""Configurations, weights and tokenizers of other libraries are checked before anything is built from them."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.available import check_model
+from dcclip_cli.model.library_configs import check_timm_name
+from dcclip_cli.model.model_dir import load_model
+from dcclip_cli.model.teachers import TransformersTeacher
+
+Keys = tuple[str | int, ...]
+
+
+@pytest.fixture
+def open_clip_folder(model_folder: Path, tmp_path: Path) -> Path:
+    """A model directory as open_clip has it: without dcclip's record."""
+    folder = Path(shutil.copytree(model_folder, tmp_path / "模型"))
+    (folder / "dcclip.json").unlink()
+    return folder
+
+
+def change(file: Path, keys: Keys, value: Any) -> None:
+    """Set the value at `keys` of a JSON file."""
+    content = json.loads(file.read_text("utf-8"))
+    inner = content
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    file.write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+
+
+def load_teacher(folder: Path) -> Any:
+    return TransformersTeacher(model=str(folder), precision="fp32").load()
+
+
+def refused(load: Callable[[Path], Any], folder: Path, what: str) -> None:
+    """Loading ends within seconds in one line that says `what` about a file in the folder, and in a hint."""
+    begin = time.monotonic()
+    with pytest.raises(DcclipError) as raised:
+        load(folder)
+    assert what in raised.value.what and str(folder) in raised.value.what
+    assert raised.value.hint and "\n" not in raised.value.what
+    assert time.monotonic() - begin < 20
+
+
+# ---- open_clip_config.json
+
+TEXT, VISION = ("model_cfg", "text_cfg"), ("model_cfg", "vision_cfg")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "what"),
+    [
+        (("model_cfg",), [1], "model_cfg: input should be a valid dictionary"),
+        (TEXT, "文本", "model_cfg.text_cfg: input should be a valid dictionary"),
+        (VISION, [1], "model_cfg.vision_cfg: input should be a valid dictionary"),
+        ((*TEXT, "layers"), 10**6, "model_cfg.text_cfg.layers: should be a whole number from 0 to 512 (got 1000000)"),
+        ((*TEXT, "width"), True, "model_cfg.text_cfg.width: should be a whole number from 1 to 65,536 (got True)"),
+        ((*TEXT, "vocab_size"), 10**30, "model_cfg.text_cfg.vocab_size: should be a whole number from 1 to 4,000,000"),
+        ((*TEXT, "eos_id"), [2], "model_cfg.text_cfg.eos_id: should be a whole number from 0 to 4,000,000 (got [2])"),
+        (("model_cfg", "embed_dim"), 10**7, "model_cfg.embed_dim: should be a whole number from 1 to 65,536"),
+        (("model_cfg", "embed_dim"), 4096, "by open_clip_config.json it is (4096, "),
+        ((*TEXT, "layers"), 512, "weights, by open_clip_config.json the model has "),
+        ((*TEXT, "heads"), 7, "open_clip cannot build this model: AssertionError: embed_dim must be divisible"),
+        ((*TEXT, "pool_type"), "最大", "open_clip cannot build this model: AssertionError: assert pool_type in"),
+        ((*TEXT, "pol_type"), "eos", "unexpected keyword argument 'pol_type'"),
+        ((*VISION, "timm_proj"), "卷积", "open_clip_config.json"),
+        ((*VISION, "timm_model_name"), "test_eficientnet", "timm has no network 'test_eficientnet'"),
+        ((*VISION, "image_size"), 10**6, "vision_cfg.image_size: should be a whole number from 1 to 4,096, or"),
+        (("preprocess_cfg", "std"), [0.5, 0, 0.5], "preprocess_cfg: std should be three numbers from 0.0001 to 10000"),
+        (("preprocess_cfg", "size"), 0, "preprocess_cfg: size should be a whole number from 1 to 4,096 (got 0)"),
+        (("preprocess_cfg", "sdt"), [1, 1, 1], "preprocess_cfg: sdt is no key of it"),
+    ],
+)
+def test_a_wrong_value_in_open_clips_configuration_is_named(
+    open_clip_folder: Path, keys: Keys, value: Any, what: str
+) -> None:
+    change(open_clip_folder / "open_clip_config.json", keys, value)
+    refused(load_model, open_clip_folder, what)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"model_cfg":' * 5_000, "null", "", "模型"])
+def test_a_configuration_that_is_no_json_object_is_named(open_clip_folder: Path, content: str) -> None:
+    (open_clip_folder / "open_clip_config.json").write_text(content, "utf-8")
+    refused(load_model, open_clip_folder, "open_clip_config.json is not ")
+    refused(lambda folder: check_model(str(folder), "open_clip"), open_clip_folder, "open_clip_config.json is not ")
+
+
+# ---- config.json and preprocessor_config.json
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "value", "what"),
+    [
+        ("config.json", ("text_config",), [1], "config.json: text_config: input should be a valid dictionary"),
+        (
+            "config.json",
+            ("text_config", "num_hidden_layers"),
+            10**6,
+            "config.json: text_config.num_hidden_layers: should",
+        ),
+        ("config.json", ("vision_config", "hidden_size"), 10**7, "config.json: vision_config.hidden_size: should be a"),
+        ("config.json", ("vision_config", "hidden_size"), 4096, "by config.json it is"),
+        (
+            "config.json",
+            ("vision_config", "num_attention_heads"),
+            7,
+            "is not a multiple of the number of attention heads (7)",
+        ),
+        ("config.json", ("vision_config", "hidden_act"), "圆", "cannot be loaded: KeyError: "),
+        ("config.json", ("text_config", "layer_norm_eps"), "小", "Field 'layer_norm_eps' expected float, got str"),
+        ("config.json", ("model_type",), 3, "config.json: model_type: input should be a valid string (got 3)"),
+        (
+            "preprocessor_config.json",
+            ("size",),
+            {"shortest_edge": 10**7},
+            "size: should be whole numbers from 1 to 4,096",
+        ),
+        (
+            "preprocessor_config.json",
+            ("image_std",),
+            ["一", 1, 1],
+            "image_std.0: input should be a valid number (got '一')",
+        ),
+        ("preprocessor_config.json", ("image_mean",), [0.5], "image_mean: list should have at least 3 items"),
+        ("preprocessor_config.json", ("resample",), 99, "resample: input should be less than or equal to 5 (got 99)"),
+        (
+            "preprocessor_config.json",
+            ("crop_size",),
+            {"height": 16, "width": 16},
+            "its image processor gives (3, 16, 16)",
+        ),
+        ("preprocessor_config.json", ("image_processor_type",), "Nobody", "cannot be loaded: "),
+    ],
+)
+def test_a_wrong_value_in_transformers_configurations_is_named(
+    hub_teachers: Path, tmp_path: Path, name: str, keys: Keys, value: Any, what: str
+) -> None:
+    folder = Path(shutil.copytree(hub_teachers / "altclip", tmp_path / "教师"))
+    change(folder / name, keys, value)
+    refused(load_teacher, folder, what)
+
+
+def test_a_name_of_the_hub_whose_configuration_is_wrong_is_an_error_too(
+    hub_teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    snapshot = tmp_path / "hub" / "models--nobody--altclip" / "snapshots" / ("0" * 40)
+    shutil.copytree(hub_teachers / "altclip", snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    change(snapshot / "config.json", ("vision_config", "num_hidden_layers"), 10**6)
+    with pytest.raises(DcclipError, match=r"config\.json: vision_config\.num_hidden_layers: should be a whole number"):
+        TransformersTeacher(model="nobody/altclip").load()
+
+
+# ---- weights
+
+UNREADABLE, WEIGHTS = "is not a readable safetensors file: ", "open_clip_model.safetensors"
+DAMAGED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda content: b"", UNREADABLE),
+    "cut": (lambda content: content[: len(content) // 2], UNREADABLE),
+    "longer": (lambda content: content + bytes(100), UNREADABLE),
+    "huge header": (lambda content: (2**62).to_bytes(8, "little") + content[8:], UNREADABLE),
+    "no JSON": (lambda content: content[:9] + b"\xff" * 20 + content[29:], UNREADABLE),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_weight_file_is_named(
+    open_clip_folder: Path, hub_teachers: Path, tmp_path: Path, damage: str
+) -> None:
+    of, what = DAMAGED[damage]
+    (open_clip_folder / WEIGHTS).write_bytes(of((open_clip_folder / WEIGHTS).read_bytes()))
+    refused(load_model, open_clip_folder, f"{WEIGHTS} {what}")
+    folder = Path(shutil.copytree(hub_teachers / "metaclip2", tmp_path / "教师"))
+    (folder / "model.safetensors").write_bytes(of((folder / "model.safetensors").read_bytes()))
+    refused(load_teacher, folder, f"model.safetensors {what}")
+
+
+def test_weights_of_another_model_are_named_by_the_first_that_differs(open_clip_folder: Path) -> None:
+    weights = load_file(open_clip_folder / WEIGHTS)
+    name = "text.token_embedding.weight"
+    rows, width = weights[name].shape
+    for changed, what in (
+        (
+            {**weights, name: weights[name][:-1].clone()},
+            f"{name} has the shape ({rows - 1}, {width}), by open_clip_con",
+        ),
+        ({**weights, name: weights[name].to(torch.int8)}, f"{name} has numbers of type I8, not F64, F32, F16, BF16"),
+        ({key: value for key, value in weights.items() if key != name}, f"lacks {name} (1 missing in all)"),
+        ({**weights, "text.更多": torch.zeros(1)}, "has text.更多, which is no part of the model (1 such weights)"),
+    ):
+        save_file(changed, open_clip_folder / WEIGHTS)
+        refused(load_model, open_clip_folder, what)
+
+
+# ---- tokenizers
+
+
+def test_a_tokenizer_without_padding_or_that_fails_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "模型"))
+    state = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    tokens = len(state["model"]["vocab"])
+    for keys, value, what in (
+        (("model", "unk_id"), None, "is not a tokenizer: "),
+        (
+            ("pre_tokenizer",),
+            {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False},
+            "is not a tokenizer: ",
+        ),
+        (("model", "vocab"), state["model"]["vocab"][: tokens // 4], "it is another model's"),
+        (
+            ("model", "vocab"),
+            [*state["model"]["vocab"], ["龘", -1.0]],
+            f"has {tokens + 1} tokens, its text tower {tokens}",
+        ),
+    ):
+        (folder / "tokenizer.json").write_text(json.dumps(state), "utf-8")
+        change(folder / "tokenizer.json", keys, value)
+        (folder / "dcclip.json").write_text('{"format": 1, "kind": "model", "name": "旧"}', "utf-8")
+        refused(load_model, folder, what)
+
+
+def test_the_tokenizer_of_a_smaller_teacher_is_refused(hub_teachers: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(hub_teachers / "siglip2", tmp_path / "教师"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(hub_teachers / "metaclip2" / name, folder / name)
+    change(folder / "config.json", ("text_config", "vocab_size"), 801)
+    weights = load_file(folder / "model.safetensors")
+    name = "text_model.embeddings.token_embedding.weight"
+    weights[name] = torch.zeros(801, weights[name].shape[1])
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    refused(load_teacher, folder, "its tokenizer has 400 tokens, its text tower 801: it is another model's")
+
+
+# ---- names of timm's networks
+
+
+def test_a_wrong_name_of_a_timm_network_gets_the_nearest() -> None:
+    check_timm_name("test_resnet", "network")
+    check_timm_name("test_efficientnet.r160_in1k", "network")
+    for name, what, hint in (
+        ("test_resnt", "network: timm has no network 'test_resnt'", "did you mean test_resnet, "),
+        ("网络", "network: timm has no network '网络'", "list timm's networks in Python: timm.list_models()"),
+        ("test_resnet.r160", "timm's network test_resnet has no tag 'r160'", "its tags: r160_in1k"),
+        (
+            "hf-hub:nobody/network",
+            "leads to a hub or another directory",
+            "write the name of a network that timm itself",
+        ),
+    ):
+        with pytest.raises(DcclipError) as raised:
+            check_timm_name(name, "network")
+        assert what in raised.value.what and raised.value.hint.startswith(hint)
