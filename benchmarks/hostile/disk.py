@@ -4,9 +4,9 @@
 
 The job's whole folder (data, cache, run, output) is on a small file system in memory, which only root may mount. A
 file takes all of its space but a random part of what the job needs, before it starts, or nearly all at a random moment
-of it. The command must end with exit code 1, an error
-that names a file in that folder and the free space, and a hint, or do its work without what it could not keep; it must
-leave no temporary file, and give the undisturbed result once the space is free again.
+of it. The command must end with exit code 1, an error that names a file in that folder and the free space, and a hint,
+or do its work without what it could not keep; it must leave no temporary file, and give the undisturbed result once the
+space is free again.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ STORES: dict[str, Store] = {
 }
 UNREAD = {
     "README.md": "the model card is for people",
-    ".lock": "a lock has no content",
+    "about.json": "what a folder of embeddings is of, for people",
 }
 
 

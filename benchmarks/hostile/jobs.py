@@ -268,7 +268,7 @@ class Runs:
         """Temporary files and folders, but collect's work folder, which is what it keeps."""
         found = [path.relative_to(self.folder) for path in self.folder.rglob(".*") if _is_temporary(path.name)]
         return sorted(map(str, found)) + sorted(
-            f"tmp/{path.name}" for path in self.temporary.glob("*") if path.name != ".ses"
+            f"tmp/{path.name}" for path in self.temporary.glob("*") if path.name not in LIBRARIES
         )
 
     def differing(self, job: Job, done: Done, normal: Undisturbed) -> list[str]:

@@ -72,8 +72,9 @@ def save_checkpoint(
             raise
         before = latest_checkpoint(folder)
         last = f"the last checkpoint is {before}" if before else "there is no checkpoint yet"
+        free = shutil.disk_usage(folder).free / 1e6
         raise DcclipError(
-            f"{target} cannot be saved because the disk is full; {last}",
+            f"{target} cannot be saved because the disk is full ({free:,.1f} MB free); {last}",
             "free some space, then run the same command again",
         ) from None
     for other in folder.glob("*"):

@@ -386,7 +386,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_is_reported(
         saved(*arguments)
 
     monkeypatch.setattr(safetensors.torch, "save_file", full_at_the_second)
-    error = r"step-00000002 cannot be saved because the disk is full; .*step-00000001"
+    error = r"step-00000002 cannot be saved because the disk is full \([\d,.]+ MB free\); .*step-00000001"
     with refused(error, "free some space, then run the same command again"):
         train(Pulled(), steps=4, checkpoint_every_steps=1)
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000001"]
