@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dcclip_cli.run_dir import StageName
 
 _MOST_AT_A_TIME = 64  # that every machine accepts
+_LONGEST_LINE = 100_000  # characters, each of which takes a tokenizer some 80 bytes
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 IMAGES = Argument(metavar="IMAGE", help="Images, folders or globs; - reads paths from stdin.")
@@ -91,6 +92,8 @@ def lines_of(file: Path | None, kind: str, most_lines: int, most_bytes: int) -> 
     lines = [line.strip() for line in read_text(file, most_bytes, hint).splitlines() if line.strip()]
     if len(lines) > most_lines:
         raise DcclipError(f"{file} has {len(lines):,} lines, more than {most_lines:,}", hint)
+    if (longest := max(map(len, lines), default=0)) > _LONGEST_LINE:
+        raise DcclipError(f"{file} has a line of {longest:,} characters, more than {_LONGEST_LINE:,}", hint)
     return lines
 
 

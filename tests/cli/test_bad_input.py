@@ -103,6 +103,7 @@ LABELS: dict[str, tuple[list[str], str]] = {
     "GBK": (["--labels-file", "gbk.txt"], "gbk.txt is in GB18030, not in UTF-8"),
     "UTF-16": (["--labels-file", "utf16.txt"], "utf16.txt is in UTF-16, not in UTF-8"),
     "zeros": (["--labels-file", "zeros.txt"], "zeros.txt is not text in UTF-8"),
+    "a long line": (["--labels-file", "long.txt"], "long.txt has a line of 100,001 characters, more than 100,000"),
     "a picture": (["--labels-file", "good.png"], "good.png is not text in UTF-8"),
     "no place": (["--labels", "猫", "--template", "一只猫"], "the template '一只猫' has no {} for the label"),
     "wrong place": (["--labels", "猫", "--template", "a {0}"], "the template 'a {0}' has no {} for the label"),
@@ -117,6 +118,7 @@ def test_labels_that_are_none_are_two_lines(case: str, here: Path, bundle: Path)
     Path("gbk.txt").write_bytes("猫\n狗".encode("gbk"))
     Path("utf16.txt").write_bytes("猫\n狗".encode("utf-16"))
     Path("zeros.txt").write_bytes(b"cat\0dog")
+    Path("long.txt").write_text("猫" * 100_001, "utf-8")
     code, said = dcclip("predict", "good.png", *arguments, "--model", bundle)
     assert code == 1 and len(said) == 2
     assert said[0] == f"error: {complaint}" or complaint in said[0]
