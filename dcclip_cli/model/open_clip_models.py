@@ -87,11 +87,11 @@ def load_named(model: str) -> OpenClipTowers:
     name, tag = (model, None) if model.startswith("hf-hub:") else model.rpartition("/")[::2]
     if not name:
         raise DcclipError(f"open_clip model '{model}' has no tag", "write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k")
-    if name.startswith("hf-hub:"):
-        open_clip_config(require_file(name.removeprefix("hf-hub:"), CONFIG).parent, on_hub=True)
     hint = "check the name against open_clip.list_pretrained(), and the network connection"
     what = f"open_clip model {model} cannot be loaded"
     with library_errors(what, hint), tokenizer_errors(what):
+        if name.startswith("hf-hub:"):
+            open_clip_config(require_file(name.removeprefix("hf-hub:"), CONFIG).parent, on_hub=True)
         created, _, transform = open_clip.create_model_and_transforms(name, pretrained=tag)
         tokenizer = LibraryTokenizer(open_clip.get_tokenizer(name))
     full_name = f"{name}/{tag}" if tag else name

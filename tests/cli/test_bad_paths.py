@@ -68,6 +68,8 @@ def test_a_result_folder_cannot_be_a_file(command: str) -> None:
         ("hf-hub:a/../b", "is neither a directory nor a name on the hub"),
         ("hf:", "model hf: is neither a directory nor a name on the hub"),
         ("hf:组织/模型", "is neither a directory nor a name on the hub"),
+        ("hf-hub:a/b", "open_clip model hf-hub:a/b cannot be loaded"),
+        ("hf:a/b", "teacher a/b cannot be loaded"),
         ("pipe.npy", "model pipe.npy is not a directory"),
         ("loop.npy", "model loop.npy is not a directory"),
         ("长" * 90, "the name is too long"),
@@ -75,7 +77,7 @@ def test_a_result_folder_cannot_be_a_file(command: str) -> None:
     ],
 )
 def test_a_model_that_is_no_model_is_refused(model: str, complaint: str) -> None:
-    said = dcclip("predict", "good.png", "--labels", "猫,dog", "--model", model, expect=1).stderr
+    said = dcclip("predict", "good.png", "--labels", "猫,dog", "--model", model, "-q", expect=1).stderr
     assert said.startswith("error: ") and complaint in said and "\nhint:  " in said
 
 
