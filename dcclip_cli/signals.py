@@ -7,6 +7,7 @@ of a command at once, torchrun to each of its processes: workers ignore it, and 
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -47,9 +48,17 @@ def end_on_signals(say: Callable[[str], object]) -> None:
     global _command, _say
     _command, _say = os.getpid(), say
     sys.unraisablehook = _send_again
+    atexit.register(_ignore)  # the first, which runs last
     for number in NUMBERS:
         if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup ignores SIGHUP
             signal.signal(number, _end)
+
+
+def _ignore() -> None:
+    """Ignore signals in the very end, where the interpreter would take its handlers back and die of them."""
+    for number in NUMBERS:
+        if signal.getsignal(number) is _end:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def watch_for_signals() -> None:
@@ -156,8 +165,8 @@ def work_is_done(code: int) -> None:
 def exit_command(code: int | None = None) -> None:
     """Exit now if this process is a command; without a code because a signal asked for it, with a line that says so.
 
-    Its workers are killed and its partial files removed. The interpreter's own end is left out: with several processes,
-    gloo may hang in it (pytorch issue 56297).
+    Its partial files are removed, and its workers end with it. The interpreter's own end is left out: with several
+    processes, gloo may hang in it (pytorch issue 56297).
     """
     if os.getpid() != _command:
         return
@@ -168,8 +177,6 @@ def exit_command(code: int | None = None) -> None:
         while True:  # another thread does it
             time.sleep(1)
     _if_imported("dcclip_cli.processes", "end_workers")  # before it is said what is kept
-    for child in _if_imported("multiprocessing", "active_children") or ():
-        child.kill()
     if code is None:
         code = _code
     if code is None:
@@ -306,4 +313,9 @@ def _exit_with_command() -> None:
     command = multiprocessing.parent_process()
     assert command is not None
     command.join()
+    # Of the sockets through which it hands over shared memory; only an orderly exit would remove it.
+    if folder := getattr(multiprocessing.current_process(), "_config", {}).get("tempdir"):
+        import shutil
+
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.any_cpu
 
 # A command with partial files and a worker, whose number it prints before it waits.
 COMMAND = """
-import multiprocessing, os, sqlite3, sys, time
+import multiprocessing.util, os, sqlite3, sys, time
 from contextlib import suppress
 from pathlib import Path
 from dcclip_cli import signals
@@ -30,6 +30,7 @@ signals._GRACE_S = 2.0
 
 def work():
     begin_worker()
+    multiprocessing.util.get_temp_dir()  # as for shared memory
     print(os.getpid(), flush=True)
     time.sleep(600)
 
@@ -121,12 +122,35 @@ def test_an_error_in_the_block_is_not_replaced_by_the_signal() -> None:
         raise ValueError("猫")
 
 
+LATE = """
+import os, sys, time
+from dcclip_cli.signals import end_on_signals, work_is_done
+end_on_signals(lambda line: os.write(2, line.encode()))
+class Late:
+    def __del__(self, write=os.write, sleep=time.sleep):
+        write(1, b"ready\\n")
+        sleep(1)
+sys.late = Late()
+work_is_done(0)
+"""
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_while_the_interpreter_ends_is_ignored(number: int) -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", LATE], stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert (process.communicate(timeout=60), process.returncode) == (("", ""), 0)
+
+
 @contextmanager
 def running(folder: Path, where: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """The command, waiting, and its worker's number."""
     command = [sys.executable, "-c", COMMAND, str(folder), where]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, process_group=0) as process:
+    settings = os.environ | {"TMPDIR": str(folder)}
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, process_group=0, env=settings) as process:
         assert process.stdout is not None
         yield process, int(process.stdout.readline())
         process.kill()
@@ -143,8 +167,8 @@ def test_a_signal_to_the_group_ends_a_command_at_once_with_its_worker_and_partia
             os.killpg(process.pid, number)
         _, said = process.communicate(timeout=60)
         assert (process.returncode, said) == (128 + number, NOTHING)
-        assert list(tmp_path.iterdir()) == []
         assert ends(worker) and time.monotonic() - begin < 2
+        assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -164,7 +188,7 @@ def test_wherever_a_signal_comes_what_is_kept_is_said_and_the_rest_removed(
         process.terminate()
         assert (process.communicate(timeout=60)[1], process.returncode) == (said, 143)
         assert time.monotonic() - begin < within_s
-        assert list(tmp_path.iterdir()) == [] and ends(worker)
+        assert ends(worker) and list(tmp_path.iterdir()) == []
 
 
 def test_a_signal_after_the_work_is_done_changes_nothing_any_more(tmp_path: Path) -> None:
