@@ -22,7 +22,8 @@ from dcclip_cli.model.weights import CONFIG
 TRANSFORMERS_CONFIG, IMAGE_PROCESSOR = "config.json", "preprocessor_config.json"
 COPY_AGAIN = "copy the whole model directory again"
 DUAL_ENCODERS = "AltCLIP, ChineseCLIP, CLIP, SigLIP, SigLIP2 or MetaCLIP2"
-_MODEL_TYPES = ("altclip", "chinese_clip", "clip", "metaclip_2", "siglip", "siglip2")
+_OF_TWO = "vision-text-dual-encoder"  # of any two towers, as dcclip exports students
+_MODEL_TYPES = ("altclip", "chinese_clip", "clip", "metaclip_2", "siglip", "siglip2", _OF_TWO)
 _TOKENIZER_ARGUMENTS = ("additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token")
 _PREPROCESSING = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color", "crop"}
 _ELSEWHERE = "use the name of a network that timm itself has, and keep its weights in the directory"
@@ -241,7 +242,13 @@ def transformers_config(file: Path, name: str) -> TransformersConfig:
     if isinstance(kind, str) and kind not in _MODEL_TYPES:
         what = f"{name} is a model of type {kind}, not an image-text dual encoder ({file.name}: model_type)"
         raise DcclipError(what, f"use {DUAL_ENCODERS}")
-    return validated(TransformersConfig, content, file, COPY_AGAIN)
+    config = validated(TransformersConfig, content, file, COPY_AGAIN)
+    image = (config.vision_config.model_extra if config.vision_config else None) or {}
+    if kind == _OF_TWO and (image.get("backbone") or image.get("use_pretrained_backbone")):
+        raise DcclipError(f"{file}: vision_config.backbone names a network elsewhere", _ELSEWHERE)
+    if kind == _OF_TWO and isinstance(image.get("architecture"), str):
+        check_timm_name(image["architecture"], f"{file}: vision_config.architecture", _ELSEWHERE)
+    return config
 
 
 def text_tower_config(file: Path) -> dict[str, Any]:

@@ -190,9 +190,9 @@ def _check_towers(towers: TransformersTowers, model: str) -> None:
     """Raise DcclipError where the image processor or the tokenizer is not that of the towers."""
     from PIL import Image
 
-    side = towers.model.config.vision_config.image_size
-    expected = (3, *([side] * 2 if isinstance(side, int) else side))
+    side = getattr(towers.model.config.vision_config, "image_size", None)  # timm's networks have none
     shape = towers.library_preprocess(Image.new("RGB", (30, 20))).shape
+    expected = shape if side is None else (3, *([side] * 2 if isinstance(side, int) else side))
     if shape != expected:
         what = f"teacher {model} cannot be loaded: its image processor gives {shape}, its image tower takes {expected}"
         raise DcclipError(what, f"copy the {IMAGE_PROCESSOR} of the model again")

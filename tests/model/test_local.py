@@ -123,6 +123,7 @@ def test_directories_of_all_kinds_are_loaded_from_themselves_alone(
 
 
 NETWORK, CODE = f"{VISION}.timm_model_name: ", "is not allowed: it could run code or read other files"
+DUAL, TIMM = "vision-text-dual-encoder", {"model_type": "timm_wrapper"}
 REFUSED: list[tuple[Change, str]] = [
     (
         ("openclip-xlmr", OPEN_CLIP, VISION, {"timm_model_name": "hf-hub:nobody/network"}),
@@ -143,6 +144,19 @@ REFUSED: list[tuple[Change, str]] = [
     (
         ("altclip", "config.json", "", {"model_type": "timm_wrapper"}),
         "is a model of type timm_wrapper, not an image-text dual encoder",
+    ),
+    (
+        ("altclip", "config.json", "", {"model_type": DUAL, "vision_config": TIMM | {"architecture": "hf-hub:no/net"}}),
+        "config.json: vision_config.architecture: hf-hub:no/net leads to a hub or another directory",
+    ),
+    (
+        (
+            "altclip",
+            "config.json",
+            "",
+            {"model_type": DUAL, "vision_config": TIMM | {"backbone": "microsoft/resnet-50"}},
+        ),
+        "config.json: vision_config.backbone names a network elsewhere",
     ),
     (
         ("altclip", "config.json", "", {"attn_implementation": "nobody/kernels"}),
