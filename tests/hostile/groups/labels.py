@@ -105,11 +105,10 @@ def file_of(random: Random) -> Case:
     """`--labels-file` and `--texts-file` that contain none."""
     called = random.choice(list(_FILES))
     given, change, expect = _FILES[called]
-    if random.random() < 0.6:
+    if random.random() < 0.6 or called == "a million labels":  # as texts to embed they are work, not a mistake
         arguments = ["predict", _PICTURE, "--labels-file", given, *_BUNDLE]
     else:
         arguments = ["embed", "--texts-file", given, *_BUNDLE]
-        expect = Expect.ANY if called == "a million labels" else expect
     return Case(f"{arguments[0]} file: {called}", arguments, _PARTS, change, expect, limit_s=20, limit_mb=800)
 
 
