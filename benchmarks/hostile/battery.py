@@ -31,6 +31,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--group", help="only groups whose name contains this")
     parser.add_argument("--only", type=int, help="only the case of this number")
+    parser.add_argument("--again", type=Path, help="only the failures in this file, that --out wrote with this --seed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, default=1100)
     parser.add_argument("--workers", type=int, default=2)
@@ -65,6 +66,7 @@ def _line(job: Job, report: Report, seed: int, groups: list[str]) -> dict[str, o
     )
     return {
         "group": group,
+        "number": number,
         "case": made.name,
         "verdict": report.verdict,
         "why": report.why,
@@ -92,7 +94,10 @@ def main() -> int:
     given = _arguments()
     groups = [group for group in GROUPS if not given.group or given.group in group]
     wanted = shares(given.cases)
-    if given.only is not None:
+    if given.again:
+        lines = map(json.loads, given.again.read_text("utf-8").splitlines())
+        jobs = [(line["group"], line["number"], case(line["group"], given.seed, line["number"])) for line in lines]
+    elif given.only is not None:
         jobs = [(groups[0], given.only, case(groups[0], given.seed, given.only))]
     else:
         jobs = [(group, number, made) for group in groups for number, made in cases(group, given.seed, wanted[group])]
