@@ -77,7 +77,8 @@ def decode(
         what = f"{name} is not a readable image: it is not JPEG, PNG or WebP"
         raise DcclipError(what, "convert it to JPEG, PNG or WebP") from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise DcclipError(f"{name} is not a readable image: {error}", "use a JPEG, PNG or WebP file") from None
+        reason = getattr(error, "strerror", None) or error  # not "[Errno 40] ...: 'cat.png'"
+        raise DcclipError(f"{name} is not a readable image: {reason}", "use a JPEG, PNG or WebP file") from None
 
 
 def flatten(image: Image.Image, colour: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:

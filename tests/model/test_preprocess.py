@@ -104,6 +104,9 @@ def test_a_missing_file_and_a_folder_have_their_own_errors(tmp_path: Path) -> No
         decode(tmp_path / "猫.png")
     with pytest.raises(DcclipError, match="is a folder"):
         decode(tmp_path)
+    (tmp_path / "圈 loop.png").symlink_to("圈 loop.png")
+    with pytest.raises(DcclipError, match=r"圈 loop\.png is not a readable image: Too many levels of symbolic links$"):
+        decode(tmp_path / "圈 loop.png")
 
 
 def test_transparency_shows_the_colour_behind_it() -> None:
