@@ -256,8 +256,10 @@ class Preflight:
             self._too_small((stage,), what, work.run_bytes, self.run_dir.root, _RUN_HINT)
 
     def _too_small(self, at: Location, what: str, needed: float, folder: Path, hint: str) -> None:
-        free = f"{free_bytes(folder) / 1e9:,.1f} GB are free at {folder}"
-        self._add(at, DcclipError(f"{what} will take about {needed / 1e9:,.1f} GB, and {free}", hint))
+        from dcclip_cli.train.estimate import size
+
+        free = f"{size(free_bytes(folder))} are free at {folder}"
+        self._add(at, DcclipError(f"{what} will take about {size(needed)}, and {free}", hint))
 
 
 def _is_complete(model: str, library: str) -> bool:

@@ -165,7 +165,7 @@ def teacher_rows_left(work: StageWork, number: int, before: dict[Any, Rows]) -> 
 def _teacher_lines(work: StageWork, number: int, pace: Pace | None, before: dict[Any, Rows]) -> Iterator[str]:
     left = teacher_rows_left(work, number, before)
     who = "the teacher" if len(work.teachers) == 1 else f"teacher {number}"
-    asked = f"{work.stage}: {who} encodes {left.images:,} images and {left.texts:,} texts"
+    asked = f"{work.stage}: {who} encodes about {left.images:,} images and up to {left.texts:,} texts"
     if work.options.teacher_cache and left != work.rows:
         asked += f" (of {work.rows.images:,} and {work.rows.texts:,}: the others are in the cache by then)"
     if pace is None:
@@ -210,4 +210,7 @@ def duration(seconds: float) -> str:
 
 def size(number: float) -> str:
     """A number of bytes in words."""
-    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{math.ceil(number / 1e6):,} MB"
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if number >= unit:
+            return f"{number / unit:,.1f} {name}"
+    return f"{number / 1e3:,.0f} kB"

@@ -1,0 +1,56 @@
+"""What a stage takes, before it begins: rows that the teacher is still asked, steps, seconds and bytes in words."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dcclip_cli.recipe.load import load
+from dcclip_cli.recipe.preflight import check
+from dcclip_cli.run_dir import RunDir
+from dcclip_cli.train.disk_space import Rows
+from dcclip_cli.train.estimate import Pace, StageWork, Times, duration, lines, long_teacher_work, size
+from dcclip_cli.train.timing import by_measuring, by_operations
+
+
+@pytest.fixture
+def works(whole_recipe: dict[str, Any], tmp_path: Path) -> list[StageWork]:
+    """The work of distill and of an align that uses the teacher as well, with the same augmentations."""
+    values = {"align.losses": [{"kind": "embedding"}], "align.augmentations": 1, "align.steps": 3}
+    return check(load(whole_recipe, values=values), RunDir(tmp_path / "run"), ("distill", "align"))
+
+
+def test_a_stage_knows_its_steps_and_what_its_teacher_is_asked(works: list[StageWork]) -> None:
+    distill, align = works
+    assert (distill.stage, distill.steps, distill.sizes, distill.rows.images) == ("distill", 3, {"pairs": 8}, 24)
+    assert (
+        distill.asked == distill.rows
+        and replace(distill, options=distill.options.model_copy(update={"teacher_cache": False})).asked.images == 24
+    )
+    before: dict[Any, Rows] = {}
+    times = Times(0.5, [Pace(1.0, 0.5)], True)
+    first, second = list(lines(distill, times, before)), list(lines(align, times, before))
+    assert first[0] == "distill: 3 steps of 8 samples take about 2 s (0.5 s a step, measured)"
+    assert first[1].startswith("distill: the teacher encodes about 24 images and up to ")
+    assert second[1].startswith("align: the teacher encodes about 0 images and up to 0 texts (of 24 and ")
+
+
+def test_hours_of_teacher_work_are_announced_with_what_would_shorten_them(works: list[StageWork]) -> None:
+    distill = replace(works[0], options=works[0].options.model_copy(update={"augmentations": 4}))
+    short, long = (Times(1.0, [Pace(seconds, 0.0)], False) for seconds in (1.0, 3600.0))
+    assert long_teacher_work(distill, short, {}) == []
+    said = long_teacher_work(distill, long, {})
+    assert "24.0 h" in said[0] and "fewer augmentations (distill.augmentations is 4)" in said[1] and "GPU" in said[1]
+
+
+def test_times_are_positive_and_measured_ones_say_so(works: list[StageWork]) -> None:
+    for times, measured in ((by_operations(works[0]), False), (by_measuring(works[0]), True)):
+        (pace,) = times.teachers
+        assert times.measured is measured and times.step_s > 0
+        assert pace is not None and pace.measured is measured and pace.image_s > 0 and pace.text_s > 0
+
+
+def test_durations_and_sizes_in_words() -> None:
+    assert [duration(one) for one in (0.2, 99, 600, 9_000, 300_000)] == ["1 s", "99 s", "10 min", "2.5 h", "3 days"]
+    assert [size(one) for one in (800, 2_345_678, 7.6e9)] == ["1 kB", "2.3 MB", "7.6 GB"]
