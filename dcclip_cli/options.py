@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Strict, TypeAdapter, ValidationError, ValidationInfo, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, to_jsonable_python
@@ -78,6 +78,9 @@ class Options(BaseModel):
     def _sequence(cls, key: str, value: Any) -> Any:
         """A list as the tuple that a field wants, which strict validation would refuse."""
         field = cls.model_fields.get(key)
+        kinds = [field.annotation, *get_args(field.annotation)] if field else []
+        if isinstance(value, dict) and any(get_origin(kind) is dict for kind in kinds):
+            return {name: _as_tuples(one) for name, one in value.items()}
         return value if field and get_origin(field.annotation) is list else _as_tuples(value)
 
 

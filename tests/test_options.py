@@ -57,3 +57,10 @@ def _options_in(kind: type[BaseModel]) -> set[type[BaseModel]]:
     """Every model in a model's fields, at any depth."""
     inner = {one for field in kind.model_fields.values() for one in _models(field.annotation)}
     return inner | {deeper for one in inner for deeper in _options_in(one)}
+
+
+def test_lists_are_taken_for_tuples_also_as_values_of_a_mapping() -> None:
+    class Rows(Options):
+        where: dict[str, str | tuple[str, ...]] | None = None
+
+    assert Rows.model_validate({"where": {"语言": ["zh", "en"], "x": "y"}}).where == {"语言": ("zh", "en"), "x": "y"}

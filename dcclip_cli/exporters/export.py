@@ -63,13 +63,6 @@ class ExportOptions(Options):
     )
     parity: Thresholds = Field(Thresholds(), description="How far the export may differ from the model")
 
-    @field_validator("prompts", mode="before")
-    @classmethod
-    def _lists_are_tuples(cls, prompts: Any) -> Any:  # those directly in a field are already
-        if not isinstance(prompts, dict):
-            return prompts
-        return {key: tuple(one) if isinstance(one, list) else one for key, one in prompts.items()}
-
     @field_validator("prompts")
     @classmethod
     def _have_a_place_for_the_label(cls, prompts: Mapping[Language, Sequence[str]] | None) -> Any:
