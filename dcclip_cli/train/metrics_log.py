@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from dcclip_cli.errors import writing
 from dcclip_cli.files import atomic_write
 from dcclip_cli.progress import Progress
 
@@ -32,15 +34,23 @@ class MetricsLog:
         atomic_write(self._file, b"".join(line + b"\n" for line in kept))
         if not resumed_step:
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        threading.excepthook = _unless_raised_again
         accelerator.init_trackers("tensorboard")
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Add one entry. Only the main process writes."""
         if self._accelerator.is_main_process:
             rounded = {name: float(f"{value:.6g}") for name, value in metrics.items()}
-            with self._file.open("a") as stream:
-                stream.write(json.dumps({"step": step, **rounded}) + "\n")
-            self._accelerator.log(metrics, step=step)
+            with writing(self._file):  # so do TensorBoard's files, next to it
+                with self._file.open("a") as stream:
+                    stream.write(json.dumps({"step": step, **rounded}) + "\n")
+                self._accelerator.log(metrics, step=step)
+
+
+def _unless_raised_again(error: threading.ExceptHookArgs) -> None:
+    """Report an exception of a thread, unless TensorBoard's raises it in the main thread, too, as on a full disk."""
+    if type(error.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(error)
 
 
 def _step(line: bytes) -> float | None:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.data.samplers import MixedBatchSampler
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, writing
 from dcclip_cli.machine import loading_processes
 from dcclip_cli.progress import Progress, Silent, Task
 from dcclip_cli.signals import HeldSignals, begin_worker
@@ -230,7 +230,8 @@ class Trainer:
         del self._wrapped, self._accelerated_optimizer
         gc.collect()
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        with writing(self.info.folder / "tensorboard"):
+            self.accelerator.end_training()
 
     def _is_bad(self, terms: dict[str, Tensor], norm: Tensor) -> Tensor:
         """Whether a step is not finite, on the device. fp16's scaler skips steps whose gradients overflow itself."""
