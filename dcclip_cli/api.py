@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.machine import bound_spinning
+from dcclip_cli.machine import bound_spinning, disable_telemetry
 from dcclip_cli.progress import Progress, progress_for
 from dcclip_cli.recipe.load import LoadedRecipe, RecipeSource
 from dcclip_cli.recipe.load import load as load_recipe
@@ -249,6 +249,7 @@ def open_run(
 ) -> RecipeRun:
     """The run of a recipe in the directory `out`, by default runs/NAME."""
     bound_spinning()
+    disable_telemetry()
     folder = Path(out) if out is not None else Path("runs") / loaded.recipe.name
     return RecipeRun(loaded, RunDir(folder), device, fresh, progress_for(progress))
 

@@ -201,6 +201,15 @@ def fix_cublas_workspace() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
+def disable_telemetry() -> None:
+    """Keep onnxruntime (from 1.32 on) and huggingface_hub from telling their makers what they are used for.
+
+    Both read the setting once: call this before they are imported. The user's own settings are kept.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
 def loading_processes(wanted: int) -> int:
     """Number of processes that load batches: `wanted`, or 0 if processes cannot be forked (Windows).
 

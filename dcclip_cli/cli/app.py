@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dcclip_cli.cli import about, console, doctor, eval, index, predict, stages
-from dcclip_cli.machine import bound_spinning, fix_cublas_workspace
+from dcclip_cli.machine import bound_spinning, disable_telemetry, fix_cublas_workspace
 from dcclip_cli.versions import VERSION
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ def dcclip(
     """Distill a large Chinese-English CLIP into a small one, from data to device."""
     bound_spinning()
     fix_cublas_workspace()
+    disable_telemetry()
 
 
 _PANELS = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.machine import disable_telemetry
 from dcclip_cli.model.precision import (
     AS_ASKED,
     Choice,
@@ -123,6 +124,7 @@ def load_encoder(
     `precision` is for torch: a bundle computes in the precision of its export. `threads` are CPU threads per tower:
     by default one for a bundle, and torch's own choice otherwise.
     """
+    disable_telemetry()
     if reference.kind == "bundle":
         if precision == "bf16":
             raise DcclipError(f"{reference.target} computes in the precision of its export", "omit --precision")

@@ -156,3 +156,11 @@ def test_help_is_quick() -> None:
         return after.children_user + after.children_system - before.children_user - before.children_system
 
     assert min(seconds() for _ in range(3)) < 0.8  # 0.35 s on a fast core
+
+
+def test_onnxruntime_tells_its_maker_nothing(tmp_path: Path) -> None:
+    """Version 1.32 keeps `.ses`, an identifier of the session, in the folder for temporary files unless told not to."""
+    picture = Path(__file__).parents[2] / "docs/images/cat.png"
+    command = [sys.executable, "-m", "dcclip_cli", "predict", str(picture), "--labels", "猫,dog", "--model", "starter"]
+    subprocess.run(command, env=os.environ | {"TMPDIR": str(tmp_path)}, check=True, capture_output=True)
+    assert list(tmp_path.iterdir()) == []
