@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 M = TypeVar("M", bound="BaseModel")
+T = TypeVar("T")
 _BLOCK_BYTES = 1 << 23
 
 
@@ -187,10 +188,15 @@ def read_json(file: Path, hint: str) -> dict[str, Any]:
 
 def validated(kind: type[M], content: Any, where: object, hint: str) -> M:
     """The content of a file as a pydantic model. Raises DcclipError with `where`, the key and `hint` if it is not."""
-    from pydantic import ValidationError
+    return validated_by(kind.model_validate, content, where, hint)
+
+
+def validated_by(validate: Callable[[Any], T], content: Any, where: object, hint: str) -> T:
+    """What a validator of pydantic makes of the content of a file. Raises DcclipError as `validated` does."""
+    from pydantic_core import ValidationError
 
     try:
-        return kind.model_validate(content)
+        return validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         message, key = first["msg"].removeprefix("Value error, "), ".".join(map(str, first["loc"]))

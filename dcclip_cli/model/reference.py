@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dcclip_cli.checksums import read_record
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.model_dir import WEIGHTS
 from dcclip_cli.model.weights import CONFIG
-from dcclip_cli.run_dir import STAGES
+from dcclip_cli.run_dir import FIRST_WITH_CHECKSUMS, RECORD, STAGES
 
 Library = Literal["transformers", "open_clip"]
 STARTER = "starter"  # the name of the model that comes with the package
@@ -102,6 +103,8 @@ def library_of(folder: Path, preferred: Library) -> Library:
 def _no_model(folder: Path) -> DcclipError:
     if not folder.is_dir():
         return DcclipError(f"{folder} is not a directory", "check the path, or give the name of a model on a hub")
+    if (folder / RECORD).is_file():  # a file that it lists is missing
+        read_record(folder / RECORD, FIRST_WITH_CHECKSUMS, "copy the whole directory again").check_sizes()
     names = sorted(path.name for path in folder.iterdir())
     inner = [name for name in names if (folder / name / "config.json").is_file() or _is_model(folder / name)]
     if inner:

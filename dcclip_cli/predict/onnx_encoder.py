@@ -5,15 +5,15 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dcclip_cli.checksums import Record, read_record
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import file_sha256, validated
+from dcclip_cli.files import file_sha256, validated_by
 from dcclip_cli.machine import has_vnni
 from dcclip_cli.model.precision import NotFiniteError, check_logits, finite
 from dcclip_cli.model.preprocess import Preprocessing
@@ -22,6 +22,7 @@ from dcclip_cli.run_dir import FIRST_WITH_CHECKSUMS, RECORD
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
     from PIL import Image
+    from pydantic_core import SchemaValidator
 
 FORMAT = 2
 Run = Callable[[np.ndarray], np.ndarray]  # pixels (B, 3, H, W) or padded token ids (N, L) -> embeddings (B, D)
@@ -32,44 +33,78 @@ _COPY = "export the model again, or copy the whole bundle"
 _UNEDITED = f"{_COPY}; for other prompts, use predict --template or export.prompts in the recipe"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, allow_inf_nan=False, frozen=True)
+@dataclass(frozen=True)
+class Description:
+    """The dcclip.json of an export, the part that is needed to run it.
 
-
-class _Parity(_Strict):
-    int8_largest_pair_sum: int | None = None
-
-
-class Description(_Strict):
-    """The dcclip.json of an export, the part that is needed to run it."""
+    `int8_largest_pair_sum` is what two int8 products add up to at most; None where that was not bounded.
+    """
 
     name: str
     fingerprint: str
-    parameters: int = Field(ge=0, lt=2**63)
-    precision: str = "fp32"
+    parameters: int
+    precision: str
     preprocessing: dict[str, Any]
-    logit_scale: float = Field(gt=0, le=1e4)
-    logit_bias: float | None = Field(ge=-1e4, le=1e4)
+    logit_scale: float
+    logit_bias: float | None
     prompts: dict[str, list[str]]
-    context_length: int = Field(ge=1, le=2**16)
-    padding_id: int = Field(ge=0, lt=2**31)
-    fixed_length: bool = False
+    context_length: int
+    padding_id: int
+    fixed_length: bool
     tokenizer_sha256: str
-    parity: _Parity | None = None
+    int8_largest_pair_sum: int | None
 
-    @field_validator("preprocessing")
     @classmethod
-    def _is_supported(cls, preprocessing: dict[str, Any]) -> dict[str, Any]:
-        Preprocessing.from_config(preprocessing)
-        return preprocessing
+    def read(cls, content: Any) -> Description:
+        """From the JSON object. Raises pydantic's ValidationError."""
+        found = _validator().validate_python(content)
+        found["int8_largest_pair_sum"] = (found.pop("parity") or {}).get("int8_largest_pair_sum")
+        return cls(**found)
 
-    @field_validator("prompts")
-    @classmethod
-    def _have_a_place_for_the_label(cls, prompts: dict[str, list[str]]) -> dict[str, list[str]]:
-        for language, templates in prompts.items():
-            if not templates or not all("{}" in template for template in templates):
-                raise ValueError(f"prompts for {language} must be texts with {{}}")
-        return prompts
+
+def _validator() -> SchemaValidator:
+    """Of a Description's JSON, without pydantic's models: importing these takes a fifth of a prediction's time."""
+    from pydantic_core import SchemaValidator
+    from pydantic_core import core_schema as of
+
+    strict = of.CoreConfig(strict=True, allow_inf_nan=False)
+    number = of.float_schema(ge=-1e4, le=1e4)
+    templates = of.no_info_after_validator_function(
+        _have_a_place_for_the_label, of.dict_schema(of.str_schema(), of.list_schema(of.str_schema(), min_length=1))
+    )
+    supported = of.no_info_after_validator_function(_is_supported, of.dict_schema(of.str_schema()))
+    pair_sum = of.typed_dict_field(of.nullable_schema(of.int_schema()), required=False)
+    parity = of.nullable_schema(of.typed_dict_schema({"int8_largest_pair_sum": pair_sum}, config=strict))
+    fields = {
+        "name": of.str_schema(),
+        "fingerprint": of.str_schema(),
+        "parameters": of.int_schema(ge=0, lt=2**63),
+        "precision": of.with_default_schema(of.str_schema(), default="fp32"),
+        "preprocessing": supported,
+        "logit_scale": of.float_schema(gt=0, le=1e4),
+        "logit_bias": of.nullable_schema(number),
+        "prompts": templates,
+        "context_length": of.int_schema(ge=1, le=2**16),
+        "padding_id": of.int_schema(ge=0, lt=2**31),
+        "fixed_length": of.with_default_schema(of.bool_schema(), default=False),
+        "tokenizer_sha256": of.str_schema(),
+        "parity": of.with_default_schema(parity, default=None),
+    }
+    return SchemaValidator(
+        of.typed_dict_schema({name: of.typed_dict_field(one) for name, one in fields.items()}, config=strict)
+    )
+
+
+def _is_supported(preprocessing: dict[str, Any]) -> dict[str, Any]:
+    Preprocessing.from_config(preprocessing)
+    return preprocessing
+
+
+def _have_a_place_for_the_label(prompts: dict[str, list[str]]) -> dict[str, list[str]]:
+    for language, templates in prompts.items():
+        if not all("{}" in template for template in templates):
+            raise ValueError(f"prompts for {language} must be texts with {{}}")
+    return prompts
 
 
 class ExportedEncoder:
@@ -173,7 +208,7 @@ def read_description(folder: Path, kind: str = "bundle", files: Sequence[str] = 
             f"{folder / DESCRIPTION} describes a {found_kind} of format {number}, not a {kind} of format {FORMAT}",
             "export the model again with this version of dcclip",
         )
-    return Described(validated(Description, record.content, folder / DESCRIPTION, _COPY), record)
+    return Described(validated_by(Description.read, record.content, folder / DESCRIPTION, _COPY), record)
 
 
 def _open_tokenizer(folder: Path, about: Description) -> Any:
@@ -189,8 +224,7 @@ def _open_tokenizer(folder: Path, about: Description) -> Any:
 
 def _may_overflow(about: Description) -> bool:
     """Whether int8 sums can overflow in 16 bits: without VNNI, in bundles of versions that did not bound them."""
-    bounded = about.parity and about.parity.int8_largest_pair_sum
-    return about.precision == "int8" and not bounded and has_vnni() is False
+    return about.precision == "int8" and not about.int8_largest_pair_sum and has_vnni() is False
 
 
 def _open_session(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -46,7 +47,7 @@ class Format(ABC):
         record.check()
         image, text = (self.runner(folder / name) for name in self.files[:2])
         if self.is_single:
-            about = about.model_copy(update={"fixed_length": True})
+            about = replace(about, fixed_length=True)
             image, text = one_at_a_time(image), one_at_a_time(text)
         return ExportedEncoder(folder, about, self.files, image, text)
 
