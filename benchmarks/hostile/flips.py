@@ -121,7 +121,11 @@ def _reason(file: Path, place: int) -> str | None:
 
 
 def _prepared(runs: Runs, whole: Path, job: Job) -> None:
-    """Put a killed collection into the folder, whose slices are read and deduplicated, where a job resumes from it."""
+    """Leave what the job reads: embeddings of eval's own models; of collect, slices read and deduplicated."""
+    if job.arguments[0] == "eval":
+        shutil.rmtree(runs.folder / "cache/features")
+        runs.run(job)
+        shutil.rmtree(runs.folder / "runs/tiny/eval")
     if job.arguments[0] != "collect":
         return
     kept, work = whole.with_name("slices"), runs.folder / "runs/raw/.collect.partial"
