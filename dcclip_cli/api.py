@@ -147,10 +147,12 @@ def evaluate(
         talk.say(reference.description)
     datasets = open_datasets(chosen)
     kept = FeatureCache(cache_folder() if cache else None, talk.say)
-    with keeping(kept.kept):
+    saved = list[str]()
+    with keeping(lambda: ", ".join(filter(None, (*saved, kept.kept())))):
         results = evaluate(references, datasets, chosen, device=device, cache=kept, progress=talk)
         if out:
             save_report(results, datasets, Path(out))
+            saved.append(f"the results are in {out}")
             talk.say(f"results: {out} (open {Path(out) / 'report.html'})")
     return results
 

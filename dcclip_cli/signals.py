@@ -37,6 +37,7 @@ _deferred: list[Callable[[], None]] = []  # what a signal that came in a shielde
 _holding: list[HeldSignals] = []
 _kept: list[Callable[[], str]] = []
 _kept_before: list[str] = []  # what was kept where the signal ended a block
+_kept_last: list[Callable[[], str]] = []  # of the block that ended last
 _leaving: list[int] = []  # threads that end the process
 
 
@@ -136,7 +137,7 @@ def asked_to_end() -> bool:
 def keeping(what: Callable[[], str]) -> Iterator[None]:
     """Let `what` tell what is kept where a signal ends the block: "12 of 40 images are embedded"; empty: nothing.
 
-    It may be called at any moment of the block, from any thread.
+    It may be called at any moment of the block, or of the rest of a command until another block ends, from any thread.
     """
     _kept.append(what)
     try:
@@ -145,13 +146,17 @@ def keeping(what: Callable[[], str]) -> Iterator[None]:
         if asked_to_end():
             _kept_before.insert(0, what())
         raise
+    else:
+        if _command is not None:
+            _kept_last[:] = [what]
     finally:
         _kept.remove(what)
 
 
 def stopped() -> str:
     """What a command that is stopped now has kept, and how to go on."""
-    kept = ", ".join(filter(None, [*(what() for what in _kept), *_kept_before]))
+    found = [*filter(None, (*(what() for what in _kept), *_kept_before))] or [what() for what in _kept_last]
+    kept = ", ".join(filter(None, found))
     again = "run the same command again" + (" without --fresh" if "--fresh" in sys.argv else "")
     return f"{kept}; {again} to go on from there" if kept else "nothing was kept this time; run the same command again"
 

@@ -100,7 +100,7 @@ def attempt(runs: Runs, whole: Path, task: Task) -> Verdict:
         )
     elif other:
         column, line = "other results", f"{line} ({', '.join(other)})"
-    elif (file.is_file() and file.read_bytes() != content) or any(file.name in each for each in said):
+    elif not file.is_file() or file.read_bytes() != content or any(file.name in each for each in said):
         column = "made again"
     else:
         reason = _reason(file, bit // 8)

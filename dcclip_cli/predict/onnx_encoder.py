@@ -267,7 +267,7 @@ def _onnxruntime_errors() -> tuple[type[Exception], ...]:
     from onnxruntime.capi import onnxruntime_pybind11_state as states
 
     names = "Fail InvalidArgument InvalidGraph InvalidProtobuf NotImplemented NoSuchFile RuntimeException"
-    return tuple(getattr(states, name) for name in names.split())
+    return (*(getattr(states, name) for name in names.split()), UnicodeDecodeError)  # of a damaged name in a message
 
 
 def _reason(error: Exception) -> str:

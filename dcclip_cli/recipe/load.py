@@ -221,13 +221,19 @@ def _line(place: str) -> int:
 _KINDS = {"int_type": "a whole number", "float_type": "a number", "bool_type": "true or false", "string_type": "text"}
 
 
+def _has(values: Any, step: str | int) -> bool:
+    if isinstance(values, list):
+        return isinstance(step, int) and step < len(values)
+    return isinstance(values, dict) and step in values
+
+
 def _in_document(details: ErrorDetails, values: Any, old_keys: list[OldKey]) -> Location:
     """pydantic's location without the names of union members, which are not in the recipe."""
     result: list[str | int] = []
     steps = details["loc"]
     for number, step in enumerate(steps):
         step = next((one.key for one in old_keys if one.mapping is values and one.new == step), step)
-        if (step in values) if isinstance(values, dict) else (isinstance(values, list) and isinstance(step, int)):
+        if _has(values, step):
             values = values[step]
             result.append(step)
         elif details["type"] in ("missing", "lacking") and number == len(steps) - 1:

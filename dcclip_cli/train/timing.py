@@ -125,8 +125,9 @@ def _step_seconds(work: StageWork) -> float:
     optimizer = make_optimizer(task, work.options.optimizer.model_copy(update={"newton_schulz": "fp32"}))
 
     def step(batch: Batch) -> None:
-        terms = task(batch)
-        sum(terms.values(), torch.zeros((), device=work.device)).backward()
+        total = sum(task(batch).values(), torch.zeros((), device=work.device))
+        if total.requires_grad:  # not where a batch is too small for any of the losses
+            total.backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -146,7 +147,7 @@ def _step_seconds(work: StageWork) -> float:
 def _batch(work: StageWork, fraction: float) -> Batch:
     """A batch of that fraction of a step's samples, of random pixels and tokens."""
     side = work.shapes.student.preprocessing.size if work.shapes.student.preprocessing else 224
-    images = sum(round(size * fraction) for kind, size in work.sizes.items() if kind != "texts")
+    images = sum(max(1, round(size * fraction)) for kind, size in work.sizes.items() if kind != "texts")
     languages = work.options.captions.languages
     names = [*languages, *(one + OTHER for one in languages)] if work.options.captions.second_caption else languages
     each = max(2, round(work.texts_per_step * fraction / len(names)))

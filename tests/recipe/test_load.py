@@ -133,6 +133,7 @@ def test_numbers_are_finite_and_ranges_begin_with_the_smaller_one(recipe: Path) 
         "align.augmentations=1000000000": "input should be less than or equal to 1000 (got 1000000000)",
         "align.augment.scale=[2, 1]": "the range begins at 2 and ends at 1: give the smaller one first",
         "align.augment.scale=[0, 0]": "input should be greater than or equal to 0.05 (got 0)",
+        "align.augment.scale=[]": "missing",
         "align.augment.scale=5": "expected a list (got 5)",
         "align.tf32=1": "expected true or false (got 1)",
     }.items():
