@@ -31,7 +31,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(path)
         elif written_by(error) is None:
             error.add_note(f"{_WRITING}{path}")

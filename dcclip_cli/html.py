@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from dcclip_cli.files import atomic_write
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -52,7 +54,7 @@ def write_page(path: Path, package: str, template: str, /, **values: Any) -> Non
     environment.filters["picture"] = jpeg_data_url
     style = Markup(Path(__file__).with_name("html.css").read_text("utf-8"))
     text = environment.get_template(template).render(style=style, **values)
-    path.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+    atomic_write(path, text.encode(errors="replace"))
 
 
 def visible(text: str) -> str:

@@ -61,7 +61,7 @@ _NUMBER = re.compile(
     r"(?:\berrno|\bos error|\bcode:|\berror number)[ :]*(\d+)|(No space left on device)", re.IGNORECASE
 )
 _PASSED_ON_BY = ("safetensors", "duckdb", "_duckdb", "onnxruntime", "pyarrow")  # modules of such errors
-_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's tofile
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written|problem writing element \d+ to file")  # numpy's tofile
 _LINK_LOOP = re.compile(r"Symlink loop from '(.*)'")  # pathlib's resolve
 _NO_MEMORY = ("can't allocate memory", "Unable to allocate", "bad allocation", "std::bad_alloc", "out of memory")
 _NO_THREAD = ("can't start new thread", "Resource temporarily unavailable", "pthread_create")

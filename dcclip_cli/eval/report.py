@@ -18,6 +18,7 @@ from dcclip_cli.eval.embedding import sample_indices
 from dcclip_cli.eval.metrics import per_class
 from dcclip_cli.eval.registry import ELEVATER, SUFFIX, base_name
 from dcclip_cli.eval.result import EvalResult, save_results
+from dcclip_cli.files import atomic_write
 from dcclip_cli.html import COLOURS, jpeg_thumbnail, svg_chart, write_page
 
 if TYPE_CHECKING:
@@ -189,8 +190,8 @@ def save_report(results: Sequence[EvalResult], datasets: Iterable[DataSet], fold
     """Write the results as JSON, as tables in Markdown and LaTeX, and as report.html."""
     save_results(results, folder)
     found = table(results)
-    (folder / "table.md").write_text(markdown(found), "utf-8")
-    (folder / "table.tex").write_text(latex(found), "utf-8")
+    atomic_write(folder / "table.md", markdown(found))
+    atomic_write(folder / "table.tex", latex(found))
     write_report(folder / "report.html", results, datasets)
 
 
