@@ -70,7 +70,7 @@ def _validator() -> SchemaValidator:
     strict = of.CoreConfig(strict=True, allow_inf_nan=False)
     number = of.float_schema(ge=-1e4, le=1e4)
     templates = of.no_info_after_validator_function(
-        _have_a_place_for_the_label, of.dict_schema(of.str_schema(), of.list_schema(of.str_schema(), min_length=1))
+        _have_a_place_for_the_label, of.dict_schema(of.str_schema(), of.list_schema(of.str_schema()))
     )
     supported = of.no_info_after_validator_function(_is_supported, of.dict_schema(of.str_schema()))
     pair_sum = of.typed_dict_field(of.nullable_schema(of.int_schema()), required=False)
@@ -102,7 +102,7 @@ def _is_supported(preprocessing: dict[str, Any]) -> dict[str, Any]:
 
 def _have_a_place_for_the_label(prompts: dict[str, list[str]]) -> dict[str, list[str]]:
     for language, templates in prompts.items():
-        if not all("{}" in template for template in templates):
+        if not templates or not all("{}" in template for template in templates):
             raise ValueError(f"prompts for {language} must be texts with {{}}")
     return prompts
 
