@@ -27,6 +27,8 @@ from dcclip_cli.predict.encoder import TorchEncoder, load_encoder
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
+_NAMED_ALIKE = 3  # classes that are read alike, on the terminal; the result names all
+
 
 class EvalOptions(Options):
     """The test sets that models are measured on, and how."""
@@ -171,8 +173,12 @@ class _Evaluation:
         if labels.ndim == 1 and result.metric in ("top1", "mean_per_class"):
             cost = lost(asked.alike, labels, result.metric == "mean_per_class")
         if indistinct:
-            groups = ", ".join(" = ".join(group) for group in indistinct)
-            say(f"{where}: warning: the tokenizer reads classes alike, at least {100 * cost:.1f} points lost: {groups}")
+            count = sum(map(len, indistinct))
+            example = " = ".join(indistinct[0][:_NAMED_ALIKE])
+            say(
+                f"{where}: warning: the tokenizer reads {count} classes like others, such as {example}: "
+                f"at least {100 * cost:.1f} points are lost"
+            )
         return replace(result, replaced=asked.replaced, indistinct=indistinct, lost=cost)
 
     def _retrieve(self, dataset: DataSet, truth: Captions, images: Embedded) -> Score:
