@@ -368,29 +368,6 @@ class Running:
 
 
 def _is_temporary(name: str) -> bool:
-    if name == ".collect.partial" or not name.startswith("."):
-        return False
-    return any(
-        fnmatch(name, pattern) for pattern in ("*.partial", "*.old", "*.graphs", "*.tmp", f".*.{'[0-9a-f]' * 32}")
-    )
-
-
-def _digest(name: str, content: bytes) -> str:
-    if name.endswith((".json", ".jsonl")) or name == "stdout":
-        with suppress(ValueError):
-            lines = content.splitlines() if name.endswith(".jsonl") else [content]
-            content = json.dumps([_timeless(json.loads(line)) for line in lines], sort_keys=True).encode()
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _timeless(value: Any) -> Any:
-    if isinstance(value, dict):
-        kept = (key for key in value if not key.endswith(_TIMES) and key != "sha256")  # of a file with times in it
-        return {key: _timeless(value[key]) for key in kept}
-    return [_timeless(each) for each in value] if isinstance(value, list) else value
-
-
-def _is_temporary(name: str) -> bool:
     if name == ".collect.partial":
         return False
     return any(fnmatch(name, pattern) for pattern in (".*.partial", ".*.old", ".*.graphs", f".*.{'[0-9a-f]' * 32}"))
