@@ -133,15 +133,6 @@ def check_target(path: Path, folder: bool) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
 
-def remove(path: Path) -> None:
-    """Remove what is at a path, also a folder; what cannot be removed stays."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink()
-
-
 def link_or_copy(source: Path, target: Path) -> None:
     """Let `target` be another name of the file `source`, or a copy where the file system has no such links."""
     try:

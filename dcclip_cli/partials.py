@@ -36,14 +36,14 @@ def partial(final: Path, folder: bool = False) -> Iterator[Path]:
         with writing(final):
             yield path
     finally:
-        _remove(path)
+        remove(path)
         _unlock(path)
 
 
 def remove_own() -> None:
     """Remove all that this process has not finished; for a process that exits now."""
     for path in list(_own):
-        _remove(path)
+        remove(path)
 
 
 def remove_abandoned(folder: Path) -> None:
@@ -74,7 +74,7 @@ def remove_if_abandoned(path: Path) -> None:
             if found["kind"] == "old" and not (final := path.with_name(found["name"])).exists():
                 path.rename(final)
             else:
-                _remove(path)
+                remove(path)
         finally:
             os.close(descriptor)
 
@@ -116,7 +116,7 @@ def _create(final: Path, folder: bool) -> Path:
         except BaseException as error:
             if isinstance(error, OSError):
                 error.filename = str(final)
-            _remove(path)
+            remove(path)
             _unlock(path)
             raise
         _unlock(path)
@@ -143,7 +143,8 @@ def _unlock(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove what is at a path, also a folder; what cannot be removed stays."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

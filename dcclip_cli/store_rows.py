@@ -17,8 +17,8 @@ import numpy as np
 
 from dcclip_cli import store_index
 from dcclip_cli.blocks import Array, Block, Damaged, Ragged, flat, parse
-from dcclip_cli.files import OpenFile, remove
-from dcclip_cli.partials import remove_if_abandoned
+from dcclip_cli.files import OpenFile
+from dcclip_cli.partials import remove, remove_if_abandoned
 from dcclip_cli.store_index import Index, Source, index_of, joined, open_index
 
 SUFFIX = ".block"

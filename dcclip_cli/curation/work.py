@@ -33,10 +33,9 @@ from dcclip_cli.checksums import cached_record, read_record, write_record
 from dcclip_cli.curation.shards import check_shard
 from dcclip_cli.curation.sources.base import Slice
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import remove
 from dcclip_cli.machine import cores
 from dcclip_cli.options import decisive
-from dcclip_cli.partials import partial
+from dcclip_cli.partials import partial, remove
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 

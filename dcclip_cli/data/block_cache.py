@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcclip_cli.errors import DcclipError, writing
-from dcclip_cli.files import lock, remove
-from dcclip_cli.partials import partial, remove_if_abandoned
+from dcclip_cli.files import lock
+from dcclip_cli.partials import partial, remove, remove_if_abandoned
 
 SUFFIX, PARTIAL = ".block", ".partial"
 _READING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # a pipe in the place of a block would wait for a writer

@@ -16,8 +16,9 @@ from dcclip_cli.data.index import SUFFIX, Index, beside, cached, find_index, rea
 from dcclip_cli.data.shards import Columns
 from dcclip_cli.data.storage import DataFile, list_files, with_suffix
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import atomic_file, cache_folder, lock, remove, temporary_folder
+from dcclip_cli.files import atomic_file, cache_folder, lock, temporary_folder
 from dcclip_cli.machine import cores
+from dcclip_cli.partials import remove
 from dcclip_cli.processes import WorkerKilledError, calls
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.signals import keeping
