@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from dcclip_cli.cli.flags import split
-from dcclip_cli.eval import prompts
+from dcclip_cli.data import prompts
 from dcclip_cli.eval.loaders.files import images_by_class
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import resolve

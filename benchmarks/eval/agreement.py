@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from dcclip_cli.data import prompts
+from dcclip_cli.data.prompts import ClassIndex
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval import prompts, registry
+from dcclip_cli.eval import registry
 from dcclip_cli.eval.metrics import score_classes, score_retrieval
-from dcclip_cli.eval.prompts import ClassIndex
 
 # What CLIP_benchmark calls the lists that its tars were exported with.
 LISTS = {

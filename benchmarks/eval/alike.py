@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 from transformers import BertTokenizer
 
-from dcclip_cli.eval import prompts
+from dcclip_cli.data import prompts
 from dcclip_cli.eval.class_texts import class_texts
 from dcclip_cli.predict.encoder import Encoder
 

@@ -8,10 +8,10 @@ import json
 import tarfile
 from pathlib import Path
 
-from dcclip_cli.eval import prompts
+from dcclip_cli.data import prompts
+from dcclip_cli.data.prompts import Prompts
 from dcclip_cli.eval.dataset import Loaded, Location
 from dcclip_cli.eval.loaders.files import WebDatasetTars
-from dcclip_cli.eval.prompts import Prompts
 from dcclip_cli.eval.registry import KnownSet
 
 TARS = 4

@@ -68,7 +68,7 @@ def ask(bundle: Path, data: Path, limit: int, out: Path) -> dict[str, np.ndarray
     """The images' labels by language; preprocessed images and token ids of the classes are written to `out`."""
     import numpy as np
 
-    from dcclip_cli.eval import prompts
+    from dcclip_cli.data import prompts
     from dcclip_cli.eval.dataset import Classes
     from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
     from dcclip_cli.eval.loaders.files import images_by_class

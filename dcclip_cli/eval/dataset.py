@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from dcclip_cli.data.pair import Language
+from dcclip_cli.data.prompts import ClassIndex, Prompts
 from dcclip_cli.data.reading import Fault
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval.prompts import ClassIndex, Prompts
 from dcclip_cli.eval.registry import KnownSet, Metric
 from dcclip_cli.model.preprocess import FORMATS, decode
 

@@ -15,11 +15,12 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
+from dcclip_cli.data import prompts
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.data.reading import MAX_TEXT_BYTES
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval import prompts, registry
+from dcclip_cli.eval import registry
 from dcclip_cli.eval.dataset import (
     Captions,
     Classes,

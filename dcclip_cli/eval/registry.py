@@ -9,9 +9,9 @@ import difflib
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval import prompts
 
 Metric = Literal["top1", "mean_per_class", "map11", "roc_auc", "mean_recall"]
 Task = Literal["classification", "multi-label", "retrieval"]

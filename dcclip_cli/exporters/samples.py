@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dcclip_cli.data import prompts
 from dcclip_cli.data.collator import unaugmented
 from dcclip_cli.data.dataset import open_pairs, shards_at
 from dcclip_cli.data.pair import LANGUAGES, PairDataset
-from dcclip_cli.eval import prompts
 from dcclip_cli.model.preprocess import decode, flatten
 from dcclip_cli.predict.images import find_images
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from wordnet import WordNet
 
 HERE = Path(__file__).parent
-NAMES = HERE.parent.parent / "dcclip_cli/eval/prompts/imagenet.json"
+NAMES = HERE.parent.parent / "dcclip_cli/data/prompts/imagenet.json"
 LANGUAGES = ("zh", "en")
 TEMPLATES_OF_A_WORD = 3
 LONGEST = {"zh": 14, "en": 36}  # characters: every text of a batch is as long as the longest, padding included

@@ -29,7 +29,7 @@ def test_imagenet_cn_on_class_folders_equals_an_independent_computation(
     import open_clip
     import torch
 
-    from dcclip_cli.eval import prompts
+    from dcclip_cli.data import prompts
     from dcclip_cli.model.preprocess import decode
 
     names = [f"{pairs[number % 40].zh[0]}和{pairs[number // 40].zh[0]}" for number in range(1000)]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dcclip_cli.eval import datasets, prompts, registry
+from dcclip_cli.data import prompts
+from dcclip_cli.eval import datasets, registry
 from dcclip_cli.eval.registry import SETS, KnownSet
 
 

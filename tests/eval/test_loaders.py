@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from datasets import DatasetDict
 
-from dcclip_cli.eval import prompts, registry
+from dcclip_cli.data import prompts
+from dcclip_cli.eval import registry
 from dcclip_cli.eval.dataset import Classes, DataSet
 from dcclip_cli.eval.datasets import open_dataset
 from dcclip_cli.eval.registry import SETS, KnownSet

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from dcclip_cli.eval import prompts
-from tests.eval.test_prompts import content
+from dcclip_cli.data import prompts
+from tests.data.test_prompts import content
 
 HAN = re.compile(r"[\u3400-\u9fff]+")
 WITH_LATIN = {"CD播放器", "CD机", "CRT显示器", "iPod", "T恤", "T恤衫", "福特T型车"}  # written so in Chinese
