@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import platform
 import subprocess
@@ -215,6 +214,8 @@ def loading_processes(wanted: int) -> int:
 
     Data sets and tokenizers are handed over by forking, not by pickling.
     """
+    import multiprocessing
+
     return wanted if "fork" in multiprocessing.get_all_start_methods() else 0
 
 

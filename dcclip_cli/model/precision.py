@@ -68,8 +68,6 @@ def check_logits(scale: float, bias: float | None, model: str) -> None:
         raise NotFiniteError(f"{model} has a logit scale of {scale:.3g} and a logit bias of {bias or 0:.3g}", _HINT)
 
 
-Precision = Literal["auto", "fp32", "bf16"]
-
 _FORMAT = 2  # of the files that a gain is kept in
 LEAST_GAIN = 1.2  # speed-up of bf16 below which its coarser numbers are not worth it
 _ROUNDS, _PROBE_S = 3, 0.1  # passes timed in each precision, and the time that one should take

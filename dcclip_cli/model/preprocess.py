@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+# The readers of FORMATS. Image.open imports all forty of Pillow's if one of them is missing.
+from PIL import JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401  # isort: skip
+
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import refuse_special
 

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import read_json, validated
+from dcclip_cli.model import Precision
 from dcclip_cli.model.library_configs import (
     COPY_AGAIN,
     IMAGE_PROCESSOR,
@@ -22,7 +23,7 @@ from dcclip_cli.model.library_configs import (
     library_errors,
     transformers_config,
 )
-from dcclip_cli.model.precision import Precision, choose_precision
+from dcclip_cli.model.precision import choose_precision
 from dcclip_cli.model.reference import Library, library_of
 from dcclip_cli.model.tokenizer import check_tokenizer, tokenizer_errors
 from dcclip_cli.model.weights import (

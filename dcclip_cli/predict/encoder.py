@@ -12,10 +12,10 @@ import numpy as np
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import disable_telemetry
+from dcclip_cli.model import Precision
 from dcclip_cli.model.precision import (
     AS_ASKED,
     Choice,
-    Precision,
     check_logits,
     choose_precision,
     finite,

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from dcclip_cli.data.options import Augment, CaptionOptions, DataOptions
-from dcclip_cli.model.precision import Precision
+from dcclip_cli.model import Precision
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.options import Neutral, Options, Removed
