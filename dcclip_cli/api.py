@@ -116,6 +116,8 @@ def evaluate(
     sets: Sets | None = None,
     out: PathLike | None = None,
     device: str = "auto",
+    formats: Sequence[str] = ("dcclip",),
+    owner: str | None = None,
     cache: bool = True,
     progress: ProgressChoice = False,
     **options: Any,
@@ -124,16 +126,18 @@ def evaluate(
 
     `options` are keys of the recipe's section `eval`; without a recipe `datasets=[...]` is needed. `model` is what
     `load` takes, or several; by default the recipe's run. `out`: folder for the results, tables and report.html
-    (default: that of the run). `cache`: keep embeddings for the next call.
+    (default: that of the run), and for other `formats`. `owner`: your user or organisation of the hub, for the format
+    `hub`. `cache`: keep embeddings for the next call.
     """
     from dcclip_cli.eval.embedding import FeatureCache
     from dcclip_cli.eval.evaluate import evaluate, open_datasets
-    from dcclip_cli.eval.report import save_report
+    from dcclip_cli.eval.formats import Written, check_formats, write_results
     from dcclip_cli.files import cache_folder
     from dcclip_cli.model.reference import resolve
 
     if recipe is None and not options.get("datasets"):
         raise DcclipError("no data set is named", "name one with --dataset NAME or PATH (see: dcclip datasets)")
+    check_formats(formats, owner)
     loaded = open_recipe({"name": "eval"} if recipe is None else recipe, "eval", options, sets)
     chosen, talk = loaded.recipe.eval, progress_for(progress)
     assert chosen is not None
@@ -151,10 +155,28 @@ def evaluate(
     with keeping(lambda: ", ".join(filter(None, (*saved, kept.kept())))):
         results = evaluate(references, datasets, chosen, device=device, cache=kept, progress=talk)
         if out:
-            save_report(results, datasets, Path(out))
+            write_results(Written(results, datasets, owner, talk), Path(out), formats)
             saved.append(f"the results are in {out}")
-            talk.say(f"results: {out} (open {Path(out) / 'report.html'})")
     return results
+
+
+def convert_results(
+    results: PathLike | Sequence[PathLike],
+    out: PathLike,
+    *,
+    formats: Sequence[str] = ("dcclip",),
+    owner: str | None = None,
+    progress: ProgressChoice = False,
+) -> list[EvalResult]:
+    """Write results that `evaluate` wrote, files or folders, into the folder `out` in other formats; returns them."""
+    from dcclip_cli.eval.formats import Written, check_formats, write_results
+    from dcclip_cli.eval.result import load_results
+
+    check_formats(formats, owner)
+    paths = [results] if isinstance(results, str | os.PathLike) else results
+    found = [result for path in paths for result in load_results(Path(path))]
+    write_results(Written(found, (), owner, progress_for(progress)), Path(out), formats)
+    return found
 
 
 def export(

@@ -54,6 +54,27 @@ _Workers = Annotated[
 _NoCache = Annotated[bool, Option("--no-cache", help="Neither read nor write the cache of embeddings.")]
 _Json = Annotated[bool, Option("--json", help="Print the full results as JSON instead of a table.")]
 _Out = Annotated[Path | None, Option("--out", metavar="DIR", help="Folder for results (JSON), tables, report.html.")]
+_Format = Annotated[
+    list[str] | None,
+    Option(
+        "--format",
+        metavar="dcclip|hub",
+        help="What --out receives: dcclip: JSON, tables and report.html; hub: files for leaderboards of the Hugging "
+        "Face hub, in DIR/hub/. Repeatable. Default: dcclip.",
+    ),
+]
+_Owner = Annotated[
+    str | None,
+    Option(
+        "--owner", metavar="NAME", help="User or organisation of the hub that has the leaderboards of --format hub."
+    ),
+]
+_Results = Annotated[
+    list[Path] | None,
+    Option(
+        "--results", metavar="PATH", help="Measure nothing: write these results of eval in another format. Repeatable."
+    ),
+]
 
 
 def eval(
@@ -73,6 +94,9 @@ def eval(
     as_json: _Json = False,
     sets: flags.Sets = None,
     out: _Out = None,
+    formats: _Format = None,
+    owner: _Owner = None,
+    results: _Results = None,
     check: flags.Check = False,
     device: flags.Where = "auto",
     quiet: flags.Quiet = False,
@@ -91,15 +115,22 @@ def eval(
         "workers": workers,
     }  # fmt: skip
     options: dict[str, Any] = {key: value for key, value in given.items() if value}
+    if results and (recipe or model or sets or options or not out):
+        raise BadParameter("--results needs --out DIR, and goes with --format and --owner only")
+    if formats and not (out or recipe):
+        raise BadParameter("--format needs --out DIR")
+    talk, writing = console.talk(quiet, verbose), dict[str, Any](formats=formats or ["dcclip"], owner=owner)
     loaded = flags.open_recipe(recipe, sets, None if dataset else "eval") if recipe else None
     if loaded and check:
         return flags.show_checked(loaded, ["eval"], device, fresh=True)
 
     from dcclip_cli import api
 
-    talk, cache = console.talk(quiet, verbose), not no_cache
-    results = api.evaluate(loaded, model=model, out=out, device=device, cache=cache, progress=talk, **options)
-    show(results, as_json)
+    if results and out:
+        return show(api.convert_results(results, out, progress=talk, **writing), as_json)
+    cache = not no_cache
+    found = api.evaluate(loaded, model=model, out=out, device=device, cache=cache, progress=talk, **writing, **options)
+    show(found, as_json)
 
 
 def _languages(text: str) -> list[str]:

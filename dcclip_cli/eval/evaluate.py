@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -244,6 +245,7 @@ class _Evaluation:
             seconds=images.seconds + seconds,
             images_per_second=images.computed / images.seconds if images.computed else 0.0,
             versions=versions(),
+            date=datetime.now(UTC).date().isoformat(),
             split=dataset.split,
             limit=limit if limit and limit < len(dataset.images) else None,
             partial=dataset.partial,

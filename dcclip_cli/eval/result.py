@@ -35,7 +35,7 @@ class EvalResult:
     `pack`: `labels`, `ranks`, `predictions`, `scores`, or for retrieval `text_ranks` and `image_ranks`.
     `replaced` maps class names that the tokenizer reads like another class to the alternates in their place;
     `indistinct` are the groups of names that it still reads alike, which cost at least `lost` of the metric.
-    `images_per_second` is 0 if all embeddings were cached.
+    `images_per_second` is 0 if all embeddings were cached. `date` is the day of the measurement in UTC, ISO 8601.
     """
 
     model: str
@@ -54,6 +54,7 @@ class EvalResult:
     seconds: float
     images_per_second: float
     versions: dict[str, str]
+    date: str = ""
     split: str = ""
     limit: int | None = None
     partial: str = ""

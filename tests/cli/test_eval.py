@@ -62,6 +62,22 @@ def test_imagenet_cn_on_class_folders_equals_an_independent_computation(
     ]  # fmt: skip
 
 
+def test_results_are_written_in_another_format_without_measuring_again(
+    imagenet: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    shared = ["eval", "--data-root", str(imagenet), "--model", str(model_folder), "--quiet"]
+    measured = dcclip(*shared, "--dataset", "imagenet-cn", "--out", str(tmp_path / "a"))
+    again = ["eval", "--results", str(tmp_path / "a"), "--format", "hub"]
+    shown = dcclip(*again, "--out", str(tmp_path / "b"), "--owner", "o")
+    assert shown.stdout == measured.stdout and "hf upload o/imagenet-family-zh" in shown.stderr
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["hub"]
+    assert len(list((tmp_path / "b/hub").glob("models/*/.eval_results/imagenet-family-zh.yaml"))) == 1
+    assert "--results needs --out DIR" in dcclip(*again, expect=2).stderr
+    assert "error: no owner" in dcclip(*again, "--out", str(tmp_path / "c"), expect=1).stderr
+    assert "error: no owner" in dcclip(*shared, "--dataset", "imagenet-cn", "--format", "hub", "--out",
+                                       str(tmp_path / "c"), expect=1).stderr  # fmt: skip
+
+
 def test_compare_tells_differences_and_refuses_unlike_prompts(
     imagenet: Path, model_folder: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,239 @@
+"""Repositories of the Hugging Face Hub for leaderboards, written from results.
+
+A model's repository has its values in `.eval_results/BENCHMARK.yaml`; the repository of a data set with an `eval.yaml`
+collects those of all models, task by task, and shows them as a leaderboard (https://huggingface.co/docs/hub/eval-results).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from dcclip_cli.data.pair import Language
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.eval import prompts, registry
+from dcclip_cli.eval.registry import KnownSet
+from dcclip_cli.eval.report import METRIC_NAMES, elevater_mean
+from dcclip_cli.eval.result import EvalResult, sha256_of
+from dcclip_cli.files import atomic_write
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResultEntry
+
+# The hub accepts registered frameworks only: packages/tasks/src/eval.ts of huggingface.js. dcclip's data sets are tasks
+# of mteb in integrations/mteb/, whose values equal dcclip's.
+FRAMEWORK = "mteb"
+_LANGUAGES: dict[Language, str] = {"en": "English", "zh": "Chinese"}
+_ABOUT = {
+    "elevater": "The 20 data sets of ELEVATER (arXiv 2204.08790), zero-shot, with {language} class names and prompts",
+    "imagenet-family": "ImageNet, V2, Sketch, A, R and ObjectNet, zero-shot, with {language} class names and prompts",
+    "retrieval": "Images and {language} captions retrieved by each other",
+}
+
+
+_CARD = """---
+{data}
+---
+# {name}
+
+{about}. A leaderboard of dual encoders, each data set by its own metric, in per cent.
+
+This repository contains no images, which are where each data set is published. Values are measured with
+`dcclip eval --format hub`, or with mteb and the tasks of dcclip's folder `integrations/mteb`. A model is listed
+once its repository has `.eval_results/{name}.yaml`.
+
+本仓库不含图像，请从各数据集的发布处获取。结果由 `dcclip eval --format hub` 测得；模型仓库中有
+`.eval_results/{name}.yaml` 即可上榜。
+
+| data set | images | classes | metric |
+|---|---:|---:|---|
+{rows}"""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A leaderboard: a group of data sets in a language."""
+
+    group: str
+    language: Language
+
+    @property
+    def name(self) -> str:
+        """The name of its repository: elevater-zh."""
+        return f"{self.group}-{self.language}"
+
+    @property
+    def sets(self) -> list[KnownSet]:
+        return [one for one in registry.GROUPS[self.group] if self.language in registry.languages_of(one)]
+
+
+BENCHMARKS = [Benchmark(group, language) for group in _ABOUT for language in registry.SUFFIX]
+
+
+def check_owner(owner: str | None) -> str:
+    """The user or organisation that owns the benchmarks. Raises DcclipError for no name of the hub."""
+    if owner is None or not re.fullmatch(r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9])?", owner, re.ASCII):
+        what = "no owner of the benchmarks is named" if owner is None else f"{owner} is no name on the hub"
+        raise DcclipError(what, "name your user or organisation of the hub with --owner NAME")
+    return owner
+
+
+def unfit(result: EvalResult) -> str:
+    """Why a result is on no leaderboard: it is not of a whole named data set with its own prompts; empty if it is."""
+    found = registry.find(result.dataset)
+    if found is None or found[1] != result.language:
+        return "is no named data set"
+    if result.partial or result.limit:
+        return "was not measured in full"
+    known, language = found
+    if known.classes:
+        own = prompts.read(registry.prompts_of(known))
+        if result.task != "zero-shot classification":
+            return f"is a {result.task}"
+        asked = sha256_of(own.names[language]), sha256_of(own.templates[language])
+        if (result.class_names_sha256, result.templates_sha256) != asked:
+            return "was measured with other class names or prompts than this version's own"
+    return ""
+
+
+def save_repositories(results: Sequence[EvalResult], folder: Path, owner: str) -> list[str]:
+    """Write models/NAME/.eval_results/ for each model and datasets/BENCHMARK/ for each benchmark of the results.
+
+    Returns lines for the user: results that are left out, and how to upload the rest. Raises DcclipError if none is
+    left.
+    """
+    reasons = [(result, unfit(result)) for result in results]
+    lines = [f"left out: {one.dataset} {one.language} of {one.model} {why}" for one, why in reasons if why]
+    if not (fit := [one for one, why in reasons if not why]):
+        what = "none of the results is of a whole named data set, which leaderboards are about"
+        raise DcclipError(what, "measure one without --limit and --partial; dcclip datasets lists them")
+    wanted: set[Benchmark] = set()
+    for name, several in _by_model(fit).items():
+        place = folder / "models" / name
+        for benchmark in BENCHMARKS:
+            if entries := list(_entries(benchmark, several, owner)):
+                _save_entries(place / ".eval_results" / f"{benchmark.name}.yaml", entries)
+                wanted.add(benchmark)
+        lines.append(f"upload to the model's repository: hf upload {owner}/{name} {place}")
+    for benchmark in (one for one in BENCHMARKS if one in wanted):
+        place = folder / "datasets" / benchmark.name
+        _save_benchmark(benchmark, place)
+        lines.append(f"upload once: hf upload {owner}/{benchmark.name} {place} --repo-type dataset")
+    return lines
+
+
+def _by_model(results: Iterable[EvalResult]) -> dict[str, list[EvalResult]]:
+    """The results of each model by a name that a repository can have."""
+    found: dict[tuple[str, str], list[EvalResult]] = defaultdict(list)
+    for result in results:
+        found[result.model, result.model_fingerprint].append(result)
+    names: dict[str, list[EvalResult]] = {}
+    for (model, fingerprint), several in found.items():
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.rstrip("/").rpartition("/")[2]).strip("-.") or "model"
+        names[f"{name}-{fingerprint[:8]}" if name in names else name] = several
+    return names
+
+
+def _entries(benchmark: Benchmark, results: Sequence[EvalResult], owner: str) -> Iterator[EvalResultEntry]:
+    """The values of one model, in per cent: the mean where there is one, and each data set's own metric."""
+    from huggingface_hub import EvalResultEntry
+
+    by_name = {result.dataset: result for result in results}
+    found = {known: by_name.get(registry.name_in(known, benchmark.language)) for known in benchmark.sets}
+    here = {known: result for known, result in found.items() if result}
+    if not here:
+        return
+    first = next(iter(here.values()))
+
+    def entry(task: str, value: float, notes: str, date: str) -> EvalResultEntry:
+        repository = f"{owner}/{benchmark.name}"
+        return EvalResultEntry(
+            dataset_id=repository,
+            task_id=task,
+            value=round(100 * value, 2),
+            date=date or None,
+            notes=notes,
+            source_url=f"https://huggingface.co/datasets/{repository}",
+            source_name=f"dcclip eval {first.versions.get('dcclip', '')}".rstrip(),
+            source_user=owner,
+        )
+
+    mean = elevater_mean(list(here.values()), first.model, benchmark.language)
+    if mean is not None:
+        newest = max(result.date for result in here.values())
+        yield entry(benchmark.name, mean, "mean of the 20 data sets, each by its own metric, in per cent", newest)
+    for known, result in here.items():
+        yield entry(known.label, result.value, _notes(result), result.date)
+
+
+def _notes(result: EvalResult) -> str:
+    corrupt = f", {len(result.corrupt):,} more cannot be read" if result.corrupt else ""
+    return f"{_metric(result.metric)} in per cent, {result.n:,} images{corrupt}, {result.precision}"
+
+
+def _save_entries(file: Path, entries: list[EvalResultEntry]) -> None:
+    from huggingface_hub import eval_result_entries_to_yaml
+
+    _write(file, _yaml(eval_result_entries_to_yaml(entries)))
+
+
+def _save_benchmark(benchmark: Benchmark, folder: Path) -> None:
+    """Write the repository of a benchmark: `eval.yaml`, the class names and prompts of each data set, and a card."""
+    from huggingface_hub import DatasetCardData
+
+    about = _ABOUT[benchmark.group].format(language=_LANGUAGES[benchmark.language])
+    tasks: list[dict[str, str]] = [{"id": benchmark.name}] if benchmark.group == "elevater" else []  # the mean
+    configs = []
+    for known in benchmark.sets:
+        if known.classes:
+            file = f"classes/{known.label}.jsonl"
+            _save_classes(known, benchmark.language, folder / file)
+            configs.append({"config_name": known.label, "data_files": [{"split": "test", "path": file}]})
+            tasks.append({"id": known.label, "config": known.label, "split": "test"})
+        else:
+            tasks.append({"id": known.label, "split": "test"})
+    content = {"name": benchmark.name, "description": about, "evaluation_framework": FRAMEWORK, "tasks": tasks}
+    _write(folder / "eval.yaml", _yaml(content))
+    data = DatasetCardData(
+        language=[benchmark.language],
+        pretty_name=benchmark.name,
+        task_categories=["zero-shot-image-classification" if configs else "image-to-text"],
+        configs=configs or None,
+    )
+    rows = "".join(
+        f"| {one.label} | {one.size or ''} | {one.classes or ''} | {_metric(one.metric)} |\n" for one in benchmark.sets
+    )
+    _write(folder / "README.md", _CARD.format(data=data, name=benchmark.name, about=about, rows=rows))
+
+
+def _save_classes(known: KnownSet, language: Language, file: Path) -> None:
+    own = prompts.read(registry.prompts_of(known))
+    lines = [
+        {
+            "label": label,
+            "name": name,
+            "prompts": [template.replace("{}", name) for template in own.templates[language]],
+        }
+        for label, name in enumerate(own.names[language])
+    ]
+    _write(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(file, text)
+
+
+def _metric(name: str) -> str:
+    return METRIC_NAMES.get(name, name)
+
+
+def _yaml(content: Any) -> str:
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
