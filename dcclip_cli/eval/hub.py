@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval import prompts, registry
+from dcclip_cli.eval import registry
 from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.report import METRIC_NAMES, elevater_mean
 from dcclip_cli.eval.result import EvalResult, sha256_of

@@ -9,9 +9,10 @@ import yaml
 from huggingface_hub import parse_eval_result_entries
 
 from dcclip_cli.api import convert_results
+from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval import prompts, registry
+from dcclip_cli.eval import registry
 from dcclip_cli.eval.hub import save_repositories
 from dcclip_cli.eval.metrics import score_retrieval
 from dcclip_cli.eval.registry import ELEVATER
