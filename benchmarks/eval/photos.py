@@ -6,6 +6,7 @@ The photographs are for measuring only: they are read from PHOTOS and written in
 import io
 import json
 import tarfile
+from itertools import cycle, islice
 from pathlib import Path
 
 from dcclip_cli.data import prompts
@@ -28,11 +29,11 @@ def class_names(photos: Path, own_templates: bool = False) -> Prompts:
     return Prompts(wnids, names, imagenet.alternates, templates)
 
 
-def write_tars(photos: Path, folder: Path, copies: int) -> int:
-    """Every photograph `copies` times, labelled, in TARS tars; how many images that is."""
+def write_tars(photos: Path, folder: Path, images: int) -> int:
+    """So many images, labelled, in TARS tars: the photographs, from the first again where there are fewer."""
     known = class_names(photos)
     files = [(file, label) for label, wnid in enumerate(known.folders) for file in sorted((photos / wnid).iterdir())]
-    rows = files * copies
+    rows = list(islice(cycle(files), images))
     test = folder / "test"
     test.mkdir(parents=True, exist_ok=True)
     (folder / "classnames.txt").write_text("\n".join(known.names["en"]) + "\n")
@@ -63,6 +64,22 @@ def make_model(recipe: Path, folder: Path) -> Path:
     command = [sys.executable, "-m", "dcclip_cli", "align", str(recipe), "--out", str(folder), "--quiet"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return folder / "align/model"
+
+
+def random_model(arch: str, folder: Path) -> Path:
+    """A directory of open_clip with random weights of one of its architectures."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    model = open_clip.create_model(arch)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    config = {"model_cfg": open_clip.get_model_config(arch), "preprocess_cfg": model.visual.preprocess_cfg}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return folder
 
 
 def write_recipe(folder: Path, pairs: Path, preset: str) -> Path:

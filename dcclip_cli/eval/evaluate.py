@@ -21,6 +21,7 @@ from dcclip_cli.eval.datasets import Part, Templates, check_dataset, open_datase
 from dcclip_cli.eval.embedding import Embedded, Embedder, FeatureCache
 from dcclip_cli.eval.metrics import Score, score_classes, score_retrieval
 from dcclip_cli.eval.result import EvalResult, pack, sha256_of
+from dcclip_cli.machine import keep_freed_memory
 from dcclip_cli.model import Precision
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.options import Options, Removed
@@ -116,6 +117,7 @@ def evaluate(
 
     `datasets` are those of `open_datasets`. Models of the same name are told apart by their paths.
     """
+    keep_freed_memory()
     progress, cache = progress or Silent(), cache or FeatureCache(None)
     by_model: list[list[EvalResult]] = []
     for reference in models:
