@@ -58,15 +58,17 @@ _Format = Annotated[
     list[str] | None,
     Option(
         "--format",
-        metavar="dcclip|hub",
+        metavar="dcclip|hub|mteb",
         help="What --out receives: dcclip: JSON, tables and report.html; hub: files for leaderboards of the Hugging "
-        "Face hub, in DIR/hub/. Repeatable. Default: dcclip.",
+        "Face hub, in DIR/hub/; mteb: results that mteb reads, in DIR/mteb/. Repeatable. Default: dcclip.",
     ),
 ]
 _Owner = Annotated[
     str | None,
     Option(
-        "--owner", metavar="NAME", help="User or organisation of the hub that has the leaderboards of --format hub."
+        "--owner",
+        metavar="NAME",
+        help="User or organisation of the hub that has the leaderboards of --format hub, the models of --format mteb.",
     ),
 ]
 _Results = Annotated[
