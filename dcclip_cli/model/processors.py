@@ -56,6 +56,8 @@ def _of_processor(processor: Any) -> dict[str, Any]:
     crops = bool(getattr(processor, "do_center_crop", False))
     if crops and (cropped := _side(processor.crop_size)) != side:
         raise ValueError(f"it crops {side} to {cropped}")
+    # CLIP resizes the shorter side; a size of two sides, as MetaCLIP 2 has it, leaves nothing to be cropped.
+    crops = crops and (isinstance(processor.size, int) or bool(dict(processor.size).get("shortest_edge")))
     names = {int(number): name for name, number in RESAMPLING.items()}
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
     return {

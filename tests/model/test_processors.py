@@ -33,6 +33,7 @@ def values(own: Any) -> Any:
     [
         ("CLIPImageProcessorPil", {}, "floor"),
         ("CLIPImageProcessorPil", {"resample": 2, "size": {"shortest_edge": 224}}, "floor"),
+        ("CLIPImageProcessorPil", {"size": {"height": 224, "width": 224}}, "round"),  # MetaCLIP 2's
         ("ChineseCLIPImageProcessorPil", {"do_center_crop": False, "size": {"height": 224, "width": 224}}, "round"),
         ("SiglipImageProcessorPil", {"size": {"height": 224, "width": 224}}, "round"),
     ],
