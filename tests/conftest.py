@@ -1,6 +1,7 @@
 """What many tests share: a drawn bilingual data set, tiny random teachers in the hub's own format, a tiny student."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,18 @@ def hub_teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in KINDS:
         make(kind, folder / kind, tiny=True)
     return folder
+
+
+@pytest.fixture
+def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder to which transformers copies a model's code before it runs; not the user's."""
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)
+    return tmp_path / "modules"
 
 
 def _sizes(**more: Any) -> dict[str, Any]:

@@ -79,7 +79,26 @@ def xlmr_tokenizer(folder: Path, size: int, length: int, charsmap: bytes | None,
     )
 
 
-def gemma_tokenizer(folder: Path, size: int) -> None:
+def siglip_tokenizer(folder: Path, size: int) -> None:
+    """SigLIP's spiece.model with `size` pieces, as MetaCLIP 2's mT5 models have it: lower case, no punctuation."""
+    from transformers.utils import sentencepiece_model_pb2_new as protobuf
+
+    model = protobuf.ModelProto()
+    middle = pieces(size - 3)
+    kinds = {"<pad>": 3, "</s>": 3, "<unk>": 2}  # control, control, unknown
+    for index, piece in enumerate([*kinds, *middle]):
+        score = 0.0 if piece in kinds else -4.0 - 10 * index / size
+        model.pieces.add(piece=piece, score=score, type=kinds.get(piece, 1))
+    spec = model.trainer_spec
+    spec.model_type, spec.vocab_size, spec.pad_id, spec.eos_id, spec.unk_id, spec.bos_id = 1, size, 0, 1, 2, -1
+    spec.pad_piece, spec.eos_piece, spec.unk_piece = "<pad>", "</s>", "<unk>"
+    (folder / "spiece.model").write_bytes(model.SerializeToString())
+    names = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>", "processor_class": "CLIPProcessor"}
+    config = {"do_lower_case": True, "model_max_length": 64, "sp_model_kwargs": {}}
+    write(folder, "tokenizer_config.json", tokenizer_class="SiglipTokenizer", **names, **config)
+
+
+def gemma_tokenizer(folder: Path, size: int, **more: Any) -> None:
     """Gemma's tokenizer.json with `size` pieces: byte-pair encoding with bytes for unknown characters, 64 tokens."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -104,7 +123,7 @@ def gemma_tokenizer(folder: Path, size: int) -> None:
     tokenizer.add_special_tokens(special)
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    config = {"add_bos_token": False, "add_eos_token": True, "padding_side": "right", "model_max_length": 64}
+    config = {"add_bos_token": False, "add_eos_token": True, "padding_side": "right", "model_max_length": 64, **more}
     write(
         folder,
         "tokenizer_config.json",
@@ -185,18 +204,58 @@ def siglip2(folder: Path, tiny: bool, charsmap: bytes | None) -> None:
     write(folder, "preprocessor_config.json", image_processor_type="SiglipImageProcessor", **images)
 
 
+def fgclip2(folder: Path, tiny: bool, charsmap: bytes | None) -> None:
+    """FG-CLIP2's repository, with code of our own in place of its code: `fgclip2/`."""
+    from benchmarks.teachers.fgclip2.configuration_fgclip2 import Fgclip2Config
+    from benchmarks.teachers.fgclip2.modeling_fgclip2 import Fgclip2Model
+
+    size = 700 if tiny else 256_000
+    text = tower(32, 2, 2) if tiny else tower(768, 12, 12, intermediate_size=3072)
+    text |= {"vocab_size": size, "max_position_embeddings": 64, "projection_size": 32 if tiny else 768}
+    text |= {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
+    vision = tower(32, 2, 2) if tiny else tower(768, 12, 12, intermediate_size=3072)
+    vision |= {"num_patches": 256, "patch_size": 16}
+    seeded(Fgclip2Model, Fgclip2Config(text_config=text, vision_config=vision)).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["auto_map"] = {
+        "AutoConfig": "configuration_fgclip2.Fgclip2Config",
+        "AutoModelForCausalLM": "modeling_fgclip2.Fgclip2Model",
+    }
+    write(folder, "config.json", **config)
+    for name in ("configuration_fgclip2.py", "modeling_fgclip2.py"):
+        shutil.copy(Path(__file__).parent / "fgclip2" / name, folder)
+    gemma_tokenizer(folder, size, model_input_names=["input_ids"])
+    half = [0.5, 0.5, 0.5]
+    images = {"do_normalize": True, "do_rescale": True, "do_resize": True, "resample": 2, "rescale_factor": 1 / 255}
+    images |= {"image_mean": half, "image_std": half, "max_num_patches": 256, "patch_size": 16}
+    write(folder, "preprocessor_config.json", image_processor_type="Siglip2ImageProcessorFast", **images)
+
+
 def metaclip2(folder: Path, tiny: bool, charsmap: bytes | None) -> None:
+    """MetaCLIP 2 S/16 with XLM-R's tokenizer; the published one has XLM-V's, of the same kind with 901,629 pieces."""
+    size = 400 if tiny else 250_002
+    _metaclip2(folder, tiny, vocab_size=size, eos_token_id=2)
+    xlmr_tokenizer(folder, size, 77, charsmap, processor_class="CLIPProcessor")
+
+
+def metaclip2_mt5(folder: Path, tiny: bool, charsmap: bytes | None) -> None:
+    """MetaCLIP 2 S/16-mT5, whose repository names SigLIP's tokenizer."""
+    size = 400 if tiny else 250_000
+    _metaclip2(folder, tiny, vocab_size=size, eos_token_id=1)
+    siglip_tokenizer(folder, size)
+
+
+def _metaclip2(folder: Path, tiny: bool, **ids: int) -> None:
     from transformers import MetaClip2Config, MetaClip2Model
 
-    size, shared = (400, 16) if tiny else (250_002, 384)
+    shared = 16 if tiny else 384
     text = tower(32, 2, 2) if tiny else tower(384, 12, 6)
-    text |= {"vocab_size": size, "max_position_embeddings": 77, "projection_dim": shared}
-    text |= {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    text |= {"max_position_embeddings": 77, "projection_dim": shared, "pad_token_id": None, "bos_token_id": None, **ids}
     vision = tower(32, 2, 2, image_size=32, patch_size=8) if tiny else tower(384, 12, 6, patch_size=16)
     config = MetaClip2Config(text_config=text, vision_config=vision | {"projection_dim": shared}, projection_dim=shared)
     seeded(MetaClip2Model, config).save_pretrained(folder)
-    xlmr_tokenizer(folder, size, 77, charsmap, processor_class="CLIPProcessor")
-    clip_images(folder, "CLIPImageProcessor", 32 if tiny else 224)
+    side = 32 if tiny else 224
+    clip_images(folder, "CLIPImageProcessor", side, {"height": side, "width": side})
 
 
 def openclip_xlmr(folder: Path, tiny: bool, charsmap: bytes | None) -> None:
@@ -237,8 +296,8 @@ def openclip_xlmr(folder: Path, tiny: bool, charsmap: bytes | None) -> None:
     xlmr_tokenizer(folder, size, 512, charsmap)
 
 
-def clip_images(folder: Path, kind: str, side: int) -> None:
-    """CLIP's preprocessor_config.json."""
+def clip_images(folder: Path, kind: str, side: int, size: dict[str, int] | None = None) -> None:
+    """CLIP's preprocessor_config.json; the shorter side is resized, or both to `size`."""
     images = {"do_center_crop": True, "do_normalize": True, "do_resize": True, "do_convert_rgb": True, "resample": 3}
     images |= {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}
     square = {"height": side, "width": side}
@@ -246,7 +305,7 @@ def clip_images(folder: Path, kind: str, side: int) -> None:
         folder,
         "preprocessor_config.json",
         image_processor_type=kind,
-        size={"shortest_edge": side},
+        size=size or {"shortest_edge": side},
         crop_size=square,
         **images,
     )
@@ -269,6 +328,8 @@ KINDS: dict[str, Callable[[Path, bool, bytes | None], None]] = {
     "chineseclip": chineseclip,
     "siglip2": siglip2,
     "metaclip2": metaclip2,
+    "metaclip2-mt5": metaclip2_mt5,
+    "fgclip2": fgclip2,
     "openclip-xlmr": openclip_xlmr,
 }
 

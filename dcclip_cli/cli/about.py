@@ -59,7 +59,8 @@ def models() -> None:
     console.show_table("Students: student: {preset: NAME}", ("preset", "image tower", "text tower"), presets)
     teachers = (
         ("altclip", "BAAI/AltCLIP, the paper's", "hf:ORG/NAME, a path"),
-        ("transformers", "ChineseCLIP, CLIP, SigLIP, SigLIP2, MetaCLIP2", "hf:ORG/NAME, a path"),
+        ("transformers", "ChineseCLIP, QA-CLIP, CLIP, SigLIP, SigLIP2, MetaCLIP2", "hf:ORG/NAME, a path"),
+        ("fgclip2", "FG-CLIP2, with its repository's code", "hf:ORG/NAME, a path, --trust-remote-code"),
         ("open_clip", "any open_clip model, any model directory", "open_clip:ARCH/TAG, hf-hub:ORG/NAME, a path"),
     )
     console.show_table("Teachers: teacher: {kind: KIND, model: NAME}", ("kind", "models", "as --model"), teachers)

@@ -14,7 +14,7 @@ from dcclip_cli.model.model_dir import PROVENANCE
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.reference import library_of
 from dcclip_cli.model.students import ImageTower, StudentOptions, init_image_tower, model_config, preprocessing_of
-from dcclip_cli.model.teachers import Teacher, checked_config
+from dcclip_cli.model.teachers import FgClip2Teacher, Teacher, checked_config, processors
 from dcclip_cli.model.tokenizer import BEGIN_ID, END_ID, UNKNOWN_ID
 from dcclip_cli.model.towers import OpenClipTowers, Tokens, Towers, TransformersTowers
 
@@ -83,13 +83,19 @@ def blank_model(folder: Path) -> OpenClipTowers:
 
 
 def blank_teacher(teacher: Teacher) -> Towers | None:
-    """The teacher without its weights; None where its files are not at hand. Raises DcclipError as loading."""
+    """The teacher without its weights; None where its files are not at hand, or its images keep their proportions.
+
+    Raises DcclipError as loading.
+    """
     folder = local_folder(teacher)
     if folder is None:
         return None
     if library_of(folder, "open_clip" if teacher.kind == "open_clip" else "transformers") == "open_clip":
         return blank_model(folder)
-    return _blank_transformers(folder, teacher.model)
+    checked = checked_config(str(folder))
+    if checked.code and not (isinstance(teacher, FgClip2Teacher) and teacher.trust_remote_code):
+        checked.code.refuse()
+    return None if checked.is_naflex else _blank_transformers(folder, teacher.model)
 
 
 def local_folder(teacher: Teacher) -> Path | None:
@@ -105,12 +111,8 @@ def local_folder(teacher: Teacher) -> Path | None:
 def _blank_transformers(folder: Path, name: str) -> TransformersTowers:
     import transformers
 
-    checked_config(str(folder))
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     with library_errors(f"teacher {name} cannot be built from its configuration", COPY_AGAIN):
-        config = transformers.AutoConfig.from_pretrained(folder, **local)
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             model: Any = transformers.AutoModel.from_config(config, trust_remote_code=False)
-        image_processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", **local)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
-        return TransformersTowers(model, image_processor, tokenizer, folder.name, "")
+        return TransformersTowers(model, *processors(str(folder)), folder.name)

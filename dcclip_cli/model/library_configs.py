@@ -21,9 +21,9 @@ from dcclip_cli.model.weights import CONFIG
 
 TRANSFORMERS_CONFIG, IMAGE_PROCESSOR = "config.json", "preprocessor_config.json"
 COPY_AGAIN = "copy the whole model directory again"
-DUAL_ENCODERS = "AltCLIP, ChineseCLIP, CLIP, SigLIP, SigLIP2 or MetaCLIP2"
+DUAL_ENCODERS = "AltCLIP, ChineseCLIP, CLIP, FG-CLIP2, SigLIP, SigLIP2 or MetaCLIP2"
 _OF_TWO = "vision-text-dual-encoder"  # of any two towers, as dcclip exports students
-_MODEL_TYPES = ("altclip", "chinese_clip", "clip", "metaclip_2", "siglip", "siglip2", _OF_TWO)
+_MODEL_TYPES = ("altclip", "chinese_clip", "clip", "fgclip2", "metaclip_2", "siglip", "siglip2", _OF_TWO)
 _TOKENIZER_ARGUMENTS = ("additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token")
 _PREPROCESSING = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color", "crop"}
 _ELSEWHERE = "use the name of a network that timm itself has, and keep its weights in the directory"
@@ -192,6 +192,8 @@ class TowerConfig(LibraryConfig):
     num_attention_heads: Width = 12
     vocab_size: Vocabulary = 30_000
     max_position_embeddings: Length = 77
+    longtext_len: Length = 196  # of FG-CLIP2
+    num_patches: Length = 256  # of NaFlex models
     type_vocab_size: Width = 1
     image_size: Side = 224
     patch_size: Side = 16

@@ -58,7 +58,13 @@ def decode(
                 if draft:
                     image.draft(None, (draft, draft))
                 image.load()
-                return upright(image)
+                transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+                ImageOps.exif_transpose(image, in_place=True)
+                mode = "RGBA" if transparent else "RGB"
+                if image.mode.startswith("I;16"):  # which Pillow would clip at 255
+                    levels = (np.asarray(image, np.float32) / 257).round().astype(np.uint8)
+                    return Image.fromarray(levels).convert(mode)
+                return image if image.mode == mode else image.convert(mode)
     except FileNotFoundError:
         raise DcclipError(f"{name} does not exist", "check the path") from None
     except IsADirectoryError:
@@ -76,17 +82,6 @@ def decode(
     except (OSError, SyntaxError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error  # not "[Errno 40] ...: 'cat.png'"
         raise DcclipError(f"{name} is not a readable image: {reason}", "use a JPEG, PNG or WebP file") from None
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """A loaded image as `decode` returns it: rotated as its EXIF data says, RGB, or RGBA if it has transparency."""
-    transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
-    ImageOps.exif_transpose(image, in_place=True)
-    mode = "RGBA" if transparent else "RGB"
-    if image.mode.startswith("I;16"):  # which Pillow would clip at 255
-        levels = (np.asarray(image, np.float32) / 257).round().astype(np.uint8)
-        return Image.fromarray(levels).convert(mode)
-    return image if image.mode == mode else image.convert(mode)
 
 
 def flatten(image: Image.Image, colour: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:

@@ -23,11 +23,15 @@ _HINT = "make a model with: dcclip run recipes/quickstart.yaml, or name one with
 
 @dataclass(frozen=True)
 class ModelReference:
-    """A model on disk, or a name on a hub. `target` is the path or hub name; `description` is shown to the user."""
+    """A model on disk, or a name on a hub. `target` is the path or hub name; `description` is shown to the user.
+
+    `trust_remote_code`: the user allows code in the model's repository or directory to run; `resolve` never sets it.
+    """
 
     kind: Literal["folder", "bundle", "hf", "open_clip"]
     target: str
     description: str
+    trust_remote_code: bool = False
 
     @property
     def path(self) -> Path:

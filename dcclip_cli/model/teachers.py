@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -25,6 +25,7 @@ from dcclip_cli.model.library_configs import (
 )
 from dcclip_cli.model.precision import choose_precision
 from dcclip_cli.model.reference import Library, library_of
+from dcclip_cli.model.remote_code import RemoteCode, remote_code
 from dcclip_cli.model.tokenizer import check_tokenizer, tokenizer_errors
 from dcclip_cli.model.weights import (
     TRANSFORMERS_WEIGHTS,
@@ -41,6 +42,7 @@ from dcclip_cli.options import Options
 from dcclip_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
+    from dcclip_cli.model.naflex import FgClip2Towers
     from dcclip_cli.model.towers import Towers, TransformersTowers
 
 TREATMENT = "2"  # part of fingerprints; another one when dcclip treats the same files in another way
@@ -54,7 +56,7 @@ class _TeacherOptions(Options):
 
 
 class TransformersTeacher(_TeacherOptions):
-    """A dual encoder of transformers: ChineseCLIP, CLIP, SigLIP, SigLIP2, MetaCLIP2, AltCLIP."""
+    """A dual encoder of transformers: ChineseCLIP (QA-CLIP), CLIP, SigLIP, SigLIP2, MetaCLIP2, AltCLIP."""
 
     kind: Literal["transformers"] = "transformers"
     model: str = Field(description="Name on the Hugging Face Hub, or a model directory of any library")
@@ -69,6 +71,26 @@ class AltClipTeacher(TransformersTeacher):
 
     kind: Literal["altclip"] = "altclip"  # type: ignore[assignment]
     model: str = Field("BAAI/AltCLIP", description="Name on the Hugging Face Hub, or a model directory of any library")
+
+
+class FgClip2Teacher(TransformersTeacher):
+    """FG-CLIP2 (zh and en, Apache-2.0). Its repository's own code builds it, and runs only if you allow it."""
+
+    kind: Literal["fgclip2"] = "fgclip2"  # type: ignore[assignment]
+    model: str = Field("qihoo360/fg-clip2-base", description="Name on the Hugging Face Hub, or a model directory")
+    trust_remote_code: bool = Field(
+        False, description="Run the Python files in the model's repository or directory; read them first"
+    )
+    walk_type: Literal["short", "long"] = Field(
+        "short", description="How captions are read: `short`, 64 tokens; `long`, 196, for several sentences each"
+    )
+    max_num_patches: int | None = Field(
+        None, ge=16, le=4_096, description="Patches of an image at most; default: 128 to 1,024 by the image's size"
+    )
+
+    def load(self, device: str = "cpu", progress: Progress | None = None) -> Towers:
+        """The teacher's towers, frozen, in evaluation mode. Raises DcclipError if it cannot be loaded."""
+        return _frozen(_load(self.model, "transformers", progress or Silent(), self), self.precision, device, progress)
 
 
 class OpenClipTeacher(_TeacherOptions):
@@ -89,8 +111,11 @@ def _frozen(towers: Towers, precision: str, device: str, progress: Progress | No
     return towers
 
 
-def _load(model: str, library: Library, progress: Progress) -> Towers:
-    """A model by its hub name in a library, or from its directory, whichever library wrote it."""
+def _load(model: str, library: Library, progress: Progress, options: FgClip2Teacher | None = None) -> Towers:
+    """A model by its hub name in a library, or from its directory, whichever library wrote it.
+
+    `options` are for FG-CLIP2, and ignored for other models.
+    """
     folder = Path(model)
     if folder.is_dir() or folder.is_absolute():
         library = library_of(folder, library)
@@ -103,7 +128,7 @@ def _load(model: str, library: Library, progress: Progress) -> Towers:
 
         exported = (folder / PROVENANCE).exists()  # by dcclip
         with read_provenance(folder).checking() if exported else nullcontext():
-            return _load_transformers(model, progress)
+            return _load_transformers(model, progress, options)
     from dcclip_cli.model.open_clip_models import load_named
 
     towers = load_named(model)
@@ -111,19 +136,21 @@ def _load(model: str, library: Library, progress: Progress) -> Towers:
     return towers
 
 
-def _load_transformers(model: str, progress: Progress) -> TransformersTowers:
+def _load_transformers(model: str, progress: Progress, options: FgClip2Teacher | None = None) -> TransformersTowers:
     import transformers
     from huggingface_hub.utils.tqdm import enable_progress_bars
 
+    from dcclip_cli.model.naflex import NaflexTowers
     from dcclip_cli.model.towers import TransformersTowers
 
     transformers.utils.logging.disable_progress_bar()  # of "Loading weights"
     enable_progress_bars()  # of downloads, which the line above disables too
     name = Path(model).name
-    local = {"local_files_only": True} if Path(model).is_dir() else {}
     what = f"teacher {model} cannot be loaded"
     with library_errors(what, _CHECK), tokenizer_errors(f"{what}: its tokenizer"):
-        config_file = checked_config(model)
+        checked = checked_config(model)
+        if checked.code and not (options and options.trust_remote_code):
+            checked.code.refuse()
         files = find_weights(model, TRANSFORMERS_WEIGHTS)
         if not files:
             names = " or ".join(TRANSFORMERS_WEIGHTS)
@@ -132,34 +159,75 @@ def _load_transformers(model: str, progress: Progress) -> TransformersTowers:
         if is_pickled(files):
             files = [safetensors_copy(files, digest, name, progress)]
         say_what_is_loaded(name, files, progress)
-        loaded = _from_pretrained(name, files, config_file.parent)
-        image_processor = transformers.AutoImageProcessor.from_pretrained(
-            model, backend="pil", trust_remote_code=False, **local
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False, **local)
-        towers = TransformersTowers(loaded, image_processor, tokenizer, name, "")
+        parts = [TREATMENT, digest]
+        towers: TransformersTowers
+        if checked.code:
+            assert options is not None
+            towers = _load_fg_clip2(checked, files, options, progress)
+            parts += [checked.code.open(checked.file.parent).sha256, options.walk_type, str(options.max_num_patches)]
+        else:
+            loaded = _from_pretrained(name, files, checked.file.parent)
+            kind = NaflexTowers if checked.is_naflex else TransformersTowers
+            towers = kind(loaded, *processors(model), name)
         _check_towers(towers, model)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    vocab = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    parts = [TREATMENT, digest, loaded.config.to_json_string(), image_processor.to_json_string(), vocab]
+    backend = getattr(towers.tokenizer, "backend_tokenizer", None)
+    vocab = backend.to_str() if backend else json.dumps(towers.tokenizer.get_vocab(), sort_keys=True)
+    parts += [towers.model.config.to_json_string(), towers.image_processor.to_json_string(), vocab]
     towers.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return towers
 
 
-def checked_config(model: str) -> Path:
+class CheckedConfig(NamedTuple):
+    """The config.json of a dual encoder; `code` is what builds it where transformers has no class for it."""
+
+    file: Path
+    model_type: str
+    code: RemoteCode | None
+
+    @property
+    def is_naflex(self) -> bool:
+        """Whether its images keep their proportions."""
+        return self.model_type in ("siglip2", "fgclip2")
+
+
+def checked_config(model: str) -> CheckedConfig:
     """The config.json of a model. Raises DcclipError unless that and the image processor's are of a dual encoder."""
     if Path(model).is_dir():
         check_directory(Path(model))
     file = require_file(model, TRANSFORMERS_CONFIG)
-    config = transformers_config(file, f"teacher {model}")
-    if config.model_type == "siglip2":
-        raise DcclipError(
-            f"teacher {model} is a NaFlex model, whose images keep their own sizes",
-            "use one of a fixed size, such as google/siglip2-base-patch16-224",
-        )
+    kind = transformers_config(file, f"teacher {model}").model_type
     if images := find_file(model, IMAGE_PROCESSOR):
         validated(ImageProcessorConfig, read_json(images, COPY_AGAIN), images, COPY_AGAIN)
-    return file
+    code = remote_code(model, read_json(file, COPY_AGAIN), file) if kind == "fgclip2" else None
+    return CheckedConfig(file, kind, code)
+
+
+def processors(model: str) -> tuple[Any, Any]:
+    """The image processor and the tokenizer of a model of transformers. Raises DcclipError if a package is missing."""
+    import transformers
+
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if Path(model).is_dir():
+        options["local_files_only"] = True
+    try:
+        images = transformers.AutoImageProcessor.from_pretrained(model, backend="pil", **options)
+        return images, transformers.AutoTokenizer.from_pretrained(model, **options)
+    except ImportError as error:  # of sentencepiece, which SigLIP's and MetaCLIP 2's mT5 tokenizer needs
+        reason = " ".join(str(error).split()).partition(" but it was not found")[0]
+        raise DcclipError(f"teacher {model} cannot be loaded: {reason}", "pip install sentencepiece protobuf") from None
+
+
+def _load_fg_clip2(
+    checked: CheckedConfig, files: Sequence[Path], options: FgClip2Teacher, progress: Progress
+) -> FgClip2Towers:
+    from dcclip_cli.model.naflex import FgClip2Towers, build_fg_clip2
+
+    assert checked.code is not None
+    code = checked.code.open(checked.file.parent)
+    progress.say(f"running code of {code}")
+    model = build_fg_clip2(code, files)
+    name = Path(options.model).name
+    return FgClip2Towers(model, *processors(options.model), name, options.max_num_patches, options.walk_type)
 
 
 def _from_pretrained(name: str, files: Sequence[Path], config_folder: Path) -> Any:
@@ -212,4 +280,6 @@ def _fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-Teacher = Annotated[AltClipTeacher | TransformersTeacher | OpenClipTeacher, Field(discriminator="kind")]
+Teacher = Annotated[
+    AltClipTeacher | TransformersTeacher | FgClip2Teacher | OpenClipTeacher, Field(discriminator="kind")
+]

@@ -91,7 +91,7 @@ class Towers(nn.Module, ABC):
             yield
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
-        """The image tower's input (3, H, W), float32, for an RGB image."""
+        """The image tower's input (3, H, W), float32, for an RGB image; of NaFlex models as `NaflexTowers` says."""
         return self.library_preprocess(image) if self.preprocessing is None else self.preprocessing(image)
 
     @abstractmethod
@@ -218,7 +218,7 @@ class OpenClipTowers(Towers):
         try:
             out = self.model.visual.forward_intermediates(pixels, indices=[*layers, -1], output_fmt="NCHW")
         except AssertionError:
-            raise _no_such_layer(self.name, layers, self._image_layers) from None
+            raise no_such_layer(self.name, layers, self._image_layers) from None
         # open_clip returns them in the network's order, each once, whatever the order of `layers`.
         maps = out["image_intermediates"]
         count = self._image_layers
@@ -293,7 +293,7 @@ class TransformersTowers(Towers):
     The image map is the image tower's patch tokens on their grid; text tokens are the text tower's last hidden states.
     """
 
-    def __init__(self, model: Any, image_processor: Any, tokenizer: Any, name: str, fingerprint: str) -> None:
+    def __init__(self, model: Any, image_processor: Any, tokenizer: Any, name: str, fingerprint: str = "") -> None:
         super().__init__()
         self.model = model
         self.image_processor, self.tokenizer = image_processor, tokenizer
@@ -339,7 +339,7 @@ class TransformersTowers(Towers):
         out = self.model.get_image_features(pixel_values=pixels, return_dict=True, **more)
         blocks = out.hidden_states[1:] if layers else ()  # the first is the input of the first block
         if not all(-len(blocks) <= layer < len(blocks) for layer in layers):
-            raise _no_such_layer(self.name, layers, len(blocks))
+            raise no_such_layer(self.name, layers, len(blocks))
         others = {layer: _on_grid(blocks[layer]) for layer in layers}
         return ImageFeatures(out.pooler_output, _on_grid(out.last_hidden_state), others)
 
@@ -383,7 +383,8 @@ def _on_grid(hidden: Tensor) -> Tensor:
     return patches.transpose(1, 2).unflatten(2, (grid, grid))
 
 
-def _no_such_layer(name: str, layers: Sequence[int], count: int) -> DcclipError:
+def no_such_layer(name: str, layers: Sequence[int], count: int) -> DcclipError:
+    """The error for layers that an image tower of `count` layers does not have."""
     numbers = ", ".join(map(str, layers))
     what = f"the image tower of {name} does not have all of the layers {numbers}"
     return DcclipError(what, f"its layers are 0 to {count - 1}, or -{count} to -1 from the end")

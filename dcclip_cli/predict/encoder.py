@@ -52,7 +52,7 @@ class Encoder(Protocol):
     size_bytes: int  # of the weights
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
-        """The image tower's input (3, H, W), float32."""
+        """The image tower's input (3, H, W), float32; of NaFlex models in a form of their own."""
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """Embeddings (B, D), float32, of preprocessed images (B, 3, H, W)."""
@@ -155,10 +155,17 @@ def load_torch_encoder(
 
         towers: Towers = load_model(reference.path, device, progress)
     else:
-        from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
+        from dcclip_cli.model.teachers import FgClip2Teacher, OpenClipTeacher, TransformersTeacher
 
-        teacher = TransformersTeacher if reference.kind == "hf" else OpenClipTeacher
-        towers = teacher(model=reference.target, precision="fp32").load(device, progress)
+        own: dict[str, Any] = {"model": reference.target, "precision": "fp32"}
+        teacher: OpenClipTeacher | TransformersTeacher
+        if reference.kind == "open_clip":
+            teacher = OpenClipTeacher(**own)
+        elif reference.trust_remote_code:
+            teacher = FgClip2Teacher(**own, trust_remote_code=True)
+        else:
+            teacher = TransformersTeacher(**own)
+        towers = teacher.load(device, progress)
     towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as TorchEncoder runs them
     return TorchEncoder(towers, device, choose_precision(precision, device, towers, progress=progress))
 

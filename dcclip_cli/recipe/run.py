@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -278,7 +278,9 @@ class RecipeRun:
 
         found: dict[str, ModelReference] = {}
         if self.loaded.recipe.teacher is not None:
-            found["teacher"] = resolve(_reference(self.loaded.recipe.teacher))
+            teacher = self.loaded.recipe.teacher
+            allowed = getattr(teacher, "trust_remote_code", False)
+            found["teacher"] = replace(resolve(_reference(teacher)), trust_remote_code=allowed)
         found["student"] = self.trained_model()
         if finished(self.dir.root, "export"):
             found["bundle"] = resolve(str(self.dir.stage("export")))

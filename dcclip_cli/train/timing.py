@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 
 import torch
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from dcclip_cli.data.collator import OTHER, Batch, Texts
@@ -193,9 +194,9 @@ def _teacher_pace(work: StageWork, number: int, estimated: Pace) -> Pace:
     if folder is None or sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) > _SMALL:
         return estimated
     towers = work.teachers[number].load(work.device)
-    side = towers.preprocessing.size if towers.preprocessing else 224
     count = max(1, min(64, int(_BUDGET_S / 3 / max(estimated.image_s, 1e-6))))
-    pixels = torch.rand(count, 3, side, side, device=work.device).contiguous(memory_format=torch.channels_last)
+    blank = torch.from_numpy(towers.preprocess(Image.new("RGB", (256, 256))))
+    pixels = blank.expand(count, *blank.shape).to(work.device).contiguous(memory_format=torch.channels_last)
     towers = towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the cache does
     several = (texts for one in work.data.values() for found in one.captions for texts in found.values())
     captions = list(islice(chain.from_iterable(several), 64)) or ["a cat", "猫"]

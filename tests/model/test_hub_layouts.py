@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,23 @@ def test_siglip2_lower_cases_its_texts_and_pads_them_to_64(hub_teachers: Path) -
     tokens = load(hub_teachers / "siglip2").tokenize(["A PHOTO of 猫", "a photo of 猫"])
     assert tokens.ids.shape == (2, 64)
     assert torch.equal(tokens.ids[0], tokens.ids[1])
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="it is there")
+def test_a_tokenizer_that_needs_a_package_which_is_not_installed_says_which(hub_teachers: Path) -> None:
+    with pytest.raises(DcclipError, match="SiglipTokenizer requires the SentencePiece library") as raised:
+        load(hub_teachers / "metaclip2-mt5")
+    assert raised.value.hint == "pip install sentencepiece protobuf"
+
+
+def test_metaclip_2s_mt5_tokenizer_cuts_texts_at_64_tokens_lower_cases_and_drops_punctuation(
+    hub_teachers: Path,
+) -> None:
+    pytest.importorskip("sentencepiece")
+    towers = load(hub_teachers / "metaclip2-mt5")
+    tokens = towers.tokenize(["A, Photo of 猫!", "a photo of 猫", "的" * 200])
+    assert tokens.ids.shape == (3, 64) and torch.equal(tokens.ids[0], tokens.ids[1])
+    assert towers.model.config.text_config.eos_token_id == 1 and set(tokens.ids[:, -1].tolist()) == {1}
 
 
 # ---- pickled weights
@@ -241,18 +259,6 @@ def test_an_open_clip_directory_with_pickled_weights_is_read(hub_teachers: Path,
     expected, found = load(hub_teachers / "openclip-xlmr", OpenClipTeacher), load(folder, OpenClipTeacher)
     pixels = torch.from_numpy(found.preprocess(noise(40, 50)))[None]
     assert torch.equal(found.image_features(pixels).embedding, expected.image_features(pixels).embedding)
-
-
-def test_a_naflex_model_is_refused_with_one_of_a_fixed_size(hub_teachers: Path, tmp_path: Path) -> None:
-    from transformers import Siglip2Config, Siglip2Model
-
-    folder, sizes = copy(hub_teachers / "siglip2", tmp_path / "naflex"), {"num_hidden_layers": 1, "hidden_size": 32}
-    sizes |= {"intermediate_size": 32, "num_attention_heads": 2}
-    text = sizes | {"vocab_size": 700, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
-    Siglip2Model(Siglip2Config(text_config=text, vision_config=sizes | {"patch_size": 8})).save_pretrained(folder)
-    with pytest.raises(DcclipError, match="naflex is a NaFlex model") as raised:
-        load(folder)
-    assert "siglip2-base-patch16-224" in raised.value.hint
 
 
 # ---- directories

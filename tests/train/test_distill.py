@@ -30,6 +30,27 @@ def test_every_kind_of_teacher_teaches_a_student_that_reads_both_languages(
     assert towers.text_features(towers.tokenize(["红色的圆", "red circle"])).embedding.shape == (2, 16)
 
 
+@pytest.mark.parametrize("cache", [True, False])
+def test_fg_clip2_teaches_by_its_repositorys_code_which_the_recipe_allows(
+    distilling: Job, hub_teachers: Path, own_modules: Path, cache: bool
+) -> None:
+    teacher = {"kind": "fgclip2", "model": str(hub_teachers / "fgclip2"), "max_num_patches": 64}
+    with refused("is built by its own code", "trust_remote_code: true"):
+        run(distilling | {"teacher": teacher})
+    distilling["teacher"] = teacher | {"trust_remote_code": True}
+    distilling["options"] |= {"steps": 2, "teacher_cache": cache}
+    assert set(run(distilling).metrics) >= {"feature_map", "token_features", "embedding", "loss"}
+
+
+@pytest.mark.parametrize("layout", ["metaclip2", "metaclip2-mt5"])
+def test_metaclip_2_teaches_with_either_of_its_tokenizers(distilling: Job, hub_teachers: Path, layout: str) -> None:
+    if layout == "metaclip2-mt5":
+        pytest.importorskip("sentencepiece")  # of the extra `train`
+    distilling["teacher"] = {"kind": "transformers", "model": str(hub_teachers / layout)}
+    distilling["options"] |= {"steps": 2}
+    assert set(run(distilling).metrics) >= {"feature_map", "token_features", "embedding", "loss"}
+
+
 def test_the_cached_and_the_online_teacher_give_the_same_first_loss(distilling: Job) -> None:
     distilling["options"] |= {"steps": 1}
     cached = run(elsewhere(distilling, "cached", {"teacher_cache": True})).metrics

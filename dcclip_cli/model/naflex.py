@@ -1,0 +1,169 @@
+"""Towers whose images keep their proportions (NaFlex): SigLIP2's, and FG-CLIP2, whose code is its repository's.
+
+Shapes: B images, N texts, P patches at most, D values of a patch, h x w the patches of an image, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.library_configs import TRANSFORMERS_CONFIG
+from dcclip_cli.model.preprocess import Preprocessing
+from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Tokens, TransformersTowers, no_such_layer
+from dcclip_cli.model.weights import check_fit
+
+if TYPE_CHECKING:
+    from dcclip_cli.model.remote_code import AllowedCode
+
+WalkType = Literal["short", "long"]
+# FG-CLIP2's budgets: the first of which an image has at most so many patches, else the last (`determine_max_value` in
+# 360CVGroup/FG-CLIP: README.md, fgclip2/eval).
+_BUDGETS = (128, 256, 576, 784, 1024)
+
+
+class NaflexTowers(TransformersTowers):
+    """A SigLIP2 NaFlex model: images are resized to at most P patches, by default the image processor's number.
+
+    An image is (1, 1 + P, D): a row that begins with h and w, its h w patches, zeros. A batch is computed with as many
+    patches as its largest image has. Maps are resized to the square grid that the position table was made for.
+    """
+
+    def __init__(self, model: Any, image_processor: Any, tokenizer: Any, name: str, budget: int | None = None) -> None:
+        super().__init__(model, image_processor, tokenizer, name)
+        self._budget = budget or image_processor.max_num_patches
+
+    def match_preprocessing(self) -> Preprocessing:
+        what = f"{self.name}: its images keep their proportions (NaFlex)"
+        raise DcclipError(what, "use a model whose images are squares of one size")
+
+    @property
+    def max_patches(self) -> int:
+        """P."""
+        return self._budget
+
+    def budget(self, image: Image.Image) -> int:
+        """How many patches an image is resized to at most."""
+        return self._budget
+
+    def library_preprocess(self, image: Image.Image) -> np.ndarray:
+        found = self.image_processor(images=image, max_num_patches=self.budget(image), return_tensors="np")
+        (height, width), patches = found["spatial_shapes"][0], found["pixel_values"][0]
+        count = int(height) * int(width)
+        packed = np.zeros((1, 1 + self.max_patches, patches.shape[1]), np.float32)
+        packed[0, 0, :2] = height, width
+        packed[0, 1 : 1 + count] = patches[:count]
+        return packed
+
+    def image_features(self, pixels: Tensor, layers: Sequence[int] = ()) -> ImageFeatures:
+        blocks = self.model.vision_model.encoder.layers
+        if not all(-len(blocks) <= layer < len(blocks) for layer in layers):
+            raise no_such_layer(self.name, layers, len(blocks))
+        shapes = pixels[:, 0, 0, :2].long()  # (B, 2)
+        counts = shapes.prod(1)
+        patches = pixels[:, 0, 1 : 1 + int(counts.max())]  # (B, P, D)
+        mask = torch.arange(patches.shape[1], device=pixels.device) < counts[:, None]
+        inputs = {"pixel_values": patches, "pixel_attention_mask": mask.int(), "spatial_shapes": shapes}
+        with _outputs([self.model.vision_model.post_layernorm, *(blocks[layer] for layer in layers)]) as outputs:
+            embedding = _pooled(self.model.get_image_features(**inputs))
+        last, *others = (self._maps(one, shapes) for one in outputs())
+        return ImageFeatures(embedding, last, dict(zip(layers, others, strict=True)))
+
+    def _maps(self, hidden: Tensor, shapes: Tensor) -> Tensor:
+        """(B, C, s, s) of patch tokens (B, P, C)."""
+        side = int(self.model.config.vision_config.num_patches**0.5)
+        maps = []
+        for tokens, (height, width) in zip(hidden.float(), shapes.tolist(), strict=True):
+            grid = tokens[: height * width].T.unflatten(1, (height, width))[None]
+            maps.append(nn.functional.interpolate(grid, (side, side), mode="bilinear", antialias=True))
+        return torch.cat(maps)
+
+
+class FgClip2Towers(NaflexTowers):
+    """FG-CLIP2 (2510.10921), used as its README says: lower-cased texts, padded to the length of the walk.
+
+    `walk_type` "short" reads 64 tokens, "long" 196 with positions and a head of its own, for captions of several
+    sentences. An image gets the first of five budgets that is as large as itself, unless `budget` is given.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        image_processor: Any,
+        tokenizer: Any,
+        name: str,
+        budget: int | None = None,
+        walk_type: WalkType = "short",
+    ) -> None:
+        super().__init__(model, image_processor, tokenizer, name, budget or _BUDGETS[-1])
+        self._is_fixed, self.walk_type = budget is not None, walk_type
+        self.fixed_length = True  # the last token is pooled, padding or not
+        text = model.config.text_config
+        self.context_length = text.max_position_embeddings if walk_type == "short" else text.longtext_len
+
+    def budget(self, image: Image.Image) -> int:
+        if self._is_fixed:
+            return self._budget
+        side = self.image_processor.patch_size
+        patches = (image.width // side) * (image.height // side)
+        return next((budget for budget in _BUDGETS if patches <= budget), _BUDGETS[-1])
+
+    def tokenize(self, texts: list[str]) -> Tokens:
+        return super().tokenize([text.lower() for text in texts])
+
+    @property
+    def _table(self) -> Any:
+        return self.model.text_model.embeddings.token_embedding
+
+    def text_features(self, tokens: Tokens) -> TextFeatures:
+        # What the README passes on is what the tokenizer returns by itself: SigLIP's give no mask.
+        mask = {"attention_mask": tokens.mask} if "attention_mask" in self.tokenizer.model_input_names else {}
+        with _outputs([self.model.text_model.final_layer_norm]) as outputs:
+            embedding = _pooled(self.model.get_text_features(input_ids=tokens.ids, walk_type=self.walk_type, **mask))
+        return TextFeatures(embedding, outputs()[0], tokens.mask)
+
+
+def build_fg_clip2(code: AllowedCode, files: Sequence[Path]) -> Any:
+    """FG-CLIP2 with the weights in files, by its repository's code, which runs here.
+
+    Not by `from_pretrained`: transformers 5 builds a model without memory first, where the code's mask of positions, no
+    buffer, would stay, and initializes weights by rules that the code, written for 4.57, does not know.
+    """
+    from safetensors.torch import load_file
+
+    config = code.config_class().from_pretrained(code.folder)
+    with torch.random.fork_rng(devices=[]):
+        model = code.model_class()(config)
+    check_fit(model, files, TRANSFORMERS_CONFIG)
+    weights = {name: value for file in files for name, value in load_file(file).items()}
+    model.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
+    return model
+
+
+def _pooled(found: Any) -> Tensor:
+    """What `get_image_features` and `get_text_features` return: a tensor until transformers 4."""
+    return found if isinstance(found, Tensor) else found.pooler_output
+
+
+@contextmanager
+def _outputs(modules: Sequence[nn.Module]) -> Iterator[Any]:
+    """A function that returns what each of the modules returned last, in their order."""
+    found: dict[nn.Module, Tensor] = {}
+
+    def keep(module: nn.Module, _inputs: Any, output: Any) -> None:
+        found[module] = output[0] if isinstance(output, tuple) else output
+
+    handles = [module.register_forward_hook(keep) for module in dict.fromkeys(modules)]
+    try:
+        yield lambda: [found[module] for module in modules]
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,128 @@
+"""Towers whose images keep their proportions: SigLIP2's NaFlex models, and FG-CLIP2 by its repository's code."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.teachers import FgClip2Teacher, TransformersTeacher
+from tests.model.test_processors import noise
+
+TEXTS = ["一张照片", "A Photo of 猫", "Ｔ恤 ，！", "a " * 100, "的" * 300]
+# Width and height, and the patches that FG-CLIP2's README gives an image of that size at most.
+SIZES = [((20, 17), 128), ((300, 200), 256), ((97, 333), 128), ((500, 375), 784), ((640, 480), 1024)]
+
+
+def fg_clip2(folder: Path, **options: Any) -> Any:
+    return FgClip2Teacher(model=str(folder), precision="fp32", trust_remote_code=True, **options).load()
+
+
+def of_siglip2(folder: Path, weights: Path) -> Any:
+    """transformers' own SigLIP2 with the weights of another model whose towers are the same."""
+    from transformers import Siglip2Config, Siglip2Model
+
+    from dcclip_cli.files import read_json
+
+    config = read_json(folder / "config.json", "")
+    parts = {name: config[name] | {"model_type": f"siglip2_{name.replace('config', 'model')}"}
+             for name in ("text_config", "vision_config")}  # fmt: skip
+    model = Siglip2Model(Siglip2Config(**parts)).eval()
+    missing, _ = model.load_state_dict(load_file(weights), strict=False)
+    assert not missing
+    return model
+
+
+@torch.no_grad()
+def test_fg_clip2_equals_siglip2s_towers_used_as_its_readme_says(hub_teachers: Path, own_modules: Path) -> None:
+    from transformers import AutoTokenizer, Siglip2ImageProcessorPil
+
+    folder = hub_teachers / "fgclip2"
+    own, towers = of_siglip2(folder, folder / "model.safetensors"), fg_clip2(folder)
+    processor, tokenizer = Siglip2ImageProcessorPil.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    images = [noise(*size) for size, _ in SIZES]
+    found = towers.image_features(torch.from_numpy(np.stack([towers.preprocess(image) for image in images])))
+    for image, (_, budget), embedding in zip(images, SIZES, found.embedding, strict=True):
+        inputs = processor(images=image, max_num_patches=budget, return_tensors="pt")
+        expected = own.get_image_features(**inputs).pooler_output[0]
+        torch.testing.assert_close(embedding, expected, rtol=0, atol=1e-5)
+    lower = [text.lower() for text in TEXTS]
+    tokens = tokenizer(lower, padding="max_length", max_length=64, truncation=True, return_tensors="pt")
+    text = towers.text_features(towers.tokenize(TEXTS))
+    expected = own.get_text_features(**tokens)
+    assert "attention_mask" not in tokens
+    torch.testing.assert_close(text.embedding, expected.pooler_output, rtol=0, atol=1e-5)
+    torch.testing.assert_close(text.tokens, expected.last_hidden_state, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_long_walk_reads_196_tokens_with_its_own_head(hub_teachers: Path, own_modules: Path) -> None:
+    towers = fg_clip2(hub_teachers / "fgclip2", walk_type="long")
+    tokens = towers.tokenize(TEXTS)
+    assert tokens.ids.shape == (5, 196)
+    expected = towers.model.get_text_features(tokens.ids, walk_type="long")
+    assert torch.equal(towers.text_features(tokens).embedding, expected)
+    short = fg_clip2(hub_teachers / "fgclip2")
+    assert not torch.allclose(short.text_features(short.tokenize(TEXTS)).embedding, expected)
+    assert short.fingerprint != towers.fingerprint
+
+
+def test_weights_are_those_of_the_file_and_nothing_stays_without_memory_as_by_from_pretrained(
+    hub_teachers: Path, own_modules: Path
+) -> None:
+    towers = fg_clip2(hub_teachers / "fgclip2")
+    weights = load_file(hub_teachers / "fgclip2" / "model.safetensors")
+    state = towers.model.state_dict()
+    assert state.keys() == weights.keys() and all(torch.equal(state[name], weights[name]) for name in weights)
+    again = type(towers.model).from_pretrained(hub_teachers / "fgclip2")
+    assert again.text_model.embeddings.mask.is_meta and not towers.model.text_model.embeddings.mask.is_meta
+
+
+@torch.no_grad()
+def test_an_images_features_do_not_depend_on_its_batch_and_maps_are_square(
+    hub_teachers: Path, own_modules: Path
+) -> None:
+    towers = fg_clip2(hub_teachers / "fgclip2", max_num_patches=256)
+    pixels = torch.from_numpy(np.stack([towers.preprocess(noise(*size)) for size, _ in SIZES]))
+    assert pixels.shape == (5, 1, 257, 768)
+    together = towers.image_features(pixels, layers=(0,))
+    assert together.map.shape == together.layer(0).shape == (5, 32, 16, 16)
+    for row in range(5):
+        alone = towers.image_features(pixels[row : row + 1], layers=(0,))
+        torch.testing.assert_close(alone.embedding[0], together.embedding[row], rtol=0, atol=1e-5)
+        torch.testing.assert_close(alone.layer(0)[0], together.layer(0)[row], rtol=0, atol=1e-5)
+    with pytest.raises(DcclipError, match="does not have all of the layers 2"):
+        towers.image_features(pixels, layers=(2,))
+
+
+def test_a_model_whose_images_keep_their_proportions_is_not_exported(hub_teachers: Path, own_modules: Path) -> None:
+    with pytest.raises(DcclipError, match="its images keep their proportions"):
+        fg_clip2(hub_teachers / "fgclip2").match_preprocessing()
+
+
+@torch.no_grad()
+def test_siglip2s_naflex_model_equals_transformers(hub_teachers: Path, tmp_path: Path) -> None:
+    from transformers import AutoModel, Siglip2Config, Siglip2ImageProcessorPil, Siglip2Model, Siglip2Tokenizer
+
+    folder, sizes = tmp_path / "naflex", {"num_hidden_layers": 2, "hidden_size": 32, "projection_size": 32}
+    shutil.copytree(hub_teachers / "siglip2", folder)
+    sizes |= {"intermediate_size": 32, "num_attention_heads": 2}
+    text = sizes | {"vocab_size": 700, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
+    config = Siglip2Config(text_config=text, vision_config=sizes | {"num_patches": 64, "patch_size": 8})
+    Siglip2Model(config).save_pretrained(folder)
+    processor = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=64)
+    processor.save_pretrained(folder)
+    towers: Any = TransformersTeacher(model=str(folder), precision="fp32").load()
+    own, tokenizer = AutoModel.from_pretrained(folder).eval(), Siglip2Tokenizer.from_pretrained(folder)
+    images = [noise(*size) for size, _ in SIZES]
+    found = towers.image_features(torch.from_numpy(np.stack([towers.preprocess(image) for image in images])))
+    expected = own.get_image_features(**processor(images=images, return_tensors="pt")).pooler_output
+    torch.testing.assert_close(found.embedding, expected, rtol=0, atol=1e-5)
+    assert found.map.shape == (5, 32, 8, 8)
+    tokens = tokenizer(TEXTS, padding="max_length", max_length=64, truncation=True, return_tensors="pt")["input_ids"]
+    text = towers.text_features(towers.tokenize(TEXTS))
+    torch.testing.assert_close(text.embedding, own.get_text_features(tokens).pooler_output, rtol=0, atol=1e-5)

@@ -1,0 +1,114 @@
+"""Code in a model's repository: it runs only where the user allows it, and nothing but that repository's own."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.blank import blank_teacher
+from dcclip_cli.model.reference import resolve
+from dcclip_cli.model.teachers import FgClip2Teacher, TransformersTeacher
+from dcclip_cli.predict.encoder import load_encoder
+from dcclip_cli.progress import Lines
+
+
+@pytest.fixture
+def folder(hub_teachers: Path, tmp_path: Path, own_modules: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of tiny FG-CLIP2 whose code writes a line to the file `ran` next to it."""
+    monkeypatch.setenv("FGCLIP2_MARKER", str(tmp_path / "ran"))
+    return Path(shutil.copytree(hub_teachers / "fgclip2", tmp_path / "模型"))
+
+
+def allowed(folder: Path, **more: Any) -> Any:
+    return FgClip2Teacher(model=str(folder), precision="fp32", trust_remote_code=True).load(**more)
+
+
+def test_nothing_runs_without_leave_and_the_error_says_what_would(folder: Path) -> None:
+    for load in (
+        lambda: TransformersTeacher(model=str(folder)).load(),
+        lambda: FgClip2Teacher(model=str(folder)).load(),
+        lambda: blank_teacher(FgClip2Teacher(model=str(folder))),
+        lambda: load_encoder(resolve(str(folder)), "cpu"),
+    ):
+        with pytest.raises(
+            DcclipError, match=r"own code \(configuration_fgclip2\.py, modeling_fgclip2\.py\)"
+        ) as raised:
+            load()
+        assert "dcclip eval --trust-remote-code" in raised.value.hint
+        assert "trust_remote_code: true" in raised.value.hint
+    assert not (folder.parent / "ran").exists()
+    lines: list[str] = []
+    allowed(folder, progress=Lines(lines.append))
+    assert (folder.parent / "ran").read_text() == "ran\n"
+    [line] = lines
+    assert line.startswith(f"running code of {folder} (sha256 ")
+    assert line.endswith("): configuration_fgclip2.py, modeling_fgclip2.py")
+
+
+def test_code_of_a_repository_runs_from_the_hubs_cache_at_the_revision_that_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    revision = "430fbc8a912c86fd4de601381b6245a0edab22f0"
+    cached = tmp_path / "hub" / "models--qihoo360--fg-clip2-base"
+    shutil.copytree(folder, cached / "snapshots" / revision)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(revision)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    lines: list[str] = []
+    towers = FgClip2Teacher(precision="fp32", trust_remote_code=True).load(progress=Lines(lines.append))
+    assert lines == [
+        f"running code of qihoo360/fg-clip2-base (revision {revision}): configuration_fgclip2.py, modeling_fgclip2.py"
+    ]
+    assert towers.fingerprint == allowed(folder).fingerprint
+
+
+def test_other_code_is_another_fingerprint(folder: Path) -> None:
+    before = allowed(folder).fingerprint
+    with (folder / "modeling_fgclip2.py").open("a") as file:
+        file.write("# another version\n")
+    assert allowed(folder).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("auto_map", "what"),
+    [
+        (None, r"auto_map names no AutoConfig, and transformers has none"),
+        ({"AutoConfig": "configuration_fgclip2.Fgclip2Config"}, r"auto_map names no AutoModel"),
+        (
+            {"AutoConfig": "configuration_fgclip2.Fgclip2Config", "AutoModel": "nobody/code--modeling.Model"},
+            r"AutoModel: 'nobody/code--modeling\.Model' is not MODULE\.CLASS of a file next to it",
+        ),
+        (
+            {"AutoConfig": "../../elsewhere.Config", "AutoModel": "modeling_fgclip2.Fgclip2Model"},
+            r"AutoConfig: '\.\./\.\./elsewhere\.Config' is not MODULE\.CLASS",
+        ),
+        (
+            {"AutoConfig": "configuration_fgclip2.Fgclip2Config", "AutoModel": "absent.Fgclip2Model"},
+            r"has no absent\.py",
+        ),
+    ],
+)
+def test_code_elsewhere_or_without_a_file_is_refused(folder: Path, auto_map: Any, what: str) -> None:
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": auto_map}), "utf-8")
+    with pytest.raises(DcclipError, match=what):
+        allowed(folder)
+    assert not (folder.parent / "ran").exists()
+
+
+def test_code_that_cannot_be_imported_names_the_reason(folder: Path) -> None:
+    file = folder / "modeling_fgclip2.py"
+    file.write_text("import einops_of_nobody\n" + file.read_text("utf-8"), "utf-8")
+    with pytest.raises(DcclipError, match=r"the code of .* cannot be run: .*einops_of_nobody"):
+        allowed(folder)
+
+
+def test_weights_of_another_model_are_refused(folder: Path, hub_teachers: Path) -> None:
+    shutil.copy(hub_teachers / "siglip2" / "model.safetensors", folder)
+    with pytest.raises(DcclipError, match=r"model\.safetensors.* by config\.json"):
+        allowed(folder)
