@@ -173,11 +173,11 @@ def convert_results(
 ) -> list[EvalResult]:
     """Write results that `evaluate` wrote, files or folders, into the folder `out` in other formats; returns them."""
     from dcclip_cli.eval.formats import Written, check_formats, write_results
-    from dcclip_cli.eval.result import load_results
+    from dcclip_cli.eval.result import load_several
 
     check_formats(formats, owner)
     paths = [results] if isinstance(results, str | os.PathLike) else results
-    found = [result for path in paths for result in load_results(Path(path))]
+    found = load_several([Path(path) for path in paths])
     write_results(Written(found, (), owner, progress_for(progress)), Path(out), formats)
     return found
 

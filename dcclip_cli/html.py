@@ -93,8 +93,8 @@ def jpeg_thumbnail(image: Image.Image, max_px: int = THUMBNAIL_PX) -> bytes:
     return stream.getvalue()
 
 
-def svg_chart(size: tuple[float, float], draw: Callable[[Axes], None], **style: Any) -> str:
-    """The chart that `draw` makes on the axes given to it, as a data URL of an SVG image with a transparent background.
+def svg_chart(size: tuple[float, float], draw: Callable[[Axes], None], background: str = "none", **style: Any) -> bytes:
+    """The chart that `draw` makes on the axes given to it, as an SVG file.
 
     `size` is in inches; `style` has further parameters of matplotlib, with `_` for the dots in their names.
     """
@@ -109,5 +109,11 @@ def svg_chart(size: tuple[float, float], draw: Callable[[Axes], None], **style: 
         stream = io.BytesIO()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # missing here, but not in the browser's fonts
-            figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
+            metadata = {"Date": None, "Creator": None}
+            figure.savefig(stream, format="svg", facecolor=background, edgecolor="none", metadata=metadata)
+    return stream.getvalue()
+
+
+def svg_data_url(content: bytes) -> str:
+    """An SVG file as a URL that contains it."""
+    return "data:image/svg+xml;base64," + base64.b64encode(content).decode()

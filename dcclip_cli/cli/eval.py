@@ -75,7 +75,9 @@ _Owner = Annotated[
 _Results = Annotated[
     list[Path] | None,
     Option(
-        "--results", metavar="PATH", help="Measure nothing: write these results of eval in another format. Repeatable."
+        "--results",
+        metavar="PATH",
+        help="Measure nothing: write these results of eval, several as one table, in any format. Repeatable.",
     ),
 ]
 

@@ -106,10 +106,10 @@ def compare_results(
         names = " and ".join(sorted({result.dataset for result in (*first, *second)}))
         raise DcclipError(f"the two have no data set in common (they have {names})", "evaluate both on the same one")
     for one, other in pairs:
-        unlike = _unlike(one, other)
-        if unlike and not force:
+        apart = unlike(one, other)
+        if apart and not force:
             raise DcclipError(
-                f"{one.dataset} {one.language}: the {' and '.join(unlike)} differ, so the results are not comparable",
+                f"{one.dataset} {one.language}: the {' and '.join(apart)} differ, so the results are not comparable",
                 "evaluate both alike, or compare them anyway with --force",
             )
     with (progress or Silent()).task("bootstrap", len(pairs)) as task:
@@ -120,7 +120,8 @@ def compare_results(
     return found
 
 
-def _unlike(one: EvalResult, other: EvalResult) -> tuple[str, ...]:
+def unlike(one: EvalResult, other: EvalResult) -> tuple[str, ...]:
+    """What was measured differently, so that two results do not compare."""
     return tuple(label for name, label in _COMPARED.items() if getattr(one, name) != getattr(other, name))
 
 
@@ -137,7 +138,7 @@ def _difference(one: EvalResult, other: EvalResult, resamples: int) -> Differenc
         differences[number] = metrics_of(details[1], weights, (other.metric,))[other.metric] - value
     low, high = np.nanpercentile(differences, (2.5, 97.5))
     identity = (one.dataset, one.language, one.task, one.metric)
-    return Difference(*identity, one.value, other.value, float(low), float(high), paired, _unlike(one, other))
+    return Difference(*identity, one.value, other.value, float(low), float(high), paired, unlike(one, other))
 
 
 def _details(result: EvalResult) -> dict[str, np.ndarray]:

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval import registry
+from dcclip_cli.eval import charts, registry
+from dcclip_cli.eval.compare import unlike
 from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.embedding import sample_indices
 from dcclip_cli.eval.metrics import per_class
 from dcclip_cli.eval.registry import ELEVATER, SUFFIX, base_name
 from dcclip_cli.eval.result import EvalResult, save_results
 from dcclip_cli.files import atomic_write
-from dcclip_cli.html import COLOURS, jpeg_thumbnail, svg_chart, write_page
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from dcclip_cli.html import jpeg_thumbnail, svg_data_url, write_page
 
 METRIC_NAMES = {
     "top1": "top-1",
@@ -117,8 +117,11 @@ def _remark(here: Sequence[EvalResult]) -> str:
     alike = max(sum(map(len, result.indistinct)) for result in here)
     known = registry.SETS.get(base_name(here[0].dataset).replace("-", "_"))
     gap = prompts.read(registry.prompts_of(known)).gap_remark if known and known.classes else ""
+    first = {result.language: result for result in reversed(here)}
+    differing = {label for result in here for label in unlike(first[result.language], result)}
     remarks = (
         here[0].partial,
+        f"{' and '.join(sorted(differing))} differ: do not compare" if differing else "",
         gap if len({result.language for result in here}) > 1 else "",
         sample,
         f"{corrupt:,} images cannot be read" if corrupt else "",
@@ -187,12 +190,26 @@ def latex(found: Table) -> str:
     return "\n".join([begin, r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", ""])
 
 
+def comma_separated(found: Table) -> str:
+    """The table for a spreadsheet, in per cent."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(_cells(found))
+    return stream.getvalue()
+
+
 def save_report(results: Sequence[EvalResult], datasets: Iterable[DataSet], folder: Path) -> None:
-    """Write the results as JSON, as tables in Markdown and LaTeX, and as report.html."""
+    """Write the results as JSON, as tables in Markdown, LaTeX and CSV, as charts, and as report.html."""
     save_results(results, folder)
     found = table(results)
     atomic_write(folder / "table.md", markdown(found))
     atomic_write(folder / "table.tex", latex(found))
+    atomic_write(folder / "table.csv", comma_separated(found))
+    drawn = {"bars": charts.bars(found), "zh-en": charts.chinese_against_english(found)}
+    for name, chart in drawn.items():
+        if chart:
+            atomic_write(folder / f"{name}.svg", chart)
+        else:
+            (folder / f"{name}.svg").unlink(missing_ok=True)  # of earlier results
     write_report(folder / "report.html", results, datasets)
 
 
@@ -209,8 +226,9 @@ def write_report(path: Path, results: Sequence[EvalResult], datasets: Iterable[D
         models=list(dict.fromkeys(result.model for result in results)),
         means={f"{one.model}, {_LANGUAGES[one.language]}": mean for one, mean in means if mean and one.language},
         table=found,
-        overview=_overview(found),
-        probes=_probes(results),
+        bars=svg_data_url(charts.bars(found)),
+        languages_chart=svg_data_url(scatter) if (scatter := charts.chinese_against_english(found)) else None,
+        probes=svg_data_url(curves) if (curves := charts.probes(results)) else None,
         errors=[one for result in results if (one := errors_of(result, by_name.get(result.dataset)))],
         languages=_LANGUAGES,
         metric_names=METRIC_NAMES,
@@ -284,58 +302,3 @@ def _mistakes(
         texts = {"key": keys[indices[row]], "truth": names[labels[row]], "guess": names[guesses[row]]}
         found.append({**texts, "thumbnail": thumbnail, "rank": int(ranks[row]) + 1})
     return found
-
-
-def _overview(found: Table) -> str:
-    """Bars of each data set's metric for each model and language, as a data URL."""
-    columns = [(at, column) for at, column in enumerate(found.columns) if column.language]
-    models = list(dict.fromkeys(column.model for _, column in columns))
-
-    def draw(axes: Axes) -> None:
-        height = 0.8 / len(columns)
-        for number, (at, column) in enumerate(columns):
-            colour = COLOURS[models.index(column.model) % len(COLOURS)]
-            positions = [row + height * number for row in range(len(found.rows))]
-            values = [100 * (row.values[at] or 0) for row in found.rows]
-            hatch = "////" if column.language == "zh" else None  # English in full colour
-            label = f"{column.model} {column.language}"
-            axes.barh(
-                positions, values, height * 0.92, color=colour, alpha=0.55 if hatch else 1, hatch=hatch, label=label,
-                edgecolor="white", linewidth=0,
-            )  # fmt: skip
-        middle = 0.4 - height / 2
-        axes.set_yticks([row + middle for row in range(len(found.rows))], [row.name for row in found.rows])
-        axes.invert_yaxis()
-        axes.set_xlim(0, 100)
-        axes.set_xlabel("per cent, each data set's own metric")
-        axes.xaxis.grid(True, alpha=0.3)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
-
-    return svg_chart((8.5, 1.4 + 0.26 * len(found.rows) * max(1, len(columns) / 2)), draw)
-
-
-def _probes(results: Sequence[EvalResult]) -> str | None:
-    """Curves of linear probes over the training images per class, as a data URL; None where there are none."""
-    curves: dict[tuple[str, str], list[tuple[str, float, float]]] = {}
-    for result in results:
-        if result.task.startswith("linear probe"):
-            name = base_name(result.dataset)
-            shots = result.task.partition(", ")[2].removesuffix(" shots") or "all"
-            spread = result.metrics.get(f"{result.metric}_std", 0.0)
-            curves.setdefault((result.model, name), []).append((shots, result.value, spread))
-    if not curves:
-        return None
-
-    def draw(axes: Axes) -> None:
-        for number, ((model, name), points) in enumerate(curves.items()):
-            axes.errorbar(
-                [shots for shots, _, _ in points], [100 * value for _, value, _ in points],
-                [100 * spread for _, _, spread in points],
-                marker="o", capsize=3, color=COLOURS[number % len(COLOURS)], label=f"{model}, {name}",
-            )  # fmt: skip
-        axes.set_xlabel("training images per class")
-        axes.set_ylabel("per cent")
-        axes.grid(True, alpha=0.3)
-        axes.legend(frameon=False)
-
-    return svg_chart((8.5, 4), draw)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -160,6 +160,29 @@ def load_results(path: Path) -> list[EvalResult]:
         raise DcclipError(f"{path} contains no results of eval: {what}", hint) from None
     except (ValueError, TypeError, RecursionError) as error:
         raise DcclipError(f"{path} contains no results of eval: {str(error)[:200]}", hint) from None
+
+
+def load_several(paths: Sequence[Path]) -> list[EvalResult]:
+    """The results of several files or folders, a measurement that is in several of them once.
+
+    Different models of the same name are told apart by their paths. Raises DcclipError where two results of a model on
+    a data set differ.
+    """
+    found: dict[tuple[str, ...], tuple[Path, EvalResult]] = {}
+    for path in paths:
+        for result in load_results(path):
+            key = (result.model_fingerprint, result.dataset, result.language, result.task, result.partial)
+            before, other = found.setdefault(key, (path, result))
+            if other.value != result.value:
+                what = f"{before} and {path} differ: {result.model} on {result.dataset} {result.language}"
+                raise DcclipError(f"{what} has {other.value:.4f} and {result.value:.4f}", "leave one of them out")
+    models: dict[str, set[str]] = {}
+    for _, result in found.values():
+        models.setdefault(result.model, set()).add(result.model_fingerprint)
+    return [
+        replace(result, model=f"{result.model} in {path}") if len(models[result.model]) > 1 else result
+        for path, result in found.values()
+    ]
 
 
 def _write(file: Path, content: object) -> None:

@@ -17,7 +17,7 @@ import yaml
 from dcclip_cli.curation.report.examples import Example
 from dcclip_cli.curation.report.statistics import KEPT, SCALES, Scale, scale_of
 from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.html import svg_chart, write_page
+from dcclip_cli.html import svg_chart, svg_data_url, write_page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -205,7 +205,7 @@ def _draw(scale: Scale, edges: np.ndarray, bars: np.ndarray, limits: Sequence[tu
                 axes.annotate(label, (place, 1), (shift, 2), above, "offset points", ha=side, color=_MARK)
 
     colours = {"text_color": _TEXT, "axes_edgecolor": _TEXT, "xtick_color": _TEXT, "ytick_color": _TEXT}
-    return svg_chart((4.2, 1.7), onto, **colours, axes_spines_left=False)
+    return svg_data_url(svg_chart((4.2, 1.7), onto, **colours, axes_spines_left=False))
 
 
 def readable(value: float, unit: str = "") -> str:
