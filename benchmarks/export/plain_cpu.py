@@ -69,9 +69,9 @@ def ask(bundle: Path, data: Path, limit: int, out: Path) -> dict[str, np.ndarray
     import numpy as np
 
     from dcclip_cli.data import prompts
+    from dcclip_cli.data.class_folders import images_by_class
     from dcclip_cli.eval.dataset import Classes
     from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
-    from dcclip_cli.eval.loaders.files import images_by_class
     from dcclip_cli.model.preprocess import decode
     from dcclip_cli.predict.onnx_encoder import OnnxEncoder
 

@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 class FilterResult:
     """The pair with its remaining captions, why the pair is dropped (None: kept), and the dropped captions.
 
-    `decoded` is None if the image could not be decoded.
+    `decoded` is None if the image could not be decoded; `names_class` is the candidate's.
     """
 
     pair: Pair
     drop: Drop | None
     captions: tuple[tuple[Language, str, Drop], ...] = ()
     decoded: DecodedImage | None = None
+    names_class: bool = False
 
 
 def filter_pair(candidate: Candidate, options: CollectOptions) -> FilterResult:
@@ -41,9 +42,10 @@ def filter_pair(candidate: Candidate, options: CollectOptions) -> FilterResult:
     for each in options.filters:
         if drop := each.check_pair(pair, decoded):
             return FilterResult(pair, drop, decoded=decoded)
-    pair, dropped = _filter_captions(pair, options)
+    for_captions = options.model_copy(update={"filters": ()}) if candidate.names_class else options
+    pair, dropped = _filter_captions(pair, for_captions)
     drop = too_large(pair) if pair.zh or pair.en else Drop("no-caption", "none that is fit")
-    return FilterResult(pair, drop, dropped, decoded)
+    return FilterResult(pair, drop, dropped, decoded, candidate.names_class)
 
 
 def _filter_captions(pair: Pair, options: CollectOptions) -> tuple[Pair, tuple[tuple[Language, str, Drop], ...]]:

@@ -119,7 +119,7 @@ def keep_slice(folder: Path, results: Iterable[FilterResult], examples: int) -> 
             assert decoded is not None and image is not None
             account.statistics.add_captions(result.captions)
             account.examples.add_captions(pair, result.captions, image)
-            signatures.append(signatures_of(pair, decoded, str(pair.meta["source"])))
+            signatures.append(signatures_of(pair, decoded, str(pair.meta["source"]), result.names_class))
             yield Kept(pair, image.size)
 
     write_pairs(folder / PAIRS, kept())

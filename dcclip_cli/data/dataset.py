@@ -11,6 +11,7 @@ from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from dcclip_cli.data.class_folders import no_pairs
 from dcclip_cli.data.indexed import CACHE_BYTES, IndexedDataset
 from dcclip_cli.data.indexing import find_indexes
 from dcclip_cli.data.pair import (
@@ -196,7 +197,7 @@ def open_pairs(
     if not dataset:
         layouts = f"name {', '.join([_LAYOUT, *(layout.layout for layout in LAYOUTS)])}"
         if dataset is None:
-            raise DcclipError(f"{named(source)} has no pairs", layouts)
+            raise no_pairs(named(source), layouts)
         what = "no KEY.jpg with a KEY.json in a tar, no row in a Parquet file"
         raise DcclipError(f"{named(source)} has no pairs: {what}", "collect or download it again, or name another")
     return dataset

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from dcclip_cli.data.class_folders import no_pairs
 from dcclip_cli.data.dataset import Source, named, shards_at
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.data.reading import IMAGE_SUFFIXES
@@ -26,7 +27,7 @@ from dcclip_cli.model.preprocess import decode
 from dcclip_cli.text_files import not_utf8
 
 _SAMPLE = 500  # samples that are looked at
-_FOLDERS, _FILES = 50, 8  # that are looked into
+_FILES = 8  # that are looked into
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def preview_pairs(source: Source, columns: Columns | None = None, uncaptioned: b
     """
     shards, columns = shards_at(source), columns or Columns()
     if not shards:
-        raise _no_pairs(named(source))
+        raise no_pairs(named(source))
     for shard in shards:
         read = _parquet if shard.name.endswith(".parquet") else _tar
         if found := read(shard, columns, uncaptioned):
@@ -63,29 +64,6 @@ def preview_pairs(source: Source, columns: Columns | None = None, uncaptioned: b
             samples, exact = round(found.samples * everything / shard.size), found.exact and len(shards) == 1
             return replace(found, samples=samples, exact=exact)
     raise DcclipError(f"{named(source)} has no pairs", "collect or download it again, or name another")
-
-
-def _no_pairs(path: str | Path) -> DcclipError:
-    """The error for a place without shards, which may be a folder of images, with a folder for each class or without.
-
-    Only two levels are looked at: there may be millions of files below.
-    """
-    hint = "name a .parquet file, a .tar file or a folder of such shards"
-    folders = [folder for folder in sorted(Path(path).glob("*/")) if not folder.name.startswith(".")][:_FOLDERS]
-    classes = [folder.name for folder in folders if _has_image(folder)]
-    if not classes and not _has_image(Path(path)):
-        return DcclipError(f"{path} has no pairs", hint)
-    shown = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
-    what = f"a folder of class folders ({shown})" if classes else "a folder of images"
-    return DcclipError(
-        f"{path} is {what}, not of pairs of images and captions",
-        "name it as data.images, to distill without captions; or list its images with captions in a table "
-        "(columns image, zh, en), make pairs with dcclip collect (source {kind: table}), and name these",
-    )
-
-
-def _has_image(folder: Path) -> bool:
-    return folder.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in islice(folder.iterdir(), _SAMPLE))
 
 
 def languages_in(source: Source, columns: Columns) -> set[Language]:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import functools
-import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import yaml
 
 from dcclip_cli.data import prompts
+from dcclip_cli.data.class_folders import class_names, images_by_class
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.data.reading import MAX_TEXT_BYTES
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.dataset import (
@@ -32,19 +30,14 @@ from dcclip_cli.eval.dataset import (
     Location,
 )
 from dcclip_cli.eval.loaders import LOADERS
-from dcclip_cli.eval.loaders.files import image_files, images_by_class
+from dcclip_cli.eval.loaders.files import image_files
 from dcclip_cli.eval.loaders.hub import HubDataset
 from dcclip_cli.eval.registry import KnownSet
-from dcclip_cli.files import refuse_special
 from dcclip_cli.text import language_by_script
-from dcclip_cli.text_files import not_utf8
 
 Templates = Literal["own", "compact", "name"]
 Part = Literal["no", "all", "present"]
 _BARE_NAME = ("{}",)  # the templates of data sets that have none of their own
-_NAMES_FILE = "classes.yaml"
-_WORDNET_ID = re.compile(r"n\d{8}")
-_EXAMPLE = "write a line for each folder, for example: cat: {en: cat, zh: 猫}"
 
 
 def open_dataset(
@@ -292,7 +285,7 @@ def _from_folder(path: Path) -> DataSet:
     files = [(file, number) for number, several in enumerate(by_folder.values()) for file in several]
     classes = {
         language: _classes([names[number] for _, number in files])
-        for language, names in _names_of_folders(path, list(by_folder)).items()
+        for language, names in class_names(path, list(by_folder)).items()
     }
     return DataSet(path.resolve().name, image_files([file for file, _ in files], path), classes)
 
@@ -318,70 +311,3 @@ def classes_yaml(name: str) -> str:
         for number, folder in enumerate(about.folders)
     }
     return yaml.safe_dump(names, allow_unicode=True, sort_keys=False, default_flow_style=None, width=1000)
-
-
-def _known_folders(path: Path, folders: Sequence[str]) -> dict[Language, list[str]] | None:
-    """The names of the known data set whose class folders these are, or are some of; None where they are no such.
-
-    Its folders have to be keys that are no names, such as WordNet ids. Raises DcclipError for a WordNet id that is none
-    of ImageNet's.
-    """
-    for known in registry.SETS.values():
-        about = prompts.read(registry.prompts_of(known)) if known.task == "classification" else None
-        number = {folder: at for at, folder in enumerate(about.folders)} if about else {}
-        if about and set(folders) <= set(number) and not _are_names(folders, about):
-            return {language: [names[number[one]] for one in folders] for language, names in about.names.items()}
-    if ids := [folder for folder in folders if _WORDNET_ID.fullmatch(folder)]:
-        other = next(iter({*ids} - {*prompts.read("imagenet").folders}), ids[0])
-        raise DcclipError(
-            f"{path / other} is a WordNet id, and the names of its class are not known",
-            f"write {path / _NAMES_FILE} with a line for each folder, for example: {other}: {{en: cat, zh: 猫}}",
-        )
-    return None
-
-
-def _are_names(folders: Sequence[str], about: prompts.Prompts) -> bool:
-    """Whether class folders can be read as names or are only numbers, which mean something else in each data set."""
-    known = {prompts.normalized(name) for name in about.names.get("en", [])}
-    return all(folder.isdecimal() or prompts.normalized(folder) in known for folder in folders)
-
-
-def _names_of_folders(path: Path, folders: list[str]) -> dict[Language, list[str]]:
-    """The folders' class names by language, in order.
-
-    They are from classes.yaml, else those of the known data set that the folders are of, else the folders' own.
-    """
-    file = path / _NAMES_FILE
-    if not os.path.lexists(file):
-        if known := _known_folders(path, folders):
-            return known
-        plain = [folder.replace("_", " ") for folder in folders]
-        if odd := [folder for folder in folders if not _is_name(folder)]:
-            what = f"{path}: the name of the folder {os.fsencode(odd[0])!r} is not in UTF-8"
-            raise DcclipError(what, f"rename it, or give its class name in {_NAMES_FILE}")
-        return {"zh" if any(language_by_script(name) == "zh" for name in plain) else "en": plain}
-    refuse_special(file)
-    if not file.is_file() or file.stat().st_size > MAX_TEXT_BYTES:
-        raise DcclipError(f"{file} is not a file, or has more than {MAX_TEXT_BYTES:,} bytes", _EXAMPLE)
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise not_utf8(file, _EXAMPLE) from None
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # dates, keys that are lists, nesting
-        reason = " ".join(str(error).split())[:300]
-        raise DcclipError(f"{file} is not YAML: {reason}", _EXAMPLE) from None
-    if not isinstance(content, dict):
-        raise DcclipError(f"{file} is not a mapping from folders to names", _EXAMPLE)
-    for folder in folders:
-        if not isinstance(content.get(folder), dict):
-            raise DcclipError(f"{file} has no names for the folder {folder}", _EXAMPLE)
-    names = {language: [content[folder].get(language) for folder in folders] for language in LANGUAGES}
-    complete = {language: every for language, every in names.items() if all(map(_is_name, every))}
-    if not complete:
-        raise DcclipError(f"{file} names all folders neither in en nor in zh", _EXAMPLE)
-    return complete
-
-
-def _is_name(value: Any) -> bool:
-    """Whether it is a text with something in it, and without halves of characters."""
-    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= one <= "\udfff" for one in value)

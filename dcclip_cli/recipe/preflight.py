@@ -247,7 +247,8 @@ class Preflight:
         if shapes is None:
             return
         work = check.work(shapes)
-        self.works.append(work)
+        if work.sizes:  # of data that is still to be collected nothing is known
+            self.works.append(work)
         folder = cache_folder() / "teacher-cache"
         if work.cache_bytes > free_bytes(folder) + _size(folder):
             self._too_small((stage, "teacher_cache"), "the teacher cache", work.cache_bytes, folder, _CACHE_HINT)

@@ -44,8 +44,11 @@ def signature_schema() -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields.items()])
 
 
-def signatures_of(pair: Pair, decoded: DecodedImage, source: str) -> dict[str, Any]:
-    """One row: hashes and a thumbnail of the image as training sees it, on white, and hashes of the captions."""
+def signatures_of(pair: Pair, decoded: DecodedImage, source: str, names_class: bool = False) -> dict[str, Any]:
+    """One row: hashes and a thumbnail of the image as training sees it, on white, and hashes of the captions.
+
+    Captions that name the image's class have hashes of their own in each pair, so that none is a duplicate.
+    """
     image = flatten(decoded.image)
     thumb = thumbnail(image)
     row: dict[str, Any] = {
@@ -61,8 +64,8 @@ def signatures_of(pair: Pair, decoded: DecodedImage, source: str) -> dict[str, A
     for language in LANGUAGES:
         captions = pair.captions(language)
         row[language] = list(captions)
-        row[f"{language}_hashes"] = [text_hash(caption) for caption in captions]
-        row[f"{language}_bands"] = [bands_of(caption) for caption in captions]
+        row[f"{language}_hashes"] = [text_hash(f"{pair.key} {one}" if names_class else one) for one in captions]
+        row[f"{language}_bands"] = [[] if names_class else bands_of(caption) for caption in captions]
     return row
 
 

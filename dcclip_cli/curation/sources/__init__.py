@@ -6,11 +6,19 @@ from pydantic import Field
 
 from dcclip_cli.curation.sources.base import SourceOptions
 from dcclip_cli.curation.sources.captions import Base64Source, CaptionsSource
+from dcclip_cli.curation.sources.class_folders import ClassFoldersSource
 from dcclip_cli.curation.sources.sidecar import FolderSource, TarsSource
 from dcclip_cli.curation.sources.tables import HubSource, PairsSource, TableSource
 
 Source = Annotated[
-    FolderSource | TableSource | TarsSource | PairsSource | HubSource | Base64Source | CaptionsSource,
+    FolderSource
+    | ClassFoldersSource
+    | TableSource
+    | TarsSource
+    | PairsSource
+    | HubSource
+    | Base64Source
+    | CaptionsSource,
     Field(discriminator="kind"),
 ]
 

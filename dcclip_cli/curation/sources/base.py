@@ -35,12 +35,14 @@ class Candidate:
     """A pair as a source has it, and why it cannot be read if so.
 
     The pair's key is its position in the source: a path, a line number, or the key it had before. If `url` is given,
-    the image is still to be downloaded, and `pair.image` is empty.
+    the image is still to be downloaded, and `pair.image` is empty. `names_class`: the captions are the name of the
+    image's class, which many images have and the user chose, so nothing drops them.
     """
 
     pair: Pair
     fault: Drop | None = None
     url: str | None = None
+    names_class: bool = False
 
 
 class SourceOptions(Options):

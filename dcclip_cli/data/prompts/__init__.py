@@ -24,6 +24,7 @@ from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.errors import DcclipError
 
 FOLDER = Path(__file__).parent
+_COMPACT = "compact"  # templates alone
 _HINT = "restore the published file, or download the data set again"
 
 
@@ -65,9 +66,14 @@ def read(name: str) -> Prompts:
     )
 
 
+def all_names() -> list[str]:
+    """The names of all lists of classes, sorted."""
+    return sorted(file.stem for file in FOLDER.glob("*.json") if file.stem != _COMPACT)
+
+
 def compact(language: Language) -> tuple[str, ...]:
     """A few generic templates for any data set."""
-    return tuple(_json("compact")[language])
+    return tuple(_json(_COMPACT)[language])
 
 
 def _subset(whole: Prompts, folders: list[str]) -> Prompts:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dcclip_cli.data.class_folders import folders_in, images_by_class
 from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Fault, Member, tar_members
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import DOWNLOAD_AGAIN, Captions, Images, Loaded, Loader, Location, fingerprint_of, lines_of
@@ -32,9 +33,9 @@ class ClassFolders(Loader):
             return None
         for root in location.folders:
             for split in location.split_names:
-                if _folders(root / split):
+                if folders_in(root / split):
                     return cls(location, root / split)
-            if any(location.classes.of_folder(folder.name) is not None for folder in _folders(root)):
+            if any(location.classes.of_folder(folder.name) is not None for folder in folders_in(root)):
                 return cls(location, root)
         return None
 
@@ -69,22 +70,6 @@ def image_files(files: list[Path], folder: Path) -> Images:
     """Image files under a folder, named by their paths in it."""
     names = [os.fsencode(file.relative_to(folder)).decode("utf-8", "backslashreplace") for file in files]
     return Images(names, files.__getitem__, fingerprint_of(files))
-
-
-def images_by_class(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, list[Path]]:
-    """Folder name -> its image files, both sorted, empty folders left out. Raises DcclipError if nothing is left."""
-    by_folder = {
-        folder.name: sorted(file for file in folder.iterdir() if file.suffix.lower() in suffixes)
-        for folder in _folders(path)
-    }
-    found = {name: files for name, files in by_folder.items() if files}
-    if not found:
-        raise DcclipError(f"{path} has no folders with images", "make a folder for each class, with its images in it")
-    return found
-
-
-def _folders(path: Path) -> list[Path]:
-    return sorted(entry for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
 
 
 @dataclass(frozen=True)

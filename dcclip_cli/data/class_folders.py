@@ -1,0 +1,156 @@
+"""Folders of class folders, CLASS/*.jpg, and the names of their classes in both languages."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dcclip_cli.data import prompts
+from dcclip_cli.data.pair import LANGUAGES, Language
+from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_TEXT_BYTES
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import refuse_special
+from dcclip_cli.text import language_by_script
+from dcclip_cli.text_files import not_utf8
+
+NAMES_FILE = "classes.yaml"
+_WORDNET_ID = re.compile(r"n\d{8}")
+_EXAMPLE = "write a line for each folder, for example: cat: {en: cat, zh: 猫}"
+_LOOKED_INTO, _LOOKED_AT = 50, 500  # folders, and files of each, where there may be millions
+
+
+def folders_in(path: Path) -> list[Path]:
+    """The folders in a folder, sorted; none where it is no folder."""
+    return sorted(entry for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+
+
+def images_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The image files in a class folder, sorted."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in suffixes)
+
+
+def images_by_class(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, list[Path]]:
+    """Folder name -> its image files, both sorted, empty folders left out. Raises DcclipError if nothing is left."""
+    by_folder = {folder.name: images_in(folder, suffixes) for folder in folders_in(path)}
+    found = {name: files for name, files in by_folder.items() if files}
+    if not found:
+        raise DcclipError(f"{path} has no folders with images", "make a folder for each class, with its images in it")
+    return found
+
+
+def no_pairs(
+    path: str | Path, hint: str = "name a .parquet file, a .tar file or a folder of such shards"
+) -> DcclipError:
+    """The error for a place without pairs, which may be a folder of images, with a folder for each class or without.
+
+    Only two levels are looked at; `hint` is for a place that is neither.
+    """
+    folders = [folder for folder in sorted(Path(path).glob("*/")) if not folder.name.startswith(".")]
+    classes = [folder.name for folder in folders[:_LOOKED_INTO] if _has_image(folder)]
+    if classes:
+        shown = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
+        return DcclipError(
+            f"{path} is a folder of class folders ({shown}), not of pairs of images and captions",
+            "to make pairs of it, write in the recipe: {collect: {sources: [{kind: class_folders, path: "
+            f"{_as_path(path)}}}]}}, data: {{train: collect}}}}; to distill without captions, name it as data.images",
+        )
+    if _has_image(Path(path)):
+        return DcclipError(
+            f"{path} is a folder of images, not of pairs of images and captions",
+            "name it as data.images, to distill without captions; or list its images with captions in a table "
+            "(columns image, zh, en), make pairs with dcclip collect (source {kind: table}), and name these",
+        )
+    return DcclipError(f"{path} has no pairs", hint)
+
+
+def _as_path(path: str | Path) -> str:
+    """A path as a recipe takes it, quoted where YAML needs it."""
+    text = os.fspath(path)
+    text = text if text.startswith((".", "/")) else f"./{text}"
+    return yaml.safe_dump([text], allow_unicode=True, default_flow_style=True, width=10_000).strip()[1:-1]
+
+
+def _has_image(folder: Path) -> bool:
+    return folder.is_dir() and any(
+        file.suffix.lower() in IMAGE_SUFFIXES for file in islice(folder.iterdir(), _LOOKED_AT)
+    )
+
+
+def class_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]:
+    """The class names of `folders` by language, in order.
+
+    They are from classes.yaml, else those of the known data set that the folders are of, else the folders' own.
+    """
+    file = path / NAMES_FILE
+    if not os.path.lexists(file):
+        return _known_names(path, folders) or _own_names(path, folders)
+    content = _read_names(file)
+    for folder in folders:
+        if not isinstance(content.get(folder), dict):
+            raise DcclipError(f"{file} has no names for the folder {folder}", _EXAMPLE)
+    names = {language: [content[folder].get(language) for folder in folders] for language in LANGUAGES}
+    complete = {language: every for language, every in names.items() if all(map(_is_name, every))}
+    if not complete:
+        raise DcclipError(f"{file} names all folders neither in en nor in zh", _EXAMPLE)
+    return complete
+
+
+def _read_names(file: Path) -> dict[Any, Any]:
+    refuse_special(file)
+    if not file.is_file() or file.stat().st_size > MAX_TEXT_BYTES:
+        raise DcclipError(f"{file} is not a file, or has more than {MAX_TEXT_BYTES:,} bytes", _EXAMPLE)
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise not_utf8(file, _EXAMPLE) from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # dates, keys that are lists, nesting
+        reason = " ".join(str(error).split())[:300]
+        raise DcclipError(f"{file} is not YAML: {reason}", _EXAMPLE) from None
+    if not isinstance(content, dict):
+        raise DcclipError(f"{file} is not a mapping from folders to names", _EXAMPLE)
+    return content
+
+
+def _known_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]] | None:
+    """The names of the known data set whose class folders these are, or are some of; None where they are no such.
+
+    Its folders have to be keys that are no names, such as WordNet ids. Raises DcclipError for a WordNet id that is none
+    of ImageNet's.
+    """
+    for name in prompts.all_names():
+        about = prompts.read(name)
+        number = {folder: at for at, folder in enumerate(about.folders)}
+        if set(folders) <= set(number) and not _are_names(folders, about):
+            return {language: [names[number[one]] for one in folders] for language, names in about.names.items()}
+    if ids := [folder for folder in folders if _WORDNET_ID.fullmatch(folder)]:
+        other = next(iter({*ids} - {*prompts.read("imagenet").folders}), ids[0])
+        raise DcclipError(
+            f"{path / other} is a WordNet id, and the names of its class are not known",
+            f"write {path / NAMES_FILE} with a line for each folder, for example: {other}: {{en: cat, zh: 猫}}",
+        )
+    return None
+
+
+def _are_names(folders: Sequence[str], about: prompts.Prompts) -> bool:
+    """Whether class folders can be read as names or are only numbers, which mean something else in each data set."""
+    known = {prompts.normalized(name) for name in about.names.get("en", [])}
+    return all(folder.isdecimal() or prompts.normalized(folder) in known for folder in folders)
+
+
+def _own_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]:
+    plain = [folder.replace("_", " ") for folder in folders]
+    if odd := [folder for folder in folders if not _is_name(folder)]:
+        what = f"{path}: the name of the folder {os.fsencode(odd[0])!r} is not in UTF-8"
+        raise DcclipError(what, f"rename it, or give its class name in {NAMES_FILE}")
+    return {"zh" if any(language_by_script(name) == "zh" for name in plain) else "en": plain}
+
+
+def _is_name(value: Any) -> bool:
+    """Whether it is a text with something in it, and without halves of characters."""
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= one <= "\udfff" for one in value)
