@@ -29,12 +29,11 @@ from dcclip_cli.curation.report.examples import Examples
 from dcclip_cli.curation.report.html import explain, write_report
 from dcclip_cli.curation.report.statistics import Count, Statistics
 from dcclip_cli.curation.shards import join_dropped
-from dcclip_cli.curation.slices import find_pair
+from dcclip_cli.curation.slices import read_pairs
 from dcclip_cli.curation.work import (
     DROPPED,
     EXAMPLES,
     LIBRARIES,
-    PAIRS,
     SHARD,
     STATISTICS,
     Plan,
@@ -242,7 +241,7 @@ def _finish(options: CollectOptions, work: WorkFolder, slices: int) -> dict[str,
         join_dropped((folder / DROPPED for folder in folders[1::2]), path)
     statistics = Statistics.merge(_json(folder / STATISTICS) for folder in folders).as_dict()
     examples = Examples.merge((folder / EXAMPLES for folder in folders), options.report.examples)
-    examples.fill_twins(lambda key: find_pair(work.read(int(key[:6])) / PAIRS, key))
+    examples.fill_twins(lambda key: next((kept.pair for kept in read_pairs(work.read(int(key[:6])), key)), None))
     manifest = {
         "made_by": _MADE_BY,
         "format": _FORMAT,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dcclip_cli.curation.decode_image import DecodedImage, decode_image
 from dcclip_cli.curation.normalize_text import check_characters, normalize
 from dcclip_cli.curation.shards import record
-from dcclip_cli.curation.sources.base import Candidate
+from dcclip_cli.curation.sources.base import Candidate, Place
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.data.reading import MAX_TEXT_BYTES, Drop
 
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 class FilterResult:
     """The pair with its remaining captions, why the pair is dropped (None: kept), and the dropped captions.
 
-    `decoded` is None if the image could not be decoded; `names_class` is the candidate's.
+    `decoded` is None if the image could not be decoded; `place` and `names_class` are the candidate's.
     """
 
     pair: Pair
     drop: Drop | None
     captions: tuple[tuple[Language, str, Drop], ...] = ()
     decoded: DecodedImage | None = None
+    place: Place | None = None
     names_class: bool = False
 
 
@@ -45,7 +46,7 @@ def filter_pair(candidate: Candidate, options: CollectOptions) -> FilterResult:
     for_captions = options.model_copy(update={"filters": ()}) if candidate.names_class else options
     pair, dropped = _filter_captions(pair, for_captions)
     drop = too_large(pair) if pair.zh or pair.en else Drop("no-caption", "none that is fit")
-    return FilterResult(pair, drop, dropped, decoded, candidate.names_class)
+    return FilterResult(pair, drop, dropped, decoded, candidate.place, candidate.names_class)
 
 
 def _filter_captions(pair: Pair, options: CollectOptions) -> tuple[Pair, tuple[tuple[Language, str, Drop], ...]]:

@@ -21,9 +21,9 @@ MAX_CAPTION_CHARACTERS = 10_000  # whatever the recipe allows: longer text is a 
 # \ud800...: lone surrogates, not UTF-8. `normalize` repairs U+0080 to U+009F: ç¬« is 猫 read as Latin-1.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _INVISIBLE = re.compile("[\u00ad\u200b\u2060\u2066-\u2069\u202a-\u202e\u200e\u200f\ufeff]")  # joiners are kept: 👨‍👩‍👧
-_SPACES = re.compile(r"\s+")
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 _CHINESE = re.compile(r"[\x20-\x7e\u3000-\u303f\u4e00-\u9fff\uff00-\uffef·—…‘’“”×]+")
+_is_clean = _CHINESE.fullmatch  # ftfy changes nothing
 _HIGH_LATIN = re.compile(r"[\u00a1-\u00fe]{4}")
 
 
@@ -39,9 +39,11 @@ def normalize(caption: str, language: Language, options: NormalizeOptions) -> st
     """The caption repaired as the options say, in NFC, on one line, without invisible characters."""
     if options.entities and "&" in caption:
         caption = _without_entities(caption)
-    if options.ftfy and not caption.isascii():
-        caption = _ftfy()(_repair_gbk(caption))
-    caption = _SPACES.sub(" ", _INVISIBLE.sub("", unicodedata.normalize("NFC", caption))).strip()
+    if not caption.isascii():
+        if options.ftfy and not _is_clean(caption := _repair_gbk(caption)):
+            caption = _ftfy()(caption)
+        caption = _INVISIBLE.sub("", unicodedata.normalize("NFC", caption))
+    caption = " ".join(caption.split())
     if options.simplify and language == "zh":
         caption = _simplifier()(caption)
     return caption

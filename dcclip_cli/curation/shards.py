@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from collections.abc import Iterable, Mapping
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
 _MAX_CHARACTERS = 1_000  # of each text in the table of dropped pairs
 _ROWS_AT_A_TIME = 20_000
+_COLUMNS = Columns()
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,17 @@ class ShardWriter:
     def __init__(self, path: Path) -> None:
         self.pairs = 0
         self._path = path
-        self._tar = tarfile.open(path, "w")  # noqa: SIM115
+        self._tar = path.open("wb")
         self._index = IndexWriter(path.with_name(path.name + SUFFIX))
 
-    def add(self, pair: Pair) -> None:
-        """Add a pair; its image must be a JPEG, PNG or WebP file."""
+    def add(self, pair: Pair, digest: bytes | None = None) -> None:
+        """Add a pair; its image, whose `image_digest` may be known, must be a JPEG, PNG or WebP file."""
         suffix = image_suffix(pair.image)
         assert suffix is not None, pair.key
         offset, content = self._write(f"{pair.key}.{suffix}", pair.image), record(pair)
         self._write(f"{pair.key}.json", content)
-        captions, meta = read_record(content, pair.key, Columns())  # as `dcclip index` reads it from the tar
-        digest = image_digest(pair.image)
+        captions, meta = read_record(content, pair.key, _COLUMNS)  # as `dcclip index` reads it from the tar
+        digest = digest or image_digest(pair.image)
         self._index.add(Row(pair.key, captions["zh"], captions["en"], meta, True, offset, len(pair.image), digest))
         self.pairs += 1
 
@@ -72,11 +72,16 @@ class ShardWriter:
         """Add a member; returns the offset of its bytes in the tar."""
         member = tarfile.TarInfo(name)  # its defaults: mode 644, time 0, owner 0 without a name
         member.size = len(content)
-        self._tar.addfile(member, io.BytesIO(content))
-        return self._tar.offset - len(content) - -len(content) % tarfile.BLOCKSIZE
+        self._tar.write(member.tobuf(tarfile.USTAR_FORMAT))
+        offset = self._tar.tell()
+        self._tar.write(content)
+        self._tar.write(bytes(-len(content) % tarfile.BLOCKSIZE))
+        return offset
 
     def finish(self, name: str) -> Shard:
         """Close the files and describe the tar; `name` is its final name."""
+        self._tar.write(bytes(2 * tarfile.BLOCKSIZE))
+        self._tar.write(bytes(-self._tar.tell() % tarfile.RECORDSIZE))
         self._tar.close()
         self._index.finish(self._path.stat().st_size)  # after the tar: an index is never older than its data
         return Shard(name, self.pairs, file_sha256(self._path))

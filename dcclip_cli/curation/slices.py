@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dcclip_cli.curation.dedup.dedup import CAPTIONS, DECISIONS, signature_schema, signatures_of
+from dcclip_cli.curation.dedup.dedup import CAPTIONS, DECISIONS, signature_table, signatures_of
 from dcclip_cli.curation.filter_pair import FilterResult, too_large
 from dcclip_cli.curation.report.examples import Examples
 from dcclip_cli.curation.report.statistics import MOVED, DroppedCaption, Statistics
@@ -17,71 +20,95 @@ from dcclip_cli.curation.shards import DroppedTable, ShardWriter
 from dcclip_cli.curation.work import (
     DROPPED,
     EXAMPLES,
+    IMAGES,
     PAIRS,
     SCORES,
     SHARD,
-    SIGNATURES,
     STATISTICS,
     WorkFolder,
     name_of,
     whole_folder,
 )
 from dcclip_cli.data.index import SUFFIX
-from dcclip_cli.data.pair import LANGUAGES, Language, Pair
+from dcclip_cli.data.pair import LANGUAGES, Language, Pair, image_digest
 from dcclip_cli.data.reading import Drop
-from dcclip_cli.files import write_json
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import OpenFile, write_json
 
-_GROUP_PAIRS, _GROUP_BYTES = 256, 32_000_000  # of a row group, which readers have in memory as a whole
+_GROUP_PAIRS = 256  # of a row group, which is in memory as a whole
+_READ = ["key", *LANGUAGES, "meta", "width", "height", "file_hash", "file", "offset", "size"]
 _REPEATS = ("image-duplicate", "image-merged", "image-near-duplicate")  # their detail ends with the other pair's key
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A pair that passed the filters, and its image's (width, height)."""
+    """A pair that passed the filters, its image's (width, height) and digest."""
 
     pair: Pair
     size: tuple[int, int]
+    digest: bytes
 
 
-def write_pairs(path: Path, pairs: Iterable[Kept]) -> None:
-    """Write pairs as Parquet like `data.dataset.write_parquet`, with `width` and `height`, in small row groups."""
-    import pyarrow as pa
+class PairsWriter:
+    """Writes the pairs of a slice with their signatures, and those images that are in no file of a source."""
+
+    def __init__(self, folder: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        texts, numbers = ("meta", "file"), ("offset", "size")
+        self._more = pa.schema({**dict.fromkeys(texts, pa.string()), **dict.fromkeys(numbers, pa.int64())})
+        self._images = (folder / IMAGES).open("wb")
+        self._table = pq.ParquetWriter(
+            folder / PAIRS, signature_table([], self._more).schema, compression="none", use_dictionary=False
+        )
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, result: FilterResult) -> None:
+        """Add a pair that is not dropped."""
+        pair, place, source = result.pair, result.place, str(result.pair.meta["source"])
+        assert result.decoded is not None
+        row = signatures_of(pair, result.decoded, source, result.names_class) | {"size": len(pair.image)}
+        row["meta"] = json.dumps(pair.meta, sort_keys=True)  # in ASCII, so that lone surrogates survive
+        if place is None:
+            row |= {"file": None, "offset": self._images.tell()}
+            self._images.write(pair.image)
+        else:
+            row |= place._asdict()
+        self._rows.append(row)
+        if len(self._rows) == _GROUP_PAIRS:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._table.write_table(signature_table(self._rows, self._more))
+        self._rows = []
+
+    def close(self) -> None:
+        if self._rows:
+            self._flush()
+        self._table.close()
+        self._images.close()
+
+
+def read_pairs(folder: Path, key: str | None = None) -> Iterator[Kept]:
+    """The pairs that `PairsWriter` wrote, or only the one with a key.
+
+    Raises DcclipError if a file of a source has changed since then.
+    """
     import pyarrow.parquet as pq
 
-    texts = pa.list_(pa.string())
-    fields = {"key": pa.string(), "image": pa.binary(), "zh": texts, "en": texts, "meta": pa.string()}
-    schema = pa.schema(fields | {"width": pa.int32(), "height": pa.int32()})
-    # Images do not compress, and this file is read once and deleted.
-    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as file:
-        rows: list[dict[str, Any]] = []
-        for kept in pairs:
-            meta = json.dumps(kept.pair.meta, sort_keys=True)  # in ASCII, so that lone surrogates survive
-            rows.append(vars(kept.pair) | {"meta": meta, "width": kept.size[0], "height": kept.size[1]})
-            if len(rows) >= _GROUP_PAIRS or sum(len(row["image"]) for row in rows) >= _GROUP_BYTES:
-                file.write_table(pa.Table.from_pylist(rows, schema))
-                rows = []
-        if rows:
-            file.write_table(pa.Table.from_pylist(rows, schema))
-
-
-def read_pairs(path: Path) -> Iterator[Kept]:
-    """The pairs that `write_pairs` wrote, one row group in memory at a time."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            for row in file.read_row_group(group).to_pylist():
-                zh, en = (tuple(row[language]) for language in LANGUAGES)
-                pair = Pair(row["key"], row["image"], zh, en, json.loads(row["meta"]))
-                yield Kept(pair, (row["width"], row["height"]))
-
-
-def find_pair(path: Path, key: str) -> Pair | None:
-    """One pair of a file of `write_pairs`, without its metadata; None if there is none."""
-    import pyarrow.parquet as pq
-
-    rows = pq.read_table(path, columns=["key", "image", *LANGUAGES], filters=[("key", "==", key)]).to_pylist()
-    return next((Pair(key, row["image"], tuple(row["zh"]), tuple(row["en"])) for row in rows), None)
+    files = cache(OpenFile)
+    with pq.ParquetFile(folder / PAIRS) as table:
+        for batch in table.iter_batches(_GROUP_PAIRS, columns=_READ):
+            for row in batch.to_pylist():
+                if key in (None, row["key"]):
+                    file = row["file"] or str(folder / IMAGES)
+                    image = os.pread(files(file).descriptor, row["size"], row["offset"])
+                    if image_digest(image) != row["file_hash"]:
+                        raise DcclipError(f"{file} was changed while it was collected", "run the same command again")
+                    zh, en = (tuple(row[language]) for language in LANGUAGES)
+                    pair = Pair(row["key"], image, zh, en, json.loads(row["meta"]))
+                    yield Kept(pair, (row["width"], row["height"]), row["file_hash"])
 
 
 @dataclass
@@ -100,13 +127,8 @@ class Account:
 
 def keep_slice(folder: Path, results: Iterable[FilterResult], examples: int) -> None:
     """Write the result of the read step for a slice into a folder."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     account = Account(Statistics(), Examples(examples))
-    signatures: list[dict[str, Any]] = []
-
-    def kept() -> Iterator[Kept]:
+    with closing(PairsWriter(folder)) as writer:
         for result in results:
             pair, decoded = result.pair, result.decoded
             image = decoded.image if decoded else None
@@ -116,14 +138,9 @@ def keep_slice(folder: Path, results: Iterable[FilterResult], examples: int) -> 
                 account.examples.add(pair, result.drop, image, result.captions)
                 account.dropped.add_pair(pair, result.drop)
                 continue
-            assert decoded is not None and image is not None
             account.statistics.add_captions(result.captions)
             account.examples.add_captions(pair, result.captions, image)
-            signatures.append(signatures_of(pair, decoded, str(pair.meta["source"]), result.names_class))
-            yield Kept(pair, image.size)
-
-    write_pairs(folder / PAIRS, kept())
-    pq.write_table(pa.Table.from_pylist(signatures, schema=signature_schema()), folder / SIGNATURES, compression="zstd")
+            writer.add(result)
     account.write(folder)
 
 
@@ -131,11 +148,10 @@ def keep_slice(folder: Path, results: Iterable[FilterResult], examples: int) -> 
 class Decision:
     """The result of all filters on a pair: its final form, why it is dropped (None: kept), its dropped captions.
 
-    `before` is the pair after the read step.
+    `kept` is the pair after the read step.
     """
 
-    before: Pair
-    size: tuple[int, int]
+    kept: Kept
     pair: Pair
     drop: Drop | None
     captions: tuple[DroppedCaption, ...]
@@ -149,7 +165,7 @@ class Decision:
         """Why a caption that the pair had is not in a shard now."""
         if self.drop is not None:
             return None if self.drop.reason in MOVED else self.drop
-        text = self.before.captions(language)[place]
+        text = self.kept.pair.captions(language)[place]
         return next((drop for each, caption, drop in self.captions if (each, caption) == (language, text)), None)
 
 
@@ -161,7 +177,7 @@ def write_slice(work: WorkFolder, number: int, examples: int) -> None:
     with whole_folder(work.written(number)) as folder:
         writer = ShardWriter(folder / name)
         for each in _decisions(work, number):
-            account.statistics.add(each.pair, each.drop, each.size, each.captions)
+            account.statistics.add(each.pair, each.drop, each.kept.size, each.captions)
             account.examples.add(each.pair, each.drop, None, each.captions, each.twin)
             account.dropped.add_captions(each.pair, each.captions)
             for row in scores.get(each.pair.key, ()):
@@ -170,7 +186,7 @@ def write_slice(work: WorkFolder, number: int, examples: int) -> None:
                     drop = each.caption_drop(language, row["place"]) if language else each.drop
                     account.statistics.add_score(row["name"], row["value"], drop, language)
             if each.drop is None:
-                writer.add(each.pair)
+                writer.add(each.pair, each.kept.digest)
             else:
                 account.dropped.add_pair(each.pair, each.drop)
         shard = writer.finish(name)
@@ -187,17 +203,17 @@ def _decisions(work: WorkFolder, number: int) -> Iterator[Decision]:
     """The decision on each pair of a slice, in order."""
     within = [("key", ">=", name_of(number)), ("key", "<", name_of(number + 1))]
     decisions, captions = (_by_key(work.deduped / name, within) for name in (DECISIONS, CAPTIONS))
-    for kept in read_pairs(work.read(number) / PAIRS):
+    for kept in read_pairs(work.read(number)):
         before, row = kept.pair, decisions[kept.pair.key][0]
         dropped = tuple((each["language"], each["caption"], _drop(each)) for each in captions.get(before.key, ()))
         if row["reason"] is None:
             meta = before.meta | ({"scores": json.loads(row["scores"])} if row["scores"] else {})
             pair = replace(before, zh=tuple(row["zh"]), en=tuple(row["en"]), meta=meta)
-            yield Decision(before, kept.size, pair, too_large(pair), dropped)
+            yield Decision(kept, pair, too_large(pair), dropped)
         else:
             gone = {(language, text) for language, text, _ in dropped}
             zh, en = (tuple(text for text in before.captions(each) if (each, text) not in gone) for each in LANGUAGES)
-            yield Decision(before, kept.size, replace(before, zh=zh, en=en), _drop(row), dropped)
+            yield Decision(kept, replace(before, zh=zh, en=en), _drop(row), dropped)
 
 
 def _drop(row: dict[str, Any]) -> Drop:

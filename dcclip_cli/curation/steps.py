@@ -14,9 +14,9 @@ from typing import ClassVar
 
 from dcclip_cli.curation.filter_pair import filter_pair
 from dcclip_cli.curation.options import CollectOptions
-from dcclip_cli.curation.slices import keep_slice, write_slice
+from dcclip_cli.curation.slices import keep_slice, read_pairs, write_slice
 from dcclip_cli.curation.sources.base import Candidate
-from dcclip_cli.curation.work import PAIRS, SCORES, SIGNATURES, WorkFolder, key_of, whole_folder
+from dcclip_cli.curation.work import PAIRS, SCORES, WorkFolder, key_of, whole_folder
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ class ScoreStep(SliceStep):
         from dcclip_cli.curation.scores.base import score_slice
 
         with whole_folder(self.result(task)) as folder:
-            score_slice(self.work.read(task) / PAIRS, self.options.scores, folder / SCORES)
+            pairs = (kept.pair for kept in read_pairs(self.work.read(task)))
+            score_slice(pairs, self.options.scores, folder / SCORES)
 
 
 class DedupStep(SliceStep):
@@ -104,7 +105,7 @@ class DedupStep(SliceStep):
         scores = [self.work.scored(number) / SCORES for number in slices] if options.scores else []
         first = [ScoreFilter(scorers=options.scores)] if options.scores else []
         with whole_folder(self.result(task)) as out:
-            dedup([folder / SIGNATURES for folder in folders], scores, options, out, first=first, needs=options.needs)
+            dedup([folder / PAIRS for folder in folders], scores, options, out, first=first, needs=options.needs)
 
 
 class WriteStep(SliceStep):

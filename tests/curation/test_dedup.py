@@ -22,7 +22,7 @@ from dcclip_cli.curation.dedup.dedup import (
     Decontaminate,
     DedupOptions,
     dedup,
-    signature_schema,
+    signature_table,
     signatures_of,
 )
 from dcclip_cli.curation.dedup.minhash import SameCaption
@@ -53,7 +53,7 @@ def deduplicated(
     """The decisions by key, and the captions dropped by themselves."""
     paths = [folder / f"facts{number}.parquet" for number in range(files)]
     for number, path in enumerate(paths):
-        pq.write_table(pa.Table.from_pylist(facts[number::files], signature_schema()), path)
+        pq.write_table(signature_table(facts[number::files]), path)
     given = [folder / "scores.parquet"] if scores else []
     for path in given:
         pq.write_table(pa.Table.from_pylist(scores), path)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dcclip_cli.curation.decode_image import DecodedImage, decode_image
 from dcclip_cli.curation.dedup import drop_empty, fill
-from dcclip_cli.curation.dedup.dedup import signature_schema, signatures_of
+from dcclip_cli.curation.dedup.dedup import signature_table, signatures_of
 from dcclip_cli.curation.scores.base import ScoreFilter, ScorerOptions, Scores, score_slice
 from dcclip_cli.curation.scores.scorers import Agreement, Classifier, Cosines, Fractions, Prompts
 from dcclip_cli.data.dataset import open_pairs, write_parquet
@@ -70,7 +70,7 @@ def rows(file: Path) -> list[tuple[Any, ...]]:
 
 
 def test_every_caption_and_every_pair_has_its_row_in_the_order_of_pairs(three: Path, tmp_path: Path) -> None:
-    score_slice(three, [Sides()], tmp_path / "scores.parquet")
+    score_slice(open_pairs(three), [Sides()], tmp_path / "scores.parquet")
     assert rows(tmp_path / "scores.parquet") == [
         ("b", "length", "zh", 0, 1.0),
         ("b", "length", "zh", 1, 3.0),
@@ -84,15 +84,14 @@ def test_every_caption_and_every_pair_has_its_row_in_the_order_of_pairs(three: P
 
 
 def test_a_slice_without_pairs_has_an_empty_file(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "pairs.parquet", [])
-    score_slice(tmp_path / "pairs.parquet", [Sides()], tmp_path / "scores.parquet")
+    score_slice([], [Sides()], tmp_path / "scores.parquet")
     assert rows(tmp_path / "scores.parquet") == []
 
 
 def test_large_pictures_come_fewer_at_a_time(three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dcclip_cli.curation.scores.base.MAX_PIXELS", 40 * 40 + 32 * 32)
     scorer = Sides(seen=[])
-    score_slice(three, [scorer], tmp_path / "scores.parquet")
+    score_slice(open_pairs(three), [scorer], tmp_path / "scores.parquet")
     assert scorer.seen == [1, 2]  # 64 x 64 is more than allowed by itself
     assert len(rows(tmp_path / "scores.parquet")) == 8
 
@@ -112,8 +111,8 @@ def scorers(model: Path) -> list[ScorerOptions]:
 def test_a_bundle_scores_as_the_model_it_was_made_of(
     model_folder: Path, bundle_folder: Path, pairs_file: Path, tmp_path: Path
 ) -> None:
-    score_slice(pairs_file, scorers(model_folder), tmp_path / "torch.parquet")
-    score_slice(pairs_file, scorers(bundle_folder), tmp_path / "onnx.parquet")
+    score_slice(open_pairs(pairs_file), scorers(model_folder), tmp_path / "torch.parquet")
+    score_slice(open_pairs(pairs_file), scorers(bundle_folder), tmp_path / "onnx.parquet")
     by_torch, by_onnx = rows(tmp_path / "torch.parquet"), rows(tmp_path / "onnx.parquet")
     assert len(by_torch) == 40 * (3 + 3 + 1)
     assert {row[1] for row in by_torch} == {"agreement", "prompts"}
@@ -132,7 +131,7 @@ def values(found: list[tuple[Any, ...]]) -> dict[tuple[Any, ...], float]:
 def test_the_same_slice_gives_the_same_bytes(model_folder: Path, pairs_file: Path, tmp_path: Path) -> None:
     files = [tmp_path / "one.parquet", tmp_path / "other.parquet"]
     for file in files:
-        score_slice(pairs_file, scorers(model_folder), file)
+        score_slice(open_pairs(pairs_file), scorers(model_folder), file)
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -143,10 +142,11 @@ sys.modules |= dict.fromkeys(("torch", "transformers", "open_clip"))  # importin
 from pathlib import Path
 from pydantic import TypeAdapter
 from dcclip_cli.curation.scores.base import score_slice
+from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.curation.scores.scorers import Scorers
 shared = {"model": sys.argv[1]}
 given = [{"kind": "agreement", **shared}, {"kind": "prompts", "reject": ["水印", "a watermark"], **shared}]
-score_slice(Path(sys.argv[2]), TypeAdapter(Scorers).validate_python(given), Path(sys.argv[3]))
+score_slice(open_pairs(Path(sys.argv[2])), TypeAdapter(Scorers).validate_python(given), Path(sys.argv[3]))
 """
     out = tmp_path / "scores.parquet"
     subprocess.run([sys.executable, "-c", code, bundle_folder, pairs_file, out], check=True)
@@ -179,7 +179,7 @@ def tables(tmp_path: Path, picture: Any) -> Tables:
                         scores.extend((key, name, language, place, one) for place, one in enumerate(several))
                 else:
                     scores.append((key, name, None, None, value))
-        pq.write_table(pa.Table.from_pylist(facts, schema=signature_schema()), tmp_path / "signatures.parquet")
+        pq.write_table(signature_table(facts), tmp_path / "signatures.parquet")
         types = {"key": pa.string(), "name": pa.string(), "language": pa.string(), "place": pa.int32()}
         schema = pa.schema({**types, "value": pa.float64()})
         listed = [dict(zip(schema.names, row, strict=True)) for row in scores]
@@ -330,10 +330,10 @@ def test_wrong_captions_of_emoji_are_found_from_the_pictures_to_the_drops(tmp_pa
         given[at + 5] = replace(given[at + 5], en=emoji[at + 15].en)
     write_parquet(tmp_path / "pairs.parquet", given)
     scorer = Agreement(model=str(QUICKSTART / "teacher"), device="cpu", threshold=Cosines(zh=0.2, en=0.2))
-    score_slice(tmp_path / "pairs.parquet", [scorer], tmp_path / "scores.parquet")
+    score_slice(open_pairs(tmp_path / "pairs.parquet"), [scorer], tmp_path / "scores.parquet")
     opened = [(pair, decode_image(pair.image)) for pair in given]
     rows = [signatures_of(pair, picture, "emoji") for pair, picture in opened if isinstance(picture, DecodedImage)]
-    pq.write_table(pa.Table.from_pylist(rows, schema=signature_schema()), tmp_path / "signatures.parquet")
+    pq.write_table(signature_table(rows), tmp_path / "signatures.parquet")
     connection = duckdb.connect()
     fill(connection, [tmp_path / "signatures.parquet"], [tmp_path / "scores.parquet"])
     apply(connection, scorer)

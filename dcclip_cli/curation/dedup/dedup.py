@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 from pydantic import Field
 
 from dcclip_cli.curation.decode_image import DecodedImage
 from dcclip_cli.curation.dedup import GlobalFilter, drop_empty, fill, quoted
 from dcclip_cli.curation.dedup.minhash import SameCaption, bands_of, text_hash
-from dcclip_cli.curation.dedup.near_duplicates import NearImage, SameImage, find_near, perceptual_hashes, thumbnail
+from dcclip_cli.curation.dedup.near_duplicates import (
+    SIDE,
+    NearImage,
+    SameImage,
+    find_near,
+    perceptual_hashes,
+    thumbnail,
+)
 from dcclip_cli.data.dataset import open_pairs
-from dcclip_cli.data.pair import LANGUAGES, Language, Pair
+from dcclip_cli.data.pair import LANGUAGES, Language, Pair, image_digest
 from dcclip_cli.data.reading import IMAGE_SUFFIXES
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.preprocess import decode, flatten
+from dcclip_cli.model.preprocess import decode
 from dcclip_cli.options import Options, PathOption
 
 if TYPE_CHECKING:
@@ -31,7 +38,7 @@ _BATCH = 1000  # evaluation images in memory
 
 
 def signature_schema() -> pa.Schema:
-    """The columns of a signature file; `signatures_of` gives one row."""
+    """The columns of a signature file."""
     import pyarrow as pa
 
     hashes = pa.list_(pa.uint64())
@@ -45,32 +52,45 @@ def signature_schema() -> pa.Schema:
 
 
 def signatures_of(pair: Pair, decoded: DecodedImage, source: str, names_class: bool = False) -> dict[str, Any]:
-    """One row: hashes and a thumbnail of the image as training sees it, on white, and hashes of the captions.
+    """What `signature_table` makes a row of: hashes and a thumbnail of the image as training sees it, and the captions.
 
-    Captions that name the image's class have hashes of their own in each pair, so that none is a duplicate.
+    Captions that name the image's class have hashes of their own in each pair, so that none is a duplicate. 128 bits of
+    a hash: no collision is expected among 10**12 images.
     """
-    image = flatten(decoded.image)
-    thumb = thumbnail(image)
-    row: dict[str, Any] = {
+    import xxhash
+
+    image = decoded.flat
+    pixels = xxhash.xxh3_128(f"{image.width} {image.height} ".encode())
+    pixels.update(image.tobytes())
+    return {
         "key": pair.key,
         "source": source,
-        "file_hash": _short(pair.image),
-        "pixel_hash": _short(f"{image.width} {image.height} ".encode() + image.tobytes()),
-        "hashes": perceptual_hashes(thumb),
-        "thumb": thumb.tobytes(),
+        "file_hash": image_digest(pair.image),
+        "pixel_hash": pixels.digest(),
+        "thumb": thumbnail(decoded).tobytes(),
         "width": image.width,
         "height": image.height,
+        "names_class": names_class,
+        **{language: pair.captions(language) for language in LANGUAGES},
     }
+
+
+def signature_table(rows: Sequence[Mapping[str, Any]], more: pa.Schema | None = None) -> pa.Table:
+    """Rows of `signatures_of`, with perceptual hashes and hashes of captions; `more`: columns they also have."""
+    import pyarrow as pa
+
+    columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+    thumbs = np.frombuffer(b"".join(columns.get("thumb", ())), np.uint8).reshape(-1, SIDE, SIDE, 3)
+    columns["hashes"] = perceptual_hashes(thumbs).tolist()
     for language in LANGUAGES:
-        captions = pair.captions(language)
-        row[language] = list(captions)
-        row[f"{language}_hashes"] = [text_hash(f"{pair.key} {one}" if names_class else one) for one in captions]
-        row[f"{language}_bands"] = [[] if names_class else bands_of(caption) for caption in captions]
-    return row
-
-
-def _short(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()[:16]  # 128 bits: no collision expected among 10**12 images
+        bands = iter(bands_of([text for row in rows if not row["names_class"] for text in row[language]]).tolist())
+        for row in rows:
+            hashed = (f"{row['key']} {text}" if row["names_class"] else text for text in row[language])
+            columns.setdefault(f"{language}_hashes", []).append([text_hash(text) for text in hashed])
+            named = [[] if row["names_class"] else next(bands) for _ in row[language]]
+            columns.setdefault(f"{language}_bands", []).append(named)
+    schema = pa.unify_schemas([signature_schema(), more]) if more else signature_schema()
+    return pa.table({field.name: pa.array(columns.get(field.name, ()), field.type) for field in schema}, schema)
 
 
 class Decontaminate(GlobalFilter):
@@ -122,12 +142,11 @@ def _fill_evaluation(connection: DuckDBPyConnection, paths: tuple[Path, ...]) ->
     """Fill the table `evaluation` with the signatures of all evaluation images that can be decoded."""
     import pyarrow as pa
 
-    schema = signature_schema().append(pa.field("number", pa.int64()))
-    rows = _evaluation_rows(paths)
-    connection.register("evaluation_rows", schema.empty_table())
+    number, rows = pa.schema({"number": pa.int64()}), _evaluation_rows(paths)
+    connection.register("evaluation_rows", signature_table([], number))
     connection.execute("CREATE OR REPLACE TABLE evaluation AS FROM evaluation_rows")
     while batch := list(islice(rows, _BATCH)):
-        connection.register("evaluation_rows", pa.Table.from_pylist(batch, schema))
+        connection.register("evaluation_rows", signature_table(batch, number))
         connection.execute("INSERT INTO evaluation FROM evaluation_rows")
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-import struct
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
 from dcclip_cli.curation.dedup import GlobalFilter
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 # 8 bands of 4: texts of similarity 0.85 share a band in 99.8 % of cases, texts of similarity 0.4 in 19 %.
-_PERMUTATIONS, _ROWS = 32, 4
+_PERMUTATIONS, _BANDS = 32, 8
+_FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)  # odd: those of xxHash
 _MIN_LETTERS = 12  # shorter captions are duplicates only if their letters are equal
 _GRAM = 3
 _WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|[^\W\u3400-\u9fff\uf900-\ufaff]+")
@@ -26,7 +28,9 @@ _WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|[^\W\u340
 
 def text_hash(caption: str) -> int:
     """64 bits of the caption's letters and digits; of the whole caption where it has none."""
-    return _hash((letters_of(caption) or caption).encode())
+    import xxhash
+
+    return xxhash.xxh3_64_intdigest((letters_of(caption) or caption).encode())
 
 
 def letters_of(caption: str) -> str:
@@ -36,7 +40,7 @@ def letters_of(caption: str) -> str:
 
 def jaccard(one: str, other: str) -> float:
     """The Jaccard similarity of two captions' character trigrams, 0 to 1."""
-    first, second = _grams(letters_of(one)), _grams(letters_of(other))
+    first, second = _grams_of(one), _grams_of(other)
     return len(first & second) / len(first | second)
 
 
@@ -49,23 +53,24 @@ def replaces_a_word(one: str, other: str) -> bool:
     return bool(first - second) and bool(second - first)
 
 
-def bands_of(caption: str) -> list[int]:
-    """Eight hashes, one of each band of the caption's MinHash: only captions that share one are compared."""
+def bands_of(captions: Sequence[str]) -> np.ndarray:
+    """Hashes of the bands of each caption's MinHash, uint64 (captions, 8): captions that share one are compared."""
     from rensa import RMinHash
 
-    minhash = RMinHash(num_perm=_PERMUTATIONS, seed=1)
-    minhash.update(list(_grams(letters_of(caption))))
-    digest = struct.pack(f"<{_PERMUTATIONS}I", *minhash.digest())
-    size = 4 * _ROWS
-    return [_hash(digest[start : start + size], bytes([start // size])) for start in range(0, len(digest), size)]
-
-
-def _hash(content: bytes, salt: bytes = b"") -> int:
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8, salt=salt).digest(), "little")
+    grams = [_grams(letters_of(caption)) for caption in captions]
+    rows = RMinHash.digest_matrix_from_token_sets(grams, _PERMUTATIONS, 1).to_rows()
+    halves = np.array(rows, "<u4").reshape(-1, _PERMUTATIONS).view("<u8").reshape(len(captions), _BANDS, 2)
+    first, second, third = _FACTORS
+    return halves[..., 0] * first + halves[..., 1] * second + np.arange(_BANDS, dtype=np.uint64) * third  # mod 2**64
 
 
 def _grams(letters: str) -> set[str]:
-    return {letters[start : start + _GRAM] for start in range(max(1, len(letters) - _GRAM + 1))}
+    return set(map("".join, zip(letters, letters[1:], letters[2:], strict=False))) or {letters}
+
+
+@lru_cache(4096)  # a caption is compared with up to 32 others, most of them soon after each other
+def _grams_of(caption: str) -> set[str]:
+    return _grams(letters_of(caption))
 
 
 class SameCaption(GlobalFilter):
@@ -113,8 +118,9 @@ def _find_families(connection: DuckDBPyConnection, similarity: float) -> dict[tu
         for language, earlier, later, text, other in batch:
             if (language, earlier) in families or (language, later) in families:
                 continue
-            long = min(len(letters_of(text)), len(letters_of(other))) >= _MIN_LETTERS
-            if long and jaccard(text, other) >= similarity and not replaces_a_word(text, other):
+            if jaccard(text, other) < similarity or replaces_a_word(text, other):
+                continue
+            if min(len(letters_of(text)), len(letters_of(other))) >= _MIN_LETTERS:
                 families[language, later] = earlier
     return families
 

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
+from dcclip_cli.curation.decode_image import DecodedImage
 from dcclip_cli.curation.dedup import GlobalFilter
 from dcclip_cli.options import Removed
 
@@ -40,24 +41,24 @@ _REACH = 2.0  # maximum shift of an edge for alignment, in cells of the thumbnai
 _STEPS = 3
 
 
-def thumbnail(image: Image.Image) -> np.ndarray:
-    """The whole RGB image resized to SIDE x SIDE, uint8 (SIDE, SIDE, 3)."""
-    small = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    return np.asarray(small, np.uint8)
+def thumbnail(decoded: DecodedImage) -> np.ndarray:
+    """The whole image, on white, resized to SIDE x SIDE, uint8 (SIDE, SIDE, 3)."""
+    return np.asarray(decoded.resized(SIDE, Image.Resampling.BICUBIC), np.uint8)
 
 
-def perceptual_hashes(thumb: np.ndarray) -> list[int]:
-    """Four 64-bit hashes: of the whole, of two slight crops, of the middle."""
-    luma = thumb @ _LUMA
-    coefficients = np.stack([matrix @ luma @ matrix.T for matrix in _frequency_matrices()]).reshape(len(_CROPS), -1)
-    bits = coefficients > np.median(coefficients, axis=1, keepdims=True)
+def perceptual_hashes(thumbs: np.ndarray) -> np.ndarray:
+    """Four hashes of each thumbnail, uint64 (images, 4): of the whole, of two slight crops, of the middle."""
+    luma = (thumbs @ _LUMA)[:, None]  # (images, 1, SIDE, SIDE): the same products for each, however many there are
+    matrices = _frequency_matrices()  # (hashes, frequencies, SIDE)
+    coefficients = (matrices @ luma @ matrices.transpose(0, 2, 1)).reshape(len(thumbs), len(_CROPS), 64)
+    bits = coefficients > np.median(coefficients, axis=2, keepdims=True)
     # Column by column, so that each band of 16 bits has high and low frequencies.
-    bits = bits.reshape(-1, 16, 4).transpose(0, 2, 1).reshape(len(_CROPS), 64)
-    return [int.from_bytes(packed.tobytes(), "little") for packed in np.packbits(bits, axis=1, bitorder="little")]
+    bits = bits.reshape(len(thumbs), len(_CROPS), 1, 16, 4).swapaxes(3, 4).reshape(len(thumbs), len(_CROPS), 64)
+    return np.packbits(bits, axis=2, bitorder="little").view("<u8")[..., 0]
 
 
 @cache
-def _frequency_matrices() -> tuple[np.ndarray, ...]:
+def _frequency_matrices() -> np.ndarray:
     cells = np.arange(SIDE)
     cosines = np.cos(np.pi * (2 * cells + 1) * np.arange(_FREQUENCIES)[:, None] / (2 * SIDE))
     matrices = []
@@ -66,7 +67,7 @@ def _frequency_matrices() -> tuple[np.ndarray, ...]:
         overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
         share = np.clip(overlap, 0, None)
         matrices.append((cosines @ (share / share.sum(1, keepdims=True))).astype(np.float32))
-    return tuple(matrices)
+    return np.stack(matrices)
 
 
 def differences(ones: np.ndarray, others: np.ndarray) -> np.ndarray:

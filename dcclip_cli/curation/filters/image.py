@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 from pydantic import Field, model_validator
 
 from dcclip_cli.curation.decode_image import DecodedImage
 from dcclip_cli.curation.filters.base import Filter
 from dcclip_cli.data.reading import Drop
-from dcclip_cli.model.preprocess import flatten
 
 if TYPE_CHECKING:
     from dcclip_cli.data.pair import Pair
@@ -82,13 +82,12 @@ class BlankFilter(Filter):
 
     def check_pair(self, pair: Pair, decoded: DecodedImage) -> Drop | None:
         """`image-blank`."""
-        image = decoded.image
-        if min(image.size) > 4 * _SIDE:  # whole-number shrinking is fast
-            image = image.reduce(min(image.size) // (2 * _SIDE))
-        small = flatten(image).resize((_SIDE, _SIDE), Image.Resampling.BOX)
-        pixels = np.asarray(small, dtype=np.int16).reshape(-1, 3)  # (2304, 3), range 0 to 255
-        median = np.partition(pixels, len(pixels) // 2, axis=0)[len(pixels) // 2]
-        differs = float((np.abs(pixels - median).max(axis=1) > self.contrast).mean())
+        small = decoded.resized(_SIDE, Image.Resampling.BOX)
+        counts = np.asarray(small.histogram()).reshape(3, 256)
+        median = (counts.cumsum(axis=1) > _SIDE * _SIDE // 2).argmax(axis=1)  # of each channel
+        far = np.abs(np.arange(256) - median[:, None]) > self.contrast  # (3, 256)
+        channels = small.point((far * 255).ravel().tolist()).split()
+        differs = functools.reduce(ImageChops.lighter, channels).histogram()[255] / (_SIDE * _SIDE)
         if differs >= self.min_share:
             return None
         colour = bytes(median.astype(np.uint8)).hex()

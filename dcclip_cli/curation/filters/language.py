@@ -91,9 +91,10 @@ def language_of(caption: str) -> Language | Literal["other"]:
 
 def _is_another_latin_language(text: str) -> bool:
     """Thresholds from the experiment in docs/collect.md: 0.3 % of English names are misclassified."""
-    text = _MISLEADING.sub("", _LOANS.sub("", text))
-    words = LATIN_WORD.findall(text)
-    accented = [word for word in words if not word.replace("’", "'").isascii()]
+    if not text.isascii():
+        text = _LOANS.sub("", text)
+    words = LATIN_WORD.findall(_MISLEADING.sub("", text))
+    accented = [] if text.isascii() else [word for word in words if not word.replace("’", "'").isascii()]
     begins_so = bool(accented) and accented[0] == words[0]
     around = sum(word.islower() for word in words if word not in accented)
     if around:
@@ -102,16 +103,16 @@ def _is_another_latin_language(text: str) -> bool:
         words, accented = ([word for word in some if word not in names] for some in (words, accented))
     if len(words) < 2:
         return bool(accented)
-    bare = {"".join(filter(str.isascii, unicodedata.normalize("NFD", word.lower()))) for word in words if word != "I"}
-    english, other = len(bare & _ENGLISH), len(bare & _NOT_ENGLISH)
-    scores = _scores(" ".join(words))
-    first = max(scores, key=scores.__getitem__, default="en")
     if any(_NEVER_ENGLISH.search(word) for word in accented):
         return True
+    scores = _scores(" ".join(words))
+    first = max(scores, key=scores.__getitem__, default="en")
+    if first == "en" and not (accented or begins_so):
+        return False
+    bare = {"".join(filter(str.isascii, unicodedata.normalize("NFD", word.lower()))) for word in words if word != "I"}
+    english, other = len(bare & _ENGLISH), len(bare & _NOT_ENGLISH)
     if accented or begins_so:
         return not (english > other or (first == "en" and other <= english))
-    if first == "en":
-        return False
     surely_not_english = scores.get("en", 0.0) < 0.05
     if english > other:
         return scores[first] >= 0.8 and surely_not_english
@@ -160,6 +161,8 @@ class ScriptFilter(Filter):
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-script`."""
+        if caption.isascii():
+            return None
         text = plain(caption)
         han, latin = len(HAN.findall(text)), len(LATIN_WORD.findall(text))
         if han and latin and (han if language == "zh" else latin) < self.min_share * (han + latin):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -41,6 +42,8 @@ class GarbledFilter(Filter):
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-garbled`."""
+        if caption.isascii() and not any(sign in caption for sign in "?%\\="):
+            return None
         found = next((match for pattern in _GARBLED if (match := pattern.search(caption))), None)
         if found is None and _is_utf8_read_as_gbk(caption):
             return Drop("caption-garbled", "UTF-8 that was read as GBK")
@@ -107,6 +110,7 @@ _CAMERA = re.compile(
     r")(?!\d)",
     re.IGNORECASE,
 )
+_NUMBERED = re.compile(r"\d{3}")  # as all that _CAMERA finds
 _ADDED = re.compile(
     r"(?<![A-Za-z])(?:HDR|edit(?:ed)?|copy|scaled|resized?|crop(?:ped)?|thumb(?:nail)?|small|medium|large|web|final|burst|"
     r"cover|portrait|night|pano|lr|jpe?g|x|am|pm)(?![A-Za-z])|副本|编辑|拷贝|上午|下午",
@@ -146,13 +150,18 @@ class FilenameFilter(Filter):
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-url`, `caption-filename` or `caption-camera`."""
-        if found := _ADDRESS.search(caption) or _DOMAIN.fullmatch(caption):
-            return Drop("caption-url", f"holds {found[0]!r}")
-        if _FILE.search(caption):
-            return Drop("caption-filename", "ends like an image file")
+        if "." in caption or any(sign in caption for sign in ":：/@"):
+            if found := _ADDRESS.search(caption) or _DOMAIN.fullmatch(caption):
+                return Drop("caption-url", f"holds {found[0]!r}")
+            if _FILE.search(caption):
+                return Drop("caption-filename", "ends like an image file")
         if len(caption) > _LONGEST_NAME:
             return None
-        if _CAMERA.search(caption) and not LETTER.search(_ADDED.sub("", _CAMERA.sub("", caption))):
+        if (
+            _NUMBERED.search(caption)
+            and _CAMERA.search(caption)
+            and not LETTER.search(_ADDED.sub("", _CAMERA.sub("", caption)))
+        ):
             return Drop("caption-camera", "a number given by a camera or a program")
         if _CODE.fullmatch(caption):
             return Drop("caption-filename", "reads like the stem of a file's name")
@@ -165,41 +174,56 @@ _SIMPLER = str.maketrans(
     "图点击暂无来网络绝联系系请删权归载识别扫码关标题内检视储与为这张页错误资讯链连结显维护电广注册会员购买价览阅读说",
 )
 
-# Dropped whatever else the caption says: only programs write this.
-_GENERATED = _any_of(
-    r"\b(?:image|photo|picture) may contain\b",
-    r"\bmay be an? (?:\w+ ){0,3}(?:image|photo|illustration|graphic) of\b",
-    r"\bno (?:photo|image|picture|video) description\b|^(?:an? )?image result for\b",
-    "(?:图片|图像|照片|相片)[中里]?可能(?:包含|含有|有)",
-    "可能是(?:包含|显示|含有).{0,12}(?:图片|图像|照片)",
-    "未提供照片说明|没有照片描述",
+# One of these is in all that the English patterns of _GENERATED and _PAGE find: most captions need not be searched.
+_HINTS = (
+    *("may contain", "may be a", "description", "result for", "click", "tap", "press", "hover", "view", "available"),
+    *("found", "yet", "upload", "coming soon", "missing", "loaded", "source", "credit", "courtesy", "resized"),
+    *("loading", "placeholder", "rights reserved", "browser", "facebook", "twitter", "pinterest", "instagram", "weibo"),
+    *("unsplash", "pexels", "pixabay", "flickr"),
+)
+# Dropped whatever else the caption says: only programs write this. English, then Chinese.
+_GENERATED = (
+    _any_of(
+        r"\b(?:image|photo|picture) may contain\b",
+        r"\bmay be an? (?:\w+ ){0,3}(?:image|photo|illustration|graphic) of\b",
+        r"\bno (?:photo|image|picture|video) description\b|^(?:an? )?image result for\b",
+    ),
+    _any_of(
+        "(?:图片|图像|照片|相片)[中里]?可能(?:包含|含有|有)",
+        "可能是(?:包含|显示|含有).{0,12}(?:图片|图像|照片)",
+        "未提供照片说明|没有照片描述",
+    ),
 )
 # Dropped whatever else the caption says: pages say this to the reader.
-_PAGE = _any_of(
-    r"\b(?:click|tap|press|hover)\b[\w ]{0,20}\b(?:to|for) "
-    r"(?:enlarge|zoom|view|see|open|expand|download|play|load|larger|full|more|details|shop|buy|share|copy)\b",
-    r"\bclick (?:here|(?:on )?(?:the |this )?(?:image|photo|picture|thumbnail))\b|\bright[- ]click (?:to|and)\b",
-    r"\bview (?:full[- ]?size|larger (?:image|photo|picture)|in gallery)\b",
-    r"\bno (?:image|photo|picture|thumbnail)s? (?:available|found|yet|uploaded)\b",
-    r"\b(?:image|photo|picture|preview|thumbnail)s? (?:is |are |was )?(?:currently )?"
-    r"(?:not (?:available|found|loaded)|unavailable|coming soon|missing)\b",
-    r"\b(?:image|photo|picture) (?:source|credits?|courtesy)\s*[:：]",
-    r"\bthis image has been resized\b|\bimage (?:is )?loading\b|\bplaceholder image\b|\ball rights reserved\b",
-    r"\byour browser does(?:n'?t| not)\b",
-    r"\b(?:share|follow us|pin(?: it)?) on (?:facebook|twitter|pinterest|instagram|weibo)\b",
-    r"^photo by [\w .@'-]{1,40} on (?:unsplash|pexels|pixabay|flickr|instagram|facebook)\b",
-    "点击[^，。]{0,6}(?:看|放大|进入|浏览|下载|打开|阅读|加载|展开|收起|关闭|购买|链接)|点击[大原全]?图",
-    "(?:查看|浏览|下载)(?:大图|原图|全图|更多图片|高清图)",
-    "(?:图片?|图文|照片)(?:[均皆都]|全部)?(?:来自|来源于?|源自|源于|取自|转自|摘自)于?[:：]?\\s?(?:互联)?网(?!球)",
-    "图源[:：]?\\s?(?:互联)?网|(?:图片|照片|资料)来源\\s?[:：]",
-    "如有侵权|侵权(?:必究|请|联系|立?即?删|告知)|联系(?:我们)?(?:删除|作者)|版权[归为属所]|未经(?:授权|许可|允许)",
-    "转载请|请勿转载",
-    "(?:暂无|尚无|暂没有)(?:相关)?(?:图片?|照片|描述|简介|数据|内容|标题|说明|介绍|信息|评论)|^没有(?:图片|照片)",
-    "图片?(?:正在)?(?:加载|载入|显示|上传)(?:中|失败|不出|错误|异常)|^(?:正在)?加载中",
-    "(?:图片?|页面)已?(?:不存在|丢失|失效|被删除)",
-    "右键(?:另存|保存|复制)|长按(?:图片|识别|保存|二维码|扫)",
-    "扫码关注|扫描[^，。]{0,4}二维码(?:关注|添加|加|下载|查看)|(?:关注|添加)[^，。]{0,6}(?:公众号|微信号)",
-    "在此处?(?:输入|添加|插入)|请输入|添加(?:图片)?(?:注释|描述)|图片(?:描述|说明|注释)[:：]?$",
+_PAGE = (
+    _any_of(
+        r"\b(?:click|tap|press|hover)\b[\w ]{0,20}\b(?:to|for) "
+        r"(?:enlarge|zoom|view|see|open|expand|download|play|load|larger|full|more|details|shop|buy|share|copy)\b",
+        r"\bclick (?:here|(?:on )?(?:the |this )?(?:image|photo|picture|thumbnail))\b|\bright[- ]click (?:to|and)\b",
+        r"\bview (?:full[- ]?size|larger (?:image|photo|picture)|in gallery)\b",
+        r"\bno (?:image|photo|picture|thumbnail)s? (?:available|found|yet|uploaded)\b",
+        r"\b(?:image|photo|picture|preview|thumbnail)s? (?:is |are |was )?(?:currently )?"
+        r"(?:not (?:available|found|loaded)|unavailable|coming soon|missing)\b",
+        r"\b(?:image|photo|picture) (?:source|credits?|courtesy)\s*[:：]",
+        r"\bthis image has been resized\b|\bimage (?:is )?loading\b|\bplaceholder image\b|\ball rights reserved\b",
+        r"\byour browser does(?:n'?t| not)\b",
+        r"\b(?:share|follow us|pin(?: it)?) on (?:facebook|twitter|pinterest|instagram|weibo)\b",
+        r"^photo by [\w .@'-]{1,40} on (?:unsplash|pexels|pixabay|flickr|instagram|facebook)\b",
+    ),
+    _any_of(
+        "点击[^，。]{0,6}(?:看|放大|进入|浏览|下载|打开|阅读|加载|展开|收起|关闭|购买|链接)|点击[大原全]?图",
+        "(?:查看|浏览|下载)(?:大图|原图|全图|更多图片|高清图)",
+        "(?:图片?|图文|照片)(?:[均皆都]|全部)?(?:来自|来源于?|源自|源于|取自|转自|摘自)于?[:：]?\\s?(?:互联)?网(?!球)",
+        "图源[:：]?\\s?(?:互联)?网|(?:图片|照片|资料)来源\\s?[:：]",
+        "如有侵权|侵权(?:必究|请|联系|立?即?删|告知)|联系(?:我们)?(?:删除|作者)|版权[归为属所]|未经(?:授权|许可|允许)",
+        "转载请|请勿转载",
+        "(?:暂无|尚无|暂没有)(?:相关)?(?:图片?|照片|描述|简介|数据|内容|标题|说明|介绍|信息|评论)|^没有(?:图片|照片)",
+        "图片?(?:正在)?(?:加载|载入|显示|上传)(?:中|失败|不出|错误|异常)|^(?:正在)?加载中",
+        "(?:图片?|页面)已?(?:不存在|丢失|失效|被删除)",
+        "右键(?:另存|保存|复制)|长按(?:图片|识别|保存|二维码|扫)",
+        "扫码关注|扫描[^，。]{0,4}二维码(?:关注|添加|加|下载|查看)|(?:关注|添加)[^，。]{0,6}(?:公众号|微信号)",
+        "在此处?(?:输入|添加|插入)|请输入|添加(?:图片)?(?:注释|描述)|图片(?:描述|说明|注释)[:：]?$",
+    ),
 )
 # Dropped only if the caption says nothing else, apart from digits and signs: "Image 3", 图片1, 图 2/9.
 _EMPTY = _any_of(
@@ -231,11 +255,12 @@ class BoilerplateFilter(Filter):
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-generated`, `caption-boilerplate` or `caption-placeholder`."""
-        text = caption.translate(_SIMPLER)
-        if found := _GENERATED.search(text):
-            return Drop("caption-generated", f"holds {found[0]!r}")
-        if found := _PAGE.search(text):
-            return Drop("caption-boilerplate", f"holds {found[0]!r}")
+        text, small = caption.translate(_SIMPLER), caption.lower()
+        english, chinese = any(word in small for word in _HINTS), not caption.isascii()
+        for reason, patterns in (("caption-generated", _GENERATED), ("caption-boilerplate", _PAGE)):
+            for pattern, can_match in zip(patterns, (english, chinese), strict=True):
+                if can_match and (found := pattern.search(text)):
+                    return Drop(reason, f"holds {found[0]!r}")
         if own := next((phrase for phrase in self.phrases if phrase and phrase.lower() in caption.lower()), None):
             return Drop("caption-boilerplate", f"holds {own!r}")
         if len(text) <= 60 and _EMPTY.fullmatch(_SIGNS.sub(" ", text).strip()):
@@ -275,6 +300,17 @@ _LOOKED_AT = 2_000  # characters: enough to find repetition, and hostile text co
 _MANY = 12  # with fewer words or character pairs, the share of the most frequent one means little
 
 
+@cache
+def _runs(times: int) -> tuple[re.Pattern[str], ...]:
+    """Patterns of a letter in a row, of a letter with signs between, and of anything up to 17 characters long."""
+    again = rf"(?:\W{{0,3}}\1){{{times - 1},}}"
+    return (
+        re.compile(rf"([^\W\d_])\1{{{times - 1},}}", re.IGNORECASE),
+        re.compile(rf"([^\W\d_]){again}"),
+        re.compile(rf"([^\W\d_](?:[^\n]{{0,15}}?\S)?){again}"),
+    )
+
+
 class RepetitionFilter(Filter):
     """Drops captions that repeat a letter, syllable or word many times in a row, or consist mostly of one word."""
 
@@ -295,8 +331,11 @@ class RepetitionFilter(Filter):
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-repetition`."""
         caption = caption[:_LOOKED_AT]
-        run = re.search(rf"([^\W\d_])\1{{{self.times - 1},}}", caption, re.IGNORECASE) or _SIGN_RUN.search(caption)
-        run = run or re.search(rf"([^\W\d_](?:[^\n]{{0,15}}?\S)?)(?:\W{{0,3}}\1){{{self.times - 1},}}", caption)
+        letters, single, unit = _runs(self.times)
+        run = letters.search(caption) or _SIGN_RUN.search(caption) or single.search(caption)
+        # A longer unit begins with the same two characters each time.
+        if run is None and max(Counter(pairwise(caption)).values(), default=0) >= self.times:
+            run = unit.search(caption)
         if run:
             return Drop("caption-repetition", f"{run[1]!r} again and again")
         han = HAN.findall(caption)

@@ -5,19 +5,18 @@ The numbers are stored first; which pairs they drop is decided once all slices a
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
 from dcclip_cli.curation.dedup import GlobalFilter
-from dcclip_cli.data.pair import LANGUAGES, Language, Pair
+from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.options import Options, Removed
 
@@ -37,7 +36,6 @@ Some = TypeVar("Some", bound="ScorerOptions")
 DECIMALS = 5  # of a stored score: finer differences depend on the machine
 MAX_PIXELS = 32_000_000  # of decoded images in memory, 4 bytes each; a larger one is scored by itself
 BATCH = 32  # images, or texts, that a model gets at a time
-_PAIRS_AT_A_TIME = 16  # that are read: the bytes of their images are in memory twice
 _ROWS_AT_A_TIME = 50_000  # that are written
 
 
@@ -108,8 +106,8 @@ class ScoreFilter(GlobalFilter):
             scorer.apply(connection)
 
 
-def score_slice(pairs: Path, scorers: Sequence[ScorerOptions], out: Path) -> None:
-    """Write the scores of the pairs in the Parquet file `pairs` to the Parquet file `out`, in the order of the pairs.
+def score_slice(pairs: Iterable[Pair], scorers: Sequence[ScorerOptions], out: Path) -> None:
+    """Write the scores of pairs to the Parquet file `out`, in the order of the pairs.
 
     Columns: `key`, `name` (of the score), `language` and `place` (of the scored caption; null for a score of the pair),
     `value` (null for NaN). Torch uses one thread: several slices are scored at a time, and sums are the same however
@@ -135,22 +133,18 @@ def score_slice(pairs: Path, scorers: Sequence[ScorerOptions], out: Path) -> Non
         file.write_table(pa.Table.from_pylist(rows, schema))
 
 
-def _batches(pairs: Path) -> Iterator[list[tuple[Pair, Image.Image]]]:
+def _batches(pairs: Iterable[Pair]) -> Iterator[list[tuple[Pair, Image.Image]]]:
     """Batches of pairs with their decoded images; smaller ones if the images are large."""
-    import pyarrow.parquet as pq
-
     batch: list[tuple[Pair, Image.Image]] = []
     pixels = 0
-    for rows in pq.ParquetFile(pairs).iter_batches(_PAIRS_AT_A_TIME):
-        for row in rows.to_pylist():
-            image = decode(row["image"])
-            area = image.width * image.height
-            if batch and (len(batch) == BATCH or pixels + area > MAX_PIXELS):
-                yield batch
-                batch, pixels = [], 0
-            captions = {language: tuple(row[language]) for language in LANGUAGES}
-            batch.append((Pair(row["key"], row["image"], meta=json.loads(row["meta"]), **captions), image))
-            pixels += area
+    for pair in pairs:
+        image = decode(pair.image)
+        area = image.width * image.height
+        if batch and (len(batch) == BATCH or pixels + area > MAX_PIXELS):
+            yield batch
+            batch, pixels = [], 0
+        batch.append((pair, image))
+        pixels += area
     if batch:
         yield batch
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -30,18 +30,27 @@ class Slice:
     about: int  # estimated number of candidates, for the progress bar
 
 
+class Place(NamedTuple):
+    """Where an image's bytes are in a file of a source, which is not copied then until its shard is written."""
+
+    file: str
+    offset: int
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A pair as a source has it, and why it cannot be read if so.
 
     The pair's key is its position in the source: a path, a line number, or the key it had before. If `url` is given,
-    the image is still to be downloaded, and `pair.image` is empty. `names_class`: the captions are the name of the
-    image's class, which many images have and the user chose, so nothing drops them.
+    the image is still to be downloaded, and `pair.image` is empty. `place` is given if a local file has the image.
+    `names_class`: the captions are the name of the image's class, which many images have and the user chose, so nothing
+    drops them.
     """
 
     pair: Pair
     fault: Drop | None = None
     url: str | None = None
+    place: Place | None = None
     names_class: bool = False
 
 

@@ -16,6 +16,7 @@ from dcclip_cli.curation.sources.base import (
     HINT,
     TOLD,
     Candidate,
+    Place,
     Slice,
     SourceOptions,
     Told,
@@ -186,7 +187,8 @@ class TarsSource(SourceOptions):
                     pair = replace(pair, **sidecar_captions(texts))
                     if _IMAGE not in sample:
                         raise Fault("image-missing", "captions without an image beside them")
-                    yield Candidate(replace(pair, image=_bytes(stream, sample[_IMAGE], _IMAGE)))
+                    image = replace(pair, image=_bytes(stream, sample[_IMAGE], _IMAGE))
+                    yield Candidate(image, place=Place(str(file), sample[_IMAGE].offset))
                 except Fault as error:
                     yield Candidate(pair, error.drop)
 
