@@ -21,7 +21,6 @@ from dcclip_cli.text_files import not_utf8
 
 NAMES_FILE = "classes.yaml"
 _WORDNET_ID = re.compile(r"n\d{8}")
-_EXAMPLE = "write a line for each folder, for example: cat: {en: cat, zh: 猫}"
 _LOOKED_INTO, _LOOKED_AT = 50, 500  # folders, and files of each, where there may be millions
 
 
@@ -90,30 +89,36 @@ def class_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]
     file = path / NAMES_FILE
     if not os.path.lexists(file):
         return _known_names(path, folders) or _own_names(path, folders)
-    content = _read_names(file)
+    example = _example(file, folders[0])
+    content = _read_names(file, example)
     for folder in folders:
         if not isinstance(content.get(folder), dict):
-            raise DcclipError(f"{file} has no names for the folder {folder}", _EXAMPLE)
+            raise DcclipError(f"{file} has no names for the folder {folder}", _example(file, folder))
     names = {language: [content[folder].get(language) for folder in folders] for language in LANGUAGES}
     complete = {language: every for language, every in names.items() if all(map(_is_name, every))}
     if not complete:
-        raise DcclipError(f"{file} names all folders neither in en nor in zh", _EXAMPLE)
+        raise DcclipError(f"{file} names all folders neither in en nor in zh", example)
     return complete
 
 
-def _read_names(file: Path) -> dict[Any, Any]:
+def _example(file: Path, folder: str) -> str:
+    line = yaml.safe_dump({folder: {"en": "cat", "zh": "猫"}}, allow_unicode=True, default_flow_style=None).strip()
+    return f"write {file} with a line for each folder, for example: {line}"
+
+
+def _read_names(file: Path, example: str) -> dict[Any, Any]:
     refuse_special(file)
     if not file.is_file() or file.stat().st_size > MAX_TEXT_BYTES:
-        raise DcclipError(f"{file} is not a file, or has more than {MAX_TEXT_BYTES:,} bytes", _EXAMPLE)
+        raise DcclipError(f"{file} is not a file, or has more than {MAX_TEXT_BYTES:,} bytes", example)
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
-        raise not_utf8(file, _EXAMPLE) from None
+        raise not_utf8(file, example) from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # dates, keys that are lists, nesting
         reason = " ".join(str(error).split())[:300]
-        raise DcclipError(f"{file} is not YAML: {reason}", _EXAMPLE) from None
+        raise DcclipError(f"{file} is not YAML: {reason}", example) from None
     if not isinstance(content, dict):
-        raise DcclipError(f"{file} is not a mapping from folders to names", _EXAMPLE)
+        raise DcclipError(f"{file} is not a mapping from folders to names", example)
     return content
 
 
@@ -132,7 +137,7 @@ def _known_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]
         other = next(iter({*ids} - {*prompts.read("imagenet").folders}), ids[0])
         raise DcclipError(
             f"{path / other} is a WordNet id, and the names of its class are not known",
-            f"write {path / NAMES_FILE} with a line for each folder, for example: {other}: {{en: cat, zh: 猫}}",
+            _example(path / NAMES_FILE, other),
         )
     return None
 
@@ -147,7 +152,7 @@ def _own_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]:
     plain = [folder.replace("_", " ") for folder in folders]
     if odd := [folder for folder in folders if not _is_name(folder)]:
         what = f"{path}: the name of the folder {os.fsencode(odd[0])!r} is not in UTF-8"
-        raise DcclipError(what, f"rename it, or give its class name in {NAMES_FILE}")
+        raise DcclipError(what, "rename it")
     return {"zh" if any(language_by_script(name) == "zh" for name in plain) else "en": plain}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,8 +15,8 @@ import numpy as np
 import yaml
 
 from dcclip_cli.data import prompts
-from dcclip_cli.data.class_folders import class_names, images_by_class
-from dcclip_cli.data.dataset import open_pairs
+from dcclip_cli.data.class_folders import NAMES_FILE, class_names, images_by_class
+from dcclip_cli.data.dataset import open_pairs, shards_at
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
@@ -30,7 +31,7 @@ from dcclip_cli.eval.dataset import (
     Location,
 )
 from dcclip_cli.eval.loaders import LOADERS
-from dcclip_cli.eval.loaders.files import image_files
+from dcclip_cli.eval.loaders.files import ClassFolders, image_files
 from dcclip_cli.eval.loaders.hub import HubDataset
 from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.text import language_by_script
@@ -59,9 +60,9 @@ def open_dataset(
     path = Path(name)
     if not path.exists():
         raise registry.unknown(name)
-    found = _from_pairs(path, retrieval) if not path.is_dir() or any(path.glob("*.tar")) else _from_folder(path)
+    found = _from_pairs(path, retrieval) if not path.is_dir() or shards_at(path) else _from_folder(path)
     if retrieval and not found.is_retrieval:
-        raise DcclipError(f"{path} has no captions", "retrieval needs pairs: a Parquet or tar file, a folder of tars")
+        raise DcclipError(f"{path} has no captions", "retrieval needs pairs: Parquet or tar files, or a folder of them")
     return _in_languages(found, languages)
 
 
@@ -77,7 +78,7 @@ def check_dataset(
     for one in (location, *([replace(location, split="train")] if task == "probe" else [])):
         loader = _loader(one)
         if isinstance(loader, HubDataset) and loader.is_remote:
-            with _needs_its_images(known):
+            with _needs_its_images(location):
                 loader.check()
         elif one is location:
             open_dataset(name, languages, data_root, partial=partial)
@@ -106,7 +107,7 @@ def _named(known: KnownSet, language: Language, data_root: Path | None, template
     name, found, classes = registry.name_in(known, language), _load(location), location.prompts
     part = _part(known, found, partial) if location.partial else ""
     if not part or len(found.images) > (known.size or len(found.images)):
-        _check_size(known, name, found)
+        _check_size(location, name, found)
     truth: Classes | Captions
     if isinstance(found.truth, Captions):
         _check_language(name, language, found.truth.texts)
@@ -145,6 +146,8 @@ def _location(known: KnownSet, data_root: Path | None, language: Language) -> Lo
     classes = prompts.read(registry.prompts_of(known)) if known.task != "retrieval" else None
     own, base = known.name, known.name.removesuffix("_cn")
     names = [own, known.label, *([f"wds_{known.hub}", known.hub] if known.hub else [])]
+    if known.task == "retrieval":
+        names.insert(0, registry.name_in(known, language))  # captions of one language alone
     if base != own:
         names += [f"{base.capitalize()}-CN", f"{base.upper()}-CN"]
     if own == "muge_cn":
@@ -170,7 +173,7 @@ def _load(location: Location) -> Loaded:
     loader = _loader(location)
     if not isinstance(loader, HubDataset) or not loader.is_remote:
         return loader.load()
-    with _needs_its_images(location.known):
+    with _needs_its_images(location):
         return loader.load()
 
 
@@ -181,30 +184,32 @@ def _loader(location: Location) -> Loader:
         return loader
     if location.folders:
         what = f"{location.folders[0]} has no {location.split} images of {known.label} in any supported layout"
-        raise DcclipError(what, _where(known))
-    with _needs_its_images(known):
+        raise DcclipError(what, _where(location))
+    with _needs_its_images(location):
         if not known.hub:
             raise DcclipError("neither --data-root nor the hub has them", "")
     return HubDataset(location, f"clip-benchmark/wds_{known.hub}")
 
 
 @contextmanager
-def _needs_its_images(known: KnownSet) -> Iterator[None]:
+def _needs_its_images(location: Location) -> Iterator[None]:
     try:
         yield
     except DcclipError as error:
-        raise DcclipError(f"data set {known.label} needs its images: {error.what}", _where(known)) from None
+        raise DcclipError(f"data set {location.known.label} needs its images: {error.what}", _where(location)) from None
 
 
-def _where(known: KnownSet) -> str:
+def _where(location: Location) -> str:
+    known = location.known
     if known.task == "retrieval":
         return f"give --data-root DIR, where DIR/{known.name}/ has its caption file and images (see docs/eval.md)"
     folder = prompts.read(registry.prompts_of(known)).folders[0]
-    split = f"{known.name}/{known.split}"
+    split = f"{known.name}/{location.split}"
     return f"give --data-root DIR, where DIR has {split}/{folder}/*.jpg or {split}/0.tar (no torchvision archives)"
 
 
-def _check_size(known: KnownSet, name: str, found: Loaded) -> None:
+def _check_size(location: Location, name: str, found: Loaded) -> None:
+    known = location.known
     counts = [("images", known.size, len(found.images))]
     if isinstance(found.truth, Captions):
         counts.append(("captions", known.texts, len(found.truth.texts)))
@@ -213,13 +218,22 @@ def _check_size(known: KnownSet, name: str, found: Loaded) -> None:
             remark = f" ({known.remark})" if known.remark else ""
             raise DcclipError(
                 f"data set {name}: the split {known.split} has {expected:,} {what}{remark}, {count:,} were found",
-                "finish the download, or download the right split"
-                + ("; to evaluate the part that is there, add --partial all" if _may_be_partial(known, count) else ""),
+                f"finish the download, or download the right split{_or_as_it_is(location, count)}",
             )
 
 
-def _may_be_partial(known: KnownSet, count: int) -> bool:
-    return known.task != "retrieval" and count < (known.size or 0)
+def _or_as_it_is(location: Location, count: int) -> str:
+    """How images that are not the split are evaluated all the same; empty where they are not."""
+    known, loader = location.known, _loader(location)
+    if known.task != "retrieval" and count < (known.size or 0):
+        return "; to evaluate the part that is there, add --partial all"
+    if not isinstance(loader, ClassFolders) or not set(loader.by_folder) <= set(location.classes.folders):
+        return ""
+    names = shlex.quote(str(loader.folder / NAMES_FILE))
+    return (
+        f"; to evaluate all as a data set of your own: dcclip datasets {known.label} --classes-yaml > {names}, then "
+        f"dcclip eval --dataset {shlex.quote(str(loader.folder))}"
+    )
 
 
 def _check_language(name: str, language: Language, texts: Sequence[str]) -> None:
@@ -228,7 +242,7 @@ def _check_language(name: str, language: Language, texts: Sequence[str]) -> None
     if (chinese > len(texts) / 2) != (language == "zh"):
         raise DcclipError(
             f"data set {name}: {chinese:,} of {len(texts):,} captions contain Chinese, so they are not in {language}",
-            "put the captions of each language into a folder of its own, named like the data set",
+            f"put the captions in {language} into a folder {name}, next to those of the other language",
         )
 
 
@@ -260,7 +274,8 @@ def _from_pairs(path: Path, retrieval: bool) -> DataSet:
     if not complete:
         raise DcclipError(
             f"{path}: some pairs have no zh caption and some no en caption, so their class is unknown",
-            "give every pair its class name as first caption in en, in zh, or in both",
+            "give every pair its class name as first caption in en, in zh, or in both; to measure how well captions "
+            "are retrieved instead, add --task retrieval",
         )
     classes = {language: _classes([several[0] for several in every]) for language, every in complete.items()}
     return DataSet(path.stem, images, classes)

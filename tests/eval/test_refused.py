@@ -37,7 +37,9 @@ def test_a_split_of_the_wrong_size(tmp_path: Path) -> None:
     layouts.class_folders(tmp_path / "dtd/test", NAMES)
     layouts.write(tmp_path / "dtd/test/alpha_3/more.png", layouts.image(3))
     hint = refused("dtd", tmp_path, "data set dtd: the split test has 47 images, 48 were found")
-    assert hint == "finish the download, or download the right split"
+    assert hint.startswith(
+        "finish the download, or download the right split; to evaluate all as a data set of your own"
+    )
     with pytest.raises(DcclipError, match="48 were found"):
         open_dataset("dtd", data_root=tmp_path, partial="all")
 

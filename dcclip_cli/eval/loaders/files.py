@@ -39,10 +39,15 @@ class ClassFolders(Loader):
                 return cls(location, root)
         return None
 
+    @property
+    def by_folder(self) -> dict[str, list[Path]]:
+        """Folder name -> its image files. Raises DcclipError where there are none."""
+        return images_by_class(self.folder, _SUFFIXES)
+
     def load(self) -> Loaded:
         """The images, class by class. Raises DcclipError for an unknown folder, and for a class without images."""
         classes, known = self.location.classes, self.location.known
-        by_folder = images_by_class(self.folder, _SUFFIXES)
+        by_folder = self.by_folder
         numbers = {folder: classes.of_folder(folder) for folder in by_folder}
         unknown = [folder for folder, number in numbers.items() if number is None]
         if unknown and not known.extra_folders:
