@@ -127,9 +127,9 @@ def evaluate(
 
     `options` are keys of the recipe's section `eval`; without a recipe `datasets=[...]` is needed. `model` is what
     `load` takes, or several; by default the recipe's run. `out`: folder for the results, tables and report.html
-    (default: that of the run), and for other `formats`. `owner`: your user or organisation of the hub, for the format
-    `hub`. `cache`: keep embeddings for the next call. `trust_remote_code`: code in the models' repositories (FG-CLIP2)
-    may run.
+    (default: that of the run), and for other `formats`. `owner`: your user or organisation of the hub, for the formats
+    `hub` and `mteb`. `cache`: keep embeddings for the next call. `trust_remote_code`: code in the models' repositories
+    (FG-CLIP2) may run.
     """
     from dcclip_cli.eval.embedding import FeatureCache
     from dcclip_cli.eval.evaluate import evaluate, open_datasets
@@ -139,10 +139,10 @@ def evaluate(
 
     if recipe is None and not options.get("datasets"):
         raise DcclipError("no data set is named", "name one with --dataset NAME or PATH (see: dcclip datasets)")
-    check_formats(formats, owner)
     loaded = open_recipe({"name": "eval"} if recipe is None else recipe, "eval", options, sets)
     chosen, talk = loaded.recipe.eval, progress_for(progress)
     assert chosen is not None
+    check_formats(formats, owner, chosen)
     if recipe is None or model is not None:
         names = [model] if model is None or isinstance(model, str | os.PathLike) else model
         resolved = [resolve(None if name is None else os.fspath(name)) for name in names]
@@ -158,7 +158,9 @@ def evaluate(
     with keeping(lambda: ", ".join(filter(None, (*saved, kept.kept())))):
         results = evaluate(references, datasets, chosen, device=device, cache=kept, progress=talk)
         if out:
-            write_results(Written(results, datasets, owner, talk), Path(out), formats)
+            each = len(results) // len(references)
+            models = {one.model_fingerprint: named for one, named in zip(results[::each], references, strict=True)}
+            write_results(Written(results, datasets, owner, talk, models), Path(out), formats)
             saved.append(f"the results are in {out}")
     return results
 

@@ -57,6 +57,22 @@ def _quota(folder: Path) -> float:
     return math.inf if quota in ("max", "-1") else int(quota) / int(period)
 
 
+def peak_memory_bytes() -> int:
+    """The largest resident set of this process so far."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage's also has what the parent had when it started this process
+        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def physical_cores(root: Path = Path("/")) -> int | None:
     """Number of physical cores of the machine; None if unknown."""
     if sys.platform == "darwin":

@@ -61,15 +61,17 @@ _Format = Annotated[
     list[str] | None,
     Option(
         "--format",
-        metavar="dcclip|hub",
+        metavar="dcclip|hub|mteb",
         help="What --out receives: dcclip: JSON, tables and report.html; hub: files for leaderboards of the Hugging "
-        "Face hub, in DIR/hub/. Repeatable. Default: dcclip.",
+        "Face hub, in DIR/hub/; mteb: results that mteb reads, in DIR/mteb/. Repeatable. Default: dcclip.",
     ),
 ]
 _Owner = Annotated[
     str | None,
     Option(
-        "--owner", metavar="NAME", help="User or organisation of the hub that has the leaderboards of --format hub."
+        "--owner",
+        metavar="NAME",
+        help="User or organisation of the hub that has the leaderboards of --format hub, the models of --format mteb.",
     ),
 ]
 _Results = Annotated[
@@ -154,10 +156,36 @@ def _shots(text: str) -> list[int]:
 
 def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
     """Print all metrics of one model, or each data set's main metric of several; or everything `as_json`."""
-    from dcclip_cli.eval.report import METRIC_NAMES, table
-
     if as_json:
         return console.show_json([result.to_json() for result in results])
+    _show_metrics(results)
+    _show_immich(results)
+
+
+def _show_immich(results: Sequence[EvalResult]) -> None:
+    """Print the models on XM3600 among those of immich's table that no other outclasses."""
+    from dcclip_cli.eval.immich import CAVEAT, standings
+
+    for language in dict.fromkeys(one.language for one in results if one.immich):
+        own = {one.model: one.immich for one in results if one.immich and one.language == language}
+        shown = [one for one in standings(language, own) if one.optimal or one.own]
+        rows = [
+            (one.row.model, f"{one.row.recall:.2f}", f"{one.row.memory_mib:,.0f}", f"{one.row.ms:.2f}",
+             "yes" if one.optimal else "no", "yours" if one.own else "")
+            for one in shown
+        ]  # fmt: skip
+        console.show("")
+        columns = ("model", "recall %", "memory MiB", "ms", "Pareto optimal", "")
+        console.show_table(f"immich's table, XM3600 {language}", columns, rows)
+        for model, one in own.items():
+            console.show(f"{model}: {one.image_ms:.2f} ms an image, {one.text_ms:.2f} ms a text")
+    if any(one.immich for one in results):
+        console.show(CAVEAT)
+
+
+def _show_metrics(results: Sequence[EvalResult]) -> None:
+    from dcclip_cli.eval.report import METRIC_NAMES, table
+
     found = table(results)
     if len({result.model for result in results}) > 1:
         gaps = [column.is_gap for column in found.columns]

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval import probe, registry
+from dcclip_cli.eval import immich, probe, registry
 from dcclip_cli.eval.class_texts import ClassTexts, class_texts, lost
 from dcclip_cli.eval.dataset import Captions, Classes, DataSet
 from dcclip_cli.eval.datasets import Part, Templates, check_dataset, open_dataset, training_split
@@ -121,18 +121,44 @@ def evaluate(
     progress, cache = progress or Silent(), cache or FeatureCache(None)
     by_model: list[list[EvalResult]] = []
     for reference in models:
-        model = load_encoder(reference, device, options.precision, progress=progress)
-        if isinstance(model, TorchEncoder) and model.precision != "fp32":
-            for line in model.choice.lines(model.name):
-                progress.say(line)
-        evaluation = _Evaluation(Embedder(model, cache, progress, options.batch_size, options.workers), options)
-        by_model.append([result for dataset in datasets for result in evaluation.results(dataset)])
+        results = _of_model(reference, datasets, options, device, cache, progress)
+        by_model.append(_with_immich(results, reference, options, progress))
     if len({result.model for several in by_model for result in several}) < len(models):
         by_model = [
             [replace(result, model=reference.target) for result in several]
             for reference, several in zip(models, by_model, strict=True)
         ]
     return [result for several in by_model for result in several]
+
+
+def _of_model(
+    reference: ModelReference,
+    datasets: Sequence[DataSet],
+    options: EvalOptions,
+    device: str,
+    cache: FeatureCache,
+    progress: Progress,
+) -> list[EvalResult]:
+    model = load_encoder(reference, device, options.precision, progress=progress)
+    if isinstance(model, TorchEncoder) and model.precision != "fp32":
+        for line in model.choice.lines(model.name):
+            progress.say(line)
+    evaluation = _Evaluation(Embedder(model, cache, progress, options.batch_size, options.workers), options)
+    return [result for dataset in datasets for result in evaluation.results(dataset)]
+
+
+def _with_immich(
+    results: list[EvalResult], reference: ModelReference, options: EvalOptions, progress: Progress
+) -> list[EvalResult]:
+    """The results, those on all of XM3600 with immich's metric; the model that was measured is not loaded any more."""
+    whole = [one for one in results if registry.base_name(one.dataset) == immich.DATASET and not one.limit]
+    if not whole:
+        return results
+    progress.say(f"{whole[0].model}: measuring memory and time for immich's metric")
+    cost = immich.cost_of(reference, options.precision)
+    return [
+        replace(one, immich=immich.metric(one.metrics, one.language, cost)) if one in whole else one for one in results
+    ]
 
 
 @dataclass(frozen=True)

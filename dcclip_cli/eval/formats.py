@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval import hub, report
+from dcclip_cli.eval import hub, mteb_results, report
 from dcclip_cli.eval.dataset import DataSet
+from dcclip_cli.eval.evaluate import EvalOptions
 from dcclip_cli.eval.result import EvalResult
+from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.progress import Progress, Silent
 
 
 @dataclass(frozen=True)
 class Written:
-    """What is written: results, the data sets that a report shows wrong images of, and the owner of repositories."""
+    """What is written: results, the data sets that a report shows wrong images of, and the owner of repositories.
+
+    `references` are the models that were measured, by fingerprint.
+    """
 
     results: Sequence[EvalResult]
     datasets: Sequence[DataSet] = ()
     owner: str | None = None  # a user or an organisation of the hub
     progress: Progress = field(default_factory=Silent)
+    references: Mapping[str, ModelReference] = field(default_factory=dict)
 
 
 def _dcclip(written: Written, folder: Path) -> None:
@@ -33,15 +39,22 @@ def _hub(written: Written, folder: Path) -> None:
         written.progress.say(line)
 
 
-FORMATS: dict[str, Callable[[Written, Path], None]] = {"dcclip": _dcclip, "hub": _hub}
+def _mteb(written: Written, folder: Path) -> None:
+    for line in mteb_results.save_mteb(written.results, folder, written.references, written.owner):
+        written.progress.say(line)
 
 
-def check_formats(names: Sequence[str], owner: str | None) -> None:
+FORMATS: dict[str, Callable[[Written, Path], None]] = {"dcclip": _dcclip, "hub": _hub, "mteb": _mteb}
+
+
+def check_formats(names: Sequence[str], owner: str | None, options: EvalOptions | None = None) -> None:
     """Raise the error that writing these formats would end in, as far as it is known before measuring."""
     if unknown := [name for name in names if name not in FORMATS]:
         raise DcclipError(f"{unknown[0]} is not a format of results", f"use one of: {', '.join(FORMATS)}")
     if "hub" in names:
         hub.check_owner(owner)
+    if "mteb" in names and options:
+        mteb_results.check_options(options)
 
 
 def write_results(written: Written, out: Path, formats: Sequence[str]) -> None:

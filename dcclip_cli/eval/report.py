@@ -15,7 +15,7 @@ import numpy as np
 from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval import charts, registry
+from dcclip_cli.eval import charts, immich, registry
 from dcclip_cli.eval.compare import unlike
 from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.embedding import sample_indices
@@ -145,6 +145,15 @@ def one_thing(results: Sequence[EvalResult]) -> dict[str, list[str]]:
     return found
 
 
+def _immich(results: Sequence[EvalResult]) -> dict[Language, list[immich.Standing]]:
+    """By language, immich's table with the models that have its metric."""
+    own: dict[Language, dict[str, immich.ImmichMetric]] = defaultdict(dict)
+    for result in results:
+        if result.immich:
+            own[result.language][result.model] = result.immich
+    return {language: immich.standings(language, models) for language, models in own.items()}
+
+
 def elevater_mean(results: Sequence[EvalResult], model: str, language: Language) -> float | None:
     """The mean over ELEVATER's twenty data sets; None unless each of them was measured in full."""
     wanted = {known.label + SUFFIX[language] for known in ELEVATER}
@@ -234,6 +243,8 @@ def write_report(path: Path, results: Sequence[EvalResult], datasets: Iterable[D
         metric_names=METRIC_NAMES,
         points=percent,
         one_thing=one_thing(results),
+        immich=_immich(results),
+        immich_caveat=immich.CAVEAT,
         markdown=markdown(found),
         latex=latex(found),
         corrupt={result.dataset: result.corrupt for result in results if result.corrupt},

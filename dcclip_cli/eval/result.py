@@ -17,6 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.eval.immich import ImmichMetric
 from dcclip_cli.files import atomic_write
 
 _OWN = "sha256"
@@ -64,6 +65,7 @@ class EvalResult:
     replaced: dict[str, str] = field(default_factory=dict)
     indistinct: list[list[str]] = field(default_factory=list)
     lost: float = 0.0
+    immich: ImmichMetric | None = None
     class_names: list[str] = field(default_factory=list)
     templates: list[str] = field(default_factory=list)
     details: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)

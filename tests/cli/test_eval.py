@@ -110,6 +110,30 @@ def test_probes_by_shots(tmp_path: Path, small: dict[str, KnownSet], model_folde
     assert "--shots: few" in dcclip(*shared, "--task", "probe", "--shots", "few", expect=2).stderr
 
 
+def test_xm3600_has_the_metric_of_a_bundle_in_both_languages(
+    bundle: Path, pairs: list[Pair], small: dict[str, KnownSet], tmp_path: Path
+) -> None:
+    lines = []
+    for number, pair in enumerate(pairs[:12]):
+        layouts.write(tmp_path / f"xm3600/images/{number:016x}.jpg", pair.image)
+        captions = {"en": {"caption": [pair.en[0]]}, "zh": {"caption": [pair.zh[0]]}}
+        lines.append(json.dumps({"image/key": f"{number:016x}", **captions}, ensure_ascii=False) + "\n")
+    layouts.write(tmp_path / "xm3600/captions.jsonl", "".join(lines))
+    shared = ["eval", "--model", str(bundle), "--data-root", str(tmp_path), "--dataset", "xm3600"]
+    shown = dcclip(*shared, "--dataset", "xm3600-cn", "--out", str(tmp_path / "out")).stdout
+    for name, language in (("xm3600", "en"), ("xm3600-cn", "zh")):
+        [one] = json.loads((tmp_path / f"out/{name}.json").read_text("utf-8"))
+        found, recalls = one["immich"], [one["metrics"][f"image_recall@{k}"] for k in (1, 5, 10)]
+        assert found["recall"] == pytest.approx(sum(recalls) / 3)
+        assert 20 < found["memory_mib"] < 1000 and 0 < found["text_ms"] < 1000 and 0 < found["image_ms"] < 1000
+        assert f"immich's table, XM3600 {language}" in shown
+    assert "XLM-Roberta-Base-ViT-B-32__laion5b_s13b_b90k" in shown and "Ryzen 7 7800X3D" in shown
+    page = (tmp_path / "out/report.html").read_text("utf-8")
+    assert "immich's table, XM3600, Chinese" in page and "ViT-B-32-SigLIP2-256__webli" in page
+    part = json.loads(dcclip(*shared, "--limit", "6", "--json").stdout)
+    assert part[0]["immich"] is None  # fewer images are found more easily
+
+
 def test_data_sets_are_listed_and_found(imagenet: Path, small: dict[str, KnownSet]) -> None:
     listed = dcclip("datasets").stdout
     assert "kitti-distance, kitti-distance-cn" in listed and "no centre crop" in listed

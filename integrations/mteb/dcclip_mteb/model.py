@@ -1,0 +1,89 @@
+"""A dcclip model directory, bundle or any model that dcclip loads, as a model of mteb."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+from mteb.models.abs_encoder import AbsEncoder
+from mteb.models.model_meta import ModelMeta
+from mteb.types import Licenses
+
+from dcclip_cli.eval import model_meta as facts
+from dcclip_cli.eval.dataset import ImageTransform
+from dcclip_cli.model import Precision
+from dcclip_cli.model.preprocess import first_frame
+from dcclip_cli.model.reference import resolve
+from dcclip_cli.predict.encoder import load_encoder
+from dcclip_cli.predict.zero_shot import text_embeddings
+
+if TYPE_CHECKING:
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.types import PromptType
+    from PIL.Image import Image
+    from torch.utils.data import DataLoader
+
+_WHOLE = ImageTransform()
+
+
+class DcclipEncoder(AbsEncoder):
+    """Embeddings (N, D), float32, length 1, of images or of texts, computed as in `dcclip eval`."""
+
+    def __init__(
+        self,
+        model_name: str,
+        revision: str | None = None,
+        device: str | None = None,
+        model: str = "",
+        precision: Precision = "fp32",
+        **_: Any,
+    ) -> None:
+        """`model` is what `dcclip --model` takes, `model_name` what mteb calls it."""
+        self.encoder = load_encoder(resolve(model or model_name), device or "auto", precision)
+        self.mteb_model_meta = None
+
+    def encode(
+        self,
+        inputs: DataLoader[Any],
+        *,
+        task_metadata: TaskMetadata,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: PromptType | None = None,
+        transform: ImageTransform = _WHOLE,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """`transform` is what a data set requires before the model's own preprocessing."""
+        columns = inputs.dataset.column_names  # type: ignore[attr-defined]  # one of Hugging Face
+        if "image" not in columns:
+            return text_embeddings(self.encoder, [text for batch in inputs for text in batch["text"]])
+        preprocessing = dict(self.encoder.preprocessing)
+
+        def pixels(image: Image) -> np.ndarray:
+            return self.encoder.preprocess(transform(first_frame(image), preprocessing))
+
+        batches = (np.stack([pixels(image) for image in batch["image"]]) for batch in inputs)
+        return np.concatenate([self.encoder.encode_pixels(batch) for batch in batches])
+
+
+def model_meta(model: str | os.PathLike[str] | None = None, name: str | None = None, **known: Any) -> ModelMeta:
+    """mteb's ModelMeta of a model that `dcclip --model` takes; mteb loads the model with DcclipEncoder.
+
+    Facts are from the model's files, and None where these say nothing. Of a model that you publish you know more:
+    its `name` on the hub, and other fields of ModelMeta in `known`, such as `open_weights`.
+    """
+    reference = resolve(None if model is None else os.fspath(model))
+    encoder = load_encoder(reference, "cpu", "fp32")
+    found = facts.model_meta(encoder.name, encoder.fingerprint, reference)
+    if found["license"] not in get_args(Licenses) and not str(found["license"]).startswith("https://"):
+        found["license"] = None
+    given = {"loader": DcclipEncoder, "loader_kwargs": {"model": _argument(reference.kind, reference.target)}}
+    return ModelMeta(**found | given | ({"name": name} if name else {}) | known)
+
+
+def _argument(kind: str, target: str) -> str:
+    """What `resolve` finds the model by."""
+    if kind == "hf" or (kind == "open_clip" and not target.startswith("hf-hub:")):
+        return f"{kind}:{target}"
+    return target
