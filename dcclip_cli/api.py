@@ -131,6 +131,7 @@ def evaluate(
     `hub` and `mteb`. `cache`: keep embeddings for the next call. `trust_remote_code`: code in the models' repositories
     (FG-CLIP2) may run.
     """
+    from dcclip_cli.eval.card import update_card
     from dcclip_cli.eval.embedding import FeatureCache
     from dcclip_cli.eval.evaluate import evaluate, open_datasets
     from dcclip_cli.eval.formats import Written, check_formats, write_results
@@ -162,6 +163,8 @@ def evaluate(
             models = {one.model_fingerprint: named for one, named in zip(results[::each], references, strict=True)}
             write_results(Written(results, datasets, owner, talk, models), Path(out), formats)
             saved.append(f"the results are in {out}")
+    if recipe is not None and model is None:
+        update_card(references[0].path, results)
     return results
 
 

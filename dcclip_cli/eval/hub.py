@@ -20,16 +20,18 @@ from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
+from dcclip_cli.eval.mteb_results import task_names
 from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.report import METRIC_NAMES, elevater_mean
-from dcclip_cli.eval.result import EvalResult, sha256_of
+from dcclip_cli.eval.result import EvalResult
+from dcclip_cli.eval.unfit import unfit
 from dcclip_cli.files import atomic_write
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResultEntry
 
-# The hub accepts registered frameworks only: packages/tasks/src/eval.ts of huggingface.js. dcclip's data sets are tasks
-# of mteb in integrations/mteb/, whose values equal dcclip's.
+# The hub accepts registered frameworks only: packages/tasks/src/eval.ts of huggingface.js. Chinese data sets of classes
+# are tasks of mteb in integrations/mteb/, whose values equal dcclip's.
 FRAMEWORK = "mteb"
 _LANGUAGES: dict[Language, str] = {"en": "English", "zh": "Chinese"}
 _ABOUT = {
@@ -47,8 +49,8 @@ _CARD = """---
 {about}. A leaderboard of dual encoders, each data set by its own metric, in per cent.
 
 This repository contains no images, which are where each data set is published. Values are measured with
-`dcclip eval --format hub`, or with mteb and the tasks of dcclip's folder `integrations/mteb`. A model is listed
-once its repository has `.eval_results/{name}.yaml`.
+`dcclip eval --format hub`; mteb gives the same of tasks called ZeroShot-zh, which are in dcclip's folder
+`integrations/mteb`. A model is listed once its repository has `.eval_results/{name}.yaml`.
 
 本仓库不含图像，请从各数据集的发布处获取。结果由 `dcclip eval --format hub` 测得；模型仓库中有
 `.eval_results/{name}.yaml` 即可上榜。
@@ -84,24 +86,6 @@ def check_owner(owner: str | None) -> str:
         what = "no owner of the benchmarks is named" if owner is None else f"{owner} is no name on the hub"
         raise DcclipError(what, "name your user or organisation of the hub with --owner NAME")
     return owner
-
-
-def unfit(result: EvalResult) -> str:
-    """Why a result is on no leaderboard: it is not of a whole named data set with its own prompts; empty if it is."""
-    found = registry.find(result.dataset)
-    if found is None or found[1] != result.language:
-        return "is no named data set"
-    if result.partial or result.limit:
-        return "was not measured in full"
-    known, language = found
-    if known.classes:
-        own = prompts.read(registry.prompts_of(known))
-        if result.task != "zero-shot classification":
-            return f"is a {result.task}"
-        asked = sha256_of(own.names[language]), sha256_of(own.templates[language])
-        if (result.class_names_sha256, result.templates_sha256) != asked:
-            return "was measured with other class names or prompts than this version's own"
-    return ""
 
 
 def save_repositories(results: Sequence[EvalResult], folder: Path, owner: str) -> list[str]:
@@ -171,12 +155,19 @@ def _entries(benchmark: Benchmark, results: Sequence[EvalResult], owner: str) ->
         newest = max(result.date for result in here.values())
         yield entry(benchmark.name, mean, "mean of the 20 data sets, each by its own metric, in per cent", newest)
     for known, result in here.items():
-        yield entry(known.label, result.value, _notes(result), result.date)
+        yield entry(_task_id(known, benchmark.language), result.value, _notes(result), result.date)
+
+
+def _task_id(known: KnownSet, language: Language) -> str:
+    """mteb's name of a task of classes, where it has one; its retrieval tasks are of one way, with other values."""
+    names = task_names(registry.name_in(known, language), language) if known.classes else []
+    return names[0] if names else known.label
 
 
 def _notes(result: EvalResult) -> str:
     corrupt = f", {len(result.corrupt):,} more cannot be read" if result.corrupt else ""
-    return f"{_metric(result.metric)} in per cent, {result.n:,} images{corrupt}, {result.precision}"
+    replaced = f", {len(result.replaced)} names asked by alternates" if result.replaced else ""
+    return f"{_metric(result.metric)} in per cent, {result.n:,} images{corrupt}{replaced}, {result.precision}"
 
 
 def _save_entries(file: Path, entries: list[EvalResultEntry]) -> None:
@@ -197,9 +188,10 @@ def _save_benchmark(benchmark: Benchmark, folder: Path) -> None:
             file = f"classes/{known.label}.jsonl"
             _save_classes(known, benchmark.language, folder / file)
             configs.append({"config_name": known.label, "data_files": [{"split": "test", "path": file}]})
-            tasks.append({"id": known.label, "config": known.label, "split": "test"})
+            task = {"id": _task_id(known, benchmark.language), "config": known.label, "split": "test"}
         else:
-            tasks.append({"id": known.label, "split": "test"})
+            task = {"id": known.label, "split": "test"}
+        tasks.append(task)
     content = {"name": benchmark.name, "description": about, "evaluation_framework": FRAMEWORK, "tasks": tasks}
     _write(folder / "eval.yaml", _yaml(content))
     data = DatasetCardData(

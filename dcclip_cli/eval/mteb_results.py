@@ -18,9 +18,9 @@ import numpy as np
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
-from dcclip_cli.eval.hub import unfit
 from dcclip_cli.eval.model_meta import model_meta
 from dcclip_cli.eval.result import EvalResult
+from dcclip_cli.eval.unfit import unfit
 from dcclip_cli.files import atomic_write
 from dcclip_cli.model.reference import ModelReference
 

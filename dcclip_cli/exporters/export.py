@@ -130,6 +130,8 @@ def export(
 
         parity = _loosen_until_close(write, graphs, original, options, progress)
         _add(folder, {"parity": asdict(parity) if parity else None, **graphs.kept()})
+        if not (card := folder / "README.md").exists():
+            card.write_text(_card(read_json(folder / DESCRIPTION, ""), options.format, parity), encoding="utf-8")
     return ExportResult(out, options.format, parity, _size_bytes(out), time.perf_counter() - begin)
 
 
@@ -258,6 +260,24 @@ def _about(source: Source, folder: Path, options: ExportOptions) -> dict[str, An
         "tokenizer_sha256": file_sha256(folder / TOKENIZER),
         "versions": versions(),
     }
+
+
+def _card(about: Mapping[str, Any], name: FormatName, parity: Parity | None) -> str:
+    agreement = (
+        f" Of {parity.images} images, {parity.agreement:.1%} have the same best text as with the model."
+        if parity
+        else ""
+    )
+    return f"""---
+library_name: {"onnx" if name == "immich" else name}
+language: [zh, en]
+pipeline_tag: zero-shot-image-classification
+---
+# {about["name"]}
+
+A Chinese-English CLIP for {name} in {about["precision"]}, exported by dcclip, {about["parameters"]:,} parameters.
+{agreement}The full record is in `dcclip.json`.
+"""
 
 
 def _add(folder: Path, more: dict[str, Any]) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
+from dcclip_cli.checksums import read_record
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.model import precision
 from dcclip_cli.model.precision import _measured_gain
@@ -46,6 +48,20 @@ def test_a_run_ends_with_a_table_of_teacher_student_and_bundle(here: Path) -> No
     measured = [(one["model"], one["language"], one["classes"], one["n"]) for one in results]
     assert len(set(measured)) == len(measured) == 6
     assert {one[1:] for one in measured} == {("zh", 40, 40), ("en", 40, 40)}
+
+
+def test_a_run_puts_its_results_into_the_cards_of_student_and_bundle(here: Path) -> None:
+    results = json.loads((here / "runs/一生/eval/train.json").read_text("utf-8"))
+    for folder, name in (("align/model", "一生"), ("export", "一生-fp32")):
+        card = ModelCard.load(here / f"runs/一生/{folder}/README.md")
+        assert isinstance(card.data, ModelCardData) and card.data.model_name == name and card.data.eval_results
+        found = {one.dataset_config: one.metric_value for one in card.data.eval_results}
+        assert found == {
+            one["language"]: round(100 * one["value"], 2) for one in results if one["model"] == name
+        } and set(found) == {"en", "zh"}
+        read_record(here / f"runs/一生/{folder}/dcclip.json", 0, "").check()
+    distilled = ModelCard.load(here / "runs/一生/distill/model/README.md").data
+    assert isinstance(distilled, ModelCardData) and distilled.eval_results is None
 
 
 def test_a_run_contains_its_recipe_verbatim_and_resolved(here: Path) -> None:

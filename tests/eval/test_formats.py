@@ -43,14 +43,19 @@ def test_the_elevater_board_in_chinese_has_twenty_values_and_their_mean(tmp_path
     file = tmp_path / "out/hub/models/b/.eval_results/elevater-zh.yaml"
     entries = {one.task_id: one for one in parse_eval_result_entries(yaml.safe_load(file.read_text("utf-8")))}
     assert len(entries) == 21 and {one.dataset_id for one in entries.values()} == {"some-org/elevater-zh"}
-    assert entries["caltech101"].value == 50.0 and entries["cifar10"].value == 51.25  # 200 and 205 of 400
+    assert (
+        entries["Caltech101ZeroShot-zh"].value == 50.0 and entries["CIFAR10ZeroShot-zh"].value == 51.25
+    )  # 200 and 205 of 400
     assert entries["elevater-zh"].value == 61.88  # (200 + 9.5 * 5) / 400
-    assert entries["mnist"].date == "2026-11-27" and entries["mnist"].source_user == "some-org"
-    assert entries["mnist"].notes == "top-1 in per cent, 400 images, fp32"
+    mnist = entries["MNISTZeroShot-zh"]  # as mteb calls it
+    assert mnist.date == "2026-11-27" and mnist.source_user == "some-org"
+    assert mnist.notes == "top-1 in per cent, 400 images, fp32"
 
     board = tmp_path / "out/hub/datasets/elevater-zh"
     about = yaml.safe_load((board / "eval.yaml").read_text("utf-8"))
     assert {task["id"] for task in about["tasks"]} == entries.keys()
+    english = yaml.safe_load((board.parent / "elevater-en/eval.yaml").read_text("utf-8"))["tasks"]
+    assert english[1] == {"id": "caltech101", "config": "caltech101", "split": "test"}
     assert about["name"] == "elevater-zh" and about["evaluation_framework"] == "mteb"
 
 

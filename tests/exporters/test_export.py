@@ -81,6 +81,7 @@ def test_the_bundle_contains_what_is_needed_to_use_it(exported: ExportResult, mo
     towers = load_model(model_folder)
     found = about(exported)
     assert sorted(file.name for file in exported.folder.iterdir()) == [
+        "README.md",
         "config.json",  # this one and the two other configurations are for transformers.js
         "dcclip.json",
         "image.onnx",

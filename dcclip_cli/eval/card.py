@@ -1,0 +1,69 @@
+"""Results in a model's card: the `model-index` of README.md, which the Hugging Face hub shows next to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.eval import registry
+from dcclip_cli.eval.report import METRIC_NAMES
+from dcclip_cli.eval.result import EvalResult
+from dcclip_cli.files import atomic_write
+from dcclip_cli.text_files import read_text
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult as CardEntry
+
+CARD = "README.md"
+_MOST_BYTES = 10_000_000
+_TASKS = {"zero-shot classification": "zero-shot-image-classification", "retrieval": "image-text-retrieval"}
+
+
+def update_card(folder: Path, results: Sequence[EvalResult]) -> None:
+    """Put results into the card of the model in `folder`, in place of earlier ones on the same data; the rest is kept.
+
+    Samples, parts of data sets and probes are left out. A folder without a card stays so. Raises DcclipError for a card
+    whose header is not YAML.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    file, new = folder / CARD, list(_entries(results))
+    if not new or not file.is_file():
+        return
+    hint = f"correct the lines between --- in {file}, or remove it, and evaluate again"
+    try:
+        card = ModelCard(read_text(file, _MOST_BYTES, hint))
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DcclipError(f"{file} receives no results, since its header cannot be read: {reason}", hint) from None
+    assert isinstance(card.data, ModelCardData)
+    before = card.data.eval_results or []
+    kept = [one for one in before if not any(one.is_equal_except_value(other) for other in new)]
+    card.data.model_name = card.data.model_name or results[0].model
+    card.data.eval_results = [*kept, *new]
+    atomic_write(file, str(card))
+
+
+def _entries(results: Sequence[EvalResult]) -> Iterator[CardEntry]:
+    """The main metric of each whole result, in per cent."""
+    from huggingface_hub import EvalResult as CardEntry
+
+    for one in results:
+        if one.task not in _TASKS or one.limit or one.partial:
+            continue
+        found = registry.find(one.dataset)
+        yield CardEntry(
+            task_type=_TASKS[one.task],
+            task_name=one.task,
+            dataset_type=f"clip-benchmark/wds_{found[0].hub}" if found and found[0].hub else one.dataset,
+            dataset_name=one.dataset,
+            dataset_config=one.language,
+            dataset_split=one.split or None,
+            metric_type="accuracy" if one.metric == "top1" else one.metric,
+            metric_name=f"{METRIC_NAMES.get(one.metric, one.metric)}, per cent",
+            metric_value=round(100 * one.value, 2),
+        )
