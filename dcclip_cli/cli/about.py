@@ -59,7 +59,7 @@ def models() -> None:
     console.show_table("Students: student: {preset: NAME}", ("preset", "image tower", "text tower"), presets)
     teachers = (
         ("altclip", "BAAI/AltCLIP, the paper's", "hf:ORG/NAME, a path"),
-        ("transformers", "ChineseCLIP, QA-CLIP, CLIP, SigLIP, SigLIP2, MetaCLIP2", "hf:ORG/NAME, a path"),
+        ("transformers", "ChineseCLIP, QA-CLIP, CLIP, SigLIP, SigLIP2, MetaCLIP2, UForm", "hf:ORG/NAME, a path"),
         ("fgclip2", "FG-CLIP2, with its repository's code", "hf:ORG/NAME, a path, --trust-remote-code"),
         ("open_clip", "any open_clip model, any model directory", "open_clip:ARCH/TAG, hf-hub:ORG/NAME, a path"),
     )

@@ -10,15 +10,22 @@ from dcclip_cli.hub import cached_folder, files_on_hub
 from dcclip_cli.model.library_configs import (
     TRANSFORMERS_CONFIG,
     check_directory,
+    is_uform,
     open_clip_config,
     transformers_config,
 )
-from dcclip_cli.model.weights import CONFIG, OPEN_CLIP_WEIGHTS, TRANSFORMERS_WEIGHTS, shards_of
+from dcclip_cli.model.weights import CONFIG, OPEN_CLIP_WEIGHTS, TRANSFORMERS_WEIGHTS, UFORM_WEIGHTS, shards_of
 
 # What a directory or a repository needs besides its configuration, by the library that wrote it: one file of each line.
 _NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    CONFIG: {"weights": OPEN_CLIP_WEIGHTS},
-    "config.json": {
+    "open_clip": {"configuration": (CONFIG,), "weights": OPEN_CLIP_WEIGHTS},
+    "uform": {
+        "configuration": (TRANSFORMERS_CONFIG,),
+        "weights": tuple(name.replace("image", "text") for name in UFORM_WEIGHTS),
+        "tokenizer": ("tokenizer.json",),
+    },
+    "transformers": {
+        "configuration": (TRANSFORMERS_CONFIG,),
         "weights": TRANSFORMERS_WEIGHTS,
         "tokenizer": (
             *("tokenizer.json", "vocab.txt", "vocab.json"),
@@ -56,7 +63,7 @@ def check_model(model: str, library: str) -> None:
     _check_parts(folder)
     if CONFIG in files:
         open_clip_config(folder, on_hub=folder != Path(name))
-    else:
+    elif not is_uform(folder / TRANSFORMERS_CONFIG):
         transformers_config(folder / TRANSFORMERS_CONFIG, name)
 
 
@@ -101,16 +108,11 @@ def _names(folder: Path) -> set[str]:
     return {file.name for file in folder.iterdir()}
 
 
-def _config_of(files: Collection[str]) -> str:
-    return CONFIG if CONFIG in files else "config.json"
-
-
 def _missing(files: Collection[str]) -> dict[str, tuple[str, ...]]:
     """What is missing of a model with these files: the kind, and names of which one would do."""
-    config = _config_of(files)
-    needed = {"configuration": (config,), **_NEEDED[config]}
     there = {file.removesuffix(".index.json") for file in files}  # of weights in several files
-    return {kind: names for kind, names in needed.items() if there.isdisjoint(names)}
+    library = "open_clip" if CONFIG in there else "transformers" if there.isdisjoint(UFORM_WEIGHTS) else "uform"
+    return {kind: names for kind, names in _NEEDED[library].items() if there.isdisjoint(names)}
 
 
 def _check_parts(folder: Path) -> None:

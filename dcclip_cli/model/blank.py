@@ -83,7 +83,7 @@ def blank_model(folder: Path) -> OpenClipTowers:
 
 
 def blank_teacher(teacher: Teacher) -> Towers | None:
-    """The teacher without its weights; None where its files are not at hand, or its images keep their proportions.
+    """The teacher without its weights; None where its files are not at hand, or it cannot be built without them.
 
     Raises DcclipError as loading.
     """
@@ -95,7 +95,7 @@ def blank_teacher(teacher: Teacher) -> Towers | None:
     checked = checked_config(str(folder))
     if checked.code and not (isinstance(teacher, FgClip2Teacher) and teacher.trust_remote_code):
         checked.code.refuse()
-    return None if checked.is_naflex else _blank_transformers(folder, teacher.model)
+    return _blank_transformers(folder, teacher.model) if checked.can_be_blank else None
 
 
 def local_folder(teacher: Teacher) -> Path | None:

@@ -21,7 +21,7 @@ from dcclip_cli.model.weights import CONFIG
 
 TRANSFORMERS_CONFIG, IMAGE_PROCESSOR = "config.json", "preprocessor_config.json"
 COPY_AGAIN = "copy the whole model directory again"
-DUAL_ENCODERS = "AltCLIP, ChineseCLIP, CLIP, FG-CLIP2, SigLIP, SigLIP2 or MetaCLIP2"
+DUAL_ENCODERS = "AltCLIP, ChineseCLIP, CLIP, FG-CLIP2, SigLIP, SigLIP2, MetaCLIP2 or UForm"
 _OF_TWO = "vision-text-dual-encoder"  # of any two towers, as dcclip exports students
 _MODEL_TYPES = ("altclip", "chinese_clip", "clip", "fgclip2", "metaclip_2", "siglip", "siglip2", _OF_TWO)
 _TOKENIZER_ARGUMENTS = ("additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token")
@@ -215,6 +215,26 @@ class TransformersConfig(TowerConfig):
     vision_config_dict: TowerConfig | None = None
 
 
+class UFormTower(LibraryConfig):
+    """The `text_encoder` or `image_encoder` in the config.json of UForm."""
+
+    dim: Width
+    num_layers: Layers
+    num_heads: Width
+    embedding_dim: Width
+    vocab_size: Vocabulary = 30_000
+    max_position_embeddings: Length = 77
+    image_size: Annotated[Any, _whole(4_096)] = 224
+    patch_size: Annotated[Any, _whole(4_096)] = 16
+
+
+class UFormConfig(LibraryConfig):
+    """The config.json of UForm, which transformers does not know."""
+
+    text_encoder: UFormTower
+    image_encoder: UFormTower
+
+
 def _sides(size: Any) -> Any:
     """The size of images in any form that transformers had: a number, two of them, or a mapping."""
     listed = size if isinstance(size, list) else list(size.values()) if isinstance(size, dict) else [size]
@@ -251,6 +271,15 @@ def transformers_config(file: Path, name: str) -> TransformersConfig:
     if kind == _OF_TWO and isinstance(image.get("architecture"), str):
         check_timm_name(image["architecture"], f"{file}: vision_config.architecture", _ELSEWHERE)
     return config
+
+
+def is_uform(file: Path) -> bool:
+    """Whether a config.json is UForm's. Raises DcclipError for wrong types, and sizes beyond all bounds."""
+    content = read_json(file, COPY_AGAIN)
+    if "model_type" in content or not content.keys() >= UFormConfig.model_fields.keys():
+        return False
+    validated(UFormConfig, content, file, COPY_AGAIN)
+    return True
 
 
 def text_tower_config(file: Path) -> dict[str, Any]:

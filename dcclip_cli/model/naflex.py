@@ -5,8 +5,7 @@ Shapes: B images, N texts, P patches at most, D values of a patch, h x w the pat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,9 +15,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.library_configs import TRANSFORMERS_CONFIG
+from dcclip_cli.files import read_json
+from dcclip_cli.model.library_configs import COPY_AGAIN, TRANSFORMERS_CONFIG
 from dcclip_cli.model.preprocess import Preprocessing
-from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Tokens, TransformersTowers, no_such_layer
+from dcclip_cli.model.towers import (
+    ImageFeatures,
+    TextFeatures,
+    Tokens,
+    TransformersTowers,
+    module_outputs,
+    no_such_layer,
+)
 from dcclip_cli.model.weights import check_fit
 
 if TYPE_CHECKING:
@@ -72,7 +79,7 @@ class NaflexTowers(TransformersTowers):
         patches = pixels[:, 0, 1 : 1 + int(counts.max())]  # (B, P, D)
         mask = torch.arange(patches.shape[1], device=pixels.device) < counts[:, None]
         inputs = {"pixel_values": patches, "pixel_attention_mask": mask.int(), "spatial_shapes": shapes}
-        with _outputs([self.model.vision_model.post_layernorm, *(blocks[layer] for layer in layers)]) as outputs:
+        with module_outputs([self.model.vision_model.post_layernorm, *(blocks[layer] for layer in layers)]) as outputs:
             embedding = _pooled(self.model.get_image_features(**inputs))
         last, *others = (self._maps(one, shapes) for one in outputs())
         return ImageFeatures(embedding, last, dict(zip(layers, others, strict=True)))
@@ -126,7 +133,7 @@ class FgClip2Towers(NaflexTowers):
     def text_features(self, tokens: Tokens) -> TextFeatures:
         # What the README passes on is what the tokenizer returns by itself: SigLIP's give no mask.
         mask = {"attention_mask": tokens.mask} if "attention_mask" in self.tokenizer.model_input_names else {}
-        with _outputs([self.model.text_model.final_layer_norm]) as outputs:
+        with module_outputs([self.model.text_model.final_layer_norm]) as outputs:
             embedding = _pooled(self.model.get_text_features(input_ids=tokens.ids, walk_type=self.walk_type, **mask))
         return TextFeatures(embedding, outputs()[0], tokens.mask)
 
@@ -138,9 +145,10 @@ def build_fg_clip2(code: AllowedCode, files: Sequence[Path]) -> Any:
     buffer, would stay, and initializes weights by rules that the code, written for 4.57, does not know.
     """
     from safetensors.torch import load_file
+    from transformers.initialization import no_init_weights
 
-    config = code.config_class().from_pretrained(code.folder)
-    with torch.random.fork_rng(devices=[]):
+    config = code.config_class().from_dict(read_json(code.folder / TRANSFORMERS_CONFIG, COPY_AGAIN))
+    with no_init_weights(), torch.random.fork_rng(devices=[]):  # 7 s for 377 M weights that are replaced
         model = code.model_class()(config)
     check_fit(model, files, TRANSFORMERS_CONFIG)
     weights = {name: value for file in files for name, value in load_file(file).items()}
@@ -151,19 +159,3 @@ def build_fg_clip2(code: AllowedCode, files: Sequence[Path]) -> Any:
 def _pooled(found: Any) -> Tensor:
     """What `get_image_features` and `get_text_features` return: a tensor until transformers 4."""
     return found if isinstance(found, Tensor) else found.pooler_output
-
-
-@contextmanager
-def _outputs(modules: Sequence[nn.Module]) -> Iterator[Any]:
-    """A function that returns what each of the modules returned last, in their order."""
-    found: dict[nn.Module, Tensor] = {}
-
-    def keep(module: nn.Module, _inputs: Any, output: Any) -> None:
-        found[module] = output[0] if isinstance(output, tuple) else output
-
-    handles = [module.register_forward_hook(keep) for module in dict.fromkeys(modules)]
-    try:
-        yield lambda: [found[module] for module in modules]
-    finally:
-        for handle in handles:
-            handle.remove()

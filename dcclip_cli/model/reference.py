@@ -11,7 +11,7 @@ from typing import Literal
 from dcclip_cli.checksums import read_record
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.model_dir import WEIGHTS
-from dcclip_cli.model.weights import CONFIG
+from dcclip_cli.model.weights import CONFIG, UFORM_WEIGHTS
 from dcclip_cli.run_dir import FIRST_WITH_CHECKSUMS, RECORD, STAGES
 
 Library = Literal["transformers", "open_clip"]
@@ -97,6 +97,7 @@ def library_of(folder: Path, preferred: Library) -> Library:
     if any((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
         found.append("open_clip")
     has_weights = any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+    has_weights = has_weights or any((folder / name).is_file() for name in UFORM_WEIGHTS)
     if (folder / "config.json").is_file() and has_weights:
         found.append("transformers")
     if not found:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from dcclip_cli.model.library_configs import (
     TRANSFORMERS_CONFIG,
     ImageProcessorConfig,
     check_directory,
+    is_uform,
     library_errors,
     transformers_config,
 )
@@ -56,7 +57,7 @@ class _TeacherOptions(Options):
 
 
 class TransformersTeacher(_TeacherOptions):
-    """A dual encoder of transformers: ChineseCLIP (QA-CLIP), CLIP, SigLIP, SigLIP2, MetaCLIP2, AltCLIP."""
+    """A dual encoder of transformers: ChineseCLIP (QA-CLIP), CLIP, SigLIP, SigLIP2, MetaCLIP2, AltCLIP; and UForm."""
 
     kind: Literal["transformers"] = "transformers"
     model: str = Field(description="Name on the Hugging Face Hub, or a model directory of any library")
@@ -136,7 +137,7 @@ def _load(model: str, library: Library, progress: Progress, options: FgClip2Teac
     return towers
 
 
-def _load_transformers(model: str, progress: Progress, options: FgClip2Teacher | None = None) -> TransformersTowers:
+def _load_transformers(model: str, progress: Progress, options: FgClip2Teacher | None = None) -> Towers:
     import transformers
     from huggingface_hub.utils.tqdm import enable_progress_bars
 
@@ -149,6 +150,10 @@ def _load_transformers(model: str, progress: Progress, options: FgClip2Teacher |
     what = f"teacher {model} cannot be loaded"
     with library_errors(what, _CHECK), tokenizer_errors(f"{what}: its tokenizer"):
         checked = checked_config(model)
+        if checked.model_type == "uform":
+            from dcclip_cli.model.uform import load_uform
+
+            return load_uform(model, TREATMENT, progress)
         if checked.code and not (options and options.trust_remote_code):
             checked.code.refuse()
         files = find_weights(model, TRANSFORMERS_WEIGHTS)
@@ -189,12 +194,19 @@ class CheckedConfig(NamedTuple):
         """Whether its images keep their proportions."""
         return self.model_type in ("siglip2", "fgclip2")
 
+    @property
+    def can_be_blank(self) -> bool:
+        """Whether transformers builds it without memory for its weights, and it then takes a picture."""
+        return not self.is_naflex and self.model_type != "uform"
+
 
 def checked_config(model: str) -> CheckedConfig:
     """The config.json of a model. Raises DcclipError unless that and the image processor's are of a dual encoder."""
     if Path(model).is_dir():
         check_directory(Path(model))
     file = require_file(model, TRANSFORMERS_CONFIG)
+    if is_uform(file):
+        return CheckedConfig(file, "uform", None)
     kind = transformers_config(file, f"teacher {model}").model_type
     if images := find_file(model, IMAGE_PROCESSOR):
         validated(ImageProcessorConfig, read_json(images, COPY_AGAIN), images, COPY_AGAIN)
@@ -210,8 +222,9 @@ def processors(model: str) -> tuple[Any, Any]:
     if Path(model).is_dir():
         options["local_files_only"] = True
     try:
-        images = transformers.AutoImageProcessor.from_pretrained(model, backend="pil", **options)
-        return images, transformers.AutoTokenizer.from_pretrained(model, **options)
+        with _saying_nothing():  # of a model type that it does not know
+            images = transformers.AutoImageProcessor.from_pretrained(model, backend="pil", **options)
+            return images, transformers.AutoTokenizer.from_pretrained(model, **options)
     except ImportError as error:  # of sentencepiece, which SigLIP's and MetaCLIP 2's mT5 tokenizer needs
         reason = " ".join(str(error).split()).partition(" but it was not found")[0]
         raise DcclipError(f"teacher {model} cannot be loaded: {reason}", "pip install sentencepiece protobuf") from None
@@ -235,9 +248,7 @@ def _from_pretrained(name: str, files: Sequence[Path], config_folder: Path) -> A
     import torch
     import transformers
 
-    before = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # its report of missing weights is replaced by the error below
-    try:
+    with _saying_nothing():  # its report of missing weights is replaced by the error below
         config = transformers.AutoConfig.from_pretrained(config_folder, trust_remote_code=False)
         with torch.device("meta"):
             empty = transformers.AutoModel.from_config(config, trust_remote_code=False)
@@ -245,14 +256,25 @@ def _from_pretrained(name: str, files: Sequence[Path], config_folder: Path) -> A
         loaded, found = transformers.AutoModel.from_pretrained(
             files[0].parent, config=config, use_safetensors=True, dtype="float32", output_loading_info=True
         )
-    finally:
-        transformers.utils.logging.set_verbosity(before)
     if missing := sorted(found["missing_keys"]):
         raise DcclipError(
             f"teacher {name} cannot be loaded: its weights lack {missing[0]} ({len(missing)} missing in all)",
             "copy the whole model again, or check that config.json belongs to these weights",
         )
     return loaded
+
+
+@contextmanager
+def _saying_nothing() -> Iterator[None]:
+    """No warnings of transformers."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _check_towers(towers: TransformersTowers, model: str) -> None:

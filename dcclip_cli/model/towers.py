@@ -273,18 +273,11 @@ class OpenClipTowers(Towers):
         return TextFeatures(pooled, hidden, tokens.mask)
 
     def _fixed_length_text_features(self, tokens: Tokens, text: Any) -> TextFeatures:
-        captured: list[Tensor] = []
         source = self.model.ln_final if text is None else getattr(text, "transformer", text)
-
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            captured.append(output if isinstance(output, Tensor) else output.last_hidden_state)
-
-        handle = source.register_forward_hook(keep)
-        try:
+        with module_outputs([source]) as outputs:
             pooled = self.model.encode_text(tokens.ids)
-        finally:
-            handle.remove()
-        return TextFeatures(pooled, captured[-1][:, : tokens.ids.shape[1]], tokens.mask)
+        hidden = getattr(outputs()[0], "last_hidden_state", outputs()[0])
+        return TextFeatures(pooled, hidden[:, : tokens.ids.shape[1]], tokens.mask)
 
 
 class TransformersTowers(Towers):
@@ -340,8 +333,8 @@ class TransformersTowers(Towers):
         blocks = out.hidden_states[1:] if layers else ()  # the first is the input of the first block
         if not all(-len(blocks) <= layer < len(blocks) for layer in layers):
             raise no_such_layer(self.name, layers, len(blocks))
-        others = {layer: _on_grid(blocks[layer]) for layer in layers}
-        return ImageFeatures(out.pooler_output, _on_grid(out.last_hidden_state), others)
+        others = {layer: on_grid(blocks[layer]) for layer in layers}
+        return ImageFeatures(out.pooler_output, on_grid(out.last_hidden_state), others)
 
     @property
     def takes_any_length(self) -> bool:
@@ -374,7 +367,7 @@ def _lower_case(tokenizer: Any) -> None:
     backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), backend.normalizer])
 
 
-def _on_grid(hidden: Tensor) -> Tensor:
+def on_grid(hidden: Tensor) -> Tensor:
     """Patch tokens (B, n, C) as a map (B, C, h, w); the map of a convolutional tower unchanged."""
     if hidden.ndim == 4:
         return hidden
@@ -388,3 +381,19 @@ def no_such_layer(name: str, layers: Sequence[int], count: int) -> DcclipError:
     numbers = ", ".join(map(str, layers))
     what = f"the image tower of {name} does not have all of the layers {numbers}"
     return DcclipError(what, f"its layers are 0 to {count - 1}, or -{count} to -1 from the end")
+
+
+@contextmanager
+def module_outputs(modules: Sequence[nn.Module]) -> Iterator[Callable[[], list[Tensor]]]:
+    """A function that returns what each of the modules returned last, in their order."""
+    found: dict[nn.Module, Tensor] = {}
+
+    def keep(module: nn.Module, _inputs: Any, output: Any) -> None:
+        found[module] = output[0] if isinstance(output, tuple) else output
+
+    handles = [module.register_forward_hook(keep) for module in dict.fromkeys(modules)]
+    try:
+        yield lambda: [found[module] for module in modules]
+    finally:
+        for handle in handles:
+            handle.remove()

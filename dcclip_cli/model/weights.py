@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CONFIG = "open_clip_config.json"  # of a directory with weights of open_clip
 SAFETENSORS = "model.safetensors"
 TRANSFORMERS_WEIGHTS = (SAFETENSORS, "pytorch_model.bin")  # the first that exists is read
+UFORM_WEIGHTS = ("image_encoder.safetensors", "image_encoder.pt")  # and as many of `text_encoder`
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _AGAIN = "copy the whole model directory again"
 _FLOATS = ("F64", "F32", "F16", "BF16")

@@ -278,9 +278,7 @@ class RecipeRun:
 
         found: dict[str, ModelReference] = {}
         if self.loaded.recipe.teacher is not None:
-            teacher = self.loaded.recipe.teacher
-            allowed = getattr(teacher, "trust_remote_code", False)
-            found["teacher"] = replace(resolve(_reference(teacher)), trust_remote_code=allowed)
+            found["teacher"] = teacher_reference(self.loaded.recipe.teacher)
         found["student"] = self.trained_model()
         if finished(self.dir.root, "export"):
             found["bundle"] = resolve(str(self.dir.stage("export")))
@@ -358,8 +356,12 @@ def _parity(parity: Parity | None) -> str:
     )
 
 
-def _reference(teacher: Teacher) -> str:
-    """The teacher as `--model` would name it."""
+def teacher_reference(teacher: Teacher) -> ModelReference:
+    """The teacher as `--model` would name it, with its leave to run code."""
+    from dcclip_cli.model.reference import resolve
+
+    if teacher.kind == "fgclip2":
+        return replace(resolve(f"hf:{teacher.model}"), trust_remote_code=teacher.trust_remote_code)
     if teacher.kind != "open_clip":
-        return f"hf:{teacher.model}"
-    return teacher.model if teacher.model.startswith(("/", "hf-hub:")) else f"open_clip:{teacher.model}"
+        return resolve(f"hf:{teacher.model}")
+    return resolve(teacher.model if teacher.model.startswith(("/", "hf-hub:")) else f"open_clip:{teacher.model}")

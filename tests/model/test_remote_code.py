@@ -67,6 +67,15 @@ def test_code_of_a_repository_runs_from_the_hubs_cache_at_the_revision_that_is_n
     assert towers.fingerprint == allowed(folder).fingerprint
 
 
+def test_a_run_evaluates_its_teacher_by_code_only_if_the_recipe_allows_it(folder: Path) -> None:
+    from dcclip_cli.recipe.run import teacher_reference
+
+    for leave in (False, True):
+        teacher = FgClip2Teacher(model=str(folder), trust_remote_code=leave)
+        assert teacher_reference(teacher).trust_remote_code == leave
+    assert not teacher_reference(TransformersTeacher(model=str(folder))).trust_remote_code
+
+
 def test_other_code_is_another_fingerprint(folder: Path) -> None:
     before = allowed(folder).fingerprint
     with (folder / "modeling_fgclip2.py").open("a") as file:

@@ -1,0 +1,126 @@
+"""UForm's towers (unum-cloud/uform3-*): its repositories have a layout of their own, which the package uform reads.
+
+Shapes: as in towers.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import read_json
+from dcclip_cli.model.library_configs import COPY_AGAIN, TRANSFORMERS_CONFIG
+from dcclip_cli.model.preprocess import Preprocessing
+from dcclip_cli.model.processors import matching_preprocessing
+from dcclip_cli.model.tokenizer import check_tokenizer
+from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Tokens, Towers, module_outputs, no_such_layer, on_grid
+from dcclip_cli.model.weights import (
+    UFORM_WEIGHTS,
+    find_weights,
+    is_pickled,
+    require_file,
+    safetensors_copy,
+    weights_digest,
+)
+from dcclip_cli.progress import Progress
+
+_LOGIT_SCALE = 100.0  # UForm publishes none; CLIP's is clipped there
+
+
+class UFormTowers(Towers):
+    """A UForm model by the classes and processors of its package, which pad texts to the length of the tower."""
+
+    def __init__(
+        self, towers: dict[str, nn.Module], images: Any, texts: Any, config: dict[str, Any], name: str
+    ) -> None:
+        super().__init__()
+        self.model, self.name, self.fingerprint = nn.ModuleDict(towers), name, ""
+        self._images, self._texts, self._config = images, texts, config
+
+    def library_preprocess(self, image: Image.Image) -> np.ndarray:
+        return self._images(image)["images"][0].numpy()
+
+    def match_preprocessing(self) -> Preprocessing:
+        own = self._config["image_encoder"]
+        settings = {"size": own["image_size"], "mean": own["normalization_means"]}
+        settings["std"] = own["normalization_deviations"]
+        return matching_preprocessing(self.name, self.library_preprocess, settings)
+
+    def tokenize(self, texts: list[str]) -> Tokens:
+        found = self._texts(texts)
+        return Tokens(found["input_ids"], found["attention_mask"].long())
+
+    @property
+    def _table(self) -> nn.Embedding:
+        return self.model["text_encoder"].word_embeddings
+
+    @property
+    def vocabulary_rows(self) -> int:
+        return int(self._table.num_embeddings)
+
+    def token_embedding(self) -> tuple[Tensor, dict[str, int]]:
+        return self._table.weight.detach(), self._texts._tokenizer.get_vocab()
+
+    @property
+    def logit_scale(self) -> float:
+        return _LOGIT_SCALE
+
+    def image_features(self, pixels: Tensor, layers: Sequence[int] = ()) -> ImageFeatures:
+        tower = self.model["image_encoder"]
+        if not all(-len(tower.blocks) <= layer < len(tower.blocks) for layer in layers):
+            raise no_such_layer(self.name, layers, len(tower.blocks))
+        with module_outputs([tower.blocks[layer] for layer in layers]) as outputs:
+            hidden, embedding = tower(pixels, return_features=True)
+        others = {layer: on_grid(one) for layer, one in zip(layers, outputs(), strict=True)}
+        return ImageFeatures(embedding, on_grid(hidden), others)
+
+    def text_features(self, tokens: Tokens) -> TextFeatures:
+        hidden, embedding = self.model["text_encoder"](tokens.ids, tokens.mask, return_features=True)
+        return TextFeatures(embedding, hidden, tokens.mask)
+
+
+def load_uform(model: str, treatment: str, progress: Progress) -> UFormTowers:
+    """The towers of a UForm directory or repository. Raises DcclipError if the package is missing, or a file."""
+    try:
+        from uform.torch_encoders import ImageEncoder, TextEncoder
+        from uform.torch_processors import ImageProcessor, TextProcessor
+    except ImportError as error:
+        raise DcclipError(f"{model} needs the package uform: {error}", "pip install uform") from None
+    config_file, tokenizer = require_file(model, TRANSFORMERS_CONFIG), require_file(model, "tokenizer.json")
+    config, name = read_json(config_file, COPY_AGAIN), Path(model).name
+    towers, parts = dict[str, nn.Module](), [treatment]
+    for tower, encoder in (("image_encoder", ImageEncoder), ("text_encoder", TextEncoder)):
+        weights, digest = _weights(model, tower, name, progress)
+        with torch.random.fork_rng(devices=[]):
+            towers[tower] = encoder.from_pretrained(config, weights)
+        parts.append(digest)
+    texts = TextProcessor(str(config_file), str(tokenizer))
+    found = UFormTowers(towers, ImageProcessor(str(config_file)), texts, config, name)
+    where = f"teacher {model} cannot be loaded: its tokenizer"
+    check_tokenizer(found.tokenize, texts._tokenizer.get_vocab_size(), found.vocabulary_rows, where)
+    parts += [json.dumps(config, sort_keys=True), tokenizer.read_text("utf-8")]
+    found.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return found
+
+
+def _weights(model: str, tower: str, name: str, progress: Progress) -> tuple[dict[str, Tensor], str]:
+    """The weights of a tower as fp32, of pickled ones tensors alone, and a digest of their file."""
+    from safetensors.torch import load_file
+
+    names = [one.replace("image_encoder", tower) for one in UFORM_WEIGHTS]
+    files = find_weights(model, names)
+    if not files:
+        raise DcclipError(f"{model} has no {' or '.join(names)}", COPY_AGAIN)
+    digest = weights_digest(files)
+    if is_pickled(files):
+        files = [safetensors_copy(files, digest, name, progress)]
+    return {key: value.float() for key, value in load_file(files[0]).items()}, digest
