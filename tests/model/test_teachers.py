@@ -11,16 +11,16 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.teachers import AltClipTeacher, OpenClipTeacher, Teacher, TransformersTeacher
+from dcclip_cli.model.teachers import AltClipTeacher, FgClip2Teacher, OpenClipTeacher, Teacher, TransformersTeacher
 
 ANY_TEACHER: TypeAdapter[Teacher] = TypeAdapter(Teacher)
 
 
 def test_the_kind_chooses_the_class_and_an_unknown_one_names_the_known() -> None:
-    for kind in (AltClipTeacher, TransformersTeacher, OpenClipTeacher):
+    for kind in (AltClipTeacher, TransformersTeacher, FgClip2Teacher, OpenClipTeacher):
         assert type(ANY_TEACHER.validate_python({"kind": kind.model_fields["kind"].default, "model": "x/y"})) is kind
     assert AltClipTeacher().model == "BAAI/AltCLIP"
-    with pytest.raises(ValidationError, match="'altclip', 'transformers', 'open_clip'"):
+    with pytest.raises(ValidationError, match="'altclip', 'transformers', 'fgclip2', 'open_clip'"):
         ANY_TEACHER.validate_python({"kind": "alt_clip"})
 
 
