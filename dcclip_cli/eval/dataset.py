@@ -54,13 +54,15 @@ class Images:
 class Classes:
     """Classes in one language: C names, the images' labels (N,) or truth values (N, C), and prompt templates.
 
-    `alternates` are other names of a class, by its name.
+    `alternates` are other names of a class, by its name. `plain_names` are names with which the classes are asked for a
+    second time.
     """
 
     names: tuple[str, ...]
     labels: np.ndarray
     templates: tuple[str, ...]
     alternates: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    plain_names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

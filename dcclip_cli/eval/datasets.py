@@ -115,7 +115,8 @@ def _named(known: KnownSet, language: Language, data_root: Path | None, template
     else:
         assert classes is not None
         chosen = {"own": tuple(classes.templates[language]), "compact": prompts.compact(language), "name": _BARE_NAME}
-        truth = Classes(tuple(classes.names[language]), found.truth, chosen[templates], classes.alternates[language])
+        names, plain = tuple(classes.names[language]), classes.plain_names.get(language, {})
+        truth = Classes(names, found.truth, chosen[templates], classes.alternates[language], plain)
         truth = _present(truth) if part and partial == "present" else truth
     return DataSet(
         name, found.images, {language: truth}, known.metric, known.split, ImageTransform(known.squash, known.border),

@@ -20,6 +20,7 @@ from dcclip_cli.eval.dataset import Captions, Classes, DataSet
 from dcclip_cli.eval.datasets import Part, Templates, check_dataset, open_dataset, training_split
 from dcclip_cli.eval.embedding import Embedded, Embedder, FeatureCache
 from dcclip_cli.eval.metrics import Score, score_classes, score_retrieval
+from dcclip_cli.eval.registry import Metric
 from dcclip_cli.eval.result import EvalResult, pack, sha256_of
 from dcclip_cli.machine import keep_freed_memory
 from dcclip_cli.model import Precision
@@ -187,7 +188,28 @@ class _Evaluation:
                 task = "zero-shot classification"
             seconds = time.perf_counter() - begin
             result = self._result(dataset, language, truth, task, score, images, seconds)
-            yield result if isinstance(truth, Captions) else self._with_alike(result, asked, truth, images)
+            if isinstance(truth, Classes):
+                result = self._with_alike(result, asked, truth, images)
+                result = self._with_plain_names(result, classes, truth, dataset.metric, images)
+            yield result
+
+    def _with_plain_names(
+        self, result: EvalResult, classes: np.ndarray, truth: Classes, metric: Metric, images: Embedded
+    ) -> EvalResult:
+        """The result with what plain names give, where the data set has any; `classes` are (C, D) for the others."""
+        plain = {name: other for name, other in truth.plain_names.items() if name in truth.names}
+        if not plain:
+            return result
+        classes = classes.copy()
+        classes[[truth.names.index(name) for name in plain]] = self.embedder.classes([*plain.values()], truth.templates)
+        labels = truth.labels[images.indices]
+        value = score_classes(images.vectors @ classes.T, labels, metric).metrics[metric]
+        names = ", ".join(f"{other} for {name}" for name, other in plain.items())
+        said = (
+            f"{result.dataset} {result.language}, {result.model}: {100 * value:.1f} %, not {100 * result.value:.1f} %"
+        )
+        self.embedder.progress.say(f"{said}, with {names}")
+        return replace(result, plain_names=plain, plain_value=value)
 
     def _with_alike(self, result: EvalResult, asked: ClassTexts, truth: Classes, images: Embedded) -> EvalResult:
         """The result with the class names that the tokenizer reads alike, which are said on the terminal as well."""

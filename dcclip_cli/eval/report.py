@@ -126,8 +126,18 @@ def _remark(here: Sequence[EvalResult]) -> str:
         sample,
         f"{corrupt:,} images cannot be read" if corrupt else "",
         f"{alike} classes are read alike" if alike else "",
+        *_with_plain_names(here),
     )
     return ", ".join(filter(None, remarks))
+
+
+def _with_plain_names(here: Sequence[EvalResult]) -> list[str]:
+    """What each model has with the plain names of a language, in the order of the results."""
+    by_names: dict[str, list[str]] = defaultdict(list)
+    for result in here:
+        if result.plain_names:
+            by_names[", ".join(result.plain_names.values())].append(percent(result.plain_value))
+    return [f"with {names} {', '.join(values)} %" for names, values in by_names.items()]
 
 
 def one_thing(results: Sequence[EvalResult]) -> dict[str, list[str]]:

@@ -36,6 +36,7 @@ class EvalResult:
     `pack`: `labels`, `ranks`, `predictions`, `scores`, or for retrieval `text_ranks` and `image_ranks`.
     `replaced` maps class names that the tokenizer reads like another class to the alternates in their place;
     `indistinct` are the groups of names that it still reads alike, which cost at least `lost` of the metric.
+    With `plain_names` in place of the names that they belong to, the metric is `plain_value`.
     `images_per_second` is 0 if all embeddings were cached. `date` is the day of the measurement in UTC, ISO 8601.
     """
 
@@ -66,6 +67,8 @@ class EvalResult:
     indistinct: list[list[str]] = field(default_factory=list)
     lost: float = 0.0
     immich: ImmichMetric | None = None
+    plain_names: dict[str, str] = field(default_factory=dict)
+    plain_value: float | None = None
     class_names: list[str] = field(default_factory=list)
     templates: list[str] = field(default_factory=list)
     details: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)

@@ -264,3 +264,12 @@ def test_a_mapping_needs_every_class_once() -> None:
 def test_two_that_changed_places_are_a_wrong_order() -> None:
     with pytest.raises(DcclipError, match="x: class 0 is 'n2', 'n1' is expected"):
         ClassIndex(CRANES).check_order(["n2", "n1", "dog"], "x")
+
+
+def test_plain_names_are_alternates_of_names_in_the_list() -> None:
+    plain = prompts.read("country211").plain_names
+    assert plain == {"zh": {"中国香港": "香港", "中国澳门": "澳门", "中国台湾": "台湾"}}
+    for name in prompts.all_names():
+        about = prompts.read(name)
+        for language, names in about.plain_names.items():
+            assert all(other in about.alternates[language][own] for own, other in names.items()), name

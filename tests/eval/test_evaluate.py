@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from dcclip_cli.blocks import parse
+from dcclip_cli.data import prompts
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.errors import DcclipError
@@ -101,6 +102,26 @@ def test_an_oracle_is_always_right(name: str, tmp_path: Path, small: dict[str, K
     [found] = run(Oracle(), [name], tmp_path)
     assert found.metrics == {"top1": 1.0, "top5": 1.0, "mean_per_class": 1.0}
     assert found.metric == ("top1" if "dtd" in name else "mean_per_class")
+
+
+def test_a_data_set_with_plain_names_is_measured_with_both(tmp_path: Path, small: Any, run: Any) -> None:
+    whole(tmp_path, "dtd", 47)
+    file = prompts.FOLDER / "dtd.json"
+    content = json.loads(file.read_text("utf-8"))
+    content["zh"]["plain_names"] = {"东西1": "别名3"}  # which the oracle takes for class 3
+    file.write_text(json.dumps(content), "utf-8")
+    clear()
+    said: list[str] = []
+    en, zh = run(Oracle(), ["dtd", "dtd-cn"], tmp_path, progress=Lines(said.append))
+    assert "dtd-cn zh, oracle: 95.7 % with 别名3 for 东西1, 100.0 % without" in said
+    assert (en.plain_names, en.plain_value) == ({}, None)
+    assert (zh.value, zh.plain_names) == (1.0, {"东西1": "别名3"})
+    assert zh.plain_value == pytest.approx(45 / 47)  # images of class 1 and, of equal scores the lower, of class 3
+    assert zh.class_names[1] == "东西1"
+    assert table([en, zh]).rows[0].remark == "with 别名3 95.7 %"
+    assert EvalResult.from_json(zh.to_json()) == zh
+    [present] = run(Oracle(), ["dtd-cn"], tmp_path, partial="present")
+    assert present.plain_value == zh.plain_value
 
 
 def test_a_part_is_measured_marked_and_kept_from_full_results(tmp_path: Path, small: Any, run: Any) -> None:

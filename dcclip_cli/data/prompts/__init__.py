@@ -3,6 +3,7 @@
     {"folders": [key of each class in the source's label order],
      "en": {"names": [...], "alternates": {"name": ["synonym", ...]}, "templates": [...]}, "zh": {...}}
 
+`plain_names` of a language are shorter names that captions have for some classes: `eval` also says what they give.
 `one_thing` lists pairs of classes, by folder, that are one thing in both languages; `gap_remark` says why scores in the
 two languages do not compare. `{"subset_of": "imagenet", "folders": [...]}` takes the names and templates of these
 folders from another file.
@@ -33,7 +34,8 @@ class Prompts:
     """The class `folders` in label order and, per language, the classes' names, synonyms of names, and templates.
 
     `one_thing` are pairs of class numbers that nobody can tell apart by name in either language. `gap_remark` says why
-    a difference between the languages is one of the question; empty where it is not.
+    a difference between the languages is one of the question; empty where it is not. `plain_names` are other names for
+    some of the names.
     """
 
     folders: list[str]
@@ -42,6 +44,7 @@ class Prompts:
     templates: dict[Language, list[str]]
     one_thing: list[tuple[int, int]] = field(default_factory=list)
     gap_remark: str = ""
+    plain_names: dict[Language, dict[str, str]] = field(default_factory=dict)
 
 
 def languages(name: str) -> list[Language]:
@@ -63,6 +66,7 @@ def read(name: str) -> Prompts:
         templates={language: one["templates"] for language, one in found.items()},
         one_thing=_numbered(content.get("one_thing", []), content["folders"]),
         gap_remark=content.get("gap_remark", ""),
+        plain_names={language: one["plain_names"] for language, one in found.items() if "plain_names" in one},
     )
 
 
