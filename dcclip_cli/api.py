@@ -127,9 +127,9 @@ def evaluate(
 
     `options` are keys of the recipe's section `eval`; without a recipe `datasets=[...]` is needed. `model` is what
     `load` takes, or several; by default the recipe's run. `out`: folder for the results, tables and report.html
-    (default: that of the run), and for other `formats`. `owner`: your user or organisation of the hub, for the formats
-    `hub` and `mteb`. `cache`: keep embeddings for the next call. `trust_remote_code`: code in the models' repositories
-    (FG-CLIP2) may run.
+    (default: that of the run, whose model's card then receives them), and for other `formats`. `owner`: your user or
+    organisation of the hub, for the formats `hub` and `mteb`. `cache`: keep embeddings for the next call.
+    `trust_remote_code`: code in the models' repositories (FG-CLIP2) may run.
     """
     from dcclip_cli.eval.card import update_card
     from dcclip_cli.eval.embedding import FeatureCache
@@ -144,13 +144,14 @@ def evaluate(
     chosen, talk = loaded.recipe.eval, progress_for(progress)
     assert chosen is not None
     check_formats(formats, owner, chosen)
+    card = False  # whether the results go into the run, and so into its model's card
     if recipe is None or model is not None:
         names = [model] if model is None or isinstance(model, str | os.PathLike) else model
         resolved = [resolve(None if name is None else os.fspath(name)) for name in names]
         references = [replace(one, trust_remote_code=trust_remote_code) for one in resolved]
     else:
         job = open_run(loaded, None, device, progress=talk)
-        references, out = [job.trained_model()], out or job.dir.stage("eval")
+        references, card, out = [job.trained_model()], not out, out or job.dir.stage("eval")
     for reference in references:
         talk.say(reference.description)
     datasets = open_datasets(chosen)
@@ -163,7 +164,7 @@ def evaluate(
             models = {one.model_fingerprint: named for one, named in zip(results[::each], references, strict=True)}
             write_results(Written(results, datasets, owner, talk, models), Path(out), formats)
             saved.append(f"the results are in {out}")
-    if recipe is not None and model is None:
+    if card:
         update_card(references[0].path, results)
     return results
 

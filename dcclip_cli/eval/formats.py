@@ -53,6 +53,8 @@ def check_formats(names: Sequence[str], owner: str | None, options: EvalOptions 
         raise DcclipError(f"{unknown[0]} is not a format of results", f"use one of: {', '.join(FORMATS)}")
     if "hub" in names:
         hub.check_owner(owner)
+        if options:
+            hub.check_options(options)
     if "mteb" in names and options:
         mteb_results.check_options(options)
 

@@ -19,16 +19,17 @@ import yaml
 from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval import registry
+from dcclip_cli.eval import comparable, registry
 from dcclip_cli.eval.mteb_results import task_names
 from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.report import METRIC_NAMES, elevater_mean
 from dcclip_cli.eval.result import EvalResult
-from dcclip_cli.eval.unfit import unfit
 from dcclip_cli.files import atomic_write
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResultEntry
+
+    from dcclip_cli.eval.evaluate import EvalOptions
 
 # The hub accepts registered frameworks only: packages/tasks/src/eval.ts of huggingface.js. Chinese data sets of classes
 # are tasks of mteb in integrations/mteb/, whose values equal dcclip's.
@@ -88,17 +89,28 @@ def check_owner(owner: str | None) -> str:
     return owner
 
 
+def check_options(options: EvalOptions) -> None:
+    """Raise DcclipError where no result of these options would be on a leaderboard."""
+    comparable.check_options(options, "hub", "leaderboards are about whole data sets with their own prompts")
+    if not any(registry.find(name) for given in options.datasets for name in registry.expand(given)):
+        raise _nothing()
+
+
+def _nothing() -> DcclipError:
+    what = "none of the results is of a whole named data set, which leaderboards are about"
+    return DcclipError(f"--format hub: {what}", "measure one, such as imagenet-cn; dcclip datasets lists them")
+
+
 def save_repositories(results: Sequence[EvalResult], folder: Path, owner: str) -> list[str]:
     """Write models/NAME/.eval_results/ for each model and datasets/BENCHMARK/ for each benchmark of the results.
 
     Returns lines for the user: results that are left out, and how to upload the rest. Raises DcclipError if none is
     left.
     """
-    reasons = [(result, unfit(result)) for result in results]
+    reasons = [(result, comparable.unfit(result)) for result in results]
     lines = [f"left out: {one.dataset} {one.language} of {one.model} {why}" for one, why in reasons if why]
     if not (fit := [one for one, why in reasons if not why]):
-        what = "none of the results is of a whole named data set, which leaderboards are about"
-        raise DcclipError(what, "measure one without --limit and --partial; dcclip datasets lists them")
+        raise _nothing()
     wanted: set[Benchmark] = set()
     for name, several in _by_model(fit).items():
         place = folder / "models" / name

@@ -17,10 +17,9 @@ import numpy as np
 
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval import registry
+from dcclip_cli.eval import comparable, registry
 from dcclip_cli.eval.model_meta import model_meta
 from dcclip_cli.eval.result import EvalResult
-from dcclip_cli.eval.unfit import unfit
 from dcclip_cli.files import atomic_write
 from dcclip_cli.model.reference import ModelReference
 
@@ -75,14 +74,7 @@ def _tasks(dataset: str, language: Language) -> list[MtebTask]:
 
 def check_options(options: EvalOptions) -> None:
     """Raise DcclipError where no result of these options would have a form in mteb."""
-    for flag, other in (
-        (f"--task {options.task}", options.task != "zero-shot"),
-        (f"--limit {options.limit}", options.limit is not None),
-        (f"--partial {options.partial}", options.partial != "no"),
-        (f"--templates {options.templates}", options.templates != "own"),
-    ):
-        if other:
-            raise DcclipError(f"--format mteb with {flag}: no task of mteb measures that", f"omit {flag.split()[0]}")
+    comparable.check_options(options, "mteb", "no task of mteb measures that")
     names = [name for given in options.datasets for name in registry.expand(given)]
     if not any(_tasks(name, "zh") for name in names):
         raise _no_task(f"none of the data sets ({', '.join(names)}) has a task")
@@ -148,7 +140,7 @@ def _unfit(result: EvalResult) -> str:
     """Why mteb would not measure the same; empty if it does."""
     if not _tasks(result.dataset, result.language):
         return "has no task"
-    if reason := unfit(result):
+    if reason := comparable.unfit(result):
         return reason
     if result.corrupt:
         return f"lacks {len(result.corrupt):,} images that cannot be read"

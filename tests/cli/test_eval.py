@@ -58,7 +58,7 @@ def test_imagenet_cn_on_class_folders_equals_an_independent_computation(
     assert (found["n"], found["classes"], found["language"], found["split"]) == (1000, 1000, "zh", "val")
     assert f"{found['value']:.1%}" in shown.stdout and "imagenet-cn zh" in shown.stdout
     assert sorted(file.name for file in out.iterdir()) == [
-        "imagenet-cn.json", "report.html", "summary.json", "table.md", "table.tex",
+        "bars.svg", "imagenet-cn.json", "report.html", "summary.json", "table.csv", "table.md", "table.tex",
     ]  # fmt: skip
 
 
@@ -74,8 +74,11 @@ def test_results_are_written_in_another_format_without_measuring_again(
     assert len(list((tmp_path / "b/hub").glob("models/*/.eval_results/imagenet-family-zh.yaml"))) == 1
     assert "--results needs --out DIR" in dcclip(*again, expect=2).stderr
     assert "error: no owner" in dcclip(*again, "--out", str(tmp_path / "c"), expect=1).stderr
-    assert "error: no owner" in dcclip(*shared, "--dataset", "imagenet-cn", "--format", "hub", "--out",
-                                       str(tmp_path / "c"), expect=1).stderr  # fmt: skip
+    before = [*shared, "--format", "hub", "--out", str(tmp_path / "c"), "--dataset"]
+    assert "error: no owner" in dcclip(*before, "imagenet-cn", expect=1).stderr
+    owned = [*before[:-1], "--owner", "o", "--dataset"]
+    assert "hint:  omit --limit" in dcclip(*owned, "imagenet-cn", "--limit", "9", expect=1).stderr
+    assert "measure one, such as imagenet-cn" in dcclip(*owned, "我的.parquet", expect=1).stderr
 
 
 def test_compare_tells_differences_and_refuses_unlike_prompts(

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dcclip_cli.data import prompts
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.result import EvalResult, sha256_of
+
+if TYPE_CHECKING:
+    from dcclip_cli.eval.evaluate import EvalOptions
+
+
+def check_options(options: EvalOptions, name: str, why: str) -> None:
+    """Raise DcclipError where no result of these options would compare, for `why`, in the format `name`."""
+    for flag, other in (
+        (f"--task {options.task}", options.task != "zero-shot"),
+        (f"--limit {options.limit}", options.limit is not None),
+        (f"--partial {options.partial}", options.partial != "no"),
+        (f"--templates {options.templates}", options.templates != "own"),
+    ):
+        if other:
+            raise DcclipError(f"--format {name} with {flag}: {why}", f"omit {flag.split()[0]}")
 
 
 def unfit(result: EvalResult) -> str:
