@@ -18,9 +18,10 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from queue import SimpleQueue
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.machine import keep_pandas_out
 from dcclip_cli.partials import remove_own
 from dcclip_cli.signals import NUMBERS
 
@@ -36,39 +37,56 @@ class WorkerKilledError(RuntimeError):
     """A worker process was killed, as the system does when memory runs out."""
 
 
-def calls(function: Callable[[Argument], Result], arguments: Sequence[Argument], workers: int) -> Iterator[Result]:
-    """The results of a function of a module, called in `workers` processes, as they come.
+class Workers:
+    """Worker processes, which end when the block does that this is the context of."""
 
-    Raises what a call raises, or WorkerKilledError; all workers end then.
-    """
-    processes = [_start() for _ in range(workers)]
-    _running.extend(processes)
-    idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
-    for process in processes:
-        idle.put(process)
+    def __init__(self, number: int) -> None:
+        self._processes = [_start() for _ in range(number)]
+        self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
+        self._ended = threading.Event()
+        _running.extend(self._processes)
+        for process in self._processes:
+            self._idle.put(process)
 
-    ended = threading.Event()
+    def __enter__(self) -> Self:
+        return self
 
-    def call(argument: Argument) -> Result:
-        process = idle.get()
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        _end(self._processes)
+        for process in self._processes:
+            if process in _running:
+                _running.remove(process)
+
+    def calls(self, function: Callable[[Argument], Result], arguments: Sequence[Argument]) -> Iterator[Result]:
+        """The results of a function of a module, as they come.
+
+        Raises what a call raises, or WorkerKilledError; all workers end then.
+        """
+        with ThreadPoolExecutor(len(self._processes)) as pool:
+            try:
+                for done in as_completed([pool.submit(self._call, function, argument) for argument in arguments]):
+                    yield done.result()
+            except BaseException:
+                self.__exit__()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _call(self, function: Callable[[Argument], Result], argument: Argument) -> Result:
+        process = self._idle.get()
         try:
-            if ended.is_set():
+            if self._ended.is_set():
                 raise WorkerKilledError("the workers have ended")
             result: Result = _ask(process, pickle.dumps((function, argument)))
             return result
         finally:
-            idle.put(process)
+            self._idle.put(process)
 
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for done in as_completed([pool.submit(call, argument) for argument in arguments]):
-                yield done.result()
-        finally:
-            ended.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            _end(processes)
-            for process in processes:
-                _running.remove(process)
+
+def calls(function: Callable[[Argument], Result], arguments: Sequence[Argument], workers: int) -> Iterator[Result]:
+    """`Workers.calls` in workers of its own."""
+    with Workers(workers) as started:
+        yield from started.calls(function, arguments)
 
 
 def end_workers() -> None:
@@ -122,6 +140,7 @@ def _serve() -> None:
     for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
     pool = ThreadPoolExecutor(1)
+    pool.submit(keep_pandas_out)
     while True:
         try:
             call = pickle.load(sys.stdin.buffer)

@@ -82,7 +82,9 @@ def collect(
         return _show_plan(loaded)
 
     from dcclip_cli import api
+    from dcclip_cli.machine import keep_pandas_out
 
+    keep_pandas_out()
     talk = console.talk(quiet, verbose)
     result = api.collect(loaded, out=out, fresh=fresh, engine=engine, workers=workers, limit=limit, progress=talk)
     _show_collected(result)

@@ -158,14 +158,15 @@ def _run_steps(
 
     engine = engine or Engine()
     slices = len(found.assignments)
-    with _watched(progress, "read", found, work.read(0).parent):
-        engine.run(ReadStep(options, work, slices), work.logs("read"))
-    if options.scores:
-        with _watched(progress, "score", found, work.scored(0).parent):
-            engine.run(ScoreStep(options, work, slices), work.logs("score"))
-    engine.run(DedupStep(options, work, 1), work.logs("dedup"))
-    with _watched(progress, "write", found, work.written(0).parent):
-        engine.run(WriteStep(options, work, slices), work.logs("write"))
+    with engine.started(slices) as workers:
+        with _watched(progress, "read", found, work.read(0).parent):
+            engine.run(ReadStep(options, work, slices), work.logs("read"), workers)
+        if options.scores:
+            with _watched(progress, "score", found, work.scored(0).parent):
+                engine.run(ScoreStep(options, work, slices), work.logs("score"), workers)
+        engine.run(DedupStep(options, work, 1), work.logs("dedup"), workers)
+        with _watched(progress, "write", found, work.written(0).parent):
+            engine.run(WriteStep(options, work, slices), work.logs("write"), workers)
     return _finish(options, work, slices)
 
 

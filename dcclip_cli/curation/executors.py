@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -20,7 +21,7 @@ from pydantic import Field
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import cores
 from dcclip_cli.options import Options, Removed
-from dcclip_cli.processes import WorkerKilledError, calls
+from dcclip_cli.processes import WorkerKilledError, Workers
 
 _ASK_SLURM_S = 5.0
 # Values of a removed key that change nothing.
@@ -77,8 +78,16 @@ class Engine:
     workers: int | None = None
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
 
-    def run(self, step: Step, logs: Path) -> None:
-        """Do all unfinished tasks of a step. Raises DcclipError where tasks failed; clusters log them to `logs`."""
+    def started(self, tasks: int) -> AbstractContextManager[Workers | None]:
+        """Worker processes for all steps of up to so many tasks each, if that takes any."""
+        number = min(tasks, self.workers or cores())
+        return Workers(number) if self.name == "local" and number > 1 else nullcontext()
+
+    def run(self, step: Step, logs: Path, workers: Workers | None = None) -> None:
+        """Do all unfinished tasks of a step, with `started` workers or with some of its own.
+
+        Raises DcclipError where tasks failed; clusters log them to `logs`.
+        """
         pending = [task for task in range(step.tasks) if not step.done(task)]
         if not pending:
             return
@@ -87,7 +96,8 @@ class Engine:
         elif self.name == "ray":
             self._run_on_ray(step, pending, logs)
         else:
-            _run_locally(step, pending, min(len(pending), self.workers or cores()))
+            with nullcontext(workers) if workers else self.started(len(pending)) as started:
+                _run_locally(step, pending, started)
         if failed := [task for task in pending if not step.done(task)]:
             raise DcclipError(
                 f"{len(failed)} of {step.tasks} tasks failed, the first is {failed[0]}",
@@ -166,14 +176,14 @@ def _in_queue(job: str) -> bool:
     return bool(asked.stdout.strip())
 
 
-def _run_locally(step: Step, pending: Sequence[int], workers: int) -> None:
+def _run_locally(step: Step, pending: Sequence[int], workers: Workers | None) -> None:
     """Run tasks in worker processes that end with this one. Raises a task's error, or DcclipError if one is killed."""
-    if workers == 1:
+    if workers is None or len(pending) == 1:
         for task in pending:
             step.run(task)
         return
     try:
-        for _ in calls(step.run, pending, workers):
+        for _ in workers.calls(step.run, pending):
             pass
     except WorkerKilledError:
         raise DcclipError(

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,11 @@ ALL_IMAGE_SUFFIXES = (
 _CHUNK = 1 << 22  # bytes of a text file that are read at once
 _OPENED, _QUOTED = re.compile(rb'(?:^|,)"'), re.compile(rb'(?:^|,)"[^"]*+(?:""[^"]*+)*+"[^,]*')  # fields of CSV
 _MAX_HEADER_BYTES = 1_000_000  # of an extended header; a long name needs a few hundred
+_END = bytes(tarfile.BLOCKSIZE)
+_REGULAR, _EXTENDED = tarfile.REGTYPE[0], tarfile.XHDTYPE[0]
+# Records of an extended header that change neither a member's name nor its bytes; webdataset and img2dataset write
+# `mtime` in front of every member.
+_HARMLESS = frozenset((b"mtime", b"atime", b"ctime", b"uid", b"gid", b"uname", b"gname", b"comment"))
 
 
 @dataclass(frozen=True)
@@ -127,12 +133,15 @@ def tar_members(file: Path) -> Iterator[Member]:
 
 def members_of(stream: IO[bytes], size: int) -> Iterator[Member]:
     """Like `tar_members`, of an open file of `size` bytes."""
-    at = 0  # after the last member that could be read
+    at = yield from _plain_members(stream, size)
+    if at is None:
+        return
+    stream.seek(at)
     try:
         with tarfile.open(fileobj=cast(IO[bytes], _Bounded(stream)), mode="r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # else every header stays in memory
-                at = archive.offset
+                at = archive.offset  # after the last member that could be read
                 if member.size < 0:  # which an extended header may say
                     raise tarfile.ReadError(f"a member of {member.size:,} bytes")
                 if member.offset_data + (member.size if member.isreg() else 0) > size:
@@ -155,6 +164,63 @@ def members_of(stream: IO[bytes], size: int) -> Iterator[Member]:
         yield Member("", at, 0, _cut(size))
     elif block.strip(b"\0"):
         yield Member("", at, 0, Drop("tar-unreadable", f"no header where one should be, at byte {at:,}"))
+
+
+def _plain_members(stream: IO[bytes], size: int) -> Iterator[Member]:
+    """The members that are plain files, up to the first other one, or damage, whose offset is returned.
+
+    Five times as fast as tarfile, which judges the rest; returns None at the end of the tar.
+    """
+    at = start = 0  # of a member, and of the extended header before it
+    extended: str | None = None  # the name in that, "" where it has none
+    while True:
+        stream.seek(at)
+        header = stream.read(tarfile.BLOCKSIZE)
+        if header == _END and extended is None:
+            return None
+        try:
+            kind, name, length = _parsed(header)
+            at += tarfile.BLOCKSIZE
+            end = at + length + -length % tarfile.BLOCKSIZE
+            if kind == _EXTENDED and extended is None and length <= _MAX_HEADER_BYTES:
+                extended = _name_in(stream.read(length))
+            elif kind == _REGULAR and end <= size:
+                yield Member(extended or name, at, length)
+                extended = None
+            else:
+                return start
+        except ValueError:
+            return start
+        at = end
+        if extended is None:
+            start = at
+
+
+def _parsed(header: bytes) -> tuple[int, str, int]:
+    """Type, name and size of a member. Raises ValueError for what is not the plain header of a file."""
+    size = int(header[124:136].split(b"\0", 1)[0].strip() or b"0", 8)
+    checksum = int(header[148:156].split(b"\0", 1)[0].strip() or b"0", 8)
+    # Adler-32 is 1 + the sum of the bytes modulo 65,521; the checksum counts its own field as eight spaces.
+    total = (zlib.adler32(header[156:], zlib.adler32(header[:148])) & 0xFFFF) + 255
+    name = header[:100].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+    if len(header) < tarfile.BLOCKSIZE or size < 0 or (total - checksum) % 65_521 or header[345] or name.endswith("/"):
+        raise ValueError
+    return header[156] or _REGULAR, name, size
+
+
+def _name_in(records: bytes) -> str:
+    """The name in an extended header, or "". Raises ValueError where it has anything else of importance."""
+    name = b""
+    while records:
+        digits = records.partition(b" ")[0]
+        length = int(digits) if digits.isdigit() else 0
+        record, records = records[:length], records[length:]
+        key, _, value = record[len(digits) + 1 : -1].partition(b"=")
+        if key == b"path":
+            name = value
+        elif key not in _HARMLESS or not record.endswith(b"\n"):
+            raise ValueError
+    return name.decode()
 
 
 def _cut(size: int) -> Drop:

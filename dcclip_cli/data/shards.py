@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import tarfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice, product
@@ -29,12 +27,7 @@ Captions = dict[Language, tuple[str, ...]]
 
 SUFFIXES = (".tar", ".parquet")
 _AGAIN = "write or collect it again"
-_BLOCK, _END = tarfile.BLOCKSIZE, bytes(tarfile.BLOCKSIZE)
-_REGULAR, _EXTENDED = tarfile.REGTYPE[0], tarfile.XHDTYPE[0]
 _ROWS_AT_A_TIME = 256
-# Records of an extended header that change neither a member's name nor its bytes; webdataset and img2dataset write
-# `mtime` in front of every member.
-_HARMLESS = frozenset((b"mtime", b"atime", b"ctime", b"uid", b"gid", b"uname", b"gname", b"comment"))
 
 
 class Columns(Options):
@@ -91,10 +84,6 @@ def rows_of(file: DataFile, columns: Columns) -> Iterator[Row]:
 # ---- tars: KEY.jpg|png|webp next to KEY.json
 
 
-class _Unusual(Exception):
-    """Raised by the fast reader for all but plain members; `tarfile` judges them."""
-
-
 class _Found(NamedTuple):
     """The bytes of one member, and their offset."""
 
@@ -109,10 +98,7 @@ def tar_rows(file: DataFile, columns: Columns, members: int | None = None) -> It
     With `members`, only so many from its beginning are read. Member names are only compared, never used as paths; links
     and special files are skipped.
     """
-    try:
-        images, records = _joined(islice(_fast_members(file), members), file, columns)
-    except _Unusual:
-        images, records = _joined(islice(_members(file), members), file, columns)
+    images, records = _joined(islice(_members(file), members), file, columns)
     for key, (offset, size, digest) in images.items():
         captions, meta = records.get(key, ({}, "{}"))
         yield Row(key, captions.get("zh", ()), captions.get("en", ()), meta, key in records, offset, size, digest)
@@ -147,69 +133,8 @@ def _is_read(name: str, size: int) -> bool:
     return size <= (MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else MAX_TEXT_BYTES if suffix == ".json" else -1)
 
 
-def _fast_members(file: DataFile) -> Iterator[_Found]:
-    """The images and records in a tar of plain members; five times as fast as tarfile. Raises _Unusual for others."""
-    with file.open() as stream:
-        at, extended = 0, None  # the name in an extended header, "" where it has none
-        while header := stream.read(_BLOCK):
-            if header == _END:
-                return
-            kind, name, size = _parsed(header)
-            at += _BLOCK
-            if kind == _EXTENDED and extended is None and size <= MAX_TEXT_BYTES:
-                extended = _name_in(stream.read(size))
-            elif kind == _REGULAR:
-                name = extended or name
-                if _is_read(name, size):
-                    content = stream.read(size)
-                    if len(content) < size:
-                        raise _Unusual
-                    yield _Found(name, at, content)
-                extended = None
-            else:
-                raise _Unusual
-            at += size + -size % _BLOCK
-            stream.seek(at)
-        # Also where a size was a lie: no header was read there. An end without its mark is fine.
-        if not at or at != stream.seek(0, 2):
-            raise _Unusual
-
-
-def _parsed(header: bytes) -> tuple[int, str, int]:
-    """Type, name and size of a member. Raises _Unusual for what is not the plain header of a file."""
-    try:
-        size = int(header[124:136].split(b"\0", 1)[0].strip() or b"0", 8)
-        checksum = int(header[148:156].split(b"\0", 1)[0].strip() or b"0", 8)
-        # Adler-32 is 1 + the sum of the bytes modulo 65,521; the checksum counts its own field as eight spaces.
-        total = (zlib.adler32(header[156:], zlib.adler32(header[:148])) & 0xFFFF) + 255
-        name = header[:100].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-    except ValueError:
-        raise _Unusual from None
-    if len(header) < _BLOCK or size < 0 or (total - checksum) % 65_521 or header[345] or name.endswith("/"):
-        raise _Unusual
-    return header[156] or _REGULAR, name, size
-
-
-def _name_in(records: bytes) -> str:
-    """The name in an extended header, or "". Raises _Unusual where it has anything else of importance."""
-    name = b""
-    while records:
-        digits = records.partition(b" ")[0]
-        length = int(digits) if digits.isdigit() else 0
-        record, records = records[:length], records[length:]
-        key, _, value = record[len(digits) + 1 : -1].partition(b"=")
-        if key == b"path":
-            name = value
-        elif key not in _HARMLESS or not record.endswith(b"\n"):
-            raise _Unusual
-    try:
-        return name.decode()
-    except UnicodeDecodeError:
-        raise _Unusual from None
-
-
 def _members(file: DataFile) -> Iterator[_Found]:
-    """The images and records in any tar."""
+    """The images and records in a tar."""
     with file.open() as stream:
         for member in members_of(stream, file.size):
             if member.fault and member.fault.reason.startswith("tar-"):

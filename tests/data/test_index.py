@@ -15,7 +15,7 @@ import pytest
 
 from dcclip_cli.curation.shards import ShardWriter
 from dcclip_cli.data import index as indexes
-from dcclip_cli.data import indexing, shards
+from dcclip_cli.data import indexing, reading, shards
 from dcclip_cli.data.dataset import open_pairs, shards_at, write_parquet
 from dcclip_cli.data.index import SUFFIX, find_index
 from dcclip_cli.data.indexing import index_files, verify_files
@@ -323,7 +323,7 @@ def test_what_webdataset_and_collect_write_needs_no_tarfile(
             member = tarfile.TarInfo(name)
             member.size, member.pax_headers = len(content), headers
             archive.addfile(member, io.BytesIO(content))
-    monkeypatch.setattr(shards, "_members", None)
+    monkeypatch.setattr(tarfile, "open", None)
     assert [row.key for row in tar_rows(local_file(tmp_path / "a.tar"), NONE)] == ["0", "1", "2"]
 
 
@@ -341,9 +341,8 @@ def test_a_damaged_tar_is_read_as_tarfile_reads_it_or_refused_as_it_refuses_it(
         except DcclipError as error:
             return error.what
 
-    def unusual(file: object) -> Iterator[object]:
-        raise shards._Unusual
-        yield
+    def unusual(header: bytes) -> None:
+        raise ValueError
 
     for _ in range(300):
         damaged = bytearray(whole)
@@ -357,7 +356,7 @@ def test_a_damaged_tar_is_read_as_tarfile_reads_it_or_refused_as_it_refuses_it(
         path.write_bytes(damaged[: chance.choice((len(whole), len(whole), chance.randrange(len(whole))))])
         found = read()
         with monkeypatch.context() as patch:
-            patch.setattr(shards, "_fast_members", unusual)
+            patch.setattr(reading, "_parsed", unusual)
             assert found == read()
 
 

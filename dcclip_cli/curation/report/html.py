@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import yaml
@@ -17,16 +17,14 @@ import yaml
 from dcclip_cli.curation.report.examples import Example
 from dcclip_cli.curation.report.statistics import KEPT, SCALES, Scale, scale_of
 from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.html import svg_chart, svg_data_url, write_page
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from dcclip_cli.html import svg_data_url, write_page
 
 _LANGUAGE_NAMES = {"zh": "Chinese", "en": "English"}
 _BARS = 48  # of a histogram, at most
 _TAIL = 0.01  # of all values, at either end, may be counted in the outermost bars
 _VISIBLE = 0.0125  # height of the smallest part of a bar, relative to the highest bar
 _COLOURS = ("#2b8a7e", "#d6493b", "#aeb6bd")  # kept, dropped for this quantity, dropped for another; as in html.css
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 330, 14, 112  # of the area of a chart
 _TEXT, _MARK = "#7d8790", "#c2483a"  # legible on light and dark pages
 
 
@@ -176,36 +174,51 @@ def cut_into_bars(scale: Scale, counts: np.ndarray, limits: Sequence[float]) -> 
 
 
 def _draw(scale: Scale, edges: np.ndarray, bars: np.ndarray, limits: Sequence[tuple[str, float]]) -> str:
-    from matplotlib.ticker import LogLocator, MaxNLocator
-
+    """An SVG image; drawn here, since importing matplotlib takes as long as collecting hundreds of pairs."""
     octaves = scale.unit in ("pixels", "bytes")
+    along = np.log2 if octaves else np.asarray
+    first, last, most = float(along(edges[0])), float(along(edges[-1])), max(1, int(bars.sum(0).max()))
 
-    def onto(axes: Axes) -> None:
-        heights = np.maximum(bars, (bars > 0) * _VISIBLE * bars.sum(0).max())
-        bottoms = heights.cumsum(0) - heights
-        for height, bottom, colour in zip(heights, bottoms, _COLOURS, strict=True):
-            axes.bar(edges[:-1], height, np.diff(edges), bottom, align="edge", color=colour, linewidth=0)
-        if octaves:
-            axes.set_xscale("log", base=2)
-        axes.minorticks_off()
-        axes.xaxis.set_major_locator(LogLocator(2, numticks=8) if octaves else MaxNLocator(7, integer=scale.whole))
-        axes.xaxis.set_major_formatter(lambda value, _: readable(value, scale.unit))
-        axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-        axes.yaxis.set_major_formatter("{x:,.0f}")
-        axes.set_xlim(edges[0], edges[-1])
-        axes.grid(axis="y", alpha=0.3)
-        for sign, value in limits:
-            # A bar of whole numbers is centred on its value, so the line is between the last kept value and the next.
-            place = value + scale.whole * (0.5 if sign == "≤" else -0.5)
-            if edges[0] <= place <= edges[-1]:
-                axes.axvline(place, color=_MARK, linestyle="--", linewidth=1.2)
-                side, shift = ("right", -4) if sign == "≤" else ("left", 4)
-                label = f"{sign} {readable(value, scale.unit)}"
-                above = ("data", "axes fraction")
-                axes.annotate(label, (place, 1), (shift, 2), above, "offset points", ha=side, color=_MARK)
+    def x(value: float) -> float:
+        return _LEFT + (_RIGHT - _LEFT) * (float(along(value)) - first) / (last - first)
 
-    colours = {"text_color": _TEXT, "axes_edgecolor": _TEXT, "xtick_color": _TEXT, "ytick_color": _TEXT}
-    return svg_data_url(svg_chart((4.2, 1.7), onto, **colours, axes_spines_left=False))
+    def y(count: float) -> float:
+        return _BOTTOM - (_BOTTOM - _TOP) * count / most
+
+    drawn = []
+    for count in _ticks(0, most, 3, whole=True):
+        drawn += [f'<path d="M{_LEFT} {y(count):.1f}H{_RIGHT}" stroke="{_TEXT}" stroke-opacity=".3"/>']
+        drawn += [f'<text x="{_LEFT - 5}" y="{y(count) + 3:.1f}" text-anchor="end">{count:,.0f}</text>']
+    bottoms = np.zeros(bars.shape[1])
+    for row, colour in zip(np.maximum(bars, (bars > 0) * _VISIBLE * most), _COLOURS, strict=True):
+        for left, right, bottom, height in zip(edges[:-1], edges[1:], bottoms, row, strict=True):
+            if height:
+                size = f'width="{x(right) - x(left):.1f}" height="{y(0) - y(height):.1f}"'
+                drawn += [f'<rect x="{x(left):.1f}" y="{y(bottom + height):.1f}" {size} fill="{colour}"/>']
+        bottoms += row
+    for at in _ticks(first, last, 7, whole=octaves or scale.whole):
+        value = 2**at if octaves else at
+        label = f'<text x="{x(value):.1f}" y="{_BOTTOM + 14}" text-anchor="middle">{readable(value, scale.unit)}</text>'
+        drawn += [f'<path d="M{x(value):.1f} {_BOTTOM}v3" stroke="{_TEXT}"/>', label]
+    for sign, value in limits:
+        # A bar of whole numbers is centred on its value, so the line is between the last kept value and the next.
+        place = value + scale.whole * (0.5 if sign == "≤" else -0.5)
+        if edges[0] <= place <= edges[-1]:
+            side, shift = ("end", -4) if sign == "≤" else ("start", 4)
+            label = f'<text x="{x(place) + shift:.1f}" y="9" text-anchor="{side}" fill="{_MARK}">'
+            drawn += [f'<path d="M{x(place):.1f} {_TOP}V{_BOTTOM}" stroke="{_MARK}" stroke-dasharray="4 2"/>']
+            drawn += [f"{label}{sign} {readable(value, scale.unit)}</text>"]
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_RIGHT + 10} {_BOTTOM + 20}" '
+    style = f'font-family="sans-serif" font-size="9" fill="{_TEXT}">'
+    return svg_data_url("".join([head, style, *drawn, "</svg>"]).encode())
+
+
+def _ticks(first: float, last: float, most: int, whole: bool) -> np.ndarray:
+    """At most `most` round numbers, evenly spaced."""
+    step = 10.0 ** math.floor(math.log10((last - first) / most))
+    steps = [max(step * factor, 1 if whole else 0) for factor in (1, 2, 5, 10)]
+    step = next((one for one in steps if (last - first) / one < most), steps[-1])
+    return np.arange(math.ceil(first / step - 1e-9), math.floor(last / step + 1e-9) + 1) * step
 
 
 def readable(value: float, unit: str = "") -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path, PurePath, PurePosixPath
@@ -41,7 +42,8 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.options import PathOption
 
 SIDECARS: dict[str, Told | None] = {"json": None, "zh.txt": "zh", "en.txt": "en", "txt": "caption"}  # by suffix
-_MEMBERS_TO_COUNT = 2_000  # of a tar, to estimate how many pairs it has
+_MEMBERS_TO_COUNT = 200  # of a tar, to estimate how many pairs it has
+_AT_A_TIME = 16  # tars that are opened for that: on network storage, each takes its time
 _IMAGE = "image"
 _Parts = tuple[str, ...]
 _Ids = frozenset[tuple[int, int]]  # of the folders above, by device and inode; None for an image
@@ -155,7 +157,10 @@ class TarsSource(SourceOptions):
 
     def slices(self, size: int) -> list[Slice]:
         """One slice for each tar, whatever `size` is: one shard becomes one shard."""
-        return [Slice({"file": str(file)}, _estimated_pairs(file)) for file in files_of(self.path, (".tar",))]
+        files = files_of(self.path, (".tar",))
+        with ThreadPoolExecutor(_AT_A_TIME) as pool:
+            abouts = pool.map(_estimated_pairs, files)
+            return [Slice({"file": str(file)}, about) for file, about in zip(files, abouts, strict=True)]
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
         """Candidates with the keys that they have in the tar. A truncated or damaged tar ends in one with a fault."""
