@@ -205,10 +205,8 @@ class _Evaluation:
         labels = truth.labels[images.indices]
         value = score_classes(images.vectors @ classes.T, labels, metric).metrics[metric]
         names = ", ".join(f"{other} for {name}" for name, other in plain.items())
-        said = (
-            f"{result.dataset} {result.language}, {result.model}: {100 * value:.1f} %, not {100 * result.value:.1f} %"
-        )
-        self.embedder.progress.say(f"{said}, with {names}")
+        where = f"{result.dataset} {result.language}, {result.model}"
+        self.embedder.progress.say(f"{where}: {100 * value:.1f} % with {names}, {100 * result.value:.1f} % without")
         return replace(result, plain_names=plain, plain_value=value)
 
     def _with_alike(self, result: EvalResult, asked: ClassTexts, truth: Classes, images: Embedded) -> EvalResult:
