@@ -50,15 +50,16 @@ _CARD = """---
 {about}. A leaderboard of dual encoders, each data set by its own metric, in per cent.
 
 This repository contains no images, which are where each data set is published. Values are measured with
-`dcclip eval --format hub`; mteb gives the same of tasks called ZeroShot-zh, which are in dcclip's folder
-`integrations/mteb`. A model is listed once its repository has `.eval_results/{name}.yaml`.
+`dcclip eval --format hub`{mteb}. A model is listed once its
+repository has `.eval_results/{name}.yaml`.
 
 本仓库不含图像，请从各数据集的发布处获取。结果由 `dcclip eval --format hub` 测得；模型仓库中有
 `.eval_results/{name}.yaml` 即可上榜。
 
-| data set | images | classes | metric |
-|---|---:|---:|---|
+| data set | task | images | classes | metric |
+|---|---|---:|---:|---|
 {rows}"""
+_MTEB = ", or with mteb and its tasks of these names in dcclip's folder `integrations/mteb`"
 
 
 @dataclass(frozen=True)
@@ -209,13 +210,16 @@ def _save_benchmark(benchmark: Benchmark, folder: Path) -> None:
     data = DatasetCardData(
         language=[benchmark.language],
         pretty_name=benchmark.name,
-        task_categories=["zero-shot-image-classification" if configs else "image-to-text"],
+        task_categories=["zero-shot-image-classification"] if configs else None,
         configs=configs or None,
     )
+    ids = {one.label: _task_id(one, benchmark.language) for one in benchmark.sets}
     rows = "".join(
-        f"| {one.label} | {one.size or ''} | {one.classes or ''} | {_metric(one.metric)} |\n" for one in benchmark.sets
+        f"| {one.label} | {ids[one.label]} | {one.size or ''} | {one.classes or ''} | {_metric(one.metric)} |\n"
+        for one in benchmark.sets
     )
-    _write(folder / "README.md", _CARD.format(data=data, name=benchmark.name, about=about, rows=rows))
+    mteb = _MTEB if any(label != task for label, task in ids.items()) else ""
+    _write(folder / "README.md", _CARD.format(data=data, name=benchmark.name, about=about, mteb=mteb, rows=rows))
 
 
 def _save_classes(known: KnownSet, language: Language, file: Path) -> None:

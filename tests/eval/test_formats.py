@@ -54,6 +54,9 @@ def test_the_elevater_board_in_chinese_has_twenty_values_and_their_mean(tmp_path
     board = tmp_path / "out/hub/datasets/elevater-zh"
     about = yaml.safe_load((board / "eval.yaml").read_text("utf-8"))
     assert {task["id"] for task in about["tasks"]} == entries.keys()
+    card = (board / "README.md").read_text("utf-8")
+    assert "with mteb" in card and "| mnist | MNISTZeroShot-zh | 10000 | 10 | top-1 |" in card
+    assert "with mteb" not in (board.parent / "elevater-en/README.md").read_text("utf-8")
     english = yaml.safe_load((board.parent / "elevater-en/eval.yaml").read_text("utf-8"))["tasks"]
     assert english[1] == {"id": "caltech101", "config": "caltech101", "split": "test"}
     assert about["name"] == "elevater-zh" and about["evaluation_framework"] == "mteb"
