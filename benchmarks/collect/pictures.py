@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -80,6 +80,11 @@ def pool(data: Path, styles: tuple[str, ...] = STYLES) -> Pool:
         for code, named, worded in emoji(data / f"emoji/{style}.tar"):
             candidates.append(worded if code in used else named)
             used.add(code)
+    return distinct(candidates)
+
+
+def distinct(candidates: Iterable[Real]) -> Pool:
+    """Each image and each caption once, at its first occurrence."""
     clean, spare = [], []
     seen: set[bytes] = set()
     texts: set[str] = set()

@@ -12,13 +12,14 @@ import shutil
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
 import pyarrow.parquet as pq
 from corpus import RIGHT, Planter, write
 from layouts import Item
-from pictures import drawings, pool
+from pictures import Pool, Real, drawings, pool
 
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import LANGUAGES, Pair
@@ -60,26 +61,34 @@ class Outcome:
                 print(f"    {item.name}: {sorted(self.reasons[item.name])} {item.captions}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("drawings", type=Path)
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--each", type=int, default=60, help="items of each fault")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", type=int, default=0, help="wrong items to print for each line")
-    options = parser.parse_args()
+
+
+def measure(real: Pool, drawn: Sequence[Real], options: argparse.Namespace) -> None:
+    """Plant the faults, run `collect`, print the result for each fault and language."""
     root = options.work.resolve() / "planted"
     shutil.rmtree(root, ignore_errors=True)
     random = Random(options.seed)
-    planter = Planter(pool(options.data), drawings(options.drawings), options.each, random)
-    known = write(planter, root, random)
+    known = write(Planter(real, drawn, options.each, random), root, random)
     print(f"{len(known):,} pairs, {len(RIGHT)} kinds of fault")
     command = [sys.executable, "-m", "dcclip_cli", "collect", "planted.yaml", "--out", "run"]
     subprocess.run(command, cwd=root, check=True)
     outcome = Outcome(known, root / "run/collect")
     outcome.tell_faults(options.show)
     outcome.tell_clean(options.show)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("drawings", type=Path)
+    add_options(parser)
+    options = parser.parse_args()
+    measure(pool(options.data), drawings(options.drawings), options)
 
 
 if __name__ == "__main__":

