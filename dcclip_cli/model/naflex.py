@@ -53,6 +53,10 @@ class NaflexTowers(TransformersTowers):
         raise DcclipError(what, "use a model whose images are squares of one size")
 
     @property
+    def preprocessing_record(self) -> dict[str, Any]:
+        return {"as_in": self.name, "max_num_patches": self._budget}
+
+    @property
     def max_patches(self) -> int:
         """P."""
         return self._budget
@@ -115,6 +119,10 @@ class FgClip2Towers(NaflexTowers):
         self.fixed_length = True  # the last token is pooled, padding or not
         text = model.config.text_config
         self.context_length = text.max_position_embeddings if walk_type == "short" else text.longtext_len
+
+    @property
+    def preprocessing_record(self) -> dict[str, Any]:
+        return super().preprocessing_record if self._is_fixed else {"as_in": self.name, "max_num_patches": [*_BUDGETS]}
 
     def budget(self, image: Image.Image) -> int:
         if self._is_fixed:

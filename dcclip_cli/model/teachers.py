@@ -26,7 +26,7 @@ from dcclip_cli.model.library_configs import (
 )
 from dcclip_cli.model.precision import choose_precision
 from dcclip_cli.model.reference import Library, library_of
-from dcclip_cli.model.remote_code import RemoteCode, remote_code
+from dcclip_cli.model.remote_code import AllowedCode, RemoteCode, remote_code
 from dcclip_cli.model.tokenizer import check_tokenizer, tokenizer_errors
 from dcclip_cli.model.weights import (
     TRANSFORMERS_WEIGHTS,
@@ -168,8 +168,9 @@ def _load_transformers(model: str, progress: Progress, options: FgClip2Teacher |
         towers: TransformersTowers
         if checked.code:
             assert options is not None
-            towers = _load_fg_clip2(checked, files, options, progress)
-            parts += [checked.code.open(checked.file.parent).sha256, options.walk_type, str(options.max_num_patches)]
+            code = checked.code.open(checked.file.parent)
+            towers = _load_fg_clip2(code, files, options, progress)
+            parts += [code.sha256, options.walk_type, str(options.max_num_patches)]
         else:
             loaded = _from_pretrained(name, files, checked.file.parent)
             kind = NaflexTowers if checked.is_naflex else TransformersTowers
@@ -231,12 +232,10 @@ def processors(model: str) -> tuple[Any, Any]:
 
 
 def _load_fg_clip2(
-    checked: CheckedConfig, files: Sequence[Path], options: FgClip2Teacher, progress: Progress
+    code: AllowedCode, files: Sequence[Path], options: FgClip2Teacher, progress: Progress
 ) -> FgClip2Towers:
     from dcclip_cli.model.naflex import FgClip2Towers, build_fg_clip2
 
-    assert checked.code is not None
-    code = checked.code.open(checked.file.parent)
     progress.say(f"running code of {code}")
     model = build_fg_clip2(code, files)
     name = Path(options.model).name

@@ -110,6 +110,11 @@ class Towers(nn.Module, ABC):
         except DcclipError:
             return None
 
+    @property
+    def preprocessing_record(self) -> dict[str, Any]:
+        """What `preprocess` does, for results: in open_clip's terms, or whose model it is."""
+        return {"as_in": self.name} if self.preprocessing is None else self.preprocessing.to_config()
+
     @abstractmethod
     def tokenize(self, texts: list[str]) -> Tokens:
         """The text tower's input, padded to the longest text if the tower allows it."""

@@ -75,12 +75,11 @@ class TorchEncoder:
     def __init__(self, towers: Towers, device: str = "cpu", choice: Choice = AS_ASKED) -> None:
         import torch
 
-        own = towers.preprocessing
         # Convolutions take a third less time with channels last.
         self.towers: Towers = towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._device, self.choice, self.precision = device, choice, choice.precision
         self.name, self.fingerprint = towers.name, towers.fingerprint + ("-bf16" if choice.precision == "bf16" else "")
-        self.preprocessing: Mapping[str, Any] = own.to_config() if own else {"as_in": towers.name}
+        self.preprocessing: Mapping[str, Any] = towers.preprocessing_record
         self.logit_scale, self.logit_bias = towers.logit_scale, towers.logit_bias
         check_logits(self.logit_scale, self.logit_bias, self.name)
         self.parameters = towers.parameters_count()

@@ -83,6 +83,9 @@ def test_a_models_guesses_in_both_languages_are_those_of_its_makers_code(
                    "--precision", "fp32", *flag)  # fmt: skip
     results = {one["language"]: one for one in json.loads(shown.stdout)}
     assert ("running code of" in shown.stderr) == bool(flag)
+    if name == "FG-CLIP2":
+        budgets = {"as_in": "fgclip2", "max_num_patches": [128, 256, 576, 784, 1024]}
+        assert results["zh"]["preprocessing"] == budgets
     encoder = load_encoder(replace(resolve(f"hf:{folder}"), trust_remote_code=bool(flag)), "cpu")
     embed, images = of(folder, length), [decode(pair.image) for pair in pairs]
     pixels = np.stack([encoder.preprocess(image) for image in images])

@@ -50,7 +50,7 @@ def test_all_mistakes_are_reported_at_once_in_the_order_of_the_lines(recipe: Pat
     assert caught.value.what.replace(f"{recipe}:", "").splitlines() == [
         "1: name: 'a/b' is a path: give a plain name of letters, digits, _ - and .",
         "2: sed: unknown key, did you mean 'seed'?",
-        "3: teacher.kind: 'altclp' is none of altclip, transformers, open_clip, did you mean 'altclip'?",
+        "3: teacher.kind: 'altclp' is none of altclip, transformers, fgclip2, open_clip, did you mean 'altclip'?",
         "5: distill.losses.0.weight: input should be greater than or equal to 0 (got -1)",
         "5: distill.epoch: unknown key, did you mean 'epochs'?",
         "--set distill.optimizer.lr=快: distill.optimizer.lr: expected a number (got '快')",
