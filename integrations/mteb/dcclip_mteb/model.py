@@ -57,7 +57,9 @@ class DcclipEncoder(AbsEncoder):
         """`transform` is what a data set requires before the model's own preprocessing."""
         columns = inputs.dataset.column_names  # type: ignore[attr-defined]  # one of Hugging Face
         if "image" not in columns:
-            return text_embeddings(self.encoder, [text for batch in inputs for text in batch["text"]])
+            texts = [text for batch in inputs for text in batch["text"]]
+            place = {text: number for number, text in enumerate(dict.fromkeys(texts))}  # equal texts, equal embeddings
+            return text_embeddings(self.encoder, list(place))[[place[text] for text in texts]]
         preprocessing = dict(self.encoder.preprocessing)
 
         def pixels(image: Image) -> np.ndarray:
