@@ -25,12 +25,14 @@ from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.dataset import ImageTransform
+from dcclip_cli.eval.datasets import open_dataset
 from dcclip_cli.eval.embedding import FeatureCache
 from dcclip_cli.eval.evaluate import EvalOptions, evaluate, open_datasets
 from dcclip_cli.eval.mteb_results import save_mteb, task_names
 from dcclip_cli.eval.registry import SETS
 from dcclip_cli.eval.result import EvalResult
 from dcclip_cli.model.reference import resolve
+from dcclip_mteb.retrieval import split_data
 from dcclip_mteb.zero_shot import TemplateEnsemble
 from tests.eval import layouts
 
@@ -75,14 +77,10 @@ def voc(folder: Path, table: Any, random: np.random.Generator) -> None:
 
 
 def captions(folder: Path, split: str, table: Any) -> None:
-    """As Chinese-CLIP publishes them; every fifth image has a second text, one text describes two images.
-
-    Some texts are those of other images, too: equal scores.
-    """
+    """As Chinese-CLIP publishes them; every fifth image has a second text, one text describes two images."""
     lines = [f"{row}\t{base64.urlsafe_b64encode(image(table, row)).decode()}\n" for row in range(60)]
     texts = [(table.captions("zh")[row][0], [row]) for row in range(60)]
     texts += [(f"一张{text}的图片", about) for text, about in texts[::5]] + [("动物", [3, 4])]
-    texts += [(texts[row][0], [row + 1]) for row in range(30)]
     rows = [{"text_id": n, "text": text, "image_ids": about} for n, (text, about) in enumerate(texts)]
     layouts.write(folder / f"{split}_imgs.tsv", "".join(lines))
     layouts.write(folder / f"{split}_texts.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -151,6 +149,12 @@ def test_all_26_tasks_have_complete_metadata_and_a_name_that_is_a_data_set_of_dc
     assert len(elevater) == 20 and elevater <= dcclip_mteb.TASKS.keys()
     with pytest.raises(DcclipError, match="there is no task CIFAR10ZeroShot-xx"):
         dcclip_mteb.get_tasks(["CIFAR10ZeroShot-xx"])
+
+
+def test_of_equal_scores_mteb_takes_the_last_name_which_is_the_first_image_or_text(root: Path) -> None:
+    data = split_data(open_dataset("flickr30k-cn", data_root=root), by_text=True)
+    for rows in (data["corpus"], data["queries"]):
+        assert list(rows["id"]) == sorted(rows["id"], reverse=True) and len(rows) > 10
 
 
 class Other(AbsEncoder):
