@@ -54,27 +54,27 @@ def measure(reference: str, root: Path) -> None:
     images = embedder.images(dataset.images, dataset.transform, dataset.name, None)
     labels, places = truth.labels[images.indices], prompts.read("country211").folders
     print(f"{reference}: {len(labels)} images of {len(set(labels.tolist()))} classes")
-    print("| names | top-1, all | CN | HK | MO | TW | answered 中国 for HK, MO, TW |")
-    print("|---|--:|--:|--:|--:|--:|--:|")
+    print("| names | top-1, all | CN | HK | MO | TW | answered 中国 for HK, MO, TW | HK, TW: ahead of 中国 by |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|")
     for title, names in (
         ("as listed", truth.names),
         ("plain", tuple(truth.plain_names.get(name, name) for name in truth.names)),
     ):
-        guesses = (images.vectors @ embedder.classes(names, truth.templates).T).argmax(1)
+        scores = images.vectors @ embedder.classes(names, truth.templates).T
+        guesses, china = scores.argmax(1), places.index("CN")
         right = [guesses[labels == at] == at for at in map(places.index, ("CN", "HK", "MO", "TW"))]
         others = np.isin(labels, [places.index(one) for one in ("HK", "MO", "TW")])
-        china = int((guesses[others] == places.index("CN")).sum())
+        ahead = scores[others, labels[others]] - scores[others, china]
+        answered, margins = int((guesses[others] == china).sum()), ", ".join(f"{one:.3f}" for one in ahead)
         cells = " | ".join(f"{int(one.sum())} of {len(one)}" for one in right)
-        print(f"| {title} | {100 * (guesses == labels).mean():.2f} | {cells} | {china} of {others.sum()} |")
+        print(
+            f"| {title} | {100 * (guesses == labels).mean():.2f} | {cells} | {answered} of {others.sum()} | {margins} |"
+        )
     for listed, plain in truth.plain_names.items():
-        one, other, china = embedder.classes([listed, plain, "中国"], truth.templates)
-        nearest = [name for name in truth.names if name not in (listed, plain)]
-        others_ = embedder.classes(nearest, truth.templates)
-        for name, vector in ((listed, one), (plain, other)):
-            cosines = others_ @ vector
-            best = int(cosines.argmax())
-            print(f"{name}: cosine to 中国 {vector @ china:.3f}, nearest {nearest[best]} {cosines[best]:.3f}")
-        print(f"{listed} to {plain}: {one @ other:.3f}")
+        one, other, whole = embedder.classes([listed, plain, "中国"], truth.templates)
+        print(
+            f"cosine to 中国: {listed} {one @ whole:.3f}, {plain} {other @ whole:.3f}; to each other {one @ other:.3f}"
+        )
 
 
 if __name__ == "__main__":
