@@ -10,7 +10,7 @@ import yaml
 
 from dcclip_cli.files import json_object
 from dcclip_cli.model.reference import ModelReference
-from dcclip_cli.predict.encoder import Encoder, load_encoder
+from dcclip_cli.predict.encoder import Encoder
 from dcclip_cli.run_dir import RECORD
 
 _FRAMEWORKS = {
@@ -31,16 +31,14 @@ _UNKNOWN = (
 )  # fmt: skip
 
 
-def model_meta(
-    name: str, fingerprint: str, reference: ModelReference | None = None, owner: str | None = None
-) -> dict[str, Any]:
-    """The fields of ModelMeta for a model, None for all that its files do not say.
+def model_meta(name: str, fingerprint: str, owner: str | None = None) -> dict[str, Any]:
+    """The fields of ModelMeta for a model that is known by name only.
 
-    mteb's names are OWNER/NAME: that of a model which has no owner on the hub is local/NAME, unless `owner` is given.
+    mteb's names are OWNER/NAME; without an `owner` on the hub it is local/NAME.
     """
-    found = dict.fromkeys(_UNKNOWN) | {
+    return dict.fromkeys(_UNKNOWN) | {
         "loader": None,
-        "name": _hub_name(reference) or f"{owner or 'local'}/{_ODD.sub('-', name)}",
+        "name": f"{owner or 'local'}/{_ODD.sub('-', name)}",
         "revision": fingerprint,
         "framework": [],
         "similarity_fn_name": "cosine",
@@ -48,7 +46,12 @@ def model_meta(
         "modalities": ["image", "text"],
         "model_type": ["dense"],
     }
-    return found if reference is None else found | _facts(load_encoder(reference, "cpu", "fp32"), reference)
+
+
+def model_meta_of(model: Encoder, reference: ModelReference, owner: str | None = None) -> dict[str, Any]:
+    """The fields of ModelMeta for a loaded model, None for all that its files do not say."""
+    found = model_meta(model.name, model.fingerprint, owner) | _facts(model, reference)
+    return found | ({"name": name} if (name := _hub_name(reference)) else {})
 
 
 def _facts(model: Encoder, reference: ModelReference) -> dict[str, Any]:
@@ -65,9 +68,9 @@ def _facts(model: Encoder, reference: ModelReference) -> dict[str, Any]:
     }
 
 
-def _hub_name(reference: ModelReference | None) -> str:
+def _hub_name(reference: ModelReference) -> str:
     """OWNER/NAME on the hub; empty for a model in a folder, and for open_clip's own names."""
-    if reference is None or reference.path.is_dir():
+    if reference.path.is_dir():
         return ""
     if reference.kind == "hf" or reference.target.startswith("hf-hub:"):
         return reference.target.removeprefix("hf-hub:").partition("@")[0]

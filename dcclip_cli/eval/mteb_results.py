@@ -18,10 +18,11 @@ import numpy as np
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import comparable, registry
-from dcclip_cli.eval.model_meta import model_meta
+from dcclip_cli.eval.model_meta import model_meta, model_meta_of
 from dcclip_cli.eval.result import EvalResult
 from dcclip_cli.files import atomic_write
 from dcclip_cli.model.reference import ModelReference
+from dcclip_cli.predict.encoder import load_encoder
 
 if TYPE_CHECKING:
     from dcclip_cli.eval.evaluate import EvalOptions
@@ -99,7 +100,10 @@ def save_mteb(
     for result in fit:
         revision = result.model_fingerprint
         if revision not in places:
-            meta = model_meta(result.model, revision, references.get(revision), owner)
+            meta = model_meta(result.model, revision, owner)
+            if reference := references.get(revision):
+                loaded = load_encoder(reference, "cpu", "fp32")
+                meta = model_meta_of(loaded, reference, owner) | {"revision": revision}  # of the precision measured
             places[revision] = folder / "results" / meta["name"].replace("/", "__").replace(" ", "_") / revision
             places[revision].mkdir(parents=True, exist_ok=True)
             _write(places[revision] / "model_meta.json", meta)

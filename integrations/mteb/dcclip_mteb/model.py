@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -10,8 +11,8 @@ from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta
 from mteb.types import Licenses
 
-from dcclip_cli.eval import model_meta as facts
 from dcclip_cli.eval.dataset import ImageTransform
+from dcclip_cli.eval.model_meta import model_meta_of
 from dcclip_cli.model import Precision
 from dcclip_cli.model.preprocess import first_frame
 from dcclip_cli.model.reference import resolve
@@ -37,10 +38,12 @@ class DcclipEncoder(AbsEncoder):
         device: str | None = None,
         model: str = "",
         precision: Precision = "fp32",
+        trust_remote_code: bool = False,
         **_: Any,
     ) -> None:
         """`model` is what `dcclip --model` takes, `model_name` what mteb calls it."""
-        self.encoder = load_encoder(resolve(model or model_name), device or "auto", precision)
+        reference = replace(resolve(model or model_name), trust_remote_code=trust_remote_code)
+        self.encoder = load_encoder(reference, device or "auto", precision)
         self.mteb_model_meta = None
 
     def encode(
@@ -69,19 +72,27 @@ class DcclipEncoder(AbsEncoder):
         return np.concatenate([self.encoder.encode_pixels(batch) for batch in batches])
 
 
-def model_meta(model: str | os.PathLike[str] | None = None, name: str | None = None, **known: Any) -> ModelMeta:
+def model_meta(
+    model: str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    trust_remote_code: bool = False,
+    **known: Any,
+) -> ModelMeta:
     """mteb's ModelMeta of a model that `dcclip --model` takes; mteb loads the model with DcclipEncoder.
 
     Facts are from the model's files, and None where these say nothing. Of a model that you publish you know more:
     its `name` on the hub, and other fields of ModelMeta in `known`, such as `open_weights`.
+    `trust_remote_code`: code in the model's repository (FG-CLIP2) may run.
     """
-    reference = resolve(None if model is None else os.fspath(model))
-    encoder = load_encoder(reference, "cpu", "fp32")
-    found = facts.model_meta(encoder.name, encoder.fingerprint, reference)
-    if found["license"] not in get_args(Licenses) and not str(found["license"]).startswith("https://"):
-        found["license"] = None
-    given = {"loader": DcclipEncoder, "loader_kwargs": {"model": _argument(reference.kind, reference.target)}}
-    return ModelMeta(**found | given | ({"name": name} if name else {}) | known)
+    found = resolve(None if model is None else os.fspath(model))
+    reference = replace(found, trust_remote_code=trust_remote_code)
+    facts = model_meta_of(load_encoder(reference, "cpu", "fp32"), reference)
+    if facts["license"] not in get_args(Licenses) and not str(facts["license"]).startswith("https://"):
+        facts["license"] = None
+    given: dict[str, Any] = {"model": _argument(reference.kind, reference.target)}
+    given |= {"trust_remote_code": True} if trust_remote_code else {}
+    known |= {"loader": DcclipEncoder, "loader_kwargs": given} | ({"name": name} if name else {})
+    return ModelMeta(**facts | known)
 
 
 def _argument(kind: str, target: str) -> str:
