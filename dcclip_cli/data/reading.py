@@ -9,7 +9,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, cast
@@ -166,7 +166,7 @@ def members_of(stream: IO[bytes], size: int) -> Iterator[Member]:
         yield Member("", at, 0, Drop("tar-unreadable", f"no header where one should be, at byte {at:,}"))
 
 
-def _plain_members(stream: IO[bytes], size: int) -> Iterator[Member]:
+def _plain_members(stream: IO[bytes], size: int) -> Generator[Member, None, int | None]:
     """The members that are plain files, up to the first other one, or damage, whose offset is returned.
 
     Five times as fast as tarfile, which judges the rest; returns None at the end of the tar.
