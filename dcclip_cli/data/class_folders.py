@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -102,8 +103,9 @@ def class_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]
 
 
 def _example(file: Path, folder: str) -> str:
-    line = yaml.safe_dump({folder: {"en": "cat", "zh": "猫"}}, allow_unicode=True, default_flow_style=None).strip()
-    return f"write {file} with a line for each folder, for example: {line}"
+    plain = re.fullmatch(r"\w+", folder) and yaml.safe_load(folder) == folder  # 7 and "no" are no texts in YAML
+    key = folder if plain else json.dumps(folder, ensure_ascii=False)
+    return f"write {file} with a line for each folder, for example: {key}: {{en: cat, zh: 猫}}"
 
 
 def _read_names(file: Path, example: str) -> dict[Any, Any]:

@@ -259,7 +259,8 @@ def wordnet_ids_that_no_list_has(root: Path) -> Case:
 
 @CASES.append
 def a_class_folder_without_a_name(root: Path) -> Case:
-    layouts.class_folders(root / "own", ["7", "狗"])
+    long = "7: " + "a long name, " * 15
+    layouts.class_folders(root / "own", [long, "狗"])
     layouts.write(root / "own/classes.yaml", "狗: {en: dog, zh: 狗}")
     hint = yield {"datasets": [str(root / "own")]}
     write_names(hint, "狗")
