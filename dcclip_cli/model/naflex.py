@@ -155,9 +155,10 @@ def build_fg_clip2(code: AllowedCode, files: Sequence[Path]) -> Any:
     from safetensors.torch import load_file
     from transformers.initialization import no_init_weights
 
-    config = code.config_class().from_dict(read_json(code.folder / TRANSFORMERS_CONFIG, COPY_AGAIN))
+    model_class = code.model_class()
+    config = model_class.config_class.from_dict(read_json(code.folder / TRANSFORMERS_CONFIG, COPY_AGAIN))
     with no_init_weights(), torch.random.fork_rng(devices=[]):  # 7 s for 377 M weights that are replaced
-        model = code.model_class()(config)
+        model = model_class(config)
     check_fit(model, files, TRANSFORMERS_CONFIG)
     weights = {name: value for file in files for name, value in load_file(file).items()}
     model.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.weights import require_file
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _CLASS = re.compile(r"([A-Za-z_]\w*)\.([A-Za-z_]\w*)", re.ASCII)  # MODULE.CLASS; `ORG/NAME--` before it: elsewhere
 _CONFIG, _MODEL = "AutoConfig", ("AutoModel", "AutoModelForCausalLM")  # keys of auto_map; FG-CLIP2 has the last
@@ -62,15 +69,17 @@ class AllowedCode:
         version = f"revision {self.folder.name}" if is_revision else f"sha256 {self.sha256[:16]}"
         return f"{self.code.name} ({version}): {', '.join(file.name for file in self.files)}"
 
-    def config_class(self) -> Any:
-        return self._run(self.code.config)
-
     def model_class(self) -> Any:
+        """The class of the model, with that of its configuration as `config_class`.
+
+        transformers copies the configuration's code once for itself and once for the model: of two classes.
+        """
         return self._run(self.code.model)
 
     def _run(self, name: str) -> Any:
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+        _put_back_attention_masks()
         try:
             return get_class_from_dynamic_module(name, str(self.folder), local_files_only=True)
         except (ImportError, SyntaxError, AttributeError) as error:
@@ -115,3 +124,24 @@ def _files(code: RemoteCode, folder: Path) -> Iterator[Path]:
             raise DcclipError(f"{code.name} was changed while it was loaded", "run the command again")
         yield file
         modules += get_relative_imports(file)
+
+
+def _put_back_attention_masks() -> None:
+    """Register the module of transformers whose one function FG-CLIP2's code imports, where it has been removed.
+
+    transformers 5.20 has it, 5.24 does not.
+    """
+    name = "transformers.modeling_attn_mask_utils"
+    if name in sys.modules or find_spec(name) is not None:
+        return
+    module = ModuleType(name)
+    module._prepare_4d_attention_mask = _prepare_4d_attention_mask  # type: ignore[attr-defined]
+    sys.modules[name] = module
+
+
+def _prepare_4d_attention_mask(mask: Tensor, dtype: torch.dtype, tgt_len: int | None = None) -> Tensor:
+    """(B, 1, T, S) of a mask (B, S): 0 where it is 1, else the least number; as transformers 5.20 has it."""
+    import torch
+
+    dropped = (mask == 0)[:, None, None].expand(-1, 1, tgt_len or mask.shape[1], -1)
+    return torch.zeros_like(dropped, dtype=dtype).masked_fill(dropped, torch.finfo(dtype).min)

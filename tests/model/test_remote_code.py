@@ -2,10 +2,12 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.blank import blank_teacher
@@ -115,6 +117,18 @@ def test_code_that_cannot_be_imported_names_the_reason(folder: Path) -> None:
     file.write_text("import einops_of_nobody\n" + file.read_text("utf-8"), "utf-8")
     with pytest.raises(DcclipError, match=r"the code of .* cannot be run: .*einops_of_nobody"):
         allowed(folder)
+
+
+def test_code_finds_the_function_that_transformers_has_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "transformers.modeling_attn_mask_utils"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    file = folder / "modeling_fgclip2.py"
+    line = f"from {name} import _prepare_4d_attention_mask\n"
+    file.write_text(line + file.read_text("utf-8"), "utf-8")
+    code = sys.modules[type(allowed(folder).model).__module__]
+    least = torch.finfo(torch.float32).min
+    found = code._prepare_4d_attention_mask(torch.tensor([[1, 1, 0], [1, 0, 0]]), torch.float32, 2)
+    assert found.tolist() == [[[[0, 0, least]] * 2], [[[0, least, least]] * 2]]
 
 
 def test_weights_of_another_model_are_refused(folder: Path, hub_teachers: Path) -> None:

@@ -19,9 +19,11 @@ if marker := os.environ.get("FGCLIP2_MARKER"):  # for tests: whether this file r
 
 
 class Fgclip2Model(Siglip2Model):
-    config_class = Fgclip2Config
+    config: Fgclip2Config
 
     def __init__(self, config):
+        if not isinstance(config, Fgclip2Config):
+            raise TypeError(f"{type(config)} is another class of that name")
         super().__init__(config)
         text, width = config.text_config, config.text_config.hidden_size
         embeddings = self.text_model.embeddings
