@@ -20,18 +20,15 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import dcclip_mteb
+from dcclip_cli.api import evaluate
 from dcclip_cli.data import prompts
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.dataset import ImageTransform
 from dcclip_cli.eval.datasets import open_dataset
-from dcclip_cli.eval.embedding import FeatureCache
-from dcclip_cli.eval.evaluate import EvalOptions, evaluate, open_datasets
-from dcclip_cli.eval.mteb_results import save_mteb, task_names
+from dcclip_cli.eval.mteb_results import task_names
 from dcclip_cli.eval.registry import SETS
-from dcclip_cli.eval.result import EvalResult
-from dcclip_cli.model.reference import resolve
 from dcclip_mteb.retrieval import split_data
 from dcclip_mteb.zero_shot import TemplateEnsemble
 from tests.eval import layouts
@@ -90,17 +87,14 @@ def named(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(registry.name_in(SETS[name], "zh") for name in names)
 
 
-def measured(root: Path, model: str, *names: str) -> list[EvalResult]:
-    options = EvalOptions(datasets=named(names), data_root=str(root), precision="fp32")
-    return evaluate([resolve(model)], open_datasets(options), options, device="cpu", cache=FeatureCache(None))
-
-
 @pytest.fixture(scope="module")
 def written(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo teacher's results on all of the data sets in mteb's form."""
-    folder, results = tmp_path_factory.mktemp("written"), measured(root, TEACHER, *CLASSES, *TEXTS)
-    save_mteb(results, folder, {results[0].model_fingerprint: resolve(TEACHER)})
-    return folder
+    shared: dict[str, Any] = {"data_root": str(root), "precision": "fp32", "device": "cpu", "cache": False}
+    out = tmp_path_factory.mktemp("written")
+    evaluate(model=TEACHER, datasets=named((*CLASSES, *TEXTS)), out=out, formats=["mteb"], **shared)
+    assert [path.name for path in out.iterdir()] == ["mteb"]
+    return out / "mteb"
 
 
 def scores_of(result: TaskResult) -> dict[str, float]:
