@@ -82,10 +82,9 @@ class BlankFilter(Filter):
     def check_pair(self, pair: Pair, decoded: DecodedImage) -> Drop | None:
         """`image-blank`."""
         small = decoded.resized(_SIDE, Image.Resampling.BOX)
-        counts = np.asarray(small.histogram()).reshape(3, 256)
-        median = (counts.cumsum(axis=1) > _SIDE * _SIDE // 2).argmax(axis=1)  # of each channel
-        pixels = np.asarray(small, np.int16)  # (48, 48, 3), range 0 to 255
-        red, green, blue = np.moveaxis(np.abs(pixels - median.astype(np.int16)) > self.contrast, -1, 0)
+        channels = np.ascontiguousarray(np.asarray(small).reshape(-1, 3).T)  # (3, 2304), range 0 to 255
+        median = np.sort(channels, kind="stable")[:, _SIDE * _SIDE // 2]  # a radix sort
+        red, green, blue = np.abs(channels.astype(np.int16) - median[:, None]) > self.contrast
         differs = np.count_nonzero(red | green | blue) / (_SIDE * _SIDE)
         if differs >= self.min_share:
             return None

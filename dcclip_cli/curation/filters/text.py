@@ -302,11 +302,11 @@ _MANY = 12  # with fewer words or character pairs, the share of the most frequen
 
 @cache
 def _runs(times: int) -> tuple[re.Pattern[str], ...]:
-    """Patterns of a letter in a row, of a letter with signs between, and of anything up to 17 characters long."""
+    """Patterns of a letter in a row, and of up to 2 and up to 17 characters with signs between."""
     again = rf"(?:\W{{0,3}}\1){{{times - 1},}}"
     return (
         re.compile(rf"([^\W\d_])\1{{{times - 1},}}", re.IGNORECASE),
-        re.compile(rf"([^\W\d_]){again}"),
+        re.compile(rf"([^\W\d_]\S?){again}"),
         re.compile(rf"([^\W\d_](?:[^\n]{{0,15}}?\S)?){again}"),
     )
 
@@ -331,10 +331,11 @@ class RepetitionFilter(Filter):
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-repetition`."""
         caption = caption[:_LOOKED_AT]
-        letters, single, unit = _runs(self.times)
-        run = letters.search(caption) or _SIGN_RUN.search(caption) or single.search(caption)
-        # A longer unit begins with the same two characters each time.
-        if run is None and max(Counter(pairwise(caption)).values(), default=0) >= self.times:
+        letters, short, unit = _runs(self.times)
+        run = letters.search(caption) or _SIGN_RUN.search(caption) or short.search(caption)
+        # A longer unit begins with the same three characters each time.
+        beginnings = Counter(zip(caption, caption[1:], caption[2:], strict=False))
+        if run is None and max(beginnings.values(), default=0) >= self.times:
             run = unit.search(caption)
         if run:
             return Drop("caption-repetition", f"{run[1]!r} again and again")
