@@ -134,8 +134,8 @@ def _is_another_latin_language(text: str) -> bool:
         suspect = scores[first] >= 0.6 or (scores[first] > 0.3 and surely_not_english)
     if not suspect or has_accents or other:
         return suspect
-    # Few words are little evidence: "A brown potato" looks Italian. What is English still is after two English words.
-    return _scores("this is " + " ".join(words)).get("en", 0.0) < 0.9
+    # Few words are little evidence: "A brown potato" looks Italian. What is English is so in an English sentence.
+    return _scores("this is " + " ".join(words).lower()).get("en", 0.0) < 0.9
 
 
 def _scores(text: str) -> dict[str, float]:
