@@ -49,7 +49,7 @@ def refused(load: Callable[[Path], Any], folder: Path, what: str) -> None:
         load(folder)
     assert what in raised.value.what and str(folder) in raised.value.what
     assert raised.value.hint and "\n" not in raised.value.what
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 60  # also on a busy machine
 
 
 # ---- open_clip_config.json
