@@ -75,8 +75,6 @@ def test_a_models_guesses_in_both_languages_are_those_of_its_makers_code(
     name: str, hub_teachers: Path, pairs_file: Path, pairs: list[Pair], own_modules: Path
 ) -> None:
     layout, of, length = MODELS[name]
-    if "mT5" in name:
-        pytest.importorskip("sentencepiece")  # of the extra `train`
     folder = hub_teachers / layout
     flag = ["--trust-remote-code"] if name == "FG-CLIP2" else []
     shown = dcclip("eval", "--model", f"hf:{folder}", "--dataset", str(pairs_file), "--json", "--device", "cpu",

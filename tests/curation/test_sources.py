@@ -39,7 +39,8 @@ def test_the_kind_chooses_the_source(fields: dict[str, Any], kind: type[SourceOp
 
 def test_an_unknown_kind_is_answered_with_those_there_are() -> None:
     adapter: TypeAdapter[SourceOptions] = TypeAdapter(Source)
-    with pytest.raises(ValidationError, match="'folder', 'table', 'tars', 'pairs', 'hub', 'base64', 'captions'"):
+    kinds = "'folder', 'class_folders', 'table', 'tars', 'pairs', 'hub', 'base64', 'captions'"
+    with pytest.raises(ValidationError, match=kinds):
         adapter.validate_python({"kind": "csv", "path": "/a"})
 
 

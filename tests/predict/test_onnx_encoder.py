@@ -60,7 +60,7 @@ def _swap(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda folder: (folder / "text.onnx").unlink(), r"has no text.onnx \(found: config.json, dcclip.json, "),
+        (lambda folder: (folder / "text.onnx").unlink(), r"has no text.onnx \(found: README.md, config.json, "),
         (_truncate("image.onnx"), r"image.onnx cannot be loaded"),
         (_swap, r"image.onnx does not turn pixel_values into image_embeds"),
         (_truncate("tokenizer.json"), r"tokenizer.json is not the tokenizer of this bundle"),

@@ -44,8 +44,6 @@ def test_fg_clip2_teaches_by_its_repositorys_code_which_the_recipe_allows(
 
 @pytest.mark.parametrize("layout", ["metaclip2", "metaclip2-mt5"])
 def test_metaclip_2_teaches_with_either_of_its_tokenizers(distilling: Job, hub_teachers: Path, layout: str) -> None:
-    if layout == "metaclip2-mt5":
-        pytest.importorskip("sentencepiece")  # of the extra `train`
     distilling["teacher"] = {"kind": "transformers", "model": str(hub_teachers / layout)}
     distilling["options"] |= {"steps": 2}
     assert set(run(distilling).metrics) >= {"feature_map", "token_features", "embedding", "loss"}
