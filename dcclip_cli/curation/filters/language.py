@@ -67,7 +67,7 @@ _LOANS = re.compile(
     "éclair|pokémon|à la|déjà vu|señor|doppelgänger|über|açaí|crêpe|papier-mâché|matcha latté",
     re.IGNORECASE,
 )
-# Languages of lid.176 that aren't written in Latin letters: what it says of them there is noise.
+# Languages of lid.176 that are not written in Latin letters: in Latin text they are noise.
 _OTHER_SCRIPTS = frozenset(
     re.findall(
         r"\w+",
