@@ -199,7 +199,8 @@ class _Ahead:
         while True:
             with self._changed:
                 windows = list(self._windows)
-            self._fetch({key: block for window in windows for key, block in window.items()})
+            with suppress(OSError):  # of the cache's folder: whoever reads the block meets it, and says so
+                self._fetch({key: block for window in windows for key, block in window.items()})
             with self._changed:
                 if list(self._windows) == windows:
                     self._changed.wait()

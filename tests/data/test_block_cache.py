@@ -1,6 +1,7 @@
 """The block cache: its bound, what it removes first, several processes, blocks ahead of their use, killed fetches."""
 
 import os
+import threading
 import time
 from multiprocessing import get_context
 from pathlib import Path
@@ -188,6 +189,21 @@ def test_what_cannot_be_fetched_ahead_is_left_to_the_reader(tmp_path: Path) -> N
         cache.read(Block("aa", 10, "shard", fails), 0, 1)
     cache.prefetch([block(tmp_path, "b2")])
     _wait(cache, ["b2"])
+
+
+def test_a_cache_folder_in_disorder_is_left_to_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", ended.append)
+    cache = BlockCache(tmp_path / "blocks", 5000)
+    looped = block(tmp_path, "aa")
+    cache.folder.mkdir(exist_ok=True)
+    (cache.folder / "aa.block").symlink_to("aa.block")
+    cache.prefetch([looped])
+    thread = next(one for one in threading.enumerate() if one.name == "prefetch")
+    thread.join(0.2)
+    assert thread.is_alive() and not ended
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        cache.missing([looped])
 
 
 def test_a_full_disk_is_an_error_that_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,12 @@ class Case:
     limit_s: float = 40.0
     limit_mb: float = 1500.0
 
+    @property
+    def asks_for_control_characters(self) -> bool:
+        """Whether its environment wants colours, or an encoding in which every character has zeros."""
+        encoding = self.environment.get("PYTHONIOENCODING") or ""
+        return "FORCE_COLOR" in self.environment or encoding.lower().startswith(("utf-16", "utf-32"))
+
 
 @dataclass(frozen=True)
 class Report:
@@ -137,7 +143,7 @@ class Runner:
                 verdict, why = Verdict.LEFT, f"files {', '.join(left)}"
             elif outcome.processes_left:
                 verdict, why = Verdict.LEFT, f"{outcome.processes_left} processes"
-            elif raw := _raw(stdout + stderr):
+            elif raw := "" if case.asks_for_control_characters else _raw(stdout + stderr):
                 verdict, why = Verdict.RAW, raw
             elif wrong := case.check(folder / "here", stdout):
                 verdict, why = Verdict.WRONG, wrong

@@ -177,6 +177,14 @@ def test_a_model_that_dcclip_does_not_load_gets_whole_images_as_squares_and_one_
     assert ensemble.encode(texts).tolist() == [[1.0, 0.0], [1.0, 0.0]]
 
 
+def test_probabilities_that_single_precision_would_call_equal_stay_apart() -> None:
+    model = Other()
+    angles = np.asarray([0.6, 0.61])  # 1 - 5e-12 and 1 - 2e-11 for the first class
+    images = np.stack([np.cos(angles), np.sin(angles)], 1)
+    found = TemplateEnsemble(model, 1, ImageTransform()).similarity(images, np.eye(2))
+    assert len(set(found[:, 0].tolist())) == 2 and set(found[:, 0].astype(np.float32).tolist()) == {1.0}
+
+
 @pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
 def test_the_code_in_the_readme_runs(page: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (Path(dcclip_mteb.__file__).parents[1] / page).read_text("utf-8")
