@@ -25,6 +25,7 @@ from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.report import METRIC_NAMES, elevater_mean
 from dcclip_cli.eval.result import EvalResult
 from dcclip_cli.files import atomic_write
+from dcclip_cli.predict.zero_shot import fill
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResultEntry
@@ -228,7 +229,7 @@ def _save_classes(known: KnownSet, language: Language, file: Path) -> None:
         {
             "label": label,
             "name": name,
-            "prompts": [template.replace("{}", name) for template in own.templates[language]],
+            "prompts": fill(own.templates[language], name),
         }
         for label, name in enumerate(own.names[language])
     ]

@@ -6,7 +6,6 @@ are in `integrations/mteb`, and give the same numbers for the same model and ima
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,7 @@ from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import comparable, registry
 from dcclip_cli.eval.model_meta import model_meta, model_meta_of
-from dcclip_cli.eval.result import EvalResult
-from dcclip_cli.files import atomic_write
+from dcclip_cli.eval.result import EvalResult, save_json
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.predict.encoder import load_encoder
 
@@ -106,9 +104,9 @@ def save_mteb(
                 meta = model_meta_of(loaded, reference, owner) | {"revision": revision}  # of the precision measured
             places[revision] = folder / "results" / meta["name"].replace("/", "__").replace(" ", "_") / revision
             places[revision].mkdir(parents=True, exist_ok=True)
-            _write(places[revision] / "model_meta.json", meta)
+            save_json(places[revision] / "model_meta.json", meta)
         for task in _tasks(result.dataset, result.language):
-            _write(places[revision] / f"{task.name}.json", task_result(result, task))
+            save_json(places[revision] / f"{task.name}.json", task_result(result, task))
     return [*lines, f"mteb reads its results with: mteb.ResultCache('{folder}').load_results()"]
 
 
@@ -158,7 +156,3 @@ def _no_task(what: str) -> DcclipError:
     known = (registry.SETS[name] for name in (*ZERO_SHOT, *RETRIEVAL))
     names = ", ".join(registry.name_in(one, "zh") for one in known)
     return DcclipError(f"--format mteb: {what}", f"those that have one, in Chinese: {names}")
-
-
-def _write(file: Path, content: object) -> None:
-    atomic_write(file, json.dumps(content, ensure_ascii=False, indent=2) + "\n")

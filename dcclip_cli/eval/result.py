@@ -139,10 +139,10 @@ def save_results(results: Iterable[EvalResult], folder: Path) -> None:
         name = f"{result.dataset}-partial" if result.partial else result.dataset  # keeps the file of a full result
         by_dataset.setdefault(name, []).append(result)
     for dataset, several in by_dataset.items():
-        _write(folder / f"{dataset}.json", [result.to_json() for result in several])
+        save_json(folder / f"{dataset}.json", [result.to_json() for result in several])
     short = ("model", "dataset", "language", "task", "metric", "value", "n", "partial")
     summary = [{key: getattr(result, key) for key in short} for several in by_dataset.values() for result in several]
-    _write(folder / "summary.json", summary)
+    save_json(folder / "summary.json", summary)
 
 
 def load_results(path: Path) -> list[EvalResult]:
@@ -190,5 +190,6 @@ def load_several(paths: Sequence[Path]) -> list[EvalResult]:
     ]
 
 
-def _write(file: Path, content: object) -> None:
+def save_json(file: Path, content: object) -> None:
+    """Write results as indented JSON in UTF-8, all or nothing."""
     atomic_write(file, json.dumps(content, ensure_ascii=False, indent=2) + "\n")

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 _PERMUTATIONS, _BANDS = 32, 8
 _FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)  # odd: those of xxHash
 _MIN_LETTERS = 12  # shorter captions are duplicates only if their letters are equal
-_GRAM = 3
 _WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|[^\W\u3400-\u9fff\uf900-\ufaff]+")
 
 

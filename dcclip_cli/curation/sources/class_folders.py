@@ -70,8 +70,11 @@ class ClassFoldersSource(SourceOptions):
                 classes.append({"folder": folder, "first": first, "last": last, "names": named})
                 left, first = left - (last - first), last
                 if not left:
-                    found, classes, left = [*found, Slice({"classes": classes}, size)], [], size
-        return [*found, Slice({"classes": classes}, size - left)] if classes else found
+                    found.append(Slice({"classes": classes}, size))
+                    classes, left = [], size
+        if classes:
+            found.append(Slice({"classes": classes}, size - left))
+        return found
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
         """Candidates with CLASS/FILE as key, and the class folder's name as `class` in their metadata."""
