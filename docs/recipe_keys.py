@@ -84,7 +84,6 @@ SECTIONS = {
     "FolderSource": "collect.sources: {kind: folder}",
     "TableSource": "collect.sources: {kind: table}",
     "TarsSource": "collect.sources: {kind: tars}",
-    "PairsSource": "collect.sources: {kind: pairs}",
     "HubSource": "collect.sources: {kind: hub}",
     "Base64Source": "collect.sources: {kind: base64}",
     "CaptionsSource": "collect.sources: {kind: captions}",

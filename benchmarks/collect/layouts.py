@@ -107,7 +107,7 @@ def pairs(at: Path, items: Sequence[Item]) -> Written:
             for item in items
         ],
     )
-    return Written({"kind": "pairs", "path": f"{at}/pairs.parquet"}, [item.name for item in items])
+    return Written({"kind": "table", "path": f"{at}/pairs.parquet"}, [item.name for item in items])
 
 
 def tars(at: Path, items: Sequence[Item]) -> Written:

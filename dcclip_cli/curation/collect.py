@@ -227,8 +227,8 @@ def _finished_manifest(out: Path) -> dict[str, Any] | None:
 
 
 def _result(out: Path, manifest: dict[str, Any], already_finished: bool, seconds: float) -> CollectResult:
-    captions = {language: Count.of(manifest["captions"][language]) for language in LANGUAGES}
-    return CollectResult(out, already_finished, Count.of(manifest["pairs"]), captions, len(manifest["shards"]), seconds)
+    captions = {language: Count(**manifest["captions"][language]) for language in LANGUAGES}
+    return CollectResult(out, already_finished, Count(**manifest["pairs"]), captions, len(manifest["shards"]), seconds)
 
 
 def _finish(options: CollectOptions, work: WorkFolder, slices: int) -> dict[str, Any]:

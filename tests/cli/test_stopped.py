@@ -52,7 +52,7 @@ def test_every_command_can_be_stopped_while_it_is_imported(command: str, tmp_pat
 @pytest.fixture
 def raw(tmp_path: Path, pairs_file: Path) -> Path:
     """A folder with collect.yaml: 40 pairs in 20 slices."""
-    collect: dict[str, Any] = {"sources": [{"kind": "pairs", "path": str(pairs_file), "name": "drawn"}]}
+    collect: dict[str, Any] = {"sources": [{"kind": "table", "path": str(pairs_file), "name": "drawn"}]}
     collect |= {"filters": [], "shard_size": 2}
     recipe = {"format": 1, "name": "收集", "collect": collect}
     (tmp_path / "collect.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")

@@ -25,7 +25,7 @@ from dcclip_cli.curation.executors import Engine
 from dcclip_cli.curation.filters.language import LanguageFilter
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.scores.scorers import Agreement, Fractions
-from dcclip_cli.curation.sources.tables import PairsSource, TableSource
+from dcclip_cli.curation.sources.tables import TableSource
 from dcclip_cli.curation.work import WorkFolder
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
@@ -43,7 +43,7 @@ ONE = Engine(workers=1)
 def options(folder: Path, pairs: list[Pair], **more: Any) -> CollectOptions:
     folder.mkdir(exist_ok=True)
     write_parquet(folder / "raw.parquet", pairs)
-    return CollectOptions(sources=(PairsSource(path=folder / "raw.parquet"),), **more)
+    return CollectOptions(sources=(TableSource(path=folder / "raw.parquet"),), **more)
 
 
 def stop_before_writing(options: CollectOptions, out: Path) -> None:
@@ -128,7 +128,7 @@ def test_what_a_slice_has_left_is_not_read_again(
     before = {path: path.stat().st_mtime_ns for path in read.iterdir()}
     assert not out.exists() and len(before) == 6
     with monkeypatch.context() as unreadable:
-        unreadable.setattr(PairsSource, "read", None)
+        unreadable.setattr(TableSource, "read", None)
         collect(five, out, engine=ONE)
     assert contents(out) == contents(tmp_path / "whole")
     assert not read.exists()
@@ -198,7 +198,7 @@ def test_an_unfinished_run_of_other_options_or_other_data_is_started_over(
     os.utime(tmp_path / "in" / "raw.parquet", ns=(1, 1))
     assert WorkFolder(tmp_path / ".out.partial").read(0).exists()
     with monkeypatch.context() as broken, pytest.raises(TypeError):
-        broken.setattr(PairsSource, "read", None)
+        broken.setattr(TableSource, "read", None)
         collect(five, out, engine=ONE)
     assert not WorkFolder(tmp_path / ".out.partial").read(0).exists()
 
@@ -267,7 +267,7 @@ def test_a_pair_remembers_its_source_its_place_there_and_its_licence(tmp_path: P
     write_parquet(tmp_path / "raw.parquet", [Pair("a", picture(), zh=("一只猫",), meta={"licence": "MIT"})])
     (tmp_path / "dog.png").write_bytes(picture("blue"))
     (tmp_path / "dogs.tsv").write_text("image\ten\ndog.png\ta dog\n")
-    pairs = PairsSource(path=tmp_path / "raw.parquet", name="old", licence="CC0-1.0")
+    pairs = TableSource(path=tmp_path / "raw.parquet", name="old", licence="CC0-1.0")
     table = TableSource(path=tmp_path / "dogs.tsv", licence="CC0-1.0")
     collect(CollectOptions(sources=(pairs, table)), tmp_path / "out", engine=ONE)
     cat, dog = open_pairs(tmp_path / "out")
@@ -280,7 +280,7 @@ def test_a_limit_reads_so_many_spread_over_the_sources(tmp_path: Path, picture: 
     for name, number in counts.items():
         pairs = [Pair(str(n), picture(f"{name}{n}"), zh=(f"第{n}张图片{name}",)) for n in range(number)]
         write_parquet(tmp_path / f"{name}.parquet", pairs)
-    sources = tuple(PairsSource(path=tmp_path / f"{name}.parquet", name=name) for name in counts)
+    sources = tuple(TableSource(path=tmp_path / f"{name}.parquet", name=name) for name in counts)
     result = collect(CollectOptions(sources=sources, shard_size=3), tmp_path / "out", engine=ONE, limit=12)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))
     read = {name: count["read"] for name, count in manifest["sources"].items()}

@@ -9,14 +9,14 @@ from pydantic import ValidationError
 from dcclip_cli.curation.filter_pair import filter_pair
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.sources.base import Candidate
-from dcclip_cli.curation.sources.tables import PairsSource
+from dcclip_cli.curation.sources.tables import TableSource
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop
 from tests.curation.conftest import MakeImage
 
 
 def options(**more: Any) -> CollectOptions:
-    return CollectOptions(sources=(PairsSource(path=Path("x")),), **more)
+    return CollectOptions(sources=(TableSource(path=Path("x")),), **more)
 
 
 def test_a_pair_is_kept_with_the_captions_that_pass(picture: MakeImage) -> None:

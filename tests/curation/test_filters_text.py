@@ -115,7 +115,7 @@ class NoExclamation(Filter):
 
 def test_a_filter_is_added_by_a_class_and_its_name_in_the_union(picture: Callable[..., bytes]) -> None:
     read = TypeAdapter(AnyFilter | NoExclamation).validate_python({"kind": "no-exclamation", "most": 1})
-    options = CollectOptions.model_validate({"sources": [{"kind": "pairs", "path": "x"}]}).model_copy(
+    options = CollectOptions.model_validate({"sources": [{"kind": "table", "path": "x"}]}).model_copy(
         update={"filters": (read,)}
     )
     result = filter_pair(Candidate(Pair("a", picture(), zh=("买！买！",), en=("a cat!",))), options)

@@ -97,7 +97,7 @@ def test_a_hostile_set_is_dropped_thing_by_thing(tmp_path: Path, picture: MakeIm
         {"kind": "folder", "path": str(folder), "name": "folder"},
         {"kind": "tars", "path": str(tmp_path / "tars"), "name": "tars"},
         {"kind": "table", "path": str(tmp_path / "urls.jsonl"), "name": "urls"},
-        {"kind": "pairs", "path": str(tmp_path / "pairs.parquet"), "name": "pairs"},
+        {"kind": "table", "path": str(tmp_path / "pairs.parquet"), "name": "pairs"},
     ]
     fetch = {"allow_hosts": [site.host], "max_bytes": 1_000_000, "retries": 0}
     options = CollectOptions.model_validate({"sources": sources, "fetch": fetch})

@@ -13,7 +13,7 @@ from dcclip_cli.curation.sources import Source, SourceOptions
 from dcclip_cli.curation.sources.base import by_language, files_of, key_prefix
 from dcclip_cli.curation.sources.captions import Base64Source, CaptionsSource
 from dcclip_cli.curation.sources.sidecar import FolderSource, TarsSource
-from dcclip_cli.curation.sources.tables import HubSource, PairsSource, TableSource
+from dcclip_cli.curation.sources.tables import HubSource, TableSource
 from dcclip_cli.data.reading import plain
 from dcclip_cli.errors import DcclipError
 
@@ -24,7 +24,6 @@ from dcclip_cli.errors import DcclipError
         ({"kind": "folder", "path": "/a"}, FolderSource),
         ({"kind": "table", "path": "/a.csv", "url": "URL", "caption": ["TEXT", "title"]}, TableSource),
         ({"kind": "tars", "path": "/a/*.tar"}, TarsSource),
-        ({"kind": "pairs", "path": "/a.parquet"}, PairsSource),
         ({"kind": "hub", "path": "org/name", "split": "validation"}, HubSource),
         ({"kind": "base64", "path": "/muge"}, Base64Source),
         ({"kind": "captions", "images": "/images", "zh": "/zh.txt", "en": ["/a.json", "/b.json"]}, CaptionsSource),
@@ -39,7 +38,7 @@ def test_the_kind_chooses_the_source(fields: dict[str, Any], kind: type[SourceOp
 
 def test_an_unknown_kind_is_answered_with_those_there_are() -> None:
     adapter: TypeAdapter[SourceOptions] = TypeAdapter(Source)
-    kinds = "'folder', 'class_folders', 'table', 'tars', 'pairs', 'hub', 'base64', 'captions'"
+    kinds = "'folder', 'class_folders', 'table', 'tars', 'hub', 'base64', 'captions'"
     with pytest.raises(ValidationError, match=kinds):
         adapter.validate_python({"kind": "csv", "path": "/a"})
 
@@ -51,7 +50,6 @@ def test_an_unknown_kind_is_answered_with_those_there_are() -> None:
         TableSource(path=Path("/absent.csv")),
         TableSource(path=Path("/absent/*.csv")),
         TarsSource(path=Path("/absent")),
-        PairsSource(path=Path("/absent.parquet")),
         HubSource(path="/absent"),
         Base64Source(path=Path("/absent")),
         CaptionsSource(images=Path("/absent"), zh=Path("/absent.txt")),
@@ -71,7 +69,7 @@ def test_the_label_is_the_name_or_the_last_part_of_the_path() -> None:
     assert CaptionsSource(en=Path("/coco/captions.json")).label == "captions.json"
 
 
-@pytest.mark.parametrize("kind", [TableSource, TarsSource, PairsSource, Base64Source])
+@pytest.mark.parametrize("kind", [TableSource, TarsSource, Base64Source])
 def test_a_folder_without_the_right_files_is_an_error(tmp_path: Path, kind: Any) -> None:
     (tmp_path / "notes.md").write_text("笔记", "utf-8")
     with pytest.raises(DcclipError, match="contains no file that ends in"):

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from dcclip_cli.curation.sources.base import Candidate
-from dcclip_cli.curation.sources.tables import HubSource, PairsSource, TableSource
+from dcclip_cli.curation.sources.tables import HubSource, TableSource
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import from_base64
@@ -294,11 +294,11 @@ def test_what_is_wrong_in_parquet_is_a_fault(tmp_path: Path, columns: Any, expec
 
 
 def test_pairs_come_as_they_were_written_with_their_keys(tmp_path: Path) -> None:
-    pairs = [Pair("a", PIXEL, zh=("猫", "小猫"), en=("cat",), meta={"licence": "MIT"}), Pair("b", b"", en=("dog",))]
+    pairs = [Pair("a", PIXEL, zh=("猫", "小猫"), en=("cat",), meta={"licence": "MIT"}), Pair("b", b"a", en=("dog",))]
     write_parquet(tmp_path / "pairs.parquet", pairs)
     for size in (1, 2, 10):
-        assert read(PairsSource(path=tmp_path / "pairs.parquet"), size) == [Candidate(pair) for pair in pairs]
-    assert [one.pair.key for one in read(PairsSource(path=tmp_path))] == ["pairs.parquet:a", "pairs.parquet:b"]
+        assert read(TableSource(path=tmp_path / "pairs.parquet"), size) == [Candidate(pair) for pair in pairs]
+    assert [one.pair.key for one in read(TableSource(path=tmp_path))] == ["pairs.parquet:a", "pairs.parquet:b"]
 
 
 def test_pairs_without_images_or_with_other_than_json_are_faults(tmp_path: Path) -> None:
@@ -310,16 +310,10 @@ def test_pairs_without_images_or_with_other_than_json_are_faults(tmp_path: Path)
         "meta": ["{}", "{}", "[", None],
     }
     pq.write_table(pa.table(rows), tmp_path / "pairs.parquet")
-    source = PairsSource(path=tmp_path / "pairs.parquet")
-    assert reasons(source) == ["image-missing", "captions-bytes", "record-unreadable", None]
+    source = TableSource(path=tmp_path / "pairs.parquet")
+    assert reasons(source) == ["image-missing", "captions-bytes", "row-malformed", None]
     found = read(source)
     assert (found[0].pair.zh, found[3].pair.en) == (("猫",), ("bird",))
-
-
-def test_a_parquet_file_of_another_form_is_no_pairs(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"URL": ["http://x"], "TEXT": ["猫"]}), tmp_path / "laion.parquet")
-    with pytest.raises(DcclipError, match=r"has no column key or image \(found: URL, TEXT\)"):
-        PairsSource(path=tmp_path / "laion.parquet").slices(10)
 
 
 # ---- datasets

@@ -17,15 +17,15 @@ import yaml
 from dcclip_cli.curation.report.examples import Example
 from dcclip_cli.curation.report.statistics import KEPT, SCALES, Scale, scale_of
 from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.html import svg_data_url, write_page
+from dcclip_cli.html import write_page
 
 _LANGUAGE_NAMES = {"zh": "Chinese", "en": "English"}
 _BARS = 48  # of a histogram, at most
 _TAIL = 0.01  # of all values, at either end, may be counted in the outermost bars
 _VISIBLE = 0.0125  # height of the smallest part of a bar, relative to the highest bar
-_COLOURS = ("#2b8a7e", "#d6493b", "#aeb6bd")  # kept, dropped for this quantity, dropped for another; as in html.css
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 330, 14, 112  # of the area of a chart
-_TEXT, _MARK = "#7d8790", "#c2483a"  # legible on light and dark pages
+_FATES = ("kept", "this", "other")  # colours in html.css: kept, dropped for this quantity, dropped for another
+_WIDTH, _HEIGHT = 284, 98  # of the bars in a chart
+_TICKS = 7  # values with a label on the axis, at most
 
 
 def write_report(
@@ -137,22 +137,39 @@ def limits_of(options: Mapping[str, Any]) -> dict[str, list[tuple[str, float]]]:
 def histogram(
     name: str, fates: Mapping[str, Mapping[str, int]], limits: Sequence[tuple[str, float]] = ()
 ) -> dict[str, Any]:
-    """One of the histograms in `Statistics.as_dict` for the template, with its drawing as a data URL."""
+    """One of the histograms in `Statistics.as_dict` for the template, with the places of its bars and labels."""
     scale = scale_of(name)
     bins = {at: number for number, at in enumerate(scale.names)}
-    counts = np.zeros((len(_COLOURS), len(bins)), np.int64)
+    counts = np.zeros((len(_FATES), len(bins)), np.int64)
     for reason, found in fates.items():
         row = 0 if reason == KEPT else 1 if reason in scale.reasons else 2
         for at, number in found.items():
             counts[row, bins[at]] += number
     edges, bars = cut_into_bars(scale, counts, [value for _, value in limits])
+    most = max(1, int(bars.sum(0).max()))
+    heights = _HEIGHT * np.maximum(bars / most, (bars > 0) * _VISIBLE)
+    places = np.linspace(0, _WIDTH, len(edges))
+    # A bar of whole numbers is centred on its value, so the line is between the last kept value and the next.
+    lines = [(sign, value, value + scale.whole * (0.5 if sign == "≤" else -0.5)) for sign, value in limits]
     labels = ", ".join(f"{sign} {readable(value, scale.unit)}" for sign, value in limits)
     return {
         "title": scale.title,
         "unit": scale.unit,
         "dropped": int(counts[1].sum()),
         "alt": f"Histogram: {scale.title}" + (f", threshold {labels}" if labels else ""),
-        "image": _draw(scale, edges, bars, limits),
+        "bars": [
+            {"fate": _FATES[row], "left": places[at], "top": _HEIGHT - heights[: row + 1, at].sum(), "height": high}
+            for (row, at), high in np.ndenumerate(heights)
+            if high
+        ],
+        "width": places[1],
+        "counts": {int(count): _HEIGHT * (1 - count / most) for count in _ticks(0, most, 3, whole=True)},
+        "values": {readable(at, scale.unit): np.interp(at, edges, places) for at in _values(scale, edges)},
+        "limits": [
+            {"sign": sign, "text": f"{sign} {readable(value, scale.unit)}", "left": np.interp(line, edges, places)}
+            for sign, value, line in lines
+            if edges[0] <= line <= edges[-1]
+        ],
     }
 
 
@@ -173,44 +190,12 @@ def cut_into_bars(scale: Scale, counts: np.ndarray, limits: Sequence[float]) -> 
     return edges - (0.5 if scale.whole else 0), np.add.reduceat(counts, [0, *starts[1:]], axis=1)
 
 
-def _draw(scale: Scale, edges: np.ndarray, bars: np.ndarray, limits: Sequence[tuple[str, float]]) -> str:
-    """An SVG image; drawn here, since importing matplotlib takes as long as collecting hundreds of pairs."""
-    octaves = scale.unit in ("pixels", "bytes")
-    along = np.log2 if octaves else np.asarray
-    first, last, most = float(along(edges[0])), float(along(edges[-1])), max(1, int(bars.sum(0).max()))
-
-    def x(value: float) -> float:
-        return _LEFT + (_RIGHT - _LEFT) * (float(along(value)) - first) / (last - first)
-
-    def y(count: float) -> float:
-        return _BOTTOM - (_BOTTOM - _TOP) * count / most
-
-    drawn = []
-    for count in _ticks(0, most, 3, whole=True):
-        drawn += [f'<path d="M{_LEFT} {y(count):.1f}H{_RIGHT}" stroke="{_TEXT}" stroke-opacity=".3"/>']
-        drawn += [f'<text x="{_LEFT - 5}" y="{y(count) + 3:.1f}" text-anchor="end">{count:,.0f}</text>']
-    bottoms = np.zeros(bars.shape[1])
-    for row, colour in zip(np.maximum(bars, (bars > 0) * _VISIBLE * most), _COLOURS, strict=True):
-        for left, right, bottom, height in zip(edges[:-1], edges[1:], bottoms, row, strict=True):
-            if height:
-                size = f'width="{x(right) - x(left):.1f}" height="{y(0) - y(height):.1f}"'
-                drawn += [f'<rect x="{x(left):.1f}" y="{y(bottom + height):.1f}" {size} fill="{colour}"/>']
-        bottoms += row
-    for at in _ticks(first, last, 7, whole=octaves or scale.whole):
-        value = 2**at if octaves else at
-        label = f'<text x="{x(value):.1f}" y="{_BOTTOM + 14}" text-anchor="middle">{readable(value, scale.unit)}</text>'
-        drawn += [f'<path d="M{x(value):.1f} {_BOTTOM}v3" stroke="{_TEXT}"/>', label]
-    for sign, value in limits:
-        # A bar of whole numbers is centred on its value, so the line is between the last kept value and the next.
-        place = value + scale.whole * (0.5 if sign == "≤" else -0.5)
-        if edges[0] <= place <= edges[-1]:
-            side, shift = ("end", -4) if sign == "≤" else ("start", 4)
-            label = f'<text x="{x(place) + shift:.1f}" y="9" text-anchor="{side}" fill="{_MARK}">'
-            drawn += [f'<path d="M{x(place):.1f} {_TOP}V{_BOTTOM}" stroke="{_MARK}" stroke-dasharray="4 2"/>']
-            drawn += [f"{label}{sign} {readable(value, scale.unit)}</text>"]
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_RIGHT + 10} {_BOTTOM + 20}" '
-    style = f'font-family="sans-serif" font-size="9" fill="{_TEXT}">'
-    return svg_data_url("".join([head, style, *drawn, "</svg>"]).encode())
+def _values(scale: Scale, edges: np.ndarray) -> np.ndarray:
+    """The values on the axis that have a label: round numbers, or powers of two."""
+    if scale.unit in ("pixels", "bytes"):
+        first, last = np.log2([edges[0], edges[-1]])
+        return np.asarray(2 ** _ticks(first, last, _TICKS, whole=True))
+    return _ticks(edges[0], edges[-1], _TICKS, whole=scale.whole)
 
 
 def _ticks(first: float, last: float, most: int, whole: bool) -> np.ndarray:

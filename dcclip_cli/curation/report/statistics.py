@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
@@ -74,36 +74,13 @@ def scale_of(name: str) -> Scale:
     return Scale(title, "", edges, (scorer, f"{scorer}-low", f"{scorer}-reject"))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Count:
     """How many were read, kept, and dropped by reason; read = kept + all dropped."""
 
-    read: int = 0
-    kept: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-
-    def add(self, reason: str | None) -> None:
-        """Count one more as dropped for `reason`, or as kept if it is None."""
-        self.read += 1
-        if reason is None:
-            self.kept += 1
-        else:
-            self.dropped[reason] += 1
-
-    @classmethod
-    def of(cls, counts: Mapping[str, Any]) -> Count:
-        """The counts in JSON from `as_dict`."""
-        return cls(counts["read"], counts["kept"], Counter(counts["dropped"]))
-
-    def as_dict(self) -> dict[str, Any]:
-        """The counts as JSON, as in the manifest."""
-        return {"read": self.read, "kept": self.kept, "dropped": dict(sorted(self.dropped.items()))}
-
-    def merge(self, other: Mapping[str, Any]) -> None:
-        """Add another count's `as_dict`."""
-        self.read += other["read"]
-        self.kept += other["kept"]
-        self.dropped.update(other["dropped"])
+    read: int
+    kept: int
+    dropped: dict[str, int]
 
 
 class Statistics:
@@ -115,10 +92,7 @@ class Statistics:
     """
 
     def __init__(self) -> None:
-        self.pairs = Count()
-        self.captions: dict[Language, Count] = {language: Count() for language in LANGUAGES}
-        self.sources: dict[str, Count] = {}
-        self.histograms: dict[str, dict[str, Counter[str]]] = {}
+        self._counts: Counter[tuple[str, ...]] = Counter()  # by the path in `as_dict`
 
     def add(
         self,
@@ -132,9 +106,9 @@ class Statistics:
         `pair` has the captions that are kept or dropped with it, `captions` are those dropped from it before. The
         source is `pair.meta["source"]`.
         """
-        reason = drop.reason if drop else None
-        self.pairs.add(reason)
-        self.sources.setdefault(str(pair.meta.get("source", "")), Count()).add(reason)
+        reason = drop.reason if drop else KEPT
+        self._count(reason, "pairs")
+        self._count(reason, "sources", str(pair.meta.get("source", "")))
         if size and min(size) > 0:
             short, long = sorted(size)
             self._measure("short_side", short, reason)
@@ -156,43 +130,54 @@ class Statistics:
     def add_score(self, scorer: str, value: float, drop: Drop | None, language: Language | None = None) -> None:
         """Count a score of a pair, or of a caption in `language`, and whether it was kept or dropped."""
         name = f"score:{scorer}:{language}" if language else f"score:{scorer}"
-        self._measure(name, value, drop.reason if drop else None)
+        self._measure(name, value, drop.reason if drop else KEPT)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as JSON; equal statistics give equal text."""
-        return {
-            "pairs": self.pairs.as_dict(),
-            "captions": {language: count.as_dict() for language, count in self.captions.items()},
-            "sources": {name: count.as_dict() for name, count in sorted(self.sources.items())},
-            "histograms": {
-                name: {fate: {at: bins[at] for at in sorted(bins, key=float)} for fate, bins in sorted(fates.items())}
-                for name, fates in sorted(self.histograms.items())
-            },
-        }
+        """Everything as JSON, the counts as for `Count`; equal statistics give equal text."""
+        captions = {language: _nothing() for language in LANGUAGES}
+        everything: dict[str, Any] = {"pairs": _nothing(), "captions": captions, "sources": {}, "histograms": {}}
+        for path in sorted(self._counts, key=_order):
+            inner = everything
+            for name in path[:-1]:
+                inner = inner.setdefault(name, _nothing() if inner is everything["sources"] else {})
+            inner[path[-1]] = self._counts[path]
+        return everything
 
     @classmethod
     def merge(cls, parts: Iterable[Mapping[str, Any]]) -> Statistics:
         """The sum of several `as_dict`s."""
         total = cls()
         for part in parts:
-            total.pairs.merge(part["pairs"])
-            for language in LANGUAGES:
-                total.captions[language].merge(part["captions"][language])
-            for name, count in part["sources"].items():
-                total.sources.setdefault(name, Count()).merge(count)
-            for name, fates in part["histograms"].items():
-                for fate, bins in fates.items():
-                    total._bins(name, fate).update(bins)
+            total._counts.update(dict(_paths(part)))
         return total
 
-    def _caption(self, language: Language, caption: str, reason: str | None) -> None:
-        self.captions[language].add(reason)
+    def _caption(self, language: Language, caption: str, reason: str) -> None:
+        self._count(reason, "captions", language)
         words = caption.split()
         self._measure(language, len("".join(words)) if language == "zh" else len(words), reason)
 
-    def _measure(self, name: str, value: float, reason: str | None) -> None:
-        scale = scale_of(name)
-        self._bins(name, reason or KEPT)[scale.names[scale.bin(value)]] += 1
+    def _count(self, reason: str, *group: str) -> None:
+        self._counts[*group, "read"] += 1
+        self._counts[(*group, KEPT) if reason == KEPT else (*group, "dropped", reason)] += 1
 
-    def _bins(self, name: str, fate: str) -> Counter[str]:
-        return self.histograms.setdefault(name, {}).setdefault(fate, Counter())
+    def _measure(self, name: str, value: float, reason: str) -> None:
+        scale = scale_of(name)
+        self._counts["histograms", name, reason, scale.names[scale.bin(value)]] += 1
+
+
+def _nothing() -> dict[str, Any]:
+    return {"read": 0, "kept": 0, "dropped": {}}
+
+
+def _order(path: tuple[str, ...]) -> tuple[Any, ...]:
+    """Bins are ordered by value, everything else by name."""
+    return (*path[:-1], float(path[-1])) if path[0] == "histograms" else path
+
+
+def _paths(counts: Mapping[str, Any], *above: str) -> Iterator[tuple[tuple[str, ...], int]]:
+    """The numbers in nested counts, by their paths."""
+    for name, value in counts.items():
+        if isinstance(value, int):
+            yield (*above, name), value
+        else:
+            yield from _paths(value, *above, name)

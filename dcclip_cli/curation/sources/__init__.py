@@ -8,17 +8,10 @@ from dcclip_cli.curation.sources.base import SourceOptions
 from dcclip_cli.curation.sources.captions import Base64Source, CaptionsSource
 from dcclip_cli.curation.sources.class_folders import ClassFoldersSource
 from dcclip_cli.curation.sources.sidecar import FolderSource, TarsSource
-from dcclip_cli.curation.sources.tables import HubSource, PairsSource, TableSource
+from dcclip_cli.curation.sources.tables import HubSource, TableSource
 
 Source = Annotated[
-    FolderSource
-    | ClassFoldersSource
-    | TableSource
-    | TarsSource
-    | PairsSource
-    | HubSource
-    | Base64Source
-    | CaptionsSource,
+    FolderSource | ClassFoldersSource | TableSource | TarsSource | HubSource | Base64Source | CaptionsSource,
     Field(discriminator="kind"),
 ]
 

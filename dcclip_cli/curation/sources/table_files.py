@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from dcclip_cli.curation.sources.base import Slice
+from dcclip_cli.curation.sources.base import Slice, index_slices
 from dcclip_cli.data.reading import Drop, cuts, lines, records
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.text_files import not_utf8
@@ -112,21 +112,10 @@ class ParquetTable:
         file = self._open()
         return [] if isinstance(file, Drop) else list(file.schema_arrow.names)
 
-    def slices(self, size: int) -> Iterator[Slice]:
-        """Small row groups are joined, large ones divided; an unreadable file is a slice with one fault."""
+    def slices(self, size: int) -> list[Slice]:
+        """Slices of `size` rows; an unreadable file is a slice with one fault."""
         file = self._open()
-        if isinstance(file, Drop):
-            yield Slice({"first": 0, "last": 1}, 1)
-            return
-        start = held = 0
-        for group in range(file.num_row_groups):
-            held += file.metadata.row_group(group).num_rows
-            if held < size and group + 1 < file.num_row_groups:
-                continue
-            parts = max(1, round(held / size))
-            bounds = [start + held * part // parts for part in range(parts + 1)]
-            yield from (Slice({"first": a, "last": b}, b - a) for a, b in pairwise(bounds) if a < b)
-            start, held = start + held, 0
+        return index_slices(1 if isinstance(file, Drop) else file.metadata.num_rows, size)
 
     def rows(self, part: Mapping[str, Any]) -> Iterator[tuple[str, Cells]]:
         """The rows of one slice, each with its number, counted from 1.

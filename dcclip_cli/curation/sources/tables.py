@@ -1,4 +1,4 @@
-"""Sources whose pairs are rows: tables in files, dcclip's own Parquet files, and Hugging Face `datasets`."""
+"""Sources whose pairs are rows: tables in files, and Hugging Face `datasets`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dcclip_cli.curation.sources.base import (
 )
 from dcclip_cli.curation.sources.table_files import ROWS_AT_A_TIME, Cells, ParquetTable, TextTable, cells_of
 from dcclip_cli.data.hub import load_hub
-from dcclip_cli.data.pair import LANGUAGES, Pair
+from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Drop, Fault, Folder, from_base64, plain, texts_of
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.options import PathOption
@@ -123,7 +123,9 @@ def _image(cell: Any, folder: Folder) -> bytes:
     if isinstance(cell, dict):  # {bytes, path}, as `datasets` stores images
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, bytes):
-        return _bounded(cell)
+        if len(cell) > MAX_IMAGE_BYTES:
+            raise Fault("image-bytes", f"more than {MAX_IMAGE_BYTES:,} bytes")
+        return cell
     if not isinstance(cell, str) or not cell:
         raise Fault("image-missing", "neither a path nor bytes")
     if cell.startswith(("http://", "https://")):
@@ -131,16 +133,11 @@ def _image(cell: Any, folder: Folder) -> bytes:
     return folder.read(folder.path / Path(cell), MAX_IMAGE_BYTES, "image")
 
 
-def _bounded(image: bytes) -> bytes:
-    if len(image) > MAX_IMAGE_BYTES:
-        raise Fault("image-bytes", f"more than {MAX_IMAGE_BYTES:,} bytes")
-    return image
-
-
 class TableSource(ColumnOptions):
     """A file of rows, a folder of such files, or a pattern like `./wukong/*.csv`; the suffix gives the format.
 
-    Columns without captions and images become metadata. Text files are in UTF-8.
+    Columns without captions and images become metadata. Text files are in UTF-8. Of pairs that `dcclip` wrote into
+    Parquet files, the keys (`key`) and metadata (`meta`, JSON) are kept.
     """
 
     kind: Literal["table"] = "table"
@@ -159,10 +156,11 @@ class TableSource(ColumnOptions):
         ]
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
-        """Candidates with their line number, in Parquet their row number, as key; counted from 1."""
+        """Candidates with their own key, or else their line number, in Parquet their row number, counted from 1."""
         file = Path(part["file"])
         prefix, roles = key_prefix(self.path, file), self._roles(file)
-        rows = ((f"{prefix}{number}", row) for number, row in self._open(file, roles).rows(part))
+        rows = (_as_written(number, row) for number, row in self._open(file, roles).rows(part))
+        rows = ((f"{prefix}{key}", row) for key, row in rows)
         return self.candidates(rows, roles, Folder(self.images or file.parent, self.allow_outside))
 
     def _open(self, file: Path, roles: Roles | None) -> TextTable | ParquetTable:
@@ -178,6 +176,18 @@ class TableSource(ColumnOptions):
         if not columns:  # an empty or unreadable file
             return Roles([], [])
         return self.roles(columns, str(file) if file.suffix.lower() == ".parquet" else f"{file}:1")
+
+
+def _as_written(number: str, row: Cells) -> tuple[str, Cells]:
+    """The key and the cells of a row, which has the columns `key` and `meta` if dcclip wrote it."""
+    if isinstance(row, Drop) or not {"key", "meta"} <= row.keys():
+        return number, row
+    key, meta = str(row.pop("key")), row.pop("meta")
+    try:
+        meta = json.loads(meta or "{}")
+    except (TypeError, ValueError, RecursionError) as error:
+        return key, Drop("row-malformed", f"meta is not JSON: {str(error)[:200]}")
+    return key, {**meta, **row} if isinstance(meta, dict) else Drop("row-malformed", "meta is not a JSON object")
 
 
 class HubSource(ColumnOptions):
@@ -225,61 +235,3 @@ def _dataset_rows(data: Dataset, first: int, last: int) -> Iterator[tuple[str, C
         except (pa.ArrowException, OSError) as error:
             what = f"rows {start} to {end - 1} can't be read: {str(error)[:200]}"
             yield str(next(done)), Drop("table-unreadable", what)
-
-
-class PairsSource(SourceOptions):
-    """Parquet files with the columns `key`, `image` (bytes), `zh`, `en` (lists of texts) and `meta` (JSON).
-
-    `dcclip` writes such files; shards made by `collect` are read with the kind `tars`.
-    """
-
-    kind: Literal["pairs"] = "pairs"
-    path: PathOption = Field(description="A .parquet file, a folder of them, or a pattern like ./pairs/*.parquet")
-
-    def slices(self, size: int) -> list[Slice]:
-        """Slices of about `size` rows. Raises DcclipError where a file has no column `key` or `image`."""
-        found = []
-        for file in files_of(self.path, (".parquet",)):
-            table = ParquetTable(file)
-            columns = table.columns()
-            missing = [name for name in ("key", "image") if name not in columns]
-            if columns and missing:
-                what = f"{file} has no column {' or '.join(missing)} (found: {', '.join(columns)[:300]})"
-                raise DcclipError(what, "read other Parquet files with {kind: table, image: ..., zh: ...}")
-            found += [Slice({"file": str(file), **part.part}, part.about) for part in table.slices(size)]
-        return found
-
-    def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
-        """The pairs with their own keys."""
-        file = Path(part["file"])
-        prefix = key_prefix(self.path, file)
-        for number, row in ParquetTable(file).rows(part):
-            if isinstance(row, Drop):
-                yield Candidate(Pair(f"{prefix}{number}", b""), row)
-            else:
-                yield _own_candidate(f"{prefix}{row['key']}", row)
-
-
-def _own_candidate(key: str, row: dict[str, Any]) -> Candidate:
-    pair = Pair(key, b"")
-    try:
-        captions = [(language, text) for language in LANGUAGES for text in texts_of(row.get(language), language)]
-        pair = replace(pair, **by_language(captions), meta=_own_meta(row.get("meta")))
-        image = row["image"]
-        if isinstance(image, dict):  # {bytes, path}, as `datasets` stores images
-            image = image.get("bytes")
-        if not isinstance(image, bytes):
-            raise Fault("image-missing", "no bytes in column image")
-        return Candidate(replace(pair, image=_bounded(image)))
-    except Fault as fault:
-        return Candidate(pair, fault.drop)
-
-
-def _own_meta(text: Any) -> dict[str, Any]:
-    try:
-        meta = plain(json.loads(text or "{}"))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise Fault("record-unreadable", f"meta is not JSON: {str(error)[:200]}") from None
-    if not isinstance(meta, dict):
-        raise Fault("record-unreadable", "meta is not a JSON object")
-    return meta

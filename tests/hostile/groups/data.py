@@ -185,14 +185,14 @@ def parquet(random: Random) -> Case:
     """A Parquet file with other columns, types or text than pairs have."""
     tables = _tables()
     name, command = random.choice(list(tables)), random.choice(_READERS)
-    arguments, parts, recipe = _reading(random, "x.parquet", "pairs", command)
+    arguments, parts, recipe = _reading(random, "x.parquet", "table", command)
     change = both(tables[name], recipe)
     return Case(f"{' '.join(arguments[:1] + arguments[8:])} Parquet: {name}", arguments, parts, change, limit_s=60)
 
 
 def damaged(random: Random) -> Case:
     """A damaged Parquet or tar file of pairs, read by any command."""
-    file, kind = random.choice((("train.parquet", "pairs"), ("pairs.tar", "tars")))
+    file, kind = random.choice((("train.parquet", "table"), ("pairs.tar", "tars")))
     arguments, parts, recipe = _reading(random, file, kind, random.choice(_READERS))
     what, change = damage_file(random, file)
     name = f"{' '.join(arguments[:1] + arguments[8:])} {what}"
