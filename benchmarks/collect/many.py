@@ -1,10 +1,12 @@
-"""Makes many local pairs of 256 px from real images, as tars with KEY.jpg and KEY.json.
+"""Makes many local pairs from real images, as tars with KEY.jpg and KEY.json.
 
     python benchmarks/collect/many.py DATA DRAWINGS FOLDER [--pairs 20000] [--per-tar 1000]
+    python benchmarks/collect/many.py DATA DRAWINGS FOLDER --small --pairs 1000000 --per-tar 5000
 
 Every image is a rotated and tinted crop of a real one, so that few look alike; every caption joins real names.
 DRAWINGS is explained in planted.py. `FOLDER/tars/` contains the tars, `FOLDER/files/` the same images as files,
-`FOLDER/urls.parquet` their file:// URLs.
+`FOLDER/urls.parquet` their file:// URLs. With `--small` there are only tars, and every image is two parts of real ones
+on top of each other, of 48 px: a million of them differ from each other as those of the web do.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from PIL import Image, ImageOps
 from dcclip_cli.model.preprocess import decode, flatten
 
 SIDE = 256
+SMALL_SIDE = 48
 
 
 def picture(image: Image.Image, random: Random) -> bytes:
@@ -39,6 +42,18 @@ def picture(image: Image.Image, random: Random) -> bytes:
     return save(Image.blend(part, tint, random.uniform(0, 0.4)), "JPEG", quality=85)
 
 
+def small_picture(images: Sequence[Image.Image], random: Random) -> bytes:
+    """Parts of two images on top of each other, as a JPEG of 48 px."""
+    parts = []
+    for image in random.sample(images, 2):
+        width, height = (side * random.uniform(0.4, 0.9) for side in image.size)
+        left, top = random.uniform(0, image.width - width), random.uniform(0, image.height - height)
+        box = (left, top, left + width, top + height)
+        part = image.resize((SMALL_SIDE, SMALL_SIDE), Image.Resampling.BILINEAR, box, reducing_gap=2)
+        parts.append(part.transpose(random.choice(list(Image.Transpose))))
+    return save(Image.blend(*parts, random.uniform(0.3, 0.7)), "JPEG", quality=80)
+
+
 def captions(names: Sequence[Real], random: Random) -> dict[str, str]:
     """Three names in each language."""
     three = random.sample(names, 3)
@@ -48,13 +63,26 @@ def captions(names: Sequence[Real], random: Random) -> dict[str, str]:
     }
 
 
-def write(data: Path, out: Path, drawn: Path, pairs: int, per_tar: int) -> None:
+def write_small(opened: Sequence[Image.Image], names: Sequence[Real], out: Path, pairs: int, per_tar: int) -> None:
+    """Fill the folder with small pairs; more of them begin with the same bytes."""
+    (out / "tars").mkdir(parents=True)
+    for start in range(0, pairs, per_tar):
+        random = Random(start)
+        with tarfile.open(out / f"tars/{start // per_tar:05d}.tar", "w") as archive:
+            for number in range(start, min(start + per_tar, pairs)):
+                _add(archive, f"{number:07d}", small_picture(opened, random), captions(names, random))
+
+
+def _add(archive: tarfile.TarFile, key: str, image: bytes, said: dict[str, str]) -> None:
+    for suffix, content in (("jpg", image), ("json", json.dumps(said, ensure_ascii=False).encode())):
+        member = tarfile.TarInfo(f"{key}.{suffix}")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+
+
+def write(opened: Sequence[Image.Image], names: Sequence[Real], out: Path, pairs: int, per_tar: int) -> None:
     """Fill the folder; the same arguments give the same bytes."""
     random = Random(0)
-    real = pool(data)
-    pictures = [one for one in real.clean if one.photo] + drawings(drawn)
-    opened = [flatten(decode(one.image)) for one in pictures]
-    names = [one for one in real.clean if one.zh and one.en]
     for folder in ("tars", "files"):
         (out / folder).mkdir(parents=True)
     rows = []
@@ -65,10 +93,7 @@ def write(data: Path, out: Path, drawn: Path, pairs: int, per_tar: int) -> None:
                 file = out / f"files/{number:07d}.jpg"
                 file.write_bytes(image)
                 rows.append({"url": file.resolve().as_uri(), "caption": said["en"], **said})
-                for suffix, content in (("jpg", image), ("json", json.dumps(said, ensure_ascii=False).encode())):
-                    member = tarfile.TarInfo(f"{number:07d}.{suffix}")
-                    member.size = len(content)
-                    archive.addfile(member, io.BytesIO(content))
+                _add(archive, f"{number:07d}", image, said)
     pq.write_table(pa.Table.from_pylist(rows), out / "urls.parquet")
 
 
@@ -79,8 +104,13 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--pairs", type=int, default=20_000)
     parser.add_argument("--per-tar", type=int, default=1_000)
+    parser.add_argument("--small", action="store_true", help="pictures of 48 px, in tars only")
     options = parser.parse_args()
-    write(options.data, options.out, options.drawings, options.pairs, options.per_tar)
+    real = pool(options.data)
+    pictures = [one for one in real.clean if one.photo] + drawings(options.drawings)
+    opened = [flatten(decode(one.image)) for one in pictures]
+    names = [one for one in real.clean if one.zh and one.en]
+    (write_small if options.small else write)(opened, names, options.out, options.pairs, options.per_tar)
 
 
 if __name__ == "__main__":

@@ -97,15 +97,13 @@ class DedupStep(SliceStep):
 
     def run(self, task: int) -> None:
         from dcclip_cli.curation.dedup.dedup import dedup
-        from dcclip_cli.curation.scores.base import ScoreFilter
 
         options = self.options
         slices = range((self.work.plan() or {})["slices"])
-        folders = [self.work.read(number) for number in slices]
+        signatures = [self.work.read(number) / PAIRS for number in slices]
         scores = [self.work.scored(number) / SCORES for number in slices] if options.scores else []
-        first = [ScoreFilter(scorers=options.scores)] if options.scores else []
         with whole_folder(self.result(task)) as out:
-            dedup([folder / PAIRS for folder in folders], scores, options, out, first=first, needs=options.needs)
+            dedup(signatures, scores, options, out, first=options.scores, needs=options.needs)
 
 
 class WriteStep(SliceStep):

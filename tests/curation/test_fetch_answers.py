@@ -4,8 +4,6 @@ import gzip
 import socket
 import threading
 import time
-import tracemalloc
-import zlib
 from http.server import BaseHTTPRequestHandler
 
 import pytest
@@ -46,33 +44,10 @@ def test_a_body_or_line_or_head_without_end_is_cut(
     assert reason(fetcher.fetch(site.url("/endless"))) == expected
 
 
-def test_a_gzip_bomb_is_not_unpacked(site: Site, fetcher: Fetcher) -> None:
-    bomb = gzip.compress(bytes(50_000_000))
-    assert len(bomb) < 100_000
-    site.pages["/bomb"] = sends(bomb, Content_Encoding="gzip")
-    tracemalloc.start()
-    try:
-        assert fetcher.fetch(site.url("/bomb")) == Drop("url-bytes", "more than 100,000 bytes")
-        assert tracemalloc.get_traced_memory()[1] < 5_000_000
-    finally:
-        tracemalloc.stop()
-
-
-@pytest.mark.parametrize("encoding", ["gzip, gzip", "br", "zstd", "猫".encode().decode("latin-1")])
+@pytest.mark.parametrize("encoding", ["gzip", "gzip, gzip", "br", "猫".encode().decode("latin-1")])
 def test_an_encoding_that_was_not_asked_for_is_refused(encoding: str, site: Site, fetcher: Fetcher) -> None:
-    site.pages["/twice"] = sends(gzip.compress(gzip.compress(bytes(9_000_000))), Content_Encoding=encoding)
-    assert reason(fetcher.fetch(site.url("/twice"))) == "url-encoding"
-
-
-def test_one_layer_of_gzip_or_deflate_is_undone(site: Site, fetcher: Fetcher) -> None:
-    site.pages |= {
-        "/gzip": sends(gzip.compress(PICTURE), Content_Encoding="GZIP"),
-        "/deflate": sends(zlib.compress(PICTURE), Content_Encoding="deflate"),
-        "/half": sends(gzip.compress(PICTURE)[:-20], Content_Encoding="gzip"),
-        "/plain": sends(PICTURE, Content_Encoding="gzip"),
-    }
-    assert [fetcher.fetch(site.url(page)) for page in ("/gzip", "/deflate")] == [PICTURE, PICTURE]
-    assert [reason(fetcher.fetch(site.url(page))) for page in ("/half", "/plain")] == ["url-encoding"] * 2
+    site.pages["/bomb"] = sends(gzip.compress(bytes(9_000_000)), Content_Encoding=encoding)
+    assert reason(fetcher.fetch(site.url("/bomb"))) == "url-encoding"
 
 
 def test_no_body_is_no_picture(site: Site, fetcher: Fetcher) -> None:

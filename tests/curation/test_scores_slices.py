@@ -16,7 +16,7 @@ from PIL import Image
 from dcclip_cli.curation.decode_image import DecodedImage, decode_image
 from dcclip_cli.curation.dedup import drop_empty, fill
 from dcclip_cli.curation.dedup.dedup import signature_table, signatures_of
-from dcclip_cli.curation.scores.base import ScoreFilter, ScorerOptions, Scores, score_slice
+from dcclip_cli.curation.scores.base import ScorerOptions, Scores, score_slice
 from dcclip_cli.curation.scores.scorers import Agreement, Classifier, Cosines, Fractions, Prompts
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
@@ -192,7 +192,8 @@ def tables(tmp_path: Path, picture: Any) -> Tables:
 
 
 def apply(connection: duckdb.DuckDBPyConnection, *scorers: ScorerOptions) -> None:
-    ScoreFilter(scorers=scorers).apply(connection)
+    for scorer in scorers:
+        scorer.apply(connection)
 
 
 def dropped(connection: duckdb.DuckDBPyConnection, table: str = "pair_drops") -> list[tuple[Any, ...]]:

@@ -15,7 +15,6 @@ import socket
 import ssl
 import threading
 import time
-import zlib
 from functools import cache
 from http.client import IncompleteRead, RemoteDisconnected
 from typing import TYPE_CHECKING, Any
@@ -33,8 +32,6 @@ _MAX_DISCARDED_BYTES = 8_192  # of an error's body, which is read to reuse the c
 # Supported formats come first: a server that chooses by this header would send AVIF to a browser. No compression is
 # requested: image files are compressed already.
 _HEADERS = {"Accept": "image/jpeg,image/png,image/webp,*/*;q=0.5", "Accept-Encoding": "identity"}
-# zlib's window bits by Content-Encoding: 31 for gzip, 15 for zlib; 0 if the body is not compressed.
-_WINDOW_BITS = {"": 0, "identity": 0, "gzip": 31, "x-gzip": 31, "deflate": 15}
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # a public IPv4 address in its last four bytes, on IPv6-only networks
 # Networks that Python does not call private (or not in every version) and that lead to local networks or to IPv4.
 _NEVER = [ipaddress.ip_network(net) for net in ("192.88.99.0/24", "64:ff9b:1::/48", "2001::/23", "2002::/16")]
@@ -62,12 +59,8 @@ class TimedSocket(socket.socket):
         return super().recv_into(*args, **options)
 
 
-class _TimedTlsSocket(ssl.SSLSocket):
+class _TimedTlsSocket(TimedSocket, ssl.SSLSocket):
     """The same for TLS; Python counts a handshake as one read."""
-
-    def recv_into(self, *args: Any, **options: Any) -> int:
-        self.settimeout(_time_left())
-        return super().recv_into(*args, **options)
 
 
 def is_public(address: Address) -> bool:
@@ -198,25 +191,16 @@ def _body(response: BaseHTTPResponse, limit: int, cut: bool) -> bytes:
     if host_says.isdecimal() and len(host_says) < 20 and int(host_says) > limit and not cut:
         raise Fault("url-bytes", f"the server announces {int(host_says):,} bytes, more than {limit:,}")
     encoding = response.headers.get("Content-Encoding", "")
-    if (coding := encoding.strip().lower()) not in _WINDOW_BITS:
+    if encoding.strip().lower() not in ("", "identity"):
         raise Fault("url-encoding", f"sent as {encoding[:40]!r}, though uncompressed was asked for")
-    decoder = zlib.decompressobj(bits) if (bits := _WINDOW_BITS[coding]) else None
     body = bytearray()
     # read1 uses http.client, which bounds the lines between chunks; urllib3's own chunk reader does not.
     while chunk := response.read1(_CHUNK, decode_content=False):
-        room = limit - len(body) + 1  # one byte over the limit shows that there is more
-        try:  # its output is bounded, so that a bomb never gets large
-            body += decoder.decompress(chunk, room) if decoder else chunk[:room]
-        except zlib.error:
-            raise Fault("url-encoding", "the compressed body is damaged") from None
+        body += chunk
         if len(body) > limit:
             if cut:
                 return bytes(body[:limit])
             raise Fault("url-bytes", f"more than {limit:,} bytes")
-        if decoder and decoder.eof:
-            break
-    if decoder and not decoder.eof:
-        raise Fault("url-encoding", "the compressed body breaks off")
     return bytes(body)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from pydantic import Field
 from dcclip_cli.curation.dedup import GlobalFilter
 from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.model.preprocess import decode
-from dcclip_cli.options import Options, Removed
+from dcclip_cli.options import Removed
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -39,8 +39,8 @@ BATCH = 32  # images, or texts, that a model gets at a time
 _ROWS_AT_A_TIME = 50_000  # that are written
 
 
-class ScorerOptions(Options, ABC):
-    """Base class of scorers: their options, how they score, and what is dropped for their scores."""
+class ScorerOptions(GlobalFilter):
+    """Base class of scorers: their options, how they score, and what is dropped for their scores (`apply`)."""
 
     removed: ClassVar = {"batch_size": Removed("images are scored 32 at a time; remove this key", ignored=(32,))}
 
@@ -66,10 +66,6 @@ class ScorerOptions(Options, ABC):
         A model is loaded once in each process. Raises DcclipError if it cannot be loaded.
         """
 
-    @abstractmethod
-    def apply(self, connection: DuckDBPyConnection) -> None:
-        """Add the drops that follow from the stored scores of all pairs to the tables of `curation.dedup`."""
-
 
 # NaN scores are stored as NULL, and drop the pair.
 _DROP_PAIRS = """
@@ -93,17 +89,6 @@ def unique_names(scorers: tuple[Some, ...]) -> tuple[Some, ...]:
     if twice := sorted(name for name, count in names.items() if count > 1):
         raise ValueError(f"two scorers are both called {twice[0]}: give each a name of its own")
     return scorers
-
-
-class ScoreFilter(GlobalFilter):
-    """Applies the scorers' thresholds and fractions one after the other; each sees what the earlier ones left."""
-
-    scorers: tuple[ScorerOptions, ...] = Field(description="The recipe's scorers")
-
-    def apply(self, connection: DuckDBPyConnection) -> None:
-        """Reasons: those of the scorers, each beginning with the scorer's kind."""
-        for scorer in self.scorers:
-            scorer.apply(connection)
 
 
 def score_slice(pairs: Iterable[Pair], scorers: Sequence[ScorerOptions], out: Path) -> None:
