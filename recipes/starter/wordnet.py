@@ -28,6 +28,8 @@ class WordNet:
     def __init__(self, folder: Path) -> None:
         self.synsets = dict(self._read(folder / "data.noun"))
         self._times_seen = self._read_index(folder / "index.noun")
+        self.senses = self._read_senses(folder / "index.noun")
+        self._above: dict[str, frozenset[str]] = {}
         self._kinds: dict[str, set[str]] = defaultdict(set)
         for synset in self.synsets.values():
             for word in synset.words:
@@ -54,6 +56,18 @@ class WordNet:
         """Word -> how many of its senses WordNet's own texts have, which leaves the rare words out."""
         lines = [line.split() for line in file.read_text("utf-8").splitlines() if not line.startswith("  ")]
         return {parts[0].replace("_", " "): int(parts[4 + int(parts[3]) + 1]) for parts in lines}
+
+    @staticmethod
+    def _read_senses(file: Path) -> dict[str, list[str]]:
+        """Noun, in lower case -> the keys of its senses, the most frequent first."""
+        lines = [line.split() for line in file.read_text("utf-8").splitlines() if not line.startswith("  ")]
+        return {parts[0].replace("_", " "): [f"n{key}" for key in parts[4 + int(parts[3]) + 2 :]] for parts in lines}
+
+    def kinds_of(self, key: str) -> frozenset[str]:
+        """Everything that a sense is a kind of, itself included."""
+        if key not in self._above:
+            self._above[key] = frozenset({key}).union(*(self.kinds_of(parent) for parent in self.synsets[key].parents))
+        return self._above[key]
 
     def classes_under(self, folders: list[str]) -> dict[str, frozenset[int]]:
         """Every sense that one of the classes is a kind of, or is -> the numbers of those classes."""
