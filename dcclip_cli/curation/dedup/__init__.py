@@ -7,8 +7,8 @@ reason. A pair's `number` is its position in the order of keys, from 1.
 | table or view   | columns                                                                                          |
 |-----------------|--------------------------------------------------------------------------------------------------|
 | `pairs`         | number BIGINT, key, source, file_hash BLOB, pixel_hash BLOB, hashes UBIGINT[], width, height INT |
-| `captions`      | number, language ('zh', 'en'), place INT, text, text_hash UBIGINT, bands UBIGINT[],              |
-|                 | origin BIGINT, origin_place INT (the pair and place that it had before merging)                  |
+| `captions`      | number, language ('zh', 'en'), place INT, text, text_hash UBIGINT, bands UBIGINT[], sketch       |
+|                 | UBIGINT[], origin BIGINT, origin_place INT (the pair and place that it had before merging)       |
 | `scores`        | number, name, language (NULL: of the whole pair), place INT (NULL: of the whole pair), value     |
 | `pair_drops`    | number, reason, detail                                                                           |
 | `caption_drops` | number, language, place, reason, detail                                                          |
@@ -66,10 +66,11 @@ CREATE VIEW thumbs AS SELECT number, thumb FROM read_parquet({files}) JOIN pairs
 
 _CAPTIONS = """
 SELECT number, '{language}' AS language, (place - 1)::INTEGER AS place, {language}[place] AS text,
-    {language}_hashes[place] AS text_hash, {language}_bands[place] AS bands,
+    {language}_hashes[place] AS text_hash, {language}_bands[place] AS bands, {language}_sketches[place] AS sketch,
     number AS origin, (place - 1)::INTEGER AS origin_place
 FROM (
-    SELECT number, {language}, {language}_hashes, {language}_bands, unnest(range(1, len({language}) + 1)) AS place
+    SELECT number, {language}, {language}_hashes, {language}_bands, {language}_sketches,
+        unnest(range(1, len({language}) + 1)) AS place
     FROM read_parquet({files}) JOIN pairs USING (key)
 )
 """

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from dcclip_cli.curation.decode_image import DecodedImage
 from dcclip_cli.curation.dedup import GlobalFilter, drop_empty, fill, quoted
-from dcclip_cli.curation.dedup.minhash import SameCaption, bands_of, text_hash
+from dcclip_cli.curation.dedup.minhash import SameCaption, bands_of, letters_of, sketches_of, text_hash
 from dcclip_cli.curation.dedup.near_duplicates import (
     SIDE,
     NearImage,
@@ -47,7 +47,7 @@ def signature_schema() -> pa.Schema:
     for language in LANGUAGES:
         fields[language] = pa.list_(pa.string())
         fields[f"{language}_hashes"] = hashes
-        fields[f"{language}_bands"] = pa.list_(hashes)
+        fields[f"{language}_bands"] = fields[f"{language}_sketches"] = pa.list_(hashes)
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields.items()])
 
 
@@ -83,14 +83,32 @@ def signature_table(rows: Sequence[Mapping[str, Any]], more: pa.Schema | None = 
     thumbs = np.frombuffer(b"".join(columns.get("thumb", ())), np.uint8).reshape(-1, SIDE, SIDE, 3)
     columns["hashes"] = perceptual_hashes(thumbs).tolist()
     for language in LANGUAGES:
-        bands = iter(bands_of([text for row in rows if not row["names_class"] for text in row[language]]).tolist())
-        for row in rows:
-            hashed = (f"{row['key']} {text}" if row["names_class"] else text for text in row[language])
-            columns.setdefault(f"{language}_hashes", []).append([text_hash(text) for text in hashed])
-            named = [[] if row["names_class"] else next(bands) for _ in row[language]]
-            columns.setdefault(f"{language}_bands", []).append(named)
+        columns |= _caption_columns(rows, language)
     schema = pa.unify_schemas([signature_schema(), more]) if more else signature_schema()
-    return pa.table({field.name: pa.array(columns.get(field.name, ()), field.type) for field in schema}, schema)
+    arrays = {field.name: columns.get(field.name, ()) for field in schema}
+    whole = {
+        name: one if isinstance(one, pa.Array) else pa.array(one, schema.field(name).type)
+        for name, one in arrays.items()
+    }
+    return pa.table(whole, schema)
+
+
+def _caption_columns(rows: Sequence[Mapping[str, Any]], language: Language) -> dict[str, pa.Array]:
+    """The captions of rows in one language, and their hashes, bands and sketches."""
+    import pyarrow as pa
+
+    captions = pa.array([row[language] for row in rows], pa.list_(pa.string()))
+    named = np.array([row["names_class"] for row in rows for _ in row[language]], bool)
+    texts = [f"{row['key']} {text}" if row["names_class"] else text for row in rows for text in row[language]]
+    letters = list(map(letters_of, texts))
+    hashes = pa.array(list(map(text_hash, texts, letters)), pa.uint64())
+    columns = {language: captions, f"{language}_hashes": pa.ListArray.from_arrays(captions.offsets, hashes)}
+    for name, compute in (("bands", bands_of), ("sketches", sketches_of)):
+        matrix = compute(letters)
+        ends = np.cumsum([0, *np.where(named, 0, matrix.shape[1])], dtype=np.int32)
+        each = pa.ListArray.from_arrays(ends, matrix[~named].ravel())
+        columns[f"{language}_{name}"] = pa.ListArray.from_arrays(captions.offsets, each)
+    return columns
 
 
 class Decontaminate(GlobalFilter):

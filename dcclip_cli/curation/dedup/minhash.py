@@ -25,11 +25,11 @@ _MIN_LETTERS = 12  # shorter captions are duplicates only if their letters are e
 _WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|[^\W\u3400-\u9fff\uf900-\ufaff]+")
 
 
-def text_hash(caption: str) -> int:
-    """64 bits of the caption's letters and digits; of the whole caption where it has none."""
+def text_hash(caption: str, letters: str) -> int:
+    """64 bits of the caption's `letters_of`; of the whole caption where it has none."""
     import xxhash
 
-    return xxhash.xxh3_64_intdigest((letters_of(caption) or caption).encode())
+    return xxhash.xxh3_64_intdigest((letters or caption).encode())
 
 
 def letters_of(caption: str) -> str:
@@ -55,15 +55,34 @@ def replaces_a_word(one: str, other: str) -> bool:
     return bool(first - second) and bool(second - first)
 
 
-def bands_of(captions: Sequence[str]) -> np.ndarray:
-    """Hashes of the bands of each caption's MinHash, uint64 (captions, 8): captions that share one are compared."""
+def bands_of(letters: Sequence[str]) -> np.ndarray:
+    """Hashes of the bands of each caption's MinHash, uint64 (captions, 8): captions that share one are compared.
+
+    `letters` are the captions' `letters_of`.
+    """
     from rensa import RMinHash
 
-    grams = [_grams(letters_of(caption)) for caption in captions]
-    rows = RMinHash.digest_matrix_from_token_sets(grams, _PERMUTATIONS, 1).to_rows()
-    halves = np.array(rows, "<u4").reshape(-1, _PERMUTATIONS).view("<u8").reshape(len(captions), _BANDS, 2)
+    rows = RMinHash.digest_matrix_from_token_sets(list(map(_grams, letters)), _PERMUTATIONS, 1).to_rows()
+    halves = np.array(rows, "<u4").reshape(-1, _PERMUTATIONS).view("<u8").reshape(len(letters), _BANDS, 2)
     first, second, third = _FACTORS
     return halves[..., 0] * first + halves[..., 1] * second + np.arange(_BANDS, dtype=np.uint64) * third  # mod 2**64
+
+
+def sketches_of(letters: Sequence[str]) -> np.ndarray:
+    """The number of each caption's trigrams and 512 bits, one set by each of them, uint64 (captions, 9).
+
+    Two captions have at least as many trigrams that the other lacks as their sketches have different bits.
+    """
+    codes = np.frombuffer("".join(letters).encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
+    lengths = np.array([len(text) for text in letters], np.int64)
+    caption = np.repeat(np.arange(len(letters)), lengths)
+    first, second, third = _FACTORS
+    hashed = (codes[:-2] * first + codes[1:-1] * second + codes[2:] * third) >> np.uint64(64 - 9)  # mod 2**64
+    within = caption[:-2] == caption[2:]
+    bits = np.zeros((len(letters), 1 << 9), bool)
+    bits[caption[:-2][within], hashed[within]] = True
+    words = np.packbits(bits, axis=1, bitorder="little").view("<u8")
+    return np.hstack([np.maximum(lengths - 2, 0)[:, None].astype(np.uint64), words])
 
 
 def _grams(letters: str) -> set[str]:
@@ -115,7 +134,9 @@ class SameCaption(GlobalFilter):
 def _find_families(connection: DuckDBPyConnection, similarity: float) -> dict[tuple[str, int], int]:
     """By language and text: the earliest similar text that is itself not assigned to another one."""
     families: dict[tuple[str, int], int] = {}
-    rows = connection.cursor().execute(_COMPARED)
+    differ = " + ".join(f"bit_count(xor(one.sketch[{word}], other.sketch[{word}]))" for word in range(2, 10))
+    most = (1 - similarity) / (1 + similarity)  # trigrams that only one of them has, as a part of those of both
+    rows = connection.cursor().execute(_COMPARED.format(differ=differ), {"most": most})
     while batch := rows.fetchmany(10_000):
         for language, earlier, later, text, other in batch:
             if (language, earlier) in families or (language, later) in families:
@@ -131,7 +152,7 @@ def _find_families(connection: DuckDBPyConnection, similarity: float) -> dict[tu
 _TEXTS = """
 CREATE OR REPLACE TABLE texts AS
     SELECT language, text_hash, min(number) AS number, arg_min(text, (number, place)) AS text,
-        arg_min(bands, (number, place)) AS bands
+        arg_min(bands, (number, place)) AS bands, arg_min(sketch, (number, place)) AS sketch
     FROM live_captions GROUP BY language, text_hash
 """
 
@@ -160,6 +181,7 @@ SELECT language, earlier, later, one.text, other.text
 FROM text_candidates
 JOIN texts AS one USING (language) JOIN texts AS other USING (language)
 WHERE one.text_hash = earlier AND other.text_hash = later
+    AND {differ} <= $most * (one.sketch[1] + other.sketch[1]) + 0.001
 ORDER BY later_number, later, language, earlier_number, earlier
 """
 

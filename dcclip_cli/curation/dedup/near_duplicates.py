@@ -10,7 +10,9 @@ thumbnails of candidates are aligned, by a small shift and stretch, and compared
 from __future__ import annotations
 
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, ClassVar, Literal
 
@@ -20,6 +22,7 @@ from pydantic import Field
 
 from dcclip_cli.curation.decode_image import DecodedImage
 from dcclip_cli.curation.dedup import GlobalFilter
+from dcclip_cli.machine import cores
 from dcclip_cli.options import Removed
 
 if TYPE_CHECKING:
@@ -101,12 +104,21 @@ def differences(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 def similar(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Whether thumbnails uint8 (pairs, SIDE, SIDE, 3) show the same image, bool (pairs,)."""
-    close = np.abs(_coarse(ones) - _coarse(others)).mean((1, 2, 3)) <= _FAR
+    close = np.asarray(np.abs(_coarse(ones) - _coarse(others)).mean((1, 2, 3)) <= _FAR)
+    if close.any():
+        close[close] = _in_brightness(ones[close], others[close])
     if close.any():
         mean, worst, detail, middle = differences(ones[close], others[close]).T
         near = (mean <= MAX_MEAN) & (worst <= MAX_WORST) & (middle <= MAX_MIDDLE)
         close[close] = near & ((detail <= MAX_DETAIL) | (np.maximum(worst, middle) <= FAINT))
-    return np.asarray(close)
+    return close
+
+
+def _in_brightness(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Whether the difference of brightness alone allows thumbnails to be similar: a fraction of the work."""
+    first, second = (_blur((thumbs @ _LUMA)[..., None]) for thumbs in (ones, others))
+    second = _warp(second, _fit(first[..., 0], second[..., 0]))
+    return np.asarray(np.abs(_inner(first - second)).mean((1, 2, 3)) <= MAX_MEAN + 0.01)  # rounded otherwise
 
 
 def _coarse(thumbs: np.ndarray) -> np.ndarray:
@@ -120,10 +132,16 @@ def _inner(cells: np.ndarray) -> np.ndarray:
 
 
 def _blur(thumbs: np.ndarray, times: int = 1) -> np.ndarray:
-    for axis in (1, 2) * times:
-        padding = [(1, 1) if axis == number else (0, 0) for number in range(4)]
-        padded = np.moveaxis(np.pad(thumbs, padding, "edge"), axis, 0)
-        thumbs = np.moveaxis((padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4, 0, axis)
+    for axis in (1, 2):
+        cells = thumbs.swapaxes(1, axis)
+        for _ in range(times):
+            blurred = 2 * cells
+            blurred[:, 1:] += cells[:, :-1]
+            blurred[:, :-1] += cells[:, 1:]
+            blurred[:, 0] += cells[:, 0]
+            blurred[:, -1] += cells[:, -1]
+            cells = blurred / 4
+        thumbs = cells.swapaxes(1, axis)
     return thumbs
 
 
@@ -195,13 +213,13 @@ CREATE OR REPLACE TABLE moved AS
         SEMI JOIN same ON same.first = captions.number GROUP BY ALL
     ),
     fresh AS (
-        SELECT same.first, language, text, text_hash, bands, origin, origin_place
+        SELECT same.first, language, text, text_hash, bands, sketch, origin, origin_place
         FROM live_captions JOIN same USING (number)
         ANTI JOIN (SELECT number AS first, language, text FROM live_captions) AS own USING (first, language, text)
         QUALIFY row_number() OVER (PARTITION BY same.first, language, text ORDER BY number, place) = 1
     )
     SELECT first AS number, language, coalesce(last, -1)::INTEGER + place::INTEGER AS place,
-        text, text_hash, bands, origin, origin_place
+        text, text_hash, bands, sketch, origin, origin_place
     FROM (
         SELECT *, row_number() OVER (PARTITION BY first, language ORDER BY origin, origin_place) AS place FROM fresh
     ) LEFT JOIN taken USING (first, language)
@@ -261,7 +279,7 @@ _COMFORTABLE = 2_000_000  # images for which bands of 16 bits are selective enou
 _CROWD = 1000  # maximum images of a band that later ones are compared with; only huge clusters reach it
 _TRIED = 16  # maximum nearest, and maximum earliest, candidates of an image that are compared in colour
 _MAX_STRETCH = 1.2  # maximum ratio between the aspect ratios of near duplicates
-_BATCH = 512  # comparisons made at a time: about 60 MB of arrays
+_BATCH, _BATCHES = 512, 4  # comparisons of a thread: about 60 MB of arrays; batches that are compared at a time
 
 # Part 0: the image as it is, and slightly cropped (crops are not compared with crops); part 1: its middle.
 _KEYS = """
@@ -318,14 +336,15 @@ def find_near(connection: DuckDBPyConnection, earlier: str, later: str, thumbs: 
     duplicate = np.zeros(largest + 1, bool)  # by number
     [(folder,)] = connection.execute("SELECT current_setting('temp_directory')").fetchall()
     Path(folder).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with tempfile.TemporaryFile(dir=folder) as file, ThreadPoolExecutor(cores()) as pool:
         thumbnails = _Thumbnails(file, connection, thumbs)
         # Every earlier image is decided before the later one is, whose first similar image counts.
         rows = connection.cursor().execute("SELECT earlier, later FROM near_chosen ORDER BY later, abs(earlier)")
-        while batch := rows.fetchmany(_BATCH):
+        while batch := rows.fetchmany(_BATCH * _BATCHES):
             compared = [(one, other) for one, other in batch if not (duplicate[other] or (one > 0 and duplicate[one]))]
+            parts = pool.map(thumbnails.similar, [compared[at : at + _BATCH] for at in range(0, len(compared), _BATCH)])
             found: dict[int, int] = {}
-            for (one, other), same in zip(compared, thumbnails.similar(compared), strict=True):
+            for (one, other), same in zip(compared, chain.from_iterable(parts), strict=True):
                 if same and not duplicate[other] and not (one > 0 and duplicate[one]):
                     duplicate[other], found[other] = True, one
             if found:
