@@ -242,7 +242,7 @@ def _finish(options: CollectOptions, work: WorkFolder, slices: int) -> dict[str,
         join_dropped((folder / DROPPED for folder in folders[1::2]), path)
     statistics = Statistics.merge(_json(folder / STATISTICS) for folder in folders).as_dict()
     examples = Examples.merge((folder / EXAMPLES for folder in folders), options.report.examples)
-    examples.fill_twins(lambda key: next((kept.pair for kept in read_pairs(work.read(int(key[:6])), key)), None))
+    examples.fill(lambda key: next((kept.pair for kept in read_pairs(work.read(int(key[:6])), key)), None))
     manifest = {
         "made_by": _MADE_BY,
         "format": _FORMAT,

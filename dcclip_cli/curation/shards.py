@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tarfile
 from collections.abc import Iterable, Mapping
@@ -28,6 +29,9 @@ _MAX_CHARACTERS = 1_000  # of each text in the table of dropped pairs
 _ROWS_AT_A_TIME = 20_000
 _COLUMNS = Columns()
 _HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)  # mode 644, time 0, owner 0 without a name
+_SIZE, _SUM = slice(124, 135), slice(148, 155)  # the fields that differ, after the name
+_REST = sum(_HEADER[:124] + _HEADER[135:148] + _HEADER[156:]) + 8 * ord(" ")  # the checksum without them
+_as_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,8 @@ class Shard:
 
 def record(pair: Pair) -> bytes:
     """The content of KEY.json: captions and metadata in UTF-8, keys sorted."""
-    content = {**pair.meta, "zh": pair.zh, "en": pair.en}
     # "replace": metadata may contain lone surrogates, which UTF-8 cannot encode.
-    return json.dumps(content, ensure_ascii=False, sort_keys=True).encode("utf-8", "replace")
+    return _as_json({**pair.meta, "zh": pair.zh, "en": pair.en}).encode("utf-8", "replace")
 
 
 class ShardWriter:
@@ -53,37 +56,37 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        self.pairs = 0
+        self.pairs = self._size = 0
         self._path = path
         self._tar = path.open("wb")
+        self._digest = hashlib.sha256()
         self._index = IndexWriter(path.with_name(path.name + SUFFIX))
 
     def add(self, pair: Pair, digest: bytes | None = None) -> None:
         """Add a pair; its image, whose `image_digest` may be known, must be a JPEG, PNG or WebP file."""
-        suffix = image_suffix(pair.image)
+        suffix, content = image_suffix(pair.image), record(pair)
         assert suffix is not None, pair.key
-        offset, content = self._write(f"{pair.key}.{suffix}", pair.image), record(pair)
-        self._write(f"{pair.key}.json", content)
+        head, foot = _header(f"{pair.key}.{suffix}", len(pair.image)), _header(f"{pair.key}.json", len(content))
+        offset = self._size + len(head)
+        self._write(head, pair.image, _padding(pair.image), foot, content, _padding(content))
         captions, meta = read_record(content, pair.key, _COLUMNS)  # as `dcclip index` reads it from the tar
         digest = digest or image_digest(pair.image)
         self._index.add(Row(pair.key, captions["zh"], captions["en"], meta, True, offset, len(pair.image), digest))
         self.pairs += 1
 
-    def _write(self, name: str, content: bytes) -> int:
-        """Add a member; returns the offset of its bytes in the tar."""
-        self._tar.write(_header(name.encode("utf-8", "surrogateescape"), len(content)))
-        offset = self._tar.tell()
+    def _write(self, *parts: bytes) -> None:
+        content = b"".join(parts)
         self._tar.write(content)
-        self._tar.write(bytes(-len(content) % tarfile.BLOCKSIZE))
-        return offset
+        self._digest.update(content)
+        self._size += len(content)
 
     def finish(self, name: str) -> Shard:
         """Close the files and describe the tar; `name` is its final name."""
-        self._tar.write(bytes(2 * tarfile.BLOCKSIZE))
-        self._tar.write(bytes(-self._tar.tell() % tarfile.RECORDSIZE))
+        self._write(bytes(2 * tarfile.BLOCKSIZE))
+        self._write(bytes(-self._size % tarfile.RECORDSIZE))
         self._tar.close()
-        self._index.finish(self._path.stat().st_size)  # after the tar: an index is never older than its data
-        return Shard(name, self.pairs, file_sha256(self._path))
+        self._index.finish(self._size)  # after the tar: an index is never older than its data
+        return Shard(name, self.pairs, self._digest.hexdigest())
 
 
 def check_shard(folder: Path, about: Mapping[str, Any]) -> None:
@@ -100,17 +103,21 @@ def check_shard(folder: Path, about: Mapping[str, Any]) -> None:
         read_batch(index, number)
 
 
-def _header(name: bytes, size: int) -> bytes:
-    """The header of a file in a tar, in a fifth of the time of tarfile, which writes those of other names."""
+def _header(name: str, size: int) -> bytes:
+    """The header of a file in a tar, in a tenth of the time of tarfile, which writes those of other names."""
     if len(name) > tarfile.LENGTH_NAME or not name.isascii():
-        member = tarfile.TarInfo(name.decode("utf-8", "surrogateescape"))
+        member = tarfile.TarInfo(name)
         member.size = size
         return member.tobuf()
-    header = bytearray(_HEADER)
-    header[: len(name)] = name
-    header[124:135] = b"%011o" % size
-    header[148:155] = b"%06o\0" % (sum(header) - sum(header[148:156]) + 8 * ord(" "))
+    header, written, digits = bytearray(_HEADER), name.encode(), b"%011o" % size
+    header[: len(written)] = written
+    header[_SIZE] = digits
+    header[_SUM] = b"%06o\0" % (_REST + sum(written) + sum(digits))
     return bytes(header)
+
+
+def _padding(content: bytes) -> bytes:
+    return bytes(-len(content) % tarfile.BLOCKSIZE)
 
 
 class DroppedTable:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -98,17 +99,15 @@ def read_pairs(folder: Path, key: str | None = None) -> Iterator[Kept]:
     import pyarrow.parquet as pq
 
     files = cache(OpenFile)
-    with pq.ParquetFile(folder / PAIRS) as table:
-        for batch in table.iter_batches(_GROUP_PAIRS, columns=_READ):
-            for row in batch.to_pylist():
-                if key in (None, row["key"]):
-                    file = row["file"] or str(folder / IMAGES)
-                    image = os.pread(files(file).descriptor, row["size"], row["offset"])
-                    if image_digest(image) != row["file_hash"]:
-                        raise DcclipError(f"{file} was changed while it was collected", "run the same command again")
-                    zh, en = (tuple(row[language]) for language in LANGUAGES)
-                    pair = Pair(row["key"], image, zh, en, json.loads(row["meta"]))
-                    yield Kept(pair, (row["width"], row["height"]), row["file_hash"])
+    within = None if key is None else [("key", "=", key)]
+    batches = pq.read_table(folder / PAIRS, columns=_READ, filters=within).to_batches(_GROUP_PAIRS)
+    for row in chain.from_iterable(batch.to_pylist() for batch in batches):
+        file = row["file"] or str(folder / IMAGES)
+        image = os.pread(files(file).descriptor, row["size"], row["offset"])
+        if image_digest(image) != row["file_hash"]:
+            raise DcclipError(f"{file} was changed while it was collected", "run the same command again")
+        pair = Pair(row["key"], image, tuple(row["zh"]), tuple(row["en"]), json.loads(row["meta"]))
+        yield Kept(pair, (row["width"], row["height"]), row["file_hash"])
 
 
 @dataclass
@@ -178,7 +177,7 @@ def write_slice(work: WorkFolder, number: int, examples: int) -> None:
         writer = ShardWriter(folder / name)
         for each in _decisions(work, number):
             account.statistics.add(each.pair, each.drop, each.kept.size, each.captions)
-            account.examples.add(each.pair, each.drop, None, each.captions, each.twin)
+            account.examples.add(replace(each.pair, image=b""), each.drop, None, each.captions, each.twin)
             account.dropped.add_captions(each.pair, each.captions)
             for row in scores.get(each.pair.key, ()):
                 if row["value"] is not None:

@@ -92,10 +92,12 @@ def test_a_duplicate_is_shown_next_to_the_image_that_is_kept() -> None:
     first = pair(1, make_picture("blue"))
     examples = Examples()
     examples.add(pair(2, first.image), Drop("image-duplicate", "the same image as 1"), twin=first.key)
-    examples.add(pair(3), Drop("image-duplicate"), twin="4")  # 4 is not found
-    examples.fill_twins({first.key: first}.get)
-    assert {example.twin_thumbnail == example.thumbnail for example in examples.all()} == {True}
-    assert sorted(bool(example.twin_thumbnail) for example in examples.all()) == [False, True]
+    examples.add(pair(3), Drop("image-duplicate"), twin="4")  # 3 and 4 are not found
+    examples.add(pair(1), None)  # without its image
+    examples.fill({first.key: first}.get)
+    assert {example.twin_thumbnail == example.thumbnail for example in examples.all()[:2]} == {True}
+    assert sorted(bool(example.twin_thumbnail) for example in examples.all()) == [False, False, True]
+    assert (examples.all()[2].size, shown(examples.all()[2].thumbnail).size) == ("64×64", (64, 64))
 
 
 def test_long_texts_and_long_lists_are_cut_and_half_a_character_is_replaced() -> None:

@@ -68,7 +68,7 @@ class Examples:
     ) -> None:
         """Consider a pair, as for `Statistics.add`; without a decoded `image`, `pair.image` is decoded if needed.
 
-        For a duplicate, `twin` is the key of the pair that it repeats (see `fill_twins`).
+        For a duplicate, `twin` is the key of the pair that it repeats. A pair without an image gets it by `fill`.
         """
         reason, detail = (drop.reason, drop.detail) if drop else (KEPT, "")
         gone = captions if drop and not (pair.zh or pair.en) else ()  # they were dropped first, and the pair with them
@@ -83,12 +83,14 @@ class Examples:
             same = [caption for caption in captions if caption[2].reason == reason]
             self._consider(reason, pair, same[0][2].detail, image, same)
 
-    def fill_twins(self, find: Callable[[str], Pair | None]) -> None:
-        """Add the kept pair to every duplicate in the sample, so that the report shows both next to each other."""
+    def fill(self, find: Callable[[str], Pair | None]) -> None:
+        """Add the images that are missing, and to every duplicate the kept pair, which is shown next to it."""
         for found in self._found.values():
             for rank, example in found.items():
-                pair = find(example.twin) if example.twin and not example.twin_thumbnail else None
-                if pair is not None:
+                if not example.thumbnail and (pair := find(example.key)):
+                    thumbnail, size = _shrunk(pair.image, None)
+                    example = found[rank] = replace(example, thumbnail=thumbnail, size=size)
+                if example.twin and (pair := find(example.twin)):
                     found[rank] = replace(example, twin_thumbnail=_shrunk(pair.image, None)[0])
 
     def all(self) -> list[Example]:

@@ -181,7 +181,7 @@ def cut_into_bars(scale: Scale, counts: np.ndarray, limits: Sequence[float]) -> 
     below = counts.sum(0).cumsum()
     first = int(np.searchsorted(below, below[-1] * _TAIL, side="right"))
     last = int(np.searchsorted(below, below[-1] * (1 - _TAIL))) + 1
-    near = [at for at in map(scale.bin, limits) if abs(2 * at - first - last) <= 3 * max(8, last - first)]
+    near = [at for at in scale.bins(limits).tolist() if abs(2 * at - first - last) <= 3 * max(8, last - first)]
     first, last = min([first, *(at - 1 for at in near)]), max([last, *(at + 2 for at in near)])
     first = max(0, min(first, last - 8))  # fewer bars, as wide as the whole chart, do not look like a histogram
     step = math.ceil((last - first) / _BARS)

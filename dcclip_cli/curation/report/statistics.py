@@ -5,12 +5,13 @@ They are collected slice by slice and added up; the sum depends neither on the s
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
+
+import numpy as np
 
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.data.reading import Drop
@@ -40,9 +41,10 @@ class Scale:
         """The bins' names in JSON: the values at which they begin, to three decimals."""
         return [f"{edge:.3f}".rstrip("0").rstrip(".") for edge in self.edges[:-1]]
 
-    def bin(self, value: float) -> int:
-        """The number of the bin that contains a value."""
-        return min(max(bisect_right(self.edges, value + 1e-9) - 1, 0), len(self.edges) - 2)
+    def bins(self, values: Sequence[float]) -> np.ndarray:
+        """The numbers of the bins that contain the values."""
+        numbers = np.searchsorted(self.edges, np.asarray(values, float) + 1e-9, side="right") - 1
+        return np.asarray(numbers.clip(0, len(self.edges) - 2))
 
 
 def _quarter_octaves(start: float, bins: int) -> tuple[float, ...]:
@@ -93,6 +95,7 @@ class Statistics:
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[str, ...]] = Counter()  # by the path in `as_dict`
+        self._values: dict[tuple[str, str], list[float]] = defaultdict(list)  # of a histogram and fate, not counted yet
 
     def add(
         self,
@@ -135,6 +138,11 @@ class Statistics:
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON, the counts as for `Count`; equal statistics give equal text."""
         captions = {language: _nothing() for language in LANGUAGES}
+        for (name, fate), values in self._values.items():
+            scale = scale_of(name)
+            for number, count in Counter(scale.bins(values).tolist()).items():
+                self._counts["histograms", name, fate, scale.names[number]] += count
+        self._values.clear()
         everything: dict[str, Any] = {"pairs": _nothing(), "captions": captions, "sources": {}, "histograms": {}}
         for path in sorted(self._counts, key=_order):
             inner = everything
@@ -161,8 +169,7 @@ class Statistics:
         self._counts[(*group, KEPT) if reason == KEPT else (*group, "dropped", reason)] += 1
 
     def _measure(self, name: str, value: float, reason: str) -> None:
-        scale = scale_of(name)
-        self._counts["histograms", name, reason, scale.names[scale.bin(value)]] += 1
+        self._values[name, reason].append(value)
 
 
 def _nothing() -> dict[str, Any]:
