@@ -61,7 +61,7 @@ def signatures_of(pair: Pair, decoded: DecodedImage, source: str, names_class: b
 
     image = decoded.flat
     pixels = xxhash.xxh3_128(f"{image.width} {image.height} ".encode())
-    pixels.update(image.tobytes())
+    pixels.update(decoded.pixels)
     return {
         "key": pair.key,
         "source": source,

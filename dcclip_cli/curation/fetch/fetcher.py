@@ -262,6 +262,9 @@ def fetch_in_order(
             if more and len(queue) < _AHEAD * workers and held < _HELD_BYTES:
                 candidate = next(candidates, None)
                 more = candidate is not None
+            if candidate is not None and not queue and (candidate.url is None or candidate.fault is not None):
+                yield candidate
+                continue
             if candidate is not None:
                 queue.append(_Queued.of(candidate))
                 held += queue[-1].size

@@ -104,6 +104,10 @@ def _is_another_latin_language(text: str) -> bool:
     if not text.isascii():
         text = _LOANS.sub("", text)
     words = LATIN_WORD.findall(_MISLEADING.sub("", text))
+    if text.isascii():
+        known = {word.lower() for word in words}
+        if len(known & _ENGLISH) > 1 and not known & _NOT_ENGLISH:
+            return False
     accented = [] if text.isascii() else [word for word in words if not word.replace("’", "'").isascii()]
     has_accents, begins_so = bool(accented), bool(accented) and accented[0] == words[0]
     around = sum(word.islower() for word in words if word not in accented)

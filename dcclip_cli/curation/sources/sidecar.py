@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from pydantic import Field
@@ -179,7 +179,7 @@ class TarsSource(SourceOptions):
                 sample[role] = member  # of two equal names the later one counts, as when unpacking
             if member.fault:
                 faults.setdefault(key, member.fault)
-            if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
+            if member.name.startswith("/") or ".." in member.name.split("/"):
                 faults.setdefault(key, Drop("image-outside", f"{member.name[:200]!r} leads out of the tar"))
         with file.open("rb") as stream:
             for key, sample in samples.items():
@@ -189,11 +189,11 @@ class TarsSource(SourceOptions):
                         raise Fault(fault.reason, fault.detail)
                     found = [suffix for suffix in SIDECARS if suffix in sample]
                     texts = {suffix: _bytes(stream, sample[suffix], "captions") for suffix in found}
-                    pair = replace(pair, **sidecar_captions(texts))
+                    pair = Pair(pair.key, b"", **sidecar_captions(texts))
                     if _IMAGE not in sample:
                         raise Fault("image-missing", "captions without an image beside them")
-                    image = replace(pair, image=_bytes(stream, sample[_IMAGE], _IMAGE))
-                    yield Candidate(image, place=Place(str(file), sample[_IMAGE].offset))
+                    pair = replace(pair, image=_bytes(stream, sample[_IMAGE], _IMAGE))
+                    yield Candidate(pair, place=Place(str(file), sample[_IMAGE].offset))
                 except Fault as error:
                     yield Candidate(pair, error.drop)
 
@@ -221,5 +221,4 @@ def _bytes(stream: Any, member: Member, what: str) -> bytes:
     limit = MAX_IMAGE_BYTES if what == _IMAGE else MAX_TEXT_BYTES
     if member.size > limit:
         raise Fault(f"{what}-bytes", f"{member.name[-200:]} has more than {limit:,} bytes")
-    stream.seek(member.offset)
-    return bytes(stream.read(member.size))
+    return os.pread(stream.fileno(), member.size, member.offset)
