@@ -2,7 +2,7 @@
 
 import dcclip_cli as dcclip
 
-dcclip.distill("recipe.yaml", steps=300)  # likewise collect, align, evaluate, export, run, compare
+dcclip.distill("recipe.yaml", steps=300)  # likewise collect, align, evaluate, export, run, compare, push
 dcclip.load("runs/quickstart").predict("img.jpg", ["猫", "dog"])
 """
 
@@ -13,12 +13,13 @@ from dcclip_cli.versions import VERSION as __version__
 
 TYPE_CHECKING = False  # typing takes a while to import
 if TYPE_CHECKING:
-    from dcclip_cli.api import align, collect, compare, distill, evaluate, export, run
+    from dcclip_cli.api import align, collect, compare, distill, evaluate, export, push, run
     from dcclip_cli.predict.model import load
 
-_FUNCTIONS = ("align", "collect", "compare", "distill", "evaluate", "export", "load", "run")
+_FUNCTIONS = ("align", "collect", "compare", "distill", "evaluate", "export", "load", "push", "run")
 __all__ = [
-    "DcclipError", "__version__", "align", "collect", "compare", "distill", "evaluate", "export", "load", "run",
+    "DcclipError", "__version__", "align", "collect", "compare", "distill", "evaluate", "export", "load", "push",
+    "run",
 ]  # fmt: skip
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dcclip_cli.eval.compare import Comparison
     from dcclip_cli.eval.result import EvalResult
     from dcclip_cli.exporters.export import ExportResult
+    from dcclip_cli.publish.push import Pushed
 
 PathLike = str | os.PathLike[str]
 AnyRecipe = RecipeSource | LoadedRecipe
@@ -219,6 +220,38 @@ def export(
     job.progress.say(named.description)
     with job.working():
         return job.export(loaded.recipe.export or ExportOptions(), named, Path(out or job.dir.stage("export")))
+
+
+def push(
+    model: PathLike,
+    repository: str,
+    *,
+    licence: str | None = None,
+    bundles: Sequence[PathLike] = (),
+    data: Sequence[PathLike] = (),
+    private: bool = False,
+    pull_request: bool = False,
+    overwrite: bool = False,
+    yes: bool = False,
+    progress: ProgressChoice = False,
+) -> Pushed:
+    """Upload a model to the hub's repository ORG/NAME in one commit; without `yes` only say what that would be.
+
+    `model` is a model directory, an export, a run, or a recipe whose run's model is meant. `licence`: by default that
+    of the model's card. `bundles` are exports of the model, `data` folders that `collect` wrote, besides its run's own.
+    The repository is created where there is none, `private` or public. Files of it change with `overwrite`, or in a
+    `pull_request`. The token is huggingface_hub's: HF_TOKEN, or `hf auth login`.
+    """
+    from dcclip_cli.publish import push as publish
+
+    is_recipe = Path(model).is_file()
+    run = open_run(load_recipe(Path(model)), None).dir.root if is_recipe else model
+    named = publish.find_model(os.fspath(run))
+    options = publish.PushOptions(licence, [Path(one) for one in bundles], [Path(one) for one in data])
+    plan = publish.plan_push(named, repository, options)
+    if not yes:
+        return publish.Pushed(plan)
+    return publish.push(plan, private, pull_request, overwrite, progress_for(progress))
 
 
 def run(

@@ -96,12 +96,18 @@ def write_record(file: Path, content: Mapping[str, Any], sort_keys: bool = False
         for one in sorted(() if alone else folder.rglob("*"))
         if one.is_file() and one not in unlisted
     }
-    kept = {key: value for key, value in content.items() if key not in (FILES, OWN)}
-    whole = {**(dict(sorted(kept.items())) if sort_keys else kept), FILES: files, OWN: _ZEROS}
+    kept = dict(sorted(content.items())) if sort_keys else content
+    atomic_write(file, record_text({**kept, FILES: files}))
+
+
+def record_text(content: Mapping[str, Any]) -> bytes:
+    """The text of a record, with its own checksum; `content` has the `files` that it lists."""
+    listed = {FILES: content.get(FILES, {}), OWN: _ZEROS}
+    whole = {key: value for key, value in content.items() if key not in listed} | listed
     text = json.dumps(whole, indent=2, ensure_ascii=False).encode(errors="replace") + b"\n"
     head, zeros, tail = text.rpartition(_ZEROS.encode())
     assert zeros
-    atomic_write(file, head + hashlib.sha256(text).hexdigest().encode() + tail)
+    return head + hashlib.sha256(text).hexdigest().encode() + tail
 
 
 def read_record(file: Path, since: int, hint: str) -> Record:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dcclip_cli.errors import DcclipError
 
@@ -45,3 +47,51 @@ def files_on_hub(repository: str, kind: Literal["model", "dataset"] = "model") -
             why = "the hub cannot be reached"
             reason = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else str(error).strip().splitlines()[0][:200]
         raise DcclipError(f"{repository} is not complete in the local cache, and {why}: {reason}", hint) from None
+
+
+_LOG_IN = "log in with: hf auth login, or set HF_TOKEN to a token that may write"
+_AGAIN = "run the same command again: what is uploaded already is not uploaded twice"
+_CHANGE = "change what it names, and push again"
+_REFUSALS = {
+    401: ("the hub accepts no token of yours", _LOG_IN),
+    402: ("its storage is used up", "free some, or pay for more, in the settings of your account on the hub"),
+    403: ("your token must not write there", f"{_LOG_IN} to {{owner}}"),
+    404: ("the hub does not have it, or not for you", "check the name; without --pull-request it is created"),
+    409: ("another process changes it", _AGAIN),
+    412: ("it was changed at the same time", _AGAIN),
+    413: ("a file is too large for the hub", "export it in a smaller precision, or leave it out"),
+    429: ("the hub allows no more requests for now", f"wait some minutes, then {_AGAIN}"),
+}
+
+
+@contextmanager
+def uploading(repository: str) -> Iterator[None]:
+    """Whatever keeps huggingface_hub from writing to a repository becomes a DcclipError."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The HTTP library's own errors are no OSError; RuntimeError is that of a file, ValueError that of an answer.
+    try:
+        yield
+    except (*HfHubHTTPError.__bases__, RuntimeError, ValueError) as error:  # type: ignore[misc]
+        raise _refused(repository, error) from None
+
+
+def _refused(repository: str, error: Any) -> DcclipError:
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    place = ""
+    if type(error) is RuntimeError and error.__cause__:  # Error while uploading 'NAME' to the Hub.
+        place, error = f"{str(error).split(chr(39))[1:2] or ['a file']}"[2:-2] + ": ", error.__cause__
+    said = " ".join(str(getattr(error, "server_message", None) or error or type(error).__name__).split())[:300]
+    if getattr(error, "response", None) is not None:
+        status = int(error.response.status_code)
+        fault = (f"the hub has a fault ({status})", f"wait, then {_AGAIN}")
+        other = (f"the hub refuses it ({status})", _CHANGE)
+        why, hint = _REFUSALS.get(status, fault if status >= 500 else other)
+    elif HF_HUB_OFFLINE:
+        why, said, hint = "the hub cannot be reached", "HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE"
+    elif isinstance(error, ValueError):
+        why, hint = "the hub refuses it", _CHANGE
+    else:
+        why, hint = "the hub cannot be reached", f"check the network, then {_AGAIN}"
+    return DcclipError(f"{repository}: {place}{why}: {said}", hint.format(owner=repository.partition("/")[0]))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dcclip_cli.cli import about, console, doctor, eval, index, predict, stages
+from dcclip_cli.cli import about, console, doctor, eval, index, predict, push, stages
 from dcclip_cli.machine import bound_spinning, disable_telemetry, fix_cublas_workspace
 from dcclip_cli.versions import VERSION
 
@@ -46,6 +46,7 @@ _PANELS = {
         *(eval.eval, eval.compare, stages.export),
     ),
     "Use a model": (predict.predict, predict.search, predict.embed),
+    "Publish a model": (push.push,),
     "Look things up": (about.models, eval.datasets, doctor.doctor),
 }
 for _panel, _commands in _PANELS.items():

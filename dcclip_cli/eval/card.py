@@ -17,6 +17,7 @@ from dcclip_cli.text_files import read_text
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult as CardEntry
+    from huggingface_hub import ModelCard
 
 CARD = "README.md"
 _MOST_BYTES = 10_000_000
@@ -24,28 +25,40 @@ _TASKS = {"zero-shot classification": "zero-shot-image-classification", "retriev
 
 
 def update_card(folder: Path, results: Sequence[EvalResult]) -> None:
-    """Put results into the card of the model in `folder`, in place of earlier ones on the same data; the rest is kept.
+    """Put results into the card of the model in `folder`, see `add_results`. A folder without a card stays so."""
+    file = folder / CARD
+    if any(_entries(results)) and file.is_file():
+        card = read_card(file)
+        add_results(card, results)
+        atomic_write(file, str(card))
 
-    Samples, parts of data sets and probes are left out. A folder without a card stays so. Raises DcclipError for a card
-    whose header is not YAML.
-    """
-    from huggingface_hub import ModelCard, ModelCardData
 
-    file, new = folder / CARD, list(_entries(results))
-    if not new or not file.is_file():
-        return
-    hint = f"correct the lines between --- in {file}, or remove it, and evaluate again"
+def read_card(file: Path) -> ModelCard:
+    """The card in a file. Raises DcclipError for one whose header is not YAML."""
+    from huggingface_hub import ModelCard
+
+    hint = f"correct the lines between --- in {file}, or remove it"
     try:
-        card = ModelCard(read_text(file, _MOST_BYTES, hint))
+        return ModelCard(read_text(file, _MOST_BYTES, hint))
     except (yaml.YAMLError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DcclipError(f"{file} receives no results, since its header cannot be read: {reason}", hint) from None
+        raise DcclipError(f"the header of {file} cannot be read: {reason}", hint) from None
+
+
+def add_results(card: ModelCard, results: Sequence[EvalResult]) -> None:
+    """Put results into a card, in place of earlier ones on the same data; the rest is kept.
+
+    Samples, parts of data sets and probes are left out.
+    """
+    from huggingface_hub import ModelCardData
+
+    if not (new := list(_entries(results))):
+        return
     assert isinstance(card.data, ModelCardData)
     before = card.data.eval_results or []
     kept = [one for one in before if not any(one.is_equal_except_value(other) for other in new)]
     card.data.model_name = card.data.model_name or results[0].model
     card.data.eval_results = [*kept, *new]
-    atomic_write(file, str(card))
 
 
 def _entries(results: Sequence[EvalResult]) -> Iterator[CardEntry]:

@@ -76,6 +76,11 @@ class Benchmark:
         return f"{self.group}-{self.language}"
 
     @property
+    def file(self) -> str:
+        """The file of a model's repository with its values."""
+        return f".eval_results/{self.name}.yaml"
+
+    @property
     def sets(self) -> list[KnownSet]:
         return [one for one in registry.GROUPS[self.group] if self.language in registry.languages_of(one)]
 
@@ -116,16 +121,23 @@ def save_repositories(results: Sequence[EvalResult], folder: Path, owner: str) -
     wanted: set[Benchmark] = set()
     for name, several in _by_model(fit).items():
         place = folder / "models" / name
-        for benchmark in BENCHMARKS:
-            if entries := list(_entries(benchmark, several, owner)):
-                _save_entries(place / ".eval_results" / f"{benchmark.name}.yaml", entries)
-                wanted.add(benchmark)
+        for benchmark, text in model_files(several, owner).items():
+            _write(place / benchmark.file, text)
+            wanted.add(benchmark)
         lines.append(f"upload to the model's repository: hf upload {owner}/{name} {place}")
     for benchmark in (one for one in BENCHMARKS if one in wanted):
         place = folder / "datasets" / benchmark.name
         _save_benchmark(benchmark, place)
         lines.append(f"upload once: hf upload {owner}/{benchmark.name} {place} --repo-type dataset")
     return lines
+
+
+def model_files(results: Sequence[EvalResult], owner: str) -> dict[Benchmark, str]:
+    """The content of a model's file for each benchmark that its results are of; `results` are comparable."""
+    from huggingface_hub import eval_result_entries_to_yaml
+
+    found = {benchmark: list(_entries(benchmark, results, owner)) for benchmark in BENCHMARKS}
+    return {one: _yaml(eval_result_entries_to_yaml(entries)) for one, entries in found.items() if entries}
 
 
 def _by_model(results: Iterable[EvalResult]) -> dict[str, list[EvalResult]]:
@@ -182,12 +194,6 @@ def _notes(result: EvalResult) -> str:
     corrupt = f", {len(result.corrupt):,} more cannot be read" if result.corrupt else ""
     replaced = f", {len(result.replaced)} names asked by alternates" if result.replaced else ""
     return f"{_metric(result.metric)} in per cent, {result.n:,} images{corrupt}{replaced}, {result.precision}"
-
-
-def _save_entries(file: Path, entries: list[EvalResultEntry]) -> None:
-    from huggingface_hub import eval_result_entries_to_yaml
-
-    _write(file, _yaml(eval_result_entries_to_yaml(entries)))
 
 
 def _save_benchmark(benchmark: Benchmark, folder: Path) -> None:

@@ -248,6 +248,7 @@ def _about(source: Source, folder: Path, options: ExportOptions) -> dict[str, An
         "name": f"{source.name}-{options.precision}",
         "precision": options.precision,
         "fingerprint": model_fingerprint(folder, sorted(files - {DESCRIPTION})),
+        "model_fingerprint": source.fingerprint,
         "parameters": source.parameters,
         "preprocessing": source.preprocessing.to_config(),
         "logit_scale": source.logit_scale,

@@ -41,7 +41,7 @@ class Source:
 
     def __post_init__(self) -> None:
         towers = self.towers
-        self.name, self.parameters = towers.name, towers.parameters_count()
+        self.name, self.parameters, self.fingerprint = towers.name, towers.parameters_count(), towers.fingerprint
         self.logit_scale, self.logit_bias = towers.logit_scale, towers.logit_bias
 
     @property

@@ -17,6 +17,7 @@ from dcclip_cli.model.tokenizer import check_tokenizer, load_tokenizer, save_tok
 from dcclip_cli.model.weights import (
     CONFIG,
     OPEN_CLIP_WEIGHTS,
+    find_file,
     find_weights,
     is_pickled,
     safetensors_copy,
@@ -76,6 +77,19 @@ def read_provenance(folder: Path) -> Record:
     if "kind" not in record.content:
         raise DcclipError(f"{folder / PROVENANCE} has no kind: it is not that of a dcclip model", _COPY)
     return record
+
+
+def download_model(repository: str) -> Path | None:
+    """The folder in the hub's cache with a repository's model directory or export, downloaded where it is not there.
+
+    None if the repository has no record of dcclip that lists files: it is another library's.
+    """
+    from huggingface_hub import snapshot_download
+
+    if (file := find_file(repository, PROVENANCE)) is None:
+        return None
+    names = [*read_provenance(file.parent).digests, PROVENANCE]
+    return Path(snapshot_download(repository, allow_patterns=names)) if len(names) > 1 else None
 
 
 def load_model(folder: Path, device: str = "cpu", progress: Progress | None = None) -> OpenClipTowers:

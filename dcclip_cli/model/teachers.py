@@ -130,6 +130,15 @@ def _load(model: str, library: Library, progress: Progress, options: FgClip2Teac
         exported = (folder / PROVENANCE).exists()  # by dcclip
         with read_provenance(folder).checking() if exported else nullcontext():
             return _load_transformers(model, progress, options)
+    if model.startswith("hf-hub:"):
+        from dcclip_cli.model.model_dir import download_model, load_model
+
+        with library_errors(f"model {model} cannot be loaded", _CHECK):
+            directory = download_model(model.removeprefix("hf-hub:"))
+        if directory and (directory / "image.onnx").is_file():
+            raise DcclipError(f"{model} is a bundle, which is not trained from", "name the model that it was made of")
+        if directory:
+            return load_model(directory, progress=progress)
     from dcclip_cli.model.open_clip_models import load_named
 
     towers = load_named(model)

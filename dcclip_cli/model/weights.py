@@ -69,12 +69,18 @@ def find_file(model: str, name: str) -> Path | None:
         file = Path(model) / name
         return file if file.is_file() else None
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
     try:
         return Path(hf_hub_download(model, name))
+    except RepositoryNotFoundError:
+        raise _no_repository(model) from None
     except EntryNotFoundError:
         return None
+
+
+def _no_repository(model: str) -> OSError:
+    return OSError(f"the Hugging Face Hub has no public model {model}")
 
 
 def require_file(model: str, name: str) -> Path:
@@ -89,7 +95,7 @@ def require_file(model: str, name: str) -> Path:
     try:
         return Path(hf_hub_download(model, name))
     except RepositoryNotFoundError:
-        raise OSError(f"the Hugging Face Hub has no public model {model}") from None
+        raise _no_repository(model) from None
     except LocalEntryNotFoundError:  # no connection, as its text says
         raise
     except EntryNotFoundError:

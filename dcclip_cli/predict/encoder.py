@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -124,6 +124,8 @@ def load_encoder(
     by default one for a bundle, and torch's own choice otherwise.
     """
     disable_telemetry()
+    if reference.target.startswith("hf-hub:"):
+        reference = _downloaded(reference)
     if reference.kind == "bundle":
         if precision == "bf16":
             raise DcclipError(f"{reference.target} computes in the precision of its export", "omit --precision")
@@ -131,6 +133,17 @@ def load_encoder(
 
         return OnnxEncoder(reference.path, device, threads or 1)
     return load_torch_encoder(reference, device, precision, threads, progress)
+
+
+def _downloaded(reference: ModelReference) -> ModelReference:
+    """The bundle that a repository of the hub contains; any other model as it is."""
+    from dcclip_cli.model.library_configs import library_errors
+    from dcclip_cli.model.model_dir import download_model
+
+    with library_errors(f"model {reference.target} cannot be loaded", "check the name, and the network connection"):
+        folder = download_model(reference.target.removeprefix("hf-hub:"))
+    is_bundle = folder is not None and (folder / "image.onnx").is_file()
+    return replace(reference, kind="bundle", target=str(folder)) if is_bundle else reference
 
 
 def load_torch_encoder(

@@ -1,0 +1,83 @@
+"""`dcclip push`: a model, its exports and its card on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, Option
+
+from dcclip_cli.cli import console, flags
+
+if TYPE_CHECKING:
+    from dcclip_cli.publish.push import PushPlan
+
+_Model = Annotated[
+    str, Argument(metavar="MODEL", help="Recipe, run, model directory or export. A run brings results and its export.")
+]
+_Repository = Annotated[str, Argument(metavar="ORG/NAME", help="Repository on the hub; it is created if needed.")]
+_License = Annotated[
+    str | None,
+    Option("--license", metavar="ID", help="Licence, as the hub names it: apache-2.0. Default: that of the card."),
+]
+_Bundles = Annotated[
+    list[Path] | None,
+    Option("--bundle", metavar="DIR", help="Export of the model to upload next to it. Repeatable. Default: its run's."),
+]
+_Data = Annotated[
+    list[Path] | None,
+    Option(
+        "--data",
+        metavar="DIR",
+        help="Output of collect that the model was trained on, for the card. Repeatable. Default: its run's.",
+    ),
+]
+_Private = Annotated[bool, Option("--private", help="Create the repository as a private one.")]
+_PullRequest = Annotated[bool, Option("--pull-request", help="Open a pull request in a repository that exists.")]
+_Overwrite = Annotated[bool, Option("--overwrite", help="Let files of a repository that exists change.")]
+_Yes = Annotated[bool, Option("--yes", "-y", help="Upload. Without it, nothing is sent: a dry run.")]
+
+
+def push(
+    model: _Model,
+    repository: _Repository,
+    license: _License = None,
+    bundle: _Bundles = None,
+    data: _Data = None,
+    private: _Private = False,
+    pull_request: _PullRequest = False,
+    overwrite: _Overwrite = False,
+    yes: _Yes = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Upload a model to the Hugging Face Hub, for --model hf-hub:ORG/NAME, open_clip and leaderboards.
+
+    Uploads the model, its exports, results for leaderboards, and a card with licence, results and data. Without --yes,
+    prints the files and the card, and connects nowhere. Log in with: hf auth login. Prints the address.
+    """
+    talk = console.talk(quiet, verbose)
+
+    from dcclip_cli import api
+
+    flags_given = {"private": private, "pull_request": pull_request, "overwrite": overwrite, "yes": yes}
+    done = api.push(
+        model, repository, licence=license, bundles=bundle or (), data=data or (), progress=talk, **flags_given
+    )
+    for note in done.plan.notes:
+        talk.say(note)
+    if not yes:
+        _show_plan(done.plan, "private" if private else "public")
+        return talk.say("dry run: nothing was sent; add --yes to upload")
+    unchanged = len(done.plan.files) - done.changed
+    talk.say(f"{done.changed} files uploaded, {unchanged} were there; load it with --model hf-hub:{repository}")
+    console.show(done.url)
+
+
+def _show_plan(plan: PushPlan, visibility: str) -> None:
+    sizes = plan.sizes
+    title = f"{plan.repository}, a {visibility} model: {len(sizes)} files, {sum(sizes.values()) / 1e6:,.2f} MB"
+    rows = [(name, f"{size:,}") for name, size in sizes.items()]
+    console.show_table(title, ("file", "bytes"), rows)
+    console.show("")
+    console.show(plan.card.rstrip("\n"))

@@ -1,0 +1,1 @@
+"""Publishing of models on the Hugging Face Hub."""
