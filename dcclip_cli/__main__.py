@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from dcclip_cli.signals import end_on_signals, watch_for_signals, work_is_done
+from dcclip_cli.launched import end_with_command, is_launched, report
+from dcclip_cli.signals import end_on_signals, exit_command, kept, watch_for_signals, work_is_done
 
 TYPE_CHECKING = False  # anything else is imported where signals end the command
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ _LOADING_S, _PREDICT_S = 1.0, 1.8  # with a bundle, predict has answered by then
 
 def main() -> None:
     """Run the command that the program was started with; signals end it in order from the first import on."""
-    end_on_signals(_say_stopped)
+    end_on_signals(_report_kept if is_launched() else _say_stopped)
+    if is_launched():
+        end_with_command()
     from dcclip_cli.cli.streams import prepare_streams
 
     prepare_streams()
@@ -30,6 +33,10 @@ def main() -> None:
     except SystemExit as end:
         work_is_done(end.code if isinstance(end.code, int) else 0)
         raise
+    except BaseException as error:
+        if is_launched():
+            _report_crash(error)
+        raise
     finally:
         if loading:
             loading.cancel()
@@ -41,9 +48,21 @@ def _say_loading(arguments: Sequence[str]) -> Timer | None:
     from dcclip_cli.progress import say_loading
 
     command = next((one for one in arguments if not one.startswith("-")), None)
-    if command is None or {"-q", "--quiet", "-h", "--help"} & set(arguments) or not is_first_process():
+    if command is None or {"-q", "--quiet", "-h", "--help"} & set(arguments) or is_launched() or not is_first_process():
         return None
     return say_loading(f"dcclip {command}", after_s=_PREDICT_S if command == "predict" else _LOADING_S)
+
+
+def _report_kept(_line: str) -> None:
+    report(kept=kept())
+
+
+def _report_crash(error: BaseException) -> None:
+    """Report the traceback, and exit at once: in the interpreter's own end gloo may hang (pytorch issue 56297)."""
+    import traceback
+
+    report(traceback="".join(traceback.format_exception(error)))
+    exit_command(1)
 
 
 def _say_stopped(line: str) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dcclip_cli.eval.result import EvalResult
     from dcclip_cli.exporters.export import ExportResult
     from dcclip_cli.publish.push import Pushed
+    from dcclip_cli.train.launch import Processes
 
 PathLike = str | os.PathLike[str]
 AnyRecipe = RecipeSource | LoadedRecipe
@@ -73,6 +74,7 @@ def distill(
     sets: Sets | None = None,
     out: PathLike | None = None,
     device: str = "auto",
+    processes: Processes = 1,
     fresh: bool = False,
     resume: bool = False,
     progress: ProgressChoice = False,
@@ -85,10 +87,12 @@ def distill(
     anything else: `{"student.image.size": 64}`. `out` is the run directory, by default runs/NAME.
 
     A finished stage is returned as it is, an interrupted one resumes; `fresh` starts over, `resume` requires a saved
-    state. `progress` is True for bars on stderr, a function that receives lines, or a Progress. Raises DcclipError.
+    state. `progress` is True for bars on stderr, a function that receives lines, or a Progress. `processes` train
+    together on GPUs or the CPU, "auto": one for each GPU; those that are started show progress on stderr, if any.
+    Raises DcclipError.
     """
     loaded = open_recipe(recipe, "distill", options, sets)
-    return _train("distill", open_run(loaded, out, device, fresh, progress), resume)
+    return _train("distill", open_run(loaded, out, device, fresh, progress, processes), resume)
 
 
 def align(
@@ -97,6 +101,7 @@ def align(
     sets: Sets | None = None,
     out: PathLike | None = None,
     device: str = "auto",
+    processes: Processes = 1,
     fresh: bool = False,
     resume: bool = False,
     progress: ProgressChoice = False,
@@ -107,7 +112,7 @@ def align(
     `options` are keys of the recipe's section `align`. For the rest see `distill`.
     """
     loaded = open_recipe(recipe, "align", options, sets)
-    return _train("align", open_run(loaded, out, device, fresh, progress), resume)
+    return _train("align", open_run(loaded, out, device, fresh, progress, processes), resume)
 
 
 def evaluate(
@@ -260,6 +265,7 @@ def run(
     sets: Sets | None = None,
     out: PathLike | None = None,
     device: str = "auto",
+    processes: Processes = 1,
     fresh: bool = False,
     progress: ProgressChoice = False,
 ) -> RunResult:
@@ -267,7 +273,7 @@ def run(
 
     Finished stages are skipped. For the parameters see `distill`.
     """
-    job = open_run(open_recipe(recipe, None, {}, sets), out, device, fresh, progress)
+    job = open_run(open_recipe(recipe, None, {}, sets), out, device, fresh, progress, processes)
     with job.working():
         job.begin_all()
         return RunResult(job.dir.root, dict(job.run_all()), job.summary())
@@ -312,12 +318,19 @@ def open_run(
     device: str = "auto",
     fresh: bool = False,
     progress: ProgressChoice = False,
+    processes: Processes = 1,
 ) -> RecipeRun:
-    """The run of a recipe in the directory `out`, by default runs/NAME."""
+    """The run of a recipe in the directory `out`, by default runs/NAME; its training stages in so many `processes`.
+
+    Raises DcclipError where this machine cannot start them.
+    """
+    from dcclip_cli.train.launch import process_number
+
     bound_spinning()
     disable_telemetry()
     folder = Path(out) if out is not None else Path("runs") / loaded.recipe.name
-    return RecipeRun(loaded, RunDir(folder), device, fresh, progress_for(progress))
+    number = process_number(processes, device)
+    return RecipeRun(loaded, RunDir(folder), device, fresh, progress_for(progress), number)
 
 
 def _train(stage: StageName, job: RecipeRun, resume: bool) -> TrainResult:

@@ -153,12 +153,19 @@ def keeping(what: Callable[[], str]) -> Iterator[None]:
         _kept.remove(what)
 
 
+def kept() -> str:
+    """What a command that is stopped now has kept."""
+    found = [*filter(None, (*(what() for what in _kept), *_kept_before))] or [what() for what in _kept_last]
+    return ", ".join(filter(None, found))
+
+
 def stopped() -> str:
     """What a command that is stopped now has kept, and how to go on."""
-    found = [*filter(None, (*(what() for what in _kept), *_kept_before))] or [what() for what in _kept_last]
-    kept = ", ".join(filter(None, found))
+    there = kept()
     again = "run the same command again" + (" without --fresh" if "--fresh" in sys.argv else "")
-    return f"{kept}; {again} to go on from there" if kept else "nothing was kept this time; run the same command again"
+    return (
+        f"{there}; {again} to go on from there" if there else "nothing was kept this time; run the same command again"
+    )
 
 
 def work_is_done(code: int) -> None:

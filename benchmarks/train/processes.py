@@ -2,14 +2,16 @@
 
     python benchmarks/train/processes.py WORK [--runs 20] [--stages distill align]
 
-20 SGD steps, batch norms frozen, fp32, as `torchrun -m dcclip_cli STAGE RECIPE`. A run that does not exit within
-TIMEOUT_S counts as hanging (pytorch issue 56297). At ten times this rate the two end 1.4e-3 apart: from random weights
-with frozen batch norms a step of that size is chaotic, and differences in the last bit grow.
+20 SGD steps, batch norms frozen, fp32, as `dcclip STAGE RECIPE --processes 2`; every second run is started by torchrun,
+whose weights must be the same bits. A run that does not exit within TIMEOUT_S counts as hanging (pytorch issue 56297).
+At ten times this rate the two end 1.4e-3 apart: from random weights with frozen batch norms a step of that size is
+chaotic, and differences in the last bit grow.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import shutil
 import signal
@@ -54,23 +56,31 @@ def main() -> None:
             subprocess.run(dcclip(*arguments(stage, pairs, folder, *sets)), check=True, stdout=subprocess.DEVNULL)
         moved = difference(one / stage / WEIGHTS, first / stage / WEIGHTS)
         print(f"{stage}: weights move by up to {moved:.1e} after the first step")
+        digests = set[str]()
         for number in range(1, given.runs + 1):
             shutil.rmtree(two.parent, ignore_errors=True)
             begin = time.monotonic()
-            ended = on_two_processes(arguments(stage, pairs, two, *SETS))
+            ended = on_two_processes(arguments(stage, pairs, two, *SETS), torchrun=number % 2 == 0)
             seconds = time.monotonic() - begin
             furthest = difference(one / stage / WEIGHTS, two / stage / WEIGHTS) if ended else float("inf")
-            wrong += furthest > BOUND
-            print(f"{stage} {number:>2}: {seconds:.1f} s, largest difference of a weight {furthest:.1e}", flush=True)
-    print(f"{given.runs} runs of {' and '.join(given.stages)} in a row, {wrong} that hung or differ by over {BOUND:g}")
+            digests.add(hashlib.sha256((two / stage / WEIGHTS).read_bytes()).hexdigest() if ended else "none")
+            wrong += furthest > BOUND or len(digests) > 1
+            by = "torchrun" if number % 2 == 0 else "--processes"
+            print(
+                f"{stage} {number:>2} {by:<11}: {seconds:.1f} s, largest difference of a weight {furthest:.1e}, "
+                f"sha256 {sorted(digests)[0][:12]}{' AND OTHERS' if len(digests) > 1 else ''}",
+                flush=True,
+            )
+    stages = " and ".join(given.stages)
+    print(f"{given.runs} runs of {stages} in a row, {wrong} that hung, or differ by over {BOUND:g} or in bits")
     sys.exit(bool(wrong))
 
 
-def on_two_processes(given: list[str]) -> bool:
+def on_two_processes(given: list[str], torchrun: bool) -> bool:
     """Whether two processes ran a command of dcclip to its end by themselves. An error in them ends this script."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "dcclip_cli"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if torchrun else []
     process = subprocess.Popen(
-        [sys.executable, *launch, *given],
+        [sys.executable, *launch, "-m", "dcclip_cli", *given, *([] if torchrun else ["--processes", "2"])],
         process_group=0,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,

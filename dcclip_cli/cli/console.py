@@ -16,6 +16,7 @@ import typer
 
 from dcclip_cli.cli.streams import as_json, printable
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.launched import is_launched, report
 from dcclip_cli.machine import is_first_process
 from dcclip_cli.progress import Progress, Silent, stderr_progress
 from dcclip_cli.signals import asked_to_end, exit_command, stopped
@@ -78,7 +79,10 @@ class CommandGroup(typer.core.TyperGroup):
 
 
 def _fail(mistake: DcclipError) -> NoReturn:
-    """Print an error with its hint, and exit with 1."""
+    """Print an error with its hint, or report both where `--processes` started this process, and exit with 1."""
+    if is_launched():
+        report(what=mistake.what, hint=mistake.hint)
+        exit_command(1)
     lines = mistake.what.split("\n")
     for line in lines[:_MOST_LINES]:
         error_line(line)

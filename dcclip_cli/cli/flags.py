@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, BadParameter, Option
 
@@ -44,7 +44,6 @@ FreshOrResume = Annotated[
 Check = Annotated[
     bool, Option("--check", help="Check recipe, data, models, device and disk, print the resolved recipe, and stop.")
 ]
-Where = Annotated[Device, Option("--device", help="Device of the model; auto uses a GPU if there is one.")]
 
 
 def at_a_time(number: int | None) -> int | None:
@@ -53,6 +52,27 @@ def at_a_time(number: int | None) -> int | None:
     if number is not None and number > most:
         raise BadParameter(f"{number} is more than {most}; this machine has {os.cpu_count()} cores")
     return number
+
+
+def processes(asked: str) -> int | Literal["auto"]:
+    """The value of --processes. Raises BadParameter for anything but auto and a number of at least 1."""
+    if asked == "auto":
+        return "auto"
+    if not asked.isdecimal() or int(asked) < 1:
+        raise BadParameter(f"{asked} is neither auto nor a number from 1 on")
+    return at_a_time(int(asked)) or 1
+
+
+Processes = Annotated[
+    Any,
+    Option(
+        "--processes",
+        parser=processes,
+        metavar="N",
+        help="Processes that train together, one per GPU; auto: one for each GPU.",
+    ),
+]
+Where = Annotated[Device, Option("--device", help="Device of the model; auto uses a GPU if there is one.")]
 
 
 Threads = Annotated[
@@ -131,6 +151,7 @@ def show_checked(
     device: Device | None = None,
     out: Path | None = None,
     fresh: bool = False,
+    processes: int | Literal["auto"] = 1,
 ) -> None:
     """Check device, and data, models and disk of `stages`; print estimates on stderr, the resolved recipe on stdout."""
     from dcclip_cli.api import open_run
@@ -139,7 +160,7 @@ def show_checked(
 
     if device not in (None, "cpu"):  # which needs no torch
         torch_device(device)
-    job = open_run(loaded, out, device or "cpu", fresh)
+    job = open_run(loaded, out, device or "cpu", fresh, processes=processes)
     for line in job.estimates(job.preflight(stages)):
         console.info_line(line)
     console.show(resolved_yaml(loaded.recipe).rstrip("\n"))

@@ -31,6 +31,7 @@ def run(
     fresh: flags.Fresh = False,
     check: flags.Check = False,
     device: flags.Where = "auto",
+    processes: flags.Processes = "1",
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
@@ -41,12 +42,12 @@ def run(
     flags.out(out)
     loaded = flags.open_recipe(recipe, sets)
     if check:
-        return flags.show_checked(loaded, loaded.recipe.stages, device, out, fresh)
+        return flags.show_checked(loaded, loaded.recipe.stages, device, out, fresh, processes)
 
     from dcclip_cli.api import open_run
     from dcclip_cli.curation.collect import CollectResult
 
-    job = open_run(loaded, out, device, fresh, console.talk(quiet, verbose))
+    job = open_run(loaded, out, device, fresh, console.talk(quiet, verbose), processes)
     with job.working():
         job.begin_all()
         for _, result in job.run_all():
@@ -100,19 +101,20 @@ def _training(stage: Literal["distill", "align"], what: str) -> Callable[..., No
         fresh: flags.FreshOrResume = None,
         check: flags.Check = False,
         device: flags.Where = "auto",
+        processes: flags.Processes = "1",
         quiet: flags.Quiet = False,
         verbose: flags.Verbose = False,
     ) -> None:
         flags.out(out)
         loaded = flags.open_recipe(recipe, sets, stage)
         if check:
-            return flags.show_checked(loaded, loaded.recipe.stages, device, out, bool(fresh))
+            return flags.show_checked(loaded, loaded.recipe.stages, device, out, bool(fresh), processes)
 
         from dcclip_cli import api
 
         call: Callable[..., TrainResult] = getattr(api, stage)
-        talk, resume = console.talk(quiet, verbose), fresh is False
-        console.show_path(call(loaded, out=out, device=device, fresh=bool(fresh), resume=resume, progress=talk).model)
+        talk, where = console.talk(quiet, verbose), {"out": out, "device": device, "processes": processes}
+        console.show_path(call(loaded, **where, fresh=bool(fresh), resume=fresh is False, progress=talk).model)
 
     train.__name__ = stage
     train.__doc__ = f"{what}\n\nWrites a model directory to runs/NAME/{stage}/model and prints its path."

@@ -36,14 +36,20 @@ _TRAINING_DATA: Mapping[str, Callable[..., Preview]] = {
 
 
 def check(
-    loaded: LoadedRecipe, run: RunDir, stages: Iterable[StageName], fresh: bool = False, device: str = "cpu"
+    loaded: LoadedRecipe,
+    run: RunDir,
+    stages: Iterable[StageName],
+    fresh: bool = False,
+    device: str = "cpu",
+    processes: int = 1,
 ) -> list[StageWork]:
     """Raise DcclipError with all that would keep the `stages` from running, those that are finished left out.
 
     Students, teachers and losses are built by shape, without weights. Nothing is downloaded, and nothing is read but
-    the beginning of training data and the labels of test sets. Returns the work of the training stages on `device`.
+    the beginning of training data and the labels of test sets. Returns the work of the training stages on `device`,
+    where `processes` train together.
     """
-    preflight = Preflight(loaded, run, _unfinished(run, stages, fresh), device=device)
+    preflight = Preflight(loaded, run, _unfinished(run, stages, fresh), device=device, processes=processes)
     found = preflight.run()
     hints = {problem.hint for problem in found}
     if len(hints) == 1:
@@ -73,6 +79,7 @@ class Preflight:
     problems: list[DcclipError] = field(default_factory=list)
     works: list[StageWork] = field(default_factory=list)
     device: str = "cpu"
+    processes: int = 1
 
     def run(self) -> list[DcclipError]:
         """Every problem, with the place and key in the recipe."""
@@ -242,7 +249,7 @@ class Preflight:
             from dcclip_cli.model.blank import blank_model
 
             student = self._ask((stage, "start"), partial(blank_model, Path(start)))
-        check = StageCheck(self.loaded.recipe, stage, self._ask, data, teachers, self.device)
+        check = StageCheck(self.loaded.recipe, stage, self._ask, data, teachers, self.device, self.processes)
         shapes = check.run(student)
         if shapes is None:
             return

@@ -42,6 +42,7 @@ class StageCheck:
     previews: Mapping[str, Preview]
     teachers: Mapping[str, Towers]
     device: str = "cpu"
+    processes: int = 1
 
     @property
     def options(self) -> TrainOptions:
@@ -124,9 +125,11 @@ class StageCheck:
             if found and found.exact and found.samples < size and not (kind == "texts" and self._phrases):
                 what = f"{size} is larger than the data ({found.samples} {kind} in data.{_KINDS[kind]})"
                 self._report((key,), DcclipError(what, f"make {key} smaller"))
-            if size % self.options.accumulate:
-                what = f"{size} cannot be split into {self.options.accumulate} parts (accumulate)"
-                self._report((key,), DcclipError(what, "make it a multiple of accumulate"))
+            parts, by = self.options.accumulate * self.processes, "accumulate"
+            if size % parts:
+                by += " and processes" if self.processes > 1 else ""
+                what = f"{size} cannot be split into {parts} parts ({by})"
+                self._report((key,), DcclipError(what, f"make it a multiple of {parts}"))
         self._check_languages(sizes)
 
     @property

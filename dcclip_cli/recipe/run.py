@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from dcclip_cli.checksums import read_record, write_record
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder
+from dcclip_cli.launched import is_launched
 from dcclip_cli.machine import is_first_process
 from dcclip_cli.options import decisive
 from dcclip_cli.progress import Progress, Silent
@@ -53,13 +56,17 @@ class ModelSummary:
 
 @dataclass
 class RecipeRun:
-    """A recipe and the directory that its stages write to. `fresh` makes finished stages again."""
+    """A recipe and the directory that its stages write to. `fresh` makes finished stages again.
+
+    `processes` train together; they are started here, unless this is one of them.
+    """
 
     loaded: LoadedRecipe
     dir: RunDir
     device: str = "auto"
     fresh: bool = False
     progress: Progress = field(default_factory=Silent)
+    processes: int = 1
     _begun: float = field(default_factory=time.time)
     _recorded: bool = False  # the recipe, in the run directory
     _results: dict[str, list[EvalResult]] = field(default_factory=dict)  # by model: teacher, student, bundle
@@ -71,7 +78,7 @@ class RecipeRun:
         """
         from dcclip_cli.recipe.preflight import check
 
-        return check(self.loaded, self.dir, stages, self.fresh, self._torch_device(stages))
+        return check(self.loaded, self.dir, stages, self.fresh, self._torch_device(stages), self.processes)
 
     def estimates(self, works: Sequence[StageWork]) -> Iterator[str]:
         """What the work of stages takes, time measured for some seconds and disk space, in lines for the user."""
@@ -126,8 +133,11 @@ class RecipeRun:
     def begin(self, *stages: StageName) -> None:
         """Write the recipe into the run directory. Raises DcclipError if a finished stage has another recipe.
 
-        Before it, everything that the stages need is checked: data, teachers, test sets and disk space.
+        Before it, everything that the stages need is checked: data, teachers, test sets and disk space. One of several
+        `processes` leaves that to the command that started it.
         """
+        if is_launched():
+            return
         works = self.preflight(stages)
         if is_first_process():
             if works:
@@ -186,6 +196,8 @@ class RecipeRun:
         from dcclip_cli.train.distill import distill
         from dcclip_cli.train.options import StageContext
 
+        if self.processes > 1 and (self.fresh or not finished(self.dir.root, stage)):
+            return self._train_in_processes(stage)
         recipe = self.loaded.recipe
         models, device = (recipe.teacher, recipe.student), torch_device(self.device)
         context = StageContext(self.dir, self._section("data"), *models, recipe.seed, device, self.fresh, self.progress)
@@ -195,6 +207,24 @@ class RecipeRun:
             self._check_parent()
         self._tell(stage, result.model, result, *(f"{name} {value:.4g}" for name, value in result.metrics.items()))
         return result
+
+    def _train_in_processes(self, stage: StageName) -> TrainResult:
+        """`train` in several processes, from the recipe that `begin` wrote. The first one says what `train` says."""
+        from dcclip_cli.model.model_dir import read_provenance
+        from dcclip_cli.train.launch import launch
+
+        if self.fresh:
+            shutil.rmtree(self.dir.stage(stage), ignore_errors=True)
+        begun = time.monotonic()
+        given = [stage, str(self.dir.root / RESOLVED), "--out", str(self.dir.root), "--device", self.device]
+        if isinstance(self.progress, Silent):
+            given.append("--quiet")
+        if logging.getLogger().isEnabledFor(logging.INFO):
+            given.append("--verbose")
+        launch(given, self.processes)
+        provenance = read_provenance(self.dir.model(stage)).content
+        metrics = provenance.pop("metrics", {})
+        return TrainResult(self.dir.model(stage), False, time.monotonic() - begun, metrics, provenance)
 
     def export(self, options: ExportOptions, model: ModelReference, out: Path) -> ExportResult:
         """Export a model, checked on the recipe's data and test sets."""

@@ -1,0 +1,93 @@
+"""`--processes`: what torchrun does, with the errors and signals of one command."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from dcclip_cli.data.dataset import write_parquet
+from dcclip_cli.data.pair import Pair
+from dcclip_cli.train.launch import on_gpus, process_number
+from tests.train.jobs import ENVIRONMENT, OPTIONS, Job, assert_close, logged, refused, run, weights
+
+TIMEOUT_S = 150
+
+
+def recipe(job: Job, folder: Path, **options: Any) -> Path:
+    """The recipe of a job as a file."""
+    content = {"format": 1, "name": "并行", "data": {"train": job["data"]}}
+    content["align"] = OPTIONS | job["options"] | {"workers": 1, "log_every_steps": 1} | options
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(content, allow_unicode=True), "utf-8")
+    return file
+
+
+def start(file: Path, out: Path, *arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "dcclip_cli", "align", str(file), "--out", str(out), *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, env=os.environ | ENVIRONMENT, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
+
+
+@pytest.mark.timeout(4 * TIMEOUT_S)
+def test_two_processes_that_are_stopped_go_on_and_do_what_one_does(aligning: Job, tmp_path: Path) -> None:
+    sgd = {"kind": "sgd", "lr": 0.02, "momentum": 0.9}
+    aligning["options"] |= {"steps": 30, "freeze_batch_norms": True, "optimizer": sgd, "checkpoint_every_steps": 1000}
+    file, out = recipe(aligning, tmp_path), tmp_path / "out"
+    with start(file, out, "--processes", "2") as process:
+        end = time.monotonic() + TIMEOUT_S
+        while not (out / "align/metrics.jsonl").exists() or not logged(out / "align"):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.02)
+        ranks = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        printed, said = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 143 and not printed
+    saved = len(logged(out / "align"))
+    [last] = [line for line in said.splitlines() if "saved" in line]
+    assert last == (
+        f"stopped: align is saved as it was after step {saved}; run the same command again to go on from there"
+    )
+    assert "Traceback" not in said and not psutil.wait_procs(ranks, 5)[1]
+    with start(file, out, "--processes", "2") as process:
+        printed, said = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0 and printed == f"{out}/align/model\n", said
+    assert said.count(f"resuming from step {saved} of 30") == 1
+    assert_close(weights(out / "align/model"), weights(run(aligning)))
+
+
+@pytest.mark.timeout(2 * TIMEOUT_S)
+def test_an_error_in_one_process_ends_all_with_one_error_and_one_hint(
+    aligning: Job, tmp_path: Path, pairs: list[Pair]
+) -> None:
+    bad = pairs[-1]
+    write_parquet(tmp_path / "坏.parquet", [*pairs[:-1], replace(bad, image=bad.image[:40])])
+    file = recipe(aligning | {"data": str(tmp_path / "坏.parquet")}, tmp_path, steps=20)
+    with start(file, tmp_path / "out", "-q", "--processes", "2") as process:
+        printed, said = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 1 and not printed
+    assert said.count("\n") == 2, said
+    error, hint = said.splitlines()
+    assert error.startswith("error: ") and bad.key in error and hint.startswith("hint:  ")
+
+
+def test_there_are_as_many_processes_as_gpus_at_most() -> None:
+    assert (on_gpus("auto", 4), on_gpus(2, 4), process_number(3, "cpu"), process_number("auto", "cpu")) == (4, 2, 3, 1)
+    with refused("a process needs a GPU of its own, and this machine has 4", "set --processes 4 or auto"):
+        on_gpus(5, 4)
+
+
+def test_one_of_several_processes_starts_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    with refused("one of several processes", "without torchrun"):
+        process_number(2, "cpu")
+    assert process_number(1, "cpu") == 1
