@@ -2,7 +2,7 @@
 
 import dcclip_cli as dcclip
 
-dcclip.distill("recipe.yaml", steps=300)  # likewise collect, align, evaluate, export, run, compare, push
+dcclip.distill("recipe.yaml", steps=300)  # likewise collect, align, evaluate, export, run, compare, push, trim
 dcclip.load("runs/quickstart").predict("img.jpg", ["猫", "dog"])
 """
 
@@ -13,13 +13,13 @@ from dcclip_cli.versions import VERSION as __version__
 
 TYPE_CHECKING = False  # typing takes a while to import
 if TYPE_CHECKING:
-    from dcclip_cli.api import align, collect, compare, distill, evaluate, export, push, run
+    from dcclip_cli.api import align, collect, compare, distill, evaluate, export, push, run, trim
     from dcclip_cli.predict.model import load
 
-_FUNCTIONS = ("align", "collect", "compare", "distill", "evaluate", "export", "load", "push", "run")
+_FUNCTIONS = ("align", "collect", "compare", "distill", "evaluate", "export", "load", "push", "run", "trim")
 __all__ = [
     "DcclipError", "__version__", "align", "collect", "compare", "distill", "evaluate", "export", "load", "push",
-    "run",
+    "run", "trim",
 ]  # fmt: skip
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dcclip_cli.eval.compare import Comparison
     from dcclip_cli.eval.result import EvalResult
     from dcclip_cli.exporters.export import ExportResult
+    from dcclip_cli.model.trim import TrimResult
     from dcclip_cli.publish.push import Pushed
     from dcclip_cli.train.launch import Processes
 
@@ -257,6 +258,38 @@ def push(
     if not yes:
         return publish.Pushed(plan)
     return publish.push(plan, private, pull_request, overwrite, progress_for(progress))
+
+
+def trim(
+    model: PathLike,
+    *,
+    languages: Sequence[str] = ("zh", "en"),
+    out: PathLike | None = None,
+    texts: Sequence[str] | None = None,
+    trust_remote_code: bool = False,
+    progress: ProgressChoice = False,
+) -> TrimResult:
+    """Cut a multilingual model's vocabulary to the pieces that languages use; returns the new directory and sizes.
+
+    `model` is what `load` takes, but no export. With `texts` only pieces that these and the package's own class names
+    use are kept, and single characters. `out` is by default NAME-zh-en in the current directory. `trust_remote_code`:
+    code in the model's directory (FG-CLIP2) may run.
+    """
+    from dcclip_cli.data import prompts
+    from dcclip_cli.data.pair import LANGUAGES
+    from dcclip_cli.model.reference import resolve
+    from dcclip_cli.model.trim import trim, trimmable
+
+    chosen = tuple(language for language in LANGUAGES if language in languages)
+    if unknown := [one for one in languages if one not in LANGUAGES]:
+        raise DcclipError(f"dcclip knows no scripts of {', '.join(unknown)}", "its languages are zh and en")
+    if not chosen:
+        raise DcclipError("no language is named", "its languages are zh and en")
+    disable_telemetry()
+    folder = trimmable(resolve(os.fspath(model)))
+    target = Path(out) if out is not None else Path(f"{folder.name}-{'-'.join(chosen)}")
+    sample = [text for language in chosen for text in prompts.texts(language)]
+    return trim(folder, target, chosen, sample, texts, trust_remote_code, progress_for(progress))
 
 
 def run(

@@ -34,6 +34,7 @@ def pieces(count: int) -> list[str]:
         yield from (chr(code) for code in range(0x21, 0x7F))
         yield from (f"▁{word}" for word in WORDS)
         yield from ("，", "。", "！", "？", "：", "、", "ü", "é")
+        yield from (*COMMON, "一张", "照片", "猫", "狗", *FOREIGN)
         for syllables in range(1, 4):
             yield from ("▁" + "".join(word) for word in islice(product(SYLLABLES, repeat=syllables), 6000))
             yield from ("".join(word) for word in islice(product(SYLLABLES, repeat=syllables), 1500))
@@ -46,6 +47,7 @@ def pieces(count: int) -> list[str]:
     return found
 
 
+FOREIGN = ("ж", "ひ", "한", "ع", "▁кот", "▁собака", "ねこ", "고양이", "▁قطة", "▁café")  # of neither language
 SYLLABLES = [first + vowel for first in "bcdfghklmnprstvw" for vowel in ("a", "e", "i", "o", "u", "er", "an", "ing")]
 
 
@@ -81,9 +83,9 @@ def xlmr_tokenizer(folder: Path, size: int, length: int, charsmap: bytes | None,
 
 def siglip_tokenizer(folder: Path, size: int) -> None:
     """SigLIP's spiece.model with `size` pieces, as MetaCLIP 2's mT5 models have it: lower case, no punctuation."""
-    from transformers.utils import sentencepiece_model_pb2_new as protobuf
+    from transformers.convert_slow_tokenizer import import_protobuf
 
-    model = protobuf.ModelProto()
+    model = import_protobuf().ModelProto()
     middle = pieces(size - 3)
     kinds = {"<pad>": 3, "</s>": 3, "<unk>": 2}  # control, control, unknown
     for index, piece in enumerate([*kinds, *middle]):
@@ -163,7 +165,7 @@ def chineseclip(folder: Path, tiny: bool, charsmap: bytes | None) -> None:
     known = ["[PAD]", *(f"[unused{number}]" for number in range(1, 100)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     known += [chr(code) for code in range(0x21, 0x7F) if not chr(code).isupper()]
     known += [f"##{chr(code)}" for code in range(0x61, 0x7B)] + ["photo", "cat", "dog", "the", "of", "，", "。"]
-    known += list(COMMON) if tiny else characters
+    known += ["ж", "##ж", "ひ", "한"] + (list(COMMON) if tiny else characters)
     known = list(dict.fromkeys(known))[:21_128]
     known += [] if tiny else [f"[unused{number}]" for number in range(1000, 1000 + 21_128 - len(known))]
     (folder / "vocab.txt").write_text("\n".join(known) + "\n", "utf-8")

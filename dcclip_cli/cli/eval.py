@@ -52,9 +52,6 @@ _Workers = Annotated[
     int | None, Option("--workers", min=1, callback=flags.at_a_time, help="Threads that read images. Default: 2.")
 ]
 _NoCache = Annotated[bool, Option("--no-cache", help="Neither read nor write the cache of embeddings.")]
-_Trust = Annotated[
-    bool, Option("--trust-remote-code", help="Run code in the repositories of models (FG-CLIP2). Read it first.")
-]
 _Json = Annotated[bool, Option("--json", help="Print the full results as JSON instead of a table.")]
 _Out = Annotated[Path | None, Option("--out", metavar="DIR", help="Folder for results (JSON), tables, report.html.")]
 _Format = Annotated[
@@ -98,7 +95,7 @@ def eval(
     precision: _Precision = None,
     workers: _Workers = None,
     no_cache: _NoCache = False,
-    trust_remote_code: _Trust = False,
+    trust_remote_code: flags.TrustRemoteCode = False,
     as_json: _Json = False,
     sets: flags.Sets = None,
     out: _Out = None,

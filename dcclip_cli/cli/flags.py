@@ -79,6 +79,9 @@ Threads = Annotated[
     int | None,
     Option("--threads", min=1, callback=at_a_time, help="CPU threads per tower. Default: 1 for a bundle."),
 ]
+TrustRemoteCode = Annotated[
+    bool, Option("--trust-remote-code", help="Run code in the repositories of models (FG-CLIP2). Read it first.")
+]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.")]
 Verbose = Annotated[bool, Option("--verbose", "-v", help="Show library logs too.")]
 MODEL_HELP = (

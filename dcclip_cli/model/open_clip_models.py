@@ -137,11 +137,11 @@ def _source(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
         with temporary_folder(Path(gettempdir()) / "dcclip-open-clip") as temporary:
             changed["model_cfg"]["text_cfg"]["hf_model_name"] = str(temporary)
             write_json(temporary / CONFIG, changed)
-            write_json(temporary / TRANSFORMERS_CONFIG, _text_tower(folder, text_tower))
+            write_json(temporary / TRANSFORMERS_CONFIG, text_tower_sizes(folder, text_tower))
             yield temporary
 
 
-def _text_tower(folder: Path, name: str) -> dict[str, Any]:
+def text_tower_sizes(folder: Path, name: str) -> dict[str, Any]:
     """The configuration of a text tower of transformers: in the directory, or known. Raises DcclipError if neither."""
     if (folder / TRANSFORMERS_CONFIG).is_file() and (there := text_tower_config(folder / TRANSFORMERS_CONFIG)):
         return there

@@ -41,7 +41,7 @@ class RemoteCode:
         files = ", ".join(f"{module}.py" for module in self.modules)
         raise DcclipError(
             f"{self.name} is built by its own code ({files}), which is not run unless you allow it",
-            "read these files; then use dcclip eval --trust-remote-code, "
+            "read these files; then add --trust-remote-code, which dcclip eval and trim have, "
             "or teacher: {kind: fgclip2, trust_remote_code: true} in a recipe",
         )
 

@@ -142,14 +142,22 @@ def _single_characters(vocab: list[list[Any]]) -> list[int]:
 
 
 def renumbered(state: dict[str, Any], new: Mapping[int, int]) -> Tokenizer:
-    """The Unigram tokenizer of a tokenizer.json whose vocabulary was reordered, its special tokens under `new` ids."""
+    """The tokenizer of a tokenizer.json whose vocabulary was cut or reordered, its special tokens under `new` ids."""
     from tokenizers import Tokenizer
 
-    state["model"]["unk_id"] = new.get(state["model"]["unk_id"], state["model"]["unk_id"])
+    if state["model"].get("unk_id") is not None:
+        state["model"]["unk_id"] = new.get(state["model"]["unk_id"], state["model"]["unk_id"])
     for token in state["added_tokens"]:
         token["id"] = new.get(token["id"], token["id"])
-    for token in (state.get("post_processor") or {}).get("special_tokens", {}).values():
-        token["ids"] = [new.get(index, index) for index in token["ids"]]
+    processor = state.get("post_processor") or {}
+    for one in processor.get("processors", [processor]):
+        for token in one.get("special_tokens", {}).values():
+            token["ids"] = [new.get(index, index) for index in token["ids"]]
+        for name in ("cls", "sep"):  # of BERT's and RoBERTa's
+            if name in one:
+                one[name] = [one[name][0], new.get(one[name][1], one[name][1])]
+    if padding := state.get("padding"):
+        padding["pad_id"] = new.get(padding["pad_id"], padding["pad_id"])
     state["added_tokens"].sort(key=lambda token: token["id"])
     return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
 

@@ -33,6 +33,7 @@ COMMANDS = [
     "eval",
     "compare",
     "export",
+    "trim",
     "predict",
     "search",
     "embed",

@@ -119,7 +119,7 @@ def test_code_of_a_model_runs_only_with_the_flag(
     ):
         refused = dcclip(*command, expect=1)
         assert "is built by its own code (configuration_fgclip2.py, modeling_fgclip2.py)" in refused.stderr
-        assert "dcclip eval --trust-remote-code" in " ".join(refused.stderr.split())
+        assert "then add --trust-remote-code" in " ".join(refused.stderr.split())
     assert not (tmp_path / "ran").exists()
     dcclip("eval", *model, "--dataset", str(pairs_file), "--trust-remote-code", "--limit", "2")
     assert (tmp_path / "ran").exists()

@@ -95,13 +95,13 @@ def test_an_open_clip_directory_with_a_text_tower_of_transformers_loads_offline_
 
 
 def test_the_sizes_of_open_clips_own_text_towers_are_known_without_the_hub(hub_teachers: Path, tmp_path: Path) -> None:
-    from dcclip_cli.model.open_clip_models import _text_tower
+    from dcclip_cli.model.open_clip_models import text_tower_sizes
 
-    found = _text_tower(tmp_path, "xlm-roberta-base")
+    found = text_tower_sizes(tmp_path, "xlm-roberta-base")
     assert (found["hidden_size"], found["num_attention_heads"], found["vocab_size"]) == (768, 12, 250_002)
-    assert _text_tower(hub_teachers / "openclip-xlmr", "made-up/tiny")["hidden_size"] == 32
+    assert text_tower_sizes(hub_teachers / "openclip-xlmr", "made-up/tiny")["hidden_size"] == 32
     with pytest.raises(DcclipError, match="does not say the sizes of its text tower nobody/bert") as raised:
-        _text_tower(tmp_path, "nobody/bert")
+        text_tower_sizes(tmp_path, "nobody/bert")
     assert raised.value.hint == "copy the config.json of nobody/bert into the directory"
 
 

@@ -39,7 +39,7 @@ def test_nothing_runs_without_leave_and_the_error_says_what_would(folder: Path) 
             DcclipError, match=r"own code \(configuration_fgclip2\.py, modeling_fgclip2\.py\)"
         ) as raised:
             load()
-        assert "dcclip eval --trust-remote-code" in raised.value.hint
+        assert "then add --trust-remote-code" in raised.value.hint
         assert "trust_remote_code: true" in raised.value.hint
     assert not (folder.parent / "ran").exists()
     lines: list[str] = []

@@ -75,6 +75,18 @@ def all_names() -> list[str]:
     return sorted(file.stem for file in FOLDER.glob("*.json") if file.stem != _COMPACT)
 
 
+def texts(language: Language) -> list[str]:
+    """All class names, and each template with one of them: what `eval` asks models with."""
+    found = list[str]()
+    for prompts in (read(name) for name in all_names()):
+        names = prompts.names.get(language, [])
+        found += names
+        found += [
+            one.replace("{}", name) for one, name in zip(prompts.templates.get(language, []), names, strict=False)
+        ]
+    return list(dict.fromkeys(found))
+
+
 def compact(language: Language) -> tuple[str, ...]:
     """A few generic templates for any data set."""
     return tuple(_json(_COMPACT)[language])

@@ -1,0 +1,82 @@
+"""`dcclip trim`: a multilingual model without the vocabulary of other languages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, Option
+
+from dcclip_cli.cli import console, flags
+
+if TYPE_CHECKING:
+    from dcclip_cli.model.trim import TrimResult
+
+_MOST_TEXTS, _MOST_BYTES = 1_000_000, 200_000_000
+_NAMED = 8  # texts
+_Model = Annotated[
+    str, Argument(metavar="MODEL", help="Model directory of any library, run, hf:ORG/NAME or hf-hub:ORG/NAME.")
+]
+_Languages = Annotated[str, Option("--languages", metavar="zh,en", help="Languages to keep.")]
+_Out = Annotated[
+    Path | None, Option("--out", metavar="DIR", help="Directory of the trimmed model. Default: NAME-zh-en.")
+]
+_Texts = Annotated[
+    Path | None,
+    Option(
+        "--texts",
+        metavar="FILE",
+        help="Texts, one per line: keep only pieces that these use, with the class names in dcclip and all single "
+        "characters. Default: all pieces in the languages' scripts.",
+    ),
+]
+
+
+def trim(
+    model: _Model,
+    languages: _Languages = "zh,en",
+    out: _Out = None,
+    texts: _Texts = None,
+    trust_remote_code: flags.TrustRemoteCode = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Cut a multilingual model's vocabulary to the pieces that languages use.
+
+    Writes a model directory of the same library and prints sizes and path. All other weights are unchanged. The two
+    models are compared on texts in both languages: a text whose pieces are all kept has the same embedding as before,
+    or the command fails and writes nothing; texts that lose a piece are counted and named.
+    """
+    from dcclip_cli import api
+
+    given = flags.lines_of(texts, "text", _MOST_TEXTS, _MOST_BYTES) if texts else None
+    talk = console.talk(quiet, verbose)
+    result = api.trim(
+        model,
+        languages=flags.split(languages),
+        out=out,
+        texts=given,
+        trust_remote_code=trust_remote_code,
+        progress=talk,
+    )
+    _show(result, texts)
+
+
+def _show(result: TrimResult, texts: Path | None) -> None:
+    rows = [
+        ("pieces", f"{result.pieces_before:,}", f"{result.pieces:,}"),
+        ("parameters", f"{result.parameters_before / 1e6:.2f} M", f"{result.parameters / 1e6:.2f} M"),
+        ("share", "100 %", f"{result.parameters / result.parameters_before:.0%}".replace("%", " %")),
+    ]
+    console.show_table(str(result.folder), ("", "before", "after"), rows)
+    same = f"largest difference of {result.compared} embeddings: {result.difference:.1g}"
+    share = f"{len(result.split) / max(1, result.texts):.1%}".replace("%", " %")
+    console.info_line(f"{result.texts:,} texts compared, {share} are split into other pieces than before; {same}")
+    for text in result.split[:_NAMED]:
+        console.warning_line(f"a piece of this text is gone: {text}")
+    if len(result.split) > _NAMED:
+        console.warning_line(f"and of {len(result.split) - _NAMED:,} more texts")
+    if result.unseen_split is not None:
+        estimate = f"{result.unseen_split:.1%}".replace("%", " %")
+        console.info_line(f"of other texts like those in {texts} about {estimate} would be (estimated on every second)")
+    console.show(str(result.folder))

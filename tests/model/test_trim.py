@@ -1,0 +1,279 @@
+"""Models trimmed to Chinese and English: the same embeddings with fewer pieces, in every layout of the hub."""
+
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dcclip_cli.data import prompts
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.reference import resolve
+from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
+from dcclip_cli.model.trim import TrimResult, trim, trimmable
+from dcclip_cli.model.vocabulary import Alphabet, Language, fallback_pieces, pieces_by_script, with_parts
+from tests.model.test_processors import noise
+
+BOTH: tuple[Language, ...] = ("zh", "en")
+EN: tuple[Language, ...] = ("en",)
+KINDS = ["altclip", "chineseclip", "siglip2", "metaclip2", "metaclip2-mt5", "openclip-xlmr"]
+TEXTS = ["一张狗的照片", "a photo of a cat", "两只 dog，在中国！", "Two horses (1995)", "１２ 国 🐕 \u4dbf", "", "ü é"]
+OTHERS = ["a photo of ж", "ひ 的照片"]  # pieces of all these vocabularies
+FOREIGN = re.compile("[\u0400-\u04ff\u0600-\u06ff\u3040-\u30ff\uac00-\ud7af]")
+
+
+def load(folder: Path) -> Any:
+    kind = OpenClipTeacher if (folder / "open_clip_config.json").exists() else TransformersTeacher
+    return kind(model=str(folder), precision="fp32").load()
+
+
+def embed(towers: Any, texts: list[str]) -> torch.Tensor:
+    embedding: torch.Tensor = towers.text_features(towers.tokenize(texts)).embedding
+    return embedding
+
+
+def same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def vocab_of(folder: Path) -> dict[str, int]:
+    towers = load(folder)
+    return dict(towers.vocab if hasattr(towers, "vocab") else towers.tokenizer.get_vocab())
+
+
+def scrambled(count: int) -> list[str]:
+    """Texts of random characters of both languages, that no vocabulary was made for."""
+    chosen = random.Random(0)
+    characters = "abcdegnorstuABTP   的一是在不了有和人这中大，。！1-é"
+    return ["".join(chosen.choices(characters, k=chosen.randrange(1, 25))) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def trimmed(hub_teachers: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrimResult]:
+    out = tmp_path_factory.mktemp("trimmed")
+    sample = [*TEXTS, *OTHERS, *scrambled(300)]
+    return {kind: trim(hub_teachers / kind, out / kind, BOTH, sample) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_in_both_languages_and_images_have_the_embeddings_that_they_had(
+    hub_teachers: Path, trimmed: dict[str, TrimResult], kind: str
+) -> None:
+    result, before = trimmed[kind], load(hub_teachers / kind)
+    after = load(result.folder)
+    same(embed(after, TEXTS), embed(before, TEXTS))
+    pixels = torch.from_numpy(before.preprocess(noise(40, 50)))[None]
+    same(after.image_features(pixels).embedding, before.image_features(pixels).embedding)
+    assert result.difference <= 1e-6 and result.compared >= 60
+    assert after.vocabulary_rows == result.pieces < result.pieces_before
+    assert result.parameters == after.parameters_count()
+    assert result.parameters_before - result.parameters == 32 * (result.pieces_before - result.pieces)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_of_other_scripts_are_gone_and_texts_with_them_are_named(
+    hub_teachers: Path, trimmed: dict[str, TrimResult], kind: str
+) -> None:
+    before, after = vocab_of(hub_teachers / kind), vocab_of(trimmed[kind].folder)
+    assert any(map(FOREIGN.search, before)) and not any(map(FOREIGN.search, after))
+    assert set(trimmed[kind].split) == set(OTHERS)
+    assert [after[piece] for piece in sorted(after, key=before.__getitem__)] == list(range(len(after)))
+
+
+@pytest.mark.parametrize("kind", ["altclip", "chineseclip", "siglip2", "metaclip2", "metaclip2-mt5"])
+def test_transformers_itself_loads_it_and_gives_the_same_embeddings(
+    hub_teachers: Path, trimmed: dict[str, TrimResult], kind: str
+) -> None:
+    from transformers import AutoModel, AutoTokenizer, Siglip2Tokenizer
+
+    found = []
+    for folder in (hub_teachers / kind, trimmed[kind].folder):
+        model: Any = AutoModel.from_pretrained(folder).eval()
+        siglip_source = kind == "siglip2" and folder.is_relative_to(hub_teachers)
+        tokenizer: Any = (Siglip2Tokenizer if siglip_source else AutoTokenizer).from_pretrained(folder)
+        length = {"padding": "max_length", "max_length": 64} if kind == "siglip2" else {"padding": True}
+        tokens = tokenizer(TEXTS, truncation=True, return_tensors="pt", **length)
+        with torch.no_grad():
+            found.append(model.get_text_features(input_ids=tokens["input_ids"]).pooler_output)
+        config = model.config.text_config
+        assert config.vocab_size == len(tokenizer)
+    same(*found)
+
+
+def test_open_clip_itself_loads_it_with_a_text_tower_of_transformers(
+    hub_teachers: Path, trimmed: dict[str, TrimResult]
+) -> None:
+    import open_clip
+
+    folder = trimmed["openclip-xlmr"].folder
+    model = open_clip.create_model(f"local-dir:{folder}").eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS)
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_text(tokens), embed(load(hub_teachers / "openclip-xlmr"), TEXTS))
+    # Moved, it is still read by dcclip.
+    moved = shutil.copytree(folder, folder.parent / "moved")
+    same(embed(load(moved), TEXTS), embed(load(folder), TEXTS))
+
+
+@pytest.mark.parametrize("kind", ["altclip", "chineseclip", "siglip2", "metaclip2-mt5"])
+def test_with_texts_only_their_pieces_are_kept_and_no_text_in_the_two_scripts_becomes_unknown(
+    hub_teachers: Path, trimmed: dict[str, TrimResult], tmp_path: Path, kind: str
+) -> None:
+    mine = ["一张 cat 的照片", "two horses", *scrambled(40)]
+    result = trim(hub_teachers / kind, tmp_path / "small", BOTH, TEXTS, mine)
+    assert result.pieces < trimmed[kind].pieces and result.split == () and result.difference <= 1e-6
+    assert result.unseen_split is not None
+    before, after = load(hub_teachers / kind), load(result.folder)
+    same(embed(after, mine), embed(before, mine))
+    other, unknown = ["red dog 中国照片 猫不在"], before.tokenizer.unk_token
+    tokens = [towers.tokenizer.convert_ids_to_tokens(towers.tokenize(other).ids[0]) for towers in (before, after)]
+    assert (unknown in tokens[1]) is (unknown in tokens[0])  # BERT's tiny vocabulary lacks 猫
+
+
+def test_weights_in_several_files_and_other_files_are_kept_as_they_are(hub_teachers: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(hub_teachers / "altclip", tmp_path / "shards")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    shards = {f"model-{part + 1:05}-of-00002.safetensors": names[part::2] for part in range(2)}
+    for shard, part in shards.items():
+        save_file({name: weights[name].half() for name in part}, folder / shard, {"format": "pt"})
+    index = {
+        "metadata": {"total_size": 1},
+        "weight_map": {name: shard for shard, part in shards.items() for name in part},
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "LICENSE").write_text("许可证", "utf-8")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# 模型\n", "utf-8")
+    result = trim(folder, tmp_path / "out", BOTH, TEXTS)
+    same(embed(load(result.folder), TEXTS), embed(load(folder), TEXTS))
+    written = {file.name: load_file(file) for file in result.folder.glob("*.safetensors")}
+    assert {name: sorted(part) for name, part in written.items()} == shards
+    assert {value.dtype for part in written.values() for value in part.values()} == {torch.float16}
+    assert (result.folder / "LICENSE").read_text("utf-8") == "许可证"
+    card = (result.folder / "README.md").read_text("utf-8")
+    assert card.startswith("---\nlicense: mit\n---\n# 模型\n") and f"has {result.pieces:,} of 400 pieces" in card
+
+
+def test_a_directory_of_dcclip_stays_one(model_folder: Path, tmp_path: Path) -> None:
+    result = trim(model_folder, tmp_path / "student", EN, ["red circle", "红色的圆"], ["red circle"])
+    record = json.loads((result.folder / "dcclip.json").read_text("utf-8"))
+    assert record["trimmed_from"] == "model" and record["parameters"] == result.parameters
+    same(embed(load(result.folder), ["red circle"]), embed(load(model_folder), ["red circle"]))
+
+
+def test_a_teacher_trimmed_trains_the_same_student(
+    hub_teachers: Path, trimmed: dict[str, TrimResult], whole_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    import dcclip_cli as dcclip
+
+    weights = []
+    for folder in (hub_teachers / "altclip", trimmed["altclip"].folder):
+        sets = {"teacher.model": str(folder), "distill.losses": [{"kind": "embedding"}]}
+        done = dcclip.distill(whole_recipe, sets=sets, out=tmp_path / folder.parent.name, device="cpu")
+        weights.append((done.model / "open_clip_model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+# ---- which pieces
+
+
+@pytest.mark.parametrize(
+    ("piece", "of_zh", "of_en"),
+    [
+        *(("狗", True, False), ("照片", True, False), ("㎡", True, False), ("，", True, False), ("Ａ", True, False)),
+        *(("dog", False, True), ("T恤", False, False), ("d0g!", False, True), ("x", False, True)),
+        *(("2", True, True), ("...", True, True), ("€", True, True), ("🐕", True, True), ("\n", True, True)),
+        *(
+            ("ねこ", False, False),
+            ("кот", False, False),
+            ("고", False, False),
+            ("ﾈ", False, False),
+            ("café", False, False),
+        ),
+    ],
+)
+def test_a_language_is_spelled_in_its_script_with_digits_punctuation_and_emoji(
+    piece: str, of_zh: bool, of_en: bool
+) -> None:
+    assert (Alphabet(["zh"]).spells(piece), Alphabet(["en"]).spells(piece)) == (of_zh, of_en)
+    assert Alphabet(["zh", "en"]).spells(piece) is (of_zh or of_en or piece == "T恤")
+
+
+def test_pieces_that_no_text_becomes_are_left_out_and_single_characters_stay() -> None:
+    pieces = ["▁Dog", "▁dog", "##s", "狗", "é", "ж", "<0x41>", "▁", "▁▁"]
+    assert pieces_by_script(pieces, ["zh", "en"], str.lower) == {"▁dog", "##s", "狗", "é", "<0x41>", "▁", "▁▁"}
+    assert fallback_pieces(pieces, ["zh"]) == {"##s", "狗", "é", "<0x41>", "▁", "▁▁"}
+
+
+def test_a_merged_piece_is_kept_with_the_parts_that_it_is_merged_from() -> None:
+    model = {"merges": [["b", "c"], "a b", ["a", "bc"], ["ab", "c"]]}  # both forms; b and c are merged first
+    assert with_parts({"abc"}, model) == {"abc", "bc"}
+    assert with_parts({"ab", "x"}, model) == {"ab", "x"}
+
+
+def test_the_packages_own_texts_are_class_names_and_prompts_in_each_language() -> None:
+    zh, en = prompts.texts("zh"), prompts.texts("en")
+    assert "手风琴" in zh and "goldfish" in en and len(zh) > 2_000 and len(en) > 2_000
+    assert any("照片" in text and len(text) > 6 for text in zh) and any(text.startswith("a photo of") for text in en)
+    assert "{}" not in "".join(zh + en)
+
+
+# ---- errors
+
+
+def test_a_model_that_cannot_be_trimmed_is_refused_and_nothing_is_written(
+    hub_teachers: Path, bundle_like: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(DcclipError, match="full exists and is not empty"):
+        trim(hub_teachers / "altclip", tmp_path / "full", BOTH, TEXTS)
+    with pytest.raises(DcclipError, match="is an export"):
+        trimmable(resolve("starter"))
+    with pytest.raises(DcclipError, match="open_clip:ViT-B-32/openai is no repository"):
+        trimmable(resolve("open_clip:ViT-B-32/openai"))
+    with pytest.raises(DcclipError, match="is built by its own code"):
+        trim(hub_teachers / "fgclip2", tmp_path / "fg", BOTH, TEXTS)
+    with pytest.raises(DcclipError, match="has CLIP's English vocabulary"):
+        trim(bundle_like, tmp_path / "clip", BOTH, TEXTS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip-source", "full"]
+
+
+@pytest.fixture
+def bundle_like(tmp_path: Path) -> Path:
+    """A tiny CLIP of open_clip with its own English vocabulary."""
+    import open_clip
+
+    folder = tmp_path / "clip-source"
+    folder.mkdir()
+    text = {"layers": 1, "width": 32, "heads": 1}
+    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 32, "patch_size": 8}
+    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    model = open_clip.model.CLIP(**config)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    return folder
+
+
+def test_a_copy_that_splits_a_text_otherwise_is_not_kept(
+    hub_teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dcclip_cli.model import vocabulary
+
+    cut = vocabulary.cut_tokenizer
+
+    def without_a_piece(source: Path, target: Path, kept: Any, new: Any) -> None:
+        cut(source, target, kept, new)
+        text = (target / "tokenizer.json").read_text("utf-8")
+        (target / "tokenizer.json").write_text(text.replace('"▁photo"', '"▁phono"'), "utf-8")
+
+    monkeypatch.setattr("dcclip_cli.model.trim.cut_tokenizer", without_a_piece)
+    with pytest.raises(DcclipError, match="cannot be cut: its files disagree about its pieces"):
+        trim(hub_teachers / "altclip", tmp_path / "out", BOTH, TEXTS)
+    assert list(tmp_path.iterdir()) == []
