@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import BadParameter, Option, launch
 
 from dcclip_cli.cli import console, flags
-from dcclip_cli.exporters import FormatName, Precision
+from dcclip_cli.exporters import FormatName, Precision, Preprocess
 
 if TYPE_CHECKING:
     from dcclip_cli.curation.collect import CollectResult
@@ -180,6 +180,10 @@ _Precision = Annotated[
     Precision | None,
     Option("--precision", help="Precision of the weights; int8 needs images. Default: the recipe's, else fp32."),
 ]
+_Preprocess = Annotated[
+    Preprocess | None,
+    Option("--preprocess", help="Where images are resized: graph, in image.onnx. Default: the recipe's, else outside."),
+]
 _Calibration = Annotated[
     Path | None, Option("--calibration", metavar="DIR", help="Images to calibrate int8 on. Default: the recipe's.")
 ]
@@ -191,6 +195,7 @@ def export(
     model: _Model = None,
     format: _Format = None,
     precision: _Precision = None,
+    preprocess: _Preprocess = None,
     calibration: _Calibration = None,
     sets: flags.Sets = None,
     out: _Out = None,
@@ -214,7 +219,7 @@ def export(
 
     from dcclip_cli import api
 
-    given = {"format": format, "precision": precision, "calibration": calibration}
+    given = {"format": format, "precision": precision, "preprocess": preprocess, "calibration": calibration}
     options: dict[str, Any] = {key: value for key, value in given.items() if value}
     result = api.export(loaded, model=model, out=out, fresh=fresh, progress=talk, **options)
     console.show(str(result.folder))

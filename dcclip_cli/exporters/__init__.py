@@ -4,3 +4,4 @@ from typing import Literal
 
 FormatName = Literal["onnx", "immich", "open_clip", "transformers", "openvino", "executorch", "litert", "coreml"]
 Precision = Literal["fp32", "fp16", "int8"]
+Preprocess = Literal["outside", "graph"]

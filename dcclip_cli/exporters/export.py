@@ -20,7 +20,8 @@ from dcclip_cli.data.pair import Language, PairDataset
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
-from dcclip_cli.exporters import FormatName, Precision
+from dcclip_cli.exporters import FormatName, Precision, Preprocess
+from dcclip_cli.exporters.bundle import BundleGraphs, bundle_precision, load_bundle
 from dcclip_cli.exporters.formats import Format
 from dcclip_cli.exporters.formats.devices import CoreMl, ExecuTorch, LiteRt, OpenVino
 from dcclip_cli.exporters.formats.onnx import Immich, Onnx
@@ -53,7 +54,14 @@ class ExportOptions(Options):
     """Format and precision of an export, and the checks that it has to pass."""
 
     format: FormatName = Field("onnx", description="Export format, by the runtime that loads it (docs/deploy.md)")
-    precision: Precision = Field("fp32", description="Precision; int8 has a quarter of the size and is less accurate")
+    precision: Precision = Field(
+        "fp32",
+        description="Precision; int8 has a quarter of the size and is less accurate. A bundle stays in its own",
+    )
+    preprocess: Preprocess = Field(
+        "outside",
+        description="Where images are resized, cropped and normalised; graph: image.onnx takes uint8 RGB of any size",
+    )
     calibration: str | None = Field(
         None, description="Pairs or image folder for int8 activation ranges; default: the training pairs"
     )
@@ -104,22 +112,29 @@ def export(
     and on the test sets of `evaluation`.
     Raises DcclipError if the export differs too much from the model, and for models that cannot be exported.
     """
+    progress, target = progress or Silent(), FORMATS[options.format]
+    options = _resolved(options, model, target)
     made_from = _made_from(model, options)
     if _is_made(out, made_from, fresh):
         return ExportResult(out, options.format, None, _size_bytes(out), 0.0, already_finished=True)
-    progress, target = progress or Silent(), FORMATS[options.format]
-    target.check(options.precision)
+    target.check(options.precision, options.preprocess)
+    is_bundle = model.kind == "bundle"
     calibration = Path(options.calibration) if options.calibration else _images_of(data, "train", "validation")
-    if options.precision == "int8" and calibration is None:
+    if options.precision == "int8" and calibration is None and not is_bundle:
         raise DcclipError(
             "int8 needs images to calibrate on", "name a folder of images with --calibration, or a recipe with data"
         )
     begin = time.perf_counter()
     samples, tests = samples_from(_images_of(data, "validation", "train") or calibration), _tests(evaluation)
-    source = load_source(model)
+    source = load_bundle(model.path) if is_bundle else load_source(model)
     original = Original(source.encoder, samples, tests, options.parity.images, progress)
     with atomic_folder(out) as folder, temporary_folder(out.with_name(f"{out.name}.graphs")) as temporary:
-        graphs = OnnxGraphs(source, temporary, options.precision, calibration, options.calibration_images)
+        graphs: BundleGraphs | OnnxGraphs
+        if is_bundle:
+            graphs = BundleGraphs(source, temporary, options.preprocess)
+        else:
+            images = options.calibration_images
+            graphs = OnnxGraphs(source, temporary, options.precision, calibration, images, options.preprocess)
 
         def write() -> Encoder | None:
             for entry in folder.iterdir():
@@ -137,7 +152,7 @@ def export(
 
 def _loosen_until_close(
     write: Callable[[], Encoder | None],
-    graphs: OnnxGraphs,
+    graphs: BundleGraphs | OnnxGraphs,
     original: Original,
     options: ExportOptions,
     progress: Progress,
@@ -154,7 +169,7 @@ def _loosen_until_close(
         except NotFiniteError as error:  # fp16 overflows
             shortfalls, found = [error.what], error.what
         else:
-            shortfalls = parity.shortfalls(options.parity.limits(options.precision))
+            shortfalls = parity.shortfalls(options.parity.limits(options.precision, options.preprocess))
             tests = "".join(
                 f", {one.agreement:.1%} in {language} (top-1 {one.before:.1%} -> {one.after:.1%})"
                 for language, one in parity.by_language().items()
@@ -169,6 +184,14 @@ def _loosen_until_close(
             what = f"the {options.format} export in {options.precision} differs too much from the model: "
             raise DcclipError(what + "; ".join(shortfalls), _hint(options))
     return None
+
+
+def _resolved(options: ExportOptions, model: ModelReference, target: Format) -> ExportOptions:
+    """The options with what the format and the model decide. Raises DcclipError where these exclude each other."""
+    changes: dict[str, Any] = {}
+    if model.kind == "bundle":
+        changes["precision"] = bundle_precision(model.path, target, options.precision, options.preprocess)
+    return options.model_copy(update=changes)
 
 
 def _is_made(out: Path, made_from: str, fresh: bool) -> bool:
@@ -242,7 +265,8 @@ def _about(source: Source, folder: Path, options: ExportOptions) -> dict[str, An
     elif not (folder / TOKENIZER).exists():
         copy_tokenizer(source.tokenizer).save(str(folder / TOKENIZER))
     files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-    prompts = dict(PLAIN_PROMPTS) | dict(options.prompts or {})
+    own: Mapping[Any, Sequence[str]] = options.prompts or {}
+    prompts = {**PLAIN_PROMPTS, **source.prompts, **own}
     return {
         "kind": "bundle" if options.format == "onnx" else options.format,
         "name": f"{source.name}-{options.precision}",
@@ -251,6 +275,7 @@ def _about(source: Source, folder: Path, options: ExportOptions) -> dict[str, An
         "model_fingerprint": source.fingerprint,
         "parameters": source.parameters,
         "preprocessing": source.preprocessing.to_config(),
+        "preprocess": options.preprocess,
         "logit_scale": source.logit_scale,
         "logit_bias": source.logit_bias,
         "languages": list(prompts),

@@ -12,7 +12,7 @@ from pydantic import Field
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.dataset import Classes, DataSet
-from dcclip_cli.exporters import Precision
+from dcclip_cli.exporters import Precision, Preprocess
 from dcclip_cli.exporters.rounding import LARGEST_PAIR_SUM
 from dcclip_cli.exporters.samples import Samples
 from dcclip_cli.options import Options
@@ -33,6 +33,7 @@ _DEFAULTS: Mapping[Precision, tuple[float, float, float]] = {
     "fp16": (0.02, 0.999, 0.98),
     "int8": (2.0, 0.9, 0.95),
 }
+_RESIZED = 0.01  # added to the difference where the graph preprocesses: single pixels differ by 1 of 255
 
 
 class Thresholds(Options):
@@ -42,7 +43,8 @@ class Thresholds(Options):
         None,
         ge=0,
         le=2,
-        description="Largest absolute difference in a unit-length embedding; default: fp32 1e-4, fp16 0.02, int8 none",
+        description="Largest absolute difference in a unit-length embedding; default: fp32 1e-4, fp16 0.02, int8 none; "
+        "0.01 more with preprocess: graph",
     )
     min_centred_cosine: float | None = Field(
         None,
@@ -64,10 +66,12 @@ class Thresholds(Options):
     )
     images: int = Field(1000, ge=1, le=1_000_000, description="Maximum images per test set of the recipe")
 
-    def limits(self, precision: Precision) -> dict[str, float]:
+    def limits(self, precision: Precision, preprocess: Preprocess = "outside") -> dict[str, float]:
         """The thresholds with the defaults for `precision`."""
         names = ("max_difference", "min_centred_cosine", "min_agreement")
         defaults = dict(zip(names, _DEFAULTS[precision], strict=True)) | {"max_accuracy_loss": 0.5}
+        if preprocess == "graph":
+            defaults["max_difference"] += _RESIZED
         return defaults | self.model_dump(exclude={"images"}, exclude_none=True)
 
 

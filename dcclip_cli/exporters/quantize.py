@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from dcclip_cli.data.pair import PairDataset
-from dcclip_cli.exporters import Precision
+from dcclip_cli.exporters import Precision, Preprocess
 from dcclip_cli.exporters.onnx_graph import OnnxGraph
 from dcclip_cli.exporters.parity import Parity
+from dcclip_cli.exporters.preprocess_graph import add_preprocessing
 from dcclip_cli.exporters.qdq import Channels, quantized
 from dcclip_cli.exporters.rounding import (
     largest_pair_sum,
@@ -203,15 +204,22 @@ class OnnxGraphs:
     """image.onnx and text.onnx in a precision. `write` writes both; `loosen` lets a tower keep more in fp32.
 
     `folder` is a temporary folder for these and for the fp32 graphs, which are written once, when first needed.
-    Then the source's towers are freed.
+    Then the source's towers are freed. With `preprocess`, the preprocessing is in image.onnx.
     """
 
     def __init__(
-        self, source: Source, folder: Path, precision: Precision, calibration: Path | PairDataset | None, images: int
+        self,
+        source: Source,
+        folder: Path,
+        precision: Precision,
+        calibration: Path | PairDataset | None,
+        images: int,
+        preprocess: Preprocess = "outside",
     ) -> None:
         self.folder, self._exact = folder / "graphs", folder / "fp32"
         self.folder.mkdir()
         self._source, self._precision, self._calibration, self._images = source, precision, calibration, images
+        self._preprocess = preprocess
         self._step = dict.fromkeys(_GRAPHS, 0)
         self._written: dict[str, int] = {}
         self._pair_sums: dict[str, int] = {}
@@ -255,6 +263,8 @@ class OnnxGraphs:
                 OnnxGraph(half, out.parent).save(out)
             else:
                 self._pair_sums[tower] = self._int8[tower].write(out, *kept)
+            if tower == "image" and self._preprocess == "graph":
+                add_preprocessing(out, out, self._source.preprocessing)
             self._written[tower] = step
         return self.folder
 

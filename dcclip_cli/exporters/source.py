@@ -15,23 +15,23 @@ from dcclip_cli.exporters.samples import TEXTS
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.model.tokenizer import copy_tokenizer, load_tokenizer
-from dcclip_cli.predict.encoder import load_torch_encoder
+from dcclip_cli.predict.encoder import TorchEncoder, load_torch_encoder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from dcclip_cli.model.towers import Towers
-    from dcclip_cli.predict.encoder import TorchEncoder
+    from dcclip_cli.predict.encoder import Encoder
 
 
 @dataclass
 class Source:
     """A loaded model. Texts are padded with `padding_id` to the longest of them, or to `context_length` if `fixed`.
 
-    `folder` is the model directory, if it was loaded from one.
+    `folder` is the model directory or the bundle, if it was loaded from one.
     """
 
-    loaded: TorchEncoder | None  # None after `release`
+    loaded: Encoder | None  # None after `release`
     tokenizer: Tokenizer
     context_length: int
     padding_id: int
@@ -40,19 +40,22 @@ class Source:
     folder: Path | None = None
 
     def __post_init__(self) -> None:
-        towers = self.towers
-        self.name, self.parameters, self.fingerprint = towers.name, towers.parameters_count(), towers.fingerprint
-        self.logit_scale, self.logit_bias = towers.logit_scale, towers.logit_bias
+        encoder = self.encoder
+        self.name, self.parameters, self.fingerprint = encoder.name, encoder.parameters, encoder.fingerprint
+        self.prompts = encoder.prompts
+        self.logit_scale, self.logit_bias = encoder.logit_scale, encoder.logit_bias
 
     @property
-    def encoder(self) -> TorchEncoder:
+    def encoder(self) -> Encoder:
         """The model to compare exports with."""
         assert self.loaded is not None, "the model was released"
         return self.loaded
 
     @property
     def towers(self) -> Towers:
-        return self.encoder.towers
+        """The towers of a model in torch, not of a bundle."""
+        assert isinstance(self.loaded, TorchEncoder), "the model was released, or is a bundle"
+        return self.loaded.towers
 
     def release(self) -> None:
         """Free the model's memory, whatever still refers to its weights: torch's ONNX exporter does."""
@@ -63,11 +66,7 @@ class Source:
 
 
 def load_source(reference: ModelReference) -> Source:
-    """The model meant by a reference, on the CPU. Raises DcclipError for bundles, and for models that need torch."""
-    if reference.kind == "bundle":
-        raise DcclipError(
-            f"{reference.target} is already a bundle", "export the model directory written by align or distill"
-        )
+    """The model meant by a reference, no bundle, on the CPU. Raises DcclipError for models that cannot leave torch."""
     encoder = load_torch_encoder(reference, "cpu")
     towers: Any = encoder.towers
     preprocessing = towers.preprocessing or towers.match_preprocessing()

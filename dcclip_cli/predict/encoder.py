@@ -52,7 +52,10 @@ class Encoder(Protocol):
     size_bytes: int  # of the weights
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
-        """The image tower's input (3, H, W), float32; of NaFlex models in a form of their own."""
+        """The image tower's input (3, H, W), float32; of NaFlex models in a form of their own.
+
+        The embedding (D,) where the preprocessing is in the tower's graph.
+        """
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """Embeddings (B, D), float32, of preprocessed images (B, 3, H, W)."""
@@ -184,7 +187,10 @@ def load_torch_encoder(
 
 @dataclass(frozen=True)
 class Footprint:
-    """`image_ms` and `text_ms` are medians for one image or one short text, without preprocessing."""
+    """`image_ms` and `text_ms` are medians for one image or one short text.
+
+    Without preprocessing, if that is not in the tower's graph.
+    """
 
     parameters: int
     size_bytes: int
@@ -199,13 +205,16 @@ def footprint(model: Encoder, budget_s: float = 1.0, threads: int = 1) -> Footpr
     """
     from PIL import Image
 
-    pixels = model.preprocess(Image.new("RGB", (256, 256), "white"))[np.newaxis]
+    image = Image.new("RGB", (256, 256), "white")
+    pixels = model.preprocess(image)[np.newaxis]
+    in_graph = pixels.ndim == 2  # an embedding
     torch = sys.modules.get("torch")  # if it is not loaded, the model does not use it
     before = torch.get_num_threads() if torch else 0
     if torch:
         torch.set_num_threads(threads)
     try:
-        image_ms = _median_ms(lambda: model.encode_pixels(pixels), budget_s / 2)
+        encode = (lambda: model.preprocess(image)) if in_graph else (lambda: model.encode_pixels(pixels))
+        image_ms = _median_ms(encode, budget_s / 2)
         text_ms = _median_ms(lambda: model.encode_texts(["一只在雪地里的狗 a dog in the snow"]), budget_s / 2)
     finally:
         if torch:

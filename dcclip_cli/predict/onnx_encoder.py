@@ -16,7 +16,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import file_sha256, validated_by
 from dcclip_cli.machine import has_vnni
 from dcclip_cli.model.precision import NotFiniteError, check_logits, finite
-from dcclip_cli.model.preprocess import Preprocessing
+from dcclip_cli.model.preprocess import Preprocessing, flatten
 from dcclip_cli.run_dir import FIRST_WITH_CHECKSUMS, RECORD
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ FORMAT = 2
 Run = Callable[[np.ndarray], np.ndarray]  # pixels (B, 3, H, W) or padded token ids (N, L) -> embeddings (B, D)
 DESCRIPTION, IMAGE, TEXT, TOKENIZER = RECORD, "image.onnx", "text.onnx", "tokenizer.json"
 PIXELS, IMAGE_EMBEDS, TOKENS, TEXT_EMBEDS = "pixel_values", "image_embeds", "input_ids", "text_embeds"
+RGB = "rgb_image"  # in place of PIXELS where the graph preprocesses: uint8 (1, height, width, 3)
 _LENGTH_ERROR = 0.05  # of an embedding; int8 and fp16 graphs end with a division by the length, too
 _COPY = "export the model again, or copy the whole bundle"
 _UNEDITED = f"{_COPY}; for other prompts, use predict --template or export.prompts in the recipe"
@@ -37,6 +38,7 @@ _UNEDITED = f"{_COPY}; for other prompts, use predict --template or export.promp
 class Description:
     """The dcclip.json of an export, the part that is needed to run it.
 
+    `preprocess`: whether the image graph takes RGB ("graph") or PIXELS ("outside").
     `int8_largest_pair_sum` is what two int8 products add up to at most; None where that was not bounded.
     """
 
@@ -45,6 +47,7 @@ class Description:
     parameters: int
     precision: str
     preprocessing: dict[str, Any]
+    preprocess: str
     logit_scale: float
     logit_bias: float | None
     prompts: dict[str, list[str]]
@@ -81,6 +84,7 @@ def _validator() -> SchemaValidator:
         "parameters": of.int_schema(ge=0, lt=2**63),
         "precision": of.with_default_schema(of.str_schema(), default="fp32"),
         "preprocessing": supported,
+        "preprocess": of.with_default_schema(of.literal_schema(["outside", "graph"]), default="outside"),
         "logit_scale": of.float_schema(gt=0, le=1e4),
         "logit_bias": of.nullable_schema(number),
         "prompts": templates,
@@ -148,23 +152,25 @@ class ExportedEncoder:
 
 
 class OnnxEncoder(ExportedEncoder):
-    """An ONNX bundle run by onnxruntime. `threads` is per tower: more than one slows small models on shared cores."""
+    """An ONNX bundle run by onnxruntime. `threads` is per tower: more than one slows small models on shared cores.
+
+    With a graph that preprocesses, `preprocess` returns an image's embedding (D,): images of different sizes cannot be
+    in one batch, and are too large to wait for each other. `encode_pixels` then only checks the embeddings.
+    """
 
     def __init__(self, folder: Path, device: str = "auto", threads: int = 1) -> None:
         about, record = read_description(folder)
         with record.checking():  # which is over before the graphs are opened: damaged ones may crash onnxruntime
             provider, exact = _provider(device), _may_overflow(about)
-        image = _open_session(folder / IMAGE, PIXELS, IMAGE_EMBEDS, provider, threads, exact)
+        self._in_graph = about.preprocess == "graph"
+        takes = RGB if self._in_graph else PIXELS
+        image = _open_session(folder / IMAGE, takes, IMAGE_EMBEDS, provider, threads, exact)
         text = _open_session(folder / TEXT, TOKENS, TEXT_EMBEDS, provider, threads, exact)
-        super().__init__(
-            folder,
-            about,
-            (IMAGE, TEXT),
-            _runner(image, folder / IMAGE, PIXELS, IMAGE_EMBEDS),
-            _runner(text, folder / TEXT, TOKENS, TEXT_EMBEDS),
-        )
+        self._image = _runner(image, folder / IMAGE, takes, IMAGE_EMBEDS)
+        encode = _unchanged if self._in_graph else self._image
+        super().__init__(folder, about, (IMAGE, TEXT), encode, _runner(text, folder / TEXT, TOKENS, TEXT_EMBEDS))
         side = image.get_inputs()[0].shape[-1]
-        if isinstance(side, int) and side != self._preprocess.size:
+        if not self._in_graph and isinstance(side, int) and side != self._preprocess.size:
             raise DcclipError(
                 f"{folder / IMAGE} takes images of {side} x {side}, {DESCRIPTION} says {self._preprocess.size}", _COPY
             )
@@ -173,6 +179,15 @@ class OnnxEncoder(ExportedEncoder):
             raise DcclipError(
                 f"{folder}: {IMAGE} gives {widths[0]} numbers and {TEXT} {widths[1]}: they are from two models", _COPY
             )
+
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        if not self._in_graph:
+            return super().preprocess(image)
+        return self._image(np.asarray(flatten(image))[np.newaxis])[0]
+
+
+def _unchanged(embeddings: np.ndarray) -> np.ndarray:
+    return embeddings
 
 
 class Described(NamedTuple):

@@ -229,7 +229,8 @@ class Preflight:
         from dcclip_cli.exporters.export import FORMATS
 
         options = recipe.export
-        self._ask(("export", "precision"), partial(FORMATS[options.format].check, options.precision))
+        check = partial(FORMATS[options.format].check, options.precision, options.preprocess)
+        self._ask(("export", "format"), check)
         if options.calibration:
             self._ask(("export", "calibration"), partial(preview_images, options.calibration))
         elif options.precision == "int8" and not (recipe.data and (recipe.data.train or recipe.data.validation)):

@@ -139,9 +139,10 @@ def test_an_export_that_differs_too_much_leaves_the_earlier_one(export_model: Ex
     assert [file.name for file in tmp_path.rglob("*")] == ["out", "dcclip.json"]
 
 
-def test_a_bundle_cannot_be_exported_again(exported: ExportResult, export_model: Exporting) -> None:
-    with pytest.raises(DcclipError, match="is already a bundle"):
-        export_model(exported.folder, data=None)
+def test_a_bundle_is_exported_to_other_formats_of_its_graphs(exported: ExportResult, export_model: Exporting) -> None:
+    found = export_model(exported.folder, format="immich")
+    assert parity(found).image_max_difference == parity(found).text_max_difference == 0
+    assert about(found)["name"] == about(exported)["name"]
 
 
 def test_fp16_halves_the_weights_and_changes_next_to_nothing(exported: ExportResult, export_model: Exporting) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.exporters import FormatName, Precision
+from dcclip_cli.exporters import FormatName, Precision, Preprocess
 from dcclip_cli.predict.onnx_encoder import ExportedEncoder, Run, one_at_a_time, read_description
 
 if TYPE_CHECKING:
@@ -27,12 +27,18 @@ class Format(ABC):
     from_onnx: ClassVar[bool] = False
     files: ClassVar[tuple[str, ...]] = ()  # the image and the text tower for `runner`, and further files with weights
     is_single: ClassVar[bool] = False  # takes one image, or one text padded to the full length
+    preprocess: ClassVar[tuple[Preprocess, ...]] = ("outside",)
 
-    def check(self, precision: Precision) -> None:
-        """Raises DcclipError if the format does not support the precision, or its package is not installed."""
+    def check(self, precision: Precision, preprocess: Preprocess = "outside") -> None:
+        """Raises DcclipError if the format does not support these options, or its package is not installed."""
         if precision not in self.precisions:
             raise DcclipError(
                 f"--format {self.name} does not support {precision}", f"use --precision {' or '.join(self.precisions)}"
+            )
+        if preprocess not in self.preprocess:
+            raise DcclipError(
+                f"--format {self.name} does not support preprocess: {preprocess}",
+                f"use --preprocess {' or '.join(self.preprocess)}",
             )
         if importlib.util.find_spec(self.package) is None:
             raise DcclipError(f"--format {self.name} needs {self.package}, which is not installed", self.install)

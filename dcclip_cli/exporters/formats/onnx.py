@@ -10,6 +10,7 @@ import numpy as np
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters import Precision
 from dcclip_cli.exporters.formats import Format
+from dcclip_cli.exporters.preprocess_graph import preprocesses
 from dcclip_cli.files import link_or_copy, write_json
 from dcclip_cli.model.preprocess import RESAMPLING, Preprocessing
 from dcclip_cli.predict.onnx_encoder import IMAGE, TEXT, TOKENIZER, OnnxEncoder, Run
@@ -22,16 +23,22 @@ _IMMICH_IMAGE, _IMMICH_TEXT, _IMMICH_EMBEDDING = "image", "text", "embedding"
 
 
 class Onnx(Format):
-    """image.onnx and text.onnx, run by onnxruntime, with the small JSON files that transformers.js reads."""
+    """image.onnx and text.onnx, run by onnxruntime, with the small JSON files that transformers.js reads.
+
+    transformers.js preprocesses images itself, so that these files are left out where the graph does.
+    """
 
     name = "onnx"
     precisions = ("fp32", "fp16", "int8")
+    preprocess = ("outside", "graph")
     from_onnx = True
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
         for name in (IMAGE, TEXT):
             for file in graphs.glob(f"{name}*"):
                 link_or_copy(file, folder / file.name)
+        if preprocesses(folder / IMAGE):
+            return
         processor = {
             "image_processor_type": "CLIPImageProcessor",
             "feature_extractor_type": "CLIPFeatureExtractor",

@@ -1,0 +1,117 @@
+"""Preprocessing in the image graph: the same pixels as from Pillow, and predictions from images of any size."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from PIL import Image
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.exporters.preprocess_graph import preprocessing_graph
+from dcclip_cli.model.preprocess import Preprocessing
+from dcclip_cli.predict.encoder import footprint
+from dcclip_cli.predict.model import ImageInput, load
+from dcclip_cli.predict.onnx_encoder import OnnxEncoder
+from tests.exporters.conftest import Exporting
+
+HALF = (0.5, 0.5, 0.5)
+# Width and height: odd margins, one side kept, reduced and enlarged, height first (276 x 600), thin, a single pixel.
+SIZES = [(640, 480), (333, 517), (224, 301), (223, 225), (227, 224), (276, 600), (31, 2000), (2000, 31), (5, 3), (1, 1)]
+
+
+def levels(preprocessing: Preprocessing, pixels: np.ndarray) -> np.ndarray:
+    """Pixels (3, H, W) as levels from 0 to 255."""
+    mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+    return (pixels * std + mean) * 255
+
+
+@pytest.mark.any_cpu
+@pytest.mark.parametrize(
+    ("preprocessing", "largest"),
+    [
+        (Preprocessing(), 1),
+        (Preprocessing(size=97, mean=HALF, std=HALF, crop="floor"), 2),  # of a thin image, enlarged 7 times
+        (Preprocessing(resize_mode="squash"), 1),
+        (Preprocessing(size=64, interpolation="bilinear"), 1),
+    ],
+)
+def test_pixels_of_noise_of_any_size_are_those_of_pillow(preprocessing: Preprocessing, largest: int) -> None:
+    graph = preprocessing_graph(preprocessing)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    random = np.random.default_rng(0)
+    differences = []
+    for width, height in SIZES:
+        image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        [found] = session.run(None, {"rgb_image": image[np.newaxis]})
+        expected = preprocessing(Image.fromarray(image))
+        assert found.shape == (1, *expected.shape)
+        differences.append(np.abs(levels(preprocessing, found[0]) - levels(preprocessing, expected)).round(2).ravel())
+    found = np.concatenate(differences)
+    assert found.max() <= largest and (found > 0).mean() < 0.004
+
+
+def test_an_export_with_preprocessing_predicts_from_images_of_any_size(
+    export_model: Exporting, photos: list[ImageInput]
+) -> None:
+    outside = load(export_model(out="outside").folder)
+    result = export_model(out="graph", preprocess="graph")
+    assert result.parity and result.parity.image_max_difference < 0.01 and result.parity.agreement == 1
+    files = {file.name for file in result.folder.iterdir()}
+    assert files == {"README.md", "dcclip.json", "image.onnx", "text.onnx", "tokenizer.json"}
+    assert json.loads((result.folder / "dcclip.json").read_text())["preprocess"] == "graph"
+    graph = load(result.folder)
+    labels = ["红色的圆", "a blue square", "绿色", "star"]
+    for found, expected in zip(graph.predict(photos, labels), outside.predict(photos, labels), strict=True):
+        assert found == pytest.approx(expected, abs=1e-3)
+    again = export_model(model=result.folder, out="again", preprocess="graph")
+    assert (again.folder / "image.onnx").read_bytes() == (result.folder / "image.onnx").read_bytes()
+    with pytest.raises(DcclipError, match="a bundle with its preprocessing in the graph"):
+        export_model(model=result.folder, out="back")
+    assert footprint(OnnxEncoder(result.folder, "cpu"), budget_s=0.01).image_ms > 0.05
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[ImageInput]:
+    random, files = np.random.default_rng(1), list[ImageInput]()
+    for number, size in enumerate([(90, 40), (33, 200), (64, 64), (7, 5)]):
+        small = Image.fromarray(random.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        small.resize(size, Image.Resampling.BICUBIC).save(tmp_path / f"{number}.png")
+        files.append(tmp_path / f"{number}.png")
+    return files
+
+
+def test_the_starter_is_exported_with_preprocessing_and_keeps_the_rest(export_model: Exporting) -> None:
+    result = export_model(model="starter", data=None, preprocess="graph")
+    about = json.loads((result.folder / "dcclip.json").read_text())
+    before = json.loads(Path("dcclip_cli/starter/dcclip.json").read_text())
+    kept = ("name", "precision", "parameters", "prompts", "logit_scale", "preprocessing", "kept_fp32")
+    assert {key: about[key] for key in kept} == {key: before[key] for key in kept}
+    assert about["parity"]["int8_largest_pair_sum"] == before["parity"]["int8_largest_pair_sum"]
+    photos = sorted(Path("recipes/starter/photos").glob("*.jpg"))
+    labels = ["宇航员", "猫", "coffee", "花", "rocket", "寺庙"]
+    found, expected = (load(one).predict(list(photos), labels) for one in (result.folder, "starter"))
+    assert [next(iter(one)) for one in found] == [next(iter(one)) for one in expected] == labels
+    cosines = (load(result.folder).embed_images(list(photos)) * load("starter").embed_images(list(photos))).sum(axis=1)
+    assert cosines.min() > 0.98  # one pixel that differs by 1 of 255 changes an int8 tower's embedding by that much
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"format": "immich", "preprocess": "graph"}, "--format immich does not support preprocess: graph"),
+        ({"format": "open_clip", "model": "starter"}, "is a bundle, from which --format open_clip cannot be made"),
+        ({"precision": "fp16", "model": "starter"}, "is a bundle in int8, not in fp16"),
+    ],
+)
+def test_what_cannot_be_exported_says_why(export_model: Exporting, options: dict[str, str], complaint: str) -> None:
+    with pytest.raises(DcclipError, match=complaint):
+        export_model(**options)
+
+
+def test_nearest_pixels_are_refused() -> None:
+    with pytest.raises(DcclipError, match="resized by nearest"):
+        preprocessing_graph(Preprocessing(interpolation="nearest"))
