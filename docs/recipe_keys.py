@@ -101,8 +101,6 @@ SECTIONS = {
     "LanguageFilter": "collect.filters: {kind: language}",
     "ScriptFilter": "collect.filters: {kind: script}",
     "Agreement": "collect.scores: {kind: agreement}",
-    "Fractions": "collect.scores: {kind: agreement}: keep",
-    "Cosines": "collect.scores: {kind: agreement}: threshold",
     "Classifier": "collect.scores: {kind: classifier}",
     "Prompts": "collect.scores: {kind: prompts}",
     "Decontaminate": "collect.decontaminate",

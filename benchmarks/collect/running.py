@@ -39,23 +39,24 @@ def command(recipe: Path, out: Path, *options: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Cost:
-    """Wall time of a run, and the peak memory of all its processes together and of the largest one."""
+    """Wall time of a run, and the peak memory of all its processes together, of the main one, and of any other one."""
 
     seconds: float
     megabytes: float
-    largest_megabytes: float
+    main_megabytes: float
+    worker_megabytes: float
 
 
 def measured(arguments: list[str], **options: Any) -> Cost:
     """Run a command, measuring the memory of its processes ten times a second."""
     begin = time.monotonic()
     process = subprocess.Popen(arguments, **options)
-    ended, peaks = Event(), [0.0, 0.0]
+    ended, peaks = Event(), [0.0, 0.0, 0.0]
 
     def watch() -> None:
         while not ended.wait(0.1):
-            held = _megabytes(process.pid)
-            peaks[:] = max(peaks[0], sum(held)), max(peaks[1], *held, 0.0)
+            main, *others = _megabytes(process.pid) or [0.0]
+            peaks[:] = map(max, peaks, (main + sum(others), main, max(others, default=0.0)))
 
     watcher = Thread(target=watch)
     watcher.start()
@@ -69,7 +70,7 @@ def measured(arguments: list[str], **options: Any) -> Cost:
 
 
 def _megabytes(root: int) -> list[float]:
-    """Proportional memory of the process and its descendants; a page shared by two of them counts once."""
+    """Proportional memory of the process, then of its descendants; a page shared by two of them counts once."""
     found, waiting = [], [root]
     while waiting:
         number = waiting.pop()

@@ -24,7 +24,7 @@ from dcclip_cli.curation.collect import CollectResult, collect
 from dcclip_cli.curation.executors import Engine
 from dcclip_cli.curation.filters.language import LanguageFilter
 from dcclip_cli.curation.options import CollectOptions
-from dcclip_cli.curation.scores.scorers import Agreement, Fractions
+from dcclip_cli.curation.scores.scorers import Agreement
 from dcclip_cli.curation.sources.tables import TableSource
 from dcclip_cli.curation.work import WorkFolder
 from dcclip_cli.data.dataset import open_pairs, write_parquet
@@ -166,7 +166,7 @@ def test_what_is_damaged_of_an_unfinished_run_is_made_again(
 
 
 def test_damaged_scores_are_made_again_and_what_was_decided_by_them(tmp_path: Path, five: CollectOptions) -> None:
-    given = five.model_copy(update={"scores": (Agreement(model="starter", keep=Fractions(zh=0.6)),)})
+    given = five.model_copy(update={"scores": (Agreement(model="starter", keep={"zh": 0.6}),)})
     out, said = tmp_path / "out", Said()
     whole = collect(given, tmp_path / "whole", engine=ONE)
     assert whole.captions["zh"].dropped["agreement-low"] == 2

@@ -63,7 +63,7 @@ photo of a red car|stock photo of a cat|a picture of a dog|Screenshot of Windows
 alpha (α) particle|10 × 10 grid|2015|10:30|What?!|Oh no!!!|Zzz|www|COVID-19 test|iPhone 15 Pro Max 256GB
 Beyoncé on stage|Düsseldorf skyline at night|flag: Côte d’Ivoire|hand clicking a mouse|BMW M3 2015|top hat|game die
 Chinese New Year 春 greeting card with red lanterns|untitled painting by Rothko|no parking sign|no photo sign
-Notre Dame de Paris cathedral|Volkswagen Golf GTI|happy birthday to you|pizza margherita|a dachshund"""
+Notre Dame de Paris cathedral|Volkswagen Golf GTI|happy birthday to you|pizza margherita|a dachshund|Orcish Sovereign"""
 
 FIT_CHINESE = """一只猫|猫|苹果 iPhone 15 手机壳|NBA球星科比|臺北夜市|一隻黃色的狗在草地上奔跑|哈哈哈哈|α波|维生素B12片
 优の良品 芒果干|卡拉OK|3D打印机|β-胡萝卜素|〇|二〇〇八年北京奥运会|高清图片素材 红色跑车|拍照片的女孩|墙上的照片|地图

@@ -113,7 +113,7 @@ def test_what_is_left_after_each_step_adds_up() -> None:
     for number, reason in enumerate(("url-tls", "image-small", "image-small", "no-caption", "image-merged", "strange")):
         statistics.add(pair(number), Drop(reason))
     statistics.add(pair(9), None)
-    table = [(step.name, step.pairs, step.left) for step in steps(statistics.as_dict())]
+    table = [(step["name"], step["pairs"], step["left"]) for step in steps(statistics.as_dict())]
     dropped = [("Download", 1, 6), ("Image", 2, 4), ("Empty pairs", 1, 3), ("Duplicates", 1, 2), ("Other", 1, 1)]
     assert table == dropped
 

@@ -17,7 +17,7 @@ from dcclip_cli.curation.decode_image import DecodedImage, decode_image
 from dcclip_cli.curation.dedup import drop_empty, fill
 from dcclip_cli.curation.dedup.dedup import signature_table, signatures_of
 from dcclip_cli.curation.scores.base import ScorerOptions, Scores, score_slice
-from dcclip_cli.curation.scores.scorers import Agreement, Classifier, Cosines, Fractions, Prompts
+from dcclip_cli.curation.scores.scorers import Agreement, Classifier, Prompts
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.exporters.export import ExportOptions, export
@@ -201,15 +201,14 @@ def dropped(connection: duckdb.DuckDBPyConnection, table: str = "pair_drops") ->
     return connection.execute(f"SELECT {columns} FROM {table} ORDER BY ALL").fetchall()
 
 
-def agreement(limit: Cosines | Fractions | None = None, name: str | None = None, **options: Any) -> Agreement:
-    field = "keep" if isinstance(limit, Fractions) else "threshold" if limit else None
-    return Agreement.model_validate({"model": "x", "name": name, **({field: limit} if field else {}), **options})
+def agreement(**options: Any) -> Agreement:
+    return Agreement.model_validate({"model": "x", **options})
 
 
 CAPTION_DROPS: dict[str, tuple[Any, Any, Any]] = {
     "below the threshold of their language; those on it stay": (
         {"a": {"agreement": {"zh": [0.2, 0.19999], "en": [0.25, 0.3]}}},
-        [agreement(Cosines(zh=0.2, en=0.3))],
+        [agreement(threshold={"zh": 0.2, "en": 0.3})],
         [
             (1, "en", 0, "agreement-low", "0.250, below 0.300"),
             (1, "zh", 1, "agreement-low", "0.200, below 0.200"),
@@ -221,7 +220,7 @@ CAPTION_DROPS: dict[str, tuple[Any, Any, Any]] = {
             "b": {"agreement": {"zh": [0.3]}},
             "c": {"agreement": {"zh": [0.4, 0.2]}},
         },
-        [agreement(Fractions(zh=0.6))],
+        [agreement(keep={"zh": 0.6})],
         [
             (1, "zh", 1, "agreement-low", "0.100, the best 60 % begin at 0.300"),
             (3, "zh", 1, "agreement-low", "0.200, the best 60 % begin at 0.300"),
@@ -229,28 +228,28 @@ CAPTION_DROPS: dict[str, tuple[Any, Any, Any]] = {
     ),
     "equal scores share one fate": (
         {key: {"agreement": {"en": [0.2 if key != "d" else 0.1]}} for key in "abcd"},
-        [agreement(Fractions(en=0.25))],
+        [agreement(keep={"en": 0.25})],
         [(4, "en", 0, "agreement-low", "0.100, the best 25 % begin at 0.200")],
     ),
     "with a threshold as well, the fraction is of all": (  # three of four, not of the three above 0.15
         {"a": {"agreement": {"en": [0.1, 0.2, 0.3, 0.4]}}},
-        [agreement(Fractions(en=0.75), threshold=Cosines(en=0.15))],
+        [agreement(keep={"en": 0.75}, threshold={"en": 0.15})],
         [(1, "en", 0, "agreement-low", "0.100, below 0.150")],
     ),
     "nothing without a limit": ({"a": {"agreement": {"zh": [-1.0], "en": [None]}}}, [agreement()], []),
     "a caption without a number neither passes a limit nor counts": (
         {"a": {"agreement": {"en": [None, 0.3, 0.2]}}},
-        [agreement(Fractions(en=1))],
+        [agreement(keep={"en": 1})],
         [(1, "en", 0, "agreement-low", "no score, the best 100 % begin at 0.200")],
     ),
     "a second agreement has its own scores and reason": (
         {"a": {"agreement": {"en": [0.5, 0.5]}, "agreement-light": {"en": [0.9, 0.1]}}},
-        [agreement(Cosines(en=0.4)), agreement(Fractions(en=0.5), name="light")],
+        [agreement(threshold={"en": 0.4}), agreement(keep={"en": 0.5}, name="light")],
         [(1, "en", 1, "agreement-light-low", "0.100, the best 50 % begin at 0.900")],
     ),
     "a later scorer takes its fraction of what is left": (  # a and b are dropped by the prompts
         {key: {"agreement": {"en": [0.9 - at / 10]}, "prompts": float(key in "ab")} for at, key in enumerate("abcd")},
-        [Prompts(model="x", reject=("水印",)), agreement(Fractions(en=0.5))],
+        [Prompts(model="x", reject=("水印",)), agreement(keep={"en": 0.5})],
         [(4, "en", 0, "agreement-low", "0.600, the best 50 % begin at 0.700")],
     ),
 }
@@ -270,14 +269,14 @@ def test_captions_are_dropped_for_their_scores(tables: Tables, case: str) -> Non
 def test_a_fraction_is_rounded_up_to_whole_captions(tables: Tables, fraction: float, left: int) -> None:
     cosines = [0.01 * number for number in range(10)]
     connection = tables({"a": {"agreement": {"zh": cosines[::2], "en": []}}, "b": {"agreement": {"zh": cosines[1::2]}}})
-    apply(connection, agreement(Fractions(zh=fraction)))
+    apply(connection, agreement(keep={"zh": fraction}))
     assert connection.execute("SELECT count(*) FROM live_captions WHERE language = 'zh'").fetchone() == (left,)
 
 
 def test_a_pair_is_dropped_when_no_caption_is_left(tables: Tables) -> None:
     low = {"agreement": {"zh": [0.1], "en": [0.1]}}
     connection = tables({"a": low, "b": {"agreement": {"zh": [0.1], "en": [0.4]}}})
-    apply(connection, agreement(Cosines(zh=0.2, en=0.2)))
+    apply(connection, agreement(threshold={"zh": 0.2, "en": 0.2}))
     drop_empty(connection)
     assert [row[:2] for row in dropped(connection)] == [(1, "no-caption")]
 
@@ -285,7 +284,7 @@ def test_a_pair_is_dropped_when_no_caption_is_left(tables: Tables) -> None:
 def test_a_merged_caption_keeps_the_score_it_got_with_its_own_image(tables: Tables) -> None:
     connection = tables({"a": {"agreement": {"en": [0.5]}}, "b": {"agreement": {"en": [0.1]}}})
     connection.execute("UPDATE captions SET number = 1, place = 1 WHERE number = 2")
-    apply(connection, agreement(Cosines(en=0.3)))
+    apply(connection, agreement(threshold={"en": 0.3}))
     assert [row[:3] for row in dropped(connection, "caption_drops")] == [(1, "en", 1)]
 
 
@@ -330,7 +329,7 @@ def test_wrong_captions_of_emoji_are_found_from_the_pictures_to_the_drops(tmp_pa
         given[at] = replace(given[at], zh=emoji[at + 10].zh)
         given[at + 5] = replace(given[at + 5], en=emoji[at + 15].en)
     write_parquet(tmp_path / "pairs.parquet", given)
-    scorer = Agreement(model=str(QUICKSTART / "teacher"), device="cpu", threshold=Cosines(zh=0.2, en=0.2))
+    scorer = Agreement(model=str(QUICKSTART / "teacher"), device="cpu", threshold={"zh": 0.2, "en": 0.2})
     score_slice(open_pairs(tmp_path / "pairs.parquet"), [scorer], tmp_path / "scores.parquet")
     opened = [(pair, decode_image(pair.image)) for pair in given]
     rows = [signatures_of(pair, picture, "emoji") for pair, picture in opened if isinstance(picture, DecodedImage)]

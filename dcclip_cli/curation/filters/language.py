@@ -139,7 +139,7 @@ def _is_another_latin_language(text: str) -> bool:
     if not suspect or has_accents or other:
         return suspect
     # Few words are little evidence: "A brown potato" looks Italian. What is English is so in an English sentence.
-    return _scores("this is " + " ".join(words).lower()).get("en", 0.0) < 0.9
+    return _scores("this is " + " ".join(words).lower()).get("en", 0.0) < 0.8
 
 
 def _scores(text: str) -> dict[str, float]:

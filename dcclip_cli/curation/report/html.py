@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,7 @@ import yaml
 
 from dcclip_cli.curation.report.examples import Example
 from dcclip_cli.curation.report.statistics import KEPT, SCALES, Scale, scale_of
-from dcclip_cli.data.pair import LANGUAGES, Language
+from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.html import write_page
 
 _LANGUAGE_NAMES = {"zh": "Chinese", "en": "English"}
@@ -41,7 +40,7 @@ def write_report(
     by_reason: dict[str, list[Example]] = {KEPT: []}
     for example in examples:
         by_reason.setdefault(example.reason, []).append(example)
-    rows = [row for step in table for row in step.rows if row.reason in by_reason]
+    rows = [row for step in table for row in step["reasons"] if row["reason"] in by_reason]
     measured = statistics["histograms"]
     # Scores come last, :zh before :en as everywhere.
     names = [*(name for name in SCALES if name in measured), *sorted(measured.keys() - SCALES.keys(), reverse=True)]
@@ -56,52 +55,31 @@ def write_report(
         sources=statistics["sources"],
         steps=table,
         charts=[histogram(name, measured[name], limits.get(name, ())) for name in names],
-        sheets=[(None, by_reason[KEPT]), *((row, by_reason[row.reason]) for row in rows)],
+        sheets=[(None, by_reason[KEPT]), *((row, by_reason[row["reason"]]) for row in rows)],
         shards=manifest.get("shards", []),
         versions=manifest.get("versions", {}),
         options=json.dumps(options, ensure_ascii=False, indent=2),
     )
 
 
-@dataclass(frozen=True)
-class Row:
-    """A reason in the table: how many pairs and captions were dropped for it, and its explanation."""
-
-    reason: str
-    text: str
-    setting: str
-    pairs: int
-    captions: Mapping[Language, int]
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step in the table: its reasons, the most frequent first, and how many pairs were left after it."""
-
-    name: str
-    rows: Sequence[Row]
-    pairs: int
-    captions: Mapping[Language, int]
-    left: int
-
-
-def steps(statistics: Mapping[str, Any]) -> list[Step]:
-    """Every step that dropped something, in order."""
+def steps(statistics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every step that dropped something, in order, with its reasons, the most frequent first, for the template."""
     pairs = statistics["pairs"]["dropped"]
     captions = {language: statistics["captions"][language]["dropped"] for language in LANGUAGES}
-    found: dict[str, list[Row]] = {name: [] for name in _explanations()}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in _explanations()}
     for reason in sorted({*pairs, *(reason for dropped in captions.values() for reason in dropped)}):
         step, text, setting = explain(reason)
         counts = {language: captions[language].get(reason, 0) for language in LANGUAGES}
-        found[step].append(Row(reason, text, setting, pairs.get(reason, 0), counts))
+        row = {"reason": reason, "text": text, "setting": setting, "pairs": pairs.get(reason, 0), "captions": counts}
+        found[step].append(row)
     left, table = statistics["pairs"]["read"], []
     for name, rows in found.items():
-        rows.sort(key=lambda row: (-row.pairs, -sum(row.captions.values()), row.reason))
-        dropped = sum(row.pairs for row in rows)
+        rows.sort(key=lambda row: (-row["pairs"], -sum(row["captions"].values()), row["reason"]))
+        dropped = sum(row["pairs"] for row in rows)
         left -= dropped
-        totals = {language: sum(row.captions[language] for row in rows) for language in LANGUAGES}
+        totals = {language: sum(row["captions"][language] for row in rows) for language in LANGUAGES}
         if rows:
-            table.append(Step(name, rows, dropped, totals, left))
+            table.append({"name": name, "reasons": rows, "pairs": dropped, "captions": totals, "left": left})
     return table
 
 

@@ -23,7 +23,6 @@ from dcclip_cli.model.precision import torch_device
 from dcclip_cli.model.preprocess import flatten
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import Teacher
-from dcclip_cli.options import Options
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -72,20 +71,6 @@ def open_encoder(model: str | Teacher, device: str) -> CachingEncoder:
     return CachingEncoder(TorchEncoder(towers, device, towers.precision))
 
 
-class Fractions(Options):
-    """Fraction of each language's captions to keep: 0.8 keeps the best 80 %. Equal scores share one fate."""
-
-    zh: float | None = Field(None, gt=0, le=1, description="Fraction of Chinese captions to keep; null keeps all")
-    en: float | None = Field(None, gt=0, le=1, description="Fraction of English captions to keep; null keeps all")
-
-
-class Cosines(Options):
-    """Minimum cosine of each language's captions. Each model has its own scale: see the histogram in report.html."""
-
-    zh: float | None = Field(None, ge=-1, le=1, description="Minimum cosine of Chinese captions; null accepts any")
-    en: float | None = Field(None, ge=-1, le=1, description="Minimum cosine of English captions; null accepts any")
-
-
 class _DualEncoderScorer(ScorerOptions):
     model: str | Teacher = Field(description="Model reference as for --model, or the options of a teacher")
 
@@ -100,15 +85,18 @@ class _DualEncoderScorer(ScorerOptions):
 class Agreement(_DualEncoderScorer):
     """Drops captions that fit their images worst, by the cosine of the two embeddings of a dual encoder (CLIP score).
 
-    Without `keep` and `threshold` the cosines are stored and nothing is dropped. If a language has both, a caption
-    must pass both. `keep` counts the captions that passed the filters, before duplicates are removed.
+    Without `keep` and `threshold` the cosines are stored and nothing is dropped; each model has its own scale, see the
+    histogram in report.html. If a language has both, a caption must pass both; equal cosines share one fate. `keep`
+    counts the captions that passed the filters, before duplicates are removed.
     """
 
     kind: Literal["agreement"] = "agreement"
-    keep: Fractions = Field(
-        Fractions(), description="Fraction of each language's captions to keep, those with the highest cosines"
+    keep: dict[Language, Annotated[float, Field(gt=0, le=1)] | None] = Field(
+        {}, description="Fraction of each language's captions to keep, those with the highest cosines; null keeps all"
     )
-    threshold: Cosines = Field(Cosines(), description="Captions with a lower cosine are dropped")
+    threshold: dict[Language, Annotated[float, Field(ge=-1, le=1)] | None] = Field(
+        {}, description="Minimum cosine of each language's captions; null accepts any"
+    )
 
     def open(self) -> Score:
         encoder = open_encoder(self.model, self.device)
@@ -117,7 +105,7 @@ class Agreement(_DualEncoderScorer):
     def apply(self, connection: DuckDBPyConnection) -> None:
         """Reason: `agreement-low`."""
         for language in LANGUAGES:
-            threshold, keep = getattr(self.threshold, language), getattr(self.keep, language)
+            threshold, keep = self.threshold.get(language), self.keep.get(language)
             # The fraction is of all captions, so it is measured before the threshold drops any.
             best = _lowest_of_the_best(connection, self.stored, language, keep) if keep else None
             if threshold is not None:
