@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -51,9 +51,7 @@ def no_pairs(
 
     Only two levels are looked at; `hint` is for a place that is neither.
     """
-    folders = [folder for folder in sorted(Path(path).glob("*/")) if not folder.name.startswith(".")]
-    classes = [folder.name for folder in folders[:_LOOKED_INTO] if _has_image(folder)]
-    if classes:
+    if classes := _classes(Path(path)):
         shown = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
         return DcclipError(
             f"{path} is a folder of class folders ({shown}), not of pairs of images and captions",
@@ -67,6 +65,16 @@ def no_pairs(
             "(columns image, zh, en), make pairs with dcclip collect (source {kind: table}), and name these",
         )
     return DcclipError(f"{path} has no pairs", hint)
+
+
+def kind_of_folder(path: Path) -> Literal["classes", "images"] | None:
+    """Whether a folder has folders of images or images; None if neither. Only two levels are looked at."""
+    return "classes" if _classes(path) else "images" if _has_image(path) else None
+
+
+def _classes(path: Path) -> list[str]:
+    folders = [folder for folder in sorted(path.glob("*/")) if not folder.name.startswith(".")]
+    return [folder.name for folder in folders[:_LOOKED_INTO] if _has_image(folder)]
 
 
 def _as_path(path: str | Path) -> str:

@@ -148,7 +148,8 @@ def _step_seconds(work: StageWork) -> float:
 def _batch(work: StageWork, fraction: float) -> Batch:
     """A batch of that fraction of a step's samples, of random pixels and tokens."""
     side = work.shapes.student.preprocessing.size if work.shapes.student.preprocessing else 224
-    images = sum(max(1, round(size * fraction)) for kind, size in work.sizes.items() if kind != "texts")
+    sizes = [size for kind, size in work.sizes.items() if kind != "texts"]
+    images = sum(min(size, max(2, round(size * fraction))) for size in sizes)  # batch norms take no single image
     languages = work.options.captions.languages
     names = [*languages, *(one + OTHER for one in languages)] if work.options.captions.second_caption else languages
     each = max(2, round(work.texts_per_step * fraction / len(names)))

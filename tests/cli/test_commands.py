@@ -25,6 +25,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 COMMANDS = [
+    "new",
     "run",
     "collect",
     "index",

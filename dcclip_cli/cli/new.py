@@ -1,0 +1,135 @@
+"""`dcclip new`: a commented recipe from a few choices."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from click import prompt
+from typer import Argument, Option
+
+from dcclip_cli.cli import console, flags
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import atomic_write
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dcclip_cli.recipe.new import NewRecipe
+
+_File = Annotated[Path, Argument(metavar="FILE", help="The recipe to write; its name is the model's.")]
+_Teacher = Annotated[
+    str | None,
+    Option(
+        "--teacher",
+        metavar="MODEL",
+        help="altclip, fg-clip2, siglip2, xlm-roberta, chinese-clip, metaclip2, a model directory, hf:ORG/NAME, "
+        "hf-hub:ORG/NAME or open_clip:ARCH/TAG. Default: altclip.",
+    ),
+]
+_Data = Annotated[
+    str | None,
+    Option(
+        "--data",
+        metavar="PATH",
+        help="A folder of photographs, pairs (tars, Parquet files, a folder that collect wrote), a table (.tsv, .csv, "
+        ".jsonl) or a folder of class folders.",
+    ),
+]
+_Kind = Annotated[
+    Literal["photos", "pairs", "table", "classes"] | None,
+    Option("--kind", help="What --data is, if it is not what it looks like: folders of photographs are no classes."),
+]
+_Texts = Annotated[
+    Path | None,
+    Option(
+        "--texts",
+        metavar="FILE",
+        help="Texts to learn with photographs, one per line. Default: class names and prompts in both languages, "
+        "written next to FILE.",
+    ),
+]
+_Size = Annotated[
+    Literal["S", "M", "RN50"] | None,
+    Option("--size", help="Student of 12, 29 or 45 M parameters. Default: S."),
+]
+_Yes = Annotated[bool, Option("--yes", "-y", help="Ask nothing: take the defaults for what is not given.")]
+_Force = Annotated[bool, Option("--force", help="Overwrite FILE.")]
+
+
+def new(
+    file: _File = Path("my-clip.yaml"),
+    teacher: _Teacher = None,
+    data: _Data = None,
+    kind: _Kind = None,
+    texts: _Texts = None,
+    size: _Size = None,
+    trust_remote_code: flags.TrustRemoteCode = False,
+    yes: _Yes = False,
+    force: _Force = False,
+) -> None:
+    """Write a commented recipe from a few choices: teacher, data and size.
+
+    Asks for what is not given, checks the recipe as --check does, writes its estimates into it, and prints the path.
+    """
+    if file.exists() and not force:
+        raise DcclipError(f"{file} exists", "name another file, or overwrite it with --force")
+    flags.out(file, folder=False)
+    if not yes and None in (teacher, data, size) and not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise DcclipError("there is no terminal to ask in", "give --teacher, --data and --size, or --data and --yes")
+    if data is None and yes:
+        raise DcclipError("no data is named", "name it with --data PATH")
+
+    from dcclip_cli.recipe import new as recipes
+
+    choices = {name: f"{one.model}: {one.about}" for name, one in recipes.TEACHERS.items()}
+    question = "Teacher, the large model to learn from (or a directory, hf:ORG/NAME, ...)"
+    chosen_teacher = recipes.choose_teacher(teacher or _ask(question, choices, yes))
+    if data is None:
+        console.info_line("Data: a folder of photographs; pairs (tars, Parquet, a table); or a folder for each class")
+        data = str(prompt("Path", err=True))
+    chosen_data = recipes.choose_data(data, kind)
+    chosen_size = recipes.choose_size(size or _ask("Size of the student", recipes.SIZES, yes))
+    if chosen_data.kind == "photos" and texts is None:
+        texts = file.with_suffix(".texts.txt")
+        if texts.exists() and not force:
+            raise DcclipError(f"{texts} exists", f"use it with --texts {texts}, or overwrite it with --force")
+        atomic_write(texts, recipes.own_texts())
+    made = recipes.NewRecipe(file, chosen_teacher, chosen_data, chosen_size, texts, trust_remote_code)
+    atomic_write(file, recipes.recipe_text(made))
+    _check(made)
+    console.show(str(file))
+
+
+def _ask(question: str, choices: Mapping[str, str], yes: bool) -> str:
+    """The choice that the user names, by number or name; the first by default, or if nothing is to be asked."""
+    names = list(choices)
+    if yes:
+        return names[0]
+    console.info_line(question)
+    for number, (name, about) in enumerate(choices.items(), 1):
+        console.info_line(f"  {number}  {name:13} {about}")
+    answer = str(prompt("Choice", default="1", err=True)).strip()
+    return names[int(answer) - 1] if answer.isdecimal() and 0 < int(answer) <= len(names) else answer
+
+
+def _check(made: NewRecipe) -> None:
+    """Check the recipe, and write what it will take into it; what is missing is a warning, since it can still come."""
+    from dcclip_cli.api import open_run
+    from dcclip_cli.recipe.load import load
+    from dcclip_cli.recipe.new import recipe_text
+
+    loaded = load(made.file)
+    job = open_run(loaded, None, "cpu")
+    try:
+        takes = list(job.estimates(job.preflight(loaded.recipe.stages)))
+    except DcclipError as error:
+        for line in error.what.split("\n"):
+            console.warning_line(f"it does not run yet: {line}")
+        console.hint_line(error.hint)
+        return
+    times = [line for line in takes if "disk space" not in line and "about 0 images and up to 0 texts" not in line]
+    atomic_write(made.file, recipe_text(made, times))
+    for line in takes:
+        console.info_line(line)

@@ -1,0 +1,169 @@
+"""`dcclip new`: recipes of each kind of data that pass --check, questions in a terminal, files that are kept."""
+
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dcclip_cli.data.pair import Pair
+from dcclip_cli.recipe import new as recipes
+from dcclip_cli.recipe.load import load
+from dcclip_cli.train import timing
+from tests.cli.conftest import dcclip
+
+PACKAGE = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(timing, "by_measuring", timing.by_operations)  # which takes seconds for each recipe
+
+
+@pytest.fixture
+def data(pairs: list[Pair], pairs_file: Path, tmp_path: Path) -> dict[str, Path]:
+    """Some of the drawn pictures in each layout."""
+    photos, classes, table = (tmp_path / name for name in ("照片 photos", "classes", "table"))
+    for pair in pairs[:16]:
+        shape = pair.key.split("-")[1]
+        for folder in (photos, classes / shape, table):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{pair.key}.png").write_bytes(pair.image)
+    names = {pair.key.split("-")[1]: pair.zh[2] for pair in pairs[:16]}
+    lines = (f"{shape}: {{en: {shape}, zh: {zh}}}\n" for shape, zh in names.items())
+    (classes / "classes.yaml").write_text("".join(lines), "utf-8")
+    rows = ["image\tzh\ten", *(f"{pair.key}.png\t{pair.zh[0]}\t{pair.en[0]}" for pair in pairs[:16])]
+    (table / "pairs.tsv").write_text("\n".join(rows) + "\n", "utf-8")
+    shutil.copy(pairs_file, tmp_path / "pairs.parquet")
+    return {"photos": photos, "pairs": tmp_path / "pairs.parquet", "table": table / "pairs.tsv", "classes": classes}
+
+
+@pytest.mark.parametrize("kind", ["photos", "pairs", "table", "classes"])
+def test_a_recipe_of_each_kind_of_data_passes_check_and_says_what_it_takes(
+    data: dict[str, Path], altclip_folder: Path, kind: str
+) -> None:
+    file = Path("我的-clip.yaml")
+    made = dcclip("new", file, "--yes", "--data", data[kind].relative_to(Path.cwd()), "--teacher", altclip_folder)
+    assert made.stdout == f"{file}\n" and "warning" not in made.stderr
+    text, loaded = file.read_text("utf-8"), load(file)
+    assert loaded.recipe.name == "我的-clip" and recipes.choose_data(str(data[kind])).kind == kind
+    stages = {"photos": ("distill",), "pairs": ("distill", "align")}.get(kind, ("collect", "distill", "align"))
+    assert loaded.recipe.stages == (*stages, "export")
+    assert re.search(r"^# Takes:   distill: .* steps of .* take about", text, re.M) or "collect" in stages
+    checked = dcclip("run", file, "--check", "--device", "cpu")
+    assert "name: 我的-clip" in checked.stdout
+    assert all("#" in line for line in text.splitlines() if line.strip().startswith(("epochs", "preset", "seed")))
+
+
+def test_what_it_wrote_for_photographs_trains_from_another_folder(
+    data: dict[str, Path], altclip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipes").mkdir()
+    dcclip("new", "recipes/mine.yaml", "--yes", "--data", data["photos"], "--teacher", altclip_folder, "--size", "S")
+    assert len((tmp_path / "recipes/mine.texts.txt").read_text("utf-8").splitlines()) > 5_000
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    small = ["student.image.size=64", "distill.steps=2", "distill.epochs=null", "distill.texts_per_step=8"]
+    sets = [part for value in (*small, "student.text.layers=1", "distill.threads=1") for part in ("--set", value)]
+    done = dcclip("distill", "../recipes/mine.yaml", *sets, "--device", "cpu", "-q")
+    assert done.stdout == "runs/mine/distill/model\n"
+    predicted = dcclip("predict", data["photos"], "--model", "runs/mine", "--labels", "红色的圆,red circle", "--jsonl")
+    assert len(predicted.stdout.splitlines()) == 16
+
+
+def test_a_recipe_that_cannot_run_yet_is_written_with_a_warning(data: dict[str, Path]) -> None:
+    made = dcclip("new", "--yes", "--data", data["pairs"])
+    assert made.stdout == "my-clip.yaml\n"
+    assert "warning: it does not run yet: my-clip.yaml:" in made.stderr and "hf download BAAI/AltCLIP" in made.stderr
+    teacher = load("my-clip.yaml").recipe.teacher
+    assert teacher is not None and (teacher.kind, teacher.model) == ("altclip", "BAAI/AltCLIP")
+    assert "inherit: embeddings" in Path("my-clip.yaml").read_text("utf-8")
+
+
+def test_no_file_is_overwritten_without_force(data: dict[str, Path], altclip_folder: Path) -> None:
+    Path("mine.yaml").write_text("name: 旧的\n", "utf-8")
+    command = ["new", "mine.yaml", "--yes", "--data", data["photos"], "--teacher", altclip_folder]
+    refused = dcclip(*command, expect=1)
+    assert "error: mine.yaml exists" in refused.stderr and Path("mine.yaml").read_text("utf-8") == "name: 旧的\n"
+    Path("mine.yaml").unlink()
+    Path("mine.texts.txt").write_text("我的词\n", "utf-8")
+    assert "error: mine.texts.txt exists" in dcclip(*command, expect=1).stderr and not Path("mine.yaml").exists()
+    dcclip(*command, "--texts", "mine.texts.txt")
+    assert Path("mine.texts.txt").read_text("utf-8") == "我的词\n"
+    dcclip(*command, "--force")
+    assert len(Path("mine.texts.txt").read_text("utf-8")) > 10_000
+
+
+@pytest.mark.parametrize(
+    ("more", "what", "hint"),
+    [
+        ([], "there is no terminal to ask in", "give --teacher, --data and --size, or --data and --yes"),
+        (["--yes"], "no data is named", "name it with --data PATH"),
+        (["--yes", "--data", "没有"], "没有 does not exist", "name a folder of photographs"),
+        (["--yes", "--data", "."], ". has no pairs", "name photographs, tars"),
+        (
+            ["--yes", "--data", "pairs.parquet", "--teacher", "starter"],
+            "starter is an export",
+            "name a model directory",
+        ),
+        (["--yes", "--data", "pairs.parquet", "--teacher", "nobody"], "model nobody is not a directory", "hf:ORG/NAME"),
+    ],
+)
+def test_a_choice_that_is_missing_or_wrong_is_an_error_and_nothing_is_written(
+    pairs_file: Path, more: list[str], what: str, hint: str
+) -> None:
+    if "." not in more:
+        shutil.copy(pairs_file, "pairs.parquet")
+    refused = dcclip("new", *more, expect=1)
+    assert f"error: {what}" in refused.stderr and hint in refused.stderr
+    assert not list(Path().glob("*.yaml"))
+
+
+def test_folders_of_photographs_are_no_classes_if_the_user_says_so(data: dict[str, Path], altclip_folder: Path) -> None:
+    dcclip("new", "a.yaml", "--yes", "--data", data["classes"], "--kind", "photos", "--teacher", altclip_folder)
+    recipe = load("a.yaml").recipe
+    assert recipe.data is not None and recipe.data.images == str(data["classes"]) and recipe.collect is None
+
+
+def test_fg_clip2_runs_code_only_if_that_is_allowed(data: dict[str, Path]) -> None:
+    for flag in ((), ("--trust-remote-code",)):
+        dcclip("new", "a.yaml", "--yes", "--force", "--data", data["pairs"], "--teacher", "fg-clip2", *flag)
+        teacher = load("a.yaml").recipe.teacher
+        assert teacher is not None and getattr(teacher, "trust_remote_code") is bool(flag)  # noqa: B009
+
+
+def test_in_a_terminal_it_asks_for_teacher_data_and_size(data: dict[str, Path], altclip_folder: Path) -> None:
+    quick = "from dcclip_cli.train import timing; timing.by_measuring = timing.by_operations; "
+    code = f"{quick}from dcclip_cli.__main__ import main; main()"
+    main, terminal = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE), "TERM": "dumb"}
+    command = [sys.executable, "-c", code, "new", "asked.yaml"]
+    with subprocess.Popen(command, stdin=terminal, stdout=subprocess.PIPE, stderr=terminal, env=environment) as process:
+        os.close(terminal)
+        os.write(main, f"{altclip_folder}\n{data['pairs']}\n2\n".encode())
+        output = b""
+        try:
+            while block := os.read(main, 4096):
+                output += block
+        except OSError:  # the other end is closed
+            pass
+        assert process.stdout is not None and process.stdout.read() == b"asked.yaml\n"
+    os.close(main)
+    shown = output.decode()
+    assert "1  altclip       BAAI/AltCLIP: 864 M parameters, zh and en" in shown and "RN50" in shown
+    student = load("asked.yaml").recipe.student
+    assert student is not None and student.preset == "M"
+
+
+def test_the_sizes_that_it_names_are_those_of_the_students() -> None:
+    from dcclip_cli.model.blank import blank_student
+    from dcclip_cli.model.students import StudentOptions
+
+    for size, about in recipes.SIZES.items():
+        student = blank_student(StudentOptions.model_validate({"preset": size}), 768)
+        assert about.startswith(f"{student.parameters_count() / 1e6:.0f} M parameters")
