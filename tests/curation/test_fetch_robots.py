@@ -1,9 +1,10 @@
 """Rules of robots.txt; most cases are RFC 9309's own."""
 
 import pytest
+from urllib3.util import Url
 
 from dcclip_cli.curation.fetch.fetcher import ROBOTS_BYTES, Robots, parse_robots
-from dcclip_cli.curation.fetch.request import Fault, Target, read_url
+from dcclip_cli.curation.fetch.request import Fault, read_url
 
 
 def may(text: str, page: str, agent: str = "dcclip") -> bool:
@@ -51,8 +52,8 @@ def test_many_stars_many_agents_and_many_rules_cost_little_time() -> None:
 def test_a_site_is_asked_once_and_a_site_is_scheme_host_and_port() -> None:
     asked: list[str] = []
 
-    def ask(target: Target) -> bytes:
-        asked.append(target.url)
+    def ask(url: Url) -> bytes:
+        asked.append(url.url)
         return b"User-agent: dcclip\nDisallow: /no"
 
     robots = Robots("dcclip/9 (+http://x.example)", ask)
@@ -68,8 +69,8 @@ def test_a_site_is_asked_once_and_a_site_is_scheme_host_and_port() -> None:
 def test_a_fault_is_remembered_and_is_the_pictures_fault() -> None:
     asked: list[str] = []
 
-    def ask(target: Target) -> bytes:
-        asked.append(target.host)
+    def ask(url: Url) -> bytes:
+        asked.append(str(url.host))
         raise Fault("url-tls", "b.example: self-signed certificate", again=True)
 
     robots = Robots("dcclip", ask)
@@ -85,8 +86,8 @@ def test_only_so_many_rules_are_remembered(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("dcclip_cli.curation.fetch.fetcher._CACHED_BYTES", 5_000)
     asked: list[str] = []
 
-    def ask(target: Target) -> bytes:
-        asked.append(target.host)
+    def ask(url: Url) -> bytes:
+        asked.append(str(url.host))
         return b""
 
     robots = Robots("dcclip", ask)

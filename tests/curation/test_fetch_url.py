@@ -8,15 +8,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from dcclip_cli.curation.fetch.client import is_public
-from dcclip_cli.curation.fetch.request import Fault, FetchOptions, Target, read_url
+from dcclip_cli.curation.fetch.request import Fault, FetchOptions, read_url
 
 
 def test_a_url_has_one_normal_form() -> None:
-    assert read_url(" HTTP://Example.COM/a/../b c.jpg?q=猫#part\n") == Target(
-        "http", "example.com", 80, "/b%20c.jpg?q=%E7%8C%AB"
-    )
+    url = " HTTP://Example.COM/a/../b c.jpg?q=猫#part\n"
+    assert read_url(url).url == "http://example.com:80/b%20c.jpg?q=%E7%8C%AB"
     assert read_url("https://例子.测试").url == "https://xn--fsqu00a.xn--0zwm56d:443/"
-    assert read_url("http://[2001:DB8::1]:8080/x") == Target("http", "[2001:db8::1]", 8080, "/x")
+    assert read_url("http://[2001:DB8::1]:8080/x").url == "http://[2001:db8::1]:8080/x"
 
 
 NOT_WEB = "cat.jpg //x.example/cat.jpg ftp://x.example/ file:///etc/passwd data:image/png;base64,AAAA"

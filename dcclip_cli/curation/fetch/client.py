@@ -19,11 +19,12 @@ from functools import cache
 from http.client import IncompleteRead, RemoteDisconnected
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.curation.fetch.request import Fault, FetchOptions, Target, timeout
+from dcclip_cli.curation.fetch.request import Fault, FetchOptions, timeout
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager
     from urllib3.exceptions import HTTPError
+    from urllib3.util import Url
 
 _MAX_ADDRESSES = 4  # of one host that are tried
 _CHUNK = 65_536
@@ -129,7 +130,7 @@ class Client:
         self._headers = {"User-Agent": options.user_agent, **_HEADERS}
         self._pools = _pools(options)
 
-    def get(self, target: Target, limit: int, seconds: float, cut: bool = False) -> tuple[BaseHTTPResponse, bytes]:
+    def get(self, url: Url, limit: int, seconds: float, cut: bool = False) -> tuple[BaseHTTPResponse, bytes]:
         """The response, within so many seconds, and its body, empty unless the status is 200.
 
         A body of more than `limit` bytes is a fault, or is `cut`.
@@ -139,28 +140,28 @@ class Client:
         _clock.end = time.monotonic() + seconds
         try:
             try:
-                response = self._open(target)
+                response = self._open(url)
             except ProtocolError:  # perhaps the server was just closing a kept connection: try once more on a new one
-                response = self._open(target)
+                response = self._open(url)
             try:
                 body = _body(response, limit, cut) if response.status == 200 else b""
             finally:
                 _end(response)
         except HTTPError as error:
-            raise _fault(error, target.host) from None
+            raise _fault(error, str(url.host)) from None
         except TimeoutError:
-            raise timeout(target.host) from None
+            raise timeout(str(url.host)) from None
         return response, body
 
     def close(self) -> None:
         """Close idle connections."""
         self._pools.clear()
 
-    def _open(self, target: Target) -> BaseHTTPResponse:
-        pool = self._pools.connection_from_host(target.host, target.port, target.scheme)
+    def _open(self, url: Url) -> BaseHTTPResponse:
+        pool = self._pools.connection_from_host(url.host, url.port, url.scheme)
         return pool.urlopen(
             "GET",
-            target.page,
+            url.request_uri,
             headers=self._headers,
             retries=False,
             redirect=False,

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urljoin
 
 from dcclip_cli.curation.fetch.client import Client
-from dcclip_cli.curation.fetch.request import Fault, FetchOptions, Target, read_url
+from dcclip_cli.curation.fetch.request import Fault, FetchOptions, read_url
 from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.data.reading import Drop
 
 if TYPE_CHECKING:
     from protego import Protego
     from urllib3 import BaseHTTPResponse
+    from urllib3.util import Url
 
 _MAX_REDIRECTS = 5
 _BACK_OFF_S = 1.0  # before the first retry; doubles with each further one
@@ -82,22 +83,22 @@ class Fetcher:
                     raise
         return one_try()
 
-    def _follow(self, target: Target, limit: int, robots_file: bool = False) -> bytes:
+    def _follow(self, url: Url, limit: int, robots_file: bool = False) -> bytes:
         """The body after redirects. Waiting for a free slot of a host does not count towards the time limit."""
         left = self._options.timeout_s
         for _ in range(_MAX_REDIRECTS + 1):
             if self._robots and not robots_file:
-                self._robots.check(target)
-            with self._slots.setdefault(target.host, threading.Semaphore(self._options.per_host)):
+                self._robots.check(url)
+            with self._slots.setdefault(str(url.host), threading.Semaphore(self._options.per_host)):
                 start = time.monotonic()
-                response, body = self._client.get(target, limit, left, cut=robots_file)
+                response, body = self._client.get(url, limit, left, cut=robots_file)
                 left -= time.monotonic() - start
             location = response.headers.get("Location")
             if response.status not in _REDIRECTS or not location:
                 if not robots_file or response.status != 200:
                     self._check(response, body)
                 return body
-            target = read_url(_absolute(target, location))
+            url = read_url(_absolute(url, location))
         raise Fault("url-redirects", f"more than {_MAX_REDIRECTS} redirects")
 
     def _check(self, response: BaseHTTPResponse, body: bytes) -> None:
@@ -112,16 +113,16 @@ class Fetcher:
         if not body:
             raise Fault("url-empty", "the answer has no body")
 
-    def _robots_file(self, target: Target) -> bytes:
-        return self._with_retries(target.url, lambda: self._follow(target, ROBOTS_BYTES, robots_file=True))
+    def _robots_file(self, url: Url) -> bytes:
+        return self._with_retries(url.url, lambda: self._follow(url, ROBOTS_BYTES, robots_file=True))
 
 
-def _absolute(target: Target, location: str) -> str:
+def _absolute(url: Url, location: str) -> str:
     """A redirect's URL. http.client decodes headers as Latin-1; servers write Chinese paths in UTF-8."""
     with suppress(UnicodeError):
         location = location.encode("latin-1").decode()
     try:
-        return urljoin(target.url, location)
+        return urljoin(url.url, location)
     except ValueError:
         raise Fault("url-malformed", f"redirect to {location[:80]}") from None
 
@@ -169,39 +170,40 @@ class _Site:
 class Robots:
     """The robots.txt of each site, fetched once and cached while there is room."""
 
-    def __init__(self, agent: str, fetch: Callable[[Target], bytes]) -> None:
+    def __init__(self, agent: str, fetch: Callable[[Url], bytes]) -> None:
         self._agent = re.split(r"[^A-Za-z_-]", agent, maxsplit=1)[0]
         self._fetch = fetch
         self._sites: OrderedDict[str, _Site] = OrderedDict()
         self._lock = threading.Lock()
 
-    def check(self, target: Target) -> None:
+    def check(self, url: Url) -> None:
         """Raises a fault if the page may not be fetched, or if robots.txt cannot be read."""
+        origin = f"{url.scheme}://{url.netloc}"
         with self._lock:
-            site = self._sites.setdefault(target.origin, _Site())
-            self._sites.move_to_end(target.origin)
+            site = self._sites.setdefault(origin, _Site())
+            self._sites.move_to_end(origin)
         with site.lock:  # the other threads wait for the one that fetches
             if site.rules is None:
-                site.rules = self._read(target, site)
+                site.rules = self._read(url._replace(path="/robots.txt", query=None), site)
                 with self._lock:  # forget the sites used least recently if all of them take too much memory
                     while len(self._sites) > 1 and sum(one.size for one in self._sites.values()) > _CACHED_BYTES:
                         self._sites.popitem(last=False)
         if isinstance(site.rules, Fault):
             raise Fault(site.rules.drop.reason, site.rules.drop.detail)
-        if not site.rules.can_fetch(target.url, self._agent):
-            raise Fault("url-robots", f"{target.origin}/robots.txt does not want it fetched")
+        if not site.rules.can_fetch(url.url, self._agent):
+            raise Fault("url-robots", f"{origin}/robots.txt does not want it fetched")
 
-    def _read(self, target: Target, site: _Site) -> Protego | Fault:
+    def _read(self, url: Url, site: _Site) -> Protego | Fault:
         content = b""
         try:
-            content = self._fetch(Target(target.scheme, target.host, target.port, "/robots.txt"))
+            content = self._fetch(url)
         except Fault as fault:
             status = fault.status or 0
             absent = fault.drop.reason == "url-redirects" or (400 <= status < 500 and status != 429)
             if status and not absent:
-                return Fault("url-robots", f"{target.origin}/robots.txt: status {status}, which forbids all")
+                return Fault("url-robots", f"{url.url}: status {status}, which forbids all")
             if not absent:
-                return Fault(fault.drop.reason, f"{target.origin}/robots.txt: {fault.drop.detail}")
+                return Fault(fault.drop.reason, f"{url.url}: {fault.drop.detail}")
         if len(content) >= ROBOTS_BYTES:  # cut: half a line could forbid more or less than the whole
             content = content[: content.rfind(b"\n") + 1]
         text = content.decode("utf-8-sig", "replace")
@@ -223,7 +225,7 @@ class _Queued:
         if candidate.url is None or candidate.fault is not None:
             return cls(candidate, done=True)
         try:
-            return cls(candidate, read_url(candidate.url).host)
+            return cls(candidate, str(read_url(candidate.url).host))
         except Fault as fault:
             return cls(replace(candidate, fault=fault.drop), done=True)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, IPvAnyNetwork, StringConstraints
 
 from dcclip_cli.data import reading
 from dcclip_cli.options import Options, Removed
 from dcclip_cli.versions import VERSION
+
+if TYPE_CHECKING:
+    from urllib3.util import Url
 
 _MAX_URL_CHARACTERS = 8_000  # servers refuse longer ones
 _MAX_DETAIL_CHARACTERS = 300
@@ -73,28 +75,11 @@ def timeout(host: str) -> Fault:
     return Fault("url-timeout", f"{host} did not send it all in time")
 
 
-@dataclass(frozen=True)
-class Target:
-    """A parsed URL. The connection and the request use the same parts, so they cannot disagree about the host."""
+def read_url(text: str) -> Url:
+    """A normalized URL with its port and path. Faults: `url-scheme` if it is not http(s), `url-malformed`.
 
-    scheme: str
-    host: str  # in ASCII; IPv6 in brackets
-    port: int
-    page: str  # path and query, percent-encoded
-
-    @property
-    def origin(self) -> str:
-        """Scheme, host and port, which share one robots.txt."""
-        return f"{self.scheme}://{self.host}:{self.port}"
-
-    @property
-    def url(self) -> str:
-        """The normalized URL."""
-        return self.origin + self.page
-
-
-def read_url(text: str) -> Target:
-    """A parsed URL. Faults: `url-scheme` if it is not http(s), `url-malformed`."""
+    The connection and the request use the same parts, so they cannot disagree about the host.
+    """
     from urllib3.exceptions import LocationParseError
     from urllib3.util import parse_url
 
@@ -116,4 +101,4 @@ def read_url(text: str) -> Target:
     port = parts.port if parts.port is not None else {"http": 80, "https": 443}[scheme.lower()]
     if not _HOST.fullmatch(host) or not 0 < port < 65536:
         raise Fault("url-malformed", f"no proper host or port: {shown}")
-    return Target(scheme.lower(), host, port, parts.request_uri)
+    return parts._replace(port=port, path=parts.path or "/", fragment=None)
