@@ -34,6 +34,7 @@ started](getting-started.md).
 | [emoji-tenth.yaml](../recipes/emoji-tenth.yaml) | a student at a tenth of the demo teacher's size |
 | [demo-teacher.yaml](../recipes/demo-teacher.yaml) | the teacher of the quick start |
 | [starter.yaml](../recipes/starter.yaml) | the model included in dcclip: see [Starter](starter.md) |
+| [text-tower.yaml](../recipes/text-tower.yaml) | a text tower in the space of [somebody else's images](text-tower.md) |
 | [distill-photos.yaml](../recipes/distill-photos.yaml) | a smaller model distilled from it on your own photographs |
 | [collect-sample.yaml](../recipes/collect-sample.yaml) | shards from a small table with errors in it |
 | [dc-clip.yaml](../recipes/dc-clip.yaml) | the paper's setup with AltCLIP; explains every open choice |

@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AltCLIPConfig, AltCLIPModel
 
-from dcclip_cli.model.students import StudentOptions, build_model, model_config, preprocessing_of
+from dcclip_cli.model.students import ImageTower, StudentOptions, build_model, model_config, preprocessing_of
 from dcclip_cli.model.towers import OpenClipTowers, Tokens
 
 TOKENS = 24
@@ -62,6 +62,7 @@ def seconds(work: Callable[[], object], rounds: int) -> float:
 def student_step(batch: int) -> tuple[int, Callable[[], None]]:
     """The student S and its training step on so many samples of two captions each."""
     options = StudentOptions.model_validate({"preset": "S"})
+    assert isinstance(options.image, ImageTower)
     model = build_model(model_config(options, EMBED_DIM, options.text.vocabulary.size), seed=0)
     model.visual.to(memory_format=torch.channels_last)
     towers = OpenClipTowers(model, no_texts, preprocessing_of(options.image), "S", "S")

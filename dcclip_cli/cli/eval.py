@@ -93,6 +93,7 @@ def eval(
     task: _Task = None,
     shots: _Shots = "",
     precision: _Precision = None,
+    dims: flags.Dims = None,
     workers: _Workers = None,
     no_cache: _NoCache = False,
     trust_remote_code: flags.TrustRemoteCode = False,
@@ -117,7 +118,7 @@ def eval(
     given = {
         "datasets": dataset, "languages": _languages(languages), "data_root": data_root, "limit": limit,
         "partial": partial, "templates": templates, "task": task, "shots": _shots(shots), "precision": precision,
-        "workers": workers,
+        "dims": dims, "workers": workers,
     }  # fmt: skip
     options: dict[str, Any] = {key: value for key, value in given.items() if value}
     if results and (recipe or model or sets or options or not out):

@@ -82,6 +82,16 @@ Threads = Annotated[
 TrustRemoteCode = Annotated[
     bool, Option("--trust-remote-code", help="Run code in the repositories of models (FG-CLIP2). Read it first.")
 ]
+Dims = Annotated[
+    int | None,
+    Option(
+        "--dims",
+        min=8,
+        max=8192,
+        metavar="N",
+        help="Use the first N numbers of each embedding, for models trained with `dims`. Default: all.",
+    ),
+]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.")]
 Verbose = Annotated[bool, Option("--verbose", "-v", help="Show library logs too.")]
 MODEL_HELP = (

@@ -111,13 +111,15 @@ def predict(
         raise Exit(1)
 
 
-def _encoder(model: str | None, device: flags.Device, threads: int | None, talk: Progress) -> Encoder:
+def _encoder(
+    model: str | None, device: flags.Device, threads: int | None, talk: Progress, dims: int | None = None
+) -> Encoder:
     from dcclip_cli.model.reference import resolve
-    from dcclip_cli.predict.encoder import load_encoder
+    from dcclip_cli.predict.encoder import load_encoder, shortened
 
     reference = resolve(model)
     talk.say(reference.description)
-    return load_encoder(reference, device, threads=threads, progress=talk)
+    return shortened(load_encoder(reference, device, threads=threads, progress=talk), dims, talk)
 
 
 def _show(predictions: Iterable[Prediction], form: Literal["text", "json", "jsonl", "csv"]) -> int:
@@ -163,6 +165,11 @@ def search(
     page: Annotated[
         Path | None, Option("--html", metavar="FILE", help="Also write an HTML page with thumbnails.")
     ] = None,
+    dims: flags.Dims = None,
+    dtype: Annotated[
+        Literal["fp16", "int8", "binary"],
+        Option("--dtype", help="Type of the embeddings in the index: int8 and binary take less space."),
+    ] = "fp16",
     fresh: Annotated[bool, Option("--fresh", help="Embed all images again.")] = False,
     device: flags.Where = "auto",
     threads: flags.Threads = None,
@@ -171,7 +178,8 @@ def search(
 ) -> None:
     """Find the images in a folder that match a text best.
 
-    Each image is embedded once: the index is stored in the cache folder and updated when files change.
+    Each image is embedded once: the index is stored in the cache folder and updated when files change. There is one for
+    each folder, image tower, --dims and --dtype; models with the same image tower share it.
     Scores are cosines: they rank images and are not probabilities.
     Exit code 1 if an image cannot be read; the others are still searched.
     """
@@ -186,9 +194,9 @@ def search(
     from dcclip_cli.predict.index import open_index
     from dcclip_cli.predict.zero_shot import text_embeddings
 
-    encoder = _encoder(model, device, threads, talk)
+    encoder = _encoder(model, device, threads, talk, dims)
     keep_freed_memory()
-    index = open_index(encoder, folder, fresh, talk)
+    index = open_index(encoder, folder, fresh, talk, dtype)
     talk.say(f"search: {len(index.paths)} images, {index.embedded} of them embedded now")
     with keeping(lambda: f"{len(index.paths):,} images are embedded" if index.kept else ""):
         hits = index.search(text_embeddings(encoder, [text])[0], top_k)
@@ -251,6 +259,10 @@ def embed(
         Option("--out", metavar="FILE", help="FILE.npy (with names in FILE.txt) or FILE.parquet.", show_default=False),
     ] = Path("embeddings.npy"),
     model: flags.Model = None,
+    dims: flags.Dims = None,
+    dtype: Annotated[
+        Literal["fp32", "fp16", "int8", "binary"], Option("--dtype", help="Type of the embeddings in the file.")
+    ] = "fp32",
     device: flags.Where = "auto",
     threads: flags.Threads = None,
     quiet: flags.Quiet = False,
@@ -259,7 +271,9 @@ def embed(
     """Write the embeddings of images or texts to a file.
 
     Embeddings have length 1, so dot products are cosines. FILE.npy has one row per input, and FILE.txt one name per
-    row; FILE.parquet has the columns name and embedding. Texts are embedded without templates.
+    row; FILE.parquet has the columns name and embedding. Texts are embedded without templates. In int8, each row is
+    divided by its largest absolute number and multiplied by 127: normalize rows before you compare them. In binary,
+    each number is a bit, 1 if positive, eight to a byte, the first one highest.
     Exit code 1 if an image cannot be read; it has no row. Prints the path of the file.
     """
     if out.suffix not in (".npy", ".parquet"):
@@ -274,21 +288,23 @@ def embed(
     from dcclip_cli.machine import keep_freed_memory
     from dcclip_cli.predict.images import find_images
     from dcclip_cli.predict.index import embedded_images, embedded_texts
+    from dcclip_cli.predict.vectors import compressed
 
     paths = list(find_images(images or (), sys.stdin))
-    encoder = _encoder(model, device, threads, talk)
+    encoder = _encoder(model, device, threads, talk, dims)
     keep_freed_memory()
     unread = console.ErrorLines()
     if wanted:
         with embedded_texts(encoder, wanted, out, talk) as vectors:
-            _write(out, wanted, vectors)
+            _write(out, wanted, compressed(vectors, dtype))
     else:
         with embedded_images(encoder, paths, out, talk) as found:
             for place, error in found.errors.items():
                 unread.add(str(paths[place]), error)
             if not found.there.any():
                 raise DcclipError("none of the images could be read", "use JPEG, PNG or WebP files")
-            _write(out, [str(path) for path, there in zip(paths, found.there, strict=True) if there], found.vectors)
+            named = [str(path) for path, there in zip(paths, found.there, strict=True) if there]
+            _write(out, named, compressed(found.vectors, dtype))
     with keeping(lambda: f"{out} is written"):
         console.show(str(out))
         if unread.end():
@@ -312,6 +328,6 @@ def _write(out: Path, names: Sequence[str], rows: np.ndarray) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        flat = pa.array(rows.reshape(-1), pa.float32())
+        flat = pa.array(rows.reshape(-1))
         table = pa.table({"name": names, "embedding": pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])})
         pq.write_table(table, partial)

@@ -187,6 +187,15 @@ _Preprocess = Annotated[
 _Calibration = Annotated[
     Path | None, Option("--calibration", metavar="DIR", help="Images to calibrate int8 on. Default: the recipe's.")
 ]
+_Dims = Annotated[
+    int | None,
+    Option(
+        "--dims",
+        min=8,
+        metavar="N",
+        help="Keep the first N numbers of embeddings, for models trained with `dims`. Default: the recipe's, else all.",
+    ),
+]
 _Out = Annotated[Path | None, Option("--out", metavar="DIR", help="Folder of the export. Default: runs/NAME/export.")]
 
 
@@ -197,6 +206,7 @@ def export(
     precision: _Precision = None,
     preprocess: _Preprocess = None,
     calibration: _Calibration = None,
+    dims: _Dims = None,
     sets: flags.Sets = None,
     out: _Out = None,
     fresh: flags.Fresh = False,
@@ -219,7 +229,9 @@ def export(
 
     from dcclip_cli import api
 
-    given = {"format": format, "precision": precision, "preprocess": preprocess, "calibration": calibration}
+    given = {
+        "format": format, "precision": precision, "preprocess": preprocess, "calibration": calibration, "dims": dims,
+    }  # fmt: skip
     options: dict[str, Any] = {key: value for key, value in given.items() if value}
     result = api.export(loaded, model=model, out=out, fresh=fresh, progress=talk, **options)
     console.show(str(result.folder))

@@ -26,7 +26,7 @@ from dcclip_cli.machine import keep_freed_memory
 from dcclip_cli.model import Precision
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.options import Options, Removed
-from dcclip_cli.predict.encoder import TorchEncoder, load_encoder
+from dcclip_cli.predict.encoder import TorchEncoder, load_encoder, shortened
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
 
@@ -65,6 +65,12 @@ class EvalOptions(Options):
     )
     precision: Precision = Field(
         "auto", description="Precision of torch models; `auto`: bf16 where this machine is faster with it, else fp32"
+    )
+    dims: int | None = Field(
+        None,
+        ge=8,
+        le=8192,
+        description="Numbers of an embedding that are used, for models trained with `dims`; null: all",
     )
     workers: int = Field(2, ge=1, le=256, description="Threads that read and resize images")
     removed: ClassVar[dict[str, Removed]] = {
@@ -144,7 +150,8 @@ def _of_model(
     if isinstance(model, TorchEncoder) and model.precision != "fp32":
         for line in model.choice.lines(model.name):
             progress.say(line)
-    evaluation = _Evaluation(Embedder(model, cache, progress, options.batch_size, options.workers), options)
+    short = shortened(model, options.dims, progress)
+    evaluation = _Evaluation(Embedder(short, cache, progress, options.batch_size, options.workers), options)
     return [result for dataset in datasets for result in evaluation.results(dataset)]
 
 

@@ -36,7 +36,7 @@ from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.model.tokenizer import copy_tokenizer
 from dcclip_cli.options import Options
-from dcclip_cli.predict.encoder import PLAIN_PROMPTS, Encoder
+from dcclip_cli.predict.encoder import PLAIN_PROMPTS, Encoder, shortened
 from dcclip_cli.predict.onnx_encoder import DESCRIPTION, FORMAT, TOKENIZER
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import FIRST_WITH_CHECKSUMS
@@ -68,6 +68,13 @@ class ExportOptions(Options):
     calibration_images: int = Field(128, ge=1, le=1_000_000, description="Maximum calibration images")
     prompts: dict[Language, tuple[str, ...]] | None = Field(
         None, description="Prompt templates by language for predict; {} is the label: {en: ['a photo of a {}.']}"
+    )
+    dims: int | None = Field(
+        None,
+        ge=8,
+        le=8192,
+        description="Numbers of an embedding: the graphs cut it to the first of them, for models trained with `dims`; "
+        "null: all",
     )
     parity: Thresholds = Field(Thresholds(), description="How far the export may differ from the model")
 
@@ -117,8 +124,10 @@ def export(
     made_from = _made_from(model, options)
     if _is_made(out, made_from, fresh):
         return ExportResult(out, options.format, None, _size_bytes(out), 0.0, already_finished=True)
-    target.check(options.precision, options.preprocess)
+    target.check(options.precision, options.preprocess, options.dims)
     is_bundle = model.kind == "bundle"
+    if is_bundle and options.dims is not None:
+        raise DcclipError(f"{model.target} is a bundle, whose graphs are not cut", "export the model directory")
     calibration = Path(options.calibration) if options.calibration else _images_of(data, "train", "validation")
     if options.precision == "int8" and calibration is None and not is_bundle:
         raise DcclipError(
@@ -127,7 +136,9 @@ def export(
     begin = time.perf_counter()
     samples, tests = samples_from(_images_of(data, "validation", "train") or calibration), _tests(evaluation)
     source = load_bundle(model.path) if is_bundle else load_source(model)
-    original = Original(source.encoder, samples, tests, options.parity.images, progress)
+    source.dims = options.dims
+    short = shortened(source.encoder, options.dims, progress)
+    original = Original(short, samples, tests, options.parity.images, progress)
     with atomic_folder(out) as folder, temporary_folder(out.with_name(f"{out.name}.graphs")) as temporary:
         graphs: BundleGraphs | OnnxGraphs
         if is_bundle:
@@ -284,6 +295,8 @@ def _about(source: Source, folder: Path, options: ExportOptions) -> dict[str, An
         "padding_id": source.padding_id,
         "fixed_length": source.fixed,
         "tokenizer_sha256": file_sha256(folder / TOKENIZER),
+        **({"dims": options.dims} if options.dims else {}),
+        "trained_dims": [one for one in source.trained_dims if one <= (options.dims or one)],
         "versions": versions(),
     }
 

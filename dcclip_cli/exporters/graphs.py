@@ -23,12 +23,12 @@ class ImageGraph(nn.Module):
 
     def __init__(self, source: Source) -> None:
         super().__init__()
-        self.towers = source.towers
+        self.towers, self._dims = source.towers, source.dims
 
     def forward(self, pixels: Tensor) -> Tensor:
         if isinstance(self.towers, OpenClipTowers):
-            return F.normalize(self.towers.model.visual(pixels), dim=-1)
-        return F.normalize(self.towers.image_features(pixels).embedding, dim=-1)
+            return _finished(self.towers.model.visual(pixels), self._dims)
+        return _finished(self.towers.image_features(pixels).embedding, self._dims)
 
 
 class TextGraph(nn.Module):
@@ -37,15 +37,20 @@ class TextGraph(nn.Module):
     def __init__(self, source: Source) -> None:
         super().__init__()
         self.towers, self._padding_id, self._fixed = source.towers, source.padding_id, source.fixed
+        self._dims = source.dims
         # The original CLIP pads with its end token: masked or not, padding comes after the position that is pooled.
         end = getattr(getattr(source.towers, "tokenizer", None), "eos_token_id", None)
         self._has_mask = isinstance(source.towers, TransformersTowers) and end != source.padding_id
 
     def forward(self, ids: Tensor) -> Tensor:
         if isinstance(self.towers, OpenClipTowers):
-            return F.normalize(open_clip_text(self.towers.model, ids, self._fixed), dim=-1)
+            return _finished(open_clip_text(self.towers.model, ids, self._fixed), self._dims)
         mask = (ids != self._padding_id).long() if self._has_mask else torch.ones_like(ids)
-        return F.normalize(self.towers.text_features(Tokens(ids, mask)).embedding, dim=-1)
+        return _finished(self.towers.text_features(Tokens(ids, mask)).embedding, self._dims)
+
+
+def _finished(embeddings: Tensor, dims: int | None) -> Tensor:
+    return F.normalize(embeddings if dims is None else embeddings[:, :dims], dim=-1)
 
 
 def open_clip_text(model: Any, ids: Tensor, fixed: bool) -> Tensor:

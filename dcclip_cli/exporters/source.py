@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 class Source:
     """A loaded model. Texts are padded with `padding_id` to the longest of them, or to `context_length` if `fixed`.
 
-    `folder` is the model directory or the bundle, if it was loaded from one.
+    `folder` is the model directory or the bundle, if it was loaded from one. The graphs cut embeddings to `dims`
+    numbers.
     """
 
     loaded: Encoder | None  # None after `release`
@@ -38,12 +39,14 @@ class Source:
     fixed: bool
     preprocessing: Preprocessing
     folder: Path | None = None
+    dims: int | None = None
 
     def __post_init__(self) -> None:
         encoder = self.encoder
         self.name, self.parameters, self.fingerprint = encoder.name, encoder.parameters, encoder.fingerprint
         self.prompts = encoder.prompts
         self.logit_scale, self.logit_bias = encoder.logit_scale, encoder.logit_bias
+        self.trained_dims = encoder.trained_dims
 
     @property
     def encoder(self) -> Encoder:

@@ -9,30 +9,57 @@ from typing import Any
 import torch
 
 from dcclip_cli.model.available import whole_cached_folder
+from dcclip_cli.model.image_from_teacher import check_image_source, teacher_image_config
 from dcclip_cli.model.library_configs import COPY_AGAIN, library_errors, open_clip_config
 from dcclip_cli.model.model_dir import PROVENANCE
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.reference import library_of
-from dcclip_cli.model.students import ImageTower, StudentOptions, init_image_tower, model_config, preprocessing_of
+from dcclip_cli.model.students import (
+    ImageTower,
+    StudentOptions,
+    init_image_tower,
+    model_config,
+    preprocessing_of,
+)
 from dcclip_cli.model.teachers import FgClip2Teacher, Teacher, checked_config, processors
 from dcclip_cli.model.tokenizer import BEGIN_ID, END_ID, UNKNOWN_ID
 from dcclip_cli.model.towers import OpenClipTowers, Tokens, Towers, TransformersTowers
 
 
 def blank_student(options: StudentOptions, embed_dim: int, device: str = "meta") -> OpenClipTowers:
-    """A student with as many tokens as its vocabulary may have, on another `device` with random weights.
+    """A student with an image tower of its own and as many tokens as its vocabulary may have.
 
-    Raises DcclipError for a network that does not exist, or cannot be built or used as the options say.
+    It has no weights, on another `device` than meta random ones. Raises DcclipError for a network that does not exist,
+    or cannot be built or used as the options say.
     """
     from open_clip.model import CustomTextCLIP
 
     image = options.image
+    assert isinstance(image, ImageTower)
     config = model_config(options, options.embed_dim or embed_dim, options.text.vocabulary.size)
     with library_errors(f"{image.timm} cannot be built", _other_size(image.timm)), torch.device(device):
         model = CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"})
     towers = OpenClipTowers(model, _one_word, preprocessing_of(image), image.timm, "")
     check_size(towers, image.timm, image.size)
     return towers
+
+
+def blank_text_student(options: StudentOptions, teacher: Teacher, towers: Towers) -> OpenClipTowers | None:
+    """A student with the image tower of a `teacher`, whose `towers` are blank; None where its files are not here.
+
+    Raises DcclipError for a teacher whose image tower cannot be a student's.
+    """
+    from open_clip.model import CustomTextCLIP
+
+    source = check_image_source(towers)
+    folder = local_folder(teacher)
+    if folder is None:
+        return None
+    images = teacher_image_config(str(folder), source)
+    config = model_config(options, images["embed_dim"], options.text.vocabulary.size, images)
+    with library_errors(f"the image tower of {towers.name} cannot be built", COPY_AGAIN), torch.device("meta"):
+        model = CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"})
+    return OpenClipTowers(model, _one_word, source.match_preprocessing(), towers.name, "")
 
 
 def check_image_weights(towers: OpenClipTowers, image: ImageTower) -> None:

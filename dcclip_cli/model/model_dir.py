@@ -139,7 +139,7 @@ def _load(folder: Path, record: Record | None, progress: Progress) -> OpenClipTo
         length = config["model_cfg"]["text_cfg"].get("context_length", 77)
         tokenize = tokenize_with(tokenizer, length, str(folder / "tokenizer.json"))
         towers = OpenClipTowers(model, tokenize, preprocessing, name, fingerprint, tokenizer.get_vocab())
-        tokens = tokenizer.get_vocab_size()
+        tokens, towers.trained_dims = tokenizer.get_vocab_size(), tuple(record.content.get("trained_dims", ()))
     check_tokenizer(towers.tokenize, tokens, towers.vocabulary_rows, f"the tokenizer of {folder}")
     return towers
 

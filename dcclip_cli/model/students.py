@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.library_configs import check_timm_name
@@ -105,11 +106,24 @@ PRESETS = {
 }
 
 
+def _image_kind(image: Any) -> str:
+    return "network" if isinstance(image, dict | ImageTower) else "teacher"
+
+
+# The discriminator keeps a mistake in a network from being reported as not being `teacher` as well.
+Image = Annotated[
+    Annotated[ImageTower, Tag("network")] | Annotated[Literal["teacher"], Tag("teacher")], Discriminator(_image_kind)
+]
+
+
 class StudentOptions(Options):
     """A student: a preset, a preset with changes, or both towers in full."""
 
     preset: Literal["S", "M", "RN50"] | None = Field(None, description="Both towers by name: docs/students.md")
-    image: ImageTower = Field(description="Image tower; presets define one")
+    image: Image = Field(
+        description="Image tower; presets define one. `teacher`: that of an open_clip teacher, which is not trained, "
+        "for a text tower in its space"
+    )
     text: TextTower = Field(TextTower(), description="Text tower; presets define one")
     embed_dim: int | None = Field(
         None, ge=8, le=8192, description="Width of the shared embedding space; default: the teacher's, else 256"
@@ -125,6 +139,17 @@ class StudentOptions(Options):
         own = {part: given.get(part) or {} for part in ("image", "text")}
         return {**given, **{part: {**preset[part], **keys} for part, keys in own.items() if isinstance(keys, dict)}}
 
+    @model_validator(mode="after")
+    def _has_the_teachers_width(self) -> Self:
+        if self.image == "teacher" and self.embed_dim is not None:
+            raise ValueError("with image: teacher, the embedding space is the teacher's: remove embed_dim")
+        return self
+
+    @property
+    def keeps_images(self) -> bool:
+        """Whether its image tower is the teacher's, and only the text tower is trained."""
+        return self.image == "teacher"
+
 
 def preprocessing_of(image: ImageTower) -> Preprocessing:
     """The student's preprocessing: bicubic resize to the tower's size, normalised as for timm's network."""
@@ -136,22 +161,16 @@ def preprocessing_of(image: ImageTower) -> Preprocessing:
     return Preprocessing(size=image.size, mean=tuple(mean), std=tuple(std))
 
 
-def model_config(options: StudentOptions, embed_dim: int, vocab_size: int) -> dict[str, Any]:
-    """The student as open_clip's `model_cfg`."""
-    text, image = options.text, options.image
+def model_config(
+    options: StudentOptions, embed_dim: int, vocab_size: int, teacher: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The student as open_clip's `model_cfg`; with `image: teacher`, `teacher` is all of it but the text tower."""
+    text = options.text
+    images = _timm_config(options.image, embed_dim) if isinstance(options.image, ImageTower) else teacher
+    assert images is not None
     return {
-        "embed_dim": embed_dim,
+        **images,
         "custom_text": True,
-        "vision_cfg": {
-            "image_size": image.size,
-            "timm_model_name": image.timm,
-            "timm_model_pretrained": False,
-            "timm_pool": "avg",
-            "timm_proj": "" if _has_wide_head(image.timm) else image.projection,
-            **({"timm_proj_bias": True} if image.projection == "mlp" else {}),
-            "timm_drop": image.dropout,
-            "timm_drop_path": image.drop_path or None,
-        },
         "text_cfg": {
             "context_length": text.context_length,
             "vocab_size": vocab_size,
@@ -164,6 +183,20 @@ def model_config(options: StudentOptions, embed_dim: int, vocab_size: int) -> di
             "pool_type": "eos",
         },
     }
+
+
+def _timm_config(image: ImageTower, embed_dim: int) -> dict[str, Any]:
+    vision = {
+        "image_size": image.size,
+        "timm_model_name": image.timm,
+        "timm_model_pretrained": False,
+        "timm_pool": "avg",
+        "timm_proj": "" if _has_wide_head(image.timm) else image.projection,
+        **({"timm_proj_bias": True} if image.projection == "mlp" else {}),
+        "timm_drop": image.dropout,
+        "timm_drop_path": image.drop_path or None,
+    }
+    return {"embed_dim": embed_dim, "vision_cfg": vision}
 
 
 def _has_wide_head(name: str) -> bool:

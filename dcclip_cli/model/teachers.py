@@ -140,9 +140,10 @@ def _load(model: str, library: Library, progress: Progress, options: FgClip2Teac
         if directory:
             return load_model(directory, progress=progress)
     from dcclip_cli.model.open_clip_models import load_named
+    from dcclip_cli.model.towers import module_digest
 
     towers = load_named(model)
-    towers.fingerprint = _fingerprint(towers.model)
+    towers.fingerprint = module_digest(towers.model, TREATMENT)
     return towers
 
 
@@ -297,17 +298,6 @@ def _check_towers(towers: TransformersTowers, model: str) -> None:
         raise DcclipError(what, f"copy the {IMAGE_PROCESSOR} of the model again")
     where = f"teacher {model} cannot be loaded: its tokenizer"
     check_tokenizer(towers.tokenize, towers.tokenizer.vocab_size, towers.vocabulary_rows, where)
-
-
-def _fingerprint(model: Any) -> str:
-    """A sha256 of a model's weights in memory, which are not copied."""
-    import torch
-
-    digest = hashlib.sha256(TREATMENT.encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 Teacher = Annotated[

@@ -5,6 +5,8 @@ Shapes: B images, N texts, L tokens, D shared width, C channels of a map, h x w 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -156,6 +158,12 @@ class Towers(nn.Module, ABC):
         """Whether the features of a text do not depend on its padding."""
         return False
 
+    trained_dims: Sequence[int] = ()  # numbers of first dimensions that were trained to be embeddings as well
+
+    def image_fingerprint(self) -> str:
+        """What changes whenever an embedding of an image could change."""
+        return self.fingerprint
+
     @property
     @abstractmethod
     def vocabulary_rows(self) -> int:
@@ -203,6 +211,11 @@ class OpenClipTowers(Towers):
         self._tokenizer = tokenizer
         self._preprocess = preprocess
         self.name, self.fingerprint = name, fingerprint
+
+    def image_fingerprint(self) -> str:
+        visual = self.model.visual
+        record = json.dumps(self.preprocessing_record, sort_keys=True)
+        return module_digest(visual, f"{visual!r} {record}")
 
     def library_preprocess(self, image: Image.Image) -> np.ndarray:
         return np.asarray(self._preprocess(image))
@@ -370,6 +383,15 @@ def _lower_case(tokenizer: Any) -> None:
 
     backend = tokenizer.backend_tokenizer
     backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), backend.normalizer])
+
+
+def module_digest(module: nn.Module, about: str) -> str:
+    """A sha256 of a module's weights in memory, which are not copied, and of `about`."""
+    digest = hashlib.sha256(about.encode())
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def on_grid(hidden: Tensor) -> Tensor:

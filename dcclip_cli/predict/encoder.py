@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -23,6 +24,7 @@ from dcclip_cli.model.precision import (
 )
 from dcclip_cli.model.preprocess import flatten
 from dcclip_cli.model.reference import ModelReference
+from dcclip_cli.predict.vectors import cut
 from dcclip_cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class Encoder(Protocol):
 
     name: str
     fingerprint: str  # changes whenever any output could change
+    trained_dims: Sequence[int]  # numbers of first dimensions that were trained to be embeddings as well
     preprocessing: Mapping[str, Any]  # what `preprocess` does, for the record
     prompts: Mapping[str, Sequence[str]]  # language -> templates that `predict` puts labels into
     logit_scale: float  # factor of the cosines before the softmax
@@ -50,6 +53,10 @@ class Encoder(Protocol):
     precision: str  # fp32 or bf16, or the precision of an export
     parameters: int
     size_bytes: int  # of the weights
+
+    @property
+    def image_fingerprint(self) -> str:
+        """As `fingerprint`, but of embeddings of images alone: models may share an image tower."""
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         """The image tower's input (3, H, W), float32; of NaFlex models in a form of their own.
@@ -82,11 +89,16 @@ class TorchEncoder:
         self.towers: Towers = towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._device, self.choice, self.precision = device, choice, choice.precision
         self.name, self.fingerprint = towers.name, towers.fingerprint + ("-bf16" if choice.precision == "bf16" else "")
+        self.trained_dims: Sequence[int] = towers.trained_dims
         self.preprocessing: Mapping[str, Any] = towers.preprocessing_record
         self.logit_scale, self.logit_bias = towers.logit_scale, towers.logit_bias
         check_logits(self.logit_scale, self.logit_bias, self.name)
         self.parameters = towers.parameters_count()
         self.size_bytes = sum(weight.numel() * weight.element_size() for weight in towers.parameters())
+
+    @cached_property
+    def image_fingerprint(self) -> str:
+        return self.towers.image_fingerprint() + ("-bf16" if self.precision == "bf16" else "")
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         return self.towers.preprocess(flatten(image))
@@ -112,6 +124,46 @@ class TorchEncoder:
             vectors = compute().float().cpu().numpy()
         with np.errstate(all="ignore"):  # `finite` reports it
             return finite(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), self.name, inputs)
+
+
+class ShortEncoder:
+    """An encoder whose embeddings are cut to their first `dims` numbers, and have length 1 again."""
+
+    def __init__(self, encoder: Encoder, dims: int) -> None:
+        self.whole, self.dims = encoder, dims
+        self.name = f"{encoder.name}-{dims}d"
+        self.fingerprint = f"{encoder.fingerprint}-{dims}d"
+        self.trained_dims: Sequence[int] = [one for one in encoder.trained_dims if one <= dims]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.whole, name)
+
+    @property
+    def image_fingerprint(self) -> str:
+        return f"{self.whole.image_fingerprint}-{self.dims}d"
+
+    def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        return self._shortened(self.whole.encode_pixels(pixels), "images")
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        return self._shortened(self.whole.encode_texts(texts), "texts")
+
+    def _shortened(self, vectors: np.ndarray, inputs: str) -> np.ndarray:
+        if self.dims > vectors.shape[1]:
+            what = f"{self.whole.name} has embeddings of {vectors.shape[1]} numbers, fewer than {self.dims}"
+            raise DcclipError(what, f"use --dims {vectors.shape[1]} or fewer, or omit it")
+        return finite(cut(vectors, self.dims), self.name, inputs)
+
+
+def shortened(encoder: Encoder, dims: int | None, progress: Progress) -> Encoder:
+    """The encoder with embeddings of `dims` numbers; itself for None. Says if it was not trained for that many."""
+    if dims is None:
+        return encoder
+    if dims not in encoder.trained_dims:
+        trained = ", ".join(map(str, encoder.trained_dims)) or "none; see train option dims"
+        progress.say(f"warning: {encoder.name} was not trained for {dims} dimensions (trained: {trained})")
+    short: Encoder = ShortEncoder(encoder, dims)
+    return short
 
 
 def load_encoder(

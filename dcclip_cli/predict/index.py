@@ -6,7 +6,7 @@ import hashlib
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,12 +16,13 @@ import numpy as np
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder
 from dcclip_cli.model.preprocess import decode
-from dcclip_cli.predict.encoder import Encoder
+from dcclip_cli.predict.encoder import Encoder, ShortEncoder
 from dcclip_cli.predict.images import BATCH_SIZE, aligned, batched, embed_batches, find_images
+from dcclip_cli.predict.vectors import VectorType, compressed, cut, nearest, restored
 from dcclip_cli.predict.zero_shot import text_embeddings
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.signals import keeping
-from dcclip_cli.store import FeatureStore, digests
+from dcclip_cli.store import FeatureStore, MissingRows, digests
 
 _TEXTS = 256  # in a batch
 _MOST_BLOCKS = 32
@@ -39,7 +40,8 @@ class Hit:
 class Index:
     """The images of a folder: `paths` relative to it, their `embeddings` (N, D) of length 1, and what failed.
 
-    `embedded` is how many of them went through the model this time. `kept`: the next call finds the index.
+    Embeddings of another `kind` than fp32 are compressed, as vectors.py says. `embedded` is how many of the images went
+    through the model this time. `kept`: the next call finds the index.
     """
 
     folder: Path
@@ -48,6 +50,7 @@ class Index:
     errors: dict[str, DcclipError]
     embedded: int
     kept: bool = False
+    kind: VectorType = "fp32"
 
     def search(self, query: np.ndarray, top_k: int) -> list[Hit]:
         """The `top_k` images nearest to `query` (D,), the nearest first.
@@ -55,11 +58,9 @@ class Index:
         100,000 images take 12 ms at 256 numbers each and 22 ms at 768, on one thread of a server: a vector index would
         save less than it costs to load.
         """
-        scores = self.embeddings @ query
-        top_k = min(top_k, len(scores))
-        nearest = np.argpartition(-scores, top_k - 1)[:top_k] if top_k < len(scores) else np.arange(len(scores))
-        nearest = nearest[np.argsort(-scores[nearest], kind="stable")]
-        return [Hit(self.folder / self.paths[index], float(scores[index])) for index in nearest]
+        places, scores = nearest(self.embeddings, self.kind, query, top_k)
+        found = zip(places.tolist(), scores.tolist(), strict=True)
+        return [Hit(self.folder / self.paths[place], score) for place, score in found]
 
 
 @dataclass(frozen=True)
@@ -72,32 +73,41 @@ class Embedded:
     computed: int
 
 
-def open_index(model: Encoder, folder: Path, fresh: bool = False, progress: Progress | None = None) -> Index:
+def open_index(
+    model: Encoder,
+    folder: Path,
+    fresh: bool = False,
+    progress: Progress | None = None,
+    kind: VectorType = "fp16",
+) -> Index:
     """The up-to-date index of the images in a folder and below it; new and changed ones are embedded now.
 
-    It is stored in the cache folder, if that can be written. Raises DcclipError where there is no such folder, or no
-    image in it that can be read.
+    It is stored in the cache folder, if that can be written, for all models with the same image tower. Raises
+    DcclipError where there is no such folder, or no image in it that can be read.
     """
     progress = progress or Silent()
     if not folder.is_dir():
         raise DcclipError(f"{folder} is not a folder", "name a folder of images")
     names = [str(path.relative_to(folder)) for path in find_images([str(folder)])]
-    store = _open_store(_stored("search", model, folder), progress)
+    store = _open_store(_index_folder(model, folder, kind), progress)
     if fresh:
         store.clear()
     keys = digests("", (_stamp(name, folder / name) for name in names))
+    if not fresh:
+        _take_from_whole(store, keys, model, folder, kind)
     with keeping(lambda: _kept(store, keys, "images")):
         paths = [folder / name for name in names]
-        found = _embed_images(model, paths, store, keys, np.float16, f"index {folder}", progress)
+        found = _embed_images(model, paths, store, keys, kind, f"index {folder}", progress)
         if not found.there.any():
             raise DcclipError(f"{folder} has no image that can be read", "name a folder of JPEG, PNG or WebP images")
         if store.blocks > _MOST_BLOCKS or store.rows > 2 * len(found.vectors):
             store.compact("embedding", keys[found.there])
-        embeddings = found.vectors.astype(np.float32)
-        embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+        is_float = kind in ("fp32", "fp16")
+        embeddings = restored(found.vectors, kind, found.vectors.shape[1]) if is_float else found.vectors
         indexed = tuple(name for name, there in zip(names, found.there.tolist(), strict=True) if there)
         errors = {names[place]: error for place, error in found.errors.items()}
-        return Index(folder, indexed, embeddings, errors, found.computed, kept=not store.in_memory)
+        kept = not store.in_memory
+        return Index(folder, indexed, embeddings, errors, found.computed, kept, "fp32" if is_float else kind)
 
 
 @contextmanager
@@ -110,7 +120,7 @@ def embedded_images(model: Encoder, paths: Sequence[Path], out: Path, progress: 
         # A row depends on all images of its batch: the last bits of an embedding do.
         keys = _keys_in_batches([_stamp(str(path), path) for path in paths], BATCH_SIZE)
         with keeping(lambda: _kept(store, keys, "images")):
-            yield _embed_images(model, paths, store, keys, np.float32, "embed", progress)
+            yield _embed_images(model, paths, store, keys, "fp32", "embed", progress)
 
 
 @contextmanager
@@ -138,7 +148,7 @@ def _embed_images(
     paths: Sequence[Path],
     store: FeatureStore,
     keys: np.ndarray,
-    precision: type[np.floating],
+    kind: VectorType,
     name: str,
     progress: Progress,
 ) -> Embedded:
@@ -153,7 +163,7 @@ def _embed_images(
                 vectors = {place: one for place, one in batch if isinstance(one, np.ndarray)}
                 computed += len(vectors)
                 if vectors:
-                    yield np.asarray(list(vectors)), np.stack(list(vectors.values())).astype(precision)
+                    yield np.asarray(list(vectors)), compressed(np.stack(list(vectors.values())), kind)
                 task.advance(len(batch))
 
     return Embedded(*store.complete("embedding", keys, compute), errors, computed)
@@ -165,9 +175,43 @@ def _kept(store: FeatureStore, keys: np.ndarray, what: str) -> str:
     return f"{there:,} of {len(keys):,} {what} are embedded" if there else ""
 
 
-def _stored(kind: str, model: Encoder, path: Path) -> Path | None:
+def _index_folder(model: Encoder, path: Path, kind: VectorType) -> Path | None:
+    """The folder of an index, which models with the same image tower share; None where there is no cache folder.
+
+    One that an earlier version named by the whole model is renamed.
+    """
+    suffix = "" if kind == "fp16" else f" {kind}"
+    folder = _stored("search", model.image_fingerprint, model.precision + suffix, path)
+    before = _stored("search", model.fingerprint, model.precision, path)
+    if folder and before and kind == "fp16" and before.is_dir() and not folder.exists():
+        with suppress(OSError):  # it is made again
+            before.rename(folder)
+    return folder
+
+
+def _take_from_whole(store: FeatureStore, keys: np.ndarray, model: Encoder, folder: Path, kind: VectorType) -> None:
+    """Add to a small index what the whole one of the same images has, so that no model computes it again."""
+    whole = model.whole if isinstance(model, ShortEncoder) else model
+    source = _index_folder(whole, folder, "fp16")
+    missing = store.missing(keys, ["embedding"])
+    if (whole is model and kind == "fp16") or source is None or not source.is_dir() or not missing.any():
+        return
+    there = missing & ~(index := FeatureStore(source, optional=True)).missing(keys, ["embedding"])
+    if not there.any():
+        return
+    with suppress(MissingRows):  # a damaged block
+        rows = index.read("embedding", keys[there])
+        vectors = restored(rows, "fp16", rows.shape[1])
+        if isinstance(model, ShortEncoder):
+            if model.dims > vectors.shape[1]:
+                return  # as the model will say
+            vectors = cut(vectors, model.dims)
+        store.write([(keys[there], {"embedding": compressed(vectors, kind)})])
+
+
+def _stored(kind: str, fingerprint: str, precision: str, path: Path) -> Path | None:
     """The folder of a store for a model and a path; None where there is no cache folder."""
-    about = f"{model.fingerprint} {model.precision} {path.resolve()}"
+    about = f"{fingerprint} {precision} {path.resolve()}"
     name = re.sub(r"[^\w.-]+", "-", path.resolve().name)[:100]
     try:
         return (
@@ -187,7 +231,7 @@ def _open_store(folder: Path | None, progress: Progress) -> FeatureStore:
 
 @contextmanager
 def _until_written(model: Encoder, out: Path, progress: Progress) -> Iterator[FeatureStore]:
-    folder = _stored("embed", model, out)
+    folder = _stored("embed", model.fingerprint, model.precision, out)
     yield _open_store(folder, progress)
     with keeping(lambda: f"{out} is written"):
         if folder:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,11 +58,13 @@ class Description:
     fixed_length: bool
     tokenizer_sha256: str
     int8_largest_pair_sum: int | None
+    trained_dims: tuple[int, ...] = ()
 
     @classmethod
     def read(cls, content: Any) -> Description:
         """From the JSON object. Raises pydantic's ValidationError."""
         found = _validator().validate_python(content)
+        found["trained_dims"] = tuple(found["trained_dims"])
         found["int8_largest_pair_sum"] = (found.pop("parity") or {}).get("int8_largest_pair_sum")
         return cls(**found)
 
@@ -92,6 +96,7 @@ def _validator() -> SchemaValidator:
         "padding_id": of.int_schema(ge=0, lt=2**31),
         "fixed_length": of.with_default_schema(of.bool_schema(), default=False),
         "tokenizer_sha256": of.str_schema(),
+        "trained_dims": of.with_default_schema(of.list_schema(of.int_schema(ge=1, le=2**16)), default=[]),
         "parity": of.with_default_schema(parity, default=None),
     }
     return SchemaValidator(
@@ -117,6 +122,8 @@ class ExportedEncoder:
     def __init__(self, folder: Path, about: Description, files: Sequence[str], image: Run, text: Run) -> None:
         self.name, self.fingerprint, self.parameters = about.name, about.fingerprint, about.parameters
         self.precision = about.precision
+        self.trained_dims: Sequence[int] = about.trained_dims
+        self.image_fingerprint = about.fingerprint
         self.preprocessing: Mapping[str, Any] = about.preprocessing
         self.prompts: Mapping[str, Sequence[str]] = about.prompts
         self.logit_scale, self.logit_bias = about.logit_scale, about.logit_bias
@@ -169,6 +176,7 @@ class OnnxEncoder(ExportedEncoder):
         self._image = _runner(image, folder / IMAGE, takes, IMAGE_EMBEDS)
         encode = _unchanged if self._in_graph else self._image
         super().__init__(folder, about, (IMAGE, TEXT), encode, _runner(text, folder / TEXT, TOKENS, TEXT_EMBEDS))
+        self.image_fingerprint = _image_fingerprint(about, record)
         side = image.get_inputs()[0].shape[-1]
         if not self._in_graph and isinstance(side, int) and side != self._preprocess.size:
             raise DcclipError(
@@ -224,6 +232,15 @@ def read_description(folder: Path, kind: str = "bundle", files: Sequence[str] = 
             "export the model again with this version of dcclip",
         )
     return Described(validated_by(Description.read, record.content, folder / DESCRIPTION, _COPY), record)
+
+
+def _image_fingerprint(about: Description, record: Record) -> str:
+    """What bundles with equal image graphs and preprocessing have alike."""
+    graphs = [digest for name, digest in sorted(record.digests.items()) if name in (IMAGE, f"{IMAGE}.data")]
+    if not graphs:  # a bundle of format 1
+        return about.fingerprint
+    text = json.dumps([graphs, about.preprocessing], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _open_tokenizer(folder: Path, about: Description) -> Any:

@@ -23,6 +23,7 @@ from dcclip_cli.train.losses.base import Loss
 from dcclip_cli.train.options import TrainOptions
 
 if TYPE_CHECKING:
+    from dcclip_cli.model.students import StudentOptions
     from dcclip_cli.model.towers import OpenClipTowers, Towers
     from dcclip_cli.train.estimate import StageWork
 
@@ -146,6 +147,7 @@ class Preflight:
         named: list[tuple[Location, Teacher]] = []
         text = recipe.student.text if recipe.student and self._is_new_student() else None
         gives = text is not None and (text.vocabulary.source == "teacher" or text.inherit != "nothing")
+        gives = gives or (recipe.student is not None and recipe.student.keeps_images)
         if recipe.teacher and self._training() and (learning or gives or "eval" in self.needed):
             named.append((("teacher", "model"), recipe.teacher))
         for stage in learning:
@@ -172,21 +174,13 @@ class Preflight:
         student = recipe.student
         if student is None or not self._training():
             return None
-        from dcclip_cli.model.blank import blank_student, check_image_weights
-        from dcclip_cli.model.students import blank_network
-        from dcclip_cli.train.dry_run import check_inherited
-
-        image, text = student.image, student.text
-        if self._is_new_student() and image.weights == "timm":
-            self._ask(("student", "image", "weights"), partial(check_timm, image.timm))
-        if self._ask(("student", "image", "timm"), partial(blank_network, image.timm)) is None:
-            return None
         teacher = teachers.get(recipe.teacher.model) if recipe.teacher else None
-        width = self._embed_dim(teacher)
-        towers = self._ask(("student", "image", "size"), partial(blank_student, student, width))
+        towers = self._student_towers(student, teacher)
         if towers is None or not self._is_new_student():
             return towers
-        self._ask(("student", "image", "weights"), partial(check_image_weights, towers, image))
+        from dcclip_cli.train.dry_run import check_inherited
+
+        text = student.text
         if text.vocabulary.source == "teacher" or text.inherit != "nothing":
             where = ("inherit",) if text.inherit != "nothing" else ("vocabulary", "from")
             if recipe.teacher is None:
@@ -197,6 +191,29 @@ class Preflight:
                 self._ask(("student", "text", "vocabulary"), partial(self._check_vocabulary))
             if text.inherit != "nothing":
                 self._ask(("student", "text", "inherit"), partial(check_inherited, text, towers, teacher))
+        return towers
+
+    def _student_towers(self, student: StudentOptions, teacher: Towers | None) -> OpenClipTowers | None:
+        from dcclip_cli.model.blank import blank_student, blank_text_student, check_image_weights
+        from dcclip_cli.model.students import blank_network
+
+        image = student.image
+        if isinstance(image, str):
+            of = self.loaded.recipe.teacher
+            if of is None:
+                what = "is the teacher's, but the recipe has none"
+                self._add(("student", "image"), DcclipError(what, "add a section teacher, or describe an image tower"))
+            if of is None or teacher is None:
+                return None
+            return self._ask(("student", "image"), partial(blank_text_student, student, of, teacher))
+        if self._is_new_student() and image.weights == "timm":
+            self._ask(("student", "image", "weights"), partial(check_timm, image.timm))
+        if self._ask(("student", "image", "timm"), partial(blank_network, image.timm)) is None:
+            return None
+        width = self._embed_dim(teacher)
+        towers = self._ask(("student", "image", "size"), partial(blank_student, student, width))
+        if towers is not None and self._is_new_student():
+            self._ask(("student", "image", "weights"), partial(check_image_weights, towers, image))
         return towers
 
     def _embed_dim(self, teacher: Towers | None) -> int:
@@ -229,7 +246,7 @@ class Preflight:
         from dcclip_cli.exporters.export import FORMATS
 
         options = recipe.export
-        check = partial(FORMATS[options.format].check, options.precision, options.preprocess)
+        check = partial(FORMATS[options.format].check, options.precision, options.preprocess, options.dims)
         self._ask(("export", "format"), check)
         if options.calibration:
             self._ask(("export", "calibration"), partial(preview_images, options.calibration))

@@ -106,6 +106,8 @@ class StageCheck:
 
         data = {kind: one for kind in self.sizes if (one := self.preview(kind))}
         student = self.recipe.student if getattr(self.options, "start", "distill") in ("distill", "scratch") else None
+        if student and student.keeps_images:
+            student = None  # its steps are estimated: measuring would take the teacher's image tower
         teachers = self.all_teachers if shapes.teachers else []
         sizes = {kind: self.sizes[kind] for kind in data}
         return StageWork(

@@ -71,7 +71,7 @@ def align(options: AlignOptions, context: StageContext) -> TrainResult:
         data,
         _start(options, context),
         caption_ids=True,
-        lock=options.lock,
+        lock="image" if _keeps_images(options, context) else options.lock,
         max_logit_scale=options.max_logit_scale,
         half=options.half,
     )
@@ -91,6 +91,11 @@ def _start(options: AlignOptions, context: StageContext) -> Path | None:
             "run stage 1 first: dcclip distill RECIPE; or set align.start: scratch",
         )
     return start
+
+
+def _keeps_images(options: AlignOptions, context: StageContext) -> bool:
+    student = context.student if options.start in ("distill", "scratch") else None
+    return student is not None and student.keeps_images
 
 
 def used_data(data: DataOptions, options: AlignOptions) -> DataOptions:

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from dcclip_cli.run_dir import TrainResult
 from dcclip_cli.train.losses import DistillLoss
+from dcclip_cli.train.losses.base import Tower
 from dcclip_cli.train.losses.embeddings import EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
 from dcclip_cli.train.options import MOST_PER_STEP, StageContext, TrainOptions
@@ -47,4 +48,5 @@ def distill(options: DistillOptions, context: StageContext) -> TrainResult:
     from dcclip_cli.train.stage import StageSetup, train_stage
 
     data = StageData(context.data, options.batch_size, options.images_per_step, options.texts_per_step)
-    return train_stage(StageSetup("distill", options.losses, data), options, context)
+    lock: Tower | None = "image" if context.student and context.student.keeps_images else None
+    return train_stage(StageSetup("distill", options.losses, data, lock=lock), options, context)

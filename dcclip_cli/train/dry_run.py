@@ -17,7 +17,7 @@ from dcclip_cli.train.losses.base import Loss, TeacherLoss, Widths
 from dcclip_cli.train.optimizer import make_optimizer
 from dcclip_cli.train.options import TrainOptions
 from dcclip_cli.train.student import checkpoint_gradients
-from dcclip_cli.train.task import TrainingTask
+from dcclip_cli.train.task import TrainingTask, shorter_dims
 
 Question = tuple[tuple[str | int, ...], Callable[[], object]]  # a key of the stage, and what may raise DcclipError
 
@@ -58,6 +58,7 @@ def questions(shapes: Shapes, options: TrainOptions) -> Iterator[Question]:
             yield (*at, "teacher_layers"), partial(widths, teacher, loss.teacher_layers_needed)
     if options.gradient_checkpointing:
         yield ("gradient_checkpointing",), partial(checkpoint_gradients, shapes.student.model, shapes.student.name)
+    yield ("dims",), partial(shorter_dims, options.dims, widths(shapes.student).embedding)
     yield ("optimizer",), partial(_build, shapes, options)
 
 

@@ -156,6 +156,11 @@ class TrainOptions(Options):
     checkpoint_every_steps: Neutral[int] = Field(
         200, ge=1, le=_MOST_STEPS, description="Steps between checkpoints that a run can resume from"
     )
+    dims: tuple[Annotated[int, Field(ge=8, le=8192)], ...] = Field(
+        (),
+        description="Matryoshka training: losses on embeddings are computed on the first d numbers as well, for each d "
+        "in this list, all with the same weight as on the whole embedding, so that embeddings can be cut to d",
+    )
     more_teachers: tuple[Teacher, ...] = Field(
         (),
         description="Teachers 1, 2, ... for `ensemble` and for losses with a `teacher` number; the recipe's teacher "

@@ -24,7 +24,7 @@ from dcclip_cli.train.lazy_teacher import LazyTeacher
 from dcclip_cli.train.losses.base import Loss, Tower
 from dcclip_cli.train.options import StageContext, TrainOptions
 from dcclip_cli.train.student import Student, new_student, student_from
-from dcclip_cli.train.task import TrainingTask, learns_everything
+from dcclip_cli.train.task import TrainingTask, learns_everything, shorter_dims
 from dcclip_cli.train.teacher import CacheFillingSampler, Teachers, open_teachers, teacher_features
 from dcclip_cli.train.teacher_cache import TeacherCache
 from dcclip_cli.train.trainer import RunInfo, Trainer, Validate
@@ -138,6 +138,7 @@ def prepare(setup: StageSetup, options: TrainOptions, context: StageContext) -> 
         setup.lock,
         setup.max_logit_scale,
         options.freeze_batch_norms,
+        shorter_dims(options.dims, student.config["embed_dim"]),
     )
     if options.gradient_checkpointing:
         student.checkpoint_gradients()
@@ -152,6 +153,8 @@ def prepare(setup: StageSetup, options: TrainOptions, context: StageContext) -> 
         "steps": options.total_steps(training.sampler.steps_per_epoch),
         "computed_in": computed_in(options, choice, teachers.facts),
     }
+    if options.dims:
+        provenance["trained_dims"] = sorted({*options.dims, student.config["embed_dim"]})
     unused = not learns_everything(setup.losses, setup.lock, training.datasets.keys(), training.dataset)
     return PreparedStage(student, task, collator, training, options, identity, provenance, validate, unused)
 
@@ -166,7 +169,8 @@ def _first_teacher(teachers: Teachers, setup: StageSetup, context: StageContext)
 
 
 def _inherits(setup: StageSetup, context: StageContext) -> bool:
-    return setup.start is None and context.student is not None and context.student.text.inherit != "nothing"
+    student = context.student
+    return setup.start is None and student is not None and (student.text.inherit != "nothing" or student.keeps_images)
 
 
 def _open_student(
@@ -239,7 +243,7 @@ def _identity(
         "parent": student.parent,
         "student": student.config,
         "vocabulary": student.vocab_digest,
-        "image_weights": new.image.weights if new else None,
+        "image_weights": (new.image if isinstance(new.image, str) else new.image.weights) if new else None,
         "inherit": new.text.inherit if new else None,
         "data": dataset.fingerprint,
         "shuffle_window": setup.data.options.shuffle_window,

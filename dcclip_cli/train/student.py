@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from tokenizers import Tokenizer
 from dcclip_cli.data.pair import LANGUAGES, PairDataset
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import read_json
+from dcclip_cli.model.image_from_teacher import check_image_source, copy_image_tower, teacher_image_config
 from dcclip_cli.model.init_from_teacher import init_text_tower
 from dcclip_cli.model.model_dir import load_model, save_model
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.students import (
+    ImageTower,
     StudentOptions,
     build_model,
     init_image_tower,
@@ -63,7 +66,7 @@ class Student:
 
     def checkpoint_gradients(self) -> None:
         """Recompute activations in the backward pass. Raises DcclipError if the image tower cannot."""
-        checkpoint_gradients(self.towers.model, self.config["vision_cfg"]["timm_model_name"])
+        checkpoint_gradients(self.towers.model, self.config["vision_cfg"].get("timm_model_name", self.name))
 
     def save(self, folder: Path, provenance: dict[str, Any], half: bool = False) -> None:
         """Write the model directory."""
@@ -74,6 +77,8 @@ class Student:
 def checkpoint_gradients(model: Any, network: str) -> None:
     """Make both towers recompute activations. Raises DcclipError if the image tower, timm's `network`, cannot."""
     model.text.set_grad_checkpointing(True)
+    if not any(weight.requires_grad for weight in model.visual.parameters()):
+        return
     try:
         model.visual.trunk.set_grad_checkpointing(True)
     except AssertionError:
@@ -95,7 +100,7 @@ def new_student(
     """A student with random or inherited weights; its tokenizer is made from the captions.
 
     `teacher` is the teacher's directory or hub name, for `vocabulary: {from: teacher}`; `teacher_towers` the teacher
-    itself, for `text.inherit`.
+    itself, for `text.inherit` and `image: teacher`.
     """
     captions = sample_captions(dataset, options.text.vocabulary.captions, seed)
     if not captions:
@@ -107,16 +112,17 @@ def new_student(
         tokenizer = trim_tokenizer(_tokenizer_folder(teacher), captions, vocabulary.size, vocabulary.characters)
     else:
         tokenizer = train_tokenizer(captions, vocabulary.size)
-    config = model_config(options, options.embed_dim or embed_dim, tokenizer.get_vocab_size())
+    images = _images(options, teacher, teacher_towers)
+    config = model_config(options, options.embed_dim or embed_dim, tokenizer.get_vocab_size(), images.config)
     for key, token in (("pad_id", "<pad>"), ("eos_id", "</s>")):  # a teacher's tokenizer may number them differently
         config["text_cfg"][key] = _token_id(tokenizer, token)
     model = build_model(config, seed)
-    init_image_tower(model, options.image)
+    images.init(model)
     if options.text.inherit != "nothing":
         if teacher_towers is None:
             raise DcclipError("student.text.inherit takes weights from a teacher, but this stage has none", "remove it")
         init_text_tower(model.text, tokenizer, teacher_towers, layers=options.text.inherit == "layers")
-    return _student(model, config, preprocessing_of(options.image), tokenizer, name)
+    return _student(model, config, images.preprocessing, tokenizer, name)
 
 
 def sample_captions(dataset: PairDataset, count: int, seed: int) -> list[str]:
@@ -168,6 +174,26 @@ def _tokenizer_folder(teacher: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
     return Path(hf_hub_download(teacher.removeprefix("hf-hub:"), "tokenizer.json")).parent
+
+
+@dataclass(frozen=True)
+class _Images:
+    """An image tower: a teacher's part of `model_cfg`, preprocessing, and the function that sets the weights."""
+
+    config: dict[str, Any] | None
+    preprocessing: Preprocessing
+    init: Callable[[Any], None]
+
+
+def _images(options: StudentOptions, teacher: str | None, towers: Towers | None) -> _Images:
+    image = options.image
+    if isinstance(image, ImageTower):
+        return _Images(None, preprocessing_of(image), lambda model: init_image_tower(model, image))
+    if teacher is None or towers is None:
+        raise DcclipError("student.image is the teacher's, but this stage has none", "add a section teacher")
+    source = check_image_source(towers)
+    config = teacher_image_config(teacher, source)
+    return _Images(config, source.match_preprocessing(), lambda model: copy_image_tower(model, source))
 
 
 def _token_id(tokenizer: Tokenizer, token: str) -> int:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from dcclip_cli.data.collator import Batch
 from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.data.pixels import normalized
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.towers import ImageFeatures, OpenClipTowers, TextFeatures
 from dcclip_cli.train.distributed import gather, process_count, process_index, row_counts, widest
 from dcclip_cli.train.feature_shapes import no_images, widths
-from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss, Tower
+from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss, Tower, Widths
 from dcclip_cli.train.losses.contrastive import TaskLoss
 from dcclip_cli.train.teacher import TeacherFeatures
 
@@ -33,23 +34,26 @@ class TrainingTask(nn.Module):
         lock: Tower | None = None,
         max_logit_scale: float = 100.0,
         freeze_batch_norms: bool = False,
+        dims: Sequence[int] = (),
     ) -> None:
-        """`lock`: a tower that is not trained, its batch norms included. Adapters get random weights from `seed`."""
+        """`lock`: a tower that is not trained, its batch norms included. Adapters get random weights from `seed`.
+
+        Losses on embeddings are also computed on the first numbers of these, as many as `dims` says, with adapters of
+        their own: as if each was a student of that width (Kusupati et al. 2022, arXiv 2205.13147, all weights 1).
+        """
         super().__init__()
         self.student = student
         self.chance: dict[str, Tensor] = {}  # terms of the last batch at chance level, where known
         self._teachers, self._losses = list(teachers), list(losses)
         self._layers = sorted({layer for loss in losses for layer in loss.student_layers_needed})
         self._widths = widths(student, self._layers)
+        self._dims = dims
         self.adapters = nn.ModuleList(nn.ModuleDict() for _ in teachers)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for loss in losses:
                 if isinstance(loss, TeacherLoss) and loss.teacher < len(teachers):
-                    adapters = self._adapters_of(loss)
-                    for name, adapter in loss.adapters(self._widths, teachers[loss.teacher].widths).items():
-                        if name not in adapters:
-                            adapters[name] = adapter
+                    self._add_adapters(loss, teachers[loss.teacher].widths)
         self._max_log_scale = math.log(max_logit_scale)
         self._locked = {"image": student.model.visual, "text": student.model.text, None: None}[lock]
         self._freeze_batch_norms = freeze_batch_norms
@@ -112,13 +116,15 @@ class TrainingTask(nn.Module):
         terms: dict[str, Tensor] = {}
         self.chance = {}
         for loss in self._losses:
-            adapters = dict(self._adapters_of(loss).items()) if isinstance(loss, TeacherLoss) else {}
-            weight, chance = loss.weight_at(self._progress), loss.chance(student)
-            for name, term in loss.terms(student, teachers, adapters).items():
-                unused = _unused(name, terms)
-                terms[unused] = weight * term
-                if name in chance:
-                    self.chance[unused] = weight * chance[name]
+            weight = loss.weight_at(self._progress)
+            for dims in (None, *self._dims) if loss.embeddings_only else (None,):
+                own = student if dims is None else student.cut(dims)
+                chance = loss.chance(own)
+                for name, term in loss.terms(own, teachers, self._adapters_for(loss, dims)).items():
+                    unused = _unused(name + _suffix(dims), terms)
+                    terms[unused] = weight * term
+                    if name in chance:
+                        self.chance[unused] = weight * chance[name]
         return terms
 
     def metrics(self) -> dict[str, float]:
@@ -128,6 +134,24 @@ class TrainingTask(nn.Module):
         metrics = {"logit_scale": min(self.student.logit_scale, math.exp(self._max_log_scale))}
         bias = self.student.logit_bias
         return metrics if bias is None else metrics | {"logit_bias": bias}
+
+    def _add_adapters(self, loss: TeacherLoss, teacher: Widths) -> None:
+        adapters = self._adapters_of(loss)
+        for dims in (None, *self._dims) if loss.embeddings_only else (None,):
+            student = self._widths if dims is None else replace(self._widths, embedding=dims)
+            for name, adapter in loss.adapters(student, teacher).items():
+                if name + _suffix(dims) not in adapters:
+                    adapters[name + _suffix(dims)] = adapter
+
+    def _adapters_for(self, loss: Loss, dims: int | None) -> dict[str, nn.Module]:
+        """A loss's adapters by name: those for the first `dims` numbers of the embeddings, None: for all of them."""
+        if not isinstance(loss, TeacherLoss):
+            return {}
+        adapters = dict(self._adapters_of(loss).items())
+        if dims is None:
+            return adapters
+        suffix = _suffix(dims)
+        return {name.removesuffix(suffix): one for name, one in adapters.items() if name.endswith(suffix)}
 
     def _adapters_of(self, loss: TeacherLoss) -> nn.ModuleDict:
         adapters = self.adapters[loss.teacher]
@@ -146,6 +170,13 @@ class TrainingTask(nn.Module):
         )
 
 
+def shorter_dims(dims: Sequence[int], width: int) -> list[int]:
+    """The numbers in `dims` that are less than an embedding's `width`. Raises DcclipError for any that is more."""
+    if any(one > width for one in dims):
+        raise DcclipError(f"dims has {max(dims)}, and embeddings have {width} numbers", "remove it")
+    return sorted({*dims} - {width})
+
+
 def learns_everything(losses: Sequence[Loss], lock: Tower | None, kinds: Collection[str], dataset: PairDataset) -> bool:
     """Whether each step on these kinds of data gives every trained parameter, adapters included, a gradient."""
     if dataset.has_uncaptioned_images and "texts" not in kinds:
@@ -156,6 +187,10 @@ def learns_everything(losses: Sequence[Loss], lock: Tower | None, kinds: Collect
     # A loss on one tower's embedding has an adapter for the other one's.
     whole = all(loss.trained_towers != {tower} for loss in losses for tower in ("image", "text"))
     return towers <= reached and whole and not any(loss.kind == "cross_lingual" for loss in losses)
+
+
+def _suffix(dims: int | None) -> str:
+    return "" if dims is None else f"_{dims}d"
 
 
 def _unused(name: str, taken: Mapping[str, Tensor]) -> str:

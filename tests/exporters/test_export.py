@@ -1,6 +1,7 @@
 """An export gives what its model gives, at any batch size and text length; a failed export leaves nothing."""
 
 import json
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from dcclip_cli.checksums import write_record
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.evaluate import EvalOptions
 from dcclip_cli.exporters.export import ExportOptions, ExportResult, export
 from dcclip_cli.exporters.parity import Original, Parity
-from dcclip_cli.model.model_dir import load_model
+from dcclip_cli.model.model_dir import WEIGHTS, load_model, read_provenance
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.towers import Tokens
@@ -248,3 +251,30 @@ def enlarged(folder: Path, kind: str, out: Path) -> Path:
     transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(out)
     transformers.CLIPImageProcessor().save_pretrained(out)
     return out
+
+
+def test_an_export_with_dims_gives_the_first_numbers_of_each_embedding(export_model: Exporting) -> None:
+    whole, short = (export_model(out=out, dims=dims).folder for out, dims in (("whole", None), ("short", 8)))
+    described, before = (json.loads((folder / "dcclip.json").read_text("utf-8")) for folder in (short, whole))
+    assert (described["dims"], described["trained_dims"]) == (8, []) and "dims" not in before
+    texts = ["红色的圆", "a red circle"]
+    wide, narrow = (OnnxEncoder(folder, "cpu").encode_texts(texts) for folder in (whole, short))
+    cut = wide[:, :8] / np.linalg.norm(wide[:, :8], axis=1, keepdims=True)
+    np.testing.assert_allclose(narrow, cut, atol=1e-5)
+    with pytest.raises(DcclipError, match="--format transformers does not support --dims"):
+        export_model(out="other", format="transformers", dims=8)
+
+
+def test_models_with_the_same_image_tower_have_bundles_with_the_same_image_fingerprint(
+    model_folder: Path, export_model: Exporting, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(model_folder, other)
+    weights = load_file(other / WEIGHTS)
+    save_file(weights | {"text.text_projection": weights["text.text_projection"] + 1}, other / WEIGHTS)
+    write_record(other / "dcclip.json", read_provenance(model_folder).content)
+    folders = [
+        export_model(model, name, parity=ANY_AGREEMENT).folder for model, name in ((model_folder, "a"), (other, "b"))
+    ]
+    first, second = (OnnxEncoder(folder, "cpu") for folder in folders)
+    assert first.fingerprint != second.fingerprint and first.image_fingerprint == second.image_fingerprint

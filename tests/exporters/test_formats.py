@@ -122,7 +122,14 @@ def test_projections_that_transformers_does_not_support_are_refused(
 def _student(folder: Path, timm: str, bias: float = 0.0, **image: Any) -> Path:
     """A student with random weights; `bias` is that of a projection in place of the network's classifier."""
     from dcclip_cli.model.model_dir import save_model
-    from dcclip_cli.model.students import StudentOptions, build_model, model_config, preprocessing_of, projection_bias
+    from dcclip_cli.model.students import (
+        ImageTower,
+        StudentOptions,
+        build_model,
+        model_config,
+        preprocessing_of,
+        projection_bias,
+    )
     from dcclip_cli.model.tokenizer import train_tokenizer
 
     section = {"image": {"timm": timm, "size": 64, **image}, "text": {"layers": 1, "width": 32}}
@@ -132,6 +139,7 @@ def _student(folder: Path, timm: str, bias: float = 0.0, **image: Any) -> Path:
     model = build_model(config, 0)
     if bias and (found := projection_bias(model)) is not None:
         found.data.fill_(bias)
+    assert isinstance(options.image, ImageTower)
     save_model(folder, model, config, preprocessing_of(options.image), tokenizer, {})
     return folder
 

@@ -33,8 +33,10 @@ def model(seed: int = 0, embed_dim: int = 16, **image: Any) -> Any:
 def test_every_preset_is_a_student_and_can_be_replaced_in_part() -> None:
     for preset, given in PRESETS.items():
         student = StudentOptions.model_validate({"preset": preset})
+        assert isinstance(student.image, ImageTower)
         assert (student.image.timm, student.text.vocabulary.source) == (given["image"]["timm"], "teacher")
     student = StudentOptions.model_validate({"preset": "S", "image": {"size": 96}, "text": {"layers": 2}})
+    assert isinstance(student.image, ImageTower)
     assert (student.image.timm, student.image.size) == ("mobilenetv4_conv_small", 96)
     assert (student.text.layers, student.text.width, student.text.vocabulary.size) == (2, 256, 20_000)
 
@@ -45,7 +47,9 @@ def test_every_preset_is_a_student_and_can_be_replaced_in_part() -> None:
         ({"preset": "XXL"}, "preset"),
         ({"preset": 1, "image": {"timm": "resnet50"}}, "preset"),
         ({"preset": ["S"]}, "preset"),
-        ({"image": {"timm": "resnet50", "sise": 64}}, "image.sise"),
+        ({"image": {"timm": "resnet50", "sise": 64}}, "image.network.sise"),
+        ({"image": "teachers"}, "image.teacher"),
+        ({"image": "teacher", "embed_dim": 64}, ""),
         ({"image": {"timm": "resnet50"}, "text": {"width": 100}}, "text.width"),
         ({}, "image"),
     ],
@@ -94,7 +98,9 @@ def test_preprocessing_takes_timms_mean_and_deviation_unless_told_otherwise() ->
 
 
 def start(target: Any, weights: Path, **image: Any) -> None:
-    init_image_tower(target, options(weights=str(weights), **image).image)
+    tower = options(weights=str(weights), **image).image
+    assert isinstance(tower, ImageTower)
+    init_image_tower(target, tower)
 
 
 def test_weights_of_a_network_are_loaded_and_the_projection_stays(tmp_path: Path) -> None:

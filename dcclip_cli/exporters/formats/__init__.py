@@ -28,9 +28,12 @@ class Format(ABC):
     files: ClassVar[tuple[str, ...]] = ()  # the image and the text tower for `runner`, and further files with weights
     is_single: ClassVar[bool] = False  # takes one image, or one text padded to the full length
     preprocess: ClassVar[tuple[Preprocess, ...]] = ("outside",)
+    has_graphs: ClassVar[bool] = True  # which can end with a cut of the embeddings
 
-    def check(self, precision: Precision, preprocess: Preprocess = "outside") -> None:
+    def check(self, precision: Precision, preprocess: Preprocess = "outside", dims: int | None = None) -> None:
         """Raises DcclipError if the format does not support these options, or its package is not installed."""
+        if dims is not None and not self.has_graphs:
+            raise DcclipError(f"--format {self.name} does not support --dims", "use --format onnx, or omit --dims")
         if precision not in self.precisions:
             raise DcclipError(
                 f"--format {self.name} does not support {precision}", f"use --precision {' or '.join(self.precisions)}"

@@ -28,6 +28,7 @@ class OpenClip(Format):
 
     name = "open_clip"
     precisions = ("fp32", "fp16")
+    has_graphs = False
     package = "open_clip"
     install = "pip install 'dcclip[train]'"
 
@@ -61,6 +62,7 @@ class Transformers(Format):
 
     name = "transformers"
     precisions = ("fp32", "fp16")
+    has_graphs = False
     package = "transformers"
     install = "pip install 'dcclip[train]'"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
@@ -44,6 +44,13 @@ class Outputs:
     false_negatives: dict[str, Tensor] = field(default_factory=dict)
     local_mask: dict[str, Tensor] = field(default_factory=dict)
     all_paired: bool = False
+
+    def cut(self, dims: int) -> Outputs:
+        """The same with the first `dims` numbers of each embedding."""
+        texts = {
+            name: replace(features, embedding=features.embedding[:, :dims]) for name, features in self.texts.items()
+        }
+        return replace(self, image=replace(self.image, embedding=self.image.embedding[:, :dims]), texts=texts)
 
     def paired(self, language: str) -> Tensor | None:
         """(N,) which texts belong to an image; None where all do."""

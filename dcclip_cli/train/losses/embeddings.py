@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from dcclip_cli.data.collator import OTHER
+from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.options import Removed
 from dcclip_cli.train.losses.base import Loss, Needs, Outputs, TeacherLoss, Tower, Widths, mean_of, take
 
@@ -24,6 +26,9 @@ class EmbeddingLoss(TeacherLoss):
     """
 
     kind: Literal["embedding"] = "embedding"
+    languages: tuple[Language, ...] = Field(
+        LANGUAGES, min_length=1, description="Languages whose texts are compared: those that the teacher knows"
+    )
     needs: ClassVar[frozenset[Needs]] = frozenset({"images", "texts", "pairs"})
 
     @property
@@ -40,6 +45,7 @@ class EmbeddingLoss(TeacherLoss):
         texts = [
             1 - F.cosine_similarity(adapted.texts[language], features.embedding).mean()
             for language, features in teacher.texts.items()
+            if language.removesuffix(OTHER) in self.languages
         ]
         if not len(adapted.image):
             return mean_of(texts, adapted.image)
