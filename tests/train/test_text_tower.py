@@ -63,9 +63,10 @@ def test_chinese_learns_the_teachers_english_and_nothing_of_its_chinese(learning
             found = towers.text_features(towers.tokenize([text])).embedding[0]
         return torch.nn.functional.normalize(found, dim=0)
 
-    english = embed(donor, "purple fish")
-    assert embed(ours, "紫色的小鱼") @ english > 0.98
-    assert embed(ours, "purple fish") @ english > 0.98
+    english, chinese = embed(donor, "purple fish"), embed(donor, "紫色的小鱼")
+    learnt = embed(ours, "紫色的小鱼")
+    assert learnt @ english > max(0.9, float(learnt @ chinese))
+    assert embed(ours, "purple fish") @ english > 0.9
 
 
 def test_a_stage_2_leaves_the_image_tower_as_it_is_too(learning: Job, pairs_file: Path) -> None:
