@@ -253,28 +253,26 @@ def enlarged(folder: Path, kind: str, out: Path) -> Path:
     return out
 
 
-def test_an_export_with_dims_gives_the_first_numbers_of_each_embedding(export_model: Exporting) -> None:
-    whole, short = (export_model(out=out, dims=dims).folder for out, dims in (("whole", None), ("short", 8)))
-    described, before = (json.loads((folder / "dcclip.json").read_text("utf-8")) for folder in (short, whole))
-    assert (described["dims"], described["trained_dims"]) == (8, []) and "dims" not in before
+def test_an_export_with_dims_gives_the_first_numbers_of_each_embedding(
+    exported: ExportResult, export_model: Exporting
+) -> None:
+    short = export_model(dims=8)
+    assert (about(short)["dims"], about(short)["trained_dims"]) == (8, []) and "dims" not in about(exported)
     texts = ["红色的圆", "a red circle"]
-    wide, narrow = (OnnxEncoder(folder, "cpu").encode_texts(texts) for folder in (whole, short))
-    cut = wide[:, :8] / np.linalg.norm(wide[:, :8], axis=1, keepdims=True)
-    np.testing.assert_allclose(narrow, cut, atol=1e-5)
+    wide, narrow = (OnnxEncoder(one.folder, "cpu").encode_texts(texts) for one in (exported, short))
+    np.testing.assert_allclose(narrow, wide[:, :8] / np.linalg.norm(wide[:, :8], axis=1, keepdims=True), atol=1e-5)
     with pytest.raises(DcclipError, match="--format transformers does not support --dims"):
         export_model(out="other", format="transformers", dims=8)
 
 
 def test_models_with_the_same_image_tower_have_bundles_with_the_same_image_fingerprint(
-    model_folder: Path, export_model: Exporting, tmp_path: Path
+    exported: ExportResult, model_folder: Path, export_model: Exporting, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(model_folder, other)
     weights = load_file(other / WEIGHTS)
     save_file(weights | {"text.text_projection": weights["text.text_projection"] + 1}, other / WEIGHTS)
     write_record(other / "dcclip.json", read_provenance(model_folder).content)
-    folders = [
-        export_model(model, name, parity=ANY_AGREEMENT).folder for model, name in ((model_folder, "a"), (other, "b"))
-    ]
-    first, second = (OnnxEncoder(folder, "cpu") for folder in folders)
+    second = OnnxEncoder(export_model(other, parity=ANY_AGREEMENT).folder, "cpu")
+    first = OnnxEncoder(exported.folder, "cpu")
     assert first.fingerprint != second.fingerprint and first.image_fingerprint == second.image_fingerprint
