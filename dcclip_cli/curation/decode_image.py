@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image, UnidentifiedImageError
 
 try:
     import simplejpeg  # takes half the time of Pillow's decoder for the same pixels
@@ -24,27 +24,28 @@ _FILL = ((128, 128),) * 3  # the grey that a JPEG decoder fills in for missing d
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A decoded image as filters see it: RGB or RGBA pixels, and properties of its file."""
+    """A decoded image as filters see it: RGB, RGBX or RGBA pixels, and properties of its file."""
 
     image: Image.Image = field(repr=False)
     format: str  # "jpg", "png" or "webp", by the file's first bytes
     frames: int
     file_bytes: int
-    array: np.ndarray | None = field(default=None, repr=False)  # of the pixels of `image`, if it was made from one
-
-    @property
-    def pixels(self) -> bytes | memoryview:
-        """The bytes of `flat`, row by row."""
-        return self.flat.tobytes() if self.array is None else self.array.data
+    array: np.ndarray | None = field(default=None, repr=False)  # the pixels of an RGBX image, (height, width, 4)
 
     @cached_property
     def flat(self) -> Image.Image:
         """The image as training sees it: RGB, on white."""
         return flatten(self.image)
 
+    @property
+    def pixels(self) -> bytes | memoryview:
+        """The bytes of `flat`, row by row, with 255 after each pixel."""
+        return self.flat.convert("RGBX").tobytes() if self.array is None else self.array.data
+
     @cached_property
     def _reduced(self) -> Image.Image:
-        return self.flat.reduce(self._factors) if max(self._factors) > 1 else self.flat
+        image = self.flat if self.image.mode == "RGBA" else self.image
+        return flatten(image.reduce(self._factors) if max(self._factors) > 1 else image)
 
     @property
     def _factors(self) -> tuple[int, int]:
@@ -70,23 +71,42 @@ def decode_image(data: bytes) -> DecodedImage | Drop:
     suffix = image_suffix(data)
     if suffix is None:
         return Drop("image-format", f"not a JPEG, PNG or WebP file: starts with {data[:12]!r}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-                if drop := _check_size(opened):
-                    return drop
-                # A second JPEG inside is no animation.
-                frames = 1 if suffix == "jpg" else int(getattr(opened, "n_frames", 1))
-                array = _jpeg_pixels(opened, data) if suffix == "jpg" else None
-                image = first_frame(opened) if array is None else Image.fromarray(array)
-    except Image.DecompressionBombError as error:
-        return Drop("image-bomb", str(error))
-    except (OSError, SyntaxError, ValueError) as error:
-        return Drop("image-unreadable", f"not a readable image: {error}")
+    array = _plain_jpeg(data) if suffix == "jpg" else None
+    if array is not None:
+        height, width, _ = array.shape
+        image, frames = Image.frombuffer("RGBX", (width, height), array.data, "raw", "RGBX", 0, 1), 1
+    else:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+                    if drop := _check_size(*opened.size):
+                        return drop
+                    # A second JPEG inside is no animation.
+                    frames = 1 if suffix == "jpg" else int(getattr(opened, "n_frames", 1))
+                    image = first_frame(opened)
+        except Image.DecompressionBombError as error:
+            return Drop("image-bomb", str(error))
+        except UnidentifiedImageError:  # its message has an address in memory
+            return Drop("image-unreadable", "not a readable image: broken from its beginning")
+        except (OSError, SyntaxError, ValueError) as error:
+            return Drop("image-unreadable", f"not a readable image: {error}")
     if suffix == "jpg" and _ends_in_fill(image):
         return Drop("image-unreadable", "the lower part is the grey that stands for missing data")
     return DecodedImage(image, suffix, frames, len(data), array)
+
+
+def _plain_jpeg(data: bytes) -> np.ndarray | None:
+    """RGBX pixels of an upright, intact JPEG, (height, width, 4), as Pillow decodes it; None in any doubt."""
+    if simplejpeg is None or any(sign in data for sign in (b"Exif\0", b"http://ns.adobe.com/xap")):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in ("YCbCr", "Gray") or _check_size(width, height):
+            return None
+        return np.asarray(simplejpeg.decode_jpeg(data, "RGBA"))
+    except ValueError:
+        return None
 
 
 def image_suffix(image: bytes) -> str | None:
@@ -98,24 +118,12 @@ def image_suffix(image: bytes) -> str | None:
     return "webp" if image[:4] == b"RIFF" and image[8:12] == b"WEBP" else None
 
 
-def _jpeg_pixels(opened: Image.Image, data: bytes) -> np.ndarray | None:
-    """RGB pixels of an upright JPEG, (height, width, 3); None in any doubt, of damage for example: Pillow decides."""
-    if simplejpeg is None or opened.mode not in ("RGB", "L"):
-        return None
-    if opened.info.keys() & {"exif", "xmp"} and opened.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        return None
-    try:
-        return np.asarray(simplejpeg.decode_jpeg(data))
-    except ValueError:
-        return None
-
-
-def _check_size(opened: Image.Image) -> Drop | None:
+def _check_size(width: int, height: int) -> Drop | None:
     """Why an image is not decoded, by its header."""
-    size = f"{opened.width} x {opened.height} pixels"
-    if opened.width * opened.height > MAX_PIXELS:
+    size = f"{width} x {height} pixels"
+    if width * height > MAX_PIXELS:
         return Drop("image-bomb", f"{size}, more than {MAX_PIXELS:,}")
-    if max(opened.size) > MAX_ASPECT * min(opened.size):
+    if max(width, height) > MAX_ASPECT * min(width, height):
         return Drop("image-aspect", f"{size}, one side over {MAX_ASPECT} times the other")
     return None
 
@@ -123,7 +131,7 @@ def _check_size(opened: Image.Image) -> Drop | None:
 def _ends_in_fill(image: Image.Image) -> bool:
     """Whether the last eight rows are all #808080 and the first eight are not."""
     width, height = image.size
-    if height < 32:
+    if height < 32 or image.getpixel((0, height - 1))[:3] != (128, 128, 128):
         return False
-    foot = image.crop((0, height - 8, width, height)).getextrema()
-    return foot == _FILL and image.crop((0, 0, width, 8)).getextrema() != _FILL
+    foot = image.crop((0, height - 8, width, height)).getextrema()[:3]
+    return foot == _FILL and image.crop((0, 0, width, 8)).getextrema()[:3] != _FILL

@@ -59,7 +59,7 @@ def signatures_of(pair: Pair, decoded: DecodedImage, source: str, names_class: b
     """
     import xxhash
 
-    image = decoded.flat
+    image = decoded.image
     pixels = xxhash.xxh3_128(f"{image.width} {image.height} ".encode())
     pixels.update(decoded.pixels)
     return {

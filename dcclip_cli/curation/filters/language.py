@@ -88,6 +88,8 @@ def language_of(caption: str) -> Language | Literal["other"]:
     if it says that unaccented words are not English; one such word is always English. Japanese in kanji that are also
     used in China (東京, 新年会) is not recognized.
     """
+    if caption.isascii():
+        return "en" if LATIN_WORD.search(caption) and not _is_another_latin_language(caption) else "other"
     text = plain(caption)
     han = len(HAN.findall(text))
     kana = set(KANA.findall(text))

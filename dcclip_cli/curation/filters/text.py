@@ -42,7 +42,7 @@ class GarbledFilter(Filter):
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-garbled`."""
-        if caption.isascii() and not any(sign in caption for sign in "?%\\="):
+        if caption.isascii() and not any(map(caption.__contains__, "?%\\=")):
             return None
         found = next((match for pattern in _GARBLED if (match := pattern.search(caption))), None)
         if found is None and _is_utf8_read_as_gbk(caption):
@@ -90,7 +90,7 @@ class MarkupFilter(Filter):
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-html`, for any kind of markup."""
-        if not any(sign in caption for sign in "<>&[{(="):
+        if not any(map(caption.__contains__, "<>&[{(=")):
             return None
         found = next((match for pattern in _MARKUP if (match := pattern.search(caption))), None)
         return Drop("caption-html", f"holds {found[0][:40]!r}") if found else None
@@ -150,7 +150,7 @@ class FilenameFilter(Filter):
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-url`, `caption-filename` or `caption-camera`."""
-        if "." in caption or any(sign in caption for sign in ":：/@"):
+        if "." in caption or any(map(caption.__contains__, ":：/@")):
             if found := _ADDRESS.search(caption) or _DOMAIN.fullmatch(caption):
                 return Drop("caption-url", f"holds {found[0]!r}")
             if _FILE.search(caption):
@@ -256,7 +256,7 @@ class BoilerplateFilter(Filter):
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-generated`, `caption-boilerplate` or `caption-placeholder`."""
         text, small = caption.translate(_SIMPLER), caption.lower()
-        english, chinese = any(word in small for word in _HINTS), not caption.isascii()
+        english, chinese = any(map(small.__contains__, _HINTS)), not caption.isascii()
         for reason, patterns in (("caption-generated", _GENERATED), ("caption-boilerplate", _PAGE)):
             for pattern, can_match in zip(patterns, (english, chinese), strict=True):
                 if can_match and (found := pattern.search(text)):
@@ -333,15 +333,14 @@ class RepetitionFilter(Filter):
         caption = caption[:_LOOKED_AT]
         letters, short, unit = _runs(self.times)
         run = letters.search(caption) or _SIGN_RUN.search(caption) or short.search(caption)
-        # A longer unit begins with the same three characters each time.
-        beginnings = Counter(zip(caption, caption[1:], caption[2:], strict=False))
-        if run is None and max(beginnings.values(), default=0) >= self.times:
+        # A longer unit begins with the same three characters each time, so that fewer of them are different.
+        beginnings = set(zip(caption, caption[1:], caption[2:], strict=False))
+        if run is None and len(caption) - 2 - len(beginnings) >= self.times - 1:
             run = unit.search(caption)
         if run:
             return Drop("caption-repetition", f"{run[1]!r} again and again")
         han = HAN.findall(caption)
-        pairs = ["".join(two) for two in pairwise(han)]
-        parts = pairs if len(han) > _MANY else caption.lower().split()
+        parts = ["".join(two) for two in pairwise(han)] if len(han) > _MANY else caption.lower().split()
         if len(parts) < _MANY:
             return None
         part, most = Counter(parts).most_common(1)[0]
