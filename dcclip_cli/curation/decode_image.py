@@ -74,7 +74,7 @@ def decode_image(data: bytes) -> DecodedImage | Drop:
     array = _plain_jpeg(data) if suffix == "jpg" else None
     if array is not None:
         height, width, _ = array.shape
-        image, frames = Image.frombuffer("RGBX", (width, height), array.data, "raw", "RGBX", 0, 1), 1
+        image, frames = Image.frombuffer("RGBX", (width, height), array, "raw", "RGBX", 0, 1), 1
     else:
         try:
             with warnings.catch_warnings():
@@ -131,7 +131,11 @@ def _check_size(width: int, height: int) -> Drop | None:
 def _ends_in_fill(image: Image.Image) -> bool:
     """Whether the last eight rows are all #808080 and the first eight are not."""
     width, height = image.size
-    if height < 32 or image.getpixel((0, height - 1))[:3] != (128, 128, 128):
+    if height < 32:
         return False
-    foot = image.crop((0, height - 8, width, height)).getextrema()[:3]
-    return foot == _FILL and image.crop((0, 0, width, 8)).getextrema()[:3] != _FILL
+    corner, foot, head = (0, height - 1, 1, height), (0, height - 8, width, height), (0, 0, width, 8)
+    return _is_fill(image.crop(corner)) and _is_fill(image.crop(foot)) and not _is_fill(image.crop(head))
+
+
+def _is_fill(image: Image.Image) -> bool:
+    return image.getextrema()[:3] == _FILL

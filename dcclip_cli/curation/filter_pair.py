@@ -77,6 +77,7 @@ def _filter_caption(caption: str, language: Language, before: list[str], options
 
 def too_large(pair: Pair) -> Drop | None:
     """`record-bytes` if the pair's captions and metadata are too long for a shard."""
-    if len(record(pair)) <= MAX_TEXT_BYTES:
+    characters = sum(map(len, pair.zh + pair.en)) + len(repr(pair.meta))
+    if 6 * characters + 64 <= MAX_TEXT_BYTES or len(record(pair)) <= MAX_TEXT_BYTES:  # \u0000 takes six bytes
         return None
     return Drop("record-bytes", f"captions and metadata take more than {MAX_TEXT_BYTES:,} bytes")

@@ -69,9 +69,12 @@ class ShardWriter:
         head, foot = _header(f"{pair.key}.{suffix}", len(pair.image)), _header(f"{pair.key}.json", len(content))
         offset = self._size + len(head)
         self._write(head, pair.image, _padding(pair.image), foot, content, _padding(content))
-        captions, meta = read_record(content, pair.key, _COLUMNS)  # as `dcclip index` reads it from the tar
+        zh, en, meta = pair.zh, pair.en, json.dumps(dict(sorted(pair.meta.items())), separators=(",", ":"))
+        if "\\ud" in meta or not pair.meta.keys().isdisjoint(LANGUAGES):  # as `dcclip index` reads it from the tar
+            captions, meta = read_record(content, pair.key, _COLUMNS)
+            zh, en = captions["zh"], captions["en"]
         digest = digest or image_digest(pair.image)
-        self._index.add(Row(pair.key, captions["zh"], captions["en"], meta, True, offset, len(pair.image), digest))
+        self._index.add(Row(pair.key, zh, en, meta, True, offset, len(pair.image), digest))
         self.pairs += 1
 
     def _write(self, *parts: bytes) -> None:
