@@ -6,12 +6,11 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dcclip_cli.curation.dedup.dedup import CAPTIONS, DECISIONS, signature_table, signatures_of
 from dcclip_cli.curation.filter_pair import FilterResult, too_large
@@ -50,49 +49,8 @@ class Kept:
     digest: bytes
 
 
-class PairsWriter:
-    """Writes the pairs of a slice with their signatures, and those images that are in no file of a source."""
-
-    def __init__(self, folder: Path) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        texts, numbers = ("meta", "file"), ("offset", "size")
-        self._more = pa.schema({**dict.fromkeys(texts, pa.string()), **dict.fromkeys(numbers, pa.int64())})
-        self._images = (folder / IMAGES).open("wb")
-        self._table = pq.ParquetWriter(
-            folder / PAIRS, signature_table([], self._more).schema, compression="none", use_dictionary=False
-        )
-        self._rows: list[dict[str, Any]] = []
-
-    def add(self, result: FilterResult) -> None:
-        """Add a pair that is not dropped."""
-        pair, place, source = result.pair, result.place, str(result.pair.meta["source"])
-        assert result.decoded is not None
-        row = signatures_of(pair, result.decoded, source, result.names_class) | {"size": len(pair.image)}
-        row["meta"] = json.dumps(pair.meta, sort_keys=True)  # in ASCII, so that lone surrogates survive
-        if place is None:
-            row |= {"file": None, "offset": self._images.tell()}
-            self._images.write(pair.image)
-        else:
-            row |= place._asdict()
-        self._rows.append(row)
-        if len(self._rows) == _GROUP_PAIRS:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._table.write_table(signature_table(self._rows, self._more))
-        self._rows = []
-
-    def close(self) -> None:
-        if self._rows:
-            self._flush()
-        self._table.close()
-        self._images.close()
-
-
 def read_pairs(folder: Path, key: str | None = None) -> Iterator[Kept]:
-    """The pairs that `PairsWriter` wrote, or only the one with a key.
+    """The pairs that `keep_slice` kept, or only the one with a key.
 
     Raises DcclipError if a file of a source has changed since then.
     """
@@ -118,6 +76,20 @@ class Account:
     examples: Examples
     dropped: DroppedTable = field(default_factory=DroppedTable)
 
+    def keeps(self, result: FilterResult) -> bool:
+        """Whether a pair passed the filters; accounts for what did not."""
+        pair, drop, captions = result.pair, result.drop, result.captions
+        image = result.decoded.image if result.decoded else None
+        self.dropped.add_captions(pair, captions)
+        if drop is None:
+            self.statistics.add_captions(captions)
+            self.examples.add_captions(pair, captions, image)
+        else:
+            self.statistics.add(pair, drop, image.size if image else None, captions)
+            self.examples.add(pair, drop, image, captions)
+            self.dropped.add_pair(pair, drop)
+        return drop is None
+
     def write(self, folder: Path) -> None:
         write_json(folder / STATISTICS, self.statistics.as_dict())
         self.examples.write(folder / EXAMPLES)
@@ -125,22 +97,32 @@ class Account:
 
 
 def keep_slice(folder: Path, results: Iterable[FilterResult], examples: int) -> None:
-    """Write the result of the read step for a slice into a folder."""
-    account = Account(Statistics(), Examples(examples))
-    with closing(PairsWriter(folder)) as writer:
-        for result in results:
-            pair, decoded = result.pair, result.decoded
-            image = decoded.image if decoded else None
-            account.dropped.add_captions(pair, result.captions)
-            if result.drop is not None:
-                account.statistics.add(pair, result.drop, image.size if image else None, result.captions)
-                account.examples.add(pair, result.drop, image, result.captions)
-                account.dropped.add_pair(pair, result.drop)
-                continue
-            account.statistics.add_captions(result.captions)
-            account.examples.add_captions(pair, result.captions, image)
-            writer.add(result)
+    """Write the result of the read step for a slice: pairs with their signatures, and images of no file of a source."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    more = pa.schema({"meta": pa.string(), "file": pa.string(), "offset": pa.int64(), "size": pa.int64()})
+    account, schema = Account(Statistics(), Examples(examples)), signature_table([], more).schema
+    with (
+        (folder / IMAGES).open("wb") as images,
+        pq.ParquetWriter(folder / PAIRS, schema, compression="none", use_dictionary=False) as table,
+    ):
+        rows = (_row(result, images) for result in results if account.keeps(result))
+        while group := list(islice(rows, _GROUP_PAIRS)):
+            table.write_table(signature_table(group, more))
     account.write(folder)
+
+
+def _row(result: FilterResult, images: IO[bytes]) -> dict[str, Any]:
+    """A kept pair in PAIRS; its image is added to `images` unless it is in a file of a source."""
+    pair, place = result.pair, result.place
+    assert result.decoded is not None
+    row = signatures_of(pair, result.decoded, str(pair.meta["source"]), result.names_class)
+    row["meta"] = json.dumps(pair.meta, sort_keys=True)  # in ASCII, so that lone surrogates survive
+    row |= {"file": None, "offset": images.tell()} if place is None else place._asdict()
+    if place is None:
+        images.write(pair.image)
+    return row | {"size": len(pair.image)}
 
 
 @dataclass(frozen=True)
@@ -170,14 +152,14 @@ class Decision:
 
 def write_slice(work: WorkFolder, number: int, examples: int) -> None:
     """Write the shard of a slice into `out`, unless it is empty, and the account of the slice."""
-    account = Account(Statistics(), Examples(examples), DroppedTable.read(work.read(number) / DROPPED))
+    account = Account(Statistics(), Examples(examples, later=True), DroppedTable.read(work.read(number) / DROPPED))
     scores = _by_key(work.scored(number) / SCORES) if work.scored(number).exists() else {}
     name = f"{name_of(number)}.tar"
     with whole_folder(work.written(number)) as folder:
         writer = ShardWriter(folder / name)
         for each in _decisions(work, number):
             account.statistics.add(each.pair, each.drop, each.kept.size, each.captions)
-            account.examples.add(replace(each.pair, image=b""), each.drop, None, each.captions, each.twin)
+            account.examples.add(each.pair, each.drop, None, each.captions, each.twin)
             account.dropped.add_captions(each.pair, each.captions)
             for row in scores.get(each.pair.key, ()):
                 if row["value"] is not None:

@@ -89,15 +89,17 @@ def test_a_dropped_caption_is_shown_apart_from_those_that_are_kept_and_for_an_em
 
 
 def test_a_duplicate_is_shown_next_to_the_image_that_is_kept() -> None:
-    first = pair(1, make_picture("blue"))
-    examples = Examples()
-    examples.add(pair(2, first.image), Drop("image-duplicate", "the same image as 1"), twin=first.key)
-    examples.add(pair(3), Drop("image-duplicate"), twin="4")  # 3 and 4 are not found
-    examples.add(pair(1), None)  # without its image
-    examples.fill({first.key: first}.get)
-    assert {example.twin_thumbnail == example.thumbnail for example in examples.all()[:2]} == {True}
-    assert sorted(bool(example.twin_thumbnail) for example in examples.all()) == [False, False, True]
-    assert (examples.all()[2].size, shown(examples.all()[2].thumbnail).size) == ("64×64", (64, 64))
+    first, second = pair(1, make_picture("blue")), pair(2, make_picture("red"))
+    examples = Examples(later=True)
+    examples.add(first, None)
+    examples.add(second, Drop("image-duplicate", "the same image as 1"), twin=first.key)
+    examples.add(pair(3), Drop("image-near-duplicate"), twin="4")  # neither of them is found
+    assert {example.thumbnail for example in examples.all()} == {None}
+    examples.fill({first.key: first, second.key: second}.get)
+    duplicate, near, kept = examples.all()
+    assert (kept.thumbnail, kept.size) == (only(first, None).thumbnail, "64×64")
+    assert (duplicate.thumbnail, duplicate.twin_thumbnail) == (only(second, None).thumbnail, kept.thumbnail)
+    assert (near.thumbnail, near.twin_thumbnail, near.size) == ("", "", "")
 
 
 def test_long_texts_and_long_lists_are_cut_and_half_a_character_is_replaced() -> None:

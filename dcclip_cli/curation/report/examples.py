@@ -29,8 +29,8 @@ _CHARACTERS, _CAPTIONS = 300, 4  # shown of a text, and captions shown of a lang
 class Example:
     """A pair as the report shows it: `reason` is KEPT, or why the pair or its captions in `..._dropped` were dropped.
 
-    `thumbnail` is a data URL, empty if the image cannot be shown; `size` is that of the image in pixels. For a
-    duplicate, `twin` is the key of the pair that is kept instead, with its thumbnail.
+    `thumbnail` is a data URL, empty if the image cannot be shown, None until `Examples.fill` adds it; `size` is that of
+    the image in pixels. For a duplicate, `twin` is the key of the pair that is kept instead, with its thumbnail.
     """
 
     reason: str
@@ -39,7 +39,7 @@ class Example:
     origin: str
     detail: str
     size: str
-    thumbnail: str
+    thumbnail: str | None
     zh: list[str]
     en: list[str]
     zh_dropped: list[str]
@@ -54,8 +54,9 @@ class Examples:
     Thumbnails are made only for pairs that enter the sample, about per_reason * (1 + ln(pairs / per_reason)).
     """
 
-    def __init__(self, per_reason: int = 12) -> None:
-        self._per_reason = per_reason
+    def __init__(self, per_reason: int = 12, later: bool = False) -> None:
+        """`later`: thumbnails are added by `fill`, so that none is made for a pair that others replace."""
+        self._per_reason, self._later = per_reason, later
         self._found: dict[str, dict[str, Example]] = {}  # reason -> rank -> example
 
     def add(
@@ -68,7 +69,7 @@ class Examples:
     ) -> None:
         """Consider a pair, as for `Statistics.add`; without a decoded `image`, `pair.image` is decoded if needed.
 
-        For a duplicate, `twin` is the key of the pair that it repeats. A pair without an image gets it by `fill`.
+        For a duplicate, `twin` is the key of the pair that it repeats (see `fill`).
         """
         reason, detail = (drop.reason, drop.detail) if drop else (KEPT, "")
         gone = captions if drop and not (pair.zh or pair.en) else ()  # they were dropped first, and the pair with them
@@ -87,8 +88,8 @@ class Examples:
         """Add the images that are missing, and to every duplicate the kept pair, which is shown next to it."""
         for found in self._found.values():
             for rank, example in found.items():
-                if not example.thumbnail and (pair := find(example.key)):
-                    thumbnail, size = _shrunk(pair.image, None)
+                if example.thumbnail is None:
+                    thumbnail, size = _shrunk(pair.image, None) if (pair := find(example.key)) else ("", "")
                     example = found[rank] = replace(example, thumbnail=thumbnail, size=size)
                 if example.twin and (pair := find(example.twin)):
                     found[rank] = replace(example, twin_thumbnail=_shrunk(pair.image, None)[0])
@@ -123,7 +124,7 @@ class Examples:
         rank = hashlib.sha256(f"{reason}\0{pair.key}".encode("utf-8", "replace")).hexdigest()[:16]
         if not self._is_wanted(reason, rank):
             return
-        thumbnail, size = _shrunk(pair.image, image)
+        thumbnail, size = (None, "") if self._later else _shrunk(pair.image, image)
         origin = ":".join(str(pair.meta[name]) for name in ("source", "origin") if name in pair.meta)
         key, origin, detail, twin = (_cut(text) for text in (pair.key, origin, detail, twin))
         zh, en = _shown(pair.zh), _shown(pair.en)

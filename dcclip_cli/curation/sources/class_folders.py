@@ -6,6 +6,8 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -19,6 +21,12 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.options import PathOption
 
 _NAME = "{}"
+
+
+@lru_cache(1)
+def _listed(folder: Path, changed_ns: int) -> list[Path]:
+    """The images of a class, which may be in many slices; `changed_ns` makes it look again after a change."""
+    return images_in(folder, ALL_IMAGE_SUFFIXES)
 
 
 class ClassFoldersSource(SourceOptions):
@@ -80,7 +88,8 @@ class ClassFoldersSource(SourceOptions):
         """Candidates with CLASS/FILE as key, and the class folder's name as `class` in their metadata."""
         inside = Folder(self.path, self.allow_outside)
         for one in part["classes"]:
-            files = images_in(self.path / one["folder"], ALL_IMAGE_SUFFIXES)
+            folder = self.path / one["folder"]
+            files = _listed(folder, os.stat(folder).st_mtime_ns)
             for file in files[one["first"] : one["last"]]:
                 key = os.path.relpath(file, self.path)
                 captions: dict[str, Any] = {
