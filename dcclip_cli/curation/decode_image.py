@@ -131,11 +131,5 @@ def _check_size(width: int, height: int) -> Drop | None:
 def _ends_in_fill(image: Image.Image) -> bool:
     """Whether the last eight rows are all #808080 and the first eight are not."""
     width, height = image.size
-    if height < 32:
-        return False
-    corner, foot, head = (0, height - 1, 1, height), (0, height - 8, width, height), (0, 0, width, 8)
-    return _is_fill(image.crop(corner)) and _is_fill(image.crop(foot)) and not _is_fill(image.crop(head))
-
-
-def _is_fill(image: Image.Image) -> bool:
-    return image.getextrema()[:3] == _FILL
+    parts = (image.crop((0, top, width, top + 8)).getextrema()[:3] == _FILL for top in (height - 8, 0))
+    return height >= 32 and next(parts) and not next(parts)

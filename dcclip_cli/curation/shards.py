@@ -68,7 +68,8 @@ class ShardWriter:
         assert suffix is not None, pair.key
         head, foot = _header(f"{pair.key}.{suffix}", len(pair.image)), _header(f"{pair.key}.json", len(content))
         offset = self._size + len(head)
-        self._write(head, pair.image, _padding(pair.image), foot, content, _padding(content))
+        self._write(head, pair.image)
+        self._write(foot, content)
         zh, en, meta = pair.zh, pair.en, json.dumps(dict(sorted(pair.meta.items())), separators=(",", ":"))
         if "\\ud" in meta or not pair.meta.keys().isdisjoint(LANGUAGES):  # as `dcclip index` reads it from the tar
             captions, meta = read_record(content, pair.key, _COLUMNS)
@@ -77,16 +78,16 @@ class ShardWriter:
         self._index.add(Row(pair.key, zh, en, meta, True, offset, len(pair.image), digest))
         self.pairs += 1
 
-    def _write(self, *parts: bytes) -> None:
-        content = b"".join(parts)
+    def _write(self, head: bytes, content: bytes) -> None:
+        content = b"".join((head, content, bytes(-len(content) % tarfile.BLOCKSIZE)))
         self._tar.write(content)
         self._digest.update(content)
         self._size += len(content)
 
     def finish(self, name: str) -> Shard:
         """Close the files and describe the tar; `name` is its final name."""
-        self._write(bytes(2 * tarfile.BLOCKSIZE))
-        self._write(bytes(-self._size % tarfile.RECORDSIZE))
+        end = 2 * tarfile.BLOCKSIZE
+        self._write(bytes(end), bytes(-(self._size + end) % tarfile.RECORDSIZE))
         self._tar.close()
         self._index.finish(self._size)  # after the tar: an index is never older than its data
         return Shard(name, self.pairs, self._digest.hexdigest())
@@ -117,10 +118,6 @@ def _header(name: str, size: int) -> bytes:
     header[_SIZE] = digits
     header[_SUM] = b"%06o\0" % (_REST + sum(written) + sum(digits))
     return bytes(header)
-
-
-def _padding(content: bytes) -> bytes:
-    return bytes(-len(content) % tarfile.BLOCKSIZE)
 
 
 class DroppedTable:

@@ -85,12 +85,7 @@ def signature_table(rows: Sequence[Mapping[str, Any]], more: pa.Schema | None = 
     for language in LANGUAGES:
         columns |= _caption_columns(rows, language)
     schema = pa.unify_schemas([signature_schema(), more]) if more else signature_schema()
-    arrays = {field.name: columns.get(field.name, ()) for field in schema}
-    whole = {
-        name: one if isinstance(one, pa.Array) else pa.array(one, schema.field(name).type)
-        for name, one in arrays.items()
-    }
-    return pa.table(whole, schema)
+    return pa.table({name: columns.get(name, []) for name in schema.names}, schema)
 
 
 def _caption_columns(rows: Sequence[Mapping[str, Any]], language: Language) -> dict[str, pa.Array]:

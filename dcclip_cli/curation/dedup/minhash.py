@@ -6,7 +6,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -37,13 +36,10 @@ def letters_of(caption: str) -> str:
     return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", caption).casefold()))
 
 
-def jaccard(one: str, other: str, least: float = 0.0) -> float:
-    """The Jaccard similarity of two captions' character trigrams, 0 to 1; 0 where their numbers rule out `least`."""
-    first, second = _grams_of(one), _grams_of(other)
-    if len(first) < least * len(second) or len(second) < least * len(first):
-        return 0.0
-    common = len(first & second)
-    return common / (len(first) + len(second) - common)
+def jaccard(one: str, other: str) -> float:
+    """The Jaccard similarity of two captions' character trigrams, 0 to 1."""
+    first, second = _grams(letters_of(one)), _grams(letters_of(other))
+    return len(first & second) / len(first | second)
 
 
 def replaces_a_word(one: str, other: str) -> bool:
@@ -87,11 +83,6 @@ def sketches_of(letters: Sequence[str]) -> np.ndarray:
 
 def _grams(letters: str) -> set[str]:
     return set(map("".join, zip(letters, letters[1:], letters[2:], strict=False))) or {letters}
-
-
-@lru_cache(8192)  # a caption is compared with up to 32 others, most of them soon after each other
-def _grams_of(caption: str) -> set[str]:
-    return _grams(letters_of(caption))
 
 
 class SameCaption(GlobalFilter):
@@ -141,7 +132,7 @@ def _find_families(connection: DuckDBPyConnection, similarity: float) -> dict[tu
         for language, earlier, later, text, other in batch:
             if (language, earlier) in families or (language, later) in families:
                 continue
-            if jaccard(text, other, similarity) < similarity or replaces_a_word(text, other):
+            if jaccard(text, other) < similarity or replaces_a_word(text, other):
                 continue
             if min(len(letters_of(text)), len(letters_of(other))) >= _MIN_LETTERS:
                 families[language, later] = earlier

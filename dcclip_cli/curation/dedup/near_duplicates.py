@@ -132,16 +132,10 @@ def _inner(cells: np.ndarray) -> np.ndarray:
 
 
 def _blur(thumbs: np.ndarray, times: int = 1) -> np.ndarray:
-    for axis in (1, 2):
-        cells = thumbs.swapaxes(1, axis)
-        for _ in range(times):
-            blurred = 2 * cells
-            blurred[:, 1:] += cells[:, :-1]
-            blurred[:, :-1] += cells[:, 1:]
-            blurred[:, 0] += cells[:, 0]
-            blurred[:, -1] += cells[:, -1]
-            cells = blurred / 4
-        thumbs = cells.swapaxes(1, axis)
+    for axis in (1, 2) * times:
+        cells = np.moveaxis(thumbs, axis, 0)
+        before, after = np.concatenate([cells[:1], cells[:-1]]), np.concatenate([cells[1:], cells[-1:]])
+        thumbs = np.moveaxis((before + 2 * cells + after) / 4, 0, axis)
     return thumbs
 
 
