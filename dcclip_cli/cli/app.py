@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dcclip_cli.cli import about, console, doctor, eval, index, new, predict, push, stages, trim
+from dcclip_cli.cli import about, console, demo, doctor, eval, index, new, predict, push, stages, trim
 from dcclip_cli.machine import bound_spinning, disable_telemetry, fix_cublas_workspace
 from dcclip_cli.versions import VERSION
 
@@ -45,7 +45,7 @@ _PANELS = {
         *(new.new, stages.run, stages.collect, index.index, stages.distill, stages.align),
         *(eval.eval, eval.compare, stages.export, trim.trim),
     ),
-    "Use a model": (predict.predict, predict.search, predict.embed),
+    "Use a model": (predict.predict, predict.search, predict.embed, demo.demo),
     "Publish a model": (push.push,),
     "Look things up": (about.models, eval.datasets, doctor.doctor),
 }

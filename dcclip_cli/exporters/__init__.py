@@ -2,6 +2,6 @@
 
 from typing import Literal
 
-FormatName = Literal["onnx", "immich", "open_clip", "transformers", "openvino", "executorch", "litert", "coreml"]
+FormatName = Literal["onnx", "web", "immich", "open_clip", "transformers", "openvino", "executorch", "litert", "coreml"]
 Precision = Literal["fp32", "fp16", "int8"]
 Preprocess = Literal["outside", "graph"]

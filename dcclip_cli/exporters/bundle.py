@@ -23,7 +23,7 @@ _MODEL = "export the model directory written by align or distill"
 
 def load_bundle(folder: Path) -> Source:
     """A bundle as a source, on the CPU. Raises DcclipError if it is damaged."""
-    about = read_description(folder).about
+    about, record = read_description(folder)
     source = Source(
         OnnxEncoder(folder, "cpu"),
         load_tokenizer(folder),
@@ -33,6 +33,7 @@ def load_bundle(folder: Path) -> Source:
         Preprocessing.from_config(about.preprocessing),
         folder,
     )
+    source.fingerprint = record.content.get("model_fingerprint") or source.fingerprint
     source.name = source.name.removesuffix(f"-{about.precision}")
     return source
 

@@ -26,6 +26,7 @@ from dcclip_cli.exporters.formats import Format
 from dcclip_cli.exporters.formats.devices import CoreMl, ExecuTorch, LiteRt, OpenVino
 from dcclip_cli.exporters.formats.onnx import Immich, Onnx
 from dcclip_cli.exporters.formats.pytorch import OpenClip, Transformers
+from dcclip_cli.exporters.formats.web import Web
 from dcclip_cli.exporters.parity import TOWERS, Original, Parity, Thresholds
 from dcclip_cli.exporters.quantize import OnnxGraphs
 from dcclip_cli.exporters.samples import samples_from
@@ -45,7 +46,7 @@ from dcclip_cli.versions import versions
 # A new format is a class in formats/, a name in `FormatName`, and a line here.
 FORMATS: Mapping[FormatName, Format] = {
     one.name: one
-    for one in (Onnx(), Immich(), OpenClip(), Transformers(), OpenVino(), ExecuTorch(), LiteRt(), CoreMl())
+    for one in (Onnx(), Web(), Immich(), OpenClip(), Transformers(), OpenVino(), ExecuTorch(), LiteRt(), CoreMl())
 }
 EXPORT_FORMAT = 3  # version of the parity report and of the inputs of `made_from`
 
@@ -134,6 +135,7 @@ def export(
             "int8 needs images to calibrate on", "name a folder of images with --calibration, or a recipe with data"
         )
     begin = time.perf_counter()
+    target.prepare(progress)
     samples, tests = samples_from(_images_of(data, "validation", "train") or calibration), _tests(evaluation)
     source = load_bundle(model.path) if is_bundle else load_source(model)
     source.dims = options.dims
@@ -200,8 +202,12 @@ def _loosen_until_close(
 def _resolved(options: ExportOptions, model: ModelReference, target: Format) -> ExportOptions:
     """The options with what the format and the model decide. Raises DcclipError where these exclude each other."""
     changes: dict[str, Any] = {}
+    if target.preprocess == ("graph",):
+        changes["preprocess"] = "graph"
     if model.kind == "bundle":
-        changes["precision"] = bundle_precision(model.path, target, options.precision, options.preprocess)
+        changes["precision"] = bundle_precision(
+            model.path, target, options.precision, changes.get("preprocess", options.preprocess)
+        )
     return options.model_copy(update=changes)
 
 
@@ -279,7 +285,7 @@ def _about(source: Source, folder: Path, options: ExportOptions) -> dict[str, An
     own: Mapping[Any, Sequence[str]] = options.prompts or {}
     prompts = {**PLAIN_PROMPTS, **source.prompts, **own}
     return {
-        "kind": "bundle" if options.format == "onnx" else options.format,
+        "kind": "bundle" if options.format in ("onnx", "web") else options.format,
         "name": f"{source.name}-{options.precision}",
         "precision": options.precision,
         "fingerprint": model_fingerprint(folder, sorted(files - {DESCRIPTION})),
@@ -308,7 +314,7 @@ def _card(about: Mapping[str, Any], name: FormatName, parity: Parity | None) -> 
         else ""
     )
     return f"""---
-library_name: {"onnx" if name == "immich" else name}
+library_name: {"onnx" if name in ("immich", "web") else name}
 language: [zh, en]
 pipeline_tag: zero-shot-image-classification
 ---

@@ -19,6 +19,7 @@ COMMANDS: dict[str, list[object]] = {
     "distill --check": ["distill", RECIPE, "--check", "--out"],
     "eval": ["eval", "--model", "starter", "--dataset", UNSEEN, "--out"],
     "export": ["export", "--model", "starter", "--out"],
+    "demo": ["demo", "--no-open", "--out"],
     "search": ["search", "一只狗", ".", "--model", "starter", "--html"],
     "embed": ["embed", "--text", "狗", "--model", "starter", "--out"],
 }

@@ -38,6 +38,7 @@ COMMANDS = [
     "predict",
     "search",
     "embed",
+    "demo",
     "models",
     "datasets",
     "doctor",

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from dcclip_cli.data.options import DataOptions
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters.export import ExportOptions, ExportResult, export
+from dcclip_cli.exporters.formats.web import FILES
 from dcclip_cli.model.reference import resolve
+from dcclip_cli.progress import Silent
 
 Exporting = Callable[..., ExportResult]
 
@@ -26,6 +29,23 @@ def export_model(model_folder: Path, pairs_file: Path, tmp_path: Path) -> Export
         return export(options=options, model=resolve(str(model)), out=where, data=given, evaluation=evaluation)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def packages() -> Path:
+    """The folder with the packages of the web page, downloaded once."""
+    try:
+        archives = [package.fetch(Silent()) for package in FILES]
+    except DcclipError as error:
+        pytest.skip(f"the packages of the page are not available: {error.what}")
+    return archives[0].parent
+
+
+@pytest.fixture(scope="session")
+def page_folder(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The starter's web page."""
+    out = tmp_path_factory.mktemp("pages") / "starter"
+    return export(options=ExportOptions(format="web"), model=resolve("starter"), out=out).folder
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from dcclip_cli.predict.onnx_encoder import ExportedEncoder, Run, one_at_a_time,
 if TYPE_CHECKING:
     from dcclip_cli.exporters.source import Source
     from dcclip_cli.predict.encoder import Encoder
+    from dcclip_cli.progress import Progress
 
 
 class Format(ABC):
@@ -45,6 +46,9 @@ class Format(ABC):
             )
         if importlib.util.find_spec(self.package) is None:
             raise DcclipError(f"--format {self.name} needs {self.package}, which is not installed", self.install)
+
+    def prepare(self, progress: Progress) -> None:  # noqa: B027
+        """Download what `write` needs, before the work that comes first."""
 
     @abstractmethod
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.exporters import Precision
+from dcclip_cli.exporters import FormatName, Precision, Preprocess
 from dcclip_cli.exporters.formats import Format
 from dcclip_cli.exporters.preprocess_graph import preprocesses
 from dcclip_cli.files import link_or_copy, write_json
@@ -28,9 +28,9 @@ class Onnx(Format):
     transformers.js preprocesses images itself, so that these files are left out where the graph does.
     """
 
-    name = "onnx"
+    name: ClassVar[FormatName] = "onnx"
     precisions = ("fp32", "fp16", "int8")
-    preprocess = ("outside", "graph")
+    preprocess: ClassVar[tuple[Preprocess, ...]] = ("outside", "graph")
     from_onnx = True
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:

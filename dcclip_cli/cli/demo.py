@@ -1,0 +1,70 @@
+"""`dcclip demo`: a model as a web page, on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Option, launch
+
+from dcclip_cli.cli import console, flags
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.signals import keeping
+
+if TYPE_CHECKING:
+    from http.server import ThreadingHTTPServer
+
+
+def demo(
+    model: flags.Model = None,
+    out: Annotated[
+        Path | None, Option("--out", metavar="DIR", help="Folder of the page. Default: in the cache folder.")
+    ] = None,
+    port: Annotated[int, Option("--port", min=0, max=65535, help="Port of the page; 0 takes any free one.")] = 0,
+    open_page: Annotated[bool, Option("--open/--no-open", help="Open the page in a browser.")] = True,
+    fresh: Annotated[bool, Option("--fresh", help="Make the page again.")] = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Try a model on your own pictures, in a browser.
+
+    Exports the model as a web page (dcclip export --format web) and serves it to this machine only, until Ctrl-C.
+    Prints its address. Pictures do not leave the browser.
+    """
+    flags.out(out)
+    talk = console.talk(quiet, verbose)
+
+    from dcclip_cli import api
+    from dcclip_cli.files import cache_folder
+
+    out = out or cache_folder() / "demo"
+    folder = api.export(model=model, out=out, format="web", fresh=fresh, progress=talk).folder
+    server = _server(folder, port)
+    address = f"http://127.0.0.1:{server.server_port}/"
+    console.show_now(address)
+    if open_page and console.has_screen():
+        launch(address)
+    talk.say("demo: stop with Ctrl-C")
+    with server, keeping(lambda: f"the page is in {folder}"):
+        server.serve_forever()
+
+
+def _server(folder: Path, port: int) -> ThreadingHTTPServer:
+    """A server of a folder's files on this machine. Raises DcclipError if the port is taken."""
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    class Handler(SimpleHTTPRequestHandler):
+        def end_headers(self) -> None:
+            self.send_header("Cross-Origin-Opener-Policy", "same-origin")  # both let WebAssembly use threads
+            self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+            self.send_header("Cache-Control", "no-cache")
+            super().end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing: every file would be a line."""
+
+    try:
+        return ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, directory=str(folder)))
+    except OSError as error:
+        raise DcclipError(f"port {port} cannot be used: {error.strerror}", "name another with --port") from None

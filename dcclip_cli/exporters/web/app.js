@@ -1,0 +1,327 @@
+// The page: pictures and words in, probabilities or a ranking out. The model is in a worker (engine.js).
+import { anythingFor, dot, mean, probabilities, split, textsOf } from "./zero-shot.js";
+import { currentLanguage, say, setLanguage } from "./words.js";
+
+const SHOWN = 5; // labels of a picture
+const PAUSE_MS = 250; // after typing
+const AGAIN_MS = 1000; // between answers while pictures are added
+const $ = (id) => document.getElementById(id);
+const make = (tag, properties = {}, ...children) => {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+};
+
+// ---- the worker
+
+// A worker made from a blob is under this page's Content-Security-Policy; one from a file would be under its own.
+const source = new Blob([`import ${JSON.stringify(new URL("engine.js", import.meta.url).href)};`], { type: "text/javascript" });
+const worker = new Worker(URL.createObjectURL(source), { type: "module" });
+const waiting = new Map();
+let calls = 0;
+let loaded = 0; // share of the model
+const ready = new Promise((resolve, reject) => {
+  worker.onerror = (event) => reject({ code: "failed", detail: event.message ?? "engine.js" });
+  worker.onmessage = ({ data }) => {
+    if (data.ready) return resolve();
+    if (data.progress !== undefined) return showLoading(data.progress);
+    const { resolve: done, reject: fail } = waiting.get(data.id);
+    waiting.delete(data.id);
+    data.error ? fail(data.error) : done(data.result);
+  };
+});
+
+async function call(task, argument) {
+  await ready;
+  return new Promise((resolve, reject) => {
+    waiting.set(++calls, { resolve, reject });
+    worker.postMessage({ id: calls, task, argument });
+  });
+}
+
+// ---- state
+
+let model = null;
+let pictures = []; // {name, embedding, url, card}, newest last
+let left = 0; // pictures that are not embedded yet
+let failures = []; // {name, code, detail}
+let answers = 0; // counts questions, so that an earlier one's answer is not shown late
+
+const mode = () => document.querySelector("input[name=mode]:checked").value;
+
+// ---- what is shown
+
+function showWords() {
+  document.documentElement.lang = currentLanguage() === "zh" ? "zh-Hans" : "en";
+  document.title = say("title");
+  for (const element of document.querySelectorAll("[data-say]")) element.textContent = say(element.dataset.say);
+  $("language").lang = currentLanguage() === "zh" ? "en" : "zh-Hans";
+  if (model) $("about").textContent = say("about", model.name, model.precision, number(model.parameters / say("thousands")));
+  showStatus();
+  showFailures();
+  for (const picture of pictures) showName(picture);
+}
+
+const number = (value) => value.toLocaleString(currentLanguage(), { maximumFractionDigits: value < 100 ? 1 : 0 });
+const percent = (value) => value.toLocaleString(currentLanguage(), { style: "percent", minimumFractionDigits: 1 });
+
+function showLoading(share) {
+  loaded = share;
+  showStatus();
+}
+
+function showStatus(sentence) {
+  const busy = !model || left > 0;
+  $("progress").hidden = !busy;
+  if (!model && loaded < 1) $("progress").value = loaded;
+  else $("progress").removeAttribute("value");
+  const loading = loaded < 1 ? say("loading", percent(loaded)) : say("starting");
+  const done = pictures.length ? say("answered", pictures.length) : say("empty");
+  $("status").textContent = sentence ?? (!model ? loading : left ? say("working", left) : done);
+  $("clear").hidden = pictures.length === 0;
+}
+
+function showFailures() {
+  $("errors").replaceChildren(
+    ...failures.map((failure) => {
+      const sentence = say(failure.code, failure.detail);
+      const close = make("button", { type: "button", className: "quiet", textContent: say("dismiss") });
+      close.onclick = () => {
+        failures = failures.filter((one) => one !== failure);
+        showFailures();
+      };
+      return make("li", {}, failure.name ? make("b", { textContent: failure.name }) : "", " ", sentence, close);
+    }),
+  );
+}
+
+function fail(error, name = "") {
+  const code = ["unreadable", "large", "thin", "missing", "damaged", "nothing"].includes(error.code) ? error.code : "failed";
+  failures.push({ name, code, detail: error.detail ?? String(error) });
+  showFailures();
+}
+
+function showName({ name, remove }) {
+  remove.setAttribute("aria-label", say("remove", name));
+  remove.title = say("remove", name);
+}
+
+const hidden = (element) => (element.setAttribute("aria-hidden", "true"), element);
+
+/** A row of a picture's answer: a label, its number, and a bar as long as `share`. */
+const row = (label, text, share) =>
+  make(
+    "li",
+    {},
+    make("span", { textContent: label }),
+    make("span", { textContent: text, className: "number" }),
+    hidden(make("meter", { min: 0, max: 1, value: share })),
+  );
+
+function showProbabilities(picture, labels, values) {
+  const order = labels.map((_, index) => index).sort((a, b) => values[b] - values[a]);
+  const rows = order.map((index) => row(labels[index], percent(values[index]), values[index]));
+  picture.answer.replaceChildren(...rows.slice(0, SHOWN));
+  picture.rest.replaceChildren();
+  if (rows.length > SHOWN) {
+    picture.rest.append(
+      make("summary", { textContent: say("more", rows.length - SHOWN) }),
+      make("ol", {}, ...rows.slice(SHOWN)),
+    );
+  }
+  picture.rest.hidden = rows.length <= SHOWN;
+}
+
+// ---- answers
+
+async function answer() {
+  const mine = ++answers;
+  if (!model || !pictures.length) return showStatus();
+  try {
+    if (mode() === "labels") await classify(mine);
+    else await search(mine);
+  } catch (error) {
+    fail(error);
+  }
+}
+
+async function classify(mine) {
+  const labels = split($("labels").value);
+  if (!labels.length) return showStatus(say("noLabels"));
+  const texts = textsOf(model, labels);
+  const anything = $("multi").checked ? anythingFor(model, labels) : null;
+  const embeddings = await call("embedTexts", [...texts, ...(anything ?? [])].flat());
+  if (mine !== answers) return;
+  const next = (several) => several.map((one) => mean(embeddings.splice(0, one.length)));
+  const classes = next(texts);
+  const others = anything && next(anything);
+  for (const picture of pictures) {
+    const values = probabilities(model, picture.embedding, classes, $("multi").checked, others);
+    showProbabilities(picture, labels, values);
+  }
+  arrange(pictures.map((picture) => picture.card).reverse()); // the newest first
+  showStatus();
+}
+
+/** Put the cards in this order; what is in order stays untouched, and keeps the focus. */
+function arrange(cards) {
+  if (cards.some((card, index) => card !== $("pictures").children[index])) $("pictures").append(...cards);
+}
+
+async function search(mine) {
+  const query = $("query").value.trim();
+  if (!query) return showStatus(say("noQuery"));
+  const [embedding] = await call("embedTexts", [query]);
+  if (mine !== answers) return;
+  const scored = pictures.map((picture) => ({ picture, score: dot(picture.embedding, embedding) }));
+  scored.sort((a, b) => b.score - a.score);
+  for (const { picture, score } of scored) {
+    picture.answer.replaceChildren(row(say("score"), score.toFixed(3), Math.max(0, score)));
+    picture.rest.hidden = true;
+  }
+  arrange(scored.map(({ picture }) => picture.card));
+  showStatus();
+}
+
+// ---- pictures
+
+async function add(files) {
+  if (!files.length) return fail({ code: "nothing" });
+  left += files.length;
+  showStatus();
+  let last = -Infinity;
+  for (const file of files) {
+    try {
+      addPicture(file.name, await call("embedImage", file));
+    } catch (error) {
+      fail(error, file.name);
+    }
+    left -= 1;
+    if (left && performance.now() - last < AGAIN_MS) {
+      showStatus();
+      continue;
+    }
+    await answer();
+    last = performance.now();
+  }
+}
+
+function addPicture(name, { embedding, thumbnail }) {
+  const url = URL.createObjectURL(thumbnail);
+  const remove = make("button", { type: "button", className: "remove", textContent: "×" });
+  const answers = make("ol");
+  const rest = make("details", { hidden: true });
+  const image = make("img", { src: url, alt: name });
+  const card = make("li", {}, image, remove, make("p", { className: "name", textContent: name }), answers, rest);
+  const picture = { name, embedding, url, card, remove, answer: answers, rest };
+  remove.onclick = () => {
+    drop(picture);
+    ($("pictures").querySelector(".remove") ?? $("files")).focus();
+  };
+  pictures.push(picture);
+  $("pictures").prepend(card);
+  showName(picture);
+}
+
+function drop(picture) {
+  pictures = pictures.filter((one) => one !== picture);
+  URL.revokeObjectURL(picture.url);
+  picture.card.remove();
+  showStatus();
+}
+
+const arePictures = (files) => [...files].filter((file) => file.type.startsWith("image/"));
+
+/** The files that were dropped, also those in folders. */
+async function dropped(items) {
+  const entries = [...items].map((item) => item.webkitGetAsEntry?.() ?? null).filter(Boolean);
+  const found = [];
+  const walk = async (entry) => {
+    if (entry.isFile) return found.push(await new Promise((resolve, reject) => entry.file(resolve, reject)));
+    const reader = entry.createReader();
+    for (;;) {
+      const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+      if (!some.length) return;
+      for (const one of some) await walk(one);
+    }
+  };
+  for (const entry of entries) await walk(entry);
+  return entries.every((entry) => entry.isFile) ? found : arePictures(found); // files by name: say what is wrong with them
+}
+
+// ---- events
+
+function listen() {
+  const later = (() => {
+    let timer;
+    return () => {
+      clearTimeout(timer);
+      timer = setTimeout(answer, PAUSE_MS);
+    };
+  })();
+  $("labels").oninput = later;
+  $("query").oninput = later;
+  $("multi").onchange = answer;
+  for (const choice of document.querySelectorAll("input[name=mode]")) {
+    choice.onchange = () => {
+      $("labels-form").hidden = mode() !== "labels";
+      $("search-form").hidden = mode() !== "search";
+      answer();
+    };
+  }
+  $("files").onchange = (event) => add([...event.target.files]).finally(() => (event.target.value = ""));
+  $("folder").onchange = (event) => add(arePictures(event.target.files)).finally(() => (event.target.value = ""));
+  $("folder-choice").hidden = !("webkitdirectory" in $("folder")) || matchMedia("(pointer: coarse)").matches;
+  $("clear").onclick = () => {
+    [...pictures].forEach(drop);
+    $("files").focus();
+  };
+  $("language").onclick = () => {
+    const before = [say("labelsDefault"), say("searchDefault")];
+    setLanguage(currentLanguage() === "zh" ? "en" : "zh");
+    if ($("labels").value === before[0]) $("labels").value = say("labelsDefault");
+    if ($("query").value === before[1]) $("query").value = say("searchDefault");
+    showWords();
+    answer();
+  };
+  document.addEventListener("paste", (event) => {
+    const files = arePictures(event.clipboardData.files);
+    if (files.length) {
+      event.preventDefault();
+      add(files);
+    }
+  });
+  let depth = 0; // of elements that the pointer is over
+  const over = (change) => $("drop").classList.toggle("over", (depth = Math.max(0, depth + change)) > 0);
+  document.addEventListener("dragenter", () => over(1));
+  document.addEventListener("dragleave", () => over(-1));
+  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("drop", async (event) => {
+    event.preventDefault();
+    over(-depth);
+    add(await dropped(event.dataTransfer.items));
+  });
+}
+
+// ---- begin
+
+document.querySelector(".unserved").remove();
+$("page").hidden = false;
+$("labels").value = say("labelsDefault");
+$("query").value = say("searchDefault");
+showWords();
+listen();
+try {
+  const found = await call("start");
+  model = found.model;
+  if (!found.same) failures.push({ name: "", code: "otherTokens" });
+  showWords();
+  answer();
+} catch (error) {
+  fail(error);
+  $("progress").hidden = true;
+  $("status").textContent = "";
+}
+
+/** For tests and for your own scripts: the calls of the engine, with the numbers behind what is shown. */
+export const dcclip = { call, pictures: () => pictures };

@@ -1,0 +1,46 @@
+// Labels, prompts and probabilities as in dcclip_cli/predict/zero_shot.py and dcclip_cli/cli/flags.py.
+
+const HAN = /[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u{20000}-\u{3ffff}]/u;
+// What a label is compared with in multi-label prediction by a model without a bias of its own.
+const ANYTHING = { en: "something", zh: "东西" };
+
+/** The items of a list separated by , ， 、 or line ends, without blanks, empty items and repetitions. */
+export const split = (text) => [...new Set(text.split(/[,，、\n]/).map((part) => part.trim()).filter(Boolean))];
+
+/** "zh" for a text with a Chinese character in it, else "en". */
+export const languageByScript = (text) => (HAN.test(text) ? "zh" : "en");
+
+const fill = (templates, name) => templates.map((template) => template.replaceAll("{}", name));
+const templatesFor = (model, language) => model.prompts[language] ?? ["{}"];
+
+/** For each label the texts that stand for it. */
+export const textsOf = (model, labels) => labels.map((label) => fill(templatesFor(model, languageByScript(label)), label));
+
+/** For each label the texts that stand for anything in its language, or null where the model has a bias instead. */
+export const anythingFor = (model, labels) =>
+  model.logit_bias === null
+    ? labels.map((label) => fill(templatesFor(model, languageByScript(label)), ANYTHING[languageByScript(label)]))
+    : null;
+
+export const dot = (first, second) => first.reduce((sum, value, index) => sum + value * second[index], 0);
+
+/** The mean of embeddings, of length 1: a class of zero-shot classification. */
+export function mean(embeddings) {
+  const sum = embeddings[0].map((_, index) => embeddings.reduce((total, one) => total + one[index], 0));
+  const length = Math.sqrt(dot(sum, sum));
+  return sum.map((value) => value / length);
+}
+
+/** The probability of each class for an image; with `anything`, or a model's bias, each by itself. */
+export function probabilities(model, image, classes, multiLabel, anything) {
+  const scaled = (embeddings) => embeddings.map((one) => model.logit_scale * dot(image, one));
+  const logits = scaled(classes);
+  if (multiLabel) {
+    const others = anything ? scaled(anything) : logits.map(() => -model.logit_bias);
+    return logits.map((logit, index) => 0.5 * (1 + Math.tanh(0.5 * (logit - others[index]))));
+  }
+  const highest = Math.max(...logits);
+  const exponentials = logits.map((logit) => Math.exp(logit - highest));
+  const sum = exponentials.reduce((total, value) => total + value, 0);
+  return exponentials.map((value) => value / sum);
+}

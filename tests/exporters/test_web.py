@@ -1,0 +1,96 @@
+"""The web page of a model: whole, equal to Python in tokens and numbers, and right in a browser, if there is one."""
+
+import json
+import random
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dcclip_cli.cli.flags import split
+from dcclip_cli.exporters.formats.web import FILES, LIBRARIES
+from dcclip_cli.exporters.samples import TEXTS
+from dcclip_cli.files import read_json
+from dcclip_cli.model.tokenizer import load_tokenizer
+from dcclip_cli.predict.model import load
+from dcclip_cli.predict.onnx_encoder import OnnxEncoder
+from dcclip_cli.predict.zero_shot import class_means, fill, softmax
+from dcclip_cli.text import language_by_script
+
+ROOT = Path(__file__).parents[2]
+PHOTOS = sorted((ROOT / "recipes/starter/photos").glob("*.jpg"))
+
+
+def test_the_page_is_whole_small_and_refers_to_nothing_else(page_folder: Path) -> None:
+    names = {file.relative_to(page_folder).as_posix() for file in page_folder.rglob("*") if file.is_file()}
+    own = [name for name in names if re.search(r"^[^/]*\.(html|js|css)$", name)]
+    used = set()
+    for name in own:
+        text = (page_folder / name).read_text("utf-8")
+        assert not re.search(r"https?://(?!localhost)", text), name
+        used |= set(re.findall(r'"(?:\./)?((?:libraries/)?[\w-]+\.(?:js|json|onnx|wasm|css|svg))"', text))
+    assert used <= names and len(used) > 10
+    assert {f"{LIBRARIES}/{name}" for files in FILES.values() for name in files.values()} <= names
+    assert {f"{LIBRARIES}/{name}-onnxruntime.txt" for name in ("LICENSE", "NOTICES")} <= names
+    model = {"image.onnx", "text.onnx", "tokenizer.json"}
+    assert sum((page_folder / name).stat().st_size for name in names - model) < 15e6
+
+
+def test_predict_reads_the_page_as_a_bundle(page_folder: Path) -> None:
+    labels = ["宇航员", "猫", "coffee", "花", "rocket", "寺庙"]
+    found = load(page_folder).predict(list(PHOTOS), labels)
+    assert [next(iter(one)) for one in found] == labels
+
+
+POOLS = [(0x20, 0x7E), (0xA1, 0x24F), (0x370, 0x52F), (0x2010, 0x205E), (0x2190, 0x27BF), (0x3000, 0x30FF)]
+POOLS += [(0x3400, 0x34FF), (0x4E00, 0x9FFF), (0xF900, 0xFAD9), (0xFF01, 0xFFEE), (0x1F300, 0x1F64F)]
+POOLS += [(0x20000, 0x200FF)]
+WRITTEN = [*TEXTS, "ＦＵＬＬ　ｗｉｄｔｈ　１２３！？（）", "猫😺dog 👩‍👩‍👧‍👦 🇨🇳", "①② ㎏ ﬁne", "café e\u0301 Å"]
+WRITTEN += ["İ ẞ ΣΑΣ", "한국어", "日本語ｶﾀｶﾅ", "привет", "𠮷野家", "a\u200bb\ufeffc", "tab\tnew\nline  \u00a0\u3000"]
+WRITTEN += ["“quotes” ‘a’—b…", "___ -- ++ ~~ 〜～", "", " ", "</s>猫<s>", "very " * 60]
+
+
+def texts() -> list[str]:
+    """Chinese, English, full-width, emoji, combining and odd ones; and some at random."""
+    choose = random.Random(0)
+    made = []
+    for _ in range(400):
+        pools = [choose.choice(POOLS) for _ in range(choose.randint(1, 12))]
+        made.append("".join(chr(choose.randint(*pool)) + choose.choice(["", "", " "]) for pool in pools))
+    return WRITTEN + made
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node to run the page's modules")
+def test_tokens_and_probabilities_are_those_of_python(page_folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(page_folder, tmp_path / "page")
+    (copy / "package.json").write_text('{"type": "module"}')
+    rng = np.random.default_rng(0)
+    image, *classes = (row / np.linalg.norm(row) for row in rng.normal(size=(4, 8)))
+    templates = {"zh": ["一张{}的照片", "{}"], "en": ["a photo of a {}"]}
+    labels = "猫, dog，汽车、 \n猫,, 𠮷"
+    given = {"texts": texts(), "labels": labels, "image": image.tolist(), "templates": templates}
+    given["classes"] = [row.tolist() for row in classes]
+    done = subprocess.run(
+        ["node", str(Path(__file__).with_name("tokens_of.mjs")), str(copy)],
+        input=json.dumps(given), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    encoder, tokenizer = OnnxEncoder(page_folder, "cpu"), load_tokenizer(page_folder)
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(read_json(page_folder / "dcclip.json", "")["context_length"])
+    for text, ids in zip(texts(), found["ids"], strict=True):
+        assert ids == tokenizer.encode(" ".join(text.split())).ids, repr(text)
+    assert found["together"] == encoder.tokenize(texts()[:20]).tolist()
+    names = split(labels.replace("\n", ","))
+    assert found["labels"] == names == ["猫", "dog", "汽车", "𠮷"]
+    assert found["texts"] == [fill(templates[language_by_script(name)], name) for name in names]
+    assert found["anything"][1] == ["a photo of a something"] and found["anything"][0][1] == "东西"
+    rows = np.array(classes, np.float32)
+    np.testing.assert_allclose(found["mean"], class_means(rows, [3])[0], atol=1e-6)
+    cosines, scale = np.array(classes) @ image, encoder.logit_scale
+    np.testing.assert_allclose(found["softmax"], softmax(image[None], np.array(classes), scale)[0], atol=1e-6)
+    np.testing.assert_allclose(found["sigmoid"], 1 / (1 + np.exp(3 - scale * cosines)), atol=1e-6)
+    np.testing.assert_allclose(found["against"], 1 / (1 + np.exp(scale * (cosines[::-1] - cosines))), atol=1e-6)

@@ -1,0 +1,218 @@
+"""The web page in Chromium: Python's answers, nothing sent elsewhere, both languages, keyboard, phones, errors."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcclip_cli.files import cache_folder
+from dcclip_cli.predict.model import load
+from tests.exporters.serving import Site, serve
+from tests.images import encode
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+ROOT = Path(__file__).parents[2]
+PHOTOS = [*sorted((ROOT / "recipes/starter/photos").glob("*.jpg")), ROOT / "docs/images/cat.png"]
+LABELS = ["宇航员", "猫", "coffee", "花", "rocket", "寺庙"]
+_WAIT_MS = 120_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        arguments = ["--no-sandbox"] if os.getuid() == 0 else []
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def site(page_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The page in a subfolder of a static host."""
+    root = tmp_path_factory.mktemp("host")
+    shutil.copytree(page_folder, root / "some/where")
+    with serve(root) as served:
+        served.address += "some/where/"
+        yield served
+
+
+def opened(browser: Any, address: str, locale: str = "zh-CN", width: int = 1280) -> Any:
+    """The page, in a context of its own; what goes wrong in its scripts fails the test."""
+    context = browser.new_context(locale=locale, viewport={"width": width, "height": 800})
+    context.set_default_timeout(_WAIT_MS)
+    page = context.new_page()
+    page.on("pageerror", lambda error: pytest.fail(f"the page's script failed: {error}"))
+    page.goto(address)
+    return page
+
+
+def answers(page: Any) -> dict[str, list[tuple[str, float]]]:
+    """File name -> labels and percentages, as they are shown."""
+    read = """[...document.querySelectorAll("#pictures > li")].map((card) => [
+        card.querySelector("img").alt,
+        [...card.querySelectorAll("ol li")].map((row) => [row.children[0].textContent, row.children[1].textContent]),
+    ])"""
+    return {name: [(label, float(value.rstrip("%"))) for label, value in rows] for name, rows in page.evaluate(read)}
+
+
+def embeddings(page: Any) -> dict[str, list[float]]:
+    return dict(
+        page.evaluate(
+            "import('./app.js').then(({ dcclip }) => dcclip.pictures().map((one) => [one.name, one.embedding]))"
+        )
+    )
+
+
+def awkward(folder: Path) -> list[Path]:
+    """Pictures that a browser and Pillow might treat differently: turned by EXIF, transparent, grey, tall, enlarged."""
+    photo = Image.open(PHOTOS[1]).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    clear = photo.copy()
+    clear.putalpha(Image.linear_gradient("L").resize(photo.size))
+    files = {
+        "turned.jpg": encode(photo, "JPEG", quality=95, exif=exif),
+        "clear.png": encode(clear),
+        "grey.jpg": encode(photo.convert("L"), "JPEG", quality=95),
+        "tall.webp": encode(photo.crop((100, 0, 190, 300)), "WEBP", lossless=True),
+        "small.png": encode(photo.resize((61, 40))),
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return [folder / name for name in files]
+
+
+def test_the_page_answers_as_python_does(browser: Any, site: Site, tmp_path: Path) -> None:
+    files = [*PHOTOS, *awkward(tmp_path)]
+    page = opened(browser, site.address)
+    page.fill("#labels", "，".join(LABELS))
+    page.set_input_files("#files", files)
+    page.wait_for_selector(f"#pictures > li:nth-child({len(files)}) details:not([hidden])")
+    starter = load("starter")
+    expected = dict(zip((file.name for file in files), starter.embed_images(list(files)), strict=True))
+    found = embeddings(page)
+    cosines = {name: float(np.dot(found[name], expected[name])) for name in expected}
+    assert min(cosines[file.name] for file in PHOTOS) >= 0.99, cosines
+    assert min(cosines.values()) >= 0.98, cosines
+    shown, predicted = answers(page), starter.predict(list(files), LABELS)
+    for file, labels in zip(files, predicted, strict=True):
+        assert shown[file.name][0][0] == next(iter(labels))
+        for label, percentage in shown[file.name]:
+            assert percentage / 100 == pytest.approx(labels[label], abs=0.06)
+    alone = answers(page)
+    page.check("#multi")
+    while answers(page) == alone:
+        page.wait_for_timeout(100)
+    several = starter.predict(list(files), LABELS, multi_label=True)
+    for file, labels in zip(files, several, strict=True):
+        assert dict(answers(page)[file.name])[next(iter(labels))] / 100 == pytest.approx(max(labels.values()), abs=0.06)
+    page.check("input[value=search]")
+    page.fill("#query", "a cup of coffee")
+    page.wait_for_selector("#pictures > li:first-child img[alt='coffee.jpg']")
+    page.context.close()
+
+
+def test_nothing_leaves_the_page(browser: Any, site: Site, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("elsewhere")
+    page = opened(browser, site.address)
+    with serve(tmp_path) as elsewhere:
+        tries = """async (url) => {
+            const inside = new Blob([`fetch("${url}").then(() => postMessage(true), () => postMessage(false))`]);
+            const worker = new Worker(URL.createObjectURL(inside));
+            const fromWorker = new Promise((resolve) => (worker.onmessage = ({ data }) => resolve(data)));
+            return [await fetch(url).then(() => true, () => false), await fromWorker];
+        }"""
+        assert page.evaluate(tries, elsewhere.address) == [False, False]
+        assert elsewhere.requests == []
+    page.set_input_files("#files", PHOTOS[:1])
+    page.wait_for_selector("#pictures li ol li")
+    assert all(path.startswith("/some/where/") for path in site.requests)
+    page.context.close()
+
+
+def test_both_languages_the_keyboard_and_a_phone(browser: Any, site: Site) -> None:
+    page = opened(browser, site.address, "en-US", width=360)
+    assert page.title() == "What is in the picture?" and page.locator("html").get_attribute("lang") == "en"
+    for focused in ("language", "files", None, "labels", "multi"):  # None: the choice of what to do
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "folder":
+            page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.id") == (focused or "")
+    names = page.locator("button:visible, input:visible, textarea:visible")
+    assert all(one.evaluate("one => one.labels?.length || one.innerText.trim()") for one in names.all())
+    page.set_input_files("#files", PHOTOS[:2])
+    page.wait_for_selector("#pictures > li:nth-child(2) ol li")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.click("#language")
+    assert page.locator("html").get_attribute("lang") == "zh-Hans" and page.title() == "看图识物"
+    page.wait_for_selector("#pictures >> text=猫")
+    assert page.get_by_label("移除 cat.jpg").is_visible()
+    page.reload()
+    assert page.title() == "看图识物"
+    page.context.close()
+
+
+def test_errors_are_sentences(browser: Any, site: Site, page_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.jpg").write_text("not a picture")
+    (tmp_path / "thin.png").write_bytes(encode(Image.new("RGB", (1200, 2))))
+    page = opened(browser, site.address, "en-US")
+    page.set_input_files("#files", [tmp_path / "notes.jpg", tmp_path / "thin.png", PHOTOS[1]])
+    page.wait_for_selector("#pictures li ol li")
+    first, second = page.locator("#errors li").all_inner_texts()
+    assert re.match(r"notes.jpg is not a picture that this browser reads; convert it", first)
+    assert re.match(r"thin.png is too thin \(1200 × 2 pixels, one side over 100 times the other\)", second)
+    page.fill("#labels", "")
+    page.wait_for_selector("#status:text('Write some labels first.')")
+    page.context.close()
+    broken = shutil.copytree(page_folder, tmp_path / "broken")
+    (broken / "text.onnx").unlink()
+    with serve(broken) as served:
+        page = opened(browser, served.address, "zh-CN")
+        page.wait_for_selector("#errors:has-text('缺少文件 text.onnx')")
+        page.context.close()
+
+
+def test_other_tokens_than_pythons_are_reported(browser: Any, page_folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(page_folder, tmp_path / "other")
+    (other / "checks.json").write_text('[["猫", [0, 5, 2]]]')
+    with serve(other) as served:
+        page = opened(browser, served.address, "en-US")
+        page.wait_for_selector("#errors:has-text('splits texts into other tokens than Python')")
+        page.context.close()
+
+
+def test_demo_serves_the_page_of_a_bundle_without_torch_until_it_is_stopped(
+    browser: Any, packages: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(packages, cache_folder() / "npm", dirs_exist_ok=True)
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'open_clip', 'transformers', 'timm']));"
+        "sys.argv[1:] = ['demo', '--model', 'starter', '--no-open', '--out', sys.argv[1]];"
+        "from dcclip_cli.__main__ import main; main()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "page")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        address = process.stdout.readline().strip()
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address), process.stderr.read()
+        page = opened(browser, address)
+        assert page.evaluate("crossOriginIsolated")  # so that WebAssembly has threads
+        page.set_input_files("#files", PHOTOS[1:2])
+        page.wait_for_selector("#pictures li ol li:has-text('猫')")
+        page.context.close()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert f"stopped: the page is in {tmp_path / 'page'}; run the same command again" in errors
+    assert "Traceback" not in errors
