@@ -21,6 +21,7 @@ from dcclip_cli.recipe.yaml import Location
 from dcclip_cli.run_dir import STAGES, RunDir, StageName, finished
 from dcclip_cli.train.losses.base import Loss
 from dcclip_cli.train.options import TrainOptions
+from dcclip_cli.train.trackers import check_installed
 
 if TYPE_CHECKING:
     from dcclip_cli.model.students import StudentOptions
@@ -93,6 +94,8 @@ class Preflight:
         student = self._student(teachers)
         self._tests()
         self._export()
+        for number, tracker in enumerate(self.loaded.recipe.track if self._training() else ()):
+            self._ask(("track", number), partial(check_installed, tracker))
         for stage in self._training():
             self._stage(stage, data, teachers, student)
         return self.problems

@@ -200,7 +200,9 @@ class RecipeRun:
             return self._train_in_processes(stage)
         recipe = self.loaded.recipe
         models, device = (recipe.teacher, recipe.student), torch_device(self.device)
-        context = StageContext(self.dir, self._section("data"), *models, recipe.seed, device, self.fresh, self.progress)
+        context = StageContext(
+            self.dir, self._section("data"), *models, recipe.seed, device, self.fresh, self.progress, recipe.track
+        )
         train: Any = distill if stage == "distill" else align
         result: TrainResult = train(self._section(stage), context)
         if stage == "align" and result.already_finished:

@@ -14,10 +14,11 @@ from dcclip_cli.eval.evaluate import EvalOptions
 from dcclip_cli.exporters.export import ExportOptions
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
-from dcclip_cli.options import Options
+from dcclip_cli.options import Neutral, Options
 from dcclip_cli.run_dir import STAGES, StageName
 from dcclip_cli.train.align import AlignOptions
 from dcclip_cli.train.distill import DistillOptions
+from dcclip_cli.train.trackers import TrackerName
 
 
 class Recipe(Options):
@@ -26,6 +27,10 @@ class Recipe(Options):
     format: Literal[1] = Field(1, description="Version of the recipe format")
     name: str = Field(max_length=80, description="Name of the model; everything that the recipe makes is in runs/NAME/")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all random choices; the same seed gives the same weights")
+    track: Neutral[tuple[TrackerName, ...]] = Field(
+        ("tensorboard",),
+        description="Experiment trackers of distill and align, all offline; metrics.jsonl is always written",
+    )
     teacher: Teacher | None = Field(None, description="The large model to learn from; required by distill")
     student: StudentOptions | None = Field(None, description="The small model to train")
     data: DataOptions | None = Field(None, description="The image-caption pairs to train on")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
 from dcclip_cli.checksums import read_record, write_record
 from dcclip_cli.errors import DcclipError
@@ -109,7 +109,7 @@ def settle_precision(
     return options.model_copy(update={"precision": choice.precision, "optimizer": optimizer}), choice
 
 
-def make_accelerator(options: TrainOptions, folder: Path, device: str, unused: bool = True) -> Accelerator:
+def make_accelerator(options: TrainOptions, device: str, unused: bool = True) -> Accelerator:
     """Accelerate for this stage's precision and device. `unused`: a step may leave parameters without a gradient.
 
     Where DDP need not look for those, it arranges its buckets anew after the first step, so that with more than two
@@ -120,8 +120,6 @@ def make_accelerator(options: TrainOptions, folder: Path, device: str, unused: b
     return Accelerator(
         cpu=device == "cpu",
         mixed_precision="no" if options.precision == "fp32" else options.precision,
-        log_with="tensorboard",
-        project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
     )
 

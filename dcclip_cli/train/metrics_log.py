@@ -1,4 +1,4 @@
-"""Metric logging: metrics.jsonl, TensorBoard, and the speed of steps."""
+"""Metric logging: metrics.jsonl, trackers, and the speed of steps."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
 from dcclip_cli.errors import writing
 from dcclip_cli.files import atomic_write
 from dcclip_cli.progress import Progress
+from dcclip_cli.train.trackers import TrackerName, Trackers
 
 
 class MetricsLog:
-    """Writes metrics.jsonl and TensorBoard files; entries after the step that training resumes from are removed."""
+    """Writes metrics.jsonl, whose entries after the step that training resumes from are removed, and to trackers."""
 
     def __init__(self, folder: Path, resumed_step: int, accelerator: Accelerator, progress: Progress) -> None:
         self._accelerator = accelerator
-        self._file = folder / "metrics.jsonl"
+        self._folder, self._file = folder, folder / "metrics.jsonl"
+        self._trackers: Trackers | None = None
         if not accelerator.is_main_process:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -35,16 +38,27 @@ class MetricsLog:
         if not resumed_step:
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         threading.excepthook = _unless_raised_again
-        accelerator.init_trackers("tensorboard")
+
+    def track(self, names: Sequence[TrackerName], config: Mapping[str, Any]) -> None:
+        """Write to trackers, too, and first the options that decide the result."""
+        self._trackers = Trackers(names, self._folder, self._accelerator)
+        with writing(self._folder):
+            self._trackers.start(config)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Add one entry. Only the main process writes."""
         if self._accelerator.is_main_process:
             rounded = {name: float(f"{value:.6g}") for name, value in metrics.items()}
-            with writing(self._file):  # so do TensorBoard's files, next to it
+            with writing(self._file):  # so do the trackers' files, next to it
                 with self._file.open("a") as stream:
                     stream.write(json.dumps({"step": step, **rounded}) + "\n")
                 self._accelerator.log(metrics, step=step)
+
+    def close(self) -> None:
+        """End the trackers' run."""
+        if self._trackers is not None:
+            with writing(self._folder):
+                self._trackers.finish()
 
 
 def _unless_raised_again(error: threading.ExceptHookArgs) -> None:

@@ -15,6 +15,7 @@ from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.options import Neutral, Options, Removed
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import RunDir, TrainResult, finished
+from dcclip_cli.train.trackers import TrackerName
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 _MOST_STEPS = 100_000_000
@@ -151,7 +152,7 @@ class TrainOptions(Options):
         "with other work, less `workers`, but more than half of them",
     )
     log_every_steps: Neutral[int] = Field(
-        20, ge=1, le=_MOST_STEPS, description="Steps between entries in metrics.jsonl and TensorBoard"
+        20, ge=1, le=_MOST_STEPS, description="Steps between entries in metrics.jsonl and the trackers"
     )
     checkpoint_every_steps: Neutral[int] = Field(
         200, ge=1, le=_MOST_STEPS, description="Steps between checkpoints that a run can resume from"
@@ -205,6 +206,7 @@ class StageContext:
     device: str = "cpu"
     fresh: bool = False
     progress: Progress = field(default_factory=Silent)
+    track: tuple[TrackerName, ...] = ()
 
     def finished(self, stage: Literal["distill", "align"]) -> TrainResult | None:
         """The result of a stage that an earlier run finished; with `fresh`, all that it left is removed."""

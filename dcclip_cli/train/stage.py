@@ -78,7 +78,14 @@ def train_stage(setup: StageSetup, options: TrainOptions, context: StageContext)
         sampler = stage.training.sampler
         caches += sampler.caches if isinstance(sampler, CacheFillingSampler) else ()
         info = RunInfo(
-            setup.name, folder, stage.identity, context.seed, context.device, stage.unused_parameters, context.progress
+            setup.name,
+            folder,
+            stage.identity,
+            context.seed,
+            context.device,
+            stage.unused_parameters,
+            context.progress,
+            context.track,
         )
         trainer = Trainer(stage.task, stage.collator, sampler, stage.options, info, stage.validate)
 

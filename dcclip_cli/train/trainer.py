@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.data.samplers import MixedBatchSampler
-from dcclip_cli.errors import DcclipError, writing
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import loading_processes
 from dcclip_cli.progress import Progress, Silent, Task
 from dcclip_cli.signals import HeldSignals, begin_worker
@@ -31,6 +31,7 @@ from dcclip_cli.train.metrics_log import MetricsLog, StepTimer
 from dcclip_cli.train.optimizer import ema_weights, learning_rate_factor, make_ema, make_optimizer
 from dcclip_cli.train.options import TrainOptions
 from dcclip_cli.train.task import TrainingTask
+from dcclip_cli.train.trackers import TrackerName
 from dcclip_cli.train.validation import BestCheckpoint
 
 CHANCE_STEP = 500  # after which a contrastive loss at chance level is reported
@@ -44,6 +45,7 @@ Finish = Callable[[dict[str, float]], None]
 class RunInfo:
     """Where a stage trains: its name, folder and device, and the identity that its checkpoints belong to.
 
+    `track`: trackers that the metrics are written to.
     `unused_parameters`: a step may leave parameters without a gradient.
     """
 
@@ -54,6 +56,7 @@ class RunInfo:
     device: str = "cpu"
     unused_parameters: bool = True
     progress: Progress = field(default_factory=Silent)
+    track: tuple[TrackerName, ...] = ()
 
 
 class Trainer:
@@ -75,7 +78,7 @@ class Trainer:
         self.task, self.collator, self.sampler, self.options, self.info = task, collator, sampler, options, info
         self._validate = validate
         self.total_steps = options.total_steps(sampler.steps_per_epoch)
-        self.accelerator = make_accelerator(options, info.folder, info.device, info.unused_parameters)
+        self.accelerator = make_accelerator(options, info.device, info.unused_parameters)
         sampler.check_shares(self.accelerator.num_processes * options.accumulate)
         self.device = self.accelerator.device
         task.to(self.device)
@@ -109,6 +112,8 @@ class Trainer:
             except BaseException:
                 self._save_before_the_end()
                 raise
+            finally:
+                self._log.close()
             self.seconds = time.monotonic() - began
             self._take_final_weights()
             self.task.eval().to("cpu")
@@ -220,6 +225,7 @@ class Trainer:
         if self.accelerator.scaler is not None and self.state.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
         self._log = MetricsLog(folder, self.state.step, self.accelerator, self.info.progress)
+        self._log.track(self.info.track, self.info.identity)
         self._timer = StepTimer(self.state.step)
         self._best = BestCheckpoint(folder / "best", self.state.step)
         self._guard = NonFiniteGuard(self.task, folder)
@@ -230,8 +236,7 @@ class Trainer:
         del self._wrapped, self._accelerated_optimizer
         gc.collect()
         self.accelerator.wait_for_everyone()
-        with writing(self.info.folder / "tensorboard"):
-            self.accelerator.end_training()
+        self.accelerator.end_training()
 
     def _is_bad(self, terms: dict[str, Tensor], norm: Tensor) -> Tensor:
         """Whether a step is not finite, on the device. fp16's scaler skips steps whose gradients overflow itself."""

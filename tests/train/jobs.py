@@ -90,6 +90,7 @@ def run(job: Job, progress: Progress | None = None) -> TrainResult:
         job.get("seed", 0),
         fresh=job.get("fresh", False),
         progress=progress or Silent(),
+        track=tuple(job.get("track", ())),
     )
     options = OPTIONS | job["options"]
     if job["stage"] == "distill":

@@ -1,6 +1,5 @@
 """Which parameters a step leaves without a gradient: DDP looks for those only where there may be any."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,9 +37,9 @@ def test_parameters_without_a_gradient_are_looked_for_only_where_there_may_be_an
     looked: list[bool] = []
     without: set[str] = set()
 
-    def making(chosen: Any, folder: Path, device: str, unused: bool) -> Accelerator:
+    def making(chosen: Any, device: str, unused: bool) -> Accelerator:
         looked.append(unused)
-        return make_accelerator(chosen, folder, device, unused)
+        return make_accelerator(chosen, device, unused)
 
     def recording(wrapped: nn.Module, batch: Batch, parts: int, accelerator: Accelerator) -> Any:
         terms = backward(wrapped, batch, parts, accelerator)
