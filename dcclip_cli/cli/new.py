@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from click import prompt
 from typer import Argument, Option
@@ -102,9 +102,9 @@ def new(
     console.show(str(file))
 
 
-def _ask(question: str, choices: Mapping[str, str], yes: bool) -> str:
+def _ask(question: str, choices: Mapping[Any, str], yes: bool) -> str:
     """The choice that the user names, by number or name; the first by default, or if nothing is to be asked."""
-    names = list(choices)
+    names = [str(name) for name in choices]
     if yes:
         return names[0]
     console.info_line(question)

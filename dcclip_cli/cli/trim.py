@@ -11,6 +11,7 @@ from dcclip_cli.cli import console, flags
 
 if TYPE_CHECKING:
     from dcclip_cli.model.trim import TrimResult
+    from dcclip_cli.progress import Progress
 
 _MOST_TEXTS, _MOST_BYTES = 1_000_000, 200_000_000
 _NAMED = 8  # texts
@@ -59,10 +60,10 @@ def trim(
         trust_remote_code=trust_remote_code,
         progress=talk,
     )
-    _show(result, texts)
+    _show(result, texts, talk)
 
 
-def _show(result: TrimResult, texts: Path | None) -> None:
+def _show(result: TrimResult, texts: Path | None, talk: Progress) -> None:
     rows = [
         ("pieces", f"{result.pieces_before:,}", f"{result.pieces:,}"),
         ("parameters", f"{result.parameters_before / 1e6:.2f} M", f"{result.parameters / 1e6:.2f} M"),
@@ -71,12 +72,12 @@ def _show(result: TrimResult, texts: Path | None) -> None:
     console.show_table(str(result.folder), ("", "before", "after"), rows)
     same = f"largest difference of {result.compared} embeddings: {result.difference:.1g}"
     share = f"{len(result.split) / max(1, result.texts):.1%}".replace("%", " %")
-    console.info_line(f"{result.texts:,} texts compared, {share} are split into other pieces than before; {same}")
+    talk.say(f"{result.texts:,} texts compared, {share} are split into other pieces than before; {same}")
     for text in result.split[:_NAMED]:
-        console.warning_line(f"a piece of this text is gone: {text}")
+        talk.say(f"warning: a piece of this text is gone: {text}")
     if len(result.split) > _NAMED:
-        console.warning_line(f"and of {len(result.split) - _NAMED:,} more texts")
+        talk.say(f"warning: and of {len(result.split) - _NAMED:,} more texts")
     if result.unseen_split is not None:
         estimate = f"{result.unseen_split:.1%}".replace("%", " %")
-        console.info_line(f"of other texts like those in {texts} about {estimate} would be (estimated on every second)")
+        talk.say(f"of other texts like those in {texts} about {estimate} would be (estimated on every second)")
     console.show(str(result.folder))
