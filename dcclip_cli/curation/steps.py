@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
-from dcclip_cli.curation.filter_pair import filter_pair
+from dcclip_cli.curation.filter_pair import filter_pairs
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.slices import keep_slice, read_pairs, write_slice
 from dcclip_cli.curation.sources.base import Candidate
@@ -53,8 +53,7 @@ class ReadStep(SliceStep):
 
         with whole_folder(self.result(task)) as folder, Fetcher(self.options.fetch) as fetcher:
             candidates = fetcher.fetch_all(self._candidates(task))
-            results = (filter_pair(candidate, self.options) for candidate in candidates)
-            keep_slice(folder, results, self.options.report.examples)
+            keep_slice(folder, filter_pairs(candidates, self.options), self.options.report.examples)
 
     def _candidates(self, task: int) -> Iterator[Candidate]:
         """The slice's candidates, each with its key and its source in the metadata."""
