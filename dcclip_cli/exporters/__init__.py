@@ -2,6 +2,9 @@
 
 from typing import Literal
 
-FormatName = Literal["onnx", "web", "immich", "open_clip", "transformers", "openvino", "executorch", "litert", "coreml"]
+FormatName = Literal[
+    "onnx", "web", "immich", "open_clip", "transformers", "sentence-transformers", "openvino", "mnn", "executorch",
+    "litert", "coreml",
+]  # fmt: skip
 Precision = Literal["fp32", "fp16", "int8"]
 Preprocess = Literal["outside", "graph"]

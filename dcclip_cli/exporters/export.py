@@ -23,9 +23,10 @@ from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
 from dcclip_cli.exporters.bundle import BundleGraphs, bundle_precision, load_bundle
 from dcclip_cli.exporters.formats import Format
-from dcclip_cli.exporters.formats.devices import CoreMl, ExecuTorch, LiteRt, OpenVino
+from dcclip_cli.exporters.formats.devices import CoreMl, ExecuTorch, LiteRt, Mnn, OpenVino
 from dcclip_cli.exporters.formats.onnx import Immich, Onnx
 from dcclip_cli.exporters.formats.pytorch import OpenClip, Transformers
+from dcclip_cli.exporters.formats.sentence_transformers import SentenceTransformers
 from dcclip_cli.exporters.formats.web import Web
 from dcclip_cli.exporters.parity import TOWERS, Original, Parity, Thresholds
 from dcclip_cli.exporters.quantize import OnnxGraphs
@@ -46,7 +47,10 @@ from dcclip_cli.versions import versions
 # A new format is a class in formats/, a name in `FormatName`, and a line here.
 FORMATS: Mapping[FormatName, Format] = {
     one.name: one
-    for one in (Onnx(), Web(), Immich(), OpenClip(), Transformers(), OpenVino(), ExecuTorch(), LiteRt(), CoreMl())
+    for one in (
+        *(Onnx(), Web(), Immich(), OpenClip(), Transformers(), SentenceTransformers()),
+        *(OpenVino(), Mnn(), ExecuTorch(), LiteRt(), CoreMl()),
+    )
 }
 EXPORT_FORMAT = 3  # version of the parity report and of the inputs of `made_from`
 

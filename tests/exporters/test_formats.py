@@ -73,6 +73,39 @@ def test_transformers_loads_a_student_with_its_own_classes(
     assert float(model.logit_scale.detach().exp()) == pytest.approx(expected.logit_scale)
 
 
+@pytest.mark.parametrize("kind", ["student", "chinese-clip", "siglip"])
+def test_sentence_transformers_embeds_images_and_texts_by_itself(
+    kind: str, request: pytest.FixtureRequest, export_model: Exporting, tmp_path: Path
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    teacher = {"chinese-clip": "chinese_clip_folder", "siglip": "siglip_folder"}.get(kind)
+    folder = request.getfixturevalue(teacher or "model_folder")
+    model = f"hf:{folder}" if teacher else folder
+    # Its image processors are torchvision's, which round some pixels of transformers' own to the next of 256 levels.
+    limits = {"min_agreement": 0.9, "max_difference": 1e-3}
+    result = export_model(model, format="sentence-transformers", parity=limits)
+    assert result.parity is not None and result.parity.text_max_difference < 1e-5
+    loaded = SentenceTransformer(str(result.folder), device="cpu", trust_remote_code=False)
+    picture = tmp_path / "图.png"
+    Image.new("RGB", (80, 50), "green").save(picture)
+    expected = load_encoder(resolve(str(model)), "cpu")
+    np.testing.assert_allclose(loaded.encode(TEXTS), expected.encode_texts(TEXTS), atol=1e-5)
+    images = expected.encode_pixels(expected.preprocess(Image.open(picture))[np.newaxis])
+    np.testing.assert_allclose(loaded.encode([str(picture)]), images, atol=1e-5)
+    np.testing.assert_allclose(loaded.encode([Image.open(picture)]), images, atol=1e-5)
+    cosines = loaded.similarity(loaded.encode([str(picture)]), loaded.encode(TEXTS))
+    np.testing.assert_allclose(cosines, images @ expected.encode_texts(TEXTS).T, atol=1e-5)
+    assert loaded.get_sentence_embedding_dimension() == images.shape[1]
+
+
+def test_mnn_gives_the_models_embeddings(export_model: Exporting) -> None:
+    pytest.importorskip("MNN")
+    result = export_model(format="mnn", parity={"min_agreement": 0.9})
+    assert result.parity is not None
+    assert max(result.parity.image_max_difference, result.parity.text_max_difference) < 1e-5
+
+
 def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 

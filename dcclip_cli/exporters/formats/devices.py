@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters import Precision
 from dcclip_cli.exporters.formats import Format
 from dcclip_cli.predict.onnx_encoder import IMAGE, TEXT, Run
@@ -116,6 +122,47 @@ class LiteRt(Format):
         return lambda item: np.array(next(iter(run(**{name: item.astype(detail["dtype"])}).values())))
 
 
+class Mnn(Format):
+    """image.mnn and text.mnn for MNN on phones and small boards, converted from the ONNX graphs.
+
+    One image or text at a time: in a batch, MNN 3.6 gives embeddings of wrong lengths.
+    """
+
+    name = "mnn"
+    precisions = ("fp32",)
+    package = "MNN"
+    install = "pip install MNN"
+    from_onnx = True
+    files = ("image.mnn", "text.mnn")
+    is_single = True
+
+    def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
+        # In a process of its own, since it prints on stdout. The program mnnconvert would also install a package that
+        # reports its use to the maker; the function does not.
+        convert = "import sys, _tools; _tools.mnnconvert(sys.argv)"
+        for graph, file in zip((IMAGE, TEXT), self.files, strict=True):
+            arguments = ["-f", "ONNX", "--modelFile", str(graphs / graph), "--MNNModel", str(folder / file)]
+            command = [sys.executable, "-c", convert, *arguments, "--bizCode", "dcclip"]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if not (folder / file).is_file():
+                reason = (done.stdout + done.stderr).strip().splitlines()[-1:] or ["no reason given"]
+                raise DcclipError(f"MNN cannot convert {graph}: {reason[0][:200]}", "use --format onnx or litert")
+
+    def runner(self, file: Path) -> Run:
+        with _stdout_to_stderr():
+            from MNN import expr, nn
+
+        module = nn.load_module_from_file(str(file), [], [])
+
+        def run(item: np.ndarray) -> np.ndarray:
+            is_text = item.dtype != np.float32
+            item = np.ascontiguousarray(item, np.int32 if is_text else np.float32)
+            taken = expr.const(item, list(item.shape), expr.NCHW, expr.int if is_text else expr.float)
+            return np.array(module.forward([taken])[0].read())
+
+        return run
+
+
 class CoreMl(Format):
     """image.mlpackage and text.mlpackage for iOS and macOS: one image, one text padded to the full length (int32).
 
@@ -144,6 +191,19 @@ class CoreMl(Format):
 
     def open(self, folder: Path) -> None:
         return None
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """While the block runs, what libraries print on stdout is on stderr."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _traced(graph: nn.Module, example: Tensor) -> Any:
