@@ -39,7 +39,8 @@ def read_card(file: Path) -> ModelCard:
 
     hint = f"correct the lines between --- in {file}, or remove it"
     try:
-        return ModelCard(read_text(file, _MOST_BYTES, hint))
+        text = read_text(file, _MOST_BYTES, hint)
+        return ModelCard(text if text.startswith("---") else f"---\n{{}}\n---\n{text}")
     except (yaml.YAMLError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DcclipError(f"the header of {file} cannot be read: {reason}", hint) from None

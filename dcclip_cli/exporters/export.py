@@ -141,6 +141,7 @@ def export(
     begin = time.perf_counter()
     target.prepare(progress)
     samples, tests = samples_from(_images_of(data, "validation", "train") or calibration), _tests(evaluation)
+    samples = samples.squares() if target.crops_down else samples
     source = load_bundle(model.path) if is_bundle else load_source(model)
     source.dims = options.dims
     short = shortened(source.encoder, options.dims, progress)

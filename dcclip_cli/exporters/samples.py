@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,16 @@ class Samples:
     images: Sequence[Image.Image]
     labels: Sequence[Sequence[str]]
     texts: Sequence[str] = TEXTS
+
+    def squares(self) -> Samples:
+        """The same with the middle squares of the images, which leave nothing to crop."""
+        return replace(self, images=[_square(image) for image in self.images])
+
+
+def _square(image: Image.Image) -> Image.Image:
+    side = min(image.size)
+    left, top = ((length - side) // 2 for length in image.size)
+    return image.crop((left, top, left + side, top + side))
 
 
 def samples_from(given: Path | PairDataset | None, count: int = 128) -> Samples:

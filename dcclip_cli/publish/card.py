@@ -30,6 +30,7 @@ class CardFacts:
 
     repository: str
     licence: str | None = None
+    library: str | None = None
     base_model: str | None = None
     results: Sequence[EvalResult] = ()
     bundles: Sequence[str] = ()
@@ -45,8 +46,8 @@ def complete_card(file: Path, facts: CardFacts) -> ModelCard:
     """
     from huggingface_hub import ModelCard
 
-    title = f"# {facts.repository.rpartition('/')[2]}\n"
-    card = read_card(file) if file.is_file() else ModelCard(title, ignore_metadata_errors=True)
+    title = f"---\n{{}}\n---\n# {facts.repository.rpartition('/')[2]}\n"
+    card = read_card(file) if file.is_file() else ModelCard(title)
     collected = [_collected(folder) for folder in facts.data]
     _complete_header(card, facts, collected)
     add_results(card, facts.results)
@@ -76,7 +77,14 @@ def _complete_header(card: ModelCard, facts: CardFacts, collected: Sequence[_Col
     tags = ["clip", "dcclip", *(["onnx"] if any(name.startswith("onnx") for name in facts.bundles) else [])]
     card.data["tags"] = list(dict.fromkeys([*(card.data.get("tags") or []), *tags]))
     datasets = sorted({name for one in collected for name in one.on_hub})
-    for key, value in (("language", ["zh", "en"]), ("base_model", facts.base_model), ("datasets", datasets)):
+    known = {
+        "library_name": facts.library,
+        "pipeline_tag": "zero-shot-image-classification",
+        "language": ["zh", "en"],
+        "base_model": facts.base_model,
+        "datasets": datasets,
+    }
+    for key, value in known.items():
         if value and not card.data.get(key):
             card.data[key] = value
 

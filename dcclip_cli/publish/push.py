@@ -85,14 +85,13 @@ def plan_push(model: ModelReference, repository: str, options: PushOptions) -> P
     """What a push of a model directory or an export uploads; asks nobody and writes nothing.
 
     From the run that a model is in come its results, its export and what its data was collected from. Raises
-    DcclipError for a damaged model, for one that dcclip did not make, and if no licence is named.
+    DcclipError for a damaged model, for one that is not here, and if no licence is named.
     """
     if not _NAME.fullmatch(repository):
         raise DcclipError(f"{repository} is no name of a repository", "write ORG/NAME; ORG may be your user name")
     folder = model.path
-    if model.kind == "open_clip" or not (folder / PROVENANCE).is_file():
-        what = f"{model.target} was not made by dcclip: it has no {PROVENANCE}"
-        raise DcclipError(what, f"upload other models with: hf upload {repository} DIR")
+    if model.kind == "open_clip" or not folder.is_dir():
+        raise DcclipError(f"{model.target} is a model on a hub already", "name a run, a model directory or an export")
     record = _checked(folder)
     run = _run_of(folder)
     notes: list[str] = []
@@ -107,7 +106,8 @@ def plan_push(model: ModelReference, repository: str, options: PushOptions) -> P
     recipe = _recipe(run)
     data = [*_collections(run, recipe), *options.data]
     names = [] if data else _data_names(recipe)
-    facts = CardFacts(repository, options.licence, _base_model(recipe), results, list(bundles), data, names)
+    library = "open_clip" if CONFIG in files else None
+    facts = CardFacts(repository, options.licence, library, _base_model(recipe), results, list(bundles), data, names)
     files[CARD] = str(complete_card(folder / CARD, facts)).encode()
     notes = [*(f"the card: {one}" for one in facts.missing), *notes]
     return PushPlan(repository, dict(sorted(files.items())), tuple(notes))
@@ -173,6 +173,9 @@ def _digests(file: Path | bytes) -> tuple[str, str]:
 
 
 def _checked(folder: Path) -> Record:
+    """The record of a directory whose files are as it lists them; an empty one of another library's."""
+    if not (folder / PROVENANCE).exists():
+        return Record(folder / PROVENANCE, {"kind": "model"}, _COPY)
     record = read_record(folder / PROVENANCE, FIRST_WITH_CHECKSUMS, _COPY)
     record.check()
     return record
@@ -180,8 +183,8 @@ def _checked(folder: Path) -> Record:
 
 def _listed(folder: Path, record: Record) -> list[str]:
     """The names of a directory's files: those in its record; of one without checksums all that are not hidden."""
-    there = (file for file in folder.iterdir() if file.is_file() and file.name[0] != "." and file.name != CARD)
-    return sorted({*(record.digests or (file.name for file in there)), PROVENANCE})
+    there = (file.name for file in folder.iterdir() if file.is_file() and file.name[0] != "." and file.name != CARD)
+    return sorted({*record.digests, PROVENANCE} if record.digests else there)
 
 
 def _model_files(folder: Path, record: Record, repository: str) -> dict[str, Path | bytes]:

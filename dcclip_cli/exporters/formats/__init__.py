@@ -28,6 +28,7 @@ class Format(ABC):
     from_onnx: ClassVar[bool] = False
     files: ClassVar[tuple[str, ...]] = ()  # the image and the text tower for `runner`, and further files with weights
     is_single: ClassVar[bool] = False  # takes one image, or one text padded to the full length
+    crops_down: ClassVar[bool] = False  # its library cuts the middle square at most one pixel further left or up
     preprocess: ClassVar[tuple[Preprocess, ...]] = ("outside",)
     has_graphs: ClassVar[bool] = True  # which can end with a cut of the embeddings
 

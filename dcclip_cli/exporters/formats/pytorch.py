@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.exporters import Precision
+from dcclip_cli.exporters import FormatName, Precision
 from dcclip_cli.exporters.formats import Format
 from dcclip_cli.exporters.formats.onnx import clip_image_processor
 from dcclip_cli.model.tokenizer import copy_tokenizer, renumbered
@@ -60,11 +60,12 @@ class Transformers(Format):
     Models of transformers are saved unchanged.
     """
 
-    name = "transformers"
-    precisions = ("fp32", "fp16")
+    name: ClassVar[FormatName] = "transformers"
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16")
     has_graphs = False
     package = "transformers"
     install = "pip install 'dcclip[train]'"
+    crops_down = True
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
         from transformers import CLIPImageProcessor

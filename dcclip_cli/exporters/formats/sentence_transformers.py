@@ -51,16 +51,21 @@ class SentenceTransformers(Transformers):
 
 
 class _SentenceEncoder(ExportedEncoder):
-    """A SentenceTransformer as an Encoder: it processes images, tokenizes texts and embeds both by itself."""
+    """A SentenceTransformer as an Encoder: it tokenizes texts and embeds texts and pixels by itself.
+
+    Pillow resizes images as its configuration says; it would use torchvision, which rounds some pixels otherwise.
+    """
 
     def __init__(self, folder: Path, about: Description) -> None:
         from sentence_transformers import SentenceTransformer
+        from transformers import AutoImageProcessor
 
         self._model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        self._processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
         super().__init__(folder, about, (), self._embed_pixels, self._embed_texts)
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
-        return self._model.preprocess([image])["pixel_values"][0].numpy()
+        return np.asarray(self._processor(image, return_tensors="np")["pixel_values"][0])
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         return self._checked(self._embed_texts(list(texts)), "texts")
