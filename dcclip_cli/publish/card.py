@@ -77,14 +77,14 @@ def _complete_header(card: ModelCard, facts: CardFacts, collected: Sequence[_Col
     tags = ["clip", "dcclip", *(["onnx"] if any(name.startswith("onnx") for name in facts.bundles) else [])]
     card.data["tags"] = list(dict.fromkeys([*(card.data.get("tags") or []), *tags]))
     datasets = sorted({name for one in collected for name in one.on_hub})
-    known = {
+    added = {
         "library_name": facts.library,
         "pipeline_tag": "zero-shot-image-classification",
         "language": ["zh", "en"],
         "base_model": facts.base_model,
         "datasets": datasets,
     }
-    for key, value in known.items():
+    for key, value in added.items():
         if value and not card.data.get(key):
             card.data[key] = value
 
@@ -112,7 +112,9 @@ def _collected(folder: Path) -> _Collected:
     rows.append(("all", "", "", *_counts(manifest["pairs"])))
     captions = ", ".join(f"{count['kept']:,} in {language}" for language, count in manifest["captions"].items())
     rules = [
-        (row.text, f"{row.pairs:,}", f"{sum(row.captions.values()):,}") for step in steps(manifest) for row in step.rows
+        (row["text"], f"{row['pairs']:,}", f"{sum(row['captions'].values()):,}")
+        for step in steps(manifest)
+        for row in step["reasons"]
     ]
     text = [
         "Image-caption pairs, collected, filtered and deduplicated by `dcclip collect`:",
