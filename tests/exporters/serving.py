@@ -30,7 +30,11 @@ def serve(folder: Path) -> Iterator[Site]:
         def log_message(self, *args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *args: Any) -> None:
+            """Nothing: a client may leave while it is answered."""
+
+    server = Server(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
     site.address = f"http://127.0.0.1:{server.server_port}/"
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

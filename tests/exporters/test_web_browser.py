@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dcclip_cli.cli.demo import _server
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder
 from dcclip_cli.predict.model import load
 from tests.exporters.serving import Site, serve
@@ -207,6 +209,8 @@ def test_demo_serves_the_page_of_a_bundle_without_torch_until_it_is_stopped(
         address = process.stdout.readline().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address), process.stderr.read()
         page = opened(browser, address)
+        with pytest.raises(DcclipError, match=r"port \d+ cannot be used: Address already in use"):
+            _server(tmp_path, int(address.strip("/").rpartition(":")[2]))
         assert page.evaluate("crossOriginIsolated")  # so that WebAssembly has threads
         page.set_input_files("#files", PHOTOS[1:2])
         page.wait_for_selector("#pictures li ol li:has-text('猫')")
