@@ -22,6 +22,10 @@ class DcclipError(Exception):
         return type(self), (self.what, self.hint)  # it is pickled to leave a worker process
 
 
+class AgainError(DcclipError):
+    """An error after which the same command goes on."""
+
+
 _WRITING = "while writing "
 
 

@@ -81,7 +81,7 @@ class CommandGroup(typer.core.TyperGroup):
 def _fail(mistake: DcclipError) -> NoReturn:
     """Print an error with its hint, or report both where `--processes` started this process, and exit with 1."""
     if is_launched():
-        report(what=mistake.what, hint=mistake.hint)
+        report(what=mistake.what, hint=mistake.hint, error=type(mistake).__name__)
         exit_command(1)
     lines = mistake.what.split("\n")
     for line in lines[:_MOST_LINES]:

@@ -150,7 +150,11 @@ def _sentence(problem: _Problem, options: Collection[str]) -> DcclipError | None
 def _no_memory(options: Collection[str]) -> DcclipError:
     there = memory()
     free = f" ({there.available / 2**30:.1f} GiB are available)" if there else ""
-    smaller = ", or make the recipe's batch_size smaller" if "--set" in options else ""
+    smaller = (
+        ", or make the recipe's batch_size smaller, or split batches with accumulate: auto"
+        if "--set" in options
+        else ""
+    )
     return DcclipError(f"there is not enough memory{free}", f"close other programs{smaller}")
 
 

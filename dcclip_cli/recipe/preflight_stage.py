@@ -127,7 +127,7 @@ class StageCheck:
             if found and found.exact and found.samples < size and not (kind == "texts" and self._phrases):
                 what = f"{size} is larger than the data ({found.samples} {kind} in data.{_KINDS[kind]})"
                 self._report((key,), DcclipError(what, f"make {key} smaller"))
-            parts, by = self.options.accumulate * self.processes, "accumulate"
+            parts, by = self.options.fewest_parts * self.processes, "accumulate"
             if size % parts:
                 by += " and processes" if self.processes > 1 else ""
                 what = f"{size} cannot be split into {parts} parts ({by})"
@@ -170,6 +170,12 @@ class StageCheck:
             what = f"needs losses on embeddings, and {inside} uses features inside the towers"
             hint = "remove one of them; accumulate alone saves memory as well"
             self._report(("gradient_cache",), DcclipError(what, hint))
+        comparing = [loss.kind for loss in self.losses if loss.compares]
+        comparing += ["the contrastive loss"] if self.stage == "align" else []
+        if self.options.accumulate == "auto" and not self.options.gradient_cache and comparing:
+            what = f"auto, and {', '.join(comparing)} compares the pairs of a batch, which must stay whole"
+            hint = "set gradient_cache: true, or accumulate to a number"
+            self._report(("accumulate",), DcclipError(what, hint))
         count = len(self.all_teachers)
         for number, loss in enumerate(self.losses):
             if isinstance(loss, TeacherLoss) and loss.teacher >= count:

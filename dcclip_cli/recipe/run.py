@@ -223,7 +223,7 @@ class RecipeRun:
             given.append("--quiet")
         if logging.getLogger().isEnabledFor(logging.INFO):
             given.append("--verbose")
-        launch(given, self.processes)
+        launch(given, self.processes, self.progress)
         provenance = read_provenance(self.dir.model(stage)).content
         metrics = provenance.pop("metrics", {})
         return TrainResult(self.dir.model(stage), False, time.monotonic() - begun, metrics, provenance)

@@ -15,7 +15,14 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 
 from dcclip_cli.checksums import read_record, write_record
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.machine import busy_cores, cores, fix_cublas_workspace, keep_freed_memory
+from dcclip_cli.machine import (
+    busy_cores,
+    cores,
+    fix_cublas_workspace,
+    keep_freed_memory,
+    loading_processes,
+    return_freed_memory,
+)
 from dcclip_cli.model.precision import Choice, choose_precision, newton_schulz_precision
 from dcclip_cli.model.towers import Towers
 from dcclip_cli.progress import Progress
@@ -64,9 +71,14 @@ def use_threads(options: TrainOptions, folder: Path, progress: Progress) -> None
         torch.set_num_threads(options.threads)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(
-            _decided(folder, "threads", lambda: _free_threads(options.workers, folder.name, progress))
+            decided(folder, "threads", lambda: _free_threads(loading_processes(options.workers), folder.name, progress))
         )
-    keep_freed_memory()
+    if options.accumulate == "auto":
+        # What a failed step frees must be there for all: oneDNN compiles no kernel any more in a thread in which it
+        # once had no memory for one (Xbyak keeps the error).
+        return_freed_memory()
+    else:
+        keep_freed_memory()
 
 
 def _free_threads(workers: int, name: str, progress: Progress) -> int:
@@ -78,7 +90,7 @@ def _free_threads(workers: int, name: str, progress: Progress) -> int:
     return threads
 
 
-def _decided(folder: Path, name: str, decide: Callable[[], T]) -> T:
+def decided(folder: Path, name: str, decide: Callable[[], T]) -> T:
     """What was decided when the stage under `folder` began, on any machine; decided now if it is new."""
     file = folder / COMPUTED_IN
     decisions = read_record(file, FORMAT, "start over with --fresh").content if file.exists() else {"format": FORMAT}
@@ -91,6 +103,13 @@ def _decided(folder: Path, name: str, decide: Callable[[], T]) -> T:
     return cast(T, decisions[name])
 
 
+def redecide(folder: Path, name: str, value: object) -> None:
+    """Replace what was decided for the stage under `folder`, from any of its processes."""
+    file = folder / COMPUTED_IN
+    content = read_record(file, FORMAT, "start over with --fresh").content
+    write_record(file, {**content, name: value}, alone=True)
+
+
 def settle_precision(
     options: TrainOptions, towers: Towers, device: str, folder: Path, image: bool, progress: Progress
 ) -> tuple[TrainOptions, Choice]:
@@ -100,9 +119,9 @@ def settle_precision(
     def choose() -> Choice:
         return choose_precision(asked, device, towers, training=True, image=image, progress=progress)
 
-    choice = Choice(**_decided(folder, "precision", lambda: asdict(choose()))) if asked == "auto" else choose()
+    choice = Choice(**decided(folder, "precision", lambda: asdict(choose()))) if asked == "auto" else choose()
     if rule == "auto":
-        rule = _decided(folder, "newton_schulz", lambda: newton_schulz_precision(device))
+        rule = decided(folder, "newton_schulz", lambda: newton_schulz_precision(device))
     for line in choice.lines(folder.name):
         progress.say(line)
     optimizer = options.optimizer.model_copy(update={"newton_schulz": rule})

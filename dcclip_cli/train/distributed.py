@@ -7,6 +7,7 @@ processes is the full loss, gives each parameter the gradient of the one-process
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,6 +19,11 @@ from torch.nn import Parameter
 def process_count() -> int:
     """How many processes train together."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def processes_here() -> int:
+    """How many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", process_count()))
 
 
 def process_index() -> int:

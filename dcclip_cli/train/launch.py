@@ -13,8 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import AgainError, DcclipError
 from dcclip_cli.launched import REPORTS, reports
+from dcclip_cli.progress import Progress
 from dcclip_cli.signals import HeldSignals, keeping
 
 if TYPE_CHECKING:
@@ -58,12 +59,21 @@ def on_gpus(asked: Processes, there: int) -> int:
     return asked
 
 
-def launch(arguments: Sequence[str], number: int) -> None:
+def launch(arguments: Sequence[str], number: int, progress: Progress) -> None:
     """Run a command of dcclip in `number` processes that train together, and return when all have ended well.
 
-    Of their output only what the first one prints on stderr is shown. The first error of any of them ends all, and is
-    raised: DcclipError, or ProcessCrashedError. Signals end all of them with their state saved.
+    They are started again after an AgainError. Of their output only what the first one prints on stderr is shown. The
+    first error of any of them ends all, and is raised: DcclipError, or ProcessCrashedError. Signals end all of them
+    with their state saved.
     """
+    while True:
+        try:
+            return _launch(arguments, number)
+        except AgainError as error:
+            progress.say(error.what)
+
+
+def _launch(arguments: Sequence[str], number: int) -> None:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, launch_agent
@@ -133,7 +143,8 @@ def _first_error(folder: Path, failures: Mapping[int, ProcessFailure], number: i
     found = reports(folder)
     for one in found:
         if "what" in one:
-            return DcclipError(one["what"], one["hint"])
+            kind = AgainError if one["error"] == AgainError.__name__ else DcclipError
+            return kind(one["what"], one["hint"])
     crashed = next((one for one in found if "traceback" in one), None)
     killed = [rank for rank, failure in failures.items() if failure.exitcode < 0]
     # Those that cannot end after another's crash are killed later.

@@ -87,11 +87,10 @@ class TrainOptions(Options):
     )
     steps: int | None = Field(None, ge=1, le=_MOST_STEPS, description="Training steps, instead of epochs")
     batch_size: int = Field(256, ge=2, le=MOST_PER_STEP, description="Pairs per step, over all processes")
-    accumulate: int = Field(
+    accumulate: Annotated[int, Field(ge=1, le=MOST_PER_STEP)] | Literal["auto"] = Field(
         1,
-        ge=1,
-        le=MOST_PER_STEP,
-        description="Gradient-accumulation steps per batch: less memory, each part is a batch of its own",
+        description="Gradient-accumulation steps per batch: less memory, each part is a batch of its own; auto: 1, and "
+        "twice as many whenever memory runs out",
     )
     gradient_cache: bool = Field(
         False,
@@ -143,7 +142,11 @@ class TrainOptions(Options):
     )
     captions: CaptionOptions = Field(CaptionOptions(), description="Which captions of a pair are used")
     augment: Augment = Field(Augment(), description="Image augmentations")
-    workers: Neutral[int] = Field(1, ge=0, le=256, description="Data-loading processes per training process")
+    workers: Neutral[Annotated[int, Field(ge=0, le=256)] | Literal["auto"]] = Field(
+        "auto",
+        description="Data-loading processes per training process; auto: 1 on the CPU, on a GPU one for each core that "
+        "the process has, up to 8",
+    )
     threads: int | None = Field(
         None,
         ge=1,
@@ -178,13 +181,18 @@ class TrainOptions(Options):
     def _check_combinations(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("set either epochs or steps")
-        if self.batch_size % self.accumulate:
+        if self.accumulate != "auto" and self.batch_size % self.accumulate:
             raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of accumulate ({self.accumulate})")
         if self.gradient_cache and self.accumulate == 1:
             raise ValueError("gradient_cache joins the parts of a batch: set accumulate to their number")
         if self.validate_every_steps is None and (self.patience is not None or self.keep == "best"):
             raise ValueError("patience and keep: best need validation: set validate_every_steps")
         return self
+
+    @property
+    def fewest_parts(self) -> int:
+        """The number of parts of a batch that a run begins with."""
+        return 1 if self.accumulate == "auto" else self.accumulate
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Training steps of the run."""

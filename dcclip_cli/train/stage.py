@@ -15,11 +15,13 @@ from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.data.pixels import training_preprocess
 from dcclip_cli.data.samplers import StageData, TrainingData, open_training_data
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.machine import loading_processes
 from dcclip_cli.options import decisive
 from dcclip_cli.run_dir import TrainResult
 from dcclip_cli.signals import keeping
 from dcclip_cli.train.checkpoint import latest_checkpoint
 from dcclip_cli.train.compute import computed_in, join_processes, settle_precision, use_kernels, use_threads
+from dcclip_cli.train.distributed import processes_here
 from dcclip_cli.train.lazy_teacher import LazyTeacher
 from dcclip_cli.train.losses.base import Loss, Tower
 from dcclip_cli.train.options import StageContext, TrainOptions
@@ -117,6 +119,7 @@ def prepare(setup: StageSetup, options: TrainOptions, context: StageContext) -> 
     run, seed, device, progress = context.run, context.seed, context.device, context.progress
     folder = run.stage(setup.name)
     join_processes(device)
+    options = options.model_copy(update={"workers": loading_processes(options.workers, device, processes_here())})
     use_kernels(options, device)
     use_threads(options, folder, progress)
     training = open_training_data(setup.data, run, seed, progress)
@@ -224,6 +227,12 @@ def _check_losses(setup: StageSetup, options: TrainOptions, student: Student, pa
         raise DcclipError(
             f"{setup.name}.gradient_cache needs losses on embeddings, and {inside} uses features inside the towers",
             "remove one of them; accumulate alone saves memory as well",
+        )
+    comparing = ", ".join(loss.kind for loss in setup.losses if loss.compares)
+    if options.accumulate == "auto" and not options.gradient_cache and comparing:
+        raise DcclipError(
+            f"{setup.name}.accumulate is auto, and {comparing} compares the pairs of a batch, which must stay whole",
+            "set gradient_cache: true, or accumulate to a number",
         )
     width = student.config["embed_dim"]
     if pairs is not None and pairs.embeddings is not None and pairs.embeddings.shape[1] != width:

@@ -13,6 +13,7 @@ from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.data.pixels import normalized, training_preprocess
 from dcclip_cli.data.samplers import MixedBatchSampler, Sample
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.machine import loading_processes
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.model.towers import OpenClipTowers, Towers
@@ -128,7 +129,7 @@ def teacher_features(
     if not teachers.all:
         return []
     grids = map_grids(student, sorted({layer for loss in losses for layer in loss.student_layers_needed}))
-    workers, progress = options.workers, context.progress
+    workers, progress = loading_processes(options.workers), context.progress
     return [
         TeacherCache(teacher, collator, learns_from(losses, number), grids, workers, progress, number)
         for number, teacher in enumerate(teachers.all)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dcclip_cli.data.collator import OTHER, Batch, Texts
 from dcclip_cli.data.pixels import Uint8Pixels
-from dcclip_cli.machine import cores
+from dcclip_cli.machine import cores, loading_processes
 from dcclip_cli.model.blank import blank_student, local_folder
 from dcclip_cli.model.preprocess import decode, flatten
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Tokens, Towers
@@ -45,8 +45,8 @@ def by_operations(work: StageWork) -> Times:
 def by_measuring(work: StageWork) -> Times:
     """As `by_operations`, with a few real steps of the student, and the passes of teachers that are local and small."""
     estimated = by_operations(work)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(work.options.threads or max(cores() - work.options.workers, cores() // 2 + 1))
+    threads, workers = torch.get_num_threads(), loading_processes(work.options.workers, work.device)
+    torch.set_num_threads(work.options.threads or max(cores() - workers, cores() // 2 + 1))
     try:
         step = _step_seconds(work) if work.student is not None else estimated.step_s
         teachers = [
@@ -57,7 +57,7 @@ def by_measuring(work: StageWork) -> Times:
         torch.set_num_threads(threads)
     load = _load_seconds(work)
     images = sum(size for kind, size in work.sizes.items() if kind != "texts")
-    loading = images * load / max(1, work.options.workers)
+    loading = images * load / max(1, workers)
     teachers = [pace and Pace(max(pace.image_s, load), pace.text_s, pace.measured) for pace in teachers]
     return Times(max(step, loading) if not _stay_in_memory(work) else step, teachers, work.student is not None)
 

@@ -24,12 +24,13 @@ from dcclip_cli.progress import Progress, Silent, Task
 from dcclip_cli.signals import HeldSignals, begin_worker
 from dcclip_cli.train.checkpoint import Identity, TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
 from dcclip_cli.train.compute import make_accelerator
-from dcclip_cli.train.distributed import any_process
+from dcclip_cli.train.distributed import any_process, processes_here
 from dcclip_cli.train.grad_cache import backward, cached_backward
 from dcclip_cli.train.guards import NonFiniteGuard, warn_at_chance
 from dcclip_cli.train.metrics_log import MetricsLog, StepTimer
 from dcclip_cli.train.optimizer import ema_weights, learning_rate_factor, make_ema, make_optimizer
 from dcclip_cli.train.options import TrainOptions
+from dcclip_cli.train.parts import Parts, free_memory
 from dcclip_cli.train.task import TrainingTask
 from dcclip_cli.train.trackers import TrackerName
 from dcclip_cli.train.validation import BestCheckpoint
@@ -79,7 +80,7 @@ class Trainer:
         self._validate = validate
         self.total_steps = options.total_steps(sampler.steps_per_epoch)
         self.accelerator = make_accelerator(options, info.device, info.unused_parameters)
-        sampler.check_shares(self.accelerator.num_processes * options.accumulate)
+        sampler.check_shares(self.accelerator.num_processes * options.fewest_parts)
         self.device = self.accelerator.device
         task.to(self.device)
         self.optimizer = make_optimizer(task, options.optimizer)
@@ -152,12 +153,8 @@ class Trainer:
         factor = learning_rate_factor(state.step, options.warmup_steps, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        torch.manual_seed(((self.info.seed << 40) + (state.step << 12) + self.accelerator.process_index) % 2**64)
         self.task.begin_step(state.step / self.total_steps)
-        if options.gradient_cache:
-            terms = cached_backward(self.task, batch, options.accumulate, self.accelerator)
-        else:
-            terms = backward(self._wrapped, batch, options.accumulate, self.accelerator)
+        terms = self._backward(batch)
         norm: Tensor = self.accelerator.clip_grad_norm_(self.task.parameters(), options.clip_norm or math.inf)
         bad, self._interrupted = any_process(self._is_bad(terms, norm), bool(self._signals), device=self.device)
         self._changing_weights = True
@@ -172,6 +169,20 @@ class Trainer:
         self._changing_weights = False
         self._accelerated_optimizer.zero_grad()
         return terms, norm
+
+    def _backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Add the gradients of a batch, in more parts where memory runs out, and return its loss terms."""
+        step, accelerator = self.state.step, self.accelerator
+        while True:
+            torch.manual_seed(((self.info.seed << 40) + (step << 12) + accelerator.process_index) % 2**64)
+            with self._parts.that_fit(step) as parts:
+                if self.options.gradient_cache and parts > 1:
+                    return cached_backward(self.task, batch, parts, accelerator)
+                return backward(self._wrapped, batch, parts, accelerator)
+            self._accelerated_optimizer.zero_grad()
+            self._guard.restore()
+            free_memory()
+            self._parts.split(step)
 
     def _validates_after(self, step: int) -> bool:
         every = self.options.validate_every_steps
@@ -229,6 +240,7 @@ class Trainer:
         self._timer = StepTimer(self.state.step)
         self._best = BestCheckpoint(folder / "best", self.state.step)
         self._guard = NonFiniteGuard(self.task, folder)
+        self._parts = Parts(self.options.accumulate, self.sampler, folder, self.info.progress)
 
     def close(self) -> None:
         """Free everything before the process group ends: gloo may hang at exit otherwise (pytorch issue 56297)."""
@@ -304,7 +316,8 @@ class Trainer:
             yield batch
 
     def _start_loading(self) -> Iterator[Any]:
-        workers, accelerator = loading_processes(self.options.workers), self.accelerator
+        accelerator = self.accelerator
+        workers = loading_processes(self.options.workers, self.device.type, processes_here())
         share = self.sampler.batch_size // accelerator.num_processes
         loader: DataLoader[Any] = DataLoader(
             self.collator,  # type: ignore[arg-type]  # asked for whole batches through __getitems__

@@ -106,6 +106,7 @@ class Loss(Options, ABC):
     needs: ClassVar[frozenset[Needs]] = frozenset({"pairs"})  # any one of these kinds of data is enough
     needs_teacher: ClassVar[bool] = True
     embeddings_only: ClassVar[bool] = True  # whether it can be computed from the whole batch's embeddings alone
+    compares: ClassVar[bool] = True  # the samples of a batch with each other, so that the parts of a batch are another
 
     def weight_at(self, done: float) -> float:
         """The weight when a fraction `done` of the run, in 0..1, is over."""

@@ -29,6 +29,7 @@ class EmbeddingLoss(TeacherLoss):
     languages: tuple[Language, ...] = Field(
         LANGUAGES, min_length=1, description="Languages whose texts are compared: those that the teacher knows"
     )
+    compares: ClassVar[bool] = False
     needs: ClassVar[frozenset[Needs]] = frozenset({"images", "texts", "pairs"})
 
     @property

@@ -35,6 +35,7 @@ class FeatureMapLoss(TeacherLoss):
     teacher_layers: Layers = Field((-1,), min_length=1, description="The teacher's layers for student_layers, in order")
     needs: ClassVar[frozenset[Needs]] = frozenset({"images", "pairs"})
     embeddings_only: ClassVar[bool] = False
+    compares: ClassVar[bool] = False
 
     @model_validator(mode="after")
     def _as_many_layers(self) -> Self:
@@ -86,6 +87,7 @@ class TokenFeaturesLoss(TeacherLoss):
     )
     needs: ClassVar[frozenset[Needs]] = frozenset({"texts", "pairs"})
     embeddings_only: ClassVar[bool] = False
+    compares: ClassVar[bool] = False
 
     def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
         from torch import nn
