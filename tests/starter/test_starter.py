@@ -89,6 +89,13 @@ def test_a_neutral_label_wins_only_if_no_other_fits(label: str) -> None:
     assert best("cat", [label, "dog", "猫"]) == "猫"
 
 
+@pytest.mark.parametrize("label", ["smile", "a photo of an emu", "bonsai", "雷龙", "宇航员"])
+def test_a_concrete_word_that_it_never_learnt_fits_no_photograph(starter: Encoder, label: str) -> None:
+    pixels = np.stack([starter.preprocess(decode(file)) for file in sorted(PHOTOS.glob("*.jpg"))])
+    scores = starter.encode_pixels(pixels) @ starter.encode_texts([label, "rocket"]).T
+    assert scores[:, 0].max() < 0.3 < scores[:, 1].max()
+
+
 def test_a_label_and_its_translation_have_similar_embeddings(starter: Encoder) -> None:
     en, zh = ["dog", "car", "fruit", "musical instrument", "bicycle"], ["狗", "汽车", "水果", "乐器", "自行车"]
     cosines = starter.encode_texts(en) @ starter.encode_texts(zh).T
