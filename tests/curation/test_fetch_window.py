@@ -32,7 +32,7 @@ class Network:
         self.lock = threading.Lock()
 
     def fetch(self, url: str) -> bytes | Drop:
-        host = read_url(url).host
+        host = read_url(url).host or ""
         with self.lock:
             self.begun.append(url)
             self.now[host] += 1

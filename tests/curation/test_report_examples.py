@@ -27,7 +27,8 @@ def pair(number: int, image: bytes = b"", zh: tuple[str, ...] = ("一只猫",)) 
     return Pair(f"{number:011d}", image, zh, ("a cat",), {"source": "照片", "origin": f"{number}.jpg"})
 
 
-def shown(thumbnail: str) -> Image.Image:
+def shown(thumbnail: str | None) -> Image.Image:
+    assert thumbnail
     return Image.open(io.BytesIO(base64.b64decode(thumbnail.removeprefix("data:image/jpeg;base64,"))))
 
 

@@ -110,7 +110,7 @@ class Agreement(_DualEncoderScorer):
             best = _lowest_of_the_best(connection, self.stored, language, keep) if keep else None
             if threshold is not None:
                 self._drop_below(connection, language, threshold, f"below {threshold:.3f}")
-            if best is not None:
+            if keep and best is not None:
                 label = f"the best {100 * keep:.3g} % begin at {best:.3f}"
                 self._drop_below(connection, language, best, label)
 
