@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,8 +30,6 @@ Scores = Mapping[str, "float | Mapping[Language, list[float]]"]
 Batch = Sequence["tuple[Pair, Image.Image]"]
 Score = Callable[[Batch], "list[Scores]"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
-
-Some = TypeVar("Some", bound="ScorerOptions")
 
 DECIMALS = 5  # of a stored score: finer differences depend on the machine
 MAX_PIXELS = 32_000_000  # of decoded images in memory, 4 bytes each; a larger one is scored by itself
@@ -83,7 +81,7 @@ def drop_pairs(connection: DuckDBPyConnection, stored: str, reason: str, thresho
     connection.execute(_DROP_PAIRS.format(sign="<" if below else ">="), values)
 
 
-def unique_names(scorers: tuple[Some, ...]) -> tuple[Some, ...]:
+def unique_names(scorers: tuple[ScorerOptions, ...]) -> tuple[ScorerOptions, ...]:
     """The scorers unchanged. Raises ValueError if two of them would store their scores under one name."""
     names = Counter(scorer.stored for scorer in scorers)
     if twice := sorted(name for name, count in names.items() if count > 1):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,15 +37,14 @@ class CachingEncoder:
 
     def __init__(self, model: Encoder) -> None:
         self.model = model
-        self._images: list[Image.Image] = []
+        self._batch: Batch = []
         self._embeddings = np.empty((0, 0), np.float32)
 
     def images(self, batch: Batch) -> np.ndarray:
         """(B, D) embeddings of length 1."""
-        images = [image for _, image in batch]
-        if len(images) != len(self._images) or not all(map(operator.is_, images, self._images)):
-            self._embeddings = self.model.encode_pixels(np.stack([self.model.preprocess(image) for image in images]))
-            self._images = images
+        if batch is not self._batch:
+            self._embeddings = self.model.encode_pixels(np.stack([self.model.preprocess(image) for _, image in batch]))
+            self._batch = batch
         return self._embeddings
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,21 +69,16 @@ class ClassFoldersSource(SourceOptions):
             raise DcclipError(f"{self.path} is not a folder", HINT)
         by_folder = images_by_class(self.path, ALL_IMAGE_SUFFIXES)
         names = class_names(self.path, list(by_folder))
+        numbers = {folder: number for number, folder in enumerate(by_folder)}
+        images = ((folder, at) for folder, files in by_folder.items() for at in range(len(files)))
         found: list[Slice] = []
-        classes: list[dict[str, Any]] = []
-        left = size
-        for number, (folder, files) in enumerate(by_folder.items()):
-            named = {language: every[number] for language, every in names.items()}
-            first = 0
-            while first < len(files):
-                last = min(len(files), first + left)
-                classes.append({"folder": folder, "first": first, "last": last, "names": named})
-                left, first = left - (last - first), last
-                if not left:
-                    found.append(Slice({"classes": classes}, size))
-                    classes, left = [], size
-        if classes:
-            found.append(Slice({"classes": classes}, size - left))
+        while part := list(islice(images, size)):
+            classes: list[dict[str, Any]] = []
+            for folder, group in groupby(part, key=itemgetter(0)):
+                places = [at for _, at in group]
+                named = {language: every[numbers[folder]] for language, every in names.items()}
+                classes.append({"folder": folder, "first": places[0], "last": places[-1] + 1, "names": named})
+            found.append(Slice({"classes": classes}, len(part)))
         return found
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
