@@ -45,7 +45,7 @@ DATASETS = """
 import sys
 import datasets
 from dcclip_cli.curation.sources.base import Candidate
-from dcclip_cli.curation.filter_pair import filter_pair
+from dcclip_cli.curation.filter_pair import filter_pairs
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.data.pair import Pair
 
@@ -53,7 +53,7 @@ OPTIONS = CollectOptions(sources=[{"kind": "tars", "path": sys.argv[1]}])
 
 def fit(image, record):
     pair = Pair("", image["bytes"], (record["zh"],), (record["en"],))
-    return filter_pair(Candidate(pair), OPTIONS).drop is None
+    return next(filter_pairs([Candidate(pair)], OPTIONS)).drop is None
 
 if __name__ == "__main__":
     tars = sys.argv[1] + "/*.tar"

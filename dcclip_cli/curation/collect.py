@@ -108,9 +108,8 @@ def _collect(
             progress.say(f"{out} was made with other options than the recipe's; use --fresh to redo it")
         return _result(out, before, True, time.monotonic() - start)
     found = plan(options, limit)
-    work.begin(
-        {"fingerprint": fingerprint(options, found), "slices": len(found.assignments)}, found.assignments, progress
-    )
+    about = {"fingerprint": fingerprint(options, found), "slices": len(found.assignments)}
+    work.begin(about, found.assignments, progress)
     manifest = _run_steps(options, work, found, progress, engine)
     if not manifest["pairs"]["kept"]:
         raise _nothing_kept(manifest["pairs"]["read"], Counter(manifest["pairs"]["dropped"]), work.out / DROPPED)

@@ -34,15 +34,9 @@ class FilterResult:
     names_class: bool = False
 
 
-def filter_pair(candidate: Candidate, options: CollectOptions) -> FilterResult:
-    """The result of all filters on one candidate, without those that compare pairs. Blank captions count as absent."""
-    return next(filter_pairs([candidate], options))
-
-
 def filter_pairs(candidates: Iterable[Candidate], options: CollectOptions) -> Iterator[FilterResult]:
-    """`filter_pair` of each candidate in a fifth less time: each filter goes over the captions of many at once."""
-    batch: list[FilterResult] = []
-    pixels = 0
+    """The result of all filters on each candidate, without those that compare pairs. Blank captions count as absent."""
+    batch, pixels = list[FilterResult](), 0  # many at once take a fifth less time
     for candidate in candidates:
         batch.append(result := _filter_image(candidate, options))
         pixels += result.decoded.image.width * result.decoded.image.height if result.decoded else 0

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dcclip_cli.curation.filter_pair import filter_pair
+from dcclip_cli.curation.filter_pair import FilterResult, filter_pairs
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.sources.base import Candidate
 from dcclip_cli.curation.sources.tables import TableSource
@@ -17,6 +17,10 @@ from tests.curation.conftest import MakeImage
 
 def options(**more: Any) -> CollectOptions:
     return CollectOptions(sources=(TableSource(path=Path("x")),), **more)
+
+
+def filter_pair(candidate: Candidate, options: CollectOptions) -> FilterResult:
+    return next(filter_pairs([candidate], options))
 
 
 def test_a_pair_is_kept_with_the_captions_that_pass(picture: MakeImage) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from dcclip_cli.curation.filter_pair import filter_pair
+from dcclip_cli.curation.filter_pair import filter_pairs
 from dcclip_cli.curation.filters import DEFAULT_FILTERS, AnyFilter, Filter
 from dcclip_cli.curation.filters.language import LanguageFilter, ScriptFilter, language_of
 from dcclip_cli.curation.filters.text import (
@@ -118,7 +118,7 @@ def test_a_filter_is_added_by_a_class_and_its_name_in_the_union(picture: Callabl
     options = CollectOptions.model_validate({"sources": [{"kind": "table", "path": "x"}]}).model_copy(
         update={"filters": (read,)}
     )
-    result = filter_pair(Candidate(Pair("a", picture(), zh=("买！买！",), en=("a cat!",))), options)
+    result = next(filter_pairs([Candidate(Pair("a", picture(), zh=("买！买！",), en=("a cat!",)))], options))
     assert (result.pair.zh, result.pair.en) == ((), ("a cat!",))
     assert result.captions == (("zh", "买！买！", Drop("caption-exclamation", "2 exclamation marks")),)
 
