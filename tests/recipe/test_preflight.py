@@ -57,7 +57,7 @@ def test_all_problems_are_reported_at_once_with_their_hints(problems: Any, tmp_p
         }
     )
     assert [line.partition(": ")[0] for line in found] == [
-        "export.calibration", "data.validation", "teacher.model", "eval.datasets", "eval.datasets", "export.precision",
+        "export.calibration", "data.validation", "teacher.model", "eval.datasets", "eval.datasets", "export.format",
     ]  # fmt: skip
     assert found[0].startswith(f"export.calibration: {tmp_path}/无 does not exist (fix the paths")
     assert found[2].endswith(
