@@ -333,9 +333,9 @@ class RepetitionFilter(Filter):
         caption = caption[:_LOOKED_AT]
         letters, short, unit = _runs(self.times)
         run = letters.search(caption) or _SIGN_RUN.search(caption) or short.search(caption)
-        # A longer unit begins with the same three characters each time, so that fewer of them are different.
-        beginnings = set(zip(caption, caption[1:], caption[2:], strict=False))
-        if run is None and len(caption) - 2 - len(beginnings) >= self.times - 1:
+        # A longer unit begins with the same three characters each time. Its pattern takes longer than all filters.
+        beginnings = Counter(zip(caption, caption[1:], caption[2:], strict=False))
+        if run is None and max(beginnings.values(), default=0) >= self.times:
             run = unit.search(caption)
         if run:
             return Drop("caption-repetition", f"{run[1]!r} again and again")
