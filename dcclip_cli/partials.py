@@ -110,9 +110,13 @@ def _create(final: Path, folder: bool) -> Path:
             flags = os.O_RDONLY if folder else os.O_CREAT | os.O_EXCL | os.O_RDWR
             descriptor = _own[path] = os.open(path, flags, 0o666)
             _lock(descriptor, wait=True)
-            with suppress(FileNotFoundError):  # another process has just removed it, before it was locked
-                if os.path.samestat(os.fstat(descriptor), path.stat()):
-                    return path
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return path
+        except FileNotFoundError as error:  # another process has just removed it, before it was locked
+            if not final.parent.is_dir():
+                error.filename = str(final)
+                _unlock(path)
+                raise
         except BaseException as error:
             if isinstance(error, OSError):
                 error.filename = str(final)

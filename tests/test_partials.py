@@ -9,7 +9,7 @@ import pytest
 
 from dcclip_cli import partials
 from dcclip_cli.files import atomic_file, atomic_folder
-from dcclip_cli.partials import remove_if_abandoned
+from dcclip_cli.partials import partial, remove_if_abandoned
 
 pytestmark = pytest.mark.any_cpu
 
@@ -80,3 +80,28 @@ def test_an_error_leaves_nothing_and_names_what_was_to_be_written(tmp_path: Path
     with pytest.raises(FileNotFoundError) as error, atomic_file(tmp_path / "无" / "b"):
         pass
     assert error.value.filename == str(tmp_path / "无" / "b")
+
+
+SWEEP = """
+import sys
+from pathlib import Path
+from dcclip_cli.partials import remove_if_abandoned
+print("ready", flush=True)
+while True:
+    for path in Path(sys.argv[1]).iterdir():
+        remove_if_abandoned(path)
+"""
+
+
+def test_a_new_folder_that_another_process_removes_before_it_is_locked_is_made_again(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", SWEEP, str(tmp_path)], stdout=subprocess.PIPE) as sweeper:
+        assert sweeper.stdout and sweeper.stdout.readline()
+        try:
+            for number in range(2000):
+                with partial(tmp_path / "猫", folder=True) as folder:
+                    (folder / "a").write_text(str(number))
+                    folder.rename(tmp_path / f"{number}")
+                (tmp_path / f"{number}" / "a").unlink()
+                (tmp_path / f"{number}").rmdir()
+        finally:
+            sweeper.kill()
