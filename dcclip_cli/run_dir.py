@@ -11,6 +11,7 @@ from dcclip_cli.checksums import read_record
 from dcclip_cli.errors import DcclipError
 
 RECORD = "dcclip.json"  # of a model directory or an export
+RESOLVED = "resolved.yaml"  # the recipe of a run with all defaults
 FIRST_WITH_CHECKSUMS = 2  # the format of records from which on they have checksums
 StageName = Literal["collect", "distill", "align", "eval", "export"]
 

@@ -26,13 +26,12 @@ from dcclip_cli.model.reference import ModelReference, resolve
 from dcclip_cli.model.weights import CONFIG
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.publish.card import MANIFEST, CardFacts, complete_card
-from dcclip_cli.run_dir import FIRST_WITH_CHECKSUMS, STAGES
+from dcclip_cli.run_dir import FIRST_WITH_CHECKSUMS, RESOLVED, STAGES
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 _NAME = re.compile(r"(?!.*(\.\.|--|\.git$))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-_RESOLVED = "resolved.yaml"  # of a run
 _COPY = "copy the whole directory again, or make it again"
 _FORMATS = {"bundle": "onnx"}  # by the kind in a record; others have the same name
 
@@ -213,7 +212,7 @@ def _model_files(folder: Path, record: Record, repository: str) -> dict[str, Pat
 
 def _run_of(folder: Path) -> Path | None:
     """The run directory that a model directory or an export is in."""
-    return next((one for one in (folder.parent, folder.parent.parent) if (one / _RESOLVED).is_file()), None)
+    return next((one for one in (folder.parent, folder.parent.parent) if (one / RESOLVED).is_file()), None)
 
 
 def _bundles(folder: Path, record: Record, run: Path | None, options: PushOptions, notes: list[str]) -> dict[str, Path]:
@@ -243,7 +242,7 @@ def _results(folder: Path, record: Record, run: Path | None) -> list[EvalResult]
 
 
 def _recipe(run: Path | None) -> dict[str, Any]:
-    content = yaml.safe_load((run / _RESOLVED).read_text("utf-8")) if run else None
+    content = yaml.safe_load((run / RESOLVED).read_text("utf-8")) if run else None
     return content if isinstance(content, dict) else {}
 
 

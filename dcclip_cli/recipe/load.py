@@ -23,12 +23,12 @@ from dcclip_cli.files import atomic_write
 from dcclip_cli.options import OldKey, decisive, decisive_before
 from dcclip_cli.recipe.schema import Recipe
 from dcclip_cli.recipe.yaml import MAX_BYTES, Document, Location, document_of, read, walk
-from dcclip_cli.run_dir import STAGES, StageName
+from dcclip_cli.run_dir import RESOLVED, STAGES, StageName
 from dcclip_cli.versions import versions
 
 _MOST_SHOWN, _MOST_EXPLAINED = 20, 200  # mistakes; explaining one takes about a millisecond
 _LONGEST = 80  # characters of a value, or of a part of a key, in a message
-VERBATIM, RESOLVED = "recipe.yaml", "resolved.yaml"
+VERBATIM = "recipe.yaml"  # in a run directory, next to RESOLVED
 RecipeSource = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 
 

@@ -21,8 +21,8 @@ from dcclip_cli.launched import is_launched
 from dcclip_cli.machine import is_first_process
 from dcclip_cli.options import decisive
 from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.recipe.load import RESOLVED, LoadedRecipe, record
-from dcclip_cli.run_dir import STAGES, RunDir, StageName, TrainResult, finished, has_product
+from dcclip_cli.recipe.load import LoadedRecipe, record
+from dcclip_cli.run_dir import RESOLVED, STAGES, RunDir, StageName, TrainResult, finished, has_product
 from dcclip_cli.signals import keeping
 
 if TYPE_CHECKING:

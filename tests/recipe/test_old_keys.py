@@ -6,7 +6,8 @@ import pytest
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.options import Options, Removed
-from dcclip_cli.recipe.load import RESOLVED, load, record
+from dcclip_cli.recipe.load import load, record
+from dcclip_cli.run_dir import RESOLVED
 from dcclip_cli.train.options import OptimizerOptions
 
 RECIPE = """\
