@@ -1,4 +1,4 @@
-"""Writes docs/recipes.md, the list of all recipe keys, from the JSON Schema of recipes.
+"""Writes docs/reference/recipes.md, the list of all recipe keys, from the JSON Schema of recipes.
 
     python docs/recipe_keys.py
 
@@ -14,7 +14,7 @@ from dcclip_cli.options import neutral_keys
 from dcclip_cli.recipe.schema import Recipe
 from dcclip_cli.train.options import TrainOptions
 
-PAGE = Path(__file__).with_name("recipes.md")
+PAGE = Path(__file__).with_name("reference") / "recipes.md"
 HEAD = """\
 <!-- Made by docs/recipe_keys.py from the JSON Schema. Change that script, or the descriptions in the code. -->
 # Recipes
@@ -24,21 +24,21 @@ top, followed by a section for each stage. Each command reads its own section an
 every stage that has a section. Everything that a recipe makes is in `runs/NAME/`, together with the recipe:
 `recipe.yaml` as written, `resolved.yaml` with overrides, defaults and library versions. In Python, keyword arguments
 are keys of the stage's section: `dcclip.distill("recipe.yaml", steps=300)`; see [Getting
-started](getting-started.md).
+started](../getting-started.md).
 
 | recipe | makes |
 |---|---|
-| [quickstart.yaml](../recipes/quickstart.yaml) | a small CLIP of emoji, from data to export in minutes |
-| [emoji.yaml](../recipes/emoji.yaml) | the same student trained six times as long; docs/results.md reports it |
-| [emoji-contrast.yaml](../recipes/emoji-contrast.yaml) | the same student without a teacher, for comparison |
-| [emoji-tenth.yaml](../recipes/emoji-tenth.yaml) | a student at a tenth of the demo teacher's size |
-| [demo-teacher.yaml](../recipes/demo-teacher.yaml) | the teacher of the quick start |
-| [starter.yaml](../recipes/starter.yaml) | the model included in dcclip: see [Starter](starter.md) |
-| [text-tower.yaml](../recipes/text-tower.yaml) | a text tower in the space of [somebody else's images](text-tower.md) |
-| [distill-photos.yaml](../recipes/distill-photos.yaml) | a smaller model distilled from it on your own photographs |
-| [collect-sample.yaml](../recipes/collect-sample.yaml) | shards from a small table with errors in it |
-| [dc-clip.yaml](../recipes/dc-clip.yaml) | the paper's setup with AltCLIP; explains every open choice |
-| [collect-laion-zh.yaml](../recipes/collect-laion-zh.yaml) and others | shards of public data: [Collect](collect.md) |
+| [quickstart.yaml](../../recipes/quickstart.yaml) | a small CLIP of emoji, from data to export in minutes |
+| [emoji.yaml](../../recipes/emoji.yaml) | the same student trained six times as long; docs/results.md reports it |
+| [emoji-contrast.yaml](../../recipes/emoji-contrast.yaml) | the same student without a teacher, for comparison |
+| [emoji-tenth.yaml](../../recipes/emoji-tenth.yaml) | a student at a tenth of the demo teacher's size |
+| [demo-teacher.yaml](../../recipes/demo-teacher.yaml) | the teacher of the quick start |
+| [starter.yaml](../../recipes/starter.yaml) | the model included in dcclip: see [Starter](../starter.md) |
+| [text-tower.yaml](../../recipes/text-tower.yaml) | a text tower for [another CLIP's images](../how-to/text-tower.md) |
+| [distill-photos.yaml](../../recipes/distill-photos.yaml) | a smaller model distilled from it on your own photographs |
+| [collect-sample.yaml](../../recipes/collect-sample.yaml) | shards from a small table with errors in it |
+| [dc-clip.yaml](../../recipes/dc-clip.yaml) | the paper's setup with AltCLIP; explains every open choice |
+| [collect-laion-zh.yaml](../../recipes/collect-laion-zh.yaml), ... | public data: [Collect](../how-to/collect.md) |
 
 ```sh
 dcclip run recipes/quickstart.yaml --check

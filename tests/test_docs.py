@@ -18,7 +18,7 @@ from dcclip_cli.cli.app import app
 from dcclip_cli.recipe.load import load
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").rglob("*.md")])
 LANGUAGES = {"sh", "python", "yaml", "text"}
 _BLOCK = re.compile(r"(?P<marked><!-- not run here -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.M | re.S)
 _LINK = re.compile(r"\]\((?!https?://)([^)#]+)")

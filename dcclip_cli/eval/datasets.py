@@ -203,7 +203,7 @@ def _needs_its_images(location: Location) -> Iterator[None]:
 def _where(location: Location) -> str:
     known = location.known
     if known.task == "retrieval":
-        return f"give --data-root DIR, where DIR/{known.name}/ has its caption file and images (see docs/eval.md)"
+        return f"give --data-root DIR, where DIR/{known.name}/ has its captions and images (docs/how-to/evaluate.md)"
     folder = prompts.read(registry.prompts_of(known)).folders[0]
     split = f"{known.name}/{location.split}"
     return f"give --data-root DIR, where DIR has {split}/{folder}/*.jpg or {split}/0.tar (no torchvision archives)"

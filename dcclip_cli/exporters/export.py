@@ -58,7 +58,7 @@ EXPORT_FORMAT = 3  # version of the parity report and of the inputs of `made_fro
 class ExportOptions(Options):
     """Format and precision of an export, and the checks that it has to pass."""
 
-    format: FormatName = Field("onnx", description="Export format, by the runtime that loads it (docs/deploy.md)")
+    format: FormatName = Field("onnx", description="Export format, named after its runtime (docs/how-to/deploy.md)")
     precision: Precision = Field(
         "fp32",
         description="Precision; int8 has a quarter of the size and is less accurate. A bundle stays in its own",

@@ -98,7 +98,7 @@ def _preset(timm: str, width: int, size: int) -> dict[str, Any]:
     return {"image": {"timm": timm}, "text": text}
 
 
-# Sizes and latencies: docs/students.md.
+# Sizes and latencies: docs/reference/students.md.
 PRESETS = {
     "S": _preset("mobilenetv4_conv_small", 256, 20_000),
     "M": _preset("mobilenetv4_conv_medium", 384, 32_000),
@@ -119,7 +119,7 @@ Image = Annotated[
 class StudentOptions(Options):
     """A student: a preset, a preset with changes, or both towers in full."""
 
-    preset: Literal["S", "M", "RN50"] | None = Field(None, description="Both towers by name: docs/students.md")
+    preset: Literal["S", "M", "RN50"] | None = Field(None, description="Both towers (docs/reference/students.md)")
     image: Image = Field(
         description="Image tower; presets define one. `teacher`: that of an open_clip teacher, which is not trained, "
         "for a text tower in its space"

@@ -26,7 +26,7 @@ from dcclip_cli.model.weights import CONFIG
 DataKind = Literal["photos", "pairs", "table", "classes"]
 Size = Literal["S", "M", "RN50"]
 TABLES = (".tsv", ".csv", ".jsonl", ".ndjson")
-SIZES: Mapping[Size, str] = {  # with a shared space of 768; latency of an image in int8: docs/students.md
+SIZES: Mapping[Size, str] = {  # with a shared space of 768; latency of an image in int8: docs/reference/students.md
     "S": "12 M parameters, for phones and small boards",
     "M": "29 M parameters, three times the time of S for an image",
     "RN50": "45 M parameters, a ResNet-50, ten times the time of S for an image",
@@ -191,7 +191,7 @@ def _header(new: NewRecipe, takes: Iterable[str]) -> str:
         f"Run:     dcclip run {new.file.name}              (again after an interruption: it resumes)",
         f"Then:    dcclip predict IMAGE --model runs/{new.name} --labels 猫,dog",
         f"Change first: {first}distill.epochs, student.preset, teacher",
-        f"All keys: docs/recipes.md; with their defaults: dcclip recipe show {new.file.name}",
+        f"All keys: docs/reference/recipes.md; with their defaults: dcclip recipe show {new.file.name}",
     ]
     seed = _line("seed: 0", "the same seed gives the same weights")
     top = [f"# {line}".rstrip() for line in lines]
@@ -244,7 +244,7 @@ def _data(new: NewRecipe) -> str:
         texts = f"  texts: {_place(str(new.texts), new.file)}"
         return _lines(["data:", f"  images: {path}", _line(texts, "one per line: what the model learns to read")])
     if new.data.kind == "pairs":
-        return _lines(["data:", _line(f"  train: {path}", "tars, Parquet files, globs, URLs: docs/data.md")])
+        return _lines(["data:", _line(f"  train: {path}", "tars, Parquet files, globs, URLs: docs/how-to/data.md")])
     kind = "table" if new.data.kind == "table" else "class_folders"
     about = "columns image, zh, en or caption" if kind == "table" else "names in both languages: classes.yaml in it"
     return _lines(
@@ -331,7 +331,7 @@ def _export() -> str:
     return _lines(
         [
             _line("export:", "a bundle that runs without torch, compared with the model"),
-            _line("  format: onnx", "also coreml, litert, openvino, executorch: docs/deploy.md"),
+            _line("  format: onnx", "also coreml, litert, openvino, executorch: docs/how-to/deploy.md"),
             _line("  precision: fp32", "int8: a quarter of the size, calibrated on your images"),
             "# To measure the model, add: eval: {datasets: [cifar10-cn], data_root: DIR}; see: dcclip datasets",
         ]

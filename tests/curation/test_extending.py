@@ -1,4 +1,4 @@
-"""The example of a new source in docs/extending.md works as shown."""
+"""The example of a new source in docs/how-to/extend.md works as shown."""
 
 import sqlite3
 from contextlib import closing
@@ -13,7 +13,7 @@ from dcclip_cli.errors import DcclipError
 from tests.curation.reading import read
 from tests.test_docs import ROOT, blocks
 
-PAGE = ROOT / "docs/extending.md"
+PAGE = ROOT / "docs/how-to/extend.md"
 
 
 def test_a_class_and_a_name_in_the_union_add_a_source(tmp_path: Path) -> None:

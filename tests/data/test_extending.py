@@ -1,4 +1,4 @@
-"""The example of a new data set layout in docs/extending.md works as shown."""
+"""The example of a new data set layout in docs/how-to/extend.md works as shown."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from dcclip_cli.errors import DcclipError
 from tests.data.test_collator import collate
 from tests.test_docs import ROOT, blocks
 
-PAGE = ROOT / "docs/extending.md"
+PAGE = ROOT / "docs/how-to/extend.md"
 
 
 def test_a_class_and_its_name_in_layouts_make_a_dataset(

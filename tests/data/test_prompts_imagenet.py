@@ -104,7 +104,7 @@ def test_a_subset_takes_its_names_and_templates_from_the_whole() -> None:
 
 
 def test_the_documented_decisions_are_those_in_the_file(imagenet: dict[str, Any]) -> None:
-    page = (Path(__file__).parents[2] / "docs/class-names-zh.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs/reference/class-names-zh.md").read_text("utf-8")
     section = page.partition("## ImageNet")[2].partition("\n## ")[0]
     decided = re.findall(r"^\| `(n\d{8})` \| (.+?) \| .+? \| (.+?) \| .+ \|$", section, re.M)
     assert len(decided) == 313

@@ -1,4 +1,4 @@
-"""The examples of a new data set and a new layout in docs/extending.md work as shown."""
+"""The examples of a new data set and a new layout in docs/how-to/extend.md work as shown."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.eval import layouts
 from tests.eval.conftest import clear
 from tests.test_docs import ROOT, blocks
 
-PAGE = ROOT / "docs/extending.md"
+PAGE = ROOT / "docs/how-to/extend.md"
 
 
 @pytest.fixture

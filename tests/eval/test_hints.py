@@ -119,7 +119,7 @@ def sample(number: int) -> dict[str, bytes]:
 @CASES.append
 def no_captions_anywhere(root: Path) -> Case:
     hint = yield {"datasets": ["flickr30k"]}
-    folder = re.search(r"DIR/(\w+)/ has its caption file and images", hint)
+    folder = re.search(r"DIR/(\w+)/ has its captions and images", hint)
     assert folder, hint
     images = [{"filename": "1.jpg", "split": "test", "sentences": [{"raw": "a cat"}]}]
     layouts.write(root / folder[1] / "dataset_flickr30k.json", json.dumps({"images": images}))

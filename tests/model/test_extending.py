@@ -1,4 +1,4 @@
-"""The example of a new teacher in docs/extending.md works as shown."""
+"""The example of a new teacher in docs/how-to/extend.md works as shown."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ from dcclip_cli.model import teachers
 from dcclip_cli.model.teachers import TransformersTeacher
 from tests.test_docs import ROOT, blocks
 
-PAGE = ROOT / "docs/extending.md"
+PAGE = ROOT / "docs/how-to/extend.md"
 
 
 def test_a_teacher_of_the_new_class_is_loaded_from_disk(altclip_folder: Path, tmp_path: Path) -> None:

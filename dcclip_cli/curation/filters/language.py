@@ -102,7 +102,7 @@ def language_of(caption: str) -> Language | Literal["other"]:
 
 
 def _is_another_latin_language(text: str) -> bool:
-    """Thresholds from the experiment in docs/collect.md: 0.3 % of English names are misclassified."""
+    """Thresholds from the experiment in docs/how-to/collect.md: 0.3 % of English names are misclassified."""
     if not text.isascii():
         text = _LOANS.sub("", text)
     words = LATIN_WORD.findall(_MISLEADING.sub("", text))
