@@ -282,7 +282,9 @@ def trim(
 
     chosen = tuple(language for language in LANGUAGES if language in languages)
     if unknown := [one for one in languages if one not in LANGUAGES]:
-        raise DcclipError(f"dcclip knows no scripts of {', '.join(unknown)}", "its languages are zh and en")
+        raise DcclipError(
+            "dcclip knows no scripts of {unknown}", "its languages are zh and en", unknown=", ".join(unknown)
+        )
     if not chosen:
         raise DcclipError("no language is named", "its languages are zh and en")
     disable_telemetry()
@@ -341,7 +343,13 @@ def open_recipe(
             warnings.warn(line, FutureWarning, stacklevel=3)
     if stage and stage not in loaded.recipe.stages:
         there = ", ".join(loaded.recipe.stages) or "none"
-        raise DcclipError(f"{loaded.path} has no section {stage}", f"add one; its stages are: {there}")
+        raise DcclipError(
+            "{path} has no section {stage}",
+            "add one; its stages are: {there}",
+            path=loaded.path,
+            stage=stage,
+            there=there,
+        )
     return loaded
 
 

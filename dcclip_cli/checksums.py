@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import atomic_write, file_sha256, json_object
 from dcclip_cli.partials import remove
 
@@ -51,10 +51,19 @@ class Record:
             file = self.file.parent / name
             if not file.is_file():
                 what = "is a folder" if file.is_dir() else f"is missing, which {self.file.name} lists"
-                raise DcclipError(f"{file} {what}", self.hint)
+                raise DcclipError(Message("{file} {what}", file=file, what=what), self.hint)
             if (size := file.stat().st_size) != entry["bytes"]:
                 cut = "cut short" if size < entry["bytes"] else "too long"
-                raise DcclipError(f"{file} is {cut}: {size:,} bytes instead of {entry['bytes']:,}", self.hint)
+                raise DcclipError(
+                    Message(
+                        "{file} is {cut}: {size:,} bytes instead of {expected:,}",
+                        file=file,
+                        cut=cut,
+                        size=size,
+                        expected=entry["bytes"],
+                    ),
+                    self.hint,
+                )
 
     def check(self) -> None:
         """Raise DcclipError if a listed file is missing, or has another size or content."""
@@ -81,7 +90,11 @@ class Record:
         for name in names:
             file = self.file.parent / name
             if file_sha256(file) != self._files[name][OWN]:
-                what = f"{file} is damaged or was changed: its SHA-256 is not the one in {self.file.name}"
+                what = Message(
+                    "{file} is damaged or was changed: its SHA-256 is not the one in {name}",
+                    file=file,
+                    name=self.file.name,
+                )
                 raise DcclipError(what, self.hint)
 
 
@@ -116,7 +129,12 @@ def read_record(file: Path, since: int, hint: str) -> Record:
     Raises DcclipError if it is missing, or not as it was written.
     """
     if not file.is_file():
-        raise DcclipError(f"{file} is a folder" if file.is_dir() else f"{file.parent} has no {file.name}", hint)
+        raise DcclipError(
+            Message("{file} is a folder", file=file)
+            if file.is_dir()
+            else Message("{parent} has no {name}", parent=file.parent, name=file.name),
+            hint,
+        )
     text = file.read_bytes()
     content = json_object(text, str(file), hint)
     number, own = content.get("format"), content.get(OWN)
@@ -124,9 +142,11 @@ def read_record(file: Path, since: int, hint: str) -> Record:
         return Record(file, content, hint)
     head, found, tail = text.rpartition(own.encode(errors="replace") if isinstance(own, str) and own else b"\0")
     if not found or hashlib.sha256(head + _ZEROS.encode() + tail).hexdigest() != own:
-        raise DcclipError(f"{file} is damaged or was edited: it is not as it was written", hint)
+        raise DcclipError(Message("{file} is damaged or was edited: it is not as it was written", file=file), hint)
     if not _is_a_listing(content.get(FILES)):
-        raise DcclipError(f"{file}: {FILES} does not list bytes and {OWN} of files", hint)
+        raise DcclipError(
+            Message("{file}: {files} does not list bytes and {own} of files", file=file, files=FILES, own=OWN), hint
+        )
     return Record(file, content, hint)
 
 
@@ -139,14 +159,16 @@ def cached_record(file: Path, number: int, say: Callable[[str], None]) -> Record
         return None
     try:
         if not file.is_file():
-            raise DcclipError(f"{file} is not a file", "")
+            raise DcclipError("{file} is not a file", "", file=file)
         record = read_record(file, number, "")
         if (found := record.content.get("format")) != number:
-            raise DcclipError(f"{file} has format {found}, and this is dcclip's {number}", "")
+            raise DcclipError(
+                "{file} has format {found}, and this is dcclip's {number}", "", file=file, found=found, number=number
+            )
         record.check()
     except (DcclipError, OSError) as error:
         what = error.what if isinstance(error, DcclipError) else f"{file} cannot be read: {error.strerror}"
-        say(f"warning: {what}: it is made again")
+        say(Message("warning: {what}: it is made again", what=what))
         remove(file)
         return None
     return record

@@ -1,24 +1,70 @@
-"""The exception for errors that the user can fix, and the file that an error of the system is about."""
+"""Messages for users: texts that keep their template, and the exception for errors that users can fix."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+FIELD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")  # a doubled brace, or a field with its format: {name}, {count:,}
+
+
+class Message(str):
+    """A text in English that keeps its template and the values of its fields, for a translation of the template.
+
+    Without fields, the template is the text itself, braces included. A value that is a Message or a DcclipError (its
+    `what`) stays one, and is translated as well.
+    """
+
+    template: str
+    values: Mapping[str, str]  # by field, format included, as in the template
+
+    def __new__(cls, template: str, /, **fields: object) -> Message:
+        places = [place for place in FIELD.findall(template) if place] if fields else []
+        return _message(template, {place: _value(place, fields) for place in places})
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _message, (self.template, self.values)
+
+
+def _message(template: str, values: Mapping[str, str]) -> Message:
+    text = str.__new__(Message, filled(template, values) if values else template)
+    text.template, text.values = template, values
+    return text
+
+
+def _value(place: str, fields: Mapping[str, object]) -> str:
+    value = fields.get(place)
+    if isinstance(value, DcclipError):
+        return value.what
+    return value if isinstance(value, Message) else f"{{{place}}}".format(**fields)
+
+
+def filled(template: str, values: Mapping[str, str]) -> str:
+    """A template with values for its fields; what looks like a field in a value is none."""
+    return FIELD.sub(lambda found: values[found[1]] if found[1] else found[0][0], template)
+
+
+def lines(parts: Iterable[str]) -> Message:
+    """Messages below each other, as one."""
+    fields = {f"line{number}": part for number, part in enumerate(parts)}
+    return Message("\n".join(f"{{{name}}}" for name in fields), **fields)
 
 
 class DcclipError(Exception):
     """An error that the user can fix: `what` says where and what is wrong, `hint` what to do next.
 
-    The command line prints it as two lines (`error:` and `hint:`) and exits with 1.
+    Each is a template for the `fields`, if there are any, or a Message. The command line prints them as two lines
+    (`error:` and `hint:`), and exits with 1.
     """
 
-    def __init__(self, what: str, hint: str) -> None:
-        super().__init__(what)
-        self.what = what
-        self.hint = hint
+    def __init__(self, what: str, hint: str, /, **fields: object) -> None:
+        self.what = what if isinstance(what, Message) else Message(what, **fields)
+        self.hint = hint if isinstance(hint, Message) else Message(hint, **fields)
+        super().__init__(self.what)
 
-    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+    def __reduce__(self) -> tuple[type, tuple[Message, Message]]:
         return type(self), (self.what, self.hint)  # it is pickled to leave a worker process
 
 

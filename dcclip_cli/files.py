@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from dcclip_cli import partials
-from dcclip_cli.errors import DcclipError, writing
+from dcclip_cli.errors import DcclipError, Message, writing
 from dcclip_cli.signals import shielded
 
 if TYPE_CHECKING:
@@ -112,7 +112,9 @@ def refuse_special(path: Path, wanted: Literal["file", "folder"] = "file") -> No
     except (OSError, ValueError):  # a missing file or an impossible name: opening it reports that
         return
     if kind:
-        raise DcclipError(f"{path} is {kind}, not a {wanted}", f"name an ordinary {wanted}")
+        raise DcclipError(
+            "{path} is {kind}, not a {wanted}", "name an ordinary {wanted}", path=path, kind=kind, wanted=wanted
+        )
 
 
 def check_target(path: Path, folder: bool) -> None:
@@ -173,7 +175,7 @@ def write_json(file: Path, content: dict[str, Any], sort_keys: bool = False) -> 
 def read_json(file: Path, hint: str) -> dict[str, Any]:
     """The JSON object in a file. Raises DcclipError with `hint` if the file is missing or something else."""
     if not file.is_file():
-        raise DcclipError(f"{file.parent} has no {file.name}", hint)
+        raise DcclipError(Message("{parent} has no {name}", parent=file.parent, name=file.name), hint)
     return json_object(file.read_bytes(), str(file), hint or "copy the directory again")
 
 
@@ -194,7 +196,15 @@ def validated_by(validate: Callable[[Any], T], content: Any, where: object, hint
         value, told = first["input"], first["type"] == "value_error"  # which says more than the value
         got = f" (got {value!r:.100})" if isinstance(value, str | int | float) and not told else ""
         place = ": ".join(filter(None, (str(where), key)))
-        raise DcclipError(f"{place}: {message[:1].lower()}{message[1:]}{got}", hint) from None
+        raise DcclipError(
+            Message(
+                "{place}: {message}{got}",
+                place=place,
+                message=message[:1].lower() + message[1:],
+                got=got,
+            ),
+            hint,
+        ) from None
 
 
 def json_object(text: str | bytes, where: str, hint: str) -> dict[str, Any]:
@@ -202,7 +212,7 @@ def json_object(text: str | bytes, where: str, hint: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DcclipError(f"{where} is not JSON: {error}", hint) from None
+        raise DcclipError(Message("{where} is not JSON: {error}", where=where, error=error), hint) from None
     if not isinstance(content, dict):
-        raise DcclipError(f"{where} is not a JSON object", hint)
+        raise DcclipError(Message("{where} is not a JSON object", where=where), hint)
     return content

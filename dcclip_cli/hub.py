@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 
 TIMEOUT_S = 10
 
@@ -31,13 +31,19 @@ def files_on_hub(repository: str, kind: Literal["model", "dataset"] = "model") -
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     more = "" if kind == "model" else " --repo-type dataset"
-    hint = f"download it where there is a network: hf download {repository}{more}; or name a local directory"
+    hint: str = Message(
+        "download it where there is a network: hf download {repository}{more}; or name a local directory",
+        repository=repository,
+        more=more,
+    )
     try:
         api = HfApi()
         look = api.model_info if kind == "model" else api.dataset_info
         return {one.rfilename for one in look(repository, timeout=TIMEOUT_S).siblings or ()}
     except HFValidationError:
-        raise DcclipError(f"{repository} is neither a directory nor a name on the hub", "write ORG/NAME") from None
+        raise DcclipError(
+            "{repository} is neither a directory nor a name on the hub", "write ORG/NAME", repository=repository
+        ) from None
     # The HTTP library's own errors are no OSError.
     except (OSError, *HfHubHTTPError.__bases__) as error:  # type: ignore[misc]
         if getattr(error, "response", None) is not None:
@@ -46,7 +52,15 @@ def files_on_hub(repository: str, kind: Literal["model", "dataset"] = "model") -
         else:
             why = "the hub cannot be reached"
             reason = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else str(error).strip().splitlines()[0][:200]
-        raise DcclipError(f"{repository} is not complete in the local cache, and {why}: {reason}", hint) from None
+        raise DcclipError(
+            Message(
+                "{repository} is not complete in the local cache, and {why}: {reason}",
+                repository=repository,
+                why=why,
+                reason=reason,
+            ),
+            hint,
+        ) from None
 
 
 _LOG_IN = "log in with: hf auth login, or set HF_TOKEN to a token that may write"
@@ -94,4 +108,7 @@ def _refused(repository: str, error: Any) -> DcclipError:
         why, hint = "the hub refuses it", _CHANGE
     else:
         why, hint = "the hub cannot be reached", f"check the network, then {_AGAIN}"
-    return DcclipError(f"{repository}: {place}{why}: {said}", hint.format(owner=repository.partition("/")[0]))
+    return DcclipError(
+        Message("{repository}: {place}{why}: {said}", repository=repository, place=place, why=why, said=said),
+        hint.format(owner=repository.partition("/")[0]),
+    )

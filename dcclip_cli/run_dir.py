@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dcclip_cli.checksums import read_record
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 
 RECORD = "dcclip.json"  # of a model directory or an export
 RESOLVED = "resolved.yaml"  # the recipe of a run with all defaults
@@ -63,7 +63,7 @@ def finished(run: Path, stage: StageName) -> bool:
         try:
             json.loads(record.read_bytes())  # the summary of an evaluation is a list
         except (ValueError, RecursionError) as error:
-            raise DcclipError(f"{record} is not JSON: {error}", hint) from None
+            raise DcclipError(Message("{record} is not JSON: {error}", record=record, error=error), hint) from None
     return True
 
 

@@ -19,7 +19,7 @@ from uuid import uuid4
 import numpy as np
 
 from dcclip_cli.blocks import Ragged, Values, flat, pack, parse
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import atomic_file, lock
 from dcclip_cli.signals import interruptible, shielded
 from dcclip_cli.store_rows import SUFFIX, MissingRows, StoredRows
@@ -100,7 +100,12 @@ class FeatureStore(StoredRows):
             return self._append_block(parts)
         self._add_files([file])
         if file.name not in self._blocks:
-            raise DcclipError(f"{file} cannot be used after it was written", f"delete {self.folder}, and run again")
+            raise DcclipError(
+                "{file} cannot be used after it was written",
+                "delete {folder}, and run again",
+                file=file,
+                folder=self.folder,
+            )
 
     def complete(
         self, name: str, keys: np.ndarray, compute: Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]
@@ -174,7 +179,10 @@ class FeatureStore(StoredRows):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 claimed = locks.enter_context(lock(file, wait))
             except OSError as error:
-                raise DcclipError(f"{self.folder} cannot be written: {error.strerror}", _ELSEWHERE) from None
+                raise DcclipError(
+                    Message("{folder} cannot be written: {strerror}", folder=self.folder, strerror=error.strerror),
+                    _ELSEWHERE,
+                ) from None
             yield claimed
         if claimed:
             with suppress(OSError):  # another process is just looking at it, on Windows
@@ -187,8 +195,13 @@ class FeatureStore(StoredRows):
         one = sum(flat(given).nbytes / (2 if isinstance(given, Ragged) else 1) for given in values.values())
         needed, free = batches * one, shutil.disk_usage(self.folder).free
         if needed > free:
-            what = f"{self.folder} needs about {needed / 1e9:,.1f} GB more, and {free / 1e9:,.1f} GB are free"
-            raise DcclipError(what, f"free some disk space, or {_ELSEWHERE}")
+            what = Message(
+                "{folder} needs about {needed:,.1f} GB more, and {free:,.1f} GB are free",
+                folder=self.folder,
+                needed=needed / 1e9,
+                free=free / 1e9,
+            )
+            raise DcclipError(what, Message("free some disk space, or {elsewhere}", elsewhere=_ELSEWHERE))
 
     def clear(self) -> None:
         """Remove all rows."""

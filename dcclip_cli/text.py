@@ -25,7 +25,9 @@ def check_unicode(texts: Iterable[str]) -> None:
     """
     for text in texts:
         if not text.isascii() and _HALF.search(text):
-            raise DcclipError(f"the text {text!r} contains bytes that are not UTF-8", "write it, or name it, in UTF-8")
+            raise DcclipError(
+                "the text {text!r} contains bytes that are not UTF-8", "write it, or name it, in UTF-8", text=text
+            )
 
 
 def has_han(text: str) -> bool:

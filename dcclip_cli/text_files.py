@@ -6,7 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.text import HAN_CHARACTER
 
 _LOOK_AT = 1_000_000  # bytes
@@ -25,11 +25,15 @@ def not_utf8(file: Path, hint: str = "save it as UTF-8") -> DcclipError:
         content = stream.read(_LOOK_AT)
     encoding = encoding_of(content)
     if encoding is None:
-        return DcclipError(f"{file} is not text in UTF-8", hint)
+        return DcclipError(Message("{file} is not text in UTF-8", file=file), hint)
     names = shlex.quote(str(file)), shlex.quote(f"utf8{file.suffix}")
     return DcclipError(
-        f"{file} is in {encoding}, not in UTF-8",
-        f"convert it with: iconv -f {encoding} -t UTF-8 {names[0]} > {names[1]}",
+        "{file} is in {encoding}, not in UTF-8",
+        "convert it with: iconv -f {encoding} -t UTF-8 {old} > {new}",
+        file=file,
+        encoding=encoding,
+        old=names[0],
+        new=names[1],
     )
 
 
@@ -77,11 +81,13 @@ def read_text(file: Path, most_bytes: int, hint: str) -> str:
         with file.open("rb") as stream:
             content = stream.read(most_bytes + 1)
     except FileNotFoundError:
-        raise DcclipError(f"{file} does not exist", hint) from None
+        raise DcclipError(Message("{file} does not exist", file=file), hint) from None
     except IsADirectoryError:
-        raise DcclipError(f"{file} is a folder", hint) from None
+        raise DcclipError(Message("{file} is a folder", file=file), hint) from None
     if len(content) > most_bytes:
-        raise DcclipError(f"{file} is larger than {most_bytes / 1e6:,.0f} MB", hint)
+        raise DcclipError(
+            Message("{file} is larger than {most_bytes:,.0f} MB", file=file, most_bytes=most_bytes / 1e6), hint
+        )
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import typer
 
 from dcclip_cli.cli.streams import as_json, printable
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.launched import is_launched, report
 from dcclip_cli.machine import is_first_process
 from dcclip_cli.progress import Progress, Silent, stderr_progress
@@ -40,7 +40,11 @@ class CommandGroup(typer.core.TyperGroup):
         for before, one in pairwise(args):
             if one == "" or (one.startswith("--") and one.endswith("=")):
                 name = one.rstrip("=") or (before if before.startswith("-") else "an argument")
-                _fail(DcclipError(f"{name} is empty", "is a shell variable not set? Leave it out for the default"))
+                _fail(
+                    DcclipError(
+                        "{name} is empty", "is a shell variable not set? Leave it out for the default", name=name
+                    )
+                )
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -87,7 +91,7 @@ def _fail(mistake: DcclipError) -> NoReturn:
     for line in lines[:_MOST_LINES]:
         error_line(line)
     if len(lines) > _MOST_LINES:
-        error_line(f"and {len(lines) - _MOST_LINES:,} more errors of this kind")
+        error_line(Message("and {count:,} more errors of this kind", count=len(lines) - _MOST_LINES))
     hint_line(mistake.hint)
     exit_command(1)
     raise typer.Exit(1)
@@ -104,7 +108,9 @@ def _unwritten(error: OSError) -> DcclipError:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter does not fail to write it again
     if isinstance(error, BrokenPipeError):
         raise typer.Exit(1) from None
-    return DcclipError(f"the output cannot be written: {error.strerror}", "send it somewhere else with: > FILE")
+    return DcclipError(
+        "the output cannot be written: {strerror}", "send it somewhere else with: > FILE", strerror=error.strerror
+    )
 
 
 def _users_mistake(error: BaseException, options: Collection[str]) -> DcclipError | None:
@@ -120,8 +126,8 @@ def _not_installed(error: ModuleNotFoundError) -> DcclipError | None:
     package = (error.name or "").partition(".")[0]
     for extra, packages in EXTRAS.items():
         if package in packages:
-            what = f"this needs the package {package}, which is not installed"
-            return DcclipError(what, f"pip install 'dcclip[{extra}]'")
+            what = Message("this needs the package {package}, which is not installed", package=package)
+            return DcclipError(what, Message("pip install 'dcclip[{extra}]'", extra=extra))
     return None
 
 
@@ -156,7 +162,7 @@ class ErrorLines:
         """Print the hints; returns the number of errors."""
         for hint, names in self._hints.items():
             more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-            hint_line(f"{hint} ({names[0]}{more})")
+            hint_line(Message("{hint} ({names}{more})", hint=hint, names=names[0], more=more))
         return sum(map(len, self._hints.values()))
 
 

@@ -73,4 +73,6 @@ def _server(folder: Path, port: int) -> ThreadingHTTPServer:
     try:
         return Server(("127.0.0.1", port), partial(Handler, directory=str(folder)))
     except OSError as error:
-        raise DcclipError(f"port {port} cannot be used: {error.strerror}", "name another with --port") from None
+        raise DcclipError(
+            "port {port} cannot be used: {strerror}", "name another with --port", port=port, strerror=error.strerror
+        ) from None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, BadParameter, Option
 
 from dcclip_cli.cli import console, flags
+from dcclip_cli.errors import Message
 from dcclip_cli.model import Precision
 
 if TYPE_CHECKING:
@@ -242,9 +243,22 @@ def compare(
         return console.show_json([asdict(one) | {"difference": one.value} for one in found.differences])
     for one in found.differences:
         if one.unlike:
-            talk.say(f"{one.dataset} {one.language}: the {' and '.join(one.unlike)} differ")
+            talk.say(
+                Message(
+                    "{dataset} {language}: the {unlike} differ",
+                    dataset=one.dataset,
+                    language=one.language,
+                    unlike=" and ".join(one.unlike),
+                )
+            )
         if not one.paired:
-            talk.say(f"{one.dataset} {one.language}: not the same images in the same order, so the interval is wider")
+            talk.say(
+                Message(
+                    "{dataset} {language}: not the same images in the same order, so the interval is wider",
+                    dataset=one.dataset,
+                    language=one.language,
+                )
+            )
     rows = [
         (
             f"{one.dataset} {one.language}",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, BadParameter, Option
 
 from dcclip_cli.cli import console
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import check_target, refuse_special
 from dcclip_cli.text_files import read_text
 
@@ -119,14 +119,30 @@ def lines_of(file: Path | None, kind: str, most_lines: int, most_bytes: int) -> 
     """
     if file is None:
         return []
-    hint = f"give a file with one {kind} per line"
+    hint = Message("give a file with one {kind} per line", kind=kind)
     if file.parent != Path("/dev/fd"):  # where the shell puts <(COMMAND)
         refuse_special(file)
     lines = [line.strip() for line in read_text(file, most_bytes, hint).splitlines() if line.strip()]
     if len(lines) > most_lines:
-        raise DcclipError(f"{file} has {len(lines):,} lines, more than {most_lines:,}", hint)
+        raise DcclipError(
+            Message(
+                "{file} has {count:,} lines, more than {most_lines:,}",
+                file=file,
+                count=len(lines),
+                most_lines=most_lines,
+            ),
+            hint,
+        )
     if (longest := max(map(len, lines), default=0)) > _LONGEST_LINE:
-        raise DcclipError(f"{file} has a line of {longest:,} characters, more than {_LONGEST_LINE:,}", hint)
+        raise DcclipError(
+            Message(
+                "{file} has a line of {longest:,} characters, more than {longest_line:,}",
+                file=file,
+                longest=longest,
+                longest_line=_LONGEST_LINE,
+            ),
+            hint,
+        )
     return lines
 
 
@@ -138,7 +154,9 @@ def text(value: str, what: str) -> str:
     try:
         return os.fsencode(value).decode("utf-8")
     except UnicodeError:
-        raise DcclipError(f"{what} {value!r} is not text in UTF-8", "set the terminal to UTF-8: LANG=C.UTF-8") from None
+        raise DcclipError(
+            "{what} {value!r} is not text in UTF-8", "set the terminal to UTF-8: LANG=C.UTF-8", what=what, value=value
+        ) from None
 
 
 def out(path: Path | None, folder: bool = True) -> None:

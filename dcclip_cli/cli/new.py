@@ -10,7 +10,7 @@ from click import prompt
 from typer import Argument, Option
 
 from dcclip_cli.cli import console, flags
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import atomic_write
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def new(
     Asks for what is not given, checks the recipe as --check does, writes its estimates into it, and prints the path.
     """
     if file.exists() and not force:
-        raise DcclipError(f"{file} exists", "name another file, or overwrite it with --force")
+        raise DcclipError("{file} exists", "name another file, or overwrite it with --force", file=file)
     flags.out(file, folder=False)
     if not yes and None in (teacher, data, size) and not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise DcclipError("there is no terminal to ask in", "give --teacher, --data and --size, or --data and --yes")
@@ -94,7 +94,9 @@ def new(
     if chosen_data.kind == "photos" and texts is None:
         texts = file.with_suffix(".texts.txt")
         if texts.exists() and not force:
-            raise DcclipError(f"{texts} exists", f"use it with --texts {texts}, or overwrite it with --force")
+            raise DcclipError(
+                "{texts} exists", "use it with --texts {texts}, or overwrite it with --force", texts=texts
+            )
         atomic_write(texts, recipes.own_texts())
     made = recipes.NewRecipe(file, chosen_teacher, chosen_data, chosen_size, texts, trust_remote_code)
     atomic_write(file, recipes.recipe_text(made))
@@ -109,7 +111,7 @@ def _ask(question: str, choices: Mapping[Any, str], yes: bool) -> str:
         return names[0]
     console.info_line(question)
     for number, (name, about) in enumerate(choices.items(), 1):
-        console.info_line(f"  {number}  {name:13} {about}")
+        console.info_line(Message("  {number}  {name:13} {about}", number=number, name=name, about=about))
     answer = str(prompt("Choice", default="1", err=True)).strip()
     return names[int(answer) - 1] if answer.isdecimal() and 0 < int(answer) <= len(names) else answer
 
@@ -126,7 +128,7 @@ def _check(made: NewRecipe) -> None:
         takes = list(job.estimates(job.preflight(loaded.recipe.stages)))
     except DcclipError as error:
         for line in error.what.split("\n"):
-            console.warning_line(f"it does not run yet: {line}")
+            console.warning_line(Message("it does not run yet: {line}", line=line))
         console.hint_line(error.hint)
         return
     times = [line for line in takes if "disk space" not in line and "about 0 images and up to 0 texts" not in line]

@@ -14,7 +14,7 @@ from typer import Argument, BadParameter, Exit, Option
 
 from dcclip_cli.cli import console, flags
 from dcclip_cli.cli.streams import as_json, csv_cell, printable
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.signals import keeping
 from dcclip_cli.text import language_by_script
 
@@ -92,7 +92,13 @@ def predict(
         raise DcclipError("no labels given", "give some, for example: --labels 猫,dog")
     talk = console.talk(quiet, verbose)
     if len(wanted) < len(given):
-        talk.say(f"predict: {len(wanted):,} labels; {len(given) - len(wanted):,} more are repetitions")
+        talk.say(
+            Message(
+                "predict: {count:,} labels; {repeated:,} more are repetitions",
+                count=len(wanted),
+                repeated=len(given) - len(wanted),
+            )
+        )
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's idle threads take a fifth of a cold start's CPU time
 
     from dcclip_cli.machine import keep_freed_memory
@@ -197,7 +203,11 @@ def search(
     encoder = _encoder(model, device, threads, talk, dims)
     keep_freed_memory()
     index = open_index(encoder, folder, fresh, talk, dtype)
-    talk.say(f"search: {len(index.paths)} images, {index.embedded} of them embedded now")
+    talk.say(
+        Message(
+            "search: {count} images, {embedded} of them embedded now", count=len(index.paths), embedded=index.embedded
+        )
+    )
     with keeping(lambda: f"{len(index.paths):,} images are embedded" if index.kept else ""):
         hits = index.search(text_embeddings(encoder, [text])[0], top_k)
         if as_json:
@@ -207,7 +217,7 @@ def search(
             console.show_table(f"{text}, in {folder}", ("image", "score"), rows)
         if page:
             atomic_write(page, _page(text, hits).encode(errors="replace"))
-            talk.say(f"search: {page}")
+            talk.say(Message("search: {page}", page=page))
     unread = console.ErrorLines()
     for name, error in index.errors.items():
         unread.add(str(folder / name), error)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from dcclip_cli.cli import console, flags
+from dcclip_cli.errors import Message
 
 if TYPE_CHECKING:
     from dcclip_cli.publish.push import PushPlan
@@ -70,7 +71,14 @@ def push(
         _show_plan(done.plan, "private" if private else "public")
         return talk.say("dry run: nothing was sent; add --yes to upload")
     unchanged = len(done.plan.files) - done.changed
-    talk.say(f"{done.changed} files uploaded, {unchanged} were there; load it with --model hf-hub:{repository}")
+    talk.say(
+        Message(
+            "{changed} files uploaded, {unchanged} were there; load it with --model hf-hub:{repository}",
+            changed=done.changed,
+            unchanged=unchanged,
+            repository=repository,
+        )
+    )
     console.show(done.url)
 
 

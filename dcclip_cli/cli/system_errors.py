@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcclip_cli.cli.streams import printable
-from dcclip_cli.errors import DcclipError, written_by
+from dcclip_cli.errors import DcclipError, Message, written_by
 from dcclip_cli.files import cache_folder
 from dcclip_cli.machine import memory
 
@@ -90,7 +90,9 @@ def explained(error: BaseException, options: Collection[str] = ()) -> DcclipErro
     if isinstance(error, RuntimeError) and any(part in text for part in _NO_THREAD):
         return DcclipError(*_PROCESSES)
     if type(error).__name__ == "PanicException":  # a BaseException, of libraries written in Rust
-        what = f"a library cannot handle the content of a file: {(text.splitlines() or [''])[0][:200]}"
+        what = Message(
+            "a library cannot handle the content of a file: {text}", text=(text.splitlines() or [""])[0][:200]
+        )
         return DcclipError(what, "copy or download the model again: one of its files is damaged")
     problem = _problem(error)
     return _sentence(problem, options) if problem else None
@@ -155,18 +157,26 @@ def _no_memory(options: Collection[str]) -> DcclipError:
         if "--set" in options
         else ""
     )
-    return DcclipError(f"there is not enough memory{free}", f"close other programs{smaller}")
+    return DcclipError("there is not enough memory{free}", "close other programs{smaller}", free=free, smaller=smaller)
 
 
 def _not_allowed(file: Path, elsewhere: str) -> DcclipError:
     """What keeps this user from reading or writing a file, as far as its permissions tell."""
     for folder in reversed(file.parents):
         if os.path.isdir(folder) and not os.access(folder, os.X_OK):
-            return DcclipError(f"{file}: you may not enter {folder}", f"allow it with: chmod +x {folder}")
+            return DcclipError(
+                "{file}: you may not enter {folder}", "allow it with: chmod +x {folder}", file=file, folder=folder
+            )
     if os.path.exists(file) and not os.access(file, os.R_OK):
-        return DcclipError(f"{file} may not be read", f"allow it with: chmod {_readable(file)} {file}")
+        return DcclipError(
+            "{file} may not be read", "allow it with: chmod {mode} {file}", file=file, mode=_readable(file)
+        )
     blocked = file if os.path.exists(file) and not os.access(file, os.W_OK) else file.parent
-    there = f"{file} may not be written" if blocked == file else f"{file}: nothing may be written in {blocked}"
+    there = (
+        Message("{file} may not be written", file=file)
+        if blocked == file
+        else Message("{file}: nothing may be written in {blocked}", file=file, blocked=blocked)
+    )
     return DcclipError(there, f"{elsewhere}, or allow it with: chmod +w {blocked}".removeprefix(", or "))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from dcclip_cli.cli import console, flags
+from dcclip_cli.errors import Message
 
 if TYPE_CHECKING:
     from dcclip_cli.model.trim import TrimResult
@@ -72,12 +73,25 @@ def _show(result: TrimResult, texts: Path | None, talk: Progress) -> None:
     console.show_table(str(result.folder), ("", "before", "after"), rows)
     same = f"largest difference of {result.compared} embeddings: {result.difference:.1g}"
     share = f"{len(result.split) / max(1, result.texts):.1%}".replace("%", " %")
-    talk.say(f"{result.texts:,} texts compared, {share} are split into other pieces than before; {same}")
+    talk.say(
+        Message(
+            "{texts:,} texts compared, {share} are split into other pieces than before; {same}",
+            texts=result.texts,
+            share=share,
+            same=same,
+        )
+    )
     for text in result.split[:_NAMED]:
-        talk.say(f"warning: a piece of this text is gone: {text}")
+        talk.say(Message("warning: a piece of this text is gone: {text}", text=text))
     if len(result.split) > _NAMED:
-        talk.say(f"warning: and of {len(result.split) - _NAMED:,} more texts")
+        talk.say(Message("warning: and of {count:,} more texts", count=len(result.split) - _NAMED))
     if result.unseen_split is not None:
         estimate = f"{result.unseen_split:.1%}".replace("%", " %")
-        talk.say(f"of other texts like those in {texts} about {estimate} would be (estimated on every second)")
+        talk.say(
+            Message(
+                "of other texts like those in {texts} about {estimate} would be (estimated on every second)",
+                texts=texts,
+                estimate=estimate,
+            )
+        )
     console.show(str(result.folder))

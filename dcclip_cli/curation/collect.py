@@ -45,7 +45,7 @@ from dcclip_cli.curation.work import (
     whole_file,
 )
 from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.options import decisive, decisive_before
 from dcclip_cli.partials import exclusive
 from dcclip_cli.progress import Progress, Silent, Task
@@ -88,7 +88,7 @@ def collect(
     """
     with exclusive(out.absolute().parent) as alone:
         if not alone:
-            what = f"another process collects into {out.parent}"
+            what = Message("another process collects into {parent}", parent=out.parent)
             raise DcclipError(what, "wait until it is done, or name another folder with --out")
         with keeping(lambda: _kept(out) if limit is None else ""):
             return _collect(options, out, progress or Silent(), fresh, engine, limit)
@@ -105,7 +105,9 @@ def _collect(
         clear(work.root)
     elif before and work.plan(progress) is None:
         if decisive_before(CollectOptions, before["options"]) != decisive(options):
-            progress.say(f"{out} was made with other options than the recipe's; use --fresh to redo it")
+            progress.say(
+                Message("{out} was made with other options than the recipe's; use --fresh to redo it", out=out)
+            )
         return _result(out, before, True, time.monotonic() - start)
     found = plan(options, limit)
     about = {"fingerprint": fingerprint(options, found), "slices": len(found.assignments)}
@@ -123,9 +125,9 @@ def _nothing_kept(read: int, dropped: Counter[str], file: Path) -> DcclipError:
     if not read:
         return DcclipError("the sources contain no pairs", "name files or folders of pairs under collect.sources")
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
-    what = f"none of the {read} pairs was kept: {reasons}"
+    what = Message("none of the {read} pairs was kept: {reasons}", read=read, reasons=reasons)
     if not dropped:
-        return DcclipError(what, f"see {file}")
+        return DcclipError(what, Message("see {file}", file=file))
     _, meaning, setting = explain(dropped.most_common(1)[0][0])
     change = f"Change collect.{setting}" if setting else "Fix the source, or name another"
     return DcclipError(what, f"{meaning} {change}; each pair's reason is in {file}".lstrip())
@@ -222,7 +224,9 @@ def _finished_manifest(out: Path) -> dict[str, Any] | None:
         ours = False
     if ours:
         return read_record(out / MANIFEST, _FORMAT, "copy it again, or collect again with --fresh").content
-    raise DcclipError(f"{out} exists and is no output of collect", "move it away, or name another folder with --out")
+    raise DcclipError(
+        "{out} exists and is no output of collect", "move it away, or name another folder with --out", out=out
+    )
 
 
 def _result(out: Path, manifest: dict[str, Any], already_finished: bool, seconds: float) -> CollectResult:

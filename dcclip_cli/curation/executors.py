@@ -100,8 +100,12 @@ class Engine:
                 _run_locally(step, pending, started)
         if failed := [task for task in pending if not step.done(task)]:
             raise DcclipError(
-                f"{len(failed)} of {step.tasks} tasks failed, the first is {failed[0]}",
-                f"see the reason in {logs}, then run the same command again: it does the missing tasks only",
+                "{count} of {tasks} tasks failed, the first is {failed}",
+                "see the reason in {logs}, then run the same command again: it does the missing tasks only",
+                count=len(failed),
+                tasks=step.tasks,
+                failed=failed[0],
+                logs=logs,
             )
 
     def _run_on_ray(self, step: Step, pending: Sequence[int], logs: Path) -> None:
@@ -165,7 +169,12 @@ class Engine:
             command += [f"--dependency=afterany:{job}"] if job else []
             asked = subprocess.run([*command, str(script), str(first)], capture_output=True, text=True)
             if asked.returncode:
-                raise DcclipError(f"sbatch failed: {asked.stderr.strip()[:500]}", f"check collect.cluster and {script}")
+                raise DcclipError(
+                    "sbatch failed: {stderr}",
+                    "check collect.cluster and {script}",
+                    stderr=asked.stderr.strip()[:500],
+                    script=script,
+                )
             job = asked.stdout.strip().partition(";")[0]
             last.write_text(job, encoding="utf-8")
 

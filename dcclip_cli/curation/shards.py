@@ -99,10 +99,10 @@ def check_shard(folder: Path, about: Mapping[str, Any]) -> None:
         return
     file = folder / about["name"]
     if file_sha256(file) != about["sha256"]:
-        raise DcclipError(f"{file} is damaged", "")
+        raise DcclipError("{file} is damaged", "", file=file)
     index = read_index(local_file(file), folder / f"{file.name}{SUFFIX}")
     if index is None:
-        raise DcclipError(f"{file} has no index", "")
+        raise DcclipError("{file} has no index", "", file=file)
     for number in range(len(index.about.rows)):
         read_batch(index, number)
 

@@ -32,7 +32,7 @@ from dcclip_cli.blocks import Damaged
 from dcclip_cli.checksums import cached_record, read_record, write_record
 from dcclip_cli.curation.shards import check_shard
 from dcclip_cli.curation.sources.base import Slice
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import cores
 from dcclip_cli.options import decisive
 from dcclip_cli.partials import partial, remove
@@ -97,7 +97,7 @@ def plan(options: CollectOptions, limit: int | None = None) -> Plan:
         assignments += found
         readings.append(Reading(source.label, source.kind, sum(one.slice.about for one in found), len(found)))
     if len(assignments) > _MAX_SLICES:
-        raise DcclipError(f"{len(assignments):,} slices are too many", "make collect.shard_size larger")
+        raise DcclipError("{count:,} slices are too many", "make collect.shard_size larger", count=len(assignments))
     if not assignments:
         raise DcclipError("the sources are empty", "check their paths")
     return Plan(assignments, readings)
@@ -181,7 +181,9 @@ class WorkFolder:
                 damaged |= {folder: what} if what else {}
                 task.advance()
         for folder, what in damaged.items():
-            progress.say(f"warning: {what}: {folder.relative_to(self.root)} is made again")
+            progress.say(
+                Message("warning: {what}: {folder} is made again", what=what, folder=folder.relative_to(self.root))
+            )
             remove(folder)
             if folder.parent.name == "read":  # what is fetched again may be something else
                 remove(self.scored(int(folder.name)))
@@ -195,7 +197,7 @@ class WorkFolder:
         try:
             record = read_record(folder / CHECKSUMS, _FORMAT, "")
             if record.content.get("format") != _FORMAT:
-                raise DcclipError(f"{record.file} has another format", "")
+                raise DcclipError("{file} has another format", "", file=record.file)
             record.check()
             if folder.parent.name == "write":
                 check_shard(self.out, json.loads((folder / SHARD).read_bytes()))

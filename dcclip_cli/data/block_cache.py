@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcclip_cli.errors import DcclipError, writing
+from dcclip_cli.errors import DcclipError, Message, writing
 from dcclip_cli.files import lock
 from dcclip_cli.partials import partial, remove, remove_if_abandoned
 
@@ -97,7 +97,9 @@ class BlockCache:
             self._warn(f"warning: {file} is damaged: {block.source} is read again")
             remove(file)
         if os.path.lexists(file):
-            raise DcclipError(f"{file} is damaged and cannot be removed", "name another folder with DCCLIP_CACHE")
+            raise DcclipError(
+                "{file} is damaged and cannot be removed", "name another folder with DCCLIP_CACHE", file=file
+            )
 
     def prefetch(self, blocks: Iterable[Block]) -> None:
         """Fetch the blocks of the next window in the background; those of the window before are kept.
@@ -133,7 +135,12 @@ class BlockCache:
             finally:
                 os.close(descriptor)
             if written != block.size:
-                what = f"{block.source} has {written} bytes where its index says {block.size}"
+                what = Message(
+                    "{source} has {written} bytes where its index says {size}",
+                    source=block.source,
+                    written=written,
+                    size=block.size,
+                )
                 raise DcclipError(what, "the data has changed: run dcclip index on it")
             path.replace(self._file(block.key))
 
@@ -168,7 +175,12 @@ class BlockCache:
 
 def too_small(source: str, needed: int, max_bytes: int) -> DcclipError:
     """The error of a cache that is smaller than what is needed at a time."""
-    what = f"{source} needs {needed / 1e9:.3g} GB in the block cache, which may have {max_bytes / 1e9:.3g} GB"
+    what = Message(
+        "{source} needs {needed:.3g} GB in the block cache, which may have {max_bytes:.3g} GB",
+        source=source,
+        needed=needed / 1e9,
+        max_bytes=max_bytes / 1e9,
+    )
     return DcclipError(what, "make data.cache_gb larger, or data.shuffle_window smaller")
 
 

@@ -15,7 +15,7 @@ import yaml
 from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_TEXT_BYTES
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import refuse_special
 from dcclip_cli.text import language_by_script
 from dcclip_cli.text_files import not_utf8
@@ -40,7 +40,9 @@ def images_by_class(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> d
     by_folder = {folder.name: images_in(folder, suffixes) for folder in folders_in(path)}
     found = {name: files for name, files in by_folder.items() if files}
     if not found:
-        raise DcclipError(f"{path} has no folders with images", "make a folder for each class, with its images in it")
+        raise DcclipError(
+            "{path} has no folders with images", "make a folder for each class, with its images in it", path=path
+        )
     return found
 
 
@@ -54,17 +56,21 @@ def no_pairs(
     if classes := _classes(Path(path)):
         shown = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
         return DcclipError(
-            f"{path} is a folder of class folders ({shown}), not of pairs of images and captions",
-            "to make pairs of it, write in the recipe: {collect: {sources: [{kind: class_folders, path: "
-            f"{_as_path(path)}}}]}}, data: {{train: collect}}}}; to distill without captions, name it as data.images",
+            "{path} is a folder of class folders ({shown}), not of pairs of images and captions",
+            "to make pairs of it, write in the recipe: {{collect: {{sources: [{{kind: class_folders, path: "
+            "{written}}}]}}, data: {{train: collect}}}}; to distill without captions, name it as data.images",
+            path=path,
+            shown=shown,
+            written=_as_path(path),
         )
     if _has_image(Path(path)):
         return DcclipError(
-            f"{path} is a folder of images, not of pairs of images and captions",
+            "{path} is a folder of images, not of pairs of images and captions",
             "name it as data.images, to distill without captions; or list its images with captions in a table "
-            "(columns image, zh, en), make pairs with dcclip collect (source {kind: table}), and name these",
+            "(columns image, zh, en), make pairs with dcclip collect (source {{kind: table}}), and name these",
+            path=path,
         )
-    return DcclipError(f"{path} has no pairs", hint)
+    return DcclipError(Message("{path} has no pairs", path=path), hint)
 
 
 def kind_of_folder(path: Path) -> Literal["classes", "images"] | None:
@@ -102,11 +108,13 @@ def class_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]
     content = _read_names(file, example)
     for folder in folders:
         if not isinstance(content.get(folder), dict):
-            raise DcclipError(f"{file} has no names for the folder {folder}", _example(file, folder))
+            raise DcclipError(
+                Message("{file} has no names for the folder {folder}", file=file, folder=folder), _example(file, folder)
+            )
     names = {language: [content[folder].get(language) for folder in folders] for language in LANGUAGES}
     complete = {language: every for language, every in names.items() if all(map(_is_name, every))}
     if not complete:
-        raise DcclipError(f"{file} names all folders neither in en nor in zh", example)
+        raise DcclipError(Message("{file} names all folders neither in en nor in zh", file=file), example)
     return complete
 
 
@@ -119,16 +127,23 @@ def _example(file: Path, folder: str) -> str:
 def _read_names(file: Path, example: str) -> dict[Any, Any]:
     refuse_special(file)
     if not file.is_file() or file.stat().st_size > MAX_TEXT_BYTES:
-        raise DcclipError(f"{file} is not a file, or has more than {MAX_TEXT_BYTES:,} bytes", example)
+        raise DcclipError(
+            Message(
+                "{file} is not a file, or has more than {max_text_bytes:,} bytes",
+                file=file,
+                max_text_bytes=MAX_TEXT_BYTES,
+            ),
+            example,
+        )
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise not_utf8(file, example) from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # dates, keys that are lists, nesting
         reason = " ".join(str(error).split())[:300]
-        raise DcclipError(f"{file} is not YAML: {reason}", example) from None
+        raise DcclipError(Message("{file} is not YAML: {reason}", file=file, reason=reason), example) from None
     if not isinstance(content, dict):
-        raise DcclipError(f"{file} is not a mapping from folders to names", example)
+        raise DcclipError(Message("{file} is not a mapping from folders to names", file=file), example)
     return content
 
 
@@ -146,7 +161,7 @@ def _known_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]
     if ids := [folder for folder in folders if _WORDNET_ID.fullmatch(folder)]:
         other = next(iter({*ids} - {*prompts.read("imagenet").folders}), ids[0])
         raise DcclipError(
-            f"{path / other} is a WordNet id, and the names of its class are not known",
+            Message("{other} is a WordNet id, and the names of its class are not known", other=path / other),
             _example(path / NAMES_FILE, other),
         )
     return None
@@ -161,7 +176,9 @@ def _are_names(folders: Sequence[str], about: prompts.Prompts) -> bool:
 def _own_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]:
     plain = [folder.replace("_", " ") for folder in folders]
     if odd := [folder for folder in folders if not _is_name(folder)]:
-        what = f"{path}: the name of the folder {os.fsencode(odd[0])!r} is not in UTF-8"
+        what = Message(
+            "{path}: the name of the folder {folder!r} is not in UTF-8", path=path, folder=os.fsencode(odd[0])
+        )
         raise DcclipError(what, "rename it")
     return {"zh" if any(language_by_script(name) == "zh" for name in plain) else "en": plain}
 

@@ -15,7 +15,7 @@ from dcclip_cli.data.pair import Language, PairDataset
 from dcclip_cli.data.pixels import ImageCache, Preprocess, draft_side, stacked
 from dcclip_cli.data.samplers import Sample
 from dcclip_cli.data.stored_features import StoredFeatures
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.preprocess import decode, flatten
 
 if TYPE_CHECKING:
@@ -216,7 +216,9 @@ class Collator:
             return decode(image, draft=draft)
         except DcclipError as error:
             key = self.dataset.keys()[index]
-            raise DcclipError(f"{self.dataset.path}: pair {key}: {error.what}", error.hint) from None
+            raise DcclipError(
+                Message("{path}: pair {key}: {what}", path=self.dataset.path, key=key, what=error.what), error.hint
+            ) from None
 
     def chosen_captions(self, samples: Sequence[Sample]) -> set[str]:
         """The captions that the batch of these samples has."""
@@ -249,8 +251,16 @@ class Collator:
         found = {name: one for name, one in texts.items() if one is not None}
         if len(found) < len(texts) and (found or not self.dataset.has_uncaptioned_images):
             language = next(name for name in texts if name not in found).removesuffix(OTHER)
-            hint = f"train on other languages with captions.languages, or add {language} captions to the data"
-            raise DcclipError(f"{self.dataset.path}: a whole batch has no '{language}' captions", hint)
+            hint = Message(
+                "train on other languages with captions.languages, or add {language} captions to the data",
+                language=language,
+            )
+            raise DcclipError(
+                Message(
+                    "{path}: a whole batch has no '{language}' captions", path=self.dataset.path, language=language
+                ),
+                hint,
+            )
         return found
 
     def _captioned(self, language: Language, rows: list[tuple[int, Sample]]) -> list[_Captioned]:

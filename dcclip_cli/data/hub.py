@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,12 +31,18 @@ def load_hub(
             found = datasets.load_from_disk(path)
             if isinstance(found, datasets.DatasetDict):
                 if split not in found:
-                    raise DcclipError(f"{path} has no split {split} (found: {', '.join(found)})", "name one as `split`")
+                    raise DcclipError(
+                        "{path} has no split {split} (found: {found})",
+                        "name one as `split`",
+                        path=path,
+                        split=split,
+                        found=", ".join(found),
+                    )
                 found = found[split]
             return found
         if path.startswith(("/", ".")) and not os.path.isdir(path):
             hint = "check the path; in a recipe it is relative to the recipe's folder"
-            raise DcclipError(f"{path} is not a folder", hint)
+            raise DcclipError(Message("{path} is not a folder", path=path), hint)
         data_files = {split: files} if files else None
         return datasets.load_dataset(path, config, split=split, revision=revision, data_files=data_files)
 
@@ -76,4 +82,4 @@ def _errors(path: str) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError, EOFError, tarfile.TarError, DatasetsError) as error:
         reason = " ".join(str(error).split())[:300]
         hint = "check the name, `config` and `split`, and that the hub is reachable; or name a folder of save_to_disk"
-        raise DcclipError(f"{path} cannot be loaded: {reason}", hint) from None
+        raise DcclipError(Message("{path} cannot be loaded: {reason}", path=path, reason=reason), hint) from None

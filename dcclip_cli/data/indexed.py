@@ -15,7 +15,7 @@ from dcclip_cli.data.index import Index, read_batch
 from dcclip_cli.data.indexing import made_again
 from dcclip_cli.data.pair import BLOCK, LANGUAGES, Language, Lazy, Pair, PairDataset, image_digest
 from dcclip_cli.data.shard_blocks import BlockPlace, group_block, tar_block
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import cache_folder, json_object
 from dcclip_cli.progress import Progress, Silent
 
@@ -79,7 +79,7 @@ class IndexedDataset(PairDataset):
         chunk, row = self._find(index)
         offset, size = int(chunk.offset[row]), int(chunk.size[row])
         if size < 0:
-            what = f"{chunk.index.file}: pair {chunk.value('key', row)} has no image bytes"
+            what = Message("{file}: pair {key} has no image bytes", file=chunk.index.file, key=chunk.value("key", row))
             raise DcclipError(what, "leave the pair out, or write its image")
         place, digest = chunk.place(row), chunk.value("digest", row)
         if place is None:
@@ -90,8 +90,12 @@ class IndexedDataset(PairDataset):
                 self._cache.discard(place.block)
                 image = self._cache.read(place.block, offset - place.first, size)
         if image_digest(image) != digest:
-            what = f"{chunk.index.file}: the image of pair {chunk.value('key', row)} has changed since it was indexed"
-            raise DcclipError(what, f"index it again: dcclip index --fresh {chunk.index.file}")
+            what = Message(
+                "{file}: the image of pair {key} has changed since it was indexed",
+                file=chunk.index.file,
+                key=chunk.value("key", row),
+            )
+            raise DcclipError(what, Message("index it again: dcclip index --fresh {file}", file=chunk.index.file))
         return image
 
     def image_digest(self, index: int) -> bytes:

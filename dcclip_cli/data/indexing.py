@@ -15,7 +15,7 @@ from dcclip_cli.blocks import Damaged, OtherFormat
 from dcclip_cli.data.index import SUFFIX, Index, beside, cached, find_index, read_batch, read_index, write_index
 from dcclip_cli.data.shards import Columns
 from dcclip_cli.data.storage import DataFile, list_files, with_suffix
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import atomic_file, cache_folder, lock, temporary_folder
 from dcclip_cli.machine import cores
 from dcclip_cli.partials import remove
@@ -63,7 +63,7 @@ def made_again(index: Index, batch: int, progress: Progress | None = None) -> In
         write_index(index.file, place, columns)
         again = _written([(index.file, place)])[index.file]
     if again.about != index.about:
-        what = f"{index.file} is not what its index {index.path} says"
+        what = Message("{file} is not what its index {path} says", file=index.file, path=index.path)
         raise DcclipError(what, "if the data is right, run again: it is indexed as it is now")
     return again
 
@@ -72,7 +72,7 @@ def _warning(progress: Progress | None) -> Callable[[Path, Damaged], None]:
     """What is done about an index that cannot be used."""
 
     def warn(path: Path, why: Damaged) -> None:
-        (progress or Silent()).say(f"warning: {path} {why}: its data is indexed again")
+        (progress or Silent()).say(Message("warning: {path} {why}: its data is indexed again", path=path, why=why))
         # Another version may still need its own; a folder next to the data may be anybody's.
         if not isinstance(why, OtherFormat) and (path.parent == cache_folder() / "index" or not path.is_dir()):
             remove(path)

@@ -48,7 +48,9 @@ def caption_strings(value: Any, where: str) -> tuple[str, ...]:
     """Captions given as a string, a list of strings or None, without empty ones. Raises DcclipError for all else."""
     captions = (value,) if isinstance(value, str) else value or ()
     if not isinstance(captions, list | tuple) or not all(isinstance(one, str | None) for one in captions):
-        raise DcclipError(f"{where} is not a list of captions", "captions are a string or a list of strings")
+        raise DcclipError(
+            "{where} is not a list of captions", "captions are a string or a list of strings", where=where
+        )
     return tuple(caption for caption in captions if caption)
 
 

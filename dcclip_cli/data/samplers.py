@@ -13,7 +13,7 @@ from dcclip_cli.data.dataset import ConcatDataset, open_pairs
 from dcclip_cli.data.options import COLLECTED, SHUFFLE_WINDOW, DataOptions
 from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.data.unpaired import open_images, open_texts, with_phrases
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.progress import Progress
 from dcclip_cli.run_dir import RunDir
 
@@ -41,7 +41,11 @@ class EpochBatchSampler:
 
     def __post_init__(self) -> None:
         if not self.steps_per_epoch:
-            what = f"batch_size {self.batch_size} is larger than the data ({len(self.dataset)} samples)"
+            what = Message(
+                "batch_size {batch_size} is larger than the data ({count} samples)",
+                batch_size=self.batch_size,
+                count=len(self.dataset),
+            )
             raise DcclipError(what, "make batch_size smaller")
 
     @property
@@ -160,7 +164,11 @@ class MixedBatchSampler:
         """Raise DcclipError unless the batches of every sampler can be split equally among the processes."""
         for sampler in self.samplers:
             if sampler.batch_size % processes:
-                what = f"batch_size {sampler.batch_size} cannot be split among {processes} processes"
+                what = Message(
+                    "batch_size {batch_size} cannot be split among {processes} processes",
+                    batch_size=sampler.batch_size,
+                    processes=processes,
+                )
                 raise DcclipError(what, "make it a multiple of the number of processes")
 
     def share(self, start_step: int, steps: int, process: int = 0, processes: int = 1) -> Iterator[list[Sample]]:

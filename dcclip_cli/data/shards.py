@@ -14,7 +14,7 @@ from pydantic import Field
 from dcclip_cli.data.pair import LANGUAGES, Language, caption_strings, image_digest
 from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, members_of
 from dcclip_cli.data.storage import PART_BYTES, DataFile
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import json_object
 from dcclip_cli.options import Options
 from dcclip_cli.text import language_by_script
@@ -140,7 +140,7 @@ def _members(file: DataFile) -> Iterator[_Found]:
             if member.fault and member.fault.reason.startswith("tar-"):
                 if member.fault.reason == "tar-cut" and not member.name:
                     return  # every pair is there, only the end mark is missing
-                what = f"{file} is not a readable tar file: {member.fault.detail}"
+                what = Message("{file} is not a readable tar file: {detail}", file=file, detail=member.fault.detail)
                 raise DcclipError(what, "fetch or collect it again")
             if not member.fault and _is_read(member.name, member.size):
                 stream.seek(member.offset)
@@ -168,10 +168,12 @@ def parquet_errors(file: DataFile | Path, what: str = "cannot be read") -> Itera
     try:
         yield
     except UnicodeDecodeError as error:
-        raise DcclipError(f"{file} has text that is not UTF-8: {error.object[:24]!r}", "write it again") from None
+        raise DcclipError(
+            "{file} has text that is not UTF-8: {text!r}", "write it again", file=file, text=error.object[:24]
+        ) from None
     except (pa.ArrowException, OSError, OverflowError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise DcclipError(f"{file} {what}: {reason}", "write it again") from None
+        raise DcclipError("{file} {what}: {reason}", "write it again", file=file, what=what, reason=reason) from None
 
 
 def group_images(file: DataFile, group: int, column: str) -> Iterator[bytes | None]:
@@ -188,7 +190,9 @@ def _image_bytes(values: pa.Array, where: str) -> list[bytes | None]:
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:  # as `datasets` writes images: {bytes, path}
         values = values.flatten()[kind.get_field_index("bytes")]
     if not (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type) or pa.types.is_null(values.type)):
-        raise DcclipError(f"{where} is {kind}, not images", "images are bytes, or a struct with a field bytes")
+        raise DcclipError(
+            "{where} is {kind}, not images", "images are bytes, or a struct with a field bytes", where=where, kind=kind
+        )
     images: list[bytes | None] = values.to_pylist()
     return images
 
@@ -210,7 +214,9 @@ def parquet_rows(file: DataFile, columns: Columns) -> Iterator[Row]:
                     size, digest = (-1, bytes(16)) if content is None else (len(content), image_digest(content))
                     meta = record.get("meta") or "{}"
                     if not isinstance(meta, str):
-                        raise DcclipError(f"{file}: meta of pair {name} is not text", "write it as a JSON object")
+                        raise DcclipError(
+                            "{file}: meta of pair {name} is not text", "write it as a JSON object", file=file, name=name
+                        )
                     yield Row(name, texts["zh"], texts["en"], meta, True, offset, size, digest, group)
                     offset, number = offset + max(0, size), number + 1
 
@@ -225,7 +231,13 @@ def records_of(batch: pa.RecordBatch, where: str, first: int) -> list[dict[str, 
             try:
                 batch[name][row].as_py()
             except UnicodeDecodeError as error:
-                what = f"{where} {first + row}: {name} is not text in UTF-8: {error.object[:24]!r}"
+                what = Message(
+                    "{where} {row}: {name} is not text in UTF-8: {text!r}",
+                    where=where,
+                    row=first + row,
+                    name=name,
+                    text=error.object[:24],
+                )
                 raise DcclipError(what, "write it again, with text in UTF-8") from None
         raise
 
@@ -236,8 +248,11 @@ def columns_used(file: DataFile, names: list[str], columns: Columns) -> list[str
     required = {"image": "image"} | columns.named
     if missing := [name for name in required.values() if name not in names]:
         raise DcclipError(
-            f"{file} has no column {' or '.join(missing)} (found: {', '.join(names)})",
+            "{file} has no column {missing} (found: {names})",
             "pairs have the columns key, image, zh, en and meta; name others with data.columns",
+            file=file,
+            missing=" or ".join(missing),
+            names=", ".join(names),
         )
     optional = [name for key, name in usual.items() if key not in columns.named and name in names]
     return list(dict.fromkeys([*required.values(), *optional]))

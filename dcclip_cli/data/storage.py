@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import OpenFile, refuse_special
 
 T = TypeVar("T")
@@ -69,7 +69,13 @@ class DataFile:
         """`size` bytes from `offset` on. Raises DcclipError where they cannot be read."""
         content = _remote_range(self, offset, size) if self.is_remote else _local_range(self, offset, size)
         if len(content) != size:
-            what = f"{self} has {len(content)} bytes at {offset}, not {size}"
+            what = Message(
+                "{file} has {count} bytes at {offset}, not {size}",
+                file=self,
+                count=len(content),
+                offset=offset,
+                size=size,
+            )
             raise DcclipError(what, "it was cut or replaced: copy it again, and run dcclip index on it")
         return content
 
@@ -182,7 +188,12 @@ def list_files(location: str | os.PathLike[str]) -> list[DataFile]:
     if match := _BRACES.search(text):
         first, last = match.groups()
         if not 0 <= int(last) - int(first) < _TOP:
-            raise DcclipError(f"{shown(text)} does not name 1 to {_TOP:,} files", "write {first..last}: {00000..00099}")
+            raise DcclipError(
+                "{text} does not name 1 to {top:,} files",
+                "write {{first..last}}: {{00000..00099}}",
+                text=shown(text),
+                top=_TOP,
+            )
         numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
         every = [text[: match.start()] + number + text[match.end() :] for number in numbers]
         with ThreadPoolExecutor(16) as pool:
@@ -201,7 +212,7 @@ def _list_local(text: str) -> list[DataFile]:
         found = sorted(Path(one) for one in glob.glob(text, recursive=True) if os.path.isfile(one))
         if not found:
             hint = "check the path; in a recipe it is relative to the recipe's folder"
-            raise DcclipError(f"{text} does not exist", hint)
+            raise DcclipError(Message("{text} does not exist", text=text), hint)
     return [local_file(file) for file in found]
 
 
@@ -232,7 +243,7 @@ def _list_remote(url: str) -> list[DataFile]:
     ]
     if not found:
         web_hint = "name a file, or files by number: https://host/{00000..00099}.tar"
-        raise DcclipError(f"{shown(url)} has no files", web_hint if web else "check the URL")
+        raise DcclipError(Message("{url} has no files", url=shown(url)), web_hint if web else "check the URL")
     return found
 
 
@@ -257,7 +268,9 @@ def _local_range(file: DataFile, offset: int, size: int) -> bytes:
 
 
 def _unreadable(file: DataFile, error: OSError) -> DcclipError:
-    return DcclipError(f"{file} cannot be read: {error.strerror}", "check the disk, or copy it again")
+    return DcclipError(
+        "{file} cannot be read: {strerror}", "check the disk, or copy it again", file=file, strerror=error.strerror
+    )
 
 
 def _remote_range(file: DataFile, offset: int, size: int) -> bytes:
@@ -271,7 +284,9 @@ def _remote_range(file: DataFile, offset: int, size: int) -> bytes:
                 stream.seek(offset)
                 return bytes(stream.read(size))
         except ValueError as error:
-            raise DcclipError(f"{file}: {_reason(error)}", "use a server that answers range requests") from None
+            raise DcclipError(
+                "{file}: {reason}", "use a server that answers range requests", file=file, reason=_reason(error)
+            ) from None
 
     return _tried(file.location, request, WAITS_S) if size else b""
 
@@ -280,9 +295,15 @@ def _system(url: str) -> Any:
     """The file system of a URL, one per process. Raises DcclipError where its package is missing."""
     scheme = url.partition("://")[0]
     if scheme not in PACKAGES:
-        raise DcclipError(f"{shown(url)}: dcclip does not read {scheme}://", f"use one of {', '.join(PACKAGES)}")
+        raise DcclipError(
+            "{url}: dcclip does not read {scheme}://",
+            "use one of {packages}",
+            url=shown(url),
+            scheme=scheme,
+            packages=", ".join(PACKAGES),
+        )
     if scheme in ("http", "https") and not urlsplit(url).hostname:
-        raise DcclipError(f"{shown(url)} names no server", "write https://host/file.tar")
+        raise DcclipError("{url} names no server", "write https://host/file.tar", url=shown(url))
     return _system_of(scheme, os.getpid())  # their connections do not survive a fork
 
 
@@ -303,7 +324,9 @@ def _system_of(scheme: str, _process: int) -> Any:
         system = fsspec.filesystem(scheme, **options)
     except ImportError:
         package = PACKAGES[scheme] if "fsspec" in sys.modules else f"fsspec {PACKAGES[scheme]}"
-        raise DcclipError(f"reading {scheme}:// needs {package}", f"pip install {package}") from None
+        raise DcclipError(
+            "reading {scheme}:// needs {package}", "pip install {package}", scheme=scheme, package=package
+        ) from None
     if scheme == "s3":
         system.retries = 1
     return system
@@ -322,7 +345,9 @@ def _tried(url: str, action: Callable[[], T], waits_s: tuple[float, ...]) -> T:
                 raise final from None
             if wait_s is None:
                 hint = "check the network and the server, then run the same command again: it resumes"
-                raise DcclipError(f"{shown(url)} cannot be read: {_reason(error)}", hint) from None
+                raise DcclipError(
+                    Message("{url} cannot be read: {reason}", url=shown(url), reason=_reason(error)), hint
+                ) from None
         time.sleep(wait_s)
     raise AssertionError
 
@@ -339,11 +364,11 @@ def _final(url: str, error: BaseException) -> DcclipError | None:
     response = getattr(error, "response", None)
     status = getattr(error, "status", None) or getattr(response, "status_code", None)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
-        return DcclipError(f"{shown(url)} does not exist", "check the URL, and that you may read it")
+        return DcclipError("{url} does not exist", "check the URL, and that you may read it", url=shown(url))
     denied = isinstance(error, PermissionError) or status in (401, 403)
     if denied or type(error).__name__ in ("NoCredentialsError", "DefaultCredentialsError", "RefreshError"):
         hint = _LOGIN.get(url.partition("://")[0], "check the user or the signature in the URL: it may have expired")
-        return DcclipError(f"{shown(url)} may not be read: access is denied", hint)
+        return DcclipError(Message("{url} may not be read: access is denied", url=shown(url)), hint)
     return None
 
 

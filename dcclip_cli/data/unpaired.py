@@ -19,7 +19,7 @@ from dcclip_cli.data.indexed import CACHE_BYTES
 from dcclip_cli.data.pair import LANGUAGES, Language, Lazy, Pair, PairDataset, caption_strings, lazy_captions
 from dcclip_cli.data.reading import IMAGE_SUFFIXES
 from dcclip_cli.data.shards import Captions, Columns
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import file_sha256, json_object
 from dcclip_cli.progress import Progress
 from dcclip_cli.text import language_by_script
@@ -109,7 +109,7 @@ def open_images(
     dataset = ImageFolder(Path(path)) if pairs is None else ImageDataset(pairs)
     if not len(dataset):
         hint = "name a folder of JPEG, PNG or WebP files, a .parquet file or a .tar file"
-        raise DcclipError(f"{named(path)} has no images", hint)
+        raise DcclipError(Message("{path} has no images", path=named(path)), hint)
     return dataset
 
 
@@ -155,10 +155,12 @@ def open_texts(path: str | Path, columns: Columns | None = None, progress: Progr
     elif (pairs := find_dataset(path, columns=columns, progress=progress)) is not None:
         texts, fingerprint = _different_captions(pairs), pairs.fingerprint
     else:
-        what = f"{named(path)} is not a text file that dcclip reads"
-        raise DcclipError(what, f"name {', '.join(READERS)}, or pairs")
+        what = Message("{path} is not a text file that dcclip reads", path=named(path))
+        raise DcclipError(what, Message("name {readers}, or pairs", readers=", ".join(READERS)))
     if not len(texts["zh"]):
-        raise DcclipError(f"{named(path)} has no text", "every line in it is empty: write it again, or name another")
+        raise DcclipError(
+            "{path} has no text", "every line in it is empty: write it again, or name another", path=named(path)
+        )
     return TextDataset(named(path), texts, fingerprint)
 
 
@@ -213,7 +215,16 @@ def _table(rows: Iterable[list[str]], path: Path) -> Iterator[Captions]:
                 continue  # the header
         if len(texts) <= (last := max(columns.values())):
             hint = "each line has the same columns; leave a text empty where it is missing"
-            raise DcclipError(f"{path}:{number}: {len(texts)} columns instead of {last + 1}", hint)
+            raise DcclipError(
+                Message(
+                    "{path}:{number}: {count} columns instead of {expected}",
+                    path=path,
+                    number=number,
+                    count=len(texts),
+                    expected=last + 1,
+                ),
+                hint,
+            )
         yield {language: (texts[column],) for language, column in columns.items() if texts[column]}
 
 
@@ -223,7 +234,7 @@ def _columns(path: Path, first: list[str]) -> dict[Language, int]:
         return named
     languages = [language_by_script(text) for text in first]
     if sorted(languages) != ["en", "zh"]:
-        what = f"{path}:1: cannot tell which column is Chinese and which is English"
+        what = Message("{path}:1: cannot tell which column is Chinese and which is English", path=path)
         raise DcclipError(what, "begin with a header: zh, en")
     return {language: column for column, language in enumerate(languages)}
 
@@ -267,9 +278,12 @@ class PhraseDataset(TextDataset):
         self._kinds = _kinds(texts)  # one language, the other, or both
         if not self._kinds:
             raise DcclipError(
-                f"{texts.path} has no two short texts to make phrases of",
-                f"short is at most {_LONGEST['zh']} Chinese or {_LONGEST['en']} English characters without a comma; "
+                "{path} has no two short texts to make phrases of",
+                "short is at most {zh} Chinese or {en} English characters without a comma; "
                 "add some, or set data.phrases: 0",
+                path=texts.path,
+                zh=_LONGEST["zh"],
+                en=_LONGEST["en"],
             )
         self._kind_ends = np.cumsum([len(rows) for _, rows in self._kinds])
         captions = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.report import METRIC_NAMES
 from dcclip_cli.eval.result import EvalResult
@@ -37,13 +37,15 @@ def read_card(file: Path) -> ModelCard:
     """The card in a file. Raises DcclipError for one whose header is not YAML."""
     from huggingface_hub import ModelCard
 
-    hint = f"correct the lines between --- in {file}, or remove it"
+    hint = Message("correct the lines between --- in {file}, or remove it", file=file)
     try:
         text = read_text(file, _MOST_BYTES, hint)
         return ModelCard(text if text.startswith("---") else f"---\n{{}}\n---\n{text}")
     except (yaml.YAMLError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DcclipError(f"the header of {file} cannot be read: {reason}", hint) from None
+        raise DcclipError(
+            Message("the header of {file} cannot be read: {reason}", file=file, reason=reason), hint
+        ) from None
 
 
 def add_results(card: ModelCard, results: Sequence[EvalResult]) -> None:

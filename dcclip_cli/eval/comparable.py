@@ -22,7 +22,14 @@ def check_options(options: EvalOptions, name: str, why: str) -> None:
         (f"--templates {options.templates}", options.templates != "own"),
     ):
         if other:
-            raise DcclipError(f"--format {name} with {flag}: {why}", f"omit {flag.split()[0]}")
+            raise DcclipError(
+                "--format {name} with {flag}: {why}",
+                "omit {option}",
+                name=name,
+                flag=flag,
+                why=why,
+                option=flag.split()[0],
+            )
 
 
 def unfit(result: EvalResult) -> str:

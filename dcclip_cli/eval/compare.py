@@ -86,9 +86,21 @@ def read_results(reference: str) -> list[EvalResult]:
     if model:
         results = [result for result in results if result.model == model]
         if not results:
-            raise DcclipError(f"{path} has no results of {model}", f"its models are {', '.join(models)}")
+            raise DcclipError(
+                "{path} has no results of {model}",
+                "its models are {models}",
+                path=path,
+                model=model,
+                models=", ".join(models),
+            )
     elif len(models) > 1:
-        raise DcclipError(f"{path} has results of {len(models)} models", f"choose one: {path}@{models[0]}")
+        raise DcclipError(
+            "{path} has results of {count} models",
+            "choose one: {path}@{first}",
+            path=path,
+            count=len(models),
+            first=models[0],
+        )
     return results
 
 
@@ -104,13 +116,18 @@ def compare_results(
     pairs = [(one, other) for one in first if (other := others.get((one.dataset, one.language, one.task)))]
     if not pairs:
         names = " and ".join(sorted({result.dataset for result in (*first, *second)}))
-        raise DcclipError(f"the two have no data set in common (they have {names})", "evaluate both on the same one")
+        raise DcclipError(
+            "the two have no data set in common (they have {names})", "evaluate both on the same one", names=names
+        )
     for one, other in pairs:
         apart = unlike(one, other)
         if apart and not force:
             raise DcclipError(
-                f"{one.dataset} {one.language}: the {' and '.join(apart)} differ, so the results are not comparable",
+                "{dataset} {language}: the {apart} differ, so the results are not comparable",
                 "evaluate both alike, or compare them anyway with --force",
+                dataset=one.dataset,
+                language=one.language,
+                apart=" and ".join(apart),
             )
     with (progress or Silent()).task("bootstrap", len(pairs)) as task:
         found = []
@@ -145,7 +162,9 @@ def _details(result: EvalResult) -> dict[str, np.ndarray]:
     where = f"{result.dataset} {result.language}"
     arrays = {name: unpack(one, f"{where}: {name}") for name, one in result.details.items() if name != "predictions"}
     if not arrays:
-        raise DcclipError(f"the result on {result.dataset} has no details of its images", "evaluate again")
+        raise DcclipError(
+            "the result on {dataset} has no details of its images", "evaluate again", dataset=result.dataset
+        )
     return arrays
 
 

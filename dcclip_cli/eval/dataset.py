@@ -17,7 +17,7 @@ from PIL import Image
 from dcclip_cli.data.pair import Language
 from dcclip_cli.data.prompts import ClassIndex, Prompts
 from dcclip_cli.data.reading import Fault
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.registry import KnownSet, Metric
 from dcclip_cli.model.preprocess import FORMATS, decode
 
@@ -46,7 +46,9 @@ class Images:
         try:
             source = self.read(index)
         except Fault as fault:
-            raise DcclipError(f"{self.keys[index]}: {fault.drop.detail}", DOWNLOAD_AGAIN) from None
+            raise DcclipError(
+                Message("{key}: {detail}", key=self.keys[index], detail=fault.drop.detail), DOWNLOAD_AGAIN
+            ) from None
         return source if isinstance(source, Image.Image) else decode(source, formats=(*FORMATS, "PPM"))
 
 
@@ -192,7 +194,7 @@ def fingerprint_of(files: Iterable[Path], *more: object) -> str:
             about = file.stat()
         except OSError as error:
             what = "is a link to nothing" if file.is_symlink() else f"cannot be read: {error.strerror}"
-            raise DcclipError(f"{file} {what}", "remove it, or put the file there again") from None
+            raise DcclipError("{file} {what}", "remove it, or put the file there again", file=file, what=what) from None
         digest.update(os.fsencode(f"{os.path.abspath(file)}\0{about.st_size}\0{about.st_mtime_ns}\n"))
     return digest.hexdigest()
 

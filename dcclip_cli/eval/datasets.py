@@ -18,7 +18,7 @@ from dcclip_cli.data import prompts
 from dcclip_cli.data.class_folders import NAMES_FILE, class_names, images_by_class
 from dcclip_cli.data.dataset import open_pairs, shards_at
 from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.dataset import (
     Captions,
@@ -62,7 +62,9 @@ def open_dataset(
         raise registry.unknown(name)
     found = _from_pairs(path, retrieval) if not path.is_dir() or shards_at(path) else _from_folder(path)
     if retrieval and not found.is_retrieval:
-        raise DcclipError(f"{path} has no captions", "retrieval needs pairs: Parquet or tar files, or a folder of them")
+        raise DcclipError(
+            "{path} has no captions", "retrieval needs pairs: Parquet or tar files, or a folder of them", path=path
+        )
     return _in_languages(found, languages)
 
 
@@ -94,10 +96,12 @@ def layout_of(known: KnownSet, data_root: Path) -> str | None:
 def training_split(dataset: DataSet) -> Loaded:
     """The labelled images to train probes on. Raises DcclipError where the data set has none."""
     if dataset.location is None or dataset.is_retrieval:
-        raise DcclipError(f"data set {dataset.name} has no training split", "probes need a named classification set")
+        raise DcclipError(
+            "data set {name} has no training split", "probes need a named classification set", name=dataset.name
+        )
     found = _load(replace(dataset.location, split="train"))
     if found.images.fingerprint == dataset.images.fingerprint:
-        raise DcclipError(f"data set {dataset.name} has no folder train", "put its training images there")
+        raise DcclipError("data set {name} has no folder train", "put its training images there", name=dataset.name)
     return found
 
 
@@ -164,7 +168,11 @@ def _folders(names: Sequence[str], data_root: Path | None) -> tuple[Path, ...]:
     if data_root is None:
         return ()
     if not data_root.is_dir():
-        raise DcclipError(f"--data-root {data_root} is not a folder", "name the folder that contains the data sets")
+        raise DcclipError(
+            "--data-root {data_root} is not a folder",
+            "name the folder that contains the data sets",
+            data_root=data_root,
+        )
     folders = (data_root / name for name in dict.fromkeys(names))
     return tuple(folder for folder in folders if folder.is_dir())
 
@@ -184,7 +192,12 @@ def _loader(location: Location) -> Loader:
     if loader := next((found for layout in LOADERS if (found := layout.find(location))), None):
         return loader
     if location.folders:
-        what = f"{location.folders[0]} has no {location.split} images of {known.label} in any supported layout"
+        what = Message(
+            "{folders} has no {split} images of {label} in any supported layout",
+            folders=location.folders[0],
+            split=location.split,
+            label=known.label,
+        )
         raise DcclipError(what, _where(location))
     with _needs_its_images(location):
         if not known.hub:
@@ -197,7 +210,10 @@ def _needs_its_images(location: Location) -> Iterator[None]:
     try:
         yield
     except DcclipError as error:
-        raise DcclipError(f"data set {location.known.label} needs its images: {error.what}", _where(location)) from None
+        raise DcclipError(
+            Message("data set {label} needs its images: {what}", label=location.known.label, what=error.what),
+            _where(location),
+        ) from None
 
 
 def _where(location: Location) -> str:
@@ -218,8 +234,15 @@ def _check_size(location: Location, name: str, found: Loaded) -> None:
         if expected not in (None, count):
             remark = f" ({known.remark})" if known.remark else ""
             raise DcclipError(
-                f"data set {name}: the split {known.split} has {expected:,} {what}{remark}, {count:,} were found",
-                f"finish the download, or download the right split{_or_as_it_is(location, count)}",
+                "data set {name}: the split {split} has {expected:,} {what}{remark}, {count:,} were found",
+                "finish the download, or download the right split{otherwise}",
+                name=name,
+                split=known.split,
+                expected=expected,
+                what=what,
+                remark=remark,
+                count=count,
+                otherwise=_or_as_it_is(location, count),
             )
 
 
@@ -242,8 +265,12 @@ def _check_language(name: str, language: Language, texts: Sequence[str]) -> None
     chinese = sum(language_by_script(text) == "zh" for text in texts)
     if (chinese > len(texts) / 2) != (language == "zh"):
         raise DcclipError(
-            f"data set {name}: {chinese:,} of {len(texts):,} captions contain Chinese, so they are not in {language}",
-            f"put the captions in {language} into a folder {name}, next to those of the other language",
+            "data set {name}: {chinese:,} of {count:,} captions contain Chinese, so they are not in {language}",
+            "put the captions in {language} into a folder {name}, next to those of the other language",
+            name=name,
+            chinese=chinese,
+            count=len(texts),
+            language=language,
         )
 
 
@@ -253,8 +280,12 @@ def _in_languages(dataset: DataSet, languages: Sequence[Language] | None) -> Dat
         if language not in dataset.truth:
             what = "captions" if dataset.is_retrieval else "class names"
             raise DcclipError(
-                f"data set {dataset.name} has no {what} in {language}",
-                f"evaluate it with --languages {','.join(sorted(dataset.truth))}, or add the names",
+                "data set {name} has no {what} in {language}",
+                "evaluate it with --languages {languages}, or add the names",
+                name=dataset.name,
+                what=what,
+                language=language,
+                languages=",".join(sorted(dataset.truth)),
             )
     return replace(dataset, truth={language: dataset.truth[language] for language in wanted})
 
@@ -274,9 +305,10 @@ def _from_pairs(path: Path, retrieval: bool) -> DataSet:
     complete = {language: every for language, every in captions.items() if all(every)}
     if not complete:
         raise DcclipError(
-            f"{path}: some pairs have no zh caption and some no en caption, so their class is unknown",
+            "{path}: some pairs have no zh caption and some no en caption, so their class is unknown",
             "give every pair its class name as first caption in en, in zh, or in both; to measure how well captions "
             "are retrieved instead, add --task retrieval",
+            path=path,
         )
     classes = {language: _classes([several[0] for several in every]) for language, every in complete.items()}
     return DataSet(path.stem, images, classes)
@@ -292,7 +324,9 @@ def _retrieval(name: str, images: Images, captions: Mapping[Language, Sequence[S
         if 0 < described < len(images):
             notes.append(f"data set {name}: {described:,} of {len(images):,} pairs have a caption in {language}")
     if not texts:
-        raise DcclipError(f"data set {name} has no captions", "name pairs with captions in en, in zh, or in both")
+        raise DcclipError(
+            "data set {name} has no captions", "name pairs with captions in en, in zh, or in both", name=name
+        )
     return DataSet(name, images, texts, "mean_recall", notes=tuple(notes))
 
 
@@ -320,7 +354,7 @@ def classes_yaml(name: str) -> str:
         raise registry.unknown(name)
     known = named[0]
     if known.task == "retrieval":
-        raise DcclipError(f"data set {name} has captions, no classes", "see: dcclip datasets")
+        raise DcclipError("data set {name} has captions, no classes", "see: dcclip datasets", name=name)
     about = prompts.read(registry.prompts_of(known))
     names = {
         folder: {language: every[number] for language, every in about.names.items()}

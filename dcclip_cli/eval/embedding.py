@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.dataset import Images, ImageTransform
 from dcclip_cli.files import atomic_write, lock
 from dcclip_cli.predict.encoder import Encoder
@@ -54,7 +54,9 @@ class FeatureCache:
                     held.enter_context(lock(store.folder / ".lock"))
             except OSError as error:
                 hint = "name another folder with DCCLIP_CACHE, or use --no-cache"
-                raise DcclipError(f"{self._root} cannot be written: {error.strerror}", hint) from None
+                raise DcclipError(
+                    Message("{root} cannot be written: {strerror}", root=self._root, strerror=error.strerror), hint
+                ) from None
             store.refresh()
             return store.complete("embedding", digests("", items), compute)
 
@@ -135,13 +137,21 @@ class Embedder:
         there, vectors = self.cache.complete(about, (str(index).encode() for index in wanted), compute)
         if not len(vectors):
             first = next(iter(faults.values()), "")
-            raise DcclipError(f"none of {len(wanted):,} images can be read: {first}", "download them again")
+            raise DcclipError(
+                "none of {count:,} images can be read: {first}", "download them again", count=len(wanted), first=first
+            )
         if faults:
             named = [f"{key} ({fault})" for key, fault in list(faults.items())[:_NAMED_FAULTS]]
             more = f", and {len(faults) - len(named)} more" if len(faults) > len(named) else ""
             self.progress.say(
-                f"data set {name}: {len(faults):,} of {len(wanted):,} images cannot be read and are left out: "
-                f"{', '.join(named)}{more}"
+                Message(
+                    "data set {name}: {count:,} of {total:,} images cannot be read and are left out: {named}{more}",
+                    name=name,
+                    count=len(faults),
+                    total=len(wanted),
+                    named=", ".join(named),
+                    more=more,
+                )
             )
         return Embedded(wanted[there], vectors, faults, computed, time.perf_counter() - begin)
 

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import immich, probe, registry
 from dcclip_cli.eval.class_texts import ClassTexts, class_texts, lost
 from dcclip_cli.eval.dataset import Captions, Classes, DataSet
@@ -108,7 +108,7 @@ def check_datasets(options: EvalOptions) -> Iterator[DcclipError]:
 
 def _check_names(called: Sequence[str]) -> None:
     if twice := [name for name in called if called.count(name) > 1]:
-        raise DcclipError(f"two data sets are called {twice[0]}", "rename one of the files or folders")
+        raise DcclipError("two data sets are called {twice}", "rename one of the files or folders", twice=twice[0])
 
 
 def evaluate(
@@ -162,7 +162,7 @@ def _with_immich(
     whole = [one for one in results if registry.base_name(one.dataset) == immich.DATASET and not one.limit]
     if not whole:
         return results
-    progress.say(f"{whole[0].model}: measuring memory and time for immich's metric")
+    progress.say(Message("{model}: measuring memory and time for immich's metric", model=whole[0].model))
     cost = immich.cost_of(reference, options.precision)
     return [
         replace(one, immich=immich.metric(one.metrics, one.language, cost)) if one in whole else one for one in results
@@ -213,7 +213,15 @@ class _Evaluation:
         value = score_classes(images.vectors @ classes.T, labels, metric).metrics[metric]
         names = ", ".join(f"{other} for {name}" for name, other in plain.items())
         where = f"{result.dataset} {result.language}, {result.model}"
-        self.embedder.progress.say(f"{where}: {100 * value:.1f} % with {names}, {100 * result.value:.1f} % without")
+        self.embedder.progress.say(
+            Message(
+                "{where}: {value:.1f} % with {names}, {without:.1f} % without",
+                where=where,
+                value=100 * value,
+                names=names,
+                without=100 * result.value,
+            )
+        )
         return replace(result, plain_names=plain, plain_value=value)
 
     def _with_alike(self, result: EvalResult, asked: ClassTexts, truth: Classes, images: Embedded) -> EvalResult:
@@ -223,7 +231,13 @@ class _Evaluation:
         say, where = self.embedder.progress.say, f"{result.dataset} {result.language}, {result.model}"
         if asked.replaced:
             pairs = ", ".join(f"{name} as {other}" for name, other in asked.replaced.items())
-            say(f"{where}: the tokenizer reads these names like other classes; asked instead: {pairs}")
+            say(
+                Message(
+                    "{where}: the tokenizer reads these names like other classes; asked instead: {pairs}",
+                    where=where,
+                    pairs=pairs,
+                )
+            )
         indistinct = [[truth.names[one] for one in group] for group in asked.alike]
         labels, cost = truth.labels[images.indices], 0.0
         if labels.ndim == 1 and result.metric in ("top1", "mean_per_class"):
@@ -232,8 +246,14 @@ class _Evaluation:
             count = sum(map(len, indistinct))
             example = " = ".join(indistinct[0][:_NAMED_ALIKE])
             say(
-                f"{where}: warning: the tokenizer reads {count} classes like others, such as {example}: "
-                f"at least {100 * cost:.1f} points are lost"
+                Message(
+                    "{where}: warning: the tokenizer reads {count} classes like others, such as {example}: "
+                    "at least {cost:.1f} points are lost",
+                    where=where,
+                    count=count,
+                    example=example,
+                    cost=100 * cost,
+                )
             )
         return replace(result, replaced=asked.replaced, indistinct=indistinct, lost=cost)
 
@@ -282,7 +302,9 @@ class _Evaluation:
         model, limit = self.embedder.model, self.options.limit
         if not np.isfinite(value := score.metrics[dataset.metric]):
             what = f"data set {dataset.name}: {dataset.metric} is not defined for {len(images.indices)} images"
-            raise DcclipError(f"{what} whose labels are all alike", "measure more images: a larger --limit, or none")
+            raise DcclipError(
+                "{what} whose labels are all alike", "measure more images: a larger --limit, or none", what=what
+            )
         return EvalResult(
             model=model.name,
             model_fingerprint=model.fingerprint,

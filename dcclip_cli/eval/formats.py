@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import hub, mteb_results, report
 from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.evaluate import EvalOptions
@@ -31,7 +31,7 @@ class Written:
 
 def _dcclip(written: Written, folder: Path) -> None:
     report.save_report(written.results, written.datasets, folder)
-    written.progress.say(f"results: {folder} (open {folder / 'report.html'})")
+    written.progress.say(Message("results: {folder} (open {page})", folder=folder, page=folder / "report.html"))
 
 
 def _hub(written: Written, folder: Path) -> None:
@@ -50,7 +50,12 @@ FORMATS: dict[str, Callable[[Written, Path], None]] = {"dcclip": _dcclip, "hub":
 def check_formats(names: Sequence[str], owner: str | None, options: EvalOptions | None = None) -> None:
     """Raise the error that writing these formats would end in, as far as it is known before measuring."""
     if unknown := [name for name in names if name not in FORMATS]:
-        raise DcclipError(f"{unknown[0]} is not a format of results", f"use one of: {', '.join(FORMATS)}")
+        raise DcclipError(
+            "{unknown} is not a format of results",
+            "use one of: {formats}",
+            unknown=unknown[0],
+            formats=", ".join(FORMATS),
+        )
     if "hub" in names:
         hub.check_owner(owner)
         if options:

@@ -18,7 +18,7 @@ import yaml
 
 from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import comparable, registry
 from dcclip_cli.eval.mteb_results import task_names
 from dcclip_cli.eval.registry import KnownSet
@@ -91,7 +91,11 @@ BENCHMARKS = [Benchmark(group, language) for group in _ABOUT for language in reg
 def check_owner(owner: str | None) -> str:
     """The user or organisation that owns the benchmarks. Raises DcclipError for no name of the hub."""
     if owner is None or not re.fullmatch(r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9])?", owner, re.ASCII):
-        what = "no owner of the benchmarks is named" if owner is None else f"{owner} is no name on the hub"
+        what = (
+            "no owner of the benchmarks is named"
+            if owner is None
+            else Message("{owner} is no name on the hub", owner=owner)
+        )
         raise DcclipError(what, "name your user or organisation of the hub with --owner NAME")
     return owner
 
@@ -105,7 +109,9 @@ def check_options(options: EvalOptions) -> None:
 
 def _nothing() -> DcclipError:
     what = "none of the results is of a whole named data set, which leaderboards are about"
-    return DcclipError(f"--format hub: {what}", "measure one, such as imagenet-cn; dcclip datasets lists them")
+    return DcclipError(
+        "--format hub: {what}", "measure one, such as imagenet-cn; dcclip datasets lists them", what=what
+    )
 
 
 def save_repositories(results: Sequence[EvalResult], folder: Path, owner: str) -> list[str]:

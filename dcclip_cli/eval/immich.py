@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import peak_memory_bytes
 from dcclip_cli.model import Precision
 from dcclip_cli.model.reference import ModelReference
@@ -115,7 +115,7 @@ def cost_of(reference: ModelReference, precision: Precision) -> Cost:
     try:
         [cost] = calls(_measure, [(reference, precision)], workers=1)
     except WorkerKilledError:
-        what = f"{reference.target}: the process that measures memory and time was killed"
+        what = Message("{target}: the process that measures memory and time was killed", target=reference.target)
         raise DcclipError(what, "free some memory, and run the command again: embeddings are cached") from None
     return cost
 

@@ -155,4 +155,4 @@ def _unfit(result: EvalResult) -> str:
 def _no_task(what: str) -> DcclipError:
     known = (registry.SETS[name] for name in (*ZERO_SHOT, *RETRIEVAL))
     names = ", ".join(registry.name_in(one, "zh") for one in known)
-    return DcclipError(f"--format mteb: {what}", f"those that have one, in Chinese: {names}")
+    return DcclipError("--format mteb: {what}", "those that have one, in Chinese: {names}", what=what, names=names)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 
 Metric = Literal["top1", "mean_per_class", "map11", "roc_auc", "mean_recall"]
 Task = Literal["classification", "multi-label", "retrieval"]
@@ -172,5 +172,5 @@ def unknown(name: str) -> DcclipError:
     """The error for a name that is neither a data set nor a path, with the nearest name."""
     known = [*known_names(), *group_names()]
     near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1)
-    hint = f"did you mean {near[0]}?" if near else "see: dcclip datasets"
-    return DcclipError(f"data set {name} is neither a known name nor a path", hint)
+    hint = Message("did you mean {near}?", near=near[0]) if near else "see: dcclip datasets"
+    return DcclipError(Message("data set {name} is neither a known name nor a path", name=name), hint)

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.immich import ImmichMetric
 from dcclip_cli.files import atomic_write
 
@@ -128,7 +128,7 @@ def unpack(packed: Mapping[str, Any], where: str) -> np.ndarray:
             raise ValueError("it is cut, or not finite")
         return values
     except (KeyError, TypeError, ValueError, zlib.error, binascii.Error) as error:
-        raise DcclipError(f"{where} cannot be read: {error}", "evaluate again") from None
+        raise DcclipError("{where} cannot be read: {error}", "evaluate again", where=where, error=error) from None
 
 
 def save_results(results: Iterable[EvalResult], folder: Path) -> None:
@@ -151,20 +151,24 @@ def load_results(path: Path) -> list[EvalResult]:
     if path.is_dir():
         files = [file for file in sorted(path.glob("*.json")) if file.name != "summary.json"]
         if not files:
-            raise DcclipError(f"{path} contains no results", hint)
+            raise DcclipError(Message("{path} contains no results", path=path), hint)
         return [result for file in files for result in load_results(file)]
     if not path.is_file():
-        raise DcclipError(f"{path} does not exist", hint)
+        raise DcclipError(Message("{path} does not exist", path=path), hint)
     if path.stat().st_size > MAX_FILE_BYTES:
-        raise DcclipError(f"{path} has more than {MAX_FILE_BYTES:,} bytes", hint)
+        raise DcclipError(
+            Message("{path} has more than {max_file_bytes:,} bytes", path=path, max_file_bytes=MAX_FILE_BYTES), hint
+        )
     try:
         return [EvalResult.from_json(row) for row in json.loads(path.read_text("utf-8"))]
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         what = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
-        raise DcclipError(f"{path} contains no results of eval: {what}", hint) from None
+        raise DcclipError(Message("{path} contains no results of eval: {what}", path=path, what=what), hint) from None
     except (ValueError, TypeError, RecursionError) as error:
-        raise DcclipError(f"{path} contains no results of eval: {str(error)[:200]}", hint) from None
+        raise DcclipError(
+            Message("{path} contains no results of eval: {error}", path=path, error=str(error)[:200]), hint
+        ) from None
 
 
 def load_several(paths: Sequence[Path]) -> list[EvalResult]:
@@ -180,7 +184,13 @@ def load_several(paths: Sequence[Path]) -> list[EvalResult]:
             before, other = found.setdefault(key, (path, result))
             if other.value != result.value:
                 what = f"{before} and {path} differ: {result.model} on {result.dataset} {result.language}"
-                raise DcclipError(f"{what} has {other.value:.4f} and {result.value:.4f}", "leave one of them out")
+                raise DcclipError(
+                    "{what} has {value:.4f} and {another:.4f}",
+                    "leave one of them out",
+                    what=what,
+                    value=other.value,
+                    another=result.value,
+                )
     models: dict[str, set[str]] = {}
     for _, result in found.values():
         models.setdefault(result.model, set()).add(result.model_fingerprint)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.exporters import Precision, Preprocess
 from dcclip_cli.exporters.formats import Format
 from dcclip_cli.exporters.parity import Parity
@@ -42,13 +42,21 @@ def bundle_precision(folder: Path, target: Format, precision: Precision, preproc
     """A bundle's own precision, in place of fp32, the default. Raises DcclipError for what cannot be made of it."""
     about = read_description(folder).about
     if not target.from_onnx:
-        raise DcclipError(f"{folder} is a bundle, from which --format {target.name} cannot be made", _MODEL)
+        raise DcclipError(
+            Message("{folder} is a bundle, from which --format {name} cannot be made", folder=folder, name=target.name),
+            _MODEL,
+        )
     if precision not in ("fp32", about.precision):
-        what = f"{folder} is a bundle in {about.precision}, not in {precision}"
-        raise DcclipError(what, f"{_MODEL}, or omit --precision")
+        what = Message(
+            "{folder} is a bundle in {precision}, not in {asked}",
+            folder=folder,
+            precision=about.precision,
+            asked=precision,
+        )
+        raise DcclipError(what, Message("{model}, or omit --precision", model=_MODEL))
     if about.preprocess == "graph" and preprocess == "outside":
-        what = f"{folder} is a bundle with its preprocessing in the graph"
-        raise DcclipError(what, f"{_MODEL}, or use --preprocess graph")
+        what = Message("{folder} is a bundle with its preprocessing in the graph", folder=folder)
+        raise DcclipError(what, Message("{model}, or use --preprocess graph", model=_MODEL))
     return about.precision  # type: ignore[return-value]
 
 

@@ -17,7 +17,7 @@ from dcclip_cli.checksums import read_record, write_record
 from dcclip_cli.data.dataset import open_pairs, shards_at
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import Language, PairDataset
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
@@ -132,7 +132,9 @@ def export(
     target.check(options.precision, options.preprocess, options.dims)
     is_bundle = model.kind == "bundle"
     if is_bundle and options.dims is not None:
-        raise DcclipError(f"{model.target} is a bundle, whose graphs are not cut", "export the model directory")
+        raise DcclipError(
+            "{target} is a bundle, whose graphs are not cut", "export the model directory", target=model.target
+        )
     calibration = Path(options.calibration) if options.calibration else _images_of(data, "train", "validation")
     if options.precision == "int8" and calibration is None and not is_bundle:
         raise DcclipError(
@@ -193,7 +195,7 @@ def _loosen_until_close(
                 for language, one in parity.by_language().items()
             )
             found = f"{parity.agreement:.1%} agree on {parity.source}{tests}"
-        progress.say(f"export: {graphs.attempt}{found}")
+        progress.say(Message("export: {attempt}{found}", attempt=graphs.attempt, found=found))
         if not shortfalls:
             return parity
         del encoder  # its memory is needed for the next one
@@ -225,11 +227,11 @@ def _is_made(out: Path, made_from: str, fresh: bool) -> bool:
         return False
     hint = "name a new folder with --out"
     if not (out / DESCRIPTION).is_file():
-        raise DcclipError(f"{out} is not empty and is not an export", hint)
+        raise DcclipError(Message("{out} is not empty and is not an export", out=out), hint)
     record = None if fresh else read_record(out / DESCRIPTION, FIRST_WITH_CHECKSUMS, "make it again with --fresh")
     about = record.content if record else read_json(out / DESCRIPTION, hint)
     if "made_from" not in about and about.get("kind") != "bundle":
-        raise DcclipError(f"{out} contains a model, not an export", hint)
+        raise DcclipError(Message("{out} contains a model, not an export", out=out), hint)
     if record is None or about.get("made_from") != made_from:
         return False
     record.check()

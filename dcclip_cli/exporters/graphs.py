@@ -119,7 +119,10 @@ def write_graph(
     except torch.onnx.errors.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0][:200]
         raise DcclipError(
-            f"torch cannot export the {file.stem} tower: {reason}", "try another release of torch, or another model"
+            "torch cannot export the {stem} tower: {reason}",
+            "try another release of torch, or another model",
+            stem=file.stem,
+            reason=reason,
         ) from None
     assert program is not None
     program.save(file, external_data=True)

@@ -13,7 +13,7 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.request import Request, urlopen
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import atomic_write, cache_folder
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import VERSION
@@ -51,10 +51,12 @@ class Package:
             body = self._download(url, progress)
         except (OSError, HTTPException, ValueError) as error:  # ValueError: a registry that is no URL
             reason = getattr(error, "reason", None) or error
-            raise DcclipError(f"{url} cannot be downloaded: {reason}", hint) from None
+            raise DcclipError(Message("{url} cannot be downloaded: {reason}", url=url, reason=reason), hint) from None
         if not self._is(body):
-            what = f"{url} is not {self.name} {self.version}: its SHA-512 differs"
-            raise DcclipError(what, f"use another registry; or, {hint}")
+            what = Message(
+                "{url} is not {name} {version}: its SHA-512 differs", url=url, name=self.name, version=self.version
+            )
+            raise DcclipError(what, Message("use another registry; or, {hint}", hint=hint))
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, body)
         return file

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.dataset import Classes, DataSet
 from dcclip_cli.exporters import Precision, Preprocess
 from dcclip_cli.exporters.rounding import LARGEST_PAIR_SUM
@@ -248,7 +248,10 @@ class Original:
         with self.progress.task(f"parity on {test.name}", len(chosen)) as task:
             for index, found in embed(model, chosen, test.images.load):
                 if isinstance(found, DcclipError):
-                    raise DcclipError(f"data set {test.name}, image {index}: {found.what}", found.hint)
+                    raise DcclipError(
+                        Message("data set {name}, image {index}: {what}", name=test.name, index=index, what=found.what),
+                        found.hint,
+                    )
                 rows.append(found)
                 task.advance()
         return np.stack(rows)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.predict.onnx_encoder import PIXELS, RGB
 
@@ -92,7 +92,10 @@ def preprocessing_graph(preprocessing: Preprocessing) -> Any:
     from onnx import parser
 
     if preprocessing.interpolation not in _RESIZE:
-        what = f"images are resized by {preprocessing.interpolation}, which a graph does not do in the same way"
+        what = Message(
+            "images are resized by {interpolation}, which a graph does not do in the same way",
+            interpolation=preprocessing.interpolation,
+        )
         raise DcclipError(what, "export with preprocess: outside")
 
     begin = "Add(half, more)" if preprocessing.crop == "round" else "Identity(half)"

@@ -105,8 +105,10 @@ def _backend(towers: Towers, tokenizer: Any) -> Tokenizer:
     backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise DcclipError(
-            f"{towers.name} has a {type(tokenizer).__name__}, which has no tokenizer.json",
+            "{name} has a {kind}, which has no tokenizer.json",
             "save it as a fast tokenizer with transformers, or export another model",
+            name=towers.name,
+            kind=type(tokenizer).__name__,
         )
     return backend
 
@@ -162,9 +164,11 @@ def _check_tokens(source: Source) -> None:
         if list(ids[:width]) != list(own[:width]) or set(own[width:]) - {source.padding_id}:
             library = type(source.towers.model).__module__.split(".")[0]
             raise DcclipError(
-                f"{source.towers.name}: its tokenizer is not available without {library}: '{text[:30]}' would be "
-                "tokenized differently",
+                "{name}: its tokenizer is not available without {library}: '{text}' would be tokenized differently",
                 "export another model, or report this one",
+                name=source.towers.name,
+                library=library,
+                text=text[:30],
             )
 
 

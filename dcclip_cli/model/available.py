@@ -44,7 +44,9 @@ def check_model(model: str, library: str) -> None:
     name = model.removeprefix("hf-hub:")
     folder = Path(name) if Path(name).is_dir() else None
     if folder is None and Path(name).is_absolute():
-        raise DcclipError(f"{name} is not a directory", "check the path, or give a name on the Hugging Face hub")
+        raise DcclipError(
+            "{name} is not a directory", "check the path, or give a name on the Hugging Face hub", name=name
+        )
     if folder is None and library == "open_clip" and name == model:
         return _check_tag(model)
     if folder is None:
@@ -53,8 +55,11 @@ def check_model(model: str, library: str) -> None:
     if lacking := _missing(files):
         kind, names = next(iter(lacking.items()))
         raise DcclipError(
-            f"{name} has no {kind}: {' or '.join(names)}",
+            "{name} has no {kind}: {names}",
             "copy or download the whole model again; name a directory written by save_pretrained or by dcclip",
+            name=name,
+            kind=kind,
+            names=" or ".join(names),
         )
     if folder is None:
         return
@@ -80,7 +85,9 @@ def check_timm(network: str) -> None:
     config = timm.get_pretrained_cfg(network, allow_unregistered=True)
     if config is None or not config.has_weights:
         raise DcclipError(
-            f"timm has no pretrained weights of {network}", "name another network, or a .safetensors file"
+            "timm has no pretrained weights of {network}",
+            "name another network, or a .safetensors file",
+            network=network,
         )
     if config.hf_hub_id:
         repository = config.hf_hub_id.partition("@")[0]
@@ -94,11 +101,19 @@ def _check_tag(model: str) -> None:
 
     architecture, _, tag = model.rpartition("/")
     if not architecture:
-        raise DcclipError(f"open_clip model '{model}' has no tag", "write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k")
+        raise DcclipError(
+            "open_clip model '{model}' has no tag", "write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k", model=model
+        )
     config = open_clip.get_pretrained_cfg(architecture, tag)
     if not config:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none: the architecture is unknown"
-        raise DcclipError(f"open_clip has no {model}", f"its tags of {architecture}: {tags}")
+        raise DcclipError(
+            "open_clip has no {model}",
+            "its tags of {architecture}: {tags}",
+            model=model,
+            architecture=architecture,
+            tags=tags,
+        )
     repository = str(config.get("hf_hub", "")).rstrip("/")
     if repository and not any(cached_folder(repository, file) for file in OPEN_CLIP_WEIGHTS):
         files_on_hub(repository)
@@ -122,6 +137,10 @@ def _check_parts(folder: Path) -> None:
             parts = shards_of(index)
             if absent := [part for part in parts if not (folder / part).is_file()]:
                 raise DcclipError(
-                    f"{folder} has no {absent[0]} ({len(absent)} of {len(parts)} such files are missing)",
+                    "{folder} has no {absent} ({count} of {total} such files are missing)",
                     "copy or download the whole model again",
+                    folder=folder,
+                    absent=absent[0],
+                    count=len(absent),
+                    total=len(parts),
                 )

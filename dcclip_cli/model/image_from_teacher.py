@@ -21,8 +21,9 @@ def check_image_source(teacher: Towers) -> OpenClipTowers:
     if isinstance(teacher, OpenClipTowers):
         return teacher
     raise DcclipError(
-        f"student.image: teacher needs an open_clip model, and {teacher.name} is one of another library",
-        "name open_clip's version of the model, as in {kind: open_clip, model: hf-hub:ORG/NAME}",
+        "student.image: teacher needs an open_clip model, and {name} is one of another library",
+        "name open_clip's version of the model, as in {{kind: open_clip, model: hf-hub:ORG/NAME}}",
+        name=teacher.name,
     )
 
 
@@ -73,6 +74,7 @@ def copy_image_tower(model: Any, teacher: OpenClipTowers) -> None:
         model.train(training)
         if not torch.allclose(own, source.visual(pixels).cpu(), rtol=1e-3, atol=1e-4):
             raise DcclipError(
-                f"{teacher.name}: its image tower does not compute the same when it is built from its configuration",
+                "{name}: its image tower does not compute the same when it is built from its configuration",
                 "use a model whose open_clip_config.json describes its image tower in full",
+                name=teacher.name,
             )

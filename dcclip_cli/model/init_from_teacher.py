@@ -68,8 +68,11 @@ def check_inherits(student: Any, teacher: Towers, layers: bool) -> None:
 
 def _too_wide(rows: Tensor, width: int) -> DcclipError:
     return DcclipError(
-        f"{rows.shape[0]} rows of width {rows.shape[1]} cannot be widened to {width}",
+        "{count} rows of width {old} cannot be widened to {width}",
         "make student.text.width smaller, or omit student.text.inherit",
+        count=rows.shape[0],
+        old=rows.shape[1],
+        width=width,
     )
 
 
@@ -83,9 +86,10 @@ def _fitting_blocks(student: Any, teacher: Towers) -> Any:
     own = student.transformer.resblocks
     if len(blocks) < len(own) or _shapes(blocks[0]) != _shapes(own[0]):
         raise DcclipError(
-            f"no layers of {teacher.name} fit the student's text tower",
+            "no layers of {name} fit the student's text tower",
             "inherit: layers needs an open_clip teacher of the same width, with as many layers; "
             "write inherit: embeddings",
+            name=teacher.name,
         )
     return blocks
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json, validated
 from dcclip_cli.model.preprocess import MAX_SIDE, Preprocessing
 from dcclip_cli.model.weights import CONFIG
@@ -69,7 +69,7 @@ def library_errors(what: str, hint: str) -> Iterator[None]:
     except (*unusable, RuntimeError, TypeError, ValueError, StrictDataclassError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise DcclipError(f"{what}: {_reason_of(error)}", hint) from None
+        raise DcclipError(Message("{what}: {error}", what=what, error=_reason_of(error)), hint) from None
 
 
 def _reason_of(error: Exception) -> str:
@@ -147,7 +147,7 @@ def open_clip_config(folder: Path, on_hub: bool = False) -> dict[str, Any]:
     unknown = (found.text_cfg.tokenizer_kwargs or {}).keys() - set(_TOKENIZER_ARGUMENTS)
     if unknown:
         where = f"{file}: model_cfg.text_cfg.tokenizer_kwargs: {min(unknown)}"
-        raise DcclipError(f"{where} is not allowed: it could run code or read other files", "remove it")
+        raise DcclipError("{where} is not allowed: it could run code or read other files", "remove it", where=where)
     network = found.vision_cfg.timm_model_name
     if network is not None and not (on_hub and network.startswith("hf-hub:")):
         check_timm_name(network, f"{file}: model_cfg.vision_cfg.timm_model_name", _ELSEWHERE)
@@ -161,20 +161,30 @@ def check_timm_name(network: str, where: str, hint: str | None = None) -> None:
     import timm
 
     if ":" in network:
-        what = f"{where}: {network} leads to a hub or another directory"
+        what = Message("{where}: {network} leads to a hub or another directory", where=where, network=network)
         raise DcclipError(what, hint or "write the name of a network that timm itself has")
     name, _, tag = network.partition(".")
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 3, 0.5)
-        advice = f"did you mean {', '.join(near)}?" if near else "list timm's networks in Python: timm.list_models()"
-        raise DcclipError(f"{where}: timm has no network '{network}'", advice)
+        advice = (
+            Message("did you mean {near}?", near=", ".join(near))
+            if near
+            else "list timm's networks in Python: timm.list_models()"
+        )
+        raise DcclipError(Message("{where}: timm has no network '{network}'", where=where, network=network), advice)
     try:
         timm.get_pretrained_cfg(network, allow_unregistered=True)
     except RuntimeError:  # of the tag
         tags = [one.partition(".")[2] for one in timm.list_pretrained(name)]
         near = difflib.get_close_matches(tag, tags, 1, 0.5) or tags[:3]
-        advice = f"its tags: {', '.join(near)}" if near else f"write {name}: it has no tags"
-        raise DcclipError(f"{where}: timm's network {name} has no tag '{tag}'", advice) from None
+        advice = (
+            Message("its tags: {near}", near=", ".join(near))
+            if near
+            else Message("write {name}: it has no tags", name=name)
+        )
+        raise DcclipError(
+            Message("{where}: timm's network {name} has no tag '{tag}'", where=where, name=name, tag=tag), advice
+        ) from None
 
 
 # ---- transformers
@@ -262,12 +272,17 @@ def transformers_config(file: Path, name: str) -> TransformersConfig:
     content = read_json(file, COPY_AGAIN)
     kind = content.get("model_type")
     if isinstance(kind, str) and kind not in _MODEL_TYPES:
-        what = f"{name} is a model of type {kind}, not an image-text dual encoder ({file.name}: model_type)"
-        raise DcclipError(what, f"use {DUAL_ENCODERS}")
+        what = Message(
+            "{name} is a model of type {kind}, not an image-text dual encoder ({file_name}: model_type)",
+            name=name,
+            kind=kind,
+            file_name=file.name,
+        )
+        raise DcclipError(what, Message("use {dual_encoders}", dual_encoders=DUAL_ENCODERS))
     config = validated(TransformersConfig, content, file, COPY_AGAIN)
     image = (config.vision_config.model_extra if config.vision_config else None) or {}
     if kind == _OF_TWO and (image.get("backbone") or image.get("use_pretrained_backbone")):
-        raise DcclipError(f"{file}: vision_config.backbone names a network elsewhere", _ELSEWHERE)
+        raise DcclipError(Message("{file}: vision_config.backbone names a network elsewhere", file=file), _ELSEWHERE)
     if kind == _OF_TWO and isinstance(image.get("architecture"), str):
         check_timm_name(image["architecture"], f"{file}: vision_config.architecture", _ELSEWHERE)
     return config
@@ -309,9 +324,16 @@ def check_directory(folder: Path) -> None:
             try:
                 target = entry.resolve(strict=True)
             except (OSError, RuntimeError):  # a loop
-                raise DcclipError(f"{entry} is a link to something that does not exist", COPY_AGAIN) from None
+                raise DcclipError(
+                    Message("{entry} is a link to something that does not exist", entry=entry), COPY_AGAIN
+                ) from None
             if not any(target.is_relative_to(one) for one in inside):
-                raise DcclipError(f"{entry} is a link to {target}, outside the model directory", "copy the file there")
+                raise DcclipError(
+                    "{entry} is a link to {target}, outside the model directory",
+                    "copy the file there",
+                    entry=entry,
+                    target=target,
+                )
     if (folder / "adapter_config.json").exists():
-        what = f"{folder} is an adapter of another model (adapter_config.json)"
+        what = Message("{folder} is an adapter of another model (adapter_config.json)", folder=folder)
         raise DcclipError(what, "merge it into that model with peft, and save the result")

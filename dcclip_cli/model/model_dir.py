@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.checksums import Record, read_record, write_record
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import atomic_folder, write_json
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.tokenizer import check_tokenizer, load_tokenizer, save_tokenizer, tokenize_with
@@ -75,7 +75,9 @@ def read_provenance(folder: Path) -> Record:
     """dcclip's record of a model directory. Raises DcclipError if it is missing or not as it was written."""
     record = read_record(folder / PROVENANCE, FIRST_WITH_CHECKSUMS, _COPY)
     if "kind" not in record.content:
-        raise DcclipError(f"{folder / PROVENANCE} has no kind: it is not that of a dcclip model", _COPY)
+        raise DcclipError(
+            Message("{provenance} has no kind: it is not that of a dcclip model", provenance=folder / PROVENANCE), _COPY
+        )
     return record
 
 
@@ -115,7 +117,13 @@ def _load(folder: Path, record: Record | None, progress: Progress) -> OpenClipTo
     files = find_weights(str(folder), OPEN_CLIP_WEIGHTS)
     if not files:
         found = ", ".join(sorted(path.name for path in folder.iterdir()))
-        raise DcclipError(f"{folder} has no {WEIGHTS} (found: {found})", "copy the whole model directory again")
+        raise DcclipError(
+            "{folder} has no {weights} (found: {found})",
+            "copy the whole model directory again",
+            folder=folder,
+            weights=WEIGHTS,
+            found=found,
+        )
     decisive = [folder / CONFIG, *files, folder / "tokenizer.json"]
     if is_pickled(files):
         files = [safetensors_copy(files, weights_digest(files), folder.name, progress)]
@@ -128,7 +136,9 @@ def _load(folder: Path, record: Record | None, progress: Progress) -> OpenClipTo
         preprocessing = Preprocessing.from_config(settings)
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0][:300]
-        raise DcclipError(f"{folder} cannot be loaded: {reason}", "copy the whole model directory again") from None
+        raise DcclipError(
+            "{folder} cannot be loaded: {reason}", "copy the whole model directory again", folder=folder, reason=reason
+        ) from None
     if record is None:
         fingerprint, library = files_fingerprint(decisive), directory_tokenizer(folder)
         towers = OpenClipTowers(model, library, preprocessing, folder.name, fingerprint)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json
 from dcclip_cli.model.library_configs import COPY_AGAIN, TRANSFORMERS_CONFIG
 from dcclip_cli.model.preprocess import Preprocessing
@@ -49,7 +49,7 @@ class NaflexTowers(TransformersTowers):
         self._budget = budget or image_processor.max_num_patches
 
     def match_preprocessing(self) -> Preprocessing:
-        what = f"{self.name}: its images keep their proportions (NaFlex)"
+        what = Message("{name}: its images keep their proportions (NaFlex)", name=self.name)
         raise DcclipError(what, "use a model whose images are squares of one size")
 
     @property

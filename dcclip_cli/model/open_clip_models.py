@@ -86,7 +86,9 @@ def load_named(model: str) -> OpenClipTowers:
 
     name, tag = (model, None) if model.startswith("hf-hub:") else model.rpartition("/")[::2]
     if not name:
-        raise DcclipError(f"open_clip model '{model}' has no tag", "write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k")
+        raise DcclipError(
+            "open_clip model '{model}' has no tag", "write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k", model=model
+        )
     hint = "check the name against open_clip.list_pretrained(), and the network connection"
     what = f"open_clip model {model} cannot be loaded"
     with library_errors(what, hint), tokenizer_errors(what):
@@ -148,8 +150,10 @@ def text_tower_sizes(folder: Path, name: str) -> dict[str, Any]:
     if known := _TEXT_TOWERS.get(name.removeprefix("FacebookAI/")):
         return known
     raise DcclipError(
-        f"{folder} does not say the sizes of its text tower {name}: it has no config.json of a text model",
-        f"copy the config.json of {name} into the directory",
+        "{folder} does not say the sizes of its text tower {name}: it has no config.json of a text model",
+        "copy the config.json of {name} into the directory",
+        folder=folder,
+        name=name,
     )
 
 

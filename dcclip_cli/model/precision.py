@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from dcclip_cli.checksums import cached_record, write_record
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import cache_folder, lock
 from dcclip_cli.machine import cpu_name, has_native_bf16, keep_freed_memory
 from dcclip_cli.progress import Progress, Silent
@@ -35,7 +35,7 @@ def torch_device(asked: str, hint: str = "omit --device, or use --device cpu") -
     if asked == "auto":
         return next(name for name, found in available.items() if found)
     if not available.get(asked.partition(":")[0]):
-        raise DcclipError(f"torch finds no device {asked}", hint)
+        raise DcclipError(Message("torch finds no device {asked}", asked=asked), hint)
     return asked
 
 
@@ -56,7 +56,13 @@ def finite(values: np.ndarray, model: str, inputs: str, hint: str = _HINT) -> np
     if not numbers.all():
         bad = int((~numbers.all(axis=tuple(range(1, values.ndim)))).sum())
         raise NotFiniteError(
-            f"{model} returned embeddings that are not finite (NaN or infinite) for {bad} of {len(values)} {inputs}",
+            Message(
+                "{model} returned embeddings that are not finite (NaN or infinite) for {bad} of {count} {inputs}",
+                model=model,
+                bad=bad,
+                count=len(values),
+                inputs=inputs,
+            ),
             hint,
         )
     return values
@@ -65,7 +71,15 @@ def finite(values: np.ndarray, model: str, inputs: str, hint: str = _HINT) -> np
 def check_logits(scale: float, bias: float | None, model: str) -> None:
     """Raise NotFiniteError unless a model's logit scale and bias turn cosines into finite logits, the best first."""
     if not (0 < scale <= _MOST_LOGIT and (bias is None or abs(bias) <= _MOST_LOGIT)):
-        raise NotFiniteError(f"{model} has a logit scale of {scale:.3g} and a logit bias of {bias or 0:.3g}", _HINT)
+        raise NotFiniteError(
+            Message(
+                "{model} has a logit scale of {scale:.3g} and a logit bias of {bias:.3g}",
+                model=model,
+                scale=scale,
+                bias=bias or 0,
+            ),
+            _HINT,
+        )
 
 
 _FORMAT = 2  # of the files that a gain is kept in

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 # The readers of FORMATS. Image.open imports all forty of Pillow's if one of them is missing.
 from PIL import JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401  # isort: skip
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import refuse_special
 
 MAX_PIXELS = 64_000_000  # larger images are refused before they are decompressed
@@ -47,34 +47,51 @@ def decode(
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
                 if image.width * image.height > max_pixels:
                     raise DcclipError(
-                        f"{name} has {image.width} x {image.height} pixels, more than {max_pixels:,}",
+                        Message(
+                            "{name} has {width} x {height} pixels, more than {max_pixels:,}",
+                            name=name,
+                            width=image.width,
+                            height=image.height,
+                            max_pixels=max_pixels,
+                        ),
                         _SMALLER,
                     )
                 if max(image.size) > MAX_ASPECT * min(image.size):
                     raise DcclipError(
-                        f"{name} has {image.width} x {image.height} pixels, one side over {MAX_ASPECT} times the other",
+                        "{name} has {width} x {height} pixels, one side over {max_aspect} times the other",
                         "crop the image first",
+                        name=name,
+                        width=image.width,
+                        height=image.height,
+                        max_aspect=MAX_ASPECT,
                     )
                 if draft:
                     image.draft(None, (draft, draft))
                 return first_frame(image)
     except FileNotFoundError:
-        raise DcclipError(f"{name} does not exist", "check the path") from None
+        raise DcclipError("{name} does not exist", "check the path", name=name) from None
     except IsADirectoryError:
-        raise DcclipError(f"{name} is a folder", "name an image file") from None
+        raise DcclipError("{name} is a folder", "name an image file", name=name) from None
     except PermissionError:
         kind, more = ("folder ", "x") if isinstance(source, Path) and source.is_dir() else ("", "")
-        raise DcclipError(f"{kind}{name} may not be read", f"allow it with: chmod +r{more} {name}") from None
+        raise DcclipError(
+            "{kind}{name} may not be read", "allow it with: chmod +r{more} {name}", kind=kind, name=name, more=more
+        ) from None
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))  # Pillow's own limit, which it checks first
         many = f"{int(pixels[0]):,}" if pixels else "too many"
-        raise DcclipError(f"{name} has {many} pixels, more than {max_pixels:,}", _SMALLER) from None
+        raise DcclipError(
+            Message("{name} has {many} pixels, more than {max_pixels:,}", name=name, many=many, max_pixels=max_pixels),
+            _SMALLER,
+        ) from None
     except UnidentifiedImageError:
-        what = f"{name} is not a readable image: it is not JPEG, PNG or WebP"
+        what = Message("{name} is not a readable image: it is not JPEG, PNG or WebP", name=name)
         raise DcclipError(what, "convert it to JPEG, PNG or WebP") from None
     except (OSError, SyntaxError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error  # not "[Errno 40] ...: 'cat.png'"
-        raise DcclipError(f"{name} is not a readable image: {reason}", "use a JPEG, PNG or WebP file") from None
+        raise DcclipError(
+            "{name} is not a readable image: {reason}", "use a JPEG, PNG or WebP file", name=name, reason=reason
+        ) from None
 
 
 def first_frame(image: Image.Image) -> Image.Image:

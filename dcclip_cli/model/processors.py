@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.preprocess import RESAMPLING, Preprocessing
 
 # Widths and heights of images that show how a library resizes and crops: wide, high, square, and just too small.
@@ -28,14 +28,17 @@ def matching_preprocessing(name: str, own: Callable[[Image.Image], np.ndarray], 
         described = config if isinstance(config, Mapping) else _of_processor(config)
         wanted = Preprocessing.from_config(dict(described))
     except (ValueError, TypeError, AttributeError) as error:
-        raise DcclipError(f"{name}: its preprocessing is not supported: {error}", _OTHER) from None
+        raise DcclipError(
+            Message("{name}: its preprocessing is not supported: {error}", name=name, error=error), _OTHER
+        ) from None
     images = list(_trial_images(wanted.size))
     expected = [own(image) for image in images]
     for found in (wanted, replace(wanted, crop="floor" if wanted.crop == "round" else "round")):
         if all(_equal(found(image), values) for image, values in zip(images, expected, strict=True)):
             return found
     raise DcclipError(
-        f"{name}: its preprocessing is not supported: it gives other values than its settings say", _OTHER
+        Message("{name}: its preprocessing is not supported: it gives other values than its settings say", name=name),
+        _OTHER,
     )
 
 

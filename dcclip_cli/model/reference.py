@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from dcclip_cli.checksums import read_record
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.model_dir import WEIGHTS
 from dcclip_cli.model.weights import CONFIG, UFORM_WEIGHTS
 from dcclip_cli.run_dir import FIRST_WITH_CHECKSUMS, RECORD, STAGES
@@ -60,8 +60,10 @@ def _named(reference: str, why: str) -> ModelReference:
         return _directory(Path(rest), "transformers" if scheme == "hf" else "open_clip", why)
     if scheme in ("hf", "hf-hub") and not _HUB_NAME.fullmatch(rest):
         raise DcclipError(
-            f"model {reference} is neither a directory nor a name on the hub",
-            f"write {scheme}:ORG/NAME or {scheme}:DIR",
+            "model {reference} is neither a directory nor a name on the hub",
+            "write {scheme}:ORG/NAME or {scheme}:DIR",
+            reference=reference,
+            scheme=scheme,
         )
     if scheme == "hf" and rest:
         return ModelReference("hf", rest, f"model: {rest} with transformers{why}")
@@ -73,8 +75,9 @@ def _named(reference: str, why: str) -> ModelReference:
     path = Path(reference)
     if not path.is_dir():
         raise DcclipError(
-            f"model {reference} is not a directory",
+            "model {reference} is not a directory",
             "name a model directory, a bundle, a run, hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME or starter",
+            reference=reference,
         )
     return _directory(path, "open_clip", why)
 
@@ -107,20 +110,27 @@ def library_of(folder: Path, preferred: Library) -> Library:
 
 def _no_model(folder: Path) -> DcclipError:
     if not folder.is_dir():
-        return DcclipError(f"{folder} is not a directory", "check the path, or give the name of a model on a hub")
+        return DcclipError(
+            "{folder} is not a directory", "check the path, or give the name of a model on a hub", folder=folder
+        )
     if (folder / RECORD).is_file():  # a file that it lists is missing
         read_record(folder / RECORD, FIRST_WITH_CHECKSUMS, "copy the whole directory again").check_sizes()
     names = sorted(path.name for path in folder.iterdir())
     inner = [name for name in names if (folder / name / "config.json").is_file() or _is_model(folder / name)]
     if inner:
-        hint = f"name the directory in it: {folder / inner[0]}"
+        hint: str = Message("name the directory in it: {inner}", inner=folder / inner[0])
     elif (folder / "image.onnx").is_file():
         hint = "name the model directory that the bundle was exported from"
     else:
         hint = _HINT
     there = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
-    what = f"{folder} is no model directory of dcclip, open_clip or transformers, export bundle or finished run"
-    return DcclipError(f"{what} (found: {there})", hint)
+    what = Message(
+        "{folder} is no model directory of dcclip, open_clip or transformers, export bundle or finished run "
+        "(found: {there})",
+        folder=folder,
+        there=there,
+    )
+    return DcclipError(what, hint)
 
 
 def _is_model(folder: Path) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.weights import require_file
 
 if TYPE_CHECKING:
@@ -40,9 +40,11 @@ class RemoteCode:
         """Raise DcclipError, which says what would run and how to allow it."""
         files = ", ".join(f"{module}.py" for module in self.modules)
         raise DcclipError(
-            f"{self.name} is built by its own code ({files}), which is not run unless you allow it",
+            "{name} is built by its own code ({files}), which is not run unless you allow it",
             "read these files; then add --trust-remote-code, which dcclip eval and trim have, "
-            "or teacher: {kind: fgclip2, trust_remote_code: true} in a recipe",
+            "or teacher: {{kind: fgclip2, trust_remote_code: true}} in a recipe",
+            name=self.name,
+            files=files,
         )
 
     def open(self, folder: Path) -> AllowedCode:
@@ -85,7 +87,9 @@ class AllowedCode:
         except (ImportError, SyntaxError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             hint = "install the packages that it names, or use the revision of the model that fits your transformers"
-            raise DcclipError(f"the code of {self.code.name} cannot be run: {reason}", hint) from None
+            raise DcclipError(
+                Message("the code of {name} cannot be run: {reason}", name=self.code.name, reason=reason), hint
+            ) from None
 
 
 def remote_code(model: str, config: Mapping[str, Any], file: Path) -> RemoteCode:
@@ -98,11 +102,20 @@ def remote_code(model: str, config: Mapping[str, Any], file: Path) -> RemoteCode
     found = {key: named[key] for key in (_CONFIG, *_MODEL) if key in named}
     model_key = next((key for key in _MODEL if key in found), None)
     if _CONFIG not in found or model_key is None:
-        what = f"{file}: auto_map names no {_CONFIG if _CONFIG not in found else _MODEL[0]}, and transformers has none"
-        raise DcclipError(f"{what} for model_type {config.get('model_type')}", _AGAIN)
+        what = Message(
+            "{file}: auto_map names no {missing}, and transformers has none",
+            file=file,
+            missing=_CONFIG if _CONFIG not in found else _MODEL[0],
+        )
+        raise DcclipError(Message("{what} for model_type {type}", what=what, type=config.get("model_type")), _AGAIN)
     for key, name in found.items():
         if not isinstance(name, str) or not _CLASS.fullmatch(name):
-            what = f"{file}: auto_map: {key}: {name!r:.100} is not MODULE.CLASS of a file next to it"
+            what = Message(
+                "{file}: auto_map: {key}: {name!r:.100} is not MODULE.CLASS of a file next to it",
+                file=file,
+                key=key,
+                name=name,
+            )
             raise DcclipError(what, "use a model whose code is in its own repository")
     return RemoteCode(model, found[_CONFIG], found[model_key])
 
@@ -118,10 +131,17 @@ def _files(code: RemoteCode, folder: Path) -> Iterator[Path]:
             continue
         seen.add(module)
         if not module.isidentifier():
-            raise DcclipError(f"the code of {code.name} imports .{module}, which is not a file next to it", _AGAIN)
+            raise DcclipError(
+                Message(
+                    "the code of {name} imports .{module}, which is not a file next to it",
+                    name=code.name,
+                    module=module,
+                ),
+                _AGAIN,
+            )
         file = require_file(code.name, f"{module}.py")
         if file.parent != folder:
-            raise DcclipError(f"{code.name} was changed while it was loaded", "run the command again")
+            raise DcclipError("{name} was changed while it was loaded", "run the command again", name=code.name)
         yield file
         modules += get_relative_imports(file)
 

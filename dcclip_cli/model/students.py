@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.library_configs import check_timm_name
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.tokenizer import END_ID, PADDING_ID
@@ -253,7 +253,9 @@ def init_image_tower(model: nn.Module, image: ImageTower) -> None:
 
         weights = timm.create_model(image.timm, pretrained=True).state_dict()
     elif not Path(image.weights).is_file():
-        raise DcclipError(f"student.image.weights: {image.weights} does not exist", "check the path, or omit it")
+        raise DcclipError(
+            "student.image.weights: {weights} does not exist", "check the path, or omit it", weights=image.weights
+        )
     else:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -261,7 +263,11 @@ def init_image_tower(model: nn.Module, image: ImageTower) -> None:
         try:
             weights = load_file(image.weights)
         except SafetensorError as error:
-            what = f"student.image.weights: {image.weights} is not a safetensors file: {error}"
+            what = Message(
+                "student.image.weights: {weights} is not a safetensors file: {error}",
+                weights=image.weights,
+                error=error,
+            )
             raise DcclipError(
                 what, "save the weights as safetensors; student.image.weights takes no other file"
             ) from None
@@ -272,7 +278,10 @@ def init_image_tower(model: nn.Module, image: ImageTower) -> None:
     missing = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
     if missing and (whole or not all(name.startswith(("classifier", "head.", "fc.")) for name in missing)):
         raise DcclipError(
-            f"student.image.weights: {image.weights} does not fit {image.timm}: no matching {missing[0]}",
+            "student.image.weights: {weights} does not fit {timm}: no matching {missing}",
             "use weights of the same timm network",
+            weights=image.weights,
+            timm=image.timm,
+            missing=missing[0],
         )
     trunk.load_state_dict(fitting, strict=False)

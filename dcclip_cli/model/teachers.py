@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json, validated
 from dcclip_cli.model import Precision
 from dcclip_cli.model.library_configs import (
@@ -136,7 +136,9 @@ def _load(model: str, library: Library, progress: Progress, options: FgClip2Teac
         with library_errors(f"model {model} cannot be loaded", _CHECK):
             directory = download_model(model.removeprefix("hf-hub:"))
         if directory and (directory / "image.onnx").is_file():
-            raise DcclipError(f"{model} is a bundle, which is not trained from", "name the model that it was made of")
+            raise DcclipError(
+                "{model} is a bundle, which is not trained from", "name the model that it was made of", model=model
+            )
         if directory:
             return load_model(directory, progress=progress)
     from dcclip_cli.model.open_clip_models import load_named
@@ -169,7 +171,7 @@ def _load_transformers(model: str, progress: Progress, options: FgClip2Teacher |
         files = find_weights(model, TRANSFORMERS_WEIGHTS)
         if not files:
             names = " or ".join(TRANSFORMERS_WEIGHTS)
-            raise DcclipError(f"{what}: there is no {names}", _CHECK)
+            raise DcclipError(Message("{what}: there is no {names}", what=what, names=names), _CHECK)
         digest = weights_digest(files)
         if is_pickled(files):
             files = [safetensors_copy(files, digest, name, progress)]
@@ -238,7 +240,12 @@ def processors(model: str) -> tuple[Any, Any]:
             return images, transformers.AutoTokenizer.from_pretrained(model, **options)
     except ImportError as error:  # of sentencepiece, which SigLIP's and MetaCLIP 2's mT5 tokenizer needs
         reason = " ".join(str(error).split()).partition(" but it was not found")[0]
-        raise DcclipError(f"teacher {model} cannot be loaded: {reason}", "pip install sentencepiece protobuf") from None
+        raise DcclipError(
+            "teacher {model} cannot be loaded: {reason}",
+            "pip install sentencepiece protobuf",
+            model=model,
+            reason=reason,
+        ) from None
 
 
 def _load_fg_clip2(
@@ -246,7 +253,7 @@ def _load_fg_clip2(
 ) -> FgClip2Towers:
     from dcclip_cli.model.naflex import FgClip2Towers, build_fg_clip2
 
-    progress.say(f"running code of {code}")
+    progress.say(Message("running code of {code}", code=code))
     model = build_fg_clip2(code, files)
     name = Path(options.model).name
     return FgClip2Towers(model, *processors(options.model), name, options.max_num_patches, options.walk_type)
@@ -267,8 +274,11 @@ def _from_pretrained(name: str, files: Sequence[Path], config_folder: Path) -> A
         )
     if missing := sorted(found["missing_keys"]):
         raise DcclipError(
-            f"teacher {name} cannot be loaded: its weights lack {missing[0]} ({len(missing)} missing in all)",
+            "teacher {name} cannot be loaded: its weights lack {missing} ({count} missing in all)",
             "copy the whole model again, or check that config.json belongs to these weights",
+            name=name,
+            missing=missing[0],
+            count=len(missing),
         )
     return loaded
 
@@ -294,8 +304,15 @@ def _check_towers(towers: TransformersTowers, model: str) -> None:
     shape = towers.library_preprocess(Image.new("RGB", (30, 20))).shape
     expected = shape if side is None else (3, *([side] * 2 if isinstance(side, int) else side))
     if shape != expected:
-        what = f"teacher {model} cannot be loaded: its image processor gives {shape}, its image tower takes {expected}"
-        raise DcclipError(what, f"copy the {IMAGE_PROCESSOR} of the model again")
+        what = Message(
+            "teacher {model} cannot be loaded: its image processor gives {shape}, its image tower takes {expected}",
+            model=model,
+            shape=shape,
+            expected=expected,
+        )
+        raise DcclipError(
+            what, Message("copy the {image_processor} of the model again", image_processor=IMAGE_PROCESSOR)
+        )
     where = f"teacher {model} cannot be loaded: its tokenizer"
     check_tokenizer(towers.tokenize, towers.tokenizer.vocab_size, towers.vocabulary_rows, where)
 

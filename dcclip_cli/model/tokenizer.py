@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json, write_json
 from dcclip_cli.text import HAN_BMP
 
@@ -50,7 +50,10 @@ def train_tokenizer(captions: Iterable[str], size: int) -> Tokenizer:
         tokenizer.train_from_iterator(captions, trainer)
     except Exception as error:  # noqa: BLE001  # the library raises nothing narrower
         raise DcclipError(
-            f"no vocabulary of {size} tokens can be trained: {error}", "make student.text.vocabulary.size larger"
+            "no vocabulary of {size} tokens can be trained: {error}",
+            "make student.text.vocabulary.size larger",
+            size=size,
+            error=error,
         ) from None
     tokenizer = _in_fixed_order(tokenizer)
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -124,14 +127,16 @@ def check_trimmable(source: Path) -> None:
     """Raise DcclipError unless a directory has a Unigram tokenizer with the special tokens that a student needs."""
     file, other = source / "tokenizer.json", "write student.text.vocabulary: {from: data, size: ...}"
     if not file.is_file():
-        raise DcclipError(f"{source} has no tokenizer.json", other)
+        raise DcclipError(Message("{source} has no tokenizer.json", source=source), other)
     model = read_json(file, other).get("model", {})
     kind = model.get("type", "Unigram" if "unk_id" in model else None)
     if kind != "Unigram":
-        raise DcclipError(f"{file} is a {kind} tokenizer; only Unigram tokenizers can be trimmed", other)
+        raise DcclipError(
+            Message("{file} is a {kind} tokenizer; only Unigram tokenizers can be trimmed", file=file, kind=kind), other
+        )
     tokens = {token for token, _ in model.get("vocab", ())}
     if missing := [token for token in ("<pad>", "</s>") if token not in tokens]:
-        raise DcclipError(f"the teacher's tokenizer has no {missing[0]} token", other)
+        raise DcclipError(Message("the teacher's tokenizer has no {missing} token", missing=missing[0]), other)
 
 
 def _single_characters(vocab: list[list[Any]]) -> list[int]:
@@ -192,7 +197,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
     file = folder / "tokenizer.json"
     if not file.is_file():
-        raise DcclipError(f"{folder} has no tokenizer.json", "make the model again, or copy the whole directory")
+        raise DcclipError(
+            "{folder} has no tokenizer.json", "make the model again, or copy the whole directory", folder=folder
+        )
     with tokenizer_errors(str(file)):
         return Tokenizer.from_file(str(file))
 
@@ -209,7 +216,9 @@ def tokenizer_errors(where: str) -> Iterator[None]:
         if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise DcclipError(f"{where} is not a tokenizer: {reason}", "copy the model directory again") from None
+        raise DcclipError(
+            "{where} is not a tokenizer: {reason}", "copy the model directory again", where=where, reason=reason
+        ) from None
 
 
 def check_tokenizer(tokenize: Callable[[list[str]], Tokens], tokens: int, rows: int, where: str) -> None:
@@ -219,11 +228,27 @@ def check_tokenizer(tokenize: Callable[[list[str]], Tokens], tokens: int, rows: 
     """
     hint = "copy the whole model directory again: tokenizer and weights are of two models"
     if tokens > rows or 2 * tokens < rows:
-        raise DcclipError(f"{where} has {tokens:,} tokens, its text tower {rows:,}: it is another model's", hint)
+        raise DcclipError(
+            Message(
+                "{where} has {tokens:,} tokens, its text tower {rows:,}: it is another model's",
+                where=where,
+                tokens=tokens,
+                rows=rows,
+            ),
+            hint,
+        )
     with tokenizer_errors(where):
         ids = tokenize(list(_TRIAL_TEXTS)).ids
     if (largest := int(ids.max())) >= rows:
-        raise DcclipError(f"{where} gives token {largest:,}, its text tower has {rows:,}: it is another model's", hint)
+        raise DcclipError(
+            Message(
+                "{where} gives token {largest:,}, its text tower has {rows:,}: it is another model's",
+                where=where,
+                largest=largest,
+                rows=rows,
+            ),
+            hint,
+        )
 
 
 def tokenize_with(
@@ -239,7 +264,7 @@ def tokenize_with(
 
     padding = tokenizer.token_to_id("<pad>")
     if padding is None:
-        raise DcclipError(f"{where} has no token <pad>", "copy the model directory again")
+        raise DcclipError("{where} has no token <pad>", "copy the model directory again", where=where)
     with tokenizer_errors(where):
         tokenizer.enable_truncation(context_length)
         tokenizer.enable_padding(pad_id=padding, pad_token="<pad>")

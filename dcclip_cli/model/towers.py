@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.precision import AS_ASKED
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.processors import matching_preprocessing
@@ -102,7 +102,9 @@ class Towers(nn.Module, ABC):
 
     def match_preprocessing(self) -> Preprocessing:
         """The Preprocessing that gives the values of the library's own. Raises DcclipError if there is none."""
-        raise DcclipError(f"{self.name}: its preprocessing is done by its library", "use a model of another library")
+        raise DcclipError(
+            "{name}: its preprocessing is done by its library", "use a model of another library", name=self.name
+        )
 
     @cached_property
     def preprocessing(self) -> Preprocessing | None:
@@ -262,7 +264,9 @@ class OpenClipTowers(Towers):
         # open_clip's CLIP class has the text layers in the model itself.
         table = getattr(getattr(self.model, "text", self.model), "token_embedding", None)
         if table is None or self.vocab is None:
-            raise DcclipError(f"the vocabulary of {self.name} cannot be inherited", "omit student.text.inherit")
+            raise DcclipError(
+                "the vocabulary of {name} cannot be inherited", "omit student.text.inherit", name=self.name
+            )
         return table.weight.detach(), self.vocab
 
     @property
@@ -406,8 +410,10 @@ def on_grid(hidden: Tensor) -> Tensor:
 def no_such_layer(name: str, layers: Sequence[int], count: int) -> DcclipError:
     """The error for layers that an image tower of `count` layers does not have."""
     numbers = ", ".join(map(str, layers))
-    what = f"the image tower of {name} does not have all of the layers {numbers}"
-    return DcclipError(what, f"its layers are 0 to {count - 1}, or -{count} to -1 from the end")
+    what = Message("the image tower of {name} does not have all of the layers {numbers}", name=name, numbers=numbers)
+    return DcclipError(
+        what, Message("its layers are 0 to {last}, or -{count} to -1 from the end", last=count - 1, count=count)
+    )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json, write_json
 from dcclip_cli.model.library_configs import COPY_AGAIN
 from dcclip_cli.model.tokenizer import renumbered
@@ -102,7 +102,9 @@ def cut_tokenizer(source: Path, target: Path, kept: Mapping[str, int], new: Mapp
             continue
         written = True
     if not written:
-        raise DcclipError(f"{source} has no vocabulary of pieces that can be cut", "trim a multilingual model")
+        raise DcclipError(
+            "{source} has no vocabulary of pieces that can be cut", "trim a multilingual model", source=source
+        )
 
 
 def _cut_json(file: Path, target: Path, kept: Collection[str], new: Mapping[int, int]) -> None:
@@ -233,5 +235,7 @@ def bpe_model(source: Path) -> dict[str, Any] | None:
 
 
 def _of_bytes(source: Path) -> DcclipError:
-    what = f"the vocabulary of {source} is of bytes, as CLIP's English one: no piece belongs to a language"
+    what = Message(
+        "the vocabulary of {source} is of bytes, as CLIP's English one: no piece belongs to a language", source=source
+    )
     return DcclipError(what, "trim a multilingual model: of XLM-R's, mT5's, Gemma's or BERT's vocabulary")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dcclip_cli.checksums import cached_record, write_record
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import atomic_folder, cache_folder, file_sha256, lock, read_json
 from dcclip_cli.partials import remove
 from dcclip_cli.progress import Progress, Silent
@@ -44,7 +44,13 @@ def find_weights(model: str, names: Sequence[str]) -> list[Path]:
             shards = shards_of(index)
             files = [find_file(model, shard) for shard in shards]
             if missing := [shard for shard, file in zip(shards, files, strict=True) if file is None]:
-                raise DcclipError(f"{model} has no {missing[0]}, which {index.name} names", "copy the model again")
+                raise DcclipError(
+                    "{model} has no {missing}, which {name} names",
+                    "copy the model again",
+                    model=model,
+                    missing=missing[0],
+                    name=index.name,
+                )
             return [file for file in files if file is not None]
     return []
 
@@ -53,10 +59,15 @@ def shards_of(index: Path) -> list[str]:
     """The names of the weight files that an index lists. Raises DcclipError where one is not next to the index."""
     listed = read_json(index, _AGAIN).get("weight_map")
     if not isinstance(listed, dict) or not listed:
-        raise DcclipError(f"{index} lists no weights (weight_map)", _AGAIN)
+        raise DcclipError(Message("{index} lists no weights (weight_map)", index=index), _AGAIN)
     for shard in listed.values():
         if not isinstance(shard, str) or Path(shard).name != shard:
-            raise DcclipError(f"{index}: weight_map: {shard!r:.100} is not the name of a file next to it", _AGAIN)
+            raise DcclipError(
+                Message(
+                    "{index}: weight_map: {shard!r:.100} is not the name of a file next to it", index=index, shard=shard
+                ),
+                _AGAIN,
+            )
     return sorted(set(listed.values()))
 
 
@@ -88,7 +99,7 @@ def require_file(model: str, name: str) -> Path:
     if Path(model).is_dir():
         if (Path(model) / name).is_file():
             return Path(model) / name
-        raise DcclipError(f"{model} has no {name}", "copy the whole model directory again")
+        raise DcclipError("{model} has no {name}", "copy the whole model directory again", model=model, name=name)
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -109,7 +120,7 @@ def is_pickled(files: Sequence[Path]) -> bool:
 def say_what_is_loaded(name: str, files: Sequence[Path], progress: Progress) -> None:
     """Announce the loading of large files, which takes seconds."""
     if (size := sum(file.stat().st_size for file in files)) >= LARGE_BYTES:
-        progress.say(f"loading {name}: {size / 1e6:,.0f} MB of weights")
+        progress.say(Message("loading {name}: {size:,.0f} MB of weights", name=name, size=size / 1e6))
 
 
 def weights_digest(files: Sequence[Path]) -> str:
@@ -137,7 +148,7 @@ def safetensors_copy(files: Sequence[Path], digest: str, name: str, progress: Pr
             if not cached_record(folder / _COPY, _COPY_FORMAT, say):
                 remove(folder)
                 what = f"{name} has only pickled weights ({files[0].name}): reading tensors alone"
-                say(f"{what}, and keeping a copy as safetensors in {folder}")
+                say(Message("{what}, and keeping a copy as safetensors in {folder}", what=what, folder=folder))
                 with atomic_folder(folder) as temporary:
                     weights = {key: value for file in files for key, value in unpickled(file).items()}
                     save_file(_apart(weights), temporary / SAFETENSORS, {"format": "pt"})
@@ -165,7 +176,9 @@ def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:
                     found[name] = StoredTensor(str(tensor.get_dtype()), tuple(tensor.get_shape()))
         except (SafetensorError, OSError) as error:
             reason = str(error).strip().splitlines()[0][:200]
-            raise DcclipError(f"{file} is not a readable safetensors file: {reason}", _AGAIN) from None
+            raise DcclipError(
+                Message("{file} is not a readable safetensors file: {reason}", file=file, reason=reason), _AGAIN
+            ) from None
     return found
 
 
@@ -174,9 +187,19 @@ def check_fit(model: nn.Module, files: Sequence[Path], config: str, ignored: Col
     where, own, hint = _place(files), set(model.state_dict()), _other_weights(config)
     stored = check_shapes(model, files, config)
     if missing := sorted(own - stored.keys()):
-        raise DcclipError(f"{where} lacks {missing[0]} ({len(missing)} missing in all)", hint)
+        raise DcclipError(
+            Message(
+                "{where} lacks {missing} ({count} missing in all)", where=where, missing=missing[0], count=len(missing)
+            ),
+            hint,
+        )
     if unknown := sorted(stored.keys() - own - set(ignored)):
-        what = f"{where} has {unknown[0]}, which is no part of the model ({len(unknown)} such weights)"
+        what = Message(
+            "{where} has {unknown}, which is no part of the model ({count} such weights)",
+            where=where,
+            unknown=unknown[0],
+            count=len(unknown),
+        )
         raise DcclipError(what, hint)
 
 
@@ -188,14 +211,39 @@ def check_shapes(model: nn.Module, files: Sequence[Path], config: str) -> dict[s
             continue
         dtype, shape = stored[name]
         if shape != tuple(weight.shape):
-            raise DcclipError(f"{where}: {name} has the shape {shape}, by {config} it is {tuple(weight.shape)}", hint)
+            raise DcclipError(
+                Message(
+                    "{where}: {name} has the shape {shape}, by {config} it is {expected}",
+                    where=where,
+                    name=name,
+                    shape=shape,
+                    config=config,
+                    expected=tuple(weight.shape),
+                ),
+                hint,
+            )
         if weight.is_floating_point() and dtype not in _FLOATS:
-            what = f"{where}: {name} has numbers of type {dtype}, not {', '.join(_FLOATS)}"
+            what = Message(
+                "{where}: {name} has numbers of type {dtype}, not {floats}",
+                where=where,
+                name=name,
+                dtype=dtype,
+                floats=", ".join(_FLOATS),
+            )
             raise DcclipError(what, "use weights that are not quantized")
     described = sum(weight.numel() for weight in model.parameters())
     there = sum(math.prod(tensor.shape) for tensor in stored.values())
     if described > 2 * there + _FEW:
-        raise DcclipError(f"{where} has {there:,} weights, by {config} the model has {described:,}", hint)
+        raise DcclipError(
+            Message(
+                "{where} has {there:,} weights, by {config} the model has {described:,}",
+                where=where,
+                there=there,
+                config=config,
+                described=described,
+            ),
+            hint,
+        )
     return stored
 
 
@@ -219,18 +267,24 @@ def unpickled(file: Path) -> dict[str, Tensor]:
         found: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         if foreign := re.search(r"GLOBAL (\S+)", str(error)):  # torch's advice to turn the check off is left out
-            what = f"{file} is refused: besides weights it names {foreign[1]}, and could run code"
+            what = Message(
+                "{file} is refused: besides weights it names {foreign}, and could run code",
+                file=file,
+                foreign=foreign[1],
+            )
         else:
-            what = f"{file} is refused: it is not a file of weights written by torch.save"
+            what = Message("{file} is refused: it is not a file of weights written by torch.save", file=file)
         raise DcclipError(what, "use a model with safetensors weights") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise DcclipError(f"{file} cannot be read: {reason}", "copy or download the file again") from None
+        raise DcclipError(
+            "{file} cannot be read: {reason}", "copy or download the file again", file=file, reason=reason
+        ) from None
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     tensors = {key: value for key, value in found.items() if _is_tensor(value)} if isinstance(found, dict) else {}
     if not tensors:
-        raise DcclipError(f"{file} contains no weights by name", "use a model with safetensors weights")
+        raise DcclipError("{file} contains no weights by name", "use a model with safetensors weights", file=file)
     return {str(key).removeprefix("module."): value for key, value in tensors.items()}
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import disable_telemetry
 from dcclip_cli.model import Precision
 from dcclip_cli.model.precision import (
@@ -150,8 +150,13 @@ class ShortEncoder:
 
     def _shortened(self, vectors: np.ndarray, inputs: str) -> np.ndarray:
         if self.dims > vectors.shape[1]:
-            what = f"{self.whole.name} has embeddings of {vectors.shape[1]} numbers, fewer than {self.dims}"
-            raise DcclipError(what, f"use --dims {vectors.shape[1]} or fewer, or omit it")
+            what = Message(
+                "{name} has embeddings of {width} numbers, fewer than {dims}",
+                name=self.whole.name,
+                width=vectors.shape[1],
+                dims=self.dims,
+            )
+            raise DcclipError(what, Message("use --dims {width} or fewer, or omit it", width=vectors.shape[1]))
         return finite(cut(vectors, self.dims), self.name, inputs)
 
 
@@ -161,7 +166,14 @@ def shortened(encoder: Encoder, dims: int | None, progress: Progress) -> Encoder
         return encoder
     if dims not in encoder.trained_dims:
         trained = ", ".join(map(str, encoder.trained_dims)) or "none; see train option dims"
-        progress.say(f"warning: {encoder.name} was not trained for {dims} dimensions (trained: {trained})")
+        progress.say(
+            Message(
+                "warning: {name} was not trained for {dims} dimensions (trained: {trained})",
+                name=encoder.name,
+                dims=dims,
+                trained=trained,
+            )
+        )
     short: Encoder = ShortEncoder(encoder, dims)
     return short
 
@@ -183,7 +195,9 @@ def load_encoder(
         reference = _downloaded(reference)
     if reference.kind == "bundle":
         if precision == "bf16":
-            raise DcclipError(f"{reference.target} computes in the precision of its export", "omit --precision")
+            raise DcclipError(
+                "{target} computes in the precision of its export", "omit --precision", target=reference.target
+            )
         from dcclip_cli.predict.onnx_encoder import OnnxEncoder
 
         return OnnxEncoder(reference.path, device, threads or 1)

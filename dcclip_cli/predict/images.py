@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import cores
 from dcclip_cli.predict.encoder import Encoder
 
@@ -39,7 +39,9 @@ def find_images(given: Iterable[str], listed: Iterable[str] = ()) -> Iterator[Pa
             lines = [line.rstrip("\r\n") for line in listed if line.strip() not in ("", "-")]
             if not lines:
                 example = "find FOLDER -name '*.jpg' | dcclip predict - --labels 猫,dog"
-                raise DcclipError("stdin has no line with the name of an image", f"for example: {example}")
+                raise DcclipError(
+                    "stdin has no line with the name of an image", "for example: {example}", example=example
+                )
             yield from find_images(lines)
         elif _is_folder(name):
             yield from _not_empty(_below(name), f"{name} contains no images")
@@ -71,7 +73,7 @@ def _is_folder(name: str) -> bool:
 
 def _not_empty(found: list[Path], otherwise: str) -> list[Path]:
     if not found:
-        raise DcclipError(otherwise, f"images are files ending in {', '.join(SUFFIXES)}")
+        raise DcclipError(otherwise, Message("images are files ending in {suffixes}", suffixes=", ".join(SUFFIXES)))
     return found
 
 

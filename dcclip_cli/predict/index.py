@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import cache_folder
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.predict.encoder import Encoder, ShortEncoder
@@ -87,7 +87,7 @@ def open_index(
     """
     progress = progress or Silent()
     if not folder.is_dir():
-        raise DcclipError(f"{folder} is not a folder", "name a folder of images")
+        raise DcclipError("{folder} is not a folder", "name a folder of images", folder=folder)
     names = [str(path.relative_to(folder)) for path in find_images([str(folder)])]
     store = _open_store(_index_folder(model, folder, kind), progress)
     if fresh:
@@ -99,7 +99,9 @@ def open_index(
         paths = [folder / name for name in names]
         found = _embed_images(model, paths, store, keys, kind, f"index {folder}", progress)
         if not found.there.any():
-            raise DcclipError(f"{folder} has no image that can be read", "name a folder of JPEG, PNG or WebP images")
+            raise DcclipError(
+                "{folder} has no image that can be read", "name a folder of JPEG, PNG or WebP images", folder=folder
+            )
         if store.blocks > _MOST_BLOCKS or store.rows > 2 * len(found.vectors):
             store.compact("embedding", keys[found.there])
         is_float = kind in ("fp32", "fp16")
@@ -225,7 +227,13 @@ def _open_store(folder: Path | None, progress: Progress) -> FeatureStore:
     try:
         return FeatureStore(folder, progress.say, optional=True)
     except OSError as error:  # it cannot be read
-        progress.say(f"{folder} cannot be read ({error.strerror}): what is computed now is not kept")
+        progress.say(
+            Message(
+                "{folder} cannot be read ({strerror}): what is computed now is not kept",
+                folder=folder,
+                strerror=error.strerror,
+            )
+        )
         return FeatureStore(None)
 
 

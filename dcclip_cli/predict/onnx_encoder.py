@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dcclip_cli.checksums import Record, read_record
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import file_sha256, validated_by
 from dcclip_cli.machine import has_vnni
 from dcclip_cli.model.precision import NotFiniteError, check_logits, finite
@@ -154,7 +154,7 @@ class ExportedEncoder:
             what = (
                 f"{self.name} returned embeddings of {inputs} of the length {lengths[np.abs(lengths - 1).argmax()]:.3g}"
             )
-            raise NotFiniteError(f"{what} instead of 1", _COPY)
+            raise NotFiniteError(Message("{what} instead of 1", what=what), _COPY)
         return embeddings
 
 
@@ -180,12 +180,27 @@ class OnnxEncoder(ExportedEncoder):
         side = image.get_inputs()[0].shape[-1]
         if not self._in_graph and isinstance(side, int) and side != self._preprocess.size:
             raise DcclipError(
-                f"{folder / IMAGE} takes images of {side} x {side}, {DESCRIPTION} says {self._preprocess.size}", _COPY
+                Message(
+                    "{image} takes images of {side} x {side}, {description} says {size}",
+                    image=folder / IMAGE,
+                    side=side,
+                    description=DESCRIPTION,
+                    size=self._preprocess.size,
+                ),
+                _COPY,
             )
         widths = [one.get_outputs()[0].shape[-1] for one in (image, text)]
         if widths[0] != widths[1]:
             raise DcclipError(
-                f"{folder}: {IMAGE} gives {widths[0]} numbers and {TEXT} {widths[1]}: they are from two models", _COPY
+                Message(
+                    "{folder}: {image} gives {image_width} numbers and {text} {text_width}: they are from two models",
+                    folder=folder,
+                    image=IMAGE,
+                    image_width=widths[0],
+                    text=TEXT,
+                    text_width=widths[1],
+                ),
+                _COPY,
             )
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
@@ -218,18 +233,35 @@ def read_description(folder: Path, kind: str = "bundle", files: Sequence[str] = 
     needed = (DESCRIPTION, *files, TOKENIZER)
     if missing := [name for name in needed if not (folder / name).exists()]:
         found = ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "no such folder"
-        raise DcclipError(f"{folder} has no {', '.join(missing)} (found: {found})", _COPY)
+        raise DcclipError(
+            Message(
+                "{folder} has no {missing} (found: {found})", folder=folder, missing=", ".join(missing), found=found
+            ),
+            _COPY,
+        )
     for file in (folder / name for name in needed):
         if not os.access(file, os.R_OK):  # onnxruntime would only give the number of the error
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
     record = read_record(folder / DESCRIPTION, FIRST_WITH_CHECKSUMS, _UNEDITED)
     found_kind, number = record.content.get("kind"), record.content.get("format")
     if found_kind is None:
-        raise DcclipError(f"{folder / DESCRIPTION} has no kind: it is not that of a dcclip {kind}", _COPY)
+        raise DcclipError(
+            Message(
+                "{description} has no kind: it is not that of a dcclip {kind}",
+                description=folder / DESCRIPTION,
+                kind=kind,
+            ),
+            _COPY,
+        )
     if found_kind != kind or number not in range(1, FORMAT + 1):
         raise DcclipError(
-            f"{folder / DESCRIPTION} describes a {found_kind} of format {number}, not a {kind} of format {FORMAT}",
+            "{description} describes a {found_kind} of format {number}, not a {kind} of format {format}",
             "export the model again with this version of dcclip",
+            description=folder / DESCRIPTION,
+            found_kind=found_kind,
+            number=number,
+            kind=kind,
+            format=FORMAT,
         )
     return Described(validated_by(Description.read, record.content, folder / DESCRIPTION, _COPY), record)
 
@@ -247,7 +279,9 @@ def _open_tokenizer(folder: Path, about: Description) -> Any:
     from dcclip_cli.model.tokenizer import load_tokenizer
 
     if file_sha256(folder / TOKENIZER) != about.tokenizer_sha256:
-        raise DcclipError(f"{folder / TOKENIZER} is not the tokenizer of this bundle", _COPY)
+        raise DcclipError(
+            Message("{tokenizer} is not the tokenizer of this bundle", tokenizer=folder / TOKENIZER), _COPY
+        )
     tokenizer = load_tokenizer(folder)
     tokenizer.enable_truncation(about.context_length)
     tokenizer.enable_padding(pad_id=about.padding_id, length=about.context_length if about.fixed_length else None)
@@ -274,12 +308,30 @@ def _open_session(
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
     except _onnxruntime_errors() as error:
-        raise DcclipError(f"{file} cannot be loaded: {_reason(error)}", _COPY) from None
+        raise DcclipError(
+            Message("{file} cannot be loaded: {reason}", file=file, reason=_reason(error)), _COPY
+        ) from None
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if [node.name for node in (*inputs, *outputs)] != [takes, gives]:
-        raise DcclipError(f"{file} does not turn {takes} into {gives}: it is not part of a dcclip bundle", _COPY)
+        raise DcclipError(
+            Message(
+                "{file} does not turn {takes} into {gives}: it is not part of a dcclip bundle",
+                file=file,
+                takes=takes,
+                gives=gives,
+            ),
+            _COPY,
+        )
     if not inputs[0].shape or len(outputs[0].shape or ()) != 2:
-        raise DcclipError(f"{file} does not say the shapes of {takes} and {gives}: it is not of a dcclip bundle", _COPY)
+        raise DcclipError(
+            Message(
+                "{file} does not say the shapes of {takes} and {gives}: it is not of a dcclip bundle",
+                file=file,
+                takes=takes,
+                gives=gives,
+            ),
+            _COPY,
+        )
     return session
 
 
@@ -290,7 +342,9 @@ def _runner(session: InferenceSession, file: Path, takes: str, gives: str) -> Ru
         try:
             return np.asarray(session.run([gives], {takes: items})[0])
         except _onnxruntime_errors() as error:
-            raise DcclipError(f"{file} cannot be computed: {_reason(error)}", _COPY) from None
+            raise DcclipError(
+                Message("{file} cannot be computed: {reason}", file=file, reason=_reason(error)), _COPY
+            ) from None
 
     return run
 
@@ -314,5 +368,5 @@ def _provider(device: str) -> str:
     if device == "auto":
         device = "cuda" if names["cuda"] in there else "cpu"
     if names.get(device) not in there:
-        raise DcclipError(f"onnxruntime finds no device {device}", "omit --device, or use --device cpu")
+        raise DcclipError("onnxruntime finds no device {device}", "omit --device, or use --device cpu", device=device)
     return names[device]

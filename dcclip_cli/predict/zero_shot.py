@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.predict.encoder import PLAIN_PROMPTS, Encoder
 from dcclip_cli.progress import Progress, Silent
@@ -61,7 +61,11 @@ def class_means(embeddings: np.ndarray, counts: Sequence[int]) -> np.ndarray:
     np.add.at(sums, np.repeat(np.arange(len(counts)), counts), embeddings)
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
     if not lengths.all():
-        what = f"the embeddings of the prompts add up to 0 for {int((lengths == 0).sum())} of {len(counts)} classes"
+        what = Message(
+            "the embeddings of the prompts add up to 0 for {zero} of {count} classes",
+            zero=int((lengths == 0).sum()),
+            count=len(counts),
+        )
         raise NotFiniteError(what, "use other prompt templates; are the model's weights damaged?")
     return sums / lengths
 
@@ -138,7 +142,9 @@ def _prompts(model: Encoder, templates: Sequence[str] | None) -> dict[str, Seque
     for template in templates:
         if "{}" not in template:
             raise DcclipError(
-                f"the template '{template}' has no {{}} for the label", "for example: --template 'a photo of a {}'"
+                "the template '{template}' has no {{}} for the label",
+                "for example: --template 'a photo of a {{}}'",
+                template=template,
             )
     own = {language: [one for one in templates if language_by_script(one) == language] for language in PLAIN_PROMPTS}
     return {language: several or templates for language, several in own.items()}

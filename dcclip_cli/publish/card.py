@@ -70,8 +70,10 @@ def _complete_header(card: ModelCard, facts: CardFacts, collected: Sequence[_Col
         known = sorted({licence for one in collected for licence in one.licences})
         of_data = f"; that of its data: {', '.join(known)}" if known else ""
         raise DcclipError(
-            f"no licence is named for {facts.repository}{of_data}",
+            "no licence is named for {repository}{of_data}",
             "name one of the hub's: --license apache-2.0 (or mit, cc-by-4.0, cc-by-nc-4.0, other, ...)",
+            repository=facts.repository,
+            of_data=of_data,
         )
     card.data["license"] = licence
     tags = ["clip", "dcclip", *(["onnx"] if any(name.startswith("onnx") for name in facts.bundles) else [])]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dcclip_cli.checksums import FILES, OWN, Record, read_record, record_text
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import comparable
 from dcclip_cli.eval.card import CARD
 from dcclip_cli.eval.hub import model_files
@@ -87,10 +87,16 @@ def plan_push(model: ModelReference, repository: str, options: PushOptions) -> P
     DcclipError for a damaged model, for one that is not here, and if no licence is named.
     """
     if not _NAME.fullmatch(repository):
-        raise DcclipError(f"{repository} is no name of a repository", "write ORG/NAME; ORG may be your user name")
+        raise DcclipError(
+            "{repository} is no name of a repository",
+            "write ORG/NAME; ORG may be your user name",
+            repository=repository,
+        )
     folder = model.path
     if model.kind == "open_clip" or not folder.is_dir():
-        raise DcclipError(f"{model.target} is a model on a hub already", "name a run, a model directory or an export")
+        raise DcclipError(
+            "{target} is a model on a hub already", "name a run, a model directory or an export", target=model.target
+        )
     record = _checked(folder)
     run = _run_of(folder)
     notes: list[str] = []
@@ -138,7 +144,7 @@ def push(
             hint = "look at it; then add --overwrite, or --pull-request, or name another repository"
             raise DcclipError(what + (", ..." if len(replaced) > 8 else ""), hint)
         if private and not info.private:
-            talk.say(f"{name} exists and is public: --private has no effect")
+            talk.say(Message("{name} exists and is public: --private has no effect", name=name))
         if not changed:
             return Pushed(plan, f"{api.endpoint}/{name}")
         done = api.create_commit(
@@ -226,7 +232,7 @@ def _bundles(folder: Path, record: Record, run: Path | None, options: PushOption
         if about.get("model_fingerprint") == model_fingerprint(folder) and about.get("kind") != "model":
             found[f"{_FORMATS.get(about['kind'], about['kind'])}-{about['precision']}"] = bundle
             continue
-        what = f"{bundle} is no export of this model as it is now"
+        what = Message("{bundle} is no export of this model as it is now", bundle=bundle)
         if bundle is not own:
             raise DcclipError(what, "export the model again, or leave out --bundle")
         notes.append(f"left out: {what}; export it again")

@@ -93,8 +93,11 @@ def _check_stage(document: Document, expression: str) -> None:
     if dot and stage in names and document.values.get(stage) is None:
         there = ", ".join(name for name in names if document.values.get(name) is not None) or "none"
         raise DcclipError(
-            f"--set {expression}: the recipe has no stage {stage}; its stages: {there}",
-            f"name a key of one of these, or give the stage whole: --set '{stage}={{KEY: VALUE}}'",
+            "--set {expression}: the recipe has no stage {stage}; its stages: {there}",
+            "name a key of one of these, or give the stage whole: --set '{stage}={{KEY: VALUE}}'",
+            expression=expression,
+            stage=stage,
+            there=there,
         )
 
 
@@ -176,8 +179,10 @@ def _compare(product: Path, before: dict[str, Any], recipe: Recipe, sections: It
             f"{'.'.join(map(str, at))} was {_shown(old.get(at))}, is {_shown(new.get(at))}" for at in changed[:3]
         )
         raise DcclipError(
-            f"{product} was made from a recipe that differs: {', '.join(changes)}",
+            "{product} was made from a recipe that differs: {changes}",
             "make it again with --fresh, or keep both with another name or --out DIR",
+            product=product,
+            changes=", ".join(changes),
         )
 
 

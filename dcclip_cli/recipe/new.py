@@ -16,7 +16,7 @@ from dcclip_cli.data.class_folders import images_by_class, kind_of_folder, no_pa
 from dcclip_cli.data.dataset import shards_at
 from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.data.preview import preview_images, preview_pairs
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.library_configs import TRANSFORMERS_CONFIG, open_clip_config, transformers_config
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.students import PRESETS
@@ -99,7 +99,9 @@ def choose_teacher(name: str) -> TeacherChoice:
         return known
     found = resolve(name)
     if found.kind == "bundle":
-        raise DcclipError(f"{name} is an export, which has no features to learn from", "name a model directory")
+        raise DcclipError(
+            "{name} is an export, which has no features to learn from", "name a model directory", name=name
+        )
     kind = "transformers" if found.kind == "hf" else "open_clip"
     return TeacherChoice(kind, found.target, "", _text_width(found.path) if found.path.is_dir() else 0)
 
@@ -139,7 +141,7 @@ def _kind_of_data(path: str) -> DataKind:
         return "pairs"
     if not folder.exists():
         hint = "name a folder of photographs, pairs (tars, Parquet, a table) or a folder of class folders"
-        raise DcclipError(f"{path} does not exist", hint)
+        raise DcclipError(Message("{path} does not exist", path=path), hint)
     if folder.suffix.lower() in TABLES and folder.is_file():
         return "table"
     if shards_at(path):
@@ -155,7 +157,7 @@ def choose_size(name: str) -> Size:
     for size in SIZES:
         if size == name:
             return size
-    raise DcclipError(f"there is no size {name}", f"the sizes are {', '.join(SIZES)}")
+    raise DcclipError("there is no size {name}", "the sizes are {sizes}", name=name, sizes=", ".join(SIZES))
 
 
 def own_texts() -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dcclip_cli.data.options import COLLECTED
 from dcclip_cli.data.preview import Preview, preview_images, preview_pairs, preview_texts
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import cache_folder
 from dcclip_cli.model.available import check_model, check_timm
 from dcclip_cli.model.teachers import Teacher
@@ -58,7 +58,9 @@ def check(
         raise DcclipError("\n".join(problem.what for problem in found), hints.pop())
     if found:
         lines = (f"{problem.what} ({problem.hint})" for problem in found)
-        raise DcclipError("\n".join(lines), f"fix all of these; look again with: dcclip run {loaded.path} --check")
+        raise DcclipError(
+            "\n".join(lines), Message("fix all of these; look again with: dcclip run {path} --check", path=loaded.path)
+        )
     return preflight.works
 
 
@@ -288,7 +290,12 @@ class Preflight:
         from dcclip_cli.train.estimate import size
 
         free = f"{size(free_bytes(folder))} are free at {folder}"
-        self._add(at, DcclipError(f"{what} will take about {size(needed)}, and {free}", hint))
+        self._add(
+            at,
+            DcclipError(
+                Message("{what} will take about {needed}, and {free}", what=what, needed=size(needed), free=free), hint
+            ),
+        )
 
 
 def _is_complete(model: str, library: str) -> bool:

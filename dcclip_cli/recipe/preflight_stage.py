@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.preview import Preview, languages_in
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.recipe.schema import Recipe
 from dcclip_cli.recipe.yaml import Location
 from dcclip_cli.run_dir import StageName
@@ -119,19 +119,30 @@ class StageCheck:
         for number, loss in enumerate(self.losses):
             if not loss.needs & sizes.keys():
                 wanted = " or ".join(f"data.{_KINDS[kind]}" for kind in sorted(loss.needs))
-                error = DcclipError(f"the data has nothing for loss {loss.kind}", f"set {wanted}, or remove the loss")
+                error = DcclipError(
+                    "the data has nothing for loss {kind}",
+                    "set {wanted}, or remove the loss",
+                    kind=loss.kind,
+                    wanted=wanted,
+                )
                 self._report(("losses", number), error)
         for kind, size in sizes.items():
             key = _SIZES[kind] if getattr(self.options, _SIZES[kind], None) else "batch_size"
             found = self.preview(kind)
             if found and found.exact and found.samples < size and not (kind == "texts" and self._phrases):
-                what = f"{size} is larger than the data ({found.samples} {kind} in data.{_KINDS[kind]})"
-                self._report((key,), DcclipError(what, f"make {key} smaller"))
+                what = Message(
+                    "{size} is larger than the data ({samples} {kind} in data.{place})",
+                    size=size,
+                    samples=found.samples,
+                    kind=kind,
+                    place=_KINDS[kind],
+                )
+                self._report((key,), DcclipError(what, Message("make {key} smaller", key=key)))
             parts, by = self.options.fewest_parts * self.processes, "accumulate"
             if size % parts:
                 by += " and processes" if self.processes > 1 else ""
-                what = f"{size} cannot be split into {parts} parts ({by})"
-                self._report((key,), DcclipError(what, f"make it a multiple of {parts}"))
+                what = Message("{size} cannot be split into {parts} parts ({by})", size=size, parts=parts, by=by)
+                self._report((key,), DcclipError(what, Message("make it a multiple of {parts}", parts=parts)))
         self._check_languages(sizes)
 
     @property
@@ -153,8 +164,14 @@ class StageCheck:
                 continue
             places = " and ".join(f"data.{_KINDS[kind]}" for kind in captioned)
             others = [one for one in self.options.captions.languages if one != language]
-            hint = f"set captions.languages: [{', '.join(others)}], or add {language} captions"
-            error = DcclipError(f"there are no '{language}' captions in {places}", hint)
+            hint = Message(
+                "set captions.languages: [{others}], or add {language} captions",
+                others=", ".join(others),
+                language=language,
+            )
+            error = DcclipError(
+                Message("there are no '{language}' captions in {places}", language=language, places=places), hint
+            )
             self._report(("captions", "languages"), error)
 
     def _all_texts_seen(self) -> bool:
@@ -167,13 +184,16 @@ class StageCheck:
             self._report(("precision",), DcclipError("fp16 needs a GPU, and this runs on the CPU", hint))
         inside = ", ".join(loss.kind for loss in self.losses if not loss.embeddings_only)
         if self.options.gradient_cache and inside:
-            what = f"needs losses on embeddings, and {inside} uses features inside the towers"
+            what = Message("needs losses on embeddings, and {inside} uses features inside the towers", inside=inside)
             hint = "remove one of them; accumulate alone saves memory as well"
             self._report(("gradient_cache",), DcclipError(what, hint))
         comparing = [loss.kind for loss in self.losses if loss.compares]
         comparing += ["the contrastive loss"] if self.stage == "align" else []
         if self.options.accumulate == "auto" and not self.options.gradient_cache and comparing:
-            what = f"auto, and {', '.join(comparing)} compares the pairs of a batch, which must stay whole"
+            what = Message(
+                "auto, and {comparing} compares the pairs of a batch, which must stay whole",
+                comparing=", ".join(comparing),
+            )
             hint = "set gradient_cache: true, or accumulate to a number"
             self._report(("accumulate",), DcclipError(what, hint))
         count = len(self.all_teachers)
@@ -181,12 +201,20 @@ class StageCheck:
             if isinstance(loss, TeacherLoss) and loss.teacher >= count:
                 there = f"there are {count}, counted from 0" if count else "the recipe has none"
                 hint = "add teachers to more_teachers, or use a smaller number"
-                error = DcclipError(f"loss {loss.kind} learns from teacher {loss.teacher}, and {there}", hint)
+                error = DcclipError(
+                    Message(
+                        "loss {kind} learns from teacher {teacher}, and {there}",
+                        kind=loss.kind,
+                        teacher=loss.teacher,
+                        there=there,
+                    ),
+                    hint,
+                )
                 self._report(("losses", number, "teacher"), error)
         start = getattr(self.options, "start", "distill")
         if start not in ("distill", "scratch") and not Path(start).is_dir():
             hint = "name a model directory, distill (this recipe's stage 1) or scratch"
-            self._report(("start",), DcclipError(f"{start} is not a directory", hint))
+            self._report(("start",), DcclipError(Message("{start} is not a directory", start=start), hint))
 
     def _report(self, key: Location, error: DcclipError) -> None:
         def fail() -> None:

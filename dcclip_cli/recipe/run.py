@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dcclip_cli.checksums import read_record, write_record
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import cache_folder
 from dcclip_cli.launched import is_launched
 from dcclip_cli.machine import is_first_process
@@ -127,7 +127,7 @@ class RecipeRun:
         except Exception:
             if not self._recorded or (root / RESOLVED).exists():  # a worker may have made the folder again
                 raise
-            what = f"{root} was removed while dcclip worked in it"
+            what = Message("{root} was removed while dcclip worked in it", root=root)
             raise DcclipError(what, "run the same command again, and leave the folder alone until it ends") from None
 
     def begin(self, *stages: StageName) -> None:
@@ -150,7 +150,7 @@ class RecipeRun:
     def begin_all(self) -> None:
         """`begin` for all stages. Raises DcclipError if there is none, or if several processes were launched."""
         if not self.loaded.recipe.stages:
-            raise DcclipError(f"{self.loaded.path} names no stage", "give it a section, for example: distill")
+            raise DcclipError("{path} names no stage", "give it a section, for example: distill", path=self.loaded.path)
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise DcclipError("dcclip run works in one process", "launch distill and align, each by itself")
         self.begin(*self.loaded.recipe.stages)
@@ -159,7 +159,9 @@ class RecipeRun:
         """Raise DcclipError if a training stage is neither finished nor has a saved state to resume from."""
         state = self.dir.stage(stage) / "state"
         if not finished(self.dir.root, stage) and not any(state.glob("step-*")):
-            raise DcclipError(f"{state} contains no saved state to resume", "leave --resume out to start at step 0")
+            raise DcclipError(
+                "{state} contains no saved state to resume", "leave --resume out to start at step 0", state=state
+            )
 
     def run_all(self) -> Iterator[tuple[StageName, StageResult]]:
         """Run the recipe's stages in order; a stage after one that was run is made again, for its input is new."""
@@ -261,8 +263,10 @@ class RecipeRun:
             if stage.trains and has_product(self.dir.root, stage.name):
                 return resolve(str(self.dir.model(stage.name)))
         raise DcclipError(
-            f"{self.dir.root} contains no trained model yet",
-            f"train one with: dcclip run {self.loaded.path}, or name one with --model",
+            "{root} contains no trained model yet",
+            "train one with: dcclip run {path}, or name one with --model",
+            root=self.dir.root,
+            path=self.loaded.path,
         )
 
     def summary(self) -> list[ModelSummary]:
@@ -296,11 +300,18 @@ class RecipeRun:
         if self._section("align").start != "distill" or not distilled.is_dir():
             return
         if read_provenance(aligned).content.get("parent") != model_fingerprint(distilled):
-            raise DcclipError(f"{aligned} was made from another model than {distilled}", "make it again with --fresh")
+            raise DcclipError(
+                "{aligned} was made from another model than {distilled}",
+                "make it again with --fresh",
+                aligned=aligned,
+                distilled=distilled,
+            )
 
     def _tell(self, stage: StageName, product: Path, result: Any, *measured: str) -> None:
         if result.already_finished:
-            self.progress.say(f"{stage}: already done: {product} (use --fresh to redo)")
+            self.progress.say(
+                Message("{stage}: already done: {product} (use --fresh to redo)", stage=stage, product=product)
+            )
         else:
             self.progress.say(", ".join([f"{stage}: done in {result.seconds:.0f} s", *measured]))
 
@@ -346,7 +357,7 @@ class RecipeRun:
         try:
             content = read_record(file, SUMMARY_FORMAT, "").content if file.exists() else {}
         except DcclipError as error:
-            self.progress.say(f"warning: {error.what}; it is made again")
+            self.progress.say(Message("warning: {what}; it is made again", what=error.what))
             return []
         is_current = (content.get("format"), content.get("of")) == (SUMMARY_FORMAT, self._identity())
         return [ModelSummary(**row) for row in content["rows"]] if is_current else []

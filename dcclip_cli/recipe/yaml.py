@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import refuse_special
 from dcclip_cli.text_files import not_utf8
 
@@ -61,7 +61,9 @@ class Document:
         place = f"--set {shown}"
         key, equals, text = expression.partition("=")
         if not equals or not all(key.split(".")) or key.count(".") > _MAX_DEPTH:
-            raise DcclipError(f"{place}: not of the form KEY=VALUE", "write it like: --set distill.epochs=3")
+            raise DcclipError(
+                "{place}: not of the form KEY=VALUE", "write it like: --set distill.epochs=3", place=place
+            )
         self._put(key, _parse(text, place)[0], place)
 
     def set(self, key: str, value: Any) -> None:
@@ -82,11 +84,24 @@ class Document:
             where = ".".join(map(str, location))
             if isinstance(container, list):
                 if not (step.isdecimal() and int(step) < len(container)):
-                    what = f"{place}: {where} is a list of {len(container)}, counted from 0"
-                    raise DcclipError(what, f"for example {where}.0")
+                    what = Message(
+                        "{place}: {where} is a list of {count}, counted from 0",
+                        place=place,
+                        where=where,
+                        count=len(container),
+                    )
+                    raise DcclipError(what, Message("for example {where}.0", where=where))
                 at = int(step)
             elif not isinstance(container, dict):
-                raise DcclipError(f"{place}: {where} is {_kind(container)}, not a section", _HINT)
+                raise DcclipError(
+                    Message(
+                        "{place}: {where} is {kind}, not a section",
+                        place=place,
+                        where=where,
+                        kind=_kind(container),
+                    ),
+                    _HINT,
+                )
             location = (*location, at)
             if number == len(steps):
                 container[at] = value if at == _NAME else anchored(value, Path.cwd())
@@ -111,16 +126,23 @@ def read(path: Path) -> tuple[str, Document]:
             content = file.read(MAX_BYTES + 1)
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise DcclipError(f"{path} does not exist", "name a recipe, for example recipes/quickstart.yaml") from None
+        raise DcclipError(
+            "{path} does not exist", "name a recipe, for example recipes/quickstart.yaml", path=path
+        ) from None
     except IsADirectoryError:
-        raise DcclipError(f"{path} is a folder, not a recipe", "name the YAML file in it") from None
+        raise DcclipError("{path} is a folder, not a recipe", "name the YAML file in it", path=path) from None
     except UnicodeDecodeError:
         raise not_utf8(path) from None
     if len(content) > MAX_BYTES:
-        raise DcclipError(f"{path} is larger than {MAX_BYTES:,} bytes", "is this the right file?")
+        raise DcclipError(
+            "{path} is larger than {max_bytes:,} bytes", "is this the right file?", path=path, max_bytes=MAX_BYTES
+        )
     values, places = _parse(text, str(path), numbered=True)
     if not isinstance(values, dict):
-        raise DcclipError(f"{path}: expected sections such as `distill:`, found {_kind(values)}", _HINT)
+        raise DcclipError(
+            Message("{path}: expected sections such as `distill:`, found {kind}", path=path, kind=_kind(values)),
+            _HINT,
+        )
     return text, Document(anchored(values, path.resolve().parent), places)
 
 
@@ -174,10 +196,14 @@ def _parse(text: str, name: str, numbered: bool = False) -> tuple[Any, dict[Loca
         problem = error.problem or "not YAML"
         if problem.startswith("but "):
             problem = f"{error.context}, {problem}"
-        raise DcclipError(f"{where}: {problem}", "fix the YAML there, or just above") from None
+        raise DcclipError(
+            "{where}: {problem}", "fix the YAML there, or just above", where=where, problem=problem
+        ) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position)
-        raise DcclipError(f"{place(line)}: unreadable character #x{error.character:04x}", "remove it") from None
+        raise DcclipError(
+            "{place}: unreadable character #x{character:04x}", "remove it", place=place(line), character=error.character
+        ) from None
     values = build(node, ()) if node else None
     if mistakes:
         raise DcclipError("\n".join(mistakes), _HINT)

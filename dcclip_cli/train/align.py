@@ -87,8 +87,9 @@ def _start(options: AlignOptions, context: StageContext) -> Path | None:
     start = context.run.model("distill") if options.start == "distill" else Path(options.start)
     if not start.is_dir():
         raise DcclipError(
-            f"align starts from {start}, which does not exist",
+            "align starts from {start}, which does not exist",
             "run stage 1 first: dcclip distill RECIPE; or set align.start: scratch",
+            start=start,
         )
     return start
 
@@ -107,10 +108,17 @@ def used_data(data: DataOptions, options: AlignOptions) -> DataOptions:
     for name, wanted in (("images", options.images_per_step), ("texts", options.texts_per_step)):
         used[name] = getattr(data, name) if wanted else None
         if wanted and used[name] is None:
-            raise DcclipError(f"align.{name}_per_step is {wanted}, but there is no data.{name}", f"set data.{name}")
+            raise DcclipError(
+                "align.{name}_per_step is {wanted}, but there is no data.{name}",
+                "set data.{name}",
+                name=name,
+                wanted=wanted,
+            )
         if wanted and not options.losses:
             raise DcclipError(
-                f"align.{name}_per_step is {wanted}, but the contrastive loss uses pairs only",
+                "align.{name}_per_step is {wanted}, but the contrastive loss uses pairs only",
                 "add a distillation loss to align.losses, or remove the key",
+                name=name,
+                wanted=wanted,
             )
     return data.model_copy(update=used)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from dcclip_cli.checksums import read_record, write_record
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import atomic_folder, validated
 
 if TYPE_CHECKING:
@@ -74,8 +74,11 @@ def save_checkpoint(
         last = f"the last checkpoint is {before}" if before else "there is no checkpoint yet"
         free = shutil.disk_usage(folder).free / 1e6
         raise DcclipError(
-            f"{target} cannot be saved because the disk is full ({free:,.1f} MB free); {last}",
+            "{target} cannot be saved because the disk is full ({free:,.1f} MB free); {last}",
             "free some space, then run the same command again",
+            target=target,
+            free=free,
+            last=last,
         ) from None
     for other in folder.glob("*"):
         if other != target:
@@ -105,7 +108,7 @@ def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint under `folder`. Raises DcclipError if `folder` is a file."""
     if folder.exists() and not folder.is_dir():
-        raise DcclipError(f"{folder} is not a folder", _AGAIN)
+        raise DcclipError(Message("{folder} is not a folder", folder=folder), _AGAIN)
     return max(folder.glob("step-*"), default=None)
 
 
@@ -126,16 +129,34 @@ def load_checkpoint(
 
     record = read_record(checkpoint / STATE, FORMAT, _AGAIN)
     if (number := record.content.get("format")) != FORMAT:
-        raise DcclipError(f"{checkpoint / STATE} has format {number}, and this version reads {FORMAT}", _AGAIN)
+        raise DcclipError(
+            Message(
+                "{state} has format {number}, and this version reads {format}",
+                state=checkpoint / STATE,
+                number=number,
+                format=FORMAT,
+            ),
+            _AGAIN,
+        )
     _check_identity(checkpoint, record.content.get("identity"), identity)
     state = validated(TrainState, record.content, checkpoint / STATE, _AGAIN)
     if total_steps is not None and state.step > total_steps:
-        raise DcclipError(f"{checkpoint / STATE}: step {state.step} of {total_steps}", _AGAIN)
+        raise DcclipError(
+            Message(
+                "{state}: step {step} of {total_steps}",
+                state=checkpoint / STATE,
+                step=state.step,
+                total_steps=total_steps,
+            ),
+            _AGAIN,
+        )
     with record.checking():
         try:
             tensors = load_file(checkpoint / TENSORS)
         except (SafetensorError, OSError) as error:
-            raise DcclipError(f"{checkpoint / TENSORS} cannot be read: {error}", _AGAIN) from None
+            raise DcclipError(
+                Message("{tensors} cannot be read: {error}", tensors=checkpoint / TENSORS, error=error), _AGAIN
+            ) from None
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
     for name, value in tensors.items():
         part, _, rest = name.partition("/")
@@ -145,7 +166,9 @@ def load_checkpoint(
             raise ValueError(f"it has {len(tensors)} tensors, and {STATE} says {record.content.get('tensors')}")
         _check_tensors(parts, model, optimizer, ema)
     except ValueError as error:
-        raise DcclipError(f"{checkpoint / TENSORS} does not fit this run: {error}", _AGAIN) from None
+        raise DcclipError(
+            Message("{tensors} does not fit this run: {error}", tensors=checkpoint / TENSORS, error=error), _AGAIN
+        ) from None
     model.load_state_dict(parts["model"])
     if ema is not None:
         ema.load_state_dict(parts["ema"])
@@ -162,9 +185,10 @@ def _check_identity(checkpoint: Path, saved: Any, identity: Identity) -> None:
     if saved != json.loads(json.dumps(identity)):
         changed = ", ".join(_differences(saved, identity)) if isinstance(saved, dict) else "everything"
         raise DcclipError(
-            f"{checkpoint.parent} was saved by another recipe, on other data or with another teacher: {changed} "
-            "changed",
+            "{parent} was saved by another recipe, on other data or with another teacher: {changed} changed",
             "undo the change to resume, or start over with --fresh",
+            parent=checkpoint.parent,
+            changed=changed,
         )
 
 

@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
 from dcclip_cli.checksums import read_record, write_record
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import (
     busy_cores,
     cores,
@@ -43,7 +43,9 @@ def join_processes(device: str) -> None:
     count = os.environ.get("WORLD_SIZE", "1")
     missing = [name for name in _LAUNCHED_WITH if name not in os.environ] if count != "1" else []
     if missing or not count.isdecimal():
-        what = f"WORLD_SIZE is {count}, but there is no {', '.join(missing) or 'such number'}"
+        what = Message(
+            "WORLD_SIZE is {count}, but there is no {missing}", count=count, missing=", ".join(missing) or "such number"
+        )
         raise DcclipError(what, "start several processes with torchrun, or for one: unset WORLD_SIZE")
     fix_cublas_workspace()
     PartialState(cpu=device == "cpu")
@@ -86,7 +88,16 @@ def _free_threads(workers: int, name: str, progress: Progress) -> int:
     most = max(there - workers, there // 2 + 1)
     threads = min(most, max(1, round(there - busy)))
     if threads < most:
-        progress.say(f"{name}: {threads} of {most} threads, because other work uses {busy:.1f} of {there} cores")
+        progress.say(
+            Message(
+                "{name}: {threads} of {most} threads, because other work uses {busy:.1f} of {there} cores",
+                name=name,
+                threads=threads,
+                most=most,
+                busy=busy,
+                there=there,
+            )
+        )
     return threads
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.progress import Progress
 from dcclip_cli.train.checkpoint import TrainState
 
@@ -54,8 +54,12 @@ class NonFiniteGuard:
             wrong = ["the gradient"]
         what = ", ".join(wrong) or "the loss of another process"
         raise DcclipError(
-            f"step {state.step}: {what} is not finite, for {state.skipped_in_a_row} steps in a row",
-            f"lower optimizer.lr, or raise warmup_steps; the metrics are in {self._folder}/metrics.jsonl",
+            "step {step}: {what} is not finite, for {skipped_in_a_row} steps in a row",
+            "lower optimizer.lr, or raise warmup_steps; the metrics are in {folder}/metrics.jsonl",
+            step=state.step,
+            what=what,
+            skipped_in_a_row=state.skipped_in_a_row,
+            folder=self._folder,
         )
 
 
@@ -64,7 +68,13 @@ def warn_at_chance(terms: dict[str, Tensor], chance: dict[str, Tensor], step: in
     for name, level in ((name, float(value)) for name, value in chance.items()):
         if level and name in terms and float(terms[name]) > _AT_CHANCE * level:
             progress.say(
-                f"warning: after {step} steps {name} is {float(terms[name]):.3f}, and chance level is {level:.3f}. "
-                "Usual causes: optimizer.lr too high or too low; captions that do not belong to their images; one "
-                "caption for most of them"
+                Message(
+                    "warning: after {step} steps {name} is {value:.3f}, and chance level is {level:.3f}. "
+                    "Usual causes: optimizer.lr too high or too low; captions that do not belong to their images; one "
+                    "caption for most of them",
+                    step=step,
+                    name=name,
+                    value=float(terms[name]),
+                    level=level,
+                )
             )

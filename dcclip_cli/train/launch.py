@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
-from dcclip_cli.errors import AgainError, DcclipError
+from dcclip_cli.errors import AgainError, DcclipError, Message
 from dcclip_cli.launched import REPORTS, reports
 from dcclip_cli.progress import Progress
 from dcclip_cli.signals import HeldSignals, keeping
@@ -37,7 +37,9 @@ def process_number(asked: Processes, device: str) -> int:
     if asked == 1:
         return 1
     if {"RANK", "WORLD_SIZE"} & os.environ.keys():
-        what = f"--processes {asked} was given to one of several processes (WORLD_SIZE or RANK is set)"
+        what = Message(
+            "--processes {asked} was given to one of several processes (WORLD_SIZE or RANK is set)", asked=asked
+        )
         raise DcclipError(what, "start it without torchrun or accelerate launch, or leave --processes out")
     import torch
 
@@ -54,8 +56,14 @@ def on_gpus(asked: Processes, there: int) -> int:
     if asked == "auto":
         return there
     if asked > there:
-        what = f"--processes {asked}: a process needs a GPU of its own, and this machine has {there}"
-        raise DcclipError(what, f"set --processes {there} or auto, or train on the CPU: --device cpu")
+        what = Message(
+            "--processes {asked}: a process needs a GPU of its own, and this machine has {there}",
+            asked=asked,
+            there=there,
+        )
+        raise DcclipError(
+            what, Message("set --processes {there} or auto, or train on the CPU: --device cpu", there=there)
+        )
     return asked
 
 
@@ -150,12 +158,16 @@ def _first_error(folder: Path, failures: Mapping[int, ProcessFailure], number: i
     # Those that cannot end after another's crash are killed later.
     if killed and (crashed is None or time.time() - float(crashed["time"]) < _ENDS_S):
         name = signal.Signals(-failures[killed[0]].exitcode).name
-        what = f"training process {killed[0]} of {number} was killed by {name}"
+        what = Message(
+            "training process {killed} of {number} was killed by {name}", killed=killed[0], number=number, name=name
+        )
         memory = "; the system does that when memory runs out" if name == "SIGKILL" else ""
-        return DcclipError(what, f"run the same command again to resume from the last saved state{memory}")
+        return DcclipError(
+            what, Message("run the same command again to resume from the last saved state{memory}", memory=memory)
+        )
     if crashed is None:
         ended = ", ".join(f"{rank} with code {failure.exitcode}" for rank, failure in failures.items())
-        return DcclipError(f"training processes ended: {ended}", "run the same command again to resume")
+        return DcclipError("training processes ended: {ended}", "run the same command again to resume", ended=ended)
     error = ProcessCrashedError(f"training process {crashed['rank']} of {number} ended with an error")
     error.add_note(crashed["traceback"])
     return error

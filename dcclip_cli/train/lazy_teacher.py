@@ -64,7 +64,9 @@ class LazyTeacher:
             if known and known.fingerprint != self._towers.fingerprint:
                 if self._record:
                     self._record.unlink(missing_ok=True)
-                raise DcclipError(f"teacher {self.options.model} changed while it was in use", "run the command again")
+                raise DcclipError(
+                    "teacher {model} changed while it was in use", "run the command again", model=self.options.model
+                )
         return self._towers
 
     @property

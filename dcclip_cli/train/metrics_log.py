@@ -13,7 +13,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from dcclip_cli.errors import writing
+from dcclip_cli.errors import Message, writing
 from dcclip_cli.files import atomic_write
 from dcclip_cli.progress import Progress
 from dcclip_cli.train.trackers import TrackerName, Trackers
@@ -32,7 +32,14 @@ class MetricsLog:
         lines = self._file.read_bytes().splitlines() if self._file.exists() else []
         steps = [_step(line) for line in lines]
         if damaged := steps[:-1].count(None):  # the last line may be cut by a kill
-            progress.say(f"warning: {self._file}: {damaged} of {len(lines)} lines are damaged and left out")
+            progress.say(
+                Message(
+                    "warning: {file}: {damaged} of {count} lines are damaged and left out",
+                    file=self._file,
+                    damaged=damaged,
+                    count=len(lines),
+                )
+            )
         kept = (line for line, step in zip(lines, steps, strict=True) if step is not None and step <= resumed_step)
         atomic_write(self._file, b"".join(line + b"\n" for line in kept))
         if not resumed_step:

@@ -13,7 +13,7 @@ from typing import Literal
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from dcclip_cli.data.samplers import MixedBatchSampler
-from dcclip_cli.errors import AgainError
+from dcclip_cli.errors import AgainError, Message
 from dcclip_cli.progress import Progress
 from dcclip_cli.train.compute import decided, redecide
 from dcclip_cli.train.distributed import process_count
@@ -57,7 +57,12 @@ class Parts:
         assert parts is not None
         self._numbers.append([step, parts])
         redecide(self._folder, _NAME, self._numbers)
-        line = f"{self._folder.name}: not enough memory for step {step + 1}: batches are split into {parts} parts now"
+        line = Message(
+            "{name}: not enough memory for step {step}: batches are split into {parts} parts now",
+            name=self._folder.name,
+            step=step + 1,
+            parts=parts,
+        )
         if process_count() > 1:
             raise AgainError(line, "run the same command again to go on from the last saved state")
         self._progress.say(line)

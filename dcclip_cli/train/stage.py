@@ -14,7 +14,7 @@ from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.data.pixels import training_preprocess
 from dcclip_cli.data.samplers import StageData, TrainingData, open_training_data
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import loading_processes
 from dcclip_cli.options import decisive
 from dcclip_cli.run_dir import TrainResult
@@ -198,7 +198,11 @@ def _open_student(
         count = student.towers.parameters_count()
         if first and count >= first.facts.parameters:
             context.progress.say(
-                f"warning: the student has {count:,} parameters, the teacher {first.facts.parameters:,}"
+                Message(
+                    "warning: the student has {count:,} parameters, the teacher {parameters:,}",
+                    count=count,
+                    parameters=first.facts.parameters,
+                )
             )
     needs_bias = any(loss.kind == "task" and getattr(loss, "loss", "") == "siglip" for loss in setup.losses)
     return student.with_bias() if needs_bias else student
@@ -209,14 +213,20 @@ def _check_data(setup: StageSetup, training: TrainingData) -> None:
     for loss in setup.losses:
         if not loss.needs & training.datasets.keys():
             wanted = " or ".join(f"data.{'train' if kind == 'pairs' else kind}" for kind in sorted(loss.needs))
-            raise DcclipError(f"the data has nothing for loss {loss.kind}", f"set {wanted}, or remove the loss")
+            raise DcclipError(
+                "the data has nothing for loss {kind}",
+                "set {wanted}, or remove the loss",
+                kind=loss.kind,
+                wanted=wanted,
+            )
     pairs = training.datasets.get("pairs")
     if pairs is None or pairs.embeddings is None:
         return
     if setup.lock != "image" or any(loss.needs_teacher for loss in setup.losses):
         raise DcclipError(
-            f"{pairs.path} contains embeddings instead of images for an image tower or a teacher",
+            "{path} contains embeddings instead of images for an image tower or a teacher",
             "use align with lock: image and without losses, or train on pairs with images",
+            path=pairs.path,
         )
 
 
@@ -225,21 +235,28 @@ def _check_losses(setup: StageSetup, options: TrainOptions, student: Student, pa
     inside = ", ".join(loss.kind for loss in setup.losses if not loss.embeddings_only)
     if options.gradient_cache and inside:
         raise DcclipError(
-            f"{setup.name}.gradient_cache needs losses on embeddings, and {inside} uses features inside the towers",
+            "{name}.gradient_cache needs losses on embeddings, and {inside} uses features inside the towers",
             "remove one of them; accumulate alone saves memory as well",
+            name=setup.name,
+            inside=inside,
         )
     comparing = ", ".join(loss.kind for loss in setup.losses if loss.compares)
     if options.accumulate == "auto" and not options.gradient_cache and comparing:
         raise DcclipError(
-            f"{setup.name}.accumulate is auto, and {comparing} compares the pairs of a batch, which must stay whole",
+            "{name}.accumulate is auto, and {comparing} compares the pairs of a batch, which must stay whole",
             "set gradient_cache: true, or accumulate to a number",
+            name=setup.name,
+            comparing=comparing,
         )
     width = student.config["embed_dim"]
     if pairs is not None and pairs.embeddings is not None and pairs.embeddings.shape[1] != width:
         found = pairs.embeddings.shape[1]
         raise DcclipError(
-            f"the embeddings in {pairs.path} have {found} dimensions, the student's have {width}",
-            f"set student.embed_dim: {found}",
+            "the embeddings in {path} have {found} dimensions, the student's have {width}",
+            "set student.embed_dim: {found}",
+            path=pairs.path,
+            found=found,
+            width=width,
         )
 
 

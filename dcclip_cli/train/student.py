@@ -83,8 +83,9 @@ def checkpoint_gradients(model: Any, network: str) -> None:
         model.visual.trunk.set_grad_checkpointing(True)
     except AssertionError:
         raise DcclipError(
-            f"{network} does not support gradient checkpointing",
+            "{network} does not support gradient checkpointing",
             "remove gradient_checkpointing, or use another network",
+            network=network,
         ) from None
 
 
@@ -199,5 +200,7 @@ def _images(options: StudentOptions, teacher: str | None, towers: Towers | None)
 def _token_id(tokenizer: Tokenizer, token: str) -> int:
     number: int | None = tokenizer.token_to_id(token)
     if number is None:
-        raise DcclipError(f"the teacher's tokenizer has no {token} token", "set vocabulary: {from: data, size: ...}")
+        raise DcclipError(
+            "the teacher's tokenizer has no {token} token", "set vocabulary: {{from: data, size: ...}}", token=token
+        )
     return number

@@ -12,7 +12,7 @@ import torch
 from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.data.pixels import normalized, training_preprocess
 from dcclip_cli.data.samplers import MixedBatchSampler, Sample
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import loading_processes
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.teachers import Teacher
@@ -94,8 +94,11 @@ def open_teachers(teachers: Sequence[Teacher], losses: Sequence[Loss], device: s
         if isinstance(loss, TeacherLoss) and loss.teacher >= len(teachers):
             there = f"there are {len(teachers)}, counted from 0" if teachers else "the recipe has none"
             raise DcclipError(
-                f"loss {loss.kind} learns from teacher {loss.teacher}, and {there}",
+                "loss {kind} learns from teacher {teacher}, and {there}",
                 "add teachers to more_teachers, or use a smaller number",
+                kind=loss.kind,
+                teacher=loss.teacher,
+                there=there,
             )
     if not any(loss.needs_teacher for loss in losses):
         return Teachers()
@@ -169,12 +172,24 @@ class CacheFillingSampler(MixedBatchSampler):
         once = sum(cache.seconds(*cache.computed.values()) for cache in self.caches)
         online = sum(cache.seconds(*cache.used.values()) for cache in self.caches)
         self.progress.say(
-            f"teacher: ran for {_duration(once)}; running it in each of these {steps} steps would take about "
-            f"{_duration(online)}" + (f": {_duration(online - once)} saved" if online > once else "")
+            Message(
+                "teacher: ran for {once}; running it in each of these {steps} steps would take about {online}{saved}",
+                once=_duration(once),
+                steps=steps,
+                online=_duration(online),
+                saved=Message(": {time} saved", time=_duration(online - once)) if online > once else "",
+            )
         )
         for cache in self.caches:
             done = ", ".join(f"{count:,} {what}" for what, count in cache.computed.items())
-            self.progress.say(f"teacher: features in {cache.folder}, {cache.size / 1e6:,.0f} MB; computed {done}")
+            self.progress.say(
+                Message(
+                    "teacher: features in {folder}, {size:,.0f} MB; computed {done}",
+                    folder=cache.folder,
+                    size=cache.size / 1e6,
+                    done=done,
+                )
+            )
 
 
 def _duration(seconds: float) -> str:

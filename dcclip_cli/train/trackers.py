@@ -29,7 +29,12 @@ def check_installed(name: TrackerName) -> None:
     """Raise DcclipError if a tracker's package is not installed."""
     if find_spec(name) is None:
         package = _PACKAGES.get(name, name)
-        raise DcclipError(f"the package of {name} is not installed", f"pip install {package}, or remove it from track")
+        raise DcclipError(
+            "the package of {name} is not installed",
+            "pip install {package}, or remove it from track",
+            name=name,
+            package=package,
+        )
 
 
 class Trackers:

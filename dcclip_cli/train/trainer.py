@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.data.samplers import MixedBatchSampler
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import loading_processes
 from dcclip_cli.progress import Progress, Silent, Task
 from dcclip_cli.signals import HeldSignals, begin_worker
@@ -204,7 +204,13 @@ class Trainer:
         if stop:
             name, best = self.info.name, self._best.step
             self.info.progress.say(
-                f"{name}: early stopping at step {state.step}/{self.total_steps} (best: step {best})"
+                Message(
+                    "{name}: early stopping at step {step}/{total_steps} (best: step {best})",
+                    name=name,
+                    step=state.step,
+                    total_steps=self.total_steps,
+                    best=best,
+                )
             )
         return stop
 
@@ -232,7 +238,14 @@ class Trainer:
             identity = self.info.identity
             self.state = load_checkpoint(checkpoint, identity, self.task, self.optimizer, self.ema, self.total_steps)
             self._saved_step = self.state.step
-            self.info.progress.say(f"{self.info.name}: resuming from step {self.state.step} of {self.total_steps}")
+            self.info.progress.say(
+                Message(
+                    "{name}: resuming from step {step} of {total_steps}",
+                    name=self.info.name,
+                    step=self.state.step,
+                    total_steps=self.total_steps,
+                )
+            )
         if self.accelerator.scaler is not None and self.state.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
         self._log = MetricsLog(folder, self.state.step, self.accelerator, self.info.progress)

@@ -79,7 +79,7 @@ def open_validation(data: DataOptions, languages: tuple[Language, ...]) -> Valid
     complete = tuple(one for one in LANGUAGES if one in languages and all(dataset.captions(one)))
     if not complete:
         raise DcclipError(
-            f"{dataset.path}: some pairs have no caption", "give every pair its class name as first caption"
+            "{path}: some pairs have no caption", "give every pair its class name as first caption", path=dataset.path
         )
     return Validation(dataset, complete)
 

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field
 
 from dcclip_cli.curation.scores.base import BATCH, Batch, Score, ScorerOptions, Scores, drop_pairs, unique_names
 from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.precision import torch_device
 from dcclip_cli.model.preprocess import flatten
 from dcclip_cli.model.reference import resolve
@@ -76,7 +76,7 @@ class _DualEncoderScorer(ScorerOptions):
         if isinstance(self.model, str):
             resolve(self.model)
         elif Path(self.model.model).is_absolute() and not Path(self.model.model).is_dir():
-            what = f"teacher {self.model.model} is not a directory"
+            what = Message("teacher {model} is not a directory", model=self.model.model)
             raise DcclipError(what, "check the path, or give the name of a hub model")
 
 
@@ -207,14 +207,14 @@ class Classifier(ScorerOptions):
     def check(self) -> None:
         if Path(self.model).is_absolute() and not (Path(self.model) / "config.json").is_file():
             hint = "name a directory written by transformers' save_pretrained"
-            raise DcclipError(f"{self.model} has no config.json", hint)
+            raise DcclipError(Message("{model} has no config.json", model=self.model), hint)
 
     def open(self) -> Score:
         self.check()
         labels, outputs = _load_classifier(self.model, self.device)
         if unknown := [label for label in self.reject if label not in labels]:
-            what = f"classifier {self.model} has no label {' or '.join(unknown)}"
-            raise DcclipError(what, f"its labels: {', '.join(labels[:20])}")
+            what = Message("classifier {model} has no label {unknown}", model=self.model, unknown=" or ".join(unknown))
+            raise DcclipError(what, Message("its labels: {labels}", labels=", ".join(labels[:20])))
         columns = {self._stored(label): labels.index(label) for label in self.reject}
 
         def score(batch: Batch) -> list[Scores]:
@@ -252,8 +252,10 @@ def _load_classifier(model: str, device: str) -> tuple[list[str], Callable[[list
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0][:300]
         raise DcclipError(
-            f"classifier {model} cannot be loaded: {reason}",
+            "classifier {model} cannot be loaded: {reason}",
             "name an image-classification model of the hub, or a directory that starts with ./ or /",
+            model=model,
+            reason=reason,
         ) from None
     device = torch_device(device, NO_DEVICE_HINT)
     config, loaded = loaded.config, loaded.eval().to(device)

@@ -14,7 +14,7 @@ from pydantic import Field
 from dcclip_cli.curation.filters.language import language_of
 from dcclip_cli.data.pair import LANGUAGES, Pair
 from dcclip_cli.data.reading import Drop
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.options import Options
 
 Told = Literal["zh", "en", "caption"]  # a caption's language, or `caption`: detected from its script
@@ -96,9 +96,11 @@ def files_of(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     elif glob.has_magic(str(path)):
         found = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if os.path.isfile(match))
     else:
-        raise DcclipError(f"{path} does not exist", HINT)
+        raise DcclipError(Message("{path} does not exist", path=path), HINT)
     if not found:
-        raise DcclipError(f"{path} contains no file that ends in {' or '.join(suffixes)}", HINT)
+        raise DcclipError(
+            Message("{path} contains no file that ends in {suffixes}", path=path, suffixes=" or ".join(suffixes)), HINT
+        )
     return found
 
 

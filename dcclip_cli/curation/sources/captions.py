@@ -39,7 +39,7 @@ from dcclip_cli.data.caption_files import (
 )
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import MAX_TEXT_BYTES, Fault, cuts, lines
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.options import PathOption
 
 Paths = PathOption | tuple[PathOption, ...]
@@ -83,7 +83,7 @@ class CaptionsSource(SourceOptions):
         if self.images and not self.images.is_dir():
             absent.append(self.images)
         if absent:
-            raise DcclipError(f"{absent[0]} does not exist", HINT)
+            raise DcclipError(Message("{absent} does not exist", absent=absent[0]), HINT)
         return index_slices(sum(1 for _ in self._named()), size)
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
@@ -146,10 +146,12 @@ class Base64Source(SourceOptions):
         found = []
         files = [file for file in files_of(self.path, (".tsv",)) if file.name.endswith(IMAGES)]
         if not files:
-            raise DcclipError(f"{self.path} contains no file that ends in {IMAGES}", HINT)
+            raise DcclipError(
+                Message("{path} contains no file that ends in {images}", path=self.path, images=IMAGES), HINT
+            )
         for file in files:
             if not texts_file(file).is_file():
-                what = f"there is no {texts_file(file).name} next to {file}"
+                what = Message("there is no {name} next to {file}", name=texts_file(file).name, file=file)
                 raise DcclipError(what, "download it as well: it contains the captions")
             with file.open("rb") as stream:
                 rows = lines(stream, MAX_TEXT_BYTES)

@@ -19,7 +19,7 @@ from dcclip_cli.data import prompts
 from dcclip_cli.data.class_folders import class_names, images_by_class, images_in
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.data.reading import ALL_IMAGE_SUFFIXES, MAX_IMAGE_BYTES, Fault, Folder
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.options import PathOption
 
 _NAME = "{}"
@@ -66,7 +66,7 @@ class ClassFoldersSource(SourceOptions):
     def slices(self, size: int) -> list[Slice]:
         """Slices of `size` images, class by class. Raises DcclipError where the names of the classes are not known."""
         if not self.path.is_dir():
-            raise DcclipError(f"{self.path} is not a folder", HINT)
+            raise DcclipError(Message("{path} is not a folder", path=self.path), HINT)
         by_folder = images_by_class(self.path, ALL_IMAGE_SUFFIXES)
         names = class_names(self.path, list(by_folder))
         numbers = {folder: number for number, folder in enumerate(by_folder)}

@@ -38,7 +38,7 @@ from dcclip_cli.data.reading import (
     tar_members,
     texts_of,
 )
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.options import PathOption
 
 SIDECARS: dict[str, Told | None] = {"json": None, "zh.txt": "zh", "en.txt": "en", "txt": "caption"}  # by suffix
@@ -94,7 +94,7 @@ class FolderSource(SourceOptions):
     def slices(self, size: int) -> list[Slice]:
         """Slices of `size` images in the order of their paths, each given by its first and last."""
         if not self.path.is_dir():
-            raise DcclipError(f"{self.path} is not a folder", HINT)
+            raise DcclipError(Message("{path} is not a folder", path=self.path), HINT)
         paths = (str(PurePath(*parts)) for parts in self._walk())
         parts = iter(lambda: list(islice(paths, size)), [])
         return [Slice({"first": part[0], "last": part[-1]}, len(part)) for part in parts]

@@ -68,8 +68,11 @@ class ColumnOptions(SourceOptions):
         missing = [column for column in (*dict([*images, *captions]).values(), *self.where) if column not in found]
         if missing := missing or [*(() if images else _IMAGES)] or [*(() if captions else TOLD)]:
             raise DcclipError(
-                f"{place}: no column {' or '.join(missing)} (found: {', '.join(found)[:300]})",
-                "name the columns in the recipe, like: {kind: table, path: ..., url: URL, caption: TEXT}",
+                "{place}: no column {missing} (found: {found})",
+                "name the columns in the recipe, like: {{kind: table, path: ..., url: URL, caption: TEXT}}",
+                place=place,
+                missing=" or ".join(missing),
+                found=", ".join(found)[:300],
             )
         return Roles(images, captions)
 
@@ -165,7 +168,9 @@ class TableSource(ColumnOptions):
 
     def _open(self, file: Path, roles: Roles | None) -> TextTable | ParquetTable:
         if file.suffix.lower() not in _SUFFIXES:
-            raise DcclipError(f"{file} is not a table", f"supported suffixes: {', '.join(_SUFFIXES)}")
+            raise DcclipError(
+                "{file} is not a table", "supported suffixes: {suffixes}", file=file, suffixes=", ".join(_SUFFIXES)
+            )
         if file.suffix.lower() == ".parquet":
             return ParquetTable(file)
         in_rows = roles is None or any(kind == "base64" for kind, _ in roles.images)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 
 FOLDER = Path(__file__).parent
 _COMPACT = "compact"  # templates alone
@@ -157,9 +157,11 @@ class ClassIndex:
         found = [self.find(name) for name in names]
         for name, number in zip(names, found, strict=True):
             if number is None:
-                raise DcclipError(f"{where}: {name} is not a known class", _HINT)
+                raise DcclipError(Message("{where}: {name} is not a known class", where=where, name=name), _HINT)
         if lacking := sorted(set(range(len(self.folders))) - set(found)):
-            raise DcclipError(f"{where}: the class {self.folders[lacking[0]]} is missing", _HINT)
+            raise DcclipError(
+                Message("{where}: the class {folders} is missing", where=where, folders=self.folders[lacking[0]]), _HINT
+            )
         return np.asarray(found)
 
     def check_order(self, names: Sequence[str], where: str) -> None:
@@ -168,9 +170,26 @@ class ClassIndex:
         An unknown name is accepted as another wording; a name of another class means a wrong order.
         """
         if len(names) != len(self.folders):
-            raise DcclipError(f"{where} has {len(names):,} classes, not {len(self.folders):,}", _HINT)
+            raise DcclipError(
+                Message(
+                    "{where} has {count:,} classes, not {expected:,}",
+                    where=where,
+                    count=len(names),
+                    expected=len(self.folders),
+                ),
+                _HINT,
+            )
         found = [self.find(name) for name in names]
         for number, other in enumerate(found):
             if other is not None and other != number and found[other] != other:
                 expected = self.folders[number]
-                raise DcclipError(f"{where}: class {number} is {names[number]!r}, {expected!r} is expected", _HINT)
+                raise DcclipError(
+                    Message(
+                        "{where}: class {number} is {names!r}, {expected!r} is expected",
+                        where=where,
+                        number=number,
+                        names=names[number],
+                        expected=expected,
+                    ),
+                    _HINT,
+                )

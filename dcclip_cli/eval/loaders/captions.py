@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dcclip_cli.data import caption_files
 from dcclip_cli.data.reading import MAX_TEXT_BYTES, Drop, Row, lines
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.dataset import DOWNLOAD_AGAIN, Captions, Images, Loaded, Loader, Location, fingerprint_of, lines_of
 
 _Captions = dict[str, list[str]]  # an image's name -> its captions
@@ -48,12 +48,23 @@ class CaptionFiles(Loader):
         only = {caption_files.identity(name) for file in _only(self.location) for name in lines_of(file)}
         for image in caption_files.names_in(self.file):
             if image.fault:
-                raise DcclipError(f"{self.file}: {image.name}: {image.fault.detail}", DOWNLOAD_AGAIN)
+                raise DcclipError(
+                    Message("{file}: {name}: {detail}", file=self.file, name=image.name, detail=image.fault.detail),
+                    DOWNLOAD_AGAIN,
+                )
             known = caption_files.identity(image.name)
             if image.record.get("split", split) == split and (not only or known in only):
                 names.setdefault(known, image.name)
         if only and (absent := sorted(only - names.keys())):
-            raise DcclipError(f"{self.file} has no caption of {absent[0]} ({len(absent)} such images)", DOWNLOAD_AGAIN)
+            raise DcclipError(
+                Message(
+                    "{file} has no caption of {absent} ({count} such images)",
+                    file=self.file,
+                    absent=absent[0],
+                    count=len(absent),
+                ),
+                DOWNLOAD_AGAIN,
+            )
         captions: _Captions = defaultdict(list)
         for known, text in caption_files.captions_in(self.file, names):
             captions[names[known]].append(text)
@@ -81,7 +92,9 @@ def _only(location: Location) -> list[Path]:
 def _with_images(captions: _Captions, location: Location, file: Path) -> Loaded:
     """A caption file's images, found in the location's folders. Raises DcclipError where one is missing."""
     if not captions:
-        raise DcclipError(f"{file} lists no image of the split {location.split}", DOWNLOAD_AGAIN)
+        raise DcclipError(
+            Message("{file} lists no image of the split {split}", file=file, split=location.split), DOWNLOAD_AGAIN
+        )
     found: dict[str, tuple[caption_files.Places, Path]] = {}
     for root in _folders(location):
         for folder in (root, *([root / "images"] if (root / "images").is_dir() else [])):
@@ -91,10 +104,18 @@ def _with_images(captions: _Captions, location: Location, file: Path) -> Loaded:
                     found[name] = places, path
     names = list(captions)
     if absent := [name for name in names if name not in found]:
-        what = f"{_folders(location)[0]}: {len(absent):,} images are missing, {absent[0]} for one"
+        what = Message(
+            "{location}: {count:,} images are missing, {absent} for one",
+            location=_folders(location)[0],
+            count=len(absent),
+            absent=absent[0],
+        )
         raise DcclipError(what, "finish the download")
     if bare := [name for name in names if not captions[name]]:
-        raise DcclipError(f"{file} has no caption of {bare[0]} ({len(bare)} such images)", DOWNLOAD_AGAIN)
+        raise DcclipError(
+            Message("{file} has no caption of {bare} ({count} such images)", file=file, bare=bare[0], count=len(bare)),
+            DOWNLOAD_AGAIN,
+        )
     images = Images(
         names,
         lambda index: found[names[index]][0].read(names[index]),
@@ -150,11 +171,20 @@ class Xtd(Loader):
     def load(self) -> Loaded:
         file = self.captions.with_name("test_image_names.txt")
         if not file.is_file():
-            raise DcclipError(f"{file} is missing: it names the image of each caption", "download that file too")
+            raise DcclipError(
+                "{file} is missing: it names the image of each caption", "download that file too", file=file
+            )
         names, texts = lines_of(file), lines_of(self.captions)
         if len(names) != len(texts):
             raise DcclipError(
-                f"{self.captions} has {len(texts):,} captions, {file.name} {len(names):,} images", DOWNLOAD_AGAIN
+                Message(
+                    "{captions} has {count:,} captions, {name} {images:,} images",
+                    captions=self.captions,
+                    count=len(texts),
+                    name=file.name,
+                    images=len(names),
+                ),
+                DOWNLOAD_AGAIN,
             )
         found: _Captions = defaultdict(list)  # an image may be named twice
         for name, text in zip(names, texts, strict=True):
@@ -179,13 +209,20 @@ class Base64Lines(Loader):
     def load(self) -> Loaded:
         texts = caption_files.texts_file(self.images)
         if not texts.is_file():
-            raise DcclipError(f"{self.images} has no {texts.name} next to it", "download that file too")
+            raise DcclipError(
+                "{images} has no {name} next to it", "download that file too", images=self.images, name=texts.name
+            )
         spans: dict[str, tuple[int, int, int]] = {}  # name -> offset in bytes, length, line number
         for row in caption_files.image_rows(self.images, {"start": 0, "end": self.images.stat().st_size, "number": 1}):
             name = caption_files.number_of(row)
             if name is None or row.content is None:
                 raise DcclipError(
-                    f"{self.images}:{row.number} is not an image's number, a tab and base64", DOWNLOAD_AGAIN
+                    Message(
+                        "{images}:{number} is not an image's number, a tab and base64",
+                        images=self.images,
+                        number=row.number,
+                    ),
+                    DOWNLOAD_AGAIN,
                 )
             spans[name] = (row.start, len(row.content), row.number)
         rows = list(spans.values())
@@ -203,11 +240,22 @@ class Base64Lines(Loader):
         found: list[tuple[str, tuple[int, ...]]] = []
         for line, text in caption_files.texts_in(file, None):
             if isinstance(text, Drop):
-                raise DcclipError(f"{file}:{line}: {text.detail}", DOWNLOAD_AGAIN)
+                raise DcclipError(
+                    Message("{file}:{line}: {detail}", file=file, line=line, detail=text.detail), DOWNLOAD_AGAIN
+                )
             if absent := [image for image in text.images if image not in numbers]:
-                raise DcclipError(f"{file}:{line}: {self.images.name} has no image {absent[0]}", "finish the download")
+                raise DcclipError(
+                    "{file}:{line}: {name} has no image {absent}",
+                    "finish the download",
+                    file=file,
+                    line=line,
+                    name=self.images.name,
+                    absent=absent[0],
+                )
             if text.images:
                 found.append((text.text, tuple(numbers[image] for image in text.images)))
         if not found:
-            raise DcclipError(f"{file} names no image of any text", "the test split's are not public: use valid")
+            raise DcclipError(
+                "{file} names no image of any text", "the test split's are not public: use valid", file=file
+            )
         return Captions(tuple(text for text, _ in found), tuple(about for _, about in found))

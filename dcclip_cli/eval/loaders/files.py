@@ -11,7 +11,7 @@ import numpy as np
 
 from dcclip_cli.data.class_folders import folders_in, images_by_class
 from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Fault, Member, tar_members
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.dataset import DOWNLOAD_AGAIN, Captions, Images, Loaded, Loader, Location, fingerprint_of, lines_of
 
 _SUFFIXES = (*IMAGE_SUFFIXES, ".ppm")
@@ -52,20 +52,30 @@ class ClassFolders(Loader):
         unknown = [folder for folder, number in numbers.items() if number is None]
         if unknown and not known.extra_folders:
             raise DcclipError(
-                f"{self.folder / unknown[0]} is not a class of {known.label} ({len(unknown)} such folders)",
-                f"class folders have names like {classes.folders[0]}",
+                "{unknown} is not a class of {label} ({count} such folders)",
+                "class folders have names like {folders}",
+                unknown=self.folder / unknown[0],
+                label=known.label,
+                count=len(unknown),
+                folders=classes.folders[0],
             )
         by_number: dict[int, list[Path]] = {}
         for folder, number in numbers.items():
             if number in by_number:
-                raise DcclipError(f"{self.folder / folder} is a second folder of one class", "keep one of the two")
+                raise DcclipError(
+                    "{folder} is a second folder of one class", "keep one of the two", folder=self.folder / folder
+                )
             if number is not None:
                 by_number[number] = by_folder[folder]
         lacking = [key for number, key in enumerate(classes.folders) if number not in by_number]
         if lacking and not self.location.partial:
             raise DcclipError(
-                f"{self.folder}: {len(lacking)} of {len(classes.folders)} classes have no images, {lacking[0]} for one",
+                "{folder}: {count} of {total} classes have no images, {lacking} for one",
                 "finish the download; to evaluate the classes that are there, add --partial present",
+                folder=self.folder,
+                count=len(lacking),
+                total=len(classes.folders),
+                lacking=lacking[0],
             )
         files = [(file, number) for number in sorted(by_number) for file in by_number[number]]
         return Loaded(image_files([file for file, _ in files], self.folder), np.asarray([label for _, label in files]))
@@ -118,7 +128,9 @@ class WebDatasetTars(Loader):
         if names.is_file():
             labels = self.location.classes.order(lines_of(names), str(names), known.own_order)[labels]
         elif not known.own_order:
-            raise DcclipError(f"{self.root} has no classnames.txt: its labels cannot be read", "download that file too")
+            raise DcclipError(
+                "{root} has no classnames.txt: its labels cannot be read", "download that file too", root=self.root
+            )
         return Loaded(images, labels)
 
     def _samples(self, shard: Path) -> list[tuple[str, _Span, bytes]]:
@@ -127,7 +139,15 @@ class WebDatasetTars(Loader):
         truths: dict[str, Member] = {}
         for member in tar_members(shard):
             if member.fault is not None:
-                raise DcclipError(f"{shard}: {member.name or 'the tar'}: {member.fault.detail}", DOWNLOAD_AGAIN)
+                raise DcclipError(
+                    Message(
+                        "{shard}: {name}: {detail}",
+                        shard=shard,
+                        name=member.name or "the tar",
+                        detail=member.fault.detail,
+                    ),
+                    DOWNLOAD_AGAIN,
+                )
             stem, dot, suffix = member.name.rpartition(".")
             role = (dot + suffix).lower()
             if role in IMAGE_SUFFIXES:
@@ -136,7 +156,16 @@ class WebDatasetTars(Loader):
                 truths[stem] = member
         if alone := sorted(images.keys() ^ truths.keys()):
             what = f"no {wanted} file" if alone[0] in images else "no image"
-            raise DcclipError(f"{shard}: {alone[0]} has {what} ({len(alone)} such samples)", DOWNLOAD_AGAIN)
+            raise DcclipError(
+                Message(
+                    "{shard}: {alone} has {what} ({count} such samples)",
+                    shard=shard,
+                    alone=alone[0],
+                    what=what,
+                    count=len(alone),
+                ),
+                DOWNLOAD_AGAIN,
+            )
         spans = [{key: (shard, one.offset, one.size) for key, one in role.items()} for role in (images, truths)]
         return [(key, spans[0][key], _bytes(spans[1][key], MAX_TEXT_BYTES)) for key in images]
 
@@ -145,7 +174,11 @@ class WebDatasetTars(Loader):
         count = file.read_text("utf-8", "replace").strip() if file.is_file() else ""
         if count and count != str(len(self.shards)):
             raise DcclipError(
-                f"{self.shards[0].parent} has {len(self.shards)} tars, nshards.txt says {count}", "finish the download"
+                "{parent} has {count} tars, nshards.txt says {expected}",
+                "finish the download",
+                parent=self.shards[0].parent,
+                count=len(self.shards),
+                expected=count,
             )
 
 
@@ -161,7 +194,10 @@ def _bytes(span: _Span, limit: int) -> bytes:
 def _label(key: str, content: bytes, count: int) -> int:
     text = content.decode("ascii", "replace").strip()
     if not text.isdecimal() or int(text) >= count:
-        raise DcclipError(f"{key}.cls has {text[:20]!r}, not a class from 0 to {count - 1}", DOWNLOAD_AGAIN)
+        raise DcclipError(
+            Message("{key}.cls has {text!r}, not a class from 0 to {count}", key=key, text=text[:20], count=count - 1),
+            DOWNLOAD_AGAIN,
+        )
     return int(text)
 
 
@@ -169,7 +205,10 @@ def _truth_values(key: str, content: bytes, count: int) -> np.ndarray:
     try:
         vector = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise DcclipError(f"{key}.npy cannot be read: {error}", DOWNLOAD_AGAIN) from None
+        raise DcclipError(Message("{key}.npy cannot be read: {error}", key=key, error=error), DOWNLOAD_AGAIN) from None
     if vector.shape != (count,):
-        raise DcclipError(f"{key}.npy has the shape {vector.shape}, not ({count},)", DOWNLOAD_AGAIN)
+        raise DcclipError(
+            Message("{key}.npy has the shape {shape}, not ({count},)", key=key, shape=vector.shape, count=count),
+            DOWNLOAD_AGAIN,
+        )
     return vector > 0

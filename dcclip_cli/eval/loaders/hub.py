@@ -72,8 +72,12 @@ class HubDataset(Loader):
         column = next((name for name in names if name in found.column_names), None)
         if column is None:
             raise DcclipError(
-                f"{self.path} has no column {' or '.join(names)} (found: {', '.join(found.column_names)})",
-                f"download clip-benchmark/wds_{self.location.known.hub or self.location.known.name}",
+                "{path} has no column {names} (found: {column_names})",
+                "download clip-benchmark/wds_{hub}",
+                path=self.path,
+                names=" or ".join(names),
+                column_names=", ".join(found.column_names),
+                hub=self.location.known.hub or self.location.known.name,
             )
         return column
 
@@ -107,7 +111,11 @@ class HubDataset(Loader):
         labels = np.asarray(found[column])
         if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= count:
             raise DcclipError(
-                f"{self.path}: {column} contains values that are not a class from 0 to {count - 1}", "download it again"
+                "{path}: {column} contains values that are not a class from 0 to {count}",
+                "download it again",
+                path=self.path,
+                column=column,
+                count=count - 1,
             )
         return order[labels]
 
@@ -121,7 +129,10 @@ class HubDataset(Loader):
         except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             raise DcclipError(
-                f"{self.path}: classnames.txt, the order of its labels, cannot be loaded: {reason}", "try again"
+                "{path}: classnames.txt, the order of its labels, cannot be loaded: {reason}",
+                "try again",
+                path=self.path,
+                reason=reason,
             ) from None
         return lines_of(Path(file))
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
 from dcclip_cli.predict.onnx_encoder import ExportedEncoder, Run, one_at_a_time, read_description
 
@@ -35,18 +35,32 @@ class Format(ABC):
     def check(self, precision: Precision, preprocess: Preprocess = "outside", dims: int | None = None) -> None:
         """Raises DcclipError if the format does not support these options, or its package is not installed."""
         if dims is not None and not self.has_graphs:
-            raise DcclipError(f"--format {self.name} does not support --dims", "use --format onnx, or omit --dims")
+            raise DcclipError(
+                "--format {name} does not support --dims", "use --format onnx, or omit --dims", name=self.name
+            )
         if precision not in self.precisions:
             raise DcclipError(
-                f"--format {self.name} does not support {precision}", f"use --precision {' or '.join(self.precisions)}"
+                "--format {name} does not support {precision}",
+                "use --precision {precisions}",
+                name=self.name,
+                precision=precision,
+                precisions=" or ".join(self.precisions),
             )
         if preprocess not in self.preprocess:
             raise DcclipError(
-                f"--format {self.name} does not support preprocess: {preprocess}",
-                f"use --preprocess {' or '.join(self.preprocess)}",
+                "--format {name} does not support preprocess: {preprocess}",
+                "use --preprocess {supported}",
+                name=self.name,
+                preprocess=preprocess,
+                supported=" or ".join(self.preprocess),
             )
         if importlib.util.find_spec(self.package) is None:
-            raise DcclipError(f"--format {self.name} needs {self.package}, which is not installed", self.install)
+            raise DcclipError(
+                Message(
+                    "--format {name} needs {package}, which is not installed", name=self.name, package=self.package
+                ),
+                self.install,
+            )
 
     def prepare(self, progress: Progress) -> None:  # noqa: B027
         """Download what `write` needs, before the work that comes first."""

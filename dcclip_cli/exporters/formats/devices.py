@@ -146,7 +146,12 @@ class Mnn(Format):
             done = subprocess.run(command, capture_output=True, text=True)
             if not (folder / file).is_file():
                 reason = (done.stdout + done.stderr).strip().splitlines()[-1:] or ["no reason given"]
-                raise DcclipError(f"MNN cannot convert {graph}: {reason[0][:200]}", "use --format onnx or litert")
+                raise DcclipError(
+                    "MNN cannot convert {graph}: {reason}",
+                    "use --format onnx or litert",
+                    graph=graph,
+                    reason=reason[0][:200],
+                )
 
     def runner(self, file: Path) -> Run:
         with _stdout_to_stderr():
