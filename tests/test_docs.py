@@ -1,7 +1,7 @@
 """The documentation is correct: commands and Python code run, options exist, links lead to files, recipes load.
 
-A block of shell commands is run here line by line unless it is marked with `<!-- not run here -->`: that is for
-commands that take long, need a network, or need the quick start's finished run.
+A block of shell commands is run here line by line unless it is marked with `<!-- not run here: REASON -->`, as is
+a block of Python outside the README and getting-started.md: it takes long, needs a network, or needs a finished run.
 """
 
 import re
@@ -20,7 +20,9 @@ from dcclip_cli.recipe.load import load
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").rglob("*.md")])
 LANGUAGES = {"sh", "python", "yaml", "text"}
-_BLOCK = re.compile(r"(?P<marked><!-- not run here -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.M | re.S)
+_BLOCK = re.compile(
+    r"(?P<marked><!-- not run here: [^\n]+ -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.M | re.S
+)
 _LINK = re.compile(r"\]\((?!https?://)([^)#]+)")
 
 
