@@ -1,11 +1,13 @@
 # make quickstart   environment, then the whole life of a small model on the sample data (minutes)
 # make test         environment, then lint, types and tests
+# make docs         the documentation's site on http://localhost:8000, built again when a page changes
+# make docs-build   the site as files in build/site; a broken link is an error
 # make test-plain   the tests marked any_cpu again, torch held to what an x86-64 processor with AVX2 alone computes
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: quickstart test test-plain lint format clean
+.PHONY: quickstart test test-plain docs docs-build lint format clean
 
 quickstart: .venv/installed
 	$(BIN)/dcclip run recipes/quickstart.yaml
@@ -16,6 +18,12 @@ test: lint
 
 test-plain: .venv/installed
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m any_cpu
+
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+docs-build: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: .venv/installed
 	$(BIN)/ruff check .

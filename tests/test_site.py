@@ -1,0 +1,78 @@
+"""The site of the documentation builds strictly in both languages, and every link in it leads somewhere."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+
+
+class Page(HTMLParser):
+    """The anchors of a page, the addresses that its links lead to, and those that a browser fetches to show it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.anchors, self.links, self.fetched = set[str](), set[str](), set[str]()
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value for name, value in attrs if value is not None}
+        self.anchors |= {values[name] for name in ("id", "name") if name in values}
+        self.links |= {values[name] for name in ("href", "src") if name in values}
+        if tag in ("img", "script") or (tag == "link" and values.get("rel") in ("stylesheet", "icon", "preconnect")):
+            self.fetched |= {values[name] for name in ("href", "src") if name in values}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(folder)]
+    built = subprocess.run(command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True)
+    assert built.returncode == 0, built.stderr.decode()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(site: Path) -> dict[Path, Page]:
+    return {path: Page(path) for path in site.rglob("*.html") if path.name != "404.html"}
+
+
+def broken(pages: dict[Path, Page]) -> Iterator[str]:
+    """Each link within the site whose file or anchor does not exist."""
+    for path, page in pages.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = Path(os.path.normpath(path.parent / unquote(parts.path))) if parts.path else path
+            target = target / "index.html" if target.is_dir() else target
+            anchor = unquote(parts.fragment)
+            if not target.is_file() or (anchor and target in pages and anchor not in pages[target].anchors):
+                yield f"{path}: {link}"
+
+
+def test_every_link_leads_to_a_page_and_an_anchor_in_both_languages(pages: dict[Path, Page], site: Path) -> None:
+    assert {site / "index.html", site / "zh/index.html", site / "zh/benchmark/index.html"} <= pages.keys()
+    assert list(broken(pages)) == []
+
+
+def test_a_page_is_shown_without_another_host(pages: dict[Path, Page]) -> None:
+    assert {link for page in pages.values() for link in page.fetched if urlsplit(link).netloc} == set()
+
+
+def test_every_title_of_the_navigation_has_a_chinese_one() -> None:
+    text = (ROOT / "mkdocs.yml").read_text("utf-8").replace("!!python/object/apply:pymdownx.slugs.slugify", "")
+    config = yaml.safe_load(text)
+    [languages] = [plugin["i18n"]["languages"] for plugin in config["plugins"] if "i18n" in plugin]
+    titles = list[str]()
+    for item in config["nav"]:
+        for title, page in item.items():
+            titles += [title, *(one for inner in page for one in inner)] if isinstance(page, list) else [title]
+    assert set(titles) == languages[1]["nav_translations"].keys()
