@@ -5,7 +5,7 @@
 EMOJI_DIR is what `recipes/quickstart/build.py` reads. The test sets are small: on the 210 pictures of `unseen.parquet`
 a seed moves top-1 by two points. The same classes in all styles are 1,809 pictures that training never saw either, and
 the known classes in every style that training has none of are 4,103. Printed per model: top-1 in %, English / Chinese.
-The figures stand in docs/results.md.
+The numbers are in docs/results/emoji.md.
 """
 
 import argparse

@@ -4,7 +4,7 @@
 
 Every test picture takes the name of the training picture whose 16 x 16 pixels, on white, differ least from its own
 (squared difference). Nothing is learnt, so a model has to beat these figures before they mean anything. Unseen classes
-have no training picture and get 0 by construction. The figures stand in docs/results.md.
+have no training picture and get 0 by construction. The numbers are in docs/results/emoji.md.
 """
 
 from pathlib import Path

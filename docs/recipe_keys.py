@@ -29,7 +29,7 @@ started](../getting-started.md).
 | recipe | makes |
 |---|---|
 | [quickstart.yaml](../../recipes/quickstart.yaml) | a small CLIP of emoji, from data to export in minutes |
-| [emoji.yaml](../../recipes/emoji.yaml) | the same student trained six times as long; docs/results.md reports it |
+| [emoji.yaml](../../recipes/emoji.yaml) | the same student trained six times as long ([results](../results/emoji.md)) |
 | [emoji-contrast.yaml](../../recipes/emoji-contrast.yaml) | the same student without a teacher, for comparison |
 | [emoji-tenth.yaml](../../recipes/emoji-tenth.yaml) | a student at a tenth of the demo teacher's size |
 | [demo-teacher.yaml](../../recipes/demo-teacher.yaml) | the teacher of the quick start |

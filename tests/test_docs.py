@@ -79,14 +79,46 @@ def test_commands_and_options_exist(command: str) -> None:
             known = children[word]
 
 
-@pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
-def test_the_python_in_the_readme_runs(page: str, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = "\n".join(blocks(ROOT / page, "python")).replace("runs/quickstart/align/model", str(model_folder))
-    for folder in ("docs/", "recipes/"):
-        code = code.replace(f'"{folder}', f'"{ROOT}/{folder}')
+READMES = ("README.md", "README.zh.md")
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_the_python_in_the_readme_runs(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code = "\n".join(blocks(ROOT / page, "python")).replace('"recipes/', f'"{ROOT}/recipes/')
     exec(compile(code, page, "exec"), {})
-    starter, student = capsys.readouterr().out.splitlines()
-    assert starter.startswith("{'猫': 0.99") and re.fullmatch(r"tensor\(\[\[[01]\.\d+, [01]\.\d+\]\]\)", student)
+    assert capsys.readouterr().out.startswith("{'猫': 0.99")
+
+
+def test_open_clip_loads_a_model_directory_as_deploy_shows(
+    model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = (one for one in blocks(ROOT / "docs/how-to/deploy.md", "python") if "import open_clip" in one)
+    code = code.replace("runs/quickstart/align/model", str(model_folder)).replace('"docs/', f'"{ROOT}/docs/')
+    exec(compile(code, "deploy.md", "exec"), {})
+    assert re.fullmatch(r"tensor\(\[\[[01]\.\d+, [01]\.\d+\]\]\)", capsys.readouterr().out.strip())
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_the_readme_shows_what_its_commands_print(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (wanted,) = blocks(ROOT / page, "text")
+    lines = [line for block in blocks(ROOT / page, "sh", marked=False) for line in block.splitlines()]
+    found = "".join(CliRunner().invoke(app, shlex.split(line)[1:]).stdout for line in lines)
+    best = [
+        re.findall(r"\S+", line)[:2] for line in found.splitlines()
+    ]  # file and label: percentages may round otherwise
+    assert [re.findall(r"\S+", line)[:2] for line in wanted.splitlines()] == best
+
+
+def test_the_readmes_are_short_and_in_sync() -> None:
+    english, chinese = ((ROOT / page).read_text("utf-8") for page in READMES)
+    assert max(len(english.splitlines()), len(chinese.splitlines())) <= 120
+    code = re.compile(r"^```.*?^```", re.M | re.S)
+    without_comments = [[re.sub(r" +#.*", "", block) for block in code.findall(page)] for page in (english, chinese)]
+    assert without_comments[0] == without_comments[1]
+    assert len(re.findall("^## ", english, re.M)) == len(re.findall("^## ", chinese, re.M))
+    links = [sorted(re.sub(r"[.-]zh(?=\.)", "", link) for link in _LINK.findall(page)) for page in (english, chinese)]
+    assert links[0] == links[1]
 
 
 def test_the_python_in_getting_started_runs_in_order(

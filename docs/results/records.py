@@ -1,0 +1,49 @@
+"""The measurements in this folder's CSV files, and the means that pages and plots make of them.
+
+One row is one number: model, setup, data, split, language, metric, value, unit, seeds, machine class, date, command.
+"""
+
+import csv
+import statistics
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+LANGUAGES = ("en", "zh")
+# Test sets of the quick start and their images. More drawings of the same classes: benchmarks/more_styles.py.
+IMAGES = {"twemoji": 940, "emojione2": 696, "unseen": 210}
+KNOWN, UNSEEN = "known classes, more drawings", "unseen classes, more drawings"
+
+Record = dict[str, str]
+
+
+@cache
+def records(name: str) -> tuple[Record, ...]:
+    """The rows of NAME.csv, in the order of the file."""
+    with (FOLDER / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return tuple(csv.DictReader(file))
+
+
+def select(found: Iterable[Record], **where: str) -> list[Record]:
+    """The records that have these values, e.g. `select(rows, model="student", metric="top-1")`."""
+    return [one for one in found if all(one[column] == value for column, value in where.items())]
+
+
+def exact(record: Record) -> float:
+    """The percentage before it was rounded to a tenth, where the number of images gives it away."""
+    percentage, images = float(record["value"]), IMAGES.get(record["data"])
+    return 100 * round(percentage * images / 100) / images if images else percentage
+
+
+def mean(data: str, language: str, model: str, machine: str = "", metric: str = "top-1", file: str = "emoji") -> float:
+    """The mean of a model's runs, one for each seed; with `machine` of those on it alone."""
+    where = {"data": data, "language": language, "model": model, "metric": metric, "setup": ""}
+    found = select(records(file), **where, **({"machine": machine} if machine else {}))
+    return statistics.mean(exact(one) for one in found)
+
+
+def only(file: str = "emoji", **where: str) -> float:
+    """The one value with these properties."""
+    (record,) = select(records(file), **where)
+    return float(record["value"])

@@ -1,0 +1,298 @@
+"""Writes the tables of the results pages and of both READMEs, and the plots, from this folder's CSV files.
+
+    python -m docs.results.render
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. tests/test_results.py fails while a page or a plot is
+not what this script makes.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from docs.results import plots
+from docs.results.records import IMAGES, KNOWN, LANGUAGES, UNSEEN, Record, mean, records, select
+
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", ROOT / "README.zh.md", *sorted(Path(__file__).parent.glob("*.md")))
+_TABLE = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re.S)
+
+TEACHER, STUDENT, TENTH, CONTRAST = "demo teacher", "student", "student at a tenth", "contrast alone"
+XEON, EPYC = "fast (Intel Xeon)", "fast (AMD EPYC)"
+
+# A column of a table: its title, then the metric and the data set that it shows.
+Column = tuple[str, str, str]
+SETS: tuple[Column, ...] = tuple((name, "top-1", name) for name in IMAGES)
+MORE: tuple[Column, ...] = (("known classes, 4,103 images", "top-1", KNOWN), ("unseen, 1,809 images", "top-1", UNSEEN))
+TIMES: tuple[Column, ...] = (
+    ("in all", "time, all stages", ""),
+    ("teacher's features", "time, teacher's features", ""),
+    ("stage 1", "time, stage 1", ""),
+    ("stage 2", "time, stage 2", ""),
+)
+
+
+def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|\n" for cells in lines)
+
+
+def shown(record: Record, found: list[Record]) -> str:
+    """A value with its unit, its standard deviation or its range, as a cell shows it."""
+    value, unit = record["value"], record["unit"]
+    if unit == "s" and "." not in value and int(value) >= 60:
+        return f"{int(value) // 60} min {int(value) % 60} s"
+    if value.isdigit() and len(value) > 3:
+        value = f"{int(value):,}"
+    beside = {
+        one["metric"].removeprefix(record["metric"]): one["value"]
+        for one in found
+        if one["data"] == record["data"] and one["language"] == record["language"]
+    }
+    if " sd" in beside:
+        value += " ± " + beside[" sd"]
+    if ", lowest" in beside:
+        value += f" ({beside[', lowest']} to {beside[', highest']})"
+    return f"{value} {unit}" if unit in {"M", "MB", "s", "ms"} else value
+
+
+def pivot(found: Iterable[Record], by: dict[str, str], columns: Iterable[Column]) -> str:
+    """A row for each combination of the `by` columns of the file, English / Chinese in each cell."""
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for record in found:
+        groups.setdefault(tuple(record[name] for name in by.values()), []).append(record)
+    columns = [one for one in columns if any(select(group, metric=one[1], data=one[2]) for group in groups.values())]
+    rows = [
+        [
+            *key,
+            *(
+                " / ".join(shown(one, group) for one in select(group, metric=metric, data=data))
+                for _, metric, data in columns
+            ),
+        ]
+        for key, group in groups.items()
+        if any(select(group, metric=metric, data=data) for _, metric, data in columns)
+    ]
+    return markdown([*by, *(title for title, _, _ in columns)], rows)
+
+
+def mean_cell(data: str, model: str, machine: str = "", of_teacher: bool = False) -> str:
+    """A model's mean top-1 as `en / zh`, or its share of the teacher's."""
+    means = [mean(data, language, model, machine) for language in LANGUAGES]
+    if of_teacher:
+        return " / ".join(
+            f"{100 * one / mean(data, language, TEACHER):.0f} %" for one, language in zip(means, LANGUAGES, strict=True)
+        )
+    return " / ".join(f"{one:.1f}" for one in means)
+
+
+def means(groups: dict[str, tuple[str, str]], data: Iterable[str], head: Iterable[str]) -> str:
+    """Two rows for each group of runs (model, machine): the mean of its seeds, and its share of the teacher's."""
+    data = list(data)
+    rows = []
+    for label, group in groups.items():
+        rows.append([label, *(mean_cell(name, *group) for name in data)])
+        if group[0] != TEACHER:
+            rows.append([f"{label}, of the teacher", *(mean_cell(name, *group, of_teacher=True) for name in data)])
+    return markdown(["runs", *head], rows)
+
+
+def headline(words: dict[str, str]) -> str:
+    """The table of the READMEs: teacher, both students, and the student without a teacher."""
+    rows = []
+    for model, parameters, share in (
+        (TEACHER, "5.41 M", ""),
+        (STUDENT, "1.35 M", "25 %"),
+        (TENTH, "0.53 M", "9.9 %"),
+        (CONTRAST, "1.35 M", ""),
+    ):
+        rows.append([words[model], parameters, *(mean_cell(data, model) for data in IMAGES)])
+        if share:
+            cells = [mean_cell(data, model, of_teacher=True) for data in IMAGES]
+            rows.append([words["share"], share, *(f"**{one}**" for one in cells)])
+    return markdown(words["head"].split("|"), rows)
+
+
+ENGLISH = {
+    "head": "model|parameters|twemoji: known classes|emojione2: known classes|unseen classes",
+    TEACHER: "teacher",
+    STUDENT: "student, mean of 6 runs",
+    TENTH: "smaller student, mean of 3 runs",
+    CONTRAST: "the student trained without a teacher",
+    "share": "share of the teacher",
+}
+CHINESE = {
+    "head": "模型|参数量|twemoji：见过的类别|emojione2：见过的类别|没见过的类别",
+    TEACHER: "教师",
+    STUDENT: "学生，6 次训练的均值",
+    TENTH: "更小的学生，3 次训练的均值",
+    CONTRAST: "同一个学生，不用教师训练",
+    "share": "相当于教师的",
+}
+
+
+def emoji_tables() -> dict[str, str]:
+    """The tables about the emoji student."""
+    rows = records("emoji")
+    runs = [one for one in rows if one["setup"] in {"", "int8"}]
+    students = {
+        "student, Xeon": (STUDENT, XEON),
+        "student, EPYC": (STUDENT, EPYC),
+        "student, all six": (STUDENT, ""),
+        "student at a tenth": (TENTH, ""),
+        "contrast alone": (CONTRAST, ""),
+    }
+    by = {"model": "model", "form": "setup", "seed": "seeds", "machine": "machine"}
+    size = (("weights", "weights", ""), ("one image", "one image", ""), ("one text", "one text", ""))
+    timed = [one for one in rows if one["setup"].startswith("run timed, ")]
+    hashes = (("sha256 after distill", "sha256 after distill", ""), ("after align", "sha256 after align", ""))
+    more = {label: group for label, group in students.items() if group[0] != CONTRAST}
+    return {
+        "emoji-means": means(students, IMAGES, IMAGES),
+        "emoji-runs": pivot(runs, by, SETS),
+        "emoji-more": pivot(runs, {"model": "model", "seeds": "seeds", "machine": "machine"}, MORE),
+        "emoji-more-means": means(more, (KNOWN, UNSEEN), [title for title, _, _ in MORE]),
+        "emoji-size": pivot(rows, {"model": "model", "form": "setup"}, size),
+        "emoji-time": pivot(
+            [one | {"setup": one["setup"].removeprefix("run timed, ")} for one in timed],
+            {"machine": "machine", "run": "setup"},
+            (*TIMES, *SETS, *hashes),
+        ),
+        "emoji-more-steps": pivot(
+            [one for one in rows if one["setup"].endswith(" steps")],
+            {"model": "model", "steps": "setup", "seed": "seeds", "machine": "machine"},
+            SETS,
+        ),
+    }
+
+
+def tables() -> dict[str, str]:
+    """Every table by its name."""
+    peers, formats, speed = records("losses"), records("formats"), records("speed")
+    sets = "twemoji, emojione2 and unseen"
+    quickstart = records("quickstart")
+    model, setup = {"model": "model"}, {"through": "setup"}
+    return emoji_tables() | {
+        "headline": headline(ENGLISH),
+        "headline.zh": headline(CHINESE),
+        "quickstart": pivot(
+            quickstart,
+            {"machine": "machine", "remark": "setup", "seed": "seeds"},
+            (
+                *SETS,
+                *((f"of the teacher: {name}", "share of the teacher", name) for name in IMAGES),
+                ("int8, same best label", "same best label, int8", sets),
+            ),
+        ),
+        "quickstart-time": pivot(quickstart, {"machine": "machine", "remark": "setup"}, TIMES),
+        "losses-long": pivot(select(peers, setup="2450 steps of 128"), {"losses": "model"}, SETS),
+        "losses-short": pivot(
+            select(peers, setup="150 steps of 64"),
+            {"losses": "model"},
+            (("images/s", "images per second", ""), *SETS),
+        ),
+        "ablation": pivot(records("ablation"), {"variant": "model", "what is trained": "setup"}, SETS),
+        "formats": pivot(
+            formats,
+            {"format": "model", "precision": "setup"},
+            (
+                ("all files", "size, all files", ""),
+                ("image difference", "largest difference, image", "validation"),
+                ("text difference", "largest difference, text", "validation"),
+                ("same best text, % of 128", "same best text", "validation"),
+                ("top-1", "top-1", sets),
+            ),
+        ),
+        "speed-peers": pivot(
+            select(speed, setup="int8"),
+            model,
+            (
+                ("one image", "CPU time, one image", ""),
+                ("one text", "CPU time, one text", ""),
+                ("together", "CPU time, image and text", ""),
+                ("size", "size", ""),
+                ("times as slow as S", "preset S is faster", ""),
+                ("times as large", "preset S is smaller", ""),
+            ),
+        ),
+        "speed-start": pivot(
+            speed,
+            setup,
+            (
+                ("wall time", "dcclip predict, wall time", ""),
+                ("CPU time", "dcclip predict, CPU time", ""),
+                ("peak memory", "dcclip predict, peak memory", ""),
+                ("torch imported", "dcclip predict, torch imported", ""),
+            ),
+        ),
+        "speed-latency": pivot(
+            speed,
+            setup,
+            [
+                (name, name, "")
+                for name in (
+                    "size of the weights",
+                    "load time",
+                    "one image, 1 thread",
+                    "one text, 1 thread",
+                    "one image, 2 threads",
+                    "one text, 2 threads",
+                    "peak memory",
+                )
+            ],
+        ),
+        "collect-speed": pivot(
+            records("collect"),
+            {"program": "model", "what it does": "setup"},
+            (
+                ("pairs/s", "pairs per second", COLLECTED),
+                ("pairs per CPU second", "pairs per CPU second", COLLECTED),
+                ("`collect` / it, by time", "collect / it, by time", COLLECTED),
+                ("by CPU time", "collect / it, by CPU time", COLLECTED),
+            ),
+        ),
+        "evaluate-speed": evaluate("plain"),
+        "evaluate-speed-fast": evaluate("fast"),
+    }
+
+
+COLLECTED = "20,000 pairs of 256 px"
+
+
+def evaluate(machine: str) -> str:
+    """Images per second of `dcclip eval` and of CLIP_benchmark on machines of a class."""
+    rows = [
+        one | {"images": one["data"], "data": ""} for one in records("evaluate") if one["machine"].startswith(machine)
+    ]
+    return pivot(
+        rows,
+        {"model": "model", "precision": "setup", "images": "images"},
+        (
+            ("rounds", "rounds", ""),
+            ("CLIP_benchmark, images/s", "CLIP_benchmark, images per second", ""),
+            ("CPU time each", "CLIP_benchmark, CPU time of an image", ""),
+            ("`dcclip eval`, images/s", "dcclip eval, images per second", ""),
+            ("CPU time each", "dcclip eval, CPU time of an image", ""),
+            ("ratio by time", "ratio by time", ""),
+            ("ratio by CPU time", "ratio by CPU time", ""),
+        ),
+    )
+
+
+def page(text: str) -> str:
+    """The page with its tables as the CSV files have them."""
+    made = tables()
+    return _TABLE.sub(lambda match: match[1] + made[match["name"]] + match[3], text)
+
+
+def main() -> None:
+    for file in PAGES:
+        file.write_text(page(file.read_text("utf-8")), encoding="utf-8")
+    for file, svg in plots.drawn().items():
+        file.write_text(svg, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
