@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 
 from dcclip_cli.cli.app import app
 from dcclip_cli.recipe.load import load
+from docs.generate import PAGES as PAGES_FROM_CODE
+from docs.generate import REFERENCE
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -136,10 +138,9 @@ def test_the_python_in_getting_started_runs_in_order(
     assert (tmp_path / "runs/shorter/distill/model").is_dir() and (tmp_path / "runs/quickstart/export").is_dir()
 
 
-def test_the_list_of_recipe_keys_is_current() -> None:
-    from docs.recipe_keys import PAGE, page
-
-    assert PAGE.read_text("utf-8") == page(), "run: python docs/recipe_keys.py"
+@pytest.mark.parametrize("name", PAGES_FROM_CODE)
+def test_a_page_that_is_made_from_the_code_is_current(name: str) -> None:
+    assert (REFERENCE / name).read_text("utf-8") == PAGES_FROM_CODE[name](), "run: python -m docs.generate"
 
 
 def test_a_picture_of_a_terminal_keeps_commands_and_chinese_and_fetches_nothing() -> None:

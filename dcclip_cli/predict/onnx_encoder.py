@@ -40,7 +40,7 @@ _UNEDITED = f"{_COPY}; for other prompts, use predict --template or export.promp
 class Description:
     """The dcclip.json of an export, the part that is needed to run it.
 
-    `preprocess`: whether the image graph takes RGB ("graph") or PIXELS ("outside").
+    `preprocess`: whether the image graph takes `rgb_image` ("graph") or `pixel_values` ("outside").
     `int8_largest_pair_sum` is what two int8 products add up to at most; None where that was not bounded.
     """
 

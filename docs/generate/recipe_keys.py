@@ -1,22 +1,15 @@
-"""Writes docs/reference/recipes.md, the list of all recipe keys, from the JSON Schema of recipes.
-
-    python docs/recipe_keys.py
-
-tests/test_docs.py fails while the page and the schema differ.
-"""
+"""The page of all recipe keys, from the JSON Schema of recipes."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.options import neutral_keys
 from dcclip_cli.recipe.schema import Recipe
 from dcclip_cli.train.options import TrainOptions
+from docs.generate.markdown import MADE, anchor, code, table
 
-PAGE = Path(__file__).with_name("reference") / "recipes.md"
 HEAD = """\
-<!-- Made by docs/recipe_keys.py from the JSON Schema. Change that script, or the descriptions in the code. -->
 # Recipes
 
 A recipe is one YAML file that describes a model from data to device: settings that several stages share are at the
@@ -25,6 +18,11 @@ every stage that has a section. Everything that a recipe makes is in `runs/NAME/
 `recipe.yaml` as written, `resolved.yaml` with overrides, defaults and library versions. In Python, keyword arguments
 are keys of the stage's section: `dcclip.distill("recipe.yaml", steps=300)`; see [Getting
 started](../getting-started.md).
+
+## Common keys
+
+COMMON
+## Recipes in the repository
 
 | recipe | makes |
 |---|---|
@@ -49,6 +47,8 @@ dcclip recipe schema
 The first checks all that the recipe needs (see below) without running anything; the second prints every default; the
 third prints the JSON Schema, with which an editor completes and checks keys.
 
+## Rules
+
 * `--check` builds what it checks: student, teachers and losses by their shapes, without weights. The first image of
   each data source is decoded, and captions are looked for in the languages of the stage. Every mistake is an error with
   file, line and key. On stderr it says for each training stage how many steps there are, what the teacher will encode
@@ -66,9 +66,20 @@ third prints the JSON Schema, with which an editor completes and checks keys.
 * If the recipe of a finished stage has changed, the stage is refused: `--fresh` makes it again, `--out DIR` keeps
   both. Keys that change no result may differ (NEUTRAL_KEYS).
 
-In the tables below, *required* marks a key without a default, and `null` a key that may be omitted. The languages are
+## All keys
+
+In the tables, *required* marks a key without a default, and `null` a key that may be omitted. The languages are
 `zh` and `en`.
 """
+# The keys that most recipes set, in the order of a recipe.
+COMMON = (
+    *("name", "teacher", "student.preset", "student.embed_dim"),
+    *("data.train", "data.images", "data.texts", "data.validation"),
+    *("collect.sources", "collect.filters"),
+    *("distill.steps", "distill.epochs", "distill.batch_size", "distill.accumulate", "distill.losses"),
+    *("distill.optimizer", "distill.precision", "align.start", "align.steps", "align.batch_size", "align.lock"),
+    *("eval.datasets", "eval.data_root", "export.format", "export.precision"),
+)
 # Heading of each part of the schema, in the page's order.
 SECTIONS = {
     "Recipe": "The top",
@@ -132,6 +143,7 @@ SECTIONS = {
     "ExportOptions": "export",
     "Thresholds": "export.parity",
 }
+HEADS = ("key", "value", "default", "what it does")
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<", "multipleOf": "multiple of"}
 
 
@@ -142,25 +154,36 @@ def page() -> str:
     for name in sorted(parts.keys() - SECTIONS.keys()):
         SECTIONS[name] = f"{{kind: {parts[name]['properties']['kind']['const']}}}"
     assert parts.keys() == SECTIONS.keys(), f"SECTIONS names what does not exist: {SECTIONS.keys() - parts.keys()}"
+    common = table(HEADS, (common_row(parts, key) for key in COMMON))
     shared = parts["TrainOptions"]["properties"]
     for stage in ("DistillOptions", "AlignOptions"):  # keys of both are listed once
         own = {key: value for key, value in parts[stage]["properties"].items() if key not in shared}
         parts[stage] = {**parts[stage], "properties": own}
     neutral = ", ".join(f"`{key}`" for key in (*neutral_keys(TrainOptions), *neutral_keys(CollectOptions)))
-    return HEAD.replace("NEUTRAL_KEYS", neutral) + "".join(section(SECTIONS[name], parts[name]) for name in SECTIONS)
+    head = MADE + HEAD.replace("NEUTRAL_KEYS", neutral).replace("COMMON\n", common + "\n")
+    return head + "".join(section(SECTIONS[name], parts[name]) for name in SECTIONS)
+
+
+def common_row(parts: dict[str, Any], key: str) -> tuple[str, ...]:
+    """The row of a key by its full name, such as `distill.steps`."""
+    *sections, last = key.split(".")
+    part = parts["Recipe"]
+    for name in sections:
+        part = parts[_name(next(one for one in part["properties"][name]["anyOf"] if "$ref" in one))]
+    return row(key, part["properties"][last], last in part.get("required", ()))
 
 
 def section(title: str, part: dict[str, Any]) -> str:
     """A heading, the docstring of the class, and a table of its keys."""
     required = part.get("required", ())
     rows = [row(key, facts, key in required) for key, facts in part["properties"].items() if key != "kind"]
-    table = "\n| key | value | default | what it does |\n|---|---|---|---|\n" + "".join(rows) if rows else ""
-    return f"\n## {title}\n{part.get('description', '').strip()}\n{table}"
+    keys = table(HEADS, rows)
+    return f"\n### {title}\n{part.get('description', '').strip()}\n" + (f"\n{keys}" if keys else "")
 
 
-def row(key: str, facts: dict[str, Any], required: bool) -> str:
+def row(key: str, facts: dict[str, Any], required: bool) -> tuple[str, ...]:
     default = "*required*" if required else shown_default(facts)
-    return f"| `{key}` | {values(facts)} | {default} | {facts.get('description', '')} |\n"
+    return code(key), values(facts), default, facts.get("description", "")
 
 
 def shown_default(facts: dict[str, Any]) -> str:
@@ -179,7 +202,8 @@ def values(facts: dict[str, Any]) -> str:
     if "enum" in facts:
         return " or ".join(f"`{value}`" for value in facts["enum"])
     if "$ref" in facts:
-        return f"see {SECTIONS[_name(facts)]}"
+        title = SECTIONS[_name(facts)]
+        return f"see [{title}](#{anchor(title)})"
     if "discriminator" in facts:
         return "a mapping with `kind`: " + ", ".join(f"`{kind}`" for kind in facts["discriminator"]["mapping"])
     if options := facts.get("anyOf", facts.get("oneOf")):
@@ -199,7 +223,3 @@ def values(facts: dict[str, Any]) -> str:
 
 def _name(facts: dict[str, Any]) -> str:
     return str(facts["$ref"].rpartition("/")[2])
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,98 @@
+"""The page of the Python API, from the signatures and docstrings of what the package exports."""
+
+import inspect
+from dataclasses import MISSING, fields
+from typing import Any
+
+import dcclip_cli
+from dcclip_cli import api
+from dcclip_cli.curation.collect import CollectResult
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.eval.compare import Comparison, Difference
+from dcclip_cli.eval.result import EvalResult
+from dcclip_cli.exporters.export import ExportResult
+from dcclip_cli.model.trim import TrimResult
+from dcclip_cli.predict.model import Model
+from dcclip_cli.publish.push import Pushed
+from dcclip_cli.recipe.run import ModelSummary
+from dcclip_cli.run_dir import TrainResult
+from docs.generate.markdown import MADE, code, table
+
+HEAD = """\
+# Python API
+
+```python
+import dcclip_cli as dcclip
+```
+
+Each command is a function: the same keys, checks, files and results ([examples](../getting-started.md)). Options are
+keyword arguments named as the [recipe's keys](recipes.md) are. A mistake that you can correct raises
+`dcclip.DcclipError`; all else is a bug. Importing the package imports no torch.
+
+| in signatures | is |
+|---|---|
+| `AnyRecipe` | a YAML file, a mapping, or a recipe that is loaded already |
+| `Sets` | values by dotted key, `{"student.image.size": 64}`, or texts, `["student.image.size=64"]` |
+| `PathLike` | `str` or `os.PathLike` |
+| `Processes` | a number, or `"auto"`: one for each GPU |
+| `ProgressChoice` | `True` for bars on stderr, or a function that receives lines |
+| `ImageInput` | a path, the bytes of a file, or a Pillow image |
+"""
+ORDER = ("load", "run", "collect", "distill", "align", "evaluate", "compare", "export", "trim", "push")
+METHODS = (Model.predict, Model.embed_images, Model.embed_texts)
+RESULTS = (
+    *(api.RunResult, ModelSummary, CollectResult, TrainResult, EvalResult, Comparison, Difference),
+    *(ExportResult, TrimResult, Pushed),
+)
+
+
+def page() -> str:
+    exported = {name for name in dcclip_cli.__all__ if inspect.isfunction(getattr(dcclip_cli, name))}
+    assert exported == set(ORDER), f"ORDER and the package's functions differ: {exported ^ set(ORDER)}"
+    functions = [function(f"dcclip.{name}", getattr(dcclip_cli, name)) for name in ORDER]
+    functions.insert(1, model())
+    errors = f"\n## dcclip.DcclipError\n\n{inspect.getdoc(DcclipError)}\n"
+    results = "".join(result(one) for one in RESULTS)
+    return MADE + HEAD + "".join(functions) + errors + "\n## Results\n" + results
+
+
+def function(name: str, value: Any, level: int = 2) -> str:
+    """A heading, the signature and the docstring."""
+    return f"\n{'#' * level} {name}\n\n```python\n{signature(name, value)}\n```\n\n{inspect.getdoc(value)}\n"
+
+
+def signature(name: str, value: Any) -> str:
+    """The signature, on one line if it is short, without `self`."""
+    found = inspect.signature(value)
+    parameters = [one for one in found.parameters.values() if one.name != "self"]
+    shown, starred = list[str](), False
+    for one in parameters:
+        if one.kind is one.KEYWORD_ONLY and not starred:
+            shown, starred = [*shown, "*"], True
+        shown.append(parameter(one))
+    head, tail = f"def {name.rpartition('.')[2]}(", f") -> {found.return_annotation}: ..."
+    line = head + ", ".join(shown) + tail
+    if len(line) <= 88:
+        return line
+    return head + "\n" + "".join(f"    {one},\n" for one in shown) + tail
+
+
+def parameter(one: inspect.Parameter) -> str:
+    stars = "**" if one.kind is one.VAR_KEYWORD else ""
+    default = "" if one.default is one.empty else f" = {one.default!r}".replace("'", '"')
+    return f"{stars}{one.name}: {one.annotation}{default}"
+
+
+def model() -> str:
+    methods = "".join(function(f"Model.{method.__name__}", method, 3) for method in METHODS)
+    return f"\n## Model\n\nWhat `load` returns. {inspect.getdoc(Model)}\n{methods}"
+
+
+def result(kind: Any) -> str:
+    """A class of results: its docstring and fields."""
+    rows = [
+        (code(one.name), code(one.type), "" if one.default is MISSING else code(repr(one.default)))
+        for one in fields(kind)
+        if not one.name.startswith("_")
+    ]
+    return f"\n### {kind.__name__}\n\n{inspect.getdoc(kind)}\n\n{table(('field', 'type', 'default'), rows)}"
