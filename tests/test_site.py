@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -71,8 +72,13 @@ def test_every_title_of_the_navigation_has_a_chinese_one() -> None:
     text = (ROOT / "mkdocs.yml").read_text("utf-8").replace("!!python/object/apply:pymdownx.slugs.slugify", "")
     config = yaml.safe_load(text)
     [languages] = [plugin["i18n"]["languages"] for plugin in config["plugins"] if "i18n" in plugin]
-    titles = list[str]()
-    for item in config["nav"]:
-        for title, page in item.items():
-            titles += [title, *(one for inner in page for one in inner)] if isinstance(page, list) else [title]
-    assert set(titles) == languages[1]["nav_translations"].keys()
+    assert set(titles(config["nav"])) == languages[1]["nav_translations"].keys()
+
+
+def titles(items: Any) -> Iterator[str]:
+    """The titles of a part of the navigation and of all below it; pages without one have that of their heading."""
+    for item in items:
+        for title, inner in item.items() if isinstance(item, dict) else ():
+            yield title
+            if isinstance(inner, list):
+                yield from titles(inner)
