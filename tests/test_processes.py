@@ -33,6 +33,12 @@ def work(number: int) -> tuple[int, int]:
     return number, os.getpid()
 
 
+def allocators(_: int) -> tuple[str, str | None]:
+    import pyarrow
+
+    return pyarrow.default_memory_pool().backend_name, os.environ.get("MALLOC_ARENA_MAX")
+
+
 def workers() -> list[int]:
     return [process.pid for process in psutil.Process().children() if "dcclip_cli.processes" in process.cmdline()]
 
@@ -41,6 +47,14 @@ def test_results_come_back_from_several_processes_which_then_end() -> None:
     found = dict(calls(work, [0, 1, 2, 7, 8, 9], 2))
     assert sorted(found) == [0, 1, 2, 7, 8, 9]
     assert os.getpid() not in found.values() and workers() == []
+
+
+def test_workers_return_freed_memory_unless_the_environment_names_other_allocators(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert list(calls(allocators, [0], 1)) == [("system", "1")]
+    monkeypatch.setenv("ARROW_DEFAULT_MEMORY_POOL", "mimalloc")
+    assert list(calls(allocators, [0], 1)) == [("mimalloc", "1")]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@
 Every image is a rotated and tinted crop of a real one, so that few look alike; every caption joins real names.
 DRAWINGS is explained in planted.py. `FOLDER/tars/` contains the tars, `FOLDER/files/` the same images as files,
 `FOLDER/urls.parquet` their file:// URLs. With `--small` there are only tars, and every image is two parts of real ones
-on top of each other, of 48 px: a million of them differ from each other as those of the web do.
+on top of each other, of 48 px: a million of them differ from each other as those of the web do. Full tars that are
+there are not made again.
 """
 
 import argparse
@@ -64,13 +65,17 @@ def captions(names: Sequence[Real], random: Random) -> dict[str, str]:
 
 
 def write_small(opened: Sequence[Image.Image], names: Sequence[Real], out: Path, pairs: int, per_tar: int) -> None:
-    """Fill the folder with small pairs; more of them begin with the same bytes."""
-    (out / "tars").mkdir(parents=True)
+    """Fill the folder with small pairs; more of them begin with the same bytes, so a smaller folder is continued."""
+    (out / "tars").mkdir(parents=True, exist_ok=True)
     for start in range(0, pairs, per_tar):
+        tar = out / f"tars/{start // per_tar:05d}.tar"
+        if tar.exists():
+            continue
         random = Random(start)
-        with tarfile.open(out / f"tars/{start // per_tar:05d}.tar", "w") as archive:
+        with tarfile.open(part := tar.with_suffix(".part"), "w") as archive:
             for number in range(start, min(start + per_tar, pairs)):
                 _add(archive, f"{number:07d}", small_picture(opened, random), captions(names, random))
+        part.rename(tar)
 
 
 def _add(archive: tarfile.TarFile, key: str, image: bytes, said: dict[str, str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -238,10 +239,27 @@ def test_the_result_does_not_depend_on_files_their_order_or_memory(tmp_path: Pat
     for files, rows in ((1, facts), (3, facts[::-1])):
         folder = tmp_path / str(files)
         folder.mkdir()
-        deduplicated(folder, rows, files=files, memory=f"{files}GB")
+        deduplicated(folder, rows, files=files, memory_mb=1000 * files)
         outputs.append([(folder / "dedup" / name).read_bytes() for name in (DECISIONS, CAPTIONS)])
         assert sorted(path.name for path in (folder / "dedup").iterdir() if path.is_file()) == [CAPTIONS, DECISIONS]
     assert outputs[0] == outputs[1]
+
+
+def test_the_result_does_not_depend_on_the_parts_in_which_it_is_found(tmp_path: Path, monkeypatch: Any) -> None:
+    ends = ("", ", photo", ", stock photo", ", a photo")
+    zh, en = ([f"{text}{ends[number % 4]}" for number in range(20)] for text in ("一只猫在院子里的旧红沙发上睡觉", CAT))
+    facts = [fact(f"{number:03d}", number, [zh[number]], [en[number]]) for number in range(20)]
+    options = DedupOptions(duplicates=(SameCaption(at_most=2, similarity=0.6),))
+    whole = deduplicated(tmp_path, facts, options)
+    assert {row["reason"] for row in whole[1]} == {"caption-duplicate", "caption-near-duplicate"}
+    assert {row["language"] for row in whole[1]} == {"zh", "en"}
+    monkeypatch.setattr("dcclip_cli.curation.dedup.minhash._TEXTS_AT_A_TIME", 3)
+    monkeypatch.setattr("dcclip_cli.curation.dedup.dedup._PAIRS_AT_A_TIME", 7)
+    monkeypatch.setattr("dcclip_cli.curation.dedup.dedup._GROUP_ROWS", 2)
+    assert deduplicated(tmp_path, facts, options) == whole
+    file = pq.ParquetFile(tmp_path / "dedup" / DECISIONS)
+    groups = [file.read_row_group(number)["key"].to_pylist() for number in range(file.num_row_groups)]
+    assert max(map(len, groups)) == 2 and list(chain(*groups)) == sorted(row["key"] for row in facts)
 
 
 def test_a_recipe_names_kinds_of_duplicates() -> None:

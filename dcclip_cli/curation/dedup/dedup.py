@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from dcclip_cli.curation.decode_image import DecodedImage
-from dcclip_cli.curation.dedup import GlobalFilter, drop_empty, fill, quoted
+from dcclip_cli.curation.dedup import GlobalFilter, drop_empty, fill
 from dcclip_cli.curation.dedup.minhash import SameCaption, bands_of, letters_of, sketches_of, text_hash
 from dcclip_cli.curation.dedup.near_duplicates import (
     SIDE,
@@ -26,6 +26,7 @@ from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, image_digest
 from dcclip_cli.data.reading import IMAGE_SUFFIXES
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.machine import cores
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.options import Options, PathOption
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 DECISIONS, CAPTIONS = "decisions.parquet", "captions.parquet"
 _BATCH = 1000  # evaluation images in memory
+_PAIRS_AT_A_TIME = 50_000  # whose captions and scores are gathered in memory
+_GROUP_ROWS = 4096  # of a row group: a task of the write step reads those of its slice only
 
 
 def signature_schema() -> pa.Schema:
@@ -206,7 +209,7 @@ def dedup(
     scores: Sequence[Path],
     options: DedupOptions,
     out: Path,
-    memory: str = "1GB",
+    memory_mb: int | None = None,
     first: Sequence[GlobalFilter] = (),
     needs: Sequence[Language] = (),
 ) -> None:
@@ -214,7 +217,8 @@ def dedup(
 
     The filters `first` (thresholds of scores) run before all others; then evaluation sets, equal images, near
     duplicates, captions, whatever their order in the recipe. A pair that lacks a needed language is dropped after
-    equal images were merged, since that may have added it. DuckDB uses about `memory` and spills into `out`.
+    equal images were merged, since that may have added it. DuckDB uses about `memory_mb`, by default 256 and 128
+    for each core, and spills into `out`.
 
     decisions: key, reason (NULL: kept), detail, zh and en (the final captions of kept pairs, else empty),
     scores (JSON: by name a number, or a list per language in the order of the captions; NULL if there are none).
@@ -224,9 +228,9 @@ def dedup(
 
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as working, duckdb.connect(f"{working}/tables.duckdb") as connection:
-        connection.execute("SET memory_limit = $value", {"value": memory})
+        connection.execute("SET memory_limit = $value", {"value": f"{memory_mb or 256 + 128 * cores()}MB"})
         connection.execute("SET temp_directory = $value", {"value": f"{working}/spill"})
-        connection.execute("SET preserve_insertion_order = false")  # the results are sorted explicitly
+        connection.execute("SET preserve_insertion_order = false")  # all choices are ordered explicitly
         fill(connection, signatures, scores)
         for each in [*first, *([options.decontaminate] if options.decontaminate else [])]:
             each.apply(connection)
@@ -236,8 +240,22 @@ def dedup(
                 if isinstance(each, kind):
                     each.apply(connection)
             drop_empty(connection, needs)
+        connection.execute("SET preserve_insertion_order = true")  # else Arrow's tables may lose that of ORDER BY
         for name, query in ((CAPTIONS, _DROPPED_CAPTIONS), (DECISIONS, _DECISIONS)):
-            connection.execute(f"COPY ({query}) TO {quoted(out / name)} (FORMAT parquet, COMPRESSION zstd)")
+            _write(connection, query, out / name)
+
+
+def _write(connection: DuckDBPyConnection, query: str, path: Path) -> None:
+    """Write the rows that a query gives for all pairs, some `within` a range of numbers at a time."""
+    import pyarrow.parquet as pq
+
+    [(pairs,)] = connection.execute("SELECT count(*) FROM pairs").fetchall()
+    ranges = (f"number BETWEEN {at} AND {at + _PAIRS_AT_A_TIME - 1}" for at in range(0, pairs + 1, _PAIRS_AT_A_TIME))
+    tables = (connection.sql(query.format(within=within)).to_arrow_table() for within in ranges)
+    first = next(tables)
+    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
+        for table in chain([first], tables):
+            writer.write_table(table, _GROUP_ROWS)
 
 
 _DECISIONS = """
@@ -245,13 +263,14 @@ WITH final AS (
     SELECT number,
         coalesce(list(text ORDER BY place) FILTER (language = 'zh'), []) AS zh,
         coalesce(list(text ORDER BY place) FILTER (language = 'en'), []) AS en
-    FROM live_captions GROUP BY number
+    FROM live_captions WHERE {within} GROUP BY number
 ),
 caption_scores AS (
     SELECT number, name, language, to_json(list(value ORDER BY place)) AS value
     FROM (
         SELECT live_captions.number, live_captions.place, language, name, value
-        FROM live_captions CROSS JOIN (SELECT DISTINCT name FROM scores WHERE place IS NOT NULL)
+        FROM (FROM live_captions WHERE {within}) AS live_captions
+        CROSS JOIN (SELECT DISTINCT name FROM scores WHERE place IS NOT NULL)
         LEFT JOIN scores AS given USING (name, language)
         WHERE given.number = origin AND given.place = origin_place
     ) GROUP BY number, name, language
@@ -259,19 +278,20 @@ caption_scores AS (
 all_scores AS (
     SELECT number, name, to_json(map(list(language ORDER BY language), list(value ORDER BY language))) AS value
     FROM caption_scores GROUP BY number, name
-    UNION ALL SELECT number, name, to_json(value) FROM scores WHERE place IS NULL
+    UNION ALL SELECT number, name, to_json(value) FROM scores WHERE place IS NULL AND {within}
 ),
 scored AS (
     SELECT number, to_json(map(list(name ORDER BY name), list(value ORDER BY name)))::VARCHAR AS scores
     FROM all_scores GROUP BY number
 )
 SELECT key, reason, detail, coalesce(zh, []) AS zh, coalesce(en, []) AS en, scores
-FROM pairs LEFT JOIN pair_drops USING (number) LEFT JOIN final USING (number) LEFT JOIN scored USING (number)
+FROM (FROM pairs WHERE {within}) LEFT JOIN pair_drops USING (number)
+LEFT JOIN final USING (number) LEFT JOIN scored USING (number)
 ORDER BY number
 """
 
 _DROPPED_CAPTIONS = """
 SELECT key, language, text AS caption, reason, detail
 FROM caption_drops JOIN captions USING (number, language, place) JOIN pairs USING (number)
-ORDER BY number, language DESC, place
+WHERE {within} ORDER BY number, language DESC, place
 """

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # 8 bands of 4: texts of similarity 0.85 share a band in 99.8 % of cases, texts of similarity 0.4 in 19 %.
 _PERMUTATIONS, _BANDS = 32, 8
 _FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)  # odd: those of xxHash
+_TEXTS_AT_A_TIME = 50_000  # of which candidates are counted in memory, some hundred of each
 _MIN_LETTERS = 12  # shorter captions are duplicates only if their letters are equal
 _WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|[^\W\u3400-\u9fff\uf900-\ufaff]+")
 
@@ -112,68 +113,70 @@ class SameCaption(GlobalFilter):
         import pyarrow as pa
 
         connection.execute(_TEXTS)
-        families: dict[tuple[str, int], int] = {}
-        if self.similarity is not None:
-            connection.execute(_TEXT_CANDIDATES, {"letters": _MIN_LETTERS})
-            families = _find_families(connection, self.similarity)
-        schema = pa.schema({"language": pa.string(), "text_hash": pa.uint64(), "family": pa.uint64()})
-        rows = [dict(zip(schema.names, (*key, family), strict=True)) for key, family in families.items()]
-        connection.register("families", pa.Table.from_pylist(rows, schema))
+        families = _find_families(connection, self.similarity) if self.similarity is not None else {}
+        ids = (pa.array(column, pa.int64()) for column in (families.keys(), families.values()))
+        connection.register("families", pa.table(list(ids), ["id", "first"]))
         connection.execute(_DROP_TEXTS, {"most": self.at_most})
 
 
-def _find_families(connection: DuckDBPyConnection, similarity: float) -> dict[tuple[str, int], int]:
-    """By language and text: the earliest similar text that is itself not assigned to another one."""
-    families: dict[tuple[str, int], int] = {}
+def _find_families(connection: DuckDBPyConnection, similarity: float) -> dict[int, int]:
+    """By a text's id: that of the earliest similar text that is itself not assigned to another one."""
+    connection.execute(_TEXT_KEYS, {"letters": _MIN_LETTERS})
+    [(texts,)] = connection.execute("SELECT count(*) FROM texts").fetchall()
+    for start in range(1, texts + 1, _TEXTS_AT_A_TIME):
+        connection.execute(_TEXT_CANDIDATES, {"start": start, "end": start + _TEXTS_AT_A_TIME})
+    families: dict[int, int] = {}
     differ = " + ".join(f"bit_count(xor(one.sketch[{word}], other.sketch[{word}]))" for word in range(2, 10))
     most = (1 - similarity) / (1 + similarity)  # trigrams that only one of them has, as a part of those of both
     rows = connection.cursor().execute(_COMPARED.format(differ=differ), {"most": most})
     while batch := rows.fetchmany(10_000):
-        for language, earlier, later, text, other in batch:
-            if (language, earlier) in families or (language, later) in families:
+        for earlier, later, text, other in batch:
+            if earlier in families or later in families:
                 continue
             if jaccard(text, other) < similarity or replaces_a_word(text, other):
                 continue
             if min(len(letters_of(text)), len(letters_of(other))) >= _MIN_LETTERS:
-                families[language, later] = earlier
+                families[later] = earlier
     return families
 
 
-# Each text once, with the first pair that has it.
+# Each text once, with the first pair that has it; ids are in the order of languages, then of pairs.
 _TEXTS = """
 CREATE OR REPLACE TABLE texts AS
-    SELECT language, text_hash, min(number) AS number, arg_min(text, (number, place)) AS text,
-        arg_min(bands, (number, place)) AS bands, arg_min(sketch, (number, place)) AS sketch
-    FROM live_captions GROUP BY language, text_hash
+    SELECT id, captions.* FROM captions JOIN (
+        SELECT *, row_number() OVER (ORDER BY language, number, text_hash) AS id FROM (
+            SELECT language, text_hash, min(number) AS number, arg_min(place, (number, place)) AS place
+            FROM live_captions GROUP BY language, text_hash
+        )
+    ) USING (language, number, place)
+"""
+
+_TEXT_KEYS = """
+CREATE OR REPLACE TABLE text_candidates (earlier BIGINT, later BIGINT);
+CREATE OR REPLACE TABLE text_keys AS
+    SELECT language, band, id, row_number() OVER (PARTITION BY language, band ORDER BY id) <= 200 AS early
+    FROM (SELECT language, id, unnest(bands) AS band FROM texts WHERE length(text) >= $letters)
+    QUALIFY count(*) OVER (PARTITION BY language, band) > 1
 """
 
 _TEXT_CANDIDATES = """
-CREATE OR REPLACE TABLE text_candidates AS
-    WITH keys AS (
-        SELECT language, number, text_hash, unnest(bands) AS band FROM texts WHERE length(text) >= $letters
-    ),
-    earlier AS (
-        SELECT * FROM keys
-        QUALIFY row_number() OVER (PARTITION BY language, band ORDER BY number, text_hash) <= 200
-    )
-    SELECT * FROM (
-        SELECT language, earlier.number AS earlier_number, earlier.text_hash AS earlier,
-            keys.number AS later_number, keys.text_hash AS later, count(*) AS shared
-        FROM earlier JOIN keys USING (language, band)
-        WHERE (earlier.number, earlier.text_hash) < (keys.number, keys.text_hash)
+INSERT INTO text_candidates
+    SELECT earlier, later FROM (
+        SELECT earlier.id AS earlier, keys.id AS later, count(*) AS shared
+        FROM text_keys AS earlier
+        JOIN (SELECT * FROM text_keys WHERE id >= $start AND id < $end) AS keys USING (language, band)
+        WHERE earlier.early AND earlier.id < keys.id
         GROUP BY ALL
     )
-    QUALIFY row_number() OVER (PARTITION BY language, later ORDER BY shared DESC, earlier_number, earlier) <= 16
-        OR row_number() OVER (PARTITION BY language, later ORDER BY earlier_number, earlier) <= 16
+    QUALIFY row_number() OVER (PARTITION BY later ORDER BY shared DESC, earlier) <= 16
+        OR row_number() OVER (PARTITION BY later ORDER BY earlier) <= 16
 """
 
 _COMPARED = """
-SELECT language, earlier, later, one.text, other.text
-FROM text_candidates
-JOIN texts AS one USING (language) JOIN texts AS other USING (language)
-WHERE one.text_hash = earlier AND other.text_hash = later
-    AND {differ} <= $most * (one.sketch[1] + other.sketch[1]) + 0.001
-ORDER BY later_number, later, language, earlier_number, earlier
+SELECT earlier, later, one.text, other.text
+FROM text_candidates JOIN texts AS one ON one.id = earlier JOIN texts AS other ON other.id = later
+WHERE {differ} <= $most * (one.sketch[1] + other.sketch[1]) + 0.001
+ORDER BY later, earlier
 """
 
 _DROP_TEXTS = """
@@ -190,9 +193,10 @@ INSERT INTO caption_drops
                 ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
             ) AS same_before,
         FROM (
-            SELECT number, language, place, text, coalesce(family, text_hash) AS family,
-                min(number) OVER (PARTITION BY language, coalesce(family, text_hash)) AS first
-            FROM live_captions LEFT JOIN families USING (language, text_hash)
+            SELECT number, language, place, text, coalesce(families.first, id) AS family,
+                min(number) OVER (PARTITION BY coalesce(families.first, id)) AS first
+            FROM live_captions JOIN (SELECT id, language, text_hash FROM texts) USING (language, text_hash)
+            LEFT JOIN families USING (id)
         )
         WINDOW family AS (PARTITION BY language, family ORDER BY number, place)
     ) AS counted
