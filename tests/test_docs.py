@@ -2,10 +2,15 @@
 
 A block of shell commands is run here line by line unless it is marked with `<!-- not run here: REASON -->`, as is
 a block of Python outside the README and getting-started.md: it takes long, needs a network, or needs a finished run.
+Those of a tutorial are run in order, in one folder, into which its blocks with a title are written as files.
 """
 
+import os
 import re
 import shlex
+import subprocess
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +28,11 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").rglob("*.md")])
 LANGUAGES = {"sh", "python", "yaml", "text"}
 _BLOCK = re.compile(
-    r"(?P<marked><!-- not run here: [^\n]+ -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.M | re.S
+    r"(?P<marked><!-- not run here: [^\n]+ -->\n)?"
+    r'^```(?P<language>\w*)(?: title="(?P<title>[^"\n]+)")?\n(?P<body>.*?)^```$',
+    re.M | re.S,
 )
+TUTORIALS = [page for page in PAGES if page.parent.name == "tutorials"]
 _LINK = re.compile(r"\]\((?!https?://)([^)#]+)")
 
 
@@ -38,9 +46,9 @@ def blocks(page: Path, language: str, marked: bool | None = None) -> list[str]:
     ]
 
 
-def commands(marked: bool | None = None) -> list[str]:
+def commands(pages: Iterable[Path] = PAGES, marked: bool | None = None) -> list[str]:
     """The lines of all shell blocks, each once."""
-    lines = [line for page in PAGES for block in blocks(page, "sh", marked) for line in block.splitlines()]
+    lines = [line for page in pages for block in blocks(page, "sh", marked) for line in block.splitlines()]
     return list(dict.fromkeys(line for line in lines if line.strip()))
 
 
@@ -59,7 +67,7 @@ def test_blocks_say_their_language_links_lead_to_files_and_recipes_load(page: Pa
         load(tmp_path / "recipe.yaml")
 
 
-@pytest.mark.parametrize("command", commands(marked=False))
+@pytest.mark.parametrize("command", commands(set(PAGES) - set(TUTORIALS), marked=False))
 def test_a_command_that_is_not_marked_runs(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
@@ -67,6 +75,34 @@ def test_a_command_that_is_not_marked_runs(command: str, tmp_path: Path, monkeyp
     assert program == "dcclip", "only dcclip is run here: mark the block"
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
+
+
+def script_of(page: Path) -> str:
+    """The commands of a page in order, with its titled blocks as files."""
+    parts = ["set -euo pipefail"]
+    for block in _BLOCK.finditer(page.read_text("utf-8")):
+        if block["title"]:
+            parts.append(f"cat > {shlex.quote(block['title'])} << 'END OF FILE'\n{block['body']}END OF FILE")
+        elif block["language"] == "sh" and not block["marked"]:
+            parts.append(block["body"])
+    return "\n".join(parts)
+
+
+@pytest.mark.parametrize("page", [page for page in TUTORIALS if ".zh" not in page.name], ids=lambda page: page.stem)
+def test_the_commands_of_a_tutorial_run_in_order(page: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
+    run = ["bash", "-c", script_of(page)]
+    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", [*(ROOT / "docs").rglob("*.zh.md")], ids=lambda page: page.name)
+def test_a_chinese_page_has_the_english_page_s_code(page: Path) -> None:
+    english = page.with_name(page.name.replace(".zh.md", ".md"))
+    for language in ("sh", "python", "yaml"):
+        assert blocks(page, language) == blocks(english, language)
 
 
 @pytest.mark.parametrize("command", shown())

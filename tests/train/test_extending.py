@@ -1,4 +1,4 @@
-"""The example of a new loss in docs/how-to/extend.md works as shown."""
+"""The example of a new loss in docs/how-to/own-loss.md works as shown."""
 
 import importlib.util
 import sys
@@ -12,7 +12,7 @@ from dcclip_cli.train import losses
 from tests.test_docs import ROOT, blocks
 from tests.train.losses.outputs import NONE, outputs
 
-PAGE = ROOT / "docs/how-to/extend.md"
+PAGE = ROOT / "docs/how-to/own-loss.md"
 
 
 def test_a_file_and_a_name_in_the_union_add_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
