@@ -51,7 +51,9 @@ def main() -> None:
             page.set_input_files("#files", PHOTOS)
             page.evaluate("document.activeElement.blur()")
             page.wait_for_selector(f"#pictures > li:nth-child({len(PHOTOS)}) ol li", timeout=120_000)
-            picture = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+            height = page.evaluate("document.querySelector('#pictures').getBoundingClientRect().bottom + scrollY + 24")
+            clip = {"x": 0, "y": 0, "width": 900, "height": height}
+            picture = Image.open(io.BytesIO(page.screenshot(full_page=True, clip=clip)))
             picture.convert("P", palette=Image.Palette.ADAPTIVE).save(Path(__file__).with_name(name), optimize=True)
         browser.close()
 

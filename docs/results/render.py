@@ -116,20 +116,20 @@ def headline(words: dict[str, str]) -> str:
 
 
 ENGLISH = {
-    "head": "model|parameters|twemoji: known classes|emojione2: known classes|unseen classes",
+    "head": "model|parameters|twemoji|emojione2|unseen classes",
     TEACHER: "teacher",
-    STUDENT: "student, mean of 6 runs",
-    TENTH: "smaller student, mean of 3 runs",
-    CONTRAST: "the student trained without a teacher",
+    STUDENT: "student (6 runs)",
+    TENTH: "smaller student (3 runs)",
+    CONTRAST: "student without a teacher (3 runs)",
     "share": "share of the teacher",
 }
 CHINESE = {
-    "head": "模型|参数量|twemoji：见过的类别|emojione2：见过的类别|没见过的类别",
+    "head": "模型|参数量|twemoji|emojione2|没见过的类别",
     TEACHER: "教师",
-    STUDENT: "学生，6 次训练的均值",
-    TENTH: "更小的学生，3 次训练的均值",
-    CONTRAST: "同一个学生，不用教师训练",
-    "share": "相当于教师的",
+    STUDENT: "学生（训练 6 次）",
+    TENTH: "更小的学生（训练 3 次）",
+    CONTRAST: "同样的学生，不用教师（训练 3 次）",
+    "share": "达到教师的",
 }
 
 
