@@ -242,7 +242,7 @@ def _finish(options: CollectOptions, work: WorkFolder, slices: int) -> dict[str,
     folders = [folder for number in range(slices) for folder in (work.read(number), work.written(number))]
     shards = [_json(folder / SHARD) for folder in folders[1::2]]
     with whole_file(work.out / DROPPED, work.root) as path:
-        join_dropped((folder / DROPPED for folder in folders[1::2]), path)
+        join_dropped(([work.read(at) / DROPPED, work.written(at) / DROPPED] for at in range(slices)), path)
     statistics = Statistics.merge(_json(folder / STATISTICS) for folder in folders).as_dict()
     examples = Examples.merge((folder / EXAMPLES for folder in folders), options.report.examples)
     examples.fill(lambda key: next((kept.pair for kept in read_pairs(work.read(int(key[:6])), key)), None))

@@ -121,14 +121,14 @@ def _header(name: str, size: int) -> bytes:
 
 
 class DroppedTable:
-    """The dropped pairs and single captions of one slice, one row for each, sorted by key.
+    """The dropped pairs and single captions of one step of a slice, one row for each.
 
     Columns: `key` and `origin` (source and position there) of the pair, `reason`, `detail`, `language` (of a single
     caption; null for a whole pair), and the dropped captions `zh` and `en`, cut to 1,000 characters each.
     """
 
-    def __init__(self, rows: Iterable[dict[str, Any]] = ()) -> None:
-        self._rows = list(rows)
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
 
     def add_pair(self, pair: Pair, drop: Drop) -> None:
         self._add(pair, drop, None, {"zh": pair.zh, "en": pair.en})
@@ -151,26 +151,18 @@ class DroppedTable:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        rows = sorted(self._rows, key=lambda row: str(row["key"]))
-        pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), path, compression="zstd")
-
-    @classmethod
-    def read(cls, path: Path) -> DroppedTable:
-        """The table in a file."""
-        import pyarrow.parquet as pq
-
-        return cls(pq.read_table(path).to_pylist())
+        pq.write_table(pa.Table.from_pylist(self._rows, schema=_schema()), path, compression="zstd")
 
 
-def join_dropped(files: Iterable[Path], out: Path) -> None:
-    """Join the tables of slices into one Parquet file; a few of them are in memory at a time."""
+def join_dropped(slices: Iterable[Iterable[Path]], out: Path) -> None:
+    """Join the tables of each slice, sorted by key, into one Parquet file; a few slices are in memory at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with pq.ParquetWriter(out, _schema(), compression="zstd") as joined:
         tables: list[pa.Table] = []
-        for file in files:
-            tables.append(pq.read_table(file, schema=_schema()))
+        for files in slices:
+            tables.append(pa.concat_tables(pq.read_table(file, schema=_schema()) for file in files).sort_by("key"))
             if sum(table.num_rows for table in tables) >= _ROWS_AT_A_TIME:
                 joined.write_table(pa.concat_tables(tables))
                 tables = []

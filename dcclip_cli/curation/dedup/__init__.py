@@ -87,7 +87,8 @@ INSERT INTO pair_drops
 
 def fill(connection: DuckDBPyConnection, signatures: Sequence[Path], scores: Sequence[Path]) -> None:
     """Create the tables and load the signature files and the score files into them."""
-    files, score_files = ("[" + ", ".join(quoted(path) for path in paths) + "]" for paths in (signatures, scores))
+    names = ([str(path).replace("'", "''") for path in paths] for paths in (signatures, scores))
+    files, score_files = ("['" + "', '".join(each) + "']" for each in names)  # as SQL: views take no parameters
     connection.execute(_PAIRS.format(files=files))
     selected = [_CAPTIONS.format(language=language, files=files) for language in LANGUAGES]
     connection.execute("CREATE TABLE captions AS " + " UNION ALL ".join(selected) + ";" + _TABLES)
@@ -99,8 +100,3 @@ def fill(connection: DuckDBPyConnection, signatures: Sequence[Path], scores: Seq
 def drop_empty(connection: DuckDBPyConnection, needs: Sequence[Language] = ()) -> None:
     """Drop as `no-caption` pairs without captions in a needed language, or in any language if `needs` is empty."""
     connection.execute(_EMPTY_PAIRS, {"languages": list(needs or LANGUAGES), "each": bool(needs)})
-
-
-def quoted(path: Path) -> str:
-    """A file name as SQL, since views take no parameters."""
-    return "'" + str(path).replace("'", "''") + "'"
