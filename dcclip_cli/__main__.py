@@ -67,9 +67,13 @@ def _report_crash(error: BaseException) -> None:
 
 def _say_stopped(line: str) -> None:
     """Print a line on stderr from a signal handler: past the streams, and below a bar, whose hidden cursor it shows."""
-    label = "\033[?25h\n\033[1;33mstopped:\033[0m" if os.isatty(2) else "stopped:"
+    from dcclip_cli.errors import Message
+    from dcclip_cli.language import translated
+
+    label = translated(Message("stopped: "))
+    label = f"\033[?25h\n\033[1;33m{label}\033[0m" if os.isatty(2) else label
     try:
-        os.write(2, f"{label} {line}\n".encode(errors="backslashreplace"))
+        os.write(2, f"{label}{translated(line)}\n".encode(errors="backslashreplace"))
     except OSError:  # nobody reads it
         return
 

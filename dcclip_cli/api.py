@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import bound_spinning, disable_telemetry
 from dcclip_cli.progress import Progress, progress_for
 from dcclip_cli.recipe.load import LoadedRecipe, RecipeSource
@@ -342,7 +342,7 @@ def open_recipe(
         for line in loaded.warnings:
             warnings.warn(line, FutureWarning, stacklevel=3)
     if stage and stage not in loaded.recipe.stages:
-        there = ", ".join(loaded.recipe.stages) or "none"
+        there = ", ".join(loaded.recipe.stages) or Message("none")
         raise DcclipError(
             "{path} has no section {stage}",
             "add one; its stages are: {there}",

@@ -50,10 +50,14 @@ class Record:
         for name, entry in self._files.items():
             file = self.file.parent / name
             if not file.is_file():
-                what = "is a folder" if file.is_dir() else f"is missing, which {self.file.name} lists"
-                raise DcclipError(Message("{file} {what}", file=file, what=what), self.hint)
+                what = (
+                    Message("{file} is a folder", file=file)
+                    if file.is_dir()
+                    else Message("{file} is missing, which {name} lists", file=file, name=self.file.name)
+                )
+                raise DcclipError(what, self.hint)
             if (size := file.stat().st_size) != entry["bytes"]:
-                cut = "cut short" if size < entry["bytes"] else "too long"
+                cut = Message("cut short") if size < entry["bytes"] else Message("too long")
                 raise DcclipError(
                     Message(
                         "{file} is {cut}: {size:,} bytes instead of {expected:,}",
@@ -167,7 +171,11 @@ def cached_record(file: Path, number: int, say: Callable[[str], None]) -> Record
             )
         record.check()
     except (DcclipError, OSError) as error:
-        what = error.what if isinstance(error, DcclipError) else f"{file} cannot be read: {error.strerror}"
+        what = (
+            error.what
+            if isinstance(error, DcclipError)
+            else Message("{file} cannot be read: {strerror}", file=file, strerror=error.strerror)
+        )
         say(Message("warning: {what}: it is made again", what=what))
         remove(file)
         return None

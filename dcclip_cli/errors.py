@@ -13,8 +13,8 @@ FIELD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")  # a doubled brace, or a field wit
 class Message(str):
     """A text in English that keeps its template and the values of its fields, for a translation of the template.
 
-    Without fields, the template is the text itself, braces included. A value that is a Message or a DcclipError (its
-    `what`) stays one, and is translated as well.
+    Without fields, the template is the text itself, braces included. A value that is a Message, or an
+    exception with one, stays a Message and is translated as well.
     """
 
     template: str
@@ -36,8 +36,8 @@ def _message(template: str, values: Mapping[str, str]) -> Message:
 
 def _value(place: str, fields: Mapping[str, object]) -> str:
     value = fields.get(place)
-    if isinstance(value, DcclipError):
-        return value.what
+    if isinstance(value, Exception) and value.args and isinstance(value.args[0], Message):
+        value = value.args[0]
     return value if isinstance(value, Message) else f"{{{place}}}".format(**fields)
 
 
@@ -46,10 +46,10 @@ def filled(template: str, values: Mapping[str, str]) -> str:
     return FIELD.sub(lambda found: values[found[1]] if found[1] else found[0][0], template)
 
 
-def lines(parts: Iterable[str]) -> Message:
-    """Messages below each other, as one."""
-    fields = {f"line{number}": part for number, part in enumerate(parts)}
-    return Message("\n".join(f"{{{name}}}" for name in fields), **fields)
+def joined(separator: str, parts: Iterable[str]) -> Message:
+    """Messages as one: below each other with a line break as `separator`, or side by side."""
+    fields = {f"part{number}": part for number, part in enumerate(parts)}
+    return Message(separator.join(f"{{{name}}}" for name in fields), **fields)
 
 
 class DcclipError(Exception):

@@ -176,7 +176,7 @@ def read_json(file: Path, hint: str) -> dict[str, Any]:
     """The JSON object in a file. Raises DcclipError with `hint` if the file is missing or something else."""
     if not file.is_file():
         raise DcclipError(Message("{parent} has no {name}", parent=file.parent, name=file.name), hint)
-    return json_object(file.read_bytes(), str(file), hint or "copy the directory again")
+    return json_object(file.read_bytes(), str(file), hint or Message("copy the directory again"))
 
 
 def validated(kind: type[M], content: Any, where: object, hint: str) -> M:
@@ -194,7 +194,7 @@ def validated_by(validate: Callable[[Any], T], content: Any, where: object, hint
         first = error.errors(include_url=False, include_context=False)[0]
         message, key = first["msg"].removeprefix("Value error, "), ".".join(map(str, first["loc"]))
         value, told = first["input"], first["type"] == "value_error"  # which says more than the value
-        got = f" (got {value!r:.100})" if isinstance(value, str | int | float) and not told else ""
+        got = Message(" (got {value!r:.100})", value=value) if isinstance(value, str | int | float) and not told else ""
         place = ": ".join(filter(None, (str(where), key)))
         raise DcclipError(
             Message(

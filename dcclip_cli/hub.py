@@ -47,11 +47,11 @@ def files_on_hub(repository: str, kind: Literal["model", "dataset"] = "model") -
     # The HTTP library's own errors are no OSError.
     except (OSError, *HfHubHTTPError.__bases__) as error:  # type: ignore[misc]
         if getattr(error, "response", None) is not None:
-            why, reason = "the hub does not have it, or not for you", str(error).strip().splitlines()[0][:200]
-            hint = "check the name; if its licence must be accepted on the hub, log in with: hf auth login"
+            why, reason = Message("the hub does not have it, or not for you"), str(error).strip().splitlines()[0][:200]
+            hint = Message("check the name; if its licence must be accepted on the hub, log in with: hf auth login")
         else:
-            why = "the hub cannot be reached"
-            reason = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else str(error).strip().splitlines()[0][:200]
+            why = Message("the hub cannot be reached")
+            reason = Message("HF_HUB_OFFLINE is set") if HF_HUB_OFFLINE else str(error).strip().splitlines()[0][:200]
         raise DcclipError(
             Message(
                 "{repository} is not complete in the local cache, and {why}: {reason}",
@@ -63,18 +63,26 @@ def files_on_hub(repository: str, kind: Literal["model", "dataset"] = "model") -
         ) from None
 
 
-_LOG_IN = "log in with: hf auth login, or set HF_TOKEN to a token that may write"
-_AGAIN = "run the same command again: what is uploaded already is not uploaded twice"
-_CHANGE = "change what it names, and push again"
+_LOG_IN = Message("log in with: hf auth login, or set HF_TOKEN to a token that may write")
+_AGAIN = Message("run the same command again: what is uploaded already is not uploaded twice")
+_CHANGE = Message("change what it names, and push again")
 _REFUSALS = {
-    401: ("the hub accepts no token of yours", _LOG_IN),
-    402: ("its storage is used up", "free some, or pay for more, in the settings of your account on the hub"),
-    403: ("your token must not write there", f"{_LOG_IN} to {{owner}}"),
-    404: ("the hub does not have it, or not for you", "check the name; without --pull-request it is created"),
-    409: ("another process changes it", _AGAIN),
-    412: ("it was changed at the same time", _AGAIN),
-    413: ("a file is too large for the hub", "export it in a smaller precision, or leave it out"),
-    429: ("the hub allows no more requests for now", f"wait some minutes, then {_AGAIN}"),
+    401: (Message("the hub accepts no token of yours"), _LOG_IN),
+    402: (
+        Message("its storage is used up"),
+        Message("free some, or pay for more, in the settings of your account on the hub"),
+    ),
+    404: (
+        Message("the hub does not have it, or not for you"),
+        Message("check the name; without --pull-request it is created"),
+    ),
+    409: (Message("another process changes it"), _AGAIN),
+    412: (Message("it was changed at the same time"), _AGAIN),
+    413: (Message("a file is too large for the hub"), Message("export it in a smaller precision, or leave it out")),
+    429: (
+        Message("the hub allows no more requests for now"),
+        Message("wait some minutes, then {again}", again=_AGAIN),
+    ),
 }
 
 
@@ -99,16 +107,22 @@ def _refused(repository: str, error: Any) -> DcclipError:
     said = " ".join(str(getattr(error, "server_message", None) or error or type(error).__name__).split())[:300]
     if getattr(error, "response", None) is not None:
         status = int(error.response.status_code)
-        fault = (f"the hub has a fault ({status})", f"wait, then {_AGAIN}")
-        other = (f"the hub refuses it ({status})", _CHANGE)
-        why, hint = _REFUSALS.get(status, fault if status >= 500 else other)
+        fault = (Message("the hub has a fault ({status})", status=status), Message("wait, then {again}", again=_AGAIN))
+        other = (Message("the hub refuses it ({status})", status=status), _CHANGE)
+        owner = Message("{log_in} to {owner}", log_in=_LOG_IN, owner=repository.partition("/")[0])
+        refusals = {**_REFUSALS, 403: (Message("your token must not write there"), owner)}
+        why, hint = refusals.get(status, fault if status >= 500 else other)
     elif HF_HUB_OFFLINE:
-        why, said, hint = "the hub cannot be reached", "HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE"
+        why, said, hint = (
+            Message("the hub cannot be reached"),
+            Message("HF_HUB_OFFLINE is set"),
+            Message("unset HF_HUB_OFFLINE"),
+        )
     elif isinstance(error, ValueError):
-        why, hint = "the hub refuses it", _CHANGE
+        why, hint = Message("the hub refuses it"), _CHANGE
     else:
-        why, hint = "the hub cannot be reached", f"check the network, then {_AGAIN}"
+        why, hint = Message("the hub cannot be reached"), Message("check the network, then {again}", again=_AGAIN)
     return DcclipError(
         Message("{repository}: {place}{why}: {said}", repository=repository, place=place, why=why, said=said),
-        hint.format(owner=repository.partition("/")[0]),
+        hint,
     )

@@ -9,6 +9,8 @@ from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Strict, TypeAdapter, ValidationError, ValidationInfo, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, to_jsonable_python
 
+from dcclip_cli.errors import Message
+
 T = TypeVar("T")
 _NEUTRAL = "neutral"
 # Neutral[int]: an int option that changes speed or what is shown, never the result.
@@ -57,12 +59,14 @@ class Options(BaseModel):
             if key in cls.renamed:
                 new = cls.renamed[key]
                 if new in values:
-                    mistakes.append((key, f"is the old name of {new}, which is given too: remove one of them"))
+                    what = Message("is the old name of {new}, which is given too: remove one of them", new=new)
+                    mistakes.append((key, what))
                 current[new] = current.pop(key)
             elif key in cls.removed:
                 new = None
                 if values[key] not in cls.removed[key].ignored:
-                    mistakes.append((key, f"is no longer an option: {cls.removed[key].advice}"))
+                    what = Message("is no longer an option: {advice}", advice=cls.removed[key].advice)
+                    mistakes.append((key, what))
                 del current[key]
             else:
                 continue

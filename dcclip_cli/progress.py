@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dcclip_cli.errors import Message, joined
+from dcclip_cli.language import translated
 from dcclip_cli.machine import is_first_process
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ def say_loading(what: str, after_s: float) -> threading.Timer:
 
     def say() -> None:
         if not _shown:
-            _to_stderr(f"{what}: loading")
+            _to_stderr(Message("{what}: loading", what=what))
 
     timer = threading.Timer(after_s, say)
     timer.daemon = True
@@ -115,7 +117,7 @@ def _note_shown() -> None:
 
 def _to_stderr(line: str) -> None:
     _note_shown()
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(translated(line) + "\n")
     sys.stderr.flush()
 
 
@@ -136,9 +138,11 @@ class _LineTask:
     def report(self, last: bool = False) -> None:
         seconds = time.monotonic() - self.begin
         rate = (self._done - self._first) / seconds if seconds else 0.0
-        left = f"{_clock((self._total - self._done) / rate)} left" if rate and not last else f"took {_clock(seconds)}"
-        parts = [f"{self._name} {self._done}/{self._total}", f"{rate:.1f}/s", left, self._metrics]
-        self._say("  ".join(part for part in parts if part))
+        left = Message("took {time}", time=_clock(seconds))
+        if rate and not last:
+            left = Message("{time} left", time=_clock((self._total - self._done) / rate))
+        done = Message("{name} {done}/{total}", name=self._name, done=self._done, total=self._total)
+        self._say(joined("  ", filter(None, (done, f"{rate:.1f}/s", left, self._metrics))))
 
 
 class TerminalBars:
@@ -149,7 +153,7 @@ class TerminalBars:
 
     def say(self, line: str) -> None:
         _note_shown()
-        self._console.print(line, markup=False, soft_wrap=True)
+        self._console.print(translated(line), markup=False, soft_wrap=True)
 
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
@@ -158,7 +162,7 @@ class TerminalBars:
         outermost = not bars.live.is_started
         if outermost:
             bars.start()
-        number = bars.add_task(name, total=total, completed=done, metrics="")
+        number = bars.add_task(translated(name), total=total, completed=done, metrics="")
         try:
             yield _BarTask(bars, number)
         finally:

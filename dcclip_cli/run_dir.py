@@ -55,7 +55,7 @@ def finished(run: Path, stage: StageName) -> bool:
     """As `has_product`, but raises DcclipError if the product is damaged, as far as its files' names and sizes tell."""
     if not has_product(run, stage):
         return False
-    product, hint = _product(run, stage), "make it again with --fresh"
+    product, hint = _product(run, stage), Message("make it again with --fresh")
     record = product / RECORD if product.is_dir() else product
     if record.name == RECORD:
         read_record(record, FIRST_WITH_CHECKSUMS, hint).check_sizes()

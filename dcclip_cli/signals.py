@@ -155,17 +155,22 @@ def keeping(what: Callable[[], str]) -> Iterator[None]:
 
 def kept() -> str:
     """What a command that is stopped now has kept."""
+    from dcclip_cli.errors import joined
+
     found = [*filter(None, (*(what() for what in _kept), *_kept_before))] or [what() for what in _kept_last]
-    return ", ".join(filter(None, found))
+    return joined(", ", filter(None, found))
 
 
 def stopped() -> str:
     """What a command that is stopped now has kept, and how to go on."""
+    from dcclip_cli.errors import Message
+
     there = kept()
-    again = "run the same command again" + (" without --fresh" if "--fresh" in sys.argv else "")
-    return (
-        f"{there}; {again} to go on from there" if there else "nothing was kept this time; run the same command again"
-    )
+    if not there:
+        return Message("nothing was kept this time; run the same command again")
+    if "--fresh" in sys.argv:
+        return Message("{there}; run the same command again without --fresh to go on from there", there=there)
+    return Message("{there}; run the same command again to go on from there", there=there)
 
 
 def work_is_done(code: int) -> None:

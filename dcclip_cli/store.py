@@ -28,7 +28,7 @@ __all__ = ["FeatureStore", "MissingRows", "digests"]
 _CLAIMED = 64  # batches that a filling process computes before it looks for those of others
 _MOST_CLAIMS = 1000
 _BLOCK_BYTES = 2**28
-_ELSEWHERE = "name a folder on another disk with DCCLIP_CACHE"
+_ELSEWHERE = Message("name a folder on another disk with DCCLIP_CACHE")
 
 
 def digests(about: str, items: Iterable[bytes]) -> np.ndarray:
@@ -64,7 +64,7 @@ class FeatureStore(StoredRows):
                 for keys, values in pieces:
                     for name, given in values.items():
                         if not np.isfinite(flat(given)).all():
-                            raise ValueError(f"{name} is not finite")
+                            raise ValueError(Message("{name} is not finite", name=name))
                         size += flat(given).nbytes
                     waiting.append((keys, values))
                     seconds = time.monotonic() - last

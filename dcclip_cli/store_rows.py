@@ -17,6 +17,7 @@ import numpy as np
 
 from dcclip_cli import store_index
 from dcclip_cli.blocks import Array, Block, Damaged, Ragged, flat, parse
+from dcclip_cli.errors import Message
 from dcclip_cli.files import OpenFile
 from dcclip_cli.partials import remove, remove_if_abandoned
 from dcclip_cli.store_index import Index, Source, index_of, joined, open_index
@@ -210,7 +211,7 @@ class StoredRows:
             return True
         if entry.name.endswith((SUFFIX, store_index.SUFFIX)) and entry.name not in self._unusable:
             self._unusable.add(entry.name)
-            self._remove(Path(entry.path), "is not a file")
+            self._remove(Path(entry.path), Message("is not a file"))
         return False
 
     def _use_index(self, file: Path, there: Collection[str]) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Before any library is imported: no test may go to the network, and other thread counts sum in another order.
-os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+# Before any library is imported: no test may go to the network, other thread counts sum in another order, and messages
+# are in English whatever the locale.
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "DCCLIP_LANG": "en"}
 
 import pytest
 from PIL import Image, ImageDraw

@@ -1,7 +1,7 @@
 import pickle
 from pathlib import Path
 
-from dcclip_cli.errors import AgainError, DcclipError, Message, lines
+from dcclip_cli.errors import AgainError, DcclipError, Message, joined
 
 
 def test_an_error_fills_both_of_its_templates_with_the_fields() -> None:
@@ -39,9 +39,9 @@ def test_a_message_in_a_message_stays_one() -> None:
 
 
 def test_messages_below_each_other_stay_messages() -> None:
-    joined = lines([Message("{n} of 2", n=1), "{n} of 2"])
-    assert joined == "1 of 2\n{n} of 2"
-    assert [getattr(one, "template", None) for one in joined.values.values()] == ["{n} of 2", None]
+    both = joined("\n", [Message("{n} of 2", n=1), "{n} of 2"])
+    assert both == "1 of 2\n{n} of 2"
+    assert [getattr(one, "template", None) for one in both.values.values()] == ["{n} of 2", None]
 
 
 def test_an_error_keeps_its_kind_and_its_templates_when_it_leaves_a_process() -> None:

@@ -16,6 +16,7 @@ import typer
 
 from dcclip_cli.cli.streams import as_json, printable
 from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.language import language, translated
 from dcclip_cli.launched import is_launched, report
 from dcclip_cli.machine import is_first_process
 from dcclip_cli.progress import Progress, Silent, stderr_progress
@@ -36,10 +37,18 @@ _RED, _YELLOW, _CYAN = 31, 33, 36  # ANSI colours
 class CommandGroup(typer.core.TyperGroup):
     """Commands whose user errors are printed as `error:` and `hint:` lines; any other exception keeps its traceback."""
 
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        if language() == "zh":
+            from dcclip_cli.cli.chinese import speak_chinese
+
+            speak_chinese(self)
+        with _usage_errors():
+            return super().make_context(*arguments, **options)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         for before, one in pairwise(args):
             if one == "" or (one.startswith("--") and one.endswith("=")):
-                name = one.rstrip("=") or (before if before.startswith("-") else "an argument")
+                name = one.rstrip("=") or (before if before.startswith("-") else Message("an argument"))
                 _fail(
                     DcclipError(
                         "{name} is empty", "is a shell variable not set? Leave it out for the default", name=name
@@ -49,7 +58,8 @@ class CommandGroup(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return self._invoke_and_flush(ctx)
+            with _usage_errors():
+                return self._invoke_and_flush(ctx)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) or asked_to_end():  # any other error is then a consequence
                 _stopped()
@@ -82,12 +92,27 @@ class CommandGroup(typer.core.TyperGroup):
         return {name for parameter in (command.params if command else ()) for name in parameter.opts}
 
 
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Let usage errors of the block be in the user's language."""
+    if language() == "en":
+        yield
+        return
+    from dcclip_cli.cli.chinese import USAGE_ERROR, usage_error
+
+    try:
+        yield
+    except USAGE_ERROR as error:
+        usage_error(error)
+        raise
+
+
 def _fail(mistake: DcclipError) -> NoReturn:
     """Print an error with its hint, or report both where `--processes` started this process, and exit with 1."""
     if is_launched():
-        report(what=mistake.what, hint=mistake.hint, error=type(mistake).__name__)
+        report(what=translated(mistake.what), hint=translated(mistake.hint), error=type(mistake).__name__)
         exit_command(1)
-    lines = mistake.what.split("\n")
+    lines = translated(mistake.what).split("\n")
     for line in lines[:_MOST_LINES]:
         error_line(line)
     if len(lines) > _MOST_LINES:
@@ -99,7 +124,7 @@ def _fail(mistake: DcclipError) -> NoReturn:
 
 def _stopped() -> NoReturn:
     exit_command()
-    _label("stopped: ", stopped(), _YELLOW)  # not the program, but called by one
+    _label(Message("stopped: "), stopped(), _YELLOW)  # not the program, but called by one
     raise typer.Exit(130) from None
 
 
@@ -133,18 +158,18 @@ def _not_installed(error: ModuleNotFoundError) -> DcclipError | None:
 
 def error_line(line: str) -> None:
     """Print `error: LINE` on stderr."""
-    _label("error: ", line, _RED)
+    _label(Message("error: "), line, _RED)
 
 
 def warning_line(line: str) -> None:
     """Print `warning: LINE` on stderr, once however many processes say it."""
     if is_first_process():
-        _label("warning: ", line, _YELLOW)
+        _label(Message("warning: "), line, _YELLOW)
 
 
 def hint_line(line: str) -> None:
     """Print `hint:  LINE` on stderr."""
-    _label("hint:  ", line, _CYAN)
+    _label(Message("hint:  "), line, _CYAN)
 
 
 class ErrorLines:
@@ -155,13 +180,14 @@ class ErrorLines:
 
     def add(self, name: str, error: DcclipError) -> None:
         error_line(error.what)
-        hint = f"{error.hint.removesuffix(name)}FILE" if error.hint.endswith(f" {name}") else error.hint
+        said = translated(error.hint)
+        hint = f"{said.removesuffix(name)}FILE" if said.endswith(f" {name}") else said
         self._hints.setdefault(hint, []).append(name)
 
     def end(self) -> int:
         """Print the hints; returns the number of errors."""
         for hint, names in self._hints.items():
-            more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+            more = Message(" and {count:,} more", count=len(names) - 1) if len(names) > 1 else ""
             hint_line(Message("{hint} ({names}{more})", hint=hint, names=names[0], more=more))
         return sum(map(len, self._hints.values()))
 
@@ -173,8 +199,8 @@ def info_line(line: str) -> None:
 
 
 def _label(label: str, line: str, colour: int) -> None:
-    """Print a line on stderr, the label coloured in a terminal, control characters escaped."""
-    line = printable(line)
+    """Print a line on stderr in the user's language, its label coloured in a terminal, control characters escaped."""
+    label, line = translated(label), printable(translated(line))
     if sys.stderr.isatty():
         label = f"\033[1;{colour}m{label}\033[0m"
     sys.stderr.write(f"{label}{line}\n")
@@ -215,14 +241,14 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
     console = _stdout()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     lines = list(rows)
-    for number, column in enumerate(columns):
+    for number, column in enumerate(map(translated, columns)):
         numbers = all(line[number][:1].isdecimal() for line in lines if line[number])
         table.add_column(column, justify="right" if numbers and number else "left", overflow="fold", no_wrap=not number)
     for row in lines:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        table.add_row(*(Text(printable(translated(cell))) for cell in row))
     with printing():
         # A table's own title would wrap at the table's width.
-        console.print(printable(title), style="bold", markup=False, soft_wrap=True)
+        console.print(printable(translated(title)), style="bold", markup=False, soft_wrap=True)
         console.print(table)
 
 
@@ -239,10 +265,12 @@ def show_fields(title: str, fields: Iterable[tuple[str, str]]) -> None:
 
     console = _stdout()
     with printing():
-        console.print(title, style="bold", markup=False, soft_wrap=True)
+        console.print(translated(title), style="bold", markup=False, soft_wrap=True)
         for name, value in fields:
-            for number, line in enumerate(Text(value).wrap(console, console.width - _NAME_WIDTH, overflow="fold")):
-                label = set_cell_size("" if number else f"  {name}", _NAME_WIDTH)
+            for number, line in enumerate(
+                Text(translated(value)).wrap(console, console.width - _NAME_WIDTH, overflow="fold")
+            ):
+                label = set_cell_size("" if number else f"  {translated(name)}", _NAME_WIDTH)
                 console.print(label + line.plain.rstrip(), markup=False, emoji=False)
 
 

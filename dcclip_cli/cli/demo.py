@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option, launch
 
 from dcclip_cli.cli import console, flags
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.signals import keeping
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def demo(
     console.show_now(address)
     if open_page and console.has_screen():
         launch(address)
-    talk.say("demo: stop with Ctrl-C")
-    with server, keeping(lambda: f"the page is in {folder}"):
+    talk.say(Message("demo: stop with Ctrl-C"))
+    with server, keeping(lambda: Message("the page is in {folder}", folder=folder)):
         server.serve_forever()
 
 

@@ -115,7 +115,7 @@ def eval(
     """
     flags.out(out)
     if recipe is None and (sets or check):
-        raise BadParameter("--set and --check need a recipe")
+        raise BadParameter(Message("--set and --check need a recipe"))
     given = {
         "datasets": dataset, "languages": _languages(languages), "data_root": data_root, "limit": limit,
         "partial": partial, "templates": templates, "task": task, "shots": _shots(shots), "precision": precision,
@@ -123,9 +123,9 @@ def eval(
     }  # fmt: skip
     options: dict[str, Any] = {key: value for key, value in given.items() if value}
     if results and (recipe or model or sets or options or not out):
-        raise BadParameter("--results needs --out DIR, and goes with --format and --owner only")
+        raise BadParameter(Message("--results needs --out DIR, and goes with --format and --owner only"))
     if formats and not (out or recipe):
-        raise BadParameter("--format needs --out DIR")
+        raise BadParameter(Message("--format needs --out DIR"))
     talk, writing = console.talk(quiet, verbose), dict[str, Any](formats=formats or ["dcclip"], owner=owner)
     loaded = flags.open_recipe(recipe, sets, None if dataset else "eval") if recipe else None
     if loaded and check:
@@ -142,14 +142,14 @@ def eval(
 def _languages(text: str) -> list[str]:
     given = flags.split(text)
     if wrong := [language for language in given if language not in ("en", "zh")]:
-        raise BadParameter(f"--languages: {wrong[0]} is neither en nor zh")
+        raise BadParameter(Message("--languages: {wrong} is neither en nor zh", wrong=wrong[0]))
     return given
 
 
 def _shots(text: str) -> list[int]:
     given = flags.split(text)
     if wrong := [one for one in given if one != "all" and not (one.isdecimal() and int(one))]:
-        raise BadParameter(f"--shots: {wrong[0]} is neither a number nor all")
+        raise BadParameter(Message("--shots: {wrong} is neither a number nor all", wrong=wrong[0]))
     return [0 if one == "all" else int(one) for one in given]
 
 
@@ -286,7 +286,7 @@ def datasets(
 ) -> None:
     """List the data sets that eval knows by name, or print the class names of one."""
     if (name is None) == classes_yaml:
-        raise BadParameter("NAME and --classes-yaml go together")
+        raise BadParameter(Message("NAME and --classes-yaml go together"))
     if name:
         from dcclip_cli.eval.datasets import classes_yaml as as_yaml
 

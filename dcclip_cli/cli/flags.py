@@ -50,7 +50,14 @@ def at_a_time(number: int | None) -> int | None:
     """Refuses numbers of threads or processes that only cost: the system has a limited number for all its users."""
     most = max(_MOST_AT_A_TIME, 4 * (os.cpu_count() or 1))
     if number is not None and number > most:
-        raise BadParameter(f"{number} is more than {most}; this machine has {os.cpu_count()} cores")
+        raise BadParameter(
+            Message(
+                "{number} is more than {most}; this machine has {cores} cores",
+                number=number,
+                most=most,
+                cores=os.cpu_count(),
+            )
+        )
     return number
 
 
@@ -59,7 +66,7 @@ def processes(asked: str) -> int | Literal["auto"]:
     if asked == "auto":
         return "auto"
     if not asked.isdecimal() or int(asked) < 1:
-        raise BadParameter(f"{asked} is neither auto nor a number from 1 on")
+        raise BadParameter(Message("{asked} is neither auto nor a number from 1 on", asked=asked))
     return at_a_time(int(asked)) or 1
 
 

@@ -87,7 +87,9 @@ def new(
     question = "Teacher, the large model to learn from (or a directory, hf:ORG/NAME, ...)"
     chosen_teacher = recipes.choose_teacher(teacher or _ask(question, choices, yes))
     if data is None:
-        console.info_line("Data: a folder of photographs; pairs (tars, Parquet, a table); or a folder for each class")
+        console.info_line(
+            Message("Data: a folder of photographs; pairs (tars, Parquet, a table); or a folder for each class")
+        )
         data = str(prompt("Path", err=True))
     chosen_data = recipes.choose_data(data, kind)
     chosen_size = recipes.choose_size(size or _ask("Size of the student", recipes.SIZES, yes))

@@ -81,9 +81,9 @@ def predict(
     Exit code 1 if an image cannot be read; the others are still shown.
     """
     if as_json + as_jsonl + as_csv > 1:
-        raise BadParameter("--json, --jsonl and --csv exclude each other")
+        raise BadParameter(Message("--json, --jsonl and --csv exclude each other"))
     if template and no_template:
-        raise BadParameter("--template and --no-template exclude each other")
+        raise BadParameter(Message("--template and --no-template exclude each other"))
     given = flags.split(flags.text(labels, "--labels"))
     given += flags.lines_of(labels_file, "label", _MOST_LABELS, _MOST_LABELS_BYTES)
     templates = [flags.text(one, "--template") for one in template or ()]
@@ -208,7 +208,7 @@ def search(
             "search: {count} images, {embedded} of them embedded now", count=len(index.paths), embedded=index.embedded
         )
     )
-    with keeping(lambda: f"{len(index.paths):,} images are embedded" if index.kept else ""):
+    with keeping(lambda: Message("{count:,} images are embedded", count=len(index.paths)) if index.kept else ""):
         hits = index.search(text_embeddings(encoder, [text])[0], top_k)
         if as_json:
             console.show_json([{"image": str(hit.image), "score": round(hit.score, 6)} for hit in hits])
@@ -287,12 +287,12 @@ def embed(
     Exit code 1 if an image cannot be read; it has no row. Prints the path of the file.
     """
     if out.suffix not in (".npy", ".parquet"):
-        raise BadParameter("--out must end in .npy or .parquet")
+        raise BadParameter(Message("--out must end in .npy or .parquet"))
     flags.out(out, folder=False)
     wanted = [flags.text(one, "--text") for one in texts or ()]
     wanted += flags.lines_of(texts_file, "text", _MOST_TEXTS, _MOST_TEXTS_BYTES)
     if bool(images) == bool(wanted):
-        raise BadParameter("give images, or texts with --text or --texts-file")
+        raise BadParameter(Message("give images, or texts with --text or --texts-file"))
     talk = console.talk(quiet, verbose)
 
     from dcclip_cli.machine import keep_freed_memory
@@ -315,7 +315,7 @@ def embed(
                 raise DcclipError("none of the images could be read", "use JPEG, PNG or WebP files")
             named = [str(path) for path, there in zip(paths, found.there, strict=True) if there]
             _write(out, named, compressed(found.vectors, dtype))
-    with keeping(lambda: f"{out} is written"):
+    with keeping(lambda: Message("{out} is written", out=out)):
         console.show(str(out))
         if unread.end():
             raise Exit(1)

@@ -69,7 +69,7 @@ def push(
         talk.say(note)
     if not yes:
         _show_plan(done.plan, "private" if private else "public")
-        return talk.say("dry run: nothing was sent; add --yes to upload")
+        return talk.say(Message("dry run: nothing was sent; add --yes to upload"))
     unchanged = len(done.plan.files) - done.changed
     talk.say(
         Message(

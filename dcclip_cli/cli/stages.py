@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import BadParameter, Option, launch
 
 from dcclip_cli.cli import console, flags
+from dcclip_cli.errors import Message
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
 
 if TYPE_CHECKING:
@@ -220,7 +221,7 @@ def export(
     Prints the folder of the export.
     """
     if recipe is None and (sets or check or out is None):
-        raise BadParameter("without a recipe, --out is required, and --set and --check have no effect")
+        raise BadParameter(Message("without a recipe, --out is required, and --set and --check have no effect"))
     flags.out(out)
     loaded = flags.open_recipe(recipe, sets) if recipe else None
     if loaded and check:

@@ -15,44 +15,78 @@ from dcclip_cli.errors import DcclipError, Message, written_by
 from dcclip_cli.files import cache_folder
 from dcclip_cli.machine import memory
 
-_AGAIN = "then run the same command again"
-_OTHER_CACHE = "set DCCLIP_CACHE to another folder, for the cache"
-_ELSEWHERE = "{elsewhere}"  # in a hint: how this command writes somewhere else
+_OTHER_CACHE = Message("set DCCLIP_CACHE to another folder, for the cache")
 
-# Errors with a file: {file}, what is wrong with it, and what to do.
+# Errors with a file: what is wrong with it, and what to do; {elsewhere} is how this command writes somewhere else.
 _WITH_FILE: Mapping[int, tuple[str, str]] = {
-    errno.ENOSPC: ("{file}: no space left on the disk ({free} free)", f"free some space{_ELSEWHERE}, {_AGAIN}"),
-    errno.EDQUOT: ("{file}: your disk quota is used up", f"delete files of yours{_ELSEWHERE}, {_AGAIN}"),
-    errno.EFBIG: ("{file} would be larger than this system allows", f"look at: ulimit -f{_ELSEWHERE}"),
-    errno.EROFS: ("{file} is on a read-only file system", f"write to another one{_ELSEWHERE}"),
-    errno.EEXIST: ("{file} exists already", f"move it away{_ELSEWHERE}"),
-    errno.ENOTEMPTY: ("{file} is not empty: another process writes there", f"wait for that one{_ELSEWHERE}"),
-    errno.ENOTDIR: ("{barrier} is a file, not a folder", "check the path: all of it but the last name must be folders"),
-    errno.EISDIR: ("{file} is a folder, not a file", "name a file"),
-    errno.ENOENT: ("{file} does not exist", "check the path; if another process deleted it, run the command again"),
-    errno.ENAMETOOLONG: ("{file}: the name is too long", "give a shorter one: most systems allow 255 bytes"),
-    errno.ELOOP: ("{file}: symbolic links lead in a circle", "look at them with: ls -l"),
-    errno.EILSEQ: ("{file}: the disk does not allow this name", f"use a name in UTF-8{_ELSEWHERE}"),
-    errno.EIO: ("{file}: the disk reports an error", "check the disk (dmesg, smartctl), and copy what is on it"),
-    errno.ESTALE: ("{file}: its network drive has lost it", f"mount the drive again, {_AGAIN}"),
-    errno.ETIMEDOUT: ("{file}: its network drive does not answer", f"check the connection, {_AGAIN}"),
-    errno.ENXIO: ("{file} is a device or pipe that nothing answers", "name an ordinary file"),
-    errno.ENODEV: ("{file} is no ordinary file", "name an ordinary file"),
-    errno.EBUSY: ("{file} is in use by another program", f"close that program, {_AGAIN}"),
-    errno.ETXTBSY: ("{file} is a program that is running", "name another file"),
-    errno.EINVAL: ("{file}: the system does not allow this", f"use an ordinary file on a local disk{_ELSEWHERE}"),
-    errno.EOPNOTSUPP: ("{file}: its file system cannot do this", f"use a local disk{_ELSEWHERE}"),
-    errno.ENOLCK: ("{file}: its file system cannot lock files", f"use a local disk{_ELSEWHERE}"),
+    errno.ENOSPC: (
+        Message("{file}: no space left on the disk ({free} free)"),
+        Message("free some space{elsewhere}, then run the same command again"),
+    ),
+    errno.EDQUOT: (
+        Message("{file}: your disk quota is used up"),
+        Message("delete files of yours{elsewhere}, then run the same command again"),
+    ),
+    errno.EFBIG: (Message("{file} would be larger than this system allows"), Message("look at: ulimit -f{elsewhere}")),
+    errno.EROFS: (Message("{file} is on a read-only file system"), Message("write to another one{elsewhere}")),
+    errno.EEXIST: (Message("{file} exists already"), Message("move it away{elsewhere}")),
+    errno.ENOTEMPTY: (
+        Message("{file} is not empty: another process writes there"),
+        Message("wait for that one{elsewhere}"),
+    ),
+    errno.ENOTDIR: (
+        Message("{barrier} is a file, not a folder"),
+        Message("check the path: all of it but the last name must be folders"),
+    ),
+    errno.EISDIR: (Message("{file} is a folder, not a file"), Message("name a file")),
+    errno.ENOENT: (
+        Message("{file} does not exist"),
+        Message("check the path; if another process deleted it, run the command again"),
+    ),
+    errno.ENAMETOOLONG: (
+        Message("{file}: the name is too long"),
+        Message("give a shorter one: most systems allow 255 bytes"),
+    ),
+    errno.ELOOP: (Message("{file}: symbolic links lead in a circle"), Message("look at them with: ls -l")),
+    errno.EILSEQ: (Message("{file}: the disk does not allow this name"), Message("use a name in UTF-8{elsewhere}")),
+    errno.EIO: (
+        Message("{file}: the disk reports an error"),
+        Message("check the disk (dmesg, smartctl), and copy what is on it"),
+    ),
+    errno.ESTALE: (
+        Message("{file}: its network drive has lost it"),
+        Message("mount the drive again, then run the same command again"),
+    ),
+    errno.ETIMEDOUT: (
+        Message("{file}: its network drive does not answer"),
+        Message("check the connection, then run the same command again"),
+    ),
+    errno.ENXIO: (Message("{file} is a device or pipe that nothing answers"), Message("name an ordinary file")),
+    errno.ENODEV: (Message("{file} is no ordinary file"), Message("name an ordinary file")),
+    errno.EBUSY: (
+        Message("{file} is in use by another program"),
+        Message("close that program, then run the same command again"),
+    ),
+    errno.ETXTBSY: (Message("{file} is a program that is running"), Message("name another file")),
+    errno.EINVAL: (
+        Message("{file}: the system does not allow this"),
+        Message("use an ordinary file on a local disk{elsewhere}"),
+    ),
+    errno.EOPNOTSUPP: (Message("{file}: its file system cannot do this"), Message("use a local disk{elsewhere}")),
+    errno.ENOLCK: (Message("{file}: its file system cannot lock files"), Message("use a local disk{elsewhere}")),
 }
-_FILES = ("too many files are open", "allow more with: ulimit -n 4096")
-_DISK_FULL = ("no space is left on a disk", f"look for the full one with df -h, free some space, {_AGAIN}")
+_FILES = (Message("too many files are open"), Message("allow more with: ulimit -n 4096"))
+_DISK_FULL = (
+    Message("no space is left on a disk"),
+    Message("look for the full one with df -h, free some space, then run the same command again"),
+)
 _PROCESSES = (
-    "the system starts no more processes or threads",
-    "close other programs, use fewer threads and workers, or allow more with: ulimit -u",
+    Message("the system starts no more processes or threads"),
+    Message("close other programs, use fewer threads and workers, or allow more with: ulimit -u"),
 )
 _SHARED = (
-    "the shared memory of the system, /dev/shm, is full",
-    "make it larger (docker run --shm-size=2g), or read data without processes: --set STAGE.workers=0",
+    Message("the shared memory of the system, /dev/shm, is full"),
+    Message("make it larger (docker run --shm-size=2g), or read data without processes: --set STAGE.workers=0"),
 )
 # Errors of the process as a whole, with or without a file.
 _OF_PROCESS: Mapping[int, tuple[str, str]] = {errno.EMFILE: _FILES, errno.ENFILE: _FILES, errno.EAGAIN: _PROCESSES}
@@ -141,19 +175,22 @@ def _sentence(problem: _Problem, options: Collection[str]) -> DcclipError | None
     if number not in _WITH_FILE:
         return None
     what, hint = _WITH_FILE[number]
-    if "{free}" in what:
-        what = what.replace("{free}", _free(file))
-    elif elsewhere == _OTHER_CACHE:
+    if "{free}" not in what and elsewhere == _OTHER_CACHE:
         hint = elsewhere
-    what = what.replace("{barrier}", printable(str(_barrier(file)))).replace("{file}", printable(str(file)))
-    return DcclipError(what, hint.replace(_ELSEWHERE, f", or {elsewhere}" if elsewhere else ""))
+    fields = {
+        "file": printable(str(file)),
+        "barrier": printable(str(_barrier(file))),
+        "free": _free(file) if "{free}" in what else "",
+        "elsewhere": Message(", or {elsewhere}", elsewhere=elsewhere) if elsewhere else "",
+    }
+    return DcclipError(Message(what, **fields), Message(hint, **fields))
 
 
 def _no_memory(options: Collection[str]) -> DcclipError:
     there = memory()
-    free = f" ({there.available / 2**30:.1f} GiB are available)" if there else ""
+    free = Message(" ({available:.1f} GiB are available)", available=there.available / 2**30) if there else ""
     smaller = (
-        ", or make the recipe's batch_size smaller, or split batches with accumulate: auto"
+        Message(", or make the recipe's batch_size smaller, or split batches with accumulate: auto")
         if "--set" in options
         else ""
     )
@@ -177,7 +214,10 @@ def _not_allowed(file: Path, elsewhere: str) -> DcclipError:
         if blocked == file
         else Message("{file}: nothing may be written in {blocked}", file=file, blocked=blocked)
     )
-    return DcclipError(there, f"{elsewhere}, or allow it with: chmod +w {blocked}".removeprefix(", or "))
+    allow = Message("allow it with: chmod +w {blocked}", blocked=blocked)
+    return DcclipError(
+        there, Message("{elsewhere}, or {allow}", elsewhere=elsewhere, allow=allow) if elsewhere else allow
+    )
 
 
 def _readable(file: Path) -> str:
@@ -191,7 +231,7 @@ def _elsewhere(file: Path, options: Collection[str]) -> str:
         return _OTHER_CACHE
     for option in ("--out", "--html"):
         if option in options:
-            return f"write elsewhere with {option}"
+            return Message("write elsewhere with {option}", option=option)
     return ""
 
 

@@ -71,7 +71,11 @@ def _show(result: TrimResult, texts: Path | None, talk: Progress) -> None:
         ("share", "100 %", f"{result.parameters / result.parameters_before:.0%}".replace("%", " %")),
     ]
     console.show_table(str(result.folder), ("", "before", "after"), rows)
-    same = f"largest difference of {result.compared} embeddings: {result.difference:.1g}"
+    same = Message(
+        "largest difference of {compared} embeddings: {difference:.1g}",
+        compared=result.compared,
+        difference=result.difference,
+    )
     share = f"{len(result.split) / max(1, result.texts):.1%}".replace("%", " %")
     talk.say(
         Message(

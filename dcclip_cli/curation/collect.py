@@ -45,7 +45,7 @@ from dcclip_cli.curation.work import (
     whole_file,
 )
 from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.options import decisive, decisive_before
 from dcclip_cli.partials import exclusive
 from dcclip_cli.progress import Progress, Silent, Task
@@ -129,8 +129,11 @@ def _nothing_kept(read: int, dropped: Counter[str], file: Path) -> DcclipError:
     if not dropped:
         return DcclipError(what, Message("see {file}", file=file))
     _, meaning, setting = explain(dropped.most_common(1)[0][0])
-    change = f"Change collect.{setting}" if setting else "Fix the source, or name another"
-    return DcclipError(what, f"{meaning} {change}; each pair's reason is in {file}".lstrip())
+    change = (
+        Message("Change collect.{setting}", setting=setting) if setting else Message("Fix the source, or name another")
+    )
+    then = Message("{change}; each pair's reason is in {file}", change=change, file=file)
+    return DcclipError(what, joined(" ", (meaning, then)) if meaning else then)
 
 
 def _work_folder(out: Path) -> WorkFolder:
@@ -141,14 +144,15 @@ def _work_folder(out: Path) -> WorkFolder:
 def _kept(out: Path) -> str:
     """For `signals.keeping`: how many slices are done."""
     if _done(out).exists():
-        return "collect: all slices are written"
+        return Message("collect: all slices are written")
     work = _work_folder(out)
     read, written = (len(finished(folder)) for folder in (work.read(0).parent, work.written(0).parent))
     if not read:
         return ""
     slices = (work.plan() or {}).get("slices", read)
-    done = f"{written:,} of {slices:,} slices are written" if written else f"{read:,} of {slices:,} slices are read"
-    return f"collect: {done}"
+    if written:
+        return Message("collect: {written:,} of {slices:,} slices are written", written=written, slices=slices)
+    return Message("collect: {read:,} of {slices:,} slices are read", read=read, slices=slices)
 
 
 def _run_steps(
@@ -223,7 +227,7 @@ def _finished_manifest(out: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
     if ours:
-        return read_record(out / MANIFEST, _FORMAT, "copy it again, or collect again with --fresh").content
+        return read_record(out / MANIFEST, _FORMAT, Message("copy it again, or collect again with --fresh")).content
     raise DcclipError(
         "{out} exists and is no output of collect", "move it away, or name another folder with --out", out=out
     )

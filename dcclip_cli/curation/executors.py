@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import cores
 from dcclip_cli.options import Options, Removed
 from dcclip_cli.processes import WorkerKilledError, Workers
@@ -38,7 +38,7 @@ exec python -m dcclip_cli.curation.executors {step} $(($1 + SLURM_ARRAY_TASK_ID)
 class SlurmOptions(Options):
     """What each task requests from Slurm. The run directory must be on a file system that all nodes share."""
 
-    removed: ClassVar = {"qos": Removed("write it as sbatch: {qos: NAME}")}
+    removed: ClassVar = {"qos": Removed(Message("write it as sbatch: {qos: NAME}"))}
 
     partition: str = Field(description="Slurm partition")
     time: str = Field("04:00:00", description="Time limit of each task, as for sbatch --time")
@@ -51,7 +51,7 @@ class SlurmOptions(Options):
 class ClusterOptions(Options):
     """How --engine slurm runs the tasks; does not change the output."""
 
-    removed: ClassVar = {"ray": Removed("name the cluster in the environment variable RAY_ADDRESS", _OLD_RAY)}
+    removed: ClassVar = {"ray": Removed(Message("name the cluster in the environment variable RAY_ADDRESS"), _OLD_RAY)}
 
     slurm: SlurmOptions | None = Field(None, description="Options of --engine slurm")
 
@@ -142,7 +142,7 @@ class Engine:
         """Submit arrays that start one after the other; `last` gets the number of the last one's job."""
         options = self.cluster.slurm
         if options is None:
-            hint = "give it with: --set collect.cluster.slurm.partition=NAME"
+            hint = Message("give it with: --set collect.cluster.slurm.partition=NAME")
             raise DcclipError("--engine slurm needs a partition", hint)
         if shutil.which("sbatch") is None:
             raise DcclipError("--engine slurm: there is no sbatch here", "run the command on a Slurm login node")

@@ -14,6 +14,7 @@ from dcclip_cli.curation.normalize_text import NormalizeOptions
 from dcclip_cli.curation.scores.scorers import Scorers
 from dcclip_cli.curation.sources import Source
 from dcclip_cli.data.pair import Language
+from dcclip_cli.errors import Message
 from dcclip_cli.options import Neutral, Options, Removed
 
 
@@ -33,7 +34,9 @@ class CollectOptions(DedupOptions):
 
     renamed: ClassVar = {"exclude": "decontaminate", "tidy": "normalize"}
     removed: ClassVar = {
-        "balance": Removed("limit a source by reading fewer of its files, and remove this key", ignored=(None, [], ()))
+        "balance": Removed(
+            Message("limit a source by reading fewer of its files, and remove this key"), ignored=(None, [], ())
+        )
     }
 
     sources: tuple[Source, ...] = Field(min_length=1, description="Where pairs come from; read in this order")

@@ -121,7 +121,9 @@ def class_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]
 def _example(file: Path, folder: str) -> str:
     plain = re.fullmatch(r"\w+", folder) and yaml.safe_load(folder) == folder  # 7 and "no" are no texts in YAML
     key = folder if plain else json.dumps(folder, ensure_ascii=False)
-    return f"write {file} with a line for each folder, for example: {key}: {{en: cat, zh: 猫}}"
+    return Message(
+        "write {file} with a line for each folder, for example: {key}: {{en: cat, zh: 猫}}", file=file, key=key
+    )
 
 
 def _read_names(file: Path, example: str) -> dict[Any, Any]:

@@ -204,7 +204,7 @@ def open_pairs(
         layouts = f"name {', '.join([_LAYOUT, *(layout.layout for layout in LAYOUTS)])}"
         if dataset is None:
             raise no_pairs(named(source), layouts)
-        what = "no KEY.jpg with a KEY.json in a tar, no row in a Parquet file"
+        what = Message("no KEY.jpg with a KEY.json in a tar, no row in a Parquet file")
         raise DcclipError(
             "{source} has no pairs: {what}",
             "collect or download it again, or name another",

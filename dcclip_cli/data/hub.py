@@ -41,7 +41,7 @@ def load_hub(
                 found = found[split]
             return found
         if path.startswith(("/", ".")) and not os.path.isdir(path):
-            hint = "check the path; in a recipe it is relative to the recipe's folder"
+            hint = Message("check the path; in a recipe it is relative to the recipe's folder")
             raise DcclipError(Message("{path} is not a folder", path=path), hint)
         data_files = {split: files} if files else None
         return datasets.load_dataset(path, config, split=split, revision=revision, data_files=data_files)
@@ -81,5 +81,7 @@ def _errors(path: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError, EOFError, tarfile.TarError, DatasetsError) as error:
         reason = " ".join(str(error).split())[:300]
-        hint = "check the name, `config` and `split`, and that the hub is reachable; or name a folder of save_to_disk"
+        hint = Message(
+            "check the name, `config` and `split`, and that the hub is reachable; or name a folder of save_to_disk"
+        )
         raise DcclipError(Message("{path} cannot be loaded: {reason}", path=path, reason=reason), hint) from None

@@ -173,7 +173,7 @@ def write_indexes(jobs: Sequence[tuple[DataFile, Path]], columns: Columns, progr
             for _ in calls(partial(_write, columns), jobs, workers):
                 task.advance()
         except WorkerKilledError:
-            what = "a process that indexed data was killed, probably because memory ran out"
+            what = Message("a process that indexed data was killed, probably because memory ran out")
             raise DcclipError(what, "run the same command again: it indexes what is missing") from None
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.data.shards import Columns
+from dcclip_cli.errors import Message
 from dcclip_cli.model.preprocess import flatten
 from dcclip_cli.options import Neutral, Options
 
@@ -71,9 +72,9 @@ class DataOptions(Options):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not (self.train or self.images or self.texts):
-            raise ValueError("name what to train on: train, images or texts")
+            raise ValueError(Message("name what to train on: train, images or texts"))
         if self.phrases and not self.texts:
-            raise ValueError("phrases are made of texts: set texts as well")
+            raise ValueError(Message("phrases are made of texts: set texts as well"))
         return self
 
 
@@ -111,7 +112,13 @@ class Augment(Options):
     @classmethod
     def _in_order(cls, scale: tuple[float, float]) -> tuple[float, float]:
         if scale[0] > scale[1]:
-            raise ValueError(f"the range begins at {scale[0]:g} and ends at {scale[1]:g}: give the smaller one first")
+            raise ValueError(
+                Message(
+                    "the range begins at {first:g} and ends at {last:g}: give the smaller one first",
+                    first=scale[0],
+                    last=scale[1],
+                )
+            )
         return scale
 
     def __call__(self, image: Image.Image, random: np.random.Generator) -> Image.Image:

@@ -229,7 +229,7 @@ def open_training_data(stage: StageData, run: RunDir, seed: int, progress: Progr
         texts = open_texts(data.texts, data.columns, progress)
         datasets["texts"] = with_phrases(texts, data.phrases) if data.phrases else texts
     if not datasets:
-        hint = "set data.train, or leave images_per_step: 0 and texts_per_step: 0 out"
+        hint = Message("set data.train, or leave images_per_step: 0 and texts_per_step: 0 out")
         raise DcclipError("a step has no pairs, no images and no texts", hint)
     sizes = {"images": stage.images_per_step, "texts": stage.texts_per_step}
     joined = ConcatDataset(list(datasets.values()))

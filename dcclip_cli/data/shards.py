@@ -154,7 +154,7 @@ def open_parquet(file: DataFile) -> pq.ParquetFile:
     """A Parquet file, of which no whole column is read at once. Raises DcclipError where it is none."""
     import pyarrow.parquet as pq
 
-    with parquet_errors(file, "is not a Parquet file"):
+    with parquet_errors(file, Message("is not a Parquet file")):
         if file.is_remote:
             return pq.ParquetFile(file.open_raw(), buffer_size=PART_BYTES)
         return pq.ParquetFile(file.location, buffer_size=1 << 20)

@@ -211,7 +211,7 @@ def _list_local(text: str) -> list[DataFile]:
     else:
         found = sorted(Path(one) for one in glob.glob(text, recursive=True) if os.path.isfile(one))
         if not found:
-            hint = "check the path; in a recipe it is relative to the recipe's folder"
+            hint = Message("check the path; in a recipe it is relative to the recipe's folder")
             raise DcclipError(Message("{text} does not exist", text=text), hint)
     return [local_file(file) for file in found]
 
@@ -242,7 +242,7 @@ def _list_remote(url: str) -> list[DataFile]:
         if about["type"] == "file" and about.get("size") is not None
     ]
     if not found:
-        web_hint = "name a file, or files by number: https://host/{00000..00099}.tar"
+        web_hint = Message("name a file, or files by number: https://host/{00000..00099}.tar")
         raise DcclipError(Message("{url} has no files", url=shown(url)), web_hint if web else "check the URL")
     return found
 
@@ -344,7 +344,7 @@ def _tried(url: str, action: Callable[[], T], waits_s: tuple[float, ...]) -> T:
             if final := _final(url, error):
                 raise final from None
             if wait_s is None:
-                hint = "check the network and the server, then run the same command again: it resumes"
+                hint = Message("check the network and the server, then run the same command again: it resumes")
                 raise DcclipError(
                     Message("{url} cannot be read: {reason}", url=shown(url), reason=_reason(error)), hint
                 ) from None

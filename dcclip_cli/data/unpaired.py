@@ -108,7 +108,7 @@ def open_images(
     pairs = find_dataset(path, True, columns, progress, cache_bytes)
     dataset = ImageFolder(Path(path)) if pairs is None else ImageDataset(pairs)
     if not len(dataset):
-        hint = "name a folder of JPEG, PNG or WebP files, a .parquet file or a .tar file"
+        hint = Message("name a folder of JPEG, PNG or WebP files, a .parquet file or a .tar file")
         raise DcclipError(Message("{path} has no images", path=named(path)), hint)
     return dataset
 
@@ -214,7 +214,7 @@ def _table(rows: Iterable[list[str]], path: Path) -> Iterator[Captions]:
             if texts[min(columns.values())] in LANGUAGES:
                 continue  # the header
         if len(texts) <= (last := max(columns.values())):
-            hint = "each line has the same columns; leave a text empty where it is missing"
+            hint = Message("each line has the same columns; leave a text empty where it is missing")
             raise DcclipError(
                 Message(
                     "{path}:{number}: {count} columns instead of {expected}",

@@ -193,7 +193,11 @@ def fingerprint_of(files: Iterable[Path], *more: object) -> str:
         try:
             about = file.stat()
         except OSError as error:
-            what = "is a link to nothing" if file.is_symlink() else f"cannot be read: {error.strerror}"
+            what = (
+                Message("is a link to nothing")
+                if file.is_symlink()
+                else Message("cannot be read: {strerror}", strerror=error.strerror)
+            )
             raise DcclipError("{file} {what}", "remove it, or put the file there again", file=file, what=what) from None
         digest.update(os.fsencode(f"{os.path.abspath(file)}\0{about.st_size}\0{about.st_mtime_ns}\n"))
     return digest.hexdigest()

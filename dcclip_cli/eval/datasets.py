@@ -219,10 +219,17 @@ def _needs_its_images(location: Location) -> Iterator[None]:
 def _where(location: Location) -> str:
     known = location.known
     if known.task == "retrieval":
-        return f"give --data-root DIR, where DIR/{known.name}/ has its captions and images (docs/how-to/evaluate.md)"
+        return Message(
+            "give --data-root DIR, where DIR/{name}/ has its captions and images (docs/how-to/evaluate.md)",
+            name=known.name,
+        )
     folder = prompts.read(registry.prompts_of(known)).folders[0]
     split = f"{known.name}/{location.split}"
-    return f"give --data-root DIR, where DIR has {split}/{folder}/*.jpg or {split}/0.tar (no torchvision archives)"
+    return Message(
+        "give --data-root DIR, where DIR has {split}/{folder}/*.jpg or {split}/0.tar (no torchvision archives)",
+        split=split,
+        folder=folder,
+    )
 
 
 def _check_size(location: Location, name: str, found: Loaded) -> None:
@@ -232,7 +239,7 @@ def _check_size(location: Location, name: str, found: Loaded) -> None:
         counts.append(("captions", known.texts, len(found.truth.texts)))
     for what, expected, count in counts:
         if expected not in (None, count):
-            remark = f" ({known.remark})" if known.remark else ""
+            remark = Message(" ({remark})", remark=known.remark) if known.remark else ""
             raise DcclipError(
                 "data set {name}: the split {split} has {expected:,} {what}{remark}, {count:,} were found",
                 "finish the download, or download the right split{otherwise}",
@@ -250,13 +257,16 @@ def _or_as_it_is(location: Location, count: int) -> str:
     """How images that are not the split are evaluated all the same; empty where they are not."""
     known, loader = location.known, _loader(location)
     if known.task != "retrieval" and count < (known.size or 0):
-        return "; to evaluate the part that is there, add --partial all"
+        return Message("; to evaluate the part that is there, add --partial all")
     if not isinstance(loader, ClassFolders) or not set(loader.by_folder) <= set(location.classes.folders):
         return ""
     names = shlex.quote(str(loader.folder / NAMES_FILE))
-    return (
-        f"; to evaluate all as a data set of your own: dcclip datasets {known.label} --classes-yaml > {names}, then "
-        f"dcclip eval --dataset {shlex.quote(str(loader.folder))}"
+    return Message(
+        "; to evaluate all as a data set of your own: dcclip datasets {label} --classes-yaml > {names}, then "
+        "dcclip eval --dataset {folder}",
+        label=known.label,
+        names=names,
+        folder=shlex.quote(str(loader.folder)),
     )
 
 
@@ -278,7 +288,7 @@ def _in_languages(dataset: DataSet, languages: Sequence[Language] | None) -> Dat
     wanted = languages or sorted(dataset.truth)
     for language in wanted:
         if language not in dataset.truth:
-            what = "captions" if dataset.is_retrieval else "class names"
+            what = Message("captions") if dataset.is_retrieval else Message("class names")
             raise DcclipError(
                 "data set {name} has no {what} in {language}",
                 "evaluate it with --languages {languages}, or add the names",

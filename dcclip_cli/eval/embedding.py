@@ -53,7 +53,7 @@ class FeatureCache:
                 if store.folder:
                     held.enter_context(lock(store.folder / ".lock"))
             except OSError as error:
-                hint = "name another folder with DCCLIP_CACHE, or use --no-cache"
+                hint = Message("name another folder with DCCLIP_CACHE, or use --no-cache")
                 raise DcclipError(
                     Message("{root} cannot be written: {strerror}", root=self._root, strerror=error.strerror), hint
                 ) from None
@@ -142,7 +142,7 @@ class Embedder:
             )
         if faults:
             named = [f"{key} ({fault})" for key, fault in list(faults.items())[:_NAMED_FAULTS]]
-            more = f", and {len(faults) - len(named)} more" if len(faults) > len(named) else ""
+            more = Message(", and {count} more", count=len(faults) - len(named)) if len(faults) > len(named) else ""
             self.progress.say(
                 Message(
                     "data set {name}: {count:,} of {total:,} images cannot be read and are left out: {named}{more}",

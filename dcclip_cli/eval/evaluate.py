@@ -74,8 +74,8 @@ class EvalOptions(Options):
     )
     workers: int = Field(2, ge=1, le=256, description="Threads that read and resize images")
     removed: ClassVar[dict[str, Removed]] = {
-        "processes": Removed("a model runs in one process; give each a part of the data sets", (None, 1)),
-        "stream": Removed("data sets of the hub are downloaded", (None, False)),
+        "processes": Removed(Message("a model runs in one process; give each a part of the data sets"), (None, 1)),
+        "stream": Removed(Message("data sets of the hub are downloaded"), (None, False)),
     }
 
 
@@ -301,7 +301,12 @@ class _Evaluation:
         labels = score.details.get("labels", images.indices)
         model, limit = self.embedder.model, self.options.limit
         if not np.isfinite(value := score.metrics[dataset.metric]):
-            what = f"data set {dataset.name}: {dataset.metric} is not defined for {len(images.indices)} images"
+            what = Message(
+                "data set {name}: {metric} is not defined for {count} images",
+                name=dataset.name,
+                metric=dataset.metric,
+                count=len(images.indices),
+            )
             raise DcclipError(
                 "{what} whose labels are all alike", "measure more images: a larger --limit, or none", what=what
             )

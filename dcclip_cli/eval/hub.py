@@ -92,7 +92,7 @@ def check_owner(owner: str | None) -> str:
     """The user or organisation that owns the benchmarks. Raises DcclipError for no name of the hub."""
     if owner is None or not re.fullmatch(r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9])?", owner, re.ASCII):
         what = (
-            "no owner of the benchmarks is named"
+            Message("no owner of the benchmarks is named")
             if owner is None
             else Message("{owner} is no name on the hub", owner=owner)
         )
@@ -102,13 +102,13 @@ def check_owner(owner: str | None) -> str:
 
 def check_options(options: EvalOptions) -> None:
     """Raise DcclipError where no result of these options would be on a leaderboard."""
-    comparable.check_options(options, "hub", "leaderboards are about whole data sets with their own prompts")
+    comparable.check_options(options, "hub", Message("leaderboards are about whole data sets with their own prompts"))
     if not any(registry.find(name) for given in options.datasets for name in registry.expand(given)):
         raise _nothing()
 
 
 def _nothing() -> DcclipError:
-    what = "none of the results is of a whole named data set, which leaderboards are about"
+    what = Message("none of the results is of a whole named data set, which leaderboards are about")
     return DcclipError(
         "--format hub: {what}", "measure one, such as imagenet-cn; dcclip datasets lists them", what=what
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import comparable, registry
 from dcclip_cli.eval.model_meta import model_meta, model_meta_of
 from dcclip_cli.eval.result import EvalResult, save_json
@@ -73,10 +73,10 @@ def _tasks(dataset: str, language: Language) -> list[MtebTask]:
 
 def check_options(options: EvalOptions) -> None:
     """Raise DcclipError where no result of these options would have a form in mteb."""
-    comparable.check_options(options, "mteb", "no task of mteb measures that")
+    comparable.check_options(options, "mteb", Message("no task of mteb measures that"))
     names = [name for given in options.datasets for name in registry.expand(given)]
     if not any(_tasks(name, "zh") for name in names):
-        raise _no_task(f"none of the data sets ({', '.join(names)}) has a task")
+        raise _no_task(Message("none of the data sets ({names}) has a task", names=", ".join(names)))
 
 
 def save_mteb(
@@ -93,7 +93,11 @@ def save_mteb(
     reasons = [(result, _unfit(result)) for result in results]
     lines = [f"left out: {one.dataset} {one.language} of {one.model} {why}" for one, why in reasons if why]
     if not (fit := [one for one, why in reasons if not why]):
-        raise _no_task(f"none of the results is of a task ({lines[0]})" if lines else "there are no results")
+        raise _no_task(
+            Message("none of the results is of a task ({lines})", lines=lines[0])
+            if lines
+            else Message("there are no results")
+        )
     places: dict[str, Path] = {}
     for result in fit:
         revision = result.model_fingerprint

@@ -51,40 +51,43 @@ class KnownSet:
         return self.name.replace("_", "-")
 
 
-_PROBE = "the toolkit's own split: download it as class folders"
+_PROBE = Message("the toolkit's own split: download it as class folders")
 ELEVATER = (
     KnownSet("caltech101", 6_084, 102, metric="mean_per_class", hub="vtab-caltech101"),
     KnownSet("cifar10", 10_000, 10, hub="vtab-cifar10"),
     KnownSet("cifar100", 10_000, 100, hub="vtab-cifar100"),
     KnownSet("country211", 21_100, 211, hub="country211"),
     KnownSet("dtd", 1_880, 47, hub="vtab-dtd"),
-    KnownSet("eurosat", 5_000, 10, remark=f"5,000 of the 27,000 images; {_PROBE}"),
-    KnownSet("fer2013", 3_589, 7, own_order=False, remark=f"the private test half alone; {_PROBE}"),
+    KnownSet("eurosat", 5_000, 10, remark=Message("5,000 of the 27,000 images; {probe}", probe=_PROBE)),
+    KnownSet(
+        "fer2013", 3_589, 7, own_order=False, remark=Message("the private test half alone; {probe}", probe=_PROBE)
+    ),
     KnownSet("fgvc_aircraft", 3_333, 100, metric="mean_per_class", hub="fgvc_aircraft"),
     KnownSet("food101", 25_250, 101),
     KnownSet("gtsrb", 12_630, 43, hub="gtsrb"),
-    KnownSet("hateful_memes", 500, 2, metric="roc_auc", split="dev", remark="has its own licence"),
+    KnownSet("hateful_memes", 500, 2, metric="roc_auc", split="dev", remark=Message("has its own licence")),
     KnownSet(
-        "kitti_distance", 711, 4, hub="vtab-kitti_closest_vehicle_distance", squash=True, remark="no centre crop"
+        "kitti_distance", 711, 4, hub="vtab-kitti_closest_vehicle_distance",
+        squash=True, remark=Message("no centre crop"),
     ),
     KnownSet("mnist", 10_000, 10, hub="mnist"),
     KnownSet("flowers102", 6_149, 102, metric="mean_per_class", hub="vtab-flowers"),
     KnownSet("pets", 3_669, 37, metric="mean_per_class", hub="vtab-pets"),
     KnownSet("pcam", 32_768, 2, hub="vtab-pcam"),
     KnownSet("rendered_sst2", 1_821, 2, hub="renderedsst2"),
-    KnownSet("resisc45", 25_200, 45, remark=f"25,200 of the 31,500 images; {_PROBE}"),
+    KnownSet("resisc45", 25_200, 45, remark=Message("25,200 of the 31,500 images; {probe}", probe=_PROBE)),
     KnownSet("stanford_cars", 8_041, 196, hub="cars"),
     KnownSet("voc2007", 4_952, 20, task="multi-label", metric="map11", hub="voc2007_multilabel"),
 )  # fmt: skip
 IMAGENETS = (
     KnownSet("imagenet", 50_000, 1_000, split="val", hub="imagenet1k"),
-    KnownSet("imagenet_v2", 10_000, 1_000, hub="imagenetv2", prompts="imagenet", remark="matched frequency"),
+    KnownSet("imagenet_v2", 10_000, 1_000, hub="imagenetv2", prompts="imagenet", remark=Message("matched frequency")),
     KnownSet("imagenet_sketch", 50_889, 1_000, hub="imagenet_sketch", prompts="imagenet"),
     KnownSet("imagenet_a", 7_500, 200, hub="imagenet-a"),
     KnownSet("imagenet_r", 30_000, 200, hub="imagenet-r"),
     KnownSet(
         "objectnet", 18_574, 113, hub="objectnet", border=2, extra_folders=True, prompts="objectnet113",
-        remark="the 113 classes shared with ImageNet, the images' red border cropped",
+        remark=Message("the 113 classes shared with ImageNet, the images' red border cropped"),
     ),
 )  # fmt: skip
 _BOTH: tuple[Language, ...] = ("en", "zh")
@@ -172,5 +175,5 @@ def unknown(name: str) -> DcclipError:
     """The error for a name that is neither a data set nor a path, with the nearest name."""
     known = [*known_names(), *group_names()]
     near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1)
-    hint = Message("did you mean {near}?", near=near[0]) if near else "see: dcclip datasets"
+    hint = Message("did you mean {near}?", near=near[0]) if near else Message("see: dcclip datasets")
     return DcclipError(Message("data set {name} is neither a known name nor a path", name=name), hint)

@@ -85,7 +85,7 @@ class EvalResult:
         if isinstance(content, dict) and _OWN in content:
             content = dict(content)
             if content.pop(_OWN) != _checksum(content):
-                raise ValueError("it is damaged or was edited: a result is not as it was written")
+                raise ValueError(Message("it is damaged or was edited: a result is not as it was written"))
         return TypeAdapter(cls).validate_json(json.dumps(content))
 
     def detail(self, name: str) -> np.ndarray | None:
@@ -120,12 +120,12 @@ def unpack(packed: Mapping[str, Any], where: str) -> np.ndarray:
         dtype, shape = packed["dtype"], tuple(int(size) for size in packed["shape"])
         expected = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         if dtype not in _DTYPES or not 0 <= expected <= _MAX_ARRAY_BYTES:
-            raise ValueError(f"a {dtype} array of the shape {shape}")
+            raise ValueError(Message("a {dtype} array of the shape {shape}", dtype=dtype, shape=shape))
         stream = zlib.decompressobj()
         content = stream.decompress(base64.b64decode(packed["zlib"], validate=True), expected + 1)
         values = np.frombuffer(content, dtype).reshape(shape)
         if not (stream.eof and np.isfinite(values).all()):  # at its end is a checksum
-            raise ValueError("it is cut, or not finite")
+            raise ValueError(Message("it is cut, or not finite"))
         return values
     except (KeyError, TypeError, ValueError, zlib.error, binascii.Error) as error:
         raise DcclipError("{where} cannot be read: {error}", "evaluate again", where=where, error=error) from None
@@ -147,7 +147,7 @@ def save_results(results: Iterable[EvalResult], folder: Path) -> None:
 
 def load_results(path: Path) -> list[EvalResult]:
     """The results in a file that `save_results` or `eval --json` wrote, or in every file of a folder of them."""
-    hint = "name a file or folder that eval --out wrote"
+    hint = Message("name a file or folder that eval --out wrote")
     if path.is_dir():
         files = [file for file in sorted(path.glob("*.json")) if file.name != "summary.json"]
         if not files:
@@ -183,7 +183,14 @@ def load_several(paths: Sequence[Path]) -> list[EvalResult]:
             key = (result.model_fingerprint, result.dataset, result.language, result.task, result.partial)
             before, other = found.setdefault(key, (path, result))
             if other.value != result.value:
-                what = f"{before} and {path} differ: {result.model} on {result.dataset} {result.language}"
+                what = Message(
+                    "{before} and {path} differ: {model} on {dataset} {language}",
+                    before=before,
+                    path=path,
+                    model=result.model,
+                    dataset=result.dataset,
+                    language=result.language,
+                )
                 raise DcclipError(
                     "{what} has {value:.4f} and {another:.4f}",
                     "leave one of them out",

@@ -18,7 +18,7 @@ from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.tokenizer import load_tokenizer
 from dcclip_cli.predict.onnx_encoder import DESCRIPTION, IMAGE, TEXT, OnnxEncoder, read_description
 
-_MODEL = "export the model directory written by align or distill"
+_MODEL = Message("export the model directory written by align or distill")
 
 
 def load_bundle(folder: Path) -> Source:

@@ -17,7 +17,7 @@ from dcclip_cli.checksums import read_record, write_record
 from dcclip_cli.data.dataset import open_pairs, shards_at
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import Language, PairDataset
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.evaluate import EvalOptions, open_datasets
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
@@ -88,7 +88,9 @@ class ExportOptions(Options):
     def _have_a_place_for_the_label(cls, prompts: Mapping[Language, Sequence[str]] | None) -> Any:
         for language, templates in (prompts or {}).items():
             if not templates or not all("{}" in template for template in templates):
-                raise ValueError(f"each template for {language} needs {{}}, the place of the label")
+                raise ValueError(
+                    Message("each template for {language} needs {{}}, the place of the label", language=language)
+                )
         return prompts
 
 
@@ -187,22 +189,42 @@ def _loosen_until_close(
         try:
             parity = replace(original.compare(encoder, changed), int8_largest_pair_sum=graphs.largest_pair_sum)
         except NotFiniteError as error:  # fp16 overflows
-            shortfalls, found = [error.what], error.what
+            shortfalls: list[str] = [error.what]
+            found = error.what
         else:
             shortfalls = parity.shortfalls(options.parity.limits(options.precision, options.preprocess))
-            tests = "".join(
-                f", {one.agreement:.1%} in {language} (top-1 {one.before:.1%} -> {one.after:.1%})"
-                for language, one in parity.by_language().items()
+            tests = joined(
+                "",
+                (
+                    Message(
+                        ", {agreement:.1%} in {language} (top-1 {before:.1%} -> {after:.1%})",
+                        agreement=one.agreement,
+                        language=language,
+                        before=one.before,
+                        after=one.after,
+                    )
+                    for language, one in parity.by_language().items()
+                ),
             )
-            found = f"{parity.agreement:.1%} agree on {parity.source}{tests}"
+            found = Message(
+                "{agreement:.1%} agree on {source}{tests}",
+                agreement=parity.agreement,
+                source=parity.source,
+                tests=tests,
+            )
         progress.say(Message("export: {attempt}{found}", attempt=graphs.attempt, found=found))
         if not shortfalls:
             return parity
         del encoder  # its memory is needed for the next one
         changed = () if parity and parity.overflows else graphs.loosen(parity)
         if not changed:
-            what = f"the {options.format} export in {options.precision} differs too much from the model: "
-            raise DcclipError(what + "; ".join(shortfalls), _hint(options))
+            what = Message(
+                "the {format} export in {precision} differs too much from the model: {shortfalls}",
+                format=options.format,
+                precision=options.precision,
+                shortfalls=joined("; ", shortfalls),
+            )
+            raise DcclipError(what, _hint(options))
     return None
 
 
@@ -225,10 +247,12 @@ def _is_made(out: Path, made_from: str, fresh: bool) -> bool:
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    hint = "name a new folder with --out"
+    hint = Message("name a new folder with --out")
     if not (out / DESCRIPTION).is_file():
         raise DcclipError(Message("{out} is not empty and is not an export", out=out), hint)
-    record = None if fresh else read_record(out / DESCRIPTION, FIRST_WITH_CHECKSUMS, "make it again with --fresh")
+    record = (
+        None if fresh else read_record(out / DESCRIPTION, FIRST_WITH_CHECKSUMS, Message("make it again with --fresh"))
+    )
     about = record.content if record else read_json(out / DESCRIPTION, hint)
     if "made_from" not in about and about.get("kind") != "bundle":
         raise DcclipError(Message("{out} contains a model, not an export", out=out), hint)
@@ -267,9 +291,9 @@ def _made_from(model: ModelReference, options: ExportOptions) -> str:
 
 def _hint(options: ExportOptions) -> str:
     if options.precision == "fp32":
-        return "this is a bug in the exporter for these towers; please report it with the recipe"
+        return Message("this is a bug in the exporter for these towers; please report it with the recipe")
     better = "fp16 or fp32" if options.precision == "int8" else "fp32"
-    return f"export with --precision {better}, train longer, or lower export.parity"
+    return Message("export with --precision {better}, train longer, or lower export.parity", better=better)
 
 
 def _tests(evaluation: EvalOptions | None) -> list[DataSet]:

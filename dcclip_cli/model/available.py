@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.hub import cached_folder, files_on_hub
 from dcclip_cli.model.library_configs import (
     TRANSFORMERS_CONFIG,
@@ -106,7 +106,9 @@ def _check_tag(model: str) -> None:
         )
     config = open_clip.get_pretrained_cfg(architecture, tag)
     if not config:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none: the architecture is unknown"
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or Message(
+            "none: the architecture is unknown"
+        )
         raise DcclipError(
             "open_clip has no {model}",
             "its tags of {architecture}: {tags}",

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dcclip_cli.errors import Message
 from dcclip_cli.model.available import whole_cached_folder
 from dcclip_cli.model.image_from_teacher import check_image_source, teacher_image_config
 from dcclip_cli.model.library_configs import COPY_AGAIN, library_errors, open_clip_config
@@ -37,7 +38,10 @@ def blank_student(options: StudentOptions, embed_dim: int, device: str = "meta")
     image = options.image
     assert isinstance(image, ImageTower)
     config = model_config(options, options.embed_dim or embed_dim, options.text.vocabulary.size)
-    with library_errors(f"{image.timm} cannot be built", _other_size(image.timm)), torch.device(device):
+    with (
+        library_errors(Message("{timm} cannot be built", timm=image.timm), _other_size(image.timm)),
+        torch.device(device),
+    ):
         model = CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"})
     towers = OpenClipTowers(model, _one_word, preprocessing_of(image), image.timm, "")
     check_size(towers, image.timm, image.size)
@@ -57,7 +61,10 @@ def blank_text_student(options: StudentOptions, teacher: Teacher, towers: Towers
         return None
     images = teacher_image_config(str(folder), source)
     config = model_config(options, images["embed_dim"], options.text.vocabulary.size, images)
-    with library_errors(f"the image tower of {towers.name} cannot be built", COPY_AGAIN), torch.device("meta"):
+    with (
+        library_errors(Message("the image tower of {name} cannot be built", name=towers.name), COPY_AGAIN),
+        torch.device("meta"),
+    ):
         model = CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"})
     return OpenClipTowers(model, _one_word, source.match_preprocessing(), towers.name, "")
 
@@ -99,7 +106,7 @@ def blank_model(folder: Path) -> OpenClipTowers:
 
     config = open_clip_config(folder)
     model: Any = build_blank(folder, config)
-    with library_errors(f"{folder} cannot be used", COPY_AGAIN):
+    with library_errors(Message("{folder} cannot be used", folder=folder), COPY_AGAIN):
         if not (folder / PROVENANCE).is_file():
             preprocessing = Preprocessing.from_config(dict(model.visual.preprocess_cfg))
             return OpenClipTowers(model, directory_tokenizer(folder), preprocessing, folder.name, "")
@@ -138,7 +145,7 @@ def local_folder(teacher: Teacher) -> Path | None:
 def _blank_transformers(folder: Path, name: str) -> TransformersTowers:
     import transformers
 
-    with library_errors(f"teacher {name} cannot be built from its configuration", COPY_AGAIN):
+    with library_errors(Message("teacher {name} cannot be built from its configuration", name=name), COPY_AGAIN):
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             model: Any = transformers.AutoModel.from_config(config, trust_remote_code=False)

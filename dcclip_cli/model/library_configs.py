@@ -20,13 +20,13 @@ from dcclip_cli.model.preprocess import MAX_SIDE, Preprocessing
 from dcclip_cli.model.weights import CONFIG
 
 TRANSFORMERS_CONFIG, IMAGE_PROCESSOR = "config.json", "preprocessor_config.json"
-COPY_AGAIN = "copy the whole model directory again"
+COPY_AGAIN = Message("copy the whole model directory again")
 DUAL_ENCODERS = "AltCLIP, ChineseCLIP, CLIP, FG-CLIP2, SigLIP, SigLIP2, MetaCLIP2 or UForm"
 _OF_TWO = "vision-text-dual-encoder"  # of any two towers, as dcclip exports students
 _MODEL_TYPES = ("altclip", "chinese_clip", "clip", "fgclip2", "metaclip_2", "siglip", "siglip2", _OF_TWO)
 _TOKENIZER_ARGUMENTS = ("additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token")
 _PREPROCESSING = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color", "crop"}
-_ELSEWHERE = "use the name of a network that timm itself has, and keep its weights in the directory"
+_ELSEWHERE = Message("use the name of a network that timm itself has, and keep its weights in the directory")
 
 
 def _whole(top: int, items: int = 1, least: int = 1) -> AfterValidator:
@@ -38,7 +38,15 @@ def _whole(top: int, items: int = 1, least: int = 1) -> AfterValidator:
         if not numbers or (isinstance(value, list) and len(value) != items):
             more = f", or a list of {items}" if items > 1 else ""
             got = f" (got {value!r:.60})" if isinstance(value, int | float | str | list) else ""
-            raise ValueError(f"should be a whole number from {least} to {top:,}{more}{got}")
+            raise ValueError(
+                Message(
+                    "should be a whole number from {least} to {top:,}{more}{got}",
+                    least=least,
+                    top=top,
+                    more=more,
+                    got=got,
+                )
+            )
         return value
 
     return AfterValidator(check)
@@ -124,7 +132,13 @@ class ModelConfig(LibraryConfig):
 
 def _preprocessing(config: dict[str, Any]) -> dict[str, Any]:
     if unknown := config.keys() - _PREPROCESSING:
-        raise ValueError(f"{min(unknown)} is no key of it (these are: {', '.join(sorted(_PREPROCESSING))})")
+        raise ValueError(
+            Message(
+                "{unknown} is no key of it (these are: {preprocessing})",
+                unknown=min(unknown),
+                preprocessing=", ".join(sorted(_PREPROCESSING)),
+            )
+        )
     Preprocessing.from_config(config)
     return config
 
@@ -142,7 +156,7 @@ def open_clip_config(folder: Path, on_hub: bool = False) -> dict[str, Any]:
     Raises DcclipError for sizes beyond all bounds, wrong types, and what leads out of the directory or runs code.
     """
     file = folder / CONFIG
-    content = read_json(file, "make a model with: dcclip run recipes/quickstart.yaml")
+    content = read_json(file, Message("make a model with: dcclip run recipes/quickstart.yaml"))
     found = validated(OpenClipConfig, content, file, COPY_AGAIN).model_cfg
     unknown = (found.text_cfg.tokenizer_kwargs or {}).keys() - set(_TOKENIZER_ARGUMENTS)
     if unknown:
@@ -169,7 +183,7 @@ def check_timm_name(network: str, where: str, hint: str | None = None) -> None:
         advice = (
             Message("did you mean {near}?", near=", ".join(near))
             if near
-            else "list timm's networks in Python: timm.list_models()"
+            else Message("list timm's networks in Python: timm.list_models()")
         )
         raise DcclipError(Message("{where}: timm has no network '{network}'", where=where, network=network), advice)
     try:
@@ -249,7 +263,9 @@ def _sides(size: Any) -> Any:
     """The size of images in any form that transformers had: a number, two of them, or a mapping."""
     listed = size if isinstance(size, list) else list(size.values()) if isinstance(size, dict) else [size]
     if not listed or any(one is not None and (type(one) is not int or not 1 <= one <= MAX_SIDE) for one in listed):
-        raise ValueError(f"should be whole numbers from 1 to {MAX_SIDE:,} (got {size!r:.60})")
+        raise ValueError(
+            Message("should be whole numbers from 1 to {max_side:,} (got {size!r:.60})", max_side=MAX_SIDE, size=size)
+        )
     return size
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 WEIGHTS, PROVENANCE = "open_clip_model.safetensors", RECORD
 FORMAT = 2
-_COPY = "copy the whole model directory again, or make it again; README.md is the file for notes of your own"
+_COPY = Message("copy the whole model directory again, or make it again; README.md is the file for notes of your own")
 
 
 def save_model(

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import temporary_folder, write_json
 from dcclip_cli.model.library_configs import (
     COPY_AGAIN,
@@ -131,7 +131,10 @@ def _source(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
     A text tower of transformers is built from its configuration only; open_clip would download its weights as well.
     """
     text_tower = config["model_cfg"]["text_cfg"].get("hf_model_name")
-    with _quiet(), library_errors(f"{folder / CONFIG}: open_clip cannot build this model", COPY_AGAIN):
+    with (
+        _quiet(),
+        library_errors(Message("{config}: open_clip cannot build this model", config=folder / CONFIG), COPY_AGAIN),
+    ):
         if not text_tower:
             yield folder
             return

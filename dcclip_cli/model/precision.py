@@ -40,7 +40,7 @@ def torch_device(asked: str, hint: str = "omit --device, or use --device cpu") -
 
 
 _MOST_LOGIT = 1e6  # CLIP learns a scale of up to 100, SigLIP one of about 115 and a bias of about -16
-_HINT = "the weights are damaged or the computation overflowed: download the model again, or use fp32"
+_HINT = Message("the weights are damaged or the computation overflowed: download the model again, or use fp32")
 
 
 class NotFiniteError(DcclipError):
@@ -102,15 +102,20 @@ class Choice:
         """A warning if bf16 was requested and is slower; empty otherwise."""
         if self.precision != "bf16" or self.gain is None or self.gain >= 1:
             return ""
-        return f"bf16 is {1 / self.gain:.1f} times slower than fp32 on this machine: set precision to auto or fp32"
+        return Message(
+            "bf16 is {times:.1f} times slower than fp32 on this machine: set precision to auto or fp32",
+            times=1 / self.gain,
+        )
 
     def lines(self, who: str) -> list[str]:
         """The messages for the user: the precision of `who`, and a warning if it is slow."""
-        message = f"{who}: computes in {self.precision} ({self.reason})"
-        return [message, f"warning: {self.warning}"] if self.warning else [message]
+        message = Message(
+            "{who}: computes in {precision} ({reason})", who=who, precision=self.precision, reason=self.reason
+        )
+        return [message, Message("warning: {what}", what=self.warning)] if self.warning else [message]
 
 
-AS_ASKED = Choice("fp32", "as requested")
+AS_ASKED = Choice("fp32", Message("as requested"))
 
 
 def choose_precision(
@@ -130,13 +135,13 @@ def choose_precision(
     import torch
 
     if asked not in ("auto", "bf16"):
-        return Choice(asked, "as requested")
+        return Choice(asked, Message("as requested"))
     if asked == "auto" and (choice := choice_without_probe(device)):
         return choice
     if asked == "bf16" and torch.device(device).type != "cpu":
-        return Choice("bf16", "as requested")
+        return Choice("bf16", Message("as requested"))
     gain = _cached_gain(towers, training, image, progress or Silent())
-    return Choice("bf16", "as requested", gain) if asked == "bf16" else choice_by_gain(gain)
+    return Choice("bf16", Message("as requested"), gain) if asked == "bf16" else choice_by_gain(gain)
 
 
 def choice_without_probe(device: str) -> Choice | None:
@@ -146,15 +151,23 @@ def choice_without_probe(device: str) -> Choice | None:
     kind = torch.device(device).type
     if kind == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Choice("bf16", "native on this GPU") if has_bf16 else Choice("fp32", "no native bf16 on this GPU")
+        return (
+            Choice("bf16", Message("native on this GPU"))
+            if has_bf16
+            else Choice("fp32", Message("no native bf16 on this GPU"))
+        )
     if kind != "cpu":
-        return Choice("fp32", f"bf16 is not tried on {kind}")
-    return None if torch_has_bf16() else Choice("fp32", "no native bf16 on this CPU")
+        return Choice("fp32", Message("bf16 is not tried on {kind}", kind=kind))
+    return None if torch_has_bf16() else Choice("fp32", Message("no native bf16 on this CPU"))
 
 
 def choice_by_gain(gain: float) -> Choice:
     """The choice of `auto` for a model that is `gain` times as fast in bf16 as in fp32."""
-    return Choice("bf16" if gain >= LEAST_GAIN else "fp32", f"bf16 is {gain:.2f} times as fast as fp32 here", gain)
+    return Choice(
+        "bf16" if gain >= LEAST_GAIN else "fp32",
+        Message("bf16 is {gain:.2f} times as fast as fp32 here", gain=gain),
+        gain,
+    )
 
 
 def torch_has_bf16() -> bool:

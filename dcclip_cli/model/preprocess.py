@@ -19,7 +19,7 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import refuse_special
 
 MAX_PIXELS = 64_000_000  # larger images are refused before they are decompressed
-_SMALLER = "make the image smaller first"
+_SMALLER = Message("make the image smaller first")
 MAX_ASPECT = 100  # longer side / shorter side: resizing a thinner image by its shorter side would make it huge
 FORMATS = ("JPEG", "PNG", "WEBP")
 RESAMPLING = {
@@ -38,7 +38,7 @@ def decode(
     Raises DcclipError for anything else, for truncated images, more than `max_pixels` pixels, or a side more than
     MAX_ASPECT times the other.
     """
-    name = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
+    name = str(source) if isinstance(source, Path) else Message("image of {count} bytes", count=len(source))
     if isinstance(source, Path):
         refuse_special(source)
     try:
@@ -79,7 +79,7 @@ def decode(
         ) from None
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))  # Pillow's own limit, which it checks first
-        many = f"{int(pixels[0]):,}" if pixels else "too many"
+        many = Message("{pixels:,}", pixels=int(pixels[0])) if pixels else Message("too many")
         raise DcclipError(
             Message("{name} has {many} pixels, more than {max_pixels:,}", name=name, many=many, max_pixels=max_pixels),
             _SMALLER,
@@ -145,7 +145,9 @@ class Preprocessing:
         )
         for key, names in _NAMES.items():
             if (name := getattr(found, key)) not in names:
-                raise ValueError(f"{key} should be {' or '.join(names)} (got {name!r:.60})")
+                raise ValueError(
+                    Message("{key} should be {names} (got {name!r:.60})", key=key, names=" or ".join(names), name=name)
+                )
         return found
 
     def to_config(self) -> dict[str, Any]:
@@ -191,9 +193,13 @@ class Preprocessing:
 def _side(size: Any) -> int:
     sides = list(size) if isinstance(size, list | tuple) else [size]
     if not sides or any(type(one) is not int or not 1 <= one <= MAX_SIDE for one in sides):
-        raise ValueError(f"size should be a whole number from 1 to {MAX_SIDE:,} (got {size!r:.60})")
+        raise ValueError(
+            Message(
+                "size should be a whole number from 1 to {max_side:,} (got {size!r:.60})", max_side=MAX_SIDE, size=size
+            )
+        )
     if len(set(sides)) > 1:
-        raise ValueError(f"size: only square inputs are supported, not {tuple(size)}")
+        raise ValueError(Message("size: only square inputs are supported, not {size}", size=tuple(size)))
     return int(sides[0])
 
 
@@ -201,6 +207,14 @@ def _levels(key: str, values: Any, least: float) -> tuple[float, float, float]:
     """Three numbers from `least` up to _MAX_LEVEL."""
     numbers = values if isinstance(values, list | tuple) else ()
     if len(numbers) != 3 or not all(type(one) in (int, float) and least <= one <= _MAX_LEVEL for one in numbers):
-        raise ValueError(f"{key} should be three numbers from {least:g} to {_MAX_LEVEL:g} (got {values!r:.60})")
+        raise ValueError(
+            Message(
+                "{key} should be three numbers from {least:g} to {max_level:g} (got {values!r:.60})",
+                key=key,
+                least=least,
+                max_level=_MAX_LEVEL,
+                values=values,
+            )
+        )
     first, second, third = numbers
     return (first, second, third)

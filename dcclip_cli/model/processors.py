@@ -15,7 +15,7 @@ from dcclip_cli.model.preprocess import RESAMPLING, Preprocessing
 # Widths and heights of images that show how a library resizes and crops: wide, high, square, and just too small.
 _SIZES = ((301, 200), (97, 333), (256, 256), (63, 64))
 _TOLERANCE = 1e-4  # of the values; the smallest step, one of 255 levels, is over 0.003
-_OTHER = "use a model whose images are resized to a square, or by the shorter side with a centre crop"
+_OTHER = Message("use a model whose images are resized to a square, or by the shorter side with a centre crop")
 
 
 def matching_preprocessing(name: str, own: Callable[[Image.Image], np.ndarray], config: Any) -> Preprocessing:
@@ -58,7 +58,7 @@ def _of_processor(processor: Any) -> dict[str, Any]:
     side = _side(processor.size)
     crops = bool(getattr(processor, "do_center_crop", False))
     if crops and (cropped := _side(processor.crop_size)) != side:
-        raise ValueError(f"it crops {side} to {cropped}")
+        raise ValueError(Message("it crops {side} to {cropped}", side=side, cropped=cropped))
     # CLIP resizes the shorter side; a size of two sides, as MetaCLIP 2 has it, leaves nothing to be cropped.
     crops = crops and (isinstance(processor.size, int) or bool(dict(processor.size).get("shortest_edge")))
     names = {int(number): name for name, number in RESAMPLING.items()}
@@ -76,5 +76,5 @@ def _of_processor(processor: Any) -> dict[str, Any]:
 def _side(size: Mapping[str, int] | int) -> int:
     values = {size} if isinstance(size, int) else {int(value) for value in dict(size).values() if value}
     if len(values) != 1:
-        raise ValueError(f"its images are not square: {size}")
+        raise ValueError(Message("its images are not square: {size}", size=size))
     return values.pop()

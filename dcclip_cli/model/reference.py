@@ -49,9 +49,9 @@ def resolve(reference: str | None = None, runs: Path = Path("runs")) -> ModelRef
         return _named(from_environment, " ($DCCLIP_MODEL)")
     finished = [found for folder in runs.glob("*/") if (found := _furthest_stage(folder))]
     if not finished:
-        return _named(STARTER, f" (no model is named, and {runs}/ contains no finished run)")
+        return _named(STARTER, Message(" (no model is named, and {runs}/ contains no finished run)", runs=runs))
     newest = max(finished, key=lambda folder: folder.stat().st_mtime)
-    return _named(str(newest), " (newest finished run)")
+    return _named(str(newest), Message(" (newest finished run)"))
 
 
 def _named(reference: str, why: str) -> ModelReference:
@@ -66,12 +66,16 @@ def _named(reference: str, why: str) -> ModelReference:
             scheme=scheme,
         )
     if scheme == "hf" and rest:
-        return ModelReference("hf", rest, f"model: {rest} with transformers{why}")
+        return ModelReference("hf", rest, Message("model: {rest} with transformers{why}", rest=rest, why=why))
     if scheme in ("open_clip", "hf-hub") and rest:
         target = rest if scheme == "open_clip" else reference
-        return ModelReference("open_clip", target, f"model: {target} with open_clip{why}")
+        return ModelReference(
+            "open_clip", target, Message("model: {target} with open_clip{why}", target=target, why=why)
+        )
     if reference == STARTER:
-        return ModelReference("bundle", str(_STARTER_BUNDLE), f"model: starter, which comes with dcclip{why}")
+        return ModelReference(
+            "bundle", str(_STARTER_BUNDLE), Message("model: starter, which comes with dcclip{why}", why=why)
+        )
     path = Path(reference)
     if not path.is_dir():
         raise DcclipError(
@@ -85,10 +89,14 @@ def _named(reference: str, why: str) -> ModelReference:
 def _directory(path: Path, preferred: Library, why: str) -> ModelReference:
     folder = path if _is_model(path) else _furthest_stage(path) or path
     if (folder / "image.onnx").is_file():
-        return ModelReference("bundle", str(folder.resolve()), f"model: bundle {folder}{why}")
+        return ModelReference(
+            "bundle", str(folder.resolve()), Message("model: bundle {folder}{why}", folder=folder, why=why)
+        )
     if library_of(folder, preferred) == "transformers":
-        return ModelReference("hf", str(folder.resolve()), f"model: {folder} with transformers{why}")
-    return ModelReference("folder", str(folder.resolve()), f"model: {folder}{why}")
+        return ModelReference(
+            "hf", str(folder.resolve()), Message("model: {folder} with transformers{why}", folder=folder, why=why)
+        )
+    return ModelReference("folder", str(folder.resolve()), Message("model: {folder}{why}", folder=folder, why=why))
 
 
 def library_of(folder: Path, preferred: Library) -> Library:
@@ -114,16 +122,16 @@ def _no_model(folder: Path) -> DcclipError:
             "{folder} is not a directory", "check the path, or give the name of a model on a hub", folder=folder
         )
     if (folder / RECORD).is_file():  # a file that it lists is missing
-        read_record(folder / RECORD, FIRST_WITH_CHECKSUMS, "copy the whole directory again").check_sizes()
+        read_record(folder / RECORD, FIRST_WITH_CHECKSUMS, Message("copy the whole directory again")).check_sizes()
     names = sorted(path.name for path in folder.iterdir())
     inner = [name for name in names if (folder / name / "config.json").is_file() or _is_model(folder / name)]
     if inner:
         hint: str = Message("name the directory in it: {inner}", inner=folder / inner[0])
     elif (folder / "image.onnx").is_file():
-        hint = "name the model directory that the bundle was exported from"
+        hint = Message("name the model directory that the bundle was exported from")
     else:
         hint = _HINT
-    there = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
+    there = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or Message("nothing")
     what = Message(
         "{folder} is no model directory of dcclip, open_clip or transformers, export bundle or finished run "
         "(found: {there})",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _CLASS = re.compile(r"([A-Za-z_]\w*)\.([A-Za-z_]\w*)", re.ASCII)  # MODULE.CLASS; `ORG/NAME--` before it: elsewhere
 _CONFIG, _MODEL = "AutoConfig", ("AutoModel", "AutoModelForCausalLM")  # keys of auto_map; FG-CLIP2 has the last
-_AGAIN = "copy the whole model directory again"
+_AGAIN = Message("copy the whole model directory again")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,9 @@ class AllowedCode:
             return get_class_from_dynamic_module(name, str(self.folder), local_files_only=True)
         except (ImportError, SyntaxError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
-            hint = "install the packages that it names, or use the revision of the model that fits your transformers"
+            hint = Message(
+                "install the packages that it names, or use the revision of the model that fits your transformers"
+            )
             raise DcclipError(
                 Message("the code of {name} cannot be run: {reason}", name=self.code.name, reason=reason), hint
             ) from None

@@ -89,7 +89,14 @@ class TextTower(Options):
         if self.width % self.head_count:
             ways = [count for count in range(1, 129) if self.width % count == 0]
             near = min(ways, key=lambda count: abs(count - self.head_count))
-            raise ValueError(f"width {self.width} cannot be split into {self.head_count} heads: set heads: {near}")
+            raise ValueError(
+                Message(
+                    "width {width} cannot be split into {head_count} heads: set heads: {near}",
+                    width=self.width,
+                    head_count=self.head_count,
+                    near=near,
+                )
+            )
         return self
 
 
@@ -142,7 +149,7 @@ class StudentOptions(Options):
     @model_validator(mode="after")
     def _has_the_teachers_width(self) -> Self:
         if self.image == "teacher" and self.embed_dim is not None:
-            raise ValueError("with image: teacher, the embedding space is the teacher's: remove embed_dim")
+            raise ValueError(Message("with image: teacher, the embedding space is the teacher's: remove embed_dim"))
         return self
 
     @property

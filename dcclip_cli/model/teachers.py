@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from dcclip_cli.model.towers import Towers, TransformersTowers
 
 TREATMENT = "2"  # part of fingerprints; another one when dcclip treats the same files in another way
-_CHECK = "check the name and the network connection, or give the path of a directory"
+_CHECK = Message("check the name and the network connection, or give the path of a directory")
 
 
 class _TeacherOptions(Options):
@@ -133,7 +133,7 @@ def _load(model: str, library: Library, progress: Progress, options: FgClip2Teac
     if model.startswith("hf-hub:"):
         from dcclip_cli.model.model_dir import download_model, load_model
 
-        with library_errors(f"model {model} cannot be loaded", _CHECK):
+        with library_errors(Message("model {model} cannot be loaded", model=model), _CHECK):
             directory = download_model(model.removeprefix("hf-hub:"))
         if directory and (directory / "image.onnx").is_file():
             raise DcclipError(
@@ -159,7 +159,7 @@ def _load_transformers(model: str, progress: Progress, options: FgClip2Teacher |
     transformers.utils.logging.disable_progress_bar()  # of "Loading weights"
     enable_progress_bars()  # of downloads, which the line above disables too
     name = Path(model).name
-    what = f"teacher {model} cannot be loaded"
+    what = Message("teacher {model} cannot be loaded", model=model)
     with library_errors(what, _CHECK), tokenizer_errors(f"{what}: its tokenizer"):
         checked = checked_config(model)
         if checked.model_type == "uform":

@@ -125,7 +125,7 @@ def trim_tokenizer(source: Path, captions: Iterable[str], size: int, characters:
 
 def check_trimmable(source: Path) -> None:
     """Raise DcclipError unless a directory has a Unigram tokenizer with the special tokens that a student needs."""
-    file, other = source / "tokenizer.json", "write student.text.vocabulary: {from: data, size: ...}"
+    file, other = source / "tokenizer.json", Message("write student.text.vocabulary: {from: data, size: ...}")
     if not file.is_file():
         raise DcclipError(Message("{source} has no tokenizer.json", source=source), other)
     model = read_json(file, other).get("model", {})
@@ -226,7 +226,7 @@ def check_tokenizer(tokenize: Callable[[list[str]], Tokens], tokens: int, rows: 
 
     `tokens` is the size of its vocabulary, without tokens that were added to it later.
     """
-    hint = "copy the whole model directory again: tokenizer and weights are of two models"
+    hint = Message("copy the whole model directory again: tokenizer and weights are of two models")
     if tokens > rows or 2 * tokens < rows:
         raise DcclipError(
             Message(

@@ -346,7 +346,7 @@ def _compare_tokens(folder: Path, trimmed: Any, source: _Source, new: Mapping[in
     Raises DcclipError where the tokenizer has other pieces than `new`, or splits a text otherwise whose pieces it has.
     """
     again = _read(folder, trimmed, list(source.ids))
-    hint = "please report it, with the model's name"
+    hint = Message("please report it, with the model's name")
     if dict(again.vocab) != {piece: new[number] for piece, number in source.vocab.items() if number in new}:
         raise DcclipError(
             Message("the tokenizer of {folder} cannot be cut: its files disagree about its pieces", folder=folder), hint

@@ -25,7 +25,7 @@ SAFETENSORS = "model.safetensors"
 TRANSFORMERS_WEIGHTS = (SAFETENSORS, "pytorch_model.bin")  # the first that exists is read
 UFORM_WEIGHTS = ("image_encoder.safetensors", "image_encoder.pt")  # and as many of `text_encoder`
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-_AGAIN = "copy the whole model directory again"
+_AGAIN = Message("copy the whole model directory again")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _FEW = 1_000_000  # weights that may be missing without a look at their names
 _COPY, _COPY_FORMAT = "copy.json", 1  # the record of a safetensors copy
@@ -147,7 +147,11 @@ def safetensors_copy(files: Sequence[Path], digest: str, name: str, progress: Pr
         with lock(folder.with_suffix(".lock")):
             if not cached_record(folder / _COPY, _COPY_FORMAT, say):
                 remove(folder)
-                what = f"{name} has only pickled weights ({files[0].name}): reading tensors alone"
+                what = Message(
+                    "{name} has only pickled weights ({files_name}): reading tensors alone",
+                    name=name,
+                    files_name=files[0].name,
+                )
                 say(Message("{what}, and keeping a copy as safetensors in {folder}", what=what, folder=folder))
                 with atomic_folder(folder) as temporary:
                     weights = {key: value for file in files for key, value in unpickled(file).items()}
@@ -252,7 +256,7 @@ def _place(files: Sequence[Path]) -> Path:
 
 
 def _other_weights(config: str) -> str:
-    return f"copy the whole model again: {config} and the weights are of two models"
+    return Message("copy the whole model again: {config} and the weights are of two models", config=config)
 
 
 def unpickled(file: Path) -> dict[str, Tensor]:

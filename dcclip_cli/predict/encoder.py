@@ -165,7 +165,7 @@ def shortened(encoder: Encoder, dims: int | None, progress: Progress) -> Encoder
     if dims is None:
         return encoder
     if dims not in encoder.trained_dims:
-        trained = ", ".join(map(str, encoder.trained_dims)) or "none; see train option dims"
+        trained = ", ".join(map(str, encoder.trained_dims)) or Message("none; see train option dims")
         progress.say(
             Message(
                 "warning: {name} was not trained for {dims} dimensions (trained: {trained})",
@@ -209,7 +209,10 @@ def _downloaded(reference: ModelReference) -> ModelReference:
     from dcclip_cli.model.library_configs import library_errors
     from dcclip_cli.model.model_dir import download_model
 
-    with library_errors(f"model {reference.target} cannot be loaded", "check the name, and the network connection"):
+    with library_errors(
+        Message("model {target} cannot be loaded", target=reference.target),
+        Message("check the name, and the network connection"),
+    ):
         folder = download_model(reference.target.removeprefix("hf-hub:"))
     is_bundle = folder is not None and (folder / "image.onnx").is_file()
     return replace(reference, kind="bundle", target=str(folder)) if is_bundle else reference

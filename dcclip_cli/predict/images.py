@@ -44,10 +44,12 @@ def find_images(given: Iterable[str], listed: Iterable[str] = ()) -> Iterator[Pa
                 )
             yield from find_images(lines)
         elif _is_folder(name):
-            yield from _not_empty(_below(name), f"{name} contains no images")
+            yield from _not_empty(_below(name), Message("{name} contains no images", name=name))
         elif glob.has_magic(name) and not Path(name).exists():
             matching = (Path(path) for path in sorted(glob.glob(name, recursive=True)))
-            yield from _not_empty([path for path in matching if path.is_file()], f"no file matches {name}")
+            yield from _not_empty(
+                [path for path in matching if path.is_file()], Message("no file matches {name}", name=name)
+            )
         else:
             yield Path(name)
 

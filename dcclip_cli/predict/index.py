@@ -241,7 +241,7 @@ def _open_store(folder: Path | None, progress: Progress) -> FeatureStore:
 def _until_written(model: Encoder, out: Path, progress: Progress) -> Iterator[FeatureStore]:
     folder = _stored("embed", model.fingerprint, model.precision, out)
     yield _open_store(folder, progress)
-    with keeping(lambda: f"{out} is written"):
+    with keeping(lambda: Message("{out} is written", out=out)):
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
 

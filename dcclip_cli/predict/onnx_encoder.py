@@ -32,7 +32,7 @@ DESCRIPTION, IMAGE, TEXT, TOKENIZER = RECORD, "image.onnx", "text.onnx", "tokeni
 PIXELS, IMAGE_EMBEDS, TOKENS, TEXT_EMBEDS = "pixel_values", "image_embeds", "input_ids", "text_embeds"
 RGB = "rgb_image"  # in place of PIXELS where the graph preprocesses: uint8 (1, height, width, 3)
 _LENGTH_ERROR = 0.05  # of an embedding; int8 and fp16 graphs end with a division by the length, too
-_COPY = "export the model again, or copy the whole bundle"
+_COPY = Message("export the model again, or copy the whole bundle")
 _UNEDITED = f"{_COPY}; for other prompts, use predict --template or export.prompts in the recipe"
 
 
@@ -112,7 +112,7 @@ def _is_supported(preprocessing: dict[str, Any]) -> dict[str, Any]:
 def _have_a_place_for_the_label(prompts: dict[str, list[str]]) -> dict[str, list[str]]:
     for language, templates in prompts.items():
         if not templates or not all("{}" in template for template in templates):
-            raise ValueError(f"prompts for {language} must be texts with {{}}")
+            raise ValueError(Message("prompts for {language} must be texts with {{}}", language=language))
     return prompts
 
 
@@ -151,8 +151,11 @@ class ExportedEncoder:
     def _checked(self, embeddings: np.ndarray, inputs: str) -> np.ndarray:
         lengths = np.linalg.norm(finite(embeddings, self.name, inputs), axis=-1)
         if not (np.abs(lengths - 1) <= _LENGTH_ERROR).all():
-            what = (
-                f"{self.name} returned embeddings of {inputs} of the length {lengths[np.abs(lengths - 1).argmax()]:.3g}"
+            what = Message(
+                "{name} returned embeddings of {inputs} of the length {lengths:.3g}",
+                name=self.name,
+                inputs=inputs,
+                lengths=lengths[np.abs(lengths - 1).argmax()],
             )
             raise NotFiniteError(Message("{what} instead of 1", what=what), _COPY)
         return embeddings
@@ -232,7 +235,9 @@ def read_description(folder: Path, kind: str = "bundle", files: Sequence[str] = 
     """
     needed = (DESCRIPTION, *files, TOKENIZER)
     if missing := [name for name in needed if not (folder / name).exists()]:
-        found = ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "no such folder"
+        found = (
+            ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else Message("no such folder")
+        )
         raise DcclipError(
             Message(
                 "{folder} has no {missing} (found: {found})", folder=folder, missing=", ".join(missing), found=found

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.checksums import read_record
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.card import add_results, read_card
 from dcclip_cli.eval.report import METRIC_NAMES
 from dcclip_cli.run_dir import FIRST_WITH_CHECKSUMS
@@ -68,7 +68,7 @@ def _complete_header(card: ModelCard, facts: CardFacts, collected: Sequence[_Col
     licence = facts.licence or card.data.get("license")
     if not licence:
         known = sorted({licence for one in collected for licence in one.licences})
-        of_data = f"; that of its data: {', '.join(known)}" if known else ""
+        of_data = Message("; that of its data: {known}", known=", ".join(known)) if known else ""
         raise DcclipError(
             "no licence is named for {repository}{of_data}",
             "name one of the hub's: --license apache-2.0 (or mit, cc-by-4.0, cc-by-nc-4.0, other, ...)",
@@ -104,7 +104,9 @@ def _collected(folder: Path) -> _Collected:
     """Sources, licences, counts and rules of a folder that `collect` wrote; no paths. Raises DcclipError for others."""
     from dcclip_cli.curation.report.html import steps
 
-    manifest = read_record(folder / MANIFEST, FIRST_WITH_CHECKSUMS, "name a folder that dcclip collect wrote").content
+    manifest = read_record(
+        folder / MANIFEST, FIRST_WITH_CHECKSUMS, Message("name a folder that dcclip collect wrote")
+    ).content
     known = {_label(source): source for source in manifest["options"]["sources"]}  # of any version
     rows = [
         (name, one.get("kind", ""), one.get("licence") or "not recorded", *_counts(manifest["sources"].get(name)))

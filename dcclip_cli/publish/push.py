@@ -140,8 +140,13 @@ def push(
         changed = _changed(plan, info)
         replaced = [one for one in changed if one in {sibling.rfilename for sibling in info.siblings or ()}]
         if replaced and not (overwrite or pull_request):
-            what = f"{name} exists, and {len(replaced)} of its files would change: {', '.join(replaced[:8])}"
-            hint = "look at it; then add --overwrite, or --pull-request, or name another repository"
+            what = Message(
+                "{name} exists, and {count} of its files would change: {replaced}",
+                name=name,
+                count=len(replaced),
+                replaced=", ".join(replaced[:8]),
+            )
+            hint = Message("look at it; then add --overwrite, or --pull-request, or name another repository")
             raise DcclipError(what + (", ..." if len(replaced) > 8 else ""), hint)
         if private and not info.private:
             talk.say(Message("{name} exists and is public: --private has no effect", name=name))
@@ -228,7 +233,7 @@ def _bundles(folder: Path, record: Record, run: Path | None, options: PushOption
     own = run / "export" if run and (run / "export" / PROVENANCE).is_file() else None
     found: dict[str, Path] = {}
     for bundle in (*([own] if own else []), *options.bundles):
-        about = read_record(bundle / PROVENANCE, FIRST_WITH_CHECKSUMS, "name the folder of an export").content
+        about = read_record(bundle / PROVENANCE, FIRST_WITH_CHECKSUMS, Message("name the folder of an export")).content
         if about.get("model_fingerprint") == model_fingerprint(folder) and about.get("kind") != "model":
             found[f"{_FORMATS.get(about['kind'], about['kind'])}-{about['precision']}"] = bundle
             continue

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -18,7 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from dcclip_cli.data.storage import shown
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import atomic_write
 from dcclip_cli.options import OldKey, decisive, decisive_before
 from dcclip_cli.recipe.schema import Recipe
@@ -49,13 +50,13 @@ class LoadedRecipe:
 
     def line(self, at: Location, what: str) -> str:
         """What is wrong with a value, after its place and key: `recipe.yaml:7: data.train: ...`."""
-        return f"{self.document.place(at)}: {'.'.join(map(str, at))}: {what}"
+        return Message("{place}: {key}: {what}", place=self.document.place(at), key=".".join(map(str, at)), what=what)
 
     def missing_files(self) -> dict[Location, str]:
         """One line `place: key: PATH does not exist` for each path in the recipe that leads nowhere."""
         paths = ((at, value) for at, value in walk(self.document.values) if isinstance(value, str) and value[:1] == "/")
         return {
-            at: self.line(at, f"{value} does not exist")
+            at: self.line(at, Message("{value} does not exist", value=value))
             for at, value in paths
             if not Path(value).exists() and not (glob.has_magic(value) and glob.glob(value, recursive=True))
         }
@@ -91,7 +92,7 @@ def _check_stage(document: Document, expression: str) -> None:
     stage, dot, _ = expression.partition("=")[0].partition(".")
     names = [one.name for one in STAGES]
     if dot and stage in names and document.values.get(stage) is None:
-        there = ", ".join(name for name in names if document.values.get(name) is not None) or "none"
+        there = ", ".join(name for name in names if document.values.get(name) is not None) or Message("none")
         raise DcclipError(
             "--set {expression}: the recipe has no stage {stage}; its stages: {there}",
             "name a key of one of these, or give the stage whole: --set '{stage}={{KEY: VALUE}}'",
@@ -109,7 +110,7 @@ def _validated(document: Document) -> tuple[Recipe, tuple[str, ...]]:
     except ValidationError as error:
         if _drop_overridden(document, old_keys):
             return _validated(document)
-        what = "\n".join(sentences(error, Recipe, document, old_keys))
+        what = joined("\n", sentences(error, Recipe, document, old_keys))
         raise DcclipError(what, "list all keys of a recipe with: dcclip recipe schema") from None
     return recipe, tuple(dict.fromkeys(_warning(document, one) for one in old_keys))
 
@@ -130,8 +131,10 @@ def _drop_overridden(document: Document, old_keys: list[OldKey]) -> bool:
 def _warning(document: Document, old: OldKey) -> str:
     at = document.location_of(old.mapping)
     key, new = (".".join(map(str, (*at, name))) for name in (old.key, old.new))
-    change = f"is now {new}" if old.new else "is no longer an option and is ignored"
-    return f"{document.place((*at, old.key))}: {key} {change}"
+    place = document.place((*at, old.key))
+    if old.new:
+        return Message("{place}: {key} is now {new}", place=place, key=key, new=new)
+    return Message("{place}: {key} is no longer an option and is ignored", place=place, key=key)
 
 
 def resolved_yaml(recipe: Recipe) -> str:
@@ -176,13 +179,19 @@ def _compare(product: Path, before: dict[str, Any], recipe: Recipe, sections: It
     changed = [at for at in {**old, **new} if _shown(old.get(at)) != _shown(new.get(at))]
     if changed:
         changes = (
-            f"{'.'.join(map(str, at))} was {_shown(old.get(at))}, is {_shown(new.get(at))}" for at in changed[:3]
+            Message(
+                "{key} was {old}, is {new}",
+                key=".".join(map(str, at)),
+                old=_shown(old.get(at)),
+                new=_shown(new.get(at)),
+            )
+            for at in changed[:3]
         )
         raise DcclipError(
             "{product} was made from a recipe that differs: {changes}",
             "make it again with --fresh, or keep both with another name or --out DIR",
             product=product,
-            changes=", ".join(changes),
+            changes=joined(", ", changes),
         )
 
 
@@ -206,15 +215,22 @@ def sentences(
         messages = found.setdefault((document.place(location), f"{key}: " if key else "", _got(details)), [])
         messages.append(_message(details, model))
     ordered = sorted(found.items(), key=lambda item: _line(item[0][0]))
-    lines = [f"{place}: {key}{' or '.join(dict.fromkeys(said))}{got}" for (place, key, got), said in ordered]
+    lines = [
+        Message("{place}: {key}{said}{got}", place=place, key=key, said=_alternatives(said), got=got)
+        for (place, key, got), said in ordered
+    ]
     more = len(lines[_MOST_SHOWN:]) + len(mistakes[_MOST_EXPLAINED:])
-    return [*lines[:_MOST_SHOWN], f"and {more:,} more mistakes"] if more else lines
+    return [*lines[:_MOST_SHOWN], Message("and {more:,} more mistakes", more=more)] if more else list(lines)
+
+
+def _alternatives(said: Iterable[str]) -> str:
+    return reduce(lambda one, other: Message("{one} or {other}", one=one, other=other), dict.fromkeys(said))
 
 
 def _nearest(word: str, right: Iterable[str]) -> str:
     """`, did you mean 'right'?`, or nothing if no right word is near."""
     near = difflib.get_close_matches(word[:_LONGEST], list(right), 1)
-    return f", did you mean '{near[0]}'?" if near else ""
+    return Message(", did you mean '{near}'?", near=near[0]) if near else ""
 
 
 def _line(place: str) -> int:
@@ -223,7 +239,12 @@ def _line(place: str) -> int:
     return int(number) if number.isdecimal() and not place.startswith("--set") else MAX_BYTES
 
 
-_KINDS = {"int_type": "a whole number", "float_type": "a number", "bool_type": "true or false", "string_type": "text"}
+_KINDS = {
+    "int_type": Message("expected a whole number"),
+    "float_type": Message("expected a number"),
+    "bool_type": Message("expected true or false"),
+    "string_type": Message("expected text"),
+}
 
 
 def _has(values: Any, step: str | int) -> bool:
@@ -253,30 +274,56 @@ def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
     match details["type"]:
         case "extra_forbidden":
             *parents, word = details["loc"]
-            return "unknown key" + _nearest(str(word), (name for name, _ in _fields_at(model, parents)))
+            near = _nearest(str(word), (name for name, _ in _fields_at(model, parents)))
+            return Message("unknown key{near}", near=near)
         case "missing":
-            return "missing"
+            return Message("missing")
         case "union_tag_invalid":
             tags = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
-            return f"'{_short(context['tag'])}' is none of {', '.join(tags)}" + _nearest(context["tag"], tags)
+            return Message(
+                "'{tag}' is none of {tags}{near}",
+                tag=_short(context["tag"]),
+                tags=", ".join(tags),
+                near=_nearest(context["tag"], tags),
+            )
         case "union_tag_not_found":
             key = context["discriminator"].strip("'")
             tags = [tag for name, field in _fields_at(model, details["loc"]) if name == key for tag in _literals(field)]
-            return f"needs {key}: {', '.join(sorted(tags))}"
+            return Message("needs {key}: {tags}", key=key, tags=", ".join(sorted(tags)))
         case "value_error":
-            return str(context["error"])
+            return context["error"].args[0] if context["error"].args else str(context["error"])
+        case "old_key":
+            return context["text"]
         case "tuple_type":
-            return "expected a list"
+            return Message("expected a list")
         case "model_type" | "dict_type":
-            return "expected a section of keys and values"
+            return Message("expected a section of keys and values")
         case "int_type" | "float_type" | "bool_type" | "string_type" as kind:
-            return f"expected {_KINDS[kind]}"
+            return _KINDS[kind]
+        case "greater_than":
+            return Message("input should be greater than {bound}", bound=_last_word(details["msg"]))
+        case "greater_than_equal":
+            return Message("input should be greater than or equal to {bound}", bound=_last_word(details["msg"]))
+        case "less_than":
+            return Message("input should be less than {bound}", bound=_last_word(details["msg"]))
+        case "less_than_equal":
+            return Message("input should be less than or equal to {bound}", bound=_last_word(details["msg"]))
+        case "literal_error":
+            return Message("input should be {expected}", **context)
     return details["msg"][:1].lower() + details["msg"][1:]
+
+
+def _last_word(text: str) -> str:
+    return text.rpartition(" ")[2]
 
 
 def _got(details: ErrorDetails) -> str:
     value, hidden = details["input"], details["type"] in ("extra_forbidden", "value_error", "old_key")
-    return f" (got {_short(repr(value))})" if isinstance(value, str | int | float) and not hidden else ""
+    return (
+        Message(" (got {value})", value=_short(repr(value)))
+        if isinstance(value, str | int | float) and not hidden
+        else ""
+    )
 
 
 def _short(text: str) -> str:

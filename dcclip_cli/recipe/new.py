@@ -47,21 +47,25 @@ class TeacherChoice:
 
 
 TEACHERS: Mapping[str, TeacherChoice] = {
-    "altclip": TeacherChoice("altclip", "BAAI/AltCLIP", "864 M parameters, zh and en; the paper's teacher", 1024),
+    "altclip": TeacherChoice(
+        "altclip", "BAAI/AltCLIP", Message("864 M parameters, zh and en; the paper's teacher"), 1024
+    ),
     "fg-clip2": TeacherChoice(
-        "fgclip2", "qihoo360/fg-clip2-base", "377 M, zh and en, Apache-2.0; needs --trust-remote-code"
+        "fgclip2", "qihoo360/fg-clip2-base", Message("377 M, zh and en, Apache-2.0; needs --trust-remote-code")
     ),
     "siglip2": TeacherChoice(
-        "transformers", "google/siglip2-base-patch16-224", "375 M, over 100 languages, Apache-2.0"
+        "transformers", "google/siglip2-base-patch16-224", Message("375 M, over 100 languages, Apache-2.0")
     ),
     "xlm-roberta": TeacherChoice(
-        "open_clip", "xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k", "366 M, 100 languages, MIT (code)"
+        "open_clip", "xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k", Message("366 M, 100 languages, MIT (code)")
     ),
     "chinese-clip": TeacherChoice(
-        "transformers", "OFA-Sys/chinese-clip-vit-base-patch16", "188 M, Chinese only; see its card for the licence"
+        "transformers",
+        "OFA-Sys/chinese-clip-vit-base-patch16",
+        Message("188 M, Chinese only; see its card for the licence"),
     ),
     "metaclip2": TeacherChoice(
-        "transformers", "facebook/metaclip-2-mt5-worldwide-s16", "139 M, over 300 languages, CC-BY-NC-4.0"
+        "transformers", "facebook/metaclip-2-mt5-worldwide-s16", Message("139 M, over 300 languages, CC-BY-NC-4.0")
     ),
 }
 
@@ -140,7 +144,7 @@ def _kind_of_data(path: str) -> DataKind:
     if "://" in path or any(character in path for character in "*?["):
         return "pairs"
     if not folder.exists():
-        hint = "name a folder of photographs, pairs (tars, Parquet, a table) or a folder of class folders"
+        hint = Message("name a folder of photographs, pairs (tars, Parquet, a table) or a folder of class folders")
         raise DcclipError(Message("{path} does not exist", path=path), hint)
     if folder.suffix.lower() in TABLES and folder.is_file():
         return "table"
@@ -148,7 +152,7 @@ def _kind_of_data(path: str) -> DataKind:
         return "pairs"
     found = kind_of_folder(folder)
     if found is None:
-        raise no_pairs(path, "name photographs, tars or Parquet files, a table, or a folder of class folders")
+        raise no_pairs(path, Message("name photographs, tars or Parquet files, a table, or a folder of class folders"))
     return "classes" if found == "classes" else "photos"
 
 

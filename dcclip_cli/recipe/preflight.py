@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dcclip_cli.data.options import COLLECTED
 from dcclip_cli.data.preview import Preview, preview_images, preview_pairs, preview_texts
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import cache_folder
 from dcclip_cli.model.available import check_model, check_timm
 from dcclip_cli.model.teachers import Teacher
@@ -55,11 +55,12 @@ def check(
     found = preflight.run()
     hints = {problem.hint for problem in found}
     if len(hints) == 1:
-        raise DcclipError("\n".join(problem.what for problem in found), hints.pop())
+        raise DcclipError(joined("\n", (problem.what for problem in found)), hints.pop())
     if found:
-        lines = (f"{problem.what} ({problem.hint})" for problem in found)
+        lines = (Message("{what} ({hint})", what=problem.what, hint=problem.hint) for problem in found)
         raise DcclipError(
-            "\n".join(lines), Message("fix all of these; look again with: dcclip run {path} --check", path=loaded.path)
+            joined("\n", lines),
+            Message("fix all of these; look again with: dcclip run {path} --check", path=loaded.path),
         )
     return preflight.works
 
@@ -89,7 +90,7 @@ class Preflight:
         """Every problem, with the place and key in the recipe."""
         sections = {name for stage in STAGES if stage.name in self.needed for name in (stage.name, *stage.made_from)}
         self._missing = {at: line for at, line in self.loaded.missing_files().items() if at[0] in sections}
-        hint = "fix the paths; they are relative to the recipe's own folder"
+        hint = Message("fix the paths; they are relative to the recipe's own folder")
         self.problems += [DcclipError(line, hint) for line in self._missing.values()]
         data = self._data()
         teachers = self._teachers()
@@ -113,7 +114,9 @@ class Preflight:
             return None
 
     def _add(self, at: Location, error: DcclipError) -> None:
-        line = self.loaded.line(at, error.what.removeprefix(f"{'.'.join(map(str, at))}: "))
+        line: str = self.loaded.line(at, error.what)
+        if error.what.startswith(f"{'.'.join(map(str, at))}: "):  # it names the key already
+            line = Message("{place}: {what}", place=self.loaded.document.place(at), what=error.what)
         if line not in (problem.what for problem in self.problems):  # one data set has a name for each language
             self.problems.append(DcclipError(line, error.hint))
 
@@ -141,7 +144,7 @@ class Preflight:
             found["align"] = self._ask(("align", "train"), partial(preview_pairs, align.train, columns=data.columns))
         for stage in self._training():
             if self._options(stage).validate_every_steps and data.validation is None:
-                what = "needs pairs to validate on, and there is no data.validation"
+                what = Message("needs pairs to validate on, and there is no data.validation")
                 self._add((stage, "validate_every_steps"), DcclipError(what, "set data.validation"))
         return {kind: one for kind, one in found.items() if one is not None}
 
@@ -189,7 +192,7 @@ class Preflight:
         if text.vocabulary.source == "teacher" or text.inherit != "nothing":
             where = ("inherit",) if text.inherit != "nothing" else ("vocabulary", "from")
             if recipe.teacher is None:
-                what = "is taken from the teacher, but the recipe has none"
+                what = Message("is taken from the teacher, but the recipe has none")
                 self._add(("student", "text", *where), DcclipError(what, "add a section teacher, or omit it"))
         if teacher is not None:
             if text.vocabulary.source == "teacher":
@@ -206,7 +209,7 @@ class Preflight:
         if isinstance(image, str):
             of = self.loaded.recipe.teacher
             if of is None:
-                what = "is the teacher's, but the recipe has none"
+                what = Message("is the teacher's, but the recipe has none")
                 self._add(("student", "image"), DcclipError(what, "add a section teacher, or describe an image tower"))
             if of is None or teacher is None:
                 return None
@@ -281,15 +284,17 @@ class Preflight:
             self.works.append(work)
         folder = cache_folder() / "teacher-cache"
         if work.cache_bytes > free_bytes(folder) + _size(folder):
-            self._too_small((stage, "teacher_cache"), "the teacher cache", work.cache_bytes, folder, _CACHE_HINT)
+            self._too_small(
+                (stage, "teacher_cache"), Message("the teacher cache"), work.cache_bytes, folder, _CACHE_HINT
+            )
         if work.run_bytes > free_bytes(self.run_dir.root):
-            what = "the stage's checkpoints and model"
+            what = Message("the stage's checkpoints and model")
             self._too_small((stage,), what, work.run_bytes, self.run_dir.root, _RUN_HINT)
 
     def _too_small(self, at: Location, what: str, needed: float, folder: Path, hint: str) -> None:
         from dcclip_cli.train.estimate import size
 
-        free = f"{size(free_bytes(folder))} are free at {folder}"
+        free = Message("{size} are free at {folder}", size=size(free_bytes(folder)), folder=folder)
         self._add(
             at,
             DcclipError(
@@ -303,10 +308,10 @@ def _is_complete(model: str, library: str) -> bool:
     return True
 
 
-_CACHE_HINT = (
+_CACHE_HINT = Message(
     "free some space, set DCCLIP_CACHE to a folder on a larger disk, lower augmentations, or set teacher_cache: false"
 )
-_RUN_HINT = "free some space, or write to another disk with --out"
+_RUN_HINT = Message("free some space, or write to another disk with --out")
 
 
 def free_bytes(folder: Path) -> int:

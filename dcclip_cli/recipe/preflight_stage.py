@@ -180,12 +180,12 @@ class StageCheck:
 
     def _check_options(self) -> None:
         if self.options.precision == "fp16" and self.device == "cpu":
-            hint = "set precision: auto, which is bf16 where the processor has it"
+            hint = Message("set precision: auto, which is bf16 where the processor has it")
             self._report(("precision",), DcclipError("fp16 needs a GPU, and this runs on the CPU", hint))
         inside = ", ".join(loss.kind for loss in self.losses if not loss.embeddings_only)
         if self.options.gradient_cache and inside:
             what = Message("needs losses on embeddings, and {inside} uses features inside the towers", inside=inside)
-            hint = "remove one of them; accumulate alone saves memory as well"
+            hint = Message("remove one of them; accumulate alone saves memory as well")
             self._report(("gradient_cache",), DcclipError(what, hint))
         comparing = [loss.kind for loss in self.losses if loss.compares]
         comparing += ["the contrastive loss"] if self.stage == "align" else []
@@ -194,13 +194,17 @@ class StageCheck:
                 "auto, and {comparing} compares the pairs of a batch, which must stay whole",
                 comparing=", ".join(comparing),
             )
-            hint = "set gradient_cache: true, or accumulate to a number"
+            hint = Message("set gradient_cache: true, or accumulate to a number")
             self._report(("accumulate",), DcclipError(what, hint))
         count = len(self.all_teachers)
         for number, loss in enumerate(self.losses):
             if isinstance(loss, TeacherLoss) and loss.teacher >= count:
-                there = f"there are {count}, counted from 0" if count else "the recipe has none"
-                hint = "add teachers to more_teachers, or use a smaller number"
+                there = (
+                    Message("there are {count}, counted from 0", count=count)
+                    if count
+                    else Message("the recipe has none")
+                )
+                hint = Message("add teachers to more_teachers, or use a smaller number")
                 error = DcclipError(
                     Message(
                         "loss {kind} learns from teacher {teacher}, and {there}",
@@ -213,7 +217,7 @@ class StageCheck:
                 self._report(("losses", number, "teacher"), error)
         start = getattr(self.options, "start", "distill")
         if start not in ("distill", "scratch") and not Path(start).is_dir():
-            hint = "name a model directory, distill (this recipe's stage 1) or scratch"
+            hint = Message("name a model directory, distill (this recipe's stage 1) or scratch")
             self._report(("start",), DcclipError(Message("{start} is not a directory", start=start), hint))
 
     def _report(self, key: Location, error: DcclipError) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dcclip_cli.checksums import read_record, write_record
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import cache_folder
 from dcclip_cli.launched import is_launched
 from dcclip_cli.machine import is_first_process
@@ -118,7 +118,9 @@ class RecipeRun:
             products = {stage.name: root / stage.name / stage.product for stage in STAGES}
             there = [(name, products[name]) for name in self.loaded.recipe.stages if products[name].exists()]
             done = [name for name, product in there if product.stat().st_mtime >= self._begun]
-            return f"{', '.join(done)} {'is' if len(done) == 1 else 'are'} finished" if done else ""
+            if len(done) > 1:
+                return Message("{stages} are finished", stages=", ".join(done))
+            return Message("{stage} is finished", stage=done[0]) if done else ""
 
         root = self.dir.root
         try:
@@ -275,7 +277,7 @@ class RecipeRun:
             return []
         rows = [] if self.fresh else self._kept_summary()
         if rows:
-            self.progress.say("eval: already done (use --fresh to redo)")
+            self.progress.say(Message("eval: already done (use --fresh to redo)"))
             return rows
         self._evaluate("teacher", "student", "bundle")
         return self._measure()
@@ -313,7 +315,8 @@ class RecipeRun:
                 Message("{stage}: already done: {product} (use --fresh to redo)", stage=stage, product=product)
             )
         else:
-            self.progress.say(", ".join([f"{stage}: done in {result.seconds:.0f} s", *measured]))
+            done = Message("{stage}: done in {seconds:.0f} s", stage=stage, seconds=result.seconds)
+            self.progress.say(joined(", ", (done, *measured)))
 
     def _models(self) -> dict[str, ModelReference]:
         """The run's models that exist: teacher, student, bundle."""

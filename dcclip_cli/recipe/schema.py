@@ -10,6 +10,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.data.options import COLLECTED, DataOptions
+from dcclip_cli.errors import Message
 from dcclip_cli.eval.evaluate import EvalOptions
 from dcclip_cli.exporters.export import ExportOptions
 from dcclip_cli.model.students import StudentOptions
@@ -46,8 +47,11 @@ class Recipe(Options):
     @classmethod
     def _names_a_folder(cls, name: str) -> str:
         if not re.fullmatch(r"\w[\w.-]*", name):
-            what = "is a path: give a plain name" if "/" in name else "is not a folder name: give one"
-            raise ValueError(f"'{name}' {what} of letters, digits, _ - and .")
+            if "/" in name:
+                what = Message("'{name}' is a path: give a plain name of letters, digits, _ - and .", name=name)
+            else:
+                what = Message("'{name}' is not a folder name: give one of letters, digits, _ - and .", name=name)
+            raise ValueError(what)
         return name
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import refuse_special
 from dcclip_cli.text_files import not_utf8
 
@@ -29,7 +29,7 @@ _LONGEST = 300  # characters of an override in a message
 _WORDS = {"": None, "~": None, "null": None, "Null": None, "true": True, "True": True, "false": False, "False": False}
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
-_HINT = "list all keys of a recipe with: dcclip recipe schema"
+_HINT = Message("list all keys of a recipe with: dcclip recipe schema")
 _ARGUMENTS = "arguments"  # the place of values given in Python
 
 
@@ -179,10 +179,11 @@ def _parse(text: str, name: str, numbered: bool = False) -> tuple[Any, dict[Loca
         for key, item in node.value:
             here = (*at, str(key.value))
             if not isinstance(key, yaml.ScalarNode):
-                mistakes.append(f"{place(key.start_mark.line)}: {_dotted(at)}a key must be a word")
+                mistakes.append(_mistake(place(key.start_mark.line), at, Message("a key must be a word")))
             elif key.value in result:
                 first = places[here].rpartition(":")[2]
-                mistakes.append(f"{place(key.start_mark.line)}: {_dotted(here)}given twice (first on line {first})")
+                what = Message("given twice (first on line {first})", first=first)
+                mistakes.append(_mistake(place(key.start_mark.line), here, what))
             else:
                 places[here] = place(key.start_mark.line)
                 result[key.value] = build(item, here)
@@ -193,9 +194,9 @@ def _parse(text: str, name: str, numbered: bool = False) -> tuple[Any, dict[Loca
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = place(mark.line if mark else 0) + (f":{mark.column + 1}" if mark and numbered else "")
-        problem = error.problem or "not YAML"
+        problem = error.problem or Message("not YAML")
         if problem.startswith("but "):
-            problem = f"{error.context}, {problem}"
+            problem = Message("{context}, {problem}", context=error.context, problem=problem)
         raise DcclipError(
             "{where}: {problem}", "fix the YAML there, or just above", where=where, problem=problem
         ) from None
@@ -206,7 +207,7 @@ def _parse(text: str, name: str, numbered: bool = False) -> tuple[Any, dict[Loca
         ) from None
     values = build(node, ()) if node else None
     if mistakes:
-        raise DcclipError("\n".join(mistakes), _HINT)
+        raise DcclipError(joined("\n", mistakes), _HINT)
     return values, places
 
 
@@ -249,12 +250,20 @@ def _scalar(node: yaml.ScalarNode) -> Any:
 
 def _kind(value: Any) -> str:
     if value is None:
-        return "nothing"
-    return "a list" if isinstance(value, list) else "a section" if isinstance(value, dict) else repr(value)
+        return Message("nothing")
+    return (
+        Message("a list")
+        if isinstance(value, list)
+        else Message("a section")
+        if isinstance(value, dict)
+        else repr(value)
+    )
 
 
-def _dotted(at: Location) -> str:
-    return ".".join(map(str, at)) + ": " if at else ""
+def _mistake(place: str, at: Location, what: Message) -> Message:
+    if not at:
+        return Message("{place}: {what}", place=place, what=what)
+    return Message("{place}: {key}: {what}", place=place, key=".".join(map(str, at)), what=what)
 
 
 def _nodes(value: Any, at: Location = ()) -> Iterator[tuple[Location, Any]]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 FORMAT = 4
-_AGAIN = "start over with --fresh"
+_AGAIN = Message("start over with --fresh")
 
 Identity = Mapping[str, Any]  # everything that decides a stage's result, by name, JSON-serializable
 
@@ -71,7 +71,11 @@ def save_checkpoint(
         if getattr(error, "errno", None) != errno.ENOSPC and "No space left on device" not in str(error):
             raise
         before = latest_checkpoint(folder)
-        last = f"the last checkpoint is {before}" if before else "there is no checkpoint yet"
+        last = (
+            Message("the last checkpoint is {before}", before=before)
+            if before
+            else Message("there is no checkpoint yet")
+        )
         free = shutil.disk_usage(folder).free / 1e6
         raise DcclipError(
             "{target} cannot be saved because the disk is full ({free:,.1f} MB free); {last}",
@@ -163,7 +167,14 @@ def load_checkpoint(
         parts.setdefault(part, {})[rest] = value
     try:
         if len(tensors) != record.content.get("tensors"):
-            raise ValueError(f"it has {len(tensors)} tensors, and {STATE} says {record.content.get('tensors')}")
+            raise ValueError(
+                Message(
+                    "it has {count} tensors, and {state} says {content}",
+                    count=len(tensors),
+                    state=STATE,
+                    content=record.content.get("tensors"),
+                )
+            )
         _check_tensors(parts, model, optimizer, ema)
     except ValueError as error:
         raise DcclipError(
@@ -183,7 +194,7 @@ def load_checkpoint(
 
 def _check_identity(checkpoint: Path, saved: Any, identity: Identity) -> None:
     if saved != json.loads(json.dumps(identity)):
-        changed = ", ".join(_differences(saved, identity)) if isinstance(saved, dict) else "everything"
+        changed = ", ".join(_differences(saved, identity)) if isinstance(saved, dict) else Message("everything")
         raise DcclipError(
             "{parent} was saved by another recipe, on other data or with another teacher: {changed} changed",
             "undo the change to resume, or start over with --fresh",
@@ -197,17 +208,18 @@ def _check_tensors(
 ) -> None:
     """Raise ValueError for tensors that are missing, unknown, of another shape or type, or not finite."""
     if unknown := parts.keys() - {"model", "ema", "optimizer"}:
-        raise ValueError(f"it has unknown tensors, {min(unknown)}/...")
+        raise ValueError(Message("it has unknown tensors, {unknown}/...", unknown=min(unknown)))
     for part, module in (("model", model), ("ema", ema)):
         wanted = {} if module is None else module.state_dict()
         for name in sorted(parts[part].keys() ^ wanted.keys()):
-            raise ValueError(f"{part}/{name} is {'missing' if name in wanted else 'unknown'}")
+            what = Message("missing") if name in wanted else Message("unknown")
+            raise ValueError(Message("{part}/{name} is {what}", part=part, name=name, what=what))
         for name, value in parts[part].items():
             if (value.shape, value.dtype) != (wanted[name].shape, wanted[name].dtype):
                 was, is_ = (f"{tuple(one.shape)} {one.dtype}" for one in (value, wanted[name]))
-                raise ValueError(f"{part}/{name} is {was}, not {is_}")
+                raise ValueError(Message("{part}/{name} is {was}, not {is_}", part=part, name=name, was=was, is_=is_))
             if not value.isfinite().all():
-                raise ValueError(f"{part}/{name} is not finite")
+                raise ValueError(Message("{part}/{name} is not finite", part=part, name=name))
     _check_moments(parts["optimizer"], model, optimizer)
 
 
@@ -218,11 +230,18 @@ def _check_moments(moments: Mapping[str, Tensor], model: nn.Module, optimizer: O
     for name, value in moments.items():
         parameter = name.rpartition("/")[0]
         if parameter not in shapes:
-            raise ValueError(f"optimizer/{name} is of no parameter that is trained")
+            raise ValueError(Message("optimizer/{name} is of no parameter that is trained", name=name))
         if value.dim() and value.shape != shapes[parameter]:  # a count of steps is a scalar
-            raise ValueError(f"optimizer/{name} is {tuple(value.shape)}, not {tuple(shapes[parameter])}")
+            raise ValueError(
+                Message(
+                    "optimizer/{name} is {shape}, not {shapes}",
+                    name=name,
+                    shape=tuple(value.shape),
+                    shapes=tuple(shapes[parameter]),
+                )
+            )
         if value.isnan().any():
-            raise ValueError(f"optimizer/{name} is not finite")
+            raise ValueError(Message("optimizer/{name} is not finite", name=name))
 
 
 def _differences(one: Mapping[str, Any], other: Mapping[str, Any], above: str = "") -> Iterator[str]:

@@ -104,7 +104,9 @@ def _free_threads(workers: int, name: str, progress: Progress) -> int:
 def decided(folder: Path, name: str, decide: Callable[[], T]) -> T:
     """What was decided when the stage under `folder` began, on any machine; decided now if it is new."""
     file = folder / COMPUTED_IN
-    decisions = read_record(file, FORMAT, "start over with --fresh").content if file.exists() else {"format": FORMAT}
+    decisions = (
+        read_record(file, FORMAT, Message("start over with --fresh")).content if file.exists() else {"format": FORMAT}
+    )
     if name not in decisions:
         [value] = broadcast_object_list([decide()])  # of the first process
         decisions[name] = value
@@ -117,7 +119,7 @@ def decided(folder: Path, name: str, decide: Callable[[], T]) -> T:
 def redecide(folder: Path, name: str, value: object) -> None:
     """Replace what was decided for the stage under `folder`, from any of its processes."""
     file = folder / COMPUTED_IN
-    content = read_record(file, FORMAT, "start over with --fresh").content
+    content = read_record(file, FORMAT, Message("start over with --fresh")).content
     write_record(file, {**content, name: value}, alone=True)
 
 

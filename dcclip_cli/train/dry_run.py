@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from dcclip_cli.errors import Message
 from dcclip_cli.model.blank import blank_teacher
 from dcclip_cli.model.init_from_teacher import check_inherits
 from dcclip_cli.model.library_configs import COPY_AGAIN, library_errors
@@ -42,7 +43,7 @@ def open_blank(teacher: Teacher) -> Towers | None:
     """The teacher without weights, after a picture and a text went through it; None where it is not here."""
     towers = blank_teacher(teacher)
     if towers is not None:
-        with library_errors(f"teacher {teacher.model} cannot be used", COPY_AGAIN):
+        with library_errors(Message("teacher {model} cannot be used", model=teacher.model), COPY_AGAIN):
             widths(towers)
     return towers
 
@@ -79,5 +80,8 @@ def _build(shapes: Shapes, options: TrainOptions) -> None:
     needed = {layer for loss in shapes.losses for layer in loss.teacher_layers_needed}
     teachers = [_OnlyWidths(widths(one, sorted(needed))) for one in shapes.teachers if one is not None]
     task = TrainingTask(shapes.student, shapes.losses, teachers)  # type: ignore[arg-type]  # which have no features
-    with library_errors(f"{shapes.student.name} has no layers in the order that layer_decay needs", "omit layer_decay"):
+    with library_errors(
+        Message("{name} has no layers in the order that layer_decay needs", name=shapes.student.name),
+        Message("omit layer_decay"),
+    ):
         make_optimizer(task, options.optimizer.model_copy(update={"newton_schulz": "fp32"}))

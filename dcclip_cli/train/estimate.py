@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from dcclip_cli.data.preview import Preview
+from dcclip_cli.errors import Message, joined
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.progress import Silent
@@ -137,18 +138,22 @@ class StageWork:
 
 def lines(work: StageWork, times: Times, before: dict[Any, Rows]) -> Iterator[str]:
     """A stage's estimates in words. `before` are the rows that stages before it leave in the cache; it is extended."""
-    name, how = work.stage, "measured" if times.measured else "by the number of operations"
-    training = work.steps * times.step_s
-    yield (
-        f"{name}: {work.steps:,} steps of {sum(work.sizes.values()):,} samples take about {duration(training)} "
-        f"({times.step_s:.3g} s a step, {how})"
+    name, how = work.stage, Message("measured") if times.measured else Message("by the number of operations")
+    yield Message(
+        "{name}: {steps:,} steps of {samples:,} samples take about {time} ({step_s:.3g} s a step, {how})",
+        name=name,
+        steps=work.steps,
+        samples=sum(work.sizes.values()),
+        time=duration(work.steps * times.step_s),
+        step_s=times.step_s,
+        how=how,
     )
     for number, pace in enumerate(times.teachers):
         yield from _teacher_lines(work, number, pace, before)
-    disk = f"checkpoints and model {size(work.run_bytes)}"
+    disk = Message("checkpoints and model {size}", size=size(work.run_bytes))
     if work.cache_bytes:
-        disk = f"teacher cache {size(work.cache_bytes)}, {disk}"
-    yield f"{name}: takes disk space of about: {disk}"
+        disk = joined(", ", (Message("teacher cache {size}", size=size(work.cache_bytes)), disk))
+    yield Message("{name}: takes disk space of about: {disk}", name=name, disk=disk)
 
 
 def teacher_rows_left(work: StageWork, number: int, before: dict[Any, Rows]) -> Rows:
@@ -164,18 +169,30 @@ def teacher_rows_left(work: StageWork, number: int, before: dict[Any, Rows]) -> 
 
 def _teacher_lines(work: StageWork, number: int, pace: Pace | None, before: dict[Any, Rows]) -> Iterator[str]:
     left = teacher_rows_left(work, number, before)
-    who = "the teacher" if len(work.teachers) == 1 else f"teacher {number}"
-    asked = f"{work.stage}: {who} encodes about {left.images:,} images and up to {left.texts:,} texts"
+    who = Message("the teacher") if len(work.teachers) == 1 else Message("teacher {number}", number=number)
+    asked = Message(
+        "{stage}: {who} encodes about {images:,} images and up to {texts:,} texts",
+        stage=work.stage,
+        who=who,
+        images=left.images,
+        texts=left.texts,
+    )
     if work.options.teacher_cache and left != work.rows:
-        asked += f" (of {work.rows.images:,} and {work.rows.texts:,}: the others are in the cache by then)"
+        asked = Message(
+            "{asked} (of {images:,} and {texts:,}: the others are in the cache by then)",
+            asked=asked,
+            images=work.rows.images,
+            texts=work.rows.texts,
+        )
     if pace is None:
-        yield f"{asked}; how long that takes is not known without its files"
+        yield Message("{asked}; how long that takes is not known without its files", asked=asked)
         return
-    seconds = pace.seconds(left)
-    how = "measured" if pace.measured else "by the number of operations, within a factor of three"
-    yield f"{asked}: about {duration(seconds)} ({how})"
+    seconds, how = pace.seconds(left), Message("measured")
+    if not pace.measured:
+        how = Message("by the number of operations, within a factor of three")
+    yield Message("{asked}: about {time} ({how})", asked=asked, time=duration(seconds), how=how)
     if seconds > _LONG_S:
-        yield f"{work.stage}: that is shorter with {', '.join(_shorter(work))}"
+        yield Message("{stage}: that is shorter with {means}", stage=work.stage, means=joined(", ", _shorter(work)))
 
 
 def long_teacher_work(work: StageWork, times: Times, before: dict[Any, Rows]) -> list[str]:
@@ -189,23 +206,26 @@ def long_teacher_work(work: StageWork, times: Times, before: dict[Any, Rows]) ->
 
 def _shorter(work: StageWork) -> Iterator[str]:
     if work.device == "cpu":
-        yield "a GPU (--device cuda)"
+        yield Message("a GPU (--device cuda)")
     if work.options.teacher_cache and work.options.augmentations > 1:
-        yield f"fewer augmentations ({work.stage}.augmentations is {work.options.augmentations})"
+        count = work.options.augmentations
+        yield Message("fewer augmentations ({stage}.augmentations is {count})", stage=work.stage, count=count)
     if not work.options.teacher_cache:
-        yield f"a cache ({work.stage}.teacher_cache: true)"
+        yield Message("a cache ({stage}.teacher_cache: true)", stage=work.stage)
     if any(one.precision == "fp32" for one in work.teachers):
-        yield "bf16 where the processor has it (teacher.precision: auto)"
-    yield "fewer images, or a smaller teacher"
+        yield Message("bf16 where the processor has it (teacher.precision: auto)")
+    yield Message("fewer images, or a smaller teacher")
 
 
 def duration(seconds: float) -> str:
     """A duration in words: 40 s, 12 min, 3.5 h, 4 days."""
     if seconds < 100:
-        return f"{math.ceil(seconds)} s"
+        return Message("{seconds} s", seconds=math.ceil(seconds))
     if seconds < 6000:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
+        return Message("{minutes:.0f} min", minutes=seconds / 60)
+    if seconds < 172_800:
+        return Message("{hours:.1f} h", hours=seconds / 3600)
+    return Message("{days:.0f} days", days=seconds / 86_400)
 
 
 def size(number: float) -> str:

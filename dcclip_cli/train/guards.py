@@ -52,7 +52,7 @@ class NonFiniteGuard:
         wrong = [name for name, term in terms.items() if not math.isfinite(float(term))]
         if not wrong and not math.isfinite(float(norm)):
             wrong = ["the gradient"]
-        what = ", ".join(wrong) or "the loss of another process"
+        what = ", ".join(wrong) or Message("the loss of another process")
         raise DcclipError(
             "step {step}: {what} is not finite, for {skipped_in_a_row} steps in a row",
             "lower optimizer.lr, or raise warmup_steps; the metrics are in {folder}/metrics.jsonl",

@@ -161,7 +161,7 @@ def _first_error(folder: Path, failures: Mapping[int, ProcessFailure], number: i
         what = Message(
             "training process {killed} of {number} was killed by {name}", killed=killed[0], number=number, name=name
         )
-        memory = "; the system does that when memory runs out" if name == "SIGKILL" else ""
+        memory = Message("; the system does that when memory runs out") if name == "SIGKILL" else ""
         return DcclipError(
             what, Message("run the same command again to resume from the last saved state{memory}", memory=memory)
         )

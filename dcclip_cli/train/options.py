@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from dcclip_cli.data.options import Augment, CaptionOptions, DataOptions
+from dcclip_cli.errors import Message
 from dcclip_cli.model import Precision
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
@@ -31,8 +32,8 @@ class OptimizerOptions(Options):
     """
 
     removed: ClassVar[dict[str, Removed]] = {
-        "projection_lr_scale": Removed("the projections are trained at lr", (1.0,)),
-        "temperature_lr_scale": Removed("temperature and bias are trained at lr", (1.0,)),
+        "projection_lr_scale": Removed(Message("the projections are trained at lr"), (1.0,)),
+        "temperature_lr_scale": Removed(Message("temperature and bias are trained at lr"), (1.0,)),
     }
 
     kind: Literal["adamw", "muon", "sgd"] = Field(
@@ -69,7 +70,7 @@ class OptimizerOptions(Options):
     @model_validator(mode="after")
     def _other_rate_only_with_muon(self) -> Self:
         if self.other_lr is not None and self.kind != "muon":
-            raise ValueError("other_lr needs kind: muon; the other optimizers have one rate, lr")
+            raise ValueError(Message("other_lr needs kind: muon; the other optimizers have one rate, lr"))
         return self
 
 
@@ -77,9 +78,9 @@ class TrainOptions(Options):
     """How long and how a stage trains. Set either `epochs` or `steps`."""
 
     removed: ClassVar[dict[str, Removed]] = {
-        "parallel": Removed("several processes always train with DDP", ("ddp",)),
-        "max_skipped_steps": Removed("a run ends after 10 non-finite steps in a row", (10,)),
-        "warn_at_chance_steps": Removed("losses at chance level are reported after 500 steps", (500,)),
+        "parallel": Removed(Message("several processes always train with DDP"), ("ddp",)),
+        "max_skipped_steps": Removed(Message("a run ends after 10 non-finite steps in a row"), (10,)),
+        "warn_at_chance_steps": Removed(Message("losses at chance level are reported after 500 steps"), (500,)),
     }
 
     epochs: float | None = Field(
@@ -180,13 +181,19 @@ class TrainOptions(Options):
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("set either epochs or steps")
+            raise ValueError(Message("set either epochs or steps"))
         if self.accumulate != "auto" and self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of accumulate ({self.accumulate})")
+            raise ValueError(
+                Message(
+                    "batch_size ({batch_size}) must be a multiple of accumulate ({accumulate})",
+                    batch_size=self.batch_size,
+                    accumulate=self.accumulate,
+                )
+            )
         if self.gradient_cache and self.accumulate == 1:
-            raise ValueError("gradient_cache joins the parts of a batch: set accumulate to their number")
+            raise ValueError(Message("gradient_cache joins the parts of a batch: set accumulate to their number"))
         if self.validate_every_steps is None and (self.patience is not None or self.keep == "best"):
-            raise ValueError("patience and keep: best need validation: set validate_every_steps")
+            raise ValueError(Message("patience and keep: best need validation: set validate_every_steps"))
         return self
 
     @property

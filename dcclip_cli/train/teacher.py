@@ -92,7 +92,11 @@ def open_teachers(teachers: Sequence[Teacher], losses: Sequence[Loss], device: s
     """
     for loss in losses:
         if isinstance(loss, TeacherLoss) and loss.teacher >= len(teachers):
-            there = f"there are {len(teachers)}, counted from 0" if teachers else "the recipe has none"
+            there = (
+                Message("there are {count}, counted from 0", count=len(teachers))
+                if teachers
+                else Message("the recipe has none")
+            )
             raise DcclipError(
                 "loss {kind} learns from teacher {teacher}, and {there}",
                 "add teachers to more_teachers, or use a smaller number",
@@ -122,7 +126,7 @@ def teacher_features(
 ) -> list[TeacherCache] | list[OnlineTeacher]:
     """The source of each teacher's features: its cache, or the teacher itself."""
     for facts in teachers.facts:
-        for line in facts.precision.lines(f"teacher {facts.name}"):
+        for line in facts.precision.lines(Message("teacher {name}", name=facts.name)):
             context.progress.say(line)
     if not options.teacher_cache:
         return [
@@ -194,5 +198,9 @@ class CacheFillingSampler(MixedBatchSampler):
 
 def _duration(seconds: float) -> str:
     if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+        return Message("{seconds:.0f} s", seconds=seconds)
+    return (
+        Message("{minutes:.0f} min", minutes=seconds / 60)
+        if seconds < 7200
+        else Message("{hours:.1f} h", hours=seconds / 3600)
+    )

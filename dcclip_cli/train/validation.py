@@ -19,7 +19,7 @@ from dcclip_cli.data.collator import unaugmented
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import LANGUAGES, Language, PairDataset
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import metrics
 from dcclip_cli.files import atomic_folder, validated
 from dcclip_cli.model.precision import finite
@@ -133,7 +133,7 @@ class BestCheckpoint:
             model.load_state_dict(load_file(self._folder / WEIGHTS))
 
     def _record(self) -> Record:
-        return read_record(self._folder / METRICS, FORMAT, "start over with --fresh")
+        return read_record(self._folder / METRICS, FORMAT, Message("start over with --fresh"))
 
 
 def _chunks(count: int) -> Iterator[range]:

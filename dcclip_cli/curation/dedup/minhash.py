@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from dcclip_cli.curation.dedup import GlobalFilter
+from dcclip_cli.errors import Message
 from dcclip_cli.options import Removed
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class SameCaption(GlobalFilter):
         le=1,
         description="Character-trigram Jaccard similarity from which captions are duplicates; null: only equal letters",
     )
-    removed: ClassVar = {"min_letters": Removed("use similarity", ignored=(12,))}
+    removed: ClassVar = {"min_letters": Removed(Message("use similarity"), ignored=(12,))}
 
     def apply(self, connection: DuckDBPyConnection) -> None:
         """`caption-duplicate` if an earlier pair has exactly this caption, else `caption-near-duplicate`."""

@@ -22,6 +22,7 @@ from pydantic import Field
 
 from dcclip_cli.curation.decode_image import DecodedImage
 from dcclip_cli.curation.dedup import GlobalFilter
+from dcclip_cli.errors import Message
 from dcclip_cli.machine import cores
 from dcclip_cli.options import Removed
 
@@ -176,7 +177,7 @@ class SameImage(GlobalFilter):
     """Merges pairs whose images have equal pixels, whatever their file format, into the first of them."""
 
     kind: Literal["same-image"] = "same-image"
-    removed: ClassVar = {"captions": Removed("captions are always merged", ignored=("merge",))}
+    removed: ClassVar = {"captions": Removed(Message("captions are always merged"), ignored=("merge",))}
     most_captions: int = Field(
         16,
         ge=1,

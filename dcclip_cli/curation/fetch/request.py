@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field, IPvAnyNetwork, StringConstraints
 
 from dcclip_cli.data import reading
+from dcclip_cli.errors import Message
 from dcclip_cli.options import Options, Removed
 from dcclip_cli.versions import VERSION
 
@@ -26,10 +27,10 @@ class FetchOptions(Options):
     """How images are downloaded. Certificates are always checked; proxies in the environment are ignored."""
 
     removed: ClassVar = {
-        "authorities": Removed("name the PEM file in the environment variable SSL_CERT_FILE"),
-        "max_redirects": Removed("at most 5 redirects are followed; remove this key", ignored=(5,)),
+        "authorities": Removed(Message("name the PEM file in the environment variable SSL_CERT_FILE")),
+        "max_redirects": Removed(Message("at most 5 redirects are followed; remove this key"), ignored=(5,)),
         "back_off_s": Removed(
-            "retries begin after 1 second, and each waits twice as long; remove this key", ignored=(1,)
+            Message("retries begin after 1 second, and each waits twice as long; remove this key"), ignored=(1,)
         ),
     }
 

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from dcclip_cli.curation.decode_image import DecodedImage
 from dcclip_cli.curation.filters.base import Filter
 from dcclip_cli.data.reading import Drop
+from dcclip_cli.errors import Message
 
 if TYPE_CHECKING:
     from dcclip_cli.data.pair import Pair
@@ -41,9 +42,9 @@ class ImageFilter(Filter):
     @model_validator(mode="after")
     def _in_order(self) -> ImageFilter:
         if self.max_side is not None and self.max_side < self.min_side:
-            raise ValueError("max_side is less than min_side")
+            raise ValueError(Message("max_side is less than min_side"))
         if self.max_bytes is not None and self.max_bytes < self.min_bytes:
-            raise ValueError("max_bytes is less than min_bytes")
+            raise ValueError(Message("max_bytes is less than min_bytes"))
         return self
 
     def check_pair(self, pair: Pair, decoded: DecodedImage) -> Drop | None:

@@ -11,6 +11,7 @@ from pydantic import Field
 from dcclip_cli.curation.filters.base import Filter
 from dcclip_cli.data.pair import Language
 from dcclip_cli.data.reading import Drop
+from dcclip_cli.errors import Message
 from dcclip_cli.options import Removed
 from dcclip_cli.text import HAN as HAN_RANGES
 
@@ -159,7 +160,7 @@ class LanguageFilter(Filter):
     """
 
     kind: Literal["language"] = "language"
-    removed: ClassVar = {"detector": Removed("the detector is always used", ignored=(True,))}
+    removed: ClassVar = {"detector": Removed(Message("the detector is always used"), ignored=(True,))}
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-language`."""
@@ -173,7 +174,7 @@ class ScriptFilter(Filter):
     """Drops captions mostly in the other script, counting Han characters and Latin words."""
 
     kind: Literal["script"] = "script"
-    removed: ClassVar = {"mixed": Removed("use min_share", ignored=(True,))}
+    removed: ClassVar = {"mixed": Removed(Message("use min_share"), ignored=(True,))}
     min_share: float = Field(
         0.25,
         ge=0,

@@ -14,6 +14,7 @@ from dcclip_cli.curation.filters.base import Filter
 from dcclip_cli.curation.filters.language import HAN, LETTER
 from dcclip_cli.curation.normalize_text import as_gbk
 from dcclip_cli.data.reading import Drop
+from dcclip_cli.errors import Message
 from dcclip_cli.options import Removed
 
 if TYPE_CHECKING:
@@ -360,13 +361,15 @@ class LengthFilter(Filter):
         (1, 128), description="Minimum and maximum number of characters in a Chinese caption, without white space"
     )
     en: tuple[Length, Length] = Field((1, 64), description="Minimum and maximum number of words in an English caption")
-    removed: ClassVar = {"longest_word": Removed("words of more than 40 letters are always dropped", ignored=(40,))}
+    removed: ClassVar = {
+        "longest_word": Removed(Message("words of more than 40 letters are always dropped"), ignored=(40,))
+    }
 
     @field_validator("zh", "en")
     @classmethod
     def _in_order(cls, limits: tuple[int, int]) -> tuple[int, int]:
         if limits[0] > limits[1]:
-            raise ValueError("give the minimum first, then the maximum")
+            raise ValueError(Message("give the minimum first, then the maximum"))
         return limits
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from dcclip_cli.curation.dedup import GlobalFilter
 from dcclip_cli.data.pair import Language, Pair
+from dcclip_cli.errors import Message
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.options import Removed
 
@@ -40,7 +41,9 @@ _ROWS_AT_A_TIME = 50_000  # that are written
 class ScorerOptions(GlobalFilter):
     """Base class of scorers: their options, how they score, and what is dropped for their scores (`apply`)."""
 
-    removed: ClassVar = {"batch_size": Removed("images are scored 32 at a time; remove this key", ignored=(32,))}
+    removed: ClassVar = {
+        "batch_size": Removed(Message("images are scored 32 at a time; remove this key"), ignored=(32,))
+    }
 
     kind: str
     name: str | None = Field(
@@ -85,7 +88,7 @@ def unique_names(scorers: tuple[ScorerOptions, ...]) -> tuple[ScorerOptions, ...
     """The scorers unchanged. Raises ValueError if two of them would store their scores under one name."""
     names = Counter(scorer.stored for scorer in scorers)
     if twice := sorted(name for name, count in names.items() if count > 1):
-        raise ValueError(f"two scorers are both called {twice[0]}: give each a name of its own")
+        raise ValueError(Message("two scorers are both called {twice}: give each a name of its own", twice=twice[0]))
     return scorers
 
 

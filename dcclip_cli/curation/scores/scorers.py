@@ -206,7 +206,7 @@ class Classifier(ScorerOptions):
 
     def check(self) -> None:
         if Path(self.model).is_absolute() and not (Path(self.model) / "config.json").is_file():
-            hint = "name a directory written by transformers' save_pretrained"
+            hint = Message("name a directory written by transformers' save_pretrained")
             raise DcclipError(Message("{model} has no config.json", model=self.model), hint)
 
     def open(self) -> Score:

@@ -19,7 +19,7 @@ from dcclip_cli.options import Options
 
 Told = Literal["zh", "en", "caption"]  # a caption's language, or `caption`: detected from its script
 TOLD: tuple[Told, ...] = ("zh", "en", "caption")
-HINT = "check the path; in a recipe it is relative to the recipe's folder"
+HINT = Message("check the path; in a recipe it is relative to the recipe's folder")
 
 
 @dataclass(frozen=True)

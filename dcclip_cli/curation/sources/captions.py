@@ -69,7 +69,7 @@ class CaptionsSource(SourceOptions):
     @model_validator(mode="after")
     def _has_captions(self) -> CaptionsSource:
         if not self._files():
-            raise ValueError("needs caption files: zh, en or caption")
+            raise ValueError(Message("needs caption files: zh, en or caption"))
         return self
 
     @property

@@ -60,7 +60,7 @@ class ClassFoldersSource(SourceOptions):
     @classmethod
     def _have_a_place(cls, templates: dict[Language, tuple[str, ...]]) -> dict[Language, tuple[str, ...]]:
         if wrong := [one for several in templates.values() for one in several if _NAME not in one]:
-            raise ValueError(f"{wrong[0]!r} has no {_NAME} for the name")
+            raise ValueError(Message("{wrong!r} has no {name} for the name", wrong=wrong[0], name=_NAME))
         return templates
 
     def slices(self, size: int) -> list[Slice]:

@@ -26,7 +26,7 @@ from dcclip_cli.errors import DcclipError, Message
 
 FOLDER = Path(__file__).parent
 _COMPACT = "compact"  # templates alone
-_HINT = "restore the published file, or download the data set again"
+_HINT = Message("restore the published file, or download the data set again")
 
 
 @dataclass(frozen=True)

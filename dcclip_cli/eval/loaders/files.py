@@ -155,7 +155,7 @@ class WebDatasetTars(Loader):
             elif role == wanted:
                 truths[stem] = member
         if alone := sorted(images.keys() ^ truths.keys()):
-            what = f"no {wanted} file" if alone[0] in images else "no image"
+            what = Message("no {wanted} file", wanted=wanted) if alone[0] in images else Message("no image")
             raise DcclipError(
                 Message(
                     "{shard}: {alone} has {what} ({count} such samples)",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dcclip_cli.predict.encoder import Encoder
 
 
-_OTHER = "use --format onnx or --format open_clip"
+_OTHER = Message("use --format onnx or --format open_clip")
 
 
 class OpenClip(Format):
@@ -135,13 +135,13 @@ def _projection(source: Source, weights: dict[str, Tensor]) -> str:
     visual, behind = source.towers.model.visual, "visual.head.proj.weight"
     inside = f"visual.trunk.{visual.trunk.pretrained_cfg.get('classifier')}" if hasattr(visual, "trunk") else ""
     if not inside or "text.text_projection" not in weights:
-        reason = "does not have the towers of a dcclip student"
+        reason = Message("does not have the towers of a dcclip student")
     elif behind in weights:
         return behind
     elif len(visual.head) or f"{inside}.weight" not in weights:
-        reason = "projects images by more than one matrix, which VisionTextDualEncoderModel does not support"
+        reason = Message("projects images by more than one matrix, which VisionTextDualEncoderModel does not support")
     elif weights[f"{inside}.bias"].any():
-        reason = "projects images with a bias, which VisionTextDualEncoderModel does not support"
+        reason = Message("projects images with a bias, which VisionTextDualEncoderModel does not support")
     else:
         return f"{inside}.weight"
     raise DcclipError(Message("{name} {reason}", name=source.towers.name, reason=reason), _OTHER)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from dcclip_cli.errors import Message
 from dcclip_cli.options import Options, Removed
 
 if TYPE_CHECKING:
@@ -78,9 +79,9 @@ class Schedule(Options):
     """A weight that changes linearly over the run."""
 
     removed: ClassVar[dict[str, Removed]] = {
-        "begin": Removed("weights change from the first step on", (0.0,)),
-        "finish": Removed("weights change up to the last step", (1.0,)),
-        "curve": Removed("weights change linearly", ("linear",)),
+        "begin": Removed(Message("weights change from the first step on"), (0.0,)),
+        "finish": Removed(Message("weights change up to the last step"), (1.0,)),
+        "curve": Removed(Message("weights change linearly"), ("linear",)),
     }
 
     start: float = Field(ge=0, le=MOST_WEIGHT, description="Weight at the start of the run")

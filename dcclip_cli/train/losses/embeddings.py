@@ -10,6 +10,7 @@ from pydantic import Field
 
 from dcclip_cli.data.collator import OTHER
 from dcclip_cli.data.pair import LANGUAGES, Language
+from dcclip_cli.errors import Message
 from dcclip_cli.options import Removed
 from dcclip_cli.train.losses.base import Loss, Needs, Outputs, TeacherLoss, Tower, Widths, mean_of, take
 
@@ -62,7 +63,7 @@ class CrossLingualLoss(TeacherLoss):
     """
 
     removed: ClassVar[dict[str, Removed]] = {
-        "towards": Removed("the Chinese embedding is always pulled to the teacher's English one", ("teacher",))
+        "towards": Removed(Message("the Chinese embedding is always pulled to the teacher's English one"), ("teacher",))
     }
 
     kind: Literal["cross_lingual"] = "cross_lingual"
@@ -168,7 +169,7 @@ class EnsembleLoss(Loss):
     """
 
     removed: ClassVar[dict[str, Removed]] = {
-        "teacher_scale": Removed("each teacher's own temperature is used", (None,))
+        "teacher_scale": Removed(Message("each teacher's own temperature is used"), (None,))
     }
 
     kind: Literal["ensemble"] = "ensemble"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from dcclip_cli.errors import Message
 from dcclip_cli.train.losses.base import Needs, Outputs, TeacherLoss, Widths, mean_of
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ class FeatureMapLoss(TeacherLoss):
     @model_validator(mode="after")
     def _as_many_layers(self) -> Self:
         if len(self.student_layers) != len(self.teacher_layers):
-            raise ValueError("student_layers and teacher_layers must have the same length: they are paired in order")
+            raise ValueError(
+                Message("student_layers and teacher_layers must have the same length: they are paired in order")
+            )
         return self
 
     @property

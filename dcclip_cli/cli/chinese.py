@@ -1,0 +1,134 @@
+"""The help and the usage errors of commands in Chinese, Typer's own words included."""
+
+from __future__ import annotations
+
+import gettext
+import os
+import re
+from typing import Any
+
+from typer import BadParameter
+
+from dcclip_cli.errors import FIELD, Message
+from dcclip_cli.language import DOMAIN, LOCALES, translated
+
+USAGE_ERROR: type[Any] = BadParameter.__mro__[1]  # the base of all usage errors, which Typer does not export
+_USAGE = Message("Usage: ")
+_HELP = Message("Show this message and exit.")
+# Typer's usage errors, which are finished texts: the first that matches is the template.
+_ERRORS = (
+    Message("No such option: {option} (Possible options: {options})"),
+    Message("No such option: {option}"),
+    Message("No such command {name}. Did you mean {near}?"),
+    Message("No such command {name}."),
+    Message("Missing command."),
+    Message("Missing argument {name}. {more}"),
+    Message("Missing argument {name}."),
+    Message("Missing option {name}. {more}"),
+    Message("Missing option {name}."),
+    Message("Invalid value for {name}: {what}"),
+    Message("Invalid value: {what}"),
+    Message("Got unexpected extra argument(s) ({arguments})"),
+    Message("Option {name} requires an argument."),
+    Message("Option {name} does not take a value."),
+    Message("Value {value} is not a valid {kind}."),
+    Message("{value} is not one of {choices}."),
+    Message("{value} is not in the range {range}."),
+    Message("Value error, {what}"),
+    Message("Input should be greater than or equal to {least}"),
+    Message("Input should be less than or equal to {most}"),
+    Message("Input should be a valid integer, unable to parse string as an integer"),
+    Message("Input should be a valid number, unable to parse string as a number"),
+)
+_CHINESE = re.compile(r"[\u2e80-\uffef]")
+# What stays on one line: a word or a Chinese character, with the punctuation that belongs to it.
+_PIECES = re.compile(r"[（“《]*(?:[^\s\u2e80-\uffef“”]+|.)[，。；：、！？）》”]*\s*")
+
+
+def speak_chinese(command: Any) -> None:
+    """Let the help of a command, and of those in it, be in Chinese."""
+    os.environ["LANGUAGE"] = "zh"  # for gettext, by which Typer looks up some of its words
+    gettext.bindtextdomain(DOMAIN, LOCALES)
+    gettext.textdomain(DOMAIN)
+    base: Any = command.context_class.formatter_class
+
+    class Formatter(base):  # type: ignore[misc]
+        def write_usage(self, prog: str, args: str = "", prefix: str | None = None) -> None:
+            super().write_usage(prog, args, prefix or translated(_USAGE))
+
+    command.context_class.formatter_class = Formatter
+    _translate(command)
+
+
+def _translate(command: Any) -> None:
+    for part in (command, *command.params):
+        for name in ("help", "rich_help_panel"):
+            if text := getattr(part, name, None):
+                setattr(part, name, translated(Message(text)))
+    help_option, format_help = command.get_help_option, command.format_help
+
+    def in_chinese(context: Any) -> Any:
+        option = help_option(context)
+        if option is not None:
+            option.help = translated(_HELP)
+        return option
+
+    def wrapped(context: Any, formatter: Any) -> None:
+        _wrap_chinese()
+        format_help(context, formatter)
+
+    command.get_help_option, command.format_help = in_chinese, wrapped
+    for each in getattr(command, "commands", {}).values():
+        _translate(each)
+
+
+def _wrap_chinese() -> None:
+    """Let rich break lines between Chinese characters; it does so at white space only, and cuts what is longer."""
+    from rich.containers import Lines
+    from rich.text import Text
+
+    usual: Any = Text.wrap
+
+    def wrap(self: Text, console: Any, width: int, **options: Any) -> Lines:
+        if not _CHINESE.search(self.plain):
+            return usual(self, console, width, **options)  # type: ignore[no-any-return]
+        parts = [part for line in self.split(allow_blank=True) for part in line.divide(_breaks(line.plain, width))]
+        for part in parts:
+            part.rstrip()
+        return Lines(parts)
+
+    Text.wrap = wrap  # type: ignore[method-assign]
+
+
+def _breaks(text: str, width: int) -> list[int]:
+    """Where a line has to be broken so that no part takes more than `width` cells."""
+    from rich.cells import cell_len, chop_cells
+
+    breaks, begin = [], 0
+    for piece in _PIECES.finditer(text):
+        while cell_len(text[begin : piece.end()].rstrip()) > width:
+            begin = piece.start() if piece.start() > begin else begin + len(chop_cells(text[begin:], width)[0])
+            breaks.append(begin)
+    return breaks
+
+
+def usage_error(error: Any) -> None:
+    """Let a usage error say what is wrong in Chinese."""
+    said = error.format_message()
+    own = getattr(error, "message", "")
+    if isinstance(own, Message):
+        said = said.replace(own, translated(own))
+    error.format_message = lambda: translated(_template_of(said))
+
+
+def _template_of(text: str) -> Message | str:
+    """A text of Typer as a Message with its template; the text itself if that is not known."""
+    for message in _ERRORS:
+        if found := re.fullmatch(_pattern(message), text, re.DOTALL):
+            return Message(message, **{name: _template_of(value) for name, value in found.groupdict().items()})
+    return text
+
+
+def _pattern(template: str) -> str:
+    parts = FIELD.split(template)
+    return "".join(f"(?P<{part}>.+?)" if number % 2 else re.escape(part) for number, part in enumerate(parts))

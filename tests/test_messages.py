@@ -1,0 +1,67 @@
+"""The catalogue of messages in Chinese: nothing is missing, and nothing is said that could not be in it."""
+
+import ast
+import gettext
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from dcclip_cli.errors import FIELD
+from dcclip_cli.language import DOMAIN, LOCALES
+from docs.generate import messages
+
+ROOT = Path(__file__).parent.parent
+# Functions that show a text, and classes whose texts are shown, in the user's language.
+SAYING = {"say", "error_line", "warning_line", "info_line", "hint_line"}
+RAISED = {"DcclipError", "AgainError", "NotFiniteError"}
+
+
+def test_every_message_has_a_translation_with_the_same_fields() -> None:
+    there = messages.read()
+    needed = messages.extracted(there)
+    assert {message.id for message in there} == {message.id for message in needed}, (
+        "run: python -m docs.generate.messages"
+    )
+    for message in needed:
+        if message.id:
+            assert message.string, message.id
+            if "python-brace-format" in message.flags:
+                assert _fields(message.string) == _fields(message.id), message.id
+
+
+def test_the_file_that_is_read_has_the_translations_of_the_one_that_is_written() -> None:
+    compiled = gettext.translation(DOMAIN, LOCALES, ["zh"])
+    for message in messages.read():
+        if message.id:
+            assert compiled.gettext(message.id) == message.string
+
+
+def test_translations_have_full_width_punctuation() -> None:
+    for message in messages.read():
+        if message.id:
+            assert not re.search(r"[\u4e00-\u9fff](?:[;!?]|,(?![a-z]))", message.string), message.string
+
+
+def test_what_users_read_is_a_literal_with_fields_or_a_message() -> None:
+    """A text that is put together otherwise could not be found in the catalogue."""
+    for file in sorted((ROOT / "dcclip_cli").rglob("*.py")):
+        for call, name in _calls(ast.parse(file.read_text("utf-8"))):
+            shown = call.args[:1] if name in SAYING else call.args[:2] if name in RAISED else ()
+            for text in shown:
+                wrong = [node for node in ast.walk(text) if isinstance(node, ast.JoinedStr)]
+                if name in SAYING:
+                    wrong += [text] if isinstance(text, ast.Constant) else []
+                assert not wrong, f'{file}:{call.lineno}: write Message("... {{field}}", field=...)'
+                assert not call.keywords or isinstance(text, ast.Constant), (
+                    f"{file}:{call.lineno}: fields of no literal"
+                )
+
+
+def _calls(tree: ast.AST) -> Iterator[tuple[ast.Call, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield node, getattr(node.func, "id", getattr(node.func, "attr", ""))
+
+
+def _fields(template: str) -> set[str]:
+    return {"".join(field.split()) for field in FIELD.findall(template) if field}
