@@ -111,13 +111,10 @@ class SameCaption(GlobalFilter):
 
     def apply(self, connection: DuckDBPyConnection) -> None:
         """`caption-duplicate` if an earlier pair has exactly this caption, else `caption-near-duplicate`."""
-        import pyarrow as pa
-
         connection.execute(_TEXTS)
         families = _find_families(connection, self.similarity) if self.similarity is not None else {}
-        ids = (pa.array(column, pa.int64()) for column in (families.keys(), families.values()))
-        connection.register("families", pa.table(list(ids), ["id", "first"]))
-        connection.execute(_DROP_TEXTS, {"most": self.at_most})
+        found = {"ids": list(families), "firsts": list(families.values())}
+        connection.execute(_DROP_TEXTS, {"most": self.at_most, **found})
 
 
 def _find_families(connection: DuckDBPyConnection, similarity: float) -> dict[int, int]:
@@ -132,11 +129,10 @@ def _find_families(connection: DuckDBPyConnection, similarity: float) -> dict[in
     rows = connection.cursor().execute(_COMPARED.format(differ=differ), {"most": most})
     while batch := rows.fetchmany(10_000):
         for earlier, later, text, other in batch:
-            if earlier in families or later in families:
+            if earlier in families or later in families or jaccard(text, other) < similarity:
                 continue
-            if jaccard(text, other) < similarity or replaces_a_word(text, other):
-                continue
-            if min(len(letters_of(text)), len(letters_of(other))) >= _MIN_LETTERS:
+            fewest = min(len(letters_of(text)), len(letters_of(other)))
+            if fewest >= _MIN_LETTERS and not replaces_a_word(text, other):
                 families[later] = earlier
     return families
 
@@ -197,7 +193,7 @@ INSERT INTO caption_drops
             SELECT number, language, place, text, coalesce(families.first, id) AS family,
                 min(number) OVER (PARTITION BY coalesce(families.first, id)) AS first
             FROM live_captions JOIN (SELECT id, language, text_hash FROM texts) USING (language, text_hash)
-            LEFT JOIN families USING (id)
+            LEFT JOIN (SELECT unnest($ids::BIGINT[]) AS id, unnest($firsts::BIGINT[]) AS first) AS families USING (id)
         )
         WINDOW family AS (PARTITION BY language, family ORDER BY number, place)
     ) AS counted
