@@ -9,6 +9,7 @@ thumbnails of candidates are aligned, by a small shift and stretch, and compared
 
 from __future__ import annotations
 
+import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -365,5 +366,7 @@ class _Thumbnails:
         if not pairs:
             return []
         places = self._order[np.searchsorted(self._numbers, np.array(pairs), sorter=self._order)]
-        every = np.memmap(self._file, np.uint8, "r", shape=(len(self._numbers), SIDE, SIDE, 3))
-        return similar(every[places[:, 0]], every[places[:, 1]]).tolist()
+        size, file = 3 * SIDE**2, self._file.fileno()  # not mapped: all of it would count as memory of the process
+        read = [b"".join(os.pread(file, size, size * at) for at in column.tolist()) for column in places.T]
+        ones, others = (np.frombuffer(each, np.uint8).reshape(-1, SIDE, SIDE, 3) for each in read)
+        return similar(ones, others).tolist()
