@@ -101,7 +101,7 @@ def keep_slice(folder: Path, results: Iterable[FilterResult], examples: int) -> 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    more = pa.schema({"meta": pa.string(), "file": pa.string(), "offset": pa.int64(), "size": pa.int64()})
+    more = {"meta": pa.string(), "file": pa.string(), "offset": pa.int64(), "size": pa.int64()}
     account, schema = Account(Statistics(), Examples(examples)), signature_table([], more).schema
     with (
         (folder / IMAGES).open("wb") as images,

@@ -40,20 +40,6 @@ _PAIRS_AT_A_TIME = 50_000  # whose captions and scores are gathered in memory
 _GROUP_ROWS = 4096  # of a row group: a task of the write step reads those of its slice only
 
 
-def signature_schema() -> pa.Schema:
-    """The columns of a signature file."""
-    import pyarrow as pa
-
-    hashes = pa.list_(pa.uint64())
-    fields = {"key": pa.string(), "source": pa.string(), "file_hash": pa.binary(), "pixel_hash": pa.binary()}
-    fields |= {"hashes": hashes, "thumb": pa.binary(), "width": pa.int32(), "height": pa.int32()}
-    for language in LANGUAGES:
-        fields[language] = pa.list_(pa.string())
-        fields[f"{language}_hashes"] = hashes
-        fields[f"{language}_bands"] = fields[f"{language}_sketches"] = pa.list_(hashes)
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields.items()])
-
-
 def signatures_of(pair: Pair, decoded: DecodedImage, source: str, names_class: bool = False) -> dict[str, Any]:
     """What `signature_table` makes a row of: hashes and a thumbnail of the image as training sees it, and the captions.
 
@@ -78,17 +64,20 @@ def signatures_of(pair: Pair, decoded: DecodedImage, source: str, names_class: b
     }
 
 
-def signature_table(rows: Sequence[Mapping[str, Any]], more: pa.Schema | None = None) -> pa.Table:
+def signature_table(rows: Sequence[Mapping[str, Any]], more: Mapping[str, pa.DataType] | None = None) -> pa.Table:
     """Rows of `signatures_of`, with perceptual hashes and hashes of captions; `more`: columns they also have."""
     import pyarrow as pa
 
-    columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
-    thumbs = np.frombuffer(b"".join(columns.get("thumb", ())), np.uint8).reshape(-1, SIDE, SIDE, 3)
-    columns["hashes"] = perceptual_hashes(thumbs).tolist()
+    kinds = {"key": pa.string(), "source": pa.string(), "file_hash": pa.binary(), "pixel_hash": pa.binary()}
+    kinds |= {"hashes": pa.list_(pa.uint64()), "thumb": pa.binary(), "width": pa.int32(), "height": pa.int32()}
+    kinds |= more or {}
+    values = {name: [row[name] for row in rows] for name in kinds if name != "hashes"}
+    thumbs = np.frombuffer(b"".join(values["thumb"]), np.uint8).reshape(-1, SIDE, SIDE, 3)
+    values["hashes"] = perceptual_hashes(thumbs).tolist()
+    columns = {name: pa.array(values[name], kind) for name, kind in kinds.items()}
     for language in LANGUAGES:
         columns |= _caption_columns(rows, language)
-    schema = pa.unify_schemas([signature_schema(), more]) if more else signature_schema()
-    return pa.table({name: columns.get(name, []) for name in schema.names}, schema)
+    return pa.table(columns)
 
 
 def _caption_columns(rows: Sequence[Mapping[str, Any]], language: Language) -> dict[str, pa.Array]:
@@ -158,7 +147,7 @@ def _fill_evaluation(connection: DuckDBPyConnection, paths: tuple[Path, ...]) ->
     """Fill the table `evaluation` with the signatures of all evaluation images that can be decoded."""
     import pyarrow as pa
 
-    number, rows = pa.schema({"number": pa.int64()}), _evaluation_rows(paths)
+    number, rows = {"number": pa.int64()}, _evaluation_rows(paths)
     connection.register("evaluation_rows", signature_table([], number))
     connection.execute("CREATE OR REPLACE TABLE evaluation AS FROM evaluation_rows")
     while batch := list(islice(rows, _BATCH)):
