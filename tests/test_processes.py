@@ -1,6 +1,7 @@
 """Calls in worker processes: results and errors come back, and no worker outlives them."""
 
 import os
+import signal
 import sys
 import time
 
@@ -8,7 +9,7 @@ import psutil
 import pytest
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.processes import WorkerKilledError, calls
+from dcclip_cli.processes import WorkerKilledError, Workers, calls, start_early
 
 pytestmark = pytest.mark.any_cpu
 
@@ -39,6 +40,10 @@ def allocators(_: int) -> tuple[str, str | None]:
     return pyarrow.default_memory_pool().backend_name, os.environ.get("MALLOC_ARENA_MAX")
 
 
+def imported(module: str) -> bool:
+    return module in sys.modules
+
+
 def workers() -> list[int]:
     return [process.pid for process in psutil.Process().children() if "dcclip_cli.processes" in process.cmdline()]
 
@@ -55,6 +60,23 @@ def test_workers_return_freed_memory_unless_the_environment_names_other_allocato
     assert list(calls(allocators, [0], 1)) == [("system", "1")]
     monkeypatch.setenv("ARROW_DEFAULT_MEMORY_POOL", "mimalloc")
     assert list(calls(allocators, [0], 1)) == [("mimalloc", "1")]
+
+
+def test_workers_that_are_started_early_have_imported_what_calls_need() -> None:
+    start_early(2, ["colorsys"])
+    assert list(calls(imported, ["colorsys", "sndhdr"] * 2, 2)).count(True) == 2 and workers() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_forked_workers_end_with_the_one_that_they_were_forked_from() -> None:
+    with Workers(2) as started:
+        both = {process for _, process in started.calls(work, [0, 1, 2, 7])}
+        [first] = workers()
+        os.kill(first, signal.SIGKILL)
+        with pytest.raises(WorkerKilledError):
+            list(started.calls(work, [0, 1]))
+        psutil.wait_procs([psutil.Process(other) for other in both - {first} if psutil.pid_exists(other)], timeout=50)
+        assert len(both) == 2 and not any(psutil.pid_exists(other) for other in both)
 
 
 @pytest.mark.parametrize(

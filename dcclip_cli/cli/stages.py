@@ -11,6 +11,7 @@ from typer import BadParameter, Option, launch
 from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import Message
 from dcclip_cli.exporters import FormatName, Precision, Preprocess
+from dcclip_cli.machine import cores
 
 if TYPE_CHECKING:
     from dcclip_cli.curation.collect import CollectResult
@@ -78,6 +79,11 @@ def collect(
     much there is to read.
     """
     flags.out(out)
+    if engine == "local" and not check and (number := workers or cores()) > 1:
+        from dcclip_cli.curation.executors import IMPORTS
+        from dcclip_cli.processes import start_early
+
+        start_early(number, IMPORTS)
     loaded = flags.open_recipe(recipe, sets, "collect")
     if check:
         flags.show_checked(loaded, ["collect"], out=out, fresh=fresh)

