@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import re
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from PIL import Image
 from dcclip_cli.files import atomic_write
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
 
 THUMBNAIL_PX = 96
@@ -74,6 +76,25 @@ def percent(part: float, whole: float) -> str:
     if share > 99.9:
         return f"{min(share, 99.99):.2f} %"
     return f"{share:.2f} %" if share < 1 else f"{share:.1f} %"
+
+
+def ticks(first: float, last: float, most: int, whole: bool) -> np.ndarray:
+    """At most `most` round numbers, evenly spaced, for an axis."""
+    import numpy as np
+
+    step = 10.0 ** math.floor(math.log10((last - first) / most))
+    steps = [max(step * factor, 1 if whole else 0) for factor in (1, 2, 5, 10)]
+    step = next((one for one in steps if (last - first) / one < most), steps[-1])
+    return np.arange(math.ceil(first / step - 1e-9), math.floor(last / step + 1e-9) + 1) * step
+
+
+def readable(value: float, unit: str = "") -> str:
+    """A value as a person writes it: 1.5, 12,000, 64 K (bytes)."""
+    if unit == "bytes":
+        for size, letter in ((1 << 20, " M"), (1 << 10, " K")):
+            if value >= size:
+                return f"{value / size:.3g}{letter}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def jpeg_data_url(content: bytes) -> str:

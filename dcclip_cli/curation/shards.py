@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dcclip_cli.curation.decode_image import image_suffix
 from dcclip_cli.data.index import SUFFIX, IndexWriter, read_batch, read_index
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, image_digest
-from dcclip_cli.data.reading import Drop
+from dcclip_cli.data.reading import Drop, tar_header
 from dcclip_cli.data.shards import Columns, Row, read_record
 from dcclip_cli.data.storage import local_file
 from dcclip_cli.errors import DcclipError
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 _MAX_CHARACTERS = 1_000  # of each text in the table of dropped pairs
 _ROWS_AT_A_TIME = 20_000
 _COLUMNS = Columns()
-_HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)  # mode 644, time 0, owner 0 without a name
-_SIZE, _SUM = slice(124, 135), slice(148, 155)  # the fields that differ, after the name
-_REST = sum(_HEADER[:124] + _HEADER[135:148] + _HEADER[156:]) + 8 * ord(" ")  # the checksum without them
 _as_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
 
 
@@ -66,7 +63,7 @@ class ShardWriter:
         """Add a pair; its image, whose `image_digest` may be known, must be a JPEG, PNG or WebP file."""
         suffix, content = image_suffix(pair.image), record(pair)
         assert suffix is not None, pair.key
-        head, foot = _header(f"{pair.key}.{suffix}", len(pair.image)), _header(f"{pair.key}.json", len(content))
+        head, foot = tar_header(f"{pair.key}.{suffix}", len(pair.image)), tar_header(f"{pair.key}.json", len(content))
         offset = self._size + len(head)
         self._write(head, pair.image)
         self._write(foot, content)
@@ -105,19 +102,6 @@ def check_shard(folder: Path, about: Mapping[str, Any]) -> None:
         raise DcclipError("{file} has no index", "", file=file)
     for number in range(len(index.about.rows)):
         read_batch(index, number)
-
-
-def _header(name: str, size: int) -> bytes:
-    """The header of a file in a tar, in a tenth of the time of tarfile, which writes those of other names."""
-    if len(name) > tarfile.LENGTH_NAME or not name.isascii():
-        member = tarfile.TarInfo(name)
-        member.size = size
-        return member.tobuf()
-    header, written, digits = bytearray(_HEADER), name.encode(), b"%011o" % size
-    header[: len(written)] = written
-    header[_SIZE] = digits
-    header[_SUM] = b"%06o\0" % (_REST + sum(written) + sum(digits))
-    return bytes(header)
 
 
 class DroppedTable:

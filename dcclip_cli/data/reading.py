@@ -28,6 +28,9 @@ _OPENED, _QUOTED = re.compile(rb'(?:^|,)"'), re.compile(rb'(?:^|,)"[^"]*+(?:""[^
 _MAX_HEADER_BYTES = 1_000_000  # of an extended header; a long name needs a few hundred
 _END = bytes(tarfile.BLOCKSIZE)
 _REGULAR, _EXTENDED = tarfile.REGTYPE[0], tarfile.XHDTYPE[0]
+_HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)  # mode 644, time 0, owner 0 without a name
+_SIZE, _SUM = slice(124, 135), slice(148, 155)  # the fields that differ, after the name
+_REST = sum(_HEADER[:124] + _HEADER[135:148] + _HEADER[156:]) + 8 * ord(" ")  # the checksum without them
 # Records of an extended header that change neither a member's name nor its bytes; webdataset and img2dataset write
 # `mtime` in front of every member.
 _HARMLESS = frozenset((b"mtime", b"atime", b"ctime", b"uid", b"gid", b"uname", b"gname", b"comment"))
@@ -194,6 +197,19 @@ def _plain_members(stream: IO[bytes], size: int) -> Generator[Member, None, int 
         at = end
         if extended is None:
             start = at
+
+
+def tar_header(name: str, size: int) -> bytes:
+    """The header of a file in a tar, in a tenth of the time of tarfile, which writes those of other names."""
+    if len(name) > tarfile.LENGTH_NAME or not name.isascii():
+        member = tarfile.TarInfo(name)
+        member.size = size
+        return member.tobuf()
+    header, written, digits = bytearray(_HEADER), name.encode(), b"%011o" % size
+    header[: len(written)] = written
+    header[_SIZE] = digits
+    header[_SUM] = b"%06o\0" % (_REST + sum(written) + sum(digits))
+    return bytes(header)
 
 
 def _parsed(header: bytes) -> tuple[int, str, int]:

@@ -10,11 +10,11 @@ import pytest
 from dcclip_cli.curation.filters import DEFAULT_FILTERS
 from dcclip_cli.curation.filters.image import ImageFilter
 from dcclip_cli.curation.report.examples import Examples
-from dcclip_cli.curation.report.html import cut_into_bars, explain, histogram, limits_of, readable, steps, write_report
+from dcclip_cli.curation.report.html import cut_into_bars, explain, histogram, limits_of, steps, write_report
 from dcclip_cli.curation.report.statistics import SCALES, DroppedCaption, Statistics
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import Drop
-from dcclip_cli.html import percent, visible
+from dcclip_cli.html import percent, readable, visible
 from tests.curation.conftest import make_picture
 
 HOSTILE = "</bdi></style><script>alert('1')</script><img src=x onerror=alert(2)>\x00\u202egnp.exe\"'&amp;{{ 7*7 }}"

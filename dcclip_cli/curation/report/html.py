@@ -16,7 +16,7 @@ import yaml
 from dcclip_cli.curation.report.examples import Example
 from dcclip_cli.curation.report.statistics import KEPT, SCALES, Scale, scale_of
 from dcclip_cli.data.pair import LANGUAGES
-from dcclip_cli.html import write_page
+from dcclip_cli.html import readable, ticks, write_page
 
 _LANGUAGE_NAMES = {"zh": "Chinese", "en": "English"}
 _BARS = 48  # of a histogram, at most
@@ -141,7 +141,7 @@ def histogram(
             if high
         ],
         "width": places[1],
-        "counts": {int(count): _HEIGHT * (1 - count / most) for count in _ticks(0, most, 3, whole=True)},
+        "counts": {int(count): _HEIGHT * (1 - count / most) for count in ticks(0, most, 3, whole=True)},
         "values": {readable(at, scale.unit): np.interp(at, edges, places) for at in _values(scale, edges)},
         "limits": [
             {"sign": sign, "text": f"{sign} {readable(value, scale.unit)}", "left": np.interp(line, edges, places)}
@@ -172,22 +172,5 @@ def _values(scale: Scale, edges: np.ndarray) -> np.ndarray:
     """The values on the axis that have a label: round numbers, or powers of two."""
     if scale.unit in ("pixels", "bytes"):
         first, last = np.log2([edges[0], edges[-1]])
-        return np.asarray(2 ** _ticks(first, last, _TICKS, whole=True))
-    return _ticks(edges[0], edges[-1], _TICKS, whole=scale.whole)
-
-
-def _ticks(first: float, last: float, most: int, whole: bool) -> np.ndarray:
-    """At most `most` round numbers, evenly spaced."""
-    step = 10.0 ** math.floor(math.log10((last - first) / most))
-    steps = [max(step * factor, 1 if whole else 0) for factor in (1, 2, 5, 10)]
-    step = next((one for one in steps if (last - first) / one < most), steps[-1])
-    return np.arange(math.ceil(first / step - 1e-9), math.floor(last / step + 1e-9) + 1) * step
-
-
-def readable(value: float, unit: str = "") -> str:
-    """A value as a person writes it: 1.5, 12,000, 64 K (bytes)."""
-    if unit == "bytes":
-        for size, letter in ((1 << 20, " M"), (1 << 10, " K")):
-            if value >= size:
-                return f"{value / size:.3g}{letter}"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+        return np.asarray(2 ** ticks(first, last, _TICKS, whole=True))
+    return ticks(edges[0], edges[-1], _TICKS, whole=scale.whole)
