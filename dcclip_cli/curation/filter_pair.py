@@ -66,10 +66,10 @@ def _filter_captions(results: Sequence[FilterResult], options: CollectOptions) -
     captions = [(text, language, each.names_class) for each, language in live for text in each.pair.captions(language)]
     checked = [_normalized(text, language, options) for text, language, _ in captions]
     for each in options.filters:
-        for place, (_, language, names_class) in enumerate(captions):
-            text = checked[place]
-            if isinstance(text, str) and not names_class and (drop := each.check_caption(text, language)):
-                checked[place] = drop
+        left = [(place, one) for place, one in enumerate(checked) if isinstance(one, str) and not captions[place][2]]
+        for number in each.suspects([one for _, one in left]):
+            place, one = left[number]
+            checked[place] = each.check_caption(one, captions[place][1]) or one
     every = iter(checked)
     for result in results:
         if result.drop is not None:

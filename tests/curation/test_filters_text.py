@@ -167,6 +167,21 @@ def test_a_filter_follows_its_options(each: Filter, caption: str, language: Lang
     assert (f"{drop.reason}: {drop.detail}" if drop else "") == expected
 
 
+def test_repetition_is_suspected_in_few_of_many_captions_and_wherever_it_is() -> None:
+    repeated = (
+        "哈哈哈哈哈",
+        "go, Go  GO; go! gO",
+        "新年快乐，新年快乐新年快乐！新年快乐。新年快乐",
+        "a " * 8 + "b c d e f",
+    )
+    repeated += ("buy now!! " * 5, "很好😀" * 5, "so " + "." * 10, "ab-" * 5, "𠮷" * 5, "红色 blue " * 3 + "x " * 8)
+    common = ("一只猫，一只狗，一只鸟，一只鱼", "a cat, a dog and a bird see a fish", "", "2019-03-04")
+    captions = [text for both in zip(repeated, common * 3, strict=False) for text in both]
+    suspects = RepetitionFilter().suspects(captions)
+    dropped = {at for at, text in enumerate(captions) if RepetitionFilter().check_caption(text, "zh")}
+    assert dropped <= suspects and {captions[at] for at in suspects} == set(repeated)
+
+
 def test_the_minimum_length_must_not_exceed_the_maximum() -> None:
     with pytest.raises(ValidationError, match="give the minimum first"):
         LengthFilter(zh=(5, 4))

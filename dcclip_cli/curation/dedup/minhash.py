@@ -40,7 +40,7 @@ def letters_of(caption: str) -> str:
 
 def jaccard(one: str, other: str) -> float:
     """The Jaccard similarity of two captions' character trigrams, 0 to 1."""
-    first, second = _grams(letters_of(one)), _grams(letters_of(other))
+    first, second = set(_grams(letters_of(one))), set(_grams(letters_of(other)))
     return len(first & second) / len(first | second)
 
 
@@ -83,8 +83,8 @@ def sketches_of(letters: Sequence[str]) -> np.ndarray:
     return np.hstack([np.maximum(lengths - 2, 0)[:, None].astype(np.uint64), words])
 
 
-def _grams(letters: str) -> set[str]:
-    return set(map("".join, zip(letters, letters[1:], letters[2:], strict=False))) or {letters}
+def _grams(letters: str) -> list[str]:
+    return list(map("".join, zip(letters, letters[1:], letters[2:], strict=False))) or [letters]
 
 
 class SameCaption(GlobalFilter):

@@ -75,10 +75,7 @@ class BlankFilter(Filter):
 
     kind: Literal["blank"] = "blank"
     contrast: int = Field(
-        12,
-        ge=0,
-        le=255,
-        description="A pixel differs if a channel is further than this from the median colour",
+        12, ge=0, le=255, description="A pixel differs if a channel is further than this from the median colour"
     )
     min_share: float = Field(0.005, ge=0, le=1, description="Minimum fraction of the image that must differ")
 

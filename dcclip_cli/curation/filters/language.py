@@ -176,10 +176,7 @@ class ScriptFilter(Filter):
     kind: Literal["script"] = "script"
     removed: ClassVar = {"mixed": Removed(Message("use min_share"), ignored=(True,))}
     min_share: float = Field(
-        0.25,
-        ge=0,
-        le=1,
-        description="Minimum share of the caption's own script among Han characters and Latin words",
+        0.25, ge=0, le=1, description="Minimum share of the caption's own script among Han characters and Latin words"
     )
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:

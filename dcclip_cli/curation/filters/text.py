@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from dcclip_cli.curation.filters.base import Filter
@@ -296,20 +298,43 @@ class WordlessFilter(Filter):
         return Drop("caption-wordless", "digits and signs, no word")
 
 
-_SIGN_RUN = re.compile(r"([^\w\s])\1{9,}")  # a line of dots or dashes is common, ten are not
 _LOOKED_AT = 2_000  # characters: enough to find repetition, and hostile text costs at most a few ms
 _MANY = 12  # with fewer words or character pairs, the share of the most frequent one means little
+_LONGEST_UNIT = 17  # characters of what is repeated
+_CODES = range(1 << 16)  # those of all but rare characters
+_FEW = 8  # captions, for which patterns are faster than arrays
 
 
 @cache
 def _runs(times: int) -> tuple[re.Pattern[str], ...]:
-    """Patterns of a letter in a row, and of up to 2 and up to 17 characters with signs between."""
+    """Patterns of a letter in a row, of a sign, and of up to 2 and up to 17 characters with signs between."""
     again = rf"(?:\W{{0,3}}\1){{{times - 1},}}"
     return (
         re.compile(rf"([^\W\d_])\1{{{times - 1},}}", re.IGNORECASE),
+        re.compile(r"([^\w\s])\1{9,}"),  # a line of dots or dashes is common, ten are not
         re.compile(rf"([^\W\d_]\S?){again}"),
-        re.compile(rf"([^\W\d_](?:[^\n]{{0,15}}?\S)?){again}"),
+        re.compile(rf"([^\W\d_](?:[^\n]{{0,{_LONGEST_UNIT - 2}}}?\S)?){again}"),
     )
+
+
+@cache
+def _folded() -> np.ndarray:
+    """By code: that of the lower-case letter, 0 for what is no letter, digit or `_`."""
+    return np.array([ord(one.lower()[0]) if one.isalnum() or one == "_" else 0 for one in map(chr, _CODES)], np.uint16)
+
+
+def _repeats(codes: np.ndarray, length: int, run: int) -> np.ndarray:
+    """Where at least half of a `run` of codes begins that equal the ones `length` before them."""
+    equal, known = codes[length:] == codes[:-length], 1
+    while 2 * known <= run:
+        equal, known = equal[known:] & equal[:-known], 2 * known
+    return np.flatnonzero(equal)
+
+
+def _parts(caption: str) -> list[Any]:
+    """The pairs of adjacent characters of a Chinese caption, the words of another one."""
+    han = () if caption.isascii() else HAN.findall(caption)
+    return list(pairwise(han)) if len(han) > _MANY else caption.lower().split()
 
 
 class RepetitionFilter(Filter):
@@ -323,29 +348,43 @@ class RepetitionFilter(Filter):
         description="Repetitions in a row that are dropped; with 5, 哈哈哈哈 is kept and 哈哈哈哈哈 is dropped",
     )
     max_share: float = Field(
-        0.4,
-        gt=0,
-        le=1,
-        description="Maximum fraction of a long caption's words that are the most frequent word",
+        0.4, gt=0, le=1, description="Maximum fraction of a long caption's words that are the most frequent word"
     )
+
+    def suspects(self, captions: Sequence[str]) -> set[int]:
+        """Those where letters and digits, without what is between them, are equal to earlier ones in long runs."""
+        if len(captions) < _FEW:
+            return set(range(len(captions)))
+        captions = [caption[:_LOOKED_AT] for caption in captions]
+        codes = np.frombuffer("\n".join(captions).encode("utf-32-le", "surrogatepass"), "<u4")
+        found = [np.flatnonzero(codes > _CODES[-1]), _repeats(codes, 1, 9)]
+        letters = _folded()[np.minimum(codes, _CODES[-1])]
+        places = np.flatnonzero(letters)
+        letters = letters[places]
+        for length in range(1, _LONGEST_UNIT + 1):
+            found.append(places[_repeats(letters, length, (self.times - 1) * length)])
+        ends = np.cumsum([len(caption) + 1 for caption in captions])
+        numbers = set(np.searchsorted(ends, np.concatenate(found), "right").tolist())
+        for number, parts in enumerate(map(_parts, captions)):  # of n words, the most frequent one is up to `most`
+            most = len(parts) - len(set(parts)) + 1
+            if len(parts) >= _MANY and most > self.max_share * len(parts):
+                numbers.add(number)
+        return numbers
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-repetition`."""
         caption = caption[:_LOOKED_AT]
-        letters, short, unit = _runs(self.times)
-        run = letters.search(caption) or _SIGN_RUN.search(caption) or short.search(caption)
-        # A longer unit begins with the same three characters each time. Its pattern takes longer than all filters.
         beginnings = Counter(zip(caption, caption[1:], caption[2:], strict=False))
-        if run is None and max(beginnings.values(), default=0) >= self.times:
-            run = unit.search(caption)
-        if run:
+        # A longer unit begins with the same three characters each time. Its pattern takes longer than all filters.
+        patterns = _runs(self.times)[: 4 if max(beginnings.values(), default=0) >= self.times else 3]
+        if run := next((found for pattern in patterns if (found := pattern.search(caption))), None):
             return Drop("caption-repetition", f"{run[1]!r} again and again")
-        han = HAN.findall(caption)
-        parts = ["".join(two) for two in pairwise(han)] if len(han) > _MANY else caption.lower().split()
+        parts = _parts(caption)
         if len(parts) < _MANY:
             return None
         part, most = Counter(parts).most_common(1)[0]
-        return Drop("caption-repetition", f"{part!r} {most} times") if most > self.max_share * len(parts) else None
+        what = f"{''.join(part)!r} {most} times"
+        return Drop("caption-repetition", what) if most > self.max_share * len(parts) else None
 
 
 _WORD = re.compile(r"[^\W_]+(?:['’.&/+-][^\W_]+)*")
