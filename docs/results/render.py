@@ -82,9 +82,8 @@ def mean_cell(data: str, model: str, machine: str = "", of_teacher: bool = False
     """A model's mean top-1 as `en / zh`, or its share of the teacher's."""
     means = [mean(data, language, model, machine) for language in LANGUAGES]
     if of_teacher:
-        return " / ".join(
-            f"{100 * one / mean(data, language, TEACHER):.0f} %" for one, language in zip(means, LANGUAGES, strict=True)
-        )
+        shares = [100 * one / mean(data, language, TEACHER) for one, language in zip(means, LANGUAGES, strict=True)]
+        return " / ".join(f"{one:.0f}" for one in shares) + " %"
     return " / ".join(f"{one:.1f}" for one in means)
 
 
@@ -173,16 +172,17 @@ def tables() -> dict[str, str]:
     peers, formats, speed = records("losses"), records("formats"), records("speed")
     sets = "twemoji, emojione2 and unseen"
     quickstart = records("quickstart")
+    by_run = {"machine": "machine", "remark": "setup", "seed": "seeds"}
     model, setup = {"model": "model"}, {"through": "setup"}
     return emoji_tables() | {
         "headline": headline(ENGLISH),
         "headline.zh": headline(CHINESE),
-        "quickstart": pivot(
+        "quickstart": pivot(quickstart, by_run, SETS),
+        "quickstart-share": pivot(
             quickstart,
-            {"machine": "machine", "remark": "setup", "seed": "seeds"},
+            by_run,
             (
-                *SETS,
-                *((f"of the teacher: {name}", "share of the teacher", name) for name in IMAGES),
+                *((name, "share of the teacher", name) for name in IMAGES),
                 ("int8, same best label", "same best label, int8", sets),
             ),
         ),
