@@ -17,6 +17,7 @@ STAGED = ROOT / "build" / "docs"
 # Pages of the site that are in the repository's root.
 ROOT_PAGES = {"README.md": "index.md", "README.zh.md": "index.zh.md", "CHANGELOG.md": "changelog.md"}
 IMAGES = {".jpg", ".png", ".svg", ".webp"}
+ASSETS = IMAGES | {".css", ".csv"}  # files of docs/ that the site has as they are
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".mjs": "js"}  # of code blocks, by the ending of a file's name
 _FENCE = re.compile(r"^(```.*?^```)$", re.M | re.S)
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)(?P<path>[^)#\s]+)(?=[#)])")
@@ -70,7 +71,7 @@ def stage(folder: Path) -> None:
 
 def staged() -> Iterator[tuple[str, bytes]]:
     """The path on the site and the content of each page, and of each file that one of these links to."""
-    own = [path for path in (ROOT / "docs").rglob("*") if path.is_file() and path.suffix in {".md", ".css", *IMAGES}]
+    own = [path for path in (ROOT / "docs").rglob("*") if path.is_file() and path.suffix in {".md", *ASSETS}]
     todo = [path.relative_to(ROOT).as_posix() for path in own] + list(ROOT_PAGES)
     seen = set(todo)
     while todo:
@@ -94,7 +95,7 @@ def place(path: str) -> str:
 def _content(path: str) -> tuple[bytes, set[str]]:
     """What the site has of a file or folder, and the files that are linked in it."""
     file = ROOT / path
-    if file.suffix in {".css", *IMAGES}:
+    if file.suffix in ASSETS:
         return file.read_bytes(), set()
     if path.endswith(".md"):
         return _page(path, file.read_text("utf-8"))

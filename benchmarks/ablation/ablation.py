@@ -26,7 +26,7 @@ from variants import SETS, Figures, Variant, figures_of, show
 PLAIN = "align.losses=[]"
 MAPS = "distill.losses=[{kind: feature_map}, {kind: token_features}]"
 
-DEFAULT = Variant("default", "embedding + 0.5 interactive + 2 middle maps, then contrast with the first two beside it")
+DEFAULT = Variant("default", "embedding + 0.5 interactive + 2 middle maps, then contrast with the first two")
 VARIANTS = (
     DEFAULT,
     Variant(
@@ -42,7 +42,9 @@ VARIANTS = (
         "embedding + 0.5 interactive, then contrast alone",
         sets=(PLAIN, "distill.losses=[{kind: embedding}, {kind: interactive, weight: 0.5}]"),
     ),
-    Variant("keywords", "names and keywords by turns", sets=("distill.captions.first=0.5", "align.captions.first=0.5")),
+    Variant(
+        "keywords", "names and keywords alternately", sets=("distill.captions.first=0.5", "align.captions.first=0.5")
+    ),
     Variant("maps-only", "feature maps and token features, no stage 2", ("distill",), (MAPS,)),
     Variant("maps", "feature maps and token features, then contrast alone: the paper", sets=(PLAIN, MAPS)),
     Variant(
@@ -62,15 +64,19 @@ VARIANTS = (
         "english", "English captions alone", sets=("distill.captions.languages=[en]", "align.captions.languages=[en]")
     ),
     Variant(
-        "no-cache", "the teacher asked at every step, augmentations never repeat", sets=("distill.teacher_cache=false",)
+        "no-cache",
+        "the teacher queried at every step, augmentations never repeat",
+        sets=("distill.teacher_cache=false",),
     ),
-    Variant("same-width", "of the teacher's text tower the rows alone", sets=("student.text.inherit=embeddings",)),
+    Variant(
+        "same-width", "only the embedding rows of the teacher's text tower", sets=("student.text.inherit=embeddings",)
+    ),
     Variant(
         "half-width",
-        "these by PCA, a text tower half as wide",
+        "these rows by PCA, a text tower half as wide",
         sets=("student.text.width=96", "student.text.inherit=embeddings"),
     ),
-    Variant("two-layers", "both of the teacher's text layers", sets=("student.text.layers=2",)),
+    Variant("two-layers", "both text layers of the teacher", sets=("student.text.layers=2",)),
 )
 
 

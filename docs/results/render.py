@@ -2,7 +2,7 @@
 
     python -m docs.results.render
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`. tests/test_results.py fails while a page or a plot is
+A table is between `<!-- table: NAME -->` and `<!-- end -->`. tests/test_results.py fails while a page or a plot is
 not what this script makes.
 """
 
@@ -46,15 +46,15 @@ def shown(record: Record, found: list[Record]) -> str:
         return f"{int(value) // 60} min {int(value) % 60} s"
     if value.isdigit() and len(value) > 3:
         value = f"{int(value):,}"
-    beside = {
+    companions = {
         one["metric"].removeprefix(record["metric"]): one["value"]
         for one in found
         if one["data"] == record["data"] and one["language"] == record["language"]
     }
-    if " sd" in beside:
-        value += " ± " + beside[" sd"]
-    if ", lowest" in beside:
-        value += f" ({beside[', lowest']} to {beside[', highest']})"
+    if " sd" in companions:
+        value += " ± " + companions[" sd"]
+    if ", lowest" in companions:
+        value += f" ({companions[', lowest']} to {companions[', highest']})"
     return f"{value} {unit}" if unit in {"M", "MB", "s", "ms"} else value
 
 
