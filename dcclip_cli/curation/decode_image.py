@@ -128,5 +128,6 @@ def _check_size(width: int, height: int) -> Drop | None:
 def _ends_in_fill(image: Image.Image) -> bool:
     """Whether the last eight rows are all #808080 and the first eight are not."""
     width, height = image.size
-    parts = (image.crop((0, top, width, top + 8)).getextrema()[:3] == _FILL for top in (height - 8, 0))
-    return height >= 32 and next(parts) and not next(parts)
+    parts = ((0, height - 8, 1, height), (0, height - 8, width, height), (0, 0, width, 8))  # most differ in the first
+    greys = (image.crop(part).getextrema()[:3] == _FILL for part in parts)
+    return height >= 32 and next(greys) and next(greys) and not next(greys)
