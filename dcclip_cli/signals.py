@@ -169,8 +169,8 @@ def stopped() -> str:
     if not there:
         return Message("nothing was kept this time; run the same command again")
     if "--fresh" in sys.argv:
-        return Message("{there}; run the same command again without --fresh to go on from there", there=there)
-    return Message("{there}; run the same command again to go on from there", there=there)
+        return Message("{there}; run the same command again without --fresh to resume from there", there=there)
+    return Message("{there}; run the same command again to resume from there", there=there)
 
 
 def work_is_done(code: int) -> None:
@@ -189,7 +189,7 @@ def exit_command(code: int | None = None) -> None:
         return
     _leaving.append(get_ident())
     if len(_leaving) > 1:
-        if _leaving[0] == get_ident():  # a handler interrupted it: go on with it
+        if _leaving[0] == get_ident():  # a handler interrupted it: let it continue
             return
         while True:  # another thread does it
             time.sleep(1)

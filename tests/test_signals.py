@@ -179,8 +179,8 @@ def test_a_signal_to_the_group_ends_a_command_at_once_with_its_worker_and_partia
 @pytest.mark.parametrize(
     ("where", "within_s", "said"),
     [
-        ("wait_in_a_block_that_saves", 2, "stopped: 1 of 9 is kept; run the same command again to go on from there\n"),
-        ("wait_after_what_was_kept", 2, "stopped: 结果 is written; run the same command again to go on from there\n"),
+        ("wait_in_a_block_that_saves", 2, "stopped: 1 of 9 is kept; run the same command again to resume from there\n"),
+        ("wait_after_what_was_kept", 2, "stopped: 结果 is written; run the same command again to resume from there\n"),
         ("wait_in_a_finalizer", 5, NOTHING),
         ("wait_in_native_code", 5, NOTHING),
         ("wait_where_a_library_swallows_interrupts", 15, NOTHING),

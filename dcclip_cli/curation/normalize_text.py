@@ -54,7 +54,7 @@ def check_characters(caption: str) -> Drop | None:
     if len(caption) > MAX_CAPTION_CHARACTERS:
         return Drop("caption-long", f"{len(caption):,} characters, never more than {MAX_CAPTION_CHARACTERS:,}")
     found = _CONTROL.search(caption)
-    return Drop("caption-control", f"holds the character U+{ord(found[0]):04X}") if found else None
+    return Drop("caption-control", f"contains the character U+{ord(found[0]):04X}") if found else None
 
 
 def as_gbk(text: str) -> bytes:

@@ -10,7 +10,7 @@
       out/                          becomes collect/
 
 Folders and files are created under temporary names; one that has its final name is never written again. A folder's
-checksums.json lists its files, which are checked when a later command goes on with them; at the top, it has the plan:
+checksums.json lists its files, which are checked when a later command resumes; at the top, it has the plan:
 the fingerprint, and the number of slices.
 """
 

@@ -140,7 +140,7 @@ def _part(known: KnownSet, found: Loaded, partial: Part) -> str:
 
 
 def _present(classes: Classes) -> Classes:
-    """The classes that have images, numbered anew."""
+    """The classes that have images, numbered from 0."""
     if classes.labels.ndim != 1:
         return classes
     present, labels = np.unique(classes.labels, return_inverse=True)

@@ -144,7 +144,7 @@ def settle_precision(
 def make_accelerator(options: TrainOptions, device: str, unused: bool = True) -> Accelerator:
     """Accelerate for this stage's precision and device. `unused`: a step may leave parameters without a gradient.
 
-    Where DDP need not look for those, it arranges its buckets anew after the first step, so that with more than two
+    Where DDP need not look for those, it rearranges its buckets after the first step, so that with more than two
     processes sums are rounded in another order from then on, and a resumed run would not be bit-identical.
     """
     unused |= options.deterministic and PartialState().num_processes > 2

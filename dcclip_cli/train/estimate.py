@@ -1,4 +1,4 @@
-"""Estimates of a training stage before it begins: steps, what its teachers are asked, disk space, and time in words."""
+"""Estimates of a training stage before it begins: steps, rows that its teachers compute, disk space, time in words."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class StageWork:
 
     @cached_property
     def asked(self) -> Rows:
-        """What each teacher is asked: each row once with the cache, else all of every step."""
+        """The rows that each teacher computes: each once with the cache, else those of every step."""
         if self.options.teacher_cache:
             return self.rows
         images = sum(size for kind, size in self.sizes.items() if kind != "texts")

@@ -64,7 +64,7 @@ class Parts:
             parts=parts,
         )
         if process_count() > 1:
-            raise AgainError(line, "run the same command again to go on from the last saved state")
+            raise AgainError(line, "run the same command again to resume from the last saved state")
         self._progress.say(line)
 
     def _more(self, step: int) -> int | None:

@@ -34,7 +34,7 @@ _ROWS = 64  # images or texts at once
 class Validation:
     """Zero-shot classification of pairs' images, whose different first captions are the class names.
 
-    Of images and their scores, memory holds a few at a time; of the class names, all embeddings.
+    A few images and their scores are in memory at a time, and the embeddings of all class names.
     """
 
     dataset: PairDataset

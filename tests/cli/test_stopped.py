@@ -70,7 +70,7 @@ def test_a_stopped_collection_says_how_far_it_is_and_goes_on_there(raw: Path, mo
         read, written = (len(list(partial.glob(f"{step}/0*"))) for step in ("read", "write"))
     assert process.returncode == 143
     done = f"{written} of 20 slices are written" if written else f"{read} of 20 slices are read"
-    assert said == f"stopped: collect: {done}; run the same command again to go on from there"
+    assert said == f"stopped: collect: {done}; run the same command again to resume from there"
     assert not [path for path in run.rglob(".*") if path != partial]
     dcclip("collect", "collect.yaml", "--workers", "1", "-q")
     for file in (raw / "whole/collect").iterdir():

@@ -55,7 +55,7 @@ def test_two_processes_that_are_stopped_go_on_and_do_what_one_does(aligning: Job
     saved = len(logged(out / "align"))
     [last] = [line for line in said.splitlines() if "saved" in line]
     assert last == (
-        f"stopped: align is saved as it was after step {saved}; run the same command again to go on from there"
+        f"stopped: align is saved as it was after step {saved}; run the same command again to resume from there"
     )
     assert "Traceback" not in said and not psutil.wait_procs(ranks, 5)[1]
     with start(file, out, "--processes", "2") as process:

@@ -191,7 +191,7 @@ class TarsSource(SourceOptions):
                     texts = {suffix: _bytes(stream, sample[suffix], "captions") for suffix in found}
                     pair = Pair(pair.key, b"", **sidecar_captions(texts))
                     if _IMAGE not in sample:
-                        raise Fault("image-missing", "captions without an image beside them")
+                        raise Fault("image-missing", "captions without an image next to them")
                     pair = replace(pair, image=_bytes(stream, sample[_IMAGE], _IMAGE))
                     yield Candidate(pair, place=Place(str(file), sample[_IMAGE].offset))
                 except Fault as error:
