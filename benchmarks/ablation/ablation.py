@@ -4,24 +4,19 @@
 
 Every variant is benchmarks/train/small.yaml with two thirds of the steps in stage 1 and a third in stage 2, or all in
 one of them. Runs lie in OUT/NAME-SEED; those that are finished are not run again, their teacher answers are shared.
-Ends with a table (mean and standard deviation over the seeds, top-1 in %, English / Chinese) and OUT/ablation.svg.
+Ends with a table (mean and standard deviation over the seeds, top-1 in %, English / Chinese). docs/results
+has one as ablation.csv, and draws it.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
-
 sys.path.append(str(Path(__file__).parent.parent / "train"))
 
-from variants import SETS, Figures, Variant, figures_of, show
+from variants import Figures, Variant, figures_of, show
 
 PLAIN = "align.losses=[]"
 MAPS = "distill.losses=[{kind: feature_map}, {kind: token_features}]"
@@ -80,28 +75,6 @@ VARIANTS = (
 )
 
 
-def draw(rows: dict[Variant, list[Figures]], file: Path) -> None:
-    """A panel for each test set, a variant a line, a bar for each language with its spread over the seeds."""
-    figure, panels = plt.subplots(1, len(SETS), figsize=(10, 0.42 * len(rows) + 1.3), sharey=True)
-    for name, axes in zip(SETS, panels, strict=True):
-        for place, (language, label) in enumerate((("en", "English"), ("zh", "Chinese"))):
-            values = [[100 * one[f"{name} {language}"] for one in several] for several in rows.values()]
-            axes.barh(
-                [number + 0.4 * place for number in range(len(rows))],
-                [statistics.mean(several) for several in values],
-                xerr=[statistics.stdev(several) if len(several) > 1 else 0 for several in values],
-                height=0.38,
-                label=label,
-            )
-        axes.set_title(name)
-        axes.set_xlabel("top-1, %")
-    panels[0].set_yticks([number + 0.2 for number in range(len(rows))], [variant.name for variant in rows])
-    panels[0].invert_yaxis()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="lower left")
-    figure.tight_layout()
-    figure.savefig(file)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -114,7 +87,6 @@ def main() -> None:
         for variant, several in rows.items():
             several.append(figures_of(variant, seed, given.steps, given.out))
     show(rows)
-    draw(rows, given.out / "ablation.svg")
 
 
 if __name__ == "__main__":
