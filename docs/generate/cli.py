@@ -9,9 +9,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import typer
 
 from dcclip_cli.cli.app import app
-from docs.generate.markdown import MADE, anchor, code, escaped, table
+from dcclip_cli.language import Language
+from docs.generate.markdown import MADE, anchor, code, escaped, table, text
 
-HEAD = """\
+HEAD: dict[Language, str] = {
+    "en": """\
 # Command line
 
 `dcclip COMMAND --help` prints the same. What a command computes is on stdout, everything else on stderr. The exit code
@@ -19,15 +21,31 @@ is 0, or 1 after an error, with two lines that say what is wrong and what to do 
 
 Every command also has `--quiet` (`-q`), `--verbose` (`-v`) and `--help` (`-h`), which the tables below leave out.
 
-"""
+""",
+    "zh": """\
+# 命令行
+
+与 `dcclip COMMAND --help` 的内容相同（中文环境或 `DCCLIP_LANG=zh` 时是中文）。
+算出的结果写到 stdout，其余都写到 stderr。退出码 0 表示成功；1 表示出错，并有两行文字说明错在哪里、接下来怎么办；
+2 表示选项写错。
+
+每个命令还有 `--quiet`（`-q`）、`--verbose`（`-v`）和 `--help`（`-h`），下面的表里不再列出。
+
+""",
+}
+COLUMNS: dict[Language, tuple[str, ...]] = {
+    "en": ("command", "what it does", "option", "default"),
+    "zh": ("命令", "作用", "选项", "默认值"),
+}
 EVERYWHERE = {"--quiet", "--verbose", "--help"}
 TYPES = {bool: "", str: "TEXT", int: "N", float: "X", Path: "PATH"}
 
 
-def page() -> str:
+def page(language: Language = "en") -> str:
     found = list(commands(typer.main.get_command(app), "dcclip"))
-    rows = [(f"[`{name}`](#{anchor(name)})", escaped(summary(command))) for name, command in found]
-    return MADE + HEAD + table(("command", "what it does"), rows) + "".join(section(*one) for one in found)
+    rows = [(f"[`{name}`](#{anchor(name)})", escaped(paragraphs(command, language)[0])) for name, command in found]
+    sections = "".join(section(name, command, language) for name, command in found)
+    return MADE + HEAD[language] + table(COLUMNS[language][:2], rows) + sections
 
 
 def commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -39,26 +57,25 @@ def commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
             yield f"{name} {word}", command
 
 
-def summary(command: Any) -> str:
-    """The first sentence of its help."""
-    return str(command.help).partition("\n\n")[0]
+def paragraphs(command: Any, language: Language) -> list[str]:
+    """The paragraphs of its help, each on one line; the first is a summary."""
+    return [" ".join(part.split("\n")) for part in text(str(command.help), language).split("\n\n")]
 
 
-def section(name: str, command: Any) -> str:
+def section(name: str, command: Any, language: Language) -> str:
     """A command: usage, help, arguments and options."""
     hints = get_type_hints(inspect.unwrap(command.callback), include_extras=True)
     parameters = [one for one in command.params if not EVERYWHERE.intersection(one.opts) and not one.hidden]
     arguments = [one for one in parameters if not one.opts[0].startswith("-")]
     options = [one for one in parameters if one not in arguments]
     usage = " ".join([name, *(argument(one) for one in arguments), *(["[OPTIONS]"] if options else [])])
-    paragraphs = [" ".join(part.split("\n")) for part in str(command.help).split("\n\n")]
-    text = "\n\n".join(wrapped(part) for part in paragraphs)
+    about = "\n\n".join(wrapped(part) for part in paragraphs(command, language))
     rows = [
-        *((code(argument(one)), "", escaped(one.help or "")) for one in arguments),
-        *((option(one, hints.get(one.name)), default(one), escaped(one.help or "")) for one in options),
+        *((code(argument(one)), "", escaped(text(one.help or "", language))) for one in arguments),
+        *((option(one, hints.get(one.name)), default(one), escaped(text(one.help or "", language))) for one in options),
     ]
-    tables = table(("option", "default", "what it does"), rows)
-    return f"\n## {name}\n\n```text\n{usage}\n```\n\n{text}\n" + (f"\n{tables}" if tables else "")
+    tables = table((*COLUMNS[language][2:], COLUMNS[language][1]), rows)
+    return f"\n## {name}\n\n```text\n{usage}\n```\n\n{about}\n" + (f"\n{tables}" if tables else "")
 
 
 def wrapped(text: str) -> str:

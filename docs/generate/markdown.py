@@ -3,6 +3,9 @@
 import re
 from collections.abc import Iterable, Sequence
 
+from dcclip_cli.errors import Message
+from dcclip_cli.language import Language, translated
+
 MADE = "<!-- Made by python -m docs.generate: change the code, or docs/generate. -->\n"
 
 
@@ -27,3 +30,8 @@ def code(text: object) -> str:
 def anchor(heading: str) -> str:
     """The anchor of a heading, as code hosts and the site make it."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def text(english: str, language: Language) -> str:
+    """A text of the code in a language, from the catalogue of messages."""
+    return translated(Message(english), language)

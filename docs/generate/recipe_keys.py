@@ -1,15 +1,17 @@
 """The page of all recipe keys, from the JSON Schema of recipes."""
 
 import json
+import re
 from typing import Any
 
 from dcclip_cli.curation.options import CollectOptions
+from dcclip_cli.language import Language
 from dcclip_cli.options import neutral_keys
 from dcclip_cli.recipe.schema import Recipe
 from dcclip_cli.train.options import TrainOptions
-from docs.generate.markdown import MADE, anchor, code, table
+from docs.generate.markdown import MADE, anchor, code, table, text
 
-HEAD = """\
+ENGLISH = """\
 # Recipes
 
 A recipe is one YAML file that describes a model from data to device: settings that several stages share are at the
@@ -71,6 +73,55 @@ third prints the JSON Schema, with which an editor completes and checks keys.
 In the tables, *required* marks a key without a default, and `null` a key that may be omitted. The languages are
 `zh` and `en`.
 """
+CHINESE = """\
+# 配方的键
+
+配方（recipe）是一个 YAML 文件，从数据到设备描述一个模型：几个阶段共用的设置写在最上面，后面每个阶段一节。
+每个命令只读自己那一节和共用的设置；`dcclip run` 依次运行配方里有的阶段。产物和配方都在 `runs/NAME/`：
+`recipe.yaml` 是原文，`resolved.yaml` 补全了覆盖值、默认值和各库的版本。
+Python 里的关键字参数就是该阶段的键：`dcclip.distill("recipe.yaml", steps=300)`，见[入门](../getting-started.zh.md)。
+
+## 常用的键
+
+COMMON
+## 规则
+
+* 以 `./`、`../` 或 `/` 开头的值是路径，相对于配方所在的文件夹（`--set` 和 Python 里相对于当前目录）。
+  其他的模型名、数据名来自 Hugging Face 或内置列表。
+* `--set distill.steps=300` 覆盖一个值，检查同样严格。列表的项用编号：`--set distill.losses.0.weight=2`。
+  配方里没有的阶段要整节写出：`--set 'eval={datasets: [cifar10-cn]}'`。
+* 不认识的键、重复的键会报错，写明文件、行号和最接近的键；所有错误一次报完。改过名的旧键仍然可用，会打印一条警告。
+* 只认 YAML 1.2 的标量：`no` 是文本，`1e-3` 是数。不接受锚点、别名和标签。
+* 值的类型和范围都严格检查：`true` 和 `'12'` 不是数，`1e3` 不是整数。
+* 已完成的阶段如果配方变了，不会直接沿用：用 `--fresh` 重做，或用 `--out DIR` 两份都留。
+  不影响结果的键可以不同（NEUTRAL_KEYS）。
+* `--check` 只检查、不运行：模型、数据、损失、磁盘空间和大致用时。
+
+## 全部的键
+
+下面各表中，*必填*的键没有默认值，默认值为 `null` 的键可以不写。语言写 `zh` 和 `en`。
+"""
+HEAD: dict[Language, str] = {"en": ENGLISH, "zh": CHINESE}
+# The words of the tables in Chinese. What is not here is the same in both languages.
+WORDS = {
+    "The top": "顶层",
+    "distill and align": "distill 和 align",
+    "weight of a loss that changes over the run": "随训练变化的损失权重",
+    "*required*": "*必填*",
+    "its defaults": "见该节的默认值",
+    "see": "见",
+    "or": "或",
+    "a mapping with": "映射，种类写在",
+    "list": "列表",
+    "list of": "列表，长度",
+    "path": "路径",
+    "text": "文本",
+    "integer": "整数",
+    "number": "数",
+    "object": "映射",
+    "multiple of": "倍数",
+}
+_WORD = re.compile("|".join(rf"(?<![\w.]){re.escape(word)}(?![\w.])" for word in sorted(WORDS, key=len, reverse=True)))
 # The keys that most recipes set, in the order of a recipe.
 COMMON = (
     *("name", "teacher", "student.preset", "student.embed_dim"),
@@ -143,47 +194,65 @@ SECTIONS = {
     "ExportOptions": "export",
     "Thresholds": "export.parity",
 }
-HEADS = ("key", "value", "default", "what it does")
+HEADS: dict[Language, tuple[str, ...]] = {
+    "en": ("key", "value", "default", "what it does"),
+    "zh": ("键", "取值", "默认值", "作用"),
+}
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<", "multipleOf": "multiple of"}
 
 
-def page() -> str:
+def page(language: Language = "en") -> str:
     """The whole page. A class with a `kind` that SECTIONS does not name comes last, under that kind."""
     schema = Recipe.model_json_schema()
     parts = {"Recipe": schema, "TrainOptions": TrainOptions.model_json_schema(), **schema["$defs"]}
     for name in sorted(parts.keys() - SECTIONS.keys()):
         SECTIONS[name] = f"{{kind: {parts[name]['properties']['kind']['const']}}}"
     assert parts.keys() == SECTIONS.keys(), f"SECTIONS names what does not exist: {SECTIONS.keys() - parts.keys()}"
-    common = table(HEADS, (common_row(parts, key) for key in COMMON))
+    common = table(HEADS[language], (common_row(parts, key, language) for key in COMMON))
     shared = parts["TrainOptions"]["properties"]
     for stage in ("DistillOptions", "AlignOptions"):  # keys of both are listed once
         own = {key: value for key, value in parts[stage]["properties"].items() if key not in shared}
         parts[stage] = {**parts[stage], "properties": own}
     neutral = ", ".join(f"`{key}`" for key in (*neutral_keys(TrainOptions), *neutral_keys(CollectOptions)))
-    head = MADE + HEAD.replace("NEUTRAL_KEYS", neutral).replace("COMMON\n", common + "\n")
-    return head + "".join(section(SECTIONS[name], parts[name]) for name in SECTIONS)
+    head = MADE + HEAD[language].replace("NEUTRAL_KEYS", neutral).replace("COMMON\n", common + "\n")
+    return head + "".join(section(SECTIONS[name], parts[name], language) for name in SECTIONS)
 
 
-def common_row(parts: dict[str, Any], key: str) -> tuple[str, ...]:
+def common_row(parts: dict[str, Any], key: str, language: Language) -> tuple[str, ...]:
     """The row of a key by its full name, such as `distill.steps`."""
     *sections, last = key.split(".")
     part = parts["Recipe"]
     for name in sections:
         part = parts[_name(next(one for one in part["properties"][name]["anyOf"] if "$ref" in one))]
-    return row(key, part["properties"][last], last in part.get("required", ()))
+    return row(key, part["properties"][last], last in part.get("required", ()), language)
 
 
-def section(title: str, part: dict[str, Any]) -> str:
+def section(title: str, part: dict[str, Any], language: Language) -> str:
     """A heading, the docstring of the class, and a table of its keys."""
     required = part.get("required", ())
-    rows = [row(key, facts, key in required) for key, facts in part["properties"].items() if key != "kind"]
-    keys = table(HEADS, rows)
-    return f"\n### {title}\n{part.get('description', '').strip()}\n" + (f"\n{keys}" if keys else "")
+    rows = [row(key, facts, key in required, language) for key, facts in part["properties"].items() if key != "kind"]
+    keys = table(HEADS[language], rows)
+    about = text(part.get("description", ""), language).strip()
+    return f"\n### {worded(title, language)}\n{about}\n" + (f"\n{keys}" if keys else "")
 
 
-def row(key: str, facts: dict[str, Any], required: bool) -> tuple[str, ...]:
+def row(key: str, facts: dict[str, Any], required: bool, language: Language) -> tuple[str, ...]:
     default = "*required*" if required else shown_default(facts)
-    return code(key), values(facts), default, facts.get("description", "")
+    about = text(facts.get("description", ""), language)
+    return code(key), worded(values(facts), language), worded(default, language), about
+
+
+def worded(english: str, language: Language) -> str:
+    """The few words of a title, of values or of a default in a language; a link leads to the title in it."""
+    if language == "en":
+        return english
+    parts = re.split(r"(`[^`]*`|\(#[^)]*\))", english)
+    for number, part in enumerate(parts):
+        if part.startswith("(#"):
+            parts[number] = f"(#{anchor(parts[number - 1].rpartition('[')[2].rstrip(']'))})"
+        elif not part.startswith("`"):
+            parts[number] = _WORD.sub(lambda found: WORDS[found[0]], part)
+    return "".join(parts)
 
 
 def shown_default(facts: dict[str, Any]) -> str:
