@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from dcclip_cli.errors import Message
 from dcclip_cli.files import atomic_write
+from dcclip_cli.language import Language, language, translated
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
 
 THUMBNAIL_PX = 96
+HTML_LANGUAGES: dict[Language, str] = {"en": "en", "zh": "zh-CN"}
 # Colour-blind safe (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a8a8a")
 _STYLE: dict[str, Any] = {
@@ -41,7 +44,10 @@ _UNSEEN = re.compile(
 
 
 def write_page(path: Path, package: str, template: str, /, **values: Any) -> None:
-    """Write the page that a template of a package gives with `values`; the same values give the same bytes."""
+    """Write the page that a template of a package gives with `values`, in the user's language.
+
+    In one language the same values give the same bytes.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -53,10 +59,15 @@ def write_page(path: Path, package: str, template: str, /, **values: Any) -> Non
         lstrip_blocks=True,
     )
     environment.filters |= {"visible": visible, "number": lambda number: f"{number:,}", "percent": percent}
-    environment.filters["picture"] = jpeg_data_url
+    environment.filters |= {"picture": jpeg_data_url, "translated": translated}
+    environment.globals |= {"_": _said, "message": Message, "html_lang": HTML_LANGUAGES[language()]}
     style = Markup(Path(__file__).with_name("html.css").read_text("utf-8"))
     text = environment.get_template(template).render(style=style, **values)
     atomic_write(path, text.encode(errors="replace"))
+
+
+def _said(template: str, **fields: object) -> str:
+    return translated(Message(template, **fields))
 
 
 def visible(text: str) -> str:

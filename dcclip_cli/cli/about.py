@@ -8,8 +8,9 @@ from pathlib import Path
 import typer
 
 from dcclip_cli.cli import console, flags
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 
+_NAME, _KIND = Message("name"), Message("kind")
 recipe_app = typer.Typer(no_args_is_help=True, help="Show recipes: allowed keys; a recipe with all defaults.")
 
 
@@ -50,17 +51,41 @@ def models() -> None:
                 os.path.relpath(found.path) if found.path.is_relative_to(Path.cwd()) else str(found.path),
             )
         )
-    rows.append((STARTER, resolve(STARTER).kind, "included in dcclip"))
-    console.show_table("Models found here: --model NAME", ("name", "kind", "model"), rows)
+    rows.append((STARTER, resolve(STARTER).kind, Message("included in dcclip")))
+    console.show_table(Message("Models found here: --model NAME"), (_NAME, _KIND, Message("model")), rows)
     presets = (
-        (name, str(preset["image"]["timm"]), f"{preset['text']['layers']} layers x {preset['text']['width']}")
+        (
+            name,
+            str(preset["image"]["timm"]),
+            Message("{layers} layers x {width}", layers=preset["text"]["layers"], width=preset["text"]["width"]),
+        )
         for name, preset in PRESETS.items()
     )
-    console.show_table("Students: student: {preset: NAME}", ("preset", "image tower", "text tower"), presets)
-    teachers = (
-        ("altclip", "BAAI/AltCLIP, the paper's", "hf:ORG/NAME, a path"),
-        ("transformers", "ChineseCLIP, QA-CLIP, CLIP, SigLIP, SigLIP2, MetaCLIP2, UForm", "hf:ORG/NAME, a path"),
-        ("fgclip2", "FG-CLIP2, with its repository's code", "hf:ORG/NAME, a path, --trust-remote-code"),
-        ("open_clip", "any open_clip model, any model directory", "open_clip:ARCH/TAG, hf-hub:ORG/NAME, a path"),
+    console.show_table(
+        Message("Students: student: {preset: NAME}"),
+        (Message("preset"), Message("image tower"), Message("text tower")),
+        presets,
     )
-    console.show_table("Teachers: teacher: {kind: KIND, model: NAME}", ("kind", "models", "as --model"), teachers)
+    teachers = (
+        ("altclip", Message("BAAI/AltCLIP, the paper's"), Message("hf:ORG/NAME, a path")),
+        (
+            "transformers",
+            "ChineseCLIP, QA-CLIP, CLIP, SigLIP, SigLIP2, MetaCLIP2, UForm",
+            Message("hf:ORG/NAME, a path"),
+        ),
+        (
+            "fgclip2",
+            Message("FG-CLIP2, with its repository's code"),
+            Message("hf:ORG/NAME, a path, --trust-remote-code"),
+        ),
+        (
+            "open_clip",
+            Message("any open_clip model, any model directory"),
+            Message("open_clip:ARCH/TAG, hf-hub:ORG/NAME, a path"),
+        ),
+    )
+    console.show_table(
+        Message("Teachers: teacher: {kind: KIND, model: NAME}"),
+        (_KIND, Message("models"), Message("as --model")),
+        teachers,
+    )

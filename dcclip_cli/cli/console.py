@@ -281,7 +281,7 @@ def show_json(value: Any) -> None:
 
 def show(text: str) -> None:
     """Print lines of data on stdout."""
-    _write("".join(f"{printable(line)}\n" for line in text.split("\n")))
+    _write("".join(f"{printable(line)}\n" for line in translated(text).split("\n")))
 
 
 def show_now(line: str) -> None:

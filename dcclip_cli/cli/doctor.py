@@ -19,7 +19,7 @@ from typer import Option
 
 from dcclip_cli import machine
 from dcclip_cli.cli import console
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import cache_folder
 from dcclip_cli.versions import EXTRAS, LIBRARIES, VERSION, versions
 
@@ -255,23 +255,30 @@ def _page(found: Facts) -> dict[str, dict[str, str]]:
     dcclip, python = known.pop("dcclip"), known.pop("python")
     variables = found["thread_variables"] | found["environment"]
     given = " ".join(f"{name}={value}" for name, value in variables.items() if value is not None)
-    precision = "Precision that auto chooses, tried with two small towers"
+    precision = Message("Precision that auto chooses, tried with two small towers")
     page = {
-        "Software": {
+        Message("Software"): {
             "dcclip": f"{dcclip}, Python {python}",
-            "system": found["system"],
-            "libraries": " ".join(f"{name}=={version}" for name, version in known.items()),
+            Message("system"): found["system"],
+            Message("libraries"): " ".join(f"{name}=={version}" for name, version in known.items()),
         },
-        "Processor": _processor_fields(found["processor"]),
-        "Memory and disk": _storage_fields(found["storage"]),
-        "Devices": _device_fields(found),
+        Message("Processor"): _processor_fields(found["processor"]),
+        Message("Memory and disk"): _storage_fields(found["storage"]),
+        Message("Devices"): _device_fields(found),
         precision: {},
-        "Extras": {
-            name: f"{extra['install']} (missing: {', '.join(extra['missing'])})" if extra["missing"] else "installed"
+        Message("Extras"): {
+            name: Message(
+                "{command} (missing: {packages})", command=extra["install"], packages=", ".join(extra["missing"])
+            )
+            if extra["missing"]
+            else Message("installed")
             for name, extra in found["extras"].items()
         },
-        "Settings": {"variables": given or "none set", "default model": found["default_model"]},
-        "Notes": found["notes"],
+        Message("Settings"): {
+            Message("variables"): given or Message("none set"),
+            Message("default model"): found["default_model"],
+        },
+        Message("Notes"): found["notes"],
     }
     if torch := found["torch"]:
         page[precision] = {use: "\n".join(_choices(kinds)) for use, kinds in torch["precision"].items()}
@@ -284,14 +291,16 @@ def _processor_fields(processor: Facts) -> dict[str, str]:
     lacking = ", ".join(name for name in has if not has[name])
     counts = [f"{name} {processor[f'{name}_cores'] or _UNKNOWN}" for name in ("logical", "physical", "affinity")]
     fields = {
-        "name": f"{processor['name']}, {processor['architecture']}",
-        "class": _CLASSES[processor["machine_class"]] if has else _UNKNOWN,
-        "features": ", ".join(filter(has.get, has)) + (f" (no {lacking})" if lacking else "") if has else _UNKNOWN,
-        "cores": f"{processor['cores']} usable; {', '.join(counts)}, cgroup quota "
+        Message("name"): f"{processor['name']}, {processor['architecture']}",
+        Message("class"): _CLASSES[processor["machine_class"]] if has else _UNKNOWN,
+        Message("features"): ", ".join(filter(has.get, has)) + (f" (no {lacking})" if lacking else "")
+        if has
+        else _UNKNOWN,
+        Message("cores"): f"{processor['cores']} usable; {', '.join(counts)}, cgroup quota "
         f"{processor['cgroup_quota_cores'] or 'none'}",
     }
     if load:
-        fields["load"] = " ".join(f"{one:.2f}" for one in load) + " over 1, 5, 15 minutes"
+        fields[Message("load")] = " ".join(f"{one:.2f}" for one in load) + " over 1, 5, 15 minutes"
     return fields
 
 
@@ -301,9 +310,9 @@ def _storage_fields(storage: Facts) -> dict[str, str]:
     free = _size(storage["cache_folder_free_bytes"])
     cache = f"{storage['cache_folder']}: {', '.join(parts) or 'empty'}; {free} free"
     return {
-        "memory": f"{available} available of {total}" if storage["memory_total_bytes"] else _UNKNOWN,
-        "this folder": f"{_size(storage['current_folder_free_bytes'])} free",
-        "cache": cache if storage["cache_folder"] else _UNKNOWN,
+        Message("memory"): f"{available} available of {total}" if storage["memory_total_bytes"] else _UNKNOWN,
+        Message("this folder"): f"{_size(storage['current_folder_free_bytes'])} free",
+        Message("cache"): cache if storage["cache_folder"] else _UNKNOWN,
     }
 
 

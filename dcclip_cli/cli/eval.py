@@ -16,6 +16,7 @@ from dcclip_cli.model import Precision
 if TYPE_CHECKING:
     from dcclip_cli.eval.result import EvalResult
 
+_SET, _METRIC, _IMAGES, _CLASSES = Message("data set"), Message("metric"), Message("images"), Message("classes")
 _RESULTS = "A results file or folder that eval --out wrote; FILE@MODEL chooses one of several models."
 _DATASET_HELP = (
     "A name or group (see: dcclip datasets), a Parquet or tar file of pairs whose captions are the classes, "
@@ -170,12 +171,12 @@ def _show_immich(results: Sequence[EvalResult]) -> None:
         shown = [one for one in standings(language, own) if one.optimal or one.own]
         rows = [
             (one.row.model, f"{one.row.recall:.2f}", f"{one.row.memory_mib:,.0f}", f"{one.row.ms:.2f}",
-             "yes" if one.optimal else "no", "yours" if one.own else "")
+             Message("yes") if one.optimal else Message("no"), Message("yours") if one.own else "")
             for one in shown
         ]  # fmt: skip
         console.show("")
-        columns = ("model", "recall %", "memory MiB", "ms", "Pareto optimal", "")
-        console.show_table(f"immich's table, XM3600 {language}", columns, rows)
+        columns = (Message("model"), Message("recall %"), Message("memory MiB"), "ms", Message("Pareto optimal"), "")
+        console.show_table(Message("immich's table, XM3600 {language}", language=language), columns, rows)
         for model, one in own.items():
             console.show(f"{model}: {one.image_ms:.2f} ms an image, {one.text_ms:.2f} ms a text")
     if any(one.immich for one in results):
@@ -189,7 +190,7 @@ def _show_metrics(results: Sequence[EvalResult]) -> None:
     if len({result.model for result in results}) > 1:
         gaps = [column.is_gap for column in found.columns]
         rows = [(_noted(row.name, row.remark), row.metric, *map(percent, row.values, gaps)) for row in found.rows]
-        return console.show_table("", ("data set", "metric", *(column.title for column in found.columns)), rows)
+        return console.show_table("", (_SET, _METRIC, *(column.title for column in found.columns)), rows)
     shown = [name for name in METRIC_NAMES if any(name in result.metrics for result in results)]
     lines = [
         (
@@ -207,7 +208,7 @@ def _show_metrics(results: Sequence[EvalResult]) -> None:
     if found.mean:
         means = [percent(value) for value in found.mean.values if value is not None]
         lines.append((found.mean.name, ", ".join(means), *[""] * len(shown), "", ""))
-    columns = ["data set", "metric", *(METRIC_NAMES[name] for name in shown), "images", "classes"]
+    columns = [_SET, _METRIC, *(METRIC_NAMES[name] for name in shown), _IMAGES, _CLASSES]
     used = [number for number in range(len(columns)) if any(line[number] for line in lines)]  # retrieval has no classes
     cells = ([line[number] for number in used] for line in lines)
     console.show_table(results[0].model, [columns[number] for number in used], cells)
@@ -219,7 +220,7 @@ def percent(value: float | None, signed: bool = False) -> str:
 
 
 def _noted(name: str, remark: str) -> str:
-    return f"{name} ({remark})" if remark else name
+    return Message("{name} ({remark})", name=name, remark=remark) if remark else name
 
 
 def compare(
@@ -266,13 +267,14 @@ def compare(
             percent(one.first),
             percent(one.second),
             percent(one.value, signed=True),
-            f"{percent(one.low, signed=True)} to {percent(one.high, signed=True)}",
-            ("better" if one.value > 0 else "worse") if one.is_clear else "not clear",
+            Message("{low} to {high}", low=percent(one.low, signed=True), high=percent(one.high, signed=True)),
+            (Message("better") if one.value > 0 else Message("worse")) if one.is_clear else Message("not clear"),
         )
         for one in found.differences
     ]
-    columns = ("data set", "metric", found.first, found.second, "difference", "95 % interval", "")
-    console.show_table(f"{found.second} against {found.first}", columns, rows)
+    columns = (_SET, _METRIC, found.first, found.second, Message("difference"), Message("95 % interval"), "")
+    title = Message("{second} against {first}", second=found.second, first=found.first)
+    console.show_table(title, columns, rows)
 
 
 def datasets(
@@ -308,6 +310,7 @@ def datasets(
         )
         for known in registry.SETS.values()
     ]
-    columns = ("name", "metric", "split", "images", "classes", "found" if data_root else "on the hub", "")
-    console.show_table("dcclip eval --dataset NAME --data-root DIR, with DIR/NAME/", columns, rows)
-    console.show(f"groups: {', '.join(registry.group_names())}")
+    there = Message("found") if data_root else Message("on the hub")
+    columns = (Message("name"), _METRIC, Message("split"), _IMAGES, _CLASSES, there, "")
+    console.show_table(Message("dcclip eval --dataset NAME --data-root DIR, with DIR/NAME/"), columns, rows)
+    console.show(Message("groups: {names}", names=", ".join(registry.group_names())))

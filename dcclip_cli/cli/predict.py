@@ -214,7 +214,9 @@ def search(
             console.show_json([{"image": str(hit.image), "score": round(hit.score, 6)} for hit in hits])
         else:
             rows = [(str(hit.image), f"{hit.score:.3f}") for hit in hits]
-            console.show_table(f"{text}, in {folder}", ("image", "score"), rows)
+            console.show_table(
+                Message("{text}, in {folder}", text=text, folder=folder), (Message("image"), Message("score")), rows
+            )
         if page:
             atomic_write(page, _page(text, hits).encode(errors="replace"))
             talk.say(Message("search: {page}", page=page))

@@ -84,8 +84,14 @@ def push(
 
 def _show_plan(plan: PushPlan, visibility: str) -> None:
     sizes = plan.sizes
-    title = f"{plan.repository}, a {visibility} model: {len(sizes)} files, {sum(sizes.values()) / 1e6:,.2f} MB"
+    title = Message(
+        "{repository}, a {visibility} model: {count} files, {size:,.2f} MB",
+        repository=plan.repository,
+        visibility=visibility,
+        count=len(sizes),
+        size=sum(sizes.values()) / 1e6,
+    )
     rows = [(name, f"{size:,}") for name, size in sizes.items()]
-    console.show_table(title, ("file", "bytes"), rows)
+    console.show_table(title, (Message("file"), Message("bytes")), rows)
     console.show("")
     console.show(plan.card.rstrip("\n"))

@@ -56,7 +56,11 @@ def run(
             if isinstance(result, CollectResult):
                 _show_collected(result)
         if models := job.summary():
-            title = f"{job.dir.root} after {job.steps()} steps, measured on one thread of this machine's CPU"
+            title = Message(
+                "{root} after {steps} steps, measured on one thread of this machine's CPU",
+                root=job.dir.root,
+                steps=job.steps(),
+            )
             _show_models(title, models)
 
 
@@ -150,14 +154,19 @@ def _slices(count: int) -> str:
 
 def _show_collected(result: CollectResult) -> None:
     """Print how many pairs and captions were kept, and how many were dropped for each reason."""
-    counts = {"pairs": result.pairs, **{f"{language} captions": count for language, count in result.captions.items()}}
+    counts = {
+        Message("pairs"): result.pairs,
+        **{Message("{language} captions", language=language): count for language, count in result.captions.items()},
+    }
     reasons = sorted({reason for count in counts.values() for reason in count.dropped})
     rows = [
-        ("read", *(f"{count.read:,}" for count in counts.values())),
+        (Message("read"), *(f"{count.read:,}" for count in counts.values())),
         *((reason, *(f"{count.dropped.get(reason, 0):,}" for count in counts.values())) for reason in reasons),
-        ("kept", *(f"{count.kept:,}" for count in counts.values())),
+        (Message("kept"), *(f"{count.kept:,}" for count in counts.values())),
     ]
-    console.show_table(f"{result.folder}, shards: {result.shards}", ("", *counts), rows)
+    console.show_table(
+        Message("{folder}, shards: {shards}", folder=result.folder, shards=result.shards), ("", *counts), rows
+    )
     console.show(str(result.folder / "report.html"))
 
 
@@ -165,15 +174,16 @@ def _show_models(title: str, models: list[ModelSummary]) -> None:
     """Print models in columns, and the ratio of student to teacher."""
     lines: list[tuple[str, list[float], str, float]] = [
         *((f"top-1 {name}", [one.top1[name] for one in models], "{:.1%}", 1) for name in models[0].top1),
-        ("parameters", [one.parameters for one in models], "{:.2f} M", 1e6),
-        ("size of the weights", [one.size_bytes for one in models], "{:.1f} MB", 1e6),
-        ("one image", [one.image_ms for one in models], "{:.1f} ms", 1),
-        ("one text", [one.text_ms for one in models], "{:.1f} ms", 1),
+        (Message("parameters"), [one.parameters for one in models], "{:.2f} M", 1e6),
+        (Message("size of the weights"), [one.size_bytes for one in models], "{:.1f} MB", 1e6),
+        (Message("one image"), [one.image_ms for one in models], "{:.1f} ms", 1),
+        (Message("one text"), [one.text_ms for one in models], "{:.1f} ms", 1),
     ]
     table = [[name, *(text.format(value / unit) for value in values)] for name, values, text, unit in lines]
-    columns = ["", *(one.name for one in models)]
+    names = {"teacher": Message("teacher"), "student": Message("student"), "bundle": Message("bundle")}
+    columns = ["", *(names.get(one.name, one.name) for one in models)]
     if "teacher" in columns:
-        columns.append("student / teacher")
+        columns.append(Message("student / teacher"))
         for row, (_, values, *_) in zip(table, lines, strict=True):
             row.append(f"{values[1] / values[0]:.0%}" if values[0] else "")
     console.show_table(title, columns, table)

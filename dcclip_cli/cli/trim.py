@@ -66,11 +66,11 @@ def trim(
 
 def _show(result: TrimResult, texts: Path | None, talk: Progress) -> None:
     rows = [
-        ("pieces", f"{result.pieces_before:,}", f"{result.pieces:,}"),
-        ("parameters", f"{result.parameters_before / 1e6:.2f} M", f"{result.parameters / 1e6:.2f} M"),
-        ("share", "100 %", f"{result.parameters / result.parameters_before:.0%}".replace("%", " %")),
+        (Message("pieces"), f"{result.pieces_before:,}", f"{result.pieces:,}"),
+        (Message("parameters"), f"{result.parameters_before / 1e6:.2f} M", f"{result.parameters / 1e6:.2f} M"),
+        (Message("share"), "100 %", f"{result.parameters / result.parameters_before:.0%}".replace("%", " %")),
     ]
-    console.show_table(str(result.folder), ("", "before", "after"), rows)
+    console.show_table(str(result.folder), ("", Message("before"), Message("after")), rows)
     same = Message(
         "largest difference of {compared} embeddings: {difference:.1g}",
         compared=result.compared,

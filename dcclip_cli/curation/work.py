@@ -175,7 +175,7 @@ class WorkFolder:
         steps = ("read", "score", "write")
         folders = [self.root / step / name for step in steps for name in sorted(finished(self.root / step))]
         folders += [self.deduped] if self.deduped.exists() else []
-        with progress.task("check what is done", len(folders)) as task, ThreadPoolExecutor(cores()) as pool:
+        with progress.task(Message("check what is done"), len(folders)) as task, ThreadPoolExecutor(cores()) as pool:
             damaged = dict[Path, str]()
             for folder, what in zip(folders, pool.map(self._damage, folders), strict=True):
                 damaged |= {folder: what} if what else {}

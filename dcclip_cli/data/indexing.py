@@ -163,7 +163,7 @@ def verify_files(files: Sequence[DataFile], columns: Columns, progress: Progress
 def write_indexes(jobs: Sequence[tuple[DataFile, Path]], columns: Columns, progress: Progress | None = None) -> None:
     """Write the indexes of many (data file, index) in parallel. Each is whole or missing, also after a kill."""
     workers = min(cores(), len(jobs))
-    with (progress or Silent()).task("index", len(jobs)) as task:
+    with (progress or Silent()).task(Message("index"), len(jobs)) as task:
         if workers < 2 or sum(file.size for file, _ in jobs) < _FEW_BYTES:
             for file, path in jobs:
                 write_index(file, path, columns)

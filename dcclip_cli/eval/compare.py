@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.metrics import metrics_of
 from dcclip_cli.eval.result import EvalResult, load_results, unpack
 from dcclip_cli.progress import Progress, Silent
@@ -129,7 +129,7 @@ def compare_results(
                 language=one.language,
                 apart=" and ".join(apart),
             )
-    with (progress or Silent()).task("bootstrap", len(pairs)) as task:
+    with (progress or Silent()).task(Message("bootstrap"), len(pairs)) as task:
         found = []
         for one, other in pairs:
             found.append(_difference(one, other, resamples))

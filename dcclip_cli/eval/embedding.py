@@ -120,7 +120,8 @@ class Embedder:
         def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             nonlocal computed
             computed = len(places)
-            with self.progress.task(f"{self.model.name} on {name}", len(wanted), len(wanted) - computed) as task:
+            what = Message("{model} on {name}", model=self.model.name, name=name)
+            with self.progress.task(what, len(wanted), len(wanted) - computed) as task:
                 batches = (wanted[batch].tolist() for batch in aligned(places, self.batch_size))
                 for batch in embed_batches(self.model, batches, read, self.workers):
                     vectors = {index: found for index, found in batch if isinstance(found, np.ndarray)}
@@ -159,7 +160,7 @@ class Embedder:
         """(N, D), length 1."""
 
         def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            with self.progress.task(f"{self.model.name} on texts", len(places)) as task:
+            with self.progress.task(Message("{model} on texts", model=self.model.name), len(places)) as task:
                 yield places, text_embeddings(self.model, [texts[place] for place in places], advance=task.advance)
 
         about = {"model": self.model.fingerprint, "texts": True}

@@ -20,7 +20,7 @@ from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.processes import WorkerKilledError, calls
 
 DATASET = "xm3600"
-CAVEAT = (
+CAVEAT = Message(
     "Memory is the peak RSS, ms are those of an image and a text, one at a time. Yours were measured on this machine's "
     "CPU, on one thread, immich's on a Ryzen 7 7800X3D: only large differences compare."
 )

@@ -14,7 +14,7 @@ import numpy as np
 
 from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.eval import charts, immich, registry
 from dcclip_cli.eval.compare import unlike
 from dcclip_cli.eval.dataset import DataSet
@@ -28,16 +28,16 @@ from dcclip_cli.html import jpeg_thumbnail, svg_data_url, write_page
 METRIC_NAMES = {
     "top1": "top-1",
     "top5": "top-5",
-    "mean_per_class": "mean per class",
-    "map11": "11-point mAP",
+    "mean_per_class": Message("mean per class"),
+    "map11": Message("11-point mAP"),
     "map": "mAP",
     "roc_auc": "ROC AUC",
     **{f"{what}_recall@{k}": f"{what} R@{k}" for what in ("image", "text") for k in (1, 5, 10)},
-    "mean_recall": "mean recall",
+    "mean_recall": Message("mean recall"),
 }
-MEAN = "ELEVATER, mean over 20"
+MEAN = Message("ELEVATER, mean over 20")
 _ZERO_SHOT = "zero-shot classification"
-_LANGUAGES: dict[Language, str] = {"en": "English", "zh": "Chinese"}
+_LANGUAGES: dict[Language, str] = {"en": Message("English"), "zh": Message("Chinese")}
 _SHOWN = 12  # weak classes, confusions and wrong images of each result, at most
 
 
@@ -89,7 +89,7 @@ def table(results: Sequence[EvalResult]) -> Table:
         metric = METRIC_NAMES.get(several[0].metric, several[0].metric)
         rows.append(Row(name, metric, _across(columns, lambda *key: values.get(key)), _remark(several)))  # noqa: B023
     means = _across(columns, lambda *key: elevater_mean(results, *key))
-    mean = Row(MEAN, "their own", means) if any(value is not None for value in means) else None
+    mean = Row(MEAN, Message("their own"), means) if any(value is not None for value in means) else None
     return Table(tuple(columns), (*rows, mean) if mean else tuple(rows), mean)
 
 
@@ -112,7 +112,7 @@ def _across(columns: Sequence[Column], value_of: Callable[[str, Language], float
 
 
 def _remark(here: Sequence[EvalResult]) -> str:
-    sample = f"a sample of {here[0].n:,} images" if any(result.limit for result in here) else ""
+    sample = Message("a sample of {n:,} images", n=here[0].n) if any(result.limit for result in here) else ""
     corrupt = max(len(result.corrupt) for result in here)
     alike = max(sum(map(len, result.indistinct)) for result in here)
     known = registry.SETS.get(base_name(here[0].dataset).replace("-", "_"))
@@ -121,14 +121,14 @@ def _remark(here: Sequence[EvalResult]) -> str:
     differing = {label for result in here for label in unlike(first[result.language], result)}
     remarks = (
         here[0].partial,
-        f"{' and '.join(sorted(differing))} differ: do not compare" if differing else "",
+        Message("{what} differ: do not compare", what=" and ".join(sorted(differing))) if differing else "",
         gap if len({result.language for result in here}) > 1 else "",
         sample,
-        f"{corrupt:,} images cannot be read" if corrupt else "",
-        f"{alike} classes are read alike" if alike else "",
+        Message("{count:,} images cannot be read", count=corrupt) if corrupt else "",
+        Message("{count} classes are read alike", count=alike) if alike else "",
         *_with_plain_names(here),
     )
-    return ", ".join(filter(None, remarks))
+    return joined(", ", filter(None, remarks))
 
 
 def _with_plain_names(here: Sequence[EvalResult]) -> list[str]:
@@ -243,7 +243,12 @@ def write_report(path: Path, results: Sequence[EvalResult], datasets: Iterable[D
         "report.html.j2",
         results=results,
         models=list(dict.fromkeys(result.model for result in results)),
-        means={f"{one.model}, {_LANGUAGES[one.language]}": mean for one, mean in means if mean and one.language},
+        means={
+            Message("{model}, {language}", model=one.model, language=_LANGUAGES[one.language]): mean
+            for one, mean in means
+            if mean and one.language
+        },
+        mean_name=MEAN,
         table=found,
         bars=svg_data_url(charts.bars(found)),
         languages_chart=svg_data_url(scatter) if (scatter := charts.chinese_against_english(found)) else None,

@@ -81,7 +81,7 @@ class Package:
         end, body = time.monotonic() + _LONGEST_S, bytearray()
         with (
             urlopen(Request(url, headers={"User-Agent": f"dcclip/{VERSION}"}), timeout=_WAIT_S) as response,
-            progress.task(f"download {self.archive}", self.size_bytes) as task,
+            progress.task(Message("download {archive}", archive=self.archive), self.size_bytes) as task,
         ):
             while chunk := response.read(min(_CHUNK, self.size_bytes + 1 - len(body))):
                 body += chunk

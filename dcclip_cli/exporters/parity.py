@@ -245,7 +245,7 @@ class Original:
 
     def _test_images(self, model: Encoder, test: DataSet, chosen: Sequence[int]) -> np.ndarray:
         rows = []
-        with self.progress.task(f"parity on {test.name}", len(chosen)) as task:
+        with self.progress.task(Message("parity on {name}", name=test.name), len(chosen)) as task:
             for index, found in embed(model, chosen, test.images.load):
                 if isinstance(found, DcclipError):
                     raise DcclipError(

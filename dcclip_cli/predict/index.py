@@ -131,7 +131,7 @@ def embedded_texts(model: Encoder, texts: Sequence[str], out: Path, progress: Pr
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # little padding in each batch
 
     def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        with progress.task("embed", len(texts), len(texts) - len(places)) as task:
+        with progress.task(Message("embed"), len(texts), len(texts) - len(places)) as task:
             for batch in aligned(places, _TEXTS):
                 yield np.asarray(batch), text_embeddings(model, [texts[order[place]] for place in batch], _TEXTS)
                 task.advance(len(batch))

@@ -93,7 +93,7 @@ class Labels:
         self.names = tuple(labels)
         self._scale, self._bias = model.logit_scale, model.logit_bias
         filled = [fill(prompts[language_by_script(label)], label) for label in labels]
-        with (progress or Silent()).task("labels", sum(map(len, filled))) as task:
+        with (progress or Silent()).task(Message("labels"), sum(map(len, filled))) as task:
             self._embeddings = class_embeddings(model, filled, advance=task.advance)
         self._multi_label, self._anything = multi_label, None
         if multi_label and self._bias is None:

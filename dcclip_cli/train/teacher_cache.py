@@ -27,7 +27,7 @@ from dcclip_cli.data.options import Augment
 from dcclip_cli.data.pixels import VERSION, normalized, stacked, training_preprocess
 from dcclip_cli.data.samplers import Sample
 from dcclip_cli.data.stored_features import StoredFeatures, StoredTexts
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import cache_folder
 from dcclip_cli.machine import loading_processes
 from dcclip_cli.model.precision import finite
@@ -200,7 +200,7 @@ class TeacherCache:
             missing = int(store.missing(keys, arrays).sum())
             found += missing
             if missing:
-                task = self._progress.task(f"teacher: {what}", len(keys), len(keys) - missing)
+                task = self._progress.task(Message("teacher: {what}", what=what), len(keys), len(keys) - missing)
                 with task as shown:
                     first = process_index() / process_count()
                     store.fill(keys, arrays, partial(compute, rows, what), BATCH_SIZE, shown.advance, first)

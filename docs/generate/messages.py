@@ -15,10 +15,12 @@ from typing import Any
 from babel.messages.catalog import Catalog
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
+from jinja2 import Environment, nodes
 from typer import rich_utils
 from typer.main import get_command
 
 from dcclip_cli.cli.app import app
+from dcclip_cli.curation.report.html import _explanations
 from dcclip_cli.language import DOMAIN, LOCALES
 from dcclip_cli.recipe.schema import Recipe
 
@@ -65,6 +67,22 @@ def in_schema(part: Any) -> Iterator[tuple[str, str]]:
         yield from in_schema(each)
 
 
+def in_templates() -> Iterator[tuple[str, str]]:
+    """The messages in the templates of HTML reports, and the drop reasons in them."""
+    for file in sorted((ROOT / "dcclip_cli").rglob("*.j2")):
+        for call in Environment().parse(file.read_text("utf-8")).find_all(nodes.Call):
+            if isinstance(call.node, nodes.Name) and call.node.name in ("_", "message"):
+                for text in (
+                    call.args[0].find_all(nodes.Const) if isinstance(call.args[0], nodes.CondExpr) else call.args
+                ):
+                    if isinstance(text, nodes.Const) and isinstance(text.value, str):
+                        yield text.value, file.relative_to(ROOT).as_posix()
+    for step, meanings in _explanations().items():
+        for text in (step, *(meaning.partition(" | ")[0] for meaning in meanings.values())):
+            if text:
+                yield text, "dcclip_cli/curation/report/reasons.yaml"
+
+
 def of_typer() -> Iterator[tuple[str, str]]:
     """The words of Typer, which it looks up in the catalogue by gettext."""
     names = ("DEFAULT_STRING", "REQUIRED_LONG_STRING", "ARGUMENTS_PANEL_TITLE", "OPTIONS_PANEL_TITLE")
@@ -75,7 +93,13 @@ def of_typer() -> Iterator[tuple[str, str]]:
 def extracted(before: Catalog) -> Catalog:
     """The catalogue of the messages that there are now, with the translations in the one `before`."""
     catalog = Catalog(locale="zh", domain=DOMAIN, fuzzy=False)
-    for text, file in (*of_typer(), *in_help(get_command(app)), *in_code(), *in_schema(Recipe.model_json_schema())):
+    for text, file in (
+        *of_typer(),
+        *in_help(get_command(app)),
+        *in_code(),
+        *in_templates(),
+        *in_schema(Recipe.model_json_schema()),
+    ):
         known = before.get(text)
         catalog.add(text, known.string if known else "", [(file, 1)])
     return catalog

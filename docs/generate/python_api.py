@@ -80,8 +80,7 @@ def signature(name: str, value: Any) -> str:
 def parameter(one: inspect.Parameter) -> str:
     stars = "**" if one.kind is one.VAR_KEYWORD else ""
     default = "" if one.default is one.empty else f" = {one.default!r}".replace("'", '"')
-    annotation = str(one.annotation).replace("'", '"')  # as ruff formats it
-    return f"{stars}{one.name}: {annotation}{default}"
+    return f"{stars}{one.name}: {one.annotation}{default}"
 
 
 def model() -> str:

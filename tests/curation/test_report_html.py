@@ -82,6 +82,25 @@ def test_it_shows_kept_and_dropped_captions_in_chinese_and_english(tmp_path: Pat
     assert "0 of 0 pairs kept" in Page(report(tmp_path, shards=[])).text
 
 
+def test_it_is_in_the_users_language_but_for_what_comes_from_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DCCLIP_LANG", "zh")
+    source = report(tmp_path, (pair(1), None, ()), (pair(3, "狗", "kept"), Drop("url-status-404", "kept"), ()))
+    text = " ".join(Page(source).text.split())
+    assert '<html lang="zh-CN">' in source
+    shown = (
+        "2 个图文对保留了 1 个",
+        "服务器返回状态码 404。",
+        "1 个图文对（50.0 %），1 条中文描述（50.0 %）",
+        "短边 像素",
+        "kept",
+    )
+    assert [one for one in shown if one not in text] == []
+    monkeypatch.setenv("DCCLIP_LANG", "en")
+    assert '<html lang="en">' in report(tmp_path, (pair(1), None, ()))
+
+
 def test_it_asks_the_network_for_nothing_and_every_reason_links_to_its_sheet(tmp_path: Path) -> None:
     text = report(tmp_path, *((pair(n), Drop(reason), ()) for n, reason in enumerate(("image-blank", "url-tls", "新"))))
     page = Page(text)

@@ -16,9 +16,11 @@ import yaml
 from dcclip_cli.curation.report.examples import Example
 from dcclip_cli.curation.report.statistics import KEPT, SCALES, Scale, scale_of
 from dcclip_cli.data.pair import LANGUAGES
+from dcclip_cli.errors import Message
 from dcclip_cli.html import readable, ticks, write_page
 
-_LANGUAGE_NAMES = {"zh": "Chinese", "en": "English"}
+_LANGUAGE_NAMES = {"zh": Message("Chinese"), "en": Message("English")}
+_CAPTIONS = {"zh": Message("Chinese captions"), "en": Message("English captions")}
 _BARS = 48  # of a histogram, at most
 _TAIL = 0.01  # of all values, at either end, may be counted in the outermost bars
 _VISIBLE = 0.0125  # height of the smallest part of a bar, relative to the highest bar
@@ -50,7 +52,7 @@ def write_report(
         "report.html.j2",
         pairs=statistics["pairs"],
         captions=counts,
-        tiles={"Pairs": statistics["pairs"]} | {f"{_LANGUAGE_NAMES[name]} captions": counts[name] for name in counts},
+        tiles={Message("Pairs"): statistics["pairs"]} | {_CAPTIONS[name]: counts[name] for name in counts},
         language_names=_LANGUAGE_NAMES,
         sources=statistics["sources"],
         steps=table,
@@ -79,7 +81,7 @@ def steps(statistics: Mapping[str, Any]) -> list[dict[str, Any]]:
         left -= dropped
         totals = {language: sum(row["captions"][language] for row in rows) for language in LANGUAGES}
         if rows:
-            table.append({"name": name, "reasons": rows, "pairs": dropped, "captions": totals, "left": left})
+            table.append({"name": Message(name), "reasons": rows, "pairs": dropped, "captions": totals, "left": left})
     return table
 
 
@@ -94,7 +96,8 @@ def explain(reason: str) -> tuple[str, ...]:
     exact = (entry for entry in entries if entry[1] == reason)
     step, mark, text = next(exact, None) or next(entry for entry in entries if fnmatchcase(reason, entry[1]))
     meaning, _, setting = text.partition(" | ")
-    return step, meaning.replace("{}", reason.removeprefix(mark.partition("*")[0])), setting
+    found = {"found": reason.removeprefix(mark.partition("*")[0])} if "{found}" in meaning else {}
+    return Message(step), Message(meaning, **found), setting
 
 
 def limits_of(options: Mapping[str, Any]) -> dict[str, list[tuple[str, float]]]:
@@ -134,7 +137,9 @@ def histogram(
         "title": scale.title,
         "unit": scale.unit,
         "dropped": int(counts[1].sum()),
-        "alt": f"Histogram: {scale.title}" + (f", threshold {labels}" if labels else ""),
+        "alt": Message("Histogram: {title}, threshold {labels}", title=scale.title, labels=labels)
+        if labels
+        else Message("Histogram: {title}", title=scale.title),
         "bars": [
             {"fate": _FATES[row], "left": places[at], "top": _HEIGHT - heights[: row + 1, at].sum(), "height": high}
             for (row, at), high in np.ndenumerate(heights)

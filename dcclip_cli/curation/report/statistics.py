@@ -15,6 +15,7 @@ import numpy as np
 
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
 from dcclip_cli.data.reading import Drop
+from dcclip_cli.errors import Message
 
 KEPT = "kept"  # in place of a reason
 MOVED = ("image-merged",)  # captions of such a pair are counted with the pair that they were moved to
@@ -53,12 +54,16 @@ def _quarter_octaves(start: float, bins: int) -> tuple[float, ...]:
 
 _WHOLE = tuple(float(number) for number in range(258))
 SCALES = {
-    "short_side": Scale("Shorter side", "pixels", _quarter_octaves(4, 48), ("image-small",)),
-    "long_side": Scale("Longer side", "pixels", _quarter_octaves(4, 48), ("image-large",)),
-    "aspect": Scale("Longer side / shorter side", "", tuple(1 + 0.1 * n for n in range(151)), ("image-aspect",)),
-    "bytes": Scale("File size", "bytes", _quarter_octaves(64, 80), ("image-bytes",)),
-    "zh": Scale("Chinese captions", "characters", _WHOLE, ("caption-short", "caption-long"), whole=True),
-    "en": Scale("English captions", "words", _WHOLE, ("caption-short", "caption-long"), whole=True),
+    "short_side": Scale(Message("Shorter side"), Message("pixels"), _quarter_octaves(4, 48), ("image-small",)),
+    "long_side": Scale(Message("Longer side"), Message("pixels"), _quarter_octaves(4, 48), ("image-large",)),
+    "aspect": Scale(
+        Message("Longer side / shorter side"), "", tuple(1 + 0.1 * n for n in range(151)), ("image-aspect",)
+    ),
+    "bytes": Scale(Message("File size"), Message("bytes"), _quarter_octaves(64, 80), ("image-bytes",)),
+    "zh": Scale(
+        Message("Chinese captions"), Message("characters"), _WHOLE, ("caption-short", "caption-long"), whole=True
+    ),
+    "en": Scale(Message("English captions"), Message("words"), _WHOLE, ("caption-short", "caption-long"), whole=True),
 }
 
 
@@ -71,7 +76,10 @@ def scale_of(name: str) -> Scale:
     if name in SCALES:
         return SCALES[name]
     scorer, _, language = name.removeprefix("score:").partition(":")
-    title = scorer[:1].upper() + scorer[1:] + {"zh": ", Chinese", "en": ", English"}.get(language, "")
+    title = scorer[:1].upper() + scorer[1:]
+    if language:
+        titles = {"zh": Message("{scorer}, Chinese", scorer=title), "en": Message("{scorer}, English", scorer=title)}
+        title = titles.get(language, title)
     edges = tuple(-20 + 0.005 * number for number in range(8002))
     return Scale(title, "", edges, (scorer, f"{scorer}-low", f"{scorer}-reject"))
 
