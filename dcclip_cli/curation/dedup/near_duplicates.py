@@ -355,7 +355,7 @@ class _Thumbnails:
         self._file = file
         numbers = [np.zeros(0, np.int64)]
         for batch in connection.sql(_WANTED.format(thumbs=thumbs)).to_arrow_reader(_BATCH):
-            numbers.append(batch["number"].to_numpy())
+            numbers.append(batch["number"].to_numpy().copy())  # else it keeps all of the batch
             self._file.write(b"".join(batch["thumb"].to_pylist()))
         self._numbers = np.concatenate(numbers)
         self._order = np.argsort(self._numbers)
