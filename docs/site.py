@@ -21,6 +21,10 @@ ASSETS = IMAGES | {".css", ".csv"}  # files of docs/ that the site has as they a
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".mjs": "js"}  # of code blocks, by the ending of a file's name
 _FENCE = re.compile(r"^(```.*?^```)$", re.M | re.S)
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)(?P<path>[^)#\s]+)(?=[#)])")
+# The end of a line of Chinese text that goes on in the next: the site would show a blank there.
+_CHINESE_BREAK = re.compile(
+    r"(?<=[\u3000-\u9fff\uff00-\uffef])\n *(?=[\u3000-\u9fff\uff00-\uffef])|(?<=[，。；：、）])\n *(?=[A-Za-z`])"
+)
 _FORMULA = re.compile(r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<latex>.*?)\\[)\]]</(?P=tag)>', re.S)
 
 
@@ -44,7 +48,8 @@ def on_page_content(html: str, **_: Any) -> str:
     from latex2mathml.converter import convert
 
     def mathml(formula: re.Match[str]) -> str:
-        return convert(unescape(formula["latex"]), "block" if formula["tag"] == "div" else "inline")
+        shown = convert(unescape(formula["latex"]), "block" if formula["tag"] == "div" else "inline")
+        return f'<{formula["tag"]} class="arithmatex">{shown}</{formula["tag"]}>'
 
     return _FORMULA.sub(mathml, html)
 
@@ -118,7 +123,10 @@ def _page(path: str, text: str) -> tuple[bytes, set[str]]:
 
     parts = _FENCE.split(text)
     parts[::2] = [_LINK.sub(site_link, part) for part in parts[::2]]
-    return "".join(parts).encode(), linked
+    if path.endswith(".zh.md"):
+        parts[::2] = [_CHINESE_BREAK.sub("", part) for part in parts[::2]]
+    head = "---\nhide: [navigation]\n---\n" if path.startswith("README") else ""
+    return (head + "".join(parts)).encode(), linked
 
 
 def _from(here: str, there: str) -> str:
