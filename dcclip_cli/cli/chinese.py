@@ -52,7 +52,7 @@ def speak_chinese(command: Any) -> None:
     gettext.textdomain(DOMAIN)
     base: Any = command.context_class.formatter_class
 
-    class Formatter(base):  # type: ignore[misc]
+    class Formatter(base):
         def write_usage(self, prog: str, args: str = "", prefix: str | None = None) -> None:
             super().write_usage(prog, args, prefix or translated(_USAGE))
 

@@ -290,7 +290,7 @@ def _processor_fields(processor: Facts) -> dict[str, str]:
     has, load = processor["features"] or {}, processor["load_average"]
     lacking = ", ".join(name for name in has if not has[name])
     counts = [f"{name} {processor[f'{name}_cores'] or _UNKNOWN}" for name in ("logical", "physical", "affinity")]
-    fields = {
+    fields: dict[str, str] = {
         Message("name"): f"{processor['name']}, {processor['architecture']}",
         Message("class"): _CLASSES[processor["machine_class"]] if has else _UNKNOWN,
         Message("features"): ", ".join(filter(has.get, has)) + (f" (no {lacking})" if lacking else "")

@@ -117,7 +117,7 @@ class Preflight:
         line: str = self.loaded.line(at, error.what)
         if error.what.startswith(f"{'.'.join(map(str, at))}: "):  # it names the key already
             line = Message("{place}: {what}", place=self.loaded.document.place(at), what=error.what)
-        if line not in (problem.what for problem in self.problems):  # one data set has a name for each language
+        if all(line != problem.what for problem in self.problems):  # one data set has a name for each language
             self.problems.append(DcclipError(line, error.hint))
 
     def _training(self) -> list[StageName]:
