@@ -91,7 +91,7 @@ def _wrap_chinese() -> None:
 
     def wrap(self: Text, console: Any, width: int, **options: Any) -> Lines:
         if not _CHINESE.search(self.plain):
-            return usual(self, console, width, **options)  # type: ignore[no-any-return]
+            return usual(self, console, width, **options)
         parts = [part for line in self.split(allow_blank=True) for part in line.divide(_breaks(line.plain, width))]
         for part in parts:
             part.rstrip()
