@@ -80,7 +80,8 @@ def signature(name: str, value: Any) -> str:
 def parameter(one: inspect.Parameter) -> str:
     stars = "**" if one.kind is one.VAR_KEYWORD else ""
     default = "" if one.default is one.empty else f" = {one.default!r}".replace("'", '"')
-    return f"{stars}{one.name}: {one.annotation}{default}"
+    annotation = str(one.annotation).replace("'", '"')  # as ruff formats it
+    return f"{stars}{one.name}: {annotation}{default}"
 
 
 def model() -> str:

@@ -233,7 +233,7 @@ def section(title: str, part: dict[str, Any], language: Language) -> str:
     rows = [row(key, facts, key in required, language) for key, facts in part["properties"].items() if key != "kind"]
     keys = table(HEADS[language], rows)
     about = text(part.get("description", ""), language).strip()
-    return f"\n### {worded(title, language)}\n{about}\n" + (f"\n{keys}" if keys else "")
+    return f"\n### {worded(title, language)}\n\n{about}\n" + (f"\n{keys}" if keys else "")
 
 
 def row(key: str, facts: dict[str, Any], required: bool, language: Language) -> tuple[str, ...]:
