@@ -2,10 +2,12 @@
 
     python benchmarks/train/processes.py WORK [--runs 20] [--stages distill align]
 
-20 SGD steps, batch norms frozen, fp32, as `dcclip STAGE RECIPE --processes 2`; every second run is started by torchrun,
-whose weights must be the same bits. A run that does not exit within TIMEOUT_S counts as hanging (pytorch issue 56297).
-At ten times this rate the two end 1.4e-3 apart: from random weights with frozen batch norms a step of that size is
-chaotic, and differences in the last bit grow.
+20 SGD steps, batch norms frozen, as `dcclip STAGE RECIPE --processes 2`; every second run is started by torchrun, whose
+weights must be the same bits. A run that does not exit within TIMEOUT_S counts as hanging (pytorch issue 56297).
+
+Two processes and one sum in another order. In fp32 that alone makes 1e-7 to 1e-3 of the weights after 20 steps, by the
+machine's kernels: as soon as one activation comes to the other side of a ReLU's kink, gradients differ by a thousandth.
+That difference is printed; the one in fp64, where nothing but another computation makes one, must be below BOUND.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from few import STAGES, WEIGHTS, arguments, dcclip, few_pairs
 from safetensors.torch import load_file
 
 TIMEOUT_S = 180
-BOUND = 1e-5
+BOUND = 1e-12
 SETS = (
     "steps=20",
     "batch_size=32",
@@ -60,34 +62,50 @@ def main() -> None:
         for number in range(1, given.runs + 1):
             shutil.rmtree(two.parent, ignore_errors=True)
             begin = time.monotonic()
-            ended = on_two_processes(arguments(stage, pairs, two, *SETS), torchrun=number % 2 == 0)
+            command = arguments(stage, pairs, two, *SETS)
+            by_torchrun = number % 2 == 0
+            ended = ends(
+                torchrun("-m", "dcclip_cli", *command) if by_torchrun else dcclip(*command, "--processes", "2")
+            )
             seconds = time.monotonic() - begin
             furthest = difference(one / stage / WEIGHTS, two / stage / WEIGHTS) if ended else float("inf")
             digests.add(hashlib.sha256((two / stage / WEIGHTS).read_bytes()).hexdigest() if ended else "none")
-            wrong += furthest > BOUND or len(digests) > 1
-            by = "torchrun" if number % 2 == 0 else "--processes"
+            wrong += not ended or len(digests) > 1
             print(
-                f"{stage} {number:>2} {by:<11}: {seconds:.1f} s, largest difference of a weight {furthest:.1e}, "
+                f"{stage} {number:>2} {'torchrun' if by_torchrun else '--processes':<11}: {seconds:.1f} s, "
+                f"largest difference of a weight {furthest:.1e}, "
                 f"sha256 {sorted(digests)[0][:12]}{' AND OTHERS' if len(digests) > 1 else ''}",
                 flush=True,
             )
+        exact = in_double(stage, pairs, root)
+        wrong += exact > BOUND
+        print(f"{stage}: in fp64, largest difference of a weight {exact:.1e}", flush=True)
     stages = " and ".join(given.stages)
-    print(f"{given.runs} runs of {stages} in a row, {wrong} that hung, or differ by over {BOUND:g} or in bits")
+    print(f"{given.runs} runs of {stages} in a row, {wrong} that hung, differ in bits, or in fp64 by over {BOUND:g}")
     sys.exit(bool(wrong))
 
 
-def on_two_processes(given: list[str], torchrun: bool) -> bool:
-    """Whether two processes ran a command of dcclip to its end by themselves. An error in them ends this script."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if torchrun else []
+def torchrun(*given: str) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *given]
+
+
+def in_double(stage: str, pairs: Path, root: Path) -> float:
+    """The largest difference of a weight between two processes and one, both in fp64."""
+    script, folders = str(Path(__file__).with_name("double.py")), [root / "one-fp64/run", root / "two-fp64/run"]
+    one, two = ([script, *arguments(stage, pairs, folder, *SETS)] for folder in folders)
+    if not ends([sys.executable, *one]) or not ends(torchrun(*two)):
+        return float("inf")
+    return difference(*(folder / stage / WEIGHTS for folder in folders))
+
+
+def ends(command: list[str]) -> bool:
+    """Whether a command ended by itself. An error in it ends this script."""
     process = subprocess.Popen(
-        [sys.executable, *launch, "-m", "dcclip_cli", *given, *([] if torchrun else ["--processes", "2"])],
-        process_group=0,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
+        command, process_group=0, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
     )
     try:
         if code := process.wait(TIMEOUT_S):
-            raise SystemExit(f"two processes ended with {code}")
+            raise SystemExit(f"{command} ended with {code}")
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
