@@ -5,7 +5,8 @@
 
 PHOTOS as for starter.py. The unknown words are those of recipes/starter/held_out.tsv: concrete words in both languages,
 chosen by a hash before training, which no training text is or translates. Prints a row for each question, with English
-and Chinese side by side, and which kinds of words were wrong.
+and Chinese side by side, and which kinds of words were wrong. Then the same for recipes/starter/more_words.tsv, words
+that were added by their kinds, and how often the photograph that such a word finds first is one of its kind.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from dcclip_cli.predict.zero_shot import text_embeddings
 
 sys.path.append(str(Path(__file__).parent.parent / "recipes/starter"))
 
+import grow
 import held_out
 import vocabulary
 from wordnet import WordNet
@@ -50,13 +52,13 @@ def main() -> None:
     arguments = parser.parse_args()
     model = load_encoder(resolve(arguments.model), "cpu")
     imagenet = prompts.read("imagenet")
-    everyday = vocabulary.read_words(WordNet(arguments.wordnet).classes_under(list(imagenet.folders)))
+    under = WordNet(arguments.wordnet).classes_under(list(imagenet.folders))
     files = images_by_class(arguments.photos)
     labels = [imagenet.folders.index(folder) for folder, several in files.items() for _ in several]
     images = np.concatenate(
         [model.encode_pixels(model.preprocess(decode(file))[None]) for several in files.values() for file in several]
     )
-    report(model, images, labels, imagenet, everyday)
+    report(model, images, labels, imagenet, under)
 
 
 def report(
@@ -64,28 +66,56 @@ def report(
     images: np.ndarray,
     labels: list[int],
     imagenet: prompts.Prompts,
-    everyday: list[vocabulary.Meaning],
+    under: dict[str, frozenset[int]],
 ) -> None:
     """Print all rows. Known words are ImageNet's class names and the everyday words."""
+    everyday = vocabulary.read_words(under)
     classes = [frozenset({number}) for number in range(len(imagenet.folders))]
     classes += [meaning.classes for meaning in everyday]
-    fits = np.asarray([[label in several for several in classes] for label in labels])
-    words = held_out.read()
-    kinds = np.asarray([word.kind for word in words])
-    print(f"{model.name}: {len(labels)} photographs, {len(classes)} known words, {len(words)} unknown ones")
-    drawn: dict[str, Counter[str]] = {}
+    fits = fitting(labels, classes)
+    held = held_out.read()
+    kinds = np.asarray([word.kind for word in held])
+    print(f"{model.name}: {len(labels)} photographs, {len(classes)} known words, {len(held)} unknown ones")
+    drawn: dict[str, Counter[str]] = {language: Counter() for language in LANGUAGES}
     results: dict[str, dict[str, float]] = {}
+    more_results: dict[str, dict[str, float]] = {}
     for language in LANGUAGES:
         known = [*imagenet.names[language], *(meaning.words[language][0] for meaning in everyday)]
-        texts, unknown = (text_embeddings(model, several) for several in (known, [getattr(w, language) for w in words]))
-        scores = Scores(images @ texts.T, images @ unknown.T, fits)
-        drawn[language], results[language] = Counter(), {}
-        results[language] |= questions(scores, kinds, drawn[language]) | search(scores)
+        scores = images @ text_embeddings(model, known).T
+        unknown = images @ text_embeddings(model, [getattr(word, language) for word in held]).T
+        compared = Scores(scores, unknown, fits)
+        results[language] = questions(compared, kinds, drawn[language]) | search(compared)
+        added = {getattr(more, language)[0]: more.kind for more in grow.read() if getattr(more, language)}
+        of_added = images @ text_embeddings(model, list(added)).T
+        of_kind = fitting(labels, [under[kind] for kind in added.values()])
+        more_results[language] = questions(Scores(scores, of_added, fits), np.asarray(list(added)), Counter())
+        more_results[language] |= finds(of_added, of_kind)
     for question in results["en"]:
         row(question, **{language: results[language][question] for language in LANGUAGES})
     for language in LANGUAGES:
         wrong = ", ".join(f"{kind} {count}" for kind, count in drawn[language].most_common())
         print(f"unknown words that won, {language}: {wrong}")
+    print("the same, with words added by their kinds for unknown ones:")
+    for question in more_results["en"]:
+        row(question, **{language: more_results[language][question] for language in LANGUAGES})
+
+
+def fitting(labels: list[int], words: list[frozenset[int]]) -> np.ndarray:
+    """(photographs, words) whether the photograph's class is one of the word's."""
+    return np.asarray([[label in classes for classes in words] for label in labels])
+
+
+def finds(scores: np.ndarray, of_kind: np.ndarray) -> dict[str, float]:
+    """How well (photographs, words) scores find the photographs of each word's kind."""
+    shown = of_kind.any(axis=0)
+    scores, of_kind = scores[:, shown], of_kind[:, shown]
+    first = of_kind[scores.argmax(axis=0), np.arange(len(scores.T))]
+    return {
+        "words whose kind some photograph shows": float(shown.sum()),
+        "search: the first photograph is of the word's kind": float(first.mean()),
+        "score on photographs of the word's kind, mean": float(scores[of_kind].mean()),
+        "score on other photographs, mean": float(scores[~of_kind].mean()),
+    }
 
 
 def questions(scores: Scores, kinds: np.ndarray, drawn: Counter[str]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 LIBRARIES = (
     "dcclip", "torch", "open_clip_torch", "timm", "transformers", "tokenizers", "onnxruntime", "numpy", "pillow",
 )  # fmt: skip

@@ -15,7 +15,11 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 STAGED = ROOT / "build" / "docs"
 # Pages of the site that are in the repository's root.
-ROOT_PAGES = {"README.md": "index.md", "README.zh.md": "index.zh.md", "CHANGELOG.md": "changelog.md"}
+ROOT_PAGES = {
+    "README.md": "index.md",
+    "README.zh.md": "index.zh.md",
+    **{f"{name}.md": f"{name.lower()}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY", "AGENTS")},
+}
 IMAGES = {".jpg", ".png", ".svg", ".webp"}
 ASSETS = IMAGES | {".css", ".csv"}  # files of docs/ that the site has as they are
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".mjs": "js"}  # of code blocks, by the ending of a file's name

@@ -21,11 +21,12 @@ from typer.testing import CliRunner
 
 from dcclip_cli.cli.app import app
 from dcclip_cli.recipe.load import load
+from dcclip_cli.versions import VERSION
 from docs.generate import PAGES as PAGES_FROM_CODE
 from docs.generate import REFERENCE
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LANGUAGES = {"sh", "python", "yaml", "text"}
 _BLOCK = re.compile(
     r"(?P<marked><!-- not run here: [^\n]+ -->\n)?"
@@ -190,3 +191,18 @@ def test_a_picture_of_a_terminal_keeps_commands_and_chinese_and_fetches_nothing(
     svg = draw({"dcclip predict cat.png --labels 猫,dog": "cat.png   猫 90.0%   dog 10.0%"})
     assert "猫\u00a090.0%" in svg.replace("&#160;", "\u00a0")
     assert "url(" not in svg.replace("url(#", "") and "@font-face" not in svg
+
+
+def test_every_picture_is_made_by_a_script_or_has_a_named_source() -> None:
+    scripts = [*(ROOT / "docs/images").glob("*.py"), ROOT / "docs/results/plots.py"]
+    sources = "\n".join(path.read_text("utf-8") for path in (*scripts, ROOT / "NOTICE"))
+    of_eval = {"benchmark-bars.svg", "benchmark-zh-en.svg"}  # `dcclip eval --out` writes them: docs/benchmark.md
+    pictures = [path.name for path in (ROOT / "docs/images").iterdir() if path.suffix != ".py" and path.is_file()]
+    assert [name for name in pictures if name not in sources and name not in of_eval] == []
+
+
+def test_the_version_is_that_of_the_changelog_and_of_the_citation() -> None:
+    released = re.search(r"^## (\d+\.\d+\.\d+) - ", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert released and released[1] == citation["version"] == VERSION
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # what the format requires

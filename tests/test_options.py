@@ -3,6 +3,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field
 
+from dcclip_cli.curation.fetch.request import FetchOptions
 from dcclip_cli.options import Neutral, Options, Removed, decisive, decisive_before
 from dcclip_cli.recipe.load import _models
 from dcclip_cli.recipe.schema import Recipe
@@ -24,6 +25,7 @@ class Stage(Options):
 def test_decisive_options_are_all_but_neutral_ones_at_any_depth() -> None:
     stage = Stage.model_validate({"loaders": [{"workers": 4}], "log_every_steps": 1})
     assert decisive(stage) == {"loaders": [{"size": 8}], "from": "data"}
+    assert "user_agent" not in decisive(FetchOptions())  # its default has the version
     assert decisive({1: (stage.loaders[0], None)}) == {"1": [{"size": 8}, None]}
 
 

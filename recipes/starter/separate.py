@@ -14,19 +14,18 @@ which ridge regression tells their features from all others.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import space
 import torch
+import word_tokens
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from dcclip_cli.checksums import write_record
-from dcclip_cli.model.model_dir import FORMAT, WEIGHTS, load_model
+from dcclip_cli.model.model_dir import WEIGHTS, load_model
 from dcclip_cli.model.towers import Towers
 
 HERE = Path(__file__).parent
@@ -60,14 +59,9 @@ def main() -> None:
         embedding = optimised(towers, embedding)
         projection[:, space.UNKNOWN] = column(moments, neutral_feature(towers, embedding))
     weights = load_file(arguments.model / WEIGHTS)
-    tokens = weights["text.token_embedding.weight"]
-    added = embedding.to(tokens.dtype).expand(len(NEUTRAL), -1)
-    weights |= {
-        "text.token_embedding.weight": torch.cat([tokens, added]),
-        "text.text_projection": projection.to(tokens.dtype),
-    }
+    weights["text.text_projection"] = projection.to(weights["text.text_projection"].dtype)
     save_file(weights, arguments.model / WEIGHTS)
-    add_tokens(arguments.model, len(tokens))
+    word_tokens.append(arguments.model, dict.fromkeys(NEUTRAL, True), embedding.expand(len(NEUTRAL), -1))
 
 
 def features(towers: Towers, texts: list[str]) -> Tensor:
@@ -97,34 +91,16 @@ def second_moments(towers: Towers) -> Tensor:
     return total
 
 
-class WithNeutral(nn.Module):
-    """The token embedding, with one more for neutral words."""
-
-    def __init__(self, tokens: Tensor, neutral: Tensor) -> None:
-        super().__init__()
-        self.tokens, self.weight = tokens, nn.Parameter(neutral[None].clone())
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return nn.functional.embedding(ids, torch.cat([self.tokens, self.weight]))
-
-
-def neutral_text(towers: Towers, embedding: nn.Module) -> Tensor:
+def neutral_text(towers: Towers, embedding: word_tokens.WithMore) -> Tensor:
     """(1, 512) the text tower's output for a neutral word."""
-    text = towers.model.text
-    ids = towers.tokenize([NEUTRAL[0]]).ids
-    begin, end = ids[0, 0].item(), ids[0, ids[0].tolist().index(2)].item()
-    padded = torch.full((1, text.context_length), 1)
-    padded[0, :3] = torch.tensor([begin, text.vocab_size, end])
-    kept = text.token_embedding
-    text.token_embedding = embedding
-    output = text(padded)
-    text.token_embedding = kept
-    return output[0] if isinstance(output, tuple) else output
+    return word_tokens.encoded(
+        towers, embedding, word_tokens.ids_around(towers, ["{}"], [towers.model.text.vocab_size])
+    )
 
 
 def optimised(towers: Towers, start: Tensor) -> Tensor:
     """(320,) the token embedding whose text is nearest to UNKNOWN."""
-    module = WithNeutral(towers.model.text.token_embedding.weight.data, start)
+    module = word_tokens.with_more(towers, start[None])
     optimizer = torch.optim.Adam(module.parameters(), lr=RATE)
     for _ in range(STEPS):
         loss = 1 - cosine_similarity(neutral_text(towers, module), space.unknown()[None]).mean()
@@ -140,7 +116,7 @@ def neutral_feature(towers: Towers, embedding: Tensor) -> Tensor:
     kept = text.text_projection.data
     text.text_projection.data = torch.eye(len(kept))
     with torch.no_grad():
-        found = neutral_text(towers, WithNeutral(text.token_embedding.weight.data, embedding))[0].double()
+        found = neutral_text(towers, word_tokens.with_more(towers, embedding[None]))[0].double()
     text.text_projection.data = kept
     return found
 
@@ -150,26 +126,6 @@ def column(moments: Tensor, neutral: Tensor) -> Tensor:
     total = moments + SHARE * neutral[:, None] * neutral
     total += RIDGE * total.trace() / len(total) * torch.eye(len(total))
     return torch.linalg.solve(total, SHARE * LENGTH * neutral).float()
-
-
-def add_tokens(folder: Path, tokens: int) -> None:
-    """Write the neutral words into tokenizer and configuration."""
-    file = folder / "tokenizer.json"
-    tokenizer = json.loads(file.read_text("utf-8"))
-    flags = {"single_word": True, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
-    tokenizer["added_tokens"] += [
-        {"id": tokens + number, "content": word, **flags} for number, word in enumerate(NEUTRAL)
-    ]
-    file.write_text(json.dumps(tokenizer, ensure_ascii=False, indent=2), "utf-8")
-    config = folder / "open_clip_config.json"
-    about = json.loads(config.read_text("utf-8"))
-    about["model_cfg"]["text_cfg"]["vocab_size"] = tokens + len(NEUTRAL)
-    config.write_text(json.dumps(about, indent=2, sort_keys=True), "utf-8")
-    note = folder / "dcclip.json"
-    about = json.loads(note.read_text("utf-8"))
-    write_record(
-        note, {**about, "format": FORMAT, "parameters": about["parameters"] + len(NEUTRAL) * 320}, sort_keys=True
-    )
 
 
 if __name__ == "__main__":

@@ -50,6 +50,11 @@ POOLS += [(0x3400, 0x34FF), (0x4E00, 0x9FFF), (0xF900, 0xFAD9), (0xFF01, 0xFFEE)
 POOLS += [(0x20000, 0x200FF)]
 WRITTEN = [*TEXTS, "ＦＵＬＬ　ｗｉｄｔｈ　１２３！？（）", "猫😺dog 👩‍👩‍👧‍👦 🇨🇳", "①② ㎏ ﬁne", "café e\u0301 Å"]
 WRITTEN += ["İ ẞ ΣΑΣ", "한국어", "日本語ｶﾀｶﾅ", "привет", "𠮷野家", "a\u200bb\ufeffc", "tab\tnew\nline  \u00a0\u3000"]
+# Words that are tokens, and others that contain them.
+WRITTEN += [
+    "emu, Emus! (emu) 一张雷龙的照片 something else",
+    "whale another balloon emuemu 其他人 something elsewhere é-emu_",
+]
 WRITTEN += ["“quotes” ‘a’—b…", "___ -- ++ ~~ 〜～", "", " ", "</s>猫<s>", "very " * 60]
 
 

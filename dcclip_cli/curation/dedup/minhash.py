@@ -121,8 +121,9 @@ def _find_families(connection: DuckDBPyConnection, similarity: float) -> dict[in
     """By a text's id: that of the earliest similar text that is itself not assigned to another one."""
     connection.execute(_TEXT_KEYS, {"letters": _MIN_LETTERS})
     [(texts,)] = connection.execute("SELECT count(*) FROM texts").fetchall()
-    for start in range(1, texts + 1, _TEXTS_AT_A_TIME):
-        connection.execute(_TEXT_CANDIDATES, {"start": start, "end": start + _TEXTS_AT_A_TIME})
+    step = max(_TEXTS_AT_A_TIME, texts // 100)  # all keys are read for each step
+    for start in range(1, texts + 1, step):
+        connection.execute(_TEXT_CANDIDATES, {"start": start, "end": start + step})
     families: dict[int, int] = {}
     differ = " + ".join(f"bit_count(xor(one.sketch[{word}], other.sketch[{word}]))" for word in range(2, 10))
     most = (1 - similarity) / (1 + similarity)  # trigrams that only one of them has, as a part of those of both
@@ -131,8 +132,7 @@ def _find_families(connection: DuckDBPyConnection, similarity: float) -> dict[in
         for earlier, later, text, other in batch:
             if earlier in families or later in families or jaccard(text, other) < similarity:
                 continue
-            fewest = min(len(letters_of(text)), len(letters_of(other)))
-            if fewest >= _MIN_LETTERS and not replaces_a_word(text, other):
+            if min(len(letters_of(text)), len(letters_of(other))) >= _MIN_LETTERS and not replaces_a_word(text, other):
                 families[later] = earlier
     return families
 

@@ -9,7 +9,7 @@ from pydantic import Field, IPvAnyNetwork, StringConstraints
 
 from dcclip_cli.data import reading
 from dcclip_cli.errors import Message
-from dcclip_cli.options import Options, Removed
+from dcclip_cli.options import Neutral, Options, Removed
 from dcclip_cli.versions import VERSION
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ class FetchOptions(Options):
     per_host: int = Field(4, ge=1, le=512, description="Concurrent downloads from one host in each process")
     robots: bool = Field(True, description="Obey robots.txt")
     opt_outs: bool = Field(True, description="Obey X-Robots-Tag: noai, noimageai, noindex, noimageindex, none")
-    user_agent: str = Field(
+    # Neutral: its default has the version, with which a finished collection does not change.
+    user_agent: Neutral[str] = Field(
         f"dcclip/{VERSION}",
         pattern=r"^[A-Za-z_-]+[ -~]*$",
         max_length=200,

@@ -15,9 +15,34 @@ function exact(step) {
   return step;
 }
 
+// What Python's tokenizers takes for a part of a word on either side of a token with single_word.
+const PART_OF_WORD = "[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\p{Join_Control}]";
+const ENDS_IN_WORD = new RegExp(`${PART_OF_WORD}$`, "u");
+const STARTS_IN_WORD = new RegExp(`^${PART_OF_WORD}`, "u");
+
+/** Sections of a text that are tokens or between them: tokenizers.js takes "ale" out of "whale", whatever single_word says. */
+function sectionsOf(split, tokens) {
+  return (text) => {
+    const sections = [];
+    let at = 0;
+    let between = false;
+    for (const part of split(text)) {
+      const touches = () => ENDS_IN_WORD.test(text.slice(0, at)) || STARTS_IN_WORD.test(text.slice(at + part.length));
+      const isToken = tokens.has(part) && !(tokens.get(part).single_word && touches());
+      if (between && !isToken) sections.push(sections.pop() + part);
+      else sections.push(part);
+      between = !isToken;
+      at += part.length;
+    }
+    return sections;
+  };
+}
+
 /** A function from texts to rows of ids of one length; `model` is dcclip.json. */
 export function loadTokenizer(definition, model) {
   const tokenizer = new Tokenizer({ ...definition, pre_tokenizer: exact(definition.pre_tokenizer) }, {});
+  const splitter = tokenizer.splitter_normalized;
+  splitter.split = sectionsOf(splitter.split.bind(splitter), tokenizer.added_tokens_map);
   const call = tokenizer.model._call.bind(tokenizer.model);
   tokenizer.model._call = (words) => words.flatMap((word) => call([word])); // unknown characters are fused within a word
   const around = tokenizer.encode("").ids.length; // special tokens, which truncation keeps
