@@ -38,13 +38,24 @@ class ImageTower(Options):
         description="Projection to the shared space; mlp: with a hidden layer of twice the width and GELU",
     )
     mean: tuple[Level, Level, Level] | None = Field(
-        None, description="Mean of the input channels; default: timm's for the network"
+        None, description="Mean of the input channels; default: timm's for the network, with inherit the teacher's"
     )
     std: tuple[Spread, Spread, Spread] | None = Field(
-        None, description="Standard deviation of the channels; default: timm's for the network"
+        None, description="Standard deviation of the channels; default: as for mean"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate before the projection")
     drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic-depth rate")
+    inherit: Literal["nothing", "teacher"] = Field(
+        "nothing",
+        description="Initial weights: those of `weights`, else random; or the most important channels and blocks of a "
+        "larger network of the same family, the teacher's (EfficientNet-Lite, MobileNetV2, MnasNet, ...)",
+    )
+
+    @model_validator(mode="after")
+    def _has_one_source_of_weights(self) -> Self:
+        if self.weights is not None and self.inherit != "nothing":
+            raise ValueError("weights and inherit: teacher both set the initial weights: remove one of them")
+        return self
 
 
 class Vocabulary(Options):
@@ -157,12 +168,22 @@ class StudentOptions(Options):
         """Whether its image tower is the teacher's, and only the text tower is trained."""
         return self.image == "teacher"
 
+    @property
+    def inherits_images(self) -> bool:
+        """Whether its image tower is cut out of the teacher's."""
+        return isinstance(self.image, ImageTower) and self.image.inherit == "teacher"
 
-def preprocessing_of(image: ImageTower) -> Preprocessing:
-    """The student's preprocessing: bicubic resize to the tower's size, normalised as for timm's network."""
+    @property
+    def inherits(self) -> bool:
+        """Whether any of its initial weights are the teacher's."""
+        return self.text.inherit != "nothing" or self.keeps_images or self.inherits_images
+
+
+def preprocessing_of(image: ImageTower, teacher: Preprocessing | None = None) -> Preprocessing:
+    """The student's preprocessing: bicubic resize to the tower's size, with the teacher's or timm's normalisation."""
     import timm
 
-    config = timm.get_pretrained_cfg(image.timm, allow_unregistered=True)
+    config = teacher or timm.get_pretrained_cfg(image.timm, allow_unregistered=True)
     mean = image.mean or (config.mean if config else None) or (0.5, 0.5, 0.5)
     std = image.std or (config.std if config else None) or (0.5, 0.5, 0.5)
     return Preprocessing(size=image.size, mean=tuple(mean), std=tuple(std))

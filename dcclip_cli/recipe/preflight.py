@@ -153,9 +153,10 @@ class Preflight:
         recipe = self.loaded.recipe
         learning = [stage for stage in self._training() if any(loss.needs_teacher for loss in self._losses(stage))]
         named: list[tuple[Location, Teacher]] = []
-        text = recipe.student.text if recipe.student and self._is_new_student() else None
-        gives = text is not None and (text.vocabulary.source == "teacher" or text.inherit != "nothing")
-        gives = gives or (recipe.student is not None and recipe.student.keeps_images)
+        student = recipe.student
+        new = student is not None and self._is_new_student()
+        gives = student is not None and new and (student.text.vocabulary.source == "teacher" or student.inherits)
+        gives = gives or (student is not None and student.keeps_images)
         if recipe.teacher and self._training() and (learning or gives or "eval" in self.needed):
             named.append((("teacher", "model"), recipe.teacher))
         for stage in learning:
@@ -186,6 +187,7 @@ class Preflight:
         towers = self._student_towers(student, teacher)
         if towers is None or not self._is_new_student():
             return towers
+        from dcclip_cli.model.inherit_image import check_inherits_images
         from dcclip_cli.train.dry_run import check_inherited
 
         text = student.text
@@ -194,7 +196,13 @@ class Preflight:
             if recipe.teacher is None:
                 what = Message("is taken from the teacher, but the recipe has none")
                 self._add(("student", "text", *where), DcclipError(what, "add a section teacher, or omit it"))
+        if student.inherits_images and recipe.teacher is None:
+            what = "is taken from the teacher, but the recipe has none"
+            self._add(("student", "image", "inherit"), DcclipError(what, "add a section teacher, or omit it"))
         if teacher is not None:
+            if student.inherits_images:
+                visual = towers.model.visual
+                self._ask(("student", "image", "inherit"), partial(check_inherits_images, visual, teacher))
             if text.vocabulary.source == "teacher":
                 self._ask(("student", "text", "vocabulary"), partial(self._check_vocabulary))
             if text.inherit != "nothing":

@@ -180,7 +180,7 @@ def _first_teacher(teachers: Teachers, setup: StageSetup, context: StageContext)
 
 def _inherits(setup: StageSetup, context: StageContext) -> bool:
     student = context.student
-    return setup.start is None and student is not None and (student.text.inherit != "nothing" or student.keeps_images)
+    return setup.start is None and student is not None and student.inherits
 
 
 def _open_student(
@@ -278,6 +278,7 @@ def _identity(
         "vocabulary": student.vocab_digest,
         "image_weights": (new.image if isinstance(new.image, str) else new.image.weights) if new else None,
         "inherit": new.text.inherit if new else None,
+        **({"inherit_images": True} if new and new.inherits_images else {}),
         "data": dataset.fingerprint,
         "shuffle_window": setup.data.options.shuffle_window,
         "seed": context.seed,

@@ -18,6 +18,7 @@ from dcclip_cli.data.pair import LANGUAGES, PairDataset
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import read_json
 from dcclip_cli.model.image_from_teacher import check_image_source, copy_image_tower, teacher_image_config
+from dcclip_cli.model.inherit_image import inherit_image_tower
 from dcclip_cli.model.init_from_teacher import init_text_tower
 from dcclip_cli.model.model_dir import load_model, save_model
 from dcclip_cli.model.preprocess import Preprocessing
@@ -101,7 +102,7 @@ def new_student(
     """A student with random or inherited weights; its tokenizer is made from the captions.
 
     `teacher` is the teacher's directory or hub name, for `vocabulary: {from: teacher}`; `teacher_towers` the teacher
-    itself, for `text.inherit` and `image: teacher`.
+    itself, for `text.inherit`, `image.inherit` and `image: teacher`.
     """
     captions = sample_captions(dataset, options.text.vocabulary.captions, seed)
     if not captions:
@@ -188,6 +189,13 @@ class _Images:
 
 def _images(options: StudentOptions, teacher: str | None, towers: Towers | None) -> _Images:
     image = options.image
+    if isinstance(image, ImageTower) and image.inherit == "teacher":
+        if towers is None:
+            raise DcclipError(
+                "student.image.inherit takes weights from a teacher, but this stage has none", "remove it"
+            )
+        preprocessing = preprocessing_of(image, towers.preprocessing)
+        return _Images(None, preprocessing, lambda model: inherit_image_tower(model.visual, towers))
     if isinstance(image, ImageTower):
         return _Images(None, preprocessing_of(image), lambda model: init_image_tower(model, image))
     if teacher is None or towers is None:

@@ -1,0 +1,139 @@
+"""An image tower that is cut out of a larger one's."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.model.inherit_image import inherit_image_tower
+from dcclip_cli.model.students import StudentOptions, build_model, model_config, preprocessing_of
+from dcclip_cli.model.towers import OpenClipTowers
+
+
+def model(timm: str, seed: int = 0, projection: str = "linear") -> Any:
+    options = StudentOptions.model_validate(
+        {"image": {"timm": timm, "size": 64, "projection": projection}, "text": {"layers": 1, "width": 32}}
+    )
+    return build_model(model_config(options, 16, 300), seed)
+
+
+def towers(large: Any, timm: str) -> OpenClipTowers:
+    image = StudentOptions.model_validate({"image": {"timm": timm, "size": 64}}).image
+    assert not isinstance(image, str)
+    return OpenClipTowers(large, lambda _: None, preprocessing_of(image), timm, "")  # type: ignore[arg-type]
+
+
+def randomise(visual: Any) -> None:
+    """Give batch norms what training would: no two channels are alike."""
+    with torch.no_grad():
+        for name, value in visual.state_dict().items():
+            if "running_var" in name or ("bn" in name and name.endswith("weight")):
+                value.uniform_(0.5, 1.5)
+            elif "bn" in name and value.is_floating_point():
+                value.normal_(std=0.1)
+
+
+def hide(small: Any, large: Any) -> None:
+    """Make `large`, a wider network of the same depth, compute what `small` does in a random part of its channels."""
+    random = torch.Generator().manual_seed(0)
+    streams: dict[str, Tensor] = {}
+
+    def places(key: str, count: int, of: int) -> Tensor:
+        return streams.setdefault(key, torch.randperm(of, generator=random)[:count].sort().values)
+
+    def put(own: Any, wide: Any, names: tuple[str, str], outputs: Tensor, inputs: Tensor | None) -> None:
+        conv, norm = (getattr(own, name) for name in names)
+        wide_conv, wide_norm = (getattr(wide, name) for name in names)
+        for tensor in (wide_conv.weight, wide_norm.weight, wide_norm.bias):
+            tensor.zero_()
+        rows = outputs[:, None] if inputs is not None else outputs
+        wide_conv.weight[(rows, inputs) if inputs is not None else rows] = conv.weight
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            getattr(wide_norm, name)[outputs] = getattr(norm, name)
+
+    with torch.no_grad():
+        for own, wide, names, outputs, inputs in _layers(small, large, places):
+            put(own, wide, names, outputs, inputs)
+
+
+def _layers(small: Any, large: Any, places: Any) -> Any:
+    before = places("stem", small.conv_stem.out_channels, large.conv_stem.out_channels)
+    yield small, large, ("conv_stem", "bn1"), before, torch.arange(3)
+    for stage, (own_blocks, wide_blocks) in enumerate(zip(small.blocks, large.blocks, strict=True)):
+        for own, wide in zip(own_blocks, wide_blocks, strict=True):
+            last, norm = ("conv_pwl", "bn3") if hasattr(own, "conv_pwl") else ("conv_pw", "bn2")
+            after = places(f"stage {stage}", getattr(own, last).out_channels, getattr(wide, last).out_channels)
+            hidden = before
+            if last == "conv_pwl":
+                hidden = places(f"{id(own)}", own.conv_pw.out_channels, wide.conv_pw.out_channels)
+                yield own, wide, ("conv_pw", "bn1"), hidden, before
+                yield own, wide, ("conv_dw", "bn2"), hidden, None
+            else:
+                yield own, wide, ("conv_dw", "bn1"), hidden, None
+            yield own, wide, (last, norm), after, hidden
+            before = after
+    features = torch.arange(small.conv_head.out_channels)
+    yield small, large, ("conv_head", "bn2"), features, before
+
+
+def test_a_small_network_that_is_hidden_in_a_large_one_is_found_channel_by_channel() -> None:
+    hidden, large, student = (
+        model("mobilenetv2_050", 1).visual,
+        model("mobilenetv2_100", 2),
+        model("mobilenetv2_050", 3),
+    )
+    randomise(hidden)
+    hide(hidden.trunk, large.visual.trunk)
+    large.visual.head.load_state_dict(hidden.head.state_dict())
+    inherit_image_tower(student.visual, towers(large, "mobilenetv2_100"))
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, wide, found = (one.eval()(pixels) for one in (hidden, large.visual, student.visual))
+    torch.testing.assert_close(wide, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_blocks_are_taken_at_even_distances_and_surplus_ones_add_nothing_at_first() -> None:
+    teacher, student = model("efficientnet_lite0"), model("mobilenetv2_050", 1)  # 1 2 2 3 3 4 1 and 1 2 3 4 3 3 1
+    randomise(teacher.visual)
+    inherit_image_tower(student.visual, towers(teacher, "efficientnet_lite0"))
+    own, source = student.visual.trunk.blocks, teacher.visual.trunk.blocks
+    for block, origin in ((own[5][0], source[5][0]), (own[5][1], source[5][1]), (own[5][2], source[5][2])):
+        assert set(block.bn2.bias.tolist()) <= set(origin.bn2.bias.tolist())
+    stage, pixels = own[2].eval(), torch.randn(1, 16, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(stage(pixels), stage[1](stage[0](pixels)))
+
+
+def test_a_larger_kernel_is_cropped_to_its_centre() -> None:
+    teacher, student = model("efficientnet_lite0"), model("mobilenetv2_050", 1)
+    inherit_image_tower(student.visual, towers(teacher, "efficientnet_lite0"))
+    large, small = (one.visual.trunk.blocks[2][0].conv_dw.weight for one in (teacher, student))
+    centres = {tuple(kernel.flatten().tolist()) for kernel in large[:, :, 1:4, 1:4]}
+    assert {tuple(kernel.flatten().tolist()) for kernel in small} <= centres
+
+
+def test_a_projection_of_the_same_shape_is_the_teachers() -> None:
+    teacher, student = (model("mobilenetv2_035", seed, "mlp") for seed in (0, 1))
+    inherit_image_tower(student.visual, towers(teacher, "mobilenetv2_035"))
+    pixels = torch.zeros(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(student.visual.eval()(pixels), teacher.visual.eval()(pixels))
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "reason"),
+    [
+        ("test_resnet", "efficientnet_lite0", "it is not of timm's EfficientNet family"),
+        ("mobilenetv2_035", "test_resnet", "the teacher's is not of timm's EfficientNet family"),
+        ("mobilenetv2_100", "mobilenetv2_050", "its stage 0 is wider"),
+        ("tinynet_e", "efficientnet_lite0", "its stage 0 has other blocks"),  # squeeze-and-excitation
+        ("lcnet_035", "mobilenetv2_050", "it has 6 stages instead of 7"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_refused_with_the_reason(small: str, large: str, reason: str) -> None:
+    with pytest.raises(DcclipError, match=reason) as raised:
+        inherit_image_tower(model(small).visual, towers(model(large), large))
+    assert "omit inherit" in raised.value.hint
