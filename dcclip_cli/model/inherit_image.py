@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 
 if TYPE_CHECKING:
     from dcclip_cli.model.towers import Towers
@@ -45,8 +45,10 @@ def check_inherits_images(visual: Any, teacher: Towers) -> None:
     trunk = getattr(getattr(getattr(teacher, "model", None), "visual", None), "trunk", None)
     if reason := _misfit(own, trunk):
         raise DcclipError(
-            f"the network cannot be cut out of the image tower of {teacher.name}: {reason}",
+            "the network cannot be cut out of the image tower of {teacher}: {reason}",
             "use a smaller network of its family, such as mobilenetv2_050 for efficientnet_lite0, or omit inherit",
+            teacher=teacher.name,
+            reason=reason,
         )
 
 
@@ -72,30 +74,35 @@ def _parts(block: Any) -> _Block:
     return _Block(None, (block.conv_dw, block.bn1), (block.conv_pw, block.bn2), block.se)
 
 
-def _misfit(own: Any, teacher: Any) -> str | None:
-    for side, trunk in (("it", own), ("the teacher's", teacher)):
+def _misfit(own: Any, teacher: Any) -> Message | None:
+    for trunk, message in (
+        (own, Message("it is not of timm's EfficientNet family")),
+        (teacher, Message("the teacher's is not of timm's EfficientNet family")),
+    ):
         blocks = [block for stage in getattr(trunk, "blocks", []) for block in stage]
         if not hasattr(trunk, "conv_head") or any(type(block).__name__ not in _BLOCKS for block in blocks):
-            return f"{side} is not of timm's EfficientNet family"
+            return message
     if len(own.blocks) != len(teacher.blocks):
-        return f"it has {len(own.blocks)} stages instead of {len(teacher.blocks)}"
+        return Message("it has {own} stages instead of {teacher}", own=len(own.blocks), teacher=len(teacher.blocks))
     for number, (mine, theirs) in enumerate(zip(own.blocks, teacher.blocks, strict=True)):
         for block, origin in zip(mine, _origins(theirs, len(mine)), strict=True):
             if origin is None and not block.has_skip:
-                return f"its stage {number} has {len(mine)} blocks instead of {len(theirs)}"
-            if origin is not None and (reason := _block_misfit(block, origin)):
-                return f"its stage {number} {reason}"
-    return "its head is wider" if own.conv_head.out_channels > teacher.conv_head.out_channels else None
+                return Message("its stage {number} has too many blocks", number=number)
+            if origin is not None and not _is_alike(block, origin):
+                return Message("its stage {number} has other blocks", number=number)
+            if origin is not None and _is_wider(block, origin):
+                return Message("its stage {number} is wider", number=number)
+    return Message("its head is wider") if own.conv_head.out_channels > teacher.conv_head.out_channels else None
 
 
-def _block_misfit(own: Any, teacher: Any) -> str | None:
-    if type(own) is not type(teacher) or hasattr(own.se, "conv_reduce") != hasattr(teacher.se, "conv_reduce"):
-        return "has other blocks"
+def _is_alike(own: Any, teacher: Any) -> bool:
+    return type(own) is type(teacher) and hasattr(own.se, "conv_reduce") == hasattr(teacher.se, "conv_reduce")
+
+
+def _is_wider(own: Any, teacher: Any) -> bool:
     mine, theirs = (dict(block.named_parameters()) for block in (own, teacher))
-    wider = any(
-        ours > given for name in mine for ours, given in zip(mine[name].shape[:2], theirs[name].shape[:2], strict=True)
-    )
-    return "is wider" if wider else None
+    pairs = (zip(mine[name].shape[:2], theirs[name].shape[:2], strict=True) for name in mine)
+    return any(ours > given for sizes in pairs for ours, given in sizes)
 
 
 def _origins(stage: Sequence[Any], count: int) -> list[Any]:

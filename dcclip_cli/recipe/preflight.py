@@ -191,14 +191,14 @@ class Preflight:
         from dcclip_cli.train.dry_run import check_inherited
 
         text = student.text
-        if text.vocabulary.source == "teacher" or text.inherit != "nothing":
-            where = ("inherit",) if text.inherit != "nothing" else ("vocabulary", "from")
-            if recipe.teacher is None:
-                what = Message("is taken from the teacher, but the recipe has none")
-                self._add(("student", "text", *where), DcclipError(what, "add a section teacher, or omit it"))
-        if student.inherits_images and recipe.teacher is None:
-            what = "is taken from the teacher, but the recipe has none"
-            self._add(("student", "image", "inherit"), DcclipError(what, "add a section teacher, or omit it"))
+        taken: list[tuple[str, ...]] = [("image", "inherit")] if student.inherits_images else []
+        if text.inherit != "nothing":
+            taken.append(("text", "inherit"))
+        elif text.vocabulary.source == "teacher":
+            taken.append(("text", "vocabulary", "from"))
+        for where in taken if recipe.teacher is None else ():
+            what = Message("is taken from the teacher, but the recipe has none")
+            self._add(("student", *where), DcclipError(what, "add a section teacher, or omit it"))
         if teacher is not None:
             if student.inherits_images:
                 visual = towers.model.visual

@@ -201,3 +201,19 @@ def test_a_text_tower_inherits_the_teachers_rows_whether_losses_need_a_teacher_o
         job = elsewhere(distilling, inherit, {"steps": 1, "losses": [{"kind": loss}]})
         tables.append(weights(run(job))["text.token_embedding.weight"])
     assert not torch.equal(*tables)
+
+
+def test_an_image_tower_is_cut_out_of_the_teachers_with_its_normalisation(distilling: Job) -> None:
+    """Here the teacher's own network, so that all of it is the teacher's after a step that changes next to nothing."""
+    folder = Path(__file__).parents[2] / "recipes/quickstart/teacher"
+    distilling["teacher"] = {"kind": "open_clip", "model": str(folder)}
+    distilling["student"]["image"] = {"timm": "efficientnet_lite0", "size": 32, "inherit": "teacher"}
+    distilling["options"] |= {"steps": 1, "losses": [{"kind": "embedding"}], "optimizer": {"lr": 1e-7}}
+    student = load_model(run(distilling).model)
+    teacher = load_model(folder)
+    assert student.preprocessing and teacher.preprocessing
+    assert student.preprocessing.mean == teacher.preprocessing.mean
+    own, theirs = (towers.model.visual.state_dict() for towers in (student, teacher))
+    for name, value in theirs.items():
+        if name.startswith("trunk.") and name.endswith("weight"):
+            torch.testing.assert_close(own[name], value, rtol=1e-3, atol=1e-4)
