@@ -26,20 +26,20 @@ def test_every_message_has_a_translation_with_the_same_fields() -> None:
         if message.id:
             assert message.string, message.id
             if "python-brace-format" in message.flags:
-                assert _fields(message.string) == _fields(message.id), message.id
+                assert _fields(str(message.string)) == _fields(str(message.id)), message.id
 
 
 def test_the_file_that_is_read_has_the_translations_of_the_one_that_is_written() -> None:
     compiled = gettext.translation(DOMAIN, LOCALES, ["zh"])
     for message in messages.read():
         if message.id:
-            assert compiled.gettext(message.id) == message.string
+            assert compiled.gettext(str(message.id)) == message.string
 
 
 def test_translations_have_full_width_punctuation() -> None:
     for message in messages.read():
         if message.id:
-            assert not re.search(r"[\u4e00-\u9fff](?:[;!?]|,(?![a-z]))", message.string), message.string
+            assert not re.search(r"[\u4e00-\u9fff](?:[;!?]|,(?![a-z]))", str(message.string)), message.string
 
 
 def test_what_users_read_is_a_literal_with_fields_or_a_message() -> None:
@@ -48,7 +48,7 @@ def test_what_users_read_is_a_literal_with_fields_or_a_message() -> None:
         for call, name in _calls(ast.parse(file.read_text("utf-8"))):
             shown = call.args[:1] if name in SAYING else call.args[:2] if name in RAISED else ()
             for text in shown:
-                wrong = [node for node in ast.walk(text) if isinstance(node, ast.JoinedStr)]
+                wrong: list[ast.AST] = [node for node in ast.walk(text) if isinstance(node, ast.JoinedStr)]
                 if name in SAYING:
                     wrong += [text] if isinstance(text, ast.Constant) else []
                 assert not wrong, f'{file}:{call.lineno}: write Message("... {{field}}", field=...)'

@@ -45,7 +45,7 @@ def in_code() -> Iterator[tuple[str, str]]:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 for argument in node.args[: CALLS.get(node.func.id, 0)]:
-                    if isinstance(argument, ast.Constant) and argument.value:
+                    if isinstance(argument, ast.Constant) and isinstance(argument.value, str) and argument.value:
                         yield argument.value, file.relative_to(ROOT).as_posix()
 
 
@@ -72,11 +72,10 @@ def in_templates() -> Iterator[tuple[str, str]]:
     for file in sorted((ROOT / "dcclip_cli").rglob("*.j2")):
         for call in Environment().parse(file.read_text("utf-8")).find_all(nodes.Call):
             if isinstance(call.node, nodes.Name) and call.node.name in ("_", "message"):
-                for text in (
-                    call.args[0].find_all(nodes.Const) if isinstance(call.args[0], nodes.CondExpr) else call.args
-                ):
-                    if isinstance(text, nodes.Const) and isinstance(text.value, str):
-                        yield text.value, file.relative_to(ROOT).as_posix()
+                first = call.args[0]
+                for each in first.find_all(nodes.Const) if isinstance(first, nodes.CondExpr) else call.args:
+                    if isinstance(each, nodes.Const) and isinstance(each.value, str):
+                        yield each.value, file.relative_to(ROOT).as_posix()
     for step, meanings in _explanations().items():
         for text in (step, *(meaning.partition(" | ")[0] for meaning in meanings.values())):
             if text:

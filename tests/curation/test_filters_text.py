@@ -168,7 +168,7 @@ def test_a_filter_follows_its_options(each: Filter, caption: str, language: Lang
 
 
 def test_repetition_is_suspected_in_few_of_many_captions_and_wherever_it_is() -> None:
-    repeated = (
+    repeated: tuple[str, ...] = (
         "哈哈哈哈哈",
         "go, Go  GO; go! gO",
         "新年快乐，新年快乐新年快乐！新年快乐。新年快乐",

@@ -22,7 +22,7 @@ def model(timm: str, seed: int = 0, projection: str = "linear") -> Any:
 def towers(large: Any, timm: str) -> OpenClipTowers:
     image = StudentOptions.model_validate({"image": {"timm": timm, "size": 64}}).image
     assert not isinstance(image, str)
-    return OpenClipTowers(large, lambda _: None, preprocessing_of(image), timm, "")  # type: ignore[arg-type]
+    return OpenClipTowers(large, lambda _: None, preprocessing_of(image), timm, "")  # type: ignore[arg-type,return-value]
 
 
 def randomise(visual: Any) -> None:
