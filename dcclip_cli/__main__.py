@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from dcclip_cli.errors import Message
+from dcclip_cli.language import load_catalogue, translated
 from dcclip_cli.launched import end_with_command, is_launched, report
 from dcclip_cli.signals import end_on_signals, exit_command, kept, watch_for_signals, work_is_done
 
@@ -18,6 +20,7 @@ _LOADING_S, _PREDICT_S = 1.0, 1.8  # with a bundle, predict has answered by then
 
 def main() -> None:
     """Run the command that the program was started with; signals end it in order from the first import on."""
+    load_catalogue()  # a signal may come while another module is half imported: what its handler needs is there before
     end_on_signals(_report_kept if is_launched() else _say_stopped)
     if is_launched():
         end_with_command()
@@ -67,9 +70,6 @@ def _report_crash(error: BaseException) -> None:
 
 def _say_stopped(line: str) -> None:
     """Print a line on stderr from a signal handler: past the streams, and below a bar, whose hidden cursor it shows."""
-    from dcclip_cli.errors import Message
-    from dcclip_cli.language import translated
-
     label = translated(Message("stopped: "))
     label = f"\033[?25h\n\033[1;33m{label}\033[0m" if os.isatty(2) else label
     try:

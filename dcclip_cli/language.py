@@ -34,6 +34,12 @@ def translated(text: str, to: Language | None = None) -> str:
     return filled(template, {place: translated(value, to) for place, value in text.values.items()})
 
 
+def load_catalogue() -> None:
+    """Read the catalogue now if the language has one, so that `translated` imports and reads nothing later."""
+    if language() == "zh":
+        _chinese()
+
+
 @cache
 def _chinese() -> GNUTranslations:
     import gettext

@@ -16,6 +16,8 @@ from _thread import get_ident
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from dcclip_cli.errors import Message, joined
+
 TYPE_CHECKING = False  # typing and threading are imported later: a signal may come at once
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
@@ -155,16 +157,12 @@ def keeping(what: Callable[[], str]) -> Iterator[None]:
 
 def kept() -> str:
     """What a command that is stopped now has kept."""
-    from dcclip_cli.errors import joined
-
     found = [*filter(None, (*(what() for what in _kept), *_kept_before))] or [what() for what in _kept_last]
     return joined(", ", filter(None, found))
 
 
 def stopped() -> str:
     """What a command that is stopped now has kept, and how to go on."""
-    from dcclip_cli.errors import Message
-
     there = kept()
     if not there:
         return Message("nothing was kept this time; run the same command again")
