@@ -176,7 +176,7 @@ def _show_immich(results: Sequence[EvalResult]) -> None:
         ]  # fmt: skip
         console.show("")
         columns = (Message("model"), Message("recall %"), Message("memory MiB"), "ms", Message("Pareto optimal"), "")
-        console.show_table(Message("immich's table, XM3600 {language}", language=language), columns, rows)
+        console.show_table(Message("immich's table, XM3600, {language}", language=language), columns, rows)
         for model, one in own.items():
             console.show(f"{model}: {one.image_ms:.2f} ms an image, {one.text_ms:.2f} ms a text")
     if any(one.immich for one in results):

@@ -129,10 +129,10 @@ def test_xm3600_has_the_metric_of_a_bundle_in_both_languages(
         found, recalls = one["immich"], [one["metrics"][f"image_recall@{k}"] for k in (1, 5, 10)]
         assert found["recall"] == pytest.approx(sum(recalls) / 3)
         assert 20 < found["memory_mib"] < 1000 and 0 < found["text_ms"] < 1000 and 0 < found["image_ms"] < 1000
-        assert f"immich's table, XM3600 {language}" in shown
+        assert f"immich's table, XM3600, {language}" in shown
     assert "XLM-Roberta-Base-ViT-B-32__laion5b_s13b_b90k" in shown and "Ryzen 7 7800X3D" in shown
     page = (tmp_path / "out/report.html").read_text("utf-8")
-    assert "immich's table, XM3600, Chinese" in page and "ViT-B-32-SigLIP2-256__webli" in page
+    assert "immich&#39;s table, XM3600, Chinese" in page and "ViT-B-32-SigLIP2-256__webli" in page
     part = json.loads(dcclip(*shared, "--limit", "6", "--json").stdout)
     assert part[0]["immich"] is None  # fewer images are found more easily
 
