@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.model.init_from_teacher import shapes
 
 if TYPE_CHECKING:
     from dcclip_cli.model.towers import Towers
@@ -35,7 +36,7 @@ def inherit_image_tower(visual: Any, teacher: Towers) -> None:
     with torch.no_grad():
         readers = [layer.weight for layer in source.head.modules() if isinstance(layer, torch.nn.Linear)][:1]
         _cut(visual.trunk, source.trunk, readers)
-        if _shapes(visual.head) == _shapes(source.head):
+        if shapes(visual.head) == shapes(source.head):
             visual.head.load_state_dict(source.head.state_dict())
 
 
@@ -177,7 +178,3 @@ def _resize_kernel(weight: Tensor, size: int) -> Tensor:
     """(..., k, k) weights as (..., size, size): the centre of a larger kernel, a smaller one with zeros around it."""
     cut = (weight.shape[-1] - size) // 2
     return torch.nn.functional.pad(weight, [-cut] * 4)
-
-
-def _shapes(module: Any) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in module.state_dict().items()}

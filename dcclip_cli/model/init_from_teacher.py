@@ -84,7 +84,7 @@ def _fitting_blocks(student: Any, teacher: Towers) -> Any:
     """The teacher's layers. Raises DcclipError if they are too few or have other shapes than the student's."""
     blocks: Any = getattr(getattr(_text_source(teacher), "transformer", None), "resblocks", [])
     own = student.transformer.resblocks
-    if len(blocks) < len(own) or _shapes(blocks[0]) != _shapes(own[0]):
+    if len(blocks) < len(own) or shapes(blocks[0]) != shapes(own[0]):
         raise DcclipError(
             "no layers of {name} fit the student's text tower",
             "inherit: layers needs an open_clip teacher of the same width, with as many layers; "
@@ -107,5 +107,6 @@ def _copy_layers(student: Any, teacher: Towers) -> None:
         new.copy_(old)
 
 
-def _shapes(block: Any) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in block.state_dict().items()}
+def shapes(module: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of a module's parameters and buffers, by name."""
+    return {name: tuple(value.shape) for name, value in module.state_dict().items()}

@@ -154,9 +154,10 @@ class Preflight:
         learning = [stage for stage in self._training() if any(loss.needs_teacher for loss in self._losses(stage))]
         named: list[tuple[Location, Teacher]] = []
         student = recipe.student
-        new = student is not None and self._is_new_student()
-        gives = student is not None and new and (student.text.vocabulary.source == "teacher" or student.inherits)
-        gives = gives or (student is not None and student.keeps_images)
+        gives = student is not None and (
+            student.keeps_images
+            or (self._is_new_student() and (student.text.vocabulary.source == "teacher" or student.inherits))
+        )
         if recipe.teacher and self._training() and (learning or gives or "eval" in self.needed):
             named.append((("teacher", "model"), recipe.teacher))
         for stage in learning:
