@@ -187,7 +187,7 @@ class Collator:
 
         Raises DcclipError where the image cannot be read.
         """
-        image = self._decoded(index, draft_side(self.augment, preprocess))
+        image = _decoded(self.dataset, index, draft_side(self.augment, preprocess))
         image = self.augment(image, generator(self.seed, index, augmentation))
         return tuple(one(image) for one in preprocess)
 
@@ -206,19 +206,9 @@ class Collator:
             key, count = (index, augmentation), images * self.num_augmentations
             return cache.get(key, lambda: self.pixels(index, augmentation, *preprocess), count)
         side = draft_side(self.augment, preprocess)
-        image = cache.get(index, lambda: self._decoded(index, side), images)
+        image = cache.get(index, lambda: _decoded(self.dataset, index, side), images)
         image = self.augment(image, generator(self.seed, index, augmentation))
         return tuple(one(image) for one in preprocess)
-
-    def _decoded(self, index: int, draft: int) -> Image.Image:
-        image = self.dataset.image(index)
-        try:
-            return decode(image, draft=draft)
-        except DcclipError as error:
-            key = self.dataset.keys()[index]
-            raise DcclipError(
-                Message("{path}: pair {key}: {what}", path=self.dataset.path, key=key, what=error.what), error.hint
-            ) from None
 
     def chosen_captions(self, samples: Sequence[Sample]) -> set[str]:
         """The captions that the batch of these samples has."""
@@ -321,5 +311,16 @@ def first_captions(dataset: PairDataset, language: Language) -> list[str]:
 
 
 def unaugmented(dataset: PairDataset, index: int) -> Image.Image:
-    """One pair's image without augmentation, RGB on white."""
-    return flatten(decode(dataset[index].image))
+    """One pair's image without augmentation, RGB on white. Raises DcclipError where it cannot be read."""
+    return flatten(_decoded(dataset, index))
+
+
+def _decoded(dataset: PairDataset, index: int, draft: int = 0) -> Image.Image:
+    image = dataset.image(index)
+    try:
+        return decode(image, draft=draft)
+    except DcclipError as error:
+        key = dataset.keys()[index]
+        raise DcclipError(
+            Message("{path}: pair {key}: {what}", path=dataset.path, key=key, what=error.what), error.hint
+        ) from None

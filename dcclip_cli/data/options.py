@@ -30,7 +30,9 @@ class DataOptions(Options):
         "`collect`: the output of this recipe's collect stage. Required by align",
     )
     validation: str | None = Field(
-        None, description="Image-text pairs for validation and for checking an export; export falls back to data.train"
+        None,
+        description="Image-text pairs for validation and for checking an export; export falls back to "
+        "data.train, then to data.images and data.texts",
     )
     images: str | None = Field(
         None, description="Images without captions, to distill the image tower: a folder, a Parquet file or a tar file"

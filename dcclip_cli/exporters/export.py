@@ -14,7 +14,6 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from dcclip_cli.checksums import read_record, write_record
-from dcclip_cli.data.dataset import open_pairs, shards_at
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.data.pair import Language, PairDataset
 from dcclip_cli.errors import DcclipError, Message, joined
@@ -30,7 +29,7 @@ from dcclip_cli.exporters.formats.sentence_transformers import SentenceTransform
 from dcclip_cli.exporters.formats.web import Web
 from dcclip_cli.exporters.parity import TOWERS, Original, Parity, Thresholds
 from dcclip_cli.exporters.quantize import OnnxGraphs
-from dcclip_cli.exporters.samples import samples_from
+from dcclip_cli.exporters.samples import recipe_samples, samples_at, samples_from
 from dcclip_cli.exporters.source import Source, load_source
 from dcclip_cli.files import atomic_folder, file_sha256, read_json, temporary_folder
 from dcclip_cli.model.model_dir import model_fingerprint
@@ -68,7 +67,7 @@ class ExportOptions(Options):
         description="Where images are resized, cropped and normalised; graph: image.onnx takes uint8 RGB of any size",
     )
     calibration: str | None = Field(
-        None, description="Pairs or image folder for int8 activation ranges; default: the training pairs"
+        None, description="Pairs or images for int8 activation ranges; default: those of the recipe's data"
     )
     calibration_images: int = Field(128, ge=1, le=1_000_000, description="Maximum calibration images")
     prompts: dict[Language, tuple[str, ...]] | None = Field(
@@ -122,8 +121,8 @@ def export(
     """Write a model in a format to `out`, atomically.
 
     An export in `out` is replaced; without `fresh` it is kept if it was made from this model with these options.
-    It is checked on `data.validation`, else on `data.train`, else on the calibration images, else on made-up images;
-    and on the test sets of `evaluation`.
+    It is checked on `data.validation`, else on `data.train`, else on `data.images` with texts of `data.texts`, else on
+    the calibration images, else on made-up images; and on the test sets of `evaluation`.
     Raises DcclipError if the export differs too much from the model, and for models that cannot be exported.
     """
     progress, target = progress or Silent(), FORMATS[options.format]
@@ -137,14 +136,10 @@ def export(
         raise DcclipError(
             "{target} is a bundle, whose graphs are not cut", "export the model directory", target=model.target
         )
-    calibration = Path(options.calibration) if options.calibration else _images_of(data, "train", "validation")
-    if options.precision == "int8" and calibration is None and not is_bundle:
-        raise DcclipError(
-            "int8 needs images to calibrate on", "name a folder of images with --calibration, or a recipe with data"
-        )
+    calibration = _calibration(options, data, needed=options.precision == "int8" and not is_bundle)
     begin = time.perf_counter()
     target.prepare(progress)
-    samples, tests = samples_from(_images_of(data, "validation", "train") or calibration), _tests(evaluation)
+    samples, tests = samples_from(recipe_samples(data, "validation", "train") or calibration), _tests(evaluation)
     samples = samples.squares() if target.crops_down else samples
     source = load_bundle(model.path) if is_bundle else load_source(model)
     source.dims = options.dims
@@ -266,17 +261,16 @@ def _size_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _images_of(data: DataOptions | None, *keys: str) -> Path | PairDataset | None:
-    """The images of the first of the recipe's data that is given: its pairs, or a folder of images."""
-    source = next((found for key in keys if (found := data and getattr(data, key))), None)
-    if data is None or source is None:
-        return None
-    is_folder = isinstance(source, str) and Path(source).is_dir()
-    return (
-        Path(source)
-        if is_folder and not shards_at(source)
-        else open_pairs(source, data.columns, cache_bytes=data.cache_bytes)
-    )
+def _calibration(options: ExportOptions, data: DataOptions | None, needed: bool) -> PairDataset | None:
+    """The images to calibrate on that are named, or if they are `needed` those of the recipe's data, else None."""
+    if options.calibration:
+        return samples_at(Path(options.calibration))
+    found = recipe_samples(data, "train", "validation") if needed else None
+    if needed and found is None:
+        raise DcclipError(
+            "int8 needs images to calibrate on", "name a folder of images with --calibration, or a recipe with data"
+        )
+    return found
 
 
 def _made_from(model: ModelReference, options: ExportOptions) -> str:

@@ -212,7 +212,7 @@ class OnnxGraphs:
         source: Source,
         folder: Path,
         precision: Precision,
-        calibration: Path | PairDataset | None,
+        calibration: PairDataset | None,
         images: int,
         preprocess: Preprocess = "outside",
     ) -> None:

@@ -1,8 +1,8 @@
-"""Images and texts that an export is calibrated and checked on: from pairs, from a folder of images, or made up."""
+"""Images and texts that an export is calibrated and checked on: from pairs, from images and texts, or made up."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from PIL import Image
 
 from dcclip_cli.data import prompts
 from dcclip_cli.data.collator import unaugmented
-from dcclip_cli.data.dataset import open_pairs, shards_at
-from dcclip_cli.data.pair import LANGUAGES, PairDataset
-from dcclip_cli.model.preprocess import decode, flatten
-from dcclip_cli.predict.images import find_images
+from dcclip_cli.data.dataset import ConcatDataset, find_dataset, open_pairs
+from dcclip_cli.data.options import DataOptions
+from dcclip_cli.data.pair import LANGUAGES, Lazy, PairDataset
+from dcclip_cli.data.unpaired import open_images, open_texts
 
 # Short, long, mixed, and too long for any text tower: these detect graphs with a frozen length.
 TEXTS = (
@@ -36,7 +36,8 @@ class Samples:
     """The samples that two models are compared on. `source` names the origin of the images.
 
     `labels` are the texts that images are matched with, one list per language: a name and its translation have such
-    similar embeddings that exchanging them would mean nothing. `texts` are further ones of any kind.
+    similar embeddings that exchanging them would mean nothing. `texts` are further ones of any kind. Images of data are
+    decoded when they are asked for: photographs take 40 MB each.
     """
 
     source: str
@@ -46,7 +47,8 @@ class Samples:
 
     def squares(self) -> Samples:
         """The same with the middle squares of the images, which leave nothing to crop."""
-        return replace(self, images=[_square(image) for image in self.images])
+        images = self.images
+        return replace(self, images=_lazy(len(images), lambda place: _square(images[place])))
 
 
 def _square(image: Image.Image) -> Image.Image:
@@ -55,8 +57,32 @@ def _square(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def samples_from(given: Path | PairDataset | None, count: int = 128) -> Samples:
-    """The samples in pairs, or in a path of pairs or images; made-up images if None is given.
+def _lazy(length: int, get: Callable[[int], Image.Image]) -> Lazy[Image.Image]:
+    return Lazy(length, get, lambda: map(get, range(length)))
+
+
+def recipe_samples(data: DataOptions | None, *keys: str) -> PairDataset | None:
+    """The pairs at the first of these keys of a recipe's data that is given, else its images, followed by its texts.
+
+    None if it has neither pairs nor images.
+    """
+    if data is None:
+        return None
+    for source in filter(None, (getattr(data, key) for key in keys)):
+        return open_pairs(source, data.columns, cache_bytes=data.cache_bytes)
+    if data.images is None:
+        return None
+    images = open_images(data.images, data.columns, cache_bytes=data.cache_bytes)
+    return images if data.texts is None else ConcatDataset([images, open_texts(data.texts, data.columns)])
+
+
+def samples_at(path: Path) -> PairDataset:
+    """The pairs at a path, or the images in it. Raises DcclipError where there are neither."""
+    return find_dataset(path) or open_images(path)
+
+
+def samples_from(given: PairDataset | None, count: int = 128) -> Samples:
+    """The samples in pairs, or in images followed by texts; made-up images if None is given.
 
     Made-up images detect a broken graph, but not rounding errors.
     """
@@ -65,23 +91,22 @@ def samples_from(given: Path | PairDataset | None, count: int = 128) -> Samples:
         noise = random.integers(0, 256, (16, 4, 4, 3), dtype=np.uint8)
         return Samples("made-up images", [Image.fromarray(small).resize((256, 256)) for small in noise], [TEXTS])
     images, captions = images_and_captions(given, count)
-    name = Path(given if isinstance(given, Path) else given.path).name
-    return Samples(name, images, [several for several in captions if several] or [TEXTS])
+    return Samples(Path(given.path).name, images, [several for several in captions if several] or [TEXTS])
 
 
-def images_and_captions(given: Path | PairDataset, count: int) -> tuple[list[Image.Image], list[list[str]]]:
-    """Up to `count` images, evenly spaced in pairs, or in a path of pairs or images. Raises DcclipError if it has none.
+def images_and_captions(given: PairDataset, count: int) -> tuple[Sequence[Image.Image], list[list[str]]]:
+    """Up to `count` images, evenly spaced, and as one list per language their first captions.
 
-    For pairs also their first captions, as one list per language.
+    Images that are followed by texts have none: up to `count` of these texts per language, evenly spaced.
     """
-    if isinstance(given, Path) and given.is_dir() and not shards_at(given):
-        files = list(find_images([str(given)]))
-        return [flatten(decode(files[index])) for index in _evenly_spaced(len(files), count)], []
-    pairs = open_pairs(given) if isinstance(given, Path) else given
-    indices = _evenly_spaced(len(pairs), count)
-    captions = (pairs.captions(language) for language in LANGUAGES)
-    first = [sorted({text for index in indices for text in several[index][:1]}) for several in captions]
-    return [unaugmented(pairs, index) for index in indices], first
+    indices = captioned = _evenly_spaced(given.num_images, count)
+    if texts := len(given) - given.num_images:
+        captioned = [given.num_images + row for row in _evenly_spaced(texts, count * len(LANGUAGES))]
+    captions = []
+    for every in (given.captions(language) for language in LANGUAGES):
+        first = [text for index in captioned for text in every[index][:1]]
+        captions.append(sorted({first[place] for place in _evenly_spaced(len(first), count)}))
+    return _lazy(len(indices), lambda place: unaugmented(given, indices[place])), captions
 
 
 def calibration_texts(count: int) -> list[str]:

@@ -137,7 +137,7 @@ class Preflight:
             return {}
         for kind, preview in _TRAINING_DATA.items():
             path = getattr(data, kind)
-            if path and path != COLLECTED and (self._training() or kind in ("train", "validation")):
+            if path and path != COLLECTED:
                 found[kind] = self._ask(("data", kind), partial(preview, path, columns=data.columns))
         align = self.loaded.recipe.align
         if "align" in self.needed and align and align.train:
@@ -267,9 +267,11 @@ class Preflight:
         self._ask(("export", "format"), check)
         if options.calibration:
             self._ask(("export", "calibration"), partial(preview_images, options.calibration))
-        elif options.precision == "int8" and not (recipe.data and (recipe.data.train or recipe.data.validation)):
-            error = DcclipError("int8 needs images to calibrate on", "set export.calibration or data.train")
-            self._add(("export", "precision"), error)
+        elif options.precision == "int8" and not (
+            recipe.data and (recipe.data.train or recipe.data.validation or recipe.data.images)
+        ):
+            hint = Message("set export.calibration, data.train or data.images")
+            self._add(("export", "precision"), DcclipError("int8 needs images to calibrate on", hint))
 
     def _stage(
         self,

@@ -17,6 +17,7 @@ from dcclip_cli.checksums import write_record
 from dcclip_cli.data.options import DataOptions
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.evaluate import EvalOptions
+from dcclip_cli.exporters import samples
 from dcclip_cli.exporters.export import ExportOptions, ExportResult, export
 from dcclip_cli.exporters.parity import Original, Parity
 from dcclip_cli.model.model_dir import WEIGHTS, load_model, read_provenance
@@ -208,6 +209,18 @@ def test_int8_is_calibrated_on_a_folder_of_images(export_model: Exporting, pictu
     folder = pictures[0].parent
     made = export_model(data=None, precision="int8", calibration=str(folder), parity=ANY_AGREEMENT)
     assert parity(made).images == len(pictures) and parity(made).source == folder.name
+
+
+def test_an_export_of_images_and_texts_is_calibrated_and_checked_on_them(
+    model_folder: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    folder, lines = pictures[0].parent, tmp_path / "词 words.txt"
+    lines.write_text("红色的圆\nred circle\n绿色的环\ngreen ring\n", "utf-8")
+    data = DataOptions(images=str(folder), texts=str(lines))
+    options = ExportOptions.model_validate({"precision": "int8", "parity": ANY_AGREEMENT})
+    made = export(options=options, model=resolve(str(model_folder)), out=tmp_path / "out", data=data)
+    found = parity(made)
+    assert (found.source, found.images, found.texts) == (folder.name, 5, len(samples.TEXTS) + 4)
 
 
 def test_an_int8_graph_that_could_overflow_is_refused(export_model: Exporting, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,17 @@ def test_a_recipe_with_everything_in_place_has_no_problems(problems: Any) -> Non
     )
 
 
+def test_int8_is_calibrated_on_pairs_or_on_images(problems: Any, pictures: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("猫\ncat\n", "utf-8")
+    int8 = {"export.precision": "int8", "data.train": None, "data.texts": str(tmp_path / "lines.txt")}
+    hint = "set export.calibration, data.train or data.images"
+    assert problems(int8, ("export",)) == (["export.precision: int8 needs images to calibrate on"], hint)
+    assert problems(int8 | {"data.images": str(pictures[0].parent)}, ("export",)) == ([], "")
+    pictures[0].write_bytes(b"no image")
+    found, _ = problems(int8 | {"data.images": str(pictures[0].parent)}, ("export",))
+    assert len(found) == 1 and found[0].startswith("data.images: ")
+
+
 def test_all_problems_are_reported_at_once_with_their_hints(problems: Any, tmp_path: Path) -> None:
     (tmp_path / "leer.parquet").write_bytes(b"PAR1")
     found, hint = problems(
