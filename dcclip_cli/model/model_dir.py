@@ -46,8 +46,9 @@ def save_model(
     tokenizer: Tokenizer,
     provenance: dict[str, Any],
     half: bool = False,
+    others: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
-    """Write a model directory atomically; `half` stores weights as fp16."""
+    """Write a model directory atomically; `half` stores weights as fp16, `others` are further files by name."""
     import torch
     from safetensors.torch import save_file
 
@@ -67,6 +68,8 @@ def save_model(
             temporary / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocessing.to_config()}, sort_keys=True
         )
         save_tokenizer(tokenizer, temporary, config["text_cfg"]["context_length"])
+        for name, content in others.items():
+            (temporary / name).write_bytes(content)
         (temporary / "README.md").write_text(_model_card(provenance), encoding="utf-8")
         write_record(temporary / PROVENANCE, provenance, sort_keys=True)
 

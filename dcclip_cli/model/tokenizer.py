@@ -94,6 +94,7 @@ def _put_back(vocab: list[tuple[str, float]]) -> list[tuple[str, float]]:
 def trim_tokenizer(source: Path, captions: Iterable[str], size: int, characters: bool = False) -> Tokenizer:
     """The teacher's tokenizer with only the tokens that the captions use, at most `size` of them, the commonest first.
 
+    Words that were added to it, each a token of its own, are tokens like the others.
     Scores stay, and with them the cost of an unknown character, which depends on the lowest score: a text whose tokens
     are all kept is tokenized exactly as before. With `characters`, single characters that no caption contains fill the
     rest of `size`, ASCII first, then by score. `source` is a directory with a tokenizer.json. Raises DcclipError if
@@ -105,12 +106,12 @@ def trim_tokenizer(source: Path, captions: Iterable[str], size: int, characters:
     full = Tokenizer.from_file(str(source / "tokenizer.json"))
     state = json.loads(full.to_str())
     vocab: list[list[Any]] = state["model"]["vocab"]
-    if len(vocab) <= size:
+    if full.get_vocab_size() <= size:
         return full
     counts: Counter[int] = Counter()
     for encoding in full.encode_batch(list(captions), add_special_tokens=False):
         counts.update(encoding.ids)
-    always = {token["id"] for token in state["added_tokens"]} | {state["model"]["unk_id"]}
+    always = {token["id"] for token in state["added_tokens"] if token["special"]} | {state["model"]["unk_id"]}
     always |= {index for index, (token, _) in enumerate(vocab) if token == "▁"}
     wanted = [index for index, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     if characters:
@@ -119,7 +120,8 @@ def trim_tokenizer(source: Path, captions: Iterable[str], size: int, characters:
     # An unknown character costs the lowest score of all less 10. The score of <unk> itself is not used otherwise:
     # with the teacher's lowest score in it, unknown characters keep their cost.
     vocab[state["model"]["unk_id"]][1] = min(score for _, score in vocab)
-    state["model"]["vocab"] = [vocab[index] for index in kept]
+    state["model"]["vocab"] = [vocab[index] for index in kept if index < len(vocab)]
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] in kept]
     return renumbered(state, {old: new for new, old in enumerate(kept)})
 
 

@@ -117,13 +117,12 @@ class StageCheck:
     def _check_data(self) -> None:
         sizes = self.sizes
         for number, loss in enumerate(self.losses):
-            if not loss.needs & sizes.keys():
-                wanted = " or ".join(f"data.{_KINDS[kind]}" for kind in sorted(loss.needs))
+            if not loss.learns_from(sizes.keys()):
                 error = DcclipError(
                     "the data has nothing for loss {kind}",
                     "set {wanted}, or remove the loss",
                     kind=loss.kind,
-                    wanted=wanted,
+                    wanted=loss.wanted_data(),
                 )
                 self._report(("losses", number), error)
         for kind, size in sizes.items():

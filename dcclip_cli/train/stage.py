@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from dcclip_cli.data.collator import Collator
 from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.data.pixels import training_preprocess
-from dcclip_cli.data.samplers import StageData, TrainingData, open_training_data
+from dcclip_cli.data.samplers import Sample, StageData, TrainingData, open_training_data
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import loading_processes
 from dcclip_cli.options import decisive
@@ -27,8 +27,9 @@ from dcclip_cli.train.losses.base import Loss, Tower
 from dcclip_cli.train.options import StageContext, TrainOptions
 from dcclip_cli.train.student import Student, new_student, student_from
 from dcclip_cli.train.task import TrainingTask, learns_everything, shorter_dims
-from dcclip_cli.train.teacher import CacheFillingSampler, Teachers, open_teachers, teacher_features
+from dcclip_cli.train.teacher import CacheFillingSampler, TeacherFeatures, Teachers, open_teachers, teacher_features
 from dcclip_cli.train.teacher_cache import TeacherCache
+from dcclip_cli.train.teacher_space import NarrowTeacher, narrow_space
 from dcclip_cli.train.trainer import RunInfo, Trainer, Validate
 from dcclip_cli.train.validation import open_validation
 
@@ -133,6 +134,9 @@ def prepare(setup: StageSetup, options: TrainOptions, context: StageContext) -> 
     collator = Collator(training.dataset, seed, options.augment, options.captions, preprocess, student.towers.tokenize)
     collator = teachers.for_collator(replace(collator, with_caption_ids=setup.caption_ids), options)
     features = teacher_features(teachers, setup.losses, options, collator, student.towers, context)
+    steps = options.total_steps(training.sampler.steps_per_epoch)
+    batches = training.sampler.share(0, steps)
+    student, sources = _in_the_teachers_space(student, features, collator, batches, setup, teachers)
     if caches := tuple(one for one in features if isinstance(one, TeacherCache)):
         collator = replace(collator, read_features=tuple(cache.reader for cache in caches))
         sampler = CacheFillingSampler(training.sampler.samplers, caches, progress)
@@ -143,7 +147,7 @@ def prepare(setup: StageSetup, options: TrainOptions, context: StageContext) -> 
     task = TrainingTask(
         student.towers,
         setup.losses,
-        features,
+        sources,
         seed,
         setup.lock,
         setup.max_logit_scale,
@@ -160,7 +164,7 @@ def prepare(setup: StageSetup, options: TrainOptions, context: StageContext) -> 
         "identity": hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=False).encode()).hexdigest(),
         "teacher": {key: getattr(first.facts, key) if first else None for key in ("name", "fingerprint")},
         "data": {"train": training.dataset.fingerprint},
-        "steps": options.total_steps(training.sampler.steps_per_epoch),
+        "steps": steps,
         "computed_in": computed_in(options, choice, teachers.facts),
     }
     if options.dims:
@@ -208,16 +212,38 @@ def _open_student(
     return student.with_bias() if needs_bias else student
 
 
+def _in_the_teachers_space(
+    student: Student,
+    features: Sequence[TeacherFeatures],
+    collator: Collator,
+    batches: Iterable[list[Sample]],
+    setup: StageSetup,
+    teachers: Teachers,
+) -> tuple[Student, list[TeacherFeatures]]:
+    """The student, and the teachers' features, the first teacher's narrowed to the student's width if it is wider.
+
+    A student that is trained further keeps the space that it was made in, if that is this teacher's.
+    """
+    width, sources = student.config["embed_dim"], list(features)
+    if not sources or width >= sources[0].widths.embedding:
+        return student, sources
+    fingerprint = teachers.facts[0].fingerprint
+    if setup.start is None:
+        student = replace(student, space=narrow_space(fingerprint, sources[0], collator, batches, width))
+    if student.space and student.space.teacher == fingerprint:
+        sources[0] = NarrowTeacher(sources[0], student.space)
+    return student, sources
+
+
 def _check_data(setup: StageSetup, training: TrainingData) -> None:
     """Raise DcclipError for losses that the data has nothing for, and for embeddings where images are needed."""
     for loss in setup.losses:
-        if not loss.needs & training.datasets.keys():
-            wanted = " or ".join(f"data.{'train' if kind == 'pairs' else kind}" for kind in sorted(loss.needs))
+        if not loss.learns_from(training.datasets.keys()):
             raise DcclipError(
                 "the data has nothing for loss {kind}",
                 "set {wanted}, or remove the loss",
                 kind=loss.kind,
-                wanted=wanted,
+                wanted=loss.wanted_data(),
             )
     pairs = training.datasets.get("pairs")
     if pairs is None or pairs.embeddings is None:

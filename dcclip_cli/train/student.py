@@ -34,6 +34,8 @@ from dcclip_cli.model.students import (
 from dcclip_cli.model.tokenizer import load_tokenizer, tokenize_with, train_tokenizer, trim_tokenizer
 from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.model.weights import CONFIG
+from dcclip_cli.train.teacher_space import FILE as SPACE_FILE
+from dcclip_cli.train.teacher_space import NarrowSpace
 from dcclip_cli.versions import versions
 
 _LOOKED_AT = 1_000  # pairs by which the number of captions of all is estimated
@@ -49,6 +51,7 @@ class Student:
     tokenizer: Tokenizer
     name: str
     parent: str | None = None  # fingerprint of the model that it was trained from
+    space: NarrowSpace | None = None  # of the teacher's, if it is narrower
 
     @property
     def vocab_digest(self) -> str:
@@ -72,7 +75,9 @@ class Student:
     def save(self, folder: Path, provenance: dict[str, Any], half: bool = False) -> None:
         """Write the model directory."""
         provenance = {"name": self.name, "parent": self.parent, "versions": versions(), **provenance}
-        save_model(folder, self.towers.model, self.config, self.preprocessing, self.tokenizer, provenance, half)
+        others = {SPACE_FILE: self.space.to_bytes()} if self.space else {}
+        model = self.towers.model
+        save_model(folder, model, self.config, self.preprocessing, self.tokenizer, provenance, half, others)
 
 
 def checkpoint_gradients(model: Any, network: str) -> None:
@@ -151,7 +156,7 @@ def student_from(folder: Path, name: str) -> Student:
     assert towers.preprocessing is not None
     config = read_json(folder / CONFIG, "")["model_cfg"]
     student = _student(towers.model, config, towers.preprocessing, load_tokenizer(folder), name)
-    return replace(student, parent=towers.fingerprint)
+    return replace(student, parent=towers.fingerprint, space=NarrowSpace.read(folder))
 
 
 def _student(

@@ -80,6 +80,17 @@ def test_trimming_drops_unused_tokens_keeps_the_segmentation_and_renumbers_speci
     assert trim_tokenizer(altclip_folder, captions, 79).get_vocab() == full.get_vocab()
 
 
+def test_trimming_keeps_words_added_as_tokens_where_captions_use_them(altclip_folder: Path, tmp_path: Path) -> None:
+    full = load_tokenizer(altclip_folder)
+    full.add_tokens(["moon lamp", "月灯", "拉花咖啡"])
+    full.save(str(tmp_path / "tokenizer.json"))
+    trimmed = trim_tokenizer(tmp_path, ["red moon lamp", "红色的拉花咖啡"], 30)
+    assert {"moon lamp", "拉花咖啡"} <= set(trimmed.get_vocab()) and "月灯" not in trimmed.get_vocab()
+    for text in ("red moon lamp", "拉花咖啡", "红色的"):
+        assert trimmed.encode(text).tokens == full.encode(text).tokens
+    assert sorted(trimmed.get_vocab().values()) == [*range(trimmed.get_vocab_size())]  # each has a row of a table
+
+
 def test_trimming_to_fewer_tokens_keeps_the_commonest(altclip_folder: Path) -> None:
     # six that are always kept (<s> <pad> </s> <unk> <mask> ▁), then ▁red three times, ▁green twice, ▁blue once
     trimmed = trim_tokenizer(altclip_folder, ["red", "red green", "red green blue"], 8)

@@ -12,7 +12,8 @@ from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.tokenizer import load_tokenizer
-from tests.train.jobs import WEIGHTS, Job, Watch, elsewhere, logged, refused, run, weights
+from dcclip_cli.train.teacher_space import NarrowSpace, principal_components
+from tests.train.jobs import WEIGHTS, Job, Watch, elsewhere, logged, refused, run, sha256, weights
 
 
 @pytest.mark.parametrize("cache", [True, False])
@@ -163,7 +164,9 @@ def test_losses_that_a_run_cannot_have_are_refused(distilling: Job, options: Job
 def test_several_teachers_teach_one_student(distilling: Job, chinese_clip_folder: Path, cache: bool) -> None:
     losses: list[Any] = [{"kind": "ensemble"}, {"kind": "embedding", "weight": {"start": 1, "end": 0}}]
     losses += [{"kind": "embedding", "teacher": 1}, {"kind": "feature_map", "teacher": 1, "teacher_layers": [0]}]
-    distilling["student"]["embed_dim"] = 12  # so that each teacher has adapters of its own
+    distilling["student"]["embed_dim"] = (
+        12  # so that the second teacher has adapters; of the first it learns 12 numbers
+    )
     distilling["options"] = {
         "losses": losses,
         "more_teachers": [{"kind": "transformers", "model": str(chinese_clip_folder)}],
@@ -176,8 +179,40 @@ def test_several_teachers_teach_one_student(distilling: Job, chinese_clip_folder
     assert result.metrics["embedding"] < 0.5 * result.metrics["embedding-2"]  # a quarter of its weight is left
     prefix = "model/adapters."
     adapters = {name.removeprefix(prefix) for name in state_of(result.model) if name.startswith(prefix)}
-    embeddings = {f"{teacher}.{tower}_embedding" for teacher in (0, 1) for tower in ("image", "text")}
+    embeddings = {f"1.{tower}_embedding" for tower in ("image", "text")}
     assert {name.rpartition(".")[0] for name in adapters} == {*embeddings, "1.image_map_-1_0"}
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_narrower_student_learns_the_teachers_principal_components_in_both_stages(
+    distilling: Job, aligning: Job, altclip_folder: Path, cache: bool
+) -> None:
+    distilling["student"]["embed_dim"] = 8
+    distilling["options"] |= {"losses": [{"kind": "embedding"}], "teacher_cache": cache, "steps": 3}
+    result = run(distilling)
+    space = NarrowSpace.read(result.model)
+    assert space is not None and space.components.shape == (16, 8)
+    torch.testing.assert_close(space.components.T @ space.components, torch.eye(8), atol=1e-5, rtol=0)
+    assert not [name for name in state_of(result.model) if name.startswith("model/adapters.")]
+    again = run(elsewhere(distilling, "again"))
+    assert sha256(again) == sha256(result)
+    losses, teacher = [{"kind": "embedding"}], {"kind": "altclip", "model": str(altclip_folder)}
+    aligning |= {"teacher": teacher}
+    aligning["options"] |= {"losses": losses, "start": str(result.model), "steps": 2}
+    aligned = run(aligning)
+    kept = NarrowSpace.read(aligned.model)
+    assert kept is not None and torch.equal(kept.components, space.components)
+
+
+def test_principal_components_are_the_directions_in_which_embeddings_are_longest() -> None:
+    random = torch.Generator().manual_seed(0)
+    plane = torch.linalg.qr(torch.randn(6, 2, generator=random)).Q
+    images, texts = (torch.randn(count, 2, generator=random) @ plane.T for count in (5, 50))
+    found = principal_components([images, texts], 2)
+    torch.testing.assert_close(found @ found.T, plane @ plane.T, atol=1e-5, rtol=0)
+    # Few images count as much as many texts.
+    one, other = torch.eye(3)[:1], torch.eye(3)[1:2].expand(100, 3)
+    torch.testing.assert_close(principal_components([one, other * 0.1], 2).abs().sum(1), torch.tensor([1.0, 1.0, 0.0]))
 
 
 def test_what_the_cache_saves_is_reported(distilling: Job) -> None:

@@ -63,6 +63,17 @@ def test_pairs_images_and_texts_together_train_their_towers(distilling: Job, lin
     assert "<unk>" not in tokenizer.encode("紫色的小鱼 purple fish").tokens  # the lines' texts are in the vocabulary
 
 
+def test_anchors_join_images_and_texts_that_do_not_belong_together(
+    distilling: Job, lines_file: Path, folder: Path
+) -> None:
+    distilling["data"] = {"images": str(folder), "texts": str(lines_file)}
+    distilling["options"] |= {"losses": [{"kind": "anchors"}], "images_per_step": 4, "texts_per_step": 8, "steps": 3}
+    before = weights(run(elsewhere(distilling, "started", {"steps": 1, "warmup_steps": 10**6})))
+    after = weights(run(distilling))
+    changed = {name.partition(".")[0] for name, value in after.items() if (value - before[name]).abs().max() > 1e-5}
+    assert changed == {"text", "visual"}
+
+
 def test_none_of_the_lines_a_step_is_a_run_without_them(distilling: Job, lines_file: Path) -> None:
     distilling["options"] |= {"steps": 2}
     alone = sha256(run(distilling))
@@ -87,6 +98,7 @@ def test_phrases_made_of_the_texts_are_trained_on_too(distilling: Job, lines_fil
     [
         ("embedding", {"texts_per_step": 0}, "a step has no pairs, no images and no texts", "texts_per_step: 0"),
         ("interactive", {}, "the data has nothing for loss interactive", "set data.train, or remove the loss"),
+        ("anchors", {}, "the data has nothing for loss anchors", "set data.train or data.images and data.texts, or"),
     ],
 )
 def test_a_step_of_nothing_and_a_loss_that_finds_nothing_to_learn_from_are_refused(

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from dcclip_cli.train.losses.contrastive import TaskLoss
 from dcclip_cli.train.losses.embeddings import (
+    AnchorsLoss,
     CrossLingualLoss,
     EmbeddingLoss,
     EnsembleLoss,
@@ -20,6 +21,7 @@ DistillLoss = Annotated[
     | EmbeddingLoss
     | CrossLingualLoss
     | InteractiveLoss
+    | AnchorsLoss
     | SimilarityLoss
     | EnsembleLoss
     | TaskLoss,

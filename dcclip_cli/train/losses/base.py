@@ -7,7 +7,7 @@ Embeddings given to a loss are not normalized. All sums are means over the batch
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -105,9 +105,19 @@ class Loss(Options, ABC):
     kind: str
     weight: Weight = Field(1.0, description="Weight of this loss in the sum: a number or a schedule")
     needs: ClassVar[frozenset[Needs]] = frozenset({"pairs"})  # any one of these kinds of data is enough
+    joint: ClassVar[bool] = False  # whether images and texts together are enough, without pairs
     needs_teacher: ClassVar[bool] = True
     embeddings_only: ClassVar[bool] = True  # whether it can be computed from the whole batch's embeddings alone
     compares: ClassVar[bool] = True  # the samples of a batch with each other, so that the parts of a batch are another
+
+    def learns_from(self, kinds: Collection[str]) -> bool:
+        """Whether data of these kinds has something for this loss."""
+        return bool(self.needs & set(kinds)) or (self.joint and {"images", "texts"} <= set(kinds))
+
+    def wanted_data(self) -> str:
+        """The keys of the data that it can learn from, in words."""
+        keys = ["data.train" if kind == "pairs" else f"data.{kind}" for kind in sorted(self.needs)]
+        return " or ".join([*keys, *(["data.images and data.texts"] if self.joint else [])])
 
     def weight_at(self, done: float) -> float:
         """The weight when a fraction `done` of the run, in 0..1, is over."""

@@ -23,7 +23,8 @@ class EmbeddingLoss(TeacherLoss):
     """1 - cos(v_s, v_t) and 1 - cos(t_s, t_t), the mean of both towers: CLIP-KD's feature distillation (FD).
 
     For unit vectors the MSE summed over the width is 2 - 2 cos, so this is FD without its weight of 2000, which only
-    compensates for a mean over B x D. Where the widths differ, a linear adapter maps the student's to the teacher's.
+    compensates for a mean over B x D. A student narrower than the recipe's teacher learns the teacher's principal
+    components; where widths differ otherwise, a linear adapter maps the student's embeddings to the teacher's.
     """
 
     kind: Literal["embedding"] = "embedding"
@@ -126,6 +127,36 @@ class InteractiveLoss(TeacherLoss):
                 halves.append(F.cross_entropy(self.scale * text @ image[index].T, labels))
             losses.append(sum(halves[1:], halves[0]) / 2)
         return mean_of(losses, image)
+
+
+class AnchorsLoss(TeacherLoss):
+    """1/2 [KL(p(v_t, t_t) || p(v_s, t_t)) + KL(p(t_t, v_t) || p(t_s, v_t))], p a softmax over the teacher's embeddings.
+
+    p(v, t) is the distribution of an image over all texts of a language in the batch, p(t, v) that of a text over all
+    images: SEED's loss (Fang et al., arXiv 2101.04731) with the teacher's other tower as anchors. No text has to belong
+    to an image, so it works with data.images and data.texts too.
+    """
+
+    kind: Literal["anchors"] = "anchors"
+    scale: float = Field(20.0, gt=0, le=MOST_SCALE, description="1 / temperature of all distributions, fixed")
+    joint: ClassVar[bool] = True
+
+    @property
+    def trained_towers(self) -> frozenset[Tower]:
+        return frozenset({"image", "text"})
+
+    def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
+        return embedding_adapters(student, teacher)
+
+    def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
+        adapted = adapt_embeddings(student, adapters)
+        image = teacher.image.embedding
+        losses = []
+        for language, features in teacher.texts.items() if len(image) else ():
+            text = features.embedding
+            of_images = _divergence(adapted.image, image, text, self.scale)
+            losses.append((of_images + _divergence(adapted.texts[language], text, image, self.scale)) / 2)
+        return mean_of(losses, adapted.image)
 
 
 class SimilarityLoss(TeacherLoss):
@@ -243,6 +274,15 @@ def similarities(outputs: Outputs, language: str, scale: Tensor | float | None) 
     image = outputs.image.embedding[take(outputs.image_index[language], paired)]
     text = take(outputs.texts[language].embedding, paired)
     return scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
+
+
+def _divergence(student: Tensor, teacher: Tensor, anchors: Tensor, scale: float) -> Tensor:
+    """KL of the student's from the teacher's distribution over the anchors, the mean over the rows."""
+    from torch.nn import functional as F
+
+    anchors = F.normalize(anchors, dim=-1).T
+    own, target = ((scale * F.normalize(rows, dim=-1) @ anchors).log_softmax(-1) for rows in (student, teacher))
+    return F.kl_div(own, target, reduction="batchmean", log_target=True)
 
 
 def in_both(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

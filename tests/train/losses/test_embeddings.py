@@ -1,6 +1,7 @@
 """Losses on embeddings, against values computed by hand, in numpy, and against open_clip."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from dcclip_cli.model.towers import ImageFeatures, TextFeatures
 from dcclip_cli.train.losses import DistillLoss
 from dcclip_cli.train.losses.base import Outputs, TeacherLoss, Widths
 from dcclip_cli.train.losses.embeddings import (
+    AnchorsLoss,
     CrossLingualLoss,
     EmbeddingLoss,
     EnsembleLoss,
@@ -43,7 +45,9 @@ def test_embedding_is_one_minus_the_cosine_averaged_over_towers_and_languages() 
     assert value(EmbeddingLoss(), student, teacher) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("loss", [EmbeddingLoss(), InteractiveLoss(), SimilarityLoss()], ids=lambda loss: loss.kind)
+@pytest.mark.parametrize(
+    "loss", [EmbeddingLoss(), InteractiveLoss(), SimilarityLoss(), AnchorsLoss()], ids=lambda loss: loss.kind
+)
 def test_no_adapter_is_made_where_the_widths_agree(loss: TeacherLoss) -> None:
     same = Widths(embedding=2, image_map=1, text_tokens=1)
     assert loss.adapters(same, same) == {}
@@ -88,6 +92,29 @@ def test_interactive_matches_captions_with_the_images_that_they_belong_to() -> N
     assert value(InteractiveLoss(scale=2.0), both, both) == pytest.approx(math.log(1 + math.exp(-2)), abs=2**-21)
 
 
+def test_anchors_compare_distributions_over_the_teachers_other_tower_and_need_no_pairs() -> None:
+    student, teacher = random_outputs(2, count=4), random_outputs(3, count=4)
+    # Two images, four texts: none of the last two belongs to an image.
+    student, teacher = (
+        replace(one, image=ImageFeatures(*(two[:2] for two in (one.image.embedding, one.image.map))))
+        for one in (student, teacher)
+    )
+    expected = []
+    for language in ("zh", "en"):
+        images, texts = (unit(one) for one in (teacher.image.embedding, teacher.texts[language].embedding))
+        for own, targets, anchors in (
+            (student.image.embedding, images, texts),
+            (student.texts[language].embedding, texts, images),
+        ):
+            learnt, wanted = (softmax(10 * rows @ anchors.T) for rows in (unit(own), targets))
+            expected.append((wanted * np.log(wanted / learnt)).sum(1).mean() / 2)
+    assert value(AnchorsLoss(scale=10), student, teacher) == pytest.approx(sum(expected) / 2, rel=1e-4)
+    assert (
+        value(AnchorsLoss(), outputs(torch.zeros(0, 2), zh=((1.0, 0.0),)), outputs(torch.zeros(0, 2), zh=((1.0, 0.0),)))
+        == 0
+    )
+
+
 @pytest.mark.parametrize("scale", [1.0, 20.0, 50.0])
 def test_similarity_is_open_clips_distillation_loss_and_its_gradient_less_the_teachers_own_entropy(
     scale: float,
@@ -112,7 +139,7 @@ def test_similarity_is_open_clips_distillation_loss_and_its_gradient_less_the_te
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", [EmbeddingLoss(), SimilarityLoss()], ids=lambda loss: loss.kind)
+@pytest.mark.parametrize("loss", [EmbeddingLoss(), SimilarityLoss(), AnchorsLoss()], ids=lambda loss: loss.kind)
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn(loss: TeacherLoss) -> None:
     assert value(loss, random_outputs(10), random_outputs(10)) == pytest.approx(0, abs=1e-6)
 
