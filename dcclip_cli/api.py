@@ -14,7 +14,8 @@ from dcclip_cli.machine import bound_spinning, disable_telemetry
 from dcclip_cli.progress import Progress, progress_for
 from dcclip_cli.recipe.load import LoadedRecipe, RecipeSource
 from dcclip_cli.recipe.load import load as load_recipe
-from dcclip_cli.recipe.run import ModelSummary, RecipeRun, StageResult
+from dcclip_cli.recipe.run import RecipeRun, StageResult
+from dcclip_cli.recipe.summary import ModelSummary
 from dcclip_cli.run_dir import RunDir, StageName, TrainResult
 from dcclip_cli.signals import keeping
 

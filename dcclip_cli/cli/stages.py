@@ -16,7 +16,7 @@ from dcclip_cli.machine import cores
 if TYPE_CHECKING:
     from dcclip_cli.curation.collect import CollectResult
     from dcclip_cli.recipe.load import LoadedRecipe
-    from dcclip_cli.recipe.run import ModelSummary
+    from dcclip_cli.recipe.summary import ModelSummary
     from dcclip_cli.run_dir import TrainResult
 
 _ENGINE = Option("--engine", help="What runs the tasks; slurm is set up by the key collect.cluster.")
@@ -39,7 +39,8 @@ def run(
 ) -> None:
     """Run all stages of a recipe in order.
 
-    Finished stages are skipped. Ends with a table of teacher, student and bundle: accuracy, size and speed.
+    Finished stages are skipped. Ends with a table of teacher, student and bundle: size, speed, and top-1 on the test
+    sets of the recipe or, if it has none, how often their best text for an image is the teacher's.
     """
     flags.out(out)
     loaded = flags.open_recipe(recipe, sets)
@@ -174,6 +175,10 @@ def _show_models(title: str, models: list[ModelSummary]) -> None:
     """Print models in columns, and the ratio of student to teacher."""
     lines: list[tuple[str, list[float], str, float]] = [
         *((f"top-1 {name}", [one.top1[name] for one in models], "{:.1%}", 1) for name in models[0].top1),
+        *(
+            (Message("agreement with the teacher, {on}", on=on), [one.agreement[on] for one in models], "{:.1%}", 1)
+            for on in models[0].agreement
+        ),
         (Message("parameters"), [one.parameters for one in models], "{:.2f} M", 1e6),
         (Message("size of the weights"), [one.size_bytes for one in models], "{:.1f} MB", 1e6),
         (Message("one image"), [one.image_ms for one in models], "{:.1f} ms", 1),

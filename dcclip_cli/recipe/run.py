@@ -8,13 +8,12 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dcclip_cli.checksums import read_record, write_record
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import cache_folder
 from dcclip_cli.launched import is_launched
@@ -22,6 +21,7 @@ from dcclip_cli.machine import is_first_process
 from dcclip_cli.options import decisive
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.recipe.load import LoadedRecipe, record
+from dcclip_cli.recipe.summary import SUMMARY, ModelSummary, agreements, keep_summary, kept_summary
 from dcclip_cli.run_dir import RESOLVED, STAGES, RunDir, StageName, TrainResult, finished, has_product
 from dcclip_cli.signals import keeping
 
@@ -37,21 +37,7 @@ if TYPE_CHECKING:
     from dcclip_cli.train.estimate import StageWork
 
 
-SUMMARY = "summary.json"
-SUMMARY_FORMAT = 2
 StageResult: TypeAlias = "CollectResult | TrainResult | ExportResult | list[EvalResult]"
-
-
-@dataclass(frozen=True)
-class ModelSummary:
-    """Size, latency on one CPU thread, and top-1 (0..1, by data set and language) of one model of a run."""
-
-    name: str
-    parameters: int
-    size_bytes: int
-    image_ms: float
-    text_ms: float
-    top1: dict[str, float]
 
 
 @dataclass
@@ -356,14 +342,7 @@ class RecipeRun:
 
     def _kept_summary(self) -> list[ModelSummary]:
         """The summary that an earlier run measured of the same weights and test sets; empty if there is none."""
-        file = self.dir.root / SUMMARY
-        try:
-            content = read_record(file, SUMMARY_FORMAT, "").content if file.exists() else {}
-        except DcclipError as error:
-            self.progress.say(Message("warning: {what}; it is made again", what=error.what))
-            return []
-        is_current = (content.get("format"), content.get("of")) == (SUMMARY_FORMAT, self._identity())
-        return [ModelSummary(**row) for row in content["rows"]] if is_current else []
+        return kept_summary(self.dir.root / SUMMARY, self._identity(), self.progress)
 
     def _identity(self) -> str:
         """A hash over the trained weights and the sections of the recipe that decide evaluation and export."""
@@ -375,16 +354,28 @@ class RecipeRun:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _measure(self) -> list[ModelSummary]:
-        """Measure size and latency of the run's models and keep them with their top-1 in the run."""
+        """Measure the run's models and keep that with their top-1, or their agreement with the teacher, in the run."""
         from dcclip_cli.predict.encoder import footprint, load_encoder
 
-        rows = []
-        for name, reference in self._models().items():
+        models, rows = self._models(), []
+        agreement = self._agreements(models)
+        for name, reference in models.items():
             top1 = {f"{one.dataset} {one.language}": one.value for one in self._results.get(name, ())}
-            rows.append(ModelSummary(name, **asdict(footprint(load_encoder(reference, "cpu"))), top1=top1))
-        content = {"format": SUMMARY_FORMAT, "of": self._identity(), "rows": [asdict(row) for row in rows]}
-        write_record(self.dir.root / SUMMARY, content, alone=True)
+            measured = asdict(footprint(load_encoder(reference, "cpu")))
+            rows.append(ModelSummary(name, **measured, top1=top1, agreement=agreement.get(name, {})))
+        keep_summary(self.dir.root / SUMMARY, self._identity(), rows)
         return rows
+
+    def _agreements(self, models: Mapping[str, ModelReference]) -> dict[str, dict[str, float]]:
+        """`agreements`, if there is a teacher and no test set says more."""
+        if "teacher" not in models or self.loaded.recipe.eval is not None:
+            return {}
+        from dcclip_cli.exporters.samples import recipe_samples
+
+        given = recipe_samples(self.data(), "validation", "train")
+        if given is None or given.embeddings is not None:
+            return {}
+        return agreements(models, given, self.device, self.progress)
 
 
 def _parity(parity: Parity | None) -> str:

@@ -14,7 +14,7 @@ from dcclip_cli.exporters.export import ExportResult
 from dcclip_cli.model.trim import TrimResult
 from dcclip_cli.predict.model import Model
 from dcclip_cli.publish.push import Pushed
-from dcclip_cli.recipe.run import ModelSummary
+from dcclip_cli.recipe.summary import ModelSummary
 from dcclip_cli.run_dir import TrainResult
 from docs.generate.markdown import MADE, code, table
 

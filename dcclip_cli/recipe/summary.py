@@ -1,0 +1,97 @@
+"""The table that a run ends with: size, latency, and accuracy or agreement with the teacher, kept in the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dcclip_cli.checksums import read_record, write_record
+from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.files import cache_folder
+from dcclip_cli.progress import Progress
+
+if TYPE_CHECKING:
+    from dcclip_cli.data.pair import PairDataset
+    from dcclip_cli.model.reference import ModelReference
+
+SUMMARY = "summary.json"
+_FORMAT = 3
+_SAMPLES = 128  # images, and texts per language: some seconds with the starter as teacher
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """Size, latency on one CPU thread, and accuracy of one model of a run.
+
+    `top1` is 0..1, by test set and language. `agreement` is there where the recipe has no test sets: the fraction of
+    images with the same best text as the teacher's, by data and language. It says how well a student copies, not
+    whether either is right.
+    """
+
+    name: str
+    parameters: int
+    size_bytes: int
+    image_ms: float
+    text_ms: float
+    top1: dict[str, float]
+    agreement: dict[str, float]
+
+
+def kept_summary(file: Path, identity: str, progress: Progress) -> list[ModelSummary]:
+    """The summary in a file, if it is of the models and test sets with this `identity`; else an empty list."""
+    try:
+        content = read_record(file, _FORMAT, "").content if file.exists() else {}
+    except DcclipError as error:
+        progress.say(Message("warning: {what}; it is made again", what=error.what))
+        return []
+    is_current = (content.get("format"), content.get("of")) == (_FORMAT, identity)
+    return [ModelSummary(**row) for row in content["rows"]] if is_current else []
+
+
+def keep_summary(file: Path, identity: str, rows: Sequence[ModelSummary]) -> None:
+    """Write what `kept_summary` finds."""
+    content = {"format": _FORMAT, "of": identity, "rows": [asdict(row) for row in rows]}
+    write_record(file, content, alone=True)
+
+
+def agreements(
+    models: Mapping[str, ModelReference], given: PairDataset, device: str, progress: Progress
+) -> dict[str, dict[str, float]]:
+    """How often (0..1) each model finds the same best text as the model "teacher", by data and language.
+
+    On the images and texts that an export is checked on; empty where these have no texts. Embeddings are kept in the
+    cache, so that a large teacher is run once for all its students.
+    """
+    from dcclip_cli.data.pair import LANGUAGES
+    from dcclip_cli.eval.dataset import Images, ImageTransform
+    from dcclip_cli.eval.embedding import Embedder, FeatureCache
+    from dcclip_cli.exporters.parity import best
+    from dcclip_cli.exporters.samples import images_and_captions
+    from dcclip_cli.predict.encoder import load_encoder
+
+    lazy, captions = images_and_captions(given, _SAMPLES)
+    texts = {language: own for language, own in zip(LANGUAGES, captions, strict=True) if len(own) > 1}
+    if not texts or not lazy:
+        return {}
+    source, cache = Path(given.path).name, FeatureCache(cache_folder(), progress.say)
+    images = Images([str(number) for number in range(len(lazy))], lazy.__getitem__, given.fingerprint)
+    among = ", ".join(f"{len(own)} ({language})" for language, own in texts.items())
+    progress.say(
+        Message(
+            "agreement: how often a model's best text is the teacher's, on {images} images of {source}, among {texts}",
+            images=len(images),
+            source=source,
+            texts=among,
+        )
+    )
+    chosen = {}
+    for name, reference in models.items():
+        embedder = Embedder(load_encoder(reference, device), cache, progress)
+        vectors = embedder.images(images, ImageTransform(), source, None).vectors
+        chosen[name] = {f"{source} {language}": best(vectors, embedder.texts(own)) for language, own in texts.items()}
+    return {
+        name: {on: float((found == chosen["teacher"][on]).mean()) for on, found in own.items()}
+        for name, own in chosen.items()
+    }

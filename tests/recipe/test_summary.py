@@ -1,0 +1,56 @@
+"""The table that a run without test sets ends with: how often its models choose the text that the teacher chooses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dcclip_cli.model.preprocess import decode
+from dcclip_cli.model.reference import resolve
+from dcclip_cli.predict.encoder import load_encoder
+from tests.cli.conftest import dcclip
+from tests.conftest import COLOURS
+
+TEXTS = {"zh": sorted(f"{colour}色的" for colour in COLOURS.values()), "en": sorted(COLOURS)}
+
+
+@pytest.mark.any_cpu
+def test_a_run_on_images_and_texts_ends_with_the_agreement_with_its_teacher(
+    whole_recipe: dict[str, Any], pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("words.txt").write_text("\n".join([*TEXTS["zh"], *TEXTS["en"]]), "utf-8")
+    recipe = {name: value for name, value in whole_recipe.items() if name not in ("align", "eval")}
+    recipe["distill"] = recipe["distill"] | {"losses": [{"kind": "embedding"}], "steps": 2, "batch_size": 4}
+    recipe["data"] = {"images": "./图片 pictures", "texts": "./words.txt"}
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")
+    done = dcclip("run", "recipe.yaml")
+    assert "on 5 images of 图片 pictures, among 5 (zh), 5 (en)" in done.stderr
+
+    rows = json.loads(Path("runs/一生/summary.json").read_text("utf-8"))["rows"]
+    assert [row["name"] for row in rows] == ["teacher", "student", "bundle"]
+    teacher, student = (
+        best_texts(f"hf:{recipe['teacher']['model']}", pictures),
+        best_texts("runs/一生/distill/model", pictures),
+    )
+    agreement = {
+        f"图片 pictures {language}": sum(map(str.__eq__, teacher[language], student[language])) / 5
+        for language in TEXTS
+    }
+    assert [row["agreement"] for row in rows] == [dict.fromkeys(agreement, 1), agreement, agreement]
+    assert 0 < sum(agreement.values()) < 2  # else nothing could be told from it
+    shown = [line for line in done.stdout.splitlines() if line.startswith("agreement with the teacher, 图片 pictures ")]
+    assert [line.split()[-4:-2] for line in shown] == [["100.0%", f"{value:.1%}"] for value in agreement.values()]
+    assert dcclip("run", "recipe.yaml").stdout == done.stdout  # kept
+
+
+def best_texts(model: str, pictures: list[Path]) -> dict[str, list[str]]:
+    """The text, of each language, that a model finds best for each picture, one after the other."""
+    encoder = load_encoder(resolve(model), "cpu")
+    images = [encoder.encode_pixels(encoder.preprocess(decode(picture))[None])[0] for picture in pictures]
+    return {
+        language: [texts[int((encoder.encode_texts(texts) @ image).argmax())] for image in images]
+        for language, texts in TEXTS.items()
+    }
