@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
+from dcclip_cli import api
 from dcclip_cli.recipe.load import load
 from dcclip_cli.recipe.preflight import check
 from dcclip_cli.run_dir import RunDir
 from dcclip_cli.train.disk_space import Rows
 from dcclip_cli.train.estimate import Pace, StageWork, Times, duration, lines, long_teacher_work, size
 from dcclip_cli.train.timing import by_measuring, by_operations
+from tests.conftest import SHAPES
+from tests.train.jobs import Watch
 
 
 @pytest.fixture
@@ -34,6 +37,25 @@ def test_a_stage_knows_its_steps_and_what_its_teacher_is_asked(works: list[Stage
     assert first[0] == "distill: 3 steps of 8 samples take about 2 s (0.5 s a step, measured)"
     assert first[1].startswith("distill: the teacher encodes about 24 images and up to ")
     assert second[1].startswith("align: the teacher encodes about 0 images and up to 0 texts (of 24 and ")
+
+
+def test_images_and_texts_are_estimated_and_counted_by_their_own_numbers_per_step(
+    whole_recipe: dict[str, Any], pictures: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "lines.tsv").write_text("".join(f"{zh}\t{en}\n" for en, zh in SHAPES.items()), "utf-8")
+    recipe = {name: value for name, value in whole_recipe.items() if name not in ("align", "eval", "export")}
+    recipe["data"] = {"images": str(pictures[0].parent), "texts": str(tmp_path / "lines.tsv")}
+    own = {"losses": [{"kind": "embedding"}], "images_per_step": 3, "texts_per_step": 2, "augmentations": 20}
+    recipe["distill"] = recipe["distill"] | own  # batch_size: 8 is for pairs
+    (work,) = check(load(recipe), RunDir(tmp_path / "run"), ("distill",))
+    first, second, _ = lines(work, Times(0.5, [Pace(1.0, 0.5)], True), {})
+    assert first.startswith("distill: 3 steps of 5 samples ")
+    assert second.startswith("distill: the teacher encodes about 9 images and up to 12 texts: ")
+    watch = Watch()
+    api.distill(recipe, out=tmp_path / "run", progress=watch)
+    (took, computed) = (line for line in watch.said if line.startswith(("teacher: ran", "teacher: features")))
+    assert computed.endswith("computed 9 images, 12 captions")
+    assert "in each of these 3 steps" in took and "saved" not in took  # every step had others
 
 
 def test_hours_of_teacher_work_are_announced_with_what_would_shorten_them(works: list[StageWork]) -> None:
