@@ -157,6 +157,11 @@ class MixedBatchSampler:
         return sum(sampler.batch_size for sampler in self.samplers)
 
     @property
+    def images_per_step(self) -> int:
+        """Images of a step, over all processes."""
+        return sum(sampler.batch_size for sampler in self.samplers if sampler.dataset.num_images)
+
+    @property
     def steps_per_epoch(self) -> int:
         return self.samplers[0].steps_per_epoch
 

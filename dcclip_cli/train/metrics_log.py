@@ -13,6 +13,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from dcclip_cli.data.samplers import MixedBatchSampler
 from dcclip_cli.errors import Message, writing
 from dcclip_cli.files import atomic_write
 from dcclip_cli.progress import Progress
@@ -97,12 +98,16 @@ class StepTimer:
         yield
         self._waited += time.monotonic() - began
 
-    def speed(self, step: int, total_steps: int, batch_size: int) -> dict[str, float]:
-        """Images per second, seconds per step spent waiting for data, and seconds left; starts the next interval."""
+    def speed(self, step: int, total_steps: int, sampler: MixedBatchSampler) -> dict[str, float]:
+        """Images per second (of steps without images texts), seconds of a step spent waiting for data, seconds left.
+
+        Starts the next interval.
+        """
         now, count = time.monotonic(), step - self._step
         step_s = (now - self._began) / count
+        rate = "images_per_second" if sampler.images_per_step else "texts_per_second"
         speed = {
-            "images_per_second": batch_size / step_s,
+            rate: (sampler.images_per_step or sampler.batch_size) / step_s,
             "data_wait_s": self._waited / count,
             "seconds_left": step_s * (total_steps - step),
         }

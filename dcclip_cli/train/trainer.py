@@ -132,7 +132,8 @@ class Trainer:
             terms, norm = self.train_step(batch)
             if state.step % options.log_every_steps == 0 or state.step == self.total_steps:
                 speed = self._log_step(terms, norm)
-                shown.advance(0, loss=self.metrics["loss"], images_per_s=speed["images_per_second"])
+                rate = next(name for name in speed if name.endswith("_per_second"))
+                shown.advance(0, loss=self.metrics["loss"], **{rate.removesuffix("econd"): speed[rate]})
             if state.step == CHANCE_STEP and self.is_main_process:
                 warn_at_chance(terms, self.task.chance, CHANCE_STEP, self.info.progress)
             shown.advance()
@@ -284,7 +285,7 @@ class Trainer:
             "skipped_steps": self.state.skipped_steps,
             **self.task.metrics(),
         }
-        speed = self._timer.speed(step, self.total_steps, self.sampler.batch_size)
+        speed = self._timer.speed(step, self.total_steps, self.sampler)
         self._log.write(step, {**self.metrics, **speed})
         return speed
 

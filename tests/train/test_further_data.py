@@ -10,7 +10,7 @@ from dcclip_cli.data.pair import Pair
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.tokenizer import load_tokenizer
-from tests.train.jobs import Job, elsewhere, refused, run, sha256, weights
+from tests.train.jobs import Job, elsewhere, logged, refused, run, sha256, weights
 
 ZH = ["紫色的小鱼", "白色的大树", "粉色的星星", "黄色的小船"]
 EN = ["purple fish", "white tree", "pink star", "yellow boat"]
@@ -72,6 +72,23 @@ def test_anchors_join_images_and_texts_that_do_not_belong_together(
     after = weights(run(distilling))
     changed = {name.partition(".")[0] for name, value in after.items() if (value - before[name]).abs().max() > 1e-5}
     assert changed == {"text", "visual"}
+
+
+def test_the_rate_counts_images_and_texts_only_in_steps_without_images(
+    distilling: Job, lines_file: Path, folder: Path
+) -> None:
+    distilling["options"] |= {"losses": [{"kind": "embedding"}], "images_per_step": 2, "texts_per_step": 16}
+    distilling["options"] |= {"steps": 2, "log_every_steps": 1}
+    found = []
+    for name, data in (("both", {"images": str(folder)}), ("texts", {})):
+        result = run(elsewhere(distilling, name, data={**data, "texts": str(lines_file)}))
+        first = logged(result.model.parent)[0]
+        # one more step is left
+        found.append({key: value * first["seconds_left"] for key, value in first.items() if key.endswith("_second")})
+    assert found == [
+        {"images_per_second": pytest.approx(2, rel=0.01)},
+        {"texts_per_second": pytest.approx(16, rel=0.01)},
+    ]
 
 
 def test_none_of_the_lines_a_step_is_a_run_without_them(distilling: Job, lines_file: Path) -> None:

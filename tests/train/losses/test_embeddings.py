@@ -96,8 +96,7 @@ def test_anchors_compare_distributions_over_the_teachers_other_tower_and_need_no
     student, teacher = random_outputs(2, count=4), random_outputs(3, count=4)
     # Two images, four texts: none of the last two belongs to an image.
     student, teacher = (
-        replace(one, image=ImageFeatures(*(two[:2] for two in (one.image.embedding, one.image.map))))
-        for one in (student, teacher)
+        replace(one, image=ImageFeatures(one.image.embedding[:2], one.image.map[:2])) for one in (student, teacher)
     )
     expected = []
     for language in ("zh", "en"):
