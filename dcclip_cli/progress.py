@@ -125,6 +125,7 @@ class _LineTask:
     def __init__(self, say: Callable[[str], object], name: str, total: int, done: int) -> None:
         self._say, self._name, self._total, self._done, self._first = say, name, total, done, done
         self.begin = time.monotonic()
+        self._reported = self.begin, done
         self._next = self.begin + _FIRST_LINE_S
         self._metrics = ""
 
@@ -136,9 +137,12 @@ class _LineTask:
             self._next = time.monotonic() + _NEXT_LINES_S
 
     def report(self, last: bool = False) -> None:
-        seconds = time.monotonic() - self.begin
-        rate = (self._done - self._first) / seconds if seconds else 0.0
+        # The time left follows from the rate since the last line: a task may begin with work of another kind.
+        now, (since, before) = time.monotonic(), (self.begin, self._first) if last else self._reported
+        seconds = now - since
+        rate = (self._done - before) / seconds if seconds else 0.0
         left = Message("took {time}", time=_clock(seconds))
+        self._reported = now, self._done
         if rate and not last:
             left = Message("{time} left", time=_clock((self._total - self._done) / rate))
         done = Message("{name} {done}/{total}", name=self._name, done=self._done, total=self._total)

@@ -44,6 +44,17 @@ def test_plain_lines_are_few_and_tell_rate_and_time_left(clock: Clock, capsys: p
     ]
 
 
+def test_the_time_left_follows_the_recent_rate(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.Lines().task("蒸馏 distill", total=100) as task:
+        clock.now += 80  # the first step waits for other work
+        for _ in range(100):
+            clock.now += 0.5
+            task.advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1:3] == ["蒸馏 distill 31/100  2.0/s  0:34 left", "蒸馏 distill 61/100  2.0/s  0:20 left"]
+    assert lines[-1] == "蒸馏 distill 100/100  0.8/s  took 2:10"
+
+
 def test_a_brief_task_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with progress.Lines().task("read", total=2) as task:
         task.advance(2)
