@@ -35,6 +35,7 @@ from dcclip_cli.exporters.rounding import (
 )
 from dcclip_cli.exporters.samples import calibration_texts, images_and_captions
 from dcclip_cli.exporters.source import Source, prepare
+from dcclip_cli.predict.images import batched
 from dcclip_cli.predict.onnx_encoder import IMAGE, TEXT
 
 _DENSE = ("MatMul", "Gemm")
@@ -297,6 +298,6 @@ class OnnxGraphs:
         tokenizer, preprocess = prepare(self._source), self._source.preprocessing
         ids = [np.asarray([tokenizer.encode(text).ids], np.int64) for text in texts]  # one by one: no padding
         pixels = [
-            np.stack([preprocess(image) for image in images[start : start + 16]]) for start in range(0, len(images), 16)
+            np.stack([preprocess(images[place]) for place in places]) for places in batched(range(len(images)), 16)
         ]
         return {"image": Int8Tower(self._fp32 / IMAGE, pixels), "text": Int8Tower(self._fp32 / TEXT, ids)}
