@@ -1,6 +1,6 @@
 """Class folders split by a hash of each file's name: four fifths to learn from, one fifth to measure with.
 
-    python benchmarks/train/hold_out.py FOLDER OUT
+    python benchmarks/photographs/hold_out.py FOLDER OUT
 
 FOLDER has a folder of images for each class and classes.yaml (`cat: {en: cat, zh: 猫}`). Writes OUT/train and OUT/held,
 class folders both, and OUT/labels.txt, the names of the classes in both languages, one in each line.
