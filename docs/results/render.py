@@ -253,12 +253,24 @@ def tables() -> dict[str, str]:
                 ("by CPU time", "collect / it, by CPU time", COLLECTED),
             ),
         ),
+        "photographs": pivot(
+            records("photographs"),
+            {"model": "model"},
+            (
+                ("parameters", "parameters", CALTECH),
+                ("top-1", "top-1", CALTECH),
+                ("share of the teacher, %", "share of the teacher", CALTECH),
+                ("top-1 of the int8 bundle", "top-1, int8", CALTECH),
+                ("time", "time, teacher and 3,000 steps", CALTECH),
+            ),
+        ),
         "evaluate-speed": evaluate("plain"),
         "evaluate-speed-fast": evaluate("fast"),
     }
 
 
 COLLECTED = "20,000 pairs of 256 px"
+CALTECH = "Caltech-101"
 
 
 def evaluate(machine: str) -> str:
