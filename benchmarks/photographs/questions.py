@@ -82,9 +82,7 @@ def main() -> None:
                 continue
             if name != "starter" and "distill" not in variant.stages:
                 continue  # no teacher: the same runs
-            found = [
-                trained(given, variant, Job(name, teacher, pairs, image_s), seed) for seed in given.seeds
-            ]
+            found = [trained(given, variant, Job(name, teacher, pairs, image_s), seed) for seed in given.seeds]
             print(f"| {name} | {variant.what} | {cell(found)} |", flush=True)
 
 
@@ -156,9 +154,7 @@ def steps_within(given: argparse.Namespace, variant: Variant, job: Job, folder: 
     return {stage: int(share * left / step_s(measured / stage)) for stage, share in shares.items()}
 
 
-def train(
-    variant: Variant, job: Job, seed: int, steps: dict[str, int], folder: Path, cache: bool = True
-) -> None:
+def train(variant: Variant, job: Job, seed: int, steps: dict[str, int], folder: Path, cache: bool = True) -> None:
     sets = [f"seed={seed}", f"teacher.model={job.teacher.resolve()}", f"data.train={job.pairs}", *variant.sets]
     sets += [f"{stage}.steps={count}" for stage, count in steps.items()]
     if not cache:
