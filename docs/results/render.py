@@ -253,8 +253,13 @@ def tables() -> dict[str, str]:
                 ("by CPU time", "collect / it, by CPU time", COLLECTED),
             ),
         ),
+        "photographs-inherited": pivot(
+            select(records("photographs"), setup="400 steps of 64"),
+            {"initial weights of the image tower": "model"},
+            (("top-1 after 400 steps", "top-1", CALTECH),),
+        ),
         "photographs": pivot(
-            records("photographs"),
+            select(records("photographs"), setup="fp32"),
             {"model": "model"},
             (
                 ("parameters", "parameters", CALTECH),
