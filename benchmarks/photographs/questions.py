@@ -103,7 +103,7 @@ def collected(folder: Path, out: Path) -> Path:
 
 
 def aligned_starter(pairs: Path, out: Path) -> Path:
-    """The starter after `align` on the captions."""
+    """The starter after `align` on the captions, with all of its image tower: some minutes."""
     align = {"start": str(STARTER), "steps": 120, "batch_size": 64, "warmup_steps": 20, "threads": 1}
     align |= {"optimizer": {"lr": 3e-4}, "augment": {"crop": 0.5, "flip": True}}
     return made(out, "aligned", {"data": {"train": str(pairs)}, "align": align}, "align") / "model"
