@@ -15,8 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,24 +27,16 @@ from dcclip_cli.api import open_run
 from dcclip_cli.recipe.load import load
 from dcclip_cli.run_dir import StageName
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(Path(__file__).parent.parent / "train"))
+
+from variants import ALONE, BATCH_SIZE, ROOT, Figures, Variant, row
+
 RECIPE = Path(__file__).with_name("questions.yaml")
+HELD = "held"
 STARTER = ROOT / "recipes/starter/model"
-LANGUAGES = ("en", "zh")
 MEASURED_STEPS = 12
 TEACHER_IMAGES = 256
-ALONE = ("align.start=scratch", "align.optimizer.lr=2e-2", "align.optimizer.other_lr=2e-3")
 KEPT = "align.losses=[{kind: embedding, weight: 4}]"
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A way to train."""
-
-    name: str
-    what: str
-    stages: tuple[StageName, ...] = ("distill", "align")
-    sets: tuple[str, ...] = ()
 
 
 VARIANTS = (
@@ -127,7 +119,7 @@ def seconds_per_image(teacher: Path, folder: Path) -> float:
     return (time.perf_counter() - begin) / len(files)
 
 
-def trained(given: argparse.Namespace, variant: Variant, job: Job, seed: int) -> dict[str, float]:
+def trained(given: argparse.Namespace, variant: Variant, job: Job, seed: int) -> Figures:
     """Top-1 of the run of one seed, trained if it has not been."""
     folder = given.out / f"{job.name}-{variant.name}-{seed}"
     file = folder / "top-1.json"
@@ -135,10 +127,10 @@ def trained(given: argparse.Namespace, variant: Variant, job: Job, seed: int) ->
         steps = steps_within(given, variant, job, folder)
         train(variant, job, seed, steps, folder)
         found = top_1(folder / variant.stages[-1] / "model", given.split / "held", folder / "eval")
-        file.write_text(json.dumps({**found, "steps": steps}), "utf-8")
+        file.write_text(json.dumps(found), "utf-8")
         print(f"{folder.name}: {cell([found])}, steps {steps}", flush=True)
-    found = json.loads(file.read_text("utf-8"))
-    return {language: found[language] for language in LANGUAGES}
+    figures: Figures = json.loads(file.read_text("utf-8"))
+    return figures
 
 
 def steps_within(given: argparse.Namespace, variant: Variant, job: Job, folder: Path) -> dict[str, int]:
@@ -168,21 +160,18 @@ def train(variant: Variant, job: Job, seed: int, steps: dict[str, int], folder: 
 def step_s(stage: Path) -> float:
     """Seconds of a step, by the log without its first entries."""
     lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text("utf-8").splitlines()][2:]
-    return statistics.median(64 / line["images_per_second"] for line in lines)
+    return statistics.median(BATCH_SIZE / line["images_per_second"] for line in lines)
 
 
-def top_1(model: Path, held: Path, out: Path) -> dict[str, float]:
-    """Zero-shot top-1 in % by language, with the bare names."""
+def top_1(model: Path, held: Path, out: Path) -> Figures:
+    """Zero-shot top-1 in 0..1 by `held LANGUAGE`, with the bare names."""
     results = dcclip.evaluate(model=str(model), datasets=[str(held)], templates="name", out=out)
-    return {one.language: 100 * one.value for one in results}
+    return {f"{HELD} {one.language}": one.value for one in results}
 
 
-def cell(found: Sequence[dict[str, float]]) -> str:
+def cell(found: list[Figures]) -> str:
     """English / Chinese: means, with the standard deviations of several."""
-    columns = [[one[language] for one in found] for language in LANGUAGES]
-    if len(found) == 1:
-        return " / ".join(f"{column[0]:.1f}" for column in columns)
-    return " / ".join(f"{statistics.mean(column):.1f} ± {statistics.stdev(column):.1f}" for column in columns)
+    return row([HELD], found)
 
 
 if __name__ == "__main__":

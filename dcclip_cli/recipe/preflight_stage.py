@@ -117,14 +117,7 @@ class StageCheck:
     def _check_data(self) -> None:
         sizes = self.sizes
         for number, loss in enumerate(self.losses):
-            if not loss.learns_from(sizes.keys()):
-                error = DcclipError(
-                    "the data has nothing for loss {kind}",
-                    "set {wanted}, or remove the loss",
-                    kind=loss.kind,
-                    wanted=loss.wanted_data(),
-                )
-                self._report(("losses", number), error)
+            self.ask((self.stage, "losses", number), partial(loss.check_data, sizes.keys()))
         for kind, size in sizes.items():
             key = _SIZES[kind] if getattr(self.options, _SIZES[kind], None) else "batch_size"
             found = self.preview(kind)

@@ -238,13 +238,7 @@ def _in_the_teachers_space(
 def _check_data(setup: StageSetup, training: TrainingData) -> None:
     """Raise DcclipError for losses that the data has nothing for, and for embeddings where images are needed."""
     for loss in setup.losses:
-        if not loss.learns_from(training.datasets.keys()):
-            raise DcclipError(
-                "the data has nothing for loss {kind}",
-                "set {wanted}, or remove the loss",
-                kind=loss.kind,
-                wanted=loss.wanted_data(),
-            )
+        loss.check_data(training.datasets.keys())
     pairs = training.datasets.get("pairs")
     if pairs is None or pairs.embeddings is None:
         return

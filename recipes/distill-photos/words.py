@@ -21,9 +21,9 @@ WORDS = Path(__file__).parents[1] / "starter/words.txt"
 
 def words_near(labels: list[str], words: list[str], count: int, model: str) -> list[str]:
     """The labels, then the `count` words with the largest cosine to any of them, in the order of `words`."""
-    loaded = dcclip.load(model)
+    loaded, known = dcclip.load(model), set(labels)
     cosines = loaded.embed_texts(words) @ loaded.embed_texts(labels).T
-    new = [row for row in np.argsort(-cosines.max(1), kind="stable").tolist() if words[row] not in set(labels)]
+    new = [row for row in np.argsort(-cosines.max(1), kind="stable").tolist() if words[row] not in known]
     return labels + [words[row] for row in sorted(new[:count])]
 
 

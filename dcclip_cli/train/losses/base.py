@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from dcclip_cli.errors import Message
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.options import Options, Removed
 
 if TYPE_CHECKING:
@@ -110,14 +110,17 @@ class Loss(Options, ABC):
     embeddings_only: ClassVar[bool] = True  # whether it can be computed from the whole batch's embeddings alone
     compares: ClassVar[bool] = True  # the samples of a batch with each other, so that the parts of a batch are another
 
-    def learns_from(self, kinds: Collection[str]) -> bool:
-        """Whether data of these kinds has something for this loss."""
-        return bool(self.needs & set(kinds)) or (self.joint and {"images", "texts"} <= set(kinds))
-
-    def wanted_data(self) -> str:
-        """The keys of the data that it can learn from, in words."""
+    def check_data(self, kinds: Collection[str]) -> None:
+        """Raise DcclipError unless data of these kinds has something for this loss."""
+        if self.needs & set(kinds) or (self.joint and {"images", "texts"} <= set(kinds)):
+            return
         keys = ["data.train" if kind == "pairs" else f"data.{kind}" for kind in sorted(self.needs)]
-        return " or ".join([*keys, *(["data.images and data.texts"] if self.joint else [])])
+        raise DcclipError(
+            "the data has nothing for loss {kind}",
+            "set {wanted}, or remove the loss",
+            kind=self.kind,
+            wanted=" or ".join([*keys, *(["data.images and data.texts"] if self.joint else [])]),
+        )
 
     def weight_at(self, done: float) -> float:
         """The weight when a fraction `done` of the run, in 0..1, is over."""

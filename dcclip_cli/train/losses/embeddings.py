@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 MOST_SCALE = 10_000.0  # a temperature of 0.0001
 
 
-class EmbeddingLoss(TeacherLoss):
+class AdaptedLoss(TeacherLoss):
+    """A loss on the student's embeddings at the teacher's width."""
+
+    def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
+        return embedding_adapters(student, teacher)
+
+
+class EmbeddingLoss(AdaptedLoss):
     """1 - cos(v_s, v_t) and 1 - cos(t_s, t_t), the mean of both towers: CLIP-KD's feature distillation (FD).
 
     For unit vectors the MSE summed over the width is 2 - 2 cos, so this is FD without its weight of 2000, which only
@@ -38,9 +45,6 @@ class EmbeddingLoss(TeacherLoss):
     def trained_towers(self) -> frozenset[Tower]:
         return frozenset({"image", "text"})
 
-    def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
-        return embedding_adapters(student, teacher)
-
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         from torch.nn import functional as F
 
@@ -56,7 +60,7 @@ class EmbeddingLoss(TeacherLoss):
         return (image + sum(texts) / len(texts)) / 2 if texts else image
 
 
-class CrossLingualLoss(TeacherLoss):
+class CrossLingualLoss(AdaptedLoss):
     """1 - cos of the student's Chinese and the teacher's English embedding of one image's or line's two captions.
 
     So do AltCLIP (arXiv 2211.06679) and multilingual-CLIP learn a language from parallel text; the student's own
@@ -69,9 +73,6 @@ class CrossLingualLoss(TeacherLoss):
 
     kind: Literal["cross_lingual"] = "cross_lingual"
     needs: ClassVar[frozenset[Needs]] = frozenset({"texts", "pairs"})
-
-    def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
-        return embedding_adapters(student, teacher)
 
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         from torch.nn import functional as F
@@ -87,7 +88,7 @@ class CrossLingualLoss(TeacherLoss):
         return mean_of(losses, student.image.embedding)
 
 
-class InteractiveLoss(TeacherLoss):
+class InteractiveLoss(AdaptedLoss):
     """1/2 [CE(v_s . t_t / tau) + CE(t_s . v_t / tau)]: the student against the teacher's other tower (CLIP-KD, ICL).
 
     Captions that occur twice in a batch count as each other's negatives. The first half teaches the image tower, the
@@ -103,9 +104,6 @@ class InteractiveLoss(TeacherLoss):
     @property
     def trained_towers(self) -> frozenset[Tower]:
         return frozenset({"image", "text"} if self.learns == "both" else {self.learns})
-
-    def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
-        return embedding_adapters(student, teacher)
 
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         import torch
@@ -129,7 +127,7 @@ class InteractiveLoss(TeacherLoss):
         return mean_of(losses, image)
 
 
-class AnchorsLoss(TeacherLoss):
+class AnchorsLoss(AdaptedLoss):
     """1/2 [KL(p(v_t, t_t) || p(v_s, t_t)) + KL(p(t_t, v_t) || p(t_s, v_t))], p a softmax over the teacher's embeddings.
 
     p(v, t) is the distribution of an image over all texts of a language in the batch, p(t, v) that of a text over all
@@ -144,9 +142,6 @@ class AnchorsLoss(TeacherLoss):
     @property
     def trained_towers(self) -> frozenset[Tower]:
         return frozenset({"image", "text"})
-
-    def adapters(self, student: Widths, teacher: Widths) -> dict[str, nn.Module]:
-        return embedding_adapters(student, teacher)
 
     def __call__(self, student: Outputs, teacher: Outputs, adapters: Mapping[str, nn.Module]) -> Tensor:
         adapted = adapt_embeddings(student, adapters)
