@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,9 +20,13 @@ from dcclip_cli.errors import writing
 _NAME = re.compile(r"\.(?P<name>.+)\.\d+-[0-9a-f]{8}\.(?P<kind>partial|old)", re.DOTALL)
 _STALE_S = 24 * 3600  # age at which what cannot be locked counts as left by a killed process
 _SWAP_S = 60  # longer than the moment in which a folder is replaced
+_GONE_S = 1.0  # in which other threads of a process that exits create or write what is then removed
 
 _own: dict[Path, int | None] = {}  # of this process, with the descriptors that lock them
 _swept: set[Path] = set()  # folders whose abandoned files were removed
+_creating = threading.RLock()  # for good held by a process that exits
+if hasattr(os, "register_at_fork"):  # so that a forked process does not wait for a thread that it does not have
+    os.register_at_fork(before=_creating.acquire, after_in_parent=_creating.release, after_in_child=_creating.release)
 
 
 @contextmanager
@@ -31,7 +36,8 @@ def partial(final: Path, folder: bool = False) -> Iterator[Path]:
     Before it, what killed processes left next to `final` is removed.
     """
     remove_abandoned(final.parent)
-    path = _create(final, folder)
+    with _creating:
+        path = _create(final, folder)
     try:
         with writing(final):
             yield path
@@ -41,9 +47,13 @@ def partial(final: Path, folder: bool = False) -> Iterator[Path]:
 
 
 def remove_own() -> None:
-    """Remove all that this process has not finished; for a process that exits now."""
+    """Remove all that this process, which exits now, has not finished; none of its threads can begin more."""
+    until = time.monotonic() + _GONE_S
+    _creating.acquire(timeout=_GONE_S)
     for path in list(_own):
         remove(path)
+        while path.exists() and time.monotonic() < until:  # a folder, into which another thread was writing
+            remove(path)
 
 
 def remove_abandoned(folder: Path) -> None:

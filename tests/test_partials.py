@@ -24,6 +24,28 @@ with atomic_folder(Path(sys.argv[1], "模型 a")) as folder, atomic_file(Path(sy
     time.sleep(600)
 """
 
+ENDING = """
+import os, sys, threading, time
+from pathlib import Path
+from dcclip_cli.partials import partial, remove_own
+def write():
+    while True:
+        with partial(Path(sys.argv[1], "模型"), folder=True) as folder:
+            for number in range(200):
+                (folder / str(number)).write_bytes(b"half")
+for _ in range(3):
+    threading.Thread(target=write, daemon=True).start()
+time.sleep(0.2)
+remove_own()
+time.sleep(0.1)
+os._exit(0)
+"""
+
+
+def test_a_process_that_ends_leaves_nothing_of_the_threads_that_go_on(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", ENDING, str(tmp_path)], check=True, stderr=subprocess.DEVNULL)
+    assert not list(tmp_path.iterdir())
+
 
 @pytest.mark.parametrize("reaped", [True, False])
 def test_the_next_writer_removes_what_a_killed_process_left_but_not_what_a_living_one_writes(
