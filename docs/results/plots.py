@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from docs.results.records import FOLDER, IMAGES, LANGUAGES, mean, only, records, select
+from docs.results.records import FOLDER, IMAGES, LANGUAGES, QUESTIONS, TEACHERS, Record, mean, only, records, select
 
 IMAGES_FOLDER = FOLDER.parent / "images"
 
@@ -238,25 +238,46 @@ def ablation() -> str:
 
     def draw(figure: Any, panels: Any) -> None:
         for data, axes in zip(IMAGES, panels, strict=True):
-            for place, language in enumerate(LANGUAGES):
-                where = {"data": data, "language": language}
-                axes.barh(
-                    [number + 0.4 * place for number in range(len(names))],
-                    [float(one["value"]) for one in select(rows, metric="top-1", **where)],
-                    xerr=[float(one["value"]) for one in select(rows, metric="top-1 sd", **where)],
-                    error_kw={"ecolor": "#1f2328", "elinewidth": 0.8},
-                    height=0.38,
-                    color=COLOURS[language],
-                    label=ENGLISH[language],
-                )
-            axes.set_title(data)
-            axes.set_xlabel("top-1, %")
-            axes.grid(visible=False, axis="y")
-        panels[0].set_yticks([number + 0.2 for number in range(len(names))], names)
-        panels[0].set_ylim(len(names) - 0.4, -0.4)
+            bars(axes, data, {name: select(rows, data=data, model=name) for name in names})
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
 
     return svg((10, 6), 3, draw)
+
+
+def questions() -> str:
+    """The paper's questions: top-1 of its variants on drawings and, with two teachers, on photographs."""
+    drawings, photographs = select(records("ablation"), data="twemoji"), records("photographs")
+    panels_of = {"drawings": {name: select(drawings, model=own) for name, own in QUESTIONS.items()}}
+    for teacher in TEACHERS:
+        rows = select(photographs, setup=teacher)
+        panels_of[f"photographs,\n{teacher}"] = {name: select(rows, model=name) for name in QUESTIONS}
+
+    def draw(figure: Any, panels: Any) -> None:
+        for (title, groups), axes in zip(panels_of.items(), panels, strict=True):
+            bars(axes, title, groups)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=2)
+
+    return svg((10, 3.6), 3, draw)
+
+
+def bars(axes: Any, title: str, groups: dict[str, list[Record]]) -> None:
+    """The top-1 of each group in each language, a bar each with its standard deviation; the first group on top."""
+    for place, language in enumerate(LANGUAGES):
+        found = [select(rows, language=language) for rows in groups.values()]
+        axes.barh(
+            [number + 0.4 * place for number, rows in enumerate(found) if rows],
+            [float(one["value"]) for rows in found for one in select(rows, metric="top-1")],
+            xerr=[float(one["value"]) for rows in found for one in select(rows, metric="top-1 sd")],
+            error_kw={"ecolor": "#1f2328", "elinewidth": 0.8},
+            height=0.38,
+            color=COLOURS[language],
+            label=ENGLISH[language],
+        )
+    axes.set_title(title)
+    axes.set_xlabel("top-1, %")
+    axes.grid(visible=False, axis="y")
+    axes.set_yticks([number + 0.2 for number in range(len(groups))], list(groups))
+    axes.set_ylim(len(groups) - 0.4, -0.4)
 
 
 PLOTS: dict[str, Callable[[], str]] = {
@@ -267,6 +288,7 @@ PLOTS: dict[str, Callable[[], str]] = {
     "time.svg": time,
     "english-chinese.svg": english_chinese,
     "ablation.svg": ablation,
+    "questions.svg": questions,
 }
 
 

@@ -14,6 +14,15 @@ LANGUAGES = ("en", "zh")
 # Test sets of the quick start and their images. More drawings of the same classes: benchmarks/more_styles.py.
 IMAGES = {"twemoji": 940, "emojione2": 696, "unseen": 210}
 KNOWN, UNSEEN = "known classes, more drawings", "unseen classes, more drawings"
+# The paper's questions: variants on photographs with the like ones of ablation.csv, if there are any; their teachers.
+QUESTIONS = {
+    "contrast alone": "contrast-only",
+    "contrast alone, inherited tower": "",
+    "feature maps, then contrast": "maps",
+    "embeddings, then contrast": "embeddings",
+    "ours": "default",
+}
+TEACHERS = ("starter", "starter after align")
 
 Record = dict[str, str]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from docs.results import plots
-from docs.results.records import IMAGES, KNOWN, LANGUAGES, UNSEEN, Record, mean, records, select
+from docs.results.records import IMAGES, KNOWN, LANGUAGES, TEACHERS, UNSEEN, Record, mean, records, select
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", ROOT / "README.zh.md", *sorted(Path(__file__).parent.glob("*.md")))
@@ -255,8 +255,13 @@ def tables() -> dict[str, str]:
         ),
         "photographs-inherited": pivot(
             select(records("photographs"), setup="400 steps of 64"),
-            {"initial weights of the image tower": "model"},
+            {"initial weights of the image tower": "model", "seed": "seeds"},
             (("top-1 after 400 steps", "top-1", CALTECH),),
+        ),
+        "photographs-questions": pivot(
+            [one for one in records("photographs") if one["setup"] in TEACHERS],
+            {"teacher": "setup", "what is trained": "model"},
+            (("top-1", "top-1", CALTECH), ("mean over the classes", "mean per class", CALTECH)),
         ),
         "photographs": pivot(
             select(records("photographs"), setup="fp32"),
