@@ -123,8 +123,8 @@ def start_early(number: int, imports: Sequence[str]) -> None:
 
 def end_workers() -> None:
     """End all workers of this process, which exits now; each removes its partial files."""
-    for started in _early:
-        _end(started, 0.0)
+    while _early:
+        _end(_early.pop(), 0.0)
     for started in list(_running):
         _end(started)
 

@@ -8,9 +8,8 @@ import time
 import psutil
 import pytest
 
-from dcclip_cli import processes
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.processes import WorkerKilledError, Workers, calls, start_early
+from dcclip_cli.processes import WorkerKilledError, Workers, calls, end_workers, start_early
 
 pytestmark = pytest.mark.any_cpu
 
@@ -18,8 +17,7 @@ pytestmark = pytest.mark.any_cpu
 @pytest.fixture(autouse=True)
 def no_workers_of_other_tests() -> None:
     """A command that failed before it used those started early leaves them to the end of this process."""
-    processes.end_workers()
-    processes._early.clear()
+    end_workers()
 
 
 class UnpicklableError(Exception):

@@ -5,7 +5,7 @@
 
 Captions are the names of the classes in both languages. The teacher is the starter, or the starter after `align` on
 these captions. A run has `--seconds` for the teacher's answers and all steps, of which two thirds are stage 1's; steps
-are counted by what ten of each stage take on this machine, one thread each. Runs are in OUT/TEACHER-VARIANT-SEED, and
+are counted by what some of each stage take on this machine, one thread each. Runs are in OUT/TEACHER-VARIANT-SEED, and
 finished ones are not run again. Ends with a table: top-1 and the mean over the classes in % on SPLIT/held, English /
 Chinese, mean and standard deviation over the seeds.
 """
@@ -139,7 +139,7 @@ def trained(given: argparse.Namespace, variant: Variant, job: Job, seed: int) ->
 def steps_within(given: argparse.Namespace, variant: Variant, job: Job, folder: Path) -> dict[str, int]:
     """The steps of each stage that fit into the seconds of a run, after the teacher's answers."""
     trial = folder.with_name(f"{folder.name}-speed")
-    train(variant, job, 0, dict.fromkeys(variant.stages, MEASURED_STEPS), trial, cache=False)
+    train(variant, job, 0, dict.fromkeys(variant.stages, MEASURED_STEPS), trial, log_every_steps=2)
     left = given.seconds
     if "distill" in variant.stages:
         augmentations = load(RECIPE).recipe.distill.augmentations  # type: ignore[union-attr]
@@ -149,11 +149,12 @@ def steps_within(given: argparse.Namespace, variant: Variant, job: Job, folder: 
     return {stage: int(share * left / step_s(trial / stage)) for stage, share in shares.items()}
 
 
-def train(variant: Variant, job: Job, seed: int, steps: dict[str, int], folder: Path, cache: bool = True) -> None:
+def train(
+    variant: Variant, job: Job, seed: int, steps: dict[str, int], folder: Path, log_every_steps: int = 10
+) -> None:
     sets = [f"seed={seed}", f"teacher.model={job.teacher.resolve()}", f"data.train={job.pairs}", *variant.sets]
-    sets += [f"{stage}.steps={count}" for stage, count in steps.items()]
-    if not cache:
-        sets += [f"{stage}.log_every_steps=2" for stage in steps]
+    for stage, count in steps.items():
+        sets += [f"{stage}.steps={count}", f"{stage}.log_every_steps={log_every_steps}"]
     run = open_run(load(RECIPE, sets), folder, "cpu")
     run.begin(*variant.stages)
     for stage in variant.stages:
