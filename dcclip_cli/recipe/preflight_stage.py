@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import comb
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dcclip_cli.data.options import DataOptions
+from dcclip_cli.data.pair import Language
 from dcclip_cli.data.preview import Preview, languages_in
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.recipe.schema import Recipe
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 DEFAULT_EMBED_DIM = 256  # of a student without a teacher
 _KINDS = {"pairs": "train", "images": "images", "texts": "texts"}  # of data, by their key in the section data
+_RARE = 0.01  # batches of a run that may be expected to lack a language
 _SIZES = {"pairs": "batch_size", "images": "images_per_step", "texts": "texts_per_step"}
 
 
@@ -136,26 +139,27 @@ class StageCheck:
                 what = Message("{size} cannot be split into {parts} parts ({by})", size=size, parts=parts, by=by)
                 self._report((key,), DcclipError(what, Message("make it a multiple of {parts}", parts=parts)))
         self._check_languages(sizes)
+        if "texts" in sizes and "pairs" not in sizes:
+            self._check_lines(sizes["texts"])
 
     @property
     def _phrases(self) -> int:
         return self.recipe.data.phrases if self.recipe.data else 0
 
     def _check_languages(self, sizes: Mapping[str, int]) -> None:
-        """A batch without any caption in a wanted language ends a run: there must be some."""
+        """A batch with captions in one wanted language but not in another ends a run, and without images also one
+        without any: there must be some.
+        """
         data, captioned = self.data, [kind for kind in ("pairs", "texts") if kind in sizes]
-        if data is None or not captioned or "images" in sizes or any(self.preview(kind) is None for kind in captioned):
+        if data is None or not captioned or any(self.preview(kind) is None for kind in captioned):
             return
-        previews = [one for kind in captioned if (one := self.preview(kind))]
-        for language in self.options.captions.languages:
-            if any(one.get(language) for preview in previews for one in preview.captions):
-                continue
-            if "pairs" in captioned and data.train and language in languages_in(data.train, data.columns):
-                continue
-            if "texts" in captioned and not self._all_texts_seen():
-                continue
+        languages = self.options.captions.languages
+        absent = [language for language in languages if not self._may_have(language, data, captioned)]
+        if "images" in sizes and len(absent) == len(languages):
+            return
+        for language in absent:
             places = " and ".join(f"data.{_KINDS[kind]}" for kind in captioned)
-            others = [one for one in self.options.captions.languages if one != language]
+            others = [one for one in languages if one != language]
             hint = Message(
                 "set captions.languages: [{others}], or add {language} captions",
                 others=", ".join(others),
@@ -165,6 +169,38 @@ class StageCheck:
                 Message("there are no '{language}' captions in {places}", language=language, places=places), hint
             )
             self._report(("captions", "languages"), error)
+
+    def _may_have(self, language: Language, data: DataOptions, kinds: Sequence[str]) -> bool:
+        """Whether some of these kinds of data have captions in a language, or may have, where not all was looked at."""
+        if any(one.get(language) for kind in kinds if (found := self.preview(kind)) for one in found.captions):
+            return True
+        if "pairs" in kinds and data.train and language in languages_in(data.train, data.columns):
+            return True
+        return "texts" in kinds and not self._all_texts_seen()
+
+    def _check_lines(self, size: int) -> None:
+        """Of a short list with lines in one language each, a small batch may have none in a wanted one."""
+        texts = self.preview("texts")
+        if texts is None or not self._all_texts_seen() or self._phrases:
+            return
+        lines = max(size, len(texts.captions))
+        count = {
+            language: sum(bool(one.get(language)) for one in texts.captions)
+            for language in self.options.captions.languages
+        }
+        language = min(count, key=lambda one: count[one])
+        chance = comb(lines - count[language], size) / comb(lines, size)
+        if count[language] and chance * self.options.total_steps(max(1, lines // size)) > _RARE:
+            what = Message(
+                "{size} of {lines} lines in data.texts is too few: {there} of these have '{language}' captions, and a "
+                "batch without one ends a run",
+                size=size,
+                lines=lines,
+                there=count[language],
+                language=language,
+            )
+            hint = Message("make it larger, or write each text in both languages in one line of a .tsv file")
+            self._report(("texts_per_step",), DcclipError(what, hint))
 
     def _all_texts_seen(self) -> bool:
         texts = self.preview("texts")

@@ -232,3 +232,28 @@ def test_data_that_a_stage_cannot_use_is_reported(problems: Any, pairs: list[Pai
     found, hint = problems({"data.train": str(tmp_path / "classes"), "data.validation": str(tmp_path / "classes")})
     assert [line.split(":")[0] for line in found] == ["data.train", "data.validation"]
     assert "is a folder of class folders (cat, 狗), not of pairs" in found[0] and "data.images" in hint
+
+
+def test_texts_of_which_a_batch_may_lack_a_language_are_reported(problems: Any, tmp_path: Path) -> None:
+    lines = tmp_path / "words.txt"
+    lines.write_text("".join(f"cat {number}\n猫{number}号\n" for number in range(19)) + "dog\n", "utf-8")
+    texts = {"data.train": None, "data.texts": str(lines), "distill.losses": [{"kind": "embedding"}]}
+    found, hint = problems(texts | {"distill.texts_per_step": 4}, ("distill",))
+    assert found == [
+        "distill.texts_per_step: 4 of 39 lines in data.texts is too few: 19 of these have 'zh' captions, and a "
+        "batch without one ends a run"
+    ]
+    assert hint.startswith("make it larger")
+    assert problems(texts | {"distill.texts_per_step": 32}, ("distill",))[0] == []
+
+
+def test_texts_in_one_language_are_reported_also_where_there_are_images(
+    problems: Any, pictures: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "words.txt").write_text("".join(f"cat {number}\n" for number in range(40)), "utf-8")
+    data = {"data.train": None, "data.images": str(pictures[0].parent), "data.texts": str(tmp_path / "words.txt")}
+    sizes = {"distill.images_per_step": 1, "distill.texts_per_step": 8, "distill.losses": [{"kind": "embedding"}]}
+    found, hint = problems(data | sizes, ("distill",))
+    assert found == ["distill.captions.languages: there are no 'zh' captions in data.texts"] and "[en]" in hint
+    languages = {"distill.captions.languages": ["en"]}
+    assert problems(data | sizes | languages, ("distill",))[0] == []
