@@ -271,7 +271,7 @@ def tables() -> dict[str, str]:
                 ("top-1", "top-1", CALTECH),
                 ("share of the teacher, %", "share of the teacher", CALTECH),
                 ("top-1 of the int8 bundle", "top-1, int8", CALTECH),
-                ("time", "time, teacher and 3,000 steps", CALTECH),
+                ("time", "time, teacher and all steps", CALTECH),
             ),
         ),
         "evaluate-speed": evaluate("plain"),
