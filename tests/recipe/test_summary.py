@@ -23,7 +23,12 @@ def test_a_run_on_images_and_texts_ends_with_the_agreement_with_its_teacher(
     monkeypatch.chdir(tmp_path)
     Path("words.txt").write_text("\n".join([*TEXTS["zh"], *TEXTS["en"]]), "utf-8")
     recipe = {name: value for name, value in whole_recipe.items() if name not in ("align", "eval")}
-    recipe["distill"] = recipe["distill"] | {"losses": [{"kind": "embedding"}], "steps": 2, "batch_size": 4}
+    recipe["distill"] = recipe["distill"] | {
+        "losses": [{"kind": "embedding"}],
+        "steps": 2,
+        "batch_size": 4,
+        "texts_per_step": 6,
+    }
     recipe["data"] = {"images": "./图片 pictures", "texts": "./words.txt"}
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), "utf-8")
     done = dcclip("run", "recipe.yaml")
