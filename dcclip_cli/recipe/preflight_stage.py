@@ -122,7 +122,7 @@ class StageCheck:
         for number, loss in enumerate(self.losses):
             self.ask((self.stage, "losses", number), partial(loss.check_data, sizes.keys()))
         for kind, size in sizes.items():
-            key = _SIZES[kind] if getattr(self.options, _SIZES[kind], None) else "batch_size"
+            key = self._size_key(kind)
             found = self.preview(kind)
             if found and found.exact and found.samples < size and not (kind == "texts" and self._phrases):
                 what = Message(
@@ -140,7 +140,10 @@ class StageCheck:
                 self._report((key,), DcclipError(what, Message("make it a multiple of {parts}", parts=parts)))
         self._check_languages(sizes)
         if "texts" in sizes and "pairs" not in sizes:
-            self._check_lines(sizes["texts"])
+            self._check_lines(sizes)
+
+    def _size_key(self, kind: str) -> str:
+        return _SIZES[kind] if getattr(self.options, _SIZES[kind], None) else "batch_size"
 
     @property
     def _phrases(self) -> int:
@@ -178,19 +181,18 @@ class StageCheck:
             return True
         return "texts" in kinds and not self._all_texts_seen()
 
-    def _check_lines(self, size: int) -> None:
+    def _check_lines(self, sizes: Mapping[str, int]) -> None:
         """Of a short list with lines in one language each, a small batch may have none in a wanted one."""
-        texts = self.preview("texts")
-        if texts is None or not self._all_texts_seen() or self._phrases:
+        texts, size, languages = self.preview("texts"), sizes["texts"], self.options.captions.languages
+        if texts is None or not self._all_texts_seen() or self._phrases or size > len(texts.captions):
             return
-        lines = max(size, len(texts.captions))
-        count = {
-            language: sum(bool(one.get(language)) for one in texts.captions)
-            for language in self.options.captions.languages
-        }
+        if "images" in sizes and len(languages) == 1:
+            return  # a batch may have images alone
+        lines = len(texts.captions)
+        count = {language: sum(bool(one.get(language)) for one in texts.captions) for language in languages}
         language = min(count, key=lambda one: count[one])
         chance = comb(lines - count[language], size) / comb(lines, size)
-        if count[language] and chance * self.options.total_steps(max(1, lines // size)) > _RARE:
+        if count[language] and chance * self.options.total_steps(lines // size) > _RARE:
             what = Message(
                 "{size} of {lines} lines in data.texts is too few: {there} of these have '{language}' captions, and a "
                 "batch without one ends a run",
@@ -200,7 +202,7 @@ class StageCheck:
                 language=language,
             )
             hint = Message("make it larger, or write each text in both languages in one line of a .tsv file")
-            self._report(("texts_per_step",), DcclipError(what, hint))
+            self._report((self._size_key("texts"),), DcclipError(what, hint))
 
     def _all_texts_seen(self) -> bool:
         texts = self.preview("texts")

@@ -257,3 +257,6 @@ def test_texts_in_one_language_are_reported_also_where_there_are_images(
     assert found == ["distill.captions.languages: there are no 'zh' captions in data.texts"] and "[en]" in hint
     languages = {"distill.captions.languages": ["en"]}
     assert problems(data | sizes | languages, ("distill",))[0] == []
+    (tmp_path / "words.txt").write_text("".join(f"cat {number}\n猫{number}号\n" for number in range(20)), "utf-8")
+    fewer = {"distill.texts_per_step": 2}  # steps without English have images alone
+    assert problems(data | sizes | languages | fewer, ("distill",))[0] == []
