@@ -41,7 +41,7 @@ KEPT = "align.losses=[{kind: embedding, weight: 4}]"
 
 
 VARIANTS = (
-    Variant("contrast", "contrast alone, no teacher", ("align",), ALONE),
+    Variant("contrast", "contrast alone, no teacher", ("align",), ALONE, teacher=False),
     Variant("contrast-inherited", "contrast alone, inherited image tower", ("align",), (*ALONE, INHERITED)),
     Variant(
         "maps",
@@ -75,8 +75,8 @@ def main() -> None:
         for variant in VARIANTS:
             if given.only and variant.name not in given.only:
                 continue
-            if name != "starter" and variant.name == "contrast":
-                continue  # no teacher: the same runs
+            if name != given.teachers[0] and not variant.teacher:
+                continue  # the same runs
             found = [trained(given, variant, Job(name, teacher, pairs, image_s), seed) for seed in given.seeds]
             print(f"| {name} | {variant.what} | {cell(found)} |", flush=True)
 

@@ -27,12 +27,13 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train: which stages share the steps, and what is set beside the recipe."""
+    """One way to train: which stages share the steps, and what is set on top of the recipe."""
 
     name: str
     what: str
     stages: tuple[StageName, ...] = ("distill", "align")
     sets: tuple[str, ...] = ()
+    teacher: bool = True  # that anything is learnt or inherited from it
 
 
 def figures_of(variant: Variant, seed: int, steps: int, out: Path) -> Figures:

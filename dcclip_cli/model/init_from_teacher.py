@@ -68,10 +68,11 @@ def check_inherits(student: Any, teacher: Towers, layers: bool) -> None:
 
 def _too_wide(rows: Tensor, width: int) -> DcclipError:
     return DcclipError(
-        "{count} rows of width {old} cannot be widened to {width}",
-        "make student.text.width smaller, or omit student.text.inherit",
+        "{count} embeddings of width {old} have {most} principal components, fewer than student.text.width {width}",
+        "set student.text.width to at most {most}, or omit student.text.inherit",
         count=rows.shape[0],
         old=rows.shape[1],
+        most=min(rows.shape),
         width=width,
     )
 
