@@ -2,12 +2,14 @@
 
     python benchmarks/photographs/hold_out.py CLASS_FOLDERS SPLIT
     python benchmarks/photographs/questions.py SPLIT OUT [--seconds 300] [--seeds 0 1 2] [--teachers starter aligned]
+        [--set KEY=VALUE ...]
 
 Captions are the names of the classes in both languages. The teacher is the starter, or the starter after `align` on
 these captions. A run has `--seconds` for the teacher's answers and all steps, of which two thirds are stage 1's; steps
-are counted by what some of each stage take on this machine, one thread each. Runs are in OUT/TEACHER-VARIANT-SEED, and
-finished ones are not run again. Ends with a table: top-1 and the mean over the classes in % on SPLIT/held, English /
-Chinese, mean and standard deviation over the seeds.
+are counted by what some of each stage take on this machine, one thread each. `--set` sets keys of the stages for all
+variants, such as a rate, and needs an OUT of its own. Runs are in OUT/TEACHER-VARIANT-SEED, and finished ones are not
+run again. Ends with a table: top-1 and the mean over the classes in % on SPLIT/held, English / Chinese, mean and
+standard deviation over the seeds.
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--teachers", nargs="+", choices=("starter", "aligned"), default=["starter", "aligned"])
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="sets")
     parser.add_argument("--only", nargs="+", choices=[one.name for one in VARIANTS])
     given = parser.parse_args()
     pairs = collected(given.split / "train", given.out)
@@ -71,13 +74,13 @@ def main() -> None:
         teacher = STARTER if name == "starter" else aligned_starter(pairs, given.out)
         own = measured(teacher, given.split / "held", given.out / f"eval-{name}")
         print(f"| {name} | the teacher itself | {cell([own])} |", flush=True)
-        image_s = seconds_per_image(teacher, given.split / "train")
+        job = Job(name, teacher, pairs, seconds_per_image(teacher, given.split / "train"), tuple(given.sets))
         for variant in VARIANTS:
             if given.only and variant.name not in given.only:
                 continue
             if name != given.teachers[0] and not variant.teacher:
                 continue  # the same runs
-            found = [trained(given, variant, Job(name, teacher, pairs, image_s), seed) for seed in given.seeds]
+            found = [trained(given, variant, job, seed) for seed in given.seeds]
             print(f"| {name} | {variant.what} | {cell(found)} |", flush=True)
 
 
@@ -89,6 +92,7 @@ class Job:
     teacher: Path
     pairs: Path
     teacher_image_s: float
+    sets: tuple[str, ...]
 
 
 def collected(folder: Path, out: Path) -> Path:
@@ -152,7 +156,8 @@ def steps_within(given: argparse.Namespace, variant: Variant, job: Job, folder: 
 def train(
     variant: Variant, job: Job, seed: int, steps: dict[str, int], folder: Path, log_every_steps: int = 10
 ) -> None:
-    sets = [f"seed={seed}", f"teacher.model={job.teacher.resolve()}", f"data.train={job.pairs}", *variant.sets]
+    sets = [f"seed={seed}", f"teacher.model={job.teacher.resolve()}", f"data.train={job.pairs}"]
+    sets += [*variant.sets, *job.sets]
     for stage, count in steps.items():
         sets += [f"{stage}.steps={count}", f"{stage}.log_every_steps={log_every_steps}"]
     run = open_run(load(RECIPE, sets), folder, "cpu")
