@@ -1,6 +1,7 @@
 """What many tests share: a drawn bilingual data set, tiny random teachers in the hub's own format, a tiny student."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +11,22 @@ from typing import Any
 # are in English whatever the locale.
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "DCCLIP_LANG": "en"}
 
+import hypothesis
 import pytest
 from PIL import Image, ImageDraw
 
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import LANGUAGES, Pair
 from tests.images import encode
+
+# Whoever starts the tests may ignore these, as nohup does, and what they start would too.
+for _number, _handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
+
+# The same examples in each run, however busy the machine is.
+hypothesis.settings.register_profile("dcclip", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("dcclip")
 
 COLOURS = {"red": "红", "green": "绿", "blue": "蓝", "black": "黑", "orange": "橙"}
 SHAPES = {

@@ -90,7 +90,7 @@ def test_a_flipped_bit_in_any_file_is_refused(written: Written) -> None:
     folder, read = written
     files = checked_files(folder)
 
-    @settings(max_examples=120, deadline=None)
+    @settings(max_examples=120)
     @given(st.sampled_from(files), st.data())
     def flip(file: Path, data: st.DataObject) -> None:
         content = file.read_bytes()

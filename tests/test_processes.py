@@ -10,6 +10,7 @@ import pytest
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.processes import WorkerKilledError, Workers, calls, end_workers, start_early
+from tests.test_signals import ends
 
 pytestmark = pytest.mark.any_cpu
 
@@ -81,8 +82,7 @@ def test_forked_workers_end_with_the_one_that_they_were_forked_from() -> None:
         os.kill(first, signal.SIGKILL)
         with pytest.raises(WorkerKilledError):
             list(started.calls(work, [0, 1]))
-        psutil.wait_procs([psutil.Process(other) for other in both - {first} if psutil.pid_exists(other)], timeout=50)
-        assert len(both) == 2 and not any(psutil.pid_exists(other) for other in both)
+        assert len(both) == 2 and all(ends(process, 50) for process in both)
 
 
 @pytest.mark.parametrize(

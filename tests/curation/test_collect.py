@@ -343,7 +343,7 @@ def test_a_second_collection_into_the_same_run_is_refused(tmp_path: Path, five: 
 captions = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(["猫", "cat"]))
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 3), captions, captions), min_size=1, max_size=6))
 def test_every_pair_and_caption_read_is_kept_or_dropped_once(
     tmp_path_factory: pytest.TempPathFactory, picture: MakeImage, raw: list[tuple[int, list[str], list[str]]]

@@ -73,7 +73,7 @@ def test_no_body_is_no_picture(site: Site, fetcher: Fetcher) -> None:
 def test_a_server_has_so_much_time_in_all_however_it_drips(page: Page, site: Site) -> None:
     site.pages |= {"/slow": page, "/old": leads_to("/slow")}
     start = time.monotonic()
-    with Fetcher(options(site, timeout_s=0.5, retries=3)) as fetcher:
+    with Fetcher(options(site, timeout_s=1.5, retries=3)) as fetcher:
         got = fetcher.fetch(site.url("/old"))
     assert got == Drop("url-timeout", "127.0.0.1 did not send it all in time")
     assert time.monotonic() - start < 4

@@ -61,7 +61,16 @@ def test_no_host_is_asked_by_more_than_its_share() -> None:
 
 
 def test_a_host_that_is_full_does_not_keep_others_waiting() -> None:
-    network = Network(lambda url: 0.1 if "slow" in url else 0)
+    last = threading.Event()
+
+    def wait_s(url: str) -> float:
+        if url.endswith("quick.example/3"):
+            last.set()
+        if "slow" in url:
+            last.wait(20)
+        return 0
+
+    network = Network(wait_s)
     urls = [f"http://slow.example/{n}" for n in range(4)] + [f"http://quick.example/{n}" for n in range(4)]
     assert len(list(fetch_in_order(candidates(*urls), network.fetch, 2, 1))) == 8
     assert network.begun.index("http://quick.example/3") < network.begun.index("http://slow.example/1")
@@ -74,13 +83,13 @@ def test_no_more_candidates_are_in_hand_than_16_for_each_worker() -> None:
         nonlocal read
         while True:
             read += 1
+            if read == 32:
+                threading.Timer(0.2, first.set).start()  # time enough to read more, if it could
             yield Candidate(Pair(str(read), b""), url=f"http://{read}.example/")
 
     first = threading.Event()
     network = Network(lambda url: first.wait(20) and 0 if url == "http://1.example/" else 0)
     results = fetch_in_order(endless(), network.fetch, 2, 1)
-    timer = threading.Timer(0.5, first.set)
-    timer.start()
     assert next(results).pair.image == b"http://1.example/"
     assert read == 32
     results.close()

@@ -271,7 +271,7 @@ def test_long_names_upon_long_names_are_a_fault(tmp_path: Path) -> None:
     assert list(in_tar(tmp_path / "0.tar").values()) == [None, "tar-unreadable"]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 4095), st.binary(min_size=1, max_size=40), st.integers(0, 10_240))
 def test_no_damage_makes_reading_fail(tmp_path: Path, at: int, damage: bytes, cut: int) -> None:
     file = tar(tmp_path / "0.tar", [*pair("a", "猫"), *pair("b", "dog")])

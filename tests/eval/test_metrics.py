@@ -104,7 +104,7 @@ MEASURES: dict[str, Callable[[np.ndarray], object]] = {  # of scores (5, 3)
 
 @pytest.mark.parametrize("measure", MEASURES)
 @given(arrays(float, (5, 3), elements=TIED), some.integers(0, 4), some.sampled_from([np.nan, np.inf, -np.inf]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_score_that_is_not_finite_is_refused_and_ties_are_not(
     measure: str, scores: np.ndarray, row: int, bad: float
 ) -> None:
@@ -115,7 +115,7 @@ def test_a_score_that_is_not_finite_is_refused_and_ties_are_not(
 
 
 @given(arrays(float, (5, 3), elements=TIED))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_rank_is_the_place_in_a_stable_sort(scores: np.ndarray) -> None:
     labels = np.asarray([0, 1, 2, 0, 1])
     order = np.argsort(-scores, axis=1, kind="stable")

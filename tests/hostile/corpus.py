@@ -102,10 +102,13 @@ def _run(server: Server, work: Path, *arguments: str) -> Outcome:
 
 
 def _stop(server: Server, work: Path, path: str, *arguments: str) -> None:
-    """A run killed as soon as a path exists."""
-    outcome = server.run(replace(request(Case("corpus", arguments, limit_s=300), work), kill_at=path))
-    if outcome.code != -9:
-        raise RuntimeError(f"{arguments} came to its end: {(work / 'stderr').read_text('utf-8')}")
+    """A run killed as soon as a path exists, or at the second or third try where it was over too soon."""
+    for _ in range(3):
+        outcome = server.run(replace(request(Case("corpus", arguments, limit_s=300), work), kill_at=path))
+        if outcome.code == -9:
+            return
+        shutil.rmtree(work / "here" / Path(path).parts[0], ignore_errors=True)
+    raise RuntimeError(f"{arguments} came to its end: {(work / 'stderr').read_text('utf-8')}")
 
 
 def _write(here: Path) -> None:

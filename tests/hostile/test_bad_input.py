@@ -17,9 +17,7 @@ from tests.hostile.server import Server
 
 EXAMPLES = shares(150)
 # The same cases each time: what other seeds find belongs to the battery, not to a change that is tested.
-SETTINGS = settings(
-    deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate), suppress_health_check=list(HealthCheck)
-)
+SETTINGS = settings(phases=(Phase.explicit, Phase.generate), suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")

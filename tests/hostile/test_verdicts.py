@@ -20,7 +20,7 @@ def planted() -> Iterator[Server]:
 def run(planted: Server, work: Path, command: str, **options: Any) -> Report:
     (work / "corpus").mkdir()
     (work / "corpus/input").write_text("whole")
-    options = {"limit_s": 1.0, "limit_mb": 300.0, "change": write("input", "damaged"), **options}
+    options = {"limit_s": 30.0, "limit_mb": 300.0, "change": write("input", "damaged"), **options}
     return Runner(planted, work).run(Case(command, [command], ["input"], **options))
 
 

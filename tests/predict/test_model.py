@@ -98,7 +98,9 @@ def test_a_footprint_counts_parameters_and_bytes(bundle_folder: Path, model_fold
     assert by_onnx.image_ms > 0 and by_torch.text_ms > 0
 
 
-def test_a_bundle_predicts_without_torch_in_six_tenths_of_a_second(bundle_folder: Path, pictures: list[Path]) -> None:
+def test_a_bundle_predicts_without_torch_in_little_more_than_its_imports_take(
+    bundle_folder: Path, pictures: list[Path]
+) -> None:
     code = """
 import sys, time
 from dcclip_cli import load
@@ -107,11 +109,16 @@ assert abs(sum(found.values()) - 1) < 1e-6
 heavy = {"torch", "transformers", "open_clip", "timm", "pandas", "pyarrow", "pydantic"} & set(sys.modules)
 print(time.process_time(), *sorted(heavy))
 """
-    command = [sys.executable, "-c", code, str(bundle_folder), str(pictures[0])]
-    runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
-    assert {len(run) for run in runs} == {1}, f"imported: {runs[0][1:]}"
-    # CPU time of the whole process: what the wall clock would show on an idle machine.
-    assert min(float(run[0]) for run in runs) <= 0.6
+    imports = "import time, numpy, onnxruntime, PIL.Image, tokenizers; print(time.process_time())"
+
+    def printed(*arguments: str) -> list[str]:
+        command = [sys.executable, "-c", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    # CPU time of whole processes, side by side: 1.9 times.
+    runs = [(printed(code, str(bundle_folder), str(pictures[0])), printed(imports)) for _ in range(3)]
+    assert {len(run) for run, _ in runs} == {1}, f"imported: {runs[0][0][1:]}"
+    assert min(float(run[0]) for run, _ in runs) < 3.5 * min(float(least[0]) for _, least in runs)
 
 
 def test_an_image_may_be_a_path_its_bytes_or_a_pillow_image(bundle_folder: Path, pictures: list[Path]) -> None:
