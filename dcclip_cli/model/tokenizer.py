@@ -80,13 +80,19 @@ def _in_fixed_order(tokenizer: Tokenizer) -> Tokenizer:
 def _put_back(vocab: list[tuple[str, float]]) -> list[tuple[str, float]]:
     """The trained tokens, where characters that were pruned and put back have scores in order of their names.
 
-    The trainer gives them the lowest score, plus 0, 1, 2, ... times `_STEP`, in the order of a hash map.
+    The trainer gives them the lowest score, plus 0, 1, 2, ... times `_STEP`, in the order of a hash map. Other
+    characters with one of these scores cannot be told from them, and are ordered with them.
     """
     scores = dict(vocab[len(SPECIAL) :])
     lowest, found = min(scores.values(), default=0.0), list[str]()
-    singles = {round((score - lowest) / _STEP, 4): token for token, score in scores.items() if len(token) == 1}
-    while (step := float(len(found))) in singles:
-        found.append(singles[step])
+    singles: dict[float, list[str]] = {}
+    for token, score in scores.items():
+        if len(token) == 1:
+            singles.setdefault(round((score - lowest) / _STEP, 4), []).append(token)
+    step = 0.0
+    while step in singles:
+        found += singles[step]
+        step += 1
     ordered = [scores[token] for token in found]
     return list((scores | dict(zip(sorted(found), ordered, strict=True))).items())
 

@@ -61,6 +61,15 @@ def test_characters_that_training_prunes_and_puts_back_have_the_same_scores_each
     assert scores["v"] == min(scores.values()) and scores["z"] == pytest.approx(scores["v"] + 1e-4)
 
 
+def test_characters_that_are_put_back_next_to_others_as_rare_have_the_same_scores_each_time() -> None:
+    captions = ["橙色的", "红色的", "绿色的", "蓝色的", "黑色的", "black", "blue", "green", "orange", "red"]
+    trained = [json.loads(train_tokenizer(captions, 300).to_str())["model"]["vocab"] for _ in range(12)]
+    assert trained[1:] == trained[:-1]
+    scores = dict(trained[0])  # l and u are put back, the others occur once each
+    rare = ("b", "c", "d", "k", "o", "橙", "红", "绿", "蓝", "黑", "l", "u")
+    assert sorted(scores[one] for one in rare)[-1] == pytest.approx(min(scores.values()) + 1e-4)
+
+
 # ---- trimming
 
 

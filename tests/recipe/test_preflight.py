@@ -191,7 +191,7 @@ def test_a_student_that_cannot_be_built_is_reported_at_its_key(problems: Any) ->
         ({"student.image.weights": "timm"}, "student.image.weights: timm/test_", "download it"),
         ({"student.text.inherit": "layers"}, "student.text.inherit: no layers of altclip fit", "inherit: embeddings"),
         ({"student.image.inherit": "teacher"}, "student.image.inherit: the network cannot be cut out", "omit inherit"),
-        ({"student.text.width": 1024, "student.text.inherit": "embeddings"}, "student.text.inherit: ", "width smaller"),
+        ({"student.text.width": 1024, "student.text.inherit": "embeddings"}, "student.text.inherit: ", "at most 32"),
     ):
         found, said = problems(values)
         assert len(found) == 1 and found[0].startswith(line) and hint in said + found[0], found
