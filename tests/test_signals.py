@@ -229,10 +229,14 @@ def test_a_worker_ignores_signals_but_not_the_end_of_its_killed_command(tmp_path
 def ends(pid: int, within_s: float = 2.0) -> bool:
     until = time.monotonic() + within_s
     while time.monotonic() < until:
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
+        if ended(pid):
             return True
         time.sleep(0.05)
     return False
+
+
+def ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

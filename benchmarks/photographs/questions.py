@@ -43,7 +43,7 @@ KEPT = "align.losses=[{kind: embedding, weight: 4}]"
 
 
 VARIANTS = (
-    Variant("contrast", "contrast alone, no teacher", ("align",), ALONE, teacher=False),
+    Variant("contrast", "contrast alone, no teacher", ("align",), ALONE),
     Variant("contrast-inherited", "contrast alone, inherited image tower", ("align",), (*ALONE, INHERITED)),
     Variant(
         "maps",
@@ -78,8 +78,8 @@ def main() -> None:
         for variant in VARIANTS:
             if given.only and variant.name not in given.only:
                 continue
-            if name != given.teachers[0] and not variant.teacher:
-                continue  # the same runs
+            if name != given.teachers[0] and "distill" not in variant.stages and INHERITED not in variant.sets:
+                continue  # without a teacher: the same runs
             found = [trained(given, variant, job, seed) for seed in given.seeds]
             print(f"| {name} | {variant.what} | {cell(found)} |", flush=True)
 

@@ -33,7 +33,6 @@ class Variant:
     what: str
     stages: tuple[StageName, ...] = ("distill", "align")
     sets: tuple[str, ...] = ()
-    teacher: bool = True  # that anything is learnt or inherited from it
 
 
 def figures_of(variant: Variant, seed: int, steps: int, out: Path) -> Figures:

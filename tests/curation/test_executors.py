@@ -16,6 +16,7 @@ import pytest
 from dcclip_cli.curation import executors
 from dcclip_cli.curation.executors import ClusterOptions, Engine, SlurmOptions
 from dcclip_cli.errors import DcclipError
+from tests.test_signals import ended
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,11 @@ def test_workers_end_with_a_command_that_is_killed(tmp_path: Path, where: str, r
     workers = [int(path.name.removeprefix("pid")) for path in tmp_path.glob("pid*")]
     for worker in workers:
         os.kill(worker, signal.SIGTERM)  # which a worker ignores
-    assert all(map(alive, workers))
+    assert not any(map(ended, workers))
     command.kill()
     if reaped:
         command.wait()
-    wait(lambda: not any(map(alive, workers)), within_s=2)
+    wait(lambda: all(map(ended, workers)), within_s=2)
     command.wait()
 
 
@@ -141,13 +142,6 @@ def wait(condition: Callable[[], bool], within_s: float = 60) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.1)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):  # the second where it ends between opening and reading
-        return False
 
 
 # Replaces Slurm: runs each task of an array immediately; squeue then knows of none.
