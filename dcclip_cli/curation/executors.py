@@ -40,7 +40,7 @@ exec python -m dcclip_cli.curation.executors {step} $(($1 + SLURM_ARRAY_TASK_ID)
 class SlurmOptions(Options):
     """What each task requests from Slurm. The run directory must be on a file system that all nodes share."""
 
-    removed: ClassVar = {"qos": Removed(Message("write it as sbatch: {qos: NAME}"))}
+    removed: ClassVar = {"qos": Removed(Message("write it as sbatch: {{qos: NAME}}"))}
 
     partition: str = Field(description="Slurm partition")
     time: str = Field("04:00:00", description="Time limit of each task, as for sbatch --time")

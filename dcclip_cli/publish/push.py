@@ -144,10 +144,10 @@ def push(
                 "{name} exists, and {count} of its files would change: {replaced}",
                 name=name,
                 count=len(replaced),
-                replaced=", ".join(replaced[:8]),
+                replaced=", ".join(replaced[:8]) + (", ..." if len(replaced) > 8 else ""),
             )
             hint = Message("look at it; then add --overwrite, or --pull-request, or name another repository")
-            raise DcclipError(what + (", ..." if len(replaced) > 8 else ""), hint)
+            raise DcclipError(what, hint)
         if private and not info.private:
             talk.say(Message("{name} exists and is public: --private has no effect", name=name))
         if not changed:
