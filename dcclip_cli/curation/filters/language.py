@@ -60,7 +60,8 @@ _NOT_ENGLISH = frozenset(
         "egy",
     )
 )
-_MISLEADING = re.compile(r"\b(?:hat|die|war|fan|dash|latin)\b", re.IGNORECASE)  # lid.176 takes them for German
+# What lid.176 takes for German or Polish, and the 's that some data sets cut off, which is a word of Slavic languages.
+_MISLEADING = re.compile(r"\b(?:hat|die|war|fan|dash|latin|snowy)\b|(?<=\s)['’]s\b", re.IGNORECASE)
 # ß, ł, ğ, ơ and the like: letters that English never keeps in loan words.
 _NEVER_ENGLISH = re.compile("(?![éèêëàâáçñïîíôöóüúûäæœåøō])[^\\W\\d_A-Za-z]", re.IGNORECASE)
 _LOANS = re.compile(
