@@ -294,7 +294,7 @@ def test_what_is_wrong_in_parquet_is_a_fault(tmp_path: Path, columns: Any, expec
 
 
 def test_pairs_come_as_they_were_written_with_their_keys(tmp_path: Path) -> None:
-    pairs = [Pair("a", PIXEL, zh=("猫", "小猫"), en=("cat",), meta={"licence": "MIT"}), Pair("b", b"a", en=("dog",))]
+    pairs = [Pair("a", PIXEL, zh=("猫", "小猫"), en=("cat",), meta={"license": "MIT"}), Pair("b", b"a", en=("dog",))]
     write_parquet(tmp_path / "pairs.parquet", pairs)
     for size in (1, 2, 10):
         assert read(TableSource(path=tmp_path / "pairs.parquet"), size) == [Candidate(pair) for pair in pairs]

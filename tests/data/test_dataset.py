@@ -18,7 +18,7 @@ from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.unpaired import open_images, open_texts
 from dcclip_cli.errors import DcclipError
 
-CAT = Pair(key="cat", image=b"\x89PNG cat", zh=("猫", "小猫"), en=("cat",), meta={"licence": "CC0", "作者": "李"})
+CAT = Pair(key="cat", image=b"\x89PNG cat", zh=("猫", "小猫"), en=("cat",), meta={"license": "CC0", "作者": "李"})
 DOG = Pair(key="dog", image=b"\xff\xd8 dog", zh=(), en=("dog", "hound"))
 
 
