@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"  # of a folder that `collect` wrote
 _LOCAL = "local-dir:PATH"  # in the card of a model directory
+_LICENSES = Message("name one of the hub's: --license apache-2.0 (or mit, cc-by-4.0, cc-by-nc-4.0, other, ...)")
 _DATA, _USE, _RESULTS = "Training data", "Use", "Results"
 
 
@@ -70,11 +71,11 @@ def _complete_header(card: ModelCard, facts: CardFacts, collected: Sequence[_Col
         known = sorted({license for one in collected for license in one.licenses})
         of_data = Message("; that of its data: {known}", known=", ".join(known)) if known else ""
         raise DcclipError(
-            "no license is named for {repository}{of_data}",
-            "name one of the hub's: --license apache-2.0 (or mit, cc-by-4.0, cc-by-nc-4.0, other, ...)",
-            repository=facts.repository,
-            of_data=of_data,
+            Message("no license is named for {repository}{of_data}", repository=facts.repository, of_data=of_data),
+            _LICENSES,
         )
+    if facts.license and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", facts.license):
+        raise DcclipError(Message("{license!r} is no license of the hub", license=facts.license), _LICENSES)
     card.data["license"] = license
     tags = ["clip", "dcclip", *(["onnx"] if any(name.startswith("onnx") for name in facts.bundles) else [])]
     card.data["tags"] = list(dict.fromkeys([*(card.data.get("tags") or []), *tags]))

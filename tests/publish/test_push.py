@@ -154,6 +154,8 @@ def test_no_license_a_foreign_bundle_and_a_damaged_model_are_refused(run: Path, 
     with pytest.raises(DcclipError, match="no license is named for ORG/small; that of its data: CC0") as caught:
         plan_push(model, "ORG/small", PushOptions())
     assert "--license apache-2.0" in caught.value.hint
+    with pytest.raises(DcclipError, match=r"'evil: \[x\\n' is no license of the hub"):
+        plan_push(model, "ORG/small", PushOptions("evil: [x\n"))
     with pytest.raises(DcclipError, match="small is no name of a repository"):
         plan_push(model, "small", MIT)
     with pytest.raises(DcclipError, match="openai is a model on a hub already"):
