@@ -184,7 +184,8 @@ class Engine:
 def _in_queue(job: str) -> bool:
     """Whether tasks of a Slurm job are waiting or running."""
     asked = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True)
-    return bool(asked.stdout.strip())
+    gone = asked.returncode == 0 or "Invalid job id" in asked.stderr  # any other failure is the controller's hiccup
+    return bool(asked.stdout.strip()) or not gone
 
 
 def _run_locally(step: Step, pending: Sequence[int], workers: Workers | None) -> None:
