@@ -101,14 +101,7 @@ _NUMBER = re.compile(
 _PASSED_ON_BY = ("safetensors", "duckdb", "_duckdb", "onnxruntime", "pyarrow")  # modules of such errors
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written|problem writing element \d+ to file")  # numpy's tofile
 _LINK_LOOP = re.compile(r"Symlink loop from '(.*)'")  # pathlib's resolve
-_NO_MEMORY = (
-    "can't allocate memory",
-    "Unable to allocate",
-    "bad allocation",
-    "std::bad_alloc",
-    "out of memory",
-    "failed to map segment from shared object",
-)
+_NO_MEMORY = ("can't allocate memory", "Unable to allocate", "bad alloc", "bad_alloc", "out of memory", "failed to map")
 _NO_THREAD = ("can't start new thread", "Resource temporarily unavailable", "pthread_create")
 _NO_SHARED_MEMORY = ("out of shared memory", "unable to write to file </torch", "unable to open shared memory")
 _PARTIAL = re.compile(r"(?<![^/])\.([^/]+)\.\d+-[0-9a-f]{8}\.(?:partial|old)(?![^/])")
