@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from threading import Timer
 
+_NO_READER = 128 + 13  # as of a program that SIGPIPE ends, which dcclip ignores for its sockets
 _LOADING_S, _PREDICT_S = 1.0, 1.8  # with a bundle, predict has answered by then
 
 
@@ -34,6 +35,8 @@ def main() -> None:
     try:
         app(prog_name="dcclip")
     except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # of click or rich: nobody reads the output any more
+            end.code = _NO_READER
         work_is_done(end.code if isinstance(end.code, int) else 0)
         raise
     except BaseException as error:

@@ -233,7 +233,7 @@ def push(
     model: PathLike,
     repository: str,
     *,
-    licence: str | None = None,
+    license: str | None = None,
     bundles: Sequence[PathLike] = (),
     data: Sequence[PathLike] = (),
     private: bool = False,
@@ -244,7 +244,7 @@ def push(
 ) -> Pushed:
     """Upload a model to the hub's repository ORG/NAME in one commit; without `yes` only say what that would be.
 
-    `model` is a model directory, an export, a run, or a recipe whose run's model is meant. `licence`: by default that
+    `model` is a model directory, an export, a run, or a recipe whose run's model is meant. `license`: by default that
     of the model's card. `bundles` are exports of the model, `data` folders that `collect` wrote, besides its run's own.
     The repository is created where there is none, `private` or public. Files of it change with `overwrite`, or in a
     `pull_request`. The token is huggingface_hub's: HF_TOKEN, or `hf auth login`.
@@ -254,7 +254,7 @@ def push(
     is_recipe = Path(model).is_file()
     run = open_run(load_recipe(Path(model)), None).dir.root if is_recipe else model
     named = publish.find_model(os.fspath(run))
-    options = publish.PushOptions(licence, [Path(one) for one in bundles], [Path(one) for one in data])
+    options = publish.PushOptions(license, [Path(one) for one in bundles], [Path(one) for one in data])
     plan = publish.plan_push(named, repository, options)
     if not yes:
         return publish.Pushed(plan)

@@ -13,8 +13,8 @@ FIELD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")  # a doubled brace, or a field wit
 class Message(str):
     """A text in English that keeps its template and the values of its fields, for a translation of the template.
 
-    Without fields, the template is the text itself, braces included. A value that is a Message, or an
-    exception with one, stays a Message and is translated as well.
+    In a template, with or without fields, a doubled brace is a brace; a template without any values keeps its fields.
+    A value that is a Message, or an exception with one, stays a Message and is translated as well.
     """
 
     template: str
@@ -29,7 +29,7 @@ class Message(str):
 
 
 def _message(template: str, values: Mapping[str, str]) -> Message:
-    text = str.__new__(Message, filled(template, values) if values else template)
+    text = str.__new__(Message, filled(template, values))
     text.template, text.values = template, values
     return text
 
@@ -43,7 +43,7 @@ def _value(place: str, fields: Mapping[str, object]) -> str:
 
 def filled(template: str, values: Mapping[str, str]) -> str:
     """A template with values for its fields; what looks like a field in a value is none."""
-    return FIELD.sub(lambda found: values[found[1]] if found[1] else found[0][0], template)
+    return FIELD.sub(lambda found: values.get(found[1], found[0]) if found[1] else found[0][0], template)
 
 
 def joined(separator: str, parts: Iterable[str]) -> Message:
@@ -55,7 +55,7 @@ def joined(separator: str, parts: Iterable[str]) -> Message:
 class DcclipError(Exception):
     """An error that the user can fix: `what` says where and what is wrong, `hint` what to do next.
 
-    Each is a template for the `fields`, if there are any, or a Message. The command line prints them as two lines
+    Each is a template for the `fields`, or a Message. The command line prints them as two lines
     (`error:` and `hint:`), and exits with 1.
     """
 

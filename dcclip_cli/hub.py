@@ -48,7 +48,7 @@ def files_on_hub(repository: str, kind: Literal["model", "dataset"] = "model") -
     except (OSError, *HfHubHTTPError.__bases__) as error:  # type: ignore[misc]
         if getattr(error, "response", None) is not None:
             why, reason = Message("the hub does not have it, or not for you"), str(error).strip().splitlines()[0][:200]
-            hint = Message("check the name; if its licence must be accepted on the hub, log in with: hf auth login")
+            hint = Message("check the name; if its license must be accepted on the hub, log in with: hf auth login")
         else:
             why = Message("the hub cannot be reached")
             reason = Message("HF_HUB_OFFLINE is set") if HF_HUB_OFFLINE else str(error).strip().splitlines()[0][:200]

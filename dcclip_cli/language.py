@@ -29,8 +29,6 @@ def translated(text: str, to: Language | None = None) -> str:
     if not isinstance(text, Message) or (to or language()) == "en":
         return text
     template = _chinese().gettext(text.template) if text.template else ""
-    if not text.values:
-        return template
     return filled(template, {place: translated(value, to) for place, value in text.values.items()})
 
 

@@ -6,6 +6,7 @@ none, as on some network file systems, age tells.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -122,11 +123,12 @@ def _create(final: Path, folder: bool) -> Path:
             _lock(descriptor, wait=True)
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return path
-        except FileNotFoundError as error:  # another process has just removed it, before it was locked
-            if not final.parent.is_dir():
-                error.filename = str(final)
+        except FileNotFoundError:  # another process has just removed it, before it was locked
+            gone = not final.parent.is_dir()
+            if gone or (_own[path] is None and not folder):  # the latter where nothing can be created, as in /proc
                 _unlock(path)
-                raise
+                number = errno.ENOENT if gone else errno.EOPNOTSUPP
+                raise OSError(number, os.strerror(number), str(final)) from None
         except BaseException as error:
             if isinstance(error, OSError):
                 error.filename = str(final)

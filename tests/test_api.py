@@ -109,6 +109,7 @@ def test_a_finished_stage_is_returned_as_it_is_unless_fresh(recipe: Path, done: 
     ("arguments", "what"),
     [
         ({"step": 3}, "arguments: distill.step: unknown key, did you mean 'steps'?"),
+        ({"outt": "runs/a"}, "arguments: distill.outt: unknown key, did you mean 'out'?"),
         ({"steps": 0}, "arguments: distill.steps: input should be greater than or equal to 1 (got 0)"),
         (
             {"optimizer": {"kind": "adam"}},
@@ -120,7 +121,8 @@ def test_a_finished_stage_is_returned_as_it_is_unless_fresh(recipe: Path, done: 
 def test_keys_are_checked_like_those_of_the_recipe(recipe: Path, arguments: dict[str, Any], what: str) -> None:
     with pytest.raises(dcclip.DcclipError) as caught:
         dcclip.distill(recipe, **arguments)
-    assert caught.value.what == what and caught.value.hint.startswith("list all keys")
+    assert caught.value.what == what
+    assert caught.value.hint.startswith("list all keys" if "unknown key" in what else "see what these keys take")
 
 
 def test_mistakes_are_the_exceptions_that_commands_print(tmp_path: Path) -> None:

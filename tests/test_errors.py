@@ -2,6 +2,7 @@ import pickle
 from pathlib import Path
 
 from dcclip_cli.errors import AgainError, DcclipError, Message, joined
+from dcclip_cli.language import translated
 
 
 def test_an_error_fills_both_of_its_templates_with_the_fields() -> None:
@@ -25,9 +26,14 @@ def test_braces_in_a_value_are_text() -> None:
     assert DcclipError("{what}", "", what=Message("{path}", path="{what}")).what == "{what}"
 
 
-def test_a_text_without_fields_is_no_template() -> None:
-    error = DcclipError("a {word} of {{braces}}", "set vocabulary: {from: data}")
-    assert (error.what, error.hint) == ("a {word} of {{braces}}", "set vocabulary: {from: data}")
+def test_a_doubled_brace_is_a_brace_with_or_without_fields() -> None:
+    error = DcclipError("a photo of a {{}}", "{stage}: set vocabulary: {{from: data}}", stage="distill")
+    assert (error.what, error.hint) == ("a photo of a {}", "distill: set vocabulary: {from: data}")
+    assert translated(Message("a photo of a {{}}, 猫"), "zh") == "a photo of a {}, 猫"
+
+
+def test_a_template_without_values_keeps_its_fields() -> None:
+    assert Message("{file} is a {{folder}}") == "{file} is a {folder}"
 
 
 def test_a_message_in_a_message_stays_one() -> None:

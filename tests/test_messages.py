@@ -3,10 +3,11 @@
 import ast
 import gettext
 import re
+import string
 from collections.abc import Iterator
 from pathlib import Path
 
-from dcclip_cli.errors import FIELD
+from dcclip_cli.errors import FIELD, filled
 from dcclip_cli.language import DOMAIN, LOCALES
 from docs.generate import messages
 
@@ -55,6 +56,27 @@ def test_what_users_read_is_a_literal_with_fields_or_a_message() -> None:
                 assert not call.keywords or isinstance(text, ast.Constant), (
                     f"{file}:{call.lineno}: fields of no literal"
                 )
+
+
+def test_every_template_is_filled_without_a_brace_too_many() -> None:
+    for text, file in (*messages.in_code(), *messages.in_templates()):
+        fields = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+        assert all(fields), f"{file}: {text}: a field needs a name; write a brace twice"
+        said = filled(text, {place: "" for place in FIELD.findall(text) if place})
+        assert "{{" not in said, f"{file}: {text}: write a brace twice, not four times"
+
+
+def test_a_call_gives_its_template_all_fields_and_no_field_is_a_brace_written_once() -> None:
+    """Templates without any values are those of other programs' texts, and those filled by the system's errors."""
+    kept = {ROOT / "dcclip_cli/cli/chinese.py", ROOT / "dcclip_cli/cli/system_errors.py"}
+    for file in sorted((ROOT / "dcclip_cli").rglob("*.py")):
+        for call, name in _calls(ast.parse(file.read_text("utf-8"))):
+            texts = call.args[: messages.CALLS.get(name, 0)]
+            given = {keyword.arg for keyword in call.keywords} | set(map(str, range(len(call.args) - len(texts))))
+            for text in texts:
+                if isinstance(text, ast.Constant) and None not in given and (given or file not in kept):
+                    fields = {name for _, name, _, _ in string.Formatter().parse(text.value) if name is not None}
+                    assert fields <= given, f"{file}:{text.lineno}: {fields - given}: write a brace twice"
 
 
 def _calls(tree: ast.AST) -> Iterator[tuple[ast.Call, str]]:

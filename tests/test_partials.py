@@ -1,5 +1,6 @@
 """Partial files and folders are those of living processes: what killed ones left is removed, or put back."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -102,6 +103,14 @@ def test_an_error_leaves_nothing_and_names_what_was_to_be_written(tmp_path: Path
     with pytest.raises(FileNotFoundError) as error, atomic_file(tmp_path / "无" / "b"):
         pass
     assert error.value.filename == str(tmp_path / "无" / "b")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="has no /proc")
+def test_a_folder_in_which_nothing_can_be_created_is_an_error_at_once() -> None:
+    for file in (Path("/proc/猫.npy"), Path("/proc/self/fd/猫.npy")):
+        with pytest.raises(OSError, match="not supported") as error, atomic_file(file):
+            pass
+        assert (error.value.errno, error.value.filename) == (errno.EOPNOTSUPP, str(file))
 
 
 SWEEP = """

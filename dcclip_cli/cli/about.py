@@ -62,7 +62,7 @@ def models() -> None:
         for name, preset in PRESETS.items()
     )
     console.show_table(
-        Message("Students: student: {preset: NAME}"),
+        Message("Students: student: {{preset: NAME}}"),
         (Message("preset"), Message("image tower"), Message("text tower")),
         presets,
     )
@@ -85,7 +85,7 @@ def models() -> None:
         ),
     )
     console.show_table(
-        Message("Teachers: teacher: {kind: KIND, model: NAME}"),
+        Message("Teachers: teacher: {{kind: KIND, model: NAME}}"),
         (_KIND, Message("models"), Message("as --model")),
         teachers,
     )

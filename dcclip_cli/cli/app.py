@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
 from dcclip_cli.cli import about, console, demo, doctor, eval, index, new, predict, push, stages, trim
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import bound_spinning, disable_telemetry, fix_cublas_workspace
 from dcclip_cli.versions import VERSION
 
@@ -35,6 +37,10 @@ def dcclip(
     ] = False,
 ) -> None:
     """Distill a large Chinese-English CLIP into a small one, from data to device."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # in which torch ends the process
+        raise DcclipError("the working directory no longer exists", "change to one that does: cd DIR") from None
     bound_spinning()
     fix_cublas_workspace()
     disable_telemetry()

@@ -132,7 +132,7 @@ def _unwritten(error: OSError) -> DcclipError:
     """What the user can do where stdout cannot be written; ends the command if nobody reads it any more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter does not fail to write it again
     if isinstance(error, BrokenPipeError):
-        raise typer.Exit(1) from None
+        raise error
     return DcclipError(
         "the output cannot be written: {strerror}", "send it somewhere else with: > FILE", strerror=error.strerror
     )

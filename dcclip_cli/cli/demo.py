@@ -15,6 +15,9 @@ from dcclip_cli.signals import keeping
 if TYPE_CHECKING:
     from http.server import ThreadingHTTPServer
 
+_HOSTS = ("localhost", "127.0.0.1", "::1")  # another name may be one that a site has let point here
+_IDLE_S = 30  # for which a connection keeps a thread
+
 
 def demo(
     model: flags.Model = None,
@@ -53,9 +56,22 @@ def demo(
 def _server(folder: Path, port: int) -> ThreadingHTTPServer:
     """A server of a folder's files on this machine. Raises DcclipError if the port is taken."""
     from functools import partial
+    from http import HTTPStatus
     from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+    from urllib.parse import urlsplit
 
     class Handler(SimpleHTTPRequestHandler):
+        timeout = _IDLE_S
+
+        def send_head(self) -> Any:
+            try:
+                if urlsplit(f"//{self.headers['Host']}").hostname in _HOSTS:
+                    return super().send_head()
+                self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
+            except ValueError:  # no name of a host or a file
+                self.send_error(HTTPStatus.BAD_REQUEST)
+            return None
+
         def end_headers(self) -> None:
             self.send_header("Cross-Origin-Opener-Policy", "same-origin")  # both let WebAssembly use threads
             self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
@@ -67,7 +83,7 @@ def _server(folder: Path, port: int) -> ThreadingHTTPServer:
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, request: Any, client_address: Any) -> None:
-            if not isinstance(sys.exception(), ConnectionError):  # as when a page is left while it loads
+            if not isinstance(sys.exception(), ConnectionError | TimeoutError):  # as when a page is left while it loads
                 super().handle_error(request, client_address)
 
     try:

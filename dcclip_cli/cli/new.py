@@ -73,6 +73,8 @@ def new(
 
     Asks for what is not given, checks the recipe as --check does, writes its estimates into it, and prints the path.
     """
+    if not str(file).isprintable():
+        raise DcclipError("{file!r} has control characters", "name another file", file=str(file))
     if file.exists() and not force:
         raise DcclipError("{file} exists", "name another file, or overwrite it with --force", file=file)
     flags.out(file, folder=False)

@@ -19,7 +19,7 @@ _Model = Annotated[
 _Repository = Annotated[str, Argument(metavar="ORG/NAME", help="Repository on the hub; it is created if needed.")]
 _License = Annotated[
     str | None,
-    Option("--license", metavar="ID", help="Licence, as the hub names it: apache-2.0. Default: that of the card."),
+    Option("--license", metavar="ID", help="License, as the hub names it: apache-2.0. Default: that of the card."),
 ]
 _Bundles = Annotated[
     list[Path] | None,
@@ -54,7 +54,7 @@ def push(
 ) -> None:
     """Upload a model to the Hugging Face Hub, for --model hf-hub:ORG/NAME, open_clip and leaderboards.
 
-    Uploads the model, its exports, results for leaderboards, and a card with licence, results and data. Without --yes,
+    Uploads the model, its exports, results for leaderboards, and a card with license, results and data. Without --yes,
     prints the files and the card, and connects nowhere. Log in with: hf auth login. Prints the address.
     """
     talk = console.talk(quiet, verbose)
@@ -63,7 +63,7 @@ def push(
 
     flags_given = {"private": private, "pull_request": pull_request, "overwrite": overwrite, "yes": yes}
     done = api.push(
-        model, repository, licence=license, bundles=bundle or (), data=data or (), progress=talk, **flags_given
+        model, repository, license=license, bundles=bundle or (), data=data or (), progress=talk, **flags_given
     )
     for note in done.plan.notes:
         talk.say(note)

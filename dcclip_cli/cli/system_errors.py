@@ -75,6 +75,10 @@ _WITH_FILE: Mapping[int, tuple[str, str]] = {
     errno.EOPNOTSUPP: (Message("{file}: its file system cannot do this"), Message("use a local disk{elsewhere}")),
     errno.ENOLCK: (Message("{file}: its file system cannot lock files"), Message("use a local disk{elsewhere}")),
 }
+_INODES = (
+    Message("{file}: no file can be created: the disk has no inodes left"),
+    Message("delete files there, of whatever size; df -i counts them{elsewhere}"),
+)
 _FILES = (Message("too many files are open"), Message("allow more with: ulimit -n 4096"))
 _DISK_FULL = (
     Message("no space is left on a disk"),
@@ -97,7 +101,7 @@ _NUMBER = re.compile(
 _PASSED_ON_BY = ("safetensors", "duckdb", "_duckdb", "onnxruntime", "pyarrow")  # modules of such errors
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written|problem writing element \d+ to file")  # numpy's tofile
 _LINK_LOOP = re.compile(r"Symlink loop from '(.*)'")  # pathlib's resolve
-_NO_MEMORY = ("can't allocate memory", "Unable to allocate", "bad allocation", "std::bad_alloc", "out of memory")
+_NO_MEMORY = ("can't allocate memory", "Unable to allocate", "bad alloc", "bad_alloc", "out of memory", "failed to map")
 _NO_THREAD = ("can't start new thread", "Resource temporarily unavailable", "pthread_create")
 _NO_SHARED_MEMORY = ("out of shared memory", "unable to write to file </torch", "unable to open shared memory")
 _PARTIAL = re.compile(r"(?<![^/])\.([^/]+)\.\d+-[0-9a-f]{8}\.(?:partial|old)(?![^/])")
@@ -119,7 +123,11 @@ def explained(error: BaseException, options: Collection[str] = ()) -> DcclipErro
     text = _text(error)
     if any(part in text for part in _NO_SHARED_MEMORY):
         return DcclipError(*_SHARED)
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(part in text for part in _NO_MEMORY)):
+    if "Too many open files" in text:
+        return DcclipError(*_FILES)
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | ImportError) and any(part in text for part in _NO_MEMORY)
+    ):
         return _no_memory(options)
     if isinstance(error, RuntimeError) and any(part in text for part in _NO_THREAD):
         return DcclipError(*_PROCESSES)
@@ -169,12 +177,14 @@ def _sentence(problem: _Problem, options: Collection[str]) -> DcclipError | None
         return _no_memory(options)
     if file is None:
         return DcclipError(*_DISK_FULL) if number in (errno.ENOSPC, errno.EDQUOT) else None
+    if number == errno.ENOSPC and _limit("RLIMIT_FSIZE") is not None:  # numpy says only that it wrote less
+        number = errno.EFBIG
     elsewhere = _elsewhere(file, options)
     if number in (errno.EACCES, errno.EPERM):
         return _not_allowed(file, elsewhere)
     if number not in _WITH_FILE:
         return None
-    what, hint = _WITH_FILE[number]
+    what, hint = _INODES if number == errno.ENOSPC and _has_no_inodes(file) else _WITH_FILE[number]
     if "{free}" not in what and elsewhere == _OTHER_CACHE:
         hint = elsewhere
     fields = {
@@ -187,6 +197,9 @@ def _sentence(problem: _Problem, options: Collection[str]) -> DcclipError | None
 
 
 def _no_memory(options: Collection[str]) -> DcclipError:
+    if (limit := _limit("RLIMIT_AS")) is not None:
+        what = Message("there is not enough memory: this process may have {limit:.1f} GiB", limit=limit / 2**30)
+        return DcclipError(what, "allow more with: ulimit -v unlimited")
     there = memory()
     free = Message(" ({available:.1f} GiB are available)", available=there.available / 2**30) if there else ""
     smaller = (
@@ -242,12 +255,28 @@ def _barrier(file: Path) -> Path:
     )
 
 
+def _limit(name: str) -> int | None:
+    """A limit of this process, as set by `ulimit`; None if it has none."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    limit = resource.getrlimit(getattr(resource, name))[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _place(file: Path) -> Path:
+    """A file, or the nearest folder to it that exists."""
+    return next(part for part in (file, *file.absolute().parents) if os.path.exists(part))
+
+
+def _has_no_inodes(file: Path) -> bool:
+    about = os.statvfs(_place(file)) if hasattr(os, "statvfs") else None
+    return about is not None and about.f_files > 0 and about.f_favail == 0
+
+
 def _free(file: Path) -> str:
-    """The free space where a file is to be written, as `12 kB`."""
-    there = next(part for part in (file, *file.absolute().parents) if os.path.exists(part))
-    size = float(shutil.disk_usage(there).free)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            break
-        size, unit = size / 1000, unit
-    return f"{size:.0f} {unit}"
+    """The free space where a file is to be written, as `12 GB`."""
+    free = shutil.disk_usage(_place(file)).free
+    scale, unit = next((each for each in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")) if free >= each[0]), (1e3, "kB"))
+    return f"{free / scale:.0f} {unit}"

@@ -40,7 +40,7 @@ exec python -m dcclip_cli.curation.executors {step} $(($1 + SLURM_ARRAY_TASK_ID)
 class SlurmOptions(Options):
     """What each task requests from Slurm. The run directory must be on a file system that all nodes share."""
 
-    removed: ClassVar = {"qos": Removed(Message("write it as sbatch: {qos: NAME}"))}
+    removed: ClassVar = {"qos": Removed(Message("write it as sbatch: {{qos: NAME}}"))}
 
     partition: str = Field(description="Slurm partition")
     time: str = Field("04:00:00", description="Time limit of each task, as for sbatch --time")
@@ -184,7 +184,8 @@ class Engine:
 def _in_queue(job: str) -> bool:
     """Whether tasks of a Slurm job are waiting or running."""
     asked = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True)
-    return bool(asked.stdout.strip())
+    gone = asked.returncode == 0 or "Invalid job id" in asked.stderr  # any other failure is the controller's hiccup
+    return bool(asked.stdout.strip()) or not gone
 
 
 def _run_locally(step: Step, pending: Sequence[int], workers: Workers | None) -> None:

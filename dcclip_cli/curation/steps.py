@@ -62,7 +62,7 @@ class ReadStep(SliceStep):
         candidates = islice(source.read(assigned.slice.part), assigned.at_most)
         for index, candidate in enumerate(candidates):
             origin = candidate.pair.key
-            known = {"source": source.label, "origin": origin, "licence": source.licence, "url": candidate.url}
+            known = {"source": source.label, "origin": origin, "license": source.license, "url": candidate.url}
             # The pair's own metadata takes precedence over the source's, except for nulls.
             meta = {name: value for name, value in known.items() if value}
             meta |= {name: value for name, value in candidate.pair.meta.items() if value is not None}

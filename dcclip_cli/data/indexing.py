@@ -15,7 +15,7 @@ from dcclip_cli.blocks import Damaged, OtherFormat
 from dcclip_cli.data.index import SUFFIX, Index, beside, cached, find_index, read_batch, read_index, write_index
 from dcclip_cli.data.shards import Columns
 from dcclip_cli.data.storage import DataFile, list_files, with_suffix
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import atomic_file, cache_folder, lock, temporary_folder
 from dcclip_cli.machine import cores
 from dcclip_cli.partials import remove
@@ -156,7 +156,7 @@ def verify_files(files: Sequence[DataFile], columns: Columns, progress: Progress
         if found is None or found.about != index.about:
             wrong.append(f"{index.file} differs from its index {index.path}")
     if wrong:
-        raise DcclipError("\n".join(wrong), "if the data is right, index it again: dcclip index --fresh PATH")
+        raise DcclipError(joined("\n", wrong), "if the data is right, index it again: dcclip index --fresh PATH")
     return known
 
 

@@ -31,7 +31,7 @@ class Pair:
     """One image with its captions.
 
     `image` is the bytes of a JPEG, PNG or WebP file, unchanged; `zh` and `en` are any number of captions; `meta` is
-    whatever else the source knows (source, licence, url, ...), JSON-serialisable.
+    whatever else the source knows (source, license, url, ...), JSON-serialisable.
     """
 
     key: str

@@ -173,7 +173,9 @@ def parquet_errors(file: DataFile | Path, what: str = "cannot be read") -> Itera
         ) from None
     except (pa.ArrowException, OSError, OverflowError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise DcclipError("{file} {what}: {reason}", "write it again", file=file, what=what, reason=reason) from None
+        read = Message("allow it with: chmod +r {file}", file=file)
+        hint = read if isinstance(error, PermissionError) else "write it again"
+        raise DcclipError(Message("{file} {what}: {reason}", file=file, what=what, reason=reason), hint) from None
 
 
 def group_images(file: DataFile, group: int, column: str) -> Iterator[bytes | None]:

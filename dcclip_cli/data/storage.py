@@ -242,7 +242,7 @@ def _list_remote(url: str) -> list[DataFile]:
         if about["type"] == "file" and about.get("size") is not None
     ]
     if not found:
-        web_hint = Message("name a file, or files by number: https://host/{00000..00099}.tar")
+        web_hint = Message("name a file, or files by number: https://host/{{00000..00099}}.tar")
         raise DcclipError(Message("{url} has no files", url=shown(url)), web_hint if web else "check the URL")
     return found
 

@@ -65,7 +65,7 @@ ELEVATER = (
     KnownSet("fgvc_aircraft", 3_333, 100, metric="mean_per_class", hub="fgvc_aircraft"),
     KnownSet("food101", 25_250, 101),
     KnownSet("gtsrb", 12_630, 43, hub="gtsrb"),
-    KnownSet("hateful_memes", 500, 2, metric="roc_auc", split="dev", remark=Message("has its own licence")),
+    KnownSet("hateful_memes", 500, 2, metric="roc_auc", split="dev", remark=Message("has its own license")),
     KnownSet(
         "kitti_distance", 711, 4, hub="vtab-kitti_closest_vehicle_distance",
         squash=True, remark=Message("no centre crop"),

@@ -201,8 +201,9 @@ class Original:
                 self._exported[tower] = self._embed(tower, exported, BATCH_SIZES)
         (images, new_images), (texts, new_texts) = ((self._embeddings[one], self._exported[one]) for one in TOWERS)
         agreements, accuracy = [], []
+        numbers = {text: number for number, text in enumerate(self._texts)}
         for names in self.samples.labels:
-            rows = [self._texts.index(name) for name in names]
+            rows = [numbers[name] for name in names]
             agreements.append(
                 _agreement(images.samples, new_images.samples, texts.samples[rows], new_texts.samples[rows])
             )

@@ -27,7 +27,7 @@ def init_text_tower(text: Any, tokenizer: Tokenizer, teacher: Towers, layers: bo
     shared = [(index, vocab[token]) for token, index in tokenizer.get_vocab().items() if token in vocab]
     if not shared:
         raise DcclipError(
-            "the teacher has none of the student's tokens", "write vocabulary: {from: teacher, size: ...}"
+            "the teacher has none of the student's tokens", "write vocabulary: {{from: teacher, size: ...}}"
         )
     student_ids, teacher_ids = (torch.tensor(indices) for indices in zip(*sorted(shared), strict=True))
     table = text.token_embedding.weight

@@ -133,7 +133,7 @@ def trim_tokenizer(source: Path, captions: Iterable[str], size: int, characters:
 
 def check_trimmable(source: Path) -> None:
     """Raise DcclipError unless a directory has a Unigram tokenizer with the special tokens that a student needs."""
-    file, other = source / "tokenizer.json", Message("write student.text.vocabulary: {from: data, size: ...}")
+    file, other = source / "tokenizer.json", Message("write student.text.vocabulary: {{from: data, size: ...}}")
     if not file.is_file():
         raise DcclipError(Message("{source} has no tokenizer.json", source=source), other)
     model = read_json(file, other).get("model", {})

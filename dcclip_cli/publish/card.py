@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"  # of a folder that `collect` wrote
 _LOCAL = "local-dir:PATH"  # in the card of a model directory
+_LICENSES = Message("name one of the hub's: --license apache-2.0 (or mit, cc-by-4.0, cc-by-nc-4.0, other, ...)")
 _DATA, _USE, _RESULTS = "Training data", "Use", "Results"
 
 
@@ -29,7 +30,7 @@ class CardFacts:
     """What is added to a card. `bundles` are folders of exports in the repository, `data` folders of `collect`."""
 
     repository: str
-    licence: str | None = None
+    license: str | None = None
     library: str | None = None
     base_model: str | None = None
     results: Sequence[EvalResult] = ()
@@ -42,7 +43,7 @@ class CardFacts:
 def complete_card(file: Path, facts: CardFacts) -> ModelCard:
     """The card in a file with the facts. What its author wrote stays: keys of the header, and sections by their title.
 
-    Raises DcclipError if no licence is named.
+    Raises DcclipError if no license is named.
     """
     from huggingface_hub import ModelCard
 
@@ -65,17 +66,17 @@ def complete_card(file: Path, facts: CardFacts) -> ModelCard:
 
 
 def _complete_header(card: ModelCard, facts: CardFacts, collected: Sequence[_Collected]) -> None:
-    licence = facts.licence or card.data.get("license")
-    if not licence:
-        known = sorted({licence for one in collected for licence in one.licences})
+    license = facts.license or card.data.get("license")
+    if not license:
+        known = sorted({license for one in collected for license in one.licenses})
         of_data = Message("; that of its data: {known}", known=", ".join(known)) if known else ""
         raise DcclipError(
-            "no licence is named for {repository}{of_data}",
-            "name one of the hub's: --license apache-2.0 (or mit, cc-by-4.0, cc-by-nc-4.0, other, ...)",
-            repository=facts.repository,
-            of_data=of_data,
+            Message("no license is named for {repository}{of_data}", repository=facts.repository, of_data=of_data),
+            _LICENSES,
         )
-    card.data["license"] = licence
+    if facts.license and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", facts.license):
+        raise DcclipError(Message("{license!r} is no license of the hub", license=facts.license), _LICENSES)
+    card.data["license"] = license
     tags = ["clip", "dcclip", *(["onnx"] if any(name.startswith("onnx") for name in facts.bundles) else [])]
     card.data["tags"] = list(dict.fromkeys([*(card.data.get("tags") or []), *tags]))
     datasets = sorted({name for one in collected for name in one.on_hub})
@@ -96,12 +97,12 @@ class _Collected:
     """What the manifest of a collection says for a card."""
 
     text: str
-    licences: frozenset[str]
+    licenses: frozenset[str]
     on_hub: frozenset[str]
 
 
 def _collected(folder: Path) -> _Collected:
-    """Sources, licences, counts and rules of a folder that `collect` wrote; no paths. Raises DcclipError for others."""
+    """Sources, licenses, counts and rules of a folder that `collect` wrote; no paths. Raises DcclipError for others."""
     from dcclip_cli.curation.report.html import steps
 
     manifest = read_record(
@@ -109,7 +110,7 @@ def _collected(folder: Path) -> _Collected:
     ).content
     known = {_label(source): source for source in manifest["options"]["sources"]}  # of any version
     rows = [
-        (name, one.get("kind", ""), one.get("licence") or "not recorded", *_counts(manifest["sources"].get(name)))
+        (name, one.get("kind", ""), one.get("license") or "not recorded", *_counts(manifest["sources"].get(name)))
         for name in dict.fromkeys([*known, *manifest["sources"]])  # pairs may have the source that they had before
         for one in (known.get(name, {}),)
     ]
@@ -122,14 +123,14 @@ def _collected(folder: Path) -> _Collected:
     ]
     text = [
         "Image-caption pairs, collected, filtered and deduplicated by `dcclip collect`:",
-        _table(("source", "kind", "licence", "pairs read", "kept"), rows),
+        _table(("source", "kind", "license", "pairs read", "kept"), rows),
         f"Captions kept: {captions}." + (" What was dropped, and why:" if rules else " Nothing was dropped."),
         *([_table(("rule", "pairs", "captions"), rules)] if rules else []),
     ]
-    licences = frozenset(source["licence"] for source in known.values() if source.get("licence"))
+    licenses = frozenset(source["license"] for source in known.values() if source.get("license"))
     hub = (str(source["path"]) for source in known.values() if source.get("kind") == "hub")
     on_hub = frozenset(name for name in hub if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists())
-    return _Collected("\n\n".join(text), licences, on_hub)
+    return _Collected("\n\n".join(text), licenses, on_hub)
 
 
 def _label(source: Mapping[str, Any]) -> str:

@@ -40,7 +40,7 @@ _FORMATS = {"bundle": "onnx"}  # by the kind in a record; others have the same n
 class PushOptions:
     """What is pushed with a model. `bundles` are exports of it, `data` folders of `collect`, besides its run's."""
 
-    licence: str | None = None
+    license: str | None = None
     bundles: Sequence[Path] = ()
     data: Sequence[Path] = ()
 
@@ -84,7 +84,7 @@ def plan_push(model: ModelReference, repository: str, options: PushOptions) -> P
     """What a push of a model directory or an export uploads; asks nobody and writes nothing.
 
     From the run that a model is in come its results, its export and what its data was collected from. Raises
-    DcclipError for a damaged model, for one that is not here, and if no licence is named.
+    DcclipError for a damaged model, for one that is not here, and if no license is named.
     """
     if not _NAME.fullmatch(repository):
         raise DcclipError(
@@ -112,7 +112,7 @@ def plan_push(model: ModelReference, repository: str, options: PushOptions) -> P
     data = [*_collections(run, recipe), *options.data]
     names = [] if data else _data_names(recipe)
     library = "open_clip" if CONFIG in files else None
-    facts = CardFacts(repository, options.licence, library, _base_model(recipe), results, list(bundles), data, names)
+    facts = CardFacts(repository, options.license, library, _base_model(recipe), results, list(bundles), data, names)
     files[CARD] = str(complete_card(folder / CARD, facts)).encode()
     notes = [*(f"the card: {one}" for one in facts.missing), *notes]
     return PushPlan(repository, dict(sorted(files.items())), tuple(notes))
@@ -144,10 +144,10 @@ def push(
                 "{name} exists, and {count} of its files would change: {replaced}",
                 name=name,
                 count=len(replaced),
-                replaced=", ".join(replaced[:8]),
+                replaced=", ".join(replaced[:8]) + (", ..." if len(replaced) > 8 else ""),
             )
             hint = Message("look at it; then add --overwrite, or --pull-request, or name another repository")
-            raise DcclipError(what + (", ..." if len(replaced) > 8 else ""), hint)
+            raise DcclipError(what, hint)
         if private and not info.private:
             talk.say(Message("{name} exists and is public: --private has no effect", name=name))
         if not changed:

@@ -23,12 +23,14 @@ from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import atomic_write
 from dcclip_cli.options import OldKey, decisive, decisive_before
 from dcclip_cli.recipe.schema import Recipe
-from dcclip_cli.recipe.yaml import MAX_BYTES, Document, Location, document_of, read, walk
+from dcclip_cli.recipe.yaml import ARGUMENTS, KEYS_HINT, MAX_BYTES, Document, Location, document_of, read, walk
 from dcclip_cli.run_dir import RESOLVED, STAGES, StageName
 from dcclip_cli.versions import versions
 
 _MOST_SHOWN, _MOST_EXPLAINED = 20, 200  # mistakes; explaining one takes about a millisecond
 _LONGEST = 80  # characters of a value, or of a part of a key, in a message
+# Arguments of dcclip.evaluate and others, next to which the keys of a recipe are given.
+_OF_FUNCTIONS = ("model", "sets", "out", "device", "processes", "fresh", "resume", "progress", "formats")
 VERBATIM = "recipe.yaml"  # in a run directory, next to RESOLVED
 RecipeSource = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 
@@ -111,7 +113,9 @@ def _validated(document: Document) -> tuple[Recipe, tuple[str, ...]]:
         if _drop_overridden(document, old_keys):
             return _validated(document)
         what = joined("\n", sentences(error, Recipe, document, old_keys))
-        raise DcclipError(what, "list all keys of a recipe with: dcclip recipe schema") from None
+        unknown = any(one["type"] == "extra_forbidden" for one in error.errors(include_url=False))
+        wanted = Message("see what these keys take with: dcclip recipe schema")
+        raise DcclipError(what, KEYS_HINT if unknown else wanted) from None
     return recipe, tuple(dict.fromkeys(_warning(document, one) for one in old_keys))
 
 
@@ -213,7 +217,8 @@ def sentences(
         location = _in_document(details, document.values, list(old_keys))
         key = ".".join(_short(str(step)) for step in location)
         messages = found.setdefault((document.place(location), f"{key}: " if key else "", _got(details)), [])
-        messages.append(_message(details, model))
+        arguments = _OF_FUNCTIONS if document.place(location) == ARGUMENTS else ()
+        messages.append(_message(details, model, arguments))
     ordered = sorted(found.items(), key=lambda item: _line(item[0][0]))
     lines = [
         Message("{place}: {key}{said}{got}", place=place, key=key, said=_alternatives(said), got=got)
@@ -269,12 +274,12 @@ def _in_document(details: ErrorDetails, values: Any, old_keys: list[OldKey]) -> 
     return tuple(result)
 
 
-def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
+def _message(details: ErrorDetails, model: type[BaseModel], arguments: Sequence[str] = ()) -> str:
     context = details.get("ctx", {})
     match details["type"]:
         case "extra_forbidden":
             *parents, word = details["loc"]
-            near = _nearest(str(word), (name for name, _ in _fields_at(model, parents)))
+            near = _nearest(str(word), [*(name for name, _ in _fields_at(model, parents)), *arguments])
             return Message("unknown key{near}", near=near)
         case "missing":
             return Message("missing")

@@ -62,7 +62,7 @@ TEACHERS: Mapping[str, TeacherChoice] = {
     "chinese-clip": TeacherChoice(
         "transformers",
         "OFA-Sys/chinese-clip-vit-base-patch16",
-        Message("188 M, Chinese only; see its card for the licence"),
+        Message("188 M, Chinese only; see its card for the license"),
     ),
     "metaclip2": TeacherChoice(
         "transformers", "facebook/metaclip-2-mt5-worldwide-s16", Message("139 M, over 300 languages, CC-BY-NC-4.0")

@@ -294,7 +294,7 @@ class Preflight:
         if work.sizes:  # of data that is still to be collected nothing is known
             self.works.append(work)
         folder = cache_folder() / "teacher-cache"
-        if work.cache_bytes > free_bytes(folder) + _size(folder):
+        if work.cache_bytes > free_bytes(folder):
             self._too_small(
                 (stage, "teacher_cache"), Message("the teacher cache"), work.cache_bytes, folder, _CACHE_HINT
             )
@@ -329,8 +329,3 @@ def free_bytes(folder: Path) -> int:
     """Free bytes on the disk that a folder is on, or will be on."""
     there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
     return shutil.disk_usage(there).free
-
-
-def _size(folder: Path) -> int:
-    """Bytes of the features that are there, of which this run may find all."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

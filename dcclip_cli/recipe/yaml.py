@@ -29,8 +29,8 @@ _LONGEST = 300  # characters of an override in a message
 _WORDS = {"": None, "~": None, "null": None, "Null": None, "true": True, "True": True, "false": False, "False": False}
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
-_HINT = Message("list all keys of a recipe with: dcclip recipe schema")
-_ARGUMENTS = "arguments"  # the place of values given in Python
+KEYS_HINT = Message("list all keys of a recipe with: dcclip recipe schema")
+ARGUMENTS = "arguments"  # the place of values given in Python
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Document:
     def is_override(self, location: Location) -> bool:
         """Whether the value at `location` was given by `--set` or in Python."""
         place = self.place(location)
-        return place == _ARGUMENTS or place.startswith("--set ")
+        return place == ARGUMENTS or place.startswith("--set ")
 
     def override(self, expression: str) -> None:
         """Apply one `--set a.b=value`: the value is YAML, a path in it is relative to the current directory."""
@@ -72,7 +72,7 @@ class Document:
             for name, item in value.items():
                 self.set(f"{key}.{name}", item)
         else:
-            self._put(key, value, _ARGUMENTS)
+            self._put(key, value, ARGUMENTS)
 
     def _put(self, key: str, value: Any, place: str) -> None:
         """Set a value by its dotted key, creating sections on the way."""
@@ -83,7 +83,7 @@ class Document:
             at: str | int = step
             where = ".".join(map(str, location))
             if isinstance(container, list):
-                if not (step.isdecimal() and int(step) < len(container)):
+                if step not in map(str, range(len(container))):
                     what = Message(
                         "{place}: {where} is a list of {count}, counted from 0",
                         place=place,
@@ -100,7 +100,7 @@ class Document:
                         where=where,
                         kind=_kind(container),
                     ),
-                    _HINT,
+                    KEYS_HINT,
                 )
             location = (*location, at)
             if number == len(steps):
@@ -115,7 +115,7 @@ class Document:
 
 def document_of(values: Mapping[str, Any]) -> Document:
     """The document of a recipe given as Python values; relative paths are relative to the current directory."""
-    return Document(anchored(values, Path.cwd()), {(): _ARGUMENTS})
+    return Document(anchored(values, Path.cwd()), {(): ARGUMENTS})
 
 
 def read(path: Path) -> tuple[str, Document]:
@@ -141,7 +141,7 @@ def read(path: Path) -> tuple[str, Document]:
     if not isinstance(values, dict):
         raise DcclipError(
             Message("{path}: expected sections such as `distill:`, found {kind}", path=path, kind=_kind(values)),
-            _HINT,
+            KEYS_HINT,
         )
     return text, Document(anchored(values, path.resolve().parent), places)
 
@@ -207,7 +207,7 @@ def _parse(text: str, name: str, numbered: bool = False) -> tuple[Any, dict[Loca
         ) from None
     values = build(node, ()) if node else None
     if mistakes:
-        raise DcclipError(joined("\n", mistakes), _HINT)
+        raise DcclipError(joined("\n", mistakes), KEYS_HINT)
     return values, places
 
 

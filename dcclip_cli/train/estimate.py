@@ -97,7 +97,7 @@ class StageWork:
 
     @cached_property
     def cache_bytes(self) -> float:
-        """Bytes of the teacher cache, as far as the teachers are known."""
+        """Bytes that the teacher cache will take in addition, as far as the teachers are known."""
         if not self.options.teacher_cache:
             return 0.0
         total = 0.0
@@ -106,7 +106,9 @@ class StageWork:
             if teacher is not None and any(loss.needs_teacher for loss in losses):
                 layers = sorted({layer for loss in losses for layer in loss.teacher_layers_needed})
                 wide = widths(teacher, layers)
-                total += teacher_cache_bytes(wide, losses, self.options, self.data, self.grids, self.rows)
+                there = self.cached(number)
+                left = Rows(self.rows.images - there.images, self.rows.texts - there.texts)
+                total += teacher_cache_bytes(wide, losses, self.options, self.data, self.grids, left)
         return total
 
     @property

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
-from dcclip_cli.errors import AgainError, DcclipError, Message
+from dcclip_cli.errors import AgainError, DcclipError, Message, joined
 from dcclip_cli.launched import REPORTS, reports
 from dcclip_cli.progress import Progress
 from dcclip_cli.signals import HeldSignals, keeping
@@ -152,7 +152,7 @@ def _first_error(folder: Path, failures: Mapping[int, ProcessFailure], number: i
     for one in found:
         if "what" in one:
             kind = AgainError if one["error"] == AgainError.__name__ else DcclipError
-            return kind(one["what"], one["hint"])
+            return kind(joined("", [one["what"]]), joined("", [one["hint"]]))
     crashed = next((one for one in found if "traceback" in one), None)
     killed = [rank for rank, failure in failures.items() if failure.exitcode < 0]
     # Those that cannot end after another's crash are killed later.

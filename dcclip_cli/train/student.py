@@ -174,7 +174,7 @@ def _tokenizer_folder(teacher: str | None) -> Path:
     if teacher is None:
         raise DcclipError(
             "student.text.vocabulary is taken from the teacher, but the recipe has none",
-            "add a teacher, or set vocabulary: {from: data, size: ...}",
+            "add a teacher, or set vocabulary: {{from: data, size: ...}}",
         )
     if Path(teacher).is_absolute():
         return Path(teacher)

@@ -43,7 +43,7 @@ class Trackers:
     def __init__(self, names: Sequence[TrackerName], folder: Path, accelerator: Accelerator) -> None:
         """`folder` is that of the stage, in the run directory."""
         self._accelerator = accelerator
-        if accelerator.is_main_process:
+        if names and accelerator.is_main_process:
             for name, value in _SETTINGS.items():
                 os.environ.setdefault(name, value)
             accelerator.log_with = [_tracker(name, folder) for name in names]

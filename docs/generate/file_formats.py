@@ -103,7 +103,7 @@ def export() -> str:
 def pairs() -> str:
     rows = {
         f"000000.tar, 000000.tar{index.SUFFIX}, ...": "shards: `KEY.jpg|png|webp` next to `KEY.json`; indexes",
-        collect.MANIFEST: "counts of pairs and captions, sources with their licences, SHA-256 of the shards, options",
+        collect.MANIFEST: "counts of pairs and captions, sources with their licenses, SHA-256 of the shards, options",
         collect.REPORT: "what was kept and dropped, with examples",
         work.DROPPED: "every dropped pair with its reason",
     }

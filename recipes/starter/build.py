@@ -6,7 +6,7 @@
 
 writes image.safetensors (EfficientNet-Lite0 with its ImageNet weights, and the head of space.py), prototypes.parquet
 (words with their places) and words.txt (the words alone) beside itself, where the recipes look for them. EMOJI_DIR is
-that of recipes/quickstart/build.py. Origins and licences: SOURCES.md.
+that of recipes/quickstart/build.py. Origins and licenses: SOURCES.md.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class WordNet:
     @staticmethod
     def _read(file: Path) -> Iterable[tuple[str, Synset]]:
         for line in file.read_text("utf-8").splitlines():
-            if line.startswith("  "):  # the licence
+            if line.startswith("  "):  # the license
                 continue
             parts = line.split()
             count = int(parts[3], 16)

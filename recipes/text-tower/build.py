@@ -5,7 +5,7 @@
 Each line has the English texts and the Chinese texts of one thing: class names of the data sets in
 dcclip_cli/data/prompts with their synonyms, the everyday words of recipes/starter/words.tsv, the names of emoji in
 recipes/quickstart/train.parquet; the names also in templates that are translations of each other. Origins and
-licences: SOURCES.md.
+licenses: SOURCES.md.
 """
 
 from __future__ import annotations

@@ -56,6 +56,16 @@ def test_a_place_that_cannot_be_written_is_refused_at_once(command: str, place: 
     assert sorted(Path().iterdir()) == before
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a working directory cannot be deleted there")
+def test_a_working_directory_that_is_gone_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for command in (*COMMANDS.values(), ["new", "图.yaml", "--data"]):
+        said = dcclip(*command, "图.npy", expect=1).output.splitlines()
+        assert said[-2:] == ["error: the working directory no longer exists", "hint:  change to one that does: cd DIR"]
+
+
 @pytest.mark.parametrize("command", ["run", "collect", "distill", "eval", "export"])
 def test_a_result_folder_cannot_be_a_file(command: str) -> None:
     said = dcclip(*COMMANDS[command], "文件.npy", expect=1).stderr

@@ -263,16 +263,16 @@ def test_keeping_nothing_is_an_error_that_says_why(tmp_path: Path, picture: Make
     assert not list(tmp_path.glob("*new*"))  # an error before anything is written
 
 
-def test_a_pair_remembers_its_source_its_place_there_and_its_licence(tmp_path: Path, picture: MakeImage) -> None:
-    write_parquet(tmp_path / "raw.parquet", [Pair("a", picture(), zh=("一只猫",), meta={"licence": "MIT"})])
+def test_a_pair_remembers_its_source_its_place_there_and_its_license(tmp_path: Path, picture: MakeImage) -> None:
+    write_parquet(tmp_path / "raw.parquet", [Pair("a", picture(), zh=("一只猫",), meta={"license": "MIT"})])
     (tmp_path / "dog.png").write_bytes(picture("blue"))
     (tmp_path / "dogs.tsv").write_text("image\ten\ndog.png\ta dog\n")
-    pairs = TableSource(path=tmp_path / "raw.parquet", name="old", licence="CC0-1.0")
-    table = TableSource(path=tmp_path / "dogs.tsv", licence="CC0-1.0")
+    pairs = TableSource(path=tmp_path / "raw.parquet", name="old", license="CC0-1.0")
+    table = TableSource(path=tmp_path / "dogs.tsv", license="CC0-1.0")
     collect(CollectOptions(sources=(pairs, table)), tmp_path / "out", engine=ONE)
     cat, dog = open_pairs(tmp_path / "out")
-    assert cat.meta == {"source": "old", "origin": "a", "licence": "MIT"}
-    assert dog.meta == {"source": "dogs.tsv", "origin": "2", "licence": "CC0-1.0", "image": "dog.png"}
+    assert cat.meta == {"source": "old", "origin": "a", "license": "MIT"}
+    assert dog.meta == {"source": "dogs.tsv", "origin": "2", "license": "CC0-1.0", "image": "dog.png"}
 
 
 def test_a_limit_reads_so_many_spread_over_the_sources(tmp_path: Path, picture: MakeImage) -> None:

@@ -202,6 +202,7 @@ def test_no_caption_costs_a_filter_more_than_a_quarter_of_a_second(piece: str) -
 CHINESE = """一只猫|苹果 iPhone 15 手机壳|臺北夜市|人山人海，好热闹！|𠮷野家|〇|BMW汽车|β-胡萝卜素|优の良品|髮型屋招牌
 Canon EOS 5D Mark IV 相机|武井咲写真|东京 の 地铁站|ㄅㄆㄇ 注音|東京大学|新年会"""  # the last two are Japanese as well
 ENGLISH = """a cat|BMW M3 2015|Ｔｏｋｙｏ at night|tiramisu|kimono|a piñata|café|flag: São Tomé & Príncipe|woman’s hat
+A fox in a snowy field|Climbers on a snowy ridge|A goat nears a roof 's edge
 An igloo.|A brown potato.|A polo shirt.|A ripe, red tomato!
 Rio de Janeiro at night|alpha (α) particle|Chinese New Year 春 greeting card with lanterns|São Paulo skyline at night"""
 OTHER = """猫がベッドで寝ている|東京の夜景|東京駅|関西国際空港|고양이|красная машина|Αθήνα|قطة|un café à Paris

@@ -139,4 +139,4 @@ def test_muge_is_read_from_base64_with_all_queries_of_a_picture(picture: MakeIma
     check("muge", 3, source={"path": images})
     pairs = collected("muge", tmp_path / "run", source={"path": images})
     assert [pair.zh for pair in pairs] == [("红色连衣裙", "山水画"), ("黑猫 抱枕",), ("山水画",)]  # Simplified
-    assert pairs[0].meta["licence"] == "research only"
+    assert pairs[0].meta["license"] == "research only"

@@ -23,7 +23,7 @@ def write(path: Path, pairs: list[Pair]) -> Shard:
 
 def test_shards_read_back_as_the_pairs_written(tmp_path: Path, picture: MakeImage) -> None:
     pairs = [
-        Pair("0", picture("red", kind="JPEG"), zh=("猫，在睡觉", "小猫"), en=("cat",), meta={"licence": "MIT", "n": 1}),
+        Pair("0", picture("red", kind="JPEG"), zh=("猫，在睡觉", "小猫"), en=("cat",), meta={"license": "MIT", "n": 1}),
         Pair("1", picture("blue", kind="PNG"), en=("dog", "a dog")),
         Pair("2", picture("green", kind="WEBP"), zh=("狐狸",)),
     ]

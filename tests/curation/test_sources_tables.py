@@ -109,7 +109,8 @@ ROWS = [  # format, reason, rows
     ("tsv", "image-missing", ["https://example.org/cat.png\ta cat"]),
     ("tsv", "row-malformed", ["cat.png", "cat.png\ta\tcat", "cat.png\t" + "猫" * 400_000, "cat.png\t\udc80"]),
     ("csv", "row-malformed", ['cat.png,"never closed', 'cat.png,"a"b', "cat.png,a\rb", "cat.png,a,b"]),
-    ("jsonl", "row-malformed", ["{", "[1]", '"text"', "[" * 100_000, '{"image": "cat.png", "zh": "\udc80"}']),
+    ("jsonl", "row-malformed", ['{"image": "cat.png", "zh": "\udc80"}']),
+    ("jsonl", "row-not-json", ["{", '{"image": "cat.png", "zh": "猫",}', "[1]", '"text"', "[" * 100_000]),
     ("jsonl", "captions-unreadable", ['{"image": "cat.png", "en": 3}', '{"image": "cat.png", "en": {"a": "b"}}']),
     ("jsonl", "image-missing", ['{"image": 3, "en": "a cat"}', '{"en": "a cat"}']),
     (
@@ -294,7 +295,7 @@ def test_what_is_wrong_in_parquet_is_a_fault(tmp_path: Path, columns: Any, expec
 
 
 def test_pairs_come_as_they_were_written_with_their_keys(tmp_path: Path) -> None:
-    pairs = [Pair("a", PIXEL, zh=("猫", "小猫"), en=("cat",), meta={"licence": "MIT"}), Pair("b", b"a", en=("dog",))]
+    pairs = [Pair("a", PIXEL, zh=("猫", "小猫"), en=("cat",), meta={"license": "MIT"}), Pair("b", b"a", en=("dog",))]
     write_parquet(tmp_path / "pairs.parquet", pairs)
     for size in (1, 2, 10):
         assert read(TableSource(path=tmp_path / "pairs.parquet"), size) == [Candidate(pair) for pair in pairs]
@@ -311,7 +312,7 @@ def test_pairs_without_images_or_with_other_than_json_are_faults(tmp_path: Path)
     }
     pq.write_table(pa.table(rows), tmp_path / "pairs.parquet")
     source = TableSource(path=tmp_path / "pairs.parquet")
-    assert reasons(source) == ["image-missing", "captions-bytes", "row-malformed", None]
+    assert reasons(source) == ["image-missing", "captions-bytes", "row-not-json", None]
     found = read(source)
     assert (found[0].pair.zh, found[3].pair.en) == (("猫",), ("bird",))
 

@@ -243,7 +243,7 @@ def test_a_changed_shard_is_found_by_reading_all_data_and_by_nothing_less(tmp_pa
 
 def test_collect_writes_the_index_that_would_be_made_from_its_tar(tmp_path: Path) -> None:
     awkward = Pair(
-        "9", JPEG, ("猫\ud800",), ("a \x00 cat", "b"), {"licence": "CC0", "作者": "李\udcff", "n": [1, None]}
+        "9", JPEG, ("猫\ud800",), ("a \x00 cat", "b"), {"license": "CC0", "作者": "李\udcff", "n": [1, None]}
     )
     writer = ShardWriter(tmp_path / "000000.tar")
     for pair in (*many(30), awkward):
@@ -253,7 +253,7 @@ def test_collect_writes_the_index_that_would_be_made_from_its_tar(tmp_path: Path
     assert find_index(local_file(tmp_path / "000000.tar"), NONE) is not None
     index(tmp_path, fresh=True)
     assert (tmp_path / f"000000.tar{SUFFIX}").read_bytes() == written
-    assert open_pairs(tmp_path)[30].meta == {"licence": "CC0", "作者": "李?", "n": [1, None]}
+    assert open_pairs(tmp_path)[30].meta == {"license": "CC0", "作者": "李?", "n": [1, None]}
 
 
 def test_shards_are_indexed_by_several_processes_and_what_is_done_stays_done(

@@ -38,7 +38,7 @@ def run(model_folder: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathF
     """A run whose pairs were collected, with a model, results on a named data set in Chinese, and a bundle."""
     root = tmp_path_factory.mktemp("runs") / "小模型"
     shutil.copytree(model_folder, root / "align" / "model")
-    source = {"kind": "table", "path": str(pairs_file), "name": "drawn", "licence": "CC0"}
+    source = {"kind": "table", "path": str(pairs_file), "name": "drawn", "license": "CC0"}
     options = CollectOptions.model_validate({"sources": [source], "filters": [{"kind": "length", "zh": [2, 99]}]})
     collect(options, root / "collect")
     recipe = {"teacher": {"kind": "altclip", "model": "BAAI/AltCLIP"}, "data": {"train": str(root / "collect")}}
@@ -120,7 +120,7 @@ def test_a_pushed_model_is_loaded_by_its_name_with_the_same_embeddings(run: Path
     assert config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] == "ORG/small"
 
 
-def test_the_card_names_licences_sources_rules_results_and_the_teacher(run: Path) -> None:
+def test_the_card_names_licenses_sources_rules_results_and_the_teacher(run: Path) -> None:
     plan = plan_push(find_model(str(run)), "ORG/small", PushOptions("apache-2.0"))
     card = ModelCard(plan.card)
     data = card.data.to_dict()
@@ -149,11 +149,13 @@ def test_what_the_author_wrote_in_the_card_stays(run: Path, tmp_path: Path) -> N
     )
 
 
-def test_no_licence_a_foreign_bundle_and_a_damaged_model_are_refused(run: Path, tmp_path: Path) -> None:
+def test_no_license_a_foreign_bundle_and_a_damaged_model_are_refused(run: Path, tmp_path: Path) -> None:
     model = find_model(str(run))
-    with pytest.raises(DcclipError, match="no licence is named for ORG/small; that of its data: CC0") as caught:
+    with pytest.raises(DcclipError, match="no license is named for ORG/small; that of its data: CC0") as caught:
         plan_push(model, "ORG/small", PushOptions())
     assert "--license apache-2.0" in caught.value.hint
+    with pytest.raises(DcclipError, match=r"'evil: \[x\\n' is no license of the hub"):
+        plan_push(model, "ORG/small", PushOptions("evil: [x\n"))
     with pytest.raises(DcclipError, match="small is no name of a repository"):
         plan_push(model, "small", MIT)
     with pytest.raises(DcclipError, match="openai is a model on a hub already"):
@@ -230,7 +232,7 @@ def test_what_the_hub_refuses_is_one_sentence_with_a_hint(
     assert hint in caught.value.hint and "\n" not in caught.value.what and "hf_w" not in str(caught.value)
 
 
-def test_a_licence_that_the_hub_does_not_know_is_refused_before_the_upload(run: Path, hub: Hub) -> None:
+def test_a_license_that_the_hub_does_not_know_is_refused_before_the_upload(run: Path, hub: Hub) -> None:
     with pytest.raises(DcclipError, match=r'the hub refuses it: Invalid metadata in README\.md\. - "license" must be'):
         push(plan_push(find_model(str(run)), "ORG/small", PushOptions("made-up")))
     assert not any("preupload" in one for one in hub.asked)

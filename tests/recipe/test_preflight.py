@@ -13,6 +13,7 @@ from dcclip_cli.checksums import write_record
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
+from dcclip_cli.files import cache_folder
 from dcclip_cli.recipe import preflight
 from dcclip_cli.recipe.load import load
 from dcclip_cli.recipe.preflight import check
@@ -171,6 +172,10 @@ def test_what_will_not_fit_on_the_disk_is_reported(problems: Any, monkeypatch: p
     # 40 images x (16 + 4 cells x 32) x 2 bytes = 11.5 kB without captions; checkpoints of 0.1 M parameters: 2.8 MB.
     assert [line.split(":")[0] for line in found] == ["distill.teacher_cache", "distill"]
     assert re.search(r"the teacher cache will take about \d+ kB, and 10 kB are free", found[0])
+    others = cache_folder() / "teacher-cache" / "AltCLIP-0123" / "texts" / "0.block"
+    others.parent.mkdir(parents=True)
+    others.write_bytes(bytes(1_000_000))  # of which this run finds nothing
+    assert problems({}, ("distill",))[0] == found
     monkeypatch.setattr(preflight, "free_bytes", lambda folder: 10_000_000)
     assert problems({}, ("distill",)) == ([], "")
 

@@ -3,13 +3,21 @@
 Those that are not in the extra `dev` are tested where they are installed: pip install wandb trackio mlflow-skinny.
 """
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from dcclip_cli.train.trackers import check_installed, flat
+from dcclip_cli.train.trackers import _SETTINGS, check_installed, flat
 from tests.train.jobs import Job, interrupt, logged, refused, run
+
+
+def test_a_run_without_trackers_leaves_their_settings_alone(aligning: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in _SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    run(aligning | {"track": []})
+    assert not os.environ.keys() & _SETTINGS.keys()
 
 
 def test_tensorboard_has_the_metrics_and_options_of_a_stage_that_was_resumed(aligning: Job) -> None:

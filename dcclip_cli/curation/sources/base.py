@@ -62,7 +62,7 @@ class SourceOptions(Options):
     """
 
     name: str | None = Field(None, description="Source name in each pair's metadata; default: last part of the path")
-    licence: str | None = Field(None, description="Licence of the pairs, added to each pair's metadata")
+    license: str | None = Field(None, description="License of the pairs, added to each pair's metadata")
 
     @property
     def label(self) -> str:

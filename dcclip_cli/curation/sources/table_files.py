@@ -90,14 +90,14 @@ class TextTable:
             text = content.decode("utf-8-sig")  # any line may begin with a BOM, as files are concatenated
             if not (self._csv or self._tsv):
                 row = json.loads(text)
-                return row if isinstance(row, dict) else Drop("row-malformed", "not a JSON object")
+                return row if isinstance(row, dict) else Drop("row-not-json", "not a JSON object")
             cells = self._split(text)
         except UnicodeDecodeError as error:
             return Drop("row-malformed", f"not in UTF-8: {error.reason} at byte {error.start}")
         except csv.Error as error:
             return Drop("row-malformed", f"not CSV: {error}")
         except (ValueError, RecursionError) as error:
-            return Drop("row-malformed", f"not JSON: {str(error)[:200]}")
+            return Drop("row-not-json", str(error)[:200])
         if len(cells) != len(columns):
             return Drop("row-malformed", f"{len(cells)} cells, the header has {len(columns)}")
         return dict(zip(columns, cells, strict=True))

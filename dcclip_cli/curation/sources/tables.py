@@ -191,8 +191,8 @@ def _as_written(number: str, row: Cells) -> tuple[str, Cells]:
     try:
         meta = json.loads(meta or "{}")
     except (TypeError, ValueError, RecursionError) as error:
-        return key, Drop("row-malformed", f"meta is not JSON: {str(error)[:200]}")
-    return key, {**meta, **row} if isinstance(meta, dict) else Drop("row-malformed", "meta is not a JSON object")
+        return key, Drop("row-not-json", f"meta: {str(error)[:200]}")
+    return key, {**meta, **row} if isinstance(meta, dict) else Drop("row-not-json", "meta is not a JSON object")
 
 
 class HubSource(ColumnOptions):

@@ -148,8 +148,14 @@ class Xm3600(Loader):
                     record = json.loads(row.content or b"")
                     name, texts = str(record["image/key"]), list(map(str, record[language]["caption"]))
                 except (ValueError, KeyError, TypeError, RecursionError) as error:
-                    what = f"{self.file}:{row.number} is no record with image/key and captions in {language}: {error!r}"
-                    raise DcclipError(what[:500], DOWNLOAD_AGAIN) from None
+                    what = Message(
+                        "{file}:{number} is no record with image/key and captions in {language}: {error!r:.300}",
+                        file=self.file,
+                        number=row.number,
+                        language=language,
+                        error=error,
+                    )
+                    raise DcclipError(what, DOWNLOAD_AGAIN) from None
                 found.setdefault(name, []).extend(texts)
         return _with_images(found, self.location, self.file)
 

@@ -48,7 +48,7 @@ PAGE, LIBRARIES, CHECKS = "web", "libraries", "checks.json"
 class Web(Onnx):
     """index.html with its scripts, the libraries that they use, and a bundle: `dcclip predict` reads it, too.
 
-    Everything runs in the browser, in WebAssembly. npm's onnxruntime-web has no licence file: those of the Python
+    Everything runs in the browser, in WebAssembly. npm's onnxruntime-web has no license file: those of the Python
     package are of the same source.
     """
 

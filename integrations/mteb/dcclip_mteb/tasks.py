@@ -17,7 +17,7 @@ from dcclip_cli.eval.registry import KnownSet
 from dcclip_mteb.retrieval import RetrievalZh
 from dcclip_mteb.zero_shot import ZeroShotZh
 
-# mteb's own task on the same images, from which date, licence and citation are.
+# mteb's own task on the same images, from which date, license and citation are.
 _SAME_IMAGES = {
     "rendered_sst2": "RenderedSST2", "flowers102": "OxfordFlowersClassification", "voc2007": "VOC2007.v2",
     "hateful_memes": "HatefulMemesT2IRetrieval",
