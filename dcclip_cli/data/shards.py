@@ -138,8 +138,6 @@ def _members(file: DataFile) -> Iterator[_Found]:
     with file.open() as stream:
         for member in members_of(stream, file.size):
             if member.fault and member.fault.reason.startswith("tar-"):
-                if member.fault.reason == "tar-cut" and not member.name:
-                    return  # every pair is there, only the end mark is missing
                 what = Message("{file} is not a readable tar file: {detail}", file=file, detail=member.fault.detail)
                 raise DcclipError(what, "fetch or collect it again")
             if not member.fault and _is_read(member.name, member.size):
@@ -248,6 +246,8 @@ def columns_used(file: DataFile, names: list[str], columns: Columns) -> list[str
     """The columns to read: those that are named, and the others with the usual names if they are there."""
     usual = {key: key for key in ("key", *LANGUAGES, "meta")}
     required = {"image": "image"} | columns.named
+    if len({*required.values()}) < len(required):
+        raise DcclipError("{file}: one column is named for two things", "name a column for each", file=file)
     if missing := [name for name in required.values() if name not in names]:
         raise DcclipError(
             "{file} has no column {missing} (found: {names})",

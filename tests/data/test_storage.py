@@ -3,7 +3,9 @@
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -49,6 +51,27 @@ def test_a_file_that_is_shorter_than_it_was_is_an_error(tmp_path: Path) -> None:
         file.read(10_000, 1000)
 
 
+def test_threads_that_open_a_file_at_once_each_read_its_bytes(tmp_path: Path) -> None:
+    for number in range(48):
+        (tmp_path / f"{number:02}.tar").write_bytes(bytes([number]) * 64)
+    files, threads = list_files(tmp_path), 16
+    together, before = Barrier(threads), sys.getswitchinterval()
+
+    def read(_: int) -> list[bytes]:
+        together.wait()
+        return [file.read(number, 4) for number, file in enumerate(files)]
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in range(40):
+                storage._opened.cache_clear()  # cold: all of them open each file
+                for found in pool.map(read, range(threads)):
+                    assert found == [bytes([number]) * 4 for number in range(48)]
+    finally:
+        sys.setswitchinterval(before)
+
+
 def test_files_in_a_bucket_are_listed_and_read_by_range(s3: S3) -> None:
     for name in ("data/00001.tar", "data/00000.tar", "data/下/x.tar", "data/00000.tar.index.arrow"):
         s3.put("bucket", name, CONTENT)
@@ -88,6 +111,56 @@ def test_a_stopped_store_is_an_error_until_it_is_started_again(s3: S3) -> None:
     s3.start()
     s3.put("bucket", "a.tar", CONTENT)
     assert file.read(0, 3) == b"\x00\x01\x02"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("AWS_ENDPOINT_URL", "localhost:9000", "Invalid endpoint: localhost:9000"),
+        ("AWS_PROFILE", "nobody", r"The config profile \(nobody\) could not be found"),
+    ],
+)
+def test_a_setting_of_s3_that_is_wrong_is_named(
+    s3: S3, name: str, value: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    forget_connections()
+    with pytest.raises(DcclipError, match=f"s3://bucket/a.tar cannot be read: {what}") as caught:
+        list_files("s3://bucket/a.tar")
+    assert name in caught.value.hint
+
+
+def test_a_password_in_the_url_of_a_bucket_is_refused_and_not_shown() -> None:
+    with pytest.raises(DcclipError, match="s3://bucket/d was given with a user or password") as caught:
+        list_files("s3://KEY:hunter2@bucket/d")
+    assert "hunter2" not in f"{caught.value.what}{caught.value.hint}"
+
+
+_LISTED = b"""<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name><Prefix>d/</Prefix>%s<Contents>
+<Key>d/a.tar</Key><LastModified>2024-01-01T00:00:00Z</LastModified><ETag>"a"</ETag><Size>%s</Size></Contents>
+</ListBucketResult>"""
+_ENDLESS = b"<IsTruncated>true</IsTruncated><NextContinuationToken>same</NextContinuationToken>"
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "what", "hint"),
+    [
+        (200, _LISTED % (b"", b"many"), "s3://b/d cannot be read: .*'many'", "AWS_ENDPOINT_URL"),
+        (200, _LISTED % (_ENDLESS, b"1"), "s3://b/d cannot be read: FSTimeoutError", "AWS_ENDPOINT_URL"),
+        (400, b"<Error><Code>ExpiredToken</Code><Message>It has expired.</Message></Error>", "denied", "expired"),
+    ],
+)
+def test_what_a_store_answers_wrongly_is_an_error(
+    s3: S3, status: int, answer: bytes, what: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_LIST_S", 2)
+    with http_server(tmp_path) as (url, handler):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        forget_connections()
+        handler.answer = status, answer
+        with pytest.raises(DcclipError, match=what) as caught:
+            list_files("s3://b/d")
+    assert hint in caught.value.hint
 
 
 @pytest.fixture
