@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist lo
 
 quickstart: .venv/installed
 	$(BIN)/dcclip run recipes/quickstart.yaml
-	$(BIN)/dcclip predict docs/images/cat.png --labels 猫,dog
+	$(BIN)/dcclip predict docs/images/cat.png --labels 猫,dog --model runs/quickstart
 
 test: lint
 	$(PYTEST)

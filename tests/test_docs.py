@@ -145,8 +145,17 @@ def test_open_clip_loads_a_model_directory_as_deploy_shows(
 
 
 @pytest.mark.parametrize("page", READMES)
-def test_the_readme_shows_what_its_commands_print(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def test_the_readme_shows_what_its_commands_print_also_after_the_quick_start(
+    page: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("recipes", "docs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "runs/quickstart/align").mkdir(parents=True)
+    (tmp_path / "runs/quickstart/align/model").symlink_to(model_folder)
+    monkeypatch.chdir(tmp_path)
+    (last,) = re.findall(r"^\t\$\(BIN\)/dcclip (predict .+)", (ROOT / "Makefile").read_text("utf-8"), re.M)
+    done = CliRunner().invoke(app, shlex.split(last))
+    assert done.stderr.startswith("model: runs/quickstart/align/model\n") and done.exit_code == 0
     (wanted,) = blocks(ROOT / page, "text")
     lines = [line for block in blocks(ROOT / page, "sh", marked=False) for line in block.splitlines()]
     found = "".join(CliRunner().invoke(app, shlex.split(line)[1:]).stdout for line in lines)
