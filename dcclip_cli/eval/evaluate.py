@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -276,6 +277,7 @@ class _Evaluation:
         return score_retrieval(images.vectors, texts, about, dataset.both_ways)
 
     def _probes(self, dataset: DataSet) -> Iterator[EvalResult]:
+        import_module("sklearn")  # missing: before the images are embedded, not after
         training = training_split(dataset)
         [language, truth] = next(iter(dataset.truth.items()))  # a probe reads no text: one language is enough
         assert isinstance(truth, Classes) and isinstance(training.truth, np.ndarray)

@@ -337,7 +337,7 @@ class RecipeRun:
             every = [one for several in self._results.values() for one in several]
             if first:
                 say_alike(every, self.progress)
-            save_report(every, datasets, self.dir.stage("eval"))
+            save_report(every, datasets, self.dir.stage("eval"), self.progress)
         for name, model in new.items():
             if name != "teacher":
                 update_card(model.path, self._results[name])
