@@ -190,9 +190,9 @@ def test_the_python_in_getting_started_runs_in_order(whole_recipe: dict[str, Any
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     code = "\n".join(blocks(ROOT / "docs/getting-started.md", "python"))
-    for shown, run in (("recipes/quickstart.yaml", "quickstart.yaml"), ("steps=300", "steps=4")):
+    for shown, ran in (("recipes/quickstart.yaml", "quickstart.yaml"), ("steps=300", "steps=4")):
         assert shown in code
-        code = code.replace(shown, run)
+        code = code.replace(shown, ran)
     run = [sys.executable, "-c", code]
     page = ROOT / "docs/getting-started.md"
     done = subprocess.run(run, cwd=tmp_path, env=environment(extras_of(page)), capture_output=True, text=True)
