@@ -1,5 +1,5 @@
-# make quickstart   environment, then the whole life of a small model on the sample data (minutes)
-# make test         environment, then lint, types and tests
+# make quickstart   environment of users, then the whole life of a small model on the sample data (minutes)
+# make test         environment of developers, then lint, types and tests
 # make docs         the documentation's site on http://localhost:8000, built again when a page changes
 # make docs-build   the site as files in build/site; a broken link is an error
 # make test-plain   the tests marked any_cpu again, torch held to what an x86-64 processor with AVX2 alone computes
@@ -9,9 +9,9 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist lo
 
 .PHONY: quickstart test test-plain docs docs-build lint format clean
 
-quickstart: .venv/installed
+quickstart: .venv/quickstart
 	$(BIN)/dcclip run recipes/quickstart.yaml
-	$(BIN)/dcclip predict docs/images/cat.png --labels 猫,dog
+	$(BIN)/dcclip predict docs/images/cat.png --labels 猫,dog --model runs/quickstart
 
 test: lint
 	$(PYTEST)
@@ -34,10 +34,15 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.venv/quickstart: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --editable '.[collect,eval,export]'
+	touch $@
+
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --editable '.[all,dev]'
-	touch $@
+	touch .venv/quickstart $@
 
 clean:
 	rm -rf .venv build dist

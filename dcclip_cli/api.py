@@ -142,7 +142,7 @@ def evaluate(
     """
     from dcclip_cli.eval.card import update_card
     from dcclip_cli.eval.embedding import FeatureCache
-    from dcclip_cli.eval.evaluate import check_complete, evaluate, open_datasets
+    from dcclip_cli.eval.evaluate import check_complete, evaluate, open_datasets, say_alike
     from dcclip_cli.eval.formats import Written, check_formats, write_results
     from dcclip_cli.files import cache_folder
     from dcclip_cli.model.reference import resolve
@@ -168,6 +168,7 @@ def evaluate(
     saved = list[str]()
     with keeping(lambda: ", ".join(filter(None, (*saved, kept.kept())))):
         results = evaluate(references, datasets, chosen, device=device, cache=kept, progress=talk)
+        say_alike(results, talk)
         if out:
             each = len(results) // len(references)
             models = {one.model_fingerprint: named for one, named in zip(results[::each], references, strict=True)}

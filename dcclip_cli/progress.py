@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dcclip_cli.errors import Message, joined
 from dcclip_cli.language import translated
 from dcclip_cli.machine import is_first_process
+from dcclip_cli.text import filled
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -157,7 +158,7 @@ class TerminalBars:
 
     def say(self, line: str) -> None:
         _note_shown()
-        self._console.print(translated(line), markup=False, soft_wrap=True)
+        self._console.print(filled(translated(line), self._console.width), markup=False, soft_wrap=True)
 
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:

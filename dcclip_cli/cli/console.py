@@ -21,6 +21,7 @@ from dcclip_cli.launched import is_launched, report
 from dcclip_cli.machine import is_first_process
 from dcclip_cli.progress import Progress, Silent, stderr_progress
 from dcclip_cli.signals import asked_to_end, exit_command, stopped
+from dcclip_cli.text import filled
 from dcclip_cli.versions import EXTRAS
 
 if TYPE_CHECKING:
@@ -202,6 +203,9 @@ def _label(label: str, line: str, colour: int) -> None:
     """Print a line on stderr in the user's language, its label coloured in a terminal, control characters escaped."""
     label, line = translated(label), printable(translated(line))
     if sys.stderr.isatty():
+        from rich.console import Console
+
+        line = filled(label + line, Console(stderr=True).width)[len(label) :]
         label = f"\033[1;{colour}m{label}\033[0m"
     sys.stderr.write(f"{label}{line}\n")
 
@@ -248,7 +252,9 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
         table.add_row(*(Text(printable(translated(cell))) for cell in row))
     with printing():
         # A table's own title would wrap at the table's width.
-        console.print(printable(translated(title)), style="bold", markup=False, soft_wrap=True)
+        line = printable(translated(title))
+        line = filled(line, console.width) if console.is_terminal else line
+        console.print(line, style="bold", markup=False, soft_wrap=True)
         console.print(table)
 
 

@@ -103,7 +103,7 @@ Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.")]
 Verbose = Annotated[bool, Option("--verbose", "-v", help="Show library logs too.")]
 MODEL_HELP = (
     "Model directory of any library, export bundle, run directory, starter, hf:ORG/NAME, open_clip:ARCH/TAG or "
-    "hf-hub:ORG/NAME. Default: $DCCLIP_MODEL, else the newest finished run, else starter, the model included in dcclip."
+    "hf-hub:ORG/NAME. Default: $DCCLIP_MODEL, else starter, the model included in dcclip."
 )
 
 Model = Annotated[str | None, Option("--model", metavar="MODEL", help=MODEL_HELP)]

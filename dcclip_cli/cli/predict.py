@@ -7,6 +7,7 @@ import html
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -296,6 +297,8 @@ def embed(
     if bool(images) == bool(wanted):
         raise BadParameter(Message("give images, or texts with --text or --texts-file"))
     talk = console.talk(quiet, verbose)
+    if out.suffix == ".parquet":
+        import_module("pyarrow.parquet")  # missing: before the images are embedded, not after
 
     from dcclip_cli.machine import keep_freed_memory
     from dcclip_cli.predict.images import find_images

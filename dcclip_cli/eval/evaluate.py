@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -158,6 +159,42 @@ def evaluate(
     return [result for several in by_model for result in several]
 
 
+def say_alike(results: Sequence[EvalResult], progress: Progress) -> None:
+    """Say once which class names are replaced, and read alike: of one result, as each has its own in the report."""
+    replaced, alike = [one for one in results if one.replaced], [one for one in results if one.indistinct]
+    if replaced:
+        pairs = ", ".join(f"{name} as {other}" for name, other in replaced[0].replaced.items())
+        progress.say(
+            Message(
+                "{where}: the tokenizer reads these names like other classes; asked instead: {pairs}{more}",
+                where=_where(replaced[0]),
+                pairs=pairs,
+                more=_more(replaced),
+            )
+        )
+    if alike:
+        worst = max(alike, key=lambda one: one.lost)
+        progress.say(
+            Message(
+                "{where}: warning: the tokenizer reads {count} classes like others, such as {example}: "
+                "at least {cost:.1f} points are lost{more}",
+                where=_where(worst),
+                count=sum(map(len, worst.indistinct)),
+                example=" = ".join(worst.indistinct[0][:_NAMED_ALIKE]),
+                cost=100 * worst.lost,
+                more=_more(alike),
+            )
+        )
+
+
+def _where(result: EvalResult) -> str:
+    return f"{result.dataset} {result.language}, {result.model}"
+
+
+def _more(results: Sequence[EvalResult]) -> str:
+    return Message(" (and {count} more results)", count=len(results) - 1) if len(results) > 1 else ""
+
+
 def _of_model(
     reference: ModelReference,
     datasets: Sequence[DataSet],
@@ -232,11 +269,10 @@ class _Evaluation:
         labels = truth.labels[images.indices]
         value = score_classes(images.vectors @ classes.T, labels, metric).metrics[metric]
         names = ", ".join(f"{other} for {name}" for name, other in plain.items())
-        where = f"{result.dataset} {result.language}, {result.model}"
         self.embedder.progress.say(
             Message(
                 "{where}: {value:.1f} % with {names}, {without:.1f} % without",
-                where=where,
+                where=_where(result),
                 value=100 * value,
                 names=names,
                 without=100 * result.value,
@@ -245,36 +281,11 @@ class _Evaluation:
         return replace(result, plain_names=plain, plain_value=value)
 
     def _with_alike(self, result: EvalResult, asked: ClassTexts, truth: Classes, images: Embedded) -> EvalResult:
-        """The result with the class names that the tokenizer reads alike, which are said on the terminal as well."""
-        if not asked.replaced and not asked.alike:
-            return result
-        say, where = self.embedder.progress.say, f"{result.dataset} {result.language}, {result.model}"
-        if asked.replaced:
-            pairs = ", ".join(f"{name} as {other}" for name, other in asked.replaced.items())
-            say(
-                Message(
-                    "{where}: the tokenizer reads these names like other classes; asked instead: {pairs}",
-                    where=where,
-                    pairs=pairs,
-                )
-            )
+        """The result with the class names that the tokenizer reads alike."""
         indistinct = [[truth.names[one] for one in group] for group in asked.alike]
         labels, cost = truth.labels[images.indices], 0.0
         if labels.ndim == 1 and result.metric in ("top1", "mean_per_class"):
             cost = lost(asked.alike, labels, result.metric == "mean_per_class")
-        if indistinct:
-            count = sum(map(len, indistinct))
-            example = " = ".join(indistinct[0][:_NAMED_ALIKE])
-            say(
-                Message(
-                    "{where}: warning: the tokenizer reads {count} classes like others, such as {example}: "
-                    "at least {cost:.1f} points are lost",
-                    where=where,
-                    count=count,
-                    example=example,
-                    cost=100 * cost,
-                )
-            )
         return replace(result, replaced=asked.replaced, indistinct=indistinct, lost=cost)
 
     def _retrieve(self, dataset: DataSet, truth: Captions, images: Embedded) -> Score:
@@ -286,6 +297,7 @@ class _Evaluation:
         return score_retrieval(images.vectors, texts, about, dataset.both_ways)
 
     def _probes(self, dataset: DataSet) -> Iterator[EvalResult]:
+        import_module("sklearn")  # missing: before the images are embedded, not after
         training = training_split(dataset)
         [language, truth] = next(iter(dataset.truth.items()))  # a probe reads no text: one language is enough
         assert isinstance(truth, Classes) and isinstance(training.truth, np.ndarray)

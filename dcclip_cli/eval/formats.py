@@ -30,7 +30,7 @@ class Written:
 
 
 def _dcclip(written: Written, folder: Path) -> None:
-    report.save_report(written.results, written.datasets, folder)
+    report.save_report(written.results, written.datasets, folder, written.progress)
     written.progress.say(Message("results: {folder} (open {page})", folder=folder, page=folder / "report.html"))
 
 

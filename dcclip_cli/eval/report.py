@@ -24,6 +24,7 @@ from dcclip_cli.eval.registry import ELEVATER, SUFFIX, base_name
 from dcclip_cli.eval.result import EvalResult, save_results
 from dcclip_cli.files import atomic_write
 from dcclip_cli.html import jpeg_thumbnail, svg_data_url, write_page
+from dcclip_cli.progress import Progress
 
 METRIC_NAMES = {
     "top1": "top-1",
@@ -216,26 +217,28 @@ def comma_separated(found: Table) -> str:
     return stream.getvalue()
 
 
-def save_report(results: Sequence[EvalResult], datasets: Iterable[DataSet], folder: Path) -> None:
+def save_report(results: Sequence[EvalResult], datasets: Iterable[DataSet], folder: Path, progress: Progress) -> None:
     """Write the results as JSON, as tables in Markdown, LaTeX and CSV, as charts, and as report.html."""
     save_results(results, folder)
     found = table(results)
     atomic_write(folder / "table.md", markdown(found))
     atomic_write(folder / "table.tex", latex(found))
     atomic_write(folder / "table.csv", comma_separated(found))
-    drawn = {"bars": charts.bars(found), "zh-en": charts.chinese_against_english(found)}
-    for name, chart in drawn.items():
-        if chart:
-            atomic_write(folder / f"{name}.svg", chart)
+    drawn = write_report(folder / "report.html", results, datasets)
+    if not drawn:
+        progress.say(Message("eval: no charts, which need the package matplotlib: pip install matplotlib"))
+    for name in ("bars", "zh-en"):
+        if name in drawn:
+            atomic_write(folder / f"{name}.svg", drawn[name])
         else:
             (folder / f"{name}.svg").unlink(missing_ok=True)  # of earlier results
-    write_report(folder / "report.html", results, datasets)
 
 
-def write_report(path: Path, results: Sequence[EvalResult], datasets: Iterable[DataSet] = ()) -> None:
-    """Write report.html, with wrong images of the `datasets` given; all else is in the results."""
+def write_report(path: Path, results: Sequence[EvalResult], datasets: Iterable[DataSet] = ()) -> dict[str, bytes]:
+    """Write report.html, with wrong images of the `datasets` given; all else is in the results. Returns its charts."""
     by_name = {dataset.name: dataset for dataset in datasets}
     found = table(results)
+    drawn = charts.drawn(found, results)
     means = zip(found.columns, found.mean.values, strict=True) if found.mean else ()
     write_page(
         path,
@@ -250,9 +253,7 @@ def write_report(path: Path, results: Sequence[EvalResult], datasets: Iterable[D
         },
         mean_name=MEAN,
         table=found,
-        bars=svg_data_url(charts.bars(found)),
-        languages_chart=svg_data_url(scatter) if (scatter := charts.chinese_against_english(found)) else None,
-        probes=svg_data_url(curves) if (curves := charts.probes(results)) else None,
+        charts={name: svg_data_url(chart) for name, chart in drawn.items()},
         errors=[one for result in results if (one := errors_of(result, by_name.get(result.dataset)))],
         languages=_LANGUAGES,
         metric_names=METRIC_NAMES,
@@ -264,6 +265,7 @@ def write_report(path: Path, results: Sequence[EvalResult], datasets: Iterable[D
         latex=latex(found),
         corrupt={result.dataset: result.corrupt for result in results if result.corrupt},
     )
+    return drawn
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ class ModelReference:
         return Path(self.target)
 
 
-def resolve(reference: str | None = None, runs: Path = Path("runs")) -> ModelReference:
-    """The model meant by `reference`, else by $DCCLIP_MODEL, else that of the newest finished run, else the starter.
+def resolve(reference: str | None = None) -> ModelReference:
+    """The model meant by `reference`, else by $DCCLIP_MODEL, else the starter; where runs are finished it names one.
 
     Raises DcclipError if `reference` or $DCCLIP_MODEL names no model.
     """
@@ -47,11 +47,10 @@ def resolve(reference: str | None = None, runs: Path = Path("runs")) -> ModelRef
         return _named(reference, "")
     if from_environment := os.environ.get("DCCLIP_MODEL"):
         return _named(from_environment, " ($DCCLIP_MODEL)")
-    finished = [found for folder in runs.glob("*/") if (found := _furthest_stage(folder))]
+    finished = {made.stat().st_mtime: run for run in Path("runs").glob("*/") if (made := _furthest_stage(run))}
     if not finished:
-        return _named(STARTER, Message(" (no model is named, and {runs}/ contains no finished run)", runs=runs))
-    newest = max(finished, key=lambda folder: folder.stat().st_mtime)
-    return _named(str(newest), Message(" (newest finished run)"))
+        return _named(STARTER, "")
+    return _named(STARTER, Message("; the newest run is used with --model {run}", run=finished[max(finished)]))
 
 
 def _named(reference: str, why: str) -> ModelReference:

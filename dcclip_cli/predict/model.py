@@ -131,7 +131,7 @@ def load(reference: str | os.PathLike[str] | None = None, *, device: str = "auto
     """Load a model: `load("runs/quickstart").predict("img.jpg", ["猫", "dog"])`.
 
     `reference` is what `--model` takes: a model directory, an export bundle, a run, `hf:ORG/NAME`,
-    `open_clip:ARCH/TAG`, `hf-hub:ORG/NAME`; by default $DCCLIP_MODEL, else the newest finished run, else the starter
+    `open_clip:ARCH/TAG`, `hf-hub:ORG/NAME`; by default $DCCLIP_MODEL, else the starter
     model. `device` is auto, cpu, cuda or mps. `threads` are CPU threads per tower: by default one for a bundle, and
     torch's own choice otherwise. Raises DcclipError.
     """

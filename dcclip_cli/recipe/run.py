@@ -326,18 +326,21 @@ class RecipeRun:
             return []
         from dcclip_cli.eval.card import update_card
         from dcclip_cli.eval.embedding import FeatureCache
-        from dcclip_cli.eval.evaluate import evaluate, open_datasets
+        from dcclip_cli.eval.evaluate import evaluate, open_datasets, say_alike
         from dcclip_cli.eval.report import save_report
 
         datasets, cache = open_datasets(options), FeatureCache(cache_folder(), self.progress.say)
         new = {name: one for name, one in self._models().items() if name in names and name not in self._results}
+        first = not self._results
         with keeping(cache.kept):
             for name, model in new.items():
                 self._results[name] = evaluate(
                     [model], datasets, options, device=self.device, cache=cache, progress=self.progress
                 )
             every = [one for several in self._results.values() for one in several]
-            save_report(every, datasets, self.dir.stage("eval"))
+            if first:
+                say_alike(every, self.progress)
+            save_report(every, datasets, self.dir.stage("eval"), self.progress)
         for name, model in new.items():
             if name != "teacher":
                 update_card(model.path, self._results[name])

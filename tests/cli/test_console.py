@@ -1,11 +1,21 @@
 import errno
+import fcntl
 import io
+import os
+import pty
+import re
+import struct
+import subprocess
 import sys
+import termios
 import time
+from pathlib import Path
 
 import pytest
 import typer
+from rich.cells import chop_cells
 from rich.console import Console
+from rich.text import Text
 from typer.testing import CliRunner
 
 from dcclip_cli import progress
@@ -160,3 +170,34 @@ def test_interrupting_exits_with_130() -> None:
 def test_our_own_mistakes_keep_their_traceback(error: Exception) -> None:
     with pytest.raises(type(error)):
         ending(error)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_terminal_breaks_no_word_of_a_message(language: str, tmp_path: Path) -> None:
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    command = [sys.executable, "-m", "dcclip_cli", "predict", "a.png", "--labels", "猫", "--model", "nowhere"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "DCCLIP_LANG": language}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, stderr=terminal, stdout=subprocess.DEVNULL)
+    os.close(terminal)
+    hint = os.read(main, 4096).decode().rstrip().splitlines()[-1]
+    os.close(main)
+    rows = chop_cells(re.sub(r"\x1b\[[\d;]*m", "", hint), 40)
+    assert done.returncode == 1 and len(rows) > 1
+    words = {word for row in rows for word in re.split("[ ，、]", row)}
+    assert {"hf:ORG/NAME", "open_clip:ARCH/TAG", "hf-hub:ORG/NAME", "starter"} <= {word.strip(",") for word in words}
+
+
+def test_chinese_help_changes_how_rich_breaks_lines_once_however_many_pages_are_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from dcclip_cli.cli.app import app
+
+    monkeypatch.setenv("DCCLIP_LANG", "zh")
+    monkeypatch.setenv("LANGUAGE", "")
+    found = []
+    for _ in range(2):
+        assert "用法" in CliRunner().invoke(app, ["predict", "--help"]).stdout
+        context = typer.main.get_command(app).context_class
+        found.append((Text.wrap, context.formatter_class))
+    assert found[0] == found[1]

@@ -123,14 +123,28 @@ def test_eval_takes_models_side_by_side(here: Path) -> None:
     teacher = f"hf:{yaml.safe_load(Path('recipe.yaml').read_text('utf-8'))['teacher']['model']}"
     shown = dcclip("eval", "--model", student, "--model", teacher, "--dataset", "./train.parquet", "--languages", "zh")
     assert [len(line.split()) for line in shown.stdout.splitlines() if line.startswith("train ")] == [4]
-    one = dcclip("eval", "--dataset", "./train.parquet", "--languages", "zh，en", "--json", "--limit", "10")
+    one = dcclip(
+        "eval",
+        "--model",
+        "runs/一生",
+        "--dataset",
+        "./train.parquet",
+        "--languages",
+        "zh，en",
+        "--json",
+        "--limit",
+        "10",
+    )
     results = json.loads(one.stdout)
     assert [(result["language"], result["n"]) for result in results] == [("zh", 10), ("en", 10)]
-    assert one.stderr.startswith("model: bundle runs/一生/export (newest finished run)")
+    assert one.stderr.startswith("model: bundle runs/一生/export\n")
 
 
-def test_predict_splits_labels_in_both_languages_and_prints_what_is_asked(here: Path) -> None:
+def test_predict_splits_labels_in_both_languages_and_prints_what_is_asked(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     picture = "red-circle.png"
+    monkeypatch.setenv("DCCLIP_MODEL", "runs/一生")
     plain = dcclip("predict", picture, "--labels", "红圆，dog, a red circle", "-q").output.strip()
     assert plain.startswith(f"{picture}   ") and plain.count("%") == 3
     listed = json.loads(dcclip("predict", picture, "--labels", "猫,dog", "--json", "-q").output)

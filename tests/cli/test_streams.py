@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shell(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command line with `dcclip` in it, run by a shell in the folder."""
     program = f"{sys.executable} -m dcclip_cli"
-    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "DCCLIP_MODEL": "starter", **environment}
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment}
     return subprocess.run(
         ["bash", "-c", command.replace("dcclip", program)],
         cwd=folder,

@@ -7,7 +7,9 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from PIL import Image
 
+import dcclip_cli
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.class_texts import class_texts, lost
 from dcclip_cli.eval.evaluate import EvalOptions, evaluate, open_datasets
@@ -97,3 +99,21 @@ def test_names_that_the_tokenizer_reads_alike_are_in_the_result_and_in_the_repor
     write_report(tmp_path / "report.html", [zh])
     assert "鸟 = 鹿 = 狗 = 马 = 船" in (tmp_path / "report.html").read_text("utf-8")
     assert (en.replaced, en.indistinct, en.lost) == ({}, [], 0.0)  # letters are in the vocabulary
+
+
+def test_names_read_alike_are_said_once_for_all_data_sets_languages_and_models(
+    tmp_path: Path, chinese_clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"a": ["鸟", "鹿"], "b": ["狗", "马"]}
+    for folder, several in names.items():
+        for number, name in enumerate(several):
+            Path(folder, name).mkdir(parents=True)
+            Image.new("RGB", (32, 32), (number * 200, 0, 0)).save(Path(folder, name, "1.png"))
+    said: list[str] = []
+    model = str(chinese_clip_folder)
+    dcclip_cli.evaluate(model=[model, f"hf:{model}"], datasets=["./a", "./b"], progress=said.append)
+    (warning,) = (line for line in said if "like others" in line)
+    assert warning.startswith("a zh, ") and warning.endswith(
+        "2 classes like others, such as 鸟 = 鹿: at least 50.0 points are lost (and 3 more results)"
+    )

@@ -1,6 +1,7 @@
 """Evaluation: perfect for an oracle, at chance for noise, and equal to open_clip's and CLIP_benchmark's results."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -102,6 +103,15 @@ def test_an_oracle_is_always_right(name: str, tmp_path: Path, small: dict[str, K
     [found] = run(Oracle(), [name], tmp_path)
     assert found.metrics == {"top1": 1.0, "top5": 1.0, "mean_per_class": 1.0}
     assert found.metric == ("top1" if "dtd" in name else "mean_per_class")
+
+
+def test_a_probe_without_scikit_learn_ends_before_an_image_is_embedded(
+    tmp_path: Path, small: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole(tmp_path, "dtd", 47)
+    monkeypatch.setitem(sys.modules, "sklearn", None)  # type: ignore[arg-type]
+    with pytest.raises(ModuleNotFoundError, match="sklearn"):
+        run(Oracle(), ["dtd"], tmp_path, task="probe")
 
 
 def test_a_data_set_with_plain_names_is_measured_with_both(tmp_path: Path, small: Any, run: Any) -> None:

@@ -1,4 +1,4 @@
-"""Resolution of a model by path, hub name, environment or newest run."""
+"""Resolution of a model by path, hub name, environment or not at all."""
 
 import os
 from functools import partial
@@ -57,26 +57,25 @@ def test_a_hub_name_says_which_library_reads_it(reference: str, kind: str, targe
     assert target in found.description
 
 
-def test_without_a_reference_the_environment_decides_or_the_newest_finished_run(
+def test_without_a_reference_the_environment_decides_or_the_starter_whose_line_names_the_newest_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    starter = Path(dcclip_cli.__file__).parent / "starter"
+    assert resolve() == ModelReference("bundle", str(starter), "model: starter, which comes with dcclip")
     model(Path("runs/older/align/model"), mtime=1_000)
     newest = bundle(Path("runs/newer/export"), mtime=2_000)
     model(Path("runs/oldest/distill/model"), mtime=500)
     Path("runs/unfinished/distill/state").mkdir(parents=True)
     found = resolve()
-    assert (found.kind, found.path) == ("bundle", newest)
-    assert found.description == "model: bundle runs/newer/export (newest finished run)"
+    assert (found.kind, found.path) == ("bundle", starter)
+    assert found.description.endswith("with dcclip; the newest run is used with --model runs/newer")
     folder = model(Path("elsewhere"))
     monkeypatch.setenv("DCCLIP_MODEL", "elsewhere")
     assert resolve() == ModelReference("folder", str(folder), "model: elsewhere ($DCCLIP_MODEL)")
     assert resolve("runs/newer").path == newest
 
 
-def test_the_starter_model_is_found_by_name_and_where_there_is_no_run() -> None:
-    found = resolve()
-    assert (found.kind, found.path) == ("bundle", Path(dcclip_cli.__file__).parent / "starter")
-    assert found.description.endswith("with dcclip (no model is named, and runs/ contains no finished run)")
+def test_the_starter_model_is_found_by_name() -> None:
     bundle(Path("starter"))
     model(Path("runs/a/align/model"))
     assert resolve("starter").description == "model: starter, which comes with dcclip"

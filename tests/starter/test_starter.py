@@ -113,7 +113,6 @@ def test_it_is_unsure_about_unrelated_labels(starter: Encoder) -> None:
 @pytest.mark.parametrize("readme", ["README.md", "README.zh.md"])
 def test_the_readme_shows_its_predictions(readme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("DCCLIP_MODEL", "starter")
     shown = re.search(r"```sh\n(dcclip predict .*?)```\s*```text\n(.*?)```", (ROOT / readme).read_text("utf-8"), re.S)
     assert shown
     typed, told = shown.groups()
