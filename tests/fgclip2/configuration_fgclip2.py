@@ -1,4 +1,5 @@
-"""Configuration of FG-CLIP2, written for dcclip's tests and benchmarks after the interface of qihoo360/fg-clip2-base.
+# mypy: ignore-errors
+"""Configuration of FG-CLIP2, written for dcclip's tests after the interface of qihoo360/fg-clip2-base.
 
 That repository cannot be reached here. Its own file defines the same names and keys without SigLIP2's classes.
 """

@@ -1,4 +1,5 @@
-"""FG-CLIP2's towers and the interface that an evaluation uses, written for dcclip's tests and benchmarks.
+# mypy: ignore-errors
+"""FG-CLIP2's towers and the interface that an evaluation uses, written for dcclip's tests.
 
 As in qihoo360/fg-clip2-base: names of weights, features as tensors, texts pooled at their last token, 64 positions for
 the short walk, 196 for the long one with a head of its own, and a mask of positions that is no buffer. The towers are

@@ -1,18 +1,10 @@
-"""Random teachers at their full sizes, as the files that their repositories on the Hugging Face Hub consist of.
+"""Tiny random teachers in the layouts of their repositories on the Hugging Face Hub.
 
-python benchmarks/teachers/make.py DIR [--only altclip ...] [--tiny] [--charsmap FILE]
-
-Writes DIR/altclip (864 M parameters, XLM-R's tokenizer.json of 250,002 pieces), DIR/chineseclip (ViT-B/16, 188 M,
-vocab.txt and only pytorch_model.bin), DIR/siglip2 (base, 375 M, Gemma's tokenizer of 256,000 pieces), DIR/metaclip2
-(worldwide s16 with XLM-R's tokenizer), DIR/openclip-xlmr (open_clip's ViT-B-32 with XLM-R-base, 366 M). Shapes, names
-of weights and file layouts are the originals'; weights and the vocabularies beyond their special tokens are made up, so
-embeddings say nothing about accuracy. `--charsmap` is the table of sentencepiece's nmt_nfkc normalizer, which XLM-R's
-tokenizer.json has; without it texts are not normalised. AltCLIP needs 5 GB of memory and a minute.
+Names of weights and file layouts are the originals'; weights and vocabularies beyond their special tokens are made up.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -35,12 +27,9 @@ def pieces(count: int) -> list[str]:
         yield from (f"▁{word}" for word in WORDS)
         yield from ("，", "。", "！", "？", "：", "、", "ü", "é")
         yield from (*COMMON, "一张", "照片", "猫", "狗", *FOREIGN)
-        for syllables in range(1, 4):
+        for syllables in (1, 2):
             yield from ("▁" + "".join(word) for word in islice(product(SYLLABLES, repeat=syllables), 6000))
             yield from ("".join(word) for word in islice(product(SYLLABLES, repeat=syllables), 1500))
-        yield from (chr(code) for code in range(0x4E00, 0x9FA6))
-        han = [chr(code) for code in range(0x4E00, 0x9FA6)]
-        yield from (first + second for first in COMMON for second in han)
 
     found = list(islice(dict.fromkeys(all_pieces()), count))
     assert len(found) == count, len(found)
@@ -51,16 +40,14 @@ FOREIGN = ("ж", "ひ", "한", "ع", "▁кот", "▁собака", "ねこ", "
 SYLLABLES = [first + vowel for first in "bcdfghklmnprstvw" for vowel in ("a", "e", "i", "o", "u", "er", "an", "ing")]
 
 
-def xlmr_tokenizer(folder: Path, size: int, length: int, charsmap: bytes | None, **config: Any) -> None:
+def xlmr_tokenizer(folder: Path, size: int, length: int, **config: Any) -> None:
     """XLM-R's tokenizer.json with `size` pieces, and its configuration, as on the hub."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     middle = pieces(size - len(SPECIALS) - 1)
     vocabulary = [(token, 0.0) for token in SPECIALS]
     vocabulary += [(piece, round(-4.0 - 10 * index / len(middle), 6)) for index, piece in enumerate(middle)]
     tokenizer = Tokenizer(models.Unigram([*vocabulary, ("<mask>", 0.0)], unk_id=3, byte_fallback=False))
-    if charsmap:
-        tokenizer.normalizer = normalizers.Precompiled(charsmap)
     space = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), space])
     tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
@@ -106,11 +93,11 @@ def gemma_tokenizer(folder: Path, size: int, **more: Any) -> None:
 
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
     known = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
-    singles = list(dict.fromkeys(piece for piece in pieces(60_000 if size > 60_000 else size) if len(piece) == 1))
+    singles = list(dict.fromkeys(piece for piece in pieces(size) if len(piece) == 1))
     singles = [piece for piece in singles if piece != "▁"][: max(0, (size - len(known)) * 3 // 4)]
     known += singles
     merges: list[tuple[str, str]] = []
-    pairs = ((first, second) for second in singles for first in ["▁", *singles[: 94 if size > 60_000 else 4]])
+    pairs = ((first, second) for second in singles for first in ["▁", *singles[:4]])
     for first, second in islice(pairs, size - len(known)):
         merges.append((first, second))
         known.append(first + second)
@@ -136,43 +123,40 @@ def gemma_tokenizer(folder: Path, size: int, **more: Any) -> None:
     )
 
 
-def tower(width: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
+def tower(**more: int) -> dict[str, Any]:
     """The sizes of a transformer, as transformers' configurations name them."""
-    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
-    return {**sizes, "intermediate_size": 4 * width, **more}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    return {**sizes, **more}
 
 
-def altclip(folder: Path, tiny: bool, charsmap: bytes | None) -> None:
+def altclip(folder: Path) -> None:
     from transformers import AltCLIPConfig, AltCLIPModel
 
-    size, shared = (400, 16) if tiny else (250_002, 768)
+    size, shared = 400, 16
     ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-    text = tower(32, 2, 2) if tiny else tower(1024, 24, 16)
+    text = tower()
     text |= {"vocab_size": size, "max_position_embeddings": 514, "type_vocab_size": 1, "project_dim": shared, **ids}
-    vision = tower(32, 2, 2, image_size=32, patch_size=8) if tiny else tower(1024, 24, 16, patch_size=14)
+    vision = tower(image_size=32, patch_size=8)
     vision |= {"projection_dim": shared, "hidden_act": "quick_gelu"}
     config = AltCLIPConfig(text_config=text, vision_config=vision, projection_dim=shared)
     seeded(AltCLIPModel, config).save_pretrained(folder)
-    xlmr_tokenizer(folder, size, 512, charsmap)
-    clip_images(folder, "CLIPImageProcessor", 32 if tiny else 224)
+    xlmr_tokenizer(folder, size, 512)
+    clip_images(folder, "CLIPImageProcessor")
 
 
-def chineseclip(folder: Path, tiny: bool, charsmap: bytes | None) -> None:
+def chineseclip(folder: Path) -> None:
     import torch
     from transformers import ChineseCLIPConfig, ChineseCLIPModel
 
-    characters = [chr(code) for code in range(0x4E00, 0x9FA6)]
     known = ["[PAD]", *(f"[unused{number}]" for number in range(1, 100)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     known += [chr(code) for code in range(0x21, 0x7F) if not chr(code).isupper()]
     known += [f"##{chr(code)}" for code in range(0x61, 0x7B)] + ["photo", "cat", "dog", "the", "of", "，", "。"]
-    known += ["ж", "##ж", "ひ", "한"] + (list(COMMON) if tiny else characters)
-    known = list(dict.fromkeys(known))[:21_128]
-    known += [] if tiny else [f"[unused{number}]" for number in range(1000, 1000 + 21_128 - len(known))]
+    known = list(dict.fromkeys([*known, "ж", "##ж", "ひ", "한", *COMMON]))
     (folder / "vocab.txt").write_text("\n".join(known) + "\n", "utf-8")
-    text = tower(32, 2, 2) if tiny else tower(768, 12, 12)
+    text = tower()
     text |= {"vocab_size": len(known), "max_position_embeddings": 512, "type_vocab_size": 2}
-    vision = tower(32, 2, 2, image_size=32, patch_size=8) if tiny else tower(768, 12, 12, patch_size=16)
-    shared = 16 if tiny else 512
+    vision = tower(image_size=32, patch_size=8)
+    shared = 16
     config = ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=shared)
     model = seeded(ChineseCLIPModel, config)
     model.config.save_pretrained(folder)
@@ -182,40 +166,39 @@ def chineseclip(folder: Path, tiny: bool, charsmap: bytes | None) -> None:
     patches = model.vision_model.embeddings.position_embedding.weight.shape[0]
     weights["vision_model.embeddings.position_ids"] = torch.arange(patches)[None]
     torch.save(weights, folder / "pytorch_model.bin")
-    side = 32 if tiny else 224
-    square = {"height": side, "width": side}
+    square = {"height": 32, "width": 32}
     images = {"do_center_crop": False, "do_convert_rgb": True, "do_normalize": True, "do_resize": True, "resample": 3}
     images |= {"image_mean": CLIP_MEAN, "image_std": CLIP_STD, "size": square, "crop_size": square}
     write(folder, "preprocessor_config.json", feature_extractor_type="ChineseCLIPFeatureExtractor", **images)
 
 
-def siglip2(folder: Path, tiny: bool, charsmap: bytes | None) -> None:
+def siglip2(folder: Path) -> None:
     from transformers import SiglipConfig, SiglipModel
 
-    size, side = (700, 32) if tiny else (256_000, 224)
-    text = tower(32, 2, 2) if tiny else tower(768, 12, 12, intermediate_size=3072)
-    text |= {"vocab_size": size, "max_position_embeddings": 64, "projection_size": 32 if tiny else 768}
+    size = 700
+    text = tower()
+    text |= {"vocab_size": size, "max_position_embeddings": 64, "projection_size": 32}
     text |= {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
-    vision = tower(32, 2, 2) if tiny else tower(768, 12, 12, intermediate_size=3072)
-    vision |= {"image_size": side, "patch_size": 8 if tiny else 16}
+    vision = tower()
+    vision |= {"image_size": 32, "patch_size": 8}
     seeded(SiglipModel, SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
     gemma_tokenizer(folder, size)
     half = [0.5, 0.5, 0.5]
     images = {"do_normalize": True, "do_rescale": True, "do_resize": True, "resample": 2, "rescale_factor": 1 / 255}
-    images |= {"image_mean": half, "image_std": half, "size": {"height": side, "width": side}}
+    images |= {"image_mean": half, "image_std": half, "size": {"height": 32, "width": 32}}
     write(folder, "preprocessor_config.json", image_processor_type="SiglipImageProcessor", **images)
 
 
-def fgclip2(folder: Path, tiny: bool, charsmap: bytes | None) -> None:
+def fgclip2(folder: Path) -> None:
     """FG-CLIP2's repository, with code of our own in place of its code: `fgclip2/`."""
-    from benchmarks.teachers.fgclip2.configuration_fgclip2 import Fgclip2Config
-    from benchmarks.teachers.fgclip2.modeling_fgclip2 import Fgclip2Model
+    from tests.fgclip2.configuration_fgclip2 import Fgclip2Config
+    from tests.fgclip2.modeling_fgclip2 import Fgclip2Model
 
-    size = 700 if tiny else 256_000
-    text = tower(32, 2, 2) if tiny else tower(768, 12, 12, intermediate_size=3072)
-    text |= {"vocab_size": size, "max_position_embeddings": 64, "projection_size": 32 if tiny else 768}
+    size = 700
+    text = tower()
+    text |= {"vocab_size": size, "max_position_embeddings": 64, "projection_size": 32}
     text |= {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
-    vision = tower(32, 2, 2) if tiny else tower(768, 12, 12, intermediate_size=3072)
+    vision = tower()
     vision |= {"num_patches": 256, "patch_size": 16}
     seeded(Fgclip2Model, Fgclip2Config(text_config=text, vision_config=vision)).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -233,53 +216,51 @@ def fgclip2(folder: Path, tiny: bool, charsmap: bytes | None) -> None:
     write(folder, "preprocessor_config.json", image_processor_type="Siglip2ImageProcessorFast", **images)
 
 
-def metaclip2(folder: Path, tiny: bool, charsmap: bytes | None) -> None:
+def metaclip2(folder: Path) -> None:
     """MetaCLIP 2 S/16 with XLM-R's tokenizer; the published one has XLM-V's, of the same kind with 901,629 pieces."""
-    size = 400 if tiny else 250_002
-    _metaclip2(folder, tiny, vocab_size=size, eos_token_id=2)
-    xlmr_tokenizer(folder, size, 77, charsmap, processor_class="CLIPProcessor")
+    size = 400
+    _metaclip2(folder, vocab_size=size, eos_token_id=2)
+    xlmr_tokenizer(folder, size, 77, processor_class="CLIPProcessor")
 
 
-def metaclip2_mt5(folder: Path, tiny: bool, charsmap: bytes | None) -> None:
+def metaclip2_mt5(folder: Path) -> None:
     """MetaCLIP 2 S/16-mT5, whose repository names SigLIP's tokenizer."""
-    size = 400 if tiny else 250_000
-    _metaclip2(folder, tiny, vocab_size=size, eos_token_id=1)
+    size = 400
+    _metaclip2(folder, vocab_size=size, eos_token_id=1)
     siglip_tokenizer(folder, size)
 
 
-def _metaclip2(folder: Path, tiny: bool, **ids: int) -> None:
+def _metaclip2(folder: Path, **ids: int) -> None:
     from transformers import MetaClip2Config, MetaClip2Model
 
-    shared = 16 if tiny else 384
-    text = tower(32, 2, 2) if tiny else tower(384, 12, 6)
+    shared = 16
+    text = tower()
     text |= {"max_position_embeddings": 77, "projection_dim": shared, "pad_token_id": None, "bos_token_id": None, **ids}
-    vision = tower(32, 2, 2, image_size=32, patch_size=8) if tiny else tower(384, 12, 6, patch_size=16)
+    vision = tower(image_size=32, patch_size=8)
     config = MetaClip2Config(text_config=text, vision_config=vision | {"projection_dim": shared}, projection_dim=shared)
     seeded(MetaClip2Model, config).save_pretrained(folder)
-    side = 32 if tiny else 224
-    clip_images(folder, "CLIPImageProcessor", side, {"height": side, "width": side})
+    clip_images(folder, "CLIPImageProcessor", {"height": 32, "width": 32})
 
 
-def openclip_xlmr(folder: Path, tiny: bool, charsmap: bytes | None) -> None:
+def openclip_xlmr(folder: Path) -> None:
     """open_clip's xlm-roberta-base-ViT-B-32 at both sizes, since its layout has no sizes of the text tower."""
     import open_clip
     from open_clip.hf_model import HFTextEncoder
     from safetensors.torch import save_file
     from transformers import XLMRobertaConfig
 
-    size = 400 if tiny else 250_002
+    size = 400
     config = open_clip.get_model_config("xlm-roberta-base-ViT-B-32")
     ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-    sizes = tower(32, 2, 2) if tiny else tower(768, 12, 12)
+    sizes = tower()
     xlmr = XLMRobertaConfig(
         **sizes, vocab_size=size, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5, **ids
     )
-    if tiny:
-        config["vision_cfg"] = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
-        config["embed_dim"] = 16
-        config["text_cfg"]["hf_model_name"] = "made-up/tiny-xlm-roberta"
-        xlmr.architectures = ["XLMRobertaModel"]
-        xlmr.save_pretrained(folder)  # open_clip's directories have none, and no hub knows this one
+    config["vision_cfg"] = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
+    config["embed_dim"] = 16
+    config["text_cfg"]["hf_model_name"] = "made-up/tiny-xlm-roberta"
+    xlmr.architectures = ["XLMRobertaModel"]
+    xlmr.save_pretrained(folder)  # open_clip's directories have none, and no hub knows this one
 
     def build() -> Any:
         vision = open_clip.CustomTextCLIP(
@@ -295,22 +276,15 @@ def openclip_xlmr(folder: Path, tiny: bool, charsmap: bytes | None) -> None:
     save_file(weights, folder / "open_clip_model.safetensors", {"format": "pt"})
     images = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     write(folder, "open_clip_config.json", model_cfg=config, preprocess_cfg=images)
-    xlmr_tokenizer(folder, size, 512, charsmap)
+    xlmr_tokenizer(folder, size, 512)
 
 
-def clip_images(folder: Path, kind: str, side: int, size: dict[str, int] | None = None) -> None:
+def clip_images(folder: Path, kind: str, size: dict[str, int] | None = None) -> None:
     """CLIP's preprocessor_config.json; the shorter side is resized, or both to `size`."""
     images = {"do_center_crop": True, "do_normalize": True, "do_resize": True, "do_convert_rgb": True, "resample": 3}
     images |= {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}
-    square = {"height": side, "width": side}
-    write(
-        folder,
-        "preprocessor_config.json",
-        image_processor_type=kind,
-        size=size or {"shortest_edge": side},
-        crop_size=square,
-        **images,
-    )
+    images |= {"size": size or {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    write(folder, "preprocessor_config.json", image_processor_type=kind, **images)
 
 
 def seeded(architecture: Callable[..., Any], *config: Any) -> Any:
@@ -325,7 +299,7 @@ def write(folder: Path, name: str, **content: Any) -> None:
     (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-KINDS: dict[str, Callable[[Path, bool, bytes | None], None]] = {
+KINDS: dict[str, Callable[[Path], None]] = {
     "altclip": altclip,
     "chineseclip": chineseclip,
     "siglip2": siglip2,
@@ -336,22 +310,8 @@ KINDS: dict[str, Callable[[Path, bool, bytes | None], None]] = {
 }
 
 
-def make(kind: str, folder: Path, tiny: bool = False, charsmap: bytes | None = None) -> Path:
-    """Write the teacher of a kind into `folder`, which is replaced."""
-    shutil.rmtree(folder, ignore_errors=True)
+def make(kind: str, folder: Path) -> Path:
+    """Write the teacher of a kind into a new folder."""
     folder.mkdir(parents=True)
-    KINDS[kind](folder, tiny, charsmap)
+    KINDS[kind](folder)
     return folder
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--tiny", action="store_true", help="two layers, 32 wide, 32 px: for tests")
-    parser.add_argument("--charsmap", type=Path)
-    arguments = parser.parse_args()
-    table = arguments.charsmap.read_bytes() if arguments.charsmap else None
-    for name in arguments.only:
-        written = make(name, arguments.folder / name, arguments.tiny, table)
-        print(f"{name}: {sum(file.stat().st_size for file in written.iterdir()) / 1e6:,.0f} MB in {written}")
