@@ -10,7 +10,7 @@ from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
 
-from tests.hostile.server import Outcome, Request, Server, quiet_libraries
+from benchmarks.dev.hostile.server import ROOT, Outcome, Request, Server, quiet_libraries
 
 CASE = "case"  # the folder in which a case runs
 _PARTIAL = (".*.[0-9]*.partial", ".*.[0-9]*.old", "*.tmp")
@@ -22,7 +22,6 @@ class Expect(StrEnum):
     """What may come of a case, besides being refused with an error and a hint."""
 
     REFUSED = "refused"
-    SAME = "the result of the undamaged input, not refused"
     REFUSED_OR_SAME = "refused, or the result of the undamaged input"
     ANY = "refused, or any result"
 
@@ -37,7 +36,6 @@ class Verdict(StrEnum):
     MEMORY = "memory"
     SIGNAL = "signal"
     WRONG = "silently wrong"
-    NEEDLESS = "needlessly refused"
     NO_HINT = "no hint"
     RAW = "raw control characters"
     LEFT = "left behind"
@@ -66,15 +64,8 @@ class Case:
     environment: Mapping[str, str | None] = field(default_factory=dict)
     program: bool = False
     closed: Sequence[int] = ()
-    limits: Mapping[str, int] = field(default_factory=dict)
     limit_s: float = 40.0
     limit_mb: float = 1500.0
-
-    @property
-    def asks_for_control_characters(self) -> bool:
-        """Whether its environment wants colours, or an encoding in which every character has zeros."""
-        encoding = self.environment.get("PYTHONIOENCODING") or ""
-        return "FORCE_COLOR" in self.environment or encoding.lower().startswith(("utf-16", "utf-32"))
 
 
 @dataclass(frozen=True)
@@ -143,7 +134,7 @@ class Runner:
                 verdict, why = Verdict.LEFT, f"files {', '.join(left)}"
             elif outcome.processes_left:
                 verdict, why = Verdict.LEFT, f"{outcome.processes_left} processes"
-            elif raw := "" if case.asks_for_control_characters else _raw(stdout + stderr):
+            elif raw := "" if _wants_control_characters(case) else _raw(stdout + stderr):
                 verdict, why = Verdict.RAW, raw
             elif wrong := case.check(folder / "here", stdout):
                 verdict, why = Verdict.WRONG, wrong
@@ -163,13 +154,10 @@ class Runner:
         if (outcome.code == 2 and "Usage:" in stdout + stderr) or (outcome.code in (1, 2) and 2 in case.closed):
             return Verdict.REFUSED, last
         if outcome.code:
-            verdict, why = _refusal(outcome.code, said)
-            if verdict.is_good and case.expect is Expect.SAME:
-                return Verdict.NEEDLESS, why
-            return verdict, why
+            return _refusal(outcome.code, said)
         if case.expect is Expect.REFUSED:
             return Verdict.WRONG, f"accepted: {' | '.join(stdout.split())[:150]}"
-        if case.expect in (Expect.SAME, Expect.REFUSED_OR_SAME) and _result(case, folder) != self._reference(case):
+        if case.expect is Expect.REFUSED_OR_SAME and _result(case, folder) != self._reference(case):
             return Verdict.WRONG, f"another result than the undamaged input: {' '.join(stdout.split())[:150]}"
         return Verdict.FINE, ""
 
@@ -178,7 +166,7 @@ def request(case: Case, folder: Path) -> Request:
     """The run of a case in its folder, with an environment of its own."""
     environment = quiet_libraries() | {
         "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONPATH": str(ROOT),
         "HOME": str(folder / "home"),
         "TMPDIR": str(folder / "tmp"),
         "DCCLIP_CACHE": str(folder / "cache"),
@@ -187,12 +175,10 @@ def request(case: Case, folder: Path) -> Request:
     changed = {**environment, **case.environment}
     return Request(
         str(folder),
-        [argument.replace("HERE", str(folder / "here")) for argument in case.arguments],
+        case.arguments,
         {name: value for name, value in changed.items() if value is not None},
-        str(folder / "stdin"),
         case.program,
         case.closed,
-        case.limits,
         limit_s=case.limit_s,
         limit_mb=case.limit_mb,
     )
@@ -225,6 +211,12 @@ def _left_behind(folder: Path) -> list[str]:
     found = {path for pattern in _PARTIAL for path in folder.rglob(pattern)} | set((folder / "tmp").iterdir())
     found -= {path for pattern in _LIBRARIES for path in (folder / "tmp").glob(pattern)}
     return sorted(repr(str(path.relative_to(folder)))[1:-1] for path in found)
+
+
+def _wants_control_characters(case: Case) -> bool:
+    """Whether it asks for colours, for an encoding in which every character has zeros, or for data as it is."""
+    encoding = case.environment.get("PYTHONIOENCODING") or ""
+    return "FORCE_COLOR" in case.environment or encoding.startswith("utf-16") or "--csv" in case.arguments
 
 
 def _raw(printed: str) -> str:

@@ -1,31 +1,20 @@
-"""Data: collect's tars, tables, folders and Parquet files; eval's data sets; training data; results to compare."""
+"""Data: collect's tars, tables, folders and Parquet files; eval's data sets; training data."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import shutil
 import tarfile
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import yaml
+from PIL import Image
 
-from tests.hostile.case import Case, Expect
-from tests.hostile.corpus import RECIPE
-from tests.hostile.damage import Change, both, damage_file, damage_json, fifo, write
-
-_SOURCES: dict[str, tuple[dict[str, Any], str]] = {
-    "tars": ({"kind": "tars", "path": "./pairs.tar"}, "pairs.tar"),
-    "pairs": ({"kind": "pairs", "path": "./train.parquet"}, "train.parquet"),
-    "tsv": ({"kind": "table", "path": "./table.tsv"}, "table.tsv"),
-    "csv": ({"kind": "table", "path": "./table.csv"}, "table.csv"),
-    "jsonl": ({"kind": "table", "path": "./table.jsonl"}, "table.jsonl"),
-    "folder": ({"kind": "folder", "path": "./folder"}, "folder/*"),
-    "parquet table": ({"kind": "table", "path": "./train.parquet"}, "train.parquet"),
-}
+from benchmarks.dev.hostile.case import Case, Expect
+from benchmarks.dev.hostile.corpus import RECIPE, encode, tar
+from benchmarks.dev.hostile.damage import Change, both, damage_file, fifo, nothing, write
 
 
 def _collecting(source: dict[str, Any], **more: Any) -> Change:
@@ -34,44 +23,14 @@ def _collecting(source: dict[str, Any], **more: Any) -> Change:
 
 
 _COLLECT = ("collect", "c.yaml", "--workers", "1", "-q")
-_ALL = ("train.parquet", "pairs.tar", "table.tsv", "table.csv", "table.jsonl", "folder")
-
-
-def collect(random: Random) -> Case:
-    """A damaged file of a source of collect."""
-    kind = random.choice(list(_SOURCES))
-    source, file = _SOURCES[kind]
-    what, change = damage_file(random, file)
-    return Case(f"collect {kind} {what}", _COLLECT, _ALL, both(change, _collecting(source)), limit_s=60)
-
-
-def tar(members: dict[str, bytes], pax: dict[str, str] | None = None, **header: Any) -> bytes:
-    """A tar of members, with odd headers."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            member.pax_headers = pax or {}
-            for key, value in header.items():
-                setattr(member, key, value)
-            archive.addfile(member, io.BytesIO(content))
-    return stream.getvalue()
 
 
 def _png() -> bytes:
-    from PIL import Image
-
-    from tests.images import encode
-
     return encode(Image.new("RGB", (48, 48), "red"))
 
 
-_CAPTION = {"en": ["a red square"], "zh": ["红方块"]}
-
-
 def _tars() -> dict[str, bytes]:
-    png, text = _png(), json.dumps(_CAPTION).encode()
+    png, text = _png(), json.dumps({"en": ["a red square"], "zh": ["红方块"]}).encode()
     good = {"a.png": png, "a.json": text}
     sparse = ("GNU.sparse.size", "GNU.sparse.map", "GNU.sparse.major", "GNU.sparse.numblocks", "size", "mtime", "path")
     odd = {f"PAX {key}={new!r}": tar(good, {key: new}) for key in sparse for new in ("-100", "x", "9" * 30, "1,2,3")}
@@ -110,11 +69,11 @@ def _reading(random: Random, file: str, kind: str, command: str) -> tuple[tuple[
     if command == "collect":
         return _COLLECT, (), _collecting({"kind": kind, "path": f"./{file}"})
     if command == "index":
-        return ("index", file), (), lambda here: None
+        return ("index", file), (), nothing
     if command.startswith("eval"):
         more = ("--task", random.choice(("retrieval", "probe"))) if "task" in command else ()
         asked = ("eval", "--model", "bundle", "--dataset", f"./{file}", "--out", "results", "-q", *more)
-        return asked, ("bundle",), lambda here: None
+        return asked, ("bundle",), nothing
     stage = command.split(" ")[0]
     recipe = RECIPE | {"data": {"train": f"./{file}"}}
     recipe["align"] = RECIPE["align"] | {"start": "scratch"}
@@ -191,33 +150,38 @@ def parquet(random: Random) -> Case:
 
 
 def damaged(random: Random) -> Case:
-    """A damaged Parquet or tar file of pairs, read by any command."""
-    file, kind = random.choice((("train.parquet", "table"), ("pairs.tar", "tars")))
-    arguments, parts, recipe = _reading(random, file, kind, random.choice(_READERS))
-    what, change = damage_file(random, file)
+    """A damaged file of pairs, read by any command, or a damaged table or folder, read by collect."""
+    file, kind = random.choice(
+        (("train.parquet", "table"), ("pairs.tar", "tars"), ("table.FORMAT", ""), ("folder", ""))
+    )
+    if kind:
+        arguments, parts, recipe = _reading(random, file, kind, random.choice(_READERS))
+    else:
+        file, kind = file.replace("FORMAT", random.choice(("tsv", "csv", "jsonl"))), file.partition(".")[0]
+        arguments, parts, recipe = _COLLECT, ("folder",), _collecting({"kind": kind, "path": f"./{file}"})
+    what, change = damage_file(random, f"{file}/*" if kind == "folder" else file)
     name = f"{' '.join(arguments[:1] + arguments[8:])} {what}"
     return Case(name, arguments, (*parts, file), both(change, recipe), limit_s=60)
 
 
+_HEADER, _ROW = "image\tzh\ten\n", "folder/red-circle.png\t猫\tcat\n"
 _LINES: dict[str, str | bytes] = {
     "empty": "",
-    "only a header": "image\tzh\ten\n",
-    "no header": "folder/a.png\t猫\tcat\n",
+    "only a header": _HEADER,
+    "no header": _ROW,
     "a header twice": "image\timage\tzh\n",
-    "too few cells": "image\tzh\ten\nfolder/red-circle.png\n",
-    "too many cells": "image\tzh\ten\n" + "x\t" * 50 + "\n",
-    "paths out": "image\tzh\ten\n../../etc/passwd\t猫\tcat\n/etc/passwd\t猫\tcat\n",
-    "a URL": "image\tzh\ten\nhttp://127.0.0.1/x\t猫\tcat\n",
-    "NUL": "image\tzh\ten\na\0.png\t猫\tcat\n",
-    "GB18030": "image\tzh\ten\nfolder/red-circle.png\t猫\tcat\n".encode("gb18030"),
-    "UTF-16": "image\tzh\ten\nfolder/red-circle.png\t猫\tcat\n".encode("utf-16"),
-    "a mark": b"\xef\xbb\xbf" + "image\tzh\ten\nfolder/red-circle.png\t猫\tcat\n".encode(),
-    "an open quote": 'image\tzh\ten\n"folder/red-circle.png\t猫\tcat\n',
-    "a cell of 1 MB": f"image\tzh\ten\nfolder/red-circle.png\t{'猫' * 400_000}\tcat\n",
+    "too few cells": f"{_HEADER}folder/red-circle.png\n",
+    "too many cells": _HEADER + "x\t" * 50 + "\n",
+    "paths out": f"{_HEADER}../../etc/passwd\t猫\tcat\n/etc/passwd\t猫\tcat\n",
+    "a URL": f"{_HEADER}http://127.0.0.1/x\t猫\tcat\n",
+    "NUL": f"{_HEADER}a\0.png\t猫\tcat\n",
+    **{code: (_HEADER + _ROW).encode(code) for code in ("gb18030", "utf-16", "utf-8-sig")},
+    "an open quote": f'{_HEADER}"{_ROW}',
+    "a cell of 1 MB": _HEADER + _ROW.replace("猫", "猫" * 400_000),
     "10,000 columns": "\t".join(f"c{n}" for n in range(10_000)) + "\n",
-    "CR": "image\tzh\ten\rfolder/red-circle.png\t猫\tcat\r",
-    "escapes": "image\tzh\ten\nfolder/\x1b[2J.png\t猫\tcat\n",
-    "/dev/zero for a picture": "image\tzh\ten\n/dev/zero\t猫\tcat\n",
+    "CR": (_HEADER + _ROW).replace("\n", "\r"),
+    "escapes": f"{_HEADER}folder/\x1b[2J.png\t猫\tcat\n",
+    "/dev/zero for a picture": f"{_HEADER}/dev/zero\t猫\tcat\n",
 }
 
 
@@ -226,15 +190,8 @@ def table(random: Random) -> Case:
     name = random.choice(list(_LINES))
     source: dict[str, Any] = {"kind": "table", "path": "./x.tsv"}
     if random.random() < 0.3:
-        source |= random.choice(
-            (
-                {"image": "nosuch"},
-                {"header": ["a", "a"]},
-                {"where": {"x": "1"}},
-                {"images": "./none"},
-                {"zh": ["a", "b"]},
-            )
-        )
+        more = ({"image": "nosuch"}, {"header": ["a", "a"]}, {"where": {"x": "1"}}, {"images": "./none"})
+        source |= random.choice((*more, {"zh": ["a", "b"]}))
     keys = ",".join(list(source)[2:])
     change = both(write("x.tsv", _LINES[name]), _collecting(source))
     return Case(f"collect table: {name} {keys}", _COLLECT, ("folder",), change, limit_s=60)
@@ -273,67 +230,21 @@ def classes(random: Random) -> Case:
 
 
 _SETS = (
-    "imagenet",
-    "nosuch",
-    "",
-    ".",
-    "/",
-    "/dev/null",
-    "./none",
-    "hf:a/b",
-    "x" * 300,
-    "\x1b[2J",
-    "./fifo",
-    "\udcff",
-    "a,b",
+    *("", "\x1b[2J", "\udcff", "x" * 300),
+    *"imagenet nosuch . / /dev/null ./none hf:a/b ./fifo a,b".split(),
 )
-
-
 _OPTIONS = (
-    *((), ("--data-root", "none"), ("--data-root", "train.parquet"), ("--data-root", "/dev/null"), ("--limit", "0")),
-    *(("--languages", "fr"), ("--shots", "x"), ("--shots", "0"), ("--workers", "0"), ("--precision", "int8")),
-    *(("--task", "probe"), ("--workers", "100000")),
+    *("--data-root none", "--data-root train.parquet", "--data-root /dev/null", "--limit 0", "--languages fr"),
+    *("--shots x", "--shots 0", "--workers 0", "--workers 100000", "--precision int8", "--task probe", "--json"),
 )
 
 
 def named(random: Random) -> Case:
     """Data sets, roots and options of eval that are none."""
     given, more = random.choice(_SETS), random.choice(_OPTIONS)
-    arguments = ("eval", "--model", "bundle", "--dataset", given, *more)
+    arguments = ("eval", "--model", "bundle", "--dataset", given, *more.split())
     parts = ("bundle", "train.parquet")
-    return Case(f"eval {given[:20]!a} {' '.join(more)}", arguments, parts, fifo("fifo"), Expect.REFUSED, limit_s=30)
+    return Case(f"eval {given[:20]!a} {more}", arguments, parts, fifo("fifo"), Expect.REFUSED, limit_s=30)
 
 
-def compare(random: Random) -> Case:
-    """Results that are damaged, or none, compared."""
-    both_ = ("compare", "results/train.json", "other/train.json")
-
-    def copied(here: Path) -> None:
-        shutil.copytree(here / "results", here / "other")
-
-    if random.random() < 0.6:
-        what, change = random.choice((damage_json, damage_file))(random, "results/train.json")
-        arguments = random.choice((both_, (*both_, "--force"), (*both_, "--json"), ("compare", "results", "other")))
-        return Case(f"{' '.join(arguments)} {what}", arguments, ("results",), both(copied, change))
-    odd = (
-        "none",
-        "",
-        ".",
-        "results@x",
-        "train.parquet",
-        "/dev/null",
-        "fifo",
-        "results/train.json@",
-        "x" * 300,
-        "\x1b[2J",
-    )
-    first = random.choice(odd)
-    arguments = random.choice((("compare", first, "results"), ("compare", "results", first)))
-    change = fifo("fifo")
-    expect = Expect.ANY if first == "." else Expect.REFUSED
-    return Case(
-        " ".join(a[:30] for a in arguments), arguments, ("results", "train.parquet"), change, expect, limit_s=20
-    )
-
-
-RULES = (collect, collect, tars, tars, parquet, parquet, damaged, damaged, table, classes, named, compare)
+RULES = (damaged, damaged, damaged, tars, tars, parquet, parquet, table, classes, named)

