@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 
-RECIPE = Path(__file__).with_name("small.yaml")
-TRAIN = Path(__file__).resolve().parents[2] / "recipes/quickstart/train.parquet"
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE, TRAIN = ROOT / "benchmarks/train/small.yaml", ROOT / "recipes/quickstart/train.parquet"
 PAIRS = 512
 WEIGHTS = "model/open_clip_model.safetensors"
 STAGES = ("distill", "align")

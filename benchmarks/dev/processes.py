@@ -1,6 +1,6 @@
 """Weights of training on two processes (gloo) compared with one on the same batches, and whether all runs exit.
 
-    python benchmarks/train/processes.py WORK [--runs 20] [--stages distill align]
+    python benchmarks/dev/processes.py WORK [--runs 20] [--stages distill align]
 
 20 SGD steps, batch norms frozen, as `dcclip STAGE RECIPE --processes 2`; every second run is started by torchrun, whose
 weights must be the same bits. A run that does not exit within TIMEOUT_S counts as hanging (pytorch issue 56297).
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from few import STAGES, WEIGHTS, arguments, dcclip, few_pairs
 from safetensors.torch import load_file
@@ -91,8 +92,8 @@ def torchrun(*given: str) -> list[str]:
 
 def in_double(stage: str, pairs: Path, root: Path) -> float:
     """The largest difference of a weight between two processes and one, both in fp64."""
-    script, folders = str(Path(__file__).with_name("double.py")), [root / "one-fp64/run", root / "two-fp64/run"]
-    one, two = ([script, *arguments(stage, pairs, folder, *SETS)] for folder in folders)
+    folders = [root / "one-fp64/run", root / "two-fp64/run"]
+    one, two = ([__file__, "--fp64", *arguments(stage, pairs, folder, *SETS)] for folder in folders)
     if not ends([sys.executable, *one]) or not ends(torchrun(*two)):
         return float("inf")
     return difference(*(folder / stage / WEIGHTS for folder in folders))
@@ -120,5 +121,23 @@ def difference(one: Path, other: Path) -> float:
     return max(float((left[name] - right[name]).abs().max()) for name in left)
 
 
-if __name__ == "__main__":
+def double() -> None:
+    """`dcclip` in fp64: all that becomes a float once the trainer is made becomes a double."""
+    import torch
+
+    from dcclip_cli.__main__ import main
+    from dcclip_cli.train import stage
+
+    class DoubleTrainer(stage.Trainer):
+        def __init__(self, task: Any, *others: Any) -> None:
+            torch.set_default_dtype(torch.float64)
+            torch.Tensor.float = torch.Tensor.double
+            super().__init__(task.double(), *others)
+
+    stage.Trainer = DoubleTrainer
+    sys.argv.remove("--fp64")
     main()
+
+
+if __name__ == "__main__":
+    double() if sys.argv[1:2] == ["--fp64"] else main()
