@@ -16,7 +16,7 @@ from typing import Literal
 MachineClass = Literal["fast", "plain", "other"]
 
 # Loops of a few nanoseconds that an idle OpenMP thread of libgomp spins before it sleeps. The default, 300,000, keeps
-# cores busy that a loading process or another job needs: benchmarks/train/machine.py.
+# cores busy that a loading process or another job needs: docs/results/training.md.
 _SPIN_LOOPS = 1000
 _MOST_LOADING = 8  # processes for each GPU, where `workers` is auto: each has up to 250 MB of batches
 # malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD.

@@ -222,11 +222,11 @@ def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def hub_teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny random teachers in the layouts of their hub repositories, a directory each; for tests to read only."""
-    from benchmarks.teachers.make import KINDS, make
+    from tests.teachers import KINDS, make
 
     folder = tmp_path_factory.mktemp("hub-teachers")
     for kind in KINDS:
-        make(kind, folder / kind, tiny=True)
+        make(kind, folder / kind)
     return folder
 
 

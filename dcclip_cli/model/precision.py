@@ -181,7 +181,7 @@ def newton_schulz_precision(device: str) -> Literal["fp32", "bf16"]:
     """The precision in which Muon's matrix products are faster on `device`.
 
     Its products are large enough that native bf16 always wins (2 to 4 times), and emulated bf16 always loses
-    (20 to 50 times): benchmarks/train/machine.py.
+    (20 to 50 times): docs/results/training.md.
     """
     known = choice_without_probe(device)  # None: native, on a CPU
     return "bf16" if known is None or known.precision == "bf16" else "fp32"

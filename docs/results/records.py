@@ -11,7 +11,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 LANGUAGES = ("en", "zh")
-# Test sets of the quick start and their images. More drawings of the same classes: benchmarks/more_styles.py.
+# Test sets of the quick start and their images.
 IMAGES = {"twemoji": 940, "emojione2": 696, "unseen": 210}
 KNOWN, UNSEEN = "known classes, more drawings", "unseen classes, more drawings"
 # The paper's questions: variants on photographs with the like ones of ablation.csv, if there are any; their teachers.

@@ -44,8 +44,8 @@ def fg_clip2(folder: Path, length: int) -> Embed:
     from safetensors.torch import load_file
     from transformers import AutoTokenizer, Siglip2ImageProcessorPil
 
-    from benchmarks.teachers.fgclip2.configuration_fgclip2 import Fgclip2Config
-    from benchmarks.teachers.fgclip2.modeling_fgclip2 import Fgclip2Model
+    from tests.fgclip2.configuration_fgclip2 import Fgclip2Config
+    from tests.fgclip2.modeling_fgclip2 import Fgclip2Model
 
     model = Fgclip2Model(Fgclip2Config(**json.loads((folder / "config.json").read_text("utf-8")))).eval()
     model.load_state_dict(load_file(folder / "model.safetensors"))

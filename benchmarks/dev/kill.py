@@ -1,0 +1,100 @@
+"""Weights of training on two processes that is killed at random moments and resumed, compared with an unbroken run's.
+
+    python benchmarks/dev/kill.py WORK [--times 20] [--first-seed 0]
+
+Each time both stages start anew, all their processes are killed with signal 9 at a random moment between the start of
+the first and the end of the second, and are started again: loading, filling the teacher cache, steps, validation,
+saving. A checkpoint is saved every four steps. The sha256 of both stages' weights must be that of the unbroken run. The
+stages run under torchrun.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+
+import psutil
+from few import STAGES, arguments, few_pairs, sha256
+
+SETS = (
+    *("distill.steps=24", "align.steps=20", "batch_size=32", "texts_per_step=16", "warmup_steps=4", "workers=2"),
+    *("log_every_steps=1", "validate_every_steps=6", "keep=best", "checkpoint_every_steps=4"),
+)
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--redirects", "3", "--log-dir")
+
+
+def run(pairs: Path, out: Path, cache: Path, after_s: float | None = None) -> bool:
+    """Train both stages into a folder; False if they were killed after so many seconds."""
+    until = None if after_s is None else time.monotonic() + after_s
+    log = cache.with_name("log")
+    for stage in STAGES:
+        shutil.rmtree(log, ignore_errors=True)
+        train = arguments(stage, pairs, out, f"data.texts={pairs}", *SETS)
+        command = [sys.executable, *TORCHRUN, str(log), "-m", "dcclip_cli", *train]
+        process = subprocess.Popen(command, process_group=0, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            code = process.wait(None if until is None else max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            for one in started(cache):
+                one.kill()
+            process.wait()
+            return False
+        if code:
+            said = "\n".join(file.read_text("utf-8", "replace") for file in log.rglob("[0-9]/stderr.log"))
+            raise SystemExit(f"{command} ended with {code}:\n{said}")
+    return True
+
+
+def started(cache: Path) -> list[psutil.Process]:
+    """All processes with this cache, whatever group they are in: torchrun, trainers, loader workers."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("DCCLIP_CACHE") == str(cache) and process.pid != os.getpid():
+                found.append(process)
+        except psutil.Error:  # of another user, or ended
+            continue
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=0, help="of the random moments; each one takes the next")
+    given = parser.parse_args()
+    root = given.work.resolve() / "kill"
+    shutil.rmtree(root, ignore_errors=True)
+    whole, broken, cache = root / "whole", root / "broken", root / "cache"
+    os.environ |= {"DCCLIP_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    pairs, begin, wall = few_pairs(root), time.monotonic(), time.time()
+    run(pairs, whole, cache)
+    whole_s, begins_s = time.monotonic() - begin, (whole / "resolved.yaml").stat().st_mtime - wall
+    expected = sha256(whole)
+    print(f"unbroken: {whole_s:.1f} s; {', '.join(f'{stage} {sha[:12]}' for stage, sha in expected.items())}")
+    kills, seed, wrong = 0, given.first_seed, 0
+    while kills < given.times:
+        after_s = Random(seed).uniform(begins_s, whole_s)
+        seed += 1
+        for folder in (broken, cache / "teacher-cache"):
+            shutil.rmtree(folder, ignore_errors=True)
+        if run(pairs, broken, cache, after_s):
+            continue
+        kills += 1
+        left = sum(path.is_file() for folder in (broken, cache / "teacher-cache") for path in folder.rglob("*"))
+        run(pairs, broken, cache)
+        same = sha256(broken) == expected
+        wrong += not same
+        print(f"{kills:>2} after {after_s:.1f} s, {left} files: {'same' if same else 'OTHER WEIGHTS'}", flush=True)
+    print(f"{kills} kills over both stages, {wrong} with other weights")
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
