@@ -71,10 +71,7 @@ def diagnose() -> Facts:
     if load and load[0] > cores:  # both of the whole machine, even where this process may use a few of its cores
         notes["busy machine"] = f"load {load[0]:.1f} on {cores} cores: other work slows down training and measurements"
     if vnni is False:
-        notes["int8"] = (
-            "this processor has no VNNI: int8 is slower, and bundles exported by earlier versions of dcclip lose "
-            "accuracy here: export them again"
-        )
+        notes["int8"] = "this processor has no VNNI: int8 is slower"
     libraries = dict.fromkeys((*LIBRARIES, *_MORE_LIBRARIES)) | versions(_MORE_LIBRARIES)
     return {
         "versions": {"dcclip": None, "python": platform.python_version()} | libraries | {"dcclip": VERSION},

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -25,7 +25,7 @@ from dcclip_cli.eval.result import EvalResult, pack, sha256_of
 from dcclip_cli.machine import keep_freed_memory
 from dcclip_cli.model import Precision
 from dcclip_cli.model.reference import ModelReference
-from dcclip_cli.options import Options, Removed
+from dcclip_cli.options import Options
 from dcclip_cli.predict.encoder import TorchEncoder, load_encoder, shortened
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
@@ -73,10 +73,6 @@ class EvalOptions(Options):
         description="Numbers of an embedding that are used, for models trained with `dims`; null: all",
     )
     workers: int = Field(2, ge=1, le=256, description="Threads that read and resize images")
-    removed: ClassVar[dict[str, Removed]] = {
-        "processes": Removed(Message("a model runs in one process; give each a part of the data sets"), (None, 1)),
-        "stream": Removed(Message("data sets of the hub are downloaded"), (None, False)),
-    }
 
 
 def open_datasets(options: EvalOptions) -> list[DataSet]:
