@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json
-from dcclip_cli.model.library_configs import COPY_AGAIN, TRANSFORMERS_CONFIG
+from dcclip_cli.model.hub_models import COPY_AGAIN, TRANSFORMERS_CONFIG
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.towers import (
     ImageFeatures,

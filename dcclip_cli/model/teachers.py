@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import read_json, validated
 from dcclip_cli.model import Precision
-from dcclip_cli.model.library_configs import (
-    COPY_AGAIN,
+from dcclip_cli.model.hub_models import (
     IMAGE_PROCESSOR,
     TRANSFORMERS_CONFIG,
-    ImageProcessorConfig,
     check_directory,
+    checked_json,
     is_uform,
     library_errors,
     transformers_config,
@@ -220,10 +218,11 @@ def checked_config(model: str) -> CheckedConfig:
     file = require_file(model, TRANSFORMERS_CONFIG)
     if is_uform(file):
         return CheckedConfig(file, "uform", None)
-    kind = transformers_config(file, f"teacher {model}").model_type
+    config = transformers_config(file, f"teacher {model}")
+    kind = config["model_type"]
     if images := find_file(model, IMAGE_PROCESSOR):
-        validated(ImageProcessorConfig, read_json(images, COPY_AGAIN), images, COPY_AGAIN)
-    code = remote_code(model, read_json(file, COPY_AGAIN), file) if kind == "fgclip2" else None
+        checked_json(images)
+    code = remote_code(model, config, file) if kind == "fgclip2" else None
     return CheckedConfig(file, kind, code)
 
 

@@ -20,7 +20,7 @@ from dcclip_cli.eval.hub import model_files
 from dcclip_cli.eval.result import EvalResult, load_results
 from dcclip_cli.files import file_sha256
 from dcclip_cli.hub import uploading
-from dcclip_cli.model.library_configs import TRANSFORMERS_CONFIG
+from dcclip_cli.model.hub_models import TRANSFORMERS_CONFIG
 from dcclip_cli.model.model_dir import PROVENANCE, model_fingerprint
 from dcclip_cli.model.reference import ModelReference, resolve
 from dcclip_cli.model.weights import CONFIG
