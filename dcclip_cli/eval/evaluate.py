@@ -14,11 +14,12 @@ from pydantic import Field
 
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.eval import immich, probe, registry
+from dcclip_cli.eval import probe, registry
 from dcclip_cli.eval.class_texts import ClassTexts, class_texts, lost
 from dcclip_cli.eval.dataset import Captions, Classes, DataSet
 from dcclip_cli.eval.datasets import Part, Templates, check_dataset, open_dataset, training_split
 from dcclip_cli.eval.embedding import Embedded, Embedder, FeatureCache
+from dcclip_cli.eval.leaderboards import immich
 from dcclip_cli.eval.metrics import Score, score_classes, score_retrieval
 from dcclip_cli.eval.registry import Metric
 from dcclip_cli.eval.result import EvalResult, pack, sha256_of

@@ -22,9 +22,9 @@ from dcclip_cli.model.hub_models import (
     library_errors,
     transformers_config,
 )
+from dcclip_cli.model.others.remote_code import AllowedCode, RemoteCode, remote_code
 from dcclip_cli.model.precision import choose_precision
 from dcclip_cli.model.reference import Library, library_of
-from dcclip_cli.model.remote_code import AllowedCode, RemoteCode, remote_code
 from dcclip_cli.model.tokenizer import check_tokenizer, tokenizer_errors
 from dcclip_cli.model.weights import (
     TRANSFORMERS_WEIGHTS,
@@ -41,7 +41,7 @@ from dcclip_cli.options import Options
 from dcclip_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from dcclip_cli.model.naflex import FgClip2Towers
+    from dcclip_cli.model.others.naflex import FgClip2Towers
     from dcclip_cli.model.towers import Towers, TransformersTowers
 
 TREATMENT = "2"  # part of fingerprints; another one when dcclip treats the same files in another way
@@ -151,7 +151,7 @@ def _load_transformers(model: str, progress: Progress, options: FgClip2Teacher |
     import transformers
     from huggingface_hub.utils.tqdm import enable_progress_bars
 
-    from dcclip_cli.model.naflex import NaflexTowers
+    from dcclip_cli.model.others.naflex import NaflexTowers
     from dcclip_cli.model.towers import TransformersTowers
 
     transformers.utils.logging.disable_progress_bar()  # of "Loading weights"
@@ -161,7 +161,7 @@ def _load_transformers(model: str, progress: Progress, options: FgClip2Teacher |
     with library_errors(what, _CHECK), tokenizer_errors(f"{what}: its tokenizer"):
         checked = checked_config(model)
         if checked.model_type == "uform":
-            from dcclip_cli.model.uform import load_uform
+            from dcclip_cli.model.others.uform import load_uform
 
             return load_uform(model, TREATMENT, progress)
         if checked.code and not (options and options.trust_remote_code):
@@ -250,7 +250,7 @@ def processors(model: str) -> tuple[Any, Any]:
 def _load_fg_clip2(
     code: AllowedCode, files: Sequence[Path], options: FgClip2Teacher, progress: Progress
 ) -> FgClip2Towers:
-    from dcclip_cli.model.naflex import FgClip2Towers, build_fg_clip2
+    from dcclip_cli.model.others.naflex import FgClip2Towers, build_fg_clip2
 
     progress.say(Message("running code of {code}", code=code))
     model = build_fg_clip2(code, files)

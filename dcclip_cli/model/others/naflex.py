@@ -29,7 +29,7 @@ from dcclip_cli.model.towers import (
 from dcclip_cli.model.weights import check_fit
 
 if TYPE_CHECKING:
-    from dcclip_cli.model.remote_code import AllowedCode
+    from dcclip_cli.model.others.remote_code import AllowedCode
 
 WalkType = Literal["short", "long"]
 # FG-CLIP2's budgets: the first of which an image has at most so many patches, else the last (`determine_max_value` in
