@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -332,7 +331,7 @@ def compare(first: str, second: str, *, force: bool = False, progress: ProgressC
 def open_recipe(
     recipe: AnyRecipe, stage: StageName | None, options: Mapping[str, Any] | None = None, sets: Sets | None = None
 ) -> LoadedRecipe:
-    """The validated recipe with `options` as keys of the section `stage`, which it must have; warns of old keys."""
+    """The validated recipe with `options` as keys of the section `stage`, which it must have."""
     values = {f"{stage}.{key}": value for key, value in (options or {}).items()}
     if isinstance(sets, Mapping):
         values, sets = {**sets, **values}, ()
@@ -343,8 +342,6 @@ def open_recipe(
             loaded = replace(changed, path=recipe.path, text=recipe.text, sha256=recipe.sha256)
     else:
         loaded = load_recipe(recipe, sets or (), values)
-        for line in loaded.warnings:
-            warnings.warn(line, FutureWarning, stacklevel=3)
     if stage and stage not in loaded.recipe.stages:
         there = ", ".join(loaded.recipe.stages) or Message("none")
         raise DcclipError(

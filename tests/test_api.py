@@ -16,7 +16,6 @@ import dcclip_cli as dcclip
 from dcclip_cli import api
 from dcclip_cli.progress import Lines, Silent, progress_for
 from dcclip_cli.recipe.load import load
-from dcclip_cli.train.options import OptimizerOptions
 from tests.cli.conftest import dcclip as command
 
 
@@ -187,13 +186,3 @@ def test_progress_is_silent_lines_or_what_is_given(
     assert progress_for(given) is given and isinstance(progress_for(True), Lines)
     monkeypatch.setenv("RANK", "1")
     assert isinstance(progress_for(True), Silent)
-
-
-def test_an_old_key_is_a_future_warning(recipe: Path, done: api.RunResult, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OptimizerOptions, "renamed", {"rate": "lr"})
-    with pytest.warns(FutureWarning, match=r"arguments: distill.optimizer.rate is now distill.optimizer.lr"):
-        dcclip.distill(recipe, out=done.folder, optimizer={"rate": 1e-3})
-    shown = command("recipe", "show", recipe, "--set", "distill.optimizer.rate=0.5")
-    assert shown.stderr == (
-        "warning: --set distill.optimizer.rate=0.5: distill.optimizer.rate is now distill.optimizer.lr\n"
-    )

@@ -1,10 +1,10 @@
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import BaseModel, Field
 
 from dcclip_cli.curation.fetch.request import FetchOptions
-from dcclip_cli.options import Neutral, Options, Removed, decisive, decisive_before
+from dcclip_cli.options import Neutral, Options, decisive
 from dcclip_cli.recipe.load import _models
 from dcclip_cli.recipe.schema import Recipe
 
@@ -15,8 +15,6 @@ class Loader(Options):
 
 
 class Stage(Options):
-    renamed: ClassVar[dict[str, str]] = {"loader": "loaders"}
-    removed: ClassVar[dict[str, Removed]] = {"cluster": Removed("leave it out")}
     loaders: tuple[Loader, ...] = ()
     source: str = Field("data", alias="from")
     log_every_steps: Neutral[int] = 20
@@ -27,14 +25,6 @@ def test_decisive_options_are_all_but_neutral_ones_at_any_depth() -> None:
     assert decisive(stage) == {"loaders": [{"size": 8}], "from": "data"}
     assert "user_agent" not in decisive(FetchOptions())  # its default has the version
     assert decisive({1: (stage.loaders[0], None)}) == {"1": [{"size": 8}, None]}
-
-
-def test_options_of_an_older_version_are_compared_under_their_new_names() -> None:
-    old = {"loader": [{"workers": 4, "size": 8}], "cluster": None, "log_every_steps": 5}
-    assert decisive_before(Stage, old) == decisive(Stage.model_validate({"loaders": [{}]}))
-    assert decisive_before(Stage | None, None) is None
-    invalid = {"cluster": "ray"}
-    assert decisive_before(Stage, invalid) == invalid
 
 
 def test_every_number_in_a_recipe_has_a_lower_and_an_upper_bound_and_is_finite() -> None:

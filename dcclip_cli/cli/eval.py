@@ -170,7 +170,7 @@ def show(results: Sequence[EvalResult], as_json: bool = False) -> None:
 
 def _show_immich(results: Sequence[EvalResult]) -> None:
     """Print the models on XM3600 among those of immich's table that no other outclasses."""
-    from dcclip_cli.eval.immich import CAVEAT, standings
+    from dcclip_cli.eval.leaderboards.immich import CAVEAT, standings
 
     for language in dict.fromkeys(one.language for one in results if one.immich):
         own = {one.model: one.immich for one in results if one.immich and one.language == language}

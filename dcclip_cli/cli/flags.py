@@ -173,13 +173,11 @@ def out(path: Path | None, folder: bool = True) -> None:
 
 
 def open_recipe(path: Path, sets: Sequence[str] | None, needed: StageName | None = None) -> LoadedRecipe:
-    """The validated recipe, which must have the section `needed`; prints a warning for each old key."""
+    """The validated recipe, which must have the section `needed`."""
     from dcclip_cli import api
     from dcclip_cli.recipe.load import load
 
     loaded = load(path, sets or ())
-    for line in loaded.warnings:
-        console.warning_line(line)
     return api.open_recipe(loaded, needed)
 
 

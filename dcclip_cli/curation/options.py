@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import Field
 
 from dcclip_cli.curation.dedup.dedup import DedupOptions
@@ -14,8 +12,7 @@ from dcclip_cli.curation.normalize_text import NormalizeOptions
 from dcclip_cli.curation.scores.scorers import Scorers
 from dcclip_cli.curation.sources import Source
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import Message
-from dcclip_cli.options import Neutral, Options, Removed
+from dcclip_cli.options import Neutral, Options
 
 
 class ReportOptions(Options):
@@ -31,13 +28,6 @@ class CollectOptions(DedupOptions):
 
     Whatever the filters, a kept pair has a readable JPEG, PNG or WebP image and at least one caption.
     """
-
-    renamed: ClassVar = {"exclude": "decontaminate", "tidy": "normalize"}
-    removed: ClassVar = {
-        "balance": Removed(
-            Message("limit a source by reading fewer of its files, and remove this key"), ignored=(None, [], ())
-        )
-    }
 
     sources: tuple[Source, ...] = Field(min_length=1, description="Where pairs come from; read in this order")
     fetch: FetchOptions = Field(FetchOptions(), description="How images are downloaded for sources that list URLs")

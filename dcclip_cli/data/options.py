@@ -83,8 +83,6 @@ class DataOptions(Options):
 class CaptionOptions(Options):
     """Which of a pair's captions a step uses."""
 
-    renamed = {"also_other": "second_caption", "share": "caption_fraction"}
-
     languages: tuple[Language, ...] = Field(LANGUAGES, description="Caption languages to train on")
     first: float = Field(0.5, ge=0, le=1, description="Probability of the first caption; others share the rest equally")
     second_caption: bool = Field(

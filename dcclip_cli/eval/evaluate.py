@@ -8,25 +8,26 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.eval import immich, probe, registry
+from dcclip_cli.eval import probe, registry
 from dcclip_cli.eval.class_texts import ClassTexts, class_texts, lost
 from dcclip_cli.eval.dataset import Captions, Classes, DataSet
 from dcclip_cli.eval.datasets import Part, Templates, check_dataset, open_dataset, training_split
 from dcclip_cli.eval.embedding import Embedded, Embedder, FeatureCache
+from dcclip_cli.eval.leaderboards import immich
 from dcclip_cli.eval.metrics import Score, score_classes, score_retrieval
 from dcclip_cli.eval.registry import Metric
 from dcclip_cli.eval.result import EvalResult, pack, sha256_of
 from dcclip_cli.machine import keep_freed_memory
 from dcclip_cli.model import Precision
 from dcclip_cli.model.reference import ModelReference
-from dcclip_cli.options import Options, Removed
+from dcclip_cli.options import Options
 from dcclip_cli.predict.encoder import TorchEncoder, load_encoder, shortened
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
@@ -74,10 +75,6 @@ class EvalOptions(Options):
         description="Numbers of an embedding that are used, for models trained with `dims`; null: all",
     )
     workers: int = Field(2, ge=1, le=256, description="Threads that read and resize images")
-    removed: ClassVar[dict[str, Removed]] = {
-        "processes": Removed(Message("a model runs in one process; give each a part of the data sets"), (None, 1)),
-        "stream": Removed(Message("data sets of the hub are downloaded"), (None, False)),
-    }
 
 
 class IncompleteError(DcclipError):

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.eval import hub, mteb_results, report
+from dcclip_cli.eval import report
 from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.evaluate import EvalOptions
+from dcclip_cli.eval.leaderboards import hub, mteb
 from dcclip_cli.eval.result import EvalResult
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.progress import Progress, Silent
@@ -40,7 +41,7 @@ def _hub(written: Written, folder: Path) -> None:
 
 
 def _mteb(written: Written, folder: Path) -> None:
-    for line in mteb_results.save_mteb(written.results, folder, written.references, written.owner):
+    for line in mteb.save_mteb(written.results, folder, written.references, written.owner):
         written.progress.say(line)
 
 
@@ -61,7 +62,7 @@ def check_formats(names: Sequence[str], owner: str | None, options: EvalOptions 
         if options:
             hub.check_options(options)
     if "mteb" in names and options:
-        mteb_results.check_options(options)
+        mteb.check_options(options)
 
 
 def write_results(written: Written, out: Path, formats: Sequence[str]) -> None:

@@ -15,10 +15,11 @@ import numpy as np
 from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message, joined
-from dcclip_cli.eval import charts, immich, registry
+from dcclip_cli.eval import charts, registry
 from dcclip_cli.eval.compare import unlike
 from dcclip_cli.eval.dataset import DataSet
 from dcclip_cli.eval.embedding import sample_indices
+from dcclip_cli.eval.leaderboards import immich
 from dcclip_cli.eval.metrics import per_class
 from dcclip_cli.eval.registry import ELEVATER, SUFFIX, base_name
 from dcclip_cli.eval.result import EvalResult, save_results

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.eval.immich import ImmichMetric
+from dcclip_cli.eval.leaderboards.immich import ImmichMetric
 from dcclip_cli.files import atomic_write
 
 _OWN = "sha256"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.library_configs import open_clip_config
+from dcclip_cli.model.hub_models import open_clip_config
 from dcclip_cli.model.towers import OpenClipTowers
 from dcclip_cli.model.weights import CONFIG, require_file
 

@@ -111,7 +111,7 @@ def load_model(folder: Path, device: str = "cpu", progress: Progress | None = No
 def _load(folder: Path, record: Record | None, progress: Progress) -> OpenClipTowers:
     from safetensors import SafetensorError
 
-    from dcclip_cli.model.library_configs import check_directory, open_clip_config
+    from dcclip_cli.model.hub_models import check_directory, open_clip_config
     from dcclip_cli.model.open_clip_models import build, directory_tokenizer, read_weights
     from dcclip_cli.model.towers import OpenClipTowers
 

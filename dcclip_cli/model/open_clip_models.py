@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import temporary_folder, write_json
-from dcclip_cli.model.library_configs import (
+from dcclip_cli.model.hub_models import (
     COPY_AGAIN,
     TRANSFORMERS_CONFIG,
     library_errors,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.model.library_configs import check_timm_name
+from dcclip_cli.model.hub_models import check_timm_name
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.tokenizer import END_ID, PADDING_ID
 from dcclip_cli.options import Options

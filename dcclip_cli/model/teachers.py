@@ -12,21 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import read_json, validated
 from dcclip_cli.model import Precision
-from dcclip_cli.model.library_configs import (
-    COPY_AGAIN,
+from dcclip_cli.model.hub_models import (
     IMAGE_PROCESSOR,
     TRANSFORMERS_CONFIG,
-    ImageProcessorConfig,
     check_directory,
+    checked_json,
     is_uform,
     library_errors,
     transformers_config,
 )
+from dcclip_cli.model.others.remote_code import AllowedCode, RemoteCode, remote_code
 from dcclip_cli.model.precision import choose_precision
 from dcclip_cli.model.reference import Library, library_of
-from dcclip_cli.model.remote_code import AllowedCode, RemoteCode, remote_code
 from dcclip_cli.model.tokenizer import check_tokenizer, tokenizer_errors
 from dcclip_cli.model.weights import (
     TRANSFORMERS_WEIGHTS,
@@ -43,7 +41,7 @@ from dcclip_cli.options import Options
 from dcclip_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from dcclip_cli.model.naflex import FgClip2Towers
+    from dcclip_cli.model.others.naflex import FgClip2Towers
     from dcclip_cli.model.towers import Towers, TransformersTowers
 
 TREATMENT = "2"  # part of fingerprints; another one when dcclip treats the same files in another way
@@ -153,7 +151,7 @@ def _load_transformers(model: str, progress: Progress, options: FgClip2Teacher |
     import transformers
     from huggingface_hub.utils.tqdm import enable_progress_bars
 
-    from dcclip_cli.model.naflex import NaflexTowers
+    from dcclip_cli.model.others.naflex import NaflexTowers
     from dcclip_cli.model.towers import TransformersTowers
 
     transformers.utils.logging.disable_progress_bar()  # of "Loading weights"
@@ -163,7 +161,7 @@ def _load_transformers(model: str, progress: Progress, options: FgClip2Teacher |
     with library_errors(what, _CHECK), tokenizer_errors(f"{what}: its tokenizer"):
         checked = checked_config(model)
         if checked.model_type == "uform":
-            from dcclip_cli.model.uform import load_uform
+            from dcclip_cli.model.others.uform import load_uform
 
             return load_uform(model, TREATMENT, progress)
         if checked.code and not (options and options.trust_remote_code):
@@ -220,10 +218,11 @@ def checked_config(model: str) -> CheckedConfig:
     file = require_file(model, TRANSFORMERS_CONFIG)
     if is_uform(file):
         return CheckedConfig(file, "uform", None)
-    kind = transformers_config(file, f"teacher {model}").model_type
+    config = transformers_config(file, f"teacher {model}")
+    kind = config["model_type"]
     if images := find_file(model, IMAGE_PROCESSOR):
-        validated(ImageProcessorConfig, read_json(images, COPY_AGAIN), images, COPY_AGAIN)
-    code = remote_code(model, read_json(file, COPY_AGAIN), file) if kind == "fgclip2" else None
+        checked_json(images)
+    code = remote_code(model, config, file) if kind == "fgclip2" else None
     return CheckedConfig(file, kind, code)
 
 
@@ -251,7 +250,7 @@ def processors(model: str) -> tuple[Any, Any]:
 def _load_fg_clip2(
     code: AllowedCode, files: Sequence[Path], options: FgClip2Teacher, progress: Progress
 ) -> FgClip2Towers:
-    from dcclip_cli.model.naflex import FgClip2Towers, build_fg_clip2
+    from dcclip_cli.model.others.naflex import FgClip2Towers, build_fg_clip2
 
     progress.say(Message("running code of {code}", code=code))
     model = build_fg_clip2(code, files)

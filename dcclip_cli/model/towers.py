@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.precision import AS_ASKED
-from dcclip_cli.model.preprocess import Preprocessing
-from dcclip_cli.model.processors import matching_preprocessing
+from dcclip_cli.model.preprocess import Preprocessing, matching_preprocessing
 
 _LENGTHS, _TEXTS_OF_A_LENGTH = 4, 16  # parts that a batch of texts is split into at most; texts per part at least
 

@@ -15,8 +15,7 @@ from dcclip_cli.checksums import write_record
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import atomic_folder, read_json, write_json
 from dcclip_cli.hub import files_on_hub
-from dcclip_cli.model.available import whole_cached_folder
-from dcclip_cli.model.library_configs import COPY_AGAIN, TRANSFORMERS_CONFIG, is_uform
+from dcclip_cli.model.hub_models import COPY_AGAIN, TRANSFORMERS_CONFIG, is_uform, whole_cached_folder
 from dcclip_cli.model.model_dir import PROVENANCE, read_provenance
 from dcclip_cli.model.open_clip_models import text_tower_sizes
 from dcclip_cli.model.reference import ModelReference, library_of

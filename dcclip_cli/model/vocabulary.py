@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json, write_json
-from dcclip_cli.model.library_configs import COPY_AGAIN
+from dcclip_cli.model.hub_models import COPY_AGAIN
 from dcclip_cli.model.tokenizer import renumbered
 from dcclip_cli.text import HAN
 

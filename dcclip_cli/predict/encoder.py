@@ -206,7 +206,7 @@ def load_encoder(
 
 def _downloaded(reference: ModelReference) -> ModelReference:
     """The bundle that a repository of the hub contains; any other model as it is."""
-    from dcclip_cli.model.library_configs import library_errors
+    from dcclip_cli.model.hub_models import library_errors
     from dcclip_cli.model.model_dir import download_model
 
     with library_errors(

@@ -178,17 +178,9 @@ def _kept(store: FeatureStore, keys: np.ndarray, what: str) -> str:
 
 
 def _index_folder(model: Encoder, path: Path, kind: VectorType) -> Path | None:
-    """The folder of an index, which models with the same image tower share; None where there is no cache folder.
-
-    One that an earlier version named by the whole model is renamed.
-    """
+    """The folder of an index, which models with the same image tower share; None where there is no cache folder."""
     suffix = "" if kind == "fp16" else f" {kind}"
-    folder = _stored("search", model.image_fingerprint, model.precision + suffix, path)
-    before = _stored("search", model.fingerprint, model.precision, path)
-    if folder and before and kind == "fp16" and before.is_dir() and not folder.exists():
-        with suppress(OSError):  # it is made again
-            before.rename(folder)
-    return folder
+    return _stored("search", model.image_fingerprint, model.precision + suffix, path)
 
 
 def _take_from_whole(store: FeatureStore, keys: np.ndarray, model: Encoder, folder: Path, kind: VectorType) -> None:

@@ -16,11 +16,11 @@ from dcclip_cli.checksums import FILES, OWN, Record, read_record, record_text
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import comparable
 from dcclip_cli.eval.card import CARD
-from dcclip_cli.eval.hub import model_files
+from dcclip_cli.eval.leaderboards.hub import model_files
 from dcclip_cli.eval.result import EvalResult, load_results
 from dcclip_cli.files import file_sha256
 from dcclip_cli.hub import uploading
-from dcclip_cli.model.library_configs import TRANSFORMERS_CONFIG
+from dcclip_cli.model.hub_models import TRANSFORMERS_CONFIG
 from dcclip_cli.model.model_dir import PROVENANCE, model_fingerprint
 from dcclip_cli.model.reference import ModelReference, resolve
 from dcclip_cli.model.weights import CONFIG

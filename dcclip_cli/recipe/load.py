@@ -21,7 +21,7 @@ from pydantic_core import ErrorDetails
 from dcclip_cli.data.storage import shown
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import atomic_write
-from dcclip_cli.options import OldKey, decisive, decisive_before
+from dcclip_cli.options import decisive
 from dcclip_cli.recipe.schema import Recipe
 from dcclip_cli.recipe.yaml import ARGUMENTS, KEYS_HINT, MAX_BYTES, Document, Location, document_of, read, walk
 from dcclip_cli.run_dir import RESOLVED, STAGES, StageName
@@ -37,10 +37,7 @@ RecipeSource = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A recipe and its source: `text` is the file verbatim, `sha256` that of its bytes in UTF-8.
-
-    `warnings` has one line for each key that was renamed or removed since the recipe was written.
-    """
+    """A recipe and its source: `text` is the file verbatim, `sha256` that of its bytes in UTF-8."""
 
     recipe: Recipe
     path: Path
@@ -48,7 +45,6 @@ class LoadedRecipe:
     sha256: str
     sets: tuple[str, ...]
     document: Document
-    warnings: tuple[str, ...] = ()
 
     def line(self, at: Location, what: str) -> str:
         """What is wrong with a value, after its place and key: `recipe.yaml:7: data.train: ...`."""
@@ -83,10 +79,10 @@ def load(source: RecipeSource, sets: Sequence[str] = (), values: Mapping[str, An
         document.override(expression)
     for key, value in (values or {}).items():
         document.set(key, value)
-    recipe, warnings = _validated(document)
+    recipe = _validated(document)
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     given = (*sets, *(f"{key}={json.dumps(value, default=str)}" for key, value in (values or {}).items()))
-    return LoadedRecipe(recipe, path, text, sha256, given, document, warnings)
+    return LoadedRecipe(recipe, path, text, sha256, given, document)
 
 
 def _check_stage(document: Document, expression: str) -> None:
@@ -104,41 +100,14 @@ def _check_stage(document: Document, expression: str) -> None:
         )
 
 
-def _validated(document: Document) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe in a document, and a warning for each old key in it."""
-    old_keys: list[OldKey] = []
+def _validated(document: Document) -> Recipe:
     try:
-        recipe = Recipe.model_validate(document.values, context=old_keys)
+        return Recipe.model_validate(document.values)
     except ValidationError as error:
-        if _drop_overridden(document, old_keys):
-            return _validated(document)
-        what = joined("\n", sentences(error, Recipe, document, old_keys))
+        what = joined("\n", sentences(error, Recipe, document))
         unknown = any(one["type"] == "extra_forbidden" for one in error.errors(include_url=False))
         wanted = Message("see what these keys take with: dcclip recipe schema")
         raise DcclipError(what, KEYS_HINT if unknown else wanted) from None
-    return recipe, tuple(dict.fromkeys(_warning(document, one) for one in old_keys))
-
-
-def _drop_overridden(document: Document, old_keys: list[OldKey]) -> bool:
-    """Drop keys of the file that an override gives by their other name; whether there were any."""
-    dropped = False
-    for one in old_keys:
-        if one.new in one.mapping and one.key in one.mapping:
-            at = document.location_of(one.mapping)
-            from_file = [key for key in (one.key, one.new) if not document.is_override((*at, key))]
-            if len(from_file) == 1:
-                del one.mapping[from_file[0]]
-                dropped = True
-    return dropped
-
-
-def _warning(document: Document, old: OldKey) -> str:
-    at = document.location_of(old.mapping)
-    key, new = (".".join(map(str, (*at, name))) for name in (old.key, old.new))
-    place = document.place((*at, old.key))
-    if old.new:
-        return Message("{place}: {key} is now {new}", place=place, key=key, new=new)
-    return Message("{place}: {key} is no longer an option and is ignored", place=place, key=key)
 
 
 def resolved_yaml(recipe: Recipe) -> str:
@@ -162,7 +131,7 @@ def record(loaded: LoadedRecipe, folder: Path, finished: Collection[StageName]) 
     Evaluations and exports compare more than the recipe, when they run.
     """
     if (folder / RESOLVED).is_file():
-        before = read(folder / RESOLVED)[1].values
+        before = _validated(read(folder / RESOLVED)[1])
         for stage in STAGES:
             if stage.name in finished and stage.name not in ("eval", "export"):
                 _compare(folder / stage.name, before, loaded.recipe, stage.made_from)
@@ -173,12 +142,11 @@ def record(loaded: LoadedRecipe, folder: Path, finished: Collection[StageName]) 
     atomic_write(folder / RESOLVED, "\n".join([*head, resolved_yaml(loaded.recipe)]))
 
 
-def _compare(product: Path, before: dict[str, Any], recipe: Recipe, sections: Iterable[str]) -> None:
+def _compare(product: Path, before: Recipe, recipe: Recipe, sections: Iterable[str]) -> None:
     old: dict[Location, Any] = {}
     new: dict[Location, Any] = {}
     for name in sections:
-        kind = Recipe.model_fields[name].annotation
-        old |= walk(decisive_before(kind, before.get(name)), (name,))
+        old |= walk(decisive(getattr(before, name)), (name,))
         new |= walk(decisive(getattr(recipe, name)), (name,))
     changed = [at for at in {**old, **new} if _shown(old.get(at)) != _shown(new.get(at))]
     if changed:
@@ -204,9 +172,7 @@ def _shown(value: Any) -> Any:
     return shown(value) if isinstance(value, str) else value
 
 
-def sentences(
-    error: ValidationError, model: type[BaseModel], document: Document, old_keys: Iterable[OldKey] = ()
-) -> list[str]:
+def sentences(error: ValidationError, model: type[BaseModel], document: Document) -> list[str]:
     """One line `place: key: what is wrong` per mistake, in the order of the recipe, with keys as written."""
     found: dict[tuple[str, str, str], list[str]] = {}
     mistakes = error.errors(include_url=False)
@@ -214,7 +180,7 @@ def sentences(
     for details in mistakes[:_MOST_EXPLAINED]:
         if details["type"] == "too_short" and details["loc"] in parents:
             continue  # too short only because some of its items are wrong
-        location = _in_document(details, document.values, list(old_keys))
+        location = _in_document(details, document.values)
         key = ".".join(_short(str(step)) for step in location)
         messages = found.setdefault((document.place(location), f"{key}: " if key else "", _got(details)), [])
         arguments = _OF_FUNCTIONS if document.place(location) == ARGUMENTS else ()
@@ -258,12 +224,11 @@ def _has(values: Any, step: str | int) -> bool:
     return isinstance(values, dict) and step in values
 
 
-def _in_document(details: ErrorDetails, values: Any, old_keys: list[OldKey]) -> Location:
+def _in_document(details: ErrorDetails, values: Any) -> Location:
     """pydantic's location without the names of union members, which are not in the recipe."""
     result: list[str | int] = []
     steps = details["loc"]
     for number, step in enumerate(steps):
-        step = next((one.key for one in old_keys if one.mapping is values and one.new == step), step)
         if _has(values, step):
             values = values[step]
             result.append(step)
@@ -297,8 +262,6 @@ def _message(details: ErrorDetails, model: type[BaseModel], arguments: Sequence[
             return Message("needs {key}: {tags}", key=key, tags=", ".join(sorted(tags)))
         case "value_error":
             return context["error"].args[0] if context["error"].args else str(context["error"])
-        case "old_key":
-            return context["text"]
         case "tuple_type":
             return Message("expected a list")
         case "model_type" | "dict_type":
@@ -323,7 +286,7 @@ def _last_word(text: str) -> str:
 
 
 def _got(details: ErrorDetails) -> str:
-    value, hidden = details["input"], details["type"] in ("extra_forbidden", "value_error", "old_key")
+    value, hidden = details["input"], details["type"] in ("extra_forbidden", "value_error")
     return (
         Message(" (got {value})", value=_short(repr(value)))
         if isinstance(value, str | int | float) and not hidden

@@ -17,7 +17,7 @@ from dcclip_cli.data.dataset import shards_at
 from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.data.preview import preview_images, preview_pairs
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.model.library_configs import TRANSFORMERS_CONFIG, open_clip_config, transformers_config
+from dcclip_cli.model.hub_models import TRANSFORMERS_CONFIG, open_clip_config, transformers_config
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.students import PRESETS
 from dcclip_cli.model.tokenizer import check_trimmable
@@ -118,8 +118,8 @@ def _text_width(folder: Path) -> int:
         return 0
     if (folder / CONFIG).is_file():
         return int(open_clip_config(folder)["model_cfg"]["text_cfg"].get("width", 0))
-    text = transformers_config(folder / TRANSFORMERS_CONFIG, folder.name).text_config
-    return int(text.hidden_size) if text else 0
+    text = transformers_config(folder / TRANSFORMERS_CONFIG, folder.name).get("text_config") or {}
+    return int(text.get("hidden_size", 0))
 
 
 def choose_data(path: str, kind: DataKind | None = None) -> DataChoice:

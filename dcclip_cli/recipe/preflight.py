@@ -13,7 +13,7 @@ from dcclip_cli.data.options import COLLECTED
 from dcclip_cli.data.preview import Preview, preview_images, preview_pairs, preview_texts
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import cache_folder
-from dcclip_cli.model.available import check_model, check_timm
+from dcclip_cli.model.hub_models import check_model, check_timm
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.recipe.load import LoadedRecipe
 from dcclip_cli.recipe.preflight_stage import DEFAULT_EMBED_DIM, StageCheck

@@ -46,15 +46,6 @@ class Document:
             location = location[:-1]
         return self.places[location]
 
-    def location_of(self, mapping: dict[str, Any]) -> Location:
-        """The location of this very mapping (by identity) in the document."""
-        return next(at for at, value in _nodes(self.values) if value is mapping)
-
-    def is_override(self, location: Location) -> bool:
-        """Whether the value at `location` was given by `--set` or in Python."""
-        place = self.place(location)
-        return place == ARGUMENTS or place.startswith("--set ")
-
     def override(self, expression: str) -> None:
         """Apply one `--set a.b=value`: the value is YAML, a path in it is relative to the current directory."""
         shown = expression if len(expression) <= _LONGEST else f"{expression[:_LONGEST]}..."

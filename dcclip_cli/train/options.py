@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,7 +13,7 @@ from dcclip_cli.errors import Message
 from dcclip_cli.model import Precision
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
-from dcclip_cli.options import Neutral, Options, Removed
+from dcclip_cli.options import Neutral, Options
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import RunDir, TrainResult, finished
 from dcclip_cli.train.trackers import TrackerName
@@ -30,11 +30,6 @@ class OptimizerOptions(Options):
     https://kellerjordan.github.io/posts/muon; timm's, with its step scaled to the size of AdamW's (Liu et al. 2025,
     arXiv 2502.16982).
     """
-
-    removed: ClassVar[dict[str, Removed]] = {
-        "projection_lr_scale": Removed(Message("the projections are trained at lr"), (1.0,)),
-        "temperature_lr_scale": Removed(Message("temperature and bias are trained at lr"), (1.0,)),
-    }
 
     kind: Literal["adamw", "muon", "sgd"] = Field(
         "adamw", description="Optimizer; muon needs fewer steps and a learning rate about ten times as high"
@@ -76,12 +71,6 @@ class OptimizerOptions(Options):
 
 class TrainOptions(Options):
     """How long and how a stage trains. Set either `epochs` or `steps`."""
-
-    removed: ClassVar[dict[str, Removed]] = {
-        "parallel": Removed(Message("several processes always train with DDP"), ("ddp",)),
-        "max_skipped_steps": Removed(Message("a run ends after 10 non-finite steps in a row"), (10,)),
-        "warn_at_chance_steps": Removed(Message("losses at chance level are reported after 500 steps"), (500,)),
-    }
 
     epochs: float | None = Field(
         None, gt=0, le=100_000, description="Passes over the training pairs; fractions are allowed"

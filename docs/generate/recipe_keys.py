@@ -62,7 +62,7 @@ third prints the JSON Schema, with which an editor completes and checks keys.
 * `--set distill.steps=300` overrides a value, with the same checks. Items of a list have numbers: `--set
   distill.losses.0.weight=2`. A stage that the recipe lacks is given whole: `--set 'eval={datasets: [cifar10-cn]}'`.
 * An unknown or repeated key is an error that names file, line and the nearest valid key; all mistakes are reported at
-  once. A key that was renamed still works and prints one warning.
+  once.
 * Only YAML 1.2 scalars are read: `no` is text, `1e-3` a number. Anchors, aliases and tags are rejected.
 * Values are strict: `true` or `'12'` is no number, `1e3` is no whole number; every number has bounds, as listed below.
 * If the recipe of a finished stage has changed, the stage is refused: `--fresh` makes it again, `--out DIR` keeps

@@ -48,23 +48,18 @@ def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_json_is_one_object_whose_keys_are_the_same_on_every_machine() -> None:
     found = json.loads(doctor("--json").stdout)
     assert list(found) == [
-        *("versions", "system", "processor", "storage", "torch", "onnxruntime_providers", "int8_vnni", "extras"),
-        *("thread_variables", "environment", "default_model", "notes"),
+        *("versions", "system", "onnxruntime", "int8_vnni", "variables", "model"),
+        *("processor", "storage", "torch", "extras", "notes"),
     ]
     assert found["versions"]["dcclip"] == __version__ and found["versions"]["python"].startswith("3.")
     assert found["versions"]["torch"] and found["torch"]["device"] in ("cpu", "cuda", "mps")
-    assert found["processor"]["cores"] >= 1 and found["processor"]["machine_class"] in ("fast", "plain", "other")
-    assert set(found["storage"]["cache_parts_bytes"]) == {"features", "teacher-cache", "bf16-gain"}
-    assert found["storage"]["current_folder_free_bytes"] > 0
-    assert "CPUExecutionProvider" in found["onnxruntime_providers"]
-    assert found["extras"]["train"] == {"missing": [], "install": "pip install 'dcclip[train]'"}
-    assert found["default_model"].startswith("starter")
+    assert found["processor"]["cores"] >= 1 and found["processor"]["class"] in ("fast", "plain", "other")
+    assert found["storage"]["free_here_bytes"] > 0
+    assert "CPU" in found["onnxruntime"]
+    assert found["extras"]["train"] == "installed"
+    assert found["model"].startswith("starter")
     for use in ("inference", "training"):
-        assert set(found["torch"]["precision"][use]) == {"convolutional", "transformer"}
-        for choice in found["torch"]["precision"][use].values():
-            assert choice["precision"] == ("bf16" if (choice["bf16_gain"] or 0) >= 1.2 else "fp32") or (
-                choice["bf16_gain"] is None
-            )
+        assert set(found["torch"][use]) == {"convolutional", "transformer"}
 
 
 def test_without_the_train_extra_it_says_how_to_install_it_and_imports_no_torch() -> None:
@@ -73,8 +68,7 @@ def test_without_the_train_extra_it_says_how_to_install_it_and_imports_no_torch(
     lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
     assert ["train", "pip install 'dcclip[train]' (missing: torch, timm)"] in lines
     assert ["collect", "pip install 'dcclip[collect]' (missing: duckdb)"] in lines
-    assert ["GPU", "unknown without torch"] in lines
-    assert "Precision" not in done.stdout
+    assert not any(line[0] in ("GPU", "inference") for line in lines)
 
 
 def test_a_torch_that_cannot_be_loaded_is_a_note(tmp_path: Path) -> None:
@@ -91,17 +85,17 @@ def test_a_busy_machine_is_named(load: float, busy: bool, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     page = CliRunner().invoke(app, ["doctor"]).stdout
     assert ("  busy machine   load 7.5 on 4 cores: other work slows down training" in page) is busy
-    assert f"  load           {load:.2f} 1.00 0.50 over 1, 5, 15 minutes\n" in page
+    assert f"  load           {load:.2f}, 1.00, 0.50\n" in page
 
 
 @pytest.mark.usefixtures("no_torch")
 @pytest.mark.parametrize(
     ("architecture", "features", "vnni", "said"),
     [
-        ("x86_64", {"avx2"}, False, "int8 without VNNI"),
-        ("x86_64", {"avx2", "avx_vnni"}, True, "int8 with VNNI"),
-        ("AMD64", set(), None, "int8 unknown"),
-        ("arm64", {"FEAT_DotProd"}, None, "int8 needs no VNNI here"),
+        ("x86_64", {"avx2"}, False, "  int8_vnni      no\n"),
+        ("x86_64", {"avx2", "avx_vnni"}, True, "  int8_vnni      yes\n"),
+        ("AMD64", set(), None, ""),
+        ("arm64", {"FEAT_DotProd"}, None, "  features       asimddp\n"),
     ],
 )
 def test_int8_without_vnni_is_named(
@@ -112,10 +106,6 @@ def test_int8_without_vnni_is_named(
     found = diagnosis.diagnose()
     assert found["int8_vnni"] is vnni and ("int8" in found["notes"]) is (vnni is False)
     assert said in CliRunner().invoke(app, ["doctor"]).stdout
-    if architecture == "arm64":
-        assert found["processor"]["features"] == {
-            "asimdhp": False, "asimddp": True, "i8mm": False, "bf16": False, "sve": False
-        }  # fmt: skip
 
 
 @pytest.mark.usefixtures("no_torch")
@@ -133,15 +123,9 @@ def test_what_cannot_be_found_out_is_unknown_and_no_error(monkeypatch: pytest.Mo
     monkeypatch.setattr(diagnosis, "cache_folder", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 0
-    for line in (
-        "  class          unknown",
-        "  features       unknown",
-        "  memory         unknown",
-        "  this folder    unknown free",
-        "  cache          unknown",
-    ):
-        assert line in result.stdout.splitlines()
-    assert "  load  " not in result.stdout
+    names = {line.split()[0] for line in result.stdout.splitlines() if line.startswith("  ")}
+    assert not names & {"class", "features", "memory", "free_here", "cache_folder", "load"}
+    assert {"architecture", "cores"} <= names
 
 
 @pytest.mark.usefixtures("no_torch")
@@ -161,10 +145,10 @@ def test_no_user_name_and_no_secret_is_shown(tmp_path: Path, monkeypatch: pytest
         assert not any(word in result.stdout for word in ("jane", "小明", "p4ss", "hf_secret"))
         assert "https://hub.example.cn" in result.stdout
     found = diagnosis.diagnose()
-    assert found["storage"]["cache_folder"] == "~/cache" and found["storage"]["cache_parts_bytes"]["features"] == 1500
-    assert found["notes"]["default model"].startswith("model ~/nowhere is not a directory: ")
+    assert found["storage"]["cache_folder"] == "~/cache" and found["storage"]["cached_bytes"]["features"] == 1500
+    assert found["notes"]["model"].startswith("model ~/nowhere is not a directory: ")
     monkeypatch.setenv("DCCLIP_MODEL", f"{home}s/elsewhere")
-    assert diagnosis.diagnose()["environment"]["DCCLIP_MODEL"] == f"{home}s/elsewhere"
+    assert diagnosis.diagnose()["variables"]["DCCLIP_MODEL"] == f"{home}s/elsewhere"
 
 
 def test_gpus_are_listed_and_decide_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,34 +162,28 @@ def test_gpus_are_listed_and_decide_the_precision(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: about)
     page = CliRunner().invoke(app, ["doctor"]).stdout
     assert "  GPU            NVIDIA T4, 16.0 GB, capability 7.5, no bf16\n" in page
-    assert "  training       fp32: no native bf16 on this GPU\n" in page
-    assert "  Muon           Newton-Schulz in fp32\n" in page
+    assert "  newton_schulz  fp32\n" in page
+    assert "fp32 (no native bf16 on this GPU)" in page
 
     def broken(number: int) -> Any:
         raise RuntimeError("CUDA error: device is busy\nCompile with TORCH_USE_CUDA_DSA")
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", broken)
     found = diagnosis.diagnose()
-    assert found["notes"]["GPU"] == "CUDA error: device is busy" and found["torch"]["gpus"] == []
+    assert found["notes"]["GPU"] == "CUDA error: device is busy" and found["torch"]["GPU"] == []
 
 
 def test_without_native_bf16_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dcclip_cli.model.precision.has_native_bf16", lambda: False)
     monkeypatch.setattr("dcclip_cli.model.precision._pass", None)
     page = CliRunner().invoke(app, ["doctor"]).stdout
-    assert "  inference      fp32: no native bf16 on this CPU\n" in page
-    assert "  training       fp32: no native bf16 on this CPU\n" in page
+    assert "  inference      convolutional fp32 (no native bf16 on this CPU)" in page
 
 
 def test_with_native_bf16_both_kinds_of_tower_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     gains = iter((1.55, 2.5, 0.6, 1.1))
     monkeypatch.setattr("dcclip_cli.model.precision.torch_has_bf16", lambda: True)
     monkeypatch.setattr("dcclip_cli.model.precision.bf16_gain", lambda run: run() or next(gains))
-    page = CliRunner().invoke(app, ["doctor"]).stdout
-    assert page.partition("  inference      ")[2].splitlines()[:5] == [
-        "convolutional bf16, 1.6 times as fast as fp32",
-        "                 transformer   bf16, 2.5 times as fast as fp32",
-        "  training       convolutional fp32, bf16 is 0.6 times as fast",
-        "                 transformer   fp32, bf16 is 1.1 times as fast",
-        "  Muon           Newton-Schulz in bf16",
-    ]
+    found = diagnosis.diagnose()["torch"]
+    chosen = [choice.partition(" (")[0] for use in ("inference", "training") for choice in found[use].values()]
+    assert chosen == ["bf16", "bf16", "fp32", "fp32"]

@@ -265,8 +265,5 @@ def test_the_result_does_not_depend_on_the_parts_in_which_it_is_found(tmp_path: 
 def test_a_recipe_names_kinds_of_duplicates() -> None:
     options = DedupOptions.model_validate({"duplicates": [{"kind": "near-image", "bits": 4}]})
     assert options.duplicates == (NearImage(bits=4),)
-    assert SameImage.model_validate({"captions": "merge"}) == SameImage()
-    with pytest.raises(ValidationError, match="no longer an option: captions are always merged"):
-        SameImage.model_validate({"captions": "drop"})
     with pytest.raises(ValidationError, match="same-image"):
         DedupOptions.model_validate({"duplicates": [{"kind": "none"}]})

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from dcclip_cli.curation.filter_pair import FilterResult, filter_pairs
 from dcclip_cli.curation.options import CollectOptions
@@ -58,10 +57,3 @@ def test_what_the_source_could_not_read_and_too_large_metadata_keep_their_reason
     assert filter_pair(Candidate(Pair("a", b"", zh=("猫",)), drop), options()).drop == drop
     large = filter_pair(Candidate(Pair("a", picture(), zh=("猫",), meta={"page": "x" * 1_000_000})), options()).drop
     assert large is not None and large.reason == "record-bytes"
-
-
-def test_a_recipe_may_use_old_names_and_an_empty_balance() -> None:
-    old = {"exclude": {"paths": ["test.parquet"]}, "tidy": {"simplify": True}, "balance": []}
-    assert options(**old) == options(decontaminate={"paths": ["test.parquet"]}, normalize={"simplify": True})
-    with pytest.raises(ValidationError, match="no longer an option: limit a source by reading fewer of its files"):
-        options(balance=[{"kind": "cap", "by": "source", "most": 9}])

@@ -188,8 +188,6 @@ def test_second_caption_adds_one_of_the_other_captions_in_the_languages_asked_fo
     assert texts["zh-other"].captions[0] in ("一张圆的图片", "圆")
     assert texts["en-other"].captions[0] in ("a picture of a circle", "circle")
     assert set(collate(open_pairs(pairs_file), {"languages": ("zh",)}).batch([(0, 0)]).texts) == {"zh"}
-    old = CaptionOptions.model_validate({"also_other": True, "share": 0.5})  # names of earlier versions
-    assert old == CaptionOptions(second_caption=True, caption_fraction=0.5)
 
 
 def test_a_batch_without_captions_of_a_language_is_an_error(tmp_path: Path, pairs: list[Pair]) -> None:

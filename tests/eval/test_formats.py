@@ -13,7 +13,7 @@ from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
-from dcclip_cli.eval.hub import save_repositories
+from dcclip_cli.eval.leaderboards.hub import save_repositories
 from dcclip_cli.eval.metrics import score_retrieval
 from dcclip_cli.eval.registry import ELEVATER
 from dcclip_cli.eval.result import EvalResult, save_results, sha256_of

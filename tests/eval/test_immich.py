@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from dcclip_cli.data.pair import Language
-from dcclip_cli.eval.immich import _TABLE, Cost, ImmichMetric, metric, standings, table
+from dcclip_cli.eval.leaderboards.immich import _TABLE, Cost, ImmichMetric, metric, standings, table
 
 
 @pytest.mark.parametrize("language", ["zh", "en"])

@@ -10,7 +10,7 @@ import pytest
 
 from dcclip_cli.api import convert_results, evaluate
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.eval.mteb_results import save_mteb, task_names
+from dcclip_cli.eval.leaderboards.mteb import save_mteb, task_names
 from dcclip_cli.eval.result import EvalResult, pack, save_results
 from tests.eval.test_compare import guesses, result
 from tests.eval.test_formats import zero_shot

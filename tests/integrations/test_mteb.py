@@ -27,7 +27,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
 from dcclip_cli.eval.dataset import ImageTransform
 from dcclip_cli.eval.datasets import open_dataset
-from dcclip_cli.eval.mteb_results import task_names
+from dcclip_cli.eval.leaderboards.mteb import task_names
 from dcclip_cli.eval.registry import SETS
 from dcclip_mteb.retrieval import split_data
 from dcclip_mteb.zero_shot import TemplateEnsemble

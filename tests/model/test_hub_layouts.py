@@ -22,7 +22,7 @@ from dcclip_cli.model.weights import safetensors_copy
 from dcclip_cli.predict.encoder import load_encoder
 from dcclip_cli.progress import Lines
 from tests.damage import KINDS, Said, damage
-from tests.model.test_processors import noise
+from tests.model.test_preprocess_of_libraries import noise
 
 TEXTS = ["一张照片", "a photo of 猫", "Ｔ恤 ，！", "“quoted” &amp; the", "a " * 200, "的" * 200]
 ODD = [(227, 224), (31, 64), (97, 333), (33, 32)]

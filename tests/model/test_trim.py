@@ -17,7 +17,7 @@ from dcclip_cli.model.reference import resolve
 from dcclip_cli.model.teachers import OpenClipTeacher, TransformersTeacher
 from dcclip_cli.model.trim import TrimResult, trim, trimmable
 from dcclip_cli.model.vocabulary import Alphabet, Language, fallback_pieces, pieces_by_script, with_parts
-from tests.model.test_processors import noise
+from tests.model.test_preprocess_of_libraries import noise
 
 BOTH: tuple[Language, ...] = ("zh", "en")
 EN: tuple[Language, ...] = ("en",)

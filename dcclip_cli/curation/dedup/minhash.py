@@ -6,14 +6,12 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import Field
 
 from dcclip_cli.curation.dedup import GlobalFilter
-from dcclip_cli.errors import Message
-from dcclip_cli.options import Removed
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -107,7 +105,6 @@ class SameCaption(GlobalFilter):
         le=1,
         description="Character-trigram Jaccard similarity from which captions are duplicates; null: only equal letters",
     )
-    removed: ClassVar = {"min_letters": Removed(Message("use similarity"), ignored=(12,))}
 
     def apply(self, connection: DuckDBPyConnection) -> None:
         """`caption-duplicate` if an earlier pair has exactly this caption, else `caption-near-duplicate`."""

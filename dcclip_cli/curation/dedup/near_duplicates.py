@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, ClassVar, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image
@@ -23,9 +23,7 @@ from pydantic import Field
 
 from dcclip_cli.curation.decode_image import DecodedImage
 from dcclip_cli.curation.dedup import GlobalFilter
-from dcclip_cli.errors import Message
 from dcclip_cli.machine import cores
-from dcclip_cli.options import Removed
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -178,7 +176,6 @@ class SameImage(GlobalFilter):
     """Merges pairs whose images have equal pixels, whatever their file format, into the first of them."""
 
     kind: Literal["same-image"] = "same-image"
-    removed: ClassVar = {"captions": Removed(Message("captions are always merged"), ignored=("merge",))}
     most_captions: int = Field(
         16,
         ge=1,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, IPvAnyNetwork, StringConstraints
 
 from dcclip_cli.data import reading
-from dcclip_cli.errors import Message
-from dcclip_cli.options import Neutral, Options, Removed
+from dcclip_cli.options import Neutral, Options
 from dcclip_cli.versions import VERSION
 
 if TYPE_CHECKING:
@@ -25,14 +24,6 @@ Host = Annotated[str, StringConstraints(to_lower=True, pattern=r"^(\[[0-9A-Fa-f:
 
 class FetchOptions(Options):
     """How images are downloaded. Certificates are always checked; proxies in the environment are ignored."""
-
-    removed: ClassVar = {
-        "authorities": Removed(Message("name the PEM file in the environment variable SSL_CERT_FILE")),
-        "max_redirects": Removed(Message("at most 5 redirects are followed; remove this key"), ignored=(5,)),
-        "back_off_s": Removed(
-            Message("retries begin after 1 second, and each waits twice as long; remove this key"), ignored=(1,)
-        ),
-    }
 
     timeout_s: float = Field(20, gt=0, le=600, description="Time limit of one try, from name look-up to last byte")
     max_bytes: int = Field(20_000_000, ge=1, le=reading.MAX_IMAGE_BYTES, description="Maximum size of an image file")

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from dcclip_cli.curation.filters.base import Filter
 from dcclip_cli.data.pair import Language
 from dcclip_cli.data.reading import Drop
-from dcclip_cli.errors import Message
-from dcclip_cli.options import Removed
 from dcclip_cli.text import HAN as HAN_RANGES
 
 _HAN = "々〇" + HAN_RANGES
@@ -147,7 +145,6 @@ class LanguageFilter(Filter):
     """
 
     kind: Literal["language"] = "language"
-    removed: ClassVar = {"detector": Removed(Message("the detector is always used"), ignored=(True,))}
 
     def check_caption(self, caption: str, language: Language) -> Drop | None:
         """`caption-language`."""
@@ -161,7 +158,6 @@ class ScriptFilter(Filter):
     """Drops captions mostly in the other script, counting Han characters and Latin words."""
 
     kind: Literal["script"] = "script"
-    removed: ClassVar = {"mixed": Removed(Message("use min_share"), ignored=(True,))}
     min_share: float = Field(
         0.25, ge=0, le=1, description="Minimum share of the caption's own script among Han characters and Latin words"
     )

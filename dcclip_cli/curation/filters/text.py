@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -17,7 +17,6 @@ from dcclip_cli.curation.filters.language import HAN, LETTER
 from dcclip_cli.curation.normalize_text import as_gbk
 from dcclip_cli.data.reading import Drop
 from dcclip_cli.errors import Message
-from dcclip_cli.options import Removed
 
 if TYPE_CHECKING:
     from dcclip_cli.data.pair import Language
@@ -400,9 +399,6 @@ class LengthFilter(Filter):
         (1, 128), description="Minimum and maximum number of characters in a Chinese caption, without white space"
     )
     en: tuple[Length, Length] = Field((1, 64), description="Minimum and maximum number of words in an English caption")
-    removed: ClassVar = {
-        "longest_word": Removed(Message("words of more than 40 letters are always dropped"), ignored=(40,))
-    }
 
     @field_validator("zh", "en")
     @classmethod

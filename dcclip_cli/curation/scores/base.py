@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -19,7 +19,6 @@ from dcclip_cli.curation.dedup import GlobalFilter
 from dcclip_cli.data.pair import Language, Pair
 from dcclip_cli.errors import Message
 from dcclip_cli.model.preprocess import decode
-from dcclip_cli.options import Removed
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -40,10 +39,6 @@ _ROWS_AT_A_TIME = 50_000  # that are written
 
 class ScorerOptions(GlobalFilter):
     """Base class of scorers: their options, how they score, and what is dropped for their scores (`apply`)."""
-
-    removed: ClassVar = {
-        "batch_size": Removed(Message("images are scored 32 at a time; remove this key"), ignored=(32,))
-    }
 
     kind: str
     name: str | None = Field(

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.options import Options, Removed
+from dcclip_cli.errors import DcclipError
+from dcclip_cli.options import Options
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -77,12 +77,6 @@ class Widths:
 
 class Schedule(Options):
     """A weight that changes linearly over the run."""
-
-    removed: ClassVar[dict[str, Removed]] = {
-        "begin": Removed(Message("weights change from the first step on"), (0.0,)),
-        "finish": Removed(Message("weights change up to the last step"), (1.0,)),
-        "curve": Removed(Message("weights change linearly"), ("linear",)),
-    }
 
     start: float = Field(ge=0, le=MOST_WEIGHT, description="Weight at the start of the run")
     end: float = Field(ge=0, le=MOST_WEIGHT, description="Weight at the end of the run")

@@ -10,8 +10,6 @@ from pydantic import Field
 
 from dcclip_cli.data.collator import OTHER
 from dcclip_cli.data.pair import LANGUAGES, Language
-from dcclip_cli.errors import Message
-from dcclip_cli.options import Removed
 from dcclip_cli.train.losses.base import Loss, Needs, Outputs, TeacherLoss, Tower, Widths, mean_of, take
 
 if TYPE_CHECKING:
@@ -66,10 +64,6 @@ class CrossLingualLoss(AdaptedLoss):
     So do AltCLIP (arXiv 2211.06679) and multilingual-CLIP learn a language from parallel text; the student's own
     English is left to the other losses.
     """
-
-    removed: ClassVar[dict[str, Removed]] = {
-        "towards": Removed(Message("the Chinese embedding is always pulled to the teacher's English one"), ("teacher",))
-    }
 
     kind: Literal["cross_lingual"] = "cross_lingual"
     needs: ClassVar[frozenset[Needs]] = frozenset({"texts", "pairs"})
@@ -193,10 +187,6 @@ class EnsembleLoss(Loss):
     The teachers' distributions are averaged after the softmax, each at its own temperature. MobileCLIP uses it with
     weight 1 and no task loss.
     """
-
-    removed: ClassVar[dict[str, Removed]] = {
-        "teacher_scale": Removed(Message("each teacher's own temperature is used"), (None,))
-    }
 
     kind: Literal["ensemble"] = "ensemble"
     scale: float | None = Field(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset, Features, Image, Value
 
 from dcclip_cli.eval.datasets import open_dataset
-from dcclip_cli.eval.mteb_results import NO_REVISION
+from dcclip_cli.eval.leaderboards.mteb import NO_REVISION
 from dcclip_cli.files import cache_folder
 
 if TYPE_CHECKING:

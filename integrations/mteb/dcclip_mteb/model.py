@@ -12,7 +12,7 @@ from mteb.models.model_meta import ModelMeta
 from mteb.types import Licenses
 
 from dcclip_cli.eval.dataset import ImageTransform
-from dcclip_cli.eval.model_meta import model_meta_of
+from dcclip_cli.eval.leaderboards.mteb import model_meta_of
 from dcclip_cli.model import Precision
 from dcclip_cli.model.preprocess import first_frame
 from dcclip_cli.model.reference import resolve

@@ -12,7 +12,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval import registry
-from dcclip_cli.eval.mteb_results import LANGUAGES, MAIN_SCORES, NO_REVISION, RETRIEVAL, ZERO_SHOT, task_names
+from dcclip_cli.eval.leaderboards.mteb import LANGUAGES, MAIN_SCORES, NO_REVISION, RETRIEVAL, ZERO_SHOT, task_names
 from dcclip_cli.eval.registry import KnownSet
 from dcclip_mteb.retrieval import RetrievalZh
 from dcclip_mteb.zero_shot import ZeroShotZh

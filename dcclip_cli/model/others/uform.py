@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json
-from dcclip_cli.model.library_configs import COPY_AGAIN, TRANSFORMERS_CONFIG
-from dcclip_cli.model.preprocess import Preprocessing
-from dcclip_cli.model.processors import matching_preprocessing
+from dcclip_cli.model.hub_models import COPY_AGAIN, TRANSFORMERS_CONFIG
+from dcclip_cli.model.preprocess import Preprocessing, matching_preprocessing
 from dcclip_cli.model.tokenizer import check_tokenizer
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Tokens, Towers, module_outputs, no_such_layer, on_grid
 from dcclip_cli.model.weights import (

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.preprocess import Preprocessing
-from dcclip_cli.model.processors import matching_preprocessing
+from dcclip_cli.model.preprocess import Preprocessing, matching_preprocessing
 
 ODD = [(227, 224), (224, 227), (301, 201), (97, 333), (63, 64), (641, 479), (1, 1), (225, 226)]
 

@@ -20,7 +20,7 @@ from dcclip_cli.data import prompts
 from dcclip_cli.data.pair import Language
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import comparable, registry
-from dcclip_cli.eval.mteb_results import task_names
+from dcclip_cli.eval.leaderboards.mteb import task_names
 from dcclip_cli.eval.registry import KnownSet
 from dcclip_cli.eval.report import METRIC_NAMES, elevater_mean
 from dcclip_cli.eval.result import EvalResult

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json
-from dcclip_cli.model.library_configs import COPY_AGAIN, TRANSFORMERS_CONFIG
+from dcclip_cli.model.hub_models import COPY_AGAIN, TRANSFORMERS_CONFIG
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.towers import (
     ImageFeatures,
@@ -29,7 +29,7 @@ from dcclip_cli.model.towers import (
 from dcclip_cli.model.weights import check_fit
 
 if TYPE_CHECKING:
-    from dcclip_cli.model.remote_code import AllowedCode
+    from dcclip_cli.model.others.remote_code import AllowedCode
 
 WalkType = Literal["short", "long"]
 # FG-CLIP2's budgets: the first of which an image has at most so many patches, else the last (`determine_max_value` in

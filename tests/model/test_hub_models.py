@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.model.available import check_model
-from dcclip_cli.model.library_configs import check_timm_name
+from dcclip_cli.model.hub_models import check_model, check_timm_name
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.teachers import TransformersTeacher
 
@@ -60,14 +59,13 @@ TEXT, VISION = ("model_cfg", "text_cfg"), ("model_cfg", "vision_cfg")
 @pytest.mark.parametrize(
     ("keys", "value", "what"),
     [
-        (("model_cfg",), [1], "model_cfg: input should be a valid dictionary"),
-        (TEXT, "文本", "model_cfg.text_cfg: input should be a valid dictionary"),
-        (VISION, [1], "model_cfg.vision_cfg: input should be a valid dictionary"),
-        ((*TEXT, "layers"), 10**6, "model_cfg.text_cfg.layers: should be a whole number from 0 to 512 (got 1000000)"),
-        ((*TEXT, "width"), True, "model_cfg.text_cfg.width: should be a whole number from 1 to 65,536 (got True)"),
-        ((*TEXT, "vocab_size"), 10**30, "model_cfg.text_cfg.vocab_size: should be a whole number from 1 to 4,000,000"),
-        ((*TEXT, "eos_id"), [2], "model_cfg.text_cfg.eos_id: should be a whole number from 0 to 4,000,000 (got [2])"),
-        (("model_cfg", "embed_dim"), 10**7, "model_cfg.embed_dim: should be a whole number from 1 to 65,536"),
+        (("model_cfg",), [1], "model_cfg.text_cfg is missing, or no section"),
+        (TEXT, "文本", "model_cfg.text_cfg is missing, or no section"),
+        (VISION, [1], "model_cfg.vision_cfg is missing, or no section"),
+        ((*TEXT, "layers"), 10**6, "model_cfg.text_cfg.layers is 1000000: no model has that"),
+        ((*TEXT, "width"), True, "open_clip cannot build this model: TypeError"),
+        ((*TEXT, "vocab_size"), 10**30, "model_cfg.text_cfg.vocab_size is 1000000"),
+        (("model_cfg", "embed_dim"), 10**7, "model_cfg.embed_dim is 10000000: no model has that"),
         (("model_cfg", "embed_dim"), 4096, "by open_clip_config.json it is (4096, "),
         ((*TEXT, "layers"), 512, "weights, by open_clip_config.json the model has "),
         ((*TEXT, "heads"), 7, "open_clip cannot build this model: AssertionError: embed_dim must be divisible"),
@@ -75,9 +73,9 @@ TEXT, VISION = ("model_cfg", "text_cfg"), ("model_cfg", "vision_cfg")
         ((*TEXT, "pol_type"), "eos", "unexpected keyword argument 'pol_type'"),
         ((*VISION, "timm_proj"), "卷积", "open_clip_config.json"),
         ((*VISION, "timm_model_name"), "test_eficientnet", "timm has no network 'test_eficientnet'"),
-        ((*VISION, "image_size"), 10**6, "vision_cfg.image_size: should be a whole number from 1 to 4,096, or"),
+        ((*VISION, "image_size"), 10**6, "vision_cfg.image_size is 1000000: no model has that"),
         (("preprocess_cfg", "std"), [0.5, 0, 0.5], "preprocess_cfg: std should be three numbers from 0.0001 to 10000"),
-        (("preprocess_cfg", "size"), 0, "preprocess_cfg: size should be a whole number from 1 to 4,096 (got 0)"),
+        (("preprocess_cfg", "size"), 0, "preprocess_cfg.size is 0: no model has that"),
         (("preprocess_cfg", "sdt"), [1, 1, 1], "preprocess_cfg: sdt is no key of it"),
     ],
 )
@@ -101,14 +99,14 @@ def test_a_configuration_that_is_no_json_object_is_named(open_clip_folder: Path,
 @pytest.mark.parametrize(
     ("name", "keys", "value", "what"),
     [
-        ("config.json", ("text_config",), [1], "config.json: text_config: input should be a valid dictionary"),
+        ("config.json", ("text_config",), [1], "StrictDataclassFieldValidationError"),
         (
             "config.json",
             ("text_config", "num_hidden_layers"),
             10**6,
-            "config.json: text_config.num_hidden_layers: should",
+            "config.json: text_config.num_hidden_layers is 1000000",
         ),
-        ("config.json", ("vision_config", "hidden_size"), 10**7, "config.json: vision_config.hidden_size: should be a"),
+        ("config.json", ("vision_config", "hidden_size"), 10**7, "config.json: vision_config.hidden_size is 10000000"),
         ("config.json", ("vision_config", "hidden_size"), 4096, "by config.json it is"),
         (
             "config.json",
@@ -118,21 +116,21 @@ def test_a_configuration_that_is_no_json_object_is_named(open_clip_folder: Path,
         ),
         ("config.json", ("vision_config", "hidden_act"), "圆", "cannot be loaded: KeyError: "),
         ("config.json", ("text_config", "layer_norm_eps"), "小", "Field 'layer_norm_eps' expected float, got str"),
-        ("config.json", ("model_type",), 3, "config.json: model_type: input should be a valid string (got 3)"),
+        ("config.json", ("model_type",), 3, "is a model of type 3, not an image-text dual encoder"),
         (
             "preprocessor_config.json",
             ("size",),
             {"shortest_edge": 10**7},
-            "size: should be whole numbers from 1 to 4,096",
+            "size.shortest_edge is 10000000: no model has that",
         ),
         (
             "preprocessor_config.json",
             ("image_std",),
             ["一", 1, 1],
-            "image_std.0: input should be a valid number (got '一')",
+            "could not convert string to float: '一'",
         ),
-        ("preprocessor_config.json", ("image_mean",), [0.5], "image_mean: list should have at least 3 items"),
-        ("preprocessor_config.json", ("resample",), 99, "resample: input should be less than or equal to 5 (got 99)"),
+        ("preprocessor_config.json", ("image_mean",), [0.5], "mean must have 3 elements"),
+        ("preprocessor_config.json", ("resample",), 99, "Unknown resampling filter"),
         (
             "preprocessor_config.json",
             ("crop_size",),
@@ -161,7 +159,9 @@ def test_a_name_of_the_hub_whose_configuration_is_wrong_is_an_error_too(
     (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     change(snapshot / "config.json", ("vision_config", "num_hidden_layers"), 10**6)
-    with pytest.raises(DcclipError, match=r"config\.json: vision_config\.num_hidden_layers: should be a whole number"):
+    with pytest.raises(
+        DcclipError, match=r"config\.json: vision_config\.num_hidden_layers is 1000000: no model has that"
+    ):
         TransformersTeacher(model="nobody/altclip").load()
 
 
