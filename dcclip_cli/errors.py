@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-FIELD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")  # a doubled brace, or a field with its format: {name}, {count:,}
+FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")  # a doubled brace, or a field: {}, {:,}, {1}, {name}
 
 
 class Message(str):
-    """A text in English that keeps its template and the values of its fields, for a translation of the template.
+    """A text in English that keeps its template and the texts of its fields, for a translation of the template.
 
-    In a template, with or without fields, a doubled brace is a brace; a template without any values keeps its fields.
-    A value that is a Message, or an exception with one, stays a Message and is translated as well.
+    Fields are those of str.format: `{}` and `{:,}` take the values one by one, `{0}` by its number, `{name}` one of
+    `named`. Doubled braces are braces, with or without fields; a template without any values keeps its fields. A value
+    that is a Message, or an exception with one, stays a Message and is translated as well.
     """
 
     template: str
-    values: Mapping[str, str]  # by field, format included, as in the template
+    values: Mapping[str, str]  # by field, numbered, as in the template: "0", "1:,", "name!r"
 
-    def __new__(cls, template: str, /, **fields: object) -> Message:
-        places = [place for place in FIELD.findall(template) if place] if fields else []
-        return _message(template, {place: _value(place, fields) for place in places})
+    def __new__(cls, template: str, /, *values: object, **named: object) -> Message:
+        found: dict[str, str] = {}
+        if values or named:
+            _fill(template, lambda field: found.setdefault(field, _value(field, values, named)))
+        return _message(template, found)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _message, (self.template, self.values)
@@ -34,38 +38,57 @@ def _message(template: str, values: Mapping[str, str]) -> Message:
     return text
 
 
-def _value(place: str, fields: Mapping[str, object]) -> str:
-    value = fields.get(place)
+def _value(field: str, values: Sequence[object], named: Mapping[str, object]) -> str:
+    name = re.split("[.!:]", field, maxsplit=1)[0]
+    value = values[int(name)] if name.isdecimal() else named.get(name)
     if isinstance(value, Exception) and value.args and isinstance(value.args[0], Message):
         value = value.args[0]
-    return value if isinstance(value, Message) else f"{{{place}}}".format(**fields)
+    return value if isinstance(value, Message) else f"{{{field}}}".format(*values, **named)
+
+
+def _fill(template: str, text_of: Callable[[str], str | None]) -> str:
+    count = itertools.count()
+
+    def text(found: re.Match[str]) -> str:
+        field = found[1]
+        if field is None:
+            return found[0][0]
+        known = text_of(field if field[:1] not in ("", "!", ":") else f"{next(count)}{field}")
+        return found[0] if known is None else known
+
+    return FIELD.sub(text, template)
 
 
 def filled(template: str, values: Mapping[str, str]) -> str:
-    """A template with values for its fields; what looks like a field in a value is none."""
-    return FIELD.sub(lambda found: values.get(found[1], found[0]) if found[1] else found[0][0], template)
+    """A template with texts for its numbered fields; what looks like a field in a text is none."""
+    return _fill(template, values.get)
 
 
 def joined(separator: str, parts: Iterable[str]) -> Message:
     """Messages as one: below each other with a line break as `separator`, or side by side."""
-    fields = {f"part{number}": part for number, part in enumerate(parts)}
-    return Message(separator.join(f"{{{name}}}" for name in fields), **fields)
+    texts = list(parts)
+    return Message(separator.join(["{}"] * len(texts)), *texts)
 
 
 class DcclipError(Exception):
     """An error that the user can fix: `what` says where and what is wrong, `hint` what to do next.
 
-    Each is a template for the `fields`, or a Message. The command line prints them as two lines
-    (`error:` and `hint:`), and exits with 1.
+    Each is a Message, or a template: what the fields `{}` of `what` leave of the values is for those of `hint`. The
+    command line prints them as two lines (`error:` and `hint:`), and exits with 1.
     """
 
-    def __init__(self, what: str, hint: str, /, **fields: object) -> None:
-        self.what = what if isinstance(what, Message) else Message(what, **fields)
-        self.hint = hint if isinstance(hint, Message) else Message(hint, **fields)
+    def __init__(self, what: str, hint: str, /, *values: object, **named: object) -> None:
+        own = 0 if isinstance(what, Message) else sum(found[1][:1] in ("", "!", ":") for found in _fields(what))
+        self.what = what if isinstance(what, Message) else Message(what, *values, **named)
+        self.hint = hint if isinstance(hint, Message) else Message(hint, *values[own:], **named)
         super().__init__(self.what)
 
     def __reduce__(self) -> tuple[type, tuple[Message, Message]]:
         return type(self), (self.what, self.hint)  # it is pickled to leave a worker process
+
+
+def _fields(template: str) -> Iterator[re.Match[str]]:
+    return (found for found in FIELD.finditer(template) if found[1] is not None)
 
 
 class AgainError(DcclipError):
