@@ -147,11 +147,19 @@ class OpenFile:
     """A file that is read by offset from any process or thread; it is closed when nothing refers to it any more."""
 
     def __init__(self, file: Path | str) -> None:
-        self.descriptor = os.open(file, os.O_RDONLY)
+        self._descriptor = os.open(file, os.O_RDONLY)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Up to `size` bytes from `offset` on."""
+        return os.pread(self._descriptor, size, offset)
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """The number of bytes from `offset` on that were read into the buffer."""
+        return os.preadv(self._descriptor, [buffer], offset)
 
     def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
 
 
 def file_sha256(file: Path) -> str:

@@ -54,7 +54,7 @@ class _OpenFiles:
         self._open[path] = file
         if len(self._open) > _OPEN_FILES:
             self._open.pop(next(iter(self._open)), None)
-        return lambda buffer, offset: os.preadv(file.descriptor, [buffer], offset)
+        return file.read_into
 
 
 def _read_once(path: Path, buffer: memoryview, offset: int) -> int:

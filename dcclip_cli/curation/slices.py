@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -61,7 +60,7 @@ def read_pairs(folder: Path, key: str | None = None) -> Iterator[Kept]:
     batches = pq.read_table(folder / PAIRS, columns=_READ, filters=within).to_batches(_GROUP_PAIRS)
     for row in chain.from_iterable(batch.to_pylist() for batch in batches):
         file = row["file"] or str(folder / IMAGES)
-        image = os.pread(files(file).descriptor, row["size"], row["offset"])
+        image = files(file).read(row["offset"], row["size"])
         if image_digest(image) != row["file_hash"]:
             raise DcclipError("{file} was changed while it was collected", "run the same command again", file=file)
         pair = Pair(row["key"], image, tuple(row["zh"]), tuple(row["en"]), json.loads(row["meta"]))

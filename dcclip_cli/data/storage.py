@@ -262,7 +262,7 @@ def _opened(file: DataFile) -> OpenFile:
 
 def _local_range(file: DataFile, offset: int, size: int) -> bytes:
     try:
-        return os.pread(_opened(file).descriptor, size, offset)
+        return _opened(file).read(offset, size)
     except OSError as error:
         raise _unreadable(file, error) from None
 
