@@ -137,11 +137,12 @@ def evaluate(
     `load` takes, or several; by default the recipe's run. `out`: folder for the results, tables and report.html
     (default: that of the run, whose model's card then receives them), and for other `formats`. `owner`: your user or
     organisation of the hub, for the formats `hub` and `mteb`. `cache`: keep embeddings for the next call.
-    `trust_remote_code`: code in the models' repositories (FG-CLIP2) may run.
+    `trust_remote_code`: code in the models' repositories (FG-CLIP2) may run. Images that cannot be read are an error,
+    which has `results` without them, unless `partial="all"` or `"present"` is among the options.
     """
     from dcclip_cli.eval.card import update_card
     from dcclip_cli.eval.embedding import FeatureCache
-    from dcclip_cli.eval.evaluate import evaluate, open_datasets
+    from dcclip_cli.eval.evaluate import check_complete, evaluate, open_datasets
     from dcclip_cli.eval.formats import Written, check_formats, write_results
     from dcclip_cli.files import cache_folder
     from dcclip_cli.model.reference import resolve
@@ -172,6 +173,7 @@ def evaluate(
             models = {one.model_fingerprint: named for one, named in zip(results[::each], references, strict=True)}
             write_results(Written(results, datasets, owner, talk, models), Path(out), formats)
             saved.append(f"the results are in {out}")
+    check_complete(results, chosen)
     if card:
         update_card(references[0].path, results)
     return results

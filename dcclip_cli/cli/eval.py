@@ -34,7 +34,10 @@ _DataRoot = Annotated[
 _Limit = Annotated[int | None, Option("--limit", min=1, help="Maximum images per data set, a fixed random sample.")]
 _Partial = Annotated[
     Literal["all", "present"] | None,
-    Option("--partial", help="Accept a part of a named data set, asking for all its classes or those present."),
+    Option(
+        "--partial",
+        help="Accept a part of a named data set, asking for all its classes or those present, and unreadable images.",
+    ),
 ]
 _Templates = Annotated[
     Literal["own", "compact", "name"] | None,
@@ -133,11 +136,17 @@ def eval(
         return flags.show_checked(loaded, ["eval"], device, fresh=True)
 
     from dcclip_cli import api
+    from dcclip_cli.eval.evaluate import IncompleteError
 
     if results and out:
         return show(api.convert_results(results, out, progress=talk, **writing), as_json)
     options |= {"out": out, "device": device, "cache": not no_cache, "trust_remote_code": trust_remote_code}
-    show(api.evaluate(loaded, model=model, progress=talk, **writing, **options), as_json)
+    try:
+        found = api.evaluate(loaded, model=model, progress=talk, **writing, **options)
+    except IncompleteError as error:
+        show(error.results, as_json)
+        raise
+    show(found, as_json)
 
 
 def _languages(text: str) -> list[str]:
@@ -187,10 +196,12 @@ def _show_metrics(results: Sequence[EvalResult]) -> None:
     from dcclip_cli.eval.report import METRIC_NAMES, table
 
     found = table(results)
+    lacking = len({(one.dataset, key) for one in results for key in one.corrupt})
+    without = Message("without {count:,} images that cannot be read", count=lacking) if lacking else ""
     if len({result.model for result in results}) > 1:
         gaps = [column.is_gap for column in found.columns]
         rows = [(_noted(row.name, row.remark), row.metric, *map(percent, row.values, gaps)) for row in found.rows]
-        return console.show_table("", (_SET, _METRIC, *(column.title for column in found.columns)), rows)
+        return console.show_table(without, (_SET, _METRIC, *(column.title for column in found.columns)), rows)
     shown = [name for name in METRIC_NAMES if any(name in result.metrics for result in results)]
     lines = [
         (
@@ -211,7 +222,7 @@ def _show_metrics(results: Sequence[EvalResult]) -> None:
     columns = [_SET, _METRIC, *(METRIC_NAMES[name] for name in shown), _IMAGES, _CLASSES]
     used = [number for number in range(len(columns)) if any(line[number] for line in lines)]  # retrieval has no classes
     cells = ([line[number] for number in used] for line in lines)
-    console.show_table(results[0].model, [columns[number] for number in used], cells)
+    console.show_table(_noted(results[0].model, without), [columns[number] for number in used], cells)
 
 
 def percent(value: float | None, signed: bool = False) -> str:

@@ -69,7 +69,7 @@ def _entries(results: Sequence[EvalResult]) -> Iterator[CardEntry]:
     from huggingface_hub import EvalResult as CardEntry
 
     for one in results:
-        if one.task not in _TASKS or one.limit or one.partial:
+        if one.task not in _TASKS or one.limit or one.partial or one.corrupt:
             continue
         found = registry.find(one.dataset)
         yield CardEntry(

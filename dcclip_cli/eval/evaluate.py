@@ -49,8 +49,9 @@ class EvalOptions(Options):
     )
     partial: Part = Field(
         "no",
-        description="Whether a part of a named data set of classes is enough: `all` asks for all its classes, "
-        "`present` only for those that have images; results are marked, and do not compare with full ones",
+        description="Whether results without images that cannot be read are no error, and a part of a named data set "
+        "of classes is enough: `all` asks for all its classes, `present` only for those that have images; results of "
+        "a part are marked, and do not compare with full ones",
     )
     templates: Templates = Field(
         "own", description="Prompt templates: the data set's `own`, a few generic ones (`compact`), or the bare `name`"
@@ -77,6 +78,27 @@ class EvalOptions(Options):
         "processes": Removed(Message("a model runs in one process; give each a part of the data sets"), (None, 1)),
         "stream": Removed(Message("data sets of the hub are downloaded"), (None, False)),
     }
+
+
+class IncompleteError(DcclipError):
+    """Images that cannot be read, and the `results` that were measured without them."""
+
+    results: Sequence[EvalResult] = ()
+
+
+def check_complete(results: Sequence[EvalResult], options: EvalOptions) -> None:
+    """Raise IncompleteError where results lack images that cannot be read, unless `options.partial` accepts that."""
+    faults = {f"{one.dataset}: {key}": fault for one in results for key, fault in one.corrupt.items()}
+    if faults and options.partial == "no":
+        error = IncompleteError(
+            "the results lack {count:,} images that cannot be read, among them {key} ({fault})",
+            "copy them again, or accept that with --partial all (in a recipe: eval.partial)",
+            count=len(faults),
+            key=next(iter(faults)),
+            fault=next(iter(faults.values())),
+        )
+        error.results = results
+        raise error
 
 
 def open_datasets(options: EvalOptions) -> list[DataSet]:
@@ -272,6 +294,7 @@ class _Evaluation:
         transform, limit = dataset.transform, self.options.limit
         test = self.embedder.images(dataset.images, transform, dataset.name, limit)
         train = self.embedder.images(training.images, transform, f"{dataset.name} train", limit)
+        test = replace(test, corrupt=test.corrupt | {f"train {key}": why for key, why in train.corrupt.items()})
         train_labels, test_labels = training.truth[train.indices], truth.labels[test.indices]
 
         def score(shots: int, seed: int) -> Score:

@@ -259,13 +259,16 @@ class RecipeRun:
 
     def summary(self) -> list[ModelSummary]:
         """Teacher, student and bundle compared, measured once and kept in the run; empty if nothing is trained."""
+        from dcclip_cli.eval.evaluate import check_complete
+
         if not any(stage.trains and stage.name in self.loaded.recipe.stages for stage in STAGES):
             return []
         rows = [] if self.fresh else self._kept_summary()
         if rows:
             self.progress.say(Message("eval: already done (use --fresh to redo)"))
             return rows
-        self._evaluate("teacher", "student", "bundle")
+        if results := self._evaluate("teacher", "student", "bundle"):
+            check_complete(results, self._section("eval"))
         return self._measure()
 
     def steps(self) -> str:

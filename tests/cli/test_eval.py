@@ -113,6 +113,27 @@ def test_probes_by_shots(tmp_path: Path, small: dict[str, KnownSet], model_folde
     assert "--shots: few" in dcclip(*shared, "--task", "probe", "--shots", "few", expect=2).stderr
 
 
+@pytest.mark.parametrize("folder", ["test", "train"])
+def test_an_image_that_cannot_be_read_ends_eval_with_1_unless_a_part_is_accepted(
+    folder: str, tmp_path: Path, small: dict[str, KnownSet], model_folder: Path, pairs: list[Pair]
+) -> None:
+    for number in range(10):
+        layouts.write(tmp_path / f"mnist/test/alpha_{number}/1.png", pairs[number].image)
+        layouts.write(tmp_path / f"mnist/train/alpha_{number}/1.png", pairs[number].image)
+    layouts.write(tmp_path / f"mnist/{folder}/alpha_3/1.png", pairs[3].image[:40])
+    shared = ["eval", "--dataset", "mnist", "--data-root", str(tmp_path), "--model", str(model_folder), "--quiet"]
+    shared += ["--task", "probe", "--shots", "1"] if folder == "train" else []
+    refused = dcclip(*shared, "--out", str(tmp_path / "out"), expect=1)
+    title, error = refused.stdout.splitlines()[0], "error: the results lack 1 images that cannot be read, among them "
+    assert title.endswith("(without 1 images that cannot be read)")
+    assert refused.stderr.startswith(f"{error}mnist: {'train ' * (folder == 'train')}alpha_3/1.png (")
+    assert "--partial all" in refused.stderr
+    [written] = json.loads((tmp_path / "out/mnist.json").read_text("utf-8"))
+    assert len(written["corrupt"]) == 1
+    accepted = dcclip(*shared, "--partial", "all")
+    assert accepted.stdout == refused.stdout and accepted.stderr == ""
+
+
 def test_xm3600_has_the_metric_of_a_bundle_in_both_languages(
     bundle: Path, pairs: list[Pair], small: dict[str, KnownSet], tmp_path: Path
 ) -> None:

@@ -31,7 +31,8 @@ def test_both_languages_are_in_the_card_and_the_model_still_loads(folder: Path) 
     own = result("学生", score, "mean_recall", "我的图", "zh", task="retrieval")
     before = ModelCard.load(folder / "README.md")
     assert before.data.eval_results is None
-    update_card(folder, [en, zh, own, replace(en, dataset="pets", limit=7), replace(zh, task="linear probe")])
+    without = replace(en, dataset="mnist", corrupt={"3.png": "cut"})
+    update_card(folder, [en, zh, own, replace(en, dataset="pets", limit=7), replace(zh, task="linear probe"), without])
     card = ModelCard.load(folder / "README.md")
     assert entries(folder) == {("dtd", "en"): 75.0, ("dtd-cn", "zh"): 62.5, ("我的图", "zh"): 100.0}
     assert card.data.model_name == "学生" and card.text == before.text
