@@ -240,7 +240,7 @@ def _name_in(records: bytes) -> str:
 
 
 def _cut(size: int) -> Drop:
-    return Drop("tar-cut", f"the file ends after {size:,} bytes, in the middle of the tar")
+    return Drop("tar-cut", f"the file ends after {size:,} bytes, before the tar's end mark")
 
 
 class _Bounded:

@@ -138,8 +138,6 @@ def _members(file: DataFile) -> Iterator[_Found]:
     with file.open() as stream:
         for member in members_of(stream, file.size):
             if member.fault and member.fault.reason.startswith("tar-"):
-                if member.fault.reason == "tar-cut" and not member.name:
-                    return  # every pair is there, only the end mark is missing
                 what = Message("{file} is not a readable tar file: {detail}", file=file, detail=member.fault.detail)
                 raise DcclipError(what, "fetch or collect it again")
             if not member.fault and _is_read(member.name, member.size):

@@ -118,16 +118,18 @@ def test_a_broken_record_in_a_tar_is_named(tmp_path: Path, record: bytes) -> Non
         open_pairs(tmp_path / "a.tar")
 
 
-def test_a_tar_that_is_cut_in_a_member_or_a_header_is_refused(tmp_path: Path) -> None:
+def test_a_tar_that_is_cut_anywhere_before_its_end_mark_is_refused(tmp_path: Path) -> None:
     tar = tmp_path / "cut.tar"
     write_tar(tar, Pair("1", bytes(5000), en=("x",)), Pair("2", bytes(5000), en=("y",)))
     whole = tar.read_bytes()
-    for content in (whole[:9000], whole[:6656] + b"no header" * 200):  # the second pair begins at byte 6,656
+    # The second pair begins at byte 6,656, its record's header is at 12,288, the end mark at 13,312.
+    ends = (6656, 6657, 7167, 7168, 9000, 12_288, 12_300, 13_312)
+    for content in (*(whole[:end] for end in ends), whole[:6656] + b"no header" * 200):
         tar.write_bytes(content)
         with pytest.raises(DcclipError, match="is not a readable tar file"):
             open_pairs(tar)
-    tar.write_bytes(whole[:6656])  # only the end mark is missing
-    assert [pair.key for pair in open_pairs(tar)] == ["1"]
+    tar.write_bytes(whole[: 13_312 + 512])  # the rest is padding
+    assert [pair.key for pair in open_pairs(tar)] == ["1", "2"]
 
 
 # ---- embeddings in place of images

@@ -61,7 +61,7 @@ def test_half_a_download_of_tars(tmp_path: Path) -> None:
     tar = tmp_path / "dtd/test/2.tar"
     content = tar.read_bytes()
     tar.write_bytes(content[: len(content) // 2])
-    refused("dtd", tmp_path, r"2.tar: .*the file ends after [\d,]+ bytes, in the middle of the tar")
+    refused("dtd", tmp_path, r"2.tar: .*the file ends after [\d,]+ bytes, before the tar's end mark")
     tar.unlink()
     assert refused("dtd", tmp_path, "has 2 tars, nshards.txt says 3") == "finish the download"
 
