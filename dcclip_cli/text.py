@@ -30,6 +30,11 @@ def check_unicode(texts: Iterable[str]) -> None:
             )
 
 
+def encodable(text: str) -> str:
+    """The text with each half of a character written out, as in `\\ud800`."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 def has_han(text: str) -> bool:
     """Whether the text contains a Chinese character."""
     return HAN_CHARACTER.search(text) is not None

@@ -21,6 +21,7 @@ from dcclip_cli.data.pair import LANGUAGES, caption_id
 from dcclip_cli.data.shards import Columns, Row, rows_of
 from dcclip_cli.data.storage import DataFile, shown
 from dcclip_cli.files import atomic_file, cache_folder
+from dcclip_cli.text import encodable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -180,14 +181,8 @@ def _array(values: list[Any], kind: pa.Field) -> pa.Array:
 
     try:
         return pa.array(values, kind.type)
-    except UnicodeEncodeError:  # lone surrogates, from JSON or from names of members in another encoding
-        return pa.array([_encodable(value) for value in values], kind.type)
-
-
-def _encodable(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
-    return [_encodable(text) for text in value]
+    except UnicodeEncodeError:  # keys, from names of members in another encoding
+        return pa.array(list(map(encodable, values)), kind.type)
 
 
 def _update(digest: hashlib._Hash, array: pa.Array) -> None:

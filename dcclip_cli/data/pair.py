@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, overloa
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import file_sha256
+from dcclip_cli.text import encodable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,13 +46,16 @@ class Pair:
 
 
 def caption_strings(value: Any, where: str) -> tuple[str, ...]:
-    """Captions given as a string, a list of strings or None, without empty ones. Raises DcclipError for all else."""
+    """Captions given as a string, a list of strings or None, without empty ones. Raises DcclipError for all else.
+
+    JSON may have halves of characters (lone surrogates), which are written out.
+    """
     captions = (value,) if isinstance(value, str) else value or ()
     if not isinstance(captions, list | tuple) or not all(isinstance(one, str | None) for one in captions):
         raise DcclipError(
             "{where} is not a list of captions", "captions are a string or a list of strings", where=where
         )
-    return tuple(caption for caption in captions if caption)
+    return tuple(encodable(caption) for caption in captions if caption)
 
 
 def image_digest(image: bytes) -> bytes:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from dcclip_cli.data.dataset import open_pairs
 from dcclip_cli.data.preview import preview_pairs
+from dcclip_cli.data.unpaired import open_texts
 from dcclip_cli.errors import DcclipError
 from tests.images import encode
 
@@ -55,8 +56,12 @@ def test_a_tar_with_an_impossible_extended_header_is_refused(tmp_path: Path, hea
 
 
 def test_half_a_character_in_a_caption_is_written_out(tmp_path: Path) -> None:
-    pairs = open_pairs(tar_with(tmp_path / "a.tar", {}, b'{"en": ["red \\ud800 cat"], "zh": ["\\u732b \\udfff"]}'))
-    assert pairs[1].en == ("red \\ud800 cat",) and pairs[1].zh == ("猫 \\udfff",)
+    content = b'{"en": ["red \\ud800 cat"], "zh": ["\\u732b \\udfff"]}'
+    file = tar_with(tmp_path / "a.tar", {}, content)
+    (tmp_path / "a.jsonl").write_bytes(content)
+    for found in (open_pairs(file)[1], open_texts(tmp_path / "a.jsonl")[0]):
+        assert found.en == ("red \\ud800 cat",) and found.zh == ("猫 \\udfff",)
+    assert preview_pairs(file).bytes_per_caption(("zh", "en")) == (3 + 3 + 10 + 14) / 4  # for an estimate
 
 
 def parquet(file: Path, **columns: Any) -> Path:
