@@ -244,6 +244,8 @@ def columns_used(file: DataFile, names: list[str], columns: Columns) -> list[str
     """The columns to read: those that are named, and the others with the usual names if they are there."""
     usual = {key: key for key in ("key", *LANGUAGES, "meta")}
     required = {"image": "image"} | columns.named
+    if len({*required.values()}) < len(required):
+        raise DcclipError("{file}: one column is named for two things", "name a column for each", file=file)
     if missing := [name for name in required.values() if name not in names]:
         raise DcclipError(
             "{file} has no column {missing} (found: {names})",

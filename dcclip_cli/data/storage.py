@@ -27,6 +27,7 @@ PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "https": "aioh
 PART_BYTES = 8 << 20  # of one request, so that a retry repeats little
 CONNECTIONS = 4  # requests at a time for one block or file
 WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # before each further try: a server that restarts is not an error
+_LIST_S = 600  # for the files in a folder: a million take some minutes
 _TOP = 10_000  # files that a pattern {0..N} may name
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LOGIN = {
@@ -229,12 +230,13 @@ def _list_remote(url: str) -> list[DataFile]:
     def entries() -> dict[str, dict[str, Any]]:
         if web:
             return {url: system.info(url)}
+        limit = {"timeout": _LIST_S} if scheme in ("s3", "gs") else {}  # s3fs follows a token that repeats for ever
         if glob.has_magic(url):
-            return dict(system.glob(url, detail=True))
+            return dict(system.glob(url, detail=True, **limit))
         about = system.info(url)
         if about["type"] != "directory":
             return {about["name"]: about}
-        return {one["name"]: one for one in system.ls(url, detail=True)}
+        return {one["name"]: one for one in system.ls(url, detail=True, **limit)}
 
     found = [
         DataFile(name if web else f"{scheme}://{name}", about["size"], _version(about))
@@ -302,8 +304,13 @@ def _system(url: str) -> Any:
             scheme=scheme,
             packages=", ".join(PACKAGES),
         )
-    if scheme in ("http", "https") and not urlsplit(url).hostname:
-        raise DcclipError("{url} names no server", "write https://host/file.tar", url=shown(url))
+    if scheme in ("http", "https"):
+        if not urlsplit(url).hostname:
+            raise DcclipError("{url} names no server", "write https://host/file.tar", url=shown(url))
+    elif "@" in url.split("/")[2]:
+        raise DcclipError(
+            "{url}: {scheme}:// takes no user and password", _LOGIN[scheme], url=shown(url), scheme=scheme
+        )
     return _system_of(scheme, os.getpid())  # their connections do not survive a fork
 
 
@@ -353,7 +360,7 @@ def _tried(url: str, action: Callable[[], T], waits_s: tuple[float, ...]) -> T:
 
 
 def _network_errors() -> Iterator[type[BaseException]]:
-    yield OSError
+    yield from (OSError, ValueError)  # the latter of a wrong setting, or of an answer that is none
     for module, name in _NETWORK_ERRORS:
         if module in sys.modules and hasattr(sys.modules[module], name):
             yield getattr(sys.modules[module], name)
@@ -368,7 +375,16 @@ def _final(url: str, error: BaseException) -> DcclipError | None:
     denied = isinstance(error, PermissionError) or status in (401, 403)
     if denied or type(error).__name__ in ("NoCredentialsError", "DefaultCredentialsError", "RefreshError"):
         hint = _LOGIN.get(url.partition("://")[0], "check the user or the signature in the URL: it may have expired")
+        if "expired" in str(error):  # the code of S3's answer is not kept
+            hint = Message("the login has expired: log in again, or set AWS_SESSION_TOKEN to a new token")
         return DcclipError(Message("{url} may not be read: access is denied", url=shown(url)), hint)
+    if type(error).__name__ == "FSTimeoutError":
+        hint = Message("check the server, or name a folder with fewer files")
+        return DcclipError(Message("{url}: its list of files does not end", url=shown(url)), hint)
+    if isinstance(error, ValueError) or type(error).__name__ in ("ParamValidationError", "ProfileNotFound"):
+        settings = "AWS_ENDPOINT_URL (http://HOST:PORT) and AWS_PROFILE" if url.startswith("s3:") else "the server"
+        hint = Message("check the URL and {settings}", settings=settings)
+        return DcclipError(Message("{url} cannot be read: {reason}", url=shown(url), reason=_reason(error)), hint)
     return None
 
 

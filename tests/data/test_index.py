@@ -407,6 +407,9 @@ def test_columns_of_others_are_named(tmp_path: Path) -> None:
     with pytest.raises(DcclipError, match="pair 9 has no image bytes"):
         pairs[2]
     assert open_pairs(tmp_path / "data", Columns(image="jpg")).keys() == ["00:0", "00:1", "00:2"]
+    for twice in (Columns(image="jpg", key="jpg"), Columns(image="jpg", zh="alt", en="alt")):
+        with pytest.raises(DcclipError, match=r"00\.parquet: one column is named for two things"):
+            open_pairs(tmp_path / "data", twice)
     with pytest.raises(DcclipError, match="has no column caption"):
         open_pairs(tmp_path / "data", Columns(image="jpg", caption="caption"))
     with pytest.raises(DcclipError, match="column alt is string, not images"):

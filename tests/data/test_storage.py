@@ -113,6 +113,56 @@ def test_a_stopped_store_is_an_error_until_it_is_started_again(s3: S3) -> None:
     assert file.read(0, 3) == b"\x00\x01\x02"
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("AWS_ENDPOINT_URL", "localhost:9000", "Invalid endpoint: localhost:9000"),
+        ("AWS_PROFILE", "nobody", r"The config profile \(nobody\) could not be found"),
+    ],
+)
+def test_a_setting_of_s3_that_is_wrong_is_named(
+    s3: S3, name: str, value: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    forget_connections()
+    with pytest.raises(DcclipError, match=f"s3://bucket/a.tar cannot be read: {what}") as caught:
+        list_files("s3://bucket/a.tar")
+    assert name in caught.value.hint
+
+
+def test_a_password_in_the_url_of_a_bucket_is_refused_and_not_shown() -> None:
+    with pytest.raises(DcclipError, match="s3://bucket/d: s3:// takes no user and password") as caught:
+        list_files("s3://KEY:hunter2@bucket/d")
+    assert "hunter2" not in f"{caught.value.what}{caught.value.hint}"
+
+
+_LISTED = b"""<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name><Prefix>d/</Prefix>%s<Contents>
+<Key>d/a.tar</Key><LastModified>2024-01-01T00:00:00Z</LastModified><ETag>"a"</ETag><Size>%s</Size></Contents>
+</ListBucketResult>"""
+_ENDLESS = b"<IsTruncated>true</IsTruncated><NextContinuationToken>same</NextContinuationToken>"
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "what", "hint"),
+    [
+        (200, _LISTED % (b"", b"many"), "s3://b/d cannot be read: .*'many'", "AWS_ENDPOINT_URL"),
+        (200, _LISTED % (_ENDLESS, b"1"), "s3://b/d: its list of files does not end", "check the server"),
+        (400, b"<Error><Code>ExpiredToken</Code><Message>It has expired.</Message></Error>", "denied", "expired"),
+    ],
+)
+def test_what_a_store_answers_wrongly_is_an_error(
+    s3: S3, status: int, answer: bytes, what: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_LIST_S", 2)
+    with http_server(tmp_path) as (url, handler):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        forget_connections()
+        handler.answer = status, answer  # type: ignore[attr-defined]
+        with pytest.raises(DcclipError, match=what) as caught:
+            list_files("s3://b/d")
+    assert hint in caught.value.hint
+
+
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[tuple[str, type]]:
     (tmp_path / "00000.tar").write_bytes(CONTENT)
