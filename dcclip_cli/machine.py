@@ -18,7 +18,7 @@ MachineClass = Literal["fast", "plain", "other"]
 # Loops of a few nanoseconds that an idle OpenMP thread of libgomp spins before it sleeps. The default, 300,000, keeps
 # cores busy that a loading process or another job needs: benchmarks/train/machine.py.
 _SPIN_LOOPS = 1000
-_MOST_LOADING = 8  # processes for each GPU, where `workers` is auto: each has up to 250 MB of batches in /dev/shm
+_MOST_LOADING = 8  # processes for each GPU, where `workers` is auto: each has up to 250 MB of batches
 # malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD.
 _KEEP_MEMORY = {-4: 0, -1: 2**31 - 1, -2: 256 * 2**20}
 _RETURN_MEMORY = {-4: 2**16, -1: 2**17, -2: 2**17, -3: 2**17}  # glibc's defaults, M_MMAP_THRESHOLD (-3) fixed

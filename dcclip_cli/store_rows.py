@@ -33,10 +33,6 @@ class MissingRows(LookupError):
     """Some of the requested rows are not in the store, or no longer."""
 
 
-def _empty(size: int) -> np.ndarray:
-    return np.empty(size, np.uint8)
-
-
 class _OpenFiles:
     """Keeps the files that were read last open; a file that another thread reads is closed by that."""
 
@@ -114,10 +110,8 @@ class StoredRows:
         """
         return flat(self.read_arrays([name], keys)[name])
 
-    def read_arrays(
-        self, names: Sequence[str], keys: np.ndarray, empty: Callable[[int], np.ndarray] = _empty
-    ) -> dict[str, np.ndarray | Ragged]:
-        """Several arrays of these rows, by name. `empty` makes the memory of each: a number of bytes, uint8."""
+    def read_arrays(self, names: Sequence[str], keys: np.ndarray) -> dict[str, np.ndarray | Ragged]:
+        """Several arrays of these rows, by name."""
         if not len(keys):
             return {name: np.empty((0, 0), np.float16) for name in names}
         found, damaged = dict[str, np.ndarray | Ragged](), 0
@@ -131,7 +125,7 @@ class StoredRows:
                 rows = self._indexes[number].places(name, positions[mine])
                 sources[mine], offsets[mine], lengths[mine] = rows
             ends = np.concatenate([[0], np.cumsum(lengths * array.entry_bytes)])
-            content = empty(int(ends[-1]))
+            content = np.empty(int(ends[-1]), np.uint8)
             buffers = [content.data[first:last] for first, last in pairwise(ends.tolist())]
             order = np.lexsort((offsets, sources, numbers))  # as they are on the disk
             cuts = np.flatnonzero(np.diff(numbers[order]) | np.diff(sources[order])) + 1

@@ -34,10 +34,7 @@ _DataRoot = Annotated[
 _Limit = Annotated[int | None, Option("--limit", min=1, help="Maximum images per data set, a fixed random sample.")]
 _Partial = Annotated[
     Literal["all", "present"] | None,
-    Option(
-        "--partial",
-        help="Accept a part of a named data set, asking for all its classes or those present, and unreadable images.",
-    ),
+    Option("--partial", help="Accept unreadable images, and a part, asking for all its classes or those present."),
 ]
 _Templates = Annotated[
     Literal["own", "compact", "name"] | None,

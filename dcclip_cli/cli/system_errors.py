@@ -84,10 +84,6 @@ _PROCESSES = (
     Message("the system starts no more processes or threads"),
     Message("close other programs, use fewer threads and workers, or allow more with: ulimit -u"),
 )
-_SHARED = (
-    Message("the shared memory of the system, /dev/shm, is full"),
-    Message("make it larger (docker run --shm-size=2g), or read data without processes: --set STAGE.workers=0"),
-)
 # Errors of the process as a whole, with or without a file.
 _OF_PROCESS: Mapping[int, tuple[str, str]] = {errno.EMFILE: _FILES, errno.ENFILE: _FILES, errno.EAGAIN: _PROCESSES}
 
@@ -99,7 +95,6 @@ _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written|problem writing elemen
 _LINK_LOOP = re.compile(r"Symlink loop from '(.*)'")  # pathlib's resolve
 _NO_MEMORY = ("can't allocate memory", "Unable to allocate", "bad allocation", "std::bad_alloc", "out of memory")
 _NO_THREAD = ("can't start new thread", "Resource temporarily unavailable", "pthread_create")
-_NO_SHARED_MEMORY = ("out of shared memory", "unable to write to file </torch", "unable to open shared memory")
 _PARTIAL = re.compile(r"(?<![^/])\.([^/]+)\.\d+-[0-9a-f]{8}\.(?:partial|old)(?![^/])")
 
 
@@ -117,8 +112,8 @@ def explained(error: BaseException, options: Collection[str] = ()) -> DcclipErro
     `options` are those of the command: a hint names no other.
     """
     text = _text(error)
-    if any(part in text for part in _NO_SHARED_MEMORY):
-        return DcclipError(*_SHARED)
+    if isinstance(error, RuntimeError) and "Too many open files" in text:  # of torch's loader
+        return DcclipError(*_FILES)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(part in text for part in _NO_MEMORY)):
         return _no_memory(options)
     if isinstance(error, RuntimeError) and any(part in text for part in _NO_THREAD):

@@ -46,10 +46,7 @@ class Pair:
 
 
 def caption_strings(value: Any, where: str) -> tuple[str, ...]:
-    """Captions given as a string, a list of strings or None, without empty ones. Raises DcclipError for all else.
-
-    JSON may have halves of characters (lone surrogates), which are written out.
-    """
+    """Captions given as a string, a list or None, `encodable`, without empty ones. Raises DcclipError for all else."""
     captions = (value,) if isinstance(value, str) else value or ()
     if not isinstance(captions, list | tuple) or not all(isinstance(one, str | None) for one in captions):
         raise DcclipError(

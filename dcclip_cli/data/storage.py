@@ -308,9 +308,7 @@ def _system(url: str) -> Any:
         if not urlsplit(url).hostname:
             raise DcclipError("{url} names no server", "write https://host/file.tar", url=shown(url))
     elif "@" in url.split("/")[2]:
-        raise DcclipError(
-            "{url}: {scheme}:// takes no user and password", _LOGIN[scheme], url=shown(url), scheme=scheme
-        )
+        raise DcclipError("{url} was given with a user or password", _LOGIN[scheme], url=shown(url))
     return _system_of(scheme, os.getpid())  # their connections do not survive a fork
 
 
@@ -378,12 +376,8 @@ def _final(url: str, error: BaseException) -> DcclipError | None:
         if "expired" in str(error):  # the code of S3's answer is not kept
             hint = Message("the login has expired: log in again, or set AWS_SESSION_TOKEN to a new token")
         return DcclipError(Message("{url} may not be read: access is denied", url=shown(url)), hint)
-    if type(error).__name__ == "FSTimeoutError":
-        hint = Message("check the server, or name a folder with fewer files")
-        return DcclipError(Message("{url}: its list of files does not end", url=shown(url)), hint)
-    if isinstance(error, ValueError) or type(error).__name__ in ("ParamValidationError", "ProfileNotFound"):
-        settings = "AWS_ENDPOINT_URL (http://HOST:PORT) and AWS_PROFILE" if url.startswith("s3:") else "the server"
-        hint = Message("check the URL and {settings}", settings=settings)
+    if isinstance(error, ValueError) or type(error).__name__ in ("FSTimeoutError", "ProfileNotFound"):
+        hint = Message("check the URL, and for s3:// AWS_ENDPOINT_URL (http://HOST:PORT) and AWS_PROFILE")
         return DcclipError(Message("{url} cannot be read: {reason}", url=shown(url), reason=_reason(error)), hint)
     return None
 

@@ -143,15 +143,13 @@ class Embedder:
             )
         if faults:
             named = [f"{key} ({fault})" for key, fault in list(faults.items())[:_NAMED_FAULTS]]
-            more = Message(", and {count} more", count=len(faults) - len(named)) if len(faults) > len(named) else ""
             self.progress.say(
                 Message(
-                    "data set {name}: {count:,} of {total:,} images cannot be read and are left out: {named}{more}",
+                    "data set {name}: {count:,} of {total:,} images cannot be read and are left out: {named}",
                     name=name,
                     count=len(faults),
                     total=len(wanted),
-                    named=", ".join(named),
-                    more=more,
+                    named=", ".join(named) + (", ..." if len(faults) > len(named) else ""),
                 )
             )
         return Embedded(wanted[there], vectors, faults, computed, time.perf_counter() - begin)

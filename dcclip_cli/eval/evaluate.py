@@ -49,9 +49,8 @@ class EvalOptions(Options):
     )
     partial: Part = Field(
         "no",
-        description="Whether results without images that cannot be read are no error, and a part of a named data set "
-        "of classes is enough: `all` asks for all its classes, `present` only for those that have images; results of "
-        "a part are marked, and do not compare with full ones",
+        description="Whether unreadable images are no error, and a part of a named data set of classes is enough: `all` "
+        "asks for all its classes, `present` for those with images; a part is marked, and does not compare with the whole",
     )
     templates: Templates = Field(
         "own", description="Prompt templates: the data set's `own`, a few generic ones (`compact`), or the bare `name`"
@@ -88,14 +87,13 @@ class IncompleteError(DcclipError):
 
 def check_complete(results: Sequence[EvalResult], options: EvalOptions) -> None:
     """Raise IncompleteError where results lack images that cannot be read, unless `options.partial` accepts that."""
-    faults = {f"{one.dataset}: {key}": fault for one in results for key, fault in one.corrupt.items()}
+    faults = {f"{one.dataset}: {key} ({why})" for one in results for key, why in one.corrupt.items()}
     if faults and options.partial == "no":
         error = IncompleteError(
-            "the results lack {count:,} images that cannot be read, among them {key} ({fault})",
+            "the results lack {count:,} images that cannot be read: {first}",
             "copy them again, or accept that with --partial all (in a recipe: eval.partial)",
             count=len(faults),
-            key=next(iter(faults)),
-            fault=next(iter(faults.values())),
+            first=min(faults),
         )
         error.results = results
         raise error

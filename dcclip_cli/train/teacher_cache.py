@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 
 from dcclip_cli.blocks import Ragged, Values
 from dcclip_cli.data.collator import Batch, Collator
@@ -33,11 +32,11 @@ from dcclip_cli.machine import loading_processes
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
 from dcclip_cli.progress import Progress
-from dcclip_cli.signals import begin_worker
 from dcclip_cli.store import FeatureStore, MissingRows
 from dcclip_cli.train.distributed import process_count, process_index
 from dcclip_cli.train.feature_shapes import Grid, map_sizes, no_images
 from dcclip_cli.train.lazy_teacher import LazyTeacher, TeacherFacts
+from dcclip_cli.train.loading import load_batches
 from dcclip_cli.train.losses.base import Loss, Outputs
 from dcclip_cli.train.losses.features import TokenFeaturesLoss, to_grid
 from dcclip_cli.train.teacher_rows import IMAGE, TEXT, TOKENS, FeatureReader, NeededRows, needed_rows, rows_of
@@ -64,23 +63,19 @@ def stores_of(
 
 
 @dataclass(frozen=True)
-class _Images(Dataset[np.ndarray | DcclipError]):
+class _Images:
     """Augmented images as the teacher takes them."""
 
     collator: Collator
     teacher: Towers
     samples: Sequence[Sample]
 
-    def __getitem__(self, row: int) -> np.ndarray | DcclipError:
+    def __getitems__(self, rows: list[int]) -> torch.Tensor | DcclipError:
         try:
-            return self.collator.pixels(*self.samples[row], training_preprocess(self.teacher))[0]
+            preprocess = training_preprocess(self.teacher)
+            return stacked([self.collator.pixels(*self.samples[row], preprocess)[0] for row in rows])
         except DcclipError as error:
             return error  # torch would lose the hint of an error raised in a worker
-
-
-def _stacked(images: list[np.ndarray | DcclipError]) -> torch.Tensor | DcclipError:
-    broken = [image for image in images if isinstance(image, DcclipError)]
-    return broken[0] if broken else stacked(images)  # type: ignore[arg-type]
 
 
 class TeacherCache:
@@ -209,16 +204,9 @@ class TeacherCache:
     def _compute_images(self, rows: NeededRows, what: str, batches: list[np.ndarray]) -> Iterator[Values]:
         teacher = self._teacher.towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         layers = tuple(layer for layer in self._maps if layer != -1)
-        workers = loading_processes(self._workers)
-        loader = DataLoader(
-            _Images(self._collator, teacher, rows.samples),
-            batch_sampler=[batch.tolist() for batch in batches],
-            num_workers=workers,
-            multiprocessing_context="fork" if workers else None,
-            collate_fn=_stacked,
-            worker_init_fn=begin_worker,
-        )
-        for pixels in loader:
+        images = _Images(self._collator, teacher, rows.samples)
+        samples = [batch.tolist() for batch in batches]
+        for pixels in load_batches(images, samples, loading_processes(self._workers)):
             if isinstance(pixels, DcclipError):
                 raise pixels
             moved = normalized(pixels.to(self._teacher.device), teacher.preprocessing)

@@ -10,7 +10,6 @@ from itertools import chain
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from dcclip_cli.blocks import Ragged
 from dcclip_cli.data.collator import Batch, Collator
@@ -112,29 +111,13 @@ class FeatureReader:
 
 def _read(store: FeatureStore, names: Sequence[str], keys: np.ndarray) -> dict[str, tuple[Tensor, ...]]:
     """Arrays of some rows as tensors; of ragged ones also which entries each row has (0: padding), and how many."""
-    made: list[Tensor] = []
-
-    def empty(size: int) -> np.ndarray:
-        made.append(_empty(size))
-        return made[-1].numpy()
-
     found: dict[str, tuple[Tensor, ...]] = {}
-    for name, values in store.read_arrays(names, keys, empty).items() if len(keys) else ():
-        # The tensor itself, not one of its memory: a worker hands it over without a copy.
-        tensor = made[len(found)].view(torch.float16)
+    for name, values in store.read_arrays(names, keys).items() if len(keys) else ():
         if not isinstance(values, Ragged):
-            found[name] = (tensor.reshape(values.shape),)
+            found[name] = (torch.from_numpy(values),)
             continue
         lengths = torch.from_numpy(values.lengths)
         firsts, columns = lengths.cumsum(0) - lengths, torch.arange(int(values.lengths.max(initial=0)))
         rows = (firsts[:, None] + columns) * (columns < lengths[:, None])
-        found[name] = tensor.reshape(values.values.shape), rows, lengths
+        found[name] = torch.from_numpy(values.values), rows, lengths
     return found
-
-
-def _empty(size: int) -> Tensor:
-    """Uninitialized memory; in a worker it is shared with the main process, which saves copying it there."""
-    if get_worker_info() is None or not size:
-        return torch.empty(size, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(size)
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (size,))  # type: ignore[call-overload]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,19 +13,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.data.samplers import MixedBatchSampler
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import loading_processes
 from dcclip_cli.progress import Progress, Silent, Task
-from dcclip_cli.signals import HeldSignals, begin_worker
+from dcclip_cli.signals import HeldSignals
 from dcclip_cli.train.checkpoint import Identity, TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
 from dcclip_cli.train.compute import make_accelerator
 from dcclip_cli.train.distributed import any_process, processes_here
 from dcclip_cli.train.grad_cache import backward, cached_backward
 from dcclip_cli.train.guards import NonFiniteGuard, warn_at_chance
+from dcclip_cli.train.loading import load_batches
 from dcclip_cli.train.metrics_log import MetricsLog, StepTimer
 from dcclip_cli.train.optimizer import ema_weights, learning_rate_factor, make_ema, make_optimizer
 from dcclip_cli.train.options import TrainOptions
@@ -36,7 +35,7 @@ from dcclip_cli.train.trackers import TrackerName
 from dcclip_cli.train.validation import BestCheckpoint
 
 CHANCE_STEP = 500  # after which a contrastive loss at chance level is reported
-PREFETCHED_SAMPLES = 1024  # by each loading process, in whole batches: about 250 KB each in /dev/shm
+PREFETCHED_SAMPLES = 1024  # by each loading process, in whole batches: about 250 KB each
 
 Validate = Callable[[], dict[str, float]]
 Finish = Callable[[dict[str, float]], None]
@@ -333,20 +332,12 @@ class Trainer:
         accelerator = self.accelerator
         workers = loading_processes(self.options.workers, self.device.type, processes_here())
         share = self.sampler.batch_size // accelerator.num_processes
-        loader: DataLoader[Any] = DataLoader(
-            self.collator,  # type: ignore[arg-type]  # asked for whole batches through __getitems__
-            batch_sampler=self.sampler.share(
-                self.state.step, self.total_steps, accelerator.process_index, accelerator.num_processes
-            ),
-            collate_fn=lambda batch: batch,
-            num_workers=workers,
-            multiprocessing_context="fork" if workers else None,
-            worker_init_fn=_begin_loading,
-            prefetch_factor=max(1, min(4, PREFETCHED_SAMPLES // share)) if workers else None,
-            pin_memory=self.device.type == "cuda",
+        samples = self.sampler.share(
+            self.state.step, self.total_steps, accelerator.process_index, accelerator.num_processes
         )
+        prefetch = max(1, min(4, PREFETCHED_SAMPLES // share))
         with _frozen_objects():
-            return iter(loader)
+            return load_batches(self.collator, samples, workers, prefetch, pin_memory=self.device.type == "cuda")
 
 
 @contextmanager
@@ -361,8 +352,3 @@ def _frozen_objects() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-def _begin_loading(number: int) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    begin_worker(number)

@@ -1,0 +1,94 @@
+"""Batches made in forked processes, handed over in memory that is no part of /dev/shm, which is small in containers."""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import pickle
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from dcclip_cli.signals import begin_worker
+
+_ALIGNED = 64  # bytes
+
+
+def load_batches(
+    source: Any, samples: Iterable[Any], workers: int, prefetch: int | None = None, pin_memory: bool = False
+) -> Iterator[Any]:
+    """What `source.__getitems__` makes of each of `samples`, in order, in `workers` processes (0: in this one)."""
+    return iter(
+        DataLoader(
+            source,
+            batch_sampler=samples,  # type: ignore[arg-type]
+            collate_fn=_Packed if workers else lambda batch: batch,
+            num_workers=workers,
+            multiprocessing_context="fork" if workers else None,
+            worker_init_fn=_begin,
+            prefetch_factor=prefetch if workers else None,
+            pin_memory=pin_memory,
+        )
+    )
+
+
+def _begin(number: int) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    begin_worker(number)
+
+
+class _Packed:
+    """A batch that arrives as it was, its arrays in one unnamed file in memory where the system allows that.
+
+    torch would open a file in /dev/shm for each tensor, in a thread whose failure leaves this process waiting for ever.
+    """
+
+    def __init__(self, batch: Any) -> None:
+        from multiprocessing.reduction import DupFd  # not on Windows
+
+        buffers: list[pickle.PickleBuffer] = []
+        content, parts = _pickled(batch, buffers), []
+        try:
+            with open(os.memfd_create("batch"), "wb") as file:
+                file.write(bytes(_ALIGNED))  # an empty file cannot be mapped
+                for buffer in buffers:
+                    begin = file.seek(-(-file.tell() // _ALIGNED) * _ALIGNED)
+                    parts.append(slice(begin, begin + file.write(buffer.raw())))
+                file.flush()
+                self._state = content, parts, DupFd(file.fileno())
+        except (AttributeError, OSError):  # not Linux; or no descriptor is left, or files may not be so large
+            self._state = _pickled(batch, None), [], None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpacked, self._state
+
+
+def _pickled(batch: Any, buffers: list[pickle.PickleBuffer] | None) -> bytes:
+    stream = io.BytesIO()
+    _Pickler(stream, 5, buffer_callback=None if buffers is None else buffers.append).dump(batch)
+    return stream.getvalue()
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return NotImplemented
+        content = torch.empty(0, dtype=torch.uint8).set_(value.untyped_storage())  # type: ignore[call-overload]
+        return _tensor, (content.numpy(), value.dtype, value.storage_offset(), value.shape, value.stride())
+
+
+def _tensor(content: np.ndarray, dtype: torch.dtype, offset: int, shape: Sequence[int], stride: Sequence[int]) -> Any:
+    storage = torch.from_numpy(content).untyped_storage()
+    return torch.empty(0, dtype=dtype).set_(storage, offset, shape, stride)  # type: ignore[call-overload]
+
+
+def _unpacked(content: bytes, parts: list[slice], file: Any) -> Any:
+    if file is None:
+        return pickle.loads(content)
+    with open(file.detach(), "r+b") as shared:
+        memory = memoryview(mmap.mmap(shared.fileno(), 0))
+    return pickle.loads(content, buffers=[memory[part] for part in parts])
