@@ -49,8 +49,8 @@ class EvalOptions(Options):
     )
     partial: Part = Field(
         "no",
-        description="Whether unreadable images are no error, and a part of a named data set of classes is enough: `all` "
-        "asks for all its classes, `present` for those with images; a part is marked, and does not compare with the whole",
+        description="Whether unreadable images are no error, and a part of a named set of classes is enough: `all` "
+        "asks for all its classes, `present` those with images; parts are marked, and do not compare with the whole",
     )
     templates: Templates = Field(
         "own", description="Prompt templates: the data set's `own`, a few generic ones (`compact`), or the bare `name`"

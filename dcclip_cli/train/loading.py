@@ -25,7 +25,7 @@ def load_batches(
     return iter(
         DataLoader(
             source,
-            batch_sampler=samples,  # type: ignore[arg-type]
+            batch_sampler=samples,
             collate_fn=_Packed if workers else lambda batch: batch,
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,
@@ -51,7 +51,7 @@ class _Packed:
         from multiprocessing.reduction import DupFd  # not on Windows
 
         buffers: list[pickle.PickleBuffer] = []
-        content, parts = _pickled(batch, buffers), []
+        content, parts = _pickled(batch, buffers), list[slice]()
         try:
             with open(os.memfd_create("batch"), "wb") as file:
                 file.write(bytes(_ALIGNED))  # an empty file cannot be mapped
@@ -59,7 +59,7 @@ class _Packed:
                     begin = file.seek(-(-file.tell() // _ALIGNED) * _ALIGNED)
                     parts.append(slice(begin, begin + file.write(buffer.raw())))
                 file.flush()
-                self._state = content, parts, DupFd(file.fileno())
+                self._state: tuple[Any, ...] = content, parts, DupFd(file.fileno())
         except (AttributeError, OSError):  # not Linux; or no descriptor is left, or files may not be so large
             self._state = _pickled(batch, None), [], None
 
@@ -77,13 +77,13 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return NotImplemented
-        content = torch.empty(0, dtype=torch.uint8).set_(value.untyped_storage())  # type: ignore[call-overload]
+        content = torch.empty(0, dtype=torch.uint8).set_(value.untyped_storage())
         return _tensor, (content.numpy(), value.dtype, value.storage_offset(), value.shape, value.stride())
 
 
 def _tensor(content: np.ndarray, dtype: torch.dtype, offset: int, shape: Sequence[int], stride: Sequence[int]) -> Any:
     storage = torch.from_numpy(content).untyped_storage()
-    return torch.empty(0, dtype=dtype).set_(storage, offset, shape, stride)  # type: ignore[call-overload]
+    return torch.empty(0, dtype=dtype).set_(storage, offset, shape, stride)
 
 
 def _unpacked(content: bytes, parts: list[slice], file: Any) -> Any:

@@ -157,7 +157,7 @@ def test_what_a_store_answers_wrongly_is_an_error(
     with http_server(tmp_path) as (url, handler):
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         forget_connections()
-        handler.answer = status, answer  # type: ignore[attr-defined]
+        handler.answer = status, answer
         with pytest.raises(DcclipError, match=what) as caught:
             list_files("s3://b/d")
     assert hint in caught.value.hint
