@@ -1,23 +1,28 @@
 # make quickstart   environment, then the whole life of a small model on the sample data (minutes)
-# make test         environment, then lint, types and tests
+# make test         environment, then lint, types and tests, without those marked slow
 # make docs         the documentation's site on http://localhost:8000, built again when a page changes
 # make docs-build   the site as files in build/site; a broken link is an error
 # make test-plain   the tests marked any_cpu again, torch held to what an x86-64 processor with AVX2 alone computes
+# make test-all     all tests (those of the web page need Chromium), the plain ones again, and the battery of bad input
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: quickstart test test-plain docs docs-build lint format clean
+.PHONY: quickstart test test-plain test-all docs docs-build lint format clean
 
 quickstart: .venv/installed
 	$(BIN)/dcclip run recipes/quickstart.yaml
 	$(BIN)/dcclip predict docs/images/cat.png --labels 猫,dog
 
 test: lint
-	$(PYTEST)
+	$(PYTEST) -m "not slow"
 
 test-plain: .venv/installed
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m any_cpu
+
+test-all: lint test-plain
+	$(PYTEST)
+	$(BIN)/python -m benchmarks.dev.hostile.battery
 
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve

@@ -10,7 +10,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from docs.generate import PAGES as PAGES_FROM_CODE
 from docs.generate import REFERENCE
 
 ROOT = Path(__file__).parent.parent
+DCCLIP = typer.main.get_command(app)
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LANGUAGES = {"sh", "python", "yaml", "text"}
 _BLOCK = re.compile(
@@ -52,35 +52,54 @@ def blocks(page: Path, language: str, marked: bool | None = None) -> list[str]:
     ]
 
 
-def commands(pages: Iterable[Path] = PAGES, marked: bool | None = None) -> list[str]:
-    """The lines of all shell blocks, each once."""
-    lines = [line for page in pages for block in blocks(page, "sh", marked) for line in block.splitlines()]
+def commands(page: Path, marked: bool | None = None) -> list[str]:
+    """The lines of a page's shell blocks, each once."""
+    lines = [line for block in blocks(page, "sh", marked) for line in block.splitlines()]
     return list(dict.fromkeys(line for line in lines if line.strip()))
 
 
-def shown() -> list[str]:
-    """Every `dcclip ...` that a page shows, in blocks, in running text and in tables."""
-    inline = [text for page in PAGES for text in re.findall(r"`(dcclip [a-z][^`]*)`", page.read_text("utf-8"))]
-    return sorted({*inline, *(line for line in commands() if line.startswith("dcclip "))})
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_blocks_say_their_language_links_lead_to_files_and_recipes_load(page: Path, tmp_path: Path) -> None:
-    assert {block["language"] for block in _BLOCK.finditer(page.read_text("utf-8"))} <= LANGUAGES
-    assert [link for link in _LINK.findall(page.read_text("utf-8")) if not (page.parent / link).exists()] == []
-    for text in blocks(page, "yaml"):
-        (tmp_path / "recipe.yaml").write_text(text, "utf-8")
+def test_a_page_s_links_lead_to_files_its_recipes_load_and_its_options_exist(page: Path, tmp_path: Path) -> None:
+    text = page.read_text("utf-8")
+    assert {block["language"] for block in _BLOCK.finditer(text)} <= LANGUAGES
+    assert [link for link in _LINK.findall(text) if not (page.parent / link).exists()] == []
+    for recipe in blocks(page, "yaml"):
+        (tmp_path / "recipe.yaml").write_text(recipe, "utf-8")
         load(tmp_path / "recipe.yaml")
+    inline = re.findall(r"`(dcclip [a-z][^`]*)`", text)
+    assert [one for command in (*inline, *commands(page)) if (one := unknown(command))] == []
 
 
-@pytest.mark.parametrize("command", commands([page for page in PAGES if page not in TUTORIALS], marked=False))
-def test_a_command_that_is_not_marked_runs(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# Commands of pages but tutorials, each on the first page that has it.
+RUN = {command: page for page in PAGES[::-1] if page not in TUTORIALS for command in commands(page, marked=False)}
+
+
+@pytest.mark.parametrize("page", sorted(set(RUN.values())), ids=lambda page: page.name)
+def test_commands_that_are_not_marked_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
-    program, *arguments = shlex.split(command)
-    assert program == "dcclip", "only dcclip is run here: mark the block"
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.output
+    for command in (command for command in commands(page, marked=False) if RUN[command] == page):
+        program, *arguments = shlex.split(command)
+        assert program == "dcclip", "only dcclip is run here: mark the block"
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, f"{command}\n{result.output}"
+
+
+def unknown(command: str) -> str:
+    """The command or option of `dcclip ...` that does not exist, "" if all do or if it is another program's."""
+    if not command.startswith("dcclip "):
+        return ""
+    known: Any = DCCLIP
+    for word in shlex.split(command)[1:]:
+        if word.startswith("--"):
+            options = {name for parameter in known.params for name in (*parameter.opts, *parameter.secondary_opts)}
+            if word not in options | {"--help"}:
+                return f"{known.name} has no {word}: {command}"
+        elif children := getattr(known, "commands", None):
+            if word not in children:
+                return f"there is no command {word}: {command}"
+            known = children[word]
+    return ""
 
 
 def script_of(page: Path) -> str:
@@ -94,6 +113,7 @@ def script_of(page: Path) -> str:
     return "\n".join(parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in TUTORIALS if ".zh" not in page.name], ids=lambda page: page.stem)
 def test_the_commands_of_a_tutorial_run_in_order(page: Path, tmp_path: Path) -> None:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
@@ -111,18 +131,6 @@ def test_a_chinese_page_has_the_english_page_s_code(page: Path) -> None:
         assert [re.sub(r" +#.*", "", block) for block in blocks(page, language)] == [
             re.sub(r" +#.*", "", block) for block in blocks(english, language)
         ]
-
-
-@pytest.mark.parametrize("command", shown())
-def test_commands_and_options_exist(command: str) -> None:
-    known = typer.main.get_command(app)
-    for word in shlex.split(command)[1:]:
-        if word.startswith("--"):
-            options = {name for parameter in known.params for name in (*parameter.opts, *parameter.secondary_opts)}
-            assert word in options | {"--help"}, f"{known.name} has no {word}"
-        elif children := getattr(known, "commands", None):
-            assert word in children, f"there is no command {word}"
-            known = children[word]
 
 
 READMES = ("README.md", "README.zh.md")

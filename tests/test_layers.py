@@ -1,6 +1,7 @@
 """Who may import whom: the parts meet in one direction only, and light parts stay light."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,18 +47,20 @@ def imports(tree: ast.AST, inside: bool = False) -> Iterator[tuple[str, bool]]:
         yield from imports(node, inside or types_only or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
-@pytest.mark.parametrize(
-    "file",
-    [*sorted(PACKAGE.glob("*/**/*.py")), *sorted(PACKAGE / f"{name}.py" for name in SHARED)],
-    ids=lambda file: str(file.relative_to(PACKAGE)),
-)
-def test_a_part_imports_only_the_parts_below_it_and_what_all_share(file: Path) -> None:
-    part = file.relative_to(PACKAGE).parts[0]
-    for module, inside in imports(ast.parse(file.read_text("utf-8"))):
-        other = module.split(".")[1]
-        if other != part and other not in SHARED:
-            assert other in MAY.get(part, ()), f"{part} must not import {module}"
-            assert inside or (part, other) not in LATE or module in LIGHT, f"import {module} inside a function"
+def test_a_part_imports_only_the_parts_below_it_and_what_all_share() -> None:
+    for file in [*PACKAGE.glob("*/**/*.py"), *(PACKAGE / f"{name}.py" for name in SHARED)]:
+        part = file.relative_to(PACKAGE).parts[0]
+        for module, inside in imports(ast.parse(file.read_text("utf-8"))):
+            other = module.split(".")[1]
+            if other != part and other not in SHARED:
+                assert other in MAY.get(part, ()), f"{file} must not import {module}"
+                assert inside or (part, other) not in LATE or module in LIGHT, f"{file}: import {module} in a function"
+
+
+def test_tests_and_benchmarks_do_not_import_each_other() -> None:
+    for folder, other in (("tests", "benchmarks"), ("benchmarks", "tests"), ("dcclip_cli", "benchmarks|tests")):
+        for file in (PACKAGE.parent / folder).rglob("*.py"):
+            assert not re.search(rf"^\s*(?:from|import) (?:{other})\b", file.read_text("utf-8"), re.M), file
 
 
 def test_no_imports_form_a_circle() -> None:

@@ -59,11 +59,13 @@ def broken(pages: dict[Path, Page]) -> Iterator[str]:
                 yield f"{path}: {link}"
 
 
+@pytest.mark.slow
 def test_every_link_leads_to_a_page_and_an_anchor_in_both_languages(pages: dict[Path, Page], site: Path) -> None:
     assert {site / "index.html", site / "zh/index.html", site / "zh/benchmark/index.html"} <= pages.keys()
     assert list(broken(pages)) == []
 
 
+@pytest.mark.slow
 def test_a_page_is_shown_without_another_host(pages: dict[Path, Page]) -> None:
     assert {link for page in pages.values() for link in page.fetched if urlsplit(link).netloc} == set()
 
