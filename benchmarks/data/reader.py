@@ -1,5 +1,6 @@
 """Images per CPU second of dcclip's reader next to webdataset's own loop and a bare Pillow loop.
 
+    pip install webdataset
     OMP_NUM_THREADS=1 python benchmarks/data/reader.py WORK [--images 2000] [--rounds 5] [--photos FOLDER]
 
 JPEGs of 256 x 256 and of 1024 x 768, in a tar with captions, become pixels of 224 x 224 of a random crop of at least

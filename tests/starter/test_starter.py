@@ -160,6 +160,7 @@ def test_bundle_and_model_directory_agree(starter: Encoder) -> None:
     assert (found[0] == found[1]).mean() >= 5 / 6
 
 
+@pytest.mark.slow  # a minute of two cores; the tutorial does the same
 def test_a_smaller_model_learns_from_it_on_photographs_without_labels(tmp_path: Path) -> None:
     recipe = load(ROOT / "recipes/distill-photos.yaml", ["distill.steps=20", "distill.augmentations=1"]).recipe
     assert recipe.distill and recipe.teacher and recipe.student and recipe.data
