@@ -167,7 +167,13 @@ def chineseclip(folder: Path) -> None:
     weights["vision_model.embeddings.position_ids"] = torch.arange(patches)[None]
     torch.save(weights, folder / "pytorch_model.bin")
     square = {"height": 32, "width": 32}
-    images = {"do_center_crop": False, "do_convert_rgb": True, "do_normalize": True, "do_resize": True, "resample": 3}
+    images: dict[str, Any] = {
+        "do_center_crop": False,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "resample": 3,
+    }
     images |= {"image_mean": CLIP_MEAN, "image_std": CLIP_STD, "size": square, "crop_size": square}
     write(folder, "preprocessor_config.json", feature_extractor_type="ChineseCLIPFeatureExtractor", **images)
 
@@ -184,7 +190,13 @@ def siglip2(folder: Path) -> None:
     seeded(SiglipModel, SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
     gemma_tokenizer(folder, size)
     half = [0.5, 0.5, 0.5]
-    images = {"do_normalize": True, "do_rescale": True, "do_resize": True, "resample": 2, "rescale_factor": 1 / 255}
+    images: dict[str, Any] = {
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "resample": 2,
+        "rescale_factor": 1 / 255,
+    }
     images |= {"image_mean": half, "image_std": half, "size": {"height": 32, "width": 32}}
     write(folder, "preprocessor_config.json", image_processor_type="SiglipImageProcessor", **images)
 
@@ -211,7 +223,13 @@ def fgclip2(folder: Path) -> None:
         shutil.copy(Path(__file__).parent / "fgclip2" / name, folder)
     gemma_tokenizer(folder, size, model_input_names=["input_ids"])
     half = [0.5, 0.5, 0.5]
-    images = {"do_normalize": True, "do_rescale": True, "do_resize": True, "resample": 2, "rescale_factor": 1 / 255}
+    images: dict[str, Any] = {
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "resample": 2,
+        "rescale_factor": 1 / 255,
+    }
     images |= {"image_mean": half, "image_std": half, "max_num_patches": 256, "patch_size": 16}
     write(folder, "preprocessor_config.json", image_processor_type="Siglip2ImageProcessorFast", **images)
 
@@ -274,14 +292,20 @@ def openclip_xlmr(folder: Path) -> None:
 
     weights = {name: value.contiguous() for name, value in seeded(build).state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors", {"format": "pt"})
-    images = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
+    images: dict[str, Any] = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     write(folder, "open_clip_config.json", model_cfg=config, preprocess_cfg=images)
     xlmr_tokenizer(folder, size, 512)
 
 
 def clip_images(folder: Path, kind: str, size: dict[str, int] | None = None) -> None:
     """CLIP's preprocessor_config.json; the shorter side is resized, or both to `size`."""
-    images = {"do_center_crop": True, "do_normalize": True, "do_resize": True, "do_convert_rgb": True, "resample": 3}
+    images: dict[str, Any] = {
+        "do_center_crop": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "do_convert_rgb": True,
+        "resample": 3,
+    }
     images |= {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}
     images |= {"size": size or {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     write(folder, "preprocessor_config.json", image_processor_type=kind, **images)

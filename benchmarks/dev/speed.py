@@ -59,7 +59,7 @@ class Tree:
         return {"eval, images/s": PAIRS / seconds}
 
     def collect(self) -> dict[str, float]:
-        recipe = {"name": "speed", "collect": {"sources": [{"kind": "pairs", "path": self._pairs}]}}
+        recipe = {"name": "speed", "collect": {"sources": [{"kind": "table", "path": self._pairs}]}}
         (self._work / "speed.yaml").write_text(json.dumps(recipe))  # which is YAML
         return {"collect, pairs/s": PAIRS / self.seconds("collect", "speed.yaml", "--workers", 2, "-q")}
 

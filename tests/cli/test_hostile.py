@@ -29,7 +29,8 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refused(*arguments: object) -> str:
     """What a command says that must end in one error and one hint."""
-    errors, hints = [], []
+    errors: list[str] = []
+    hints: list[str] = []
     for line in dcclip(*arguments, expect=1).stderr.splitlines():
         (errors if line.startswith("error: ") else hints if line.startswith("hint:  ") else []).append(line)
     assert len(errors) == len(hints) == 1 and len(errors[0]) < 1000
