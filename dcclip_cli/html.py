@@ -8,6 +8,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,8 +129,11 @@ def jpeg_thumbnail(image: Image.Image, max_px: int = THUMBNAIL_PX) -> bytes:
 def svg_chart(size: tuple[float, float], draw: Callable[[Axes], None], background: str = "none", **style: Any) -> bytes:
     """The chart that `draw` makes on the axes given to it, as an SVG file.
 
-    `size` is in inches; `style` has further parameters of matplotlib, with `_` for the dots in their names.
+    `size` is in inches; `style` has further parameters of matplotlib, with `_` for the dots in their names. Without
+    matplotlib the file is empty.
     """
+    if find_spec("matplotlib") is None:
+        return b""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -48,22 +48,20 @@ def language_by_script(text: str) -> Literal["zh", "en"]:
     return "zh" if has_han(text) else "en"
 
 
-def breaks(text: str, width: int) -> list[int]:
-    """Where a line has to be broken so that no part takes more than `width` cells."""
+def rows(text: str, width: int) -> list[str]:
+    """The parts of a line that is broken so that none takes more than `width` cells, and no word is if it fits."""
     from rich.cells import cell_len, chop_cells
 
-    found, begin = [], 0
+    ends = [0]
     for piece in _PIECES.finditer(text):
-        while cell_len(text[begin : piece.end()].rstrip()) > width:
-            begin = piece.start() if piece.start() > begin else begin + len(chop_cells(text[begin:], width)[0])
-            found.append(begin)
-    return found
+        while cell_len(text[(begin := ends[-1]) : piece.end()].rstrip()) > width:
+            ends.append(piece.start() if piece.start() > begin else begin + len(chop_cells(text[begin:], width)[0]))
+    return [text[begin:end] for begin, end in pairwise([*ends, len(text)])]
 
 
 def filled(text: str, width: int) -> str:
     """A line with blanks up to each end of a terminal's row, which then breaks no word; copied it is one line still."""
     from rich.cells import set_cell_size
 
-    ends = breaks(text, width)
-    rows = [text[begin:end] for begin, end in pairwise([0, *ends, len(text)])]
-    return "".join(set_cell_size(row.rstrip(), width) for row in rows[:-1]) + rows[-1]
+    *full, last = rows(text, width)
+    return "".join(set_cell_size(row.rstrip(), width) for row in full) + last

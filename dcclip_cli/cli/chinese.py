@@ -6,13 +6,14 @@ import gettext
 import os
 import re
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 from typer import BadParameter
 
 from dcclip_cli.errors import FIELD, Message
 from dcclip_cli.language import DOMAIN, LOCALES, translated
-from dcclip_cli.text import breaks
+from dcclip_cli.text import rows
 
 USAGE_ERROR: type[Any] = BadParameter.__mro__[1]  # the base of all usage errors, which Typer does not export
 _USAGE = Message("Usage: ")
@@ -50,19 +51,14 @@ def speak_chinese(command: Any) -> None:
     os.environ["LANGUAGE"] = "zh"  # for gettext, by which Typer looks up some of its words
     gettext.bindtextdomain(DOMAIN, LOCALES)
     gettext.textdomain(DOMAIN)
-    _translate_usage(command.context_class)
-    _translate(command)
-
-
-@cache
-def _translate_usage(context_class: Any) -> None:
-    base: Any = context_class.formatter_class
+    base: Any = command.context_class.formatter_class
 
     class Formatter(base):
         def write_usage(self, prog: str, args: str = "", prefix: str | None = None) -> None:
             super().write_usage(prog, args, prefix or translated(_USAGE))
 
-    context_class.formatter_class = Formatter
+    command.context_class.formatter_class = Formatter
+    _translate(command)
 
 
 def _translate(command: Any) -> None:
@@ -98,7 +94,8 @@ def _wrap_chinese() -> None:
     def wrap(self: Text, console: Any, width: int, **options: Any) -> Lines:
         if not _CHINESE.search(self.plain):
             return usual(self, console, width, **options)
-        parts = [part for line in self.split(allow_blank=True) for part in line.divide(breaks(line.plain, width))]
+        lines = ((line, accumulate(map(len, rows(line.plain, width)))) for line in self.split(allow_blank=True))
+        parts = [part for line, ends in lines for part in line.divide([*ends][:-1])]
         for part in parts:
             part.rstrip()
         return Lines(parts)

@@ -21,7 +21,7 @@ from dcclip_cli.launched import is_launched, report
 from dcclip_cli.machine import is_first_process
 from dcclip_cli.progress import Progress, Silent, stderr_progress
 from dcclip_cli.signals import asked_to_end, exit_command, stopped
-from dcclip_cli.text import filled
+from dcclip_cli.text import filled, rows
 from dcclip_cli.versions import EXTRAS
 
 if TYPE_CHECKING:
@@ -203,9 +203,7 @@ def _label(label: str, line: str, colour: int) -> None:
     """Print a line on stderr in the user's language, its label coloured in a terminal, control characters escaped."""
     label, line = translated(label), printable(translated(line))
     if sys.stderr.isatty():
-        from rich.console import Console
-
-        line = filled(label + line, Console(stderr=True).width)[len(label) :]
+        line = filled(label + line, os.get_terminal_size(sys.stderr.fileno()).columns or 80)[len(label) :]
         label = f"\033[1;{colour}m{label}\033[0m"
     sys.stderr.write(f"{label}{line}\n")
 
@@ -252,9 +250,8 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
         table.add_row(*(Text(printable(translated(cell))) for cell in row))
     with printing():
         # A table's own title would wrap at the table's width.
-        line = printable(translated(title))
-        line = filled(line, console.width) if console.is_terminal else line
-        console.print(line, style="bold", markup=False, soft_wrap=True)
+        wide = not console.is_terminal
+        console.print(printable(translated(title)), style="bold", markup=False, soft_wrap=wide)
         console.print(table)
 
 
@@ -267,17 +264,15 @@ def _stdout() -> Console:
 def show_fields(title: str, fields: Iterable[tuple[str, str]]) -> None:
     """Print names and values on stdout under a title; the values of all such blocks start in one column."""
     from rich.cells import set_cell_size
-    from rich.text import Text
 
     console = _stdout()
     with printing():
         console.print(translated(title), style="bold", markup=False, soft_wrap=True)
         for name, value in fields:
-            for number, line in enumerate(
-                Text(translated(value)).wrap(console, console.width - _NAME_WIDTH, overflow="fold")
-            ):
+            lines = translated(value).split("\n")
+            for number, row in enumerate(row for line in lines for row in rows(line, console.width - _NAME_WIDTH)):
                 label = set_cell_size("" if number else f"  {translated(name)}", _NAME_WIDTH)
-                console.print(label + line.plain.rstrip(), markup=False, emoji=False)
+                console.print(label + row.rstrip(), markup=False, emoji=False)
 
 
 def show_json(value: Any) -> None:

@@ -7,7 +7,6 @@ import html
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -298,7 +297,7 @@ def embed(
         raise BadParameter(Message("give images, or texts with --text or --texts-file"))
     talk = console.talk(quiet, verbose)
     if out.suffix == ".parquet":
-        import_module("pyarrow.parquet")  # missing: before the images are embedded, not after
+        import pyarrow  # noqa: F401  # if it is missing, before the images are embedded
 
     from dcclip_cli.machine import keep_freed_memory
     from dcclip_cli.predict.images import find_images

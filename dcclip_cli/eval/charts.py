@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from dcclip_cli.eval.registry import base_name
@@ -21,14 +20,6 @@ _MARKERS = "osD^vP*"
 _VALUED = 80  # bars that have their value written next to them, at most
 _LONGEST = 64  # characters in a row of the legend, at most
 _NAMED = 60  # points that have the name of their data set next to them, at most
-
-
-def drawn(found: Table, results: Sequence[EvalResult]) -> dict[str, bytes]:
-    """The charts by name, those that there is something for; none where matplotlib is not installed."""
-    if find_spec("matplotlib") is None:
-        return {}
-    charts = {"bars": bars(found), "zh-en": chinese_against_english(found), "probes": probes(results)}
-    return {name: chart for name, chart in charts.items() if chart}
 
 
 def bars(found: Table) -> bytes:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,8 +30,6 @@ from dcclip_cli.options import Options
 from dcclip_cli.predict.encoder import TorchEncoder, load_encoder, shortened
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
-
-_NAMED_ALIKE = 3  # classes that are read alike, on the terminal; the result names all
 
 
 class EvalOptions(Options):
@@ -161,35 +158,25 @@ def say_alike(results: Sequence[EvalResult], progress: Progress) -> None:
     replaced, alike = [one for one in results if one.replaced], [one for one in results if one.indistinct]
     if replaced:
         pairs = ", ".join(f"{name} as {other}" for name, other in replaced[0].replaced.items())
-        progress.say(
-            Message(
-                "{where}: the tokenizer reads these names like other classes; asked instead: {pairs}{more}",
-                where=_where(replaced[0]),
-                pairs=pairs,
-                more=_more(replaced),
-            )
-        )
+        line = Message(
+            "{where}: the tokenizer reads these names like other classes; asked instead: {pairs}",
+            where=_where(replaced[0]), pairs=pairs,
+        )  # fmt: skip
+        progress.say(line)
     if alike:
         worst = max(alike, key=lambda one: one.lost)
-        progress.say(
-            Message(
-                "{where}: warning: the tokenizer reads {count} classes like others, such as {example}: "
-                "at least {cost:.1f} points are lost{more}",
-                where=_where(worst),
-                count=sum(map(len, worst.indistinct)),
-                example=" = ".join(worst.indistinct[0][:_NAMED_ALIKE]),
-                cost=100 * worst.lost,
-                more=_more(alike),
-            )
-        )
+        example, more = " = ".join(worst.indistinct[0][:3]), len(alike) - 1
+        line = Message(
+            "{where}: warning: the tokenizer reads {count} classes like others, such as {example}: "
+            "at least {cost:.1f} points are lost{more}",
+            where=_where(worst), count=sum(map(len, worst.indistinct)), example=example, cost=100 * worst.lost,
+            more=Message(" (and {count} more results)", count=more) if more else "",
+        )  # fmt: skip
+        progress.say(line)
 
 
 def _where(result: EvalResult) -> str:
     return f"{result.dataset} {result.language}, {result.model}"
-
-
-def _more(results: Sequence[EvalResult]) -> str:
-    return Message(" (and {count} more results)", count=len(results) - 1) if len(results) > 1 else ""
 
 
 def _of_model(
@@ -294,7 +281,8 @@ class _Evaluation:
         return score_retrieval(images.vectors, texts, about, dataset.both_ways)
 
     def _probes(self, dataset: DataSet) -> Iterator[EvalResult]:
-        import_module("sklearn")  # missing: before the images are embedded, not after
+        import sklearn  # noqa: F401  # if it is missing, before the images are embedded
+
         training = training_split(dataset)
         [language, truth] = next(iter(dataset.truth.items()))  # a probe reads no text: one language is enough
         assert isinstance(truth, Classes) and isinstance(training.truth, np.ndarray)

@@ -239,7 +239,8 @@ def write_report(path: Path, results: Sequence[EvalResult], datasets: Iterable[D
     """Write report.html, with wrong images of the `datasets` given; all else is in the results. Returns its charts."""
     by_name = {dataset.name: dataset for dataset in datasets}
     found = table(results)
-    drawn = charts.drawn(found, results)
+    made = (charts.bars(found), charts.chinese_against_english(found), charts.probes(results))
+    drawn = {name: chart for name, chart in zip(("bars", "zh-en", "probes"), made, strict=True) if chart}
     means = zip(found.columns, found.mean.values, strict=True) if found.mean else ()
     write_page(
         path,

@@ -331,14 +331,13 @@ class RecipeRun:
 
         datasets, cache = open_datasets(options), FeatureCache(cache_folder(), self.progress.say)
         new = {name: one for name, one in self._models().items() if name in names and name not in self._results}
-        first = not self._results
         with keeping(cache.kept):
             for name, model in new.items():
                 self._results[name] = evaluate(
                     [model], datasets, options, device=self.device, cache=cache, progress=self.progress
                 )
             every = [one for several in self._results.values() for one in several]
-            if first:
+            if len(every) == sum(len(self._results[name]) for name in new):  # not again for the bundle
                 say_alike(every, self.progress)
             save_report(every, datasets, self.dir.stage("eval"), self.progress)
         for name, model in new.items():

@@ -109,7 +109,7 @@ def test_a_probe_without_scikit_learn_ends_before_an_image_is_embedded(
     tmp_path: Path, small: Any, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole(tmp_path, "dtd", 47)
-    monkeypatch.setitem(sys.modules, "sklearn", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ModuleNotFoundError, match="sklearn"):
         run(Oracle(), ["dtd"], tmp_path, task="probe")
 
