@@ -169,6 +169,14 @@ def test_an_fp16_export_that_overflows_keeps_more_in_fp32(
     assert set(about(export_model(precision="fp16", data=None))["kept_fp32"]) == {"image", "text"}
 
 
+def test_an_fp16_export_that_never_comes_close_keeps_all_it_can_in_fp32_and_is_refused(
+    export_model: Exporting, tmp_path: Path
+) -> None:
+    with pytest.raises(DcclipError, match="the onnx export in fp16 differs too much"):
+        export_model(precision="fp16", parity={"min_centred_cosine": 1})
+    assert list(tmp_path.glob(".out*")) == []
+
+
 @pytest.mark.parametrize("teacher", ["altclip_folder", "chinese_clip_folder", "siglip_folder", "clip_folder"])
 def test_models_of_transformers_can_be_exported(
     teacher: str, export_model: Exporting, request: pytest.FixtureRequest
