@@ -229,9 +229,9 @@ def _resolved(options: ExportOptions, model: ModelReference, target: Format) -> 
     if target.preprocess == ("graph",):
         changes["preprocess"] = "graph"
     if model.kind == "bundle":
-        changes["precision"] = bundle_precision(
-            model.path, target, options.precision, changes.get("preprocess", options.preprocess)
-        )
+        asked = options.precision if "precision" in options.model_fields_set else None
+        preprocess = changes.get("preprocess", options.preprocess)
+        changes["precision"] = bundle_precision(model.path, target, asked, preprocess)
     return options.model_copy(update=changes)
 
 
