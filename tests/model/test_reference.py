@@ -79,7 +79,8 @@ def test_the_starter_model_is_found_by_name_and_where_there_is_no_run() -> None:
     assert found.description.endswith("with dcclip (no model is named, and runs/ contains no finished run)")
     bundle(Path("starter"))
     model(Path("runs/a/align/model"))
-    assert resolve("starter").description == "model: starter, which comes with dcclip"
+    said = "model: starter, which comes with dcclip, not the folder here, which is ./starter"
+    assert resolve("starter").description == said
     assert resolve("./starter").path == Path("starter").resolve()
 
 
