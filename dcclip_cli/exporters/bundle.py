@@ -38,20 +38,20 @@ def load_bundle(folder: Path) -> Source:
     return source
 
 
-def bundle_precision(folder: Path, target: Format, precision: Precision, preprocess: Preprocess) -> Precision:
-    """A bundle's own precision, in place of fp32, the default. Raises DcclipError for what cannot be made of it."""
+def bundle_precision(folder: Path, target: Format, asked: Precision | None, preprocess: Preprocess) -> Precision:
+    """A bundle's own precision. Raises DcclipError if another one was `asked` for, or the bundle cannot be exported."""
     about = read_description(folder).about
     if not target.from_onnx:
         raise DcclipError(
             Message("{folder} is a bundle, from which --format {name} cannot be made", folder=folder, name=target.name),
             _MODEL,
         )
-    if precision not in ("fp32", about.precision):
+    if asked not in (None, about.precision):
         what = Message(
             "{folder} is a bundle in {precision}, not in {asked}",
             folder=folder,
             precision=about.precision,
-            asked=precision,
+            asked=asked,
         )
         raise DcclipError(what, Message("{model}, or omit --precision", model=_MODEL))
     if about.preprocess == "graph" and preprocess == "outside":

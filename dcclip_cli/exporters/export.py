@@ -30,12 +30,12 @@ from dcclip_cli.exporters.formats.web import Web
 from dcclip_cli.exporters.parity import TOWERS, Original, Parity, Thresholds
 from dcclip_cli.exporters.quantize import OnnxGraphs
 from dcclip_cli.exporters.samples import recipe_samples, samples_at, samples_from
-from dcclip_cli.exporters.source import Source, load_source
+from dcclip_cli.exporters.source import Source, load_source, prepare
+from dcclip_cli.exporters.tokenizer_json import check_alike
 from dcclip_cli.files import atomic_folder, file_sha256, read_json, temporary_folder
 from dcclip_cli.model.model_dir import model_fingerprint
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import ModelReference
-from dcclip_cli.model.tokenizer import copy_tokenizer
 from dcclip_cli.options import Options
 from dcclip_cli.predict.encoder import PLAIN_PROMPTS, Encoder, shortened
 from dcclip_cli.predict.onnx_encoder import DESCRIPTION, FORMAT, TOKENIZER
@@ -142,6 +142,8 @@ def export(
     samples, tests = samples_from(recipe_samples(data, "validation", "train") or calibration), _tests(evaluation)
     samples = samples.squares() if target.crops_down else samples
     source = load_bundle(model.path) if is_bundle else load_source(model)
+    if options.format in ("onnx", "web"):
+        check_alike(source.tokenizer, source.name)
     source.dims = options.dims
     short = shortened(source.encoder, options.dims, progress)
     original = Original(short, samples, tests, options.parity.images, progress)
@@ -229,9 +231,9 @@ def _resolved(options: ExportOptions, model: ModelReference, target: Format) -> 
     if target.preprocess == ("graph",):
         changes["preprocess"] = "graph"
     if model.kind == "bundle":
-        changes["precision"] = bundle_precision(
-            model.path, target, options.precision, changes.get("preprocess", options.preprocess)
-        )
+        asked = options.precision if "precision" in options.model_fields_set else None
+        preprocess = changes.get("preprocess", options.preprocess)
+        changes["precision"] = bundle_precision(model.path, target, asked, preprocess)
     return options.model_copy(update=changes)
 
 
@@ -302,10 +304,8 @@ def _about(source: Source, folder: Path, options: ExportOptions) -> dict[str, An
     """The content of dcclip.json; nothing for a model directory, which has its own. Adds a missing tokenizer.json."""
     if options.format == "open_clip":
         return {}
-    if source.folder is not None and not (folder / TOKENIZER).exists():
-        shutil.copyfile(source.folder / TOKENIZER, folder / TOKENIZER)
-    elif not (folder / TOKENIZER).exists():
-        copy_tokenizer(source.tokenizer).save(str(folder / TOKENIZER))
+    if not (folder / TOKENIZER).exists():
+        prepare(source).save(str(folder / TOKENIZER), pretty=False)
     files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     own: Mapping[Any, Sequence[str]] = options.prompts or {}
     prompts = {**PLAIN_PROMPTS, **source.prompts, **own}

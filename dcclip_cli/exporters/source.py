@@ -12,6 +12,7 @@ import numpy as np
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters.samples import TEXTS
+from dcclip_cli.exporters.tokenizer_json import for_all_clients
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.model.tokenizer import copy_tokenizer, load_tokenizer
@@ -42,7 +43,7 @@ class Source:
     dims: int | None = None
 
     def __post_init__(self) -> None:
-        encoder = self.encoder
+        encoder, self.tokenizer = self.encoder, for_all_clients(self.tokenizer)
         self.name, self.parameters, self.fingerprint = encoder.name, encoder.parameters, encoder.fingerprint
         self.prompts = encoder.prompts
         self.logit_scale, self.logit_bias = encoder.logit_scale, encoder.logit_bias
@@ -174,9 +175,10 @@ def _check_tokens(source: Source) -> None:
 
 def prepare(source: Source) -> Tokenizer:
     """The source's tokenizer, set to truncate texts and to pad the shorter texts of a batch."""
-    tokenizer = source.tokenizer
-    tokenizer.enable_truncation(source.context_length)
-    tokenizer.enable_padding(pad_id=source.padding_id, length=source.context_length if source.fixed else None)
+    tokenizer, length = source.tokenizer, source.context_length
+    tokenizer.enable_truncation(length)
+    token = tokenizer.id_to_token(source.padding_id) or ""
+    tokenizer.enable_padding(pad_id=source.padding_id, pad_token=token, length=length if source.fixed else None)
     return tokenizer
 
 

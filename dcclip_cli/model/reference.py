@@ -72,6 +72,8 @@ def _named(reference: str, why: str) -> ModelReference:
             "open_clip", target, Message("model: {target} with open_clip{why}", target=target, why=why)
         )
     if reference == STARTER:
+        if Path(STARTER).exists():
+            why = Message("{why}, not the folder here, which is ./{name}", why=why, name=STARTER)
         return ModelReference(
             "bundle", str(_STARTER_BUNDLE), Message("model: starter, which comes with dcclip{why}", why=why)
         )

@@ -72,7 +72,7 @@ def load(source: RecipeSource, sets: Sequence[str] = (), values: Mapping[str, An
         text, document = read(path)
     else:
         path = Path("RECIPE")
-        document = document_of(_values(source) if isinstance(source, Recipe) else source)
+        document = document_of(_values(source, exclude_unset=True) if isinstance(source, Recipe) else source)
         text = _yaml(document.values)
     for expression in sets:
         _check_stage(document, expression)
@@ -115,8 +115,9 @@ def resolved_yaml(recipe: Recipe) -> str:
     return _yaml(_values(recipe))
 
 
-def _values(recipe: Recipe) -> dict[str, Any]:
-    return {key: value for key, value in recipe.model_dump(mode="json", by_alias=True).items() if value is not None}
+def _values(recipe: Recipe, exclude_unset: bool = False) -> dict[str, Any]:
+    values = recipe.model_dump(mode="json", by_alias=True, exclude_unset=exclude_unset)
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _yaml(values: dict[str, Any]) -> str:

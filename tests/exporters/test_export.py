@@ -23,6 +23,7 @@ from dcclip_cli.exporters.parity import Original, Parity
 from dcclip_cli.model.model_dir import WEIGHTS, load_model, read_provenance
 from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import resolve
+from dcclip_cli.model.tokenizer import load_tokenizer
 from dcclip_cli.model.towers import Tokens
 from dcclip_cli.predict.encoder import Encoder, load_encoder
 from dcclip_cli.predict.onnx_encoder import OnnxEncoder
@@ -100,7 +101,8 @@ def test_the_bundle_contains_what_is_needed_to_use_it(exported: ExportResult, mo
     assert found["prompts"] == {"en": ["{}"], "zh": ["{}"]} and found["languages"] == ["en", "zh"]
     assert found["parity"]["agreement"] == parity(exported).agreement == 1
     assert found["parity"]["images"] == 40 and found["parity"]["text_max_difference"] < 1e-5
-    assert (exported.folder / "tokenizer.json").read_bytes() == (model_folder / "tokenizer.json").read_bytes()
+    theirs, own = (load_tokenizer(folder).encode_batch(TEXTS) for folder in (exported.folder, model_folder))
+    assert [one.ids for one in theirs] == [one.ids for one in own]
     for name in ("image.onnx", "text.onnx"):  # without source paths
         content = (exported.folder / name).read_bytes()
         assert b"site-packages" not in content and b"dcclip_cli" not in content
@@ -167,6 +169,14 @@ def test_an_fp16_export_that_overflows_keeps_more_in_fp32(
 
     monkeypatch.setattr(Original, "compare", first_overflows)
     assert set(about(export_model(precision="fp16", data=None))["kept_fp32"]) == {"image", "text"}
+
+
+def test_an_fp16_export_that_never_comes_close_keeps_all_it_can_in_fp32_and_is_refused(
+    export_model: Exporting, tmp_path: Path
+) -> None:
+    with pytest.raises(DcclipError, match="the onnx export in fp16 differs too much"):
+        export_model(precision="fp16", parity={"min_centred_cosine": 1})
+    assert list(tmp_path.glob(".out*")) == []
 
 
 @pytest.mark.parametrize("teacher", ["altclip_folder", "chinese_clip_folder", "siglip_folder", "clip_folder"])

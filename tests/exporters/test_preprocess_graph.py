@@ -105,6 +105,7 @@ def test_the_starter_is_exported_with_preprocessing_and_keeps_the_rest(export_mo
         ({"format": "immich", "preprocess": "graph"}, "--format immich does not support preprocess: graph"),
         ({"format": "open_clip", "model": "starter"}, "is a bundle, from which --format open_clip cannot be made"),
         ({"precision": "fp16", "model": "starter"}, "is a bundle in int8, not in fp16"),
+        ({"precision": "fp32", "model": "starter"}, "is a bundle in int8, not in fp32"),
     ],
 )
 def test_what_cannot_be_exported_says_why(export_model: Exporting, options: dict[str, str], complaint: str) -> None:

@@ -2,18 +2,18 @@
 import { readFile } from "node:fs/promises";
 
 const page = process.argv[2];
-const { loadTokenizer } = await import(`${page}/tokens.js`);
-const { anythingFor, mean, probabilities, split, textsOf } = await import(`${page}/zero-shot.js`);
+const { Tokenizer } = await import(`${page}/libraries/tokenizers.js`);
+const { anythingFor, mean, probabilities, rowsOf, split, textsOf } = await import(`${page}/zero-shot.js`);
 const json = async (name) => JSON.parse(await readFile(`${page}/${name}`, "utf8"));
 const model = await json("dcclip.json");
-const tokenize = loadTokenizer(await json("tokenizer.json"), model);
+const tokenizer = new Tokenizer(await json("tokenizer.json"), {});
 const { texts, labels, image, classes, templates } = JSON.parse(await readFile("/dev/stdin", "utf8"));
 const prompted = { ...model, prompts: templates };
 const values = (bias, multi) => probabilities({ ...model, logit_bias: bias }, image, classes, multi, null);
 console.log(
   JSON.stringify({
-    ids: texts.map((text) => tokenize([text])[0]),
-    together: tokenize(texts.slice(0, 20)),
+    ids: texts.map((text) => rowsOf(tokenizer, model, [text])[0]),
+    together: rowsOf(tokenizer, model, texts.slice(0, 20)),
     labels: split(labels),
     texts: textsOf(prompted, split(labels)),
     anything: anythingFor({ ...prompted, logit_bias: null }, split(labels)),

@@ -78,7 +78,8 @@ def test_without_a_reference_the_environment_decides_or_the_starter_whose_line_n
 def test_the_starter_model_is_found_by_name() -> None:
     bundle(Path("starter"))
     model(Path("runs/a/align/model"))
-    assert resolve("starter").description == "model: starter, which comes with dcclip"
+    said = "model: starter, which comes with dcclip, not the folder here, which is ./starter"
+    assert resolve("starter").description == said
     assert resolve("./starter").path == Path("starter").resolve()
 
 

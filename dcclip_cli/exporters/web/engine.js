@@ -1,6 +1,7 @@
 // The model, in a worker: pictures and texts to embeddings.
 import * as ort from "./libraries/onnxruntime.js";
-import { loadTokenizer } from "./tokens.js";
+import { Tokenizer } from "./libraries/tokenizers.js";
+import { rowsOf } from "./zero-shot.js";
 
 const MOST_PIXELS = 64_000_000; // as in dcclip
 const MOST_ASPECT = 100;
@@ -50,7 +51,8 @@ async function start() {
     ...LARGE.map((name) => load(name, advance)),
   ]);
   ort.env.wasm.wasmBinary = wasm.buffer;
-  tokenize = loadTokenizer(definition, model);
+  const tokenizer = new Tokenizer(definition, {});
+  tokenize = (wanted) => rowsOf(tokenizer, model, wanted);
   const same = checks.every(([text, ids]) => `${tokenize([text])[0]}` === `${ids}`);
   const options = { graphOptimizationLevel: "basic" }; // more takes longer to start, and computes no faster here
   images = await ort.InferenceSession.create(graphs[0], options);

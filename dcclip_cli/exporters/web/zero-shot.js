@@ -1,4 +1,4 @@
-// Labels, prompts and probabilities as in dcclip_cli/predict/zero_shot.py and dcclip_cli/cli/flags.py.
+// Labels, prompts, batches of tokens and probabilities as in dcclip_cli/predict and dcclip_cli/cli/flags.py.
 
 const HAN = /[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u{20000}-\u{3ffff}]/u;
 // What a label is compared with in multi-label prediction by a model without a bias of its own.
@@ -21,6 +21,22 @@ export const anythingFor = (model, labels) =>
   model.logit_bias === null
     ? labels.map((label) => fill(templatesFor(model, languageByScript(label)), ANYTHING[languageByScript(label)]))
     : null;
+
+/** Rows of token ids of one length for texts, by a tokenizer of tokenizers.js: truncation keeps the special tokens. */
+export function rowsOf(tokenizer, model, texts) {
+  const around = tokenizer.encode("").ids.length;
+  const rows = texts.map((text) => {
+    const clean = text.split(/[\p{White_Space}\x1c-\x1f]+/u).filter(Boolean).join(" "); // as Python's str.split
+    const { ids } = tokenizer.encode(clean);
+    if (ids.length <= model.context_length) return ids;
+    const inner = tokenizer.encode(clean, { add_special_tokens: false }).ids;
+    const before = ids.indexOf(inner[0]);
+    const kept = inner.slice(0, model.context_length - around);
+    return [...ids.slice(0, before), ...kept, ...ids.slice(before + inner.length)];
+  });
+  const length = model.fixed_length ? model.context_length : Math.max(...rows.map((row) => row.length));
+  return rows.map((row) => [...row, ...Array(length - row.length).fill(model.padding_id)]);
+}
 
 export const dot = (first, second) => first.reduce((sum, value, index) => sum + value * second[index], 0);
 
