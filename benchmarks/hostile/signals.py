@@ -3,7 +3,7 @@
     python -m benchmarks.hostile.signals WORK [--times 60] [--seed 0] [--only COMMAND ...]
 
 A signal goes to the command alone, as from `kill`, or to all its processes, as from a terminal or Slurm. The command
-must end with 128 + its number, say on one `stopped:` line what is kept, and leave no process and no temporary file two
+must end with 128 + its number and one `stopped:` line, and leave no process and no temporary file two
 seconds later; run again, it must not compute again what was kept, and give what an undisturbed run gives.
 
 The moments are between the program's start and its end. Before that, the interpreter starts: nothing was begun.
@@ -36,7 +36,7 @@ def attempt(runs: Runs, whole: Path, task: Task) -> Verdict:
     faults += [f"left a file: {one}" for one in runs.partial()]
     there, finished = kept(runs.folder), not runs.differing(job, done, normal)
     if not finished:
-        faults += [*done.faults, *stop_faults(done, number, there.since(before))]
+        faults += [*done.faults, *stop_faults(done, number)]
     again = runs.run(job)
     faults += again_faults(runs, again, there)
     if other := runs.differing(job, again, normal):
@@ -47,25 +47,11 @@ def attempt(runs: Runs, whole: Path, task: Task) -> Verdict:
     return Verdict(task.name, faults[0].partition(":")[0] if faults else GOOD[finished], "; ".join([line, *faults]))
 
 
-def stop_faults(done: Done, number: int, now: Kept) -> list[str]:
-    """What is wrong with how a command ended, and untrue in what it said, if it has kept this."""
+def stop_faults(done: Done, number: int) -> list[str]:
+    """What is wrong with how a command ended."""
     faults = [] if done.code == 128 + number else [f"exit code {done.code}"]
     said = [line for line in done.said.splitlines() if line.startswith("stopped: ")]
-    if len(said) != 1:
-        return [*faults, f"{len(said)} lines about stopping"]
-    nothing = "nothing was kept" in said[0]
-    if nothing == bool(now):
-        faults.append("says that nothing was kept" if nothing else "says that something was kept")
-    counts = re.findall(r"([\d,]+) of [\d,]+ (images|texts|captions|slices|indexes)", said[0])
-    for count, what in counts:
-        if int(count.replace(",", "")) > (len(now.parts) if what in ("slices", "indexes") else now.count):
-            faults.append(f"says too much: {count} {what}, kept {now}")
-    for step in re.findall(r"after step (\d+)", said[0]):
-        if int(step) not in now.steps.values():
-            faults.append(f"says another step: {step}, kept {now}")
-    if " finished" in said[0] and not now.parts:
-        faults.append("says that a stage is finished")
-    return faults
+    return faults if len(said) == 1 else [*faults, f"{len(said)} lines about stopping"]
 
 
 def again_faults(runs: Runs, again: Done, before: Kept) -> list[str]:

@@ -33,7 +33,6 @@ from dcclip_cli.machine import loading_processes
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
 from dcclip_cli.progress import Progress
-from dcclip_cli.signals import begin_worker
 from dcclip_cli.store import FeatureStore, MissingRows
 from dcclip_cli.train.distributed import process_count, process_index
 from dcclip_cli.train.feature_shapes import Grid, map_sizes, no_images
@@ -41,6 +40,7 @@ from dcclip_cli.train.lazy_teacher import LazyTeacher, TeacherFacts
 from dcclip_cli.train.losses.base import Loss, Outputs
 from dcclip_cli.train.losses.features import TokenFeaturesLoss, to_grid
 from dcclip_cli.train.teacher_rows import IMAGE, TEXT, TOKENS, FeatureReader, NeededRows, needed_rows, rows_of
+from dcclip_cli.workers import begin_worker
 
 FOLDER = "teacher-cache"
 BATCH_SIZE = 64  # of the teacher: in bf16, results depend on what is computed together
@@ -156,18 +156,6 @@ class TeacherCache:
     def size(self) -> int:
         """Bytes of all rows that are stored, also of other data."""
         return self._images.size + self._texts.size
-
-    def kept(self) -> str:
-        """For `signals.keeping`: how many of the rows of this part of training are stored."""
-        if not self._completed:
-            return ""
-        last, reader = self._completed[-1], self.reader
-        images = int((~self._images.missing(last.image_keys, reader.image_arrays)).sum())
-        captions = int((~self._texts.missing(last.text_keys, reader.text_arrays)).sum())
-        if not images + captions:
-            return ""
-        images_of = f"{images:,} of {len(last.image_keys):,} images"
-        return f"the teacher's features of {images_of} and {captions:,} of {len(last.text_keys):,} captions are kept"
 
     # ---- reading
 

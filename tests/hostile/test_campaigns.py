@@ -30,7 +30,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["index", "search"])
-def test_a_command_that_is_stopped_tells_what_it_kept_and_goes_on_from_there(name: str, work: Path) -> None:
+def test_a_command_that_is_stopped_goes_on_with_what_it_kept(name: str, work: Path) -> None:
     verdict = signals.attempt(Runs(work / "job"), work / "whole", Task(name, "0"))
     assert verdict.column in signals.GOOD, verdict.line
 
