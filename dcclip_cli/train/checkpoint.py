@@ -125,8 +125,14 @@ def telling_saved_step(stage: Path, fresh: bool) -> Iterator[None]:
     except KeyboardInterrupt as stopped:
         if checkpoint := latest_checkpoint(stage / "state"):
             step, how = int(checkpoint.name.removeprefix("step-")), Message(" without --fresh") if fresh else ""
-            what = "{stage} is saved after step {step}: run the same command again{how}"
-            stopped.args = (Message(what, stage=stage.name, step=step, how=how),)
+            stopped.args = (
+                Message(
+                    "{stage} is saved after step {step}: run the same command again{how}",
+                    stage=stage.name,
+                    step=step,
+                    how=how,
+                ),
+            )
         raise
 
 

@@ -90,13 +90,13 @@ def launch(arguments: Sequence[str], number: int, progress: Progress) -> None:
                 launch_agent(config, sys.executable, ["-m", "dcclip_cli", *arguments])
                 return
         except ChildFailedError as failed:
-            error = _first_error(failed.failures.values(), number)
+            error = first_error(failed.failures.values(), number)
         if not isinstance(error, AgainError):
             raise error
         progress.say(error.what)
 
 
-def _first_error(failures: Collection[ProcessFailure], number: int) -> Exception:
+def first_error(failures: Collection[ProcessFailure], number: int) -> Exception:
     """The error that ended the processes, of which those of others are consequences."""
     found = [one.error_file_data for one in failures]
     reports = sorted((one for one in found if "time" in one), key=lambda one: one["time"])
