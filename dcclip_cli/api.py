@@ -16,7 +16,6 @@ from dcclip_cli.recipe.load import load as load_recipe
 from dcclip_cli.recipe.run import RecipeRun, StageResult
 from dcclip_cli.recipe.summary import ModelSummary
 from dcclip_cli.run_dir import RunDir, StageName, TrainResult
-from dcclip_cli.signals import keeping
 
 if TYPE_CHECKING:
     from dcclip_cli.curation.collect import CollectResult
@@ -164,15 +163,12 @@ def evaluate(
         talk.say(reference.description)
     datasets = open_datasets(chosen)
     kept = FeatureCache(cache_folder() if cache else None, talk.say)
-    saved = list[str]()
-    with keeping(lambda: ", ".join(filter(None, (*saved, kept.kept())))):
-        results = evaluate(references, datasets, chosen, device=device, cache=kept, progress=talk)
-        say_alike(results, talk)
-        if out:
-            each = len(results) // len(references)
-            models = {one.model_fingerprint: named for one, named in zip(results[::each], references, strict=True)}
-            write_results(Written(results, datasets, owner, talk, models), Path(out), formats)
-            saved.append(f"the results are in {out}")
+    results = evaluate(references, datasets, chosen, device=device, cache=kept, progress=talk)
+    say_alike(results, talk)
+    if out:
+        each = len(results) // len(references)
+        models = {one.model_fingerprint: named for one, named in zip(results[::each], references, strict=True)}
+        write_results(Written(results, datasets, owner, talk, models), Path(out), formats)
     check_complete(results, chosen)
     if card:
         update_card(references[0].path, results)

@@ -18,8 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_write, file_sha256, json_object
-from dcclip_cli.partials import remove
+from dcclip_cli.files import atomic_write, file_sha256, json_object, remove
 
 OWN, FILES = "sha256", "files"
 USERS_FILES = ("README.md",)  # the user may edit the model card

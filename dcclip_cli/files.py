@@ -1,4 +1,4 @@
-"""Files: atomic writes, locks between processes, checksums, and the cache folder."""
+"""Files: atomic writes under temporary names, locks between processes, checksums, and the cache folder."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from dcclip_cli import partials
 from dcclip_cli.errors import DcclipError, Message, writing
-from dcclip_cli.signals import shielded
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound="BaseModel")
 T = TypeVar("T")
 _BLOCK_BYTES = 1 << 23
+PARTIAL = re.compile(r"\.(.+)\.\d+-[0-9a-f]{8}\.(?:partial|old)", re.DOTALL)
+_STALE_S = 24 * 3600  # age at which a partial file counts as left by a killed process
 
 
 def cache_folder() -> Path:
@@ -59,42 +62,73 @@ def lock(file: Path, wait: bool = True) -> Iterator[bool]:
 
 
 @contextmanager
+def partial(final: Path, folder: bool = False) -> Iterator[Path]:
+    """A new empty file or `folder` next to `final`, removed when the block ends unless it was renamed.
+
+    Before it, what killed processes left next to `final` is removed.
+    """
+    remove_stale(final.parent)
+    path = final.with_name(f".{final.name}.{os.getpid()}-{os.urandom(4).hex()}.partial")
+    try:
+        with writing(final):
+            path.mkdir(parents=True) if folder else path.touch(exist_ok=False)
+            yield path
+    finally:
+        remove(path)
+
+
+@cache
+def remove_stale(folder: Path) -> None:
+    """Remove the partial files and folders in a folder whose writers are gone by their age; once in each process."""
+    with suppress(OSError):  # no such folder yet
+        for entry in [one for one in os.scandir(folder) if PARTIAL.fullmatch(one.name)]:
+            path = Path(entry.path)
+            changed = [one.lstat().st_mtime for one in (path, *path.rglob("*"))]
+            if time.time() - max(changed) > _STALE_S:
+                remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove what is at a path, also a folder; what cannot be removed stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
 def atomic_file(file: Path) -> Iterator[Path]:
     """A temporary path next to `file`, moved to `file` when the block ends, removed if it raises.
 
     A killed process leaves `file` as it was.
     """
-    with writing(file), partials.partial(file) as partial:
-        yield partial
-        partial.replace(file)
+    with partial(file) as path:
+        yield path
+        path.replace(file)
 
 
 def atomic_write(file: Path, content: bytes | str) -> None:
     """Write a file under a temporary name and move it into place; text as UTF-8 with LF line ends."""
-    with atomic_file(file) as partial:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    with atomic_file(file) as path:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-@contextmanager
-def temporary_folder(near: Path) -> Iterator[Path]:
-    """An empty folder next to `near`, removed when the block ends, also by a signal at any moment."""
-    with writing(near), partials.partial(near, folder=True) as folder:
-        yield folder
+def temporary_folder(near: Path) -> AbstractContextManager[Path]:
+    """An empty folder next to `near`, removed when the block ends."""
+    return partial(near, folder=True)
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """An empty temporary folder next to `folder` that replaces it when the block ends, removed if it raises."""
-    with writing(folder), partials.partial(folder, folder=True) as partial:
-        yield partial
-        if not folder.exists():
-            partial.rename(folder)
-            return
-        old = partials.old(partial)
-        with shielded():
+    with partial(folder, folder=True) as path:
+        yield path
+        old = path.with_suffix(".old")
+        if folder.exists():
             folder.rename(old)
-            partial.rename(folder)
-        shutil.rmtree(old)
+        path.rename(folder)
+        remove(old)
 
 
 _SPECIAL = {

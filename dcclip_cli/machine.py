@@ -276,6 +276,14 @@ def loading_processes(wanted: int | Literal["auto"], device: str = "cpu", proces
     return 1 if device == "cpu" else min(_MOST_LOADING, max(1, cores() // processes - 1))
 
 
+LAUNCHED = "dcclip-processes"  # the run of torch's launcher that `--processes` starts
+
+
+def is_launched() -> bool:
+    """Whether `dcclip --processes` started this process: it reports its error to the command, which prints it."""
+    return os.environ.get("TORCHELASTIC_RUN_ID") == LAUNCHED
+
+
 def is_first_process() -> bool:
     """Whether this is the only process of a run, or the one that writes for all (torchrun, accelerate launch)."""
     return os.environ.get("RANK", "0") == "0"

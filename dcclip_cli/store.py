@@ -21,7 +21,6 @@ import numpy as np
 from dcclip_cli.blocks import Ragged, Values, flat, pack, parse
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import atomic_file, lock
-from dcclip_cli.signals import interruptible, shielded
 from dcclip_cli.store_rows import SUFFIX, MissingRows, StoredRows
 
 __all__ = ["FeatureStore", "MissingRows", "digests"]
@@ -60,26 +59,21 @@ class FeatureStore(StoredRows):
         """
         waiting, size, last = list[tuple[np.ndarray, Values]](), 0, time.monotonic()
         try:
-            with interruptible():
-                for keys, values in pieces:
-                    for name, given in values.items():
-                        if not np.isfinite(flat(given)).all():
-                            raise ValueError(Message("{name} is not finite", name=name))
-                        size += flat(given).nbytes
-                    waiting.append((keys, values))
-                    seconds = time.monotonic() - last
-                    if size >= _BLOCK_BYTES or seconds >= every_s:
-                        full, waiting, size, last = waiting, [], 0, time.monotonic()
-                        self._append(full, seconds)
+            for keys, values in pieces:
+                for name, given in values.items():
+                    if not np.isfinite(flat(given)).all():
+                        raise ValueError(Message("{name} is not finite", name=name))
+                    size += flat(given).nbytes
+                waiting.append((keys, values))
+                seconds = time.monotonic() - last
+                if size >= _BLOCK_BYTES or seconds >= every_s:
+                    full, waiting, size, last = waiting, [], 0, time.monotonic()
+                    self._append(pack(full, seconds))
         finally:
             if waiting:
-                self._append(waiting, time.monotonic() - last)
+                self._append(pack(waiting, time.monotonic() - last))
 
-    def _append(self, rows: Sequence[tuple[np.ndarray, Values]], seconds: float) -> None:
-        with shielded():
-            self._append_block(pack(rows, seconds))
-
-    def _append_block(self, parts: list[bytes | memoryview]) -> None:
+    def _append(self, parts: list[bytes | memoryview]) -> None:
         if self.folder is None or self.in_memory:
             content = b"".join(parts)
             block = parse(content)
@@ -97,7 +91,7 @@ class FeatureStore(StoredRows):
                 raise OSError(error.errno, error.strerror, str(file)) from None
             self._warn(f"{self.folder} cannot be written ({error.strerror}): what is computed now is not kept")
             self.in_memory = True
-            return self._append_block(parts)
+            return self._append(parts)
         self._add_files([file])
         if file.name not in self._blocks:
             raise DcclipError(

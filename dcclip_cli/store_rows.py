@@ -18,8 +18,7 @@ import numpy as np
 from dcclip_cli import store_index
 from dcclip_cli.blocks import Array, Block, Damaged, Ragged, flat, parse
 from dcclip_cli.errors import Message
-from dcclip_cli.files import OpenFile
-from dcclip_cli.partials import remove, remove_if_abandoned
+from dcclip_cli.files import OpenFile, remove
 from dcclip_cli.store_index import Index, Source, index_of, joined, open_index
 
 SUFFIX = ".block"
@@ -194,8 +193,6 @@ class StoredRows:
         for name in names:
             if name.endswith(store_index.SUFFIX) and name not in self._index_files:
                 self._use_index(self.folder / name, there)
-            else:
-                remove_if_abandoned(self.folder / name)
         new = [name for name in sorted(there) if name not in self._blocks and name not in self._unusable]
         self._add_files(self.folder / name for name in new)
 

@@ -1,12 +1,14 @@
-"""Locks and caches, here and on a system that has neither fcntl nor fork."""
+"""Locks, caches and temporary files, here and on a system that has neither fcntl nor fork."""
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from dcclip_cli.files import lock
+from dcclip_cli.files import atomic_file, atomic_folder, atomic_write, lock, remove_stale
 
 # Only from this package and from filelock: other libraries go by os.name, which cannot be changed here.
 WITHOUT_POSIX = """
@@ -66,3 +68,44 @@ def test_a_lock_is_refused_while_another_process_has_it_and_free_once_that_is_ki
     for wait in (False, True):
         with lock(file, wait) as mine:
             assert mine
+
+
+WRITING = """
+import sys, time
+from pathlib import Path
+from dcclip_cli.files import atomic_file, atomic_folder
+with atomic_folder(Path(sys.argv[1], "b 模型")) as folder, atomic_file(Path(sys.argv[1], "a")) as file:
+    (folder / "weights").write_bytes(b"half")
+    file.write_bytes(b"half")
+    print(flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_when_nothing_in_it_has_changed_for_a_day(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", WRITING, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline()
+        process.kill()
+    file, folder = sorted(tmp_path.iterdir())
+    other = tmp_path / ".of-others.partial"
+    other.touch()
+    yesterday = time.time() - 25 * 3600
+    for path in (file, folder, other):
+        os.utime(path, (yesterday, yesterday))
+    assert after_another_write(tmp_path) == {folder, other}, "the file in the folder is new"
+    os.utime(folder / "weights", (yesterday, yesterday))
+    assert after_another_write(tmp_path) == {other}
+
+
+def after_another_write(folder: Path) -> set[Path]:
+    """What is in a folder after a new process has written a file there, without that."""
+    remove_stale.cache_clear()
+    atomic_write(folder / "c", "一")
+    (folder / "c").unlink()
+    return set(folder.iterdir())
+
+
+def test_an_error_leaves_nothing_of_what_was_being_written(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "a"), atomic_file(tmp_path / "b"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,6 @@ import pytest
 from dcclip_cli import blocks, store, store_rows
 from dcclip_cli.blocks import Ragged, Values
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import atomic_file
 from dcclip_cli.store import FeatureStore, MissingRows, digests
 from dcclip_cli.store_index import Index
 
@@ -301,15 +300,6 @@ def test_a_read_only_store_is_read_and_what_is_damaged_in_it_is_dropped(
 
     monkeypatch.setattr(Path, "unlink", refuse)
     assert every_row(FeatureStore(tmp_path))[-16:] == [*range(8, 24)] and first.exists()
-
-
-def test_a_half_block_is_removed_if_its_process_was_killed(tmp_path: Path) -> None:
-    killed = tmp_path / ".a.block.1-00000000.partial"
-    killed.write_bytes(b"half")
-    with atomic_file(tmp_path / "b.block") as living:
-        FeatureStore(tmp_path)
-        assert living.exists() and not killed.exists()
-        living.write_bytes(b"half")
 
 
 def test_compacting_leaves_one_block_with_the_rows_that_are_asked_for(tmp_path: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import signal
 import sys
+import time
+import traceback
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +19,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import typer
 
 from dcclip_cli.cli.streams import as_json, printable
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import AgainError, DcclipError, Message
 from dcclip_cli.language import language, translated
-from dcclip_cli.launched import is_launched, report
-from dcclip_cli.machine import is_first_process
+from dcclip_cli.machine import is_first_process, is_launched
 from dcclip_cli.progress import Progress, Silent, stderr_progress
-from dcclip_cli.signals import asked_to_end, exit_command, stopped
+from dcclip_cli.signals import AGAIN, asked
 from dcclip_cli.text import filled, rows
 from dcclip_cli.versions import EXTRAS
 
@@ -62,8 +65,8 @@ class CommandGroup(typer.core.TyperGroup):
             with _usage_errors():
                 return self._invoke_and_flush(ctx)
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) or asked_to_end():  # any other error is then a consequence
-                _stopped()
+            if isinstance(error, KeyboardInterrupt) or asked():  # any other error is then a consequence
+                _stopped(error)
             if isinstance(error, DcclipError):
                 mistake = error
             elif isinstance(error, OSError) and error.filename == _STDOUT:
@@ -72,6 +75,8 @@ class CommandGroup(typer.core.TyperGroup):
                 raise RuntimeError("a file or the output of a process ended too early") from error
             else:
                 found = _users_mistake(error, self._options(ctx))
+                if found is None and is_launched():
+                    found = DcclipError("".join(traceback.format_exception(error)), "")
                 if found is None:
                     raise
                 mistake = found
@@ -111,22 +116,24 @@ def _usage_errors() -> Iterator[None]:
 def _fail(mistake: DcclipError) -> NoReturn:
     """Print an error with its hint, or report both where `--processes` started this process, and exit with 1."""
     if is_launched():
-        report(what=translated(mistake.what), hint=translated(mistake.hint), error=type(mistake).__name__)
-        exit_command(1)
+        said = {"message": translated(mistake.what), "hint": translated(mistake.hint), "time": time.time()}
+        again = isinstance(mistake, AgainError)
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(said | {"again": again}), "utf-8")
+        raise typer.Exit(1)
     lines = translated(mistake.what).split("\n")
     for line in lines[:_MOST_LINES]:
         error_line(line)
     if len(lines) > _MOST_LINES:
         error_line(Message("and {count:,} more errors of this kind", count=len(lines) - _MOST_LINES))
     hint_line(mistake.hint)
-    exit_command(1)
     raise typer.Exit(1)
 
 
-def _stopped() -> NoReturn:
-    exit_command()
-    _label(Message("stopped: "), stopped(), _YELLOW)  # not the program, but called by one
-    raise typer.Exit(130) from None
+def _stopped(error: BaseException) -> NoReturn:
+    if is_first_process() and not is_launched():
+        saved = isinstance(error, KeyboardInterrupt) and error.args
+        _label(Message("stopped: "), saved[0] if saved else AGAIN, _YELLOW)
+    raise typer.Exit(128 + (asked() or signal.SIGINT)) from None
 
 
 def _unwritten(error: OSError) -> DcclipError:
@@ -314,5 +321,5 @@ def printing() -> Iterator[None]:
 
 def show_path(path: Path) -> None:
     """Print the path of a result on stdout, once however many processes made it."""
-    if is_first_process():
+    if is_first_process() and not is_launched():
         show(str(path))

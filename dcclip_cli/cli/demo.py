@@ -10,7 +10,6 @@ from typer import Option, launch
 
 from dcclip_cli.cli import console, flags
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.signals import keeping
 
 if TYPE_CHECKING:
     from http.server import ThreadingHTTPServer
@@ -49,7 +48,7 @@ def demo(
     if open_page and console.has_screen():
         launch(address)
     talk.say(Message("demo: stop with Ctrl-C"))
-    with server, keeping(lambda: Message("the page is in {folder}", folder=folder)):
+    with server:
         server.serve_forever()
 
 

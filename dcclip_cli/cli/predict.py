@@ -15,7 +15,6 @@ from typer import Argument, BadParameter, Exit, Option
 from dcclip_cli.cli import console, flags
 from dcclip_cli.cli.streams import as_json, csv_cell, printable
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.signals import keeping
 from dcclip_cli.text import language_by_script
 
 if TYPE_CHECKING:
@@ -208,18 +207,17 @@ def search(
             "search: {count} images, {embedded} of them embedded now", count=len(index.paths), embedded=index.embedded
         )
     )
-    with keeping(lambda: Message("{count:,} images are embedded", count=len(index.paths)) if index.kept else ""):
-        hits = index.search(text_embeddings(encoder, [text])[0], top_k)
-        if as_json:
-            console.show_json([{"image": str(hit.image), "score": round(hit.score, 6)} for hit in hits])
-        else:
-            rows = [(str(hit.image), f"{hit.score:.3f}") for hit in hits]
-            console.show_table(
-                Message("{text}, in {folder}", text=text, folder=folder), (Message("image"), Message("score")), rows
-            )
-        if page:
-            atomic_write(page, _page(text, hits).encode(errors="replace"))
-            talk.say(Message("search: {page}", page=page))
+    hits = index.search(text_embeddings(encoder, [text])[0], top_k)
+    if as_json:
+        console.show_json([{"image": str(hit.image), "score": round(hit.score, 6)} for hit in hits])
+    else:
+        rows = [(str(hit.image), f"{hit.score:.3f}") for hit in hits]
+        console.show_table(
+            Message("{text}, in {folder}", text=text, folder=folder), (Message("image"), Message("score")), rows
+        )
+    if page:
+        atomic_write(page, _page(text, hits).encode(errors="replace"))
+        talk.say(Message("search: {page}", page=page))
     unread = console.ErrorLines()
     for name, error in index.errors.items():
         unread.add(str(folder / name), error)
@@ -319,10 +317,9 @@ def embed(
                 raise DcclipError("none of the images could be read", "use JPEG, PNG or WebP files")
             named = [str(path) for path, there in zip(paths, found.there, strict=True) if there]
             _write(out, named, compressed(found.vectors, dtype))
-    with keeping(lambda: Message("{out} is written", out=out)):
-        console.show(str(out))
-        if unread.end():
-            raise Exit(1)
+    console.show(str(out))
+    if unread.end():
+        raise Exit(1)
 
 
 def _write(out: Path, names: Sequence[str], rows: np.ndarray) -> None:

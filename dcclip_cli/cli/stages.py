@@ -84,11 +84,11 @@ def collect(
     much there is to read.
     """
     flags.out(out)
-    if engine == "local" and not check and (number := workers or cores()) > 1:
+    if engine == "local" and not check and (workers or cores()) > 1:
         from dcclip_cli.curation.executors import IMPORTS
-        from dcclip_cli.processes import start_early
+        from dcclip_cli.workers import preload
 
-        start_early(number, IMPORTS)
+        preload(IMPORTS)
     loaded = flags.open_recipe(recipe, sets, "collect")
     if check:
         flags.show_checked(loaded, ["collect"], out=out, fresh=fresh)

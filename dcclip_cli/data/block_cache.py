@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcclip_cli.errors import DcclipError, Message, writing
-from dcclip_cli.files import lock
-from dcclip_cli.partials import partial, remove, remove_if_abandoned
+from dcclip_cli.files import lock, partial, remove
 
 SUFFIX, PARTIAL = ".block", ".partial"
 _READING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # a pipe in the place of a block would wait for a writer
@@ -160,7 +159,6 @@ class BlockCache:
         for entry in os.scandir(self.folder):
             if not entry.name.endswith((SUFFIX, PARTIAL)):
                 continue
-            remove_if_abandoned(Path(entry.path))
             with suppress(FileNotFoundError):
                 about = entry.stat()
                 total += about.st_size

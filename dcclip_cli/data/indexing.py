@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -16,12 +14,10 @@ from dcclip_cli.data.index import SUFFIX, Index, beside, cached, find_index, rea
 from dcclip_cli.data.shards import Columns
 from dcclip_cli.data.storage import DataFile, list_files, with_suffix
 from dcclip_cli.errors import DcclipError, Message, joined
-from dcclip_cli.files import atomic_file, cache_folder, lock, temporary_folder
+from dcclip_cli.files import atomic_file, cache_folder, lock, remove, temporary_folder
 from dcclip_cli.machine import cores
-from dcclip_cli.partials import remove
-from dcclip_cli.processes import WorkerKilledError, calls
 from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.signals import keeping
+from dcclip_cli.workers import calls, in_threads, process_pool
 
 _FEW_BYTES = 1 << 26  # so much data is indexed faster than a process starts
 _CONNECTIONS = 16
@@ -39,8 +35,7 @@ def find_indexes(files: Sequence[DataFile], columns: Columns, progress: Progress
             found |= {file: find_index(file, columns) for file in missing}
             jobs = [(file, cached(file, columns)) for file in missing if found[file] is None]
             copied = _copy_published(jobs, columns, warn)
-            with keeping(partial(_kept, jobs, time.time())):
-                write_indexes([job for job in jobs if job not in copied], columns, progress)
+            write_indexes([job for job in jobs if job not in copied], columns, progress)
             found |= _written(jobs)
     return [index for index in found.values() if index is not None]
 
@@ -96,8 +91,7 @@ def _copy_published(
         return find_index(file, columns, warn) is not None
 
     remote = [job for job in jobs if job[0].is_remote]
-    with ThreadPoolExecutor(_CONNECTIONS) as pool:
-        return {job for job, fit in zip(remote, pool.map(fits, remote), strict=True) if fit}
+    return {job for job, fit in zip(remote, in_threads(fits, remote, _CONNECTIONS), strict=True) if fit}
 
 
 def index_files(
@@ -112,16 +106,9 @@ def index_files(
     found = {file: None if fresh else find_index(file, columns, warn) for file in files}
     jobs = [(file, _place(file, columns)) for file, index in found.items() if index is None]
     copied = set() if fresh else _copy_published(jobs, columns, warn)
-    with keeping(partial(_kept, jobs, time.time())):
-        write_indexes([job for job in jobs if job not in copied], columns, progress)
-        found |= _written(jobs)
-        return [index for index in found.values() if index is not None]
-
-
-def _kept(jobs: Sequence[tuple[DataFile, Path]], since: float) -> str:
-    """For `signals.keeping`: how many of the indexes were written after a time."""
-    there = sum(path.exists() and path.stat().st_mtime >= since for _, path in jobs)
-    return f"{there:,} of {len(jobs):,} indexes are written" if there else ""
+    write_indexes([job for job in jobs if job not in copied], columns, progress)
+    found |= _written(jobs)
+    return [index for index in found.values() if index is not None]
 
 
 def _written(jobs: Sequence[tuple[DataFile, Path]]) -> dict[DataFile, Index]:
@@ -169,12 +156,10 @@ def write_indexes(jobs: Sequence[tuple[DataFile, Path]], columns: Columns, progr
                 write_index(file, path, columns)
                 task.advance()
             return
-        try:
-            for _ in calls(partial(_write, columns), jobs, workers):
+        hint = Message("run the same command again: it indexes what is missing")
+        with process_pool(workers) as pool:
+            for _ in calls(pool, partial(_write, columns), jobs, hint):
                 task.advance()
-        except WorkerKilledError:
-            what = Message("a process that indexed data was killed, probably because memory ran out")
-            raise DcclipError(what, "run the same command again: it indexes what is missing") from None
 
 
 def _write(columns: Columns, job: tuple[DataFile, Path]) -> None:

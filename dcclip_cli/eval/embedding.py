@@ -60,11 +60,6 @@ class FeatureCache:
             store.refresh()
             return store.complete("embedding", digests("", items), compute)
 
-    def kept(self) -> str:
-        """For `signals.keeping`: how many embeddings of this object's stores are on the disk."""
-        rows = sum(store.rows for store in list(self._stores.values()) if store.folder)
-        return f"{rows:,} embeddings are kept in {self._root}" if rows else ""
-
     def _store(self, about: Mapping[str, Any]) -> FeatureStore:
         described = json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False, default=str)
         name = hashlib.sha256(described.encode()).hexdigest()[:24]

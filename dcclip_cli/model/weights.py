@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dcclip_cli.checksums import cached_record, write_record
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_folder, cache_folder, file_sha256, lock, read_json
-from dcclip_cli.partials import remove
+from dcclip_cli.files import atomic_folder, cache_folder, file_sha256, lock, read_json, remove
 from dcclip_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:

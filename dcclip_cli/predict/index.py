@@ -21,7 +21,6 @@ from dcclip_cli.predict.images import BATCH_SIZE, aligned, batched, embed_batche
 from dcclip_cli.predict.vectors import VectorType, compressed, cut, nearest, restored
 from dcclip_cli.predict.zero_shot import text_embeddings
 from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.signals import keeping
 from dcclip_cli.store import FeatureStore, MissingRows, digests
 
 _TEXTS = 256  # in a batch
@@ -41,7 +40,7 @@ class Index:
     """The images of a folder: `paths` relative to it, their `embeddings` (N, D) of length 1, and what failed.
 
     Embeddings of another `kind` than fp32 are compressed, as vectors.py says. `embedded` is how many of the images went
-    through the model this time. `kept`: the next call finds the index.
+    through the model this time.
     """
 
     folder: Path
@@ -49,7 +48,6 @@ class Index:
     embeddings: np.ndarray
     errors: dict[str, DcclipError]
     embedded: int
-    kept: bool = False
     kind: VectorType = "fp32"
 
     def search(self, query: np.ndarray, top_k: int) -> list[Hit]:
@@ -95,21 +93,19 @@ def open_index(
     keys = digests("", (_stamp(name, folder / name) for name in names))
     if not fresh:
         _take_from_whole(store, keys, model, folder, kind)
-    with keeping(lambda: _kept(store, keys, "images")):
-        paths = [folder / name for name in names]
-        found = _embed_images(model, paths, store, keys, kind, f"index {folder}", progress)
-        if not found.there.any():
-            raise DcclipError(
-                "{folder} has no image that can be read", "name a folder of JPEG, PNG or WebP images", folder=folder
-            )
-        if store.blocks > _MOST_BLOCKS or store.rows > 2 * len(found.vectors):
-            store.compact("embedding", keys[found.there])
-        is_float = kind in ("fp32", "fp16")
-        embeddings = restored(found.vectors, kind, found.vectors.shape[1]) if is_float else found.vectors
-        indexed = tuple(name for name, there in zip(names, found.there.tolist(), strict=True) if there)
-        errors = {names[place]: error for place, error in found.errors.items()}
-        kept = not store.in_memory
-        return Index(folder, indexed, embeddings, errors, found.computed, kept, "fp32" if is_float else kind)
+    paths = [folder / name for name in names]
+    found = _embed_images(model, paths, store, keys, kind, f"index {folder}", progress)
+    if not found.there.any():
+        raise DcclipError(
+            "{folder} has no image that can be read", "name a folder of JPEG, PNG or WebP images", folder=folder
+        )
+    if store.blocks > _MOST_BLOCKS or store.rows > 2 * len(found.vectors):
+        store.compact("embedding", keys[found.there])
+    is_float = kind in ("fp32", "fp16")
+    embeddings = restored(found.vectors, kind, found.vectors.shape[1]) if is_float else found.vectors
+    indexed = tuple(name for name, there in zip(names, found.there.tolist(), strict=True) if there)
+    errors = {names[place]: error for place, error in found.errors.items()}
+    return Index(folder, indexed, embeddings, errors, found.computed, "fp32" if is_float else kind)
 
 
 @contextmanager
@@ -121,8 +117,7 @@ def embedded_images(model: Encoder, paths: Sequence[Path], out: Path, progress: 
     with _until_written(model, out, progress) as store:
         # A row depends on all images of its batch: the last bits of an embedding do.
         keys = _keys_in_batches([_stamp(str(path), path) for path in paths], BATCH_SIZE)
-        with keeping(lambda: _kept(store, keys, "images")):
-            yield _embed_images(model, paths, store, keys, "fp32", "embed", progress)
+        yield _embed_images(model, paths, store, keys, "fp32", "embed", progress)
 
 
 @contextmanager
@@ -138,11 +133,10 @@ def embedded_texts(model: Encoder, texts: Sequence[str], out: Path, progress: Pr
 
     with _until_written(model, out, progress) as store:
         keys = _keys_in_batches([texts[index].encode(errors="surrogatepass") for index in order], _TEXTS)
-        with keeping(lambda: _kept(store, keys, "texts")):
-            _, found = store.complete("embedding", keys, compute)
-            vectors = np.empty_like(found)
-            vectors[order] = found
-            yield vectors
+        _, found = store.complete("embedding", keys, compute)
+        vectors = np.empty_like(found)
+        vectors[order] = found
+        yield vectors
 
 
 def _embed_images(
@@ -169,12 +163,6 @@ def _embed_images(
                 task.advance(len(batch))
 
     return Embedded(*store.complete("embedding", keys, compute), errors, computed)
-
-
-def _kept(store: FeatureStore, keys: np.ndarray, what: str) -> str:
-    """For `signals.keeping`: how many of the rows are on the disk."""
-    there = 0 if store.in_memory else len(keys) - int(store.missing(keys, ["embedding"]).sum())
-    return f"{there:,} of {len(keys):,} {what} are embedded" if there else ""
 
 
 def _index_folder(model: Encoder, path: Path, kind: VectorType) -> Path | None:
@@ -233,9 +221,8 @@ def _open_store(folder: Path | None, progress: Progress) -> FeatureStore:
 def _until_written(model: Encoder, out: Path, progress: Progress) -> Iterator[FeatureStore]:
     folder = _stored("embed", model.fingerprint, model.precision, out)
     yield _open_store(folder, progress)
-    with keeping(lambda: Message("{out} is written", out=out)):
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _keys_in_batches(inputs: Sequence[bytes], size: int) -> np.ndarray:

@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import cache_folder
-from dcclip_cli.launched import is_launched
-from dcclip_cli.machine import is_first_process
+from dcclip_cli.machine import is_first_process, is_launched
 from dcclip_cli.options import decisive
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.recipe.load import LoadedRecipe, record
 from dcclip_cli.recipe.summary import SUMMARY, ModelSummary, agreements, keep_summary, kept_summary
 from dcclip_cli.run_dir import RESOLVED, STAGES, RunDir, StageName, TrainResult, finished, has_product
-from dcclip_cli.signals import keeping
 
 if TYPE_CHECKING:
     from dcclip_cli.curation.collect import CollectResult
@@ -53,7 +51,6 @@ class RecipeRun:
     fresh: bool = False
     progress: Progress = field(default_factory=Silent)
     processes: int = 1
-    _begun: float = field(default_factory=time.time)
     _recorded: bool = False  # the recipe, in the run directory
     _results: dict[str, list[EvalResult]] = field(default_factory=dict)  # by model: teacher, student, bundle
 
@@ -95,23 +92,10 @@ class RecipeRun:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """While the block works in the run directory, a signal tells which stages it has finished.
-
-        Raises DcclipError if the directory was removed meanwhile.
-        """
-
-        def kept() -> str:
-            products = {stage.name: root / stage.name / stage.product for stage in STAGES}
-            there = [(name, products[name]) for name in self.loaded.recipe.stages if products[name].exists()]
-            done = [name for name, product in there if product.stat().st_mtime >= self._begun]
-            if len(done) > 1:
-                return Message("{stages} are finished", stages=", ".join(done))
-            return Message("{stage} is finished", stage=done[0]) if done else ""
-
+        """While the block works in the run directory. Raises DcclipError if that was removed meanwhile."""
         root = self.dir.root
         try:
-            with keeping(kept):
-                yield
+            yield
         except Exception:
             if not self._recorded or (root / RESOLVED).exists():  # a worker may have made the folder again
                 raise
@@ -203,6 +187,7 @@ class RecipeRun:
     def _train_in_processes(self, stage: StageName) -> TrainResult:
         """`train` in several processes, from the recipe that `begin` wrote. The first one says what `train` says."""
         from dcclip_cli.model.model_dir import read_provenance
+        from dcclip_cli.train.checkpoint import telling_saved_step
         from dcclip_cli.train.launch import launch
 
         if self.fresh:
@@ -213,7 +198,8 @@ class RecipeRun:
             given.append("--quiet")
         if logging.getLogger().isEnabledFor(logging.INFO):
             given.append("--verbose")
-        launch(given, self.processes, self.progress)
+        with telling_saved_step(self.dir.stage(stage), self.fresh):
+            launch(given, self.processes, self.progress)
         provenance = read_provenance(self.dir.model(stage)).content
         metrics = provenance.pop("metrics", {})
         return TrainResult(self.dir.model(stage), False, time.monotonic() - begun, metrics, provenance)
@@ -331,15 +317,14 @@ class RecipeRun:
 
         datasets, cache = open_datasets(options), FeatureCache(cache_folder(), self.progress.say)
         new = {name: one for name, one in self._models().items() if name in names and name not in self._results}
-        with keeping(cache.kept):
-            for name, model in new.items():
-                self._results[name] = evaluate(
-                    [model], datasets, options, device=self.device, cache=cache, progress=self.progress
-                )
-            every = [one for several in self._results.values() for one in several]
-            if len(every) == sum(len(self._results[name]) for name in new):  # not again for the bundle
-                say_alike(every, self.progress)
-            save_report(every, datasets, self.dir.stage("eval"), self.progress)
+        for name, model in new.items():
+            self._results[name] = evaluate(
+                [model], datasets, options, device=self.device, cache=cache, progress=self.progress
+            )
+        every = [one for several in self._results.values() for one in several]
+        if len(every) == sum(len(self._results[name]) for name in new):  # not again for the bundle
+            say_alike(every, self.progress)
+        save_report(every, datasets, self.dir.stage("eval"), self.progress)
         for name, model in new.items():
             if name != "teacher":
                 update_card(model.path, self._results[name])

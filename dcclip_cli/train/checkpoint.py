@@ -10,6 +10,7 @@ import errno
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +115,25 @@ def latest_checkpoint(folder: Path) -> Path | None:
     if folder.exists() and not folder.is_dir():
         raise DcclipError(Message("{folder} is not a folder", folder=folder), _AGAIN)
     return max(folder.glob("step-*"), default=None)
+
+
+@contextmanager
+def telling_saved_step(stage: Path, fresh: bool) -> Iterator[None]:
+    """Let what stops the block by a signal say which step of the stage is saved."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        if checkpoint := latest_checkpoint(stage / "state"):
+            step, how = int(checkpoint.name.removeprefix("step-")), Message(" without --fresh") if fresh else ""
+            stopped.args = (
+                Message(
+                    "{stage} is saved after step {step}: run the same command again{how}",
+                    stage=stage.name,
+                    step=step,
+                    how=how,
+                ),
+            )
+        raise
 
 
 def load_checkpoint(

@@ -18,8 +18,7 @@ from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import loading_processes
 from dcclip_cli.options import decisive
 from dcclip_cli.run_dir import TrainResult
-from dcclip_cli.signals import keeping
-from dcclip_cli.train.checkpoint import latest_checkpoint
+from dcclip_cli.train.checkpoint import telling_saved_step
 from dcclip_cli.train.compute import computed_in, join_processes, settle_precision, use_kernels, use_threads
 from dcclip_cli.train.distributed import processes_here
 from dcclip_cli.train.lazy_teacher import LazyTeacher
@@ -75,11 +74,8 @@ class PreparedStage:
 def train_stage(setup: StageSetup, options: TrainOptions, context: StageContext) -> TrainResult:
     """Train as set up, and write the stage's model directory."""
     folder, model = context.run.stage(setup.name), context.run.model(setup.name)
-    caches: list[TeacherCache] = []
-    with keeping(lambda: _kept(folder, model, caches)):
+    with telling_saved_step(folder, context.fresh):
         stage = prepare(setup, options, context)
-        sampler = stage.training.sampler
-        caches += sampler.caches if isinstance(sampler, CacheFillingSampler) else ()
         info = RunInfo(
             setup.name,
             folder,
@@ -90,6 +86,7 @@ def train_stage(setup: StageSetup, options: TrainOptions, context: StageContext)
             context.progress,
             context.track,
         )
+        sampler = stage.training.sampler
         trainer = Trainer(stage.task, stage.collator, sampler, stage.options, info, stage.validate)
 
         def save(metrics: dict[str, float]) -> None:
@@ -97,19 +94,8 @@ def train_stage(setup: StageSetup, options: TrainOptions, context: StageContext)
                 stage.student.save(model, {**stage.provenance, "metrics": metrics}, setup.half)
 
         metrics = trainer.run(save)
-        trainer.close()
-        return TrainResult(model, False, trainer.seconds, metrics, stage.provenance)
-
-
-def _kept(folder: Path, model: Path, caches: Sequence[TeacherCache]) -> str:
-    """For `signals.keeping`: the state of a stage, and its teachers' features, unless it is finished."""
-    if model.is_dir():
-        return ""
-    checkpoint = latest_checkpoint(folder / "state")
-    kept = [cache.kept() for cache in caches]
-    if checkpoint:
-        kept.insert(0, f"{folder.name} is saved as it was after step {int(checkpoint.name.removeprefix('step-'))}")
-    return ", ".join(filter(None, kept))
+    trainer.close()
+    return TrainResult(model, False, trainer.seconds, metrics, stage.provenance)
 
 
 def prepare(setup: StageSetup, options: TrainOptions, context: StageContext) -> PreparedStage:

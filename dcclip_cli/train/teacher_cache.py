@@ -152,18 +152,6 @@ class TeacherCache:
         """Bytes of all rows that are stored, also of other data."""
         return self._images.size + self._texts.size
 
-    def kept(self) -> str:
-        """For `signals.keeping`: how many of the rows of this part of training are stored."""
-        if not self._completed:
-            return ""
-        last, reader = self._completed[-1], self.reader
-        images = int((~self._images.missing(last.image_keys, reader.image_arrays)).sum())
-        captions = int((~self._texts.missing(last.text_keys, reader.text_arrays)).sum())
-        if not images + captions:
-            return ""
-        images_of = f"{images:,} of {len(last.image_keys):,} images"
-        return f"the teacher's features of {images_of} and {captions:,} of {len(last.text_keys):,} captions are kept"
-
     # ---- reading
 
     def _computed_again(self, batch: Batch) -> StoredFeatures:

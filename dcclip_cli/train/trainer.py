@@ -19,7 +19,7 @@ from dcclip_cli.data.samplers import MixedBatchSampler
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import loading_processes
 from dcclip_cli.progress import Progress, Silent, Task
-from dcclip_cli.signals import HeldSignals
+from dcclip_cli.signals import Stopped, asked, handled, noted
 from dcclip_cli.train.checkpoint import Identity, TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
 from dcclip_cli.train.compute import make_accelerator
 from dcclip_cli.train.distributed import any_process, processes_here
@@ -88,7 +88,6 @@ class Trainer:
         self._wrapped = self.accelerator.prepare(task)
         self.state = TrainState(step=0)
         self.seconds, self.metrics = 0.0, dict[str, float]()
-        self._signals = HeldSignals()
         self._interrupted = self._changing_weights = False
         self._saved_step = 0
 
@@ -99,14 +98,14 @@ class Trainer:
     def run(self, finish: Finish = lambda _metrics: None) -> dict[str, float]:
         """Train to the end and return the last metrics; the task then has the weights to be saved, on the CPU.
 
-        `finish` is called with the metrics before Ctrl-C or SIGTERM can end the run. Until then they raise
-        KeyboardInterrupt after the step, and at once while the run waits for data or validates. Whatever ends it, data
-        that cannot be read (DcclipError) for example, the state after the last whole step is saved first.
+        `finish` is called with the metrics before a signal can end the run. Until then it raises Stopped after the
+        step, and at once while the run waits for data or validates. Whatever ends the run, data that cannot be read
+        (DcclipError) for example, the state after the last whole step is saved first.
         """
         self.restore()
         name, progress, began = self.info.name, self.info.progress, time.monotonic()
         self.task.train()
-        with self._signals, progress.task(name, self.total_steps, self.state.step) as shown:
+        with handled(), noted(), progress.task(name, self.total_steps, self.state.step) as shown:
             try:
                 self._train(shown)
             except BaseException:
@@ -118,8 +117,6 @@ class Trainer:
             self._take_final_weights()
             self.task.eval().to("cpu")
             finish(self.metrics)
-            if self._interrupted:
-                raise KeyboardInterrupt
         return self.metrics
 
     def _train(self, shown: Task) -> None:
@@ -141,9 +138,8 @@ class Trainer:
                 return
             if state.step == self.total_steps:
                 return  # what a signal asks for can wait until the model is saved
-            self._interrupted |= self.accelerator.num_processes == 1 and bool(self._signals)
-            if self._interrupted:
-                raise KeyboardInterrupt
+            if self._interrupted or (self.accelerator.num_processes == 1 and asked()):
+                raise Stopped
             if state.step % options.checkpoint_every_steps == 0:
                 self.save()
 
@@ -156,7 +152,7 @@ class Trainer:
         self.task.begin_step(state.step / self.total_steps)
         terms = self._backward(batch)
         norm: Tensor = self.accelerator.clip_grad_norm_(self.task.parameters(), options.clip_norm or math.inf)
-        bad, self._interrupted = any_process(self._is_bad(terms, norm), bool(self._signals), device=self.device)
+        bad, self._interrupted = any_process(self._is_bad(terms, norm), bool(asked()), device=self.device)
         self._changing_weights = True
         state.step += 1
         if bad:
@@ -193,7 +189,7 @@ class Trainer:
         options, state = self.options, self.state
         assert self._validate is not None
         with ema_weights(self.task.model, self.ema):
-            with self._signals.interruptible():
+            with noted(False):
                 metrics = self._validate()
             better = self._best.update(state.step, metrics, self.task.model, self.is_main_process)
         state.validations_since_best = 0 if better else state.validations_since_best + 1
@@ -318,7 +314,7 @@ class Trainer:
         """The batches as the loading processes make them. Raises DcclipError for data that cannot be read."""
         batches: Iterator[Any] | None = None
         while True:
-            with self._timer.waiting(), self._signals.interruptible():
+            with self._timer.waiting(), noted(False):
                 if batches is None:
                     batches = self._start_loading()
                 batch = next(batches, None)

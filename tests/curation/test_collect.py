@@ -30,7 +30,7 @@ from dcclip_cli.curation.work import WorkFolder
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.partials import exclusive
+from dcclip_cli.files import lock
 from dcclip_cli.progress import Silent
 from dcclip_cli.recipe.yaml import anchored
 from tests.curation.conftest import MakeImage
@@ -334,7 +334,7 @@ def test_a_killed_run_of_two_workers_done_again_leaves_what_an_unbroken_one_of_o
 
 
 def test_a_second_collection_into_the_same_run_is_refused(tmp_path: Path, five: CollectOptions) -> None:
-    with exclusive(tmp_path), pytest.raises(DcclipError, match="another process collects into") as error:
+    with lock(tmp_path / ".out.lock"), pytest.raises(DcclipError, match="another process collects into") as error:
         collect(five, tmp_path / "out", engine=ONE)
     assert "--out" in error.value.hint
     assert collect(five, tmp_path / "out", engine=ONE).pairs.kept == 5

@@ -119,9 +119,8 @@ Engine(workers=2).run(Sleep(), Path("logs").absolute())
 """
 
 
-@pytest.mark.parametrize("reaped", [True, False])
 @pytest.mark.parametrize("where", ["importing", "running"])
-def test_workers_end_with_a_command_that_is_killed(tmp_path: Path, where: str, reaped: bool) -> None:
+def test_workers_end_with_a_command_that_is_killed(tmp_path: Path, where: str) -> None:
     (tmp_path / "sleeper.py").write_text(SLEEPER)
     environment = os.environ | {"SLEEP": where, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
     command = subprocess.Popen([sys.executable, "-c", COMMAND], cwd=tmp_path, env=environment)
@@ -131,8 +130,6 @@ def test_workers_end_with_a_command_that_is_killed(tmp_path: Path, where: str, r
         os.kill(worker, signal.SIGTERM)  # which a worker ignores
     assert not any(map(ended, workers))
     command.kill()
-    if reaped:
-        command.wait()
     wait(lambda: all(map(ended, workers)), within_s=2)
     command.wait()
 

@@ -115,14 +115,6 @@ def test_what_is_no_block_in_the_place_of_one_is_replaced_with_a_warning(
     assert said == [f"warning: {file} is damaged: shard aa is read again"]
 
 
-def test_what_a_killed_fetch_left_is_not_read(tmp_path: Path) -> None:
-    cache = BlockCache(tmp_path / "blocks", 5000)
-    cache.folder.mkdir()
-    (cache.folder / ".aa.block.1-0123abcd.partial").write_bytes(bytes(1000))
-    assert cache.read(block(tmp_path, "aa"), 0, 1) == b"a"
-    assert not list(cache.folder.glob("*.partial"))
-
-
 def _read(cache: BlockCache, one: Block) -> None:
     assert cache.read(one, 0, 1) == b"a"
 

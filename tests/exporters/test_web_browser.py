@@ -262,5 +262,5 @@ def test_demo_serves_the_page_of_a_bundle_without_torch_until_it_is_stopped(
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert f"stopped: the page is in {tmp_path / 'page'}; run the same command again" in errors
+    assert "stopped: run the same command again" in errors
     assert "Traceback" not in errors

@@ -13,10 +13,14 @@ import psutil
 import pytest
 import torch
 import yaml
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.train.launch import on_gpus, process_number
+from dcclip_cli.errors import AgainError, DcclipError
+from dcclip_cli.machine import LAUNCHED
+from dcclip_cli.train.launch import first_error, on_gpus, process_number
+from tests.cli.test_console import ending
 from tests.train.jobs import ENVIRONMENT, OPTIONS, Job, logged, refused, weights
 
 TIMEOUT_S = 150
@@ -55,10 +59,8 @@ def test_two_processes_that_are_stopped_go_on_to_the_bits_that_torchrun_makes(al
         printed, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 143 and not printed
     saved = len(logged(out / "align"))
-    [last] = [line for line in said.splitlines() if "saved" in line]
-    assert last == (
-        f"stopped: align is saved as it was after step {saved}; run the same command again to resume from there"
-    )
+    [last] = [line for line in said.splitlines() if "saved" in line or "stopped" in line]
+    assert last == f"stopped: align is saved after step {saved}: run the same command again"
     assert "Traceback" not in said and not psutil.wait_procs(ranks, 5)[1]
     with start(file, out, "--processes", "2") as process:
         printed, said = process.communicate(timeout=TIMEOUT_S)
@@ -83,6 +85,25 @@ def test_an_error_in_one_process_ends_all_with_one_error_and_one_hint(
     assert said.count("\n") == 2, said
     error, hint = said.splitlines()
     assert error.startswith("error: ") and bad.key in error and hint.startswith("hint:  ")
+
+
+def test_of_several_errors_the_users_is_raised_then_a_kill_then_the_first_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", LAUNCHED)
+    errors = [ValueError("一"), ValueError("二"), None, DcclipError("坏 bad", "fix it"), AgainError("again", "later")]
+    failures = []
+    for rank, error in enumerate(errors):
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / f"{rank}.json"))
+        if error:
+            assert ending(error) == (1, "")
+        failures.append(ProcessFailure(rank, 1, 1 if error else -signal.SIGKILL, str(tmp_path / f"{rank}.json")))
+    kinds = [type(first_error(failures[rank::-1], 5)) for rank in range(4)]
+    assert kinds == [RuntimeError, RuntimeError, DcclipError, DcclipError]
+    assert "ValueError: 一" in str(first_error(failures[1::-1], 5))
+    assert "process 2 of 5 was killed by SIGKILL" in str(first_error(failures[:3], 5))
+    assert str(first_error(failures[:4], 5)) == "坏 bad"
+    assert type(first_error(failures[4:], 5)) is AgainError
 
 
 def test_there_are_as_many_processes_as_gpus_at_most() -> None:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcclip_cli.data.pair import Language
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import Message
 from dcclip_cli.machine import peak_memory_bytes
 from dcclip_cli.model import Precision
 from dcclip_cli.model.reference import ModelReference
-from dcclip_cli.processes import WorkerKilledError, calls
+from dcclip_cli.workers import calls, process_pool
 
 DATASET = "xm3600"
 CAVEAT = Message(
@@ -112,11 +112,9 @@ def standings(language: Language, own: Mapping[str, ImmichMetric]) -> list[Stand
 
 def cost_of(reference: ModelReference, precision: Precision) -> Cost:
     """Memory and time of a model on the CPU, measured in a process that does nothing else."""
-    try:
-        [cost] = calls(_measure, [(reference, precision)], workers=1)
-    except WorkerKilledError:
-        what = Message("{target}: the process that measures memory and time was killed", target=reference.target)
-        raise DcclipError(what, "free some memory, and run the command again: embeddings are cached") from None
+    hint = Message("free some memory, and run the command again: embeddings are cached")
+    with process_pool(1, fresh=True) as pool:
+        [cost] = calls(pool, _measure, [(reference, precision)], hint)
     return cost
 
 
