@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcclip_cli.blocks import Damaged, parse
+from dcclip_cli.store import open_block
 
 _PARTS = (
     "runs/*/.collect.partial/read/0*",
@@ -57,9 +57,10 @@ class Kept:
 def kept(folder: Path) -> Kept:
     """What is there now."""
     rows: dict[str, list[bytes]] = {}
-    for file in sorted((folder / "cache").rglob("*.block")):
-        with suppress(Damaged, FileNotFoundError):  # the block cache has files of another kind
-            rows.setdefault(str(file.parent.relative_to(folder)), []).extend(parse(file).keys.tolist())
+    for file in sorted((folder / "cache").rglob("*.safetensors")):
+        with suppress(ValueError, FileNotFoundError):  # copies of weights are files of another kind
+            keys = open_block(file)[0]["keys"].copy().view("S16")[:, 0]
+            rows.setdefault(str(file.parent.relative_to(folder)), []).extend(keys.tolist())
     return Kept(rows, dict(_steps(folder)), frozenset(_parts(folder)))
 
 

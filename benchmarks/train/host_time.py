@@ -25,7 +25,6 @@ import psutil
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dcclip_cli.blocks import Ragged
 from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.options import Augment, CaptionOptions
@@ -38,6 +37,7 @@ from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.tokenizer import tokenize_with, train_tokenizer
 from dcclip_cli.progress import Silent
 from dcclip_cli.signals import begin_worker
+from dcclip_cli.store import Ragged
 from dcclip_cli.train import teacher
 from dcclip_cli.train.feature_shapes import Grid
 from dcclip_cli.train.lazy_teacher import LazyTeacher, TeacherFacts
@@ -45,8 +45,7 @@ from dcclip_cli.train.losses.base import Widths
 from dcclip_cli.train.losses.embeddings import EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss
 from dcclip_cli.train.options import TrainOptions
-from dcclip_cli.train.teacher_cache import TeacherCache
-from dcclip_cli.train.teacher_rows import IMAGE, TEXT, TOKENS, needed_rows
+from dcclip_cli.train.teacher_cache import IMAGE, TEXT, TOKENS, TeacherCache, needed_rows
 
 WIDTHS = Widths(768, 1024, 1024)  # AltCLIP's
 LOSSES = (FeatureMapLoss(), TokenFeaturesLoss(), EmbeddingLoss())

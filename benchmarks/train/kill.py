@@ -165,7 +165,7 @@ def where(run: Path, cache: Path) -> list[str]:
             found.append(f"{stage} finished")
         else:
             found += [f"{stage} at {path.name}" for path in sorted((run / stage / "state").glob("step-*"))]
-    blocks = len(list(cache.glob("teacher-cache/*/*/*.block")))
+    blocks = len(list(cache.glob("teacher-cache/*/*/*.safetensors")))
     return found or [f"{blocks} blocks of the teacher cache"][: bool(blocks)]
 
 

@@ -28,10 +28,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.blocks import Damaged
 from dcclip_cli.checksums import cached_record, read_record, write_record
 from dcclip_cli.curation.shards import check_shard
 from dcclip_cli.curation.sources.base import Slice
+from dcclip_cli.data.index import Damaged
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import cores
 from dcclip_cli.options import decisive

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from dcclip_cli.blocks import Damaged, OtherFormat
 from dcclip_cli.data.pair import LANGUAGES, caption_id
 from dcclip_cli.data.shards import Columns, Row, rows_of
 from dcclip_cli.data.storage import DataFile, shown
@@ -31,6 +30,14 @@ _BATCH_ROWS = 65_536
 _BATCH_CHARACTERS = 1 << 28  # offsets in an Arrow array have 31 bits
 _ABOUT = b"dcclip.index"
 _UNKNOWN = "00000000"  # what is in the place of a checksum when it is computed
+
+
+class Damaged(Exception):
+    """An index that cannot be used, and why."""
+
+
+class OtherFormat(Damaged):
+    """An index of another version of dcclip."""
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.blocks import Damaged
 from dcclip_cli.data.block_cache import BlockCache
-from dcclip_cli.data.index import Index, read_batch
+from dcclip_cli.data.index import Damaged, Index, read_batch
 from dcclip_cli.data.indexing import made_again
 from dcclip_cli.data.pair import BLOCK, LANGUAGES, Language, Lazy, Pair, PairDataset, image_digest
 from dcclip_cli.data.shard_blocks import BlockPlace, group_block, tar_block

@@ -11,8 +11,18 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from dcclip_cli.blocks import Damaged, OtherFormat
-from dcclip_cli.data.index import SUFFIX, Index, beside, cached, find_index, read_batch, read_index, write_index
+from dcclip_cli.data.index import (
+    SUFFIX,
+    Damaged,
+    Index,
+    OtherFormat,
+    beside,
+    cached,
+    find_index,
+    read_batch,
+    read_index,
+    write_index,
+)
 from dcclip_cli.data.shards import Columns
 from dcclip_cli.data.storage import DataFile, list_files, with_suffix
 from dcclip_cli.errors import DcclipError, Message

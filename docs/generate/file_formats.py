@@ -5,7 +5,7 @@ from dataclasses import fields
 from types import ModuleType
 from typing import Any
 
-from dcclip_cli import checksums, run_dir, store, store_index, store_rows
+from dcclip_cli import checksums, run_dir, store
 from dcclip_cli.curation import collect, shards, work
 from dcclip_cli.data import index
 from dcclip_cli.data.pair import Pair
@@ -140,8 +140,7 @@ def caches() -> str:
     return (
         "## Cache folder\n\n`$DCCLIP_CACHE`, else `~/.cache/dcclip`. All of it can be deleted: it is made again.\n\n"
         + table(("folder", "what is in it"), ((code(name), escaped(text)) for name, text in folders.items()))
-        + f"\n### Feature stores\n\n{described(store)}\nBlocks are `*{store_rows.SUFFIX}`, indexes of their rows"
-        f" `*{store_index.SUFFIX}`.\n\n{described(store_index)}"
+        + f"\n### Feature stores\n\n{described(store)}"
     )
 
 

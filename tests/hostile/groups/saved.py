@@ -93,7 +93,7 @@ def finished(random: Random) -> Case:
 
 def teacher_cache(random: Random) -> Case:
     """Damage to the teacher's features, which are computed again."""
-    names = ("images-*/*.block", "texts/*.block", "*/*")
+    names = ("images-*/*.safetensors", "texts/*.safetensors", "*/*")
     what, change = damage_file(random, f"cache/teacher-cache/*/{random.choice(names)}")
     return _made_again(f"distill {what}", DISTILL_HALF, ("stopped", *_TRAINING), change, _RESUMED)
 
@@ -141,14 +141,14 @@ def collected(random: Random) -> Case:
 
 def eval_cache(random: Random) -> Case:
     """Damage to cached embeddings of test sets."""
-    what, change = damage_file(random, f"cache/features/*/{random.choice(('*.block', '*.block', '*'))}")
+    what, change = damage_file(random, f"cache/features/*/{random.choice(('*.safetensors', '*.safetensors', '*'))}")
     parts = ("model", "train.parquet", "cache/features", "cache/index")
     return _made_again(f"eval {what}", EVAL, parts, change)
 
 
 def search_index(random: Random) -> Case:
     """Damage to the index of a folder of pictures."""
-    inside = random.choice(("cache/**/*.block", "pictures/.dcclip/*/*"))
+    inside = random.choice(("cache/**/*.safetensors", "pictures/.dcclip/*/*"))
     what, change = damage_file(random, inside)
 
     def spoil(here: Path) -> object:
