@@ -169,7 +169,7 @@ class FeatureStore:
         self._optional, self.in_memory = optional, folder is None
         self._blocks: list[_Block | None] = []  # by number; None: removed
         self._tables: list[_Table] = []
-        self._seen: set[str] = set()  # names of files
+        self._seen: set[Path] = set()
         self.refresh()
 
     @property
@@ -191,17 +191,19 @@ class FeatureStore:
 
     def refresh(self) -> None:
         """Find the blocks that other processes have added since the last look."""
-        found = list[tuple[Path, Arrays, float]]()
-        for name in sorted(os.listdir(self.folder)) if self.folder and self.folder.is_dir() else ():  # by time
-            if name.endswith(SUFFIX) and name not in self._seen:
-                self._seen.add(name)
-                try:
-                    if not (file := Path(self.folder, name)).is_file():
-                        raise ValueError(Message("is not a file"))
-                    found.append((file, *open_block(file)))
-                except (ValueError, OSError) as error:
-                    self._remove(file, error)
-        self._add(found)
+        if self.folder and self.folder.is_dir():
+            files = (path for path in self.folder.iterdir() if path.suffix == SUFFIX)
+            self._add(self._opened(sorted({*files} - self._seen)))  # by time
+
+    def _opened(self, files: Iterable[Path]) -> Iterator[tuple[Path, Arrays, float]]:
+        for file in files:
+            self._seen.add(file)
+            try:
+                if not file.is_file():
+                    raise ValueError(Message("is not a file"))
+                yield (file, *open_block(file))
+            except (ValueError, OSError) as error:
+                self._remove(file, error)
 
     def missing(self, keys: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """(N,) whether a row lacks one of these arrays."""
@@ -262,37 +264,38 @@ class FeatureStore:
 
     def _open(self, number: int) -> Arrays:
         """The arrays of a block. Where it cannot be opened any more, it is removed and MissingRows raised."""
-        block = self._blocks[number]
-        if block and not isinstance(block.where, Path):
+        if (block := self._blocks[number]) is None:
+            raise MissingRows("a block was removed")
+        if not isinstance(block.where, Path):
             return block.where
         try:
-            if block:
-                return _mapped(block.where)[0]
+            return _mapped(block.where)[0]
         except (ValueError, OSError) as error:
             self._blocks[number] = None
             self._remove(block.where, error)
-        raise MissingRows("a block was removed")
+            raise MissingRows("a block was removed") from None
 
     def _remove(self, file: Path, error: Exception) -> None:
         if not isinstance(error, FileNotFoundError):
-            why = (
-                Message("cannot be read: {strerror}", strerror=error.strerror) if isinstance(error, OSError) else error
-            )
+            why: object = error
+            if isinstance(error, OSError):
+                why = Message("cannot be read: {strerror}", strerror=error.strerror)
             self._warn(Message("warning: {file} {why}: its rows are computed again", file=file, why=why))
             remove(file)
 
-    def _add(self, blocks: Sequence[tuple[Path | None, Arrays, float]]) -> None:
+    def _add(self, blocks: Iterable[tuple[Path | None, Arrays, float]]) -> None:
         """Look rows up in these blocks as well."""
-        if not blocks:
-            return
-        number, counts = len(self._blocks), [len(arrays[_KEYS]) for _, arrays, _ in blocks]
-        for count, (file, arrays, seconds) in zip(counts, blocks, strict=True):
-            size = sum(array.nbytes for array in arrays.values())
+        keys, numbers, rows = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
+        for file, arrays, seconds in blocks:
+            count, size = len(arrays[_KEYS]), sum(array.nbytes for array in arrays.values())
+            keys.append(_halves(arrays[_KEYS]))
+            numbers.append(np.full(count, len(self._blocks), np.uint32))
+            rows.append(np.arange(count, dtype=np.uint32))
             self._blocks.append(_Block(file or arrays, frozenset(arrays), count, size, seconds))
-        keys = np.concatenate([arrays[_KEYS] for _, arrays, _ in blocks])
-        numbers = np.repeat(np.arange(number, len(self._blocks), dtype=np.uint32), counts)
-        rows = np.concatenate([np.arange(count, dtype=np.uint32) for count in counts])
-        tables = [*self._tables, _table(*_halves(keys), numbers, rows)]
+        if not keys:
+            return
+        new = _table(*np.concatenate(keys, axis=1), np.concatenate(numbers), np.concatenate(rows))
+        tables = [*self._tables, new]
         while len(tables) > 1 and len(tables[-2].first) < 2 * len(tables[-1].first):
             tables[-2:] = [_table(*map(np.concatenate, zip(*tables[-2:], strict=True)))]
         self._tables = tables
@@ -322,15 +325,20 @@ class FeatureStore:
         file = None
         if self.folder and not self.in_memory:
             file = self.folder / f"{time.time_ns():016x}-{uuid4().hex[:8]}{SUFFIX}"
-            self._seen.add(file.name)
+            self._seen.add(file)
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 _write_block(file, arrays, seconds)
             except OSError as error:
                 if not self._optional:
                     raise OSError(error.errno, error.strerror, str(file)) from None
-                what = "{folder} cannot be written ({strerror}): what is computed now is not kept"
-                self._warn(Message(what, folder=self.folder, strerror=error.strerror))
+                self._warn(
+                    Message(
+                        "{folder} cannot be written ({strerror}): what is computed now is not kept",
+                        folder=self.folder,
+                        strerror=error.strerror,
+                    )
+                )
                 self.in_memory, file = True, None
         self._add([(file, arrays, seconds)])
 

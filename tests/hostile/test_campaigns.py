@@ -41,8 +41,8 @@ def test_a_command_that_is_killed_gives_the_same_when_it_is_run_again(work: Path
 
 
 @pytest.mark.parametrize("seed", ["0", "1"])
-@pytest.mark.parametrize("name", ["bundle", "embeddings of search"])
-def test_a_flipped_bit_is_refused_by_name_or_made_again(name: str, seed: str, work: Path) -> None:
+@pytest.mark.parametrize("name", ["bundle"])
+def test_a_flipped_bit_is_refused_by_name(name: str, seed: str, work: Path) -> None:
     verdict = flips.attempt(Runs(work / "job"), work / "whole", Task(name, seed))
     assert verdict.column in flips.GOOD, verdict.line
 

@@ -114,7 +114,7 @@ def weights(random: Random) -> Case:
 
 def slices(random: Random) -> Case:
     """Damage to what a killed collect has done."""
-    names = ("read/*/*.parquet", "read/*/*.json", "dedup/*", "slices.jsonl", "checksums.json")
+    names = ("read/*/*.parquet", "read/*/*.json", "dedup/*", "plan.json")
     what, change = damage_file(random, f"half/.collect.partial/{random.choice(names)}")
     parts = ("half", "collect.yaml", "table.tsv", "folder")
     return _made_again(f"collect {what}", COLLECT_HALF, parts, change, ("half/collect/*.tar",))
