@@ -208,10 +208,13 @@ def file_sha256(file: Path) -> str:
 
 
 def write_json(file: Path, content: dict[str, Any], sort_keys: bool = False) -> None:
-    """Write an object as indented JSON in UTF-8; what cannot be encoded is replaced."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=sort_keys) + "\n"
-    with writing(file):
-        file.write_text(text, encoding="utf-8", errors="replace")
+    """Write an object as indented JSON in UTF-8, atomically."""
+    atomic_write(file, json_text(content, sort_keys))
+
+
+def json_text(content: dict[str, Any], sort_keys: bool = False) -> bytes:
+    """An object as indented JSON in UTF-8; what cannot be encoded is replaced."""
+    return (json.dumps(content, indent=2, ensure_ascii=False, sort_keys=sort_keys) + "\n").encode(errors="replace")
 
 
 def read_json(file: Path, hint: str) -> dict[str, Any]:
@@ -219,6 +222,21 @@ def read_json(file: Path, hint: str) -> dict[str, Any]:
     if not file.is_file():
         raise DcclipError(Message("{parent} has no {name}", parent=file.parent, name=file.name), hint)
     return json_object(file.read_bytes(), str(file), hint or Message("copy the directory again"))
+
+
+def read_cached(file: Path, read: Callable[[dict[str, Any]], T], say: Callable[[str], None]) -> T | None:
+    """What `read` makes of the JSON object in a file of a cache; None if there is none.
+
+    A file that cannot be read is removed, after a warning.
+    """
+    if not os.path.lexists(file):
+        return None
+    try:
+        return read(read_json(file, ""))
+    except (DcclipError, OSError, AttributeError, LookupError, TypeError, ValueError):
+        say(Message("warning: {file} cannot be read: it is made again", file=file))
+        remove(file)
+        return None
 
 
 def validated(kind: type[M], content: Any, where: object, hint: str) -> M:

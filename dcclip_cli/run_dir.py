@@ -12,7 +12,6 @@ from dcclip_cli.errors import DcclipError, Message
 
 RECORD = "dcclip.json"  # of a model directory or an export
 RESOLVED = "resolved.yaml"  # the recipe of a run with all defaults
-FIRST_WITH_CHECKSUMS = 2  # the format of records from which on they have checksums
 StageName = Literal["collect", "distill", "align", "eval", "export"]
 
 
@@ -58,7 +57,7 @@ def finished(run: Path, stage: StageName) -> bool:
     product, hint = _product(run, stage), Message("make it again with --fresh")
     record = product / RECORD if product.is_dir() else product
     if record.name == RECORD:
-        read_record(record, FIRST_WITH_CHECKSUMS, hint).check_sizes()
+        read_record(record, hint)
     else:
         try:
             json.loads(record.read_bytes())  # the summary of an evaluation is a list

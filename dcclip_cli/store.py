@@ -1,33 +1,67 @@
-"""Feature store: arrays under digest keys, in checksummed append-only files that any number of processes share.
+"""Feature store: arrays under digest keys, in append-only files that any number of processes write and read.
 
 A store is a folder for one model with one precision and preprocessing. A row's key is a digest of everything else that
-the row depends on, so that a stored row is never out of date. Rows are appended in blocks. A block is
-one file, which gets its name when it is complete; a damaged one is dropped with a warning, and its rows are missing.
+the row depends on, so that a stored row is never out of date. Rows are appended in blocks: safetensors files with
+`keys` (N, 16), an array of N rows for each name, and for rows of different lengths `NAME.offsets` (N + 1) as well. A
+block gets its name when it is complete. One whose header does not fit its size is removed with a warning, and its rows
+are missing. The keys of all rows are in memory, sorted: 24 MB for a million.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import mmap
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
+from typing import NamedTuple
 from uuid import uuid4
 
 import numpy as np
 
-from dcclip_cli.blocks import Ragged, Values, flat, pack, parse
-from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_file, lock
-from dcclip_cli.store_rows import SUFFIX, MissingRows, StoredRows
+from dcclip_cli.errors import Message
+from dcclip_cli.files import atomic_file, lock, remove
 
-__all__ = ["FeatureStore", "MissingRows", "digests"]
+__all__ = ["FeatureStore", "MissingRows", "Ragged", "Values", "digests", "open_block"]
+SUFFIX = ".safetensors"
+_FORMAT = "1"
+_KEYS, _OFFSETS = "keys", ".offsets"
+_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "|i1", "U8": "|u1"}
+_TYPE_NAMES = {dtype: name for name, dtype in _TYPES.items()}
+_OPEN_FILES = 256
 _CLAIMED = 64  # batches that a filling process computes before it looks for those of others
 _MOST_CLAIMS = 1000
 _BLOCK_BYTES = 2**28
-_ELSEWHERE = Message("name a folder on another disk with DCCLIP_CACHE")
+
+
+class MissingRows(LookupError):
+    """Some of the requested rows are not in the store, or no longer."""
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of different lengths: `values` (sum of lengths, ...), one row after the other, and `lengths` (N,)."""
+
+    values: np.ndarray
+    lengths: np.ndarray
+
+
+Values = Mapping[str, np.ndarray | Ragged]
+
+
+def _flat(rows: np.ndarray | Ragged) -> np.ndarray:
+    """The entries of all rows, one after the other."""
+    return rows.values if isinstance(rows, Ragged) else rows
+
+
+def _empty(size: int) -> np.ndarray:
+    return np.empty(size, np.uint8)
 
 
 def digests(about: str, items: Iterable[bytes]) -> np.ndarray:
@@ -36,70 +70,271 @@ def digests(about: str, items: Iterable[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(blake2b(start + item, digest_size=16).digest() for item in items), "S16")
 
 
-class FeatureStore(StoredRows):
-    """Named arrays by key, in `folder`; without a folder they are kept in memory.
+# ---- blocks: arrays by name, in a file or in memory
 
-    `warn` gets a line about each damaged block. What is read is what was written, which was finite. Threads and forked
-    processes may read. With `optional`, new rows are only kept in memory where the folder cannot be written or is full.
+Arrays = Mapping[str, np.ndarray]
+
+
+def open_block(file: Path) -> tuple[Arrays, float]:
+    """The arrays in a file, mapped into memory, and the seconds that computing them took. Raises ValueError."""
+    try:
+        with file.open("rb") as stream:
+            content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        end = start = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:start])
+        about, arrays = header.pop("__metadata__"), dict[str, np.ndarray]()
+        for name, entry in header.items():
+            shape, (first, last) = entry["shape"], entry["data_offsets"]
+            flat = np.frombuffer(content, _TYPES[entry["dtype"]], math.prod(shape), start + first)
+            arrays[name], end = flat.reshape(shape), max(end, start + last)
+        if about["format"] != _FORMAT or end != len(content) or arrays[_KEYS].shape[1] != 16:
+            raise ValueError
+        return arrays, float(about["seconds"])
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(Message("is no block of features, or is cut")) from None
+
+
+def _write_block(file: Path, arrays: Arrays, seconds: float) -> None:
+    header: dict[str, object] = {"__metadata__": {"format": _FORMAT, "seconds": f"{seconds:.3f}"}}
+    end = 0
+    for name, array in arrays.items():
+        place = [end, end := end + array.nbytes]
+        header[name] = {"dtype": _TYPE_NAMES[array.dtype.str], "shape": array.shape, "data_offsets": place}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_file(file) as partial, partial.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            stream.write(array.data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _joined(pieces: Sequence[tuple[np.ndarray, Values]]) -> Arrays:
+    arrays = {_KEYS: np.concatenate([keys for keys, _ in pieces]).view(np.uint8).reshape(-1, 16)}
+    for name in pieces[0][1]:
+        parts = [values[name] for _, values in pieces]
+        if ragged := [part.lengths for part in parts if isinstance(part, Ragged)]:
+            arrays[name + _OFFSETS] = np.cumsum(np.concatenate([[0], *ragged]), dtype=np.int64)
+        arrays[name] = np.ascontiguousarray(np.concatenate([_flat(part) for part in parts]))
+    return arrays
+
+
+_mapped = lru_cache(_OPEN_FILES)(open_block)
+
+
+class _Table(NamedTuple):
+    """The rows of some blocks, sorted by the first half of their keys; of equal keys the oldest is first."""
+
+    first: np.ndarray  # (N,) uint64
+    second: np.ndarray  # (N,) uint64
+    block: np.ndarray  # (N,) uint32
+    row: np.ndarray  # (N,) uint32
+
+
+def _table(*columns: np.ndarray) -> _Table:
+    order = np.argsort(columns[0], kind="stable")
+    return _Table(*(column[order] for column in columns))
+
+
+def _halves(keys: np.ndarray) -> np.ndarray:
+    """(2, N) uint64"""
+    return np.ascontiguousarray(np.ascontiguousarray(keys).view("<u8").reshape(-1, 2).T)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What a store knows of a block: where it is, and which arrays it has, of how many rows and bytes."""
+
+    where: Path | Arrays
+    names: frozenset[str]
+    rows: int
+    size: int
+    seconds: float
+
+
+class FeatureStore:
+    """Named arrays by key, in `folder`; without a folder they are in memory.
+
+    `warn` gets a line about each block that is removed because it cannot be used. Threads and forked processes may
+    read. With `optional`, new rows are only kept in memory where the folder cannot be written or is full.
     """
 
     def __init__(
         self, folder: Path | None, warn: Callable[[str], None] = lambda _: None, optional: bool = False
     ) -> None:
-        super().__init__(folder, warn)
+        self.folder, self._warn = folder, warn
         self._optional, self.in_memory = optional, folder is None
+        self._blocks: list[_Block | None] = []  # by number; None: removed
+        self._tables: list[_Table] = []
+        self._seen: set[Path] = set()
+        self.refresh()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all blocks."""
+        return sum(block.size for block in self._blocks if block)
+
+    @property
+    def rows(self) -> int:
+        """Rows of all blocks."""
+        return sum(block.rows for block in self._blocks if block)
+
+    def seconds_per_row(self, name: str) -> float:
+        """The mean time that computing a row of this array took, whoever did it."""
+        having = [block for block in self._blocks if block and name in block.names]
+        return sum(block.seconds for block in having) / max(1, sum(block.rows for block in having))
+
+    # ---- reading
+
+    def refresh(self) -> None:
+        """Find the blocks that other processes have added since the last look."""
+        if self.folder and self.folder.is_dir():
+            files = (path for path in self.folder.iterdir() if path.suffix == SUFFIX)
+            self._add(self._opened(sorted({*files} - self._seen)))  # by time
+
+    def _opened(self, files: Iterable[Path]) -> Iterator[tuple[Path, Arrays, float]]:
+        for file in files:
+            self._seen.add(file)
+            try:
+                if not file.is_file():
+                    raise ValueError(Message("is not a file"))
+                yield (file, *open_block(file))
+            except (ValueError, OSError) as error:
+                self._remove(file, error)
+
+    def missing(self, keys: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """(N,) whether a row lacks one of these arrays."""
+        return np.any([self._find(name, keys)[0] < 0 for name in names], axis=0)
+
+    def read(self, name: str, keys: np.ndarray) -> np.ndarray:
+        """(N, ...) one array of these rows, in their order. Raises MissingRows where one is not there."""
+        return _flat(self.read_arrays([name], keys)[name])
+
+    def read_arrays(self, names: Sequence[str], keys: np.ndarray) -> dict[str, np.ndarray | Ragged]:
+        """Several arrays of these rows, by name."""
+        if not len(keys):
+            return {name: np.empty((0, 0), np.float16) for name in names}
+        found = dict[str, np.ndarray | Ragged]()
+        for name in names:
+            numbers, rows = self._find(name, keys)
+            if missing := int((numbers < 0).sum()):
+                raise MissingRows(f"{missing} of {len(keys)} rows are missing")
+            order = np.lexsort((rows, numbers))  # as they are on the disk
+            parts = [
+                (places, self._open(int(numbers[places[0]])))
+                for places in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
+            ]
+            lengths, is_ragged = np.ones(len(keys), np.int64), name + _OFFSETS in parts[0][1]
+            for places, arrays in parts if is_ragged else ():
+                offsets, own = arrays[name + _OFFSETS], rows[places]
+                rows[places], lengths[places] = offsets[own], offsets[own + 1] - offsets[own]
+            starts, one = np.cumsum(lengths) - lengths, parts[0][1][name]
+            values = np.empty((int(lengths.sum()), *one.shape[1:]), one.dtype)
+            for places, arrays in parts:
+                array = arrays[name]
+                for at, row, length in zip(*(each[places].tolist() for each in (starts, rows, lengths)), strict=True):
+                    values[at : at + length] = array[row : row + length]
+            found[name] = Ragged(values, lengths) if is_ragged else values
+        return found
+
+    def _find(self, name: str, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) the number of the block that has an array of each key, -1 where none does, and (N,) the row in it."""
+        has = np.asarray([block is not None and name in block.names for block in self._blocks])
+        first, second = _halves(keys)
+        numbers, rows = np.full((2, len(keys)), -1)
+        for table in self._tables:
+            left = np.flatnonzero(numbers < 0)
+            at = np.searchsorted(table.first, first[left])
+            while len(left):
+                here = np.minimum(at, len(table.first) - 1)
+                same = (table.first[here] == first[left]) & (at == here)
+                left, at = left[same], at[same]
+                right = (table.second[at] == second[left]) & has[table.block[at]]
+                numbers[left[right]], rows[left[right]] = table.block[at[right]], table.row[at[right]]
+                left, at = left[~right], at[~right] + 1
+        return numbers, rows
+
+    # ---- blocks
+
+    def _open(self, number: int) -> Arrays:
+        """The arrays of a block. Where it cannot be opened any more, it is removed and MissingRows raised."""
+        if (block := self._blocks[number]) is None:
+            raise MissingRows("a block was removed")
+        if not isinstance(block.where, Path):
+            return block.where
+        try:
+            return _mapped(block.where)[0]
+        except (ValueError, OSError) as error:
+            self._blocks[number] = None
+            self._remove(block.where, error)
+            raise MissingRows("a block was removed") from None
+
+    def _remove(self, file: Path, error: Exception) -> None:
+        if not isinstance(error, FileNotFoundError):
+            why: object = error
+            if isinstance(error, OSError):
+                why = Message("cannot be read: {strerror}", strerror=error.strerror)
+            self._warn(Message("warning: {file} {why}: its rows are computed again", file=file, why=why))
+            remove(file)
+
+    def _add(self, blocks: Iterable[tuple[Path | None, Arrays, float]]) -> None:
+        """Look rows up in these blocks as well."""
+        keys, numbers, rows = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
+        for file, arrays, seconds in blocks:
+            count, size = len(arrays[_KEYS]), sum(array.nbytes for array in arrays.values())
+            keys.append(_halves(arrays[_KEYS]))
+            numbers.append(np.full(count, len(self._blocks), np.uint32))
+            rows.append(np.arange(count, dtype=np.uint32))
+            self._blocks.append(_Block(file or arrays, frozenset(arrays), count, size, seconds))
+        if not keys:
+            return
+        new = _table(*np.concatenate(keys, axis=1), np.concatenate(numbers), np.concatenate(rows))
+        tables = [*self._tables, new]
+        while len(tables) > 1 and len(tables[-2].first) < 2 * len(tables[-1].first):
+            tables[-2:] = [_table(*map(np.concatenate, zip(*tables[-2:], strict=True)))]
+        self._tables = tables
 
     # ---- writing
 
     def write(self, pieces: Iterable[tuple[np.ndarray, Values]], every_s: float = 5.0) -> None:
         """Add rows (keys, values by name): a block about every `every_s` seconds, and one at the end or at an error.
 
-        Raises ValueError where a number is not finite: callers check first, and say what computed it. Raises OSError
-        with the file's name.
+        Raises OSError with the file's name.
         """
         waiting, size, last = list[tuple[np.ndarray, Values]](), 0, time.monotonic()
         try:
             for keys, values in pieces:
-                for name, given in values.items():
-                    if not np.isfinite(flat(given)).all():
-                        raise ValueError(Message("{name} is not finite", name=name))
-                    size += flat(given).nbytes
                 waiting.append((keys, values))
+                size += sum(_flat(given).nbytes for given in values.values())
                 seconds = time.monotonic() - last
                 if size >= _BLOCK_BYTES or seconds >= every_s:
                     full, waiting, size, last = waiting, [], 0, time.monotonic()
-                    self._append(pack(full, seconds))
+                    self._append(_joined(full), seconds)
         finally:
             if waiting:
-                self._append(pack(waiting, time.monotonic() - last))
+                self._append(_joined(waiting), time.monotonic() - last)
 
-    def _append(self, parts: list[bytes | memoryview]) -> None:
-        if self.folder is None or self.in_memory:
-            content = b"".join(parts)
-            block = parse(content)
-            self._check_kinds(block.arrays)
-            return self._add([(content, block)])
-        file = self.folder / f"{time.time_ns():016x}-{uuid4().hex[:8]}{SUFFIX}"  # in the order of time
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with atomic_file(file) as partial, partial.open("wb") as stream:
-                stream.writelines(parts)
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            if not self._optional:
-                raise OSError(error.errno, error.strerror, str(file)) from None
-            self._warn(f"{self.folder} cannot be written ({error.strerror}): what is computed now is not kept")
-            self.in_memory = True
-            return self._append(parts)
-        self._add_files([file])
-        if file.name not in self._blocks:
-            raise DcclipError(
-                "{file} cannot be used after it was written",
-                "delete {folder}, and run again",
-                file=file,
-                folder=self.folder,
-            )
+    def _append(self, arrays: Arrays, seconds: float) -> None:
+        file = None
+        if self.folder and not self.in_memory:
+            file = self.folder / f"{time.time_ns():016x}-{uuid4().hex[:8]}{SUFFIX}"
+            self._seen.add(file)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _write_block(file, arrays, seconds)
+            except OSError as error:
+                if not self._optional:
+                    raise OSError(error.errno, error.strerror, str(file)) from None
+                self._warn(
+                    Message(
+                        "{folder} cannot be written ({strerror}): what is computed now is not kept",
+                        folder=self.folder,
+                        strerror=error.strerror,
+                    )
+                )
+                self.in_memory, file = True, None
+        self._add([(file, arrays, seconds)])
 
     def complete(
         self, name: str, keys: np.ndarray, compute: Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]
@@ -114,7 +349,7 @@ class FeatureStore(StoredRows):
             if missing.any():
                 self.write((keys[some], {name: rows}) for some, rows in compute(np.flatnonzero(missing)) if len(some))
                 missing = self.missing(keys, [name])
-            with suppress(MissingRows):  # a damaged block was dropped
+            with suppress(MissingRows):  # a block was removed meanwhile
                 return ~missing, self.read(name, keys[~missing])
 
     def fill(
@@ -131,18 +366,14 @@ class FeatureStore(StoredRows):
         `compute` gets batches, arrays of places in `keys`, and yields the values of one after the other. Batches are
         cut from the missing rows in their order, and a block contains whole ones: after a kill the same batches are
         left, so that each row is computed together with the same others. Of processes that fill a store together, each
-        begins at another fraction `start` of the rows, and waits for the others in the end. Raises DcclipError where
-        the disk is too small.
+        begins at another fraction `start` of the rows, and waits for the others in the end.
         """
+        assert self.folder
         self.refresh()
-        missing, has_room = self.missing(keys, names), False
+        missing = self.missing(keys, names)
 
         def computed(batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, Values]]:
-            nonlocal has_room
             for batch, values in zip(batches, compute(batches), strict=True):
-                if not has_room:
-                    self._check_room(int(missing.sum()) / len(batch), values)
-                    has_room = True
                 missing[batch] = False
                 advance(len(batch))
                 yield keys[batch], values
@@ -150,66 +381,27 @@ class FeatureStore(StoredRows):
         size = batch_size * max(_CLAIMED, len(keys) // batch_size // _MOST_CLAIMS)
         claims = np.split(np.arange(len(keys)), range(size, len(keys), size))
         first = int(start * len(claims))
+        self.folder.mkdir(parents=True, exist_ok=True)
         for wait in (False, True):  # in the end, for what other processes compute, or were killed before they had
             for places in [*claims[first:], *claims[:first]]:
                 if not (before := int(missing[places].sum())):
                     continue
-                with self._claim(keys[places[:1]], wait) as claimed:
-                    if claimed:
-                        self.refresh()
-                        missing[places] = self.missing(keys[places], names)
-                        left = places[missing[places]]
-                        advance(before - len(left))
-                        if len(left):
-                            self.write(computed(np.split(left, range(batch_size, len(left), batch_size))), every_s=30.0)
-
-    @contextmanager
-    def _claim(self, key: np.ndarray, wait: bool) -> Iterator[bool]:
-        """Lock the rows that begin with a key; False if another process has locked them and `wait` is off."""
-        assert self.folder is not None
-        file = self.folder / f".{key.tobytes().hex()}.lock"
-        with ExitStack() as locks:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                claimed = locks.enter_context(lock(file, wait))
-            except OSError as error:
-                raise DcclipError(
-                    Message("{folder} cannot be written: {strerror}", folder=self.folder, strerror=error.strerror),
-                    _ELSEWHERE,
-                ) from None
-            yield claimed
-        if claimed:
-            with suppress(OSError):  # another process is just looking at it, on Windows
-                file.unlink()
-
-    def _check_room(self, batches: float, values: Values) -> None:
-        """Raise DcclipError if the disk has no room for that many batches like this one."""
-        assert self.folder is not None
-        # Other ragged rows may be much shorter.
-        one = sum(flat(given).nbytes / (2 if isinstance(given, Ragged) else 1) for given in values.values())
-        needed, free = batches * one, shutil.disk_usage(self.folder).free
-        if needed > free:
-            what = Message(
-                "{folder} needs about {needed:,.1f} GB more, and {free:,.1f} GB are free",
-                folder=self.folder,
-                needed=needed / 1e9,
-                free=free / 1e9,
-            )
-            raise DcclipError(what, Message("free some disk space, or {elsewhere}", elsewhere=_ELSEWHERE))
+                file = self.folder / f".{keys[places[:1]].tobytes().hex()}.lock"
+                with lock(file, wait) as claimed:
+                    if not claimed:  # another process computes them
+                        continue
+                    self.refresh()
+                    missing[places] = self.missing(keys[places], names)
+                    left = places[missing[places]]
+                    advance(before - len(left))
+                    if len(left):
+                        self.write(computed(np.split(left, range(batch_size, len(left), batch_size))), every_s=30.0)
+                with suppress(OSError):  # another process is just looking at it, on Windows
+                    file.unlink()
 
     def clear(self) -> None:
         """Remove all rows."""
-        for index, number, _ in list(self._sources()):
-            self._drop(index, number)
-
-    def compact(self, name: str, keys: np.ndarray) -> None:
-        """Write one array of these rows as one new block, and remove all others."""
-        values, before = self.read(name, keys), list(self._sources())
-        self.write([(keys, {name: values})])
-        for index, number, source in before:
-            current = (
-                self._blocks.get(source.content, (index, number))
-                if isinstance(source.content, str)
-                else (index, number)
-            )
-            self._drop(*current)
+        for block in self._blocks:
+            if block and isinstance(block.where, Path):
+                remove(block.where)
+        self._blocks, self._tables = [], []

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from dcclip_cli.progress import Silent
 
-KINDS = ("flipped", "cut", "filled up", "emptied", "folder", "pipe", "loop")
+KINDS = ("cut", "emptied", "folder", "pipe", "loop")  # which header and size tell
 
 
 def damage(path: Path, kind: str, seed: object = 0) -> None:
     """Flip a bit anywhere in a file, cut it anywhere, or put something else in its place."""
     whole, chance = path.read_bytes(), random.Random(f"{kind} {seed}")
-    flipped, cut = bytearray(whole), whole[: chance.randrange(len(whole))]
+    flipped = bytearray(whole)
     flipped[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
-    contents = {"flipped": bytes(flipped), "cut": cut, "filled up": cut.ljust(len(whole), b"\0"), "emptied": b""}
+    contents = {"flipped": bytes(flipped), "cut": whole[: chance.randrange(len(whole))], "emptied": b""}
     about = path.stat()
     path.unlink()
     match kind:

@@ -40,7 +40,7 @@ folder, keys = Path(sys.argv[1]), digests("row", (bytes([number]) for number in 
 rows = np.arange(12.0).reshape(6, 2)
 FeatureStore(folder).fill(keys, ["x"], lambda batches: ({"x": rows[batch]} for batch in batches), 4)
 assert np.array_equal(FeatureStore(folder).read("x", keys[[5, 0, 3]]), rows[[5, 0, 3]])
-assert [path.suffix for path in folder.iterdir()] == [".block"]
+assert [path.suffix for path in folder.iterdir()] == [".safetensors"]
 from dcclip_cli.eval.embedding import FeatureCache
 asked = []
 for _ in range(2):

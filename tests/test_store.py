@@ -1,4 +1,4 @@
-"""The feature store: rows by key, from any number of processes, and never damaged ones."""
+"""The feature store: rows by key, written and read by any number of processes."""
 
 import errno
 import multiprocessing
@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from dcclip_cli import blocks, store, store_rows
-from dcclip_cli.blocks import Ragged, Values
-from dcclip_cli.errors import DcclipError
-from dcclip_cli.store import FeatureStore, MissingRows, digests
-from dcclip_cli.store_index import Index
+from dcclip_cli import store
+from dcclip_cli.files import atomic_file
+from dcclip_cli.store import FeatureStore, MissingRows, Ragged, Values, digests
 
 N = 24
 LENGTHS = np.arange(N) % 5
@@ -47,9 +46,7 @@ def assert_right(kept: FeatureStore, places: np.ndarray) -> None:
     tokens = kept.read_arrays(["tokens"], KEYS[places])["tokens"]
     assert isinstance(tokens, Ragged)
     assert tokens.lengths.tolist() == LENGTHS[places].tolist()
-    for row, place in zip(tokens.padded(), places, strict=True):
-        assert np.array_equal(row[: LENGTHS[place]], TOKENS[place, : LENGTHS[place]])
-        assert not row[LENGTHS[place] :].any()
+    assert np.array_equal(tokens.values, np.concatenate([TOKENS[place, : LENGTHS[place]] for place in places]))
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
@@ -77,15 +74,21 @@ def test_rows_of_other_arrays_are_told_apart_and_keys_may_end_in_zeros(tmp_path:
     assert kept.read("y", keys[[1, 0]]).tolist() == [[20], [10]]
 
 
-@pytest.mark.parametrize("name", ["embedding", "tokens"])
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_rows_that_are_not_finite_are_not_stored(name: str, bad: float, tmp_path: Path) -> None:
-    given = values(np.arange(N))
-    array = given[name]
-    (array.values if isinstance(array, Ragged) else array)[1, 0] = bad
-    with pytest.raises(ValueError, match=f"{name} is not finite"):
-        FeatureStore(tmp_path).write([(KEYS, given)])
-    assert not list(tmp_path.iterdir())
+def test_keys_that_share_their_first_half_are_told_apart(tmp_path: Path) -> None:
+    keys = np.frombuffer(b"".join(b"1234567\0" + bytes([0] * 7 + [number]) for number in range(9)), "S16")
+    kept = FeatureStore(tmp_path)
+    for some in ([4, 2], [0, 5, 7], [1]):
+        kept.write([(keys[some], {"x": np.asarray(some)[:, None]})])
+    assert kept.missing(keys, ["x"]).tolist() == [False, False, False, True, False, False, True, False, True]
+    assert kept.read("x", keys[[7, 1, 0, 4, 5, 2]])[:, 0].tolist() == [7, 1, 0, 4, 5, 2]
+
+
+def test_a_block_is_a_safetensors_file(tmp_path: Path) -> None:
+    filled(tmp_path)
+    [file] = tmp_path.iterdir()
+    found = load_file(file)
+    assert np.array_equal(found["map"], ROWS["map"]) and found["keys"].tobytes() == KEYS.tobytes()
+    assert np.diff(found["tokens.offsets"]).tolist() == LENGTHS.tolist()
 
 
 # ---- damage
@@ -103,166 +106,35 @@ def every_row(kept: FeatureStore) -> list[int]:
     return there
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_a_flipped_bit_anywhere_is_noticed_and_costs_its_block_alone(seed: int, tmp_path: Path) -> None:
-    random = np.random.default_rng(seed)
+@pytest.mark.parametrize("damage", ["cut", "one byte more", "empty", "other bytes", "another format", "a folder"])
+def test_a_file_that_is_no_block_is_removed_with_a_warning_and_its_rows_are_missing(
+    damage: str, tmp_path: Path
+) -> None:
     filled(tmp_path, 8, 16)
-    file = sorted(tmp_path.glob("*.block"))[1]
-    content = bytearray(file.read_bytes())
-    content[int(random.integers(len(content)))] ^= 1 << int(random.integers(8))
-    file.write_bytes(content)
+    file = sorted(tmp_path.iterdir())[1]
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "a folder":
+        file.mkdir()
+    else:
+        other = content.replace(b'"format": "1"', b'"format": "9"')
+        of_damage = {"cut": content[:-1], "one byte more": content + b"0", "empty": b"", "another format": other}
+        file.write_bytes(of_damage.get(damage, os.urandom(500)))
     said: list[str] = []
     kept = FeatureStore(tmp_path, said.append)
-    there = every_row(kept)
-    # Rows before the damaged one may have been read already: they were right.
-    assert set(there) >= {*range(8), *range(16, 24)} and set(there) < set(range(24))
+    assert every_row(kept) == [*range(8), *range(16, N)] and not file.exists()
     assert len(said) == 1 and said[0].startswith(f"warning: {file} ") and said[0].endswith("rows are computed again")
-    assert not file.exists()
     missing = np.flatnonzero(kept.missing(KEYS, list(ROWS)))
-    assert missing.tolist() == [*range(8, 16)]
     kept.write([(KEYS[missing], values(missing))])
     assert every_row(FeatureStore(tmp_path, said.append)) == [*range(N)] and len(said) == 1
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_a_file_that_is_cut_lengthened_or_none_of_ours_is_dropped_when_it_is_opened(seed: int, tmp_path: Path) -> None:
-    random = np.random.default_rng(seed)
-    filled(tmp_path, 8, 16)
-    file = sorted(tmp_path.glob("*.block"))[seed % 3]
-    content = file.read_bytes()
-    cut = content[: int(random.integers(len(content)))]
-    file.write_bytes([cut, cut + bytes(len(content) - len(cut)), content + b"\0", random.bytes(500)][seed % 4])
-    said: list[str] = []
-    kept = FeatureStore(tmp_path, said.append)
-    every_row(kept)
-    assert len(said) == 1 and "rows are computed again" in said[0]
-    assert kept.missing(KEYS, list(ROWS)).tolist() == [place // 8 == seed % 3 for place in range(N)]
-
-
-def test_a_file_that_is_cut_or_removed_after_it_was_opened_is_missing(tmp_path: Path) -> None:
-    filled(tmp_path, 8, 16)
-    kept = FeatureStore(tmp_path)
-    first, second, _ = sorted(tmp_path.glob("*.block"))
-    first.write_bytes(first.read_bytes()[:-1])
-    second.unlink()
-    assert every_row(kept) == [*range(7), *range(16, 24)]  # what is read before the cut is right
-
-
-@pytest.mark.parametrize("kind", ["folder", "pipe", "loop", "index folder"])
-def test_what_is_no_file_in_the_place_of_a_block_is_removed_with_a_warning(kind: str, tmp_path: Path) -> None:
-    filled(tmp_path, 8, 16)
-    file = sorted(tmp_path.glob("*.block"))[1]
-    if kind == "index folder":
-        file = file.with_suffix(".index")
-    else:
-        file.unlink()
-    {"pipe": os.mkfifo, "loop": lambda path: path.symlink_to(path)}.get(kind, Path.mkdir)(file)
-    said: list[str] = []
-    kept = FeatureStore(tmp_path, said.append)
-    lost = [] if kind == "index folder" else [*range(8, 16)]
-    assert every_row(kept) == [place for place in range(N) if place not in lost]
-    kept.refresh()
-    assert len(said) == 1 and said[0].startswith(f"warning: {file} is not a file") and not os.path.lexists(file)
-
-
-def test_a_block_that_the_disk_does_not_give_back_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_that_was_deleted_after_the_store_was_opened_is_missing(tmp_path: Path) -> None:
     filled(tmp_path, 8, 16)
     said: list[str] = []
     kept = FeatureStore(tmp_path, said.append)
-
-    def fails(*_: object) -> int:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(os, "preadv", fails)
-    with pytest.raises(MissingRows):
-        kept.read("map", KEYS[:1])
-    monkeypatch.undo()
-    assert said == [f"warning: {said[0].split()[1]} cannot be read: Input/output error: its rows are computed again"]
-    assert every_row(kept) == [*range(8, N)]
-
-
-def test_a_file_of_another_format_and_one_with_another_kind_of_array_are_dropped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(blocks, "FORMAT", 99)
-    FeatureStore(tmp_path).write([(KEYS[:1], {"x": np.ones((1, 2))})])
-    monkeypatch.undo()
-    assert FeatureStore(tmp_path, said.append).missing(KEYS[:1], ["x"]).all()
-    FeatureStore(tmp_path).write([(KEYS[:1], {"x": np.ones((1, 2))})])
-    file = next(tmp_path.iterdir())
-    FeatureStore(tmp_path / "other").write([(KEYS[1:2], {"x": np.ones((1, 3))})])
-    next((tmp_path / "other").iterdir()).rename(tmp_path / "z.block")
-    kept = FeatureStore(tmp_path, said.append)
-    assert kept.missing(KEYS[:2], ["x"]).tolist() == [False, True] and list(tmp_path.glob("*.block")) == [file]
-    assert ["format 99" in said[0], "another kind" in said[1], len(said)] == [True, True, 2]
-
-
-# ---- index files
-
-
-@pytest.fixture
-def indexed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FeatureStore:
-    """A store of 24 rows in blocks of 4, whose tables are in index files of 8 rows each."""
-    monkeypatch.setattr(store_rows, "_INDEX_ROWS", 8)
-    return filled(tmp_path, 4, 8, 12, 16, 20)
-
-
-def test_tables_of_many_rows_are_in_index_files_that_others_map(indexed: FeatureStore, tmp_path: Path) -> None:
-    assert len(list(tmp_path.glob("*.index"))) == 3
-    again = FeatureStore(tmp_path)
-    for one in (indexed, again):
-        assert_right(one, np.asarray([23, 0, 7, 7, 5, 19, 20]))
-        assert (one.blocks, one.rows) == (6, N)
-        assert not one.missing(KEYS, [*ROWS, "tokens"]).any()
-    assert len(list(tmp_path.glob("*.index"))) == 3
-
-
-def test_blocks_without_an_index_file_get_one_when_they_are_opened(indexed: FeatureStore, tmp_path: Path) -> None:
-    for file in tmp_path.glob("*.index"):
-        file.unlink()
-    assert every_row(FeatureStore(tmp_path)) == [*range(N)] and len(list(tmp_path.glob("*.index"))) == 3
-
-
-def test_a_block_that_is_gone_or_damaged_is_missing_although_an_index_file_has_it(
-    indexed: FeatureStore, tmp_path: Path
-) -> None:
-    first, second, *_, last = sorted(tmp_path.glob("*.block"))
-    first.unlink()
-    second.write_bytes(second.read_bytes()[:-1] + b"?")
-    said: list[str] = []
-    kept = FeatureStore(tmp_path, said.append)
-    assert set(every_row(kept)) >= {*range(8, N)} and len(said) == 1 and not second.exists()
-    missing = np.flatnonzero(kept.missing(KEYS, list(ROWS)))
-    assert missing.tolist() == [*range(8)]
-    kept.write([(KEYS[missing], values(missing))])
-    last.unlink()
-    for _ in range(2):
-        assert every_row(FeatureStore(tmp_path, said.append)) == [*range(20)] and len(said) == 1
-
-
-def test_a_read_only_store_is_indexed_in_memory(
-    indexed: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for file in tmp_path.glob("*.index"):
-        file.unlink()
-
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    monkeypatch.setattr(Index, "save", refuse)
-    assert every_row(FeatureStore(tmp_path)) == [*range(N)] and not list(tmp_path.glob("*.index"))
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_a_damaged_index_file_never_gives_a_wrong_row(seed: int, indexed: FeatureStore, tmp_path: Path) -> None:
-    random = np.random.default_rng(seed)
-    file = sorted(tmp_path.glob("*.index"))[seed % 3]
-    content = bytearray(file.read_bytes())
-    content[int(random.integers(len(content)))] ^= 1 << int(random.integers(8))
-    file.write_bytes([content, content[: int(random.integers(len(content)))]][seed % 5 == 0])
-    there = every_row(FeatureStore(tmp_path))  # rows that are there are right
-    assert len(there) >= 8 and set(there) >= {*range(N)} - {*range(seed % 3 * 8, seed % 3 * 8 + 8)}
+    sorted(tmp_path.iterdir())[1].unlink()
+    assert every_row(kept) == [*range(8), *range(16, N)] and not said
 
 
 # ---- disks
@@ -282,33 +154,19 @@ def test_a_disk_that_takes_nothing_is_an_error_that_names_the_file_and_leaves_no
         kept.write([(KEYS, values(np.arange(N)))])
         assert_right(kept, np.arange(N))  # in memory
     else:
-        with pytest.raises(OSError, match=r"\.block") as raised:
+        with pytest.raises(OSError, match=r"\.safetensors") as raised:
             kept.write([(KEYS, values(np.arange(N)))])
         assert raised.value.errno == code and kept.missing(KEYS, ["map"]).all()
     assert not list(tmp_path.iterdir())
 
 
-def test_a_read_only_store_is_read_and_what_is_damaged_in_it_is_dropped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    filled(tmp_path, 8)
-    first, _ = sorted(tmp_path.glob("*.block"))
-    first.write_bytes(first.read_bytes()[:-1] + b"?")
-
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    monkeypatch.setattr(Path, "unlink", refuse)
-    assert every_row(FeatureStore(tmp_path))[-16:] == [*range(8, 24)] and first.exists()
-
-
-def test_compacting_leaves_one_block_with_the_rows_that_are_asked_for(tmp_path: Path) -> None:
-    kept = filled(tmp_path, 3, 9, 15)
-    kept.compact("embedding", KEYS[[20, 4]])
-    for one in (kept, FeatureStore(tmp_path)):
-        assert (one.blocks, one.rows) == (1, 2)
-        assert np.array_equal(one.read("embedding", KEYS[[4, 20]]), ROWS["embedding"][[4, 20]])
-    assert len(list(tmp_path.iterdir())) == 1
+def test_a_half_block_is_removed_if_its_process_was_killed(tmp_path: Path) -> None:
+    killed = tmp_path / ".a.safetensors.1-00000000.partial"
+    killed.write_bytes(b"half")
+    with atomic_file(tmp_path / "b.safetensors") as living:
+        FeatureStore(tmp_path).write([(KEYS, values(np.arange(N)))])
+        assert living.exists() and not killed.exists()
+        living.write_bytes(b"half")
 
 
 # ---- filling
@@ -388,7 +246,7 @@ WHOLE = [" ".join(map(str, range(first, first + 10))) for first in range(0, 300,
 def test_processes_that_fill_one_store_compute_no_batch_twice(starts: tuple[float, ...], tmp_path: Path) -> None:
     done = [batches_of(process) for process in [slow_fill(tmp_path, start) for start in starts]]
     assert sorted(line for lines in done for line in lines) == sorted(WHOLE)
-    assert not [path for path in tmp_path.iterdir() if path.suffix != ".block"]
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".safetensors"]
 
 
 def test_a_fill_killed_with_signal_9_loses_one_block_and_one_beside_it_does_the_rest(tmp_path: Path) -> None:
@@ -413,18 +271,3 @@ def test_forked_processes_read_what_was_opened_before(tmp_path: Path) -> None:
     for reader in readers:
         reader.join(30)
     assert [reader.exitcode for reader in readers] == [0, 0, 0]
-
-
-def test_a_folder_that_cannot_be_written_is_told_before_anything_is_computed(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")
-    with pytest.raises(DcclipError, match="cannot be written: Not a directory") as raised:
-        FeatureStore(tmp_path / "file/store").fill(KEYS, ["map"], lambda _: pytest.fail("computed"), 5)
-    assert "DCCLIP_CACHE" in raised.value.hint
-
-
-def test_room_is_asked_for_before_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 500}))
-    with pytest.raises(DcclipError, match=rf"^{tmp_path} needs about 0\.0 GB more, and 0\.0 GB are free") as raised:
-        FeatureStore(tmp_path).fill(KEYS, ["map"], lambda batches: computing(batches, []), 5)
-    assert "DCCLIP_CACHE" in raised.value.hint
-    FeatureStore(tmp_path).fill(KEYS[:5], ["map"], lambda batches: computing(batches, []), 5)  # 440 bytes

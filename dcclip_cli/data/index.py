@@ -1,25 +1,20 @@
-"""The index of a shard: keys, captions and the place of each image, in an Arrow file that is mapped into memory.
-
-Every byte of the file is covered by a CRC-32: a record batch by its own, which is checked when the batch is first read;
-the rest, with these sums, by one that is checked when the index is opened.
-"""
+"""The index of a shard: keys, captions and the place of each image, in an Arrow file that is mapped into memory."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
 
-from dcclip_cli.blocks import Damaged, OtherFormat
+from dcclip_cli.checksums import FORMAT
 from dcclip_cli.data.pair import LANGUAGES, caption_id
 from dcclip_cli.data.shards import Columns, Row, rows_of
 from dcclip_cli.data.storage import DataFile, shown
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import atomic_file, cache_folder
 from dcclip_cli.text import encodable
 
@@ -27,11 +22,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SUFFIX = ".index.arrow"
-_FORMAT = 2
 _BATCH_ROWS = 65_536
 _BATCH_CHARACTERS = 1 << 28  # offsets in an Arrow array have 31 bits
 _ABOUT = b"dcclip.index"
-_UNKNOWN = "00000000"  # what is in the place of a checksum when it is computed
+
+
+class Damaged(Exception):
+    """An index that cannot be used, and why."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +36,7 @@ class About:
     """What an index says about its data file: its size in bytes, a hash of all columns, the column names used.
 
     `rows` and `captioned` count the rows of each record batch, and those of them that have captions; `groups` has the
-    number of rows and the bytes of all images of each row group of a Parquet file. `batches` has the end in the index
-    file and the CRC-32 of each record batch, which begins where the one before ends, the first at 0; `check` is the
-    CRC-32 of the rest.
+    number of rows and the bytes of all images of each row group of a Parquet file.
     """
 
     size: int
@@ -50,9 +45,7 @@ class About:
     captioned: list[int]
     groups: list[list[int]] = field(default_factory=list)
     columns: dict[str, str] = field(default_factory=dict)
-    batches: list[list[int]] = field(default_factory=list, compare=False)  # versions of Arrow write other bytes
-    check: str = field(default=_UNKNOWN, compare=False)
-    format: int = _FORMAT
+    format: int = FORMAT
 
 
 @dataclass(frozen=True)
@@ -74,9 +67,8 @@ class IndexWriter:
         import pyarrow as pa
 
         self._schema = _schema()
-        self._sink = _SummedFile(path)
+        self._sink = path.open("wb")
         self._file = pa.ipc.new_file(self._sink, self._schema)
-        self._batches: list[list[int]] = []
         self._hash = hashlib.sha256()
         self._rows: list[int] = []
         self._captioned: list[int] = []
@@ -104,7 +96,6 @@ class IndexWriter:
         for array in arrays:
             _update(self._hash, array)
         self._file.write_batch(batch)
-        self._batches.append(self._sink.end_part())
         self._rows.append(batch.num_rows)
         self._captioned.append(sum(row[4] for row in self._waiting))
         self._waiting, self._characters = [], 0
@@ -117,53 +108,16 @@ class IndexWriter:
             self._flush()
         self._hash.update(json.dumps(self._groups).encode())  # they decide the order of training
         named = columns.named if columns else {}
-        about = About(size, self._hash.hexdigest(), self._rows, self._captioned, self._groups, named, self._batches)
+        about = About(size, self._hash.hexdigest(), self._rows, self._captioned, self._groups, named)
         # In an empty last batch: the head of the file was written before any of this was known.
         last = pa.RecordBatch.from_pylist([], self._schema)
         self._file.write_batch(last, custom_metadata={_ABOUT: json.dumps(asdict(about), sort_keys=True)})
         self._file.close()
-        about = replace(about, check=self._sink.sum_part(_check_field(_UNKNOWN)))
         self.close()
         return about
 
     def close(self) -> None:
         self._sink.close()
-
-
-class _SummedFile(io.FileIO):
-    """A new file, of which the CRC-32 of one part after the other is known."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "w+")
-        self._first = self._sum = 0
-
-    def write(self, content: Any) -> int:
-        whole = memoryview(content).cast("B")
-        written = 0
-        while written < len(whole):
-            written += super().write(whole[written:])
-        self._sum = crc32(whole, self._sum)
-        return written
-
-    def end_part(self) -> list[int]:
-        """Where the part ends that was written since the last one, and its CRC-32."""
-        part = [self.tell(), self._sum]
-        self._first, self._sum = self.tell(), 0
-        return part
-
-    def sum_part(self, field: bytes) -> str:
-        """Replace the zeros in `field`, which is in the last part, by the part's CRC-32, and return that."""
-        self.seek(self._first)
-        content = self.read()
-        self.seek(self._first + content.rindex(field))
-        check = f"{crc32(content):08x}"
-        super().write(field.replace(_UNKNOWN.encode(), check.encode()))
-        return check
-
-
-def _check_field(check: str) -> bytes:
-    """The field of a checksum as it is in the file."""
-    return f'"check": "{check}"'.encode()
 
 
 def _schema() -> pa.Schema:
@@ -233,35 +187,27 @@ def read_index(file: DataFile, path: Path) -> Index | None:
             reader = pa.ipc.open_file(source)
             last = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
             content = json.loads(last.custom_metadata[_ABOUT])
-            if content["format"] != _FORMAT:
-                raise OtherFormat(f"has format {content['format']}, and this is dcclip's {_FORMAT}")
             about = About(**content)
-            source.seek(about.batches[-1][0] if about.batches else 0)
-            head, found, tail = source.read().rpartition(_check_field(about.check))
-        is_whole = found and f"{crc32(head + _check_field(_UNKNOWN) + tail):08x}" == about.check
-        if not (is_whole and reader.schema.equals(_schema()) and len(about.batches) == len(about.rows)):
-            raise Damaged("is damaged")
+            if about.format != FORMAT or not reader.schema.equals(_schema()):
+                raise Damaged(f"has format {about.format}, and this version reads {FORMAT}")
     except (OSError, pa.ArrowException, LookupError, RecursionError, TypeError, ValueError) as error:
         raise Damaged(f"cannot be read: {error.strerror}" if isinstance(error, OSError) else "is damaged") from None
     return Index(file, path, about)
 
 
 def read_batch(index: Index, number: int) -> pa.RecordBatch:
-    """One of an index's record batches, mapped into memory. Raises Damaged where it is not what was written."""
+    """One of an index's record batches, mapped into memory. Raises DcclipError where it cannot be read."""
     import pyarrow as pa
 
-    first, (end, check) = index.about.batches[number - 1][0] if number else 0, index.about.batches[number]
     try:
         with pa.memory_map(str(index.path)) as source:
-            source.seek(first)
-            if crc32(source.read_buffer(end - first)) != check:
-                raise Damaged("is damaged")
             batch = pa.ipc.open_file(source).get_batch(number)
         batch.validate(full=True)  # it may come from elsewhere, and Arrow trusts the offsets in it
         if (batch.num_rows, batch["captioned"].true_count) != (index.about.rows[number], index.about.captioned[number]):
-            raise Damaged("has other rows than it says")
+            raise ValueError("other rows than it says")
     except (OSError, pa.ArrowException, TypeError, ValueError) as error:
-        raise Damaged(f"is damaged: {error}") from None
+        what = Message("{path} is damaged: {error}", path=index.path, error=error)
+        raise DcclipError(what, Message("index the data again: dcclip index --fresh {file}", file=index.file)) from None
     return batch
 
 

@@ -9,10 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.blocks import Damaged
 from dcclip_cli.data.block_cache import BlockCache
 from dcclip_cli.data.index import Index, read_batch
-from dcclip_cli.data.indexing import made_again
 from dcclip_cli.data.pair import BLOCK, LANGUAGES, Language, Lazy, Pair, PairDataset, image_digest
 from dcclip_cli.data.shard_blocks import BlockPlace, group_block, tar_block
 from dcclip_cli.errors import DcclipError, Message
@@ -49,7 +47,7 @@ class IndexedDataset(PairDataset):
         """
         import numpy as np
 
-        self.path, self._indexes, self._uncaptioned, self._progress = path, list(indexes), uncaptioned, progress
+        self.path, self._indexes, self._uncaptioned = path, list(indexes), uncaptioned
         counts = [index.about.rows if uncaptioned else index.about.captioned for index in indexes]
         self._places = [(shard, batch) for shard, rows in enumerate(counts) for batch in range(len(rows))]
         self._starts = np.concatenate([[0], np.cumsum([*chain.from_iterable(counts)], dtype=np.int64)])
@@ -156,11 +154,7 @@ class IndexedDataset(PairDataset):
         index = self._indexes[shard]
         before = sum(index.about.rows[:batch])
         selected = not self._uncaptioned and index.about.captioned[batch] < index.about.rows[batch]
-        try:
-            return _Chunk(index, read_batch(index, batch), before, selected)
-        except Damaged:
-            index = self._indexes[shard] = made_again(index, batch, self._progress)
-            return _Chunk(index, read_batch(index, batch), before, selected)
+        return _Chunk(index, read_batch(index, batch), before, selected)
 
     def _find(self, index: int) -> tuple[_Chunk, int]:
         """The chunk of a sample, and its row there."""

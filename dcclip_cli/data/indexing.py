@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from dcclip_cli.blocks import Damaged, OtherFormat
-from dcclip_cli.data.index import SUFFIX, Index, beside, cached, find_index, read_batch, read_index, write_index
+from dcclip_cli.data.index import (
+    SUFFIX,
+    Damaged,
+    Index,
+    beside,
+    cached,
+    find_index,
+    read_batch,
+    read_index,
+    write_index,
+)
 from dcclip_cli.data.shards import Columns
 from dcclip_cli.data.storage import DataFile, list_files, with_suffix
 from dcclip_cli.errors import DcclipError, Message, joined
@@ -40,36 +48,12 @@ def find_indexes(files: Sequence[DataFile], columns: Columns, progress: Progress
     return [index for index in found.values() if index is not None]
 
 
-def made_again(index: Index, batch: int, progress: Progress | None = None) -> Index:
-    """The index of the same data, written again because one of its record batches proved to be damaged.
-
-    It is in the place of the damaged one, or where that cannot be written in the cache folder. Raises DcclipError if
-    the data has changed.
-    """
-    columns = Columns(**index.about.columns)
-    place = index.path if os.access(index.path.parent, os.W_OK) else cached(index.file, columns)
-    (cache_folder() / "index").mkdir(parents=True, exist_ok=True)
-    with lock(cached(index.file, columns).with_suffix(".lock")):
-        with suppress(Damaged):  # another process may have written it by now
-            if (found := read_index(index.file, place)) and found.about == index.about:
-                read_batch(found, batch)
-                return found
-        _warning(progress)(index.path, Damaged("is damaged"))
-        write_index(index.file, place, columns)
-        again = _written([(index.file, place)])[index.file]
-    if again.about != index.about:
-        what = Message("{file} is not what its index {path} says", file=index.file, path=index.path)
-        raise DcclipError(what, "if the data is right, run again: it is indexed as it is now")
-    return again
-
-
 def _warning(progress: Progress | None) -> Callable[[Path, Damaged], None]:
     """What is done about an index that cannot be used."""
 
     def warn(path: Path, why: Damaged) -> None:
         (progress or Silent()).say(Message("warning: {path} {why}: its data is indexed again", path=path, why=why))
-        # Another version may still need its own; a folder next to the data may be anybody's.
-        if not isinstance(why, OtherFormat) and (path.parent == cache_folder() / "index" or not path.is_dir()):
+        if path.parent == cache_folder() / "index" or not path.is_dir():  # a folder next to the data may be anybody's
             remove(path)
 
     return warn
@@ -134,14 +118,14 @@ def verify_files(files: Sequence[DataFile], columns: Columns, progress: Progress
         jobs = [(index.file, folder / f"{number}{SUFFIX}") for number, index in enumerate(known)]
         write_indexes(jobs, columns, progress)
         again = [read_index(file, path) for file, path in jobs]
-    for index, found in zip(known, again, strict=True):
-        try:
-            for number in range(len(index.about.rows)):
-                read_batch(index, number)
-        except Damaged as why:
-            wrong.append(f"{index.path} {why}")
-        if found is None or found.about != index.about:
-            wrong.append(f"{index.file} differs from its index {index.path}")
+    wrong += [
+        f"{one.file} differs from its index {one.path}"
+        for one, found in zip(known, again, strict=True)
+        if found is None or found.about != one.about
+    ]
+    for index in known:
+        for number in range(len(index.about.rows)):
+            read_batch(index, number)
     if wrong:
         raise DcclipError(joined("\n", wrong), "if the data is right, index it again: dcclip index --fresh PATH")
     return known

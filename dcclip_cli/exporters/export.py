@@ -38,9 +38,8 @@ from dcclip_cli.model.precision import NotFiniteError
 from dcclip_cli.model.reference import ModelReference
 from dcclip_cli.options import Options
 from dcclip_cli.predict.encoder import PLAIN_PROMPTS, Encoder, shortened
-from dcclip_cli.predict.onnx_encoder import DESCRIPTION, FORMAT, TOKENIZER
+from dcclip_cli.predict.onnx_encoder import DESCRIPTION, TOKENIZER
 from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.run_dir import FIRST_WITH_CHECKSUMS
 from dcclip_cli.versions import versions
 
 # A new format is a class in formats/, a name in `FormatName`, and a line here.
@@ -51,7 +50,7 @@ FORMATS: Mapping[FormatName, Format] = {
         *(OpenVino(), Mnn(), ExecuTorch(), LiteRt(), CoreMl()),
     )
 }
-EXPORT_FORMAT = 3  # version of the parity report and of the inputs of `made_from`
+EXPORT_FORMAT = 1  # version of the parity report and of the inputs of `made_from`
 
 
 class ExportOptions(Options):
@@ -247,9 +246,7 @@ def _is_made(out: Path, made_from: str, fresh: bool) -> bool:
     hint = Message("name a new folder with --out")
     if not (out / DESCRIPTION).is_file():
         raise DcclipError(Message("{out} is not empty and is not an export", out=out), hint)
-    record = (
-        None if fresh else read_record(out / DESCRIPTION, FIRST_WITH_CHECKSUMS, Message("make it again with --fresh"))
-    )
+    record = None if fresh else read_record(out / DESCRIPTION, Message("make it again with --fresh"))
     about = record.content if record else read_json(out / DESCRIPTION, hint)
     if "made_from" not in about and about.get("kind") != "bundle":
         raise DcclipError(Message("{out} contains a model, not an export", out=out), hint)
@@ -354,5 +351,4 @@ def _add(folder: Path, more: dict[str, Any]) -> None:
     """Add to an export's dcclip.json, new or that of a copied model directory, and list the files in it."""
     file = folder / DESCRIPTION
     before = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    content = {"format": FORMAT, **before, **more}
-    write_record(file, {**content, "format": FORMAT})  # the number of a model directory with checksums as well
+    write_record(file, {**before, **more})

@@ -25,7 +25,7 @@ from dcclip_cli.model.weights import (
     weights_digest,
 )
 from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.run_dir import FIRST_WITH_CHECKSUMS, RECORD
+from dcclip_cli.run_dir import RECORD
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from dcclip_cli.model.towers import OpenClipTowers
 
 WEIGHTS, PROVENANCE = "open_clip_model.safetensors", RECORD
-FORMAT = 2
 _COPY = Message("copy the whole model directory again, or make it again; README.md is the file for notes of your own")
 
 
@@ -57,7 +56,6 @@ def save_model(
         weights = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
     assert all(torch.isfinite(value).all() for value in weights.values() if value.is_floating_point())
     provenance = {
-        "format": FORMAT,
         "kind": "model",
         "parameters": sum(p.numel() for p in model.parameters()),
         **provenance,
@@ -75,12 +73,11 @@ def save_model(
 
 
 def read_provenance(folder: Path) -> Record:
-    """dcclip's record of a model directory. Raises DcclipError if it is missing or not as it was written."""
-    record = read_record(folder / PROVENANCE, FIRST_WITH_CHECKSUMS, _COPY)
-    if "kind" not in record.content:
-        raise DcclipError(
-            Message("{provenance} has no kind: it is not that of a dcclip model", provenance=folder / PROVENANCE), _COPY
-        )
+    """dcclip's record of a model directory. Raises DcclipError if it is missing or not that of a model."""
+    record = read_record(folder / PROVENANCE, _COPY)
+    dims = record.content.get("trained_dims", [])
+    if "kind" not in record.content or not (isinstance(dims, list) and all(type(one) is int for one in dims)):
+        raise DcclipError(Message("{provenance} is not that of a dcclip model", provenance=record.file), _COPY)
     return record
 
 

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from dcclip_cli.checksums import cached_record, write_record
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import cache_folder, lock
+from dcclip_cli.files import cache_folder, lock, read_cached, write_json
 from dcclip_cli.machine import cpu_name, has_native_bf16, keep_freed_memory
 from dcclip_cli.progress import Progress, Silent
 
@@ -82,7 +81,6 @@ def check_logits(scale: float, bias: float | None, model: str) -> None:
         )
 
 
-_FORMAT = 2  # of the files that a gain is kept in
 LEAST_GAIN = 1.2  # speed-up of bf16 below which its coarser numbers are not worth it
 _ROUNDS, _PROBE_S = 3, 0.1  # passes timed in each precision, and the time that one should take
 _MOST, _FEWEST = 64, 2  # images and texts per pass
@@ -227,10 +225,10 @@ def _cached_gain(towers: Towers, training: bool, image: bool, progress: Progress
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with lock(file.with_suffix(".lock")):  # processes that start together make the same choice
-            if record := cached_record(file, _FORMAT, progress.say):
-                return float(record.content["gain"])
+            if (known := read_cached(file, lambda content: float(content["gain"]), progress.say)) is not None:
+                return known
             gain = _measured_gain(towers, training, image)
-            write_record(file, {"format": _FORMAT, "gain": gain}, alone=True)
+            write_json(file, {"gain": gain})
             return gain
     except OSError:  # a folder that cannot be written
         return _measured_gain(towers, training, image)

@@ -12,7 +12,7 @@ from dcclip_cli.checksums import read_record
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.model_dir import WEIGHTS
 from dcclip_cli.model.weights import CONFIG, UFORM_WEIGHTS
-from dcclip_cli.run_dir import FIRST_WITH_CHECKSUMS, RECORD, STAGES
+from dcclip_cli.run_dir import RECORD, STAGES
 
 Library = Literal["transformers", "open_clip"]
 STARTER = "starter"  # the name of the model that comes with the package
@@ -123,7 +123,7 @@ def _no_model(folder: Path) -> DcclipError:
             "{folder} is not a directory", "check the path, or give the name of a model on a hub", folder=folder
         )
     if (folder / RECORD).is_file():  # a file that it lists is missing
-        read_record(folder / RECORD, FIRST_WITH_CHECKSUMS, Message("copy the whole directory again")).check_sizes()
+        read_record(folder / RECORD, Message("copy the whole directory again"))
     names = sorted(path.name for path in folder.iterdir())
     inner = [name for name in names if (folder / name / "config.json").is_file() or _is_model(folder / name)]
     if inner:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import pickle
 import re
 import zipfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dcclip_cli.checksums import cached_record, write_record
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_folder, cache_folder, file_sha256, lock, read_json, remove
+from dcclip_cli.files import atomic_folder, cache_folder, file_sha256, lock, read_json, refuse_special, remove
 from dcclip_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin
 _AGAIN = Message("copy the whole model directory again")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _FEW = 1_000_000  # weights that may be missing without a look at their names
-_COPY, _COPY_FORMAT = "copy.json", 1  # the record of a safetensors copy
 LARGE_BYTES = 300_000_000  # loading so much takes seconds
 
 
@@ -141,11 +140,10 @@ def safetensors_copy(files: Sequence[Path], digest: str, name: str, progress: Pr
     from safetensors.torch import save_file
 
     folder, say = cache_folder() / "weights" / digest[:32], (progress or Silent()).say
-    if not cached_record(folder / _COPY, _COPY_FORMAT, say):
+    if not _is_whole(folder / SAFETENSORS, say):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with lock(folder.with_suffix(".lock")):
-            if not cached_record(folder / _COPY, _COPY_FORMAT, say):
-                remove(folder)
+            if not _is_whole(folder / SAFETENSORS, say):
                 what = Message(
                     "{name} has only pickled weights ({files_name}): reading tensors alone",
                     name=name,
@@ -155,8 +153,21 @@ def safetensors_copy(files: Sequence[Path], digest: str, name: str, progress: Pr
                 with atomic_folder(folder) as temporary:
                     weights = {key: value for file in files for key, value in unpickled(file).items()}
                     save_file(_apart(weights), temporary / SAFETENSORS, {"format": "pt"})
-                    write_record(temporary / _COPY, {"format": _COPY_FORMAT})
     return folder / SAFETENSORS
+
+
+def _is_whole(copy: Path, say: Callable[[str], None]) -> bool:
+    """Whether there is a copy of weights. One whose header does not fit its size is removed, after a warning."""
+    if not os.path.lexists(copy.parent):
+        return False
+    try:
+        refuse_special(copy)
+        stored_tensors([copy])
+    except DcclipError as error:
+        say(Message("warning: {what}: it is made again", what=error.what))
+        remove(copy.parent)
+        return False
+    return True
 
 
 class StoredTensor(NamedTuple):

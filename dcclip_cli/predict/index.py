@@ -24,7 +24,6 @@ from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.store import FeatureStore, MissingRows, digests
 
 _TEXTS = 256  # in a batch
-_MOST_BLOCKS = 32
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,9 @@ def open_index(
         raise DcclipError(
             "{folder} has no image that can be read", "name a folder of JPEG, PNG or WebP images", folder=folder
         )
-    if store.blocks > _MOST_BLOCKS or store.rows > 2 * len(found.vectors):
-        store.compact("embedding", keys[found.there])
+    if store.rows > 2 * len(found.vectors) and not store.in_memory:  # most are of pictures that changed
+        store.clear()
+        store.write([(keys[found.there], {"embedding": found.vectors})])
     is_float = kind in ("fp32", "fp16")
     embeddings = restored(found.vectors, kind, found.vectors.shape[1]) if is_float else found.vectors
     indexed = tuple(name for name, there in zip(names, found.there.tolist(), strict=True) if there)

@@ -19,14 +19,13 @@ from dcclip_cli.files import file_sha256, validated_by
 from dcclip_cli.machine import has_vnni
 from dcclip_cli.model.precision import NotFiniteError, check_logits, finite
 from dcclip_cli.model.preprocess import Preprocessing, flatten
-from dcclip_cli.run_dir import FIRST_WITH_CHECKSUMS, RECORD
+from dcclip_cli.run_dir import RECORD
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
     from PIL import Image
     from pydantic_core import SchemaValidator
 
-FORMAT = 2
 Run = Callable[[np.ndarray], np.ndarray]  # pixels (B, 3, H, W) or padded token ids (N, L) -> embeddings (B, D)
 DESCRIPTION, IMAGE, TEXT, TOKENIZER = RECORD, "image.onnx", "text.onnx", "tokenizer.json"
 PIXELS, IMAGE_EMBEDS, TOKENS, TEXT_EMBEDS = "pixel_values", "image_embeds", "input_ids", "text_embeds"
@@ -247,8 +246,8 @@ def read_description(folder: Path, kind: str = "bundle", files: Sequence[str] = 
     for file in (folder / name for name in needed):
         if not os.access(file, os.R_OK):  # onnxruntime would only give the number of the error
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
-    record = read_record(folder / DESCRIPTION, FIRST_WITH_CHECKSUMS, _UNEDITED)
-    found_kind, number = record.content.get("kind"), record.content.get("format")
+    record = read_record(folder / DESCRIPTION, _UNEDITED)
+    found_kind = record.content.get("kind")
     if found_kind is None:
         raise DcclipError(
             Message(
@@ -258,15 +257,13 @@ def read_description(folder: Path, kind: str = "bundle", files: Sequence[str] = 
             ),
             _COPY,
         )
-    if found_kind != kind or number not in range(1, FORMAT + 1):
+    if found_kind != kind:
         raise DcclipError(
-            "{description} describes a {found_kind} of format {number}, not a {kind} of format {format}",
+            "{description} describes a {found_kind}, not a {kind}",
             "export the model again with this version of dcclip",
             description=folder / DESCRIPTION,
             found_kind=found_kind,
-            number=number,
             kind=kind,
-            format=FORMAT,
         )
     return Described(validated_by(Description.read, record.content, folder / DESCRIPTION, _COPY), record)
 
@@ -274,8 +271,6 @@ def read_description(folder: Path, kind: str = "bundle", files: Sequence[str] = 
 def _image_fingerprint(about: Description, record: Record) -> str:
     """What bundles with equal image graphs and preprocessing have alike."""
     graphs = [digest for name, digest in sorted(record.digests.items()) if name in (IMAGE, f"{IMAGE}.data")]
-    if not graphs:  # a bundle of format 1
-        return about.fingerprint
     text = json.dumps([graphs, about.preprocessing], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.checksums import read_record
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.card import add_results, read_card
 from dcclip_cli.eval.report import METRIC_NAMES
-from dcclip_cli.run_dir import FIRST_WITH_CHECKSUMS
+from dcclip_cli.files import read_json
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -105,9 +104,7 @@ def _collected(folder: Path) -> _Collected:
     """Sources, licenses, counts and rules of a folder that `collect` wrote; no paths. Raises DcclipError for others."""
     from dcclip_cli.curation.report.html import steps
 
-    manifest = read_record(
-        folder / MANIFEST, FIRST_WITH_CHECKSUMS, Message("name a folder that dcclip collect wrote")
-    ).content
+    manifest = read_json(folder / MANIFEST, Message("name a folder that dcclip collect wrote"))
     known = {_label(source): source for source in manifest["options"]["sources"]}  # of any version
     rows = [
         (name, one.get("kind", ""), one.get("license") or "not recorded", *_counts(manifest["sources"].get(name)))

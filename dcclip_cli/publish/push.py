@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dcclip_cli.checksums import FILES, OWN, Record, read_record, record_text
+from dcclip_cli.checksums import FILES, Record, read_record
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval import comparable
 from dcclip_cli.eval.card import CARD
 from dcclip_cli.eval.leaderboards.hub import model_files
 from dcclip_cli.eval.result import EvalResult, load_results
-from dcclip_cli.files import file_sha256
+from dcclip_cli.files import file_sha256, json_text
 from dcclip_cli.hub import uploading
 from dcclip_cli.model.hub_models import TRANSFORMERS_CONFIG
 from dcclip_cli.model.model_dir import PROVENANCE, model_fingerprint
@@ -26,7 +26,7 @@ from dcclip_cli.model.reference import ModelReference, resolve
 from dcclip_cli.model.weights import CONFIG
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.publish.card import MANIFEST, CardFacts, complete_card
-from dcclip_cli.run_dir import FIRST_WITH_CHECKSUMS, RESOLVED, STAGES
+from dcclip_cli.run_dir import RESOLVED, STAGES
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -186,7 +186,7 @@ def _checked(folder: Path) -> Record:
     """The record of a directory whose files are as it lists them; an empty one of another library's."""
     if not (folder / PROVENANCE).exists():
         return Record(folder / PROVENANCE, {"kind": "model"}, _COPY)
-    record = read_record(folder / PROVENANCE, FIRST_WITH_CHECKSUMS, _COPY)
+    record = read_record(folder / PROVENANCE, _COPY)
     record.check()
     return record
 
@@ -215,9 +215,8 @@ def _model_files(folder: Path, record: Record, repository: str) -> dict[str, Pat
     changed = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
     files[CONFIG] = changed
     if record.digests:
-        entry = {"bytes": len(changed), OWN: hashlib.sha256(changed).hexdigest()}
-        content = {**record.content, FILES: {**record.content[FILES], CONFIG: entry}}
-        files[PROVENANCE] = record_text(content)
+        listed = {**record.digests, CONFIG: hashlib.sha256(changed).hexdigest()}
+        files[PROVENANCE] = json_text({**record.content, FILES: listed})
     return files
 
 
@@ -233,7 +232,7 @@ def _bundles(folder: Path, record: Record, run: Path | None, options: PushOption
     own = run / "export" if run and (run / "export" / PROVENANCE).is_file() else None
     found: dict[str, Path] = {}
     for bundle in (*([own] if own else []), *options.bundles):
-        about = read_record(bundle / PROVENANCE, FIRST_WITH_CHECKSUMS, Message("name the folder of an export")).content
+        about = read_record(bundle / PROVENANCE, Message("name the folder of an export")).content
         if about.get("model_fingerprint") == model_fingerprint(folder) and about.get("kind") != "model":
             found[f"{_FORMATS.get(about['kind'], about['kind'])}-{about['precision']}"] = bundle
             continue

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.checksums import read_record, write_record
-from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import cache_folder
+from dcclip_cli.errors import Message
+from dcclip_cli.files import cache_folder, read_cached, write_json
 from dcclip_cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from dcclip_cli.model.reference import ModelReference
 
 SUMMARY = "summary.json"
-_FORMAT = 3
 _SAMPLES = 128  # images, and texts per language: some seconds with the starter as teacher
 
 
@@ -41,19 +39,16 @@ class ModelSummary:
 
 def kept_summary(file: Path, identity: str, progress: Progress) -> list[ModelSummary]:
     """The summary in a file, if it is of the models and test sets with this `identity`; else an empty list."""
-    try:
-        content = read_record(file, _FORMAT, "").content if file.exists() else {}
-    except DcclipError as error:
-        progress.say(Message("warning: {what}; it is made again", what=error.what))
-        return []
-    is_current = (content.get("format"), content.get("of")) == (_FORMAT, identity)
-    return [ModelSummary(**row) for row in content["rows"]] if is_current else []
+
+    def rows(content: dict[str, Any]) -> list[ModelSummary]:
+        return [ModelSummary(**row) for row in content["rows"]] if content["of"] == identity else []
+
+    return read_cached(file, rows, progress.say) or []
 
 
 def keep_summary(file: Path, identity: str, rows: Sequence[ModelSummary]) -> None:
     """Write what `kept_summary` finds."""
-    content = {"format": _FORMAT, "of": identity, "rows": [asdict(row) for row in rows]}
-    write_record(file, content, alone=True)
+    write_json(file, {"of": identity, "rows": [asdict(row) for row in rows]})
 
 
 def agreements(

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
-FORMAT = 4
 _AGAIN = Message("start over with --fresh")
 
 Identity = Mapping[str, Any]  # everything that decides a stage's result, by name, JSON-serializable
@@ -63,7 +62,7 @@ def save_checkpoint(
 
     target = folder / f"step-{state.step:08d}"
     tensors = _tensors(model, optimizer, ema)
-    content = {"format": FORMAT, **state.model_dump(), "tensors": len(tensors), "identity": identity}
+    content = {**state.model_dump(), "tensors": len(tensors), "identity": identity}
     try:
         with atomic_folder(target) as temporary:
             save_file(tensors, temporary / TENSORS)
@@ -151,17 +150,7 @@ def load_checkpoint(
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    record = read_record(checkpoint / STATE, FORMAT, _AGAIN)
-    if (number := record.content.get("format")) != FORMAT:
-        raise DcclipError(
-            Message(
-                "{state} has format {number}, and this version reads {format}",
-                state=checkpoint / STATE,
-                number=number,
-                format=FORMAT,
-            ),
-            _AGAIN,
-        )
+    record = read_record(checkpoint / STATE, _AGAIN)
     _check_identity(checkpoint, record.content.get("identity"), identity)
     state = validated(TrainState, record.content, checkpoint / STATE, _AGAIN)
     if total_steps is not None and state.step > total_steps:

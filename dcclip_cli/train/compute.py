@@ -13,8 +13,8 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
-from dcclip_cli.checksums import read_record, write_record
 from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.files import read_json, write_json
 from dcclip_cli.machine import (
     busy_cores,
     cores,
@@ -30,7 +30,6 @@ from dcclip_cli.train.lazy_teacher import TeacherFacts
 from dcclip_cli.train.options import TrainOptions
 
 COMPUTED_IN = "computed_in.json"
-FORMAT = 2
 _LAUNCHED_WITH = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 T = TypeVar("T")
 
@@ -104,23 +103,20 @@ def _free_threads(workers: int, name: str, progress: Progress) -> int:
 def decided(folder: Path, name: str, decide: Callable[[], T]) -> T:
     """What was decided when the stage under `folder` began, on any machine; decided now if it is new."""
     file = folder / COMPUTED_IN
-    decisions = (
-        read_record(file, FORMAT, Message("start over with --fresh")).content if file.exists() else {"format": FORMAT}
-    )
+    decisions = read_json(file, Message("start over with --fresh")) if file.exists() else {}
     if name not in decisions:
         [value] = broadcast_object_list([decide()])  # of the first process
         decisions[name] = value
         if PartialState().is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            write_record(file, decisions, alone=True)
+            write_json(file, decisions)
     return cast(T, decisions[name])
 
 
 def redecide(folder: Path, name: str, value: object) -> None:
     """Replace what was decided for the stage under `folder`, from any of its processes."""
     file = folder / COMPUTED_IN
-    content = read_record(file, FORMAT, Message("start over with --fresh")).content
-    write_record(file, {**content, name: value}, alone=True)
+    write_json(file, {**read_json(file, Message("start over with --fresh")), name: value})
 
 
 def settle_precision(

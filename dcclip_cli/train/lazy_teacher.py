@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 
-from dcclip_cli.checksums import cached_record, write_record
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import cache_folder
+from dcclip_cli.files import cache_folder, read_cached, write_json
 from dcclip_cli.machine import cpu_name
 from dcclip_cli.model.precision import Choice, check_logits
 from dcclip_cli.model.teachers import TREATMENT, OpenClipTeacher, Teacher
@@ -29,7 +28,6 @@ from dcclip_cli.train.losses.base import Widths
 from dcclip_cli.versions import versions
 
 TEACHERS = "teachers"  # in the cache folder
-_FORMAT = 2
 _CONFIGS = ("config.json", "open_clip_config.json")
 
 
@@ -72,9 +70,7 @@ class LazyTeacher:
     @property
     def known_facts(self) -> TeacherFacts | None:
         """Its facts if they are on record, for which it is not loaded."""
-        if self._record and (record := cached_record(self._record, _FORMAT, self._progress.say)):
-            return _from_json(record.content["facts"])
-        return None
+        return read_cached(self._record, _from_json, self._progress.say) if self._record else None
 
     @cached_property
     def facts(self) -> TeacherFacts:
@@ -93,7 +89,7 @@ class LazyTeacher:
         if self._record:
             with suppress(OSError):  # a folder that cannot be written
                 self._record.parent.mkdir(parents=True, exist_ok=True)
-                write_record(self._record, {"format": _FORMAT, "facts": asdict(facts)}, alone=True)
+                write_json(self._record, asdict(facts))
         return facts
 
     @property

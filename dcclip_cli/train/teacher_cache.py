@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import re
+import struct
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from dcclip_cli.blocks import Ragged, Values
 from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.data.options import Augment
+from dcclip_cli.data.pair import PairDataset
 from dcclip_cli.data.pixels import VERSION, normalized, stacked, training_preprocess
 from dcclip_cli.data.samplers import Sample
 from dcclip_cli.data.stored_features import StoredFeatures, StoredTexts
@@ -32,16 +35,16 @@ from dcclip_cli.machine import loading_processes
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
 from dcclip_cli.progress import Progress
-from dcclip_cli.store import FeatureStore, MissingRows
+from dcclip_cli.store import FeatureStore, MissingRows, Ragged, Values, digests
 from dcclip_cli.train.distributed import process_count, process_index
 from dcclip_cli.train.feature_shapes import Grid, map_sizes, no_images
 from dcclip_cli.train.lazy_teacher import LazyTeacher, TeacherFacts
 from dcclip_cli.train.loading import load_batches
 from dcclip_cli.train.losses.base import Loss, Outputs
 from dcclip_cli.train.losses.features import TokenFeaturesLoss, to_grid
-from dcclip_cli.train.teacher_rows import IMAGE, TEXT, TOKENS, FeatureReader, NeededRows, needed_rows, rows_of
 
 FOLDER = "teacher-cache"
+IMAGE, TEXT, TOKENS = "image_embedding", "text_embedding", "text_tokens"
 BATCH_SIZE = 64  # of the teacher: in bf16, results depend on what is computed together
 _KEPT_ROWS = 2**17  # of the parts of training completed last, which are completed again where rows prove damaged
 _HINT = "check the teacher's weights, or set its precision to fp32; the cache is in fp16: or set teacher_cache to false"
@@ -60,6 +63,117 @@ def stores_of(
     # The random numbers of an augmentation come from the seed and from the sample's number in the dataset.
     augmentation, folder = f"{augment.model_dump_json()} {seed} {VERSION}", folder_of(teacher)
     return FeatureStore(folder / f"images-{_short(augmentation)}", warn), FeatureStore(folder / "texts", warn)
+
+
+# ---- the rows that steps need
+
+
+def image_keys(dataset: PairDataset, samples: Iterable[Sample]) -> np.ndarray:
+    """The keys of augmented images, (sample, augmentation) each.
+
+    They depend on the sample's number as well, because the augmentation's random numbers do.
+    """
+    return digests(
+        "image", (dataset.image_digest(index) + struct.pack("<QQ", index, which) for index, which in samples)
+    )
+
+
+def text_keys(texts: Iterable[str]) -> np.ndarray:
+    return digests("text", (text.encode() for text in texts))
+
+
+@dataclass(frozen=True)
+class NeededRows:
+    """The rows of the cache that some steps need: augmented images in the order of the data, captions by length.
+
+    `images_in_steps` and `captions_in_steps` are what a teacher that ran in each step would get.
+    """
+
+    samples: list[Sample]
+    image_keys: np.ndarray
+    captions: list[str]
+    text_keys: np.ndarray
+    images_in_steps: int = 0
+    captions_in_steps: int = 0
+
+
+def needed_rows(collator: Collator, batches: Iterable[Sequence[Sample]]) -> NeededRows:
+    """The rows for these batches, each once: the same ones in the same order however many processes share them."""
+    samples, captions, images_in_steps, captions_in_steps = set[Sample](), set[str](), 0, 0
+    for batch in batches:
+        own = {(i, epoch % collator.num_augmentations) for i, epoch in batch if i < collator.dataset.num_images}
+        chosen = collator.chosen_captions(batch)
+        samples |= own
+        captions |= chosen
+        images_in_steps += len(own)
+        captions_in_steps += len(chosen)
+    found = _rows(collator.dataset, samples, captions)
+    return replace(found, images_in_steps=images_in_steps, captions_in_steps=captions_in_steps)
+
+
+def rows_of(batch: Batch, dataset: PairDataset) -> NeededRows:
+    """The rows of one batch."""
+    samples = set(zip(batch.sample_index.tolist(), batch.augmentation_index.tolist(), strict=True))
+    return _rows(dataset, samples, set(chain.from_iterable(texts.captions for texts in batch.texts.values())))
+
+
+def _rows(dataset: PairDataset, samples: set[Sample], captions: set[str]) -> NeededRows:
+    images, texts = sorted(samples), sorted(captions, key=lambda text: (len(text), text))
+    return NeededRows(images, image_keys(dataset, images), texts, text_keys(texts))
+
+
+# ---- reading them in the loader's workers
+
+
+@dataclass(frozen=True)
+class FeatureReader:
+    """Reads what a teacher's stores have of a batch, in the loader's workers.
+
+    `image_arrays` and `text_arrays` are the names of the arrays that losses need.
+    """
+
+    dataset: PairDataset
+    images: FeatureStore
+    texts: FeatureStore
+    image_arrays: tuple[str, ...]
+    text_arrays: tuple[str, ...]
+
+    def __call__(self, batch: Batch) -> StoredFeatures | None:
+        """The features of a batch; None if a row is missing, or damaged, also after a look for new blocks."""
+        for _ in range(2):
+            try:
+                return self.read(batch)
+            except MissingRows:
+                self.images.refresh()
+                self.texts.refresh()
+        return None
+
+    def read(self, batch: Batch) -> StoredFeatures:
+        """The features of a batch. Raises MissingRows."""
+        samples = zip(batch.sample_index.tolist(), batch.augmentation_index.tolist(), strict=True)
+        images = _read(self.images, self.image_arrays, image_keys(self.dataset, samples))
+        texts = {}
+        for name, given in batch.texts.items():
+            found = _read(self.texts, self.text_arrays, text_keys(given.captions))
+            texts[name] = StoredTexts(found[TEXT][0], *found.get(TOKENS, ()))
+        return StoredFeatures({name: parts[0] for name, parts in images.items()}, texts)
+
+
+def _read(store: FeatureStore, names: Sequence[str], keys: np.ndarray) -> dict[str, tuple[Tensor, ...]]:
+    """Arrays of some rows as tensors; of ragged ones also which entries each row has (0: padding), and how many."""
+    found: dict[str, tuple[Tensor, ...]] = {}
+    for name, values in store.read_arrays(names, keys).items() if len(keys) else ():
+        if not isinstance(values, Ragged):
+            found[name] = (torch.from_numpy(values),)
+            continue
+        lengths = torch.from_numpy(values.lengths)
+        firsts, columns = lengths.cumsum(0) - lengths, torch.arange(int(values.lengths.max(initial=0)))
+        rows = (firsts[:, None] + columns) * (columns < lengths[:, None])
+        found[name] = torch.from_numpy(values.values), rows, lengths
+    return found
+
+
+# ---- computing them
 
 
 @dataclass(frozen=True)
@@ -233,7 +347,7 @@ def _text_features(stored: StoredTexts) -> TextFeatures:
     return TextFeatures(embedding, tokens, mask.long())
 
 
-def _half(values: torch.Tensor, teacher: Towers, inputs: str) -> np.ndarray:
+def _half(values: Tensor, teacher: Towers, inputs: str) -> np.ndarray:
     # A feature map beyond fp16's 65,504 becomes infinite.
     return finite(values.half().cpu().numpy(), teacher.name, inputs, _HINT)
 

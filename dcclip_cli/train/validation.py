@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -26,7 +25,6 @@ from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import OpenClipTowers
 
 WEIGHTS, METRICS = "weights.safetensors", "metrics.json"
-FORMAT = 2
 _ROWS = 64  # images or texts at once
 
 
@@ -88,7 +86,6 @@ class _Best(BaseModel):
     """The content of metrics.json."""
 
     model_config = ConfigDict(strict=True)
-    format: Literal[2]
     step: int = Field(ge=0)
     metrics: dict[str, float]
     score: float
@@ -106,7 +103,6 @@ class BestCheckpoint:
             record = self._record()
             saved = validated(_Best, record.content, folder / METRICS, record.hint)
             if saved.step <= resumed_step:
-                record.check_sizes()
                 self.step, self.metrics, self._score = saved.step, saved.metrics, saved.score
 
     def update(self, step: int, metrics: dict[str, float], model: nn.Module, write: bool) -> bool:
@@ -121,7 +117,7 @@ class BestCheckpoint:
             with atomic_folder(self._folder) as temporary:
                 weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
                 save_file(weights, temporary / WEIGHTS)
-                content = {"format": FORMAT, "step": step, "metrics": metrics, "score": score}
+                content = {"step": step, "metrics": metrics, "score": score}
                 write_record(temporary / METRICS, content)
         return True
 
@@ -133,7 +129,7 @@ class BestCheckpoint:
             model.load_state_dict(load_file(self._folder / WEIGHTS))
 
     def _record(self) -> Record:
-        return read_record(self._folder / METRICS, FORMAT, Message("start over with --fresh"))
+        return read_record(self._folder / METRICS, Message("start over with --fresh"))
 
 
 def _chunks(count: int) -> Iterator[range]:

@@ -5,7 +5,7 @@ from dataclasses import fields
 from types import ModuleType
 from typing import Any
 
-from dcclip_cli import checksums, run_dir, store, store_index, store_rows
+from dcclip_cli import checksums, run_dir, store
 from dcclip_cli.curation import collect, shards, work
 from dcclip_cli.data import index
 from dcclip_cli.data.pair import Pair
@@ -74,7 +74,7 @@ def model_directory() -> str:
         weights.CONFIG: "the model's configuration for open_clip, and its preprocessing",
         model_dir.WEIGHTS: "the weights",
         "tokenizer.json, tokenizer_config.json": "the tokenizer of tokenizers and transformers",
-        model_dir.PROVENANCE: f"a record, format {model_dir.FORMAT}: what the model was made from, and its metrics",
+        model_dir.PROVENANCE: "a record: what the model was made from, and its metrics",
         "README.md": "the model card; what you write in it stays",
     }
     return f"## Model directory\n\n{described(model_dir)}\n{files(rows)}"
@@ -95,7 +95,7 @@ def export() -> str:
         f"{code(bundle.TOKENIZER)}, and {code(bundle.DESCRIPTION)}. Other formats:\n"
         "[Export and deploy](../how-to/deploy.md#formats). Embeddings have length 1.\n\n"
         + table(("graph", "input", "output"), graphs)
-        + f"\n### {bundle.DESCRIPTION}\n\nA record, format {bundle.FORMAT}. Of the fields, these are needed to run the"
+        + f"\n### {bundle.DESCRIPTION}\n\nA record. Of the fields, these are needed to run the"
         f" bundle:\n\n{members(bundle.Description)}\n{paragraphs(bundle.Description)}"
     )
 
@@ -118,7 +118,7 @@ def pairs() -> str:
 def shard_index() -> str:
     columns = ((code(field.name), code(field.type)) for field in index._schema())
     return (
-        f"## Index of a shard\n\n`SHARD{index.SUFFIX}`, format {index._FORMAT}. {described(index)}\n"
+        f"## Index of a shard\n\n`SHARD{index.SUFFIX}`. {described(index)}\n"
         f"{table(('column', 'type'), columns)}\n"
         f"### Metadata of an index\n\n{described(index.About)}\n{members(index.About)}"
     )
@@ -140,8 +140,7 @@ def caches() -> str:
     return (
         "## Cache folder\n\n`$DCCLIP_CACHE`, else `~/.cache/dcclip`. All of it can be deleted: it is made again.\n\n"
         + table(("folder", "what is in it"), ((code(name), escaped(text)) for name, text in folders.items()))
-        + f"\n### Feature stores\n\n{described(store)}\nBlocks are `*{store_rows.SUFFIX}`, indexes of their rows"
-        f" `*{store_index.SUFFIX}`.\n\n{described(store_index)}"
+        + f"\n### Feature stores\n\n{described(store)}"
     )
 
 

@@ -28,7 +28,7 @@ from wordnet import WordNet
 
 from dcclip_cli.checksums import write_record
 from dcclip_cli.data.dataset import open_pairs
-from dcclip_cli.model.model_dir import FORMAT, WEIGHTS, load_model
+from dcclip_cli.model.model_dir import WEIGHTS, load_model
 from dcclip_cli.model.preprocess import decode, flatten
 
 HERE = Path(__file__).parent
@@ -81,7 +81,7 @@ def main() -> None:
     note = arguments.model / "dcclip.json"
     about = json.loads(note.read_text("utf-8"))
     about["metrics"]["logit_scale"] = scale
-    write_record(note, {**about, "format": FORMAT}, sort_keys=True)
+    write_record(note, about, sort_keys=True)
     print(f"{len(pictures)} pictures: logit scale {scale:.2f}")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from dcclip_cli.checksums import write_record
-from dcclip_cli.model.model_dir import FORMAT, WEIGHTS
+from dcclip_cli.model.model_dir import WEIGHTS
 from dcclip_cli.model.towers import Tokens, Towers
 
 PAD, END = 1, 2  # the ids of the starter's tokenizer
@@ -95,4 +95,4 @@ def append(folder: Path, words: dict[str, bool], embeddings: Tensor) -> None:
     note = folder / "dcclip.json"
     about = json.loads(note.read_text("utf-8"))
     parameters = about["parameters"] + len(added) * embeddings.shape[1]
-    write_record(note, {**about, "format": FORMAT, "parameters": parameters}, sort_keys=True)
+    write_record(note, {**about, "parameters": parameters}, sort_keys=True)

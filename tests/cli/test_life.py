@@ -59,7 +59,7 @@ def test_a_run_puts_its_results_into_the_cards_of_student_and_bundle(here: Path)
         assert found == {
             one["language"]: round(100 * one["value"], 2) for one in results if one["model"] == name
         } and set(found) == {"en", "zh"}
-        read_record(here / f"runs/一生/{folder}/dcclip.json", 0, "").check()
+        read_record(here / f"runs/一生/{folder}/dcclip.json", "").check()
     distilled = ModelCard.load(here / "runs/一生/distill/model/README.md").data
     assert isinstance(distilled, ModelCardData) and distilled.eval_results is None
 

@@ -5,7 +5,6 @@ import os
 import random
 import tarfile
 from collections.abc import Iterator
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,6 @@ from dcclip_cli.data.shards import Columns, tar_rows
 from dcclip_cli.data.storage import local_file
 from dcclip_cli.data.unpaired import open_images
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.progress import Silent
 from tests.damage import KINDS, Said, damage
 from tests.data.test_dataset import CAT, DOG, add, write_tar
 
@@ -111,12 +109,13 @@ def where(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return indexes.cached(local_file(tar), NONE)
 
 
-@pytest.mark.parametrize(("kind", "seed"), [*(("flipped", seed) for seed in range(20)), *((kind, 0) for kind in KINDS)])
-def test_a_damaged_index_gives_the_same_pairs_and_one_warning(
-    where: Path, kind: str, seed: int, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("kind", [*KINDS, "another format"])
+def test_an_index_that_cannot_be_read_is_made_again_with_one_warning(where: Path, kind: str, tmp_path: Path) -> None:
     tar = tmp_path / "数据 a.tar"
-    damage(where, kind, seed)
+    if kind == "another format":
+        where.write_bytes(where.read_bytes().replace(b'"format": 1', b'"format": 9'))
+    else:
+        damage(where, kind)
     pairs, said = opened(tar)
     assert pairs == many(50)
     assert len(said) == 1 and said[0].startswith(f"warning: {where} ") and said[0].endswith("its data is indexed again")
@@ -125,69 +124,21 @@ def test_a_damaged_index_gives_the_same_pairs_and_one_warning(
     assert where.is_dir() == left
 
 
-def test_an_index_of_another_format_is_left_to_its_version_and_another_made(where: Path, tmp_path: Path) -> None:
-    before = where.read_bytes().replace(b'"format": 2', b'"format": 1')
-    where.write_bytes(before)
-    pairs, said = opened(tmp_path / "数据 a.tar")
-    assert pairs == many(50)
-    assert said == [f"warning: {where} has format 1, and this is dcclip's 2: its data is indexed again"]
-    assert (where.read_bytes() == before) == (where.parent == tmp_path)
-
-
-def test_a_damaged_index_of_data_that_has_changed_is_an_error(where: Path, tmp_path: Path) -> None:
+def test_a_damaged_batch_is_an_error_also_when_all_data_is_compared(where: Path, tmp_path: Path) -> None:
     tar = tmp_path / "数据 a.tar"
-    about = tar.stat()
-    dataset = open_pairs(tar)
-    content = bytearray(where.read_bytes())
-    content[indexes.read_index(local_file(tar), where).about.batches[1][0] - 30] ^= 1  # type: ignore[union-attr]
-    where.write_bytes(content)
-    tar.write_bytes(tar.read_bytes().replace("第30只猫".encode(), "第31只猫".encode()))
-    os.utime(tar, ns=(about.st_atime_ns, about.st_mtime_ns))
-    with pytest.raises(DcclipError, match=r"a\.tar is not what its index .* says") as raised:
-        dataset[30]
-    assert "run again" in raised.value.hint
-
-
-def test_a_damaged_batch_is_found_when_all_data_is_compared(where: Path, tmp_path: Path) -> None:
-    tar = tmp_path / "数据 a.tar"
-    assert len(verify_files(shards_at(tar), NONE)) == 1
-    content = bytearray(where.read_bytes())
-    content[indexes.read_index(local_file(tar), where).about.batches[1][0] - 30] ^= 1  # type: ignore[union-attr]
-    where.write_bytes(content)
+    content = where.read_bytes()
+    assert content.count(b'"captioned": [20, 20, 10]') == 1
+    where.write_bytes(content.replace(b'"captioned": [20, 20, 10]', b'"captioned": [20, 19, 10]'))
+    with pytest.raises(DcclipError, match=r"index\.arrow is damaged") as raised:
+        open_pairs(tar).captions("zh")[30]
+    assert raised.value.hint == f"index the data again: dcclip index --fresh {tar}"
     with pytest.raises(DcclipError, match=r"index\.arrow is damaged"):
         verify_files(shards_at(tar), NONE)
 
 
-def test_several_processes_that_meet_a_damaged_batch_write_the_index_once(where: Path, tmp_path: Path) -> None:
-    tar = tmp_path / "数据 a.tar"
-    content = bytearray(where.read_bytes())
-    content[indexes.read_index(local_file(tar), where).about.batches[1][0] - 30] ^= 1  # type: ignore[union-attr]
-    where.write_bytes(content)
-    said, fork = tmp_path / "said", get_context("fork")
-
-    class Written(Silent):
-        def say(self, message: str) -> None:
-            with said.open("a") as lines:
-                lines.write(f"{message}\n")
-
-    dataset = open_pairs(tar, progress=Written())
-
-    def read() -> None:
-        assert list(dataset) == many(50)
-
-    readers = [fork.Process(target=read) for _ in range(3)]
-    for reader in readers:
-        reader.start()
-    for reader in readers:
-        reader.join(60)
-    assert [reader.exitcode for reader in readers] == [0, 0, 0]
-    assert len(said.read_text().splitlines()) == 1
-
-
 def test_an_index_from_elsewhere_that_lies_about_its_rows_is_an_error_and_never_a_crash(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(indexes, "crc32", lambda *_: 0)  # whoever makes one up makes its checksums fit
     write_tar(tmp_path / "a.tar", *many(50))
     index(tmp_path)
     path = tmp_path / f"a.tar{SUFFIX}"
@@ -204,21 +155,6 @@ def test_an_index_from_elsewhere_that_lies_about_its_rows_is_an_error_and_never_
                 pairs.image(each)
         except DcclipError as error:
             assert error.hint
-
-
-@pytest.mark.parametrize("key", ["rows", "captioned"])
-def test_an_index_with_fewer_rows_than_it_says_is_an_error_once(
-    tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(indexes, "crc32", lambda *_: 0)
-    write_tar(tmp_path / "a.tar", *many(50))
-    index(tmp_path)
-    path = tmp_path / f"a.tar{SUFFIX}"
-    path.write_bytes(path.read_bytes().replace(f'"{key}": [50]'.encode(), f'"{key}": [51]'.encode()))
-    with pytest.raises(DcclipError, match=rf"a\.tar is not what its index {path} says") as raised:
-        open_pairs(tmp_path).captions("zh")[0]
-    assert "run again" in raised.value.hint
-    assert list(open_pairs(tmp_path)) == many(50)
 
 
 def test_a_changed_shard_is_found_by_reading_all_data_and_by_nothing_less(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcclip_cli.blocks import parse
 from dcclip_cli.data import prompts
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair
@@ -25,7 +24,7 @@ from dcclip_cli.eval.result import EvalResult, load_results, save_results
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.reference import ModelReference, resolve
 from dcclip_cli.progress import Lines, Silent
-from dcclip_cli.store import FeatureStore
+from dcclip_cli.store import FeatureStore, open_block
 from tests.eval import layouts
 from tests.eval.conftest import clear
 
@@ -246,8 +245,8 @@ def test_an_interrupted_run_resumes(tmp_path: Path, run: Any, monkeypatch: pytes
 def test_a_damaged_cache_is_filled_again_with_a_warning(tmp_path: Path, run: Any) -> None:
     whole(tmp_path, "dtd", 47)
     run(Oracle(), ["dtd"], tmp_path, cache=FeatureCache(tmp_path / "cache"))
-    for file in (tmp_path / "cache").rglob("*.block"):
-        file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
+    for file in (tmp_path / "cache").rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1])
     model, said = Oracle(), list[str]()
     [found] = run(model, ["dtd"], tmp_path, cache=FeatureCache(tmp_path / "cache", said.append))
     assert sum(model.seen) == 47 and found.value == 1.0
@@ -302,8 +301,9 @@ def test_top1_and_features_equal_what_open_clip_alone_computes(
     predictions = found.detail("predictions")
     assert predictions is not None and predictions.tolist() == guesses.tolist()
     [folder] = (file.parent for file in tmp_path.rglob("about.json") if "preprocessing" in file.read_text("utf-8"))
-    [file] = folder.glob("*.block")
-    assert np.abs(FeatureStore(folder).read("embedding", parse(file).keys) - images.numpy()).max() < 1e-6
+    [file] = folder.glob("*.safetensors")
+    keys = open_block(file)[0]["keys"].copy().view("S16")[:, 0]
+    assert np.abs(FeatureStore(folder).read("embedding", keys) - images.numpy()).max() < 1e-6
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

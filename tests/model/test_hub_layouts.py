@@ -170,11 +170,9 @@ def test_a_damaged_copy_of_pickled_weights_is_made_again(
     whole = copy.read_bytes()
     damage(copy, kind)
     assert safetensors_copy(files, "0" * 64, "中文 chineseclip", said).read_bytes() == whole
+    assert safetensors_copy(files, "0" * 64, "中文 chineseclip", said) == copy
     assert len(said.lines) == 3  # the copy, the damage, the copy again
     assert said.lines[1].startswith(f"warning: {copy} ") and said.lines[1].endswith("it is made again")
-    damage(copy.parent / "copy.json", kind)
-    assert safetensors_copy(files, "0" * 64, "中文 chineseclip", said).read_bytes() == whole
-    assert safetensors_copy(files, "0" * 64, "中文 chineseclip", said) == copy and len(said.lines) == 5
 
 
 def test_pickled_shards_and_old_checkpoints_are_read_too(hub_teachers: Path, tmp_path: Path) -> None:

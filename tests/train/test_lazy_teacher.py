@@ -13,7 +13,6 @@ from dcclip_cli.progress import Silent
 from dcclip_cli.train.feature_shapes import widths
 from dcclip_cli.train.lazy_teacher import LazyTeacher
 from tests.damage import KINDS, Said, damage
-from tests.records import rewrite
 
 
 @pytest.fixture
@@ -50,11 +49,11 @@ def test_other_layers_and_changed_files_are_noticed(folder: Path, change: str) -
     assert teacher.facts and teacher.is_loaded
 
 
-@pytest.mark.parametrize(("kind", "seed"), [*(("flipped", seed) for seed in range(8)), *((one, 0) for one in KINDS)])
-def test_a_record_that_is_damaged_is_written_again(folder: Path, tmp_path: Path, kind: str, seed: int) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_facts_that_cannot_be_read_are_written_again(folder: Path, tmp_path: Path, kind: str) -> None:
     facts, said = lazy(folder).facts, list[str]()
     [record] = (tmp_path / "cache" / "teachers").iterdir()
-    damage(record, kind, seed)
+    damage(record, kind)
     teacher = lazy(folder)
     teacher._progress = Said(said)
     assert teacher.facts == facts
@@ -66,8 +65,8 @@ def test_a_record_that_is_damaged_is_written_again(folder: Path, tmp_path: Path,
 def test_a_teacher_that_proves_to_be_another_is_an_error_and_forgotten(folder: Path, tmp_path: Path) -> None:
     assert lazy(folder).facts
     [record] = (tmp_path / "cache" / "teachers").iterdir()
-    known = json.loads(record.read_text())["facts"]
-    rewrite(record.parent, record.name, facts=known | {"fingerprint": f"0{known['fingerprint']}"})
+    known = json.loads(record.read_text())
+    record.write_text(json.dumps(known | {"fingerprint": f"0{known['fingerprint']}"}))
     teacher = lazy(folder)
     assert teacher.facts.fingerprint.startswith("0")
     with pytest.raises(DcclipError, match="changed while it was in use"):
