@@ -83,6 +83,7 @@ class Towers(nn.Module, ABC):
     model: Any  # the library's own module
     name: str
     fingerprint: str  # changes whenever any output could change
+    context_length: int  # tokens of the longest text; others are cut
     precision = AS_ASKED  # of the towers as a teacher
 
     @contextmanager
@@ -210,6 +211,7 @@ class OpenClipTowers(Towers):
         super().__init__()
         self.model, self.vocab = model, vocab or getattr(tokenizer, "vocab", None)
         self.library_tokenizer = getattr(tokenizer, "own", None)  # open_clip's, if that is the tokenizer
+        self.context_length = int(getattr(model, "text", model).context_length)
         self._tokenizer = tokenizer
         self._preprocess = preprocess
         self.name, self.fingerprint = name, fingerprint
