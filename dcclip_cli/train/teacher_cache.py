@@ -32,7 +32,7 @@ from dcclip_cli.files import cache_folder
 from dcclip_cli.machine import loading_processes
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
-from dcclip_cli.progress import Progress
+from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.signals import begin_worker
 from dcclip_cli.store import FeatureStore, MissingRows
 from dcclip_cli.train.distributed import process_count, process_index
@@ -127,7 +127,7 @@ class TeacherCache:
         self._completed.append(rows)
         while len(self._completed) > 1 and sum(len(one.samples) for one in self._completed) > _KEPT_ROWS:
             self._completed.popleft()
-        if not self._fill(rows):
+        if not self._fill(rows, self._progress):
             self._teacher.free()
 
     def finish(self) -> None:
@@ -177,7 +177,7 @@ class TeacherCache:
             with suppress(MissingRows):
                 return self.reader.read(batch)
             for rows in (*self._completed, rows_of(batch, self._collator.dataset)):
-                self._fill(rows)
+                self._fill(rows, Silent())
         return self.reader.read(batch)
 
     def _image_features(self, stored: StoredFeatures, device: torch.device) -> ImageFeatures:
@@ -189,7 +189,7 @@ class TeacherCache:
 
     # ---- the teacher
 
-    def _fill(self, rows: NeededRows) -> int:
+    def _fill(self, rows: NeededRows, progress: Progress) -> int:
         """Compute what is missing; return how many rows that were."""
         reader, found = self.reader, 0
         for what, store, keys, arrays, compute in (
@@ -200,7 +200,7 @@ class TeacherCache:
             missing = int(store.missing(keys, arrays).sum())
             found += missing
             if missing:
-                task = self._progress.task(Message("teacher: {what}", what=what), len(keys), len(keys) - missing)
+                task = progress.task(Message("teacher: {what}", what=what), len(keys), len(keys) - missing)
                 with task as shown:
                     first = process_index() / process_count()
                     store.fill(keys, arrays, partial(compute, rows, what), BATCH_SIZE, shown.advance, first)
