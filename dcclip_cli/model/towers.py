@@ -211,7 +211,8 @@ class OpenClipTowers(Towers):
         super().__init__()
         self.model, self.vocab = model, vocab or getattr(tokenizer, "vocab", None)
         self.library_tokenizer = getattr(tokenizer, "own", None)  # open_clip's, if that is the tokenizer
-        self.context_length = int(getattr(model, "text", model).context_length)
+        text: Any = getattr(model, "text", model)
+        self.context_length = int(text.context_length)
         self._tokenizer = tokenizer
         self._preprocess = preprocess
         self.name, self.fingerprint = name, fingerprint

@@ -135,10 +135,10 @@ def _step_seconds(work: StageWork) -> float:
         optimizer.zero_grad()
 
     whole = sum(work.sizes.values())
-    few = min(whole, max(4, whole // 16))
+    few = min(whole, max(4, min(8, whole // 16)))  # 64 of a ResNet-50 take long
     first = _batch(work, few / whole)
     few_s = _seconds(lambda: step(first), work.device, _BUDGET_S / 2)
-    more = min(whole, max(few + 1, int(few * _BUDGET_S / 3 / max(few_s, 1e-6))))
+    more = min(whole, max(2 * few, int(few * _BUDGET_S / 3 / max(few_s, 1e-6))))
     if more <= few:
         return few_s
     second = _batch(work, more / whole)
