@@ -6,7 +6,7 @@ import pytest
 
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.options import Options, Removed
-from dcclip_cli.recipe.load import load, record
+from dcclip_cli.recipe.load import check_finished, load, record
 from dcclip_cli.run_dir import RESOLVED
 from dcclip_cli.train.options import OptimizerOptions
 
@@ -104,11 +104,13 @@ def test_a_removed_key_that_changes_nothing_is_ignored_with_a_warning(recipe: Pa
 
 
 def test_a_run_finished_before_a_rename_still_counts_as_finished(recipe: Path, tmp_path: Path) -> None:
-    record(load(recipe), tmp_path / "run", finished=[])
+    record(load(recipe), tmp_path / "run")
     resolved = tmp_path / "run" / RESOLVED
     old = resolved.read_text("utf-8").replace("    lr: 0.5", "    rate: 0.5\n    sharded: false")
     assert "rate: 0.5" in old
     resolved.write_text(old, "utf-8")
-    record(load(recipe), tmp_path / "run", finished=["distill"])
+    (tmp_path / "run/distill/model").mkdir(parents=True)
+    (tmp_path / "run/distill/model/dcclip.json").touch()
+    check_finished(load(recipe).recipe, tmp_path / "run", again=())
     with pytest.raises(DcclipError, match=r"distill.optimizer.lr was 0.5, is 0.1"):
-        record(load(recipe, ["distill.optimizer.lr=0.1"]), tmp_path / "run", finished=["distill"])
+        check_finished(load(recipe, ["distill.optimizer.lr=0.1"]).recipe, tmp_path / "run", again=())
