@@ -131,6 +131,8 @@ class _LineTask:
         self._metrics = ""
 
     def advance(self, steps: int = 1, **metrics: float) -> None:
+        if self._done == self._first:  # what came before may have been other work, such as loading a model
+            self._reported = time.monotonic(), self._done + steps
         self._done += steps
         self._metrics = _metrics(metrics) or self._metrics
         if time.monotonic() >= self._next and self._done < self._total:
@@ -142,12 +144,13 @@ class _LineTask:
         now, (since, before) = time.monotonic(), (self.begin, self._first) if last else self._reported
         seconds = now - since
         rate = (self._done - before) / seconds if seconds else 0.0
-        left = Message("took {time}", time=_clock(seconds))
+        speed = f"{rate:.1f}/s" if rate or last else ""
+        left = Message("took {time}", time=_clock(seconds)) if last else ""
         self._reported = now, self._done
         if rate and not last:
             left = Message("{time} left", time=_clock((self._total - self._done) / rate))
         done = Message("{name} {done}/{total}", name=self._name, done=self._done, total=self._total)
-        self._say(joined("  ", filter(None, (done, f"{rate:.1f}/s", left, self._metrics))))
+        self._say(joined("  ", filter(None, (done, speed, left, self._metrics))))
 
 
 class TerminalBars:

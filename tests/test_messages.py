@@ -74,7 +74,12 @@ def test_a_call_gives_its_template_all_fields_and_no_field_is_a_brace_written_on
             texts = call.args[: messages.CALLS.get(name, 0)]
             given = {keyword.arg for keyword in call.keywords} | set(map(str, range(len(call.args) - len(texts))))
             for text in texts:
-                if isinstance(text, ast.Constant) and None not in given and (given or file not in kept):
+                if (
+                    isinstance(text, ast.Constant)
+                    and isinstance(text.value, str)
+                    and None not in given
+                    and (given or file not in kept)
+                ):
                     fields = {name for _, name, _, _ in string.Formatter().parse(text.value) if name is not None}
                     assert fields <= given, f"{file}:{text.lineno}: {fields - given}: write a brace twice"
 

@@ -94,5 +94,5 @@ def test_threads_that_nobody_waits_for_any_more_begin_no_further_calls() -> None
     begun.clear()
     results = in_threads(call, range(1000), 2)
     assert next(results) == 0
-    results.close()
+    del results
     assert len(begun) < 500

@@ -42,7 +42,8 @@ FreshOrResume = Annotated[
     ),
 ]
 Check = Annotated[
-    bool, Option("--check", help="Check recipe, data, models, device and disk, print the resolved recipe, and stop.")
+    bool,
+    Option("--check", help="Check recipe, data, models, device and disk, print estimates of time and disk, and stop."),
 ]
 
 
@@ -189,14 +190,18 @@ def show_checked(
     fresh: bool = False,
     processes: int | Literal["auto"] = 1,
 ) -> None:
-    """Check device, and data, models and disk of `stages`; print estimates on stderr, the resolved recipe on stdout."""
+    """Check device, and data, models and disk of `stages`; print estimates of time and disk, and what would run."""
     from dcclip_cli.api import open_run
     from dcclip_cli.model.precision import torch_device
-    from dcclip_cli.recipe.load import resolved_yaml
+    from dcclip_cli.recipe.preflight import unfinished
 
     if device not in (None, "cpu"):  # which needs no torch
         torch_device(device)
     job = open_run(loaded, out, device or "cpu", fresh, processes=processes)
-    for line in job.estimates(job.preflight(stages)):
-        console.info_line(line)
-    console.show(resolved_yaml(loaded.recipe).rstrip("\n"))
+    works, left = job.preflight(stages), unfinished(job.dir, stages, fresh)
+    for line in job.estimates(works):
+        console.show_now(line)
+    if works and "collect" in left:
+        console.show(Message("these are for all pairs that collect would read, before it drops any"))
+    what = ", ".join(left) or Message("nothing, all is done")
+    console.show(Message("ready to run in {root}: {what}", root=job.dir.root, what=what))

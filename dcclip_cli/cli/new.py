@@ -24,8 +24,8 @@ _Teacher = Annotated[
     Option(
         "--teacher",
         metavar="MODEL",
-        help="altclip, fg-clip2, siglip2, xlm-roberta, chinese-clip, metaclip2, a model directory, hf:ORG/NAME, "
-        "hf-hub:ORG/NAME or open_clip:ARCH/TAG. Default: altclip.",
+        help="altclip, fg-clip2, siglip2, xlm-roberta, chinese-clip, metaclip2, starter (in a clone), a model "
+        "directory, hf:ORG/NAME, hf-hub:ORG/NAME or open_clip:ARCH/TAG. Default: altclip.",
     ),
 ]
 _Data = Annotated[
@@ -51,8 +51,8 @@ _Texts = Annotated[
     ),
 ]
 _Size = Annotated[
-    Literal["S", "M", "RN50"] | None,
-    Option("--size", help="Student of 12, 29 or 45 M parameters. Default: S."),
+    Literal["S", "M", "RN50", "XS"] | None,
+    Option("--size", help="Student of 12, 29, 45 or 3 M parameters. Default: S, or XS where the teacher is smaller."),
 ]
 _Yes = Annotated[bool, Option("--yes", "-y", help="Ask nothing: take the defaults for what is not given.")]
 _Force = Annotated[bool, Option("--force", help="Overwrite FILE.")]
@@ -86,6 +86,8 @@ def new(
     from dcclip_cli.recipe import new as recipes
 
     choices = {name: f"{one.model}: {one.about}" for name, one in recipes.TEACHERS.items()}
+    if recipes.CLONE_STARTER.is_dir():
+        choices["starter"] = Message("recipes/starter/model: 10 M, zh and en, Apache-2.0; nothing to download")
     question = "Teacher, the large model to learn from (or a directory, hf:ORG/NAME, ...)"
     chosen_teacher = recipes.choose_teacher(teacher or _ask(question, choices, yes))
     if data is None:
@@ -94,7 +96,7 @@ def new(
         )
         data = str(prompt("Path", err=True))
     chosen_data = recipes.choose_data(data, kind)
-    chosen_size = recipes.choose_size(size or _ask("Size of the student", recipes.SIZES, yes))
+    chosen_size = recipes.choose_size(size or _ask("Size of the student", recipes.sizes_for(chosen_teacher), yes))
     if chosen_data.kind == "photos" and texts is None:
         texts = file.with_suffix(".texts.txt")
         if texts.exists() and not force:

@@ -138,15 +138,15 @@ align = _training("align", "Train the student contrastively on images and captio
 
 
 def _show_plan(loaded: LoadedRecipe) -> None:
-    """Print what would be read after the resolved recipe, as comments: stdout stays YAML."""
+    """Print what would be read."""
     from dcclip_cli.curation.work import plan
 
     assert loaded.recipe.collect is not None
     found = plan(loaded.recipe.collect)
     for reading in found.readings:
         about = f"about {reading.about:,} pairs, {_slices(reading.slices)}"
-        console.show(f"# {reading.label} ({reading.kind}): {about}")
-    console.show(f"# collect would read about {found.about:,} pairs in {_slices(len(found.assignments))}")
+        console.show(f"{reading.label} ({reading.kind}): {about}")
+    console.show(f"collect would read about {found.about:,} pairs in {_slices(len(found.assignments))}")
 
 
 def _slices(count: int) -> str:

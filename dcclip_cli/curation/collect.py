@@ -20,16 +20,19 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.checksums import FORMAT, check_format
+from dcclip_cli.curation.decode_image import decode_image
 from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.report.examples import Examples
 from dcclip_cli.curation.report.html import explain, write_report
 from dcclip_cli.curation.report.statistics import Count, Statistics
 from dcclip_cli.curation.shards import join_dropped
 from dcclip_cli.curation.slices import read_pairs
+from dcclip_cli.curation.sources.tables import HubSource
 from dcclip_cli.curation.work import (
     DROPPED,
     EXAMPLES,
@@ -44,7 +47,10 @@ from dcclip_cli.curation.work import (
     plan,
     whole_file,
 )
-from dcclip_cli.data.pair import LANGUAGES, Language
+from dcclip_cli.data.pair import LANGUAGES, Language, Pair
+from dcclip_cli.data.preview import Preview
+from dcclip_cli.data.reading import Drop
+from dcclip_cli.data.shards import Captions
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import json_text, lock, remove
 from dcclip_cli.options import decisive
@@ -56,6 +62,7 @@ if TYPE_CHECKING:
 
 MANIFEST, REPORT = "manifest.json", "report.html"
 _MADE_BY = "dcclip collect"
+_LOOKED_AT, _SHOWN = 10_000, 20  # pairs that a preview looks at, to find so many that can be read
 _LOOK_S = 0.5  # how often finished slices are counted for the progress bar
 
 
@@ -123,7 +130,7 @@ def _collect(
     return _result(out, manifest, False, time.monotonic() - start)
 
 
-def _nothing_kept(read: int, dropped: Counter[str], file: Path) -> DcclipError:
+def _nothing_kept(read: int, dropped: Counter[str], file: Path | None = None) -> DcclipError:
     """The error for a recipe without a result: the reasons, what the most frequent one means, and what to change."""
     if not read:
         return DcclipError("the sources contain no pairs", "name files or folders of pairs under collect.sources")
@@ -132,11 +139,37 @@ def _nothing_kept(read: int, dropped: Counter[str], file: Path) -> DcclipError:
     if not dropped:
         return DcclipError(what, Message("see {file}", file=file))
     _, meaning, setting = explain(dropped.most_common(1)[0][0])
-    change = (
+    then = (
         Message("Change collect.{setting}", setting=setting) if setting else Message("Fix the source, or name another")
     )
-    then = Message("{change}; each pair's reason is in {file}", change=change, file=file)
+    if file:
+        then = Message("{change}; each pair's reason is in {file}", change=then, file=file)
     return DcclipError(what, joined(" ", (meaning, then)) if meaning else then)
+
+
+def preview(options: CollectOptions) -> Preview | None:
+    """A first look at what would be read, before anything is dropped; None where some is still to be downloaded.
+
+    Raises DcclipError where none of a source's pairs can be read.
+    """
+    about, pairs = 0, list[Pair]()
+    for source in options.sources:
+        if isinstance(source, HubSource) and not os.path.isdir(source.path):
+            return None
+        slices, dropped, enough = source.slices(options.shard_size), Counter[str](), len(pairs) + _SHOWN
+        about += sum(part.about for part in slices)
+        for one in islice((one for part in slices for one in source.read(part.part)), _LOOKED_AT):
+            found = one.fault or (None if one.url else decode_image(one.pair.image))
+            if isinstance(found, Drop):
+                dropped[found.reason] += 1
+            else:
+                pairs.append(one.pair)
+            if len(pairs) == enough:
+                break
+        if len(pairs) + _SHOWN == enough and 0 < dropped.total() < _LOOKED_AT:
+            raise _nothing_kept(dropped.total(), dropped)
+    captions: list[Captions] = [{"zh": pair.zh, "en": pair.en} for pair in pairs]
+    return Preview(about, captions, next((pair.image for pair in pairs if pair.image), None)) if pairs else None
 
 
 def _work_folder(out: Path) -> WorkFolder:

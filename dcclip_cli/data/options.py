@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -70,6 +71,10 @@ class DataOptions(Options):
     def cache_bytes(self) -> int:
         """`cache_gb` in bytes."""
         return int(self.cache_gb * 1e9)
+
+    def after_collect(self, folder: Path) -> Self:
+        """With the folder that collect wrote in place of `collect`."""
+        return self.model_copy(update={"train": str(folder)}) if self.train == COLLECTED else self
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -79,9 +79,9 @@ def load_source(reference: ModelReference) -> Source:
         padding = int(towers.tokenizer.pad_token_id)
         source = Source(encoder, tokenizer, towers.context_length, padding, towers.fixed_length, preprocessing)
     elif reference.kind == "folder" and towers.library_tokenizer is None:
-        tokenizer, length = load_tokenizer(reference.path), getattr(towers.model, "text", towers.model).context_length
+        tokenizer, length = load_tokenizer(reference.path), towers.context_length
         padding = tokenizer.token_to_id("<pad>") or 0
-        source = Source(encoder, tokenizer, int(length), padding, _is_fixed(towers), preprocessing, reference.path)
+        source = Source(encoder, tokenizer, length, padding, _is_fixed(towers), preprocessing, reference.path)
     else:
         source = _of_open_clip(encoder, preprocessing)
     _check_tokens(source)

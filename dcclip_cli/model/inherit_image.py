@@ -80,8 +80,8 @@ def _misfit(own: Any, teacher: Any) -> Message | None:
         (own, Message("it is not of timm's EfficientNet family")),
         (teacher, Message("the teacher's is not of timm's EfficientNet family")),
     ):
-        blocks = [block for stage in getattr(trunk, "blocks", []) for block in stage]
-        if not hasattr(trunk, "conv_head") or any(type(block).__name__ not in _BLOCKS for block in blocks):
+        is_alike = hasattr(trunk, "conv_head")  # unlike a ViT, whose blocks are in no stages
+        if not is_alike or any(type(block).__name__ not in _BLOCKS for stage in trunk.blocks for block in stage):
             return message
     if len(own.blocks) != len(teacher.blocks):
         return Message("it has {own} stages instead of {teacher}", own=len(own.blocks), teacher=len(teacher.blocks))

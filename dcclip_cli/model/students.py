@@ -111,9 +111,9 @@ class TextTower(Options):
         return self
 
 
-def _preset(timm: str, width: int, size: int) -> dict[str, Any]:
-    text = {"layers": 4, "width": width, "vocabulary": {"from": "teacher", "size": size}}
-    return {"image": {"timm": timm}, "text": text}
+def _preset(timm: str, width: int, tokens: int, image: Any = None, text: Any = None) -> dict[str, Any]:
+    known = {"layers": 4, "width": width, "vocabulary": {"from": "teacher", "size": tokens}}
+    return {"image": {"timm": timm, **(image or {})}, "text": {**known, **(text or {})}}
 
 
 # Sizes and latencies: docs/reference/students.md.
@@ -121,6 +121,7 @@ PRESETS = {
     "S": _preset("mobilenetv4_conv_small", 256, 20_000),
     "M": _preset("mobilenetv4_conv_medium", 384, 32_000),
     "RN50": _preset("resnet50", 384, 32_000),
+    "XS": _preset("mnasnet_050", 128, 3_000, {"size": 128}, {"layers": 1}),
 }
 
 
@@ -137,7 +138,7 @@ Image = Annotated[
 class StudentOptions(Options):
     """A student: a preset, a preset with changes, or both towers in full."""
 
-    preset: Literal["S", "M", "RN50"] | None = Field(None, description="Both towers (docs/reference/students.md)")
+    preset: Literal["S", "M", "RN50", "XS"] | None = Field(None, description="Both towers (docs/reference/students.md)")
     image: Image = Field(
         description="Image tower; presets define one. `teacher`: that of an open_clip teacher, which is not trained, "
         "for a text tower in its space"

@@ -82,6 +82,7 @@ class Towers(nn.Module, ABC):
     model: Any  # the library's own module
     name: str
     fingerprint: str  # changes whenever any output could change
+    context_length: int  # tokens of the longest text; others are cut
     precision = AS_ASKED  # of the towers as a teacher
 
     @contextmanager
@@ -209,6 +210,8 @@ class OpenClipTowers(Towers):
         super().__init__()
         self.model, self.vocab = model, vocab or getattr(tokenizer, "vocab", None)
         self.library_tokenizer = getattr(tokenizer, "own", None)  # open_clip's, if that is the tokenizer
+        text: Any = getattr(model, "text", model)
+        self.context_length = int(text.context_length)
         self._tokenizer = tokenizer
         self._preprocess = preprocess
         self.name, self.fingerprint = name, fingerprint

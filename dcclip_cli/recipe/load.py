@@ -7,7 +7,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -24,7 +24,7 @@ from dcclip_cli.files import atomic_write
 from dcclip_cli.options import decisive
 from dcclip_cli.recipe.schema import Recipe
 from dcclip_cli.recipe.yaml import ARGUMENTS, KEYS_HINT, MAX_BYTES, Document, Location, document_of, read, walk
-from dcclip_cli.run_dir import RESOLVED, STAGES, StageName
+from dcclip_cli.run_dir import RESOLVED, STAGES, StageName, has_product
 from dcclip_cli.versions import versions
 
 _MOST_SHOWN, _MOST_EXPLAINED = 20, 200  # mistakes; explaining one takes about a millisecond
@@ -125,17 +125,20 @@ def _yaml(values: dict[str, Any]) -> str:
     return text
 
 
-def record(loaded: LoadedRecipe, folder: Path, finished: Collection[StageName]) -> None:
-    """Write the recipe into its run directory, verbatim and resolved.
+def check_finished(recipe: Recipe, folder: Path, again: Iterable[StageName]) -> None:
+    """Raise DcclipError where a finished stage was made from a recipe that differs; not for those made `again`.
 
-    Raises DcclipError where a stage in `finished` was made from a recipe that differs in what decides its result.
     Evaluations and exports compare more than the recipe, when they run.
     """
     if (folder / RESOLVED).is_file():
         before = _validated(read(folder / RESOLVED)[1])
         for stage in STAGES:
-            if stage.name in finished and stage.name not in ("eval", "export"):
-                _compare(folder / stage.name, before, loaded.recipe, stage.made_from)
+            if stage.name not in (*again, "eval", "export") and has_product(folder, stage.name):
+                _compare(folder / stage.name, before, recipe, stage.made_from)
+
+
+def record(loaded: LoadedRecipe, folder: Path) -> None:
+    """Write the recipe into its run directory, verbatim and resolved."""
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / VERBATIM, loaded.text)
     head = [f"# {loaded.path}, sha256 {loaded.sha256}", *(f"# --set {expression}" for expression in loaded.sets)]

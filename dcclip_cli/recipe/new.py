@@ -18,19 +18,21 @@ from dcclip_cli.data.pair import LANGUAGES
 from dcclip_cli.data.preview import preview_images, preview_pairs
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.hub_models import TRANSFORMERS_CONFIG, open_clip_config, transformers_config
-from dcclip_cli.model.reference import resolve
+from dcclip_cli.model.reference import STARTER, resolve
 from dcclip_cli.model.students import PRESETS
 from dcclip_cli.model.tokenizer import check_trimmable
-from dcclip_cli.model.weights import CONFIG
+from dcclip_cli.model.weights import CONFIG, stored_tensors
 
 DataKind = Literal["photos", "pairs", "table", "classes"]
-Size = Literal["S", "M", "RN50"]
+Size = Literal["S", "M", "RN50", "XS"]
 TABLES = (".tsv", ".csv", ".jsonl", ".ndjson")
 SIZES: Mapping[Size, str] = {  # with a shared space of 768; latency of an image in int8: docs/reference/students.md
     "S": "12 M parameters, for phones and small boards",
     "M": "29 M parameters, three times the time of S for an image",
     "RN50": "45 M parameters, a ResNet-50, ten times the time of S for an image",
+    "XS": "3 M parameters, for a teacher as small as the starter",
 }
+CLONE_STARTER = Path(__file__).parents[2] / "recipes/starter/model"  # the package has its int8 export alone
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class TeacherChoice:
     model: str
     about: str
     text_width: int = 0
+    parameters: float = math.inf  # where it may be as small as a student
 
 
 TEACHERS: Mapping[str, TeacherChoice] = {
@@ -78,6 +81,7 @@ class DataChoice:
     path: str
     count: int
     classes: int = 0
+    links: bool = False  # among these and their images
 
 
 @dataclass(frozen=True)
@@ -101,13 +105,16 @@ def choose_teacher(name: str) -> TeacherChoice:
     """The teacher by its name in TEACHERS, or any model reference. Raises DcclipError if it names no model."""
     if known := TEACHERS.get(name):
         return known
-    found = resolve(name)
+    found = resolve(str(CLONE_STARTER) if name == STARTER and CLONE_STARTER.is_dir() else name)
     if found.kind == "bundle":
-        raise DcclipError(
-            "{name} is an export, which has no features to learn from", "name a model directory", name=name
-        )
+        hint = Message("name a model directory; the starter's is recipes/starter/model in a clone of the repository")
+        raise DcclipError(Message("{name} is an export, which has no features to learn from", name=name), hint)
     kind = "transformers" if found.kind == "hf" else "open_clip"
-    return TeacherChoice(kind, found.target, "", _text_width(found.path) if found.path.is_dir() else 0)
+    if not found.path.is_dir():
+        return TeacherChoice(kind, found.target, "")
+    stored = stored_tensors(sorted(found.path.glob("*.safetensors"))).values()
+    parameters = sum(math.prod(one.shape) for one in stored) or math.inf
+    return TeacherChoice(kind, found.target, "", _text_width(found.path), parameters)
 
 
 def _text_width(folder: Path) -> int:
@@ -136,7 +143,9 @@ def choose_data(path: str, kind: DataKind | None = None) -> DataChoice:
         with Path(path).open("rb") as lines:
             return DataChoice(kind, path, sum(1 for _ in lines))
     folders = images_by_class(Path(path))
-    return DataChoice(kind, path, sum(map(len, folders.values())), len(folders))
+    images = [file for files in folders.values() for file in files]
+    links = any(one.is_symlink() for one in (*images, *(file.parent for file in images)))
+    return DataChoice(kind, path, len(images), len(folders), links)
 
 
 def _kind_of_data(path: str) -> DataKind:
@@ -154,6 +163,12 @@ def _kind_of_data(path: str) -> DataKind:
     if found is None:
         raise no_pairs(path, Message("name photographs, tars or Parquet files, a table, or a folder of class folders"))
     return "classes" if found == "classes" else "photos"
+
+
+def sizes_for(teacher: TeacherChoice) -> dict[Size, str]:
+    """The sizes of students that are smaller than a teacher, or the smallest."""
+    smaller = {size: about for size, about in SIZES.items() if float(about.split()[0]) * 1e6 < teacher.parameters}
+    return smaller or {"XS": SIZES["XS"]}
 
 
 def choose_size(name: str) -> Size:
@@ -224,22 +239,24 @@ def _teacher(new: NewRecipe) -> str:
 
 
 def _student(new: NewRecipe) -> str:
-    size = "pixels; 160 takes half the time. With `weights: timm` it starts from ImageNet's"
+    preset = PRESETS[new.size]
+    pixels, tokens = preset["image"].get("size", 224), min(20_000, preset["text"]["vocabulary"]["size"])
+    size = "pixels; fewer take less time. With `weights: timm` it starts from ImageNet's"
     lines = [
         _line("student:", "the small model"),
-        _line(f"  preset: {new.size}", "S, M or RN50: 12, 29 or 45 M parameters"),
-        _line("  image: {size: 224}", size),
+        _line(f"  preset: {new.size}", "S, M, RN50 or XS: 12, 29, 45 or 3 M parameters"),
+        _line(f"  image: {{size: {pixels}}}", size),
         "  text:",
     ]
     if new.teacher.text_width:
         lines += [
             _line("    vocabulary:", "the teacher's tokens that the captions use, and single characters"),
-            "      {from: teacher, size: 20000, characters: true}",
+            f"      {{from: teacher, size: {tokens}, characters: true}}",
         ]
-        if new.teacher.text_width >= PRESETS[new.size]["text"]["width"]:
+        if new.teacher.text_width >= preset["text"]["width"]:
             lines.append(_line("    inherit: embeddings", "start from the teacher's rows of these tokens"))
     else:
-        lines += [_line("    vocabulary:", "tokens trained on the captions"), "      {from: data, size: 20000}"]
+        lines += [_line("    vocabulary:", "tokens trained on the captions"), f"      {{from: data, size: {tokens}}}"]
     return _lines(lines)
 
 
@@ -257,7 +274,7 @@ def _data(new: NewRecipe) -> str:
         [
             _line("collect:", "filters and deduplicates; its report says what was dropped"),
             _line("  sources:", about),
-            f"    - {{kind: {kind}, path: {path}}}",
+            f"    - {{kind: {kind}, path: {path}{', allow_outside: true' if new.data.links else ''}}}",
             "data: {train: collect}",
         ]
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -15,10 +15,10 @@ from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import cache_folder
 from dcclip_cli.model.hub_models import check_model, check_timm
 from dcclip_cli.model.teachers import Teacher
-from dcclip_cli.recipe.load import LoadedRecipe
+from dcclip_cli.recipe.load import LoadedRecipe, check_finished
 from dcclip_cli.recipe.preflight_stage import DEFAULT_EMBED_DIM, StageCheck
 from dcclip_cli.recipe.yaml import Location
-from dcclip_cli.run_dir import STAGES, RunDir, StageName, finished
+from dcclip_cli.run_dir import STAGES, RunDir, StageName, finished, has_product
 from dcclip_cli.train.losses.base import Loss
 from dcclip_cli.train.options import TrainOptions
 from dcclip_cli.train.trackers import check_installed
@@ -47,11 +47,17 @@ def check(
 ) -> list[StageWork]:
     """Raise DcclipError with all that would keep the `stages` from running, those that are finished left out.
 
-    Students, teachers and losses are built by shape, without weights. Nothing is downloaded, and nothing is read but
-    the beginning of training data and the labels of test sets. Returns the work of the training stages on `device`,
-    where `processes` train together.
+    Of these, only the recipe is compared that they were made from. Students, teachers and losses are built by shape,
+    without weights. Nothing is downloaded, and nothing is read but the beginning of training data and the labels of
+    test sets. Returns the work of the training stages on `device`, where `processes` train together.
     """
-    preflight = Preflight(loaded, run, _unfinished(run, stages, fresh), device=device, processes=processes)
+    recipe, needed = loaded.recipe, unfinished(run, stages, fresh)
+    if not {"eval", "export"}.issuperset(stages):  # alone, these go with any model
+        check_finished(recipe, run.root, stages if fresh else ())
+    if recipe.data and "collect" not in needed and has_product(run.root, "collect"):
+        data = recipe.data.after_collect(run.stage("collect"))
+        loaded = replace(loaded, recipe=recipe.model_copy(update={"data": data}))
+    preflight = Preflight(loaded, run, needed, device=device, processes=processes)
     found = preflight.run()
     hints = {problem.hint for problem in found}
     if len(hints) == 1:
@@ -65,7 +71,7 @@ def check(
     return preflight.works
 
 
-def _unfinished(run: RunDir, stages: Iterable[StageName], fresh: bool) -> list[StageName]:
+def unfinished(run: RunDir, stages: Iterable[StageName], fresh: bool) -> list[StageName]:
     """The stages that will be run: after one that is not finished, each, because its input is new."""
     needed: list[StageName] = []
     for stage in STAGES:
@@ -90,7 +96,7 @@ class Preflight:
         """Every problem, with the place and key in the recipe."""
         sections = {name for stage in STAGES if stage.name in self.needed for name in (stage.name, *stage.made_from)}
         self._missing = {at: line for at, line in self.loaded.missing_files().items() if at[0] in sections}
-        hint = Message("fix the paths; they are relative to the recipe's own folder")
+        hint = Message("fix the paths; those in --set are relative to this folder, others to the recipe's own")
         self.problems += [DcclipError(line, hint) for line in self._missing.values()]
         data = self._data()
         teachers = self._teachers()
@@ -133,12 +139,18 @@ class Preflight:
     def _data(self) -> dict[str, Preview]:
         """A first look at the data, by kind."""
         data, found = self.loaded.recipe.data, {}
+        collect = self.loaded.recipe.collect if "collect" in self.needed else None
+        if collect and all(at[:2] != ("collect", "sources") for at in self._missing):
+            from dcclip_cli.curation.collect import preview
+
+            to_collect = self._ask(("collect", "sources"), partial(preview, collect))
+            found["train"] = to_collect if data and data.train == COLLECTED else None
         if data is None or not (self._training() or "export" in self.needed):
             return {}
-        for kind, preview in _TRAINING_DATA.items():
+        for kind, look in _TRAINING_DATA.items():
             path = getattr(data, kind)
             if path and path != COLLECTED:
-                found[kind] = self._ask(("data", kind), partial(preview, path, columns=data.columns))
+                found[kind] = self._ask(("data", kind), partial(look, path, columns=data.columns))
         align = self.loaded.recipe.align
         if "align" in self.needed and align and align.train:
             found["align"] = self._ask(("align", "train"), partial(preview_pairs, align.train, columns=data.columns))

@@ -9,7 +9,7 @@ from math import comb
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dcclip_cli.data.options import DataOptions
+from dcclip_cli.data.options import COLLECTED, DataOptions
 from dcclip_cli.data.pair import Language
 from dcclip_cli.data.preview import Preview, languages_in
 from dcclip_cli.errors import DcclipError, Message
@@ -176,6 +176,8 @@ class StageCheck:
     def _may_have(self, language: Language, data: DataOptions, kinds: Sequence[str]) -> bool:
         """Whether some of these kinds of data have captions in a language, or may have, where not all was looked at."""
         if any(one.get(language) for kind in kinds if (found := self.preview(kind)) for one in found.captions):
+            return True
+        if "pairs" in kinds and data.train == COLLECTED:
             return True
         if "pairs" in kinds and data.train and language in languages_in(data.train, data.columns):
             return True

@@ -103,9 +103,9 @@ class RecipeRun:
             raise DcclipError(what, "run the same command again, and leave the folder alone until it ends") from None
 
     def begin(self, *stages: StageName) -> None:
-        """Write the recipe into the run directory. Raises DcclipError if a finished stage has another recipe.
+        """Write the recipe into the run directory.
 
-        Before it, everything that the stages need is checked: data, teachers, test sets and disk space. One of several
+        Before it, everything that the stages need is checked, as `preflight` says. One of several
         `processes` leaves that to the command that started it.
         """
         if is_launched():
@@ -114,9 +114,7 @@ class RecipeRun:
         if is_first_process():
             if works:
                 self._announce(works)
-            again = stages if self.fresh else ()
-            done = [one.name for one in STAGES if one.name not in again and has_product(self.dir.root, one.name)]
-            record(self.loaded, self.dir.root, done)
+            record(self.loaded, self.dir.root)
             self._recorded = True
 
     def begin_all(self) -> None:
@@ -222,12 +220,8 @@ class RecipeRun:
 
     def data(self) -> DataOptions | None:
         """The recipe's data, with the path of its own collected shards."""
-        from dcclip_cli.data.options import COLLECTED
-
         data = self.loaded.recipe.data
-        if data is None or data.train != COLLECTED:
-            return data
-        return data.model_copy(update={"train": str(self.dir.stage("collect"))})
+        return data and data.after_collect(self.dir.stage("collect"))
 
     def trained_model(self) -> ModelReference:
         """The run's model directory of the furthest training stage. Raises DcclipError if there is none yet."""

@@ -130,9 +130,9 @@ class StageWork:
 
     @property
     def tokens(self) -> int:
-        """A text's usual length."""
+        """A text's usual length, of which a tower may take less."""
         lengths = [one.bytes_per_caption(self.options.captions.languages) for one in self.data.values()]
-        return min(77, 2 + round(max(lengths, default=0.0) / 4)) if any(lengths) else _TOKENS
+        return 2 + round(max(lengths) / 4) if any(lengths) else _TOKENS
 
 
 # ---- in words

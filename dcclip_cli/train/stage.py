@@ -17,6 +17,7 @@ from dcclip_cli.data.samplers import Sample, StageData, TrainingData, open_train
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.machine import loading_processes
 from dcclip_cli.options import decisive
+from dcclip_cli.progress import Progress
 from dcclip_cli.run_dir import TrainResult
 from dcclip_cli.train.checkpoint import telling_saved_step
 from dcclip_cli.train.compute import computed_in, join_processes, settle_precision, use_kernels, use_threads
@@ -122,7 +123,7 @@ def prepare(setup: StageSetup, options: TrainOptions, context: StageContext) -> 
     features = teacher_features(teachers, setup.losses, options, collator, student.towers, context)
     steps = options.total_steps(training.sampler.steps_per_epoch)
     batches = training.sampler.share(0, steps)
-    student, sources = _in_the_teachers_space(student, features, collator, batches, setup, teachers)
+    student, sources = _in_the_teachers_space(student, features, collator, batches, setup, teachers, progress)
     if caches := tuple(one for one in features if isinstance(one, TeacherCache)):
         collator = replace(collator, read_features=tuple(cache.reader for cache in caches))
         sampler = CacheFillingSampler(training.sampler.samplers, caches, progress)
@@ -205,6 +206,7 @@ def _in_the_teachers_space(
     batches: Iterable[list[Sample]],
     setup: StageSetup,
     teachers: Teachers,
+    progress: Progress,
 ) -> tuple[Student, list[TeacherFeatures]]:
     """The student, and the teachers' features, the first teacher's narrowed to the student's width if it is wider.
 
@@ -215,6 +217,7 @@ def _in_the_teachers_space(
         return student, sources
     fingerprint = teachers.facts[0].fingerprint
     if setup.start is None:
+        progress.say(Message("teacher: looking for its {width} principal components", width=width))
         student = replace(student, space=narrow_space(fingerprint, sources[0], collator, batches, width))
     if student.space and student.space.teacher == fingerprint:
         sources[0] = NarrowTeacher(sources[0], student.space)

@@ -34,7 +34,7 @@ from dcclip_cli.files import cache_folder
 from dcclip_cli.machine import loading_processes
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.towers import ImageFeatures, TextFeatures, Towers
-from dcclip_cli.progress import Progress
+from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.store import FeatureStore, MissingRows, Ragged, Values, digests
 from dcclip_cli.train.distributed import process_count, process_index
 from dcclip_cli.train.feature_shapes import Grid, map_sizes, no_images
@@ -236,7 +236,7 @@ class TeacherCache:
         self._completed.append(rows)
         while len(self._completed) > 1 and sum(len(one.samples) for one in self._completed) > _KEPT_ROWS:
             self._completed.popleft()
-        if not self._fill(rows):
+        if not self._fill(rows, self._progress):
             self._teacher.free()
 
     def finish(self) -> None:
@@ -274,7 +274,7 @@ class TeacherCache:
             with suppress(MissingRows):
                 return self.reader.read(batch)
             for rows in (*self._completed, rows_of(batch, self._collator.dataset)):
-                self._fill(rows)
+                self._fill(rows, Silent())
         return self.reader.read(batch)
 
     def _image_features(self, stored: StoredFeatures, device: torch.device) -> ImageFeatures:
@@ -286,7 +286,7 @@ class TeacherCache:
 
     # ---- the teacher
 
-    def _fill(self, rows: NeededRows) -> int:
+    def _fill(self, rows: NeededRows, progress: Progress) -> int:
         """Compute what is missing; return how many rows that were."""
         reader, found = self.reader, 0
         for what, store, keys, arrays, compute in (
@@ -297,7 +297,7 @@ class TeacherCache:
             missing = int(store.missing(keys, arrays).sum())
             found += missing
             if missing:
-                task = self._progress.task(Message("teacher: {what}", what=what), len(keys), len(keys) - missing)
+                task = progress.task(Message("teacher: {what}", what=what), len(keys), len(keys) - missing)
                 with task as shown:
                     first = process_index() / process_count()
                     store.fill(keys, arrays, partial(compute, rows, what), BATCH_SIZE, shown.advance, first)

@@ -73,7 +73,9 @@ def _stay_in_memory(work: StageWork) -> bool:
 def _operations(towers: Towers, tokens: int) -> tuple[float, float]:
     """Floating-point operations for an image and for a text, without weights."""
     side = towers.preprocessing.size if towers.preprocessing else 224
-    ids = torch.ones(1, tokens, dtype=torch.long, device="meta")
+    # A tower for texts of one length is given no other, and its tokenizer, unlike a new student's, is there.
+    length = min(tokens, towers.context_length) if towers.takes_any_length else towers.tokenize([""]).ids.shape[1]
+    ids = torch.ones(1, length, dtype=torch.long, device="meta")
     found = []
     with torch.no_grad():
         for run in (
@@ -133,10 +135,10 @@ def _step_seconds(work: StageWork) -> float:
         optimizer.zero_grad()
 
     whole = sum(work.sizes.values())
-    few = min(whole, max(4, whole // 16))
+    few = min(whole, max(4, min(8, whole // 16)))  # 64 of a ResNet-50 take long
     first = _batch(work, few / whole)
     few_s = _seconds(lambda: step(first), work.device, _BUDGET_S / 2)
-    more = min(whole, max(few + 1, int(few * _BUDGET_S / 3 / max(few_s, 1e-6))))
+    more = min(whole, max(2 * few, int(few * _BUDGET_S / 3 / max(few_s, 1e-6))))
     if more <= few:
         return few_s
     second = _batch(work, more / whole)
@@ -153,7 +155,7 @@ def _batch(work: StageWork, fraction: float) -> Batch:
     languages = work.options.captions.languages
     names = [*languages, *(one + OTHER for one in languages)] if work.options.captions.second_caption else languages
     each = max(2, round(work.texts_per_step * fraction / len(names)))
-    ids = torch.randint(4, 250, (each, work.tokens), device=work.device)
+    ids = torch.randint(4, 250, (each, min(work.tokens, work.shapes.student.context_length)), device=work.device)
     ids[:, -1] = 2
     index = torch.arange(each, device=work.device)
     texts = {name: Texts(index, [""] * each, Tokens(ids, torch.ones_like(ids)).to(work.device)) for name in names}

@@ -53,8 +53,9 @@ third prints the JSON Schema, with which an editor completes and checks keys.
 
 * `--check` builds what it checks: student, teachers and losses by their shapes, without weights. The first image of
   each data source is decoded, and captions are looked for in the languages of the stage. Every mistake is an error with
-  file, line and key. On stderr it says for each training stage how many steps there are, what the teacher will encode
+  file, line and key. It prints for each training stage how many steps there are, what the teacher will encode
   that is not in its cache, how long both take, measured for some seconds, and the disk space of cache and checkpoints.
+  With `data: {train: collect}`, that is for all pairs of the sources until they are collected, then for those kept.
   A run does the same checks before it starts, and announces teacher work of more than half an hour.
 
 * A value that starts with `./`, `../` or `/` is a path, relative to the recipe's own folder (in `--set` and in

@@ -61,7 +61,8 @@ def test_a_working_directory_that_is_gone_is_one_error(tmp_path: Path, monkeypat
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    for command in (*COMMANDS.values(), ["new", "图.yaml", "--data"]):
+    commands: list[list[object]] = [*COMMANDS.values(), ["new", "图.yaml", "--data"]]
+    for command in commands:
         said = dcclip(*command, "图.npy", expect=1).output.splitlines()
         assert said[-2:] == ["error: the working directory no longer exists", "hint:  change to one that does: cd DIR"]
 

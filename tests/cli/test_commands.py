@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from typer.testing import CliRunner, Result
 
 from dcclip_cli.cli.app import app
@@ -59,12 +58,14 @@ def test_the_schema_is_json_with_the_sections_in_it() -> None:
     )
 
 
-def test_check_prints_the_recipe_resolved_and_does_nothing(tmp_path: Path) -> None:
+def test_check_prints_what_would_be_read_and_what_is_ready_and_does_nothing(tmp_path: Path) -> None:
     result = dcclip("collect", RECIPES / "collect-sample.yaml", "--check", "--set", "collect.shard_size=3")
     assert result.exit_code == 0
-    assert "  shard_size: 3\n" in result.stdout and f"path: {RECIPES}/collect-sample/pairs.tsv" in result.stdout
-    assert yaml.safe_load(result.stdout)["name"] == "collect-sample"
-    assert result.stdout.endswith("# collect would read about 15 pairs in 5 slices\n")
+    assert result.stdout.splitlines()[-3:] == [
+        "ready to run in runs/collect-sample: collect",
+        "pairs.tsv (table): about 15 pairs, 5 slices",
+        "collect would read about 15 pairs in 5 slices",
+    ]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -76,6 +77,7 @@ def test_check_names_every_file_that_is_missing(tmp_path: Path) -> None:
         f"error: r.yaml:2: data.train: {tmp_path}/无.parquet does not exist",
         f"error: r.yaml:3: align.start: {tmp_path}/model does not exist",
     ]
+    assert "those in --set are relative to this folder, others to the recipe's own" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["run", "collect"])

@@ -61,6 +61,7 @@ def test_the_time_left_follows_the_recent_rate(clock: Clock, capsys: pytest.Capt
             clock.now += 0.5
             task.advance()
     lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "蒸馏 distill 1/100"  # which says nothing about the others
     assert lines[1:3] == ["蒸馏 distill 31/100  2.0/s  0:34 left", "蒸馏 distill 61/100  2.0/s  0:20 left"]
     assert lines[-1] == "蒸馏 distill 100/100  0.8/s  took 2:10"
 

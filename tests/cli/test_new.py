@@ -1,5 +1,6 @@
 """`dcclip new`: recipes of each kind of data that pass --check, questions in a terminal, files that are kept."""
 
+import json
 import os
 import pty
 import re
@@ -54,9 +55,9 @@ def test_a_recipe_of_each_kind_of_data_passes_check_and_says_what_it_takes(
     assert loaded.recipe.name == "我的-clip" and recipes.choose_data(str(data[kind])).kind == kind
     stages = {"photos": ("distill",), "pairs": ("distill", "align")}.get(kind, ("collect", "distill", "align"))
     assert loaded.recipe.stages == (*stages, "export")
-    assert re.search(r"^# Takes:   distill: .* steps of .* take about", text, re.M) or "collect" in stages
-    checked = dcclip("run", file, "--check", "--device", "cpu")
-    assert "name: 我的-clip" in checked.stdout
+    assert re.search(r"^# Takes:   distill: .* steps of .* take about", text, re.M)
+    checked = dcclip("run", file, "--check", "--device", "cpu").stdout.splitlines()
+    assert checked[-1] == f"ready to run in runs/我的-clip: {', '.join(loaded.recipe.stages)}" and len(checked) < 10
     assert all("#" in line for line in text.splitlines() if line.strip().startswith(("epochs", "preset", "seed")))
 
 
@@ -106,11 +107,6 @@ def test_no_file_is_overwritten_without_force(data: dict[str, Path], altclip_fol
         (["--yes"], "no data is named", "name it with --data PATH"),
         (["--yes", "--data", "没有"], "没有 does not exist", "name a folder of photographs"),
         (["--yes", "--data", "."], ". has no pairs", "name photographs, tars"),
-        (
-            ["--yes", "--data", "pairs.parquet", "--teacher", "starter"],
-            "starter is an export",
-            "name a model directory",
-        ),
         (["--yes", "--data", "pairs.parquet", "--teacher", "nobody"], "model nobody is not a directory", "hf:ORG/NAME"),
     ],
 )
@@ -129,6 +125,35 @@ def test_a_name_that_would_break_the_comments_of_the_recipe_is_refused(data: dic
     assert "has control characters" in said and not Path("猫\nb.yaml").exists()
 
 
+def test_links_that_lead_out_of_class_folders_are_counted_and_collected(
+    data: dict[str, Path], altclip_folder: Path
+) -> None:
+    for file in data["classes"].glob("*/*.png"):
+        linked = Path("split") / file.relative_to(data["classes"])
+        linked.parent.mkdir(parents=True, exist_ok=True)
+        linked.symlink_to(file)
+    made = dcclip("new", "a.yaml", "--yes", "--data", "split", "--teacher", altclip_folder)
+    assert "On:      16 photographs" in Path("a.yaml").read_text("utf-8") and "warning" not in made.stderr
+    dcclip("collect", "a.yaml", "--set", "collect.filters=[]", "--workers", "1", "-q")
+    counts = json.loads(Path("runs/a/collect/manifest.json").read_bytes())["pairs"]
+    assert counts["read"] == 16 and "image-outside" not in counts["dropped"]
+
+
+def test_the_starter_is_a_teacher_in_a_clone_with_a_smaller_student(
+    data: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = dcclip("new", "a.yaml", "--yes", "--data", data["pairs"], "--teacher", "starter")
+    assert "warning" not in made.stderr
+    recipe = load("a.yaml").recipe
+    assert recipe.student is not None and recipe.student.preset == "XS" and recipe.teacher is not None
+    assert Path(recipe.teacher.model) == PACKAGE / "recipes/starter/model"
+    assert "S" in recipes.sizes_for(recipes.TEACHERS["altclip"])
+    monkeypatch.setattr(recipes, "CLONE_STARTER", Path("installed"))
+    refused = dcclip("new", "b.yaml", "--yes", "--data", data["pairs"], "--teacher", "starter", expect=1)
+    assert "error: starter is an export, which has no features to learn from" in refused.stderr
+    assert "recipes/starter/model in a clone of the repository" in refused.stderr
+
+
 def test_folders_of_photographs_are_no_classes_if_the_user_says_so(data: dict[str, Path], altclip_folder: Path) -> None:
     dcclip("new", "a.yaml", "--yes", "--data", data["classes"], "--kind", "photos", "--teacher", altclip_folder)
     recipe = load("a.yaml").recipe
@@ -142,7 +167,7 @@ def test_fg_clip2_runs_code_only_if_that_is_allowed(data: dict[str, Path]) -> No
         assert teacher is not None and getattr(teacher, "trust_remote_code") is bool(flag)  # noqa: B009
 
 
-def test_in_a_terminal_it_asks_for_teacher_data_and_size(data: dict[str, Path], altclip_folder: Path) -> None:
+def test_in_a_terminal_it_asks_for_teacher_data_and_size(data: dict[str, Path]) -> None:
     quick = "from dcclip_cli.train import timing; timing.by_measuring = timing.by_operations; "
     code = f"{quick}from dcclip_cli.__main__ import main; main()"
     main, terminal = pty.openpty()
@@ -150,7 +175,7 @@ def test_in_a_terminal_it_asks_for_teacher_data_and_size(data: dict[str, Path], 
     command = [sys.executable, "-c", code, "new", "asked.yaml"]
     with subprocess.Popen(command, stdin=terminal, stdout=subprocess.PIPE, stderr=terminal, env=environment) as process:
         os.close(terminal)
-        os.write(main, f"{altclip_folder}\n{data['pairs']}\n2\n".encode())
+        os.write(main, f"1\n{data['pairs']}\n2\n".encode())
         output = b""
         try:
             while block := os.read(main, 4096):

@@ -58,7 +58,7 @@ def run(recipe: str, *options: str, source: dict[str, object], **sets: object) -
 
 
 def check(recipe: str, rows: int, **sets: Any) -> None:
-    assert f"# collect would read about {rows} pairs in 1 slice\n" in run(recipe, "--check", **sets)
+    assert f"collect would read about {rows} pairs in 1 slice\n" in run(recipe, "--check", **sets)
 
 
 def collected(recipe: str, out: Path, **sets: Any) -> list[Pair]:

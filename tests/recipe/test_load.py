@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.recipe.load import load, record, resolved_yaml
+from dcclip_cli.recipe.load import check_finished, load, record, resolved_yaml
 
 SMALL = """\
 name: 小
@@ -82,23 +82,32 @@ def test_what_a_stage_needs_is_reported_where_it_is_asked_for(recipe: Path, text
 
 def test_a_run_remembers_its_recipe_and_refuses_another_for_what_is_finished(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "小"
-    record(load(recipe, ["align.steps=5"]), run, finished=[])
+    record(load(recipe, ["align.steps=5"]), run)
     assert (run / "recipe.yaml").read_text("utf-8") == SMALL
     assert "# --set align.steps=5\n" in (run / "resolved.yaml").read_text("utf-8")
-    record(load(recipe, ["align.steps=6"]), run, finished=["distill"])
-    record(load(recipe, ["align.steps=6", "align.workers=0"]), run, finished=["distill", "align"])
+    _finish(run, "distill")
+    check_finished(load(recipe, ["align.steps=6"]).recipe, run, again=())
+    _finish(run, "align")
+    check_finished(load(recipe, ["align.steps=5", "align.workers=0"]).recipe, run, again=())
+    check_finished(load(recipe, ["align.steps=6"]).recipe, run, again=("align",))
     with pytest.raises(DcclipError) as caught:
-        record(load(recipe, ["align.steps=7", "seed=1"]), run, finished=["align"])
-    differs = "was made from a recipe that differs: seed was 0, is 1, align.steps was 6, is 7"
+        check_finished(load(recipe, ["align.steps=7", "seed=1"]).recipe, run, again=("distill",))
+    differs = "was made from a recipe that differs: seed was 0, is 1, align.steps was 5, is 7"
     assert caught.value.what == f"{run}/align {differs}"
+
+
+def _finish(run: Path, stage: str) -> None:
+    (run / stage / "model").mkdir(parents=True)
+    (run / stage / "model/dcclip.json").touch()
 
 
 def test_a_url_with_another_signature_is_the_same_recipe(recipe: Path, tmp_path: Path) -> None:
     run, data = tmp_path / "runs" / "small", "data.train=https://host/a.tar?signature="
-    record(load(recipe, [f"{data}猫"]), run, finished=[])
-    record(load(recipe, [f"{data}dog"]), run, finished=["align"])
+    record(load(recipe, [f"{data}猫"]), run)
+    _finish(run, "align")
+    check_finished(load(recipe, [f"{data}dog"]).recipe, run, again=())
     with pytest.raises(DcclipError, match=r"data.train was https://host/a.tar, is https://host/b.tar$") as caught:
-        record(load(recipe, ["data.train=https://host/b.tar?signature=猫"]), run, finished=["align"])
+        check_finished(load(recipe, ["data.train=https://host/b.tar?signature=猫"]).recipe, run, again=())
     assert "猫" not in caught.value.what
 
 

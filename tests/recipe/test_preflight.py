@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from dcclip_cli import api
 from dcclip_cli.checksums import write_record
 from dcclip_cli.data.dataset import write_parquet
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder
 from dcclip_cli.recipe import preflight
-from dcclip_cli.recipe.load import load
+from dcclip_cli.recipe.load import load, record
 from dcclip_cli.recipe.preflight import check
 from dcclip_cli.run_dir import RunDir, StageName
 from tests.train.jobs import refused
@@ -262,3 +263,47 @@ def test_texts_in_one_language_are_reported_also_where_there_are_images(
     (tmp_path / "words.txt").write_text("".join(f"cat {number}\n猫{number}号\n" for number in range(20)), "utf-8")
     fewer = {"distill.texts_per_step": 2}  # steps without English have images alone
     assert problems(data | sizes | languages | fewer, ("distill",))[0] == []
+
+
+def test_a_run_directory_of_another_recipe_is_found_unless_it_is_made_again(
+    whole_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "run")
+    record(load(whole_recipe), run.root)
+    run.model("distill").mkdir(parents=True)
+    write_record(run.model("distill") / "dcclip.json", {"format": 2})
+    other = load(whole_recipe, values={"distill.steps": 4})
+    with refused("run/distill was made from a recipe that differs: distill.steps was 3, is 4", "with --fresh"):
+        check(other, run, ALL)
+    check(other, run, ALL, fresh=True)
+    check(other, run, ("export",))  # which takes any model
+    check(load(whole_recipe), run, ALL)
+
+
+def test_pairs_that_are_to_be_collected_are_estimated_and_images_outside_of_their_folder_found(
+    whole_recipe: dict[str, Any], pairs: list[Pair], tmp_path: Path
+) -> None:
+    for pair in pairs:
+        folder, outside = (tmp_path / name / pair.key.split("-")[1] for name in ("形状 shapes", "outside"))
+        for one in (folder, outside):
+            one.mkdir(parents=True, exist_ok=True)
+        (outside / f"{pair.key}.png").write_bytes(pair.image)
+        (folder / f"{pair.key}.png").symlink_to(outside / f"{pair.key}.png")
+    run, source = RunDir(tmp_path / "run"), {"kind": "class_folders", "path": str(tmp_path / "形状 shapes")}
+    values = {
+        "data": {"train": "collect"},
+        "collect.sources": [source],
+        "distill.captions.languages": ["en"],
+        "collect.filters": [],
+    }
+    recipe = {name: whole_recipe[name] for name in ("name", "teacher", "student", "distill")}
+    stages: tuple[StageName, ...] = ("collect", "distill")
+    with refused("collect.sources: none of the 40 pairs was kept: 40 image-outside", "allow_outside"):
+        check(load(recipe, values=values), run, stages)
+    values["collect.sources"] = [source | {"allow_outside": True}]
+    (before,) = check(load(recipe, values=values), run, stages)
+    api.collect(recipe, sets=values, out=run.root, workers=1)
+    (after,) = check(load(recipe, values=values), run, stages)
+    assert before.data["pairs"].samples == 40 and before.data["pairs"].image
+    kept = json.loads((run.root / "collect/manifest.json").read_bytes())["pairs"]["kept"]
+    assert len(after.data["pairs"].captions) == kept > 0

@@ -189,7 +189,10 @@ def test_a_narrower_student_learns_the_teachers_principal_components_in_both_sta
 ) -> None:
     distilling["student"]["embed_dim"] = 8
     distilling["options"] |= {"losses": [{"kind": "embedding"}], "teacher_cache": cache, "steps": 3}
-    result = run(distilling)
+    watch = Watch()
+    result = run(distilling, watch)
+    asked = [name for name, _, _ in watch.tasks if name.startswith("teacher")]  # no bar for each of the first steps
+    assert "teacher: looking for its 8 principal components" in watch.said and len(asked) == len(set(asked))
     space = NarrowSpace.read(result.model)
     assert space is not None and space.components.shape == (16, 8)
     torch.testing.assert_close(space.components.T @ space.components, torch.eye(8), atol=1e-5, rtol=0)

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from dcclip_cli import api
+from dcclip_cli.data.dataset import write_parquet
+from dcclip_cli.data.pair import Pair
 from dcclip_cli.recipe.load import load
 from dcclip_cli.recipe.preflight import check
 from dcclip_cli.run_dir import RunDir
@@ -71,6 +73,22 @@ def test_times_are_positive_and_measured_ones_say_so(works: list[StageWork]) -> 
         (pace,) = times.teachers
         assert times.measured is measured and times.step_s > 0
         assert pace is not None and pace.measured is measured and pace.image_s > 0 and pace.text_s > 0
+
+
+@pytest.mark.parametrize("teacher", ["altclip", "chinese_clip", "siglip"])
+def test_captions_longer_than_the_texts_of_student_and_teacher_are_estimated_and_trained_on(
+    whole_recipe: dict[str, Any], pairs: list[Pair], tmp_path: Path, request: pytest.FixtureRequest, teacher: str
+) -> None:
+    long = [replace(pair, zh=("一张红色的圆的图片" * 12,), en=("a picture of a red circle " * 12,)) for pair in pairs]
+    write_parquet(tmp_path / "long.parquet", long)
+    folder = str(request.getfixturevalue(f"{teacher}_folder"))
+    values = {"teacher": {"kind": "transformers", "model": folder}, "data.train": str(tmp_path / "long.parquet")}
+    recipe = load(whole_recipe, values=values)
+    for work in check(recipe, RunDir(tmp_path / "run"), ("distill", "align")):
+        assert work.tokens > 77 > work.shapes.student.context_length
+        for times in (by_operations(work), by_measuring(work)):
+            assert times.step_s > 0 and all(pace and pace.text_s > 0 for pace in times.teachers)
+    assert api.distill(recipe, out=tmp_path / "run").metrics
 
 
 def test_durations_and_sizes_in_words() -> None:
