@@ -80,7 +80,7 @@ def test_a_call_gives_its_template_all_fields_and_no_field_is_a_brace_written_on
                     and None not in given
                     and (given or file not in kept)
                 ):
-                    fields = {name for _, name, _, _ in string.Formatter().parse(text.value) if name is not None}
+                    fields = {name for _, name, _, _ in string.Formatter().parse(str(text.value)) if name is not None}
                     assert fields <= given, f"{file}:{text.lineno}: {fields - given}: write a brace twice"
 
 

@@ -12,7 +12,7 @@ from dcclip_cli.data.pair import Pair
 from dcclip_cli.model import model_dir, weights
 from dcclip_cli.predict import onnx_encoder as bundle
 from dcclip_cli.recipe import load
-from dcclip_cli.recipe.run import SUMMARY
+from dcclip_cli.recipe.summary import SUMMARY
 from dcclip_cli.train import checkpoint, compute, lazy_teacher, teacher_cache, validation
 from docs.generate.markdown import MADE, code, escaped, table
 
