@@ -281,9 +281,7 @@ def trim(
 
     chosen = tuple(language for language in LANGUAGES if language in languages)
     if unknown := [one for one in languages if one not in LANGUAGES]:
-        raise DcclipError(
-            "dcclip knows no scripts of {unknown}", "its languages are zh and en", unknown=", ".join(unknown)
-        )
+        raise DcclipError("dcclip knows no scripts of {}", "its languages are zh and en", ", ".join(unknown))
     if not chosen:
         raise DcclipError("no language is named", "its languages are zh and en")
     disable_telemetry()
@@ -340,13 +338,7 @@ def open_recipe(
         loaded = load_recipe(recipe, sets or (), values)
     if stage and stage not in loaded.recipe.stages:
         there = ", ".join(loaded.recipe.stages) or Message("none")
-        raise DcclipError(
-            "{path} has no section {stage}",
-            "add one; its stages are: {there}",
-            path=loaded.path,
-            stage=stage,
-            there=there,
-        )
+        raise DcclipError("{} has no section {}", "add one; its stages are: {}", loaded.path, stage, there)
     return loaded
 
 

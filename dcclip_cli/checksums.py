@@ -55,10 +55,7 @@ class Record:
             file = self.file.parent / name
             if file_sha256(file) != self.digests[name]:
                 raise DcclipError(
-                    "{file} is damaged or was changed: its SHA-256 is not the one in {name}",
-                    self.hint,
-                    file=file,
-                    name=self.file.name,
+                    "{} is damaged or was changed: its SHA-256 is not the one in {}", self.hint, file, self.file.name
                 )
 
 
@@ -76,18 +73,16 @@ def read_record(file: Path, hint: str) -> Record:
     check_format(file, content, hint)
     files = content.get(FILES)
     if not isinstance(files, dict) or any(".." in PurePosixPath(name).parts or name[:1] == "/" for name in files):
-        raise DcclipError("{file} lists no files of its folder", hint, file=file)
+        raise DcclipError("{} lists no files of its folder", hint, file)
     for path in (file.parent / name for name in files):
         if not path.is_file():
             if path.is_dir():
-                raise DcclipError("{file} is a folder", hint, file=path)
-            raise DcclipError("{file} is missing, which {name} lists", hint, file=path, name=file.name)
+                raise DcclipError("{} is a folder", hint, path)
+            raise DcclipError("{} is missing, which {} lists", hint, path, file.name)
     return Record(file, content, hint)
 
 
 def check_format(file: Path, content: Mapping[str, Any], hint: str) -> None:
     """Raise DcclipError unless a JSON object is of the format of this version."""
     if (found := content.get("format")) != FORMAT:
-        raise DcclipError(
-            "{file} has format {found}, and this version reads {format}", hint, file=file, found=found, format=FORMAT
-        )
+        raise DcclipError("{} has format {}, and this version reads {}", hint, file, found, FORMAT)

@@ -146,9 +146,7 @@ def refuse_special(path: Path, wanted: Literal["file", "folder"] = "file") -> No
     except (OSError, ValueError):  # a missing file or an impossible name: opening it reports that
         return
     if kind:
-        raise DcclipError(
-            "{path} is {kind}, not a {wanted}", "name an ordinary {wanted}", path=path, kind=kind, wanted=wanted
-        )
+        raise DcclipError("{0} is {1}, not a {2}", "name an ordinary {2}", path, kind, wanted)
 
 
 def check_target(path: Path, folder: bool) -> None:
@@ -220,7 +218,7 @@ def json_text(content: dict[str, Any], sort_keys: bool = False) -> bytes:
 def read_json(file: Path, hint: str) -> dict[str, Any]:
     """The JSON object in a file. Raises DcclipError with `hint` if the file is missing or something else."""
     if not file.is_file():
-        raise DcclipError(Message("{parent} has no {name}", parent=file.parent, name=file.name), hint)
+        raise DcclipError("{} has no {}", hint, file.parent, file.name)
     return json_object(file.read_bytes(), str(file), hint or Message("copy the directory again"))
 
 
@@ -234,7 +232,7 @@ def read_cached(file: Path, read: Callable[[dict[str, Any]], T], say: Callable[[
     try:
         return read(read_json(file, ""))
     except (DcclipError, OSError, AttributeError, LookupError, TypeError, ValueError):
-        say(Message("warning: {file} cannot be read: it is made again", file=file))
+        say(Message("warning: {} cannot be read: it is made again", file))
         remove(file)
         return None
 
@@ -254,17 +252,9 @@ def validated_by(validate: Callable[[Any], T], content: Any, where: object, hint
         first = error.errors(include_url=False, include_context=False)[0]
         message, key = first["msg"].removeprefix("Value error, "), ".".join(map(str, first["loc"]))
         value, told = first["input"], first["type"] == "value_error"  # which says more than the value
-        got = Message(" (got {value!r:.100})", value=value) if isinstance(value, str | int | float) and not told else ""
+        got = Message(" (got {!r:.100})", value) if isinstance(value, str | int | float) and not told else ""
         place = ": ".join(filter(None, (str(where), key)))
-        raise DcclipError(
-            Message(
-                "{place}: {message}{got}",
-                place=place,
-                message=message[:1].lower() + message[1:],
-                got=got,
-            ),
-            hint,
-        ) from None
+        raise DcclipError("{}: {}{}", hint, place, message[:1].lower() + message[1:], got) from None
 
 
 def json_object(text: str | bytes, where: str, hint: str) -> dict[str, Any]:
@@ -272,7 +262,7 @@ def json_object(text: str | bytes, where: str, hint: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DcclipError(Message("{where} is not JSON: {error}", where=where, error=error), hint) from None
+        raise DcclipError("{} is not JSON: {}", hint, where, error) from None
     if not isinstance(content, dict):
-        raise DcclipError(Message("{where} is not a JSON object", where=where), hint)
+        raise DcclipError("{} is not a JSON object", hint, where)
     return content

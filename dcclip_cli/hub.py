@@ -32,18 +32,14 @@ def files_on_hub(repository: str, kind: Literal["model", "dataset"] = "model") -
 
     more = "" if kind == "model" else " --repo-type dataset"
     hint: str = Message(
-        "download it where there is a network: hf download {repository}{more}; or name a local directory",
-        repository=repository,
-        more=more,
+        "download it where there is a network: hf download {}{}; or name a local directory", repository, more
     )
     try:
         api = HfApi()
         look = api.model_info if kind == "model" else api.dataset_info
         return {one.rfilename for one in look(repository, timeout=TIMEOUT_S).siblings or ()}
     except HFValidationError:
-        raise DcclipError(
-            "{repository} is neither a directory nor a name on the hub", "write ORG/NAME", repository=repository
-        ) from None
+        raise DcclipError("{} is neither a directory nor a name on the hub", "write ORG/NAME", repository) from None
     # The HTTP library's own errors are no OSError.
     except (OSError, *HfHubHTTPError.__bases__) as error:  # type: ignore[misc]
         if getattr(error, "response", None) is not None:
@@ -52,15 +48,7 @@ def files_on_hub(repository: str, kind: Literal["model", "dataset"] = "model") -
         else:
             why = Message("the hub cannot be reached")
             reason = Message("HF_HUB_OFFLINE is set") if HF_HUB_OFFLINE else str(error).strip().splitlines()[0][:200]
-        raise DcclipError(
-            Message(
-                "{repository} is not complete in the local cache, and {why}: {reason}",
-                repository=repository,
-                why=why,
-                reason=reason,
-            ),
-            hint,
-        ) from None
+        raise DcclipError("{} is not complete in the local cache, and {}: {}", hint, repository, why, reason) from None
 
 
 _LOG_IN = Message("log in with: hf auth login, or set HF_TOKEN to a token that may write")
@@ -81,7 +69,7 @@ _REFUSALS = {
     413: (Message("a file is too large for the hub"), Message("export it in a smaller precision, or leave it out")),
     429: (
         Message("the hub allows no more requests for now"),
-        Message("wait some minutes, then {again}", again=_AGAIN),
+        Message("wait some minutes, then {}", _AGAIN),
     ),
 }
 
@@ -107,9 +95,9 @@ def _refused(repository: str, error: Any) -> DcclipError:
     said = " ".join(str(getattr(error, "server_message", None) or error or type(error).__name__).split())[:300]
     if getattr(error, "response", None) is not None:
         status = int(error.response.status_code)
-        fault = (Message("the hub has a fault ({status})", status=status), Message("wait, then {again}", again=_AGAIN))
-        other = (Message("the hub refuses it ({status})", status=status), _CHANGE)
-        owner = Message("{log_in} to {owner}", log_in=_LOG_IN, owner=repository.partition("/")[0])
+        fault = (Message("the hub has a fault ({})", status), Message("wait, then {}", _AGAIN))
+        other = (Message("the hub refuses it ({})", status), _CHANGE)
+        owner = Message("{}, of {}", _LOG_IN, repository.partition("/")[0])
         refusals = {**_REFUSALS, 403: (Message("your token must not write there"), owner)}
         why, hint = refusals.get(status, fault if status >= 500 else other)
     elif HF_HUB_OFFLINE:
@@ -121,8 +109,5 @@ def _refused(repository: str, error: Any) -> DcclipError:
     elif isinstance(error, ValueError):
         why, hint = Message("the hub refuses it"), _CHANGE
     else:
-        why, hint = Message("the hub cannot be reached"), Message("check the network, then {again}", again=_AGAIN)
-    return DcclipError(
-        Message("{repository}: {place}{why}: {said}", repository=repository, place=place, why=why, said=said),
-        hint,
-    )
+        why, hint = Message("the hub cannot be reached"), Message("check the network, then {}", _AGAIN)
+    return DcclipError("{}: {}{}: {}", hint, repository, place, why, said)

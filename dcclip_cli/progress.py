@@ -30,7 +30,7 @@ def say_loading(what: str, after_s: float) -> threading.Timer:
 
     def say() -> None:
         if not _shown:
-            _to_stderr(Message("{what}: loading", what=what))
+            _to_stderr(Message("{}: loading", what))
 
     timer = threading.Timer(after_s, say)
     timer.daemon = True
@@ -145,11 +145,11 @@ class _LineTask:
         seconds = now - since
         rate = (self._done - before) / seconds if seconds else 0.0
         speed = f"{rate:.1f}/s" if rate or last else ""
-        left = Message("took {time}", time=_clock(seconds)) if last else ""
+        left = Message("took {}", _clock(seconds)) if last else ""
         self._reported = now, self._done
         if rate and not last:
-            left = Message("{time} left", time=_clock((self._total - self._done) / rate))
-        done = Message("{name} {done}/{total}", name=self._name, done=self._done, total=self._total)
+            left = Message("{} left", _clock((self._total - self._done) / rate))
+        done = Message("{} {}/{}", self._name, self._done, self._total)
         self._say(joined("  ", filter(None, (done, speed, left, self._metrics))))
 
 

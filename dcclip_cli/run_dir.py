@@ -62,7 +62,7 @@ def finished(run: Path, stage: StageName) -> bool:
         try:
             json.loads(record.read_bytes())  # the summary of an evaluation is a list
         except (ValueError, RecursionError) as error:
-            raise DcclipError(Message("{record} is not JSON: {error}", record=record, error=error), hint) from None
+            raise DcclipError("{} is not JSON: {}", hint, record, error) from None
     return True
 
 

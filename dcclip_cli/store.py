@@ -274,8 +274,8 @@ class FeatureStore:
         if not isinstance(error, FileNotFoundError):
             why: object = error
             if isinstance(error, OSError):
-                why = Message("cannot be read: {strerror}", strerror=error.strerror)
-            self._warn(Message("warning: {file} {why}: its rows are computed again", file=file, why=why))
+                why = Message("cannot be read: {}", error.strerror)
+            self._warn(Message("warning: {} {}: its rows are computed again", file, why))
             remove(file)
 
     def _add(self, blocks: Iterable[tuple[Path | None, Arrays, float]]) -> None:
@@ -327,11 +327,7 @@ class FeatureStore:
                 if not self._optional:
                     raise OSError(error.errno, error.strerror, str(file)) from None
                 self._warn(
-                    Message(
-                        "{folder} cannot be written ({strerror}): what is computed now is not kept",
-                        folder=self.folder,
-                        strerror=error.strerror,
-                    )
+                    Message("{} cannot be written ({}): what is computed now is not kept", self.folder, error.strerror)
                 )
                 self.in_memory, file = True, None
         self._add([(file, arrays, seconds)])

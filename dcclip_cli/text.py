@@ -28,9 +28,7 @@ def check_unicode(texts: Iterable[str]) -> None:
     """
     for text in texts:
         if not text.isascii() and _HALF.search(text):
-            raise DcclipError(
-                "the text {text!r} contains bytes that are not UTF-8", "write it, or name it, in UTF-8", text=text
-            )
+            raise DcclipError("the text {!r} contains bytes that are not UTF-8", "write it, or name it, in UTF-8", text)
 
 
 def encodable(text: str) -> str:

@@ -6,7 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.text import HAN_CHARACTER
 
 _LOOK_AT = 1_000_000  # bytes
@@ -25,15 +25,15 @@ def not_utf8(file: Path, hint: str = "save it as UTF-8") -> DcclipError:
         content = stream.read(_LOOK_AT)
     encoding = encoding_of(content)
     if encoding is None:
-        return DcclipError(Message("{file} is not text in UTF-8", file=file), hint)
+        return DcclipError("{} is not text in UTF-8", hint, file)
     names = shlex.quote(str(file)), shlex.quote(f"utf8{file.suffix}")
     return DcclipError(
-        "{file} is in {encoding}, not in UTF-8",
-        "convert it with: iconv -f {encoding} -t UTF-8 {old} > {new}",
-        file=file,
-        encoding=encoding,
-        old=names[0],
-        new=names[1],
+        "{0} is in {1}, not in UTF-8",
+        "convert it with: iconv -f {1} -t UTF-8 {2} > {3}",
+        file,
+        encoding,
+        names[0],
+        names[1],
     )
 
 
@@ -81,13 +81,11 @@ def read_text(file: Path, most_bytes: int, hint: str) -> str:
         with file.open("rb") as stream:
             content = stream.read(most_bytes + 1)
     except FileNotFoundError:
-        raise DcclipError(Message("{file} does not exist", file=file), hint) from None
+        raise DcclipError("{} does not exist", hint, file) from None
     except IsADirectoryError:
-        raise DcclipError(Message("{file} is a folder", file=file), hint) from None
+        raise DcclipError("{} is a folder", hint, file) from None
     if len(content) > most_bytes:
-        raise DcclipError(
-            Message("{file} is larger than {most_bytes:,.0f} MB", file=file, most_bytes=most_bytes / 1e6), hint
-        )
+        raise DcclipError("{} is larger than {:,.0f} MB", hint, file, most_bytes / 1e6)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -16,7 +16,7 @@ from multiprocessing.context import BaseContext
 from types import ModuleType
 from typing import TypeVar
 
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.machine import keep_pandas_out
 from dcclip_cli.signals import NUMBERS, ignore_signals
 
@@ -84,7 +84,7 @@ def calls(
     except BrokenProcessPool as error:
         if error.__cause__:  # what it sent cannot be read
             raise
-        raise DcclipError(Message("a worker process was killed, probably because memory ran out"), hint) from None
+        raise DcclipError("a worker process was killed, probably because memory ran out", hint) from None
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def models() -> None:
         (
             name,
             str(preset["image"]["timm"]),
-            Message("{layers} layers x {width}", layers=preset["text"]["layers"], width=preset["text"]["width"]),
+            Message("{} layers x {}", preset["text"]["layers"], preset["text"]["width"]),
         )
         for name, preset in PRESETS.items()
     )

@@ -53,11 +53,7 @@ class CommandGroup(typer.core.TyperGroup):
         for before, one in pairwise(args):
             if one == "" or (one.startswith("--") and one.endswith("=")):
                 name = one.rstrip("=") or (before if before.startswith("-") else Message("an argument"))
-                _fail(
-                    DcclipError(
-                        "{name} is empty", "is a shell variable not set? Leave it out for the default", name=name
-                    )
-                )
+                _fail(DcclipError("{} is empty", "is a shell variable not set? Leave it out for the default", name))
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -124,7 +120,7 @@ def _fail(mistake: DcclipError) -> NoReturn:
     for line in lines[:_MOST_LINES]:
         error_line(line)
     if len(lines) > _MOST_LINES:
-        error_line(Message("and {count:,} more errors of this kind", count=len(lines) - _MOST_LINES))
+        error_line(Message("and {:,} more errors of this kind", len(lines) - _MOST_LINES))
     hint_line(mistake.hint)
     raise typer.Exit(1)
 
@@ -141,9 +137,7 @@ def _unwritten(error: OSError) -> DcclipError:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter does not fail to write it again
     if isinstance(error, BrokenPipeError):
         raise error
-    return DcclipError(
-        "the output cannot be written: {strerror}", "send it somewhere else with: > FILE", strerror=error.strerror
-    )
+    return DcclipError("the output cannot be written: {}", "send it somewhere else with: > FILE", error.strerror)
 
 
 def _users_mistake(error: BaseException, options: Collection[str]) -> DcclipError | None:
@@ -159,8 +153,8 @@ def _not_installed(error: ModuleNotFoundError) -> DcclipError | None:
     package = (error.name or "").partition(".")[0]
     for extra, packages in EXTRAS.items():
         if package in packages:
-            what = Message("this needs the package {package}, which is not installed", package=package)
-            return DcclipError(what, Message("pip install 'dcclip[{extra}]'", extra=extra))
+            what = Message("this needs the package {}, which is not installed", package)
+            return DcclipError(what, Message("pip install 'dcclip[{}]'", extra))
     return None
 
 
@@ -195,8 +189,8 @@ class ErrorLines:
     def end(self) -> int:
         """Print the hints; returns the number of errors."""
         for hint, names in self._hints.items():
-            more = Message(" and {count:,} more", count=len(names) - 1) if len(names) > 1 else ""
-            hint_line(Message("{hint} ({names}{more})", hint=hint, names=names[0], more=more))
+            more = Message(" and {:,} more", len(names) - 1) if len(names) > 1 else ""
+            hint_line(Message("{} ({}{})", hint, names[0], more))
         return sum(map(len, self._hints.values()))
 
 

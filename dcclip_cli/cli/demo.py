@@ -88,6 +88,4 @@ def _server(folder: Path, port: int) -> ThreadingHTTPServer:
     try:
         return Server(("127.0.0.1", port), partial(Handler, directory=str(folder)))
     except OSError as error:
-        raise DcclipError(
-            "port {port} cannot be used: {strerror}", "name another with --port", port=port, strerror=error.strerror
-        ) from None
+        raise DcclipError("port {} cannot be used: {}", "name another with --port", port, error.strerror) from None

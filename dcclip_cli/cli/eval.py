@@ -149,14 +149,14 @@ def eval(
 def _languages(text: str) -> list[str]:
     given = flags.split(text)
     if wrong := [language for language in given if language not in ("en", "zh")]:
-        raise BadParameter(Message("--languages: {wrong} is neither en nor zh", wrong=wrong[0]))
+        raise BadParameter(Message("--languages: {} is neither en nor zh", wrong[0]))
     return given
 
 
 def _shots(text: str) -> list[int]:
     given = flags.split(text)
     if wrong := [one for one in given if one != "all" and not (one.isdecimal() and int(one))]:
-        raise BadParameter(Message("--shots: {wrong} is neither a number nor all", wrong=wrong[0]))
+        raise BadParameter(Message("--shots: {} is neither a number nor all", wrong[0]))
     return [0 if one == "all" else int(one) for one in given]
 
 
@@ -182,7 +182,7 @@ def _show_immich(results: Sequence[EvalResult]) -> None:
         ]  # fmt: skip
         console.show("")
         columns = (Message("model"), Message("recall %"), Message("memory MiB"), "ms", Message("Pareto optimal"), "")
-        console.show_table(Message("immich's table, XM3600, {language}", language=language), columns, rows)
+        console.show_table(Message("immich's table, XM3600, {}", language), columns, rows)
         for model, one in own.items():
             console.show(f"{model}: {one.image_ms:.2f} ms an image, {one.text_ms:.2f} ms a text")
     if any(one.immich for one in results):
@@ -194,7 +194,7 @@ def _show_metrics(results: Sequence[EvalResult]) -> None:
 
     found = table(results)
     lacking = len({(one.dataset, key) for one in results for key in one.corrupt})
-    without = Message("without {count:,} images that cannot be read", count=lacking) if lacking else ""
+    without = Message("without {:,} images that cannot be read", lacking) if lacking else ""
     if len({result.model for result in results}) > 1:
         gaps = [column.is_gap for column in found.columns]
         rows = [(_noted(row.name, row.remark), row.metric, *map(percent, row.values, gaps)) for row in found.rows]
@@ -228,7 +228,7 @@ def percent(value: float | None, signed: bool = False) -> str:
 
 
 def _noted(name: str, remark: str) -> str:
-    return Message("{name} ({remark})", name=name, remark=remark) if remark else name
+    return Message("{} ({})", name, remark) if remark else name
 
 
 def compare(
@@ -252,20 +252,11 @@ def compare(
         return console.show_json([asdict(one) | {"difference": one.value} for one in found.differences])
     for one in found.differences:
         if one.unlike:
-            talk.say(
-                Message(
-                    "{dataset} {language}: the {unlike} differ",
-                    dataset=one.dataset,
-                    language=one.language,
-                    unlike=" and ".join(one.unlike),
-                )
-            )
+            talk.say(Message("{} {}: the {} differ", one.dataset, one.language, " and ".join(one.unlike)))
         if not one.paired:
             talk.say(
                 Message(
-                    "{dataset} {language}: not the same images in the same order, so the interval is wider",
-                    dataset=one.dataset,
-                    language=one.language,
+                    "{} {}: not the same images in the same order, so the interval is wider", one.dataset, one.language
                 )
             )
     rows = [
@@ -275,13 +266,13 @@ def compare(
             percent(one.first),
             percent(one.second),
             percent(one.value, signed=True),
-            Message("{low} to {high}", low=percent(one.low, signed=True), high=percent(one.high, signed=True)),
+            Message("{} to {}", percent(one.low, signed=True), percent(one.high, signed=True)),
             (Message("better") if one.value > 0 else Message("worse")) if one.is_clear else Message("not clear"),
         )
         for one in found.differences
     ]
     columns = (_SET, _METRIC, found.first, found.second, Message("difference"), Message("95 % interval"), "")
-    title = Message("{second} against {first}", second=found.second, first=found.first)
+    title = Message("{} against {}", found.second, found.first)
     console.show_table(title, columns, rows)
 
 
@@ -321,4 +312,4 @@ def datasets(
     there = Message("found") if data_root else Message("on the hub")
     columns = (Message("name"), _METRIC, Message("split"), _IMAGES, _CLASSES, there, "")
     console.show_table(Message("dcclip eval --dataset NAME --data-root DIR, with DIR/NAME/"), columns, rows)
-    console.show(Message("groups: {names}", names=", ".join(registry.group_names())))
+    console.show(Message("groups: {}", ", ".join(registry.group_names())))

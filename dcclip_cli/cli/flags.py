@@ -51,14 +51,7 @@ def at_a_time(number: int | None) -> int | None:
     """Refuses numbers of threads or processes that only cost: the system has a limited number for all its users."""
     most = max(_MOST_AT_A_TIME, 4 * (os.cpu_count() or 1))
     if number is not None and number > most:
-        raise BadParameter(
-            Message(
-                "{number} is more than {most}; this machine has {cores} cores",
-                number=number,
-                most=most,
-                cores=os.cpu_count(),
-            )
-        )
+        raise BadParameter(Message("{} is more than {}; this machine has {} cores", number, most, os.cpu_count()))
     return number
 
 
@@ -67,7 +60,7 @@ def processes(asked: str) -> int | Literal["auto"]:
     if asked == "auto":
         return "auto"
     if not asked.isdecimal() or int(asked) < 1:
-        raise BadParameter(Message("{asked} is neither auto nor a number from 1 on", asked=asked))
+        raise BadParameter(Message("{} is neither auto nor a number from 1 on", asked))
     return at_a_time(int(asked)) or 1
 
 
@@ -127,30 +120,14 @@ def lines_of(file: Path | None, kind: str, most_lines: int, most_bytes: int) -> 
     """
     if file is None:
         return []
-    hint = Message("give a file with one {kind} per line", kind=kind)
+    hint = Message("give a file with one {} per line", kind)
     if file.parent != Path("/dev/fd"):  # where the shell puts <(COMMAND)
         refuse_special(file)
     lines = [line.strip() for line in read_text(file, most_bytes, hint).splitlines() if line.strip()]
     if len(lines) > most_lines:
-        raise DcclipError(
-            Message(
-                "{file} has {count:,} lines, more than {most_lines:,}",
-                file=file,
-                count=len(lines),
-                most_lines=most_lines,
-            ),
-            hint,
-        )
+        raise DcclipError("{} has {:,} lines, more than {:,}", hint, file, len(lines), most_lines)
     if (longest := max(map(len, lines), default=0)) > _LONGEST_LINE:
-        raise DcclipError(
-            Message(
-                "{file} has a line of {longest:,} characters, more than {longest_line:,}",
-                file=file,
-                longest=longest,
-                longest_line=_LONGEST_LINE,
-            ),
-            hint,
-        )
+        raise DcclipError("{} has a line of {:,} characters, more than {:,}", hint, file, longest, _LONGEST_LINE)
     return lines
 
 
@@ -163,7 +140,7 @@ def text(value: str, what: str) -> str:
         return os.fsencode(value).decode("utf-8")
     except UnicodeError:
         raise DcclipError(
-            "{what} {value!r} is not text in UTF-8", "set the terminal to UTF-8: LANG=C.UTF-8", what=what, value=value
+            "{} {!r} is not text in UTF-8", "set the terminal to UTF-8: LANG=C.UTF-8", what, value
         ) from None
 
 
@@ -204,4 +181,4 @@ def show_checked(
     if works and "collect" in left:
         console.show(Message("these are for all pairs that collect would read, before it drops any"))
     what = ", ".join(left) or Message("nothing, all is done")
-    console.show(Message("ready to run in {root}: {what}", root=job.dir.root, what=what))
+    console.show(Message("ready to run in {}: {}", job.dir.root, what))

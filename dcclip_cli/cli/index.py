@@ -43,9 +43,7 @@ def index(
     columns, talk = Columns(key=key, image=image, zh=zh, en=en, caption=caption), console.talk(quiet, verbose)
     files = [file for source in data for file in shards_at(source)]
     if not files:
-        raise DcclipError(
-            "{data} has no tar and no Parquet file", "name files, folders or globs of them", data=" ".join(data)
-        )
+        raise DcclipError("{} has no tar and no Parquet file", "name files, folders or globs of them", " ".join(data))
     found = verify_files(files, columns, talk) if verify else index_files(files, columns, fresh, talk)
     images = sum(sum(one.about.rows) for one in found)
     pairs = sum(sum(one.about.captioned) for one in found)

@@ -74,9 +74,9 @@ def new(
     Asks for what is not given, checks the recipe as --check does, writes its estimates into it, and prints the path.
     """
     if not str(file).isprintable():
-        raise DcclipError("{file!r} has control characters", "name another file", file=str(file))
+        raise DcclipError("{!r} has control characters", "name another file", str(file))
     if file.exists() and not force:
-        raise DcclipError("{file} exists", "name another file, or overwrite it with --force", file=file)
+        raise DcclipError("{} exists", "name another file, or overwrite it with --force", file)
     flags.out(file, folder=False)
     if not yes and None in (teacher, data, size) and not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise DcclipError("there is no terminal to ask in", "give --teacher, --data and --size, or --data and --yes")
@@ -100,9 +100,7 @@ def new(
     if chosen_data.kind == "photos" and texts is None:
         texts = file.with_suffix(".texts.txt")
         if texts.exists() and not force:
-            raise DcclipError(
-                "{texts} exists", "use it with --texts {texts}, or overwrite it with --force", texts=texts
-            )
+            raise DcclipError("{0} exists", "use it with --texts {0}, or overwrite it with --force", texts)
         atomic_write(texts, recipes.own_texts())
     made = recipes.NewRecipe(file, chosen_teacher, chosen_data, chosen_size, texts, trust_remote_code)
     atomic_write(file, recipes.recipe_text(made))
@@ -117,7 +115,7 @@ def _ask(question: str, choices: Mapping[Any, str], yes: bool) -> str:
         return names[0]
     console.info_line(question)
     for number, (name, about) in enumerate(choices.items(), 1):
-        console.info_line(Message("  {number}  {name:13} {about}", number=number, name=name, about=about))
+        console.info_line(Message("  {}  {:13} {}", number, name, about))
     answer = str(prompt("Choice", default="1", err=True)).strip()
     return names[int(answer) - 1] if answer.isdecimal() and 0 < int(answer) <= len(names) else answer
 
@@ -134,7 +132,7 @@ def _check(made: NewRecipe) -> None:
         takes = list(job.estimates(job.preflight(loaded.recipe.stages)))
     except DcclipError as error:
         for line in error.what.split("\n"):
-            console.warning_line(Message("it does not run yet: {line}", line=line))
+            console.warning_line(Message("it does not run yet: {}", line))
         console.hint_line(error.hint)
         return
     times = [line for line in takes if "disk space" not in line and "about 0 images and up to 0 texts" not in line]

@@ -91,13 +91,7 @@ def predict(
         raise DcclipError("no labels given", "give some, for example: --labels 猫,dog")
     talk = console.talk(quiet, verbose)
     if len(wanted) < len(given):
-        talk.say(
-            Message(
-                "predict: {count:,} labels; {repeated:,} more are repetitions",
-                count=len(wanted),
-                repeated=len(given) - len(wanted),
-            )
-        )
+        talk.say(Message("predict: {:,} labels; {:,} more are repetitions", len(wanted), len(given) - len(wanted)))
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's idle threads take a fifth of a cold start's CPU time
 
     from dcclip_cli.machine import keep_freed_memory
@@ -202,22 +196,16 @@ def search(
     encoder = _encoder(model, device, threads, talk, dims)
     keep_freed_memory()
     index = open_index(encoder, folder, fresh, talk, dtype)
-    talk.say(
-        Message(
-            "search: {count} images, {embedded} of them embedded now", count=len(index.paths), embedded=index.embedded
-        )
-    )
+    talk.say(Message("search: {} images, {} of them embedded now", len(index.paths), index.embedded))
     hits = index.search(text_embeddings(encoder, [text])[0], top_k)
     if as_json:
         console.show_json([{"image": str(hit.image), "score": round(hit.score, 6)} for hit in hits])
     else:
         rows = [(str(hit.image), f"{hit.score:.3f}") for hit in hits]
-        console.show_table(
-            Message("{text}, in {folder}", text=text, folder=folder), (Message("image"), Message("score")), rows
-        )
+        console.show_table(Message("{}, in {}", text, folder), (Message("image"), Message("score")), rows)
     if page:
         atomic_write(page, _page(text, hits).encode(errors="replace"))
-        talk.say(Message("search: {page}", page=page))
+        talk.say(Message("search: {}", page))
     unread = console.ErrorLines()
     for name, error in index.errors.items():
         unread.add(str(folder / name), error)

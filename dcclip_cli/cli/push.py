@@ -72,12 +72,7 @@ def push(
         return talk.say(Message("dry run: nothing was sent; add --yes to upload"))
     unchanged = len(done.plan.files) - done.changed
     talk.say(
-        Message(
-            "{changed} files uploaded, {unchanged} were there; load it with --model hf-hub:{repository}",
-            changed=done.changed,
-            unchanged=unchanged,
-            repository=repository,
-        )
+        Message("{} files uploaded, {} were there; load it with --model hf-hub:{}", done.changed, unchanged, repository)
     )
     console.show(done.url)
 
@@ -85,11 +80,7 @@ def push(
 def _show_plan(plan: PushPlan, visibility: str) -> None:
     sizes = plan.sizes
     title = Message(
-        "{repository}, a {visibility} model: {count} files, {size:,.2f} MB",
-        repository=plan.repository,
-        visibility=visibility,
-        count=len(sizes),
-        size=sum(sizes.values()) / 1e6,
+        "{}, a {} model: {} files, {:,.2f} MB", plan.repository, visibility, len(sizes), sum(sizes.values()) / 1e6
     )
     rows = [(name, f"{size:,}") for name, size in sizes.items()]
     console.show_table(title, (Message("file"), Message("bytes")), rows)

@@ -58,9 +58,7 @@ def run(
                 _show_collected(result)
         if models := job.summary():
             title = Message(
-                "{root} after {steps} steps, measured on one thread of this machine's CPU",
-                root=job.dir.root,
-                steps=job.steps(),
+                "{} after {} steps, measured on one thread of this machine's CPU", job.dir.root, job.steps()
             )
             _show_models(title, models)
 
@@ -157,7 +155,7 @@ def _show_collected(result: CollectResult) -> None:
     """Print how many pairs and captions were kept, and how many were dropped for each reason."""
     counts = {
         Message("pairs"): result.pairs,
-        **{Message("{language} captions", language=language): count for language, count in result.captions.items()},
+        **{Message("{} captions", language): count for language, count in result.captions.items()},
     }
     reasons = sorted({reason for count in counts.values() for reason in count.dropped})
     rows = [
@@ -165,9 +163,7 @@ def _show_collected(result: CollectResult) -> None:
         *((reason, *(f"{count.dropped.get(reason, 0):,}" for count in counts.values())) for reason in reasons),
         (Message("kept"), *(f"{count.kept:,}" for count in counts.values())),
     ]
-    console.show_table(
-        Message("{folder}, shards: {shards}", folder=result.folder, shards=result.shards), ("", *counts), rows
-    )
+    console.show_table(Message("{}, shards: {}", result.folder, result.shards), ("", *counts), rows)
     console.show(str(result.folder / "report.html"))
 
 
@@ -176,7 +172,7 @@ def _show_models(title: str, models: list[ModelSummary]) -> None:
     lines: list[tuple[str, list[float], str, float]] = [
         *((f"top-1 {name}", [one.top1[name] for one in models], "{:.1%}", 1) for name in models[0].top1),
         *(
-            (Message("agreement with the teacher, {on}", on=on), [one.agreement[on] for one in models], "{:.1%}", 1)
+            (Message("agreement with the teacher, {}", on), [one.agreement[on] for one in models], "{:.1%}", 1)
             for on in models[0].agreement
         ),
         (Message("parameters"), [one.parameters for one in models], "{:.2f} M", 1e6),

@@ -125,9 +125,7 @@ def explained(error: BaseException, options: Collection[str] = ()) -> DcclipErro
     if isinstance(error, RuntimeError) and any(part in text for part in _NO_THREAD):
         return DcclipError(*_PROCESSES)
     if type(error).__name__ == "PanicException":  # a BaseException, of libraries written in Rust
-        what = Message(
-            "a library cannot handle the content of a file: {text}", text=(text.splitlines() or [""])[0][:200]
-        )
+        what = Message("a library cannot handle the content of a file: {}", (text.splitlines() or [""])[0][:200])
         return DcclipError(what, "copy or download the model again: one of its files is damaged")
     problem = _problem(error)
     return _sentence(problem, options) if problem else None
@@ -184,46 +182,40 @@ def _sentence(problem: _Problem, options: Collection[str]) -> DcclipError | None
         "file": printable(str(file)),
         "barrier": printable(str(_barrier(file))),
         "free": _free(file) if "{free}" in what else "",
-        "elsewhere": Message(", or {elsewhere}", elsewhere=elsewhere) if elsewhere else "",
+        "elsewhere": Message(", or {}", elsewhere) if elsewhere else "",
     }
     return DcclipError(Message(what, **fields), Message(hint, **fields))
 
 
 def _no_memory(options: Collection[str]) -> DcclipError:
     if (limit := _limit("RLIMIT_AS")) is not None:
-        what = Message("there is not enough memory: this process may have {limit:.1f} GiB", limit=limit / 2**30)
+        what = Message("there is not enough memory: this process may have {:.1f} GiB", limit / 2**30)
         return DcclipError(what, "allow more with: ulimit -v unlimited")
     there = memory()
-    free = Message(" ({available:.1f} GiB are available)", available=there.available / 2**30) if there else ""
+    free = Message(" ({:.1f} GiB are available)", there.available / 2**30) if there else ""
     smaller = (
         Message(", or make the recipe's batch_size smaller, or split batches with accumulate: auto")
         if "--set" in options
         else ""
     )
-    return DcclipError("there is not enough memory{free}", "close other programs{smaller}", free=free, smaller=smaller)
+    return DcclipError("there is not enough memory{}", "close other programs{}", free, smaller)
 
 
 def _not_allowed(file: Path, elsewhere: str) -> DcclipError:
     """What keeps this user from reading or writing a file, as far as its permissions tell."""
     for folder in reversed(file.parents):
         if os.path.isdir(folder) and not os.access(folder, os.X_OK):
-            return DcclipError(
-                "{file}: you may not enter {folder}", "allow it with: chmod +x {folder}", file=file, folder=folder
-            )
+            return DcclipError("{0}: you may not enter {1}", "allow it with: chmod +x {1}", file, folder)
     if os.path.exists(file) and not os.access(file, os.R_OK):
-        return DcclipError(
-            "{file} may not be read", "allow it with: chmod {mode} {file}", file=file, mode=_readable(file)
-        )
+        return DcclipError("{0} may not be read", "allow it with: chmod {1} {0}", file, _readable(file))
     blocked = file if os.path.exists(file) and not os.access(file, os.W_OK) else file.parent
     there = (
-        Message("{file} may not be written", file=file)
+        Message("{} may not be written", file)
         if blocked == file
-        else Message("{file}: nothing may be written in {blocked}", file=file, blocked=blocked)
+        else Message("{}: nothing may be written in {}", file, blocked)
     )
-    allow = Message("allow it with: chmod +w {blocked}", blocked=blocked)
-    return DcclipError(
-        there, Message("{elsewhere}, or {allow}", elsewhere=elsewhere, allow=allow) if elsewhere else allow
-    )
+    allow = Message("allow it with: chmod +w {}", blocked)
+    return DcclipError(there, Message("{}, or {}", elsewhere, allow) if elsewhere else allow)
 
 
 def _readable(file: Path) -> str:
@@ -237,7 +229,7 @@ def _elsewhere(file: Path, options: Collection[str]) -> str:
         return _OTHER_CACHE
     for option in ("--out", "--html"):
         if option in options:
-            return Message("write elsewhere with {option}", option=option)
+            return Message("write elsewhere with {}", option)
     return ""
 
 

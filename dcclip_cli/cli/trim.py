@@ -71,31 +71,16 @@ def _show(result: TrimResult, texts: Path | None, talk: Progress) -> None:
         (Message("share"), "100 %", f"{result.parameters / result.parameters_before:.0%}".replace("%", " %")),
     ]
     console.show_table(str(result.folder), ("", Message("before"), Message("after")), rows)
-    same = Message(
-        "largest difference of {compared} embeddings: {difference:.1g}",
-        compared=result.compared,
-        difference=result.difference,
-    )
+    same = Message("largest difference of {} embeddings: {:.1g}", result.compared, result.difference)
     share = f"{len(result.split) / max(1, result.texts):.1%}".replace("%", " %")
-    talk.say(
-        Message(
-            "{texts:,} texts compared, {share} are split into other pieces than before; {same}",
-            texts=result.texts,
-            share=share,
-            same=same,
-        )
-    )
+    talk.say(Message("{:,} texts compared, {} are split into other pieces than before; {}", result.texts, share, same))
     for text in result.split[:_NAMED]:
-        talk.say(Message("warning: a piece of this text is gone: {text}", text=text))
+        talk.say(Message("warning: a piece of this text is gone: {}", text))
     if len(result.split) > _NAMED:
-        talk.say(Message("warning: and of {count:,} more texts", count=len(result.split) - _NAMED))
+        talk.say(Message("warning: and of {:,} more texts", len(result.split) - _NAMED))
     if result.unseen_split is not None:
         estimate = f"{result.unseen_split:.1%}".replace("%", " %")
         talk.say(
-            Message(
-                "of other texts like those in {texts} about {estimate} would be (estimated on every second)",
-                texts=texts,
-                estimate=estimate,
-            )
+            Message("of other texts like those in {} about {} would be (estimated on every second)", texts, estimate)
         )
     console.show(str(result.folder))

@@ -96,7 +96,7 @@ def collect(
     locked = out.absolute().with_name(f".{out.name}.lock")
     with lock(locked, wait=False) as alone:
         if not alone:
-            what = Message("another process collects into {out}", out=out)
+            what = Message("another process collects into {}", out)
             raise DcclipError(what, "wait until it is done, or name another folder with --out")
         try:
             return _collect(options, out, progress or Silent(), fresh, engine, limit)
@@ -115,9 +115,7 @@ def _collect(
         clear(work.root)
     elif before and work.plan(progress) is None:
         if before["options"] != decisive(options):
-            progress.say(
-                Message("{out} was made with other options than the recipe's; use --fresh to redo it", out=out)
-            )
+            progress.say(Message("{} was made with other options than the recipe's; use --fresh to redo it", out))
         return _result(out, before, True, time.monotonic() - start)
     found = plan(options, limit)
     about = {"fingerprint": fingerprint(options, found), "slices": len(found.assignments)}
@@ -135,15 +133,13 @@ def _nothing_kept(read: int, dropped: Counter[str], file: Path | None = None) ->
     if not read:
         return DcclipError("the sources contain no pairs", "name files or folders of pairs under collect.sources")
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
-    what = Message("none of the {read} pairs was kept: {reasons}", read=read, reasons=reasons)
+    what = Message("none of the {} pairs was kept: {}", read, reasons)
     if not dropped:
-        return DcclipError(what, Message("see {file}", file=file))
+        return DcclipError(what, Message("see {}", file))
     _, meaning, setting = explain(dropped.most_common(1)[0][0])
-    then = (
-        Message("Change collect.{setting}", setting=setting) if setting else Message("Fix the source, or name another")
-    )
+    then = Message("Change collect.{}", setting) if setting else Message("Fix the source, or name another")
     if file:
-        then = Message("{change}; each pair's reason is in {file}", change=then, file=file)
+        then = Message("{}; each pair's reason is in {}", then, file)
     return DcclipError(what, joined(" ", (meaning, then)) if meaning else then)
 
 
@@ -251,9 +247,7 @@ def _finished_manifest(out: Path) -> dict[str, Any] | None:
     if ours:
         check_format(out / MANIFEST, content, Message("collect again with --fresh"))
         return dict(content)
-    raise DcclipError(
-        "{out} exists and is no output of collect", "move it away, or name another folder with --out", out=out
-    )
+    raise DcclipError("{} exists and is no output of collect", "move it away, or name another folder with --out", out)
 
 
 def _result(out: Path, manifest: dict[str, Any], already_finished: bool, seconds: float) -> CollectResult:

@@ -96,13 +96,9 @@ class Engine:
             with nullcontext(workers) if workers else self.started(len(pending)) as started:
                 _run_locally(step, pending, started)
         if failed := [task for task in pending if not step.done(task)]:
+            what = Message("{} of {} tasks failed, the first is {}", len(failed), step.tasks, failed[0])
             raise DcclipError(
-                "{count} of {tasks} tasks failed, the first is {failed}",
-                "see the reason in {logs}, then run the same command again: it does the missing tasks only",
-                count=len(failed),
-                tasks=step.tasks,
-                failed=failed[0],
-                logs=logs,
+                what, "see the reason in {}, then run the same command again: it does the missing tasks only", logs
             )
 
     def _run_on_ray(self, step: Step, pending: Sequence[int], logs: Path) -> None:
@@ -167,10 +163,7 @@ class Engine:
             asked = subprocess.run([*command, str(script), str(first)], capture_output=True, text=True)
             if asked.returncode:
                 raise DcclipError(
-                    "sbatch failed: {stderr}",
-                    "check collect.cluster and {script}",
-                    stderr=asked.stderr.strip()[:500],
-                    script=script,
+                    "sbatch failed: {}", "check collect.cluster and {}", asked.stderr.strip()[:500], script
                 )
             job = asked.stdout.strip().partition(";")[0]
             last.write_text(job, encoding="utf-8")

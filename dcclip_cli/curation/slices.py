@@ -62,7 +62,7 @@ def read_pairs(folder: Path, key: str | None = None) -> Iterator[Kept]:
         file = row["file"] or str(folder / IMAGES)
         image = files(file).read(row["offset"], row["size"])
         if image_digest(image) != row["file_hash"]:
-            raise DcclipError("{file} was changed while it was collected", "run the same command again", file=file)
+            raise DcclipError("{} was changed while it was collected", "run the same command again", file)
         pair = Pair(row["key"], image, tuple(row["zh"]), tuple(row["en"]), json.loads(row["meta"]))
         yield Kept(pair, (row["width"], row["height"]), row["file_hash"])
 

@@ -94,7 +94,7 @@ def plan(options: CollectOptions, limit: int | None = None) -> Plan:
         assignments += found
         readings.append(Reading(source.label, source.kind, sum(one.slice.about for one in found), len(found)))
     if len(assignments) > _MAX_SLICES:
-        raise DcclipError("{count:,} slices are too many", "make collect.shard_size larger", count=len(assignments))
+        raise DcclipError("{:,} slices are too many", "make collect.shard_size larger", len(assignments))
     if not assignments:
         raise DcclipError("the sources are empty", "check their paths")
     return Plan(assignments, readings)
@@ -172,9 +172,7 @@ class WorkFolder:
         folders = [self.root / step / name for step in steps for name in sorted(finished(self.root / step))]
         damaged = {folder: why for folder in [*folders, self.deduped] if (why := self._damage(folder))}
         for folder, why in damaged.items():
-            progress.say(
-                Message("warning: {what}: {folder} is made again", what=why, folder=folder.relative_to(self.root))
-            )
+            progress.say(Message("warning: {}: {} is made again", why, folder.relative_to(self.root)))
             remove(folder)
             if folder.parent.name == "read":  # what is fetched again may be something else
                 remove(self.scored(int(folder.name)))
@@ -200,7 +198,7 @@ class WorkFolder:
                 if index is None or index.about.size != file.stat().st_size:
                     raise Damaged
         except (Damaged, DcclipError, OSError, LookupError, TypeError, ValueError, pa.ArrowException):
-            return Message("{file} cannot be read", file=file)
+            return Message("{} cannot be read", file)
         return ""
 
     def assignment(self, number: int) -> Assignment:

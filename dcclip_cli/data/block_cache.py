@@ -96,9 +96,7 @@ class BlockCache:
             self._warn(f"warning: {file} is damaged: {block.source} is read again")
             remove(file)
         if os.path.lexists(file):
-            raise DcclipError(
-                "{file} is damaged and cannot be removed", "name another folder with DCCLIP_CACHE", file=file
-            )
+            raise DcclipError("{} is damaged and cannot be removed", "name another folder with DCCLIP_CACHE", file)
 
     def prefetch(self, blocks: Iterable[Block]) -> None:
         """Fetch the blocks of the next window in the background; those of the window before are kept.
@@ -134,12 +132,7 @@ class BlockCache:
             finally:
                 os.close(descriptor)
             if written != block.size:
-                what = Message(
-                    "{source} has {written} bytes where its index says {size}",
-                    source=block.source,
-                    written=written,
-                    size=block.size,
-                )
+                what = Message("{} has {} bytes where its index says {}", block.source, written, block.size)
                 raise DcclipError(what, "the data has changed: run dcclip index on it")
             path.replace(self._file(block.key))
 
@@ -174,10 +167,7 @@ class BlockCache:
 def too_small(source: str, needed: int, max_bytes: int) -> DcclipError:
     """The error of a cache that is smaller than what is needed at a time."""
     what = Message(
-        "{source} needs {needed:.3g} GB in the block cache, which may have {max_bytes:.3g} GB",
-        source=source,
-        needed=needed / 1e9,
-        max_bytes=max_bytes / 1e9,
+        "{} needs {:.3g} GB in the block cache, which may have {:.3g} GB", source, needed / 1e9, max_bytes / 1e9
     )
     return DcclipError(what, "make data.cache_gb larger, or data.shuffle_window smaller")
 

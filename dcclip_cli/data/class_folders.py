@@ -40,9 +40,7 @@ def images_by_class(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> d
     by_folder = {folder.name: images_in(folder, suffixes) for folder in folders_in(path)}
     found = {name: files for name, files in by_folder.items() if files}
     if not found:
-        raise DcclipError(
-            "{path} has no folders with images", "make a folder for each class, with its images in it", path=path
-        )
+        raise DcclipError("{} has no folders with images", "make a folder for each class, with its images in it", path)
     return found
 
 
@@ -56,21 +54,21 @@ def no_pairs(
     if classes := _classes(Path(path)):
         shown = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
         return DcclipError(
-            "{path} is a folder of class folders ({shown}), not of pairs of images and captions",
+            "{} is a folder of class folders ({}), not of pairs of images and captions",
             "to make pairs of it, write in the recipe: {{collect: {{sources: [{{kind: class_folders, path: "
-            "{written}}}]}}, data: {{train: collect}}}}; to distill without captions, name it as data.images",
-            path=path,
-            shown=shown,
-            written=_as_path(path),
+            "{}}}]}}, data: {{train: collect}}}}; to distill without captions, name it as data.images",
+            path,
+            shown,
+            _as_path(path),
         )
     if _has_image(Path(path)):
         return DcclipError(
-            "{path} is a folder of images, not of pairs of images and captions",
+            "{} is a folder of images, not of pairs of images and captions",
             "name it as data.images, to distill without captions; or list its images with captions in a table "
             "(columns image, zh, en), make pairs with dcclip collect (source {{kind: table}}), and name these",
-            path=path,
+            path,
         )
-    return DcclipError(Message("{path} has no pairs", path=path), hint)
+    return DcclipError("{} has no pairs", hint, path)
 
 
 def kind_of_folder(path: Path) -> Literal["classes", "images"] | None:
@@ -108,44 +106,33 @@ def class_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]
     content = _read_names(file, example)
     for folder in folders:
         if not isinstance(content.get(folder), dict):
-            raise DcclipError(
-                Message("{file} has no names for the folder {folder}", file=file, folder=folder), _example(file, folder)
-            )
+            raise DcclipError("{} has no names for the folder {}", _example(file, folder), file, folder)
     names = {language: [content[folder].get(language) for folder in folders] for language in LANGUAGES}
     complete = {language: every for language, every in names.items() if all(map(_is_name, every))}
     if not complete:
-        raise DcclipError(Message("{file} names all folders neither in en nor in zh", file=file), example)
+        raise DcclipError("{} names all folders neither in en nor in zh", example, file)
     return complete
 
 
 def _example(file: Path, folder: str) -> str:
     plain = re.fullmatch(r"\w+", folder) and yaml.safe_load(folder) == folder  # 7 and "no" are no texts in YAML
     key = folder if plain else json.dumps(folder, ensure_ascii=False)
-    return Message(
-        "write {file} with a line for each folder, for example: {key}: {{en: cat, zh: 猫}}", file=file, key=key
-    )
+    return Message("write {} with a line for each folder, for example: {}: {{en: cat, zh: 猫}}", file, key)
 
 
 def _read_names(file: Path, example: str) -> dict[Any, Any]:
     refuse_special(file)
     if not file.is_file() or file.stat().st_size > MAX_TEXT_BYTES:
-        raise DcclipError(
-            Message(
-                "{file} is not a file, or has more than {max_text_bytes:,} bytes",
-                file=file,
-                max_text_bytes=MAX_TEXT_BYTES,
-            ),
-            example,
-        )
+        raise DcclipError("{} is not a file, or has more than {:,} bytes", example, file, MAX_TEXT_BYTES)
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise not_utf8(file, example) from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # dates, keys that are lists, nesting
         reason = " ".join(str(error).split())[:300]
-        raise DcclipError(Message("{file} is not YAML: {reason}", file=file, reason=reason), example) from None
+        raise DcclipError("{} is not YAML: {}", example, file, reason) from None
     if not isinstance(content, dict):
-        raise DcclipError(Message("{file} is not a mapping from folders to names", file=file), example)
+        raise DcclipError("{} is not a mapping from folders to names", example, file)
     return content
 
 
@@ -162,10 +149,8 @@ def _known_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]
             return {language: [names[number[one]] for one in folders] for language, names in about.names.items()}
     if ids := [folder for folder in folders if _WORDNET_ID.fullmatch(folder)]:
         other = next(iter({*ids} - {*prompts.read("imagenet").folders}), ids[0])
-        raise DcclipError(
-            Message("{other} is a WordNet id, and the names of its class are not known", other=path / other),
-            _example(path / NAMES_FILE, other),
-        )
+        what = Message("{} is a WordNet id, and the names of its class are not known", path / other)
+        raise DcclipError(what, _example(path / NAMES_FILE, other))
     return None
 
 
@@ -178,9 +163,7 @@ def _are_names(folders: Sequence[str], about: prompts.Prompts) -> bool:
 def _own_names(path: Path, folders: Sequence[str]) -> dict[Language, list[str]]:
     plain = [folder.replace("_", " ") for folder in folders]
     if odd := [folder for folder in folders if not _is_name(folder)]:
-        what = Message(
-            "{path}: the name of the folder {folder!r} is not in UTF-8", path=path, folder=os.fsencode(odd[0])
-        )
+        what = Message("{}: the name of the folder {!r} is not in UTF-8", path, os.fsencode(odd[0]))
         raise DcclipError(what, "rename it")
     return {"zh" if any(language_by_script(name) == "zh" for name in plain) else "en": plain}
 

@@ -241,16 +241,8 @@ class Collator:
         found = {name: one for name, one in texts.items() if one is not None}
         if len(found) < len(texts) and (found or not self.dataset.has_uncaptioned_images):
             language = next(name for name in texts if name not in found).removesuffix(OTHER)
-            hint = Message(
-                "train on other languages with captions.languages, or add {language} captions to the data",
-                language=language,
-            )
-            raise DcclipError(
-                Message(
-                    "{path}: a whole batch has no '{language}' captions", path=self.dataset.path, language=language
-                ),
-                hint,
-            )
+            hint = Message("train on other languages with captions.languages, or add {} captions to the data", language)
+            raise DcclipError("{}: a whole batch has no '{}' captions", hint, self.dataset.path, language)
         return found
 
     def _captioned(self, language: Language, rows: list[tuple[int, Sample]]) -> list[_Captioned]:
@@ -321,6 +313,4 @@ def _decoded(dataset: PairDataset, index: int, draft: int = 0) -> Image.Image:
         return decode(image, draft=draft)
     except DcclipError as error:
         key = dataset.keys()[index]
-        raise DcclipError(
-            Message("{path}: pair {key}: {what}", path=dataset.path, key=key, what=error.what), error.hint
-        ) from None
+        raise DcclipError("{}: pair {}: {}", error.hint, dataset.path, key, error.what) from None

@@ -55,11 +55,7 @@ class EmbeddingDataset(FileDataset):
         with parquet_errors(path):
             table = pq.read_table(path, memory_map=True)
         if "key" not in table.column_names:
-            what = Message(
-                "{path} has no column key (found: {column_names})",
-                path=path,
-                column_names=", ".join(table.column_names),
-            )
+            what = Message("{} has no column key (found: {})", path, ", ".join(table.column_names))
             raise DcclipError(what, "write a key for each embedding")
         for name in set(LANGUAGES).difference(table.column_names):
             table = table.append_column(name, pa.nulls(table.num_rows))
@@ -93,9 +89,7 @@ class EmbeddingDataset(FileDataset):
         return len(self._keys)
 
     def __getitem__(self, index: int) -> Pair:
-        raise DcclipError(
-            "{path} has embeddings, no images", "only align with lock: image can use them", path=self.path
-        )
+        raise DcclipError("{} has embeddings, no images", "only align with lock: image can use them", self.path)
 
 
 def _vectors(table: pa.Table, path: Path) -> np.ndarray:
@@ -105,7 +99,7 @@ def _vectors(table: pa.Table, path: Path) -> np.ndarray:
     widths = {len(row) if isinstance(row, list) else 0 for row in rows}
     vectors = np.asarray(rows, np.float32) if len(widths) == 1 else np.full(1, np.nan)
     if rows and (0 in widths or not np.isfinite(vectors).all()):
-        raise DcclipError("{path}: embedding is not vectors of one length", "write D numbers for each pair", path=path)
+        raise DcclipError("{}: embedding is not vectors of one length", "write D numbers for each pair", path)
     return vectors
 
 
@@ -205,12 +199,7 @@ def open_pairs(
         if dataset is None:
             raise no_pairs(named(source), layouts)
         what = Message("no KEY.jpg with a KEY.json in a tar, no row in a Parquet file")
-        raise DcclipError(
-            "{source} has no pairs: {what}",
-            "collect or download it again, or name another",
-            source=named(source),
-            what=what,
-        )
+        raise DcclipError("{} has no pairs: {}", "collect or download it again, or name another", named(source), what)
     return dataset
 
 

@@ -32,17 +32,13 @@ def load_hub(
             if isinstance(found, datasets.DatasetDict):
                 if split not in found:
                     raise DcclipError(
-                        "{path} has no split {split} (found: {found})",
-                        "name one as `split`",
-                        path=path,
-                        split=split,
-                        found=", ".join(found),
+                        "{} has no split {} (found: {})", "name one as `split`", path, split, ", ".join(found)
                     )
                 found = found[split]
             return found
         if path.startswith(("/", ".")) and not os.path.isdir(path):
             hint = Message("check the path; in a recipe it is relative to the recipe's folder")
-            raise DcclipError(Message("{path} is not a folder", path=path), hint)
+            raise DcclipError("{} is not a folder", hint, path)
         data_files = {split: files} if files else None
         return datasets.load_dataset(path, config, split=split, revision=revision, data_files=data_files)
 
@@ -84,4 +80,4 @@ def _errors(path: str) -> Iterator[None]:
         hint = Message(
             "check the name, `config` and `split`, and that the hub is reachable; or name a folder of save_to_disk"
         )
-        raise DcclipError(Message("{path} cannot be loaded: {reason}", path=path, reason=reason), hint) from None
+        raise DcclipError("{} cannot be loaded: {}", hint, path, reason) from None

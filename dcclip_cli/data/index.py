@@ -206,8 +206,8 @@ def read_batch(index: Index, number: int) -> pa.RecordBatch:
         if (batch.num_rows, batch["captioned"].true_count) != (index.about.rows[number], index.about.captioned[number]):
             raise ValueError("other rows than it says")
     except (OSError, pa.ArrowException, TypeError, ValueError) as error:
-        what = Message("{path} is damaged: {error}", path=index.path, error=error)
-        raise DcclipError(what, Message("index the data again: dcclip index --fresh {file}", file=index.file)) from None
+        what = Message("{} is damaged: {}", index.path, error)
+        raise DcclipError(what, Message("index the data again: dcclip index --fresh {}", index.file)) from None
     return batch
 
 

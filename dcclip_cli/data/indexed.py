@@ -77,7 +77,7 @@ class IndexedDataset(PairDataset):
         chunk, row = self._find(index)
         offset, size = int(chunk.offset[row]), int(chunk.size[row])
         if size < 0:
-            what = Message("{file}: pair {key} has no image bytes", file=chunk.index.file, key=chunk.value("key", row))
+            what = Message("{}: pair {} has no image bytes", chunk.index.file, chunk.value("key", row))
             raise DcclipError(what, "leave the pair out, or write its image")
         place, digest = chunk.place(row), chunk.value("digest", row)
         if place is None:
@@ -89,11 +89,9 @@ class IndexedDataset(PairDataset):
                 image = self._cache.read(place.block, offset - place.first, size)
         if image_digest(image) != digest:
             what = Message(
-                "{file}: the image of pair {key} has changed since it was indexed",
-                file=chunk.index.file,
-                key=chunk.value("key", row),
+                "{}: the image of pair {} has changed since it was indexed", chunk.index.file, chunk.value("key", row)
             )
-            raise DcclipError(what, Message("index it again: dcclip index --fresh {file}", file=chunk.index.file))
+            raise DcclipError(what, Message("index it again: dcclip index --fresh {}", chunk.index.file))
         return image
 
     def image_digest(self, index: int) -> bytes:

@@ -52,7 +52,7 @@ def _warning(progress: Progress | None) -> Callable[[Path, Damaged], None]:
     """What is done about an index that cannot be used."""
 
     def warn(path: Path, why: Damaged) -> None:
-        (progress or Silent()).say(Message("warning: {path} {why}: its data is indexed again", path=path, why=why))
+        (progress or Silent()).say(Message("warning: {} {}: its data is indexed again", path, why))
         if path.parent == cache_folder() / "index" or not path.is_dir():  # a folder next to the data may be anybody's
             remove(path)
 

@@ -118,11 +118,7 @@ class Augment(Options):
     def _in_order(cls, scale: tuple[float, float]) -> tuple[float, float]:
         if scale[0] > scale[1]:
             raise ValueError(
-                Message(
-                    "the range begins at {first:g} and ends at {last:g}: give the smaller one first",
-                    first=scale[0],
-                    last=scale[1],
-                )
+                Message("the range begins at {:g} and ends at {:g}: give the smaller one first", scale[0], scale[1])
             )
         return scale
 

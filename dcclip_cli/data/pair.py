@@ -49,9 +49,7 @@ def caption_strings(value: Any, where: str) -> tuple[str, ...]:
     """Captions given as a string, a list or None, `encodable`, without empty ones. Raises DcclipError for all else."""
     captions = (value,) if isinstance(value, str) else value or ()
     if not isinstance(captions, list | tuple) or not all(isinstance(one, str | None) for one in captions):
-        raise DcclipError(
-            "{where} is not a list of captions", "captions are a string or a list of strings", where=where
-        )
+        raise DcclipError("{} is not a list of captions", "captions are a string or a list of strings", where)
     return tuple(encodable(caption) for caption in captions if caption)
 
 

@@ -22,7 +22,7 @@ from dcclip_cli.data.shards import (
 )
 from dcclip_cli.data.storage import DataFile
 from dcclip_cli.data.unpaired import READERS
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.text_files import not_utf8
 
@@ -63,7 +63,7 @@ def preview_pairs(source: Source, columns: Columns | None = None, uncaptioned: b
             everything = sum(file.size for file in shards)
             samples, exact = round(found.samples * everything / shard.size), found.exact and len(shards) == 1
             return replace(found, samples=samples, exact=exact)
-    raise DcclipError("{source} has no pairs", "collect or download it again, or name another", source=named(source))
+    raise DcclipError("{} has no pairs", "collect or download it again, or name another", named(source))
 
 
 def languages_in(source: Source, columns: Columns) -> set[Language]:
@@ -102,7 +102,7 @@ def preview_images(path: str | Path, columns: Columns | None = None) -> Preview:
     first = next(files, None)
     if first is None:
         raise DcclipError(
-            "{path} has no images", "name a folder of JPEG, PNG or WebP files, a .parquet or a .tar file", path=path
+            "{} has no images", "name a folder of JPEG, PNG or WebP files, a .parquet or a .tar file", path
         )
     image = first.read_bytes()
     _check_image(image, str(first))
@@ -120,7 +120,7 @@ def preview_texts(source: str | Path, columns: Columns | None = None) -> Preview
     except UnicodeDecodeError:
         raise not_utf8(path) from None
     if not found:
-        raise DcclipError("{path} has no text", "every line in it is empty: write it again, or name another", path=path)
+        raise DcclipError("{} has no text", "every line in it is empty: write it again, or name another", path)
     captions: list[Captions] = [{language: text.get(language, ()) for language in LANGUAGES} for text in found]
     length = sum(len(text.encode()) + 1 for one in captions for several in one.values() for text in several)
     return Preview(round(path.stat().st_size * len(found) / length), captions)
@@ -166,4 +166,4 @@ def _check_image(image: bytes, where: str) -> None:
     try:
         decode(image)
     except DcclipError as error:
-        raise DcclipError(Message("{where}: {what}", where=where, what=error.what), error.hint) from None
+        raise DcclipError("{}: {}", error.hint, where, error.what) from None

@@ -41,11 +41,7 @@ class EpochBatchSampler:
 
     def __post_init__(self) -> None:
         if not self.steps_per_epoch:
-            what = Message(
-                "batch_size {batch_size} is larger than the data ({count} samples)",
-                batch_size=self.batch_size,
-                count=len(self.dataset),
-            )
+            what = Message("batch_size {} is larger than the data ({} samples)", self.batch_size, len(self.dataset))
             raise DcclipError(what, "make batch_size smaller")
 
     @property
@@ -169,11 +165,7 @@ class MixedBatchSampler:
         """Raise DcclipError unless the batches of every sampler can be split equally among the processes."""
         for sampler in self.samplers:
             if sampler.batch_size % processes:
-                what = Message(
-                    "batch_size {batch_size} cannot be split among {processes} processes",
-                    batch_size=sampler.batch_size,
-                    processes=processes,
-                )
+                what = Message("batch_size {} cannot be split among {} processes", sampler.batch_size, processes)
                 raise DcclipError(what, "make it a multiple of the number of processes")
 
     def share(self, start_step: int, steps: int, process: int = 0, processes: int = 1) -> Iterator[list[Sample]]:

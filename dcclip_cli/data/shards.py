@@ -138,7 +138,7 @@ def _members(file: DataFile) -> Iterator[_Found]:
     with file.open() as stream:
         for member in members_of(stream, file.size):
             if member.fault and member.fault.reason.startswith("tar-"):
-                what = Message("{file} is not a readable tar file: {detail}", file=file, detail=member.fault.detail)
+                what = Message("{} is not a readable tar file: {}", file, member.fault.detail)
                 raise DcclipError(what, "fetch or collect it again")
             if not member.fault and _is_read(member.name, member.size):
                 stream.seek(member.offset)
@@ -166,14 +166,12 @@ def parquet_errors(file: DataFile | Path, what: str = "cannot be read") -> Itera
     try:
         yield
     except UnicodeDecodeError as error:
-        raise DcclipError(
-            "{file} has text that is not UTF-8: {text!r}", "write it again", file=file, text=error.object[:24]
-        ) from None
+        raise DcclipError("{} has text that is not UTF-8: {!r}", "write it again", file, error.object[:24]) from None
     except (pa.ArrowException, OSError, OverflowError) as error:
         reason = " ".join(str(error).split())[:300]
-        read = Message("allow it with: chmod +r {file}", file=file)
+        read = Message("allow it with: chmod +r {}", file)
         hint = read if isinstance(error, PermissionError) else "write it again"
-        raise DcclipError(Message("{file} {what}: {reason}", file=file, what=what, reason=reason), hint) from None
+        raise DcclipError("{} {}: {}", hint, file, what, reason) from None
 
 
 def group_images(file: DataFile, group: int, column: str) -> Iterator[bytes | None]:
@@ -190,9 +188,7 @@ def _image_bytes(values: pa.Array, where: str) -> list[bytes | None]:
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:  # as `datasets` writes images: {bytes, path}
         values = values.flatten()[kind.get_field_index("bytes")]
     if not (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type) or pa.types.is_null(values.type)):
-        raise DcclipError(
-            "{where} is {kind}, not images", "images are bytes, or a struct with a field bytes", where=where, kind=kind
-        )
+        raise DcclipError("{} is {}, not images", "images are bytes, or a struct with a field bytes", where, kind)
     images: list[bytes | None] = values.to_pylist()
     return images
 
@@ -214,9 +210,7 @@ def parquet_rows(file: DataFile, columns: Columns) -> Iterator[Row]:
                     size, digest = (-1, bytes(16)) if content is None else (len(content), image_digest(content))
                     meta = record.get("meta") or "{}"
                     if not isinstance(meta, str):
-                        raise DcclipError(
-                            "{file}: meta of pair {name} is not text", "write it as a JSON object", file=file, name=name
-                        )
+                        raise DcclipError("{}: meta of pair {} is not text", "write it as a JSON object", file, name)
                     yield Row(name, texts["zh"], texts["en"], meta, True, offset, size, digest, group)
                     offset, number = offset + max(0, size), number + 1
 
@@ -231,13 +225,7 @@ def records_of(batch: pa.RecordBatch, where: str, first: int) -> list[dict[str, 
             try:
                 batch[name][row].as_py()
             except UnicodeDecodeError as error:
-                what = Message(
-                    "{where} {row}: {name} is not text in UTF-8: {text!r}",
-                    where=where,
-                    row=first + row,
-                    name=name,
-                    text=error.object[:24],
-                )
+                what = Message("{} {}: {} is not text in UTF-8: {!r}", where, first + row, name, error.object[:24])
                 raise DcclipError(what, "write it again, with text in UTF-8") from None
         raise
 
@@ -247,14 +235,9 @@ def columns_used(file: DataFile, names: list[str], columns: Columns) -> list[str
     usual = {key: key for key in ("key", *LANGUAGES, "meta")}
     required = {"image": "image"} | columns.named
     if len({*required.values()}) < len(required):
-        raise DcclipError("{file}: one column is named for two things", "name a column for each", file=file)
+        raise DcclipError("{}: one column is named for two things", "name a column for each", file)
     if missing := [name for name in required.values() if name not in names]:
-        raise DcclipError(
-            "{file} has no column {missing} (found: {names})",
-            "pairs have the columns key, image, zh, en and meta; name others with data.columns",
-            file=file,
-            missing=" or ".join(missing),
-            names=", ".join(names),
-        )
+        what = Message("{} has no column {} (found: {})", file, " or ".join(missing), ", ".join(names))
+        raise DcclipError(what, "pairs have the columns key, image, zh, en and meta; name others with data.columns")
     optional = [name for key, name in usual.items() if key not in columns.named and name in names]
     return list(dict.fromkeys([*required.values(), *optional]))

@@ -70,13 +70,7 @@ class DataFile:
         """`size` bytes from `offset` on. Raises DcclipError where they cannot be read."""
         content = _remote_range(self, offset, size) if self.is_remote else _local_range(self, offset, size)
         if len(content) != size:
-            what = Message(
-                "{file} has {count} bytes at {offset}, not {size}",
-                file=self,
-                count=len(content),
-                offset=offset,
-                size=size,
-            )
+            what = Message("{} has {} bytes at {}, not {}", self, len(content), offset, size)
             raise DcclipError(what, "it was cut or replaced: copy it again, and run dcclip index on it")
         return content
 
@@ -190,10 +184,7 @@ def list_files(location: str | os.PathLike[str]) -> list[DataFile]:
         first, last = match.groups()
         if not 0 <= int(last) - int(first) < _TOP:
             raise DcclipError(
-                "{text} does not name 1 to {top:,} files",
-                "write {{first..last}}: {{00000..00099}}",
-                text=shown(text),
-                top=_TOP,
+                "{} does not name 1 to {:,} files", "write {{first..last}}: {{00000..00099}}", shown(text), _TOP
             )
         numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
         every = [text[: match.start()] + number + text[match.end() :] for number in numbers]
@@ -212,7 +203,7 @@ def _list_local(text: str) -> list[DataFile]:
         found = sorted(Path(one) for one in glob.glob(text, recursive=True) if os.path.isfile(one))
         if not found:
             hint = Message("check the path; in a recipe it is relative to the recipe's folder")
-            raise DcclipError(Message("{text} does not exist", text=text), hint)
+            raise DcclipError("{} does not exist", hint, text)
     return [local_file(file) for file in found]
 
 
@@ -244,7 +235,7 @@ def _list_remote(url: str) -> list[DataFile]:
     ]
     if not found:
         web_hint = Message("name a file, or files by number: https://host/{{00000..00099}}.tar")
-        raise DcclipError(Message("{url} has no files", url=shown(url)), web_hint if web else "check the URL")
+        raise DcclipError("{} has no files", web_hint if web else "check the URL", shown(url))
     return found
 
 
@@ -269,9 +260,7 @@ def _local_range(file: DataFile, offset: int, size: int) -> bytes:
 
 
 def _unreadable(file: DataFile, error: OSError) -> DcclipError:
-    return DcclipError(
-        "{file} cannot be read: {strerror}", "check the disk, or copy it again", file=file, strerror=error.strerror
-    )
+    return DcclipError("{} cannot be read: {}", "check the disk, or copy it again", file, error.strerror)
 
 
 def _remote_range(file: DataFile, offset: int, size: int) -> bytes:
@@ -285,9 +274,7 @@ def _remote_range(file: DataFile, offset: int, size: int) -> bytes:
                 stream.seek(offset)
                 return bytes(stream.read(size))
         except ValueError as error:
-            raise DcclipError(
-                "{file}: {reason}", "use a server that answers range requests", file=file, reason=_reason(error)
-            ) from None
+            raise DcclipError("{}: {}", "use a server that answers range requests", file, _reason(error)) from None
 
     return _tried(file.location, request, WAITS_S) if size else b""
 
@@ -296,18 +283,12 @@ def _system(url: str) -> Any:
     """The file system of a URL, one per process. Raises DcclipError where its package is missing."""
     scheme = url.partition("://")[0]
     if scheme not in PACKAGES:
-        raise DcclipError(
-            "{url}: dcclip does not read {scheme}://",
-            "use one of {packages}",
-            url=shown(url),
-            scheme=scheme,
-            packages=", ".join(PACKAGES),
-        )
+        raise DcclipError("{}: dcclip does not read {}://", "use one of {}", shown(url), scheme, ", ".join(PACKAGES))
     if scheme in ("http", "https"):
         if not urlsplit(url).hostname:
-            raise DcclipError("{url} names no server", "write https://host/file.tar", url=shown(url))
+            raise DcclipError("{} names no server", "write https://host/file.tar", shown(url))
     elif "@" in url.split("/")[2]:
-        raise DcclipError("{url} was given with a user or password", _LOGIN[scheme], url=shown(url))
+        raise DcclipError("{} was given with a user or password", _LOGIN[scheme], shown(url))
     return _system_of(scheme, os.getpid())  # their connections do not survive a fork
 
 
@@ -328,9 +309,7 @@ def _system_of(scheme: str, _process: int) -> Any:
         system = fsspec.filesystem(scheme, **options)
     except ImportError:
         package = PACKAGES[scheme] if "fsspec" in sys.modules else f"fsspec {PACKAGES[scheme]}"
-        raise DcclipError(
-            "reading {scheme}:// needs {package}", "pip install {package}", scheme=scheme, package=package
-        ) from None
+        raise DcclipError("reading {0}:// needs {1}", "pip install {1}", scheme, package) from None
     if scheme == "s3":
         system.retries = 1
     return system
@@ -349,9 +328,7 @@ def _tried(url: str, action: Callable[[], T], waits_s: tuple[float, ...]) -> T:
                 raise final from None
             if wait_s is None:
                 hint = Message("check the network and the server, then run the same command again: it resumes")
-                raise DcclipError(
-                    Message("{url} cannot be read: {reason}", url=shown(url), reason=_reason(error)), hint
-                ) from None
+                raise DcclipError("{} cannot be read: {}", hint, shown(url), _reason(error)) from None
         time.sleep(wait_s)
     raise AssertionError
 
@@ -368,16 +345,16 @@ def _final(url: str, error: BaseException) -> DcclipError | None:
     response = getattr(error, "response", None)
     status = getattr(error, "status", None) or getattr(response, "status_code", None)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
-        return DcclipError("{url} does not exist", "check the URL, and that you may read it", url=shown(url))
+        return DcclipError("{} does not exist", "check the URL, and that you may read it", shown(url))
     denied = isinstance(error, PermissionError) or status in (401, 403)
     if denied or type(error).__name__ in ("NoCredentialsError", "DefaultCredentialsError", "RefreshError"):
         hint = _LOGIN.get(url.partition("://")[0], "check the user or the signature in the URL: it may have expired")
         if "expired" in str(error):  # the code of S3's answer is not kept
             hint = Message("the login has expired: log in again, or set AWS_SESSION_TOKEN to a new token")
-        return DcclipError(Message("{url} may not be read: access is denied", url=shown(url)), hint)
+        return DcclipError("{} may not be read: access is denied", hint, shown(url))
     if isinstance(error, ValueError) or type(error).__name__ in ("FSTimeoutError", "ProfileNotFound"):
         hint = Message("check the URL, and for s3:// AWS_ENDPOINT_URL (http://HOST:PORT) and AWS_PROFILE")
-        return DcclipError(Message("{url} cannot be read: {reason}", url=shown(url), reason=_reason(error)), hint)
+        return DcclipError("{} cannot be read: {}", hint, shown(url), _reason(error))
     return None
 
 

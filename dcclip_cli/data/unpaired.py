@@ -109,7 +109,7 @@ def open_images(
     dataset = ImageFolder(Path(path)) if pairs is None else ImageDataset(pairs)
     if not len(dataset):
         hint = Message("name a folder of JPEG, PNG or WebP files, a .parquet file or a .tar file")
-        raise DcclipError(Message("{path} has no images", path=named(path)), hint)
+        raise DcclipError("{} has no images", hint, named(path))
     return dataset
 
 
@@ -155,12 +155,10 @@ def open_texts(path: str | Path, columns: Columns | None = None, progress: Progr
     elif (pairs := find_dataset(path, columns=columns, progress=progress)) is not None:
         texts, fingerprint = _different_captions(pairs), pairs.fingerprint
     else:
-        what = Message("{path} is not a text file that dcclip reads", path=named(path))
-        raise DcclipError(what, Message("name {readers}, or pairs", readers=", ".join(READERS)))
+        what = Message("{} is not a text file that dcclip reads", named(path))
+        raise DcclipError(what, Message("name {}, or pairs", ", ".join(READERS)))
     if not len(texts["zh"]):
-        raise DcclipError(
-            "{path} has no text", "every line in it is empty: write it again, or name another", path=named(path)
-        )
+        raise DcclipError("{} has no text", "every line in it is empty: write it again, or name another", named(path))
     return TextDataset(named(path), texts, fingerprint)
 
 
@@ -215,16 +213,7 @@ def _table(rows: Iterable[list[str]], path: Path) -> Iterator[Captions]:
                 continue  # the header
         if len(texts) <= (last := max(columns.values())):
             hint = Message("each line has the same columns; leave a text empty where it is missing")
-            raise DcclipError(
-                Message(
-                    "{path}:{number}: {count} columns instead of {expected}",
-                    path=path,
-                    number=number,
-                    count=len(texts),
-                    expected=last + 1,
-                ),
-                hint,
-            )
+            raise DcclipError("{}:{}: {} columns instead of {}", hint, path, number, len(texts), last + 1)
         yield {language: (texts[column],) for language, column in columns.items() if texts[column]}
 
 
@@ -234,7 +223,7 @@ def _columns(path: Path, first: list[str]) -> dict[Language, int]:
         return named
     languages = [language_by_script(text) for text in first]
     if sorted(languages) != ["en", "zh"]:
-        what = Message("{path}:1: cannot tell which column is Chinese and which is English", path=path)
+        what = Message("{}:1: cannot tell which column is Chinese and which is English", path)
         raise DcclipError(what, "begin with a header: zh, en")
     return {language: column for column, language in enumerate(languages)}
 
@@ -277,14 +266,13 @@ class PhraseDataset(TextDataset):
         self._texts, self._count = texts, count
         self._kinds = _kinds(texts)  # one language, the other, or both
         if not self._kinds:
-            raise DcclipError(
-                "{path} has no two short texts to make phrases of",
-                "short is at most {zh} Chinese or {en} English characters without a comma; "
+            hint = Message(
+                "short is at most {} Chinese or {} English characters without a comma; "
                 "add some, or set data.phrases: 0",
-                path=texts.path,
-                zh=_LONGEST["zh"],
-                en=_LONGEST["en"],
+                _LONGEST["zh"],
+                _LONGEST["en"],
             )
+            raise DcclipError("{} has no two short texts to make phrases of", hint, texts.path)
         self._kind_ends = np.cumsum([len(rows) for _, rows in self._kinds])
         captions = {
             language: Lazy(count, partial(self._caption, language), partial(self._all_captions, language))

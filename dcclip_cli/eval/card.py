@@ -37,15 +37,13 @@ def read_card(file: Path) -> ModelCard:
     """The card in a file. Raises DcclipError for one whose header is not YAML."""
     from huggingface_hub import ModelCard
 
-    hint = Message("correct the lines between --- in {file}, or remove it", file=file)
+    hint = Message("correct the lines between --- in {}, or remove it", file)
     try:
         text = read_text(file, _MOST_BYTES, hint)
         return ModelCard(text if text.startswith("---") else f"---\n{{}}\n---\n{text}")
     except (yaml.YAMLError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DcclipError(
-            Message("the header of {file} cannot be read: {reason}", file=file, reason=reason), hint
-        ) from None
+        raise DcclipError("the header of {} cannot be read: {}", hint, file, reason) from None
 
 
 def add_results(card: ModelCard, results: Sequence[EvalResult]) -> None:

@@ -22,14 +22,7 @@ def check_options(options: EvalOptions, name: str, why: str) -> None:
         (f"--templates {options.templates}", options.templates != "own"),
     ):
         if other:
-            raise DcclipError(
-                "--format {name} with {flag}: {why}",
-                "omit {option}",
-                name=name,
-                flag=flag,
-                why=why,
-                option=flag.split()[0],
-            )
+            raise DcclipError("--format {} with {}: {}", "omit {}", name, flag, why, flag.split()[0])
 
 
 def unfit(result: EvalResult) -> str:

@@ -86,21 +86,9 @@ def read_results(reference: str) -> list[EvalResult]:
     if model:
         results = [result for result in results if result.model == model]
         if not results:
-            raise DcclipError(
-                "{path} has no results of {model}",
-                "its models are {models}",
-                path=path,
-                model=model,
-                models=", ".join(models),
-            )
+            raise DcclipError("{} has no results of {}", "its models are {}", path, model, ", ".join(models))
     elif len(models) > 1:
-        raise DcclipError(
-            "{path} has results of {count} models",
-            "choose one: {path}@{first}",
-            path=path,
-            count=len(models),
-            first=models[0],
-        )
+        raise DcclipError("{0} has results of {1} models", "choose one: {0}@{2}", path, len(models), models[0])
     return results
 
 
@@ -116,18 +104,16 @@ def compare_results(
     pairs = [(one, other) for one in first if (other := others.get((one.dataset, one.language, one.task)))]
     if not pairs:
         names = " and ".join(sorted({result.dataset for result in (*first, *second)}))
-        raise DcclipError(
-            "the two have no data set in common (they have {names})", "evaluate both on the same one", names=names
-        )
+        raise DcclipError("the two have no data set in common (they have {})", "evaluate both on the same one", names)
     for one, other in pairs:
         apart = unlike(one, other)
         if apart and not force:
             raise DcclipError(
-                "{dataset} {language}: the {apart} differ, so the results are not comparable",
+                "{} {}: the {} differ, so the results are not comparable",
                 "evaluate both alike, or compare them anyway with --force",
-                dataset=one.dataset,
-                language=one.language,
-                apart=" and ".join(apart),
+                one.dataset,
+                one.language,
+                " and ".join(apart),
             )
     with (progress or Silent()).task(Message("bootstrap"), len(pairs)) as task:
         found = []
@@ -162,9 +148,7 @@ def _details(result: EvalResult) -> dict[str, np.ndarray]:
     where = f"{result.dataset} {result.language}"
     arrays = {name: unpack(one, f"{where}: {name}") for name, one in result.details.items() if name != "predictions"}
     if not arrays:
-        raise DcclipError(
-            "the result on {dataset} has no details of its images", "evaluate again", dataset=result.dataset
-        )
+        raise DcclipError("the result on {} has no details of its images", "evaluate again", result.dataset)
     return arrays
 
 

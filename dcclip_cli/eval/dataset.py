@@ -46,9 +46,7 @@ class Images:
         try:
             source = self.read(index)
         except Fault as fault:
-            raise DcclipError(
-                Message("{key}: {detail}", key=self.keys[index], detail=fault.drop.detail), DOWNLOAD_AGAIN
-            ) from None
+            raise DcclipError("{}: {}", DOWNLOAD_AGAIN, self.keys[index], fault.drop.detail) from None
         return source if isinstance(source, Image.Image) else decode(source, formats=(*FORMATS, "PPM"))
 
 
@@ -194,11 +192,9 @@ def fingerprint_of(files: Iterable[Path], *more: object) -> str:
             about = file.stat()
         except OSError as error:
             what = (
-                Message("is a link to nothing")
-                if file.is_symlink()
-                else Message("cannot be read: {strerror}", strerror=error.strerror)
+                Message("is a link to nothing") if file.is_symlink() else Message("cannot be read: {}", error.strerror)
             )
-            raise DcclipError("{file} {what}", "remove it, or put the file there again", file=file, what=what) from None
+            raise DcclipError("{} {}", "remove it, or put the file there again", file, what) from None
         digest.update(os.fsencode(f"{os.path.abspath(file)}\0{about.st_size}\0{about.st_mtime_ns}\n"))
     return digest.hexdigest()
 

@@ -63,7 +63,7 @@ def open_dataset(
     found = _from_pairs(path, retrieval) if not path.is_dir() or shards_at(path) else _from_folder(path)
     if retrieval and not found.is_retrieval:
         raise DcclipError(
-            "{path} has no captions", "retrieval needs pairs: Parquet or tar files, or a folder of them", path=path
+            "{} has no captions", "retrieval needs pairs: Parquet or tar files, or a folder of them", path
         )
     return _in_languages(found, languages)
 
@@ -96,12 +96,10 @@ def layout_of(known: KnownSet, data_root: Path) -> str | None:
 def training_split(dataset: DataSet) -> Loaded:
     """The labelled images to train probes on. Raises DcclipError where the data set has none."""
     if dataset.location is None or dataset.is_retrieval:
-        raise DcclipError(
-            "data set {name} has no training split", "probes need a named classification set", name=dataset.name
-        )
+        raise DcclipError("data set {} has no training split", "probes need a named classification set", dataset.name)
     found = _load(replace(dataset.location, split="train"))
     if found.images.fingerprint == dataset.images.fingerprint:
-        raise DcclipError("data set {name} has no folder train", "put its training images there", name=dataset.name)
+        raise DcclipError("data set {} has no folder train", "put its training images there", dataset.name)
     return found
 
 
@@ -168,11 +166,7 @@ def _folders(names: Sequence[str], data_root: Path | None) -> tuple[Path, ...]:
     if data_root is None:
         return ()
     if not data_root.is_dir():
-        raise DcclipError(
-            "--data-root {data_root} is not a folder",
-            "name the folder that contains the data sets",
-            data_root=data_root,
-        )
+        raise DcclipError("--data-root {} is not a folder", "name the folder that contains the data sets", data_root)
     folders = (data_root / name for name in dict.fromkeys(names))
     return tuple(folder for folder in folders if folder.is_dir())
 
@@ -193,10 +187,7 @@ def _loader(location: Location) -> Loader:
         return loader
     if location.folders:
         what = Message(
-            "{folders} has no {split} images of {label} in any supported layout",
-            folders=location.folders[0],
-            split=location.split,
-            label=known.label,
+            "{} has no {} images of {} in any supported layout", location.folders[0], location.split, known.label
         )
         raise DcclipError(what, _where(location))
     with _needs_its_images(location):
@@ -211,8 +202,7 @@ def _needs_its_images(location: Location) -> Iterator[None]:
         yield
     except DcclipError as error:
         raise DcclipError(
-            Message("data set {label} needs its images: {what}", label=location.known.label, what=error.what),
-            _where(location),
+            "data set {} needs its images: {}", _where(location), location.known.label, error.what
         ) from None
 
 
@@ -220,15 +210,12 @@ def _where(location: Location) -> str:
     known = location.known
     if known.task == "retrieval":
         return Message(
-            "give --data-root DIR, where DIR/{name}/ has its captions and images (docs/how-to/evaluate.md)",
-            name=known.name,
+            "give --data-root DIR, where DIR/{}/ has its captions and images (docs/how-to/evaluate.md)", known.name
         )
     folder = prompts.read(registry.prompts_of(known)).folders[0]
     split = f"{known.name}/{location.split}"
     return Message(
-        "give --data-root DIR, where DIR has {split}/{folder}/*.jpg or {split}/0.tar (no torchvision archives)",
-        split=split,
-        folder=folder,
+        "give --data-root DIR, where DIR has {0}/{1}/*.jpg or {0}/0.tar (no torchvision archives)", split, folder
     )
 
 
@@ -239,18 +226,17 @@ def _check_size(location: Location, name: str, found: Loaded) -> None:
         counts.append(("captions", known.texts, len(found.truth.texts)))
     for what, expected, count in counts:
         if expected not in (None, count):
-            remark = Message(" ({remark})", remark=known.remark) if known.remark else ""
-            raise DcclipError(
-                "data set {name}: the split {split} has {expected:,} {what}{remark}, {count:,} were found",
-                "finish the download, or download the right split{otherwise}",
-                name=name,
-                split=known.split,
-                expected=expected,
-                what=what,
-                remark=remark,
-                count=count,
-                otherwise=_or_as_it_is(location, count),
+            remark = Message(" ({})", known.remark) if known.remark else ""
+            what = Message(
+                "data set {}: the split {} has {:,} {}{}, {:,} were found",
+                name,
+                known.split,
+                expected,
+                what,
+                remark,
+                count,
             )
+            raise DcclipError(what, "finish the download, or download the right split{}", _or_as_it_is(location, count))
 
 
 def _or_as_it_is(location: Location, count: int) -> str:
@@ -262,11 +248,11 @@ def _or_as_it_is(location: Location, count: int) -> str:
         return ""
     names = shlex.quote(str(loader.folder / NAMES_FILE))
     return Message(
-        "; to evaluate all as a data set of your own: dcclip datasets {label} --classes-yaml > {names}, then "
-        "dcclip eval --dataset {folder}",
-        label=known.label,
-        names=names,
-        folder=shlex.quote(str(loader.folder)),
+        "; to evaluate all as a data set of your own: dcclip datasets {} --classes-yaml > {}, then "
+        "dcclip eval --dataset {}",
+        known.label,
+        names,
+        shlex.quote(str(loader.folder)),
     )
 
 
@@ -275,12 +261,12 @@ def _check_language(name: str, language: Language, texts: Sequence[str]) -> None
     chinese = sum(language_by_script(text) == "zh" for text in texts)
     if (chinese > len(texts) / 2) != (language == "zh"):
         raise DcclipError(
-            "data set {name}: {chinese:,} of {count:,} captions contain Chinese, so they are not in {language}",
-            "put the captions in {language} into a folder {name}, next to those of the other language",
-            name=name,
-            chinese=chinese,
-            count=len(texts),
-            language=language,
+            "data set {0}: {1:,} of {2:,} captions contain Chinese, so they are not in {3}",
+            "put the captions in {3} into a folder {0}, next to those of the other language",
+            name,
+            chinese,
+            len(texts),
+            language,
         )
 
 
@@ -289,14 +275,8 @@ def _in_languages(dataset: DataSet, languages: Sequence[Language] | None) -> Dat
     for language in wanted:
         if language not in dataset.truth:
             what = Message("captions") if dataset.is_retrieval else Message("class names")
-            raise DcclipError(
-                "data set {name} has no {what} in {language}",
-                "evaluate it with --languages {languages}, or add the names",
-                name=dataset.name,
-                what=what,
-                language=language,
-                languages=",".join(sorted(dataset.truth)),
-            )
+            hint = Message("evaluate it with --languages {}, or add the names", ",".join(sorted(dataset.truth)))
+            raise DcclipError("data set {} has no {} in {}", hint, dataset.name, what, language)
     return replace(dataset, truth={language: dataset.truth[language] for language in wanted})
 
 
@@ -315,10 +295,10 @@ def _from_pairs(path: Path, retrieval: bool) -> DataSet:
     complete = {language: every for language, every in captions.items() if all(every)}
     if not complete:
         raise DcclipError(
-            "{path}: some pairs have no zh caption and some no en caption, so their class is unknown",
+            "{}: some pairs have no zh caption and some no en caption, so their class is unknown",
             "give every pair its class name as first caption in en, in zh, or in both; to measure how well captions "
             "are retrieved instead, add --task retrieval",
-            path=path,
+            path,
         )
     classes = {language: _classes([several[0] for several in every]) for language, every in complete.items()}
     return DataSet(path.stem, images, classes)
@@ -334,9 +314,7 @@ def _retrieval(name: str, images: Images, captions: Mapping[Language, Sequence[S
         if 0 < described < len(images):
             notes.append(f"data set {name}: {described:,} of {len(images):,} pairs have a caption in {language}")
     if not texts:
-        raise DcclipError(
-            "data set {name} has no captions", "name pairs with captions in en, in zh, or in both", name=name
-        )
+        raise DcclipError("data set {} has no captions", "name pairs with captions in en, in zh, or in both", name)
     return DataSet(name, images, texts, "mean_recall", notes=tuple(notes))
 
 
@@ -364,7 +342,7 @@ def classes_yaml(name: str) -> str:
         raise registry.unknown(name)
     known = named[0]
     if known.task == "retrieval":
-        raise DcclipError("data set {name} has captions, no classes", "see: dcclip datasets", name=name)
+        raise DcclipError("data set {} has captions, no classes", "see: dcclip datasets", name)
     about = prompts.read(registry.prompts_of(known))
     names = {
         folder: {language: every[number] for language, every in about.names.items()}

@@ -54,9 +54,7 @@ class FeatureCache:
                     held.enter_context(lock(store.folder / ".lock"))
             except OSError as error:
                 hint = Message("name another folder with DCCLIP_CACHE, or use --no-cache")
-                raise DcclipError(
-                    Message("{root} cannot be written: {strerror}", root=self._root, strerror=error.strerror), hint
-                ) from None
+                raise DcclipError("{} cannot be written: {}", hint, self._root, error.strerror) from None
             store.refresh()
             return store.complete("embedding", digests("", items), compute)
 
@@ -115,7 +113,7 @@ class Embedder:
         def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             nonlocal computed
             computed = len(places)
-            what = Message("{model} on {name}", model=self.model.name, name=name)
+            what = Message("{} on {}", self.model.name, name)
             with self.progress.task(what, len(wanted), len(wanted) - computed) as task:
                 batches = (wanted[batch].tolist() for batch in aligned(places, self.batch_size))
                 for batch in embed_batches(self.model, batches, read, self.workers):
@@ -133,18 +131,16 @@ class Embedder:
         there, vectors = self.cache.complete(about, (str(index).encode() for index in wanted), compute)
         if not len(vectors):
             first = next(iter(faults.values()), "")
-            raise DcclipError(
-                "none of {count:,} images can be read: {first}", "download them again", count=len(wanted), first=first
-            )
+            raise DcclipError("none of {:,} images can be read: {}", "download them again", len(wanted), first)
         if faults:
             named = [f"{key} ({fault})" for key, fault in list(faults.items())[:_NAMED_FAULTS]]
             self.progress.say(
                 Message(
-                    "data set {name}: {count:,} of {total:,} images cannot be read and are left out: {named}",
-                    name=name,
-                    count=len(faults),
-                    total=len(wanted),
-                    named=", ".join(named) + (", ..." if len(faults) > len(named) else ""),
+                    "data set {}: {:,} of {:,} images cannot be read and are left out: {}",
+                    name,
+                    len(faults),
+                    len(wanted),
+                    ", ".join(named) + (", ..." if len(faults) > len(named) else ""),
                 )
             )
         return Embedded(wanted[there], vectors, faults, computed, time.perf_counter() - begin)
@@ -153,7 +149,7 @@ class Embedder:
         """(N, D), length 1."""
 
         def compute(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            with self.progress.task(Message("{model} on texts", model=self.model.name), len(places)) as task:
+            with self.progress.task(Message("{} on texts", self.model.name), len(places)) as task:
                 yield places, text_embeddings(self.model, [texts[place] for place in places], advance=task.advance)
 
         about = {"model": self.model.fingerprint, "texts": True}

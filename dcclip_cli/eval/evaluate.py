@@ -123,7 +123,7 @@ def check_datasets(options: EvalOptions) -> Iterator[DcclipError]:
 
 def _check_names(called: Sequence[str]) -> None:
     if twice := [name for name in called if called.count(name) > 1]:
-        raise DcclipError("two data sets are called {twice}", "rename one of the files or folders", twice=twice[0])
+        raise DcclipError("two data sets are called {}", "rename one of the files or folders", twice[0])
 
 
 def evaluate(
@@ -159,19 +159,20 @@ def say_alike(results: Sequence[EvalResult], progress: Progress) -> None:
     if replaced:
         pairs = ", ".join(f"{name} as {other}" for name, other in replaced[0].replaced.items())
         line = Message(
-            "{where}: the tokenizer reads these names like other classes; asked instead: {pairs}",
-            where=_where(replaced[0]), pairs=pairs,
-        )  # fmt: skip
+            "{}: the tokenizer reads these names like other classes; asked instead: {}", _where(replaced[0]), pairs
+        )
         progress.say(line)
     if alike:
         worst = max(alike, key=lambda one: one.lost)
         example, more = " = ".join(worst.indistinct[0][:3]), len(alike) - 1
         line = Message(
-            "{where}: warning: the tokenizer reads {count} classes like others, such as {example}: "
-            "at least {cost:.1f} points are lost{more}",
-            where=_where(worst), count=sum(map(len, worst.indistinct)), example=example, cost=100 * worst.lost,
-            more=Message(" (and {count} more results)", count=more) if more else "",
-        )  # fmt: skip
+            "{}: warning: the tokenizer reads {} classes like others, such as {}: at least {:.1f} points are lost{}",
+            _where(worst),
+            sum(map(len, worst.indistinct)),
+            example,
+            100 * worst.lost,
+            Message(" (and {} more results)", more) if more else "",
+        )
         progress.say(line)
 
 
@@ -203,7 +204,7 @@ def _with_immich(
     whole = [one for one in results if registry.base_name(one.dataset) == immich.DATASET and not one.limit]
     if not whole:
         return results
-    progress.say(Message("{model}: measuring memory and time for immich's metric", model=whole[0].model))
+    progress.say(Message("{}: measuring memory and time for immich's metric", whole[0].model))
     cost = immich.cost_of(reference, options.precision)
     return [
         replace(one, immich=immich.metric(one.metrics, one.language, cost)) if one in whole else one for one in results
@@ -254,13 +255,7 @@ class _Evaluation:
         value = score_classes(images.vectors @ classes.T, labels, metric).metrics[metric]
         names = ", ".join(f"{other} for {name}" for name, other in plain.items())
         self.embedder.progress.say(
-            Message(
-                "{where}: {value:.1f} % with {names}, {without:.1f} % without",
-                where=_where(result),
-                value=100 * value,
-                names=names,
-                without=100 * result.value,
-            )
+            Message("{}: {:.1f} % with {}, {:.1f} % without", _where(result), 100 * value, names, 100 * result.value)
         )
         return replace(result, plain_names=plain, plain_value=value)
 
@@ -320,14 +315,9 @@ class _Evaluation:
         model, limit = self.embedder.model, self.options.limit
         if not np.isfinite(value := score.metrics[dataset.metric]):
             what = Message(
-                "data set {name}: {metric} is not defined for {count} images",
-                name=dataset.name,
-                metric=dataset.metric,
-                count=len(images.indices),
+                "data set {}: {} is not defined for {} images", dataset.name, dataset.metric, len(images.indices)
             )
-            raise DcclipError(
-                "{what} whose labels are all alike", "measure more images: a larger --limit, or none", what=what
-            )
+            raise DcclipError("{} whose labels are all alike", "measure more images: a larger --limit, or none", what)
         return EvalResult(
             model=model.name,
             model_fingerprint=model.fingerprint,

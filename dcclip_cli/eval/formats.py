@@ -32,7 +32,7 @@ class Written:
 
 def _dcclip(written: Written, folder: Path) -> None:
     report.save_report(written.results, written.datasets, folder, written.progress)
-    written.progress.say(Message("results: {folder} (open {page})", folder=folder, page=folder / "report.html"))
+    written.progress.say(Message("results: {} (open {})", folder, folder / "report.html"))
 
 
 def _hub(written: Written, folder: Path) -> None:
@@ -51,12 +51,7 @@ FORMATS: dict[str, Callable[[Written, Path], None]] = {"dcclip": _dcclip, "hub":
 def check_formats(names: Sequence[str], owner: str | None, options: EvalOptions | None = None) -> None:
     """Raise the error that writing these formats would end in, as far as it is known before measuring."""
     if unknown := [name for name in names if name not in FORMATS]:
-        raise DcclipError(
-            "{unknown} is not a format of results",
-            "use one of: {formats}",
-            unknown=unknown[0],
-            formats=", ".join(FORMATS),
-        )
+        raise DcclipError("{} is not a format of results", "use one of: {}", unknown[0], ", ".join(FORMATS))
     if "hub" in names:
         hub.check_owner(owner)
         if options:

@@ -58,9 +58,9 @@ ELEVATER = (
     KnownSet("cifar100", 10_000, 100, hub="vtab-cifar100"),
     KnownSet("country211", 21_100, 211, hub="country211"),
     KnownSet("dtd", 1_880, 47, hub="vtab-dtd"),
-    KnownSet("eurosat", 5_000, 10, remark=Message("5,000 of the 27,000 images; {probe}", probe=_PROBE)),
+    KnownSet("eurosat", 5_000, 10, remark=Message("5,000 of the 27,000 images; {}", _PROBE)),
     KnownSet(
-        "fer2013", 3_589, 7, own_order=False, remark=Message("the private test half alone; {probe}", probe=_PROBE)
+        "fer2013", 3_589, 7, own_order=False, remark=Message("the private test half alone; {}", _PROBE)
     ),
     KnownSet("fgvc_aircraft", 3_333, 100, metric="mean_per_class", hub="fgvc_aircraft"),
     KnownSet("food101", 25_250, 101),
@@ -75,7 +75,7 @@ ELEVATER = (
     KnownSet("pets", 3_669, 37, metric="mean_per_class", hub="vtab-pets"),
     KnownSet("pcam", 32_768, 2, hub="vtab-pcam"),
     KnownSet("rendered_sst2", 1_821, 2, hub="renderedsst2"),
-    KnownSet("resisc45", 25_200, 45, remark=Message("25,200 of the 31,500 images; {probe}", probe=_PROBE)),
+    KnownSet("resisc45", 25_200, 45, remark=Message("25,200 of the 31,500 images; {}", _PROBE)),
     KnownSet("stanford_cars", 8_041, 196, hub="cars"),
     KnownSet("voc2007", 4_952, 20, task="multi-label", metric="map11", hub="voc2007_multilabel"),
 )  # fmt: skip
@@ -175,5 +175,5 @@ def unknown(name: str) -> DcclipError:
     """The error for a name that is neither a data set nor a path, with the nearest name."""
     known = [*known_names(), *group_names()]
     near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1)
-    hint = Message("did you mean {near}?", near=near[0]) if near else Message("see: dcclip datasets")
-    return DcclipError(Message("data set {name} is neither a known name nor a path", name=name), hint)
+    hint = Message("did you mean {}?", near[0]) if near else Message("see: dcclip datasets")
+    return DcclipError("data set {} is neither a known name nor a path", hint, name)

@@ -114,7 +114,7 @@ def _across(columns: Sequence[Column], value_of: Callable[[str, Language], float
 
 
 def _remark(here: Sequence[EvalResult]) -> str:
-    sample = Message("a sample of {n:,} images", n=here[0].n) if any(result.limit for result in here) else ""
+    sample = Message("a sample of {:,} images", here[0].n) if any(result.limit for result in here) else ""
     corrupt = max(len(result.corrupt) for result in here)
     alike = max(sum(map(len, result.indistinct)) for result in here)
     known = registry.SETS.get(base_name(here[0].dataset).replace("-", "_"))
@@ -123,11 +123,11 @@ def _remark(here: Sequence[EvalResult]) -> str:
     differing = {label for result in here for label in unlike(first[result.language], result)}
     remarks = (
         here[0].partial,
-        Message("{what} differ: do not compare", what=" and ".join(sorted(differing))) if differing else "",
+        Message("{} differ: do not compare", " and ".join(sorted(differing))) if differing else "",
         gap if len({result.language for result in here}) > 1 else "",
         sample,
-        Message("{count:,} images cannot be read", count=corrupt) if corrupt else "",
-        Message("{count} classes are read alike", count=alike) if alike else "",
+        Message("{:,} images cannot be read", corrupt) if corrupt else "",
+        Message("{} classes are read alike", alike) if alike else "",
         *_with_plain_names(here),
     )
     return joined(", ", filter(None, remarks))
@@ -249,9 +249,7 @@ def write_report(path: Path, results: Sequence[EvalResult], datasets: Iterable[D
         results=results,
         models=list(dict.fromkeys(result.model for result in results)),
         means={
-            Message("{model}, {language}", model=one.model, language=_LANGUAGES[one.language]): mean
-            for one, mean in means
-            if mean and one.language
+            Message("{}, {}", one.model, _LANGUAGES[one.language]): mean for one, mean in means if mean and one.language
         },
         mean_name=MEAN,
         table=found,

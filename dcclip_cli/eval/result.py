@@ -120,7 +120,7 @@ def unpack(packed: Mapping[str, Any], where: str) -> np.ndarray:
         dtype, shape = packed["dtype"], tuple(int(size) for size in packed["shape"])
         expected = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         if dtype not in _DTYPES or not 0 <= expected <= _MAX_ARRAY_BYTES:
-            raise ValueError(Message("a {dtype} array of the shape {shape}", dtype=dtype, shape=shape))
+            raise ValueError(Message("a {} array of the shape {}", dtype, shape))
         stream = zlib.decompressobj()
         content = stream.decompress(base64.b64decode(packed["zlib"], validate=True), expected + 1)
         values = np.frombuffer(content, dtype).reshape(shape)
@@ -128,7 +128,7 @@ def unpack(packed: Mapping[str, Any], where: str) -> np.ndarray:
             raise ValueError(Message("it is cut, or not finite"))
         return values
     except (KeyError, TypeError, ValueError, zlib.error, binascii.Error) as error:
-        raise DcclipError("{where} cannot be read: {error}", "evaluate again", where=where, error=error) from None
+        raise DcclipError("{} cannot be read: {}", "evaluate again", where, error) from None
 
 
 def save_results(results: Iterable[EvalResult], folder: Path) -> None:
@@ -151,24 +151,20 @@ def load_results(path: Path) -> list[EvalResult]:
     if path.is_dir():
         files = [file for file in sorted(path.glob("*.json")) if file.name != "summary.json"]
         if not files:
-            raise DcclipError(Message("{path} contains no results", path=path), hint)
+            raise DcclipError("{} contains no results", hint, path)
         return [result for file in files for result in load_results(file)]
     if not path.is_file():
-        raise DcclipError(Message("{path} does not exist", path=path), hint)
+        raise DcclipError("{} does not exist", hint, path)
     if path.stat().st_size > MAX_FILE_BYTES:
-        raise DcclipError(
-            Message("{path} has more than {max_file_bytes:,} bytes", path=path, max_file_bytes=MAX_FILE_BYTES), hint
-        )
+        raise DcclipError("{} has more than {:,} bytes", hint, path, MAX_FILE_BYTES)
     try:
         return [EvalResult.from_json(row) for row in json.loads(path.read_text("utf-8"))]
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         what = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
-        raise DcclipError(Message("{path} contains no results of eval: {what}", path=path, what=what), hint) from None
+        raise DcclipError("{} contains no results of eval: {}", hint, path, what) from None
     except (ValueError, TypeError, RecursionError) as error:
-        raise DcclipError(
-            Message("{path} contains no results of eval: {error}", path=path, error=str(error)[:200]), hint
-        ) from None
+        raise DcclipError("{} contains no results of eval: {}", hint, path, str(error)[:200]) from None
 
 
 def load_several(paths: Sequence[Path]) -> list[EvalResult]:
@@ -184,20 +180,9 @@ def load_several(paths: Sequence[Path]) -> list[EvalResult]:
             before, other = found.setdefault(key, (path, result))
             if other.value != result.value:
                 what = Message(
-                    "{before} and {path} differ: {model} on {dataset} {language}",
-                    before=before,
-                    path=path,
-                    model=result.model,
-                    dataset=result.dataset,
-                    language=result.language,
+                    "{} and {} differ: {} on {} {}", before, path, result.model, result.dataset, result.language
                 )
-                raise DcclipError(
-                    "{what} has {value:.4f} and {another:.4f}",
-                    "leave one of them out",
-                    what=what,
-                    value=other.value,
-                    another=result.value,
-                )
+                raise DcclipError("{} has {:.4f} and {:.4f}", "leave one of them out", what, other.value, result.value)
     models: dict[str, set[str]] = {}
     for _, result in found.values():
         models.setdefault(result.model, set()).add(result.model_fingerprint)

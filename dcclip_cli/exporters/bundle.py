@@ -42,21 +42,13 @@ def bundle_precision(folder: Path, target: Format, asked: Precision | None, prep
     """A bundle's own precision. Raises DcclipError if another one was `asked` for, or the bundle cannot be exported."""
     about = read_description(folder).about
     if not target.from_onnx:
-        raise DcclipError(
-            Message("{folder} is a bundle, from which --format {name} cannot be made", folder=folder, name=target.name),
-            _MODEL,
-        )
+        raise DcclipError("{} is a bundle, from which --format {} cannot be made", _MODEL, folder, target.name)
     if asked not in (None, about.precision):
-        what = Message(
-            "{folder} is a bundle in {precision}, not in {asked}",
-            folder=folder,
-            precision=about.precision,
-            asked=asked,
-        )
-        raise DcclipError(what, Message("{model}, or omit --precision", model=_MODEL))
+        what = Message("{} is a bundle in {}, not in {}", folder, about.precision, asked)
+        raise DcclipError(what, Message("{}, or omit --precision", _MODEL))
     if about.preprocess == "graph" and preprocess == "outside":
-        what = Message("{folder} is a bundle with its preprocessing in the graph", folder=folder)
-        raise DcclipError(what, Message("{model}, or use --preprocess graph", model=_MODEL))
+        what = Message("{} is a bundle with its preprocessing in the graph", folder)
+        raise DcclipError(what, Message("{}, or use --preprocess graph", _MODEL))
     return about.precision  # type: ignore[return-value]
 
 

@@ -86,9 +86,7 @@ class ExportOptions(Options):
     def _have_a_place_for_the_label(cls, prompts: Mapping[Language, Sequence[str]] | None) -> Any:
         for language, templates in (prompts or {}).items():
             if not templates or not all("{}" in template for template in templates):
-                raise ValueError(
-                    Message("each template for {language} needs {{}}, the place of the label", language=language)
-                )
+                raise ValueError(Message("each template for {} needs {{}}, the place of the label", language))
         return prompts
 
 
@@ -132,9 +130,7 @@ def export(
     target.check(options.precision, options.preprocess, options.dims)
     is_bundle = model.kind == "bundle"
     if is_bundle and options.dims is not None:
-        raise DcclipError(
-            "{target} is a bundle, whose graphs are not cut", "export the model directory", target=model.target
-        )
+        raise DcclipError("{} is a bundle, whose graphs are not cut", "export the model directory", model.target)
     calibration = _calibration(options, data, needed=options.precision == "int8" and not is_bundle)
     begin = time.perf_counter()
     target.prepare(progress)
@@ -192,33 +188,22 @@ def _loosen_until_close(
             tests = joined(
                 "",
                 (
-                    Message(
-                        ", {agreement:.1%} in {language} (top-1 {before:.1%} -> {after:.1%})",
-                        agreement=one.agreement,
-                        language=language,
-                        before=one.before,
-                        after=one.after,
-                    )
+                    Message(", {:.1%} in {} (top-1 {:.1%} -> {:.1%})", one.agreement, language, one.before, one.after)
                     for language, one in parity.by_language().items()
                 ),
             )
-            found = Message(
-                "{agreement:.1%} agree on {source}{tests}",
-                agreement=parity.agreement,
-                source=parity.source,
-                tests=tests,
-            )
-        progress.say(Message("export: {attempt}{found}", attempt=graphs.attempt, found=found))
+            found = Message("{:.1%} agree on {}{}", parity.agreement, parity.source, tests)
+        progress.say(Message("export: {}{}", graphs.attempt, found))
         if not shortfalls:
             return parity
         del encoder  # its memory is needed for the next one
         changed = () if parity and parity.overflows else graphs.loosen(parity)
         if not changed:
             what = Message(
-                "the {format} export in {precision} differs too much from the model: {shortfalls}",
-                format=options.format,
-                precision=options.precision,
-                shortfalls=joined("; ", shortfalls),
+                "the {} export in {} differs too much from the model: {}",
+                options.format,
+                options.precision,
+                joined("; ", shortfalls),
             )
             raise DcclipError(what, _hint(options))
     return None
@@ -245,11 +230,11 @@ def _is_made(out: Path, made_from: str, fresh: bool) -> bool:
         return False
     hint = Message("name a new folder with --out")
     if not (out / DESCRIPTION).is_file():
-        raise DcclipError(Message("{out} is not empty and is not an export", out=out), hint)
+        raise DcclipError("{} is not empty and is not an export", hint, out)
     record = None if fresh else read_record(out / DESCRIPTION, Message("make it again with --fresh"))
     about = record.content if record else read_json(out / DESCRIPTION, hint)
     if "made_from" not in about and about.get("kind") != "bundle":
-        raise DcclipError(Message("{out} contains a model, not an export", out=out), hint)
+        raise DcclipError("{} contains a model, not an export", hint, out)
     if record is None or about.get("made_from") != made_from:
         return False
     record.check()
@@ -286,7 +271,7 @@ def _hint(options: ExportOptions) -> str:
     if options.precision == "fp32":
         return Message("this is a bug in the exporter for these towers; please report it with the recipe")
     better = "fp16 or fp32" if options.precision == "int8" else "fp32"
-    return Message("export with --precision {better}, train longer, or lower export.parity", better=better)
+    return Message("export with --precision {}, train longer, or lower export.parity", better)
 
 
 def _tests(evaluation: EvalOptions | None) -> list[DataSet]:

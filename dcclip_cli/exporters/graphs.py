@@ -119,10 +119,7 @@ def write_graph(
     except torch.onnx.errors.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0][:200]
         raise DcclipError(
-            "torch cannot export the {stem} tower: {reason}",
-            "try another release of torch, or another model",
-            stem=file.stem,
-            reason=reason,
+            "torch cannot export the {} tower: {}", "try another release of torch, or another model", file.stem, reason
         ) from None
     assert program is not None
     program.save(file, external_data=True)

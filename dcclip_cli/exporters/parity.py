@@ -246,13 +246,10 @@ class Original:
 
     def _test_images(self, model: Encoder, test: DataSet, chosen: Sequence[int]) -> np.ndarray:
         rows = []
-        with self.progress.task(Message("parity on {name}", name=test.name), len(chosen)) as task:
+        with self.progress.task(Message("parity on {}", test.name), len(chosen)) as task:
             for index, found in embed(model, chosen, test.images.load):
                 if isinstance(found, DcclipError):
-                    raise DcclipError(
-                        Message("data set {name}, image {index}: {what}", name=test.name, index=index, what=found.what),
-                        found.hint,
-                    )
+                    raise DcclipError("data set {}, image {}: {}", found.hint, test.name, index, found.what)
                 rows.append(found)
                 task.advance()
         return np.stack(rows)

@@ -93,8 +93,7 @@ def preprocessing_graph(preprocessing: Preprocessing) -> Any:
 
     if preprocessing.interpolation not in _RESIZE:
         what = Message(
-            "images are resized by {interpolation}, which a graph does not do in the same way",
-            interpolation=preprocessing.interpolation,
+            "images are resized by {}, which a graph does not do in the same way", preprocessing.interpolation
         )
         raise DcclipError(what, "export with preprocess: outside")
 

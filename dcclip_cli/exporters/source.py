@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.exporters.samples import TEXTS
 from dcclip_cli.exporters.tokenizer_json import for_all_clients
 from dcclip_cli.model.preprocess import Preprocessing
@@ -105,12 +105,8 @@ def _backend(towers: Towers, tokenizer: Any) -> Tokenizer:
     """The tokenizer of the tokenizers library inside one of transformers."""
     backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise DcclipError(
-            "{name} has a {kind}, which has no tokenizer.json",
-            "save it as a fast tokenizer with transformers, or export another model",
-            name=towers.name,
-            kind=type(tokenizer).__name__,
-        )
+        what = Message("{} has a {}, which has no tokenizer.json", towers.name, type(tokenizer).__name__)
+        raise DcclipError(what, "save it as a fast tokenizer with transformers, or export another model")
     return backend
 
 
@@ -165,11 +161,11 @@ def _check_tokens(source: Source) -> None:
         if list(ids[:width]) != list(own[:width]) or set(own[width:]) - {source.padding_id}:
             library = type(source.towers.model).__module__.split(".")[0]
             raise DcclipError(
-                "{name}: its tokenizer is not available without {library}: '{text}' would be tokenized differently",
+                "{}: its tokenizer is not available without {}: '{}' would be tokenized differently",
                 "export another model, or report this one",
-                name=source.towers.name,
-                library=library,
-                text=text[:30],
+                source.towers.name,
+                library,
+                text[:30],
             )
 
 

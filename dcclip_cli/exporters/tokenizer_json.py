@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -62,12 +62,10 @@ def check_alike(tokenizer: Tokenizer, name: str) -> None:
     parts = json.dumps([state[part] for part in ("normalizer", "pre_tokenizer", "model")])
     single = {"single_word" for token in state["added_tokens"] if token["single_word"]}
     if other := single | set(re.findall(r'"(?:type|behavior)": "(\w+)"', parts)) - _ALIKE:
-        raise DcclipError(
-            "the tokenizer of {name} has {parts}, which JavaScript reads otherwise than Python",
-            "use a format that no browser reads, as --format open_clip, or another model",
-            name=name,
-            parts=", ".join(sorted(other)),
+        what = Message(
+            "the tokenizer of {} has {}, which JavaScript reads otherwise than Python", name, ", ".join(sorted(other))
         )
+        raise DcclipError(what, "use a format that no browser reads, as --format open_clip, or another model")
 
 
 def _unknown(tokens: Collection[str], steps: Collection[Mapping[str, Any]]) -> str:

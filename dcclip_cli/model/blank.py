@@ -38,7 +38,7 @@ def blank_student(options: StudentOptions, embed_dim: int, device: str = "meta")
     assert isinstance(image, ImageTower)
     config = model_config(options, options.embed_dim or embed_dim, options.text.vocabulary.size)
     with (
-        library_errors(Message("{timm} cannot be built", timm=image.timm), _other_size(image.timm)),
+        library_errors(Message("{} cannot be built", image.timm), _other_size(image.timm)),
         torch.device(device),
     ):
         model = CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"})
@@ -61,7 +61,7 @@ def blank_text_student(options: StudentOptions, teacher: Teacher, towers: Towers
     images = teacher_image_config(str(folder), source)
     config = model_config(options, images["embed_dim"], options.text.vocabulary.size, images)
     with (
-        library_errors(Message("the image tower of {name} cannot be built", name=towers.name), COPY_AGAIN),
+        library_errors(Message("the image tower of {} cannot be built", towers.name), COPY_AGAIN),
         torch.device("meta"),
     ):
         model = CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"})
@@ -105,7 +105,7 @@ def blank_model(folder: Path) -> OpenClipTowers:
 
     config = open_clip_config(folder)
     model: Any = build_blank(folder, config)
-    with library_errors(Message("{folder} cannot be used", folder=folder), COPY_AGAIN):
+    with library_errors(Message("{} cannot be used", folder), COPY_AGAIN):
         if not (folder / PROVENANCE).is_file():
             preprocessing = Preprocessing.from_config(dict(model.visual.preprocess_cfg))
             return OpenClipTowers(model, directory_tokenizer(folder), preprocessing, folder.name, "")
@@ -144,7 +144,7 @@ def local_folder(teacher: Teacher) -> Path | None:
 def _blank_transformers(folder: Path, name: str) -> TransformersTowers:
     import transformers
 
-    with library_errors(Message("teacher {name} cannot be built from its configuration", name=name), COPY_AGAIN):
+    with library_errors(Message("teacher {} cannot be built from its configuration", name), COPY_AGAIN):
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             model: Any = transformers.AutoModel.from_config(config, trust_remote_code=False)

@@ -61,7 +61,7 @@ def library_errors(what: str, hint: str) -> Iterator[None]:
     except (*unusable, RuntimeError, TypeError, ValueError, StrictDataclassError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise DcclipError(Message("{what}: {error}", what=what, error=_reason_of(error)), hint) from None
+        raise DcclipError("{}: {}", hint, what, _reason_of(error)) from None
 
 
 def _reason_of(error: Exception) -> str:
@@ -80,7 +80,7 @@ def checked_json(file: Path, hint: str = COPY_AGAIN) -> dict[str, Any]:
         side = any(step in _SIDES for step in steps)
         most = MAX_SIDE if side else _MOST_LAYERS if steps[-1].endswith("layers") else _MOST
         if abs(value) > most or (side and value < 1):
-            what = Message("{file}: {key} is {value}: no model has that", file=file, key=key, value=str(value)[:60])
+            what = Message("{}: {} is {}: no model has that", file, key, str(value)[:60])
             raise DcclipError(what, hint)
     return content
 
@@ -100,7 +100,7 @@ def _section(content: Any, keys: str, file: Path) -> dict[str, Any]:
     for key in keys.split("."):
         found = found.get(key) if isinstance(found, dict) else None
     if not isinstance(found, dict):
-        raise DcclipError("{file}: {keys} is missing, or no section", COPY_AGAIN, file=file, keys=keys)
+        raise DcclipError("{}: {} is missing, or no section", COPY_AGAIN, file, keys)
     return found
 
 
@@ -114,11 +114,11 @@ def open_clip_config(folder: Path, on_hub: bool = False) -> dict[str, Any]:
     text, vision = (_section(content, f"model_cfg.{name}_cfg", file) for name in ("text", "vision"))
     if unknown := {*(text.get("tokenizer_kwargs") or ())} - {*_TOKENIZER_ARGUMENTS}:
         where = f"{file}: model_cfg.text_cfg.tokenizer_kwargs: {min(unknown)}"
-        raise DcclipError("{where} is not allowed: it could run code or read other files", "remove it", where=where)
+        raise DcclipError("{} is not allowed: it could run code or read other files", "remove it", where)
     with library_errors(f"{file}: preprocess_cfg", COPY_AGAIN):
         settings = dict(content.get("preprocess_cfg") or {})
         if unknown := settings.keys() - _PREPROCESSING:
-            raise ValueError(Message("{unknown} is no key of it", unknown=min(unknown)))
+            raise ValueError(Message("{} is no key of it", min(unknown)))
         Preprocessing.from_config(settings)
     network = vision.get("timm_model_name")
     if network is not None and not (on_hub and str(network).startswith("hf-hub:")):
@@ -133,30 +133,24 @@ def check_timm_name(network: str, where: str, hint: str | None = None) -> None:
     import timm
 
     if ":" in network:
-        what = Message("{where}: {network} leads to a hub or another directory", where=where, network=network)
+        what = Message("{}: {} leads to a hub or another directory", where, network)
         raise DcclipError(what, hint or "write the name of a network that timm itself has")
     name, _, tag = network.partition(".")
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 3, 0.5)
         advice = (
-            Message("did you mean {near}?", near=", ".join(near))
+            Message("did you mean {}?", ", ".join(near))
             if near
             else Message("list timm's networks in Python: timm.list_models()")
         )
-        raise DcclipError(Message("{where}: timm has no network '{network}'", where=where, network=network), advice)
+        raise DcclipError("{}: timm has no network '{}'", advice, where, network)
     try:
         timm.get_pretrained_cfg(network, allow_unregistered=True)
     except RuntimeError:  # of the tag
         tags = [one.partition(".")[2] for one in timm.list_pretrained(name)]
         near = difflib.get_close_matches(tag, tags, 1, 0.5) or tags[:3]
-        advice = (
-            Message("its tags: {near}", near=", ".join(near))
-            if near
-            else Message("write {name}: it has no tags", name=name)
-        )
-        raise DcclipError(
-            Message("{where}: timm's network {name} has no tag '{tag}'", where=where, name=name, tag=tag), advice
-        ) from None
+        advice = Message("its tags: {}", ", ".join(near)) if near else Message("write {}: it has no tags", name)
+        raise DcclipError("{}: timm's network {} has no tag '{}'", advice, where, name, tag) from None
 
 
 def transformers_config(file: Path, name: str) -> dict[str, Any]:
@@ -165,20 +159,17 @@ def transformers_config(file: Path, name: str) -> dict[str, Any]:
     kind = content.get("model_type")
     if kind not in _MODEL_TYPES:
         what = Message(
-            "{name} is a model of type {kind}, not an image-text dual encoder ({file_name}: model_type)",
-            name=name,
-            kind=kind,
-            file_name=file.name,
+            "{} is a model of type {}, not an image-text dual encoder ({}: model_type)", name, kind, file.name
         )
-        raise DcclipError(what, Message("use {dual_encoders}", dual_encoders=DUAL_ENCODERS))
+        raise DcclipError(what, Message("use {}", DUAL_ENCODERS))
     parts = [content, *(one for one in content.values() if isinstance(one, dict))]
     for key in ("quantization_config", "attn_implementation", "_attn_implementation"):
         if any(one.get(key) not in (None, "eager", "sdpa") for one in parts):  # others import packages, or download
-            raise DcclipError("{file}: {key} is not supported", "remove it", file=file, key=key)
+            raise DcclipError("{}: {} is not supported", "remove it", file, key)
     image = content.get("vision_config")
     if kind == _OF_TWO and isinstance(image, dict):
         if image.get("backbone") or image.get("use_pretrained_backbone"):
-            what = Message("{file}: vision_config.backbone names a network elsewhere", file=file)
+            what = Message("{}: vision_config.backbone names a network elsewhere", file)
             raise DcclipError(what, _ELSEWHERE)
         if isinstance(image.get("architecture"), str):
             check_timm_name(image["architecture"], f"{file}: vision_config.architecture", _ELSEWHERE)
@@ -212,18 +203,13 @@ def check_directory(folder: Path) -> None:
             try:
                 target = entry.resolve(strict=True)
             except (OSError, RuntimeError):  # a loop
-                raise DcclipError(
-                    Message("{entry} is a link to something that does not exist", entry=entry), COPY_AGAIN
-                ) from None
+                raise DcclipError("{} is a link to something that does not exist", COPY_AGAIN, entry) from None
             if not any(target.is_relative_to(one) for one in inside):
                 raise DcclipError(
-                    "{entry} is a link to {target}, outside the model directory",
-                    "copy the file there",
-                    entry=entry,
-                    target=target,
+                    "{} is a link to {}, outside the model directory", "copy the file there", entry, target
                 )
     if (folder / "adapter_config.json").exists():
-        what = Message("{folder} is an adapter of another model (adapter_config.json)", folder=folder)
+        what = Message("{} is an adapter of another model (adapter_config.json)", folder)
         raise DcclipError(what, "merge it into that model with peft, and save the result")
 
 
@@ -235,9 +221,7 @@ def check_model(model: str, library: str) -> None:
     name = model.removeprefix("hf-hub:")
     folder = Path(name) if Path(name).is_dir() else None
     if folder is None and Path(name).is_absolute():
-        raise DcclipError(
-            "{name} is not a directory", "check the path, or give a name on the Hugging Face hub", name=name
-        )
+        raise DcclipError("{} is not a directory", "check the path, or give a name on the Hugging Face hub", name)
     if folder is None and library == "open_clip" and name == model:
         return _check_tag(model)
     if folder is None:
@@ -245,12 +229,9 @@ def check_model(model: str, library: str) -> None:
     files = files_on_hub(name) if folder is None else _names(folder)
     if lacking := _missing(files):
         kind, names = next(iter(lacking.items()))
+        what = Message("{} has no {}: {}", name, kind, " or ".join(names))
         raise DcclipError(
-            "{name} has no {kind}: {names}",
-            "copy or download the whole model again; name a directory written by save_pretrained or by dcclip",
-            name=name,
-            kind=kind,
-            names=" or ".join(names),
+            what, "copy or download the whole model again; name a directory written by save_pretrained or by dcclip"
         )
     if folder is None:
         return
@@ -276,9 +257,7 @@ def check_timm(network: str) -> None:
     config = timm.get_pretrained_cfg(network, allow_unregistered=True)
     if config is None or not config.has_weights:
         raise DcclipError(
-            "timm has no pretrained weights of {network}",
-            "name another network, or a .safetensors file",
-            network=network,
+            "timm has no pretrained weights of {}", "name another network, or a .safetensors file", network
         )
     if config.hf_hub_id:
         repository = config.hf_hub_id.partition("@")[0]
@@ -292,21 +271,13 @@ def _check_tag(model: str) -> None:
 
     architecture, _, tag = model.rpartition("/")
     if not architecture:
-        raise DcclipError(
-            "open_clip model '{model}' has no tag", "write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k", model=model
-        )
+        raise DcclipError("open_clip model '{}' has no tag", "write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k", model)
     config = open_clip.get_pretrained_cfg(architecture, tag)
     if not config:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or Message(
             "none: the architecture is unknown"
         )
-        raise DcclipError(
-            "open_clip has no {model}",
-            "its tags of {architecture}: {tags}",
-            model=model,
-            architecture=architecture,
-            tags=tags,
-        )
+        raise DcclipError("open_clip has no {}", "its tags of {}: {}", model, architecture, tags)
     repository = str(config.get("hf_hub", "")).rstrip("/")
     if repository and not any(cached_folder(repository, file) for file in OPEN_CLIP_WEIGHTS):
         files_on_hub(repository)
@@ -329,11 +300,7 @@ def _check_parts(folder: Path) -> None:
         if not (folder / index.name.removesuffix(".index.json")).exists():
             parts = shards_of(index)
             if absent := [part for part in parts if not (folder / part).is_file()]:
-                raise DcclipError(
-                    "{folder} has no {absent} ({count} of {total} such files are missing)",
-                    "copy or download the whole model again",
-                    folder=folder,
-                    absent=absent[0],
-                    count=len(absent),
-                    total=len(parts),
+                what = Message(
+                    "{} has no {} ({} of {} such files are missing)", folder, absent[0], len(absent), len(parts)
                 )
+                raise DcclipError(what, "copy or download the whole model again")

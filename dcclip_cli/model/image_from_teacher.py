@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model.hub_models import open_clip_config
 from dcclip_cli.model.towers import OpenClipTowers
 from dcclip_cli.model.weights import CONFIG, require_file
@@ -20,11 +20,8 @@ def check_image_source(teacher: Towers) -> OpenClipTowers:
     """The teacher, if its image tower can be a student's. Raises DcclipError for models of other libraries."""
     if isinstance(teacher, OpenClipTowers):
         return teacher
-    raise DcclipError(
-        "student.image: teacher needs an open_clip model, and {name} is one of another library",
-        "name open_clip's version of the model, as in {{kind: open_clip, model: hf-hub:ORG/NAME}}",
-        name=teacher.name,
-    )
+    what = Message("student.image: teacher needs an open_clip model, and {} is one of another library", teacher.name)
+    raise DcclipError(what, "name open_clip's version of the model, as in {{kind: open_clip, model: hf-hub:ORG/NAME}}")
 
 
 def teacher_image_config(model: str, teacher: OpenClipTowers) -> dict[str, Any]:
@@ -73,8 +70,7 @@ def copy_image_tower(model: Any, teacher: OpenClipTowers) -> None:
         own = model.eval().visual(pixels.cpu())
         model.train(training)
         if not torch.allclose(own, source.visual(pixels).cpu(), rtol=1e-3, atol=1e-4):
-            raise DcclipError(
-                "{name}: its image tower does not compute the same when it is built from its configuration",
-                "use a model whose open_clip_config.json describes its image tower in full",
-                name=teacher.name,
+            what = Message(
+                "{}: its image tower does not compute the same when it is built from its configuration", teacher.name
             )
+            raise DcclipError(what, "use a model whose open_clip_config.json describes its image tower in full")

@@ -45,11 +45,9 @@ def check_inherits_images(visual: Any, teacher: Towers) -> None:
     own = visual.trunk
     trunk = getattr(getattr(getattr(teacher, "model", None), "visual", None), "trunk", None)
     if reason := _misfit(own, trunk):
+        what = Message("the network cannot be cut out of the image tower of {}: {}", teacher.name, reason)
         raise DcclipError(
-            "the network cannot be cut out of the image tower of {teacher}: {reason}",
-            "use a smaller network of its family, such as mobilenetv2_050 for efficientnet_lite0, or omit inherit",
-            teacher=teacher.name,
-            reason=reason,
+            what, "use a smaller network of its family, such as mobilenetv2_050 for efficientnet_lite0, or omit inherit"
         )
 
 
@@ -84,15 +82,15 @@ def _misfit(own: Any, teacher: Any) -> Message | None:
         if not is_alike or any(type(block).__name__ not in _BLOCKS for stage in trunk.blocks for block in stage):
             return message
     if len(own.blocks) != len(teacher.blocks):
-        return Message("it has {own} stages instead of {teacher}", own=len(own.blocks), teacher=len(teacher.blocks))
+        return Message("it has {} stages instead of {}", len(own.blocks), len(teacher.blocks))
     for number, (mine, theirs) in enumerate(zip(own.blocks, teacher.blocks, strict=True)):
         for block, origin in zip(mine, _origins(theirs, len(mine)), strict=True):
             if origin is None and not block.has_skip:
-                return Message("its stage {number} has too many blocks", number=number)
+                return Message("its stage {} has too many blocks", number)
             if origin is not None and not _is_alike(block, origin):
-                return Message("its stage {number} has other blocks", number=number)
+                return Message("its stage {} has other blocks", number)
             if origin is not None and _is_wider(block, origin):
-                return Message("its stage {number} is wider", number=number)
+                return Message("its stage {} is wider", number)
     return Message("its head is wider") if own.conv_head.out_channels > teacher.conv_head.out_channels else None
 
 

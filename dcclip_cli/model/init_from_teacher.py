@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -68,12 +68,12 @@ def check_inherits(student: Any, teacher: Towers, layers: bool) -> None:
 
 def _too_wide(rows: Tensor, width: int) -> DcclipError:
     return DcclipError(
-        "{count} embeddings of width {old} have {most} principal components, fewer than student.text.width {width}",
-        "set student.text.width to at most {most}, or omit student.text.inherit",
-        count=rows.shape[0],
-        old=rows.shape[1],
-        most=min(rows.shape),
-        width=width,
+        "{0} embeddings of width {1} have {2} principal components, fewer than student.text.width {3}",
+        "set student.text.width to at most {2}, or omit student.text.inherit",
+        rows.shape[0],
+        rows.shape[1],
+        min(rows.shape),
+        width,
     )
 
 
@@ -86,12 +86,11 @@ def _fitting_blocks(student: Any, teacher: Towers) -> Any:
     blocks: Any = getattr(getattr(_text_source(teacher), "transformer", None), "resblocks", [])
     own = student.transformer.resblocks
     if len(blocks) < len(own) or shapes(blocks[0]) != shapes(own[0]):
-        raise DcclipError(
-            "no layers of {name} fit the student's text tower",
+        hint = Message(
             "inherit: layers needs an open_clip teacher of the same width, with as many layers; "
-            "write inherit: embeddings",
-            name=teacher.name,
+            "write inherit: embeddings"
         )
+        raise DcclipError("no layers of {} fit the student's text tower", hint, teacher.name)
     return blocks
 
 

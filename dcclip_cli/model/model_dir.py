@@ -77,7 +77,7 @@ def read_provenance(folder: Path) -> Record:
     record = read_record(folder / PROVENANCE, _COPY)
     dims = record.content.get("trained_dims", [])
     if "kind" not in record.content or not (isinstance(dims, list) and all(type(one) is int for one in dims)):
-        raise DcclipError(Message("{provenance} is not that of a dcclip model", provenance=record.file), _COPY)
+        raise DcclipError("{} is not that of a dcclip model", _COPY, record.file)
     return record
 
 
@@ -117,13 +117,7 @@ def _load(folder: Path, record: Record | None, progress: Progress) -> OpenClipTo
     files = find_weights(str(folder), OPEN_CLIP_WEIGHTS)
     if not files:
         found = ", ".join(sorted(path.name for path in folder.iterdir()))
-        raise DcclipError(
-            "{folder} has no {weights} (found: {found})",
-            "copy the whole model directory again",
-            folder=folder,
-            weights=WEIGHTS,
-            found=found,
-        )
+        raise DcclipError("{} has no {} (found: {})", "copy the whole model directory again", folder, WEIGHTS, found)
     decisive = [folder / CONFIG, *files, folder / "tokenizer.json"]
     if is_pickled(files):
         files = [safetensors_copy(files, weights_digest(files), folder.name, progress)]
@@ -136,9 +130,7 @@ def _load(folder: Path, record: Record | None, progress: Progress) -> OpenClipTo
         preprocessing = Preprocessing.from_config(settings)
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0][:300]
-        raise DcclipError(
-            "{folder} cannot be loaded: {reason}", "copy the whole model directory again", folder=folder, reason=reason
-        ) from None
+        raise DcclipError("{} cannot be loaded: {}", "copy the whole model directory again", folder, reason) from None
     if record is None:
         fingerprint, library = files_fingerprint(decisive), directory_tokenizer(folder)
         towers = OpenClipTowers(model, library, preprocessing, folder.name, fingerprint)

@@ -86,9 +86,7 @@ def load_named(model: str) -> OpenClipTowers:
 
     name, tag = (model, None) if model.startswith("hf-hub:") else model.rpartition("/")[::2]
     if not name:
-        raise DcclipError(
-            "open_clip model '{model}' has no tag", "write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k", model=model
-        )
+        raise DcclipError("open_clip model '{}' has no tag", "write ARCH/TAG, as in ViT-B-32/laion2b_s34b_b79k", model)
     hint = "check the name against open_clip.list_pretrained(), and the network connection"
     what = f"open_clip model {model} cannot be loaded"
     with library_errors(what, hint), tokenizer_errors(what):
@@ -133,7 +131,7 @@ def _source(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
     text_tower = config["model_cfg"]["text_cfg"].get("hf_model_name")
     with (
         _quiet(),
-        library_errors(Message("{config}: open_clip cannot build this model", config=folder / CONFIG), COPY_AGAIN),
+        library_errors(Message("{}: open_clip cannot build this model", folder / CONFIG), COPY_AGAIN),
     ):
         if not text_tower:
             yield folder
@@ -153,10 +151,10 @@ def text_tower_sizes(folder: Path, name: str) -> dict[str, Any]:
     if known := _TEXT_TOWERS.get(name.removeprefix("FacebookAI/")):
         return known
     raise DcclipError(
-        "{folder} does not say the sizes of its text tower {name}: it has no config.json of a text model",
-        "copy the config.json of {name} into the directory",
-        folder=folder,
-        name=name,
+        "{0} does not say the sizes of its text tower {1}: it has no config.json of a text model",
+        "copy the config.json of {1} into the directory",
+        folder,
+        name,
     )
 
 

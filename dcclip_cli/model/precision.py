@@ -34,7 +34,7 @@ def torch_device(asked: str, hint: str = "omit --device, or use --device cpu") -
     if asked == "auto":
         return next(name for name, found in available.items() if found)
     if not available.get(asked.partition(":")[0]):
-        raise DcclipError(Message("torch finds no device {asked}", asked=asked), hint)
+        raise DcclipError("torch finds no device {}", hint, asked)
     return asked
 
 
@@ -55,14 +55,12 @@ def finite(values: np.ndarray, model: str, inputs: str, hint: str = _HINT) -> np
     if not numbers.all():
         bad = int((~numbers.all(axis=tuple(range(1, values.ndim)))).sum())
         raise NotFiniteError(
-            Message(
-                "{model} returned embeddings that are not finite (NaN or infinite) for {bad} of {count} {inputs}",
-                model=model,
-                bad=bad,
-                count=len(values),
-                inputs=inputs,
-            ),
+            "{} returned embeddings that are not finite (NaN or infinite) for {} of {} {}",
             hint,
+            model,
+            bad,
+            len(values),
+            inputs,
         )
     return values
 
@@ -71,13 +69,7 @@ def check_logits(scale: float, bias: float | None, model: str) -> None:
     """Raise NotFiniteError unless a model's logit scale and bias turn cosines into finite logits, the best first."""
     if not (0 < scale <= _MOST_LOGIT and (bias is None or abs(bias) <= _MOST_LOGIT)):
         raise NotFiniteError(
-            Message(
-                "{model} has a logit scale of {scale:.3g} and a logit bias of {bias:.3g}",
-                model=model,
-                scale=scale,
-                bias=bias or 0,
-            ),
-            _HINT,
+            "{} has a logit scale of {:.3g} and a logit bias of {:.3g}", _HINT, model, scale, bias or 0
         )
 
 
@@ -101,16 +93,13 @@ class Choice:
         if self.precision != "bf16" or self.gain is None or self.gain >= 1:
             return ""
         return Message(
-            "bf16 is {times:.1f} times slower than fp32 on this machine: set precision to auto or fp32",
-            times=1 / self.gain,
+            "bf16 is {:.1f} times slower than fp32 on this machine: set precision to auto or fp32", 1 / self.gain
         )
 
     def lines(self, who: str) -> list[str]:
         """The messages for the user: the precision of `who`, and a warning if it is slow."""
-        message = Message(
-            "{who}: computes in {precision} ({reason})", who=who, precision=self.precision, reason=self.reason
-        )
-        return [message, Message("warning: {what}", what=self.warning)] if self.warning else [message]
+        message = Message("{}: computes in {} ({})", who, self.precision, self.reason)
+        return [message, Message("warning: {}", self.warning)] if self.warning else [message]
 
 
 AS_ASKED = Choice("fp32", Message("as requested"))
@@ -155,7 +144,7 @@ def choice_without_probe(device: str) -> Choice | None:
             else Choice("fp32", Message("no native bf16 on this GPU"))
         )
     if kind != "cpu":
-        return Choice("fp32", Message("bf16 is not tried on {kind}", kind=kind))
+        return Choice("fp32", Message("bf16 is not tried on {}", kind))
     return None if torch_has_bf16() else Choice("fp32", Message("no native bf16 on this CPU"))
 
 
@@ -163,7 +152,7 @@ def choice_by_gain(gain: float) -> Choice:
     """The choice of `auto` for a model that is `gain` times as fast in bf16 as in fp32."""
     return Choice(
         "bf16" if gain >= LEAST_GAIN else "fp32",
-        Message("bf16 is {gain:.2f} times as fast as fp32 here", gain=gain),
+        Message("bf16 is {:.2f} times as fast as fp32 here", gain),
         gain,
     )
 

@@ -39,7 +39,7 @@ def decode(
     Raises DcclipError for anything else, for truncated images, more than `max_pixels` pixels, or a side more than
     MAX_ASPECT times the other.
     """
-    name = str(source) if isinstance(source, Path) else Message("image of {count} bytes", count=len(source))
+    name = str(source) if isinstance(source, Path) else Message("image of {} bytes", len(source))
     if isinstance(source, Path):
         refuse_special(source)
     try:
@@ -48,51 +48,37 @@ def decode(
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
                 if image.width * image.height > max_pixels:
                     raise DcclipError(
-                        Message(
-                            "{name} has {width} x {height} pixels, more than {max_pixels:,}",
-                            name=name,
-                            width=image.width,
-                            height=image.height,
-                            max_pixels=max_pixels,
-                        ),
-                        _SMALLER,
+                        "{} has {} x {} pixels, more than {:,}", _SMALLER, name, image.width, image.height, max_pixels
                     )
                 if max(image.size) > MAX_ASPECT * min(image.size):
                     raise DcclipError(
-                        "{name} has {width} x {height} pixels, one side over {max_aspect} times the other",
+                        "{} has {} x {} pixels, one side over {} times the other",
                         "crop the image first",
-                        name=name,
-                        width=image.width,
-                        height=image.height,
-                        max_aspect=MAX_ASPECT,
+                        name,
+                        image.width,
+                        image.height,
+                        MAX_ASPECT,
                     )
                 if draft:
                     image.draft(None, (draft, draft))
                 return first_frame(image)
     except FileNotFoundError:
-        raise DcclipError("{name} does not exist", "check the path", name=name) from None
+        raise DcclipError("{} does not exist", "check the path", name) from None
     except IsADirectoryError:
-        raise DcclipError("{name} is a folder", "name an image file", name=name) from None
+        raise DcclipError("{} is a folder", "name an image file", name) from None
     except PermissionError:
         kind, more = ("folder ", "x") if isinstance(source, Path) and source.is_dir() else ("", "")
-        raise DcclipError(
-            "{kind}{name} may not be read", "allow it with: chmod +r{more} {name}", kind=kind, name=name, more=more
-        ) from None
+        raise DcclipError("{0}{1} may not be read", "allow it with: chmod +r{2} {1}", kind, name, more) from None
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))  # Pillow's own limit, which it checks first
-        many = Message("{pixels:,}", pixels=int(pixels[0])) if pixels else Message("too many")
-        raise DcclipError(
-            Message("{name} has {many} pixels, more than {max_pixels:,}", name=name, many=many, max_pixels=max_pixels),
-            _SMALLER,
-        ) from None
+        many = Message("{:,}", int(pixels[0])) if pixels else Message("too many")
+        raise DcclipError("{} has {} pixels, more than {:,}", _SMALLER, name, many, max_pixels) from None
     except UnidentifiedImageError:
-        what = Message("{name} is not a readable image: it is not JPEG, PNG or WebP", name=name)
+        what = Message("{} is not a readable image: it is not JPEG, PNG or WebP", name)
         raise DcclipError(what, "convert it to JPEG, PNG or WebP") from None
     except (OSError, SyntaxError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error  # not "[Errno 40] ...: 'cat.png'"
-        raise DcclipError(
-            "{name} is not a readable image: {reason}", "use a JPEG, PNG or WebP file", name=name, reason=reason
-        ) from None
+        raise DcclipError("{} is not a readable image: {}", "use a JPEG, PNG or WebP file", name, reason) from None
 
 
 def first_frame(image: Image.Image) -> Image.Image:
@@ -146,9 +132,7 @@ class Preprocessing:
         )
         for key, names in _NAMES.items():
             if (name := getattr(found, key)) not in names:
-                raise ValueError(
-                    Message("{key} should be {names} (got {name!r:.60})", key=key, names=" or ".join(names), name=name)
-                )
+                raise ValueError(Message("{} should be {} (got {!r:.60})", key, " or ".join(names), name))
         return found
 
     def to_config(self) -> dict[str, Any]:
@@ -194,13 +178,9 @@ class Preprocessing:
 def _side(size: Any) -> int:
     sides = list(size) if isinstance(size, list | tuple) else [size]
     if not sides or any(type(one) is not int or not 1 <= one <= MAX_SIDE for one in sides):
-        raise ValueError(
-            Message(
-                "size should be a whole number from 1 to {max_side:,} (got {size!r:.60})", max_side=MAX_SIDE, size=size
-            )
-        )
+        raise ValueError(Message("size should be a whole number from 1 to {:,} (got {!r:.60})", MAX_SIDE, size))
     if len(set(sides)) > 1:
-        raise ValueError(Message("size: only square inputs are supported, not {size}", size=tuple(size)))
+        raise ValueError(Message("size: only square inputs are supported, not {}", tuple(size)))
     return int(sides[0])
 
 
@@ -209,13 +189,7 @@ def _levels(key: str, values: Any, least: float) -> tuple[float, float, float]:
     numbers = values if isinstance(values, list | tuple) else ()
     if len(numbers) != 3 or not all(type(one) in (int, float) and least <= one <= _MAX_LEVEL for one in numbers):
         raise ValueError(
-            Message(
-                "{key} should be three numbers from {least:g} to {max_level:g} (got {values!r:.60})",
-                key=key,
-                least=least,
-                max_level=_MAX_LEVEL,
-                values=values,
-            )
+            Message("{} should be three numbers from {:g} to {:g} (got {!r:.60})", key, least, _MAX_LEVEL, values)
         )
     first, second, third = numbers
     return (first, second, third)
@@ -239,17 +213,14 @@ def matching_preprocessing(name: str, own: Callable[[Image.Image], np.ndarray], 
         described = config if isinstance(config, Mapping) else _of_processor(config)
         wanted = Preprocessing.from_config(dict(described))
     except (ValueError, TypeError, AttributeError) as error:
-        raise DcclipError(
-            Message("{name}: its preprocessing is not supported: {error}", name=name, error=error), _OTHER
-        ) from None
+        raise DcclipError("{}: its preprocessing is not supported: {}", _OTHER, name, error) from None
     images = list(_trial_images(wanted.size))
     expected = [own(image) for image in images]
     for found in (wanted, replace(wanted, crop="floor" if wanted.crop == "round" else "round")):
         if all(_equal(found(image), values) for image, values in zip(images, expected, strict=True)):
             return found
     raise DcclipError(
-        Message("{name}: its preprocessing is not supported: it gives other values than its settings say", name=name),
-        _OTHER,
+        "{}: its preprocessing is not supported: it gives other values than its settings say", _OTHER, name
     )
 
 
@@ -269,7 +240,7 @@ def _of_processor(processor: Any) -> dict[str, Any]:
     side = _only_side(processor.size)
     crops = bool(getattr(processor, "do_center_crop", False))
     if crops and (cropped := _only_side(processor.crop_size)) != side:
-        raise ValueError(Message("it crops {side} to {cropped}", side=side, cropped=cropped))
+        raise ValueError(Message("it crops {} to {}", side, cropped))
     # CLIP resizes the shorter side; a size of two sides, as MetaCLIP 2 has it, leaves nothing to be cropped.
     crops = crops and (isinstance(processor.size, int) or bool(dict(processor.size).get("shortest_edge")))
     names = {int(number): name for name, number in RESAMPLING.items()}
@@ -287,5 +258,5 @@ def _of_processor(processor: Any) -> dict[str, Any]:
 def _only_side(size: Mapping[str, int] | int) -> int:
     values = {size} if isinstance(size, int) else {int(value) for value in dict(size).values() if value}
     if len(values) != 1:
-        raise ValueError(Message("its images are not square: {size}", size=size))
+        raise ValueError(Message("its images are not square: {}", size))
     return values.pop()

@@ -50,7 +50,7 @@ def resolve(reference: str | None = None) -> ModelReference:
     finished = {made.stat().st_mtime: run for run in Path("runs").glob("*/") if (made := _furthest_stage(run))}
     if not finished:
         return _named(STARTER, "")
-    return _named(STARTER, Message("; the newest run is used with --model {run}", run=finished[max(finished)]))
+    return _named(STARTER, Message("; the newest run is used with --model {}", finished[max(finished)]))
 
 
 def _named(reference: str, why: str) -> ModelReference:
@@ -59,30 +59,22 @@ def _named(reference: str, why: str) -> ModelReference:
         return _directory(Path(rest), "transformers" if scheme == "hf" else "open_clip", why)
     if scheme in ("hf", "hf-hub") and not _HUB_NAME.fullmatch(rest):
         raise DcclipError(
-            "model {reference} is neither a directory nor a name on the hub",
-            "write {scheme}:ORG/NAME or {scheme}:DIR",
-            reference=reference,
-            scheme=scheme,
+            "model {0} is neither a directory nor a name on the hub", "write {1}:ORG/NAME or {1}:DIR", reference, scheme
         )
     if scheme == "hf" and rest:
-        return ModelReference("hf", rest, Message("model: {rest} with transformers{why}", rest=rest, why=why))
+        return ModelReference("hf", rest, Message("model: {} with transformers{}", rest, why))
     if scheme in ("open_clip", "hf-hub") and rest:
         target = rest if scheme == "open_clip" else reference
-        return ModelReference(
-            "open_clip", target, Message("model: {target} with open_clip{why}", target=target, why=why)
-        )
+        return ModelReference("open_clip", target, Message("model: {} with open_clip{}", target, why))
     if reference == STARTER:
         if Path(STARTER).exists():
-            why = Message("{why}, not the folder here, which is ./{name}", why=why, name=STARTER)
-        return ModelReference(
-            "bundle", str(_STARTER_BUNDLE), Message("model: starter, which comes with dcclip{why}", why=why)
-        )
+            why = Message("{}, not the folder here, which is ./{}", why, STARTER)
+        return ModelReference("bundle", str(_STARTER_BUNDLE), Message("model: starter, which comes with dcclip{}", why))
     path = Path(reference)
     if not path.is_dir():
+        what = Message("model {} is not a directory", reference)
         raise DcclipError(
-            "model {reference} is not a directory",
-            "name a model directory, a bundle, a run, hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME or starter",
-            reference=reference,
+            what, "name a model directory, a bundle, a run, hf:ORG/NAME, open_clip:ARCH/TAG, hf-hub:ORG/NAME or starter"
         )
     return _directory(path, "open_clip", why)
 
@@ -90,14 +82,10 @@ def _named(reference: str, why: str) -> ModelReference:
 def _directory(path: Path, preferred: Library, why: str) -> ModelReference:
     folder = path if _is_model(path) else _furthest_stage(path) or path
     if (folder / "image.onnx").is_file():
-        return ModelReference(
-            "bundle", str(folder.resolve()), Message("model: bundle {folder}{why}", folder=folder, why=why)
-        )
+        return ModelReference("bundle", str(folder.resolve()), Message("model: bundle {}{}", folder, why))
     if library_of(folder, preferred) == "transformers":
-        return ModelReference(
-            "hf", str(folder.resolve()), Message("model: {folder} with transformers{why}", folder=folder, why=why)
-        )
-    return ModelReference("folder", str(folder.resolve()), Message("model: {folder}{why}", folder=folder, why=why))
+        return ModelReference("hf", str(folder.resolve()), Message("model: {} with transformers{}", folder, why))
+    return ModelReference("folder", str(folder.resolve()), Message("model: {}{}", folder, why))
 
 
 def library_of(folder: Path, preferred: Library) -> Library:
@@ -119,25 +107,22 @@ def library_of(folder: Path, preferred: Library) -> Library:
 
 def _no_model(folder: Path) -> DcclipError:
     if not folder.is_dir():
-        return DcclipError(
-            "{folder} is not a directory", "check the path, or give the name of a model on a hub", folder=folder
-        )
+        return DcclipError("{} is not a directory", "check the path, or give the name of a model on a hub", folder)
     if (folder / RECORD).is_file():  # a file that it lists is missing
         read_record(folder / RECORD, Message("copy the whole directory again"))
     names = sorted(path.name for path in folder.iterdir())
     inner = [name for name in names if (folder / name / "config.json").is_file() or _is_model(folder / name)]
     if inner:
-        hint: str = Message("name the directory in it: {inner}", inner=folder / inner[0])
+        hint: str = Message("name the directory in it: {}", folder / inner[0])
     elif (folder / "image.onnx").is_file():
         hint = Message("name the model directory that the bundle was exported from")
     else:
         hint = _HINT
     there = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or Message("nothing")
     what = Message(
-        "{folder} is no model directory of dcclip, open_clip or transformers, export bundle or finished run "
-        "(found: {there})",
-        folder=folder,
-        there=there,
+        "{} is no model directory of dcclip, open_clip or transformers, export bundle or finished run (found: {})",
+        folder,
+        there,
     )
     return DcclipError(what, hint)
 

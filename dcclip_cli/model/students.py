@@ -101,12 +101,7 @@ class TextTower(Options):
             ways = [count for count in range(1, 129) if self.width % count == 0]
             near = min(ways, key=lambda count: abs(count - self.head_count))
             raise ValueError(
-                Message(
-                    "width {width} cannot be split into {head_count} heads: set heads: {near}",
-                    width=self.width,
-                    head_count=self.head_count,
-                    near=near,
-                )
+                Message("width {} cannot be split into {} heads: set heads: {}", self.width, self.head_count, near)
             )
         return self
 
@@ -282,9 +277,7 @@ def init_image_tower(model: nn.Module, image: ImageTower) -> None:
 
         weights = timm.create_model(image.timm, pretrained=True).state_dict()
     elif not Path(image.weights).is_file():
-        raise DcclipError(
-            "student.image.weights: {weights} does not exist", "check the path, or omit it", weights=image.weights
-        )
+        raise DcclipError("student.image.weights: {} does not exist", "check the path, or omit it", image.weights)
     else:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -292,11 +285,7 @@ def init_image_tower(model: nn.Module, image: ImageTower) -> None:
         try:
             weights = load_file(image.weights)
         except SafetensorError as error:
-            what = Message(
-                "student.image.weights: {weights} is not a safetensors file: {error}",
-                weights=image.weights,
-                error=error,
-            )
+            what = Message("student.image.weights: {} is not a safetensors file: {}", image.weights, error)
             raise DcclipError(
                 what, "save the weights as safetensors; student.image.weights takes no other file"
             ) from None
@@ -306,11 +295,8 @@ def init_image_tower(model: nn.Module, image: ImageTower) -> None:
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     missing = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
     if missing and (whole or not all(name.startswith(("classifier", "head.", "fc.")) for name in missing)):
-        raise DcclipError(
-            "student.image.weights: {weights} does not fit {timm}: no matching {missing}",
-            "use weights of the same timm network",
-            weights=image.weights,
-            timm=image.timm,
-            missing=missing[0],
+        what = Message(
+            "student.image.weights: {} does not fit {}: no matching {}", image.weights, image.timm, missing[0]
         )
+        raise DcclipError(what, "use weights of the same timm network")
     trunk.load_state_dict(fitting, strict=False)

@@ -131,12 +131,10 @@ def _load(model: str, library: Library, progress: Progress, options: FgClip2Teac
     if model.startswith("hf-hub:"):
         from dcclip_cli.model.model_dir import download_model, load_model
 
-        with library_errors(Message("model {model} cannot be loaded", model=model), _CHECK):
+        with library_errors(Message("model {} cannot be loaded", model), _CHECK):
             directory = download_model(model.removeprefix("hf-hub:"))
         if directory and (directory / "image.onnx").is_file():
-            raise DcclipError(
-                "{model} is a bundle, which is not trained from", "name the model that it was made of", model=model
-            )
+            raise DcclipError("{} is a bundle, which is not trained from", "name the model that it was made of", model)
         if directory:
             return load_model(directory, progress=progress)
     from dcclip_cli.model.open_clip_models import load_named
@@ -157,7 +155,7 @@ def _load_transformers(model: str, progress: Progress, options: FgClip2Teacher |
     transformers.utils.logging.disable_progress_bar()  # of "Loading weights"
     enable_progress_bars()  # of downloads, which the line above disables too
     name = Path(model).name
-    what = Message("teacher {model} cannot be loaded", model=model)
+    what = Message("teacher {} cannot be loaded", model)
     with library_errors(what, _CHECK), tokenizer_errors(f"{what}: its tokenizer"):
         checked = checked_config(model)
         if checked.model_type == "uform":
@@ -169,7 +167,7 @@ def _load_transformers(model: str, progress: Progress, options: FgClip2Teacher |
         files = find_weights(model, TRANSFORMERS_WEIGHTS)
         if not files:
             names = " or ".join(TRANSFORMERS_WEIGHTS)
-            raise DcclipError(Message("{what}: there is no {names}", what=what, names=names), _CHECK)
+            raise DcclipError("{}: there is no {}", _CHECK, what, names)
         digest = weights_digest(files)
         if is_pickled(files):
             files = [safetensors_copy(files, digest, name, progress)]
@@ -240,10 +238,7 @@ def processors(model: str) -> tuple[Any, Any]:
     except ImportError as error:  # of sentencepiece, which SigLIP's and MetaCLIP 2's mT5 tokenizer needs
         reason = " ".join(str(error).split()).partition(" but it was not found")[0]
         raise DcclipError(
-            "teacher {model} cannot be loaded: {reason}",
-            "pip install sentencepiece protobuf",
-            model=model,
-            reason=reason,
+            "teacher {} cannot be loaded: {}", "pip install sentencepiece protobuf", model, reason
         ) from None
 
 
@@ -252,7 +247,7 @@ def _load_fg_clip2(
 ) -> FgClip2Towers:
     from dcclip_cli.model.others.naflex import FgClip2Towers, build_fg_clip2
 
-    progress.say(Message("running code of {code}", code=code))
+    progress.say(Message("running code of {}", code))
     model = build_fg_clip2(code, files)
     name = Path(options.model).name
     return FgClip2Towers(model, *processors(options.model), name, options.max_num_patches, options.walk_type)
@@ -272,13 +267,10 @@ def _from_pretrained(name: str, files: Sequence[Path], config_folder: Path) -> A
             files[0].parent, config=config, use_safetensors=True, dtype="float32", output_loading_info=True
         )
     if missing := sorted(found["missing_keys"]):
-        raise DcclipError(
-            "teacher {name} cannot be loaded: its weights lack {missing} ({count} missing in all)",
-            "copy the whole model again, or check that config.json belongs to these weights",
-            name=name,
-            missing=missing[0],
-            count=len(missing),
+        what = Message(
+            "teacher {} cannot be loaded: its weights lack {} ({} missing in all)", name, missing[0], len(missing)
         )
+        raise DcclipError(what, "copy the whole model again, or check that config.json belongs to these weights")
     return loaded
 
 
@@ -304,14 +296,12 @@ def _check_towers(towers: TransformersTowers, model: str) -> None:
     expected = shape if side is None else (3, *([side] * 2 if isinstance(side, int) else side))
     if shape != expected:
         what = Message(
-            "teacher {model} cannot be loaded: its image processor gives {shape}, its image tower takes {expected}",
-            model=model,
-            shape=shape,
-            expected=expected,
+            "teacher {} cannot be loaded: its image processor gives {}, its image tower takes {}",
+            model,
+            shape,
+            expected,
         )
-        raise DcclipError(
-            what, Message("copy the {image_processor} of the model again", image_processor=IMAGE_PROCESSOR)
-        )
+        raise DcclipError(what, Message("copy the {} of the model again", IMAGE_PROCESSOR))
     where = f"teacher {model} cannot be loaded: its tokenizer"
     check_tokenizer(towers.tokenize, towers.tokenizer.vocab_size, towers.vocabulary_rows, where)
 

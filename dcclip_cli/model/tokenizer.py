@@ -50,10 +50,7 @@ def train_tokenizer(captions: Iterable[str], size: int) -> Tokenizer:
         tokenizer.train_from_iterator(captions, trainer)
     except Exception as error:  # noqa: BLE001  # the library raises nothing narrower
         raise DcclipError(
-            "no vocabulary of {size} tokens can be trained: {error}",
-            "make student.text.vocabulary.size larger",
-            size=size,
-            error=error,
+            "no vocabulary of {} tokens can be trained: {}", "make student.text.vocabulary.size larger", size, error
         ) from None
     tokenizer = _in_fixed_order(tokenizer)
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -135,16 +132,14 @@ def check_trimmable(source: Path) -> None:
     """Raise DcclipError unless a directory has a Unigram tokenizer with the special tokens that a student needs."""
     file, other = source / "tokenizer.json", Message("write student.text.vocabulary: {{from: data, size: ...}}")
     if not file.is_file():
-        raise DcclipError(Message("{source} has no tokenizer.json", source=source), other)
+        raise DcclipError("{} has no tokenizer.json", other, source)
     model = read_json(file, other).get("model", {})
     kind = model.get("type", "Unigram" if "unk_id" in model else None)
     if kind != "Unigram":
-        raise DcclipError(
-            Message("{file} is a {kind} tokenizer; only Unigram tokenizers can be trimmed", file=file, kind=kind), other
-        )
+        raise DcclipError("{} is a {} tokenizer; only Unigram tokenizers can be trimmed", other, file, kind)
     tokens = {token for token, _ in model.get("vocab", ())}
     if missing := [token for token in ("<pad>", "</s>") if token not in tokens]:
-        raise DcclipError(Message("the teacher's tokenizer has no {missing} token", missing=missing[0]), other)
+        raise DcclipError("the teacher's tokenizer has no {} token", other, missing[0])
 
 
 def _single_characters(vocab: list[list[Any]]) -> list[int]:
@@ -205,9 +200,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
     file = folder / "tokenizer.json"
     if not file.is_file():
-        raise DcclipError(
-            "{folder} has no tokenizer.json", "make the model again, or copy the whole directory", folder=folder
-        )
+        raise DcclipError("{} has no tokenizer.json", "make the model again, or copy the whole directory", folder)
     with tokenizer_errors(str(file)):
         return Tokenizer.from_file(str(file))
 
@@ -224,9 +217,7 @@ def tokenizer_errors(where: str) -> Iterator[None]:
         if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise DcclipError(
-            "{where} is not a tokenizer: {reason}", "copy the model directory again", where=where, reason=reason
-        ) from None
+        raise DcclipError("{} is not a tokenizer: {}", "copy the model directory again", where, reason) from None
 
 
 def check_tokenizer(tokenize: Callable[[list[str]], Tokens], tokens: int, rows: int, where: str) -> None:
@@ -236,26 +227,12 @@ def check_tokenizer(tokenize: Callable[[list[str]], Tokens], tokens: int, rows: 
     """
     hint = Message("copy the whole model directory again: tokenizer and weights are of two models")
     if tokens > rows or 2 * tokens < rows:
-        raise DcclipError(
-            Message(
-                "{where} has {tokens:,} tokens, its text tower {rows:,}: it is another model's",
-                where=where,
-                tokens=tokens,
-                rows=rows,
-            ),
-            hint,
-        )
+        raise DcclipError("{} has {:,} tokens, its text tower {:,}: it is another model's", hint, where, tokens, rows)
     with tokenizer_errors(where):
         ids = tokenize(list(_TRIAL_TEXTS)).ids
     if (largest := int(ids.max())) >= rows:
         raise DcclipError(
-            Message(
-                "{where} gives token {largest:,}, its text tower has {rows:,}: it is another model's",
-                where=where,
-                largest=largest,
-                rows=rows,
-            ),
-            hint,
+            "{} gives token {:,}, its text tower has {:,}: it is another model's", hint, where, largest, rows
         )
 
 
@@ -272,7 +249,7 @@ def tokenize_with(
 
     padding = tokenizer.token_to_id("<pad>")
     if padding is None:
-        raise DcclipError("{where} has no token <pad>", "copy the model directory again", where=where)
+        raise DcclipError("{} has no token <pad>", "copy the model directory again", where)
     with tokenizer_errors(where):
         tokenizer.enable_truncation(context_length)
         tokenizer.enable_padding(pad_id=padding, pad_token="<pad>")

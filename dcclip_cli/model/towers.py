@@ -102,9 +102,7 @@ class Towers(nn.Module, ABC):
 
     def match_preprocessing(self) -> Preprocessing:
         """The Preprocessing that gives the values of the library's own. Raises DcclipError if there is none."""
-        raise DcclipError(
-            "{name}: its preprocessing is done by its library", "use a model of another library", name=self.name
-        )
+        raise DcclipError("{}: its preprocessing is done by its library", "use a model of another library", self.name)
 
     @cached_property
     def preprocessing(self) -> Preprocessing | None:
@@ -266,9 +264,7 @@ class OpenClipTowers(Towers):
         # open_clip's CLIP class has the text layers in the model itself.
         table = getattr(getattr(self.model, "text", self.model), "token_embedding", None)
         if table is None or self.vocab is None:
-            raise DcclipError(
-                "the vocabulary of {name} cannot be inherited", "omit student.text.inherit", name=self.name
-            )
+            raise DcclipError("the vocabulary of {} cannot be inherited", "omit student.text.inherit", self.name)
         return table.weight.detach(), self.vocab
 
     @property
@@ -412,10 +408,8 @@ def on_grid(hidden: Tensor) -> Tensor:
 def no_such_layer(name: str, layers: Sequence[int], count: int) -> DcclipError:
     """The error for layers that an image tower of `count` layers does not have."""
     numbers = ", ".join(map(str, layers))
-    what = Message("the image tower of {name} does not have all of the layers {numbers}", name=name, numbers=numbers)
-    return DcclipError(
-        what, Message("its layers are 0 to {last}, or -{count} to -1 from the end", last=count - 1, count=count)
-    )
+    what = Message("the image tower of {} does not have all of the layers {}", name, numbers)
+    return DcclipError(what, Message("its layers are 0 to {}, or -{} to -1 from the end", count - 1, count))
 
 
 @contextmanager

@@ -115,13 +115,7 @@ def trim(
     new = {old: number for number, old in enumerate(sorted(kept))}
     covered = [text for text, ids in source.ids.items() if new.keys() >= set(ids.tolist())]
     compared = covered[:: max(1, len(covered) // _COMPARED)][:_COMPARED]
-    talk.say(
-        Message(
-            "embedding {count} texts with {name} and its trimmed copy, to compare them",
-            count=len(compared),
-            name=folder.name,
-        )
-    )
+    talk.say(Message("embedding {} texts with {} and its trimmed copy, to compare them", len(compared), folder.name))
     expected = _embed(towers, compared)
     del towers
     gc.collect()  # models refer to themselves; with it goes the source's file from memory
@@ -131,11 +125,7 @@ def trim(
         split = _compare_tokens(temporary, trimmed, source, new)
         difference = float(np.abs(_embed(trimmed, compared) - expected).max(initial=0))
         if not difference <= MOST_DIFFERENCE:
-            what = Message(
-                "embeddings of {folder} and its trimmed copy differ by {difference:.1g}",
-                folder=folder,
-                difference=difference,
-            )
+            what = Message("embeddings of {} and its trimmed copy differ by {:.1g}", folder, difference)
             raise DcclipError(what, "please report it, with the model's name")
         result = TrimResult(
             folder=out,
@@ -157,13 +147,11 @@ def trimmable(reference: ModelReference) -> Path:
     """The directory of a model, downloaded if it is on the hub. Raises DcclipError for what is no model directory."""
     name = reference.target.removeprefix("hf-hub:")
     if reference.kind == "bundle":
-        raise DcclipError("{name} is an export", "trim the model directory that it was exported from", name=name)
+        raise DcclipError("{} is an export", "trim the model directory that it was exported from", name)
     if Path(name).is_dir():
         return Path(name)
     if reference.kind == "open_clip" and name == reference.target:
-        raise DcclipError(
-            "open_clip:{name} is no repository", "name the one of its weights: hf-hub:ORG/NAME", name=name
-        )
+        raise DcclipError("open_clip:{} is no repository", "name the one of its weights: hf-hub:ORG/NAME", name)
     if cached := whole_cached_folder(name):
         return cached
     files_on_hub(name)
@@ -174,12 +162,10 @@ def trimmable(reference: ModelReference) -> Path:
 
 def _check(folder: Path, out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DcclipError("{out} exists and is not empty", "name another folder with --out, or remove it", out=out)
+        raise DcclipError("{} exists and is not empty", "name another folder with --out, or remove it", out)
     library_of(folder, "open_clip")
     if (folder / TRANSFORMERS_CONFIG).is_file() and is_uform(folder / TRANSFORMERS_CONFIG):
-        raise DcclipError(
-            "{folder} is a model of UForm, which cannot be trimmed yet", "trim another model", folder=folder
-        )
+        raise DcclipError("{} is a model of UForm, which cannot be trimmed yet", "trim another model", folder)
 
 
 def _load(folder: Path, trust_remote_code: bool, progress: Progress) -> Towers:
@@ -197,7 +183,7 @@ def _read(folder: Path, towers: Any, texts: Sequence[str]) -> _Source:
     library = getattr(towers, "library_tokenizer", None)  # open_clip's, which cleans texts first
     own = getattr(library, "tokenizer", None) if library else getattr(towers, "tokenizer", None)
     if library and own is None:
-        raise DcclipError("{folder} has CLIP's English vocabulary", "trim a multilingual model", folder=folder)
+        raise DcclipError("{} has CLIP's English vocabulary", "trim a multilingual model", folder)
     backend: Any = getattr(own, "backend_tokenizer", None) or (None if own else load_tokenizer(folder))
     # SigLIP2's and FG-CLIP2's towers lower-case texts for Gemma's tokenizer.
     lower_cases = bool(getattr(towers, "fixed_length", False)) and "gemma" in type(own).__name__.lower()
@@ -304,12 +290,7 @@ def _table(folder: Path, rows: int) -> str:
     shapes = {name: tensor.shape for name, tensor in stored_tensors(_files(folder)).items()}
     found = [name for name, shape in shapes.items() if name.endswith(_TABLES) and shape[:1] == (rows,)]
     if len(found) != 1:
-        what = Message(
-            "{folder} has {count} embedding tables of {rows:,} pieces, not one",
-            folder=folder,
-            count=len(found),
-            rows=rows,
-        )
+        what = Message("{} has {} embedding tables of {:,} pieces, not one", folder, len(found), rows)
         raise DcclipError(what, "trim a model with one text tower")
     return found[0]
 
@@ -347,20 +328,13 @@ def _compare_tokens(folder: Path, trimmed: Any, source: _Source, new: Mapping[in
     again = _read(folder, trimmed, list(source.ids))
     hint = Message("please report it, with the model's name")
     if dict(again.vocab) != {piece: new[number] for piece, number in source.vocab.items() if number in new}:
-        raise DcclipError(
-            Message("the tokenizer of {folder} cannot be cut: its files disagree about its pieces", folder=folder), hint
-        )
+        raise DcclipError("the tokenizer of {} cannot be cut: its files disagree about its pieces", hint, folder)
     split = []
     for text, ids in source.ids.items():
         if not new.keys() >= set(ids.tolist()):
             split.append(text)
         elif again.ids[text].tolist() != [new[number] for number in ids.tolist()]:
-            raise DcclipError(
-                Message(
-                    "the trimmed tokenizer of {folder} splits {text!r:.100} in another way", folder=folder, text=text
-                ),
-                hint,
-            )
+            raise DcclipError("the trimmed tokenizer of {} splits {!r:.100} in another way", hint, folder, text)
     return split
 
 

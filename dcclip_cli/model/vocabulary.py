@@ -102,9 +102,7 @@ def cut_tokenizer(source: Path, target: Path, kept: Mapping[str, int], new: Mapp
             continue
         written = True
     if not written:
-        raise DcclipError(
-            "{source} has no vocabulary of pieces that can be cut", "trim a multilingual model", source=source
-        )
+        raise DcclipError("{} has no vocabulary of pieces that can be cut", "trim a multilingual model", source)
 
 
 def _cut_json(file: Path, target: Path, kept: Collection[str], new: Mapping[int, int]) -> None:
@@ -235,7 +233,5 @@ def bpe_model(source: Path) -> dict[str, Any] | None:
 
 
 def _of_bytes(source: Path) -> DcclipError:
-    what = Message(
-        "the vocabulary of {source} is of bytes, as CLIP's English one: no piece belongs to a language", source=source
-    )
+    what = Message("the vocabulary of {} is of bytes, as CLIP's English one: no piece belongs to a language", source)
     return DcclipError(what, "trim a multilingual model: of XLM-R's, mT5's, Gemma's or BERT's vocabulary")

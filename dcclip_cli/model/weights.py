@@ -42,13 +42,7 @@ def find_weights(model: str, names: Sequence[str]) -> list[Path]:
             shards = shards_of(index)
             files = [find_file(model, shard) for shard in shards]
             if missing := [shard for shard, file in zip(shards, files, strict=True) if file is None]:
-                raise DcclipError(
-                    "{model} has no {missing}, which {name} names",
-                    "copy the model again",
-                    model=model,
-                    missing=missing[0],
-                    name=index.name,
-                )
+                raise DcclipError("{} has no {}, which {} names", "copy the model again", model, missing[0], index.name)
             return [file for file in files if file is not None]
     return []
 
@@ -57,15 +51,10 @@ def shards_of(index: Path) -> list[str]:
     """The names of the weight files that an index lists. Raises DcclipError where one is not next to the index."""
     listed = read_json(index, _AGAIN).get("weight_map")
     if not isinstance(listed, dict) or not listed:
-        raise DcclipError(Message("{index} lists no weights (weight_map)", index=index), _AGAIN)
+        raise DcclipError("{} lists no weights (weight_map)", _AGAIN, index)
     for shard in listed.values():
         if not isinstance(shard, str) or Path(shard).name != shard:
-            raise DcclipError(
-                Message(
-                    "{index}: weight_map: {shard!r:.100} is not the name of a file next to it", index=index, shard=shard
-                ),
-                _AGAIN,
-            )
+            raise DcclipError("{}: weight_map: {!r:.100} is not the name of a file next to it", _AGAIN, index, shard)
     return sorted(set(listed.values()))
 
 
@@ -97,7 +86,7 @@ def require_file(model: str, name: str) -> Path:
     if Path(model).is_dir():
         if (Path(model) / name).is_file():
             return Path(model) / name
-        raise DcclipError("{model} has no {name}", "copy the whole model directory again", model=model, name=name)
+        raise DcclipError("{} has no {}", "copy the whole model directory again", model, name)
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -118,7 +107,7 @@ def is_pickled(files: Sequence[Path]) -> bool:
 def say_what_is_loaded(name: str, files: Sequence[Path], progress: Progress) -> None:
     """Announce the loading of large files, which takes seconds."""
     if (size := sum(file.stat().st_size for file in files)) >= LARGE_BYTES:
-        progress.say(Message("loading {name}: {size:,.0f} MB of weights", name=name, size=size / 1e6))
+        progress.say(Message("loading {}: {:,.0f} MB of weights", name, size / 1e6))
 
 
 def weights_digest(files: Sequence[Path]) -> str:
@@ -144,12 +133,8 @@ def safetensors_copy(files: Sequence[Path], digest: str, name: str, progress: Pr
         folder.parent.mkdir(parents=True, exist_ok=True)
         with lock(folder.with_suffix(".lock")):
             if not _is_whole(folder / SAFETENSORS, say):
-                what = Message(
-                    "{name} has only pickled weights ({files_name}): reading tensors alone",
-                    name=name,
-                    files_name=files[0].name,
-                )
-                say(Message("{what}, and keeping a copy as safetensors in {folder}", what=what, folder=folder))
+                what = Message("{} has only pickled weights ({}): reading tensors alone", name, files[0].name)
+                say(Message("{}, and keeping a copy as safetensors in {}", what, folder))
                 with atomic_folder(folder) as temporary:
                     weights = {key: value for file in files for key, value in unpickled(file).items()}
                     save_file(_apart(weights), temporary / SAFETENSORS, {"format": "pt"})
@@ -164,7 +149,7 @@ def _is_whole(copy: Path, say: Callable[[str], None]) -> bool:
         refuse_special(copy)
         stored_tensors([copy])
     except DcclipError as error:
-        say(Message("warning: {what}: it is made again", what=error.what))
+        say(Message("warning: {}: it is made again", error.what))
         remove(copy.parent)
         return False
     return True
@@ -190,9 +175,7 @@ def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:
                     found[name] = StoredTensor(str(tensor.get_dtype()), tuple(tensor.get_shape()))
         except (SafetensorError, OSError) as error:
             reason = str(error).strip().splitlines()[0][:200]
-            raise DcclipError(
-                Message("{file} is not a readable safetensors file: {reason}", file=file, reason=reason), _AGAIN
-            ) from None
+            raise DcclipError("{} is not a readable safetensors file: {}", _AGAIN, file, reason) from None
     return found
 
 
@@ -201,19 +184,9 @@ def check_fit(model: nn.Module, files: Sequence[Path], config: str, ignored: Col
     where, own, hint = _place(files), set(model.state_dict()), _other_weights(config)
     stored = check_shapes(model, files, config)
     if missing := sorted(own - stored.keys()):
-        raise DcclipError(
-            Message(
-                "{where} lacks {missing} ({count} missing in all)", where=where, missing=missing[0], count=len(missing)
-            ),
-            hint,
-        )
+        raise DcclipError("{} lacks {} ({} missing in all)", hint, where, missing[0], len(missing))
     if unknown := sorted(stored.keys() - own - set(ignored)):
-        what = Message(
-            "{where} has {unknown}, which is no part of the model ({count} such weights)",
-            where=where,
-            unknown=unknown[0],
-            count=len(unknown),
-        )
+        what = Message("{} has {}, which is no part of the model ({} such weights)", where, unknown[0], len(unknown))
         raise DcclipError(what, hint)
 
 
@@ -226,38 +199,15 @@ def check_shapes(model: nn.Module, files: Sequence[Path], config: str) -> dict[s
         dtype, shape = stored[name]
         if shape != tuple(weight.shape):
             raise DcclipError(
-                Message(
-                    "{where}: {name} has the shape {shape}, by {config} it is {expected}",
-                    where=where,
-                    name=name,
-                    shape=shape,
-                    config=config,
-                    expected=tuple(weight.shape),
-                ),
-                hint,
+                "{}: {} has the shape {}, by {} it is {}", hint, where, name, shape, config, tuple(weight.shape)
             )
         if weight.is_floating_point() and dtype not in _FLOATS:
-            what = Message(
-                "{where}: {name} has numbers of type {dtype}, not {floats}",
-                where=where,
-                name=name,
-                dtype=dtype,
-                floats=", ".join(_FLOATS),
-            )
+            what = Message("{}: {} has numbers of type {}, not {}", where, name, dtype, ", ".join(_FLOATS))
             raise DcclipError(what, "use weights that are not quantized")
     described = sum(weight.numel() for weight in model.parameters())
     there = sum(math.prod(tensor.shape) for tensor in stored.values())
     if described > 2 * there + _FEW:
-        raise DcclipError(
-            Message(
-                "{where} has {there:,} weights, by {config} the model has {described:,}",
-                where=where,
-                there=there,
-                config=config,
-                described=described,
-            ),
-            hint,
-        )
+        raise DcclipError("{} has {:,} weights, by {} the model has {:,}", hint, where, there, config, described)
     return stored
 
 
@@ -266,7 +216,7 @@ def _place(files: Sequence[Path]) -> Path:
 
 
 def _other_weights(config: str) -> str:
-    return Message("copy the whole model again: {config} and the weights are of two models", config=config)
+    return Message("copy the whole model again: {} and the weights are of two models", config)
 
 
 def unpickled(file: Path) -> dict[str, Tensor]:
@@ -281,24 +231,18 @@ def unpickled(file: Path) -> dict[str, Tensor]:
         found: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         if foreign := re.search(r"GLOBAL (\S+)", str(error)):  # torch's advice to turn the check off is left out
-            what = Message(
-                "{file} is refused: besides weights it names {foreign}, and could run code",
-                file=file,
-                foreign=foreign[1],
-            )
+            what = Message("{} is refused: besides weights it names {}, and could run code", file, foreign[1])
         else:
-            what = Message("{file} is refused: it is not a file of weights written by torch.save", file=file)
+            what = Message("{} is refused: it is not a file of weights written by torch.save", file)
         raise DcclipError(what, "use a model with safetensors weights") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise DcclipError(
-            "{file} cannot be read: {reason}", "copy or download the file again", file=file, reason=reason
-        ) from None
+        raise DcclipError("{} cannot be read: {}", "copy or download the file again", file, reason) from None
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     tensors = {key: value for key, value in found.items() if _is_tensor(value)} if isinstance(found, dict) else {}
     if not tensors:
-        raise DcclipError("{file} contains no weights by name", "use a model with safetensors weights", file=file)
+        raise DcclipError("{} contains no weights by name", "use a model with safetensors weights", file)
     return {str(key).removeprefix("module."): value for key, value in tensors.items()}
 
 

@@ -151,12 +151,9 @@ class ShortEncoder:
     def _shortened(self, vectors: np.ndarray, inputs: str) -> np.ndarray:
         if self.dims > vectors.shape[1]:
             what = Message(
-                "{name} has embeddings of {width} numbers, fewer than {dims}",
-                name=self.whole.name,
-                width=vectors.shape[1],
-                dims=self.dims,
+                "{} has embeddings of {} numbers, fewer than {}", self.whole.name, vectors.shape[1], self.dims
             )
-            raise DcclipError(what, Message("use --dims {width} or fewer, or omit it", width=vectors.shape[1]))
+            raise DcclipError(what, Message("use --dims {} or fewer, or omit it", vectors.shape[1]))
         return finite(cut(vectors, self.dims), self.name, inputs)
 
 
@@ -167,12 +164,7 @@ def shortened(encoder: Encoder, dims: int | None, progress: Progress) -> Encoder
     if dims not in encoder.trained_dims:
         trained = ", ".join(map(str, encoder.trained_dims)) or Message("none; see train option dims")
         progress.say(
-            Message(
-                "warning: {name} was not trained for {dims} dimensions (trained: {trained})",
-                name=encoder.name,
-                dims=dims,
-                trained=trained,
-            )
+            Message("warning: {} was not trained for {} dimensions (trained: {})", encoder.name, dims, trained)
         )
     short: Encoder = ShortEncoder(encoder, dims)
     return short
@@ -195,9 +187,7 @@ def load_encoder(
         reference = _downloaded(reference)
     if reference.kind == "bundle":
         if precision == "bf16":
-            raise DcclipError(
-                "{target} computes in the precision of its export", "omit --precision", target=reference.target
-            )
+            raise DcclipError("{} computes in the precision of its export", "omit --precision", reference.target)
         from dcclip_cli.predict.onnx_encoder import OnnxEncoder
 
         return OnnxEncoder(reference.path, device, threads or 1)
@@ -210,7 +200,7 @@ def _downloaded(reference: ModelReference) -> ModelReference:
     from dcclip_cli.model.model_dir import download_model
 
     with library_errors(
-        Message("model {target} cannot be loaded", target=reference.target),
+        Message("model {} cannot be loaded", reference.target),
         Message("check the name, and the network connection"),
     ):
         folder = download_model(reference.target.removeprefix("hf-hub:"))

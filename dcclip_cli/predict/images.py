@@ -39,17 +39,13 @@ def find_images(given: Iterable[str], listed: Iterable[str] = ()) -> Iterator[Pa
             lines = [line.rstrip("\r\n") for line in listed if line.strip() not in ("", "-")]
             if not lines:
                 example = "find FOLDER -name '*.jpg' | dcclip predict - --labels 猫,dog"
-                raise DcclipError(
-                    "stdin has no line with the name of an image", "for example: {example}", example=example
-                )
+                raise DcclipError("stdin has no line with the name of an image", "for example: {}", example)
             yield from find_images(lines)
         elif _is_folder(name):
-            yield from _not_empty(_below(name), Message("{name} contains no images", name=name))
+            yield from _not_empty(_below(name), Message("{} contains no images", name))
         elif glob.has_magic(name) and not Path(name).exists():
             matching = (Path(path) for path in sorted(glob.glob(name, recursive=True)))
-            yield from _not_empty(
-                [path for path in matching if path.is_file()], Message("no file matches {name}", name=name)
-            )
+            yield from _not_empty([path for path in matching if path.is_file()], Message("no file matches {}", name))
         else:
             yield Path(name)
 
@@ -75,7 +71,7 @@ def _is_folder(name: str) -> bool:
 
 def _not_empty(found: list[Path], otherwise: str) -> list[Path]:
     if not found:
-        raise DcclipError(otherwise, Message("images are files ending in {suffixes}", suffixes=", ".join(SUFFIXES)))
+        raise DcclipError(otherwise, Message("images are files ending in {}", ", ".join(SUFFIXES)))
     return found
 
 

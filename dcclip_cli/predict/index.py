@@ -84,7 +84,7 @@ def open_index(
     """
     progress = progress or Silent()
     if not folder.is_dir():
-        raise DcclipError("{folder} is not a folder", "name a folder of images", folder=folder)
+        raise DcclipError("{} is not a folder", "name a folder of images", folder)
     names = [str(path.relative_to(folder)) for path in find_images([str(folder)])]
     store = _open_store(_index_folder(model, folder, kind), progress)
     if fresh:
@@ -95,9 +95,7 @@ def open_index(
     paths = [folder / name for name in names]
     found = _embed_images(model, paths, store, keys, kind, f"index {folder}", progress)
     if not found.there.any():
-        raise DcclipError(
-            "{folder} has no image that can be read", "name a folder of JPEG, PNG or WebP images", folder=folder
-        )
+        raise DcclipError("{} has no image that can be read", "name a folder of JPEG, PNG or WebP images", folder)
     if store.rows > 2 * len(found.vectors) and not store.in_memory:  # most are of pictures that changed
         store.clear()
         store.write([(keys[found.there], {"embedding": found.vectors})])
@@ -207,13 +205,7 @@ def _open_store(folder: Path | None, progress: Progress) -> FeatureStore:
     try:
         return FeatureStore(folder, progress.say, optional=True)
     except OSError as error:  # it cannot be read
-        progress.say(
-            Message(
-                "{folder} cannot be read ({strerror}): what is computed now is not kept",
-                folder=folder,
-                strerror=error.strerror,
-            )
-        )
+        progress.say(Message("{} cannot be read ({}): what is computed now is not kept", folder, error.strerror))
         return FeatureStore(None)
 
 

@@ -111,7 +111,7 @@ def _is_supported(preprocessing: dict[str, Any]) -> dict[str, Any]:
 def _have_a_place_for_the_label(prompts: dict[str, list[str]]) -> dict[str, list[str]]:
     for language, templates in prompts.items():
         if not templates or not all("{}" in template for template in templates):
-            raise ValueError(Message("prompts for {language} must be texts with {{}}", language=language))
+            raise ValueError(Message("prompts for {} must be texts with {{}}", language))
     return prompts
 
 
@@ -151,12 +151,12 @@ class ExportedEncoder:
         lengths = np.linalg.norm(finite(embeddings, self.name, inputs), axis=-1)
         if not (np.abs(lengths - 1) <= _LENGTH_ERROR).all():
             what = Message(
-                "{name} returned embeddings of {inputs} of the length {lengths:.3g}",
-                name=self.name,
-                inputs=inputs,
-                lengths=lengths[np.abs(lengths - 1).argmax()],
+                "{} returned embeddings of {} of the length {:.3g}",
+                self.name,
+                inputs,
+                lengths[np.abs(lengths - 1).argmax()],
             )
-            raise NotFiniteError(Message("{what} instead of 1", what=what), _COPY)
+            raise NotFiniteError("{} instead of 1", _COPY, what)
         return embeddings
 
 
@@ -183,27 +183,20 @@ class OnnxEncoder(ExportedEncoder):
         if not self._in_graph and isinstance(side, int) and side != self._preprocess.size:
             raise DcclipError(
                 Message(
-                    "{image} takes images of {side} x {side}, {description} says {size}",
-                    image=folder / IMAGE,
-                    side=side,
-                    description=DESCRIPTION,
-                    size=self._preprocess.size,
+                    "{0} takes images of {1} x {1}, {2} says {3}",
+                    folder / IMAGE,
+                    side,
+                    DESCRIPTION,
+                    self._preprocess.size,
                 ),
                 _COPY,
             )
         widths = [one.get_outputs()[0].shape[-1] for one in (image, text)]
         if widths[0] != widths[1]:
-            raise DcclipError(
-                Message(
-                    "{folder}: {image} gives {image_width} numbers and {text} {text_width}: they are from two models",
-                    folder=folder,
-                    image=IMAGE,
-                    image_width=widths[0],
-                    text=TEXT,
-                    text_width=widths[1],
-                ),
-                _COPY,
+            what = Message(
+                "{}: {} gives {} numbers and {} {}: they are from two models", folder, IMAGE, widths[0], TEXT, widths[1]
             )
+            raise DcclipError(what, _COPY)
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         if not self._in_graph:
@@ -237,34 +230,17 @@ def read_description(folder: Path, kind: str = "bundle", files: Sequence[str] = 
         found = (
             ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else Message("no such folder")
         )
-        raise DcclipError(
-            Message(
-                "{folder} has no {missing} (found: {found})", folder=folder, missing=", ".join(missing), found=found
-            ),
-            _COPY,
-        )
+        raise DcclipError("{} has no {} (found: {})", _COPY, folder, ", ".join(missing), found)
     for file in (folder / name for name in needed):
         if not os.access(file, os.R_OK):  # onnxruntime would only give the number of the error
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
     record = read_record(folder / DESCRIPTION, _UNEDITED)
     found_kind = record.content.get("kind")
     if found_kind is None:
-        raise DcclipError(
-            Message(
-                "{description} has no kind: it is not that of a dcclip {kind}",
-                description=folder / DESCRIPTION,
-                kind=kind,
-            ),
-            _COPY,
-        )
+        raise DcclipError("{} has no kind: it is not that of a dcclip {}", _COPY, folder / DESCRIPTION, kind)
     if found_kind != kind:
-        raise DcclipError(
-            "{description} describes a {found_kind}, not a {kind}",
-            "export the model again with this version of dcclip",
-            description=folder / DESCRIPTION,
-            found_kind=found_kind,
-            kind=kind,
-        )
+        what = Message("{} describes a {}, not a {}", folder / DESCRIPTION, found_kind, kind)
+        raise DcclipError(what, "export the model again with this version of dcclip")
     return Described(validated_by(Description.read, record.content, folder / DESCRIPTION, _COPY), record)
 
 
@@ -279,9 +255,7 @@ def _open_tokenizer(folder: Path, about: Description) -> Any:
     from dcclip_cli.model.tokenizer import load_tokenizer
 
     if file_sha256(folder / TOKENIZER) != about.tokenizer_sha256:
-        raise DcclipError(
-            Message("{tokenizer} is not the tokenizer of this bundle", tokenizer=folder / TOKENIZER), _COPY
-        )
+        raise DcclipError("{} is not the tokenizer of this bundle", _COPY, folder / TOKENIZER)
     tokenizer = load_tokenizer(folder)
     tokenizer.enable_truncation(about.context_length)
     tokenizer.enable_padding(pad_id=about.padding_id, length=about.context_length if about.fixed_length else None)
@@ -308,29 +282,13 @@ def _open_session(
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
     except _onnxruntime_errors() as error:
-        raise DcclipError(
-            Message("{file} cannot be loaded: {reason}", file=file, reason=_reason(error)), _COPY
-        ) from None
+        raise DcclipError("{} cannot be loaded: {}", _COPY, file, _reason(error)) from None
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if [node.name for node in (*inputs, *outputs)] != [takes, gives]:
-        raise DcclipError(
-            Message(
-                "{file} does not turn {takes} into {gives}: it is not part of a dcclip bundle",
-                file=file,
-                takes=takes,
-                gives=gives,
-            ),
-            _COPY,
-        )
+        raise DcclipError("{} does not turn {} into {}: it is not part of a dcclip bundle", _COPY, file, takes, gives)
     if not inputs[0].shape or len(outputs[0].shape or ()) != 2:
         raise DcclipError(
-            Message(
-                "{file} does not say the shapes of {takes} and {gives}: it is not of a dcclip bundle",
-                file=file,
-                takes=takes,
-                gives=gives,
-            ),
-            _COPY,
+            "{} does not say the shapes of {} and {}: it is not of a dcclip bundle", _COPY, file, takes, gives
         )
     return session
 
@@ -342,9 +300,7 @@ def _runner(session: InferenceSession, file: Path, takes: str, gives: str) -> Ru
         try:
             return np.asarray(session.run([gives], {takes: items})[0])
         except _onnxruntime_errors() as error:
-            raise DcclipError(
-                Message("{file} cannot be computed: {reason}", file=file, reason=_reason(error)), _COPY
-            ) from None
+            raise DcclipError("{} cannot be computed: {}", _COPY, file, _reason(error)) from None
 
     return run
 
@@ -368,5 +324,5 @@ def _provider(device: str) -> str:
     if device == "auto":
         device = "cuda" if names["cuda"] in there else "cpu"
     if names.get(device) not in there:
-        raise DcclipError("onnxruntime finds no device {device}", "omit --device, or use --device cpu", device=device)
+        raise DcclipError("onnxruntime finds no device {}", "omit --device, or use --device cpu", device)
     return names[device]

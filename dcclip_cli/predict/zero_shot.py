@@ -62,9 +62,7 @@ def class_means(embeddings: np.ndarray, counts: Sequence[int]) -> np.ndarray:
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
     if not lengths.all():
         what = Message(
-            "the embeddings of the prompts add up to 0 for {zero} of {count} classes",
-            zero=int((lengths == 0).sum()),
-            count=len(counts),
+            "the embeddings of the prompts add up to 0 for {} of {} classes", int((lengths == 0).sum()), len(counts)
         )
         raise NotFiniteError(what, "use other prompt templates; are the model's weights damaged?")
     return sums / lengths
@@ -142,9 +140,7 @@ def _prompts(model: Encoder, templates: Sequence[str] | None) -> dict[str, Seque
     for template in templates:
         if "{}" not in template:
             raise DcclipError(
-                "the template '{template}' has no {{}} for the label",
-                "for example: --template 'a photo of a {{}}'",
-                template=template,
+                "the template '{}' has no {{}} for the label", "for example: --template 'a photo of a {{}}'", template
             )
     own = {language: [one for one in templates if language_by_script(one) == language] for language in PLAIN_PROMPTS}
     return {language: several or templates for language, several in own.items()}

@@ -68,13 +68,10 @@ def _complete_header(card: ModelCard, facts: CardFacts, collected: Sequence[_Col
     license = facts.license or card.data.get("license")
     if not license:
         known = sorted({license for one in collected for license in one.licenses})
-        of_data = Message("; that of its data: {known}", known=", ".join(known)) if known else ""
-        raise DcclipError(
-            Message("no license is named for {repository}{of_data}", repository=facts.repository, of_data=of_data),
-            _LICENSES,
-        )
+        of_data = Message("; that of its data: {}", ", ".join(known)) if known else ""
+        raise DcclipError("no license is named for {}{}", _LICENSES, facts.repository, of_data)
     if facts.license and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", facts.license):
-        raise DcclipError(Message("{license!r} is no license of the hub", license=facts.license), _LICENSES)
+        raise DcclipError("{!r} is no license of the hub", _LICENSES, facts.license)
     card.data["license"] = license
     tags = ["clip", "dcclip", *(["onnx"] if any(name.startswith("onnx") for name in facts.bundles) else [])]
     card.data["tags"] = list(dict.fromkeys([*(card.data.get("tags") or []), *tags]))

@@ -87,16 +87,10 @@ def plan_push(model: ModelReference, repository: str, options: PushOptions) -> P
     DcclipError for a damaged model, for one that is not here, and if no license is named.
     """
     if not _NAME.fullmatch(repository):
-        raise DcclipError(
-            "{repository} is no name of a repository",
-            "write ORG/NAME; ORG may be your user name",
-            repository=repository,
-        )
+        raise DcclipError("{} is no name of a repository", "write ORG/NAME; ORG may be your user name", repository)
     folder = model.path
     if model.kind == "open_clip" or not folder.is_dir():
-        raise DcclipError(
-            "{target} is a model on a hub already", "name a run, a model directory or an export", target=model.target
-        )
+        raise DcclipError("{} is a model on a hub already", "name a run, a model directory or an export", model.target)
     record = _checked(folder)
     run = _run_of(folder)
     notes: list[str] = []
@@ -141,15 +135,15 @@ def push(
         replaced = [one for one in changed if one in {sibling.rfilename for sibling in info.siblings or ()}]
         if replaced and not (overwrite or pull_request):
             what = Message(
-                "{name} exists, and {count} of its files would change: {replaced}",
-                name=name,
-                count=len(replaced),
-                replaced=", ".join(replaced[:8]) + (", ..." if len(replaced) > 8 else ""),
+                "{} exists, and {} of its files would change: {}",
+                name,
+                len(replaced),
+                ", ".join(replaced[:8]) + (", ..." if len(replaced) > 8 else ""),
             )
             hint = Message("look at it; then add --overwrite, or --pull-request, or name another repository")
             raise DcclipError(what, hint)
         if private and not info.private:
-            talk.say(Message("{name} exists and is public: --private has no effect", name=name))
+            talk.say(Message("{} exists and is public: --private has no effect", name))
         if not changed:
             return Pushed(plan, f"{api.endpoint}/{name}")
         done = api.create_commit(
@@ -236,7 +230,7 @@ def _bundles(folder: Path, record: Record, run: Path | None, options: PushOption
         if about.get("model_fingerprint") == model_fingerprint(folder) and about.get("kind") != "model":
             found[f"{_FORMATS.get(about['kind'], about['kind'])}-{about['precision']}"] = bundle
             continue
-        what = Message("{bundle} is no export of this model as it is now", bundle=bundle)
+        what = Message("{} is no export of this model as it is now", bundle)
         if bundle is not own:
             raise DcclipError(what, "export the model again, or leave out --bundle")
         notes.append(f"left out: {what}; export it again")

@@ -48,13 +48,13 @@ class LoadedRecipe:
 
     def line(self, at: Location, what: str) -> str:
         """What is wrong with a value, after its place and key: `recipe.yaml:7: data.train: ...`."""
-        return Message("{place}: {key}: {what}", place=self.document.place(at), key=".".join(map(str, at)), what=what)
+        return Message("{}: {}: {}", self.document.place(at), ".".join(map(str, at)), what)
 
     def missing_files(self) -> dict[Location, str]:
         """One line `place: key: PATH does not exist` for each path in the recipe that leads nowhere."""
         paths = ((at, value) for at, value in walk(self.document.values) if isinstance(value, str) and value[:1] == "/")
         return {
-            at: self.line(at, Message("{value} does not exist", value=value))
+            at: self.line(at, Message("{} does not exist", value))
             for at, value in paths
             if not Path(value).exists() and not (glob.has_magic(value) and glob.glob(value, recursive=True))
         }
@@ -92,11 +92,11 @@ def _check_stage(document: Document, expression: str) -> None:
     if dot and stage in names and document.values.get(stage) is None:
         there = ", ".join(name for name in names if document.values.get(name) is not None) or Message("none")
         raise DcclipError(
-            "--set {expression}: the recipe has no stage {stage}; its stages: {there}",
-            "name a key of one of these, or give the stage whole: --set '{stage}={{KEY: VALUE}}'",
-            expression=expression,
-            stage=stage,
-            there=there,
+            "--set {0}: the recipe has no stage {1}; its stages: {2}",
+            "name a key of one of these, or give the stage whole: --set '{1}={{KEY: VALUE}}'",
+            expression,
+            stage,
+            there,
         )
 
 
@@ -155,20 +155,11 @@ def _compare(product: Path, before: Recipe, recipe: Recipe, sections: Iterable[s
     changed = [at for at in {**old, **new} if _shown(old.get(at)) != _shown(new.get(at))]
     if changed:
         changes = (
-            Message(
-                "{key} was {old}, is {new}",
-                key=".".join(map(str, at)),
-                old=_shown(old.get(at)),
-                new=_shown(new.get(at)),
-            )
+            Message("{} was {}, is {}", ".".join(map(str, at)), _shown(old.get(at)), _shown(new.get(at)))
             for at in changed[:3]
         )
-        raise DcclipError(
-            "{product} was made from a recipe that differs: {changes}",
-            "make it again with --fresh, or keep both with another name or --out DIR",
-            product=product,
-            changes=joined(", ", changes),
-        )
+        what = Message("{} was made from a recipe that differs: {}", product, joined(", ", changes))
+        raise DcclipError(what, "make it again with --fresh, or keep both with another name or --out DIR")
 
 
 def _shown(value: Any) -> Any:
@@ -190,22 +181,19 @@ def sentences(error: ValidationError, model: type[BaseModel], document: Document
         arguments = _OF_FUNCTIONS if document.place(location) == ARGUMENTS else ()
         messages.append(_message(details, model, arguments))
     ordered = sorted(found.items(), key=lambda item: _line(item[0][0]))
-    lines = [
-        Message("{place}: {key}{said}{got}", place=place, key=key, said=_alternatives(said), got=got)
-        for (place, key, got), said in ordered
-    ]
+    lines = [Message("{}: {}{}{}", place, key, _alternatives(said), got) for (place, key, got), said in ordered]
     more = len(lines[_MOST_SHOWN:]) + len(mistakes[_MOST_EXPLAINED:])
-    return [*lines[:_MOST_SHOWN], Message("and {more:,} more mistakes", more=more)] if more else list(lines)
+    return [*lines[:_MOST_SHOWN], Message("and {:,} more mistakes", more)] if more else list(lines)
 
 
 def _alternatives(said: Iterable[str]) -> str:
-    return reduce(lambda one, other: Message("{one} or {other}", one=one, other=other), dict.fromkeys(said))
+    return reduce(lambda one, other: Message("{} or {}", one, other), dict.fromkeys(said))
 
 
 def _nearest(word: str, right: Iterable[str]) -> str:
     """`, did you mean 'right'?`, or nothing if no right word is near."""
     near = difflib.get_close_matches(word[:_LONGEST], list(right), 1)
-    return Message(", did you mean '{near}'?", near=near[0]) if near else ""
+    return Message(", did you mean '{}'?", near[0]) if near else ""
 
 
 def _line(place: str) -> int:
@@ -249,21 +237,18 @@ def _message(details: ErrorDetails, model: type[BaseModel], arguments: Sequence[
         case "extra_forbidden":
             *parents, word = details["loc"]
             near = _nearest(str(word), [*(name for name, _ in _fields_at(model, parents)), *arguments])
-            return Message("unknown key{near}", near=near)
+            return Message("unknown key{}", near)
         case "missing":
             return Message("missing")
         case "union_tag_invalid":
             tags = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
             return Message(
-                "'{tag}' is none of {tags}{near}",
-                tag=_short(context["tag"]),
-                tags=", ".join(tags),
-                near=_nearest(context["tag"], tags),
+                "'{}' is none of {}{}", _short(context["tag"]), ", ".join(tags), _nearest(context["tag"], tags)
             )
         case "union_tag_not_found":
             key = context["discriminator"].strip("'")
             tags = [tag for name, field in _fields_at(model, details["loc"]) if name == key for tag in _literals(field)]
-            return Message("needs {key}: {tags}", key=key, tags=", ".join(sorted(tags)))
+            return Message("needs {}: {}", key, ", ".join(sorted(tags)))
         case "value_error":
             return context["error"].args[0] if context["error"].args else str(context["error"])
         case "tuple_type":
@@ -273,13 +258,13 @@ def _message(details: ErrorDetails, model: type[BaseModel], arguments: Sequence[
         case "int_type" | "float_type" | "bool_type" | "string_type" as kind:
             return _KINDS[kind]
         case "greater_than":
-            return Message("input should be greater than {bound}", bound=_last_word(details["msg"]))
+            return Message("input should be greater than {}", _last_word(details["msg"]))
         case "greater_than_equal":
-            return Message("input should be greater than or equal to {bound}", bound=_last_word(details["msg"]))
+            return Message("input should be greater than or equal to {}", _last_word(details["msg"]))
         case "less_than":
-            return Message("input should be less than {bound}", bound=_last_word(details["msg"]))
+            return Message("input should be less than {}", _last_word(details["msg"]))
         case "less_than_equal":
-            return Message("input should be less than or equal to {bound}", bound=_last_word(details["msg"]))
+            return Message("input should be less than or equal to {}", _last_word(details["msg"]))
         case "literal_error":
             return Message("input should be {expected}", **context)
     return details["msg"][:1].lower() + details["msg"][1:]
@@ -291,11 +276,7 @@ def _last_word(text: str) -> str:
 
 def _got(details: ErrorDetails) -> str:
     value, hidden = details["input"], details["type"] in ("extra_forbidden", "value_error")
-    return (
-        Message(" (got {value})", value=_short(repr(value)))
-        if isinstance(value, str | int | float) and not hidden
-        else ""
-    )
+    return Message(" (got {})", _short(repr(value))) if isinstance(value, str | int | float) and not hidden else ""
 
 
 def _short(text: str) -> str:

@@ -108,7 +108,7 @@ def choose_teacher(name: str) -> TeacherChoice:
     found = resolve(str(CLONE_STARTER) if name == STARTER and CLONE_STARTER.is_dir() else name)
     if found.kind == "bundle":
         hint = Message("name a model directory; the starter's is recipes/starter/model in a clone of the repository")
-        raise DcclipError(Message("{name} is an export, which has no features to learn from", name=name), hint)
+        raise DcclipError("{} is an export, which has no features to learn from", hint, name)
     kind = "transformers" if found.kind == "hf" else "open_clip"
     if not found.path.is_dir():
         return TeacherChoice(kind, found.target, "")
@@ -154,7 +154,7 @@ def _kind_of_data(path: str) -> DataKind:
         return "pairs"
     if not folder.exists():
         hint = Message("name a folder of photographs, pairs (tars, Parquet, a table) or a folder of class folders")
-        raise DcclipError(Message("{path} does not exist", path=path), hint)
+        raise DcclipError("{} does not exist", hint, path)
     if folder.suffix.lower() in TABLES and folder.is_file():
         return "table"
     if shards_at(path):
@@ -176,7 +176,7 @@ def choose_size(name: str) -> Size:
     for size in SIZES:
         if size == name:
             return size
-    raise DcclipError("there is no size {name}", "the sizes are {sizes}", name=name, sizes=", ".join(SIZES))
+    raise DcclipError("there is no size {}", "the sizes are {}", name, ", ".join(SIZES))
 
 
 def own_texts() -> str:

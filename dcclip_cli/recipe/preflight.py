@@ -63,10 +63,9 @@ def check(
     if len(hints) == 1:
         raise DcclipError(joined("\n", (problem.what for problem in found)), hints.pop())
     if found:
-        lines = (Message("{what} ({hint})", what=problem.what, hint=problem.hint) for problem in found)
+        lines = (Message("{} ({})", problem.what, problem.hint) for problem in found)
         raise DcclipError(
-            joined("\n", lines),
-            Message("fix all of these; look again with: dcclip run {path} --check", path=loaded.path),
+            joined("\n", lines), Message("fix all of these; look again with: dcclip run {} --check", loaded.path)
         )
     return preflight.works
 
@@ -122,7 +121,7 @@ class Preflight:
     def _add(self, at: Location, error: DcclipError) -> None:
         line: str = self.loaded.line(at, error.what)
         if error.what.startswith(f"{'.'.join(map(str, at))}: "):  # it names the key already
-            line = Message("{place}: {what}", place=self.loaded.document.place(at), what=error.what)
+            line = Message("{}: {}", self.loaded.document.place(at), error.what)
         if all(line != problem.what for problem in self.problems):  # one data set has a name for each language
             self.problems.append(DcclipError(line, error.hint))
 
@@ -317,12 +316,10 @@ class Preflight:
     def _too_small(self, at: Location, what: str, needed: float, folder: Path, hint: str) -> None:
         from dcclip_cli.train.estimate import size
 
-        free = Message("{size} are free at {folder}", size=size(free_bytes(folder)), folder=folder)
+        free = Message("{} are free at {}", size(free_bytes(folder)), folder)
         self._add(
             at,
-            DcclipError(
-                Message("{what} will take about {needed}, and {free}", what=what, needed=size(needed), free=free), hint
-            ),
+            DcclipError("{} will take about {}, and {}", hint, what, size(needed), free),
         )
 
 

@@ -125,19 +125,13 @@ class StageCheck:
             key = self._size_key(kind)
             found = self.preview(kind)
             if found and found.exact and found.samples < size and not (kind == "texts" and self._phrases):
-                what = Message(
-                    "{size} is larger than the data ({samples} {kind} in data.{place})",
-                    size=size,
-                    samples=found.samples,
-                    kind=kind,
-                    place=_KINDS[kind],
-                )
-                self._report((key,), DcclipError(what, Message("make {key} smaller", key=key)))
+                what = Message("{} is larger than the data ({} {} in data.{})", size, found.samples, kind, _KINDS[kind])
+                self._report((key,), DcclipError(what, Message("make {} smaller", key)))
             parts, by = self.options.fewest_parts * self.processes, "accumulate"
             if size % parts:
                 by += " and processes" if self.processes > 1 else ""
-                what = Message("{size} cannot be split into {parts} parts ({by})", size=size, parts=parts, by=by)
-                self._report((key,), DcclipError(what, Message("make it a multiple of {parts}", parts=parts)))
+                what = Message("{} cannot be split into {} parts ({})", size, parts, by)
+                self._report((key,), DcclipError(what, Message("make it a multiple of {}", parts)))
         self._check_languages(sizes)
         if "texts" in sizes and "pairs" not in sizes:
             self._check_lines(sizes)
@@ -163,14 +157,8 @@ class StageCheck:
         for language in absent:
             places = " and ".join(f"data.{_KINDS[kind]}" for kind in captioned)
             others = [one for one in languages if one != language]
-            hint = Message(
-                "set captions.languages: [{others}], or add {language} captions",
-                others=", ".join(others),
-                language=language,
-            )
-            error = DcclipError(
-                Message("there are no '{language}' captions in {places}", language=language, places=places), hint
-            )
+            hint = Message("set captions.languages: [{}], or add {} captions", ", ".join(others), language)
+            error = DcclipError("there are no '{}' captions in {}", hint, language, places)
             self._report(("captions", "languages"), error)
 
     def _may_have(self, language: Language, data: DataOptions, kinds: Sequence[str]) -> bool:
@@ -196,12 +184,12 @@ class StageCheck:
         chance = comb(lines - count[language], size) / comb(lines, size)
         if count[language] and chance * self.options.total_steps(lines // size) > _RARE:
             what = Message(
-                "{size} of {lines} lines in data.texts is too few: {there} of these have '{language}' captions, and a "
+                "{} of {} lines in data.texts is too few: {} of these have '{}' captions, and a "
                 "batch without one ends a run",
-                size=size,
-                lines=lines,
-                there=count[language],
-                language=language,
+                size,
+                lines,
+                count[language],
+                language,
             )
             hint = Message("make it larger, or write each text in both languages in one line of a .tsv file")
             self._report((self._size_key("texts"),), DcclipError(what, hint))
@@ -216,41 +204,26 @@ class StageCheck:
             self._report(("precision",), DcclipError("fp16 needs a GPU, and this runs on the CPU", hint))
         inside = ", ".join(loss.kind for loss in self.losses if not loss.embeddings_only)
         if self.options.gradient_cache and inside:
-            what = Message("needs losses on embeddings, and {inside} uses features inside the towers", inside=inside)
+            what = Message("needs losses on embeddings, and {} uses features inside the towers", inside)
             hint = Message("remove one of them; accumulate alone saves memory as well")
             self._report(("gradient_cache",), DcclipError(what, hint))
         comparing = [loss.kind for loss in self.losses if loss.compares]
         comparing += ["the contrastive loss"] if self.stage == "align" else []
         if self.options.accumulate == "auto" and not self.options.gradient_cache and comparing:
-            what = Message(
-                "auto, and {comparing} compares the pairs of a batch, which must stay whole",
-                comparing=", ".join(comparing),
-            )
+            what = Message("auto, and {} compares the pairs of a batch, which must stay whole", ", ".join(comparing))
             hint = Message("set gradient_cache: true, or accumulate to a number")
             self._report(("accumulate",), DcclipError(what, hint))
         count = len(self.all_teachers)
         for number, loss in enumerate(self.losses):
             if isinstance(loss, TeacherLoss) and loss.teacher >= count:
-                there = (
-                    Message("there are {count}, counted from 0", count=count)
-                    if count
-                    else Message("the recipe has none")
-                )
+                there = Message("there are {}, counted from 0", count) if count else Message("the recipe has none")
                 hint = Message("add teachers to more_teachers, or use a smaller number")
-                error = DcclipError(
-                    Message(
-                        "loss {kind} learns from teacher {teacher}, and {there}",
-                        kind=loss.kind,
-                        teacher=loss.teacher,
-                        there=there,
-                    ),
-                    hint,
-                )
+                error = DcclipError("loss {} learns from teacher {}, and {}", hint, loss.kind, loss.teacher, there)
                 self._report(("losses", number, "teacher"), error)
         start = getattr(self.options, "start", "distill")
         if start not in ("distill", "scratch") and not Path(start).is_dir():
             hint = Message("name a model directory, distill (this recipe's stage 1) or scratch")
-            self._report(("start",), DcclipError(Message("{start} is not a directory", start=start), hint))
+            self._report(("start",), DcclipError("{} is not a directory", hint, start))
 
     def _report(self, key: Location, error: DcclipError) -> None:
         def fail() -> None:

@@ -99,7 +99,7 @@ class RecipeRun:
         except Exception:
             if not self._recorded or (root / RESOLVED).exists():  # a worker may have made the folder again
                 raise
-            what = Message("{root} was removed while dcclip worked in it", root=root)
+            what = Message("{} was removed while dcclip worked in it", root)
             raise DcclipError(what, "run the same command again, and leave the folder alone until it ends") from None
 
     def begin(self, *stages: StageName) -> None:
@@ -120,7 +120,7 @@ class RecipeRun:
     def begin_all(self) -> None:
         """`begin` for all stages. Raises DcclipError if there is none, or if several processes were launched."""
         if not self.loaded.recipe.stages:
-            raise DcclipError("{path} names no stage", "give it a section, for example: distill", path=self.loaded.path)
+            raise DcclipError("{} names no stage", "give it a section, for example: distill", self.loaded.path)
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise DcclipError("dcclip run works in one process", "launch distill and align, each by itself")
         self.begin(*self.loaded.recipe.stages)
@@ -129,9 +129,7 @@ class RecipeRun:
         """Raise DcclipError if a training stage is neither finished nor has a saved state to resume from."""
         state = self.dir.stage(stage) / "state"
         if not finished(self.dir.root, stage) and not any(state.glob("step-*")):
-            raise DcclipError(
-                "{state} contains no saved state to resume", "leave --resume out to start at step 0", state=state
-            )
+            raise DcclipError("{} contains no saved state to resume", "leave --resume out to start at step 0", state)
 
     def run_all(self) -> Iterator[tuple[StageName, StageResult]]:
         """Run the recipe's stages in order; a stage after one that was run is made again, for its input is new."""
@@ -230,12 +228,8 @@ class RecipeRun:
         for stage in reversed(STAGES):
             if stage.trains and has_product(self.dir.root, stage.name):
                 return resolve(str(self.dir.model(stage.name)))
-        raise DcclipError(
-            "{root} contains no trained model yet",
-            "train one with: dcclip run {path}, or name one with --model",
-            root=self.dir.root,
-            path=self.loaded.path,
-        )
+        what = Message("{} contains no trained model yet", self.dir.root)
+        raise DcclipError(what, "train one with: dcclip run {}, or name one with --model", self.loaded.path)
 
     def summary(self) -> list[ModelSummary]:
         """Teacher, student and bundle compared, measured once and kept in the run; empty if nothing is trained."""
@@ -272,19 +266,14 @@ class RecipeRun:
             return
         if read_provenance(aligned).content.get("parent") != model_fingerprint(distilled):
             raise DcclipError(
-                "{aligned} was made from another model than {distilled}",
-                "make it again with --fresh",
-                aligned=aligned,
-                distilled=distilled,
+                "{} was made from another model than {}", "make it again with --fresh", aligned, distilled
             )
 
     def _tell(self, stage: StageName, product: Path, result: Any, *measured: str) -> None:
         if result.already_finished:
-            self.progress.say(
-                Message("{stage}: already done: {product} (use --fresh to redo)", stage=stage, product=product)
-            )
+            self.progress.say(Message("{}: already done: {} (use --fresh to redo)", stage, product))
         else:
-            done = Message("{stage}: done in {seconds:.0f} s", stage=stage, seconds=result.seconds)
+            done = Message("{}: done in {:.0f} s", stage, result.seconds)
             self.progress.say(joined(", ", (done, *measured)))
 
     def _models(self) -> dict[str, ModelReference]:

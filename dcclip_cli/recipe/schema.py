@@ -48,9 +48,9 @@ class Recipe(Options):
     def _names_a_folder(cls, name: str) -> str:
         if not re.fullmatch(r"\w[\w.-]*", name):
             if "/" in name:
-                what = Message("'{name}' is a path: give a plain name of letters, digits, _ - and .", name=name)
+                what = Message("'{}' is a path: give a plain name of letters, digits, _ - and .", name)
             else:
-                what = Message("'{name}' is not a folder name: give one of letters, digits, _ - and .", name=name)
+                what = Message("'{}' is not a folder name: give one of letters, digits, _ - and .", name)
             raise ValueError(what)
         return name
 

@@ -75,10 +75,10 @@ def agreements(
     among = ", ".join(f"{len(own)} ({language})" for language, own in texts.items())
     progress.say(
         Message(
-            "agreement: how often a model's best text is the teacher's, on {images} images of {source}, among {texts}",
-            images=len(images),
-            source=source,
-            texts=among,
+            "agreement: how often a model's best text is the teacher's, on {} images of {}, among {}",
+            len(images),
+            source,
+            among,
         )
     )
     chosen = {}

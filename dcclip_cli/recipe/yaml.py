@@ -52,9 +52,7 @@ class Document:
         place = f"--set {shown}"
         key, equals, text = expression.partition("=")
         if not equals or not all(key.split(".")) or key.count(".") > _MAX_DEPTH:
-            raise DcclipError(
-                "{place}: not of the form KEY=VALUE", "write it like: --set distill.epochs=3", place=place
-            )
+            raise DcclipError("{}: not of the form KEY=VALUE", "write it like: --set distill.epochs=3", place)
         self._put(key, _parse(text, place)[0], place)
 
     def set(self, key: str, value: Any) -> None:
@@ -75,24 +73,11 @@ class Document:
             where = ".".join(map(str, location))
             if isinstance(container, list):
                 if step not in map(str, range(len(container))):
-                    what = Message(
-                        "{place}: {where} is a list of {count}, counted from 0",
-                        place=place,
-                        where=where,
-                        count=len(container),
-                    )
-                    raise DcclipError(what, Message("for example {where}.0", where=where))
+                    what = Message("{}: {} is a list of {}, counted from 0", place, where, len(container))
+                    raise DcclipError(what, Message("for example {}.0", where))
                 at = int(step)
             elif not isinstance(container, dict):
-                raise DcclipError(
-                    Message(
-                        "{place}: {where} is {kind}, not a section",
-                        place=place,
-                        where=where,
-                        kind=_kind(container),
-                    ),
-                    KEYS_HINT,
-                )
+                raise DcclipError("{}: {} is {}, not a section", KEYS_HINT, place, where, _kind(container))
             location = (*location, at)
             if number == len(steps):
                 container[at] = value if at == _NAME else anchored(value, Path.cwd())
@@ -117,23 +102,16 @@ def read(path: Path) -> tuple[str, Document]:
             content = file.read(MAX_BYTES + 1)
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise DcclipError(
-            "{path} does not exist", "name a recipe, for example recipes/quickstart.yaml", path=path
-        ) from None
+        raise DcclipError("{} does not exist", "name a recipe, for example recipes/quickstart.yaml", path) from None
     except IsADirectoryError:
-        raise DcclipError("{path} is a folder, not a recipe", "name the YAML file in it", path=path) from None
+        raise DcclipError("{} is a folder, not a recipe", "name the YAML file in it", path) from None
     except UnicodeDecodeError:
         raise not_utf8(path) from None
     if len(content) > MAX_BYTES:
-        raise DcclipError(
-            "{path} is larger than {max_bytes:,} bytes", "is this the right file?", path=path, max_bytes=MAX_BYTES
-        )
+        raise DcclipError("{} is larger than {:,} bytes", "is this the right file?", path, MAX_BYTES)
     values, places = _parse(text, str(path), numbered=True)
     if not isinstance(values, dict):
-        raise DcclipError(
-            Message("{path}: expected sections such as `distill:`, found {kind}", path=path, kind=_kind(values)),
-            KEYS_HINT,
-        )
+        raise DcclipError("{}: expected sections such as `distill:`, found {}", KEYS_HINT, path, _kind(values))
     return text, Document(anchored(values, path.resolve().parent), places)
 
 
@@ -173,7 +151,7 @@ def _parse(text: str, name: str, numbered: bool = False) -> tuple[Any, dict[Loca
                 mistakes.append(_mistake(place(key.start_mark.line), at, Message("a key must be a word")))
             elif key.value in result:
                 first = places[here].rpartition(":")[2]
-                what = Message("given twice (first on line {first})", first=first)
+                what = Message("given twice (first on line {})", first)
                 mistakes.append(_mistake(place(key.start_mark.line), here, what))
             else:
                 places[here] = place(key.start_mark.line)
@@ -187,10 +165,8 @@ def _parse(text: str, name: str, numbered: bool = False) -> tuple[Any, dict[Loca
         where = place(mark.line if mark else 0) + (f":{mark.column + 1}" if mark and numbered else "")
         problem = error.problem or Message("not YAML")
         if problem.startswith("but "):
-            problem = Message("{context}, {problem}", context=error.context, problem=problem)
-        raise DcclipError(
-            "{where}: {problem}", "fix the YAML there, or just above", where=where, problem=problem
-        ) from None
+            problem = Message("{}, {}", error.context, problem)
+        raise DcclipError("{}: {}", "fix the YAML there, or just above", where, problem) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position)
         raise DcclipError(
@@ -253,8 +229,8 @@ def _kind(value: Any) -> str:
 
 def _mistake(place: str, at: Location, what: Message) -> Message:
     if not at:
-        return Message("{place}: {what}", place=place, what=what)
-    return Message("{place}: {key}: {what}", place=place, key=".".join(map(str, at)), what=what)
+        return Message("{}: {}", place, what)
+    return Message("{}: {}: {}", place, ".".join(map(str, at)), what)
 
 
 def _nodes(value: Any, at: Location = ()) -> Iterator[tuple[Location, Any]]:

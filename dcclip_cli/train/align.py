@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from dcclip_cli.data.options import DataOptions, Source
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.run_dir import TrainResult
 from dcclip_cli.train.losses import DistillLoss
 from dcclip_cli.train.losses.contrastive import ContrastOptions, TaskLoss
@@ -86,11 +86,8 @@ def _start(options: AlignOptions, context: StageContext) -> Path | None:
         return None
     start = context.run.model("distill") if options.start == "distill" else Path(options.start)
     if not start.is_dir():
-        raise DcclipError(
-            "align starts from {start}, which does not exist",
-            "run stage 1 first: dcclip distill RECIPE; or set align.start: scratch",
-            start=start,
-        )
+        what = Message("align starts from {}, which does not exist", start)
+        raise DcclipError(what, "run stage 1 first: dcclip distill RECIPE; or set align.start: scratch")
     return start
 
 
@@ -108,17 +105,8 @@ def used_data(data: DataOptions, options: AlignOptions) -> DataOptions:
     for name, wanted in (("images", options.images_per_step), ("texts", options.texts_per_step)):
         used[name] = getattr(data, name) if wanted else None
         if wanted and used[name] is None:
-            raise DcclipError(
-                "align.{name}_per_step is {wanted}, but there is no data.{name}",
-                "set data.{name}",
-                name=name,
-                wanted=wanted,
-            )
+            raise DcclipError("align.{0}_per_step is {1}, but there is no data.{0}", "set data.{0}", name, wanted)
         if wanted and not options.losses:
-            raise DcclipError(
-                "align.{name}_per_step is {wanted}, but the contrastive loss uses pairs only",
-                "add a distillation loss to align.losses, or remove the key",
-                name=name,
-                wanted=wanted,
-            )
+            what = Message("align.{}_per_step is {}, but the contrastive loss uses pairs only", name, wanted)
+            raise DcclipError(what, "add a distillation loss to align.losses, or remove the key")
     return data.model_copy(update=used)

@@ -71,19 +71,10 @@ def save_checkpoint(
         if getattr(error, "errno", None) != errno.ENOSPC and "No space left on device" not in str(error):
             raise
         before = latest_checkpoint(folder)
-        last = (
-            Message("the last checkpoint is {before}", before=before)
-            if before
-            else Message("there is no checkpoint yet")
-        )
+        last = Message("the last checkpoint is {}", before) if before else Message("there is no checkpoint yet")
         free = shutil.disk_usage(folder).free / 1e6
-        raise DcclipError(
-            "{target} cannot be saved because the disk is full ({free:,.1f} MB free); {last}",
-            "free some space, then run the same command again",
-            target=target,
-            free=free,
-            last=last,
-        ) from None
+        what = Message("{} cannot be saved because the disk is full ({:,.1f} MB free); {}", target, free, last)
+        raise DcclipError(what, "free some space, then run the same command again") from None
     for other in folder.glob("*"):
         if other != target:
             shutil.rmtree(other) if other.is_dir() else other.unlink()
@@ -112,7 +103,7 @@ def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint under `folder`. Raises DcclipError if `folder` is a file."""
     if folder.exists() and not folder.is_dir():
-        raise DcclipError(Message("{folder} is not a folder", folder=folder), _AGAIN)
+        raise DcclipError("{} is not a folder", _AGAIN, folder)
     return max(folder.glob("step-*"), default=None)
 
 
@@ -124,14 +115,7 @@ def telling_saved_step(stage: Path, fresh: bool) -> Iterator[None]:
     except KeyboardInterrupt as stopped:
         if checkpoint := latest_checkpoint(stage / "state"):
             step, how = int(checkpoint.name.removeprefix("step-")), Message(" without --fresh") if fresh else ""
-            stopped.args = (
-                Message(
-                    "{stage} is saved after step {step}: run the same command again{how}",
-                    stage=stage.name,
-                    step=step,
-                    how=how,
-                ),
-            )
+            stopped.args = (Message("{} is saved after step {}: run the same command again{}", stage.name, step, how),)
         raise
 
 
@@ -154,22 +138,12 @@ def load_checkpoint(
     _check_identity(checkpoint, record.content.get("identity"), identity)
     state = validated(TrainState, record.content, checkpoint / STATE, _AGAIN)
     if total_steps is not None and state.step > total_steps:
-        raise DcclipError(
-            Message(
-                "{state}: step {step} of {total_steps}",
-                state=checkpoint / STATE,
-                step=state.step,
-                total_steps=total_steps,
-            ),
-            _AGAIN,
-        )
+        raise DcclipError("{}: step {} of {}", _AGAIN, checkpoint / STATE, state.step, total_steps)
     with record.checking():
         try:
             tensors = load_file(checkpoint / TENSORS)
         except (SafetensorError, OSError) as error:
-            raise DcclipError(
-                Message("{tensors} cannot be read: {error}", tensors=checkpoint / TENSORS, error=error), _AGAIN
-            ) from None
+            raise DcclipError("{} cannot be read: {}", _AGAIN, checkpoint / TENSORS, error) from None
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
     for name, value in tensors.items():
         part, _, rest = name.partition("/")
@@ -177,18 +151,11 @@ def load_checkpoint(
     try:
         if len(tensors) != record.content.get("tensors"):
             raise ValueError(
-                Message(
-                    "it has {count} tensors, and {state} says {content}",
-                    count=len(tensors),
-                    state=STATE,
-                    content=record.content.get("tensors"),
-                )
+                Message("it has {} tensors, and {} says {}", len(tensors), STATE, record.content.get("tensors"))
             )
         _check_tensors(parts, model, optimizer, ema)
     except ValueError as error:
-        raise DcclipError(
-            Message("{tensors} does not fit this run: {error}", tensors=checkpoint / TENSORS, error=error), _AGAIN
-        ) from None
+        raise DcclipError("{} does not fit this run: {}", _AGAIN, checkpoint / TENSORS, error) from None
     model.load_state_dict(parts["model"])
     if ema is not None:
         ema.load_state_dict(parts["ema"])
@@ -205,10 +172,10 @@ def _check_identity(checkpoint: Path, saved: Any, identity: Identity) -> None:
     if saved != json.loads(json.dumps(identity)):
         changed = ", ".join(_differences(saved, identity)) if isinstance(saved, dict) else Message("everything")
         raise DcclipError(
-            "{parent} was saved by another recipe, on other data or with another teacher: {changed} changed",
+            "{} was saved by another recipe, on other data or with another teacher: {} changed",
             "undo the change to resume, or start over with --fresh",
-            parent=checkpoint.parent,
-            changed=changed,
+            checkpoint.parent,
+            changed,
         )
 
 
@@ -217,18 +184,18 @@ def _check_tensors(
 ) -> None:
     """Raise ValueError for tensors that are missing, unknown, of another shape or type, or not finite."""
     if unknown := parts.keys() - {"model", "ema", "optimizer"}:
-        raise ValueError(Message("it has unknown tensors, {unknown}/...", unknown=min(unknown)))
+        raise ValueError(Message("it has unknown tensors, {}/...", min(unknown)))
     for part, module in (("model", model), ("ema", ema)):
         wanted = {} if module is None else module.state_dict()
         for name in sorted(parts[part].keys() ^ wanted.keys()):
             what = Message("missing") if name in wanted else Message("unknown")
-            raise ValueError(Message("{part}/{name} is {what}", part=part, name=name, what=what))
+            raise ValueError(Message("{}/{} is {}", part, name, what))
         for name, value in parts[part].items():
             if (value.shape, value.dtype) != (wanted[name].shape, wanted[name].dtype):
                 was, is_ = (f"{tuple(one.shape)} {one.dtype}" for one in (value, wanted[name]))
-                raise ValueError(Message("{part}/{name} is {was}, not {is_}", part=part, name=name, was=was, is_=is_))
+                raise ValueError(Message("{}/{} is {}, not {}", part, name, was, is_))
             if not value.isfinite().all():
-                raise ValueError(Message("{part}/{name} is not finite", part=part, name=name))
+                raise ValueError(Message("{}/{} is not finite", part, name))
     _check_moments(parts["optimizer"], model, optimizer)
 
 
@@ -239,18 +206,11 @@ def _check_moments(moments: Mapping[str, Tensor], model: nn.Module, optimizer: O
     for name, value in moments.items():
         parameter = name.rpartition("/")[0]
         if parameter not in shapes:
-            raise ValueError(Message("optimizer/{name} is of no parameter that is trained", name=name))
+            raise ValueError(Message("optimizer/{} is of no parameter that is trained", name))
         if value.dim() and value.shape != shapes[parameter]:  # a count of steps is a scalar
-            raise ValueError(
-                Message(
-                    "optimizer/{name} is {shape}, not {shapes}",
-                    name=name,
-                    shape=tuple(value.shape),
-                    shapes=tuple(shapes[parameter]),
-                )
-            )
+            raise ValueError(Message("optimizer/{} is {}, not {}", name, tuple(value.shape), tuple(shapes[parameter])))
         if value.isnan().any():
-            raise ValueError(Message("optimizer/{name} is not finite", name=name))
+            raise ValueError(Message("optimizer/{} is not finite", name))
 
 
 def _differences(one: Mapping[str, Any], other: Mapping[str, Any], above: str = "") -> Iterator[str]:

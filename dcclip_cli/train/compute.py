@@ -42,9 +42,7 @@ def join_processes(device: str) -> None:
     count = os.environ.get("WORLD_SIZE", "1")
     missing = [name for name in _LAUNCHED_WITH if name not in os.environ] if count != "1" else []
     if missing or not count.isdecimal():
-        what = Message(
-            "WORLD_SIZE is {count}, but there is no {missing}", count=count, missing=", ".join(missing) or "such number"
-        )
+        what = Message("WORLD_SIZE is {}, but there is no {}", count, ", ".join(missing) or "such number")
         raise DcclipError(what, "start several processes with torchrun, or for one: unset WORLD_SIZE")
     fix_cublas_workspace()
     PartialState(cpu=device == "cpu")
@@ -89,12 +87,7 @@ def _free_threads(workers: int, name: str, progress: Progress) -> int:
     if threads < most:
         progress.say(
             Message(
-                "{name}: {threads} of {most} threads, because other work uses {busy:.1f} of {there} cores",
-                name=name,
-                threads=threads,
-                most=most,
-                busy=busy,
-                there=there,
+                "{}: {} of {} threads, because other work uses {:.1f} of {} cores", name, threads, most, busy, there
             )
         )
     return threads

@@ -43,7 +43,7 @@ def open_blank(teacher: Teacher) -> Towers | None:
     """The teacher without weights, after a picture and a text went through it; None where it is not here."""
     towers = blank_teacher(teacher)
     if towers is not None:
-        with library_errors(Message("teacher {model} cannot be used", model=teacher.model), COPY_AGAIN):
+        with library_errors(Message("teacher {} cannot be used", teacher.model), COPY_AGAIN):
             widths(towers)
     return towers
 
@@ -81,7 +81,7 @@ def _build(shapes: Shapes, options: TrainOptions) -> None:
     teachers = [_OnlyWidths(widths(one, sorted(needed))) for one in shapes.teachers if one is not None]
     task = TrainingTask(shapes.student, shapes.losses, teachers)  # type: ignore[arg-type]  # which have no features
     with library_errors(
-        Message("{name} has no layers in the order that layer_decay needs", name=shapes.student.name),
+        Message("{} has no layers in the order that layer_decay needs", shapes.student.name),
         Message("omit layer_decay"),
     ):
         make_optimizer(task, options.optimizer.model_copy(update={"newton_schulz": "fp32"}))

@@ -142,20 +142,20 @@ def lines(work: StageWork, times: Times, before: dict[Any, Rows]) -> Iterator[st
     """A stage's estimates in words. `before` are the rows that stages before it leave in the cache; it is extended."""
     name, how = work.stage, Message("measured") if times.measured else Message("by the number of operations")
     yield Message(
-        "{name}: {steps:,} steps of {samples:,} samples take about {time} ({step_s:.3g} s a step, {how})",
-        name=name,
-        steps=work.steps,
-        samples=sum(work.sizes.values()),
-        time=duration(work.steps * times.step_s),
-        step_s=times.step_s,
-        how=how,
+        "{}: {:,} steps of {:,} samples take about {} ({:.3g} s a step, {})",
+        name,
+        work.steps,
+        sum(work.sizes.values()),
+        duration(work.steps * times.step_s),
+        times.step_s,
+        how,
     )
     for number, pace in enumerate(times.teachers):
         yield from _teacher_lines(work, number, pace, before)
-    disk = Message("checkpoints and model {size}", size=size(work.run_bytes))
+    disk = Message("checkpoints and model {}", size(work.run_bytes))
     if work.cache_bytes:
-        disk = joined(", ", (Message("teacher cache {size}", size=size(work.cache_bytes)), disk))
-    yield Message("{name}: takes disk space of about: {disk}", name=name, disk=disk)
+        disk = joined(", ", (Message("teacher cache {}", size(work.cache_bytes)), disk))
+    yield Message("{}: takes disk space of about: {}", name, disk)
 
 
 def teacher_rows_left(work: StageWork, number: int, before: dict[Any, Rows]) -> Rows:
@@ -171,30 +171,21 @@ def teacher_rows_left(work: StageWork, number: int, before: dict[Any, Rows]) -> 
 
 def _teacher_lines(work: StageWork, number: int, pace: Pace | None, before: dict[Any, Rows]) -> Iterator[str]:
     left = teacher_rows_left(work, number, before)
-    who = Message("the teacher") if len(work.teachers) == 1 else Message("teacher {number}", number=number)
-    asked = Message(
-        "{stage}: {who} encodes about {images:,} images and up to {texts:,} texts",
-        stage=work.stage,
-        who=who,
-        images=left.images,
-        texts=left.texts,
-    )
+    who = Message("the teacher") if len(work.teachers) == 1 else Message("teacher {}", number)
+    asked = Message("{}: {} encodes about {:,} images and up to {:,} texts", work.stage, who, left.images, left.texts)
     if work.options.teacher_cache and left != work.rows:
         asked = Message(
-            "{asked} (of {images:,} and {texts:,}: the others are in the cache by then)",
-            asked=asked,
-            images=work.rows.images,
-            texts=work.rows.texts,
+            "{} (of {:,} and {:,}: the others are in the cache by then)", asked, work.rows.images, work.rows.texts
         )
     if pace is None:
-        yield Message("{asked}; how long that takes is not known without its files", asked=asked)
+        yield Message("{}; how long that takes is not known without its files", asked)
         return
     seconds, how = pace.seconds(left), Message("measured")
     if not pace.measured:
         how = Message("by the number of operations, within a factor of three")
-    yield Message("{asked}: about {time} ({how})", asked=asked, time=duration(seconds), how=how)
+    yield Message("{}: about {} ({})", asked, duration(seconds), how)
     if seconds > _LONG_S:
-        yield Message("{stage}: that is shorter with {means}", stage=work.stage, means=joined(", ", _shorter(work)))
+        yield Message("{}: that is shorter with {}", work.stage, joined(", ", _shorter(work)))
 
 
 def long_teacher_work(work: StageWork, times: Times, before: dict[Any, Rows]) -> list[str]:
@@ -211,9 +202,9 @@ def _shorter(work: StageWork) -> Iterator[str]:
         yield Message("a GPU (--device cuda)")
     if work.options.teacher_cache and work.options.augmentations > 1:
         count = work.options.augmentations
-        yield Message("fewer augmentations ({stage}.augmentations is {count})", stage=work.stage, count=count)
+        yield Message("fewer augmentations ({}.augmentations is {})", work.stage, count)
     if not work.options.teacher_cache:
-        yield Message("a cache ({stage}.teacher_cache: true)", stage=work.stage)
+        yield Message("a cache ({}.teacher_cache: true)", work.stage)
     if any(one.precision == "fp32" for one in work.teachers):
         yield Message("bf16 where the processor has it (teacher.precision: auto)")
     yield Message("fewer images, or a smaller teacher")
@@ -222,12 +213,12 @@ def _shorter(work: StageWork) -> Iterator[str]:
 def duration(seconds: float) -> str:
     """A duration in words: 40 s, 12 min, 3.5 h, 4 days."""
     if seconds < 100:
-        return Message("{seconds} s", seconds=math.ceil(seconds))
+        return Message("{} s", math.ceil(seconds))
     if seconds < 6000:
-        return Message("{minutes:.0f} min", minutes=seconds / 60)
+        return Message("{:.0f} min", seconds / 60)
     if seconds < 172_800:
-        return Message("{hours:.1f} h", hours=seconds / 3600)
-    return Message("{days:.0f} days", days=seconds / 86_400)
+        return Message("{:.1f} h", seconds / 3600)
+    return Message("{:.0f} days", seconds / 86_400)
 
 
 def size(number: float) -> str:

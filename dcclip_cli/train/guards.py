@@ -53,14 +53,9 @@ class NonFiniteGuard:
         if not wrong and not math.isfinite(float(norm)):
             wrong = ["the gradient"]
         what = ", ".join(wrong) or Message("the loss of another process")
-        raise DcclipError(
-            "step {step}: {what} is not finite, for {skipped_in_a_row} steps in a row",
-            "lower optimizer.lr, or raise warmup_steps; the metrics are in {folder}/metrics.jsonl",
-            step=state.step,
-            what=what,
-            skipped_in_a_row=state.skipped_in_a_row,
-            folder=self._folder,
-        )
+        what = Message("step {}: {} is not finite, for {} steps in a row", state.step, what, state.skipped_in_a_row)
+        hint = Message("lower optimizer.lr, or raise warmup_steps; the metrics are in {}/metrics.jsonl", self._folder)
+        raise DcclipError(what, hint)
 
 
 def warn_at_chance(terms: dict[str, Tensor], chance: dict[str, Tensor], step: int, progress: Progress) -> None:
@@ -69,12 +64,12 @@ def warn_at_chance(terms: dict[str, Tensor], chance: dict[str, Tensor], step: in
         if level and name in terms and float(terms[name]) > _AT_CHANCE * level:
             progress.say(
                 Message(
-                    "warning: after {step} steps {name} is {value:.3f}, and chance level is {level:.3f}. "
+                    "warning: after {} steps {} is {:.3f}, and chance level is {:.3f}. "
                     "Usual causes: optimizer.lr too high or too low; captions that do not belong to their images; one "
                     "caption for most of them",
-                    step=step,
-                    name=name,
-                    value=float(terms[name]),
-                    level=level,
+                    step,
+                    name,
+                    float(terms[name]),
+                    level,
                 )
             )

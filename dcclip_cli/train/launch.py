@@ -29,9 +29,7 @@ def process_number(asked: Processes, device: str) -> int:
     if asked == 1:
         return 1
     if {"RANK", "WORLD_SIZE"} & os.environ.keys():
-        what = Message(
-            "--processes {asked} was given to one of several processes (WORLD_SIZE or RANK is set)", asked=asked
-        )
+        what = Message("--processes {} was given to one of several processes (WORLD_SIZE or RANK is set)", asked)
         raise DcclipError(what, "start it without torchrun or accelerate launch, or leave --processes out")
     import torch
 
@@ -48,14 +46,8 @@ def on_gpus(asked: Processes, there: int) -> int:
     if asked == "auto":
         return there
     if asked > there:
-        what = Message(
-            "--processes {asked}: a process needs a GPU of its own, and this machine has {there}",
-            asked=asked,
-            there=there,
-        )
-        raise DcclipError(
-            what, Message("set --processes {there} or auto, or train on the CPU: --device cpu", there=there)
-        )
+        what = Message("--processes {}: a process needs a GPU of its own, and this machine has {}", asked, there)
+        raise DcclipError(what, Message("set --processes {} or auto, or train on the CPU: --device cpu", there))
     return asked
 
 
@@ -103,15 +95,8 @@ def first_error(failures: Collection[ProcessFailure], number: int) -> Exception:
     if said := next((one for one in reports if one["hint"]), None):
         return (AgainError if said["again"] else DcclipError)(said["message"], said["hint"])
     if killed := next((one for one in failures if one.exitcode < 0), None):
-        what = Message(
-            "training process {killed} of {number} was killed by {name}",
-            killed=killed.local_rank,
-            number=number,
-            name=killed.signal_name(),
-        )
+        what = Message("training process {} of {} was killed by {}", killed.local_rank, number, killed.signal_name())
         memory = Message("; the system does that when memory runs out") if -killed.exitcode == signal.SIGKILL else ""
-        return DcclipError(
-            what, Message("run the same command again to resume from the last saved state{memory}", memory=memory)
-        )
+        return DcclipError(what, Message("run the same command again to resume from the last saved state{}", memory))
     ended = reports[0]["message"] if reports else "; ".join(one.message for one in failures)
     return RuntimeError(f"one of {number} training processes ended with an error:\n{ended}")

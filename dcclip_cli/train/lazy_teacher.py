@@ -62,9 +62,7 @@ class LazyTeacher:
             if known and known.fingerprint != self._towers.fingerprint:
                 if self._record:
                     self._record.unlink(missing_ok=True)
-                raise DcclipError(
-                    "teacher {model} changed while it was in use", "run the command again", model=self.options.model
-                )
+                raise DcclipError("teacher {} changed while it was in use", "run the command again", self.options.model)
         return self._towers
 
     @property

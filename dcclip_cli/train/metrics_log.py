@@ -34,12 +34,7 @@ class MetricsLog:
         steps = [_step(line) for line in lines]
         if damaged := steps[:-1].count(None):  # the last line may be cut by a kill
             progress.say(
-                Message(
-                    "warning: {file}: {damaged} of {count} lines are damaged and left out",
-                    file=self._file,
-                    damaged=damaged,
-                    count=len(lines),
-                )
+                Message("warning: {}: {} of {} lines are damaged and left out", self._file, damaged, len(lines))
             )
         kept = (line for line, step in zip(lines, steps, strict=True) if step is not None and step <= resumed_step)
         atomic_write(self._file, b"".join(line + b"\n" for line in kept))

@@ -173,11 +173,7 @@ class TrainOptions(Options):
             raise ValueError(Message("set either epochs or steps"))
         if self.accumulate != "auto" and self.batch_size % self.accumulate:
             raise ValueError(
-                Message(
-                    "batch_size ({batch_size}) must be a multiple of accumulate ({accumulate})",
-                    batch_size=self.batch_size,
-                    accumulate=self.accumulate,
-                )
+                Message("batch_size ({}) must be a multiple of accumulate ({})", self.batch_size, self.accumulate)
             )
         if self.gradient_cache and self.accumulate == 1:
             raise ValueError(Message("gradient_cache joins the parts of a batch: set accumulate to their number"))

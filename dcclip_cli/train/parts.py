@@ -58,10 +58,7 @@ class Parts:
         self._numbers.append([step, parts])
         redecide(self._folder, _NAME, self._numbers)
         line = Message(
-            "{name}: not enough memory for step {step}: batches are split into {parts} parts now",
-            name=self._folder.name,
-            step=step + 1,
-            parts=parts,
+            "{}: not enough memory for step {}: batches are split into {} parts now", self._folder.name, step + 1, parts
         )
         if process_count() > 1:
             raise AgainError(line, "run the same command again to resume from the last saved state")

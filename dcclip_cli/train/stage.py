@@ -189,11 +189,7 @@ def _open_student(
         count = student.towers.parameters_count()
         if first and count >= first.facts.parameters:
             context.progress.say(
-                Message(
-                    "warning: the student has {count:,} parameters, the teacher {parameters:,}",
-                    count=count,
-                    parameters=first.facts.parameters,
-                )
+                Message("warning: the student has {:,} parameters, the teacher {:,}", count, first.facts.parameters)
             )
     needs_bias = any(loss.kind == "task" and getattr(loss, "loss", "") == "siglip" for loss in setup.losses)
     return student.with_bias() if needs_bias else student
@@ -217,7 +213,7 @@ def _in_the_teachers_space(
         return student, sources
     fingerprint = teachers.facts[0].fingerprint
     if setup.start is None:
-        progress.say(Message("teacher: looking for its {width} principal components", width=width))
+        progress.say(Message("teacher: looking for its {} principal components", width))
         student = replace(student, space=narrow_space(fingerprint, sources[0], collator, batches, width))
     if student.space and student.space.teacher == fingerprint:
         sources[0] = NarrowTeacher(sources[0], student.space)
@@ -232,40 +228,33 @@ def _check_data(setup: StageSetup, training: TrainingData) -> None:
     if pairs is None or pairs.embeddings is None:
         return
     if setup.lock != "image" or any(loss.needs_teacher for loss in setup.losses):
-        raise DcclipError(
-            "{path} contains embeddings instead of images for an image tower or a teacher",
-            "use align with lock: image and without losses, or train on pairs with images",
-            path=pairs.path,
-        )
+        what = Message("{} contains embeddings instead of images for an image tower or a teacher", pairs.path)
+        raise DcclipError(what, "use align with lock: image and without losses, or train on pairs with images")
 
 
 def _check_losses(setup: StageSetup, options: TrainOptions, student: Student, pairs: PairDataset | None) -> None:
     """Raise DcclipError for gradient caching with losses inside the towers, and for embeddings of another width."""
     inside = ", ".join(loss.kind for loss in setup.losses if not loss.embeddings_only)
     if options.gradient_cache and inside:
-        raise DcclipError(
-            "{name}.gradient_cache needs losses on embeddings, and {inside} uses features inside the towers",
-            "remove one of them; accumulate alone saves memory as well",
-            name=setup.name,
-            inside=inside,
+        what = Message(
+            "{}.gradient_cache needs losses on embeddings, and {} uses features inside the towers", setup.name, inside
         )
+        raise DcclipError(what, "remove one of them; accumulate alone saves memory as well")
     comparing = ", ".join(loss.kind for loss in setup.losses if loss.compares)
     if options.accumulate == "auto" and not options.gradient_cache and comparing:
-        raise DcclipError(
-            "{name}.accumulate is auto, and {comparing} compares the pairs of a batch, which must stay whole",
-            "set gradient_cache: true, or accumulate to a number",
-            name=setup.name,
-            comparing=comparing,
+        what = Message(
+            "{}.accumulate is auto, and {} compares the pairs of a batch, which must stay whole", setup.name, comparing
         )
+        raise DcclipError(what, "set gradient_cache: true, or accumulate to a number")
     width = student.config["embed_dim"]
     if pairs is not None and pairs.embeddings is not None and pairs.embeddings.shape[1] != width:
         found = pairs.embeddings.shape[1]
         raise DcclipError(
-            "the embeddings in {path} have {found} dimensions, the student's have {width}",
-            "set student.embed_dim: {found}",
-            path=pairs.path,
-            found=found,
-            width=width,
+            "the embeddings in {0} have {1} dimensions, the student's have {2}",
+            "set student.embed_dim: {1}",
+            pairs.path,
+            found,
+            width,
         )
 
 

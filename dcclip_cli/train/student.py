@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 
 from dcclip_cli.data.pair import LANGUAGES, PairDataset
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import read_json
 from dcclip_cli.model.image_from_teacher import check_image_source, copy_image_tower, teacher_image_config
 from dcclip_cli.model.inherit_image import inherit_image_tower
@@ -88,11 +88,8 @@ def checkpoint_gradients(model: Any, network: str) -> None:
     try:
         model.visual.trunk.set_grad_checkpointing(True)
     except AssertionError:
-        raise DcclipError(
-            "{network} does not support gradient checkpointing",
-            "remove gradient_checkpointing, or use another network",
-            network=network,
-        ) from None
+        what = Message("{} does not support gradient checkpointing", network)
+        raise DcclipError(what, "remove gradient_checkpointing, or use another network") from None
 
 
 def new_student(
@@ -172,10 +169,8 @@ def _student(
 
 def _tokenizer_folder(teacher: str | None) -> Path:
     if teacher is None:
-        raise DcclipError(
-            "student.text.vocabulary is taken from the teacher, but the recipe has none",
-            "add a teacher, or set vocabulary: {{from: data, size: ...}}",
-        )
+        what = Message("student.text.vocabulary is taken from the teacher, but the recipe has none")
+        raise DcclipError(what, "add a teacher, or set vocabulary: {{from: data, size: ...}}")
     if Path(teacher).is_absolute():
         return Path(teacher)
     from huggingface_hub import hf_hub_download
@@ -213,7 +208,5 @@ def _images(options: StudentOptions, teacher: str | None, towers: Towers | None)
 def _token_id(tokenizer: Tokenizer, token: str) -> int:
     number: int | None = tokenizer.token_to_id(token)
     if number is None:
-        raise DcclipError(
-            "the teacher's tokenizer has no {token} token", "set vocabulary: {{from: data, size: ...}}", token=token
-        )
+        raise DcclipError("the teacher's tokenizer has no {} token", "set vocabulary: {{from: data, size: ...}}", token)
     return number

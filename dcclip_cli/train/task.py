@@ -173,9 +173,7 @@ class TrainingTask(nn.Module):
 def shorter_dims(dims: Sequence[int], width: int) -> list[int]:
     """The numbers in `dims` that are less than an embedding's `width`. Raises DcclipError for any that is more."""
     if any(one > width for one in dims):
-        raise DcclipError(
-            "dims has {dims}, and embeddings have {width} numbers", "remove it", dims=max(dims), width=width
-        )
+        raise DcclipError("dims has {}, and embeddings have {} numbers", "remove it", max(dims), width)
     return sorted({*dims} - {width})
 
 

@@ -93,17 +93,10 @@ def open_teachers(teachers: Sequence[Teacher], losses: Sequence[Loss], device: s
     for loss in losses:
         if isinstance(loss, TeacherLoss) and loss.teacher >= len(teachers):
             there = (
-                Message("there are {count}, counted from 0", count=len(teachers))
-                if teachers
-                else Message("the recipe has none")
+                Message("there are {}, counted from 0", len(teachers)) if teachers else Message("the recipe has none")
             )
-            raise DcclipError(
-                "loss {kind} learns from teacher {teacher}, and {there}",
-                "add teachers to more_teachers, or use a smaller number",
-                kind=loss.kind,
-                teacher=loss.teacher,
-                there=there,
-            )
+            what = Message("loss {} learns from teacher {}, and {}", loss.kind, loss.teacher, there)
+            raise DcclipError(what, "add teachers to more_teachers, or use a smaller number")
     if not any(loss.needs_teacher for loss in losses):
         return Teachers()
     return Teachers(
@@ -126,7 +119,7 @@ def teacher_features(
 ) -> list[TeacherCache] | list[OnlineTeacher]:
     """The source of each teacher's features: its cache, or the teacher itself."""
     for facts in teachers.facts:
-        for line in facts.precision.lines(Message("teacher {name}", name=facts.name)):
+        for line in facts.precision.lines(Message("teacher {}", facts.name)):
             context.progress.say(line)
     if not options.teacher_cache:
         return [
@@ -177,30 +170,21 @@ class CacheFillingSampler(MixedBatchSampler):
         online = sum(cache.seconds(*cache.used.values()) for cache in self.caches)
         self.progress.say(
             Message(
-                "teacher: ran for {once}; running it in each of these {steps} steps would take about {online}{saved}",
-                once=_duration(once),
-                steps=steps,
-                online=_duration(online),
-                saved=Message(": {time} saved", time=_duration(online - once)) if online > once else "",
+                "teacher: ran for {}; running it in each of these {} steps would take about {}{}",
+                _duration(once),
+                steps,
+                _duration(online),
+                Message(": {} saved", _duration(online - once)) if online > once else "",
             )
         )
         for cache in self.caches:
             done = ", ".join(f"{count:,} {what}" for what, count in cache.computed.items())
             self.progress.say(
-                Message(
-                    "teacher: features in {folder}, {size:,.0f} MB; computed {done}",
-                    folder=cache.folder,
-                    size=cache.size / 1e6,
-                    done=done,
-                )
+                Message("teacher: features in {}, {:,.0f} MB; computed {}", cache.folder, cache.size / 1e6, done)
             )
 
 
 def _duration(seconds: float) -> str:
     if seconds < 120:
-        return Message("{seconds:.0f} s", seconds=seconds)
-    return (
-        Message("{minutes:.0f} min", minutes=seconds / 60)
-        if seconds < 7200
-        else Message("{hours:.1f} h", hours=seconds / 3600)
-    )
+        return Message("{:.0f} s", seconds)
+    return Message("{:.0f} min", seconds / 60) if seconds < 7200 else Message("{:.1f} h", seconds / 3600)

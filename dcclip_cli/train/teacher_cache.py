@@ -297,7 +297,7 @@ class TeacherCache:
             missing = int(store.missing(keys, arrays).sum())
             found += missing
             if missing:
-                task = progress.task(Message("teacher: {what}", what=what), len(keys), len(keys) - missing)
+                task = progress.task(Message("teacher: {}", what), len(keys), len(keys) - missing)
                 with task as shown:
                     first = process_index() / process_count()
                     store.fill(keys, arrays, partial(compute, rows, what), BATCH_SIZE, shown.advance, first)

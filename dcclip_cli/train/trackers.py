@@ -30,10 +30,7 @@ def check_installed(name: TrackerName) -> None:
     if find_spec(name) is None:
         package = _PACKAGES.get(name, name)
         raise DcclipError(
-            "the package of {name} is not installed",
-            "pip install {package}, or remove it from track",
-            name=name,
-            package=package,
+            "the package of {} is not installed", "pip install {}, or remove it from track", name, package
         )
 
 

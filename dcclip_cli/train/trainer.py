@@ -200,13 +200,7 @@ class Trainer:
         if stop:
             name, best = self.info.name, self._best.step
             self.info.progress.say(
-                Message(
-                    "{name}: early stopping at step {step}/{total_steps} (best: step {best})",
-                    name=name,
-                    step=state.step,
-                    total_steps=self.total_steps,
-                    best=best,
-                )
+                Message("{}: early stopping at step {}/{} (best: step {})", name, state.step, self.total_steps, best)
             )
         return stop
 
@@ -235,12 +229,7 @@ class Trainer:
             self.state = load_checkpoint(checkpoint, identity, self.task, self.optimizer, self.ema, self.total_steps)
             self._saved_step = self.state.step
             self.info.progress.say(
-                Message(
-                    "{name}: resuming from step {step} of {total_steps}",
-                    name=self.info.name,
-                    step=self.state.step,
-                    total_steps=self.total_steps,
-                )
+                Message("{}: resuming from step {} of {}", self.info.name, self.state.step, self.total_steps)
             )
         if self.accelerator.scaler is not None and self.state.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.state.scaler)

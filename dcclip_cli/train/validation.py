@@ -77,7 +77,7 @@ def open_validation(data: DataOptions, languages: tuple[Language, ...]) -> Valid
     complete = tuple(one for one in LANGUAGES if one in languages and all(dataset.captions(one)))
     if not complete:
         raise DcclipError(
-            "{path}: some pairs have no caption", "give every pair its class name as first caption", path=dataset.path
+            "{}: some pairs have no caption", "give every pair its class name as first caption", dataset.path
         )
     return Validation(dataset, complete)
 

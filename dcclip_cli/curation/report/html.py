@@ -137,9 +137,9 @@ def histogram(
         "title": scale.title,
         "unit": scale.unit,
         "dropped": int(counts[1].sum()),
-        "alt": Message("Histogram: {title}, threshold {labels}", title=scale.title, labels=labels)
+        "alt": Message("Histogram: {}, threshold {}", scale.title, labels)
         if labels
-        else Message("Histogram: {title}", title=scale.title),
+        else Message("Histogram: {}", scale.title),
         "bars": [
             {"fate": _FATES[row], "left": places[at], "top": _HEIGHT - heights[: row + 1, at].sum(), "height": high}
             for (row, at), high in np.ndenumerate(heights)

@@ -78,7 +78,7 @@ def scale_of(name: str) -> Scale:
     scorer, _, language = name.removeprefix("score:").partition(":")
     title = scorer[:1].upper() + scorer[1:]
     if language:
-        titles = {"zh": Message("{scorer}, Chinese", scorer=title), "en": Message("{scorer}, English", scorer=title)}
+        titles = {"zh": Message("{}, Chinese", title), "en": Message("{}, English", title)}
         title = titles.get(language, title)
     edges = tuple(-20 + 0.005 * number for number in range(8002))
     return Scale(title, "", edges, (scorer, f"{scorer}-low", f"{scorer}-reject"))

@@ -83,7 +83,7 @@ def unique_names(scorers: tuple[ScorerOptions, ...]) -> tuple[ScorerOptions, ...
     """The scorers unchanged. Raises ValueError if two of them would store their scores under one name."""
     names = Counter(scorer.stored for scorer in scorers)
     if twice := sorted(name for name, count in names.items() if count > 1):
-        raise ValueError(Message("two scorers are both called {twice}: give each a name of its own", twice=twice[0]))
+        raise ValueError(Message("two scorers are both called {}: give each a name of its own", twice[0]))
     return scorers
 
 

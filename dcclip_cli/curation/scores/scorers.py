@@ -76,7 +76,7 @@ class _DualEncoderScorer(ScorerOptions):
         if isinstance(self.model, str):
             resolve(self.model)
         elif Path(self.model.model).is_absolute() and not Path(self.model.model).is_dir():
-            what = Message("teacher {model} is not a directory", model=self.model.model)
+            what = Message("teacher {} is not a directory", self.model.model)
             raise DcclipError(what, "check the path, or give the name of a hub model")
 
 
@@ -207,14 +207,14 @@ class Classifier(ScorerOptions):
     def check(self) -> None:
         if Path(self.model).is_absolute() and not (Path(self.model) / "config.json").is_file():
             hint = Message("name a directory written by transformers' save_pretrained")
-            raise DcclipError(Message("{model} has no config.json", model=self.model), hint)
+            raise DcclipError("{} has no config.json", hint, self.model)
 
     def open(self) -> Score:
         self.check()
         labels, outputs = _load_classifier(self.model, self.device)
         if unknown := [label for label in self.reject if label not in labels]:
-            what = Message("classifier {model} has no label {unknown}", model=self.model, unknown=" or ".join(unknown))
-            raise DcclipError(what, Message("its labels: {labels}", labels=", ".join(labels[:20])))
+            what = Message("classifier {} has no label {}", self.model, " or ".join(unknown))
+            raise DcclipError(what, Message("its labels: {}", ", ".join(labels[:20])))
         columns = {self._stored(label): labels.index(label) for label in self.reject}
 
         def score(batch: Batch) -> list[Scores]:
@@ -251,12 +251,8 @@ def _load_classifier(model: str, device: str) -> tuple[list[str], Callable[[list
         image_processor = transformers.AutoImageProcessor.from_pretrained(model, backend="pil")
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0][:300]
-        raise DcclipError(
-            "classifier {model} cannot be loaded: {reason}",
-            "name an image-classification model of the hub, or a directory that starts with ./ or /",
-            model=model,
-            reason=reason,
-        ) from None
+        hint = Message("name an image-classification model of the hub, or a directory that starts with ./ or /")
+        raise DcclipError("classifier {} cannot be loaded: {}", hint, model, reason) from None
     device = torch_device(device, NO_DEVICE_HINT)
     config, loaded = loaded.config, loaded.eval().to(device)
 

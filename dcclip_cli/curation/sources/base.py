@@ -96,11 +96,9 @@ def files_of(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     elif glob.has_magic(str(path)):
         found = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if os.path.isfile(match))
     else:
-        raise DcclipError(Message("{path} does not exist", path=path), HINT)
+        raise DcclipError("{} does not exist", HINT, path)
     if not found:
-        raise DcclipError(
-            Message("{path} contains no file that ends in {suffixes}", path=path, suffixes=" or ".join(suffixes)), HINT
-        )
+        raise DcclipError("{} contains no file that ends in {}", HINT, path, " or ".join(suffixes))
     return found
 
 

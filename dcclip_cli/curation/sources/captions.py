@@ -83,7 +83,7 @@ class CaptionsSource(SourceOptions):
         if self.images and not self.images.is_dir():
             absent.append(self.images)
         if absent:
-            raise DcclipError(Message("{absent} does not exist", absent=absent[0]), HINT)
+            raise DcclipError("{} does not exist", HINT, absent[0])
         return index_slices(sum(1 for _ in self._named()), size)
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
@@ -146,12 +146,10 @@ class Base64Source(SourceOptions):
         found = []
         files = [file for file in files_of(self.path, (".tsv",)) if file.name.endswith(IMAGES)]
         if not files:
-            raise DcclipError(
-                Message("{path} contains no file that ends in {images}", path=self.path, images=IMAGES), HINT
-            )
+            raise DcclipError("{} contains no file that ends in {}", HINT, self.path, IMAGES)
         for file in files:
             if not texts_file(file).is_file():
-                what = Message("there is no {name} next to {file}", name=texts_file(file).name, file=file)
+                what = Message("there is no {} next to {}", texts_file(file).name, file)
                 raise DcclipError(what, "download it as well: it contains the captions")
             with file.open("rb") as stream:
                 rows = lines(stream, MAX_TEXT_BYTES)

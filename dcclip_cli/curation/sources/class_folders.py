@@ -60,13 +60,13 @@ class ClassFoldersSource(SourceOptions):
     @classmethod
     def _have_a_place(cls, templates: dict[Language, tuple[str, ...]]) -> dict[Language, tuple[str, ...]]:
         if wrong := [one for several in templates.values() for one in several if _NAME not in one]:
-            raise ValueError(Message("{wrong!r} has no {name} for the name", wrong=wrong[0], name=_NAME))
+            raise ValueError(Message("{!r} has no {} for the name", wrong[0], _NAME))
         return templates
 
     def slices(self, size: int) -> list[Slice]:
         """Slices of `size` images, class by class. Raises DcclipError where the names of the classes are not known."""
         if not self.path.is_dir():
-            raise DcclipError(Message("{path} is not a folder", path=self.path), HINT)
+            raise DcclipError("{} is not a folder", HINT, self.path)
         by_folder = images_by_class(self.path, ALL_IMAGE_SUFFIXES)
         names = class_names(self.path, list(by_folder))
         numbers = {folder: number for number, folder in enumerate(by_folder)}

@@ -37,7 +37,7 @@ from dcclip_cli.data.reading import (
     tar_members,
     texts_of,
 )
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.options import PathOption
 from dcclip_cli.workers import in_threads
 
@@ -94,7 +94,7 @@ class FolderSource(SourceOptions):
     def slices(self, size: int) -> list[Slice]:
         """Slices of `size` images in the order of their paths, each given by its first and last."""
         if not self.path.is_dir():
-            raise DcclipError(Message("{path} is not a folder", path=self.path), HINT)
+            raise DcclipError("{} is not a folder", HINT, self.path)
         paths = (str(PurePath(*parts)) for parts in self._walk())
         parts = iter(lambda: list(islice(paths, size)), [])
         return [Slice({"first": part[0], "last": part[-1]}, len(part)) for part in parts]

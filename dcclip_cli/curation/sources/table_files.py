@@ -47,9 +47,7 @@ class TextTable:
         try:
             return [name.strip() for name in self._split(first)] if first else list(self.header)
         except csv.Error as error:
-            raise DcclipError(
-                "{path}:1: the header is not CSV: {error}", "fix its quotes", path=self.path, error=error
-            ) from None
+            raise DcclipError("{}:1: the header is not CSV: {}", "fix its quotes", self.path, error) from None
 
     def slices(self, size: int) -> Iterator[Slice]:
         """Slices of `size` rows."""

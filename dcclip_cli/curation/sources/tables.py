@@ -27,7 +27,7 @@ from dcclip_cli.curation.sources.table_files import ROWS_AT_A_TIME, Cells, Parqu
 from dcclip_cli.data.hub import load_hub
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.reading import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Drop, Fault, Folder, from_base64, plain, texts_of
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.options import PathOption
 
 if TYPE_CHECKING:
@@ -67,13 +67,8 @@ class ColumnOptions(SourceOptions):
         captions: list[Any] = self._named(TOLD) or [(told, own[told]) for told in TOLD if told in own]
         missing = [column for column in (*dict([*images, *captions]).values(), *self.where) if column not in found]
         if missing := missing or [*(() if images else _IMAGES)] or [*(() if captions else TOLD)]:
-            raise DcclipError(
-                "{place}: no column {missing} (found: {found})",
-                "name the columns in the recipe, like: {{kind: table, path: ..., url: URL, caption: TEXT}}",
-                place=place,
-                missing=" or ".join(missing),
-                found=", ".join(found)[:300],
-            )
+            hint = Message("name the columns in the recipe, like: {{kind: table, path: ..., url: URL, caption: TEXT}}")
+            raise DcclipError("{}: no column {} (found: {})", hint, place, " or ".join(missing), ", ".join(found)[:300])
         return Roles(images, captions)
 
     def _named(self, fields: Sequence[str]) -> list[tuple[str, str]]:
@@ -168,9 +163,7 @@ class TableSource(ColumnOptions):
 
     def _open(self, file: Path, roles: Roles | None) -> TextTable | ParquetTable:
         if file.suffix.lower() not in _SUFFIXES:
-            raise DcclipError(
-                "{file} is not a table", "supported suffixes: {suffixes}", file=file, suffixes=", ".join(_SUFFIXES)
-            )
+            raise DcclipError("{} is not a table", "supported suffixes: {}", file, ", ".join(_SUFFIXES))
         if file.suffix.lower() == ".parquet":
             return ParquetTable(file)
         in_rows = roles is None or any(kind == "base64" for kind, _ in roles.images)

@@ -157,11 +157,9 @@ class ClassIndex:
         found = [self.find(name) for name in names]
         for name, number in zip(names, found, strict=True):
             if number is None:
-                raise DcclipError(Message("{where}: {name} is not a known class", where=where, name=name), _HINT)
+                raise DcclipError("{}: {} is not a known class", _HINT, where, name)
         if lacking := sorted(set(range(len(self.folders))) - set(found)):
-            raise DcclipError(
-                Message("{where}: the class {folders} is missing", where=where, folders=self.folders[lacking[0]]), _HINT
-            )
+            raise DcclipError("{}: the class {} is missing", _HINT, where, self.folders[lacking[0]])
         return np.asarray(found)
 
     def check_order(self, names: Sequence[str], where: str) -> None:
@@ -170,26 +168,11 @@ class ClassIndex:
         An unknown name is accepted as another wording; a name of another class means a wrong order.
         """
         if len(names) != len(self.folders):
-            raise DcclipError(
-                Message(
-                    "{where} has {count:,} classes, not {expected:,}",
-                    where=where,
-                    count=len(names),
-                    expected=len(self.folders),
-                ),
-                _HINT,
-            )
+            raise DcclipError("{} has {:,} classes, not {:,}", _HINT, where, len(names), len(self.folders))
         found = [self.find(name) for name in names]
         for number, other in enumerate(found):
             if other is not None and other != number and found[other] != other:
                 expected = self.folders[number]
                 raise DcclipError(
-                    Message(
-                        "{where}: class {number} is {names!r}, {expected!r} is expected",
-                        where=where,
-                        number=number,
-                        names=names[number],
-                        expected=expected,
-                    ),
-                    _HINT,
+                    "{}: class {} is {!r}, {!r} is expected", _HINT, where, number, names[number], expected
                 )

@@ -94,7 +94,7 @@ def check_owner(owner: str | None) -> str:
         what = (
             Message("no owner of the benchmarks is named")
             if owner is None
-            else Message("{owner} is no name on the hub", owner=owner)
+            else Message("{} is no name on the hub", owner)
         )
         raise DcclipError(what, "name your user or organisation of the hub with --owner NAME")
     return owner
@@ -109,9 +109,7 @@ def check_options(options: EvalOptions) -> None:
 
 def _nothing() -> DcclipError:
     what = Message("none of the results is of a whole named data set, which leaderboards are about")
-    return DcclipError(
-        "--format hub: {what}", "measure one, such as imagenet-cn; dcclip datasets lists them", what=what
-    )
+    return DcclipError("--format hub: {}", "measure one, such as imagenet-cn; dcclip datasets lists them", what)
 
 
 def save_repositories(results: Sequence[EvalResult], folder: Path, owner: str) -> list[str]:

@@ -79,7 +79,7 @@ def check_options(options: EvalOptions) -> None:
     comparable.check_options(options, "mteb", Message("no task of mteb measures that"))
     names = [name for given in options.datasets for name in registry.expand(given)]
     if not any(_tasks(name, "zh") for name in names):
-        raise _no_task(Message("none of the data sets ({names}) has a task", names=", ".join(names)))
+        raise _no_task(Message("none of the data sets ({}) has a task", ", ".join(names)))
 
 
 def save_mteb(
@@ -97,9 +97,7 @@ def save_mteb(
     lines = [f"left out: {one.dataset} {one.language} of {one.model} {why}" for one, why in reasons if why]
     if not (fit := [one for one, why in reasons if not why]):
         raise _no_task(
-            Message("none of the results is of a task ({lines})", lines=lines[0])
-            if lines
-            else Message("there are no results")
+            Message("none of the results is of a task ({})", lines[0]) if lines else Message("there are no results")
         )
     places: dict[str, Path] = {}
     for result in fit:
@@ -162,7 +160,7 @@ def _unfit(result: EvalResult) -> str:
 def _no_task(what: str) -> DcclipError:
     known = (registry.SETS[name] for name in (*ZERO_SHOT, *RETRIEVAL))
     names = ", ".join(registry.name_in(one, "zh") for one in known)
-    return DcclipError("--format mteb: {what}", "those that have one, in Chinese: {names}", what=what, names=names)
+    return DcclipError("--format mteb: {}", "those that have one, in Chinese: {}", what, names)
 
 
 # ---- the facts about a model that mteb's ModelMeta asks for, from the model's own files

@@ -48,22 +48,13 @@ class CaptionFiles(Loader):
         only = {caption_files.identity(name) for file in _only(self.location) for name in lines_of(file)}
         for image in caption_files.names_in(self.file):
             if image.fault:
-                raise DcclipError(
-                    Message("{file}: {name}: {detail}", file=self.file, name=image.name, detail=image.fault.detail),
-                    DOWNLOAD_AGAIN,
-                )
+                raise DcclipError("{}: {}: {}", DOWNLOAD_AGAIN, self.file, image.name, image.fault.detail)
             known = caption_files.identity(image.name)
             if image.record.get("split", split) == split and (not only or known in only):
                 names.setdefault(known, image.name)
         if only and (absent := sorted(only - names.keys())):
             raise DcclipError(
-                Message(
-                    "{file} has no caption of {absent} ({count} such images)",
-                    file=self.file,
-                    absent=absent[0],
-                    count=len(absent),
-                ),
-                DOWNLOAD_AGAIN,
+                "{} has no caption of {} ({} such images)", DOWNLOAD_AGAIN, self.file, absent[0], len(absent)
             )
         captions: _Captions = defaultdict(list)
         for known, text in caption_files.captions_in(self.file, names):
@@ -92,9 +83,7 @@ def _only(location: Location) -> list[Path]:
 def _with_images(captions: _Captions, location: Location, file: Path) -> Loaded:
     """A caption file's images, found in the location's folders. Raises DcclipError where one is missing."""
     if not captions:
-        raise DcclipError(
-            Message("{file} lists no image of the split {split}", file=file, split=location.split), DOWNLOAD_AGAIN
-        )
+        raise DcclipError("{} lists no image of the split {}", DOWNLOAD_AGAIN, file, location.split)
     found: dict[str, tuple[caption_files.Places, Path]] = {}
     for root in _folders(location):
         for folder in (root, *([root / "images"] if (root / "images").is_dir() else [])):
@@ -104,18 +93,10 @@ def _with_images(captions: _Captions, location: Location, file: Path) -> Loaded:
                     found[name] = places, path
     names = list(captions)
     if absent := [name for name in names if name not in found]:
-        what = Message(
-            "{location}: {count:,} images are missing, {absent} for one",
-            location=_folders(location)[0],
-            count=len(absent),
-            absent=absent[0],
-        )
+        what = Message("{}: {:,} images are missing, {} for one", _folders(location)[0], len(absent), absent[0])
         raise DcclipError(what, "finish the download")
     if bare := [name for name in names if not captions[name]]:
-        raise DcclipError(
-            Message("{file} has no caption of {bare} ({count} such images)", file=file, bare=bare[0], count=len(bare)),
-            DOWNLOAD_AGAIN,
-        )
+        raise DcclipError("{} has no caption of {} ({} such images)", DOWNLOAD_AGAIN, file, bare[0], len(bare))
     images = Images(
         names,
         lambda index: found[names[index]][0].read(names[index]),
@@ -149,11 +130,11 @@ class Xm3600(Loader):
                     name, texts = str(record["image/key"]), list(map(str, record[language]["caption"]))
                 except (ValueError, KeyError, TypeError, RecursionError) as error:
                     what = Message(
-                        "{file}:{number} is no record with image/key and captions in {language}: {error!r:.300}",
-                        file=self.file,
-                        number=row.number,
-                        language=language,
-                        error=error,
+                        "{}:{} is no record with image/key and captions in {}: {!r:.300}",
+                        self.file,
+                        row.number,
+                        language,
+                        error,
                     )
                     raise DcclipError(what, DOWNLOAD_AGAIN) from None
                 found.setdefault(name, []).extend(texts)
@@ -177,20 +158,11 @@ class Xtd(Loader):
     def load(self) -> Loaded:
         file = self.captions.with_name("test_image_names.txt")
         if not file.is_file():
-            raise DcclipError(
-                "{file} is missing: it names the image of each caption", "download that file too", file=file
-            )
+            raise DcclipError("{} is missing: it names the image of each caption", "download that file too", file)
         names, texts = lines_of(file), lines_of(self.captions)
         if len(names) != len(texts):
             raise DcclipError(
-                Message(
-                    "{captions} has {count:,} captions, {name} {images:,} images",
-                    captions=self.captions,
-                    count=len(texts),
-                    name=file.name,
-                    images=len(names),
-                ),
-                DOWNLOAD_AGAIN,
+                "{} has {:,} captions, {} {:,} images", DOWNLOAD_AGAIN, self.captions, len(texts), file.name, len(names)
             )
         found: _Captions = defaultdict(list)  # an image may be named twice
         for name, text in zip(names, texts, strict=True):
@@ -215,20 +187,13 @@ class Base64Lines(Loader):
     def load(self) -> Loaded:
         texts = caption_files.texts_file(self.images)
         if not texts.is_file():
-            raise DcclipError(
-                "{images} has no {name} next to it", "download that file too", images=self.images, name=texts.name
-            )
+            raise DcclipError("{} has no {} next to it", "download that file too", self.images, texts.name)
         spans: dict[str, tuple[int, int, int]] = {}  # name -> offset in bytes, length, line number
         for row in caption_files.image_rows(self.images, {"start": 0, "end": self.images.stat().st_size, "number": 1}):
             name = caption_files.number_of(row)
             if name is None or row.content is None:
                 raise DcclipError(
-                    Message(
-                        "{images}:{number} is not an image's number, a tab and base64",
-                        images=self.images,
-                        number=row.number,
-                    ),
-                    DOWNLOAD_AGAIN,
+                    "{}:{} is not an image's number, a tab and base64", DOWNLOAD_AGAIN, self.images, row.number
                 )
             spans[name] = (row.start, len(row.content), row.number)
         rows = list(spans.values())
@@ -246,22 +211,13 @@ class Base64Lines(Loader):
         found: list[tuple[str, tuple[int, ...]]] = []
         for line, text in caption_files.texts_in(file, None):
             if isinstance(text, Drop):
-                raise DcclipError(
-                    Message("{file}:{line}: {detail}", file=file, line=line, detail=text.detail), DOWNLOAD_AGAIN
-                )
+                raise DcclipError("{}:{}: {}", DOWNLOAD_AGAIN, file, line, text.detail)
             if absent := [image for image in text.images if image not in numbers]:
                 raise DcclipError(
-                    "{file}:{line}: {name} has no image {absent}",
-                    "finish the download",
-                    file=file,
-                    line=line,
-                    name=self.images.name,
-                    absent=absent[0],
+                    "{}:{}: {} has no image {}", "finish the download", file, line, self.images.name, absent[0]
                 )
             if text.images:
                 found.append((text.text, tuple(numbers[image] for image in text.images)))
         if not found:
-            raise DcclipError(
-                "{file} names no image of any text", "the test split's are not public: use valid", file=file
-            )
+            raise DcclipError("{} names no image of any text", "the test split's are not public: use valid", file)
         return Captions(tuple(text for text, _ in found), tuple(about for _, about in found))

@@ -51,31 +51,25 @@ class ClassFolders(Loader):
         numbers = {folder: classes.of_folder(folder) for folder in by_folder}
         unknown = [folder for folder, number in numbers.items() if number is None]
         if unknown and not known.extra_folders:
-            raise DcclipError(
-                "{unknown} is not a class of {label} ({count} such folders)",
-                "class folders have names like {folders}",
-                unknown=self.folder / unknown[0],
-                label=known.label,
-                count=len(unknown),
-                folders=classes.folders[0],
+            what = Message(
+                "{} is not a class of {} ({} such folders)", self.folder / unknown[0], known.label, len(unknown)
             )
+            raise DcclipError(what, "class folders have names like {}", classes.folders[0])
         by_number: dict[int, list[Path]] = {}
         for folder, number in numbers.items():
             if number in by_number:
-                raise DcclipError(
-                    "{folder} is a second folder of one class", "keep one of the two", folder=self.folder / folder
-                )
+                raise DcclipError("{} is a second folder of one class", "keep one of the two", self.folder / folder)
             if number is not None:
                 by_number[number] = by_folder[folder]
         lacking = [key for number, key in enumerate(classes.folders) if number not in by_number]
         if lacking and not self.location.partial:
             raise DcclipError(
-                "{folder}: {count} of {total} classes have no images, {lacking} for one",
+                "{}: {} of {} classes have no images, {} for one",
                 "finish the download; to evaluate the classes that are there, add --partial present",
-                folder=self.folder,
-                count=len(lacking),
-                total=len(classes.folders),
-                lacking=lacking[0],
+                self.folder,
+                len(lacking),
+                len(classes.folders),
+                lacking[0],
             )
         files = [(file, number) for number in sorted(by_number) for file in by_number[number]]
         return Loaded(image_files([file for file, _ in files], self.folder), np.asarray([label for _, label in files]))
@@ -129,7 +123,7 @@ class WebDatasetTars(Loader):
             labels = self.location.classes.order(lines_of(names), str(names), known.own_order)[labels]
         elif not known.own_order:
             raise DcclipError(
-                "{root} has no classnames.txt: its labels cannot be read", "download that file too", root=self.root
+                "{} has no classnames.txt: its labels cannot be read", "download that file too", self.root
             )
         return Loaded(images, labels)
 
@@ -139,15 +133,7 @@ class WebDatasetTars(Loader):
         truths: dict[str, Member] = {}
         for member in tar_members(shard):
             if member.fault is not None:
-                raise DcclipError(
-                    Message(
-                        "{shard}: {name}: {detail}",
-                        shard=shard,
-                        name=member.name or "the tar",
-                        detail=member.fault.detail,
-                    ),
-                    DOWNLOAD_AGAIN,
-                )
+                raise DcclipError("{}: {}: {}", DOWNLOAD_AGAIN, shard, member.name or "the tar", member.fault.detail)
             stem, dot, suffix = member.name.rpartition(".")
             role = (dot + suffix).lower()
             if role in IMAGE_SUFFIXES:
@@ -155,17 +141,8 @@ class WebDatasetTars(Loader):
             elif role == wanted:
                 truths[stem] = member
         if alone := sorted(images.keys() ^ truths.keys()):
-            what = Message("no {wanted} file", wanted=wanted) if alone[0] in images else Message("no image")
-            raise DcclipError(
-                Message(
-                    "{shard}: {alone} has {what} ({count} such samples)",
-                    shard=shard,
-                    alone=alone[0],
-                    what=what,
-                    count=len(alone),
-                ),
-                DOWNLOAD_AGAIN,
-            )
+            what = Message("no {} file", wanted) if alone[0] in images else Message("no image")
+            raise DcclipError("{}: {} has {} ({} such samples)", DOWNLOAD_AGAIN, shard, alone[0], what, len(alone))
         spans = [{key: (shard, one.offset, one.size) for key, one in role.items()} for role in (images, truths)]
         return [(key, spans[0][key], _bytes(spans[1][key], MAX_TEXT_BYTES)) for key in images]
 
@@ -173,13 +150,8 @@ class WebDatasetTars(Loader):
         file = self.shards[0].parent / "nshards.txt"
         count = file.read_text("utf-8", "replace").strip() if file.is_file() else ""
         if count and count != str(len(self.shards)):
-            raise DcclipError(
-                "{parent} has {count} tars, nshards.txt says {expected}",
-                "finish the download",
-                parent=self.shards[0].parent,
-                count=len(self.shards),
-                expected=count,
-            )
+            what = Message("{} has {} tars, nshards.txt says {}", self.shards[0].parent, len(self.shards), count)
+            raise DcclipError(what, "finish the download")
 
 
 def _bytes(span: _Span, limit: int) -> bytes:
@@ -194,10 +166,7 @@ def _bytes(span: _Span, limit: int) -> bytes:
 def _label(key: str, content: bytes, count: int) -> int:
     text = content.decode("ascii", "replace").strip()
     if not text.isdecimal() or int(text) >= count:
-        raise DcclipError(
-            Message("{key}.cls has {text!r}, not a class from 0 to {count}", key=key, text=text[:20], count=count - 1),
-            DOWNLOAD_AGAIN,
-        )
+        raise DcclipError("{}.cls has {!r}, not a class from 0 to {}", DOWNLOAD_AGAIN, key, text[:20], count - 1)
     return int(text)
 
 
@@ -205,10 +174,7 @@ def _truth_values(key: str, content: bytes, count: int) -> np.ndarray:
     try:
         vector = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise DcclipError(Message("{key}.npy cannot be read: {error}", key=key, error=error), DOWNLOAD_AGAIN) from None
+        raise DcclipError("{}.npy cannot be read: {}", DOWNLOAD_AGAIN, key, error) from None
     if vector.shape != (count,):
-        raise DcclipError(
-            Message("{key}.npy has the shape {shape}, not ({count},)", key=key, shape=vector.shape, count=count),
-            DOWNLOAD_AGAIN,
-        )
+        raise DcclipError("{}.npy has the shape {}, not ({},)", DOWNLOAD_AGAIN, key, vector.shape, count)
     return vector > 0

@@ -11,7 +11,7 @@ import numpy as np
 
 from dcclip_cli.data.hub import is_cached, is_repository, is_saved, load_hub, splits_of
 from dcclip_cli.data.reading import MAX_IMAGE_BYTES, Folder
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.eval.dataset import Captions, Images, Loaded, Loader, Location, lines_of
 from dcclip_cli.hub import files_on_hub
 
@@ -71,13 +71,9 @@ class HubDataset(Loader):
     def _column(self, found: Dataset, names: tuple[str, ...]) -> str:
         column = next((name for name in names if name in found.column_names), None)
         if column is None:
+            hint = Message("download clip-benchmark/wds_{}", self.location.known.hub or self.location.known.name)
             raise DcclipError(
-                "{path} has no column {names} (found: {column_names})",
-                "download clip-benchmark/wds_{hub}",
-                path=self.path,
-                names=" or ".join(names),
-                column_names=", ".join(found.column_names),
-                hub=self.location.known.hub or self.location.known.name,
+                "{} has no column {} (found: {})", hint, self.path, " or ".join(names), ", ".join(found.column_names)
             )
         return column
 
@@ -110,13 +106,8 @@ class HubDataset(Loader):
             order = classes.order(self._class_names(), f"{self.path}/classnames.txt", known.own_order)
         labels = np.asarray(found[column])
         if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= count:
-            raise DcclipError(
-                "{path}: {column} contains values that are not a class from 0 to {count}",
-                "download it again",
-                path=self.path,
-                column=column,
-                count=count - 1,
-            )
+            what = Message("{}: {} contains values that are not a class from 0 to {}", self.path, column, count - 1)
+            raise DcclipError(what, "download it again")
         return order[labels]
 
     def _class_names(self) -> list[str]:
@@ -129,10 +120,7 @@ class HubDataset(Loader):
         except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             raise DcclipError(
-                "{path}: classnames.txt, the order of its labels, cannot be loaded: {reason}",
-                "try again",
-                path=self.path,
-                reason=reason,
+                "{}: classnames.txt, the order of its labels, cannot be loaded: {}", "try again", self.path, reason
             ) from None
         return lines_of(Path(file))
 

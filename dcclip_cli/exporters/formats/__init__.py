@@ -35,32 +35,15 @@ class Format(ABC):
     def check(self, precision: Precision, preprocess: Preprocess = "outside", dims: int | None = None) -> None:
         """Raises DcclipError if the format does not support these options, or its package is not installed."""
         if dims is not None and not self.has_graphs:
-            raise DcclipError(
-                "--format {name} does not support --dims", "use --format onnx, or omit --dims", name=self.name
-            )
+            raise DcclipError("--format {} does not support --dims", "use --format onnx, or omit --dims", self.name)
         if precision not in self.precisions:
-            raise DcclipError(
-                "--format {name} does not support {precision}",
-                "use --precision {precisions}",
-                name=self.name,
-                precision=precision,
-                precisions=" or ".join(self.precisions),
-            )
+            what = Message("--format {} does not support {}", self.name, precision)
+            raise DcclipError(what, "use --precision {}", " or ".join(self.precisions))
         if preprocess not in self.preprocess:
-            raise DcclipError(
-                "--format {name} does not support preprocess: {preprocess}",
-                "use --preprocess {supported}",
-                name=self.name,
-                preprocess=preprocess,
-                supported=" or ".join(self.preprocess),
-            )
+            what = Message("--format {} does not support preprocess: {}", self.name, preprocess)
+            raise DcclipError(what, "use --preprocess {}", " or ".join(self.preprocess))
         if importlib.util.find_spec(self.package) is None:
-            raise DcclipError(
-                Message(
-                    "--format {name} needs {package}, which is not installed", name=self.name, package=self.package
-                ),
-                self.install,
-            )
+            raise DcclipError("--format {} needs {}, which is not installed", self.install, self.name, self.package)
 
     def prepare(self, progress: Progress) -> None:  # noqa: B027
         """Download what `write` needs, before the work that comes first."""

@@ -146,12 +146,7 @@ class Mnn(Format):
             done = subprocess.run(command, capture_output=True, text=True)
             if not (folder / file).is_file():
                 reason = (done.stdout + done.stderr).strip().splitlines()[-1:] or ["no reason given"]
-                raise DcclipError(
-                    "MNN cannot convert {graph}: {reason}",
-                    "use --format onnx or litert",
-                    graph=graph,
-                    reason=reason[0][:200],
-                )
+                raise DcclipError("MNN cannot convert {}: {}", "use --format onnx or litert", graph, reason[0][:200])
 
     def runner(self, file: Path) -> Run:
         with _stdout_to_stderr():

@@ -67,9 +67,7 @@ class Immich(Format):
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
         for name, target, takes in zip((IMAGE, TEXT), self.files, (_IMMICH_IMAGE, _IMMICH_TEXT), strict=True):
             if (graphs / f"{name}.data").exists():
-                raise DcclipError(
-                    "the {name} of this model is too large for --format immich", "use --precision int8", name=name
-                )
+                raise DcclipError("the {} of this model is too large for --format immich", "use --precision int8", name)
             (folder / target).parent.mkdir()
             width = _rename_inputs(graphs / name, folder / target, takes)
         config = {

@@ -39,7 +39,7 @@ class OpenClip(Format):
         from dcclip_cli.model.model_dir import WEIGHTS
 
         if source.folder is None:
-            what = Message("{name} is not an open_clip model directory", name=source.towers.name)
+            what = Message("{} is not an open_clip model directory", source.towers.name)
             raise DcclipError(what, "export it with --format onnx or transformers")
         shutil.copytree(source.folder, folder, dirs_exist_ok=True)
         if precision == "fp16":
@@ -95,7 +95,7 @@ def _model(source: Source) -> Any:
     from transformers import CLIPTextConfig, TimmWrapperConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
     if source.folder is None:
-        raise DcclipError(Message("{name} is not a model directory of a student", name=source.towers.name), _OTHER)
+        raise DcclipError("{} is not a model directory of a student", _OTHER, source.towers.name)
     config = json.loads((source.folder / "open_clip_config.json").read_text("utf-8"))["model_cfg"]
     image, text = config["vision_cfg"], config["text_cfg"]
     weights: dict[str, Tensor] = dict(source.towers.model.state_dict())
@@ -144,7 +144,7 @@ def _projection(source: Source, weights: dict[str, Tensor]) -> str:
         reason = Message("projects images with a bias, which VisionTextDualEncoderModel does not support")
     else:
         return f"{inside}.weight"
-    raise DcclipError(Message("{name} {reason}", name=source.towers.name, reason=reason), _OTHER)
+    raise DcclipError("{} {}", _OTHER, source.towers.name, reason)
 
 
 def _renamed(weights: dict[str, Tensor], projection: str, end: int) -> dict[str, Tensor]:
@@ -194,9 +194,7 @@ def _tokenizer(source: Source) -> Any:
 
     state = json.loads(copy_tokenizer(source.tokenizer).to_str())
     if state["model"]["type"] != "Unigram":
-        raise DcclipError(
-            Message("a {type} tokenizer cannot be exported to transformers yet", type=state["model"]["type"]), _OTHER
-        )
+        raise DcclipError("a {} tokenizer cannot be exported to transformers yet", _OTHER, state["model"]["type"])
     vocab = state["model"]["vocab"]
     end, last = next(index for index, (token, _) in enumerate(vocab) if token == "</s>"), len(vocab) - 1
     vocab[end], vocab[last] = vocab[last], vocab[end]

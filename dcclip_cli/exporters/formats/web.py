@@ -65,9 +65,7 @@ class Web(Onnx):
         super().write(source, graphs, folder, precision)
         for name in (IMAGE, TEXT):
             if (folder / f"{name}.data").exists():
-                raise DcclipError(
-                    "the {name} of this model is too large for a browser", "use --precision int8", name=name
-                )
+                raise DcclipError("the {} of this model is too large for a browser", "use --precision int8", name)
         for file in (files("dcclip_cli.exporters") / PAGE).iterdir():
             (folder / file.name).write_bytes(file.read_bytes())
         libraries = folder / LIBRARIES

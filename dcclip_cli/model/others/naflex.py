@@ -49,7 +49,7 @@ class NaflexTowers(TransformersTowers):
         self._budget = budget or image_processor.max_num_patches
 
     def match_preprocessing(self) -> Preprocessing:
-        what = Message("{name}: its images keep their proportions (NaFlex)", name=self.name)
+        what = Message("{}: its images keep their proportions (NaFlex)", self.name)
         raise DcclipError(what, "use a model whose images are squares of one size")
 
     @property

@@ -39,12 +39,11 @@ class RemoteCode:
     def refuse(self) -> None:
         """Raise DcclipError, which says what would run and how to allow it."""
         files = ", ".join(f"{module}.py" for module in self.modules)
+        what = Message("{} is built by its own code ({}), which is not run unless you allow it", self.name, files)
         raise DcclipError(
-            "{name} is built by its own code ({files}), which is not run unless you allow it",
+            what,
             "read these files; then add --trust-remote-code, which dcclip eval and trim have, "
             "or teacher: {{kind: fgclip2, trust_remote_code: true}} in a recipe",
-            name=self.name,
-            files=files,
         )
 
     def open(self, folder: Path) -> AllowedCode:
@@ -89,9 +88,7 @@ class AllowedCode:
             hint = Message(
                 "install the packages that it names, or use the revision of the model that fits your transformers"
             )
-            raise DcclipError(
-                Message("the code of {name} cannot be run: {reason}", name=self.code.name, reason=reason), hint
-            ) from None
+            raise DcclipError("the code of {} cannot be run: {}", hint, self.code.name, reason) from None
 
 
 def remote_code(model: str, config: Mapping[str, Any], file: Path) -> RemoteCode:
@@ -105,19 +102,12 @@ def remote_code(model: str, config: Mapping[str, Any], file: Path) -> RemoteCode
     model_key = next((key for key in _MODEL if key in found), None)
     if _CONFIG not in found or model_key is None:
         what = Message(
-            "{file}: auto_map names no {missing}, and transformers has none",
-            file=file,
-            missing=_CONFIG if _CONFIG not in found else _MODEL[0],
+            "{}: auto_map names no {}, and transformers has none", file, _CONFIG if _CONFIG not in found else _MODEL[0]
         )
-        raise DcclipError(Message("{what} for model_type {type}", what=what, type=config.get("model_type")), _AGAIN)
+        raise DcclipError("{} for model_type {}", _AGAIN, what, config.get("model_type"))
     for key, name in found.items():
         if not isinstance(name, str) or not _CLASS.fullmatch(name):
-            what = Message(
-                "{file}: auto_map: {key}: {name!r:.100} is not MODULE.CLASS of a file next to it",
-                file=file,
-                key=key,
-                name=name,
-            )
+            what = Message("{}: auto_map: {}: {!r:.100} is not MODULE.CLASS of a file next to it", file, key, name)
             raise DcclipError(what, "use a model whose code is in its own repository")
     return RemoteCode(model, found[_CONFIG], found[model_key])
 
@@ -133,17 +123,10 @@ def _files(code: RemoteCode, folder: Path) -> Iterator[Path]:
             continue
         seen.add(module)
         if not module.isidentifier():
-            raise DcclipError(
-                Message(
-                    "the code of {name} imports .{module}, which is not a file next to it",
-                    name=code.name,
-                    module=module,
-                ),
-                _AGAIN,
-            )
+            raise DcclipError("the code of {} imports .{}, which is not a file next to it", _AGAIN, code.name, module)
         file = require_file(code.name, f"{module}.py")
         if file.parent != folder:
-            raise DcclipError("{name} was changed while it was loaded", "run the command again", name=code.name)
+            raise DcclipError("{} was changed while it was loaded", "run the command again", code.name)
         yield file
         modules += get_relative_imports(file)
 

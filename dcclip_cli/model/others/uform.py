@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import read_json
 from dcclip_cli.model.hub_models import COPY_AGAIN, TRANSFORMERS_CONFIG
 from dcclip_cli.model.preprocess import Preprocessing, matching_preprocessing
@@ -93,9 +93,7 @@ def load_uform(model: str, treatment: str, progress: Progress) -> UFormTowers:
         from uform.torch_encoders import ImageEncoder, TextEncoder
         from uform.torch_processors import ImageProcessor, TextProcessor
     except ImportError as error:
-        raise DcclipError(
-            "{model} needs the package uform: {error}", "pip install uform", model=model, error=error
-        ) from None
+        raise DcclipError("{} needs the package uform: {}", "pip install uform", model, error) from None
     config_file, tokenizer = require_file(model, TRANSFORMERS_CONFIG), require_file(model, "tokenizer.json")
     config, name = read_json(config_file, COPY_AGAIN), Path(model).name
     towers, parts = dict[str, nn.Module](), [treatment]
@@ -120,7 +118,7 @@ def _weights(model: str, tower: str, name: str, progress: Progress) -> tuple[dic
     names = [one.replace("image_encoder", tower) for one in UFORM_WEIGHTS]
     files = find_weights(model, names)
     if not files:
-        raise DcclipError(Message("{model} has no {names}", model=model, names=" or ".join(names)), COPY_AGAIN)
+        raise DcclipError("{} has no {}", COPY_AGAIN, model, " or ".join(names))
     digest = weights_digest(files)
     if is_pickled(files):
         files = [safetensors_copy(files, digest, name, progress)]

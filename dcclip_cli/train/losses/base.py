@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from dcclip_cli.errors import DcclipError
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.options import Options
 
 if TYPE_CHECKING:
@@ -109,12 +109,10 @@ class Loss(Options, ABC):
         if self.needs & set(kinds) or (self.joint and {"images", "texts"} <= set(kinds)):
             return
         keys = ["data.train" if kind == "pairs" else f"data.{kind}" for kind in sorted(self.needs)]
-        raise DcclipError(
-            "the data has nothing for loss {kind}",
-            "set {wanted}, or remove the loss",
-            kind=self.kind,
-            wanted=" or ".join([*keys, *(["data.images and data.texts"] if self.joint else [])]),
+        hint = Message(
+            "set {}, or remove the loss", " or ".join([*keys, *(["data.images and data.texts"] if self.joint else [])])
         )
+        raise DcclipError("the data has nothing for loss {}", hint, self.kind)
 
     def weight_at(self, done: float) -> float:
         """The weight when a fraction `done` of the run, in 0..1, is over."""

@@ -164,5 +164,5 @@ def get_tasks(names: Iterable[str] | None = None, data_root: Path | str | None =
     chosen = list(TASKS if names is None else names)
     for name in chosen:
         if name not in TASKS:
-            raise DcclipError("there is no task {name}", "choose from: {tasks}", name=name, tasks=", ".join(TASKS))
+            raise DcclipError("there is no task {}", "choose from: {}", name, ", ".join(TASKS))
     return [TASKS[name](data_root=data_root) for name in chosen]
