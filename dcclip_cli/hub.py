@@ -97,7 +97,9 @@ def _refused(repository: str, error: Any) -> DcclipError:
         status = int(error.response.status_code)
         fault = (Message("the hub has a fault ({})", status), Message("wait, then {}", _AGAIN))
         other = (Message("the hub refuses it ({})", status), _CHANGE)
-        owner = Message("{}, of {}", _LOG_IN, repository.partition("/")[0])
+        owner = Message(
+            "log in with: hf auth login, or set HF_TOKEN to a token that may write to {}", repository.partition("/")[0]
+        )
         refusals = {**_REFUSALS, 403: (Message("your token must not write there"), owner)}
         why, hint = refusals.get(status, fault if status >= 500 else other)
     elif HF_HUB_OFFLINE:

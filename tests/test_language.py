@@ -32,8 +32,8 @@ def test_the_language_is_that_of_dcclip_lang_or_of_the_locale(
 
 
 def test_a_message_is_translated_with_the_messages_in_it_and_with_no_other_text() -> None:
-    inner = DcclipError("{file} is a folder", "", file="{stage}/file name too long")
-    message = Message("{path} has no section {stage}", path=inner, stage="none")
+    inner = DcclipError("{} is a folder", "", "{stage}/file name too long")
+    message = Message("{} has no section {}", inner, "none")
     assert message == "{stage}/file name too long is a folder has no section none"
     assert translated(message, "zh") == "{stage}/file name too long 是文件夹 里没有 none 这一节"
     assert translated(joined("\n", [message, "none"]), "zh").endswith("\nnone")

@@ -52,7 +52,7 @@ def test_what_users_read_is_a_literal_with_fields_or_a_message() -> None:
                 wrong: list[ast.AST] = [node for node in ast.walk(text) if isinstance(node, ast.JoinedStr)]
                 if name in SAYING:
                     wrong += [text] if isinstance(text, ast.Constant) else []
-                assert not wrong, f'{file}:{call.lineno}: write Message("... {{field}}", field=...)'
+                assert not wrong, f'{file}:{call.lineno}: write Message("... {{}}", value)'
                 assert not call.keywords or isinstance(text, ast.Constant), (
                     f"{file}:{call.lineno}: fields of no literal"
                 )
@@ -60,10 +60,8 @@ def test_what_users_read_is_a_literal_with_fields_or_a_message() -> None:
 
 def test_every_template_is_filled_without_a_brace_too_many() -> None:
     for text, file in (*messages.in_code(), *messages.in_templates()):
-        fields = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
-        assert all(fields), f"{file}: {text}: a field needs a name; write a brace twice"
-        said = filled(text, {place: "" for place in FIELD.findall(text) if place})
-        assert "{{" not in said, f"{file}: {text}: write a brace twice, not four times"
+        list(string.Formatter().parse(text))  # raises ValueError for a single brace
+        assert "{{" not in filled(text, _Seen()), f"{file}: {text}: write a brace twice, not four times"
 
 
 def test_a_call_gives_its_template_all_fields_and_no_field_is_a_brace_written_once() -> None:
@@ -72,16 +70,28 @@ def test_a_call_gives_its_template_all_fields_and_no_field_is_a_brace_written_on
     for file in sorted((ROOT / "dcclip_cli").rglob("*.py")):
         for call, name in _calls(ast.parse(file.read_text("utf-8"))):
             texts = call.args[: messages.CALLS.get(name, 0)]
-            given = {keyword.arg for keyword in call.keywords} | set(map(str, range(len(call.args) - len(texts))))
-            for text in texts:
-                if (
-                    isinstance(text, ast.Constant)
-                    and isinstance(text.value, str)
-                    and None not in given
-                    and (given or file not in kept)
-                ):
-                    fields = {name for _, name, _, _ in string.Formatter().parse(str(text.value)) if name is not None}
-                    assert fields <= given, f"{file}:{text.lineno}: {fields - given}: write a brace twice"
+            values, named = call.args[len(texts) :], {keyword.arg for keyword in call.keywords}
+            literals = [str(text.value) if isinstance(text, ast.Constant) else "" for text in texts]
+            if None in named or any(isinstance(one, ast.Starred) for one in call.args):
+                continue
+            if texts and (values or named or file not in kept):
+                used, first = set[str](), 0
+                for text in literals:
+                    fields = {re.split("[.!:]", field)[0] for field in _fields(text)}
+                    used |= {str(first + int(field)) if field.isdecimal() else field for field in fields}
+                    first += sum(
+                        found[1] is not None and found[1][:1] in ("", "!", ":") for found in FIELD.finditer(text)
+                    )
+                given = named | set(map(str, range(len(values))))
+                assert used == given, f"{file}:{call.lineno}: {used ^ given}: write a brace twice, or give its value"
+
+
+class _Seen(dict[str, str]):
+    """Takes each field of a template that is filled."""
+
+    def get(self, field: str, _default: object = None) -> str:  # type: ignore[override]
+        self[field] = ""
+        return ""
 
 
 def _calls(tree: ast.AST) -> Iterator[tuple[ast.Call, str]]:
@@ -91,4 +101,6 @@ def _calls(tree: ast.AST) -> Iterator[tuple[ast.Call, str]]:
 
 
 def _fields(template: str) -> set[str]:
-    return {"".join(field.split()) for field in FIELD.findall(template) if field}
+    seen = _Seen()
+    filled(template, seen)
+    return {"".join(field.split()) for field in seen}

@@ -163,6 +163,7 @@ def test_a_disk_that_takes_nothing_is_an_error_that_names_the_file_and_leaves_no
 def test_a_half_block_is_removed_if_its_process_was_killed(tmp_path: Path) -> None:
     killed = tmp_path / ".a.safetensors.1-00000000.partial"
     killed.write_bytes(b"half")
+    os.utime(killed, (0, 0))
     with atomic_file(tmp_path / "b.safetensors") as living:
         FeatureStore(tmp_path).write([(KEYS, values(np.arange(N)))])
         assert living.exists() and not killed.exists()

@@ -9,9 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.checksums import Record, read_record, write_record
+from dcclip_cli.checksums import FILES, Record, read_record, write_record
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_folder, write_json
+from dcclip_cli.files import atomic_folder, read_json, write_json
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.tokenizer import check_tokenizer, load_tokenizer, save_tokenizer, tokenize_with
 from dcclip_cli.model.weights import (
@@ -90,7 +90,7 @@ def download_model(repository: str) -> Path | None:
 
     if (file := find_file(repository, PROVENANCE)) is None:
         return None
-    names = [*read_provenance(file.parent).digests, PROVENANCE]
+    names = [*read_json(file, _COPY).get(FILES, ()), PROVENANCE]
     return Path(snapshot_download(repository, allow_patterns=names)) if len(names) > 1 else None
 
 

@@ -229,7 +229,7 @@ def test_a_tokenizer_without_padding_or_that_fails_is_refused(model_folder: Path
     ):
         (folder / "tokenizer.json").write_text(json.dumps(state), "utf-8")
         change(folder / "tokenizer.json", keys, value)
-        (folder / "dcclip.json").write_text('{"format": 1, "kind": "model", "name": "旧"}', "utf-8")
+        (folder / "dcclip.json").write_text('{"format": 1, "kind": "model", "name": "旧", "files": {}}', "utf-8")
         refused(load_model, folder, what)
 
 

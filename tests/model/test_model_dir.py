@@ -126,7 +126,7 @@ def test_the_fingerprint_depends_on_the_outputs_only(model_folder: Path, tmp_pat
         ("open_clip_config.json", None, "has no open_clip_config.json"),
         ("open_clip_config.json", "{", "open_clip_config.json is not JSON"),
         ("open_clip_config.json", "[]", "open_clip_config.json is not a JSON object"),
-        ("open_clip_config.json", "{}", "open_clip_config.json: model_cfg: field required"),
+        ("open_clip_config.json", "{}", "open_clip_config.json: model_cfg.text_cfg is missing, or no section"),
         ("open_clip_model.safetensors", None, "has no open_clip_model.safetensors (found: README.md, dcclip.json"),
         ("open_clip_model.safetensors", b"\x00" * 40, "is not a readable safetensors file"),
         ("open_clip_model.safetensors", b"", "is not a readable safetensors file"),

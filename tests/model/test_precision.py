@@ -66,7 +66,7 @@ def test_a_machine_makes_the_same_choice_again_unless_the_cache_file_is_damaged(
     assert [choose_precision("auto", "cpu", towers, training=True).gain for _ in range(2)] == [1.5, 1.5]
     [kept] = (tmp_path / "cache").rglob("*.json")
     assert json.loads(kept.read_text())["gain"] == 1.5
-    kept.write_text(kept.read_text().replace("1.5", "0.5"))
+    kept.write_text(kept.read_text()[:-5])
     assert choose_precision("auto", "cpu", towers, training=True).gain == 1.4
     assert choose_precision("auto", "cpu", towers, training=False).gain == 1.0  # probed apart
 
