@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -37,7 +38,6 @@ from dcclip_cli.machine import cores
 from dcclip_cli.options import decisive
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import versions
-from dcclip_cli.workers import in_threads
 
 if TYPE_CHECKING:
     from dcclip_cli.curation.options import CollectOptions
@@ -175,9 +175,9 @@ class WorkFolder:
         steps = ("read", "score", "write")
         folders = [self.root / step / name for step in steps for name in sorted(finished(self.root / step))]
         folders += [self.deduped] if self.deduped.exists() else []
-        with progress.task(Message("check what is done"), len(folders)) as task:
+        with progress.task(Message("check what is done"), len(folders)) as task, ThreadPoolExecutor(cores()) as pool:
             damaged = dict[Path, str]()
-            for folder, what in zip(folders, in_threads(self._damage, folders, cores()), strict=True):
+            for folder, what in zip(folders, pool.map(self._damage, folders), strict=True):
                 damaged |= {folder: what} if what else {}
                 task.advance()
         for folder, what in damaged.items():
