@@ -1,4 +1,4 @@
-"""Pools of worker processes and threads, which end where a call fails or with the process that started them."""
+"""Pools of worker processes, which end where a call fails or with the process that started them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
@@ -121,12 +121,3 @@ def _end_with_parent() -> None:
     if folder := getattr(multiprocessing.current_process(), "_config", {}).get("tempdir"):
         shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
-
-
-def in_threads(function: Callable[[Argument], Result], arguments: Iterable[Argument], threads: int) -> Iterator[Result]:
-    """The results in order; those who stop asking wait for running calls only."""
-    pool = ThreadPoolExecutor(threads)
-    try:
-        yield from pool.map(function, arguments)
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -42,8 +42,10 @@ def running(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
     command = [sys.executable, "-c", COMMAND, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0) as process:
         assert process.stdout and process.stdout.readline() == "ready\n"
-        yield process
-        process.kill()
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("number", NUMBERS)

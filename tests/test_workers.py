@@ -1,4 +1,4 @@
-"""Calls in worker processes and threads: results and errors come back, and no worker outlives them."""
+"""Calls in worker processes: results and errors come back, and no worker outlives them."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.workers import calls, in_threads, process_pool
+from dcclip_cli.workers import calls, process_pool
 
 pytestmark = pytest.mark.any_cpu
 
@@ -80,19 +80,3 @@ def test_workers_have_what_was_preloaded_and_other_allocators_but_not_the_script
     made = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     allocator = arrow or "system"
     assert made.stdout == f"('{allocator}', '1', True) ('{allocator}', '1', False)\n", made.stderr
-
-
-def test_threads_that_nobody_waits_for_any_more_begin_no_further_calls() -> None:
-    begun = []
-
-    def call(number: int) -> int:
-        begun.append(number)
-        time.sleep(0.01)
-        return number * number
-
-    assert list(in_threads(call, range(3), 2)) == [0, 1, 4]
-    begun.clear()
-    results = in_threads(call, range(1000), 2)
-    assert next(results) == 0
-    del results
-    assert len(begun) < 500

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import atomic_file, cache_folder, lock, remove, temporary_folder
 from dcclip_cli.machine import cores
 from dcclip_cli.progress import Progress, Silent
-from dcclip_cli.workers import calls, in_threads, process_pool
+from dcclip_cli.workers import calls, process_pool
 
 _FEW_BYTES = 1 << 26  # so much data is indexed faster than a process starts
 _CONNECTIONS = 16
@@ -75,7 +76,8 @@ def _copy_published(
         return find_index(file, columns, warn) is not None
 
     remote = [job for job in jobs if job[0].is_remote]
-    return {job for job, fit in zip(remote, in_threads(fits, remote, _CONNECTIONS), strict=True) if fit}
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        return {job for job, fit in zip(remote, pool.map(fits, remote), strict=True) if fit}
 
 
 def index_files(

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +21,6 @@ from urllib.parse import urlsplit
 
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import OpenFile, refuse_special
-from dcclip_cli.workers import in_threads
 
 T = TypeVar("T")
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "https": "aiohttp", "http": "aiohttp"}
@@ -188,7 +188,8 @@ def list_files(location: str | os.PathLike[str]) -> list[DataFile]:
             )
         numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
         every = [text[: match.start()] + number + text[match.end() :] for number in numbers]
-        return [file for files in in_threads(list_files, every, 16) for file in files]
+        with ThreadPoolExecutor(16) as pool:
+            return [file for files in pool.map(list_files, every) for file in files]
     return _list_remote(text) if is_url(text) else _list_local(text)
 
 

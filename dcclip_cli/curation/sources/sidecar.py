@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path, PurePath
@@ -39,7 +40,6 @@ from dcclip_cli.data.reading import (
 )
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.options import PathOption
-from dcclip_cli.workers import in_threads
 
 SIDECARS: dict[str, Told | None] = {"json": None, "zh.txt": "zh", "en.txt": "en", "txt": "caption"}  # by suffix
 _MEMBERS_TO_COUNT = 200  # of a tar, to estimate how many pairs it has
@@ -158,8 +158,9 @@ class TarsSource(SourceOptions):
     def slices(self, size: int) -> list[Slice]:
         """One slice for each tar, whatever `size` is: one shard becomes one shard."""
         files = files_of(self.path, (".tar",))
-        abouts = in_threads(_estimated_pairs, files, _AT_A_TIME)
-        return [Slice({"file": str(file)}, about) for file, about in zip(files, abouts, strict=True)]
+        with ThreadPoolExecutor(_AT_A_TIME) as pool:
+            abouts = pool.map(_estimated_pairs, files)
+            return [Slice({"file": str(file)}, about) for file, about in zip(files, abouts, strict=True)]
 
     def read(self, part: Mapping[str, Any]) -> Iterator[Candidate]:
         """Candidates with the keys that they have in the tar. A truncated or damaged tar ends in one with a fault."""
