@@ -89,7 +89,7 @@ def test_a_call_gives_its_template_all_fields_and_no_field_is_a_brace_written_on
 class _Seen(dict[str, str]):
     """Takes each field of a template that is filled."""
 
-    def get(self, field: str, _default: object = None) -> str:  # type: ignore[override]
+    def get(self, field: str, _default: object = None) -> str:
         self[field] = ""
         return ""
 
