@@ -358,13 +358,9 @@ def test_two_data_sets_of_one_name_are_refused(pairs_file: Path, tmp_path: Path,
     assert raised.value.hint == "rename one of the files or folders"
 
 
-def test_options_need_a_data_set_and_have_neither_stream_nor_processes() -> None:
+def test_options_need_a_data_set() -> None:
     with pytest.raises(ValueError, match="at least 1 item"):
         EvalOptions(datasets=())
-    assert EvalOptions.model_validate({"datasets": ["dtd"], "stream": False, "processes": 1}).datasets == ("dtd",)
-    for old, advice in (("stream", "data sets of the hub are downloaded"), ("processes", "runs in one process")):
-        with pytest.raises(ValueError, match=advice):
-            EvalOptions.model_validate({"datasets": ["dtd"], old: 2})
 
 
 def test_an_auc_of_images_of_one_class_is_an_error_and_no_number(tmp_path: Path, run: Any) -> None:

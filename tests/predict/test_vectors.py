@@ -76,14 +76,3 @@ def test_dimensions_that_a_model_was_not_trained_for_are_warned_of_and_too_many_
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     with pytest.raises(DcclipError, match="embeddings of 16 numbers, fewer than 24"):
         shortened(model, 24, Silent()).encode_texts(["猫"])
-
-
-def test_an_index_named_by_the_whole_model_is_still_read(bundle_folder: Path, pictures: list[Path]) -> None:
-    from dcclip_cli.predict.index import _index_folder, _stored
-
-    model, folder = OnnxEncoder(bundle_folder, "cpu"), pictures[0].parent
-    open_index(model, folder)
-    now, before = _index_folder(model, folder, "fp16"), _stored("search", model.fingerprint, model.precision, folder)
-    assert now and before and now != before
-    now.rename(before)
-    assert open_index(model, folder).embedded == 0
