@@ -117,38 +117,31 @@ def test_directories_of_all_kinds_are_loaded_from_themselves_alone(
 NETWORK, CODE = f"{VISION}.timm_model_name: ", "is not allowed: it could run code or read other files"
 DUAL, TIMM = "vision-text-dual-encoder", {"model_type": "timm_wrapper"}
 ELSEWHERE = "leads to a hub or another directory"
-REFUSED: list[tuple[Change, str]] = [
-    (("openclip-xlmr", OPEN_CLIP, where, {key: value}), what)
-    for where, key, value, what in (
-        (VISION, "timm_model_name", "hf-hub:nobody/network", f"{NETWORK}hf-hub:nobody/network {ELSEWHERE}"),
-        (VISION, "timm_model_name", "local-dir:/elsewhere", f"{NETWORK}local-dir:/elsewhere {ELSEWHERE}"),
-        (TEXT, "tokenizer_kwargs", {"trust_remote_code": True}, f"tokenizer_kwargs: trust_remote_code {CODE}"),
-        (TEXT, "tokenizer_kwargs", {"bpe_path": "/nowhere"}, f"tokenizer_kwargs: bpe_path {CODE}"),
-    )
-] + [
-    (("altclip", "config.json", where, values), what)
-    for where, values, what in (
-        ("", TIMM, "is a model of type timm_wrapper, not an image-text dual encoder"),
-        (
-            "",
-            {"model_type": DUAL, "vision_config": TIMM | {"architecture": "hf-hub:no/net"}},
-            f"config.json: vision_config.architecture: hf-hub:no/net {ELSEWHERE}",
-        ),
-        (
-            "",
-            {"model_type": DUAL, "vision_config": TIMM | {"backbone": "microsoft/resnet-50"}},
-            "config.json: vision_config.backbone names a network elsewhere",
-        ),
-        ("", {"attn_implementation": "nobody/kernels"}, "config.json: attn_implementation is not supported"),
-        (
-            "vision_config",
-            {"_attn_implementation": "nobody/kernels"},
-            "config.json: _attn_implementation is not supported",
-        ),
-    )
+OF_OPEN_CLIP: list[tuple[str, dict[str, Any], str]] = [
+    (VISION, {"timm_model_name": "hf-hub:nobody/network"}, f"{NETWORK}hf-hub:nobody/network {ELSEWHERE}"),
+    (VISION, {"timm_model_name": "local-dir:/elsewhere"}, f"{NETWORK}local-dir:/elsewhere {ELSEWHERE}"),
+    (TEXT, {"tokenizer_kwargs": {"trust_remote_code": True}}, f"tokenizer_kwargs: trust_remote_code {CODE}"),
+    (TEXT, {"hf_tokenizer_name": None, "tokenizer_kwargs": {"bpe_path": "/nowhere"}}, f"kwargs: bpe_path {CODE}"),
 ]
-ADAPTER: Change = ("altclip", "adapter_config.json", "", {"base_model_name_or_path": "nobody/model"})
-REFUSED.append((ADAPTER, "is an adapter of another model (adapter_config.json)"))
+OF_TRANSFORMERS: list[tuple[str, dict[str, Any], str]] = [
+    ("", TIMM, "is a model of type timm_wrapper, not an image-text dual encoder"),
+    ("", {"model_type": DUAL, "vision_config": TIMM | {"architecture": "hf-hub:no/net"}}, f"hf-hub:no/net {ELSEWHERE}"),
+    (
+        "",
+        {"model_type": DUAL, "vision_config": TIMM | {"backbone": "microsoft/resnet-50"}},
+        "config.json: vision_config.backbone names a network elsewhere",
+    ),
+    ("", {"attn_implementation": "nobody/kernels"}, "config.json: attn_implementation is not supported"),
+    ("vision_config", {"_attn_implementation": "nobody/kernels"}, "config.json: _attn_implementation is not supported"),
+]
+REFUSED: list[tuple[Change, str]] = [
+    *((("openclip-xlmr", OPEN_CLIP, where, values), what) for where, values, what in OF_OPEN_CLIP),
+    *((("altclip", "config.json", where, values), what) for where, values, what in OF_TRANSFORMERS),
+    (
+        ("altclip", "adapter_config.json", "", {"base_model_name_or_path": "nobody/model"}),
+        "is an adapter of another model (adapter_config.json)",
+    ),
+]
 
 
 def test_what_leads_out_of_a_directory_is_refused_before_it_is_read(hub_teachers: Path, tmp_path: Path) -> None:
