@@ -26,7 +26,6 @@ from dcclip_cli.model.model_dir import model_fingerprint
 from dcclip_cli.model.reference import resolve
 from dcclip_cli.predict.model import load
 from dcclip_cli.publish.push import PushOptions, PushPlan, find_model, plan_push, push
-from tests.cli.conftest import dcclip
 from tests.eval.test_compare import guesses, result
 from tests.hub_server import Hub, serving
 
@@ -63,6 +62,15 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield server
 
 
+def python(hub: Hub, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python as a user has it: with the network, whose hub is `hub`, and an empty cache."""
+    own = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(folder / "home")}
+    environment = os.environ | own | {"HF_TOKEN": "hf_writes", "COLUMNS": "100"}
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 _LOAD = """
 import json, sys
 import numpy as np, open_clip, torch
@@ -86,21 +94,20 @@ np.savez(out, **found)
 
 
 def test_a_pushed_model_is_loaded_by_its_name_with_the_same_embeddings(run: Path, hub: Hub, tmp_path: Path) -> None:
-    dry = dcclip("push", run, "ORG/small", "--license", "mit")
+    command = ("-m", "dcclip_cli", "push")
+    dry = python(hub, tmp_path, *command, str(run), "ORG/small", "--license", "mit")
     assert hub.asked == [] and "dry run: nothing was sent" in dry.stderr
     assert "onnx-fp32/image.onnx" in dry.stdout and "license: mit" in dry.stdout and "8 files" not in dry.stdout
-    pushed = dcclip("push", run, "ORG/small", "--license", "mit", "--yes")
+    pushed = python(hub, tmp_path, *command, str(run), "ORG/small", "--license", "mit", "--yes")
     assert pushed.stdout == f"{hub.url}/ORG/small\n" and "hf_writes" not in pushed.stderr
-    dcclip("push", run / "export", "ORG/bundle", "--license", "mit", "--private", "--yes")
+    bundle = [str(run / "export"), "ORG/bundle", "--license", "mit", "--private"]
+    python(hub, tmp_path, *command, *bundle, "--yes")
     assert (hub.branch("ORG/bundle").parent / "visibility").read_text() == "private"
-    again = dcclip("push", run, "ORG/small", "--license", "mit", "--yes")
+    again = python(hub, tmp_path, *command, str(run), "ORG/small", "--license", "mit", "--yes")
     assert "0 files uploaded" in again.stderr and sum("/commit/" in one for one in hub.asked) == 2
 
     picture = "docs/images/cat.png"
-    # Python as a user has it: with the network, whose hub is `hub`, and an empty cache.
-    own = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-c", _LOAD, json.dumps(TEXTS), picture, str(tmp_path / "found.npz")]
-    subprocess.run(command, env=os.environ | own, check=True)
+    python(hub, tmp_path, "-c", _LOAD, json.dumps(TEXTS), picture, str(tmp_path / "found.npz"))
     local = load(str(run / "align" / "model"))
     expected = {"texts": local.embed_texts(TEXTS), "images": local.embed_images([picture])}
     found = np.load(tmp_path / "found.npz")
