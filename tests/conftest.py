@@ -287,7 +287,7 @@ def whole_recipe(altclip_folder: Path, pairs_file: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def model_folder(pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def model_folder(pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model directory of a tiny student, aligned from scratch for two steps."""
     from dcclip_cli.data.options import DataOptions
     from dcclip_cli.model.students import StudentOptions
@@ -300,4 +300,14 @@ def model_folder(pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         AlignOptions(start="scratch", steps=2, batch_size=8, warmup_steps=0, workers=0),
         StageContext(run, data, student=StudentOptions.model_validate(STUDENT)),
     )
-    yield result.model
+    return result.model
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny student as an fp32 bundle."""
+    from dcclip_cli.exporters.export import ExportOptions, export
+    from dcclip_cli.model.reference import resolve
+
+    out = tmp_path_factory.mktemp("bundles") / "tiny"
+    return export(options=ExportOptions(), model=resolve(str(model_folder)), out=out).folder

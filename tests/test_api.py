@@ -82,8 +82,6 @@ def test_both_write_the_same_files_and_bit_identical_weights(recipe: Path, tmp_p
 def test_a_file_a_mapping_and_a_recipe_are_the_same(recipe: Path) -> None:
     values = yaml.safe_load(recipe.read_text("utf-8"))
     assert load(values).recipe == load(load(recipe).recipe).recipe == load(recipe).recipe
-    trained = [dcclip.distill(source, steps=1, out=f"run-{number}") for number, source in enumerate((recipe, values))]
-    assert weights(trained[0].model) == weights(trained[1].model)
 
 
 def test_relative_paths_in_python_are_seen_from_the_current_directory(tmp_path: Path) -> None:

@@ -6,8 +6,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from dcclip_cli.cli.app import app
-from dcclip_cli.exporters.export import ExportOptions, export
-from dcclip_cli.model.reference import resolve
 
 
 def dcclip(*arguments: object, expect: int = 0, stdin: str | None = None) -> Result:
@@ -16,7 +14,6 @@ def dcclip(*arguments: object, expect: int = 0, stdin: str | None = None) -> Res
     return result
 
 
-@pytest.fixture(scope="session")
-def bundle(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("bundles") / "tiny"
-    return export(options=ExportOptions(), model=resolve(str(model_folder)), out=out).folder
+@pytest.fixture
+def bundle(bundle_folder: Path) -> Path:
+    return bundle_folder

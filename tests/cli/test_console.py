@@ -1,4 +1,3 @@
-import errno
 import fcntl
 import io
 import os
@@ -156,11 +155,6 @@ def test_a_missing_extra_says_how_to_install_it() -> None:
     code, said = ending(ModuleNotFoundError("No module named 'torch'", name="torch.nn"))
     assert (code, said.splitlines()[1]) == (1, "hint:  pip install 'dcclip[train]'")
     assert ending(ModuleNotFoundError(name="onnxscript"))[1].endswith("pip install 'dcclip[export]'\n")
-
-
-def test_a_full_disk_is_an_error_that_the_user_can_fix() -> None:
-    code, said = ending(OSError(errno.ENOSPC, "No space left on device", "runs/猫"))
-    assert code == 1 and said.startswith("error: runs/猫: no space left on the disk (")
 
 
 def test_interrupting_exits_with_130() -> None:

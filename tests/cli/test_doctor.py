@@ -46,7 +46,7 @@ def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_json_is_one_object_whose_keys_are_the_same_on_every_machine() -> None:
-    found = json.loads(doctor("--json").stdout)
+    found = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
     assert list(found) == [
         *("versions", "system", "onnxruntime", "int8_vnni", "variables", "model"),
         *("processor", "storage", "torch", "extras", "notes"),

@@ -99,27 +99,3 @@ def test_a_models_guesses_in_both_languages_are_those_of_its_makers_code(
         guesses = torch.as_tensor(unpack(found["details"]["predictions"], "").tolist())
         best = cosines.max(1).values - cosines[torch.arange(len(pairs)), guesses]
         np.testing.assert_allclose(best, 0, atol=1e-5)
-
-
-def test_code_of_a_model_runs_only_with_the_flag(
-    hub_teachers: Path,
-    pairs_file: Path,
-    pictures: list[Path],
-    tmp_path: Path,
-    own_modules: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("FGCLIP2_MARKER", str(tmp_path / "ran"))
-    model = ["--model", str(hub_teachers / "fgclip2")]
-    for command in (
-        ["eval", *model, "--dataset", str(pairs_file)],
-        ["predict", *model, "--labels", "猫,dog", str(pictures[0])],
-        ["embed", *model, "--text", "猫", "--out", str(tmp_path / "texts.npy")],
-        ["export", *model, "--out", str(tmp_path / "out")],
-    ):
-        refused = dcclip(*command, expect=1)
-        assert "is built by its own code (configuration_fgclip2.py, modeling_fgclip2.py)" in refused.stderr
-        assert "then add --trust-remote-code" in " ".join(refused.stderr.split())
-    assert not (tmp_path / "ran").exists()
-    dcclip("eval", *model, "--dataset", str(pairs_file), "--trust-remote-code", "--limit", "2")
-    assert (tmp_path / "ran").exists()

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dcclip_cli.cli.streams import csv_cell, printable
+from tests.cli.conftest import dcclip
 
 ODD = b"n\xff.png"  # no UTF-8
 
@@ -21,6 +22,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with open(os.fsencode(folder) + b"/" + name, "wb") as stream:
             Image.new("RGB", (8, 8), "red").save(stream, "PNG")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
 
 
 def shell(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -38,13 +44,13 @@ def shell(command: str, folder: Path, **environment: str) -> subprocess.Complete
 
 
 def test_names_are_printed_without_control_characters_and_on_one_line(folder: Path) -> None:
-    lines = shell("dcclip predict . --labels 猫,dog -q", folder).stdout.splitlines()
+    lines = dcclip("predict", ".", "--labels", "猫,dog", "-q").stdout.splitlines()
     assert [line.split("   ")[0] for line in lines] == ["=1+1.png", "a.png", "n\\udcff.png", "x\\ny\\x1b[31m.png"]
     assert printable("　猫👩‍🔬\u202e\x9b") == "　猫👩‍🔬\\u202e\\x9b"
 
 
 def test_json_keeps_every_name(folder: Path) -> None:
-    done = shell("dcclip predict . --labels 猫,dog -q --json", folder)
+    done = dcclip("predict", ".", "--labels", "猫,dog", "-q", "--json")
     assert [os.fsencode(one["image"]) for one in json.loads(done.stdout)] == [
         b"=1+1.png", b"a.png", ODD, b"x\ny\x1b[31m.png",
     ]  # fmt: skip
@@ -52,7 +58,7 @@ def test_json_keeps_every_name(folder: Path) -> None:
 
 
 def test_a_spreadsheet_takes_no_cell_for_a_formula(folder: Path) -> None:
-    lines = shell("dcclip predict =1+1.png --labels '=x,猫' -q --csv", folder).stdout.splitlines()
+    lines = dcclip("predict", "=1+1.png", "--labels", "=x,猫", "-q", "--csv").stdout.splitlines()
     assert lines[0] == "image,label,probability"
     assert {line.rpartition(",")[0] for line in lines[1:]} == {"'=1+1.png,'=x", "'=1+1.png,猫"}
     assert [csv_cell(text) for text in ("-1", "@a", "猫=1", "")] == ["'-1", "'@a", "猫=1", ""]
@@ -64,15 +70,15 @@ def test_a_name_that_is_no_text_goes_through_every_command(folder: Path, tmp_pat
         (data / name).mkdir(parents=True)
         with open(os.fsencode(data / name) + b"/" + ODD, "wb") as stream:
             Image.new("RGB", (64, 64), "red").save(stream, "PNG")
-    assert "n\\udcff.png" in shell("dcclip search 猫 . -q --html '页 page.html'", folder).stdout
+    assert "n\\udcff.png" in dcclip("search", "猫", ".", "-q", "--html", "页 page.html").stdout
     assert "n%FF.png" in (folder / "页 page.html").read_text("utf-8")
-    assert shell("dcclip embed . --out 图.npy -q", folder).returncode == 0
+    dcclip("embed", ".", "--out", "图.npy", "-q")
     assert "n\\udcff.png" in (folder / "图.txt").read_text("utf-8").splitlines()
-    assert shell("dcclip embed . --out 图.parquet -q", folder).returncode == 0
-    assert shell(f"dcclip eval --dataset '{data}' --out result -q", folder).returncode == 0
+    dcclip("embed", ".", "--out", "图.parquet", "-q")
+    dcclip("eval", "--dataset", data, "--out", tmp_path / "result", "-q")
     os.rename(data / "狗", os.fsencode(data) + b"/\xff")
-    done = shell(f"dcclip eval --dataset '{data}' -q", folder)
-    assert done.returncode == 1 and "the name of the folder b'\\xff' is not in UTF-8" in done.stderr
+    done = dcclip("eval", "--dataset", data, "-q", expect=1)
+    assert "the name of the folder b'\\xff' is not in UTF-8" in done.stderr
 
 
 def test_names_from_stdin_need_not_be_text(folder: Path) -> None:
@@ -97,18 +103,12 @@ def test_other_encodings_print_what_they_can(folder: Path, locale: dict[str, str
         ("dcclip predict a.png --labels 猫,dog -q >&-", 0, ""),
         ("dcclip predict none.png --labels 猫,dog -q 2>&-", 1, ""),
         ("dcclip predict - --labels 猫,dog -q <&-", 1, "error: stdin has no line with the name of an image"),
-        ("dcclip predict - --labels 猫,dog -q </dev/null", 1, "error: stdin has no line with the name of an image"),
         ("dcclip predict '' --labels 猫,dog", 1, "error: an argument is empty"),
         ("dcclip predict a.png --labels-file= -q", 1, "error: --labels-file is empty"),
         ("dcclip predict a.png --labels $'\\xff' -q", 1, "error: --labels '\\udcff' is not text in UTF-8"),
-        ("dcclip predict a.png none.png --labels 猫,dog -q >/dev/full", 1, "error: the output cannot be written"),
         ("dcclip predict a.png --labels 猫,dog -q >/dev/full", 1, "error: the output cannot be written: No space left"),
-        ("dcclip models >/dev/full", 1, "error: the output cannot be written: No space left on device"),
         ("set -o pipefail; dcclip models | true", 141, ""),
-        ("set -o pipefail; dcclip recipe schema | true", 141, ""),
         ("set -o pipefail; dcclip predict --help | true", 141, ""),
-        ("dcclip predict a.png --labels a --threads 100000", 2, "Usage: "),
-        ("dcclip predict a.png --labels a --threads 99999999999999999999", 2, "Usage: "),
         ("COLUMNS=100000000 dcclip models", 0, ""),
     ],
 )
@@ -124,18 +124,15 @@ def test_pipes_and_devices_are_refused_by_name(folder: Path, tmp_path: Path) -> 
     pipe = tmp_path / "管道 pipe"
     os.mkfifo(pipe)
     for command in (
-        f"dcclip predict '{pipe}' --labels a -q",
-        f"echo '{pipe}' | dcclip predict - --labels a -q",
-        f"dcclip predict a.png --labels-file '{pipe}' -q",
-        f"dcclip embed '{pipe}' -q",
-        f"dcclip embed a.png --out '{pipe}.npy' --texts-file '{pipe}' -q",
-        f"dcclip distill '{pipe}' -q",
-        "dcclip predict a.png --labels-file /dev/zero -q",
+        ["predict", pipe, "--labels", "a"],
+        ["predict", "a.png", "--labels-file", pipe],
+        ["embed", pipe],
+        ["embed", "a.png", "--out", "a.npy", "--texts-file", pipe],
+        ["distill", pipe],
+        ["predict", "a.png", "--labels-file", "/dev/zero"],
     ):
-        done = shell(command, folder)
-        assert done.returncode == 1 and ("is a pipe, not a file" in done.stderr or "is a device" in done.stderr), (
-            command
-        )
+        said = dcclip(*command, "-q", expect=1).stderr
+        assert "is a pipe, not a file" in said or "is a device" in said, command
     assert shell("dcclip predict a.png --labels-file <(echo 猫; echo dog) -q", folder).returncode == 0
 
 

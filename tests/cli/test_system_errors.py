@@ -243,5 +243,8 @@ def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path: Path)
         assert isinstance(raised(partial(check_target, target, folder)), OSError)
     for name in ("x" * 300, f"{'长' * 90}/a"):
         assert "too long" in told(raised(partial(check_target, tmp_path / name, True))).what
-    assert "is a pipe" in str(raised(partial(check_target, tmp_path / "pipe", False)))
+    (tmp_path / "loop").symlink_to("loop")
+    for folder in (True, False):
+        assert "is a pipe" in str(raised(partial(check_target, tmp_path / "pipe", folder)))
+        assert "lead in a circle" in told(raised(partial(check_target, tmp_path / "loop", folder))).what
     assert "is a device" in str(raised(partial(check_target, Path(os.devnull), True)))

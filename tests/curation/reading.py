@@ -1,13 +1,12 @@
 """What the tests of sources share: reading a source as `collect` does, and writing tars."""
 
-import io
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
 from dcclip_cli.curation.sources import SourceOptions
 from dcclip_cli.curation.sources.base import Candidate
+from tests.tars import tar_bytes
 
 PIXEL = b"not an image: sources don't look inside"
 
@@ -27,11 +26,5 @@ def faults(source: SourceOptions, size: int = 1000) -> dict[str, str | None]:
 
 
 def tar(file: Path, members: list[tuple[str, bytes]], **header: Any) -> Path:
-    with tarfile.open(file, "w") as archive:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            for field, value in header.items():
-                setattr(member, field, value)
-            archive.addfile(member, io.BytesIO(content))
+    file.write_bytes(tar_bytes(members, **header))
     return file

@@ -95,12 +95,7 @@ def test_captions_of_the_same_image_are_merged_into_the_first_pair(tmp_path: Pat
     ("second", "options", "reason", "detail"),
     [
         (fact("1", 1, ["猫"]), None, "image-duplicate", "the same image as 0"),
-        (
-            fact("1", make_picture(1, kind="WEBP", lossless=1), ["猫"]),
-            None,
-            "image-duplicate",
-            "the same pixels as 0",
-        ),
+        (fact("1", make_picture(1, kind="WEBP", lossless=1), ["猫"]), None, "image-duplicate", "the same pixels as 0"),
         (fact("1", 1, ["猫"]), DedupOptions(duplicates=()), None, None),
     ],
     ids=["no new caption", "another format", "duplicates allowed"],

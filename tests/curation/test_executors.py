@@ -6,17 +6,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from dcclip_cli.curation import executors
 from dcclip_cli.curation.executors import ClusterOptions, Engine, SlurmOptions
 from dcclip_cli.errors import DcclipError
-from tests.test_signals import ended
 
 
 @dataclass(frozen=True)
@@ -100,29 +101,20 @@ class Sleep:
         return False
 
     def run(self, task):
-        sleep()
-
-def sleep():
-    Path(f"pid{os.getpid()}").touch()
-    time.sleep(300)
-
-if __name__ != "__main__" and os.environ["SLEEP"] == "importing" and "WORKER" in os.environ:
-    sleep()
+        Path(f"pid{os.getpid()}").touch()
+        time.sleep(300)
 """
 COMMAND = """
-import os
 from pathlib import Path
 from dcclip_cli.curation.executors import Engine
 from sleeper import Sleep
-os.environ["WORKER"] = "1"
 Engine(workers=2).run(Sleep(), Path("logs").absolute())
 """
 
 
-@pytest.mark.parametrize("where", ["importing", "running"])
-def test_workers_end_with_a_command_that_is_killed(tmp_path: Path, where: str) -> None:
+def test_workers_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "sleeper.py").write_text(SLEEPER)
-    environment = os.environ | {"SLEEP": where, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
     command = subprocess.Popen([sys.executable, "-c", COMMAND], cwd=tmp_path, env=environment)
     wait(lambda: len(list(tmp_path.glob("pid*"))) == 2)
     workers = [int(path.name.removeprefix("pid")) for path in tmp_path.glob("pid*")]
@@ -132,6 +124,12 @@ def test_workers_end_with_a_command_that_is_killed(tmp_path: Path, where: str) -
     command.kill()
     wait(lambda: all(map(ended, workers)), within_s=2)
     command.wait()
+
+
+def ended(pid: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return True
 
 
 def wait(condition: Callable[[], bool], within_s: float = 60) -> None:

@@ -10,17 +10,13 @@ import pytest
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from dcclip_cli.curation.options import CollectOptions
 from dcclip_cli.curation.scores.base import Score
 from dcclip_cli.curation.scores.scorers import Agreement, CachingEncoder, Classifier, Prompts, Scorers, open_encoder
-from dcclip_cli.curation.sources.tables import TableSource
-from dcclip_cli.curation.work import plan
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode
 from dcclip_cli.model.teachers import AltClipTeacher, TransformersTeacher
 
-QUICKSTART = Path(__file__).parents[2] / "recipes/quickstart"
 ANY: TypeAdapter[Any] = TypeAdapter(Scorers)
 
 
@@ -212,14 +208,6 @@ def test_a_model_that_is_not_there_is_named_before_anything_is_loaded(scorer: An
             call()
         assert said in raised.value.what or "config.json" in raised.value.what
         assert raised.value.hint
-
-
-def test_a_missing_model_is_an_error_before_any_pair_is_read(tmp_path: Path) -> None:
-    (tmp_path / "pairs.tsv").write_text("image\ten\ncat.png\ta cat\n")
-    scorer = Classifier(model=str(tmp_path / "nsfw"), reject=("nsfw",))
-    options = CollectOptions(sources=(TableSource(path=tmp_path / "pairs.tsv"),), scores=(scorer,))
-    with pytest.raises(DcclipError, match=r"nsfw has no config\.json"):
-        plan(options)
 
 
 def test_names_on_a_hub_are_taken_on_trust_until_they_are_loaded() -> None:

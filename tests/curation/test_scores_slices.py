@@ -20,8 +20,6 @@ from dcclip_cli.curation.scores.base import ScorerOptions, Scores, score_slice
 from dcclip_cli.curation.scores.scorers import Agreement, Classifier, Prompts
 from dcclip_cli.data.dataset import open_pairs, write_parquet
 from dcclip_cli.data.pair import Pair
-from dcclip_cli.exporters.export import ExportOptions, export
-from dcclip_cli.model.reference import resolve
 
 COLUMNS = ["key", "name", "language", "place", "value"]
 
@@ -94,13 +92,6 @@ def test_large_pictures_come_fewer_at_a_time(three: Path, tmp_path: Path, monkey
     score_slice(open_pairs(three), [scorer], tmp_path / "scores.parquet")
     assert scorer.seen == [1, 2]  # 64 x 64 is more than allowed by itself
     assert len(rows(tmp_path / "scores.parquet")) == 8
-
-
-@pytest.fixture(scope="module")
-def bundle_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny student as an fp32 bundle."""
-    out = tmp_path_factory.mktemp("bundles") / "tiny"
-    return export(options=ExportOptions(), model=resolve(str(model_folder)), out=out).folder
 
 
 def scorers(model: Path) -> list[ScorerOptions]:
@@ -209,10 +200,7 @@ CAPTION_DROPS: dict[str, tuple[Any, Any, Any]] = {
     "below the threshold of their language; those on it stay": (
         {"a": {"agreement": {"zh": [0.2, 0.19999], "en": [0.25, 0.3]}}},
         [agreement(threshold={"zh": 0.2, "en": 0.3})],
-        [
-            (1, "en", 0, "agreement-low", "0.250, below 0.300"),
-            (1, "zh", 1, "agreement-low", "0.200, below 0.200"),
-        ],
+        [(1, "en", 0, "agreement-low", "0.250, below 0.300"), (1, "zh", 1, "agreement-low", "0.200, below 0.200")],
     ),
     "a fraction is of all captions of one language": (  # the best three of five: 0.5, 0.4 and 0.3
         {

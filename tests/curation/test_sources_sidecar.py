@@ -67,8 +67,7 @@ def test_a_broken_caption_file_is_that_images_fault(tmp_path: Path, content: byt
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "reason"),
-    [("cat.zh.txt", 50_000_000, "captions-bytes"), ("cat.jpg", 64_000_001, "image-bytes")],
+    ("name", "size", "reason"), [("cat.zh.txt", 50_000_000, "captions-bytes"), ("cat.jpg", 64_000_001, "image-bytes")]
 )
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, name: str, size: int, reason: str) -> None:
     (tmp_path / "cat.jpg").write_bytes(PIXEL)

@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import io
-import json
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from dcclip_cli.data.pair import Pair
 from dcclip_cli.data.shards import parquet_errors
 from dcclip_cli.data.unpaired import open_images, open_texts
 from dcclip_cli.errors import DcclipError
+from tests.tars import tar_bytes, tar_of
 
 CAT = Pair(key="cat", image=b"\x89PNG cat", zh=("猫", "小猫"), en=("cat",), meta={"license": "CC0", "作者": "李"})
 DOG = Pair(key="dog", image=b"\xff\xd8 dog", zh=(), en=("dog", "hound"))
@@ -31,11 +31,7 @@ def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def write_tar(file: Path, *pairs: Pair, suffix: str = ".jpg") -> None:
-    with tarfile.open(file, "w") as archive:
-        for pair in pairs:
-            record = {"zh": list(pair.zh), "en": list(pair.en), **pair.meta}
-            add(archive, pair.key + suffix, pair.image)
-            add(archive, pair.key + ".json", json.dumps(record, ensure_ascii=False).encode())
+    file.write_bytes(tar_of(pairs, suffix))
 
 
 def test_parquet_gives_back_the_pairs_that_were_written(tmp_path: Path) -> None:
@@ -56,16 +52,13 @@ def test_tars_give_back_the_pairs_that_were_written_in_the_order_of_their_names(
 
 
 def test_a_plain_string_is_one_caption_and_members_of_a_tar_that_are_no_whole_pair_are_skipped(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        add(archive, "no-caption.jpg", b"image")
-        add(archive, "no-image.json", b'{"en": "nothing"}')
-        add(archive, "readme.txt", b"text")
+    half = [("no-caption.jpg", b"image"), ("no-image.json", b'{"en": "nothing"}'), ("readme.txt", b"text")]
+    whole = [("whole.jpg", b"image"), ("whole.json", '{"zh": "一只猫", "en": "a cat"}'.encode())]
+    (tmp_path / "a.tar").write_bytes(tar_bytes([*half, ("link.json", b"{}"), *whole]))
+    with tarfile.open(tmp_path / "a.tar", "a") as archive:
         link = tarfile.TarInfo("link.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
-        add(archive, "link.json", b"{}")
-        add(archive, "whole.jpg", b"image")
-        add(archive, "whole.json", '{"zh": "一只猫", "en": "a cat"}'.encode())
     assert list(open_pairs(tmp_path / "a.tar")) == [Pair("whole", b"image", ("一只猫",), ("a cat",))]
 
 
@@ -113,9 +106,7 @@ def test_a_path_without_pairs_is_an_error_with_a_hint(
 
 @pytest.mark.parametrize("record", [b"{'zh': 1}", b"[]", b"\xff\xfe"])
 def test_a_broken_record_in_a_tar_is_named(tmp_path: Path, record: bytes) -> None:
-    with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        add(archive, "1.jpg", b"image")
-        add(archive, "1.json", record)
+    (tmp_path / "a.tar").write_bytes(tar_bytes([("1.jpg", b"image"), ("1.json", record)]))
     with pytest.raises(DcclipError, match=r"a\.tar: 1\.json is not"):
         open_pairs(tmp_path / "a.tar")
 

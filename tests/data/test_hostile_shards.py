@@ -104,9 +104,3 @@ def test_a_pipe_in_place_of_a_shard_is_refused_at_once(tmp_path: Path, suffix: s
     os.mkfifo(tmp_path / f"管{suffix}")
     with pytest.raises(DcclipError, match=rf"管{suffix} is a pipe, not a file"):
         open_pairs(tmp_path / f"管{suffix}")
-
-
-def test_a_tar_of_zeros_has_no_pairs(tmp_path: Path) -> None:
-    (tmp_path / "零.tar").write_bytes(bytes(10_240))
-    with pytest.raises(DcclipError, match=r"零\.tar has no pairs: no KEY\.jpg with a KEY\.json in a tar"):
-        open_pairs(tmp_path / "零.tar")

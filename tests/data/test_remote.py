@@ -1,8 +1,5 @@
 """Shards in an S3 store and on a web server: the same samples as from disk, through a bounded cache."""
 
-import io
-import json
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,23 +18,12 @@ from dcclip_cli.data.storage import DataFile, list_files
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.files import cache_folder
 from tests.data.servers import S3, forget_connections, http_server
+from tests.tars import tar_of
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "WAITS_S", (0.01,))
-
-
-def tar_of(pairs: list[Pair]) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as tar:
-        for pair in pairs:
-            record = json.dumps({"zh": pair.zh, "en": pair.en, **pair.meta}, ensure_ascii=False).encode()
-            for suffix, content in (("png", pair.image), ("json", record)):
-                member = tarfile.TarInfo(f"{pair.key}.{suffix}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    return stream.getvalue()
 
 
 def blocks() -> list[Path]:
@@ -74,10 +60,7 @@ def test_parquet_in_a_bucket_is_read_by_row_group(s3: S3, pairs: list[Pair], tmp
 
 
 def test_an_index_that_is_published_next_to_a_shard_is_used(
-    s3: S3,
-    pairs: list[Pair],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    s3: S3, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "all.tar").write_bytes(tar_of(pairs))
     (own,) = find_indexes(list_files(tmp_path / "all.tar"), Columns())
@@ -142,11 +125,7 @@ def test_a_damaged_block_is_fetched_again(s3: S3, pairs: list[Pair]) -> None:
     assert list(remote) == pairs
 
 
-def test_what_is_needed_next_is_fetched_ahead(
-    s3: S3,
-    pairs: list[Pair],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_is_needed_next_is_fetched_ahead(s3: S3, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(indexed, "BLOCK", 8)
     s3.put("bucket", "all.tar", tar_of(pairs))
     remote = open_pairs("s3://bucket/all.tar")

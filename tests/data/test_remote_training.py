@@ -1,8 +1,5 @@
 """Training on shards in an S3 store: the weights of training from disk, also when the store is stopped meanwhile."""
 
-import io
-import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +9,10 @@ from dcclip_cli.data import storage
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.files import cache_folder
 from tests.data.servers import S3
+from tests.tars import tar_of
 from tests.train.jobs import Job, Watch, refused, run, sha256
 
 SHARDS = 8
-
-
-def tar_of(pairs: list[Pair]) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as tar:
-        for pair in pairs:
-            record = json.dumps({"zh": pair.zh, "en": pair.en}, ensure_ascii=False).encode()
-            for suffix, content in (("png", pair.image), ("json", record)):
-                member = tarfile.TarInfo(f"{pair.key}.{suffix}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    return stream.getvalue()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Texts without images, phrases made of texts, and images without captions."""
 
 import re
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from dcclip_cli.data.dataset import ConcatDataset, write_parquet
 from dcclip_cli.data.pair import LANGUAGES, Language, Pair, PairDataset
 from dcclip_cli.data.unpaired import TextDataset, open_images, open_texts, with_phrases
 from dcclip_cli.errors import DcclipError
-from tests.data.test_dataset import add
+from tests.tars import tar_bytes
 
 
 def write(tmp_path: Path, name: str, text: str) -> Path:
@@ -172,9 +171,8 @@ def test_images_are_read_without_their_captions(tmp_path: Path, pairs: list[Pair
             (tmp_path / f"猫{number}").mkdir()
             (tmp_path / f"猫{number}/a.PNG").write_bytes(pair.image)
     else:
-        with tarfile.open(tmp_path / "a.tar", "w") as archive:
-            for pair in pairs[:2]:  # without records
-                add(archive, f"{pair.key}.png", pair.image)
+        without_records = [(f"{pair.key}.png", pair.image) for pair in pairs[:2]]
+        (tmp_path / "a.tar").write_bytes(tar_bytes(without_records))
     images = open_images(path)
     assert [pair.image for pair in images] == [pair.image for pair in pairs[:2]]
     assert images.captions("zh") == [(), ()] and images.has_uncaptioned_images

@@ -1,7 +1,6 @@
 """Small data sets in the layouts of the published ones. Each image's colour encodes its label."""
 
 import io
-import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +8,9 @@ import numpy as np
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image
+
+from tests.images import encode
+from tests.tars import tar_bytes
 
 
 def label_of(drawn: Image.Image) -> int:
@@ -19,9 +21,7 @@ def label_of(drawn: Image.Image) -> int:
 
 
 def image(label: int) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (6, 4), (label % 256, label // 256, 7)).save(stream, "PNG")
-    return stream.getvalue()
+    return encode(Image.new("RGB", (6, 4), (label % 256, label // 256, 7)))
 
 
 def write(file: Path, content: bytes | str) -> None:
@@ -36,12 +36,7 @@ def class_folders(folder: Path, names: Sequence[str], suffix: str = ".png") -> N
 
 
 def tar(file: Path, members: Mapping[str, bytes]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(file, "w") as archive:
-        for name, content in members.items():
-            about = tarfile.TarInfo(name)
-            about.size = len(content)
-            archive.addfile(about, io.BytesIO(content))
+    write(file, tar_bytes(members.items()))
 
 
 def wds(

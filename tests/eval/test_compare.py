@@ -112,7 +112,7 @@ def test_a_side_is_a_file_a_folder_or_one_model_of_them(tmp_path: Path) -> None:
         read_results(str(tmp_path / "nowhere.json"))
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(9))
 def test_a_result_with_a_flipped_bit_is_refused_or_the_same(seed: int, tmp_path: Path) -> None:
     voc = score_classes(
         np.random.default_rng(0).normal(size=(40, 3)), np.eye(3, dtype=bool)[np.arange(40) % 3], "map11"

@@ -242,17 +242,6 @@ def test_an_interrupted_run_resumes(tmp_path: Path, run: Any, monkeypatch: pytes
     assert sum(rest.seen) == 17 and found.metrics["top1"] == 1.0
 
 
-def test_a_damaged_cache_is_filled_again_with_a_warning(tmp_path: Path, run: Any) -> None:
-    whole(tmp_path, "dtd", 47)
-    run(Oracle(), ["dtd"], tmp_path, cache=FeatureCache(tmp_path / "cache"))
-    for file in (tmp_path / "cache").rglob("*.safetensors"):
-        file.write_bytes(file.read_bytes()[:-1])
-    model, said = Oracle(), list[str]()
-    [found] = run(model, ["dtd"], tmp_path, cache=FeatureCache(tmp_path / "cache", said.append))
-    assert sum(model.seen) == 47 and found.value == 1.0
-    assert len(said) == 2 and all("its rows are computed again" in line for line in said)  # images, texts
-
-
 def test_unreadable_images_are_counted_and_named(tmp_path: Path, run: Any) -> None:
     whole(tmp_path, "dtd", 47)
     (tmp_path / "dtd/test/alpha_5/5.png").write_bytes(b"no image")
@@ -364,8 +353,9 @@ def test_a_result_is_written_whole_and_a_bundle_is_evaluated_like_its_model(
 
 def test_two_data_sets_of_one_name_are_refused(pairs_file: Path, tmp_path: Path, pairs: list[Pair]) -> None:
     write_parquet(tmp_path / "train.parquet", pairs[:3])
-    with pytest.raises(DcclipError, match="two data sets are called train"):
+    with pytest.raises(DcclipError, match="two data sets are called train") as raised:
         open_datasets(EvalOptions(datasets=(str(pairs_file), str(tmp_path / "train.parquet"))))
+    assert raised.value.hint == "rename one of the files or folders"
 
 
 def test_options_need_a_data_set() -> None:

@@ -128,57 +128,11 @@ def no_captions_anywhere(root: Path) -> Case:
 
 
 @CASES.append
-def a_data_root_that_is_no_folder(root: Path) -> Case:
-    layouts.class_folders(root / "dtd/test", NAMES)
-    hint = yield {"datasets": ["dtd"], "data_root": str(root / "dtd.zip")}
-    assert hint == "name the folder that contains the data sets"
-    yield {"datasets": ["dtd"]}
-
-
-@CASES.append
 def a_folder_that_is_no_class(root: Path) -> Case:
     layouts.class_folders(root / "dtd/test", [*NAMES[1:], "布料"])
     hint = yield {"datasets": ["dtd"]}
     (root / "dtd/test/布料").rename(root / "dtd/test" / hint.removeprefix("class folders have names like "))
     yield {"datasets": ["dtd"]}
-
-
-@CASES.append
-def two_folders_of_one_class(root: Path) -> Case:
-    layouts.class_folders(root / "dtd/test", [*NAMES, "Thing 4"])
-    hint = yield {"datasets": ["dtd"]}
-    assert hint == "keep one of the two"
-    (root / "dtd/test/alpha_4").rename(root / "alpha_4")
-    yield {"datasets": ["dtd"]}
-
-
-@CASES.append
-def a_missing_tar(root: Path) -> Case:
-    layouts.wds(root / "dtd", "test", TRUTHS, ".cls", shards=3)
-    (root / "dtd/test/2.tar").rename(root / "2.tar")
-    hint = yield {"datasets": ["dtd"]}
-    assert hint == "finish the download"
-    (root / "2.tar").rename(root / "dtd/test/2.tar")
-    yield {"datasets": ["dtd"]}
-
-
-@CASES.append
-def a_missing_list_of_class_names(root: Path) -> Case:
-    layouts.wds(root / "fer2013", "test", TRUTHS[:7], ".cls")
-    hint = yield {"datasets": ["fer2013"]}
-    assert hint == "download that file too"
-    layouts.write(root / "fer2013/classnames.txt", "\n".join(f"Thing {number}" for number in range(7)))
-    yield {"datasets": ["fer2013"]}
-
-
-@CASES.append
-def a_missing_list_of_image_names(root: Path) -> Case:
-    layouts.write(root / "xtd/test_1kcaptions_zh.txt", "一只猫\n")
-    layouts.write(root / "xtd/1.jpg", layouts.image(1))
-    hint = yield {"datasets": ["xtd-cn"]}
-    assert hint == "download that file too"
-    layouts.write(root / "xtd/test_image_names.txt", "1.jpg\n")
-    yield {"datasets": ["xtd-cn"]}
 
 
 @CASES.append
@@ -211,14 +165,6 @@ def pairs_of_which_each_language_misses_some(root: Path) -> Case:
 
 
 @CASES.append
-def pairs_of_which_each_language_misses_some_named_in_one(root: Path) -> Case:
-    own = pairs(root, "own.parquet", zh=[("猫",), ()], en=[(), ("dog",)])
-    hint = yield {"datasets": [own]}
-    assert hint.startswith("give every pair its class name as first caption in en, in zh, or in both")
-    yield {"datasets": [pairs(root, "own.parquet", zh=[("猫",), ("狗",)], en=[(), ("dog",)])]}
-
-
-@CASES.append
 def pairs_without_the_language_that_is_asked_for(root: Path) -> Case:
     own = pairs(root, "own.parquet", zh=[("猫",), ("狗",)])
     hint = yield {"datasets": [own], "languages": ["en"]}
@@ -230,23 +176,6 @@ def class_folders_without_the_language_that_is_asked_for(root: Path) -> Case:
     layouts.class_folders(root / "own", ["猫", "狗"])
     hint = yield {"datasets": [str(root / "own")], "languages": ["en", "zh"]}
     yield {"datasets": [str(root / "own")], **flags(hint)}
-
-
-@CASES.append
-def retrieval_on_pairs_without_captions(root: Path) -> Case:
-    hint = yield {"datasets": [pairs(root, "own.parquet")], "task": "retrieval"}
-    assert hint == "name pairs with captions in en, in zh, or in both"
-    yield {"datasets": [pairs(root, "own.parquet", zh=[("猫",), ()])], "task": "retrieval"}
-
-
-@CASES.append
-def retrieval_on_class_folders(root: Path) -> Case:
-    layouts.class_folders(root / "own", ["猫", "狗"])
-    hint = yield {"datasets": [str(root / "own")], "task": "retrieval"}
-    assert hint == "retrieval needs pairs: Parquet or tar files, or a folder of them"
-    (root / "shards").mkdir()
-    pairs(root, "shards/0.parquet", zh=[("猫",), ("狗",)])
-    yield {"datasets": [str(root / "shards")], "task": "retrieval"}
 
 
 @CASES.append
@@ -283,34 +212,6 @@ def a_classes_yaml_of_which_each_language_misses_some(root: Path) -> Case:
     hint = yield {"datasets": [str(root / "own")]}
     write_names(hint, "狗")
     yield {"datasets": [str(root / "own")], "languages": ["en", "zh"]}
-
-
-@CASES.append
-def images_that_are_in_no_class_folder(root: Path) -> Case:
-    layouts.write(root / "own/1.png", layouts.image(1))
-    hint = yield {"datasets": [str(root / "own")]}
-    assert hint == "make a folder for each class, with its images in it"
-    layouts.class_folders(root / "own", ["猫", "狗"])
-    yield {"datasets": [str(root / "own")]}
-
-
-@CASES.append
-def a_link_to_nothing(root: Path) -> Case:
-    layouts.class_folders(root / "own", ["猫", "狗"])
-    (root / "own/猫/2.png").symlink_to(root / "nowhere.png")
-    hint = yield {"datasets": [str(root / "own")]}
-    assert hint.startswith("remove it")
-    (root / "own/猫/2.png").unlink()
-    yield {"datasets": [str(root / "own")]}
-
-
-@CASES.append
-def two_data_sets_of_one_name(root: Path) -> Case:
-    for folder in ("a/pets", "b/pets", "b/more pets"):
-        layouts.class_folders(root / folder, ["猫", "狗"])
-    hint = yield {"datasets": [str(root / "a/pets"), str(root / "b/pets")]}
-    assert hint == "rename one of the files or folders"
-    yield {"datasets": [str(root / "a/pets"), str(root / "b/more pets")]}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)

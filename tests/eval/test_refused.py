@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dcclip_cli.data.dataset import write_parquet
+from dcclip_cli.data.pair import Pair
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.eval.datasets import open_dataset
 from tests.eval import layouts
@@ -28,6 +30,8 @@ def refused(name: str, root: Path, match: str) -> str:
 def test_a_class_without_images_and_a_folder_that_is_no_class(tmp_path: Path) -> None:
     layouts.class_folders(tmp_path / "dtd/test", NAMES[:-1])
     refused("dtd", tmp_path, "1 of 47 classes have no images, alpha_46 for one")
+    layouts.class_folders(tmp_path / "twice/dtd/test", [*NAMES, "Thing 4"])
+    assert refused("dtd", tmp_path / "twice", "is a second folder of one class") == "keep one of the two"
     layouts.class_folders(tmp_path / "dtd/test", [*NAMES, "布料"])
     hint = refused("dtd-cn", tmp_path, r"布料 is not a class of dtd \(1 such folders\)")
     assert "alpha_0" in hint
@@ -98,7 +102,9 @@ def test_texts_about_images_that_are_missing(tmp_path: Path) -> None:
 
 def test_xtds_files_of_unlike_lengths(tmp_path: Path) -> None:
     layouts.write(tmp_path / "xtd/test_1kcaptions_zh.txt", "一只猫\n一只狗\n")
-    refused("xtd-cn", tmp_path, "test_image_names.txt is missing")
+    assert refused("xtd-cn", tmp_path, "test_image_names.txt is missing") == "download that file too"
+    layouts.wds(tmp_path / "fer2013", "test", TRUTHS[:7], ".cls")
+    assert refused("fer2013", tmp_path, "classnames.txt") == "download that file too"
     layouts.write(tmp_path / "xtd/test_image_names.txt", "1.jpg\n")
     refused("xtd-cn", tmp_path, "has 2 captions, test_image_names.txt 1 images")
 
@@ -122,6 +128,7 @@ def test_a_name_that_is_not_known_gets_the_nearest(tmp_path: Path) -> None:
 
 def test_a_data_set_that_is_not_there_says_where_it_is_looked_for(tmp_path: Path) -> None:
     hint = refused("imagenet-cn", tmp_path / "nowhere", "nowhere is not a folder")
+    assert hint == "name the folder that contains the data sets"
     (tmp_path / "imagenet").mkdir()
     hint = refused("imagenet-cn", tmp_path, "imagenet has no val images of imagenet in any supported layout")
     assert "imagenet/val/alpha_0/*.jpg or imagenet/val/0.tar" in hint
@@ -143,6 +150,17 @@ def own_folder(path: Path, names: str | bytes | None = None) -> Path:
     if names is not None:
         (path / "classes.yaml").write_bytes(names if isinstance(names, bytes) else names.encode())
     return path
+
+
+def test_pairs_without_captions_and_class_folders_are_not_for_retrieval(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "own.parquet", [Pair("0", layouts.image(0)), Pair("1", layouts.image(1))])
+    for path, hint in (
+        (tmp_path / "own.parquet", "name pairs with captions in en, in zh, or in both"),
+        (own_folder(tmp_path / "own"), "retrieval needs pairs: Parquet or tar files, or a folder of them"),
+    ):
+        with pytest.raises(DcclipError) as raised:
+            open_dataset(str(path), retrieval=True)
+        assert raised.value.hint == hint
 
 
 @pytest.mark.parametrize(
@@ -172,8 +190,9 @@ def test_a_classes_yaml_that_names_no_classes(tmp_path: Path, names: str | bytes
 def test_what_is_no_image_file_in_a_class_folder_is_named(tmp_path: Path) -> None:
     folder = own_folder(tmp_path / "own")
     (folder / "cat/2.jpg").symlink_to("/nowhere/猫.jpg")
-    with pytest.raises(DcclipError, match=r"cat/2\.jpg is a link to nothing"):
-        open_dataset(str(folder))
+    assert refused(str(folder), tmp_path, r"cat/2\.jpg is a link to nothing").startswith("remove it")
+    layouts.write(tmp_path / "flat/1.png", layouts.image(1))
+    assert refused(str(tmp_path / "flat"), tmp_path, "flat") == "make a folder for each class, with its images in it"
     (folder / "cat/2.jpg").unlink()
     os.mkfifo(folder / "cat/2.jpg")
     images = open_dataset(str(folder)).images

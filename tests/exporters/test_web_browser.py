@@ -27,10 +27,7 @@ from tests.exporters.serving import Site, serve
 from tests.images import encode
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")]
 ROOT = Path(__file__).parents[2]
 PHOTOS = [*sorted((ROOT / "recipes/starter/photos").glob("*.jpg")), ROOT / "docs/images/cat.png"]
 LABELS = ["宇航员", "猫", "coffee", "花", "rocket", "寺庙"]

@@ -15,6 +15,7 @@ from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.hub_models import check_model, check_timm_name
 from dcclip_cli.model.model_dir import load_model
 from dcclip_cli.model.teachers import TransformersTeacher
+from tests.records import rewrite
 
 Keys = tuple[str | int, ...]
 
@@ -123,12 +124,7 @@ def test_a_configuration_that_is_no_json_object_is_named(open_clip_folder: Path,
             {"shortest_edge": 10**7},
             "size.shortest_edge is 10000000: no model has that",
         ),
-        (
-            "preprocessor_config.json",
-            ("image_std",),
-            ["一", 1, 1],
-            "could not convert string to float: '一'",
-        ),
+        ("preprocessor_config.json", ("image_std",), ["一", 1, 1], "could not convert string to float: '一'"),
         ("preprocessor_config.json", ("image_mean",), [0.5], "mean must have 3 elements"),
         ("preprocessor_config.json", ("resample",), 99, "Unknown resampling filter"),
         (
@@ -173,6 +169,7 @@ DAMAGED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "cut": (lambda content: content[: len(content) // 2], UNREADABLE),
     "longer": (lambda content: content + bytes(100), UNREADABLE),
     "huge header": (lambda content: (2**62).to_bytes(8, "little") + content[8:], UNREADABLE),
+    "past its end": (lambda content: content.replace(b'"data_offsets":[0,', b'"data_offsets":[9,', 1), UNREADABLE),
     "no JSON": (lambda content: content[:9] + b"\xff" * 20 + content[29:], UNREADABLE),
 }
 
@@ -229,7 +226,7 @@ def test_a_tokenizer_without_padding_or_that_fails_is_refused(model_folder: Path
     ):
         (folder / "tokenizer.json").write_text(json.dumps(state), "utf-8")
         change(folder / "tokenizer.json", keys, value)
-        (folder / "dcclip.json").write_text('{"format": 1, "kind": "model", "name": "旧", "files": {}}', "utf-8")
+        rewrite(folder)
         refused(load_model, folder, what)
 
 

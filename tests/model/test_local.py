@@ -52,24 +52,16 @@ for folder in folders:
 """
 
 
+SYSTEM = ("/proc", "/sys", "/dev", "/usr", "/etc", "/lib")
+
+
 def watched(folders: list[Path], tmp_path: Path) -> list[str]:
     """What loading each directory says. Fails for connections, and for files opened outside, with an open network."""
     own = [tmp_path / "dcclip", tmp_path / "temporary"]
     own[1].mkdir()
     environment = os.environ | {"DCCLIP_CACHE": str(own[0]), "TMPDIR": str(own[1]), "HF_HOME": str(tmp_path / "hub")}
     del environment["HF_HUB_OFFLINE"]
-    system = (
-        sys.prefix,
-        sys.base_prefix,
-        Path(__file__).parents[2],
-        "/proc",
-        "/sys",
-        "/dev",
-        "/usr",
-        "/etc",
-        "/lib",
-        *sys.path,
-    )
+    system = [sys.prefix, sys.base_prefix, Path(__file__).parents[2], *SYSTEM, *sys.path]
     arguments = json.dumps([list(map(str, folders)), list(map(str, (*own, *system)))])
     answer = subprocess.run(
         [sys.executable, "-c", WATCHED, arguments], capture_output=True, text=True, env=environment, timeout=500
@@ -124,48 +116,27 @@ def test_directories_of_all_kinds_are_loaded_from_themselves_alone(
 
 NETWORK, CODE = f"{VISION}.timm_model_name: ", "is not allowed: it could run code or read other files"
 DUAL, TIMM = "vision-text-dual-encoder", {"model_type": "timm_wrapper"}
-REFUSED: list[tuple[Change, str]] = [
+ELSEWHERE = "leads to a hub or another directory"
+OF_OPEN_CLIP: list[tuple[str, dict[str, Any], str]] = [
+    (VISION, {"timm_model_name": "hf-hub:nobody/network"}, f"{NETWORK}hf-hub:nobody/network {ELSEWHERE}"),
+    (VISION, {"timm_model_name": "local-dir:/elsewhere"}, f"{NETWORK}local-dir:/elsewhere {ELSEWHERE}"),
+    (TEXT, {"tokenizer_kwargs": {"trust_remote_code": True}}, f"tokenizer_kwargs: trust_remote_code {CODE}"),
+    (TEXT, {"hf_tokenizer_name": None, "tokenizer_kwargs": {"bpe_path": "/nowhere"}}, f"kwargs: bpe_path {CODE}"),
+]
+OF_TRANSFORMERS: list[tuple[str, dict[str, Any], str]] = [
+    ("", TIMM, "is a model of type timm_wrapper, not an image-text dual encoder"),
+    ("", {"model_type": DUAL, "vision_config": TIMM | {"architecture": "hf-hub:no/net"}}, f"hf-hub:no/net {ELSEWHERE}"),
     (
-        ("openclip-xlmr", OPEN_CLIP, VISION, {"timm_model_name": "hf-hub:nobody/network"}),
-        f"{NETWORK}hf-hub:nobody/network leads to a hub or another directory",
-    ),
-    (
-        ("openclip-xlmr", OPEN_CLIP, VISION, {"timm_model_name": "local-dir:/elsewhere"}),
-        f"{NETWORK}local-dir:/elsewhere leads to a hub or another directory",
-    ),
-    (
-        ("openclip-xlmr", OPEN_CLIP, TEXT, {"tokenizer_kwargs": {"trust_remote_code": True}}),
-        f"tokenizer_kwargs: trust_remote_code {CODE}",
-    ),
-    (
-        ("openclip-xlmr", OPEN_CLIP, TEXT, {"hf_tokenizer_name": None, "tokenizer_kwargs": {"bpe_path": "/nowhere"}}),
-        f"tokenizer_kwargs: bpe_path {CODE}",
-    ),
-    (
-        ("altclip", "config.json", "", {"model_type": "timm_wrapper"}),
-        "is a model of type timm_wrapper, not an image-text dual encoder",
-    ),
-    (
-        ("altclip", "config.json", "", {"model_type": DUAL, "vision_config": TIMM | {"architecture": "hf-hub:no/net"}}),
-        "config.json: vision_config.architecture: hf-hub:no/net leads to a hub or another directory",
-    ),
-    (
-        (
-            "altclip",
-            "config.json",
-            "",
-            {"model_type": DUAL, "vision_config": TIMM | {"backbone": "microsoft/resnet-50"}},
-        ),
+        "",
+        {"model_type": DUAL, "vision_config": TIMM | {"backbone": "microsoft/resnet-50"}},
         "config.json: vision_config.backbone names a network elsewhere",
     ),
-    (
-        ("altclip", "config.json", "", {"attn_implementation": "nobody/kernels"}),
-        "config.json: attn_implementation is not supported",
-    ),
-    (
-        ("altclip", "config.json", "vision_config", {"_attn_implementation": "nobody/kernels"}),
-        "config.json: _attn_implementation is not supported",
-    ),
+    ("", {"attn_implementation": "nobody/kernels"}, "config.json: attn_implementation is not supported"),
+    ("vision_config", {"_attn_implementation": "nobody/kernels"}, "config.json: _attn_implementation is not supported"),
+]
+REFUSED: list[tuple[Change, str]] = [
+    *((("openclip-xlmr", OPEN_CLIP, where, values), what) for where, values, what in OF_OPEN_CLIP),
+    *((("altclip", "config.json", where, values), what) for where, values, what in OF_TRANSFORMERS),
     (
         ("altclip", "adapter_config.json", "", {"base_model_name_or_path": "nobody/model"}),
         "is an adapter of another model (adapter_config.json)",

