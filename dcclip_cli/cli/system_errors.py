@@ -21,7 +21,7 @@ _WITH_FILE: Mapping[int, tuple[str, str]] = {
     errno.ENOSPC: (
         Message("{file}: no space left on the disk ({free} free)"),
         Message(
-            "free some space, or where there is space (df -i) delete files{elsewhere}, then run the same command again"
+            "free some space, or files if df -i shows too many of them{elsewhere}, then run the same command again"
         ),
     ),
     errno.EDQUOT: (

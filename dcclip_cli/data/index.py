@@ -285,14 +285,14 @@ def _copy_published(jobs: Sequence[tuple[DataFile, Path]], columns: Columns) -> 
 def verify_files(files: Sequence[DataFile], columns: Columns, progress: Progress | None = None) -> list[Index]:
     """Read data files as a whole and compare them with their indexes. Raises DcclipError where any differs."""
     indexes = [(file, find_index(file, columns)) for file in files]
-    wrong = [f"{file} has no index, or has changed since" for file, index in indexes if index is None]
+    wrong = [Message("{} has no index, or has changed since", file) for file, index in indexes if index is None]
     known = [index for _, index in indexes if index is not None]
     with temporary_folder(Path(tempfile.gettempdir(), "dcclip-index")) as folder:
         jobs = [(index.file, folder / f"{number}{SUFFIX}") for number, index in enumerate(known)]
         write_indexes(jobs, columns, progress)
         again = [read_index(file, path).about for file, path in jobs]
     wrong += [
-        f"{one.file} differs from its index {one.path}"
+        Message("{} differs from its index {}", one.file, one.path)
         for one, about in zip(known, again, strict=True)
         if about != one.about
     ]

@@ -348,7 +348,7 @@ class _Chunk:
         """The images of a row group of a Parquet file, one after the other."""
         file, about = self.index.file, self.index.about
         write = partial(_write_group, file, number, about.columns.get("image", "image"))
-        source = f"{file}, row group {number}"
+        source = Message("{}, row group {}", file, number)
         return Block(self._key(number), 0, about.groups[number][1], source, write)
 
     def _part(self, number: int) -> Block:
