@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from dcclip_cli.errors import DcclipError, Message
 
@@ -49,67 +47,3 @@ def files_on_hub(repository: str, kind: Literal["model", "dataset"] = "model") -
             why = Message("the hub cannot be reached")
             reason = Message("HF_HUB_OFFLINE is set") if HF_HUB_OFFLINE else str(error).strip().splitlines()[0][:200]
         raise DcclipError("{} is not complete in the local cache, and {}: {}", hint, repository, why, reason) from None
-
-
-_LOG_IN = Message("log in with: hf auth login, or set HF_TOKEN to a token that may write")
-_AGAIN = Message("run the same command again: what is uploaded already is not uploaded twice")
-_CHANGE = Message("change what it names, and push again")
-_REFUSALS = {
-    401: (Message("the hub accepts no token of yours"), _LOG_IN),
-    402: (
-        Message("its storage is used up"),
-        Message("free some, or pay for more, in the settings of your account on the hub"),
-    ),
-    404: (
-        Message("the hub does not have it, or not for you"),
-        Message("check the name; without --pull-request it is created"),
-    ),
-    409: (Message("another process changes it"), _AGAIN),
-    412: (Message("it was changed at the same time"), _AGAIN),
-    413: (Message("a file is too large for the hub"), Message("export it in a smaller precision, or leave it out")),
-    429: (
-        Message("the hub allows no more requests for now"),
-        Message("wait some minutes, then {}", _AGAIN),
-    ),
-}
-
-
-@contextmanager
-def uploading(repository: str) -> Iterator[None]:
-    """Whatever keeps huggingface_hub from writing to a repository becomes a DcclipError."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    # The HTTP library's own errors are no OSError; RuntimeError is that of a file, ValueError that of an answer.
-    try:
-        yield
-    except (*HfHubHTTPError.__bases__, RuntimeError, ValueError) as error:  # type: ignore[misc]
-        raise _refused(repository, error) from None
-
-
-def _refused(repository: str, error: Any) -> DcclipError:
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    place = ""
-    if type(error) is RuntimeError and error.__cause__:  # Error while uploading 'NAME' to the Hub.
-        place, error = f"{str(error).split(chr(39))[1:2] or ['a file']}"[2:-2] + ": ", error.__cause__
-    said = " ".join(str(getattr(error, "server_message", None) or error or type(error).__name__).split())[:300]
-    if getattr(error, "response", None) is not None:
-        status = int(error.response.status_code)
-        fault = (Message("the hub has a fault ({})", status), Message("wait, then {}", _AGAIN))
-        other = (Message("the hub refuses it ({})", status), _CHANGE)
-        owner = Message(
-            "log in with: hf auth login, or set HF_TOKEN to a token that may write to {}", repository.partition("/")[0]
-        )
-        refusals = {**_REFUSALS, 403: (Message("your token must not write there"), owner)}
-        why, hint = refusals.get(status, fault if status >= 500 else other)
-    elif HF_HUB_OFFLINE:
-        why, said, hint = (
-            Message("the hub cannot be reached"),
-            Message("HF_HUB_OFFLINE is set"),
-            Message("unset HF_HUB_OFFLINE"),
-        )
-    elif isinstance(error, ValueError):
-        why, hint = Message("the hub refuses it"), _CHANGE
-    else:
-        why, hint = Message("the hub cannot be reached"), Message("check the network, then {}", _AGAIN)
-    return DcclipError("{}: {}{}: {}", hint, repository, place, why, said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from typer import Argument, Option
@@ -37,14 +38,15 @@ def index(
     does the same at its first start, in the cache folder; collect has done it for its shards. Prints the counts.
     """
     from dcclip_cli.data.dataset import shards_at
-    from dcclip_cli.data.indexing import index_files, verify_files
+    from dcclip_cli.data.index import find_indexes, own_place, verify_files
     from dcclip_cli.data.shards import Columns
 
     columns, talk = Columns(key=key, image=image, zh=zh, en=en, caption=caption), console.talk(quiet, verbose)
     files = [file for source in data for file in shards_at(source)]
     if not files:
         raise DcclipError("{} has no tar and no Parquet file", "name files, folders or globs of them", " ".join(data))
-    found = verify_files(files, columns, talk) if verify else index_files(files, columns, fresh, talk)
+    find = verify_files if verify else partial(find_indexes, fresh=fresh, place=own_place)
+    found = find(files, columns, talk)
     images = sum(sum(one.about.rows) for one in found)
     pairs = sum(sum(one.about.captioned) for one in found)
     alone = f", {images - pairs:,} images without captions" if images > pairs else ""

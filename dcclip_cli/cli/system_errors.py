@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from dcclip_cli.cli.streams import printable
@@ -21,19 +20,16 @@ _OTHER_CACHE = Message("set DCCLIP_CACHE to another folder, for the cache")
 _WITH_FILE: Mapping[int, tuple[str, str]] = {
     errno.ENOSPC: (
         Message("{file}: no space left on the disk ({free} free)"),
-        Message("free some space{elsewhere}, then run the same command again"),
+        Message(
+            "free some space, or files if df -i shows too many of them{elsewhere}, then run the same command again"
+        ),
     ),
     errno.EDQUOT: (
         Message("{file}: your disk quota is used up"),
         Message("delete files of yours{elsewhere}, then run the same command again"),
     ),
-    errno.EFBIG: (Message("{file} would be larger than this system allows"), Message("look at: ulimit -f{elsewhere}")),
     errno.EROFS: (Message("{file} is on a read-only file system"), Message("write to another one{elsewhere}")),
     errno.EEXIST: (Message("{file} exists already"), Message("move it away{elsewhere}")),
-    errno.ENOTEMPTY: (
-        Message("{file} is not empty: another process writes there"),
-        Message("wait for that one{elsewhere}"),
-    ),
     errno.ENOTDIR: (
         Message("{barrier} is a file, not a folder"),
         Message("check the path: all of it but the last name must be folders"),
@@ -48,36 +44,10 @@ _WITH_FILE: Mapping[int, tuple[str, str]] = {
         Message("give a shorter one: most systems allow 255 bytes"),
     ),
     errno.ELOOP: (Message("{file}: symbolic links lead in a circle"), Message("look at them with: ls -l")),
-    errno.EILSEQ: (Message("{file}: the disk does not allow this name"), Message("use a name in UTF-8{elsewhere}")),
-    errno.EIO: (
-        Message("{file}: the disk reports an error"),
-        Message("check the disk (dmesg, smartctl), and copy what is on it"),
-    ),
-    errno.ESTALE: (
-        Message("{file}: its network drive has lost it"),
-        Message("mount the drive again, then run the same command again"),
-    ),
-    errno.ETIMEDOUT: (
-        Message("{file}: its network drive does not answer"),
-        Message("check the connection, then run the same command again"),
-    ),
-    errno.ENXIO: (Message("{file} is a device or pipe that nothing answers"), Message("name an ordinary file")),
-    errno.ENODEV: (Message("{file} is no ordinary file"), Message("name an ordinary file")),
-    errno.EBUSY: (
-        Message("{file} is in use by another program"),
-        Message("close that program, then run the same command again"),
-    ),
-    errno.ETXTBSY: (Message("{file} is a program that is running"), Message("name another file")),
-    errno.EINVAL: (
-        Message("{file}: the system does not allow this"),
-        Message("use an ordinary file on a local disk{elsewhere}"),
-    ),
-    errno.EOPNOTSUPP: (Message("{file}: its file system cannot do this"), Message("use a local disk{elsewhere}")),
-    errno.ENOLCK: (Message("{file}: its file system cannot lock files"), Message("use a local disk{elsewhere}")),
 }
-_INODES = (
-    Message("{file}: no file can be created: the disk has no inodes left"),
-    Message("delete files there, of whatever size; df -i counts them{elsewhere}"),
+_OTHER = (
+    Message("{file}: {reason}"),
+    Message("use an ordinary file on a local disk{elsewhere}; if it is one, check the disk"),
 )
 _FILES = (Message("too many files are open"), Message("allow more with: ulimit -n 4096"))
 _DISK_FULL = (
@@ -102,14 +72,6 @@ _NO_THREAD = ("can't start new thread", "Resource temporarily unavailable", "pth
 _PARTIAL = re.compile(r"(?<![^/])\.([^/]+)\.\d+-[0-9a-f]{8}\.(?:partial|old)(?![^/])")
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """An error number of the operating system, and the file that it is about, if known."""
-
-    number: int
-    file: Path | None
-
-
 def explained(error: BaseException, options: Collection[str] = ()) -> DcclipError | None:
     """What the user can do about an error of the system, or None for one that is not the system's.
 
@@ -127,8 +89,8 @@ def explained(error: BaseException, options: Collection[str] = ()) -> DcclipErro
     if type(error).__name__ == "PanicException":  # a BaseException, of libraries written in Rust
         what = Message("a library cannot handle the content of a file: {}", (text.splitlines() or [""])[0][:200])
         return DcclipError(what, "copy or download the model again: one of its files is damaged")
-    problem = _problem(error)
-    return _sentence(problem, options) if problem else None
+    number = _number(error)
+    return None if number is None else _sentence(number, _file(error), options)
 
 
 def _text(error: BaseException) -> str:
@@ -136,61 +98,51 @@ def _text(error: BaseException) -> str:
     return " ".join(map(str, error.args))
 
 
-def _problem(error: BaseException) -> _Problem | None:
-    file = None
-    if isinstance(error, OSError):
-        file = error.filename2 if error.filename2 is not None else error.filename
-        if isinstance(file, int):  # a descriptor
-            file = None
-    file = file if file is not None else written_by(error)
+def _number(error: BaseException) -> int | None:
+    """The operating system's number of an error."""
+    if isinstance(error, RuntimeError) and _LINK_LOOP.search(_text(error)):
+        return errno.ELOOP
+    if isinstance(number := getattr(error, "errno", None), int):
+        return number
+    passed_on = isinstance(error, OSError | RuntimeError) or type(error).__module__.startswith(_PASSED_ON_BY)
+    if passed_on and (found := _NUMBER.search(_text(error))):
+        return int(found[1] or errno.ENOSPC)
+    return errno.ENOSPC if isinstance(error, OSError) and _SHORT_WRITE.search(_text(error)) else None
+
+
+def _file(error: BaseException) -> Path | None:
+    """The file that an error is about, if it is known: of a temporary one what it is going to be."""
     if isinstance(error, RuntimeError) and (loop := _LINK_LOOP.search(_text(error))):
-        return _Problem(errno.ELOOP, Path(loop[1]))
-    number = getattr(error, "errno", None)
-    if not isinstance(number, int):
-        passed_on = isinstance(error, OSError | RuntimeError) or type(error).__module__.startswith(_PASSED_ON_BY)
-        found = _NUMBER.search(_text(error)) if passed_on else None
-        number = int(found[1] or errno.ENOSPC) if found else None
-    if number is None and isinstance(error, OSError) and _SHORT_WRITE.search(_text(error)):
-        number = errno.ENOSPC
-    return None if number is None else _Problem(number, None if file is None else _target(file))
+        return Path(loop[1])
+    own = (getattr(error, "filename2", None), getattr(error, "filename", None)) if isinstance(error, OSError) else ()
+    file = next((one for one in own if one is not None and not isinstance(one, int)), None) or written_by(error)
+    return Path(_PARTIAL.sub(r"\1", os.fsdecode(file))) if file else None
 
 
-def _target(file: str | bytes | os.PathLike[str]) -> Path:
-    """The file or folder that a temporary one is going to be."""
-    return Path(_PARTIAL.sub(r"\1", os.fsdecode(file)))
-
-
-def _sentence(problem: _Problem, options: Collection[str]) -> DcclipError | None:
-    number, file = problem.number, problem.file
+def _sentence(number: int, file: Path | None, options: Collection[str]) -> DcclipError | None:
     if number in _OF_PROCESS:
         return DcclipError(*_OF_PROCESS[number])
     if number == errno.ENOMEM:
         return _no_memory(options)
     if file is None:
         return DcclipError(*_DISK_FULL) if number in (errno.ENOSPC, errno.EDQUOT) else None
-    if number == errno.ENOSPC and _limit("RLIMIT_FSIZE") is not None:  # numpy says only that it wrote less
-        number = errno.EFBIG
     elsewhere = _elsewhere(file, options)
     if number in (errno.EACCES, errno.EPERM):
         return _not_allowed(file, elsewhere)
-    if number not in _WITH_FILE:
-        return None
-    what, hint = _INODES if number == errno.ENOSPC and _has_no_inodes(file) else _WITH_FILE[number]
-    if "{free}" not in what and elsewhere == _OTHER_CACHE:
-        hint = elsewhere
+    what, hint = _WITH_FILE.get(number, _OTHER)
     fields = {
         "file": printable(str(file)),
         "barrier": printable(str(_barrier(file))),
         "free": _free(file) if "{free}" in what else "",
         "elsewhere": Message(", or {}", elsewhere) if elsewhere else "",
+        "reason": os.strerror(number),
     }
+    if "{free}" not in what and elsewhere == _OTHER_CACHE:
+        hint = elsewhere
     return DcclipError(Message(what, **fields), Message(hint, **fields))
 
 
 def _no_memory(options: Collection[str]) -> DcclipError:
-    if (limit := _limit("RLIMIT_AS")) is not None:
-        what = Message("there is not enough memory: this process may have {:.1f} GiB", limit / 2**30)
-        return DcclipError(what, "allow more with: ulimit -v unlimited")
     there = memory()
     free = Message(" ({:.1f} GiB are available)", there.available / 2**30) if there else ""
     smaller = (
@@ -240,28 +192,8 @@ def _barrier(file: Path) -> Path:
     )
 
 
-def _limit(name: str) -> int | None:
-    """A limit of this process, as set by `ulimit`; None if it has none."""
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return None
-    limit = resource.getrlimit(getattr(resource, name))[0]
-    return None if limit == resource.RLIM_INFINITY else limit
-
-
-def _place(file: Path) -> Path:
-    """A file, or the nearest folder to it that exists."""
-    return next(part for part in (file, *file.absolute().parents) if os.path.exists(part))
-
-
-def _has_no_inodes(file: Path) -> bool:
-    about = os.statvfs(_place(file)) if hasattr(os, "statvfs") else None
-    return about is not None and about.f_files > 0 and about.f_favail == 0
-
-
 def _free(file: Path) -> str:
     """The free space where a file is to be written, as `12 GB`."""
-    free = shutil.disk_usage(_place(file)).free
+    free = shutil.disk_usage(next(part for part in (file, *file.absolute().parents) if os.path.exists(part))).free
     scale, unit = next((each for each in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")) if free >= each[0]), (1e3, "kB"))
     return f"{free / scale:.0f} {unit}"

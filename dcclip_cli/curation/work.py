@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.curation.sources.base import Slice
-from dcclip_cli.data.index import SUFFIX, Damaged, read_index
-from dcclip_cli.data.storage import local_file
+from dcclip_cli.data.index import SUFFIX, read_index
+from dcclip_cli.data.remote import local_file
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import atomic_write, partial, read_cached, remove, write_json
 from dcclip_cli.options import decisive
@@ -195,9 +195,9 @@ class WorkFolder:
             if folder.parent.name == "write" and (about := json.loads((folder / SHARD).read_bytes()))["pairs"]:
                 file = self.out / about["name"]
                 index = read_index(local_file(file), file.with_name(file.name + SUFFIX))
-                if index is None or index.about.size != file.stat().st_size:
-                    raise Damaged
-        except (Damaged, DcclipError, OSError, LookupError, TypeError, ValueError, pa.ArrowException):
+                if index.about.size != file.stat().st_size:
+                    raise ValueError
+        except (DcclipError, OSError, LookupError, TypeError, ValueError, pa.ArrowException):
             return Message("{} cannot be read", file)
         return ""
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from dcclip_cli.data.class_folders import no_pairs
+from dcclip_cli.data.index import find_indexes
 from dcclip_cli.data.indexed import CACHE_BYTES, IndexedDataset
-from dcclip_cli.data.indexing import find_indexes
 from dcclip_cli.data.pair import (
     BLOCK,
     LANGUAGES,
@@ -25,8 +25,8 @@ from dcclip_cli.data.pair import (
     arrow_captions,
     caption_strings,
 )
+from dcclip_cli.data.remote import DataFile, is_url, list_files, shown
 from dcclip_cli.data.shards import SUFFIXES, Columns, open_parquet, parquet_errors
-from dcclip_cli.data.storage import DataFile, is_url, list_files, shown
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.progress import Progress
 
@@ -226,7 +226,7 @@ def find_dataset(
         elif one is not None:
             parts.append(one)
     datasets = [
-        IndexedDataset(named(source), find_indexes(part, columns, progress), uncaptioned, cache_bytes, progress)
+        IndexedDataset(named(source), find_indexes(part, columns, progress), uncaptioned, cache_bytes)
         if isinstance(part, list)
         else part
         for part in parts

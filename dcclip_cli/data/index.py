@@ -1,22 +1,31 @@
-"""The index of a shard: keys, captions and the place of each image, in an Arrow file that is mapped into memory."""
+"""The index of a shard: keys, captions and the place of each image, in an Arrow file that is mapped into memory.
+
+Indexes are found next to their data or in the cache folder, copied from object stores, written in parallel, verified.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcclip_cli.checksums import FORMAT
 from dcclip_cli.data.pair import LANGUAGES, caption_id
+from dcclip_cli.data.remote import DataFile, list_files, shown, with_suffix
 from dcclip_cli.data.shards import Columns, Row, rows_of
-from dcclip_cli.data.storage import DataFile, shown
-from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_file, cache_folder
+from dcclip_cli.errors import DcclipError, Message, joined
+from dcclip_cli.files import atomic_file, cache_folder, lock, temporary_folder
+from dcclip_cli.machine import cores
+from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.text import encodable
+from dcclip_cli.workers import calls, process_pool
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,15 +34,13 @@ SUFFIX = ".index.arrow"
 _BATCH_ROWS = 65_536
 _BATCH_CHARACTERS = 1 << 28  # offsets in an Arrow array have 31 bits
 _ABOUT = b"dcclip.index"
-
-
-class Damaged(Exception):
-    """An index that cannot be used, and why."""
+_FEW_BYTES = 1 << 26  # so much data is indexed faster than a process starts
+_CONNECTIONS = 16
 
 
 @dataclass(frozen=True)
 class About:
-    """What an index says about its data file: its size in bytes, a hash of all columns, the column names used.
+    """What an index says about its data file: its size in bytes, a hash of all rows, the column names used.
 
     `rows` and `captioned` count the rows of each record batch, and those of them that have captions; `groups` has the
     number of rows and the bytes of all images of each row group of a Parquet file.
@@ -81,8 +88,9 @@ class IndexWriter:
             self._groups += [[0, 0] for _ in range(len(self._groups), row.group + 1)]
             self._groups[-1][0] += 1
             self._groups[-1][1] += max(0, row.size)
+        self._hash.update(json.dumps([*row[:-2], row.digest.hex(), row.group]).encode())
         ids = (caption_id(texts[0]) if texts else 0 for texts in (row.zh, row.en))
-        self._waiting.append((*row[:-1], *ids))
+        self._waiting.append((encodable(row.key), *row[1:-1], *ids))  # a member's name may be in another encoding
         self._characters += len(row.meta) + sum(map(len, row.zh)) + sum(map(len, row.en))
         if len(self._waiting) == _BATCH_ROWS or self._characters >= _BATCH_CHARACTERS:
             self._flush()
@@ -91,10 +99,8 @@ class IndexWriter:
         import pyarrow as pa
 
         columns = zip(*self._waiting, strict=True) if self._waiting else ([] for _ in self._schema)
-        arrays = [_array(list(values), kind) for values, kind in zip(columns, self._schema, strict=True)]
+        arrays = [pa.array(list(values), kind.type) for values, kind in zip(columns, self._schema, strict=True)]
         batch = pa.record_batch(arrays, self._schema)
-        for array in arrays:
-            _update(self._hash, array)
         self._file.write_batch(batch)
         self._rows.append(batch.num_rows)
         self._captioned.append(sum(row[4] for row in self._waiting))
@@ -106,7 +112,6 @@ class IndexWriter:
 
         if self._waiting:
             self._flush()
-        self._hash.update(json.dumps(self._groups).encode())  # they decide the order of training
         named = columns.named if columns else {}
         about = About(size, self._hash.hexdigest(), self._rows, self._captioned, self._groups, named)
         # In an empty last batch: the head of the file was written before any of this was known.
@@ -130,35 +135,6 @@ def _schema() -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields.items()])
 
 
-def _array(values: list[Any], kind: pa.Field) -> pa.Array:
-    import pyarrow as pa
-
-    try:
-        return pa.array(values, kind.type)
-    except UnicodeEncodeError:  # keys, from names of members in another encoding
-        return pa.array(list(map(encodable, values)), kind.type)
-
-
-def _update(digest: hashlib._Hash, array: pa.Array) -> None:
-    """Hash the values of an array, which begins at its buffers' begin, not how Arrow stores them."""
-    import numpy as np
-    import pyarrow as pa
-
-    kind, buffers = array.type, array.buffers()
-    if pa.types.is_boolean(kind):
-        array = array.cast(pa.uint8())
-        buffers, kind = array.buffers(), array.type
-    if pa.types.is_list(kind) or pa.types.is_string(kind):
-        offsets = np.frombuffer(buffers[1], np.int32, len(array) + 1)
-        digest.update(np.diff(offsets).astype("<i4").tobytes())
-        if pa.types.is_list(kind):
-            _update(digest, array.values)
-        elif offsets[-1]:
-            digest.update(memoryview(buffers[2])[: offsets[-1]])
-    elif len(array):
-        digest.update(memoryview(buffers[1])[: len(array) * kind.byte_width])
-
-
 def write_index(file: DataFile, path: Path, columns: Columns) -> None:
     """Index a data file. Raises DcclipError where it cannot be read."""
     with atomic_file(path) as partial:
@@ -171,27 +147,43 @@ def write_index(file: DataFile, path: Path, columns: Columns) -> None:
             writer.close()
 
 
-# ---- finding
+def write_indexes(jobs: Sequence[tuple[DataFile, Path]], columns: Columns, progress: Progress | None = None) -> None:
+    """Write the indexes of many (data file, index) in parallel. Each is whole or missing, also after a kill."""
+    workers = min(cores(), len(jobs))
+    with (progress or Silent()).task(Message("index"), len(jobs)) as task:
+        if workers < 2 or sum(file.size for file, _ in jobs) < _FEW_BYTES:
+            for file, path in jobs:
+                write_index(file, path, columns)
+                task.advance()
+            return
+        hint = Message("run the same command again: it indexes what is missing")
+        with process_pool(workers) as pool:
+            for _ in calls(pool, partial(_write, columns), jobs, hint):
+                task.advance()
 
 
-def read_index(file: DataFile, path: Path) -> Index | None:
-    """The index in a file; None where there is none. Raises Damaged where it cannot be used."""
+def _write(columns: Columns, job: tuple[DataFile, Path]) -> None:
+    write_index(*job, columns)
+
+
+# ---- reading
+
+
+def read_index(file: DataFile, path: Path) -> Index:
+    """The index in a file. Raises DcclipError where it cannot be used."""
     import pyarrow as pa
 
-    if not os.path.lexists(path):
-        return None
-    if not path.is_file():
-        raise Damaged("is not a file")
     try:
+        if not path.is_file():  # opening a pipe may never end
+            raise ValueError
         with pa.memory_map(str(path)) as source:
             reader = pa.ipc.open_file(source)
             last = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
-            content = json.loads(last.custom_metadata[_ABOUT])
-            about = About(**content)
+            about = About(**json.loads(last.custom_metadata[_ABOUT]))
             if about.format != FORMAT or not reader.schema.equals(_schema()):
-                raise Damaged(f"has format {about.format}, and this version reads {FORMAT}")
-    except (OSError, pa.ArrowException, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise Damaged(f"cannot be read: {error.strerror}" if isinstance(error, OSError) else "is damaged") from None
+                raise ValueError
+    except (OSError, pa.ArrowException, LookupError, RecursionError, TypeError, ValueError):
+        raise _damaged(file, path) from None
     return Index(file, path, about)
 
 
@@ -204,11 +196,18 @@ def read_batch(index: Index, number: int) -> pa.RecordBatch:
             batch = pa.ipc.open_file(source).get_batch(number)
         batch.validate(full=True)  # it may come from elsewhere, and Arrow trusts the offsets in it
         if (batch.num_rows, batch["captioned"].true_count) != (index.about.rows[number], index.about.captioned[number]):
-            raise ValueError("other rows than it says")
-    except (OSError, pa.ArrowException, TypeError, ValueError) as error:
-        what = Message("{} is damaged: {}", index.path, error)
-        raise DcclipError(what, Message("index the data again: dcclip index --fresh {}", index.file)) from None
+            raise ValueError
+    except (OSError, pa.ArrowException, TypeError, ValueError):
+        raise _damaged(index.file, index.path) from None
     return batch
+
+
+def _damaged(file: DataFile, path: Path) -> DcclipError:
+    hint = Message("index the data again: dcclip index --fresh {}", file)
+    return DcclipError("{} is damaged, or from another version of dcclip", hint, path)
+
+
+# ---- finding
 
 
 def beside(file: DataFile) -> Path:
@@ -223,23 +222,85 @@ def cached(file: DataFile, columns: Columns) -> Path:
     return cache_folder() / "index" / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}{SUFFIX}"
 
 
-def find_index(
-    file: DataFile, columns: Columns, damaged: Callable[[Path, Damaged], None] = lambda *_: None
-) -> Index | None:
+def find_index(file: DataFile, columns: Columns) -> Index | None:
     """The index of a data file that is newer than the file and states its size; None if there is none.
 
-    `damaged` is called for one that would be, but cannot be used.
+    Raises DcclipError for one that would be, but cannot be used.
     """
     for path in ([] if file.is_remote else [beside(file)]) + [cached(file, columns)]:
-        try:
-            if not (file.is_remote or path.stat().st_mtime_ns >= int(file.version)):
-                continue
+        if os.path.lexists(path) and (file.is_remote or path.stat().st_mtime_ns >= int(file.version)):
             index = read_index(file, path)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except (Damaged, OSError) as error:
-            damaged(path, error if isinstance(error, Damaged) else Damaged(f"cannot be read: {error.strerror}"))
-            continue
-        if index and (index.about.size, index.about.columns) == (file.size, columns.named):
-            return index
+            if (index.about.size, index.about.columns) == (file.size, columns.named):
+                return index
     return None
+
+
+def find_indexes(
+    files: Sequence[DataFile],
+    columns: Columns,
+    progress: Progress | None = None,
+    fresh: bool = False,
+    place: Callable[[DataFile, Columns], Path] = cached,
+) -> list[Index]:
+    """The indexes of data files; those that are missing or too old, with `fresh` all, are written to `place` first."""
+
+    def look(at: Iterable[DataFile]) -> dict[DataFile, Index | None]:
+        return {file: None if fresh else find_index(file, columns) for file in at}
+
+    found = look(files)
+    if missing := [file for file, index in found.items() if index is None]:
+        (cache_folder() / "index").mkdir(parents=True, exist_ok=True)
+        # Several processes of one run want the same indexes: the first writes them, the others find them.
+        with lock(cached(missing[0], columns).with_suffix(".lock")):
+            found |= look(missing)
+            jobs = [(file, place(file, columns)) for file in missing if found[file] is None]
+            copied = [] if fresh else _copy_published(jobs, columns)
+            write_indexes([job for job in jobs if job not in copied], columns, progress)
+            found |= {file: read_index(file, path) for file, path in jobs}
+    return [index for index in found.values() if index is not None]
+
+
+def own_place(file: DataFile, columns: Columns) -> Path:
+    """Where `dcclip index` writes an index: next to a local file, or where that is not allowed to the cache folder."""
+    writable = not file.is_remote and os.access(beside(file).parent, os.W_OK)
+    return beside(file) if writable else cached(file, columns)
+
+
+def _copy_published(jobs: Sequence[tuple[DataFile, Path]], columns: Columns) -> list[tuple[DataFile, Path]]:
+    """Copy indexes that are next to their files in an object store, if they state the file's size; which were."""
+
+    def fits(job: tuple[DataFile, Path]) -> bool:
+        file, path = job
+        try:
+            (published,) = list_files(with_suffix(file.location, SUFFIX))
+            with atomic_file(path) as temporary, temporary.open("wb") as target:
+                published.read_into(target.fileno(), 0, published.size)
+        except DcclipError:
+            return False  # the shard is read in its place, or raises the error
+        return find_index(file, columns) is not None
+
+    remote = [job for job in jobs if job[0].is_remote]
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        return [job for job, fit in zip(remote, pool.map(fits, remote), strict=True) if fit]
+
+
+def verify_files(files: Sequence[DataFile], columns: Columns, progress: Progress | None = None) -> list[Index]:
+    """Read data files as a whole and compare them with their indexes. Raises DcclipError where any differs."""
+    indexes = [(file, find_index(file, columns)) for file in files]
+    wrong = [Message("{} has no index, or has changed since", file) for file, index in indexes if index is None]
+    known = [index for _, index in indexes if index is not None]
+    with temporary_folder(Path(tempfile.gettempdir(), "dcclip-index")) as folder:
+        jobs = [(index.file, folder / f"{number}{SUFFIX}") for number, index in enumerate(known)]
+        write_indexes(jobs, columns, progress)
+        again = [read_index(file, path).about for file, path in jobs]
+    wrong += [
+        Message("{} differs from its index {}", one.file, one.path)
+        for one, about in zip(known, again, strict=True)
+        if about != one.about
+    ]
+    for index in known:
+        for number in range(len(index.about.rows)):
+            read_batch(index, number)
+    if wrong:
+        raise DcclipError(joined("\n", wrong), "if the data is right, index it again: dcclip index --fresh PATH")
+    return known

@@ -1,29 +1,160 @@
-"""Pairs in indexed shards: found through mapped files, read by place, compared with their digests."""
+"""Pairs in indexed shards: found through mapped files, read by place, compared with their digests.
+
+Parts of tars in object stores and row groups of Parquet files are read through the block cache: local files of bounded
+total size, fetched ahead of their use.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, lru_cache
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.data.block_cache import BlockCache
 from dcclip_cli.data.index import Index, read_batch
 from dcclip_cli.data.pair import BLOCK, LANGUAGES, Language, Lazy, Pair, PairDataset, image_digest
-from dcclip_cli.data.shard_blocks import BlockPlace, group_block, tar_block
+from dcclip_cli.data.remote import DataFile
+from dcclip_cli.data.shards import group_images
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import cache_folder, json_object
-from dcclip_cli.progress import Progress, Silent
+from dcclip_cli.files import atomic_file, cache_folder, json_object, lock, remove
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
 CACHE_BYTES = 50 * 10**9
+SUFFIX = ".block"
 _HINT = "write it as a JSON object, then index the file again"
 _CHUNKS = 1_024  # record batches that are mapped at a time
+_TOUCH_S = 30.0  # how often a block's last use is noted
+
+
+# ---- the block cache
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a shard that is fetched as a whole: `size` bytes from `first` on, as the shard's index counts.
+
+    `key` names it in the cache, `write` writes it to a file descriptor, `source` is for error messages.
+    """
+
+    key: str
+    first: int
+    size: int
+    source: str
+    write: Callable[[int], None]
+
+
+class BlockCache:
+    """Blocks in `folder`, at most `max_bytes` of them; any number of processes share it.
+
+    The least recently used are removed. A block appears under its name when it is complete.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.folder, self.max_bytes = folder, max_bytes
+        self._windows: tuple[Mapping[str, Block], ...] = ()  # the one in use and the next
+
+    def read(self, block: Block, offset: int, size: int) -> bytes:
+        """Some bytes of a block, which is fetched if it is not here. Raises DcclipError where that fails."""
+        while True:
+            self.fetch(block)
+            with suppress(FileNotFoundError), open(self.file(block), "rb", buffering=0) as stream:  # unless removed now
+                return os.pread(stream.fileno(), size, offset - block.first)
+
+    def file(self, block: Block) -> Path:
+        return self.folder / f"{block.key}{SUFFIX}"
+
+    def fetch(self, block: Block, keep: Collection[str] = ()) -> None:
+        """Make a block local unless it is; of the others, those in `keep` are not removed for it."""
+        if self._is_here(block):
+            return
+        if block.size > self.max_bytes:
+            raise _too_small(block.source, block.size, self.max_bytes)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with lock(self.folder / f".{block.key[:2]}.lock"):  # one of 256: lock files do not add up
+            if not self._is_here(block):
+                self._write(block, keep)
+
+    def prefetch(self, blocks: Iterable[Block]) -> None:
+        """Fetch the blocks of the next window in the background; those of the window before are kept.
+
+        What cannot be fetched is left to whoever reads it, and meets the error. Raises DcclipError where the window
+        does not fit the cache: each image would fetch its block again.
+        """
+        window = {block.key: block for block in blocks}
+        if (needed := sum(block.size for block in window.values())) > self.max_bytes:
+            source = Message("a shuffle window of {}", next(iter(window.values())).source)
+            raise _too_small(source, needed, self.max_bytes)
+        self._windows = (*self._windows[-1:], window)
+        threading.Thread(target=self._fetch_windows, args=(self._windows,), name="prefetch", daemon=True).start()
+
+    def _fetch_windows(self, windows: Sequence[Mapping[str, Block]]) -> None:
+        needed, room = {**windows[0], **windows[-1]}, self.max_bytes
+        for block in needed.values():
+            room -= block.size
+            if room < 0 or self._windows is not windows:
+                return  # the rest is fetched when it is read, or by the thread of the next window
+            with suppress(DcclipError, OSError):
+                self.fetch(block, needed)
+
+    def _is_here(self, block: Block) -> bool:
+        """Whether a block is local; its use is noted. What is not a file of its size is removed."""
+        file = self.file(block)
+        try:
+            about = os.lstat(file)
+            if not stat.S_ISREG(about.st_mode) or about.st_size != block.size:
+                remove(file)
+                return False
+            if time.time() - about.st_mtime > _TOUCH_S:
+                os.utime(file)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _write(self, block: Block, keep: Collection[str]) -> None:
+        with atomic_file(self.file(block)) as path, path.open("r+b", buffering=0) as stream:
+            stream.truncate(block.size)  # which others count as well
+            self._make_room(keep)
+            block.write(stream.fileno())
+            if (written := os.fstat(stream.fileno()).st_size) != block.size:
+                what = Message("{} has {} bytes where its index says {}", block.source, written, block.size)
+                raise DcclipError(what, "the data has changed: run dcclip index on it")
+
+    def _make_room(self, keep: Collection[str]) -> None:
+        """Remove blocks until all files of the cache are within its limit."""
+        found, total = [], 0
+        for entry in os.scandir(self.folder):
+            with suppress(FileNotFoundError):
+                about = entry.stat()
+                total += about.st_size
+                if entry.name.endswith(SUFFIX) and entry.name.removesuffix(SUFFIX) not in keep:
+                    found.append((about.st_mtime_ns, about.st_size, entry.path))
+        for _, size, path in sorted(found):
+            if total <= self.max_bytes:
+                break
+            Path(path).unlink(missing_ok=True)
+            total -= size
+
+
+def _too_small(source: str, needed: int, max_bytes: int) -> DcclipError:
+    """The error of a cache that is smaller than what is needed at a time."""
+    what = Message(
+        "{} needs {:.3g} GB in the block cache, which may have {:.3g} GB", source, needed / 1e9, max_bytes / 1e9
+    )
+    return DcclipError(what, "make data.cache_gb larger, or data.shuffle_window smaller")
+
+
+# ---- the dataset
 
 
 class IndexedDataset(PairDataset):
@@ -39,12 +170,8 @@ class IndexedDataset(PairDataset):
         indexes: Sequence[Index],
         uncaptioned: bool = False,
         cache_bytes: int = CACHE_BYTES,
-        progress: Progress | None = None,
     ) -> None:
-        """With `uncaptioned`, images without a record belong to it as well; `cache_bytes`: limit of the block cache.
-
-        `progress` is told of indexes that prove to be damaged, and are written again.
-        """
+        """With `uncaptioned`, images without a record belong to it as well; `cache_bytes`: limit of the block cache."""
         import numpy as np
 
         self.path, self._indexes, self._uncaptioned = path, list(indexes), uncaptioned
@@ -52,7 +179,7 @@ class IndexedDataset(PairDataset):
         self._places = [(shard, batch) for shard, rows in enumerate(counts) for batch in range(len(rows))]
         self._starts = np.concatenate([[0], np.cumsum([*chain.from_iterable(counts)], dtype=np.int64)])
         self._chunk = lru_cache(_CHUNKS)(self._open)
-        self._cache = BlockCache(cache_folder() / "blocks", cache_bytes, (progress or Silent()).say)
+        self._cache = BlockCache(cache_folder() / "blocks", cache_bytes)
 
     def __reduce__(self) -> tuple[type, tuple[str | Path, Sequence[Index], bool, int]]:
         return type(self), (self.path, self._indexes, self._uncaptioned, self._cache.max_bytes)
@@ -79,15 +206,13 @@ class IndexedDataset(PairDataset):
         if size < 0:
             what = Message("{}: pair {} has no image bytes", chunk.index.file, chunk.value("key", row))
             raise DcclipError(what, "leave the pair out, or write its image")
-        place, digest = chunk.place(row), chunk.value("digest", row)
-        if place is None:
+        if (block := chunk.block(row)) is None:
             image = chunk.index.file.read(offset, size)
         else:
-            image = self._cache.read(place.block, offset - place.first, size)
-            if image_digest(image) != digest:  # a crash of the machine may have damaged the cache
-                self._cache.discard(place.block)
-                image = self._cache.read(place.block, offset - place.first, size)
-        if image_digest(image) != digest:
+            image = self._cache.read(block, offset, size)
+        if image_digest(image) != chunk.value("digest", row):
+            if block is not None:
+                remove(self._cache.file(block))  # in case it is the cache that a crash of the machine has damaged
             what = Message(
                 "{}: the image of pair {} has changed since it was indexed", chunk.index.file, chunk.value("key", row)
             )
@@ -106,14 +231,9 @@ class IndexedDataset(PairDataset):
         import numpy as np
 
         ids = np.empty((len(indices), len(LANGUAGES)), np.uint64)
-        numbers = np.searchsorted(self._starts, indices, "right") - 1
-        order = np.argsort(numbers, kind="stable")
-        for places in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
-            if len(places):
-                number = int(numbers[places[0]])
-                rows = self._chunk(number).rows(indices[places] - self._starts[number])
-                for column, language in enumerate(LANGUAGES):
-                    ids[places, column] = self._chunk(number).batch[f"{language}_id"].to_numpy()[rows]
+        for places, chunk, rows in self._by_chunk(indices):
+            for column, language in enumerate(LANGUAGES):
+                ids[places, column] = chunk.batch[f"{language}_id"].to_numpy()[rows]
         return ids
 
     @cached_property
@@ -131,19 +251,8 @@ class IndexedDataset(PairDataset):
         return np.unique(np.concatenate(found))
 
     def will_need(self, indices: np.ndarray) -> None:
-        import numpy as np
-
-        if not any(index.about.groups or index.file.is_remote for index in self._indexes):
-            return  # tars on disk
-        starts = self.blocks
-        needed = []
-        for number in np.unique(np.searchsorted(starts, indices, "right") - 1).tolist():
-            chunk, first = self._find(int(starts[number]))
-            end = int(starts[number + 1]) if number + 1 < len(starts) else len(self)
-            last = self._find(end - 1)[1]
-            needed += [place.block for row in chunk.block_rows(first, last) if (place := chunk.place(row)) is not None]
-        if needed:
-            self._cache.prefetch(needed)
+        if any(index.about.groups or index.file.is_remote for index in self._indexes):  # not tars on disk
+            self._cache.prefetch(block for _, chunk, rows in self._by_chunk(indices) for block in chunk.blocks(rows))
 
     # ---- chunks: the record batches of all indexes, one after the other
 
@@ -161,6 +270,18 @@ class IndexedDataset(PairDataset):
         number = int(self._starts.searchsorted(index, "right")) - 1
         chunk = self._chunk(number)
         return chunk, chunk.row(index - int(self._starts[number]))
+
+    def _by_chunk(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, _Chunk, np.ndarray]]:
+        """Each chunk that has some of the samples, their places in `indices`, and their rows in the chunk."""
+        import numpy as np
+
+        numbers = np.searchsorted(self._starts, indices, "right") - 1
+        order = np.argsort(numbers, kind="stable")
+        for places in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
+            if len(places):
+                number = int(numbers[places[0]])
+                chunk = self._chunk(number)
+                yield places, chunk, chunk.rows(indices[places] - self._starts[number])
 
     def _values(self, column: str, of: Callable[[Any], Any] = lambda value: value) -> Lazy[Any]:
         def get(index: int) -> Any:
@@ -184,7 +305,7 @@ class _Chunk:
         self.offset, self.size = batch["offset"].to_numpy(), batch["size"].to_numpy()
         self._columns = {name: batch[name] for name in ("key", *LANGUAGES, "meta", "digest")}
         self._selected = np.flatnonzero(batch["captioned"].to_numpy(zero_copy_only=False)) if selected else None
-        self._places: dict[int, BlockPlace] = {}
+        self._blocks: dict[int, Block] = {}
         self._group_ends = np.cumsum([rows for rows, _ in index.about.groups])
 
     def row(self, place: int) -> int:
@@ -200,23 +321,49 @@ class _Chunk:
         array = self._columns[column]
         return list((array if self._selected is None else array.take(self._selected)).to_pylist())
 
-    def block_rows(self, first: int, last: int) -> range:
-        """A row of each block that rows from `first` to `last` are in; of a Parquet file, of the first block alone."""
-        if self.index.about.groups:
-            return range(first, first + 1)
-        return range(first - first % BLOCK, last + 1, BLOCK)
-
-    def place(self, row: int) -> BlockPlace | None:
+    def block(self, row: int) -> Block | None:
         """The block that a row's image is read from; None for a tar on disk, which is read directly."""
-        groups, file = self.index.about.groups, self.index.file
-        if not groups and not file.is_remote:
-            return None
-        number = int(self._group_ends.searchsorted(self._before + row, "right")) if groups else row // BLOCK
-        if number not in self._places:
-            self._places[number] = group_block(self.index, number) if groups else self._tar_block(number)
-        return self._places[number]
+        index = self.index
+        return self._block(int(self._numbers(row))) if index.about.groups or index.file.is_remote else None
 
-    def _tar_block(self, number: int) -> BlockPlace:
-        rows = slice(number * BLOCK, (number + 1) * BLOCK)
+    def blocks(self, rows: np.ndarray) -> list[Block]:
+        """The blocks that rows' images are read from."""
+        import numpy as np
+
+        found = np.unique(self._numbers(rows)).tolist() if self.index.about.groups or self.index.file.is_remote else []
+        return [self._block(number) for number in found]
+
+    def _numbers(self, rows: Any) -> Any:
+        """The numbers of the blocks of rows: in the file for row groups, in the chunk for parts of a tar."""
+        if self.index.about.groups:
+            return self._group_ends.searchsorted(self._before + rows, "right")
+        return rows // BLOCK
+
+    def _block(self, number: int) -> Block:
+        if number not in self._blocks:
+            self._blocks[number] = self._group(number) if self.index.about.groups else self._part(number)
+        return self._blocks[number]
+
+    def _group(self, number: int) -> Block:
+        """The images of a row group of a Parquet file, one after the other."""
+        file, about = self.index.file, self.index.about
+        write = partial(_write_group, file, number, about.columns.get("image", "image"))
+        source = Message("{}, row group {}", file, number)
+        return Block(self._key(number), 0, about.groups[number][1], source, write)
+
+    def _part(self, number: int) -> Block:
+        """The bytes of a tar in an object store that have the images of BLOCK rows."""
+        rows, file = slice(number * BLOCK, (number + 1) * BLOCK), self.index.file
         first, end = int(self.offset[rows].min()), int((self.offset[rows] + self.size[rows]).max())
-        return tar_block(self.index, first, end)
+        write = partial(file.read_into, offset=first, size=end - first)
+        return Block(self._key(first, end), first, end - first, str(file), write)
+
+    def _key(self, *part: int) -> str:
+        """The key of a part of the shard, by the shard's content, wherever that is."""
+        return hashlib.sha256(repr((self.index.about.sha256, *part)).encode()).hexdigest()[:32]
+
+
+def _write_group(file: DataFile, group: int, column: str, descriptor: int) -> None:
+    with open(descriptor, "wb", buffering=1 << 20, closefd=False) as target:
+        for image in group_images(file, group, column):
+            target.write(image or b"")

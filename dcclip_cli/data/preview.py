@@ -10,6 +10,7 @@ from dcclip_cli.data.class_folders import no_pairs
 from dcclip_cli.data.dataset import Source, named, shards_at
 from dcclip_cli.data.pair import LANGUAGES, Language
 from dcclip_cli.data.reading import IMAGE_SUFFIXES
+from dcclip_cli.data.remote import DataFile
 from dcclip_cli.data.shards import (
     Captions,
     Columns,
@@ -20,7 +21,6 @@ from dcclip_cli.data.shards import (
     records_of,
     tar_rows,
 )
-from dcclip_cli.data.storage import DataFile
 from dcclip_cli.data.unpaired import READERS
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.model.preprocess import decode

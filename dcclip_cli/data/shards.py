@@ -13,7 +13,7 @@ from pydantic import Field
 
 from dcclip_cli.data.pair import LANGUAGES, Language, caption_strings, image_digest
 from dcclip_cli.data.reading import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, members_of
-from dcclip_cli.data.storage import PART_BYTES, DataFile
+from dcclip_cli.data.remote import PART_BYTES, DataFile
 from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.files import json_object
 from dcclip_cli.options import Options

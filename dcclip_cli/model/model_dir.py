@@ -90,8 +90,8 @@ def download_model(repository: str) -> Path | None:
 
     if (file := find_file(repository, PROVENANCE)) is None:
         return None
-    names = [*read_json(file, _COPY).get(FILES, ()), PROVENANCE]
-    return Path(snapshot_download(repository, allow_patterns=names)) if len(names) > 1 else None
+    files = read_json(file, _COPY).get(FILES)  # which are not here yet
+    return Path(snapshot_download(repository, allow_patterns=[*files, PROVENANCE])) if files else None
 
 
 def load_model(folder: Path, device: str = "cpu", progress: Progress | None = None) -> OpenClipTowers:

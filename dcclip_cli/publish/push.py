@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,6 @@ from dcclip_cli.eval.card import CARD
 from dcclip_cli.eval.leaderboards.hub import model_files
 from dcclip_cli.eval.result import EvalResult, load_results
 from dcclip_cli.files import file_sha256, json_text
-from dcclip_cli.hub import uploading
 from dcclip_cli.model.hub_models import TRANSFORMERS_CONFIG
 from dcclip_cli.model.model_dir import PROVENANCE, model_fingerprint
 from dcclip_cli.model.reference import ModelReference, resolve
@@ -29,7 +29,7 @@ from dcclip_cli.publish.card import MANIFEST, CardFacts, complete_card
 from dcclip_cli.run_dir import RESOLVED, STAGES
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo
+    from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 _NAME = re.compile(r"(?!.*(\.\.|--|\.git$))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _COPY = "copy the whole directory again, or make it again"
@@ -127,7 +127,7 @@ def push(
     from huggingface_hub import CommitOperationAdd, HfApi
 
     talk, api, name = progress or Silent(), HfApi(library_name="dcclip"), plan.repository
-    with uploading(name):
+    with _uploading(name):
         if not pull_request:
             api.create_repo(name, private=private or None, exist_ok=True)
         info = api.model_info(name, files_metadata=True)
@@ -159,21 +159,67 @@ def push(
 
 def _changed(plan: PushPlan, info: ModelInfo) -> list[str]:
     """The files of a plan that the repository does not have, or with another content."""
-    there = {one.rfilename: one.lfs.sha256 if one.lfs else one.blob_id for one in info.siblings or ()}
-    return [name for name, one in plan.files.items() if name not in there or there[name] not in _digests(one)]
+    there = {one.rfilename: one for one in info.siblings or ()}
+    return [name for name, one in plan.files.items() if name not in there or not _is_same(one, there[name])]
 
 
-def _digests(file: Path | bytes) -> tuple[str, str]:
-    """The SHA-256 of a file, by which LFS names it, and git's id."""
-    if isinstance(file, Path):
-        size, git = file.stat().st_size, hashlib.sha1(usedforsecurity=False)
-        git.update(b"blob %d\0" % size)
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                git.update(block)
-        return file_sha256(file), git.hexdigest()
-    blob = b"blob %d\0" % len(file) + file
-    return hashlib.sha256(file).hexdigest(), hashlib.sha1(blob, usedforsecurity=False).hexdigest()
+def _is_same(file: Path | bytes, there: RepoSibling) -> bool:
+    from huggingface_hub.utils.sha import git_hash
+
+    if there.lfs and isinstance(file, Path):  # may be large
+        return file_sha256(file) == there.lfs.sha256
+    content = file.read_bytes() if isinstance(file, Path) else file
+    if there.lfs:
+        return hashlib.sha256(content).hexdigest() == there.lfs.sha256
+    return git_hash(content) == there.blob_id
+
+
+_LOG_IN = Message("log in with: hf auth login, or set HF_TOKEN to a token that may write")
+_AGAIN = Message("run the same command again: what is uploaded already is not uploaded twice")
+_CHANGE = Message("change what it names, and push again")
+_REFUSALS = {
+    401: (Message("the hub accepts no token of yours"), _LOG_IN),
+    403: (Message("your token must not write there"), _LOG_IN),
+    404: (
+        Message("the hub does not have it, or not for you"),
+        Message("check the name; without --pull-request it is created"),
+    ),
+    413: (Message("a file is too large for the hub"), Message("export it in a smaller precision, or leave it out")),
+}
+_FOR_NOW = (409, 412, 429)  # another process changes it, or too many requests
+
+
+@contextmanager
+def _uploading(repository: str) -> Iterator[None]:
+    """Whatever keeps huggingface_hub from writing to a repository becomes a DcclipError."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The HTTP library's own errors are no OSError; RuntimeError is that of a file, ValueError that of an answer.
+    try:
+        yield
+    except (*HfHubHTTPError.__bases__, RuntimeError, ValueError) as error:  # type: ignore[misc]
+        raise _refused(repository, error) from None
+
+
+def _refused(repository: str, error: Any) -> DcclipError:
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    place = ""
+    if type(error) is RuntimeError and error.__cause__:  # Error while uploading 'NAME' to the Hub.
+        place, error = f"{str(error).split(chr(39))[1:2] or ['a file']}"[2:-2] + ": ", error.__cause__
+    said = " ".join(str(getattr(error, "server_message", None) or error or type(error).__name__).split())[:300]
+    if getattr(error, "response", None) is not None:
+        status = int(error.response.status_code)
+        hint = Message("wait, then {}", _AGAIN) if status >= 500 or status in _FOR_NOW else _CHANGE
+        why, hint = _REFUSALS.get(status, (Message("the hub refuses it ({})", status), hint))
+    elif HF_HUB_OFFLINE:
+        why, said = Message("the hub cannot be reached"), Message("HF_HUB_OFFLINE is set")
+        hint = Message("unset HF_HUB_OFFLINE")
+    elif isinstance(error, ValueError):
+        why, hint = Message("the hub refuses it"), _CHANGE
+    else:
+        why, hint = Message("the hub cannot be reached"), Message("check the network, then {}", _AGAIN)
+    return DcclipError("{}: {}{}: {}", hint, repository, place, why, said)
 
 
 def _checked(folder: Path) -> Record:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from dcclip_cli.data.storage import shown
+from dcclip_cli.data.remote import shown
 from dcclip_cli.errors import DcclipError, Message, joined
 from dcclip_cli.files import atomic_write
 from dcclip_cli.options import decisive

@@ -76,41 +76,6 @@ def test_a_full_disk_names_the_file_and_the_free_space_whatever_wrote_it(
     assert "--out" not in told(raised(save)).hint  # which this command does not have
 
 
-def test_a_limit_of_file_sizes_is_no_full_disk(tmp_path: Path) -> None:
-    def save() -> None:
-        with writing(tmp_path / "猫.npy"), (tmp_path / "猫.npy").open("wb") as stream:
-            np.zeros(100_000).tofile(stream)
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    try:
-        found = told(raised(save))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert (found.what, found.hint) == (
-        f"{tmp_path}/猫.npy would be larger than this system allows",
-        "look at: ulimit -f",
-    )
-
-
-def test_a_disk_without_inodes_is_no_full_disk(tmp_path: Path) -> None:
-    code = """
-import sys
-from dcclip_cli.cli.system_errors import explained
-try:
-    [open(f"disk/{number}", "w") for number in range(10)]
-except OSError as error:
-    print(explained(error).what)
-"""
-    (tmp_path / "disk").mkdir()
-    mounted = 'mount -t tmpfs -o size=50m,nr_inodes=4 tmpfs disk && "$0" -c "$1"'
-    command = ["unshare", "-rm", "sh", "-c", mounted, sys.executable, code]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=_environment())
-    if "unshare" in done.stderr or "mount" in done.stderr:
-        pytest.skip("may not mount a disk")
-    assert done.stdout == "disk/3: no file can be created: the disk has no inodes left\n", done.stderr
-
-
 def test_free_space_has_the_unit_of_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for free, said in ((2.4e12, "2 TB"), (62e9, "62 GB"), (5e6, "5 MB"), (900, "1 kB")):
         monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
@@ -203,25 +168,22 @@ def test_limits_of_the_process_are_explained() -> None:
     assert "no more processes" in told(BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")).what
     assert told(raised(lambda: np.zeros(2**55))).what.startswith("there is not enough memory")
     assert told(RuntimeError("duckdb: Cannot open file: Too many open files")).what == "too many files are open"
+    assert "not enough memory" in told(ImportError("onnxruntime.so: failed to map segment from shared object")).what
     assert "batch_size" not in told(MemoryError()).hint and "batch_size" in told(MemoryError(), OPTIONS).hint
-
-
-def test_a_limit_of_memory_is_named_also_where_a_library_cannot_be_loaded() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (2**40, hard))
-    try:
-        found = told(ImportError("onnxruntime.so: failed to map segment from shared object"))
-        assert (found.what, found.hint) == (
-            "there is not enough memory: this process may have 1024.0 GiB",
-            "allow more with: ulimit -v unlimited",
-        )
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def test_a_panic_of_a_rust_library_is_an_error_of_the_file() -> None:
     Panic = type("PanicException", (BaseException,), {})  # as pyo3 makes it: not to be imported
     assert told(Panic("index out of bounds\nmore")).what.endswith("a file: index out of bounds")
+
+
+def test_an_error_without_a_sentence_of_its_own_names_the_file_and_says_what_the_system_says(tmp_path: Path) -> None:
+    found = told(OSError(errno.EIO, "", str(tmp_path / "猫.tar")), OPTIONS)
+    assert found.what == f"{tmp_path}/猫.tar: Input/output error"
+    assert (
+        found.hint
+        == "use an ordinary file on a local disk, or write elsewhere with --out; if it is one, check the disk"
+    )
 
 
 @pytest.mark.parametrize(

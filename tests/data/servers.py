@@ -55,9 +55,9 @@ def forget_connections() -> None:
     """Let the next request look at the environment again."""
     import fsspec
 
-    from dcclip_cli.data import storage
+    from dcclip_cli.data import remote
 
-    storage._system_of.cache_clear()
+    remote._system_of.cache_clear()
     for scheme in ("s3", "http", "https"):
         fsspec.get_filesystem_class(scheme).clear_instance_cache()
 

@@ -1,16 +1,15 @@
 """The block cache: its bound, what it removes first, several processes, blocks ahead of their use, killed fetches."""
 
 import os
-import threading
 import time
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
-from dcclip_cli.data import block_cache
-from dcclip_cli.data.block_cache import Block, BlockCache
+from dcclip_cli.data.indexed import Block, BlockCache
 from dcclip_cli.errors import DcclipError
+from tests.damage import damage
 
 FETCHED = "fetched"  # a line in this file for each fetch
 
@@ -24,7 +23,7 @@ def block(tmp_path: Path, key: str, size: int = 1000) -> Block:
             log.write(f"{key}\n")
         os.pwrite(descriptor, content, 0)
 
-    return Block(key, size, f"shard {key}", write)
+    return Block(key, 0, size, f"shard {key}", write)
 
 
 def fetched(tmp_path: Path) -> list[str]:
@@ -49,7 +48,7 @@ def test_the_least_recently_used_blocks_are_removed_to_keep_the_bound(tmp_path: 
         cache.fetch(block(tmp_path, key))
     os.utime(cache.folder / "a1.block", (1, 1))
     os.utime(cache.folder / "b2.block", (2, 2))
-    assert cache.missing([block(tmp_path, "a1")]) == []  # which notes its use
+    cache.read(block(tmp_path, "a1"), 0, 1)
     cache.fetch(block(tmp_path, "c3"))
     assert kept(cache) == ["a1", "c3"]
 
@@ -59,60 +58,22 @@ def test_a_block_larger_than_the_cache_is_an_error(tmp_path: Path) -> None:
         BlockCache(tmp_path / "blocks", 999).fetch(block(tmp_path, "aa"))
 
 
-def test_a_block_that_was_just_evicted_is_read_from_its_origin(tmp_path: Path) -> None:
-    cache = BlockCache(tmp_path / "blocks", 1500)
-    first = Block("a1", 1000, "shard", block(tmp_path, "a1").write, lambda offset, size: b"range"[:size])
-    cache.fetch(first)
-    assert cache.read(first, 0, 2) == b"11"
-    cache.fetch(block(tmp_path, "b2"))
-    assert cache.read(first, 0, 2) == b"ra"
-    assert kept(cache) == ["b2"]
-    cache._used["a1"] -= 61
-    assert [cache.read(first, 0, 2) for _ in range(2)] == [b"ra", b"11"]
-    assert fetched(tmp_path) == ["a1", "b2", "a1"]
-
-
-def test_a_block_of_which_few_images_are_needed_is_not_fetched(tmp_path: Path) -> None:
-    cache = BlockCache(tmp_path / "blocks", 1500)
-    first = Block("a1", 1000, "shard", block(tmp_path, "a1").write, lambda offset, size: b"range"[:size])
-    assert [cache.read(first, 0, 2) for _ in range(3)] == [b"ra", b"ra", b"11"]
-
-
 def test_a_fetch_that_fails_leaves_nothing(tmp_path: Path) -> None:
     def fails(_: int) -> None:
         raise DcclipError("no network", "")
 
     cache = BlockCache(tmp_path / "blocks", 5000)
     with pytest.raises(DcclipError, match="no network"):
-        cache.fetch(Block("aa", 10, "shard", fails))
+        cache.fetch(Block("aa", 0, 10, "shard", fails))
     assert not list(cache.folder.glob("aa*"))
 
 
-@pytest.mark.parametrize("kind", ["folder", "pipe", "unreadable"])
-def test_what_is_no_block_in_the_place_of_one_is_replaced_with_a_warning(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said = list[str]()
-    cache = BlockCache(tmp_path / "blocks", 5000, said.append)
-    file = cache.folder / "aa.block"
-    if kind == "unreadable":
-        cache.fetch(block(tmp_path, "aa"))
-        read, pread = [], os.pread
-
-        def fails_once(*given: int) -> bytes:
-            read.append(given)
-            if len(read) == 1:
-                raise OSError(5, "Input/output error")
-            return pread(*given)
-
-        monkeypatch.setattr(os, "pread", fails_once)
-    elif kind == "folder":
-        (file / "below").mkdir(parents=True)
-    else:
-        cache.folder.mkdir()
-        os.mkfifo(file)
+@pytest.mark.parametrize("kind", ["folder", "pipe", "loop", "cut"])
+def test_what_is_no_block_in_the_place_of_one_is_replaced(tmp_path: Path, kind: str) -> None:
+    cache = BlockCache(tmp_path / "blocks", 5000)
+    cache.fetch(block(tmp_path, "aa"))
+    damage(cache.folder / "aa.block", kind)
     assert cache.read(block(tmp_path, "aa"), 0, 2) == b"aa"
-    assert said == [f"warning: {file} is damaged: shard aa is read again"]
 
 
 def _read(cache: BlockCache, one: Block) -> None:
@@ -126,7 +87,7 @@ def test_processes_that_need_the_same_block_fetch_it_once(tmp_path: Path) -> Non
         time.sleep(0.3)
         one.write(descriptor)
 
-    slow = Block(one.key, one.size, one.source, write)
+    slow = Block(one.key, 0, one.size, one.source, write)
     fork = get_context("fork")
     workers = [fork.Process(target=_read, args=(cache, slow)) for _ in range(3)]
     for worker in workers:
@@ -176,26 +137,11 @@ def test_what_cannot_be_fetched_ahead_is_left_to_the_reader(tmp_path: Path) -> N
         raise DcclipError("no network", "")
 
     cache = BlockCache(tmp_path / "blocks", 5000)
-    cache.prefetch([Block("aa", 10, "shard", fails)])
+    cache.prefetch([Block("aa", 0, 10, "shard", fails)])
     with pytest.raises(DcclipError, match="no network"):
-        cache.read(Block("aa", 10, "shard", fails), 0, 1)
+        cache.read(Block("aa", 0, 10, "shard", fails), 0, 1)
     cache.prefetch([block(tmp_path, "b2")])
     _wait(cache, ["b2"])
-
-
-def test_a_cache_folder_in_disorder_is_left_to_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended: list[object] = []
-    monkeypatch.setattr(threading, "excepthook", ended.append)
-    cache = BlockCache(tmp_path / "blocks", 5000)
-    looped = block(tmp_path, "aa")
-    cache.folder.mkdir(exist_ok=True)
-    (cache.folder / "aa.block").symlink_to("aa.block")
-    cache.prefetch([looped])
-    thread = next(one for one in threading.enumerate() if one.name == "prefetch")
-    thread.join(0.2)
-    assert thread.is_alive() and not ended
-    with pytest.raises(OSError, match="Too many levels of symbolic links"):
-        cache.missing([looped])
 
 
 def test_a_full_disk_is_an_error_that_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,6 +149,5 @@ def test_a_full_disk_is_an_error_that_names_the_folder(tmp_path: Path, monkeypat
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left on device") as caught:  # no fault of an image
-        BlockCache(tmp_path / "blocks", 5000).fetch(Block("aa", 10, "shard", full))
+        BlockCache(tmp_path / "blocks", 5000).fetch(Block("aa", 0, 10, "shard", full))
     assert str(caught.value.filename).startswith(str(tmp_path / "blocks"))
-    assert block_cache.SUFFIX == ".block"

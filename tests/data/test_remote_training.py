@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dcclip_cli.data import storage
+from dcclip_cli.data import remote
 from dcclip_cli.data.pair import Pair
 from dcclip_cli.files import cache_folder
 from tests.data.servers import S3
@@ -47,7 +47,7 @@ def test_training_from_a_store_gives_the_weights_of_training_from_disk(job: Job,
 def test_a_store_that_stops_is_an_error_and_the_run_resumes_when_it_is_back(
     job: Job, from_disk: Job, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "WAITS_S", (0.01,))
+    monkeypatch.setattr(remote, "WAITS_S", (0.01,))
     job["options"]["workers"] = 0  # one that loads ahead has all of so few images before the store stops
     with refused(r"s3://bucket/shards/0000\d.tar cannot be read: Could not connect", "run the same command again"):
         run(job, Watch("align", 4, s3.stop))

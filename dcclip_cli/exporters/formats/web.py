@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dcclip_cli.errors import DcclipError
 from dcclip_cli.exporters import Precision
 from dcclip_cli.exporters.formats.onnx import Onnx
-from dcclip_cli.exporters.npm import Package, fetch_all
+from dcclip_cli.exporters.npm import Package
 from dcclip_cli.exporters.samples import TEXTS
 from dcclip_cli.exporters.source import prepare
 from dcclip_cli.predict.onnx_encoder import IMAGE, TEXT
@@ -57,7 +57,8 @@ class Web(Onnx):
     install = "pip install onnx, for a bundle; pip install 'dcclip[export]', for any model"
 
     def prepare(self, progress: Progress) -> None:
-        fetch_all(FILES, progress)
+        for package in FILES:
+            package.fetch(progress)
 
     def write(self, source: Source, graphs: Path, folder: Path, precision: Precision) -> None:
         import onnxruntime

@@ -9,8 +9,8 @@ from threading import Barrier
 
 import pytest
 
-from dcclip_cli.data import storage
-from dcclip_cli.data.storage import DataFile, list_files, shown
+from dcclip_cli.data import remote
+from dcclip_cli.data.remote import DataFile, list_files, shown
 from dcclip_cli.errors import DcclipError
 from tests.data.servers import S3, forget_connections, http_server
 
@@ -19,7 +19,7 @@ CONTENT = bytes(range(256)) * 40  # 10,240 bytes
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "WAITS_S", (0.01, 0.02))
+    monkeypatch.setattr(remote, "WAITS_S", (0.01, 0.02))
 
 
 def test_a_url_is_shown_without_user_password_and_signature() -> None:
@@ -65,7 +65,7 @@ def test_threads_that_open_a_file_at_once_each_read_its_bytes(tmp_path: Path) ->
     try:
         with ThreadPoolExecutor(threads) as pool:
             for _ in range(40):
-                storage._opened.cache_clear()  # cold: all of them open each file
+                remote._opened.cache_clear()  # cold: all of them open each file
                 for found in pool.map(read, range(threads)):
                     assert found == [bytes([number]) * 4 for number in range(48)]
     finally:
@@ -153,7 +153,7 @@ _ENDLESS = b"<IsTruncated>true</IsTruncated><NextContinuationToken>same</NextCon
 def test_what_a_store_answers_wrongly_is_an_error(
     s3: S3, status: int, answer: bytes, what: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "_LIST_S", 2)
+    monkeypatch.setattr(remote, "_LIST_S", 2)
     with http_server(tmp_path) as (url, handler):
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         forget_connections()
@@ -243,7 +243,7 @@ def test_a_remote_file_object_reads_in_large_requests(web: tuple[str, type]) -> 
 
 
 def test_a_file_is_copied_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "PART_BYTES", 1000)
+    monkeypatch.setattr(remote, "PART_BYTES", 1000)
     (tmp_path / "a.tar").write_bytes(CONTENT)
     (file,) = list_files(tmp_path / "a.tar")
     with (tmp_path / "copy").open("wb") as copy:

@@ -9,10 +9,8 @@ import re
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -76,23 +74,32 @@ class DataFile:
 
     def read_into(self, target: int, offset: int, size: int) -> None:
         """Write `size` bytes from `offset` on to the file descriptor `target`, from its start, in bounded memory."""
+        parts, failed = iter(range(0, size, PART_BYTES)), list[DcclipError | OSError]()
 
-        def part(begin: int) -> None:
-            os.pwrite(target, self.read(offset + begin, min(PART_BYTES, size - begin)), begin)
+        def run() -> None:
+            try:
+                for begin in parts:  # each is taken by one thread
+                    if failed:
+                        return
+                    os.pwrite(target, self.read(offset + begin, min(PART_BYTES, size - begin)), begin)
+            except (DcclipError, OSError) as error:
+                failed.append(error)
 
-        _in_threads(part, range(0, size, PART_BYTES), CONNECTIONS if self.is_remote else 1)
+        # Unlike an executor's, these do not keep a process from ending.
+        threads = [threading.Thread(target=run, daemon=True) for _ in range(CONNECTIONS if self.is_remote else 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failed:
+            raise failed[0]
 
     def open(self) -> io.BufferedReader:
         """A file object for reading in order; it can be moved back and forth. Raises DcclipError where that fails."""
-        if self.is_remote:
-            return io.BufferedReader(_RangeFile(self), PART_BYTES)
-        try:
-            return io.BufferedReader(io.FileIO(self.location), 1 << 20)
-        except OSError as error:
-            raise _unreadable(self, error) from None
+        return io.BufferedReader(_RangeFile(self), PART_BYTES if self.is_remote else 1 << 20)
 
     def open_raw(self) -> io.RawIOBase:
-        """A file object for reading anywhere in a file in an object store: one request for each read."""
+        """A file object for reading anywhere in a file: one request for each read."""
         return _RangeFile(self)
 
 
@@ -118,35 +125,6 @@ class _RangeFile(io.RawIOBase):
         buffer[:size] = self._file.read(self._at, size) if size else b""
         self._at += size
         return size
-
-
-def _in_threads(action: Callable[[int], None], items: Iterable[int], count: int) -> None:
-    """Run an action on all items, in threads that unlike an executor's do not keep a process from ending."""
-    waiting, failed = deque(items), deque[DcclipError | OSError]()
-    left = len(waiting)
-
-    def run() -> None:
-        nonlocal left
-        while waiting and not failed:
-            with suppress(IndexError):  # another thread took the last one
-                item = waiting.popleft()
-                try:
-                    action(item)
-                    with done:
-                        left -= 1
-                except (DcclipError, OSError) as error:
-                    failed.append(error)
-
-    done = threading.Lock()
-    threads = [threading.Thread(target=run, daemon=True) for _ in range(min(count, left))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failed:
-        raise failed[0]
-    if left:
-        raise RuntimeError("a part was not read")  # a thread ended with an error of ours, which it printed
 
 
 # ---- names
@@ -257,11 +235,8 @@ def _local_range(file: DataFile, offset: int, size: int) -> bytes:
     try:
         return _opened(file).read(offset, size)
     except OSError as error:
-        raise _unreadable(file, error) from None
-
-
-def _unreadable(file: DataFile, error: OSError) -> DcclipError:
-    return DcclipError("{} cannot be read: {}", "check the disk, or copy it again", file, error.strerror)
+        hint = "check the disk, or copy it again"
+        raise DcclipError("{} cannot be read: {}", hint, file, error.strerror) from None
 
 
 def _remote_range(file: DataFile, offset: int, size: int) -> bytes:
