@@ -18,6 +18,7 @@ from dcclip_cli.recipe.yaml import Location
 from dcclip_cli.run_dir import StageName
 from dcclip_cli.train.align import used_data
 from dcclip_cli.train.losses.base import Loss, TeacherLoss
+from dcclip_cli.train.losses.contrastive import TaskLoss
 from dcclip_cli.train.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ class StageCheck:
 
         used = any(loss.needs_teacher for loss in self.losses)
         teachers = [self.teachers.get(one.model) for one in self.all_teachers] if used else []
-        shapes = Shapes(self.losses, student, teachers)
+        contrastive = (TaskLoss(),) if self.stage == "align" else ()  # whatever its options are
+        shapes = Shapes((*self.losses, *contrastive), student, teachers)
         # The optimizer is built last, if nothing else is wrong.
         wrong = 0
         for key, question in questions(shapes, self.options):
@@ -109,13 +111,10 @@ class StageCheck:
 
         data = {kind: one for kind in self.sizes if (one := self.preview(kind))}
         student = self.recipe.student if getattr(self.options, "start", "distill") in ("distill", "scratch") else None
-        if student and student.keeps_images:
-            student = None  # its steps are estimated: measuring would take the teacher's image tower
+        lock = "image" if student and student.keeps_images else getattr(self.options, "lock", None)
         teachers = self.all_teachers if shapes.teachers else []
         sizes = {kind: self.sizes[kind] for kind in data}
-        return StageWork(
-            self.stage, self.options, data, sizes, shapes, teachers, self.recipe.seed, student, self.device
-        )
+        return StageWork(self.stage, self.options, data, sizes, shapes, teachers, self.recipe.seed, self.device, lock)
 
     def _check_data(self) -> None:
         sizes = self.sizes
