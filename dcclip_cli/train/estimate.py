@@ -228,6 +228,8 @@ def _step_seconds(work: StageWork) -> float | None:
         for tensor in student.buffers():
             tensor.zero_()
     student.model.visual.to(memory_format=torch.channels_last)
+    if student.model.logit_bias is None and any(loss.uses_bias for loss in work.shapes.losses):
+        student.model.logit_bias = torch.nn.Parameter(torch.zeros((), device=work.device))
     if (built := work.shapes.build(work.options, work.device, work.lock)) is None:
         return None
     task, optimizer = built
