@@ -225,8 +225,8 @@ def _step_seconds(work: StageWork) -> float | None:
     with torch.no_grad():
         for tensor in student.parameters():
             tensor.normal_(std=0.02) if tensor.ndim > 1 else tensor.fill_(1)
-        for tensor in student.buffers():
-            tensor.zero_()
+        for buffer in student.buffers():
+            buffer.zero_()
     student.model.visual.to(memory_format=torch.channels_last)
     if student.model.logit_bias is None and any(loss.uses_bias for loss in work.shapes.losses):
         student.model.logit_bias = torch.nn.Parameter(torch.zeros((), device=work.device))
