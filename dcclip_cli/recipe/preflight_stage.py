@@ -17,7 +17,7 @@ from dcclip_cli.recipe.schema import Recipe
 from dcclip_cli.recipe.yaml import Location
 from dcclip_cli.run_dir import StageName
 from dcclip_cli.train.align import used_data
-from dcclip_cli.train.losses.base import Loss
+from dcclip_cli.train.losses.base import Loss, Tower
 from dcclip_cli.train.losses.contrastive import TaskLoss
 from dcclip_cli.train.options import TrainOptions, loss_problems
 
@@ -114,7 +114,7 @@ class StageCheck:
 
         data = {kind: one for kind in self.sizes if (one := self.preview(kind))}
         student = self.recipe.student if getattr(self.options, "start", "distill") in ("distill", "scratch") else None
-        lock = "image" if student and student.keeps_images else getattr(self.options, "lock", None)
+        lock: Tower | None = "image" if student and student.keeps_images else getattr(self.options, "lock", None)
         teachers = self.all_teachers if shapes.teachers else []
         sizes = {kind: self.sizes[kind] for kind in data}
         return StageWork(self.stage, self.options, data, sizes, shapes, teachers, self.recipe.seed, self.device, lock)
