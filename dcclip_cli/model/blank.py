@@ -26,11 +26,10 @@ from dcclip_cli.model.tokenizer import BEGIN_ID, END_ID, UNKNOWN_ID
 from dcclip_cli.model.towers import OpenClipTowers, Tokens, Towers, TransformersTowers
 
 
-def blank_student(options: StudentOptions, embed_dim: int, device: str = "meta") -> OpenClipTowers:
-    """A student with an image tower of its own and as many tokens as its vocabulary may have.
+def blank_student(options: StudentOptions, embed_dim: int) -> OpenClipTowers:
+    """A student without weights, with an image tower of its own and as many tokens as its vocabulary may have.
 
-    It has no weights, on another `device` than meta random ones. Raises DcclipError for a network that does not exist,
-    or cannot be built or used as the options say.
+    Raises DcclipError for a network that does not exist, or cannot be built or used as the options say.
     """
     from open_clip.model import CustomTextCLIP
 
@@ -39,7 +38,7 @@ def blank_student(options: StudentOptions, embed_dim: int, device: str = "meta")
     config = model_config(options, options.embed_dim or embed_dim, options.text.vocabulary.size)
     with (
         library_errors(Message("{} cannot be built", image.timm), _other_size(image.timm)),
-        torch.device(device),
+        torch.device("meta"),
     ):
         model = CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"})
     towers = OpenClipTowers(model, _one_word, preprocessing_of(image), image.timm, "")

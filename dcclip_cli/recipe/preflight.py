@@ -16,11 +16,11 @@ from dcclip_cli.files import cache_folder
 from dcclip_cli.model.hub_models import check_model, check_timm
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.recipe.load import LoadedRecipe, check_finished
-from dcclip_cli.recipe.preflight_stage import DEFAULT_EMBED_DIM, StageCheck
+from dcclip_cli.recipe.preflight_stage import StageCheck
 from dcclip_cli.recipe.yaml import Location
 from dcclip_cli.run_dir import STAGES, RunDir, StageName, finished, has_product
 from dcclip_cli.train.losses.base import Loss
-from dcclip_cli.train.options import TrainOptions
+from dcclip_cli.train.options import DEFAULT_EMBED_DIM, TrainOptions
 from dcclip_cli.train.trackers import check_installed
 
 if TYPE_CHECKING:

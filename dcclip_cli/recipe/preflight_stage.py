@@ -17,8 +17,9 @@ from dcclip_cli.recipe.schema import Recipe
 from dcclip_cli.recipe.yaml import Location
 from dcclip_cli.run_dir import StageName
 from dcclip_cli.train.align import used_data
-from dcclip_cli.train.losses.base import Loss, TeacherLoss
-from dcclip_cli.train.options import TrainOptions
+from dcclip_cli.train.losses.base import Loss, Tower
+from dcclip_cli.train.losses.contrastive import TaskLoss
+from dcclip_cli.train.options import TrainOptions, loss_problems
 
 if TYPE_CHECKING:
     from dcclip_cli.model.towers import OpenClipTowers, Towers
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from dcclip_cli.train.estimate import StageWork
 
 T = TypeVar("T")
-DEFAULT_EMBED_DIM = 256  # of a student without a teacher
 _KINDS = {"pairs": "train", "images": "images", "texts": "texts"}  # of data, by their key in the section data
 _RARE = 0.01  # batches of a run that may be expected to lack a language
 _SIZES = {"pairs": "batch_size", "images": "images_per_step", "texts": "texts_per_step"}
@@ -90,13 +90,18 @@ class StageCheck:
 
         used = any(loss.needs_teacher for loss in self.losses)
         teachers = [self.teachers.get(one.model) for one in self.all_teachers] if used else []
-        shapes = Shapes(self.losses, student, teachers)
+        shapes = Shapes((*self.losses, *self._contrastive), student, teachers)
         # The optimizer is built last, if nothing else is wrong.
         wrong = 0
         for key, question in questions(shapes, self.options):
             if not (key == ("optimizer",) and wrong):
                 wrong += self.ask((self.stage, *key), _said(question)) is None
         return None if wrong else shapes
+
+    @property
+    def _contrastive(self) -> tuple[Loss, ...]:
+        """The contrastive loss of align, whatever its options are."""
+        return (TaskLoss(),) if self.stage == "align" else ()
 
     @property
     def all_teachers(self) -> Sequence[Any]:
@@ -109,13 +114,10 @@ class StageCheck:
 
         data = {kind: one for kind in self.sizes if (one := self.preview(kind))}
         student = self.recipe.student if getattr(self.options, "start", "distill") in ("distill", "scratch") else None
-        if student and student.keeps_images:
-            student = None  # its steps are estimated: measuring would take the teacher's image tower
+        lock: Tower | None = "image" if student and student.keeps_images else getattr(self.options, "lock", None)
         teachers = self.all_teachers if shapes.teachers else []
         sizes = {kind: self.sizes[kind] for kind in data}
-        return StageWork(
-            self.stage, self.options, data, sizes, shapes, teachers, self.recipe.seed, student, self.device
-        )
+        return StageWork(self.stage, self.options, data, sizes, shapes, teachers, self.recipe.seed, self.device, lock)
 
     def _check_data(self) -> None:
         sizes = self.sizes
@@ -202,24 +204,9 @@ class StageCheck:
         if self.options.precision == "fp16" and self.device == "cpu":
             hint = Message("set precision: auto, which is bf16 where the processor has it")
             self._report(("precision",), DcclipError("fp16 needs a GPU, and this runs on the CPU", hint))
-        inside = ", ".join(loss.kind for loss in self.losses if not loss.embeddings_only)
-        if self.options.gradient_cache and inside:
-            what = Message("needs losses on embeddings, and {} uses features inside the towers", inside)
-            hint = Message("remove one of them; accumulate alone saves memory as well")
-            self._report(("gradient_cache",), DcclipError(what, hint))
-        comparing = [loss.kind for loss in self.losses if loss.compares]
-        comparing += ["the contrastive loss"] if self.stage == "align" else []
-        if self.options.accumulate == "auto" and not self.options.gradient_cache and comparing:
-            what = Message("auto, and {} compares the pairs of a batch, which must stay whole", ", ".join(comparing))
-            hint = Message("set gradient_cache: true, or accumulate to a number")
-            self._report(("accumulate",), DcclipError(what, hint))
-        count = len(self.all_teachers)
-        for number, loss in enumerate(self.losses):
-            if isinstance(loss, TeacherLoss) and loss.teacher >= count:
-                there = Message("there are {}, counted from 0", count) if count else Message("the recipe has none")
-                hint = Message("add teachers to more_teachers, or use a smaller number")
-                error = DcclipError("loss {} learns from teacher {}, and {}", hint, loss.kind, loss.teacher, there)
-                self._report(("losses", number, "teacher"), error)
+        losses = (*self.losses, *self._contrastive)
+        for key, error in loss_problems(self.options, losses, len(self.all_teachers)):
+            self._report(key, error)
         start = getattr(self.options, "start", "distill")
         if start not in ("distill", "scratch") and not Path(start).is_dir():
             hint = Message("name a model directory, distill (this recipe's stage 1) or scratch")

@@ -64,13 +64,12 @@ class RecipeRun:
         return check(self.loaded, self.dir, stages, self.fresh, self._torch_device(stages), self.processes)
 
     def estimates(self, works: Sequence[StageWork]) -> Iterator[str]:
-        """What the work of stages takes, time measured for some seconds and disk space, in lines for the user."""
-        from dcclip_cli.train.estimate import lines
-        from dcclip_cli.train.timing import by_measuring
+        """What the work of stages takes, rough times and disk space, in lines for the user."""
+        from dcclip_cli.train.estimate import lines, measure
 
         before: dict[Any, Any] = {}
         for work in works:
-            yield from lines(work, by_measuring(work), before)
+            yield from lines(work, measure(work), before)
 
     def _torch_device(self, stages: Iterable[StageName]) -> str:
         if self.device == "cpu" or not any(stage.trains for stage in STAGES if stage.name in stages):
@@ -78,17 +77,6 @@ class RecipeRun:
         from dcclip_cli.model.precision import torch_device
 
         return torch_device(self.device)
-
-    def _announce(self, works: Sequence[StageWork]) -> None:
-        """Say what will take the teachers hours."""
-        from dcclip_cli.train.estimate import long_teacher_work
-        from dcclip_cli.train.timing import by_operations
-
-        before: dict[Any, Any] = {}
-        for work in works:
-            if work.shapes.teachers:
-                for line in long_teacher_work(work, by_operations(work), before):
-                    self.progress.say(line)
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -110,10 +98,8 @@ class RecipeRun:
         """
         if is_launched():
             return
-        works = self.preflight(stages)
+        self.preflight(stages)
         if is_first_process():
-            if works:
-                self._announce(works)
             record(self.loaded, self.dir.root)
             self._recorded = True
 

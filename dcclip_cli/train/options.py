@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from dcclip_cli.data.options import Augment, CaptionOptions, DataOptions
-from dcclip_cli.errors import Message
+from dcclip_cli.errors import DcclipError, Message
 from dcclip_cli.model import Precision
 from dcclip_cli.model.students import StudentOptions
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.options import Neutral, Options
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.run_dir import RunDir, TrainResult, finished
+from dcclip_cli.train.losses.base import Loss, TeacherLoss
 from dcclip_cli.train.trackers import TrackerName
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 _MOST_STEPS = 100_000_000
 MOST_PER_STEP = 2**20  # samples
+DEFAULT_EMBED_DIM = 256  # of a student without a teacher
 
 
 class OptimizerOptions(Options):
@@ -213,3 +216,23 @@ class StageContext:
         if self.fresh:
             shutil.rmtree(self.run.stage(stage), ignore_errors=True)
         return TrainResult(self.run.model(stage), already_finished=True) if finished(self.run.root, stage) else None
+
+
+def loss_problems(
+    options: TrainOptions, losses: Sequence[Loss], teachers: int
+) -> Iterator[tuple[tuple[str | int, ...], DcclipError]]:
+    """What a stage's losses cannot do with its options and so many teachers, each with the key in the stage."""
+    inside = ", ".join(loss.kind for loss in losses if not loss.embeddings_only)
+    if options.gradient_cache and inside:
+        what = Message("needs losses on embeddings, and {} uses features inside the towers", inside)
+        yield ("gradient_cache",), DcclipError(what, "remove one of them; accumulate alone saves memory as well")
+    comparing = ", ".join(loss.kind for loss in losses if loss.compares)
+    if options.accumulate == "auto" and not options.gradient_cache and comparing:
+        what = Message("is auto, and {} compares the pairs of a batch, which must stay whole", comparing)
+        yield ("accumulate",), DcclipError(what, "set gradient_cache: true, or accumulate to a number")
+    for number, loss in enumerate(getattr(options, "losses", ())):
+        if isinstance(loss, TeacherLoss) and loss.teacher >= teachers:
+            there = Message("there are {}, counted from 0", teachers) if teachers else Message("the recipe has none")
+            what = Message("loss {} learns from teacher {}, and {}", loss.kind, loss.teacher, there)
+            hint = "add teachers to more_teachers, or use a smaller number"
+            yield ("losses", number, "teacher"), DcclipError(what, hint)

@@ -24,7 +24,7 @@ from dcclip_cli.train.compute import computed_in, join_processes, settle_precisi
 from dcclip_cli.train.distributed import processes_here
 from dcclip_cli.train.lazy_teacher import LazyTeacher
 from dcclip_cli.train.losses.base import Loss, Tower
-from dcclip_cli.train.options import StageContext, TrainOptions
+from dcclip_cli.train.options import DEFAULT_EMBED_DIM, StageContext, TrainOptions, loss_problems
 from dcclip_cli.train.student import Student, new_student, student_from
 from dcclip_cli.train.task import TrainingTask, learns_everything, shorter_dims
 from dcclip_cli.train.teacher import CacheFillingSampler, TeacherFeatures, Teachers, open_teachers, teacher_features
@@ -32,8 +32,6 @@ from dcclip_cli.train.teacher_cache import TeacherCache
 from dcclip_cli.train.teacher_space import NarrowTeacher, narrow_space
 from dcclip_cli.train.trainer import RunInfo, Trainer, Validate
 from dcclip_cli.train.validation import open_validation
-
-DEFAULT_EMBED_DIM = 256
 
 
 @dataclass(frozen=True)
@@ -112,11 +110,13 @@ def prepare(setup: StageSetup, options: TrainOptions, context: StageContext) -> 
     use_threads(options, folder, progress)
     training = open_training_data(setup.data, run, seed, progress)
     _check_data(setup, training)
-    teacher = [] if context.teacher is None else [context.teacher]
-    teachers = open_teachers([*teacher, *options.more_teachers], setup.losses, device, progress)
+    named = [*([] if context.teacher is None else [context.teacher]), *options.more_teachers]
+    for key, problem in loss_problems(options, setup.losses, len(named)):
+        raise DcclipError(Message("{}.{}: {}", setup.name, ".".join(map(str, key)), problem.what), problem.hint)
+    teachers = open_teachers(named, setup.losses, device, progress)
     first = _first_teacher(teachers, setup, context)
     student = _open_student(setup, context, training, teachers, first)
-    _check_losses(setup, options, student, training.datasets.get("pairs"))
+    _check_embeddings(student.config["embed_dim"], training.datasets.get("pairs"))
     preprocess = training_preprocess(student.towers)
     collator = Collator(training.dataset, seed, options.augment, options.captions, preprocess, student.towers.tokenize)
     collator = teachers.for_collator(replace(collator, with_caption_ids=setup.caption_ids), options)
@@ -232,21 +232,8 @@ def _check_data(setup: StageSetup, training: TrainingData) -> None:
         raise DcclipError(what, "use align with lock: image and without losses, or train on pairs with images")
 
 
-def _check_losses(setup: StageSetup, options: TrainOptions, student: Student, pairs: PairDataset | None) -> None:
-    """Raise DcclipError for gradient caching with losses inside the towers, and for embeddings of another width."""
-    inside = ", ".join(loss.kind for loss in setup.losses if not loss.embeddings_only)
-    if options.gradient_cache and inside:
-        what = Message(
-            "{}.gradient_cache needs losses on embeddings, and {} uses features inside the towers", setup.name, inside
-        )
-        raise DcclipError(what, "remove one of them; accumulate alone saves memory as well")
-    comparing = ", ".join(loss.kind for loss in setup.losses if loss.compares)
-    if options.accumulate == "auto" and not options.gradient_cache and comparing:
-        what = Message(
-            "{}.accumulate is auto, and {} compares the pairs of a batch, which must stay whole", setup.name, comparing
-        )
-        raise DcclipError(what, "set gradient_cache: true, or accumulate to a number")
-    width = student.config["embed_dim"]
+def _check_embeddings(width: int, pairs: PairDataset | None) -> None:
+    """Raise DcclipError for embeddings of another width than the student's."""
     if pairs is not None and pairs.embeddings is not None and pairs.embeddings.shape[1] != width:
         found = pairs.embeddings.shape[1]
         raise DcclipError(

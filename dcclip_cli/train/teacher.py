@@ -12,7 +12,7 @@ import torch
 from dcclip_cli.data.collator import Batch, Collator
 from dcclip_cli.data.pixels import normalized, training_preprocess
 from dcclip_cli.data.samplers import MixedBatchSampler, Sample
-from dcclip_cli.errors import DcclipError, Message
+from dcclip_cli.errors import Message
 from dcclip_cli.machine import loading_processes
 from dcclip_cli.model.precision import finite
 from dcclip_cli.model.teachers import Teacher
@@ -20,7 +20,7 @@ from dcclip_cli.model.towers import OpenClipTowers, Towers
 from dcclip_cli.progress import Progress, Silent
 from dcclip_cli.train.feature_shapes import map_grids, no_images
 from dcclip_cli.train.lazy_teacher import LazyTeacher, TeacherFacts
-from dcclip_cli.train.losses.base import Loss, Outputs, TeacherLoss, Widths, learns_from
+from dcclip_cli.train.losses.base import Loss, Outputs, Widths, learns_from
 from dcclip_cli.train.options import StageContext, TrainOptions
 from dcclip_cli.train.teacher_cache import TeacherCache
 
@@ -86,17 +86,7 @@ class Teachers:
 
 
 def open_teachers(teachers: Sequence[Teacher], losses: Sequence[Loss], device: str, progress: Progress) -> Teachers:
-    """The teachers, or none if no loss needs any.
-
-    Raises DcclipError if a loss names one that does not exist.
-    """
-    for loss in losses:
-        if isinstance(loss, TeacherLoss) and loss.teacher >= len(teachers):
-            there = (
-                Message("there are {}, counted from 0", len(teachers)) if teachers else Message("the recipe has none")
-            )
-            what = Message("loss {} learns from teacher {}, and {}", loss.kind, loss.teacher, there)
-            raise DcclipError(what, "add teachers to more_teachers, or use a smaller number")
+    """The teachers, or none if no loss needs any."""
     if not any(loss.needs_teacher for loss in losses):
         return Teachers()
     return Teachers(

@@ -152,7 +152,7 @@ def test_a_vocabulary_too_small_for_its_characters_is_refused(
     ("options", "what"),
     [
         ({"losses": [{"kind": "embedding", "teacher": 2}]}, "teacher 2, and there are 1, counted from 0"),
-        ({"accumulate": 2, "gradient_cache": True}, "gradient_cache needs losses on embeddings, and feature_map"),
+        ({"accumulate": 2, "gradient_cache": True}, "gradient_cache: needs losses on embeddings, and feature_map"),
     ],
 )
 def test_losses_that_a_run_cannot_have_are_refused(distilling: Job, options: Job, what: str) -> None:

@@ -12,9 +12,7 @@ from dcclip_cli.data.pair import Pair
 from dcclip_cli.recipe.load import load
 from dcclip_cli.recipe.preflight import check
 from dcclip_cli.run_dir import RunDir
-from dcclip_cli.train.disk_space import Rows
-from dcclip_cli.train.estimate import Pace, StageWork, Times, duration, lines, long_teacher_work, size
-from dcclip_cli.train.timing import by_measuring, by_operations
+from dcclip_cli.train.estimate import Pace, Rows, StageWork, Times, duration, lines, measure, size
 from tests.conftest import SHAPES
 from tests.train.jobs import Watch
 
@@ -29,14 +27,10 @@ def works(whole_recipe: dict[str, Any], tmp_path: Path) -> list[StageWork]:
 def test_a_stage_knows_its_steps_and_what_its_teacher_is_asked(works: list[StageWork]) -> None:
     distill, align = works
     assert (distill.stage, distill.steps, distill.sizes, distill.rows.images) == ("distill", 3, {"pairs": 8}, 24)
-    assert (
-        distill.asked == distill.rows
-        and replace(distill, options=distill.options.model_copy(update={"teacher_cache": False})).asked.images == 24
-    )
     before: dict[Any, Rows] = {}
-    times = Times(0.5, [Pace(1.0, 0.5)], True)
+    times = Times(0.5, [Pace(1.0, 0.5)])
     first, second = list(lines(distill, times, before)), list(lines(align, times, before))
-    assert first[0] == "distill: 3 steps of 8 samples take about 2 s (0.5 s a step, measured)"
+    assert first[0] == "distill: 3 steps of 8 samples take roughly 2 s (0.5 s a step)"
     assert first[1].startswith("distill: the teacher encodes about 24 images and up to ")
     assert second[1].startswith("align: the teacher encodes about 0 images and up to 0 texts (of 24 and ")
 
@@ -50,7 +44,7 @@ def test_images_and_texts_are_estimated_and_counted_by_their_own_numbers_per_ste
     own = {"losses": [{"kind": "embedding"}], "images_per_step": 3, "texts_per_step": 2, "augmentations": 20}
     recipe["distill"] = recipe["distill"] | own  # batch_size: 8 is for pairs
     (work,) = check(load(recipe), RunDir(tmp_path / "run"), ("distill",))
-    first, second, _ = lines(work, Times(0.5, [Pace(1.0, 0.5)], True), {})
+    first, second, _ = lines(work, Times(0.5, [Pace(1.0, 0.5)]), {})
     assert first.startswith("distill: 3 steps of 5 samples ")
     assert second.startswith("distill: the teacher encodes about 9 images and up to 12 texts: ")
     watch = Watch()
@@ -60,19 +54,30 @@ def test_images_and_texts_are_estimated_and_counted_by_their_own_numbers_per_ste
     assert "in each of these 3 steps" in took and "saved" not in took  # every step had others
 
 
-def test_hours_of_teacher_work_are_announced_with_what_would_shorten_them(works: list[StageWork]) -> None:
+def test_of_hours_of_teacher_work_it_is_said_what_would_shorten_them(works: list[StageWork]) -> None:
     distill = replace(works[0], options=works[0].options.model_copy(update={"augmentations": 4}))
-    short, long = (Times(1.0, [Pace(seconds, 0.0)], False) for seconds in (1.0, 3600.0))
-    assert long_teacher_work(distill, short, {}) == []
-    said = long_teacher_work(distill, long, {})
-    assert "24.0 h" in said[0] and "fewer augmentations (distill.augmentations is 4)" in said[1] and "GPU" in said[1]
+    said = list(lines(distill, Times(1.0, [Pace(3600.0, 0.0)]), {}))
+    assert "24.0 h" in said[1] and "fewer augmentations (distill.augmentations is 4)" in said[2] and "GPU" in said[2]
+    assert len(list(lines(distill, Times(1.0, [Pace(1.0, 0.0)]), {}))) == len(said) - 1
 
 
-def test_times_are_positive_and_measured_ones_say_so(works: list[StageWork]) -> None:
-    for times, measured in ((by_operations(works[0]), False), (by_measuring(works[0]), True)):
+def test_where_the_teachers_files_are_not_here_its_time_and_that_of_a_step_are_not_known(
+    works: list[StageWork],
+) -> None:
+    gone = replace(works[0].shapes, teachers=[None])
+    teacher = works[0].teachers[0].model_copy(update={"model": "BAAI/AltCLIP-没有"})
+    distill = replace(works[0], shapes=gone, teachers=[teacher])
+    times = measure(distill)
+    assert times == Times(None, [None])
+    said = list(lines(distill, times, {}))
+    assert all("is not known without" in line for line in said[:2])
+
+
+def test_steps_and_teachers_are_measured(works: list[StageWork]) -> None:
+    for work in works:
+        times = measure(work)
         (pace,) = times.teachers
-        assert times.measured is measured and times.step_s > 0
-        assert pace is not None and pace.measured is measured and pace.image_s > 0 and pace.text_s > 0
+        assert times.step_s and pace and pace.image_s > 0 and pace.text_s > 0
 
 
 @pytest.mark.parametrize("teacher", ["altclip", "chinese_clip", "siglip"])
@@ -86,8 +91,8 @@ def test_captions_longer_than_the_texts_of_student_and_teacher_are_estimated_and
     recipe = load(whole_recipe, values=values)
     for work in check(recipe, RunDir(tmp_path / "run"), ("distill", "align")):
         assert work.tokens > 77 > work.shapes.student.context_length
-        for times in (by_operations(work), by_measuring(work)):
-            assert times.step_s > 0 and all(pace and pace.text_s > 0 for pace in times.teachers)
+        times = measure(work)
+        assert times.step_s and all(pace and pace.text_s > 0 for pace in times.teachers)
     assert api.distill(recipe, out=tmp_path / "run").metrics
 
 

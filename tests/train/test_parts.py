@@ -79,9 +79,9 @@ def test_parts_are_equal_at_least_twice_as_many_and_stay_for_a_resumed_run(pairs
 
 
 def test_a_batch_whose_pairs_are_compared_stays_whole(aligning: Job, distilling: Job) -> None:
-    with refused("accumulate is auto, and task compares the pairs", "gradient_cache: true"):
+    with refused("accumulate: is auto, and task compares the pairs", "gradient_cache: true"):
         run(elsewhere(aligning, "a", {"accumulate": "auto"}))
-    with refused("accumulate is auto, and similarity compares the pairs", "gradient_cache: true"):
+    with refused("accumulate: is auto, and similarity compares the pairs", "gradient_cache: true"):
         run(elsewhere(distilling, "b", {"accumulate": "auto", "losses": [{"kind": "similarity"}]}))
 
 

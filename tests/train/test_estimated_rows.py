@@ -1,7 +1,7 @@
 import pytest
 
 from dcclip_cli.data.preview import Preview
-from dcclip_cli.train.disk_space import Rows, checkpoint_bytes, rows_used, steps_of, teacher_cache_bytes
+from dcclip_cli.train.estimate import Rows, checkpoint_bytes, rows_used, steps_of, teacher_cache_bytes
 from dcclip_cli.train.feature_shapes import Grid
 from dcclip_cli.train.losses.base import Widths
 from dcclip_cli.train.losses.embeddings import EmbeddingLoss
