@@ -9,9 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from dcclip_cli.checksums import Record, read_record, write_record
+from dcclip_cli.checksums import FILES, Record, read_record, write_record
 from dcclip_cli.errors import DcclipError, Message
-from dcclip_cli.files import atomic_folder, write_json
+from dcclip_cli.files import atomic_folder, read_json, write_json
 from dcclip_cli.model.preprocess import Preprocessing
 from dcclip_cli.model.tokenizer import check_tokenizer, load_tokenizer, save_tokenizer, tokenize_with
 from dcclip_cli.model.weights import (
@@ -90,8 +90,9 @@ def download_model(repository: str) -> Path | None:
 
     if (file := find_file(repository, PROVENANCE)) is None:
         return None
-    names = [*read_provenance(file.parent).digests, PROVENANCE]
-    return Path(snapshot_download(repository, allow_patterns=names)) if len(names) > 1 else None
+    if not isinstance(files := read_json(file, _COPY).get(FILES), dict):
+        return None
+    return Path(snapshot_download(repository, allow_patterns=[*files, PROVENANCE]))
 
 
 def load_model(folder: Path, device: str = "cpu", progress: Progress | None = None) -> OpenClipTowers:
