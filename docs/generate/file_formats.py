@@ -21,7 +21,7 @@ HEAD = """\
 
 What dcclip writes is safetensors, ONNX, tar, Parquet, Arrow and JSON, so that other programs read it. A file or folder
 gets its name when it is complete. How each is checked when it is read, and what happens to a damaged one, is in
-[Design](../explanation/design.md#what-is-read-back).
+[Design](../explanation/design.md#the-contract).
 """
 
 
