@@ -41,6 +41,12 @@ def cache_folder() -> Path:
         raise DcclipError("this user has no home folder to cache data in", "set DCCLIP_CACHE to a folder") from None
 
 
+def free_bytes(path: Path) -> int:
+    """Free bytes on the disk that a file or folder is on, or will be on."""
+    path = path.absolute()
+    return shutil.disk_usage(next(part for part in (path, *path.parents) if os.path.exists(part))).free
+
+
 @contextmanager
 def lock(file: Path, wait: bool = True) -> Iterator[bool]:
     """Hold the lock named by `file` while the block runs; yields False if another process holds it and `wait` is off.

@@ -9,7 +9,6 @@ import importlib.util
 import os
 import platform
 import re
-import shutil
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,7 +20,7 @@ from typer import Option
 from dcclip_cli import machine
 from dcclip_cli.cli import console
 from dcclip_cli.errors import DcclipError
-from dcclip_cli.files import cache_folder
+from dcclip_cli.files import cache_folder, free_bytes
 from dcclip_cli.versions import EXTRAS, LIBRARIES, VERSION, versions
 
 # Features that decide what is fast here, by their names on Linux; macOS has other names for some.
@@ -154,8 +153,7 @@ def _storage() -> Facts:
 def _free(folder: Path) -> int | None:
     """Bytes free on the disk of `folder`, which need not exist."""
     with suppress(OSError):
-        folder = folder.absolute()
-        return shutil.disk_usage(next(one for one in (folder, *folder.parents) if one.exists())).free
+        return free_bytes(folder)
     return None
 
 

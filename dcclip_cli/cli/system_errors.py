@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from dcclip_cli.cli.streams import printable
 from dcclip_cli.errors import DcclipError, Message, written_by
-from dcclip_cli.files import cache_folder
+from dcclip_cli.files import cache_folder, free_bytes
 from dcclip_cli.machine import memory
 
 _OTHER_CACHE = Message("set DCCLIP_CACHE to another folder, for the cache")
@@ -194,6 +193,6 @@ def _barrier(file: Path) -> Path:
 
 def _free(file: Path) -> str:
     """The free space where a file is to be written, as `12 GB`."""
-    free = shutil.disk_usage(next(part for part in (file, *file.absolute().parents) if os.path.exists(part))).free
+    free = free_bytes(file)
     scale, unit = next((each for each in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")) if free >= each[0]), (1e3, "kB"))
     return f"{free / scale:.0f} {unit}"

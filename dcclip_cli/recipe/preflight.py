@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from dcclip_cli.data.options import COLLECTED
 from dcclip_cli.data.preview import Preview, preview_images, preview_pairs, preview_texts
 from dcclip_cli.errors import DcclipError, Message, joined
-from dcclip_cli.files import cache_folder
+from dcclip_cli.files import cache_folder, free_bytes
 from dcclip_cli.model.hub_models import check_model, check_timm
 from dcclip_cli.model.teachers import Teacher
 from dcclip_cli.recipe.load import LoadedRecipe, check_finished
@@ -332,9 +331,3 @@ _CACHE_HINT = Message(
     "free some space, set DCCLIP_CACHE to a folder on a larger disk, lower augmentations, or set teacher_cache: false"
 )
 _RUN_HINT = Message("free some space, or write to another disk with --out")
-
-
-def free_bytes(folder: Path) -> int:
-    """Free bytes on the disk that a folder is on, or will be on."""
-    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
-    return shutil.disk_usage(there).free
