@@ -60,10 +60,6 @@ def _flat(rows: np.ndarray | Ragged) -> np.ndarray:
     return rows.values if isinstance(rows, Ragged) else rows
 
 
-def _empty(size: int) -> np.ndarray:
-    return np.empty(size, np.uint8)
-
-
 def digests(about: str, items: Iterable[bytes]) -> np.ndarray:
     """Keys (N,) of rows that depend on `about` and on one of the items each: 128 bits of BLAKE2b."""
     start = about.encode() + b"\0"

@@ -106,8 +106,8 @@ def _begin_pool_worker() -> None:
     keep_pandas_out()
 
 
-def begin_worker(_number: int = 0) -> None:
-    """Make this process a worker, whichever its number: it ignores signals and ends with the process that it is of."""
+def begin_worker() -> None:
+    """Make this process a worker: it ignores signals and ends with the process that it is of."""
     ignore_signals()
     sys.excepthook = lambda *_: None  # called where a tensor is handed over when the command has just ended
     threading.Thread(target=_end_with_parent, daemon=True).start()

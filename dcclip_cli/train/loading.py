@@ -36,9 +36,9 @@ def load_batches(
     )
 
 
-def _begin(number: int) -> None:
+def _begin(_number: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    begin_worker(number)
+    begin_worker()
 
 
 class _Packed:
