@@ -46,6 +46,11 @@ def _value(field: str, values: Sequence[object], named: Mapping[str, object]) ->
     return value if isinstance(value, Message) else f"{{{field}}}".format(*values, **named)
 
 
+def _takes_next(field: str | None) -> bool:
+    """Whether a field, None for a doubled brace, takes the next of the values: {} or {:,}."""
+    return field is not None and field[:1] in ("", "!", ":")
+
+
 def _fill(template: str, text_of: Callable[[str], str | None]) -> str:
     count = itertools.count()
 
@@ -53,7 +58,7 @@ def _fill(template: str, text_of: Callable[[str], str | None]) -> str:
         field = found[1]
         if field is None:
             return found[0][0]
-        known = text_of(field if field[:1] not in ("", "!", ":") else f"{next(count)}{field}")
+        known = text_of(f"{next(count)}{field}" if _takes_next(field) else field)
         return found[0] if known is None else known
 
     return FIELD.sub(text, template)
@@ -78,17 +83,13 @@ class DcclipError(Exception):
     """
 
     def __init__(self, what: str, hint: str, /, *values: object, **named: object) -> None:
-        own = 0 if isinstance(what, Message) else sum(found[1][:1] in ("", "!", ":") for found in _fields(what))
+        own = 0 if isinstance(what, Message) else sum(_takes_next(found[1]) for found in FIELD.finditer(what))
         self.what = what if isinstance(what, Message) else Message(what, *values, **named)
         self.hint = hint if isinstance(hint, Message) else Message(hint, *values[own:], **named)
         super().__init__(self.what)
 
     def __reduce__(self) -> tuple[type, tuple[Message, Message]]:
         return type(self), (self.what, self.hint)  # it is pickled to leave a worker process
-
-
-def _fields(template: str) -> Iterator[re.Match[str]]:
-    return (found for found in FIELD.finditer(template) if found[1] is not None)
 
 
 class AgainError(DcclipError):
