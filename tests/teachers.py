@@ -178,26 +178,33 @@ def chineseclip(folder: Path) -> None:
     write(folder, "preprocessor_config.json", feature_extractor_type="ChineseCLIPFeatureExtractor", **images)
 
 
+SIGLIP2_IMAGES: dict[str, Any] = {
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "resample": 2,
+    "rescale_factor": 1 / 255,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+
+
+def siglip2_text(size: int) -> dict[str, Any]:
+    text = tower()
+    text |= {"vocab_size": size, "max_position_embeddings": 64, "projection_size": 32}
+    return text | {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
+
+
 def siglip2(folder: Path) -> None:
     from transformers import SiglipConfig, SiglipModel
 
     size = 700
-    text = tower()
-    text |= {"vocab_size": size, "max_position_embeddings": 64, "projection_size": 32}
-    text |= {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
+    text = siglip2_text(size)
     vision = tower()
     vision |= {"image_size": 32, "patch_size": 8}
     seeded(SiglipModel, SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
     gemma_tokenizer(folder, size)
-    half = [0.5, 0.5, 0.5]
-    images: dict[str, Any] = {
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "resample": 2,
-        "rescale_factor": 1 / 255,
-    }
-    images |= {"image_mean": half, "image_std": half, "size": {"height": 32, "width": 32}}
+    images = SIGLIP2_IMAGES | {"size": {"height": 32, "width": 32}}
     write(folder, "preprocessor_config.json", image_processor_type="SiglipImageProcessor", **images)
 
 
@@ -207,9 +214,7 @@ def fgclip2(folder: Path) -> None:
     from tests.fgclip2.modeling_fgclip2 import Fgclip2Model
 
     size = 700
-    text = tower()
-    text |= {"vocab_size": size, "max_position_embeddings": 64, "projection_size": 32}
-    text |= {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
+    text = siglip2_text(size)
     vision = tower()
     vision |= {"num_patches": 256, "patch_size": 16}
     seeded(Fgclip2Model, Fgclip2Config(text_config=text, vision_config=vision)).save_pretrained(folder)
@@ -222,15 +227,7 @@ def fgclip2(folder: Path) -> None:
     for name in ("configuration_fgclip2.py", "modeling_fgclip2.py"):
         shutil.copy(Path(__file__).parent / "fgclip2" / name, folder)
     gemma_tokenizer(folder, size, model_input_names=["input_ids"])
-    half = [0.5, 0.5, 0.5]
-    images: dict[str, Any] = {
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "resample": 2,
-        "rescale_factor": 1 / 255,
-    }
-    images |= {"image_mean": half, "image_std": half, "max_num_patches": 256, "patch_size": 16}
+    images = SIGLIP2_IMAGES | {"max_num_patches": 256, "patch_size": 16}
     write(folder, "preprocessor_config.json", image_processor_type="Siglip2ImageProcessorFast", **images)
 
 
