@@ -1,7 +1,7 @@
 """The page of the Python API, from the signatures and docstrings of what the package exports."""
 
 import inspect
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from typing import Any
 
 import dcclip_cli
@@ -16,7 +16,7 @@ from dcclip_cli.predict.model import Model
 from dcclip_cli.publish.push import Pushed
 from dcclip_cli.recipe.summary import ModelSummary
 from dcclip_cli.run_dir import TrainResult
-from docs.generate.markdown import MADE, code, table
+from docs.generate.markdown import MADE
 
 HEAD = """\
 # Python API
@@ -39,6 +39,7 @@ keyword arguments named as the [recipe's keys](recipes.md) are. A mistake that y
 | `ImageInput` | a path, the bytes of a file, or a Pillow image |
 """
 ORDER = ("load", "run", "collect", "distill", "align", "evaluate", "compare", "export", "trim", "push")
+WIDTH = 100  # of signatures, as a page of the site shows without scrolling
 METHODS = (Model.predict, Model.embed_images, Model.embed_texts)
 RESULTS = (
     *(api.RunResult, ModelSummary, CollectResult, TrainResult, EvalResult, Comparison, Difference),
@@ -62,19 +63,25 @@ def function(name: str, value: Any, level: int = 2) -> str:
 
 
 def signature(name: str, value: Any) -> str:
-    """The signature, on one line if it is short, without `self`."""
+    """The signature without `self`, in lines that fit a page."""
     found = inspect.signature(value)
     parameters = [one for one in found.parameters.values() if one.name != "self"]
-    shown, starred = list[str](), False
-    for one in parameters:
-        if one.kind is one.KEYWORD_ONLY and not starred:
-            shown, starred = [*shown, "*"], True
-        shown.append(parameter(one))
-    head, tail = f"def {name.rpartition('.')[2]}(", f") -> {found.return_annotation}: ..."
-    line = head + ", ".join(shown) + tail
-    if len(line) <= 88:
-        return line
-    return head + "\n" + "".join(f"    {one},\n" for one in shown) + tail
+    keywords = next((number for number, one in enumerate(parameters) if one.kind is one.KEYWORD_ONLY), None)
+    shown = [parameter(one) for one in parameters]
+    if keywords is not None:
+        shown.insert(keywords, "*")
+    name = name.rpartition(".")[2]
+    return filled(f"def {name}(", shown, f") -> {found.return_annotation}: ...")
+
+
+def filled(head: str, items: list[str], tail: str) -> str:
+    """Items with commas between them, in as few lines as they need."""
+    lines = [head]
+    for item in [*(f"{item}, " for item in items[:-1]), items[-1] + tail]:
+        if len(lines[-1]) + len(item) > WIDTH:
+            lines.append("    ")
+        lines[-1] += item
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def parameter(one: inspect.Parameter) -> str:
@@ -90,10 +97,12 @@ def model() -> str:
 
 
 def result(kind: Any) -> str:
-    """A class of results: its docstring and fields."""
-    rows = [
-        (code(one.name), code(one.type), "" if one.default is MISSING else code(repr(one.default)))
-        for one in fields(kind)
-        if not one.name.startswith("_")
-    ]
-    return f"\n### {kind.__name__}\n\n{inspect.getdoc(kind)}\n\n{table(('field', 'type', 'default'), rows)}"
+    """A class of results: its fields with types and defaults, and its docstring."""
+    shown = [field(one) for one in fields(kind) if not one.name.startswith("_")]
+    block = filled(f"{kind.__name__}(", shown, ")")
+    return f"\n### {kind.__name__}\n\n```python\n{block}\n```\n\n{inspect.getdoc(kind)}\n"
+
+
+def field(one: Field[Any]) -> str:
+    default = one.default if one.default_factory is MISSING else one.default_factory()
+    return f"{one.name}: {one.type}" + ("" if default is MISSING else f" = {default!r}".replace("'", '"'))
