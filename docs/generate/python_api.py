@@ -1,7 +1,6 @@
 """The page of the Python API, from the signatures and docstrings of what the package exports."""
 
 import inspect
-from dataclasses import MISSING, Field, fields
 from typing import Any
 
 import dcclip_cli
@@ -16,7 +15,7 @@ from dcclip_cli.predict.model import Model
 from dcclip_cli.publish.push import Pushed
 from dcclip_cli.recipe.summary import ModelSummary
 from dcclip_cli.run_dir import TrainResult
-from docs.generate.markdown import MADE
+from docs.generate.markdown import MADE, filled, members
 
 HEAD = """\
 # Python API
@@ -39,7 +38,6 @@ keyword arguments named as the [recipe's keys](recipes.md) are. A mistake that y
 | `ImageInput` | a path, the bytes of a file, or a Pillow image |
 """
 ORDER = ("load", "run", "collect", "distill", "align", "evaluate", "compare", "export", "trim", "push")
-WIDTH = 100  # of signatures, as a page of the site shows without scrolling
 METHODS = (Model.predict, Model.embed_images, Model.embed_texts)
 RESULTS = (
     *(api.RunResult, ModelSummary, CollectResult, TrainResult, EvalResult, Comparison, Difference),
@@ -74,16 +72,6 @@ def signature(name: str, value: Any) -> str:
     return filled(f"def {name}(", shown, f") -> {found.return_annotation}: ...")
 
 
-def filled(head: str, items: list[str], tail: str) -> str:
-    """Items with commas between them, in as few lines as they need."""
-    lines = [head]
-    for item in [*(f"{item}, " for item in items[:-1]), items[-1] + tail]:
-        if len(lines[-1]) + len(item) > WIDTH:
-            lines.append("    ")
-        lines[-1] += item
-    return "\n".join(line.rstrip() for line in lines)
-
-
 def parameter(one: inspect.Parameter) -> str:
     stars = "**" if one.kind is one.VAR_KEYWORD else ""
     default = "" if one.default is one.empty else f" = {one.default!r}".replace("'", '"')
@@ -98,11 +86,4 @@ def model() -> str:
 
 def result(kind: Any) -> str:
     """A class of results: its fields with types and defaults, and its docstring."""
-    shown = [field(one) for one in fields(kind) if not one.name.startswith("_")]
-    block = filled(f"{kind.__name__}(", shown, ")")
-    return f"\n### {kind.__name__}\n\n```python\n{block}\n```\n\n{inspect.getdoc(kind)}\n"
-
-
-def field(one: Field[Any]) -> str:
-    default = one.default if one.default_factory is MISSING else one.default_factory()
-    return f"{one.name}: {one.type}" + ("" if default is MISSING else f" = {default!r}".replace("'", '"'))
+    return f"\n### {kind.__name__}\n\n{members(kind)}\n{inspect.getdoc(kind)}\n"
