@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, fields
+from html import escape
 from typing import Any
 
 from dcclip_cli.errors import Message
@@ -21,7 +22,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def escaped(text: str) -> str:
     """A text for a cell of a table: one line, in which only code is marked up."""
     parts = re.split(r"(`[^`]*`)", " ".join(text.split()).replace("|", r"\|"))
-    parts[::2] = [re.sub(r"([*_<>$\[\]])", r"\\\1", part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"([*_$\[\]])", r"\\\1", escape(part, quote=False)) for part in parts[::2]]
     return "".join(parts)
 
 
